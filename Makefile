@@ -1,0 +1,40 @@
+# `make` lists the targets. Everything runs in .venv, made on the first call and renewed when
+# pyproject.toml changes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test lint bench docs
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## the environment, .venv, with everything a run and the tests need
+
+# uv, because it resolves torch and torchvision together, as the pair that was built for each other.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --compile-bytecode -r pyproject.toml --extra dev
+	touch $@
+
+quickstart: $(STAMP)  ## teacher, student alone, distilled student: minutes on a CPU, no download
+	$(BIN)/python cli.py train-teacher --recipe teacher_wrn+quickstart --out runs/quickstart-teacher --resume
+	$(BIN)/python cli.py distill --recipe student_alone+quickstart --out runs/quickstart-alone --resume
+	$(BIN)/python cli.py distill --recipe kd_cutmix+quickstart --teacher runs/quickstart-teacher --out runs/quickstart-distilled --resume
+
+test: lint  ## lint, then every test that needs neither network nor GPU, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+lint: $(STAMP)  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## where the time of one step goes, stage by stage
+	$(BIN)/python -m benchmarks.stages
+
+docs: $(STAMP)  ## the recipe table and the picture of the README, made anew
+	$(BIN)/python -m docs.build

@@ -1,0 +1,88 @@
+"""Augmentation of one view, batched, by integer gathers on uint8.
+
+A view fixes one crop offset and one flip per sample. `Crop` and `Flip` draw; `crop_and_flip` is the
+pure function of the draws: one gather from the padded set, no host synchronisation, the same bits on
+every device. Pixels become float once, at the end.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data import draws
+from distill.data.draws import Stream
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Random crop after reflect padding of `padding` pixels (He et al. 2015, arXiv 1512.03385, 4.2)."""
+
+    padding: int = 4
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Random horizontal flip with probability `prob`."""
+
+    prob: float = 0.5
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each sample of a view is read: rows and columns of the crop's corner, mirrored or not.
+
+    `top`, `left`: int64 [N] in 0..2*padding; `mirrored`: bool [N].
+    """
+
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor
+
+    def to(self, device: torch.device) -> "Placement":
+        return Placement(*(t.to(device) for t in (self.top, self.left, self.mirrored)))
+
+
+def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) -> Placement:
+    """Draw the placement of samples 0..n-1 in one view; what is off stays at the centre, unmirrored."""
+    corner = np.zeros((n, 2), dtype=np.int64)
+    mirrored: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
+    if crop is not None:
+        corner = draws.integers(draws.words(seed, view, Stream.CROP, n)[:, :2], 2 * crop.padding + 1)
+    if flip is not None:
+        mirrored = draws.uniform(draws.words(seed, view, Stream.FLIP, n)[:, 0]) < flip.prob
+    top, left = (torch.from_numpy(corner[:, axis].copy()) for axis in (0, 1))
+    return Placement(top, left, torch.from_numpy(mirrored))
+
+
+def pad(images: Tensor, padding: int) -> Tensor:
+    """uint8 [N, C, H, W] -> uint8 [N, H + 2p, W + 2p, C], reflected: channels last, ready to gather."""
+    rows, columns = (_reflected(size, padding) for size in images.shape[-2:])
+    return images.permute(0, 2, 3, 1)[:, rows][:, :, columns].contiguous()
+
+
+def _reflected(size: int, padding: int) -> Tensor:
+    """Source positions [size + 2p] of a reflect-padded axis; the border pixel is not repeated."""
+    position = torch.arange(-padding, size + padding).abs()
+    return size - 1 - (size - 1 - position).abs()
+
+
+def crop_and_flip(padded: Tensor, indices: Tensor, placement: Placement, size: int) -> Tensor:
+    """The samples `indices` [B] of a view, cut out of the padded set.
+
+    padded uint8 [N, H + 2p, W + 2p, C] -> uint8 [B, C, size, size], channels_last in memory.
+    `placement` holds one entry per sample of the whole set.
+    """
+    axis = torch.arange(size, device=indices.device)
+    mirrored = placement.mirrored[indices, None]
+    rows = placement.top[indices, None] + axis  # [B, size]
+    columns = placement.left[indices, None] + torch.where(mirrored, size - 1 - axis, axis)
+    cut = padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return cut.permute(0, 3, 1, 2)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1]; divides, so that 255 is exactly 1."""
+    return pixels.float().div_(255)

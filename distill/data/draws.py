@@ -1,0 +1,59 @@
+"""Randomness as a function: every draw about an example comes from (data seed, view, sample).
+
+Raw 64-bit words of the counter-based generator Philox-4x64-10 (Salmon et al., SC 2011, "Parallel
+random numbers: as easy as 1, 2, 3", DOI 10.1145/2063384.2063405), by numpy. Key = (seed, view), the
+counter's high word = the stream (one per operation, so that a new operation shifts no other), its low
+word = the sample. So sample i draws the same four words whatever the set's size, the batch, the
+number of processes, the device, or what ran before. Only `random_raw` is used: numpy promises its bits,
+not those of its distributions.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+
+
+class Stream(IntEnum):
+    """One number per operation, for ever: a changed number changes every stored target."""
+
+    ORDER = 0
+    CROP = 1
+    FLIP = 2
+    PARTNER = 3
+    MIX = 4
+    FORWARD = 5
+
+
+def words(seed: int, view: int, stream: Stream, n: int) -> Words:
+    """Four raw words for each of samples 0..n-1: uint64 [n, 4]."""
+    generator = np.random.Philox(
+        key=np.array([seed, view], dtype=np.uint64),
+        counter=np.array([0, 0, 0, stream], dtype=np.uint64),
+    )
+    raw: Words = generator.random_raw(4 * n)
+    return raw.reshape(n, 4)
+
+
+def integers(column: Words, bound: int) -> NDArray[np.int64]:
+    """Integers 0..bound-1 from words [n]. The bias of the remainder is bound / 2^64: none to measure."""
+    return (column % np.uint64(bound)).astype(np.int64)
+
+
+def uniform(column: Words) -> NDArray[np.float64]:
+    """Floats in [0, 1) from words [n]: the top 53 bits, exactly."""
+    return (column >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:
+    """A permutation of 0..n-1: the order of the samples' words, ties (none in practice) by index."""
+    return np.argsort(words(seed, view, stream, n)[:, 0], kind="stable")
+
+
+def torch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
+    """The seed of torch's own generator before one forward (dropout): of (train seed, step, rank)."""
+    key = np.array([seed, step], dtype=np.uint64)
+    counter = np.array([0, micro_batch, rank, Stream.FORWARD], dtype=np.uint64)
+    return int(np.random.Philox(key=key, counter=counter).random_raw()) >> 1

@@ -1,0 +1,58 @@
+"""Images in memory and the digests that tell one set of them from another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SIDE = 32  # pixels, height and width of every image
+CHANNELS = 3
+
+Split = Literal["train", "test"]
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+class ImageSet:
+    """A split: its images, their labels and what the labels mean."""
+
+    images: NDArray[np.uint8]  # [N, 3, 32, 32], C-contiguous, RGB planes
+    labels: NDArray[np.int64]  # [N], each in 0..n_classes-1
+    class_names: tuple[str, ...]
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """sha256 of each image: its label byte, then 3,072 bytes row by row, RGB interleaved.
+
+        A label above 255 takes two bytes, little-endian.
+        """
+        rows = np.ascontiguousarray(self.images.transpose(0, 2, 3, 1)).reshape(len(self.images), -1)
+        heads = [label.to_bytes(1 if label < 256 else 2, "little") for label in self.labels.tolist()]
+        return [_digest(head, row) for head, row in zip(heads, rows, strict=True)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 in hex over the sorted digests: the same in every order and container."""
+        return sha256(b"".join(sorted(self.digests))).hexdigest()
+
+
+def _digest(head: bytes, row: NDArray[np.uint8]) -> bytes:
+    state = sha256(head)
+    state.update(row.data)
+    return state.digest()
+
+
+def subset(images: ImageSet, indices: ArrayLike) -> ImageSet:
+    """The images at `indices`, in that order, with all the class names."""
+    chosen = np.asarray(indices, dtype=np.int64)
+    return ImageSet(
+        np.ascontiguousarray(images.images[chosen]), images.labels[chosen], images.class_names
+    )

@@ -1,0 +1,79 @@
+"""Training state on disk: everything needed to go on as if nothing had happened, and nothing else.
+
+All randomness is a function of (seed, view, sample) or (seed, step, rank), so no random state is stored. The
+teacher is not stored: its fingerprint is in the result. The folder is written beside the old one and renamed, so
+a kill leaves one whole checkpoint.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.run_folder import write_json
+
+FORMAT = 1
+
+
+def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Write `tensors` (state dicts by name) and `progress` (plain JSON) as one checkpoint."""
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    torch.save(tensors, new / "state.pt")
+    write_json(new / "progress.json", progress | {"format": FORMAT})
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The newest whole checkpoint as (tensors, progress), or None where there is none.
+
+    Raises UserError for a checkpoint of another format version.
+    """
+    old = folder.with_name(folder.name + ".old")  # left by a kill between the two renames of `save`
+    found = next((f for f in (folder, old) if (f / "progress.json").exists()), None)
+    if found is None:
+        return None
+    progress = json.loads((found / "progress.json").read_text())
+    if progress["format"] != FORMAT:
+        raise UserError(
+            f"{found} is a checkpoint of format {progress['format']}, this program reads {FORMAT}.\n"
+            "Resume it with the version that wrote it, or choose another --out."
+        )
+    return torch.load(found / "state.pt", map_location=device, weights_only=True), progress
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, contiguous and on the host: what a weights file holds."""
+    return {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+
+
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """One safetensors file without metadata: its bytes depend on the weights alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    save_file(weights, new)
+    new.replace(path)
+
+
+def load_weights(path: Path, net: nn.Module) -> None:
+    """Fill `net` from a safetensors file, strictly. Raises UserError where the file does not fit."""
+    try:
+        net.load_state_dict(load_file(path))
+    except Exception as fault:
+        raise UserError(f"{path} does not hold the weights of this network: {fault}") from fault
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of a weights file: the identity of a teacher."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,59 @@
+"""Predictions and measures on a whole set; the only room that reads the test split."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distill.data import sources
+from distill.data.augment import to_float
+from distill.data.loader import held
+from distill.data.sources import ImageSet, Progress
+from distill.engine.metrics import measures
+
+BATCH = 500  # images a forward: large enough to fill a GPU, small enough for two gigabytes
+
+
+def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
+    """The test split of a source. Called after a run, never while one trains or selects."""
+    return sources.load(source, "test", progress=progress)
+
+
+@torch.inference_mode()
+def predict(
+    forward: Callable[[Tensor], Tensor], images: Tensor, device: torch.device, batch: int = BATCH
+) -> Tensor:
+    """Logits float32 [N, C] on the device for uint8 images [N, 3, H, W]."""
+    chunks = [
+        forward(to_float(chunk.to(device).to(memory_format=torch.channels_last))).float()
+        for chunk in images.split(batch)
+    ]
+    return torch.cat(chunks)
+
+
+def logits_and_labels(
+    net: nn.Module, images: ImageSet, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, C] and labels [N] of the whole set, in its order, on every process.
+
+    Each process predicts its own share; no sample is counted twice whatever N and the number of processes.
+    The network's mode is restored.
+    """
+    processes, n = accelerator.num_processes, len(images.labels)
+    pixels, labels = held(images, accelerator.process_index, processes)
+    was_training = net.training
+    net.eval()
+    mine = predict(net, pixels, accelerator.device)
+    net.train(was_training)
+    answers = torch.cat([mine, labels.to(mine)[:, None]], dim=1)
+    if processes > 1:  # shares differ by one sample at most: pad, gather, interleave, cut
+        padding = -(-n // processes) - len(answers)
+        gathered: Tensor = accelerator.gather(nn.functional.pad(answers, (0, 0, 0, padding)))
+        answers = gathered.view(processes, -1, answers.shape[1]).transpose(0, 1).flatten(0, 1)[:n]
+    return answers[:, :-1], answers[:, -1].long()
+
+
+def measure(net: nn.Module, images: ImageSet, accelerator: Accelerator) -> dict[str, float]:
+    """`top1`, `nll`, `ece` of a network on a set, the same number on every process."""
+    return measures(*logits_and_labels(net, images, accelerator))

@@ -1,0 +1,46 @@
+"""Measures of a set's predictions, and running means that stay on the device."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from distill.events import MEASURES
+
+ECE_BINS = 15  # Guo et al., ICML 2017, arXiv 1706.04599
+
+
+def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """`top1`, `nll` (nats) and `ece` of logits [N, C] against int64 labels [N]; one host transfer."""
+    logits = logits.float()
+    top1 = (logits.argmax(dim=-1) == labels).double().mean()
+    nll = cross_entropy(logits.double(), labels)
+    ece = multiclass_calibration_error(
+        logits.softmax(dim=-1), labels, num_classes=logits.shape[-1], n_bins=ECE_BINS, norm="l1"
+    )
+    values = torch.stack([top1, nll, ece.double()]).tolist()
+    return dict(zip(MEASURES, values, strict=True))
+
+
+class Means:
+    """Means of named scalars over steps, summed on the device; `read` is the only host synchronisation."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.count += 1
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and processes since the last read, in one transfer; then begins anew."""
+        if not self.count:
+            return {}
+        stacked = torch.stack(list(self.sums.values())).double() / self.count
+        names = list(self.sums)
+        self.sums, self.count = {}, 0
+        means: Tensor = accelerator.reduce(stacked, reduction="mean")
+        return dict(zip(names, means.tolist(), strict=True))

@@ -1,0 +1,204 @@
+"""The step and the loop. The step is the algorithm; the loop yields events and prints nothing."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from distill.data import draws
+from distill.data.loader import Loader
+from distill.data.sources import ImageSet
+from distill.engine import checkpoint
+from distill.engine.evaluate import measure
+from distill.engine.metrics import Means
+from distill.engine.teach import Teach
+from distill.errors import UserError
+from distill.events import IMAGES_PER_S, LR, TOTAL, Epoch, Event, Step, loss_name, measure_name
+from distill.losses.objective import Answers, Objective
+from distill.run_folder import RunFolder
+
+
+class Diverged(Exception):
+    """The loss is not a finite number; the last checkpoint is still good."""
+
+
+@dataclass
+class Best:
+    """The epoch whose weights are kept, by `top1` on the held-out part."""
+
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Training:
+    """Everything a run is made of. Built in `build.py`; nothing here knows where it came from."""
+
+    accelerator: Accelerator
+    loader: Loader
+    net: nn.Module  # prepared: DDP where there are several processes
+    student: nn.Module  # the same network, bare
+    teach: Teach
+    objective: Objective
+    optimizer: Any  # accelerate's wrapper of a torch optimizer
+    lr: Callable[[int], float]
+    clip: float | None
+    ema: ModelEmaV3 | None
+    held_out: ImageSet | None
+    seed: int  # of dropout; initial weights are already drawn
+    epochs: int
+    log_every: int
+    save_every: int
+    folder: RunFolder
+    identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
+    step: int = 0  # optimizer steps done
+    best: Best = field(default_factory=Best)
+    best_weights: dict[str, Tensor] | None = None  # not yet on disk
+    elapsed_s: float = 0.0  # of earlier sessions
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.loader.steps_per_epoch
+
+
+def step(run: Training, k: int) -> dict[str, Tensor]:
+    """Optimizer step k: the global batch once, in equal parts over processes and accumulation.
+
+    Returns every loss term, unweighted, and `total`, as scalars on the device: no host synchronisation here.
+    """
+    means: dict[str, Tensor] = {}
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.lr(k)
+    parts = run.loader.batches(k)
+    for part, (view, indices) in enumerate(parts):
+        with run.accelerator.accumulate(run.net):
+            images, targets = run.loader.augment(view, indices), run.loader.one_hot(indices)
+            images, targets = run.loader.mix(view, indices, images, targets)
+            teacher = run.teach(images)  # sees the student's pixels
+            torch.manual_seed(draws.torch_seed(run.seed, k, part, run.accelerator.process_index))
+            losses = run.objective(Answers(run.net(images), targets, teacher))
+            run.accelerator.backward(losses[TOTAL])
+            if run.clip is not None and run.accelerator.sync_gradients:
+                run.accelerator.clip_grad_norm_(run.net.parameters(), run.clip)
+            run.optimizer.step()  # accelerate skips it until the last part
+            run.optimizer.zero_grad()
+        for name, value in losses.items():
+            means[name] = means.get(name, 0) + value.detach() / len(parts)
+    if run.ema is not None:
+        run.ema.update(run.student, step=k + 2)  # timm's warm-up at t + 2 is (1 + t) / (10 + t)
+    return means
+
+
+def train(run: Training) -> Iterator[Event]:
+    """Every epoch from where the run stands: steps, validation, checkpoint. Yields Step and Epoch.
+
+    Raises Diverged at the first log point or epoch end whose loss is not finite, before anything is saved.
+    """
+    began_at = time.monotonic()
+    begin_step = run.step
+    while run.step < run.total_steps:
+        epoch_losses, window, window_at = Means(), Means(), time.monotonic()
+        run.net.train()
+        for k in range(run.step, _end_of_epoch(run)):
+            losses = step(run, k)
+            epoch_losses.add(losses)
+            window.add(losses)
+            run.step = k + 1
+            if run.step % run.log_every == 0:
+                n_images, since_s = window.count * run.loader.batch_size, time.monotonic() - window_at
+                metrics = _losses(window.read(run.accelerator), run.step)
+                speed = {LR: run.lr(k), IMAGES_PER_S: n_images / since_s}
+                yield Step(run.step, k // run.loader.steps_per_epoch, metrics | speed)
+                window_at = time.monotonic()
+        epoch = run.step // run.loader.steps_per_epoch
+        metrics = _losses(epoch_losses.read(run.accelerator), run.step) | validate(run)
+        is_best = _keep_if_best(run, epoch, metrics)
+        spent_s = time.monotonic() - began_at
+        if epoch % run.save_every == 0 or epoch == run.epochs:
+            save(run, run.elapsed_s + spent_s)
+        remaining_s = spent_s / (run.step - begin_step) * (run.total_steps - run.step)
+        yield Epoch(epoch, run.step, metrics, is_best, spent_s, remaining_s)
+    run.elapsed_s += time.monotonic() - began_at
+
+
+def _end_of_epoch(run: Training) -> int:
+    return (run.step // run.loader.steps_per_epoch + 1) * run.loader.steps_per_epoch
+
+
+def _losses(means: dict[str, float], at_step: int) -> dict[str, float]:
+    """Means under their metric names; a loss that is not finite ends the run."""
+    if not all(map(math.isfinite, means.values())):
+        raise Diverged(f"the loss is not finite before step {at_step}: {means}")
+    return {loss_name(name): value for name, value in means.items()}
+
+
+def validate(run: Training) -> dict[str, float]:
+    """Measures of the net, and of its average where there is one, on the held-out part."""
+    if run.held_out is None:
+        return {}
+    values = measure(run.student, run.held_out, run.accelerator)
+    metrics = {measure_name(name, "val"): value for name, value in values.items()}
+    if run.ema is not None:
+        values = measure(run.ema.module, run.held_out, run.accelerator)
+        metrics |= {measure_name(name, "val_ema"): value for name, value in values.items()}
+    return metrics
+
+
+def weights_to_use(run: Training) -> nn.Module:
+    """The network to keep: the average where the run has one."""
+    return run.student if run.ema is None else run.ema.module
+
+
+def _keep_if_best(run: Training, epoch: int, metrics: dict[str, float]) -> bool:
+    """Keep this epoch's weights if it is the best so far; without held-out images the last always is."""
+    chosen_by = measure_name("top1", "val" if run.ema is None else "val_ema")
+    is_best = run.held_out is None or metrics[chosen_by] > run.best.metrics.get(chosen_by, -1.0)
+    if is_best:
+        run.best = Best(epoch, metrics)
+        run.best_weights = checkpoint.weights_of(weights_to_use(run))
+    return is_best
+
+
+def save(run: Training, elapsed_s: float) -> None:
+    """Write `best/`, if there is a new one, and `last/`: enough to resume exactly."""
+    if run.accelerator.is_main_process:
+        if run.best_weights is not None:
+            checkpoint.save_weights(run.folder.best / "weights.safetensors", run.best_weights)
+        progress = {"step": run.step, "elapsed_s": elapsed_s, "best": vars(run.best)} | run.identity
+        checkpoint.save(run.folder.last, {k: v.state_dict() for k, v in _stateful(run).items()}, progress)
+    run.best_weights = None
+    run.accelerator.wait_for_everyone()
+
+
+def resume(run: Training) -> None:
+    """Put the run back to where its last checkpoint stood; at the start where there is none."""
+    found = checkpoint.load(run.folder.last, run.accelerator.device)
+    if found is None:
+        return
+    tensors, progress = found
+    changed = [name for name, value in run.identity.items() if progress[name] != value]
+    if changed:
+        raise UserError(
+            f"{run.folder.path} cannot be resumed: its {' and '.join(changed)} changed since it began.\n"
+            "Bring the former back, or begin anew with another --out."
+        )
+    for name, part in _stateful(run).items():
+        part.load_state_dict(tensors[name])
+    run.step, run.elapsed_s = progress["step"], progress["elapsed_s"]
+    run.best = Best(**progress["best"])
+
+
+def _stateful(run: Training) -> dict[str, Any]:
+    """What a checkpoint holds, by name."""
+    parts = {"student": run.student, "optimizer": run.optimizer}
+    if run.ema is not None:
+        parts["ema"] = run.ema.module
+    if run.accelerator.scaler is not None:
+        parts["scaler"] = run.accelerator.scaler
+    return parts

@@ -1,0 +1,92 @@
+"""What the training loop yields, and the only list of metric names.
+
+The loop prints nothing: it yields `Start`, then `Step`s and `Epoch`s, then `End`. The display and the
+journal are two readers of the same events; a sweep prunes by leaving the loop.
+
+Metric names, everywhere (journal, display, result, report):
+
+- `loss/<term>`: one term of the objective, unweighted, mean over the batches since the last event;
+  `loss/total`: the weighted sum that was minimised.
+- `top1` (share 0..1), `nll` (nats), `ece` (share 0..1, 15 bins), each with a suffix:
+  `/val` the held-out part of train, `/val_ema` the same for the averaged weights, `/test` the test split.
+- `lr`: the peak-scaled learning rate of the step; `images_per_s`: training images of all processes a second.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+TOTAL = "total"
+LR = "lr"
+IMAGES_PER_S = "images_per_s"
+MEASURES = ("top1", "nll", "ece")
+Split = Literal["val", "val_ema", "test"]
+
+
+def loss_name(term: str) -> str:
+    """The metric of one loss term, `loss/kd` for `kd`."""
+    return f"loss/{term}"
+
+
+def measure_name(measure: str, split: Split) -> str:
+    """The metric of one measure on one split, `top1/val_ema` for `("top1", "val_ema")`."""
+    return f"{measure}/{split}"
+
+
+@dataclass(frozen=True)
+class Start:
+    """The head of a run: what will be trained, on what, by how many."""
+
+    run: str  # the run folder
+    role: Literal["teacher", "student"]
+    recipe: str  # as it was asked for, "kd_cutmix+quickstart"
+    network: str  # "ResNet [4, 4, 3] 64-128-256"
+    parameters: int
+    data: str  # "cifar10", "synthetic" or a path
+    train_images: int
+    val_images: int
+    n_classes: int
+    processes: int
+    device: str
+    precision: str
+    batch_size: int  # global, of one optimizer step
+    epochs: int
+    steps_per_epoch: int
+    first_step: int  # 0, or where a resumed run goes on
+    teacher: str | None = None  # run folder(s) of the teacher
+    teacher_top1: float | None = None  # on the held-out images, 0..1
+    notes: tuple[str, ...] = ()  # what the user should know before hours are spent
+
+
+@dataclass(frozen=True)
+class Step:
+    """Every `train.log_every` steps: means of the losses since the last event, lr, images_per_s."""
+
+    step: int  # optimizer steps done
+    epoch: int  # epochs done
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """At the end of each epoch: mean losses of the epoch and the measures on the held-out part."""
+
+    epoch: int  # epochs done, 1 after the first
+    step: int
+    metrics: dict[str, float]
+    is_best: bool
+    elapsed_s: float  # since this process began to train
+    remaining_s: float  # estimate to the end of the last epoch
+
+
+@dataclass(frozen=True)
+class End:
+    """After the last epoch, once the test split was read."""
+
+    epoch: int  # the epoch whose weights were kept
+    metrics: dict[str, float]  # .../val of the kept weights and .../test
+    parameters: int
+    elapsed_s: float  # training time over all sessions of the run
+    weights: str  # path of the safetensors file
+
+
+Event = Start | Step | Epoch | End

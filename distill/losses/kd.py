@@ -1,0 +1,32 @@
+"""Knowledge distillation: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015,
+arXiv 1503.02531, section 2.
+
+    L = T^2 mean_b KL( p(z_t; T) || p(z_s; T) ),      p(z; T) = softmax(z / T)
+
+student: logits z_s [B, C]; teacher: logits z_t [B, C] on the same pixels; targets: not read.
+Summed over classes, mean over the batch. T^2 keeps the gradient's size as T grows; it is always applied.
+In float32: in bfloat16 a logit gap of 9 already rounds 1 - p to zero. As T grows the loss tends to the
+squared distance of the centred logits over 2C.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from distill.losses.objective import Answers
+
+
+@dataclass(frozen=True)
+class KD:
+    """The teacher's term at `temperature` T > 0."""
+
+    temperature: float = 4.0
+
+    def __call__(self, answers: Answers) -> Tensor:
+        if answers.teacher is None:
+            raise ValueError("the kd term needs a teacher's logits, and nobody teaches")
+        student = log_softmax(answers.student.float() / self.temperature, dim=-1)
+        teacher = log_softmax(answers.teacher.float() / self.temperature, dim=-1)
+        divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return self.temperature**2 * divergence

@@ -1,0 +1,122 @@
+"""The files of a run. The folder is the interface: everything later starts from it, never from flags.
+
+    recipe.toml          resolved, whole
+    journal.jsonl        every event of the training loop
+    last/ best/          training state to resume from; weights of the best epoch on the held-out part
+    student.safetensors  the weights to use (teacher.safetensors from train-teacher)
+    result.json          the figures of the finished run; written last, so its presence means "finished"
+    evaluation.npz       predictions on the test split, the teacher's opinion, the worst mistakes
+    environment.json     versions, hardware, command, source hash
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.errors import UserError
+
+Role = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of one run; creates nothing until something is written."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.npz"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    def weights(self, role: Role) -> Path:
+        return self.path / f"{role}.safetensors"
+
+    @property
+    def is_run(self) -> bool:
+        return self.recipe.exists()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.result_file.exists()
+
+    @property
+    def role(self) -> Role:
+        """What the run trained: known from the weights it left, or from its result."""
+        return "teacher" if self.weights("teacher").exists() else "student"
+
+    def result(self) -> dict[str, Any]:
+        """The figures of a finished run. Raises UserError where it is not finished."""
+        if not self.is_finished:
+            raise UserError(
+                f"run {self.path} is not finished: it has no {self.result_file.name}.\n"
+                "Finish it by its own command with --resume."
+            )
+        loaded: dict[str, Any] = json.loads(self.result_file.read_text())
+        return loaded
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all: a new file beside the old one, flushed to disk, renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    with new.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def default_path(name: str, runs: Path = Path("runs")) -> Path:
+    """`runs/<recipe>-<time>`, local time to the second."""
+    return runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def opened(path: str | Path) -> RunFolder:
+    """The run at `path`. Raises UserError where there is none, naming runs that exist beside it."""
+    folder = RunFolder(Path(path))
+    if folder.is_run:
+        return folder
+    near = [str(other.path) for other in runs_in(Path(path).parent)][:5]
+    found = "it exists but holds no recipe.toml" if folder.path.exists() else "there is no such folder"
+    beside = "Runs beside it: " + ", ".join(near) if near else f"No runs in {Path(path).parent}/"
+    raise UserError(f"{path} is not a run: {found}.\n{beside}.")
+
+
+def runs_in(folder: Path) -> Iterator[RunFolder]:
+    """The runs directly in a folder, the newest first."""
+    if not folder.is_dir():
+        return
+    found = [RunFolder(path) for path in folder.iterdir() if (path / "recipe.toml").exists()]
+    yield from sorted(found, key=lambda run: run.recipe.stat().st_mtime, reverse=True)

@@ -1,0 +1,326 @@
+"""What a person sees of a run: a head, bars that move, one line an epoch, a table at the end.
+
+The display is a reader of `distill/events.py` and knows nothing else: what it draws is a function of
+the events so far, without a clock, so a journal replayed through it looks as the run did. On a
+terminal the bars live below the epochs' lines; elsewhere the lines alone are written, without colour.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from distill.events import (
+    IMAGES_PER_S,
+    LR,
+    TOTAL,
+    End,
+    Epoch,
+    Event,
+    Split,
+    Start,
+    Step,
+    loss_name,
+    measure_name,
+)
+
+UNKNOWN = "–"
+GAP = "  "
+QUARTERS = 4  # how often a preparation speaks where there is no terminal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the closing table; shares 0..1, None where a figure is not known."""
+
+    name: str
+    network: str
+    parameters: int | None = None
+    top1_val: float | None = None
+    top1_test: float | None = None
+    time_s: float | None = None
+    epochs: int | None = None
+
+
+class Display:
+    """Called with each event, inside `with`; `progress` is the callback for work before the run."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._start: Start | None = None
+        self._step = 0
+        self._epoch = 0
+        self._best_epoch: int | None = None
+        self._metrics: dict[str, float] = {}
+        self._s_per_step: float | None = None
+        self._preparing: dict[str, tuple[int, int]] = {}
+        self._live = Live(
+            console=console,
+            get_renderable=self.bars,
+            transient=True,
+            # Results go to stdout, and may be piped to a file while stderr is the terminal.
+            redirect_stdout=False,
+        )
+
+    def __enter__(self) -> "Display":
+        if self.console.is_interactive:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event, and print its lines."""
+        if isinstance(event, Start):
+            self._begin(event)
+        elif isinstance(event, Step):
+            self._advance(event)
+        elif isinstance(event, Epoch):
+            self._close_epoch(event)
+        else:
+            self._print(*end_lines(event))
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` items of a preparation, "decoding images"; 0 as total where unknown."""
+        before, _ = self._preparing.get(what, (0, total))
+        # A new dict: the thread that draws may be reading the old one.
+        self._preparing = self._preparing | {what: (done, total)}
+        quarter = QUARTERS * done // total if total else 0
+        if not self.console.is_interactive and quarter > (QUARTERS * before // total if total else 0):
+            self._print(Text(f"{what}  {done:,} of {total:,}"))
+
+    def bars(self) -> RenderableType:
+        """The moving part: work before the run, then the bars of epoch and step and the latest."""
+        if self._start is None:
+            return preparation_bars(self._preparing)
+        current = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        for _ in range(2):
+            current.add_column(no_wrap=True)
+        current.add_column(ratio=1)
+        current.add_column(justify="right", no_wrap=True)
+        current.add_row(*self._epoch_bar(self._start))
+        current.add_row(*self._step_bar(self._start))
+        return Group(current, self._latest())
+
+    def _begin(self, start: Start) -> None:
+        self._start = start
+        self._step = start.first_step
+        self._epoch = start.first_step // start.steps_per_epoch
+        self._print(*head_lines(start))
+
+    def _advance(self, step: Step) -> None:
+        self._step, self._epoch = step.step, step.epoch
+        self._metrics = self._metrics | step.metrics
+        rate = step.metrics.get(IMAGES_PER_S, 0)
+        if self._s_per_step is None and self._start and rate > 0:
+            self._s_per_step = self._start.batch_size / rate
+
+    def _close_epoch(self, epoch: Epoch) -> None:
+        self._step, self._epoch = epoch.step, epoch.epoch
+        self._metrics = self._metrics | epoch.metrics
+        if epoch.is_best:
+            self._best_epoch = epoch.epoch
+        if self._start and (steps := total_steps(self._start) - epoch.step) > 0:
+            self._s_per_step = epoch.remaining_s / steps  # validation included
+        epochs = self._start.epochs if self._start else epoch.epoch
+        self._print(epoch_line(epoch, epochs, self._metrics.get(IMAGES_PER_S)))
+
+    def _epoch_bar(self, start: Start) -> tuple[RenderableType, ...]:
+        now = min(self._epoch + 1, start.epochs)
+        steps = total_steps(start)
+        left = None if self._s_per_step is None else self._s_per_step * (steps - self._step)
+        return (
+            Text("epoch", "bold"),
+            f"{now}/{start.epochs}",
+            ProgressBar(steps, self._step),
+            f"{duration(left)} left",
+        )
+
+    def _step_bar(self, start: Start) -> tuple[RenderableType, ...]:
+        total = start.steps_per_epoch
+        done = min(max(self._step - self._epoch * total, 0), total)
+        return (
+            Text("step", "bold"),
+            f"{done:,}/{total:,}",
+            ProgressBar(total, done),
+            rate(self._metrics.get(IMAGES_PER_S)),
+        )
+
+    def _latest(self) -> Text:
+        parts = [losses(self._metrics), *accuracies(self._metrics)]
+        if LR in self._metrics:
+            parts.insert(1, f"lr {self._metrics[LR]:.4g}")
+        if self._best_epoch is not None:
+            parts.append(f"best epoch {self._best_epoch}")
+        return Text(GAP.join(parts))
+
+    def _print(self, *lines: Text) -> None:
+        for text in lines:
+            # soft_wrap: a line of a log stays one line, however narrow rich believes the file to be.
+            self.console.print(text, soft_wrap=True)
+
+
+def head_lines(start: Start) -> Iterator[Text]:
+    """What will be trained, on what, by how many; notes as warnings."""
+    facts = {
+        start.role: f"{start.network}, {start.parameters:,} parameters",
+        "teacher": teacher(start) if start.role == "student" else None,
+        "recipe": start.recipe,
+        "data": f"{start.data}, {start.train_images:,} images to train on, "
+        f"{start.val_images or 'none':,} held out, {counted(start.n_classes, 'class', 'classes')}"
+        if start.val_images
+        else f"{start.data}, {start.train_images:,} images to train on, none held out, "
+        f"{counted(start.n_classes, 'class', 'classes')}",
+        "on": f"{start.device}, {start.precision}, {counted(start.processes, 'process', 'processes')}",
+        "for": f"{counted(start.epochs, 'epoch', 'epochs')} of "
+        f"{counted(start.steps_per_epoch, 'step', 'steps')}, batches of {start.batch_size:,}",
+        "run": start.run,
+        "resumed": f"at step {start.first_step:,}" if start.first_step else None,
+    }
+    for label, fact in facts.items():
+        if fact is not None:
+            yield Text.assemble((f"{label:<9}", "bold cyan"), fact)
+    for note in start.notes:
+        yield Text(f"note: {note}", "yellow")
+
+
+def teacher(start: Start) -> str:
+    """Who teaches, and how well on the held-out images."""
+    if start.teacher is None:
+        return "nobody, the labels alone"
+    return f"{start.teacher}, {accuracy(start.teacher_top1, 'val')}"
+
+
+def epoch_line(epoch: Epoch, epochs: int, images_per_s: float | None) -> Text:
+    """One epoch on one line; the same on a terminal, in a log and in a pipe."""
+    width = len(f"epoch {epochs}/{epochs}")
+    parts = [
+        f"epoch {epoch.epoch}/{epochs}".ljust(width),
+        losses(epoch.metrics),
+        *accuracies(epoch.metrics),
+        rate(epoch.metrics.get(IMAGES_PER_S, images_per_s)),
+        f"{duration(epoch.remaining_s)} left",
+    ]
+    return Text.assemble(GAP.join(parts), (f"{GAP}best", "green") if epoch.is_best else "")
+
+
+def end_lines(end: End) -> Iterator[Text]:
+    """Which weights were kept, how good they are, where they lie."""
+    scores = [accuracy(end.metrics.get(measure_name("top1", s)), s) for s in ("val", "test")]
+    kept = [f"kept the weights of epoch {end.epoch}", *scores, f"trained {duration(end.elapsed_s)}"]
+    yield Text(GAP.join(kept), "bold")
+    yield Text.assemble(("weights  ", "bold cyan"), end.weights)
+
+
+def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
+    """A bar for each piece of work that is not done yet."""
+    bars = Table.grid(padding=(0, 1, 0, 0))
+    for what, (done, total) in preparing.items():
+        if not total:
+            bars.add_row(what, ProgressBar(None, width=30), f"{done:,}")
+        elif done < total:
+            bars.add_row(what, ProgressBar(total, done, width=30), f"{done:,}/{total:,}")
+    return bars
+
+
+def row(start: Start, end: End | None) -> Row:
+    """A run's line of the closing table, from its journal; unfinished runs have no figures yet."""
+    student = "student alone" if start.teacher is None else "distilled student"
+    return Row(
+        name="teacher" if start.role == "teacher" else student,
+        network=start.network,
+        parameters=start.parameters,
+        top1_val=end.metrics.get(measure_name("top1", "val")) if end else None,
+        top1_test=end.metrics.get(measure_name("top1", "test")) if end else None,
+        time_s=end.elapsed_s if end else None,
+        epochs=start.epochs,
+    )
+
+
+def closing_table(rows: Sequence[Row]) -> Table:
+    """Teacher, student alone and distilled student side by side."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("network")
+    for heading in (
+        "parameters",
+        measure_name("top1", "val"),
+        measure_name("top1", "test"),
+        "time",
+        "epochs",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in rows:
+        table.add_row(
+            Text(line.name, "bold"),
+            Text(line.network),
+            grouped(line.parameters),
+            percent(line.top1_val),
+            percent(line.top1_test),
+            duration(line.time_s),
+            grouped(line.epochs),
+        )
+    return table
+
+
+def losses(metrics: Mapping[str, float]) -> str:
+    """`loss 1.234 (hard 0.51, kd 0.80)`: the weighted total, then each term unweighted."""
+    start = loss_name("")
+    terms = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
+    total = terms.pop(TOTAL, None)
+    each = ", ".join(f"{term} {value:.2f}" for term, value in terms.items())
+    return f"loss {UNKNOWN if total is None else f'{total:.3f}'}" + (f" ({each})" if each else "")
+
+
+def accuracies(metrics: Mapping[str, float]) -> list[str]:
+    """The accuracy on the held-out part, and that of the averaged weights where there are any."""
+    net, ema = (metrics.get(measure_name("top1", split)) for split in ("val", "val_ema"))
+    return [accuracy(net, "val"), *([] if ema is None else [accuracy(ema, "val_ema")])]
+
+
+def accuracy(share: float | None, split: Split) -> str:
+    return f"{measure_name('top1', split)} {percent(share)}"
+
+
+def percent(share: float | None) -> str:
+    """0.7117 as `71.17 %`."""
+    return UNKNOWN if share is None or math.isnan(share) else f"{share:.2%}".replace("%", " %")
+
+
+def rate(images_per_s: float | None) -> str:
+    """Training images of all processes a second."""
+    return f"{UNKNOWN if images_per_s is None else f'{images_per_s:,.0f}'} images/s"
+
+
+def duration(seconds: float | None) -> str:
+    """151 s as `2:31`, 3,723 s as `1:02:03`."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def grouped(number: int | None) -> str:
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def total_steps(start: Start) -> int:
+    return start.epochs * start.steps_per_epoch

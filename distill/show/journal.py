@@ -1,0 +1,105 @@
+"""The journal of a run: one JSON object a line, one line an event, in the order they happened.
+
+    {"event": "epoch", "at": "2026-01-31T12:00:00.000+00:00", "epoch": 3, "step": 1053, "metrics": …}
+
+`event` is the event's name in lower case, `at` the UTC time of writing, the rest are its fields
+(`distill/events.py`). A number that is not finite is `null`, so that every line is JSON.
+"""
+
+import json
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError
+from distill.events import End, Epoch, Event, Start, Step
+from distill.run_folder import write_text
+
+KINDS: dict[str, type[Event]] = {"start": Start, "step": Step, "epoch": Epoch, "end": End}
+
+
+class Journal:
+    """Appends each event it is called with; a resumed run leaves no step in it twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        """Append one line. A `Start` first drops what an interrupted run wrote past its step."""
+        if isinstance(event, Start):
+            rewind(self.path, event.first_step)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Opened per line: whoever reads the file sees whole lines, and a kill loses none.
+        with self.path.open("a") as file:
+            file.write(line(event) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal, [] where there is none yet.
+
+    A last line that a kill cut short is left out; any other that is not JSON raises UserError.
+    """
+    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    rows = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            rows.append(json.loads(text))
+        except json.JSONDecodeError as fault:
+            if number == len(texts):
+                break
+            raise UserError(
+                f"{path}, line {number} is not JSON: {fault.msg} at column {fault.colno}.\n"
+                f"Found: {text[:80]!r}. Delete that line."
+            ) from fault
+    return rows
+
+
+def events(path: Path) -> list[Event]:
+    """The journal as the events that were written, `null` numbers as nan."""
+    return [event(row) for row in read(path)]
+
+
+def line(event: Event) -> str:
+    """One event as one line of JSON, without the line's end."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    row = {"event": type(event).__name__.lower(), "at": at, **asdict(event)}
+    return json.dumps(without_nan(row), allow_nan=False)
+
+
+def event(row: dict[str, Any]) -> Event:
+    """The event of one line; the reverse of `line`."""
+    fields = {key: value for key, value in row.items() if key not in {"event", "at"}}
+    for key in fields:
+        if key == "metrics":
+            fields[key] = {name: nan_for_null(value) for name, value in fields[key].items()}
+        elif key == "notes":
+            fields[key] = tuple(fields[key])
+        elif key.endswith("_s"):
+            fields[key] = nan_for_null(fields[key])
+    return KINDS[row["event"]](**fields)
+
+
+def rewind(path: Path, first_step: int) -> None:
+    """Drop the lines of steps after `first_step`; atomic, so that a kill leaves the old or the new."""
+    rows = read(path)
+    if rows:
+        kept = [row for row in rows if position(row) <= first_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def position(row: dict[str, Any]) -> float:
+    """Steps done when the line was written; an `End` lies behind every step."""
+    return math.inf if row["event"] == "end" else row.get("first_step", row.get("step", 0))
+
+
+def without_nan(value: Any) -> Any:
+    """The same value with None for every float that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def nan_for_null(value: float | None) -> float:
+    return math.nan if value is None else value

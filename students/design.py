@@ -1,0 +1,309 @@
+"""What a student is made of, as plain numbers; its parameters and MACs, without building it.
+
+The convention is the one that reproduces the counts of the source reports
+(tests/students/architectures.json): convolutions have no bias and a batch norm after each; the
+skip is a convolution only where the shape changes and the identity elsewhere (He et al. 2016,
+arXiv 1512.03385, option B); one linear layer with bias.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from distill.errors import UserError
+
+IMAGE_CHANNELS = 3
+Pool = int | Literal["global"]
+PerStage = int | Sequence[int]
+
+
+class Convolution(NamedTuple):
+    """One convolution without bias, and the batch norm after it."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    size: int  # side of the output map in pixels
+
+    @property
+    def weights(self) -> int:
+        """The kernel's weights, the batch norm's not among them."""
+        return self.kernel**2 * self.inputs * self.outputs
+
+    @property
+    def parameters(self) -> int:
+        """The kernel's weights and the batch norm's scale and shift."""
+        return self.weights + 2 * self.outputs
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image: every weight is used once at each output pixel."""
+        return self.weights * self.size**2
+
+
+@dataclass(frozen=True)
+class Design:
+    """A residual network. `Design.of` checks a spec; the fields are taken as they are."""
+
+    blocks: tuple[int, ...]  # one number a stage, as in every tuple here
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    skip_kernels: tuple[int, ...]
+    stage_strides: tuple[int, ...]
+    stem_kernel: int
+    stem_width: int
+    stem_stride: int
+    stem_pool: bool  # 3x3 max pool, stride 2, padding 1
+    convs_per_block: int
+    pool: Pool  # side and stride of the average pool
+    classes: int
+    image_size: int  # side in pixels
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        stages: int,
+        blocks: PerStage,
+        width: int | None = None,
+        channels: Sequence[int] | None = None,
+        kernel: PerStage = 3,
+        skip_kernel: PerStage = 1,
+        stem_kernel: int | None = None,
+        stem_width: int | None = None,
+        stem_stride: int = 1,
+        stem_pool: bool = False,
+        stage_strides: Sequence[int] | None = None,
+        convs_per_block: int = 2,
+        pool: Pool = "global",
+        classes: int = 10,
+        image_size: int = 32,
+    ) -> "Design":
+        """The design of a spec: `width` is the first stage's and doubles, `channels` has each
+        one's.
+
+        Raises UserError with every fault of the spec.
+        """
+        size_faults = [
+            *_count_faults(stages=stages, stem_stride=stem_stride, image_size=image_size),
+            *_per_stage_faults(stages, stage_strides=stage_strides),
+        ]
+        faults = [
+            *size_faults,
+            *_count_faults(
+                width=width, stem_width=stem_width, stem_kernel=stem_kernel, classes=classes
+            ),
+            *_per_stage_faults(stages, blocks=blocks, channels=channels),
+            *_per_stage_faults(stages, kernel=kernel, skip_kernel=skip_kernel),
+            *_width_faults(width, channels),
+            *_even_faults(kernel=kernel, skip_kernel=skip_kernel, stem_kernel=stem_kernel),
+            *_block_faults(convs_per_block),
+        ]
+        if not size_faults:
+            strides = (
+                tuple(stage_strides) if stage_strides is not None else _default_strides(stages)
+            )
+            last_map = _last_map(image_size, stem_stride, stem_pool, strides)
+            faults += _pool_faults(pool, last_map)
+        if faults:
+            raise UserError(_faults_message(faults))
+
+        kernels = _spread(kernel, stages)
+        widths = doubling(width, stages) if width is not None else tuple(channels or ())
+        return cls(
+            blocks=_spread(blocks, stages),
+            channels=widths,
+            kernels=kernels,
+            skip_kernels=_spread(skip_kernel, stages),
+            stage_strides=strides,
+            stem_kernel=kernels[0] if stem_kernel is None else stem_kernel,
+            stem_width=widths[0] if stem_width is None else stem_width,
+            stem_stride=stem_stride,
+            stem_pool=stem_pool,
+            convs_per_block=convs_per_block,
+            pool=pool,
+            classes=classes,
+            image_size=image_size,
+        )
+
+    @property
+    def stages(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def summary(self) -> str:
+        """A short name, `ResNet [4, 4, 3] 64-128-256`; designs that differ elsewhere share it."""
+        return f"ResNet {list(self.blocks)} {'-'.join(map(str, self.channels))}"
+
+    @property
+    def features(self) -> int:
+        """Inputs of the linear layer: the last channels times the pixels of the pooled map."""
+        last_map = _last_map(self.image_size, self.stem_stride, self.stem_pool, self.stage_strides)
+        pooled = 1 if self.pool == "global" else last_map // self.pool
+        return self.channels[-1] * pooled**2
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters, those of the batch norms and the linear layer's bias included."""
+        convolutions = sum(each.parameters for each in self.convolutions())
+        return convolutions + (self.features + 1) * self.classes
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image: convolutions, skips included, and linear layer."""
+        return sum(each.macs for each in self.convolutions()) + self.features * self.classes
+
+    def convolutions(self) -> Iterator[Convolution]:
+        """Every convolution, from the stem on."""
+        size = _strided(self.image_size, self.stem_stride)
+        yield Convolution(IMAGE_CHANNELS, self.stem_width, self.stem_kernel, size)
+        if self.stem_pool:
+            size = _strided(size, 2)
+        inputs = self.stem_width
+        for stage, outputs in enumerate(self.channels):
+            for block in range(self.blocks[stage]):
+                stride = self.stage_strides[stage] if block == 0 else 1
+                size = _strided(size, stride)
+                if stride != 1 or inputs != outputs:
+                    yield Convolution(inputs, outputs, self.skip_kernels[stage], size)
+                for _ in range(self.convs_per_block):
+                    yield Convolution(inputs, outputs, self.kernels[stage], size)
+                    inputs = outputs
+
+
+def doubling(width: int, stages: int) -> tuple[int, ...]:
+    """The channels of each stage: `width`, twice as many, four times as many ..."""
+    return tuple(width * 2**stage for stage in range(stages))
+
+
+def widest(max_params: int, **spec: Any) -> int | None:
+    """The largest `width` with strictly fewer than `max_params` parameters; None where 1 has more.
+
+    `spec` holds the arguments of `Design.of` without `width` and `channels`. Raises UserError for
+    its faults.
+    """
+    return _widest(max_params, lambda width: Design.of(width=width, **spec))
+
+
+def over_budget(design: Design, max_params: int) -> str | None:
+    """What is wrong with a design of `max_params` parameters or more, and the width that fits."""
+    excess = design.parameters - max_params + 1
+    if excess <= 0:
+        return None
+    fits = _widest(max_params, lambda width: _with_width(design, width))
+    return (
+        f"{design.summary} has {design.parameters:,} parameters, {excess:,} too many for fewer "
+        f"than {max_params:,}; {_advice(design, fits)}"
+    )
+
+
+def _advice(design: Design, width: int | None) -> str:
+    if width is None:
+        return "no width of these stages and blocks fits: take fewer stages or blocks"
+    stem = ", the stem as wide" if design.stem_width == design.channels[0] else ""
+    if design.channels == doubling(design.channels[0], design.stages):
+        return f"the widest that fits is width = {width}{stem}"
+    return (
+        "its channels are given one by one: lower them, or drop them for the widest doubling width "
+        f"of these stages and blocks, width = {width}{stem}"
+    )
+
+
+def _with_width(design: Design, width: int) -> Design:
+    """The same design at another doubling width; a stem as wide as the first stage stays so."""
+    follows = design.stem_width == design.channels[0]
+    return replace(
+        design,
+        channels=doubling(width, design.stages),
+        stem_width=width if follows else design.stem_width,
+    )
+
+
+def _widest(max_params: int, at: Callable[[int], Design]) -> int | None:
+    """Bisection: it is exact because every added channel adds parameters."""
+    fits, too_wide = 0, 1
+    while at(too_wide).parameters < max_params:
+        fits, too_wide = too_wide, 2 * too_wide
+    while too_wide - fits > 1:
+        middle = (fits + too_wide) // 2
+        if at(middle).parameters < max_params:
+            fits = middle
+        else:
+            too_wide = middle
+    return fits or None
+
+
+def _strided(size: int, stride: int) -> int:
+    """Side of the map after any odd kernel with padding (k-1)//2: ceil(size / stride)."""
+    return -(-size // stride)
+
+
+def _last_map(image_size: int, stem_stride: int, stem_pool: bool, strides: Sequence[int]) -> int:
+    size = image_size
+    for stride in (stem_stride, 2 if stem_pool else 1, *strides):
+        size = _strided(size, stride)
+    return size
+
+
+def _default_strides(stages: int) -> tuple[int, ...]:
+    return (1,) + (2,) * (stages - 1)
+
+
+def _spread(value: PerStage, stages: int) -> tuple[int, ...]:
+    return (value,) * stages if isinstance(value, int) else tuple(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _faults_message(faults: Sequence[str]) -> str:
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return "\n".join([f"{count} in the student's design:", *(f"  {fault}" for fault in faults)])
+
+
+def _count_faults(**counts: object) -> Iterator[str]:
+    for name, value in counts.items():
+        if value is not None and not _is_count(value):
+            yield f"{name} = {value!r} must be a positive integer"
+
+
+def _per_stage_faults(stages: object, **values: object) -> Iterator[str]:
+    for name, value in values.items():
+        if value is None or _is_count(value):
+            continue
+        if not isinstance(value, list | tuple) or not all(map(_is_count, value)):
+            yield f"{name} = {value!r} must be a positive integer or a list of them, one a stage"
+        elif _is_count(stages) and len(value) != stages:
+            yield f"{name} = {list(value)} has length {len(value)}; stages is {stages}"
+
+
+def _width_faults(width: object, channels: object) -> Iterator[str]:
+    if width is None and channels is None:
+        yield "neither width nor channels is given; width = 64 doubles stage by stage"
+    if width is not None and channels is not None:
+        yield f"width = {width} and channels = {channels} exclude each other; keep one of them"
+    if isinstance(channels, int):
+        yield f"channels = {channels} must be a list, one a stage; width = {channels} doubles"
+
+
+def _even_faults(**kernels: object) -> Iterator[str]:
+    for name, value in kernels.items():
+        sizes = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(size, int) and size > 0 and size % 2 == 0 for size in sizes):
+            yield f"{name} = {value} must be odd: padding (k-1)//2 centres odd kernels only"
+
+
+def _block_faults(convs_per_block: object) -> Iterator[str]:
+    # One convolution would leave no place for block_dropout, which follows the first of several.
+    if not isinstance(convs_per_block, int) or convs_per_block < 2:
+        yield f"convs_per_block = {convs_per_block!r} must be 2 or more"
+
+
+def _pool_faults(pool: Pool, last_map: int) -> Iterator[str]:
+    if pool == "global":
+        return
+    if not _is_count(pool):
+        yield f'pool = {pool!r} must be "global" or a positive integer'
+    elif pool > last_map:
+        yield f'pool = {pool} is larger than the last map, {last_map}x{last_map}; "global" fits any'

@@ -1,0 +1,171 @@
+"""The residual network that a `Design` describes, with post-activation blocks.
+
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from students.design import IMAGE_CHANNELS, Design
+from students.normalize import Normalize
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+class ResNet(nn.Module):
+    """Images [B, 3, H, W] in [0, 1] to logits [B, classes]; it normalises inside.
+
+    The maps to tap are the outputs of `stem`, `stages.0`, `stages.1` ... and `head` (the logits).
+    `block_dropout` acts between the first batch norm of each block and its activation (where the
+    2023 report puts it in res_512_d), `head_dropout` before the linear layer; both are shares in
+    [0, 1). Raises UserError for an unknown activation and for a dropout out of range.
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        activation: str = "relu",
+        block_dropout: float = 0.0,
+        head_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(activation, block_dropout=block_dropout, head_dropout=head_dropout)
+        self.normalize = Normalize()
+        self.stem = _stem(design, activation)
+        self.stages = _stages(design, activation, block_dropout)
+        self.pool = (
+            nn.AdaptiveAvgPool2d(1) if design.pool == "global" else nn.AvgPool2d(design.pool)
+        )
+        self.dropout = nn.Dropout(head_dropout)
+        self.head = nn.Linear(design.features, design.classes)
+        self._initialise()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stages(self.stem(self.normalize(images)))
+        features = torch.flatten(self.pool(maps), 1)
+        logits: Tensor = self.head(self.dropout(features))
+        return logits
+
+    def _initialise(self) -> None:
+        """He et al. (2015, arXiv 1502.01852) for convolutions; gamma 0 at each block's end."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, Block):
+                # Each block begins as its skip: the signal keeps its size however deep the network
+                # is, and high learning rates are safe from the first step (Goyal et al. 2017, arXiv
+                # 1706.02677, 5.1).
+                nn.init.zeros_(module.last_norm.weight)
+
+
+class Block(nn.Module):
+    """act(skip(x) + residual(x)): [B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int,
+        skip_kernel: int,
+        stride: int,
+        convs: int,
+        activation: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        changes_shape = stride != 1 or inputs != outputs
+        self.skip = (
+            nn.Sequential(_conv(inputs, outputs, skip_kernel, stride), nn.BatchNorm2d(outputs))
+            if changes_shape
+            else nn.Identity()
+        )
+        # At share 0 the dropout does nothing and stays: the names of the weights depend on it.
+        layers = [
+            _conv(inputs, outputs, kernel, stride),
+            nn.BatchNorm2d(outputs),
+            nn.Dropout(dropout),
+        ]
+        for _ in range(convs - 1):
+            layers += [
+                ACTIVATIONS[activation](),
+                _conv(outputs, outputs, kernel),
+                nn.BatchNorm2d(outputs),
+            ]
+        self.residual = nn.Sequential(*layers)
+        # Never in place: a tapped map must not change after it was read.
+        self.activation = ACTIVATIONS[activation]()
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        norm = self.residual[-1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        return norm
+
+    def forward(self, maps: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.skip(maps) + self.residual(maps))
+        return out
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    padding = (kernel - 1) // 2
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+
+
+def _stem(design: Design, activation: str) -> nn.Sequential:
+    stem = nn.Sequential(
+        _conv(IMAGE_CHANNELS, design.stem_width, design.stem_kernel, design.stem_stride),
+        nn.BatchNorm2d(design.stem_width),
+        ACTIVATIONS[activation](),
+    )
+    if design.stem_pool:
+        stem.append(nn.MaxPool2d(3, stride=2, padding=1))
+    return stem
+
+
+def _stages(design: Design, activation: str, dropout: float) -> nn.Sequential:
+    before = (design.stem_width, *design.channels)
+    return nn.Sequential(
+        *(
+            nn.Sequential(*_blocks(design, stage, before[stage], activation, dropout))
+            for stage in range(design.stages)
+        )
+    )
+
+
+def _blocks(
+    design: Design, stage: int, inputs: int, activation: str, dropout: float
+) -> Iterator[Block]:
+    """The blocks of one stage; the first alone has the stage's stride and `inputs` channels."""
+    outputs = design.channels[stage]
+    for block in range(design.blocks[stage]):
+        yield Block(
+            inputs if block == 0 else outputs,
+            outputs,
+            kernel=design.kernels[stage],
+            skip_kernel=design.skip_kernels[stage],
+            stride=design.stage_strides[stage] if block == 0 else 1,
+            convs=design.convs_per_block,
+            activation=activation,
+            dropout=dropout,
+        )
+
+
+def _check(activation: str, **dropouts: float) -> None:
+    faults = [
+        f"{name} = {share} must be at least 0 and below 1"
+        for name, share in dropouts.items()
+        if not 0 <= share < 1
+    ]
+    if activation not in ACTIVATIONS:
+        faults.append(f'activation = "{activation}" is not one of {", ".join(ACTIVATIONS)}')
+    if faults:
+        raise UserError("the student cannot be built: " + "; ".join(faults))

@@ -1,0 +1,62 @@
+"""The teachers by name."""
+
+import difflib
+from typing import Protocol
+
+from torch import nn
+
+from distill.errors import UserError
+from teachers.wrn import WideResNet
+
+
+class Builder(Protocol):
+    """Makes a network of one family; `name` is what follows the slash, empty without one."""
+
+    def __call__(
+        self, name: str, *, depth: int, widen: int, dropout: float, classes: int
+    ) -> nn.Module: ...
+
+
+def _wrn(name: str, *, depth: int, widen: int, dropout: float, classes: int) -> nn.Module:
+    if name:
+        raise UserError(f"wrn/{name} is no network; type wrn, with depth and widen beside it")
+    return WideResNet(depth, widen, dropout, classes)
+
+
+def _timm(name: str, *, depth: int, widen: int, dropout: float, classes: int) -> nn.Module:
+    from teachers.zoo import timm_classifier  # timm takes seconds to import
+
+    if dropout:
+        raise UserError(f"dropout = {dropout} belongs to wrn; timm/{name} takes 0")
+    return timm_classifier(name, classes)
+
+
+NETWORKS: dict[str, Builder] = {"wrn": _wrn, "timm": _timm}
+
+
+def build(
+    network: str, *, depth: int = 28, widen: int = 10, dropout: float = 0.0, classes: int = 10
+) -> nn.Module:
+    """The network `wrn` or `timm/NAME` with random weights; `depth` and `widen` belong to `wrn`.
+
+    It takes images [B, 3, H, W] in [0, 1] and returns logits [B, classes]. Raises UserError for an
+    unknown network, naming the nearest, and for what the network itself refuses.
+    """
+    family, _, name = network.partition("/")
+    if family not in NETWORKS:
+        raise UserError(
+            f'network = "{network}" is neither wrn nor timm/NAME; did you mean {_nearest(network)}?'
+        )
+    return NETWORKS[family](name, depth=depth, widen=widen, dropout=dropout, classes=classes)
+
+
+def summary(network: str, depth: int = 28, widen: int = 10) -> str:
+    """A short name, `WRN-28-10` or `timm/resnet18`."""
+    return f"WRN-{depth}-{widen}" if network == "wrn" else network
+
+
+def _nearest(network: str) -> str:
+    from teachers.zoo import names  # only a wrong name pays for timm's import
+
+    known = ["wrn", *(f"timm/{name}" for name in names())]
+    return ", ".join(difflib.get_close_matches(network, known) or ["wrn"])

@@ -1,0 +1,98 @@
+"""Wide residual networks, in their original pre-activation form.
+
+Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146, table 1.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.errors import UserError
+from students.normalize import Normalize
+
+STEM_WIDTH = 16
+
+
+class WideResNet(nn.Module):
+    """WRN-`depth`-`widen`: images [B, 3, H, W] in [0, 1] to logits [B, classes].
+
+    `depth` = 6n + 4: three stages of n blocks with two convolutions each, the stem, the skips of
+    the three widening blocks. `dropout`, a share in [0, 1), acts before the second convolution of
+    each block. The maps to tap are the outputs of `stem`, `stages.0` ... `stages.2`, all before
+    the next batch norm, and `head` (the logits). Raises UserError for a depth, widen or dropout
+    out of range.
+    """
+
+    def __init__(
+        self, depth: int = 28, widen: int = 10, dropout: float = 0.0, classes: int = 10
+    ) -> None:
+        super().__init__()
+        _check(depth, widen, dropout)
+        blocks = (depth - 4) // 6
+        widths = (STEM_WIDTH, 16 * widen, 32 * widen, 64 * widen)
+        self.normalize = Normalize()
+        self.stem = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
+        self.stages = nn.Sequential(
+            *(
+                _stage(widths[i], widths[i + 1], blocks, stride=1 if i == 0 else 2, dropout=dropout)
+                for i in range(3)
+            )
+        )
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.head = nn.Linear(widths[-1], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stages(self.stem(self.normalize(images)))
+        features = F.adaptive_avg_pool2d(F.relu(self.norm(maps)), 1)
+        logits: Tensor = self.head(torch.flatten(features, 1))
+        return logits
+
+
+class PreActivationBlock(nn.Module):
+    """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]: skip + (BN-ReLU-conv, twice).
+
+    The skip passes its input untouched; where the shape changes it is a 1x1 convolution of the
+    activated input, as in the authors' code.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.skip = (
+            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            if stride != 1 or inputs != outputs
+            else None
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        active = F.relu(self.norm1(maps))
+        skip = maps if self.skip is None else self.skip(active)
+        hidden = F.relu(self.norm2(self.conv1(active)))
+        out: Tensor = skip + self.conv2(self.dropout(hidden))
+        return out
+
+
+def _stage(inputs: int, outputs: int, blocks: int, *, stride: int, dropout: float) -> nn.Sequential:
+    first = PreActivationBlock(inputs, outputs, stride, dropout)
+    rest = (PreActivationBlock(outputs, outputs, 1, dropout) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+def _check(depth: int, widen: int, dropout: float) -> None:
+    faults = []
+    if depth < 10 or depth % 6 != 4:
+        below = max(10, depth - (depth - 4) % 6)
+        faults.append(f"depth = {depth} is not 6n + 4; the next are {below} and {below + 6}")
+    if widen < 1:
+        faults.append(f"widen = {widen} must be 1 or more; 10 is WRN-28-10's")
+    if not 0 <= dropout < 1:
+        faults.append(f"dropout = {dropout} must be at least 0 and below 1")
+    if faults:
+        raise UserError("the wide residual network cannot be built: " + "; ".join(faults))

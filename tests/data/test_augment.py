@@ -1,0 +1,72 @@
+"""Crop and flip against torchvision's operations on the same parameters, image by image."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from distill.data import augment
+from distill.data.augment import Crop, Flip, Placement
+
+SIZE = 32
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (50, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4, 16])
+def test_padding_is_numpys_reflection(images: torch.Tensor, padding: int) -> None:
+    by_numpy = np.pad(images.numpy(), ((0, 0), (0, 0), (padding,) * 2, (padding,) * 2), "reflect")
+    assert np.array_equal(augment.pad(images, padding).permute(0, 3, 1, 2).numpy(), by_numpy)
+
+
+def test_crop_and_flip_equal_torchvision(images: torch.Tensor) -> None:
+    placement = augment.place(0, 3, len(images), Crop(4), Flip(0.5))
+    indices = torch.tensor([7, 3, 3, 49, 0, 21])
+    ours = augment.crop_and_flip(augment.pad(images, 4), indices, placement, SIZE)
+    for row, i in zip(ours, indices.tolist(), strict=True):
+        padded = tv.pad(images[i], [4], padding_mode="reflect")
+        theirs = tv.crop(padded, int(placement.top[i]), int(placement.left[i]), SIZE, SIZE)
+        if placement.mirrored[i]:
+            theirs = tv.horizontal_flip(theirs)
+        assert torch.equal(row, theirs)
+
+
+def test_the_draws_cover_every_offset_and_both_sides() -> None:
+    placement = augment.place(0, 0, 5000, Crop(4), Flip(0.5))
+    assert set(placement.top.tolist()) == set(placement.left.tolist()) == set(range(9))
+    assert 0.45 < placement.mirrored.float().mean() < 0.55
+
+
+def test_what_is_off_leaves_the_image_alone(images: torch.Tensor) -> None:
+    placement = augment.place(0, 0, len(images), None, None)
+    everything = torch.arange(len(images))
+    cut = augment.crop_and_flip(augment.pad(images, 0), everything, placement, SIZE)
+    assert torch.equal(cut, images)
+
+
+def test_flip_probability_is_the_share_that_is_mirrored() -> None:
+    assert augment.place(0, 0, 100, None, Flip(1.0)).mirrored.all()
+    assert not augment.place(0, 0, 100, None, Flip(0.0)).mirrored.any()
+    assert 0.17 < augment.place(0, 0, 5000, None, Flip(0.2)).mirrored.float().mean() < 0.23
+
+
+def test_the_batch_is_channels_last_in_memory(images: torch.Tensor) -> None:
+    placement = augment.place(0, 0, len(images), Crop(4), None)
+    cut = augment.crop_and_flip(augment.pad(images, 4), torch.arange(8), placement, SIZE)
+    assert augment.to_float(cut).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pixels_become_exact_shares() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(augment.to_float(values), torch.arange(256).float() / 255)
+    assert augment.to_float(values).max() == 1
+
+
+def test_a_placement_moves_whole() -> None:
+    placement = augment.place(0, 0, 4, Crop(2), Flip()).to(torch.device("cpu"))
+    assert isinstance(placement, Placement)
+    assert placement.top.dtype == torch.int64

@@ -1,0 +1,230 @@
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.errors import UserError
+from students import design as design_module
+from students.design import Design, over_budget, widest
+
+ROWS = json.loads((Path(__file__).parent / "architectures.json").read_text())["rows"]
+NOT_OF_THE_SHAPE = {"activation", "block_dropout"}
+
+
+def shape_of(row):
+    return {key: value for key, value in row["spec"].items() if key not in NOT_OF_THE_SHAPE}
+
+
+def stated_parameters(row):
+    return row.get("parameters_of_described_network", row["parameters"])
+
+
+def test_every_network_of_the_reports_has_its_stated_parameters():
+    found = {(row["source"], row["name"]): Design.of(**shape_of(row)).parameters for row in ROWS}
+
+    assert len(ROWS) == 62
+    assert found == {(row["source"], row["name"]): stated_parameters(row) for row in ROWS}
+
+
+def test_the_misprints_of_the_reports_are_told_by_the_count():
+    by_name = {row["name"]: row for row in ROWS}
+    printed_width = shape_of(by_name["table8-19"]) | {"width": 20}
+
+    assert Design.of(**printed_width).parameters != by_name["table8-19"]["parameters"]
+    assert Design.of(**shape_of(by_name["table8-19"])).channels[0] == 21
+    assert Design.of(**shape_of(by_name["og.resnet"])).parameters == 4_997_802
+    assert Design.of(**shape_of(by_name["og_64.resnet"])).parameters == 5_000_266
+
+
+def test_parameters_by_hand():
+    # stem 3*4*9 + 8; block 1: 2*(4*4*9 + 8); block 2: 4*8*9 + 16, 8*8*9 + 16, skip 4*8 + 16; 8*10 + 10.
+    by_hand = 116 + 304 + 304 + 592 + 48 + 90
+
+    assert Design.of(stages=2, blocks=1, width=4).parameters == by_hand
+
+
+def test_macs_by_hand():
+    # At 32x32 the stem 3*4*9 and 2*4*4*9; at 16x16 4*8*9, 8*8*9 and the skip 4*8; the linear layer 8*10.
+    by_hand = (108 + 288) * 32**2 + (288 + 576 + 32) * 16**2 + 80
+
+    assert Design.of(stages=2, blocks=1, width=4).macs == by_hand
+
+
+def test_stem_stride_and_pool_divide_the_maps():
+    plain = Design.of(stages=1, blocks=1, width=4)
+    strided = Design.of(stages=1, blocks=1, width=4, stem_stride=2, stem_pool=True)
+
+    assert plain.parameters == strided.parameters
+    assert strided.macs == 108 * 16**2 + 288 * 8**2 + 40
+
+
+def test_a_pool_that_does_not_divide_the_map_drops_the_rest():
+    assert Design.of(stages=4, blocks=1, width=8, pool=3).features == 64  # 4x4 -> 1x1
+    assert Design.of(stages=4, blocks=1, width=8, pool=2).features == 64 * 4
+
+
+def test_the_shipped_student():
+    student = Design.of(stages=3, blocks=[4, 4, 3], width=64)
+
+    assert student.parameters == 4_697_162
+    assert student.summary == "ResNet [4, 4, 3] 64-128-256"
+    assert 0.75e9 < student.macs < 0.85e9
+
+
+def test_integers_mean_the_same_at_every_stage():
+    short = Design.of(stages=2, blocks=3, width=8, kernel=5, skip_kernel=3)
+    long = Design.of(stages=2, blocks=[3, 3], channels=[8, 16], kernel=[5, 5], skip_kernel=[3, 3])
+
+    assert short == long
+    assert short.stem_kernel == 5
+    assert short.stem_width == 8
+    assert short.stage_strides == (1, 2)
+    assert short.stages == 2
+
+
+GOOD = {"stages": 3, "blocks": 2, "width": 8}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": 0}, "stages = 0 must be a positive integer"),
+        ({"stages": 2.0}, "stages = 2.0 must be a positive integer"),
+        ({"blocks": -1}, "blocks = -1 must be a positive integer or a list"),
+        ({"blocks": [1, 0, 1]}, r"blocks = \[1, 0, 1\] must be a positive integer or a list"),
+        ({"blocks": [1, 2]}, r"blocks = \[1, 2\] has length 2; stages is 3"),
+        ({"kernel": [3, 3, 3, 5]}, r"kernel = \[3, 3, 3, 5\] has length 4; stages is 3"),
+        ({"stage_strides": [1]}, r"stage_strides = \[1\] has length 1; stages is 3"),
+        ({"width": 0}, "width = 0 must be a positive integer"),
+        ({"width": True}, "width = True must be a positive integer"),
+        ({"width": None}, "neither width nor channels is given; width = 64 doubles"),
+        ({"channels": [8, 8, 8]}, r"width = 8 and channels = \[8, 8, 8\] exclude each other"),
+        ({"width": None, "channels": 9}, "channels = 9 must be a list, one a stage"),
+        ({"kernel": 4}, "kernel = 4 must be odd"),
+        ({"skip_kernel": [1, 2, 1]}, r"skip_kernel = \[1, 2, 1\] must be odd"),
+        ({"stem_kernel": 6}, "stem_kernel = 6 must be odd"),
+        ({"stem_width": -3}, "stem_width = -3 must be a positive integer"),
+        ({"stem_stride": 0}, "stem_stride = 0 must be a positive integer"),
+        ({"convs_per_block": 1}, "convs_per_block = 1 must be 2 or more"),
+        ({"classes": 0}, "classes = 0 must be a positive integer"),
+        ({"image_size": 0}, "image_size = 0 must be a positive integer"),
+        ({"pool": 9}, 'pool = 9 is larger than the last map, 8x8; "global" fits any'),
+        ({"pool": "all"}, "pool = 'all' must be \"global\" or a positive integer"),
+        ({"pool": 0}, 'pool = 0 must be "global" or a positive integer'),
+    ],
+)
+def test_a_faulty_spec_is_refused_with_its_value(change, message):
+    with pytest.raises(UserError, match=f"1 fault in the student's design:\n  {message}"):
+        Design.of(**(GOOD | change))
+
+
+def test_all_faults_come_in_one_message():
+    with pytest.raises(UserError, match="6 faults") as caught:
+        Design.of(
+            stages=3,
+            blocks=[1, 1],
+            width=8,
+            channels=[8, 16],
+            kernel=2,
+            convs_per_block=0,
+            pool=99,
+        )
+
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [
+        "blocks",
+        "channels",
+        "width",
+        "kernel",
+        "convs_per_block",
+        "pool",
+    ]
+
+
+SPECS = st.integers(1, 3).flatmap(
+    lambda stages: st.fixed_dictionaries(
+        {
+            "stages": st.just(stages),
+            "blocks": st.lists(st.integers(1, 2), min_size=stages, max_size=stages),
+            "kernel": st.sampled_from([1, 3]),
+            "skip_kernel": st.sampled_from([1, 3]),
+            "stem_width": st.sampled_from([None, 1, 16]),
+            "stem_stride": st.integers(1, 2),
+            "pool": st.sampled_from(["global", 1, 4]),
+        }
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=SPECS, max_params=st.integers(0, 3_000))
+def test_widest_misses_no_wider_legal_width(spec, max_params):
+    legal = [w for w in range(1, 80) if Design.of(width=w, **spec).parameters < max_params]
+
+    assert Design.of(width=80, **spec).parameters > 3_000
+    assert widest(max_params, **spec) == max(legal, default=None)
+
+
+def test_widest_is_strict():
+    at_eight = Design.of(stages=2, blocks=1, width=8).parameters
+
+    assert widest(at_eight, stages=2, blocks=1) == 7
+    assert widest(at_eight + 1, stages=2, blocks=1) == 8
+    assert widest(10, stages=2, blocks=1) is None
+
+
+def test_widest_refuses_a_faulty_spec():
+    with pytest.raises(UserError, match=r"channels = \[4, 8\] exclude each other"):
+        widest(10_000, stages=2, blocks=1, channels=[4, 8])
+
+
+def test_a_design_within_the_budget_has_no_message():
+    student = Design.of(stages=2, blocks=1, width=8)
+
+    assert over_budget(student, student.parameters + 1) is None
+    assert over_budget(student, student.parameters) is not None
+
+
+def test_over_budget_names_the_excess_and_the_widest_width():
+    spec = {"stages": 3, "blocks": [4, 4, 3]}
+    message = over_budget(Design.of(width=70, **spec), 5_000_000)
+
+    fits = widest(5_000_000, **spec)
+    excess = Design.of(width=70, **spec).parameters - 4_999_999
+    assert Design.of(width=fits, **spec).parameters < 5_000_000
+    assert Design.of(width=fits + 1, **spec).parameters >= 5_000_000
+    assert f"{excess:,} too many for fewer than 5,000,000" in message
+    assert message.endswith(f"the widest that fits is width = {fits}, the stem as wide")
+
+
+def test_over_budget_keeps_a_stem_of_its_own_width():
+    spec = {"stages": 3, "blocks": 4, "stem_width": 16}
+    message = over_budget(Design.of(width=100, **spec), 1_000_000)
+
+    assert message.endswith(f"the widest that fits is width = {widest(1_000_000, **spec)}")
+
+
+def test_over_budget_of_given_channels_says_so():
+    og_64 = Design.of(stages=3, blocks=[4, 5, 3], channels=[64, 128, 257])
+    message = over_budget(og_64, 5_000_000)
+
+    fits = widest(5_000_000, stages=3, blocks=[4, 5, 3])
+    assert "its channels are given one by one" in message
+    assert f"width = {fits}" in message
+
+
+def test_over_budget_where_no_width_fits():
+    message = over_budget(Design.of(stages=3, blocks=2, width=4), 50)
+
+    assert message.endswith("no width of these stages and blocks fits: take fewer stages or blocks")
+
+
+def test_design_imports_no_torch():
+    tree = ast.parse(Path(design_module.__file__).read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+
+    assert imported == {"collections.abc", "dataclasses", "typing", "distill.errors"}

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+
+from distill.errors import UserError
+from teachers.ensemble import Ensemble
+
+IMAGES = torch.zeros(2, 3, 1, 1)
+
+
+class Says(nn.Module):
+    """A network that gives the same logits whatever it sees."""
+
+    def __init__(self, *logits, dtype=torch.float32):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits, dtype=dtype))
+
+    def forward(self, images):
+        return self.logits.expand(len(images), -1)
+
+
+def test_probabilities_are_averaged_not_logits():
+    first, second = [0.0, 0.0, 9.0], [1.0, 2.0, 3.0]
+    logits = torch.tensor([first, second])
+    answer = Ensemble([Says(*first), Says(*second)])(IMAGES)
+
+    torch.testing.assert_close(answer.exp(), logits.softmax(-1).mean(0).expand(2, -1))
+    assert not torch.allclose(answer.softmax(-1)[0], logits.mean(0).softmax(-1), atol=1e-3)
+
+
+def test_the_softmax_of_the_answer_is_the_answer():
+    answer = Ensemble([Says(0.0, 3.0), Says(5.0, -1.0), Says(1.0, 1.0)])(IMAGES)
+
+    torch.testing.assert_close(answer.log_softmax(-1), answer)
+
+
+def test_one_member_says_what_it_says_alone():
+    answer = Ensemble([Says(0.0, 3.0, -2.0)])(IMAGES)
+
+    torch.testing.assert_close(answer[0], torch.tensor([0.0, 3.0, -2.0]).log_softmax(-1))
+
+
+def test_extreme_logits_stay_finite():
+    answer = Ensemble([Says(-300.0, 300.0), Says(-400.0, 400.0)])(IMAGES)
+
+    assert answer.isfinite().all()
+    # log((e^-600 + e^-800) / 2), whose second term vanishes
+    assert answer[0, 0].item() == pytest.approx(-600 - torch.tensor(2.0).log().item())
+
+
+def test_the_answer_is_float32_whatever_the_members_precision():
+    answer = Ensemble([Says(0.0, 1.0, dtype=torch.bfloat16), Says(2.0, 0.0)])(IMAGES)
+
+    assert answer.dtype == torch.float32
+
+
+def test_members_are_saved_and_moved_with_the_ensemble():
+    ensemble = Ensemble(iter([Says(0.0, 1.0), Says(1.0, 0.0)]))
+
+    assert list(ensemble.state_dict()) == ["members.0.logits", "members.1.logits"]
+
+
+def test_an_ensemble_of_nobody_is_refused():
+    with pytest.raises(UserError, match="an ensemble of 0 networks cannot answer"):
+        Ensemble([])
