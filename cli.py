@@ -7,7 +7,6 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 the run f
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,9 +139,9 @@ def info(
     from distill.data import sources
     from distill.show.display import Display
 
-    wanted = data or source
     with Display(_stderr()) as display:
-        _print(sources.info(wanted, progress=display.progress), as_json)
+        facts = sources.info(data or source, progress=display.progress)
+    _print(facts, as_json)
 
 
 def _resolve(
@@ -170,16 +169,17 @@ def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -
         typer.echo(f"{out} is finished: nothing to do.", err=True)
         return
     request = Request(role, resolved.recipe, resolved.name, out, resume)
-    keep: Callable[[Any], None] = lambda event: None
     folder: RunFolder | None = None
+    journal: Journal | None = None
     try:
-        with processes(), Display(_stderr(), quiet=not _is_main()) as display:
+        with processes(), Display(_stderr()) as display:
             for event in run(request, progress=display.progress):
                 if isinstance(event, Start) and _is_main():
                     folder = RunFolder(Path(event.run))
-                    keep = Journal(folder.journal)
+                    journal = Journal(folder.journal)
                 display(event)
-                keep(event)
+                if journal is not None:
+                    journal(event)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command with --out and --resume goes on.", err=True)
         raise typer.Exit(130) from None
@@ -193,9 +193,10 @@ def _is_main() -> bool:
 
 
 def _stderr() -> "Console":
+    """Where a person looks; silent in every process but the first."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, quiet=not _is_main())
 
 
 def _stdout() -> "Console":

@@ -73,14 +73,13 @@ class Design:
         stem_width: int | None = None,
         stem_stride: int = 1,
         stem_pool: bool = False,
-        stage_strides: Sequence[int] | None = None,
+        stage_strides: PerStage | None = None,
         convs_per_block: int = 2,
         pool: Pool = "global",
         classes: int = 10,
         image_size: int = 32,
     ) -> "Design":
-        """The design of a spec: `width` is the first stage's and doubles, `channels` has each
-        one's.
+        """The design of a spec: `width` doubles stage by stage, `channels` gives each its own.
 
         Raises UserError with every fault of the spec.
         """
@@ -100,9 +99,7 @@ class Design:
             *_block_faults(convs_per_block),
         ]
         if not size_faults:
-            strides = (
-                tuple(stage_strides) if stage_strides is not None else _default_strides(stages)
-            )
+            strides = _strides(stage_strides, stages)
             last_map = _last_map(image_size, stem_stride, stem_pool, strides)
             faults += _pool_faults(pool, last_map)
         if faults:
@@ -245,8 +242,11 @@ def _last_map(image_size: int, stem_stride: int, stem_pool: bool, strides: Seque
     return size
 
 
-def _default_strides(stages: int) -> tuple[int, ...]:
-    return (1,) + (2,) * (stages - 1)
+def _strides(stage_strides: PerStage | None, stages: int) -> tuple[int, ...]:
+    """The first stage keeps the stem's map and each later one halves it, unless told otherwise."""
+    if stage_strides is None:
+        return (1, *(2,) * (stages - 1))
+    return _spread(stage_strides, stages)
 
 
 def _spread(value: PerStage, stages: int) -> tuple[int, ...]:

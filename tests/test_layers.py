@@ -16,7 +16,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 OURS = ("distill", "teachers", "students", "cli")
 
-RECIPE = ("distill.recipe", "distill.schema")
+RECIPE = ("distill.recipe", "distill.schema", "distill.compose", "distill.faults")
 PLAIN_WORDS = ("distill.errors", "distill.events", "distill.run_folder", "students.design")
 WORDS = (*PLAIN_WORDS, *RECIPE)
 PARTS = ("teachers", "students", "distill.data", "distill.losses")

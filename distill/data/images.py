@@ -1,6 +1,6 @@
 """Images in memory and the digests that tell one set of them from another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -34,9 +34,8 @@ class ImageSet:
 
         A label above 255 takes two bytes, little-endian.
         """
-        rows = np.ascontiguousarray(self.images.transpose(0, 2, 3, 1)).reshape(len(self.images), -1)
-        heads = [label.to_bytes(1 if label < 256 else 2, "little") for label in self.labels.tolist()]
-        return [_digest(head, row) for head, row in zip(heads, rows, strict=True)]
+        heads = [n.to_bytes(1 if n < 256 else 2, "little") for n in self.labels.tolist()]
+        return [sha256(h + row).digest() for h, row in zip(heads, _rows(self.images), strict=True)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -44,10 +43,11 @@ class ImageSet:
         return sha256(b"".join(sorted(self.digests))).hexdigest()
 
 
-def _digest(head: bytes, row: NDArray[np.uint8]) -> bytes:
-    state = sha256(head)
-    state.update(row.data)
-    return state.digest()
+def _rows(images: NDArray[np.uint8]) -> Iterator[bytes]:
+    """The bytes of each image row by row, RGB interleaved."""
+    for start in range(0, len(images), 1000):  # 3 MB at a time stay in the processor's cache
+        red, green, blue = images[start : start + 1000].swapaxes(0, 1)
+        yield from map(bytes, np.stack([red, green, blue], axis=-1))
 
 
 def subset(images: ImageSet, indices: ArrayLike) -> ImageSet:

@@ -1,9 +1,10 @@
-"""The procedural set: ten classes of 32x32 pictures drawn by code, so that nothing need be downloaded.
+"""The procedural set: ten classes of 32x32 pictures drawn by code; nothing need be downloaded.
 
 A class is a shape (disc, ring, square, cross, triangle) times a texture (stripes, checks). Colours,
-place, size, rotation, a gradient behind, half-size clutter taken from other pictures, a bar in front
-and noise are random and say nothing about the class. Two classes that share a shape differ only in the
-texture, two that share a texture only in the outline: mistakes have neighbours, so soft targets inform.
+place, size, rotation, a gradient behind, half-size clutter taken from other pictures, a bar in
+front and noise are random and say nothing about the class. Two classes that share a shape differ
+only in the texture, two that share a texture only in the outline: mistakes have neighbours, so soft
+targets inform.
 
 The same bits on every machine: raw 64-bit words of a counter-based generator (Philox), whose stream
 numpy keeps; angles from rational points of the circle; only additions, products, divisions,
@@ -20,7 +21,9 @@ from distill.data.images import SIDE, ImageSet, Split
 
 SIZES: dict[Split, int] = {"train": 6000, "test": 2000}
 SEEDS: dict[Split, int] = {"train": 20_260_101, "test": 20_260_102}
-CHUNK = 500  # pictures drawn at once: planes of 4 MB stay in the cache; a multiple of the ten classes
+CHUNK = (
+    500  # pictures drawn at once: planes of 4 MB stay in the cache; a multiple of the ten classes
+)
 TILT = 0.25  # tan of half the largest angle: 28 degrees to either side
 
 Floats = NDArray[np.float64]
@@ -37,7 +40,7 @@ def draw(split: Split) -> ImageSet:
 
 def _uniform(bits: Philox, *shape: int, low: float = 0.0, high: float = 1.0) -> Floats:
     words = bits.random_raw(int(np.prod(shape))).reshape(shape)
-    unit: Floats = (words >> np.uint64(11)) * 2.0**-53
+    unit = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return low + (high - low) * unit
 
 
@@ -82,7 +85,8 @@ SHAPES: dict[str, Callable[[Floats, Floats], Mask]] = {
 TEXTURES = ("striped", "checked")
 CLASS_NAMES = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES)
 
-_Y, _X = np.mgrid[0:SIDE, 0:SIDE].astype(np.float64) - (SIDE - 1) / 2  # pixels from the centre
+_X: Floats = np.arange(SIDE, dtype=np.float64)[None, :] - (SIDE - 1) / 2  # pixels from the centre
+_Y: Floats = _X.reshape(SIDE, 1)
 
 
 def _outlines(bits: Philox) -> Mask:
@@ -138,12 +142,15 @@ def _clutter(bits: Philox, outlines: Mask) -> Mask:
 def _paints(bits: Philox) -> Floats:
     """Grey levels [5, CHUNK, 3, 1, 1] of background, object (two), clutter and bar.
 
-    In each channel the object's two lie a third of the circle of levels from the background and from
-    each other, give or take a sixth: no object is lost in its background.
+    In each channel the background and the object's two lie a third of the circle of levels apart,
+    give or take a sixth: no object is lost in its background.
     """
     base, *jitter, clutter, bar = _uniform(bits, 5, CHUNK, 3, 1, 1)
-    turns = np.stack([base, base + 1 / 3 + jitter[0] / 6, base + 2 / 3 + jitter[1] / 6, clutter, bar])
-    return 255.0 * (turns - np.floor(turns))
+    turns = np.stack(
+        [base, base + 1 / 3 + jitter[0] / 6, base + 2 / 3 + jitter[1] / 6, clutter, bar]
+    )
+    levels: Floats = 255.0 * (turns - np.floor(turns))
+    return levels
 
 
 def _chunk(bits: Philox) -> NDArray[np.uint8]:
@@ -166,4 +173,5 @@ def _noise(bits: Philox, shape: tuple[int, ...]) -> Floats:
     words = bits.random_raw(2 * int(np.prod(shape)) // 8)
     pair = words.astype("<u8").view(np.uint8).reshape(2, *shape)
     strength = _uniform(bits, shape[0], 1, 1, 1, low=0.0, high=0.4)
-    return strength * (pair[0].astype(np.float64) + pair[1] - 255.0)
+    noise: Floats = strength * (pair[0].astype(np.float64) + pair[1] - 255.0)
+    return noise

@@ -1,8 +1,9 @@
 """From a recipe to objects: the only room that knows both the word and the class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from distill.losses.hard import Hard
 from distill.losses.kd import KD
 from distill.losses.objective import Loss, Objective, Weighted
 from distill.recipe import Recipe
-from distill.run_folder import Role, RunFolder, opened
+from distill.run_folder import Role, RunFolder, opened, runs_in
 from students.design import Design
 from students.resnet import ResNet
 from teachers import networks
@@ -115,16 +116,40 @@ def trained(run: RunFolder) -> nn.Module:
     return net.eval()
 
 
+def needs_teacher(recipe: Recipe) -> bool:
+    """Whether some term of the recipe asks a network."""
+    return "live teacher" in recipes.needs(recipe)
+
+
+def newest_teacher(images: ImageSet, split: Split, places: Iterable[Path]) -> RunFolder:
+    """The newest finished teacher in `places` that may teach on these images. Raises UserError for none."""
+    for place in places:
+        for run in runs_in(place):
+            if run.is_finished and run.role == "teacher" and not _teacher_faults(run, images, split):
+                return run
+    raise UserError(
+        "the recipe needs a teacher, none was named, and no finished one for this data is in "
+        + " or ".join(f"{place}/" for place in places)
+        + ".\nTrain one: python cli.py train-teacher --recipe teacher_wrn --data …\n"
+        "or name one:  --teacher RUN"
+    )
+
+
 def teacher(recipe: Recipe, images: ImageSet, split: Split) -> Frozen | None:
     """The teacher named by its run folders, several as an ensemble; None where no term needs one.
 
     Raises UserError where a folder is no finished run, has no weights, other classes, other data, or has
-    trained on images that this run holds out.
+    trained on images that this run holds out; every faulty folder is named.
     """
-    if "live teacher" not in recipes.needs(recipe):
+    named = recipe.teacher.runs if recipe.teacher else ()
+    if not needs_teacher(recipe):
+        if named:
+            raise UserError(
+                f"--teacher {named[0]} was given, and no term of this recipe asks a teacher.\n"
+                "Leave --teacher away, or choose a recipe with one, such as kd."
+            )
         return None
-    assert recipe.teacher is not None  # the door fills `teacher.runs` for a recipe that needs them
-    runs = [opened(path) for path in recipe.teacher.runs]
+    runs = [opened(path) for path in named]
     faults = [fault for run in runs for fault in _teacher_faults(run, images, split)]
     if faults:
         raise UserError("\n".join(faults))
@@ -229,7 +254,6 @@ def training(
     frozen: Frozen | None,
     folder: RunFolder,
     accel: Accelerator,
-    identity: dict[str, str],
 ) -> Training:
     """All the parts of a run, at step 0."""
     batches = loader(recipe, split.train, accel)
@@ -266,5 +290,14 @@ def training(
         log_every=recipe.train.log_every,
         save_every=recipe.train.save_every,
         folder=folder,
-        identity=identity,
+        identity=_identity(recipe, split),
     )
+
+
+def _identity(recipe: Recipe, split: Split) -> dict[str, str]:
+    """Fingerprints of the data and of the teachers' weights."""
+    if not needs_teacher(recipe) or recipe.teacher is None:
+        return {"data": split.fingerprint}
+    runs = [RunFolder(Path(path)) for path in recipe.teacher.runs]
+    weights = [checkpoint.fingerprint(run.weights(run.role)) for run in runs]
+    return {"data": split.fingerprint, "teacher": "+".join(weights)}

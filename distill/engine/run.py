@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +48,24 @@ def run(request: Request, *, progress: Progress | None = None) -> Iterator[Event
 
     Raises UserError before any work where the request cannot be met; Diverged where training fails.
     """
-    recipe, accel = request.recipe, build.accelerator(request.recipe)
-    folder = _claim(request, accel)
-    if folder.is_finished:
+    accel = build.accelerator(request.recipe)
+    folder = _folder(request)
+    if request.resume and folder.is_finished:
         return
-    sources.check(recipe.data.source)  # a missing test split is known now, not after the last epoch
+    source = request.recipe.data.source
+    sources.check(source)  # a missing test split is known now, not after the last epoch
     with accel.main_process_first():  # one process decodes, the others find the cache
-        images = sources.load(recipe.data.source, "train", progress=progress)
-    split = build.divide(recipe, images)
-    frozen = build.teacher(recipe, images, split)
-    teachers = [checkpoint.fingerprint(r.weights(r.role)) for r in _teacher_runs(recipe, frozen)]
-    identity = {"data": images.fingerprint, "teacher": "+".join(teachers)}
-    training = build.training(recipe, request.role, split, frozen, folder, accel, identity)
+        images = sources.load(source, "train", progress=progress)
+    split = build.divide(request.recipe, images)
+    request = _with_teacher(request, folder, images, split)
+    _claim(folder, request)
+    frozen = build.teacher(request.recipe, images, split)
+    training = build.training(request.recipe, request.role, split, frozen, folder, accel)
     if request.resume:
         train.resume(training)
+    accel.wait_for_everyone()  # until all have looked at the folder that is written now
     if accel.is_main_process:
-        run_folder.write_text(folder.recipe, recipes.dumps(recipe))
+        run_folder.write_text(folder.recipe, recipes.dumps(request.recipe))
         run_folder.write_json(folder.environment, environment.describe(accel))
     start = _head(request, training, split, frozen)
     yield start
@@ -71,17 +73,33 @@ def run(request: Request, *, progress: Progress | None = None) -> Iterator[Event
     yield _finish(request, training, split, frozen, start, progress)
 
 
-def _claim(request: Request, accel: Accelerator) -> RunFolder:
-    """The run's folder, named once by rank 0. Raises UserError where it may not be written or resumed."""
+def _folder(request: Request) -> RunFolder:
+    """The run's folder, named once by rank 0."""
     named = [str(request.out or run_folder.default_path(request.name))]
-    folder = RunFolder(Path(broadcast_object_list(named)[0]))
-    accel.wait_for_everyone()
+    return RunFolder(Path(broadcast_object_list(named)[0]))
+
+
+def _with_teacher(request: Request, folder: RunFolder, images: ImageSet, split: Split) -> Request:
+    """The request with its teachers named: those given, those the resumed run had, or the newest."""
+    recipe = request.recipe
+    if not build.needs_teacher(recipe) or (recipe.teacher and recipe.teacher.runs):
+        return request
+    began_with = recipes.read(folder.recipe).teacher if request.resume and folder.is_run else None
+    if began_with and began_with.runs:
+        runs = list(began_with.runs)
+    else:
+        places = dict.fromkeys([folder.path.parent, Path("runs")])
+        runs = [str(build.newest_teacher(images, split, places).path)]
+    return replace(request, recipe=recipes.with_teacher(recipe, runs))
+
+
+def _claim(folder: RunFolder, request: Request) -> None:
+    """Raises UserError where the folder may not be written or resumed."""
     if not folder.is_run:
-        return folder
+        return
     if not request.resume:
         raise UserError(
-            f"{folder.path} already holds a run.\n"
-            "Continue it with --resume, or choose another --out."
+            f"{folder.path} already holds a run.\nContinue it with --resume, or choose another --out."
         )
     changed = recipes.differences(recipes.read(folder.recipe), request.recipe)
     if changed:
@@ -90,7 +108,6 @@ def _claim(request: Request, accel: Accelerator) -> RunFolder:
             + "\n  ".join(changed)
             + "\nGive the same recipe and --set values, or choose another --out."
         )
-    return folder
 
 
 def _teacher_runs(recipe: Recipe, frozen: Frozen | None) -> list[RunFolder]:
@@ -192,7 +209,7 @@ def _result(
         },
         "teacher": {
             "runs": [] if start.teacher is None else start.teacher.split(" + "),
-            "fingerprint": training.identity["teacher"],
+            "fingerprint": training.identity.get("teacher", ""),
             "top1": start.teacher_top1,
         },
         "epoch": end.epoch,

@@ -1,8 +1,9 @@
 """What a person sees of a run: a head, bars that move, one line an epoch, a table at the end.
 
-The display is a reader of `distill/events.py` and knows nothing else: what it draws is a function of
-the events so far, without a clock, so a journal replayed through it looks as the run did. On a
-terminal the bars live below the epochs' lines; elsewhere the lines alone are written, without colour.
+The display is a reader of `distill/events.py` and knows nothing else: what it draws is a function
+of the events so far, without a clock, so a journal replayed through it looks as the run did. On a
+terminal the bars live below the epochs' lines; elsewhere only lines are written, without colour,
+and they say themselves how fast it goes and how long it still takes.
 """
 
 import math
@@ -33,7 +34,6 @@ from distill.events import (
 
 UNKNOWN = "–"
 GAP = "  "
-QUARTERS = 4  # how often a preparation speaks where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,15 @@ class Row:
 
 
 class Display:
-    """Called with each event, inside `with`; `progress` is the callback for work before the run."""
+    """Called with each event, inside `with`; `progress` is the callback for work before the run.
 
-    def __init__(self, console: Console) -> None:
+    `quiet` says nothing at all: of several processes one speaks.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
+        self._is_quiet = quiet
+        self._has_bars = console.is_interactive and not quiet
         self._start: Start | None = None
         self._step = 0
         self._epoch = 0
@@ -70,7 +75,7 @@ class Display:
         )
 
     def __enter__(self) -> "Display":
-        if self.console.is_interactive:
+        if self._has_bars:
             self._live.start()
         return self
 
@@ -98,8 +103,7 @@ class Display:
         before, _ = self._preparing.get(what, (0, total))
         # A new dict: the thread that draws may be reading the old one.
         self._preparing = self._preparing | {what: (done, total)}
-        quarter = QUARTERS * done // total if total else 0
-        if not self.console.is_interactive and quarter > (QUARTERS * before // total if total else 0):
+        if not self._has_bars and quarter(done, total) > quarter(before, total):
             self._print(Text(f"{what}  {done:,} of {total:,}"))
 
     def bars(self) -> RenderableType:
@@ -107,8 +111,8 @@ class Display:
         if self._start is None:
             return preparation_bars(self._preparing)
         current = Table.grid(padding=(0, 1, 0, 0), expand=True)
-        for _ in range(2):
-            current.add_column(no_wrap=True)
+        current.add_column(no_wrap=True)
+        current.add_column(justify="right", no_wrap=True)
         current.add_column(ratio=1)
         current.add_column(justify="right", no_wrap=True)
         current.add_row(*self._epoch_bar(self._start))
@@ -124,9 +128,6 @@ class Display:
     def _advance(self, step: Step) -> None:
         self._step, self._epoch = step.step, step.epoch
         self._metrics = self._metrics | step.metrics
-        rate = step.metrics.get(IMAGES_PER_S, 0)
-        if self._s_per_step is None and self._start and rate > 0:
-            self._s_per_step = self._start.batch_size / rate
 
     def _close_epoch(self, epoch: Epoch) -> None:
         self._step, self._epoch = epoch.step, epoch.epoch
@@ -136,28 +137,42 @@ class Display:
         if self._start and (steps := total_steps(self._start) - epoch.step) > 0:
             self._s_per_step = epoch.remaining_s / steps  # validation included
         epochs = self._start.epochs if self._start else epoch.epoch
-        self._print(epoch_line(epoch, epochs, self._metrics.get(IMAGES_PER_S)))
+        # Where there are bars, they say the pace.
+        self._print(epoch_line(epoch, epochs, () if self._has_bars else self._pace(epoch)))
+
+    def _pace(self, epoch: Epoch) -> list[str]:
+        return [rate(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
 
     def _epoch_bar(self, start: Start) -> tuple[RenderableType, ...]:
         now = min(self._epoch + 1, start.epochs)
         steps = total_steps(start)
-        left = None if self._s_per_step is None else self._s_per_step * (steps - self._step)
         return (
             Text("epoch", "bold"),
             f"{now}/{start.epochs}",
             ProgressBar(steps, self._step),
-            f"{duration(left)} left",
+            f"{duration(self._left_s(start))} left",
         )
 
     def _step_bar(self, start: Start) -> tuple[RenderableType, ...]:
         total = start.steps_per_epoch
-        done = min(max(self._step - self._epoch * total, 0), total)
+        epoch = min(self._epoch, start.epochs - 1)  # the bar of the last epoch stays full
+        done = min(max(self._step - epoch * total, 0), total)
         return (
             Text("step", "bold"),
             f"{done:,}/{total:,}",
             ProgressBar(total, done),
             rate(self._metrics.get(IMAGES_PER_S)),
         )
+
+    def _left_s(self, start: Start) -> float | None:
+        """To the end of the last epoch, by the newest epoch's estimate or else by the rate."""
+        steps = total_steps(start) - self._step
+        if not steps:
+            return 0.0
+        s_per_step = self._s_per_step
+        if s_per_step is None and (images_per_s := self._metrics.get(IMAGES_PER_S)):
+            s_per_step = start.batch_size / images_per_s
+        return None if s_per_step is None else s_per_step * steps
 
     def _latest(self) -> Text:
         parts = [losses(self._metrics), *accuracies(self._metrics)]
@@ -168,61 +183,61 @@ class Display:
         return Text(GAP.join(parts))
 
     def _print(self, *lines: Text) -> None:
-        for text in lines:
-            # soft_wrap: a line of a log stays one line, however narrow rich believes the file to be.
+        for text in () if self._is_quiet else lines:
+            # soft_wrap: a line of a log stays one line, however narrow rich believes it to be.
             self.console.print(text, soft_wrap=True)
 
 
 def head_lines(start: Start) -> Iterator[Text]:
     """What will be trained, on what, by how many; notes as warnings."""
-    facts = {
-        start.role: f"{start.network}, {start.parameters:,} parameters",
-        "teacher": teacher(start) if start.role == "student" else None,
-        "recipe": start.recipe,
-        "data": f"{start.data}, {start.train_images:,} images to train on, "
-        f"{start.val_images or 'none':,} held out, {counted(start.n_classes, 'class', 'classes')}"
-        if start.val_images
-        else f"{start.data}, {start.train_images:,} images to train on, none held out, "
-        f"{counted(start.n_classes, 'class', 'classes')}",
-        "on": f"{start.device}, {start.precision}, {counted(start.processes, 'process', 'processes')}",
-        "for": f"{counted(start.epochs, 'epoch', 'epochs')} of "
-        f"{counted(start.steps_per_epoch, 'step', 'steps')}, batches of {start.batch_size:,}",
-        "run": start.run,
-        "resumed": f"at step {start.first_step:,}" if start.first_step else None,
-    }
-    for label, fact in facts.items():
-        if fact is not None:
-            yield Text.assemble((f"{label:<9}", "bold cyan"), fact)
+    yield fact(start.role, f"{start.network}, {start.parameters:,} parameters")
+    if start.role == "student":
+        yield fact("teacher", teacher(start))
+    yield fact("recipe", start.recipe)
+    classes = counted(start.n_classes, "class", "classes")
+    images = f"{start.train_images:,} images to train on, {start.val_images:,} held out"
+    yield fact("data", f"{start.data}, {classes}, {images}")
+    processes = counted(start.processes, "process", "processes")
+    yield fact("on", f"{start.device}, {start.precision}, {processes}")
+    epochs = counted(start.epochs, "epoch", "epochs")
+    steps = counted(start.steps_per_epoch, "step", "steps")
+    yield fact("for", f"{epochs} of {steps}, batches of {start.batch_size:,}")
+    yield fact("run", start.run)
+    if start.first_step:
+        yield fact("resumed", f"at step {start.first_step:,}")
     for note in start.notes:
         yield Text(f"note: {note}", "yellow")
+
+
+def fact(label: str, text: str) -> Text:
+    """One line of the head."""
+    return Text.assemble((f"{label:<9}", "bold cyan"), text)
 
 
 def teacher(start: Start) -> str:
     """Who teaches, and how well on the held-out images."""
     if start.teacher is None:
         return "nobody, the labels alone"
-    return f"{start.teacher}, {accuracy(start.teacher_top1, 'val')}"
+    return f"{start.teacher}, {measure_name('top1', 'val')} {percent(start.teacher_top1)}"
 
 
-def epoch_line(epoch: Epoch, epochs: int, images_per_s: float | None) -> Text:
-    """One epoch on one line; the same on a terminal, in a log and in a pipe."""
-    width = len(f"epoch {epochs}/{epochs}")
-    parts = [
-        f"epoch {epoch.epoch}/{epochs}".ljust(width),
-        losses(epoch.metrics),
-        *accuracies(epoch.metrics),
-        rate(epoch.metrics.get(IMAGES_PER_S, images_per_s)),
-        f"{duration(epoch.remaining_s)} left",
-    ]
+def epoch_line(epoch: Epoch, epochs: int, pace: Sequence[str] = ()) -> Text:
+    """One epoch on one line; `pace`: how fast and how long still, for who sees no bars."""
+    count = f"epoch {epoch.epoch}/{epochs}".ljust(len(f"epoch {epochs}/{epochs}"))
+    parts = [count, losses(epoch.metrics), *accuracies(epoch.metrics), *pace]
     return Text.assemble(GAP.join(parts), (f"{GAP}best", "green") if epoch.is_best else "")
 
 
 def end_lines(end: End) -> Iterator[Text]:
     """Which weights were kept, how good they are, where they lie."""
-    scores = [accuracy(end.metrics.get(measure_name("top1", s)), s) for s in ("val", "test")]
-    kept = [f"kept the weights of epoch {end.epoch}", *scores, f"trained {duration(end.elapsed_s)}"]
+    kept = [
+        f"kept the weights of epoch {end.epoch}",
+        *accuracies(end.metrics),
+        accuracy(end.metrics, "test"),
+        f"trained for {duration(end.elapsed_s)}",
+    ]
     yield Text(GAP.join(kept), "bold")
-    yield Text.assemble(("weights  ", "bold cyan"), end.weights)
+    yield fact("weights", end.weights)
 
 
 def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
@@ -236,25 +251,16 @@ def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
     return bars
 
 
-def row(start: Start, end: End | None) -> Row:
-    """A run's line of the closing table, from its journal; unfinished runs have no figures yet."""
-    student = "student alone" if start.teacher is None else "distilled student"
-    return Row(
-        name="teacher" if start.role == "teacher" else student,
-        network=start.network,
-        parameters=start.parameters,
-        top1_val=end.metrics.get(measure_name("top1", "val")) if end else None,
-        top1_test=end.metrics.get(measure_name("top1", "test")) if end else None,
-        time_s=end.elapsed_s if end else None,
-        epochs=start.epochs,
-    )
+def quarter(done: int, total: int) -> int:
+    """How many quarters are done; where there is no terminal, each is worth a line."""
+    return 4 * done // total if total else 0
 
 
 def closing_table(rows: Sequence[Row]) -> Table:
     """Teacher, student alone and distilled student side by side."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("network")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("network", overflow="fold")
     for heading in (
         "parameters",
         measure_name("top1", "val"),
@@ -287,12 +293,16 @@ def losses(metrics: Mapping[str, float]) -> str:
 
 def accuracies(metrics: Mapping[str, float]) -> list[str]:
     """The accuracy on the held-out part, and that of the averaged weights where there are any."""
-    net, ema = (metrics.get(measure_name("top1", split)) for split in ("val", "val_ema"))
-    return [accuracy(net, "val"), *([] if ema is None else [accuracy(ema, "val_ema")])]
+    net = [accuracy(metrics, "val")]
+    return net + (
+        [accuracy(metrics, "val_ema")] if measure_name("top1", "val_ema") in metrics else []
+    )
 
 
-def accuracy(share: float | None, split: Split) -> str:
-    return f"{measure_name('top1', split)} {percent(share)}"
+def accuracy(metrics: Mapping[str, float], split: Split) -> str:
+    """`top1/val 71.17 %`."""
+    name = measure_name("top1", split)
+    return f"{name} {percent(metrics.get(name))}"
 
 
 def percent(share: float | None) -> str:
@@ -315,12 +325,15 @@ def duration(seconds: float | None) -> str:
 
 
 def grouped(number: int | None) -> str:
+    """4697162 as `4,697,162`."""
     return UNKNOWN if number is None else f"{number:,}"
 
 
 def counted(number: int, one: str, many: str) -> str:
+    """`1 process`, `2 processes`."""
     return f"{number:,} {one if number == 1 else many}"
 
 
 def total_steps(start: Start) -> int:
+    """Optimizer steps of the whole run."""
     return start.epochs * start.steps_per_epoch

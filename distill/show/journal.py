@@ -1,6 +1,6 @@
 """The journal of a run: one JSON object a line, one line an event, in the order they happened.
 
-    {"event": "epoch", "at": "2026-01-31T12:00:00.000+00:00", "epoch": 3, "step": 1053, "metrics": …}
+    {"event": "step", "at": "2026-01-31T12:00:00.000+00:00", "step": 1053, "epoch": 3, …}
 
 `event` is the event's name in lower case, `at` the UTC time of writing, the rest are its fields
 (`distill/events.py`). A number that is not finite is `null`, so that every line is JSON.
@@ -70,19 +70,21 @@ def line(event: Event) -> str:
 
 def event(row: dict[str, Any]) -> Event:
     """The event of one line; the reverse of `line`."""
-    fields = {key: value for key, value in row.items() if key not in {"event", "at"}}
-    for key in fields:
-        if key == "metrics":
-            fields[key] = {name: nan_for_null(value) for name, value in fields[key].items()}
-        elif key == "notes":
-            fields[key] = tuple(fields[key])
-        elif key.endswith("_s"):
-            fields[key] = nan_for_null(fields[key])
+    fields = {key: field(key, value) for key, value in row.items() if key not in {"event", "at"}}
     return KINDS[row["event"]](**fields)
 
 
+def field(key: str, value: Any) -> Any:
+    """One field as the event holds it: JSON has no tuple and no nan."""
+    if key == "metrics":
+        return {name: math.nan if number is None else number for name, number in value.items()}
+    if key == "notes":
+        return tuple(value)
+    return math.nan if value is None and key.endswith("_s") else value
+
+
 def rewind(path: Path, first_step: int) -> None:
-    """Drop the lines of steps after `first_step`; atomic, so that a kill leaves the old or the new."""
+    """Drop the lines of steps after `first_step`, whole or not at all."""
     rows = read(path)
     if rows:
         kept = [row for row in rows if position(row) <= first_step]
@@ -99,7 +101,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def nan_for_null(value: float | None) -> float:
-    return math.nan if value is None else value

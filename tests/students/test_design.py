@@ -40,14 +40,15 @@ def test_the_misprints_of_the_reports_are_told_by_the_count():
 
 
 def test_parameters_by_hand():
-    # stem 3*4*9 + 8; block 1: 2*(4*4*9 + 8); block 2: 4*8*9 + 16, 8*8*9 + 16, skip 4*8 + 16; 8*10 + 10.
+    # Stem 3*4*9 + 8; stage 1: 2*(4*4*9 + 8); stage 2: 4*8*9 + 16, 8*8*9 + 16, skip 4*8 + 16;
+    # linear layer 8*10 + 10.
     by_hand = 116 + 304 + 304 + 592 + 48 + 90
 
     assert Design.of(stages=2, blocks=1, width=4).parameters == by_hand
 
 
 def test_macs_by_hand():
-    # At 32x32 the stem 3*4*9 and 2*4*4*9; at 16x16 4*8*9, 8*8*9 and the skip 4*8; the linear layer 8*10.
+    # At 32x32 the stem 3*4*9 and 2*4*4*9; at 16x16 4*8*9, 8*8*9 and the skip 4*8; last 8*10.
     by_hand = (108 + 288) * 32**2 + (288 + 576 + 32) * 16**2 + 80
 
     assert Design.of(stages=2, blocks=1, width=4).macs == by_hand
@@ -83,6 +84,7 @@ def test_integers_mean_the_same_at_every_stage():
     assert short.stem_width == 8
     assert short.stage_strides == (1, 2)
     assert short.stages == 2
+    assert Design.of(stages=2, blocks=1, width=8, stage_strides=2).stage_strides == (2, 2)
 
 
 GOOD = {"stages": 3, "blocks": 2, "width": 8}
@@ -168,11 +170,15 @@ def test_widest_misses_no_wider_legal_width(spec, max_params):
     assert widest(max_params, **spec) == max(legal, default=None)
 
 
-def test_widest_is_strict():
-    at_eight = Design.of(stages=2, blocks=1, width=8).parameters
+@pytest.mark.parametrize("width", [2, 8, 11, 85])
+def test_widest_is_strict(width):
+    parameters = Design.of(stages=2, blocks=1, width=width).parameters
 
-    assert widest(at_eight, stages=2, blocks=1) == 7
-    assert widest(at_eight + 1, stages=2, blocks=1) == 8
+    assert widest(parameters, stages=2, blocks=1) == width - 1
+    assert widest(parameters + 1, stages=2, blocks=1) == width
+
+
+def test_widest_of_a_budget_below_width_1_is_none():
     assert widest(10, stages=2, blocks=1) is None
 
 

@@ -111,7 +111,7 @@ def test_each_block_begins_as_its_skip():
     maps = torch.rand(2, 4, 8, 8)
 
     torch.testing.assert_close(block(maps), maps)
-    assert all(norm.weight.eq(1).all() for norm in (block.residual[1],))
+    assert block.residual[1].weight.eq(1).all()
 
 
 def test_convolutions_have_the_variance_of_he():

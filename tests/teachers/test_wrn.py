@@ -17,7 +17,7 @@ def by_formula(depth, widen, classes):
     return total + 2 * inputs + (inputs + 1) * classes
 
 
-# Zagoruyko & Komodakis print 36.5M for WRN-28-10 and 2.2M for WRN-40-2; the exact ones are widely known.
+# The paper's tables print them in millions, 36.5 for WRN-28-10 and 2.2 for WRN-40-2.
 @pytest.mark.parametrize(
     ("depth", "widen", "parameters"),
     [(28, 10, 36_479_194), (16, 2, 691_674), (40, 2, 2_243_546), (10, 1, None)],

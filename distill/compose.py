@@ -1,0 +1,198 @@
+"""Composition: the files that a recipe stands on and every --set, merged into one set of tables.
+
+What is later wins: the recipes named by `compose` from left to right, then the file itself, then
+each --set. Tables are merged key by key; `mix.cutmix = false` removes one that came before. Nothing
+is checked here but that the parts are there and can be read.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from distill.faults import Values, shown, switches
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("recipes", "recipes/ingredients", "recipes/reports")  # where a bare name is looked up
+LIST_THEM = "`python cli.py recipes` lists them"
+OVERRIDE = "--set"
+RIVALS = {"student.width": "channels", "student.channels": "width"}
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one file or one --set says."""
+
+    origin: str
+    values: Values
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The merged tables of a recipe.
+
+    `origins`: dotted key to who set it last. `name`: as it was asked for, a path by its stem.
+    `own`: the origins whose [about] speaks of this very recipe. `faults`: what could not be read.
+    """
+
+    values: Values
+    origins: dict[str, str]
+    name: str
+    own: frozenset[str]
+    faults: list[str]
+
+
+def compose(spec: str, overrides: Sequence[str]) -> Composition:
+    """`spec` is a name, a path ending in .toml, or a+b+c; an override is `key=value`."""
+    faults: list[str] = []
+    files = list(_layers(spec, Path(), (), faults))
+    values: Values = {}
+    origins: dict[str, str] = {}
+    for layer in [*files, *_override_layers(overrides, faults)]:
+        _merge(values, origins, layer, "")
+    parts = _parts(spec, Path())
+    name = "+".join(Path(part).stem if part.endswith(".toml") else part for part in parts)
+    own = {OVERRIDE, *(file.origin for file in files[-1:] if len(parts) == 1)}
+    return Composition(values, origins, name, frozenset(own), list(dict.fromkeys(faults)))
+
+
+def _layers(spec: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Iterator[Layer]:
+    """The files of `spec` in the order in which they are merged; paths are relative to `beside`."""
+    for part in _parts(spec, beside):
+        path = _located(part, beside, trail, faults)
+        if path in trail:
+            way = " -> ".join(map(label, (*trail[trail.index(path) :], path)))
+            faults.append(f"{label(path)} is composed of itself: {way}; take one of them out")
+        elif path is not None:
+            values = parsed(path, faults)
+            for base in _bases(values, path, faults):
+                yield from _layers(base, path.parent, (*trail, path), faults)
+            yield Layer(label(path), values)
+
+
+def _parts(spec: str, beside: Path) -> list[str]:
+    """`a+b+c` in parts, unless it is one file whose name has a plus."""
+    return [spec] if (beside / spec).is_file() else spec.split("+")
+
+
+def _bases(values: Values, path: Path, faults: list[str]) -> list[str]:
+    """Takes `base` and `compose` out of a file's values: the recipes it stands on."""
+    if "base" in values and "compose" in values:
+        faults.append(f"base and compose both stand in {label(path)}; a list of both is compose")
+    named = [values.pop(key) for key in ("base", "compose") if key in values]
+    bases = [each for value in named for each in (value if isinstance(value, list) else [value])]
+    wrong = [base for base in bases if not isinstance(base, str)]
+    faults += [f"{shown(base)} ({label(path)}) is no name of a recipe" for base in wrong]
+    return [base for base in bases if isinstance(base, str)]
+
+
+def _located(part: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Path | None:
+    """The file of a name or a path; None, and a fault, where there is none or more than one."""
+    if part.endswith(".toml"):
+        return (beside / Path(part).expanduser()).resolve()
+    paths = shipped_paths()
+    hits = [path for path in paths if path.stem == part]
+    if len(hits) == 1:
+        return hits[0]
+    asked_by = f" ({label(trail[-1])})" if trail else ""
+    if hits:
+        several = " and ".join(map(label, hits))
+        faults.append(f"recipe {part}{asked_by} is two files, {several}; give one by its path")
+        return None
+    near = get_close_matches(part, [path.stem for path in paths], n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    faults.append(f"recipe {part!r}{asked_by} is not in recipes/; {guess}{LIST_THEM}")
+    return None
+
+
+def shipped_paths() -> list[Path]:
+    """Every file that a bare name can mean."""
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.toml"))]
+
+
+def parsed(path: Path, faults: list[str]) -> Values:
+    """The tables of a file; none, and a fault, where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        faults.append(f"{label(path)} is not there; {LIST_THEM}")
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(f"{label(path)} cannot be read: {error}")
+    else:
+        return toml(text, label(path), faults)
+    return {}
+
+
+def toml(text: str, name: str, faults: list[str]) -> Values:
+    """The tables of a text; none, and a fault with its line, where it is no TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        end = f"line {len(text.splitlines())}, the end"
+        faults.append(f"{name} is not TOML: {str(error).replace('end of document', end)}")
+        return {}
+
+
+def label(path: Path) -> str:
+    """A file as it is called in messages and origins: relative to the project where it can be."""
+    path = path.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[Layer]:
+    for text in overrides:
+        try:
+            yield _override_layer(text)
+        except ValueError as error:
+            faults.append(f"--set {text} {error}; type key=value, as in --set optim.lr=0.1")
+
+
+def _override_layer(text: str) -> Layer:
+    """One `optim.lr=0.1` as tables. Raises ValueError where it is malformed."""
+    key, _, raw = text.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not all(map(BARE_KEY.fullmatch, names)):
+        raise ValueError(f"has no key: {key!r} is none")
+    if not raw.strip():
+        raise ValueError("has no value")
+    values = _override_value(raw.strip())
+    for name in reversed(names):
+        values = {name: values}
+    return Layer(OVERRIDE, values)
+
+
+def _override_value(raw: str) -> Any:
+    """A TOML value; a bare word that is none is a string, so that paths need no quotes."""
+    try:
+        table = tomllib.loads(f"value = {raw}")
+    except tomllib.TOMLDecodeError:
+        table = {}
+    if table.keys() == {"value"}:
+        return table["value"]
+    if raw[0] in "[{\"'" or "\n" in raw:
+        raise ValueError(f"is malformed: {raw} is no TOML value")
+    return raw
+
+
+def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> None:
+    for name, value in layer.values.items():
+        key = prefix + name
+        rival = RIVALS.get(key)
+        if rival is not None and rival not in layer.values:
+            into.pop(rival, None)
+        if value is False and key in switches():
+            into.pop(name, None)
+            for gone in [k for k in origins if k.startswith(f"{key}.")]:
+                del origins[gone]
+            continue
+        origins[key] = layer.origin
+        if isinstance(value, dict):
+            if not isinstance(into.get(name), dict):
+                into[name] = {}
+            _merge(into[name], origins, Layer(layer.origin, value), f"{key}.")
+        else:
+            into[name] = value

@@ -1,0 +1,296 @@
+"""What is wrong with a recipe: every fault at once, in the user's own words.
+
+`check` is the one way from merged tables to a `Recipe`. First each key by itself, where pydantic
+finds the faults and none of its language is kept; then the rules across keys, for those tables
+that are sound.
+"""
+
+import inspect
+import json
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, reduce
+from typing import Any, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from distill.errors import UserError
+from distill.schema import Losses, Mix, Optim, Recipe, Student, Teacher, Train
+from students.design import Design, over_budget
+
+Values = dict[str, Any]  # tables as TOML gives them
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`key = value` and what is wrong with it; no value where the key itself is wanted."""
+
+    key: str
+    value: Any
+    problem: str
+
+
+# Rules across keys. A rule's arguments are the tables it reads: it is asked where all of them are
+# present and sound.
+
+Rule = Callable[..., Iterator[Fault]]
+
+
+def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
+    """The shares of mixup and cutmix leave room for each other."""
+    if mix.mixup and mix.cutmix and mix.mixup.prob + mix.cutmix.prob > 1:
+        yield Fault(
+            "mix.mixup.prob",
+            mix.mixup.prob,
+            f"and mix.cutmix.prob = {mix.cutmix.prob} add up to more than 1; "
+            "each sample is mixed in one way at most",
+        )
+
+
+def known_network(teacher: Teacher) -> Iterator[Fault]:
+    """A name that a builder knows; timm's own names are checked where timm is."""
+    network, depth = teacher.network, teacher.depth
+    if network != "wrn" and not re.fullmatch("timm/.+", network):
+        yield Fault("teacher.network", network, 'is unknown; allowed: "wrn" or "timm/NAME"')
+    if network == "wrn" and (depth < 10 or depth % 6 != 4):
+        yield Fault("teacher.depth", depth, "is no depth of wrn; allowed: 10, 16, 22, 28 …")
+
+
+def something_is_learnt(loss: Losses) -> Iterator[Fault]:
+    """One term at least has a weight above 0."""
+    terms = loss.terms()
+    if not terms:
+        yield Fault("loss", None, "has no term; add [loss.hard] or [loss.kd]")
+    elif all(term.weight == 0 for term in terms.values()):
+        name, term = next(iter(terms.items()))
+        problem = "leaves no term above 0, so nothing would be learnt"
+        yield Fault(f"loss.{name}.weight", term.weight, problem)
+
+
+def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
+    """The learning rate reaches its peak before training ends."""
+    if optim.warmup_epochs >= train.epochs:
+        problem = f"does not end before train.epochs = {train.epochs}; allowed: less than that"
+        yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
+
+
+def legal_design(student: Student) -> Iterator[Fault]:
+    """Everything `Design.of` refuses, under the keys of this table."""
+    spec = student.spec()
+    try:
+        Design.of(**spec)
+    except UserError as error:
+        for line in map(str.strip, str(error).splitlines()[1:]):
+            name = line.split(" = ")[0]
+            if name in spec:
+                problem = line.removeprefix(f"{name} = {spec[name]!r} ")
+                yield Fault(f"student.{name}", spec[name], problem)
+            else:
+                yield Fault("student", None, f"is incomplete: {line}")
+
+
+def within_budget(student: Student) -> Iterator[Fault]:
+    """Strictly fewer parameters than `student.max_params`, with 10 classes."""
+    try:
+        excess = over_budget(Design.of(**student.spec()), student.max_params)
+    except UserError:
+        return  # legal_design's to tell
+    if excess:
+        yield Fault("student.max_params", student.max_params, f"is exceeded: {excess}")
+
+
+RULES: tuple[Rule, ...] = (
+    one_mix_a_sample,
+    known_network,
+    something_is_learnt,
+    warmup_ends,
+    legal_design,
+    within_budget,
+)
+
+
+def check(
+    values: Values, rules: Sequence[Rule] = RULES, *, whole: bool = True
+) -> tuple[Recipe | None, list[Fault]]:
+    """The recipe that merged tables make, and every fault; no recipe where a key is faulty.
+
+    `whole=False`: parts could not be read, so that nothing is known to be missing.
+    """
+    values = {name: {} for name in _always_there()} | values
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        faults = [f for f in _key_faults(details, values) if whole or f.value is not None]
+        broken = {detail["loc"][0] for detail in details}
+        tables = {name: _tables()[name] for name in values.keys() - broken}
+        sound = {name: table.model_validate(values[name]) for name, table in tables.items()}
+        return None, faults + (_rule_faults(rules, sound) if whole else [])
+    return recipe, _rule_faults(rules, dict(recipe)) if whole else []
+
+
+def _rule_faults(rules: Sequence[Rule], tables: Mapping[str, Any]) -> list[Fault]:
+    faults: list[Fault] = []
+    for rule in rules:
+        read = [tables.get(name) for name in inspect.signature(rule).parameters]
+        if None not in read:
+            faults += rule(*read)
+    return faults
+
+
+def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fault]:
+    """One fault a key, though pydantic reports each branch of `int | tuple` and each element."""
+    kinds: dict[str, set[str]] = {}
+    for detail in details:
+        if detail["type"] == "extra_forbidden":
+            key = ".".join(map(str, detail["loc"]))
+            yield Fault(key, detail["input"], f"is not a key{_did_you_mean(_nearest_key(key))}")
+        else:
+            kinds.setdefault(_known_key(detail["loc"]), set()).add(detail["type"])
+    for key, found in kinds.items():
+        if "missing" in found:
+            yield Fault(key, None, f"is missing; allowed: {allowed(key)}")
+        else:
+            value = reduce(lambda table, name: table[name], key.split("."), values)
+            yield Fault(key, value, _value_problem(key, value, found))
+
+
+def _known_key(location: Sequence[int | str]) -> str:
+    """The key of a location, which may go on into a union's branch and a list's index."""
+    parts = list(map(str, location))
+    while ".".join(parts) not in keys():
+        parts.pop()
+    return ".".join(parts)
+
+
+def _value_problem(key: str, value: object, kinds: set[str]) -> str:
+    if all(kind.endswith("_type") for kind in kinds):
+        return f"is {_kind(value)}; allowed: {allowed(key)}"
+    if isinstance(value, str):
+        near = get_close_matches(value, _choices(_schema(key)), n=1)
+        return f"is unknown; allowed: {allowed(key)}{_did_you_mean(*map(shown, near))}"
+    return f"is out of range; allowed: {allowed(key)}"
+
+
+def shown(value: object) -> str:
+    """A value as TOML would write it, on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name} = {shown(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, str | bool):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)  # numbers and dates
+
+
+def _kind(value: object) -> str:
+    kinds = {
+        bool: "a boolean",
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        list: "a list",
+        dict: "a table",
+    }
+    return kinds.get(type(value), "a date")
+
+
+@cache
+def keys() -> dict[str, FieldInfo]:
+    """Every dotted key, tables included: `optim`, `optim.lr`, `mix.cutmix.prob`."""
+    return dict(_keys(Recipe, ""))
+
+
+def _keys(table: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in table.model_fields.items():
+        yield prefix + name, field
+        inner = _table(field)
+        if inner is not None:
+            yield from _keys(inner, f"{prefix}{name}.")
+
+
+@cache
+def switches() -> frozenset[str]:
+    """The keys of tables that `false` turns off."""
+    return frozenset(k for k, field in keys().items() if _table(field) and _may_be_absent(field))
+
+
+def _tables() -> dict[str, type[BaseModel]]:
+    tables = {name: _table(field) for name, field in Recipe.model_fields.items()}
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def _always_there() -> list[str]:
+    return [name for name, field in Recipe.model_fields.items() if not _may_be_absent(field)]
+
+
+def _table(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a field that is a table, or a table or None."""
+    for kind in get_args(field.annotation) or (field.annotation,):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _may_be_absent(field: FieldInfo) -> bool:
+    return types.NoneType in get_args(field.annotation)
+
+
+def allowed(key: str) -> str:
+    """What a key takes, in words: `a number (at least 0, below 1)`."""
+    if _table(keys()[key]) is not None:
+        return "a table, or false for none" if key in switches() else "a table"
+    return _words(_schema(key))
+
+
+def _schema(key: str) -> Values:
+    return TypeAdapter(keys()[key].rebuild_annotation()).json_schema()
+
+
+BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
+
+
+def _words(schema: Values) -> str:
+    """A JSON schema in English."""
+    if "anyOf" in schema:
+        branches = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
+        return " or ".join(map(_words, branches))
+    choices = list(map(shown, _choices(schema)))
+    if choices:
+        return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+    if schema["type"] == "array":
+        return f"a list, each {_words(schema['items'])}"
+    bounds = [f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema]
+    return TYPES.get(schema["type"], "text") + (f" ({', '.join(bounds)})" if bounds else "")
+
+
+def _choices(schema: Values) -> list[str]:
+    """The words that a JSON schema lists."""
+    inner = [choice for branch in schema.get("anyOf", ()) for choice in _choices(branch)]
+    return [schema["const"]] if "const" in schema else [*schema.get("enum", ()), *inner]
+
+
+def _nearest_key(key: str) -> str | None:
+    """A slip of the pen, else the same last name in another table, else the most alike."""
+    same = [known for known in keys() if known.split(".")[-1] == key.split(".")[-1]]
+    near = (
+        get_close_matches(key, keys(), n=1, cutoff=0.8)
+        or get_close_matches(key, same, n=1, cutoff=0)
+        or get_close_matches(key, keys(), n=1)
+    )
+    return near[0] if near else None
+
+
+def _did_you_mean(near: str | None = None) -> str:
+    return f"; did you mean {near}?" if near else ""

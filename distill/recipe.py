@@ -1,0 +1,250 @@
+"""Recipes: resolved by name, checked, written down, compared.
+
+A recipe is data: a TOML file that may stand on others (`compose.py`), whose tables and keys are
+those of `schema.py`. It is checked once, after everything is merged (`faults.py`), and every value
+knows where it came from.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from distill.compose import compose, label, parsed, shipped_paths, toml
+from distill.errors import UserError
+from distill.faults import RULES, Fault, Rule, Values, check, shown, within_budget
+from distill.schema import About, Hard, Recipe, Student, Teacher
+from students.design import Design
+
+__all__ = [
+    "About",
+    "Recipe",
+    "RecipeError",
+    "Resolved",
+    "check_student",
+    "check_teacher",
+    "control",
+    "count",
+    "differences",
+    "dumps",
+    "fingerprint",
+    "load",
+    "loads",
+    "needs",
+    "read",
+    "shipped",
+    "with_source",
+    "with_teacher",
+]
+
+DEFAULT = "default"  # the origin of what nobody set
+
+
+class RecipeError(UserError):
+    """A recipe was refused; every fault has a line of its own."""
+
+    def __init__(self, name: str, faults: Sequence[str]) -> None:
+        super().__init__(name, faults)
+        self.name, self.faults = name, tuple(faults)
+
+    def __str__(self) -> str:
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        lines = [f"RecipeError: {count} in {self.name}", *(f"  {fault}" for fault in self.faults)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe as it will be run.
+
+    `origins`: dotted key to the file that set it, "--set" or "default". `name`: as it was asked
+    for, "kd_cutmix+quickstart"; a path gives its stem.
+    """
+
+    recipe: Recipe
+    origins: dict[str, str]
+    name: str
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Resolved:
+    """The recipe `spec` (a name, a path ending in .toml, or a+b+c) under `key=value` overrides.
+
+    `about` keeps what the file asked for says itself: a claim is not inherited. Raises RecipeError
+    with every fault.
+    """
+    return _load(spec, overrides, RULES)
+
+
+def count(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The student in numbers, for 10 classes; one over budget is counted like any other.
+
+    Raises RecipeError with every other fault, one being that the recipe has no student.
+    """
+    resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
+    student = _student(resolved)
+    design = Design.of(**student.spec())
+    return {
+        "recipe": resolved.name,
+        "network": design.summary,
+        "parameters": design.parameters,
+        "macs": design.macs,
+        "max_params": student.max_params,
+        "within_budget": design.parameters < student.max_params,
+    }
+
+
+def shipped() -> list[tuple[str, Path, About]]:
+    """Every recipe and ingredient that a bare name can mean: name, file, lab note.
+
+    Raises RecipeError where a file is no TOML or its [about] is wrong.
+    """
+    faults: list[str] = []
+    found = []
+    for path in shipped_paths():
+        about = parsed(path, faults).get("about", {})
+        wrong = check({"about": about}, whole=False)[1]
+        faults += [_line(fault, {fault.key: label(path)}) for fault in wrong]
+        if not wrong:
+            found.append((path.stem, path, About.model_validate(about)))
+    if faults:
+        raise RecipeError("recipes/", faults)
+    return found
+
+
+def read(path: Path) -> Recipe:
+    """The whole recipe of a finished or running run, its recipe.toml. Raises RecipeError."""
+    faults: list[str] = []
+    values = parsed(path, faults)
+    return _whole(values, str(path), faults)
+
+
+def loads(text: str, name: str) -> Recipe:
+    """The whole recipe that `dumps` wrote; `name` stands in the message of a RecipeError."""
+    faults: list[str] = []
+    values = toml(text, name, faults)
+    return _whole(values, name, faults)
+
+
+def dumps(recipe: Recipe) -> str:
+    """The whole recipe as TOML, defaults written out, absent keys left out."""
+    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """SHA-256, hex, of everything but [about]; an absent key counts as if it did not exist."""
+    values = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(a: Recipe, b: Recipe) -> list[str]:
+    """What differs outside [about], `optim.lr: 0.1 -> 0.2`; `absent` where one has no such key."""
+    ours, theirs = (dict(_leaves(recipe.model_dump(exclude={"about"}))) for recipe in (a, b))
+    return [
+        f"{key}: {_shown_at(key, ours)} -> {_shown_at(key, theirs)}"
+        for key in dict.fromkeys([*ours, *theirs])
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def control(recipe: Recipe) -> Recipe:
+    """The same recipe without a teacher: the labels' term alone, at weight 1."""
+    hard = (recipe.loss.hard or Hard()).model_copy(update={"weight": 1.0})
+    loss = recipe.loss.model_copy(update={"hard": hard, "kd": None})
+    return recipe.model_copy(update={"loss": loss})
+
+
+def needs(recipe: Recipe) -> frozenset[str]:
+    """What the terms ask for, of `labels` and `live teacher`."""
+    return frozenset[str]().union(*(term.needs for term in recipe.loss.terms().values()))
+
+
+def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
+    """The same recipe taught by the networks of these run folders."""
+    teacher = (recipe.teacher or Teacher()).model_copy(update={"runs": tuple(runs)})
+    return recipe.model_copy(update={"teacher": teacher})
+
+
+def with_source(recipe: Recipe, source: str) -> Recipe:
+    """The same recipe on other images."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
+
+
+def check_teacher(resolved: Resolved) -> None:
+    """Raises RecipeError where train-teacher cannot use the recipe."""
+    recipe, origins = resolved.recipe, resolved.origins
+    faults = []
+    if recipe.teacher is None:
+        faults.append(
+            "teacher is missing; train-teacher wants a [teacher] table"
+        )
+    for name, term in recipe.loss.terms().items():
+        if "live teacher" in term.needs:
+            origin = origins[f"loss.{name}.weight"]
+            faults.append(
+                f"loss.{name} ({origin}) needs a teacher, and train-teacher has none; "
+                f"type --set loss.{name}=false"
+            )
+    if faults:
+        raise RecipeError(resolved.name, faults)
+
+
+def check_student(resolved: Resolved) -> None:
+    """Raises RecipeError where distill cannot use the recipe."""
+    _student(resolved)
+
+
+def _student(resolved: Resolved) -> Student:
+    if resolved.recipe.student is None:
+        fault = "student is missing; distill wants a [student] table, as in kd"
+        raise RecipeError(resolved.name, [fault])
+    return resolved.recipe.student
+
+
+def _shown_at(key: str, leaves: Values) -> str:
+    return shown(leaves[key]) if key in leaves else "absent"
+
+
+def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolved:
+    made = compose(spec, overrides)
+    recipe, wrong = check(made.values, rules, whole=not made.faults)
+    if recipe is None or wrong or made.faults:
+        raise RecipeError(spec, [*made.faults, *(_line(fault, made.origins) for fault in wrong)])
+    origins = {
+        key: origin
+        for key, origin in made.origins.items()
+        if origin in made.own or not key.startswith("about.")
+    }
+    about = {key: value for key, value in recipe.about if f"about.{key}" in origins}
+    recipe = recipe.model_copy(update={"about": About(**about)})
+    every = {key: origins.get(key, DEFAULT) for key, _ in _leaves(recipe.model_dump())}
+    return Resolved(recipe, every, made.name)
+
+
+def _whole(values: Values, name: str, faults: list[str]) -> Recipe:
+    """The recipe of a file that stands on no other."""
+    recipe, wrong = check(values, whole=not faults)
+    faults += [_line(fault, {fault.key: name}) for fault in wrong]
+    if faults or recipe is None:
+        raise RecipeError(name, faults)
+    return recipe
+
+
+def _line(fault: Fault, origins: dict[str, str]) -> str:
+    if fault.value is None:
+        return f"{fault.key} {fault.problem}"
+    origin = origins.get(fault.key, DEFAULT)
+    return f"{fault.key} = {shown(fault.value)} ({origin}) {fault.problem}"
+
+
+def _leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that has a value: `("optim.lr", 0.1)`."""
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value

@@ -1,0 +1,150 @@
+import json
+import math
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from distill.errors import UserError
+from distill.events import End, Epoch, Event, Start, Step
+from distill.show import journal
+from distill.show.journal import Journal
+
+
+def start(first_step: int = 0) -> Start:
+    return Start(
+        run="runs/a",
+        role="student",
+        recipe="kd",
+        network="ResNet",
+        parameters=100,
+        data="synthetic",
+        train_images=40,
+        val_images=10,
+        n_classes=10,
+        processes=1,
+        device="cpu",
+        precision="fp32",
+        batch_size=4,
+        epochs=3,
+        steps_per_epoch=10,
+        first_step=first_step,
+        notes=("short",),
+    )
+
+
+def step(k: int) -> Step:
+    return Step(k, k // 10, {"loss/total": 1 / k, "lr": 0.1})
+
+
+def epoch(n: int) -> Epoch:
+    return Epoch(n, 10 * n, {"top1/val": 0.1 * n}, True, 2.0 * n, 6.0 - 2 * n)
+
+
+def end() -> End:
+    return End(3, {"top1/test": 0.5}, 100, 6.0, "runs/a/student.safetensors")
+
+
+def write(path: Path, *events: Event) -> None:
+    record = Journal(path)
+    for event in events:
+        record(event)
+
+
+def test_every_event_is_one_line_of_json_that_reads_back_as_the_event(tmp_path: Path) -> None:
+    path, written = tmp_path / "new" / "journal.jsonl", [start(), step(10), epoch(1), end()]
+    write(path, *written)
+    assert journal.events(path) == written
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start", "step", "epoch", "end"]
+    assert lines == journal.read(path)
+    assert lines[1]["metrics"] == {"loss/total": 0.1, "lr": 0.1}
+
+
+def test_a_line_is_in_the_file_when_the_call_returns(tmp_path: Path) -> None:
+    record, path = Journal(tmp_path / "journal.jsonl"), tmp_path / "journal.jsonl"
+    for n, event in enumerate([start(), step(1), step(2)], start=1):
+        record(event)
+        assert path.read_text().count("\n") == n
+
+
+def test_at_is_the_utc_time_of_writing(tmp_path: Path) -> None:
+    write(tmp_path / "journal.jsonl", start())
+    (line,) = journal.read(tmp_path / "journal.jsonl")
+    at = datetime.fromisoformat(line["at"])
+    assert at.utcoffset() == timedelta(0)
+    assert abs(datetime.now(at.tzinfo) - at) < timedelta(seconds=60)
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_file_and_nan_again_when_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(
+        path, Step(1, 0, {"loss/total": math.inf, "lr": 0.1}), Epoch(1, 1, {}, False, 1, math.nan)
+    )
+    assert journal.read(path)[0]["metrics"] == {"loss/total": None, "lr": 0.1}
+    first, second = journal.events(path)
+    assert math.isnan(first.metrics["loss/total"]) and first.metrics["lr"] == 0.1
+    assert isinstance(second, Epoch) and math.isnan(second.remaining_s)
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(1), step(2))
+    whole = path.read_text()
+    for cut in range(2, 40):
+        path.write_text(whole[:-cut])
+        assert journal.events(path) == [start(), step(1)]
+
+
+def test_a_damaged_line_inside_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "step"}\n{"event": oops\n{"event": "end"}\n')
+    with pytest.raises(
+        UserError, match=r"journal\.jsonl, line 2 is not JSON.*\n.*oops.*Delete that"
+    ):
+        journal.read(path)
+
+
+def test_no_journal_has_no_lines(tmp_path: Path) -> None:
+    assert journal.read(tmp_path / "journal.jsonl") == []
+
+
+def test_a_resumed_run_drops_the_lines_past_its_step(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(5), step(10), epoch(1), step(15), step(20), epoch(2), end())
+    write(path, start(first_step=15))
+    kept = [start(), step(5), step(10), epoch(1), step(15), start(first_step=15)]
+    assert journal.events(path) == kept
+
+
+def test_an_interrupted_and_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), *(step(k) for k in range(1, 18)))
+    with path.open("a") as file:
+        file.write('{"event": "step", "at": "2026-')  # killed while it wrote
+    write(path, start(first_step=10), *(step(k) for k in range(11, 31)), end())
+    steps = [e.step for e in journal.events(path) if isinstance(e, Step)]
+    assert steps == list(range(1, 31))
+
+
+def test_what_lies_before_the_resumed_step_keeps_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(5), step(15))
+    before = journal.read(path)
+    write(path, start(first_step=10))
+    assert journal.read(path)[:2] == before[:2]
+
+
+def test_a_run_that_begins_anew_keeps_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(5))
+    write(path, start())
+    assert not any(isinstance(event, Step) for event in journal.events(path))
+
+
+def test_rewinding_leaves_no_other_file_behind(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(5), start(first_step=2))
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
