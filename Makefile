@@ -36,5 +36,5 @@ lint: $(STAMP)  ## ruff (rules and format) and mypy
 bench: $(STAMP)  ## where the time of one step goes, stage by stage
 	$(BIN)/python -m benchmarks.stages
 
-docs: $(STAMP)  ## the recipe table and the picture of the README, made anew
-	$(BIN)/python -m docs.build
+docs: $(STAMP)  ## the recipe table of the README; with RUN=a finished run also its picture
+	$(BIN)/python -m docs.build $(if $(RUN),--run $(RUN))

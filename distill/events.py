@@ -1,15 +1,16 @@
 """What the training loop yields, and the only list of metric names.
 
-The loop prints nothing: it yields `Start`, then `Step`s and `Epoch`s, then `End`. The display and the
-journal are two readers of the same events; a sweep prunes by leaving the loop.
+The loop prints nothing: it yields `Start`, then `Step`s and `Epoch`s, then `End`. The display and
+the journal are two readers of the same events; a sweep prunes by leaving the loop.
 
 Metric names, everywhere (journal, display, result, report):
 
 - `loss/<term>`: one term of the objective, unweighted, mean over the batches since the last event;
   `loss/total`: the weighted sum that was minimised.
 - `top1` (share 0..1), `nll` (nats), `ece` (share 0..1, 15 bins), each with a suffix:
-  `/val` the held-out part of train, `/val_ema` the same for the averaged weights, `/test` the test split.
-- `lr`: the peak-scaled learning rate of the step; `images_per_s`: training images of all processes a second.
+  `/val` the held-out part of train, `/val_ema` the same for the averaged weights, `/test` the test
+  split.
+- `lr`: the learning rate of the step; `images_per_s`: training images of all processes a second.
 """
 
 from dataclasses import dataclass, field

@@ -10,9 +10,11 @@ import json
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, reduce
+from operator import getitem
 from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -127,11 +129,25 @@ def check(
     except ValidationError as error:
         details = error.errors(include_url=False)
         faults = [f for f in _key_faults(details, values) if whole or f.value is not None]
-        broken = {detail["loc"][0] for detail in details}
-        tables = {name: _tables()[name] for name in values.keys() - broken}
-        sound = {name: table.model_validate(values[name]) for name, table in tables.items()}
-        return None, faults + (_rule_faults(rules, sound) if whole else [])
+        return None, faults + (_rule_faults(rules, _sound(values, details)) if whole else [])
     return recipe, _rule_faults(rules, dict(recipe)) if whole else []
+
+
+def _sound(values: Values, details: Sequence[ErrorDetails]) -> dict[str, BaseModel]:
+    """The tables whose own keys are right, whatever unknown ones stand beside them."""
+    values, broken = deepcopy(values), set()
+    for detail in details:
+        *way, last = detail["loc"]
+        if detail["type"] == "extra_forbidden":
+            del _at(values, way)[last]
+        else:
+            broken.add(way[0] if way else last)
+    tables = {name: _table(field) for name, field in Recipe.model_fields.items()}
+    return {
+        name: table.model_validate(values[name])
+        for name, table in tables.items()
+        if table is not None and name in values and name not in broken
+    }
 
 
 def _rule_faults(rules: Sequence[Rule], tables: Mapping[str, Any]) -> list[Fault]:
@@ -156,8 +172,12 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
         if "missing" in found:
             yield Fault(key, None, f"is missing; allowed: {allowed(key)}")
         else:
-            value = reduce(lambda table, name: table[name], key.split("."), values)
+            value = _at(values, key.split("."))
             yield Fault(key, value, _value_problem(key, value, found))
+
+
+def _at(values: Any, way: Sequence[int | str]) -> Any:
+    return reduce(getitem, way, values)
 
 
 def _known_key(location: Sequence[int | str]) -> str:
@@ -218,11 +238,6 @@ def _keys(table: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
 def switches() -> frozenset[str]:
     """The keys of tables that `false` turns off."""
     return frozenset(k for k, field in keys().items() if _table(field) and _may_be_absent(field))
-
-
-def _tables() -> dict[str, type[BaseModel]]:
-    tables = {name: _table(field) for name, field in Recipe.model_fields.items()}
-    return {name: table for name, table in tables.items() if table is not None}
 
 
 def _always_there() -> list[str]:

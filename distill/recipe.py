@@ -131,7 +131,11 @@ def loads(text: str, name: str) -> Recipe:
 
 def dumps(recipe: Recipe) -> str:
     """The whole recipe as TOML, defaults written out, absent keys left out."""
-    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
+    text = tomli_w.dumps(recipe.model_dump(exclude_none=True))
+    # tomli-w gives each element of a list a line of its own; strings hold no line breaks.
+    for spread, inline in ((",\n]", "]"), (",\n    ", ", "), ("[\n    ", "[")):
+        text = text.replace(spread, inline)
+    return text
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -179,9 +183,7 @@ def check_teacher(resolved: Resolved) -> None:
     recipe, origins = resolved.recipe, resolved.origins
     faults = []
     if recipe.teacher is None:
-        faults.append(
-            "teacher is missing; train-teacher wants a [teacher] table"
-        )
+        faults.append("teacher is missing; train-teacher wants a [teacher] table")
     for name, term in recipe.loss.terms().items():
         if "live teacher" in term.needs:
             origin = origins[f"loss.{name}.weight"]

@@ -1,16 +1,19 @@
-"""The files of a run. The folder is the interface: everything later starts from it, never from flags.
+"""The files of a run. The folder is the interface: everything later starts from it, never from
+flags.
 
     recipe.toml          resolved, whole
     journal.jsonl        every event of the training loop
-    last/ best/          training state to resume from; weights of the best epoch on the held-out part
+    last/                training state to resume from
+    best/                weights of the best epoch on the held-out part
     student.safetensors  the weights to use (teacher.safetensors from train-teacher)
-    result.json          the figures of the finished run; written last, so its presence means "finished"
+    result.json          the figures; written last, so its presence means "finished"
     evaluation.npz       predictions on the test split, the teacher's opinion, the worst mistakes
     environment.json     versions, hardware, command, source hash
 """
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from typing import Any, Literal
 from distill.errors import UserError
 
 Role = Literal["teacher", "student"]
+RUNS = Path("runs")  # where runs lie unless --out says otherwise
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,9 @@ class RunFolder:
 
     @property
     def role(self) -> Role:
-        """What the run trained: known from the weights it left, or from its result."""
-        return "teacher" if self.weights("teacher").exists() else "student"
+        """What the finished run trained. Raises UserError where it is not finished."""
+        role: Role = self.result()["role"]
+        return role
 
     def result(self) -> dict[str, Any]:
         """The figures of a finished run. Raises UserError where it is not finished."""
@@ -84,10 +89,10 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all: a new file beside the old one, flushed to disk, renamed over it."""
+    """Write whole or not at all: a new file, flushed to disk, renamed over the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    with new.open("w") as file:
+    with new.open("w", encoding="utf-8") as file:  # TOML is UTF-8 wherever we run
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -95,12 +100,44 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write whole or not at all, keys sorted."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def default_path(name: str, runs: Path = Path("runs")) -> Path:
+def default_path(name: str, runs: Path = RUNS) -> Path:
     """`runs/<recipe>-<time>`, local time to the second."""
     return runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_out(folder: RunFolder, resume: bool) -> None:
+    """A run may be written here. Raises UserError where one lies here already and is not to be
+    resumed, and where no file can be written; leaves nothing behind.
+    """
+    if folder.is_run and not resume:
+        raise UserError(
+            f"{folder.path} already holds a run.\n"
+            "Continue it with --resume, or choose another --out."
+        )
+    # The folder itself, or what it would be made in.
+    place = next(path for path in (folder.path, *folder.path.parents) if path.exists())
+    advice = "Choose another --out."
+    if not place.is_dir():
+        raise UserError(f"{folder.path} cannot be a run folder: {place} is a file.\n{advice}")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder.path} cannot be a run folder: nothing can be written in {place} "
+            f"({error.strerror}).\n{advice}"
+        ) from error
+
+
+def finished(path: str | Path) -> RunFolder:
+    """The finished run at `path`. Raises UserError where there is none."""
+    folder = opened(path)
+    folder.result()
+    return folder
 
 
 def opened(path: str | Path) -> RunFolder:
@@ -109,7 +146,9 @@ def opened(path: str | Path) -> RunFolder:
     if folder.is_run:
         return folder
     near = [str(other.path) for other in runs_in(Path(path).parent)][:5]
-    found = "it exists but holds no recipe.toml" if folder.path.exists() else "there is no such folder"
+    found = (
+        "it exists but holds no recipe.toml" if folder.path.exists() else "there is no such folder"
+    )
     beside = "Runs beside it: " + ", ".join(near) if near else f"No runs in {Path(path).parent}/"
     raise UserError(f"{path} is not a run: {found}.\n{beside}.")
 

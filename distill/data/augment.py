@@ -1,8 +1,8 @@
 """Augmentation of one view, batched, by integer gathers on uint8.
 
 A view fixes one crop offset and one flip per sample. `Crop` and `Flip` draw; `crop_and_flip` is the
-pure function of the draws: one gather from the padded set, no host synchronisation, the same bits on
-every device. Pixels become float once, at the end.
+pure function of the draws: one gather from the padded set, no host synchronisation, the same bits
+on every device. Pixels become float once, at the end.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,9 @@ from distill.data.draws import Stream
 
 @dataclass(frozen=True)
 class Crop:
-    """Random crop after reflect padding of `padding` pixels (He et al. 2015, arXiv 1512.03385, 4.2)."""
+    """Random crop after reflect padding of `padding` pixels (He et al. 2015, arXiv 1512.03385,
+    4.2).
+    """
 
     padding: int = 4
 
@@ -46,11 +48,15 @@ class Placement:
 
 
 def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) -> Placement:
-    """Draw the placement of samples 0..n-1 in one view; what is off stays at the centre, unmirrored."""
+    """Draw the placement of samples 0..n-1 in one view; what is off stays at the centre,
+    unmirrored.
+    """
     corner = np.zeros((n, 2), dtype=np.int64)
     mirrored: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
     if crop is not None:
-        corner = draws.integers(draws.words(seed, view, Stream.CROP, n)[:, :2], 2 * crop.padding + 1)
+        corner = draws.integers(
+            draws.words(seed, view, Stream.CROP, n)[:, :2], 2 * crop.padding + 1
+        )
     if flip is not None:
         mirrored = draws.uniform(draws.words(seed, view, Stream.FLIP, n)[:, 0]) < flip.prob
     top, left = (torch.from_numpy(corner[:, axis].copy()) for axis in (0, 1))
@@ -58,7 +64,9 @@ def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) ->
 
 
 def pad(images: Tensor, padding: int) -> Tensor:
-    """uint8 [N, C, H, W] -> uint8 [N, H + 2p, W + 2p, C], reflected: channels last, ready to gather."""
+    """uint8 [N, C, H, W] -> uint8 [N, H + 2p, W + 2p, C], reflected: channels last, ready to
+    gather.
+    """
     rows, columns = (_reflected(size, padding) for size in images.shape[-2:])
     return images.permute(0, 2, 3, 1)[:, rows][:, :, columns].contiguous()
 

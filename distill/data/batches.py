@@ -156,9 +156,10 @@ def _advice(*layouts: Layout) -> str:
 
 
 def _sizes(place: Batches) -> dict[str, int]:
-    if place.path.is_dir():
-        return {path.name: path.stat().st_size for path in place.path.iterdir() if path.is_file()}
     try:
+        if place.path.is_dir():
+            files = (path for path in place.path.iterdir() if path.is_file())
+            return {path.name: path.stat().st_size for path in files}
         with tarfile.open(place.path) as archive:
             return {name: m.size for m in archive if (name := _member(m, place.layout)) is not None}
     except _ARCHIVE_ERRORS as error:

@@ -2,10 +2,10 @@
 
 Raw 64-bit words of the counter-based generator Philox-4x64-10 (Salmon et al., SC 2011, "Parallel
 random numbers: as easy as 1, 2, 3", DOI 10.1145/2063384.2063405), by numpy. Key = (seed, view), the
-counter's high word = the stream (one per operation, so that a new operation shifts no other), its low
-word = the sample. So sample i draws the same four words whatever the set's size, the batch, the
-number of processes, the device, or what ran before. Only `random_raw` is used: numpy promises its bits,
-not those of its distributions.
+counter's high word = the stream (one per operation, so that a new operation shifts no other), its
+low word = the sample. So sample i draws the same four words whatever the set's size, the batch, the
+number of processes, the device, or what ran before. Only `random_raw` is used: numpy promises its
+bits, not those of its distributions.
 """
 
 from enum import IntEnum
@@ -38,7 +38,9 @@ def words(seed: int, view: int, stream: Stream, n: int) -> Words:
 
 
 def integers(column: Words, bound: int) -> NDArray[np.int64]:
-    """Integers 0..bound-1 from words [n]. The bias of the remainder is bound / 2^64: none to measure."""
+    """Integers 0..bound-1 from words [n]. The bias of the remainder is bound / 2^64: none to
+    measure.
+    """
     return (column % np.uint64(bound)).astype(np.int64)
 
 
@@ -48,12 +50,12 @@ def uniform(column: Words) -> NDArray[np.float64]:
 
 
 def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:
-    """A permutation of 0..n-1: the order of the samples' words, ties (none in practice) by index."""
+    """A permutation of 0..n-1: the order of the samples' words, ties by index."""
     return np.argsort(words(seed, view, stream, n)[:, 0], kind="stable")
 
 
 def torch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
-    """The seed of torch's own generator before one forward (dropout): of (train seed, step, rank)."""
+    """torch's own seed before one forward (dropout): a function of (train seed, step, rank)."""
     key = np.array([seed, step], dtype=np.uint64)
     counter = np.array([0, micro_batch, rank, Stream.FORWARD], dtype=np.uint64)
     return int(np.random.Philox(key=key, counter=counter).random_raw()) >> 1

@@ -157,13 +157,17 @@ def _name(place: Folders, path: Path) -> str:
 def _key(place: Folders, paths: Sequence[Path], report: _Report) -> str:
     """sha256 over every file's relative path, size and bytes, and over the decoder's version."""
     state = sha256(f"Pillow {PIL.__version__}".encode())
+    faults = []
     for _, path in report.over(paths):
         try:
             content = path.read_bytes()
-        except OSError:
-            continue  # decoding will name it
-        state.update(f"\n{_name(place, path)}\n{len(content)}\n".encode())
-        state.update(content)
+        except OSError as error:
+            faults.append(f"{_name(place, path)}: unreadable ({error.strerror})")
+        else:
+            state.update(f"\n{_name(place, path)}\n{len(content)}\n".encode())
+            state.update(content)
+    if faults:
+        raise refusal(str(place.path), faults, ADVICE)
     return state.hexdigest()
 
 

@@ -1,8 +1,9 @@
 """The training set on the device, and which rows of it each process sees at each step.
 
-No workers and no queue: the uint8 set is small enough to live beside the network (CIFAR-10, padded: 240 MB),
-so a batch is one gather. A set that is too large stays in host memory behind the same interface, and costs one
-transfer a batch. Nothing here has a state: step k can be asked for at any time, in any order.
+No workers and no queue: the uint8 set is small enough to live beside the network (CIFAR-10, padded:
+240 MB), so a batch is one gather. A set that is too large stays in host memory behind the same
+interface, and costs one transfer a batch. Nothing here has a state: step k can be asked for at any
+time, in any order.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ RESIDENT_SHARE = 0.25
 
 @dataclass(frozen=True)
 class View:
-    """Everything random about one pass over the set, drawn before its first batch, on the device."""
+    """Everything random about one pass over the set, drawn before its first batch."""
 
     order: Tensor  # int64 [N], on the host: the process slices it
     placement: Placement
@@ -34,7 +35,9 @@ class View:
 
 @dataclass(frozen=True)
 class Slice:
-    """Which part of a step's global batch a process computes: `rank` of `processes`, in `accumulate` parts."""
+    """Which part of a step's global batch a process computes: `rank` of `processes`, in
+    `accumulate` parts.
+    """
 
     rank: int = 0
     processes: int = 1
@@ -44,8 +47,8 @@ class Slice:
 class Loader:
     """Mixed, augmented training batches as a function of (view, sample).
 
-    `batch_size` is global: of one optimizer step over all processes. The last partial batch is dropped.
-    `resident=None` decides by the device's free memory whether the set is kept there.
+    `batch_size` is global: of one optimizer step over all processes. The last partial batch is
+    dropped. `resident=None` decides by the device's free memory whether the set is kept there.
     Raises ValueError where the set is smaller than one batch.
     """
 
@@ -87,7 +90,8 @@ class Loader:
         return View(order, placement.to(self.padded.device), mixture)
 
     def batches(self, step: int) -> list[tuple[View, Tensor]]:
-        """This process's rows of optimizer step `step`: (view, indices [b]) for each accumulated part.
+        """This process's rows of optimizer step `step`: (view, indices [b]) for each accumulated
+        part.
 
         Together the processes and parts hold the same indices whatever their number.
         """
@@ -98,7 +102,9 @@ class Loader:
         return [(view, rows.to(self.padded.device, non_blocking=True)) for rows in parts]
 
     def augment(self, view: View, indices: Tensor) -> Tensor:
-        """float32 [b, 3, H, W] in [0, 1], channels_last, on the device: each image in its own crop and flip."""
+        """float32 [b, 3, H, W] in [0, 1], channels_last, on the device: each image in its own crop
+        and flip.
+        """
         pixels = augment.crop_and_flip(self.padded, indices, view.placement, self.size)
         return augment.to_float(pixels.to(self.device, non_blocking=True))
 
@@ -109,7 +115,9 @@ class Loader:
     def mix(
         self, view: View, indices: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Images and targets mixed with their partners of the same view; unchanged where nothing mixes."""
+        """Images and targets mixed with their partners of the same view; unchanged where nothing
+        mixes.
+        """
         if view.mixture is None:
             return images, targets
         mixture = view.mixture
@@ -123,7 +131,9 @@ class Loader:
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:
-    """Whether a set of `n_bytes` may live on the device: always on the host, a share of what is free on a GPU."""
+    """Whether a set of `n_bytes` may live on the device: always on the host, a share of what is
+    free on a GPU.
+    """
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
@@ -131,7 +141,8 @@ def fits(n_bytes: int, device: torch.device) -> bool:
 
 
 def held(images: ImageSet, rank: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
-    """This process's share of a set to evaluate, in order: uint8 [n, 3, H, W] and int64 [n], on the host.
+    """This process's share of a set to evaluate, in order: uint8 [n, 3, H, W] and int64 [n], on the
+    host.
 
     Every sample is in exactly one share, so that gathered counts need no correction for padding.
     """

@@ -1,10 +1,11 @@
 """Mixing two images of one view, per sample: mixup and cutmix as one weight map.
 
 mixup: Zhang et al., ICLR 2018, arXiv 1710.09412. cutmix: Yun et al., ICCV 2019, arXiv 1905.04899.
-With m in [0, 1] of shape [B, 1, H, W]: x' = m x + (1 - m) x[partner], y' = lam y + (1 - lam) y[partner],
-lam = mean(m). For mixup m is the constant lam; for cutmix m is 0 inside the box and 1 outside, and lam is
-the area that is really left, after the box was clipped at the border (the box drawn by the paper may leave
-the image). The partner is a permutation of the set per view, so a mixed view needs no knowledge of the batch.
+With m in [0, 1] of shape [B, 1, H, W]: x' = m x + (1 - m) x[partner], y' = lam y + (1 - lam)
+y[partner], lam = mean(m). For mixup m is the constant lam; for cutmix m is 0 inside the box and 1
+outside, and lam is the area that is really left, after the box was clipped at the border (the box
+drawn by the paper may leave the image). The partner is a permutation of the set per view, so a
+mixed view needs no knowledge of the batch.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Mixup:
 
 @dataclass(frozen=True)
 class Cutmix:
-    """Paste a box of the partner, area 1 - lam before clipping, for a share `prob` of the samples."""
+    """Paste a box of the partner, area 1 - lam before clipping, for a share `prob` of samples."""
 
     prob: float = 1.0
     alpha: float = 1.0
@@ -41,9 +42,10 @@ class Cutmix:
 class Mixture:
     """How each sample of a view is mixed.
 
-    `partner`: int64 [N], a permutation. `lam`: float32 [N], the share of the sample itself in its targets.
-    `blend`: float32 [N], the weight of its pixels outside the box. `box`: int64 [N, 4], top, bottom, left, right
-    (half open), inside which the partner's pixels stand; empty where there is no box.
+    `partner`: int64 [N], a permutation. `lam`: float32 [N], the share of the sample itself in its
+    targets. `blend`: float32 [N], the weight of its pixels outside the box. `box`: int64 [N, 4],
+    top, bottom, left, right (half open), inside which the partner's pixels stand; empty where there
+    is no box.
     """
 
     partner: Tensor
@@ -82,7 +84,7 @@ def draw_mixture(
 
 
 def clipped_box(lam: Floats, centre: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Boxes [n, 4] of side floor(size * sqrt(1 - lam)) about `centre` [n, 2], clipped to the image."""
+    """Boxes [n, 4] of side floor(size * sqrt(1 - lam)) about `centre` [n, 2], clipped."""
     side = np.floor(size * np.sqrt(1 - lam)).astype(np.int64)[:, None]
     low = np.clip(centre - side // 2, 0, size)
     high = np.clip(centre - side // 2 + side, 0, size)
@@ -104,7 +106,8 @@ def beta_quantile(alpha: float, u: Floats) -> Floats:
 def _beta_table(alpha: float) -> tuple[Floats, Floats]:
     """Lower half of Beta(alpha, alpha): values x and the probability below x, up to 1/2.
 
-    Summed over t = x^root, in which the density is finite where x's own is infinite at 0 (alpha < 1).
+    Summed over t = x^root, in which the density is finite where x's own is infinite at 0 (alpha <
+    1).
     """
     root = min(alpha, 1.0)
     t = np.linspace(0, 0.5**root, 1 << 14)

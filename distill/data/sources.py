@@ -5,8 +5,10 @@
 - a path: the official batches (their folder, its parent or the archive) or class folders.
 """
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from distill.data import batches, folders, procedural
 from distill.data.batches import Batches, Layout
@@ -15,9 +17,20 @@ from distill.data.folders import Folders
 from distill.data.images import ImageSet, Progress, Split, subset
 from distill.errors import UserError
 
-__all__ = ["GENUINE", "ImageSet", "Progress", "Split", "check", "describe", "load", "subset"]
+__all__ = [
+    "GENUINE",
+    "ImageSet",
+    "Progress",
+    "Split",
+    "check",
+    "describe",
+    "info",
+    "load",
+    "subset",
+]
 
 SYNTHETIC = "synthetic"
+SPLITS: tuple[Split, ...] = ("train", "test")
 NAMED: dict[str, Layout] = {"cifar10": batches.CIFAR10, "cifar100": batches.CIFAR100}
 
 # Order-free fingerprints of the published images, whatever container they came in.
@@ -58,6 +71,39 @@ def describe(images: ImageSet) -> str | None:
     return GENUINE.get(images.fingerprint)
 
 
+def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
+    """What a source holds, for a person or as JSON.
+
+    `faults` says why a split that is missing or damaged is not described. `genuine` names the
+    published split that each one is, image by image and in any order; "no" where none is known.
+    Raises UserError where neither split can be read.
+    """
+    splits: dict[Split, ImageSet] = {}
+    faults: list[str] = []
+    for split in SPLITS:
+        try:
+            splits[split] = load(source, split, progress=progress)
+        except UserError as fault:
+            faults.append(str(fault))
+    if not splits:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    facts: dict[str, Any] = {"source": source}
+    for split, images in splits.items():
+        facts[f"{split}_images"] = len(images.labels)
+        facts[f"{split}_fingerprint"] = images.fingerprint
+    class_names = next(iter(splits.values())).class_names
+    facts |= {"classes": len(class_names), "class_names": list(class_names)}
+    facts["genuine"] = _genuine(splits)
+    return facts | {"faults": faults}
+
+
+def _genuine(splits: Mapping[Split, ImageSet]) -> str:
+    known = {split: describe(images) for split, images in splits.items()}
+    if not any(known.values()):
+        return "no"
+    return "; ".join(name or f"{split}: no" for split, name in known.items())
+
+
 def _place(source: str) -> Batches | Folders:
     if source in NAMED:
         return _named(source, NAMED[source])
@@ -82,7 +128,7 @@ def _named(source: str, layout: Layout) -> Batches | Folders:
         if found:
             return found
     looked = [
-        str(place / name)
+        f"{place}/{name}"
         for place in places
         for name in (f"{layout.folder}/", layout.archive, f"{source}/")
     ]

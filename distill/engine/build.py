@@ -1,9 +1,8 @@
 """From a recipe to objects: the only room that knows both the word and the class."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -22,11 +21,10 @@ from distill.losses.hard import Hard
 from distill.losses.kd import KD
 from distill.losses.objective import Loss, Objective, Weighted
 from distill.recipe import Recipe
-from distill.run_folder import Role, RunFolder, opened, runs_in
-from students.design import Design
+from distill.run_folder import Role, RunFolder
+from students.design import Design, over_budget
 from students.resnet import ResNet
 from teachers import networks
-from teachers.ensemble import Ensemble
 
 LOSSES: dict[str, type[Loss]] = {"hard": Hard, "kd": KD}
 OPTIMIZER_KEYS = {"name", "lr", "momentum", "weight_decay", "decay_norm"}
@@ -34,7 +32,7 @@ OPTIMIZER_KEYS = {"name", "lr", "momentum", "weight_decay", "decay_norm"}
 
 @dataclass(frozen=True)
 class Split:
-    """The images a run may see: one part to train on, one held out (None where `data.holdout` is 0)."""
+    """The images a run may see: a part to train on, and one held out or, at holdout 0, None."""
 
     fingerprint: str  # of the whole train split
     train: ImageSet
@@ -42,8 +40,11 @@ class Split:
 
 
 def accelerator(recipe: Recipe) -> Accelerator:
-    """Device, precision and processes. `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere."""
-    precision = recipe.train.precision
+    """Device, precision and processes.
+
+    `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere.
+    """
+    precision: str = recipe.train.precision
     if precision == "auto":
         precision = _native_precision()
     return Accelerator(
@@ -71,10 +72,14 @@ def divide(recipe: Recipe, images: ImageSet) -> Split:
 
 
 def design(recipe: Recipe, n_classes: int) -> Design:
-    """The student's design. Raises UserError where the recipe has no `[student]`."""
+    """The student's design for the data's classes. Raises UserError where it is over budget."""
     if recipe.student is None:
         raise UserError("the recipe has no [student] table, so it describes no student")
-    return Design.of(**recipe.student.spec(), classes=n_classes)
+    planned = Design.of(**recipe.student.spec(), classes=n_classes)
+    fault = over_budget(planned, recipe.student.max_params)
+    if fault is not None:
+        raise UserError(f"with {n_classes} classes, {fault}")
+    return planned
 
 
 def network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
@@ -108,89 +113,17 @@ def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
     return design(recipe, n_classes).summary
 
 
+def to_device(net: nn.Module, device: torch.device) -> nn.Module:
+    """On the device, kernels channels_last: convolutions read them so there."""
+    return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def trained(run: RunFolder) -> nn.Module:
     """A finished run's network with the weights to use, on the host, in eval mode."""
     recipe, result = recipes.read(run.recipe), run.result()
     net = network(recipe, run.role, len(result["class_names"]))
     checkpoint.load_weights(run.weights(run.role), net)
     return net.eval()
-
-
-def needs_teacher(recipe: Recipe) -> bool:
-    """Whether some term of the recipe asks a network."""
-    return "live teacher" in recipes.needs(recipe)
-
-
-def newest_teacher(images: ImageSet, split: Split, places: Iterable[Path]) -> RunFolder:
-    """The newest finished teacher in `places` that may teach on these images. Raises UserError for none."""
-    for place in places:
-        for run in runs_in(place):
-            if run.is_finished and run.role == "teacher" and not _teacher_faults(run, images, split):
-                return run
-    raise UserError(
-        "the recipe needs a teacher, none was named, and no finished one for this data is in "
-        + " or ".join(f"{place}/" for place in places)
-        + ".\nTrain one: python cli.py train-teacher --recipe teacher_wrn --data …\n"
-        "or name one:  --teacher RUN"
-    )
-
-
-def teacher(recipe: Recipe, images: ImageSet, split: Split) -> Frozen | None:
-    """The teacher named by its run folders, several as an ensemble; None where no term needs one.
-
-    Raises UserError where a folder is no finished run, has no weights, other classes, other data, or has
-    trained on images that this run holds out; every faulty folder is named.
-    """
-    named = recipe.teacher.runs if recipe.teacher else ()
-    if not needs_teacher(recipe):
-        if named:
-            raise UserError(
-                f"--teacher {named[0]} was given, and no term of this recipe asks a teacher.\n"
-                "Leave --teacher away, or choose a recipe with one, such as kd."
-            )
-        return None
-    runs = [opened(path) for path in named]
-    faults = [fault for run in runs for fault in _teacher_faults(run, images, split)]
-    if faults:
-        raise UserError("\n".join(faults))
-    nets = [trained(run) for run in runs]
-    return Frozen(nets[0] if len(nets) == 1 else Ensemble(nets))
-
-
-def _teacher_faults(run: RunFolder, images: ImageSet, split: Split) -> list[str]:
-    """Why this run cannot teach on these images, one line each."""
-    retrain = "train one on this data with: python cli.py train-teacher --recipe teacher_wrn"
-    if not run.weights(run.role).exists():
-        return [f"teacher {run.path} has no {run.role}.safetensors: its training never finished; {retrain}"]
-    result = run.result()
-    theirs, ours = tuple(result["class_names"]), images.class_names
-    if len(theirs) != len(ours):
-        return [f"teacher {run.path} answers {len(theirs)} classes, the data has {len(ours)}; {retrain}"]
-    if theirs != ours:
-        pairs = [f"{a} / {b}" for a, b in zip(theirs, ours, strict=True) if a != b]
-        return [f"teacher {run.path} names its classes otherwise ({', '.join(pairs[:3])}); {retrain}"]
-    if result["data"]["fingerprint"] != images.fingerprint:
-        return [
-            f"teacher {run.path} was trained on other images (data fingerprint "
-            f"{result['data']['fingerprint'][:12]}, this run's is {images.fingerprint[:12]}), so what it "
-            f"has seen of the held-out part is unknown; {retrain}"
-        ]
-    n_seen = _seen_by(run, images, split)
-    if n_seen:
-        return [
-            f"teacher {run.path} was trained on {n_seen} of the {len(split.held_out or ())} images this run "
-            "holds out: its targets would know the answers that select the best epoch.\n"
-            "  Use the teacher's data.holdout here (--set data.holdout=…), or another teacher"
-        ]
-    return []
-
-
-def _seen_by(run: RunFolder, images: ImageSet, split: Split) -> int:
-    """How many of this split's held-out images the teacher has trained on; its rule depends on data only."""
-    if split.held_out is None:
-        return 0
-    theirs = divide(recipes.read(run.recipe), images).train
-    return len(set(theirs.digests) & set(split.held_out.digests))
 
 
 def objective(recipe: Recipe) -> Objective:
@@ -209,14 +142,15 @@ def loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader:
     batch_size = recipe.train.batch_size
     if batch_size % parts:
         raise UserError(
-            f"train.batch_size = {batch_size} is the global batch and must be divisible by processes x "
-            f"accumulate = {accel.num_processes} x {recipe.train.accumulate}.\n"
+            f"train.batch_size = {batch_size} is the global batch and must be divisible by "
+            f"processes x accumulate = {accel.num_processes} x {recipe.train.accumulate}.\n"
             f"Type --set train.batch_size={-(-batch_size // parts) * parts}."
         )
-    if batch_size > len(images.labels):
+    n = len(images.labels)
+    if batch_size > n:
         raise UserError(
-            f"train.batch_size = {batch_size} is more than the {len(images.labels)} training images.\n"
-            f"Type --set train.batch_size={len(images.labels)} or less."
+            f"train.batch_size = {batch_size} is more than the {n} training images.\n"
+            f"Type --set train.batch_size={n} or less."
         )
     ops, mixing = recipe.augment, recipe.mix
     return Loader(
@@ -244,6 +178,7 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
 
 
 def teach(frozen: Frozen | None, accel: Accelerator) -> Teach:
+    """The teacher that is there, live, or nobody."""
     return nobody if frozen is None else Live(frozen, accel)
 
 
@@ -254,12 +189,13 @@ def training(
     frozen: Frozen | None,
     folder: RunFolder,
     accel: Accelerator,
+    identity: dict[str, str],
 ) -> Training:
-    """All the parts of a run, at step 0."""
+    """All the parts of a run, at step 0; `identity` is what a resumed run must have in common."""
     batches = loader(recipe, split.train, accel)
     torch.manual_seed(recipe.train.seed)  # initial weights
     student = network(recipe, role, split.train.n_classes)
-    student = student.to(accel.device).to(memory_format=torch.channels_last)
+    student = to_device(student, accel.device)
     ema = None
     if recipe.ema is not None:  # copied before accelerate wraps the forward
         ema = ModelEmaV3(
@@ -290,14 +226,5 @@ def training(
         log_every=recipe.train.log_every,
         save_every=recipe.train.save_every,
         folder=folder,
-        identity=_identity(recipe, split),
+        identity=identity,
     )
-
-
-def _identity(recipe: Recipe, split: Split) -> dict[str, str]:
-    """Fingerprints of the data and of the teachers' weights."""
-    if not needs_teacher(recipe) or recipe.teacher is None:
-        return {"data": split.fingerprint}
-    runs = [RunFolder(Path(path)) for path in recipe.teacher.runs]
-    weights = [checkpoint.fingerprint(run.weights(run.role)) for run in runs]
-    return {"data": split.fingerprint, "teacher": "+".join(weights)}

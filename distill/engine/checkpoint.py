@@ -1,8 +1,8 @@
 """Training state on disk: everything needed to go on as if nothing had happened, and nothing else.
 
-All randomness is a function of (seed, view, sample) or (seed, step, rank), so no random state is stored. The
-teacher is not stored: its fingerprint is in the result. The folder is written beside the old one and renamed, so
-a kill leaves one whole checkpoint.
+All randomness is a function of (seed, view, sample) or (seed, step, rank), so no random state is
+stored. The teacher is not stored: its fingerprint is in the result. The folder is written beside
+the old one and renamed, so a kill leaves one whole checkpoint.
 """
 
 import hashlib
@@ -47,7 +47,8 @@ def load(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, 
     progress = json.loads((found / "progress.json").read_text())
     if progress["format"] != FORMAT:
         raise UserError(
-            f"{found} is a checkpoint of format {progress['format']}, this program reads {FORMAT}.\n"
+            f"{found} is a checkpoint of format {progress['format']}; this program reads "
+            f"{FORMAT}.\n"
             "Resume it with the version that wrote it, or choose another --out."
         )
     return torch.load(found / "state.pt", map_location=device, weights_only=True), progress
@@ -67,7 +68,7 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def load_weights(path: Path, net: nn.Module) -> None:
-    """Fill `net` from a safetensors file, strictly. Raises UserError where the file does not fit."""
+    """Fill `net` from a safetensors file, strictly. Raises UserError where it does not fit."""
     try:
         net.load_state_dict(load_file(path))
     except Exception as fault:

@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "einops", "numpy", "sa
 
 
 def describe(accelerator: Accelerator) -> dict[str, Any]:
-    """Versions, hardware, processes, precision, the command and the hash of this program's source."""
+    """Versions, hardware, processes, precision, the command, the hash of our source."""
     device = accelerator.device
     on_gpu = device.type == "cuda"
     return {

@@ -37,8 +37,8 @@ def logits_and_labels(
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, C] and labels [N] of the whole set, in its order, on every process.
 
-    Each process predicts its own share; no sample is counted twice whatever N and the number of processes.
-    The network's mode is restored.
+    Each process predicts its own share; no sample is counted twice whatever N and the number of
+    processes. The network's mode is restored.
     """
     processes, n = accelerator.num_processes, len(images.labels)
     pixels, labels = held(images, accelerator.process_index, processes)

@@ -12,7 +12,7 @@ ECE_BINS = 15  # Guo et al., ICML 2017, arXiv 1706.04599
 
 
 def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1`, `nll` (nats) and `ece` of logits [N, C] against int64 labels [N]; one host transfer."""
+    """`top1`, `nll` (nats), `ece` of logits [N, C] against int64 labels [N]; one host transfer."""
     logits = logits.float()
     top1 = (logits.argmax(dim=-1) == labels).double().mean()
     nll = cross_entropy(logits.double(), labels)
@@ -24,7 +24,9 @@ def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 class Means:
-    """Means of named scalars over steps, summed on the device; `read` is the only host synchronisation."""
+    """Means of named scalars over steps, summed on the device; `read` is the only host
+    synchronisation.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}

@@ -21,7 +21,8 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """timm's optimizer `name`: its `sgd` is Nesterov's, its `momentum` is plain.
 
-    `decay_norm=False` leaves norms and biases undecayed; for small nets with SGD, decaying them helps.
+    `decay_norm=False` leaves norms and biases undecayed; for small nets with SGD, decaying them
+    helps.
     """
     return create_optimizer_v2(
         net,
@@ -38,9 +39,9 @@ def lr_at(
 ) -> float:
     """The learning rate of optimizer step `step` in 0..total-1.
 
-    Linear from peak / warmup to peak over the first `warmup` steps, then down to `floor`, which step `total`
-    (never taken) would reach: half a cosine (Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983, eq. 5), a line,
-    or not at all.
+    Linear from peak / warmup to peak over the first `warmup` steps, then down to `floor`, which
+    step `total` (never taken) would reach: half a cosine (Loshchilov & Hutter, ICLR 2017, arXiv
+    1608.03983, eq. 5), a line, or not at all.
     """
     if step < warmup:
         return peak * (step + 1) / warmup

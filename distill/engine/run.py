@@ -1,6 +1,7 @@
-"""A whole run, from a recipe to a finished folder, as a stream of events; and what a finished one is worth."""
+"""A whole run, from a recipe to a finished folder, as a stream of events; and a finished one
+measured again.
+"""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 
 from distill import recipe as recipes
 from distill import run_folder
 from distill.data import sources
 from distill.data.sources import ImageSet, Progress
-from distill.engine import build, checkpoint, environment, train
+from distill.engine import build, checkpoint, enlist, environment, result, train
 from distill.engine.build import Split
 from distill.engine.evaluate import logits_and_labels, measure, test_split
 from distill.engine.metrics import measures
@@ -28,8 +29,7 @@ from distill.events import End, Event, Start, measure_name
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 
-TEACHER_CHECK_IMAGES = 1024  # of the held-out ones: enough to see a teacher asleep, seconds to measure
-N_MISTAKES = 64  # the most confident ones, kept with their pixels
+TEACHER_CHECK_IMAGES = 1024  # of the held-out ones: enough to see a teacher asleep, seconds to ask
 
 
 @dataclass(frozen=True)
@@ -43,34 +43,31 @@ class Request:
     resume: bool = False
 
 
-def run(request: Request, *, progress: Progress | None = None) -> Iterator[Event]:
-    """Train, select, then read the test split once. Yields nothing where the run is finished already.
+@dataclass(frozen=True)
+class Run:
+    """A request with everything it needs, ready to train."""
 
-    Raises UserError before any work where the request cannot be met; Diverged where training fails.
+    request: Request
+    split: Split
+    teacher: Frozen | None
+    training: Training
+
+
+def run(request: Request, *, progress: Progress | None = None) -> Iterator[Event]:
+    """Train, select, then read the test split once.
+
+    Yields nothing where the run is finished already. Raises UserError before any work where the
+    request cannot be met; Diverged where training fails.
     """
     accel = build.accelerator(request.recipe)
     folder = _folder(request)
     if request.resume and folder.is_finished:
         return
-    source = request.recipe.data.source
-    sources.check(source)  # a missing test split is known now, not after the last epoch
-    with accel.main_process_first():  # one process decodes, the others find the cache
-        images = sources.load(source, "train", progress=progress)
-    split = build.divide(request.recipe, images)
-    request = _with_teacher(request, folder, images, split)
-    _claim(folder, request)
-    frozen = build.teacher(request.recipe, images, split)
-    training = build.training(request.recipe, request.role, split, frozen, folder, accel)
-    if request.resume:
-        train.resume(training)
-    accel.wait_for_everyone()  # until all have looked at the folder that is written now
-    if accel.is_main_process:
-        run_folder.write_text(folder.recipe, recipes.dumps(request.recipe))
-        run_folder.write_json(folder.environment, environment.describe(accel))
-    start = _head(request, training, split, frozen)
+    ready = _prepare(request, folder, accel, progress)
+    start = _head(ready)
     yield start
-    yield from train.train(training)
-    yield _finish(request, training, split, frozen, start, progress)
+    yield from train.train(ready.training)
+    yield _finish(ready, start, progress)
 
 
 def _folder(request: Request) -> RunFolder:
@@ -79,18 +76,32 @@ def _folder(request: Request) -> RunFolder:
     return RunFolder(Path(broadcast_object_list(named)[0]))
 
 
-def _with_teacher(request: Request, folder: RunFolder, images: ImageSet, split: Split) -> Request:
-    """The request with its teachers named: those given, those the resumed run had, or the newest."""
-    recipe = request.recipe
-    if not build.needs_teacher(recipe) or (recipe.teacher and recipe.teacher.runs):
-        return request
-    began_with = recipes.read(folder.recipe).teacher if request.resume and folder.is_run else None
-    if began_with and began_with.runs:
-        runs = list(began_with.runs)
-    else:
-        places = dict.fromkeys([folder.path.parent, Path("runs")])
-        runs = [str(build.newest_teacher(images, split, places).path)]
-    return replace(request, recipe=recipes.with_teacher(recipe, runs))
+def _prepare(
+    request: Request, folder: RunFolder, accel: Accelerator, progress: Progress | None
+) -> Run:
+    """Data, teacher and network, and the folder with what describes the run."""
+    source = request.recipe.data.source
+    sources.check(source)  # a missing test split is known now, not after the last epoch
+    with accel.main_process_first():  # one process decodes, the others find the cache
+        images = sources.load(source, "train", progress=progress)
+    split = build.divide(request.recipe, images)
+    earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
+    places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
+    recipe = enlist.with_teachers(request.recipe, images, split, earlier, places)
+    request = replace(request, recipe=recipe)
+    _claim(folder, request)
+    teacher = enlist.teacher(recipe, images, split)
+    if teacher is not None:
+        build.to_device(teacher, accel.device)
+    identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(recipe)}
+    training = build.training(recipe, request.role, split, teacher, folder, accel, identity)
+    if request.resume:
+        train.resume(training)
+    accel.wait_for_everyone()  # all have looked at the folder before it is written
+    if accel.is_main_process:
+        run_folder.write_text(folder.recipe, recipes.dumps(recipe))
+        run_folder.write_json(folder.environment, environment.describe(accel))
+    return Run(request, split, teacher, training)
 
 
 def _claim(folder: RunFolder, request: Request) -> None:
@@ -99,41 +110,23 @@ def _claim(folder: RunFolder, request: Request) -> None:
         return
     if not request.resume:
         raise UserError(
-            f"{folder.path} already holds a run.\nContinue it with --resume, or choose another --out."
+            f"{folder.path} already holds a run.\n"
+            "Continue it with --resume, or choose another --out."
         )
     changed = recipes.differences(recipes.read(folder.recipe), request.recipe)
     if changed:
         raise UserError(
-            f"{folder.path} cannot be resumed: the recipe differs from the one it began with:\n  "
+            f"{folder.path} cannot be resumed: the recipe is not the one it began with:\n  "
             + "\n  ".join(changed)
             + "\nGive the same recipe and --set values, or choose another --out."
         )
 
 
-def _teacher_runs(recipe: Recipe, frozen: Frozen | None) -> list[RunFolder]:
-    if frozen is None or recipe.teacher is None:
-        return []
-    return [RunFolder(Path(path)) for path in recipe.teacher.runs]
-
-
-def _head(request: Request, training: Training, split: Split, frozen: Frozen | None) -> Start:
-    """Say what will be trained; the teacher is measured here, before hours are spent on its word."""
+def _head(ready: Run) -> Start:
+    """Say what will be trained; the teacher is asked here, before hours are spent on its word."""
+    request, split, training = ready.request, ready.split, ready.training
     accel, recipe = training.accelerator, request.recipe
-    notes: list[str] = []
-    teacher_top1 = None
-    if frozen is not None:
-        frozen.to(accel.device)
-        seen = split.held_out or split.train
-        some = sources.subset(seen, np.arange(min(TEACHER_CHECK_IMAGES, len(seen.labels))))
-        teacher_top1 = measure(frozen, some, accel)["top1"]
-        if split.held_out is None:
-            notes.append("nothing is held out: the teacher's accuracy is that of training images")
-        if teacher_top1 < 2 / split.train.n_classes:
-            notes.append(f"the teacher is hardly above chance ({teacher_top1:.1%}): check its run")
-    if split.held_out is None:
-        notes.append("data.holdout = 0: no selection, the last epoch is kept")
-    if accel.device.type == "cpu" and environment.precision_name(accel) != "fp32":
-        notes.append("mixed precision on a CPU without native support is many times slower than fp32")
+    teacher_top1 = None if ready.teacher is None else _ask(ready.teacher, split, accel)
     return Start(
         run=str(training.folder.path),
         role=request.role,
@@ -151,123 +144,85 @@ def _head(request: Request, training: Training, split: Split, frozen: Frozen | N
         epochs=training.epochs,
         steps_per_epoch=training.loader.steps_per_epoch,
         first_step=training.step,
-        teacher=" + ".join(str(r.path) for r in _teacher_runs(recipe, frozen)) or None,
+        teacher=" + ".join(str(run.path) for run in enlist.named(recipe)) or None,
         teacher_top1=teacher_top1,
-        notes=tuple(notes),
+        notes=tuple(_notes(split, accel, teacher_top1)),
     )
 
 
-def _finish(
-    request: Request,
-    training: Training,
-    split: Split,
-    frozen: Frozen | None,
-    start: Start,
-    progress: Progress | None,
-) -> End:
-    """Read the kept weights back from disk, measure them on the test split, and leave the result."""
-    accel, folder = training.accelerator, training.folder
+def _ask(teacher: Frozen, split: Split, accel: Accelerator) -> float:
+    """The teacher's accuracy on some held-out images; on training images where none are."""
+    images = split.held_out or split.train
+    some = np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels)))
+    return measure(teacher, sources.subset(images, some), accel)["top1"]
+
+
+def _notes(split: Split, accel: Accelerator, teacher_top1: float | None) -> Iterator[str]:
+    """What the user should know before hours are spent."""
+    if split.held_out is None:
+        yield "data.holdout = 0: nothing is selected, the last epoch is kept"
+        if teacher_top1 is not None:
+            yield "nothing is held out: the teacher's accuracy is that of training images"
+    if teacher_top1 is not None and teacher_top1 < 2 / split.train.n_classes:
+        yield f"the teacher is hardly above chance ({teacher_top1:.1%}): look at its run"
+    if accel.device.type == "cpu" and environment.precision_name(accel) != "fp32":
+        yield "mixed precision on a CPU is many times slower than fp32 where it is not native"
+
+
+def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
+    """Read the kept weights back, measure them on the test split in float32, leave the result."""
+    request, split, training = ready.request, ready.split, ready.training
+    accel, folder, best = training.accelerator, training.folder, training.best
     net = build.network(request.recipe, request.role, split.train.n_classes)
-    checkpoint.load_weights(folder.best / "weights.safetensors", net)
-    net.to(accel.device)
+    checkpoint.load_weights(folder.best / train.WEIGHTS, net)
+    build.to_device(net, accel.device)
     test = test_split(request.recipe.data.source, progress=progress)
     logits, labels = logits_and_labels(net, test, accel)
     tested = {measure_name(name, "test"): value for name, value in measures(logits, labels).items()}
-    metrics = training.best.metrics | tested
-    opinion = None if frozen is None else logits_and_labels(frozen, test, accel)[0]
-    end = End(
-        epoch=training.best.epoch,
-        metrics=metrics,
-        parameters=start.parameters,
-        elapsed_s=training.elapsed_s,
-        weights=str(folder.weights(request.role)),
-    )
+    teacher = ready.teacher
+    teacher_logits = None if teacher is None else logits_and_labels(teacher, test, accel)[0]
+    weights = folder.weights(request.role)
+    end = End(best.epoch, best.metrics | tested, start.parameters, training.elapsed_s, str(weights))
     if accel.is_main_process:
-        checkpoint.save_weights(folder.weights(request.role), checkpoint.weights_of(net))
-        _write_evaluation(folder, test, logits, opinion)
-        run_folder.write_json(folder.result_file, _result(request, split, start, end, training))
+        checkpoint.save_weights(weights, checkpoint.weights_of(net))
+        result.write_evaluation(folder, test, logits, teacher_logits)
+        data = {"fingerprint": split.fingerprint, "class_names": list(split.train.class_names)}
+        teachers = training.identity["teacher"]
+        result.write_result(folder, request.recipe, start, end, data, teachers)
     accel.wait_for_everyone()
     return end
-
-
-def _result(
-    request: Request, split: Split, start: Start, end: End, training: Training
-) -> dict[str, Any]:
-    """The content of result.json."""
-    return {
-        "role": request.role,
-        "recipe": request.name,
-        "recipe_fingerprint": recipes.fingerprint(request.recipe),
-        "network": start.network,
-        "parameters": start.parameters,
-        "class_names": list(split.train.class_names),
-        "data": {
-            "source": start.data,
-            "fingerprint": split.fingerprint,
-            "train_images": start.train_images,
-            "val_images": start.val_images,
-        },
-        "teacher": {
-            "runs": [] if start.teacher is None else start.teacher.split(" + "),
-            "fingerprint": training.identity.get("teacher", ""),
-            "top1": start.teacher_top1,
-        },
-        "epoch": end.epoch,
-        "epochs": start.epochs,
-        "metrics": end.metrics,
-        "elapsed_s": end.elapsed_s,
-        "device": start.device,
-        "precision": start.precision,
-        "processes": start.processes,
-        "weights": checkpoint.fingerprint(training.folder.weights(request.role)),
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _write_evaluation(
-    folder: RunFolder, test: ImageSet, logits: Tensor, opinion: Tensor | None
-) -> None:
-    """evaluation.npz: logits [N, C] in the split's order, labels, the teacher's logits, the worst mistakes."""
-    predictions = logits.cpu()
-    confidence, answer = predictions.softmax(dim=-1).max(dim=-1)
-    wrong = torch.nonzero(answer != torch.from_numpy(test.labels)).flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True)][:N_MISTAKES].numpy()
-    arrays = {
-        "logits": predictions.numpy(),
-        "labels": test.labels,
-        "mistakes": worst,
-        "mistake_pixels": test.images[worst],
-    }
-    if opinion is not None:
-        arrays["teacher_logits"] = opinion.cpu().numpy()
-    np.savez_compressed(folder.evaluation, **arrays)  # type: ignore[arg-type]
 
 
 def evaluate(
     folder: RunFolder, source: str | None = None, *, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """A finished run on the test split of `source` (its own by default), in float32: top1, nll, ece, n.
+    """A finished run on the test split of `source` (its own by default), in float32.
 
-    Raises UserError where the data has other classes than the run was trained for.
+    Keys: `top1`, `nll`, `ece`, `n`, and what was measured. Raises UserError where the data has
+    other classes than the run was trained for.
     """
     accel = Accelerator(mixed_precision="no")
-    result = folder.result()
+    known = folder.result()
     wanted = source or recipes.read(folder.recipe).data.source
     test = test_split(wanted, progress=progress)
-    if list(test.class_names) != result["class_names"]:
-        raise UserError(
-            f"run {folder.path} knows the classes {', '.join(result['class_names'])}; "
-            f"{wanted} has {', '.join(test.class_names)}.\nGive --data with the run's own classes."
-        )
-    net = build.trained(folder).to(accel.device)
-    values = measure(net, test, accel)
-    return values | {
+    _check_classes(folder, known["class_names"], wanted, test)
+    net = build.to_device(build.trained(folder), accel.device)
+    return measure(net, test, accel) | {
         "n": len(test.labels),
         "data": wanted,
         "run": str(folder.path),
-        "network": result["network"],
+        "network": known["network"],
         "parameters": _n_parameters(net),
     }
+
+
+def _check_classes(folder: RunFolder, known: list[str], source: str, test: ImageSet) -> None:
+    if list(test.class_names) != known:
+        raise UserError(
+            f"run {folder.path} knows the classes {', '.join(known)}; "
+            f"{source} has {', '.join(test.class_names)}.\n"
+            "Give --data with the run's own classes."
+        )
 
 
 def _n_parameters(net: nn.Module) -> int:
@@ -276,7 +231,7 @@ def _n_parameters(net: nn.Module) -> int:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Leaves the process group cleanly, so that the last line on the screen is not torch's warning."""
+    """Leaves the process group cleanly: the last line on the screen is not torch's warning."""
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Who teaches: nobody, or a live teacher that sees exactly the student's pixels.
 
-Beyer et al., CVPR 2022, arXiv 2106.05237: a good teacher is consistent; targets for another crop or an
-un-mixed image look good early and end lower.
+Beyer et al., CVPR 2022, arXiv 2106.05237: a good teacher is consistent; targets for another crop or
+an un-mixed image look good early and end lower.
 """
 
 from typing import Protocol, Self
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 
 class Teach(Protocol):
+    """Whoever answers for the teacher."""
+
     def __call__(self, images: Tensor) -> Tensor | None:
         """Logits float32 [B, C] for images [B, 3, H, W] in [0, 1], or None where nobody teaches."""
 
@@ -29,7 +31,7 @@ class Frozen(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Ignores `mode`: a loop that says `train()` to everything must not move batch statistics."""
+        """Ignores `mode`: a loop that says `train()` to all must not move batch statistics."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ class Frozen(nn.Module):
 
 
 class Live:
-    """The frozen teacher, asked for every batch. It is in no optimizer, no DDP and no checkpoint."""
+    """The frozen teacher, asked for every batch; in no optimizer, no DDP, no checkpoint."""
 
     def __init__(self, teacher: Frozen, accelerator: Accelerator) -> None:
         self.teacher, self.accelerator = teacher, accelerator
@@ -46,4 +48,5 @@ class Live:
     @torch.no_grad()  # not inference_mode: a loss may keep these logits for its backward
     def __call__(self, images: Tensor) -> Tensor:
         with self.accelerator.autocast():
-            return self.teacher(images).float()
+            logits: Tensor = self.teacher(images)
+        return logits.float()

@@ -23,6 +23,8 @@ from distill.events import IMAGES_PER_S, LR, TOTAL, Epoch, Event, Step, loss_nam
 from distill.losses.objective import Answers, Objective
 from distill.run_folder import RunFolder
 
+WEIGHTS = "weights.safetensors"  # of the best epoch, in best/
+
 
 class Diverged(Exception):
     """The loss is not a finite number; the last checkpoint is still good."""
@@ -70,7 +72,8 @@ class Training:
 def step(run: Training, k: int) -> dict[str, Tensor]:
     """Optimizer step k: the global batch once, in equal parts over processes and accumulation.
 
-    Returns every loss term, unweighted, and `total`, as scalars on the device: no host synchronisation here.
+    Returns every loss term, unweighted, and `total`, as scalars on the device: no host
+    synchronisation here.
     """
     means: dict[str, Tensor] = {}
     for group in run.optimizer.param_groups:
@@ -98,7 +101,8 @@ def step(run: Training, k: int) -> dict[str, Tensor]:
 def train(run: Training) -> Iterator[Event]:
     """Every epoch from where the run stands: steps, validation, checkpoint. Yields Step and Epoch.
 
-    Raises Diverged at the first log point or epoch end whose loss is not finite, before anything is saved.
+    Raises Diverged at the first log point or epoch end whose loss is not finite, before anything is
+    saved.
     """
     began_at = time.monotonic()
     begin_step = run.step
@@ -111,7 +115,10 @@ def train(run: Training) -> Iterator[Event]:
             window.add(losses)
             run.step = k + 1
             if run.step % run.log_every == 0:
-                n_images, since_s = window.count * run.loader.batch_size, time.monotonic() - window_at
+                n_images, since_s = (
+                    window.count * run.loader.batch_size,
+                    time.monotonic() - window_at,
+                )
                 metrics = _losses(window.read(run.accelerator), run.step)
                 speed = {LR: run.lr(k), IMAGES_PER_S: n_images / since_s}
                 yield Step(run.step, k // run.loader.steps_per_epoch, metrics | speed)
@@ -156,7 +163,9 @@ def weights_to_use(run: Training) -> nn.Module:
 
 
 def _keep_if_best(run: Training, epoch: int, metrics: dict[str, float]) -> bool:
-    """Keep this epoch's weights if it is the best so far; without held-out images the last always is."""
+    """Keep this epoch's weights if it is the best so far; without held-out images the last always
+    is.
+    """
     chosen_by = measure_name("top1", "val" if run.ema is None else "val_ema")
     is_best = run.held_out is None or metrics[chosen_by] > run.best.metrics.get(chosen_by, -1.0)
     if is_best:
@@ -169,9 +178,11 @@ def save(run: Training, elapsed_s: float) -> None:
     """Write `best/`, if there is a new one, and `last/`: enough to resume exactly."""
     if run.accelerator.is_main_process:
         if run.best_weights is not None:
-            checkpoint.save_weights(run.folder.best / "weights.safetensors", run.best_weights)
+            checkpoint.save_weights(run.folder.best / WEIGHTS, run.best_weights)
         progress = {"step": run.step, "elapsed_s": elapsed_s, "best": vars(run.best)} | run.identity
-        checkpoint.save(run.folder.last, {k: v.state_dict() for k, v in _stateful(run).items()}, progress)
+        checkpoint.save(
+            run.folder.last, {k: v.state_dict() for k, v in _stateful(run).items()}, progress
+        )
     run.best_weights = None
     run.accelerator.wait_for_everyone()
 
@@ -185,7 +196,8 @@ def resume(run: Training) -> None:
     changed = [name for name, value in run.identity.items() if progress[name] != value]
     if changed:
         raise UserError(
-            f"{run.folder.path} cannot be resumed: its {' and '.join(changed)} changed since it began.\n"
+            f"{run.folder.path} cannot be resumed: its {' and '.join(changed)} changed since "
+            "it began.\n"
             "Bring the former back, or begin anew with another --out."
         )
     for name, part in _stateful(run).items():

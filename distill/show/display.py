@@ -184,8 +184,8 @@ class Display:
 
     def _print(self, *lines: Text) -> None:
         for text in () if self._is_quiet else lines:
-            # soft_wrap: a line of a log stays one line, however narrow rich believes it to be.
-            self.console.print(text, soft_wrap=True)
+            # A line of a log stays one line, however narrow rich believes the file to be.
+            self.console.print(text, soft_wrap=not self._has_bars)
 
 
 def head_lines(start: Start) -> Iterator[Text]:
@@ -258,7 +258,7 @@ def quarter(done: int, total: int) -> int:
 
 def closing_table(rows: Sequence[Row]) -> Table:
     """Teacher, student alone and distilled student side by side."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("network", overflow="fold")
     for heading in (

@@ -20,7 +20,7 @@ def images() -> ImageSet:
     return ImageSet(pixels, np.arange(N) % 10, tuple("abcdefghij"))
 
 
-def loader(images: ImageSet, part: Slice = Slice(), **changes: object) -> Loader:
+def loader(images: ImageSet, part: Slice | None = None, **changes: object) -> Loader:
     settings = {
         "batch_size": BATCH,
         "seed": 5,
@@ -30,7 +30,7 @@ def loader(images: ImageSet, part: Slice = Slice(), **changes: object) -> Loader
         "cutmix": Cutmix(prob=0.4),
         "device": CPU,
     }
-    return Loader(images, part=part, **(settings | changes))  # type: ignore[arg-type]
+    return Loader(images, part=part or Slice(), **(settings | changes))  # type: ignore[arg-type]
 
 
 def batch(loader: Loader, step: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -110,7 +110,8 @@ def test_without_mixing_the_targets_are_the_labels(images: ImageSet) -> None:
 
 
 def test_a_set_in_host_memory_gives_the_same_batches(images: ImageSet) -> None:
-    assert by_sample(batch(loader(images, resident=False), 2)) == by_sample(batch(loader(images), 2))
+    on_host = loader(images, resident=False)
+    assert by_sample(batch(on_host, 2)) == by_sample(batch(loader(images), 2))
 
 
 def test_a_set_smaller_than_a_batch_is_refused(images: ImageSet) -> None:

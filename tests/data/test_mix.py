@@ -45,7 +45,7 @@ def test_an_unclipped_box_has_the_drawn_area() -> None:
 def test_boxes_stay_inside_and_some_are_clipped() -> None:
     drawn = mix.draw_mixture(0, 0, N, SIZE, None, Cutmix())
     top, bottom, left, right = drawn.box.T
-    assert 0 <= drawn.box.min() and drawn.box.max() <= SIZE
+    assert drawn.box.min() >= 0 and drawn.box.max() <= SIZE
     assert (bottom >= top).all() and (right >= left).all()
     assert ((bottom - top) != (right - left)).float().mean() > 0.2
 

@@ -203,6 +203,18 @@ def test_a_terminal_shows_bars_that_go_away_and_lines_that_stay() -> None:
     assert "images/s" not in next(line for line in text.splitlines() if "epoch 3/30   loss" in line)
 
 
+def test_a_narrow_terminal_breaks_lines_between_words_and_a_log_breaks_none() -> None:
+    def lines(terminal: bool) -> list[str]:
+        out = console(terminal)
+        out.width = 60
+        Display(out)(EPOCH)
+        return [line for line in shown(out).splitlines() if line]
+
+    first, second = lines(terminal=True)
+    assert first.startswith("epoch 3/3") and re.match("top1/val", second)
+    assert len(lines(terminal=False)) == 1
+
+
 def test_the_terminal_is_given_back_when_the_run_fails() -> None:
     out = console(terminal=True)
     with pytest.raises(RuntimeError, match="boom 7"), Display(out) as display:
@@ -248,6 +260,7 @@ def test_the_closing_table_sets_the_three_side_by_side() -> None:
     )
     lines = [re.split(r"\s{2,}", line.strip()) for line in shown(out).splitlines() if line.strip()]
     heading = ["network", "parameters", "top1/val", "top1/test", "time", "epochs"]
+    assert max(map(len, shown(out).splitlines())) <= 100
     assert lines[0] == heading
     assert lines[2] == [
         "teacher", "WRN-28-10", "36,479,194", "96.12 %", "96.00 %", "2:01:01", "200",

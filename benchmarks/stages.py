@@ -1,0 +1,210 @@
+"""Where the time of a distillation step goes, stage by stage.
+
+    python -m benchmarks.stages [--recipe R] [--batch N] [--rounds N] [--json] [--quick]
+
+Every part is the one that a run uses, built from the recipe by `distill/engine/build.py`. The
+images are the procedural set and the teacher's weights are random: the stages take as long as on
+any others. Of each stage the median over rounds counts; warm-up rounds do not. A view is drawn and
+the held-out part evaluated once an epoch: their time is shared out over the epoch's steps.
+
+On a GPU each stage waits until the one before is done. A run does not wait, so the whole step is
+timed beside its stages, and `images_per_s` is the whole step's.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from distill import recipe as recipes
+from distill.data import draws, sources
+from distill.engine import build, enlist, environment, train
+from distill.engine.teach import Frozen
+from distill.engine.train import Training
+from distill.errors import UserError
+from distill.events import IMAGES_PER_S, TOTAL
+from distill.losses.objective import Answers
+from distill.recipe import Recipe
+from distill.run_folder import RunFolder
+
+WARMUP_ROUNDS = 2
+ONCE_AN_EPOCH = ("draw of a view", "evaluation")
+WHOLE = "whole step"
+QUICK = "tiny+cutmix+ema"
+
+
+class Stopwatch:
+    """`with timed("loss"): …` adds a span to the stage; a GPU's queue is empty at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spans_s: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._wait()
+        began_at = time.perf_counter()
+        yield
+        self._wait()
+        self.spans_s[stage].append(time.perf_counter() - began_at)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
+    """Optimizer step k as `train.step` takes it, stage by stage; one process, one part."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.lr(k)
+    with timed("draw of a view"):  # nothing to do where the last step had the same view
+        run.loader.view(k // run.loader.steps_per_epoch)
+    with timed("augment"):
+        [(view, indices)] = run.loader.batches(k)
+        images, targets = run.loader.augment(view, indices), run.loader.one_hot(indices)
+    with timed("mix"):
+        images, targets = run.loader.mix(view, indices, images, targets)
+    with timed("teacher forward"):
+        teacher = run.teach(images)
+    with timed("student forward"):
+        torch.manual_seed(draws.torch_seed(run.seed, k, 0, 0))
+        student = run.net(images)
+    with timed("loss"):
+        losses = run.objective(Answers(student, targets, teacher))
+    with timed("backward"):
+        run.accelerator.backward(losses[TOTAL])
+    with timed("optimizer"):
+        if run.clip is not None:
+            run.accelerator.clip_grad_norm_(run.net.parameters(), run.clip)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    with timed("EMA"):
+        if run.ema is not None:
+            run.ema.update(run.student, step=k + 2)
+
+
+def prepared(recipe: Recipe, accel: Accelerator) -> Training:
+    """A run at step 0, never to be saved; its teacher, where a term asks one, knows nothing."""
+    split = build.divide(recipe, sources.load(recipe.data.source, "train"))
+    teacher = None
+    if enlist.is_wanted(recipe):
+        teacher = Frozen(build.network(recipe, "teacher", split.train.n_classes))
+        build.to_device(teacher, accel.device)
+    nowhere = RunFolder(Path("unused"))
+    return build.training(recipe, "student", split, teacher, nowhere, accel, identity={})
+
+
+def measured(run: Training, rounds: int) -> dict[str, float]:
+    """Median seconds of each stage and of the whole step over `rounds` epochs, each of one step."""
+    timed = Stopwatch(run.accelerator.device)
+    for epoch in range(WARMUP_ROUNDS + rounds):
+        if epoch == WARMUP_ROUNDS:
+            timed.spans_s.clear()
+        k = epoch * run.loader.steps_per_epoch
+        staged_step(run, k, timed)
+        with timed("evaluation"):
+            train.validate(run)
+        with timed(WHOLE):
+            train.step(run, k)
+    return {stage: median(spans) for stage, spans in timed.spans_s.items()}
+
+
+def report(spec: str, batch: int | None, rounds: int) -> dict[str, Any]:
+    """The measurement of one recipe, ready for JSON. Raises UserError where it cannot be run."""
+    recipe = resolved(spec, batch, rounds)
+    accel = build.accelerator(recipe)
+    run = prepared(recipe, accel)
+    spans_s = measured(run, rounds)
+    whole_s = spans_s.pop(WHOLE)
+    n_classes, has_teacher = run.loader.targets.shape[1], enlist.is_wanted(recipe)
+    return {
+        "recipe": spec,
+        "student": build.network_name(recipe, "student", n_classes),
+        "teacher": build.network_name(recipe, "teacher", n_classes) if has_teacher else "nobody",
+        "batch_size": run.loader.batch_size,
+        "steps_per_epoch": run.loader.steps_per_epoch,
+        "rounds": rounds,
+        "stages": shares(spans_s, run.loader.steps_per_epoch),
+        "whole_step_s": whole_s,
+        IMAGES_PER_S: run.loader.batch_size / whole_s,
+        "environment": environment.describe(accel),
+    }
+
+
+def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:
+    """The recipe on procedural images, an epoch for each round, every step in one part."""
+    overrides = ["data.source=synthetic", "train.accumulate=1", "optim.warmup_epochs=0"]
+    overrides.append(f"train.epochs={WARMUP_ROUNDS + rounds}")
+    if batch is not None:
+        overrides.append(f"train.batch_size={batch}")
+    loaded = recipes.load(spec, overrides)
+    recipes.check_student(loaded)
+    return recipes.with_teacher(loaded.recipe, ())  # [teacher] as it stands, else the default
+
+
+def shares(spans_s: dict[str, float], steps_per_epoch: int) -> dict[str, dict[str, float]]:
+    """Of each stage the seconds of one call and the share, 0..1, of a step's time over an epoch."""
+    calls = {stage: 1 / steps_per_epoch if stage in ONCE_AN_EPOCH else 1.0 for stage in spans_s}
+    step_s = sum(span * calls[stage] for stage, span in spans_s.items())
+    return {
+        stage: {"span_s": span, "share": span * calls[stage] / step_s}
+        for stage, span in spans_s.items()
+    }
+
+
+def table(content: dict[str, Any]) -> Table:
+    """The stages in the order of a step."""
+    title = "{student} taught by {teacher}, batches of {batch_size}".format_map(content)
+    where = "{device}, {precision}, {threads} thread(s)".format_map(content["environment"])
+    whole = "whole step {:.1f} ms, {:,.0f} images/s".format(
+        1000 * content["whole_step_s"], content[IMAGES_PER_S]
+    )
+    drawn = Table(box=SIMPLE_HEAD, title=f"{title}\n{where}", caption=whole)
+    drawn.add_column("stage")
+    drawn.add_column("once a")
+    for heading in ("ms", "share of a step"):
+        drawn.add_column(heading, justify="right")
+    for stage, figures in content["stages"].items():
+        period = "epoch" if stage in ONCE_AN_EPOCH else "step"
+        drawn.add_row(stage, period, f"{1000 * figures['span_s']:.2f}", f"{figures['share']:.1%}")
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of this module."""
+    fitting = "kd_cutmix" if torch.cuda.is_available() else "kd_cutmix+quickstart"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--recipe", help=f"a name, a path or a+b+c [here: {fitting}]")
+    parser.add_argument("--batch", type=int, help="images of one step [the recipe's]")
+    parser.add_argument("--rounds", type=int, help="measured epochs of one step each [10]")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK}, 2 rounds: seconds")
+    given = parser.parse_args(arguments)
+    spec = given.recipe or (QUICK if given.quick else fitting)
+    rounds = (2 if given.quick else 10) if given.rounds is None else given.rounds
+    if rounds < 1:
+        parser.error(f"--rounds {rounds} measures nothing; type 1 or more")
+    try:
+        content = report(spec, given.batch, rounds)
+    except UserError as fault:
+        parser.error(str(fault))
+    if given.json:
+        print(json.dumps(content))
+    else:
+        Console().print(table(content))
+
+
+if __name__ == "__main__":
+    main()

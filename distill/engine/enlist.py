@@ -1,0 +1,118 @@
+"""Which finished runs teach: those named, those of a resumed run, or the newest; who may not."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from distill import recipe as recipes
+from distill.data.sources import ImageSet
+from distill.engine import build, checkpoint
+from distill.engine.build import Split
+from distill.engine.teach import Frozen
+from distill.errors import UserError
+from distill.recipe import Recipe
+from distill.run_folder import RunFolder, opened, runs_in
+from teachers.ensemble import Ensemble
+
+RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
+
+
+def is_wanted(recipe: Recipe) -> bool:
+    """Whether some term of the recipe asks a network."""
+    return "live teacher" in recipes.needs(recipe)
+
+
+def named(recipe: Recipe) -> list[RunFolder]:
+    """The runs that teach, as the recipe names them; none where nobody is asked."""
+    if recipe.teacher is None or not is_wanted(recipe):
+        return []
+    return [RunFolder(Path(path)) for path in recipe.teacher.runs]
+
+
+def with_teachers(
+    recipe: Recipe, images: ImageSet, split: Split, earlier: Recipe | None, places: Iterable[Path]
+) -> Recipe:
+    """The recipe with its teachers named: its own, else those `earlier` had, else the newest.
+
+    Raises UserError where nobody fits, or where a teacher was named that no term asks.
+    """
+    given = recipe.teacher.runs if recipe.teacher else ()
+    if not is_wanted(recipe):
+        if given:
+            raise UserError(
+                f"--teacher {given[0]} was given, and no term of this recipe asks a teacher.\n"
+                "Leave --teacher away, or choose a recipe with one, such as kd."
+            )
+        return recipe
+    if given:
+        return recipe
+    began_with = earlier.teacher.runs if earlier is not None and earlier.teacher else ()
+    runs = list(began_with) or [str(_newest(images, split, list(places)).path)]
+    return recipes.with_teacher(recipe, runs)
+
+
+def _newest(images: ImageSet, split: Split, places: list[Path]) -> RunFolder:
+    for run in (run for place in places for run in runs_in(place)):
+        if run.is_finished and run.role == "teacher" and not _faults(run, images, split):
+            return run
+    raise UserError(
+        "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
+        + " or ".join(f"{place}/" for place in places)
+        + ".\nTrain one: python cli.py train-teacher --recipe teacher_wrn --data …\n"
+        "Or name one with --teacher RUN."
+    )
+
+
+def teacher(recipe: Recipe, images: ImageSet, split: Split) -> Frozen | None:
+    """The network that teaches, several as an ensemble; None where no term asks.
+
+    Raises UserError where a folder is no finished run, has no weights, other classes, other data,
+    or has trained on images that this run holds out; every faulty folder is named.
+    """
+    runs = [opened(run.path) for run in named(recipe)]
+    faults = [fault for run in runs for fault in _faults(run, images, split)]
+    if faults:
+        raise UserError("\n".join(faults))
+    nets = [build.trained(run) for run in runs]
+    return Frozen(nets[0] if len(nets) == 1 else Ensemble(nets)) if nets else None
+
+
+def fingerprints(recipe: Recipe) -> str:
+    """The identity of the teachers' weights, joined by `+`; empty where nobody teaches."""
+    return "+".join(checkpoint.fingerprint(run.weights(run.role)) for run in named(recipe))
+
+
+def _faults(run: RunFolder, images: ImageSet, split: Split) -> list[str]:
+    """Why this run cannot teach on these images, one line each."""
+    if not run.is_finished:
+        return [f"teacher {run.path} is not finished: it has no {run.result_file.name}; {RETRAIN}"]
+    result, weights = run.result(), run.weights(run.role)
+    if not weights.exists():
+        return [f"teacher {run.path} has no {weights.name}; {RETRAIN}"]
+    theirs, ours = tuple(result["class_names"]), images.class_names
+    if len(theirs) != len(ours):
+        return [
+            f"teacher {run.path} answers {len(theirs)} classes, the data has {len(ours)}; {RETRAIN}"
+        ]
+    if theirs != ours:
+        pairs = [f"{a} / {b}" for a, b in zip(theirs, ours, strict=True) if a != b]
+        return [f"teacher {run.path} has other classes ({', '.join(pairs[:3])}); {RETRAIN}"]
+    if result["data"]["fingerprint"] != images.fingerprint:
+        return [
+            f"teacher {run.path} was trained on other images (fingerprint "
+            f"{result['data']['fingerprint'][:12]}, here {images.fingerprint[:12]}), so whether it "
+            f"has seen what is held out is unknown; {RETRAIN}"
+        ]
+    return [] if split.held_out is None else _seen(run, images, split.held_out)
+
+
+def _seen(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
+    """The fault of a teacher that trained on held-out images: its split follows from the data."""
+    its_recipe = recipes.read(run.recipe)
+    seen = set(build.divide(its_recipe, images).train.digests) & set(held_out.digests)
+    if not seen:
+        return []
+    return [
+        f"teacher {run.path} was trained on {len(seen)} of the {len(held_out.labels)} images that "
+        "this run holds out: its targets know the answers that select the best epoch.\n"
+        f"Type --set data.holdout={its_recipe.data.holdout}, the teacher's own, or take another"
+    ]

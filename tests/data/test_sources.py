@@ -1,0 +1,131 @@
+"""Names and paths: what is found, where it is looked for, and the genuine images themselves."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.data import sources
+from distill.data.batches import CIFAR10, CIFAR100, Layout
+from distill.data.holdout import split
+from distill.errors import UserError
+
+LAYOUTS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
+
+@pytest.fixture(autouse=True)
+def empty_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder and an empty cache."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+
+def write_batches(root: Path, layout: Layout, grey: int) -> None:
+    """Every file with one image of one class, all of one grey."""
+    folder = root / layout.folder
+    folder.mkdir(parents=True)
+    (folder / layout.meta).write_bytes(pickle.dumps({layout.names_key: ["only"]}))
+    batch = {"data": np.full((1, 3072), grey, dtype=np.uint8), layout.labels_key: [0]}
+    for name in (*layout.files["train"], *layout.files["test"]):
+        (folder / name).write_bytes(pickle.dumps(batch))
+
+
+def write_folders(root: Path, grey: int) -> None:
+    for part in ("train", "test"):
+        (root / part / "only").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (grey, grey, grey)).save(root / part / "only" / "0.png")
+
+
+def grey_of(source: str) -> int:
+    sources.check(source)
+    return int(sources.load(source, "test").images[0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_name_is_looked_up_here_first_then_in_the_cache(name: str, tmp_path: Path) -> None:
+    write_folders(tmp_path / "cache" / name, 1)
+    assert grey_of(name) == 1
+    write_batches(tmp_path / "cache", LAYOUTS[name], 2)
+    assert grey_of(name) == 2
+    write_folders(Path("data") / name, 3)
+    assert grey_of(name) == 3
+    write_batches(Path("data"), LAYOUTS[name], 4)
+    assert grey_of(name) == 4
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_name_that_is_nowhere_says_where_it_looked(name: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
+    with pytest.raises(UserError) as caught:
+        sources.check(name)
+    cached = tmp_path / "cache"
+    assert str(caught.value).splitlines() == [
+        f"{layout.title} is in none of these places:",
+        *(f"  data/{part}" for part in (f"{layout.folder}/", layout.archive, f"{name}/")),
+        *(f"  {cached}/{part}" for part in (f"{layout.folder}/", layout.archive, f"{name}/")),
+        f"Put the official archive {layout.archive} in ./data, or pass --data PATH.",
+    ]
+    with pytest.raises(UserError, match=f"{layout.title} is in none of these places"):
+        sources.load(name, "train")
+
+
+def test_a_misspelt_name() -> None:
+    expected = (
+        "data source 'cifra10' is neither synthetic, cifar10, cifar100 nor a path that exists. "
+        "Did you mean cifar10?"
+    )
+    with pytest.raises(UserError, match=expected):
+        sources.load("cifra10", "train")
+
+
+def test_a_path_that_does_not_exist() -> None:
+    with pytest.raises(UserError, match=r"'/no/such' is neither .* exists\.\nPass --data NAME or"):
+        sources.check("/no/such")
+
+
+def test_a_folder_of_nothing() -> None:
+    expected = (
+        "^here holds no images: neither cifar-10-batches-py/, cifar-10-python.tar.gz or "
+        "cifar-100-python/, cifar-100-python.tar.gz nor train/ and test/"
+    )
+    os.chdir("..")
+    with pytest.raises(UserError, match=expected):
+        sources.check("here")
+
+
+def test_a_folder_of_two_sets() -> None:
+    for layout in LAYOUTS.values():
+        write_batches(Path("both"), layout, 5)
+    expected = (
+        r"both holds CIFAR-10 and CIFAR-100.\nPass one of them: "
+        r"--data both/cifar-10-batches-py or --data both/cifar-100-python"
+    )
+    with pytest.raises(UserError, match=expected):
+        sources.load("both", "train")
+    assert grey_of("both/cifar-100-python") == 5
+
+
+def test_the_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folders(tmp_path / "mine", 7)
+    assert grey_of("~/mine") == 7
+
+
+@pytest.mark.skipif(
+    "UNDERSTUDY_CIFAR10" not in os.environ,
+    reason="UNDERSTUDY_CIFAR10 names no folder with the genuine images",
+)
+def test_the_genuine_images_are_known_and_split() -> None:
+    source = os.environ["UNDERSTUDY_CIFAR10"]
+    sources.check(source)
+    train, test = sources.load(source, "train"), sources.load(source, "test")
+    assert sources.describe(train) == "CIFAR-10, train split"
+    assert sources.describe(test) == "CIFAR-10, test split"
+    assert train.class_names[::9] == ("airplane", "truck")
+    kept, held = split(train, holdout=0.1)
+    assert np.bincount(train.labels[held]).tolist() == [500] * 10
+    assert np.bincount(train.labels[kept]).tolist() == [4500] * 10

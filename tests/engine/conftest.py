@@ -1,0 +1,22 @@
+"""A finished teacher and a finished student, trained once for all tests of the engine."""
+
+from pathlib import Path
+
+import pytest
+
+from distill.run_folder import RunFolder
+from tests.runs import Events, train, two_epochs
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished teacher's run folder."""
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    train(out, "loss.kd=false", "loss.hard.weight=1.0", "ema.decay=0.9", role="teacher")
+    return out
+
+
+@pytest.fixture(scope="session")
+def taught(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
+    """A finished student of that teacher: two epochs, mixing, averaged weights."""
+    return train(tmp_path_factory.mktemp("runs") / "student", *two_epochs(teacher))

@@ -1,0 +1,268 @@
+"""Whole runs: repeatable, resumable, honest about the teacher and the test split."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from distill.data import sources
+from distill.engine import checkpoint, run
+from distill.engine.metrics import measures
+from distill.errors import UserError
+from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
+from distill.run_folder import RunFolder
+from tests.runs import Events, train, two_epochs
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def state_of(run: RunFolder) -> dict[str, torch.Tensor]:
+    """Every tensor of the training state, by dotted name."""
+    found = checkpoint.load(run.last, torch.device("cpu"))
+    assert found is not None
+    flat: dict[str, torch.Tensor] = {}
+
+    def collect(name: str, value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            flat[name] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                collect(f"{name}.{key}", item)
+
+    collect("", found[0])
+    return flat
+
+
+def same(one: RunFolder, other: RunFolder) -> bool:
+    a, b = state_of(one), state_of(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_seed_twice_gives_the_same_bits(taught, teacher, tmp_path) -> None:
+    again, _ = train(tmp_path / "again", *two_epochs(teacher))
+    assert same(taught[0], again)
+    assert digest(taught[0].weights("student")) == digest(again.weights("student"))
+
+
+def test_another_seed_gives_others(taught, teacher, tmp_path) -> None:
+    for key in ("train.seed", "data.seed"):
+        other, _ = train(tmp_path / key, *two_epochs(teacher), f"{key}=1")
+        assert not same(taught[0], other)
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(taught, teacher, tmp_path) -> None:
+    out = tmp_path / "cut"
+    resolved = run.recipes.load("tiny", two_epochs(teacher))
+    events = run.run(run.Request("student", resolved.recipe, "tiny", out))
+    for event in events:
+        if isinstance(event, Epoch):
+            break  # killed after epoch 1
+    events.close()  # type: ignore[attr-defined]
+    assert not RunFolder(out).is_finished
+    assert not same(taught[0], RunFolder(out)), "the cut run must not be finished already"
+
+    resumed, later = train(out, *two_epochs(teacher), resume=True)
+    assert isinstance(later[0], Start) and later[0].first_step == 10
+    assert same(taught[0], resumed)
+    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
+    assert isinstance(later[-1], End) and isinstance(taught[1][-1], End)
+    assert later[-1].metrics == taught[1][-1].metrics
+
+
+def test_resume_of_a_finished_run_does_nothing(taught, teacher) -> None:
+    before = digest(taught[0].result_file)
+    _, events = train(taught[0].path, *two_epochs(teacher), resume=True)
+    assert events == []
+    assert digest(taught[0].result_file) == before
+
+
+def test_resume_where_nothing_is_begins_at_the_start(teacher, tmp_path) -> None:
+    folder, events = train(tmp_path / "new", f"teacher.runs=['{teacher}']", resume=True)
+    assert isinstance(events[0], Start) and events[0].first_step == 0
+    assert folder.is_finished
+
+
+def test_the_teacher_is_the_same_before_and_after(teacher, tmp_path, monkeypatch) -> None:
+    seen = []
+    build = run.enlist.teacher
+    monkeypatch.setattr(run.enlist, "teacher", lambda *a: seen.append(build(*a)) or seen[-1])
+    before = digest(RunFolder(teacher).weights("teacher"))
+    file = load_file(RunFolder(teacher).weights("teacher"))
+    train(tmp_path / "student", *two_epochs(teacher))
+    after = {name: t.numpy() for name, t in seen[0].net.state_dict().items()}
+    assert after.keys() == file.keys()
+    for name, tensor in file.items():  # parameters and batch-norm buffers
+        assert np.array_equal(after[name], tensor), name
+    assert any("running_mean" in name for name in file)
+    assert not any(p.requires_grad or p.grad is not None for p in seen[0].parameters())
+    assert digest(RunFolder(teacher).weights("teacher")) == before
+
+
+def test_events_come_in_order_and_add_up(taught: tuple[RunFolder, Events]) -> None:
+    events = taught[1]
+    assert [type(e) for e in events] == [Start, *[Step] * 10, Epoch, *[Step] * 10, Epoch, End]
+    for event in events[1:-1]:
+        m = event.metrics
+        weighted = 0.1 * m[loss_name("hard")] + 0.9 * m[loss_name("kd")]
+        assert m[loss_name(TOTAL)] == pytest.approx(weighted, rel=1e-6)
+
+
+def test_the_result_is_what_the_weights_file_answers(taught: tuple[RunFolder, Events]) -> None:
+    folder, events = taught
+    test = sources.load("synthetic", "test")
+    measured = run.evaluate(folder)
+    assert measured["n"] == len(test.labels) == 2000
+    saved = np.load(folder.evaluation)
+    assert np.array_equal(saved["labels"], test.labels)
+    by_hand = (saved["logits"].argmax(1) == test.labels).sum() / 2000
+    assert measured["top1"] == by_hand == events[-1].metrics["top1/test"]
+    again = measures(torch.from_numpy(saved["logits"]), torch.from_numpy(saved["labels"]))
+    assert again["nll"] == pytest.approx(measured["nll"])
+    assert saved["teacher_logits"].shape == (2000, 10)
+
+
+def test_the_worst_mistakes_are_mistakes_most_confident_first(taught) -> None:
+    saved = np.load(taught[0].evaluation)
+    logits, labels, worst = saved["logits"], saved["labels"], saved["mistakes"]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    confidence = (p / p.sum(1, keepdims=True)).max(1)[worst]
+    assert (logits[worst].argmax(1) != labels[worst]).all()
+    assert (np.diff(confidence) <= 1e-6).all()
+    assert np.array_equal(saved["mistake_pixels"], sources.load("synthetic", "test").images[worst])
+
+
+def test_weights_hold_no_metadata_and_the_folder_its_files(taught) -> None:
+    folder, _ = taught
+    raw = folder.weights("student").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert "__metadata__" not in header
+    names = {path.name for path in folder.path.iterdir()}
+    assert names == {
+        "recipe.toml", "last", "best", "student.safetensors", "result.json",
+        "evaluation.npz", "environment.json",
+    }  # fmt: skip  # the journal is the door's
+
+
+def test_the_test_split_is_read_once_and_after_training(teacher, tmp_path, monkeypatch) -> None:
+    order: list[str] = []
+    load, step = sources.load, run.train.step
+    monkeypatch.setattr(
+        sources, "load", lambda s, split, **kw: order.append(split) or load(s, split, **kw)
+    )
+    monkeypatch.setattr(run.train, "step", lambda *a: order.append("step") or step(*a))
+    train(tmp_path / "student", f"teacher.runs=['{teacher}']")
+    assert order == ["train", *["step"] * 10, "test"]
+
+
+def test_without_held_out_images_the_last_epoch_is_kept(teacher, tmp_path) -> None:
+    _, events = train(tmp_path / "all", *two_epochs(teacher), "data.holdout=0")
+    assert events[-1].epoch == 2
+    assert "top1/val" not in events[-1].metrics
+    assert any("nothing is selected" in note for note in events[0].notes)
+
+
+def test_several_teachers_are_one(teacher, tmp_path) -> None:
+    shutil.copytree(teacher, tmp_path / "other")
+    runs = f"teacher.runs=['{teacher}', '{tmp_path / 'other'}']"
+    _, events = train(tmp_path / "student", runs)
+    _, alone = train(tmp_path / "alone", f"teacher.runs=['{teacher}']")
+    # Two equal teachers answer as one: their mean probability is its own.
+    for ours, theirs in zip(events[1:-1], alone[1:-1], strict=True):
+        assert ours.metrics["loss/kd"] == pytest.approx(theirs.metrics["loss/kd"], rel=1e-4)
+
+
+def test_the_newest_fitting_teacher_is_taken_and_named(teacher, tmp_path) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    _, events = train(tmp_path / "student")
+    assert events[0].teacher == str(tmp_path / "teacher")
+    assert events[0].teacher_top1 is not None
+
+
+def test_no_teacher_anywhere(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="python cli.py train-teacher --recipe teacher_wrn"):
+        train(tmp_path / "student")
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(taught, teacher) -> None:
+    with pytest.raises(UserError, match=r"already holds a run.\nContinue it with --resume"):
+        train(taught[0].path, *two_epochs(teacher))
+
+
+def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
+    out = tmp_path / "cut"
+    resolved = run.recipes.load("tiny", two_epochs(teacher))
+    next(iter(run.run(run.Request("student", resolved.recipe, "tiny", out))))
+    with pytest.raises(UserError, match=r"optim.lr: 0.05 -> 0.1"):
+        train(out, *two_epochs(teacher), "optim.lr=0.1", resume=True)
+
+
+def edited(teacher: Path, out: Path, **changes: object) -> Path:
+    """A copy of the teacher's run with another result.json."""
+    shutil.copytree(teacher, out)
+    result = json.loads((out / "result.json").read_text()) | changes
+    (out / "result.json").write_text(json.dumps(result))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": list("abc")}, "answers 3 classes, the data has 10"),
+        ({"class_names": list("abcdefghij")}, "has other classes"),
+        ({"data": {"fingerprint": "0" * 64}}, "was trained on other images"),
+    ],
+)
+def test_a_teacher_of_something_else_is_refused(teacher, tmp_path, changes, message) -> None:
+    other = edited(teacher, tmp_path / "other", **changes)
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "student", f"teacher.runs=['{other}']")
+
+
+def test_a_teacher_without_weights_is_refused(teacher, tmp_path) -> None:
+    other = edited(teacher, tmp_path / "other")
+    (other / "teacher.safetensors").unlink()
+    with pytest.raises(UserError, match="has no teacher.safetensors; train one"):
+        train(tmp_path / "student", f"teacher.runs=['{other}']")
+
+
+def test_a_teacher_that_saw_the_held_out_images_is_refused(teacher, tmp_path) -> None:
+    # It held out 60 of 600 a class; with a fifth held out, half of those are what it learnt from.
+    with pytest.raises(
+        UserError, match=r"trained on 320 of the 1200 images .*\n.*data.holdout=0.1"
+    ):
+        train(tmp_path / "student", f"teacher.runs=['{teacher}']", "data.holdout=0.2")
+
+
+def test_a_teacher_nobody_asks_is_refused(teacher, tmp_path) -> None:
+    with pytest.raises(UserError, match="no term of this recipe asks a teacher"):
+        train(tmp_path / "student", f"teacher.runs=['{teacher}']", "loss.kd=false")
+
+
+def test_a_batch_larger_than_the_set_is_refused(teacher, tmp_path) -> None:
+    with pytest.raises(UserError, match="train.batch_size = 512 is more than the 320"):
+        train(tmp_path / "s", f"teacher.runs=['{teacher}']", "train.batch_size=512")
+
+
+def test_a_batch_that_does_not_divide_is_refused(teacher, tmp_path) -> None:
+    with pytest.raises(UserError, match="Type --set train.batch_size=33"):
+        train(tmp_path / "s", f"teacher.runs=['{teacher}']", "train.accumulate=3")
+
+
+def test_other_classes_cannot_be_evaluated(taught, tmp_path) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), len(str(folder))).save(folder / "1.png")
+    with pytest.raises(UserError, match="knows the classes striped disc"):
+        run.evaluate(taught[0], str(tmp_path / "pets"))

@@ -1,0 +1,99 @@
+"""The parts of the step and the loop, by themselves."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from distill.engine.metrics import Means, measures
+from distill.engine.teach import Frozen, Live, nobody
+from distill.engine.train import Diverged
+from tests.runs import train
+
+
+def test_golden_losses_of_tiny(teacher, tmp_path) -> None:
+    """Ten steps of everything. A sign flipped in any loss, draw or augmentation shows here."""
+    _, events = train(tmp_path / "golden", f"teacher.runs=['{teacher}']")
+    measured = [e.metrics["loss/hard"] for e in events[1:11]]
+    assert measured == pytest.approx(GOLDEN_HARD, rel=1e-4)
+    assert [e.metrics["loss/kd"] for e in events[1:11]] == pytest.approx(GOLDEN_KD, rel=1e-3)
+
+
+GOLDEN_HARD = [
+    2.305139, 2.438395, 2.313972, 2.365892, 2.407834,
+    2.332309, 2.395057, 2.348841, 2.320249, 2.375699,
+]  # fmt: skip
+GOLDEN_KD = [
+    0.077619, 0.073555, 0.067209, 0.065372, 0.061041,
+    0.051325, 0.049114, 0.047132, 0.046354, 0.048984,
+]  # fmt: skip
+
+
+def test_a_frozen_network_cannot_wake() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+    frozen = Frozen(net)
+    before = {name: t.clone() for name, t in frozen.state_dict().items()}
+    frozen.train()
+    nn.Sequential(frozen).train()
+    images = torch.rand(4, 3, 8, 8)
+    answers = [frozen(images) for _ in range(10)]
+    assert not frozen.training and not net.training and not net[1].training
+    assert all(torch.equal(a, answers[0]) for a in answers)
+    for name, t in frozen.state_dict().items():
+        assert torch.equal(t, before[name])
+
+
+def test_a_live_teacher_answers_in_float32_without_a_graph() -> None:
+    live = Live(Frozen(nn.Sequential(nn.Flatten(), nn.Linear(12, 10))), Accelerator())
+    answers = live(torch.rand(2, 3, 2, 2))
+    assert answers.dtype == torch.float32 and not answers.requires_grad
+    assert not answers.is_inference()
+    assert nobody(torch.rand(1)) is None
+
+
+def test_the_average_warms_up_as_the_formula_says() -> None:
+    """min(d, (1 + t) / (10 + t)) at update t = 0, 1, …, parameters and running statistics alike."""
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    ema = ModelEmaV3(net, decay=0.3, use_warmup=True, warmup_gamma=9, warmup_power=1)
+    weight = net[0].weight.item()
+    for t in range(6):
+        with torch.no_grad():
+            net[0].weight.fill_(t)
+            net[1].running_mean.fill_(t)
+            net[1].num_batches_tracked.fill_(t)
+        ema.update(net, step=t + 2)
+        decay = min(0.3, (1 + t) / (10 + t))
+        weight = decay * weight + (1 - decay) * t
+        assert ema.module[0].weight.item() == pytest.approx(weight, rel=1e-5)
+    assert ema.module[1].running_mean.item() > 0
+    assert ema.module[1].num_batches_tracked.item() == 5  # copied, not averaged
+
+
+def test_means_are_over_what_was_added_since_the_last_read() -> None:
+    means = Means()
+    for value in (1.0, 2.0, 6.0):
+        means.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
+    assert means.read(Accelerator()) == {"a": 3.0, "b": -3.0}
+    assert means.read(Accelerator()) == {}
+    means.add({"a": torch.tensor(5.0)})
+    assert means.read(Accelerator()) == {"a": 5.0}
+
+
+def test_measures_by_hand() -> None:
+    # Two classes; p = 0.8 right, 0.8 wrong, 0.6 right: top1 2/3.
+    p = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]])
+    values = measures(p.log(), torch.tensor([0, 1, 1]))
+    assert values["top1"] == pytest.approx(2 / 3)
+    assert values["nll"] == pytest.approx(-(math.log(0.8) + math.log(0.2) + math.log(0.6)) / 3)
+    # Bins: {0.8, 0.8} with accuracy 1/2, {0.6} with accuracy 1.
+    assert values["ece"] == pytest.approx(2 / 3 * 0.3 + 1 / 3 * 0.4, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(teacher, tmp_path) -> None:
+    huge = ["optim.lr=1e30", "optim.schedule='constant'", "train.log_every=100"]
+    with pytest.raises(Diverged, match="the loss is not finite before step 10"):
+        train(tmp_path / "s", f"teacher.runs=['{teacher}']", *huge)
+    assert not (tmp_path / "s" / "last").exists()

@@ -1,0 +1,56 @@
+"""Run by torchrun: some steps of a small network without batch norm, through the real `step`.
+
+Writes the losses, and the parameters after the last step, to the file named as its argument.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from distill import recipe as recipes
+from distill.data import sources
+from distill.engine import build
+from distill.engine.teach import Frozen
+from distill.engine.train import step
+from distill.events import TOTAL
+from distill.run_folder import RunFolder
+
+STEPS = 8
+
+
+def plain_net(seed: int) -> nn.Module:
+    """Convolutions without batch norm: what it computes does not depend on who else is in the batch."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.Flatten(),
+        nn.Linear(8 * 49, 10),
+    )  # fmt: skip
+
+
+def main(out: Path, accumulate: int) -> None:
+    """Train for a few steps and keep what came out."""
+    recipe = recipes.load(
+        "tiny+cutmix+ema",
+        ["teacher.runs=['none']", f"train.accumulate={accumulate}", "optim.clip=1.0"],
+    ).recipe
+    accelerator = build.accelerator(recipe)
+    images = sources.load("synthetic", "train")
+    split = build.divide(recipe, images)
+    build.network = lambda *_: plain_net(0)  # type: ignore[assignment]
+    run = build.training(
+        recipe, "student", split, Frozen(plain_net(1)), RunFolder(out), accelerator, {}
+    )
+    losses = [accelerator.reduce(step(run, k)[TOTAL], "mean").item() for k in range(STEPS)]
+    weights = torch.cat([p.detach().flatten() for p in run.student.parameters()])
+    average = torch.cat([p.detach().flatten() for p in run.ema.module.parameters()])
+    if accelerator.is_main_process:
+        np.savez(out, losses=losses, weights=weights, average=average, n=accelerator.num_processes)
+    Accelerator().end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

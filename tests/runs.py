@@ -1,0 +1,33 @@
+"""Real runs of the `tiny` recipe, for tests: seconds on one core."""
+
+from pathlib import Path
+
+from distill import recipe as recipes
+from distill.engine.run import Request, run
+from distill.events import Event
+from distill.run_folder import RunFolder
+
+Events = list[Event]
+
+
+def train(
+    out: Path, *overrides: str, recipe: str = "tiny", role: str = "student", resume: bool = False
+) -> tuple[RunFolder, Events]:
+    """Run a recipe to the end; the folder and the events it yielded."""
+    resolved = recipes.load(recipe, overrides)
+    request = Request(role, resolved.recipe, resolved.name, out, resume)  # type: ignore[arg-type]
+    return RunFolder(out), list(run(request))
+
+
+def two_epochs(teacher: Path) -> list[str]:
+    """`tiny` for two epochs with everything on, dropout included."""
+    return [
+        f"teacher.runs=['{teacher}']",
+        "train.epochs=2",
+        "mix.cutmix.prob=0.5",
+        "mix.mixup.prob=0.3",
+        "student.block_dropout=0.1",
+        "loss.hard.label_smoothing=0.1",
+        "optim.clip=1.0",
+        "ema.decay=0.9",
+    ]

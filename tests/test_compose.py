@@ -1,0 +1,253 @@
+"""Files and --set, merged: what is later wins, and every value knows where it came from."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distill import compose as composition
+from distill.recipe import RecipeError, load
+
+WHOLE = "[loss.hard]\n[train]\nepochs = 2\n"
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """A project of its own in a temporary folder; writes a file and returns its path."""
+    monkeypatch.setattr(composition, "ROOT", tmp_path.resolve())
+    monkeypatch.chdir(tmp_path)
+
+    def at(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return at
+
+
+def test_later_wins_left_to_right_then_the_file_then_set(write: Write) -> None:
+    write(
+        "recipes/one.toml", f"{WHOLE}[optim]\nlr = 0.1\nmomentum = 0.1\nclip = 1\n[data]\nseed = 1"
+    )
+    write("recipes/ingredients/two.toml", "[optim]\nlr = 0.2\nmomentum = 0.2\nclip = 2")
+    write("recipes/all.toml", 'compose = ["one", "two"]\n[optim]\nlr = 0.3\nmomentum = 0.3')
+    resolved = load("all", ["optim.lr=0.4"])
+    optim = resolved.recipe.optim
+    assert (optim.lr, optim.momentum, optim.clip) == (0.4, 0.3, 2.0)
+    where = {
+        "optim.lr": "--set",
+        "optim.momentum": "recipes/all.toml",
+        "optim.clip": "recipes/ingredients/two.toml",
+        "data.seed": "recipes/one.toml",
+        "optim.name": "default",
+    }
+    assert {key: resolved.origins[key] for key in where} == where
+
+
+def test_base_is_a_list_of_one(write: Write) -> None:
+    write("recipes/one.toml", WHOLE)
+    write("recipes/by_base.toml", 'base = "one"')
+    write("recipes/by_list.toml", 'compose = ["one"]')
+    assert load("by_base").recipe == load("by_list").recipe
+
+
+def test_a_plus_composes_on_the_spot_as_a_file_would(write: Write) -> None:
+    write("recipes/one.toml", f"{WHOLE}[optim]\nlr = 0.1\nmomentum = 0.1")
+    write("recipes/two.toml", "[optim]\nlr = 0.2")
+    write("recipes/both.toml", 'compose = ["one", "two"]')
+    path = write("elsewhere/three.toml", "[optim]\nclip = 3")
+    assert load("one+two").recipe == load("both").recipe
+    spot = load(f"one+{path}")
+    assert (spot.recipe.optim.lr, spot.recipe.optim.clip) == (0.1, 3.0)
+    assert spot.name == "one+three"
+
+
+def test_a_path_in_a_file_is_relative_to_the_file(write: Write) -> None:
+    write("mine/parts/base.toml", WHOLE)
+    path = write("mine/recipe.toml", 'base = "parts/base.toml"')
+    resolved = load(str(path))
+    assert (resolved.name, resolved.recipe.train.epochs) == ("recipe", 2)
+    assert resolved.origins["train.epochs"] == "mine/parts/base.toml"
+
+
+def test_a_file_with_a_plus_in_its_name_is_one_file(write: Write) -> None:
+    write("a+b.toml", WHOLE)
+    assert load("a+b.toml").name == "a+b"
+
+
+def test_tables_merge_key_by_key_and_lists_are_replaced(write: Write) -> None:
+    write("recipes/one.toml", f"{WHOLE}[student]\nstages = 2\nblocks = [1, 2]\nwidth = 8")
+    student = load("one", ["student.blocks=[2,1]"]).recipe.student
+    assert student is not None
+    assert (student.stages, student.blocks, student.width) == (2, (2, 1), 8)
+
+
+def test_false_removes_an_inherited_table_and_all_its_keys(write: Write) -> None:
+    write("recipes/one.toml", f"{WHOLE}[mix.cutmix]\nprob = 0.3\nalpha = 0.7")
+    write("recipes/off.toml", 'base = "one"\n[mix]\ncutmix = false')
+    write("recipes/again.toml", 'base = "off"\n[mix.cutmix]\nprob = 0.1')
+    assert load("off").recipe.mix.cutmix is None
+    assert load("one", ["mix.cutmix=false"]).recipe.mix.cutmix is None
+    assert load("one", ["ema=false"]).recipe.ema is None  # there was none
+    again = load("again")
+    assert again.recipe.mix.cutmix is not None
+    assert (again.recipe.mix.cutmix.prob, again.recipe.mix.cutmix.alpha) == (0.1, 1.0)
+    assert again.origins["mix.cutmix.alpha"] == "default"
+
+
+def test_false_of_a_boolean_is_a_value(write: Write) -> None:
+    write("recipes/one.toml", WHOLE)
+    assert load("one", ["optim.decay_norm=false"]).recipe.optim.decay_norm is False
+
+
+@pytest.mark.parametrize(
+    ("inherited", "override", "width", "channels"),
+    [
+        ("width = 8", "student.channels=[4,6]", None, (4, 6)),
+        ("channels = [4, 6]", "student.width=8", 8, None),
+    ],
+)
+def test_width_and_channels_drop_each_other(
+    write: Write, inherited: str, override: str, width: int | None, channels: object
+) -> None:
+    write("recipes/one.toml", f"{WHOLE}[student]\nstages = 2\nblocks = 1\n{inherited}")
+    student = load("one", [override]).recipe.student
+    assert student is not None
+    assert (student.width, student.channels) == (width, channels)
+
+
+def test_width_and_channels_in_one_file_are_a_fault(write: Write) -> None:
+    write("a.toml", f"{WHOLE}[student]\nstages = 2\nblocks = 1\nwidth = 8\nchannels = [8, 9]")
+    with pytest.raises(RecipeError, match=r"student.width = 8 \(a.toml\) and channels = \[8, 9\]"):
+        load("a.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "source"),
+    [
+        ("data.source=synthetic", "synthetic"),
+        ("data.source=/data/my images", "/data/my images"),
+        ('data.source="a=b"', "a=b"),
+        ("data.source=a=b", "a=b"),
+        (" data.source = 'x' ", "x"),
+    ],
+)
+def test_a_bare_word_is_a_string(write: Write, override: str, source: str) -> None:
+    write("recipes/one.toml", WHOLE)
+    assert load("one", [override]).recipe.data.source == source
+
+
+def test_the_last_of_two_overrides_wins(write: Write) -> None:
+    write("recipes/one.toml", WHOLE)
+    assert load("one", ["optim.lr=0.1", "optim.lr=0.2"]).recipe.optim.lr == 0.2
+    assert load("one", ["ema.decay=0.5", "ema=false"]).recipe.ema is None
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("optim.lr", "--set optim.lr has no value; type key=value"),
+        ("optim.lr=", "--set optim.lr= has no value; type key=value"),
+        ("=0.1", "--set =0.1 has no key: '' is none; type key=value"),
+        ("optim..lr=0.1", r"--set optim..lr=0.1 has no key: 'optim..lr' is none"),
+        ("student.blocks=[4,4", r"--set student.blocks=\[4,4 is malformed: \[4,4 is no TOML value"),
+        ('data.source="x', '--set data.source="x is malformed: "x is no TOML value'),
+        ("optim.lr=1\ntrain.epochs=3", "is malformed: 1\ntrain.epochs=3 is no TOML value"),
+    ],
+)
+def test_a_malformed_override_is_refused(write: Write, override: str, fault: str) -> None:
+    write("recipes/one.toml", WHOLE)
+    with pytest.raises(RecipeError, match=fault):
+        load("one", [override])
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(write: Write) -> None:
+    write("recipes/cutmix.toml", WHOLE)
+    write("mine.toml", 'compose = ["cutmx", "nothing_like_it"]')
+    with pytest.raises(RecipeError) as error:
+        load("mine.toml")
+    assert str(error.value).splitlines() == [
+        "RecipeError: 2 faults in mine.toml",
+        "  recipe 'cutmx' (mine.toml) is not in recipes/; did you mean cutmix? "
+        "`python cli.py recipes` lists them",
+        "  recipe 'nothing_like_it' (mine.toml) is not in recipes/; "
+        "`python cli.py recipes` lists them",
+    ]
+
+
+def test_one_name_for_two_files_is_refused(write: Write) -> None:
+    write("recipes/one.toml", WHOLE)
+    write("recipes/ingredients/one.toml", "")
+    with pytest.raises(
+        RecipeError,
+        match="recipe one is two files, recipes/one.toml and recipes/ingredients/one.toml",
+    ):
+        load("one")
+
+
+def test_a_cycle_is_refused_with_its_way(write: Write) -> None:
+    write("recipes/a.toml", f'base = "b"\n{WHOLE}')
+    write("recipes/b.toml", 'base = "c"')
+    write("recipes/c.toml", 'base = "b"')
+    with pytest.raises(
+        RecipeError,
+        match="b.toml is composed of itself: recipes/b.toml -> recipes/c.toml -> recipes/b.toml;",
+    ):
+        load("a")
+
+
+def test_the_same_part_twice_is_no_cycle(write: Write) -> None:
+    write("recipes/one.toml", WHOLE)
+    write("recipes/two.toml", 'base = "one"')
+    assert load("one+two+one").recipe.train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[optim]\nlr = = 1", r"a.toml is not TOML: .* \(at line 2, column 6\)"),
+        ("[optim]\nlr = [1,", r"a.toml is not TOML: .* \(at line 2, the end\)"),
+        ('base = "b"\ncompose = ["b"]', "base and compose both stand in a.toml"),
+        ("compose = [3]", r"3 \(a.toml\) is no name of a recipe"),
+        ("base = true", r"true \(a.toml\) is no name of a recipe"),
+        ('base = "b.toml"', "b.toml is not there; `python cli.py recipes` lists them"),
+        ('base = "folder.toml"', "folder.toml cannot be read: .*[Dd]irectory"),
+        ('base = "latin.toml"', "latin.toml cannot be read: .*utf-8"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(write: Write, text: str, fault: str) -> None:
+    write("recipes/b.toml", WHOLE)
+    write("latin.toml", "").write_bytes('claim = "é"'.encode("latin-1"))
+    write("folder.toml/x", "")
+    write("a.toml", text)
+    with pytest.raises(RecipeError, match=fault):
+        load("a.toml")
+
+
+def test_an_unreadable_part_hides_no_other_fault_and_invents_none(write: Write) -> None:
+    write("recipes/one.toml", "[optim]\nlrr = 1")
+    with pytest.raises(RecipeError) as error:
+        load("one+gone", ["a"])
+    assert [fault.split(";")[0] for fault in error.value.faults] == [
+        "recipe 'gone' is not in recipes/",
+        "--set a has no value",
+        "optim.lrr = 1 (recipes/one.toml) is not a key",
+    ]
+
+
+def test_ingredients_of_different_tables_commute() -> None:
+    parts = ("mixup", "cutmix", "label_smoothing", "ema")
+    orders = list(itertools.permutations(parts))
+    recipes = [load("+".join(("tiny", *order))).recipe for order in orders]
+    assert len(orders) == 24
+    assert all(recipe == recipes[0] for recipe in recipes)
+    assert recipes[0] != load("tiny").recipe
+
+
+def test_ingredients_of_one_key_do_not_commute(write: Write) -> None:
+    write("recipes/one.toml", f"{WHOLE}[optim]\nlr = 0.1")
+    write("recipes/two.toml", "[optim]\nlr = 0.2")
+    assert load("one+two").recipe != load("two+one").recipe

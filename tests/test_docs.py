@@ -1,0 +1,203 @@
+"""What the README and docs/ say is read against the recipes, the tree and the command line."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+import cli
+from distill import faults
+from distill.events import End, Epoch, Start
+from distill.run_folder import write_json
+from distill.show.journal import Journal
+from docs import build
+
+REPO = Path(__file__).parents[1]
+OURS = ("cli.py", "distill", "students", "teachers")
+ARCHITECTURE = (REPO / "docs" / "architecture.md").read_text()
+
+
+def test_the_readme_says_what_the_recipes_say() -> None:
+    readme = build.README.read_text()
+    assert build.rebuilt(readme) == readme, "stale; type: python -m docs.build"
+
+
+def test_each_recipe_has_a_row_with_its_own_lab_note() -> None:
+    rows = build.recipe_table().splitlines()[2:]
+    paths = sorted((REPO / "recipes").rglob("*.toml"))
+    assert len(rows) == len(paths) > 0
+    print(f"{len(paths)} recipes read")
+    for path in paths:
+        (row,) = [row for row in rows if f"({path.relative_to(REPO).as_posix()})" in row]
+        about = tomllib.loads(path.read_text())["about"]
+        for key in ("claim", "teacher", "hardware", "minutes", "accuracy"):
+            assert about[key] in row
+
+
+def test_a_pipe_in_a_claim_splits_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = build.About(claim="a | b")
+    monkeypatch.setattr(build.recipes, "shipped", lambda: [("x", REPO / "recipes/x.toml", about)])
+    assert r"| a \| b |" in build.recipe_table()
+
+
+@pytest.fixture
+def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "README.md"
+    path.write_text(f"# Title\n\n{build.BEGIN}\n| old |\n{build.END}\n\nThe rest.\n")
+    monkeypatch.setattr(build, "README", path)
+    monkeypatch.setattr(build, "PICTURE", tmp_path / "run.svg")
+    return path
+
+
+def test_a_stale_readme_is_told_and_mended_between_the_markers_only(
+    readme: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = readme.read_text()
+    with pytest.raises(SystemExit, match=r"README.md is stale.*python -m docs.build"):
+        build.main(["--check"])
+    assert readme.read_text() == before
+    build.main([])
+    build.main(["--check"])
+    after = readme.read_text()
+    assert after == f"# Title\n\n{build.BEGIN}\n{build.recipe_table()}\n{build.END}\n\nThe rest.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "has 0 <!-- recipes:begin --> and 0 <!-- recipes:end -->"),
+        (f"{build.END}\n{build.BEGIN}", "has 1 <!-- recipes:begin --> and 1 <!-- recipes:end -->"),
+        (f"{build.BEGIN}\n{build.BEGIN}\n{build.END}", "has 2 <!-- recipes:begin --> and 1"),
+    ],
+)
+def test_markers_that_are_not_there_are_asked_for(
+    readme: Path, capsys: pytest.CaptureFixture[str], text: str, found: str
+) -> None:
+    readme.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        build.main([])
+    assert found in capsys.readouterr().err
+    assert readme.read_text() == text
+
+
+def test_a_run_becomes_the_picture(readme: Path, tmp_path: Path) -> None:
+    build.main(["--run", str(finished_run(tmp_path / "run"))])
+    assert "student&#160;alone" in (tmp_path / "run.svg").read_text()
+
+
+def test_a_picture_of_nothing_is_refused(
+    readme: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        build.main(["--run", str(tmp_path / "nowhere")])
+    assert "nowhere is not a run: there is no such folder" in capsys.readouterr().err
+
+
+def finished_run(folder: Path) -> Path:
+    """The files of a student's run that a picture is drawn from."""
+    start = Start(
+        "r", "student", "kd", "ResNet", 9, "synthetic", 90, 9, 10, 1, "cpu", "fp32", 9, 2, 10, 0
+    )
+    record = Journal(folder / "journal.jsonl")
+    for event in (start, Epoch(1, 10, {"loss/total": 2.0}, True, 1.0, 1.0)):
+        record(event)
+    record(End(2, {"top1/test": 0.5}, 9, 2.0, "w"))
+    (folder / "recipe.toml").touch()
+    result = {
+        "role": "student",
+        "teacher": {"runs": []},
+        "network": "ResNet",
+        "parameters": 9,
+        "metrics": {"top1/test": 0.5},
+        "elapsed_s": 2.0,
+        "epochs": 2,
+    }
+    write_json(folder / "result.json", result)
+    return folder
+
+
+# docs/architecture.md
+
+
+def section(title: str) -> str:
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    return found
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of a section's tables, heads left out."""
+    lines = [line.strip("| ") for line in section(title).splitlines() if line.startswith("|")]
+    heads = [i - 1 for i, line in enumerate(lines) if line.startswith("---")]
+    return [
+        [cell.strip() for cell in line.split(" | ")]
+        for i, line in enumerate(lines)
+        if i not in heads and i - 1 not in heads
+    ]
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def test_every_module_has_its_line_in_the_rooms() -> None:
+    named, folder = [], ""
+    for line in re.findall(r"^    (.*)", section("Rooms"), re.MULTILINE):
+        names = re.findall(r"[\w/]+(?:\.py|/)", re.split(r" {3,}", line.lstrip())[0])
+        if line.startswith("  "):
+            named += [folder + name for name in names]
+        else:
+            folder = names[0]
+            named += [name for name in names if name.endswith(".py")]
+    roots = [REPO / name for name in OURS]
+    modules = [p for root in roots for p in ([root] if root.is_file() else root.rglob("*.py"))]
+    paths = {p.relative_to(REPO).as_posix() for p in modules if p.name != "__init__.py"}
+    ours = {name for name in named if name.startswith(OURS)}
+    assert ours == paths
+    assert len(named) == len(set(named))
+
+
+def test_every_path_of_the_architecture_is_there() -> None:
+    built = ARCHITECTURE.split("## Not built yet")[0]
+    rooms = ("distill/", "students/", "teachers/", "tests/", "docs/", "benchmarks/")
+    paths = [name for name in quoted(built) if name.startswith(rooms)]
+    assert len(paths) > 20
+    assert [name for name in paths if not (REPO / name).exists()] == []
+
+
+def test_the_command_line_is_the_one_described() -> None:
+    said = {}
+    for verb, _ in rows("The command line"):
+        if verb.startswith("`"):  # the other table is that of the exit codes
+            first, *options = quoted(verb)
+            said[re.split(" [A-Z[]", first)[0]] = set(options)
+    assert said == dict(verbs(typer.main.get_command(cli.app), ""))
+
+
+def verbs(command: object, name: str) -> list[tuple[str, set[str]]]:
+    inner = getattr(command, "commands", None)
+    if inner is not None:
+        return [
+            pair for key, each in inner.items() for pair in verbs(each, f"{name} {key}".strip())
+        ]
+    return [(name, {o for p in command.params for o in p.opts if o.startswith("--")})]
+
+
+def test_the_keys_of_a_recipe_are_those_described() -> None:
+    said = {f"{table.strip('`')}.{key}" for table, cell in rows("Recipes") for key in quoted(cell)}
+    known = faults.keys()
+    assert said == {key for key in known if not any(k.startswith(f"{key}.") for k in known)}
+
+
+def test_the_libraries_are_those_declared_and_used() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[><=]", each)[0] for each in project["dependencies"]}
+    said = dict(rows("Libraries"))
+    assert set(said) == declared
+    paths = [p for root in OURS[1:] for p in (REPO / root).rglob("*.py")] + [REPO / "cli.py"]
+    source = "\n".join(path.read_text() for path in paths)
+    for name, why in said.items():
+        module = {"Pillow": "PIL", "tomli-w": "tomli_w"}.get(name, name)
+        imported = re.search(rf"^\s*(import|from) {module}\b", source, re.MULTILINE) is not None
+        assert imported == (re.search("no (file|room of ours) imports it", why) is None), name

@@ -1,0 +1,261 @@
+"""What is shipped, and what can be done with a resolved recipe."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill import compose as composition
+from distill import recipe as recipes
+from distill.recipe import RecipeError, load
+from students.design import Design
+
+REPO = Path(__file__).parents[1]
+FILES = sorted(
+    path.relative_to(REPO / "recipes")
+    for folder in ("", "ingredients", "reports")
+    for path in (REPO / "recipes" / folder).glob("*.toml")
+)
+ALONE = [path.stem for path in FILES if path.parent.name != "ingredients"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    spec = f"tiny+{path.stem}" if path.parent.name == "ingredients" else path.stem
+    resolved = load(spec)
+    assert resolved.name == spec
+    assert recipes.loads(recipes.dumps(resolved.recipe), spec) == resolved.recipe
+
+
+def test_what_was_loaded_is_what_lies_in_the_folders() -> None:
+    assert {"kd.toml", "tiny.toml", "ingredients/cutmix.toml"} <= {p.as_posix() for p in FILES}
+    found = recipes.shipped()
+    assert sorted(path.relative_to(REPO / "recipes") for _, path, _ in found) == FILES
+    print(*(name for name, _, _ in found))
+
+
+def test_every_lab_note_is_filled_in() -> None:
+    for name, path, about in recipes.shipped():
+        assert all(value for _, value in about), f"{path}: an empty line in [about]"
+        assert name in about.command, path
+
+
+def test_a_name_means_one_file() -> None:
+    names = [path.stem for path in FILES]
+    assert len(set(names)) == len(names)
+
+
+def test_student_alone_is_the_control_of_kd_cutmix() -> None:
+    taught, alone = load("kd_cutmix").recipe, load("student_alone").recipe
+    control = recipes.control(taught)
+    assert recipes.differences(control, alone) == []
+    assert recipes.fingerprint(control) == recipes.fingerprint(alone)
+    assert sorted(line.split(":")[0] for line in recipes.differences(taught, alone)) == [
+        "loss.hard.weight",
+        "loss.kd.temperature",
+        "loss.kd.weight",
+    ]
+
+
+def test_a_control_adds_the_labels_where_there_were_none() -> None:
+    loss = recipes.control(load("tiny", ["loss.hard=false"]).recipe).loss
+    assert loss.kd is None
+    assert loss.hard is not None
+    assert loss.hard.weight == 1.0
+
+
+def test_what_the_shipped_recipes_say() -> None:
+    assert recipes.count("kd")["parameters"] == 4_697_162  # reference count of [4, 4, 3] 64-128-256
+    matching = load("function_matching").recipe
+    assert matching.mix.mixup is not None
+    assert matching.mix.cutmix is not None
+    assert matching.mix.mixup.prob + matching.mix.cutmix.prob == 1.0
+    assert matching.loss.hard is not None
+    assert matching.loss.hard.weight == 0
+    teacher = load("teacher_wrn").recipe
+    assert teacher.loss.hard is not None
+    assert teacher.loss.hard.label_smoothing == 0
+    recipes.check_teacher(load("teacher_wrn"))
+    recipes.check_teacher(load("teacher_wrn+quickstart"))
+    assert load("teacher_wrn+quickstart").recipe.teacher == load("kd+quickstart").recipe.teacher
+
+
+@pytest.mark.parametrize("name", ["kd", "kd_cutmix", "student_alone", "function_matching", "tiny"])
+def test_every_student_stays_under_five_million(name: str) -> None:
+    recipes.check_student(load(name))
+    counted = recipes.count(name)
+    assert counted["parameters"] < 5_000_000
+    assert counted["within_budget"]
+
+
+def test_a_student_over_budget_is_counted_and_not_trained() -> None:
+    overrides = ["student.width=128"]
+    counted = recipes.count("kd", overrides)
+    design = Design.of(stages=3, blocks=[4, 4, 3], width=128)
+    assert not counted["within_budget"]
+    assert (counted["parameters"], counted["macs"]) == (design.parameters, design.macs)
+    with pytest.raises(RecipeError, match="student.max_params = 5000000 .* 18,765,962 parameters"):
+        load("kd", overrides)
+    with pytest.raises(RecipeError, match="student.kernel = 2"):
+        recipes.count("kd", ["student.kernel=2"])
+
+
+def test_a_recipe_without_a_student_is_refused_by_distill() -> None:
+    with pytest.raises(RecipeError, match=r"1 fault in teacher_wrn\n  student is missing; distill"):
+        recipes.check_student(load("teacher_wrn"))
+    with pytest.raises(RecipeError, match="student is missing"):
+        recipes.count("teacher_wrn")
+
+
+def test_a_recipe_that_needs_a_teacher_is_refused_by_train_teacher() -> None:
+    with pytest.raises(RecipeError) as error:
+        recipes.check_teacher(load("kd"))
+    assert str(error.value).splitlines() == [
+        "RecipeError: 2 faults in kd",
+        "  teacher is missing; train-teacher wants a [teacher] table",
+        "  loss.kd (recipes/kd.toml) needs a teacher, and train-teacher has none; "
+        "type --set loss.kd=false",
+    ]
+    recipes.check_teacher(load("tiny", ["loss.kd=false"]))
+
+
+def test_a_claim_is_not_inherited(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "kd"\n[about]\nclaim = "mine"\n')
+    assert load("kd").recipe.about.claim.startswith("Hinton")
+    mine = load(str(path), ["about.minutes='3'"])
+    assert mine.recipe.about == recipes.About(claim="mine", minutes="3")
+    assert mine.origins["about.claim"] == str(path)
+    assert mine.origins["about.teacher"] == "default"
+    assert load("kd+cutmix").recipe.about == recipes.About()
+
+
+def test_every_value_has_an_origin() -> None:
+    resolved = load("kd_cutmix+quickstart", ["train.seed=3"])
+    assert set(resolved.origins.values()) == {
+        "recipes/kd.toml",
+        "recipes/kd_cutmix.toml",
+        "recipes/ingredients/cutmix.toml",
+        "recipes/ingredients/ema.toml",
+        "recipes/ingredients/quickstart.toml",
+        "--set",
+        "default",
+    }
+    assert resolved.origins["train.seed"] == "--set"
+    assert resolved.origins["loss.kd.temperature"] == "recipes/kd_cutmix.toml"
+    assert "optim.clip" not in resolved.origins  # nobody set it and it has no default
+
+
+def test_a_run_reads_the_recipe_it_wrote(tmp_path: Path) -> None:
+    recipe = load("kd_cutmix", ["student.channels=[8,16,24]"]).recipe
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipes.dumps(recipe))
+    assert "channels = [8, 16, 24]\n" in path.read_text()
+    assert recipes.read(path) == recipe
+    path.write_text(recipes.dumps(recipe).replace("lr =", "lrr ="))
+    with pytest.raises(RecipeError, match=r"optim.lrr = 0.2 .*recipe.toml\) is not a key"):
+        recipes.read(path)
+    with pytest.raises(RecipeError, match="gone.toml is not there"):
+        recipes.read(tmp_path / "gone.toml")
+    with pytest.raises(RecipeError, match="x is not TOML: .*line 2"):
+        recipes.loads("a = 1\nb = = 2", "x")
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    lr=st.floats(min_value=1e-12, max_value=1e6),
+    source=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20),
+    blocks=st.lists(st.integers(1, 3), min_size=2, max_size=2),
+)
+def test_any_recipe_survives_being_written(lr: float, source: str, blocks: list[int]) -> None:
+    recipe = load("tiny", [f"optim.lr={lr!r}", f"student.blocks={blocks}"]).recipe
+    recipe = recipes.with_teacher(recipes.with_source(recipe, source), [source, ",\n]", "[\n    "])
+    again = recipes.loads(recipes.dumps(recipe), "again")
+    assert again == recipe
+    assert recipes.fingerprint(again) == recipes.fingerprint(recipe)
+
+
+def test_the_fingerprint_is_of_what_is_trained() -> None:
+    kd = load("kd").recipe
+    same = load("kd", ["about.claim=another", "optim.lr=0.2", "train.seed=0"]).recipe
+    other = load("kd", ["optim.lr=0.3"]).recipe
+    assert len(recipes.fingerprint(kd)) == 64
+    assert recipes.fingerprint(kd) == recipes.fingerprint(same) != recipes.fingerprint(other)
+    assert recipes.fingerprint(load("kd+cutmix+ema").recipe) == recipes.fingerprint(
+        load("kd_cutmix", ["loss.kd.temperature=4"]).recipe
+    )
+
+
+def test_differences_name_the_keys() -> None:
+    overrides = ["optim.lr=0.5", "augment.flip=false", "optim.clip=1", "about.claim=x"]
+    assert recipes.differences(load("tiny").recipe, load("tiny", overrides).recipe) == [
+        "augment.flip.prob: 0.5 -> absent",
+        "optim.lr: 0.05 -> 0.5",
+        "optim.clip: absent -> 1.0",
+    ]
+
+
+def test_needs_are_those_of_the_terms() -> None:
+    assert recipes.needs(load("kd").recipe) == {"labels", "live teacher"}
+    assert recipes.needs(load("kd", ["loss.hard=false"]).recipe) == {"live teacher"}
+    assert recipes.needs(load("student_alone").recipe) == {"labels"}
+    assert list(load("kd").recipe.loss.terms()) == ["hard", "kd"]
+
+
+def test_a_teacher_and_a_source_can_be_put_in() -> None:
+    kd = load("kd").recipe
+    taught = recipes.with_source(recipes.with_teacher(kd, ["runs/a", "runs/b"]), "synthetic")
+    assert taught.teacher is not None
+    assert taught.teacher.runs == ("runs/a", "runs/b")
+    assert taught.data.source == "synthetic"
+    assert kd.teacher is None
+    overrides = ["teacher.runs=['runs/a','runs/b']", "data.source=synthetic"]
+    assert taught == load("kd", overrides).recipe
+
+
+def test_the_spec_of_a_student_is_what_a_design_takes() -> None:
+    student = load("kd").recipe.student
+    assert student is not None
+    assert Design.of(**student.spec(), classes=100).classes == 100
+
+
+def test_a_broken_file_among_the_shipped_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composition, "ROOT", tmp_path.resolve())
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/a.toml").write_text("[about]\nclam = 'x'\nminutes = 3")
+    (tmp_path / "recipes/b.toml").write_text("[")
+    with pytest.raises(RecipeError) as error:
+        recipes.shipped()
+    assert sorted(fault.split(";")[0] for fault in error.value.faults) == [
+        'about.clam = "x" (recipes/a.toml) is not a key',
+        "about.minutes = 3 (recipes/a.toml) is a whole number",
+        "recipes/b.toml is not TOML: Invalid initial character for a key part (at line 1, the end)",
+    ]
+
+
+def test_a_refusal_can_travel_between_processes() -> None:
+    error = RecipeError("kd", ["a", "b"])
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load("tiny").recipe.optim.lr = 1.0
+
+
+def test_reading_recipes_needs_no_torch() -> None:
+    code = (
+        "import sys; from distill.recipe import count, load, shipped\n"
+        "load('kd_cutmix+quickstart'); shipped(); count('kd')\n"
+        "print(*sorted({'torch', 'numpy', 'timm', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
