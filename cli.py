@@ -1,14 +1,20 @@
-"""Understudy: a large teacher, trained from scratch on CIFAR-10, teaches a ResNet under 5,000,000 parameters.
+"""Understudy: a large teacher, trained from scratch on CIFAR-10, teaches a ResNet under 5,000,000
+parameters.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 the request was wrong;
-130 interrupted.
+Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 the request
+was wrong; 130 interrupted; 143 terminated.
 """
 
 import json
 import os
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from distill.recipe import Resolved
-    from distill.run_folder import Role
+    from distill.run_folder import Role, RunFolder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,16 +43,22 @@ SetOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", "-d", help="synthetic, cifar10, cifar100 or a path [the recipe's]."),
+    typer.Option(
+        "--data",
+        "-d",
+        help="synthetic, cifar10, cifar100 or a path.",
+        show_default="the recipe's",
+    ),
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="The run folder itself [runs/<recipe>-<time>].")
+    Path | None,
+    typer.Option("--out", help="The run folder itself.", show_default="runs/<recipe>-<time>"),
 ]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, if any.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
 @app.command()
@@ -71,7 +83,10 @@ def distill(
     teacher: Annotated[
         list[str],
         typer.Option(
-            "--teacher", "-t", help="A teacher's run folder [the newest]; several: their mean."
+            "--teacher",
+            "-t",
+            help="A teacher's run folder; repeatable: their mean.",
+            show_default="the newest",
         ),
     ] = [],
     data: DataOption = None,
@@ -89,14 +104,16 @@ def distill(
 
 @app.command()
 def evaluate(run: RunArgument, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Measure a finished run on the test split: top-1, negative log-likelihood, calibration error."""
+    """Measure a finished run on the test split: accuracy, log-likelihood, calibration."""
     from distill import run_folder
+
+    folder = run_folder.finished(run)  # refused before torch is imported
     from distill.engine.run import evaluate as measure
     from distill.engine.run import processes
     from distill.show.display import Display
 
     with processes(), Display(_stderr()) as display:
-        measured = measure(run_folder.opened(run), data, progress=display.progress)
+        measured = measure(folder, data, progress=display.progress)
     _print(measured, as_json)
 
 
@@ -113,7 +130,10 @@ def params(
 @app.command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="A recipe to print, resolved, with every value's origin.")
+        str | None,
+        typer.Argument(
+            metavar="NAME|A+B|FILE", help="A recipe to print, resolved, with each value's origin."
+        ),
     ] = None,
     set_: SetOption = [],
 ) -> None:
@@ -130,18 +150,22 @@ def recipes(
 @data_app.command()
 def info(
     source: Annotated[
-        str, typer.Argument(help="synthetic, cifar10, cifar100 or a path.")
+        str, typer.Argument(metavar="SOURCE", help="synthetic, cifar10, cifar100 or a path.")
     ] = "cifar10",
-    data: DataOption = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="The same, as other verbs have it.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a set holds, and whether it is the genuine CIFAR-10, whatever its container or order."""
+    """Say what a set holds, and whether it is the genuine CIFAR-10, in any container or order."""
     from distill.data import sources
     from distill.show.display import Display
 
     with Display(_stderr()) as display:
         facts = sources.info(data or source, progress=display.progress)
     _print(facts, as_json)
+    if facts["faults"]:
+        raise UserError("\n".join(facts["faults"]))
 
 
 def _resolve(
@@ -149,54 +173,84 @@ def _resolve(
 ) -> "Resolved":
     """The recipe as it will be run, the door's own options last."""
     from distill import recipe as recipes
+    from distill.faults import shown
 
-    chosen = [f"data.source={json.dumps(data)}"] if data is not None else []
+    chosen = [f"data.source={shown(data)}"] if data is not None else []
     if teachers:
-        chosen.append(f"teacher.runs={json.dumps(teachers)}")
+        chosen.append(f"teacher.runs={shown(teachers)}")
     return recipes.load(recipe, [*overrides, *chosen])
 
 
 def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -> None:
     """Run to the end; rank 0 shows and keeps every event."""
+    from distill import run_folder
+
+    folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
+    if resume and folder.is_finished:
+        typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
+        return
+    run_folder.check_out(folder, resume)
+    with _stoppable(folder):
+        _watch(role, resolved, folder, resume)
+
+
+def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool) -> None:
     from distill.engine.run import Request, processes, run
-    from distill.events import Start
-    from distill.run_folder import RunFolder
+    from distill.engine.train import Diverged
     from distill.show.closing import closing_rows
     from distill.show.display import Display, closing_table
     from distill.show.journal import Journal
 
-    if out is not None and resume and RunFolder(out).is_finished:
-        typer.echo(f"{out} is finished: nothing to do.", err=True)
-        return
-    request = Request(role, resolved.recipe, resolved.name, out, resume)
-    folder: RunFolder | None = None
-    journal: Journal | None = None
+    request = Request(role, resolved.recipe, resolved.name, folder.path, resume)
+    journal = Journal(folder.journal)
     try:
         with processes(), Display(_stderr()) as display:
             for event in run(request, progress=display.progress):
-                if isinstance(event, Start) and _is_main():
-                    folder = RunFolder(Path(event.run))
-                    journal = Journal(folder.journal)
-                display(event)
-                if journal is not None:
+                if _is_main():
                     journal(event)
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. The same command with --out and --resume goes on.", err=True)
-        raise typer.Exit(130) from None
-    if folder is not None:
+                display(event)
+    except Diverged as fault:
+        typer.echo(
+            f"The run in {folder.path} failed: {fault}.\n"
+            f"Begin anew in another --out, with less than optim.lr = {resolved.recipe.optim.lr} "
+            "or with a bound on the gradient, --set optim.clip=1.",
+            err=True,
+        )
+        raise typer.Exit(1) from None
+    if _is_main():
         _stdout().print(closing_table(closing_rows(folder)))
 
 
+@contextmanager
+def _stoppable(folder: "RunFolder") -> Iterator[None]:
+    """Ctrl-C and SIGTERM unwind the run as an exception would, and say how to go on."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, _stop) for number in numbers}
+    try:
+        yield
+    except SystemExit:
+        options = f"--out {shlex.quote(str(folder.path))} --resume"
+        typer.echo(f"Stopped. To go on, type the same command with {options}", err=True)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # the shell's convention: 130, 143
+
+
 def _is_main() -> bool:
-    """Whether this is the process that speaks, before accelerate knows."""
+    """Whether this is the process that speaks and keeps, before accelerate knows."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _stderr() -> "Console":
-    """Where a person looks; silent in every process but the first."""
+    """Where a person looks."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=not _is_main())
+    return Console(stderr=True)
 
 
 def _stdout() -> "Console":
@@ -206,23 +260,33 @@ def _stdout() -> "Console":
 
 
 def _print(values: dict[str, Any], as_json: bool) -> None:
-    """A small table of names and values, or the same as JSON."""
-    from distill.show.tables import fact_table
+    """Names and values, one a line, or the same as JSON."""
+    from distill.show.tables import fact_lines
 
     if as_json:
         typer.echo(json.dumps(values))
     else:
-        _stdout().print(fact_table(values))
+        _stdout().print(fact_lines(values), soft_wrap=True)
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several processes the first speaks. A traceback is printed later, by whom it befell."""
+    if _is_main():
+        yield
+    else:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
 
 
 def main() -> None:
     """The door: a wrong request is one message and exit 2, never a traceback."""
-    try:
-        app()
-    except UserError as fault:
-        if _is_main():
+    with _one_voice():
+        try:
+            app()
+        except UserError as fault:
             typer.echo(str(fault), err=True)
-        sys.exit(2)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

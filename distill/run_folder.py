@@ -1,14 +1,12 @@
-"""The files of a run. The folder is the interface: everything later starts from it, never from
-flags.
+"""The files of a run. The folder is the interface: everything later starts from it, not from flags.
 
-    recipe.toml          resolved, whole
-    journal.jsonl        every event of the training loop
-    last/                training state to resume from
-    best/                weights of the best epoch on the held-out part
-    student.safetensors  the weights to use (teacher.safetensors from train-teacher)
-    result.json          the figures; written last, so its presence means "finished"
-    evaluation.npz       predictions on the test split, the teacher's opinion, the worst mistakes
-    environment.json     versions, hardware, command, source hash
+recipe.toml          resolved, whole
+journal.jsonl        every event of the training loop
+last/ best/          state to resume from; weights of the best epoch on the held-out part
+student.safetensors  the weights to use (teacher.safetensors from train-teacher)
+evaluation.npz       predictions on the test split, the teacher's opinion, the worst mistakes
+environment.json     versions, hardware, command, source hash
+result.json          the figures; written last, so its presence means "finished"
 """
 
 import json

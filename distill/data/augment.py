@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def pad(images: Tensor, padding: int) -> Tensor:
     gather.
     """
     rows, columns = (_reflected(size, padding) for size in images.shape[-2:])
-    return images.permute(0, 2, 3, 1)[:, rows][:, :, columns].contiguous()
+    return rearrange(images, "n c h w -> n h w c")[:, rows][:, :, columns].contiguous()
 
 
 def _reflected(size: int, padding: int) -> Tensor:
@@ -88,7 +89,7 @@ def crop_and_flip(padded: Tensor, indices: Tensor, placement: Placement, size: i
     rows = placement.top[indices, None] + axis  # [B, size]
     columns = placement.left[indices, None] + torch.where(mirrored, size - 1 - axis, axis)
     cut = padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return cut.permute(0, 3, 1, 2)
+    return rearrange(cut, "b h w c -> b c h w")  # a view: channels stay last in memory
 
 
 def to_float(pixels: Tensor) -> Tensor:

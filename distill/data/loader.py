@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -98,8 +99,11 @@ class Loader:
         epoch, position = divmod(step, self.steps_per_epoch)
         view = self.view(epoch)
         batch = view.order[position * self.batch_size :][: self.batch_size]
-        parts = batch.view(self.part.accumulate, self.part.processes, -1)[:, self.part.rank]
-        return [(view, rows.to(self.padded.device, non_blocking=True)) for rows in parts]
+        every = rearrange(batch, "(a p b) -> a p b", a=self.part.accumulate, p=self.part.processes)
+        return [
+            (view, rows.to(self.padded.device, non_blocking=True))
+            for rows in every[:, self.part.rank]
+        ]
 
     def augment(self, view: View, indices: Tensor) -> Tensor:
         """float32 [b, 3, H, W] in [0, 1], channels_last, on the device: each image in its own crop

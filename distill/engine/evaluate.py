@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from einops import rearrange
 from torch import Tensor, nn
 
 from distill.data import sources
@@ -50,7 +51,7 @@ def logits_and_labels(
     if processes > 1:  # shares differ by one sample at most: pad, gather, interleave, cut
         padding = -(-n // processes) - len(answers)
         gathered: Tensor = accelerator.gather(nn.functional.pad(answers, (0, 0, 0, padding)))
-        answers = gathered.view(processes, -1, answers.shape[1]).transpose(0, 1).flatten(0, 1)[:n]
+        answers = rearrange(gathered, "(p n) c -> (n p) c", p=processes)[:n]
     return answers[:, :-1], answers[:, -1].long()
 
 

@@ -193,7 +193,7 @@ def resume(run: Training) -> None:
     if found is None:
         return
     tensors, progress = found
-    changed = [name for name, value in run.identity.items() if progress[name] != value]
+    changed = [name for name, value in run.identity.items() if progress.get(name) != value]
     if changed:
         raise UserError(
             f"{run.folder.path} cannot be resumed: its {' and '.join(changed)} changed since "

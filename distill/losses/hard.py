@@ -1,13 +1,13 @@
 """Cross-entropy with the labels, as distributions, with label smoothing.
 
-Label smoothing: Szegedy et al., "Rethinking the Inception architecture", CVPR 2016, arXiv
-1512.00567, section 7.
+Label smoothing: Szegedy et al., "Rethinking the Inception architecture for computer vision",
+CVPR 2016, arXiv 1512.00567, section 7.
 
     L = mean_b  - sum_c  y'_c log p(z_s)_c,      y' = (1 - eps) y + eps / C
 
-student: logits z_s [B, C]; targets: y [B, C], rows summing to 1; teacher: not read. Smoothing is
-linear in y and so commutes with mixing; it is applied here and nowhere else, never to what a
-teacher says.
+student: logits z_s [B, C]; targets: y [B, C], rows summing to 1; teacher: not read.
+Smoothing is linear in y and so commutes with mixing; it is applied here and nowhere else, never to
+what a teacher says.
 """
 
 from dataclasses import dataclass

@@ -1,15 +1,20 @@
-"""The rows of a closing table: a run's teachers, the same student alone if known, and the run itself."""
+"""The rows of a closing table: a run's teachers, the same student alone if known, and the run."""
 
 from pathlib import Path
 
 from distill import recipe as recipes
+from distill.errors import UserError
 from distill.events import measure_name
+from distill.recipe import Recipe
 from distill.run_folder import RunFolder, runs_in
 from distill.show.display import Row
 
 
 def closing_rows(run: RunFolder) -> list[Row]:
-    """Rows of a finished run and of the finished runs it is read beside."""
+    """Rows of a finished run and of the finished runs it is read beside.
+
+    Raises UserError where the run is not finished.
+    """
     result = run.result()
     if result["role"] == "teacher":
         return [_row("teacher", run)]
@@ -18,7 +23,7 @@ def closing_rows(run: RunFolder) -> list[Row]:
         return [_row("student alone", run)]
     alone = student_alone(run)
     return [
-        *(_row("teacher", teacher) for teacher in teachers if teacher.is_finished),
+        *map(_teacher_row, teachers),
         *([_row("student alone", alone)] if alone is not None else []),
         _row("distilled student", run),
     ]
@@ -29,23 +34,31 @@ def student_alone(run: RunFolder) -> RunFolder | None:
 
     Data is compared by its images, not by the path they were read from.
     """
-    result = run.result()
-    wanted = recipes.fingerprint(_comparable(recipes.control(recipes.read(run.recipe))))
+    ours = "student", run.result()["data"]["fingerprint"]
+    wanted = _comparable(recipes.control(recipes.read(run.recipe)))
     for other in runs_in(run.path.parent):
-        if other.is_finished and other.result()["role"] == "student":
-            same_data = other.result()["data"]["fingerprint"] == result["data"]["fingerprint"]
-            if same_data and recipes.fingerprint(_comparable(recipes.read(other.recipe))) == wanted:
+        try:
+            result = other.result()
+            theirs = result["role"], result["data"]["fingerprint"]
+            if theirs == ours and _comparable(recipes.read(other.recipe)) == wanted:
                 return other
+        except (UserError, ValueError, KeyError):
+            continue  # unfinished or of another version: what lies beside a run cannot spoil it
     return None
 
 
-def _comparable(recipe: recipes.Recipe) -> recipes.Recipe:
-    """A recipe without what does not matter between a run and its control: the teacher and the path."""
-    data = recipe.data.model_copy(update={"source": ""})
-    return recipe.model_copy(update={"teacher": None, "data": data})
+def _comparable(recipe: Recipe) -> str:
+    """The identity of a recipe but for what may differ from a control: who teaches, the path."""
+    anywhere = recipes.with_source(recipe, "")
+    return recipes.fingerprint(anywhere.model_copy(update={"teacher": None}))
+
+
+def _teacher_row(run: RunFolder) -> Row:
+    return _row("teacher", run) if run.is_finished else Row("teacher", f"{run.path} is gone")
 
 
 def _row(name: str, run: RunFolder) -> Row:
+    """The figures of the kept weights, which are averaged ones where the run has them."""
     result = run.result()
     metrics = result["metrics"]
     averaged = metrics.get(measure_name("top1", "val_ema"))

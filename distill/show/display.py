@@ -230,9 +230,10 @@ def epoch_line(epoch: Epoch, epochs: int, pace: Sequence[str] = ()) -> Text:
 
 def end_lines(end: End) -> Iterator[Text]:
     """Which weights were kept, how good they are, where they lie."""
+    is_averaged = measure_name("top1", "val_ema") in end.metrics
     kept = [
         f"kept the weights of epoch {end.epoch}",
-        *accuracies(end.metrics),
+        accuracy(end.metrics, "val_ema" if is_averaged else "val"),
         accuracy(end.metrics, "test"),
         f"trained for {duration(end.elapsed_s)}",
     ]

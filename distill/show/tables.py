@@ -1,6 +1,7 @@
 """Tables of recipes and facts, for the terminal."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.recipe import About, Resolved, dumps
+from distill.show.display import GAP, UNKNOWN, grouped
+
+BESIDE = {"ingredients": "to be composed with a recipe: kd+cutmix+ema"}
 
 
 def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
-    """Name, claim and measured accuracy of every shipped recipe."""
-    table = Table(box=SIMPLE_HEAD)
-    for column in ("recipe", "claim", "accuracy"):
-        table.add_column(column, overflow="fold")
-    for name, path, about in shipped:
-        kind = "" if path.parent.name == "recipes" else f" ({path.parent.name[:-1]})"
-        table.add_row(Text(name + kind), Text(about.claim), Text(about.accuracy))
+    """Name, claim and measured accuracy of every shipped recipe, folder by folder."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("claim")
+    table.add_column("accuracy", max_width=18)
+    for folder, recipes in groupby(shipped, key=lambda each: each[1].parent.name):
+        if table.rows:
+            table.add_section()
+            table.add_row(Text(folder, "dim"), Text(BESIDE.get(folder, ""), "dim"))
+        for name, _, about in recipes:
+            table.add_row(Text(name, "bold"), Text(about.claim), Text(about.accuracy))
     return table
 
 
@@ -34,11 +42,24 @@ def recipe_origins(resolved: Resolved) -> Text:
     return Text("\n".join(lines))
 
 
-def fact_table(values: Mapping[str, Any]) -> Table:
-    """Names and values, one a line."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in values.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        shown = f"{value:.4f}" if isinstance(value, float) else shown
-        table.add_row(Text(name, style="bold"), Text(str(shown)))
-    return table
+def fact_lines(values: Mapping[str, Any]) -> Text:
+    """Names and values, one a line, nothing cut off."""
+    width = max(map(len, values), default=0)
+    lines = [
+        Text.assemble((name.ljust(width), "bold"), GAP, plain(value))
+        for name, value in values.items()
+    ]
+    return Text("\n").join(lines)
+
+
+def plain(value: object) -> str:
+    """A value for a person: 4697162 as `4,697,162`, true as `yes`, a list with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return grouped(value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list):
+        return ", ".join(map(plain, value)) or UNKNOWN
+    return str(value)

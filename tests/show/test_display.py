@@ -131,9 +131,11 @@ def test_the_end_names_the_kept_epoch_its_accuracy_and_the_file() -> None:
     assert weights.split() == ["weights", "runs/x/s.safetensors"]
 
 
-def test_the_end_of_a_run_with_averaged_weights_names_their_accuracy_too() -> None:
+def test_the_end_of_a_run_with_averaged_weights_names_the_accuracy_of_what_was_kept() -> None:
     metrics = END.metrics | {"top1/val_ema": 0.9533}
-    assert "top1/val_ema 95.33 %  top1/test 94.82 %" in logged(START, replace(END, metrics=metrics))
+    *_, kept, _ = logged(START, replace(END, metrics=metrics)).splitlines()
+    assert "epoch 28  top1/val_ema 95.33 %  top1/test 94.82 %" in kept
+    assert "95.10 %" not in kept, "those of the last step are not kept"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

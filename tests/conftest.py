@@ -1,4 +1,4 @@
-"""A finished teacher and a finished student, trained once for all tests of the engine."""
+"""A finished teacher and a finished student, trained once for all tests."""
 
 from pathlib import Path
 

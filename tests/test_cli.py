@@ -1,0 +1,554 @@
+"""The door as a person meets it: exit codes, messages, what goes to which stream."""
+
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+from distill import recipe as recipes
+from distill.data import sources
+from distill.data.batches import CIFAR10
+from distill.run_folder import RunFolder
+from distill.show.journal import Journal, read
+from students.design import Design
+
+REPO = Path(__file__).parents[1]
+ALONE = ["--set", "loss.kd=false", "--set", "loss.hard.weight=1"]
+SMALL = [
+    "--recipe", "tiny", "--set", "data.holdout=0.25", "--set", "data.train_images=24",
+    "--set", "train.batch_size=8", "--set", "train.epochs=2",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one command said, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Door = Callable[..., Said]
+
+
+@pytest.fixture
+def door(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Door:
+    """`python cli.py …` in this process, in an empty folder, with an empty cache."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def knock(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Said(code, *capsys.readouterr())
+
+    return knock
+
+
+def process(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`python cli.py …` for real."""
+    return subprocess.Popen(
+        [sys.executable, str(REPO / "cli.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def refused(said: Said, *found: str, lines: int | None = None) -> None:
+    """One message on stderr that holds every text of `found`, nothing on stdout, exit 2."""
+    assert said.code == 2
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    for text in found:
+        assert said.err.count(text) == 1, (text, said.err)
+    assert lines is None or len(said.err.splitlines()) == lines, said.err
+
+
+def write_pets(root: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """A set of noise in class folders: 16 images a class to train on, 8 to test."""
+    pixels = np.random.default_rng(0)
+    for split, n in (("train", 16), ("test", 8)):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                array = pixels.integers(256, size=(32, 32, 3), dtype=np.uint8)
+                Image.fromarray(array).save(folder / f"{i}.png")
+    return root
+
+
+def write_batches(root: Path) -> Path:
+    """The official layout with four images a file."""
+    folder = root / CIFAR10.folder
+    folder.mkdir(parents=True)
+    names = [f"class {i}" for i in range(4)]
+    meta = {"label_names": names, "num_cases_per_batch": 4}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
+    for k, name in enumerate((*CIFAR10.files["train"], "test_batch")):
+        data = np.full((4, 3072), k, dtype=np.uint8)
+        batch = {"data": data, "labels": list(range(4))}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    return folder
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    return write_pets(tmp_path / "pets")
+
+
+# What the recipe alone decides
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--recipe", "kd_cutmx"], "recipe 'kd_cutmx' is not in recipes/; did you mean kd_cutmix?"),
+        (["--recipe", "kd+ema2"], "recipe 'ema2' is not in recipes/; did you mean ema?"),
+        (["--recipe", "mine.toml"], "mine.toml is not there"),
+        (
+            ["--set", "optim.lrr=0.3"],
+            "optim.lrr = 0.3 (--set) is not a key; did you mean optim.lr?",
+        ),
+        (["--set", "optim.lr=fast"], 'optim.lr = "fast" (--set) is text; allowed: a number'),
+        (["--set", "train.epochs=0"], "train.epochs = 0 (--set) is out of range"),
+        (["--set", "optim.lr"], "--set optim.lr has no value; type key=value"),
+        (["--set", "=3"], "--set =3 has no key: '' is none"),
+        (["--set", "student.blocks=[1,"], "is malformed: [1, is no TOML value"),
+        (["--recipe", "teacher_wrn"], "student is missing; distill wants a [student] table"),
+    ],
+)
+def test_a_wrong_recipe(door: Door, arguments: list[str], found: str) -> None:
+    refused(door("distill", *arguments), found, lines=2)
+
+
+def test_five_faults_are_five_lines(door: Door) -> None:
+    wrong = ["optim.lrr=1", "train.epochs=0", "mix.cutmix.prob=2", "loss.kd.weight=a", "colour=3"]
+    said = door("distill", *(word for each in wrong for word in ("--set", each)))
+    keys = (each.split("=")[0] for each in wrong)
+    refused(said, "5 faults in kd_cutmix", *(f"\n  {key} = " for key in keys), lines=6)
+
+
+def test_a_student_over_budget_is_told_by_how_much_and_what_fits(door: Door) -> None:
+    said = door("distill", "--recipe", "kd", "--set", "student.width=128")
+    ours, fits, too_wide = (
+        Design.of(stages=3, blocks=[4, 4, 3], width=width).parameters for width in (128, 66, 67)
+    )
+    assert fits < 5_000_000 <= too_wide
+    excess = f"{ours - 4_999_999:,} too many for fewer than 5,000,000"
+    refused(said, f"has {ours:,} parameters, {excess}", "the widest that fits is width = 66")
+
+
+def test_train_teacher_wants_no_teacher(door: Door) -> None:
+    refused(door("train-teacher", "--recipe", "tiny"), "type --set loss.kd=false", lines=2)
+
+
+@pytest.mark.parametrize("arguments", [["params", "--recipe"], ["recipes"]])
+def test_who_only_looks_is_refused_alike(door: Door, arguments: list[str]) -> None:
+    refused(door(*arguments, "kdd"), "recipe 'kdd' is not in recipes/; did you mean kd?", lines=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["distil"], "distil"),
+        (["distill", "--recip", "kd"], "--recip"),
+        (["evaluate"], "RUN"),
+    ],
+)
+def test_a_slip_of_the_pen_in_the_command_itself(
+    door: Door, arguments: list[str], found: str
+) -> None:
+    said = door(*arguments)
+    assert said.code == 2
+    assert said.out == ""
+    assert found in said.err
+    assert "Traceback" not in said.err
+
+
+def test_options_may_be_repeated(door: Door) -> None:
+    said = door("recipes", "tiny", "--set", "optim.lr=0.3", "--set", "teacher.runs=['a', 'b']")
+    assert re.search(r"^lr = 0.3 +# --set$", said.out, re.MULTILINE)
+    assert re.search(r'^runs = \["a", "b"\] +# --set$', said.out, re.MULTILINE)
+    both = cli._resolve("tiny", None, [], ["a", "b"]).recipe
+    assert both.teacher is not None
+    assert both.teacher.runs == ("a", "b")
+
+
+@pytest.mark.parametrize("path", ['a "b"', "it's", r"c:\new", "🐈/Müller", "a = [b] # c", "x\ty"])
+def test_any_path_is_taken_as_it_is(path: str) -> None:
+    recipe = cli._resolve("tiny", path, [], [path, f"{path}2"]).recipe
+    assert recipe.data.source == path
+    assert recipe.teacher is not None
+    assert recipe.teacher.runs == (path, f"{path}2")
+    assert recipes.loads(recipes.dumps(recipe), "a run") == recipe
+
+
+# What the images decide
+
+
+def test_images_that_are_nowhere(door: Door) -> None:
+    refused(door("distill", *SMALL, *ALONE, "--data", "nowhere"), "data source 'nowhere' is nei")
+    refused(door("distill", *SMALL, *ALONE, "--data", "cifar10"), "CIFAR-10 is in none of these")
+    refused(door("data", "info", "nowhere"), "data source 'nowhere' is neither")
+    assert list(Path().iterdir()) == [], "a refused run must leave nothing behind"
+
+
+def test_a_truncated_batch_file(door: Door, tmp_path: Path) -> None:
+    folder = write_batches(tmp_path / "set")
+    whole = (folder / "data_batch_3").read_bytes()
+    (folder / "data_batch_3").write_bytes(whole[:6000])
+    found = "data_batch_3: truncated, 6,000 bytes where its images alone need 12,288"
+    refused(door("distill", *SMALL, *ALONE, "--data", folder), f"1 fault in {folder}", found)
+
+
+def test_one_unreadable_image_is_named(door: Door, pets: Path) -> None:
+    (pets / "train" / "dog" / "7.png").write_bytes(b"no image")
+    said = door("distill", *SMALL, *ALONE, "--data", pets)
+    refused(said, f"1 fault in {pets}", "train/dog/7.png: unreadable")
+
+
+# Where the run shall lie
+
+
+def test_a_folder_that_holds_a_run(door: Door, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").touch()
+    said = door("distill", *SMALL, *ALONE, "--out", tmp_path / "run")
+    refused(said, f"{tmp_path / 'run'} already holds a run.\nContinue it with --resume", lines=2)
+
+
+@pytest.mark.parametrize("out", ["file", "file/run"])
+def test_a_file_is_no_folder(door: Door, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").touch()
+    said = door("distill", *SMALL, *ALONE, "--out", tmp_path / out)
+    file = tmp_path / "file"
+    refused(said, f"{tmp_path / out} cannot be a run folder: {file} is a file.", lines=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody, not even root, writes in /proc")
+def test_a_place_where_nothing_can_be_written(door: Door) -> None:
+    said = door("distill", *SMALL, *ALONE, "--out", "/proc/run")
+    refused(said, "/proc/run cannot be a run folder: nothing can be written in /proc (", lines=2)
+
+
+# Who teaches
+
+
+def test_no_teacher_anywhere(door: Door, pets: Path) -> None:
+    said = door("distill", *SMALL, "--data", pets)
+    refused(said, "none was named", "runs/", "python cli.py train-teacher --recipe teacher_wrn")
+
+
+def test_a_teacher_of_other_classes(door: Door, teacher: Path, pets: Path) -> None:
+    said = door("distill", *SMALL, "--data", pets, "--teacher", teacher)
+    refused(said, f"teacher {teacher} answers 10 classes, the data has 2")
+
+
+def test_every_unfit_teacher_is_named(
+    door: Door, teacher: Path, pets: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher, tmp_path / "bare")
+    (tmp_path / "bare" / "teacher.safetensors").unlink()
+    both = ["--teacher", tmp_path / "bare", "--teacher", teacher]
+    said = door("distill", *SMALL, "--data", pets, *both)
+    refused(said, f"{tmp_path / 'bare'} has no teacher.safetensors", "answers 10 classes")
+    said = door("distill", *SMALL, "--data", pets, "--teacher", "runs/none")
+    refused(said, "runs/none is not a run: there is no such folder")
+
+
+# What is measured
+
+
+def test_evaluate_wants_a_finished_run(door: Door, tmp_path: Path) -> None:
+    refused(door("evaluate", tmp_path / "none"), f"{tmp_path / 'none'} is not a run", lines=2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").touch()
+    said = door("evaluate", tmp_path / "run")
+    refused(said, f"run {tmp_path / 'run'} is not finished: it has no result.json", lines=2)
+
+
+def test_evaluate_as_json_is_what_the_run_found(door: Door, taught) -> None:
+    folder, _ = taught
+    said = door("evaluate", folder.path, "--json")
+    values, result = json.loads(said.out), folder.result()
+    assert said.code == 0
+    assert {"top1", "nll", "ece", "n"} <= values.keys()
+    assert values["n"] == 2000
+    assert values["parameters"] == result["parameters"]
+    assert values["top1"] == result["metrics"]["top1/test"]
+
+
+def test_params_as_json(door: Door) -> None:
+    said = door("params", "--recipe", "kd", "--json")
+    counted = json.loads(said.out)
+    assert said.code == 0
+    assert counted["parameters"] == 4_697_162  # reference count of [4, 4, 3] 64-128-256
+    assert counted["macs"] == 798_689_792
+    assert counted["max_params"] == 5_000_000
+    assert counted["within_budget"] is True
+
+
+def test_params_reports_what_is_over_budget(door: Door) -> None:
+    said = door("params", "-r", "kd", "-s", "student.width=128", "--json")
+    assert said.code == 0
+    assert json.loads(said.out)["within_budget"] is False
+    said = door("params", "-r", "kd", "-s", "student.width=128")
+    assert re.search(r"^parameters +18,765,962\nmacs +3,191,215,104$", said.out, re.MULTILINE)
+    assert re.search(r"^within_budget +no$", said.out, re.MULTILINE)
+
+
+def test_a_printed_recipe_is_a_recipe(door: Door, tmp_path: Path) -> None:
+    spec = "kd_cutmix+quickstart"
+    said = door("recipes", spec, "--set", "data.source=🐈 \\ 'x'")
+    (tmp_path / "again.toml").write_text(said.out, encoding="utf-8")
+    again = recipes.load(str(tmp_path / "again.toml")).recipe
+    assert again == recipes.load(spec, ["data.source=🐈 \\ 'x'"]).recipe
+    assert door("recipes", tmp_path / "again.toml").code == 0
+
+
+def test_the_listing_names_every_recipe(door: Door) -> None:
+    said = door("recipes")
+    first_words = [line.split(" ")[0] for line in said.out.splitlines()]
+    assert said.code == 0
+    for name, _, _ in recipes.shipped():
+        assert first_words.count(name) == 1, name
+
+
+# What a set holds
+
+
+def test_info_counts_and_names(door: Door, pets: Path) -> None:
+    said = door("data", "info", pets, "--json")
+    facts = json.loads(said.out)
+    assert said.code == 0
+    assert (facts["train_images"], facts["test_images"], facts["classes"]) == (32, 16, 2)
+    assert facts["class_names"] == ["cat", "dog"]
+    assert facts["train_fingerprint"] == sources.load(str(pets), "train").fingerprint
+    assert facts["genuine"] == "no"
+    assert facts["faults"] == []
+    said = door("data", "info", "--data", pets)
+    assert re.search(r"^class_names +cat, dog$", said.out, re.MULTILINE)
+
+
+def test_info_knows_the_genuine_images(
+    door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = (sources.load(str(pets), split).fingerprint for split in ("train", "test"))
+    monkeypatch.setattr(sources, "GENUINE", {train: "PETS, train split", test: "PETS, test split"})
+    assert sources.info(str(pets))["genuine"] == "PETS, train split; PETS, test split"
+    monkeypatch.setattr(sources, "GENUINE", {train: "PETS, train split"})
+    assert sources.info(str(pets))["genuine"] == "PETS, train split; test: no"
+
+
+def test_info_describes_the_half_that_is_there_and_says_what_is_wrong(
+    door: Door, pets: Path
+) -> None:
+    shutil.rmtree(pets / "test")
+    said = door("data", "info", pets, "--json")
+    facts = json.loads(said.out)
+    assert (said.code, facts["train_images"]) == (2, 32)
+    assert "test_images" not in facts
+    (fault,) = facts["faults"]
+    assert fault.startswith(f"1 fault in {pets}:\n  test/: missing")
+    assert said.err.endswith(f"\n{fault}\n")
+    assert "Traceback" not in said.err
+
+
+def test_info_of_nothing_that_can_be_read(door: Door, tmp_path: Path) -> None:
+    folder = write_batches(tmp_path / "set")
+    (folder / "batches.meta").unlink()
+    said = door("data", "info", folder)
+    assert said.err.count("batches.meta: missing") == 1
+    refused(said, f"1 fault in {folder}")
+
+
+# Whole runs
+
+
+def test_the_whole_way(door: Door, tmp_path: Path) -> None:
+    data = write_pets(tmp_path / 'it\'s "my" 🐈')
+    said = door("train-teacher", *SMALL, *ALONE, "--data", data, "--out", "runs/teacher")
+    assert said.code == 0
+    assert "teacher" in said.out
+    assert "epoch 2/2" in said.err
+    assert door("distill", *SMALL, *ALONE, "--data", data, "--out", "runs/alone").code == 0
+
+    taught = door("distill", *SMALL, "--data", data)  # the newest teacher, a folder of its own
+    assert taught.code == 0
+    (run,) = (path for path in Path("runs").iterdir() if path.name.startswith("tiny-"))
+    assert re.search(r"^teacher +runs/teacher, ", taught.err, re.MULTILINE)
+    assert re.search(rf"^run +{run}$", taught.err, re.MULTILINE)
+    assert recipes.read(run / "recipe.toml").data.source == str(data)
+    rows = re.findall(r"^(\S.*?)  ", taught.out, re.MULTILINE)
+    assert rows == ["teacher", "student alone", "distilled student"]
+    kinds = [row["event"] for row in read(RunFolder(run).journal)]
+    assert kinds == ["start", *[*["step"] * 3, "epoch"] * 2, "end"]
+
+    measured = json.loads(door("evaluate", run, "--json").out)
+    assert (measured["n"], measured["data"]) == (16, str(data))
+    again = door("distill", *SMALL, "--data", data, "--out", run, "--resume")
+    assert (again.code, again.out) == (0, "")
+    assert again.err == f"{run} is finished: nothing to do.\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_how_to_go_on(
+    door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    write = Journal.__call__
+
+    def write_and_stop(journal: Journal, event: object) -> None:
+        write(journal, event)  # type: ignore[arg-type]
+        if type(event).__name__ == "Epoch":
+            os.kill(os.getpid(), number)
+
+    command = ["distill", *SMALL, *ALONE, "--data", str(pets)]
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "__call__", write_and_stop)
+        said = door(*command)
+    assert (said.code, said.out) == (code, "")
+    assert "Traceback" not in said.err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+    (run,) = Path("runs").iterdir()
+    advice = said.err.splitlines()[-1]
+    assert advice == f"Stopped. To go on, type the same command with --out {run} --resume"
+    resumed = door(*command, *shlex.split(advice.split("with ")[-1]))
+    assert resumed.code == 0
+    assert re.search(r"^resumed +at step 3$", resumed.err, re.MULTILINE)
+    assert RunFolder(run).is_finished
+
+
+def test_a_diverged_run_fails_with_one_message(door: Door, pets: Path) -> None:
+    wild = ["--set", "optim.lr=1e30"]
+    said = door("distill", *SMALL, *ALONE, *wild, "--data", pets, "--out", "runs/x")
+    assert (said.code, said.out) == (1, "")
+    assert "Traceback" not in said.err
+    happened, advice = said.err.splitlines()[-2:]
+    assert re.match(r"The run in runs/x failed: the loss is not finite before step \d", happened)
+    assert "optim.lr = 1e+30" in advice
+    assert "--set optim.clip=1" in advice
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(
+    door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def burn(*_: object) -> None:
+        raise ZeroDivisionError("one over zero")
+
+    monkeypatch.setattr(Journal, "__call__", burn)
+    with pytest.raises(ZeroDivisionError, match="one over zero"):
+        door("distill", *SMALL, *ALONE, "--data", pets)
+
+
+def test_of_several_processes_the_first_speaks(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (["recipes", "nothing"], ["distil"], ["recipes"]):
+        monkeypatch.setenv("RANK", "0")
+        first = door(*arguments)
+        monkeypatch.setenv("RANK", "1")
+        second = door(*arguments)
+        assert first.code == second.code
+        assert first.out + first.err != ""
+        assert second.out + second.err == ""
+
+
+# Real processes: what is imported, how long it takes, how a signal ends it
+
+HEAVY = ("torch", "numpy", "timm", "accelerate", "PIL")
+WATCHED = f"""
+import atexit, sys, time
+began = time.perf_counter()
+sys.path.insert(0, {str(REPO)!r})
+
+@atexit.register
+def tell():
+    heavy = [name for name in {HEAVY} if name in sys.modules]
+    print("HEAVY", heavy, "SECONDS", time.perf_counter() - began, file=sys.stderr)
+
+import cli
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["recipes"], 0),
+        (["recipes", "kd_cutmix+quickstart"], 0),
+        (["params"], 0),
+        (["distill", "--set", "student.width=128"], 2),
+        (["distill", "--set", "optim.lrr=1"], 2),
+        (["evaluate", "runs/none"], 2),
+    ],
+)
+def test_what_needs_no_torch_imports_none(arguments: list[str], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert "HEAVY [] SECONDS" in done.stderr, done.stderr
+
+
+def test_help_answers_at_once() -> None:
+    seconds = []
+    for _ in range(3):
+        command = [sys.executable, "-c", WATCHED, "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "train-teacher" in done.stdout
+        seconds.append(float(done.stderr.split()[-1]))
+    assert min(seconds) < 1.5
+
+
+def test_help_shows_what_stands_in_brackets(door: Door) -> None:
+    said = door("distill", "--help")
+    assert "the newest" in said.out
+    assert "runs/<recipe>-<time>" in said.out
+
+
+def test_a_real_process_ends_as_the_shell_expects(pets: Path, tmp_path: Path) -> None:
+    out = tmp_path / "the run"
+    command = ["distill", *SMALL, *ALONE, "--data", str(pets), "--out", str(out)]
+    wrong = process(*command, "--set", "train.epochs=1.5")
+    _, message = wrong.communicate(timeout=60)
+    assert wrong.returncode == 2
+    assert message == (
+        "RecipeError: 1 fault in tiny\n"
+        "  train.epochs = 1.5 (--set) is a number; allowed: a whole number (at least 1)\n"
+    )
+    quiet = {"UNDERSTUDY_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    long = process(*command, "--set", "train.epochs=100000", **quiet)
+    try:
+        assert long.stderr is not None
+        assert any(line.startswith("epoch 1/") for line in long.stderr), "it must have begun"
+        long.terminate()
+        _, last_words = long.communicate(timeout=60)
+    finally:
+        long.kill()
+    assert long.returncode == 143
+    assert "Traceback" not in last_words
+    assert last_words.splitlines()[-1].endswith(f"with --out '{out}' --resume")

@@ -1,0 +1,125 @@
+"""The files of a run: whole or absent, found again, never overwritten."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill import run_folder
+from distill.errors import UserError
+from distill.run_folder import RunFolder, check_out, finished, opened, runs_in, write_json
+
+
+def started(path: Path, age_s: float = 0) -> RunFolder:
+    run = RunFolder(path)
+    run_folder.write_text(run.recipe, "")
+    written_at = run.recipe.stat().st_mtime - age_s
+    os.utime(run.recipe, (written_at, written_at))
+    return run
+
+
+def test_a_run_begins_with_its_recipe_and_ends_with_its_result(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert (run.is_run, run.is_finished) == (False, False)
+    started(run.path)
+    assert (run.is_run, run.is_finished) == (True, False)
+    write_json(run.result_file, {"role": "teacher", "epoch": 3})
+    assert (run.is_run, run.is_finished) == (True, True)
+    assert run.result() == {"role": "teacher", "epoch": 3}
+    assert run.role == "teacher"
+
+
+def test_looking_creates_nothing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    paths = [run.recipe, run.journal, run.last, run.best, run.evaluation, run.environment]
+    assert {path.parent for path in (*paths, run.weights("student"))} == {run.path}
+    check_out(run, resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_has_no_result(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    for ask in (run.result, lambda: run.role, lambda: finished(run.path)):
+        with pytest.raises(UserError, match=f"run {run.path} is not finished: .* result.json"):
+            ask()
+    write_json(run.result_file, {})
+    assert finished(run.path) == run
+
+
+def test_what_is_no_run_is_named_beside_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"gone is not a run: .* folder.\nNo runs in {tmp_path}/"):
+        opened(tmp_path / "gone")
+    started(tmp_path / "old", age_s=60)
+    started(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    beside = re.escape(f"{tmp_path / 'new'}, {tmp_path / 'old'}.")
+    with pytest.raises(UserError, match=f"it exists but holds no recipe.toml.\nRuns .*: {beside}$"):
+        opened(tmp_path / "empty")
+    assert opened(str(tmp_path / "old")) == RunFolder(tmp_path / "old")
+
+
+def test_runs_come_newest_first(tmp_path: Path) -> None:
+    ages = {"a": 30, "b": 10, "c": 20}
+    for name, age_s in ages.items():
+        started(tmp_path / name, age_s)
+    (tmp_path / "no run").mkdir()
+    assert [run.path.name for run in runs_in(tmp_path)] == ["b", "c", "a"]
+    assert list(runs_in(tmp_path / "nowhere")) == []
+
+
+def test_text_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "deep" / "file.txt"
+    run_folder.write_text(file, "old 🐈\n")
+    assert file.read_bytes() == "old 🐈\n".encode()
+
+    def fail(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run_folder.write_text(file, "new")
+    assert file.read_text(encoding="utf-8") == "old 🐈\n"
+
+
+def test_json_reads_the_same_whatever_the_order_of_its_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"x": 1, "y": [2]})
+    write_json(tmp_path / "b", {"y": [2], "x": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_default_folder_is_recipe_and_time() -> None:
+    path = run_folder.default_path("kd+ema").as_posix()
+    assert re.fullmatch(r"runs/kd\+ema-\d{8}-\d{6}", path)
+
+
+def test_a_run_is_written_over_only_to_resume_it(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    with pytest.raises(UserError, match=f"{run.path} already holds a run.\nContinue .* --resume"):
+        check_out(run, resume=False)
+    check_out(run, resume=True)
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/runs/run"])
+def test_a_run_wants_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    for resume in (False, True):
+        with pytest.raises(UserError, match=f"{tmp_path / name} cannot .*: {tmp_path}/file is a"):
+            check_out(RunFolder(tmp_path / name), resume)
+
+
+def test_a_relative_folder_lies_in_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_out(RunFolder(Path("runs/x")), resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody, not even root, writes in /proc")
+def test_a_run_wants_a_folder_to_write_in() -> None:
+    with pytest.raises(UserError, match=r"/proc/a/b cannot .* written in /proc \(.+\)"):
+        check_out(RunFolder(Path("/proc/a/b")), resume=False)
