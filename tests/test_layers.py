@@ -46,7 +46,7 @@ TABLE = (
     Room(
         ("distill.engine",),
         WORDS + PARTS,
-        ("torch", "timm", "numpy", "safetensors", "torchmetrics", "accelerate"),
+        ("torch", "timm", "einops", "numpy", "safetensors", "torchmetrics", "accelerate"),
     ),
     # 3 looks · leaves the house · asks over many runs
     Room(("distill.show",), WORDS, LOOKS),

@@ -19,10 +19,10 @@ def other_set() -> ImageSet:
 
 def test_the_same_bits_on_every_machine(train_set: ImageSet, other_set: ImageSet) -> None:
     assert (
-        train_set.fingerprint == "0467052504f8e17adfb632e4d43182b4158d9577fa2a2ec22ad66c561fb7a3f6"
+        train_set.fingerprint == "b80b6b13df88c5235a707ecc425a61d966fde5f8531aca6ca91d36b83fdade3b"
     )
     assert (
-        other_set.fingerprint == "1debeeafc2774ac075c77b29879d302d806ae9b4c150091383e62c90a0aee427"
+        other_set.fingerprint == "47e5870e268f1a6f78ca8daa0d88fa9b4904d7d5cebbf27e31113a3c1b09c498"
     )
 
 

@@ -23,7 +23,7 @@ STEPS = 8
 
 
 def plain_net(seed: int) -> nn.Module:
-    """Convolutions without batch norm: what it computes does not depend on who else is in the batch."""
+    """No batch norm: what it computes does not depend on who else is in the batch."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.Flatten(),
