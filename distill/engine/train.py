@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,7 @@ class Training:
     step: int = 0  # optimizer steps done
     best: Best = field(default_factory=Best)
     best_weights: dict[str, Tensor] | None = None  # not yet on disk
-    elapsed_s: float = 0.0  # of earlier sessions
+    elapsed_s: float = 0.0  # over all sessions of the run
 
     @property
     def total_steps(self) -> int:
@@ -104,34 +104,38 @@ def train(run: Training) -> Iterator[Event]:
     Raises Diverged at the first log point or epoch end whose loss is not finite, before anything is
     saved.
     """
-    began_at = time.monotonic()
-    begin_step = run.step
+    began_at, began_step, earlier_s = time.monotonic(), run.step, run.elapsed_s
     while run.step < run.total_steps:
-        epoch_losses, window, window_at = Means(), Means(), time.monotonic()
-        run.net.train()
-        for k in range(run.step, _end_of_epoch(run)):
-            losses = step(run, k)
-            epoch_losses.add(losses)
-            window.add(losses)
-            run.step = k + 1
-            if run.step % run.log_every == 0:
-                n_images, since_s = (
-                    window.count * run.loader.batch_size,
-                    time.monotonic() - window_at,
-                )
-                metrics = _losses(window.read(run.accelerator), run.step)
-                speed = {LR: run.lr(k), IMAGES_PER_S: n_images / since_s}
-                yield Step(run.step, k // run.loader.steps_per_epoch, metrics | speed)
-                window_at = time.monotonic()
+        losses = yield from _epoch(run)
         epoch = run.step // run.loader.steps_per_epoch
-        metrics = _losses(epoch_losses.read(run.accelerator), run.step) | validate(run)
+        metrics = losses | validate(run)
         is_best = _keep_if_best(run, epoch, metrics)
         spent_s = time.monotonic() - began_at
-        if epoch % run.save_every == 0 or epoch == run.epochs:
-            save(run, run.elapsed_s + spent_s)
-        remaining_s = spent_s / (run.step - begin_step) * (run.total_steps - run.step)
+        run.elapsed_s = earlier_s + spent_s
+        remaining_s = spent_s / (run.step - began_step) * (run.total_steps - run.step)
+        # Before the checkpoint: a journal that is ahead is wound back on resume, a gap would stay.
         yield Epoch(epoch, run.step, metrics, is_best, spent_s, remaining_s)
-    run.elapsed_s += time.monotonic() - began_at
+        if epoch % run.save_every == 0 or epoch == run.epochs:
+            save(run)
+
+
+def _epoch(run: Training) -> Generator[Step, None, dict[str, float]]:
+    """The steps to the end of the epoch; returns the mean losses of all of them."""
+    whole, window, since = Means(), Means(), time.monotonic()
+    run.net.train()
+    for k in range(run.step, _end_of_epoch(run)):
+        losses = step(run, k)
+        whole.add(losses)
+        window.add(losses)
+        run.step = k + 1
+        if run.step % run.log_every == 0:
+            n_images = window.count * run.loader.batch_size
+            metrics = _losses(window.read(run.accelerator), run.step)
+            speed = n_images / (time.monotonic() - since)
+            epoch = k // run.loader.steps_per_epoch
+            yield Step(run.step, epoch, metrics | {LR: run.lr(k), IMAGES_PER_S: speed})
+            since = time.monotonic()
+    return _losses(whole.read(run.accelerator), run.step)
 
 
 def _end_of_epoch(run: Training) -> int:
@@ -174,12 +178,16 @@ def _keep_if_best(run: Training, epoch: int, metrics: dict[str, float]) -> bool:
     return is_best
 
 
-def save(run: Training, elapsed_s: float) -> None:
+def save(run: Training) -> None:
     """Write `best/`, if there is a new one, and `last/`: enough to resume exactly."""
     if run.accelerator.is_main_process:
         if run.best_weights is not None:
             checkpoint.save_weights(run.folder.best / WEIGHTS, run.best_weights)
-        progress = {"step": run.step, "elapsed_s": elapsed_s, "best": vars(run.best)} | run.identity
+        progress = {
+            "step": run.step,
+            "elapsed_s": run.elapsed_s,
+            "best": vars(run.best),
+        } | run.identity
         checkpoint.save(
             run.folder.last, {k: v.state_dict() for k, v in _stateful(run).items()}, progress
         )
