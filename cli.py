@@ -1,5 +1,4 @@
-"""Understudy: a large teacher, trained from scratch on CIFAR-10, teaches a ResNet under 5,000,000
-parameters.
+"""Understudy: a large teacher, trained from scratch, teaches a ResNet under 5,000,000 parameters.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 the request
 was wrong; 130 interrupted; 143 terminated.

@@ -19,9 +19,7 @@ from distill.data.draws import Stream
 
 @dataclass(frozen=True)
 class Crop:
-    """Random crop after reflect padding of `padding` pixels (He et al. 2015, arXiv 1512.03385,
-    4.2).
-    """
+    """Random crop after reflect padding of `padding` pixels (arXiv 1512.03385, 4.2)."""
 
     padding: int = 4
 
@@ -49,9 +47,7 @@ class Placement:
 
 
 def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) -> Placement:
-    """Draw the placement of samples 0..n-1 in one view; what is off stays at the centre,
-    unmirrored.
-    """
+    """Draw where samples 0..n-1 of a view are read; what is off leaves them as they are."""
     corner = np.zeros((n, 2), dtype=np.int64)
     mirrored: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
     if crop is not None:
@@ -65,9 +61,7 @@ def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) ->
 
 
 def pad(images: Tensor, padding: int) -> Tensor:
-    """uint8 [N, C, H, W] -> uint8 [N, H + 2p, W + 2p, C], reflected: channels last, ready to
-    gather.
-    """
+    """Reflect: uint8 [N, C, H, W] -> [N, H + 2p, W + 2p, C], channels last for the gather."""
     rows, columns = (_reflected(size, padding) for size in images.shape[-2:])
     return rearrange(images, "n c h w -> n h w c")[:, rows][:, :, columns].contiguous()
 

@@ -38,9 +38,7 @@ def words(seed: int, view: int, stream: Stream, n: int) -> Words:
 
 
 def integers(column: Words, bound: int) -> NDArray[np.int64]:
-    """Integers 0..bound-1 from words [n]. The bias of the remainder is bound / 2^64: none to
-    measure.
-    """
+    """Integers 0..bound-1 from words [n]; the remainder's bias, bound / 2^64, is nothing."""
     return (column % np.uint64(bound)).astype(np.int64)
 
 

@@ -36,9 +36,7 @@ class View:
 
 @dataclass(frozen=True)
 class Slice:
-    """Which part of a step's global batch a process computes: `rank` of `processes`, in
-    `accumulate` parts.
-    """
+    """A process's share of each global batch: `rank` of `processes`, in `accumulate` parts."""
 
     rank: int = 0
     processes: int = 1
@@ -91,8 +89,7 @@ class Loader:
         return View(order, placement.to(self.padded.device), mixture)
 
     def batches(self, step: int) -> list[tuple[View, Tensor]]:
-        """This process's rows of optimizer step `step`: (view, indices [b]) for each accumulated
-        part.
+        """This process's rows of optimizer step `step`: (view, indices [b]) for each part.
 
         Together the processes and parts hold the same indices whatever their number.
         """
@@ -106,9 +103,7 @@ class Loader:
         ]
 
     def augment(self, view: View, indices: Tensor) -> Tensor:
-        """float32 [b, 3, H, W] in [0, 1], channels_last, on the device: each image in its own crop
-        and flip.
-        """
+        """Each image in its own crop and flip: float32 [b, 3, H, W] in [0, 1], channels_last."""
         pixels = augment.crop_and_flip(self.padded, indices, view.placement, self.size)
         return augment.to_float(pixels.to(self.device, non_blocking=True))
 
@@ -119,9 +114,7 @@ class Loader:
     def mix(
         self, view: View, indices: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Images and targets mixed with their partners of the same view; unchanged where nothing
-        mixes.
-        """
+        """Images and targets mixed with their partners of the view; as they are if none mixes."""
         if view.mixture is None:
             return images, targets
         mixture = view.mixture
@@ -135,9 +128,7 @@ class Loader:
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:
-    """Whether a set of `n_bytes` may live on the device: always on the host, a share of what is
-    free on a GPU.
-    """
+    """Whether a set of `n_bytes` may live on the device; on a GPU, a share of what is free."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
@@ -145,8 +136,7 @@ def fits(n_bytes: int, device: torch.device) -> bool:
 
 
 def held(images: ImageSet, rank: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
-    """This process's share of a set to evaluate, in order: uint8 [n, 3, H, W] and int64 [n], on the
-    host.
+    """This process's share of a set to evaluate: uint8 [n, 3, H, W] and int64 [n], on the host.
 
     Every sample is in exactly one share, so that gathered counts need no correction for padding.
     """

@@ -24,9 +24,7 @@ def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 class Means:
-    """Means of named scalars over steps, summed on the device; `read` is the only host
-    synchronisation.
-    """
+    """Means of named scalars over steps, summed on the device; only `read` waits for it."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}

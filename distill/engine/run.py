@@ -1,6 +1,4 @@
-"""A whole run, from a recipe to a finished folder, as a stream of events; and a finished one
-measured again.
-"""
+"""A whole run, from a recipe to a finished folder, as a stream of events; a run measured again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -167,9 +167,7 @@ def weights_to_use(run: Training) -> nn.Module:
 
 
 def _keep_if_best(run: Training, epoch: int, metrics: dict[str, float]) -> bool:
-    """Keep this epoch's weights if it is the best so far; without held-out images the last always
-    is.
-    """
+    """Keep this epoch's weights if it is the best so far; with nothing held out, always."""
     chosen_by = measure_name("top1", "val" if run.ema is None else "val_ema")
     is_best = run.held_out is None or metrics[chosen_by] > run.best.metrics.get(chosen_by, -1.0)
     if is_best:

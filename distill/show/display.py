@@ -33,6 +33,7 @@ from distill.events import (
 )
 
 UNKNOWN = "–"
+DAY_S = 86_400
 GAP = "  "
 
 
@@ -126,8 +127,11 @@ class Display:
         self._print(*head_lines(start))
 
     def _advance(self, step: Step) -> None:
+        first = IMAGES_PER_S not in self._metrics
         self._step, self._epoch = step.step, step.epoch
         self._metrics = self._metrics | step.metrics
+        if first and self._start and (left_s := self._left_s(self._start) or 0) > DAY_S:
+            self._print(Text(f"note: at this pace {left_s / DAY_S:.1f} days are left", "yellow"))
 
     def _close_epoch(self, epoch: Epoch) -> None:
         self._step, self._epoch = epoch.step, epoch.epoch

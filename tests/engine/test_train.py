@@ -97,3 +97,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(teacher, tmp_
     with pytest.raises(Diverged, match="the loss is not finite before step 10"):
         train(tmp_path / "s", f"teacher.runs=['{teacher}']", *huge)
     assert not (tmp_path / "s" / "last").exists()
+
+
+def test_mixed_precision_on_a_cpu_trains_and_warns(tmp_path) -> None:
+    bf16 = ["loss.kd=false", "loss.hard.weight=1.0", "train.precision='bf16'"]
+    _, events = train(tmp_path / "t", *bf16, role="teacher")
+    assert events[0].precision == "bf16"
+    assert any("many times slower than fp32" in note for note in events[0].notes)
+    assert math.isfinite(events[-2].metrics["loss/total"])

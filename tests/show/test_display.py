@@ -281,3 +281,12 @@ def test_durations_read_as_clocks() -> None:
     assert [duration(s) for s in seconds] == [
         "0:00", "1:00", "2:31", "1:02:03", "25:00:00", "–", "–",
     ]  # fmt: skip
+
+
+def test_a_run_of_days_says_so_at_its_first_steps_and_once() -> None:
+    total = START.epochs * START.steps_per_epoch
+    slow = START.batch_size / (3 * 86_400 / total)  # images/s at which the run takes three days
+    steps = [Step(k, 0, {"images_per_s": slow}) for k in (1, 2)]
+    left = 3 * (total - 1) / total
+    assert logged(START, *steps).count(f"at this pace {left:.1f} days are left") == 1
+    assert "at this pace" not in logged(START, Step(1, 0, {"images_per_s": 9 * slow}))
