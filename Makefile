@@ -15,6 +15,7 @@ venv: $(STAMP)  ## the environment, .venv, with everything a run and the tests n
 
 # uv, because it resolves torch and torchvision together, as the pair that was built for each other.
 $(STAMP): pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; type: make PYTHON=python3.11 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade uv
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --compile-bytecode -r pyproject.toml --extra dev

@@ -187,17 +187,26 @@ def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     if resume and folder.is_finished:
         typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
-        return
-    run_folder.check_out(folder, resume)
-    with _stoppable(folder):
-        _watch(role, resolved, folder, resume)
+    else:
+        run_folder.check_out(folder, resume)
+        with _stoppable(folder):
+            _watch(role, resolved, folder, resume)
+    if _is_main():
+        _close(folder)
+
+
+def _close(folder: "RunFolder") -> None:
+    """The finished run beside its teacher and the student alone."""
+    from distill.show.closing import closing_rows
+    from distill.show.display import closing_table
+
+    _stdout().print(closing_table(closing_rows(folder)))
 
 
 def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool) -> None:
     from distill.engine.run import Request, processes, run
     from distill.engine.train import Diverged
-    from distill.show.closing import closing_rows
-    from distill.show.display import Display, closing_table
+    from distill.show.display import Display
     from distill.show.journal import Journal
 
     request = Request(role, resolved.recipe, resolved.name, folder.path, resume)
@@ -216,8 +225,6 @@ def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool
             err=True,
         )
         raise typer.Exit(1) from None
-    if _is_main():
-        _stdout().print(closing_table(closing_rows(folder)))
 
 
 @contextmanager

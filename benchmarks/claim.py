@@ -58,11 +58,12 @@ def top1(run: RunFolder) -> float:
 
 def figures(run: RunFolder) -> dict[str, Any]:
     """One run in a few lines."""
-    result, recipe = run.result(), recipes.read(run.recipe)
+    result = run.result()
     keys = ("network", "parameters", "epoch", "epochs", "metrics", "elapsed_s", "device", "weights")
     return {
         "run": run.path.name,
-        "seeds": {"train": recipe.train.seed, "data": recipe.data.seed},
+        "seeds": seeds(run),
+        "source": environment(run)["source"],
         "data": result["data"] | {"source": Path(result["data"]["source"]).name},
     } | {key: result[key] for key in keys}
 
@@ -74,20 +75,40 @@ def environment(run: RunFolder) -> dict[str, Any]:
 
 
 def check_pairs(runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -> None:
-    """Every run and its control: same seeds, data and student; the recipe but for the teacher."""
+    """Every run and its control share seeds, images and student; no run counts twice.
+
+    Raises UserError with every fault.
+    """
     if len(runs) != len(controls):
         raise UserError(
             f"{len(runs)} runs and {len(controls)} controls make no pairs; give as many."
         )
-    faults = [
-        f"{a.path} and {b.path}: {fault}"
-        for a, b in zip(runs, controls, strict=True)
-        for fault in recipes.differences(
-            alone(recipes.control(recipes.read(a.recipe))), alone(recipes.read(b.recipe))
-        )
-    ]
+    every = [*runs, *controls]
+    faults = []
+    for what, values in {
+        "weights": [run.result()["weights"] for run in every],
+        "seeds of the runs": [seeds(run) for run in runs],
+    }.items():
+        if len({str(value) for value in values}) < len(values):
+            faults.append(f"the {what} are not all different: a repeated run is no evidence")
+    for what in ("data", "teacher"):
+        known = {r.result()[what]["fingerprint"] for r in (every if what == "data" else runs)}
+        if len(known) > 1:
+            faults.append(
+                f"the runs differ in their {what}: fingerprints {', '.join(sorted(known))}"
+            )
+    for a, b in zip(runs, controls, strict=True):
+        wanted = alone(recipes.control(recipes.read(a.recipe)))
+        differ = recipes.differences(wanted, alone(recipes.read(b.recipe)))
+        faults += [f"{b.path} is not the control of {a.path}: {key}" for key in differ]
     if faults:
-        raise UserError("not each other's control:\n  " + "\n  ".join(faults))
+        raise UserError("no claim can be made of these runs:\n  " + "\n  ".join(faults))
+
+
+def seeds(run: RunFolder) -> dict[str, int]:
+    """Of the weights and of the data."""
+    recipe = recipes.read(run.recipe)
+    return {"train": recipe.train.seed, "data": recipe.data.seed}
 
 
 def alone(recipe: recipes.Recipe) -> recipes.Recipe:

@@ -1,8 +1,10 @@
 """A finished teacher and a finished student, trained once for all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from distill.run_folder import RunFolder
 from tests.runs import Events, train, two_epochs
@@ -20,3 +22,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def taught(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
     """A finished student of that teacher: two epochs, mixing, averaged weights."""
     return train(tmp_path_factory.mktemp("runs") / "student", *two_epochs(teacher))
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """For a test of another precision: accelerate keeps one per program."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -25,6 +25,7 @@ def with_top1(run: RunFolder, out: Path, top1: float) -> RunFolder:
     shutil.copytree(run.path, out)
     result = run.result()
     result["metrics"]["top1/test"] = top1
+    result["weights"] = str(out)
     (out / "result.json").write_text(json.dumps(result))
     return RunFolder(out)
 
@@ -32,6 +33,9 @@ def with_top1(run: RunFolder, out: Path, top1: float) -> RunFolder:
 def test_mean_spread_and_paired_difference(pair, tmp_path) -> None:
     runs = [with_top1(pair[0], tmp_path / f"r{x}", x) for x in (0.70, 0.74)]
     controls = [with_top1(pair[1], tmp_path / f"c{x}", x) for x in (0.68, 0.70)]
+    for run in (runs[1], controls[1]):
+        text = run.recipe.read_text()
+        run.recipe.write_text(text.replace("seed = 0", "seed = 1"))
     made = claim.claim("it helps", runs, controls)
     assert made["runs"]["n"] == 2
     assert made["runs"]["mean"] == pytest.approx(0.72)
@@ -48,6 +52,8 @@ def test_what_is_no_pair_is_refused(pair, tmp_path) -> None:
     other, _ = train(tmp_path / "other", "loss.kd=false", "loss.hard.weight=1.0", "train.seed=1")
     with pytest.raises(claim.UserError, match="train.seed: 0 -> 1"):
         claim.claim("", [pair[0]], [other])
+    with pytest.raises(claim.UserError, match="the weights are not all different"):
+        claim.claim("", [pair[0], pair[0]], [pair[1], pair[1]])
     with pytest.raises(claim.UserError, match="1 runs and 0 controls make no pairs"):
         claim.claim("", [pair[0]], [])
 

@@ -410,7 +410,7 @@ def test_the_whole_way(door: Door, tmp_path: Path) -> None:
     measured = json.loads(door("evaluate", run, "--json").out)
     assert (measured["n"], measured["data"]) == (16, str(data))
     again = door("distill", *SMALL, "--data", data, "--out", run, "--resume")
-    assert (again.code, again.out) == (0, "")
+    assert again.code == 0 and "distilled student" in again.out
     assert again.err == f"{run} is finished: nothing to do.\n"
 
 
@@ -521,7 +521,7 @@ def test_help_answers_at_once() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "train-teacher" in done.stdout
         seconds.append(float(done.stderr.split()[-1]))
-    assert min(seconds) < 1.5
+    assert min(seconds) < 0.7
 
 
 def test_help_shows_what_stands_in_brackets(door: Door) -> None:

@@ -23,8 +23,9 @@ def split(
     """(training indices, held-out indices), both in the order of the digests over all classes.
 
     `holdout` is a share in [0, 1): of a class of n images the nearest integer to holdout * n is
-    held out. Of the rest `train_images` are kept, class by class in the order of the digests; where
-    they cannot be shared evenly the first classes get one more. All are kept where it is None.
+    held out, and what equals the last of them. Of the rest `train_images` are kept, class by class
+    in the order of the digests; where they cannot be shared evenly the first classes get one more.
+    All are kept where it is None.
 
     Raises UserError where `holdout` is out of range, or where a class would be left without a
     training image, without a held-out one (`holdout` > 0), or with fewer than its part of
@@ -38,13 +39,21 @@ def split(
     order = np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
     labels = images.labels[order]
     ranks = [np.flatnonzero(labels == c) for c in range(images.n_classes)]  # rising: digest order
-    held = [int(holdout * len(of_class) + 0.5) for of_class in ranks]
+    ordered = [digests[i] for i in order]
+    held = [_past_twins(int(holdout * len(r) + 0.5), [ordered[i] for i in r]) for r in ranks]
     left = [len(of_class) - n for of_class, n in zip(ranks, held, strict=True)]
     kept = left if train_images is None else _shares(train_images, images.n_classes)
     _check(images.class_names, holdout, held, left, kept)
     chosen = [r[n : n + k] for r, n, k in zip(ranks, held, kept, strict=True)]
     withheld = [r[:n] for r, n in zip(ranks, held, strict=True)]
     return order[np.sort(np.concatenate(chosen))], order[np.sort(np.concatenate(withheld))]
+
+
+def _past_twins(n: int, digests: Sequence[bytes]) -> int:
+    """`n`, or more where equal images would stand on both sides of the border."""
+    while 0 < n < len(digests) and digests[n] == digests[n - 1]:
+        n += 1
+    return n
 
 
 def _shares(total: int, n_classes: int) -> list[int]:

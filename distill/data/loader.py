@@ -29,7 +29,7 @@ RESIDENT_SHARE = 0.25
 class View:
     """Everything random about one pass over the set, drawn before its first batch."""
 
-    order: Tensor  # int64 [N], on the host: the process slices it
+    order: Tensor  # int64 [N], where the set is
     placement: Placement
     mixture: Mixture | None
 
@@ -86,7 +86,7 @@ class Loader:
             drawn = mix.draw_mixture(self.seed, view, self.n, self.size, self.mixup, self.cutmix)
             mixture = drawn.to(self.padded.device)
         order = torch.from_numpy(draws.permutation(self.seed, view, Stream.ORDER, self.n))
-        return View(order, placement.to(self.padded.device), mixture)
+        return View(order.to(self.padded.device), placement.to(self.padded.device), mixture)
 
     def batches(self, step: int) -> list[tuple[View, Tensor]]:
         """This process's rows of optimizer step `step`: (view, indices [b]) for each part.
@@ -97,10 +97,7 @@ class Loader:
         view = self.view(epoch)
         batch = view.order[position * self.batch_size :][: self.batch_size]
         every = rearrange(batch, "(a p b) -> a p b", a=self.part.accumulate, p=self.part.processes)
-        return [
-            (view, rows.to(self.padded.device, non_blocking=True))
-            for rows in every[:, self.part.rank]
-        ]
+        return [(view, rows) for rows in every[:, self.part.rank]]
 
     def augment(self, view: View, indices: Tensor) -> Tensor:
         """Each image in its own crop and flip: float32 [b, 3, H, W] in [0, 1], channels_last."""
@@ -135,7 +132,7 @@ def fits(n_bytes: int, device: torch.device) -> bool:
     return n_bytes <= RESIDENT_SHARE * free
 
 
-def held(images: ImageSet, rank: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
+def share(images: ImageSet, rank: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
     """This process's share of a set to evaluate: uint8 [n, 3, H, W] and int64 [n], on the host.
 
     Every sample is in exactly one share, so that gathered counts need no correction for padding.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -31,7 +32,7 @@ OPTIMIZER_KEYS = {"name", "lr", "momentum", "weight_decay", "decay_norm"}
 
 
 @dataclass(frozen=True)
-class Split:
+class Division:
     """The images a run may see: a part to train on, and one held out or, at holdout 0, None."""
 
     fingerprint: str  # of the whole train split
@@ -42,29 +43,33 @@ class Split:
 def accelerator(recipe: Recipe) -> Accelerator:
     """Device, precision and processes.
 
-    `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere.
+    `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere. fp32 is float32: the
+    shorter TF32 is off.
     """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     precision: str = recipe.train.precision
     if precision == "auto":
         precision = _native_precision()
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=recipe.train.accumulate,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=recipe.train.accumulate, sync_with_dataloader=False
+        ),
     )
 
 
 def _native_precision() -> str:
-    if not torch.cuda.is_available():
+    if PartialState().device.type != "cuda":
         return "fp32"  # bf16 without its instructions is an order of magnitude slower
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def divide(recipe: Recipe, images: ImageSet) -> Split:
+def divide(recipe: Recipe, images: ImageSet) -> Division:
     """The train split, divided by the recipe's `[data]` and nothing else."""
     train, held_out = holdout.split(
         images, holdout=recipe.data.holdout, train_images=recipe.data.train_images
     )
-    return Split(
+    return Division(
         images.fingerprint,
         sources.subset(images, train),
         sources.subset(images, held_out) if len(held_out) else None,
@@ -185,7 +190,7 @@ def teach(frozen: Frozen | None, accel: Accelerator) -> Teach:
 def training(
     recipe: Recipe,
     role: Role,
-    split: Split,
+    split: Division,
     frozen: Frozen | None,
     folder: RunFolder,
     accel: Accelerator,
@@ -205,8 +210,8 @@ def training(
             warmup_gamma=9,
             warmup_power=1,
         )
-    sgd = optim.optimizer(student, **recipe.optim.model_dump(include=OPTIMIZER_KEYS))
-    net, optimizer = accel.prepare(student, sgd)
+    bare = optim.optimizer(student, **recipe.optim.model_dump(include=OPTIMIZER_KEYS))
+    net, optimizer = accel.prepare(student, bare)
     if recipe.train.compile:
         net.compile()
     return Training(

@@ -7,6 +7,7 @@ the old one and renamed, so a kill leaves one whole checkpoint.
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,37 +27,48 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    torch.save(tensors, new / "state.pt")
+    with (new / "state.pt").open("wb") as file:
+        torch.save(tensors, file)
+        file.flush()
+        os.fsync(file.fileno())
     write_json(new / "progress.json", progress | {"format": FORMAT})
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else `old` is the only whole one, and stays until the new one stands
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The newest whole checkpoint as (tensors, progress), or None where there is none.
+    """The newest checkpoint that can be read as (tensors, progress), or None where there is none.
 
-    Raises UserError for a checkpoint of another format version.
+    Raises UserError where there are some and none can be read, or for another format version.
     """
-    old = folder.with_name(folder.name + ".old")  # left by a kill between the two renames of `save`
-    found = next((f for f in (folder, old) if (f / "progress.json").exists()), None)
-    if found is None:
-        return None
-    progress = json.loads((found / "progress.json").read_text())
-    if progress["format"] != FORMAT:
-        raise UserError(
-            f"{found} is a checkpoint of format {progress['format']}; this program reads "
-            f"{FORMAT}.\n"
-            "Resume it with the version that wrote it, or choose another --out."
-        )
-    return torch.load(found / "state.pt", map_location=device, weights_only=True), progress
+    faults = []
+    old = folder.with_name(folder.name + ".old")  # left by a kill between the renames of `save`
+    for found in (folder, old):
+        if found.exists():
+            try:
+                progress = json.loads((found / "progress.json").read_text())
+                tensors = torch.load(found / "state.pt", map_location=device, weights_only=True)
+            except Exception as fault:  # whatever a damaged zip or pickle can raise
+                faults.append(f"{found} cannot be read: {type(fault).__name__}: {fault}")
+                continue
+            if progress["format"] != FORMAT:
+                raise UserError(
+                    f"{found} is a checkpoint of format {progress['format']}; this program reads "
+                    f"{FORMAT}.\nResume it with the version that wrote it, or choose another --out."
+                )
+            return tensors, progress
+    if faults:
+        raise UserError("\n".join([*faults, "Begin anew with another --out."]))
+    return None
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, contiguous and on the host: what a weights file holds."""
-    return {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    """A copy of parameters and buffers, contiguous and on the host: what a weights file holds."""
+    state = net.state_dict()
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from distill import recipe as recipes
 from distill.data.sources import ImageSet
 from distill.engine import build, checkpoint
-from distill.engine.build import Split
+from distill.engine.build import Division
 from distill.engine.teach import Frozen
 from distill.errors import UserError
 from distill.recipe import Recipe
@@ -29,7 +29,11 @@ def named(recipe: Recipe) -> list[RunFolder]:
 
 
 def with_teachers(
-    recipe: Recipe, images: ImageSet, split: Split, earlier: Recipe | None, places: Iterable[Path]
+    recipe: Recipe,
+    images: ImageSet,
+    split: Division,
+    earlier: Recipe | None,
+    places: Iterable[Path],
 ) -> Recipe:
     """The recipe with its teachers named: its own, else those `earlier` had, else the newest.
 
@@ -50,10 +54,10 @@ def with_teachers(
     return recipes.with_teacher(recipe, runs)
 
 
-def _newest(images: ImageSet, split: Split, places: list[Path]) -> RunFolder:
-    for run in (run for place in places for run in runs_in(place)):
-        if run.is_finished and run.role == "teacher" and not _faults(run, images, split):
-            return run
+def _newest(images: ImageSet, split: Division, places: list[Path]) -> RunFolder:
+    found = [run for place in places for run in runs_in(place) if _may_teach(run, images, split)]
+    if found:
+        return max(found, key=lambda run: run.result()["finished_at"])
     raise UserError(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
         + " or ".join(f"{place}/" for place in places)
@@ -62,7 +66,15 @@ def _newest(images: ImageSet, split: Split, places: list[Path]) -> RunFolder:
     )
 
 
-def teacher(recipe: Recipe, images: ImageSet, split: Split) -> Frozen | None:
+def _may_teach(run: RunFolder, images: ImageSet, split: Division) -> bool:
+    """Whether nothing speaks against this run; a broken or foreign folder is passed over."""
+    try:
+        return run.is_finished and run.role == "teacher" and not _faults(run, images, split)
+    except (UserError, ValueError, KeyError):
+        return False
+
+
+def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
     """The network that teaches, several as an ensemble; None where no term asks.
 
     Raises UserError where a folder is no finished run, has no weights, other classes, other data,
@@ -81,14 +93,18 @@ def fingerprints(recipe: Recipe) -> str:
     return "+".join(checkpoint.fingerprint(run.weights(run.role)) for run in named(recipe))
 
 
-def _faults(run: RunFolder, images: ImageSet, split: Split) -> list[str]:
+def _faults(run: RunFolder, images: ImageSet, split: Division) -> list[str]:
     """Why this run cannot teach on these images, one line each."""
     if not run.is_finished:
         return [f"teacher {run.path} is not finished: it has no {run.result_file.name}; {RETRAIN}"]
-    result, weights = run.result(), run.weights(run.role)
+    try:
+        result, weights = run.result(), run.weights(run.role)
+        theirs, fingerprint = tuple(result["class_names"]), result["data"]["fingerprint"]
+    except (ValueError, KeyError) as fault:
+        return [f"teacher {run.path} has a damaged {run.result_file.name} ({fault!r}); {RETRAIN}"]
     if not weights.exists():
         return [f"teacher {run.path} has no {weights.name}; {RETRAIN}"]
-    theirs, ours = tuple(result["class_names"]), images.class_names
+    ours = images.class_names
     if len(theirs) != len(ours):
         return [
             f"teacher {run.path} answers {len(theirs)} classes, the data has {len(ours)}; {RETRAIN}"
@@ -96,10 +112,10 @@ def _faults(run: RunFolder, images: ImageSet, split: Split) -> list[str]:
     if theirs != ours:
         pairs = [f"{a} / {b}" for a, b in zip(theirs, ours, strict=True) if a != b]
         return [f"teacher {run.path} has other classes ({', '.join(pairs[:3])}); {RETRAIN}"]
-    if result["data"]["fingerprint"] != images.fingerprint:
+    if fingerprint != images.fingerprint:
         return [
             f"teacher {run.path} was trained on other images (fingerprint "
-            f"{result['data']['fingerprint'][:12]}, here {images.fingerprint[:12]}), so whether it "
+            f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so whether it "
             f"has seen what is held out is unknown; {RETRAIN}"
         ]
     return [] if split.held_out is None else _seen(run, images, split.held_out)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distill.data import sources
 from distill.data.augment import to_float
-from distill.data.loader import held
+from distill.data.loader import share
 from distill.data.sources import ImageSet, Progress
 from distill.engine.metrics import measures
 
@@ -42,7 +42,7 @@ def logits_and_labels(
     processes. The network's mode is restored.
     """
     processes, n = accelerator.num_processes, len(images.labels)
-    pixels, labels = held(images, accelerator.process_index, processes)
+    pixels, labels = share(images, accelerator.process_index, processes)
     was_training = net.training
     net.eval()
     mine = predict(net, pixels, accelerator.device)

@@ -12,8 +12,8 @@ ECE_BINS = 15  # Guo et al., ICML 2017, arXiv 1706.04599
 
 
 def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1`, `nll` (nats), `ece` of logits [N, C] against int64 labels [N]; one host transfer."""
-    logits = logits.float()
+    """`top1`, `nll` (nats) and `ece` of logits [N, C] against int64 labels [N], on the host."""
+    logits, labels = logits.float().cpu(), labels.cpu()  # not every device has float64
     top1 = (logits.argmax(dim=-1) == labels).double().mean()
     nll = cross_entropy(logits.double(), labels)
     ece = multiclass_calibration_error(
@@ -39,7 +39,7 @@ class Means:
         """Means over steps and processes since the last read, in one transfer; then begins anew."""
         if not self.count:
             return {}
-        stacked = torch.stack(list(self.sums.values())).double() / self.count
+        stacked = torch.stack(list(self.sums.values())) / self.count
         names = list(self.sums)
         self.sums, self.count = {}, 0
         means: Tensor = accelerator.reduce(stacked, reduction="mean")

@@ -17,7 +17,7 @@ from distill import run_folder
 from distill.data import sources
 from distill.data.sources import ImageSet, Progress
 from distill.engine import build, checkpoint, enlist, environment, result, train
-from distill.engine.build import Split
+from distill.engine.build import Division
 from distill.engine.evaluate import logits_and_labels, measure, test_split
 from distill.engine.metrics import measures
 from distill.engine.teach import Frozen
@@ -46,7 +46,7 @@ class Run:
     """A request with everything it needs, ready to train."""
 
     request: Request
-    split: Split
+    split: Division
     teacher: Frozen | None
     training: Training
 
@@ -86,6 +86,7 @@ def _prepare(
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
     recipe = enlist.with_teachers(request.recipe, images, split, earlier, places)
+    recipe = broadcast_object_list([recipe])[0]  # of two newest teachers, rank 0's
     request = replace(request, recipe=recipe)
     _claim(folder, request)
     teacher = enlist.teacher(recipe, images, split)
@@ -104,13 +105,9 @@ def _prepare(
 
 def _claim(folder: RunFolder, request: Request) -> None:
     """Raises UserError where the folder may not be written or resumed."""
+    run_folder.check_out(folder, request.resume)
     if not folder.is_run:
         return
-    if not request.resume:
-        raise UserError(
-            f"{folder.path} already holds a run.\n"
-            "Continue it with --resume, or choose another --out."
-        )
     changed = recipes.differences(recipes.read(folder.recipe), request.recipe)
     if changed:
         raise UserError(
@@ -148,14 +145,14 @@ def _head(ready: Run) -> Start:
     )
 
 
-def _ask(teacher: Frozen, split: Split, accel: Accelerator) -> float:
+def _ask(teacher: Frozen, split: Division, accel: Accelerator) -> float:
     """The teacher's accuracy on some held-out images; on training images where none are."""
     images = split.held_out or split.train
     some = np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels)))
     return measure(teacher, sources.subset(images, some), accel)["top1"]
 
 
-def _notes(split: Split, accel: Accelerator, teacher_top1: float | None) -> Iterator[str]:
+def _notes(split: Division, accel: Accelerator, teacher_top1: float | None) -> Iterator[str]:
     """What the user should know before hours are spent."""
     if split.held_out is None:
         yield "data.holdout = 0: nothing is selected, the last epoch is kept"
@@ -172,9 +169,10 @@ def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
     request, split, training = ready.request, ready.split, ready.training
     accel, folder, best = training.accelerator, training.folder, training.best
     net = build.network(request.recipe, request.role, split.train.n_classes)
-    checkpoint.load_weights(folder.best / train.WEIGHTS, net)
+    checkpoint.load_weights(train.best_file(training), net)
     build.to_device(net, accel.device)
-    test = test_split(request.recipe.data.source, progress=progress)
+    with accel.main_process_first():
+        test = test_split(request.recipe.data.source, progress=progress)
     logits, labels = logits_and_labels(net, test, accel)
     tested = {measure_name(name, "test"): value for name, value in measures(logits, labels).items()}
     teacher = ready.teacher

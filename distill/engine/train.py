@@ -4,10 +4,12 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -22,8 +24,6 @@ from distill.errors import UserError
 from distill.events import IMAGES_PER_S, LR, TOTAL, Epoch, Event, Step, loss_name, measure_name
 from distill.losses.objective import Answers, Objective
 from distill.run_folder import RunFolder
-
-WEIGHTS = "weights.safetensors"  # of the best epoch, in best/
 
 
 class Diverged(Exception):
@@ -108,13 +108,14 @@ def train(run: Training) -> Iterator[Event]:
     while run.step < run.total_steps:
         losses = yield from _epoch(run)
         epoch = run.step // run.loader.steps_per_epoch
-        metrics = losses | validate(run)
-        is_best = _keep_if_best(run, epoch, metrics)
+        agree(run)
+        measured = validate(run)
+        is_best = _keep_if_best(run, epoch, measured)
         spent_s = time.monotonic() - began_at
         run.elapsed_s = earlier_s + spent_s
         remaining_s = spent_s / (run.step - began_step) * (run.total_steps - run.step)
         # Before the checkpoint: a journal that is ahead is wound back on resume, a gap would stay.
-        yield Epoch(epoch, run.step, metrics, is_best, spent_s, remaining_s)
+        yield Epoch(epoch, run.step, losses | measured, is_best, spent_s, remaining_s)
         if epoch % run.save_every == 0 or epoch == run.epochs:
             save(run)
 
@@ -149,6 +150,15 @@ def _losses(means: dict[str, float], at_step: int) -> dict[str, float]:
     return {loss_name(name): value for name, value in means.items()}
 
 
+def agree(run: Training) -> None:
+    """Give every process rank 0's running statistics, of the net and of its average.
+
+    Between two forwards each process has its own; what is measured must be what is kept.
+    """
+    for net in (run.student, run.ema.module) if run.ema is not None else (run.student,):
+        broadcast(list(net.buffers()))
+
+
 def validate(run: Training) -> dict[str, float]:
     """Measures of the net, and of its average where there is one, on the held-out part."""
     if run.held_out is None:
@@ -156,7 +166,8 @@ def validate(run: Training) -> dict[str, float]:
     values = measure(run.student, run.held_out, run.accelerator)
     metrics = {measure_name(name, "val"): value for name, value in values.items()}
     if run.ema is not None:
-        values = measure(run.ema.module, run.held_out, run.accelerator)
+        with run.accelerator.autocast():  # as the net, whose forward accelerate has wrapped
+            values = measure(run.ema.module, run.held_out, run.accelerator)
         metrics |= {measure_name(name, "val_ema"): value for name, value in values.items()}
     return metrics
 
@@ -176,11 +187,16 @@ def _keep_if_best(run: Training, epoch: int, metrics: dict[str, float]) -> bool:
     return is_best
 
 
+def best_file(run: Training) -> Path:
+    """The weights of the best epoch. Named by it, so that no checkpoint finds another's."""
+    return run.folder.best / f"epoch-{run.best.epoch}.safetensors"
+
+
 def save(run: Training) -> None:
     """Write `best/`, if there is a new one, and `last/`: enough to resume exactly."""
     if run.accelerator.is_main_process:
         if run.best_weights is not None:
-            checkpoint.save_weights(run.folder.best / WEIGHTS, run.best_weights)
+            checkpoint.save_weights(best_file(run), run.best_weights)
         progress = {
             "step": run.step,
             "elapsed_s": run.elapsed_s,
@@ -189,6 +205,9 @@ def save(run: Training) -> None:
         checkpoint.save(
             run.folder.last, {k: v.state_dict() for k, v in _stateful(run).items()}, progress
         )
+        for outdone in run.folder.best.glob("epoch-*"):
+            if outdone != best_file(run):
+                outdone.unlink()
     run.best_weights = None
     run.accelerator.wait_for_everyone()
 
@@ -207,7 +226,8 @@ def resume(run: Training) -> None:
             "Bring the former back, or begin anew with another --out."
         )
     for name, part in _stateful(run).items():
-        part.load_state_dict(tensors[name])
+        if name in tensors:  # a scaler is new where the device changed, and begins anew
+            part.load_state_dict(tensors[name])
     run.step, run.elapsed_s = progress["step"], progress["elapsed_s"]
     run.best = Best(**progress["best"])
 

@@ -6,7 +6,7 @@ import torch
 
 from distill.data.augment import Crop, Flip
 from distill.data.images import ImageSet
-from distill.data.loader import Loader, Slice, fits, held
+from distill.data.loader import Loader, Slice, fits, share
 from distill.data.mix import Cutmix, Mixup
 
 CPU = torch.device("cpu")
@@ -125,7 +125,7 @@ def test_everything_fits_on_the_host() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_shares_to_evaluate_hold_each_sample_once(images: ImageSet, processes: int) -> None:
-    shares = [held(images, rank, processes)[1] for rank in range(processes)]
+    shares = [share(images, rank, processes)[1] for rank in range(processes)]
     assert sorted(torch.cat(shares).tolist()) == sorted(images.labels.tolist())
 
 

@@ -2,20 +2,35 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
+from distill import recipe as recipes
+from distill.data import sources
+from distill.engine import build
+from distill.engine.evaluate import measure
+from distill.run_folder import RunFolder
 from distill.show import journal
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes"]
 
 pytestmark = pytest.mark.multi
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def launch(*command: object) -> subprocess.CompletedProcess[str]:
@@ -36,9 +51,8 @@ def launch(*command: object) -> subprocess.CompletedProcess[str]:
 
 def steps(out: Path, processes: int, accumulate: int = 1) -> dict[str, np.ndarray]:
     """A few steps of a network without batch norm; see two_processes.py."""
-    port = ["--master_port", str(29_500 + os.getpid() % 1000)]
     script = ROOT / "tests" / "engine" / "two_processes.py"
-    launch(*TORCHRUN, processes, *port, script, out, accumulate)
+    launch(*TORCHRUN, processes, script, out, accumulate)
     return dict(np.load(out))
 
 
@@ -55,18 +69,27 @@ def test_without_batch_norm_two_processes_and_accumulation_train_the_same_net(tm
 
 def student(out: Path, teacher: Path, *launcher: object) -> list[float]:
     """The whole program over a launcher; the losses of its steps."""
-    options = ["--recipe", "tiny+cutmix", "--teacher", teacher, "--out", out]
+    options = ["--recipe", "tiny+cutmix+ema", "--teacher", teacher, "--out", out]
     launch(*launcher, "cli.py", "distill", *options, "--set", "train.epochs=2")
     return [row["metrics"]["loss/total"] for row in journal.read(out / "journal.jsonl")
             if row["event"] == "step"]  # fmt: skip
 
 
+def assert_kept_is_what_was_measured(run: RunFolder) -> None:
+    """One process, measuring the weights file, finds what the run's processes found together."""
+    images = sources.load("synthetic", "train")
+    held_out = build.divide(recipes.read(run.recipe), images).held_out
+    found = measure(build.trained(run), held_out, Accelerator())
+    known = run.result()["metrics"]
+    assert found["top1"] == known["top1/val_ema"]
+    assert found["nll"] == pytest.approx(known["nll/val_ema"], rel=1e-5)
+
+
 def test_the_program_over_torchrun_and_accelerate_launch(teacher, tmp_path) -> None:
-    port = ["--master_port", str(28_500 + os.getpid() % 1000)]
-    main_port = ["--main_process_port", str(27_500 + os.getpid() % 1000)]
+    port = ["--main_process_port", free_port()]
     one = student(tmp_path / "one", teacher, sys.executable)
-    torchrun = student(tmp_path / "torchrun", teacher, *TORCHRUN, 2, *port)
-    accelerate = student(tmp_path / "accelerate", teacher, *ACCELERATE, 2, *main_port)
+    torchrun = student(tmp_path / "torchrun", teacher, *TORCHRUN, 2)
+    accelerate = student(tmp_path / "accelerate", teacher, *ACCELERATE, 2, *port)
     assert len(one) == len(torchrun) == 20
     # Each process normalises its half of the batch by that half's statistics: the curves agree
     # closely at first and apart from this.
@@ -77,5 +100,7 @@ def test_the_program_over_torchrun_and_accelerate_launch(teacher, tmp_path) -> N
         assert result["processes"] == processes
         head = journal.read(tmp_path / name / "journal.jsonl")[0]
         assert head["processes"] == processes
+    for name in ("one", "torchrun"):
+        assert_kept_is_what_was_measured(RunFolder(tmp_path / name))
     sizes = {len(journal.read(tmp_path / name / "journal.jsonl")) for name in ("one", "torchrun")}
     assert len(sizes) == 1, "one process alone writes the journal"

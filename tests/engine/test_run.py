@@ -3,6 +3,9 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from distill import recipe as recipes
 from distill.data import sources
 from distill.engine import checkpoint, run
 from distill.engine.metrics import measures
@@ -59,7 +63,7 @@ def test_another_seed_gives_others(taught, teacher, tmp_path) -> None:
 
 def test_resumed_is_uninterrupted_bit_for_bit(taught, teacher, tmp_path) -> None:
     out = tmp_path / "cut"
-    resolved = run.recipes.load("tiny", two_epochs(teacher))
+    resolved = recipes.load("tiny", two_epochs(teacher))
     events = run.run(run.Request("student", resolved.recipe, "tiny", out))
     for event in events:
         if isinstance(event, Step) and event.step == 13:
@@ -74,6 +78,80 @@ def test_resumed_is_uninterrupted_bit_for_bit(taught, teacher, tmp_path) -> None
     assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
     assert isinstance(later[-1], End) and isinstance(taught[1][-1], End)
     assert later[-1].metrics == taught[1][-1].metrics
+
+
+def test_killed_for_real_and_resumed_is_uninterrupted(teacher, tmp_path) -> None:
+    recipe = tmp_path / "three.toml"
+    three = [*two_epochs(teacher), "train.epochs=3"]
+    recipe.write_text(recipes.dumps(recipes.load("tiny", three).recipe))
+    whole, _ = train(tmp_path / "whole", *three)
+    out = tmp_path / "killed"
+    command = [sys.executable, "cli.py", "distill", "--recipe", recipe, "--out", out]
+    child = subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL)
+    while not (out / "last").exists():  # the checkpoint of epoch 1
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert not RunFolder(out).is_finished
+    resumed, events = train(out, *three, resume=True)
+    assert isinstance(events[0], Start) and events[0].first_step in (10, 20)
+    assert same(whole, resumed)
+    assert digest(whole.weights("student")) == digest(resumed.weights("student"))
+
+
+def test_how_often_is_saved_does_not_change_what_is_kept(tmp_path) -> None:
+    # At a rising rate the best epoch is not the last: its weights must be those of its moment.
+    alone = ["loss.kd=false", "loss.hard.weight=1.0", "train.epochs=4", "optim.warmup_epochs=3.9"]
+    often, events = train(tmp_path / "often", *alone, "optim.lr=3.0")
+    seldom, _ = train(tmp_path / "seldom", *alone, "optim.lr=3.0", "train.save_every=4")
+    assert events[-1].epoch < 4
+    assert digest(often.weights("student")) == digest(seldom.weights("student"))
+    assert [path.name for path in seldom.best.iterdir()] == [
+        f"epoch-{events[-1].epoch}.safetensors"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["cut", "half a rename"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(taught, tmp_path, damage) -> None:
+    last = tmp_path / "last"
+    shutil.copytree(taught[0].last, last.with_name("last.old"))
+    if damage == "cut":
+        shutil.copytree(taught[0].last, last)
+        (last / "state.pt").write_bytes((last / "state.pt").read_bytes()[:1000])
+    found = checkpoint.load(last, torch.device("cpu"))
+    assert found is not None and found[1]["step"] == 20
+    checkpoint.save(last, *found)
+    assert checkpoint.load(last, torch.device("cpu")) is not None
+    assert not last.with_name("last.old").exists()
+
+
+def test_where_no_checkpoint_can_be_read_that_is_said(taught, tmp_path) -> None:
+    last = tmp_path / "last"
+    shutil.copytree(taught[0].last, last)
+    (last / "progress.json").write_text("{")
+    with pytest.raises(UserError, match=r"last cannot be read: JSONDecodeError"):
+        checkpoint.load(last, torch.device("cpu"))
+
+
+def test_a_checkpoint_of_another_format_is_refused(taught, tmp_path) -> None:
+    last = tmp_path / "last"
+    shutil.copytree(taught[0].last, last)
+    progress = json.loads((last / "progress.json").read_text()) | {"format": 99}
+    (last / "progress.json").write_text(json.dumps(progress))
+    with pytest.raises(UserError, match="is a checkpoint of format 99; this program reads 1"):
+        checkpoint.load(last, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"role": "teacher"}'])
+def test_a_broken_folder_among_the_runs_is_passed_over(teacher, tmp_path, text) -> None:
+    shutil.copytree(teacher, tmp_path / "good")
+    shutil.copytree(teacher, tmp_path / "broken")
+    (tmp_path / "broken" / "result.json").write_text(text)
+    _, events = train(tmp_path / "student")
+    assert events[0].teacher == str(tmp_path / "good")
+    with pytest.raises(UserError, match="has a damaged result.json"):
+        train(tmp_path / "other", f"teacher.runs=['{tmp_path / 'broken'}']")
 
 
 def test_resume_of_a_finished_run_does_nothing(taught, teacher) -> None:
@@ -198,7 +276,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(taught, teacher) -> None:
 
 def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
     out = tmp_path / "cut"
-    resolved = run.recipes.load("tiny", two_epochs(teacher))
+    resolved = recipes.load("tiny", two_epochs(teacher))
     next(iter(run.run(run.Request("student", resolved.recipe, "tiny", out))))
     with pytest.raises(UserError, match=r"optim.lr: 0.05 -> 0.1"):
         train(out, *two_epochs(teacher), "optim.lr=0.1", resume=True)

@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(teacher, tmp_
     assert not (tmp_path / "s" / "last").exists()
 
 
-def test_mixed_precision_on_a_cpu_trains_and_warns(tmp_path) -> None:
+def test_mixed_precision_on_a_cpu_trains_and_warns(fresh_accelerate, tmp_path) -> None:
     bf16 = ["loss.kd=false", "loss.hard.weight=1.0", "train.precision='bf16'"]
     _, events = train(tmp_path / "t", *bf16, role="teacher")
     assert events[0].precision == "bf16"
