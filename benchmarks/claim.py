@@ -35,7 +35,7 @@ def claim(text: str, runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -
         "teacher": [figures(RunFolder(Path(path))) for path in sorted(teachers)],
         "each": [figures(run) for run in [*runs, *controls]],
         "environment": environment(runs[0]),
-        "recipe": tomllib.loads(runs[0].recipe.read_text()) | {"about": {}},
+        "recipe": resolved(runs[0]),
     }
 
 
@@ -66,6 +66,17 @@ def figures(run: RunFolder) -> dict[str, Any]:
         "source": environment(run)["source"],
         "data": result["data"] | {"source": Path(result["data"]["source"]).name},
     } | {key: result[key] for key in keys}
+
+
+def resolved(run: RunFolder) -> dict[str, Any]:
+    """The recipe of a run, folders by their names alone."""
+    recipe = recipes.read(run.recipe)
+    recipe = recipes.with_source(recipe, Path(recipe.data.source).name)
+    if recipe.teacher is not None:
+        recipe = recipes.with_teacher(recipe, [Path(path).name for path in recipe.teacher.runs])
+    values: dict[str, Any] = tomllib.loads(recipes.dumps(recipe))
+    del values["about"]
+    return values
 
 
 def environment(run: RunFolder) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the README and docs/ say is read against the recipes, the tree and the command line."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -201,3 +202,20 @@ def test_the_libraries_are_those_declared_and_used() -> None:
         module = {"Pillow": "PIL", "tomli-w": "tomli_w"}.get(name, name)
         imported = re.search(rf"^\s*(import|from) {module}\b", source, re.MULTILINE) is not None
         assert imported == (re.search("no (file|room of ours) imports it", why) is None), name
+
+
+def test_the_measured_figures_of_the_readme_are_those_of_results() -> None:
+    readme = (REPO / "README.md").read_text()
+    made = json.loads((REPO / "results" / "two_cores_kd_cutmix.json").read_text())
+    for key in ("runs", "control"):
+        assert f"{100 * made[key]['mean']:.2f} ± {100 * made[key]['std']:.2f} %" in readme
+    difference = made["difference"]
+    assert f"{100 * difference['mean']:.2f} ± {100 * difference['std']:.2f} points" in readme
+    assert f"{made['teacher'][0]['metrics']['top1/test']:.2%}".replace("%", " %") in readme
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    readme = (REPO / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if "://" not in link]
+    assert len(links) > 10
+    assert [link for link in links if not (REPO / link).exists()] == []

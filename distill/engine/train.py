@@ -114,10 +114,9 @@ def train(run: Training) -> Iterator[Event]:
         spent_s = time.monotonic() - began_at
         run.elapsed_s = earlier_s + spent_s
         remaining_s = spent_s / (run.step - began_step) * (run.total_steps - run.step)
-        # Before the checkpoint: a journal that is ahead is wound back on resume, a gap would stay.
-        yield Epoch(epoch, run.step, losses | measured, is_best, spent_s, remaining_s)
         if epoch % run.save_every == 0 or epoch == run.epochs:
-            save(run)
+            save(run)  # before the word is given: who sees an epoch end may stop there
+        yield Epoch(epoch, run.step, losses | measured, is_best, spent_s, remaining_s)
 
 
 def _epoch(run: Training) -> Generator[Step, None, dict[str, float]]:

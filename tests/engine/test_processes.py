@@ -19,7 +19,7 @@ from distill.run_folder import RunFolder
 from distill.show import journal
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes"]
 
 pytestmark = pytest.mark.multi
@@ -31,6 +31,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def torchrun_options(processes: int) -> list[object]:
+    """So many processes here, meeting at a port of their own."""
+    return ["--nproc_per_node", processes, "--master_port", free_port()]
 
 
 def launch(*command: object) -> subprocess.CompletedProcess[str]:
@@ -52,7 +57,7 @@ def launch(*command: object) -> subprocess.CompletedProcess[str]:
 def steps(out: Path, processes: int, accumulate: int = 1) -> dict[str, np.ndarray]:
     """A few steps of a network without batch norm; see two_processes.py."""
     script = ROOT / "tests" / "engine" / "two_processes.py"
-    launch(*TORCHRUN, processes, script, out, accumulate)
+    launch(*TORCHRUN, *torchrun_options(processes), script, out, accumulate)
     return dict(np.load(out))
 
 
@@ -88,7 +93,7 @@ def assert_kept_is_what_was_measured(run: RunFolder) -> None:
 def test_the_program_over_torchrun_and_accelerate_launch(teacher, tmp_path) -> None:
     port = ["--main_process_port", free_port()]
     one = student(tmp_path / "one", teacher, sys.executable)
-    torchrun = student(tmp_path / "torchrun", teacher, *TORCHRUN, 2)
+    torchrun = student(tmp_path / "torchrun", teacher, *TORCHRUN, *torchrun_options(2))
     accelerate = student(tmp_path / "accelerate", teacher, *ACCELERATE, 2, *port)
     assert len(one) == len(torchrun) == 20
     # Each process normalises its half of the batch by that half's statistics: the curves agree
