@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -82,9 +83,21 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 def load_weights(path: Path, net: nn.Module) -> None:
     """Fill `net` from a safetensors file, strictly. Raises UserError where it does not fit."""
     try:
-        net.load_state_dict(load_file(path))
-    except Exception as fault:
-        raise UserError(f"{path} does not hold the weights of this network: {fault}") from fault
+        weights = load_file(path)
+    except (OSError, SafetensorError) as fault:
+        raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
+    wanted = net.state_dict()
+    misfits = {
+        "missing": [name for name in wanted if name not in weights],
+        "unknown": [name for name in weights if name not in wanted],
+        "of another shape": [
+            name for name in wanted if name in weights and wanted[name].shape != weights[name].shape
+        ],
+    }
+    faults = [f"{len(n)} {what}, {n[0]} first" for what, n in misfits.items() if n]
+    if faults:
+        raise UserError(f"{path} does not hold the weights of this network: {'; '.join(faults)}.")
+    net.load_state_dict(weights)
 
 
 def fingerprint(path: Path) -> str:

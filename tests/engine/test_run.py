@@ -344,3 +344,50 @@ def test_other_classes_cannot_be_evaluated(taught, tmp_path) -> None:
             Image.new("RGB", (32, 32), len(str(folder))).save(folder / "1.png")
     with pytest.raises(UserError, match="knows the classes striped disc"):
         run.evaluate(taught[0], str(tmp_path / "pets"))
+
+
+def test_an_unfinished_teacher_is_refused(teacher, tmp_path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    (other / "result.json").unlink()
+    with pytest.raises(UserError, match="other is not finished: it has no result.json"):
+        train(tmp_path / "student", f"teacher.runs=['{other}']")
+
+
+def test_weights_of_another_network_are_refused(teacher, taught) -> None:
+    net = run.build.trained(taught[0])
+    with pytest.raises(
+        UserError, match=r"of this network: \d+ missing, stem.0.weight first; \d+ unknown"
+    ):
+        checkpoint.load_weights(RunFolder(teacher).weights("teacher"), net)
+    with pytest.raises(UserError, match="result.json cannot be read as weights"):
+        checkpoint.load_weights(RunFolder(teacher).result_file, net)
+
+
+def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
+    out = tmp_path / "cut"
+    overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2"]
+    resolved = recipes.load("tiny", overrides)
+    for event in run.run(run.Request("student", resolved.recipe, "tiny", out)):
+        if isinstance(event, Epoch):
+            break
+    progress = json.loads((out / "last" / "progress.json").read_text()) | {"data": "other"}
+    (out / "last" / "progress.json").write_text(json.dumps(progress))
+    with pytest.raises(UserError, match="cannot be resumed: its data changed since it began"):
+        train(out, *overrides, resume=True)
+
+
+def test_more_classes_can_break_the_budget() -> None:
+    recipe = recipes.load("kd", ["student.max_params=4_700_000"]).recipe
+    assert run.build.design(recipe, 10).parameters == 4_697_162
+    with pytest.raises(UserError, match="with 100 classes, .* 20,293 too many"):
+        run.build.design(recipe, 100)
+
+
+@pytest.mark.slow
+def test_compiled_steps_train_the_same_student(teacher, tmp_path) -> None:
+    plain, _ = train(tmp_path / "plain", f"teacher.runs=['{teacher}']")
+    compiled, _ = train(tmp_path / "compiled", f"teacher.runs=['{teacher}']", "train.compile=true")
+    a, b = (load_file(r.weights("student")) for r in (plain, compiled))
+    assert a.keys() == b.keys()
+    assert all(np.allclose(a[name], b[name], atol=1e-3) for name in a)
