@@ -186,6 +186,7 @@ def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -
 
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     if resume and folder.is_finished:
+        run_folder.check_same(folder, resolved.recipe)
         typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
     else:
         run_folder.check_out(folder, resume)

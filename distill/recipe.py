@@ -215,7 +215,10 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     made = compose(spec, overrides)
     recipe, wrong = check(made.values, rules, whole=not made.faults)
     if recipe is None or wrong or made.faults:
-        raise RecipeError(spec, [*made.faults, *(_line(fault, made.origins) for fault in wrong)])
+        lines = [*made.faults, *(_line(fault, made.origins) for fault in wrong)]
+        if any(path.parent.name == "ingredients" and path.stem == spec for path in shipped_paths()):
+            lines.insert(0, f"{spec} is an ingredient, made to be composed; type kd+{spec}")
+        raise RecipeError(spec, lines)
     origins = {
         key: origin
         for key, origin in made.origins.items()

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import recipe as recipes
 from distill.errors import UserError
+from distill.recipe import Recipe
 
 Role = Literal["teacher", "student"]
 RUNS = Path("runs")  # where runs lie unless --out says otherwise
@@ -102,6 +104,23 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def check_same(folder: RunFolder, recipe: Recipe) -> None:
+    """The run began with this recipe. Raises UserError naming the keys that differ.
+
+    Teachers that are not named are those the run has.
+    """
+    began_with = recipes.read(folder.recipe)
+    if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
+        recipe = recipes.with_teacher(recipe, began_with.teacher.runs)
+    changed = recipes.differences(began_with, recipe)
+    if changed:
+        raise UserError(
+            f"{folder.path} cannot be resumed: the recipe is not the one it began with:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the same recipe and --set values, or choose another --out."
+        )
+
+
 def default_path(name: str, runs: Path = RUNS) -> Path:
     """`runs/<recipe>-<time>`, local time to the second."""
     return runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -147,7 +166,7 @@ def opened(path: str | Path) -> RunFolder:
     found = (
         "it exists but holds no recipe.toml" if folder.path.exists() else "there is no such folder"
     )
-    beside = "Runs beside it: " + ", ".join(near) if near else f"No runs in {Path(path).parent}/"
+    beside = "Runs beside it: " + ", ".join(near) if near else f"No runs in {Path(path).parent}"
     raise UserError(f"{path} is not a run: {found}.\n{beside}.")
 
 

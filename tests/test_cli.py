@@ -411,6 +411,9 @@ def test_the_whole_way(door: Door, tmp_path: Path) -> None:
     assert (measured["n"], measured["data"]) == (16, str(data))
     again = door("distill", *SMALL, "--data", data, "--out", run, "--resume")
     assert again.code == 0 and "distilled student" in again.out
+    other = ["--resume", "--set", "optim.lr=0.5"]
+    changed = door("distill", *SMALL, "--data", data, "--out", run, *other)
+    assert changed.code == 2 and re.search(r"optim.lr: .* -> 0.5", changed.err)
     assert again.err == f"{run} is finished: nothing to do.\n"
 
 

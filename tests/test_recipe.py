@@ -259,3 +259,8 @@ def test_reading_recipes_needs_no_torch() -> None:
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_an_ingredient_alone_is_told_how_to_be_used() -> None:
+    with pytest.raises(RecipeError, match=r"mixup is an ingredient, .* type kd\+mixup"):
+        load("mixup")

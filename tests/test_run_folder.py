@@ -49,7 +49,7 @@ def test_an_unfinished_run_has_no_result(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_named_beside_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"gone is not a run: .* folder.\nNo runs in {tmp_path}/"):
+    with pytest.raises(UserError, match=rf"gone is not a run: .* folder.\nNo runs in {tmp_path}"):
         opened(tmp_path / "gone")
     started(tmp_path / "old", age_s=60)
     started(tmp_path / "new")

@@ -48,10 +48,13 @@ def accelerator(recipe: Recipe) -> Accelerator:
     shorter TF32 is off.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # Said, not left to be found: without a GPU accelerate joins processes only if told so.
+    on_cpu = not torch.accelerator.is_available()
     precision: str = recipe.train.precision
     if precision == "auto":
-        precision = _native_precision()
+        precision = _native_precision(PartialState(cpu=on_cpu).device)
     return Accelerator(
+        cpu=on_cpu,
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=recipe.train.accumulate, sync_with_dataloader=False
@@ -59,8 +62,8 @@ def accelerator(recipe: Recipe) -> Accelerator:
     )
 
 
-def _native_precision() -> str:
-    if PartialState().device.type != "cuda":
+def _native_precision(device: torch.device) -> str:
+    if device.type != "cuda":
         return "fp32"  # bf16 without its instructions is an order of magnitude slower
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 

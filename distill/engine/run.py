@@ -106,15 +106,8 @@ def _prepare(
 def _claim(folder: RunFolder, request: Request) -> None:
     """Raises UserError where the folder may not be written or resumed."""
     run_folder.check_out(folder, request.resume)
-    if not folder.is_run:
-        return
-    changed = recipes.differences(recipes.read(folder.recipe), request.recipe)
-    if changed:
-        raise UserError(
-            f"{folder.path} cannot be resumed: the recipe is not the one it began with:\n  "
-            + "\n  ".join(changed)
-            + "\nGive the same recipe and --set values, or choose another --out."
-        )
+    if folder.is_run:
+        run_folder.check_same(folder, request.recipe)
 
 
 def _head(ready: Run) -> Start:
@@ -197,7 +190,7 @@ def evaluate(
     Keys: `top1`, `nll`, `ece`, `n`, and what was measured. Raises UserError where the data has
     other classes than the run was trained for.
     """
-    accel = Accelerator(mixed_precision="no")
+    accel = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
     known = folder.result()
     wanted = source or recipes.read(folder.recipe).data.source
     test = test_split(wanted, progress=progress)
