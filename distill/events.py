@@ -86,7 +86,7 @@ class End:
     epoch: int  # the epoch whose weights were kept
     metrics: dict[str, float]  # .../val of the kept weights and .../test
     parameters: int
-    elapsed_s: float  # training time over all sessions of the run
+    elapsed_s: float  # training time of the whole run, however often resumed
     weights: str  # path of the safetensors file
 
 

@@ -62,7 +62,7 @@ class Training:
     step: int = 0  # optimizer steps done
     best: Best = field(default_factory=Best)
     best_weights: dict[str, Tensor] | None = None  # not yet on disk
-    elapsed_s: float = 0.0  # over all sessions of the run
+    elapsed_s: float = 0.0  # over the whole run, however often resumed
 
     @property
     def total_steps(self) -> int:
