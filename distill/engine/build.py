@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -42,24 +42,36 @@ class Division:
 
 
 def accelerator(recipe: Recipe) -> Accelerator:
-    """Device, precision and processes.
+    """Device, precision and processes of a training.
 
-    `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere. fp32 is float32: the
-    shorter TF32 is off.
+    `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere.
     """
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    # Said, not left to be found: without a GPU accelerate joins processes only if told so.
-    on_cpu = not torch.accelerator.is_available()
     precision: str = recipe.train.precision
     if precision == "auto":
-        precision = _native_precision(PartialState(cpu=on_cpu).device)
+        precision = _native_precision(PartialState(cpu=_on_cpu()).device)
+    return _opened("no" if precision == "fp32" else precision, recipe.train.accumulate)
+
+
+def measuring_accelerator() -> Accelerator:
+    """The same for measuring what was trained: float32 whatever the training's precision."""
+    return _opened("no", 1)
+
+
+def _opened(mixed_precision: str, accumulate: int) -> Accelerator:
+    # float32 is float32: on NVIDIA cards convolutions would otherwise take the shorter TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return Accelerator(
-        cpu=on_cpu,
-        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=_on_cpu(),
+        mixed_precision=mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=recipe.train.accumulate, sync_with_dataloader=False
+            num_steps=accumulate, sync_with_dataloader=False
         ),
     )
+
+
+def _on_cpu() -> bool:
+    """Said, not left to be found: without a GPU accelerate joins processes only if told so."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def _native_precision(device: torch.device) -> str:

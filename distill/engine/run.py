@@ -190,7 +190,7 @@ def evaluate(
     Keys: `top1`, `nll`, `ece`, `n`, and what was measured. Raises UserError where the data has
     other classes than the run was trained for.
     """
-    accel = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+    accel = build.measuring_accelerator()
     known = folder.result()
     wanted = source or recipes.read(folder.recipe).data.source
     test = test_split(wanted, progress=progress)
