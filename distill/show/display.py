@@ -51,15 +51,10 @@ class Row:
 
 
 class Display:
-    """Called with each event, inside `with`; `progress` is the callback for work before the run.
+    """Called with each event, inside `with`; `progress` is the callback for work before the run."""
 
-    `quiet` says nothing at all: of several processes one speaks.
-    """
-
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self._is_quiet = quiet
-        self._has_bars = console.is_interactive and not quiet
         self._start: Start | None = None
         self._step = 0
         self._epoch = 0
@@ -76,7 +71,7 @@ class Display:
         )
 
     def __enter__(self) -> "Display":
-        if self._has_bars:
+        if self.console.is_interactive:
             self._live.start()
         return self
 
@@ -104,7 +99,7 @@ class Display:
         before, _ = self._preparing.get(what, (0, total))
         # A new dict: the thread that draws may be reading the old one.
         self._preparing = self._preparing | {what: (done, total)}
-        if not self._has_bars and quarter(done, total) > quarter(before, total):
+        if not self.console.is_interactive and quarter(done, total) > quarter(before, total):
             self._print(Text(f"{what}  {done:,} of {total:,}"))
 
     def bars(self) -> RenderableType:
@@ -142,7 +137,9 @@ class Display:
             self._s_per_step = epoch.remaining_s / steps  # validation included
         epochs = self._start.epochs if self._start else epoch.epoch
         # Where there are bars, they say the pace.
-        self._print(epoch_line(epoch, epochs, () if self._has_bars else self._pace(epoch)))
+        self._print(
+            epoch_line(epoch, epochs, () if self.console.is_interactive else self._pace(epoch))
+        )
 
     def _pace(self, epoch: Epoch) -> list[str]:
         return [rate(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
@@ -187,9 +184,9 @@ class Display:
         return Text(GAP.join(parts))
 
     def _print(self, *lines: Text) -> None:
-        for text in () if self._is_quiet else lines:
+        for text in lines:
             # A line of a log stays one line, however narrow rich believes the file to be.
-            self.console.print(text, soft_wrap=not self._has_bars)
+            self.console.print(text, soft_wrap=not self.console.is_interactive)
 
 
 def head_lines(start: Start) -> Iterator[Text]:

@@ -138,16 +138,6 @@ def test_the_end_of_a_run_with_averaged_weights_names_the_accuracy_of_what_was_k
     assert "95.10 %" not in kept, "those of the last step are not kept"
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_quiet_display_says_nothing(terminal: bool) -> None:
-    out = console(terminal)
-    with Display(out, quiet=True) as display:
-        display.progress("decoding images", 9, 10)
-        for event in (START, Step(110, 2, LOSSES), EPOCH, END):
-            display(event)
-    assert shown(out) == ""
-
-
 def test_the_bars_stand_where_the_run_stands() -> None:
     text = bars(START, Step(110, 2, LOSSES | {"lr": 0.0812, "images_per_s": 400.0}))
     assert re.search(r"epoch +3/30 ", text)
