@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from distill.losses.exact import exact
 from distill.losses.objective import Answers
 
 
@@ -26,5 +27,5 @@ class Hard:
 
     def __call__(self, answers: Answers) -> Tensor:
         return cross_entropy(
-            answers.student.float(), answers.targets, label_smoothing=self.label_smoothing
+            exact(answers.student), answers.targets, label_smoothing=self.label_smoothing
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from distill.losses.exact import exact
 from distill.losses.objective import Answers
 
 
@@ -26,7 +27,7 @@ class KD:
     def __call__(self, answers: Answers) -> Tensor:
         if answers.teacher is None:
             raise ValueError("the kd term needs a teacher's logits, and nobody teaches")
-        student = log_softmax(answers.student.float() / self.temperature, dim=-1)
-        teacher = log_softmax(answers.teacher.float() / self.temperature, dim=-1)
+        student = log_softmax(exact(answers.student) / self.temperature, dim=-1)
+        teacher = log_softmax(exact(answers.teacher) / self.temperature, dim=-1)
         divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
         return self.temperature**2 * divergence

@@ -6,13 +6,28 @@ minimised.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.events import TOTAL
+
+Taps = Mapping[str, Tensor]  # name -> [B, C, H, W], or [B, D] for `features`
+Shapes = Mapping[str, tuple[int, ...]]  # the same without the batch: (C, H, W) or (D,)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the teacher said of the two images that make each mixed one, before they were mixed.
+
+    `own`, `partner`: logits [B, C]; `lam`: [B, 1], the share of `own` in the mixed image.
+    """
+
+    own: Tensor
+    partner: Tensor
+    lam: Tensor
 
 
 @dataclass(frozen=True)
@@ -20,36 +35,104 @@ class Answers:
     """What the networks said of one batch, float32.
 
     `student`: logits [B, C]; `targets`: the labels as distributions [B, C], mixed where images are;
-    `teacher`: logits [B, C] on the same pixels, or None where nobody teaches.
+    `teacher`: logits [B, C] on the same pixels, or None where nobody teaches. `student_taps` and
+    `teacher_taps`: the maps that some term asked for, by name. `samples`: int64 [B], which sample
+    of the training part each row is. `pair`: the teacher's answers before mixing, where a term
+    asked for them.
     """
 
     student: Tensor
     targets: Tensor
     teacher: Tensor | None = None
+    student_taps: Taps = field(default_factory=dict)
+    teacher_taps: Taps = field(default_factory=dict)
+    samples: Tensor | None = None
+    pair: Pair | None = None
 
 
 class Loss(Protocol):
-    """One term."""
+    """One term. A term with parameters or state is an `nn.Module` besides."""
 
     def __call__(self, answers: Answers) -> Tensor:
-        """A scalar: summed over classes, mean over the batch."""
+        """A scalar, float32."""
+
+
+@dataclass(frozen=True)
+class When:
+    """When a term counts, in shares of the training: the factor on its weight.
+
+    0 before `begin` and from `end` on; in between it rises in a line over the share `warmup` after
+    `begin`, and then changes in a line to `fade_to` at `end`.
+    """
+
+    begin: float = 0.0
+    end: float = 1.0
+    warmup: float = 0.0
+    fade_to: float = 1.0
+
+    def __call__(self, progress: float) -> float:
+        """The factor at `progress` in [0, 1)."""
+        if not self.begin <= progress < self.end:
+            return 0.0
+        risen = self.begin + self.warmup
+        if progress < risen:
+            return (progress - self.begin) / self.warmup
+        return 1 + (self.fade_to - 1) * (progress - risen) / (self.end - risen)
+
+    def is_on(self, progress: float) -> bool:
+        """Whether the term is asked at all; during warm-up it is, at a factor of 0 too."""
+        return self.begin <= progress < self.end
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A term and its share in the total."""
+    """A term, its share in the total, and when; `needs` is what it reads, as the tables say it."""
 
     weight: float
     loss: Loss
+    when: When = When()
+    needs: frozenset[str] = frozenset()
 
 
-class Objective:
-    """total = sum of weight x term. A term of weight 0 is logged and teaches nothing."""
+class Objective(nn.Module):
+    """total = sum of weight x factor x term, over the terms that are on.
+
+    A term of weight 0 is logged and teaches nothing; a term that is off is not asked.
+    """
 
     def __init__(self, terms: Mapping[str, Weighted]) -> None:
+        super().__init__()
         self.terms = dict(terms)
+        self.losses = nn.ModuleDict(
+            {name: t.loss for name, t in terms.items() if isinstance(t.loss, nn.Module)}
+        )
 
-    def __call__(self, answers: Answers) -> dict[str, Tensor]:
-        values = {name: term.loss(answers) for name, term in self.terms.items()}
-        weighted = [term.weight * values[name] for name, term in self.terms.items()]
+    def needs(self, progress: float) -> frozenset[str]:
+        """What the terms that are on at `progress` read."""
+        on = (term.needs for term in self.terms.values() if term.when.is_on(progress))
+        return frozenset[str]().union(*on)
+
+    def forward(self, answers: Answers, progress: float = 0.0) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        weighted = [self._idle(progress, like=answers.student)]
+        # In float32 whatever the networks' precision: Gram matrices and small differences lose
+        # their digits in bfloat16.
+        with torch.autocast(answers.student.device.type, enabled=False):
+            for name, term in self.terms.items():
+                if term.when.is_on(progress):
+                    values[name] = term.loss(answers)
+                    weighted.append(term.weight * term.when(progress) * values[name])
         return values | {TOTAL: torch.stack(weighted).sum()}
+
+    def _idle(self, progress: float, like: Tensor) -> Tensor:
+        """0.0, in which the parameters of the terms that are off take part.
+
+        DistributedDataParallel waits for a gradient of every parameter.
+        """
+        off = (
+            parameter.sum()
+            for name, loss in self.losses.items()
+            if not self.terms[name].when.is_on(progress)
+            for parameter in loss.parameters()
+        )
+        return 0 * sum(off, start=like.new_zeros((), dtype=torch.float32))

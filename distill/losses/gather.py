@@ -1,0 +1,20 @@
+"""The whole global batch, for terms that compare the samples of a batch with each other.
+
+The relations inside each process's rows are not those of the batch: DIST's classes, SP's and RKD's
+pairs would change with the number of processes.
+"""
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_gather
+
+
+def whole_batch(rows: Tensor) -> Tensor:
+    """The rows [b, ...] of every process, [B, ...], in the order of ranks; alone, the same tensor.
+
+    With its gradient: each process computes the same loss of all rows and gets P times the
+    gradient of its own, which the mean over P processes makes that of the global batch.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return rows
+    return torch.cat(list(all_gather(rows.contiguous())))
