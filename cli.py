@@ -135,12 +135,31 @@ def recipes(
         ),
     ] = None,
     set_: SetOption = [],
+    check: Annotated[
+        str | None,
+        typer.Option("--check", metavar="NAME|FILE", help="Say all its faults, or none."),
+    ] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--diff", metavar="A B", help="What differs, and who set it.", show_default=""
+        ),
+    ] = None,
 ) -> None:
-    """List the recipes, or print one as it will be run."""
+    """List the recipes, print one as it will be run, check one, or compare two."""
     from distill import recipe as room
     from distill.show.tables import recipe_origins, recipe_table
 
-    if name is None:
+    if sum(asked is not None for asked in (name, check, diff)) > 1:
+        raise UserError(
+            "a recipe to print, --check and --diff exclude each other; give one of them"
+        )
+    if check is not None:
+        typer.echo(room.verified(check, set_))
+    elif diff is not None:
+        a, b = (room.load(each, set_) for each in diff)
+        typer.echo("\n".join(room.compared(a, b)) or f"{a.name} and {b.name} are the same")
+    elif name is None:
         _stdout().print(recipe_table(room.shipped()))
     else:
         _stdout().print(recipe_origins(room.load(name, set_)), highlight=False, soft_wrap=True)

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from distill import recipe as recipes
 from distill.data import draws, sources
-from distill.engine import build, enlist, environment, train
+from distill.engine import build, environment, train
 from distill.engine.teach import Frozen
 from distill.engine.train import Training
 from distill.errors import UserError
@@ -66,27 +66,31 @@ class Stopwatch:
 
 def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
     """Optimizer step k as `train.step` takes it, stage by stage; one process, one part."""
+    progress = k / run.total_steps
     for group in run.optimizer.param_groups:
         group["lr"] = run.lr(k)
     with timed("draw of a view"):  # nothing to do where the last step had the same view
         run.loader.view(k // run.loader.steps_per_epoch)
     with timed("augment"):
-        [(view, indices)] = run.loader.batches(k)
-        images, targets = run.loader.augment(view, indices), run.loader.one_hot(indices)
+        [(view, rows)] = run.loader.batches(k)
+        images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
     with timed("mix"):
-        images, targets = run.loader.mix(view, indices, images, targets)
+        images, targets = run.loader.mix(view, rows, images, targets)
     with timed("teacher forward"):
-        teacher = run.teach(images)
+        lesson = run.teach(view, rows, images, run.criterion.needs(progress))
     with timed("student forward"):
         torch.manual_seed(draws.torch_seed(run.seed, k, 0, 0))
-        student = run.net(images)
+        said, samples = run.net(images), rows.to(images.device)
     with timed("loss"):
-        losses = run.objective(Answers(student, targets, teacher))
+        answers = Answers(
+            said.logits, targets, lesson.logits, said.taps, lesson.taps, samples, lesson.pair
+        )
+        losses = run.objective(answers, progress)
     with timed("backward"):
         run.accelerator.backward(losses[TOTAL])
     with timed("optimizer"):
         if run.clip is not None:
-            run.accelerator.clip_grad_norm_(run.net.parameters(), run.clip)
+            run.accelerator.clip_grad_norm_(run.parameters(), run.clip)
         run.optimizer.step()
         run.optimizer.zero_grad()
     with timed("EMA"):
@@ -98,7 +102,7 @@ def prepared(recipe: Recipe, accel: Accelerator) -> Training:
     """A run at step 0, never to be saved; its teacher, where a term asks one, knows nothing."""
     split = build.divide(recipe, sources.load(recipe.data.source, "train"))
     teacher = None
-    if enlist.is_wanted(recipe):
+    if recipes.is_taught(recipe):
         teacher = Frozen(build.network(recipe, "teacher", split.train.n_classes))
         build.to_device(teacher, accel.device)
     nowhere = RunFolder(Path("unused"))
@@ -127,7 +131,7 @@ def report(spec: str, batch: int | None, rounds: int) -> dict[str, Any]:
     run = prepared(recipe, accel)
     spans_s = measured(run, rounds)
     whole_s = spans_s.pop(WHOLE)
-    n_classes, has_teacher = run.loader.targets.shape[1], enlist.is_wanted(recipe)
+    n_classes, has_teacher = run.loader.targets.shape[1], recipes.is_taught(recipe)
     return {
         "recipe": spec,
         "student": build.network_name(recipe, "student", n_classes),

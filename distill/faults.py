@@ -7,11 +7,9 @@ that are sound.
 
 import inspect
 import json
-import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, reduce
 from operator import getitem
@@ -21,99 +19,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from distill.errors import UserError
-from distill.schema import Losses, Mix, Optim, Recipe, Student, Teacher, Train
-from students.design import Design, over_budget
+from distill.rules import RULES, Fault, Rule, did_you_mean
+from distill.schema import Recipe
 
 Values = dict[str, Any]  # tables as TOML gives them
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`key = value` and what is wrong with it; no value where the key itself is wanted."""
-
-    key: str
-    value: Any
-    problem: str
-
-
-# Rules across keys. A rule's arguments are the tables it reads: it is asked where all of them are
-# present and sound.
-
-Rule = Callable[..., Iterator[Fault]]
-
-
-def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
-    """The shares of mixup and cutmix leave room for each other."""
-    if mix.mixup and mix.cutmix and mix.mixup.prob + mix.cutmix.prob > 1:
-        yield Fault(
-            "mix.mixup.prob",
-            mix.mixup.prob,
-            f"and mix.cutmix.prob = {mix.cutmix.prob} add up to more than 1; "
-            "each sample is mixed in one way at most",
-        )
-
-
-def known_network(teacher: Teacher) -> Iterator[Fault]:
-    """A name that a builder knows; timm's own names are checked where timm is."""
-    network, depth = teacher.network, teacher.depth
-    if network != "wrn" and not re.fullmatch("timm/.+", network):
-        yield Fault("teacher.network", network, 'is unknown; allowed: "wrn" or "timm/NAME"')
-    if network == "wrn" and (depth < 10 or depth % 6 != 4):
-        yield Fault("teacher.depth", depth, "is no depth of wrn; allowed: 10, 16, 22, 28 …")
-
-
-def something_is_learnt(loss: Losses) -> Iterator[Fault]:
-    """One term at least has a weight above 0."""
-    terms = loss.terms()
-    if not terms:
-        yield Fault("loss", None, "has no term; add [loss.hard] or [loss.kd]")
-    elif all(term.weight == 0 for term in terms.values()):
-        name, term = next(iter(terms.items()))
-        problem = "leaves no term above 0, so nothing would be learnt"
-        yield Fault(f"loss.{name}.weight", term.weight, problem)
-
-
-def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
-    """The learning rate reaches its peak before training ends."""
-    if optim.warmup_epochs >= train.epochs:
-        problem = f"does not end before train.epochs = {train.epochs}; allowed: less than that"
-        yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
-
-
-def legal_design(student: Student) -> Iterator[Fault]:
-    """Everything `Design.of` refuses, under the keys of this table."""
-    spec = student.spec()
-    try:
-        Design.of(**spec)
-    except UserError as error:
-        for line in map(str.strip, str(error).splitlines()[1:]):
-            name = line.split(" = ")[0]
-            if name in spec:
-                problem = line.removeprefix(f"{name} = {spec[name]!r} ")
-                yield Fault(f"student.{name}", spec[name], problem)
-            else:
-                yield Fault("student", None, f"is incomplete: {line}")
-
-
-def within_budget(student: Student) -> Iterator[Fault]:
-    """Strictly fewer parameters than `student.max_params`, with 10 classes."""
-    try:
-        excess = over_budget(Design.of(**student.spec()), student.max_params)
-    except UserError:
-        return  # legal_design's to tell
-    if excess:
-        yield Fault("student.max_params", student.max_params, f"is exceeded: {excess}")
-
-
-RULES: tuple[Rule, ...] = (
-    one_mix_a_sample,
-    known_network,
-    something_is_learnt,
-    warmup_ends,
-    legal_design,
-    within_budget,
-)
 
 
 def check(
@@ -165,7 +74,7 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
     for detail in details:
         if detail["type"] == "extra_forbidden":
             key = ".".join(map(str, detail["loc"]))
-            yield Fault(key, detail["input"], f"is not a key{_did_you_mean(_nearest_key(key))}")
+            yield Fault(key, detail["input"], f"is not a key{did_you_mean(_nearest_key(key))}")
         else:
             kinds.setdefault(_known_key(detail["loc"]), set()).add(detail["type"])
     for key, found in kinds.items():
@@ -193,7 +102,7 @@ def _value_problem(key: str, value: object, kinds: set[str]) -> str:
         return f"is {_kind(value)}; allowed: {allowed(key)}"
     if isinstance(value, str):
         near = get_close_matches(value, _choices(_schema(key)), n=1)
-        return f"is unknown; allowed: {allowed(key)}{_did_you_mean(*map(shown, near))}"
+        return f"is unknown; allowed: {allowed(key)}{did_you_mean(*map(shown, near))}"
     return f"is out of range; allowed: {allowed(key)}"
 
 
@@ -285,7 +194,9 @@ def _words(schema: Values) -> str:
     if choices:
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
     if schema["type"] == "array":
-        return f"a list, each {_words(schema['items'])}"
+        each = schema.get("items") or schema["prefixItems"][0]
+        number = f" of {schema['maxItems']}" if "maxItems" in schema else ""
+        return f"a list{number}, each {_words(each)}"
     bounds = [f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema]
     return TYPES.get(schema["type"], "text") + (f" ({', '.join(bounds)})" if bounds else "")
 
@@ -305,7 +216,3 @@ def _nearest_key(key: str) -> str | None:
         or get_close_matches(key, keys(), n=1)
     )
     return near[0] if near else None
-
-
-def _did_you_mean(near: str | None = None) -> str:
-    return f"; did you mean {near}?" if near else ""

@@ -16,8 +16,10 @@ import tomli_w
 
 from distill.compose import compose, label, parsed, shipped_paths, toml
 from distill.errors import UserError
-from distill.faults import RULES, Fault, Rule, Values, check, shown, within_budget
-from distill.schema import About, Hard, Recipe, Student, Teacher
+from distill.faults import Values, check, shown
+from distill.rules import RULES, Fault, Rule, within_budget
+from distill.schema import About, Recipe, Student, Teacher
+from distill.terms import TEACHERS, Hard, Losses, When
 from students.design import Design
 
 __all__ = [
@@ -27,16 +29,19 @@ __all__ = [
     "Resolved",
     "check_student",
     "check_teacher",
+    "compared",
     "control",
     "count",
     "differences",
     "dumps",
     "fingerprint",
+    "is_taught",
     "load",
     "loads",
     "needs",
     "read",
     "shipped",
+    "verified",
     "with_source",
     "with_teacher",
 ]
@@ -155,16 +160,47 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
     ]
 
 
+def compared(a: Resolved, b: Resolved) -> list[str]:
+    """`differences` with who set each value, `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`."""
+    ours, theirs = (dict(_leaves(each.recipe.model_dump(exclude={"about"}))) for each in (a, b))
+    return [
+        f"{key}: {_with_origin(key, ours, a.origins)} -> {_with_origin(key, theirs, b.origins)}"
+        for key in dict.fromkeys([*ours, *theirs])
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def verified(spec: str, overrides: Sequence[str] = ()) -> str:
+    """What was checked, in a sentence. Raises RecipeError with every fault.
+
+    Of an ingredient, which is no whole recipe, each key by itself.
+    """
+    if not _is_ingredient(spec):
+        load(spec, overrides)
+        return f"{spec}: no fault"
+    made = compose(spec, overrides)
+    faults = [*made.faults, *(_line(f, made.origins) for f in check(made.values, whole=False)[1])]
+    if faults:
+        raise RecipeError(spec, faults)
+    return f"{spec}: no fault; an ingredient, made to be composed: kd+{Path(spec).stem}"
+
+
 def control(recipe: Recipe) -> Recipe:
     """The same recipe without a teacher: the labels' term alone, at weight 1."""
-    hard = (recipe.loss.hard or Hard()).model_copy(update={"weight": 1.0})
-    loss = recipe.loss.model_copy(update={"hard": hard, "kd": None})
-    return recipe.model_copy(update={"loss": loss})
+    hard = (recipe.loss.hard or Hard()).model_copy(update={"weight": 1.0, "when": When()})
+    # Stored answers are of no use to it; which views it trains on is.
+    cache = recipe.cache if recipe.cache and recipe.cache.views else None
+    return recipe.model_copy(update={"loss": Losses(hard=hard), "cache": cache})
 
 
 def needs(recipe: Recipe) -> frozenset[str]:
-    """What the terms ask for, of `labels` and `live teacher`."""
+    """What the terms read, as the tables of `terms.py` say it."""
     return frozenset[str]().union(*(term.needs for term in recipe.loss.terms().values()))
+
+
+def is_taught(recipe: Recipe) -> bool:
+    """Whether some term asks a teacher, now or by its stored answers."""
+    return bool(needs(recipe) & TEACHERS)
 
 
 def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
@@ -185,7 +221,7 @@ def check_teacher(resolved: Resolved) -> None:
     if recipe.teacher is None:
         faults.append("teacher is missing; train-teacher wants a [teacher] table")
     for name, term in recipe.loss.terms().items():
-        if "live teacher" in term.needs:
+        if term.needs & TEACHERS:
             origin = origins[f"loss.{name}.weight"]
             faults.append(
                 f"loss.{name} ({origin}) needs a teacher, and train-teacher has none; "
@@ -211,12 +247,16 @@ def _shown_at(key: str, leaves: Values) -> str:
     return shown(leaves[key]) if key in leaves else "absent"
 
 
+def _with_origin(key: str, leaves: Values, origins: dict[str, str]) -> str:
+    return f"{shown(leaves[key])} ({origins.get(key, DEFAULT)})" if key in leaves else "absent"
+
+
 def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolved:
     made = compose(spec, overrides)
     recipe, wrong = check(made.values, rules, whole=not made.faults)
     if recipe is None or wrong or made.faults:
         lines = [*made.faults, *(_line(fault, made.origins) for fault in wrong)]
-        if any(path.parent.name == "ingredients" and path.stem == spec for path in shipped_paths()):
+        if _is_ingredient(spec):
             lines.insert(0, f"{spec} is an ingredient, made to be composed; type kd+{spec}")
         raise RecipeError(spec, lines)
     origins = {
@@ -230,6 +270,14 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     return Resolved(recipe, every, made.name)
 
 
+def _is_ingredient(spec: str) -> bool:
+    """Whether a name or a path is that of an ingredient of ours."""
+    return any(
+        path.parent.name == "ingredients" and spec in (path.stem, label(path), str(path))
+        for path in shipped_paths()
+    )
+
+
 def _whole(values: Values, name: str, faults: list[str]) -> Recipe:
     """The recipe of a file that stands on no other."""
     recipe, wrong = check(values, whole=not faults)
@@ -240,10 +288,14 @@ def _whole(values: Values, name: str, faults: list[str]) -> Recipe:
 
 
 def _line(fault: Fault, origins: dict[str, str]) -> str:
-    if fault.value is None:
-        return f"{fault.key} {fault.problem}"
-    origin = origins.get(fault.key, DEFAULT)
-    return f"{fault.key} = {shown(fault.value)} ({origin}) {fault.problem}"
+    """A fault in one line; a key that is there is followed by who set it."""
+    problem = fault.problem
+    if fault.against is not None:
+        problem = problem.format(f"{fault.against} ({origins.get(fault.against, DEFAULT)})")
+    elif fault.value is None:
+        return f"{fault.key} {problem}"
+    value = "" if fault.value is None else f" = {shown(fault.value)}"
+    return f"{fault.key}{value} ({origins.get(fault.key, DEFAULT)}) {problem}"
 
 
 def _leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:

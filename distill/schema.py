@@ -4,20 +4,21 @@ A table is a frozen pydantic model: strict types (a whole number may stand for a
 keys refused. `None` is an absent key; an absent table is off.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from distill.terms import STRICT, Count, Losses, Names, NotNegative, Positive, Share, ShareBelowOne
 
-Share = Annotated[float, Field(ge=0, le=1)]
-ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Counts = Annotated[tuple[Count, ...], Field(strict=False)]  # TOML has lists, frozen wants tuples
-Names = Annotated[tuple[str, ...], Field(strict=False)]
+Counts = Annotated[tuple[Count, ...], Field(strict=False)]
+Span = Annotated[tuple[Positive, Positive], Field(strict=False)]  # from, to
+Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
+Space = Literal["standard", "wide"]
+OptimizerName = Literal[
+    "sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "radam", "adamax", "adagrad", "adadelta",
+    "rmsprop", "lamb", "lars", "lion", "muon", "adan", "adopt", "adafactor",
+]  # fmt: skip
 
 
 class About(BaseModel):
@@ -54,14 +55,91 @@ class Flip(BaseModel):
 
     model_config = STRICT
     prob: Share = 0.5
+    alternate: bool = False  # drawn once, then mirrored every other epoch
+
+
+class Translate(BaseModel):
+    """A shift by whole pixels; what comes in is black."""
+
+    model_config = STRICT
+    pixels: Annotated[int, Field(ge=1, le=16)] = 4  # at most, on each axis
+
+
+class Affine(BaseModel):
+    """Rotation, shift, scale and shear in one resampling."""
+
+    model_config = STRICT
+    degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # at most, either way
+    translate: ShareBelowOne = 0.0  # of the side, at most
+    scale: Span = (1.0, 1.0)
+    shear: Annotated[float, Field(ge=0, lt=90)] = 0.0  # degrees, at most
+
+
+class Rotate(BaseModel):
+    """A rotation about the centre."""
+
+    model_config = STRICT
+    degrees: Annotated[float, Field(gt=0, le=180)] = 15.0  # at most, either way
+
+
+class Jitter(BaseModel):
+    """Random brightness, contrast, saturation and hue."""
+
+    model_config = STRICT
+    brightness: NotNegative = 0.0  # a factor in [1 - b, 1 + b]; the next two alike
+    contrast: NotNegative = 0.0
+    saturation: NotNegative = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # a share of the colour circle
+
+
+class Trivial(BaseModel):
+    """TrivialAugment, arXiv 2103.10158: one operation of one strength."""
+
+    model_config = STRICT
+    space: Space = "standard"
+
+
+class Rand(BaseModel):
+    """RandAugment, arXiv 1909.13719: some operations of one strength."""
+
+    model_config = STRICT
+    ops: Annotated[int, Field(ge=1, le=4)] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 14
+    space: Space = "standard"
+
+
+class Cutout(BaseModel):
+    """A square that is hidden, arXiv 1708.04552."""
+
+    model_config = STRICT
+    size: Count = 16  # its side in pixels
+    prob: Share = 1.0
+
+
+class Erase(BaseModel):
+    """A rectangle that is hidden, arXiv 1708.04896."""
+
+    model_config = STRICT
+    prob: Share = 0.25
+    area: Span = (0.02, 0.33)  # shares of the image
+    ratio: Span = (0.3, 3.3)  # height over width
 
 
 class Augment(BaseModel):
-    """What is done to one image."""
+    """What is done to one image, in this order."""
 
     model_config = STRICT
     crop: Crop | None = None
     flip: Flip | None = None
+    translate: Translate | None = None
+    affine: Affine | None = None
+    rotate: Rotate | None = None
+    trivial: Trivial | None = None
+    rand: Rand | None = None
+    jitter: Jitter | None = None
+    cutout: Cutout | None = None
+    erase: Erase | None = None
+    off_last: ShareBelowOne = 0.0  # share of the epochs, at the end, with crop and flip alone
 
 
 class Mixup(BaseModel):
@@ -80,12 +158,26 @@ class Cutmix(BaseModel):
     alpha: Positive = 1.0
 
 
+class Ricap(BaseModel):
+    """Four images in one, arXiv 1811.09030; the boundary's place from Beta(beta, beta)."""
+
+    model_config = STRICT
+    prob: Share = 1.0
+    beta: Positive = 0.3
+
+
 class Mix(BaseModel):
-    """What is done to two images; each sample is mixed in one way at most."""
+    """What is done to several images; each sample is mixed in one way at most."""
 
     model_config = STRICT
     mixup: Mixup | None = None
     cutmix: Cutmix | None = None
+    ricap: Ricap | None = None
+    off_last: ShareBelowOne = 0.0  # share of the epochs, at the end, without mixing
+
+    def ways(self) -> dict[str, Mixup | Cutmix | Ricap]:
+        """Those that are on, by name."""
+        return {name: way for name, way in self if isinstance(way, Mixup | Cutmix | Ricap)}
 
 
 class Teacher(BaseModel):
@@ -114,6 +206,8 @@ class Student(BaseModel):
     stem_stride: Count = 1
     stem_pool: bool = False
     stage_strides: Counts | None = None  # 1, 2, 2, ...
+    projector_width: Count | None = None  # SimKD's: the teacher's width, before its classifier
+    projector_factor: Count = 2  # by which the projector's inner maps are narrower
     convs_per_block: Count = 2
     pool: Literal["global"] | Count = "global"
     activation: Literal["relu", "leaky_relu", "gelu", "tanh"] = "relu"
@@ -127,46 +221,20 @@ class Student(BaseModel):
         return self.model_dump(mode="json", exclude=beside)
 
 
-class Hard(BaseModel):
-    """The labels' term."""
-
-    model_config = STRICT
-    needs: ClassVar = frozenset({"labels"})
-    weight: NotNegative = 1.0
-    label_smoothing: ShareBelowOne = 0.0
-
-
-class Kd(BaseModel):
-    """The teacher's term: Hinton's, arXiv 1503.02531."""
-
-    model_config = STRICT
-    needs: ClassVar = frozenset({"live teacher"})
-    weight: NotNegative = 0.9
-    temperature: Positive = 4.0
-
-
-class Losses(BaseModel):
-    """The terms of the objective, each with its weight."""
-
-    model_config = STRICT
-    hard: Hard | None = None
-    kd: Kd | None = None
-
-    def terms(self) -> dict[str, Hard | Kd]:
-        """The terms present, by name, in the order of this table."""
-        return {name: term for name, term in self if term is not None}
-
-
 class Optim(BaseModel):
     """The optimizer, by timm's names: `sgd` is Nesterov's, `momentum` is plain."""
 
     model_config = STRICT
-    name: Literal["sgd", "momentum", "adamw"] = "sgd"
+    name: OptimizerName = "sgd"
     lr: Positive = 0.1  # the peak
     momentum: ShareBelowOne = 0.9
+    betas: Betas | None = None
+    eps: Positive | None = None
     weight_decay: NotNegative = 5e-4
     decay_norm: bool = True
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "step", "one_cycle"] = "cosine"
+    step_epochs: Count = 10  # of `step`: every so many epochs …
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9  # … times this
     warmup_epochs: NotNegative = 0.0
     clip: Positive | None = None  # the largest norm of the gradient
 
@@ -193,6 +261,13 @@ class Ema(BaseModel):
     warmup: bool = True  # min(decay, (1 + t) / (10 + t))
 
 
+class Cache(BaseModel):
+    """The teacher's answers, stored by view and read again."""
+
+    model_config = STRICT
+    views: Count | None = None  # epoch e trains on view e mod views; without it each has its own
+
+
 class Recipe(BaseModel):
     """A whole, resolved recipe. Made by `distill.recipe`, which knows files and composition."""
 
@@ -207,3 +282,4 @@ class Recipe(BaseModel):
     optim: Optim = Optim()
     train: Train
     ema: Ema | None = None
+    cache: Cache | None = None

@@ -58,6 +58,8 @@ class Design:
     pool: Pool  # side and stride of the average pool
     classes: int
     image_size: int  # side in pixels
+    projector_width: int | None = None  # channels that a projector gives the classifier
+    projector_factor: int = 2  # its inner maps are narrower by this
 
     @classmethod
     def of(
@@ -78,6 +80,8 @@ class Design:
         pool: Pool = "global",
         classes: int = 10,
         image_size: int = 32,
+        projector_width: int | None = None,
+        projector_factor: int = 2,
     ) -> "Design":
         """The design of a spec: `width` doubles stage by stage, `channels` gives each its own.
 
@@ -97,6 +101,7 @@ class Design:
             *_width_faults(width, channels),
             *_even_faults(kernel=kernel, skip_kernel=skip_kernel, stem_kernel=stem_kernel),
             *_block_faults(convs_per_block),
+            *_projector_faults(projector_width, projector_factor),
         ]
         if not size_faults:
             strides = _strides(stage_strides, stages)
@@ -121,6 +126,8 @@ class Design:
             pool=pool,
             classes=classes,
             image_size=image_size,
+            projector_width=projector_width,
+            projector_factor=projector_factor,
         )
 
     @property
@@ -134,10 +141,17 @@ class Design:
 
     @property
     def features(self) -> int:
-        """Inputs of the linear layer: the last channels times the pixels of the pooled map."""
+        """Inputs of the linear layer: channels of the last maps times pixels of the pooled map."""
         last_map = _last_map(self.image_size, self.stem_stride, self.stem_pool, self.stage_strides)
         pooled = 1 if self.pool == "global" else last_map // self.pool
-        return self.channels[-1] * pooled**2
+        return (self.projector_width or self.channels[-1]) * pooled**2
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The names of the maps that may be read: `maps` are the last ones, as they are pooled."""
+        stages = (f"stages.{stage}" for stage in range(self.stages))
+        projector = ("projector",) if self.projector_width else ()
+        return ("stem", *stages, *projector, "maps", "features")
 
     @property
     def parameters(self) -> int:
@@ -166,6 +180,15 @@ class Design:
                 for _ in range(self.convs_per_block):
                     yield Convolution(inputs, outputs, self.kernels[stage], size)
                     inputs = outputs
+        yield from self._projector(inputs, size)
+
+    def _projector(self, inputs: int, size: int) -> Iterator[Convolution]:
+        """1x1, 3x3, 1x1 to the teacher's width (Chen et al. 2022, arXiv 2203.14001)."""
+        if self.projector_width is not None:
+            inner = self.projector_width // self.projector_factor
+            yield Convolution(inputs, inner, 1, size)
+            yield Convolution(inner, inner, 3, size)
+            yield Convolution(inner, self.projector_width, 1, size)
 
 
 def doubling(width: int, stages: int) -> tuple[int, ...]:
@@ -298,6 +321,12 @@ def _block_faults(convs_per_block: object) -> Iterator[str]:
     # One convolution would leave no place for block_dropout, which follows the first of several.
     if not isinstance(convs_per_block, int) or convs_per_block < 2:
         yield f"convs_per_block = {convs_per_block!r} must be 2 or more"
+
+
+def _projector_faults(width: object, factor: object) -> Iterator[str]:
+    yield from _count_faults(projector_width=width, projector_factor=factor)
+    if isinstance(width, int) and isinstance(factor, int) and factor > width > 0:
+        yield f"projector_factor = {factor} leaves no channel of projector_width = {width}"
 
 
 def _pool_faults(pool: Pool, last_map: int) -> Iterator[str]:

@@ -5,7 +5,6 @@ He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, 
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
@@ -23,7 +22,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class ResNet(nn.Module):
     """Images [B, 3, H, W] in [0, 1] to logits [B, classes]; it normalises inside.
 
-    The maps to tap are the outputs of `stem`, `stages.0`, `stages.1` ... and `head` (the logits).
+    The maps to tap are those of `Design.taps`, by `tap_points`. With a projector it is SimKD's
+    student (arXiv 2203.14001): a teacher's classifier, of its width, on projected maps.
     `block_dropout` acts between the first batch norm of each block and its activation (where the
     2023 report puts it in res_512_d), `head_dropout` before the linear layer; both are shares in
     [0, 1). Raises UserError for an unknown activation and for a dropout out of range.
@@ -41,18 +41,29 @@ class ResNet(nn.Module):
         self.normalize = Normalize()
         self.stem = _stem(design, activation)
         self.stages = _stages(design, activation, block_dropout)
+        self.projector = _projector(design)
         self.pool = (
             nn.AdaptiveAvgPool2d(1) if design.pool == "global" else nn.AvgPool2d(design.pool)
         )
+        self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(design.features, design.classes)
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.stages(self.stem(self.normalize(images)))
-        features = torch.flatten(self.pool(maps), 1)
+        maps = self.projector(self.stages(self.stem(self.normalize(images))))
+        features = self.flatten(self.pool(maps))
         logits: Tensor = self.head(self.dropout(features))
         return logits
+
+    @property
+    def tap_points(self) -> dict[str, nn.Module]:
+        """Tap name to the module whose output it is."""
+        points = {"stem": self.stem} | {f"stages.{i}": s for i, s in enumerate(self.stages)}
+        if len(self.projector):
+            points["projector"] = self.projector
+        last = self.projector if len(self.projector) else self.stages
+        return points | {"maps": last, "features": self.flatten}
 
     def _initialise(self) -> None:
         """He et al. (2015, arXiv 1502.01852) for convolutions; gamma 0 at each block's end."""
@@ -157,6 +168,20 @@ def _blocks(
             activation=activation,
             dropout=dropout,
         )
+
+
+def _projector(design: Design) -> nn.Sequential:
+    """1x1, 3x3, 1x1, each with batch norm and ReLU, as the maps to meet are; empty without one."""
+    projector = nn.Sequential()
+    if design.projector_width is not None:
+        inner = design.projector_width // design.projector_factor
+        for inputs, outputs, kernel in (
+            (design.channels[-1], inner, 1),
+            (inner, inner, 3),
+            (inner, design.projector_width, 1),
+        ):
+            projector.extend([_conv(inputs, outputs, kernel), nn.BatchNorm2d(outputs), nn.ReLU()])
+    return projector
 
 
 def _check(activation: str, **dropouts: float) -> None:

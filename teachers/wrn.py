@@ -3,7 +3,6 @@
 Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146, table 1.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,9 +17,9 @@ class WideResNet(nn.Module):
 
     `depth` = 6n + 4: three stages of n blocks with two convolutions each, the stem, the skips of
     the three widening blocks. `dropout`, a share in [0, 1), acts before the second convolution of
-    each block. The maps to tap are the outputs of `stem`, `stages.0` ... `stages.2`, all before
-    the next batch norm, and `head` (the logits). Raises UserError for a depth, widen or dropout
-    out of range.
+    each block. Of the maps to tap, `stem` and `stages.0` ... `stages.2` are sums before the next
+    batch norm, with negative values; `maps` are those after the last batch norm and ReLU, as they
+    are pooled. Raises UserError for a depth, widen or dropout out of range.
     """
 
     def __init__(
@@ -39,6 +38,8 @@ class WideResNet(nn.Module):
             )
         )
         self.norm = nn.BatchNorm2d(widths[-1])
+        self.activation = nn.ReLU()  # not in place: its output and its input may be tapped
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(widths[-1], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -46,9 +47,14 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.stages(self.stem(self.normalize(images)))
-        features = F.adaptive_avg_pool2d(F.relu(self.norm(maps)), 1)
-        logits: Tensor = self.head(torch.flatten(features, 1))
+        logits: Tensor = self.head(self.pool(self.activation(self.norm(maps))))
         return logits
+
+    @property
+    def tap_points(self) -> dict[str, nn.Module]:
+        """Tap name to the module whose output it is."""
+        stages = {f"stages.{i}": stage for i, stage in enumerate(self.stages)}
+        return {"stem": self.stem, **stages, "maps": self.activation, "features": self.pool}
 
 
 class PreActivationBlock(nn.Module):

@@ -5,6 +5,7 @@ The one file that imports timm's models: that import alone takes seconds.
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -25,6 +26,15 @@ class TimmClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net(self.normalize(images))
         return logits
+
+    @property
+    def tap_points(self) -> dict[str, nn.Module]:
+        """Tap name to the module whose output it is: timm's own names, and `features`."""
+        info: Any = getattr(self.net, "feature_info", ())
+        modules = dict.fromkeys(each["module"] for each in info if isinstance(each, dict))
+        points = {name: self.net.get_submodule(name) for name in modules if name}
+        pool = getattr(self.net, "global_pool", None)
+        return points | ({"features": pool} if isinstance(pool, nn.Module) else {})
 
 
 def names() -> Sequence[str]:

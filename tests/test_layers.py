@@ -16,7 +16,9 @@ import pytest
 REPO = Path(__file__).parents[1]
 OURS = ("distill", "teachers", "students", "cli")
 
-RECIPE = ("distill.recipe", "distill.schema", "distill.compose", "distill.faults")
+RECIPE = tuple(
+    f"distill.{name}" for name in ("recipe", "schema", "terms", "compose", "faults", "rules")
+)
 PLAIN_WORDS = ("distill.errors", "distill.events", "distill.run_folder", "students.design")
 WORDS = (*PLAIN_WORDS, *RECIPE)
 PARTS = ("teachers", "students", "distill.data", "distill.losses")

@@ -114,7 +114,7 @@ def spoken_names(source: str) -> Iterator[tuple[int, str]]:
 
 def loss_names_its_paper(path: str, source: str) -> list[str]:
     """One file a loss, opened by its paper."""
-    no_loss = ("/objective.py", "/gather.py", "/exact.py", "/__init__.py")
+    no_loss = ("/objective.py", "/gather.py", "/exact.py", "/sizes.py", "/__init__.py")
     if not path.startswith("distill/losses/") or path.endswith(no_loss):
         return []
     head = ast.get_docstring(ast.parse(source)) or ""

@@ -26,9 +26,14 @@ class Crop:
 
 @dataclass(frozen=True)
 class Flip:
-    """Random horizontal flip with probability `prob`."""
+    """Random horizontal flip with probability `prob`.
+
+    `alternate`: drawn once, then mirrored at every odd view, so that two views in a row show each
+    image from both sides (Jordan, 2024, arXiv 2404.00498, section 3.6).
+    """
 
     prob: float = 0.5
+    alternate: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) ->
             draws.words(seed, view, Stream.CROP, n)[:, :2], 2 * crop.padding + 1
         )
     if flip is not None:
-        mirrored = draws.uniform(draws.words(seed, view, Stream.FLIP, n)[:, 0]) < flip.prob
+        drawn_at = 0 if flip.alternate else view
+        mirrored = draws.uniform(draws.words(seed, drawn_at, Stream.FLIP, n)[:, 0]) < flip.prob
+        mirrored ^= flip.alternate and view % 2 == 1
     top, left = (torch.from_numpy(corner[:, axis].copy()) for axis in (0, 1))
     return Placement(top, left, torch.from_numpy(mirrored))
 
@@ -88,4 +95,16 @@ def crop_and_flip(padded: Tensor, indices: Tensor, placement: Placement, size: i
 
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 -> float32 in [0, 1]; divides, so that 255 is exactly 1."""
-    return pixels.float().div_(255)
+    return quotient(pixels.float(), 255.0)
+
+
+def quotient(over: Tensor | float, under: Tensor | float) -> Tensor:
+    """over / under, rounded once on every device; one of them is a tensor.
+
+    With a number of the host, torch multiplies by a reciprocal: always under a number, and on a GPU
+    over one.
+    """
+    like = over if isinstance(over, Tensor) else under
+    assert isinstance(like, Tensor)
+    a, b = (x if isinstance(x, Tensor) else like.new_full((), x) for x in (over, under))
+    return a / b

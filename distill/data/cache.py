@@ -1,15 +1,16 @@
-"""Decoded images, kept between runs in the user's cache folder.
+"""Arrays kept between runs in the user's cache folder: decoded images, a teacher's answers.
 
-The cache saves seconds and decides nothing: what cannot be read is decoded again, what cannot be
-written is not kept.
+The cache saves time and decides nothing: what cannot be read is made again, what cannot be written
+is not kept.
 """
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 
 def cache_folder() -> Path:
@@ -20,28 +21,28 @@ def cache_folder() -> Path:
     return Path(base) / "understudy"
 
 
-def recall(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The images kept under `key`, or None where there are none of this shape, whole."""
+def recall(key: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any] | None:
+    """The array kept under `key`, `folder/name`; None where there is none of this kind, whole."""
     try:
         with _path(key).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            images: NDArray[np.uint8] = kept["images"]  # the zip's CRC-32 is checked here
+            array: NDArray[Any] = kept["array"]  # the zip's CRC-32 is checked here
     except Exception:  # absent, or damaged, which may fail in any way
         return None
-    return images if images.dtype == np.uint8 and images.shape == shape else None
+    return array if array.dtype == dtype and array.shape == shape else None
 
 
-def keep(key: str, images: NDArray[np.uint8]) -> None:
-    """Write the images whole or not at all: a temporary file beside the target, then a rename."""
+def keep(key: str, array: NDArray[Any]) -> None:
+    """Write the array whole or not at all: a temporary file beside the target, then a rename."""
     path = _path(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            np.savez(temporary, images=images)
+            np.savez(temporary, array=array)
             temporary.replace(path)
     except OSError:
-        return  # full disk or no right to write: the next run decodes again
+        return  # full disk or no right to write: the next run makes it again
 
 
 def _path(key: str) -> Path:
-    return cache_folder() / "decoded" / f"{key}.npz"
+    return cache_folder() / f"{key}.npz"

@@ -25,6 +25,23 @@ class Stream(IntEnum):
     PARTNER = 3
     MIX = 4
     FORWARD = 5
+    CUTOUT = 6
+    ERASE = 7
+    TRANSLATE = 8
+    AFFINE = 9
+    SHEAR = 10
+    ROTATE = 11
+    RICAP = 12
+    RICAP_CORNER = 13
+    RICAP_PARTNER_1 = 14
+    RICAP_PARTNER_2 = 15
+    RICAP_PARTNER_3 = 16
+    JITTER = 17
+    TRIVIAL = 18
+    RAND_1 = 19  # RandAugment's operations, up to four
+    RAND_2 = 20
+    RAND_3 = 21
+    RAND_4 = 22
 
 
 def words(seed: int, view: int, stream: Stream, n: int) -> Words:
@@ -45,6 +62,16 @@ def integers(column: Words, bound: int) -> NDArray[np.int64]:
 def uniform(column: Words) -> NDArray[np.float64]:
     """Floats in [0, 1) from words [n]: the top 53 bits, exactly."""
     return (column >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def between(column: Words, low: float, high: float) -> NDArray[np.float64]:
+    """Floats in [low, high) from words [n]."""
+    return low + (high - low) * uniform(column)
+
+
+def halves(column: Words) -> tuple[Words, Words]:
+    """Two words of 32 bits from each of [n]."""
+    return column >> np.uint64(32), column & np.uint64(0xFFFFFFFF)
 
 
 def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:

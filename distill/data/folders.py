@@ -74,8 +74,8 @@ def load(place: Folders, split: Split, progress: Progress | None = None) -> Imag
     if faults:
         raise refusal(str(place.path), faults, ADVICE)
     paths = [path for files in listing.files for path in files]
-    key = _key(place, paths, _Report(f"reading {split}", len(paths), progress))
-    images = cache.recall(key, (len(paths), CHANNELS, SIDE, SIDE))
+    key = f"decoded/{_key(place, paths, _Report(f'reading {split}', len(paths), progress))}"
+    images = cache.recall(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
     if images is None:
         images = _decoded(place, paths, _Report(f"decoding {split}", len(paths), progress))
         cache.keep(key, images)

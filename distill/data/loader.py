@@ -15,23 +15,40 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from distill.data import augment, draws, mix
-from distill.data.augment import Crop, Flip, Placement
+from distill.data import augment, draws, mix, ricap
+from distill.data.augment import Placement
 from distill.data.draws import Stream
-from distill.data.mix import Cutmix, Mixture, Mixup
+from distill.data.mix import Mixture
+from distill.data.pipeline import Calendar, Drawn, Pipeline
+from distill.data.ricap import Patchwork
 from distill.data.sources import ImageSet
 
 # A set may take this share of what is free on the device; the rest is for weights and activations.
 RESIDENT_SHARE = 0.25
+EVERY_EPOCH = Calendar()
 
 
 @dataclass(frozen=True)
 class View:
     """Everything random about one pass over the set, drawn before its first batch."""
 
+    number: int
+    pipeline: Pipeline
     order: Tensor  # int64 [N], where the set is
     placement: Placement
+    drawn: tuple[Drawn, ...]  # one an operation
     mixture: Mixture | None
+    patchwork: Patchwork | None
+
+    def partners(self, rows: Tensor) -> Tensor:
+        """Who is mixed with whom: int64 [b]; the samples themselves where nothing is mixed."""
+        return rows if self.mixture is None else self.mixture.partner[rows]
+
+    def own_share(self, rows: Tensor) -> Tensor:
+        """Each sample's share in its own mixed image: float32 [b, 1]."""
+        if self.mixture is None:
+            return torch.ones(len(rows), 1, device=rows.device)
+        return self.mixture.lam[rows, None]
 
 
 @dataclass(frozen=True)
@@ -57,10 +74,8 @@ class Loader:
         *,
         batch_size: int,
         seed: int,
-        crop: Crop | None,
-        flip: Flip | None,
-        mixup: Mixup | None,
-        cutmix: Cutmix | None,
+        pipeline: Pipeline,
+        calendar: Calendar = EVERY_EPOCH,
         device: torch.device,
         part: Slice,
         resident: bool | None = None,
@@ -69,27 +84,39 @@ class Loader:
         self.batch_size, self.steps_per_epoch = batch_size, self.n // batch_size
         if not self.steps_per_epoch:
             raise ValueError(f"{self.n} training images are less than one batch of {batch_size}")
-        self.seed, self.crop, self.flip = seed, crop, flip
-        self.mixup, self.cutmix = mixup, cutmix
+        self.seed, self.pipeline, self.calendar = seed, pipeline, calendar
         self.device, self.part = device, part
 
+        crop = pipeline.crop
         padded = augment.pad(torch.from_numpy(images.images), crop.padding if crop else 0)
         self.resident = fits(padded.nbytes, device) if resident is None else resident
         self.padded = padded.to(device) if self.resident else padded
         self.targets = one_hot(torch.from_numpy(images.labels), images.n_classes).float().to(device)
         self.view = lru_cache(maxsize=1)(self._draw)
 
-    def _draw(self, view: int) -> View:
-        placement = augment.place(self.seed, view, self.n, self.crop, self.flip)
-        mixture = None
-        if self.mixup or self.cutmix:
-            drawn = mix.draw_mixture(self.seed, view, self.n, self.size, self.mixup, self.cutmix)
-            mixture = drawn.to(self.padded.device)
-        order = torch.from_numpy(draws.permutation(self.seed, view, Stream.ORDER, self.n))
-        return View(order.to(self.padded.device), placement.to(self.padded.device), mixture)
+    def _draw(self, epoch: int) -> View:
+        number, home = self.calendar.view(epoch), self.padded.device
+        on = self.calendar.pipeline(self.pipeline, epoch)
+        seen = self.seed, number, self.n
+        mixture = patchwork = None
+        if on.mixup or on.cutmix:
+            mixture = mix.draw_mixture(*seen, self.size, on.mixup, on.cutmix).to(home)
+        if on.ricap:
+            taken = sum(way.prob for way in (on.mixup, on.cutmix) if way)
+            patchwork = ricap.draw_ricap(*seen, self.size, on.ricap, low=taken).to(home)
+        drawn = (operation.draw(*seen, self.size) for operation in on.operations)
+        return View(
+            number,
+            on,
+            torch.from_numpy(draws.permutation(self.seed, number, Stream.ORDER, self.n)).to(home),
+            augment.place(*seen, on.crop, on.flip).to(home),
+            tuple({name: rows.to(home) for name, rows in each.items()} for each in drawn),
+            mixture,
+            patchwork,
+        )
 
     def batches(self, step: int) -> list[tuple[View, Tensor]]:
-        """This process's rows of optimizer step `step`: (view, indices [b]) for each part.
+        """This process's rows of optimizer step `step`: (view, rows [b]) for each part.
 
         Together the processes and parts hold the same indices whatever their number.
         """
@@ -99,9 +126,11 @@ class Loader:
         every = rearrange(batch, "(a p b) -> a p b", a=self.part.accumulate, p=self.part.processes)
         return [(view, rows) for rows in every[:, self.part.rank]]
 
-    def augment(self, view: View, indices: Tensor) -> Tensor:
-        """Each image in its own crop and flip: float32 [b, 3, H, W] in [0, 1], channels_last."""
-        pixels = augment.crop_and_flip(self.padded, indices, view.placement, self.size)
+    def augment(self, view: View, rows: Tensor) -> Tensor:
+        """Each image in its own crop, flip and operations: float32 [b, 3, H, W], channels_last."""
+        pixels = augment.crop_and_flip(self.padded, rows, view.placement, self.size)
+        for operation, drawn in zip(view.pipeline.operations, view.drawn, strict=True):
+            pixels = operation(pixels, {name: of[rows] for name, of in drawn.items()})
         return augment.to_float(pixels.to(self.device, non_blocking=True))
 
     def one_hot(self, indices: Tensor) -> Tensor:
@@ -109,18 +138,41 @@ class Loader:
         return self.targets[indices.to(self.device, non_blocking=True)]
 
     def mix(
-        self, view: View, indices: Tensor, images: Tensor, targets: Tensor
+        self, view: View, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Images and targets mixed with their partners of the view; as they are if none mixes."""
-        if view.mixture is None:
-            return images, targets
-        mixture = view.mixture
-        partner = mixture.partner[indices]
-        weight = mix.weight_map(mixture.blend[indices], mixture.box[indices], self.size)
-        lam = mixture.lam[indices, None].to(self.device)
+        if view.mixture is not None:
+            images, targets = self._blend(view, view.mixture, rows, images, targets)
+        if view.patchwork is not None:
+            images, targets = self._patch(view, view.patchwork, rows, images, targets)
+        return images, targets
+
+    def _blend(
+        self, view: View, mixture: Mixture, rows: Tensor, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """mixup and cutmix: two images."""
+        partner = mixture.partner[rows]
+        weight = mix.weight_map(mixture.blend[rows], mixture.box[rows], self.size)
+        lam = mixture.lam[rows, None].to(self.device)
         return (
             mix.mix(images, self.augment(view, partner), weight.to(self.device)),
             mix.mix(targets, self.one_hot(partner), lam),
+        )
+
+    def _patch(
+        self, view: View, patchwork: Patchwork, rows: Tensor, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """RICAP: four images."""
+        others = patchwork.partner[rows].unbind(1)
+        four = torch.stack([images, *(self.augment(view, other) for other in others)])
+        labels = torch.stack([targets, *(self.one_hot(other) for other in others)])
+        used, boundary, corner, share = (
+            t[rows].to(self.device)
+            for t in (patchwork.used, patchwork.boundary, patchwork.corner, patchwork.share)
+        )
+        return (
+            torch.where(used[:, None, None, None], ricap.patch(four, boundary, corner), images),
+            torch.where(used[:, None], (share.T[..., None] * labels).sum(0), targets),
         )
 
 

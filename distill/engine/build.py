@@ -1,9 +1,10 @@
 """From a recipe to objects: the only room that knows both the word and the class."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -12,24 +13,73 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from distill import recipe as recipes
-from distill.data import augment, holdout, mix, sources
+from distill.data import augment, auto, colour, erase, geometry, holdout, mix, ricap, sources
 from distill.data.loader import Loader, Slice
+from distill.data.pipeline import Calendar, Operation, Pipeline
 from distill.data.sources import ImageSet
 from distill.engine import checkpoint, optim
-from distill.engine.teach import Frozen, Live, Teach, nobody
+from distill.engine.stored import Stored
+from distill.engine.taps import Tapped, shapes, tap_points
+from distill.engine.teach import Frozen, Live, Taught, Teach, nobody
 from distill.engine.train import Training
 from distill.errors import UserError
+from distill.losses.at import AT
+from distill.losses.crd import CRD
+from distill.losses.dist import DIST
+from distill.losses.dkd import DKD
+from distill.losses.fitnet import FitNet
 from distill.losses.hard import Hard
 from distill.losses.kd import KD
-from distill.losses.objective import Loss, Objective, Weighted
+from distill.losses.logit_std import LogitStd
+from distill.losses.mse import MSE
+from distill.losses.multi_temperature import MultiTemperature
+from distill.losses.nst import NST
+from distill.losses.objective import Loss, Objective, Weighted, When
+from distill.losses.pkt import PKT
+from distill.losses.reviewkd import ReviewKD
+from distill.losses.rkd import RKD
+from distill.losses.simkd import SimKD
+from distill.losses.soft_mix import SoftMix
+from distill.losses.sp import SP
+from distill.losses.vid import VID
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
+from distill.terms import Term, arguments, taps
 from students.design import Design, over_budget
 from students.resnet import ResNet
 from teachers import networks
 
-LOSSES: dict[str, type[Loss]] = {"hard": Hard, "kd": KD}
-OPTIMIZER_KEYS = {"name", "lr", "momentum", "weight_decay", "decay_norm"}
+LOSSES: dict[str, Callable[..., Loss]] = {
+    "hard": Hard,
+    "kd": KD,
+    "dkd": DKD,
+    "dist": DIST,
+    "logit_std": LogitStd,
+    "mse": MSE,
+    "multi_temperature": MultiTemperature,
+    "soft_mix": SoftMix,
+    "fitnet": FitNet,
+    "at": AT,
+    "sp": SP,
+    "nst": NST,
+    "pkt": PKT,
+    "rkd": RKD,
+    "vid": VID,
+    "crd": CRD,
+    "reviewkd": ReviewKD,
+    "simkd": SimKD,
+}
+OPERATIONS: dict[str, Callable[..., Operation]] = {  # in the order in which they act
+    "translate": geometry.Translate,
+    "affine": geometry.Affine,
+    "rotate": geometry.Rotate,
+    "trivial": auto.TrivialAugment,
+    "rand": auto.RandAugment,
+    "jitter": colour.ColourJitter,
+    "cutout": erase.Cutout,
+    "erase": erase.Erase,
+}
+OPTIMIZER_KEYS = {"name", "lr", "momentum", "betas", "eps", "weight_decay", "decay_norm"}
 
 
 @dataclass(frozen=True)
@@ -148,14 +198,39 @@ def trained(run: RunFolder) -> nn.Module:
     return net.eval()
 
 
-def objective(recipe: Recipe) -> Objective:
-    """One loss a term, its arguments the term's own keys."""
+def objective(recipe: Recipe, **facts: Any) -> Objective:
+    """One loss a term, its arguments the term's own keys and those of `facts` that it takes.
+
+    `student_shapes`, `teacher_shapes`: of the maps asked for; `labels` [N]: of the
+    training part.
+    """
     return Objective(
-        {
-            name: Weighted(term.weight, LOSSES[name](**term.model_dump(exclude={"weight"})))
-            for name, term in recipe.loss.terms().items()
-        }
+        {name: _weighted(name, term, facts) for name, term in recipe.loss.terms().items()}
     )
+
+
+def _weighted(name: str, term: Term, facts: dict[str, Any]) -> Weighted:
+    taken = facts.keys() & inspect.signature(LOSSES[name]).parameters
+    loss = LOSSES[name](**arguments(term), **{fact: facts[fact] for fact in taken})
+    return Weighted(term.weight, loss, When(**term.when.model_dump()), term.needs)
+
+
+def asked_taps(recipe: Recipe, whose: Literal["student", "teacher"], net: nn.Module) -> list[str]:
+    """The maps that some term asks of a network. Raises UserError where one is not there."""
+    points = tap_points(net)
+    asked = [
+        (f"loss.{name}.{key}", tap)
+        for name, term in recipe.loss.terms().items()
+        for key, tap in taps(term, whose)
+    ]
+    faults = [
+        f'{key}: "{tap}" names no map of the {whose}; allowed: {", ".join(points) or "none"}'
+        for key, tap in asked
+        if tap not in points
+    ]
+    if faults:
+        raise UserError("\n".join(faults))
+    return list(dict.fromkeys(tap for _, tap in asked))
 
 
 def loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader:
@@ -174,17 +249,41 @@ def loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader:
             f"train.batch_size = {batch_size} is more than the {n} training images.\n"
             f"Type --set train.batch_size={n} or less."
         )
-    ops, mixing = recipe.augment, recipe.mix
     return Loader(
         images,
         batch_size=batch_size,
         seed=recipe.data.seed,
-        crop=augment.Crop(ops.crop.padding) if ops.crop else None,
-        flip=augment.Flip(ops.flip.prob) if ops.flip else None,
-        mixup=mix.Mixup(mixing.mixup.prob, mixing.mixup.alpha) if mixing.mixup else None,
-        cutmix=mix.Cutmix(mixing.cutmix.prob, mixing.cutmix.alpha) if mixing.cutmix else None,
+        pipeline=pipeline(recipe),
+        calendar=calendar(recipe),
         device=accel.device,
         part=Slice(accel.process_index, accel.num_processes, recipe.train.accumulate),
+    )
+
+
+def pipeline(recipe: Recipe) -> Pipeline:
+    """What is done to the images."""
+    ops, mixing = recipe.augment, recipe.mix
+    return Pipeline(
+        crop=augment.Crop(**dict(ops.crop)) if ops.crop else None,
+        flip=augment.Flip(**dict(ops.flip)) if ops.flip else None,
+        operations=tuple(
+            operation(**dict(table))
+            for name, operation in OPERATIONS.items()
+            if (table := getattr(ops, name)) is not None
+        ),
+        mixup=mix.Mixup(**dict(mixing.mixup)) if mixing.mixup else None,
+        cutmix=mix.Cutmix(**dict(mixing.cutmix)) if mixing.cutmix else None,
+        ricap=ricap.Ricap(**dict(mixing.ricap)) if mixing.ricap else None,
+    )
+
+
+def calendar(recipe: Recipe) -> Calendar:
+    """Which view an epoch trains on, and when operations and mixing end."""
+    epochs = recipe.train.epochs
+    return Calendar(
+        views=recipe.cache.views if recipe.cache else None,
+        operated=round(epochs * (1 - recipe.augment.off_last)),
+        mixed=round(epochs * (1 - recipe.mix.off_last)),
     )
 
 
@@ -196,12 +295,48 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
         warmup=round(recipe.optim.warmup_epochs * steps_per_epoch),
         peak=recipe.optim.lr,
         schedule=recipe.optim.schedule,
+        steps_per_epoch=steps_per_epoch,
+        step_epochs=recipe.optim.step_epochs,
+        gamma=recipe.optim.gamma,
     )
 
 
-def teach(frozen: Frozen | None, accel: Accelerator) -> Teach:
-    """The teacher that is there, live, or nobody."""
-    return nobody if frozen is None else Live(frozen, accel)
+def teach(recipe: Recipe, live: Live | None, depends: dict[str, str]) -> Teach:
+    """Nobody, the teacher that is there, or its stored answers where the recipe keeps them.
+
+    `depends`: what an answer depends on beside the view.
+    """
+    if live is None:
+        return nobody
+    if recipe.cache is None:
+        return Taught(live)
+    return Taught(Stored(live, live.loader, live.accelerator, depends))
+
+
+def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
+    """SimKD: the teacher's linear layer becomes the student's, and is not trained.
+
+    Chen et al., CVPR 2022, arXiv 2203.14001. Raises UserError where it does not fit.
+    """
+    ours, theirs = student.get_submodule("head"), classifier(teacher)
+    if not isinstance(ours, nn.Linear) or not isinstance(theirs, nn.Linear):
+        raise UserError("loss.simkd reuses a linear classifier, and this teacher has none")
+    if ours.weight.shape != theirs.weight.shape:
+        width = theirs.in_features
+        raise UserError(
+            f"loss.simkd reuses the teacher's classifier, which reads {width} features; the "
+            f"student's reads {ours.in_features}.\n"
+            f"Type --set student.projector_width={width} --set student.pool=global."
+        )
+    ours.load_state_dict(theirs.state_dict())
+    ours.requires_grad_(False)
+
+
+def classifier(teacher: nn.Module) -> nn.Module | None:
+    """The layer that gives the logits."""
+    inner = getattr(teacher, "net", teacher)  # timm's networks, inside ours, know their own
+    found = inner.get_classifier() if hasattr(inner, "get_classifier") else inner.head
+    return found if isinstance(found, nn.Module) else None
 
 
 def training(
@@ -217,9 +352,11 @@ def training(
     batches = loader(recipe, split.train, accel)
     torch.manual_seed(recipe.train.seed)  # initial weights
     student = network(recipe, role, split.train.n_classes)
+    if recipe.loss.simkd is not None and frozen is not None:
+        reuse_classifier(student, frozen.net)
     student = to_device(student, accel.device)
     ema = None
-    if recipe.ema is not None:  # copied before accelerate wraps the forward
+    if recipe.ema is not None:  # copied before hooks are set and accelerate wraps the forward
         ema = ModelEmaV3(
             student,
             decay=recipe.ema.decay,
@@ -227,8 +364,23 @@ def training(
             warmup_gamma=9,
             warmup_power=1,
         )
-    bare = optim.optimizer(student, **recipe.optim.model_dump(include=OPTIMIZER_KEYS))
-    net, optimizer = accel.prepare(student, bare)
+    tapped = Tapped(student, asked_taps(recipe, "student", student))
+    live = None
+    if frozen is not None:
+        live = Live(frozen, accel, batches, asked_taps(recipe, "teacher", frozen.net))
+    depends = identity | {"part": split.train.fingerprint, "precision": accel.mixed_precision}
+    criterion = objective(
+        recipe,
+        student_shapes=shapes(tapped, batches.size),
+        teacher_shapes=shapes(live.tapped, batches.size) if live else {},
+        labels=torch.from_numpy(split.train.labels),
+    ).to(accel.device)
+    bare = optim.optimizer(
+        nn.ModuleList([student, criterion]), **recipe.optim.model_dump(include=OPTIMIZER_KEYS)
+    )
+    net, optimizer = accel.prepare(tapped, bare)
+    learns = any(parameter.requires_grad for parameter in criterion.parameters())
+    prepared = accel.prepare(criterion) if learns else criterion
     if recipe.train.compile:
         net.compile()
     return Training(
@@ -236,8 +388,9 @@ def training(
         loader=batches,
         net=net,
         student=student,
-        teach=teach(frozen, accel),
-        objective=objective(recipe),
+        teach=teach(recipe, live, depends),
+        objective=prepared,
+        criterion=criterion,
         optimizer=optimizer,
         lr=schedule(recipe, batches.steps_per_epoch),
         clip=recipe.optim.clip,

@@ -16,14 +16,9 @@ from teachers.ensemble import Ensemble
 RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
 
 
-def is_wanted(recipe: Recipe) -> bool:
-    """Whether some term of the recipe asks a network."""
-    return "live teacher" in recipes.needs(recipe)
-
-
 def named(recipe: Recipe) -> list[RunFolder]:
     """The runs that teach, as the recipe names them; none where nobody is asked."""
-    if recipe.teacher is None or not is_wanted(recipe):
+    if recipe.teacher is None or not recipes.is_taught(recipe):
         return []
     return [RunFolder(Path(path)) for path in recipe.teacher.runs]
 
@@ -40,7 +35,7 @@ def with_teachers(
     Raises UserError where nobody fits, or where a teacher was named that no term asks.
     """
     given = recipe.teacher.runs if recipe.teacher else ()
-    if not is_wanted(recipe):
+    if not recipes.is_taught(recipe):
         if given:
             raise UserError(
                 f"--teacher {given[0]} was given, and no term of this recipe asks a teacher.\n"

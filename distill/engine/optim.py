@@ -1,13 +1,17 @@
 """The optimizer by timm's names, and the learning rate as a function of the step."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "step", "one_cycle"]
+
+# torch's OneCycleLR by its defaults: the share of the training that rises, and the first and last
+# learning rates as shares of the peak.
+RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 25e4
 
 
 def optimizer(
@@ -18,12 +22,19 @@ def optimizer(
     momentum: float,
     weight_decay: float,
     decay_norm: bool,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,
 ) -> torch.optim.Optimizer:
     """timm's optimizer `name`: its `sgd` is Nesterov's, its `momentum` is plain.
 
+    `momentum` is that of sgd, momentum, rmsprop, lars and muon; `betas` and `eps` are those of the
+    Adam family, lion and lamb, timm's own where they are None; what an optimizer has no use for is
+    not read. adam's decay is added to the gradient (L2), adamw's and nadam's is decoupled. muon
+    (Jordan, 2024) takes matrices and convolutions, flattened to matrices, and AdamW the rest.
     `decay_norm=False` leaves norms and biases undecayed; for small nets with SGD, decaying them
     helps.
     """
+    given: dict[str, Any] = {"betas": betas, "eps": eps}
     return create_optimizer_v2(
         net,
         opt=name,
@@ -31,18 +42,33 @@ def optimizer(
         momentum=momentum,
         weight_decay=weight_decay,
         filter_bias_and_bn=not decay_norm,
+        **{key: value for key, value in given.items() if value is not None},
     )
 
 
 def lr_at(
-    step: int, *, total: int, warmup: int, peak: float, schedule: Schedule, floor: float = 0.0
+    step: int,
+    *,
+    total: int,
+    warmup: int,
+    peak: float,
+    schedule: Schedule,
+    floor: float = 0.0,
+    steps_per_epoch: int = 1,
+    step_epochs: int = 10,
+    gamma: float = 0.9,
 ) -> float:
     """The learning rate of optimizer step `step` in 0..total-1.
 
     Linear from peak / warmup to peak over the first `warmup` steps, then down to `floor`, which
     step `total` (never taken) would reach: half a cosine (Loshchilov & Hutter, ICLR 2017, arXiv
-    1608.03983, eq. 5), a line, or not at all.
+    1608.03983, eq. 5), a line, or not at all. `step`: times `gamma` every `step_epochs` epochs of
+    the training. `one_cycle` (Smith & Topin, arXiv 1708.07120, as torch has it): half a cosine from
+    peak / 25 to the peak over the first 30 % and from there to peak / 250,000 at the last step; it
+    warms up by itself, and `floor` is not read.
     """
+    if schedule == "one_cycle":
+        return _one_cycle(step, total, peak)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -50,5 +76,17 @@ def lr_at(
         "cosine": (1 + math.cos(math.pi * progress)) / 2,
         "linear": 1 - progress,
         "constant": 1.0,
+        "step": gamma ** (step // (steps_per_epoch * step_epochs)),
     }[schedule]
     return floor + (peak - floor) * left
+
+
+def _one_cycle(step: int, total: int, peak: float) -> float:
+    top = RISE * total - 1  # as torch counts: the peak's step, which may lie between two
+    if step <= top:
+        return _cosine(peak * FIRST, peak, step / top)
+    return _cosine(peak, peak * LAST, (step - top) / max(1e-9, total - 1 - top))
+
+
+def _cosine(first: float, last: float, progress: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2

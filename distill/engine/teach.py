@@ -1,25 +1,71 @@
-"""Who teaches: nobody, or a live teacher that sees exactly the student's pixels.
+"""Who teaches: nobody, or a teacher that sees exactly the student's pixels, asked now or before.
 
 Beyer et al., CVPR 2022, arXiv 2106.05237: a good teacher is consistent; targets for another crop or
 an un-mixed image look good early and end lower.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distill.data.loader import Loader, View
+from distill.engine.taps import Answer, Tapped
+from distill.losses.objective import Pair
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher says of a batch, as far as it was asked."""
+
+    logits: Tensor | None = None  # float32 [b, C], of the mixed images
+    taps: Mapping[str, Tensor] = field(default_factory=dict)
+    pair: Pair | None = None
+
 
 class Teach(Protocol):
     """Whoever answers for the teacher."""
 
-    def __call__(self, images: Tensor) -> Tensor | None:
-        """Logits float32 [B, C] for images [B, 3, H, W] in [0, 1], or None where nobody teaches."""
+    def __call__(self, view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
+        """The lesson on `images` [b, 3, H, W], samples `rows` of `view`; `needs` as in terms.py."""
 
 
-def nobody(images: Tensor) -> None:
+class Source(Protocol):
+    """Where a teacher's answers come from."""
+
+    def mixed(self, view: View, rows: Tensor, images: Tensor) -> Answer:
+        """On the student's very pixels."""
+
+    def plain(self, view: View, rows: Tensor) -> Tensor:
+        """Logits [b, C] of samples as they are before mixing."""
+
+
+def nobody(view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
     """No teacher: the control."""
+    return Lesson()
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A source is asked for what the terms need now, and for nothing else."""
+
+    source: Source
+
+    def __call__(self, view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
+        lesson = Lesson()
+        if needs & {"teacher", "live teacher"}:
+            answer = self.source.mixed(view, rows, images)
+            lesson = Lesson(answer.logits, answer.taps)
+        if "pair" in needs:
+            lesson = Lesson(lesson.logits, lesson.taps, self._pair(view, rows))
+        return lesson
+
+    def _pair(self, view: View, rows: Tensor) -> Pair:
+        own, partner = (self.source.plain(view, r) for r in (rows, view.partners(rows)))
+        return Pair(own, partner, view.own_share(rows).to(own.device))
 
 
 class Frozen(nn.Module):
@@ -42,11 +88,17 @@ class Frozen(nn.Module):
 class Live:
     """The frozen teacher, asked for every batch; in no optimizer, no DDP, no checkpoint."""
 
-    def __init__(self, teacher: Frozen, accelerator: Accelerator) -> None:
-        self.teacher, self.accelerator = teacher, accelerator
+    def __init__(
+        self, teacher: Frozen, accelerator: Accelerator, loader: Loader, taps: tuple[str, ...] = ()
+    ) -> None:
+        self.tapped = Tapped(teacher.net, taps)
+        self.accelerator, self.loader = accelerator, loader
 
-    @torch.no_grad()  # not inference_mode: a loss may keep these logits for its backward
-    def __call__(self, images: Tensor) -> Tensor:
+    @torch.no_grad()  # not inference_mode: a loss may keep these answers for its backward
+    def mixed(self, view: View, rows: Tensor, images: Tensor) -> Answer:
         with self.accelerator.autocast():
-            logits: Tensor = self.teacher(images)
-        return logits.float()
+            answer: Answer = self.tapped(images)
+        return Answer(answer.logits.float(), {name: t.float() for name, t in answer.taps.items()})
+
+    def plain(self, view: View, rows: Tensor) -> Tensor:
+        return self.mixed(view, rows, self.loader.augment(view, rows)).logits

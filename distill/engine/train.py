@@ -47,7 +47,8 @@ class Training:
     net: nn.Module  # prepared: DDP where there are several processes
     student: nn.Module  # the same network, bare
     teach: Teach
-    objective: Objective
+    objective: nn.Module  # prepared: DDP where its terms have parameters
+    criterion: Objective  # the same, bare
     optimizer: Any  # accelerate's wrapper of a torch optimizer
     lr: Callable[[int], float]
     clip: float | None
@@ -68,6 +69,10 @@ class Training:
     def total_steps(self) -> int:
         return self.epochs * self.loader.steps_per_epoch
 
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained: the student's, and those of the terms."""
+        return [*self.net.parameters(), *self.objective.parameters()]
+
 
 def step(run: Training, k: int) -> dict[str, Tensor]:
     """Optimizer step k: the global batch once, in equal parts over processes and accumulation.
@@ -76,19 +81,25 @@ def step(run: Training, k: int) -> dict[str, Tensor]:
     synchronisation here.
     """
     means: dict[str, Tensor] = {}
+    progress = k / run.total_steps
+    needs = run.criterion.needs(progress)
     for group in run.optimizer.param_groups:
         group["lr"] = run.lr(k)
     parts = run.loader.batches(k)
-    for part, (view, indices) in enumerate(parts):
-        with run.accelerator.accumulate(run.net):
-            images, targets = run.loader.augment(view, indices), run.loader.one_hot(indices)
-            images, targets = run.loader.mix(view, indices, images, targets)
-            teacher = run.teach(images)  # sees the student's pixels
+    for part, (view, rows) in enumerate(parts):
+        with run.accelerator.accumulate(run.net, run.objective):
+            images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
+            images, targets = run.loader.mix(view, rows, images, targets)
+            lesson = run.teach(view, rows, images, needs)  # on the student's pixels
             torch.manual_seed(draws.torch_seed(run.seed, k, part, run.accelerator.process_index))
-            losses = run.objective(Answers(run.net(images), targets, teacher))
+            said, samples = run.net(images), rows.to(images.device)
+            answers = Answers(
+                said.logits, targets, lesson.logits, said.taps, lesson.taps, samples, lesson.pair
+            )
+            losses = run.objective(answers, progress)
             run.accelerator.backward(losses[TOTAL])
             if run.clip is not None and run.accelerator.sync_gradients:
-                run.accelerator.clip_grad_norm_(run.net.parameters(), run.clip)
+                run.accelerator.clip_grad_norm_(run.parameters(), run.clip)
             run.optimizer.step()  # accelerate skips it until the last part
             run.optimizer.zero_grad()
         for name, value in losses.items():
@@ -236,6 +247,8 @@ def _stateful(run: Training) -> dict[str, Any]:
     parts = {"student": run.student, "optimizer": run.optimizer}
     if run.ema is not None:
         parts["ema"] = run.ema.module
+    if run.criterion.state_dict():
+        parts["objective"] = run.criterion
     if run.accelerator.scaler is not None:
         parts["scaler"] = run.accelerator.scaler
     return parts

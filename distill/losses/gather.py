@@ -18,3 +18,13 @@ def whole_batch(rows: Tensor) -> Tensor:
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
     return torch.cat(list(all_gather(rows.contiguous())))
+
+
+@torch.no_grad()
+def every_row(rows: Tensor) -> Tensor:
+    """The same without a gradient, for integers and for what is only remembered."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)

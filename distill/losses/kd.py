@@ -7,6 +7,7 @@ student: logits z_s [B, C]; teacher: logits z_t [B, C] on the same pixels; targe
 Summed over classes, mean over the batch. T^2 keeps the gradient's size as T grows; it is always
 applied. In float32: in bfloat16 a logit gap of 9 already rounds 1 - p to zero. As T grows the loss
 tends to the squared distance of the centred logits over 2C.
+torchdistill's KDLoss has no T^2 where its `alpha` is None or 0.
 """
 
 from dataclasses import dataclass

@@ -251,12 +251,12 @@ def test_a_damaged_cache_file_is_rebuilt(damage: str, tmp_path: Path, own_cache:
     elif damage == "empty":
         kept.write_bytes(b"")
     elif damage == "other shape":
-        np.savez(kept, images=first.images[:-1])
+        np.savez(kept, array=first.images[:-1])
     else:
         np.savez(kept, pictures=first.images)
     assert (sources.load(str(root), "train").images == first.images).all()
     with np.load(kept) as rebuilt:
-        assert (rebuilt["images"] == first.images).all()
+        assert (rebuilt["array"] == first.images).all()
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(

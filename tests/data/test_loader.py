@@ -1,5 +1,7 @@
 """Which rows a process sees, and that a batch is a function of (view, sample)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from distill.data.augment import Crop, Flip
 from distill.data.images import ImageSet
 from distill.data.loader import Loader, Slice, fits, share
 from distill.data.mix import Cutmix, Mixup
+from distill.data.pipeline import Calendar, Pipeline
+from distill.data.ricap import Ricap
 
 CPU = torch.device("cpu")
 N, BATCH = 100, 24
@@ -20,16 +24,11 @@ def images() -> ImageSet:
     return ImageSet(pixels, np.arange(N) % 10, tuple("abcdefghij"))
 
 
+WHOLE = Pipeline(Crop(4), Flip(), mixup=Mixup(prob=0.4), cutmix=Cutmix(prob=0.4))
+
+
 def loader(images: ImageSet, part: Slice | None = None, **changes: object) -> Loader:
-    settings = {
-        "batch_size": BATCH,
-        "seed": 5,
-        "crop": Crop(4),
-        "flip": Flip(),
-        "mixup": Mixup(prob=0.4),
-        "cutmix": Cutmix(prob=0.4),
-        "device": CPU,
-    }
+    settings = {"batch_size": BATCH, "seed": 5, "pipeline": WHOLE, "device": CPU}
     return Loader(images, part=part or Slice(), **(settings | changes))  # type: ignore[arg-type]
 
 
@@ -103,7 +102,7 @@ def test_pixels_and_targets_carry_the_same_share_of_the_partner(images: ImageSet
 
 
 def test_without_mixing_the_targets_are_the_labels(images: ImageSet) -> None:
-    plain = loader(images, mixup=None, cutmix=None)
+    plain = loader(images, pipeline=Pipeline(Crop(4), Flip()))
     ((indices, pixels, targets),) = batch(plain, 0)
     assert torch.equal(targets.argmax(dim=1), torch.from_numpy(images.labels)[indices])
     assert pixels.is_contiguous(memory_format=torch.channels_last)
@@ -135,3 +134,76 @@ def test_batches_are_equal_on_cpu_and_gpu(images: ImageSet) -> None:
     for (_, x, y), (_, gx, gy) in zip(batch(loader(images), 1), batch(on_gpu, 1), strict=True):
         assert torch.allclose(x, gx.cpu(), atol=1e-7)
         assert torch.allclose(y, gy.cpu(), atol=1e-7)
+
+
+class Inverted:
+    """An operation that draws nothing much and is easily seen."""
+
+    def draw(self, seed, view, n, size):  # type: ignore[no-untyped-def]
+        return {"used": torch.arange(n) % 2 == view % 2}
+
+    def __call__(self, pixels, drawn):  # type: ignore[no-untyped-def]
+        return torch.where(drawn["used"][:, None, None, None], 255 - pixels, pixels)
+
+
+def test_operations_act_after_crop_and_flip_on_partners_too(images: ImageSet) -> None:
+    plain = Pipeline(Crop(4), Flip())
+    with_op = replace(plain, operations=(Inverted(),))
+    view, rows = loader(images, pipeline=plain).batches(0)[0]
+    before = loader(images, pipeline=plain).augment(view, rows)
+    ours = loader(images, pipeline=with_op)
+    ((view, rows),) = ours.batches(0)
+    after = ours.augment(view, rows)
+    even = (rows % 2 == 0)[:, None, None, None]
+    assert torch.allclose(after, torch.where(even, 1 - before, before), atol=1e-6)
+    mixing = loader(images, pipeline=replace(with_op, mixup=Mixup()))
+    ((view, rows),) = mixing.batches(0)
+    own, partner = (mixing.augment(view, r) for r in (rows, view.partners(rows)))
+    mixed, _ = mixing.mix(view, rows, own, mixing.one_hot(rows))
+    lam = view.own_share(rows)[:, :, None, None]
+    assert torch.allclose(mixed, lam * own + (1 - lam) * partner, atol=1e-6)
+
+
+def test_operations_and_mixing_end_when_the_calendar_says(images: ImageSet) -> None:
+    whole = replace(WHOLE, operations=(Inverted(),))
+    ours = loader(images, pipeline=whole, calendar=Calendar(operated=2, mixed=1))
+    seen = [ours.view(epoch) for epoch in range(3)]
+    assert [bool(view.drawn) for view in seen] == [True, True, False]
+    assert [view.mixture is not None for view in seen] == [True, False, False]
+    assert seen[2].pipeline == Pipeline(Crop(4), Flip())
+
+
+def test_views_come_again(images: ImageSet) -> None:
+    ours = loader(images, calendar=Calendar(views=2))
+    steps = ours.steps_per_epoch
+    assert by_sample(batch(ours, 0)) == by_sample(batch(ours, 2 * steps))
+    assert by_sample(batch(ours, 0)) != by_sample(batch(ours, steps))
+
+
+def test_four_images_in_one_and_their_labels(images: ImageSet) -> None:
+    ours = loader(images, pipeline=Pipeline(ricap=Ricap(prob=0.5)))
+    ((view, rows),) = ours.batches(0)
+    plain, labels = ours.augment(view, rows), ours.one_hot(rows)
+    mixed, targets = ours.mix(view, rows, plain, labels)
+    work = view.patchwork
+    for b, row in enumerate(rows.tolist()):
+        if not work.used[row]:
+            assert torch.equal(mixed[b], plain[b]) and torch.equal(targets[b], labels[b])
+            continue
+        four = [row, *work.partner[row].tolist()]
+        expected = sum(s * ours.targets[i] for s, i in zip(work.share[row], four, strict=True))
+        assert torch.allclose(targets[b], expected)
+        h, w = work.boundary[row].tolist()
+        top, left = work.corner[row, 3].tolist()
+        last = ours.augment(view, torch.tensor([four[3]]))[0]
+        assert torch.equal(mixed[b, :, h:, w:], last[:, top : top + 32 - h, left : left + 32 - w])
+
+
+def test_alternating_flips_show_both_sides(images: ImageSet) -> None:
+    ours = loader(images, pipeline=Pipeline(flip=Flip(0.5, alternate=True)))
+    rows = torch.arange(N)
+    sides = [ours.augment(ours.view(epoch), rows) for epoch in range(3)]
+    assert torch.equal(sides[0], sides[2])
+    assert torch.equal(sides[0], sides[1].flip(-1))
+    mirrored = ours.view(0).placement.mirrored.float().mean()
+    assert 0.3 < mirrored < 0.7

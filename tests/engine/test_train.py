@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from distill.engine.metrics import Means, measures
-from distill.engine.teach import Frozen, Live, nobody
+from distill.engine.teach import Frozen, Lesson, Live, nobody
 from distill.engine.train import Diverged
 from tests.runs import train
 
@@ -47,11 +47,14 @@ def test_a_frozen_network_cannot_wake() -> None:
 
 
 def test_a_live_teacher_answers_in_float32_without_a_graph() -> None:
-    live = Live(Frozen(nn.Sequential(nn.Flatten(), nn.Linear(12, 10))), Accelerator())
-    answers = live(torch.rand(2, 3, 2, 2))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    live = Live(Frozen(net), Accelerator(), loader=None)  # type: ignore[arg-type]
+    view, rows, images = None, torch.arange(2), torch.rand(2, 3, 2, 2)
+    answers = live.mixed(view, rows, images).logits  # type: ignore[arg-type]
     assert answers.dtype == torch.float32 and not answers.requires_grad
     assert not answers.is_inference()
-    assert nobody(torch.rand(1)) is None
+    assert torch.equal(answers, net(images))
+    assert nobody(view, rows, images, frozenset({"teacher"})) == Lesson()  # type: ignore[arg-type]
 
 
 def test_the_average_warms_up_as_the_formula_says() -> None:

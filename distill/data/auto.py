@@ -1,0 +1,163 @@
+"""TrivialAugment and RandAugment: one of fourteen operations a sample, batched.
+
+TrivialAugment: Müller, Hutter, ICCV 2021, arXiv 2103.10158. RandAugment: Cubuk, Zoph, Shlens, Le,
+NeurIPS 2020, arXiv 1909.13719. Operations and ranges are torchvision's, on PIL images: "standard"
+those of its RandAugment, "wide" those of its TrivialAugmentWide, where translations may push all of
+a 32x32 image out. Strengths are 31 steps, as there; signed ones have either sign.
+
+Each sample passes one resampling, one table, one blend with its grey, one with its smoothed self;
+all but its own operation leave it as it is. So every operation is paid for the whole batch, and
+none needs to know on the host which sample takes it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data import colour, draws, geometry
+from distill.data.draws import Stream, Words
+
+Space = Literal["standard", "wide"]
+Floats = NDArray[np.float64]
+STEPS = 31
+OPERATIONS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
+)  # fmt: skip
+SIGNED = frozenset(OPERATIONS[1:10])
+ROUNDS = (Stream.RAND_1, Stream.RAND_2, Stream.RAND_3, Stream.RAND_4)
+
+
+@dataclass(frozen=True)
+class TrivialAugment:
+    """One operation, of one of 31 strengths, each as likely as the other."""
+
+    space: Space = "standard"
+
+    def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
+        which, step, sign, _ = draws.words(seed, view, Stream.TRIVIAL, n).T
+        return drawn(which, draws.integers(step, STEPS), sign, self.space, size)
+
+    def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        return operate(pixels, drawn)
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """`ops` operations in a row, up to four, each at step `magnitude` of 0..30.
+
+    The paper's magnitudes are of 0..10 and three times smaller: its best for WRN-28-10 on CIFAR-10,
+    three operations at 5, is step 15 here; for WRN-28-2, three at 4, step 12.
+    """
+
+    ops: int = 2
+    magnitude: int = 14
+    space: Space = "standard"
+
+    def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
+        rounds: dict[str, Tensor] = {}
+        for number, stream in enumerate(ROUNDS[: self.ops]):
+            which, _, sign, _ = draws.words(seed, view, stream, n).T
+            steps = np.full(n, self.magnitude)
+            each = drawn(which, steps, sign, self.space, size)
+            rounds |= {f"{name}_{number}": rows for name, rows in each.items()}
+        return rounds
+
+    def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        for number in range(self.ops):
+            ending = f"_{number}"
+            own = {k.removesuffix(ending): v for k, v in drawn.items() if k.endswith(ending)}
+            pixels = operate(pixels, own)
+        return pixels
+
+
+def strengths(space: Space, size: int) -> dict[str, Floats]:
+    """Of each operation, the strengths of its 31 steps, in its own units."""
+    wide = space == "wide"
+    shear, blend = (0.99, 0.99) if wide else (0.3, 0.9)
+    shift = 32.0 if wide else 150.0 / 331.0 * size  # pixels
+    turn = 135.0 if wide else 30.0  # degrees
+    bits = 6 if wide else 4  # dropped at the last step
+    ranges = {
+        "shear_x": shear, "shear_y": shear, "translate_x": shift, "translate_y": shift,
+        "rotate": turn, "brightness": blend, "color": blend, "contrast": blend, "sharpness": blend,
+    }  # fmt: skip
+    none = np.zeros(STEPS)
+    return {
+        "identity": none,
+        **{name: np.linspace(0, most, STEPS, dtype=np.float32) for name, most in ranges.items()},
+        "posterize": 8 - np.round(np.arange(STEPS) / ((STEPS - 1) / bits)),
+        "solarize": np.linspace(255, 0, STEPS, dtype=np.float32),
+        "autocontrast": none,
+        "equalize": none,
+    }
+
+
+def drawn(
+    which: Words, step: NDArray[np.int64], sign: Words, space: Space, size: int
+) -> dict[str, Tensor]:
+    """One operation a sample from its words [n] and steps [n]."""
+    operation = draws.integers(which, len(OPERATIONS))
+    table = np.stack([strengths(space, size)[name] for name in OPERATIONS]).astype(np.float64)
+    signed = np.isin(operation, [OPERATIONS.index(name) for name in SIGNED])
+    minus = signed & (draws.integers(sign, 2) == 1)
+    return of_strength(operation, np.where(minus, -1, 1) * table[operation, step], size)
+
+
+def of_strength(operation: NDArray[np.int64], strength: Floats, size: int) -> dict[str, Tensor]:
+    """What `operate` reads, from the number of each sample's operation and its strength, signed."""
+    is_on = {name: operation == number for number, name in enumerate(OPERATIONS)}
+
+    def own(name: str, otherwise: float = 0.0) -> Floats:
+        return np.where(is_on[name], strength, otherwise)
+
+    lean = {axis: np.tan(np.radians(np.degrees(np.arctan(own(f"shear_{axis}"))))) for axis in "xy"}
+    maps = np.where(
+        is_on["rotate"][:, None],
+        geometry.rotation(own("rotate"), size),
+        geometry.shear(lean["x"], lean["y"]),
+    ) + (
+        geometry.translation(np.trunc(own("translate_x")), np.trunc(own("translate_y")))
+        - geometry.translation(np.zeros(len(strength)), np.zeros(len(strength)))
+    )
+    factors = {
+        name: torch.from_numpy((1 + own(name)).astype(np.float32))
+        for name in ("brightness", "color", "contrast", "sharpness")
+    }
+    return factors | {
+        "operation": torch.from_numpy(operation),
+        "map": geometry.fixed_point(maps),
+        "bits": torch.from_numpy(own("posterize", 8).astype(np.int64)),
+        "threshold": torch.from_numpy(own("solarize", 256)),
+    }
+
+
+def operate(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Each sample through its own operation: uint8 [B, 3, H, W]."""
+    pixels = geometry.affine(pixels, drawn["map"])
+    pixels = colour.look_up(pixels, _table(pixels, drawn))
+    pixels = colour.saturation(pixels, drawn["color"])
+    return colour.sharpness(pixels, drawn["sharpness"])
+
+
+def _table(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """The table of each sample's point operation, the ramp where it has none."""
+    counts = colour.histogram(pixels)
+    tables = {
+        "brightness": colour.brightness_table(drawn["brightness"]),
+        "contrast": colour.contrast_table(pixels, drawn["contrast"]),
+        "posterize": colour.posterize_table(drawn["bits"]),
+        "solarize": colour.solarize_table(drawn["threshold"]),
+        "autocontrast": colour.autocontrast_table(counts),
+        "equalize": colour.equalize_table(counts),
+    }
+    chosen = colour.levels(pixels)
+    for name, table in tables.items():
+        is_on = drawn["operation"] == OPERATIONS.index(name)
+        chosen = torch.where(is_on[:, None, None], table, chosen)
+    return chosen

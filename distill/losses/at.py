@@ -1,0 +1,57 @@
+"""Attention transfer: Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv
+1612.03928, eq. 2.
+
+    Q = flatten( mean_c F^2 ),  q = Q / ||Q||_2  for each sample
+    L = sum over maps of  mean_{b, pixels} (q_s - q_t)^2          reduction "mean"
+    L = sum over maps of  mean_b || q_s - q_t ||_2                reduction "paper"
+
+student: maps F_s [B, C_s, H, W]; teacher: as many maps F_t [B, C_t, H, W]; targets: not read.
+"mean" is the authors' released code (with weight 1000), "paper" its equation 2. A mean over pixels
+makes a 32x32 map weigh 16 times less than an 8x8 one. Where sizes differ the attention, after the
+square, is pooled to the smaller. A map of zeros has an attention of zeros.
+Memory: the squares of the student's maps, B C H W floats a map.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from distill.losses.exact import exact
+from distill.losses.objective import Answers
+from distill.losses.sizes import same_size
+
+STAGES = ("stages.0", "stages.1", "stages.2")
+EPS = 1e-14
+
+
+@dataclass(frozen=True)
+class AT:
+    """Where each map looks, map by map."""
+
+    student_taps: tuple[str, ...] = STAGES
+    teacher_taps: tuple[str, ...] = STAGES
+    reduction: Literal["mean", "paper"] = "mean"
+
+    def __call__(self, answers: Answers) -> Tensor:
+        distances = [
+            self._distance(answers.student_taps[ours], answers.teacher_taps[theirs])
+            for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
+        ]
+        return torch.stack(distances).sum()
+
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        ours, theirs = same_size(_attention(exact(student)), _attention(exact(teacher)))
+        gap: Tensor = normalize(ours.flatten(1), eps=EPS) - normalize(theirs.flatten(1), eps=EPS)
+        if self.reduction == "mean":
+            return gap.square().mean()
+        # Bounded below its root, so that the gradient is finite where the maps agree.
+        lengths: Tensor = gap.square().sum(-1).clamp_min(EPS).sqrt()
+        return lengths.mean()
+
+
+def _attention(maps: Tensor) -> Tensor:
+    """The mean square over channels: [B, C, H, W] -> [B, 1, H, W]."""
+    return maps.square().mean(dim=1, keepdim=True)

@@ -1,0 +1,133 @@
+"""Contrastive representation distillation: Tian, Krishnan, Isola, ICLR 2020, arXiv 1910.10699, eqs.
+18-19.
+
+    s(m, v) = exp(m . v / tau) / Z
+    L = - mean_b log h(s+) + sum_k log(1 - h(s_k)),   h(s) = s / (s + K / N),
+        of the student's v among the teacher's m, plus of the teacher's v among the student's m
+
+student: features [B, D_s]; teacher: features [B, D_t]; targets: not read; samples: int64 [B].
+v are features under a linear map to `dims`, of norm 1; m are rows of two banks [N, dims], running
+means of the v of each sample (`momentum` on the old), of norm 1. s+ is that of the sample's own
+row, s_k of K negatives. They are of other classes, as the authors' loader draws them, but with
+replacement: without, N random numbers a row would have to be sorted. Z is N times the mean score of
+the first batch, over all processes, and stays: it is a buffer, so that a resumed run has the same.
+h is a sigmoid of log s - log(K / N), which no score drives to log 0: the authors add 1e-7 instead.
+Draws are torch's own on the device, which the training seeds before each forward. Each process
+contrasts its own rows, with negatives of its own; the banks take the rows of all, so that they stay
+the same on every process. They begin from a generator of their own: the student's weights do not
+depend on them.
+Memory: the authors gather [B, K, dims] rows twice, 8.6 GB at batch 512. Here all B x N scores are
+one product, of which K a row are taken: forward and backward hold 180 MiB at batch 128 and 588 MiB
+at 512 for N = 45,000 and K = 16,384, and the banks, 2 N dims floats, are 44 MiB.
+torchdistill's CRDLoss has the same formula, with 1e-7; its own draw of negatives reads an attribute
+that is never set.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, normalize
+
+from distill.losses.exact import exact
+from distill.losses.gather import every_row
+from distill.losses.objective import Answers, Shapes
+
+BANK_SEED = 0
+
+
+class CRD(nn.Module):
+    """Which image it is, among many of other classes. `labels` [N]: of the training part.
+
+    Raises ValueError where they are all of one class.
+    """
+
+    student_bank: Tensor
+    teacher_bank: Tensor
+    student_z: Tensor
+    teacher_z: Tensor
+    by_class: Tensor
+    before: Tensor
+    within: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        student_tap: str = "features",
+        teacher_tap: str = "features",
+        dims: int = 128,
+        negatives: int = 16_384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        *,
+        student_shapes: Shapes,
+        teacher_shapes: Shapes,
+        labels: Tensor,
+    ) -> None:
+        super().__init__()
+        counts = labels.bincount()
+        if counts.max() == len(labels):
+            raise ValueError(
+                f"the crd term tells each image from those of other classes, and all {len(labels)} "
+                "are of one"
+            )
+        self.student_tap, self.teacher_tap = student_tap, teacher_tap
+        self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
+        self.student_embed = nn.Linear(math.prod(student_shapes[student_tap]), dims)
+        self.teacher_embed = nn.Linear(math.prod(teacher_shapes[teacher_tap]), dims)
+        generator = torch.Generator().manual_seed(BANK_SEED)
+        for name in ("student", "teacher"):
+            bank = torch.randn(len(labels), dims, generator=generator, device="cpu")
+            self.register_buffer(f"{name}_bank", normalize(bank))
+            self.register_buffer(f"{name}_z", torch.zeros((), device="cpu"))  # 0: not known yet
+        # The samples class by class, so that "not of class c" is all but one stretch of them.
+        layout = {
+            "labels": labels,
+            "by_class": labels.argsort(stable=True),
+            "before": counts.cumsum(0) - counts,
+            "within": counts,
+        }
+        for name, tensor in layout.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, answers: Answers) -> Tensor:
+        if answers.samples is None:
+            raise ValueError("the crd term knows each image by its sample's number; none was given")
+        student = self._embedded(self.student_embed, answers.student_taps[self.student_tap])
+        teacher = self._embedded(self.teacher_embed, answers.teacher_taps[self.teacher_tap])
+        chosen = torch.cat([answers.samples[:, None], self._others(answers.samples)], dim=1)
+        loss = self._contrast(student, self.teacher_bank, self.teacher_z, chosen)
+        loss = loss + self._contrast(teacher, self.student_bank, self.student_z, chosen)
+        if self.training:
+            self._remember(answers.samples, student.detach(), teacher.detach())
+        return loss
+
+    def _embedded(self, embed: nn.Module, features: Tensor) -> Tensor:
+        return normalize(embed(exact(features).flatten(1)), dim=-1)
+
+    def _others(self, samples: Tensor) -> Tensor:
+        """K samples of other classes for each of [b], with replacement: int64 [b, K]."""
+        label = self.labels[samples]
+        before, within = self.before[label, None], self.within[label, None]
+        n_others = len(self.labels) - within
+        uniform = torch.rand(len(samples), self.negatives, device=samples.device)
+        place = (uniform * n_others).long().clamp_max(n_others - 1)
+        return self.by_class[torch.where(place < before, place, place + within)]
+
+    def _contrast(self, anchors: Tensor, bank: Tensor, z: Tensor, chosen: Tensor) -> Tensor:
+        """NCE of anchors [b, dims] against rows `chosen` [b, 1 + K], the first the right one."""
+        # A copy: the bank is updated in place before backward needs it.
+        scores = (anchors @ bank.clone().T).gather(1, chosen) / self.temperature  # log of s Z
+        with torch.no_grad():  # no branch on the host: the first batch decides, the others keep
+            mean = every_row(scores.exp().mean()[None]).mean()
+            z.copy_(torch.where(z > 0, z, mean * len(bank)))
+        odds = scores - (z * self.negatives / len(bank)).log()  # h = sigmoid(odds)
+        hit, miss = logsigmoid(odds[:, 0]), logsigmoid(-odds[:, 1:]).sum(1)
+        return -(hit + miss).mean()
+
+    @torch.no_grad()
+    def _remember(self, samples: Tensor, student: Tensor, teacher: Tensor) -> None:
+        rows = every_row(samples)
+        for bank, seen in ((self.student_bank, student), (self.teacher_bank, teacher)):
+            mean = self.momentum * bank[rows] + (1 - self.momentum) * every_row(seen)
+            bank[rows] = normalize(mean, dim=-1)

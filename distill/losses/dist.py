@@ -1,0 +1,51 @@
+"""DIST: Huang, You, Wang, Qian, Xu, "Knowledge distillation from a stronger teacher", NeurIPS 2022,
+arXiv 2205.10536, eqs. 7-10.
+
+    L = beta inter + gamma intra,            Y = softmax(z / T),  rho = Pearson's correlation
+    inter = mean_b 1 - rho(Y_s[b, :], Y_t[b, :])        the classes of a sample
+    intra = mean_c 1 - rho(Y_s[:, c], Y_t[:, c])        the samples of a class
+
+student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
+A match of relations, not of values: scaling or shifting a row of Y_s changes nothing in inter.
+`intra` compares the samples of the whole global batch. No factor T^2, which KD needs because its
+gradient falls with T^2: rho has no scale to lose. (The authors' released file has none either,
+mmrazor and torchdistill have it.) In float32, with 1e-6 beside the norms: 1e-8, as released, is
+nothing in half precision, and a constant column would be 0 / 0.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from distill.losses.exact import exact
+from distill.losses.gather import whole_batch
+from distill.losses.objective import Answers
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class DIST:
+    """Relations between classes weigh `beta`, between samples `gamma`."""
+
+    beta: float = 1.0
+    gamma: float = 1.0
+    temperature: float = 4.0
+
+    def __call__(self, answers: Answers) -> Tensor:
+        if answers.teacher is None:
+            raise ValueError("the dist term needs a teacher's logits, and nobody teaches")
+        student, teacher = (
+            (exact(whole_batch(logits)) / self.temperature).softmax(dim=-1)
+            for logits in (answers.student, answers.teacher)
+        )
+        inter = (1 - correlation(student, teacher)).mean()
+        intra = (1 - correlation(student.T, teacher.T)).mean()
+        return self.beta * inter + self.gamma * intra
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, of each row of [M, N] with its fellow: [M], in -1..1; 0 for a constant row."""
+    a, b = (rows - rows.mean(dim=-1, keepdim=True) for rows in (a, b))
+    norms = (a.square().sum(-1) + EPS**2).sqrt() * (b.square().sum(-1) + EPS**2).sqrt()
+    return (a * b).sum(-1) / norms

@@ -1,0 +1,59 @@
+"""Decoupled knowledge distillation: Zhao, Cui, Song, Qiu, Liang, CVPR 2022, arXiv 2203.08679,
+eq. 7.
+
+    L = alpha TCKD + beta NCKD
+    TCKD = T^2 mean_b KL(b_t || b_s),  b = [p_y, 1 - p_y]
+    NCKD = T^2 mean_b KL(q_t || q_s),  q = softmax over the classes that are not y of z / T
+
+student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: y, one class a row [B, C] (the
+largest entry of a row; a mixed row has no one class). C of 3 at least: of two classes nothing is
+left to compare when one is taken away.
+KD is TCKD + (1 - p_t[y]) NCKD, sample by sample at T = 1: the factor mutes NCKD where the teacher
+is sure. The authors' code reaches q by adding -1000 to z_y and takes the log of summed
+probabilities, which is infinite once a student is sure; here log(1 - p_y) is a difference of
+log-sum-exps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from distill.losses.exact import exact
+from distill.losses.objective import Answers
+
+
+@dataclass(frozen=True)
+class DKD:
+    """The target's share weighs `alpha`, the other classes' relations `beta`."""
+
+    alpha: float = 1.0
+    beta: float = 2.0
+    temperature: float = 4.0
+
+    def __call__(self, answers: Answers) -> Tensor:
+        if answers.teacher is None:
+            raise ValueError("the dkd term needs a teacher's logits, and nobody teaches")
+        n_classes = answers.targets.shape[-1]
+        if n_classes < 3:
+            raise ValueError(f"the dkd term needs 3 classes or more, and there are {n_classes}")
+        label = answers.targets.argmax(dim=-1, keepdim=True)
+        student, teacher = (
+            _decoupled(exact(logits) / self.temperature, label)
+            for logits in (answers.student, answers.teacher)
+        )
+        target, others = (
+            kl_div(ours, theirs, reduction="batchmean", log_target=True)
+            for ours, theirs in zip(student, teacher, strict=True)
+        )
+        return self.temperature**2 * (self.alpha * target + self.beta * others)
+
+
+def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """log b [B, 2] and log q [B, C - 1] of logits [B, C] at the labels [B, 1]."""
+    classes = torch.arange(logits.shape[-1] - 1, device=logits.device).expand(len(logits), -1)
+    others = logits.gather(-1, classes + (classes >= label))  # all but the label's
+    total = logits.logsumexp(-1, keepdim=True)
+    target, rest = logits.gather(-1, label) - total, others.logsumexp(-1, keepdim=True) - total
+    return torch.cat([target, rest], dim=-1), log_softmax(others, dim=-1)

@@ -1,0 +1,48 @@
+"""FitNets: Romero, Ballas, Ebrahimi Kahou, Chassang, Gatta, Bengio, "FitNets: hints for thin deep
+nets", ICLR 2015, arXiv 1412.6550, eq. 3.
+
+    L = mean (r(F_s) - F_t)^2       over samples, channels and pixels
+
+student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
+The regressor r is a 1x1 convolution and batch norm, trained with the student and thrown away. The
+paper's is a larger valid convolution where the maps differ in size; here the larger map is pooled.
+It ends without a ReLU: a WRN's stages are sums with negative values, which a ReLU cannot meet (the
+regressors of mdistiller and RepDistiller end in one). The paper halves the square and sums over the
+map; a mean does not grow with the network. Its two stages, hint and then KD, are a matter of when
+the terms count.
+Memory: two regressed maps, 2 B C_t H W floats: 80 MiB at batch 128, 320 MiB at 512 for 320 channels
+of 16x16.
+"""
+
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from distill.losses.exact import exact
+from distill.losses.objective import Answers, Shapes
+from distill.losses.sizes import same_size
+
+
+class FitNet(nn.Module):
+    """A hint at one map."""
+
+    def __init__(
+        self,
+        student_tap: str = "stages.1",
+        teacher_tap: str = "stages.1",
+        *,
+        student_shapes: Shapes,
+        teacher_shapes: Shapes,
+    ) -> None:
+        super().__init__()
+        self.student_tap, self.teacher_tap = student_tap, teacher_tap
+        ours, theirs = student_shapes[student_tap][0], teacher_shapes[teacher_tap][0]
+        self.regressor = nn.Sequential(
+            nn.Conv2d(ours, theirs, 1, bias=False), nn.BatchNorm2d(theirs)
+        )
+
+    def forward(self, answers: Answers) -> Tensor:
+        student, teacher = same_size(
+            exact(answers.student_taps[self.student_tap]),
+            exact(answers.teacher_taps[self.teacher_tap]),
+        )
+        return mse_loss(self.regressor(student), teacher)

@@ -1,0 +1,33 @@
+"""Squared distance of logits: Ba, Caruana, "Do deep nets really need to be deep?", NIPS 2014, arXiv
+1312.6184, eq. 1; Kim et al., IJCAI 2021, arXiv 2105.08919.
+
+    L = mean_b 1/C sum_c (z_s - z_t)^2
+
+student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
+A constant added to a row of logits changes no probability: `centred` takes the mean of each row
+away first, and then half of L is where KD tends as T grows. Its size is the logits' variance,
+some tens, so its weight is small.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from distill.losses.exact import exact
+from distill.losses.objective import Answers
+
+
+@dataclass(frozen=True)
+class MSE:
+    """The mean over samples and classes; of rows about their means where `centred`."""
+
+    centred: bool = True
+
+    def __call__(self, answers: Answers) -> Tensor:
+        if answers.teacher is None:
+            raise ValueError("the mse term needs a teacher's logits, and nobody teaches")
+        student, teacher = exact(answers.student), exact(answers.teacher)
+        if self.centred:
+            student, teacher = (z - z.mean(dim=-1, keepdim=True) for z in (student, teacher))
+        return mse_loss(student, teacher)

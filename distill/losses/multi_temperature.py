@@ -1,0 +1,28 @@
+"""KD at several temperatures at once: the instance-level part of Jin, Wang, Lin, "Multi-level logit
+distillation", CVPR 2023, DOI 10.1109/CVPR52729.2023.02325, section 3.2 ("prediction augmentation").
+
+    L = mean_k KD(T_k),      KD(T) = T^2 mean_b KL( p(z_t; T) || p(z_s; T) )
+
+student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
+KD itself is Hinton's (arXiv 1503.02531). Low temperatures hear the likely classes, high ones all
+of them. The authors sum over six temperatures; a mean keeps the weight's meaning whatever their
+number. Their released code mixes strong and weak views in it and masks a mean; neither is here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.losses.kd import KD
+from distill.losses.objective import Answers
+
+
+@dataclass(frozen=True)
+class MultiTemperature:
+    """The mean of KD at each of `temperatures`, all above 0."""
+
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+
+    def __call__(self, answers: Answers) -> Tensor:
+        return torch.stack([KD(each)(answers) for each in self.temperatures]).mean()

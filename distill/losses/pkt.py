@@ -1,0 +1,48 @@
+"""Probabilistic knowledge transfer: Passalis, Tefas, "Learning deep representations with
+probabilistic knowledge transfer", ECCV 2018, arXiv 1803.10837, eqs. 3-8.
+
+    K_ij = (cos(f_i, f_j) + 1) / 2,   p_j|i = K_ij / sum_j K_ij
+    L = mean_i sum_j p_t log(p_t / p_s)         reduction "scale_free"
+    L = mean_ij     p_t log(p_t / p_s)          reduction "paper"
+
+student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are
+flattened. Only angles matter: the networks' widths and the lengths of features may differ.
+The authors' code takes a mean over the matrix, so that its value falls as 1 / B; "scale_free" is B
+times it, the mean over samples of a divergence. Their diagonal, p_i|i, is kept. The batch is the
+whole global batch.
+Memory: some B x B matrices, 1 MiB each at batch 512.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from distill.losses.exact import exact
+from distill.losses.gather import whole_batch
+from distill.losses.objective import Answers
+
+EPS = 1e-7
+
+
+@dataclass(frozen=True)
+class PKT:
+    """Which samples of the batch are neighbours, as probabilities."""
+
+    student_tap: str = "features"
+    teacher_tap: str = "features"
+    reduction: Literal["scale_free", "paper"] = "scale_free"
+
+    def __call__(self, answers: Answers) -> Tensor:
+        student = neighbours(whole_batch(answers.student_taps[self.student_tap]))
+        teacher = neighbours(whole_batch(answers.teacher_taps[self.teacher_tap]))
+        divergence = (teacher * ((teacher + EPS) / (student + EPS)).log()).sum(-1).mean()
+        return divergence if self.reduction == "scale_free" else divergence / len(student)
+
+
+def neighbours(features: Tensor) -> Tensor:
+    """p_j|i, rows of sum 1: [B, ...] -> [B, B]."""
+    unit = normalize(exact(features).flatten(1), dim=-1, eps=EPS)
+    kernel = (unit @ unit.T + 1) / 2
+    return kernel / kernel.sum(-1, keepdim=True)

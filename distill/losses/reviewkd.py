@@ -1,0 +1,92 @@
+"""Knowledge review: Chen, Liu, Zhao, Jia, "Distilling knowledge via knowledge review", CVPR 2021,
+arXiv 2104.09044, eqs. 5-7, figures 3 and 4.
+
+    L = sum over maps of  HCL( out_i, F_t^i ),     from the deepest map to the shallowest
+    x_i = a x'_i + b up(x_{i+1}),  (a, b) = sigmoid(conv[x'_i, up(x_{i+1})]),  x' = conv1x1(F_s^i)
+    out_i = conv3x3(x_i)
+    HCL(u, v) = ( mse(u, v) + sum_l w_l mse(pool_l u, pool_l v) ) / (1 + sum_l w_l)
+                l = 4, 2, 1 pixels a side (those below the map's own), w = 1/2, 1/4, 1/8
+
+student: maps F_s^i [B, C_i, H, W], shallow to deep, at the end features [B, D] as a map of one
+pixel; teacher: as many, F_t^i; targets: not read.
+A map of the teacher is met by the student's own and all deeper ones, fused (ABF). `width` is the
+fused maps' channels, the teacher's at most (the paper's is 512 at most). All sizes are the maps'
+own; the larger map is pooled. We compare what the taps are: a WRN's stages before activation, as
+the authors' code does on the teacher's side, and the student's after.
+Memory: about six maps of the teacher's width a tap, 6 B C_t H W floats, forward and backward.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, mse_loss
+
+from distill.losses.exact import exact
+from distill.losses.objective import Answers, Shapes
+from distill.losses.sizes import same_size
+
+TAPS = ("stages.0", "stages.1", "stages.2", "features")
+LEVELS = {4: 1 / 2, 2: 1 / 4, 1: 1 / 8}  # side in pixels: weight
+
+
+class ReviewKD(nn.Module):
+    """Every map of the teacher from the student's own and deeper ones."""
+
+    def __init__(
+        self,
+        student_taps: tuple[str, ...] = TAPS,
+        teacher_taps: tuple[str, ...] = TAPS,
+        width: int = 64,
+        *,
+        student_shapes: Shapes,
+        teacher_shapes: Shapes,
+    ) -> None:
+        super().__init__()
+        self.student_taps, self.teacher_taps = student_taps, teacher_taps
+        deepest = len(student_taps) - 1
+        self.fusions = nn.ModuleList(
+            Fusion(student_shapes[a][0], width, teacher_shapes[b][0], joins=level < deepest)
+            for level, (a, b) in enumerate(zip(student_taps, teacher_taps, strict=True))
+        )
+
+    def forward(self, answers: Answers) -> Tensor:
+        levels = list(zip(self.fusions, self.student_taps, self.teacher_taps, strict=True))
+        losses, deeper = [], None
+        for fusion, ours, theirs in reversed(levels):
+            out, deeper = fusion(_as_map(answers.student_taps[ours]), deeper)
+            losses.append(hierarchical(*same_size(out, _as_map(answers.teacher_taps[theirs]))))
+        return torch.stack(losses).sum()
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion: a map and the deeper residual to the teacher's width, and onwards."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, *, joins: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.attention = nn.Conv2d(2 * width, 2, 1) if joins else None
+        self.expand = nn.Sequential(
+            nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, maps: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        fused = self.reduce(maps)
+        if self.attention is not None and deeper is not None:
+            deeper = interpolate(deeper, size=fused.shape[-2:], mode="nearest")
+            own, review = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid().chunk(2, 1)
+            fused = own * fused + review * deeper
+        return self.expand(fused), fused
+
+
+def hierarchical(ours: Tensor, theirs: Tensor) -> Tensor:
+    """HCL: the squared distance of two maps [B, C, H, W] at several resolutions."""
+    levels = {side: w for side, w in LEVELS.items() if side < ours.shape[-1]}
+    total = mse_loss(ours, theirs)
+    for side, weight in levels.items():
+        u, v = (adaptive_avg_pool2d(maps, side) for maps in (ours, theirs))
+        total = total + weight * mse_loss(u, v)
+    return total / (1 + sum(levels.values()))
+
+
+def _as_map(tap: Tensor) -> Tensor:
+    """Features [B, D] as a map of one pixel [B, D, 1, 1]; maps as they are."""
+    return exact(tap if tap.dim() == 4 else tap[:, :, None, None])

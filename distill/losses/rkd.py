@@ -1,0 +1,59 @@
+"""Relational knowledge distillation: Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068, eqs. 4-8.
+
+    L = distance L_D + angle L_A
+    L_D = mean_ij  huber( d_ij^s - d_ij^t ),   d_ij = ||f_i - f_j|| / mean of those of the batch
+    L_A = mean_ijk huber( a_ijk^s - a_ijk^t ), a_ijk = cos of the angle at i between j and k
+
+student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are
+flattened. Shifting, rotating and scaling all features of a network changes nothing.
+`distance` and `angle` are in the paper's 1 : 2. Its weight, 25 and 50, is the term's to give. The
+batch is the whole global batch; angles are those of its first `rows`, which are in random order.
+Memory: B x B for distances; for R rows two arrays [R, R, D] of directions and two [R, R, R] of
+cosines: at R = 128 and D = 640, 48 MiB a network, at any batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, smooth_l1_loss
+
+from distill.losses.exact import exact
+from distill.losses.gather import whole_batch
+from distill.losses.objective import Answers
+
+EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class RKD:
+    """Distances and angles between the samples of the batch."""
+
+    distance: float = 1.0
+    angle: float = 2.0
+    rows: int = 128
+    student_tap: str = "features"
+    teacher_tap: str = "features"
+
+    def __call__(self, answers: Answers) -> Tensor:
+        student = exact(whole_batch(answers.student_taps[self.student_tap])).flatten(1)
+        teacher = exact(whole_batch(answers.teacher_taps[self.teacher_tap])).flatten(1)
+        distances = smooth_l1_loss(_distances(student), _distances(teacher))
+        angles = smooth_l1_loss(_angles(student[: self.rows]), _angles(teacher[: self.rows]))
+        return self.distance * distances + self.angle * angles
+
+
+def _distances(features: Tensor) -> Tensor:
+    """Of every pair, over their mean: [B, D] -> [B, B]."""
+    squares = features.square().sum(-1)
+    squared = squares[:, None] + squares[None] - 2 * features @ features.T
+    # Bounded below its root, whose gradient at 0 is infinite; the diagonal is 0 again.
+    apart = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
+    distances = squared.clamp_min(EPS).sqrt() * apart
+    return distances / (distances.sum() / apart.sum().clamp_min(1)).clamp_min(EPS)
+
+
+def _angles(features: Tensor) -> Tensor:
+    """Cosines at i between the ways to j and to k: [R, D] -> [R, R, R]."""
+    ways = normalize(features[None] - features[:, None], dim=-1, eps=EPS)
+    return ways @ ways.mT

@@ -1,0 +1,39 @@
+"""SimKD: Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge distillation with the reused teacher
+classifier", CVPR 2022, arXiv 2203.14001, eq. 3.
+
+    L = mean (P(F_s) - F_t)^2       over samples, channels and pixels
+
+student: its projected last map P(F_s) [B, C_t, H, W]; teacher: its last map F_t [B, C_t, h, w], as
+it is pooled; targets: not read, nor are logits.
+The projector P (1x1, 3x3, 1x1) and the teacher's classifier on its pooled output are part of the
+student that is deployed, and count as its parameters. The larger map is pooled, as in the paper.
+Memory: the gap and its gradient, 2 B C_t H W floats: 40 MiB at batch 128, 160 MiB at 512 for 640
+channels of 8x8.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from distill.losses.exact import exact
+from distill.losses.objective import Answers
+from distill.losses.sizes import same_size
+
+
+@dataclass(frozen=True)
+class SimKD:
+    """The student's maps in the teacher's place."""
+
+    student_tap: str = "projector"
+    teacher_tap: str = "maps"
+
+    def __call__(self, answers: Answers) -> Tensor:
+        student = exact(answers.student_taps[self.student_tap])
+        teacher = exact(answers.teacher_taps[self.teacher_tap])
+        if student.shape[1] != teacher.shape[1]:
+            raise ValueError(
+                f"the simkd term compares maps of as many channels; the student's projector gives "
+                f"{student.shape[1]}, the teacher {teacher.shape[1]}"
+            )
+        return mse_loss(*same_size(student, teacher))

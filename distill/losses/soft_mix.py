@@ -1,0 +1,41 @@
+"""The teacher's answers mixed as the images are: mixup (Zhang et al., ICLR 2018, arXiv 1710.09412)
+with a teacher's labels in place of the data's.
+
+    L = T^2 mean_b KL( lam p(z_i; T) + (1 - lam) p(z_j; T) || p(z_s; T) )
+
+student: logits z_s [B, C] of the mixed image; teacher: logits z_i, z_j [B, C] of the two images
+before they were mixed, and lam [B, 1]; targets: not read.
+Not function matching: the teacher is not asked about the mixed image, and the student is taught to
+be linear between two answers (the "recall" of TinyViT, arXiv 2207.10666, does so). Its answers
+belong to single images and can be stored without the mixing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from distill.losses.exact import exact
+from distill.losses.objective import Answers
+
+
+@dataclass(frozen=True)
+class SoftMix:
+    """KL to the mixture of two answers at `temperature` T > 0."""
+
+    temperature: float = 4.0
+
+    def __call__(self, answers: Answers) -> Tensor:
+        pair = answers.pair
+        if pair is None:
+            raise ValueError("the soft_mix term needs the teacher's answers before mixing")
+        own, partner, student = (
+            log_softmax(exact(logits) / self.temperature, dim=-1)
+            for logits in (pair.own, pair.partner, answers.student)
+        )
+        lam = exact(pair.lam)
+        # log of 0 is -inf, which adds nothing: an unmixed sample keeps its own answer exactly.
+        mixed = torch.logaddexp(own + lam.log(), partner + (1 - lam).log())
+        divergence = kl_div(student, mixed, reduction="batchmean", log_target=True)
+        return self.temperature**2 * divergence

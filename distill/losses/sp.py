@@ -1,0 +1,43 @@
+"""Similarity-preserving distillation: Tung, Mori, ICCV 2019, arXiv 1907.09682, eqs. 1-4.
+
+    F = [B, C H W],  G = F F^T with rows of L2 norm 1
+    L = || G_s - G_t ||_F^2 / B          reduction "scale_free"
+    L = || G_s - G_t ||_F^2 / B^2        reduction "paper"
+
+student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
+Rows of G have norm 1, so that the paper's value falls as 1 / B; "scale_free" is B times it, the
+mean over samples. The batch is the whole global batch. torchdistill's `normalize(G, 1)` takes L1
+norms: 1 stands where p does.
+Memory: the gradient of F_s, B C H W floats, and a few B x B matrices: 1 MiB each at batch 512.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from distill.losses.exact import exact
+from distill.losses.gather import whole_batch
+from distill.losses.objective import Answers
+
+
+@dataclass(frozen=True)
+class SP:
+    """Which samples of the batch look alike."""
+
+    student_tap: str = "stages.2"
+    teacher_tap: str = "stages.2"
+    reduction: Literal["scale_free", "paper"] = "scale_free"
+
+    def __call__(self, answers: Answers) -> Tensor:
+        student = similarities(whole_batch(answers.student_taps[self.student_tap]))
+        teacher = similarities(whole_batch(answers.teacher_taps[self.teacher_tap]))
+        total = (student - teacher).square().sum() / len(student)
+        return total if self.reduction == "scale_free" else total / len(student)
+
+
+def similarities(maps: Tensor) -> Tensor:
+    """Inner products of the samples' maps, each row of norm 1: [B, ...] -> [B, B]."""
+    flat = exact(maps).flatten(1)
+    return normalize(flat @ flat.T, p=2, dim=1)

@@ -1,0 +1,72 @@
+"""Variational information distillation: Ahn, Hu, Damianou, Lawrence, Dai, CVPR 2019, arXiv
+1904.05835, eqs. 4-6.
+
+    L = sum over maps of  mean 1/2 ( (F_t - mu(F_s))^2 / var_c + log var_c ),
+    var_c = softplus(alpha_c) + 1e-5
+
+student: maps F_s [B, C_s, H, W]; teacher: as many maps F_t [B, C_t, H, W]; targets: not read.
+The teacher's maps under a Gaussian whose mean mu is regressed from the student's by three 1x1
+convolutions (no ReLU at the end: a WRN's sums are negative too) and whose variance is learnt, one a
+channel. alpha is a parameter: mdistiller keeps it in a plain list, where it stays at its initial
+value. L is a log-likelihood and may be negative. The larger map is pooled.
+Memory: four maps of the teacher's width a tap, 4 B C_t H W floats.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from distill.losses.exact import exact
+from distill.losses.objective import Answers, Shapes
+from distill.losses.sizes import same_size
+
+STAGES = ("stages.0", "stages.1", "stages.2")
+EPS = 1e-5
+INITIAL_VARIANCE = 5.0
+
+
+class VID(nn.Module):
+    """How likely the teacher's maps are, given the student's."""
+
+    def __init__(
+        self,
+        student_taps: tuple[str, ...] = STAGES,
+        teacher_taps: tuple[str, ...] = STAGES,
+        *,
+        student_shapes: Shapes,
+        teacher_shapes: Shapes,
+    ) -> None:
+        super().__init__()
+        self.student_taps, self.teacher_taps = student_taps, teacher_taps
+        theirs = [teacher_shapes[tap][0] for tap in teacher_taps]
+        ours = [student_shapes[tap][0] for tap in student_taps]
+        self.means = nn.ModuleList(_regressor(a, b) for a, b in zip(ours, theirs, strict=True))
+        alpha = math.log(math.expm1(INITIAL_VARIANCE - EPS))
+        self.alphas = nn.ParameterList(torch.full((width,), alpha) for width in theirs)
+
+    def forward(self, answers: Answers) -> Tensor:
+        taps = zip(self.student_taps, self.teacher_taps, self.means, self.alphas, strict=True)
+        return torch.stack(
+            [
+                _unlikelihood(answers.student_taps[a], answers.teacher_taps[b], mean, alpha)
+                for a, b, mean, alpha in taps
+            ]
+        ).sum()
+
+
+def _unlikelihood(student: Tensor, teacher: Tensor, mean: nn.Module, alpha: Tensor) -> Tensor:
+    ours, theirs = same_size(exact(student), exact(teacher))
+    variance = (softplus(alpha) + EPS)[None, :, None, None]
+    squared: Tensor = (theirs - mean(ours)).square() / variance
+    return (squared + variance.log()).mean() / 2
+
+
+def _regressor(inputs: int, outputs: int) -> nn.Sequential:
+    """Three 1x1 convolutions with ReLU between."""
+    layers: list[nn.Module] = []
+    for width, wider in pairwise((inputs, outputs, outputs, outputs)):
+        layers += [nn.Conv2d(width, wider, 1, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

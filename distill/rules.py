@@ -1,0 +1,210 @@
+"""The rules across keys of a recipe: what goes with what.
+
+A rule's arguments are the tables it reads: it is asked where all of them are present and sound.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from distill.errors import UserError
+from distill.schema import Augment, Cache, Mix, Optim, Student, Teacher, Train
+from distill.terms import Losses, taps
+from students.design import Design, over_budget
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`key = value` and what is wrong with it; no value where the key itself is meant.
+
+    `against` is a second key that does not go with the first; it stands at `{}` in the problem.
+    """
+
+    key: str
+    value: Any
+    problem: str
+    against: str | None = None
+
+
+Rule = Callable[..., Iterator[Fault]]
+
+
+def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
+    """The shares of the ways of mixing leave room for each other."""
+    ways = mix.ways()
+    if sum(way.prob for way in ways.values()) > 1:
+        (name, first), *rest = ways.items()
+        others = " and ".join(f"mix.{other}.prob = {way.prob}" for other, way in rest)
+        yield Fault(
+            f"mix.{name}.prob",
+            first.prob,
+            f"and {others} add up to more than 1; each sample is mixed in one way at most",
+        )
+
+
+def known_network(teacher: Teacher) -> Iterator[Fault]:
+    """A name that a builder knows; timm's own names are checked where timm is."""
+    network, depth = teacher.network, teacher.depth
+    if network != "wrn" and not re.fullmatch("timm/.+", network):
+        yield Fault("teacher.network", network, 'is unknown; allowed: "wrn" or "timm/NAME"')
+    if network == "wrn" and (depth < 10 or depth % 6 != 4):
+        yield Fault("teacher.depth", depth, "is no depth of wrn; allowed: 10, 16, 22, 28 …")
+
+
+def something_is_learnt(loss: Losses) -> Iterator[Fault]:
+    """One term at least has a weight above 0, at every moment of the training."""
+    terms = loss.terms()
+    if not terms:
+        yield Fault("loss", None, "has no term; add [loss.hard] or [loss.kd]")
+    elif all(term.weight == 0 for term in terms.values()):
+        name, term = next(iter(terms.items()))
+        problem = "leaves no term above 0, so nothing would be learnt"
+        yield Fault(f"loss.{name}.weight", term.weight, problem)
+    else:
+        whens = [term.when for term in terms.values() if term.weight > 0]
+        moments = sorted({0.0, *(when.end for when in whens if when.end < 1)})
+        silent = (m for m in moments if not any(w.begin <= m < w.end for w in whens))
+        for moment in silent:
+            yield Fault("loss", None, f"has no term above 0 at {moment:g} of the training")
+
+
+def terms_have_time(loss: Losses) -> Iterator[Fault]:
+    """A term begins before it ends, and is warm by then."""
+    for name, term in loss.terms().items():
+        when = term.when
+        if when.begin + when.warmup >= when.end:
+            problem = f"plus warmup = {when.warmup} is not before end = {when.end}"
+            yield Fault(f"loss.{name}.when.begin", when.begin, problem)
+
+
+def one_label_is_unmixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
+    """A term that reads one class a sample, or knows samples by number, does without mixing."""
+    for name, term in loss.terms().items():
+        reads = {
+            "one label": "reads one class a sample, and {} makes it several",
+            "sample index": "knows each image by its sample's number, and {} makes one of several",
+        }
+        for need in reads.keys() & term.needs:
+            for way in mix.ways():
+                problem = f"{reads[need]}; type --set mix.{way}=false or --set loss.{name}=false"
+                yield Fault(f"loss.{name}", None, problem, against=f"mix.{way}")
+
+
+def pairs_are_mixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
+    """A term that mixes the teacher's answers wants images that are mixed, of two."""
+    for name, term in loss.terms().items():
+        if "pair" not in term.needs:
+            continue
+        if not mix.ways():
+            problem = "mixes the teacher's answers as images are mixed, and none are; type "
+            yield Fault(f"loss.{name}", None, problem + "--set mix.cutmix.prob=0.5")
+        if mix.ricap is not None:
+            problem = "mixes the answers for two images, and {} makes one of four; type "
+            remedy = "--set mix.ricap=false"
+            yield Fault(f"loss.{name}", None, problem + remedy, against="mix.ricap")
+
+
+def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
+    """Stored targets are logits; 640 channels of 8x8 would be 82 kB a sample and view."""
+    for name, term in loss.terms().items():
+        if "live teacher" in term.needs:
+            problem = "reads the teacher's maps, and {} stores its logits alone; type "
+            yield Fault(f"loss.{name}", None, problem + "--set cache=false", against="cache")
+
+
+def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
+    """Every map that a term asks of the student is one of its own."""
+    try:
+        known = Design.of(**student.spec()).taps
+    except UserError:
+        return  # legal_design's to tell
+    for name, term in loss.terms().items():
+        for key, tap in taps(term, "student"):
+            if tap not in known:
+                hint = (
+                    "; the student has no projector: type --set student.projector_width=, "
+                    "the teacher's width"
+                    if tap == "projector"
+                    else did_you_mean(*get_close_matches(tap, known, n=1))
+                )
+                problem = f"names no map of the student; allowed: {', '.join(known)}{hint}"
+                yield Fault(f"loss.{name}.{key}", tap, problem)
+
+
+def taps_are_pairs(loss: Losses) -> Iterator[Fault]:
+    """As many maps of the teacher as of the student."""
+    for name, term in loss.terms().items():
+        ours, theirs = (list(taps(term, whose)) for whose in ("student", "teacher"))
+        if len(ours) != len(theirs):
+            problem = (
+                f"are {len(ours)} of the student's, and loss.{name}.teacher_taps are "
+                f"{len(theirs)}; allowed: as many of both"
+            )
+            yield Fault(f"loss.{name}.student_taps", [tap for _, tap in ours], problem)
+
+
+def areas_are_spans(augment: Augment) -> Iterator[Fault]:
+    """From the smaller to the larger."""
+    for key, span in {
+        "erase.area": augment.erase and augment.erase.area,
+        "erase.ratio": augment.erase and augment.erase.ratio,
+        "affine.scale": augment.affine and augment.affine.scale,
+    }.items():
+        if span and span[0] > span[1]:
+            yield Fault(f"augment.{key}", span, "is out of order; allowed: the smaller first")
+
+
+def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
+    """The learning rate reaches its peak before training ends."""
+    if optim.warmup_epochs >= train.epochs:
+        problem = f"does not end before train.epochs = {train.epochs}; allowed: less than that"
+        yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
+
+
+def legal_design(student: Student) -> Iterator[Fault]:
+    """Everything `Design.of` refuses, under the keys of this table."""
+    spec = student.spec()
+    try:
+        Design.of(**spec)
+    except UserError as error:
+        for line in map(str.strip, str(error).splitlines()[1:]):
+            name = line.split(" = ")[0]
+            if name in spec:
+                problem = line.removeprefix(f"{name} = {spec[name]!r} ")
+                yield Fault(f"student.{name}", spec[name], problem)
+            else:
+                yield Fault("student", None, f"is incomplete: {line}")
+
+
+def within_budget(student: Student) -> Iterator[Fault]:
+    """Strictly fewer parameters than `student.max_params`, with 10 classes."""
+    try:
+        excess = over_budget(Design.of(**student.spec()), student.max_params)
+    except UserError:
+        return  # legal_design's to tell
+    if excess:
+        yield Fault("student.max_params", student.max_params, f"is exceeded: {excess}")
+
+
+def did_you_mean(near: str | None = None) -> str:
+    """The end of a fault: the nearest of what is known, if anything is near."""
+    return f"; did you mean {near}?" if near else ""
+
+
+RULES: tuple[Rule, ...] = (
+    one_mix_a_sample,
+    known_network,
+    something_is_learnt,
+    terms_have_time,
+    warmup_ends,
+    legal_design,
+    student_taps_exist,
+    taps_are_pairs,
+    one_label_is_unmixed,
+    pairs_are_mixed,
+    maps_are_live,
+    areas_are_spans,
+    within_budget,
+)

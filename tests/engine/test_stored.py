@@ -1,0 +1,182 @@
+"""Answers kept by view: what is asked, what is read again, and what is not found."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from distill.data.augment import Crop, Flip
+from distill.data.images import ImageSet
+from distill.data.loader import Loader, Slice
+from distill.data.mix import Cutmix
+from distill.data.pipeline import Calendar, Pipeline
+from distill.engine.stored import Stored
+from distill.engine.taps import Answer
+from distill.engine.teach import Taught
+from distill.events import Step
+from tests.runs import train
+
+N, BATCH, C = 50, 8, 10
+MIXED = Pipeline(Crop(4), Flip(), cutmix=Cutmix(prob=0.5))
+KEY = {"teacher": "a", "part": "b"}
+
+
+class Teacher:
+    """Answers by the pixels' means, and counts how often it is asked."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.asked = loader, 0
+
+    def mixed(self, view, rows, images) -> Answer:  # type: ignore[no-untyped-def]
+        self.asked += 1
+        return Answer(images.mean((2, 3)) @ torch.linspace(-9, 9, 3 * C).reshape(3, C), {})
+
+    def plain(self, view, rows):  # type: ignore[no-untyped-def]
+        return self.mixed(view, rows, self.loader.augment(view, rows)).logits
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def loader(**changes: object) -> Loader:
+    pixels = np.random.default_rng(0).integers(0, 256, (N, 3, 32, 32), dtype=np.uint8)
+    images = ImageSet(pixels, np.arange(N) % C, tuple("abcdefghij"))
+    settings = {
+        "batch_size": BATCH,
+        "seed": 5,
+        "pipeline": MIXED,
+        "device": torch.device("cpu"),
+        "part": Slice(),
+    }
+    return Loader(images, **(settings | changes))  # type: ignore[arg-type]
+
+
+def epoch(
+    teacher: Teacher, number: int = 0, identity: dict[str, str] = KEY, needs: str = "teacher"
+) -> list[torch.Tensor]:
+    """The answers of an epoch, in order, through a store of its own."""
+    return through(Stored(teacher, teacher.loader, Accelerator(), identity), number, needs)
+
+
+def through(store: Stored, number: int, needs: str = "teacher") -> list[torch.Tensor]:
+    ours, lessons = store.loader, []
+    for step in range(number * ours.steps_per_epoch, (number + 1) * ours.steps_per_epoch):
+        for view, rows in ours.batches(step):
+            images, targets = ours.augment(view, rows), ours.one_hot(rows)
+            images, _ = ours.mix(view, rows, images, targets)
+            lessons.append(Taught(store)(view, rows, images, frozenset({needs})))
+    if needs == "pair":
+        return [half for lesson in lessons for half in (lesson.pair.own, lesson.pair.partner)]
+    return [lesson.logits for lesson in lessons]
+
+
+def live(teacher: Teacher, number: int = 0, needs: str = "teacher") -> list[torch.Tensor]:
+    return through(teacher, number, needs)  # type: ignore[arg-type]
+
+
+def test_the_second_student_costs_no_teacher_and_hears_the_same() -> None:
+    first, second = Teacher(loader()), Teacher(loader())
+    heard = epoch(first)
+    assert first.asked == N // BATCH
+    again = epoch(second)
+    assert second.asked == 0
+    assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
+
+
+def test_stored_answers_are_the_live_ones_to_float16_rounding() -> None:
+    stored, asked = epoch(Teacher(loader())), live(Teacher(loader()))
+    for a, b in zip(stored, asked, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b.half().float())
+
+
+def test_a_view_that_comes_again_is_not_asked_again() -> None:
+    teacher = Teacher(loader(calendar=Calendar(views=2)))
+    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    heard = [through(store, number) for number in range(4)]
+    assert teacher.asked == 2 * (N // BATCH)
+    for now, later in ((0, 2), (1, 3)):
+        assert all(torch.equal(a, b) for a, b in zip(heard[now], heard[later], strict=True))
+    assert not torch.equal(heard[0][0], heard[1][0])
+
+
+def test_pairs_are_stored_before_they_are_mixed() -> None:
+    first, second = Teacher(loader()), Teacher(loader())
+    heard = epoch(first, needs="pair")
+    other_mix = replace(MIXED, cutmix=Cutmix(prob=0.1))
+    again = epoch(second, needs="pair")
+    assert second.asked == 0
+    assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
+    asked = live(Teacher(loader()), needs="pair")
+    assert all(torch.equal(a, b.half().float()) for a, b in zip(heard, asked, strict=True))
+    third = Teacher(loader(pipeline=other_mix))
+    epoch(third, needs="pair")
+    assert third.asked == 0  # how they will be mixed changes nothing about the parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "identity", "number"),
+    [
+        ({"seed": 6}, KEY, 0),
+        ({"pipeline": replace(MIXED, cutmix=Cutmix(prob=0.6))}, KEY, 0),
+        ({"pipeline": replace(MIXED, flip=None)}, KEY, 0),
+        ({}, KEY | {"teacher": "other"}, 0),
+        ({}, KEY | {"part": "other"}, 0),
+        ({}, KEY, 1),
+    ],
+)
+def test_what_differs_in_anything_finds_nothing(changes, identity, number) -> None:
+    epoch(Teacher(loader()))
+    teacher = Teacher(loader(**changes))
+    epoch(teacher, number, identity)
+    assert teacher.asked == N // BATCH
+
+
+def test_another_batch_size_asks_for_what_is_missing_alone_once() -> None:
+    """The last partial batch is dropped, so that other batches leave out other samples."""
+    epoch(Teacher(loader()))  # 48 of 50
+    ten = Teacher(loader(batch_size=10))
+    epoch(ten)  # all 50: two are missing
+    assert ten.asked == 5
+    again = Teacher(loader(batch_size=10))
+    epoch(again)
+    assert again.asked == 0
+
+
+def test_a_run_that_ends_within_a_view_leaves_no_half_of_one(own_cache: Path) -> None:
+    teacher = Teacher(loader())
+    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    ((view, rows),) = teacher.loader.batches(0)
+    store.mixed(view, rows, teacher.loader.augment(view, rows))
+    assert not list(own_cache.rglob("view-*"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_file_is_asked_anew(own_cache: Path, damage: bytes | None) -> None:
+    epoch(Teacher(loader()))
+    (file,) = own_cache.rglob("view-*")
+    whole = file.read_bytes()
+    flipped = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    file.write_bytes(flipped if damage is None else damage)
+    teacher = Teacher(loader())
+    epoch(teacher)
+    assert teacher.asked == N // BATCH
+
+
+def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(teacher, tmp_path) -> None:
+    taught = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
+    runs = [
+        train(tmp_path / str(i), *taught, *more)
+        for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []])
+    ]
+    first, second, fresh = (folder.weights("student").read_bytes() for folder, _ in runs)
+    assert first == second != fresh  # without views = 1 each epoch has a view of its own
+    losses = [[e.metrics["loss/kd"] for e in events if isinstance(e, Step)] for _, events in runs]
+    half = len(losses[0]) // 2
+    assert losses[0][:half] == pytest.approx(losses[2][:half], rel=1e-2)

@@ -1,0 +1,43 @@
+"""DIST against the paper's correlations, and its invariances."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from distill.losses.dist import DIST, correlation
+from distill.losses.objective import Answers
+from tests.losses.answers import B, C, answers
+
+
+@pytest.mark.parametrize(("beta", "gamma", "t"), [(1, 0, 1), (0, 1, 1), (2, 3, 4)])
+def test_equals_the_correlations_written_out(beta: float, gamma: float, t: float) -> None:
+    given = answers()
+    y_s, y_t = ((z / t).softmax(1).numpy() for z in (given.student, given.teacher))
+    inter = np.mean([1 - np.corrcoef(y_s[b], y_t[b])[0, 1] for b in range(B)])
+    intra = np.mean([1 - np.corrcoef(y_s[:, c], y_t[:, c])[0, 1] for c in range(C)])
+    expected = beta * inter + gamma * intra
+    assert DIST(beta, gamma, t)(given).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_scale_and_shift_of_a_row_of_probabilities_change_no_correlation() -> None:
+    a, b = torch.rand(4, 6, dtype=torch.float64), torch.rand(4, 6, dtype=torch.float64)
+    scale, shift = torch.rand(4, 1) + 0.5, torch.randn(4, 1)
+    assert torch.allclose(correlation(a * scale + shift, b), correlation(a, b), rtol=1e-6)
+    assert torch.allclose(correlation(-a, b), -correlation(a, b))
+
+
+def test_agreement_is_rewarded() -> None:
+    """torchdistill's DISTPlusLoss adds the correlation where 1 - rho is meant."""
+    given = answers()
+    same = replace(given, student=given.teacher)
+    opposite = replace(given, student=-given.teacher)
+    assert DIST()(same) < DIST()(given) < DIST()(opposite)
+
+
+def test_a_class_that_never_varies_is_zero_over_nothing() -> None:
+    student = torch.zeros(B, C, requires_grad=True)
+    loss = DIST(temperature=1)(Answers(student, torch.eye(C), torch.zeros(B, C)))
+    loss.backward()
+    assert loss.item() == pytest.approx(2) and student.grad.isfinite().all()

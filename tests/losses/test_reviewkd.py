@@ -1,0 +1,62 @@
+"""Knowledge review: the hierarchical distance, the fusion, the order of the maps."""
+
+import pytest
+import torch
+
+from distill.losses.reviewkd import Fusion, ReviewKD, hierarchical
+from tests.losses.answers import STUDENT, TEACHER, answers
+
+
+def pool(maps: torch.Tensor, side: int) -> torch.Tensor:
+    step = maps.shape[-1] // side
+    return maps.unfold(2, step, step).unfold(3, step, step).mean((-2, -1))
+
+
+@pytest.mark.parametrize(
+    ("side", "weights"), [(8, {4: 0.5, 2: 0.25, 1: 0.125}), (4, {2: 0.25, 1: 0.125}), (1, {})]
+)
+def test_the_distance_is_the_papers_pyramid(side: int, weights: dict[int, float]) -> None:
+    a, b = (torch.randn(2, 3, side, side, dtype=torch.float64) for _ in range(2))
+    total = (a - b).square().mean()
+    for size, weight in weights.items():
+        total = total + weight * (pool(a, size) - pool(b, size)).square().mean()
+    assert torch.isclose(hierarchical(a, b), total / (1 + sum(weights.values())), rtol=1e-9)
+
+
+def test_the_fusion_weighs_the_map_and_what_is_deeper() -> None:
+    torch.manual_seed(0)
+    fusion = Fusion(3, 2, 5, joins=True).double().eval()
+    maps, deeper = torch.randn(1, 3, 4, 4).double(), torch.randn(1, 2, 2, 2).double()
+    out, fused = fusion(maps, deeper)
+    own = fusion.reduce(maps)
+    up = deeper.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    a, b = fusion.attention(torch.cat([own, up], 1)).sigmoid().unbind(1)
+    assert torch.allclose(fused, a[:, None] * own + b[:, None] * up)
+    assert torch.allclose(out, fusion.expand(fused)) and out.shape == (1, 5, 4, 4)
+
+
+def test_every_map_hears_the_deeper_ones_and_the_sum_is_taken() -> None:
+    torch.manual_seed(0)
+    taps = ("stages.0", "stages.2", "features")
+    shapes = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
+    term, given = ReviewKD(taps, taps, 3, **shapes).double(), answers()
+    deeper, total = None, torch.zeros((), dtype=torch.float64)
+    for level in (2, 1, 0):
+        ours, theirs = given.student_taps[taps[level]], given.teacher_taps[taps[level]]
+        if level == 2:
+            ours, theirs = ours[:, :, None, None], theirs[:, :, None, None]
+        out, deeper = term.fusions[level](ours, deeper)
+        total = total + hierarchical(out, theirs)
+    assert torch.isclose(term(given), total, rtol=1e-9)
+    leaves = {tap: given.student_taps[tap].clone().requires_grad_() for tap in taps}
+    shallow = ReviewKD(taps, taps, 3, **shapes).double()
+    shallow(type(given)(given.student, given.targets, None, leaves, given.teacher_taps)).backward()
+    assert all(leaf.grad.abs().sum() > 0 for leaf in leaves.values())
+
+
+def test_the_deepest_has_nothing_to_join() -> None:
+    shapes = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
+    term = ReviewKD(student_shapes=STUDENT, teacher_shapes=TEACHER)
+    assert [fusion.attention is None for fusion in term.fusions] == [False, False, False, True]
+    one = ReviewKD(("stages.0",), ("stages.0",), **shapes)
+    assert one.fusions[0].attention is None

@@ -1,0 +1,47 @@
+"""The mixture of two answers, which is not the answer to the mixture."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distill.losses.kd import KD
+from distill.losses.objective import Pair
+from distill.losses.soft_mix import SoftMix
+from tests.losses.answers import B, answers
+
+
+@pytest.mark.parametrize("t", [1.0, 4.0])
+def test_equals_the_sum_written_out(t: float) -> None:
+    given, total = answers(), 0.0
+    rows = zip(given.student, given.pair.own, given.pair.partner, given.pair.lam, strict=True)
+    for z_s, z_i, z_j, lam in rows:
+        p_s, p_i, p_j = ((z / t).exp() / (z / t).exp().sum() for z in (z_s, z_i, z_j))
+        mixed = lam * p_i + (1 - lam) * p_j
+        total += (t**2 * (mixed * (mixed / p_s).log()).sum() / B).item()
+    assert SoftMix(t)(given).item() == pytest.approx(total, rel=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_is_kd_where_one_of_two_is_left(share: float) -> None:
+    given = answers()
+    pair = Pair(given.pair.own, given.pair.partner, torch.full((B, 1), share, dtype=torch.float64))
+    left = pair.own if share else pair.partner
+    student = given.student.clone().requires_grad_()
+    loss = SoftMix()(replace(given, student=student, pair=pair))
+    loss.backward()
+    assert torch.isclose(loss, KD()(replace(given, teacher=left)), rtol=1e-9)
+    assert student.grad.isfinite().all()
+
+
+def test_own_and_partner_are_not_the_same() -> None:
+    given = answers()
+    swapped = Pair(given.pair.partner, given.pair.own, given.pair.lam)
+    assert not torch.isclose(SoftMix()(replace(given, pair=swapped)), SoftMix()(given), rtol=1e-3)
+    back = Pair(given.pair.partner, given.pair.own, 1 - given.pair.lam)
+    assert torch.isclose(SoftMix()(replace(given, pair=back)), SoftMix()(given), rtol=1e-9)
+
+
+def test_without_the_answers_before_mixing_it_says_so() -> None:
+    with pytest.raises(ValueError, match="soft_mix term needs the teacher's answers before mixing"):
+        SoftMix()(replace(answers(), pair=None))

@@ -1,0 +1,54 @@
+"""VID against the likelihood written out; its variances are learnt."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from distill.losses.vid import VID
+from tests.losses.answers import STUDENT, TEACHER, answers
+
+TAPS = ("stages.0", "stages.1")
+
+
+def made() -> VID:
+    torch.manual_seed(0)
+    return VID(TAPS, TAPS, student_shapes=STUDENT, teacher_shapes=TEACHER).double()
+
+
+def test_equals_the_log_likelihood_written_out() -> None:
+    term, given, total = made(), answers(), 0.0
+    for level, tap in enumerate(TAPS):
+        mean, theirs = term.means[level](given.student_taps[tap]), given.teacher_taps[tap]
+        term.alphas[level].data += torch.linspace(-1, 1, theirs.shape[1])
+        for c in range(theirs.shape[1]):
+            variance = math.log1p(math.exp(float(term.alphas[level][c]))) + 1e-5
+            squares = (theirs[:, c] - mean[:, c]).square() / variance
+            total += float((squares + math.log(variance)).mean()) / 2 / theirs.shape[1]
+    assert term(given).item() == pytest.approx(total, rel=1e-6)
+
+
+def test_the_variance_begins_at_5_and_is_learnt() -> None:
+    term = made()
+    assert [name for name, _ in term.named_parameters() if "alpha" in name] == [
+        "alphas.0",
+        "alphas.1",
+    ]
+    variance = nn.functional.softplus(term.alphas[0]) + 1e-5
+    assert torch.allclose(variance, torch.full((4,), 5.0).double())
+    term(answers()).backward()
+    assert all(alpha.grad.abs().min() > 0 for alpha in term.alphas)
+
+
+def test_it_may_be_negative() -> None:
+    term, given = made(), answers()
+    for alpha in term.alphas:
+        alpha.data.fill_(-4.0)
+    close = {tap: term.means[i](given.student_taps[tap]).detach() for i, tap in enumerate(TAPS)}
+    assert term(type(given)(given.student, given.targets, None, given.student_taps, close)) < 0
+
+
+def test_the_mean_can_be_negative() -> None:
+    for regressor in made().means:
+        assert isinstance(regressor[-1], nn.Conv2d) and len(regressor) == 5

@@ -1,0 +1,149 @@
+"""What goes with what: each conflict is one line that names both keys, who set them, and a way out."""
+
+import pytest
+
+from distill.recipe import RecipeError, compared, load, verified
+from distill.rules import RULES
+from distill.terms import Losses, taps
+
+DKD = "loss.dkd.weight=1"
+AT = "loss.at.weight=1"
+
+
+def faults(spec: str, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        load(spec, overrides)
+    return [line.strip() for line in str(error.value).splitlines()[1:]]
+
+
+def test_a_loss_of_one_label_and_mixing_name_both_files() -> None:
+    assert faults("kd_cutmix", DKD) == [
+        "loss.dkd (--set) reads one class a sample, and mix.cutmix "
+        "(recipes/ingredients/cutmix.toml) makes it several; "
+        "type --set mix.cutmix=false or --set loss.dkd=false"
+    ]
+
+
+@pytest.mark.parametrize("way", ["mixup", "cutmix", "ricap"])
+def test_every_way_of_mixing_is_refused_for_a_loss_of_samples(way: str) -> None:
+    (line,) = faults("kd", "loss.crd.weight=1", f"mix.{way}.prob=0.5")
+    assert line == (
+        f"loss.crd (--set) knows each image by its sample's number, and mix.{way} (--set) makes "
+        f"one of several; type --set mix.{way}=false or --set loss.crd=false"
+    )
+
+
+def test_stored_targets_and_a_loss_of_maps() -> None:
+    assert faults("kd", AT, "cache.views=3") == [
+        "loss.at (--set) reads the teacher's maps, and cache (--set) stores its logits alone; "
+        "type --set cache=false"
+    ]
+
+
+def test_a_map_that_is_not_there_with_those_that_are() -> None:
+    assert faults("kd", AT, 'loss.at.student_taps=["stages.0", "stages.1", "stages.3"]') == [
+        'loss.at.student_taps = "stages.3" (--set) names no map of the student; '
+        "allowed: stem, stages.0, stages.1, stages.2, maps, features; did you mean stages.2?"
+    ]
+    (line,) = faults("kd", "loss.simkd.weight=1")
+    assert line.endswith(
+        "the student has no projector: type --set student.projector_width=, the teacher's width"
+    )
+
+
+def test_as_many_maps_of_both() -> None:
+    assert faults("kd", AT, 'loss.at.teacher_taps=["stages.0"]') == [
+        'loss.at.student_taps = ["stages.0", "stages.1", "stages.2"] (default) are 3 of the '
+        "student's, and loss.at.teacher_taps are 1; allowed: as many of both"
+    ]
+
+
+def test_mixed_answers_want_mixed_images_of_two() -> None:
+    assert faults("kd", "loss.soft_mix.weight=1") == [
+        "loss.soft_mix mixes the teacher's answers as images are mixed, and none are; "
+        "type --set mix.cutmix.prob=0.5"
+    ]
+    assert faults("kd", "loss.soft_mix.weight=1", "mix.ricap.prob=0.5") == [
+        "loss.soft_mix (--set) mixes the answers for two images, and mix.ricap (--set) makes one "
+        "of four; type --set mix.ricap=false"
+    ]
+
+
+def test_weights_all_zero() -> None:
+    assert faults("kd", "loss.hard.weight=0", "loss.kd.weight=0") == [
+        "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt"
+    ]
+
+
+def test_something_is_learnt_at_every_moment() -> None:
+    alone = ["loss.hard=false", "loss.kd.when.begin=0.25", "loss.fitnet.weight=1"]
+    assert faults("kd", *alone, "loss.fitnet.when.end=0.125") == [
+        "loss has no term above 0 at 0.125 of the training"
+    ]
+    load("kd", [*alone, "loss.fitnet.when.end=0.25"])
+    assert faults("kd", *alone[:2]) == ["loss has no term above 0 at 0 of the training"]
+
+
+def test_a_term_has_time() -> None:
+    assert faults("kd", "loss.kd.when.warmup=0.5", "loss.kd.when.end=0.5") == [
+        "loss.kd.when.begin = 0.0 (default) plus warmup = 0.5 is not before end = 0.5"
+    ]
+
+
+def test_shares_of_all_ways_of_mixing_add_up() -> None:
+    (line,) = faults("kd", "mix.mixup.prob=0.5", "mix.cutmix.prob=0.4", "mix.ricap.prob=0.2")
+    assert line == (
+        "mix.mixup.prob = 0.5 (--set) and mix.cutmix.prob = 0.4 and mix.ricap.prob = 0.2 add up "
+        "to more than 1; each sample is mixed in one way at most"
+    )
+
+
+def test_spans_go_up() -> None:
+    assert faults("kd", "augment.erase.area=[0.3, 0.1]") == [
+        "augment.erase.area = [0.3, 0.1] (--set) is out of order; allowed: the smaller first"
+    ]
+
+
+def test_all_conflicts_at_once() -> None:
+    lines = faults("kd_cutmix", DKD, AT, "cache.views=3", 'loss.at.student_taps=["head"]')
+    assert len(lines) == 4
+
+
+def test_taps_are_read_off_the_tables() -> None:
+    asked = Losses.model_validate({"at": {}, "fitnet": {"student_tap": "stem"}, "kd": {}})
+    assert [list(taps(term, "student")) for term in asked.terms().values()] == [
+        [],
+        [("student_tap", "stem")],
+        [("student_taps", f"stages.{i}") for i in range(3)],
+    ]
+
+
+def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 13
+    assert all(rule.__doc__ for rule in RULES)
+
+
+def test_an_ingredient_is_checked_key_by_key(tmp_path) -> None:
+    assert verified("recipes/ingredients/ema.toml") == (
+        "recipes/ingredients/ema.toml: no fault; an ingredient, made to be composed: kd+ema"
+    )
+    with pytest.raises(RecipeError, match=r"ema.decy = 0.5 \(--set\) is not a key"):
+        verified("ema", ["ema.decy=0.5"])
+
+
+def test_a_file_is_checked_with_all_its_faults(tmp_path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "kd"\n[optim]\nlrr = 1\n[loss.dkd]\n[mix.mixup]\nprob = 2.0\n')
+    with pytest.raises(RecipeError, match="2 faults") as error:
+        verified(str(file))
+    assert "did you mean optim.lr?" in str(error.value)
+    file.write_text('base = "kd"\n')
+    assert verified(str(file)) == f"{file}: no fault"
+
+
+def test_what_differs_and_who_set_it() -> None:
+    assert compared(load("kd"), load("kd", ["optim.lr=0.3", "ema.decay=0.5"])) == [
+        "optim.lr: 0.2 (recipes/kd.toml) -> 0.3 (--set)",
+        "ema.decay: absent -> 0.5 (--set)",
+        "ema.warmup: absent -> true (default)",
+    ]
