@@ -69,7 +69,7 @@ class Held(TorchDispatchMode):
     """The bytes of all tensors that are made and alive inside this mode, now and at most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.alive: set[int] = set()
 

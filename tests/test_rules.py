@@ -1,4 +1,4 @@
-"""What goes with what: each conflict is one line that names both keys, who set them, and a way out."""
+"""What goes with what: a conflict is one line with both keys, who set them, and a way out."""
 
 import pytest
 

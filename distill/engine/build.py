@@ -334,7 +334,7 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
 
 def classifier(teacher: nn.Module) -> nn.Module | None:
     """The layer that gives the logits."""
-    inner = getattr(teacher, "net", teacher)  # timm's networks, inside ours, know their own
+    inner: Any = getattr(teacher, "net", teacher)  # timm's networks, inside ours, know their own
     found = inner.get_classifier() if hasattr(inner, "get_classifier") else inner.head
     return found if isinstance(found, nn.Module) else None
 
@@ -367,7 +367,7 @@ def training(
     tapped = Tapped(student, asked_taps(recipe, "student", student))
     live = None
     if frozen is not None:
-        live = Live(frozen, accel, batches, asked_taps(recipe, "teacher", frozen.net))
+        live = Live(frozen, accel, batches, tuple(asked_taps(recipe, "teacher", frozen.net)))
     depends = identity | {"part": split.train.fingerprint, "precision": accel.mixed_precision}
     criterion = objective(
         recipe,
