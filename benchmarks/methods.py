@@ -3,12 +3,13 @@
     python -m benchmarks.methods NAME --teacher RUN [--recipes R…] [--seeds S…] [--workers N]
                                       [--with INGREDIENT] [--set KEY=VALUE…]
 
-Runs `python cli.py distill` for every recipe and seed, `--workers` at a time with one thread each,
-into `runs/NAME/<recipe>-<seed>`; a finished run is not repeated. Data and weights are drawn from
-the same seed, so that runs of one seed see the same images, and recipes that may share stored
-targets do (`CACHED`). Then writes `results/NAME.json`: of each recipe the test accuracies, their
-mean and sample standard deviation, and the differences to the first recipe's, seed by seed.
-Nothing is chosen: every recipe that is named is in the table.
+Runs `python cli.py distill` for every recipe and seed, and for the control of each (the same recipe
+without a teacher; recipes that differ in the teacher's term alone share one), `--workers` at a time
+with one thread each, into `runs/NAME/<recipe>-<seed>`; a finished run is not repeated. Data and
+weights are drawn from the same seed, so that runs of one seed see the same images, and recipes
+whose terms read logits share stored targets. Then writes `results/NAME.json`: of each recipe the
+test accuracies, their mean and sample standard deviation, and the differences to its control, seed
+by seed. Nothing is chosen: every recipe that is named is in the table.
 """
 
 import argparse
@@ -23,27 +24,41 @@ from typing import Any
 from benchmarks.claim import RESULTS, environment, figures, summary, top1
 from distill import recipe as recipes
 from distill.errors import UserError
-from distill.run_folder import RunFolder, finished, write_json
+from distill.recipe import Recipe
+from distill.run_folder import RunFolder, finished, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-ALONE = "student_alone"
 METHODS = (
-    ALONE, "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "soft_mix",
-    "function_matching", "fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd",
-    "simkd",
+    "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "function_matching", "soft_mix",
+    "fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd",
 )  # fmt: skip
 
 
-def command(spec: str, seed: int, out: Path, overrides: Sequence[str], teacher: str) -> list[str]:
+def command(
+    spec: str, recipe: Recipe, seed: int, out: Path, overrides: Sequence[str], teacher: str
+) -> list[str]:
     """One run, as a person would type it; its teacher's answers stored where they may be."""
-    recipe = recipes.load(spec, overrides).recipe
-    seeds = [f"train.seed={seed}", f"data.seed={seed}"]
-    if recipes.is_taught(recipe) and "live teacher" not in recipes.needs(recipe):
-        seeds.append("cache={}")
-    asked = ["--teacher", teacher] if recipes.is_taught(recipe) else []
-    sets = [part for each in [*overrides, *seeds] for part in ("--set", each)]
-    typed = ["cli.py", "distill", "--recipe", spec, *asked, *sets, "--out", str(out), "--resume"]
-    return [sys.executable, *typed]
+    taught = recipes.is_taught(recipe)
+    sets = [*overrides, f"train.seed={seed}", f"data.seed={seed}"]
+    if taught and "live teacher" not in recipes.needs(recipe):
+        sets.append("cache={}")
+    asked = ["--teacher", teacher] if taught else []
+    typed = [
+        "distill",
+        "--recipe",
+        spec,
+        *asked,
+        *(part for each in sets for part in ("--set", each)),
+    ]
+    return [sys.executable, "cli.py", *typed, "--out", str(out), "--resume"]
+
+
+def control(recipe: Recipe, folder: Path) -> Path:
+    """The recipe without its teacher, as a file named by what it says."""
+    alone = recipes.control(recipe).model_copy(update={"teacher": None, "about": recipes.About()})
+    path = folder / f"alone-{recipes.fingerprint(alone)[:8]}.toml"
+    write_text(path, recipes.dumps(alone))
+    return path
 
 
 def train(line: Sequence[str], out: Path) -> None:
@@ -58,34 +73,38 @@ def train(line: Sequence[str], out: Path) -> None:
         raise UserError(f"{out} ended with {done.returncode}; read {out.with_suffix('.log')}")
 
 
-def table(runs: dict[str, list[RunFolder]]) -> dict[str, Any]:
-    """Of each recipe the accuracies, and the differences to the first recipe's."""
-    alone = [top1(run) for run in next(iter(runs.values()))]
+def table(runs: dict[str, list[RunFolder]], controls: dict[str, str]) -> dict[str, Any]:
+    """Of each recipe the accuracies, and the differences to its control's."""
     rows = {}
     for name, folders in runs.items():
-        values = [top1(run) for run in folders]
-        gains = [value - without for value, without in zip(values, alone, strict=True)]
-        spent_s = [run.result()["elapsed_s"] for run in folders]
-        rows[name] = {
-            "top1": summary(values),
-            "difference": summary(gains),
-            "elapsed_s": summary(spent_s),
-        }
+        values, spent_s = (
+            [top1(run) for run in folders],
+            [run.result()["elapsed_s"] for run in folders],
+        )
+        rows[name] = {"top1": summary(values), "elapsed_s": summary(spent_s)}
+        if name in controls:
+            alone = [top1(run) for run in runs[controls[name]]]
+            gains = [value - without for value, without in zip(values, alone, strict=True)]
+            rows[name] |= {"control": controls[name], "difference": summary(gains)}
     return rows
 
 
 def markdown(rows: dict[str, Any]) -> str:
     """The table for a page, best first."""
     lines = [
-        "| recipe | top-1, test | beside no teacher | minutes |",
+        "| recipe | top-1, test | above its control | minutes |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["top1"]["mean"]):
-        score, gain = (f"{100 * row[key]['mean']:.2f} ± {100 * (row[key]['std'] or 0):.2f}"
-                       for key in ("top1", "difference"))  # fmt: skip
+        gain = f"{percent(row['difference'])} points" if "difference" in row else "a control"
         minutes = row["elapsed_s"]["mean"] / 60
-        lines.append(f"| `{name}` | {score} % | {gain} | {minutes:.1f} |")
+        lines.append(f"| `{name}` | {percent(row['top1'])} % | {gain} | {minutes:.1f} |")
     return "\n".join(lines)
+
+
+def percent(values: dict[str, Any]) -> str:
+    """`71.46 ± 0.60`."""
+    return f"{100 * values['mean']:.2f} ± {100 * (values['std'] or 0):.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,34 +119,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--with", dest="ingredient", default="two_cores")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[])
     given = parser.parse_args(arguments)
-    outs = {
-        name: [ROOT / "runs" / given.name / f"{name}-{seed}" for seed in given.seeds]
-        for name in given.recipes
-    }
+    folder = ROOT / "runs" / given.name
     try:
-        with ThreadPoolExecutor(given.workers) as pool:
-            waiting = []
-            for name, folders in outs.items():
-                spec = f"{name}+{given.ingredient}"
-                for seed, out in zip(given.seeds, folders, strict=True):
-                    line = command(spec, seed, out, given.overrides, given.teacher)
-                    waiting.append(pool.submit(train, line, out))
-            for each in waiting:
-                each.result()
-        runs = {name: [finished(out) for out in folders] for name, folders in outs.items()}
+        runs, controls = trained(given, folder)
     except UserError as fault:
         parser.error(str(fault))
-    rows = table(runs)
-    teacher = RunFolder(Path(given.teacher))
+    rows = table(runs, controls)
     made = {
         "command": f"python -m benchmarks.methods {' '.join(sys.argv[1:])}",
         "table": rows,
-        "teacher": figures(teacher),
+        "teacher": figures(RunFolder(Path(given.teacher))),
         "each": [figures(run) for folders in runs.values() for run in folders],
         "environment": environment(next(iter(runs.values()))[0]),
     }
     write_json(RESULTS / f"{given.name}.json", made)
     print(markdown(rows))
+
+
+def trained(
+    given: argparse.Namespace, folder: Path
+) -> tuple[dict[str, list[RunFolder]], dict[str, str]]:
+    """Every run, by recipe or control, and each recipe's control."""
+    folder.mkdir(parents=True, exist_ok=True)
+    planned: dict[str, tuple[str, Recipe, Sequence[str]]] = {}
+    controls = {}
+    for name in given.recipes:
+        spec = f"{name}+{given.ingredient}"
+        recipe = recipes.load(spec, given.overrides).recipe
+        alone = control(recipe, folder)
+        planned[alone.stem] = (str(alone), recipes.read(alone), ())
+        planned[name] = (spec, recipe, given.overrides)
+        controls[name] = alone.stem
+    outs = {name: [folder / f"{name}-{seed}" for seed in given.seeds] for name in planned}
+    with ThreadPoolExecutor(given.workers) as pool:
+        waiting = [
+            pool.submit(train, command(spec, recipe, seed, out, overrides, given.teacher), out)
+            for name, (spec, recipe, overrides) in planned.items()
+            for seed, out in zip(given.seeds, outs[name], strict=True)
+        ]
+        for each in waiting:
+            each.result()
+    return {name: [finished(out) for out in folders] for name, folders in outs.items()}, controls
 
 
 if __name__ == "__main__":
