@@ -81,11 +81,12 @@ def table(runs: dict[str, list[RunFolder]], controls: dict[str, str]) -> dict[st
             [top1(run) for run in folders],
             [run.result()["elapsed_s"] for run in folders],
         )
-        rows[name] = {"top1": summary(values), "elapsed_s": summary(spent_s)}
+        row: dict[str, Any] = {"top1": summary(values), "elapsed_s": summary(spent_s)}
         if name in controls:
             alone = [top1(run) for run in runs[controls[name]]]
             gains = [value - without for value, without in zip(values, alone, strict=True)]
-            rows[name] |= {"control": controls[name], "difference": summary(gains)}
+            row |= {"control": controls[name], "difference": summary(gains)}
+        rows[name] = row
     return rows
 
 

@@ -220,7 +220,7 @@ class Crd(BaseModel):
     teacher_tap: str = "features"
     dims: Count = 128
     negatives: Count = 16_384
-    temperature: Positive = 0.07
+    temperature: Annotated[float, Field(ge=0.02)] = 0.07  # below, exp(1/T) leaves float32
     momentum: ShareBelowOne = 0.5
 
 

@@ -100,6 +100,7 @@ class Held(TorchDispatchMode):
 def counted(name: str) -> Count:
     """The cost of a term in its recipe's own pair, on the meta device."""
     recipe = recipes.load(RECIPES.get(name, name)).recipe
+    recipe = recipes.with_teacher(recipe, ())  # teacher_wrn's, where it names none
     with torch.device("meta"):
         student = Tapped(*_with_taps(recipe, "student"))
         teacher = Tapped(*_with_taps(recipe, "teacher"))

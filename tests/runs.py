@@ -1,11 +1,16 @@
 """Real runs of the `tiny` recipe, for tests: seconds on one core."""
 
+from functools import cache
 from pathlib import Path
 
 from distill import recipe as recipes
+from distill.data import sources
+from distill.data.images import ImageSet
+from distill.engine import build, enlist
 from distill.engine.run import Request, run
+from distill.engine.train import Training
 from distill.events import Event
-from distill.run_folder import RunFolder
+from distill.run_folder import Role, RunFolder
 
 Events = list[Event]
 
@@ -17,6 +22,23 @@ def train(
     resolved = recipes.load(recipe, overrides)
     request = Request(role, resolved.recipe, resolved.name, out, resume)  # type: ignore[arg-type]
     return RunFolder(out), list(run(request))
+
+
+def prepared(*overrides: str, recipe: str = "tiny", role: Role = "student") -> Training:
+    """A run at step 0, with its teacher, never to be saved: for tests of some steps."""
+    resolved = recipes.load(recipe, overrides).recipe
+    images = drawn()
+    split = build.divide(resolved, images)
+    teacher = enlist.teacher(resolved, images, split)
+    accelerator = build.accelerator(resolved)
+    nowhere = RunFolder(Path("unused"))
+    return build.training(resolved, role, split, teacher, nowhere, accelerator, {})
+
+
+@cache
+def drawn() -> ImageSet:
+    """The procedural training images."""
+    return sources.load("synthetic", "train")
 
 
 def two_epochs(teacher: Path) -> list[str]:

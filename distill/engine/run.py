@@ -1,5 +1,6 @@
 """A whole run, from a recipe to a finished folder, as a stream of events; a run measured again."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -225,4 +226,5 @@ def processes() -> Iterator[None]:
         yield
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gc.collect()  # DistributedDataParallel must go first: without its group it may hang
             torch.distributed.destroy_process_group()

@@ -1,5 +1,5 @@
-"""Attention transfer: Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv
-1612.03928, eq. 2.
+"""Attention transfer: Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017,
+arXiv 1612.03928, eq. 2.
 
     Q = flatten( mean_c F^2 ),  q = Q / ||Q||_2  for each sample
     L = sum over maps of  mean_{b, pixels} (q_s - q_t)^2          reduction "mean"
@@ -9,7 +9,8 @@ student: maps F_s [B, C_s, H, W]; teacher: as many maps F_t [B, C_t, H, W]; targ
 "mean" is the authors' released code (with weight 1000), "paper" its equation 2. A mean over pixels
 makes a 32x32 map weigh 16 times less than an 8x8 one. Where sizes differ the attention, after the
 square, is pooled to the smaller. A map of zeros has an attention of zeros.
-Memory: the squares of the student's maps, B C H W floats a map.
+Memory: the squares of the maps, B C H W floats each: 152 MiB at batch 128, 608 MiB at 512 for three
+stages of WRN-28-10 and of a student of 64 to 256 channels.
 """
 
 from dataclasses import dataclass

@@ -10,8 +10,8 @@ It ends without a ReLU: a WRN's stages are sums with negative values, which a Re
 regressors of mdistiller and RepDistiller end in one). The paper halves the square and sums over the
 map; a mean does not grow with the network. Its two stages, hint and then KD, are a matter of when
 the terms count.
-Memory: two regressed maps, 2 B C_t H W floats: 80 MiB at batch 128, 320 MiB at 512 for 320 channels
-of 16x16.
+Memory: three maps of the teacher's width, 3 B C_t H W floats: 120 MiB at batch 128, 480 MiB at 512
+for 320 channels of 16x16.
 """
 
 from torch import Tensor, nn

@@ -1,5 +1,5 @@
-"""Squared distance of logits: Ba, Caruana, "Do deep nets really need to be deep?", NIPS 2014, arXiv
-1312.6184, eq. 1; Kim et al., IJCAI 2021, arXiv 2105.08919.
+"""Squared distance of logits: Ba, Caruana, "Do deep nets really need to be deep?", NIPS 2014,
+arXiv 1312.6184, eq. 1; Kim et al., IJCAI 2021, arXiv 2105.08919.
 
     L = mean_b 1/C sum_c (z_s - z_t)^2
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from distill.data import augment
+from distill.data import augment, draws
 from distill.data.augment import Crop, Flip, Placement
 
 SIZE = 32
@@ -52,6 +52,22 @@ def test_flip_probability_is_the_share_that_is_mirrored() -> None:
     assert augment.place(0, 0, 100, None, Flip(1.0)).mirrored.all()
     assert not augment.place(0, 0, 100, None, Flip(0.0)).mirrored.any()
     assert 0.17 < augment.place(0, 0, 5000, None, Flip(0.2)).mirrored.float().mean() < 0.23
+
+
+def test_without_alternation_each_view_draws_its_own_sides() -> None:
+    sides = [augment.place(0, view, 2000, None, Flip(0.5)).mirrored for view in (0, 1)]
+    for view, side in enumerate(sides):
+        word = draws.words(0, view, draws.Stream.FLIP, 2000)[:, 0]
+        assert side.tolist() == (draws.uniform(word) < 0.5).tolist()
+    assert 0.45 < (sides[0] != sides[1]).float().mean() < 0.55
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.2, 0.5])
+def test_alternating_sides_are_drawn_once_and_change_every_view(prob: float) -> None:
+    first = augment.place(4, 0, 2000, None, Flip(prob)).mirrored
+    for view in range(5):
+        side = augment.place(4, view, 2000, None, Flip(prob, alternate=True)).mirrored
+        assert torch.equal(side, first if view % 2 == 0 else ~first)
 
 
 def test_the_batch_is_channels_last_in_memory(images: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as F
 
 from distill.data.erase import MEAN_COLOUR, Cutout, Erase, hide
 from students.normalize import Normalize
@@ -20,6 +21,22 @@ def test_inside_the_box_is_the_mean_colour_and_outside_the_image() -> None:
         expected = PIXELS[row].clone()
         expected[:, top:bottom, left:right] = torch.tensor(MEAN_COLOUR).byte()[:, None, None]
         assert torch.equal(hidden[row], expected)
+
+
+@pytest.mark.parametrize("operation", [Cutout(12), Erase(0.7)], ids=["cutout", "erase"])
+def test_each_image_is_torchvision_s_erased_in_its_own_box(operation) -> None:
+    drawn = operation.draw(0, 0, len(PIXELS), SIZE)
+    colour = torch.tensor(MEAN_COLOUR, dtype=torch.uint8)[:, None, None]
+    hidden = operation(PIXELS, drawn)
+    for row, (top, bottom, left, right) in enumerate(drawn["box"].tolist()):
+        theirs = F.erase(PIXELS[row], top, left, bottom - top, right - left, colour)
+        assert torch.equal(hidden[row], theirs)
+
+
+def test_channels_stay_last_in_memory() -> None:
+    last = PIXELS.contiguous(memory_format=torch.channels_last)
+    hidden = hide(last, torch.tensor([[0, 5, 0, 7]]).expand(len(last), 4))
+    assert hidden.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_what_is_hidden_is_nothing_to_a_network() -> None:
@@ -66,3 +83,9 @@ def test_an_operation_is_a_function_of_seed_view_and_sample(operation) -> None:
     some = torch.tensor([5, 0, 9])
     picked = operation(PIXELS[some], {"box": box[some]})
     assert torch.equal(picked, operation(PIXELS, {"box": box})[some])
+
+
+@pytest.mark.gpu
+def test_the_same_bits_on_a_gpu() -> None:
+    box = Erase(1.0).draw(0, 0, len(PIXELS), SIZE)["box"]
+    assert torch.equal(hide(PIXELS.cuda(), box.cuda()).cpu(), hide(PIXELS, box))

@@ -90,6 +90,40 @@ def test_what_is_drawn_keeps_its_bounds_and_reaches_them() -> None:
     assert degrees.max() < 20.01 and degrees.max() > 19.9 and degrees.min() < 0.5
 
 
+def turn_scale_lean(fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Degrees, scale and degrees of shear of maps without a shift, from their inverse R L scale."""
+    linear = torch.linalg.inv(fixed[:, [0, 1, 3, 4]].double().reshape(-1, 2, 2) / 2**16)
+    turn = torch.atan2(linear[:, 1, 0], linear[:, 0, 0])
+    scale = linear[:, :, 0].norm(dim=1)
+    along = turn.cos() * linear[:, 0, 1] + turn.sin() * linear[:, 1, 1]
+    return turn.rad2deg(), scale, torch.atan(-along / scale).rad2deg()
+
+
+def test_an_affine_draws_each_of_its_parts_evenly_and_alone() -> None:
+    drawn = Affine(20.0, 0.0, (0.8, 1.4), 10.0).draw(0, 0, 4000, SIZE)["map"]
+    parts = torch.stack(turn_scale_lean(drawn))
+    bounds = ((-20, 20), (0.8, 1.4), (-10, 10))
+    for part, (low, high) in zip(parts, bounds, strict=True):
+        near = 0.01 * (high - low)
+        assert low - near < part.min() < low + near and high - near < part.max() < high + near
+        assert part.mean().item() == pytest.approx((low + high) / 2, abs=3 * near)
+    assert (torch.corrcoef(parts) - torch.eye(3)).abs().max() < 0.06
+    still = torch.tensor([2**16, 0, 2**15, 0, 2**16, 2**15])
+    assert torch.equal(Affine().draw(0, 0, 5, SIZE)["map"], still.expand(5, 6))
+
+
+def test_an_affine_shifts_by_whole_pixels_up_to_a_share_of_the_side() -> None:
+    shifts = Affine(translate=0.1).draw(0, 0, 4000, SIZE)["map"][:, [2, 5]].double() / 2**16 - 0.5
+    for axis in shifts.T:  # 3.2 pixels, rounded
+        assert set(axis.tolist()) == set(range(-3, 4))
+    assert abs(torch.corrcoef(shifts.T)[0, 1]) < 0.06
+
+
+def test_what_comes_from_outside_is_black_and_channels_are_last_in_memory() -> None:
+    away = moved(geometry.translation(np.full(N, 40.0), np.zeros(N)))
+    assert not away.any() and away.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.gpu
 def test_the_same_bits_on_a_gpu() -> None:
     drawn = Affine(30.0, 0.2, (0.5, 1.5), 20.0).draw(0, 0, N, SIZE)["map"]

@@ -63,3 +63,29 @@ def test_a_function_of_seed_view_and_sample() -> None:
     for name in ("used", "boundary", "corner", "share"):
         assert torch.equal(getattr(longer, name)[:N], getattr(drawn, name))
     assert not torch.equal(draw_ricap(3, 8, N, SIZE, Ricap(), low=0.0).corner, drawn.corner)
+
+
+def test_a_batch_of_some_is_those_of_the_whole() -> None:
+    drawn = patchwork()
+    images = torch.from_numpy(RANDOM.random((4, N, 3, SIZE, SIZE), dtype=np.float32))
+    some = torch.tensor([17, 0, 150])
+    whole = patch(images, drawn.boundary, drawn.corner)
+    picked = patch(images[:, some], drawn.boundary[some], drawn.corner[some])
+    assert torch.equal(picked, whole[some])
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_a_crop_begins_anywhere_it_fits(axis: int) -> None:
+    drawn = draw_ricap(0, 0, 20_000, SIZE, Ricap(), low=0.0)
+    begins = drawn.corner[drawn.boundary[:, axis] == 8][:, :, axis]
+    first, last = begins[:, 0], begins[:, 3]  # 8 and 24 of the 32 pixels
+    assert set(first.tolist()) == set(range(25)) and set(last.tolist()) == set(range(9))
+
+
+@pytest.mark.gpu
+def test_the_same_bits_on_a_gpu() -> None:
+    drawn = patchwork()
+    images = torch.from_numpy(RANDOM.random((4, N, 3, SIZE, SIZE), dtype=np.float32))
+    on_gpu = patch(images.cuda(), drawn.boundary.cuda(), drawn.corner.cuda())
+    assert torch.equal(on_gpu.cpu(), patch(images, drawn.boundary, drawn.corner))

@@ -57,11 +57,33 @@ def launch(*command: object, **variables: str) -> subprocess.CompletedProcess[st
     return done
 
 
-def steps(out: Path, processes: int, accumulate: int = 1) -> dict[str, np.ndarray]:
+MIXED = ("mix.cutmix.prob=0.5",)
+RELATIONS = (
+    "optim.lr=0.01",
+    *(f"loss.{term}.weight=1" for term in ("dist", "sp", "pkt", "rkd", "vid")),
+    *(f'loss.sp.{whose}_tap="maps"' for whose in ("student", "teacher")),
+    *(f'loss.vid.{whose}_taps=["maps"]' for whose in ("student", "teacher")),
+)
+
+
+def steps(
+    out: Path, processes: int, accumulate: int = 1, overrides: tuple[str, ...] = MIXED
+) -> dict[str, np.ndarray]:
     """A few steps of a network without batch norm; see two_processes.py."""
     script = ROOT / "tests" / "engine" / "two_processes.py"
-    launch(*TORCHRUN, *torchrun_options(processes), script, out, accumulate)
+    launch(*TORCHRUN, *torchrun_options(processes), script, out, accumulate, *overrides)
     return dict(np.load(out))
+
+
+def test_terms_that_compare_samples_see_the_whole_batch_and_learn_in_all_processes(
+    tmp_path,
+) -> None:
+    """Relations of a half batch are others; what a term has learnt must be the same everywhere."""
+    one = steps(tmp_path / "one.npz", 1, overrides=RELATIONS)
+    two = steps(tmp_path / "two.npz", 2, overrides=RELATIONS)
+    for name in ("losses", "weights", "average"):
+        assert np.allclose(one[name], two[name], atol=1e-4), name
+    assert np.ptp(one["losses"]) > 1e-3, "the net must have moved"
 
 
 def test_without_batch_norm_two_processes_and_accumulation_train_the_same_net(tmp_path) -> None:
