@@ -5,8 +5,9 @@ distillation", CVPR 2023, DOI 10.1109/CVPR52729.2023.02325, section 3.2 ("predic
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
 KD itself is Hinton's (arXiv 1503.02531). Low temperatures hear the likely classes, high ones all
-of them. The authors sum over six temperatures; a mean keeps the weight's meaning whatever their
-number. Their released code mixes strong and weak views in it and masks a mean; neither is here.
+of them. The authors' code sums over five (4, 3, 5, 2, 6); a mean keeps the weight's meaning
+whatever their number. It also mixes strong and weak views in the sum and masks a mean; neither is
+here.
 """
 
 from dataclasses import dataclass
@@ -25,4 +26,8 @@ class MultiTemperature:
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
 
     def __call__(self, answers: Answers) -> Tensor:
+        if answers.teacher is None:
+            raise ValueError(
+                "the multi_temperature term needs a teacher's logits, and nobody teaches"
+            )
         return torch.stack([KD(each)(answers) for each in self.temperatures]).mean()

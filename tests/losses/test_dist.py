@@ -41,3 +41,15 @@ def test_a_class_that_never_varies_is_zero_over_nothing() -> None:
     loss = DIST(temperature=1)(Answers(student, torch.eye(C), torch.zeros(B, C)))
     loss.backward()
     assert loss.item() == pytest.approx(2) and student.grad.isfinite().all()
+
+
+def test_the_gradient_does_not_fall_with_the_temperature() -> None:
+    """Why there is no T^2, as in KD: softened ten times more, rho pulls as hard as before."""
+
+    def pull(temperature: float) -> float:
+        given = answers()
+        student = given.student.clone().requires_grad_()
+        DIST(temperature=temperature)(replace(given, student=student)).backward()
+        return student.grad.norm().item()
+
+    assert pull(80) == pytest.approx(pull(8), rel=0.2)
