@@ -1,8 +1,10 @@
 """Files and --set, merged: what is later wins, and every value knows where it came from."""
 
 import itertools
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,6 +247,34 @@ def test_ingredients_of_different_tables_commute() -> None:
     assert len(orders) == 24
     assert all(recipe == recipes[0] for recipe in recipes)
     assert recipes[0] != load("tiny").recipe
+
+
+def test_any_two_ingredients_that_touch_different_keys_commute() -> None:
+    """Of all that are shipped: order matters only where both say something of the same key."""
+    folder = Path(__file__).parents[1] / "recipes/ingredients"
+    said = {path.stem: keys_of(tomllib.loads(path.read_text())) for path in folder.glob("*.toml")}
+    pairs = [(a, b) for a, b in itertools.combinations(sorted(said), 2) if not said[a] & said[b]]
+    assert len(pairs) > 60
+    for a, b in pairs:
+        assert load_or_fault(f"kd+{a}+{b}") == load_or_fault(f"kd+{b}+{a}"), (a, b)
+
+
+def keys_of(tables: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted keys of a file, its lab note aside."""
+    found = set()
+    for name, value in tables.items():
+        if prefix + name != "about":
+            inner = isinstance(value, dict) and value
+            found |= keys_of(value, f"{prefix}{name}.") if inner else {prefix + name}
+    return found
+
+
+def load_or_fault(spec: str) -> object:
+    """The recipe, or its faults: mixing three ways at once is refused in any order."""
+    try:
+        return load(spec).recipe
+    except RecipeError as error:
+        return sorted(error.faults)
 
 
 def test_ingredients_of_one_key_do_not_commute(write: Write) -> None:

@@ -77,6 +77,13 @@ def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
     """
     runs = [opened(run.path) for run in named(recipe)]
     faults = [fault for run in runs for fault in _faults(run, images, split)]
+    if len(runs) > 1:
+        faults += [
+            f"loss.{name} reads a teacher's maps, and {len(runs)} teachers were given, which have "
+            f"none in common; give one --teacher, or type --set loss.{name}=false"
+            for name, term in recipe.loss.terms().items()
+            if "live teacher" in term.needs
+        ]
     if faults:
         raise UserError("\n".join(faults))
     nets = [build.trained(run) for run in runs]

@@ -8,8 +8,8 @@ student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; target
 The squared maximum mean discrepancy between two sets of channels, whose numbers may differ; larger
 maps are pooled to the smaller size. sum_ij (f_i . g_j)^2 is the inner product of the two matrices
 of pixels F^T F, so that L = mean_b || F_s^T F_s / C_s - F_t^T F_t / C_t ||_F^2.
-Memory: normalised maps, and matrices [B, HW, HW]: 40 MiB at batch 128, 161 MiB at 512 for 8x8 maps of
-640 and 256 channels; the matrices of 16x16 maps are 16 times as large.
+Memory: normalised maps, and matrices [B, HW, HW]: 40 MiB at batch 128, 161 MiB at 512 for 8x8 maps
+of 640 and 256 channels; the matrices of 16x16 maps are 16 times as large.
 """
 
 from dataclasses import dataclass

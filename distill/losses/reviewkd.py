@@ -13,8 +13,8 @@ A map of the teacher is met by the student's own and all deeper ones, fused (ABF
 fused maps' channels, the teacher's at most (the paper's is 512 at most). All sizes are the maps'
 own; the larger map is pooled. We compare what the taps are: a WRN's stages before activation, as
 the authors' code does on the teacher's side, and the student's after.
-Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 796 MiB at batch 128, 3.1 GiB
-at 512 for three stages of WRN-28-10.
+Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 796 MiB at batch 128, 3.1
+GiB at 512 for three stages of WRN-28-10.
 """
 
 import torch

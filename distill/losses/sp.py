@@ -8,8 +8,8 @@ student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; target
 Rows of G have norm 1, so that the paper's value falls as 1 / B; "scale_free" is B times it, the
 mean over samples. The batch is the whole global batch. torchdistill's `normalize(G, 1)` takes L1
 norms: 1 stands where p does.
-Memory: F_s and its gradient again, B C H W floats each, and some B x B matrices: 24 MiB at batch 128,
-96 MiB at 512 for 256 channels of 8x8.
+Memory: F_s and its gradient again, B C H W floats each, and some B x B matrices: 24 MiB at batch
+128, 96 MiB at 512 for 256 channels of 8x8.
 """
 
 from dataclasses import dataclass

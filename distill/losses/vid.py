@@ -9,8 +9,8 @@ The teacher's maps under a Gaussian whose mean mu is regressed from the student'
 convolutions (no ReLU at the end: a WRN's sums are negative too) and whose variance is learnt, one a
 channel. alpha is a parameter: mdistiller keeps it in a plain list, where it stays at its initial
 value. L is a log-likelihood and may be negative. The larger map is pooled.
-Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 749 MiB at batch 128, 2.9 GiB
-at 512 for three stages of WRN-28-10.
+Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 749 MiB at batch 128, 2.9
+GiB at 512 for three stages of WRN-28-10.
 """
 
 import math

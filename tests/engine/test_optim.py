@@ -1,10 +1,14 @@
 """The learning rate at the points that define it, and what timm's names mean."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from distill.engine import optim
+from distill.schema import OptimizerName
 
 LR = {"total": 100, "warmup": 10, "peak": 0.4}
 
@@ -35,6 +39,83 @@ def test_linear_and_constant() -> None:
 
 def test_no_warm_up_begins_at_the_peak() -> None:
     assert optim.lr_at(0, total=10, warmup=0, peak=0.1, schedule="cosine") == 0.1
+
+
+def torchs(scheduler, lr: float, steps: int) -> list[float]:  # type: ignore[no-untyped-def]
+    """The learning rates that a scheduler of torch gives."""
+    sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    rates, plan = [], scheduler(sgd)
+    for _ in range(steps):
+        rates.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        plan.step()
+    return rates
+
+
+def ours(schedule: str, total: int, peak: float, **changes: float) -> list[float]:
+    plan = {"total": total, "warmup": 0, "peak": peak, "schedule": schedule} | changes
+    return [optim.lr_at(step, **plan) for step in range(total)]  # type: ignore[arg-type]
+
+
+def test_cosine_is_torch_s() -> None:
+    theirs = torchs(lambda sgd: CosineAnnealingLR(sgd, 40), 0.3, 40)
+    assert ours("cosine", 40, 0.3) == pytest.approx(theirs)
+
+
+def test_step_is_torch_s_in_epochs() -> None:
+    """0.9 every 10 epochs, of 7 steps each."""
+    theirs = torchs(lambda sgd: StepLR(sgd, 70, 0.9), 0.1, 300)
+    assert ours("step", 300, 0.1, steps_per_epoch=7) == pytest.approx(theirs)
+    slower = ours("step", 300, 0.1, steps_per_epoch=7, step_epochs=20, gamma=0.5)
+    assert slower[139:141] == pytest.approx([0.1, 0.05])
+
+
+@pytest.mark.parametrize("total", [20, 47, 1000])
+def test_one_cycle_is_torch_s(total: int) -> None:
+    theirs = torchs(lambda sgd: OneCycleLR(sgd, 0.4, total_steps=total), 0.4, total - 1)
+    assert ours("one_cycle", total, 0.4)[:-1] == pytest.approx(theirs)
+    assert ours("one_cycle", total, 0.4)[-1] == pytest.approx(0.4 / 250_000)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4])
+@pytest.mark.parametrize("schedule", get_args(optim.Schedule))
+def test_any_schedule_has_a_rate_for_any_length(schedule: str, total: int) -> None:
+    rates = ours(schedule, total, 0.4)
+    assert all(0 < rate <= 0.4 for rate in rates)
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_every_optimizer_makes_a_step(name: str) -> None:
+    """Of convolutions, norms and biases, with and without decay of the latter."""
+    torch.manual_seed(0)
+    for decay_norm, groups in ((True, 1), (False, 2)):
+        net = nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5)
+        )
+        made = optim.optimizer(
+            net, name=name, lr=0.01, momentum=0.9, weight_decay=0.01, decay_norm=decay_norm
+        )
+        decayed = {
+            id(p) for group in made.param_groups if group["weight_decay"] for p in group["params"]
+        }
+        free = {id(p) for p in net.parameters() if p.dim() == 1}
+        assert bool(decayed & free) == decay_norm and len(made.param_groups) >= groups
+        before = [p.detach().clone() for p in net.parameters()]
+        for _ in range(3):
+            made.zero_grad()
+            net(torch.rand(6, 3, 4, 4)).square().mean().backward()
+            made.step()
+        assert all(not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+        assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_betas_and_eps_reach_those_that_have_them() -> None:
+    adam = optim.optimizer(
+        small(), name="adam", lr=0.1, momentum=0.9, weight_decay=0, decay_norm=True,
+        betas=(0.8, 0.95), eps=1e-6,
+    )  # fmt: skip
+    assert adam.param_groups[0]["betas"] == (0.8, 0.95) and adam.param_groups[0]["eps"] == 1e-6
+    assert made("adam").param_groups[0]["betas"] == (0.9, 0.999)
 
 
 def small() -> nn.Sequential:
