@@ -11,6 +11,7 @@ from distill.show.tables import fact_lines, recipe_origins, recipe_table
 SHIPPED = recipes.shipped()
 INGREDIENTS = [name for name, path, _ in SHIPPED if path.parent.name == "ingredients"]
 ALONE = [name for name, path, _ in SHIPPED if path.parent.name == "recipes"]
+REPORTS = [name for name, path, _ in SHIPPED if path.parent.name == "reports"]
 
 
 def printed(what: RenderableType, width: int, *, soft_wrap: bool = False) -> list[str]:
@@ -35,8 +36,8 @@ def test_the_listing_fits_and_loses_nothing(width: int) -> None:
 def test_ingredients_stand_under_their_own_heading(width: int) -> None:
     names = [line.split("  ")[0] for line in printed(recipe_table(SHIPPED), width)]
     names = [name for name in names if name and not name.startswith("─")]
-    assert len(ALONE) > 0 and len(INGREDIENTS) > 0
-    assert names == ["recipe", *ALONE, "ingredients", *INGREDIENTS]
+    assert len(ALONE) > 0 and len(INGREDIENTS) > 0 and len(REPORTS) > 0
+    assert names == ["recipe", *ALONE, "ingredients", *INGREDIENTS, "reports", *REPORTS]
 
 
 SPECS = [*ALONE, *(f"tiny+{name}" for name in INGREDIENTS), "kd_cutmix+quickstart"]
