@@ -17,7 +17,7 @@ from distill import recipe as recipes
 from distill import run_folder
 from distill.data import sources
 from distill.data.sources import ImageSet, Progress
-from distill.engine import build, checkpoint, enlist, environment, result, train
+from distill.engine import build, checkpoint, enlist, environment, result, stored, train
 from distill.engine.build import Division
 from distill.engine.evaluate import logits_and_labels, measure, test_split
 from distill.engine.metrics import measures
@@ -135,7 +135,7 @@ def _head(ready: Run) -> Start:
         first_step=training.step,
         teacher=" + ".join(str(run.path) for run in enlist.named(recipe)) or None,
         teacher_top1=teacher_top1,
-        notes=tuple(_notes(split, accel, teacher_top1)),
+        notes=tuple(_notes(recipe, split, accel, teacher_top1)),
     )
 
 
@@ -146,8 +146,12 @@ def _ask(teacher: Frozen, split: Division, accel: Accelerator) -> float:
     return measure(teacher, sources.subset(images, some), accel)["top1"]
 
 
-def _notes(split: Division, accel: Accelerator, teacher_top1: float | None) -> Iterator[str]:
+def _notes(
+    recipe: Recipe, split: Division, accel: Accelerator, teacher_top1: float | None
+) -> Iterator[str]:
     """What the user should know before hours are spent."""
+    if recipe.cache is not None and teacher_top1 is not None:
+        yield _store(recipe, split)
     if split.held_out is None:
         yield "data.holdout = 0: nothing is selected, the last epoch is kept"
         if teacher_top1 is not None:
@@ -156,6 +160,16 @@ def _notes(split: Division, accel: Accelerator, teacher_top1: float | None) -> I
         yield f"the teacher is hardly above chance ({teacher_top1:.1%}): look at its run"
     if accel.device.type == "cpu" and environment.precision_name(accel) != "fp32":
         yield "mixed precision on a CPU is many times slower than fp32 where it is not native"
+
+
+def _store(recipe: Recipe, split: Division) -> str:
+    """Where the teacher's answers are kept, and how large that becomes."""
+    views = (recipe.cache and recipe.cache.views) or recipe.train.epochs
+    n_bytes = views * len(split.train.labels) * split.train.n_classes * stored.BYTES
+    return (
+        f"the teacher's answers are kept in {stored.folder()}, {n_bytes / 1e6:.1f} MB when all "
+        f"{views} views are there; a view that is there is not asked again"
+    )
 
 
 def _finish(ready: Run, start: Start, progress: Progress | None) -> End:

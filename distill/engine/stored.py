@@ -11,6 +11,7 @@ augmentation likewise; a store by sample alone would answer for another crop.
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from distill.data.loader import Loader, View
 from distill.engine.taps import Answer
 from distill.engine.teach import Source
 
+FOLDER = "targets"  # below the cache folder
+BYTES = 2  # of a float16
 FORMAT = 1  # of the files, and of how a sample's draws become pixels: a change empties the store
 
 
@@ -116,7 +119,12 @@ def _wanted(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:
     return (order if mixed else torch.cat([order, view.partners(order)])).cpu().numpy()
 
 
+def folder() -> Path:
+    """Where all answers lie."""
+    return cache.cache_folder() / FOLDER
+
+
 def folder_of(depends: dict[str, Any]) -> str:
     """The folder of answers that depend on exactly this, below the cache folder."""
     canonical = json.dumps(depends, sort_keys=True)
-    return f"targets/{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
+    return f"{FOLDER}/{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"

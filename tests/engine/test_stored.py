@@ -1,5 +1,6 @@
 """Answers kept by view: what is asked, what is read again, and what is not found."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,6 +176,11 @@ def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(teacher, tmp
         train(tmp_path / str(i), *taught, *more)
         for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []])
     ]
+    assert re.search(
+        r"answers are kept in \S+/targets, 0.0 MB when all 1 views are there",
+        runs[0][1][0].notes[0],
+    )
+    assert not any("answers are kept" in note for note in runs[2][1][0].notes)
     first, second, fresh = (folder.weights("student").read_bytes() for folder, _ in runs)
     assert first == second != fresh  # without views = 1 each epoch has a view of its own
     losses = [[e.metrics["loss/kd"] for e in events if isinstance(e, Step)] for _, events in runs]
