@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "run.svg"
 BEGIN, END = "<!-- recipes:begin -->", "<!-- recipes:end -->"
-COLUMNS = ("recipe", "claim", "teacher", "hardware / minutes", "accuracy")
+COLUMNS = ("recipe", "claim", "measured")
+NOT_YET = "not yet run"
 
 
 def recipe_table() -> str:
@@ -34,13 +35,8 @@ def recipe_table() -> str:
 def _cells(name: str, path: Path, about: About) -> tuple[str, ...]:
     kind = "" if path.parent.name == "recipes" else f" ({path.parent.name.removesuffix('s')})"
     linked = f"[`{name}`]({path.relative_to(ROOT).as_posix()}){kind}"
-    return (
-        linked,
-        about.claim,
-        about.teacher,
-        f"{about.hardware} / {about.minutes}",
-        about.accuracy,
-    )
+    measured = f"{about.accuracy}; {about.minutes} minutes, {about.hardware}"
+    return linked, about.claim, "" if about.accuracy == NOT_YET else measured
 
 
 def _line(cells: Iterable[str]) -> str:
