@@ -25,7 +25,7 @@ from distill.run_folder import write_json
 from distill.terms import Losses
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("distill", "students", "teachers", "recipes", "tests", "pyproject.toml")
+ROOMS = ("distill", "students", "teachers", "recipes", "tests", "cli.py", "pyproject.toml")
 GOLDEN = "tests/engine/test_golden.py"
 MADE_OF = {"kd": {"multi_temperature"}}
 FLIPPED = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.USub: ("-", "+")}
@@ -106,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             copy = shutil.copytree if (ROOT / room).is_dir() else shutil.copy
             tree.mkdir(exist_ok=True)
             copy(ROOT / room, tree / room)
+        if before := failed(tree):
+            sys.exit(f"tests fail before any sign is flipped: {', '.join(sorted(before))}")
         for term in given.terms:
             file = tree / f"distill/losses/{term}.py"
             source = file.read_text()

@@ -234,7 +234,8 @@ def test_a_constant_added_to_a_row_of_logits_changes_nothing(name: str) -> None:
     assert torch.isclose(value(made(name), moved), value(made(name), given), rtol=1e-9)
 
 
-def test_the_classes_have_no_order() -> None:
+@pytest.mark.parametrize("name", ON_LOGITS)
+def test_the_classes_have_no_order(name: str) -> None:
     order = torch.randperm(C, generator=torch.Generator().manual_seed(4))
     given = answers()
     pair = Pair(given.pair.own[:, order], given.pair.partner[:, order], given.pair.lam)
@@ -245,5 +246,4 @@ def test_the_classes_have_no_order() -> None:
         targets=given.targets[:, order],
         pair=pair,
     )
-    for name in ON_LOGITS:
-        assert torch.isclose(value(made(name), other), value(made(name), given), rtol=1e-9), name
+    assert torch.isclose(value(made(name), other), value(made(name), given), rtol=1e-9)
