@@ -103,8 +103,8 @@ class Rand(BaseModel):
     """RandAugment, arXiv 1909.13719: some operations of one strength."""
 
     model_config = STRICT
-    ops: Annotated[int, Field(ge=1, le=4)] = 2
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 14
+    ops: Annotated[int, Field(ge=1, le=4)] = 3
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 15
     space: Space = "standard"
 
 

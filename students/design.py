@@ -137,7 +137,8 @@ class Design:
     @property
     def summary(self) -> str:
         """A short name, `ResNet [4, 4, 3] 64-128-256`; designs that differ elsewhere share it."""
-        return f"ResNet {list(self.blocks)} {'-'.join(map(str, self.channels))}"
+        projector = f" + projector {self.projector_width}" if self.projector_width else ""
+        return f"ResNet {list(self.blocks)} {'-'.join(map(str, self.channels))}{projector}"
 
     @property
     def features(self) -> int:

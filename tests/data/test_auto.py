@@ -57,6 +57,11 @@ def test_the_strengths_are_torchvision_s(space: str, reference) -> None:
         assert np.allclose(ours[name], expected, atol=1e-5), name
 
 
+def test_wide_shifts_are_whole_where_they_are_meant_to_be() -> None:
+    shift = auto.strengths("wide", SIZE)["translate_x"]
+    assert np.trunc(shift).tolist() == [32 * step // 30 for step in range(STEPS)]
+
+
 def test_samples_of_one_batch_take_operations_of_their_own() -> None:
     trivial = TrivialAugment("wide")
     drawn = trivial.draw(1, 2, N, SIZE)

@@ -133,3 +133,10 @@ def test_the_same_bits_on_a_gpu() -> None:
         assert torch.equal(
             enhance(PIXELS.cuda(), FACTORS.cuda()).cpu(), enhance(PIXELS, FACTORS)
         ), name
+    jitter = ColourJitter(0.4, 1.5, 0.3, 0.5)
+    drawn = jitter.draw(0, 0, N, SIZE)
+    on_gpu = jitter(PIXELS.cuda(), {name: rows.cuda() for name, rows in drawn.items()})
+    assert torch.equal(on_gpu.cpu(), jitter(PIXELS, drawn))
+    for table in (colour.autocontrast_table, colour.equalize_table):
+        on_gpu = table(colour.histogram(PIXELS.cuda()))
+        assert torch.equal(on_gpu.cpu(), table(colour.histogram(PIXELS)))
