@@ -97,6 +97,23 @@ def test_without_batch_norm_two_processes_and_accumulation_train_the_same_net(tm
     assert np.ptp(one["losses"]) > 1e-3, "the net must have moved"
 
 
+def test_what_the_teacher_told_each_process_is_stored_together(tmp_path) -> None:
+    script = ROOT / "tests" / "engine" / "two_processes.py"
+    kept = []
+    for processes in (1, 2):
+        place = tmp_path / str(processes)
+        sets = "train.batch_size=44", "cache={}"  # the 8 steps are more than one epoch of 7
+        launch(
+            *TORCHRUN, *torchrun_options(processes), script, tmp_path / "out.npz", 1, *sets,
+            UNDERSTUDY_CACHE=str(place),
+        )  # fmt: skip
+        (file,) = place.rglob("view-*.npz")
+        kept.append(np.load(file)["array"])
+    one, two = kept
+    assert np.array_equal(np.isnan(one), np.isnan(two)) and 0.9 < (~np.isnan(one)).mean() < 1
+    assert np.allclose(one, two, atol=1e-3, equal_nan=True)
+
+
 def student(out: Path, teacher: Path, *launcher: object, **variables: str) -> list[float]:
     """The whole program over a launcher; the losses of its steps."""
     options = ["--recipe", "tiny+cutmix+ema", "--teacher", teacher, "--out", out]
