@@ -102,7 +102,11 @@ def test_what_the_teacher_told_each_process_is_stored_together(tmp_path) -> None
     kept = []
     for processes in (1, 2):
         place = tmp_path / str(processes)
-        sets = "train.batch_size=44", "cache={}"  # the 8 steps are more than one epoch of 7
+        sets = (
+            "train.epochs=2",
+            "train.batch_size=44",
+            "cache={}",
+        )  # the 8 steps are more than one epoch of 7
         launch(
             *TORCHRUN, *torchrun_options(processes), script, tmp_path / "out.npz", 1, *sets,
             UNDERSTUDY_CACHE=str(place),
