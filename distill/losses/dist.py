@@ -9,7 +9,7 @@ student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
 A match of relations, not of values: scaling or shifting a row of Y_s changes nothing in inter.
 `intra` compares the samples of the whole global batch. No factor T^2, which KD needs because its
 gradient falls with T^2: rho has no scale to lose. (The authors' released file has none either,
-mmrazor and torchdistill have it.) In float32, with 1e-6 beside the norms: 1e-8, as released, is
+mmrazor and torchdistill have it.) In float32, with norms of 1e-6 at least: 1e-8, as released, is
 nothing in half precision, and a constant column would be 0 / 0.
 """
 
@@ -47,5 +47,5 @@ class DIST:
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, of each row of [M, N] with its fellow: [M], in -1..1; 0 for a constant row."""
     a, b = (rows - rows.mean(dim=-1, keepdim=True) for rows in (a, b))
-    norms = (a.square().sum(-1) + EPS**2).sqrt() * (b.square().sum(-1) + EPS**2).sqrt()
-    return (a * b).sum(-1) / norms
+    lengths = [rows.square().sum(-1).clamp_min(EPS**2).sqrt() for rows in (a, b)]
+    return (a * b).sum(-1) / (lengths[0] * lengths[1])
