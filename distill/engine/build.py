@@ -18,6 +18,7 @@ from distill.data.loader import Loader, Slice
 from distill.data.pipeline import Calendar, Operation, Pipeline
 from distill.data.sources import ImageSet
 from distill.engine import checkpoint, optim
+from distill.engine.reuse import reuse_classifier
 from distill.engine.stored import Stored
 from distill.engine.taps import Tapped, shapes, tap_points
 from distill.engine.teach import Frozen, Live, Taught, Teach, nobody
@@ -201,8 +202,7 @@ def trained(run: RunFolder) -> nn.Module:
 def objective(recipe: Recipe, **facts: Any) -> Objective:
     """One loss a term, its arguments the term's own keys and those of `facts` that it takes.
 
-    `student_shapes`, `teacher_shapes`: of the maps asked for; `labels` [N]: of the
-    training part.
+    `student_shapes`, `teacher_shapes`: of the maps asked for; `labels` [N]: of the training part.
     """
     return Objective(
         {name: _weighted(name, term, facts) for name, term in recipe.loss.terms().items()}
@@ -311,32 +311,6 @@ def teach(recipe: Recipe, live: Live | None, depends: dict[str, str]) -> Teach:
     if recipe.cache is None:
         return Taught(live)
     return Taught(Stored(live, live.loader, live.accelerator, depends))
-
-
-def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
-    """SimKD: the teacher's linear layer becomes the student's, and is not trained.
-
-    Chen et al., CVPR 2022, arXiv 2203.14001. Raises UserError where it does not fit.
-    """
-    ours, theirs = student.get_submodule("head"), classifier(teacher)
-    if not isinstance(ours, nn.Linear) or not isinstance(theirs, nn.Linear):
-        raise UserError("loss.simkd reuses a linear classifier, and this teacher has none")
-    if ours.weight.shape != theirs.weight.shape:
-        width = theirs.in_features
-        raise UserError(
-            f"loss.simkd reuses the teacher's classifier, which reads {width} features; the "
-            f"student's reads {ours.in_features}.\n"
-            f"Type --set student.projector_width={width} --set student.pool=global."
-        )
-    ours.load_state_dict(theirs.state_dict())
-    ours.requires_grad_(False)
-
-
-def classifier(teacher: nn.Module) -> nn.Module | None:
-    """The layer that gives the logits."""
-    inner: Any = getattr(teacher, "net", teacher)  # timm's networks, inside ours, know their own
-    found = inner.get_classifier() if hasattr(inner, "get_classifier") else inner.head
-    return found if isinstance(found, nn.Module) else None
 
 
 def training(

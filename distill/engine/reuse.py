@@ -1,0 +1,37 @@
+"""SimKD: a student on top of which the teacher's classifier sits.
+
+Chen et al., CVPR 2022, arXiv 2203.14001. What carries the student's maps to it is the student's own
+(`students/resnet.py`, the projector); what is learnt is `distill/losses/simkd.py`.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from distill.errors import UserError
+
+
+def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
+    """The teacher's linear layer becomes the student's, and is not trained.
+
+    Raises UserError where it does not fit.
+    """
+    ours, theirs = student.get_submodule("head"), _classifier(teacher)
+    if not isinstance(ours, nn.Linear) or not isinstance(theirs, nn.Linear):
+        raise UserError("loss.simkd reuses a linear classifier, and this teacher has none")
+    if ours.weight.shape != theirs.weight.shape:
+        width = theirs.in_features
+        raise UserError(
+            f"loss.simkd reuses the teacher's classifier, which reads {width} features; the "
+            f"student's reads {ours.in_features}.\n"
+            f"Type --set student.projector_width={width} --set student.pool=global."
+        )
+    ours.load_state_dict(theirs.state_dict())
+    ours.requires_grad_(False)
+
+
+def _classifier(teacher: nn.Module) -> nn.Module | None:
+    """The layer that gives the logits."""
+    inner: Any = getattr(teacher, "net", teacher)  # timm's networks, inside ours, know their own
+    found = inner.get_classifier() if hasattr(inner, "get_classifier") else inner.head
+    return found if isinstance(found, nn.Module) else None
