@@ -111,7 +111,7 @@ class CRD(nn.Module):
         before, within = self.before[label, None], self.within[label, None]
         n_others = len(self.labels) - within
         uniform = torch.rand(len(samples), self.negatives, device=samples.device)
-        place = (uniform * n_others).long().clamp_max(n_others - 1)
+        place = (uniform * n_others).long() % n_others  # a product may round up to n_others
         return self.by_class[torch.where(place < before, place, place + within)]
 
     def _contrast(self, anchors: Tensor, bank: Tensor, z: Tensor, chosen: Tensor) -> Tensor:

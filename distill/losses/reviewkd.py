@@ -43,10 +43,10 @@ class ReviewKD(nn.Module):
     ) -> None:
         super().__init__()
         self.student_taps, self.teacher_taps = student_taps, teacher_taps
-        deepest = len(student_taps) - 1
+        *_, deepest = student_taps
         self.fusions = nn.ModuleList(
-            Fusion(student_shapes[a][0], width, teacher_shapes[b][0], joins=level < deepest)
-            for level, (a, b) in enumerate(zip(student_taps, teacher_taps, strict=True))
+            Fusion(student_shapes[a][0], width, teacher_shapes[b][0], joins=a != deepest)
+            for a, b in zip(student_taps, teacher_taps, strict=True)
         )
 
     def forward(self, answers: Answers) -> Tensor:

@@ -45,7 +45,7 @@ class VID(nn.Module):
         theirs = [teacher_shapes[tap][0] for tap in teacher_taps]
         ours = [student_shapes[tap][0] for tap in student_taps]
         self.means = nn.ModuleList(_regressor(a, b) for a, b in zip(ours, theirs, strict=True))
-        alpha = math.log(math.expm1(INITIAL_VARIANCE - EPS))
+        alpha = math.log(math.expm1(INITIAL_VARIANCE))
         self.alphas = nn.ParameterList(torch.full((width,), alpha) for width in theirs)
 
     def forward(self, answers: Answers) -> Tensor:

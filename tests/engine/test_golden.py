@@ -55,7 +55,7 @@ def measured(name: str, teacher: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", Losses.model_fields)
 def test_golden_losses_of_every_term(name: str, teacher: Path) -> None:
-    assert measured(name, teacher) == pytest.approx(GOLDEN[name], rel=2e-3)
+    assert measured(name, teacher) == pytest.approx(GOLDEN[name], rel=1e-4)
 
 
 def test_every_term_has_its_numbers() -> None:

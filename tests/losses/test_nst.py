@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from distill.losses.nst import NST
+from distill.losses.objective import Answers
+from docs.methods import Held
 from tests.losses.answers import B, answers
+
+FEW_PIXELS, MANY_PIXELS = "stages.2", "stages.0"  # 4 for 13 channels, 64 for 7
 
 
 def kernel_mean(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -15,14 +19,55 @@ def kernel_mean(a: torch.Tensor, b: torch.Tensor) -> float:
     return sum(float(x @ y) ** 2 for x in f for y in g) / (len(f) * len(g))
 
 
-def test_equals_the_mmd_written_out() -> None:
+@pytest.mark.parametrize("tap", [FEW_PIXELS, MANY_PIXELS])
+def test_equals_the_mmd_written_out(tap: str) -> None:
     given = answers()
-    ours, theirs = given.student_taps["stages.2"], given.teacher_taps["stages.2"]
+    ours, theirs = given.student_taps[tap], given.teacher_taps[tap]
     total = sum(
         kernel_mean(s, s) + kernel_mean(t, t) - 2 * kernel_mean(s, t)
         for s, t in zip(ours, theirs, strict=True)
     )
-    assert NST()(given).item() == pytest.approx(total / B, rel=1e-9)
+    assert NST(tap, tap)(given).item() == pytest.approx(total / B, rel=1e-9)
+
+
+def test_the_gradient_on_many_pixels() -> None:
+    given, term = answers(batch=2), NST(MANY_PIXELS, MANY_PIXELS)
+    maps = given.student_taps[MANY_PIXELS].clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda ours: term(replace(given, student_taps={MANY_PIXELS: ours})), maps
+    )
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_agreement_on_many_pixels_is_zero_and_finite(scale: float) -> None:
+    given = answers(dtype=torch.float32)
+    maps = scale * given.teacher_taps[MANY_PIXELS]
+    ours = maps.clone().requires_grad_()
+    same = replace(given, student_taps={MANY_PIXELS: ours}, teacher_taps={MANY_PIXELS: maps})
+    value = NST(MANY_PIXELS, MANY_PIXELS)(same)
+    value.backward()
+    assert value.abs() < 1e-6 and ours.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("side", "channels"), [(32, 8), (4, 128)])
+def test_memory_stays_near_the_maps(side: int, channels: int) -> None:
+    """The other form's one matrix, of all pixels or of all channels, is 128 or 16 times a map."""
+    ours, theirs = (torch.empty(2, channels, side, side, device="meta") for _ in range(2))
+    logits, ours = torch.empty(2, 1), ours.requires_grad_()
+    held = Held()
+    held.ignore([ours, theirs])
+    with held:
+        tap = "maps"
+        NST(tap, tap)(Answers(logits, logits, None, {tap: ours}, {tap: theirs})).backward()
+    print(held.peak / ours.nbytes)
+    assert held.peak < 12 * ours.nbytes
+
+
+def test_bfloat16_maps_are_compared_in_float32() -> None:
+    rough = answers(dtype=torch.bfloat16)
+    fine = replace(rough, student_taps={k: v.float() for k, v in rough.student_taps.items()})
+    for tap in (FEW_PIXELS, MANY_PIXELS):
+        assert torch.equal(NST(tap, tap)(rough), NST(tap, tap)(fine))
 
 
 def test_channels_have_no_order_and_no_size() -> None:
