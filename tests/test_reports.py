@@ -41,6 +41,43 @@ def test_a_recipe_is_the_network_that_its_report_counts(name: str) -> None:
         )
 
 
+def test_the_training_is_that_of_the_report() -> None:
+    """Optimizer, peak, momentum, decay, schedule, batch, epochs, share held out."""
+    trained = {}
+    for name in SYSTEMS:
+        recipe = recipes.load(name).recipe
+        made, loop = recipe.optim, recipe.train
+        trained[name] = (
+            made.name, made.lr, made.momentum, made.weight_decay, made.schedule,
+            loop.batch_size, loop.epochs, recipe.data.holdout,
+        )  # fmt: skip
+    of_2023 = ("momentum", 0.1, 0.0, 0.0, "cosine", 128, 200, 0.1)
+    assert trained == {
+        "nyu2022_2111": ("adam", 0.001, 0.9, 0.0, "constant", 128, 20, 0.2),
+        "nyu2022_n3_b2_c85": ("adam", 0.001, 0.9, 0.0, "step", 64, 500, 0.0),
+    } | {name: of_2023 for name in SYSTEMS if name.startswith("nyu2023")}
+    stepped = recipes.load("nyu2022_n3_b2_c85").recipe.optim
+    assert (stepped.step_epochs, stepped.gamma) == (10, 0.9)
+
+
+def test_the_images_are_changed_as_in_the_report() -> None:
+    changed = {
+        name: recipes.load(name).recipe.augment.model_dump(exclude_defaults=True)
+        for name in SYSTEMS
+    }
+    plain = {"crop": {}, "flip": {}}  # by their defaults: 4 pixels, one in two
+    wide = {
+        "affine": {"scale": (0.8, 1.2), "shear": 10.0},
+        "rotate": {"degrees": 10.0},
+        "jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
+    }
+    turned = {"rotate": {"degrees": 20.0}}
+    assert changed == {
+        "nyu2022_2111": plain,
+        "nyu2022_n3_b2_c85": plain | wide,
+    } | {name: plain | turned for name in SYSTEMS if name.startswith("nyu2023")}
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("epochs", [1, 3, 1000])
 def test_it_runs_for_any_number_of_epochs(name: str, epochs: int) -> None:

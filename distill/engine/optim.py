@@ -7,6 +7,8 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from distill.errors import UserError
+
 Schedule = Literal["cosine", "linear", "constant", "step", "one_cycle"]
 
 # torch's OneCycleLR by its defaults: the share of the training that rises, and the first and last
@@ -27,13 +29,16 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """timm's optimizer `name`: its `sgd` is Nesterov's, its `momentum` is plain.
 
-    `momentum` is that of sgd, momentum, rmsprop, lars and muon; `betas` and `eps` are those of the
-    Adam family, lion and lamb, timm's own where they are None; what an optimizer has no use for is
-    not read. adam's decay is added to the gradient (L2), adamw's and nadam's is decoupled. muon
-    (Jordan, 2024) takes matrices and convolutions, flattened to matrices, and AdamW the rest.
-    `decay_norm=False` leaves norms and biases undecayed; for small nets with SGD, decaying them
-    helps.
+    `momentum` is read by sgd, momentum, rmsprop, lars and muon; `betas` by the Adam family, lion
+    and lamb; `eps` by all but sgd, momentum and lion; timm's own hold where they are None, and what
+    an optimizer has no use for is not read. The decay is decoupled in adamw, nadamw, lion, muon,
+    adan and adafactor; elsewhere, in nadam too, it is added to the gradient (L2). muon (Jordan,
+    2024) takes kernels, flattened to [outputs, inputs * k * k], and the linear layer, with plain
+    momentum and steps of AdamW's size (arXiv 2502.16982); AdamW takes norms, biases and all that
+    has fewer than 4 rows. `decay_norm=False` leaves norms and biases undecayed; for small nets with
+    SGD, decaying them helps. Raises UserError where momentum or betas cannot be those of `name`.
     """
+    _check(name, momentum, betas)
     given: dict[str, Any] = {"betas": betas, "eps": eps}
     return create_optimizer_v2(
         net,
@@ -44,6 +49,19 @@ def optimizer(
         filter_bias_and_bn=not decay_norm,
         **{key: value for key, value in given.items() if value is not None},
     )
+
+
+def _check(name: str, momentum: float, betas: tuple[float, float] | None) -> None:
+    if name == "sgd" and momentum == 0:
+        raise UserError(
+            "optim.momentum = 0 does not go with sgd, which is Nesterov's and needs one.\n"
+            "Type --set optim.name=momentum: without momentum it is plain gradient descent."
+        )
+    if name == "adan" and betas is not None:
+        raise UserError(
+            f"optim.betas = {list(betas)} are two, and adan has three of its own.\n"
+            "Leave optim.betas out, or take another optimizer: --set optim.name=adamw."
+        )
 
 
 def lr_at(

@@ -6,7 +6,8 @@ classifier", CVPR 2022, arXiv 2203.14001, eq. 3.
 student: its projected last map P(F_s) [B, C_t, H, W]; teacher: its last map F_t [B, C_t, h, w], as
 it is pooled; targets: not read, nor are logits.
 The projector P (1x1, 3x3, 1x1) and the teacher's classifier on its pooled output are part of the
-student that is deployed, and count as its parameters. The larger map is pooled, as in the paper.
+student that is deployed, and count as its parameters. The larger map is pooled, as in the paper; a
+student's after its projector, where the authors' code pools before: here P is the student's own.
 Memory: the gradient, B C_t H W floats: 20 MiB at batch 128, 80 MiB at 512 for 640 channels of 8x8.
 """
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from distill.engine import optim
+from distill.errors import UserError
 from distill.schema import OptimizerName
 
 LR = {"total": 100, "warmup": 10, "peak": 0.4}
@@ -126,6 +127,54 @@ def made(name: str, decay_norm: bool = True) -> torch.optim.Optimizer:
     return optim.optimizer(
         small(), name=name, lr=0.1, momentum=0.9, weight_decay=5e-4, decay_norm=decay_norm
     )
+
+
+def test_which_decay_is_decoupled() -> None:
+    """Without a gradient, (1 - lr * decay) a step: nothing of it passes through the optimizer."""
+    lr, decay, steps = 0.02, 0.05, 20
+    decoupled = set()
+    for name in get_args(OptimizerName):
+        layer = nn.Linear(4, 4, bias=False)
+        nn.init.ones_(layer.weight)
+        made = optim.optimizer(
+            layer, name=name, lr=lr, momentum=0.9, weight_decay=decay, decay_norm=True
+        )
+        layer.weight.grad = torch.zeros(4, 4)
+        for _ in range(steps):
+            made.step()
+        if layer.weight[0, 0].item() == pytest.approx((1 - lr * decay) ** steps, rel=1e-4):
+            decoupled.add(name)
+    assert decoupled == {"adamw", "nadamw", "lion", "muon", "adan", "adafactor"}
+
+
+def test_muon_takes_kernels_as_matrices_and_leaves_norms_and_biases_to_adamw() -> None:
+    """A step of a kernel [8, 4, 3, 3] is lr * 0.2 * sqrt(36) times a near-orthogonal [8, 36]."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5))
+    muon = optim.optimizer(
+        net, name="muon", lr=0.01, momentum=0.9, weight_decay=0.0, decay_norm=True
+    )
+    before = net[0].weight.detach().clone()
+    net(torch.rand(6, 4, 4, 4)).square().mean().backward()
+    muon.step()
+    moved = (before - net[0].weight.detach()).flatten(1) / (0.01 * 0.2 * 6)
+    assert torch.linalg.svdvals(moved).tolist() == pytest.approx([1.0] * 8, abs=0.35)
+    by_adamw = {id(p) for p, state in muon.state.items() if "exp_avg_sq" in state}
+    assert by_adamw == {id(p) for p in net.parameters() if p.dim() == 1}
+
+
+def test_what_cannot_be_an_optimizers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"momentum = 0 does not go with sgd.*\n.*name=momentum"):
+        optim.optimizer(small(), name="sgd", lr=1, momentum=0, weight_decay=0, decay_norm=True)
+    with pytest.raises(UserError, match=r"betas = \[0.9, 0.99\] are two, and adan has three"):
+        optim.optimizer(
+            small(), name="adan", lr=1, momentum=0.9, weight_decay=0, decay_norm=True,
+            betas=(0.9, 0.99),
+        )  # fmt: skip
+    plain = optim.optimizer(
+        small(), name="momentum", lr=1, momentum=0, weight_decay=0, decay_norm=True
+    )
+    assert plain.param_groups[0]["momentum"] == 0
 
 
 def test_sgd_is_nesterovs_and_momentum_is_plain() -> None:

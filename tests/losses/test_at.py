@@ -41,6 +41,18 @@ def test_equals_the_papers_norm_written_out() -> None:
     assert AT(ONE, ONE, "paper")(answers()).item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_the_papers_norm_has_a_gradient_where_maps_agree(scale: float) -> None:
+    """A root's at 0 is infinite."""
+    given = answers(dtype=torch.float32)
+    maps = scale * given.teacher_taps["stages.1"]
+    ours = maps.clone().requires_grad_()
+    same = replace(given, student_taps={"stages.1": ours}, teacher_taps={"stages.1": maps})
+    value = AT(ONE, ONE, "paper")(same)
+    value.backward()
+    assert value < 1e-6 and ours.grad.isfinite().all()
+
+
 def test_maps_add_up() -> None:
     both = AT(("stages.0", "stages.1"), ("stages.0", "stages.1"))(answers())
     apart = (AT((tap,), (tap,))(answers()) for tap in ("stages.0", "stages.1"))
