@@ -156,6 +156,16 @@ def areas_are_spans(augment: Augment) -> Iterator[Fault]:
             yield Fault(f"augment.{key}", span, "is out of order; allowed: the smaller first")
 
 
+def optimizer_takes_its_arguments(optim: Optim) -> Iterator[Fault]:
+    """Nesterov's momentum is one above 0, and Adan's betas are three."""
+    if optim.name == "sgd" and optim.momentum == 0:
+        problem = "does not go with sgd, which is Nesterov's; type --set optim.name=momentum"
+        yield Fault("optim.momentum", optim.momentum, problem)
+    if optim.name == "adan" and optim.betas is not None:
+        problem = "are two, and adan has three of its own; take them out, or another optimizer"
+        yield Fault("optim.betas", list(optim.betas), problem)
+
+
 def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
     """The learning rate reaches its peak before training ends."""
     if optim.warmup_epochs >= train.epochs:
@@ -198,6 +208,7 @@ RULES: tuple[Rule, ...] = (
     known_network,
     something_is_learnt,
     terms_have_time,
+    optimizer_takes_its_arguments,
     warmup_ends,
     legal_design,
     student_taps_exist,

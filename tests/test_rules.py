@@ -104,6 +104,18 @@ def test_spans_go_up() -> None:
     ]
 
 
+def test_an_optimizer_is_given_what_it_takes() -> None:
+    assert faults("kd", "optim.momentum=0") == [
+        "optim.momentum = 0.0 (--set) does not go with sgd, which is Nesterov's; "
+        "type --set optim.name=momentum"
+    ]
+    load("kd", ["optim.momentum=0", "optim.name=momentum"])
+    assert faults("kd", "optim.name=adan", "optim.betas=[0.9, 0.99]") == [
+        "optim.betas = [0.9, 0.99] (--set) are two, and adan has three of its own; "
+        "take them out, or another optimizer"
+    ]
+
+
 def test_all_conflicts_at_once() -> None:
     lines = faults("kd_cutmix", DKD, AT, "cache.views=3", 'loss.at.student_taps=["head"]')
     assert len(lines) == 4
@@ -119,7 +131,7 @@ def test_taps_are_read_off_the_tables() -> None:
 
 
 def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 13
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 14
     assert all(rule.__doc__ for rule in RULES)
 
 
