@@ -111,7 +111,7 @@ def test_a_faulty_key_is_one_line(override: str, line: str) -> None:
         ("loss.kd.weight", "-1", "0"),
         ("loss.kd.temperature", "0", "0.5"),
         ("optim.lr", "0", "1e-6"),
-        ("optim.momentum", "1", "0"),
+        ("optim.momentum", "1", "0.5"),
         ("optim.weight_decay", "-1e-4", "0"),
         ("optim.warmup_epochs", "-1", "0.5"),
         ("optim.clip", "0", "1"),
