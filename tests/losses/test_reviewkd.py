@@ -1,5 +1,7 @@
 """Knowledge review: the hierarchical distance, the fusion, the order of the maps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -60,3 +62,11 @@ def test_the_deepest_has_nothing_to_join() -> None:
     assert [fusion.attention is None for fusion in term.fusions] == [False, False, False, True]
     one = ReviewKD(("stages.0",), ("stages.0",), **shapes)
     assert one.fusions[0].attention is None
+
+
+def test_a_larger_map_of_the_teacher_is_pooled() -> None:
+    tap, given = ("stages.1",), answers()
+    term = ReviewKD(tap, tap, 3, student_shapes=STUDENT, teacher_shapes=TEACHER).double()
+    large = torch.randn(6, TEACHER["stages.1"][0], 8, 8, dtype=torch.float64)
+    whole, small = (replace(given, teacher_taps={"stages.1": t}) for t in (large, pool(large, 4)))
+    assert torch.isclose(term(whole), term(small), rtol=1e-9)

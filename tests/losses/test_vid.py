@@ -1,6 +1,7 @@
 """VID against the likelihood written out; its variances are learnt."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,3 +53,12 @@ def test_it_may_be_negative() -> None:
 def test_the_mean_can_be_negative() -> None:
     for regressor in made().means:
         assert isinstance(regressor[-1], nn.Conv2d) and len(regressor) == 5
+
+
+def test_a_larger_map_of_the_teacher_is_pooled() -> None:
+    term, given = made(), answers()
+    large = {tap: torch.randn(6, TEACHER[tap][0], 16, 16, dtype=torch.float64) for tap in TAPS}
+    pooled = {"stages.0": nn.functional.avg_pool2d(large["stages.0"], 2)}
+    pooled["stages.1"] = nn.functional.avg_pool2d(large["stages.1"], 4)
+    whole, small = (replace(given, teacher_taps=taps) for taps in (large, pooled))
+    assert torch.isclose(term(whole), term(small), rtol=1e-9)
