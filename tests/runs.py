@@ -8,6 +8,7 @@ from distill.data import sources
 from distill.data.images import ImageSet
 from distill.engine import build, enlist
 from distill.engine.run import Request, run
+from distill.engine.teach import Frozen
 from distill.engine.train import Training
 from distill.events import Event
 from distill.run_folder import Role, RunFolder
@@ -24,12 +25,14 @@ def train(
     return RunFolder(out), list(run(request))
 
 
-def prepared(*overrides: str, recipe: str = "tiny", role: Role = "student") -> Training:
-    """A run at step 0, with its teacher, never to be saved: for tests of some steps."""
+def prepared(
+    *overrides: str, recipe: str = "tiny", role: Role = "student", teacher: Frozen | None = None
+) -> Training:
+    """A run at step 0, with its teacher or this one, never to be saved: for tests of some steps."""
     resolved = recipes.load(recipe, overrides).recipe
     images = drawn()
     split = build.divide(resolved, images)
-    teacher = enlist.teacher(resolved, images, split)
+    teacher = teacher or enlist.teacher(resolved, images, split)
     accelerator = build.accelerator(resolved)
     nowhere = RunFolder(Path("unused"))
     return build.training(resolved, role, split, teacher, nowhere, accelerator, {})
