@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="The images.")
 app.add_typer(data_app, name="data")
+cache_app = typer.Typer(no_args_is_help=True, help="The teachers' answers that are stored.")
+app.add_typer(cache_app, name="cache")
 
 RecipeOption = Annotated[
     str, typer.Option("--recipe", "-r", help="A name, a path ending in .toml, or a+b+c.")
@@ -57,6 +59,9 @@ ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, if any.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+KeysArgument = Annotated[
+    list[str], typer.Argument(metavar="KEY…", help="Beginnings of keys, as `cache info` says them.")
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -184,6 +189,57 @@ def info(
     _print(facts, as_json)
     if facts["faults"]:
         raise UserError("\n".join(facts["faults"]))
+
+
+@cache_app.command("info")
+def cache_info(as_json: JsonOption = False) -> None:
+    """List what is stored: whose answers, to how many views, how large."""
+    from distill.engine import store
+    from distill.show.tables import stock_table
+
+    rows = store.listed()
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        _stdout().print(stock_table(rows, store.folder()))
+
+
+@cache_app.command("verify")
+def cache_verify(keys: KeysArgument = []) -> None:
+    """Read every stored file, and ask the teacher again for some answers where it still is."""
+    from distill.engine import store
+
+    chosen = store.named(keys) if keys else store.stocks()
+    from distill.engine.recheck import verify
+
+    verdicts = {stock.key: verify(stock) for stock in chosen}
+    for key, verdict in verdicts.items():
+        typer.echo(f"{key[:12]}  {verdict}")
+    bad = [key[:12] for key, verdict in verdicts.items() if not verdict.is_sound]
+    if bad:
+        typer.echo(
+            f"To have them asked again, type python cli.py cache drop {' '.join(bad)}", err=True
+        )
+        raise typer.Exit(1)
+
+
+@cache_app.command("drop")
+def cache_drop(
+    keys: KeysArgument = [],
+    every: Annotated[bool, typer.Option("--all", help="All that is stored.")] = False,
+) -> None:
+    """Delete stored answers; the next run that wants them asks its teacher."""
+    from distill.engine import store
+
+    if bool(keys) == every:
+        raise UserError(
+            "name what to drop, KEY… as `python cli.py cache info` lists them, or --all"
+        )
+    chosen = store.stocks() if every else store.named(keys)
+    freed = sum(stock.n_bytes for stock in chosen)
+    for stock in chosen:
+        store.drop(stock)
+    typer.echo(f"{len(chosen)} dropped, {freed / 1e6:.1f} MB freed")
 
 
 def _resolve(

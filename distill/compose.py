@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("recipes", "recipes/ingredients", "recipes/reports")  # where a bare name is looked up
 LIST_THEM = "`python cli.py recipes` lists them"
 OVERRIDE = "--set"
-RIVALS = {"student.width": "channels", "student.channels": "width"}
+RIVALS = {
+    "student.width": "channels",
+    "student.channels": "width",
+    "train.epochs": "minutes",
+    "train.minutes": "epochs",
+}
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 

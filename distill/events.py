@@ -53,6 +53,7 @@ class Start:
     epochs: int
     steps_per_epoch: int
     first_step: int  # 0, or where a resumed run goes on
+    total_steps: int | None = None  # where the last epoch is broken off: train.minutes
     teacher: str | None = None  # run folder(s) of the teacher
     teacher_top1: float | None = None  # on the held-out images, 0..1
     notes: tuple[str, ...] = ()  # what the user should know before hours are spent

@@ -98,7 +98,10 @@ def _known_key(location: Sequence[int | str]) -> str:
 
 
 def _value_problem(key: str, value: object, kinds: set[str]) -> str:
-    if all(kind.endswith("_type") for kind in kinds):
+    # A choice of words has no type of its own: what is no word is of the wrong one.
+    if all(
+        k.endswith("_type") or (not isinstance(value, str) and k == "literal_error") for k in kinds
+    ):
         return f"is {_kind(value)}; allowed: {allowed(key)}"
     if isinstance(value, str):
         near = get_close_matches(value, _choices(_schema(key)), n=1)

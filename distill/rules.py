@@ -166,9 +166,19 @@ def optimizer_takes_its_arguments(optim: Optim) -> Iterator[Fault]:
         yield Fault("optim.betas", list(optim.betas), problem)
 
 
+def epochs_or_minutes(train: Train) -> Iterator[Fault]:
+    """One of them says how long."""
+    if train.epochs is None and train.minutes is None:
+        problem = "is missing; allowed: a whole number (at least 1), or train.minutes instead"
+        yield Fault("train.epochs", None, problem)
+    if train.epochs is not None and train.minutes is not None:
+        problem = f"and train.epochs = {train.epochs} exclude each other; give one of them"
+        yield Fault("train.minutes", train.minutes, problem)
+
+
 def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
     """The learning rate reaches its peak before training ends."""
-    if optim.warmup_epochs >= train.epochs:
+    if train.epochs is not None and optim.warmup_epochs >= train.epochs:
         problem = f"does not end before train.epochs = {train.epochs}; allowed: less than that"
         yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
 
@@ -209,6 +219,7 @@ RULES: tuple[Rule, ...] = (
     something_is_learnt,
     terms_have_time,
     optimizer_takes_its_arguments,
+    epochs_or_minutes,
     warmup_ends,
     legal_design,
     student_taps_exist,

@@ -243,11 +243,12 @@ class Train(BaseModel):
     """How long, in what portions, how precisely."""
 
     model_config = STRICT
-    epochs: Count
+    epochs: Count | None = None  # either this or minutes
+    minutes: Positive | None = None  # of training: the first steps say how many fit
     batch_size: Count = 512  # of one optimizer step, over all processes and accumulation
     seed: Seed = 0  # initial weights and dropout
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"  # on a GPU, where a measured step is faster by it
     accumulate: Count = 1
     log_every: Count = 50  # steps
     save_every: Count = 1  # epochs

@@ -3,7 +3,8 @@
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -11,9 +12,11 @@ from distill.errors import UserError
 from students.design import IMAGE_CHANNELS, Design
 from students.normalize import Normalize
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
+# In place where that can be: what comes in is a norm's output or a fresh sum, which nobody else
+# reads and no gradient needs.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "leaky_relu": partial(nn.LeakyReLU, inplace=True),
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
 }
@@ -112,7 +115,6 @@ class Block(nn.Module):
                 nn.BatchNorm2d(outputs),
             ]
         self.residual = nn.Sequential(*layers)
-        # Never in place: a tapped map must not change after it was read.
         self.activation = ACTIVATIONS[activation]()
 
     @property
@@ -180,7 +182,9 @@ def _projector(design: Design) -> nn.Sequential:
             (inner, inner, 3),
             (inner, design.projector_width, 1),
         ):
-            projector.extend([_conv(inputs, outputs, kernel), nn.BatchNorm2d(outputs), nn.ReLU()])
+            projector.extend(
+                [_conv(inputs, outputs, kernel), nn.BatchNorm2d(outputs), ACTIVATIONS["relu"]()]
+            )
     return projector
 
 

@@ -78,9 +78,10 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        active = F.relu(self.norm1(maps))
+        # In place: a norm's output is read by nobody else, and no gradient needs it.
+        active = F.relu(self.norm1(maps), inplace=True)
         skip = maps if self.skip is None else self.skip(active)
-        hidden = F.relu(self.norm2(self.conv1(active)))
+        hidden = F.relu(self.norm2(self.conv1(active)), inplace=True)
         out: Tensor = skip + self.conv2(self.dropout(hidden))
         return out
 

@@ -64,7 +64,10 @@ def test_five_faults_at_once_are_five_lines() -> None:
         ("data.source=[]", "data.source = [] (--set) is a list; allowed: text"),
         ("data.source={}", "data.source = {} (--set) is a table; allowed: text"),
         ("data.source=2026-01-01", "data.source = 2026-01-01 (--set) is a date; allowed: text"),
-        ("train.compile=1", "train.compile = 1 (--set) is a whole number; allowed: true or false"),
+        (
+            "train.compile=1",
+            'train.compile = 1 (--set) is a whole number; allowed: true or false or "auto"',
+        ),
         (
             "teacher.runs=[1]",
             "teacher.runs = [1] (--set) is a list; allowed: a list, each text",
@@ -144,7 +147,7 @@ def test_what_is_missing_is_named() -> None:
         loads("[loss.hard]\n[student]\nblocks = 1", "a.toml")
     assert sorted(error.value.faults) == [
         "student.stages is missing; allowed: a whole number (at least 1)",
-        "train.epochs is missing; allowed: a whole number (at least 1)",
+        "train.epochs is missing; allowed: a whole number (at least 1), or train.minutes instead",
     ]
 
 
@@ -238,7 +241,7 @@ def test_a_key_in_quotes_with_a_dot_is_named() -> None:
 
 
 def test_parts_that_cannot_be_read_leave_nothing_missing() -> None:
-    assert check({}, whole=False) == (None, [])
+    assert check({}, whole=False)[1] == []
     recipe, found = check({"train": EPOCHS, "loss": HARD})
     assert recipe is not None
     assert found == []

@@ -67,30 +67,29 @@ def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) ->
     return Placement(top, left, torch.from_numpy(mirrored))
 
 
-def pad(images: Tensor, padding: int) -> Tensor:
-    """Reflect: uint8 [N, C, H, W] -> [N, H + 2p, W + 2p, C], channels last for the gather."""
-    rows, columns = (_reflected(size, padding) for size in images.shape[-2:])
-    return rearrange(images, "n c h w -> n h w c")[:, rows][:, :, columns].contiguous()
+def crop_and_flip(images: Tensor, indices: Tensor, placement: Placement, padding: int) -> Tensor:
+    """The samples `indices` [B] of a view, cut out of a set that is padded by reflection.
 
-
-def _reflected(size: int, padding: int) -> Tensor:
-    """Source positions [size + 2p] of a reflect-padded axis; the border pixel is not repeated."""
-    position = torch.arange(-padding, size + padding).abs()
-    return size - 1 - (size - 1 - position).abs()
-
-
-def crop_and_flip(padded: Tensor, indices: Tensor, placement: Placement, size: int) -> Tensor:
-    """The samples `indices` [B] of a view, cut out of the padded set.
-
-    padded uint8 [N, H + 2p, W + 2p, C] -> uint8 [B, C, size, size], channels_last in memory.
-    `placement` holds one entry per sample of the whole set.
+    images uint8 [N, H, W, C] -> uint8 [B, C, H, W], channels_last in memory. The set is never
+    padded: a position outside is read where it mirrors to. `placement` holds one entry per sample
+    of the whole set.
     """
-    axis = torch.arange(size, device=indices.device)
+    height, width = images.shape[1:3]
+    down, across = (torch.arange(size, device=indices.device) for size in (height, width))
     mirrored = placement.mirrored[indices, None]
-    rows = placement.top[indices, None] + axis  # [B, size]
-    columns = placement.left[indices, None] + torch.where(mirrored, size - 1 - axis, axis)
-    cut = padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+    across = torch.where(mirrored, width - 1 - across, across)
+    rows = _reflected(placement.top[indices, None] + down - padding, height)
+    columns = _reflected(placement.left[indices, None] + across - padding, width)
+    cut = images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
     return rearrange(cut, "b h w c -> b c h w")  # a view: channels stay last in memory
+
+
+def _reflected(position: Tensor, size: int) -> Tensor:
+    """Where positions in -size < p < 2 size - 1 of a reflected axis are read, in 0..size-1.
+
+    The border pixel is not repeated.
+    """
+    return size - 1 - (size - 1 - position.abs()).abs()
 
 
 def to_float(pixels: Tensor) -> Tensor:

@@ -21,14 +21,22 @@ def cache_folder() -> Path:
     return Path(base) / "understudy"
 
 
-def recall(key: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any] | None:
-    """The array kept under `key`, `folder/name`; None where there is none of this kind, whole."""
+def recall(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray[Any] | None:
+    """The array kept under `key`, `folder/name`; None where there is none of this kind, whole.
+
+    Without a `shape`, of any.
+    """
     try:
         with _path(key).open("rb") as file, np.load(file, allow_pickle=False) as kept:
             array: NDArray[Any] = kept["array"]  # the zip's CRC-32 is checked here
     except Exception:  # absent, or damaged, which may fail in any way
         return None
-    return array if array.dtype == dtype and array.shape == shape else None
+    return array if array.dtype == dtype and shape in (None, array.shape) else None
+
+
+def is_kept(key: str) -> bool:
+    """Whether there is an array under `key`, whole or damaged."""
+    return _path(key).exists()
 
 
 def keep(key: str, array: NDArray[Any]) -> None:

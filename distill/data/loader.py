@@ -1,7 +1,7 @@
 """The training set on the device, and which rows of it each process sees at each step.
 
-No workers and no queue: the uint8 set is small enough to live beside the network (CIFAR-10, padded:
-240 MB), so a batch is one gather. A set that is too large stays in host memory behind the same
+No workers and no queue: the uint8 set is small enough to live beside the network (CIFAR-10:
+154 MB), so a batch is one gather. A set that is too large stays in host memory behind the same
 interface, and costs one transfer a batch. Nothing here has a state: step k can be asked for at any
 time, in any order.
 """
@@ -87,15 +87,19 @@ class Loader:
         self.seed, self.pipeline, self.calendar = seed, pipeline, calendar
         self.device, self.part = device, part
 
-        crop = pipeline.crop
-        padded = augment.pad(torch.from_numpy(images.images), crop.padding if crop else 0)
-        self.resident = fits(padded.nbytes, device) if resident is None else resident
-        self.padded = padded.to(device) if self.resident else padded
+        pixels = rearrange(torch.from_numpy(images.images), "n c h w -> n h w c").contiguous()
+        self.resident = fits(pixels.nbytes, device) if resident is None else resident
+        self.pixels = pixels.to(device) if self.resident else pixels
         self.targets = one_hot(torch.from_numpy(images.labels), images.n_classes).float().to(device)
         self.view = lru_cache(maxsize=1)(self._draw)
 
+    def follow(self, calendar: Calendar) -> None:
+        """From now on views come by another calendar."""
+        self.calendar = calendar
+        self.view.cache_clear()
+
     def _draw(self, epoch: int) -> View:
-        number, home = self.calendar.view(epoch), self.padded.device
+        number, home = self.calendar.view(epoch), self.pixels.device
         on = self.calendar.pipeline(self.pipeline, epoch)
         seen = self.seed, number, self.n
         mixture = patchwork = None
@@ -128,7 +132,8 @@ class Loader:
 
     def augment(self, view: View, rows: Tensor) -> Tensor:
         """Each image in its own crop, flip and operations: float32 [b, 3, H, W], channels_last."""
-        pixels = augment.crop_and_flip(self.padded, rows, view.placement, self.size)
+        padding = view.pipeline.crop.padding if view.pipeline.crop else 0
+        pixels = augment.crop_and_flip(self.pixels, rows, view.placement, padding)
         for operation, drawn in zip(view.pipeline.operations, view.drawn, strict=True):
             pixels = operation(pixels, {name: of[rows] for name, of in drawn.items()})
         return augment.to_float(pixels.to(self.device, non_blocking=True))

@@ -17,7 +17,8 @@ from distill.data import augment, auto, colour, erase, geometry, holdout, mix, r
 from distill.data.loader import Loader, Slice
 from distill.data.pipeline import Calendar, Operation, Pipeline
 from distill.data.sources import ImageSet
-from distill.engine import checkpoint, optim
+from distill.engine import checkpoint, inference, optim
+from distill.engine.allocator import keep_freed_memory
 from distill.engine.reuse import reuse_classifier
 from distill.engine.stored import Stored
 from distill.engine.taps import Tapped, shapes, tap_points
@@ -109,6 +110,8 @@ def measuring_accelerator() -> Accelerator:
 
 
 def _opened(mixed_precision: str, accumulate: int) -> Accelerator:
+    if _on_cpu():
+        keep_freed_memory()
     # float32 is float32: on NVIDIA cards convolutions would otherwise take the shorter TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return Accelerator(
@@ -254,7 +257,6 @@ def loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader:
         batch_size=batch_size,
         seed=recipe.data.seed,
         pipeline=pipeline(recipe),
-        calendar=calendar(recipe),
         device=accel.device,
         part=Slice(accel.process_index, accel.num_processes, recipe.train.accumulate),
     )
@@ -277,9 +279,8 @@ def pipeline(recipe: Recipe) -> Pipeline:
     )
 
 
-def calendar(recipe: Recipe) -> Calendar:
+def calendar(recipe: Recipe, epochs: int) -> Calendar:
     """Which view an epoch trains on, and when operations and mixing end."""
-    epochs = recipe.train.epochs
     return Calendar(
         views=recipe.cache.views if recipe.cache else None,
         operated=round(epochs * (1 - recipe.augment.off_last)),
@@ -287,18 +288,33 @@ def calendar(recipe: Recipe) -> Calendar:
     )
 
 
-def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
-    """The recipe speaks epochs, the loop speaks steps."""
+def schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """The recipe speaks epochs, the loop speaks steps.
+
+    In a budget of minutes the warm-up takes a quarter at most: what the rest is, is not known when
+    the recipe is checked.
+    """
+    longest = total if recipe.train.minutes is None else total // 4
     return partial(
         optim.lr_at,
-        total=recipe.train.epochs * steps_per_epoch,
-        warmup=round(recipe.optim.warmup_epochs * steps_per_epoch),
+        total=total,
+        warmup=min(round(recipe.optim.warmup_epochs * steps_per_epoch), longest),
         peak=recipe.optim.lr,
         schedule=recipe.optim.schedule,
         steps_per_epoch=steps_per_epoch,
         step_epochs=recipe.optim.step_epochs,
         gamma=recipe.optim.gamma,
     )
+
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def live_teacher(recipe: Recipe, frozen: Frozen, batches: Loader, accel: Accelerator) -> Live:
+    """The teacher made ready to be asked; what was loaded stays as it is, to be measured."""
+    taps = tuple(asked_taps(recipe, "teacher", frozen.net))
+    ready = inference.ready(frozen.net, batches.size, AUTOCAST.get(accel.mixed_precision))
+    return Live(Frozen(to_device(ready, accel.device)), accel, batches, taps)
 
 
 def teach(recipe: Recipe, live: Live | None, depends: dict[str, str]) -> Teach:
@@ -310,7 +326,15 @@ def teach(recipe: Recipe, live: Live | None, depends: dict[str, str]) -> Teach:
         return nobody
     if recipe.cache is None:
         return Taught(live)
-    return Taught(Stored(live, live.loader, live.accelerator, depends))
+    stored = Stored(
+        live,
+        live.loader,
+        live.accelerator,
+        depends,
+        recipe=recipes.dumps(recipe),
+        pairs="pair" in recipes.needs(recipe),
+    )
+    return Taught(stored)
 
 
 def training(
@@ -341,7 +365,7 @@ def training(
     tapped = Tapped(student, asked_taps(recipe, "student", student))
     live = None
     if frozen is not None:
-        live = Live(frozen, accel, batches, tuple(asked_taps(recipe, "teacher", frozen.net)))
+        live = live_teacher(recipe, frozen, batches, accel)
     depends = identity | {"part": split.train.fingerprint, "precision": accel.mixed_precision}
     criterion = objective(
         recipe,
@@ -355,25 +379,54 @@ def training(
     net, optimizer = accel.prepare(tapped, bare)
     learns = any(parameter.requires_grad for parameter in criterion.parameters())
     prepared = accel.prepare(criterion) if learns else criterion
-    if recipe.train.compile:
-        net.compile()
-    return Training(
+    run = Training(
         accelerator=accel,
         loader=batches,
         net=net,
         student=student,
+        live=live,
         teach=teach(recipe, live, depends),
         objective=prepared,
         criterion=criterion,
         optimizer=optimizer,
-        lr=schedule(recipe, batches.steps_per_epoch),
+        lr=lambda step: recipe.optim.lr,
         clip=recipe.optim.clip,
         ema=ema,
         held_out=split.held_out,
         seed=recipe.train.seed,
-        epochs=recipe.train.epochs,
+        total_steps=0,
         log_every=recipe.train.log_every,
         save_every=recipe.train.save_every,
         folder=folder,
         identity=identity,
     )
+    # A budget in minutes is an epoch until its pace is measured.
+    lasting(run, recipe, (recipe.train.epochs or 1) * batches.steps_per_epoch)
+    return run
+
+
+def lasting(run: Training, recipe: Recipe, steps: int) -> None:
+    """Set how many steps the run has, and what depends on that: learning rate and calendar."""
+    run.total_steps = steps
+    run.lr = schedule(recipe, steps, run.loader.steps_per_epoch)
+    run.loader.follow(calendar(recipe, run.epochs))
+
+
+def compile_networks(run: Training) -> Callable[[], None]:
+    """From the next step on the student, and the teacher, are compiled by torch.
+
+    Their parameters are shared: what is saved and measured stays the plain network. Returns how to
+    undo it.
+    """
+    net, live = run.net, run.live
+    tapped = None if live is None else live.tapped
+
+    def undo() -> None:
+        run.net, run.compiled = net, False
+        if live is not None and tapped is not None:
+            live.tapped = tapped
+
+    run.net, run.compiled = cast("nn.Module", torch.compile(net)), True
+    if live is not None:
+        live.tapped = cast("Tapped", torch.compile(live.tapped))
+    return undo

@@ -1,6 +1,8 @@
 """A whole run, from a recipe to a finished folder, as a stream of events; a run measured again."""
 
 import gc
+import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,13 +17,14 @@ from torch import nn
 
 from distill import recipe as recipes
 from distill import run_folder
-from distill.data import sources
+from distill.data import cache, sources
 from distill.data.sources import ImageSet, Progress
-from distill.engine import build, checkpoint, enlist, environment, result, stored, train
+from distill.engine import build, checkpoint, enlist, environment, pace, result, store, train
 from distill.engine.build import Division
 from distill.engine.evaluate import logits_and_labels, measure, test_split
 from distill.engine.metrics import measures
-from distill.engine.teach import Frozen
+from distill.engine.stored import Stored
+from distill.engine.teach import Frozen, Taught
 from distill.engine.train import Training
 from distill.errors import UserError
 from distill.events import End, Event, Start, measure_name
@@ -50,6 +53,7 @@ class Run:
     split: Division
     teacher: Frozen | None
     training: Training
+    notes: tuple[str, ...]  # on how long and how it trains
 
 
 def run(request: Request, *, progress: Progress | None = None) -> Iterator[Event]:
@@ -95,13 +99,35 @@ def _prepare(
         build.to_device(teacher, accel.device)
     identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(recipe)}
     training = build.training(recipe, request.role, split, teacher, folder, accel, identity)
-    if request.resume:
-        train.resume(training)
+    notes = _last(training, recipe, train.resume(training) if request.resume else {})
     accel.wait_for_everyone()  # all have looked at the folder before it is written
     if accel.is_main_process:
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
         run_folder.write_json(folder.environment, environment.describe(accel))
-    return Run(request, split, teacher, training)
+    return Run(request, split, teacher, training, notes)
+
+
+def _last(training: Training, recipe: Recipe, decided: dict[str, Any]) -> tuple[str, ...]:
+    """How many steps, compiled or not: as the recipe says, as was decided before, or as measured.
+
+    `decided`: what the checkpoint of a resumed run says.
+    """
+    began_at, minutes, notes = time.monotonic(), recipe.train.minutes, []
+    if recipe.train.compile is True or decided.get("compiled"):
+        build.compile_networks(training)
+    # On a CPU it never paid (docs/performance.md), and a plain run is the same in every bit.
+    elif recipe.train.compile == "auto" and not decided and _on_gpu(training):
+        run_s = None if minutes is None else 60 * minutes
+        notes.append(f"train.compile = auto: {pace.choose_compiled(training, run_s)}")
+    if minutes is not None:
+        steps = decided.get("total_steps") or pace.steps_in(training, minutes, began_at)
+        build.lasting(training, recipe, steps)
+        notes.append(f"train.minutes = {minutes:g} hold {steps:,} steps here")
+    return tuple(notes)
+
+
+def _on_gpu(training: Training) -> bool:
+    return bool(training.accelerator.device.type == "cuda")
 
 
 def _claim(folder: RunFolder, request: Request) -> None:
@@ -115,7 +141,7 @@ def _head(ready: Run) -> Start:
     """Say what will be trained; the teacher is asked here, before hours are spent on its word."""
     request, split, training = ready.request, ready.split, ready.training
     accel, recipe = training.accelerator, request.recipe
-    teacher_top1 = None if ready.teacher is None else _ask(ready.teacher, split, accel)
+    teacher_top1 = None if ready.teacher is None else _ask(ready.teacher, ready)
     return Start(
         run=str(training.folder.path),
         role=request.role,
@@ -132,26 +158,36 @@ def _head(ready: Run) -> Start:
         batch_size=recipe.train.batch_size,
         epochs=training.epochs,
         steps_per_epoch=training.loader.steps_per_epoch,
+        total_steps=None if recipe.train.minutes is None else training.total_steps,
         first_step=training.step,
         teacher=" + ".join(str(run.path) for run in enlist.named(recipe)) or None,
         teacher_top1=teacher_top1,
-        notes=tuple(_notes(recipe, split, accel, teacher_top1)),
+        notes=(*ready.notes, *_stored(training), *_notes(recipe, split, accel, teacher_top1)),
     )
 
 
-def _ask(teacher: Frozen, split: Division, accel: Accelerator) -> float:
-    """The teacher's accuracy on some held-out images; on training images where none are."""
-    images = split.held_out or split.train
-    some = np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels)))
-    return measure(teacher, sources.subset(images, some), accel)["top1"]
+def _ask(teacher: Frozen, ready: Run) -> float:
+    """The teacher's accuracy on some held-out images; on training images where none are.
+
+    Measured once for these weights and images, and remembered in the cache folder.
+    """
+    accel, images = ready.training.accelerator, ready.split.held_out or ready.split.train
+    some = sources.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
+    asked = ready.training.identity["teacher"] + some.fingerprint
+    key = f"teachers/{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
+    [known] = broadcast_object_list([cache.recall(key, (), np.float64)])  # rank 0 decides for all
+    if known is not None:
+        return float(known)
+    top1 = measure(teacher, some, accel)["top1"]
+    if accel.is_main_process:
+        cache.keep(key, np.array(top1))
+    return top1
 
 
 def _notes(
     recipe: Recipe, split: Division, accel: Accelerator, teacher_top1: float | None
 ) -> Iterator[str]:
     """What the user should know before hours are spent."""
-    if recipe.cache is not None and teacher_top1 is not None:
-        yield _store(recipe, split)
     if split.held_out is None:
         yield "data.holdout = 0: nothing is selected, the last epoch is kept"
         if teacher_top1 is not None:
@@ -162,14 +198,33 @@ def _notes(
         yield "mixed precision on a CPU is many times slower than fp32 where it is not native"
 
 
-def _store(recipe: Recipe, split: Division) -> str:
-    """Where the teacher's answers are kept, and how large that becomes."""
-    views = (recipe.cache and recipe.cache.views) or recipe.train.epochs
-    n_bytes = views * len(split.train.labels) * split.train.n_classes * stored.BYTES
-    return (
-        f"the teacher's answers are kept in {stored.folder()}, {n_bytes / 1e6:.1f} MB when all "
-        f"{views} views are there; a view that is there is not asked again"
+DEPENDS = {  # what stored answers depend on, as a person calls it
+    "teacher": "the teacher's weights",
+    "data": "the images",
+    "part": "the training part",
+    "precision": "train.precision",
+    "seed": "data.seed",
+    "pipeline": "augmentation or mixing",
+    "format": "the version of this program",
+}
+
+
+def _stored(training: Training) -> Iterator[str]:
+    """Where the teacher's answers are kept, how many are there, and why others are not taken."""
+    kept = training.teach.source if isinstance(training.teach, Taught) else None
+    if not isinstance(kept, Stored):
+        return
+    found, wanted = kept.found(training.epochs), kept.wanted(training.epochs)
+    n_bytes = wanted * training.loader.targets.numel() * store.BYTES
+    yield (
+        f"{found} of {wanted} views of the teacher's answers are stored in {store.folder()}, "
+        f"{n_bytes / 1e6:.1f} MB when all are; a view that is there is not asked again"
     )
+    if not found and (missed := kept.missed()):
+        differs = " and ".join(DEPENDS[name] for name in missed)
+        yield f"the nearest answers that are stored differ in {differs}: they are not taken"
+    if kept.agrees(training.step) is False:
+        yield "what is stored is not what the teacher says today: all is asked and stored anew"
 
 
 def _finish(ready: Run, start: Start, progress: Progress | None) -> End:

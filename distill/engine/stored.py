@@ -9,9 +9,7 @@ Apple's ml-dr and TinyViT (Wu et al., ECCV 2022, arXiv 2207.10666) store by the 
 augmentation likewise; a store by sample alone would answer for another crop.
 """
 
-import hashlib
-import json
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,13 @@ from torch import Tensor
 
 from distill.data import cache
 from distill.data.loader import Loader, View
+from distill.data.pipeline import Pipeline
+from distill.engine import store
 from distill.engine.taps import Answer
 from distill.engine.teach import Source
 
-FOLDER = "targets"  # below the cache folder
-BYTES = 2  # of a float16
-FORMAT = 1  # of the files, and of how a sample's draws become pixels: a change empties the store
+FORMAT = 2  # of the files, and of how a sample's draws become pixels: a change empties the store
+DOUBT = 0.05  # of the range of a batch's logits: what a stored answer may differ from the teacher's
 
 
 class Stored:
@@ -36,16 +35,26 @@ class Stored:
 
     An answer is rounded to float16 before it is used the first time too, so that a run gives the
     same weights whatever was stored before it. `identity`: what the answers depend on beside the
-    view: teacher, images, precision. A view is written once all its batches were asked, by rank 0,
-    as a temporary file that is renamed: a kill leaves no half of one, two writers the same bytes.
+    view: teacher, images, precision. `recipe`: TOML, written beside the answers. `pairs`: whether
+    images are asked before they are mixed. A view is written once all its batches were asked, by
+    rank 0, as a temporary file that is renamed: a kill leaves no half of one, two writers the same
+    bytes.
     """
 
     def __init__(
-        self, source: Source, loader: Loader, accelerator: Accelerator, identity: dict[str, str]
+        self,
+        source: Source,
+        loader: Loader,
+        accelerator: Accelerator,
+        identity: dict[str, str],
+        *,
+        recipe: str = "",
+        pairs: bool = False,
     ) -> None:
         self.source, self.loader, self.accelerator = source, loader, accelerator
-        self.identity = identity
+        self.identity, self.recipe, self.mixed_asked = identity, recipe, not pairs
         self.shelves: dict[bool, Shelf] = {}  # by whether the images are mixed
+        self.trusted = True
 
     def mixed(self, view: View, rows: Tensor, images: Tensor) -> Answer:
         shelf = self._shelf(view, mixed=True)
@@ -59,41 +68,103 @@ class Stored:
             shelf.put(rows, self.source.plain(view, rows))
         return shelf.get(rows)
 
-    def _shelf(self, view: View, *, mixed: bool) -> "Shelf":
-        """The view's answers, looked up when its first batch comes."""
-        shelf = self.shelves.get(mixed)
-        if shelf is None or shelf.view is not view:
-            shelf = Shelf(view, self._key(view, mixed), self, mixed)
-            self.shelves[mixed] = shelf
-        return shelf
+    @property
+    def is_complete(self) -> bool:
+        """Whether the views that come again and again are all there, mixed as they are at first."""
+        views = self.loader.calendar.views
+        return views is not None and self.found(views) == views
+
+    def found(self, epochs: int) -> int:
+        """How many of the views of so many epochs are there, whole or in part."""
+        return sum(map(cache.is_kept, self._keys(epochs)))
+
+    def wanted(self, epochs: int) -> int:
+        """How many views so many epochs take."""
+        return len(set(self._keys(epochs)))
+
+    def missed(self) -> list[str]:
+        """In what the nearest stored answers differ from these; empty where there are none."""
+        return store.missed(self.depends(self.loader.pipeline, mixed=self.mixed_asked))
+
+    def agrees(self, step: int) -> bool | None:
+        """Whether the teacher still says of a step's first rows what is stored of them.
+
+        None where nothing is. What disagrees is not used, nor is anything else that is stored: the
+        teacher is asked again. One forward pass.
+        """
+        view, rows = self.loader.batches(step)[0]
+        shelf = self._shelf(view, mixed=self.mixed_asked)
+        if not shelf.complete:
+            return None
+        agrees = same(self.asked_anew(view, rows), shelf.get(rows))
+        self.trusted = bool(broadcast_object_list([agrees])[0])
+        if not self.trusted:
+            self.shelves.clear()
+        return self.trusted
+
+    def asked_anew(self, view: View, rows: Tensor) -> Tensor:
+        """What the source says today, logits [b, C], whatever is stored."""
+        if not self.mixed_asked:
+            return self.source.plain(view, rows)
+        images, targets = self.loader.augment(view, rows), self.loader.one_hot(rows)
+        images, _ = self.loader.mix(view, rows, images, targets)
+        return self.source.mixed(view, rows, images).logits
+
+    def depends(self, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
+        """All that an answer depends on beside its view and sample."""
+        seen = pipeline if mixed else pipeline.without(operations=False, mixing=True)
+        return self.identity | {
+            "format": FORMAT,
+            "seed": self.loader.seed,
+            "pipeline": repr(seen),
+        }
 
     def asks(self, mixed: bool) -> int:
         """How often a process asks in a view: once a part of a batch, twice for pairs."""
         return self.loader.steps_per_epoch * self.loader.part.accumulate * (1 if mixed else 2)
 
-    def _key(self, view: View, mixed: bool) -> str:
-        pipeline = view.pipeline if mixed else view.pipeline.without(operations=False, mixing=True)
-        depends = self.identity | {
-            "format": FORMAT,
-            "seed": self.loader.seed,
-            "pipeline": repr(pipeline),
+    def key(self, view: int, pipeline: Pipeline, *, mixed: bool) -> str:
+        """Where the answers to a view lie."""
+        depends = self.depends(pipeline, mixed=mixed)
+        return f"{store.key_of(depends)}/{store.name_of(view)}"
+
+    def _keys(self, epochs: int) -> Iterator[str]:
+        """Of the views of so many epochs, each once."""
+        calendar = self.loader.calendar
+        views = {
+            (calendar.view(epoch), calendar.pipeline(self.loader.pipeline, epoch))
+            for epoch in range(epochs)
         }
-        return f"{folder_of(depends)}/view-{view.number:05}"
+        return (self.key(view, pipeline, mixed=self.mixed_asked) for view, pipeline in views)
+
+    def _shelf(self, view: View, *, mixed: bool) -> "Shelf":
+        """The view's answers, looked up when its first batch comes."""
+        shelf = self.shelves.get(mixed)
+        if shelf is None or shelf.view is not view:
+            shelf = Shelf(view, self, mixed)
+            self.shelves[mixed] = shelf
+        return shelf
+
+
+def same(said: Tensor, kept: Tensor) -> bool:
+    """Whether logits [b, C] are those that were kept, but for rounding and the device's own."""
+    return bool((said - kept).abs().max() <= DOUBT * (said.max() - said.min()))
 
 
 class Shelf:
     """One view's logits, float16 [N, C] on the device; NaN where nothing is known yet."""
 
-    def __init__(self, view: View, key: str, store: Stored, mixed: bool) -> None:
-        self.view, self.key, self.accelerator = view, key, store.accelerator
-        self.asks_left = store.asks(mixed)
-        shape = tuple(store.loader.targets.shape)
-        wanted = _wanted(view, store.loader, mixed=mixed)
-        found = cache.recall(key, shape, np.float16)
+    def __init__(self, view: View, stored: Stored, mixed: bool) -> None:
+        self.view, self.stored, self.mixed = view, stored, mixed
+        self.key = stored.key(view.number, view.pipeline, mixed=mixed)
+        self.asks_left = stored.asks(mixed)
+        shape = tuple(stored.loader.targets.shape)
+        wanted = _wanted(view, stored.loader, mixed=mixed)
+        found = cache.recall(self.key, shape, np.float16) if stored.trusted else None
         whole = found is not None and not np.isnan(found[wanted]).any()
         self.complete = bool(broadcast_object_list([whole])[0])  # rank 0 decides for all
         logits = np.full(shape, np.nan, np.float16) if found is None else found
-        self.logits = torch.from_numpy(logits).to(store.accelerator.device)
+        self.logits = torch.from_numpy(logits).to(stored.accelerator.device)
 
     def put(self, rows: Tensor, logits: Tensor) -> None:
         self.logits[rows.to(self.logits.device)] = logits.half()
@@ -107,9 +178,13 @@ class Shelf:
 
     def _write(self) -> None:
         """Every process's rows, put together. One transfer to the host a view."""
-        every: Tensor = self.accelerator.gather(self.logits[None])
+        accelerator = self.stored.accelerator
+        every: Tensor = accelerator.gather(self.logits[None])
         self.logits = every.float().nanmean(0).half()  # who knows a row knows the same
-        if self.accelerator.is_main_process:
+        self.complete = True
+        if accelerator.is_main_process:
+            depends = self.stored.depends(self.view.pipeline, mixed=self.mixed)
+            store.describe(depends, self.stored.recipe)
             cache.keep(self.key, self.logits.cpu().numpy())
 
 
@@ -117,14 +192,3 @@ def _wanted(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:
     """The samples that an epoch asks for: all but the last partial batch; with their partners."""
     order = view.order[: loader.steps_per_epoch * loader.batch_size]
     return (order if mixed else torch.cat([order, view.partners(order)])).cpu().numpy()
-
-
-def folder() -> Path:
-    """Where all answers lie."""
-    return cache.cache_folder() / FOLDER
-
-
-def folder_of(depends: dict[str, Any]) -> str:
-    """The folder of answers that depend on exactly this, below the cache folder."""
-    canonical = json.dumps(depends, sort_keys=True)
-    return f"{FOLDER}/{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"

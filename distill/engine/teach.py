@@ -42,6 +42,10 @@ class Source(Protocol):
     def plain(self, view: View, rows: Tensor) -> Tensor:
         """Logits [b, C] of samples as they are before mixing."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that may be asked is known already."""
+
 
 def nobody(view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
     """No teacher: the control."""
@@ -53,6 +57,11 @@ class Taught:
     """A source is asked for what the terms need now, and for nothing else."""
 
     source: Source
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no answer will have to be asked for any more."""
+        return self.source.is_complete
 
     def __call__(self, view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
         lesson = Lesson()
@@ -99,6 +108,8 @@ class Live:
         with self.accelerator.autocast():
             answer: Answer = self.tapped(images)
         return Answer(answer.logits.float(), {name: t.float() for name, t in answer.taps.items()})
+
+    is_complete = False
 
     def plain(self, view: View, rows: Tensor) -> Tensor:
         return self.mixed(view, rows, self.loader.augment(view, rows)).logits

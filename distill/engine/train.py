@@ -19,7 +19,7 @@ from distill.data.sources import ImageSet
 from distill.engine import checkpoint
 from distill.engine.evaluate import measure
 from distill.engine.metrics import Means
-from distill.engine.teach import Teach
+from distill.engine.teach import Live, Teach
 from distill.errors import UserError
 from distill.events import IMAGES_PER_S, LR, TOTAL, Epoch, Event, Step, loss_name, measure_name
 from distill.losses.objective import Answers, Objective
@@ -46,6 +46,7 @@ class Training:
     loader: Loader
     net: nn.Module  # prepared: DDP where there are several processes
     student: nn.Module  # the same network, bare
+    live: Live | None  # the teacher itself, where there is one
     teach: Teach
     objective: nn.Module  # prepared: DDP where its terms have parameters
     criterion: Objective  # the same, bare
@@ -55,19 +56,21 @@ class Training:
     ema: ModelEmaV3 | None
     held_out: ImageSet | None
     seed: int  # of dropout; initial weights are already drawn
-    epochs: int
+    total_steps: int
     log_every: int
     save_every: int
     folder: RunFolder
     identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
+    compiled: bool = False
     step: int = 0  # optimizer steps done
     best: Best = field(default_factory=Best)
     best_weights: dict[str, Tensor] | None = None  # not yet on disk
     elapsed_s: float = 0.0  # over the whole run, however often resumed
 
     @property
-    def total_steps(self) -> int:
-        return self.epochs * self.loader.steps_per_epoch
+    def epochs(self) -> int:
+        """Of which the last one may be broken off: a budget in minutes is one in steps."""
+        return -(-self.total_steps // self.loader.steps_per_epoch)
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the student's, and those of the terms."""
@@ -118,7 +121,7 @@ def train(run: Training) -> Iterator[Event]:
     began_at, began_step, earlier_s = time.monotonic(), run.step, run.elapsed_s
     while run.step < run.total_steps:
         losses = yield from _epoch(run)
-        epoch = run.step // run.loader.steps_per_epoch
+        epoch = -(-run.step // run.loader.steps_per_epoch)
         agree(run)
         measured = validate(run)
         is_best = _keep_if_best(run, epoch, measured)
@@ -150,7 +153,8 @@ def _epoch(run: Training) -> Generator[Step, None, dict[str, float]]:
 
 
 def _end_of_epoch(run: Training) -> int:
-    return (run.step // run.loader.steps_per_epoch + 1) * run.loader.steps_per_epoch
+    whole = (run.step // run.loader.steps_per_epoch + 1) * run.loader.steps_per_epoch
+    return min(whole, run.total_steps)
 
 
 def _losses(means: dict[str, float], at_step: int) -> dict[str, float]:
@@ -209,11 +213,13 @@ def save(run: Training) -> None:
             checkpoint.save_weights(best_file(run), run.best_weights)
         progress = {
             "step": run.step,
+            "total_steps": run.total_steps,
+            "compiled": run.compiled,
             "elapsed_s": run.elapsed_s,
             "best": vars(run.best),
         } | run.identity
         checkpoint.save(
-            run.folder.last, {k: v.state_dict() for k, v in _stateful(run).items()}, progress
+            run.folder.last, {k: v.state_dict() for k, v in stateful(run).items()}, progress
         )
         for outdone in run.folder.best.glob("epoch-*"):
             if outdone != best_file(run):
@@ -222,11 +228,14 @@ def save(run: Training) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def resume(run: Training) -> None:
-    """Put the run back to where its last checkpoint stood; at the start where there is none."""
+def resume(run: Training) -> dict[str, Any]:
+    """Put the run back to where its last checkpoint stood; at the start where there is none.
+
+    Returns what the checkpoint says beside: `total_steps` and `compiled`, which were decided then.
+    """
     found = checkpoint.load(run.folder.last, run.accelerator.device)
     if found is None:
-        return
+        return {}
     tensors, progress = found
     changed = [name for name, value in run.identity.items() if progress.get(name) != value]
     if changed:
@@ -235,15 +244,16 @@ def resume(run: Training) -> None:
             "it began.\n"
             "Bring the former back, or begin anew with another --out."
         )
-    for name, part in _stateful(run).items():
+    for name, part in stateful(run).items():
         if name in tensors:  # a scaler is new where the device changed, and begins anew
             part.load_state_dict(tensors[name])
     run.step, run.elapsed_s = progress["step"], progress["elapsed_s"]
     run.best = Best(**progress["best"])
+    return progress
 
 
-def _stateful(run: Training) -> dict[str, Any]:
-    """What a checkpoint holds, by name."""
+def stateful(run: Training) -> dict[str, Any]:
+    """All that training changes, by name: what a checkpoint holds."""
     parts = {"student": run.student, "optimizer": run.optimizer}
     if run.ema is not None:
         parts["ema"] = run.ema.module

@@ -338,4 +338,4 @@ def counted(number: int, one: str, many: str) -> str:
 
 def total_steps(start: Start) -> int:
     """Optimizer steps of the whole run."""
-    return start.epochs * start.steps_per_epoch
+    return start.total_steps or start.epochs * start.steps_per_epoch

@@ -42,6 +42,22 @@ def recipe_origins(resolved: Resolved) -> Text:
     return Text("\n".join(lines))
 
 
+def stock_table(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:
+    """The stored answers, a line for each set of things that they depend on."""
+    total = sum(row["bytes"] for row in rows)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.caption = f"{total / 1e6:.1f} MB in {folder}"
+    for heading in ("key", "teacher", "data"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("views", "MB"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        teacher = " + ".join(row["teacher"]) or UNKNOWN
+        size = f"{row['bytes'] / 1e6:.1f}"
+        table.add_row(row["key"][:12], teacher, row["data"] or UNKNOWN, str(row["views"]), size)
+    return table
+
+
 def fact_lines(values: Mapping[str, Any]) -> Text:
     """Names and values, one a line, nothing cut off."""
     width = max(map(len, values), default=0)

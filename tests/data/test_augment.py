@@ -17,16 +17,29 @@ def images() -> torch.Tensor:
     return torch.randint(0, 256, (50, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
 
 
+def interleaved(images: torch.Tensor) -> torch.Tensor:
+    """[N, 3, H, W] as the loader keeps them: [N, H, W, 3]."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
 @pytest.mark.parametrize("padding", [0, 1, 4, 16])
-def test_padding_is_numpys_reflection(images: torch.Tensor, padding: int) -> None:
-    by_numpy = np.pad(images.numpy(), ((0, 0), (0, 0), (padding,) * 2, (padding,) * 2), "reflect")
-    assert np.array_equal(augment.pad(images, padding).permute(0, 3, 1, 2).numpy(), by_numpy)
+def test_what_lies_outside_is_numpys_reflection(images: torch.Tensor, padding: int) -> None:
+    border = (padding, padding)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), border, border), "reflect")
+    for top in {0, padding, 2 * padding}:
+        for left in {0, 1 * (padding > 0), 2 * padding}:
+            corner = (torch.full((len(images),), at) for at in (top, left))
+            placement = Placement(*corner, torch.zeros(len(images), dtype=torch.bool))
+            cut = augment.crop_and_flip(
+                interleaved(images), torch.arange(len(images)), placement, padding
+            )
+            assert np.array_equal(cut, padded[..., top : top + SIZE, left : left + SIZE])
 
 
 def test_crop_and_flip_equal_torchvision(images: torch.Tensor) -> None:
     placement = augment.place(0, 3, len(images), Crop(4), Flip(0.5))
     indices = torch.tensor([7, 3, 3, 49, 0, 21])
-    ours = augment.crop_and_flip(augment.pad(images, 4), indices, placement, SIZE)
+    ours = augment.crop_and_flip(interleaved(images), indices, placement, 4)
     for row, i in zip(ours, indices.tolist(), strict=True):
         padded = tv.pad(images[i], [4], padding_mode="reflect")
         theirs = tv.crop(padded, int(placement.top[i]), int(placement.left[i]), SIZE, SIZE)
@@ -44,7 +57,7 @@ def test_the_draws_cover_every_offset_and_both_sides() -> None:
 def test_what_is_off_leaves_the_image_alone(images: torch.Tensor) -> None:
     placement = augment.place(0, 0, len(images), None, None)
     everything = torch.arange(len(images))
-    cut = augment.crop_and_flip(augment.pad(images, 0), everything, placement, SIZE)
+    cut = augment.crop_and_flip(interleaved(images), everything, placement, 0)
     assert torch.equal(cut, images)
 
 
@@ -72,7 +85,7 @@ def test_alternating_sides_are_drawn_once_and_change_every_view(prob: float) -> 
 
 def test_the_batch_is_channels_last_in_memory(images: torch.Tensor) -> None:
     placement = augment.place(0, 0, len(images), Crop(4), None)
-    cut = augment.crop_and_flip(augment.pad(images, 4), torch.arange(8), placement, SIZE)
+    cut = augment.crop_and_flip(interleaved(images), torch.arange(8), placement, 4)
     assert augment.to_float(cut).is_contiguous(memory_format=torch.channels_last)
 
 

@@ -90,6 +90,14 @@ def test_the_second_student_costs_no_teacher_and_hears_the_same() -> None:
     assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
 
 
+def test_a_view_that_was_just_written_is_not_asked_again() -> None:
+    teacher = Teacher(loader())
+    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    heard, again = through(store, 0), through(store, 0)
+    assert teacher.asked == N // BATCH
+    assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
+
+
 def test_stored_answers_are_the_live_ones_to_float16_rounding() -> None:
     stored, asked = epoch(Teacher(loader())), live(Teacher(loader()))
     for a, b in zip(stored, asked, strict=True):
@@ -177,10 +185,10 @@ def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(teacher, tmp
         for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []])
     ]
     assert re.search(
-        r"answers are kept in \S+/targets, 0.0 MB when all 1 views are there",
+        r"0 of 1 views of the teacher's answers are stored in \S+/targets, 0.0 MB when all are",
         runs[0][1][0].notes[0],
     )
-    assert not any("answers are kept" in note for note in runs[2][1][0].notes)
+    assert not any("are stored in" in note and "of 1 views" in note for note in runs[2][1][0].notes)
     first, second, fresh = (folder.weights("student").read_bytes() for folder, _ in runs)
     assert first == second != fresh  # without views = 1 each epoch has a view of its own
     losses = [[e.metrics["loss/kd"] for e in events if isinstance(e, Step)] for _, events in runs]

@@ -55,6 +55,24 @@ def test_measuring_the_network_itself_keeps_nothing() -> None:
     assert tapped.heard is None
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "net",
+    [ResNet(PROJECTED), ResNet(DESIGN, activation="leaky_relu"), build("wrn", depth=10, widen=1)],
+    ids=["student", "leaky", "wrn"],
+)
+def test_a_tap_is_not_changed_after_it_was_read(net: nn.Module, training: bool) -> None:
+    """Activations work in place: never on what a tap has read."""
+    names = tuple(tap_points(net))
+    when_read: dict[str, torch.Tensor] = {}
+    for name, module in tap_points(net).items():
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name: when_read.update({name: output.clone()})
+        )
+    _, taps = Tapped(net.train(training), names)(IMAGES)
+    assert all(torch.equal(taps[name], when_read[name]) for name in names)
+
+
 def test_a_tap_carries_its_gradient() -> None:
     net = ResNet(DESIGN)
     Tapped(net, ["stem"])(IMAGES).taps["stem"].sum().backward()

@@ -1,0 +1,81 @@
+"""The two pairs of networks that loops are compared on, and the job they all do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from distill import recipe as recipes
+from distill.recipe import Recipe
+from distill.run_folder import Role
+from students.design import Design
+from students.resnet import ResNet
+from teachers.wrn import WideResNet
+
+HARD, SOFT, TEMPERATURE = 0.1, 0.9, 4.0  # weights of the labels' and the teacher's term
+SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, a student and the recipe by which this project trains that student.
+
+    `role`: a Wide ResNet is a network that `train-teacher` trains, whoever teaches it.
+    """
+
+    title: str
+    teacher: Callable[[], nn.Module]
+    student: Callable[[], nn.Module]
+    role: Role
+    network: tuple[str, ...] = field(repr=False)  # the student's, as --set has it
+
+    def recipe(self, data: str, batch: int, *, stored: bool) -> Recipe:
+        """The job as a recipe, at a constant learning rate; `stored` with the targets kept."""
+        job = {
+            "data.source": data,
+            "train.batch_size": batch,
+            "train.precision": "auto",
+            "optim.lr": SGD["lr"],
+            "optim.momentum": SGD["momentum"],
+            "optim.weight_decay": SGD["weight_decay"],
+            "optim.schedule": "constant",
+            "optim.warmup_epochs": 0,
+            "loss.hard.weight": HARD,
+            "loss.kd.weight": SOFT,
+            "loss.kd.temperature": TEMPERATURE,
+        }
+        spec = "kd+cached_targets" if stored else "kd"
+        overrides = [*(f"{key}={value}" for key, value in job.items()), *self.network]
+        if stored:
+            overrides.append("cache.views=1")
+        return recipes.with_teacher(recipes.load(spec, overrides).recipe, ())
+
+
+def cifar_resnet(depth: int, width: int = 16) -> nn.Module:
+    """ResNet-`depth` = 6n + 2 of arXiv 1512.03385, 4.2, with convolutional skips."""
+    return ResNet(Design.of(stages=3, blocks=(depth - 2) // 6, width=width))
+
+
+PAIRS = {
+    "wrn": Pair(
+        "WRN-40-2 -> WRN-16-2",
+        lambda: WideResNet(40, 2),
+        lambda: WideResNet(16, 2),
+        "teacher",
+        ("teacher.network=wrn", "teacher.depth=16", "teacher.widen=2"),
+    ),
+    "resnet": Pair(
+        "ResNet-56 -> ResNet-20",
+        lambda: cifar_resnet(56),
+        lambda: cifar_resnet(20),
+        "student",
+        ("student.stages=3", "student.blocks=3", "student.width=16"),
+    ),
+    "tiny": Pair(
+        "ResNet-14 of 8 channels -> ResNet-8 of 4",
+        lambda: cifar_resnet(14, 8),
+        lambda: cifar_resnet(8, 4),
+        "student",
+        ("student.stages=3", "student.blocks=1", "student.width=4"),
+    ),
+}

@@ -1,0 +1,142 @@
+"""What a step takes on this machine, measured before the first one counts.
+
+A budget in minutes becomes a number of steps here, so that the learning rate ends at zero in time;
+`train.compile = "auto"` is decided here, by what it saves over what it costs. All that is trained
+meanwhile is undone.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count, islice
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from distill.engine import build, train
+from distill.engine.teach import Taught, Teach
+from distill.engine.train import Training
+from distill.errors import UserError
+
+WARMUP_STEPS = 3  # kernels are chosen, memory is taken
+LEAST_STEPS, LEAST_S = 3, 5.0  # of a measurement, whichever lasts longer …
+MOST_SHARE = 0.05  # … and this share of a budget at most, if three steps allow it
+SPARE = 0.03  # of a budget: checkpoints, and steps that take longer than those that were measured
+LEAST_RUN_S = 600.0  # a compiler takes a minute or two: shorter runs do not ask it
+WORTH = 0.97  # of the plain step: a compiled one that takes longer is not worth its risk
+
+
+def steps_in(run: Training, minutes: float, began_at: float) -> int:
+    """How many optimizer steps, epochs' ends included, a budget allows.
+
+    It began at `began_at` of time.monotonic: measuring is part of it. Raises UserError where not
+    one step fits.
+    """
+    budget_s = 60 * minutes
+    with rewound(run):
+        step_s = step_seconds(run, MOST_SHARE * budget_s)
+        epoch_s = _seconds(run, lambda: train.validate(run))
+    left_s = (1 - SPARE) * budget_s - (time.monotonic() - began_at)
+    steps = fitting(left_s, step_s, epoch_s, run.loader.steps_per_epoch)
+    [steps] = broadcast_object_list([steps])
+    if steps < 1:
+        raise UserError(
+            f"train.minutes = {minutes:g} is too short: here a step takes {step_s:.2g} s, the end "
+            f"of an epoch {epoch_s:.2g} s.\n"
+            f"Type --set train.minutes={_enough(step_s, epoch_s, run.loader.steps_per_epoch):.1g} "
+            "or more: that is one epoch."
+        )
+    return int(steps)
+
+
+def fitting(left_s: float, step_s: float, epoch_s: float, steps_per_epoch: int) -> int:
+    """The largest n with n steps and an end after every epoch, the broken last one too, in time."""
+    whole = max(0, math.floor(left_s / (steps_per_epoch * step_s + epoch_s)))
+    rest_s = left_s - whole * (steps_per_epoch * step_s + epoch_s) - epoch_s
+    return whole * steps_per_epoch + max(0, math.floor(rest_s / step_s))
+
+
+def choose_compiled(run: Training, run_s: float | None) -> str:
+    """Leave the run compiled or as it is, whichever takes its steps faster; say why.
+
+    `run_s`: seconds that the run may take, if that is known. Networks that the compiler fails on
+    stay as they are.
+    """
+    with rewound(run):
+        plain_s = step_seconds(run, LEAST_S)
+        [run_s] = broadcast_object_list([run_s or plain_s * run.total_steps])
+        if run_s < LEAST_RUN_S:
+            return f"not compiled: the run takes less than {LEAST_RUN_S / 60:.0f} minutes"
+        began_at, undo = time.monotonic(), build.compile_networks(run)
+        try:
+            compiled_s = step_seconds(run, LEAST_S)
+        except Exception as fault:  # of a compiler that is missing or fails, anything
+            undo()
+            return f"not compiled: {type(fault).__name__}, {str(fault).partition(chr(10))[0]}"
+        spent_s = time.monotonic() - began_at
+        [pays] = broadcast_object_list([compiled_s < WORTH * plain_s])
+        if not pays:
+            undo()
+    return (
+        f"{'compiled' if pays else 'not compiled'}: compiled a step takes {1000 * compiled_s:.1f} "
+        f"ms, else {1000 * plain_s:.1f} ms; it took {spent_s:.0f} s to know"
+    )
+
+
+def step_seconds(run: Training, most_s: float) -> float:
+    """Seconds of a step, the mean over as many as LEAST_S or, where that is less, `most_s` hold."""
+    run.net.train()
+    rehearsing = replace(run, teach=_who_answers(run))
+    steps = count()
+
+    def take(n: int) -> None:
+        for k in islice(steps, n):
+            train.step(rehearsing, k % run.loader.steps_per_epoch)
+
+    take(WARMUP_STEPS)
+    first_s = _seconds(run, lambda: take(LEAST_STEPS)) / LEAST_STEPS
+    enough = math.ceil(min(LEAST_S, most_s) / first_s)
+    more = int(broadcast_object_list([enough - LEAST_STEPS])[0])
+    if more <= 0:
+        return first_s
+    return _seconds(run, lambda: take(more)) / more
+
+
+@contextmanager
+def rewound(run: Training) -> Iterator[None]:
+    """What is trained meanwhile is undone: weights, averages, optimizer, terms, scaler."""
+    kept = copy.deepcopy({name: part.state_dict() for name, part in train.stateful(run).items()})
+    try:
+        yield
+    finally:
+        for name, part in train.stateful(run).items():
+            part.load_state_dict(kept[name])
+        run.optimizer.zero_grad()
+
+
+def _who_answers(run: Training) -> Teach:
+    """The teacher, unless all its answers are stored: what is half stored would be too fast."""
+    if isinstance(run.teach, Taught) and run.live is not None and not run.teach.is_complete:
+        return Taught(run.live)
+    return run.teach
+
+
+def _seconds(run: Training, work: Callable[[], object]) -> float:
+    """Of some work, from an idle device to an idle device."""
+    _wait(run)
+    began_at = time.monotonic()
+    work()
+    _wait(run)
+    return time.monotonic() - began_at
+
+
+def _wait(run: Training) -> None:
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.synchronize(run.accelerator.device)
+
+
+def _enough(step_s: float, epoch_s: float, steps_per_epoch: int) -> float:
+    return (steps_per_epoch * step_s + epoch_s) * 1.5 / 60

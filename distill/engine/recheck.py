@@ -1,0 +1,105 @@
+"""Stored answers held against the teacher that gave them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from distill import recipe as recipes
+from distill.data import sources
+from distill.data.loader import View
+from distill.engine import build, enlist, store
+from distill.engine.store import Stock
+from distill.engine.stored import Stored, same
+from distill.engine.teach import Taught
+from distill.errors import UserError
+from distill.recipe import Recipe
+from distill.run_folder import RunFolder
+
+VIEWS, SAMPLES = 4, 256  # asked again: so many samples of so many views, evenly spread
+
+
+@dataclass
+class Verdict:
+    """What was found out about a stock; sound where nothing is `damaged` or `differing`."""
+
+    views: int
+    damaged: list[int] = field(default_factory=list)  # views whose file cannot be read
+    differing: list[int] = field(default_factory=list)  # views of which the teacher says other
+    asked: int = 0  # answers that were asked again
+    not_asked: str = ""  # why the teacher could not be asked
+
+    @property
+    def is_sound(self) -> bool:
+        return not (self.damaged or self.differing)
+
+    def __str__(self) -> str:
+        said = [f"{self.views} views"]
+        if self.damaged:
+            said.append(f"damaged: {', '.join(map(str, self.damaged))}")
+        if self.differing:
+            said.append(f"the teacher says other of: {', '.join(map(str, self.differing))}")
+        if self.asked:
+            said.append(f"{self.asked} answers asked again")
+        if self.not_asked:
+            said.append(f"files alone were read: {self.not_asked}")
+        return "; ".join([*said, "sound" if self.is_sound else "not sound"])
+
+
+def verify(stock: Stock) -> Verdict:
+    """Read every file; ask the teacher again where it, the images and the recipe still are."""
+    views = stock.views
+    verdict = Verdict(len(views), [view for view in views if stock.read(view) is None])
+    try:
+        stored = _rebuilt(stock)
+        for view in list(_views(stock, stored, set(views) - set(verdict.damaged)))[:VIEWS]:
+            _ask(view, stock, stored, verdict)
+    except UserError as fault:
+        verdict.not_asked = str(fault).splitlines()[0]
+    return verdict
+
+
+def _rebuilt(stock: Stock) -> Stored:
+    """The source of the run that asked first. Raises UserError where a part of it is gone."""
+    if not stock.recipe:
+        raise UserError(f"{stock.path} does not say what it holds")
+    recipe: Recipe = recipes.loads(stock.recipe, str(stock.path / store.ABOUT))
+    images = sources.load(recipe.data.source, "train")
+    split = build.divide(recipe, images)
+    teacher = enlist.teacher(recipe, images, split)
+    accel = build.accelerator(recipe)
+    identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(recipe)}
+    nowhere = RunFolder(Path("unused"))
+    run = build.training(recipe, "student", split, teacher, nowhere, accel, identity)
+    stored = run.teach.source if isinstance(run.teach, Taught) else None
+    if not isinstance(stored, Stored):
+        raise UserError("its recipe stores no answers")
+    return stored
+
+
+def _views(stock: Stock, stored: Stored, numbers: set[int]) -> Iterator[View]:
+    """Views of the stock as the recipe draws them today, of other numbers each."""
+    calendar, left = stored.loader.calendar, set(numbers)
+    for epoch in range(max(numbers, default=-1) + 1):
+        pipeline = calendar.pipeline(stored.loader.pipeline, epoch)
+        depends = stored.depends(pipeline, mixed=stored.mixed_asked)
+        if calendar.view(epoch) in left and store.key_of(depends).endswith(stock.key):
+            left.remove(calendar.view(epoch))
+            yield stored.loader.view(epoch)
+    if left == set(numbers) and numbers:
+        raise UserError("teacher, images or program changed since, and nothing will read it")
+
+
+def _ask(view: View, stock: Stock, stored: Stored, verdict: Verdict) -> None:
+    kept = stock.read(view.number)
+    assert kept is not None
+    known = torch.from_numpy(kept).float()
+    rows = view.order[:: max(1, len(view.order) // SAMPLES)][:SAMPLES]
+    rows = rows[~known[rows.cpu()].isnan().any(dim=1).to(rows.device)]
+    if not len(rows):
+        return
+    said = stored.asked_anew(view, rows).cpu()
+    verdict.asked += len(rows)
+    if not same(said, known[rows.cpu()]):
+        verdict.differing.append(view.number)

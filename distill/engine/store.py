@@ -1,0 +1,150 @@
+"""Stored answers as they lie on disk: one folder for each set of things that they depend on.
+
+targets/<key>/about.json     what the answers depend on, and the recipe that asked first
+targets/<key>/view-00007.npz logits of view 7, float16 [N, C]; NaN where nobody asked
+
+The key is a digest of what the answers depend on: what differs in any of it finds nothing, and
+`missed` can say in what. Files are written beside their place and renamed: a kill leaves no half of
+one, and two writers of a view write the same bytes.
+"""
+
+import hashlib
+import json
+import shutil
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data import cache
+from distill.errors import UserError
+from distill.run_folder import write_json
+
+FOLDER = "targets"  # below the cache folder
+BYTES = 2  # of a float16
+ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The answers in one folder."""
+
+    path: Path
+    depends: dict[str, str]  # empty where the folder does not say
+    recipe: str  # TOML of the recipe that asked first; its teacher.runs name the teacher
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Run folders of the teachers that were asked; none where the folder does not say."""
+        teacher = tomllib.loads(self.recipe).get("teacher", {})
+        return tuple(teacher.get("runs", ()))
+
+    @property
+    def source(self) -> str | None:
+        """The data of the run that asked first."""
+        data: dict[str, Any] = tomllib.loads(self.recipe).get("data", {})
+        return data.get("source")
+
+    @property
+    def views(self) -> list[int]:
+        """Which views are there, whole or in part."""
+        return sorted(int(f.stem.removeprefix("view-")) for f in self.path.glob("view-*.npz"))
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.path.glob("*"))
+
+    def read(self, view: int) -> NDArray[np.float16] | None:
+        """The answers to a view, float16 [N, C]; None where they are absent or damaged."""
+        return cache.recall(f"{FOLDER}/{self.key}/{name_of(view)}", None, np.float16)
+
+
+def folder() -> Path:
+    """Where all answers lie."""
+    return cache.cache_folder() / FOLDER
+
+
+def key_of(depends: dict[str, Any]) -> str:
+    """The folder of the answers that depend on exactly this, below the cache folder."""
+    canonical = json.dumps(depends, sort_keys=True)
+    return f"{FOLDER}/{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
+
+
+def name_of(view: int) -> str:
+    """The file of a view, as the cache's keys have it."""
+    return f"view-{view:05}"
+
+
+def describe(depends: dict[str, Any], recipe: str) -> None:
+    """Write beside the answers what they depend on; nothing where nothing can be written."""
+    path = cache.cache_folder() / key_of(depends) / ABOUT
+    if path.exists():
+        return
+    try:
+        write_json(path, {"depends": depends, "recipe": recipe})
+    except OSError:
+        return  # then there will be no answers beside it either
+
+
+def stocks() -> list[Stock]:
+    """All that is stored, the oldest first."""
+    found = [path for path in folder().glob("*") if path.is_dir()]
+    return [_opened(path) for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+
+def listed() -> list[dict[str, Any]]:
+    """A row for each stock: `key`, `teacher`, `data`, `views`, `bytes`, what it depends on."""
+    return [
+        {
+            "key": stock.key,
+            "teacher": list(stock.teachers),
+            "data": stock.source,
+            "views": len(stock.views),
+            "bytes": stock.n_bytes,
+            "depends": stock.depends,
+            "path": str(stock.path),
+        }
+        for stock in stocks()
+    ]
+
+
+def named(keys: Sequence[str]) -> list[Stock]:
+    """The stocks whose keys begin so. Raises UserError for one that none or several have."""
+    every = stocks()
+    found, faults = [], []
+    for key in keys:
+        hits = [stock for stock in every if stock.key.startswith(key)]
+        found += hits[:1]
+        if len(hits) != 1:
+            faults.append(f"{key!r} is the beginning of {len(hits)} keys in {folder()}")
+    if faults:
+        raise UserError("\n".join([*faults, "Type python cli.py cache info: it lists the keys."]))
+    return found
+
+
+def missed(depends: dict[str, Any]) -> list[str]:
+    """In what the nearest stock differs from what is wanted; empty where there is none at all."""
+    others = (stock.depends for stock in stocks() if stock.depends)
+    differing = [[name for name in depends if other.get(name) != depends[name]] for other in others]
+    return min(differing, key=len, default=[])
+
+
+def drop(stock: Stock) -> None:
+    """Delete a stock. A run that is writing to it begins it anew."""
+    shutil.rmtree(stock.path)
+
+
+def _opened(path: Path) -> Stock:
+    try:
+        told = json.loads((path / ABOUT).read_text())
+        return Stock(path, told["depends"], told["recipe"])
+    except (OSError, ValueError, KeyError):
+        return Stock(path, {}, "")

@@ -1,0 +1,178 @@
+"""How many steps fit into minutes, compiled or not; and nothing that was tried is left."""
+
+import math
+import re
+import time
+from itertools import count
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill import recipe as recipes
+from distill.engine import build, pace, train
+from distill.engine.pace import fitting
+from distill.errors import UserError
+from distill.events import Epoch
+from distill.schema import OptimizerName
+from tests.runs import prepared
+from tests.runs import train as trained
+
+
+@given(
+    left_s=st.floats(0, 1e4),
+    step_s=st.floats(1e-3, 10),
+    epoch_s=st.floats(0, 100),
+    steps_per_epoch=st.integers(1, 500),
+)
+def test_what_fits_is_the_most_that_does(left_s, step_s, epoch_s, steps_per_epoch) -> None:
+    def takes(n: int) -> float:
+        return n * step_s + math.ceil(n / steps_per_epoch) * epoch_s
+
+    n = fitting(left_s, step_s, epoch_s, steps_per_epoch)
+    slack = 1e-9 * (left_s + 1)
+    assert n == 0 or takes(n) <= left_s + slack
+    assert takes(n + 1) > left_s - slack
+
+
+def leaves(state: object) -> list[object]:
+    """All that a state dict holds, in order."""
+    if isinstance(state, dict | list | tuple):
+        parts = state.values() if isinstance(state, dict) else state
+        return [leaf for part in parts for leaf in leaves(part)]
+    return [state]
+
+
+@pytest.mark.parametrize("name", OptimizerName.__args__)
+def test_a_rehearsal_leaves_nothing_behind(name: str, teacher) -> None:
+    """With every optimizer: the steps after it are those of a run that did not rehearse."""
+    options = [f"teacher.runs=['{teacher}']", f"optim.name={name}", "ema.decay=0.9"]
+    plain, rehearsed = prepared(*options), prepared(*options)
+    with pace.rewound(rehearsed):
+        for k in range(2):
+            train.step(rehearsed, k)
+    for run in (plain, rehearsed):
+        for k in range(2):
+            train.step(run, k)
+    for part, ours in train.stateful(rehearsed).items():
+        theirs = train.stateful(plain)[part].state_dict()
+        for a, b in zip(leaves(ours.state_dict()), leaves(theirs), strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, part
+
+
+def test_a_rehearsal_asks_the_teacher_unless_all_its_answers_are_stored(teacher) -> None:
+    stored = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=2"]
+    run = prepared(*stored)
+    for epoch in range(2):
+        assert pace._who_answers(run).source is run.live
+        for k in range(run.loader.steps_per_epoch):
+            train.step(run, k + epoch * run.loader.steps_per_epoch)
+    again = prepared(*stored)
+    assert pace._who_answers(again) is again.teach
+    assert pace._who_answers(again).is_complete
+
+
+class Clock:
+    """`time.monotonic` by which each step of a training takes half a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        really = train.step
+
+        def step(run, k):  # type: ignore[no-untyped-def]
+            self.now += 0.5
+            return really(run, k)
+
+        monkeypatch.setattr(train, "step", step)
+
+
+def test_minutes_become_steps_that_end_in_time(teacher, tmp_path, monkeypatch) -> None:
+    clock = Clock(monkeypatch)
+    folder, events = trained(tmp_path / "run", f"teacher.runs=['{teacher}']", "train.minutes=1.0")
+    start = events[0]
+    # 60 s less 3 %, less the rehearsal's 3 + 3 + 3 steps (a twentieth of the minute is six), of
+    # half a second each; validation takes no time by this clock.
+    assert start.total_steps == 107
+    assert 57.9 < clock.now - 100 <= 58.2
+    last = [event for event in events if isinstance(event, Epoch)][-1]
+    assert last.step == start.total_steps
+    assert last.epoch == start.epochs == -(-107 // start.steps_per_epoch)
+    assert any("train.minutes = 1 hold 107 steps here" in note for note in start.notes)
+    assert "minutes = 1.0" in folder.recipe.read_text()
+
+
+def test_the_learning_rate_ends_at_zero_with_the_minutes(teacher) -> None:
+    run = prepared(f"teacher.runs=['{teacher}']", "train.minutes=5.0", "optim.warmup_epochs=9.0")
+    steps = run.loader.steps_per_epoch * 2 + 3
+    recipe = recipes.load("tiny", ["train.minutes=5.0", "optim.warmup_epochs=9.0"]).recipe
+    build.lasting(run, recipe, steps)
+    assert run.epochs == 3
+    peak = recipe.optim.lr
+    assert run.lr(steps // 4) == pytest.approx(peak)  # the warm-up takes a quarter at most
+    assert run.lr(steps - 1) < 0.01 * peak
+
+
+def test_minutes_too_short_for_a_step_are_refused(teacher, monkeypatch) -> None:
+    Clock(monkeypatch)
+    run = prepared(f"teacher.runs=['{teacher}']")
+    with pytest.raises(UserError, match="minutes = 0.05 is too short: here a step takes 0.5 s"):
+        pace.steps_in(run, 0.05, time.monotonic())
+
+
+class Compiler:
+    """Stands for torch.compile: a switch, and steps that take as long as it says."""
+
+    def __init__(self, monkeypatch, plain_s: float, compiled_s: float | Exception) -> None:  # type: ignore[no-untyped-def]
+        self.on, seconds = False, (plain_s, compiled_s)
+
+        def compile_networks(run):  # type: ignore[no-untyped-def]
+            self.on = True
+
+            def undo() -> None:
+                self.on = False
+
+            return undo
+
+        def step_seconds(run, most_s):  # type: ignore[no-untyped-def]
+            taken = seconds[self.on]
+            if isinstance(taken, Exception):
+                raise taken
+            return taken
+
+        monkeypatch.setattr(build, "compile_networks", compile_networks)
+        monkeypatch.setattr(pace, "step_seconds", step_seconds)
+
+
+@pytest.mark.parametrize(
+    ("plain_s", "compiled_s", "on", "note"),
+    [
+        (0.1, 0.08, True, "^compiled: compiled a step takes 80.0 ms, else 100.0 ms"),
+        (0.1, 0.099, False, "^not compiled: compiled a step takes 99.0 ms, else 100.0 ms"),
+        (0.1, RuntimeError("no g++\nat all"), False, "^not compiled: RuntimeError, no g[+][+]$"),
+    ],
+)
+def test_auto_takes_what_is_faster(plain_s, compiled_s, on, note, teacher, monkeypatch) -> None:
+    compiler = Compiler(monkeypatch, plain_s, compiled_s)
+    run = prepared(f"teacher.runs=['{teacher}']")
+    assert re.search(note, pace.choose_compiled(run, 3600.0))
+    assert compiler.on is on
+
+
+def test_auto_does_not_try_for_a_short_run(teacher, monkeypatch) -> None:
+    compiler = Compiler(monkeypatch, 0.1, 0.01)
+    run = prepared(f"teacher.runs=['{teacher}']")
+    assert "the run takes less than 10 minutes" in pace.choose_compiled(run, None)
+    assert not compiler.on
+
+
+def test_counted_steps_are_those_of_the_first_epoch(teacher, monkeypatch) -> None:
+    """However many steps a measurement takes, it draws no second view."""
+    seen, ticks = [], count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks) / 4)
+    monkeypatch.setattr(train, "step", lambda run, k: seen.append(k) or {})
+    run = prepared(f"teacher.runs=['{teacher}']")
+    pace.step_seconds(run, most_s=60.0)
+    assert len(seen) > pace.WARMUP_STEPS + pace.LEAST_STEPS
+    assert max(seen) < run.loader.steps_per_epoch
