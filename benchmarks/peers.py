@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import ceilings
 from benchmarks.contenders import CONTENDERS, PEERS
 from benchmarks.pairs import PAIRS
 from distill.data import sources
@@ -161,24 +161,6 @@ def operations(student: nn.Module, teacher: nn.Module, image: Tensor) -> dict[st
     return counted
 
 
-def convolution_peak(device: torch.device, seconds: float = 2.0) -> float:
-    """Operations a second of the fastest of many 3x3 convolutions, 256 channels, channels last."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    n = 1024 if device.type == "cuda" else 64
-    layout = torch.channels_last
-    convolution = build.to_device(nn.Conv2d(256, 256, 3, padding=1, bias=False).to(dtype), device)
-    maps = torch.randn(n, 256, 16, 16, device=device, dtype=dtype).to(memory_format=layout)
-    fastest, end = float("inf"), time.perf_counter() + seconds
-    with torch.inference_mode():
-        while time.perf_counter() < end:
-            began_at = time.perf_counter()
-            convolution(maps)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            fastest = min(fastest, time.perf_counter() - began_at)
-    return 2 * 9 * 256 * 256 * 16 * 16 * n / fastest
-
-
 def entered(name: str, place: Path, environ: dict[str, str]) -> Entrant:
     """A contender, started and built, after its two steps on the common batch."""
     process = subprocess.Popen(
@@ -241,7 +223,7 @@ def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[st
         counted = prepare(Path(folder), name, data, batch)
         entrants = contest(names, Path(folder), rounds, steps)
     accel = build.accelerator(PAIRS[name].recipe(data, batch, stored=False))
-    peak = convolution_peak(accel.device)
+    peak = ceilings.convolution(accel.device)
     figures = {e.name: _figures(e, batch * steps, counted, peak) for e in entrants}
     best_peer = max(figures[peer]["images_per_s"] for peer in PEERS if peer in figures)
     return {
@@ -310,7 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     try:
-        content = report(given.pair, given.data or _found(), given.batch, given.rounds, given.steps)
+        content = report(
+            given.pair, given.data or found_data(), given.batch, given.rounds, given.steps
+        )
     except UserError as fault:
         parser.error(str(fault))
     if given.json:
@@ -319,7 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console().print(table(content))
 
 
-def _found() -> str:
+def found_data() -> str:
+    """CIFAR-10 where it is, else the drawn set."""
     try:
         sources.check("cifar10")
     except UserError:

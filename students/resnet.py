@@ -12,8 +12,8 @@ from distill.errors import UserError
 from students.design import IMAGE_CHANNELS, Design
 from students.normalize import Normalize
 
-# In place where that can be: what comes in is a norm's output or a fresh sum, which nobody else
-# reads and no gradient needs.
+# In place where that can be: what comes in is a norm's output, which nobody else reads and no
+# gradient needs.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),
     "leaky_relu": partial(nn.LeakyReLU, inplace=True),
@@ -124,7 +124,8 @@ class Block(nn.Module):
         return norm
 
     def forward(self, maps: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.skip(maps) + self.residual(maps))
+        residual: Tensor = self.residual(maps)
+        out: Tensor = self.activation(residual.add_(self.skip(maps)))  # a norm's output, read here
         return out
 
 

@@ -78,12 +78,13 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        # In place: a norm's output is read by nobody else, and no gradient needs it.
+        # In place: outputs of a norm and of the last kernel are read by nobody else, and no
+        # gradient needs them.
         active = F.relu(self.norm1(maps), inplace=True)
         skip = maps if self.skip is None else self.skip(active)
         hidden = F.relu(self.norm2(self.conv1(active)), inplace=True)
-        out: Tensor = skip + self.conv2(self.dropout(hidden))
-        return out
+        residual: Tensor = self.conv2(self.dropout(hidden))
+        return residual.add_(skip)
 
 
 def _stage(inputs: int, outputs: int, blocks: int, *, stride: int, dropout: float) -> nn.Sequential:

@@ -1,13 +1,22 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import stages
+from benchmarks import ceilings, peers, scaling, stages
+from benchmarks.contenders import CONTENDERS
+from benchmarks.pairs import PAIRS
+from benchmarks.peers import Entrant, Unequal
 from distill.engine import build, train
 from distill.engine.train import Training
 
+REPOSITORY = Path(__file__).parents[1]
+LOSSES = {"honest": [0.25, 0.24], "lazy": [0.25, 0.2405]}  # two thousandths apart
 ORDER = [
     "draw of a view",
     "augment",
@@ -78,3 +87,142 @@ def test_a_wrong_request_is_one_message(
     with pytest.raises(SystemExit, match="2"):
         stages.main(arguments)
     assert message in capsys.readouterr().err
+
+
+# Beside others
+
+
+@pytest.fixture(scope="module")
+def raced() -> dict[str, Any]:
+    """The smallest pair, one round of two steps; torchdistill too where it is installed."""
+    command = "benchmarks.peers --pair tiny --data synthetic --batch 32 --rounds 1 --steps 2 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content
+
+
+def test_every_contender_is_measured(raced: dict[str, Any]) -> None:
+    assert raced["pair"] == "tiny"
+    assert set(raced["contenders"]) >= set(CONTENDERS) - {"torchdistill"}
+    for figures in raced["contenders"].values():
+        assert figures["images_per_s"] > 0
+        assert figures["share_of_peak"] > 0
+    fastest = max(
+        figures["images_per_s"]
+        for name, figures in raced["contenders"].items()
+        if name in ("naive", "timm", "torchdistill")
+    )
+    for ours in ("online", "cached"):
+        speed = raced["contenders"][ours]["images_per_s"]
+        assert raced[f"{ours}_over_best_peer"] == pytest.approx(speed / fastest)
+
+
+def test_all_contenders_do_the_same_work(raced: dict[str, Any]) -> None:
+    """The same first loss takes the same networks, batch and loss; the second, the same step."""
+    for which in ("first_loss", "second_loss"):
+        losses = [figures[which] for figures in raced["contenders"].values()]
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-3)
+    first, second = (raced["contenders"]["online"][f"{n}_loss"] for n in ("first", "second"))
+    assert abs(first - second) > 1e-3 * first, "the step must be seen"
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="memory is Linux's to tell"
+)
+def test_the_memory_is_that_of_all_processes(raced: dict[str, Any]) -> None:
+    grown = "import time; held = bytearray(300 << 20); print(flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grown!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert 300 < peers.memory_mib(process.pid) < 400
+        subprocess.run(["pkill", "-P", str(process.pid)], check=True)
+    assert peers.memory_mib(2**22 + 1) == 0
+    naive = raced["contenders"]["naive"]["peak_mib"]
+    assert raced["contenders"]["online"]["peak_mib"] <= naive
+
+
+def test_other_work_is_seen() -> None:
+    honest, lazy = (Entrant(name, None, losses) for name, losses in LOSSES.items())  # type: ignore[arg-type]
+    peers.check_equal([honest, honest])
+    with pytest.raises(
+        Unequal, match="lazy does other work than honest: on the same batch its fir"
+    ):
+        peers.check_equal([honest, lazy])
+
+
+def test_a_recipe_of_a_pair_trains_the_pair() -> None:
+    for pair in PAIRS.values():
+        recipe = pair.recipe("synthetic", 128, stored=False)
+        trained = build.network(recipe, pair.role, 10)
+        shapes = [parameter.shape for parameter in pair.student().parameters()]
+        assert [parameter.shape for parameter in trained.parameters()] == shapes
+        assert not recipe.mix.ways()
+        assert recipe.ema is None
+
+
+def test_ceilings_are_counted_and_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    ceilings.main(["--quick", "--json"])
+    content = json.loads(capsys.readouterr().out)
+    for name in ("product_flops", "convolution_flops", "copy_bytes"):
+        assert 1e8 < content[name] < 1e16
+    slept = ceilings.fastest(lambda: __import__("time").sleep(0.01), torch.device("cpu"), 0.05)
+    assert 0.01 <= slept < 0.05
+
+
+def test_growth_is_measured_against_the_first_point() -> None:
+    points = {100: {"epoch_s": 2.0, "ms": 20.0}, 300: {"epoch_s": 9.0, "ms": 30.0}}
+    by_images, by_cost = (scaling.ratios(points, by) for by in ("epoch_s", "ms"))
+    assert [each["ratio"] for each in by_images.values()] == [1.0, 1.5]
+    assert [each["ratio"] for each in by_cost.values()] == [1.0, 1.5]
+
+
+def test_a_point_of_growth_is_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
+    scaling.main(["images", "--quick", "--rounds", "1", "--json"])
+    content = json.loads(capsys.readouterr().out)
+    assert list(content["axes"]) == ["images"]
+    points = content["axes"]["images"]
+    assert list(points) == ["160", "320"]
+    for figures in points.values():
+        assert figures["startup_s"] > 0
+        assert figures["ms"] == pytest.approx(1000 / figures["images_per_s"])
+
+
+def h200(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["benchmarks/h200.sh", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env=os.environ | {"OUT": str(out), "RUNS": str(out / "runs"), "PYTHON": sys.executable},
+    )
+
+
+def test_a_section_that_is_there_is_not_repeated(tmp_path: Path) -> None:
+    done = h200(tmp_path, "--quick", "ceilings")
+    assert done.returncode == 0, done.stderr
+    measured = (tmp_path / "ceilings.json").read_text()
+    assert json.loads(measured)["type"] in ("float32", "bfloat16")
+    again = h200(tmp_path, "--quick", "ceilings")
+    assert "ceilings.json is there" in again.stderr
+    assert (tmp_path / "ceilings.json").read_text() == measured
+    wrong = h200(tmp_path, "ceiling")
+    assert wrong.returncode == 2
+    assert "no section ceiling; there are ceilings stages" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_all_sections_in_the_size_of_a_cpu(tmp_path: Path) -> None:
+    done = h200(tmp_path, "--quick")
+    assert done.returncode == 0, done.stderr
+    made = {path.stem for path in tmp_path.glob("*.json")}
+    assert made == {
+        *("ceilings", "stages", "peers-wrn", "peers-resnet", "teacher", "student", "cached")
+    }

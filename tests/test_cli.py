@@ -555,3 +555,108 @@ def test_a_real_process_ends_as_the_shell_expects(pets: Path, tmp_path: Path) ->
     assert long.returncode == 143
     assert "Traceback" not in last_words
     assert last_words.splitlines()[-1].endswith(f"with --out '{out}' --resume")
+
+
+# What is stored of teachers' answers
+
+
+@pytest.fixture
+def stored(door: Door, teacher: Path) -> Said:
+    """A run of two epochs whose teacher's answers were stored."""
+    said = door(
+        *("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher),
+        *("--set", "train.epochs=2", "--out", "first"),
+    )
+    assert said.code == 0, said.err
+    return said
+
+
+def stocks(door: Door) -> list[dict[str, object]]:
+    listed: list[dict[str, object]] = json.loads(door("cache", "info", "--json").out)
+    return listed
+
+
+def test_an_empty_store_is_an_empty_table(door: Door) -> None:
+    assert stocks(door) == []
+    assert "0.0 MB in" in door("cache", "info").out
+
+
+def test_what_is_stored_is_listed(stored: Said, door: Door, teacher: Path) -> None:
+    (row,) = stocks(door)
+    assert row["teacher"] == [str(teacher)]
+    assert (row["views"], row["data"]) == (2, "synthetic")
+    assert row["bytes"] > 2 * 2 * 10 * 320  # type: ignore[operator]  # two views of float16
+    assert str(row["key"])[:12] in door("cache", "info").out
+
+
+def test_the_head_says_how_much_is_there_and_why_not_more(
+    stored: Said, door: Door, teacher: Path
+) -> None:
+    taught = ("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher)
+    assert "0 of 2 views of the teacher's answers are stored" in unfolded(stored.err)
+    again = door(*taught, "--set", "train.epochs=3", "--out", "again")
+    assert "2 of 3 views of the teacher's answers are stored" in unfolded(again.err)
+    for key, why in (
+        ("data.seed=7", "data.seed"),
+        ("augment.flip=false", "augmentation or mixing"),
+    ):
+        other = door(*taught, "--set", "train.epochs=1", "--set", key, "--out", key)
+        assert f"the nearest answers that are stored differ in {why}:" in unfolded(other.err)
+
+
+def test_a_sound_store_is_verified_against_its_teacher(stored: Said, door: Door) -> None:
+    said = door("cache", "verify")
+    assert said.code == 0, said.err
+    assert re.search(r"^[0-9a-f]{12}  2 views; 512 answers asked again; sound$", said.out, re.M)
+
+
+def test_damage_and_foreign_answers_are_found(stored: Said, door: Door, tmp_path: Path) -> None:
+    first, second = sorted((tmp_path / "cache" / "targets").rglob("view-*.npz"))
+    with np.load(second) as kept:
+        np.savez(second, array=kept["array"][::-1])  # another sample's answers
+    first.write_bytes(first.read_bytes()[:-40])
+    said = door("cache", "verify")
+    assert said.code == 1
+    key = first.parent.name[:12]
+    assert f"{key}  2 views; damaged: 0; the teacher says other of: 1; " in said.out
+    assert f"type python cli.py cache drop {key}" in said.err
+
+
+def test_answers_that_the_teacher_would_not_give_today_are_asked_again(
+    stored: Said, door: Door, teacher: Path, tmp_path: Path
+) -> None:
+    for view in (tmp_path / "cache" / "targets").rglob("view-*.npz"):
+        with np.load(view) as kept:
+            np.savez(view, array=kept["array"][::-1])
+    command = ("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher)
+    again = door(*command, "--set", "train.epochs=2", "--out", "again")
+    assert "what is stored is not what the teacher says today" in unfolded(again.err)
+    weights = [Path(run, "student.safetensors").read_bytes() for run in ("first", "again")]
+    assert weights[0] == weights[1]
+    assert door("cache", "verify").code == 0, "they were written anew"
+
+
+def test_a_store_whose_teacher_is_gone_is_read_alone(stored: Said, door: Door) -> None:
+    (row,) = stocks(door)
+    about = Path(str(row["path"]), "about.json")
+    about.write_text(about.read_text().replace("runs0/teacher", "runs0/gone"))
+    said = door("cache", "verify")
+    assert said.code == 0
+    assert "2 views; files alone were read: " in unfolded(said.out)
+    assert "is not a run: there is no such folder" in unfolded(said.out)
+
+
+def test_what_is_dropped_is_gone(stored: Said, door: Door) -> None:
+    (row,) = stocks(door)
+    refused(door("cache", "drop"), "name what to drop", "cache info")
+    refused(door("cache", "drop", "zz"), "'zz' is the beginning of 0 keys", "cache info")
+    assert stocks(door) == [row]
+    said = door("cache", "drop", str(row["key"])[:8])
+    assert re.search(r"^1 dropped, \d\.\d MB freed$", said.out, re.M)
+    assert stocks(door) == []
+    assert "0 dropped" in door("cache", "drop", "--all").out
+
+
+def unfolded(text: str) -> str:
+    """A screen of 80 columns as one line."""
+    return " ".join(text.split())

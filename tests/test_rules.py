@@ -116,6 +116,17 @@ def test_an_optimizer_is_given_what_it_takes() -> None:
     ]
 
 
+def test_minutes_and_epochs_take_each_other_s_place() -> None:
+    timed = load("kd", ["train.minutes=10"]).recipe.train
+    assert (timed.minutes, timed.epochs) == (10.0, None)
+    counted = load("kd", ["train.minutes=10", "train.epochs=9"]).recipe.train
+    assert (counted.minutes, counted.epochs) == (None, 9)
+    assert faults("kd", "train={minutes=10, epochs=4}") == [
+        "train.minutes = 10.0 (--set) and train.epochs = 4 exclude each other; give one of them"
+    ]
+    load("kd", ["train.minutes=1", "optim.warmup_epochs=500"])  # known when the pace is
+
+
 def test_all_conflicts_at_once() -> None:
     lines = faults("kd_cutmix", DKD, AT, "cache.views=3", 'loss.at.student_taps=["head"]')
     assert len(lines) == 4
@@ -131,7 +142,7 @@ def test_taps_are_read_off_the_tables() -> None:
 
 
 def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 14
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 15
     assert all(rule.__doc__ for rule in RULES)
 
 

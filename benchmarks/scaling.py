@@ -1,0 +1,247 @@
+"""How the cost of a run grows with images, parameters, batch, views and processes.
+
+    python -m benchmarks.scaling [images parameters batch views processes] [--rounds N] [--json]
+
+Each point is a whole run in a process of its own: a small teacher teaches a small student for some
+epochs. `startup_s` is from the end of the imports to the head of the run, `epoch_s` the
+median of the epochs after the first, validation and checkpoint included, `ms` the same for an
+image. Points are measured in rounds, there and back, so that a slow minute falls on all; medians
+count. What a point costs above a straight line through the first is its `ratio`: 1 is linear in
+images, in multiply-accumulates, and so on.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.peers import found_data
+from distill import recipe as recipes
+from distill.engine import environment
+from distill.engine.build import accelerator
+from distill.engine.run import Request, processes, run
+from distill.errors import UserError
+from distill.events import Epoch, Start
+
+ROOT = Path(__file__).resolve().parents[1]
+# A student of 19,618 parameters and a teacher of as little: seconds an epoch on two cores.
+SMALL = (
+    "student.stages=3", "student.blocks=1", "student.width=8", "optim.warmup_epochs=0",
+    "train.batch_size=128", "train.epochs=3", "train.log_every=1000", "data.train_images=5000",
+)  # fmt: skip
+TEACHER = ("teacher.depth=10", "teacher.widen=1", "mix.cutmix=false", "train.epochs=1")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is varied, by which keys, and what the cost of an image should be proportional to."""
+
+    name: str
+    points: dict[int, tuple[str, ...]]  # by the value on the axis
+    processes: dict[int, int] | None = None
+
+
+AXES = {
+    "images": Axis(
+        "images",
+        {
+            n: (f"data.train_images={n}", "data.holdout=0.0")
+            for n in (5_000, 10_000, 20_000, 50_000)
+        },
+    ),
+    "parameters": Axis("width", {n: (f"student.width={n}",) for n in (4, 8, 16, 32)}),
+    "batch": Axis("batch", {n: (f"train.batch_size={n}",) for n in (32, 128, 512)}),
+    "views": Axis("views", {n: (f"cache.views={n}", "train.epochs=6") for n in (1, 2, 6)}),
+    "processes": Axis("processes", {1: (), 2: ()}, {1: 1, 2: 2}),
+}
+QUICK = {"images": (160, 320), "parameters": (4, 8), "batch": (8, 16), "views": (1, 2)}
+
+
+def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """One run, measured from here; None on all processes but the first."""
+    resolved = recipes.load("kd", [*SMALL, f"data.source={data}", *overrides])
+    recipe = recipes.with_teacher(resolved.recipe, [teacher])
+    began_at = time.perf_counter()
+    moments: list[float] = []
+    with processes():
+        for event in run(Request("student", recipe, "kd", Path(out))):
+            if isinstance(event, Start):
+                start, startup_s = event, time.perf_counter() - began_at
+            if isinstance(event, Start | Epoch):
+                moments.append(time.perf_counter())
+    spans = [later - earlier for earlier, later in pairwise(moments)]
+    epoch_s = median(spans[1:])
+    images = start.steps_per_epoch * start.batch_size
+    return {
+        "startup_s": startup_s,
+        "first_epoch_s": spans[0],
+        "epoch_s": epoch_s,
+        "images_per_s": images / epoch_s,
+        "ms": 1000 * epoch_s / images,
+        "parameters": start.parameters,
+    }
+
+
+def measured(axis: Axis, teacher: Path, data: str, rounds: int) -> dict[int, dict[str, float]]:
+    """Every point of an axis, the median of its rounds."""
+    seen: dict[int, list[dict[str, float]]] = {value: [] for value in axis.points}
+    for turn in range(rounds):
+        values = list(axis.points)
+        for value in values if turn % 2 == 0 else reversed(values):
+            with tempfile.TemporaryDirectory() as place:
+                environ = {**os.environ, "UNDERSTUDY_CACHE": f"{place}/cache"}
+                count = (axis.processes or {}).get(value, 1)
+                seen[value].append(_child(axis.points[value], teacher, data, place, count, environ))
+                print(f"{axis.name} {value}: {seen[value][-1]}", file=sys.stderr)
+    return {
+        value: {name: median(each[name] for each in all_) for name in all_[0]}
+        for value, all_ in seen.items()
+    }
+
+
+def _child(
+    overrides: Sequence[str],
+    teacher: Path,
+    data: str,
+    place: str,
+    count: int,
+    environ: dict[str, str],
+) -> dict[str, float]:
+    launch = [sys.executable]
+    if count > 1:
+        launch += [
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={count}",
+            "--master_port=29577",
+        ]
+    asked = json.dumps([str(teacher), data, f"{place}/run", list(overrides)])
+    command = [*launch, "-m", "benchmarks.scaling", "--point", asked]
+    if count > 1:
+        environ = environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environ, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[str, Any]:
+    """All axes, ready for JSON."""
+    with tempfile.TemporaryDirectory() as place:
+        teacher = Path(place) / "teacher"
+        sets = [
+            *SMALL,
+            *TEACHER,
+            f"data.source={data}",
+            *(["data.train_images=320"] if quick else []),
+        ]
+        recipe = recipes.load("teacher_wrn", sets).recipe
+        list(run(Request("teacher", recipe, "teacher_wrn", teacher)))
+        axes = {
+            name: measured(_small(AXES[name]) if quick else AXES[name], teacher, data, rounds)
+            for name in names
+        }
+    return {
+        "data": data,
+        "rounds": rounds,
+        "axes": {name: ratios(points, by=_work(name)) for name, points in axes.items()},
+        "environment": environment.describe(accelerator(recipe)),
+    }
+
+
+def _small(axis: Axis) -> Axis:
+    """Two points of an axis on a few hundred images."""
+    few = ("data.train_images=320", "train.batch_size=16")
+    name = next(name for name, each in AXES.items() if each is axis)
+    values = QUICK.get(name, tuple(axis.points))
+    keys = {
+        "images": "data.train_images",
+        "parameters": "student.width",
+        "batch": "train.batch_size",
+        "views": "cache.views",
+    }
+    points = {v: (*few, *([f"{keys[name]}={v}"] if name in keys else [])) for v in values}
+    return Axis(axis.name, points, axis.processes)
+
+
+def _work(axis: str) -> str:
+    """What a cost is held against: seconds of an epoch for images, of an image else."""
+    return "epoch_s" if axis == "images" else "ms"
+
+
+def ratios(points: dict[int, dict[str, float]], by: str) -> dict[int, dict[str, float]]:
+    """`ratio`: the cost of an image over that at the first point."""
+    first = next(iter(points))
+    return {
+        value: figures
+        | {"ratio": figures[by] / points[first][by] / (value / first if by == "epoch_s" else 1)}
+        for value, figures in points.items()
+    }
+
+
+def table(name: str, points: dict[int, dict[str, float]]) -> Table:
+    """One axis."""
+    drawn = Table(box=SIMPLE_HEAD, title=name)
+    for heading in (AXES[name].name, "start-up s", "epoch s", "images/s", "ms an image", "ratio"):
+        drawn.add_column(heading, justify="right")
+    for value, each in points.items():
+        drawn.add_row(
+            f"{value:,}",
+            f"{each['startup_s']:.2f}",
+            f"{each['epoch_s']:.2f}",
+            f"{each['images_per_s']:,.0f}",
+            f"{each['ms']:.3f}",
+            f"{each['ratio']:.2f}",
+        )
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"of {', '.join(AXES)} [all]")
+    parser.add_argument("--data", help="the set [cifar10 where it is found, else synthetic]")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="two points an axis, 320 images")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.point:
+        measured_point = point(*json.loads(given.point))
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(measured_point))
+        return
+    unknown = sorted(set(given.axes) - set(AXES))
+    if unknown:
+        parser.error(f"no axis {', '.join(unknown)}; there are {', '.join(AXES)}")
+    try:
+        data = given.data or ("synthetic" if given.quick else found_data())
+        content = report(given.axes or list(AXES), data, given.rounds, given.quick)
+    except UserError as fault:
+        parser.error(str(fault))
+    if given.json:
+        print(json.dumps(content))
+    else:
+        for name, points in content["axes"].items():
+            Console().print(table(name, points))
+
+
+if __name__ == "__main__":
+    main()
