@@ -217,7 +217,9 @@ def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[st
     names = [n for n in CONTENDERS if n not in MODULES or find_spec(MODULES[n].split(".")[0])]
     for absent in CONTENDERS.keys() - set(names):
         print(
-            f"{absent} is not installed, and left out; it is in the extra `bench`", file=sys.stderr
+            f"{absent} is not installed, and left out; type uv pip install -r pyproject.toml "
+            "--extra bench",
+            file=sys.stderr,
         )
     with tempfile.TemporaryDirectory() as folder:
         counted = prepare(Path(folder), name, data, batch)

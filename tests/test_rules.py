@@ -121,8 +121,8 @@ def test_minutes_and_epochs_take_each_other_s_place() -> None:
     assert (timed.minutes, timed.epochs) == (10.0, None)
     counted = load("kd", ["train.minutes=10", "train.epochs=9"]).recipe.train
     assert (counted.minutes, counted.epochs) == (None, 9)
-    assert faults("kd", "train={minutes=10, epochs=4}") == [
-        "train.minutes = 10.0 (--set) and train.epochs = 4 exclude each other; give one of them"
+    assert faults("kd", "train={minutes=10, epochs=9}") == [
+        "train.minutes = 10.0 (--set) and train.epochs = 9 exclude each other; give one of them"
     ]
     load("kd", ["train.minutes=1", "optim.warmup_epochs=500"])  # known when the pace is
 

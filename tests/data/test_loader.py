@@ -1,12 +1,16 @@
 """Which rows a process sees, and that a batch is a function of (view, sample)."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
 from distill.data.augment import Crop, Flip
+from distill.data.auto import RandAugment
+from distill.data.colour import ColourJitter
+from distill.data.erase import Cutout
+from distill.data.geometry import Affine, Rotate, Translate
 from distill.data.images import ImageSet
 from distill.data.loader import Loader, Slice, fits, share
 from distill.data.mix import Cutmix, Mixup
@@ -116,6 +120,38 @@ def test_a_set_in_host_memory_gives_the_same_batches(images: ImageSet) -> None:
 def test_a_set_smaller_than_a_batch_is_refused(images: ImageSet) -> None:
     with pytest.raises(ValueError, match="100 training images are less than one batch of 101"):
         loader(images, batch_size=101)
+
+
+def test_the_whole_of_cifar10_with_all_its_draws_takes_a_quarter_of_a_gib() -> None:
+    """What lies beside the networks on a GPU: the set, the labels, one view with everything on."""
+    n = 50_000
+    everything = Pipeline(
+        Crop(4),
+        Flip(),
+        operations=(Translate(4), Affine(), Rotate(), RandAugment(), ColourJitter(), Cutout()),
+        mixup=Mixup(0.2),
+        cutmix=Cutmix(0.2),
+        ricap=Ricap(0.2),
+    )
+    images = ImageSet(np.zeros((n, 3, 32, 32), np.uint8), np.arange(n) % 10, tuple("abcdefghij"))
+    on_device = Loader(
+        images, batch_size=512, seed=0, pipeline=everything, device=CPU, part=Slice()
+    )
+    view = on_device.view(0)
+    n_bytes = sum(tensor.nbytes for tensor in [on_device.pixels, on_device.targets, *held(view)])
+    assert n * 3 * 32 * 32 < n_bytes < 2**30 / 4
+
+
+def held(part: object) -> list[torch.Tensor]:
+    """Every tensor of a view, however deep."""
+    if isinstance(part, torch.Tensor):
+        return [part]
+    if isinstance(part, dict):
+        return [tensor for each in part.values() for tensor in held(each)]
+    if isinstance(part, tuple):
+        return [tensor for each in part for tensor in held(each)]
+    inner = vars(part).values() if is_dataclass(part) else ()
+    return [tensor for each in inner for tensor in held(each)]
 
 
 def test_everything_fits_on_the_host() -> None:
