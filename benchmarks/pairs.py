@@ -12,6 +12,7 @@ from students.design import Design
 from students.resnet import ResNet
 from teachers.wrn import WideResNet
 
+BATCH = 128
 HARD, SOFT, TEMPERATURE = 0.1, 0.9, 4.0  # weights of the labels' and the teacher's term
 SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 

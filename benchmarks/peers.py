@@ -40,12 +40,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import ceilings
 from benchmarks.contenders import CONTENDERS, PEERS
-from benchmarks.pairs import PAIRS
+from benchmarks.pairs import BATCH, PAIRS
 from distill.data import sources
 from distill.engine import build, environment
 from distill.errors import UserError
 
-BATCH = 128
 TOLERANCE = 1e-3  # of the first two losses, relative
 WATCH_EVERY_S = 0.05
 CALIBRATION = 8  # batches that give the teacher's batch norms their statistics

@@ -1,11 +1,14 @@
 """Where the time of a distillation step goes, stage by stage.
 
-    python -m benchmarks.stages [--recipe R] [--batch N] [--rounds N] [--json] [--quick]
+    python -m benchmarks.stages [--recipe R | --pair wrn|resnet] [--batch N] [--rounds N]
+                                [--operations N] [--json] [--quick]
 
 Every part is the one that a run uses, built from the recipe by `distill/engine/build.py`. The
 images are the procedural set and the teacher's weights are random: the stages take as long as on
 any others. Of each stage the median over rounds counts; warm-up rounds do not. A view is drawn and
 the held-out part evaluated once an epoch: their time is shared out over the epoch's steps.
+`--pair` takes the networks and the job of `benchmarks/peers.py`; `--operations N` lists the N
+operations of torch in which most of a whole step goes.
 
 On a GPU each stage waits until the one before is done. A run does not wait, so the whole step is
 timed beside its stages, and `images_per_s` is the whole step's.
@@ -26,7 +29,9 @@ from accelerate import Accelerator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.pairs import BATCH, PAIRS, Pair
 from distill import recipe as recipes
 from distill.data import draws, sources
 from distill.engine import build, environment, train
@@ -98,15 +103,37 @@ def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
             run.ema.update(run.student, step=k + 2)
 
 
-def prepared(recipe: Recipe, accel: Accelerator) -> Training:
+def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> Training:
     """A run at step 0, never to be saved; its teacher, where a term asks one, knows nothing."""
     split = build.divide(recipe, sources.load(recipe.data.source, "train"))
     teacher = None
     if recipes.is_taught(recipe):
-        teacher = Frozen(build.network(recipe, "teacher", split.train.n_classes))
+        n_classes = split.train.n_classes
+        net = pair.teacher() if pair else build.network(recipe, "teacher", n_classes)
+        teacher = Frozen(net)
         build.to_device(teacher, accel.device)
-    nowhere = RunFolder(Path("unused"))
-    return build.training(recipe, "student", split, teacher, nowhere, accel, identity={})
+    nowhere, role = RunFolder(Path("unused")), pair.role if pair else "student"
+    return build.training(recipe, role, split, teacher, nowhere, accel, identity={})
+
+
+def operations(run: Training, most: int) -> list[dict[str, Any]]:
+    """Torch's operations in a whole step: name, calls, own seconds and share, the dearest first."""
+    train.step(run, 0)
+    on_gpu = run.accelerator.device.type == "cuda"
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        train.step(run, 1)
+    seen = [
+        {
+            "name": each.key,
+            "calls": each.count,
+            "span_s": (each.self_device_time_total if on_gpu else each.self_cpu_time_total) / 1e6,
+        }
+        for each in profiler.key_averages()
+    ]
+    whole_s = sum(each["span_s"] for each in seen)
+    dearest = sorted(seen, key=lambda each: -each["span_s"])[:most]
+    return [each | {"share": each["span_s"] / whole_s} for each in dearest]
 
 
 def measured(run: Training, rounds: int) -> dict[str, float]:
@@ -124,26 +151,42 @@ def measured(run: Training, rounds: int) -> dict[str, float]:
     return {stage: median(spans) for stage, spans in timed.spans_s.items()}
 
 
-def report(spec: str, batch: int | None, rounds: int) -> dict[str, Any]:
+def report(
+    spec: str, batch: int | None, rounds: int, pair: Pair | None = None, most: int = 0
+) -> dict[str, Any]:
     """The measurement of one recipe, ready for JSON. Raises UserError where it cannot be run."""
-    recipe = resolved(spec, batch, rounds)
+    recipe = (
+        pair.recipe(sources.SYNTHETIC, batch or BATCH, stored=False)
+        if pair
+        else resolved(spec, batch, rounds)
+    )
     accel = build.accelerator(recipe)
-    run = prepared(recipe, accel)
+    run = prepared(recipe, accel, pair)
     spans_s = measured(run, rounds)
     whole_s = spans_s.pop(WHOLE)
-    n_classes, has_teacher = run.loader.targets.shape[1], recipes.is_taught(recipe)
+    teacher, student = pair.title.split(" -> ") if pair else _names(recipe, run)
     return {
         "recipe": spec,
-        "student": build.network_name(recipe, "student", n_classes),
-        "teacher": build.network_name(recipe, "teacher", n_classes) if has_teacher else "nobody",
+        "student": student,
+        "teacher": teacher,
         "batch_size": run.loader.batch_size,
         "steps_per_epoch": run.loader.steps_per_epoch,
         "rounds": rounds,
         "stages": shares(spans_s, run.loader.steps_per_epoch),
         "whole_step_s": whole_s,
         IMAGES_PER_S: run.loader.batch_size / whole_s,
+        "operations": operations(run, most) if most else [],
         "environment": environment.describe(accel),
     }
+
+
+def _names(recipe: Recipe, run: Training) -> tuple[str, str]:
+    """Of the teacher and of the student."""
+    n_classes = run.loader.targets.shape[1]
+    student = build.network_name(recipe, "student", n_classes)
+    if not recipes.is_taught(recipe):
+        return "nobody", student
+    return build.network_name(recipe, "teacher", n_classes), student
 
 
 def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:
@@ -185,13 +228,27 @@ def table(content: dict[str, Any]) -> Table:
     return drawn
 
 
+def operations_table(content: dict[str, Any]) -> Table:
+    """Torch's operations, the dearest first."""
+    drawn = Table(box=SIMPLE_HEAD)
+    drawn.add_column("operation", overflow="fold")
+    for heading in ("calls", "ms", "share of a step"):
+        drawn.add_column(heading, justify="right")
+    for each in content["operations"]:
+        span, share = f"{1000 * each['span_s']:.2f}", f"{each['share']:.1%}"
+        drawn.add_row(each["name"], str(each["calls"]), span, share)
+    return drawn
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of this module."""
     fitting = "kd_cutmix" if torch.cuda.is_available() else "kd_cutmix+quickstart"
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--recipe", help=f"a name, a path or a+b+c [here: {fitting}]")
+    parser.add_argument("--pair", choices=PAIRS, help="instead of a recipe: the networks of peers")
     parser.add_argument("--batch", type=int, help="images of one step [the recipe's]")
+    parser.add_argument("--operations", type=int, default=0, metavar="N", help="list the N dearest")
     parser.add_argument("--rounds", type=int, help="measured epochs of one step each [10]")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}, 2 rounds: seconds")
@@ -201,13 +258,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rounds < 1:
         parser.error(f"--rounds {rounds} measures nothing; type 1 or more")
     try:
-        content = report(spec, given.batch, rounds)
+        pair = PAIRS[given.pair] if given.pair else None
+        content = report(spec, given.batch, rounds, pair, given.operations)
     except UserError as fault:
         parser.error(str(fault))
     if given.json:
         print(json.dumps(content))
     else:
         Console().print(table(content))
+        if content["operations"]:
+            Console().print(operations_table(content))
 
 
 if __name__ == "__main__":

@@ -60,4 +60,7 @@ def subset(images: ImageSet, indices: ArrayLike) -> ImageSet:
     pixels = np.empty((len(chosen), *interleaved.shape[1:]), dtype=np.uint8)
     for start in range(0, len(chosen), 1000):  # 3 MB at a time: nothing is held twice
         pixels[start : start + 1000] = interleaved[chosen[start : start + 1000]]
-    return ImageSet(pixels.transpose(0, 3, 1, 2), images.labels[chosen], images.class_names)
+    part = ImageSet(pixels.transpose(0, 3, 1, 2), images.labels[chosen], images.class_names)
+    if "digests" in vars(images):  # not hashed again: that would be a third of a start
+        vars(part)["digests"] = [images.digests[i] for i in chosen]
+    return part

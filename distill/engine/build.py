@@ -134,11 +134,14 @@ def _native_precision(device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def parts(recipe: Recipe, images: ImageSet) -> tuple[holdout.Indices, holdout.Indices]:
+    """Which images a recipe's `[data]`, and nothing else, trains on, and which it holds out."""
+    return holdout.split(images, holdout=recipe.data.holdout, train_images=recipe.data.train_images)
+
+
 def divide(recipe: Recipe, images: ImageSet) -> Division:
-    """The train split, divided by the recipe's `[data]` and nothing else."""
-    train, held_out = holdout.split(
-        images, holdout=recipe.data.holdout, train_images=recipe.data.train_images
-    )
+    """The train split, divided."""
+    train, held_out = parts(recipe, images)
     return Division(
         images.fingerprint,
         sources.subset(images, train),

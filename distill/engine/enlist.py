@@ -126,7 +126,8 @@ def _faults(run: RunFolder, images: ImageSet, split: Division) -> list[str]:
 def _seen(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
     """The fault of a teacher that trained on held-out images: its split follows from the data."""
     its_recipe = recipes.read(run.recipe)
-    seen = set(build.divide(its_recipe, images).train.digests) & set(held_out.digests)
+    trained_on, _ = build.parts(its_recipe, images)
+    seen = {images.digests[i] for i in trained_on} & set(held_out.digests)
     if not seen:
         return []
     return [

@@ -61,6 +61,14 @@ def test_a_subset_keeps_order_labels_and_all_class_names() -> None:
     assert part.n_classes == 3
 
 
+def test_a_subset_knows_the_digests_of_its_images() -> None:
+    images = some()
+    unasked = subset(images, [5, 0])
+    assert "digests" not in vars(unasked)
+    assert unasked.digests == [images.digests[5], images.digests[0]]
+    assert vars(subset(images, [5, 0]))["digests"] == unasked.digests
+
+
 def test_an_empty_subset_is_a_set() -> None:
     part = subset(some(), [])
     assert part.images.shape == (0, 3, 32, 32)
