@@ -200,8 +200,10 @@ def cache_info(as_json: JsonOption = False) -> None:
     rows = store.listed()
     if as_json:
         typer.echo(json.dumps(rows))
+    elif rows:
+        _stdout().print(stock_table(rows))
     else:
-        _stdout().print(stock_table(rows, store.folder()))
+        typer.echo(f"nothing is stored in {store.folder()}")
 
 
 @cache_app.command("verify")
@@ -210,6 +212,9 @@ def cache_verify(keys: KeysArgument = []) -> None:
     from distill.engine import store
 
     chosen = store.named(keys) if keys else store.stocks()
+    if not chosen:
+        typer.echo(f"nothing is stored in {store.folder()}")
+        return
     from distill.engine.recheck import verify
 
     verdicts = {stock.key: verify(stock) for stock in chosen}
@@ -232,14 +237,16 @@ def cache_drop(
     from distill.engine import store
 
     if bool(keys) == every:
+        asked = "KEY and --all exclude each other" if every else "nothing was named to be dropped"
         raise UserError(
-            "name what to drop, KEY… as `python cli.py cache info` lists them, or --all"
+            f"{asked}.\n"
+            "Type python cli.py cache drop KEY…, as `cache info` lists them, or cache drop --all."
         )
     chosen = store.stocks() if every else store.named(keys)
     freed = sum(stock.n_bytes for stock in chosen)
     for stock in chosen:
         store.drop(stock)
-    typer.echo(f"{len(chosen)} dropped, {freed / 1e6:.1f} MB freed")
+    typer.echo(f"{len(chosen)} dropped, {store.size(freed)} freed")
 
 
 def _resolve(

@@ -51,6 +51,7 @@ kept() {  # kept FILE COMMAND…: its standard output, whole or not at all
         echo "$file: $*" >&2
         "$@" > "$file.part"
         mv "$file.part" "$file"
+        cat "$file"
     fi
 }
 

@@ -8,10 +8,11 @@ is the median over rounds. Nobody wins by doing other work: the loss of the firs
 second on the same batch must be the same for all, which takes the same networks, loss, gradient
 and optimizer; the benchmark fails where they are not.
 
-Memory is the peak of the proportional set size, summed over a contender's processes, from its
-start through an untimed round. `share_of_peak`: floating-point operations of its steps, over those
-of a 3x3 convolution of 256 channels, forward, on this machine in the same call. With stored targets
-there are fewer operations: the teacher's are not counted there.
+Memory is the peak of the proportional set size, summed over a contender's processes, from its start
+through an untimed round. `share_of_peak`, "of the peak": floating-point operations of its steps,
+over those of a 3x3 convolution of 256 channels, forward, on this machine in the same call. With
+stored targets there are fewer operations: the teacher's are not counted there. `memory` is shown,
+and is no peer.
 """
 
 import argparse
@@ -224,7 +225,7 @@ def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[st
         counted = prepare(Path(folder), name, data, batch)
         entrants = contest(names, Path(folder), rounds, steps)
     accel = build.accelerator(PAIRS[name].recipe(data, batch, stored=False))
-    peak = ceilings.convolution(accel.device)
+    peak = ceilings.convolution(accel.device).best
     figures = {e.name: _figures(e, batch * steps, counted, peak) for e in entrants}
     best_peer = max(figures[peer]["images_per_s"] for peer in PEERS if peer in figures)
     return {
@@ -238,7 +239,7 @@ def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[st
         "online_over_best_peer": figures["online"]["images_per_s"] / best_peer,
         "cached_over_best_peer": figures["cached"]["images_per_s"] / best_peer,
         "convolution_peak_flops": peak,
-        "environment": environment.describe(accel),
+        "environment": environment.describe(accel) | {"command": typed("benchmarks.peers")},
     }
 
 
@@ -258,12 +259,18 @@ def _figures(
     }
 
 
+def typed(module: str) -> list[str]:
+    """The command of a benchmark as it is typed, without a place of this machine."""
+    return ["python", "-m", module, *sys.argv[1:]]
+
+
 def table(content: dict[str, Any]) -> Table:
     """One line a contender, in the order of their speed."""
-    title = "{networks}, batches of {batch_size}, {rounds} rounds of {steps} steps"
+    title = "{networks}\nbatches of {batch_size}, rounds: {rounds}, steps of a round: {steps}"
     drawn = Table(box=SIMPLE_HEAD, title=title.format_map(content))
-    drawn.caption = "online {:.2f} x the best peer, cached {:.2f} x".format(
-        content["online_over_best_peer"], content["cached_over_best_peer"]
+    compared = ", ".join(peer for peer in PEERS if peer in content["contenders"])
+    drawn.caption = "online {:.2f} x the best of {}, cached {:.2f} x".format(
+        content["online_over_best_peer"], compared, content["cached_over_best_peer"]
     )
     drawn.add_column("loop")
     for heading in ("images/s", "slowest … fastest", "of the peak", "MiB", "first loss"):

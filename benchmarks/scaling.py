@@ -28,7 +28,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import found_data
+from benchmarks.peers import found_data, typed
 from distill import recipe as recipes
 from distill.engine import environment
 from distill.engine.build import accelerator
@@ -105,7 +105,8 @@ def measured(axis: Axis, teacher: Path, data: str, rounds: int) -> dict[int, dic
                 environ = {**os.environ, "UNDERSTUDY_CACHE": f"{place}/cache"}
                 count = (axis.processes or {}).get(value, 1)
                 seen[value].append(_child(axis.points[value], teacher, data, place, count, environ))
-                print(f"{axis.name} {value}: {seen[value][-1]}", file=sys.stderr)
+                line = "{epoch_s:.2f} s an epoch".format_map(seen[value][-1])
+                print(f"round {turn + 1}, {axis.name} {value}: {line}", file=sys.stderr)
     return {
         value: {name: median(each[name] for each in all_) for name in all_[0]}
         for value, all_ in seen.items()
@@ -161,7 +162,8 @@ def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[st
         "data": data,
         "rounds": rounds,
         "axes": {name: ratios(points, by=_work(name)) for name, points in axes.items()},
-        "environment": environment.describe(accelerator(recipe)),
+        "environment": environment.describe(accelerator(recipe))
+        | {"command": typed("benchmarks.scaling")},
     }
 
 

@@ -57,7 +57,9 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     files = list(_layers(spec, Path(), (), faults))
     values: Values = {}
     origins: dict[str, str] = {}
-    for layer in [*files, *_override_layers(overrides, faults)]:
+    chosen = list(_override_layers(overrides, faults))
+    faults += _rivals_of_one_command(chosen)
+    for layer in [*files, *chosen]:
         _merge(values, origins, layer, "")
     parts = _parts(spec, Path())
     name = "+".join(Path(part).stem if part.endswith(".toml") else part for part in parts)
@@ -108,6 +110,9 @@ def _located(part: str, beside: Path, trail: tuple[Path, ...], faults: list[str]
         several = " and ".join(map(label, hits))
         faults.append(f"recipe {part}{asked_by} is two files, {several}; give one by its path")
         return None
+    if "/" in part:
+        faults.append(f"{part}{asked_by} is no file of a recipe: its path must end in .toml")
+        return None
     near = get_close_matches(part, [path.stem for path in paths], n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     faults.append(f"recipe {part!r}{asked_by} is not in recipes/; {guess}{LIST_THEM}")
@@ -154,6 +159,21 @@ def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[La
             yield _override_layer(text)
         except ValueError as error:
             faults.append(f"--set {text} {error}; type key=value, as in --set optim.lr=0.1")
+
+
+def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:
+    """A file's value gives way to its rival's; two on one command line contradict each other."""
+    keys = {
+        f"{table}.{name}"
+        for layer in layers
+        for table, of in layer.values.items()
+        if isinstance(of, dict)
+        for name in of
+    }
+    for key, rival in RIVALS.items():
+        other = f"{key.rpartition('.')[0]}.{rival}"
+        if key < other and {key, other} <= keys:
+            yield f"--set {key} and --set {other} exclude each other; give one of them"
 
 
 def _override_layer(text: str) -> Layer:

@@ -171,7 +171,9 @@ def _may_be_absent(field: FieldInfo) -> bool:
 def allowed(key: str) -> str:
     """What a key takes, in words: `a number (at least 0, below 1)`."""
     if _table(keys()[key]) is not None:
-        return "a table, or false for none" if key in switches() else "a table"
+        return (
+            "a table ({} for its defaults), or false for none" if key in switches() else "a table"
+        )
     return _words(_schema(key))
 
 

@@ -60,7 +60,8 @@ def something_is_learnt(loss: Losses) -> Iterator[Fault]:
         yield Fault("loss", None, "has no term; add [loss.hard] or [loss.kd]")
     elif all(term.weight == 0 for term in terms.values()):
         name, term = next(iter(terms.items()))
-        problem = "leaves no term above 0, so nothing would be learnt"
+        problem = "leaves no term above 0, so nothing would be learnt; type "
+        problem += f"--set loss.{name}.weight=1"
         yield Fault(f"loss.{name}.weight", term.weight, problem)
     else:
         whens = [term.when for term in terms.values() if term.weight > 0]
@@ -111,7 +112,8 @@ def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
     for name, term in loss.terms().items():
         if "live teacher" in term.needs:
             problem = "reads the teacher's maps, and {} stores its logits alone; type "
-            yield Fault(f"loss.{name}", None, problem + "--set cache=false", against="cache")
+            remedy = f"--set cache=false or --set loss.{name}=false"
+            yield Fault(f"loss.{name}", None, problem + remedy, against="cache")
 
 
 def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:

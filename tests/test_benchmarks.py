@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,11 @@ def test_ceilings_are_counted_and_timed(capsys: pytest.CaptureFixture[str]) -> N
     content = json.loads(capsys.readouterr().out)
     for name in ("product_flops", "convolution_flops", "copy_bytes"):
         assert 1e8 < content[name] < 1e16
-    slept = ceilings.fastest(lambda: __import__("time").sleep(0.01), torch.device("cpu"), 0.05)
-    assert 0.01 <= slept < 0.05
+        assert 0 < content["typical"][name] <= 1
+    naps = iter([0.0, 0.01, 0.03, 0.02, 0.05] + [0.01] * 20)
+    slept = ceilings.spans(lambda: time.sleep(next(naps)), torch.device("cpu"), 0.1)
+    assert slept[:4] == pytest.approx([0.01, 0.03, 0.02, 0.05], abs=5e-3)
+    assert ceilings.Rate.of(6.0, [3.0, 2.0, 8.0]) == ceilings.Rate(best=3.0, typical=2 / 3)
 
 
 def test_growth_is_measured_against_the_first_point() -> None:

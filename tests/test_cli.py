@@ -126,6 +126,7 @@ def pets(tmp_path: Path) -> Path:
     ("arguments", "found"),
     [
         (["--recipe", "kd_cutmx"], "recipe 'kd_cutmx' is not in recipes/; did you mean kd_cutmix?"),
+        (["--recipe", "/tmp"], "/tmp is no file of a recipe: its path must end in .toml"),
         (["--recipe", "kd+ema2"], "recipe 'ema2' is not in recipes/; did you mean ema?"),
         (["--recipe", "mine.toml"], "mine.toml is not there"),
         (
@@ -403,14 +404,14 @@ def test_the_whole_way(door: Door, tmp_path: Path) -> None:
     assert re.search(rf"^run +{run}$", taught.err, re.MULTILINE)
     assert recipes.read(run / "recipe.toml").data.source == str(data)
     rows = re.findall(r"^(\S.*?)  ", taught.out, re.MULTILINE)
-    assert rows == ["teacher", "student alone", "distilled student"]
+    assert rows == ["teacher", "alone", "distilled"]
     kinds = [row["event"] for row in read(RunFolder(run).journal)]
     assert kinds == ["start", *[*["step"] * 3, "epoch"] * 2, "end"]
 
     measured = json.loads(door("evaluate", run, "--json").out)
     assert (measured["n"], measured["data"]) == (16, str(data))
     again = door("distill", *SMALL, "--data", data, "--out", run, "--resume")
-    assert again.code == 0 and "distilled student" in again.out
+    assert again.code == 0 and "distilled" in again.out
     other = ["--resume", "--set", "optim.lr=0.5"]
     changed = door("distill", *SMALL, "--data", data, "--out", run, *other)
     assert changed.code == 2 and re.search(r"optim.lr: .* -> 0.5", changed.err)
@@ -578,7 +579,9 @@ def stocks(door: Door) -> list[dict[str, object]]:
 
 def test_an_empty_store_is_an_empty_table(door: Door) -> None:
     assert stocks(door) == []
-    assert "0.0 MB in" in door("cache", "info").out
+    for verb in ("info", "verify"):
+        said = door("cache", verb)
+        assert (said.code, said.out.split(" in ")[0]) == (0, "nothing is stored")
 
 
 def test_what_is_stored_is_listed(stored: Said, door: Door, teacher: Path) -> None:
@@ -586,7 +589,11 @@ def test_what_is_stored_is_listed(stored: Said, door: Door, teacher: Path) -> No
     assert row["teacher"] == [str(teacher)]
     assert (row["views"], row["data"]) == (2, "synthetic")
     assert row["bytes"] > 2 * 2 * 10 * 320  # type: ignore[operator]  # two views of float16
-    assert str(row["key"])[:12] in door("cache", "info").out
+    table = door("cache", "info").out
+    assert str(row["key"])[:12] in table
+    assert f"{row['bytes'] / 1e3:.1f} kB" in table  # type: ignore[operator]
+    assert row["seed"] == 0
+    assert "Crop(padding=4)" in table
 
 
 def test_the_head_says_how_much_is_there_and_why_not_more(
@@ -642,17 +649,43 @@ def test_a_store_whose_teacher_is_gone_is_read_alone(stored: Said, door: Door) -
     about.write_text(about.read_text().replace("runs0/teacher", "runs0/gone"))
     said = door("cache", "verify")
     assert said.code == 0
-    assert "2 views; files alone were read: " in unfolded(said.out)
+    assert "2 views; it could not be asked: " in unfolded(said.out)
     assert "is not a run: there is no such folder" in unfolded(said.out)
+    assert unfolded(said.out).endswith("; whole, and not held against the teacher")
+    about.write_text("{")
+    assert "does not say what it holds; whole, and not held" in unfolded(
+        door("cache", "verify").out
+    )
+
+
+def test_what_is_no_store_is_passed_over(stored: Said, door: Door, teacher: Path) -> None:
+    (row,) = stocks(door)
+    path = Path(str(row["path"]))
+    (path / "view-xx.npz").write_text("no view")
+    (path.parent / "strange").mkdir()
+    (path / "about.json").write_text("{")
+    assert [each["views"] for each in stocks(door)] == [2]
+    Path(path, "view-00000.npz").write_text("damaged")
+    again = door(
+        *("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher),
+        *("--set", "train.epochs=2", "--out", "again"),
+    )
+    assert "1 of 2 views of the teacher's answers are stored" in unfolded(again.err)
+    assert "1 of the stored views are damaged: asked and stored anew" in unfolded(again.err)
+    (again_row,) = stocks(door)
+    assert again_row["teacher"] == [str(teacher)], "it says again what it holds"
+    door("cache", "drop", "--all")
+    assert (path.parent / "strange").exists()
 
 
 def test_what_is_dropped_is_gone(stored: Said, door: Door) -> None:
     (row,) = stocks(door)
-    refused(door("cache", "drop"), "name what to drop", "cache info")
+    refused(door("cache", "drop"), "nothing was named to be dropped", "cache info")
+    refused(door("cache", "drop", "ab", "--all"), "KEY and --all exclude each other")
     refused(door("cache", "drop", "zz"), "'zz' is the beginning of 0 keys", "cache info")
     assert stocks(door) == [row]
     said = door("cache", "drop", str(row["key"])[:8])
-    assert re.search(r"^1 dropped, \d\.\d MB freed$", said.out, re.M)
+    assert re.search(r"^1 dropped, \d+\.\d kB freed$", said.out, re.M)
     assert stocks(door) == []
     assert "0 dropped" in door("cache", "drop", "--all").out
 

@@ -58,7 +58,10 @@ def test_five_faults_at_once_are_five_lines() -> None:
         ("xyzzy=1", "xyzzy = 1 (--set) is not a key"),
         ("optim=3", "optim = 3 (--set) is a whole number; allowed: a table"),
         ("optim=false", "optim = false (--set) is a boolean; allowed: a table"),
-        ("ema=true", "ema = true (--set) is a boolean; allowed: a table, or false for none"),
+        (
+            "ema=true",
+            "ema = true (--set) is a boolean; allowed: a table ({} for its defaults), or false for none",
+        ),
         ("data.source=1", "data.source = 1 (--set) is a whole number; allowed: text"),
         ("data.source=1.5", "data.source = 1.5 (--set) is a number; allowed: text"),
         ("data.source=[]", "data.source = [] (--set) is a list; allowed: text"),
@@ -167,7 +170,8 @@ def test_what_is_missing_is_named() -> None:
         (["loss.hard=false", "loss.kd=false"], "loss has no term; add [loss.hard] or [loss.kd]"),
         (
             ["loss.hard.weight=0", "loss.kd.weight=0"],
-            "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt",
+            "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt; "
+            "type --set loss.hard.weight=1",
         ),
         (
             ["teacher.network=resnet"],
@@ -251,6 +255,6 @@ def test_every_key_says_what_it_takes() -> None:
     texts = {key: allowed(key) for key in keys()}
     assert len(texts) > 60
     assert all(text and "None" not in text and "null" not in text for text in texts.values())
-    assert texts["loss.kd"] == "a table, or false for none"
+    assert texts["loss.kd"] == "a table ({} for its defaults), or false for none"
     assert texts["student.width"] == "a whole number (at least 1)"
     assert texts["augment.crop.padding"] == "a whole number (at least 1, at most 16)"

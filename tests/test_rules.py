@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.recipe import RecipeError, compared, load, verified
+from distill.recipe import RecipeError, compared, load, loads, verified
 from distill.rules import RULES
 from distill.terms import Losses, taps
 
@@ -36,7 +36,7 @@ def test_every_way_of_mixing_is_refused_for_a_loss_of_samples(way: str) -> None:
 def test_stored_targets_and_a_loss_of_maps() -> None:
     assert faults("kd", AT, "cache.views=3") == [
         "loss.at (--set) reads the teacher's maps, and cache (--set) stores its logits alone; "
-        "type --set cache=false"
+        "type --set cache=false or --set loss.at=false"
     ]
 
 
@@ -71,7 +71,8 @@ def test_mixed_answers_want_mixed_images_of_two() -> None:
 
 def test_weights_all_zero() -> None:
     assert faults("kd", "loss.hard.weight=0", "loss.kd.weight=0") == [
-        "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt"
+        "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt; "
+        "type --set loss.hard.weight=1"
     ]
 
 
@@ -119,11 +120,13 @@ def test_an_optimizer_is_given_what_it_takes() -> None:
 def test_minutes_and_epochs_take_each_other_s_place() -> None:
     timed = load("kd", ["train.minutes=10"]).recipe.train
     assert (timed.minutes, timed.epochs) == (10.0, None)
-    counted = load("kd", ["train.minutes=10", "train.epochs=9"]).recipe.train
-    assert (counted.minutes, counted.epochs) == (None, 9)
-    assert faults("kd", "train={minutes=10, epochs=9}") == [
-        "train.minutes = 10.0 (--set) and train.epochs = 9 exclude each other; give one of them"
+    assert faults("kd", "train.minutes=10", "train.epochs=9") == [
+        "--set train.epochs and --set train.minutes exclude each other; give one of them"
     ]
+    with pytest.raises(
+        RecipeError, match=r"train.minutes = 1.0 \(a.toml\) and train.epochs = 9 exc"
+    ):
+        loads("[loss.hard]\n[train]\nminutes = 1.0\nepochs = 9", "a.toml")
     load("kd", ["train.minutes=1", "optim.warmup_epochs=500"])  # known when the pace is
 
 

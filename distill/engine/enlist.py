@@ -77,6 +77,12 @@ def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
     """
     runs = [opened(run.path) for run in named(recipe)]
     faults = [fault for run in runs for fault in _faults(run, images, split)]
+    places = [run.path.resolve() for run in runs]
+    faults += [
+        f"teacher {place} was given {places.count(place)} times; a mean wants different ones"
+        for place in dict.fromkeys(places)
+        if places.count(place) > 1
+    ]
     if len(runs) > 1:
         faults += [
             f"loss.{name} reads a teacher's maps, and {len(runs)} teachers were given, which have "

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from distill.engine import build, train
+from distill.engine.stored import everywhere
 from distill.engine.teach import Taught, Teach
 from distill.engine.train import Training
 from distill.errors import UserError
@@ -119,9 +120,9 @@ def rewound(run: Training) -> Iterator[None]:
 
 def _who_answers(run: Training) -> Teach:
     """The teacher, unless all its answers are stored: what is half stored would be too fast."""
-    if isinstance(run.teach, Taught) and run.live is not None and not run.teach.is_complete:
-        return Taught(run.live)
-    return run.teach
+    if not isinstance(run.teach, Taught) or run.live is None:
+        return run.teach
+    return run.teach if everywhere(run.teach.is_complete) else Taught(run.live)
 
 
 def _seconds(run: Training, work: Callable[[], object]) -> float:

@@ -43,8 +43,10 @@ class Verdict:
         if self.asked:
             said.append(f"{self.asked} answers asked again")
         if self.not_asked:
-            said.append(f"files alone were read: {self.not_asked}")
-        return "; ".join([*said, "sound" if self.is_sound else "not sound"])
+            said.append(f"it could not be asked: {self.not_asked}")
+        if self.is_sound:
+            said.append("sound" if self.asked else "whole, and not held against the teacher")
+        return "; ".join(said)
 
 
 def verify(stock: Stock) -> Verdict:

@@ -23,6 +23,7 @@ from distill.engine import build, checkpoint, enlist, environment, pace, result,
 from distill.engine.build import Division
 from distill.engine.evaluate import logits_and_labels, measure, test_split
 from distill.engine.metrics import measures
+from distill.engine.store import size
 from distill.engine.stored import Stored
 from distill.engine.teach import Frozen, Taught
 from distill.engine.train import Training
@@ -115,6 +116,7 @@ def _last(training: Training, recipe: Recipe, decided: dict[str, Any]) -> tuple[
     began_at, minutes, notes = time.monotonic(), recipe.train.minutes, []
     if recipe.train.compile is True or decided.get("compiled"):
         build.compile_networks(training)
+        notes.append("the networks are compiled at the first step, which may take minutes")
     # On a CPU it never paid (docs/performance.md), and a plain run is the same in every bit.
     elif recipe.train.compile == "auto" and not decided and _on_gpu(training):
         run_s = None if minutes is None else 60 * minutes
@@ -122,7 +124,7 @@ def _last(training: Training, recipe: Recipe, decided: dict[str, Any]) -> tuple[
     if minutes is not None:
         steps = decided.get("total_steps") or pace.steps_in(training, minutes, began_at)
         build.lasting(training, recipe, steps)
-        notes.append(f"train.minutes = {minutes:g} hold {steps:,} steps here")
+        notes.append(f"train.minutes = {minutes:g}: {steps:,} steps fit, of training alone")
     return tuple(notes)
 
 
@@ -218,8 +220,10 @@ def _stored(training: Training) -> Iterator[str]:
     n_bytes = wanted * training.loader.targets.numel() * store.BYTES
     yield (
         f"{found} of {wanted} views of the teacher's answers are stored in {store.folder()}, "
-        f"{n_bytes / 1e6:.1f} MB when all are; a view that is there is not asked again"
+        f"{size(n_bytes)} when all are; a view that is there is not asked again"
     )
+    if damaged := kept.damaged(training.epochs):
+        yield f"{damaged} of the stored views are damaged: asked and stored anew"
     if not found and (missed := kept.missed()):
         differs = " and ".join(DEPENDS[name] for name in missed)
         yield f"the nearest answers that are stored differ in {differs}: they are not taken"

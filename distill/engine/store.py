@@ -10,6 +10,7 @@ one, and two writers of a view write the same bytes.
 
 import hashlib
 import json
+import re
 import shutil
 import tomllib
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from distill.run_folder import write_json
 FOLDER = "targets"  # below the cache folder
 BYTES = 2  # of a float16
 ABOUT = "about.json"
+KEY, VIEW = re.compile("[0-9a-f]{32}"), re.compile(r"view-(\d{5,})[.]npz")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Stock:
 
     @property
     def views(self) -> list[int]:
-        """Which views are there, whole or in part."""
-        return sorted(int(f.stem.removeprefix("view-")) for f in self.path.glob("view-*.npz"))
+        """Which views are there, whole or in part; files of other names are none."""
+        found = (VIEW.fullmatch(file.name) for file in self.path.glob("view-*.npz"))
+        return sorted(int(match[1]) for match in found if match)
 
     @property
     def n_bytes(self) -> int:
@@ -86,7 +89,7 @@ def name_of(view: int) -> str:
 def describe(depends: dict[str, Any], recipe: str) -> None:
     """Write beside the answers what they depend on; nothing where nothing can be written."""
     path = cache.cache_folder() / key_of(depends) / ABOUT
-    if path.exists():
+    if _opened(path.parent).depends:
         return
     try:
         write_json(path, {"depends": depends, "recipe": recipe})
@@ -96,19 +99,22 @@ def describe(depends: dict[str, Any], recipe: str) -> None:
 
 def stocks() -> list[Stock]:
     """All that is stored, the oldest first."""
-    found = [path for path in folder().glob("*") if path.is_dir()]
+    found = [path for path in folder().glob("*") if path.is_dir() and KEY.fullmatch(path.name)]
     return [_opened(path) for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 
 def listed() -> list[dict[str, Any]]:
-    """A row for each stock: `key`, `teacher`, `data`, `views`, `bytes`, what it depends on."""
+    """A row for each stock: `key`, who answered, to what, how much, what it depends on."""
     return [
         {
             "key": stock.key,
             "teacher": list(stock.teachers),
             "data": stock.source,
+            "seed": stock.depends.get("seed"),
+            "pipeline": stock.depends.get("pipeline"),
             "views": len(stock.views),
             "bytes": stock.n_bytes,
+            "size": size(stock.n_bytes),
             "depends": stock.depends,
             "path": str(stock.path),
         }
@@ -135,6 +141,14 @@ def missed(depends: dict[str, Any]) -> list[str]:
     others = (stock.depends for stock in stocks() if stock.depends)
     differing = [[name for name in depends if other.get(name) != depends[name]] for other in others]
     return min(differing, key=len, default=[])
+
+
+def size(n_bytes: int) -> str:
+    """`12.8 kB`, `40.5 MB`, `1.2 GB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.1f} {name}"
+    return f"{n_bytes / 1e3:.1f} kB"
 
 
 def drop(stock: Stock) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,8 +75,13 @@ class Stored:
         return views is not None and self.found(views) == views
 
     def found(self, epochs: int) -> int:
-        """How many of the views of so many epochs are there, whole or in part."""
-        return sum(map(cache.is_kept, self._keys(epochs)))
+        """How many of the views of so many epochs are there, whole or in part. Reads them all."""
+        shape = tuple(self.loader.targets.shape)
+        return sum(cache.recall(key, shape, np.float16) is not None for key in self._keys(epochs))
+
+    def damaged(self, epochs: int) -> int:
+        """How many of the views of so many epochs are there and cannot be read."""
+        return sum(map(cache.is_kept, self._keys(epochs))) - self.found(epochs)
 
     def wanted(self, epochs: int) -> int:
         """How many views so many epochs take."""
@@ -96,8 +101,7 @@ class Stored:
         shelf = self._shelf(view, mixed=self.mixed_asked)
         if not shelf.complete:
             return None
-        agrees = same(self.asked_anew(view, rows), shelf.get(rows))
-        self.trusted = bool(broadcast_object_list([agrees])[0])
+        self.trusted = everywhere(same(self.asked_anew(view, rows), shelf.get(rows)))
         if not self.trusted:
             self.shelves.clear()
         return self.trusted
@@ -146,6 +150,11 @@ class Stored:
         return shelf
 
 
+def everywhere(here: bool) -> bool:
+    """Whether it is so for all processes: on several machines each may have a store of its own."""
+    return all(gather_object([here]))
+
+
 def same(said: Tensor, kept: Tensor) -> bool:
     """Whether logits [b, C] are those that were kept, but for rounding and the device's own."""
     return bool((said - kept).abs().max() <= DOUBT * (said.max() - said.min()))
@@ -162,7 +171,7 @@ class Shelf:
         wanted = _wanted(view, stored.loader, mixed=mixed)
         found = cache.recall(self.key, shape, np.float16) if stored.trusted else None
         whole = found is not None and not np.isnan(found[wanted]).any()
-        self.complete = bool(broadcast_object_list([whole])[0])  # rank 0 decides for all
+        self.complete = everywhere(whole)
         logits = np.full(shape, np.nan, np.float16) if found is None else found
         self.logits = torch.from_numpy(logits).to(stored.accelerator.device)
 

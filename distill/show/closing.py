@@ -20,12 +20,12 @@ def closing_rows(run: RunFolder) -> list[Row]:
         return [_row("teacher", run)]
     teachers = [RunFolder(Path(path)) for path in result["teacher"]["runs"]]
     if not teachers:
-        return [_row("student alone", run)]
+        return [_row("alone", run)]
     alone = student_alone(run)
     return [
         *map(_teacher_row, teachers),
-        *([_row("student alone", alone)] if alone is not None else []),
-        _row("distilled student", run),
+        *([_row("alone", alone)] if alone is not None else []),
+        _row("distilled", run),
     ]
 
 
@@ -69,5 +69,4 @@ def _row(name: str, run: RunFolder) -> Row:
         top1_val=metrics.get(measure_name("top1", "val")) if averaged is None else averaged,
         top1_test=metrics[measure_name("top1", "test")],
         time_s=result["elapsed_s"],
-        epochs=result["epochs"],
     )

@@ -47,7 +47,6 @@ class Row:
     top1_val: float | None = None
     top1_test: float | None = None
     time_s: float | None = None
-    epochs: int | None = None
 
 
 class Display:
@@ -202,6 +201,8 @@ def head_lines(start: Start) -> Iterator[Text]:
     yield fact("on", f"{start.device}, {start.precision}, {processes}")
     epochs = counted(start.epochs, "epoch", "epochs")
     steps = counted(start.steps_per_epoch, "step", "steps")
+    if start.total_steps is not None and start.total_steps % start.steps_per_epoch:
+        epochs += " (the last one broken off)"
     yield fact("for", f"{epochs} of {steps}, batches of {start.batch_size:,}")
     yield fact("run", start.run)
     if start.first_step:
@@ -268,7 +269,6 @@ def closing_table(rows: Sequence[Row]) -> Table:
         measure_name("top1", "val"),
         measure_name("top1", "test"),
         "time",
-        "epochs",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in rows:
@@ -279,7 +279,6 @@ def closing_table(rows: Sequence[Row]) -> Table:
             percent(line.top1_val),
             percent(line.top1_test),
             duration(line.time_s),
-            grouped(line.epochs),
         )
     return table
 

@@ -1,5 +1,6 @@
 """Tables of recipes and facts, for the terminal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -42,20 +43,32 @@ def recipe_origins(resolved: Resolved) -> Text:
     return Text("\n".join(lines))
 
 
-def stock_table(rows: Sequence[Mapping[str, Any]], folder: Path) -> Table:
+def stock_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The stored answers, a line for each set of things that they depend on."""
-    total = sum(row["bytes"] for row in rows)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    table.caption = f"{total / 1e6:.1f} MB in {folder}"
-    for heading in ("key", "teacher", "data"):
+    table.add_column("key", no_wrap=True)
+    for heading in ("teacher", "data", "what is done to the images"):
         table.add_column(heading, overflow="fold")
-    for heading in ("views", "MB"):
-        table.add_column(heading, justify="right")
+    for heading in ("seed", "views", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        teacher = " + ".join(row["teacher"]) or UNKNOWN
-        size = f"{row['bytes'] / 1e6:.1f}"
-        table.add_row(row["key"][:12], teacher, row["data"] or UNKNOWN, str(row["views"]), size)
+        known = row["teacher"], row["data"], row["pipeline"]
+        teacher, data, pipeline = (each or UNKNOWN for each in known)
+        table.add_row(
+            row["key"][:12],
+            " + ".join(teacher),
+            data,
+            _operations(pipeline),
+            UNKNOWN if row["seed"] is None else str(row["seed"]),
+            str(row["views"]),
+            row["size"],
+        )
     return table
+
+
+def _operations(pipeline: str) -> str:
+    """`Crop(padding=4) Flip(prob=0.5)`: what is on of a pipeline as it prints itself."""
+    return " ".join(re.findall(r"[A-Z]\w*\([^()]*\)", pipeline.partition("(")[2])) or pipeline
 
 
 def fact_lines(values: Mapping[str, Any]) -> Text:

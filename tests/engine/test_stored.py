@@ -14,6 +14,7 @@ from distill.data.images import ImageSet
 from distill.data.loader import Loader, Slice
 from distill.data.mix import Cutmix
 from distill.data.pipeline import Calendar, Pipeline
+from distill.engine import stored
 from distill.engine.stored import Stored
 from distill.engine.taps import Answer
 from distill.engine.teach import Taught
@@ -96,6 +97,15 @@ def test_a_view_that_was_just_written_is_not_asked_again() -> None:
     heard, again = through(store, 0), through(store, 0)
     assert teacher.asked == N // BATCH
     assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
+
+
+def test_a_view_that_another_machine_lacks_is_asked_again(monkeypatch) -> None:
+    """Each machine may have a cache folder of its own: nobody reads what one of them has not."""
+    epoch(Teacher(loader()))
+    monkeypatch.setattr(stored, "gather_object", lambda here: [*here, False])
+    teacher = Teacher(loader())
+    epoch(teacher)
+    assert teacher.asked == N // BATCH
 
 
 def test_stored_answers_are_the_live_ones_to_float16_rounding() -> None:
@@ -185,7 +195,7 @@ def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(teacher, tmp
         for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []])
     ]
     assert re.search(
-        r"0 of 1 views of the teacher's answers are stored in \S+/targets, 0.0 MB when all are",
+        r"0 of 1 views of the teacher's answers are stored in \S+/targets, [0-9.]+ kB when all are",
         runs[0][1][0].notes[0],
     )
     assert not any("are stored in" in note and "of 1 views" in note for note in runs[2][1][0].notes)

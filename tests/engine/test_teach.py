@@ -1,5 +1,6 @@
 """Who teaches, and what a run with each kind of term is made of."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -176,13 +177,19 @@ def test_a_projector_counts_against_the_budget() -> None:
     assert sum(p.numel() for p in net.parameters()) == recipes.count("simkd")["parameters"]
 
 
-def test_several_teachers_have_no_maps_in_common(teacher: Path) -> None:
-    two = f"teacher.runs=['{teacher}', '{teacher}']"
+def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(teacher, tmp_path / "other")
+    two = f"teacher.runs=['{teacher}', '{other}']"
     with pytest.raises(
         UserError, match="loss.at reads a teacher's maps, and 2 teachers were given"
     ):
         prepared(two, THREE, "loss.at.weight=1")
     assert set(step(prepared(two, THREE), 0)) == {"hard", "kd", TOTAL}
+
+
+def test_a_mean_of_one_teacher_twice_is_refused(teacher: Path) -> None:
+    with pytest.raises(UserError, match=r"runs0/teacher was given 2 times; a mean wants different"):
+        prepared(f"teacher.runs=['{teacher}', '{teacher}/']", THREE)
 
 
 def test_a_map_that_the_teacher_lacks_is_refused_with_those_it_has(teacher: Path) -> None:

@@ -66,13 +66,13 @@ def student(tmp_path: Path, teacher: RunFolder) -> RunFolder:
 
 
 def test_a_teacher_stands_alone_with_the_accuracy_of_its_kept_weights(teacher: RunFolder) -> None:
-    row = Row("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 107_261.0, 300)
+    row = Row("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 107_261.0)
     assert closing_rows(teacher) == [row]
 
 
 def test_a_student_without_a_teacher(tmp_path: Path) -> None:
     run = finished(tmp_path / "alone", *ALONE)
-    row = Row("student alone", NETWORK, 4_697_162, 0.91, 0.9, 107_261.0, 300)
+    row = Row("alone", NETWORK, 4_697_162, 0.91, 0.9, 107_261.0)
     assert closing_rows(run) == [row]
 
 
@@ -82,13 +82,13 @@ def test_nothing_was_held_out(tmp_path: Path) -> None:
 
 
 def test_a_distilled_student_beside_its_teacher(student: RunFolder) -> None:
-    assert names(student) == ["teacher", "distilled student"]
+    assert names(student) == ["teacher", "distilled"]
 
 
 def test_its_control_is_found_whatever_it_is_called(student: RunFolder) -> None:
     control = finished(student.path.parent / "x", *ALONE, metrics={"top1/test": 0.85})
     assert student_alone(student) == control
-    assert names(student) == ["teacher", "student alone", "distilled student"]
+    assert names(student) == ["teacher", "alone", "distilled"]
     assert closing_rows(student)[1].top1_test == 0.85
 
 
@@ -138,7 +138,7 @@ def test_what_lies_beside_spoils_nothing(student: RunFolder) -> None:
     write_text(finished(beside / "other version", *ALONE).recipe, "[optim]\nlrr = 1\n")
     write_text(finished(beside / "cut short", *ALONE).result_file, '{"role": "stud')
     write_json(finished(beside / "older", *ALONE).result_file, {"role": "student"})
-    assert names(student) == ["teacher", "distilled student"]
+    assert names(student) == ["teacher", "distilled"]
 
 
 def test_a_teacher_that_is_gone_is_named(student: RunFolder, teacher: RunFolder) -> None:
@@ -150,7 +150,7 @@ def test_several_teachers_have_a_row_each(tmp_path: Path, teacher: RunFolder) ->
     shutil.copytree(teacher.path, tmp_path / "teachers" / "u")
     both = [teacher.path, tmp_path / "teachers" / "u"]
     run = finished(tmp_path / "runs" / "student", *TAUGHT, teachers=both)
-    assert names(run) == ["teacher", "teacher", "distilled student"]
+    assert names(run) == ["teacher", "teacher", "distilled"]
 
 
 def test_an_unfinished_run_has_no_rows(student: RunFolder) -> None:
@@ -165,6 +165,6 @@ def test_no_number_breaks_at_80_columns(student: RunFolder) -> None:
     Console(file=out, width=80).print(closing_table(closing_rows(student)))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
-    for number in ("36,479,194", "96.12 %", "96.00 %", "4,697,162", "29:47:41", "300"):
+    for number in ("36,479,194", "96.12 %", "96.00 %", "4,697,162", "29:47:41"):
         assert number in text
     assert "…" not in text

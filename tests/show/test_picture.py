@@ -78,7 +78,7 @@ def test_the_picture_shows_head_epochs_bars_in_the_middle_and_the_closing_table(
     assert "epoch 12/20" in text and "epoch 14/20" not in text
     assert "epoch 5/20" in text and "epoch 4/20" not in text
     assert "━" in text
-    assert re.search(r"student alone.*50\.00 %.*46\.25 %.*1:01.*20", text)
+    assert re.search(r"alone.*50\.00 %.*46\.25 %.*1:01", text)
     ElementTree.parse(tmp_path / "docs" / "run.svg")
 
 
