@@ -43,7 +43,8 @@ class Rate:
 
 def spans(work: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
     """Seconds of each of many calls, from an idle device to an idle device."""
-    taken, end = [], time.perf_counter() + seconds
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
     with torch.inference_mode():
         work()
         while not taken or time.perf_counter() < end:

@@ -32,11 +32,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.pairs import HARD, PAIRS, SGD, SOFT, TEMPERATURE
-from distill.data import sources
-from distill.engine import build, train
-from distill.engine.teach import Frozen
-from distill.events import TOTAL
-from distill.run_folder import RunFolder
 
 PADDING, SIZE = 4, 32
 Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] in [0, 1], int64 [B]
@@ -103,9 +98,18 @@ class Loop:
 
 
 class Ours:
-    """This project's step and loader, by the recipe of the pair."""
+    """This project's step and loader, by the recipe of the pair.
+
+    What it needs is imported here: the other processes shall not hold it in memory.
+    """
 
     def __init__(self, setting: Setting, *, stored: bool) -> None:
+        from distill.data import sources
+        from distill.engine import build, train
+        from distill.engine.teach import Frozen
+        from distill.run_folder import RunFolder
+
+        self.step = train.step
         pair = PAIRS[setting.pair]
         recipe = pair.recipe(setting.data, setting.batch, stored=stored)
         accel = build.accelerator(recipe)
@@ -122,11 +126,11 @@ class Ours:
 
     def on_fixed_batch(self) -> float:
         """Step 0: `peers.py` took the common batch from the same loader."""
-        return train.step(self.run, 0)[TOTAL].item()
+        return self.step(self.run, 0)["total"].item()
 
     def train(self, steps: int) -> None:
         for k in range(self.k, self.k + steps):
-            train.step(self.run, k)
+            self.step(self.run, k)
         self.k += steps
 
     def _fill(self) -> None:
@@ -217,7 +221,7 @@ def torchdistill_box(setting: Setting) -> Loop:
 def memory(setting: Setting) -> Loop:
     """A plain loop on a set in memory."""
     student, teacher = (
-        build.to_device(setting.network(role), setting.device) for role in ("student", "teacher")
+        _channels_last(setting.network(role), setting.device) for role in ("student", "teacher")
     )
     images, labels = _fixed(setting)
     fixed = images.contiguous(memory_format=torch.channels_last), labels
@@ -233,6 +237,11 @@ CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
     "cached": lambda setting: Ours(setting, stored=True),
 }
 PEERS = ("naive", "timm", "torchdistill")
+
+
+def _channels_last(net: Any, device: torch.device) -> nn.Module:
+    moved: nn.Module = net.to(device, memory_format=torch.channels_last)
+    return moved
 
 
 def _sgd(net: nn.Module) -> torch.optim.Optimizer:

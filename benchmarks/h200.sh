@@ -3,10 +3,10 @@
 #
 #   OUT=folder benchmarks/h200.sh [--quick] [SECTION…]
 #
-# Sections: ceilings stages peers-wrn peers-resnet teacher student cached. Each writes a file into
+# Sections: ceilings stages peers-wrn peers-resnet teacher student compiled cached. Each writes a file into
 # OUT (default results/h200) and is skipped where that file is there: a call that was cut off is
 # typed again, and runs go on from their checkpoints. --quick is the same in the size of a CPU.
-# DATA is the images' place (default ./data). Packages that a machine lacks (pydantic and tomli-w,
+# DATA is the set, a name or a path (default cifar10, found in ./data). Packages that a machine lacks (pydantic and tomli-w,
 # say) may lie in ./.whl as wheels; torch 2.11 and newer is enough.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 quick=
 [[ ${1:-} == --quick ]] && quick=1 && shift
 sections=("$@")
-(($#)) || sections=(ceilings stages peers-wrn peers-resnet teacher student cached)
+(($#)) || sections=(ceilings stages peers-wrn peers-resnet teacher student compiled cached)
 out=${OUT:-results/h200}
 runs=${RUNS:-runs/h200}
 python=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
@@ -73,12 +73,13 @@ section() {
             [[ $quick ]] || peers+=(--pair "${1#peers-}")
             kept "$1.json" "$python" -m benchmarks.peers --json "${peers[@]}" ;;
         teacher) result teacher.json "$runs/teacher" "$python" cli.py train-teacher "${teacher[@]}" ;;
-        student | cached)
+        student | compiled | cached)
             local more=(--teacher "$runs/teacher")
             [[ $1 == cached ]] && more+=(--set cache.views=10)
+            [[ $1 == compiled ]] && more+=(--set train.compile=true)
             result "$1.json" "$runs/$1" "$python" cli.py distill "${student[@]}" "${more[@]}" ;;
         *)
-            echo "no section $1; there are ceilings stages peers-wrn peers-resnet teacher student cached" >&2
+            echo "no section $1; there are ceilings stages peers-wrn peers-resnet teacher student compiled cached" >&2
             exit 2 ;;
     esac
 }

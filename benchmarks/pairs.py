@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from distill import recipe as recipes
-from distill.recipe import Recipe
-from distill.run_folder import Role
 from students.design import Design
 from students.resnet import ResNet
 from teachers.wrn import WideResNet
+
+if TYPE_CHECKING:  # peers are measured in processes that hold nothing of ours but the networks
+    from distill.recipe import Recipe
+    from distill.run_folder import Role
 
 BATCH = 128
 HARD, SOFT, TEMPERATURE = 0.1, 0.9, 4.0  # weights of the labels' and the teacher's term
@@ -27,11 +29,13 @@ class Pair:
     title: str
     teacher: Callable[[], nn.Module]
     student: Callable[[], nn.Module]
-    role: Role
+    role: "Role"
     network: tuple[str, ...] = field(repr=False)  # the student's, as --set has it
 
-    def recipe(self, data: str, batch: int, *, stored: bool) -> Recipe:
+    def recipe(self, data: str, batch: int, *, stored: bool) -> "Recipe":
         """The job as a recipe, at a constant learning rate; `stored` with the targets kept."""
+        from distill import recipe as recipes
+
         job = {
             "data.source": data,
             "train.batch_size": batch,

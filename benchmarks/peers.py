@@ -9,10 +9,10 @@ second on the same batch must be the same for all, which takes the same networks
 and optimizer; the benchmark fails where they are not.
 
 Memory is the peak of the proportional set size, summed over a contender's processes, from its start
-through an untimed round. `share_of_peak`, "of the peak": floating-point operations of its steps,
-over those of a 3x3 convolution of 256 channels, forward, on this machine in the same call. With
-stored targets there are fewer operations: the teacher's are not counted there. `memory` is shown,
-and is no peer.
+through a round, measured before the race while no other contender runs. `share_of_peak`, "of the
+peak": floating-point operations of its steps, over those of a 3x3 convolution of 256 channels,
+forward, on this machine in the same call. With stored targets there are fewer operations: the
+teacher's are not counted there. `memory` is shown, and is no peer.
 """
 
 import argparse
@@ -49,7 +49,6 @@ from distill.errors import UserError
 TOLERANCE = 1e-3  # of the first two losses, relative
 WATCH_EVERY_S = 0.05
 CALIBRATION = 8  # batches that give the teacher's batch norms their statistics
-MODULES = {"timm": "timm.task", "torchdistill": "torchdistill"}
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -82,6 +81,11 @@ class Entrant:
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         return float(self.answer()["seconds"])
+
+    def end(self) -> None:
+        """Its process and all that it holds are gone."""
+        self.process.kill()
+        self.process.communicate()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -162,7 +166,7 @@ def operations(student: nn.Module, teacher: nn.Module, image: Tensor) -> dict[st
 
 
 def entered(name: str, place: Path, environ: dict[str, str]) -> Entrant:
-    """A contender, started and built, after its two steps on the common batch."""
+    """A contender's process, which is at once about to build itself."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.contenders", name, str(place)],
         stdin=subprocess.PIPE,
@@ -171,32 +175,45 @@ def entered(name: str, place: Path, environ: dict[str, str]) -> Entrant:
         cwd=REPOSITORY,
         env=environ,
     )
-    entrant = Entrant(name, process)
-    with entrant.watched():
-        entrant.losses = entrant.answer()["losses"]
-    return entrant
+    return Entrant(name, process)
+
+
+def alone(name: str, place: Path, steps: int, environ: dict[str, str]) -> float:
+    """The peak of a contender's memory, MiB, with nobody to share a page with."""
+    entrant = entered(name, place, environ)
+    try:
+        with entrant.watched():
+            entrant.answer()
+            entrant.train(steps)
+    finally:
+        entrant.end()
+    return entrant.peak_mib
 
 
 def contest(names: Sequence[str], place: Path, rounds: int, steps: int) -> list[Entrant]:
     """All contenders through all rounds."""
     # Targets that are stored for this measurement are of no use to anybody else.
     environ = {**os.environ, "UNDERSTUDY_CACHE": str(place / "cache")}
+    peaks = {}
+    for name in names:
+        print(f"{name} alone …", file=sys.stderr)
+        peaks[name] = alone(name, place, steps, environ)
     entrants: list[Entrant] = []
     try:
         for name in names:
             print(f"{name} …", file=sys.stderr)
             entrants.append(entered(name, place, environ))
+            entrants[-1].losses = entrants[-1].answer()["losses"]
+            entrants[-1].peak_mib = peaks[name]
         check_equal(entrants)
         for entrant in entrants:
-            with entrant.watched():
-                entrant.train(steps)
+            entrant.train(steps)  # warm
         for turn in range(rounds):
             for entrant in entrants[turn % len(names) :] + entrants[: turn % len(names)]:
                 entrant.seconds.append(entrant.train(steps))
     finally:
         for entrant in entrants:
-            entrant.process.kill()
-            entrant.process.communicate()
+            entrant.end()
     return entrants
 
 
@@ -205,7 +222,7 @@ def check_equal(entrants: Sequence[Entrant]) -> None:
     first = entrants[0]
     for other in entrants[1:]:
         for ours, theirs in zip(first.losses, other.losses, strict=True):
-            if abs(ours - theirs) > TOLERANCE * abs(ours):
+            if not abs(ours - theirs) <= TOLERANCE * abs(ours):  # what is no number is not equal
                 raise Unequal(
                     f"{other.name} does other work than {first.name}: on the same batch its first "
                     f"two losses are {other.losses}, those of {first.name} {first.losses}"
@@ -214,7 +231,7 @@ def check_equal(entrants: Sequence[Entrant]) -> None:
 
 def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[str, Any]:
     """The measurement of one pair, ready for JSON."""
-    names = [n for n in CONTENDERS if n not in MODULES or find_spec(MODULES[n].split(".")[0])]
+    names = [n for n in CONTENDERS if n != "torchdistill" or find_spec(n)]
     for absent in CONTENDERS.keys() - set(names):
         print(
             f"{absent} is not installed, and left out; type uv pip install -r pyproject.toml "
@@ -305,6 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except UserError as fault:
         parser.error(str(fault))
+    except (Unequal, RuntimeError) as fault:
+        parser.exit(1, f"{fault}\n")
     if given.json:
         print(json.dumps(content))
     else:

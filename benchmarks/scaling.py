@@ -6,13 +6,14 @@ Each point is a whole run in a process of its own: a small teacher teaches a sma
 epochs. `startup_s` is from the end of the imports to the head of the run, `epoch_s` the
 median of the epochs after the first, validation and checkpoint included, `ms` the same for an
 image. Points are measured in rounds, there and back, so that a slow minute falls on all; medians
-count. What a point costs above a straight line through the first is its `ratio`: 1 is linear in
-images, in multiply-accumulates, and so on.
+count. `ratio` is the cost of an image over that at the first point: 1 along `images` is an epoch
+that is proportional to them.
 """
 
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,8 +71,8 @@ AXES = {
 QUICK = {"images": (160, 320), "parameters": (4, 8), "batch": (8, 16), "views": (1, 2)}
 
 
-def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[str, Any] | None:
-    """One run, measured from here; None on all processes but the first."""
+def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """One run, measured from here."""
     resolved = recipes.load("kd", [*SMALL, f"data.source={data}", *overrides])
     recipe = recipes.with_teacher(resolved.recipe, [teacher])
     began_at = time.perf_counter()
@@ -127,7 +128,7 @@ def _child(
             "-m",
             "torch.distributed.run",
             f"--nproc_per_node={count}",
-            "--master_port=29577",
+            f"--master_port={_free_port()}",
         ]
     asked = json.dumps([str(teacher), data, f"{place}/run", list(overrides)])
     command = [*launch, "-m", "benchmarks.scaling", "--point", asked]
@@ -140,6 +141,13 @@ def _child(
         raise RuntimeError(done.stderr[-2000:])
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[str, Any]:

@@ -145,13 +145,16 @@ def test_the_memory_is_that_of_all_processes(raced: dict[str, Any]) -> None:
         assert 300 < peers.memory_mib(process.pid) < 400
         subprocess.run(["pkill", "-P", str(process.pid)], check=True)
     assert peers.memory_mib(2**22 + 1) == 0
-    naive = raced["contenders"]["naive"]["peak_mib"]
-    assert raced["contenders"]["online"]["peak_mib"] <= naive
+    assert all(figures["peak_mib"] > 200 for figures in raced["contenders"].values())
 
 
 def test_other_work_is_seen() -> None:
     honest, lazy = (Entrant(name, None, losses) for name, losses in LOSSES.items())  # type: ignore[arg-type]
     peers.check_equal([honest, honest])
+    nobody = Entrant("nobody", None, [float("nan"), 0.24])  # type: ignore[arg-type]
+    for pair in ([honest, nobody], [nobody, honest], [nobody, nobody]):
+        with pytest.raises(Unequal, match="does other work"):
+            peers.check_equal(pair)
     with pytest.raises(
         Unequal, match="lazy does other work than honest: on the same batch its fir"
     ):
@@ -228,5 +231,14 @@ def test_all_sections_in_the_size_of_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     made = {path.stem for path in tmp_path.glob("*.json")}
     assert made == {
-        *("ceilings", "stages", "peers-wrn", "peers-resnet", "teacher", "student", "cached")
+        *(
+            "ceilings",
+            "stages",
+            "peers-wrn",
+            "peers-resnet",
+            "teacher",
+            "student",
+            "compiled",
+            "cached",
+        )
     }

@@ -614,7 +614,9 @@ def test_the_head_says_how_much_is_there_and_why_not_more(
 def test_a_sound_store_is_verified_against_its_teacher(stored: Said, door: Door) -> None:
     said = door("cache", "verify")
     assert said.code == 0, said.err
-    assert re.search(r"^[0-9a-f]{12}  2 views; 512 answers asked again; sound$", said.out, re.M)
+    assert re.search(
+        r"^[0-9a-f]{12}  2 views; 512 answers of 2 views asked again; sound$", said.out, re.M
+    )
 
 
 def test_damage_and_foreign_answers_are_found(stored: Said, door: Door, tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_five_faults_at_once_are_five_lines() -> None:
         ("optim=false", "optim = false (--set) is a boolean; allowed: a table"),
         (
             "ema=true",
-            "ema = true (--set) is a boolean; allowed: a table ({} for its defaults), or false for none",
+            "ema = true (--set) is a boolean; "
+            "allowed: a table ({} for its defaults), or false for none",
         ),
         ("data.source=1", "data.source = 1 (--set) is a whole number; allowed: text"),
         ("data.source=1.5", "data.source = 1.5 (--set) is a number; allowed: text"),

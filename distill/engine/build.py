@@ -370,10 +370,12 @@ def training(
     if frozen is not None:
         live = live_teacher(recipe, frozen, batches, accel)
     depends = identity | {"part": split.train.fingerprint, "precision": accel.mixed_precision}
+    with accel.autocast():  # the teacher's kernels may be in its type
+        teacher_shapes = shapes(live.tapped, batches.size) if live else {}
     criterion = objective(
         recipe,
         student_shapes=shapes(tapped, batches.size),
-        teacher_shapes=shapes(live.tapped, batches.size) if live else {},
+        teacher_shapes=teacher_shapes,
         labels=torch.from_numpy(split.train.labels),
     ).to(accel.device)
     bare = optim.optimizer(

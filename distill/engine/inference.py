@@ -54,7 +54,11 @@ def same_answers(net: nn.Module, other: nn.Module, image_size: int) -> bool:
     example = next(net.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(CHECKED_IMAGES, 3, image_size, image_size, generator=generator)
-    ours, theirs = (each(images.to(example)) for each in (net, other))
+    ours = net(images.to(example))
+    try:
+        theirs = other(images.to(example))
+    except Exception:  # a network that asks its norms for more than their output
+        return False
     return bool((ours - theirs).abs().max() <= TOLERANCE * ours.abs().max())
 
 

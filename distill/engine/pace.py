@@ -7,16 +7,18 @@ meanwhile is undone.
 
 import copy
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import count, islice
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
 
-from distill.engine import build, train
+from distill.engine import build, checkpoint, train
 from distill.engine.stored import everywhere
 from distill.engine.teach import Taught, Teach
 from distill.engine.train import Training
@@ -33,22 +35,29 @@ WORTH = 0.97  # of the plain step: a compiled one that takes longer is not worth
 def steps_in(run: Training, minutes: float, began_at: float) -> int:
     """How many optimizer steps, epochs' ends included, a budget allows.
 
-    It began at `began_at` of time.monotonic: measuring is part of it. Raises UserError where not
-    one step fits.
+    It began at `began_at` of time.monotonic: measuring is part of it. Views that come again are
+    asked once and then read: their steps are shorter by what the teacher takes. Raises UserError
+    where not one step fits.
     """
-    budget_s = 60 * minutes
+    budget_s, steps_per_epoch = 60 * minutes, run.loader.steps_per_epoch
     with rewound(run):
-        step_s = step_seconds(run, MOST_SHARE * budget_s)
-        epoch_s = _seconds(run, lambda: train.validate(run))
-    left_s = (1 - SPARE) * budget_s - (time.monotonic() - began_at)
-    steps = fitting(left_s, step_s, epoch_s, run.loader.steps_per_epoch)
+        asked_s = _mean_step(run, MOST_SHARE * budget_s)
+        read_s = asked_s - _teacher_seconds(run)
+        epoch_s = _seconds(run, lambda: _end_an_epoch(run))
+    spent_s = time.monotonic() - began_at
+    left_s = (1 - SPARE) * budget_s - spent_s
+    steps = fitting(left_s, asked_s, epoch_s, steps_per_epoch)
+    asked = _asked_steps(run)
+    if asked is not None and steps > asked:
+        rest_s = left_s - asked * asked_s - asked / steps_per_epoch * epoch_s
+        steps = asked + fitting(rest_s, read_s, epoch_s, steps_per_epoch)
     [steps] = broadcast_object_list([steps])
     if steps < 1:
+        one_epoch_s = (steps_per_epoch * asked_s + epoch_s + spent_s) / (1 - SPARE)
         raise UserError(
-            f"train.minutes = {minutes:g} is too short: here a step takes {step_s:.2g} s, the end "
+            f"train.minutes = {minutes:g} is too short: here a step takes {asked_s:.2g} s, the end "
             f"of an epoch {epoch_s:.2g} s.\n"
-            f"Type --set train.minutes={_enough(step_s, epoch_s, run.loader.steps_per_epoch):.1g} "
-            "or more: that is one epoch."
+            f"Type --set train.minutes={math.ceil(one_epoch_s / 6) / 10:g}, which holds an epoch."
         )
     return int(steps)
 
@@ -58,6 +67,43 @@ def fitting(left_s: float, step_s: float, epoch_s: float, steps_per_epoch: int) 
     whole = max(0, math.floor(left_s / (steps_per_epoch * step_s + epoch_s)))
     rest_s = left_s - whole * (steps_per_epoch * step_s + epoch_s) - epoch_s
     return whole * steps_per_epoch + max(0, math.floor(rest_s / step_s))
+
+
+def _mean_step(run: Training, most_s: float) -> float:
+    """Seconds of a step over the whole run: terms come and go, each for its share of it."""
+    moments = [*run.criterion.moments, 1.0]
+    spans = [(begin, end - begin) for begin, end in pairwise(moments)]
+    return sum(share * step_seconds(run, most_s / len(spans), at=begin) for begin, share in spans)
+
+
+def _teacher_seconds(run: Training) -> float:
+    """Of one step, what goes into asking; 0 where nobody is, or nobody will have to be."""
+    if run.live is None or _who_answers(run) is run.teach:
+        return 0.0
+    [(view, rows), *_] = run.loader.batches(0)
+    images, live = run.loader.augment(view, rows), run.live
+    return len(run.loader.batches(0)) * _seconds(run, lambda: live.mixed(view, rows, images))
+
+
+def _asked_steps(run: Training) -> int | None:
+    """After how many steps every view is known; None where views never come again."""
+    views = run.loader.calendar.views
+    stored = isinstance(run.teach, Taught) and run.teach.source is not run.live
+    return views * run.loader.steps_per_epoch if stored and views is not None else None
+
+
+def _end_an_epoch(run: Training) -> None:
+    """All that is done between two epochs: the next view is drawn, measures, weights, a save."""
+    run.loader.view.cache_clear()
+    run.loader.view(0)
+    train.agree(run)
+    train.validate(run)
+    checkpoint.weights_of(train.weights_to_use(run))
+    if run.accelerator.is_main_process:
+        states = {name: part.state_dict() for name, part in train.stateful(run).items()}
+        with tempfile.TemporaryDirectory() as place:
+            checkpoint.save(Path(place) / "last", states, {})
+    run.accelerator.wait_for_everyone()
 
 
 def choose_compiled(run: Training, run_s: float | None) -> str:
@@ -87,15 +133,19 @@ def choose_compiled(run: Training, run_s: float | None) -> str:
     )
 
 
-def step_seconds(run: Training, most_s: float) -> float:
-    """Seconds of a step, the mean over as many as LEAST_S or, where that is less, `most_s` hold."""
+def step_seconds(run: Training, most_s: float, at: float = 0.0) -> float:
+    """Seconds of a step, the mean over as many as LEAST_S or, where that is less, `most_s` hold.
+
+    `at`: the share of the training at which the terms are those of these steps.
+    """
     run.net.train()
     rehearsing = replace(run, teach=_who_answers(run))
-    steps = count()
+    rehearsing.total_steps = run.loader.steps_per_epoch  # so that no second view is drawn
+    k = math.ceil(at * rehearsing.total_steps) % rehearsing.total_steps
 
     def take(n: int) -> None:
-        for k in islice(steps, n):
-            train.step(rehearsing, k % run.loader.steps_per_epoch)
+        for _ in range(n):
+            train.step(rehearsing, k)
 
     take(WARMUP_STEPS)
     first_s = _seconds(run, lambda: take(LEAST_STEPS)) / LEAST_STEPS
@@ -110,9 +160,11 @@ def step_seconds(run: Training, most_s: float) -> float:
 def rewound(run: Training) -> Iterator[None]:
     """What is trained meanwhile is undone: weights, averages, optimizer, terms, scaler."""
     kept = copy.deepcopy({name: part.state_dict() for name, part in train.stateful(run).items()})
+    accumulated = run.accelerator.step
     try:
         yield
     finally:
+        run.accelerator.step = accumulated  # a step may have broken off between two parts
         for name, part in train.stateful(run).items():
             part.load_state_dict(kept[name])
         run.optimizer.zero_grad()
@@ -137,7 +189,3 @@ def _seconds(run: Training, work: Callable[[], object]) -> float:
 def _wait(run: Training) -> None:
     if run.accelerator.device.type == "cuda":
         torch.cuda.synchronize(run.accelerator.device)
-
-
-def _enough(step_s: float, epoch_s: float, steps_per_epoch: int) -> float:
-    return (steps_per_epoch * step_s + epoch_s) * 1.5 / 60

@@ -1,7 +1,7 @@
 """Stored answers held against the teacher that gave them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -9,13 +9,14 @@ import torch
 from distill import recipe as recipes
 from distill.data import sources
 from distill.data.loader import View
+from distill.data.pipeline import Calendar
 from distill.engine import build, enlist, store
 from distill.engine.store import Stock
 from distill.engine.stored import Stored, same
 from distill.engine.teach import Taught
 from distill.errors import UserError
 from distill.recipe import Recipe
-from distill.run_folder import RunFolder
+from distill.run_folder import Role, RunFolder
 
 VIEWS, SAMPLES = 4, 256  # asked again: so many samples of so many views, evenly spread
 
@@ -27,7 +28,8 @@ class Verdict:
     views: int
     damaged: list[int] = field(default_factory=list)  # views whose file cannot be read
     differing: list[int] = field(default_factory=list)  # views of which the teacher says other
-    asked: int = 0  # answers that were asked again
+    asked: int = 0  # answers that were asked again …
+    held: int = 0  # … of so many views
     not_asked: str = ""  # why the teacher could not be asked
 
     @property
@@ -41,7 +43,7 @@ class Verdict:
         if self.differing:
             said.append(f"the teacher says other of: {', '.join(map(str, self.differing))}")
         if self.asked:
-            said.append(f"{self.asked} answers asked again")
+            said.append(f"{self.asked} answers of {self.held} views asked again")
         if self.not_asked:
             said.append(f"it could not be asked: {self.not_asked}")
         if self.is_sound:
@@ -55,42 +57,48 @@ def verify(stock: Stock) -> Verdict:
     verdict = Verdict(len(views), [view for view in views if stock.read(view) is None])
     try:
         stored = _rebuilt(stock)
-        for view in list(_views(stock, stored, set(views) - set(verdict.damaged)))[:VIEWS]:
-            _ask(view, stock, stored, verdict)
+        readable = [view for view in views if view not in verdict.damaged]
+        for number in readable[:: max(1, len(readable) // VIEWS)][:VIEWS]:
+            _ask(stored.loader.view(number), stock, stored, verdict)
     except UserError as fault:
         verdict.not_asked = str(fault).splitlines()[0]
     return verdict
 
 
 def _rebuilt(stock: Stock) -> Stored:
-    """The source of the run that asked first. Raises UserError where a part of it is gone."""
+    """The source of the run that asked first, view n in epoch n, drawn as the stock's are.
+
+    Raises UserError where a part of it is gone or has changed.
+    """
     if not stock.recipe:
         raise UserError(f"{stock.path} does not say what it holds")
     recipe: Recipe = recipes.loads(stock.recipe, str(stock.path / store.ABOUT))
     images = sources.load(recipe.data.source, "train")
     split = build.divide(recipe, images)
     teacher = enlist.teacher(recipe, images, split)
-    accel = build.accelerator(recipe)
+    try:
+        accel = build.accelerator(recipe)
+    except ValueError as fault:  # accelerate has one precision a process
+        raise UserError("another stock of another precision came first; verify it alone") from fault
     identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(recipe)}
     nowhere = RunFolder(Path("unused"))
-    run = build.training(recipe, "student", split, teacher, nowhere, accel, identity)
+    role: Role = "student" if recipe.student else "teacher"
+    run = build.training(recipe, role, split, teacher, nowhere, accel, identity)
     stored = run.teach.source if isinstance(run.teach, Taught) else None
     if not isinstance(stored, Stored):
         raise UserError("its recipe stores no answers")
-    return stored
-
-
-def _views(stock: Stock, stored: Stored, numbers: set[int]) -> Iterator[View]:
-    """Views of the stock as the recipe draws them today, of other numbers each."""
-    calendar, left = stored.loader.calendar, set(numbers)
-    for epoch in range(max(numbers, default=-1) + 1):
-        pipeline = calendar.pipeline(stored.loader.pipeline, epoch)
-        depends = stored.depends(pipeline, mixed=stored.mixed_asked)
-        if calendar.view(epoch) in left and store.key_of(depends).endswith(stock.key):
-            left.remove(calendar.view(epoch))
-            yield stored.loader.view(epoch)
-    if left == set(numbers) and numbers:
-        raise UserError("teacher, images or program changed since, and nothing will read it")
+    for operated, mixed in product((None, 0), repeat=2):
+        calendar = Calendar(None, operated, mixed)
+        depends = stored.depends(
+            calendar.pipeline(stored.loader.pipeline, 0), mixed=stored.mixed_asked
+        )
+        if store.key_of(depends).endswith(stock.key):
+            stored.loader.follow(calendar)
+            return stored
+    raise UserError(
+        "teacher, images or program changed since, and nothing will read it; "
+        f"type python cli.py cache drop {stock.key[:12]}"
+    )
 
 
 def _ask(view: View, stock: Stock, stored: Stored, verdict: Verdict) -> None:
@@ -103,5 +111,6 @@ def _ask(view: View, stock: Stock, stored: Stored, verdict: Verdict) -> None:
         return
     said = stored.asked_anew(view, rows).cpu()
     verdict.asked += len(rows)
+    verdict.held += 1
     if not same(said, known[rows.cpu()]):
         verdict.differing.append(view.number)

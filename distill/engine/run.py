@@ -216,13 +216,13 @@ def _stored(training: Training) -> Iterator[str]:
     kept = training.teach.source if isinstance(training.teach, Taught) else None
     if not isinstance(kept, Stored):
         return
-    found, wanted = kept.found(training.epochs), kept.wanted(training.epochs)
+    wanted, found, damaged = kept.survey(training.epochs)
     n_bytes = wanted * training.loader.targets.numel() * store.BYTES
     yield (
         f"{found} of {wanted} views of the teacher's answers are stored in {store.folder()}, "
         f"{size(n_bytes)} when all are; a view that is there is not asked again"
     )
-    if damaged := kept.damaged(training.epochs):
+    if damaged:
         yield f"{damaged} of the stored views are damaged: asked and stored anew"
     if not found and (missed := kept.missed()):
         differs = " and ".join(DEPENDS[name] for name in missed)

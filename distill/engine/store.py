@@ -14,7 +14,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,14 @@ class Stock:
     """The answers in one folder."""
 
     path: Path
-    depends: dict[str, str]  # empty where the folder does not say
-    recipe: str  # TOML of the recipe that asked first; its teacher.runs name the teacher
+    depends: dict[str, Any] = field(default_factory=dict)  # empty where the folder does not say
+    recipe: str = ""  # TOML of the recipe that asked first …
+    teachers: tuple[str, ...] = ()  # … its teachers' run folders …
+    source: str | None = None  # … and its data
 
     @property
     def key(self) -> str:
         return self.path.name
-
-    @property
-    def teachers(self) -> tuple[str, ...]:
-        """Run folders of the teachers that were asked; none where the folder does not say."""
-        teacher = tomllib.loads(self.recipe).get("teacher", {})
-        return tuple(teacher.get("runs", ()))
-
-    @property
-    def source(self) -> str | None:
-        """The data of the run that asked first."""
-        data: dict[str, Any] = tomllib.loads(self.recipe).get("data", {})
-        return data.get("source")
 
     @property
     def views(self) -> list[int]:
@@ -63,7 +53,8 @@ class Stock:
 
     @property
     def n_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.path.glob("*"))
+        """Of all files, those of a killed writer too."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def read(self, view: int) -> NDArray[np.float16] | None:
         """The answers to a view, float16 [N, C]; None where they are absent or damaged."""
@@ -159,6 +150,9 @@ def drop(stock: Stock) -> None:
 def _opened(path: Path) -> Stock:
     try:
         told = json.loads((path / ABOUT).read_text())
-        return Stock(path, told["depends"], told["recipe"])
-    except (OSError, ValueError, KeyError):
-        return Stock(path, {}, "")
+        recipe = tomllib.loads(told["recipe"])
+        teachers = recipe.get("teacher", {}).get("runs", ())
+        source = recipe.get("data", {}).get("source")
+        return Stock(path, dict(told["depends"]), told["recipe"], tuple(teachers), source)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged in any way
+        return Stock(path)

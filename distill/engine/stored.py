@@ -10,7 +10,7 @@ augmentation likewise; a store by sample alone would answer for another crop.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,14 @@ from distill.engine.teach import Source
 
 FORMAT = 2  # of the files, and of how a sample's draws become pixels: a change empties the store
 DOUBT = 0.05  # of the range of a batch's logits: what a stored answer may differ from the teacher's
+
+
+class Survey(NamedTuple):
+    """How many views are wanted, can be read, whole or in part, and are there but damaged."""
+
+    wanted: int
+    found: int
+    damaged: int
 
 
 class Stored:
@@ -70,22 +78,21 @@ class Stored:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the views that come again and again are all there, mixed as they are at first."""
+        """Whether the views that come again and again are all there, every sample of each."""
         views = self.loader.calendar.views
-        return views is not None and self.found(views) == views
+        if views is None or not self.mixed_asked:
+            return False
+        return all(
+            self._shelf(self.loader.view(epoch), mixed=True).complete for epoch in range(views)
+        )
 
-    def found(self, epochs: int) -> int:
-        """How many of the views of so many epochs are there, whole or in part. Reads them all."""
+    def survey(self, epochs: int) -> Survey:
+        """What is there of the views of so many epochs. Reads every file once."""
         shape = tuple(self.loader.targets.shape)
-        return sum(cache.recall(key, shape, np.float16) is not None for key in self._keys(epochs))
-
-    def damaged(self, epochs: int) -> int:
-        """How many of the views of so many epochs are there and cannot be read."""
-        return sum(map(cache.is_kept, self._keys(epochs))) - self.found(epochs)
-
-    def wanted(self, epochs: int) -> int:
-        """How many views so many epochs take."""
-        return len(set(self._keys(epochs)))
+        keys = list(self._keys(epochs))
+        kept = [key for key in keys if cache.is_kept(key)]
+        readable = sum(cache.recall(key, shape, np.float16) is not None for key in kept)
+        return Survey(len(keys), readable, len(kept) - readable)
 
     def missed(self) -> list[str]:
         """In what the nearest stored answers differ from these; empty where there are none."""

@@ -107,6 +107,12 @@ class Objective(nn.Module):
             {name: t.loss for name, t in terms.items() if isinstance(t.loss, nn.Module)}
         )
 
+    @property
+    def moments(self) -> list[float]:
+        """Shares of the training at which terms come or go, 0 first, all below 1."""
+        whens = [term.when for term in self.terms.values()]
+        return sorted({0.0, *(at for when in whens for at in (when.begin, when.end) if at < 1)})
+
     def needs(self, progress: float) -> frozenset[str]:
         """What the terms that are on at `progress` read."""
         on = (term.needs for term in self.terms.values() if term.when.is_on(progress))

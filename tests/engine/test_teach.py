@@ -212,3 +212,15 @@ def test_a_student_may_teach_the_next(teacher: Path, tmp_path: Path) -> None:
         recipes.read(second.recipe), drawn(), build.divide(recipes.read(second.recipe), drawn())
     )
     assert isinstance(frozen.net, nn.Module) and not frozen.net.training
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.filterwarnings("ignore")
+def test_a_teacher_teaches_in_mixed_precision_too(teacher) -> None:
+    """On a GPU that is the default. Its kernels are kept in bfloat16, and maps may be asked for."""
+    options = [f"teacher.runs=['{teacher}']", "train.precision='bf16'"]
+    for more in ([], ["student.stages=3", "loss.at.weight=1"]):
+        run = prepared(*options, *more)
+        assert {p.dtype for p in run.live.tapped.parameters() if p.dim() == 4} == {torch.bfloat16}
+        losses = step(run, 0)
+        assert all(torch.isfinite(value) for value in losses.values())
