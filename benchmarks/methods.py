@@ -9,7 +9,7 @@ with one thread each, into `runs/NAME/<recipe>-<seed>`; a finished run is not re
 weights are drawn from the same seed, so that runs of one seed see the same images, and recipes
 whose terms read logits share stored targets. Then writes `results/NAME.json`: of each recipe the
 test accuracies, their mean and sample standard deviation, and the differences to its control, seed
-by seed. Nothing is chosen: every recipe that is named is in the table.
+by seed. Every recipe that is named is in the table.
 """
 
 import argparse

@@ -5,11 +5,13 @@
 In a copy of the tree, each + and - of the code of `distill/losses/<term>.py` is turned into the
 other and the tests of the losses and the golden numbers are run. Wanted: tests of this very term
 fail, its golden number fails, and no other term's do (multi_temperature is made of kd, and may).
-Writes `results/signs.json`; exit 1 where a flip passes unseen or breaks another term.
+Renews these terms in `results/signs.json`; exit 1 where a flip passes unseen or breaks another
+term.
 """
 
 import argparse
 import ast
+import json
 import os
 import re
 import shutil
@@ -33,9 +35,10 @@ FLIPPED = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.USub: ("-", "+")}
 
 def signs(source: str) -> Iterator[tuple[int, str]]:
     """(line, source with that one sign flipped) for each sign that computes something."""
-    lines = source.splitlines(keepends=True)
-    for node in ast.walk(ast.parse(source)):
-        place = _place(node, lines)
+    lines, nodes = source.splitlines(keepends=True), list(ast.walk(ast.parse(source)))
+    computed = {id(s) for n in nodes if isinstance(n, ast.BinOp) for s in (n.left, n.right)}
+    for node in nodes:
+        place = _place(node, lines, is_computed=id(node) in computed)
         if place is not None:
             line, column, sign = place
             text = lines[line]
@@ -43,11 +46,13 @@ def signs(source: str) -> Iterator[tuple[int, str]]:
             yield line + 1, "".join([*lines[:line], flipped, *lines[line + 1 :]])
 
 
-def _place(node: ast.AST, lines: Sequence[str]) -> tuple[int, int, str] | None:
+def _place(
+    node: ast.AST, lines: Sequence[str], *, is_computed: bool
+) -> tuple[int, int, str] | None:
     """Where a node's sign stands, and its opposite; None for a node without, and for `dim=-1`."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        if isinstance(node.operand, ast.Constant):
-            return None  # an index, a dimension, an exponent: no arithmetic of the formula
+        if isinstance(node.operand, ast.Constant) and not is_computed:
+            return None  # an index or a dimension: no arithmetic of the formula
         return node.lineno - 1, node.col_offset, "+"
     if isinstance(node, ast.BinOp) and type(node.op) in FLIPPED:
         sign, opposite = FLIPPED[type(node.op)]
@@ -117,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found[term].append({"line": line} | verdict(term, failed(tree)))
                 print(term, found[term][-1], flush=True)
             file.write_text(source)
-    write_json(RESULTS / "signs.json", found)
+    file = RESULTS / "signs.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    write_json(file, known | found)
     missed = [
         f"{term}.py:{flip['line']}"
         for term, flips in found.items()

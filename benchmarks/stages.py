@@ -93,6 +93,7 @@ def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
         losses = run.objective(answers, progress)
     with timed("backward"):
         run.accelerator.backward(losses[TOTAL])
+        run.criterion.rest(progress)
     with timed("optimizer"):
         if run.clip is not None:
             run.accelerator.clip_grad_norm_(run.parameters(), run.clip)

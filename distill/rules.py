@@ -30,6 +30,10 @@ class Fault:
 
 Rule = Callable[..., Iterator[Fault]]
 
+MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms for which a pooled vector has no meaning
+WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}
+WITHOUT_EPS = {"sgd", "momentum", "lion"}
+
 
 def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
     """The shares of the ways of mixing leave room for each other."""
@@ -40,7 +44,8 @@ def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
         yield Fault(
             f"mix.{name}.prob",
             first.prob,
-            f"and {others} add up to more than 1; each sample is mixed in one way at most",
+            f"and {others} add up to more than 1; each sample is mixed in one way at most; type "
+            f"--set mix.{name}.prob={max(0.0, round(1 - sum(w.prob for _, w in rest), 6))}",
         )
 
 
@@ -68,7 +73,9 @@ def something_is_learnt(loss: Losses) -> Iterator[Fault]:
         moments = sorted({0.0, *(when.end for when in whens if when.end < 1)})
         silent = (m for m in moments if not any(w.begin <= m < w.end for w in whens))
         for moment in silent:
-            yield Fault("loss", None, f"has no term above 0 at {moment:g} of the training")
+            problem = f"has no term above 0 at {moment:g} of the training; "
+            problem += "begin one by then, or type --set loss.hard.weight=1"
+            yield Fault("loss", None, problem)
 
 
 def terms_have_time(loss: Losses) -> Iterator[Fault]:
@@ -135,6 +142,16 @@ def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
                 yield Fault(f"loss.{name}.{key}", tap, problem)
 
 
+def maps_have_places(loss: Losses) -> Iterator[Fault]:
+    """A term that compares places or channels of maps is not given pooled features."""
+    for name in MAPS_ALONE & loss.terms().keys():
+        term = loss.terms()[name]
+        for key, tap in (*taps(term, "student"), *taps(term, "teacher")):
+            if tap == "features":
+                problem = "is pooled, and this term reads places of a map; allowed: one of the maps"
+                yield Fault(f"loss.{name}.{key}", tap, problem)
+
+
 def taps_are_pairs(loss: Losses) -> Iterator[Fault]:
     """As many maps of the teacher as of the student."""
     for name, term in loss.terms().items():
@@ -176,6 +193,20 @@ def epochs_or_minutes(train: Train) -> Iterator[Fault]:
     if train.epochs is not None and train.minutes is not None:
         problem = f"and train.epochs = {train.epochs} exclude each other; give one of them"
         yield Fault("train.minutes", train.minutes, problem)
+
+
+def arguments_have_effect(optim: Optim) -> Iterator[Fault]:
+    """What an optimizer or a schedule would not read is not given to it."""
+    for key, without in (("betas", WITHOUT_BETAS), ("eps", WITHOUT_EPS)):
+        value = getattr(optim, key)
+        if value is not None and optim.name in without:
+            shown = list(value) if key == "betas" else value
+            problem = f"is not read where {{}} is {optim.name}; take it out"
+            yield Fault(f"optim.{key}", shown, problem, against="optim.name")
+    if optim.schedule == "one_cycle" and optim.warmup_epochs > 0:
+        problem = "is not read where {} is one_cycle, which warms up by itself; type "
+        problem += "--set optim.warmup_epochs=0"
+        yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem, against="optim.schedule")
 
 
 def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
@@ -221,10 +252,12 @@ RULES: tuple[Rule, ...] = (
     something_is_learnt,
     terms_have_time,
     optimizer_takes_its_arguments,
+    arguments_have_effect,
     epochs_or_minutes,
     warmup_ends,
     legal_design,
     student_taps_exist,
+    maps_have_places,
     taps_are_pairs,
     one_label_is_unmixed,
     pairs_are_mixed,

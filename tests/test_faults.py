@@ -41,7 +41,7 @@ def test_five_faults_at_once_are_five_lines() -> None:
     assert sorted(line.strip() for line in lines) == [
         "data.holdout = 1.5 (kd.toml) is out of range; allowed: a number (at least 0, below 1)",
         "mix.mixup.prob = 0.8 (kd.toml) and mix.cutmix.prob = 0.3 add up to more than 1; "
-        "each sample is mixed in one way at most",
+        "each sample is mixed in one way at most; type --set mix.mixup.prob=0.7",
         "optim.lrr = 0.1 (kd.toml) is not a key; did you mean optim.lr?",
         f'optim.name = "sdg" (kd.toml) is unknown; allowed: {allowed("optim.name")}; '
         'did you mean "sgd"?',
@@ -161,7 +161,8 @@ def test_what_is_missing_is_named() -> None:
         (
             ["mix.mixup.prob=0.7", "mix.cutmix.prob=0.5"],
             "mix.mixup.prob = 0.7 (--set) and mix.cutmix.prob = 0.5 add up to more than 1; "
-            "each sample is mixed in one way at most",
+            "each sample is mixed in one way at most; "
+            "type --set mix.mixup.prob=0.5",
         ),
         (
             ["train.epochs=3", "optim.warmup_epochs=3"],

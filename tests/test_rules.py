@@ -1,9 +1,13 @@
 """What goes with what: a conflict is one line with both keys, who set them, and a way out."""
 
+from typing import get_args
+
 import pytest
+from timm.optim import get_optimizer_info
 
 from distill.recipe import RecipeError, compared, load, loads, verified
-from distill.rules import RULES
+from distill.rules import RULES, WITHOUT_BETAS, WITHOUT_EPS
+from distill.schema import OptimizerName
 from distill.terms import Losses, taps
 
 DKD = "loss.dkd.weight=1"
@@ -78,11 +82,13 @@ def test_weights_all_zero() -> None:
 
 def test_something_is_learnt_at_every_moment() -> None:
     alone = ["loss.hard=false", "loss.kd.when.begin=0.25", "loss.fitnet.weight=1"]
+    way_out = "begin one by then, or type --set loss.hard.weight=1"
     assert faults("kd", *alone, "loss.fitnet.when.end=0.125") == [
-        "loss has no term above 0 at 0.125 of the training"
+        f"loss has no term above 0 at 0.125 of the training; {way_out}"
     ]
     load("kd", [*alone, "loss.fitnet.when.end=0.25"])
-    assert faults("kd", *alone[:2]) == ["loss has no term above 0 at 0 of the training"]
+    assert faults("kd", *alone[:2]) == [f"loss has no term above 0 at 0 of the training; {way_out}"]
+    load("kd", [*alone[1:2], "loss.hard.weight=1"])
 
 
 def test_a_term_has_time() -> None:
@@ -95,8 +101,9 @@ def test_shares_of_all_ways_of_mixing_add_up() -> None:
     (line,) = faults("kd", "mix.mixup.prob=0.5", "mix.cutmix.prob=0.4", "mix.ricap.prob=0.2")
     assert line == (
         "mix.mixup.prob = 0.5 (--set) and mix.cutmix.prob = 0.4 and mix.ricap.prob = 0.2 add up "
-        "to more than 1; each sample is mixed in one way at most"
+        "to more than 1; each sample is mixed in one way at most; type --set mix.mixup.prob=0.4"
     )
+    load("kd", ["mix.mixup.prob=0.4", "mix.cutmix.prob=0.4", "mix.ricap.prob=0.2"])
 
 
 def test_spans_go_up() -> None:
@@ -115,6 +122,42 @@ def test_an_optimizer_is_given_what_it_takes() -> None:
         "optim.betas = [0.9, 0.99] (--set) are two, and adan has three of its own; "
         "take them out, or another optimizer"
     ]
+
+
+def test_what_an_optimizer_would_not_read_is_not_given() -> None:
+    adamw = ("optim.name=adamw", "optim.betas=[0.9, 0.99]", "optim.eps=1e-6")
+    load("kd", adamw)
+    assert faults("kd", *adamw, "optim.name=sgd") == [
+        f"optim.{given} (--set) is not read where optim.name (--set) is sgd; take it out"
+        for given in ("betas = [0.9, 0.99]", "eps = 1e-06")
+    ]
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_what_an_optimizer_reads_is_what_timm_says(name: str) -> None:
+    known = get_optimizer_info(name)
+    assert known.has_betas == (name not in WITHOUT_BETAS)
+    assert known.has_eps == (name not in WITHOUT_EPS)
+
+
+def test_a_schedule_that_warms_up_takes_no_warmup() -> None:
+    one_cycle = "optim.schedule=one_cycle"
+    assert faults("kd", one_cycle) == [
+        "optim.warmup_epochs = 5.0 (recipes/kd.toml) is not read where optim.schedule (--set) "
+        "is one_cycle, which warms up by itself; type --set optim.warmup_epochs=0"
+    ]
+    load("kd", [one_cycle, "optim.warmup_epochs=0"])
+
+
+@pytest.mark.parametrize("term", ["fitnet.student_tap", "vid.student_taps", "at.teacher_taps"])
+def test_places_are_not_compared_where_none_are_left(term: str) -> None:
+    name, key = term.split(".")
+    tap = '"features"' if key.endswith("tap") else '["features", "maps", "maps"]'
+    (line,) = faults("kd", f"loss.{name}.weight=1", f"loss.{term}={tap}")
+    assert line == (
+        f'loss.{term} = "features" (--set) is pooled, and this term reads places of a map; '
+        "allowed: one of the maps"
+    )
 
 
 def test_minutes_and_epochs_take_each_other_s_place() -> None:
@@ -145,7 +188,7 @@ def test_taps_are_read_off_the_tables() -> None:
 
 
 def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 15
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 17
     assert all(rule.__doc__ for rule in RULES)
 
 

@@ -76,5 +76,6 @@ def hide(pixels: Tensor, box: Tensor) -> Tensor:
     top, bottom, left, right = (edge[:, None] for edge in box.unbind(1))
     rows, columns = (axis >= top) & (axis < bottom), (axis >= left) & (axis < right)
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    colour = torch.tensor(MEAN_COLOUR, dtype=torch.uint8, device=pixels.device)
+    # Filled on the device: a copy from the host would wait for it.
+    colour = torch.stack([pixels.new_full((), channel) for channel in MEAN_COLOUR])
     return torch.where(inside, colour[:, None, None], pixels)

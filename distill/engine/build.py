@@ -217,7 +217,10 @@ def objective(recipe: Recipe, **facts: Any) -> Objective:
 
 def _weighted(name: str, term: Term, facts: dict[str, Any]) -> Weighted:
     taken = facts.keys() & inspect.signature(LOSSES[name]).parameters
-    loss = LOSSES[name](**arguments(term), **{fact: facts[fact] for fact in taken})
+    try:
+        loss = LOSSES[name](**arguments(term), **{fact: facts[fact] for fact in taken})
+    except ValueError as fault:  # these images or these maps are not for this term
+        raise UserError(f"loss.{name}: {fault}.\nType --set loss.{name}=false.") from fault
     return Weighted(term.weight, loss, When(**term.when.model_dump()), term.needs)
 
 

@@ -28,19 +28,21 @@ class Means:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}  # a term may be on for a part of the steps
+        self.count = 0  # steps
 
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
         self.count += 1
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over steps and processes since the last read, in one transfer; then begins anew."""
         if not self.count:
             return {}
-        stacked = torch.stack(list(self.sums.values())) / self.count
+        stacked = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
         names = list(self.sums)
-        self.sums, self.count = {}, 0
+        self.sums, self.counts, self.count = {}, {}, 0
         means: Tensor = accelerator.reduce(stacked, reduction="mean")
         return dict(zip(names, means.tolist(), strict=True))

@@ -7,8 +7,6 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from distill.errors import UserError
-
 Schedule = Literal["cosine", "linear", "constant", "step", "one_cycle"]
 
 # torch's OneCycleLR by its defaults: the share of the training that rises, and the first and last
@@ -36,9 +34,8 @@ def optimizer(
     2024) takes kernels, flattened to [outputs, inputs * k * k], and the linear layer, with plain
     momentum and steps of AdamW's size (arXiv 2502.16982); AdamW takes norms, biases and all that
     has fewer than 4 rows. `decay_norm=False` leaves norms and biases undecayed; for small nets with
-    SGD, decaying them helps. Raises UserError where momentum or betas cannot be those of `name`.
+    SGD, decaying them helps. What cannot be an optimizer's `distill/rules.py` refuses before.
     """
-    _check(name, momentum, betas)
     given: dict[str, Any] = {"betas": betas, "eps": eps}
     return create_optimizer_v2(
         net,
@@ -51,19 +48,6 @@ def optimizer(
     )
 
 
-def _check(name: str, momentum: float, betas: tuple[float, float] | None) -> None:
-    if name == "sgd" and momentum == 0:
-        raise UserError(
-            "optim.momentum = 0 does not go with sgd, which is Nesterov's and needs one.\n"
-            "Type --set optim.name=momentum: without momentum it is plain gradient descent."
-        )
-    if name == "adan" and betas is not None:
-        raise UserError(
-            f"optim.betas = {list(betas)} are two, and adan has three of its own.\n"
-            "Leave optim.betas out, or take another optimizer: --set optim.name=adamw."
-        )
-
-
 def lr_at(
     step: int,
     *,
@@ -71,19 +55,18 @@ def lr_at(
     warmup: int,
     peak: float,
     schedule: Schedule,
-    floor: float = 0.0,
     steps_per_epoch: int = 1,
     step_epochs: int = 10,
     gamma: float = 0.9,
 ) -> float:
     """The learning rate of optimizer step `step` in 0..total-1.
 
-    Linear from peak / warmup to peak over the first `warmup` steps, then down to `floor`, which
+    Linear from peak / warmup to peak over the first `warmup` steps, then down to 0, which
     step `total` (never taken) would reach: half a cosine (Loshchilov & Hutter, ICLR 2017, arXiv
     1608.03983, eq. 5), a line, or not at all. `step`: times `gamma` every `step_epochs` epochs of
     the training. `one_cycle` (Smith & Topin, arXiv 1708.07120, as torch has it): half a cosine from
     peak / 25 to the peak over the first 30 % and from there to peak / 250,000 at the last step; it
-    warms up by itself, and `floor` is not read.
+    warms up by itself.
     """
     if schedule == "one_cycle":
         return _one_cycle(step, total, peak)
@@ -96,7 +79,7 @@ def lr_at(
         "constant": 1.0,
         "step": gamma ** (step // (steps_per_epoch * step_epochs)),
     }[schedule]
-    return floor + (peak - floor) * left
+    return peak * left
 
 
 def _one_cycle(step: int, total: int, peak: float) -> float:

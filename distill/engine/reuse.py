@@ -18,7 +18,10 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
     """
     ours, theirs = student.get_submodule("head"), _classifier(teacher)
     if not isinstance(ours, nn.Linear) or not isinstance(theirs, nn.Linear):
-        raise UserError("loss.simkd reuses a linear classifier, and this teacher has none")
+        raise UserError(
+            "loss.simkd reuses a linear classifier, and this teacher has none.\n"
+            "Type --set loss.simkd=false, or give it a teacher whose last layer is linear."
+        )
     if ours.weight.shape != theirs.weight.shape:
         width = theirs.in_features
         raise UserError(

@@ -196,6 +196,10 @@ def _notes(
             yield "nothing is held out: the teacher's accuracy is that of training images"
     if teacher_top1 is not None and teacher_top1 < 2 / split.train.n_classes:
         yield f"the teacher is hardly above chance ({teacher_top1:.1%}): look at its run"
+    compares = recipe.loss.terms().keys() & {"dist", "sp", "pkt", "rkd"}
+    if recipe.train.accumulate > 1 and compares:
+        names = " and ".join(sorted(compares))
+        yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
     if accel.device.type == "cpu" and environment.precision_name(accel) != "fp32":
         yield "mixed precision on a CPU is many times slower than fp32 where it is not native"
 

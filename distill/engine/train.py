@@ -101,6 +101,7 @@ def step(run: Training, k: int) -> dict[str, Tensor]:
             )
             losses = run.objective(answers, progress)
             run.accelerator.backward(losses[TOTAL])
+            run.criterion.rest(progress)
             if run.clip is not None and run.accelerator.sync_gradients:
                 run.accelerator.clip_grad_norm_(run.parameters(), run.clip)
             run.optimizer.step()  # accelerate skips it until the last part

@@ -6,8 +6,8 @@ eq. 7.
     NCKD = T^2 mean_b KL(q_t || q_s),  q = softmax over the classes that are not y of z / T
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: y, one class a row [B, C] (the
-largest entry of a row; a mixed row has no one class). C of 3 at least: of two classes nothing is
-left to compare when one is taken away.
+largest entry of a row; a mixed row has no one class). Of two classes NCKD is 0: nothing is left to
+compare when one is taken away.
 KD is TCKD + (1 - p_t[y]) NCKD, sample by sample at T = 1: the factor mutes NCKD where the teacher
 is sure. The authors' code reaches q by adding -1000 to z_y and takes the log of summed
 probabilities, which is infinite once a student is sure; here log(1 - p_y) is a difference of
@@ -35,9 +35,6 @@ class DKD:
     def __call__(self, answers: Answers) -> Tensor:
         if answers.teacher is None:
             raise ValueError("the dkd term needs a teacher's logits, and nobody teaches")
-        n_classes = answers.targets.shape[-1]
-        if n_classes < 3:
-            raise ValueError(f"the dkd term needs 3 classes or more, and there are {n_classes}")
         label = answers.targets.argmax(dim=-1, keepdim=True)
         student, teacher = (
             _decoupled(exact(logits) / self.temperature, label)

@@ -1,7 +1,8 @@
 """The whole global batch, for terms that compare the samples of a batch with each other.
 
 The relations inside each process's rows are not those of the batch: DIST's classes, SP's and RKD's
-pairs would change with the number of processes.
+pairs would change with the number of processes. Where gradients are accumulated it is the batch of
+one part: the others' activations are not kept.
 """
 
 import torch

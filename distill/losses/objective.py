@@ -5,7 +5,7 @@ value under its name beside the weighted total, so that what is logged always ad
 minimised.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -120,7 +120,7 @@ class Objective(nn.Module):
 
     def forward(self, answers: Answers, progress: float = 0.0) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
-        weighted = [self._idle(progress, like=answers.student)]
+        weighted = [self._idle(progress, answers.student)]
         # In float32 whatever the networks' precision: Gram matrices and small differences lose
         # their digits in bfloat16.
         with torch.autocast(answers.student.device.type, enabled=False):
@@ -130,15 +130,24 @@ class Objective(nn.Module):
                     weighted.append(term.weight * term.when(progress) * values[name])
         return values | {TOTAL: torch.stack(weighted).sum()}
 
-    def _idle(self, progress: float, like: Tensor) -> Tensor:
-        """0.0, in which the parameters of the terms that are off take part.
+    def _idle(self, progress: float, logits: Tensor) -> Tensor:
+        """0.0, in which the parameters of the terms that are off take part, and what no map reads.
 
-        DistributedDataParallel waits for a gradient of every parameter.
+        DistributedDataParallel waits for a gradient of every parameter. Where every term that is on
+        reads maps, the logits are nobody's.
         """
-        off = (
-            parameter.sum()
-            for name, loss in self.losses.items()
-            if not self.terms[name].when.is_on(progress)
-            for parameter in loss.parameters()
-        )
-        return 0 * sum(off, start=like.new_zeros((), dtype=torch.float32))
+        idle = sum((p.sum() for p in self._resting(progress)), start=logits.new_zeros(()).float())
+        read = (term.needs for term in self.terms.values() if term.when.is_on(progress))
+        if all("live teacher" in needs for needs in read):
+            idle = idle + logits.float().sum()
+        return 0 * idle
+
+    def rest(self, progress: float) -> None:
+        """Leave the parameters of the terms that are off as they are: no decay, no momentum."""
+        for parameter in self._resting(progress):
+            parameter.grad = None
+
+    def _resting(self, progress: float) -> Iterator[nn.Parameter]:
+        for name, loss in self.losses.items():
+            if not self.terms[name].when.is_on(progress):
+                yield from loss.parameters()

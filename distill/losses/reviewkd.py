@@ -5,14 +5,14 @@ arXiv 2104.09044, eqs. 5-7, figures 3 and 4.
     x_i = a x'_i + b up(x_{i+1}),  (a, b) = sigmoid(conv[x'_i, up(x_{i+1})]),  x' = conv1x1(F_s^i)
     out_i = conv3x3(x_i)
     HCL(u, v) = ( mse(u, v) + sum_l w_l mse(pool_l u, pool_l v) ) / (1 + sum_l w_l)
-                l = 4, 2, 1 pixels a side (those below the map's own), w = 1/2, 1/4, 1/8
+                l = 4, 2, 1 pixels a side (those below the map's own), w = 1/2, then halved
 
 student: maps F_s^i [B, C_i, H, W], shallow to deep, at the end features [B, D] as a map of one
 pixel; teacher: as many, F_t^i; targets: not read.
 A map of the teacher is met by the student's own and all deeper ones, fused (ABF). `width` is the
-fused maps' channels, the teacher's at most (the paper's is 512 at most). All sizes are the maps'
-own; the larger map is pooled. We compare what the taps are: a WRN's stages before activation, as
-the authors' code does on the teacher's side, and the student's after.
+fused maps' channels (the paper's: 512 at most). All sizes are the maps' own; the larger map is
+pooled. We compare what the taps are: a WRN's stages before activation, as the authors' code does on
+the teacher's side, and the student's after.
 Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 796 MiB at batch 128, 3.1
 GiB at 512 for three stages of WRN-28-10.
 """
@@ -26,7 +26,7 @@ from distill.losses.objective import Answers, Shapes
 from distill.losses.sizes import same_size
 
 TAPS = ("stages.0", "stages.1", "stages.2", "features")
-LEVELS = {4: 1 / 2, 2: 1 / 4, 1: 1 / 8}  # side in pixels: weight
+SIDES = (4, 2, 1)  # in pixels, of the pooled maps
 
 
 class ReviewKD(nn.Module):
@@ -80,7 +80,8 @@ class Fusion(nn.Module):
 
 def hierarchical(ours: Tensor, theirs: Tensor) -> Tensor:
     """HCL: the squared distance of two maps [B, C, H, W] at several resolutions."""
-    levels = {side: w for side, w in LEVELS.items() if side < ours.shape[-1]}
+    sides = [side for side in SIDES if side < ours.shape[-1]]
+    levels = {side: 2.0 ** -(i + 1) for i, side in enumerate(sides)}  # as the authors' code counts
     total = mse_loss(ours, theirs)
     for side, weight in levels.items():
         u, v = (adaptive_avg_pool2d(maps, side) for maps in (ours, theirs))

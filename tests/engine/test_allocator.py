@@ -34,7 +34,10 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is meant")
 def test_a_step_takes_no_new_pages() -> None:
-    assert faults("kept") < 500 < 5000 < faults("as it is")
+    usual = faults("as it is")
+    if usual < 1000:
+        pytest.skip("this kernel gives memory in huge pages, or this libc keeps it by itself")
+    assert faults("kept") < usual / 8
 
 
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,13 @@ RELATIONS = (
     *(f'loss.sp.{whose}_tap="maps"' for whose in ("student", "teacher")),
     *(f'loss.vid.{whose}_taps=["maps"]' for whose in ("student", "teacher")),
 )
+HINT_THEN_ANSWERS = (
+    "loss.hard=false",
+    "loss.vid.weight=1",
+    *(f'loss.vid.{whose}_taps=["maps"]' for whose in ("student", "teacher")),
+    "loss.vid.when.end=0.4",
+    "loss.kd.when.begin=0.4",
+)
 
 
 def steps(
@@ -84,6 +91,15 @@ def test_terms_that_compare_samples_see_the_whole_batch_and_learn_in_all_process
     for name in ("losses", "weights", "average"):
         assert np.allclose(one[name], two[name], atol=1e-4), name
     assert np.ptp(one["losses"]) > 1e-3, "the net must have moved"
+
+
+def test_a_hint_of_maps_alone_and_then_answers_are_the_same_in_two_processes(tmp_path) -> None:
+    """The hint leaves the classifier, and the answers leave the hint's layer, without a reader."""
+    one = steps(tmp_path / "one.npz", 1, overrides=HINT_THEN_ANSWERS)
+    two = steps(tmp_path / "two.npz", 2, overrides=HINT_THEN_ANSWERS)
+    for name in ("losses", "weights", "average"):
+        assert np.allclose(one[name], two[name], atol=1e-5), name
+    assert one["losses"][:4].min() > one["losses"][4:].max(), "another term must have begun"
 
 
 def test_without_batch_norm_two_processes_and_accumulation_train_the_same_net(tmp_path) -> None:

@@ -85,6 +85,13 @@ def test_means_are_over_what_was_added_since_the_last_read() -> None:
     assert means.read(Accelerator()) == {"a": 5.0}
 
 
+def test_the_mean_of_a_term_that_begins_later_is_over_its_own_steps() -> None:
+    means = Means()
+    means.add({"a": torch.tensor(1.0)})
+    means.add({"a": torch.tensor(3.0), "b": torch.tensor(8.0)})
+    assert means.read(Accelerator()) == {"a": 2.0, "b": 8.0}
+
+
 def test_measures_by_hand() -> None:
     # Two classes; p = 0.8 right, 0.8 wrong, 0.6 right: top1 2/3.
     p = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]])

@@ -95,6 +95,35 @@ def test_a_term_that_is_off_leaves_its_parameters_a_gradient_of_zero() -> None:
     assert hint.scale.grad.item() == 0 and student.grad.abs().sum() > 0
 
 
+def test_a_term_that_has_ended_rests() -> None:
+    """Neither the decay nor the momentum of the optimizer goes on without it."""
+    hint = Learning()
+    objective = Objective(
+        {"hard": Weighted(1.0, Hard()), "hint": Weighted(1.0, hint, When(end=0.5))}
+    )
+    sgd = torch.optim.SGD(objective.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    seen = []
+    for progress in (0.0, 0.4, 0.5, 0.9):
+        objective(ANSWERS, progress)[TOTAL].backward()
+        objective.rest(progress)
+        sgd.step()
+        sgd.zero_grad()
+        seen.append(hint.scale.item())
+    assert 2.0 != seen[0] != seen[1] == seen[2] == seen[3]
+
+
+@pytest.mark.parametrize("needs", [frozenset({"live teacher"}), frozenset({"teacher"})])
+def test_where_maps_alone_are_read_the_logits_still_have_a_gradient(needs: frozenset[str]) -> None:
+    """Of zero, which DistributedDataParallel waits for; where logits are read it is theirs."""
+    logits = ANSWERS.student.clone().requires_grad_()
+    maps = torch.ones(4, requires_grad=True)
+    term = Weighted(1.0, lambda answers: answers.student_taps["maps"].sum(), needs=needs)
+    objective = Objective({"hint": term})
+    objective(Answers(logits, ANSWERS.targets, student_taps={"maps": maps}))[TOTAL].backward()
+    assert maps.grad.sum() == 4
+    assert (logits.grad is not None and not logits.grad.any()) == ("live teacher" in needs)
+
+
 def test_terms_are_in_float32_under_autocast() -> None:
     class Product:
         def __call__(self, answers: Answers) -> Tensor:

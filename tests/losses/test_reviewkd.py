@@ -15,7 +15,7 @@ def pool(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("side", "weights"), [(8, {4: 0.5, 2: 0.25, 1: 0.125}), (4, {2: 0.25, 1: 0.125}), (1, {})]
+    ("side", "weights"), [(8, {4: 0.5, 2: 0.25, 1: 0.125}), (4, {2: 0.5, 1: 0.25}), (1, {})]
 )
 def test_the_distance_is_the_papers_pyramid(side: int, weights: dict[int, float]) -> None:
     a, b = (torch.randn(2, 3, side, side, dtype=torch.float64) for _ in range(2))
@@ -70,3 +70,16 @@ def test_a_larger_map_of_the_teacher_is_pooled() -> None:
     large = torch.randn(6, TEACHER["stages.1"][0], 8, 8, dtype=torch.float64)
     whole, small = (replace(given, teacher_taps={"stages.1": t}) for t in (large, pool(large, 4)))
     assert torch.isclose(term(whole), term(small), rtol=1e-9)
+
+
+def test_zero_where_the_fused_maps_are_the_teachers_and_more_elsewhere() -> None:
+    torch.manual_seed(0)
+    taps, given = ("stages.0", "features"), answers()
+    term = ReviewKD(taps, taps, 3, student_shapes=STUDENT, teacher_shapes=TEACHER).double().eval()
+    deep, residual = term.fusions[1](given.student_taps["features"][:, :, None, None], None)
+    shallow, _ = term.fusions[0](given.student_taps["stages.0"], residual)
+    same = {"stages.0": shallow, "features": deep.flatten(1)}
+    assert term(replace(given, teacher_taps=same)) == 0
+    for tap in taps:
+        other = same | {tap: same[tap] + 0.1}
+        assert term(replace(given, teacher_taps=other)) > 0.001

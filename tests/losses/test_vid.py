@@ -24,9 +24,9 @@ def test_equals_the_log_likelihood_written_out() -> None:
         mean, theirs = term.means[level](given.student_taps[tap]), given.teacher_taps[tap]
         term.alphas[level].data += torch.linspace(-1, 1, theirs.shape[1])
         for c in range(theirs.shape[1]):
-            variance = math.log1p(math.exp(float(term.alphas[level][c]))) + 1e-5
+            variance = math.log1p(math.exp(term.alphas[level][c].item())) + 1e-5
             squares = (theirs[:, c] - mean[:, c]).square() / variance
-            total += float((squares + math.log(variance)).mean()) / 2 / theirs.shape[1]
+            total += (squares + math.log(variance)).mean().item() / 2 / theirs.shape[1]
     assert term(given).item() == pytest.approx(total, rel=1e-6)
 
 
