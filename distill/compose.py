@@ -25,6 +25,8 @@ RIVALS = {
     "train.epochs": "minutes",
     "train.minutes": "epochs",
 }
+LONGEST = 100_000  # letters of a recipe; ours have 3,000
+DEEPEST = 8  # tables and lists inside each other; ours have 4
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -139,12 +141,28 @@ def parsed(path: Path, faults: list[str]) -> Values:
 
 def toml(text: str, name: str, faults: list[str]) -> Values:
     """The tables of a text; none, and a fault with its line, where it is no TOML."""
+    if len(text) > LONGEST:
+        faults.append(f"{name} has {len(text):,} letters; a recipe has {LONGEST:,} at most")
+        return {}
+    values: Values | None
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text)
+    except ValueError as error:  # a number of thousands of digits is one too
         end = f"line {len(text.splitlines())}, the end"
         faults.append(f"{name} is not TOML: {str(error).replace('end of document', end)}")
         return {}
+    except RecursionError:
+        values = None
+    if values is None or is_deeper(values, DEEPEST):
+        faults.append(f"{name} is nested deeper than {DEEPEST} tables and lists")
+        return {}
+    return values
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether tables and lists are nested deeper than that."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(is_deeper(each, levels - 1) for each in inside)
 
 
 def label(path: Path) -> str:
@@ -184,6 +202,8 @@ def _override_layer(text: str) -> Layer:
         raise ValueError(f"has no key: {key!r} is none")
     if not raw.strip():
         raise ValueError("has no value")
+    if len(names) > DEEPEST:
+        raise ValueError(f"is nested deeper than {DEEPEST} tables")
     values = _override_value(raw.strip())
     for name in reversed(names):
         values = {name: values}
@@ -194,8 +214,10 @@ def _override_value(raw: str) -> Any:
     """A TOML value; a bare word that is none is a string, so that paths need no quotes."""
     try:
         table = tomllib.loads(f"value = {raw}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         table = {}
+    if is_deeper(table, DEEPEST):
+        raise ValueError(f"is nested deeper than {DEEPEST} tables and lists")
     if table.keys() == {"value"}:
         return table["value"]
     if raw[0] in "[{\"'" or "\n" in raw:

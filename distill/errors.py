@@ -1,9 +1,13 @@
-"""The one exception a user can cause.
+"""The two exceptions that end a command with one message, ready to print.
 
-Every fault of a request (recipe, data, arguments) is a `UserError`: its text says what was asked,
-what was found and what to type next. The door prints it and exits 2; nothing else catches it.
+The text says what was asked, what was found and what to type next. The door prints it; nothing else
+catches them.
 """
 
 
 class UserError(Exception):
-    """The request was wrong; `str(error)` is the whole message, ready to print."""
+    """The request was wrong: recipe, data, arguments. Exit 2."""
+
+
+class Failure(Exception):
+    """The request was right and could not be carried out: disk, net, divergence. Exit 1."""

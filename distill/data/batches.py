@@ -7,7 +7,7 @@ extracted.
 
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +20,7 @@ from distill.data.images import CHANNELS, SIDE, ImageSet, Split
 from distill.errors import UserError
 
 IMAGE_BYTES = CHANNELS * SIDE * SIDE
+LARGEST = 1 << 30  # bytes of a member; CIFAR-100's images have 155 million
 _ARCHIVE_ERRORS = (tarfile.TarError, zlib.error, EOFError, OSError)
 
 
@@ -91,7 +92,9 @@ def open_archive(path: Path) -> Batches:
     folders = " or ".join(f"{layout.folder}/" for layout in LAYOUTS)
     try:
         with tarfile.open(path) as archive:
-            parts = next((parts for m in archive if (parts := PurePosixPath(m.name).parts)), ("",))
+            parts = next(
+                (parts for m in _members(archive) if (parts := PurePosixPath(m.name).parts)), ("",)
+            )
     except _ARCHIVE_ERRORS as error:
         raise refusal(str(path), [f"not a readable tar archive ({error})"], _advice()) from error
     for layout in LAYOUTS:
@@ -161,7 +164,8 @@ def _sizes(place: Batches) -> dict[str, int]:
             files = (path for path in place.path.iterdir() if path.is_file())
             return {path.name: path.stat().st_size for path in files}
         with tarfile.open(place.path) as archive:
-            return {name: m.size for m in archive if (name := _member(m, place.layout)) is not None}
+            sizes = ((_member(m, place.layout), m.size) for m in _members(archive))
+            return {name: size for name, size in sizes if name is not None}
     except _ARCHIVE_ERRORS as error:
         raise _damaged(place, error) from error
 
@@ -174,7 +178,7 @@ def _read(place: Batches, names: Sequence[str]) -> dict[str, bytes]:
             paths = [place.path / name for name in names]
             return {path.name: path.read_bytes() for path in paths if path.is_file()}
         with tarfile.open(place.path) as archive:
-            for member in archive:
+            for member in _members(archive):
                 name = _member(member, place.layout)
                 stream = archive.extractfile(member) if name in names else None
                 if name is not None and stream is not None:
@@ -184,6 +188,22 @@ def _read(place: Batches, names: Sequence[str]) -> dict[str, bytes]:
     except _ARCHIVE_ERRORS as error:
         raise _damaged(place, error) from error
     return contents
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive of plain files; TarError for one that is up to something.
+
+    Nothing is extracted, so none of them could do harm: an archive that tries is not trusted.
+    """
+    for member in archive:
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts:
+            raise tarfile.TarError(f"its member {member.name!r} leaves the folder")
+        if not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"its member {member.name!r} is a link or a device")
+        if member.size > LARGEST:
+            raise tarfile.TarError(f"its member {member.name!r} has {member.size:,} bytes")
+        yield member
 
 
 def _member(member: tarfile.TarInfo, layout: Layout) -> str | None:

@@ -75,7 +75,8 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
     """What a source holds, for a person or as JSON.
 
     `faults` says why a split that is missing or damaged is not described. `genuine` names the
-    published split that each one is, image by image and in any order; "no" where none is known.
+    published split that each one is, image by image and in any order; "no" where none is known;
+    `is_genuine` whether that is both.
     Raises UserError where neither split can be read.
     """
     splits: dict[Split, ImageSet] = {}
@@ -94,6 +95,7 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
     class_names = next(iter(splits.values())).class_names
     facts |= {"classes": len(class_names), "class_names": list(class_names)}
     facts["genuine"] = _genuine(splits)
+    facts["is_genuine"] = len(splits) == len(SPLITS) and all(map(describe, splits.values()))
     return facts | {"faults": faults}
 
 
@@ -136,7 +138,8 @@ def _named(source: str, layout: Layout) -> Batches | Folders:
         "\n".join(
             [f"{layout.title} is in none of these places:", *(f"  {name}" for name in looked)]
         )
-        + f"\nPut the official archive {layout.archive} in ./data, or pass --data PATH."
+        + f"\nType python cli.py data fetch {source}, put the official archive {layout.archive} in "
+        "./data by hand, or pass --data PATH."
     )
 
 

@@ -67,7 +67,8 @@ def test_a_name_that_is_nowhere_says_where_it_looked(name: str, tmp_path: Path) 
         f"{layout.title} is in none of these places:",
         *(f"  data/{part}" for part in (f"{layout.folder}/", layout.archive, f"{name}/")),
         *(f"  {cached}/{part}" for part in (f"{layout.folder}/", layout.archive, f"{name}/")),
-        f"Put the official archive {layout.archive} in ./data, or pass --data PATH.",
+        f"Type python cli.py data fetch {name}, put the official archive {layout.archive} in "
+        "./data by hand, or pass --data PATH.",
     ]
     with pytest.raises(UserError, match=f"{layout.title} is in none of these places"):
         sources.load(name, "train")
