@@ -7,17 +7,16 @@ was wrong; 130 interrupted; 143 terminated.
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill.errors import UserError
+from distill.errors import Failure, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,6 +121,25 @@ def evaluate(run: RunArgument, data: DataOption = None, as_json: JsonOption = Fa
 
 
 @app.command()
+def replay(
+    run: RunArgument,
+    step: Annotated[int, typer.Option("--step", help="Which, from 1, as the journal counts.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Take one step of a run again and print its terms: the one that diverged, for instance."""
+    from distill import run_folder
+
+    folder = run_folder.opened(run)
+    from distill.engine.replay import replay as take
+    from distill.engine.run import processes
+    from distill.show.display import Display
+
+    with processes(), Display(_stderr()) as display:
+        taken = take(folder, step, progress=display.progress)
+    _print(taken, as_json)
+
+
+@app.command()
 def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
@@ -189,6 +207,51 @@ def info(
     _print(facts, as_json)
     if facts["faults"]:
         raise UserError("\n".join(facts["faults"]))
+
+
+@data_app.command()
+def fetch(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="cifar10 or cifar100.")
+    ] = "cifar10",
+    into: Annotated[Path, typer.Option("--into", help="Where to.")] = Path("data"),
+    mirror: Annotated[
+        list[str],
+        typer.Option("--mirror", help="An address to ask first; repeatable.", show_default=""),
+    ] = [],
+    minutes: Annotated[
+        float, typer.Option("--minutes", help="After which it ends, to be gone on with.")
+    ] = 120.0,
+) -> None:
+    """Download the official archive, resumed and checked; or check the one that is there."""
+    from distill.data import fetch as room
+    from distill.show.download import DownloadDisplay
+
+    with DownloadDisplay(_stderr()) as progress:
+        path = room.fetch(source, into, mirrors=mirror, progress=progress, total_s=60 * minutes)
+    typer.echo(f"{path}: the official archive, md5 {room.ARCHIVES[source].md5}")
+
+
+@data_app.command()
+def verify(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="cifar10, cifar100 or a path.")
+    ] = "cifar10",
+) -> None:
+    """Read every image; exit 1 where they are not the published ones, or not all of them."""
+    from distill.data import sources
+    from distill.show.display import Display
+
+    with Display(_stderr()) as display:
+        facts = sources.info(source, progress=display.progress)
+    if facts["faults"]:
+        raise Failure("\n".join(facts["faults"]))
+    if not facts["is_genuine"]:
+        raise Failure(
+            f"{source} can be read, {facts['train_images']:,} and {facts['test_images']:,} images, "
+            f"and is not the published CIFAR-10 (genuine: {facts['genuine']})."
+        )
+    typer.echo(f"{source}: {facts['genuine']}, every image")
 
 
 @cache_app.command("info")
@@ -272,8 +335,7 @@ def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -
         typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
     else:
         run_folder.check_out(folder, resume)
-        with _stoppable(folder):
-            _watch(role, resolved, folder, resume)
+        _watch(role, resolved, folder, resume)
     if _is_main():
         _close(folder)
 
@@ -287,47 +349,62 @@ def _close(folder: "RunFolder") -> None:
 
 
 def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool) -> None:
+    """Every event to the display and the journal; what ends a run early, in words."""
     from distill.engine.run import Request, processes, run
-    from distill.engine.train import Diverged
+    from distill.engine.stop import Stop
     from distill.show.display import Display
     from distill.show.journal import Journal
 
-    request = Request(role, resolved.recipe, resolved.name, folder.path, resume)
-    journal = Journal(folder.journal)
-    try:
-        with processes(), Display(_stderr()) as display:
-            for event in run(request, progress=display.progress):
-                if _is_main():
-                    journal(event)
-                display(event)
-    except Diverged as fault:
-        typer.echo(
-            f"The run in {folder.path} failed: {fault}.\n"
-            f"Begin anew in another --out, with less than optim.lr = {resolved.recipe.optim.lr} "
-            "or with a bound on the gradient, --set optim.clip=1.",
-            err=True,
-        )
-        raise typer.Exit(1) from None
+    stop, journal = Stop(), Journal(folder.journal)
+    request = Request(role, resolved.recipe, resolved.name, folder.path, resume, stop)
+    with stop.listening(), _said_why(folder), processes(), Display(_stderr()) as display:
+        for event in run(request, progress=display.progress):
+            if _is_main():
+                journal(event)
+            display(event)
 
 
 @contextmanager
-def _stoppable(folder: "RunFolder") -> Iterator[None]:
-    """Ctrl-C and SIGTERM unwind the run as an exception would, and say how to go on."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, _stop) for number in numbers}
+def _said_why(folder: "RunFolder") -> Iterator[None]:
+    """Whatever ends a run early is one message, with what to type next, and an exit code."""
+    from distill.engine.consensus import is_loss_of_another
+    from distill.engine.divergence import Diverged
+    from distill.engine.stop import Stopped
+
+    place = shlex.quote(str(folder.path))
+    go_on = f"To go on, type the same command with --out {place} --resume"
     try:
         yield
+    except Stopped as stopped:
+        typer.echo(f"{str(stopped).capitalize()}. {go_on}", err=True)
+        raise typer.Exit(stopped.code) from None
     except SystemExit:
-        options = f"--out {shlex.quote(str(folder.path))} --resume"
-        typer.echo(f"Stopped. To go on, type the same command with {options}", err=True)
+        typer.echo(f"Stopped. {go_on}", err=True)
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stop(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)  # the shell's convention: 130, 143
+    except Diverged as fault:
+        raise Failure(
+            f"The run in {folder.path} failed: {fault}.\n"
+            f"See that step again: python cli.py replay {place} --step {fault.step}\n"
+            "Then begin anew in another --out with a lower optim.lr or with a bound on the "
+            "gradient, --set optim.clip=1; or let it go back by itself: --set train.retries=3."
+        ) from None
+    except OSError as fault:
+        where = f" ({fault.filename})" if fault.filename else ""
+        raise Failure(
+            f"The run in {folder.path} failed: {fault.strerror or fault}{where}.\n"
+            f"Its last checkpoint is whole. {go_on}"
+        ) from fault
+    except Failure as fault:
+        raise Failure(f"{fault}\nThe last checkpoint in {folder.path} is whole. {go_on}") from fault
+    except RuntimeError as fault:
+        if not is_loss_of_another(fault):
+            raise
+        print(  # by whoever is left: the one that speaks for all may be the one that is gone
+            f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
+            f"Its last checkpoint is whole. {go_on}",
+            file=sys.__stderr__,
+        )
+        raise typer.Exit(1) from fault
 
 
 def _is_main() -> bool:
@@ -369,13 +446,13 @@ def _one_voice() -> Iterator[None]:
 
 
 def main() -> None:
-    """The door: a wrong request is one message and exit 2, never a traceback."""
+    """The door: a wrong request is one message and exit 2, a failure one and exit 1."""
     with _one_voice():
         try:
             app()
-        except UserError as fault:
+        except (UserError, Failure) as fault:
             typer.echo(str(fault), err=True)
-            sys.exit(2)
+            sys.exit(2 if isinstance(fault, UserError) else 1)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from distill import recipe as recipes
 from distill.data import draws, sources
 from distill.engine import build, environment, train
 from distill.engine.teach import Frozen
-from distill.engine.train import Training
+from distill.engine.training import Training
 from distill.errors import UserError
 from distill.events import IMAGES_PER_S, TOTAL
 from distill.losses.objective import Answers

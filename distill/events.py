@@ -1,7 +1,7 @@
 """What the training loop yields, and the only list of metric names.
 
-The loop prints nothing: it yields `Start`, then `Step`s and `Epoch`s, then `End`. The display and
-the journal are two readers of the same events; a sweep prunes by leaving the loop.
+The loop prints nothing: it yields `Start`, then `Step`s, `Epoch`s and `Retry`s, then `End`. The
+display and the journal are two readers of the same events; a sweep prunes by leaving the loop.
 
 Metric names, everywhere (journal, display, result, report):
 
@@ -53,6 +53,7 @@ class Start:
     epochs: int
     steps_per_epoch: int
     first_step: int  # 0, or where a resumed run goes on
+    first_epoch: int = 0  # epochs done by then
     total_steps: int | None = None  # where the last epoch is broken off: train.minutes
     teacher: str | None = None  # run folder(s) of the teacher
     teacher_top1: float | None = None  # on the held-out images, 0..1
@@ -81,6 +82,17 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Retry:
+    """Where the training diverged and the recipe says to go back: `train.retries`."""
+
+    diverged_step: int  # whose loss or gradient was not finite, from 1
+    first_step: int  # where it goes on: steps done
+    first_epoch: int  # epochs done
+    lr_factor: float  # on every learning rate from now on
+    reason: str
+
+
+@dataclass(frozen=True)
 class End:
     """After the last epoch, once the test split was read."""
 
@@ -91,4 +103,4 @@ class End:
     weights: str  # path of the safetensors file
 
 
-Event = Start | Step | Epoch | End
+Event = Start | Step | Epoch | Retry | End

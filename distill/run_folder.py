@@ -2,7 +2,9 @@
 
 recipe.toml          resolved, whole
 journal.jsonl        every event of the training loop
-last/ best/          state to resume from; weights of the best epoch on the held-out part
+last/ last.old/      state to resume from, and the one before it
+best/                weights of the best epoch on the held-out part
+running.json .lock   who trains here, while somebody does
 student.safetensors  the weights to use (teacher.safetensors from train-teacher)
 evaluation.npz       predictions on the test split, the teacher's opinion, the worst mistakes
 environment.json     versions, hardware, command, source hash
@@ -88,15 +90,24 @@ class RunFolder:
         return loaded
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write whole or not at all: a new file, flushed to disk, renamed over the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    with new.open("w", encoding="utf-8") as file:  # TOML is UTF-8 wherever we run
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)  # on a full disk the half of it is in the way
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    write_bytes(path, text.encode())  # TOML is UTF-8 wherever we run
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -251,7 +251,11 @@ class Train(BaseModel):
     compile: bool | Literal["auto"] = "auto"  # on a GPU, where a measured step is faster by it
     accumulate: Count = 1
     log_every: Count = 50  # steps
-    save_every: Count = 1  # epochs
+    save_every: Count = 1  # epochs; and in the middle of one …
+    save_steps: Count | None = None  # … every so many steps
+    save_minutes: Positive | None = 10.0  # … and when so many have passed
+    retries: Annotated[int, Field(ge=0)] = 0  # back to the last checkpoint where it diverges …
+    retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … at so much of the learning rate
 
 
 class Ema(BaseModel):

@@ -9,7 +9,7 @@ from distill.data.images import ImageSet
 from distill.engine import build, enlist
 from distill.engine.run import Request, run
 from distill.engine.teach import Frozen
-from distill.engine.train import Training
+from distill.engine.training import Training
 from distill.events import Event
 from distill.run_folder import Role, RunFolder
 

@@ -14,7 +14,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.pairs import PAIRS
 from benchmarks.peers import Entrant, Unequal
 from distill.engine import build, train
-from distill.engine.train import Training
+from distill.engine.training import Training
 
 REPOSITORY = Path(__file__).parents[1]
 LOSSES = {"honest": [0.25, 0.24], "lazy": [0.25, 0.2405]}  # two thousandths apart

@@ -418,7 +418,9 @@ def test_the_whole_way(door: Door, tmp_path: Path) -> None:
     assert again.err == f"{run} is finished: nothing to do.\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+)
 def test_a_stopped_run_says_how_to_go_on(
     door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
@@ -440,10 +442,13 @@ def test_a_stopped_run_says_how_to_go_on(
 
     (run,) = Path("runs").iterdir()
     advice = said.err.splitlines()[-1]
-    assert advice == f"Stopped. To go on, type the same command with --out {run} --resume"
+    assert advice == (
+        "Stopped after step 4, and saved. To go on, type the same command with "
+        f"--out {run} --resume"
+    )
     resumed = door(*command, *shlex.split(advice.split("with ")[-1]))
     assert resumed.code == 0
-    assert re.search(r"^resumed +at step 3$", resumed.err, re.MULTILINE)
+    assert re.search(r"^resumed +at step 4$", resumed.err, re.MULTILINE)
     assert RunFolder(run).is_finished
 
 
@@ -452,10 +457,12 @@ def test_a_diverged_run_fails_with_one_message(door: Door, pets: Path) -> None:
     said = door("distill", *SMALL, *ALONE, *wild, "--data", pets, "--out", "runs/x")
     assert (said.code, said.out) == (1, "")
     assert "Traceback" not in said.err
-    happened, advice = said.err.splitlines()[-2:]
-    assert re.match(r"The run in runs/x failed: the loss is not finite before step \d", happened)
-    assert "optim.lr = 1e+30" in advice
-    assert "--set optim.clip=1" in advice
+    happened, look, advice = said.err.splitlines()[-3:]
+    assert happened == "The run in runs/x failed: the loss or its gradient is not finite in step 2."
+    assert look == "See that step again: python cli.py replay runs/x --step 2"
+    assert "--set optim.clip=1" in advice and "--set train.retries=3" in advice
+    again = door("replay", "runs/x", "--step", 2, "--json")
+    assert again.code == 0 and not json.loads(again.out)["is_finite"]
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(

@@ -19,7 +19,13 @@ OURS = ("distill", "teachers", "students", "cli")
 RECIPE = tuple(
     f"distill.{name}" for name in ("recipe", "schema", "terms", "compose", "faults", "rules")
 )
-PLAIN_WORDS = ("distill.errors", "distill.events", "distill.run_folder", "students.design")
+PLAIN_WORDS = (
+    "distill.errors",
+    "distill.events",
+    "distill.lock",
+    "distill.run_folder",
+    "students.design",
+)
 WORDS = (*PLAIN_WORDS, *RECIPE)
 PARTS = ("teachers", "students", "distill.data", "distill.losses")
 TENSORS = ("torch", "torchvision", "timm", "einops", "numpy", "PIL")
@@ -38,11 +44,11 @@ class Room:
 TABLE = (
     # 0 words
     Room(("distill.__init__",)),
-    Room(WORDS, others=("pydantic", "pydantic_core", "tomli_w")),
+    Room(WORDS, others=("pydantic", "pydantic_core", "tomli_w", "filelock")),
     # 1 parts: plain values only, so no recipe
     Room(("teachers",), (*PLAIN_WORDS, "students.normalize"), TENSORS),
     Room(("students",), PLAIN_WORDS, TENSORS),
-    Room(("distill.data",), PLAIN_WORDS, TENSORS),
+    Room(("distill.data",), PLAIN_WORDS, (*TENSORS, "filelock")),
     Room(("distill.losses",), PLAIN_WORDS, TENSORS),
     # 2 engine
     Room(

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -19,11 +19,13 @@ from distill.data.pipeline import Calendar, Operation, Pipeline
 from distill.data.sources import ImageSet
 from distill.engine import checkpoint, inference, optim
 from distill.engine.allocator import keep_freed_memory
+from distill.engine.consensus import Consensus
+from distill.engine.divergence import Watch
 from distill.engine.reuse import reuse_classifier
 from distill.engine.stored import Stored
 from distill.engine.taps import Tapped, shapes, tap_points
 from distill.engine.teach import Frozen, Live, Taught, Teach, nobody
-from distill.engine.train import Training
+from distill.engine.training import Habits, Training
 from distill.errors import UserError
 from distill.losses.at import AT
 from distill.losses.crd import CRD
@@ -201,6 +203,12 @@ def trained(run: RunFolder) -> nn.Module:
     """A finished run's network with the weights to use, on the host, in eval mode."""
     recipe, result = recipes.read(run.recipe), run.result()
     net = network(recipe, run.role, len(result["class_names"]))
+    if checkpoint.fingerprint(run.weights(run.role)) != result["weights"]:
+        raise UserError(
+            f"{run.weights(run.role)} is not the file that its run wrote: its sha256 is another.\n"
+            f"Bring it back, or train it again: delete {run.result_file} and type the run's own "
+            "command with --resume."
+        )
     checkpoint.load_weights(run.weights(run.role), net)
     return net.eval()
 
@@ -313,6 +321,7 @@ def schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[int]
     )
 
 
+HABITS = {field.name for field in fields(Habits)}
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -388,6 +397,7 @@ def training(
     learns = any(parameter.requires_grad for parameter in criterion.parameters())
     prepared = accel.prepare(criterion) if learns else criterion
     run = Training(
+        role=role,
         accelerator=accel,
         loader=batches,
         net=net,
@@ -403,10 +413,11 @@ def training(
         held_out=split.held_out,
         seed=recipe.train.seed,
         total_steps=0,
-        log_every=recipe.train.log_every,
-        save_every=recipe.train.save_every,
+        habits=Habits(**recipe.train.model_dump(include=HABITS)),
         folder=folder,
         identity=identity,
+        consensus=Consensus(accel),
+        watch=Watch(accel),
     )
     # A budget in minutes is an epoch until its pace is measured.
     lasting(run, recipe, (recipe.train.epochs or 1) * batches.steps_per_epoch)

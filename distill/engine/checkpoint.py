@@ -1,69 +1,123 @@
 """Training state on disk: everything needed to go on as if nothing had happened, and nothing else.
 
 All randomness is a function of (seed, view, sample) or (seed, step, rank), so no random state is
-stored. The teacher is not stored: its fingerprint is in the result. The folder is written beside
-the old one and renamed, so a kill leaves one whole checkpoint.
+stored. The teacher is not stored: its fingerprint is in the result. A checkpoint is written beside
+the one before, read again, and only then takes its name; the one before stays, for the case that
+the disk damages the new one. One digest covers all that is in it.
 """
 
 import hashlib
+import io
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.run_folder import write_json
+from distill.run_folder import write_bytes
 
-FORMAT = 1
+FORMAT = 2
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written."""
+
+
+def places(folder: Path) -> list[Path]:
+    """Where a checkpoint may lie: the newest, and the one before."""
+    return [folder, folder.with_name(folder.name + ".old")]
 
 
 def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Write `tensors` (state dicts by name) and `progress` (plain JSON) as one checkpoint."""
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    """Write `tensors` (state dicts by name) and `progress` (plain JSON) as one checkpoint.
+
+    Raises OSError where the disk does not take it or gives back something else; what was there
+    before is whole then.
+    """
+    new, (_, old) = folder.with_name(folder.name + ".new"), places(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    with (new / "state.pt").open("wb") as file:
-        torch.save(tensors, file)
-        file.flush()
-        os.fsync(file.fileno())
-    write_json(new / "progress.json", progress | {"format": FORMAT})
+    buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+    torch.save(tensors, buffer)
+    state = buffer.getvalue()
+    write_bytes(new / "state.pt", state)
+    progress = progress | {"format": FORMAT}
+    described = progress | {"sha256": digest_of(state, progress)}
+    write_bytes(new / "progress.json", (json.dumps(described, sort_keys=True) + "\n").encode())
+    try:
+        _read(new)
+    except Damaged as fault:
+        raise OSError(f"{new} was written and does not read as it was: {fault}") from fault
     if folder.exists():  # else `old` is the only whole one, and stays until the new one stands
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _flush(folder.parent)
 
 
-def load(folder: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The newest checkpoint that can be read as (tensors, progress), or None where there is none.
+def peek(place: Path) -> dict[str, Any] | None:
+    """What a checkpoint says beside its tensors, unchecked; None where that cannot be read."""
+    try:
+        progress: dict[str, Any] = json.loads((place / "progress.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return progress if progress.get("format") == FORMAT else None
 
-    Raises UserError where there are some and none can be read, or for another format version.
+
+def load(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(tensors, progress) of the checkpoint at `place`, the tensors on the host.
+
+    Raises Damaged where a bit of it is not as it was written, UserError for another format.
     """
-    faults = []
-    old = folder.with_name(folder.name + ".old")  # left by a kill between the renames of `save`
-    for found in (folder, old):
-        if found.exists():
-            try:
-                progress = json.loads((found / "progress.json").read_text())
-                tensors = torch.load(found / "state.pt", map_location=device, weights_only=True)
-            except Exception as fault:  # whatever a damaged zip or pickle can raise
-                faults.append(f"{found} cannot be read: {type(fault).__name__}: {fault}")
-                continue
-            if progress["format"] != FORMAT:
-                raise UserError(
-                    f"{found} is a checkpoint of format {progress['format']}; this program reads "
-                    f"{FORMAT}.\nResume it with the version that wrote it, or choose another --out."
-                )
-            return tensors, progress
-    if faults:
-        raise UserError("\n".join([*faults, "Begin anew with another --out."]))
-    return None
+    state, progress = _read(place)
+    try:
+        tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as fault:  # ours calls nothing
+        raise Damaged(f"{place} wants to run code, and is not loaded: {fault}") from fault
+    return tensors, progress
+
+
+def _read(place: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        progress = json.loads((place / "progress.json").read_bytes())
+        state = (place / "state.pt").read_bytes()
+        format_, written = progress["format"], progress.pop("sha256", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise Damaged(f"{place} cannot be read: {type(fault).__name__}: {fault}") from fault
+    is_whole = written == digest_of(state, progress)
+    if format_ != FORMAT and (is_whole or written is None):  # format 1 had no digest
+        raise UserError(
+            f"{place} is a checkpoint of format {format_}; this program reads {FORMAT}.\n"
+            "Resume it with the version that wrote it, or choose another --out."
+        )
+    if not is_whole:
+        raise Damaged(f"{place} is damaged: its sha256 is not the one it was written with")
+    return state, progress
+
+
+def digest_of(state: bytes, progress: dict[str, Any]) -> str:
+    """sha256 over both parts; JSON writes a float so that it reads the same."""
+    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode() + b"\0")
+    digest.update(state)
+    return digest.hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    """The renames themselves reach the disk; only POSIX lets a folder be flushed."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
@@ -72,12 +126,14 @@ def weights_of(net: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
 
 
-def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """One safetensors file without metadata: its bytes depend on the weights alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    save_file(weights, new)
-    new.replace(path)
+def save_weights(path: Path, weights: dict[str, Tensor]) -> str:
+    """One safetensors file without metadata: its bytes depend on the weights alone.
+
+    Returns their fingerprint.
+    """
+    content = to_bytes(weights)
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

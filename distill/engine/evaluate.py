@@ -23,18 +23,29 @@ def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
 
 @torch.inference_mode()
 def predict(
-    forward: Callable[[Tensor], Tensor], images: Tensor, device: torch.device, batch: int = BATCH
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    device: torch.device,
+    batch: int = BATCH,
+    between: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Logits float32 [N, C] on the device for uint8 images [N, 3, H, W]."""
-    chunks = [
-        forward(to_float(chunk.to(device).to(memory_format=torch.channels_last))).float()
-        for chunk in images.split(batch)
-    ]
+    """Logits float32 [N, C] on the device for uint8 images [N, 3, H, W].
+
+    `between` is called after each forward, and may leave by an exception.
+    """
+    chunks = []
+    for chunk in images.split(batch):
+        floats = to_float(chunk.to(device).to(memory_format=torch.channels_last))
+        chunks.append(forward(floats).float())
+        between()
     return torch.cat(chunks)
 
 
 def logits_and_labels(
-    net: nn.Module, images: ImageSet, accelerator: Accelerator
+    net: nn.Module,
+    images: ImageSet,
+    accelerator: Accelerator,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, C] and labels [N] of the whole set, in its order, on every process.
 
@@ -45,7 +56,7 @@ def logits_and_labels(
     pixels, labels = share(images, accelerator.process_index, processes)
     was_training = net.training
     net.eval()
-    mine = predict(net, pixels, accelerator.device)
+    mine = predict(net, pixels, accelerator.device, between=between)
     net.train(was_training)
     answers = torch.cat([mine, labels.to(mine)[:, None]], dim=1)
     if processes > 1:  # shares differ by one sample at most: pad, gather, interleave, cut
@@ -55,6 +66,11 @@ def logits_and_labels(
     return answers[:, :-1], answers[:, -1].long()
 
 
-def measure(net: nn.Module, images: ImageSet, accelerator: Accelerator) -> dict[str, float]:
+def measure(
+    net: nn.Module,
+    images: ImageSet,
+    accelerator: Accelerator,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """`top1`, `nll`, `ece` of a network on a set, the same number on every process."""
-    return measures(*logits_and_labels(net, images, accelerator))
+    return measures(*logits_and_labels(net, images, accelerator, between))

@@ -1,5 +1,7 @@
 """Measures of a set's predictions, and running means that stay on the device."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -36,6 +38,20 @@ class Means:
             self.sums[name] = self.sums.get(name, 0) + value.detach()
             self.counts[name] = self.counts.get(name, 0) + 1
         self.count += 1
+
+    def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
+        """What was added so far, by every process. Called by all of them."""
+        mine = torch.stack(list(self.sums.values()))[None] if self.sums else None
+        every = None if mine is None else accelerator.gather(mine)
+        return {"counts": dict(self.counts), "count": self.count, "sums": every}
+
+    def load_state_dict(self, state: dict[str, Any], accelerator: Accelerator) -> None:
+        """Each process goes on with its own; with the mean of all where their number changed."""
+        self.counts, self.count, self.sums = dict(state["counts"]), state["count"], {}
+        if (every := state["sums"]) is not None:
+            is_same = len(every) == accelerator.num_processes
+            mine = every[accelerator.process_index] if is_same else every.mean(0)
+            self.sums = dict(zip(self.counts, mine.to(accelerator.device), strict=True))
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over steps and processes since the last read, in one transfer; then begins anew."""

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from distill.engine import build, checkpoint, train
 from distill.engine.stored import everywhere
 from distill.engine.teach import Taught, Teach
-from distill.engine.train import Training
+from distill.engine.training import Training
 from distill.errors import UserError
 
 WARMUP_STEPS = 3  # kernels are chosen, memory is taken
@@ -98,9 +98,9 @@ def _end_an_epoch(run: Training) -> None:
     run.loader.view(0)
     train.agree(run)
     train.validate(run)
-    checkpoint.weights_of(train.weights_to_use(run))
+    checkpoint.weights_of(run.to_use)
     if run.accelerator.is_main_process:
-        states = {name: part.state_dict() for name, part in train.stateful(run).items()}
+        states = {name: part.state_dict() for name, part in run.stateful.items()}
         with tempfile.TemporaryDirectory() as place:
             checkpoint.save(Path(place) / "last", states, {})
     run.accelerator.wait_for_everyone()
@@ -159,13 +159,13 @@ def step_seconds(run: Training, most_s: float, at: float = 0.0) -> float:
 @contextmanager
 def rewound(run: Training) -> Iterator[None]:
     """What is trained meanwhile is undone: weights, averages, optimizer, terms, scaler."""
-    kept = copy.deepcopy({name: part.state_dict() for name, part in train.stateful(run).items()})
+    kept = copy.deepcopy({name: part.state_dict() for name, part in run.stateful.items()})
     accumulated = run.accelerator.step
     try:
         yield
     finally:
         run.accelerator.step = accumulated  # a step may have broken off between two parts
-        for name, part in train.stateful(run).items():
+        for name, part in run.stateful.items():
             part.load_state_dict(kept[name])
         run.optimizer.zero_grad()
 

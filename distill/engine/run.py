@@ -4,8 +4,8 @@ import gc
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,33 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from distill import lock, run_folder
 from distill import recipe as recipes
-from distill import run_folder
 from distill.data import cache, sources
 from distill.data.sources import ImageSet, Progress
-from distill.engine import build, checkpoint, enlist, environment, pace, result, store, train
+from distill.engine import (
+    build,
+    checkpoint,
+    enlist,
+    environment,
+    pace,
+    result,
+    saving,
+    store,
+    train,
+)
 from distill.engine.build import Division
 from distill.engine.evaluate import logits_and_labels, measure, test_split
 from distill.engine.metrics import measures
+from distill.engine.saving import Resumed
+from distill.engine.stop import Stop
 from distill.engine.store import size
 from distill.engine.stored import Stored
 from distill.engine.teach import Frozen, Taught
-from distill.engine.train import Training
-from distill.errors import UserError
+from distill.engine.training import Training
+from distill.errors import Failure, UserError
 from distill.events import End, Event, Start, measure_name
+from distill.lock import Holder
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 
@@ -44,6 +57,7 @@ class Request:
     name: str  # of the recipe, as it was asked for
     out: Path | None = None
     resume: bool = False
+    stop: Stop = field(default_factory=Stop)
 
 
 @dataclass(frozen=True)
@@ -61,17 +75,45 @@ def run(request: Request, *, progress: Progress | None = None) -> Iterator[Event
     """Train, select, then read the test split once.
 
     Yields nothing where the run is finished already. Raises UserError before any work where the
-    request cannot be met; Diverged where training fails.
+    request cannot be met or somebody else trains in the folder; Diverged where training fails;
+    Stopped where `request.stop` was asked for, once all is saved.
     """
     accel = build.accelerator(request.recipe)
     folder = _folder(request)
     if request.resume and folder.is_finished:
         return
-    ready = _prepare(request, folder, accel, progress)
-    start = _head(ready)
-    yield start
-    yield from train.train(ready.training)
-    yield _finish(ready, start, progress)
+    run_folder.check_out(folder, request.resume)
+    with _alone(folder, accel) as killed:
+        ready = _prepare(request, folder, accel, progress)
+        start = _head(ready, killed)
+        yield start
+        yield from train.train(ready.training)
+        try:
+            end = _finish(ready, start, progress)
+        except UserError as fault:  # what was asked was right when it began
+            raise Failure(str(fault)) from fault
+        yield end
+        if accel.is_main_process:
+            _leave_result(ready, start, end)
+        accel.wait_for_everyone()
+
+
+@contextmanager
+def _alone(folder: RunFolder, accel: Accelerator) -> Iterator[Holder | None]:
+    """Rank 0 holds the folder's lock for all. Yields who was killed in it; raises UserError on all
+    processes where somebody holds it.
+    """
+    with ExitStack() as stack:
+        killed, refusal = None, None
+        if accel.is_main_process:
+            try:
+                killed = stack.enter_context(lock.held(folder.path))
+            except UserError as fault:
+                refusal = str(fault)
+        [refusal, killed] = broadcast_object_list([refusal, killed])
+        if refusal:
+            raise UserError(refusal)
+        yield killed
 
 
 def _folder(request: Request) -> RunFolder:
@@ -100,7 +142,9 @@ def _prepare(
         build.to_device(teacher, accel.device)
     identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(recipe)}
     training = build.training(recipe, request.role, split, teacher, folder, accel, identity)
-    notes = _last(training, recipe, train.resume(training) if request.resume else {})
+    training.stop = request.stop
+    resumed = saving.resume(training) if request.resume else Resumed({}, ())
+    notes = (*resumed.notes, *_last(training, recipe, resumed.progress))
     accel.wait_for_everyone()  # all have looked at the folder before it is written
     if accel.is_main_process:
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
@@ -133,13 +177,12 @@ def _on_gpu(training: Training) -> bool:
 
 
 def _claim(folder: RunFolder, request: Request) -> None:
-    """Raises UserError where the folder may not be written or resumed."""
-    run_folder.check_out(folder, request.resume)
+    """Raises UserError where the folder may not be resumed."""
     if folder.is_run:
         run_folder.check_same(folder, request.recipe)
 
 
-def _head(ready: Run) -> Start:
+def _head(ready: Run, killed: Holder | None) -> Start:
     """Say what will be trained; the teacher is asked here, before hours are spent on its word."""
     request, split, training = ready.request, ready.split, ready.training
     accel, recipe = training.accelerator, request.recipe
@@ -162,10 +205,21 @@ def _head(ready: Run) -> Start:
         steps_per_epoch=training.loader.steps_per_epoch,
         total_steps=None if recipe.train.minutes is None else training.total_steps,
         first_step=training.step,
+        first_epoch=training.epoch,
         teacher=" + ".join(str(run.path) for run in enlist.named(recipe)) or None,
         teacher_top1=teacher_top1,
-        notes=(*ready.notes, *_stored(training), *_notes(recipe, split, accel, teacher_top1)),
+        notes=(
+            *_after(killed),
+            *ready.notes,
+            *_stored(training),
+            *_notes(recipe, split, accel, teacher_top1),
+        ),
     )
+
+
+def _after(killed: Holder | None) -> Iterator[str]:
+    if killed is not None:
+        yield f"{killed}, was killed here: its lock is taken over"
 
 
 def _ask(teacher: Frozen, ready: Run) -> float:
@@ -236,11 +290,11 @@ def _stored(training: Training) -> Iterator[str]:
 
 
 def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
-    """Read the kept weights back, measure them on the test split in float32, leave the result."""
+    """Read the kept weights back, measure them on the test split in float32, keep what they say."""
     request, split, training = ready.request, ready.split, ready.training
     accel, folder, best = training.accelerator, training.folder, training.best
     net = build.network(request.recipe, request.role, split.train.n_classes)
-    checkpoint.load_weights(train.best_file(training), net)
+    checkpoint.load_weights(saving.best_file(folder, best), net)
     build.to_device(net, accel.device)
     with accel.main_process_first():
         test = test_split(request.recipe.data.source, progress=progress)
@@ -253,11 +307,16 @@ def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
     if accel.is_main_process:
         checkpoint.save_weights(weights, checkpoint.weights_of(net))
         result.write_evaluation(folder, test, logits, teacher_logits)
-        data = {"fingerprint": split.fingerprint, "class_names": list(split.train.class_names)}
-        teachers = training.identity["teacher"]
-        result.write_result(folder, request.recipe, start, end, data, teachers)
     accel.wait_for_everyone()
     return end
+
+
+def _leave_result(ready: Run, start: Start, end: End) -> None:
+    """The run's last file. Once it is there, what the run would be resumed from is not needed."""
+    split, folder = ready.split, ready.training.folder
+    data = {"fingerprint": split.fingerprint, "class_names": list(split.train.class_names)}
+    teachers = ready.training.identity["teacher"]
+    result.write_result(folder, ready.request.recipe, start, end, data, teachers)
 
 
 def evaluate(

@@ -44,9 +44,9 @@ class Stored:
     An answer is rounded to float16 before it is used the first time too, so that a run gives the
     same weights whatever was stored before it. `identity`: what the answers depend on beside the
     view: teacher, images, precision. `recipe`: TOML, written beside the answers. `pairs`: whether
-    images are asked before they are mixed. A view is written once all its batches were asked, by
-    rank 0, as a temporary file that is renamed: a kill leaves no half of one, two writers the same
-    bytes.
+    images are asked before they are mixed. A view is written when all its batches were asked, and
+    with every checkpoint what is known of it, by rank 0, as a temporary file that is renamed: a run
+    that is resumed finds what it had asked, and two writers write the same bytes.
     """
 
     def __init__(
@@ -85,6 +85,12 @@ class Stored:
         return all(
             self._shelf(self.loader.view(epoch), mixed=True).complete for epoch in range(views)
         )
+
+    def keep(self) -> None:
+        """Write what was asked since the last time. Called by all processes."""
+        for shelf in self.shelves.values():
+            if shelf.has_news:
+                shelf.write()
 
     def survey(self, epochs: int) -> Survey:
         """What is there of the views of so many epochs. Reads every file once."""
@@ -152,6 +158,8 @@ class Stored:
         """The view's answers, looked up when its first batch comes."""
         shelf = self.shelves.get(mixed)
         if shelf is None or shelf.view is not view:
+            if shelf is not None and shelf.has_news:
+                shelf.write()
             shelf = Shelf(view, self, mixed)
             self.shelves[mixed] = shelf
         return shelf
@@ -174,34 +182,37 @@ class Shelf:
         self.view, self.stored, self.mixed = view, stored, mixed
         self.key = stored.key(view.number, view.pipeline, mixed=mixed)
         self.asks_left = stored.asks(mixed)
+        self.has_news = False
         shape = tuple(stored.loader.targets.shape)
-        wanted = _wanted(view, stored.loader, mixed=mixed)
+        self.wanted = _wanted(view, stored.loader, mixed=mixed)
         found = cache.recall(self.key, shape, np.float16) if stored.trusted else None
-        whole = found is not None and not np.isnan(found[wanted]).any()
+        whole = found is not None and not np.isnan(found[self.wanted]).any()
         self.complete = everywhere(whole)
         logits = np.full(shape, np.nan, np.float16) if found is None else found
         self.logits = torch.from_numpy(logits).to(stored.accelerator.device)
 
     def put(self, rows: Tensor, logits: Tensor) -> None:
         self.logits[rows.to(self.logits.device)] = logits.half()
+        self.has_news = True
         self.asks_left -= 1
         if not self.asks_left:
-            self._write()
+            self.write()
 
     def get(self, rows: Tensor) -> Tensor:
         """float32 [b, C]."""
         return self.logits[rows.to(self.logits.device)].float()
 
-    def _write(self) -> None:
-        """Every process's rows, put together. One transfer to the host a view."""
+    def write(self) -> None:
+        """Every process's rows, put together: one transfer to the host. Called by all processes."""
         accelerator = self.stored.accelerator
         every: Tensor = accelerator.gather(self.logits[None])
         self.logits = every.float().nanmean(0).half()  # who knows a row knows the same
-        self.complete = True
+        kept = self.logits.cpu().numpy()
+        self.complete, self.has_news = not np.isnan(kept[self.wanted]).any(), False
         if accelerator.is_main_process:
             depends = self.stored.depends(self.view.pipeline, mixed=self.mixed)
             store.describe(depends, self.stored.recipe)
-            cache.keep(self.key, self.logits.cpu().numpy())
+            cache.keep(self.key, kept)
 
 
 def _wanted(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:

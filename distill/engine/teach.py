@@ -46,6 +46,9 @@ class Source(Protocol):
     def is_complete(self) -> bool:
         """Whether all that may be asked is known already."""
 
+    def keep(self) -> None:
+        """Store what was asked so far, where it is stored at all. Called by all processes."""
+
 
 def nobody(view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
     """No teacher: the control."""
@@ -62,6 +65,10 @@ class Taught:
     def is_complete(self) -> bool:
         """Whether no answer will have to be asked for any more."""
         return self.source.is_complete
+
+    def keep(self) -> None:
+        """Store what was asked so far, where it is stored at all. Called by all processes."""
+        self.source.keep()
 
     def __call__(self, view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
         lesson = Lesson()
@@ -110,6 +117,9 @@ class Live:
         return Answer(answer.logits.float(), {name: t.float() for name, t in answer.taps.items()})
 
     is_complete = False
+
+    def keep(self) -> None:
+        """A teacher that is asked every time remembers nothing."""
 
     def plain(self, view: View, rows: Tensor) -> Tensor:
         return self.mixed(view, rows, self.loader.augment(view, rows)).logits

@@ -1,93 +1,45 @@
 """The step and the loop. The step is the algorithm; the loop yields events and prints nothing."""
 
-import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.data import draws
-from distill.data.loader import Loader
-from distill.data.sources import ImageSet
-from distill.engine import checkpoint
+from distill.engine import checkpoint, saving
+from distill.engine.divergence import Diverged, gradient_norm
 from distill.engine.evaluate import measure
-from distill.engine.metrics import Means
-from distill.engine.teach import Live, Teach
-from distill.errors import UserError
-from distill.events import IMAGES_PER_S, LR, TOTAL, Epoch, Event, Step, loss_name, measure_name
-from distill.losses.objective import Answers, Objective
-from distill.run_folder import RunFolder
+from distill.engine.stop import Stopped
+from distill.engine.training import Best, Training
+from distill.events import (
+    IMAGES_PER_S,
+    LR,
+    TOTAL,
+    Epoch,
+    Event,
+    Retry,
+    Step,
+    loss_name,
+    measure_name,
+)
+from distill.losses.objective import Answers
 
-
-class Diverged(Exception):
-    """The loss is not a finite number; the last checkpoint is still good."""
-
-
-@dataclass
-class Best:
-    """The epoch whose weights are kept, by `top1` on the held-out part."""
-
-    epoch: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Training:
-    """Everything a run is made of. Built in `build.py`; nothing here knows where it came from."""
-
-    accelerator: Accelerator
-    loader: Loader
-    net: nn.Module  # prepared: DDP where there are several processes
-    student: nn.Module  # the same network, bare
-    live: Live | None  # the teacher itself, where there is one
-    teach: Teach
-    objective: nn.Module  # prepared: DDP where its terms have parameters
-    criterion: Objective  # the same, bare
-    optimizer: Any  # accelerate's wrapper of a torch optimizer
-    lr: Callable[[int], float]
-    clip: float | None
-    ema: ModelEmaV3 | None
-    held_out: ImageSet | None
-    seed: int  # of dropout; initial weights are already drawn
-    total_steps: int
-    log_every: int
-    save_every: int
-    folder: RunFolder
-    identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
-    compiled: bool = False
-    step: int = 0  # optimizer steps done
-    best: Best = field(default_factory=Best)
-    best_weights: dict[str, Tensor] | None = None  # not yet on disk
-    elapsed_s: float = 0.0  # over the whole run, however often resumed
-
-    @property
-    def epochs(self) -> int:
-        """Of which the last one may be broken off: a budget in minutes is one in steps."""
-        return -(-self.total_steps // self.loader.steps_per_epoch)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """All that is trained: the student's, and those of the terms."""
-        return [*self.net.parameters(), *self.objective.parameters()]
+SAVE = 1  # a wish; larger ones are the exit codes of those who want to stop
 
 
 def step(run: Training, k: int) -> dict[str, Tensor]:
     """Optimizer step k: the global batch once, in equal parts over processes and accumulation.
 
     Returns every loss term, unweighted, and `total`, as scalars on the device: no host
-    synchronisation here.
+    synchronisation here. Raises Diverged on a CPU, before the weights change.
     """
     means: dict[str, Tensor] = {}
     progress = k / run.total_steps
     needs = run.criterion.needs(progress)
     for group in run.optimizer.param_groups:
-        group["lr"] = run.lr(k)
+        group["lr"] = run.lr(k) * run.lr_factor
     parts = run.loader.batches(k)
     for part, (view, rows) in enumerate(parts):
         with run.accelerator.accumulate(run.net, run.objective):
@@ -102,66 +54,106 @@ def step(run: Training, k: int) -> dict[str, Tensor]:
             losses = run.objective(answers, progress)
             run.accelerator.backward(losses[TOTAL])
             run.criterion.rest(progress)
-            if run.clip is not None and run.accelerator.sync_gradients:
-                run.accelerator.clip_grad_norm_(run.parameters(), run.clip)
+            for name, value in losses.items():
+                means[name] = means.get(name, 0) + value.detach() / len(parts)
+            if run.accelerator.sync_gradients:
+                run.watch.see(k + 1, means[TOTAL], clipped(run))
             run.optimizer.step()  # accelerate skips it until the last part
             run.optimizer.zero_grad()
-        for name, value in losses.items():
-            means[name] = means.get(name, 0) + value.detach() / len(parts)
     if run.ema is not None:
         run.ema.update(run.student, step=k + 2)  # timm's warm-up at t + 2 is (1 + t) / (10 + t)
     return means
 
 
-def train(run: Training) -> Iterator[Event]:
-    """Every epoch from where the run stands: steps, validation, checkpoint. Yields Step and Epoch.
+def clipped(run: Training) -> Tensor | None:
+    """The gradient's norm before it is bound, as the recipe says.
 
-    Raises Diverged at the first log point or epoch end whose loss is not finite, before anything is
-    saved.
+    None under a loss scaler: gradients that overflow are its business, and it skips the step.
     """
-    began_at, began_step, earlier_s = time.monotonic(), run.step, run.elapsed_s
-    while run.step < run.total_steps:
-        losses = yield from _epoch(run)
-        epoch = -(-run.step // run.loader.steps_per_epoch)
-        agree(run)
-        measured = validate(run)
-        is_best = _keep_if_best(run, epoch, measured)
-        spent_s = time.monotonic() - began_at
-        run.elapsed_s = earlier_s + spent_s
-        remaining_s = spent_s / (run.step - began_step) * (run.total_steps - run.step)
-        if epoch % run.save_every == 0 or epoch == run.epochs:
-            save(run)  # before the word is given: who sees an epoch end may stop there
-        yield Epoch(epoch, run.step, losses | measured, is_best, spent_s, remaining_s)
+    norm = None
+    if run.clip is not None:
+        norm = run.accelerator.clip_grad_norm_(run.parameters(), run.clip)
+    if run.accelerator.scaler is not None:
+        return None
+    return gradient_norm(run.parameters()) if norm is None else norm
 
 
-def _epoch(run: Training) -> Generator[Step, None, dict[str, float]]:
-    """The steps to the end of the epoch; returns the mean losses of all of them."""
-    whole, window, since = Means(), Means(), time.monotonic()
+def train(run: Training) -> Iterator[Event]:
+    """Every epoch from where the run stands: steps, validation, checkpoints.
+
+    Yields Step, Epoch and Retry, each before what it tells is saved, so that a resumed run tells
+    nothing twice and leaves nothing out. Raises Diverged where loss or gradient are not finite and
+    no retry is left, before anything is saved; Stopped where somebody asked for it, after.
+    """
+    run.begin()
+    if run.step == 0:
+        saving.save(run)  # a disk that does not take it is known now
+    with run.stop.patient():
+        while run.epoch < run.epochs:
+            try:
+                yield from _epoch(run)
+            except Diverged as fault:
+                yield _go_back(run, fault)
+        _leave_if(run, run.consensus.now(run.stop.code))
+
+
+def _epoch(run: Training) -> Iterator[Event]:
+    """What is left of the epoch: steps, validation, a checkpoint where one is due."""
+    yield from _steps(run)
+    agree(run)
+    measured = validate(run)
+    is_best = _keep_if_best(run, measured)
+    run.epoch += 1
+    losses = _named(run.epoch_losses.read(run.accelerator))
+    yield Epoch(run.epoch, run.step, losses | measured, is_best, run.here_s, run.remaining_s)
+    if run.epoch % run.habits.save_every == 0 or run.epoch == run.epochs:
+        saving.save(run)
+
+
+def _steps(run: Training) -> Iterator[Step]:
+    """The steps to the end of the epoch."""
+    since, n_images = time.monotonic(), 0
     run.net.train()
-    for k in range(run.step, _end_of_epoch(run)):
+    for k in range(run.step, run.end_of_epoch):
         losses = step(run, k)
-        whole.add(losses)
-        window.add(losses)
-        run.step = k + 1
-        if run.step % run.log_every == 0:
-            n_images = window.count * run.loader.batch_size
-            metrics = _losses(window.read(run.accelerator), run.step)
-            speed = n_images / (time.monotonic() - since)
-            epoch = k // run.loader.steps_per_epoch
-            yield Step(run.step, epoch, metrics | {LR: run.lr(k), IMAGES_PER_S: speed})
-            since = time.monotonic()
-    return _losses(whole.read(run.accelerator), run.step)
+        run.epoch_losses.add(losses)
+        run.log_losses.add(losses)
+        run.step, n_images = k + 1, n_images + run.loader.batch_size
+        if run.step % run.habits.log_every == 0:
+            run.watch.check()
+            metrics = _named(run.log_losses.read(run.accelerator))
+            metrics |= {
+                LR: run.lr(k) * run.lr_factor,
+                IMAGES_PER_S: n_images / (time.monotonic() - since),
+            }
+            yield Step(run.step, run.epoch, metrics)
+            since, n_images = time.monotonic(), 0
+        if wish := run.consensus(run.stop.code or (SAVE if run.is_save_due else 0)):
+            run.consensus.forget()
+            saving.save(run)
+            _leave_if(run, wish)
+    run.watch.check()
 
 
-def _end_of_epoch(run: Training) -> int:
-    whole = (run.step // run.loader.steps_per_epoch + 1) * run.loader.steps_per_epoch
-    return min(whole, run.total_steps)
+def _leave_if(run: Training, wish: int) -> None:
+    """All is saved; where somebody asked to stop, now is when."""
+    if wish > SAVE:
+        raise Stopped(wish, run.step)
 
 
-def _losses(means: dict[str, float], at_step: int) -> dict[str, float]:
-    """Means under their metric names; a loss that is not finite ends the run."""
-    if not all(map(math.isfinite, means.values())):
-        raise Diverged(f"the loss is not finite before step {at_step}: {means}")
+def _go_back(run: Training, fault: Diverged) -> Retry:
+    """To the last checkpoint, from there at a lower rate. Raises `fault` where no retry is left."""
+    if run.retries >= run.habits.retries:
+        raise fault
+    retries, factor = run.retries + 1, run.lr_factor * run.habits.retry_lr
+    saving.resume(run)
+    run.retries, run.lr_factor = retries, factor
+    run.watch.forget()
+    return Retry(fault.step, run.step, run.epoch, factor, str(fault))
+
+
+def _named(means: dict[str, float]) -> dict[str, float]:
+    """Means of the losses under their metric names."""
     return {loss_name(name): value for name, value in means.items()}
 
 
@@ -175,91 +167,32 @@ def agree(run: Training) -> None:
 
 
 def validate(run: Training) -> dict[str, float]:
-    """Measures of the net, and of its average where there is one, on the held-out part."""
+    """Measures of the net, and of its average where there is one, on the held-out part.
+
+    Raises Stopped in the middle where somebody asked for it: the resumed run begins with it.
+    """
     if run.held_out is None:
         return {}
-    values = measure(run.student, run.held_out, run.accelerator)
+
+    def look_up() -> None:
+        if run.stop.code and run.accelerator.num_processes == 1:  # several would have to agree
+            saving.save(run)
+            _leave_if(run, run.stop.code)
+
+    values = measure(run.student, run.held_out, run.accelerator, look_up)
     metrics = {measure_name(name, "val"): value for name, value in values.items()}
     if run.ema is not None:
         with run.accelerator.autocast():  # as the net, whose forward accelerate has wrapped
-            values = measure(run.ema.module, run.held_out, run.accelerator)
+            values = measure(run.ema.module, run.held_out, run.accelerator, look_up)
         metrics |= {measure_name(name, "val_ema"): value for name, value in values.items()}
     return metrics
 
 
-def weights_to_use(run: Training) -> nn.Module:
-    """The network to keep: the average where the run has one."""
-    return run.student if run.ema is None else run.ema.module
-
-
-def _keep_if_best(run: Training, epoch: int, metrics: dict[str, float]) -> bool:
+def _keep_if_best(run: Training, metrics: dict[str, float]) -> bool:
     """Keep this epoch's weights if it is the best so far; with nothing held out, always."""
     chosen_by = measure_name("top1", "val" if run.ema is None else "val_ema")
     is_best = run.held_out is None or metrics[chosen_by] > run.best.metrics.get(chosen_by, -1.0)
     if is_best:
-        run.best = Best(epoch, metrics)
-        run.best_weights = checkpoint.weights_of(weights_to_use(run))
+        run.best = Best(run.epoch + 1, metrics)
+        run.best_weights = checkpoint.weights_of(run.to_use)
     return is_best
-
-
-def best_file(run: Training) -> Path:
-    """The weights of the best epoch. Named by it, so that no checkpoint finds another's."""
-    return run.folder.best / f"epoch-{run.best.epoch}.safetensors"
-
-
-def save(run: Training) -> None:
-    """Write `best/`, if there is a new one, and `last/`: enough to resume exactly."""
-    if run.accelerator.is_main_process:
-        if run.best_weights is not None:
-            checkpoint.save_weights(best_file(run), run.best_weights)
-        progress = {
-            "step": run.step,
-            "total_steps": run.total_steps,
-            "compiled": run.compiled,
-            "elapsed_s": run.elapsed_s,
-            "best": vars(run.best),
-        } | run.identity
-        checkpoint.save(
-            run.folder.last, {k: v.state_dict() for k, v in stateful(run).items()}, progress
-        )
-        for outdone in run.folder.best.glob("epoch-*"):
-            if outdone != best_file(run):
-                outdone.unlink()
-    run.best_weights = None
-    run.accelerator.wait_for_everyone()
-
-
-def resume(run: Training) -> dict[str, Any]:
-    """Put the run back to where its last checkpoint stood; at the start where there is none.
-
-    Returns what the checkpoint says beside: `total_steps` and `compiled`, which were decided then.
-    """
-    found = checkpoint.load(run.folder.last, run.accelerator.device)
-    if found is None:
-        return {}
-    tensors, progress = found
-    changed = [name for name, value in run.identity.items() if progress.get(name) != value]
-    if changed:
-        raise UserError(
-            f"{run.folder.path} cannot be resumed: its {' and '.join(changed)} changed since "
-            "it began.\n"
-            "Bring the former back, or begin anew with another --out."
-        )
-    for name, part in stateful(run).items():
-        if name in tensors:  # a scaler is new where the device changed, and begins anew
-            part.load_state_dict(tensors[name])
-    run.step, run.elapsed_s = progress["step"], progress["elapsed_s"]
-    run.best = Best(**progress["best"])
-    return progress
-
-
-def stateful(run: Training) -> dict[str, Any]:
-    """All that training changes, by name: what a checkpoint holds."""
-    parts = {"student": run.student, "optimizer": run.optimizer}
-    if run.ema is not None:
-        parts["ema"] = run.ema.module
-    if run.criterion.state_dict():
-        parts["objective"] = run.criterion
-    if run.accelerator.scaler is not None:
-        parts["scaler"] = run.accelerator.scaler
-    return parts

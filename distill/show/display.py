@@ -25,6 +25,7 @@ from distill.events import (
     End,
     Epoch,
     Event,
+    Retry,
     Split,
     Start,
     Step,
@@ -90,6 +91,9 @@ class Display:
             self._advance(event)
         elif isinstance(event, Epoch):
             self._close_epoch(event)
+        elif isinstance(event, Retry):
+            self._step, self._epoch = event.first_step, event.first_epoch
+            self._print(retry_line(event))
         else:
             self._print(*end_lines(event))
 
@@ -117,7 +121,7 @@ class Display:
     def _begin(self, start: Start) -> None:
         self._start = start
         self._step = start.first_step
-        self._epoch = start.first_step // start.steps_per_epoch
+        self._epoch = start.first_epoch
         self._print(*head_lines(start))
 
     def _advance(self, step: Step) -> None:
@@ -186,6 +190,15 @@ class Display:
         for text in lines:
             # A line of a log stays one line, however narrow rich believes the file to be.
             self.console.print(text, soft_wrap=not self.console.is_interactive)
+
+
+def retry_line(retry: Retry) -> Text:
+    """Why it goes back, to where, and how it goes on."""
+    return Text(
+        f"{retry.reason}: back to step {retry.first_step:,}, from there at {retry.lr_factor:g} of "
+        "the learning rate",
+        "yellow",
+    )
 
 
 def head_lines(start: Start) -> Iterator[Text]:

@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.events import End, Epoch, Event, Start, Step
+from distill.events import End, Epoch, Event, Retry, Start, Step
 from distill.run_folder import write_text
 
-KINDS: dict[str, type[Event]] = {"start": Start, "step": Step, "epoch": Epoch, "end": End}
+KINDS: dict[str, type[Event]] = {
+    "start": Start,
+    "step": Step,
+    "epoch": Epoch,
+    "retry": Retry,
+    "end": End,
+}
 
 
 class Journal:
@@ -27,9 +33,10 @@ class Journal:
         self.path = path
 
     def __call__(self, event: Event) -> None:
-        """Append one line. A `Start` first drops what an interrupted run wrote past its step."""
-        if isinstance(event, Start):
-            rewind(self.path, event.first_step)
+        """Append one line. A `Start` first drops what an interrupted run wrote past its step,
+        a `Retry` what is not true any more."""
+        if isinstance(event, Start | Retry):
+            rewind(self.path, event.first_step, event.first_epoch)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened per line: whoever reads the file sees whole lines, and a kill loses none.
         with self.path.open("a") as file:
@@ -83,17 +90,21 @@ def field(key: str, value: Any) -> Any:
     return math.nan if value is None and key.endswith("_s") else value
 
 
-def rewind(path: Path, first_step: int) -> None:
-    """Drop the lines of steps after `first_step`, whole or not at all."""
+def rewind(path: Path, first_step: int, first_epoch: int) -> None:
+    """Drop what lies after so many steps and epochs, whole or not at all."""
     rows = read(path)
     if rows:
-        kept = [row for row in rows if position(row) <= first_step]
+        kept = [row for row in rows if lies_before(row, first_step, first_epoch)]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-def position(row: dict[str, Any]) -> float:
-    """Steps done when the line was written; an `End` lies behind every step."""
-    return math.inf if row["event"] == "end" else row.get("first_step", row.get("step", 0))
+def lies_before(row: dict[str, Any], step: int, epoch: int) -> bool:
+    """Whether a line was written when no more than so many steps and epochs were done.
+
+    The end of an epoch and its last step have the same number of steps; an `End` lies behind all.
+    """
+    steps, epochs = (row.get(key, row.get(f"first_{key}", 0)) for key in ("step", "epoch"))
+    return bool(row["event"] != "end" and steps <= step and epochs <= epoch)
 
 
 def without_nan(value: Any) -> Any:

@@ -55,8 +55,8 @@ def test_a_rehearsal_leaves_nothing_behind(name: str, teacher) -> None:
     for run in (plain, rehearsed):
         for k in range(2):
             train.step(run, k)
-    for part, ours in train.stateful(rehearsed).items():
-        theirs = train.stateful(plain)[part].state_dict()
+    for part, ours in rehearsed.stateful.items():
+        theirs = plain.stateful[part].state_dict()
         for a, b in zip(leaves(ours.state_dict()), leaves(theirs), strict=True):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, part
 

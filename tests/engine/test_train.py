@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from distill.engine import checkpoint
+from distill.engine.divergence import Diverged
 from distill.engine.metrics import Means, measures
 from distill.engine.teach import Frozen, Lesson, Live, nobody
-from distill.engine.train import Diverged
 from tests.runs import train
 
 
@@ -104,9 +105,11 @@ def test_measures_by_hand() -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(teacher, tmp_path) -> None:
     huge = ["optim.lr=1e30", "optim.schedule='constant'", "train.log_every=100"]
-    with pytest.raises(Diverged, match="the loss is not finite before step 10"):
+    with pytest.raises(Diverged, match="the loss or its gradient is not finite in step 2"):
         train(tmp_path / "s", f"teacher.runs=['{teacher}']", *huge)
-    assert not (tmp_path / "s" / "last").exists()
+    tensors, progress = checkpoint.load(tmp_path / "s" / "last")
+    assert progress["step"] == 0, "what was there before it is what is kept"
+    assert all(value.isfinite().all() for value in tensors["student"].values())
 
 
 def test_mixed_precision_on_a_cpu_trains_and_warns(fresh_accelerate, tmp_path) -> None:

@@ -178,7 +178,7 @@ def test_after_the_last_epoch_the_bars_do_not_count_further() -> None:
 
 
 def test_a_resumed_run_begins_its_bars_where_it_goes_on() -> None:
-    text = bars(replace(START, first_step=410))
+    text = bars(replace(START, first_step=410, first_epoch=10))
     assert re.search(r"epoch +11/30", text)
     assert re.search(r"step +10/40", text)
 

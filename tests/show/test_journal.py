@@ -1,12 +1,13 @@
 import json
 import math
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from distill.errors import UserError
-from distill.events import End, Epoch, Event, Start, Step
+from distill.events import End, Epoch, Event, Retry, Start, Step
 from distill.show import journal
 from distill.show.journal import Journal
 
@@ -29,12 +30,13 @@ def start(first_step: int = 0) -> Start:
         epochs=3,
         steps_per_epoch=10,
         first_step=first_step,
+        first_epoch=first_step // 10,
         notes=("short",),
     )
 
 
 def step(k: int) -> Step:
-    return Step(k, k // 10, {"loss/total": 1 / k, "lr": 0.1})
+    return Step(k, (k - 1) // 10, {"loss/total": 1 / k, "lr": 0.1})
 
 
 def epoch(n: int) -> Epoch:
@@ -127,6 +129,22 @@ def test_an_interrupted_and_resumed_run_leaves_each_step_once(tmp_path: Path) ->
     write(path, start(first_step=10), *(step(k) for k in range(11, 31)), end())
     steps = [e.step for e in journal.events(path) if isinstance(e, Step)]
     assert steps == list(range(1, 31))
+
+
+def test_an_epoch_that_was_not_saved_is_told_again(tmp_path: Path) -> None:
+    """Its last step and its end have the same number of steps; the checkpoint may lie between."""
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(10), epoch(1), step(11))
+    again = replace(start(first_step=10), first_epoch=0)
+    write(path, again)
+    assert journal.events(path) == [start(), step(10), again]
+
+
+def test_what_is_gone_back_from_is_taken_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    back = Retry(18, 12, 1, 0.5, "the loss is not finite")
+    write(path, start(), step(10), epoch(1), step(12), step(13), back, step(13))
+    assert journal.events(path) == [start(), step(10), epoch(1), step(12), back, step(13)]
 
 
 def test_what_lies_before_the_resumed_step_keeps_its_time(tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Where a run stands, to disk and back."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate.utils import broadcast_object_list
+
+from distill.engine import checkpoint
+from distill.engine.checkpoint import Damaged
+from distill.engine.training import Best, Training
+from distill.errors import UserError
+from distill.run_folder import RunFolder
+
+
+def save(run: Training) -> None:
+    """Write `best/`, if there is a new one, and `last/`: enough to resume exactly, at any step.
+
+    Raises Diverged where what would be saved is no good, OSError where the disk does not take it;
+    the checkpoints that are there stay as they are. Called by all processes.
+    """
+    run.watch.check()
+    run.keep_answers()
+    tensors = {name: part.state_dict() for name, part in run.stateful.items()}
+    tensors["losses"] = {
+        "epoch": run.epoch_losses.state_dict(run.accelerator),
+        "log": run.log_losses.state_dict(run.accelerator),
+    }
+    if run.accelerator.is_main_process:
+        if run.best_weights is not None:
+            path = best_file(run.folder, run.best)
+            run.best.weights = checkpoint.save_weights(path, run.best_weights)
+        checkpoint.save(run.folder.last, tensors, _progress(run))
+        _drop_outdone(run.folder)
+    run.best_weights = None
+    [run.best.weights] = broadcast_object_list([run.best.weights])
+    run.saved()
+
+
+def _progress(run: Training) -> dict[str, Any]:
+    return {
+        "role": run.role,
+        "step": run.step,
+        "epoch": run.epoch,
+        "total_steps": run.total_steps,
+        "compiled": run.compiled,
+        "elapsed_s": run.elapsed_s,
+        "retries": run.retries,
+        "lr_factor": run.lr_factor,
+        "best": vars(run.best),
+    } | run.identity
+
+
+def best_file(folder: RunFolder, best: Best) -> Path:
+    """The weights of the best epoch. Named by it, so that no checkpoint finds another's."""
+    return folder.best / f"epoch-{best.epoch}.safetensors"
+
+
+def _drop_outdone(folder: RunFolder) -> None:
+    """Weights that no checkpoint speaks of."""
+    known = filter(None, map(checkpoint.peek, checkpoint.places(folder.last)))
+    spoken_of = {best_file(folder, Best(**progress["best"])) for progress in known}
+    for path in folder.best.glob("epoch-*"):
+        if path not in spoken_of:
+            path.unlink()
+
+
+class Resumed(NamedTuple):
+    """What a checkpoint says beside its tensors, and what was wrong with newer ones."""
+
+    progress: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def resume(run: Training) -> Resumed:
+    """Put the run back to its newest sound checkpoint; to the start where there is none.
+
+    Raises UserError where there are some and none is sound, or where data or teacher are others.
+    """
+    damaged = []
+    for place in checkpoint.places(run.folder.last):
+        if not place.exists():
+            continue
+        try:
+            tensors, progress = checkpoint.load(place)
+            _check_best(run.folder, Best(**progress["best"]))
+        except Damaged as fault:
+            damaged.append(str(fault))
+            continue
+        check_identity(run, progress)
+        restore(run, tensors, progress)
+        went = f"gone on from the one before, after step {run.step:,}"
+        return Resumed(progress, tuple(f"{fault}: {went}" for fault in damaged))
+    if damaged:
+        raise UserError("\n".join([*damaged, "Begin anew with another --out."]))
+    return Resumed({}, ())
+
+
+def restore(run: Training, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Everything as the checkpoint has it."""
+    for name, part in run.stateful.items():
+        if name in tensors:  # a scaler is new where the device changed, and begins anew
+            part.load_state_dict(tensors[name])
+    accelerator = run.accelerator
+    run.epoch_losses.load_state_dict(tensors["losses"]["epoch"], accelerator)
+    run.log_losses.load_state_dict(tensors["losses"]["log"], accelerator)
+    run.step, run.epoch = progress["step"], progress["epoch"]
+    run.retries, run.lr_factor = progress["retries"], progress["lr_factor"]
+    run.best, run.best_weights = Best(**progress["best"]), None
+    run.begin(earlier_s=progress["elapsed_s"])
+
+
+def check_identity(run: Training, progress: dict[str, Any]) -> None:
+    """Raises UserError where the checkpoint is of other data or another teacher."""
+    changed = [name for name, value in run.identity.items() if progress.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{run.folder.path} cannot be resumed: its {' and '.join(changed)} changed since "
+            "it began.\n"
+            "Bring the former back, or begin anew with another --out."
+        )
+
+
+def _check_best(folder: RunFolder, best: Best) -> None:
+    """Raises Damaged where the weights that a checkpoint speaks of are not as they were."""
+    path = best_file(folder, best)
+    if best.weights and (not path.exists() or checkpoint.fingerprint(path) != best.weights):
+        raise Damaged(f"{path} is {'damaged' if path.exists() else 'not there any more'}")

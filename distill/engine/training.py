@@ -1,0 +1,154 @@
+"""Everything a run is made of, and where it stands."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from distill.data.images import ImageSet
+from distill.data.loader import Loader
+from distill.engine.consensus import Consensus
+from distill.engine.divergence import Watch
+from distill.engine.metrics import Means
+from distill.engine.stop import Stop
+from distill.engine.teach import Live, Taught, Teach
+from distill.losses.objective import Objective
+from distill.run_folder import Role, RunFolder
+
+
+@dataclass
+class Best:
+    """The epoch whose weights are kept, by `top1` on the held-out part."""
+
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    weights: str = ""  # the fingerprint of their file
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How often a run speaks and saves, and what it does where it diverges."""
+
+    log_every: int  # steps
+    save_every: int  # epochs
+    save_steps: int | None = None
+    save_minutes: float | None = None
+    retries: int = 0
+    retry_lr: float = 0.5
+
+
+@dataclass
+class Training:
+    """Everything a run is made of. Built in `build.py`; nothing here knows where it came from."""
+
+    role: Role
+    accelerator: Accelerator
+    loader: Loader
+    net: nn.Module  # prepared: DDP where there are several processes
+    student: nn.Module  # the same network, bare
+    live: Live | None  # the teacher itself, where there is one
+    teach: Teach
+    objective: nn.Module  # prepared: DDP where its terms have parameters
+    criterion: Objective  # the same, bare
+    optimizer: Any  # accelerate's wrapper of a torch optimizer
+    lr: Callable[[int], float]
+    clip: float | None
+    ema: ModelEmaV3 | None
+    held_out: ImageSet | None
+    seed: int  # of dropout; initial weights are already drawn
+    total_steps: int
+    habits: Habits
+    folder: RunFolder
+    identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
+    consensus: Consensus
+    watch: Watch
+    stop: Stop = field(default_factory=Stop)
+    compiled: bool = False
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # epochs done, measured and told
+    epoch_losses: Means = field(default_factory=Means)  # of the epoch that is going on
+    log_losses: Means = field(default_factory=Means)  # since the last Step event
+    retries: int = 0
+    lr_factor: float = 1.0  # less after each retry
+    best: Best = field(default_factory=Best)
+    best_weights: dict[str, Tensor] | None = None  # not yet on disk
+    earlier_s: float = 0.0  # of training, by processes before this one
+    began_at: float = field(default_factory=time.monotonic)
+    began_step: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+    saved_step: int = 0
+
+    @property
+    def epochs(self) -> int:
+        """Of which the last one may be broken off: a budget in minutes is one in steps."""
+        return -(-self.total_steps // self.loader.steps_per_epoch)
+
+    @property
+    def end_of_epoch(self) -> int:
+        """The steps that are done when the epoch that is going on ends."""
+        return min((self.epoch + 1) * self.loader.steps_per_epoch, self.total_steps)
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """All that a step changes, by name: what has a `state_dict`."""
+        parts = {"student": self.student, "optimizer": self.optimizer}
+        if self.ema is not None:
+            parts["ema"] = self.ema.module
+        if self.criterion.state_dict():
+            parts["objective"] = self.criterion
+        if self.accelerator.scaler is not None:
+            parts["scaler"] = self.accelerator.scaler
+        return parts
+
+    @property
+    def to_use(self) -> nn.Module:
+        """The network to keep: the average where the run has one."""
+        return self.student if self.ema is None else self.ema.module
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained: the student's, and those of the terms."""
+        return [*self.net.parameters(), *self.objective.parameters()]
+
+    def begin(self, earlier_s: float | None = None) -> None:
+        """Time is counted from here, after `earlier_s` of other processes."""
+        self.began_at = self.saved_at = time.monotonic()
+        self.began_step = self.saved_step = self.step
+        self.earlier_s = self.earlier_s if earlier_s is None else earlier_s
+
+    @property
+    def here_s(self) -> float:
+        """Seconds of training in this process."""
+        return time.monotonic() - self.began_at
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training over the whole run, however often resumed."""
+        return self.earlier_s + self.here_s
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds to the last step, at the pace since this process began; nan where it has none."""
+        done = self.step - self.began_step
+        return self.here_s / done * (self.total_steps - self.step) if done else math.nan
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether it is time for a checkpoint in the middle of an epoch."""
+        steps, minutes = self.habits.save_steps, self.habits.save_minutes
+        by_steps = steps is not None and self.step - self.saved_step >= steps
+        waited_s = time.monotonic() - self.saved_at
+        return by_steps or (minutes is not None and waited_s >= 60 * minutes)
+
+    def keep_answers(self) -> None:
+        """Store what the teacher said so far, where answers are stored. Called by all processes."""
+        if isinstance(self.teach, Taught):
+            self.teach.keep()
+
+    def saved(self) -> None:
+        """A checkpoint stands here."""
+        self.saved_at, self.saved_step = time.monotonic(), self.step

@@ -1,0 +1,76 @@
+"""One run, one folder: who trains in it holds its lock, and says who it is.
+
+The lock is the operating system's, on the file `.lock`: it ends with its process, however that
+ends. Who holds it stands in `running.json`; where that is there and the lock is free, the last run
+was killed.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from distill.errors import UserError
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that trains in a folder."""
+
+    host: str
+    process: int
+    since: str  # local time
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, since {self.since}"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Holder | None]:
+    """Hold a run's folder. Yields who was killed in it, if somebody was.
+
+    Raises UserError where somebody else holds it, by host and process.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "running.json"
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use: {_read(record) or 'another process'} trains in it.\n"
+            "Wait for it or stop it there, or choose another --out."
+        ) from None
+    try:
+        killed = _read(record)
+        now = Holder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
+        record.write_text(json.dumps(asdict(now)) + "\n")
+        yield killed
+    finally:
+        record.unlink(missing_ok=True)
+        lock.release()
+        if made and [file.name for file in folder.iterdir()] == [".lock"]:  # nothing was begun
+            (folder / ".lock").unlink()
+            _remove_empty(made)
+
+
+def _remove_empty(places: list[Path]) -> None:
+    """Folders, the innermost first, as far as they are empty."""
+    with suppress(OSError):
+        for place in places:
+            place.rmdir()
+
+
+def _read(record: Path) -> Holder | None:
+    """Who stands in a record; None where there is none, or none that can be read."""
+    try:
+        return Holder(**json.loads(record.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,70 @@
+"""One run, one folder."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill import lock
+from distill.errors import UserError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from distill import lock
+with lock.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holding(folder: Path) -> subprocess.Popen[str]:
+    """Another process that holds the folder."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "held\n"
+    return child
+
+
+def test_the_second_is_refused_with_host_and_process_of_the_first(tmp_path: Path) -> None:
+    child = holding(tmp_path / "run")
+    try:
+        with pytest.raises(UserError) as refused, lock.held(tmp_path / "run"):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+    first, second = str(refused.value).splitlines()
+    assert first.startswith(
+        f"{tmp_path / 'run'} is in use: process {child.pid} on {socket.gethostname()}, since "
+    )
+    assert second == "Wait for it or stop it there, or choose another --out."
+
+
+def test_who_was_killed_leaves_no_lock_but_his_name(tmp_path: Path) -> None:
+    child = holding(tmp_path / "run")
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with lock.held(tmp_path / "run") as killed:
+        assert killed is not None and killed.process == child.pid
+    with lock.held(tmp_path / "run") as killed:
+        assert killed is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 1}'])
+def test_a_record_that_says_nothing_is_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "running.json").write_text(text)
+    with lock.held(tmp_path) as killed:
+        assert killed is None
+        assert json.loads((tmp_path / "running.json").read_text())["host"] == socket.gethostname()
+
+
+def test_what_was_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"), lock.held(tmp_path / "run"):
+        raise ValueError("refused")
+    assert not (tmp_path / "run").exists()

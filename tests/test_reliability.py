@@ -1,0 +1,174 @@
+"""What befalls a run from outside, to real processes: one message, nothing lost."""
+
+import gzip
+import hashlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distill.data import fetch
+from distill.engine import checkpoint
+from distill.run_folder import RunFolder
+from distill.show.journal import read
+from tests.test_cli import ALONE, REPO, SMALL, Door, Said, door, pets, process, refused
+
+__all__ = ["door", "pets"]  # fixtures
+
+LONG = ["--set", "train.epochs=100000"]
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> dict[str, str]:
+    return {"UNDERSTUDY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def long_run(pets: Path, tmp_path: Path, quiet: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A run in `tmp_path/run` that would never end, in its first epochs."""
+    out = ["--out", str(tmp_path / "run"), "--data", str(pets)]
+    child = process("distill", *SMALL, *ALONE, *out, *LONG, **quiet)
+    assert child.stderr is not None
+    assert any(line.startswith("epoch 2/") for line in child.stderr), "it must have begun"
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def saved_step(run: Path) -> int:
+    step: int = checkpoint.load(run / "last")[1]["step"]
+    return step
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+)
+def test_a_signal_ends_the_step_saves_and_leaves_in_time(
+    long_run: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    long_run.send_signal(number)
+    began_at = time.monotonic()
+    _, said = long_run.communicate(timeout=30)
+    assert long_run.returncode == code and time.monotonic() - began_at < 10
+    last = said.splitlines()[-1]
+    assert last.startswith(f"Stopped after step {saved_step(tmp_path / 'run'):,}, and saved. To go")
+    assert "Traceback" not in said
+    rows = [row for row in read(RunFolder(tmp_path / "run").journal) if row["event"] == "step"]
+    assert rows[-1]["step"] == saved_step(tmp_path / "run")
+
+
+def test_a_second_run_in_the_folder_is_refused_by_name(
+    long_run: subprocess.Popen[str], door: Door, pets: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    same = ("distill", *SMALL, *ALONE, *LONG, "--data", pets, "--out", run, "--resume")
+    refused(door(*same), f"{run} is in use: process {long_run.pid} on {socket.gethostname()}")
+    assert long_run.poll() is None
+
+
+def test_who_was_killed_is_named_and_his_lock_taken(
+    long_run: subprocess.Popen[str], door: Door, pets: Path, tmp_path: Path
+) -> None:
+    long_run.kill()
+    long_run.communicate()
+    run = tmp_path / "run"
+    (run / "recipe.toml").write_text((run / "recipe.toml").read_text().replace("100000", "3"))
+    short = ["--set", "train.epochs=3"]
+    same = ("distill", *SMALL, *ALONE, *short, "--data", pets, "--out", run, "--resume")
+    assert f"process {long_run.pid} on {socket.gethostname()}" in door(*same).err
+
+
+def limited(size: int) -> None:
+    """No file of this process may be larger."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_disk_that_is_full_ends_the_run_and_leaves_the_checkpoint(
+    pets: Path, tmp_path: Path, quiet: dict[str, str]
+) -> None:
+    """The journal grows over what a file may have; what is saved is whole."""
+    run = tmp_path / "run"
+    command = [sys.executable, str(REPO / "cli.py"), "distill", *SMALL, *ALONE, *LONG]
+    size = 60_000
+    done = subprocess.run(
+        [*command, "--data", str(pets), "--out", str(run)],
+        env=os.environ | quiet, capture_output=True, text=True, timeout=120, check=False,
+        preexec_fn=lambda: limited(size),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    first, second = done.stderr.splitlines()[-2:]
+    assert first == f"The run in {run} failed: File too large."
+    assert second.startswith("Its last checkpoint is whole. To go on, type the same command with ")
+    assert "Traceback" not in done.stderr
+    assert saved_step(run) > 0
+
+
+def test_a_teacher_and_images_that_go_while_it_trains(
+    door: Door, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher is in memory; the test images are wanted at the end, and asked for again."""
+    taught = door("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")
+    assert taught.code == 0, taught.err
+    from distill.show.journal import Journal
+
+    write = Journal.__call__
+
+    def write_and_move(journal: Journal, event: object) -> None:
+        write(journal, event)  # type: ignore[arg-type]
+        if type(event).__name__ == "Start":
+            (pets / "test").rename(pets / "elsewhere")
+            Path("t").rename("gone")
+
+    same = ("distill", *SMALL, "--teacher", "t", "--data", pets, "--out", "s")
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "__call__", write_and_move)
+        said = door(*same)
+    assert said.code == 1 and "Traceback" not in said.err
+    assert "The last checkpoint in s is whole. To go on, type the same command" in said.err
+    (pets / "elsewhere").rename(pets / "test")
+    refused(door(*same, "--resume"), "t is not a run: there is no such folder")
+    Path("gone").rename("t")
+    assert door(*same, "--resume").code == 0
+
+
+def test_a_teacher_whose_weights_are_damaged_is_refused(door: Door, pets: Path) -> None:
+    def taught(*more: object) -> Said:
+        return door("distill", *SMALL, "--teacher", "t", "--data", pets, "--out", "s", *more)
+
+    door("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")
+    weights = Path("t/teacher.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    refused(taught(), "t/teacher.safetensors is not the file that its run wrote")
+
+
+def test_fetch_and_verify_at_the_door(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = gzip.compress(b"images")
+    archive = fetch.Archive("cifar-10-python.tar.gz", hashlib.md5(content).hexdigest(), 99, ())
+    monkeypatch.setitem(fetch.ARCHIVES, "cifar10", archive)
+    (tmp_path / "by hand").mkdir()
+    placed = tmp_path / "by hand" / archive.name
+    placed.write_bytes(content)
+    found = door("data", "fetch", "--into", placed.parent)
+    assert (found.code, found.out) == (0, f"{placed}: the official archive, md5 {archive.md5}\n")
+    placed.write_bytes(content[:-1])
+    refused(door("data", "fetch", "--into", placed.parent), "Delete it or move it away")
+    nobody = door("data", "fetch", "--into", tmp_path / "new", "--mirror", "http://127.0.0.1:9/a")
+    assert nobody.code == 1 and "Connection refused" in nobody.err
+    assert "give another address with --mirror URL" in nobody.err
+
+
+def test_images_that_are_not_the_published_ones_do_not_verify(door: Door, pets: Path) -> None:
+    said = door("data", "verify", pets)
+    assert said.code == 1 and "and is not the published CIFAR-10" in said.err
