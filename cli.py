@@ -234,11 +234,9 @@ def fetch(
 
 @data_app.command()
 def verify(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="cifar10, cifar100 or a path.")
-    ] = "cifar10",
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="cifar10 or a path.")] = "cifar10",
 ) -> None:
-    """Read every image; exit 1 where they are not the published ones, or not all of them."""
+    """Read every image; exit 1 where they are not the published CIFAR-10, all of it."""
     from distill.data import sources
     from distill.show.display import Display
 
@@ -392,19 +390,24 @@ def _said_why(folder: "RunFolder") -> Iterator[None]:
         where = f" ({fault.filename})" if fault.filename else ""
         raise Failure(
             f"The run in {folder.path} failed: {fault.strerror or fault}{where}.\n"
-            f"Its last checkpoint is whole. {go_on}"
+            f"{_kept(folder)}{go_on}"
         ) from fault
     except Failure as fault:
-        raise Failure(f"{fault}\nThe last checkpoint in {folder.path} is whole. {go_on}") from fault
+        raise Failure(f"{fault}\n{_kept(folder)}{go_on}") from fault
     except RuntimeError as fault:
         if not is_loss_of_another(fault):
             raise
         print(  # by whoever is left: the one that speaks for all may be the one that is gone
             f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
-            f"Its last checkpoint is whole. {go_on}",
+            f"{_kept(folder)}{go_on}",
             file=sys.__stderr__,
         )
         raise typer.Exit(1) from fault
+
+
+def _kept(folder: "RunFolder") -> str:
+    """What is left of a run that failed, where something is."""
+    return "Its last checkpoint is whole. " if folder.last.exists() else ""
 
 
 def _is_main() -> bool:
@@ -430,7 +433,9 @@ def _print(values: dict[str, Any], as_json: bool) -> None:
     from distill.show.tables import fact_lines
 
     if as_json:
-        typer.echo(json.dumps(values))
+        from distill.show.journal import without_nan
+
+        typer.echo(json.dumps(without_nan(values), allow_nan=False))
     else:
         _stdout().print(fact_lines(values), soft_wrap=True)
 

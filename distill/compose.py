@@ -129,7 +129,8 @@ def shipped_paths() -> list[Path]:
 def parsed(path: Path, faults: list[str]) -> Values:
     """The tables of a file; none, and a fault, where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
     except FileNotFoundError:
         faults.append(f"{label(path)} is not there; {LIST_THEM}")
     except (OSError, UnicodeDecodeError) as error:
@@ -142,7 +143,7 @@ def parsed(path: Path, faults: list[str]) -> Values:
 def toml(text: str, name: str, faults: list[str]) -> Values:
     """The tables of a text; none, and a fault with its line, where it is no TOML."""
     if len(text) > LONGEST:
-        faults.append(f"{name} has {len(text):,} letters; a recipe has {LONGEST:,} at most")
+        faults.append(f"{name} has more than {LONGEST:,} letters; a recipe has less")
         return {}
     values: Values | None
     try:

@@ -55,10 +55,10 @@ def held(folder: Path) -> Iterator[Holder | None]:
         yield killed
     finally:
         record.unlink(missing_ok=True)
-        lock.release()
         if made and [file.name for file in folder.iterdir()] == [".lock"]:  # nothing was begun
             (folder / ".lock").unlink()
             _remove_empty(made)
+        lock.release()
 
 
 def _remove_empty(places: list[Path]) -> None:

@@ -25,6 +25,11 @@ from distill.errors import UserError
 from distill.recipe import Recipe
 
 Role = Literal["teacher", "student"]
+# What a resumed run may do otherwise: how often it speaks and saves, and whether it goes back.
+HABITS = {
+    f"train.{key}"
+    for key in ("log_every", "save_every", "save_steps", "save_minutes", "retries", "retry_lr")
+}
 RUNS = Path("runs")  # where runs lie unless --out says otherwise
 
 
@@ -123,7 +128,9 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     began_with = recipes.read(folder.recipe)
     if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
         recipe = recipes.with_teacher(recipe, began_with.teacher.runs)
-    changed = recipes.differences(began_with, recipe)
+    changed = [
+        line for line in recipes.differences(began_with, recipe) if line.split(":")[0] not in HABITS
+    ]
     if changed:
         raise UserError(
             f"{folder.path} cannot be resumed: the recipe is not the one it began with:\n  "

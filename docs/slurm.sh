@@ -10,7 +10,7 @@
 #SBATCH --time=04:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=runs/slurm-%j.log
+#SBATCH --output=slurm-%j.log
 #SBATCH --signal=B:USR1@120
 
 set -uo pipefail
@@ -20,14 +20,15 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 # SIGUSR1, and hands it on to its processes.
 .venv/bin/python cli.py "$@" --resume &
 run=$!
-trap 'kill -TERM "$run"' USR1 TERM
+warned=
+trap 'warned=1; kill -TERM "$run"' USR1 TERM
 wait "$run"
 code=$?
 if ((code > 128)) && kill -0 "$run" 2>/dev/null; then # the wait was interrupted, the run saves
     wait "$run"
     code=$?
 fi
-if ((code == 143)); then
+if [[ -n $warned ]] && ((code != 0)); then # 143, or the launcher's own code
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

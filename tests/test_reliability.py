@@ -132,7 +132,7 @@ def test_a_teacher_and_images_that_go_while_it_trains(
         patched.setattr(Journal, "__call__", write_and_move)
         said = door(*same)
     assert said.code == 1 and "Traceback" not in said.err
-    assert "The last checkpoint in s is whole. To go on, type the same command" in said.err
+    assert "Its last checkpoint is whole. To go on, type the same command" in said.err
     (pets / "elsewhere").rename(pets / "test")
     refused(door(*same, "--resume"), "t is not a run: there is no such folder")
     Path("gone").rename("t")
@@ -172,3 +172,28 @@ def test_fetch_and_verify_at_the_door(
 def test_images_that_are_not_the_published_ones_do_not_verify(door: Door, pets: Path) -> None:
     said = door("data", "verify", pets)
     assert said.code == 1 and "and is not the published CIFAR-10" in said.err
+
+
+def test_the_slurm_script_saves_and_queues_again(tmp_path: Path) -> None:
+    """With a scheduler of our own: a warning, the run's 143, and the job is queued again."""
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    for name, text in (
+        ("python", 'trap "sleep 0.2; echo saved >> said; exit 143" TERM\n'
+                   'echo "$@" > said; while :; do sleep 0.05; done'),
+        ("scontrol", 'echo "$@" >> said'),
+    ):  # fmt: skip
+        (tools / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    environ = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "42"}
+    path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    script = [str(REPO / "docs" / "slurm.sh"), "distill", "--out", "runs/student"]
+    job = subprocess.Popen(script, env=os.environ | environ | path)
+    said = tmp_path / "said"
+    while not said.exists() or not said.read_text():
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(10) == 143
+    assert said.read_text().splitlines() == [
+        "cli.py distill --out runs/student --resume", "saved", "requeue 42",
+    ]  # fmt: skip

@@ -127,26 +127,28 @@ class Download:
     def _receive(self, address: str) -> None:
         """The bytes that are still missing, or Unserved."""
         offset = self.n_there
-        asked = urllib.request.Request(address, headers={"User-Agent": "understudy"})
-        if offset:
-            asked.add_header("Range", f"bytes={offset}-")
         with _net():
+            asked = urllib.request.Request(address, headers={"User-Agent": "understudy"})
+            if offset:
+                asked.add_header("Range", f"bytes={offset}-")
             answer = urllib.request.urlopen(asked, timeout=self.stall_s)
         with answer:
             if answer.headers.get_content_type() == "text/html":
                 raise Unserved("answers with a web page, not with the archive")
-            goes_on = answer.status == 206 and _begins_at(answer) == offset
-            self._append(answer, offset if goes_on else 0)
+            first = _begins_at(answer) if answer.status == 206 else 0
+            if first not in (0, offset):
+                raise Unserved(f"answers from byte {first} on where {offset} was asked")
+            self._append(answer, first, offset)
         if self.n_there < self.archive.n_bytes:
             raise Unserved(f"ended at {self.n_there:,} of {self.archive.n_bytes:,} bytes")
 
-    def _append(self, answer: HTTPResponse, offset: int) -> None:
-        """What comes, behind the first `offset` bytes."""
+    def _append(self, answer: HTTPResponse, first: int, offset: int) -> None:
+        """What comes from byte `first` on, behind the `offset` that are there: none is lost."""
         try:
-            with self.part.open("r+b" if offset else "wb") as file:
-                file.seek(offset)
-                for chunk in self._chunks(answer, offset):
-                    file.write(chunk)
+            with self.part.open("ab") as file:
+                for chunk in self._chunks(answer, first):
+                    file.write(chunk[max(0, offset - first) :])
+                    first += len(chunk)
         except OSError as fault:
             raise Failure(f"{self.part} cannot be written: {fault.strerror}.") from fault
 
@@ -204,18 +206,19 @@ def fetch(
             f"{folder}."
         )
     download = Download(archive, folder, progress, stall_s, total_s)
-    if download.target.exists():
-        check(download.target, archive)
-        return download.target
     try:
+        if download.target.exists():
+            check(download.target, archive)
+            return download.target
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{download.part}.lock", blocking=False):
             return download.run(list(dict.fromkeys(addresses)))
     except Timeout:
         raise Failure(f"another download into {folder} is at work; wait for it.") from None
-    except PermissionError as fault:
+    except OSError as fault:
         raise UserError(
-            f"nothing can be written in {folder} ({fault.strerror}).\nType --into ANOTHER_FOLDER."
+            f"nothing can be read or written in {folder} ({fault.strerror}: {fault.filename}).\n"
+            "Type --into ANOTHER_FOLDER."
         ) from fault
 
 
@@ -262,7 +265,7 @@ def _net() -> Iterator[None]:
         yield
     except HTTPError as fault:
         raise Unserved(f"answers {fault.code} {fault.reason}") from fault
-    except (OSError, HTTPException) as fault:
+    except (OSError, HTTPException, ValueError) as fault:  # an address may be no address
         reason = getattr(fault, "reason", fault)
         stalled = isinstance(reason, TimeoutError)
         said = "stalled: no byte came" if stalled else str(reason) or type(reason).__name__

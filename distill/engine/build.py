@@ -8,7 +8,11 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -19,7 +23,7 @@ from distill.data.pipeline import Calendar, Operation, Pipeline
 from distill.data.sources import ImageSet
 from distill.engine import checkpoint, inference, optim
 from distill.engine.allocator import keep_freed_memory
-from distill.engine.consensus import Consensus
+from distill.engine.consensus import TIMEOUT, Consensus
 from distill.engine.divergence import Watch
 from distill.engine.reuse import reuse_classifier
 from distill.engine.stored import Stored
@@ -122,6 +126,7 @@ def _opened(mixed_precision: str, accumulate: int) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=accumulate, sync_with_dataloader=False
         ),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
 
 
@@ -203,13 +208,7 @@ def trained(run: RunFolder) -> nn.Module:
     """A finished run's network with the weights to use, on the host, in eval mode."""
     recipe, result = recipes.read(run.recipe), run.result()
     net = network(recipe, run.role, len(result["class_names"]))
-    if checkpoint.fingerprint(run.weights(run.role)) != result["weights"]:
-        raise UserError(
-            f"{run.weights(run.role)} is not the file that its run wrote: its sha256 is another.\n"
-            f"Bring it back, or train it again: delete {run.result_file} and type the run's own "
-            "command with --resume."
-        )
-    checkpoint.load_weights(run.weights(run.role), net)
+    checkpoint.load_weights(run.weights(run.role), net, result["weights"])
     return net.eval()
 
 

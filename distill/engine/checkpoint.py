@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
@@ -44,18 +44,11 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
     """
     new, (_, old) = folder.with_name(folder.name + ".new"), places(folder)
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
-    torch.save(tensors, buffer)
-    state = buffer.getvalue()
-    write_bytes(new / "state.pt", state)
-    progress = progress | {"format": FORMAT}
-    described = progress | {"sha256": digest_of(state, progress)}
-    write_bytes(new / "progress.json", (json.dumps(described, sort_keys=True) + "\n").encode())
     try:
-        _read(new)
-    except Damaged as fault:
-        raise OSError(f"{new} was written and does not read as it was: {fault}") from fault
+        _write(new, tensors, progress)
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)  # on a full disk the half of it is in the way
+        raise
     if folder.exists():  # else `old` is the only whole one, and stays until the new one stands
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -63,13 +56,27 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
     _flush(folder.parent)
 
 
-def peek(place: Path) -> dict[str, Any] | None:
-    """What a checkpoint says beside its tensors, unchecked; None where that cannot be read."""
+def _write(new: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Both files, and read them again."""
+    new.mkdir(parents=True)
+    buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+    torch.save(tensors, buffer)
+    state, progress = buffer.getvalue(), progress | {"format": FORMAT}
+    write_bytes(new / "state.pt", state)
+    described = progress | {"sha256": digest_of(state, progress)}
+    write_bytes(new / "progress.json", (json.dumps(described, sort_keys=True) + "\n").encode())
     try:
-        progress: dict[str, Any] = json.loads((place / "progress.json").read_bytes())
-    except (OSError, ValueError):
+        _read(new)
+    except Damaged as fault:
+        raise OSError(f"{new} was written and does not read as it was: {fault}") from fault
+
+
+def peek(place: Path) -> dict[str, Any] | None:
+    """What a checkpoint says beside its tensors; None where there is none that is sound."""
+    try:
+        return _read(place)[1]
+    except (Damaged, UserError):
         return None
-    return progress if progress.get("format") == FORMAT else None
 
 
 def load(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,10 +143,19 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_weights(path: Path, net: nn.Module) -> None:
-    """Fill `net` from a safetensors file, strictly. Raises UserError where it does not fit."""
+def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
+    """Fill `net` from a safetensors file, strictly.
+
+    Raises UserError where it cannot be read, is not the file of that digest, or does not fit.
+    """
     try:
-        weights = load_file(path)
+        content = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(
+                f"{path} is not the file that its run wrote: its sha256 is another.\n"
+                "Bring it back, or train it again in another --out."
+            )
+        weights = from_bytes(content)
     except (OSError, SafetensorError) as fault:
         raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
     wanted = net.state_dict()

@@ -20,7 +20,9 @@ def is_loss_of_another(fault: Exception) -> bool:
     """Whether a RuntimeError says that another process ended or hangs: its text names the library
     that moves tensors between them.
     """
-    return any(name in str(fault) for name in ("gloo", "NCCL", "Connection closed by peer"))
+    return isinstance(fault, distributed.DistError) or any(
+        name in str(fault) for name in ("gloo", "NCCL", "Connection closed by peer")
+    )
 
 
 class Consensus:

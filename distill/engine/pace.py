@@ -160,10 +160,13 @@ def step_seconds(run: Training, most_s: float, at: float = 0.0) -> float:
 def rewound(run: Training) -> Iterator[None]:
     """What is trained meanwhile is undone: weights, averages, optimizer, terms, scaler."""
     kept = copy.deepcopy({name: part.state_dict() for name, part in run.stateful.items()})
-    accumulated = run.accelerator.step
+    accumulated, at_once = run.accelerator.step, run.watch.at_once
+    run.watch.at_once = False  # a rehearsal has no step to name
     try:
         yield
     finally:
+        run.watch.at_once = at_once
+        run.watch.forget()
         run.accelerator.step = accumulated  # a step may have broken off between two parts
         for name, part in run.stateful.items():
             part.load_state_dict(kept[name])

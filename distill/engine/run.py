@@ -84,6 +84,7 @@ def run(request: Request, *, progress: Progress | None = None) -> Iterator[Event
         return
     run_folder.check_out(folder, request.resume)
     with _alone(folder, accel) as killed:
+        run_folder.check_out(folder, request.resume)  # nobody else may have begun meanwhile
         ready = _prepare(request, folder, accel, progress)
         start = _head(ready, killed)
         yield start
@@ -294,7 +295,7 @@ def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
     request, split, training = ready.request, ready.split, ready.training
     accel, folder, best = training.accelerator, training.folder, training.best
     net = build.network(request.recipe, request.role, split.train.n_classes)
-    checkpoint.load_weights(saving.best_file(folder, best), net)
+    checkpoint.load_weights(saving.best_file(folder, best), net, best.weights)
     build.to_device(net, accel.device)
     with accel.main_process_first():
         test = test_split(request.recipe.data.source, progress=progress)

@@ -1,5 +1,6 @@
 """Where a run stands, to disk and back."""
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def _drop_outdone(folder: RunFolder) -> None:
     """Weights that no checkpoint speaks of."""
     known = filter(None, map(checkpoint.peek, checkpoint.places(folder.last)))
     spoken_of = {best_file(folder, Best(**progress["best"])) for progress in known}
-    for path in folder.best.glob("epoch-*"):
+    for path in (*folder.best.glob("epoch-*"), *folder.best.glob(".epoch-*")):  # and halves of them
         if path not in spoken_of:
             path.unlink()
 
@@ -88,11 +89,23 @@ def resume(run: Training) -> Resumed:
             continue
         check_identity(run, progress)
         restore(run, tensors, progress)
+        if damaged:
+            _put_aside(run)
         went = f"gone on from the one before, after step {run.step:,}"
         return Resumed(progress, tuple(f"{fault}: {went}" for fault in damaged))
     if damaged:
         raise UserError("\n".join([*damaged, "Begin anew with another --out."]))
     return Resumed({}, ())
+
+
+def _put_aside(run: Training) -> None:
+    """The damaged checkpoint out of the way: the next save must not take it for the one before."""
+    run.accelerator.wait_for_everyone()  # all have seen that it is
+    newest = run.folder.last
+    if run.accelerator.is_main_process and newest.exists():
+        aside = newest.with_name(newest.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        newest.rename(aside)
 
 
 def restore(run: Training, tensors: dict[str, Any], progress: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.code = 0
+        self.interrupts = 0
         self.can_wait = False  # whether anybody will look: else a signal ends the process at once
 
     @contextmanager
@@ -50,7 +51,8 @@ class Stop:
             self.can_wait = False
 
     def _hear(self, number: int, _frame: object) -> None:
-        again = number == signal.SIGINT and self.code == INTERRUPTED and not launched()
+        self.interrupts += number == signal.SIGINT
+        again = self.interrupts > 1 and not launched()
         self.code = self.code or CODES[number]
         if again or not self.can_wait:
             self._leave()

@@ -13,6 +13,7 @@ from distill.engine.divergence import Diverged, gradient_norm
 from distill.engine.evaluate import measure
 from distill.engine.stop import Stopped
 from distill.engine.training import Best, Training
+from distill.errors import Failure, UserError
 from distill.events import (
     IMAGES_PER_S,
     LR,
@@ -86,14 +87,15 @@ def train(run: Training) -> Iterator[Event]:
     no retry is left, before anything is saved; Stopped where somebody asked for it, after.
     """
     run.begin()
-    if run.step == 0:
-        saving.save(run)  # a disk that does not take it is known now
     with run.stop.patient():
+        if run.step == 0:
+            saving.save(run)  # a disk that does not take it is known now
         while run.epoch < run.epochs:
             try:
                 yield from _epoch(run)
             except Diverged as fault:
                 yield _go_back(run, fault)
+                saving.save(run)  # that it went back, too
         _leave_if(run, run.consensus.now(run.stop.code))
 
 
@@ -146,10 +148,14 @@ def _go_back(run: Training, fault: Diverged) -> Retry:
     if run.retries >= run.habits.retries:
         raise fault
     retries, factor = run.retries + 1, run.lr_factor * run.habits.retry_lr
-    saving.resume(run)
+    try:
+        notes = saving.resume(run).notes
+    except UserError as lost:  # no checkpoint is sound any more
+        raise Failure(f"{fault}, and there is nothing to go back to: {lost}") from lost
     run.retries, run.lr_factor = retries, factor
+    run.optimizer.zero_grad()  # what diverged is still in it
     run.watch.forget()
-    return Retry(fault.step, run.step, run.epoch, factor, str(fault))
+    return Retry(fault.step, run.step, run.epoch, factor, "; ".join([str(fault), *notes]))
 
 
 def _named(means: dict[str, float]) -> dict[str, float]:

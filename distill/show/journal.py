@@ -8,6 +8,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +42,8 @@ class Journal:
         # Opened per line: whoever reads the file sees whole lines, and a kill loses none.
         with self.path.open("a") as file:
             file.write(line(event) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that has it behind it
 
 
 def read(path: Path) -> list[dict[str, Any]]:

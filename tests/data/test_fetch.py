@@ -49,6 +49,10 @@ class Server(BaseHTTPRequestHandler):
     def no_range(self) -> None:
         self.send(CONTENT, ranged=False)
 
+    def no_range_stall(self) -> None:
+        self.send(CONTENT[:1000], length=len(CONTENT), ranged=False)
+        time.sleep(1)
+
     def evil(self) -> None:
         self.send(OTHER)
 
@@ -190,6 +194,26 @@ def test_what_was_begun_is_gone_on_with_at_the_next_call(server: str, tmp_path: 
     failed(server, tmp_path, "half")
     assert fetched(server, tmp_path, "good") == CONTENT
     assert Server.asked[-1] == ("/good", f"bytes={HALF}-")
+
+
+@pytest.mark.parametrize("way", ["html", "nameless_html", "missing", "no_range_stall"])
+def test_what_is_there_is_not_lost_by_a_bad_answer(server: str, tmp_path: Path, way: str) -> None:
+    failed(server, tmp_path, "half")
+    failed(server, tmp_path, way, stall_s=0.3)
+    assert (tmp_path / f".{ARCHIVE.name}.part").stat().st_size == HALF
+    assert fetched(server, tmp_path, "good") == CONTENT
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1/é", f"http://{'a' * 70}.org/", "http://[/x"])
+def test_an_address_that_is_none_is_named(tmp_path: Path, server: str, address: str) -> None:
+    with pytest.raises(Failure, match="could not be downloaded"):
+        fetch.fetch("small", tmp_path, mirrors=[address], stall_s=1.0)
+
+
+def test_a_folder_in_the_place_of_the_archive(server: str, tmp_path: Path) -> None:
+    (tmp_path / ARCHIVE.name).mkdir()
+    with pytest.raises(UserError, match="nothing can be read or written in .*Is a directory"):
+        fetched(server, tmp_path, "good")
 
 
 def test_a_server_without_ranges_begins_anew(server: str, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from distill import recipe as recipes
 from distill.engine import checkpoint, run, saving
 from distill.engine.checkpoint import Damaged
 from distill.engine.stop import Stopped
-from distill.errors import UserError
+from distill.engine.training import Training
+from distill.errors import Failure, UserError
 from distill.events import End, Epoch, Start, Step
 from distill.run_folder import RunFolder
 from distill.show.journal import Journal, read
@@ -144,6 +145,32 @@ def test_the_one_before_is_used_and_that_is_said(
         "before, after step 6"
     )
     assert same(whole, resumed)
+    assert (tmp_path / "run" / "last.damaged").exists()
+    assert checkpoint.peek(tmp_path / "run" / "last.old") is not None
+
+
+def test_weights_damaged_at_the_end_are_no_student(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = saving.save
+
+    def save_and_damage(training: Training) -> None:
+        save(training)
+        for path in training.folder.best.glob("epoch-*"):
+            if training.step == 20:
+                flipped(path, 9_999)
+
+    monkeypatch.setattr(saving, "save", save_and_damage)
+    with pytest.raises(Failure, match="is not the file that its run wrote: its sha256 is another"):
+        train(tmp_path / "run", *two_epochs(teacher))
+    assert not RunFolder(tmp_path / "run").is_finished
+
+
+def test_how_often_is_saved_may_change_between_two_lives(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        journalled(tmp_path / "run", two_epochs(teacher), stop_at=13)
+    train(tmp_path / "run", *two_epochs(teacher), "train.retries=3", "train.save_steps=1",
+          resume=True)  # fmt: skip
 
 
 def test_damaged_weights_of_the_best_epoch_are_noticed(teacher: Path, tmp_path: Path) -> None:

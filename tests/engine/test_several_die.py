@@ -79,7 +79,7 @@ def test_when_one_dies_the_other_leaves_with_an_error(
 
 
 def test_two_processes_stopped_and_resumed_are_uninterrupted(tmp_path: Path) -> None:
-    """Bit for bit with as many processes; to float tolerance with another number."""
+    """Bit for bit, with as many processes."""
     four = [*SETS, "--set", "train.epochs=4"]
     options = [ROOT / "cli.py", "distill", *four, "--out"]
     launch(*TORCHRUN, *torchrun_options(2), *options, tmp_path / "whole")
