@@ -348,55 +348,67 @@ def _close(folder: "RunFolder") -> None:
 
 def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool) -> None:
     """Every event to the display and the journal; what ends a run early, in words."""
-    from distill.engine.run import Request, processes, run
     from distill.engine.stop import Stop
-    from distill.show.display import Display
-    from distill.show.journal import Journal
 
-    stop, journal = Stop(), Journal(folder.journal)
-    request = Request(role, resolved.recipe, resolved.name, folder.path, resume, stop)
-    with stop.listening(), _said_why(folder), processes(), Display(_stderr()) as display:
-        for event in run(request, progress=display.progress):
-            if _is_main():
-                journal(event)
-            display(event)
+    stop = Stop()
+    with stop.listening(), _said_why(folder):  # from before the seconds that imports take
+        from distill.engine.run import Request, processes, run
+        from distill.show.display import Display
+        from distill.show.journal import Journal
+
+        journal = Journal(folder.journal)
+        request = Request(role, resolved.recipe, resolved.name, folder.path, resume, stop)
+        with processes(), Display(_stderr()) as display:
+            for event in run(request, progress=display.progress):
+                if _is_main():
+                    journal(event)
+                display(event)
 
 
 @contextmanager
 def _said_why(folder: "RunFolder") -> Iterator[None]:
     """Whatever ends a run early is one message, with what to type next, and an exit code."""
-    from distill.engine.consensus import is_loss_of_another
-    from distill.engine.divergence import Diverged
-    from distill.engine.stop import Stopped
-
     place = shlex.quote(str(folder.path))
     go_on = f"To go on, type the same command with --out {place} --resume"
     try:
         yield
-    except Stopped as stopped:
-        typer.echo(f"{str(stopped).capitalize()}. {go_on}", err=True)
-        raise typer.Exit(stopped.code) from None
-    except SystemExit:
-        typer.echo(f"Stopped. {go_on}", err=True)
+    except (UserError, typer.Exit):
         raise
-    except Diverged as fault:
-        raise Failure(
-            f"The run in {folder.path} failed: {fault}.\n"
-            f"See that step again: python cli.py replay {place} --step {fault.step}\n"
-            "Then begin anew in another --out with a lower optim.lr or with a bound on the "
-            "gradient, --set optim.clip=1; or let it go back by itself: --set train.retries=3."
-        ) from None
+    except Failure as fault:
+        raise Failure(f"{fault}\n{_kept(folder)}{go_on}") from fault
     except OSError as fault:
         where = f" ({fault.filename})" if fault.filename else ""
         raise Failure(
             f"The run in {folder.path} failed: {fault.strerror or fault}{where}.\n"
             f"{_kept(folder)}{go_on}"
         ) from fault
-    except Failure as fault:
-        raise Failure(f"{fault}\n{_kept(folder)}{go_on}") from fault
-    except RuntimeError as fault:
-        if not is_loss_of_another(fault):
-            raise
+    except SystemExit:
+        typer.echo(f"Stopped. {go_on}", err=True)
+        raise
+    except Exception as fault:
+        _ended_early(folder, fault, go_on)
+        raise
+
+
+def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
+    """Raises what the door shows for the engine's own reasons; returns for any other."""
+    from distill.engine.consensus import is_loss_of_another
+    from distill.engine.divergence import Diverged
+    from distill.engine.stop import Stopped
+
+    if isinstance(fault, Stopped):
+        typer.echo(f"{str(fault).capitalize()}. {go_on}", err=True)
+        raise typer.Exit(fault.code) from None
+    if isinstance(fault, Diverged):
+        raise Failure(
+            f"The run in {folder.path} failed: {fault}.\n"
+            f"See that step again: python cli.py replay {shlex.quote(str(folder.path))} --step "
+            f"{fault.step}\n"
+            "Then begin anew in another --out with a lower optim.lr or with a bound on the "
+            "gradient, --set optim.clip=1; or go on from the last checkpoint at a lower rate, "
+            "--resume --set train.retries=3."
+        ) from None
+    if isinstance(fault, RuntimeError) and is_loss_of_another(fault):
         print(  # by whoever is left: the one that speaks for all may be the one that is gone
             f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
             f"{_kept(folder)}{go_on}",

@@ -14,6 +14,7 @@
 #SBATCH --signal=B:USR1@120
 
 set -uo pipefail
+[[ " $* " == *" --out "* ]] || { echo "docs/slurm.sh: give --out, so that the next job finds the run" >&2; exit 2; }
 cd "${SLURM_SUBMIT_DIR:-.}"
 
 # On several GPUs: accelerate launch --num_processes N cli.py. The launcher knows SIGTERM, not
@@ -24,7 +25,7 @@ warned=
 trap 'warned=1; kill -TERM "$run"' USR1 TERM
 wait "$run"
 code=$?
-if ((code > 128)) && kill -0 "$run" 2>/dev/null; then # the wait was interrupted, the run saves
+if [[ -n $warned ]]; then # the signal ended the wait, not the run, which saves
     wait "$run"
     code=$?
 fi

@@ -145,7 +145,12 @@ def _prepare(
     training = build.training(recipe, request.role, split, teacher, folder, accel, identity)
     training.stop = request.stop
     resumed = saving.resume(training) if request.resume else Resumed({}, ())
-    notes = (*resumed.notes, *_last(training, recipe, resumed.progress))
+    lost = earlier is not None and not resumed.progress
+    notes = (
+        *(["no checkpoint is left of this run: it begins at the start"] if lost else []),
+        *resumed.notes,
+        *_last(training, recipe, resumed.progress),
+    )
     accel.wait_for_everyone()  # all have looked at the folder before it is written
     if accel.is_main_process:
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
