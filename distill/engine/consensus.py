@@ -32,7 +32,9 @@ class Consensus:
 
     def __init__(self, accelerator: Accelerator) -> None:
         several = accelerator.num_processes > 1
-        self.group = distributed.new_group(backend="gloo", timeout=TIMEOUT) if several else None
+        self.group: Any = (
+            distributed.new_group(backend="gloo", timeout=TIMEOUT) if several else None
+        )
         self.told: tuple[Any, torch.Tensor] | None = None  # on its way
 
     def __call__(self, wish: int) -> int:
