@@ -45,6 +45,7 @@ TABLE = (
     # 0 words
     Room(("distill.__init__",)),
     Room(WORDS, others=("pydantic", "pydantic_core", "tomli_w", "filelock")),
+    Room(("distill.statistics",), others=("numpy", "scipy")),
     # 1 parts: plain values only, so no recipe
     Room(("teachers",), (*PLAIN_WORDS, "students.normalize"), TENSORS),
     Room(("students",), PLAIN_WORDS, TENSORS),
@@ -53,14 +54,20 @@ TABLE = (
     # 2 engine
     Room(
         ("distill.engine",),
-        WORDS + PARTS,
+        (*WORDS, *PARTS, "distill.statistics"),
         ("torch", "timm", "einops", "numpy", "safetensors", "torchmetrics", "accelerate"),
     ),
     # 3 looks · leaves the house · asks over many runs
-    Room(("distill.show",), WORDS, LOOKS),
+    Room(("distill.show",), (*WORDS, "distill.statistics"), LOOKS),
     Room(("distill.show.trackers",), (*WORDS, "distill.show"), (*LOOKS, "accelerate.tracking")),
-    Room(("distill.ship",), (*WORDS, *PARTS, "distill.engine"), ("torch", "onnx", "safetensors")),
-    Room(("distill.study",), (*WORDS, *PARTS, "distill.engine"), ("optuna",)),
+    Room(
+        ("distill.ship",),
+        (*WORDS, *PARTS, "distill.statistics", "distill.engine"),
+        ("torch", "timm", "numpy", "PIL", "onnx", "onnxscript", "onnxruntime", "safetensors"),
+    ),
+    Room(
+        ("distill.study",), (*WORDS, *PARTS, "distill.statistics", "distill.engine"), ("optuna",)
+    ),
     # 4 door
     Room(("cli",), ("distill", "teachers", "students"), ("typer", "rich")),
 )

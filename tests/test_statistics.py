@@ -1,0 +1,59 @@
+"""Intervals and tests against formulas written out here, and against published examples."""
+
+from math import comb, sqrt
+
+import numpy as np
+import pytest
+
+from distill.statistics import bootstrap, mcnemar, paired, spread, wilson
+
+Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+
+
+@pytest.mark.parametrize(("right", "total"), [(721, 1000), (0, 10), (10, 10), (1, 3)])
+def test_wilson_is_the_formula_of_the_paper(right: int, total: int) -> None:
+    share, z2 = right / total, Z**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z / (1 + z2 / total) * sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    assert wilson(right, total) == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_mcnemar_counts_the_tails_of_a_coin() -> None:
+    both_tails = 2 * sum(comb(15, k) for k in range(4)) / 2**15  # 3 of 15, or less likely
+    assert mcnemar(3, 12) == mcnemar(12, 3) == pytest.approx(both_tails)
+    assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
+
+
+def test_a_bootstrapped_mean_has_the_interval_of_the_normal_law() -> None:
+    values = np.random.default_rng(1).normal(3.0, 2.0, 2000)
+    low, high = bootstrap(lambda v: float(v.mean()), values)
+    half = Z * values.std() / sqrt(2000)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+
+
+def test_a_bootstrap_draws_the_same_samples_of_each_array() -> None:
+    values = np.arange(100.0)
+    assert bootstrap(lambda a, b: float((a - b).sum()), values, values) == (0.0, 0.0)
+
+
+def test_the_interval_over_seeds_is_student_s() -> None:
+    known = spread([71.0, 72.0, 73.0])
+    half = 4.302652729911275 / sqrt(3)  # t of 2 degrees of freedom, standard deviation 1
+    assert (known.n, known.mean, known.std) == (3, 72.0, 1.0)
+    assert known.interval == pytest.approx((72 - half, 72 + half))
+
+
+def test_one_seed_says_nothing_of_the_spread() -> None:
+    assert (spread([70.0]).std, spread([70.0]).interval) == (None, None)
+    with pytest.raises(ValueError, match="no values"):
+        spread([])
+
+
+def test_pairs_are_compared_pair_by_pair() -> None:
+    known, p = paired([2.0, 4.0, 7.0], [1.0, 2.0, 4.0])
+    assert (known.mean, known.std) == (2.0, 1.0)
+    # t = mean / (std / sqrt n) = 2 sqrt 3; with 2 degrees of freedom p = 1 - t / sqrt(t² + 2)
+    assert p == pytest.approx(1 - sqrt(12) / sqrt(14))
+    assert paired([1.0, 2.0], [0.0, 1.0])[1] is None
+    with pytest.raises(ValueError, match="shorter|longer"):
+        paired([1.0], [])
