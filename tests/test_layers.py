@@ -65,9 +65,7 @@ TABLE = (
         (*WORDS, *PARTS, "distill.statistics", "distill.engine"),
         ("torch", "timm", "numpy", "PIL", "onnx", "onnxscript", "onnxruntime", "safetensors"),
     ),
-    Room(
-        ("distill.study",), (*WORDS, *PARTS, "distill.statistics", "distill.engine"), ("optuna",)
-    ),
+    Room(("distill.study",), (*WORDS, *PARTS, "distill.statistics", "distill.engine"), ("optuna",)),
     # 4 door
     Room(("cli",), ("distill", "teachers", "students"), ("typer", "rich")),
 )
