@@ -50,6 +50,9 @@ DataOption = Annotated[
         show_default="the recipe's",
     ),
 ]
+SameDataOption = Annotated[
+    str | None, typer.Option("--data", "-d", help="The same, as other verbs have it.")
+]
 OutOption = Annotated[
     Path | None,
     typer.Option("--out", help="The run folder itself.", show_default="runs/<recipe>-<time>"),
@@ -193,9 +196,7 @@ def info(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="synthetic, cifar10, cifar100 or a path.")
     ] = "cifar10",
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", help="The same, as other verbs have it.")
-    ] = None,
+    data: SameDataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a set holds, and whether it is the genuine CIFAR-10, in any container or order."""
@@ -217,10 +218,15 @@ def fetch(
     into: Annotated[Path, typer.Option("--into", help="Where to.")] = Path("data"),
     mirror: Annotated[
         list[str],
-        typer.Option("--mirror", help="An address to ask first; repeatable.", show_default=""),
+        typer.Option(
+            "--mirror",
+            help="The address of the file itself, asked first; repeatable. More, with spaces "
+            "between them, in $UNDERSTUDY_MIRRORS.",
+            show_default="",
+        ),
     ] = [],
     minutes: Annotated[
-        float, typer.Option("--minutes", help="After which it ends, to be gone on with.")
+        float, typer.Option("--minutes", min=0.1, help="After which it ends, to be gone on with.")
     ] = 120.0,
 ) -> None:
     """Download the official archive, resumed and checked; or check the one that is there."""
@@ -235,11 +241,13 @@ def fetch(
 @data_app.command()
 def verify(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="cifar10 or a path.")] = "cifar10",
+    data: SameDataOption = None,
 ) -> None:
     """Read every image; exit 1 where they are not the published CIFAR-10, all of it."""
     from distill.data import sources
     from distill.show.display import Display
 
+    source = data or source
     with Display(_stderr()) as display:
         facts = sources.info(source, progress=display.progress)
     if facts["faults"]:
@@ -327,6 +335,11 @@ def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -
     """Run to the end; rank 0 shows and keeps every event."""
     from distill import run_folder
 
+    if resume and out is None:
+        raise UserError(
+            "--resume goes on with a run, and none was named.\n"
+            f"Type it with --out RUN{run_folder.unfinished_in(run_folder.RUNS)}."
+        )
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     if resume and folder.is_finished:
         run_folder.check_same(folder, resolved.recipe)

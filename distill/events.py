@@ -54,6 +54,7 @@ class Start:
     steps_per_epoch: int
     first_step: int  # 0, or where a resumed run goes on
     first_epoch: int = 0  # epochs done by then
+    retries: int = 0  # done by then
     total_steps: int | None = None  # where the last epoch is broken off: train.minutes
     teacher: str | None = None  # run folder(s) of the teacher
     teacher_top1: float | None = None  # on the held-out images, 0..1

@@ -110,6 +110,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def drop_halves(folder: RunFolder) -> None:
+    """Delete what a process that was killed while it wrote has left: no file has such a name."""
+    for path in folder.path.glob(".*.*"):
+        if path.suffix[1:].isdecimal() and path.is_file():
+            path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write whole or not at all."""
     write_bytes(path, text.encode())  # TOML is UTF-8 wherever we run
@@ -186,6 +193,12 @@ def opened(path: str | Path) -> RunFolder:
     )
     beside = "Runs beside it: " + ", ".join(near) if near else f"No runs in {Path(path).parent}"
     raise UserError(f"{path} is not a run: {found}.\n{beside}.")
+
+
+def unfinished_in(folder: Path) -> str:
+    """`; unfinished in runs: a, b`, the newest first, for a message; empty where there is none."""
+    found = [str(run.path) for run in runs_in(folder) if not run.is_finished][:5]
+    return f"; unfinished there: {', '.join(found)}" if found else ""
 
 
 def runs_in(folder: Path) -> Iterator[RunFolder]:

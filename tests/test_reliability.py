@@ -73,6 +73,17 @@ def test_a_second_run_in_the_folder_is_refused_by_name(
     assert long_run.poll() is None
 
 
+def test_to_resume_is_to_name_a_run(door: Door, pets: Path) -> None:
+    same = ("distill", *SMALL, *ALONE, "--data", pets, "--resume")
+    refused(
+        door(*same), "--resume goes on with a run, and none was named.\nType it with --out RUN."
+    )
+    begun = Path("runs/begun")
+    begun.mkdir(parents=True)
+    (begun / "recipe.toml").touch()
+    refused(door(*same), "Type it with --out RUN; unfinished there: runs/begun.")
+
+
 def test_who_was_killed_is_named_and_his_lock_taken(
     long_run: subprocess.Popen[str], door: Door, pets: Path, tmp_path: Path
 ) -> None:
@@ -80,9 +91,13 @@ def test_who_was_killed_is_named_and_his_lock_taken(
     long_run.communicate()
     run = tmp_path / "run"
     (run / "recipe.toml").write_text((run / "recipe.toml").read_text().replace("100000", "3"))
+    halves = run / f".result.json.{long_run.pid}", run / ".journal.jsonl.1"
+    for half in halves:
+        half.touch()
     short = ["--set", "train.epochs=3"]
     same = ("distill", *SMALL, *ALONE, *short, "--data", pets, "--out", run, "--resume")
     assert f"process {long_run.pid} on {socket.gethostname()}" in door(*same).err
+    assert not any(half.exists() for half in halves), "what it had begun to write is gone"
 
 
 def limited(size: int) -> None:
@@ -163,7 +178,10 @@ def test_fetch_and_verify_at_the_door(
     found = door("data", "fetch", "--into", placed.parent)
     assert (found.code, found.out) == (0, f"{placed}: the official archive, md5 {archive.md5}\n")
     placed.write_bytes(content[:-1])
-    refused(door("data", "fetch", "--into", placed.parent), "Delete it or move it away")
+    refused(
+        door("data", "fetch", "--into", placed.parent),
+        f"Delete it or move it away, and type python cli.py data fetch --into {placed.parent}",
+    )
     nobody = door("data", "fetch", "--into", tmp_path / "new", "--mirror", "http://127.0.0.1:9/a")
     assert nobody.code == 1 and "Connection refused" in nobody.err
     assert "give another address with --mirror URL" in nobody.err

@@ -31,7 +31,7 @@ def test_what_needs_no_process_is_all_well(page: Path, capsys: pytest.CaptureFix
     assert ended.value.code == 0, capsys.readouterr().out
     known = json.loads(soak.RESULTS.read_text())
     tried = {row["fault"]: row["tried"] for rows in known.values() for row in rows}
-    assert sum(n for fault, n in tried.items() if "a bit turned" in fault) == 100
+    assert sum(n for fault, n in tried.items() if "a bit turned" in fault) >= 100
     assert tried["a recipe of random parts, keys, values and damage"] == 300
     assert tried["a hostile pickle, checkpoint or archive"] >= 20
     lines = page.read_text().splitlines()
@@ -47,7 +47,7 @@ def test_real_processes_killed_stopped_and_bereft(
     with pytest.raises(SystemExit) as ended:
         soak.main(["kills", "deaths", *few])
     assert ended.value.code == 0, capsys.readouterr().out
-    assert "| kill -9 at a random moment | 1 | 1 |" in page.read_text()
+    assert "| kill -9 at a random moment of the training | 1 | 1 |" in page.read_text()
 
 
 def test_what_is_not_well_is_named_and_fails(

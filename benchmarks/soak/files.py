@@ -20,7 +20,7 @@ import torch
 from benchmarks.soak.outcome import Outcome
 from distill import recipe as recipes
 from distill.compose import shipped_paths
-from distill.data import batches, cache, fetch
+from distill.data import batches, cache, fetch, sources
 from distill.data.batches import CIFAR10
 from distill.data.fetch import Archive
 from distill.engine import checkpoint
@@ -121,6 +121,7 @@ SEEN = {
     "a teacher's weights": "“… is not the file that its run wrote: its sha256 is another.”, exit 2",
     "stored answers": "asked and stored anew; the head of the run and `cache verify` say so",
     "the official archive": "“… is not the official cifar-10-python.tar.gz: its md5 is …”",
+    "an archive of images": "“… unreadable, truncated or damaged (CRC check failed …)”, exit 2",
 }
 
 
@@ -141,8 +142,12 @@ def _samples(place: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]
     yield "a checkpoint's tensors", (last / "state.pt", load)
     yield "a checkpoint's progress", (last / "progress.json", load)
     weights = place / "teacher.safetensors"
-    known = checkpoint.save_weights(weights, {"weight": torch.randn(64, 64)})
-    yield "a teacher's weights", (weights, lambda: checkpoint.fingerprint(weights) != known)
+    net = torch.nn.Linear(64, 64)
+    known = checkpoint.save_weights(weights, checkpoint.weights_of(net))
+    yield (
+        "a teacher's weights",
+        (weights, lambda: _refuses(lambda: checkpoint.load_weights(weights, net, known))),
+    )
     os.environ["UNDERSTUDY_CACHE"] = str(place / "cache")
     answers = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float16)
     cache.keep("targets/view", answers)
@@ -158,14 +163,26 @@ def _samples(place: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]
     official = Archive(archive.name, fetch.md5_of(archive), archive.stat().st_size, ())
     yield (
         "the official archive",
-        (archive, lambda: _refuses(lambda: fetch.check(archive, official), UserError)),
+        (archive, lambda: _refuses(lambda: fetch.check(archive, official))),
     )
+    folder = place / CIFAR10.folder
+    _batches(folder, None)
+    by_hand = place / "by-hand.tar.gz"
+    with tarfile.open(by_hand, "w:gz") as packed:
+        packed.add(folder, folder.name)
+    known_images = sources.load(str(by_hand), "train").fingerprint
+
+    def images() -> bool:
+        """Not read; or read as they were, where the bit is one that says nothing."""
+        return sources.load(str(by_hand), "train").fingerprint == known_images
+
+    yield "an archive of images", (by_hand, lambda: _refuses(images) or images())
 
 
-def _refuses(read: Callable[[], object], how: type[Exception]) -> bool:
+def _refuses(read: Callable[[], object]) -> bool:
     try:
         read()
-    except how:
+    except UserError:
         return True
     return False
 

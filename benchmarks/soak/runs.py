@@ -97,7 +97,8 @@ def kills(place: Path, tries: int, seed: int, workers: int = 2) -> list[Outcome]
             for worker, share in enumerate(shares)
         ]
     outcome = Outcome(
-        "kill -9 at a random moment", "with --resume the run goes on; its head names who was killed"
+        "kill -9 at a random moment of the training",
+        "with --resume the run goes on; its head names who was killed",
     )
     for chain in chains:
         for n, is_well, out in chain.result():
@@ -133,7 +134,7 @@ def stops(place: Path, tries: int, seed: int) -> list[Outcome]:
     outcomes = []
     for number, code in wanted.items():
         outcome = Outcome(
-            f"{number.name} at a random moment",
+            f"{number.name} at a random moment of the training",
             f"“Stopped after step N, and saved. To go on, …”, exit {code} within 10 s",
             longest_s=0.0,
         )

@@ -96,7 +96,9 @@ def open_archive(path: Path) -> Batches:
                 (parts for m in _members(archive) if (parts := PurePosixPath(m.name).parts)), ("",)
             )
     except _ARCHIVE_ERRORS as error:
-        raise refusal(str(path), [f"not a readable tar archive ({error})"], _advice()) from error
+        raise refusal(
+            str(path), [f"not a readable tar archive ({_first_line(error)})"], _advice()
+        ) from error
     for layout in LAYOUTS:
         if parts[0] == layout.folder:
             return Batches(path, layout)
@@ -155,7 +157,10 @@ def load(place: Batches, split: Split) -> ImageSet:
 
 def _advice(*layouts: Layout) -> str:
     archives = " or ".join(layout.archive for layout in layouts or LAYOUTS)
-    return f"Put the official archive {archives} in ./data, or pass --data PATH."
+    return (
+        f"Type python cli.py data fetch, put the official archive {archives} in ./data, or pass "
+        "--data PATH."
+    )
 
 
 def _sizes(place: Batches) -> dict[str, int]:
@@ -183,11 +188,16 @@ def _read(place: Batches, names: Sequence[str]) -> dict[str, bytes]:
                 stream = archive.extractfile(member) if name in names else None
                 if name is not None and stream is not None:
                     contents[name] = stream.read()
-                if len(contents) == len(names):
-                    break
+            _to_the_end(archive)
     except _ARCHIVE_ERRORS as error:
         raise _damaged(place, error) from error
     return contents
+
+
+def _to_the_end(archive: tarfile.TarFile) -> None:
+    """Read what is left: gzip's checksum, which finds a bit that turned, comes last."""
+    while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+        pass
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -214,8 +224,15 @@ def _member(member: tarfile.TarInfo, layout: Layout) -> str | None:
 
 def _damaged(place: Batches, error: Exception) -> UserError:
     return refusal(
-        str(place.path), [f"unreadable, truncated or damaged ({error})"], _advice(place.layout)
+        str(place.path),
+        [f"unreadable, truncated or damaged ({_first_line(error)})"],
+        _advice(place.layout),
     )
+
+
+def _first_line(error: Exception) -> str:
+    """tarfile lists every compression that it tried."""
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
 
 
 def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:

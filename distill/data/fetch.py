@@ -228,7 +228,7 @@ def check(path: Path, archive: Archive) -> None:
         raise UserError(
             f"{path} is not the official {archive.name}: its md5 is {found} "
             f"({path.stat().st_size:,} bytes), not {archive.md5} ({archive.n_bytes:,}).\n"
-            "Delete it or move it away, and type python cli.py data fetch."
+            f"Delete it or move it away, and type python cli.py data fetch --into {path.parent}."
         )
 
 

@@ -119,7 +119,7 @@ def _place(source: str) -> Batches | Folders:
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(
         f"data source {source!r} is neither {', '.join(names)} nor a path that exists.{hint}\n"
-        "Pass --data NAME or --data PATH."
+        "Type --data NAME or --data PATH."
     )
 
 
@@ -139,7 +139,7 @@ def _named(source: str, layout: Layout) -> Batches | Folders:
             [f"{layout.title} is in none of these places:", *(f"  {name}" for name in looked)]
         )
         + f"\nType python cli.py data fetch {source}, put the official archive {layout.archive} in "
-        "./data by hand, or pass --data PATH."
+        "./data by hand, or type --data PATH."
     )
 
 

@@ -66,7 +66,7 @@ def _write(new: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None
     described = progress | {"sha256": digest_of(state, progress)}
     write_bytes(new / "progress.json", (json.dumps(described, sort_keys=True) + "\n").encode())
     try:
-        _read(new)
+        read(new)
     except Damaged as fault:
         raise OSError(f"{new} was written and does not read as it was: {fault}") from fault
 
@@ -74,7 +74,7 @@ def _write(new: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None
 def peek(place: Path) -> dict[str, Any] | None:
     """What a checkpoint says beside its tensors; None where there is none that is sound."""
     try:
-        return _read(place)[1]
+        return read(place)[1]
     except (Damaged, UserError):
         return None
 
@@ -84,7 +84,7 @@ def load(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises Damaged where a bit of it is not as it was written, UserError for another format.
     """
-    state, progress = _read(place)
+    state, progress = read(place)
     try:
         tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:  # ours calls nothing
@@ -92,13 +92,16 @@ def load(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return tensors, progress
 
 
-def _read(place: Path) -> tuple[bytes, dict[str, Any]]:
+def read(place: Path) -> tuple[bytes, dict[str, Any]]:
+    """(the tensors' bytes, progress) of the checkpoint at `place`; raises as `load` does."""
     try:
         progress = json.loads((place / "progress.json").read_bytes())
         state = (place / "state.pt").read_bytes()
         format_, written = progress["format"], progress.pop("sha256", None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise Damaged(f"{place} cannot be read: {type(fault).__name__}: {fault}") from fault
+    except OSError as fault:
+        raise Damaged(f"{place} cannot be read: {fault.strerror} ({fault.filename})") from fault
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise Damaged(f"{place} is damaged: its progress.json is not what was written") from fault
     is_whole = written == digest_of(state, progress)
     if format_ != FORMAT and (is_whole or written is None):  # format 1 had no digest
         raise UserError(

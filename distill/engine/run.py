@@ -109,6 +109,8 @@ def _alone(folder: RunFolder, accel: Accelerator) -> Iterator[Holder | None]:
         if accel.is_main_process:
             try:
                 killed = stack.enter_context(lock.held(folder.path))
+                if killed is not None:
+                    run_folder.drop_halves(folder)
             except UserError as fault:
                 refusal = str(fault)
         [refusal, killed] = broadcast_object_list([refusal, killed])
@@ -204,7 +206,7 @@ def _head(ready: Run, killed: Holder | None) -> Start:
         val_images=0 if split.held_out is None else len(split.held_out.labels),
         n_classes=split.train.n_classes,
         processes=accel.num_processes,
-        device=str(accel.device),
+        device=accel.device.type,  # each process has its own of these
         precision=environment.precision_name(accel),
         batch_size=recipe.train.batch_size,
         epochs=training.epochs,
@@ -212,6 +214,7 @@ def _head(ready: Run, killed: Holder | None) -> Start:
         total_steps=None if recipe.train.minutes is None else training.total_steps,
         first_step=training.step,
         first_epoch=training.epoch,
+        retries=training.retries,
         teacher=" + ".join(str(run.path) for run in enlist.named(recipe)) or None,
         teacher_top1=teacher_top1,
         notes=(
@@ -250,6 +253,8 @@ def _notes(
     recipe: Recipe, split: Division, accel: Accelerator, teacher_top1: float | None
 ) -> Iterator[str]:
     """What the user should know before hours are spent."""
+    if recipe.data.source == "cifar10" and split.fingerprint not in sources.GENUINE:
+        yield "these are not the published images: python cli.py data verify cifar10"
     if split.held_out is None:
         yield "data.holdout = 0: nothing is selected, the last epoch is kept"
         if teacher_top1 is not None:

@@ -77,30 +77,44 @@ def resume(run: Training) -> Resumed:
 
     Raises UserError where there are some and none is sound, or where data or teacher are others.
     """
-    damaged = []
-    for place in checkpoint.places(run.folder.last):
-        if not place.exists():
-            continue
+    found = _newest_sound(run.folder) if run.accelerator.is_main_process else None
+    [found] = broadcast_object_list([found])  # on a network, disks may show each another state
+    place, damaged = found
+    if place is None:
+        if damaged:
+            nothing = "Nothing is left of it: begin anew in another --out."
+            raise UserError("\n".join([*dict.fromkeys(damaged), nothing]))
+        return Resumed({}, ())
+    try:
+        tensors, progress = checkpoint.load(place)
+    except Damaged as fault:  # to this process alone
+        raise UserError(f"{fault}, as process {run.accelerator.process_index} reads it.") from fault
+    check_identity(run, progress)
+    restore(run, tensors, progress)
+    if damaged:
+        _put_aside(run)
+    went = f"gone on from the one before, after step {run.step:,}"
+    return Resumed(progress, tuple(f"{fault}: {went}" for fault in damaged))
+
+
+def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what is wrong with newer ones."""
+    damaged: list[str] = []
+    for place in filter(Path.exists, checkpoint.places(folder.last)):
         try:
-            tensors, progress = checkpoint.load(place)
-            _check_best(run.folder, Best(**progress["best"]))
+            _check_best(folder, Best(**checkpoint.read(place)[1]["best"]))
         except Damaged as fault:
             damaged.append(str(fault))
             continue
-        check_identity(run, progress)
-        restore(run, tensors, progress)
-        if damaged:
-            _put_aside(run)
-        went = f"gone on from the one before, after step {run.step:,}"
-        return Resumed(progress, tuple(f"{fault}: {went}" for fault in damaged))
-    if damaged:
-        raise UserError("\n".join([*damaged, "Begin anew with another --out."]))
-    return Resumed({}, ())
+        except UserError:
+            pass  # of another format: all processes are to refuse it
+        return place, damaged
+    return None, damaged
 
 
 def _put_aside(run: Training) -> None:
     """The damaged checkpoint out of the way: the next save must not take it for the one before."""
-    run.accelerator.wait_for_everyone()  # all have seen that it is
+    run.accelerator.wait_for_everyone()  # all have read the one before
     newest = run.folder.last
     if run.accelerator.is_main_process and newest.exists():
         aside = newest.with_name(newest.name + ".damaged")

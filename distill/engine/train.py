@@ -130,7 +130,8 @@ def _steps(run: Training) -> Iterator[Step]:
             }
             yield Step(run.step, run.epoch, metrics)
             since, n_images = time.monotonic(), 0
-        if wish := run.consensus(run.stop.code or (SAVE if run.is_save_due else 0)):
+        wish = run.consensus(run.stop.code or (SAVE if run.is_time_to_save else 0))
+        if wish or run.is_step_to_save:
             run.consensus.forget()
             saving.save(run)
             _leave_if(run, wish)
@@ -148,10 +149,12 @@ def _go_back(run: Training, fault: Diverged) -> Retry:
     if run.retries >= run.habits.retries:
         raise fault
     retries, factor = run.retries + 1, run.lr_factor * run.habits.retry_lr
+    spent_s = run.elapsed_s
     try:
         notes = saving.resume(run).notes
     except UserError as lost:  # no checkpoint is sound any more
         raise Failure(f"{fault}, and there is nothing to go back to: {lost}") from lost
+    run.begin(earlier_s=spent_s)  # time is not given back
     run.retries, run.lr_factor = retries, factor
     run.optimizer.zero_grad()  # what diverged is still in it
     run.watch.forget()

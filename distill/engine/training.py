@@ -137,12 +137,16 @@ class Training:
         return self.here_s / done * (self.total_steps - self.step) if done else math.nan
 
     @property
-    def is_save_due(self) -> bool:
-        """Whether it is time for a checkpoint in the middle of an epoch."""
-        steps, minutes = self.habits.save_steps, self.habits.save_minutes
-        by_steps = steps is not None and self.step - self.saved_step >= steps
-        waited_s = time.monotonic() - self.saved_at
-        return by_steps or (minutes is not None and waited_s >= 60 * minutes)
+    def is_step_to_save(self) -> bool:
+        """Whether a checkpoint is due by the steps since the last: in all processes, or in none."""
+        steps = self.habits.save_steps
+        return steps is not None and self.step - self.saved_step >= steps
+
+    @property
+    def is_time_to_save(self) -> bool:
+        """Whether a checkpoint is due by this process's clock."""
+        minutes = self.habits.save_minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def keep_answers(self) -> None:
         """Store what the teacher said so far, where answers are stored. Called by all processes."""

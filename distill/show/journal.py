@@ -36,7 +36,9 @@ class Journal:
     def __call__(self, event: Event) -> None:
         """Append one line. A `Start` first drops what an interrupted run wrote past its step,
         a `Retry` what is not true any more."""
-        if isinstance(event, Start | Retry):
+        if isinstance(event, Start):
+            rewind(self.path, event.first_step, event.first_epoch, event.retries)
+        if isinstance(event, Retry):
             rewind(self.path, event.first_step, event.first_epoch)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened per line: whoever reads the file sees whole lines, and a kill loses none.
@@ -93,11 +95,18 @@ def field(key: str, value: Any) -> Any:
     return math.nan if value is None and key.endswith("_s") else value
 
 
-def rewind(path: Path, first_step: int, first_epoch: int) -> None:
-    """Drop what lies after so many steps and epochs, whole or not at all."""
+def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = None) -> None:
+    """Drop what lies after so many steps and epochs, whole or not at all.
+
+    A retry stands where its checkpoint does: of these, those after the first `retries` were told
+    by a process that was killed before it had saved them, and go too.
+    """
     rows = read(path)
     if rows:
         kept = [row for row in rows if lies_before(row, first_step, first_epoch)]
+        untold = [row for row in kept if row["event"] == "retry"][retries:]
+        if retries is not None:
+            kept = [row for row in kept if row not in untold]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 

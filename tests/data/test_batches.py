@@ -109,7 +109,7 @@ def test_every_missing_file_is_named_at_once(tmp_path: Path) -> None:
     ):
         sources.load(str(folder), "train")
     with pytest.raises(
-        UserError, match="Put the official archive cifar-10-python.tar.gz in ./data"
+        UserError, match="put the official archive cifar-10-python.tar.gz in ./data"
     ):
         sources.load(str(folder), "test")
 
@@ -155,7 +155,7 @@ def test_faults_of_many_kinds_in_one_message(tmp_path: Path) -> None:
     assert lines[3] == "  data_batch_3: data has the shape [6, 3071], not [N, 3072]"
     assert lines[4] == "  data_batch_4: data is float32, not uint8"
     assert lines[5].startswith("  data_batch_5: truncated or damaged (")
-    assert lines[6].startswith("Put the official archive")
+    assert lines[6].startswith("Type python cli.py data fetch, put the")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,16 @@ def test_a_truncated_archive(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=r"c.tar.gz:\n  unreadable, truncated or damaged \("):
             action()
+
+
+def test_a_bit_that_turned_in_an_archive_is_no_other_pixel(tmp_path: Path) -> None:
+    """gzip's checksum stands behind the last member, where nothing else is read."""
+    archive = pack(write(tmp_path), tmp_path / "a.tar.gz")
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="unreadable, truncated or damaged"):
+        sources.load(str(archive), "train")
 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:

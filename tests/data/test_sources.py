@@ -68,7 +68,7 @@ def test_a_name_that_is_nowhere_says_where_it_looked(name: str, tmp_path: Path) 
         *(f"  data/{part}" for part in (f"{layout.folder}/", layout.archive, f"{name}/")),
         *(f"  {cached}/{part}" for part in (f"{layout.folder}/", layout.archive, f"{name}/")),
         f"Type python cli.py data fetch {name}, put the official archive {layout.archive} in "
-        "./data by hand, or pass --data PATH.",
+        "./data by hand, or type --data PATH.",
     ]
     with pytest.raises(UserError, match=f"{layout.title} is in none of these places"):
         sources.load(name, "train")
@@ -84,7 +84,7 @@ def test_a_misspelt_name() -> None:
 
 
 def test_a_path_that_does_not_exist() -> None:
-    with pytest.raises(UserError, match=r"'/no/such' is neither .* exists\.\nPass --data NAME or"):
+    with pytest.raises(UserError, match=r"'/no/such' is neither .* exists\.\nType --data NAME or"):
         sources.check("/no/such")
 
 

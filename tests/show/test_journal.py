@@ -147,6 +147,17 @@ def test_what_is_gone_back_from_is_taken_out(tmp_path: Path) -> None:
     assert journal.events(path) == [start(), step(10), epoch(1), step(12), back, step(13)]
 
 
+def test_a_retry_that_was_told_and_not_saved_is_told_once(tmp_path: Path) -> None:
+    """It goes back to step 10; the process is killed before that is in a checkpoint, or after."""
+    path, back = tmp_path / "journal.jsonl", Retry(12, 10, 1, 0.5, "not finite in step 12")
+    before = [start(), step(10), epoch(1), back]
+    write(path, *before, replace(start(10), retries=1))
+    assert journal.events(path) == [*before, replace(start(10), retries=1)]
+    path.unlink()
+    write(path, *before, start(10), back)
+    assert journal.events(path) == [start(), step(10), epoch(1), start(10), back]
+
+
 def test_what_lies_before_the_resumed_step_keeps_its_time(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write(path, start(), step(5), step(15))
