@@ -108,6 +108,7 @@ def raced() -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_every_contender_is_measured(raced: dict[str, Any]) -> None:
     assert raced["pair"] == "tiny"
     assert set(raced["contenders"]) >= set(CONTENDERS) - {"torchdistill"}
@@ -190,6 +191,7 @@ def test_growth_is_measured_against_the_first_point() -> None:
     assert [each["ratio"] for each in by_cost.values()] == [1.0, 1.5]
 
 
+@pytest.mark.slow
 def test_a_point_of_growth_is_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     scaling.main(["images", "--quick", "--rounds", "1", "--json"])
     content = json.loads(capsys.readouterr().out)

@@ -103,14 +103,14 @@ def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> N
 
 
 def test_a_divergence_ends_all_of_them_at_its_step(tmp_path: Path) -> None:
-    port, rate = free_port(), ["--set", "optim.lr=1e30", "--set", "optim.clip=false"]
+    port, rate = free_port(), ["--set", "optim.lr=1e30"]
     pair = [of_two(rank, port, tmp_path / "run", *LONG, *rate) for rank in (0, 1)]
     said = [child.communicate(timeout=60)[1] for child in pair]
     assert [child.returncode for child in pair] == [1, 1], said
     assert "the loss or its gradient is not finite in step" in said[0]
     assert "--step" in said[0] and "Traceback" not in said[0] + said[1]
     tensors = checkpoint.load(tmp_path / "run" / "last")[0]
-    assert all(np.isfinite(t).all() for t in tensors["student"].values() if t.is_floating_point())
+    assert all(tensor.isfinite().all() for tensor in tensors["student"].values())
 
 
 def test_two_processes_stopped_and_resumed_are_uninterrupted(tmp_path: Path) -> None:
