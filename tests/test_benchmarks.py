@@ -125,6 +125,7 @@ def test_every_contender_is_measured(raced: dict[str, Any]) -> None:
         assert raced[f"{ours}_over_best_peer"] == pytest.approx(speed / fastest)
 
 
+@pytest.mark.slow
 def test_all_contenders_do_the_same_work(raced: dict[str, Any]) -> None:
     """The same first loss takes the same networks, batch and loss; the second, the same step."""
     for which in ("first_loss", "second_loss"):
@@ -137,6 +138,7 @@ def test_all_contenders_do_the_same_work(raced: dict[str, Any]) -> None:
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="memory is Linux's to tell"
 )
+@pytest.mark.slow
 def test_the_memory_is_that_of_all_processes(raced: dict[str, Any]) -> None:
     grown = "import time; held = bytearray(300 << 20); print(flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grown!r}])"
