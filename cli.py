@@ -153,6 +153,66 @@ def params(
 
 
 @app.command()
+def design(
+    max_params: Annotated[
+        int, typer.Option("--max-params", min=1, help="The budget; fewer than that many.")
+    ] = 5_000_000,
+    stages: Annotated[str, typer.Option("--stages", metavar="A-B", help="From A to B.")] = "2-5",
+    blocks: Annotated[str, typer.Option("--blocks", metavar="A-B", help="In a stage.")] = "1-7",
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Every choice of blocks, stage by stage.")
+    ] = False,
+    kernel: Annotated[int, typer.Option("--kernel", help="Odd.")] = 3,
+    skip_kernel: Annotated[int, typer.Option("--skip-kernel", help="Odd.")] = 1,
+    pool: Annotated[
+        str, typer.Option("--pool", help="global, or the side of the average pool.")
+    ] = "global",
+    rules: Annotated[
+        str | None, typer.Option("--rules", help="A course's: nyu2022 or nyu2025.", show_default="")
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option("--check", metavar="RECIPE", help="Say which clause its student breaks."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Parameters and MACs, drawn.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the widest network of each depth within a budget, or check one against a course's rules.
+
+    Every row is the optimum: one channel more is over the budget.
+    """
+    from students import rules as courses
+    from students.grid import widest_of_each
+
+    course = courses.of(rules or "nyu2022")
+    if check is not None:
+        _check_rules(check, rules, max_params)
+        return
+    rows = widest_of_each(
+        course.least_too_many(max_params),
+        _numbers("--stages", stages),
+        _numbers("--blocks", blocks),
+        asymmetric=asymmetric,
+        kernel=kernel,
+        skip_kernel=skip_kernel,
+        pool=int(pool) if pool.isdecimal() else pool,  # what else it is, is said by the design
+    )
+    if plot is not None:
+        from distill.show.design_plot import draw
+
+        draw(rows, plot)
+        typer.echo(f"{plot}: {len(rows)} designs", err=True)
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        from distill.show.tables import design_table
+
+        _stdout().print(design_table(rows))
+
+
+@app.command()
 def recipes(
     name: Annotated[
         str | None,
@@ -329,6 +389,32 @@ def _resolve(
     if teachers:
         chosen.append(f"teacher.runs={shown(teachers)}")
     return recipes.load(recipe, [*overrides, *chosen])
+
+
+def _check_rules(recipe: str, rules: str | None, budget: int) -> None:
+    """Says whether a recipe's student keeps a course's rules; exit 1 where it does not."""
+    from distill import recipe as recipes
+    from students import rules as courses
+
+    if rules is None:
+        raise UserError(
+            "--check asks whether a recipe's student keeps the rules of a course, and none was "
+            f"named.\nType it with --rules {' or --rules '.join(courses.RULES)}."
+        )
+    course, (planned, activation) = courses.of(rules), recipes.planned(recipe)
+    if faults := courses.broken(course, planned, activation, budget):
+        raise Failure("\n  ".join([f"{recipe} breaks the rules of {course.title}:", *faults]))
+    typer.echo(f"{recipe} keeps the rules of {course.title}: {planned.parameters:,} parameters")
+
+
+def _numbers(option: str, text: str) -> range:
+    """`2-5` or `3` as the numbers that it means. Raises UserError for anything else."""
+    first, _, last = text.partition("-")
+    if not (
+        first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first)
+    ):
+        raise UserError(f"{option} {text} is not a range of numbers from 1 on; allowed: 3 or 2-5.")
+    return range(int(first), int(last or first) + 1)
 
 
 def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -> None:

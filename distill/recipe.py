@@ -102,6 +102,15 @@ def count(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def planned(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
+    """The student's design, for 10 classes and of any size, and its activation.
+
+    Raises as `count` does.
+    """
+    student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
+    return Design.of(**student.spec()), student.activation
+
+
 def shipped() -> list[tuple[str, Path, About]]:
     """Every recipe and ingredient that a bare name can mean: name, file, lab note.
 

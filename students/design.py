@@ -8,6 +8,7 @@ arXiv 1512.03385, option B); one linear layer with bias.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 from typing import Any, Literal, NamedTuple
 
 from distill.errors import UserError
@@ -241,17 +242,22 @@ def _with_width(design: Design, width: int) -> Design:
 
 
 def _widest(max_params: int, at: Callable[[int], Design]) -> int | None:
-    """Bisection: it is exact because every added channel adds parameters."""
-    fits, too_wide = 0, 1
-    while at(too_wide).parameters < max_params:
-        fits, too_wide = too_wide, 2 * too_wide
-    while too_wide - fits > 1:
-        middle = (fits + too_wide) // 2
-        if at(middle).parameters < max_params:
-            fits = middle
-        else:
-            too_wide = middle
-    return fits or None
+    """In closed form: a kernel grows with the square of the width or with the width, a batch norm
+    with the width, so that the parameters are a quadratic of it.
+
+    But for one width: where the stem has a width of its own and the first stage the same, that
+    stage needs no skip of its own, and a network that is wider may be smaller.
+    """
+    stem = at(1).stem_width  # where it follows the width, that of width 1
+    first, second, third = (at(stem + more).parameters for more in (1, 2, 3))
+    # At stem + 1 + t it has (a t^2 + b t) / 2 + first parameters, in integers.
+    a = third - 2 * second + first
+    b = 2 * (second - first) - a
+    under_root = b * b - 8 * a * (first - (max_params - 1))
+    widths = [stem]
+    if under_root >= 0:
+        widths.append(stem + 1 + (isqrt(under_root) - b) // (2 * a))
+    return max((w for w in widths if w >= 1 and at(w).parameters < max_params), default=None)
 
 
 def _strided(size: int, stride: int) -> int:

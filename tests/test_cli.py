@@ -541,6 +541,35 @@ def test_help_shows_what_stands_in_brackets(door: Door) -> None:
     assert "runs/<recipe>-<time>" in said.out
 
 
+def test_the_widest_designs_are_listed_as_json_and_drawn(door: Door, tmp_path: Path) -> None:
+    said = door(
+        "design", "--stages", "3", "--blocks", "1-2", "--json", "--plot", tmp_path / "p.svg"
+    )
+    rows = json.loads(said.out)
+    assert [(row["stages"], row["blocks"], row["width"]) for row in rows] == [
+        (3, 1, 129),
+        (3, 2, 85),
+    ]
+    assert "3 stages" in (tmp_path / "p.svg").read_text()
+    at_most = door("design", "--max-params", rows[0]["parameters"], "--stages", 3, "--blocks", 1,
+                   "--rules", "nyu2025", "--json")  # fmt: skip
+    assert json.loads(at_most.out)[0]["width"] == 129
+    assert "85" in door("design", "--stages", 3).out
+
+
+def test_a_recipe_is_held_against_a_course_s_rules(door: Door) -> None:
+    legal = door("design", "--rules", "nyu2022", "--check", "nyu2022_n3_b2_c85")
+    assert legal.out == (
+        "nyu2022_n3_b2_c85 keeps the rules of NYU ECE-GY 7123, 2022: 4,895,755 parameters\n"
+    )
+    over = door("design", "--rules", "nyu2022", "--check", "nyu2023_og_64")
+    assert over.code == 1
+    assert "the input layer's filters are F_1 = 3 wide: they are 7" in over.err
+    assert "fewer than 5,000,000 parameters: it has 5,000,266" in over.err
+    refused(door("design", "--check", "kd"), "Type it with --rules nyu2022 or --rules nyu2025.")
+    refused(door("design", "--stages", "5-2"), "--stages 5-2 is not a range of numbers from 1 on")
+
+
 def test_a_real_process_ends_as_the_shell_expects(pets: Path, tmp_path: Path) -> None:
     out = tmp_path / "the run"
     command = ["distill", *SMALL, *ALONE, "--data", str(pets), "--out", str(out)]

@@ -71,6 +71,26 @@ def _operations(pipeline: str) -> str:
     return " ".join(re.findall(r"[A-Z]\w*\([^()]*\)", pipeline.partition("(")[2])) or pipeline
 
 
+def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The widest design of each depth, a line each; sections of the same number of stages."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    for heading in ("stages", "blocks", "width", "parameters", "MACs", "MACs per parameter"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for _, same in groupby(rows, key=lambda row: row["stages"]):
+        if table.rows:
+            table.add_section()
+        for row in same:
+            table.add_row(
+                str(row["stages"]),
+                plain(row["blocks"]),
+                str(row["width"]),
+                grouped(row["parameters"]),
+                f"{row['macs'] / 1e6:,.0f} M",
+                f"{row['macs_per_parameter']:,.0f}",
+            )
+    return table
+
+
 def fact_lines(values: Mapping[str, Any]) -> Text:
     """Names and values, one a line, nothing cut off."""
     width = max(map(len, values), default=0)

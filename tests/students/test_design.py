@@ -178,6 +178,15 @@ def test_widest_is_strict(width):
     assert widest(parameters + 1, stages=2, blocks=1) == width
 
 
+def test_widest_sees_the_width_that_is_smaller_for_having_no_skip():
+    """A stem of 128 before one stage: 128 needs no skip, so it fits where 43 to 127 do not."""
+    kernels = {"kernel": 1, "skip_kernel": 3, "stem_kernel": 3}
+    spec = {"stages": 1, "blocks": 1, "stem_width": 128, **kernels}
+    sizes = {width: Design.of(width=width, **spec).parameters for width in range(1, 200)}
+    assert sizes[42] < 60_000 < sizes[43] and sizes[128] < 60_000 < sizes[127]
+    assert widest(60_000, **spec) == 128
+
+
 def test_widest_of_a_budget_below_width_1_is_none():
     assert widest(10, stages=2, blocks=1) is None
 
@@ -233,4 +242,4 @@ def test_design_imports_no_torch():
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
 
-    assert imported == {"collections.abc", "dataclasses", "typing", "distill.errors"}
+    assert imported == {"collections.abc", "dataclasses", "math", "typing", "distill.errors"}
