@@ -25,7 +25,8 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for n, (stages, same) in enumerate(groupby(rows, key=lambda row: row["stages"])):
         points = {(row["parameters"] / 1e6, row["macs"] / 1e6): row["blocks"] for row in same}
         colour = COLOURS[n % len(COLOURS)]
-        axes.scatter(*zip(*points, strict=True), s=14, color=colour, label=f"{stages} stages")
+        across, upwards = zip(*points, strict=True)
+        axes.scatter(across, upwards, s=14, color=colour, label=f"{stages} stages")
         for point, blocks in points.items():
             if isinstance(blocks, int):
                 axes.annotate(
