@@ -1,0 +1,105 @@
+"""The same recipe under several seeds, its control beside it: how far a result is to be trusted.
+
+Data and weights are drawn from the same seed, so that a run and its control see the same images in
+the same order: they are compared pair by pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill import recipe as recipes
+from distill.errors import UserError
+from distill.events import measure_name
+from distill.recipe import About, Recipe
+from distill.run_folder import RunFolder
+from distill.statistics import paired, spread
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the study. `is_control`: without the teacher."""
+
+    seed: int
+    is_control: bool
+    recipe: Recipe
+    folder: RunFolder
+
+
+def plan(recipe: Recipe, seeds: Sequence[int], place: Path, *, controls: bool) -> list[Planned]:
+    """A run a seed in `place`, each followed by its control where the recipe has a teacher.
+
+    Raises UserError where fewer than two seeds are asked for: one says nothing of the spread.
+    """
+    if len(set(seeds)) < 2:
+        raise UserError(
+            "one seed says nothing of the spread; type --n 2 at least, --n 5 where time allows."
+        )
+    runs = []
+    for seed in seeds:
+        seeded = with_seed(recipe, seed)
+        runs.append(Planned(seed, False, seeded, RunFolder(place / f"seed-{seed}")))
+        if controls and recipes.is_taught(recipe):
+            alone = recipes.control(seeded).model_copy(update={"teacher": None, "about": About()})
+            runs.append(Planned(seed, True, alone, RunFolder(place / f"control-{seed}")))
+    return runs
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with its weights and its data drawn from this seed."""
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"seed": seed}),
+            "train": recipe.train.model_copy(update={"seed": seed}),
+        }
+    )
+
+
+def summary(planned: Sequence[Planned]) -> dict[str, Any]:
+    """What finished runs say together: test accuracies, 0..1.
+
+    Keys: `top1` (`n`, `mean`, `std`, `interval`: see statistics.Spread), `runs` (a line each), and
+    where there are controls `control` (like `top1`), `difference` (the same of run - control, seed
+    by seed) and `p` of "no difference". Raises UserError where a run is not finished, or where they
+    are not of the same images and teacher.
+    """
+    _check_alike(planned)
+    ours, controls = (
+        {each.seed: _top1(each.folder) for each in planned if each.is_control is is_control}
+        for is_control in (False, True)
+    )
+    said: dict[str, Any] = {
+        "network": planned[0].folder.result()["network"],
+        "parameters": planned[0].folder.result()["parameters"],
+        "top1": asdict(spread(list(ours.values()))),
+    }
+    if controls:
+        difference, p = paired(list(ours.values()), [controls[seed] for seed in ours])
+        said |= {
+            "control": asdict(spread(list(controls.values()))),
+            "difference": asdict(difference),
+            "p": p,
+        }
+    said["runs"] = [
+        {"run": str(each.folder.path), "seed": each.seed, "top1": _top1(each.folder)}
+        | ({"is_control": True} if each.is_control else {})
+        for each in planned
+    ]
+    return said
+
+
+def _check_alike(planned: Sequence[Planned]) -> None:
+    """One data set for all, one teacher for those that have one."""
+    results = [each.folder.result() for each in planned]
+    for what in ("data", "teacher"):
+        known = {result[what]["fingerprint"] for result in results} - {""}
+        if len(known) > 1:
+            raise UserError(
+                f"the runs in {planned[0].folder.path.parent} differ in their {what}: they say "
+                "nothing together.\nBegin anew in another --out."
+            )
+
+
+def _top1(run: RunFolder) -> float:
+    return float(run.result()["metrics"][measure_name("top1", "test")])

@@ -1,0 +1,68 @@
+"""Several seeds of a recipe, and its control: what is planned, and what they say together."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill import recipe as recipes
+from distill.errors import UserError
+from distill.study import seeds
+from distill.study.seeds import Planned
+
+
+def test_each_seed_has_its_control_of_the_same_seed(tmp_path: Path) -> None:
+    planned = seeds.plan(recipes.load("kd").recipe, [0, 1], tmp_path, controls=True)
+    assert [(each.seed, each.folder.path.name) for each in planned] == [
+        (0, "seed-0"), (0, "control-0"), (1, "seed-1"), (1, "control-1"),
+    ]  # fmt: skip
+    for each in planned:
+        assert each.recipe.train.seed == each.recipe.data.seed == each.seed
+        assert set(each.recipe.loss.terms()) == ({"hard"} if each.is_control else {"hard", "kd"})
+    ran, control = planned[2].recipe, planned[3].recipe
+    changed = {line.split(":")[0] for line in recipes.differences(ran, control)}
+    assert all(key.startswith(("loss.", "teacher")) for key in changed)
+
+
+def test_who_has_no_teacher_has_no_control(tmp_path: Path) -> None:
+    alone = recipes.load("student_alone").recipe
+    assert len(seeds.plan(alone, [0, 1, 2], tmp_path, controls=True)) == 3
+    assert len(seeds.plan(recipes.load("kd").recipe, [0, 1], tmp_path, controls=False)) == 2
+
+
+def test_one_seed_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one seed says nothing of the spread; type --n 2"):
+        seeds.plan(recipes.load("kd").recipe, [0], tmp_path, controls=True)
+
+
+def finished(planned: list[Planned], top1: list[float], data: str = "d") -> list[Planned]:
+    """Their results, without the runs."""
+    for each, value in zip(planned, top1, strict=True):
+        each.folder.path.mkdir(parents=True, exist_ok=True)
+        teacher = "" if each.is_control else "t"
+        result = {
+            "network": "ResNet", "parameters": 7, "metrics": {"top1/test": value},
+            "data": {"fingerprint": data}, "teacher": {"fingerprint": teacher},
+        }  # fmt: skip
+        each.folder.result_file.write_text(json.dumps(result))
+    return planned
+
+
+def test_they_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    planned = seeds.plan(recipes.load("kd").recipe, [0, 1, 2], tmp_path, controls=True)
+    said = seeds.summary(finished(planned, [0.72, 0.70, 0.74, 0.70, 0.77, 0.70]))
+    assert said["top1"]["mean"] == pytest.approx(0.7433333)
+    assert said["control"]["std"] == pytest.approx(0, abs=1e-12)
+    assert said["difference"]["mean"] == pytest.approx(0.0433333)
+    assert said["difference"]["std"] == pytest.approx(0.0251661)
+    t = 0.0433333 / (0.0251661 / 3**0.5)
+    assert said["p"] == pytest.approx(1 - t / (t * t + 2) ** 0.5, rel=1e-4)
+    assert [row["seed"] for row in said["runs"]] == [0, 0, 1, 1, 2, 2]
+
+
+def test_runs_of_other_images_say_nothing_together(tmp_path: Path) -> None:
+    planned = seeds.plan(recipes.load("kd").recipe, [0, 1], tmp_path, controls=False)
+    finished(planned[:1], [0.7])
+    finished(planned[1:], [0.7], data="other")
+    with pytest.raises(UserError, match="differ in their data: they say nothing together"):
+        seeds.summary(planned)
