@@ -45,7 +45,7 @@ def latency(net: nn.Module) -> dict[str, Any]:
         **{f"batch_{batch}": 1000 * _median_s(net, _images(net, batch)) for batch in BATCHES},
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "threads": torch.get_num_threads(),
-        "precision": "fp32",
+        "precision": str(next(net.parameters()).dtype).removeprefix("torch."),
     }
 
 

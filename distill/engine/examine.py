@@ -61,35 +61,55 @@ def examine(
     """
     asked = asked or Asked()
     run = _opened(folder, asked.data, progress)
-    test, accel = run.test, run.accelerator
     other = None if asked.against is None else _other(run, asked, progress)
-    found: dict[str, Any] = _described(run) | figures.headline(run.logits, run.labels)
-    absent: dict[str, str] = {}
-    parts: dict[tuple[str, ...], Callable[[], dict[str, Any]]] = {
+    return {
+        **_described(run),
+        **figures.headline(run.logits, run.labels),
+        **_if_known(run, progress),
+        "per_class": figures.per_class(run.logits, run.labels, run.test.class_names),
+        "confusion": figures.confusion(run.logits, run.labels),
+        **_if_asked(run, other, asked, progress),
+    }
+
+
+def _if_known(run: Examined, progress: Progress | None) -> dict[str, Any]:
+    """What needs images held out or a teacher; None, and why, where these are not there."""
+    parts: dict[tuple[str, ...], Callable[[], dict[str, float]]] = {
         CALIBRATED: lambda: calibrated(_held_out(run, progress), run.logits, run.labels),
         TAUGHT: lambda: figures.beside_teacher(run.logits, _teacher_logits(run)),
     }
+    found: dict[str, Any] = {}
+    absent: dict[str, str] = {}
     for names, find in parts.items():
         try:
             found |= find()
         except UserError as fault:
             found |= dict.fromkeys(names)
-            absent[names[0]] = str(fault)
-    found["per_class"] = figures.per_class(run.logits, run.labels, test.class_names)
-    found["confusion"] = figures.confusion(run.logits, run.labels)
-    found["absent"] = absent
+            absent[names[0]] = str(fault).splitlines()[0]
+    return found | {"absent": absent}
+
+
+def _if_asked(
+    run: Examined, other: Examined | None, asked: Asked, progress: Progress | None
+) -> dict[str, Any]:
+    """What takes longer, each under a name of its own."""
+    found: dict[str, Any] = {}
     if other is not None:
-        found["against"] = _described(other) | figures.headline(other.logits, run.labels)
-        found["against"] |= figures.compared(run.logits, other.logits, run.labels)
+        found["against"] = {
+            **_described(other),
+            **figures.headline(other.logits, run.labels),
+            **figures.compared(run.logits, other.logits, run.labels),
+        }
     if asked.mirror:
-        both, labels = logits_and_labels(Mirrored(run.net), test, accel)
+        both, labels = logits_and_labels(Mirrored(run.net), run.test, run.accelerator)
         found["mirror"] = figures.headline(both.cpu(), labels.cpu())
     if asked.latency:
-        if accel.is_main_process:  # alone: the others would take its time
+        if run.accelerator.is_main_process:  # alone: the others would take its time
             found["latency_ms"] = cost.latency(run.net)
-        accel.wait_for_everyone()
+        run.accelerator.wait_for_everyone()
     if asked.robustness:
-        found["robustness"] = robustness(run.net, test, accel, asked.robustness_images, progress)
+        n_images = asked.robustness_images
+        found["robustness"] = robustness(run.net, run.test, run.accelerator, n_images, progress)
     return found
 
 
@@ -200,9 +220,9 @@ def _teacher_logits(run: Examined) -> Tensor:
     if "teacher_logits" in run.kept:
         return run.kept["teacher_logits"]
     folders = [run_folder.finished(path) for path in known["runs"]]
-    weights = [checkpoint.fingerprint(each.weights("teacher")) for each in folders]
+    nets = [build.trained(each) for each in folders]
+    weights = [checkpoint.fingerprint(each.weights(each.role)) for each in folders]
     if "+".join(weights) != known["fingerprint"]:
         raise UserError(f"{' + '.join(known['runs'])} has other weights than when it taught")
-    nets = [build.trained(each) for each in folders]
     teacher = build.to_device(nets[0] if len(nets) == 1 else Ensemble(nets), run.accelerator.device)
     return logits_and_labels(teacher, run.test, run.accelerator)[0].cpu()

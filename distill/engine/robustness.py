@@ -33,16 +33,16 @@ def robustness(
     """
     chosen = _chosen(len(test.labels), n_images)
     part = sources.subset(test, chosen)
+
+    def top1(name: str, severity: int) -> float:
+        change = partial(_corrupted, chosen, name, severity)
+        return measure(net, part, accelerator, change=change)["top1"]
+
     accuracy: dict[str, list[float]] = {}
-    for done, name in enumerate(CORRUPTIONS):
+    for done, name in enumerate(CORRUPTIONS, start=1):
+        accuracy[name] = [top1(name, severity) for severity in SEVERITIES]
         if progress:
             progress("corruptions", done, len(CORRUPTIONS))
-        accuracy[name] = [
-            measure(net, part, accelerator, change=partial(_corrupted, chosen, name, severity))[
-                "top1"
-            ]
-            for severity in SEVERITIES
-        ]
     return {
         "n": len(chosen),
         "clean": measure(net, part, accelerator)["top1"],
@@ -60,12 +60,6 @@ def _chosen(n: int, n_images: int | None) -> Rows:
     return np.sort(draws.permutation(SEED, 0, Stream.CORRUPTION, n)[:n_images])
 
 
-def _corrupted(
-    chosen: Rows,
-    name: str,
-    severity: int,
-    images: Pixels,
-    rows: Rows,
-) -> Pixels:
+def _corrupted(chosen: Rows, name: str, severity: int, images: Pixels, rows: Rows) -> Pixels:
     """A sample keeps its number in the whole split, so that fewer images are the same ones."""
     return corrupt(images, name, severity, samples=chosen[rows], seed=SEED)

@@ -42,5 +42,5 @@ def test_a_latency_says_what_it_was_measured_on(monkeypatch: pytest.MonkeyPatch)
     found = cost.latency(Counts(3, 4, 3))
     assert found["batch_128"] > found["batch_1"] > 0
     assert seen == [1] * 20 + [128] * 20, "ten to warm up and ten that count"
-    assert (found["device"], found["precision"]) == ("cpu", "fp32")
+    assert (found["device"], found["precision"]) == ("cpu", "float32")
     assert found["threads"] == torch.get_num_threads()

@@ -20,7 +20,7 @@ from distill.engine import robustness as robustness_room
 from distill.engine.calibration import fit_temperature
 from distill.engine.evaluate import Mirrored, logits_and_labels
 from distill.engine.examine import Asked
-from distill.engine.result import read_evaluation
+from distill.engine.result import read_evaluation, write_evaluation
 from distill.errors import UserError
 from distill.run_folder import RunFolder, write_json
 
@@ -59,6 +59,13 @@ def test_a_run_keeps_what_it_says_of_the_held_out_part(taught, kept) -> None:
     assert kept["val_logits"].shape == (HELD_OUT, 10)
     right = (kept["val_logits"].argmax(1) == kept["val_labels"]).mean()
     assert right == taught[0].result()["metrics"]["top1/val_ema"]
+
+
+def test_a_run_that_held_nothing_out_keeps_nothing_of_it(taught, tmp_path) -> None:
+    some = sources.subset(sources.load("synthetic", "test"), np.arange(9))
+    write_evaluation(RunFolder(tmp_path), some, torch.randn(9, 10), None, None)
+    with np.load(tmp_path / "evaluation.npz") as file:
+        assert set(file.files) == {"logits", "labels", "mistakes", "mistake_pixels"}
 
 
 def test_the_figures_are_those_of_the_kept_predictions(measured, kept) -> None:
@@ -121,7 +128,10 @@ def test_a_teacher_that_is_gone_or_another_is_not_compared_with(taught, tmp_path
     known = taught[0].result()["teacher"]
     folder, result = copied(taught, tmp_path / "run"), taught[0].result()
     folder.evaluation.unlink()
+    shutil.copytree(known["runs"][0], tmp_path / "bare")
+    (tmp_path / "bare" / "teacher.safetensors").unlink()
     for change, reason in (
+        ({"runs": [str(tmp_path / "bare")]}, "teacher.safetensors cannot be read as weights"),
         ({"runs": [str(tmp_path / "gone")]}, f"{tmp_path / 'gone'} is not a run"),
         ({"fingerprint": "other"}, f"{known['runs'][0]} has other weights than when it taught"),
         ({"runs": []}, "nobody taught this run"),

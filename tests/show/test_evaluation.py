@@ -34,7 +34,7 @@ ASKED: dict[str, Any] = {
     | {"only_a": 1220, "only_b": 522, "both": 5990, "p": 1e-60, "better": "a"},
     "mirror": HEADLINE | {"top1": 0.7274},
     "latency_ms": {
-        "batch_1": 1.781, "batch_128": 47.21, "device": "cpu", "threads": 1, "precision": "fp32",
+        "batch_1": 1.781, "batch_128": 47.21, "device": "cpu", "threads": 1, "precision": "float32",
     },
     "robustness": {
         "n": 500, "clean": 0.73, "mean_error": 0.4, "left_out": ["frost"], "seed": 0,
@@ -98,7 +98,7 @@ def test_what_was_asked_for_follows() -> None:
         "runs/real/alone-0 65.12 % 64.18 – 66.05 % 522",
         "runs/real/kd-0 is better: McNemar's p < 0.0001.",
         "not in the figures above test 95 % interval",
-        "latency 1.78 ms for 1 image (cpu, 1 thread, fp32, median) 47.2 ms for 128 images",
+        "latency 1.78 ms for 1 image (cpu, 1 thread, float32, median) 47.2 ms for 128 images",
         "gaussian noise 70.00 % 60.00 % 60.00 % 60.00 % 50.00 % 60.00 %",
         "mean 70.00 % 60.00 % 60.00 % 60.00 % 50.00 % 60.00 %",
         "Mean error 40.00 % on 500 images, 27.00 % on the same ones as they are.",

@@ -185,6 +185,12 @@ def test_clouds_fill_zero_to_one_and_are_smoother_the_larger_the_decay() -> None
     assert fine[0] > 20 * fine[1]
 
 
+def test_a_cloud_of_four_points_by_hand() -> None:
+    """The middle is raised by all it can be; the two between lie halfway, the corner at zero."""
+    cloud = weather.plasma(np.array([[1.0, 0.5, 0.5]]), 2, 3)
+    assert np.allclose(cloud, [[[0, 0.5], [0.5, 1]]])
+
+
 def corners_of(cloud: np.ndarray) -> np.ndarray:
     return sum(cloud[:, i:-1:2, j:-1:2][:, :15, :15] for i in (0, 2) for j in (0, 2)) / 4
 
