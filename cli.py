@@ -109,18 +109,53 @@ def distill(
 
 
 @app.command()
-def evaluate(run: RunArgument, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Measure a finished run on the test split: accuracy, log-likelihood, calibration."""
+def evaluate(
+    run: RunArgument,
+    data: DataOption = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="RUN", help="Which of the two is better, by McNemar."),
+    ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Also the mean over each image and its mirror.")
+    ] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also on 14 corruptions of the images; minutes.")
+    ] = False,
+    robustness_images: Annotated[
+        int | None,
+        typer.Option(
+            "--robustness-images", min=1, help="So many of them, at random.", show_default="all"
+        ),
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Also milliseconds for 1 and for 128 images.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a finished run on the test split: accuracy, likelihood, calibration, each class."""
     from distill import run_folder
 
     folder = run_folder.finished(run)  # refused before torch is imported
-    from distill.engine.run import evaluate as measure
+    if against is not None:
+        run_folder.finished(against)
+    if robustness_images is not None and not robustness:
+        raise UserError(
+            f"--robustness-images {robustness_images} says on how many images --robustness is "
+            "measured, and that was not asked for; type --robustness with it."
+        )
+    from distill.engine.examine import Asked, examine
     from distill.engine.run import processes
     from distill.show.display import Display
+    from distill.show.evaluation import evaluation
 
+    asked = Asked(data, against, mirror, latency, robustness, robustness_images)
     with processes(), Display(_stderr()) as display:
-        measured = measure(folder, data, progress=display.progress)
-    _print(measured, as_json)
+        measured = examine(folder, asked, progress=display.progress)
+    if as_json:
+        _print(measured, as_json)
+    else:
+        _stdout().print(evaluation(measured))
 
 
 @app.command()

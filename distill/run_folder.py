@@ -6,7 +6,7 @@ last/ last.old/      state to resume from, and the one before it
 best/                weights of the best epoch on the held-out part
 running.json .lock   who trains here, while somebody does
 student.safetensors  the weights to use (teacher.safetensors from train-teacher)
-evaluation.npz       predictions on the test split, the teacher's opinion, the worst mistakes
+evaluation.npz       predictions on test split and held-out part, the teacher's opinion, mistakes
 environment.json     versions, hardware, command, source hash
 result.json          the figures; written last, so its presence means "finished"
 """

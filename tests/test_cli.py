@@ -302,6 +302,23 @@ def test_evaluate_as_json_is_what_the_run_found(door: Door, taught) -> None:
     assert values["top1"] == result["metrics"]["top1/test"]
 
 
+def test_evaluate_says_how_good_it_is_and_where_it_is_not(door: Door, taught) -> None:
+    folder, _ = taught
+    said = door("evaluate", folder.path)
+    top1 = folder.result()["metrics"]["top1/test"]
+    assert re.search(rf"^accuracy +{100 * top1:.2f} % +[\d.]+ – [\d.]+ % *$", said.out, re.M)
+    for name in folder.result()["class_names"]:
+        assert re.search(rf"^{name} +200 ", said.out, re.M), name
+
+
+def test_evaluate_refuses_before_it_measures(door: Door, taught, tmp_path: Path) -> None:
+    run = taught[0].path
+    said = door("evaluate", run, "--against", tmp_path / "none")
+    refused(said, f"{tmp_path / 'none'} is not a run", lines=2)
+    said = door("evaluate", run, "--robustness-images", 10)
+    refused(said, "--robustness-images 10", "type --robustness with it", lines=1)
+
+
 def test_params_as_json(door: Door) -> None:
     said = door("params", "--recipe", "kd", "--json")
     counted = json.loads(said.out)

@@ -8,12 +8,14 @@ number of processes, the device, or what ran before. Only `random_raw` is used: 
 bits, not those of its distributions.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
+Draw = Callable[[int], Words]  # so many words for each sample: [N, n]
 
 
 class Stream(IntEnum):
@@ -42,6 +44,7 @@ class Stream(IntEnum):
     RAND_2 = 20
     RAND_3 = 21
     RAND_4 = 22
+    CORRUPTION = 23
 
 
 def words(seed: int, view: int, stream: Stream, n: int) -> Words:
@@ -52,6 +55,19 @@ def words(seed: int, view: int, stream: Stream, n: int) -> Words:
     )
     raw: Words = generator.random_raw(4 * n)
     return raw.reshape(n, 4)
+
+
+def sample_words(key: tuple[int, int], stream: Stream, samples: NDArray[np.int64], n: int) -> Words:
+    """`n` raw words for each of these samples, whoever else is asked for: uint64 [len(samples), n].
+
+    The sample is the counter's second word here, so that each has 2^64 blocks of its own.
+    """
+    drawn = np.empty((len(samples), n), dtype=np.uint64)
+    for row, sample in enumerate(samples):
+        counter = np.array([0, sample, 0, stream], dtype=np.uint64)
+        generator = np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter)
+        drawn[row] = generator.random_raw(n)
+    return drawn
 
 
 def integers(column: Words, bound: int) -> NDArray[np.int64]:
@@ -72,6 +88,17 @@ def between(column: Words, low: float, high: float) -> NDArray[np.float64]:
 def halves(column: Words) -> tuple[Words, Words]:
     """Two words of 32 bits from each of [n]."""
     return column >> np.uint64(32), column & np.uint64(0xFFFFFFFF)
+
+
+def normal(words: Words) -> NDArray[np.float64]:
+    """Two values of the standard normal law from each word: [N, n] gives [N, 2n].
+
+    Box and Muller, Annals of Mathematical Statistics 29, 1958; with 32 bits each none is beyond
+    6.7 standard deviations.
+    """
+    radius, angle = (half * 2.0**-32 for half in halves(words))
+    radius, angle = np.sqrt(-2 * np.log(1 - radius)), 2 * np.pi * angle
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
 
 
 def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.data import sources
@@ -14,6 +16,9 @@ from distill.data.sources import ImageSet, Progress
 from distill.engine.metrics import measures
 
 BATCH = 500  # images a forward: large enough to fill a GPU, small enough for two gigabytes
+
+Pixels = NDArray[np.uint8]
+Change = Callable[[Pixels, NDArray[np.int64]], Pixels]  # images [n, 3, H, W], their rows in the set
 
 
 def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
@@ -46,14 +51,18 @@ def logits_and_labels(
     images: ImageSet,
     accelerator: Accelerator,
     between: Callable[[], None] = lambda: None,
+    change: Change | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, C] and labels [N] of the whole set, in its order, on every process.
 
     Each process predicts its own share; no sample is counted twice whatever N and the number of
-    processes. The network's mode is restored.
+    processes. `change` alters the images before they are seen. The network's mode is restored.
     """
     processes, n = accelerator.num_processes, len(images.labels)
     pixels, labels = share(images, accelerator.process_index, processes)
+    if change is not None:
+        rows = np.arange(accelerator.process_index, n, processes)
+        pixels = torch.from_numpy(change(pixels.numpy(), rows))
     was_training = net.training
     net.eval()
     mine = predict(net, pixels, accelerator.device, between=between)
@@ -71,6 +80,19 @@ def measure(
     images: ImageSet,
     accelerator: Accelerator,
     between: Callable[[], None] = lambda: None,
+    change: Change | None = None,
 ) -> dict[str, float]:
     """`top1`, `nll`, `ece` of a network on a set, the same number on every process."""
-    return measures(*logits_and_labels(net, images, accelerator, between))
+    return measures(*logits_and_labels(net, images, accelerator, between, change))
+
+
+class Mirrored(nn.Module):
+    """Images [B, 3, H, W] to the mean of a network's logits of each image and of its mirror."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean: Tensor = (self.net(images) + self.net(images.flip(-1))) / 2
+        return mean

@@ -1,4 +1,4 @@
-"""A whole run, from a recipe to a finished folder, as a stream of events; a run measured again."""
+"""A whole run, from a recipe to a finished folder, as a stream of events."""
 
 import gc
 import hashlib
@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
 
 from distill import lock, run_folder
 from distill import recipe as recipes
 from distill.data import cache, sources
-from distill.data.sources import ImageSet, Progress
+from distill.data.sources import Progress
 from distill.engine import (
     build,
     checkpoint,
@@ -31,6 +30,7 @@ from distill.engine import (
     train,
 )
 from distill.engine.build import Division
+from distill.engine.cost import n_parameters
 from distill.engine.evaluate import logits_and_labels, measure, test_split
 from distill.engine.metrics import measures
 from distill.engine.saving import Resumed
@@ -200,7 +200,7 @@ def _head(ready: Run, killed: Holder | None) -> Start:
         role=request.role,
         recipe=request.name,
         network=build.network_name(recipe, request.role, split.train.n_classes),
-        parameters=_n_parameters(training.student),
+        parameters=n_parameters(training.student),
         data=recipe.data.source,
         train_images=len(split.train.labels),
         val_images=0 if split.held_out is None else len(split.held_out.labels),
@@ -313,11 +313,13 @@ def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
     tested = {measure_name(name, "test"): value for name, value in measures(logits, labels).items()}
     teacher = ready.teacher
     teacher_logits = None if teacher is None else logits_and_labels(teacher, test, accel)[0]
+    held_out = split.held_out
+    validated = None if held_out is None else logits_and_labels(net, held_out, accel)
     weights = folder.weights(request.role)
     end = End(best.epoch, best.metrics | tested, start.parameters, training.elapsed_s, str(weights))
     if accel.is_main_process:
         checkpoint.save_weights(weights, checkpoint.weights_of(net))
-        result.write_evaluation(folder, test, logits, teacher_logits)
+        result.write_evaluation(folder, test, logits, teacher_logits, validated)
     accel.wait_for_everyone()
     return end
 
@@ -328,42 +330,6 @@ def _leave_result(ready: Run, start: Start, end: End) -> None:
     data = {"fingerprint": split.fingerprint, "class_names": list(split.train.class_names)}
     teachers = ready.training.identity["teacher"]
     result.write_result(folder, ready.request.recipe, start, end, data, teachers)
-
-
-def evaluate(
-    folder: RunFolder, source: str | None = None, *, progress: Progress | None = None
-) -> dict[str, Any]:
-    """A finished run on the test split of `source` (its own by default), in float32.
-
-    Keys: `top1`, `nll`, `ece`, `n`, and what was measured. Raises UserError where the data has
-    other classes than the run was trained for.
-    """
-    accel = build.measuring_accelerator()
-    known = folder.result()
-    wanted = source or recipes.read(folder.recipe).data.source
-    test = test_split(wanted, progress=progress)
-    _check_classes(folder, known["class_names"], wanted, test)
-    net = build.to_device(build.trained(folder), accel.device)
-    return measure(net, test, accel) | {
-        "n": len(test.labels),
-        "data": wanted,
-        "run": str(folder.path),
-        "network": known["network"],
-        "parameters": _n_parameters(net),
-    }
-
-
-def _check_classes(folder: RunFolder, known: list[str], source: str, test: ImageSet) -> None:
-    if list(test.class_names) != known:
-        raise UserError(
-            f"run {folder.path} knows the classes {', '.join(known)}; "
-            f"{source} has {', '.join(test.class_names)}.\n"
-            "Give --data with the run's own classes."
-        )
-
-
-def _n_parameters(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
 
 
 @contextmanager

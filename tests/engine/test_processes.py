@@ -15,6 +15,7 @@ from distill import recipe as recipes
 from distill.data import sources
 from distill.engine import build
 from distill.engine.evaluate import measure
+from distill.engine.examine import Asked, examine
 from distill.run_folder import RunFolder
 from distill.show import journal
 
@@ -173,3 +174,20 @@ def test_the_program_over_torchrun_and_accelerate_launch(teacher, tmp_path) -> N
         assert_kept_is_what_was_measured(RunFolder(tmp_path / name))
     sizes = {len(journal.read(tmp_path / name / "journal.jsonl")) for name in ("one", "torchrun")}
     assert len(sizes) == 1, "one process alone writes the journal"
+
+
+@pytest.mark.slow
+def test_a_run_measured_by_two_processes_is_the_same_run(taught) -> None:
+    """2,000 and 33 images, mirrored and corrupted: no share is counted twice."""
+    asked = Asked(mirror=True, robustness=True, robustness_images=33)
+    options = ["--mirror", "--robustness", "--robustness-images", 33, "--json"]
+    command = ["cli.py", "evaluate", taught[0].path, *options]
+    two = json.loads(launch(*TORCHRUN, *torchrun_options(2), *command).stdout)
+    one = examine(taught[0], asked)
+    assert two["n"] == 2000 and two["robustness"]["n"] == 33
+    for name in ("top1", "confusion", "per_class"):
+        assert two[name] == one[name], name
+    for name in ("nll", "temperature", "teacher_kl"):
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+    assert two["mirror"]["top1"] == one["mirror"]["top1"]
+    assert two["robustness"] == one["robustness"]

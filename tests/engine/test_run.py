@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from distill import recipe as recipes
 from distill.data import sources
 from distill.engine import checkpoint, run
+from distill.engine.examine import Asked, examine
 from distill.engine.metrics import measures
 from distill.errors import UserError
 from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
@@ -164,7 +165,7 @@ def test_events_come_in_order_and_add_up(taught: tuple[RunFolder, Events]) -> No
 def test_the_result_is_what_the_weights_file_answers(taught: tuple[RunFolder, Events]) -> None:
     folder, events = taught
     test = sources.load("synthetic", "test")
-    measured = run.evaluate(folder)
+    measured = examine(folder)
     assert measured["n"] == len(test.labels) == 2000
     saved = np.load(folder.evaluation)
     assert np.array_equal(saved["labels"], test.labels)
@@ -312,7 +313,7 @@ def test_other_classes_cannot_be_evaluated(taught, tmp_path) -> None:
             folder.mkdir(parents=True)
             Image.new("RGB", (32, 32), len(str(folder))).save(folder / "1.png")
     with pytest.raises(UserError, match="knows the classes striped disc"):
-        run.evaluate(taught[0], str(tmp_path / "pets"))
+        examine(taught[0], Asked(str(tmp_path / "pets")))
 
 
 def test_an_unfinished_teacher_is_refused(teacher, tmp_path) -> None:

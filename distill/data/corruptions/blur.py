@@ -1,0 +1,84 @@
+"""Blur: out of focus, behind rough glass, in motion, while zooming.
+
+Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
+github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
+and its draws, and gives images that are yet to be cut off at 0 and 1.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from distill.data import draws
+from distill.data.corruptions.filters import (
+    Floats,
+    convolve,
+    gaussian,
+    magnifier,
+    on_both_axes,
+    smear,
+)
+from distill.data.draws import Draw
+
+FOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))  # radius, smoothing, in pixels
+GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # smoothing, passes; 1 pixel far
+MOTION = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))  # radius, standard deviation, in pixels
+ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # the largest factor, from 1 by hundredths
+ZOOM_STEP = 0.01
+
+
+def defocus_blur(images: Floats, severity: int, draw: Draw) -> Floats:
+    """A small disk whose rim is smoothed."""
+    return convolve(images, disk(*FOCUS[severity - 1]))
+
+
+def disk(radius: float, smoothing: float) -> Floats:
+    """A disk of these pixels, smoothed by a Gaussian of three taps: [5, 5], its sum 1."""
+    at = np.arange(-2, 3)
+    filled = (at**2 + at[:, None] ** 2 <= radius**2).astype(float)
+    taps = np.exp(-0.5 * (np.arange(-1, 2) / smoothing) ** 2)
+    taps /= taps.sum()
+    smoother = sum(tap * np.eye(len(at), k=k) for k, tap in zip((-1, 0, 1), taps, strict=True))
+    return on_both_axes(smoother, filled / filled.sum())
+
+
+def glass_blur(images: Floats, severity: int, draw: Draw) -> Floats:
+    """Pixels taken from a neighbour above or to the left, between two smoothings.
+
+    The paper exchanges the two. Its program exchanges two views of one array, which copies the
+    neighbour and changes nothing else; the published images are made so, and these are comparable.
+    """
+    smoothing, passes = GLASS[severity - 1]
+    smoother = gaussian(images.shape[-1], smoothing, truncate=4, border="edge")
+    n, _, height, width = images.shape
+    moves = draws.integers(draw(passes * height * width), 4).reshape(n, passes, height, width)
+    blurred = np.floor(on_both_axes(smoother, images) * 255 + 1e-3) / np.float32(255)
+    row, column = np.mgrid[:height, :width]
+    inner = (row >= 2) & (column >= 2)
+    for move in moves.swapaxes(0, 1):
+        at = np.where(inner, (row - move // 2) * width + column - move % 2, row * width + column)
+        blurred = np.take_along_axis(
+            blurred.reshape(n, 3, -1), at.reshape(n, 1, -1), axis=2
+        ).reshape(images.shape)
+    return on_both_axes(smoother, blurred)
+
+
+def motion_blur(images: Floats, severity: int, draw: Draw) -> Floats:
+    """Along a line, within 45 degrees of the horizontal."""
+    return smear(images, draws.between(draw(1)[:, 0], -45, 45), *MOTION[severity - 1])
+
+
+def zoom_blur(images: Floats, severity: int, draw: Draw) -> Floats:
+    """The mean of the image and of its middle at growing magnifications."""
+    flat = images.reshape(-1, images.shape[-2] * images.shape[-1])
+    return (flat @ zoom_mean(severity, images.shape[-1]).T).reshape(images.shape)
+
+
+@cache
+def zoom_mean(severity: int, size: int) -> Floats:
+    """All of a zoom blur as one matrix on pixels: float32 [size², size²], 4 MB."""
+    factors = np.arange(1, ZOOM[severity - 1], ZOOM_STEP)  # as numpy rounds: the end may be in it
+    zooms = (magnifier(size, factor) for factor in factors)
+    total = np.eye(size * size) + sum(np.kron(zoom, zoom) for zoom in zooms)
+    mean: Floats = (total / (len(factors) + 1)).astype(np.float32)
+    return mean

@@ -1,0 +1,112 @@
+"""Smoothing, magnifying, smearing and sampling of many maps at once.
+
+A filter that acts on rows and columns alike is a matrix [size, size]: row i holds the weights of
+the old rows in the new row i.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Indices = NDArray[np.int64]
+Border = Literal["edge", "symmetric"]  # np.pad's: a|abc|c and a|abc|c b a, the edge repeated
+
+
+def on_both_axes(matrix: Floats, maps: Floats) -> Floats:
+    """The matrix on rows and columns of maps [..., H, W]."""
+    square = matrix.astype(maps.dtype)
+    applied: Floats = square @ maps @ square.T
+    return applied
+
+
+def gaussian(size: int, sigma: float, *, truncate: float, border: Border) -> Floats:
+    """Smoothing by a Gaussian cut off at `truncate` standard deviations: [size, size]."""
+    radius = int(truncate * sigma + 0.5)
+    if not radius:
+        return np.eye(size)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    padded = np.pad(np.eye(size), ((radius, radius), (0, 0)), mode=border)
+    rows: Floats = sum(weight * padded[i : i + size] for i, weight in enumerate(weights))
+    return rows
+
+
+def magnifier(size: int, factor: float) -> Floats:
+    """The middle magnified to fill the map, between its pixels linearly: [size, size]."""
+    cropped = int(np.ceil(size / factor))
+    whole = round(cropped * factor)  # pixels before the middle is cut out again
+    first = (whole - size) // 2 + np.arange(size)
+    at = (size - cropped) // 2 + first * (cropped - 1) / (whole - 1)
+    linear: Floats = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
+    return linear
+
+
+def smear(maps: Floats, degrees: Floats, radius: int, sigma: float) -> Floats:
+    """Motion blur of maps [N, C, H, W], each along its own angle [N].
+
+    As ImageMagick's MotionBlurImage: one half of a Gaussian, 2 radius + 1 taps along the line, each
+    at its nearest pixel; beyond the border the edge goes on.
+    """
+    taps = np.arange(2 * radius + 1)
+    weights = np.exp(-0.5 * (taps / sigma) ** 2)
+    weights = (weights / weights.sum()).astype(maps.dtype)
+    angle = np.deg2rad(degrees)
+    offsets = np.stack([np.sin(angle), np.cos(angle)], axis=-1)[:, None] * taps[:, None]
+    steps = np.ceil(offsets - 0.5).astype(np.int64)  # [N, taps, (down, right)]
+    far, (height, width) = 2 * radius, maps.shape[-2:]
+    padded = np.pad(maps, ((0, 0), (0, 0), (far, far), (far, far)), mode="edge")
+    smeared = np.zeros_like(maps)
+    for tap, weight in enumerate(weights):
+        # Few offsets occur at one tap: a slice of many maps each, not a gather of pixels.
+        for down, right in np.unique(steps[:, tap], axis=0):
+            alike = (steps[:, tap] == (down, right)).all(axis=1)
+            rows = slice(far + down, far + down + height)
+            columns = slice(far + right, far + right + width)
+            smeared[alike] += weight * padded[alike, :, rows, columns]
+    return smeared
+
+
+def convolve(maps: Floats, kernel: Floats) -> Floats:
+    """Maps [N, C, H, W] under a symmetric kernel of odd sides; beyond the border they are mirrored
+    about the edge pixel.
+    """
+    reach, (height, width) = len(kernel) // 2, maps.shape[-2:]
+    padded = np.pad(maps, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="reflect")
+    result = np.zeros_like(maps)
+    for (i, j), weight in np.ndenumerate(kernel.astype(maps.dtype)):
+        if weight:
+            result += weight * padded[:, :, i : i + height, j : j + width]
+    return result
+
+
+def mirrored_about_pixel(index: Indices, size: int) -> Indices:
+    """c b|abcd|c b: indices beyond 0..size-1 brought back, the edge not repeated."""
+    period = 2 * (size - 1)
+    folded: Indices = np.abs((index + size - 1) % period - (size - 1))
+    return folded
+
+
+def mirrored_about_border(index: Indices, size: int) -> Indices:
+    """b a|abcd|d c: the edge repeated."""
+    folded = index % (2 * size)
+    return np.minimum(folded, 2 * size - 1 - folded)
+
+
+def sample(
+    maps: Floats, down: Floats, right: Floats, fold: Callable[[Indices, int], Indices]
+) -> Floats:
+    """Maps [N, C, H, W] at places [N, H, W] in pixels, between four pixels linearly."""
+    n, channels, height, width = maps.shape
+    flat = maps.reshape(n, channels, -1)
+    top, left = np.floor(down).astype(np.int64), np.floor(right).astype(np.int64)
+    below, beside = ((down - top).astype(maps.dtype), (right - left).astype(maps.dtype))
+    sampled = np.zeros_like(maps)
+    for i, row_share in ((0, 1 - below), (1, below)):
+        for j, column_share in ((0, 1 - beside), (1, beside)):
+            index = fold(top + i, height) * width + fold(left + j, width)
+            corner = np.take_along_axis(flat, index.reshape(n, 1, -1), axis=2)
+            sampled += (row_share * column_share)[:, None] * corner.reshape(maps.shape)
+    return sampled

@@ -1,0 +1,109 @@
+"""Weather: snow, fog, glare.
+
+Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
+github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
+and its draws, and gives images that are yet to be cut off at 0 and 1. Their frost is left out: it
+is pasted from photographs.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from distill.data import draws
+from distill.data.corruptions.filters import Floats, magnifier, on_both_axes, smear
+from distill.data.draws import Draw
+
+
+class Snow(NamedTuple):
+    """Flakes: how many (mean, standard deviation), how large, which are seen, how they fall, and
+    the share of the image's own colours.
+    """
+
+    mean: float
+    std: float
+    zoom: float
+    seen_from: float
+    radius: int
+    sigma: float
+    colour: float
+
+
+SNOW = (
+    Snow(0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+    Snow(0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+    Snow(0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+    Snow(0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+    Snow(0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+)
+FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # thickness, how smooth
+BRIGHTER = (0.05, 0.1, 0.15, 0.2, 0.3)
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R BT.601
+ROUGHNESS = 100.0
+
+
+def snow(images: Floats, severity: int, draw: Draw) -> Floats:
+    """Paler colours, and flakes that fall, once as drawn and once turned by half a circle."""
+    how, (n, _, height, width) = SNOW[severity - 1], images.shape
+    words = draw(height * width // 2 + 1)
+    flakes: Floats = how.mean + how.std * draws.normal(words[:, 1:]).reshape(n, 1, height, width)
+    flakes = on_both_axes(magnifier(height, how.zoom), flakes)
+    flakes = np.where(flakes < how.seen_from, 0, np.clip(flakes, 0, 1))
+    degrees = draws.between(words[:, 0], -135, -45)
+    fallen = smear(np.floor(flakes * 255) / 255, degrees, how.radius, how.sigma)
+    fallen = (np.rint(fallen * 255) / 255).astype(np.float32)
+    pale = np.maximum(images, (LUMA * images).sum(axis=1, keepdims=True) * 1.5 + 0.5)
+    coloured = how.colour * images + (1 - how.colour) * pale
+    snowed: Floats = coloured + fallen + fallen[:, :, ::-1, ::-1]
+    return snowed
+
+
+def fog(images: Floats, severity: int, draw: Draw) -> Floats:
+    """A cloud laid over, then dimmed so that the brightest value stays the brightest."""
+    thickness, decay = FOG[severity - 1]
+    size = images.shape[-1]
+    cloud = plasma(draws.uniform(draw(size * size - 1)), size, decay).astype(np.float32)
+    brightest = images.max(axis=(1, 2, 3), keepdims=True)
+    fogged: Floats = (images + thickness * cloud[:, None]) * (brightest / (brightest + thickness))
+    return fogged
+
+
+def plasma(chances: Floats, size: int, decay: float) -> Floats:
+    """Clouds by the diamond-square algorithm: [N, size, size] in 0..1, from chances [N, size² - 1].
+
+    Fournier, Fussell and Carpenter, Communications of the ACM 25, 1982. Each halving of the grid is
+    smoother than the last by `decay`; the borders meet.
+    """
+    heights = np.zeros((len(chances), size, size))
+    taken, step, rough = 0, size, ROUGHNESS
+
+    def mean(sum_of_four: Floats) -> Floats:
+        nonlocal taken
+        n_points = sum_of_four[0].size
+        drawn = chances[:, taken : taken + n_points].reshape(sum_of_four.shape)
+        taken += n_points
+        moved: Floats = sum_of_four / 4 + rough**2 * (2 * drawn - 1)
+        return moved
+
+    while step >= 2:
+        on, off = slice(None, None, step), slice(step // 2, None, step)
+        corners = heights[:, on, on]
+        pairs = corners + np.roll(corners, -1, axis=1)
+        heights[:, off, off] = centres = mean(pairs + np.roll(pairs, -1, axis=2))
+        beside = corners + np.roll(corners, -1, axis=2)
+        heights[:, on, off] = mean(centres + np.roll(centres, 1, axis=1) + beside)
+        below = corners + np.roll(corners, -1, axis=1)
+        heights[:, off, on] = mean(centres + np.roll(centres, 1, axis=2) + below)
+        step, rough = step // 2, rough / decay
+    heights -= heights.min(axis=(1, 2), keepdims=True)
+    cloud: Floats = heights / heights.max(axis=(1, 2), keepdims=True)
+    return cloud
+
+
+def brightness(images: Floats, severity: int, draw: Draw) -> Floats:
+    """The value of HSV raised, hue and saturation kept: every colour of a pixel by one factor."""
+    value = images.max(axis=1, keepdims=True)
+    raised = np.minimum(value + np.float32(BRIGHTER[severity - 1]), 1)
+    factor = np.divide(raised, value, out=np.zeros_like(value), where=value > 0)
+    brighter: Floats = np.where(value > 0, images * factor, raised)  # black has no hue: grey
+    return brighter
