@@ -121,6 +121,42 @@ def evaluate(run: RunArgument, data: DataOption = None, as_json: JsonOption = Fa
 
 
 @app.command()
+def predict(
+    run: RunArgument,
+    source: Annotated[
+        Path,
+        typer.Option(
+            "--input", "-i", help="Kaggle's pickle, .npy, .npz, a folder of pictures or one."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The CSV; one that is there is replaced.")
+    ] = Path("predictions.csv"),
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="A column a class in place of Labels.")
+    ] = False,
+) -> None:
+    """Write what a finished run says of images without labels: the CSV that Kaggle takes."""
+    from distill import run_folder
+
+    folder = run_folder.finished(run)  # refused before torch is imported
+    from distill.engine.run import processes
+    from distill.ship import predict as room
+    from distill.show.display import Display
+    from distill.show.tables import class_counts
+
+    room.check_out(out, source)
+    with processes(), Display(_stderr()) as display:
+        predictions = room.predict(folder, source, progress=display.progress)
+    for note in predictions.notes:
+        typer.echo(f"note: {note}", err=True)
+    if _is_main():
+        room.write(predictions, out, probabilities=probabilities)
+    _stdout().print(class_counts(predictions.counts()), highlight=False)
+    typer.echo(f"{out}: {len(predictions.ids):,} images")
+
+
+@app.command()
 def replay(
     run: RunArgument,
     step: Annotated[int, typer.Option("--step", help="Which, from 1, as the journal counts.")],
