@@ -157,6 +157,54 @@ def predict(
 
 
 @app.command()
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER", help="Of runs, or of groups of them.", show_default="runs"
+        ),
+    ] = None,
+    sort: Annotated[str, typer.Option("--sort", help="By which column.")] = "age",
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs of a folder: how good each is, and where it stands."""
+    from dataclasses import asdict
+
+    from distill import run_folder
+    from distill.show.runs import listed
+    from distill.show.runs_table import ordered, runs_table
+
+    folder = folder or run_folder.RUNS
+    found = ordered(listed(folder), sort)
+    if as_json:
+        typer.echo(json.dumps([asdict(run) for run in found]))
+    elif found:
+        console = _stdout()
+        console.print(runs_table(found, folder, console.width), highlight=False)
+    else:
+        typer.echo(f"no runs in {folder}; python cli.py train-teacher begins one")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A finished run.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Hold two finished runs against each other on the same test images."""
+    from dataclasses import asdict
+
+    from distill.show.compare import compare as hold
+    from distill.show.compare_table import comparison
+
+    compared = hold(a, b)
+    if as_json:
+        typer.echo(json.dumps(asdict(compared)))
+    else:
+        _stdout().print(comparison(compared), highlight=False)
+
+
+@app.command()
 def replay(
     run: RunArgument,
     step: Annotated[int, typer.Option("--step", help="Which, from 1, as the journal counts.")],

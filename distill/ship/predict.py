@@ -35,7 +35,8 @@ class Predictions:
     @property
     def labels(self) -> NDArray[np.int64]:
         """[N], the most probable class of each."""
-        return np.argmax(self.probabilities, axis=1).astype(np.int64, copy=False)
+        most: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return most
 
     def counts(self) -> dict[str, int]:
         """How many images were given each class, none left out."""
