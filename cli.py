@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,6 +58,14 @@ OutOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, if any.")
 ]
+TrackerOption = Annotated[
+    list[str],
+    typer.Option(
+        "--tracker",
+        help="tensorboard, wandb …: metrics go there too; repeatable.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeysArgument = Annotated[
     list[str], typer.Argument(metavar="KEY…", help="Beginnings of keys, as `cache info` says them.")
@@ -71,13 +80,14 @@ def train_teacher(
     set_: SetOption = [],
     out: OutOption = None,
     resume: ResumeOption = False,
+    tracker: TrackerOption = [],
 ) -> None:
     """Train a teacher from scratch."""
     from distill import recipe as recipes
 
     resolved = _resolve(recipe, data, set_)
     recipes.check_teacher(resolved)
-    _train("teacher", resolved, out, resume)
+    _train("teacher", resolved, out, resume, tracker)
 
 
 @app.command()
@@ -96,13 +106,14 @@ def distill(
     set_: SetOption = [],
     out: OutOption = None,
     resume: ResumeOption = False,
+    tracker: TrackerOption = [],
 ) -> None:
     """Train a student, with a teacher where the recipe wants one."""
     from distill import recipe as recipes
 
     resolved = _resolve(recipe, data, set_, teacher)
     recipes.check_student(resolved)
-    _train("student", resolved, out, resume)
+    _train("student", resolved, out, resume, tracker)
 
 
 @app.command()
@@ -133,7 +144,7 @@ def predict(
         Path, typer.Option("--out", "-o", help="The CSV; one that is there is replaced.")
     ] = Path("predictions.csv"),
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="A column a class in place of Labels.")
+        bool, typer.Option("--probabilities", help="A column for each class in place of Labels.")
     ] = False,
 ) -> None:
     """Write what a finished run says of images without labels: the CSV that Kaggle takes."""
@@ -164,7 +175,9 @@ def runs(
             metavar="FOLDER", help="Of runs, or of groups of them.", show_default="runs"
         ),
     ] = None,
-    sort: Annotated[str, typer.Option("--sort", help="By which column.")] = "age",
+    sort: Annotated[
+        str, typer.Option("--sort", help="By which column: age, run, recipe, test …")
+    ] = "age",
     as_json: JsonOption = False,
 ) -> None:
     """List the runs of a folder: how good each is, and where it stands."""
@@ -407,17 +420,23 @@ def _resolve(
     return recipes.load(recipe, [*overrides, *chosen])
 
 
-def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -> None:
+def _train(
+    role: "Role", resolved: "Resolved", out: Path | None, resume: bool, trackers: list[str]
+) -> None:
     """Run to the end; rank 0 shows and keeps every event."""
     from distill import run_folder
 
+    if trackers:  # refused before any work
+        from distill.show.trackers import check
+
+        check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     if resume and folder.is_finished:
         run_folder.check_same(folder, resolved.recipe)
         typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
     else:
         run_folder.check_out(folder, resume)
-        _watch(role, resolved, folder, resume)
+        _watch(role, resolved, folder, resume, trackers)
     if _is_main():
         _close(folder)
 
@@ -430,8 +449,10 @@ def _close(folder: "RunFolder") -> None:
     _stdout().print(closing_table(closing_rows(folder)))
 
 
-def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool) -> None:
-    """Every event to the display and the journal; what ends a run early, in words."""
+def _watch(
+    role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool, trackers: list[str]
+) -> None:
+    """Every event to display, journal and trackers; what ends a run early, in words."""
     from distill.engine.stop import Stop
 
     stop = Stop()
@@ -439,13 +460,16 @@ def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool
         from distill.engine.run import Request, processes, run
         from distill.show.display import Display
         from distill.show.journal import Journal
+        from distill.show.trackers import Trackers
 
         journal = Journal(folder.journal)
+        tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
         request = Request(role, resolved.recipe, resolved.name, folder.path, resume, stop)
-        with processes(), Display(_stderr()) as display:
+        with processes(), Display(_stderr()) as display, tracked:
             for event in run(request, progress=display.progress):
                 if _is_main():
                     journal(event)
+                    tracked(event)
                 display(event)
 
 
