@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from distill.data.folders import FORMATS, MODES, SUFFIXES
 from distill.data.images import CHANNELS, SIDE, Progress
 
-__all__ = ["SUFFIXES", "Pictures", "read", "resized", "resized_notes"]
+__all__ = ["SUFFIXES", "Found", "read", "resized", "resized_notes"]
 
 FILTER = Image.Resampling.BICUBIC  # Pillow widens it when it shrinks, so nothing is skipped
 ALPHA = ("RGBA", "LA", "PA")
@@ -24,17 +24,17 @@ NAMED = 3  # sizes and files that a note names before it counts
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """What was read; `faults` names each file that cannot be used."""
+class Found:
+    """What was read, and what is wrong with it, a line for each fault."""
 
     images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB
-    ids: tuple[str, ...]  # the names of the files without their suffixes
+    ids: tuple[str, ...]
     notes: list[str]
     faults: list[str]
 
 
-def read(path: Path, progress: Progress | None = None) -> Pictures:
-    """The picture at `path`, or those directly in the folder.
+def read(path: Path, progress: Progress | None = None) -> Found:
+    """The picture at `path`, or those directly in the folder, called by their names without suffix.
 
     In a folder whose pictures are all numbered (1.png … 10.png) they come by number, else by name.
     """
@@ -49,7 +49,7 @@ def read(path: Path, progress: Progress | None = None) -> Pictures:
         if progress:
             progress("reading", i + 1, len(files))
     notes += [*resized_notes(seen.sizes), *seen.notes()]
-    return Pictures(images, tuple(file.stem for file in files), notes, faults)
+    return Found(images, tuple(file.stem for file in files), notes, faults)
 
 
 def resized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -90,7 +90,10 @@ def _images(n: int) -> str:
 
 def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     """The pictures of a folder in order; a note on what is no picture, a fault where none is."""
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        return [], [], [f"unreadable ({error.strerror})"]
     files = [path for path in entries if path.is_file() and path.suffix.lower() in SUFFIXES]
     others = [f"{path.name}/" if path.is_dir() else path.name for path in entries]
     others = [name for name in others if name not in {file.name for file in files}]

@@ -24,6 +24,7 @@ from distill.data import pictures, unpickle
 from distill.data.batches import IMAGE_BYTES
 from distill.data.faults import refusal
 from distill.data.images import CHANNELS, SIDE, Progress
+from distill.data.pictures import Found
 from distill.errors import UserError
 
 ADVICE = (
@@ -31,6 +32,7 @@ ADVICE = (
     f"pictures, or one picture ({', '.join(pictures.SUFFIXES)})."
 )
 PIXELS = ("data", "images")  # what archives call their images
+NAMES = (int, str, bytes, np.integer)  # what an id may be
 NUMPY, ZIP = b"\x93NUMPY", b"PK\x03\x04"  # how .npy and .npz begin
 
 
@@ -51,35 +53,24 @@ def load(path: Path, *, progress: Progress | None = None) -> Unlabelled:
     """
     if not path.exists():
         raise UserError(f"input {path} is not there.\n{ADVICE}")
-    if path.is_dir() or path.suffix.lower() in pictures.SUFFIXES:
-        read = pictures.read(path, progress)
-        images, ids, notes, faults = read.images, read.ids, read.notes, read.faults
-    else:
-        images, ids, notes, faults = _from_arrays(path)
-    faults += _repeated(ids)
+    is_picture = path.is_dir() or path.suffix.lower() in pictures.SUFFIXES
+    found = pictures.read(path, progress) if is_picture else _from_arrays(path)
+    faults = [*found.faults, *_repeated(found.ids)]
     if faults:
         raise refusal(str(path), faults, ADVICE)
-    return Unlabelled(images, ids, tuple(notes))
+    return Unlabelled(found.images, found.ids, tuple(found.notes))
 
 
-_Read = tuple[NDArray[np.uint8], tuple[str, ...], list[str], list[str]]  # …, notes, faults
-
-
-def _from_arrays(path: Path) -> _Read:
-    faults: list[str] = []
+def _from_arrays(path: Path) -> Found:
     notes: list[str] = []
-    images = np.empty((0, CHANNELS, SIDE, SIDE), np.uint8)
-    ids: tuple[str, ...] = ()
     try:
         arrays = _arrays(path)
         planes = _planes(_pixels(arrays), notes)
-    except ValueError as error:
-        return images, ids, notes, [str(error)]
-    try:
         ids = _ids(arrays, len(planes), notes)
     except ValueError as error:
-        faults.append(str(error))
-    return _sized(planes, notes), ids, notes, faults
+        nothing = np.empty((0, CHANNELS, SIDE, SIDE), np.uint8)
+        return Found(nothing, (), notes, [str(error)])
+    return Found(_sized(planes, notes), ids, notes, [])
 
 
 def _arrays(path: Path) -> Mapping[str, Any]:
@@ -142,7 +133,7 @@ def _sized(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
 
 
 def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]:
-    """One a image, whole numbers or text; their numbers from 0 where the file has none."""
+    """One an image, whole numbers or text; their numbers from 0 where the file has none."""
     if "ids" not in arrays:
         notes.append(f"the file has no ids: the images are numbered 0..{n - 1:,}")
         return tuple(map(str, range(n)))
@@ -152,13 +143,10 @@ def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]
         raise ValueError(f"ids is {type(ids).__name__}, not a list of [{n}]")
     if len(values) != n:
         raise ValueError(f"{n:,} images but {len(values):,} ids")
-    strange = next((v for v in values if isinstance(v, bool) or not isinstance(v, _NAMES)), None)
-    if strange is not None:
-        raise ValueError(f"an id is {strange!r}; ids are whole numbers or text")
+    strange = [v for v in values if isinstance(v, bool) or not isinstance(v, NAMES)]
+    if strange:
+        raise ValueError(f"an id is {strange[0]!r}; ids are whole numbers or text")
     return tuple(map(unpickle.text, values))
-
-
-_NAMES = (int, str, bytes, np.integer)
 
 
 def _repeated(ids: Sequence[str]) -> list[str]:

@@ -67,23 +67,24 @@ class Trackers:
         """Hand on one event. The trackers are opened by the first, a `Start`: not before
         accelerate knows the processes."""
         if isinstance(event, Start | Retry):
-            self._begin(event.first_step, is_new=isinstance(event, Start) and not event.first_step)
+            self._begin(event.first_step)
             return
         self._step = self._step if isinstance(event, End) else event.step
         values = metrics(event)
         self._each(lambda _, tracker: tracker.log(values, step=self._step))
 
-    def _begin(self, first_step: int, *, is_new: bool) -> None:
+    def _begin(self, first_step: int) -> None:
         """Open each anew: what an interrupted run told past this step is not true any more."""
         self._each(lambda _, tracker: tracker.finish())
         self._step = first_step
         self._open = dict.fromkeys(self.names)
-        self._each(lambda name, _: self._start(name, is_new))
+        self._each(lambda name, _: self._start(name))
 
-    def _start(self, name: str, is_new: bool) -> None:
+    def _start(self, name: str) -> None:
+        goes_on = name == TENSORBOARD and (self.folder.path / name).exists()
         self._open[name] = tracker = opened(name, self.folder.path, self._step)
         tracker.start()
-        if is_new or name != TENSORBOARD:  # its folder has the recipe since the run began
+        if not goes_on:
             tracker.store_init_configuration(described(self.folder))
 
     def _each(self, do: Callable[[str, Any], None]) -> None:

@@ -93,6 +93,7 @@ def test_arrays_of_another_size_are_resized_as_pillow_does(tmp_path: Path) -> No
         ({"data": PIXELS, "ids": [1, 2, 3]}, "4 images but 3 ids"),
         ({"data": PIXELS, "ids": 7}, "ids is int, not a list of [4]"),
         ({"data": PIXELS, "ids": [1, 2, 3, 4.5]}, "an id is 4.5; ids are whole numbers or text"),
+        ({"data": PIXELS, "ids": [1, 2, 3, None]}, "an id is None; ids are"),
         ({"data": PIXELS, "ids": [1, 2, True, 4]}, "an id is True; ids are"),
         ({"data": PIXELS, "ids": [1, 2, 2, 2]}, "id 2 stands there 3 times"),
     ],
@@ -224,3 +225,11 @@ def test_a_place_without_pictures(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert "in this folder; it holds a/, b/, c/ and 2 more" in refusal(tmp_path)
     assert refusal(tmp_path / "none").startswith(f"input {tmp_path / 'none'} is not there.\n")
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert "  unreadable (Permission denied)\n" in refusal(tmp_path)
