@@ -18,7 +18,7 @@ from distill import lock
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import Start
-from distill.run_folder import RunFolder, runs_in
+from distill.run_folder import RUNS, RunFolder, runs_in
 from distill.show import journal
 from distill.show.closing import row as figures
 from distill.show.display import total_steps
@@ -50,8 +50,10 @@ class Listed:
 def listed(folder: Path) -> list[Listed]:
     """Every run in `folder` and in its groups one level below, in no order; or `folder` itself.
 
-    Raises UserError where there is no such folder.
+    Raises UserError where there is no such folder; `runs` need not be there before the first run.
     """
+    if folder == RUNS and not folder.exists():
+        return []
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder.\nGive a folder of runs, or none for runs/.")
     return [_listed(run) for run in _runs(folder)]

@@ -174,6 +174,7 @@ def test_a_run_that_is_not_finished(
 
 
 @pytest.mark.multi
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(
     taught: Taught, tmp_path: Path, answers: dict[str, np.ndarray]
 ) -> None:

@@ -268,12 +268,16 @@ def test_json_is_a_list_of_plain_objects(
 def test_no_runs_and_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder, code in ((tmp_path, 0), (tmp_path / "none", 2)):
-        monkeypatch.setattr(sys, "argv", ["cli.py", "runs", str(folder)])
+    monkeypatch.chdir(tmp_path)
+    for folder, code in (([], 0), ([str(tmp_path)], 0), ([str(tmp_path / "none")], 2)):
+        monkeypatch.setattr(sys, "argv", ["cli.py", "runs", *folder])
         with pytest.raises(SystemExit, match=str(code)):
             cli.main()
     said = capsys.readouterr()
-    assert said.out == f"no runs in {tmp_path}; python cli.py train-teacher begins one\n"
+    assert said.out.splitlines() == [
+        f"no runs in {place}; python cli.py train-teacher begins one"
+        for place in ("runs", tmp_path)
+    ]
     assert said.err.startswith(f"{tmp_path / 'none'} is no folder.\n")
 
 
