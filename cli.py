@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +61,14 @@ OutOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, if any.")
 ]
+TrackerOption = Annotated[
+    list[str],
+    typer.Option(
+        "--tracker",
+        help="tensorboard, wandb …: metrics go there too; repeatable.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeysArgument = Annotated[
     list[str], typer.Argument(metavar="KEY…", help="Beginnings of keys, as `cache info` says them.")
@@ -74,13 +83,14 @@ def train_teacher(
     set_: SetOption = [],
     out: OutOption = None,
     resume: ResumeOption = False,
+    tracker: TrackerOption = [],
 ) -> None:
     """Train a teacher from scratch."""
     from distill import recipe as recipes
 
     resolved = _resolve(recipe, data, set_)
     recipes.check_teacher(resolved)
-    _train("teacher", resolved, out, resume)
+    _train("teacher", resolved, out, resume, tracker)
 
 
 @app.command()
@@ -99,13 +109,14 @@ def distill(
     set_: SetOption = [],
     out: OutOption = None,
     resume: ResumeOption = False,
+    tracker: TrackerOption = [],
 ) -> None:
     """Train a student, with a teacher where the recipe wants one."""
     from distill import recipe as recipes
 
     resolved = _resolve(recipe, data, set_, teacher)
     recipes.check_student(resolved)
-    _train("student", resolved, out, resume)
+    _train("student", resolved, out, resume, tracker)
 
 
 @app.command()
@@ -156,6 +167,92 @@ def evaluate(
         _print(measured, as_json)
     else:
         _stdout().print(evaluation(measured))
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    source: Annotated[
+        Path,
+        typer.Option(
+            "--input", "-i", help="Kaggle's pickle, .npy, .npz, a folder of pictures or one."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The CSV; one that is there is replaced.")
+    ] = Path("predictions.csv"),
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="A column for each class in place of Labels.")
+    ] = False,
+) -> None:
+    """Write what a finished run says of images without labels: the CSV that Kaggle takes."""
+    from distill import run_folder
+
+    folder = run_folder.finished(run)  # refused before torch is imported
+    from distill.engine.run import processes
+    from distill.ship import predict as room
+    from distill.show.display import Display
+    from distill.show.tables import class_counts
+
+    room.check_out(out, source)
+    with processes(), Display(_stderr()) as display:
+        predictions = room.predict(folder, source, progress=display.progress)
+    for note in predictions.notes:
+        typer.echo(f"note: {note}", err=True)
+    if _is_main():
+        room.write(predictions, out, probabilities=probabilities)
+    _stdout().print(class_counts(predictions.counts()), highlight=False)
+    typer.echo(f"{out}: {len(predictions.ids):,} images")
+
+
+@app.command()
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER", help="Of runs, or of groups of them.", show_default="runs"
+        ),
+    ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="By which column: age, run, recipe, test …")
+    ] = "age",
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs of a folder: how good each is, and where it stands."""
+    from dataclasses import asdict
+
+    from distill import run_folder
+    from distill.show.runs import listed
+    from distill.show.runs_table import ordered, runs_table
+
+    folder = folder or run_folder.RUNS
+    found = ordered(listed(folder), sort)
+    if as_json:
+        typer.echo(json.dumps([asdict(run) for run in found]))
+    elif found:
+        console = _stdout()
+        console.print(runs_table(found, folder, console.width), highlight=False)
+    else:
+        typer.echo(f"no runs in {folder}; python cli.py train-teacher begins one")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A finished run.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Hold two finished runs against each other on the same test images."""
+    from dataclasses import asdict
+
+    from distill.show.compare import compare as hold
+    from distill.show.compare_table import comparison
+
+    compared = hold(a, b)
+    if as_json:
+        typer.echo(json.dumps(asdict(compared)))
+    else:
+        _stdout().print(comparison(compared), highlight=False)
 
 
 @app.command()
@@ -452,7 +549,9 @@ def _numbers(option: str, text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -> None:
+def _train(
+    role: "Role", resolved: "Resolved", out: Path | None, resume: bool, trackers: list[str]
+) -> None:
     """Run to the end; rank 0 shows and keeps every event."""
     from distill import run_folder
 
@@ -461,13 +560,17 @@ def _train(role: "Role", resolved: "Resolved", out: Path | None, resume: bool) -
             "--resume goes on with a run, and none was named.\n"
             f"Type it with --out RUN{run_folder.unfinished_in(run_folder.RUNS)}."
         )
+    if trackers:  # refused before any work
+        from distill.show.trackers import check
+
+        check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     if resume and folder.is_finished:
         run_folder.check_same(folder, resolved.recipe)
         typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
     else:
         run_folder.check_out(folder, resume)
-        _watch(role, resolved, folder, resume)
+        _watch(role, resolved, folder, resume, trackers)
     if _is_main():
         _close(folder)
 
@@ -480,8 +583,10 @@ def _close(folder: "RunFolder") -> None:
     _stdout().print(closing_table(closing_rows(folder)))
 
 
-def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool) -> None:
-    """Every event to the display and the journal; what ends a run early, in words."""
+def _watch(
+    role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool, trackers: list[str]
+) -> None:
+    """Every event to display, journal and trackers; what ends a run early, in words."""
     from distill.engine.stop import Stop
 
     stop = Stop()
@@ -489,13 +594,16 @@ def _watch(role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool
         from distill.engine.run import Request, processes, run
         from distill.show.display import Display
         from distill.show.journal import Journal
+        from distill.show.trackers import Trackers
 
         journal = Journal(folder.journal)
+        tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
         request = Request(role, resolved.recipe, resolved.name, folder.path, resume, stop)
-        with processes(), Display(_stderr()) as display:
+        with processes(), Display(_stderr()) as display, tracked:
             for event in run(request, progress=display.progress):
                 if _is_main():
                     journal(event)
+                    tracked(event)
                 display(event)
 
 

@@ -61,6 +61,23 @@ def held(folder: Path) -> Iterator[Holder | None]:
         lock.release()
 
 
+def holder(folder: Path) -> tuple[Holder | None, bool]:
+    """Who trains in a folder, or was killed in it, and whether they still train; leaves nothing.
+
+    Where the lock cannot be asked (a folder of somebody else's), the record is believed.
+    """
+    recorded = _read(folder / "running.json")
+    if recorded is None:
+        return None, False
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        return recorded, True
+    lock.release()
+    return recorded, False
+
+
 def _remove_empty(places: list[Path]) -> None:
     """Folders, the innermost first, as far as they are empty."""
     with suppress(OSError):

@@ -41,6 +41,7 @@ __all__ = [
     "needs",
     "read",
     "shipped",
+    "values",
     "verified",
     "with_source",
     "with_teacher",
@@ -132,15 +133,13 @@ def shipped() -> list[tuple[str, Path, About]]:
 def read(path: Path) -> Recipe:
     """The whole recipe of a finished or running run, its recipe.toml. Raises RecipeError."""
     faults: list[str] = []
-    values = parsed(path, faults)
-    return _whole(values, str(path), faults)
+    return _whole(parsed(path, faults), str(path), faults)
 
 
 def loads(text: str, name: str) -> Recipe:
     """The whole recipe that `dumps` wrote; `name` stands in the message of a RecipeError."""
     faults: list[str] = []
-    values = toml(text, name, faults)
-    return _whole(values, name, faults)
+    return _whole(toml(text, name, faults), name, faults)
 
 
 def dumps(recipe: Recipe) -> str:
@@ -154,14 +153,19 @@ def dumps(recipe: Recipe) -> str:
 
 def fingerprint(recipe: Recipe) -> str:
     """SHA-256, hex, of everything but [about]; an absent key counts as if it did not exist."""
-    values = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def values(recipe: Recipe) -> dict[str, Any]:
+    """Every key outside [about] that has a value: `{"optim.lr": 0.1, …}`."""
+    return dict(_leaves(recipe.model_dump(exclude={"about"})))
 
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """What differs outside [about], `optim.lr: 0.1 -> 0.2`; `absent` where one has no such key."""
-    ours, theirs = (dict(_leaves(recipe.model_dump(exclude={"about"}))) for recipe in (a, b))
+    ours, theirs = values(a), values(b)
     return [
         f"{key}: {_shown_at(key, ours)} -> {_shown_at(key, theirs)}"
         for key in dict.fromkeys([*ours, *theirs])
@@ -171,7 +175,7 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
 
 def compared(a: Resolved, b: Resolved) -> list[str]:
     """`differences` with who set each value, `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`."""
-    ours, theirs = (dict(_leaves(each.recipe.model_dump(exclude={"about"}))) for each in (a, b))
+    ours, theirs = values(a.recipe), values(b.recipe)
     return [
         f"{key}: {_with_origin(key, ours, a.origins)} -> {_with_origin(key, theirs, b.origins)}"
         for key in dict.fromkeys([*ours, *theirs])

@@ -160,17 +160,25 @@ def check_out(folder: RunFolder, resume: bool) -> None:
             f"{folder.path} already holds a run.\n"
             "Continue it with --resume, or choose another --out."
         )
+    check_writable(folder.path, "a run folder")
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Files can be written in `folder`, which need not be there yet; `what` it shall be, in words.
+
+    Raises UserError otherwise; leaves nothing behind.
+    """
     # The folder itself, or what it would be made in.
-    place = next(path for path in (folder.path, *folder.path.parents) if path.exists())
+    place = next(path for path in (folder, *folder.parents) if path.exists())
     advice = "Choose another --out."
     if not place.is_dir():
-        raise UserError(f"{folder.path} cannot be a run folder: {place} is a file.\n{advice}")
+        raise UserError(f"{folder} cannot be {what}: {place} is a file.\n{advice}")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise UserError(
-            f"{folder.path} cannot be a run folder: nothing can be written in {place} "
+            f"{folder} cannot be {what}: nothing can be written in {place} "
             f"({error.strerror}).\n{advice}"
         ) from error
 

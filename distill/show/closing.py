@@ -17,15 +17,15 @@ def closing_rows(run: RunFolder) -> list[Row]:
     """
     result = run.result()
     if result["role"] == "teacher":
-        return [_row("teacher", run)]
+        return [row("teacher", run)]
     teachers = [RunFolder(Path(path)) for path in result["teacher"]["runs"]]
     if not teachers:
-        return [_row("alone", run)]
+        return [row("alone", run)]
     alone = student_alone(run)
     return [
         *map(_teacher_row, teachers),
-        *([_row("alone", alone)] if alone is not None else []),
-        _row("distilled", run),
+        *([row("alone", alone)] if alone is not None else []),
+        row("distilled", run),
     ]
 
 
@@ -54,10 +54,10 @@ def _comparable(recipe: Recipe) -> str:
 
 
 def _teacher_row(run: RunFolder) -> Row:
-    return _row("teacher", run) if run.is_finished else Row("teacher", f"{run.path} is gone")
+    return row("teacher", run) if run.is_finished else Row("teacher", f"{run.path} is gone")
 
 
-def _row(name: str, run: RunFolder) -> Row:
+def row(name: str, run: RunFolder) -> Row:
     """The figures of the kept weights, which are averaged ones where the run has them."""
     result = run.result()
     metrics = result["metrics"]

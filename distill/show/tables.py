@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
@@ -99,6 +100,12 @@ def fact_lines(values: Mapping[str, Any]) -> Text:
         for name, value in values.items()
     ]
     return Text("\n").join(lines)
+
+
+def class_counts(counts: Mapping[str, int]) -> Columns:
+    """`airplane 1,012`: how many images were given each class, as many in a line as fit."""
+    pairs = [f"{name} {grouped(n)}" for name, n in counts.items()]
+    return Columns(pairs, padding=(0, len(GAP)), column_first=False)
 
 
 def plain(value: object) -> str:

@@ -1,0 +1,236 @@
+"""Two finished runs on the same test images: how they differ, and what that shows.
+
+Everything is computed from the answers that the runs left in evaluation.npz. What a difference on
+these images says is about these two networks: another seed of either recipe is another network.
+"""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill import recipe as recipes
+from distill.errors import UserError
+from distill.events import measure_name
+from distill.run_folder import RunFolder, finished
+from distill.show.closing import row as figures
+from distill.statistics import LEVEL, Interval, bootstrap, mcnemar, wilson
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two, in figures: shares 0..1, nll in nats."""
+
+    run: str
+    recipe: str
+    network: str
+    parameters: int
+    top1_test: float
+    top1_test_interval: Interval  # Wilson's
+    nll_test: float
+    nll_test_interval: Interval  # bootstrap
+    ece_test: float
+    top1_val: float | None  # of the kept weights, on the held-out part
+    elapsed_s: float
+    weights: str  # sha256
+
+
+@dataclass(frozen=True)
+class ClassDifference:
+    """One class: how many images it has, and who is right on how many of them."""
+
+    name: str
+    n: int
+    right_a: int
+    right_b: int
+    only_a: int  # right by A alone
+    only_b: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A on N images; a difference is B − A."""
+
+    a: Side
+    b: Side
+    n: int
+    only_a: int  # images that A alone has right
+    only_b: int
+    both_right: int
+    both_wrong: int
+    difference: float  # of the accuracies
+    difference_interval: Interval  # paired bootstrap: the same images of both
+    p: float  # McNemar's exact test of "both are right equally often"
+    agreement: float  # share of images with the same answer, right or wrong
+    agreement_interval: Interval  # Wilson's
+    classes: tuple[ClassDifference, ...]
+    recipes: tuple[str, ...]  # `optim.lr: 0.1 -> 0.2`
+    says: str  # what is shown and what is not
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    logits: NDArray[np.float32]  # [N, C]
+    labels: NDArray[np.int64]  # [N]
+
+    @property
+    def answers(self) -> NDArray[np.int64]:
+        most: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return most
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        right: NDArray[np.bool_] = self.answers == self.labels
+        return right
+
+    @property
+    def nll(self) -> NDArray[np.float64]:
+        """[N], minus the logarithm of the probability of each label, in float64."""
+        logits = self.logits.astype(np.float64)
+        of_labels = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
+        nll: NDArray[np.float64] = np.logaddexp.reduce(logits, axis=1) - of_labels
+        return nll
+
+
+def compare(path_a: Path, path_b: Path) -> Comparison:
+    """Run B against run A.
+
+    Raises UserError where one is not finished, has lost its answers or figures, or was measured on
+    other images.
+    """
+    a, b = finished(path_a), finished(path_b)
+    try:
+        return _compare(a, b)
+    except KeyError as fault:
+        raise UserError(
+            f"{a.result_file} or {b.result_file} has no {fault}: another version wrote it.\n"
+            "Train that run again in another --out."
+        ) from fault
+
+
+def _compare(a: RunFolder, b: RunFolder) -> Comparison:
+    ours, theirs = _answers(a), _answers(b)
+    _check_same_images(a, b, ours, theirs)
+    right_a, right_b, n = ours.right, theirs.right, len(ours.labels)
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    gain = right_b.astype(float) - right_a.astype(float)
+    same = int((ours.answers == theirs.answers).sum())
+    interval = bootstrap(_mean, gain)
+    p = mcnemar(only_a, only_b)
+    sides = _side(a, ours), _side(b, theirs)
+    return Comparison(
+        a=sides[0],
+        b=sides[1],
+        n=n,
+        only_a=only_a,
+        only_b=only_b,
+        both_right=int((right_a & right_b).sum()),
+        both_wrong=int((~right_a & ~right_b).sum()),
+        difference=float(gain.mean()),
+        difference_interval=interval,
+        p=p,
+        agreement=same / n,
+        agreement_interval=wilson(same, n),
+        classes=_by_class(a, ours, theirs),
+        recipes=tuple(recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe))),
+        says=" ".join([*_says(sides, n, interval, p), *_doubts(a, b)]),
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean())
+
+
+def _answers(run: RunFolder) -> _Answers:
+    try:
+        with np.load(run.evaluation, allow_pickle=False) as arrays:
+            return _Answers(arrays["logits"], arrays["labels"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
+        what = "is not there" if not run.evaluation.exists() else f"cannot be read ({fault})"
+        raise UserError(
+            f"{run.evaluation} {what}: without its answers a run cannot be compared.\n"
+            "Bring the file back, or train the run again in another --out."
+        ) from fault
+
+
+def _check_same_images(a: RunFolder, b: RunFolder, ours: _Answers, theirs: _Answers) -> None:
+    """Labels and class names say whether both were asked the same; they hold no images."""
+    advice = "Two runs are compared on the same test split; choose two of one data source."
+    names = [run.result()["class_names"] for run in (a, b)]
+    found = ""
+    if names[0] != names[1]:
+        found = "other classes: " + " / ".join(", ".join(each) for each in names)
+    elif len(ours.labels) != len(theirs.labels):
+        found = f"{len(ours.labels):,} / {len(theirs.labels):,} images"
+    elif (ours.labels != theirs.labels).any():
+        k = int((ours.labels != theirs.labels).sum())
+        found = f"other labels, {k:,} of {len(ours.labels):,}, or the same in another order"
+    if found:
+        raise UserError(f"{a.path} and {b.path} were measured on {found}.\n{advice}")
+
+
+def _side(run: RunFolder, answers: _Answers) -> Side:
+    result, row, nll = run.result(), figures("", run), answers.nll
+    right = int(answers.right.sum())
+    return Side(
+        run=str(run.path),
+        recipe=result["recipe"],
+        network=row.network,
+        parameters=result["parameters"],
+        top1_test=right / len(nll),
+        top1_test_interval=wilson(right, len(nll)),
+        nll_test=float(nll.mean()),
+        nll_test_interval=bootstrap(_mean, nll),
+        ece_test=result["metrics"][measure_name("ece", "test")],
+        top1_val=row.top1_val,
+        elapsed_s=result["elapsed_s"],
+        weights=result["weights"],
+    )
+
+
+def _by_class(a: RunFolder, ours: _Answers, theirs: _Answers) -> tuple[ClassDifference, ...]:
+    right_a, right_b = ours.right, theirs.right
+    rows = []
+    for label, name in enumerate(a.result()["class_names"]):
+        here = ours.labels == label
+        counts = (here, here & right_a, here & right_b)
+        alone = (here & right_a & ~right_b, here & right_b & ~right_a)
+        rows.append(ClassDifference(name, *(int(which.sum()) for which in (*counts, *alone))))
+    return tuple(rows)
+
+
+def _says(sides: tuple[Side, Side], n: int, interval: Interval, p: float) -> Iterator[str]:
+    """The finding in words, with its limits."""
+    a, b = sides
+    low, high = (f"{100 * end:+.2f}" for end in interval)
+    if a.weights == b.weights:
+        yield "Both hold the same weights: there is nothing to compare."
+        return
+    if p < 1 - LEVEL:
+        better, worse = (a, b) if b.top1_test < a.top1_test else (b, a)
+        yield (
+            f"Shown: on images like these {n:,} the network of {better.run} is right more often "
+            f"than that of {worse.run}; B − A is between {low} and {high} points."
+        )
+    else:
+        yield (
+            f"No difference is shown: these {n:,} images fit a B − A of anything between {low} and "
+            f"{high} points."
+        )
+    yield (
+        "Not shown: that one recipe is better. One run of each says nothing about another seed; "
+        "for that, train several of each."
+    )
+
+
+def _doubts(a: RunFolder, b: RunFolder) -> Iterator[str]:
+    """The answers hold labels and no images."""
+    ours, theirs = (run.result()["data"]["fingerprint"] for run in (a, b))
+    if ours != theirs:
+        yield (
+            "Their training images differ, and so perhaps those they were tested on: only the "
+            "labels of these are known to be the same."
+        )
