@@ -73,7 +73,11 @@ def check_out(out: Path, replace: bool) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file, and an export is a folder.\nChoose another --out.")
-    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    there = {
+        path.relative_to(out).as_posix()
+        for path in out.rglob("*")
+        if not path.is_dir() and path.parent.name != "__pycache__"  # left by who imported the .py
+    }
     foreign = sorted(there - _earlier(out))
     if foreign:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""

@@ -18,7 +18,7 @@ ACTIVATIONS = {
     "tanh": "torch.tanh",
 }
 CONV = '''def conv(inputs, outputs, kernel, stride=1):
-    """No bias, for a batch norm follows; the padding keeps the size, or size / stride."""
+    """No bias: a batch norm follows. The padding keeps the size, up to the stride."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
 '''
 MODEL = '''def project1_model():
@@ -113,7 +113,7 @@ def _block(student: Student) -> Iterator[str]:
     sizes = "H/stride, W/stride" if stride else "H, W"
     numbers = range(2, design.convs_per_block + 1)
     yield "class BasicBlock(nn.Module):"
-    yield f'    """[B, inputs, H, W] to [B, outputs, {sizes}]. He et al., arXiv 1512.03385."""\n'
+    yield f'    """[B, inputs, H, W] to [B, outputs, {sizes}] (arXiv 1512.03385)."""\n'
     yield f"    def __init__(self, {', '.join(['inputs', 'outputs', *told])}):"
     yield "        super().__init__()"
     yield f"        self.conv1 = conv(inputs, outputs, {kernel}{stride})"
@@ -225,7 +225,7 @@ def _projector(design: Design) -> Iterator[str]:
 
 def _renormalising(scale: Sequence[float], shift: Sequence[float]) -> Iterator[str]:
     """Before the stem, whose zero padding must stay zero: it cannot go into the kernels."""
-    yield "# The weights learnt on images with another mean and std than the grader's; not saved."
+    yield "# From the grader's mean and std to those that the weights learnt on. Not saved."
     for name, values in (("scale", scale), ("shift", shift)):
         yield f"{name} = torch.tensor([{_numbers(values)}]).view(3, 1, 1)"
         yield f'self.register_buffer("{name}", {name}, persistent=False)'
