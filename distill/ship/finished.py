@@ -18,8 +18,8 @@ from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 from distill.statistics import Interval, wilson
 
-N_COMPARED = 256  # images: a WRN-28-10 answers them in a minute on one core
-N_CALIBRATION = 512  # images; the ranges of kd-0's maps settle within 300
+N_COMPARED = 256  # images: seconds for a student, a minute or so for a WRN-28-10 on one core
+N_CALIBRATION = 512  # images; from 128 to 1,024 the agreement with float is 97.6 to 97.9 %
 
 
 @dataclass(frozen=True)

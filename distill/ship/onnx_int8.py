@@ -69,12 +69,18 @@ def write(finished: Finished, folder: Path) -> None:
             calibrate_method=CalibrationMethod.MinMax,
             per_channel=True,
             reduce_range=True,
+            nodes_to_exclude=_norms(onnx.load(ready)),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
         model = bare(onnx.load(quantised))
     onnx.checker.check_model(model)
     write_bytes(folder / FILE, model.SerializeToString(deterministic=True))
+
+
+def _norms(model: onnx.ModelProto) -> list[str]:
+    """The batch norms that no kernel could take up, as those before a block: they stay float."""
+    return [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
 
 
 def read(folder: Path) -> Answers:

@@ -315,9 +315,24 @@ def test_too_many_parameters_are_no_hand_in(student, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_answers_otherwise_is_not_kept(student, tmp_path, monkeypatch):
+def test_a_hand_in_renormalises_where_its_weights_learnt_on_other_images(student, tmp_path):
+    run = finished(student, None, None)
+    run.net.normalize.mean.fill_(0.5)
+    run.net.normalize.std.fill_(0.25)
+    project1.write(run, tmp_path)
+    images = torch.rand(3, 3, 32, 32)
+
+    with torch.no_grad():
+        torch.testing.assert_close(project1.read(tmp_path)(images), run.net(images))
+    text = " ".join((tmp_path / "project1_model.py").read_text().split())
+    assert "another mean and std: its first step renormalises." in text
+
+
+@pytest.mark.parametrize("factor", [2.0, float("nan")])
+def test_what_answers_otherwise_is_not_kept(factor, student, tmp_path, monkeypatch):
     def read(folder):
-        return project1.load(folder)  # the normalisation is forgotten
+        answers = project1.read(folder)
+        return lambda images: answers(images) * factor
 
     broken = SimpleNamespace(IS_FLOAT=True, write=project1.write, read=read)
     monkeypatch.setattr(formats, "opened", lambda names: {"project1": broken})
