@@ -24,8 +24,8 @@ from distill.ship.finished import Finished, finished
 from distill.ship.formats import Format
 
 REPORT = "export.json"
-# Of max |Δlogit|, in shares of the largest |logit|, at least 1: sums of thousands of float32
-# products differ by 1e-5 in another order; a wrong stride or a forgotten norm differs by 1e-1.
+# Of max |Δlogit|, in shares of the largest |logit|, at least 1. Float32 sums in another order
+# differ by 1e-5 (measured: 9e-6 on a WRN-16-2); another network differs by far more.
 TOLERANCE = 1e-4
 BATCH = 100  # 256 images are two batches and a smaller one: the batch must be free
 HOST = torch.device("cpu")

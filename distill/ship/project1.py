@@ -33,7 +33,7 @@ def write(finished: Finished, folder: Path) -> None:
     """Raises UserError for a teacher and for a network that the course does not allow."""
     _check(finished)
     student = _student(finished)
-    write_text(folder / CODE, source.source(student, _docstring(finished)))
+    write_text(folder / CODE, source.written(student, _docstring(finished)))
     state = {
         new: tensor
         for name, tensor in finished.net.state_dict().items()

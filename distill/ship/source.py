@@ -38,7 +38,7 @@ class Student:
     renormalise: tuple[Sequence[float], Sequence[float]] | None  # scale and shift of each channel
 
 
-def source(student: Student, docstring: str) -> str:
+def written(student: Student, docstring: str) -> str:
     """The whole file: `project1_model()` takes no argument and returns the network."""
     needs_torch = student.activation == "tanh" or student.renormalise is not None
     imports = [
@@ -80,29 +80,26 @@ def _definitions(student: Student) -> Iterator[str]:
     yield MODEL
 
 
-def _steps(design: Design) -> list[bool]:
-    """Of each stage: whether its first block changes the shape, and so has a convolutional skip."""
+def _skips(design: Design) -> list[int]:
+    """The kernels of the skips that are convolutions: where a first block changes the shape."""
     before = (design.stem_width, *design.channels)
-    strides, channels = design.stage_strides, design.channels
-    return [strides[i] != 1 or before[i] != channels[i] for i in range(design.stages)]
+    return [
+        design.skip_kernels[i]
+        for i in range(design.stages)
+        if design.stage_strides[i] != 1 or before[i] != design.channels[i]
+    ]
 
 
 def _arguments(design: Design) -> dict[str, Sequence[int]]:
     """What a block must be told beside its channels, and its value in each stage."""
-    skips = [k for k, steps in zip(design.skip_kernels, _steps(design), strict=True) if steps]
     told: dict[str, Sequence[int]] = {}
     if any(stride != 1 for stride in design.stage_strides):
         told["stride"] = design.stage_strides
     if len(set(design.kernels)) > 1:
         told["kernel"] = design.kernels
-    if len(set(skips)) > 1:
+    if len(set(_skips(design))) > 1:
         told["skip_kernel"] = design.skip_kernels
     return told
-
-
-def _skip_kernel(design: Design) -> int:
-    """The one of all convolutional skips, where they have one."""
-    return next(k for k, steps in zip(design.skip_kernels, _steps(design), strict=True) if steps)
 
 
 def _block(student: Student) -> Iterator[str]:
@@ -123,18 +120,18 @@ def _block(student: Student) -> Iterator[str]:
     for i in numbers:
         yield f"        self.conv{i} = conv(outputs, outputs, {kernel})"
         yield f"        self.bn{i} = nn.BatchNorm2d(outputs)"
-    if any(_steps(design)):
+    if _skips(design):
         yield from _skip(design, bool(stride), "skip_kernel" in told)
     yield "\n    def forward(self, x):"
     first = "self.bn1(self.conv1(x))"
     yield f"        out = {f'self.dropout({first})' if student.block_dropout else first}"
     for i in numbers:
         yield f"        out = self.bn{i}(self.conv{i}({act}(out)))"
-    yield f"        return {act}(out + {'self.skip(x)' if any(_steps(design)) else 'x'})"
+    yield f"        return {act}(out + {'self.skip(x)' if _skips(design) else 'x'})"
 
 
 def _skip(design: Design, strided: bool, several: bool) -> Iterator[str]:
-    kernel = "skip_kernel" if several else str(_skip_kernel(design))
+    kernel = "skip_kernel" if several else _skips(design)[0]
     changes = "stride != 1 or inputs != outputs" if strided else "inputs != outputs"
     yield "        self.skip = nn.Sequential()  # the identity, unless the shape changes"
     yield f"        if {changes}:"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.ship.project1 import renormalise
-from distill.ship.source import ACTIVATIONS, Student, renamed, source
+from distill.ship.source import ACTIVATIONS, Student, renamed, written
 from students.design import Design
 from students.normalize import MEAN, STD
 from students.resnet import ACTIVATIONS as BUILT
@@ -52,10 +52,10 @@ def network(student: Student) -> ResNet:
     return net.eval()
 
 
-def written(student: Student, net: ResNet) -> torch.nn.Module:
+def built(student: Student, net: ResNet) -> torch.nn.Module:
     """What the file defines, with the weights of `net`."""
     names: dict = {}
-    exec(source(student, "A network."), names)
+    exec(written(student, "A network."), names)
     model = names["project1_model"]()
     state = {renamed(name): tensor for name, tensor in net.state_dict().items()}
     state.pop(None)
@@ -69,7 +69,7 @@ def plain(design: Design, activation="relu", block=0.0, head=0.0) -> Student:
 
 def same(student: Student) -> None:
     net = network(student)
-    model = written(student, net)
+    model = built(student, net)
     assert sum(p.numel() for p in model.parameters()) == student.design.parameters
     with torch.no_grad():
         assert torch.equal(model(NORMALISED), net(IMAGES))
@@ -132,7 +132,7 @@ def test_any_design_is_written_as_it_is(data):
 def test_dropout_drops_where_it_dropped():
     student = plain(ODD, "relu", 0.4, 0.4)
     net = network(student)
-    model = written(student, net)
+    model = built(student, net)
     answers = []
     for mode, images in ((model, NORMALISED), (net, IMAGES)):
         torch.manual_seed(1)
@@ -152,7 +152,7 @@ def test_dropout_drops_where_it_dropped():
     ids=["flat", "odd", "two"],
 )
 def test_only_what_the_design_uses_is_written(student, there, not_there):
-    text = source(student, "A network.")
+    text = written(student, "A network.")
 
     assert [part for part in there if part not in text] == []
     assert [part for part in not_there if part in text] == []
@@ -163,11 +163,11 @@ def test_other_normalisations_become_a_step_before_the_stem():
     net.normalize.mean.copy_(torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1))
     net.normalize.std.copy_(torch.tensor([0.25, 0.3, 0.2]).view(1, 3, 1, 1))
     student = Student(TWO, "relu", 0.0, 0.0, renormalise(net))
-    model = written(student, net)
+    model = built(student, net)
 
     with torch.no_grad():
         torch.testing.assert_close(model(NORMALISED), net(IMAGES), rtol=1e-5, atol=1e-5)
-        forgotten = written(plain(TWO), net)(NORMALISED)
+        forgotten = built(plain(TWO), net)(NORMALISED)
         assert not torch.allclose(forgotten, net(IMAGES), atol=1e-2)
     assert "scale" not in model.state_dict()
     assert renormalise(network(plain(TWO))) is None
@@ -182,7 +182,7 @@ def test_the_file_is_as_ruff_leaves_it(tmp_path):
             Student(ODD, "relu", 0.0, 0.0, ([1.0, 1.5, 0.1234567], [0.0, 2.0, -1.25])),
         )
     ):
-        (tmp_path / f"{i}.py").write_text(source(student, "A network.\n\nOf few numbers."))
+        (tmp_path / f"{i}.py").write_text(written(student, "A network.\n\nOf few numbers."))
     for command in (
         ["format", "--check", "--line-length=88"],
         ["format", "--check", "--line-length=100"],
