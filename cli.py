@@ -256,6 +256,36 @@ def compare(
 
 
 @app.command()
+def export(
+    run: RunArgument,
+    format_: Annotated[
+        list[str],
+        typer.Option(
+            "--format",
+            "-f",
+            help="project1, safetensors, onnx, torch-export, onnx-int8; repeatable.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    data: DataOption = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of an earlier export.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a finished run's network for use elsewhere, and hold what was written against it."""
+    from distill import run_folder
+
+    folder = run_folder.finished(run)
+    from distill.ship import export as room
+    from distill.show.display import Display
+
+    with Display(_stderr()) as display:
+        report = room.export(folder, format_, out, data, replace=replace, progress=display.progress)
+    _print(report if as_json else room.told(report), as_json)
+
+
+@app.command()
 def replay(
     run: RunArgument,
     step: Annotated[int, typer.Option("--step", help="Which, from 1, as the journal counts.")],

@@ -1,0 +1,199 @@
+"""A finished run carried out of the house: written whole, read back, compared, and only then named.
+
+A folder that a command wrote before holds `export.json`, which names its files; it may be replaced
+when that is asked for. A folder with anything else in it is left alone.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.data.images import Progress
+from distill.engine.evaluate import predict, test_split
+from distill.engine.metrics import measures
+from distill.errors import Failure, UserError
+from distill.run_folder import RunFolder, write_json
+from distill.ship import formats
+from distill.ship.finished import Finished, finished
+from distill.ship.formats import Format
+
+REPORT = "export.json"
+# Of max |Δlogit|, in shares of the largest |logit|, at least 1. Float32 sums in another order
+# differ by 1e-5 (measured: 9e-6 on a WRN-16-2); another network differs by far more.
+TOLERANCE = 1e-4
+BATCH = 100  # 256 images are two batches and a smaller one: the batch must be free
+HOST = torch.device("cpu")
+
+
+def export(
+    run: RunFolder,
+    names: Sequence[str],
+    out: Path,
+    data: str | None = None,
+    *,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a run in these formats into the folder `out`; what was written and how it compares.
+
+    Raises UserError for a format that is unknown, not installed or not for this run, and where the
+    folder may not be written; Failure where what was written does not answer as the run does.
+    Then nothing new lies under the final name.
+    """
+    asked = formats.opened(names)
+    out = out.absolute()
+    check_out(out, replace)
+    shipped = finished(run, data, progress)
+    new = out.with_name(f".{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        report = _report(shipped, asked, new)
+        write_json(new / REPORT, report)
+        _named(new, out)
+    except OSError as fault:
+        raise Failure(
+            f"{out} could not be written: {fault.strerror or fault}. Nothing new was kept.\n"
+            "Make room, or choose another --out."
+        ) from fault
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return {"out": str(out), "run": str(run.path), "data": shipped.source} | report
+
+
+def check_out(out: Path, replace: bool) -> None:
+    """Raises UserError where the folder holds anything, or an earlier export not to be replaced."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file, and an export is a folder.\nChoose another --out.")
+    there = {
+        path.relative_to(out).as_posix()
+        for path in out.rglob("*")
+        if not path.is_dir() and path.parent.name != "__pycache__"  # left by who imported the .py
+    }
+    foreign = sorted(there - _earlier(out))
+    if foreign:
+        more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
+        raise UserError(
+            f"{out} holds what no export wrote: {', '.join(foreign[:3])}{more}.\n"
+            "Choose another --out."
+        )
+    if there and not replace:
+        raise UserError(
+            f"{out} already holds an export.\n"
+            "Have it replaced with --replace, or choose another --out."
+        )
+
+
+def _earlier(out: Path) -> set[str]:
+    """The files of the export that lies there, if one does."""
+    try:
+        report = json.loads((out / REPORT).read_bytes())
+        return {REPORT, *(name for each in report["formats"].values() for name in each["files"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _named(new: Path, out: Path) -> None:
+    """The new folder takes its name; the earlier one, if any, is gone then and not before."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _report(shipped: Finished, asked: dict[str, Format], new: Path) -> dict[str, Any]:
+    """Every format written and compared. It goes with the files: no path of this machine."""
+    images, what = shipped.compared()
+    logits = predict(shipped.net, images, HOST, BATCH)
+    described: dict[str, Any] = {}
+    for name, format_ in asked.items():
+        before = set(new.iterdir())
+        with formats.installed(name):
+            format_.write(shipped, new)
+        files = sorted(set(new.iterdir()) - before)
+        described[name] = {
+            "files": {path.name: _described(path) for path in files},
+            **_compared(name, format_, new, images, logits),
+            **({} if format_.IS_FLOAT else _on_test(shipped, format_, new)),
+        }
+    return {
+        "network": shipped.result["network"],
+        "parameters": shipped.n_parameters,
+        "weights": shipped.result["weights"],
+        "compared_on": f"{len(images)} {what}",
+        "formats": described,
+    }
+
+
+def _described(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _compared(
+    name: str, format_: Format, new: Path, images: Tensor, logits: Tensor
+) -> dict[str, float]:
+    """What is read from the files against the network. Raises Failure where it is another one."""
+    answers = predict(format_.read(new), images, HOST, BATCH)
+    delta = (answers - logits).abs().max().item()
+    bound = TOLERANCE * max(1.0, logits.abs().max().item())
+    if format_.IS_FLOAT and not delta <= bound:  # a NaN is not
+        raise Failure(
+            f"--format {name}: what was written does not answer as the run does: logits differ by "
+            f"up to {delta:.2g}, more than {bound:.2g}. Nothing was kept.\n"
+            "That is an error of this program or of the format's package: try another version of "
+            "it, or another --format."
+        )
+    return {"max_logit_difference": delta, "same_predictions": _agreement(answers, logits)}
+
+
+def _on_test(shipped: Finished, format_: Format, new: Path) -> dict[str, float]:
+    """What a format that rounds costs: the test split's accuracy beside the network's own."""
+    test = test_split(shipped.source, progress=shipped.progress)
+    images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
+    ours = predict(shipped.net, images, HOST, BATCH)
+    theirs = predict(format_.read(new), images, HOST, BATCH)
+    top1, float_top1 = (measures(each, labels)["top1"] for each in (theirs, ours))
+    return {
+        "n_test": len(labels),
+        "top1": top1,
+        "float_top1": float_top1,
+        "lost": float_top1 - top1,
+        "same_predictions_on_test": _agreement(theirs, ours),
+    }
+
+
+def _agreement(a: Tensor, b: Tensor) -> float:
+    return (a.argmax(-1) == b.argmax(-1)).double().mean().item()
+
+
+def told(report: dict[str, Any]) -> dict[str, Any]:
+    """The report a line a fact, for a person."""
+    lines = {key: value for key, value in report.items() if key not in ("formats", "weights")}
+    return lines | {name: _line(known) for name, known in report["formats"].items()}
+
+
+def _line(known: dict[str, Any]) -> str:
+    files = ", ".join(f"{file} {each['bytes']:,} bytes" for file, each in known["files"].items())
+    facts = [
+        files,
+        f"max |Δlogit| {known['max_logit_difference']:.1e}",
+        f"same predictions {known['same_predictions']:.2%}",
+    ]
+    if "top1" in known:
+        facts += [
+            f"right on {known['top1']:.2%} of {known['n_test']:,} test images, "
+            f"the float network on {known['float_top1']:.2%}: {100 * known['lost']:.2f} points "
+            f"lost, same predictions {known['same_predictions_on_test']:.2%}"
+        ]
+    return "; ".join(facts)

@@ -1,0 +1,78 @@
+"""What a format is, and which there are: one file each, imported when it is asked for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.ship.finished import Finished
+
+Answers = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
+
+
+class Format(Protocol):
+    """One file of this room."""
+
+    IS_FLOAT: bool  # it computes in float32: its logits are the network's, but for rounding
+
+    def write(self, finished: Finished, folder: Path) -> None:
+        """Put its files into a folder that is there. Raises UserError for a run it cannot take."""
+
+    def read(self, folder: Path) -> Answers:
+        """The network, from nothing but those files."""
+
+
+NAMES = ("project1", "safetensors", "onnx", "torch-export", "onnx-int8")
+
+
+def opened(names: Sequence[str]) -> dict[str, Format]:
+    """The files of these formats, each once. Raises UserError for those that are unknown and where
+    a package that only one format needs is not installed.
+    """
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise UserError(
+            f"--format {', '.join(unknown)}: there is no such format; there are "
+            f"{', '.join(NAMES)}.\n"
+            "Type python cli.py export RUN --format onnx --out DIR, for one."
+        )
+    return {name: _imported(name) for name in dict.fromkeys(names)}
+
+
+def _imported(name: str) -> Format:
+    with installed(name):
+        if name == "project1":
+            from distill.ship import project1
+
+            return project1
+        if name == "safetensors":
+            from distill.ship import hub
+
+            return hub
+        if name == "onnx":
+            from distill.ship import onnx_float
+
+            return onnx_float
+        if name == "torch-export":
+            from distill.ship import torch_export
+
+            return torch_export
+        from distill.ship import onnx_int8
+
+        return onnx_int8
+
+
+@contextmanager
+def installed(name: str) -> Iterator[None]:
+    """A package that is missing is said with what to type."""
+    try:
+        yield
+    except ModuleNotFoundError as fault:
+        raise UserError(
+            f"--format {name} needs the package {fault.name}, which is not installed.\n"
+            "Type uv pip install -r pyproject.toml --extra export, or "
+            "pip install onnx onnxruntime onnxscript."
+        ) from fault

@@ -1,0 +1,145 @@
+"""A course's hand-in: `project1_model.py` and `project1_model.pt`.
+
+Its grader calls `project1_model()` without an argument, loads the weights strictly, normalises the
+test images by CIFAR-10's customary mean and std, and counts fewer than 5,000,000 parameters. So the
+file needs torch alone, and its network takes images that are normalised already.
+"""
+
+import importlib.util
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+
+import torch
+from torch import Tensor, nn
+
+from distill.engine import build
+from distill.errors import UserError
+from distill.run_folder import write_bytes, write_text
+from distill.ship import source
+from distill.ship.finished import Finished
+from distill.ship.formats import Answers
+from students.normalize import MEAN, STD
+
+IS_FLOAT = True
+MAX_PARAMETERS = 5_000_000  # the network has strictly fewer
+CODE, WEIGHTS = "project1_model.py", "project1_model.pt"
+COLUMNS = 88  # ruff's default, for a file that is in no project
+
+
+def write(finished: Finished, folder: Path) -> None:
+    """Raises UserError for a teacher and for a network that the course does not allow."""
+    _check(finished)
+    student = _student(finished)
+    write_text(folder / CODE, source.written(student, _docstring(finished)))
+    state = {
+        new: tensor
+        for name, tensor in finished.net.state_dict().items()
+        if (new := source.renamed(name)) is not None
+    }
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_bytes(folder / WEIGHTS, content.getvalue())
+
+
+def read(folder: Path) -> Answers:
+    """As the grader does. Raises UserError where it would count too many parameters."""
+    net = load(folder)
+    _check_count(sum(p.numel() for p in net.parameters()), str(folder / CODE))
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+
+    def answers(images: Tensor) -> Tensor:
+        logits: Tensor = net((images - mean) / std)
+        return logits
+
+    return answers
+
+
+def load(folder: Path) -> nn.Module:
+    """What `project1_model()` returns, with the weights beside it, in eval mode."""
+    spec = importlib.util.spec_from_file_location("project1_model", folder / CODE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # no __pycache__ in a hand-in
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = writes
+    net: nn.Module = module.project1_model()
+    net.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True), strict=True)
+    return net.eval()
+
+
+def _check(finished: Finished) -> None:
+    if finished.role == "teacher":
+        raise UserError(
+            f"--format project1 hands in a student, a ResNet of fewer than {MAX_PARAMETERS:,} "
+            f"parameters; {finished.folder.path} is a teacher, {finished.result['network']}.\n"
+            "Give the run of a student, or another --format."
+        )
+    _check_count(finished.n_parameters, str(finished.folder.path))
+
+
+def _check_count(n: int, what: str) -> None:
+    if n >= MAX_PARAMETERS:
+        raise UserError(
+            f"--format project1: {what} has {n:,} parameters; the course wants fewer than "
+            f"{MAX_PARAMETERS:,}.\n"
+            "Train a narrower student, as `python cli.py params` counts it, or give another "
+            "--format."
+        )
+
+
+def _student(finished: Finished) -> source.Student:
+    table = finished.recipe.student
+    assert table is not None  # the run trained one
+    return source.Student(
+        design=build.design(finished.recipe, len(finished.class_names)),
+        activation=table.activation,
+        block_dropout=table.block_dropout,
+        head_dropout=table.head_dropout,
+        renormalise=renormalise(finished.net),
+    )
+
+
+def renormalise(net: nn.Module) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Scale and shift [3] that make of images normalised for the grader those of this network.
+
+    ((x − m)/s · S + M − mean)/std with M, S the grader's; None where both are the same. It cannot
+    be folded into the stem's kernels: they see zeros beyond the border, and those stay zeros.
+    """
+    mean, std = (torch.as_tensor(b).flatten() for b in (net.normalize.mean, net.normalize.std))
+    ours = torch.tensor(MEAN), torch.tensor(STD)
+    if torch.equal(mean, ours[0]) and torch.equal(std, ours[1]):
+        return None
+    mean, std, graders_mean, graders_std = (t.double() for t in (mean, std, *ours))
+    return (graders_std / std).tolist(), ((graders_mean - mean) / std).tolist()
+
+
+def _docstring(finished: Finished) -> str:
+    low, high = finished.interval
+    folded = (
+        "Its weights learnt on images with another mean and std: its first step renormalises."
+        if renormalise(finished.net)
+        else ""
+    )
+    facts = (
+        f"{finished.result['network']} with {finished.n_parameters:,} parameters. Right on "
+        f"{finished.top1:.2%} of {finished.n_test:,} test images (95 % interval of this one run, "
+        f"Wilson's: {low:.2%} to {high:.2%}). Trained by Understudy's recipe "
+        f"{finished.result['recipe']} for {finished.result['epochs']} epochs."
+    )
+    expects = (
+        f"It takes images [B, 3, 32, 32], in [0, 1] and then normalised by mean {MEAN} and std "
+        f"{STD}, and returns logits [B, {len(finished.class_names)}] of "
+        f"{', '.join(finished.class_names)}. {folded}"
+    )
+    how = (
+        "    model = project1_model()\n"
+        f'    model.load_state_dict(torch.load("{WEIGHTS}", weights_only=True))\n'
+        "    model.eval()"
+    )
+    texts = ["A residual network for CIFAR-10.", fill(facts, COLUMNS), fill(expects, COLUMNS), how]
+    return "\n\n".join(texts)
