@@ -51,6 +51,15 @@ DataOption = Annotated[
         show_default="the recipe's",
     ),
 ]
+TeacherOption = Annotated[
+    list[str],
+    typer.Option(
+        "--teacher",
+        "-t",
+        help="A teacher's run folder; repeatable: their mean.",
+        show_default="the newest",
+    ),
+]
 SameDataOption = Annotated[
     str | None, typer.Option("--data", "-d", help="The same, as other verbs have it.")
 ]
@@ -96,15 +105,7 @@ def train_teacher(
 @app.command()
 def distill(
     recipe: RecipeOption = "kd_cutmix",
-    teacher: Annotated[
-        list[str],
-        typer.Option(
-            "--teacher",
-            "-t",
-            help="A teacher's run folder; repeatable: their mean.",
-            show_default="the newest",
-        ),
-    ] = [],
+    teacher: TeacherOption = [],
     data: DataOption = None,
     set_: SetOption = [],
     out: OutOption = None,
@@ -482,6 +483,45 @@ def verify(
     typer.echo(f"{source}: {facts['genuine']}, every image")
 
 
+@app.command()
+def seeds(
+    recipe: RecipeOption = "kd_cutmix",
+    n: Annotated[int, typer.Option("--n", help="How many seeds: 0, 1, …")] = 5,
+    teacher: TeacherOption = [],
+    data: DataOption = None,
+    set_: SetOption = [],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/seeds-<recipe>"),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option(help="Beside each seed the student alone, where the recipe is taught.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a recipe under several seeds: mean, spread, and the paired difference to its control.
+
+    Runs that are finished are not repeated, one that was broken off goes on: type the same again.
+    """
+    from distill import run_folder
+    from distill.show.seeds_table import seeds_table
+    from distill.study import seeds as study
+
+    resolved = _resolve(recipe, data, set_, teacher)
+    place = out or run_folder.RUNS / f"seeds-{resolved.name}"
+    planned = study.plan(resolved, range(n), place, controls=control)
+    from distill.engine.run import processes
+
+    with processes():
+        for each in planned:
+            _finish(each.role, each.resolved, each.folder, resume=True, trackers=[])
+    said = study.summary(planned)
+    if as_json:
+        typer.echo(json.dumps(said))
+    else:
+        _stdout().print(seeds_table(said))
+
+
 @cache_app.command("info")
 def cache_info(as_json: JsonOption = False) -> None:
     """List what is stored: whose answers, to how many views, how large."""
@@ -595,14 +635,23 @@ def _train(
 
         check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
+    _finish(role, resolved, folder, resume, trackers)
+    if _is_main():
+        _close(folder)
+
+
+def _finish(
+    role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool, trackers: list[str]
+) -> None:
+    """Train what is left of a run, which may be nothing."""
+    from distill import run_folder
+
     if resume and folder.is_finished:
         run_folder.check_same(folder, resolved.recipe)
         typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
     else:
         run_folder.check_out(folder, resume)
         _watch(role, resolved, folder, resume, trackers)
-    if _is_main():
-        _close(folder)
 
 
 def _close(folder: "RunFolder") -> None:

@@ -44,10 +44,7 @@ def held(folder: Path) -> Iterator[Holder | None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"{folder} is in use: {_read(record) or 'another process'} trains in it.\n"
-            "Wait for it or stop it there, or choose another --out."
-        ) from None
+        raise _in_use(folder, _read(record)) from None
     try:
         killed = _read(record)
         now = Holder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
@@ -59,6 +56,20 @@ def held(folder: Path) -> Iterator[Holder | None]:
             (folder / ".lock").unlink()
             _remove_empty(made)
         lock.release()
+
+
+def check_free(folder: Path) -> None:
+    """Raises UserError where somebody trains in a folder."""
+    somebody, is_alive = holder(folder)
+    if is_alive:
+        raise _in_use(folder, somebody)
+
+
+def _in_use(folder: Path, somebody: Holder | None) -> UserError:
+    return UserError(
+        f"{folder} is in use: {somebody or 'another process'} trains in it.\n"
+        "Wait for it or stop it there, or choose another --out."
+    )
 
 
 def holder(folder: Path) -> tuple[Holder | None, bool]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import lock
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.recipe import Recipe
@@ -156,6 +157,7 @@ def check_out(folder: RunFolder, resume: bool) -> None:
     resumed, and where no file can be written; leaves nothing behind.
     """
     if folder.is_run and not resume:
+        lock.check_free(folder.path)
         raise UserError(
             f"{folder.path} already holds a run.\n"
             "Continue it with --resume, or choose another --out."

@@ -587,6 +587,22 @@ def test_a_recipe_is_held_against_a_course_s_rules(door: Door) -> None:
     refused(door("design", "--stages", "5-2"), "--stages 5-2 is not a range of numbers from 1 on")
 
 
+def test_several_seeds_are_trained_once_and_compared(door: Door, pets: Path) -> None:
+    """The second call trains nothing and says the same."""
+    door("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")
+    same = ("seeds", *SMALL, "--n", 2, "--teacher", "t", "--data", pets, "--out", "s", "--json")
+    first, second = door(*same), door(*same)
+    said = json.loads(first.out)
+    assert second.out == first.out and "s/seed-1 is finished: nothing to do." in second.err
+    assert [Path(row["run"]).name for row in said["runs"]] == [
+        "seed-0", "control-0", "seed-1", "control-1",
+    ]  # fmt: skip
+    results = [json.loads((Path(row["run"]) / "result.json").read_text()) for row in said["runs"]]
+    assert [row["top1"] for row in said["runs"]] == [r["metrics"]["top1/test"] for r in results]
+    assert results[0]["weights"] != results[2]["weights"]
+    refused(door(*same, "--set", "optim.lr=0.5"), "the recipe is not the one it began with")
+
+
 def test_a_real_process_ends_as_the_shell_expects(pets: Path, tmp_path: Path) -> None:
     out = tmp_path / "the run"
     command = ["distill", *SMALL, *ALONE, "--data", str(pets), "--out", str(out)]

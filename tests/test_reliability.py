@@ -69,7 +69,10 @@ def test_a_second_run_in_the_folder_is_refused_by_name(
 ) -> None:
     run = tmp_path / "run"
     same = ("distill", *SMALL, *ALONE, *LONG, "--data", pets, "--out", run, "--resume")
-    refused(door(*same), f"{run} is in use: process {long_run.pid} on {socket.gethostname()}")
+    for command in (same, same[:-1]):  # with --resume and without
+        refused(
+            door(*command), f"{run} is in use: process {long_run.pid} on {socket.gethostname()}"
+        )
     assert long_run.poll() is None
 
 

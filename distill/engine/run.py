@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -332,12 +333,23 @@ def _leave_result(ready: Run, start: Start, end: End) -> None:
     result.write_result(folder, ready.request.recipe, start, end, data, teachers)
 
 
+OPEN = ContextVar("OPEN", default=False)
+
+
 @contextmanager
 def processes() -> Iterator[None]:
-    """Leaves the process group cleanly: the last line on the screen is not torch's warning."""
+    """Leaves the process group cleanly: the last line on the screen is not torch's warning.
+
+    Of several, one within another, the outermost does: the group is for all runs of a process.
+    """
+    if OPEN.get():
+        yield
+        return
+    outermost = OPEN.set(True)
     try:
         yield
     finally:
+        OPEN.reset(outermost)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gc.collect()  # DistributedDataParallel must go first: without its group it may hang
             torch.distributed.destroy_process_group()

@@ -82,9 +82,12 @@ def _recipe(finished: Finished) -> str:
 
 
 def _tables(finished: Finished) -> str:
-    """The recipe as it was run, without its lab note and the paths of the machine it ran on."""
+    """The recipe as it was run, without its lab note, the paths of the machine it ran on and, of a
+    student, the table of a teacher that it did not train.
+    """
+    left_out = "about" if finished.role == "teacher" else "about|teacher"
     text = finished.folder.recipe.read_text()
-    without = re.sub(r"(?ms)^\[about\].*?(?=^\[)", "", text)
+    without = re.sub(rf"(?ms)^\[(?:{left_out})\].*?(?=^\[)", "", text)
     without = re.sub(r"(?m)^source = .*\n", "", without)
     return re.sub(r"(?ms)^runs = \[.*?\]\n", "", without).strip()
 

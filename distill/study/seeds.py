@@ -5,15 +5,15 @@ the same order: they are compared pair by pair.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.recipe import About, Recipe
-from distill.run_folder import RunFolder
+from distill.recipe import About, Recipe, Resolved
+from distill.run_folder import Role, RunFolder
 from distill.statistics import paired, spread
 
 
@@ -23,11 +23,16 @@ class Planned:
 
     seed: int
     is_control: bool
-    recipe: Recipe
+    resolved: Resolved
     folder: RunFolder
 
+    @property
+    def role(self) -> Role:
+        """A recipe without a student is a teacher's."""
+        return "student" if self.resolved.recipe.student else "teacher"
 
-def plan(recipe: Recipe, seeds: Sequence[int], place: Path, *, controls: bool) -> list[Planned]:
+
+def plan(resolved: Resolved, seeds: Sequence[int], place: Path, *, controls: bool) -> list[Planned]:
     """A run a seed in `place`, each followed by its control where the recipe has a teacher.
 
     Raises UserError where fewer than two seeds are asked for: one says nothing of the spread.
@@ -38,11 +43,13 @@ def plan(recipe: Recipe, seeds: Sequence[int], place: Path, *, controls: bool) -
         )
     runs = []
     for seed in seeds:
-        seeded = with_seed(recipe, seed)
+        recipe = with_seed(resolved.recipe, seed)
+        seeded = replace(resolved, recipe=recipe)
         runs.append(Planned(seed, False, seeded, RunFolder(place / f"seed-{seed}")))
         if controls and recipes.is_taught(recipe):
-            alone = recipes.control(seeded).model_copy(update={"teacher": None, "about": About()})
-            runs.append(Planned(seed, True, alone, RunFolder(place / f"control-{seed}")))
+            alone = recipes.control(recipe).model_copy(update={"teacher": None, "about": About()})
+            named = replace(resolved, recipe=alone, name=f"{resolved.name} (control)")
+            runs.append(Planned(seed, True, named, RunFolder(place / f"control-{seed}")))
     return runs
 
 

@@ -12,27 +12,30 @@ from distill.study.seeds import Planned
 
 
 def test_each_seed_has_its_control_of_the_same_seed(tmp_path: Path) -> None:
-    planned = seeds.plan(recipes.load("kd").recipe, [0, 1], tmp_path, controls=True)
+    planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=True)
     assert [(each.seed, each.folder.path.name) for each in planned] == [
         (0, "seed-0"), (0, "control-0"), (1, "seed-1"), (1, "control-1"),
     ]  # fmt: skip
     for each in planned:
-        assert each.recipe.train.seed == each.recipe.data.seed == each.seed
-        assert set(each.recipe.loss.terms()) == ({"hard"} if each.is_control else {"hard", "kd"})
-    ran, control = planned[2].recipe, planned[3].recipe
+        assert each.resolved.recipe.train.seed == each.resolved.recipe.data.seed == each.seed
+        assert set(each.resolved.recipe.loss.terms()) == (
+            {"hard"} if each.is_control else {"hard", "kd"}
+        )
+    ran, control = planned[2].resolved.recipe, planned[3].resolved.recipe
+    assert (planned[2].resolved.name, planned[3].resolved.name) == ("kd", "kd (control)")
     changed = {line.split(":")[0] for line in recipes.differences(ran, control)}
     assert all(key.startswith(("loss.", "teacher")) for key in changed)
 
 
 def test_who_has_no_teacher_has_no_control(tmp_path: Path) -> None:
-    alone = recipes.load("student_alone").recipe
+    alone = recipes.load("student_alone")
     assert len(seeds.plan(alone, [0, 1, 2], tmp_path, controls=True)) == 3
-    assert len(seeds.plan(recipes.load("kd").recipe, [0, 1], tmp_path, controls=False)) == 2
+    assert len(seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)) == 2
 
 
 def test_one_seed_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one seed says nothing of the spread; type --n 2"):
-        seeds.plan(recipes.load("kd").recipe, [0], tmp_path, controls=True)
+        seeds.plan(recipes.load("kd"), [0], tmp_path, controls=True)
 
 
 def finished(planned: list[Planned], top1: list[float], data: str = "d") -> list[Planned]:
@@ -49,7 +52,7 @@ def finished(planned: list[Planned], top1: list[float], data: str = "d") -> list
 
 
 def test_they_are_compared_pair_by_pair(tmp_path: Path) -> None:
-    planned = seeds.plan(recipes.load("kd").recipe, [0, 1, 2], tmp_path, controls=True)
+    planned = seeds.plan(recipes.load("kd"), [0, 1, 2], tmp_path, controls=True)
     said = seeds.summary(finished(planned, [0.72, 0.70, 0.74, 0.70, 0.77, 0.70]))
     assert said["top1"]["mean"] == pytest.approx(0.7433333)
     assert said["control"]["std"] == pytest.approx(0, abs=1e-12)
@@ -61,8 +64,14 @@ def test_they_are_compared_pair_by_pair(tmp_path: Path) -> None:
 
 
 def test_runs_of_other_images_say_nothing_together(tmp_path: Path) -> None:
-    planned = seeds.plan(recipes.load("kd").recipe, [0, 1], tmp_path, controls=False)
+    planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     finished(planned[:1], [0.7])
     finished(planned[1:], [0.7], data="other")
     with pytest.raises(UserError, match="differ in their data: they say nothing together"):
         seeds.summary(planned)
+
+
+def test_a_recipe_without_a_student_is_a_teacher_s(tmp_path: Path) -> None:
+    for name, role in (("teacher_wrn", "teacher"), ("kd", "student")):
+        planned = seeds.plan(recipes.load(name), [0, 1], tmp_path, controls=False)
+        assert {each.role for each in planned} == {role}
