@@ -11,6 +11,7 @@ from rich.text import Text
 from distill.show.display import UNKNOWN
 
 Figures = Mapping[str, Any]
+SHOWN = 0.05  # p below which a difference is called shown
 
 
 def seeds_table(said: Figures) -> RenderableType:
@@ -35,16 +36,16 @@ def seeds_table(said: Figures) -> RenderableType:
 
 
 def verdict(said: Figures) -> str:
-    """What the paired difference shows."""
+    """Which network, and what the paired difference shows."""
     about = f"{said['network']}, {said['parameters']:,} parameters."
     if "control" not in said:
         return about
     p = said["p"]
     if p is None:
-        return f"{about} Student's t says nothing of differences that do not differ."
+        return f"{about}\nStudent's t says nothing of differences that do not differ."
     shown = "The recipe is better than" if said["difference"]["mean"] > 0 else "The recipe is below"
-    word = f"{shown} its control" if p < 0.05 else "No difference to the control is shown"
-    return f"{about} {word}: p = {p:.2g}, Student's t over {said['difference']['n']} pairs."
+    word = f"{shown} its control" if p < SHOWN else "No difference to the control is shown"
+    return f"{about}\n{word}: p = {p:.2g}, Student's t over {said['difference']['n']} pairs."
 
 
 def points(share: float) -> str:
