@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; type: make PYTHON=python3.11 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade uv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --compile-bytecode -r pyproject.toml --extra dev --extra export --extra track
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --compile-bytecode -r pyproject.toml --extra dev --extra export --extra sweep --extra track
 	touch $@
 
 quickstart: $(STAMP)  ## teacher, student alone, distilled student: minutes on a CPU, no download
