@@ -1,29 +1,24 @@
 """The report of several runs: groups of seeds side by side, and what is known between them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from distill import recipe as recipes
-from distill.events import measure_name
 from distill.run_folder import RunFolder
 from distill.show import page as pages
 from distill.show import plots
-from distill.show.curves import Line, curves
 from distill.show.display import UNKNOWN, counted, duration, grouped, percent
 from distill.show.grid import Column, Grid
 from distill.show.groups import Group, alike, groups, verdicts
-from distill.show.ink import SERIES
-from distill.show.learning import error, test_line
+from distill.show.overlay import colour, overlaid
 from distill.show.page import Block, Drawing, Fact, Note, Page, Section, Table
-from distill.show.plots import Series
 from distill.show.record import Record, TestCurve, read
-from distill.show.results import test_interval
+from distill.show.results import interval, test_interval
 from distill.statistics import Interval, Spread
 
 SMALL_P = 0.0001
-LineOf = Callable[[Record, str], Line | None]  # of a run and a measure
 
 
 def write(
@@ -48,7 +43,7 @@ def page(records: Sequence[Record]) -> Page:
         notes=list(_notes(records, found)),
         sections=[
             Section("On the test split", list(_tested(found))),
-            Section("Learning", list(_learning(found))),
+            Section("Learning", overlaid(found)),
             Section("Between the groups", list(_between(found))),
             Section("Every run", [_runs(found)]),
             Section("What differs", list(_differences(found))),
@@ -90,7 +85,7 @@ def _tested(found: Sequence[Group]) -> Iterator[Block]:
         yield Note("No run is finished.")
         return
     rows = [
-        (group.name, np.array(group.tested), known.mean, known.interval, _colour(found, group))
+        (group.name, np.array(group.tested), known.mean, known.interval, colour(found, group))
         for group, known in finished
     ]
     caption = (
@@ -102,7 +97,7 @@ def _tested(found: Sequence[Group]) -> Iterator[Block]:
         Column("group", is_number=False),
         Column("seeds", grouped),
         Column("test accuracy", _mean_std, ("mean", "std")),
-        Column("95 % interval of the mean", _interval, ("low", "high")),
+        Column("95 % interval of the mean", interval, ("low", "high")),
         Column("NLL", _plain_mean_std, ("mean", "std")),
         Column("ECE", _plain_mean_std, ("mean", "std")),
         Column("parameters", grouped),
@@ -124,10 +119,6 @@ def _tested(found: Sequence[Group]) -> Iterator[Block]:
     yield Table(Grid("groups", "", columns, table))
 
 
-def _colour(found: Sequence[Group], group: Group) -> str:
-    return SERIES[list(found).index(group) % len(SERIES)]
-
-
 def _pair(known: Spread | None) -> tuple[float, float | None] | None:
     return None if known is None else (known.mean, known.std)
 
@@ -142,63 +133,8 @@ def _plain_mean_std(pair: tuple[float, float | None]) -> str:
     return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
-def _interval(interval: Interval) -> str:
-    low, high = (f"{100 * each:.2f}" for each in interval)
-    return f"{low} – {high} %"
-
-
 def _mean_time(group: Group) -> float:
     return float(np.mean([r.result["elapsed_s"] for r in group.records if r.is_finished]))
-
-
-def _learning(found: Sequence[Group]) -> Iterator[Block]:
-    """The curves of all runs over each other, a colour a group."""
-    drawn = [
-        ("error", "top1", "held-out error", _held_out, "Error on the held-out images"),
-        (
-            "loss",
-            "nll",
-            "cross-entropy",
-            _held_out,
-            "Cross-entropy on the held-out images, in nats",
-        ),
-        ("test_error", "top1", "test error", test_line, "Error on the test split"),
-    ]
-    silent = True
-    for name, measure, label, line_of, caption in drawn:
-        series = list(_overlaid(found, measure, line_of))
-        if series:
-            silent = False
-            figure = plots.over_epochs(series, label, is_share=measure == "top1")
-            yield Drawing(name, f"{caption}: faint a run, strong the mean of its group.", figure)
-    if silent:
-        yield Note("No epoch of these runs was measured.")
-
-
-def _overlaid(found: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[Series]:
-    for group in found:
-        colour = _colour(found, group)
-        lines = [line for r in group.records if (line := line_of(r, measure)) is not None]
-        lines = [error(line) if measure == "top1" else line for line in lines]
-        if len(lines) > 1:
-            yield from (Series(line, colour, is_faint=True) for line in lines)
-        if lines:
-            yield Series(mean_line(lines), colour, group.name)
-
-
-def _held_out(record: Record, measure: str) -> Line | None:
-    """Of the weights to use: the average's, where the run has one."""
-    known = curves(record.events).epochs
-    net, averaged = (known.get(measure_name(measure, split)) for split in ("val", "val_ema"))
-    return averaged if averaged is not None else net
-
-
-def mean_line(lines: Sequence[Line]) -> Line:
-    """The mean at the epochs that all have."""
-    common = sorted(set.intersection(*(set(line.x.tolist()) for line in lines)))
-    at = [dict(zip(line.x.tolist(), line.y.tolist(), strict=True)) for line in lines]
-    values = [float(np.mean([line[x] for line in at])) for x in common]
-    return Line(np.array(common), np.array(values))
 
 
 def _between(found: Sequence[Group]) -> Iterator[Block]:
@@ -245,7 +181,7 @@ def _runs(found: Sequence[Group]) -> Table:
         Column("epoch", str),
         Column("held-out", percent),
         Column("test", percent),
-        Column("95 % interval", _interval, ("low", "high")),
+        Column("95 % interval", interval, ("low", "high")),
         Column("NLL", "{:.4f}".format),
         Column("ECE", "{:.4f}".format),
         Column("time", duration),

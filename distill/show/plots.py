@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill.show.curves import Floats, Line
@@ -27,6 +28,7 @@ from distill.show.predictions import BINS, Calibration, Counts
 
 LONGEST_NAME = 18  # letters of a class beside an axis
 MANY_CLASSES = 20  # from here on a matrix has no figures in its cells
+FAINTEST = 0.01  # of an ink: a cell that is fainter cannot be seen
 in_style = matplotlib.rc_context(STYLE)
 
 
@@ -82,16 +84,16 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
     worst = max(float((shares * (1 - np.eye(n))).max()), 1e-9)
     figure = _sheet(COLUMN)
     axes = figure.add_subplot()
-    for i, j in np.argwhere(counts > 0):
-        share, is_right = shares[i, j], i == j
-        depth = share if is_right else 0.8 * share / worst
-        colour = BLUE if is_right else ORANGE
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color=colour, alpha=depth, lw=0))
-        if n <= MANY_CLASSES and round(100 * share):
-            ink = PAPER if is_right and depth > 0.6 else INK
-            size = POINTS - 1 if n <= 10 else POINTS - 3
-            text = f"{100 * share:.0f}"
-            axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
+    depths = np.where(np.eye(n, dtype=bool), shares, 0.8 * shares / worst)
+    filled = np.argwhere(depths > FAINTEST)
+    squares = filled[:, None, ::-1] + [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]
+    colours = [to_rgba(BLUE if i == j else ORANGE, depths[i, j]) for i, j in filled]
+    axes.add_collection(PolyCollection(list(squares), facecolors=colours, linewidths=0))
+    for i, j in np.argwhere(shares >= 0.005) if n <= MANY_CLASSES else ():
+        ink = PAPER if i == j and shares[i, j] > 0.6 else INK
+        size = POINTS - 1 if n <= 10 else POINTS - 3
+        text = f"{100 * shares[i, j]:.0f}"
+        axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal")
     axes.set(xlabel="taken for", ylabel="is")
     axes.grid(visible=False)
@@ -193,7 +195,7 @@ def _draw(axes: Axes, series: Sequence[Series]) -> None:
             *each.line,
             each.style or "none",
             color=each.colour,
-            label=each.name or "_",
+            label=short(each.name) or "_",
             marker=each.marker,
             linewidth=0.7 if each.is_faint else None,
             alpha=0.45 if each.is_faint else None,

@@ -58,7 +58,7 @@ def read(path: Path) -> Answers | None:
     try:
         with np.load(path) as file:
             return Answers(**{name: file[name] for name in file.files if name in known})
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as fault:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as fault:
         raise UserError(
             f"{path} cannot be read as predictions: {fault}.\n"
             "Move it away: the report is made without it."

@@ -15,7 +15,8 @@ from distill.show.grid import Column, Grid
 from distill.show.learning import learning
 from distill.show.page import Block, Fact, Listing, Note, Page, Section, Table
 from distill.show.record import Record, TestCurve, read
-from distill.show.results import results, test_interval
+from distill.show.results import interval, results, test_interval
+from distill.statistics import Interval
 
 PAGE = "report.html"
 LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output of one image, parameters
@@ -92,9 +93,8 @@ def _notes(record: Record) -> Iterator[str]:
 
 def _facts(record: Record) -> Iterator[Fact]:
     """The head: what a reader looks for first."""
-    interval, epoch = test_interval(record), record.result.get("epoch")
-    reach = f"95 % interval {_points(interval)}" if interval else ""
-    yield Fact("test accuracy", percent(record.tested("top1")), reach)
+    reach, epoch = test_interval(record), record.result.get("epoch")
+    yield Fact("test accuracy", percent(record.tested("top1")), _with_level(reach))
     if record.val_images:
         beside = f"of {grouped(record.val_images)} images" + (
             f"; chose epoch {epoch}" if epoch else ""
@@ -107,9 +107,8 @@ def _facts(record: Record) -> Iterator[Fact]:
     yield Fact("training time", duration(record.result.get("elapsed_s")), beside)
 
 
-def _points(interval: tuple[float, float]) -> str:
-    low, high = (f"{100 * each:.2f}" for each in interval)
-    return f"{low} to {high}"
+def _with_level(reach: Interval | None) -> str:
+    return "" if reach is None else f"95 % interval {interval(reach)}"
 
 
 def _network(record: Record, layers: Sequence[LayerRow]) -> list[Block]:
