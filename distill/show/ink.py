@@ -77,7 +77,6 @@ def svg(figure: Figure, name: str) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": name}):
         _settle(figure)
-        _settle(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=nothing)
     drawing = file.getvalue()
@@ -89,20 +88,6 @@ def svg(figure: Figure, name: str) -> str:
     for colour, variable in ON_PAGE.items():
         drawing = re.sub(rf"(fill|stroke): {colour}", rf"\1: {variable}", drawing)
     return drawing
-
-
-def _settle(figure: Figure) -> None:
-    """Lay the figure out once: each drawing would move it a little further."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-
-
-def _settle(figure: Figure) -> None:
-    """Lay the figure out once: each drawing would move it a little further."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
 
 
 def pdf(figure: Figure) -> bytes:
@@ -119,7 +104,13 @@ def png(figure: Figure) -> bytes:
 def _saved(figure: Figure, kind: str, style: dict[Any, Any], **options: Any) -> bytes:
     with matplotlib.rc_context(STYLE | style):
         _settle(figure)
-        _settle(figure)
         file = io.BytesIO()
         figure.savefig(file, format=kind, **options)
     return file.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once: each drawing would move it a little further."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")

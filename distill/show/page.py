@@ -12,6 +12,7 @@ from typing import ClassVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from distill.errors import Failure
 from distill.run_folder import write_bytes, write_text
 from distill.show import ink
 from distill.show.grid import Grid
@@ -131,18 +132,30 @@ def write(page: Page, path: Path) -> Path:
     """The page at `path`, and `<its stem>_files/` with `figures/` and `tables/` beside it.
 
     What an earlier report left there under the same names is overwritten. Returns the folder.
+    Raises Failure where the disk does not take it.
     """
     beside = path.with_name(f"{path.stem}_files")
-    for section in page.sections:
-        for block in section.blocks:
-            if isinstance(block, Drawing):
-                write_bytes(beside / "figures" / f"{block.name}.pdf", ink.pdf(block.figure))
-                write_bytes(beside / "figures" / f"{block.name}.png", ink.png(block.figure))
-            elif isinstance(block, Table):
-                write_text(beside / "tables" / f"{block.grid.name}.csv", block.grid.csv())
-                write_text(beside / "tables" / f"{block.grid.name}.tex", block.grid.latex())
-    write_text(path, html(page))
+    try:
+        for section in page.sections:
+            for block in section.blocks:
+                _write_files(block, beside)
+        write_text(path, html(page))
+    except OSError as fault:
+        raise Failure(
+            f"The report cannot be written: {fault.filename or path}: {fault.strerror or fault}.\n"
+            "Give it another place: --out DIR."
+        ) from fault
     return beside
+
+
+def _write_files(block: Block, beside: Path) -> None:
+    """What a block leaves for a paper."""
+    if isinstance(block, Drawing):
+        write_bytes(beside / "figures" / f"{block.name}.pdf", ink.pdf(block.figure))
+        write_bytes(beside / "figures" / f"{block.name}.png", ink.png(block.figure))
+    elif isinstance(block, Table):
+        write_text(beside / "tables" / f"{block.grid.name}.csv", block.grid.csv())
+        write_text(beside / "tables" / f"{block.grid.name}.tex", block.grid.latex())
 
 
 def html(page: Page) -> str:

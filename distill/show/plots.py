@@ -89,7 +89,7 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
     squares = filled[:, None, ::-1] + [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]
     colours = [to_rgba(BLUE if i == j else ORANGE, depths[i, j]) for i, j in filled]
     axes.add_collection(PolyCollection(list(squares), facecolors=colours, linewidths=0))
-    for i, j in np.argwhere(shares >= 0.005) if n <= MANY_CLASSES else ():
+    for i, j in np.argwhere(np.rint(100 * shares) > 0) if n <= MANY_CLASSES else ():
         ink = PAPER if i == j and shares[i, j] > 0.6 else INK
         size = POINTS - 1 if n <= 10 else POINTS - 3
         text = f"{100 * shares[i, j]:.0f}"

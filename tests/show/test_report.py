@@ -11,7 +11,7 @@ import pytest
 
 from distill import statistics
 from distill.engine import layers
-from distill.errors import UserError
+from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder
 from distill.show import comparison, page, report
 from distill.show.journal import Journal
@@ -238,3 +238,10 @@ def test_several_runs_want_to_be_told_where() -> None:
     folders = [RunFolder(Path("a")), RunFolder(Path("b"))]
     with pytest.raises(UserError, match=r"2 runs were asked for.*\n.*--out DIR"):
         report.place(folders, None)
+
+
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    made = replace(report.page(record("a", 9), LAYERS), sections=[])
+    with pytest.raises(Failure, match=r"cannot be written: .*\n.*--out DIR"):
+        page.write(made, tmp_path / "a" / "report.html")
