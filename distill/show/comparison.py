@@ -217,6 +217,10 @@ def _differences(found: Sequence[Group]) -> Iterator[Block]:
     for number, group in enumerate(others, start=1):
         ours, theirs = (alike(each.records[0]) for each in (first, group))
         rows = [line.split(": ", 1) for line in recipes.differences(ours, theirs)]
+        if not rows:
+            why = "differ in what they were trained on or as, not in their recipes."
+            yield Note(f"{first.name} and {group.name} {why}")
+            continue
         shown = [(key, change.replace(" -> ", " → ")) for key, change in rows]
         title = f"{first.name} and {group.name}"
         yield Table(Grid(f"differences_{number}", title, columns, shown))

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill import recipe as recipes
 from distill.errors import UserError
-from distill.events import Event, Start, measure_name
+from distill.events import Epoch, Event, Start, measure_name
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 from distill.show import journal
@@ -126,7 +126,12 @@ class Record:
         return self._metric(measure_name(measure, "val")) if averaged is None else averaged
 
     def _metric(self, name: str) -> float | None:
-        value: float | None = self.result.get("metrics", {}).get(name)
+        """Of the kept weights; of the best so far where the run is not finished."""
+        best = [
+            event.metrics for event in self.events if isinstance(event, Epoch) and event.is_best
+        ]
+        known = self.result["metrics"] if self.result else best[-1] if best else {}
+        value: float | None = known.get(name)
         return value
 
 

@@ -74,6 +74,10 @@ def test_two_single_runs_are_told_image_by_image() -> None:
             [replace(KD[0], test_curve={1: {"top1": 0.5, "nll": 1.0}}), LONE[0]],
             "drawn after the runs by kept weights",
         ),
+        (
+            [KD[0], replace(KD[0], result=KD[0].result | {"data": {"fingerprint": "g"}})],
+            "differ in what they were trained on or as",
+        ),
         ([replace(run, events=()) for run in (KD[0], LONE[0])], "No epoch of these runs"),
     ],
 )

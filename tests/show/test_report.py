@@ -245,3 +245,9 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
     made = replace(report.page(record("a", 9), LAYERS), sections=[])
     with pytest.raises(Failure, match=r"cannot be written: .*\n.*--out DIR"):
         page.write(made, tmp_path / "a" / "report.html")
+
+
+def test_an_unfinished_run_shows_the_best_so_far() -> None:
+    facts = {each.name: each for each in report.page(record("a", 9, finished=False), LAYERS).facts}
+    assert facts["held-out accuracy"].value == "50.00 %"  # of the average, in the journal
+    assert facts["test accuracy"].value == "–"
