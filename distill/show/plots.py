@@ -151,7 +151,8 @@ def reliability(plain: Calibration, scaled: Calibration | None = None) -> Figure
         if known is not None:
             some = known.counts > 0
             x, y = known.confidence[some], known.accuracy[some]
-            upper.plot(x, y, marker=marker, color=colour, label=f"{name}, ECE {known.ece:.3f}")
+            label = f"{name}, ECE {known.ece:.3f}"
+            upper.plot(x, y, marker=marker, color=colour, label=label, clip_on=False)
             edges = np.arange(BINS + 1) / BINS
             shares = known.counts / known.counts.sum()
             lower.stairs(shares, edges, color=colour, alpha=0.35, fill=known is plain)

@@ -40,6 +40,27 @@ SHOWN = 24  # mistakes
 LIKELIEST = 3  # classes of an opinion
 
 
+def interval(reach: Interval) -> str:
+    """(0.7121, 0.7297) as `71.21 – 72.97 %`."""
+    low, high = (f"{100 * each:.2f}" for each in reach)
+    return f"{low} – {high} %"
+
+
+CLASS_COLUMNS = (
+    Column("class", is_number=False),
+    Column("images", grouped),
+    Column("accuracy", percent),
+    Column("95 % interval", interval, ("low", "high")),
+    Column("teacher", percent),
+)
+PAIR_COLUMNS = (
+    Column("class", is_number=False),
+    Column("taken for", is_number=False),
+    Column("images", grouped),
+    Column("share of the class", percent),
+)
+
+
 def test_interval(record: Record) -> Interval | None:
     """Wilson's, of the accuracy on the test split; None where the predictions are not there."""
     if record.answers is None:
@@ -66,15 +87,11 @@ def _classes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
     counts = confusion(answers.logits, answers.labels)
     n, right = counts.sum(axis=1), np.diag(counts)
     asked = [k for k in range(len(names)) if n[k]]  # a class without images has no accuracy
-    intervals = {k: statistics.wilson(int(right[k]), int(n[k])) for k in asked}
+    reach = [statistics.wilson(int(right[k]), int(n[k])) for k in asked]
+    shares = right[asked] / n[asked]
     teacher = None if answers.teacher_logits is None else _by_class(answers, asked)
-    figure = plots.by_class(
-        right[asked] / n[asked],
-        np.array([intervals[k] for k in asked]),
-        [names[k] for k in asked],
-        teacher,
-        "the teacher",
-    )
+    called = [names[k] for k in asked]
+    figure = plots.by_class(shares, np.array(reach), called, teacher, "the teacher")
     beside = "" if teacher is None else " The diamonds are the teacher's accuracy."
     yield Drawing("classes", f"Accuracy class by class, with 95 % intervals.{beside}", figure)
     caption = (
@@ -84,27 +101,11 @@ def _classes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
     yield Drawing("confusion", caption, plots.confusion(counts, names))
     if teacher is None:
         yield Note("Nobody taught this run, so there is no teacher's opinion on these images.")
-    columns = (
-        Column("class", is_number=False),
-        Column("images", grouped),
-        Column("accuracy", percent),
-        Column("95 % interval", interval, ("low", "high")),
-        *([Column("teacher", percent)] if teacher is not None else []),
-    )
-    others = [] if teacher is None else [[share] for share in teacher.tolist()]
-    rows = [
-        [names[k], int(n[k]), float(right[k] / n[k]), intervals[k], *(others[i] if others else [])]
-        for i, k in enumerate(asked)
-    ]
-    yield Table(Grid("classes", "Class by class", columns, rows), is_long=True)
-    columns = (
-        Column("class", is_number=False),
-        Column("taken for", is_number=False),
-        Column("images", grouped),
-        Column("share of the class", percent),
-    )
+    theirs = [None] * len(asked) if teacher is None else teacher.tolist()
+    rows = zip(called, n[asked].tolist(), shares.tolist(), reach, theirs, strict=True)
+    yield Table(Grid("classes", "Class by class", CLASS_COLUMNS, list(rows)), is_long=True)
     pairs = [(names[i], names[j], m, m / int(n[i])) for i, j, m in confused(counts, MOST_CONFUSED)]
-    yield Table(Grid("confused", "Confused most often", columns, pairs), is_long=True)
+    yield Table(Grid("confused", "Confused most often", PAIR_COLUMNS, pairs), is_long=True)
 
 
 def _by_class(answers: Answers, asked: list[int]) -> Array:
@@ -112,12 +113,6 @@ def _by_class(answers: Answers, asked: list[int]) -> Array:
     assert answers.teacher_logits is not None
     right = is_right(answers.teacher_logits, answers.labels)
     return np.array([right[answers.labels == k].mean() for k in asked])
-
-
-def interval(reach: Interval) -> str:
-    """(0.7121, 0.7297) as `71.21 – 72.97 %`."""
-    low, high = (f"{100 * each:.2f}" for each in reach)
-    return f"{low} – {high} %"
 
 
 def _calibration(answers: Answers) -> Iterator[Block]:
