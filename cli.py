@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from distill.recipe import Resolved
     from distill.run_folder import Role, RunFolder
+    from distill.show.record import TestCurve
+    from distill.show.report import LayerRow
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -306,6 +308,37 @@ def replay(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="An .html file or a folder for it.", show_default="RUN/report.html"
+        ),
+    ] = None,
+    test_curve: Annotated[
+        bool,
+        typer.Option("--test-curve", help="Measure the kept epochs on the test split, too."),
+    ] = False,
+) -> None:
+    """Write a report, one HTML file: a run's curves, results and mistakes, or several compared."""
+    from distill import run_folder
+
+    folders = [run_folder.opened(run) for run in dict.fromkeys(runs)]
+    from distill.show import comparison
+    from distill.show import report as room
+
+    path = room.place(folders, out)
+    drawn = _test_curves(folders) if test_curve else {}
+    if len(folders) == 1:
+        beside = room.write(folders[0], path, _layers(folders[0]), drawn.get(folders[0].path))
+    else:
+        beside = comparison.write(folders, path, drawn)
+    typer.echo(path)
+    typer.echo(f"Its figures and tables, for a paper: {beside}", err=True)
+
+
+@app.command()
 def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
@@ -578,6 +611,27 @@ def cache_drop(
     for stock in chosen:
         store.drop(stock)
     typer.echo(f"{len(chosen)} dropped, {store.size(freed)} freed")
+
+
+def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
+    """What the kept epochs of each run give on the test split."""
+    from distill.engine.kept import measured
+    from distill.engine.run import processes
+    from distill.show.display import Display
+
+    with processes(), Display(_stderr()) as display:
+        return {each.path: measured(each, progress=display.progress) for each in folders}
+
+
+def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
+    """The layers of a run's network; none where nothing says what it trained."""
+    from distill.engine import layers
+    from distill.show.record import read
+
+    record = read(folder)
+    if record.role is None or record.n_classes is None:
+        return ()
+    return layers.of_recipe(record.recipe, record.role, record.n_classes)
 
 
 def _resolve(

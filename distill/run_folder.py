@@ -4,10 +4,12 @@ recipe.toml          resolved, whole
 journal.jsonl        every event of the training loop
 last/ last.old/      state to resume from, and the one before it
 best/                weights of the best epoch on the held-out part
+epochs/              weights of the epochs that train.keep_epochs wants kept
 running.json .lock   who trains here, while somebody does
 student.safetensors  the weights to use (teacher.safetensors from train-teacher)
 evaluation.npz       predictions on test split and held-out part, the teacher's opinion, mistakes
 environment.json     versions, hardware, command, source hash
+test_curve.json      what the kept epochs gave on the test split, once somebody asked
 result.json          the figures; written last, so its presence means "finished"
 """
 
@@ -26,10 +28,18 @@ from distill.errors import UserError
 from distill.recipe import Recipe
 
 Role = Literal["teacher", "student"]
-# What a resumed run may do otherwise: how often it speaks and saves, and whether it goes back.
+# What a resumed run may do otherwise: how often it speaks, saves and keeps, and if it goes back.
 HABITS = {
     f"train.{key}"
-    for key in ("log_every", "save_every", "save_steps", "save_minutes", "retries", "retry_lr")
+    for key in (
+        "log_every",
+        "save_every",
+        "save_steps",
+        "save_minutes",
+        "keep_epochs",
+        "retries",
+        "retry_lr",
+    )
 }
 RUNS = Path("runs")  # where runs lie unless --out says otherwise
 
@@ -57,8 +67,16 @@ class RunFolder:
         return self.path / "best"
 
     @property
+    def epochs(self) -> Path:
+        return self.path / "epochs"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.npz"
+
+    @property
+    def test_curve(self) -> Path:
+        return self.path / "test_curve.json"
 
     @property
     def environment(self) -> Path:

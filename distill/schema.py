@@ -254,6 +254,7 @@ class Train(BaseModel):
     save_every: Count = 1  # epochs; and in the middle of one …
     save_steps: Count | None = None  # … every so many steps
     save_minutes: Positive | None = 10.0  # … and when so many have passed
+    keep_epochs: Count | None = None  # weights are kept after so many epochs each, and the last
     retries: Annotated[int, Field(ge=0)] = 0  # back to the last checkpoint where it diverges …
     retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … at so much of the learning rate
 

@@ -764,3 +764,34 @@ def test_what_is_dropped_is_gone(stored: Said, door: Door) -> None:
 def unfolded(text: str) -> str:
     """A screen of 80 columns as one line."""
     return " ".join(text.split())
+
+
+# Reports
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["nowhere"], "nowhere is not a run: there is no such folder"),
+        (["STUDENT", "TEACHER"], "2 runs were asked for, and their report lies in none of them"),
+        (["STUDENT", "--test-curve"], "Train it with --set train.keep_epochs=1"),
+    ],
+)
+def test_a_report_that_cannot_be_written(
+    door: Door, taught: tuple[RunFolder, object], teacher: Path, arguments: list[str], found: str
+) -> None:
+    runs = {"STUDENT": str(taught[0].path), "TEACHER": str(teacher)}
+    refused(door("report", *(runs.get(word, word) for word in arguments)), found, lines=2)
+
+
+def test_a_report_of_one_run_and_of_two(
+    door: Door, taught: tuple[RunFolder, object], teacher: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two.html"
+    said = door("report", taught[0].path, taught[0].path, "--out", one)  # the same one, said twice
+    assert (said.code, said.out) == (0, f"{one / 'report.html'}\n")
+    assert "A student, ResNet" in (one / "report.html").read_text()
+    said = door("report", taught[0].path, teacher, "--out", two)
+    assert (said.code, said.out) == (0, f"{two}\n")
+    assert "2 runs in 2 groups" in two.read_text()
+    assert (tmp_path / "two_files" / "tables" / "groups.tex").exists()

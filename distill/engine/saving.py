@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
 
-from distill.engine import checkpoint
+from distill.engine import checkpoint, kept
 from distill.engine.checkpoint import Damaged
 from distill.engine.training import Best, Training
 from distill.errors import UserError
@@ -91,6 +91,7 @@ def resume(run: Training) -> Resumed:
         raise UserError(f"{fault}, as process {run.accelerator.process_index} reads it.") from fault
     check_identity(run, progress)
     restore(run, tensors, progress)
+    kept.forget_later(run)
     if damaged:
         _put_aside(run)
     went = f"gone on from the one before, after step {run.step:,}"

@@ -8,7 +8,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from distill.data import draws
-from distill.engine import checkpoint, saving
+from distill.engine import checkpoint, kept, saving
 from distill.engine.divergence import Diverged, gradient_norm
 from distill.engine.evaluate import measure
 from distill.engine.stop import Stopped
@@ -106,6 +106,7 @@ def _epoch(run: Training) -> Iterator[Event]:
     measured = validate(run)
     is_best = _keep_if_best(run, measured)
     run.epoch += 1
+    kept.keep(run)
     losses = _named(run.epoch_losses.read(run.accelerator))
     yield Epoch(run.epoch, run.step, losses | measured, is_best, run.here_s, run.remaining_s)
     if run.epoch % run.habits.save_every == 0 or run.epoch == run.epochs:

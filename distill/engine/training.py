@@ -32,12 +32,13 @@ class Best:
 
 @dataclass(frozen=True)
 class Habits:
-    """How often a run speaks and saves, and what it does where it diverges."""
+    """How often a run speaks, saves and keeps, and what it does where it diverges."""
 
     log_every: int  # steps
     save_every: int  # epochs
     save_steps: int | None = None
     save_minutes: float | None = None
+    keep_epochs: int | None = None
     retries: int = 0
     retry_lr: float = 0.5
 

@@ -1,0 +1,158 @@
+"""Everything that a run's folder tells, read once; an unfinished run as far as it got."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill import recipe as recipes
+from distill.errors import UserError
+from distill.events import Epoch, Event, Start, measure_name
+from distill.recipe import Recipe
+from distill.run_folder import Role, RunFolder
+from distill.show import journal
+from distill.show.predictions import Answers
+from distill.show.predictions import read as read_answers
+
+TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1`, `nll`, `ece`
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run. `result` is empty where it is not finished, `environment` where nothing says it."""
+
+    folder: RunFolder
+    recipe: Recipe
+    events: tuple[Event, ...]
+    result: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    answers: Answers | None = None  # on the test split
+    test_curve: TestCurve = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the folder, as a person calls the run."""
+        return self.folder.path.resolve().name
+
+    @property
+    def start(self) -> Start | None:
+        """The newest head in the journal."""
+        starts = [event for event in self.events if isinstance(event, Start)]
+        return starts[-1] if starts else None
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.result)
+
+    @property
+    def role(self) -> Role | None:
+        """None where neither result nor journal tell what was trained."""
+        role: Role | None = self._told("role")
+        return role
+
+    @property
+    def n_classes(self) -> int | None:
+        return len(self.class_names) or (self.start.n_classes if self.start else None)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Empty before the run is finished."""
+        return tuple(self.result.get("class_names", ()))
+
+    @property
+    def asked_recipe(self) -> str | None:
+        """The recipe's name as it was asked for."""
+        name: str | None = self._told("recipe")
+        return name
+
+    @property
+    def network(self) -> str | None:
+        """Its name in a table."""
+        name: str | None = self._told("network")
+        return name
+
+    @property
+    def parameters(self) -> int | None:
+        n: int | None = self._told("parameters")
+        return n
+
+    @property
+    def device(self) -> str | None:
+        name: str | None = self._told("device")
+        return name
+
+    @property
+    def val_images(self) -> int | None:
+        """Images held out."""
+        n: int | None = self.result["data"]["val_images"] if self.result else None
+        return n if self.result or self.start is None else self.start.val_images
+
+    @property
+    def teacher_top1(self) -> float | None:
+        """The teacher's accuracy on held-out images, before the run; None where nobody taught."""
+        top1: float | None = self.result["teacher"]["top1"] if self.result else None
+        return top1 if self.result or self.start is None else self.start.teacher_top1
+
+    @property
+    def teachers(self) -> list[str]:
+        """The names of their run folders."""
+        runs = self.result["teacher"]["runs"] if self.result else []
+        if not self.result and self.start is not None and self.start.teacher:
+            runs = self.start.teacher.split(" + ")
+        return [Path(run).name for run in runs]
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """`train.seed` and `data.seed`."""
+        return self.recipe.train.seed, self.recipe.data.seed
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the weights to use are a running mean."""
+        return self.recipe.ema is not None
+
+    def _told(self, name: str) -> Any:
+        """What result and head of a run call alike; None where there is neither."""
+        return self.result[name] if self.result else getattr(self.start, name, None)
+
+    def tested(self, measure: str) -> float | None:
+        """`top1`, `nll` or `ece` of the kept weights on the test split."""
+        return self._metric(measure_name(measure, "test"))
+
+    def validated(self, measure: str) -> float | None:
+        """The same on the held-out part; it chose the epoch."""
+        averaged = self._metric(measure_name(measure, "val_ema"))
+        return self._metric(measure_name(measure, "val")) if averaged is None else averaged
+
+    def _metric(self, name: str) -> float | None:
+        """Of the kept weights; of the best so far where the run is not finished."""
+        best = [
+            event.metrics for event in self.events if isinstance(event, Epoch) and event.is_best
+        ]
+        known = self.result["metrics"] if self.result else best[-1] if best else {}
+        value: float | None = known.get(name)
+        return value
+
+
+def read(folder: RunFolder, test_curve: TestCurve | None = None) -> Record:
+    """A run's record. Raises UserError where there is no run, and for files that are damaged."""
+    return Record(
+        folder,
+        recipes.read(folder.recipe),
+        tuple(journal.events(folder.journal)),
+        folder.result() if folder.is_finished else {},
+        _json(folder),
+        read_answers(folder.evaluation),
+        test_curve or {},
+    )
+
+
+def _json(folder: RunFolder) -> dict[str, Any]:
+    """environment.json; {} where there is none."""
+    path = folder.environment
+    try:
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as fault:
+        raise UserError(f"{path} is not JSON: {fault}.\nDelete it; it is only told.") from fault
+    return known
