@@ -1,11 +1,22 @@
 """Intervals and tests against formulas written out here, and against published examples."""
 
 from math import comb, sqrt
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from distill.statistics import bootstrap, mcnemar, paired, spread, wilson
+from distill.statistics import (
+    COLDEST,
+    HOTTEST,
+    bootstrap,
+    mcnemar,
+    paired,
+    spread,
+    temperature,
+    wilson,
+)
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
@@ -57,3 +68,41 @@ def test_pairs_are_compared_pair_by_pair() -> None:
     assert paired([1.0, 2.0], [0.0, 1.0])[1] is None
     with pytest.raises(ValueError, match="shorter|longer"):
         paired([1.0], [])
+
+
+def sure(n: int, scale: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Logits that are too sure, by `scale`, of the law that their labels are drawn from."""
+    draws = np.random.default_rng(0)
+    z = draws.normal(size=(n, 5))
+    labels = (z + draws.gumbel(size=z.shape)).argmax(axis=1)  # distributed as softmax(z)
+    return scale * z, labels
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_what_was_multiplied_is_divided_again(scale: float) -> None:
+    assert temperature(*sure(20_000, scale)) == pytest.approx(scale, rel=0.05)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.8, 0.99])
+def test_the_temperature_of_two_classes_in_closed_form(share: float) -> None:
+    """All logits (z, 0), right in a share s: the best T has sigmoid(z / T) = s."""
+    z, n = 3.0, 1000
+    labels = (np.arange(n) >= share * n).astype(int)
+    found = temperature(np.tile([z, 0.0], (n, 1)), labels)
+    assert found == pytest.approx(z / np.log(share / (1 - share)), rel=1e-6)
+
+
+def test_no_other_temperature_is_likelier() -> None:
+    logits, labels = sure(100, 2.0)
+
+    def nll(t: float) -> float:
+        shares = np.exp(logits / t) / np.exp(logits / t).sum(axis=1, keepdims=True)
+        return float(-np.log(shares[np.arange(len(labels)), labels]).mean())
+
+    best = temperature(logits, labels)
+    assert nll(best) < min(nll(0.99 * best), nll(1.01 * best))
+
+
+def test_where_all_is_right_or_wrong_it_ends_at_its_bound() -> None:
+    assert temperature(np.eye(5), np.arange(5)) == COLDEST
+    assert temperature(np.eye(2), np.array([1, 0])) == HOTTEST

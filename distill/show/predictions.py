@@ -1,4 +1,4 @@
-"""What the predictions on a set tell: confusion, calibration, one temperature, the mistakes."""
+"""What the predictions on a set tell: confusion, calibration, the mistakes."""
 
 import zipfile
 from dataclasses import dataclass
@@ -107,20 +107,3 @@ def calibration(shares: Array, labels: Array) -> Calibration:
             for values in (confidence, right)
         )
     return Calibration(mean, accuracy, counts)
-
-
-def temperature(logits: Array, labels: Array) -> float:
-    """The one number that logits [N, C] are divided by for the least negative log-likelihood
-    (arXiv 1706.04599, section 4.2), between 1/100 and 100.
-
-    The likelihood is convex in its inverse b, so the root of its slope, E_p[z] − z_y on average, is
-    found by halving; costs 60 passes over the logits.
-    """
-    z = logits.astype(np.float64)
-    of_label = z[np.arange(len(z)), labels]
-    low, high = -np.log(100.0), np.log(100.0)  # of log b
-    for _ in range(60):
-        middle = (low + high) / 2
-        expected = (probabilities(z, float(np.exp(-middle))) * z).sum(axis=1)
-        low, high = (middle, high) if (expected - of_label).mean() < 0 else (low, middle)
-    return float(np.exp(-(low + high) / 2))

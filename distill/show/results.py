@@ -30,7 +30,6 @@ from distill.show.predictions import (
     confusion,
     is_right,
     probabilities,
-    temperature,
 )
 from distill.show.record import Record
 from distill.statistics import Interval
@@ -125,7 +124,7 @@ def _calibration(answers: Answers) -> Iterator[Block]:
         ),
     )
     if answers.val_logits is not None and answers.val_labels is not None:
-        fitted = temperature(answers.val_logits, answers.val_labels)
+        fitted = statistics.temperature(answers.val_logits, answers.val_labels)
         scaled = calibration(probabilities(answers.logits, fitted), answers.labels)
         leaning = "over" if fitted > 1 else "under"
         note = (

@@ -1,4 +1,4 @@
-"""Confusion, calibration, temperature: against hand, closed form and the program's own measures."""
+"""Confusion and calibration: against hand, closed form and the program's own measures."""
 
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from distill.show.predictions import (
     is_right,
     probabilities,
     read,
-    temperature,
 )
 
 CHANCE = np.random.default_rng(0)
@@ -49,30 +48,6 @@ def test_a_bin_is_open_below_and_closed_above() -> None:
     shares = np.array([[0.6, 0.4], [0.61, 0.39], [1.0, 0.0]])
     counts = calibration(shares, np.zeros(3, dtype=int)).counts
     assert np.flatnonzero(counts).tolist() == [8, 9, 14]  # 0.6 = 9/15 ends bin 8
-
-
-@pytest.mark.parametrize("share", [0.6, 0.8, 0.99])
-def test_the_temperature_of_two_classes_in_closed_form(share: float) -> None:
-    """All logits (z, 0), right in a share s: the best T has sigmoid(z / T) = s."""
-    z, n = 3.0, 1000
-    logits = np.tile([z, 0.0], (n, 1))
-    labels = (np.arange(n) >= share * n).astype(int)
-    assert temperature(logits, labels) == pytest.approx(z / np.log(share / (1 - share)), rel=1e-6)
-
-
-def test_no_other_temperature_is_likelier() -> None:
-    labels = LOGITS.argmax(axis=1)
-    labels[::3] = LABELS[::3]
-
-    def nll(t: float) -> float:
-        return float(-np.log(probabilities(LOGITS, t)[np.arange(400), labels]).mean())
-
-    best = temperature(LOGITS, labels)
-    assert all(nll(best) < nll(best * factor) for factor in (0.5, 0.99, 1.01, 2))
-
-
-def test_all_right_is_as_cold_as_it_gets() -> None:
-    assert temperature(LOGITS, LOGITS.argmax(axis=1)) == pytest.approx(0.01)
 
 
 def test_a_file_is_read_with_and_without_what_a_run_may_lack(tmp_path: Path) -> None:
