@@ -20,7 +20,7 @@ TOTAL = "total"
 LR = "lr"
 IMAGES_PER_S = "images_per_s"
 MEASURES = ("top1", "nll", "ece")
-Split = Literal["val", "val_ema", "test"]
+Split = Literal["train", "val", "val_ema", "test"]
 
 
 def loss_name(term: str) -> str:

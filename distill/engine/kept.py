@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from distill import recipe as recipes
-from distill.data.sources import Progress
+from distill.data import sources
+from distill.data.sources import ImageSet, Progress
 from distill.engine import build, checkpoint
 from distill.engine.evaluate import measure, test_split
 from distill.engine.training import Training
 from distill.errors import UserError
+from distill.events import Split, measure_name
+from distill.recipe import Recipe
 from distill.run_folder import RunFolder, write_json
+
+TRAIN_IMAGES = 5000  # half a point of doubt, for half of what the test split costs
 
 
 def file_of(folder: RunFolder, epoch: int) -> Path:
@@ -48,7 +53,8 @@ def forget_later(run: Training) -> None:
 
 
 def measured(folder: RunFolder, *, progress: Progress | None = None) -> dict[int, dict[str, float]]:
-    """`top1`, `nll` and `ece` on the test split of each kept epoch of a finished run, in float32.
+    """`top1/test`, `nll/test` and `ece/test` of each kept epoch of a finished run, in float32, and
+    the same `/train` on 5,000 images of the training part, neither augmented nor mixed.
 
     Remembered in the folder by the fingerprint of the weights: what was measured before is not
     measured again. Raises UserError where the run is not finished, kept nothing, or the images have
@@ -85,6 +91,29 @@ def _measure(
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """(fingerprint, measures) of the weights that are not known."""
     recipe, accel = recipes.read(folder.recipe), build.measuring_accelerator()
+    splits = _splits(folder, recipe, class_names, progress)
+    net = build.to_device(build.network(recipe, folder.role, len(class_names)), accel.device)
+    for done, (epoch, sha256) in enumerate(weights.items()):
+        if progress is not None:
+            progress("measuring the kept epochs", done, len(weights))
+        if sha256 not in known:
+            checkpoint.load_weights(file_of(folder, epoch), net, sha256)
+            yield (
+                sha256,
+                {
+                    measure_name(name, split): value
+                    for split, images in splits.items()
+                    for name, value in measure(net, images, accel).items()
+                },
+            )
+
+
+def _splits(
+    folder: RunFolder, recipe: Recipe, class_names: list[str], progress: Progress | None
+) -> dict[Split, ImageSet]:
+    """The images of each curve. The training part lies in the order of digests, so that its first
+    images are a sample of it.
+    """
     test = test_split(recipe.data.source, progress=progress)
     if list(test.class_names) != class_names:
         raise UserError(
@@ -92,10 +121,6 @@ def _measure(
             f"{recipe.data.source} has {', '.join(test.class_names)} now.\n"
             "Bring the former images back."
         )
-    net = build.to_device(build.network(recipe, folder.role, len(class_names)), accel.device)
-    for done, (epoch, sha256) in enumerate(weights.items()):
-        if progress is not None:
-            progress("measuring the kept epochs", done, len(weights))
-        if sha256 not in known:
-            checkpoint.load_weights(file_of(folder, epoch), net, sha256)
-            yield sha256, measure(net, test, accel)
+    images = sources.load(recipe.data.source, "train", progress=progress)
+    chosen, _ = build.parts(recipe, images)
+    return {"train": sources.subset(images, chosen[:TRAIN_IMAGES]), "test": test}

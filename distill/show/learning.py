@@ -13,9 +13,11 @@ from distill.show.page import Block, Drawing, Note, Section
 from distill.show.plots import Series
 from distill.show.record import Record
 
+KEPT: tuple[Split, ...] = ("train", "test")  # measured afterwards, by the weights of kept epochs
 POINTS = 400  # of a faint line: more cannot be told apart in a column
-# The three that are measured on images that were not trained on, the same colours everywhere.
+# What is measured without augmentation, the same colours everywhere.
 MEASURED: tuple[tuple[Split, str, str], ...] = (
+    ("train", "training images", INK),
     ("val", "held-out", BLUE),
     ("val_ema", "held-out, averaged", GREEN),
     ("test", "test", RED),
@@ -31,9 +33,10 @@ def learning(record: Record) -> Section:
     return Section("Learning", [*blocks, *map(Note, _remarks(record, known))])
 
 
-def test_line(record: Record, measure: str) -> Line | None:
-    """A measure of the kept epochs on the test split; None where it was not asked for."""
-    points = [(epoch, values[measure]) for epoch, values in sorted(record.test_curve.items())]
+def kept_line(record: Record, measure: str, split: Split = "test") -> Line | None:
+    """A measure of the kept epochs on a split; None where it was not asked for."""
+    name = measure_name(measure, split)
+    points = [(n, values[name]) for n, values in sorted(record.test_curve.items())]
     if not points:
         return None
     x, y = np.array(points, dtype=np.float64).T
@@ -47,12 +50,12 @@ def error(line: Line) -> Line:
 
 def _with_test(known: Curves, record: Record) -> Curves:
     """The kept epochs' measures beside those of the journal."""
-    tested = {
-        measure_name(measure, "test"): line
-        for measure in ("top1", "nll")
-        if (line := test_line(record, measure)) is not None
-    }
-    return Curves(known.steps, {**known.epochs, **tested})
+    after: dict[str, Line] = {}
+    for split in KEPT:
+        for measure in ("top1", "nll"):
+            if (line := kept_line(record, measure, split)) is not None:
+                after[measure_name(measure, split)] = line
+    return Curves(known.steps, {**known.epochs, **after})
 
 
 def _measured(known: Curves, measure: str) -> Iterator[tuple[Line, str, str, str]]:
@@ -60,7 +63,7 @@ def _measured(known: Curves, measure: str) -> Iterator[tuple[Line, str, str, str
     for split, name, colour in MEASURED:
         line = known.epochs.get(measure_name(measure, split))
         if line is not None:
-            yield line, name, colour, "o" if split == "test" or len(line.x) == 1 else ""
+            yield line, name, colour, "o" if split in KEPT or len(line.x) == 1 else ""
 
 
 def _error(known: Curves) -> Iterator[Block]:
@@ -80,10 +83,10 @@ def _loss(known: Curves) -> Iterator[Block]:
     ]
     total = known.epochs.get(loss_name(TOTAL))
     if total is not None:
-        series = [Series(total, INK, "train, all terms", "--"), *series]
+        series = [Series(total, FAINT, "training, all terms", "--"), *series]
     if series:
         caption = (
-            "Loss after each epoch. Of training, the weighted sum that was minimised, on augmented "
+            "Loss after each epoch. Dashed, the weighted sum that was minimised, on augmented "
             "images; of the others, the cross-entropy in nats."
         )
         yield Drawing("loss", caption, plots.over_epochs(series, "loss"))
@@ -124,14 +127,17 @@ def _remarks(record: Record, known: Curves) -> Iterator[str]:
     """What the curves are silent about."""
     if measure_name("top1", "val") not in known.epochs:
         yield "Nothing was held out, so no epoch was measured: the last one was kept."
-    yield (
-        "The accuracy on training images is not among the curves: a run sees them augmented and "
-        "mixed, with more than one label each, and measures its loss alone."
-    )
-    if record.test_curve:
+    if not record.test_curve:
+        yield (
+            "The accuracy on training images is not among the curves: a run sees them augmented "
+            "and mixed, with more than one label each, and measures its loss alone. A run with "
+            "train.keep_epochs has it afterwards, by report --test-curve."
+        )
+    else:
         epochs, final = len(record.test_curve), percent(record.tested("top1"))
         yield (
-            f"The test curve was drawn after the run by the weights of {epochs} kept epochs. "
+            f"The curves of training and test images were drawn after the run by the weights of "
+            f"{epochs} kept epochs, on images as they are. "
             f"Nothing was chosen by it: the figure of this run, {final}, is that of the epoch "
             "which the held-out images chose."
         )

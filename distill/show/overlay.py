@@ -9,7 +9,7 @@ from distill.show import plots
 from distill.show.curves import Line, curves
 from distill.show.groups import Group
 from distill.show.ink import SERIES
-from distill.show.learning import error, test_line
+from distill.show.learning import error, kept_line
 from distill.show.page import Block, Drawing, Note
 from distill.show.plots import Series
 from distill.show.record import Record
@@ -33,7 +33,7 @@ def overlaid(found: Sequence[Group]) -> list[Block]:
             _held_out,
             "Cross-entropy on the held-out images, in nats",
         ),
-        ("test_error", "top1", "test error", test_line, "Error on the test split"),
+        ("test_error", "top1", "test error", kept_line, "Error on the test split"),
     ]
     blocks: list[Block] = []
     for name, measure, label, line_of, caption in drawn:

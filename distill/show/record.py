@@ -15,7 +15,7 @@ from distill.show import journal
 from distill.show.predictions import Answers
 from distill.show.predictions import read as read_answers
 
-TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1`, `nll`, `ece`
+TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1/test`, `top1/train` …
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ import pytest
 from safetensors.torch import load_file
 
 from distill import recipe as recipes
-from distill.engine import kept
-from distill.engine.run import Request, evaluate, run
+from distill.data import sources
+from distill.engine import build, kept
+from distill.engine.evaluate import measure
+from distill.engine.examine import examine
+from distill.engine.run import Request, run
 from distill.engine.stop import Stopped
 from distill.errors import UserError
 from distill.events import Step
@@ -85,10 +88,14 @@ def test_the_test_curve_is_that_of_evaluate_and_is_remembered(
     keeping.test_curve.unlink(missing_ok=True)
     curve = kept.measured(keeping)
     assert set(curve) == {1, 2}
-    asked = evaluate(keeping)
-    assert curve[keeping.result()["epoch"]] == {
-        name: asked[name] for name in ("top1", "nll", "ece")
-    }
+    asked = examine(keeping)
+    chosen = curve[keeping.result()["epoch"]]
+    for name in ("top1", "nll", "ece"):
+        assert chosen[f"{name}/test"] == asked[name]
+    recipe = recipes.read(keeping.recipe)
+    split = build.divide(recipe, sources.load("synthetic", "train"))
+    on_train = measure(build.trained(keeping), split.train, build.measuring_accelerator())
+    assert chosen["top1/train"] == on_train["top1"], "the whole training part, as it is"
     assert len(json.loads(keeping.test_curve.read_text())) == 2
 
     def never(*_: object, **__: object) -> None:

@@ -10,7 +10,7 @@ from distill import recipe as recipes
 from distill.events import Epoch, Event, Step
 from distill.run_folder import RunFolder
 from distill.show.predictions import Answers
-from distill.show.record import Record
+from distill.show.record import Record, TestCurve
 from tests.show.test_picture import START
 
 SCRIPT = "<script>alert(1)</script>"
@@ -98,3 +98,11 @@ def hostile() -> Record:
         events=(start, *known.events[1:]),
         answers=answers(15, taught=True, held_out=True),
     )
+
+
+def curve_of(top1: float) -> TestCurve:
+    """One kept epoch, right on such a share of both splits."""
+    measures = {"top1": top1, "nll": 1.0, "ece": 0.1}
+    return {
+        1: {f"{name}/{split}": v for name, v in measures.items() for split in ("train", "test")}
+    }

@@ -10,7 +10,7 @@ from distill.show.curves import Line
 from distill.show.overlay import mean_line
 from distill.show.page import Table
 from distill.show.record import Record
-from tests.show.records import ALONE, record
+from tests.show.records import ALONE, curve_of, record
 from tests.show.test_report import words
 
 SEEDS = [("train.seed=0", "data.seed=0"), ("train.seed=1", "data.seed=1")]
@@ -71,7 +71,7 @@ def test_two_single_runs_are_told_image_by_image() -> None:
             "trained on different images",
         ),
         (
-            [replace(KD[0], test_curve={1: {"top1": 0.5, "nll": 1.0}}), LONE[0]],
+            [replace(KD[0], test_curve=curve_of(0.5)), LONE[0]],
             "drawn after the runs by kept weights",
         ),
         (
