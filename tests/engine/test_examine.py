@@ -17,12 +17,12 @@ from distill.data import sources
 from distill.data.corruptions.catalogue import CORRUPTIONS, corrupt
 from distill.engine import build, examine, figures
 from distill.engine import robustness as robustness_room
-from distill.engine.calibration import fit_temperature
 from distill.engine.evaluate import Mirrored, logits_and_labels
 from distill.engine.examine import Asked
 from distill.engine.result import read_evaluation, write_evaluation
 from distill.errors import UserError
 from distill.run_folder import RunFolder, write_json
+from distill.statistics import temperature
 
 HELD_OUT = 600  # a tenth of the procedural training images
 
@@ -73,8 +73,8 @@ def test_the_figures_are_those_of_the_kept_predictions(measured, kept) -> None:
     wanted = figures.headline(logits, labels)
     for name in ("top1", "top5", "nll", "ece", "top1_interval", "nll_interval"):
         assert measured[name] == pytest.approx(wanted[name], rel=1e-5), name
-    held_out = (torch.from_numpy(kept[f"val_{name}"]) for name in ("logits", "labels"))
-    assert measured["temperature"] == pytest.approx(fit_temperature(*held_out))
+    fitted = temperature(kept["val_logits"], kept["val_labels"])
+    assert measured["temperature"] == pytest.approx(fitted, rel=1e-5)
     by_hand = (kept["logits"].argmax(1) == kept["teacher_logits"].argmax(1)).mean()
     assert measured["teacher_agreement"] == pytest.approx(by_hand)
     assert np.trace(measured["confusion"]) / measured["n"] == measured["top1"]

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from distill.data import sources
 from distill.data.augment import to_float
 from distill.engine import build, checkpoint
-from distill.engine.run import evaluate
+from distill.engine.examine import examine
 from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder
 from distill.ship import export, formats, hub, onnx_float, project1, torch_export
@@ -125,12 +125,12 @@ def test_the_report_lies_beside_the_files_and_names_their_bytes(shipped):
 
 def test_the_graders_accuracy_is_that_of_evaluate(elsewhere, student):
     assert elsewhere["ours"] == []
-    assert elsewhere["top1"] == evaluate(student)["top1"]
+    assert elsewhere["top1"] == examine(student)["top1"]
     assert elsewhere["parameters"] == student.result()["parameters"] < 5_000_000
 
 
 def test_a_program_of_torch_runs_without_this_project(elsewhere, student):
-    assert elsewhere["program_top1"] == evaluate(student)["top1"]
+    assert elsewhere["program_top1"] == examine(student)["top1"]
     assert elsewhere["one"] == [1, 10]
 
 
