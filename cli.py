@@ -231,7 +231,7 @@ def runs(
     folder = folder or run_folder.RUNS
     found = ordered(listed(folder), sort)
     if as_json:
-        typer.echo(json.dumps([asdict(run) for run in found]))
+        _echo_json([asdict(run) for run in found])
     elif found:
         console = _stdout()
         console.print(runs_table(found, folder, console.width), highlight=False)
@@ -253,7 +253,7 @@ def compare(
 
     compared = hold(a, b)
     if as_json:
-        typer.echo(json.dumps(asdict(compared)))
+        _echo_json(asdict(compared))
     else:
         _stdout().print(comparison(compared), highlight=False)
 
@@ -318,7 +318,7 @@ def report(
     ] = None,
     test_curve: Annotated[
         bool,
-        typer.Option("--test-curve", help="Measure the kept epochs on the test split, too."),
+        typer.Option("--test-curve", help="Measure the kept epochs on train and test split, too."),
     ] = False,
 ) -> None:
     """Write a report, one HTML file: a run's curves, results and mistakes, or several compared."""
@@ -401,7 +401,7 @@ def design(
         draw(rows, plot)
         typer.echo(f"{plot}: {len(rows)} designs", err=True)
     if as_json:
-        typer.echo(json.dumps(rows))
+        _echo_json(rows)
     else:
         from distill.show.tables import design_table
 
@@ -543,14 +543,16 @@ def seeds(
     resolved = _resolve(recipe, data, set_, teacher)
     place = out or run_folder.RUNS / f"seeds-{resolved.name}"
     planned = study.plan(resolved, range(n), place, controls=control)
+    study.check(planned)
     from distill.engine.run import processes
 
     with processes():
         for each in planned:
-            _finish(each.role, each.resolved, each.folder, resume=True, trackers=[])
+            taught = study.taught_alike(each, planned[0])
+            _finish(each.role, taught, each.folder, resume=True, trackers=[])
     said = study.summary(planned)
     if as_json:
-        typer.echo(json.dumps(said))
+        _echo_json(said)
     else:
         _stdout().print(seeds_table(said))
 
@@ -563,7 +565,7 @@ def cache_info(as_json: JsonOption = False) -> None:
 
     rows = store.listed()
     if as_json:
-        typer.echo(json.dumps(rows))
+        _echo_json(rows)
     elif rows:
         _stdout().print(stock_table(rows))
     else:
@@ -614,7 +616,7 @@ def cache_drop(
 
 
 def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
-    """What the kept epochs of each run give on the test split."""
+    """What the kept epochs of each run give on training and test images."""
     from distill.engine.kept import measured
     from distill.engine.run import processes
     from distill.show.display import Display
@@ -731,7 +733,9 @@ def _watch(
 
         journal = Journal(folder.journal)
         tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
-        request = Request(role, resolved.recipe, resolved.name, folder.path, resume, stop)
+        request = Request(
+            role, resolved.recipe, resolved.name, folder.path, resume, stop, resolved.origins
+        )
         with processes(), Display(_stderr()) as display, tracked:
             for event in run(request, progress=display.progress):
                 if _is_main():
@@ -820,11 +824,16 @@ def _print(values: dict[str, Any], as_json: bool) -> None:
     from distill.show.tables import fact_lines
 
     if as_json:
-        from distill.show.journal import without_nan
-
-        typer.echo(json.dumps(without_nan(values), allow_nan=False))
+        _echo_json(values)
     else:
         _stdout().print(fact_lines(values), soft_wrap=True)
+
+
+def _echo_json(values: Any) -> None:
+    """Plain JSON on one line; a number that is none is `null`."""
+    from distill.show.journal import without_nan
+
+    typer.echo(json.dumps(without_nan(values), allow_nan=False))
 
 
 @contextmanager

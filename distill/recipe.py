@@ -7,7 +7,7 @@ knows where it came from.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,13 +142,27 @@ def loads(text: str, name: str) -> Recipe:
     return _whole(toml(text, name, faults), name, faults)
 
 
-def dumps(recipe: Recipe) -> str:
-    """The whole recipe as TOML, defaults written out, absent keys left out."""
-    text = tomli_w.dumps(recipe.model_dump(exclude_none=True))
+def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
+    """The whole recipe as TOML, defaults written out, absent keys left out.
+
+    `without`: tables and keys to leave out too, `{"about": True, "data": {"source": True}}`.
+    """
+    text = tomli_w.dumps(recipe.model_dump(exclude_none=True, exclude=dict(without or {})))
     # tomli-w gives each element of a list a line of its own; strings hold no line breaks.
     for spread, inline in ((",\n]", "]"), (",\n    ", ", "), ("[\n    ", "[")):
         text = text.replace(spread, inline)
     return text
+
+
+def annotated(text: str, origins: Mapping[str, str]) -> str:
+    """A recipe as TOML, each value followed by the file that set it, where `origins` has it."""
+    lines, table = [], ""
+    for line in text.splitlines():
+        if line.startswith("["):
+            table = line.strip("[]") + "."
+        origin = origins.get(table + line.split(" = ")[0]) if " = " in line else None
+        lines.append(f"{line:<48}  # {origin}" if origin else line)
+    return "\n".join(lines)
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -225,6 +239,16 @@ def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
 def with_source(recipe: Recipe, source: str) -> Recipe:
     """The same recipe on other images."""
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with its weights and its data drawn from this seed."""
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"seed": seed}),
+            "train": recipe.train.model_copy(update={"seed": seed}),
+        }
+    )
 
 
 def check_teacher(resolved: Resolved) -> None:

@@ -9,7 +9,7 @@ running.json .lock   who trains here, while somebody does
 student.safetensors  the weights to use (teacher.safetensors from train-teacher)
 evaluation.npz       predictions on test split and held-out part, the teacher's opinion, mistakes
 environment.json     versions, hardware, command, source hash
-test_curve.json      what the kept epochs gave on the test split, once somebody asked
+test_curve.json      what the kept epochs gave on training and test images, once asked
 result.json          the figures; written last, so its presence means "finished"
 """
 

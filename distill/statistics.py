@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 LEVEL = 0.95
+SIGNIFICANT = 0.05  # p below which a difference is called shown
 RESAMPLES = 1000
 COLDEST, HOTTEST = 0.01, 100.0  # where all is right, the colder the likelier, without an end
 
@@ -24,10 +25,14 @@ def wilson(right: int, total: int) -> Interval:
     return float(interval.low), float(interval.high)
 
 
-def bootstrap(statistic: Callable[..., float], *samples: NDArray[Any]) -> Interval:
+def bootstrap(
+    statistic: Callable[..., float], *samples: NDArray[Any], basic: bool = False
+) -> Interval:
     """The interval of a statistic of arrays [N, …], by percentiles of its value on N samples drawn
     with replacement, the same ones of each array (Efron, Annals of Statistics 7, 1979).
 
+    `basic`: those percentiles mirrored at the statistic itself, for one that is biased: what the
+    draws are off from it, it is off from the truth (Davison and Hinkley, 1997, section 5.2.1).
     Drawn from a fixed seed: the same arrays give the same interval. Costs 1,000 calls.
     """
     draws = np.random.default_rng(0)
@@ -37,6 +42,9 @@ def bootstrap(statistic: Callable[..., float], *samples: NDArray[Any]) -> Interv
         drawn = draws.integers(n, size=n)
         values.append(statistic(*(sample[drawn] for sample in samples)))
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if basic:
+        twice = 2 * statistic(*samples)
+        low, high = twice - high, twice - low
     return float(low), float(high)
 
 
@@ -47,6 +55,27 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """
     differ = only_a + only_b
     return float(stats.binomtest(only_a, differ).pvalue) if differ else 1.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two answerers on the same images: how many each alone has right, and both, and neither."""
+
+    only_a: int
+    only_b: int
+    both: int
+    neither: int
+
+    @property
+    def p(self) -> float:
+        """McNemar's, of "both are right equally often"."""
+        return mcnemar(self.only_a, self.only_b)
+
+
+def discordant(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> Pairs:
+    """Counted from whether each is right [N]."""
+    kinds = (right_a & ~right_b, right_b & ~right_a, right_a & right_b, ~right_a & ~right_b)
+    return Pairs(*(int(kind.sum()) for kind in kinds))
 
 
 @dataclass(frozen=True)

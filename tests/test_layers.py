@@ -27,6 +27,7 @@ PLAIN_WORDS = (
     "students.design",
 )
 WORDS = (*PLAIN_WORDS, *RECIPE)
+FIGURES = ("distill.statistics", "distill.predictions")
 PARTS = ("teachers", "students", "distill.data", "distill.losses")
 TENSORS = ("torch", "torchvision", "timm", "einops", "numpy", "PIL")
 LOOKS = ("rich", "matplotlib", "jinja2", "numpy")
@@ -45,7 +46,7 @@ TABLE = (
     # 0 words
     Room(("distill.__init__",)),
     Room(WORDS, others=("pydantic", "pydantic_core", "tomli_w", "filelock")),
-    Room(("distill.statistics",), others=("numpy", "scipy")),
+    Room(FIGURES, PLAIN_WORDS, ("numpy", "scipy")),
     # 1 parts: plain values only, so no recipe
     Room(("teachers",), (*PLAIN_WORDS, "students.normalize"), TENSORS),
     Room(("students",), PLAIN_WORDS, TENSORS),
@@ -54,18 +55,18 @@ TABLE = (
     # 2 engine
     Room(
         ("distill.engine",),
-        (*WORDS, *PARTS, "distill.statistics"),
+        (*WORDS, *PARTS, *FIGURES),
         ("torch", "timm", "einops", "numpy", "safetensors", "torchmetrics", "accelerate"),
     ),
     # 3 looks · leaves the house · asks over many runs
-    Room(("distill.show",), (*WORDS, "distill.statistics"), LOOKS),
+    Room(("distill.show",), (*WORDS, *FIGURES), LOOKS),
     Room(("distill.show.trackers",), (*WORDS, "distill.show"), (*LOOKS, "accelerate.tracking")),
     Room(
         ("distill.ship",),
-        (*WORDS, *PARTS, "distill.statistics", "distill.engine"),
+        (*WORDS, *PARTS, *FIGURES, "distill.engine"),
         ("torch", "timm", "numpy", "PIL", "onnx", "onnxscript", "onnxruntime", "safetensors"),
     ),
-    Room(("distill.study",), (*WORDS, *PARTS, "distill.statistics", "distill.engine"), ("optuna",)),
+    Room(("distill.study",), (*WORDS, *PARTS, *FIGURES, "distill.engine"), ("optuna",)),
     # 4 door
     Room(("cli",), ("distill", "teachers", "students"), ("typer", "rich")),
 )

@@ -39,6 +39,7 @@ def latency(net: nn.Module) -> dict[str, Any]:
 
     The median of calls one after the other, each waited for: a latency, not a throughput.
     """
+    net.eval()
     device = next(net.parameters()).device
     on_gpu = device.type == "cuda"
     return {

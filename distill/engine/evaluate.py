@@ -92,6 +92,7 @@ class Mirrored(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.train(net.training)  # a wrapper begins in train mode, and would leave it in that
 
     def forward(self, images: Tensor) -> Tensor:
         mean: Tensor = (self.net(images) + self.net(images.flip(-1))) / 2

@@ -6,24 +6,18 @@ All take logits [N, C] and labels int64 [N] on the host. Intervals are at 95 %, 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from distill import statistics
-from distill.engine.metrics import ECE_BINS, measures
-
-SIGNIFICANT = 0.05  # p below which a difference is called shown
+from distill import predictions, statistics
+from distill.engine.metrics import measures
 
 
 def headline(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """`top1`, `top5`, `nll`, `ece`, each with its interval.
 
-    `top5` is None where there are five classes or fewer: nobody could be wrong. A calibration error
-    is biased upward, in a sample drawn from the sample twice: its interval may lie above it.
+    `top5` is None where there are five classes or fewer: nobody could be wrong.
     """
     nll = cross_entropy(logits.double(), labels, reduction="none").numpy()
     return measures(logits, labels) | {
@@ -32,8 +26,13 @@ def headline(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "top5_interval": None,
         **_top5(logits, labels),
         "nll_interval": list(statistics.bootstrap(lambda each: float(each.mean()), nll)),
-        "ece_interval": list(statistics.bootstrap(binned_ece, *_gaps(logits, labels))),
+        "ece_interval": _ece_interval(logits, labels),
     }
+
+
+def _ece_interval(logits: Tensor, labels: Tensor) -> list[float]:
+    confidence, answer = logits.double().softmax(dim=-1).max(dim=-1)
+    return list(predictions.ece_interval(confidence.numpy(), (answer == labels).numpy()))
 
 
 def _top5(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -52,19 +51,6 @@ def _share(hits: Tensor) -> tuple[float | None, list[float] | None]:
     """The share and its interval; of nothing, nothing."""
     right, total = int(hits.sum()), len(hits)
     return (right / total, list(statistics.wilson(right, total))) if total else (None, None)
-
-
-def _gaps(logits: Tensor, labels: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Each sample's bin by its confidence, and how much it was right beyond that: [N] both."""
-    confidence, answer = logits.float().softmax(dim=-1).max(dim=-1)
-    edges = torch.linspace(0, 1, ECE_BINS + 1)
-    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(max=ECE_BINS - 1)
-    return bins.numpy(), ((answer == labels).double() - confidence.double()).numpy()
-
-
-def binned_ece(bins: NDArray[np.int64], gaps: NDArray[np.float64]) -> float:
-    """The expected calibration error of samples [N] sorted into bins."""
-    return float(np.abs(np.bincount(bins, gaps)).sum() / len(gaps))
 
 
 def per_class(logits: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -102,9 +88,12 @@ def compared(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Any]:
     """Two networks on the same images: who alone is right how often, McNemar's p, and which of them
     is `better`, "a" or "b"; None where nothing is shown.
     """
-    right_a, right_b = _hits(a, labels, 1), _hits(b, labels, 1)
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p = statistics.mcnemar(only_a, only_b)
-    better = ("a" if only_a > only_b else "b") if p < SIGNIFICANT else None
-    both = int((right_a & right_b).sum())
-    return {"only_a": only_a, "only_b": only_b, "both": both, "p": p, "better": better}
+    pairs = statistics.discordant(*(_hits(each, labels, 1).numpy() for each in (a, b)))
+    leader = "a" if pairs.only_a > pairs.only_b else "b"
+    return {
+        "only_a": pairs.only_a,
+        "only_b": pairs.only_b,
+        "both": pairs.both,
+        "p": pairs.p,
+        "better": leader if pairs.p < statistics.SIGNIFICANT else None,
+    }

@@ -15,10 +15,12 @@ from distill.engine import build, checkpoint
 from distill.engine.evaluate import measure, test_split
 from distill.engine.training import Training
 from distill.errors import UserError
-from distill.events import Split, measure_name
+from distill.events import MEASURES, Split, measure_name
 from distill.recipe import Recipe
 from distill.run_folder import RunFolder, write_json
 
+SPLITS: tuple[Split, ...] = ("train", "test")
+WANTED = {measure_name(measure, split) for measure in MEASURES for split in SPLITS}
 TRAIN_IMAGES = 5000  # half a point of doubt, for half of what the test split costs
 
 
@@ -76,10 +78,10 @@ def measured(folder: RunFolder, *, progress: Progress | None = None) -> dict[int
 
 
 def _remembered(folder: RunFolder) -> dict[str, dict[str, float]]:
-    """Measures by the fingerprint of their weights."""
+    """Measures by the fingerprint of their weights; those of another version are not known."""
     file = folder.test_curve
     known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    return known
+    return {sha256: measures for sha256, measures in known.items() if measures.keys() >= WANTED}
 
 
 def _measure(

@@ -6,23 +6,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import multiclass_calibration_error
 
+from distill import predictions
 from distill.events import MEASURES
-
-ECE_BINS = 15  # Guo et al., ICML 2017, arXiv 1706.04599
 
 
 def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """`top1`, `nll` (nats) and `ece` of logits [N, C] against int64 labels [N], on the host."""
     logits, labels = logits.float().cpu(), labels.cpu()  # not every device has float64
-    top1 = (logits.argmax(dim=-1) == labels).double().mean()
-    nll = cross_entropy(logits.double(), labels)
-    ece = multiclass_calibration_error(
-        logits.softmax(dim=-1), labels, num_classes=logits.shape[-1], n_bins=ECE_BINS, norm="l1"
-    )
-    values = torch.stack([top1, nll, ece.double()]).tolist()
-    return dict(zip(MEASURES, values, strict=True))
+    confidence, answer = logits.double().softmax(dim=-1).max(dim=-1)
+    right = (answer == labels).double()
+    nll = cross_entropy(logits.double(), labels).item()
+    ece = predictions.ece(confidence.numpy(), right.numpy())
+    return dict(zip(MEASURES, (right.mean().item(), nll, ece), strict=True))
 
 
 class Means:

@@ -1,16 +1,18 @@
 """What a finished run leaves: the weights to use, its figures, its predictions and its mistakes."""
 
 import time
+from contextlib import suppress
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distill import predictions
 from distill import recipe as recipes
 from distill.data.sources import ImageSet
 from distill.engine import checkpoint
+from distill.errors import UserError
 from distill.events import End, Start
 from distill.recipe import Recipe
 from distill.run_folder import RunFolder, write_json
@@ -68,12 +70,12 @@ def write_evaluation(
     [N, C], and the most confident mistakes: indices [M] and pixels [M, 3, H, W]. Of the held-out
     part, where there is one, `val_logits` [V, C] and `val_labels` [V] in its order.
     """
-    predictions = logits.cpu()
-    confidence, answer = predictions.softmax(dim=-1).max(dim=-1)
+    ours = logits.cpu()
+    confidence, answer = ours.softmax(dim=-1).max(dim=-1)
     wrong = torch.nonzero(answer != torch.from_numpy(test.labels)).flatten()
     worst = wrong[confidence[wrong].argsort(descending=True)][:N_MISTAKES].numpy()
     arrays = {
-        "logits": predictions.numpy(),
+        "logits": ours.numpy(),
         "labels": test.labels,
         "mistakes": worst,
         "mistake_pixels": test.images[worst],
@@ -93,13 +95,16 @@ def read_evaluation(folder: RunFolder, logits: Tensor) -> dict[str, Tensor]:
 
     So many numbers that agree say at once that the weights and the images are the same.
     """
-    try:
-        with folder.evaluation.open("rb") as opened, np.load(opened) as file:
-            kept = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError, BadZipFile):
+    answers = None
+    with suppress(UserError):
+        answers = predictions.read(folder.evaluation)
+    if answers is None:
         return {}
-    known, today = kept.get("logits"), logits.cpu()
-    if known is None or known.shape != today.shape:
+    known, today = torch.from_numpy(answers.logits), logits.cpu()
+    if known.shape != today.shape:
         return {}
+    kept = {
+        name: torch.from_numpy(array) for name, array in vars(answers).items() if array is not None
+    }
     is_same = (known - today).abs().max() <= ROUNDING * today.abs().max()
     return kept if is_same else {}

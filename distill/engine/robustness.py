@@ -46,6 +46,7 @@ def robustness(
     return {
         "n": len(chosen),
         "clean": measure(net, part, accelerator)["top1"],
+        "severities": list(SEVERITIES),
         "accuracy": accuracy,
         "mean_error": 1 - float(np.mean(list(accuracy.values()))),
         "left_out": list(LEFT_OUT),

@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -59,6 +59,7 @@ class Request:
     out: Path | None = None
     resume: bool = False
     stop: Stop = field(default_factory=Stop)
+    origins: Mapping[str, str] = field(default_factory=dict)  # who set each value, for the record
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def _prepare(
     accel.wait_for_everyone()  # all have looked at the folder before it is written
     if accel.is_main_process:
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
-        run_folder.write_json(folder.environment, environment.describe(accel))
+        described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
+        run_folder.write_json(folder.environment, described)
     return Run(request, split, teacher, training, notes)
 
 

@@ -1,13 +1,20 @@
 """The model card of a run: what it is, what it learnt from, how good it is, how it is loaded."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distill import recipe as recipes
+from distill import run_folder, statistics
 from distill.data.sources import GENUINE
+from distill.errors import UserError
 from distill.events import measure_name
+from distill.run_folder import RunFolder
 from distill.ship.finished import Finished
 
+# The one import: from the root of this project's checkout, or with that on PYTHONPATH.
+IMPORT = "import distill.ship.timm_models  # tells timm of this network"
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 
 
@@ -50,22 +57,40 @@ def _what(finished: Finished) -> str:
     result, teacher = finished.result, finished.result["teacher"]
     taught = "trained from scratch on labels"
     if teacher["fingerprint"]:
-        of = (
-            f" that is right on {teacher['top1']:.2%} of images held out" if teacher["top1"] else ""
-        )
-        taught = f"distilled from a teacher{of}"
+        taught = f"distilled from {_teacher(teacher)}"
     return (
         f"A classifier of 32×32 images with {finished.n_parameters:,} parameters, {taught}. "
         f"Made by Understudy, as a {result['role']}."
     )
 
 
+def _teacher(known: dict[str, Any]) -> str:
+    """Who taught: its network where its run is still there, its weights in any case."""
+    named = []
+    for path in known["runs"]:
+        with suppress(UserError):
+            told = run_folder.finished(path).result()
+            top1 = told["metrics"][measure_name("top1", "test")]
+            named.append(
+                f"a {told['network']} of {told['parameters']:,} parameters that is right on "
+                f"{top1:.2%} of the test images"
+            )
+    if len(named) != len(known["runs"]) or not named:
+        named = ["a teacher" if len(known["runs"]) < 2 else f"{len(known['runs'])} teachers"]
+    return f"{' and '.join(named)} (weights `{known['fingerprint'][:16]}`)"
+
+
 def _data(finished: Finished) -> str:
     data = finished.result["data"]
-    known = "CIFAR-10, the published images" if _is_cifar10(finished) else "no published set"
+    known = "CIFAR-10, the published images" if _is_cifar10(finished) else "not CIFAR-10's"
+    chosen = (
+        f"the epoch was chosen on {data['val_images']:,} more that were held out"
+        if data["val_images"]
+        else "nothing was held out and the last epoch kept"
+    )
     return (
-        f"Trained on {data['train_images']:,} images, selected on {data['val_images']:,} that were "
-        f"held out of the train split, measured once on the test split. The train split is {known} "
+        f"Trained on {data['train_images']:,} images of the train split; {chosen}. Measured on the "
+        f"test split, which chose nothing. The train split is {known} "
         f"(fingerprint `{data['fingerprint'][:16]}`). "
         f"Classes: {', '.join(finished.class_names)}."
     )
@@ -85,25 +110,63 @@ def _tables(finished: Finished) -> str:
     """The recipe as it was run, without its lab note, the paths of the machine it ran on and, of a
     student, the table of a teacher that it did not train.
     """
-    left_out = "about" if finished.role == "teacher" else "about|teacher"
-    text = finished.folder.recipe.read_text()
-    without = re.sub(rf"(?ms)^\[(?:{left_out})\].*?(?=^\[)", "", text)
-    without = re.sub(r"(?m)^source = .*\n", "", without)
-    return re.sub(r"(?ms)^runs = \[.*?\]\n", "", without).strip()
+    teacher = True if finished.role == "student" else {"runs": True}
+    without = {"about": True, "data": {"source": True}, "teacher": teacher}
+    return recipes.dumps(finished.recipe, without).strip()
 
 
 def _results(finished: Finished) -> str:
-    metrics, (low, high) = finished.result["metrics"], finished.interval
+    metrics = finished.result["metrics"]
     nll, ece = (metrics[measure_name(name, "test")] for name in ("nll", "ece"))
+    n = f"{finished.n_test:,} test images" if finished.n_test else "test split"
+    reach = ""
+    if finished.interval is not None:
+        low, high = finished.interval
+        reach = f"| 95 % interval (Wilson) | {low:.2%} to {high:.2%} |\n"
     return (
-        f"| {finished.n_test:,} test images | |\n|---|---|\n"
+        f"| {n} | |\n|---|---|\n"
         f"| right | {finished.top1:.2%} |\n"
-        f"| 95 % interval (Wilson) | {low:.2%} to {high:.2%} |\n"
+        f"{reach}"
         f"| log-likelihood, negative | {nll:.4f} nats |\n"
         f"| calibration error, 15 bins | {ece:.4f} |\n\n"
-        "This is one run. The interval is the doubt that the number of test images leaves; how far "
-        "another seed would be from it is not known."
+        f"{_spread(finished)}"
     )
+
+
+def _spread(finished: Finished) -> str:
+    """What other seeds of the same recipe gave, where their runs lie beside this one."""
+    seeds = {finished.folder.path: finished.top1} | _siblings(finished)
+    if len(seeds) == 1:
+        return (
+            "This is one run. The interval is the doubt that the number of test images leaves; how "
+            "far another seed would be from it is not known."
+        )
+    known = statistics.spread(list(seeds.values()))
+    assert known.std is not None
+    return (
+        f"This is one run of {known.n} that differ in their seeds alone: {known.mean:.2%} ± "
+        f"{100 * known.std:.2f} points, mean and standard deviation. The interval is the doubt "
+        "that the number of test images leaves."
+    )
+
+
+def _siblings(finished: Finished) -> dict[Path, float]:
+    """The accuracies of the finished runs beside this one that are it but for the seeds."""
+    ours, found = _but_for_seeds(finished.folder), {}
+    for other in run_folder.runs_in(finished.folder.path.parent):
+        with suppress(UserError, ValueError, KeyError):
+            if other.path != finished.folder.path and _but_for_seeds(other) == ours:
+                metrics = other.result()["metrics"]
+                found[other.path] = float(metrics[measure_name("top1", "test")])
+    return found
+
+
+def _but_for_seeds(folder: RunFolder) -> tuple[str, str, str]:
+    """The identity of a run without its seeds and without where its images lay."""
+    result, recipe = folder.result(), recipes.read(folder.recipe)
+    alike = recipes.with_source(recipes.with_seed(recipe, 0), "")
+    who = result["teacher"]["fingerprint"], result["data"]["fingerprint"]
+    return recipes.fingerprint(alike), *who
 
 
 def _limits(finished: Finished) -> str:
@@ -116,7 +179,7 @@ def _limits(finished: Finished) -> str:
 
 
 def _use(finished: Finished, needs_import: bool) -> str:
-    told = "import distill.ship.timm_models  # tells timm of this network\n" if needs_import else ""
+    told = f"{IMPORT}\n" if needs_import else ""
     expects = (
         "float32 images [B, 3, 32, 32] in [0, 1]; it normalises inside"
         if needs_import
@@ -125,6 +188,7 @@ def _use(finished: Finished, needs_import: bool) -> str:
     return (
         f"```python\nimport timm\n{told}"
         'net = timm.create_model("local-dir:DIR", pretrained=True).eval()\n```\n\n'
+        f"{'The import is from the root of the checkout of Understudy. ' if told else ''}"
         f"It takes {expects}, and returns logits [B, {len(finished.class_names)}]."
     )
 

@@ -22,11 +22,13 @@ from distill.run_folder import RunFolder, write_json
 from distill.ship import formats
 from distill.ship.finished import Finished, finished
 from distill.ship.formats import Format
+from distill.statistics import discordant
 
 REPORT = "export.json"
 # Of max |Δlogit|, in shares of the largest |logit|, at least 1. Float32 sums in another order
 # differ by 1e-5 (measured: 9e-6 on a WRN-16-2); another network differs by far more.
 TOLERANCE = 1e-4
+LEAST_AGREEMENT = 0.9  # of a format that rounds, with the network: below, it is another one
 BATCH = 100  # 256 images are two batches and a smaller one: the batch must be free
 HOST = torch.device("cpu")
 
@@ -102,12 +104,19 @@ def _earlier(out: Path) -> set[str]:
 
 
 def _named(new: Path, out: Path) -> None:
-    """The new folder takes its name; the earlier one, if any, is gone then and not before."""
+    """The new folder takes its name; the earlier one lies beside it until then, and is brought back
+    where that fails.
+    """
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
-    new.rename(out)
+    try:
+        new.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -163,13 +172,22 @@ def _on_test(shipped: Finished, format_: Format, new: Path) -> dict[str, float]:
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
     ours = predict(shipped.net, images, HOST, BATCH)
     theirs = predict(format_.read(new), images, HOST, BATCH)
+    agreement = _agreement(theirs, ours)
+    if not (theirs.isfinite().all() and agreement >= LEAST_AGREEMENT):
+        raise Failure(
+            f"what was written answers as the run does on {agreement:.1%} of the test images, less "
+            f"than {LEAST_AGREEMENT:.0%}, or with no number at all. Nothing was kept.\n"
+            "This network does not bear 8 bits: choose --format onnx."
+        )
+    pairs = discordant(*((each.argmax(-1) == labels).numpy() for each in (theirs, ours)))
     top1, float_top1 = (measures(each, labels)["top1"] for each in (theirs, ours))
     return {
         "n_test": len(labels),
         "top1": top1,
         "float_top1": float_top1,
         "lost": float_top1 - top1,
-        "same_predictions_on_test": _agreement(theirs, ours),
+        "p": pairs.p,  # McNemar's, of "nothing is lost"
+        "same_predictions_on_test": agreement,
     }
 
 
@@ -194,6 +212,7 @@ def _line(known: dict[str, Any]) -> str:
         facts += [
             f"right on {known['top1']:.2%} of {known['n_test']:,} test images, "
             f"the float network on {known['float_top1']:.2%}: {100 * known['lost']:.2f} points "
-            f"lost, same predictions {known['same_predictions_on_test']:.2%}"
+            f"lost (McNemar's p = {known['p']:.2g}), "
+            f"same predictions {known['same_predictions_on_test']:.2%}"
         ]
     return "; ".join(facts)

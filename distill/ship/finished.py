@@ -1,5 +1,6 @@
 """A finished run as those see it that carry it out of the house."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill import predictions
 from distill import recipe as recipes
 from distill.data import procedural, sources
 from distill.data.images import ImageSet, Progress
@@ -50,25 +52,21 @@ class Finished:
         share: float = self.result["metrics"][measure_name("top1", "test")]
         return share
 
-    @property
-    def n_test(self) -> int:
-        """Images of the test split that the run was measured on. Raises UserError where its
-        evaluation.npz is gone.
+    @cached_property
+    def n_test(self) -> int | None:
+        """Images of the test split that the run was measured on; None where its evaluation.npz is
+        gone or damaged: an export goes without.
         """
-        try:
-            with np.load(self.folder.evaluation) as evaluation:
-                return len(evaluation["labels"])
-        except (OSError, ValueError, KeyError) as fault:
-            raise UserError(
-                f"{self.folder.evaluation} cannot be read: {fault}.\n"
-                "Bring it back: it says on how many images the run was measured."
-            ) from fault
+        with suppress(UserError):
+            if (answers := predictions.read(self.folder.evaluation)) is not None:
+                return len(answers.labels)
+        return None
 
     @property
-    def interval(self) -> Interval:
+    def interval(self) -> Interval | None:
         """Wilson's, of `top1`: the doubt that the number of test images leaves."""
         n = self.n_test
-        return wilson(round(self.top1 * n), n)
+        return None if n is None else wilson(round(self.top1 * n), n)
 
     @property
     def n_parameters(self) -> int:

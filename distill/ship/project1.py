@@ -119,7 +119,6 @@ def renormalise(net: nn.Module) -> tuple[Sequence[float], Sequence[float]] | Non
 
 
 def _docstring(finished: Finished) -> str:
-    low, high = finished.interval
     folded = (
         "Its weights learnt on images with another mean and std: its first step renormalises."
         if renormalise(finished.net)
@@ -127,8 +126,7 @@ def _docstring(finished: Finished) -> str:
     )
     facts = (
         f"{finished.result['network']} with {finished.n_parameters:,} parameters. Right on "
-        f"{finished.top1:.2%} of {finished.n_test:,} test images (95 % interval of this one run, "
-        f"Wilson's: {low:.2%} to {high:.2%}). Trained by Understudy's recipe "
+        f"{finished.top1:.2%} of {_tested(finished)}. Trained by Understudy's recipe "
         f"{finished.result['recipe']} for {finished.result['epochs']} epochs."
     )
     expects = (
@@ -143,3 +141,14 @@ def _docstring(finished: Finished) -> str:
     )
     texts = ["A residual network for CIFAR-10.", fill(facts, COLUMNS), fill(expects, COLUMNS), how]
     return "\n\n".join(texts)
+
+
+def _tested(finished: Finished) -> str:
+    """How many test images, and how sure that makes it; less where nothing tells."""
+    if finished.interval is None:
+        return "the test images"
+    low, high = finished.interval
+    return (
+        f"{finished.n_test:,} test images (95 % interval of this one run, Wilson's: {low:.2%} to "
+        f"{high:.2%})"
+    )

@@ -4,7 +4,6 @@ Everything is computed from the answers that the runs left in evaluation.npz. Wh
 these images says is about these two networks: another seed of either recipe is another network.
 """
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill import predictions
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import measure_name
+from distill.predictions import Answers
 from distill.run_folder import RunFolder, finished
 from distill.show.closing import row as figures
-from distill.statistics import LEVEL, Interval, bootstrap, mcnemar, wilson
+from distill.statistics import SIGNIFICANT, Interval, bootstrap, discordant, wilson
 
 
 @dataclass(frozen=True)
@@ -71,30 +72,6 @@ class Comparison:
     says: str  # what is shown and what is not
 
 
-@dataclass(frozen=True, eq=False)
-class _Answers:
-    logits: NDArray[np.float32]  # [N, C]
-    labels: NDArray[np.int64]  # [N]
-
-    @property
-    def answers(self) -> NDArray[np.int64]:
-        most: NDArray[np.int64] = self.logits.argmax(axis=1)
-        return most
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        right: NDArray[np.bool_] = self.answers == self.labels
-        return right
-
-    @property
-    def nll(self) -> NDArray[np.float64]:
-        """[N], minus the logarithm of the probability of each label, in float64."""
-        logits = self.logits.astype(np.float64)
-        of_labels = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
-        nll: NDArray[np.float64] = np.logaddexp.reduce(logits, axis=1) - of_labels
-        return nll
-
-
 def compare(path_a: Path, path_b: Path) -> Comparison:
     """Run B against run A.
 
@@ -115,28 +92,27 @@ def _compare(a: RunFolder, b: RunFolder) -> Comparison:
     ours, theirs = _answers(a), _answers(b)
     _check_same_images(a, b, ours, theirs)
     right_a, right_b, n = ours.right, theirs.right, len(ours.labels)
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    pairs = discordant(right_a, right_b)
     gain = right_b.astype(float) - right_a.astype(float)
-    same = int((ours.answers == theirs.answers).sum())
+    same = int((ours.logits.argmax(axis=1) == theirs.logits.argmax(axis=1)).sum())
     interval = bootstrap(_mean, gain)
-    p = mcnemar(only_a, only_b)
     sides = _side(a, ours), _side(b, theirs)
     return Comparison(
         a=sides[0],
         b=sides[1],
         n=n,
-        only_a=only_a,
-        only_b=only_b,
-        both_right=int((right_a & right_b).sum()),
-        both_wrong=int((~right_a & ~right_b).sum()),
+        only_a=pairs.only_a,
+        only_b=pairs.only_b,
+        both_right=pairs.both,
+        both_wrong=pairs.neither,
         difference=float(gain.mean()),
         difference_interval=interval,
-        p=p,
+        p=pairs.p,
         agreement=same / n,
         agreement_interval=wilson(same, n),
         classes=_by_class(a, ours, theirs),
         recipes=tuple(recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe))),
-        says=" ".join([*_says(sides, n, interval, p), *_doubts(a, b)]),
+        says=" ".join([*_says(sides, n, interval, pairs.p), *_doubts(a, b)]),
     )
 
 
@@ -144,19 +120,17 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean())
 
 
-def _answers(run: RunFolder) -> _Answers:
-    try:
-        with np.load(run.evaluation, allow_pickle=False) as arrays:
-            return _Answers(arrays["logits"], arrays["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
-        what = "is not there" if not run.evaluation.exists() else f"cannot be read ({fault})"
+def _answers(run: RunFolder) -> Answers:
+    found = predictions.read(run.evaluation)
+    if found is None:
         raise UserError(
-            f"{run.evaluation} {what}: without its answers a run cannot be compared.\n"
+            f"{run.evaluation} is not there: without its answers a run cannot be compared.\n"
             "Bring the file back, or train the run again in another --out."
-        ) from fault
+        )
+    return found
 
 
-def _check_same_images(a: RunFolder, b: RunFolder, ours: _Answers, theirs: _Answers) -> None:
+def _check_same_images(a: RunFolder, b: RunFolder, ours: Answers, theirs: Answers) -> None:
     """Labels and class names say whether both were asked the same; they hold no images."""
     advice = "Two runs are compared on the same test split; choose two of one data source."
     names = [run.result()["class_names"] for run in (a, b)]
@@ -172,8 +146,9 @@ def _check_same_images(a: RunFolder, b: RunFolder, ours: _Answers, theirs: _Answ
         raise UserError(f"{a.path} and {b.path} were measured on {found}.\n{advice}")
 
 
-def _side(run: RunFolder, answers: _Answers) -> Side:
-    result, row, nll = run.result(), figures("", run), answers.nll
+def _side(run: RunFolder, answers: Answers) -> Side:
+    result, row = run.result(), figures("", run)
+    nll = predictions.nll(answers.logits, answers.labels)
     right = int(answers.right.sum())
     return Side(
         run=str(run.path),
@@ -191,7 +166,7 @@ def _side(run: RunFolder, answers: _Answers) -> Side:
     )
 
 
-def _by_class(a: RunFolder, ours: _Answers, theirs: _Answers) -> tuple[ClassDifference, ...]:
+def _by_class(a: RunFolder, ours: Answers, theirs: Answers) -> tuple[ClassDifference, ...]:
     right_a, right_b = ours.right, theirs.right
     rows = []
     for label, name in enumerate(a.result()["class_names"]):
@@ -209,7 +184,7 @@ def _says(sides: tuple[Side, Side], n: int, interval: Interval, p: float) -> Ite
     if a.weights == b.weights:
         yield "Both hold the same weights: there is nothing to compare."
         return
-    if p < 1 - LEVEL:
+    if p < SIGNIFICANT:
         better, worse = (a, b) if b.top1_test < a.top1_test else (b, a)
         yield (
             f"Shown: on images like these {n:,} the network of {better.run} is right more often "

@@ -128,9 +128,12 @@ def verdict(run: str, other: Figures) -> str:
     """McNemar's p in words."""
     p = "McNemar's p " + ("< 0.0001" if other["p"] < 1e-4 else f"= {other['p']:.4f}")
     if other["better"] is None:
-        return f"Nothing is shown: {p}, both may be right equally often."
+        return f"No difference is shown: {p}, both may be right equally often."
     better = run if other["better"] == "a" else other["run"]
-    return f"{better} is better: {p}."
+    return (
+        f"On images like these the network of {better} is right more often: {p}.\n"
+        "One run of each says nothing of the recipes: python cli.py seeds."
+    )
 
 
 def mirror_block(figures: Figures) -> RenderableType:
@@ -156,10 +159,9 @@ def latency_block(figures: Figures) -> RenderableType:
 def robustness_block(figures: Figures) -> RenderableType:
     """Accuracy by corruption and severity."""
     found = figures["robustness"]
-    severities = range(1, 6)
     table = blank_table()
     table.add_column("accuracy at severity", no_wrap=True)
-    for heading in (*map(str, severities), "mean"):
+    for heading in (*map(str, found["severities"]), "mean"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, accuracies in found["accuracy"].items():
         mean = sum(accuracies) / len(accuracies)

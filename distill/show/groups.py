@@ -11,7 +11,6 @@ from distill import statistics
 from distill.recipe import Recipe
 from distill.run_folder import HABITS
 from distill.schema import Train
-from distill.show.predictions import is_right
 from distill.show.record import Record
 from distill.statistics import Interval, Spread
 
@@ -114,19 +113,18 @@ def _between_two(a: Group, b: Group, common: Sequence[tuple[Record, Record]]) ->
         return Verdict(a.name, b.name, "the predictions of one are not there")
     if not np.array_equal(ours.labels, theirs.labels):
         return Verdict(a.name, b.name, "they were tested on other images")
-    right, theirs_right = (is_right(each.logits, each.labels) for each in (ours, theirs))
-    only_a, only_b = int((right & ~theirs_right).sum()), int((theirs_right & ~right).sum())
+    pairs = statistics.discordant(ours.right, theirs.right)
     how = (
-        f"McNemar, a run each: right in the first alone {only_a:,} images, in the second {only_b:,}"
+        f"McNemar, a run each: right in the first alone {pairs.only_a:,} images, in the second "
+        f"{pairs.only_b:,}"
     )
-    difference = (only_a - only_b) / len(right)
-    return Verdict(a.name, b.name, how, difference, None, statistics.mcnemar(only_a, only_b))
+    difference = (pairs.only_a - pairs.only_b) / len(ours.labels)
+    return Verdict(a.name, b.name, how, difference, None, pairs.p)
 
 
 def _kind(record: Record) -> str:
     """What the runs of a group have in common."""
-    data = record.result.get("data", {}).get("fingerprint", record.recipe.data.source)
-    return f"{recipes.fingerprint(alike(record))} {data} {record.role}"
+    return f"{recipes.fingerprint(alike(record))} {record.data} {record.role}"
 
 
 def _group(name: str, records: Sequence[Record]) -> Group:

@@ -135,9 +135,11 @@ def _remarks(record: Record, known: Curves) -> Iterator[str]:
         )
     else:
         epochs, final = len(record.test_curve), percent(record.tested("top1"))
+        whose = (
+            "the epoch which the held-out images chose" if record.val_images else "the last epoch"
+        )
         yield (
             f"The curves of training and test images were drawn after the run by the weights of "
             f"{epochs} kept epochs, on images as they are. "
-            f"Nothing was chosen by it: the figure of this run, {final}, is that of the epoch "
-            "which the held-out images chose."
+            f"Nothing was chosen by them: the figure of this run, {final}, is that of {whose}."
         )

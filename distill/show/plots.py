@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from distill.predictions import BINS, Calibration, Counts
 from distill.show.curves import Floats, Line
 from distill.show.ink import (
     BLUE,
@@ -24,7 +25,6 @@ from distill.show.ink import (
     RED,
     STYLE,
 )
-from distill.show.predictions import BINS, Calibration, Counts
 
 LONGEST_NAME = 18  # letters of a class beside an axis
 MANY_CLASSES = 20  # from here on a matrix has no figures in its cells

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import Epoch, Event, Start, measure_name
+from distill.predictions import Answers
+from distill.predictions import read as read_answers
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 from distill.show import journal
-from distill.show.predictions import Answers
-from distill.show.predictions import read as read_answers
 
 TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1/test`, `top1/train` …
 
@@ -101,6 +102,15 @@ class Record:
         if not self.result and self.start is not None and self.start.teacher:
             runs = self.start.teacher.split(" + ")
         return [Path(run).name for run in runs]
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of its images; where they lie, before the first checkpoint says it."""
+        if self.result:
+            return str(self.result["data"]["fingerprint"])
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads((self.folder.last / "progress.json").read_text())["data"])
+        return self.recipe.data.source
 
     @property
     def seeds(self) -> tuple[int, int]:

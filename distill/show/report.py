@@ -136,8 +136,13 @@ def _recipe(record: Record) -> Iterator[Block]:
         columns = (Column("what", is_number=False), Column("lab note", is_number=False))
         yield Table(Grid("about", "", columns, about))
     yield from _provenance(record)
-    tables = recipes.dumps(record.recipe).split("\n\n")
-    yield Listing("\n\n".join(table for table in tables if not table.startswith("[about]")))
+    yield Listing(_with_origins(record))
+
+
+def _with_origins(record: Record) -> str:
+    """The recipe, each value with the file that set it where the run kept that."""
+    text = recipes.dumps(record.recipe, {"about": True}).strip()
+    return recipes.annotated(text, record.environment.get("recipe_origins", {}))
 
 
 def _provenance(record: Record) -> Iterator[Block]:
@@ -146,17 +151,28 @@ def _provenance(record: Record) -> Iterator[Block]:
     if name is None:
         return
     try:
-        shipped = recipes.load(name).recipe
+        shipped = recipes.load(name).recipe if _is_shipped(record) else None
     except UserError:
+        shipped = None
+    if shipped is None:
         yield Note(f"No recipe of the name {name} comes with the program; this is all of it.")
         return
-    changed = [line.split(": ", 1) for line in recipes.differences(shipped, record.recipe)]
+    # Who taught a student is told above, by its run; the table is that of the recipe.
+    nobody = {"teacher": None} if record.role == "student" else {}
+    shipped, recipe = (each.model_copy(update=nobody) for each in (shipped, record.recipe))
+    changed = [line.split(": ", 1) for line in recipes.differences(shipped, recipe)]
     if not changed:
         yield Note(f"The recipe {name} as it comes with the program, resolved.")
         return
     columns = (Column("key", is_number=False), Column("shipped → this run", is_number=False))
     rows = [(key, change.replace(" -> ", " → ")) for key, change in changed]
     yield Table(Grid("recipe_differences", f"What differs from {name} as shipped", columns, rows))
+
+
+def _is_shipped(record: Record) -> bool:
+    """Whether the name is one of the program's own: a path of the same name is another's."""
+    command = record.environment.get("command") or ()
+    return not any(str(word).endswith(".toml") for word in command)
 
 
 def _again(record: Record) -> Iterator[Block]:
@@ -185,5 +201,5 @@ def _surroundings(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in known.items():
         if name == "packages":
             yield from ((package, str(version)) for package, version in value.items() if version)
-        elif name not in {"command", "source"} and value is not None:
+        elif name not in {"command", "source", "recipe_origins"} and value is not None:
             yield name, str(value)

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 from matplotlib.image import imsave
 
-from distill import statistics
+from distill import predictions, statistics
+from distill.predictions import (
+    Answers,
+    Array,
+    calibration,
+    confused,
+    confusion,
+    is_right,
+    probabilities,
+)
 from distill.show import plots
 from distill.show.display import grouped, percent
 from distill.show.grid import Column, Grid
@@ -21,15 +30,6 @@ from distill.show.page import (
     Opinion,
     Section,
     Table,
-)
-from distill.show.predictions import (
-    Answers,
-    Array,
-    calibration,
-    confused,
-    confusion,
-    is_right,
-    probabilities,
 )
 from distill.show.record import Record
 from distill.statistics import Interval
@@ -51,6 +51,11 @@ CLASS_COLUMNS = (
     Column("accuracy", percent),
     Column("95 % interval", interval, ("low", "high")),
     Column("teacher", percent),
+)
+FIGURE_COLUMNS = (
+    Column("measure", is_number=False),
+    Column("test split"),
+    Column("95 % interval"),
 )
 PAIR_COLUMNS = (
     Column("class", is_number=False),
@@ -76,10 +81,37 @@ def results(record: Record) -> list[Section]:
         return [Section("On the test split", [Note(f"There are no predictions: {why}.")])]
     names = record.class_names or tuple(map(str, range(answers.logits.shape[1])))
     return [
-        Section("On the test split", list(_classes(answers, names))),
+        Section("On the test split", [*_figures(answers), *_classes(answers, names)]),
         Section("Calibration", list(_calibration(answers))),
         Section("The most confident mistakes", list(_mistakes(answers, names))),
     ]
+
+
+def _figures(answers: Answers) -> Iterator[Block]:
+    """The first table that a paper needs."""
+    logits, labels = answers.logits, answers.labels
+    right, nll = answers.right, predictions.nll(logits, labels)
+    confidence = probabilities(logits).max(axis=1)
+    reach = predictions.ece_interval(confidence, right)
+    rows: list[tuple[Any, ...]] = [("accuracy", percent(right.mean()), interval(_share(right)))]
+    if logits.shape[1] > 5:
+        five = predictions.top(5, logits, labels)
+        rows.append(("top 5", percent(five.mean()), interval(_share(five))))
+    mean = float(nll.mean())
+    low, high = statistics.bootstrap(lambda values: float(values.mean()), nll)
+    rows.append(("NLL, nats", f"{mean:.4f}", f"{low:.4f} – {high:.4f}"))
+    error = predictions.ece(confidence, right)
+    rows.append(("calibration error", percent(error), interval(reach)))
+    if answers.teacher_logits is not None:
+        same = logits.argmax(axis=1) == answers.teacher_logits.argmax(axis=1)
+        rows.append(("same answer as the teacher", percent(same.mean()), interval(_share(same))))
+        kl = predictions.divergence(answers.teacher_logits, logits)
+        rows.append(("KL(teacher || student), nats", f"{kl.mean():.4f}", ""))
+    yield Table(Grid("figures", "", FIGURE_COLUMNS, rows))
+
+
+def _share(hits: Array) -> Interval:
+    return statistics.wilson(int(hits.sum()), len(hits))
 
 
 def _classes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
@@ -141,7 +173,7 @@ def _calibration(answers: Answers) -> Iterator[Block]:
 
 
 def _mistakes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
-    if not len(answers.mistakes):
+    if answers.mistakes is None or answers.mistake_pixels is None or not len(answers.mistakes):
         yield Note("There are none.")
         return
     who = [("student" if answers.teacher_logits is not None else "network", answers.logits)]

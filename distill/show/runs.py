@@ -4,7 +4,6 @@ Looks at files alone and changes none. A run that cannot be read is a row that s
 """
 
 import json
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,9 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from distill import lock
+from distill import lock, predictions
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import Start
@@ -124,11 +121,10 @@ def _finished(run: RunFolder, known: Listed) -> Listed:
 
 def _test_images(run: RunFolder) -> int | None:
     """How many images the accuracy is of; None where the answers are not there any more."""
-    try:
-        with np.load(run.evaluation) as arrays:
-            return len(arrays["labels"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
+    with suppress(UserError):
+        if (answers := predictions.read(run.evaluation)) is not None:
+            return len(answers.labels)
+    return None
 
 
 def _unfinished(run: RunFolder, known: Listed) -> Listed:

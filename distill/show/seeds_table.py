@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.show.display import UNKNOWN
+from distill.statistics import SIGNIFICANT
 
 Figures = Mapping[str, Any]
-SHOWN = 0.05  # p below which a difference is called shown
 
 
 def seeds_table(said: Figures) -> RenderableType:
@@ -44,7 +44,7 @@ def verdict(said: Figures) -> str:
     if p is None:
         return f"{about}\nStudent's t says nothing of differences that do not differ."
     shown = "The recipe is better than" if said["difference"]["mean"] > 0 else "The recipe is below"
-    word = f"{shown} its control" if p < SHOWN else "No difference to the control is shown"
+    word = f"{shown} its control" if p < SIGNIFICANT else "No difference to the control is shown"
     return f"{about}\n{word}: p = {p:.2g}, Student's t over {said['difference']['n']} pairs."
 
 

@@ -11,7 +11,7 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
-from distill.recipe import About, Resolved, dumps
+from distill.recipe import About, Resolved, annotated, dumps
 from distill.show.display import GAP, UNKNOWN, grouped
 
 BESIDE = {"ingredients": "to be composed with a recipe: kd+cutmix+ema"}
@@ -34,14 +34,7 @@ def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
 
 def recipe_origins(resolved: Resolved) -> Text:
     """The resolved recipe as TOML, each value followed by the file that set it."""
-    lines, table = [], ""
-    for line in dumps(resolved.recipe).splitlines():
-        if line.startswith("["):
-            table = line.strip("[]") + "."
-        key = table + line.split(" = ")[0]
-        origin = resolved.origins.get(key)
-        lines.append(f"{line:<48}  # {origin}" if origin and " = " in line else line)
-    return Text("\n".join(lines))
+    return Text(annotated(dumps(resolved.recipe), resolved.origins))
 
 
 def stock_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from distill import recipe as recipes
+from distill import run_folder
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.recipe import About, Recipe, Resolved
+from distill.recipe import About, Resolved
 from distill.run_folder import Role, RunFolder
 from distill.statistics import paired, spread
 
@@ -43,7 +44,7 @@ def plan(resolved: Resolved, seeds: Sequence[int], place: Path, *, controls: boo
         )
     runs = []
     for seed in seeds:
-        recipe = with_seed(resolved.recipe, seed)
+        recipe = recipes.with_seed(resolved.recipe, seed)
         seeded = replace(resolved, recipe=recipe)
         runs.append(Planned(seed, False, seeded, RunFolder(place / f"seed-{seed}")))
         if controls and recipes.is_taught(recipe):
@@ -53,14 +54,26 @@ def plan(resolved: Resolved, seeds: Sequence[int], place: Path, *, controls: boo
     return runs
 
 
-def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with its weights and its data drawn from this seed."""
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update={"seed": seed}),
-            "train": recipe.train.model_copy(update={"seed": seed}),
-        }
-    )
+def check(planned: Sequence[Planned]) -> None:
+    """Raises UserError before any of them trains where a folder is not theirs to go on in."""
+    for each in planned:
+        if each.folder.is_run:
+            run_folder.check_same(each.folder, each.resolved.recipe)
+        else:
+            run_folder.check_out(each.folder, resume=True)
+
+
+def taught_alike(each: Planned, first: Planned) -> Resolved:
+    """The recipe to train, by the teachers that the first run of the study has: one that is
+    finished meanwhile is newer and would be another.
+    """
+    recipe = each.resolved.recipe
+    if each.is_control or not first.folder.is_run or (recipe.teacher and recipe.teacher.runs):
+        return each.resolved
+    chosen = recipes.read(first.folder.recipe).teacher
+    if chosen is None:
+        return each.resolved
+    return replace(each.resolved, recipe=recipes.with_teacher(recipe, chosen.runs))
 
 
 def summary(planned: Sequence[Planned]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import torch
 
 from distill import statistics
 from distill.engine import figures
-from distill.engine.metrics import measures
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 2 * torch.randn(300, 8, generator=GENERATOR)
@@ -32,12 +31,6 @@ def test_the_headline_is_counted_and_its_intervals_hold_it() -> None:
     assert high - low == pytest.approx(2 * 1.96 * nll.std().item() / math.sqrt(300), rel=0.15)
     assert low < found["nll"] < high
     assert found["ece_interval"][0] < found["ece_interval"][1]
-
-
-@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])  # confidences up to one exactly
-def test_our_bins_are_those_of_torchmetrics(scale: float) -> None:
-    ours = figures.binned_ece(*figures._gaps(scale * LOGITS, LABELS))
-    assert ours == pytest.approx(measures(scale * LOGITS, LABELS)["ece"], abs=1e-6)
 
 
 def test_five_of_five_classes_say_nothing() -> None:

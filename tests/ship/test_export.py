@@ -223,7 +223,7 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
         "import distill.ship.timm_models",
         "Understudy: knowledge distillation for small residual networks",
         "author = {{The Understudy authors}}",
-        "no published set",
+        "not CIFAR-10's",
         "distilled from a teacher",
         "[loss.kd]",
     ):
@@ -299,7 +299,7 @@ def test_where_the_data_is_gone_drawn_images_are_compared(student, tmp_path, doo
     )
     refused(
         door("export", copy.path, "-f", "onnx-int8", "--out", tmp_path / "b"),
-        "Pass --data NAME or --data PATH",
+        "Type --data NAME or --data PATH",
     )
     assert not (tmp_path / "b").exists()
 

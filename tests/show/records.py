@@ -8,8 +8,8 @@ import numpy as np
 
 from distill import recipe as recipes
 from distill.events import Epoch, Event, Step
+from distill.predictions import Answers
 from distill.run_folder import RunFolder
-from distill.show.predictions import Answers
 from distill.show.record import Record, TestCurve
 from tests.show.test_picture import START
 

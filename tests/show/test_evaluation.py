@@ -38,6 +38,7 @@ ASKED: dict[str, Any] = {
     },
     "robustness": {
         "n": 500, "clean": 0.73, "mean_error": 0.4, "left_out": ["frost"], "seed": 0,
+        "severities": [1, 2, 3, 4, 5],
         "accuracy": {"gaussian_noise": [0.7, 0.6, 0.6, 0.6, 0.5],
                      "elastic_transform": [0.7, 0.6, 0.6, 0.6, 0.5]},
     },
@@ -96,7 +97,8 @@ def test_what_was_asked_for_follows() -> None:
     for part in (
         "runs/real/kd-0 72.10 % 71.21 – 72.97 % 1,220 5,990",
         "runs/real/alone-0 65.12 % 64.18 – 66.05 % 522",
-        "runs/real/kd-0 is better: McNemar's p < 0.0001.",
+        "the network of runs/real/kd-0 is right more often: McNemar's p < 0.0001.",
+        "One run of each says nothing of the recipes: python cli.py seeds.",
         "not in the figures above test 95 % interval",
         "latency 1.78 ms for 1 image (cpu, 1 thread, float32, median) 47.2 ms for 128 images",
         "gaussian noise 70.00 % 60.00 % 60.00 % 60.00 % 50.00 % 60.00 %",
@@ -109,7 +111,9 @@ def test_what_was_asked_for_follows() -> None:
 
 def test_the_verdict_names_the_better_run_or_nothing() -> None:
     other = {"run": "b", "p": 0.0312, "better": "b"}
-    assert verdict("a", other) == "b is better: McNemar's p = 0.0312."
+    assert verdict("a", other).startswith(
+        "On images like these the network of b is right more often: McNemar's p = 0.0312.\n"
+    )
     assert verdict("a", other | {"better": None, "p": 0.4}) == (
-        "Nothing is shown: McNemar's p = 0.4000, both may be right equally often."
+        "No difference is shown: McNemar's p = 0.4000, both may be right equally often."
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from distill import statistics
+from distill.predictions import Answers
 from distill.show.groups import groups, verdict, verdicts
-from distill.show.predictions import Answers
 from distill.show.record import Record
 from tests.show.records import ALONE, LABELS, record
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from distill.predictions import calibration
 from distill.show import ink, plots
 from distill.show.curves import Line
 from distill.show.plots import Series
-from distill.show.predictions import calibration
 
 NAMES = ["<script>alert(1)</script>", "$\\frac{a}{$ & co", "]]>", "plain"]
 COUNTS = np.array([[8, 2, 0, 0], [0, 9, 1, 0], [3, 0, 7, 0], [0, 0, 0, 10]])

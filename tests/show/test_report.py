@@ -198,7 +198,7 @@ def test_held_out_answers_give_a_temperature() -> None:
         ),
         (
             replace(record("a", 9), test_curve=curve_of(0.4)),
-            "weights of 1 kept epochs, on images as they are. Nothing was chosen by it",
+            "weights of 1 kept epochs, on images as they are. Nothing was chosen by them",
         ),
     ],
 )

@@ -53,7 +53,8 @@ def finished(path: Path, right: int = 150, **changes: object) -> RunFolder:
         "metrics": metrics, "elapsed_s": 5.0, "finished_at": "2026-01-31T12:00:00Z",
     }  # fmt: skip
     run.weights("student").touch()
-    np.savez(run.evaluation, labels=np.zeros(TEST_IMAGES, np.int64))
+    labels = np.zeros(TEST_IMAGES, np.int64)
+    np.savez(run.evaluation, labels=labels, logits=np.zeros((TEST_IMAGES, 2), np.float32))
     write_json(run.result_file, result | changes)
     return run
 

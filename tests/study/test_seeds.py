@@ -75,3 +75,26 @@ def test_a_recipe_without_a_student_is_a_teacher_s(tmp_path: Path) -> None:
     for name, role in (("teacher_wrn", "teacher"), ("kd", "student")):
         planned = seeds.plan(recipes.load(name), [0, 1], tmp_path, controls=False)
         assert {each.role for each in planned} == {role}
+
+
+def test_the_teacher_of_the_first_run_teaches_all(tmp_path: Path) -> None:
+    first, control, second, _ = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=True)
+    assert seeds.taught_alike(second, first) is second.resolved, "nobody has taught yet"
+    first.folder.path.mkdir()
+    begun = recipes.with_teacher(first.resolved.recipe, ["runs/old"])
+    first.folder.recipe.write_text(recipes.dumps(begun))
+    taught = seeds.taught_alike(second, first).recipe
+    assert taught.teacher is not None and taught.teacher.runs == ("runs/old",)
+    assert seeds.taught_alike(control, first) is control.resolved
+    named = recipes.load("kd", ['teacher.runs=["runs/named"]'])
+    asked = seeds.plan(named, [0, 1], tmp_path, controls=False)[1]
+    assert seeds.taught_alike(asked, first) is asked.resolved
+
+
+def test_a_folder_of_another_recipe_is_refused_before_any_trains(tmp_path: Path) -> None:
+    planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    last = planned[-1].folder
+    last.path.mkdir()
+    last.recipe.write_text(recipes.dumps(recipes.load("kd", ["optim.lr=0.7"]).recipe))
+    with pytest.raises(UserError, match="seed-1 cannot be resumed: the recipe is not the one"):
+        seeds.check(planned)

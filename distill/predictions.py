@@ -1,6 +1,7 @@
-"""What the predictions on a set tell: confusion, calibration, the mistakes."""
+"""What a run's predictions tell: evaluation.npz read, confusion, calibration, likelihood."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill import statistics
 from distill.errors import UserError
+from distill.statistics import LEVEL, RESAMPLES, Interval
 
-BINS = 15  # of the calibration, as the program's own `ece` has them
+BINS = 15  # of the calibration, as in the paper
+
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -23,11 +28,16 @@ class Answers:
 
     logits: Array  # [N, C], on the test split in its order
     labels: Array  # [N]
-    mistakes: Array  # [M], the most confident ones first
-    mistake_pixels: Array  # uint8 [M, 3, H, W]
+    mistakes: Array | None = None  # [M], the most confident ones first
+    mistake_pixels: Array | None = None  # uint8 [M, 3, H, W]
     teacher_logits: Array | None = None  # [N, C]
     val_logits: Array | None = None  # [V, C], on the held-out part
     val_labels: Array | None = None  # [V]
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """[N]: whether the answer is the label."""
+        return is_right(self.logits, self.labels)
 
 
 @dataclass(frozen=True)
@@ -51,17 +61,17 @@ class Calibration:
 
 
 def read(path: Path) -> Answers | None:
-    """The predictions of a run; None where there are none. Raises UserError for a damaged file."""
+    """The arrays of evaluation.npz; None where there is none. UserError says that it is damaged."""
     if not path.exists():
         return None
     known = Answers.__dataclass_fields__
     try:
         with np.load(path) as file:
             return Answers(**{name: file[name] for name in file.files if name in known})
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as fault:
+    except UNREADABLE as fault:
         raise UserError(
             f"{path} cannot be read as predictions: {fault}.\n"
-            "Move it away: the report is made without it."
+            "Bring it back, or move it away: most of what is asked of a run goes without it."
         ) from fault
 
 
@@ -96,10 +106,35 @@ def confused(counts: Counts, most: int) -> list[tuple[int, int, int]]:
     return [(i, j, n) for i, j, n in found if n]
 
 
+def nll(logits: Array, labels: Array) -> Floats:
+    """[N]: minus the logarithm of the probability of each label, in nats."""
+    z = logits.astype(np.float64)
+    of_labels = np.take_along_axis(z, labels[:, None], axis=1)[:, 0]
+    values: Floats = np.logaddexp.reduce(z, axis=1) - of_labels
+    return values
+
+
+def divergence(p: Array, q: Array) -> Floats:
+    """[N]: KL(softmax(p) || softmax(q)) of logits [N, C], in nats."""
+    ours, theirs = (
+        z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), axis=1, keepdims=True)
+        for z in (p, q)
+    )
+    values: Floats = (np.exp(ours) * (ours - theirs)).sum(axis=1)
+    return values
+
+
+def top(k: int, logits: Array, labels: Array) -> NDArray[np.bool_]:
+    """[N]: whether the label is among the k largest."""
+    largest = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    hits: NDArray[np.bool_] = (largest == labels[:, None]).any(axis=1)
+    return hits
+
+
 def calibration(shares: Array, labels: Array) -> Calibration:
     """Of probabilities [N, C]. The bins are open below and closed above."""
     confidence, right = shares.max(axis=1), is_right(shares, labels)
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = _bins(confidence)
     counts = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
         mean, accuracy = (
@@ -107,3 +142,28 @@ def calibration(shares: Array, labels: Array) -> Calibration:
             for values in (confidence, right)
         )
     return Calibration(mean, accuracy, counts)
+
+
+def ece(confidence: Array, right: Array) -> float:
+    """The expected calibration error, 0..1, of answers [N] and whether each is right [N]."""
+    return float(np.abs(np.bincount(_bins(confidence), right - confidence)).sum() / len(right))
+
+
+def ece_interval(confidence: Array, right: Array) -> Interval:
+    """At 95 %, of the expected calibration error, which is never below zero and so biased upward.
+
+    From zero on where a network that means what it says would show as much on so many images: 1,000
+    draws of `right` by its confidences tell. Else by the basic bootstrap.
+    """
+    found = ece(confidence, right)
+    low, high = statistics.bootstrap(ece, confidence, right, basic=True)
+    draws = np.random.default_rng(0)
+    meant = [ece(confidence, draws.random(len(right)) < confidence) for _ in range(RESAMPLES)]
+    is_within = found <= np.quantile(meant, (1 + LEVEL) / 2)
+    return (0.0 if is_within else max(0.0, low)), max(high, found)
+
+
+def _bins(confidence: Array) -> NDArray[np.int64]:
+    """Of equal width, open below and closed above: a confidence of one is in the last."""
+    bins: NDArray[np.int64] = np.ceil(confidence * BINS).astype(np.int64) - 1
+    return bins.clip(0, BINS - 1)

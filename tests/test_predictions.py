@@ -5,17 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, kl_div
 
 from distill.engine.metrics import measures
 from distill.errors import UserError
-from distill.show.predictions import (
+from distill.predictions import (
     Answers,
     calibration,
     confused,
     confusion,
+    divergence,
+    ece,
+    ece_interval,
     is_right,
+    nll,
     probabilities,
     read,
+    top,
 )
 
 CHANCE = np.random.default_rng(0)
@@ -67,7 +73,7 @@ def test_a_file_is_read_with_and_without_what_a_run_may_lack(tmp_path: Path) -> 
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "evaluation.npz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"evaluation.npz cannot be read as predictions.*\nMove it"):
+    with pytest.raises(UserError, match=r"npz cannot be read as predictions.*\nBring it back, or"):
         read(path)
 
 
@@ -75,3 +81,42 @@ def test_arrays_that_are_missing_are_a_fault(tmp_path: Path) -> None:
     np.savez(tmp_path / "evaluation.npz", logits=LOGITS)
     with pytest.raises(UserError, match="cannot be read as predictions: .*labels"):
         read(tmp_path / "evaluation.npz")
+
+
+def test_a_confidence_of_one_is_in_the_last_bin() -> None:
+    """Nine answers surer than float32 can tell from one, five of them right, and one of 0.97."""
+    shares = np.array([[1.0, 0.0]] * 9 + [[0.97, 0.03]])
+    labels = np.array([0] * 5 + [1] * 4 + [0])
+    right = is_right(shares, labels)
+    by_hand = abs(right.sum() - shares.max(axis=1).sum()) / 10  # one bin
+    assert calibration(shares, labels).ece == pytest.approx(by_hand)
+    assert ece(shares.max(axis=1), right) == pytest.approx(by_hand)
+    sure = measures(torch.tensor([[40.0, 0.0]] * 9 + [[3.5, 0.0]]), torch.from_numpy(labels))
+    assert sure["ece"] == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_likelihood_ranks_and_divergence_are_torch_s() -> None:
+    logits, other = (
+        torch.from_numpy(LOGITS).double(),
+        torch.from_numpy(LOGITS[::-1].copy()).double(),
+    )
+    labels = torch.from_numpy(LABELS)
+    assert np.allclose(nll(LOGITS, LABELS), cross_entropy(logits, labels, reduction="none"))
+    assert (
+        top(2, LOGITS, LABELS) == (logits.topk(2).indices == labels[:, None]).any(1).numpy()
+    ).all()
+    kl = kl_div(other.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="none")
+    assert np.allclose(divergence(LOGITS, LOGITS[::-1]), kl.sum(1))
+
+
+def test_an_interval_of_the_calibration_error_holds_the_truth() -> None:
+    """Of networks that mean what they say, and of some that are right 0.2 less often."""
+    draws = np.random.default_rng(0)
+    honest, vain = 0, 0
+    for _ in range(40):
+        confidence = draws.uniform(0.3, 1.0, 500)
+        low, high = ece_interval(confidence, draws.random(500) < confidence)
+        honest += low == 0 < high
+        low, high = ece_interval(confidence, draws.random(500) < confidence - 0.2)
+        vain += low <= 0.2 <= high
+    assert honest >= 37 and vain >= 36
