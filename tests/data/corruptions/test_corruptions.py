@@ -76,12 +76,14 @@ def test_a_chunk_is_no_border() -> None:
 # Noise: the laws
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
-def test_gaussian_noise_has_its_standard_deviation(severity: int) -> None:
+@pytest.mark.parametrize(
+    ("severity", "std"), [(1, 0.04), (2, 0.06), (3, 0.08), (4, 0.09), (5, 0.10)]
+)
+def test_gaussian_noise_has_its_standard_deviation(severity: int, std: float) -> None:
     found = corrupt(grey(128, 16), "gaussian_noise", severity, samples=np.arange(16)) + 0.5
     # Rounding down takes half a level from the mean.
     assert found.mean() == pytest.approx(128, abs=0.5)
-    assert found.std() == pytest.approx(255 * noise.STD[severity - 1], rel=0.02)
+    assert found.std() == pytest.approx(255 * std, rel=0.02)
 
 
 @pytest.mark.parametrize("photons", [50, 500])
@@ -167,7 +169,7 @@ def test_brightness_raises_the_value_and_keeps_hue_and_saturation(images: np.nda
 
 def test_fog_dims_so_that_the_brightest_stays() -> None:
     # Of an even image v and fog f in 0..1: (v + t f) v / (v + t); where f is 1, v again.
-    v, thickness = 120 / 255, weather.FOG[2][0]
+    v, thickness = 120 / 255, 0.75
     found = corrupt(grey(120), "fog", 3, samples=SAMPLES[:4]).reshape(4, -1)
     assert (found.max(axis=1) == 120).all()
     assert (found.min(axis=1) == int(255 * v * v / (v + thickness))).all()
