@@ -262,3 +262,16 @@ def test_images_are_changed_before_they_are_seen(taught) -> None:
     wanted, _ = logits_and_labels(net, flipped, Accelerator())
     assert torch.equal(seen, wanted)
     assert np.array_equal(labels, some.labels)
+
+
+def test_what_is_asked_together_is_what_is_asked_alone(
+    taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror, a stop-watch and a corruption, one after the other, on one network."""
+    monkeypatch.setattr(robustness_room, "CORRUPTIONS", {"contrast": CORRUPTIONS["contrast"]})
+    monkeypatch.setattr(examine.cost, "ENOUGH_S", 0.01)
+    alone = examine.examine(taught[0], Asked(robustness=True, robustness_images=50))
+    together = examine.examine(
+        taught[0], Asked(mirror=True, latency=True, robustness=True, robustness_images=50)
+    )
+    assert together["robustness"] == alone["robustness"]

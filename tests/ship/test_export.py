@@ -224,7 +224,8 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
         "Understudy: knowledge distillation for small residual networks",
         "author = {{The Understudy authors}}",
         "not CIFAR-10's",
-        "distilled from a teacher",
+        "distilled from a WRN-10-",
+        "parameters that is right on",
         "[loss.kd]",
     ):
         assert part in text
