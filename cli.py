@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -22,8 +22,11 @@ from distill.errors import Failure, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from distill.engine.run import Request
     from distill.recipe import Resolved
     from distill.run_folder import Role, RunFolder
+    from distill.study.sweep import Reader
+    from distill.study.sweep_file import Sweep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,6 +84,16 @@ TrackerOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeysArgument = Annotated[
     list[str], typer.Argument(metavar="KEY…", help="Beginnings of keys, as `cache info` says them.")
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="UNDERSTUDY_STORAGE",
+        help="A database for many machines: postgresql://USER:PASSWORD@HOST/NAME.",
+        show_default="SQLite in --out",
+        show_envvar=True,
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
@@ -522,6 +535,37 @@ def seeds(
         _stdout().print(seeds_table(said))
 
 
+@app.command()
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A sweep: recipe, trials, space, constraint.")
+    ],
+    teacher: TeacherOption = [],
+    data: DataOption = None,
+    set_: SetOption = [],
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="How many.", show_default="the file's")
+    ] = None,
+    storage: StorageOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/sweep-<file>"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Vary a recipe's keys by a file: trials by TPE, ended early where they fall behind.
+
+    The same command on more machines, with one --storage, are more workers. Typed again it goes on.
+    """
+    from distill import run_folder
+    from distill.study import sweep_file
+
+    planned = sweep_file.load(file, _settings(data, set_, teacher), trials)
+    place = out or run_folder.RUNS / f"sweep-{planned.name}"
+    said = _work(planned, storage, place)
+    _show_sweep(said, place, as_json)
+
+
 @cache_app.command("info")
 def cache_info(as_json: JsonOption = False) -> None:
     """List what is stored: whose answers, to how many views, how large."""
@@ -585,12 +629,18 @@ def _resolve(
 ) -> "Resolved":
     """The recipe as it will be run, the door's own options last."""
     from distill import recipe as recipes
+
+    return recipes.load(recipe, _settings(data, overrides, teachers))
+
+
+def _settings(data: str | None, overrides: list[str], teachers: list[str] | None) -> list[str]:
+    """The door's own options as overrides, behind the others."""
     from distill.faults import shown
 
     chosen = [f"data.source={shown(data)}"] if data is not None else []
     if teachers:
         chosen.append(f"teacher.runs={shown(teachers)}")
-    return recipes.load(recipe, [*overrides, *chosen])
+    return [*overrides, *chosen]
 
 
 def _check_rules(recipe: str, rules: str | None, budget: int) -> None:
@@ -654,6 +704,75 @@ def _finish(
         _watch(role, resolved, folder, resume, trackers)
 
 
+def _work(planned: "Sweep", url: str | None, place: Path) -> dict[str, Any]:
+    """Be a worker of a sweep until its trials are done; what they say together."""
+    from distill import run_folder
+    from distill.engine.stop import Stop
+
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("a sweep's worker is one process; start several, each by the same command.")
+    run_folder.check_writable(place, "the place of a sweep")
+    stop = Stop()
+    with stop.listening(), _said_when_left(place):
+        from distill.engine.run import Request, processes
+        from distill.study import sweep as study
+        from distill.study.storage import Storage, url_of
+        from distill.study.sweep_summary import summary, write
+
+        say = partial(typer.echo, err=True)
+        planned, note = study.with_stored_answers(planned)
+        opened = Storage(url_of(url, place), planned.file.study.heartbeat_s)
+        trials = study.opened(planned, opened, place)
+        say(f"{planned.name}: {planned.n_trials} trials, {trials.left()} to go, {opened.shown}")
+        say(f"note: {note}")
+
+        def train(resolved: "Resolved", folder: "RunFolder", read: "Reader") -> None:
+            role: Role = "student" if resolved.recipe.student else "teacher"
+            request = Request(role, resolved.recipe, resolved.name, folder.path, True, stop)
+            _show(request, folder, [], read)
+
+        with processes():
+            study.work(trials, train, say)
+        said = summary(trials)
+        write(trials, said)
+    return said
+
+
+@contextmanager
+def _said_when_left(place: Path) -> Iterator[None]:
+    """A worker that is asked to stop says what becomes of its trial."""
+    from distill.engine.stop import Stopped
+
+    left = f"Stopped; its trial is left to the others. Type the same again to go on in {place}."
+    try:
+        yield
+    except Stopped as fault:
+        typer.echo(left, err=True)
+        raise typer.Exit(fault.code) from None
+    except SystemExit:
+        typer.echo(left, err=True)
+        raise
+    except OSError as fault:
+        where = f" ({fault.filename})" if fault.filename else ""
+        raise Failure(
+            f"The sweep in {place} failed: {fault.strerror or fault}{where}.\n"
+            "Its trial is left to the others. Type the same again to go on."
+        ) from fault
+
+
+def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:
+    """A sweep's page beside its runs, its table on the screen."""
+    from distill.show.sweep_page import write
+    from distill.show.sweep_table import sweep_table
+
+    write(said, place / "sweep.html")
+    if as_json:
+        typer.echo(json.dumps(said))
+    else:
+        _stdout().print(sweep_table(said), highlight=False)
+        typer.echo(f"{place / 'best.toml'}, {place / 'sweep.json'}, {place / 'sweep.html'}")
+
+
 def _close(folder: "RunFolder") -> None:
     """The finished run beside its teacher and the student alone."""
     from distill.show.closing import closing_rows
@@ -670,20 +789,41 @@ def _watch(
 
     stop = Stop()
     with stop.listening(), _said_why(folder):  # from before the seconds that imports take
-        from distill.engine.run import Request, processes, run
-        from distill.show.display import Display
-        from distill.show.journal import Journal
-        from distill.show.trackers import Trackers
+        from distill.engine.run import Request
 
-        journal = Journal(folder.journal)
-        tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
-        request = Request(role, resolved.recipe, resolved.name, folder.path, resume, stop)
-        with processes(), Display(_stderr()) as display, tracked:
-            for event in run(request, progress=display.progress):
-                if _is_main():
-                    journal(event)
-                    tracked(event)
-                display(event)
+        _show(
+            Request(role, resolved.recipe, resolved.name, folder.path, resume, stop),
+            folder,
+            trackers,
+        )
+
+
+def _show(
+    request: "Request",
+    folder: "RunFolder",
+    trackers: list[str],
+    read: "Reader" = lambda event: None,
+) -> None:
+    """Every event to display, journal, trackers and one reader more, who may leave the run."""
+    from distill.engine.run import processes, run
+    from distill.show.display import Display
+    from distill.show.journal import Journal
+    from distill.show.trackers import Trackers
+
+    journal = Journal(folder.journal)
+    tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
+    with (
+        processes(),
+        Display(_stderr()) as display,
+        tracked,
+        closing(run(request, progress=display.progress)) as events,
+    ):
+        for event in events:
+            if _is_main():
+                journal(event)
+                tracked(event)
+            display(event)
+            read(event)
 
 
 @contextmanager

@@ -65,7 +65,11 @@ TABLE = (
         (*WORDS, *PARTS, "distill.statistics", "distill.engine"),
         ("torch", "timm", "numpy", "PIL", "onnx", "onnxscript", "onnxruntime", "safetensors"),
     ),
-    Room(("distill.study",), (*WORDS, *PARTS, "distill.statistics", "distill.engine"), ("optuna",)),
+    Room(
+        ("distill.study",),
+        (*WORDS, *PARTS, "distill.statistics", "distill.engine"),
+        ("optuna", "sqlalchemy", "pydantic", "pydantic_core", "filelock"),
+    ),
     # 4 door
     Room(("cli",), ("distill", "teachers", "students"), ("typer", "rich")),
 )
