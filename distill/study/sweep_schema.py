@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from distill import recipe as recipes
-from distill.faults import shown
+from distill.faults import keys, shown
 from distill.terms import STRICT, Count, Names, Positive
 
 Options = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
@@ -80,21 +80,22 @@ class SweepFile(BaseModel):
 
 
 def option_label(option: Any) -> str:
-    """An option as it is stored and shown: TOML; of a table its last names, `width 20`."""
-    if isinstance(option, dict):
-        leaves = recipes.leaves(option)
-        return ", ".join(f"{key.split('.')[-1]} {shown(value)}" for key, value in leaves)
-    return shown(option)
+    """An option as it is stored and shown: TOML; of a table `blocks 1, width 20`, or the whole keys
+    where their last names are the same.
+    """
+    if not isinstance(option, dict):
+        return shown(option)
+    leaves = dict(recipes.leaves(option))
+    last = [key.split(".")[-1] for key in leaves]
+    names = last if len(set(last)) == len(last) else list(leaves)
+    return ", ".join(f"{name} {shown(v)}" for name, v in zip(names, leaves.values(), strict=True))
 
 
 def settings(name: str, space: Space, value: Any) -> Iterator[str]:
     """`optim.lr=0.1` of a name of the space and its value: one override, of a table several."""
-    if not space.options:
-        yield f"{name}={shown(value)}"
-        return
-    option = next(each for each in space.options if option_label(each) == value)
-    pairs = recipes.leaves(option) if isinstance(option, dict) else [(name, option)]
-    yield from (f"{key}={shown(each)}" for key, each in pairs)
+    chosen = (option for option in space.options if option_label(option) == value)
+    for key, each in pairs(name, next(chosen, value)):
+        yield f"{key}={shown(each)}"
 
 
 def touched(file: SweepFile) -> list[str]:
@@ -105,10 +106,12 @@ def touched(file: SweepFile) -> list[str]:
 
 def keys_of(name: str, space: Space) -> list[str]:
     """The keys of the recipe that a name of the space sets."""
-    tables = [option for option in space.options if isinstance(option, dict)]
-    return list(dict.fromkeys(key for t in tables for key, _ in recipes.leaves(t))) or [name]
+    every = (key for value in space.options or space.bounds for key, _ in pairs(name, value))
+    return list(dict.fromkeys(every))
 
 
 def pairs(name: str, value: Any) -> list[tuple[str, Any]]:
-    """The keys that an option or the end of a span sets, each with its value."""
-    return list(recipes.leaves(value)) if isinstance(value, dict) else [(name, value)]
+    """What an option or the end of a span sets: the key it is named by, or those in its table."""
+    if name in keys() or not isinstance(value, dict):
+        return [(name, value)]
+    return list(recipes.leaves(value))
