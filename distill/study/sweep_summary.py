@@ -26,8 +26,9 @@ def summary(trials: Trials) -> dict[str, Any]:
     Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (kind and ends or options, by
     name), `asked`, `counts` (`complete`, `pruned`, `infeasible`, `diverged`: their sum is `asked`),
     `taken_up` (attempts whose worker ended before they did), `best` (a row of `trials`, or None),
-    `importance` (shares by name, see `importances`), `trials` (`trial`, `state`, `value`, `values`,
-    `epochs` (the value after each), `run`, `why`, `attempts`, `workers`, `began`, `ended`).
+    `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
+    (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
+    who had it, in turn, `began`, `ended`).
     """
     sweep, attempts = trials.sweep, trials.attempts()
     counting = trials.counting()
@@ -46,7 +47,7 @@ def summary(trials: Trials) -> dict[str, Any]:
         },
         "asked": sweep.n_trials,
         "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
-        "taken_up": sum(row["attempts"] - 1 for row in rows),
+        "taken_up": sum(len(row["workers"]) - 1 for row in rows),
         "best": choose(complete, key=lambda row: row["value"]) if complete else None,
         "importance": importances(trials.study, [counting[row["trial"]] for row in complete]),
         "storage": trials.storage.shown,
@@ -109,8 +110,7 @@ def _row(
         "epochs": {str(epoch): value for epoch, value in attempt.intermediate_values.items()},
         "run": None if why == INFEASIBLE else str(trials.folder(number).path),
         "why": marks.get(why) if why else None,
-        "attempts": sum(each.number <= attempt.number for each in attempts),
-        "workers": [a.user_attrs[WORKER] for a in attempts if WORKER in a.user_attrs],
+        "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
         "began": attempt.datetime_start and attempt.datetime_start.isoformat(timespec="seconds"),
         "ended": attempt.datetime_complete
         and attempt.datetime_complete.isoformat(timespec="seconds"),

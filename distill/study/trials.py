@@ -3,8 +3,8 @@
 A sweep asks for trials 0 … n-1. An attempt at one is a row of the storage: WAITING, RUNNING, then
 COMPLETE or PRUNED; FAIL where its worker ended before it did. The attempt that counts for a trial
 is the first that did not fail; where all failed, whoever looks next adds one, with the same values.
-Where two add one at once the second never counts, so it does not matter who was first. A worker
-that was taken for dead and is not finds its attempt ended at its next write, and leaves it.
+Where two add one at once the second never counts, and is taken back. A worker that was taken for
+dead and is not finds its attempt ended at its next write, and leaves it.
 """
 
 import socket
@@ -22,7 +22,7 @@ from distill.study import space
 from distill.study.storage import Storage
 from distill.study.sweep_file import Sweep
 
-NUMBER, WORKER = "trial", "worker"  # attributes of an attempt: which trial, by whom
+NUMBER, WORKER = "trial", "worker"  # attributes of an attempt: at which trial, by whom
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Trials:
         """
         with self.storage.alone:
             self._add_attempts()
+            self._end_surplus()
             for number, attempt in self.counting().items():
                 if attempt.state != TrialState.WAITING or lock.holder(self.folder(number).path)[1]:
                     continue
@@ -135,6 +136,14 @@ class Trials:
                     intermediate_values=before.intermediate_values if before else {},
                 )
             )
+
+    def _end_surplus(self) -> None:
+        """What another worker added at the same moment."""
+        counting = self.counting()
+        for number, attempts in self.attempts().items():
+            for attempt in attempts:
+                if attempt.state == TrialState.WAITING and attempt.number > counting[number].number:
+                    self.storage.end(self.storage.id_of(self.study, attempt), TrialState.FAIL)
 
 
 def _is_dead(worker: Path) -> bool:

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,9 @@ PASSWORD = "p4ss-w0rd"
 def absent() -> str:
     """Why there can be none here; empty where there can."""
     if not PROGRAMS:
-        return "no PostgreSQL: neither /usr/lib/postgresql/*/bin/initdb (apt install postgresql)"
+        return (
+            "no PostgreSQL: there is no /usr/lib/postgresql/*/bin/initdb (apt install postgresql)"
+        )
     if os.getuid() == 0 and shutil.which("runuser") is None:
         return "PostgreSQL refuses to run as root, and there is no runuser"
     return ""
@@ -40,13 +44,25 @@ def postgresql(place: Path) -> Iterator[str]:
     files = home / "data"
     made = [bin_ / "initdb", "-D", files, "-U", "sweeper", "-A", "scram-sha-256", "--no-sync"]
     _done([*run, *made, f"--pwfile={place / 'secret'}"])
-    settings = f"-c listen_addresses=127.0.0.1 -p {port} -k {home} -c fsync=off"
-    control = [*run, bin_ / "pg_ctl", "-D", files, "-w", "-l", home / "log"]
-    _done([*control, "-o", settings, "start"])
+    settings = ["-c", "listen_addresses=127.0.0.1", "-k", str(home), "-c", "fsync=off"]
+    server = [*run, str(bin_ / "postgres"), "-D", str(files), "-p", str(port), *settings]
+    with (place / "log").open("w") as log:  # runuser becomes the server: its process is ours
+        running = subprocess.Popen(server, stdout=log, stderr=log, cwd="/")
     try:
+        _await(bin_ / "pg_isready", port)
         yield f"postgresql://sweeper:{PASSWORD}@127.0.0.1:{port}/postgres"
     finally:
-        _done([*control, "-m", "immediate", "stop"])
+        running.send_signal(signal.SIGQUIT)  # at once, whoever is connected
+        running.wait(20)
+
+
+def _await(asks: Path, port: int) -> None:
+    for _ in range(100):
+        asked = subprocess.run([asks, "-h", "127.0.0.1", "-p", str(port)], capture_output=True)
+        if asked.returncode == 0:
+            return
+        time.sleep(0.1)
+    raise TimeoutError("PostgreSQL does not answer")
 
 
 def _done(command: list[object]) -> None:

@@ -10,9 +10,14 @@ import pytest
 from optuna.trial import TrialState
 
 from distill import lock
+from distill.engine.divergence import Diverged
 from distill.errors import Failure, UserError
+from distill.events import Epoch, Start
+from distill.recipe import Resolved
+from distill.run_folder import RunFolder, write_json
 from distill.study import space, sweep, sweep_file
 from distill.study.storage import Storage, url_of
+from distill.study.sweep_summary import summary
 from distill.study.trials import Trials
 
 ALONE = ["loss.kd=false", "loss.hard.weight=1"]
@@ -82,7 +87,7 @@ def test_who_was_taken_for_dead_and_is_not_loses_the_trial(trials: Trials) -> No
     assert theirs is not None
     judge = sweep.Judge(mine, "top1/val")
     with pytest.raises(sweep.Lost):
-        judge(sweep.Epoch(1, 4, {"top1/val": 0.2}, True, 1.0, 1.0))
+        judge(Epoch(1, 4, {"top1/val": 0.2}, True, 1.0, 1.0))
     assert not trials.storage.end(mine.row, TrialState.COMPLETE, 0.9)
     assert trials.storage.end(theirs.row, TrialState.COMPLETE, 0.4)
     assert trials.counting()[0].value == 0.4
@@ -98,6 +103,8 @@ def test_a_second_attempt_that_was_added_at_once_never_counts(trials: Trials) ->
     assert [len(attempts) for attempts in trials.attempts().values()] == [3, 1, 1, 1, 1, 1]
     taken = [trials.take("w") for _ in range(7)]
     assert [each.number for each in taken if each] == [0, 1, 2, 3, 4, 5]
+    states = [attempt.state for attempt in trials.attempts()[0]]
+    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.FAIL]
 
 
 def test_a_worker_that_died_on_this_host_is_known_by_its_lock(trials: Trials) -> None:
@@ -166,6 +173,55 @@ def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Tri
     assert more.left() == 8
     with pytest.raises(UserError, match=r"(?s)another sweep of the name mine:.*optim.lr.*--out"):
         opened(trials.place, space={"optim.lr": {"log": [0.02, 0.5]}})
+
+
+def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
+    """Without training: the value falls with the learning rate, one is no number."""
+    rates = [0.1, 0.2, 0.3, 0.4, 0.6, 0.5, 0.05]
+    trials = opened(
+        tmp_path,
+        study={"trials": 7, "startup_trials": 3},
+        space={"optim.lr": {"grid": rates}},
+    )
+    seen, said = [], list[str]()
+
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        lr = resolved.recipe.optim.lr
+        if lr == 0.4:
+            raise Diverged(7)
+        read(head(epochs=2))
+        for epoch in (1, 2):
+            seen.append((lr, epoch))
+            read(Epoch(epoch, epoch, {"top1/val": 1 - lr}, True, 1.0, 1.0))
+        write_json(folder.result_file, {"metrics": {"top1/val": 1 - lr}})
+
+    sweep.work(trials, train, said.append)
+    told = summary(trials)
+    states = [row["state"] for row in told["trials"]]
+    ended = ["complete"] * 3 + ["diverged", "pruned", "pruned", "complete"]
+    assert states == ended
+    assert told["counts"] == {"complete": 4, "pruned": 2, "infeasible": 0, "diverged": 1}
+    assert (0.6, 2) not in seen and (0.05, 2) in seen
+    assert told["best"]["trial"] == 6 and told["best"]["value"] == 0.95
+    assert set(told["importance"]) == {"optim.lr"}
+    assert "trial 4 is pruned: " in "".join(said) and "stays as a run that was stopped" in said[-3]
+
+
+def test_what_a_run_raises_gives_its_trial_back(trials: Trials) -> None:
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        sweep.work(trials, train, print)
+    assert [len(attempts) for attempts in trials.attempts().values()] == [1] * 6
+    assert 0 not in trials.counting()
+
+
+def head(epochs: int) -> Start:
+    return Start(
+        "run", "student", "tiny", "ResNet", 9, "synthetic", 90, 9, 10, 1, "cpu", "fp32", 9, epochs,
+        1, 0,
+    )  # fmt: skip
 
 
 def test_an_address_is_checked_and_its_password_never_said(tmp_path: Path) -> None:
