@@ -9,47 +9,46 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 PASSWORD = "p4ss-w0rd"
+USER = "postgres"  # Debian's; the server refuses to be root's
 
 
 def absent() -> str:
     """Why there can be none here; empty where there can."""
-    if not PROGRAMS:
-        return (
-            "no PostgreSQL: there is no /usr/lib/postgresql/*/bin/initdb (apt install postgresql)"
-        )
-    if os.getuid() == 0 and shutil.which("runuser") is None:
-        return "PostgreSQL refuses to run as root, and there is no runuser"
-    return ""
+    if PROGRAMS:
+        return ""
+    return "there is no /usr/lib/postgresql/*/bin/initdb: apt install postgresql"
 
 
 @contextmanager
 def postgresql(place: Path) -> Iterator[str]:
     """Its address, password included. Not durable: a test has nothing to lose."""
-    bin_, home = PROGRAMS[-1].parent, place / "postgresql"
+    programs, home, secret = PROGRAMS[-1].parent, place / "postgresql", place / "secret"
     home.mkdir()
-    (place / "secret").write_text(PASSWORD)
-    run = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    if run:
-        for folder in (home, place / "secret"):
-            shutil.chown(folder, "postgres")
-        for folder in home.parents:  # pytest keeps its folders to their owner
+    secret.write_text(PASSWORD)
+    how: dict[str, Any] = {"cwd": "/"}
+    if os.getuid() == 0:
+        how |= {"user": USER, "group": USER, "extra_groups": []}
+        for path in (home, secret):
+            shutil.chown(path, USER)
+        for folder in (place, *place.parents):  # pytest keeps its folders to their owner
             if folder.owner() == "root" and not folder.stat().st_mode & 0o001:
                 folder.chmod(folder.stat().st_mode | 0o011)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    files = home / "data"
-    made = [bin_ / "initdb", "-D", files, "-U", "sweeper", "-A", "scram-sha-256", "--no-sync"]
-    _done([*run, *made, f"--pwfile={place / 'secret'}"])
-    settings = ["-c", "listen_addresses=127.0.0.1", "-k", str(home), "-c", "fsync=off"]
-    server = [*run, str(bin_ / "postgres"), "-D", str(files), "-p", str(port), *settings]
-    with (place / "log").open("w") as log:  # runuser becomes the server: its process is ours
-        running = subprocess.Popen(server, stdout=log, stderr=log, cwd="/")
+    made = [programs / "initdb", "-D", home / "data", "-U", "sweeper", "-A", "scram-sha-256"]
+    made += ["--no-sync", f"--pwfile={secret}"]
+    subprocess.run(made, check=True, capture_output=True, timeout=60, **how)
+    settings = ["-c", "listen_addresses=127.0.0.1", "-k", home, "-c", "fsync=off"]
+    server = [programs / "postgres", "-D", home / "data", "-p", str(port), *settings]
+    with (place / "log").open("w") as log:
+        running = subprocess.Popen(server, stdout=log, stderr=log, **how)
     try:
-        _await(bin_ / "pg_isready", port)
+        _await(programs / "pg_isready", port)
         yield f"postgresql://sweeper:{PASSWORD}@127.0.0.1:{port}/postgres"
     finally:
         running.send_signal(signal.SIGQUIT)  # at once, whoever is connected
@@ -58,13 +57,8 @@ def postgresql(place: Path) -> Iterator[str]:
 
 def _await(asks: Path, port: int) -> None:
     for _ in range(100):
-        asked = subprocess.run([asks, "-h", "127.0.0.1", "-p", str(port)], capture_output=True)
-        if asked.returncode == 0:
+        question = [asks, "-h", "127.0.0.1", "-p", str(port)]
+        if subprocess.run(question, capture_output=True, check=False).returncode == 0:
             return
         time.sleep(0.1)
     raise TimeoutError("PostgreSQL does not answer")
-
-
-def _done(command: list[object]) -> None:
-    words = [str(word) for word in command]
-    subprocess.run(words, check=True, capture_output=True, cwd="/", timeout=60)
