@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from distill.engine.run import Request
     from distill.recipe import Resolved
     from distill.run_folder import Role, RunFolder
-    from distill.study.sweep import Reader
-    from distill.study.sweep_file import Sweep
+    from distill.study.storage import Storage
+    from distill.study.sweep import Reader, Say, Train
+
+HEARTBEAT_S = 20  # of a search's workers; who is silent for three of them is taken for dead
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -562,7 +564,62 @@ def sweep(
 
     planned = sweep_file.load(file, _settings(data, set_, teacher), trials)
     place = out or run_folder.RUNS / f"sweep-{planned.name}"
-    said = _work(planned, storage, place)
+    heartbeat_s = planned.file.study.heartbeat_s
+    with _worker(place, storage, heartbeat_s) as (opened, train, say):
+        from distill.study.sweep_summary import carried_out
+
+        said = carried_out(planned, opened, place, train, say)
+    _show_sweep(said, place, as_json)
+
+
+@app.command()
+def search(
+    recipe: RecipeOption = "kd_cutmix",
+    max_params: Annotated[
+        int, typer.Option("--max-params", min=1, help="The budget; fewer than that many.")
+    ] = 5_000_000,
+    stages: Annotated[str, typer.Option("--stages", metavar="A-B", help="From A to B.")] = "2-5",
+    blocks: Annotated[str, typer.Option("--blocks", metavar="A-B", help="In a stage.")] = "1-7",
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Every choice of blocks, stage by stage.")
+    ] = False,
+    rules: Annotated[
+        str, typer.Option("--rules", help="A course's: nyu2022 or nyu2025.")
+    ] = "nyu2022",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the last rung.")] = 27,
+    rungs: Annotated[int, typer.Option("--rungs", min=1, help="How many.")] = 3,
+    eta: Annotated[
+        int, typer.Option("--eta", min=2, help="One of so many goes on, for so many times longer.")
+    ] = 3,
+    teacher: TeacherOption = [],
+    data: DataOption = None,
+    set_: SetOption = [],
+    storage: StorageOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/search-<recipe>"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find a student's design: every legal one for a short while, the best for longer, and longer.
+
+    The same command on more machines, with one --storage, are more workers. Typed again it goes on.
+    """
+    from distill import recipe as recipes
+    from distill import run_folder
+
+    settings = _settings(data, set_, teacher)
+    resolved = recipes.load(recipe, settings)
+    place = out or run_folder.RUNS / f"search-{resolved.name}"
+    depths = _numbers("--stages", stages), _numbers("--blocks", blocks)
+    with _worker(place, storage, HEARTBEAT_S) as (opened, train, say):
+        from distill.study import search as room
+
+        designs, too_many = room.legal(
+            resolved.recipe, rules, max_params, *depths, asymmetric=asymmetric
+        )
+        asked = room.Search(recipe, tuple(settings), tuple(designs), too_many, epochs, rungs, eta)
+        said = room.search(asked, opened, place, train, say)
     _show_sweep(said, place, as_json)
 
 
@@ -704,8 +761,14 @@ def _finish(
         _watch(role, resolved, folder, resume, trackers)
 
 
-def _work(planned: "Sweep", url: str | None, place: Path) -> dict[str, Any]:
-    """Be a worker of a sweep until its trials are done; what they say together."""
+@contextmanager
+def _worker(
+    place: Path, url: str | None, heartbeat_s: int
+) -> Iterator[tuple["Storage", "Train", "Say"]]:
+    """What a worker of a sweep needs: the storage, how a run is trained, where to say what.
+
+    What ends the worker early is one message and an exit code.
+    """
     from distill import run_folder
     from distill.engine.stop import Stop
 
@@ -715,16 +778,7 @@ def _work(planned: "Sweep", url: str | None, place: Path) -> dict[str, Any]:
     stop = Stop()
     with stop.listening(), _said_when_left(place):
         from distill.engine.run import Request, processes
-        from distill.study import sweep as study
         from distill.study.storage import Storage, url_of
-        from distill.study.sweep_summary import summary, write
-
-        say = partial(typer.echo, err=True)
-        planned, note = study.with_stored_answers(planned)
-        opened = Storage(url_of(url, place), planned.file.study.heartbeat_s)
-        trials = study.opened(planned, opened, place)
-        say(f"{planned.name}: {planned.n_trials} trials, {trials.left()} to go, {opened.shown}")
-        say(f"note: {note}")
 
         def train(resolved: "Resolved", folder: "RunFolder", read: "Reader") -> None:
             role: Role = "student" if resolved.recipe.student else "teacher"
@@ -732,10 +786,8 @@ def _work(planned: "Sweep", url: str | None, place: Path) -> dict[str, Any]:
             _show(request, folder, [], read)
 
         with processes():
-            study.work(trials, train, say)
-        said = summary(trials)
-        write(trials, said)
-    return said
+            opened = Storage(url_of(url, place), heartbeat_s)
+            yield opened, train, partial(typer.echo, err=True)
 
 
 @contextmanager

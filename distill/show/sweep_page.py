@@ -33,7 +33,13 @@ td, th { padding: .15rem .8rem .15rem 0; text-align: left; border-bottom: 1px so
 {% if best %}<p>Best: trial {{ best.trial }}, {{ said.metric }} = {{ "%.4f"|format(best.value) }},
 {% for name, value in best.values_.items() %}{{ name }} = {{ value }}{{ ", " if not loop.last }}
 {%- endfor %}.</p>{% endif %}
-{% for title, drawn in figures.items() %}<h2>{{ title }}</h2>
+{% if rungs %}<h2>Rungs</h2>
+<div class="wide"><table><tr><th>design</th>
+{%- for epochs in rungs.epochs %}<th>{{ epochs }} epochs</th>{% endfor %}</tr>
+{% for name, values in rungs.designs.items() %}<tr><td>{{ name }}</td>
+{%- for value in values %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% endif %}{% for title, drawn in figures.items() %}<h2>{{ title }}</h2>
 {{ drawn|safe }}
 {% endfor %}<h2>Trials</h2>
 <div class="wide"><table>
@@ -78,9 +84,21 @@ def page(said: Said) -> str:
             counts=counts_text(said),
             best=best,
             rows=rows,
+            rungs=_rungs(said),
             figures={title: svg(figure) for title, figure in drawn.items() if figure is not None},
         )
     )
+
+
+def _rungs(said: Said) -> dict[str, Any] | None:
+    """Of a search: every design's value in each rung, those that went furthest first."""
+    rungs = said.get("rungs")
+    if rungs is None:
+        return None
+    every = {name: len([r for r in rungs if name in r["values"]]) for name in rungs[0]["values"]}
+    names = sorted(every, key=lambda name: -every[name])
+    cells = {name: [value_text(rung["values"].get(name)) for rung in rungs] for name in names}
+    return {"epochs": [rung["epochs"] for rung in rungs], "designs": cells}
 
 
 def write(said: Said, path: Path) -> None:

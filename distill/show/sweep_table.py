@@ -24,12 +24,21 @@ def sweep_table(said: Mapping[str, Any]) -> RenderableType:
     for row in rows[:MOST]:
         values = [value_text(row["values"].get(name)) for name in said["space"]]
         table.add_row(str(row["trial"]), f"{row['value']:.4f}", *values)
-    lines = [f"{len(rows) - MOST} more in sweep.json"] if len(rows) > MOST else []
+    lines = rung_lines(said)
+    lines += [f"{len(rows) - MOST} more in sweep.json"] if len(rows) > MOST else []
     lines.append(counts_text(said))
     if said["importance"]:
         shares = (f"{name} {100 * share:.0f} %" for name, share in said["importance"].items())
         lines.append(f"importance (PED-ANOVA): {', '.join(shares)}")
     return Group(table, Text("\n".join(lines)))
+
+
+def rung_lines(said: Mapping[str, Any]) -> list[str]:
+    """Of a search: how many designs each rung had, and for how long."""
+    return [
+        f"rung {n}: {len(rung['values'])} designs, {rung['epochs']} epochs"
+        for n, rung in enumerate(said.get("rungs", ()), start=1)
+    ]
 
 
 def ranked(said: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from distill import recipe as recipes
 from distill.errors import UserError
-from distill.events import Split, measure_name
+from distill.events import MEASURES, Split, measure_name
 from distill.faults import Values
 from distill.recipe import Resolved
 from distill.study import sweep_faults
@@ -63,7 +63,7 @@ class Sweep:
 
     @property
     def is_maximized(self) -> bool:
-        return self.metric.startswith("top1/")
+        return self.metric in {measure_name("top1", "val"), measure_name("top1", "val_ema")}
 
     def resolved(self, values: Mapping[str, Any]) -> Resolved:
         """The recipe of a trial; `values` by name of the space, options by their labels.
@@ -118,7 +118,7 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
     recipe = sweep.base.recipe
     if recipe.data.holdout == 0:
         yield "data.holdout = 0: trials are judged on held-out images; type data.holdout=0.1 in set"
-    if recipe.ema is None and sweep.metric.endswith("/val_ema"):
+    if recipe.ema is None and sweep.metric in {measure_name(m, "val_ema") for m in MEASURES}:
         yield f'study.metric = "{sweep.metric}" wants [ema], and the recipe has none'
     if sweep.file.study.pruner == "hyperband" and recipe.train.epochs is None:
         yield 'study.pruner = "hyperband" counts epochs, and the recipe says train.minutes'

@@ -1,6 +1,7 @@
 """What the trials of a sweep say together: the best, which keys mattered, every trial in a row."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
@@ -12,12 +13,39 @@ from distill import recipe as recipes
 from distill.errors import Failure
 from distill.recipe import About
 from distill.run_folder import write_json, write_text
-from distill.study.sweep import DIVERGED, INFEASIBLE
+from distill.study.storage import Storage
+from distill.study.sweep import (
+    DIVERGED,
+    INFEASIBLE,
+    Say,
+    Train,
+    opened,
+    with_stored_answers,
+    work,
+)
 from distill.study.sweep_file import Sweep
 from distill.study.trials import WORKER, Trials
 
 BEST, SUMMARY = "best.toml", "sweep.json"
 FEWEST = 4  # finished trials, for an importance
+
+
+def carried_out(
+    planned: Sweep, storage: Storage, place: Path, train: Train, say: Say
+) -> dict[str, Any]:
+    """Work on a sweep until it is done; its summary, which is written beside the runs.
+
+    Raises UserError where the storage holds another sweep of its name, Failure where there is no
+    best, and what a run raises.
+    """
+    planned, note = with_stored_answers(planned)
+    trials = opened(planned, storage, place)
+    say(f"{planned.name}: {planned.n_trials} trials, {trials.left()} to go, {storage.shown}")
+    say(f"note: {note}")
+    work(trials, train, say)
+    said = summary(trials)
+    write(trials, said)
+    return said
 
 
 def summary(trials: Trials) -> dict[str, Any]:
@@ -111,7 +139,8 @@ def _row(
         "run": None if why == INFEASIBLE else str(trials.folder(number).path),
         "why": marks.get(why) if why else None,
         "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
-        "began": attempt.datetime_start and attempt.datetime_start.isoformat(timespec="seconds"),
+        "began": attempt.datetime_start
+        and attempt.datetime_start.isoformat(timespec="milliseconds"),
         "ended": attempt.datetime_complete
-        and attempt.datetime_complete.isoformat(timespec="seconds"),
+        and attempt.datetime_complete.isoformat(timespec="milliseconds"),
     }
