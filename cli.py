@@ -778,7 +778,15 @@ def _worker(
     stop = Stop()
     with stop.listening(), _said_when_left(place):
         from distill.engine.run import Request, processes
-        from distill.study.storage import Storage, url_of
+
+        try:
+            from distill.study.storage import Storage, url_of
+        except ModuleNotFoundError as fault:
+            raise UserError(
+                f"a sweep needs the package {fault.name}, which is not installed.\n"
+                "Type uv pip install -r pyproject.toml --extra sweep, or "
+                "pip install optuna 'psycopg[binary]'."
+            ) from fault
 
         def train(resolved: "Resolved", folder: "RunFolder", read: "Reader") -> None:
             role: Role = "student" if resolved.recipe.student else "teacher"

@@ -51,7 +51,7 @@ def pruner(sweep: Sweep) -> BasePruner:
     """Who ends a trial early, by its value after each epoch."""
     study = sweep.file.study
     if study.pruner == "median":
-        return MedianPruner(study.startup_trials, study.warmup_epochs - 1)
+        return MedianPruner(study.startup_trials, study.warmup_epochs)
     if study.pruner == "hyperband":
         return HyperbandPruner(
             min_resource=study.warmup_epochs,

@@ -1,6 +1,7 @@
 """What the trials of a sweep say together: the best, which keys mattered, every trial in a row."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -139,8 +140,11 @@ def _row(
         "run": None if why == INFEASIBLE else str(trials.folder(number).path),
         "why": marks.get(why) if why else None,
         "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
-        "began": attempt.datetime_start
-        and attempt.datetime_start.isoformat(timespec="milliseconds"),
-        "ended": attempt.datetime_complete
-        and attempt.datetime_complete.isoformat(timespec="milliseconds"),
+        "began": _iso(attempt.datetime_start),
+        "ended": _iso(attempt.datetime_complete),
     }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    """Local time of the worker's host."""
+    return None if moment is None else moment.isoformat(timespec="milliseconds")

@@ -207,6 +207,30 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     assert "trial 4 is pruned: " in "".join(said) and "stays as a run that was stopped" in said[-3]
 
 
+@pytest.mark.parametrize("kind", ["median", "hyperband"])
+def test_nobody_is_ended_before_the_warm_up(tmp_path: Path, kind: str) -> None:
+    """The second of four epochs is the first after which a trial may be."""
+    trials = opened(
+        tmp_path,
+        set=[*ALONE, "train.epochs=4"],
+        study={"trials": 5, "startup_trials": 2, "warmup_epochs": 2, "pruner": kind},
+        space={"optim.lr": {"grid": [0.1, 0.2, 0.3, 0.7, 0.9]}},
+    )
+    ends = dict[float, int]()
+
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        lr = resolved.recipe.optim.lr
+        read(head(epochs=4))
+        for epoch in (1, 2, 3, 4):
+            ends[lr] = epoch
+            read(Epoch(epoch, epoch, {"top1/val": 1 - lr}, True, 1.0, 1.0))
+        write_json(folder.result_file, {"metrics": {"top1/val": 1 - lr}})
+
+    sweep.work(trials, train, print)
+    assert ends[0.1] == 4
+    assert min(ends.values()) == 2
+
+
 def test_what_a_run_raises_gives_its_trial_back(trials: Trials) -> None:
     def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
         raise OSError(28, "No space left on device")
