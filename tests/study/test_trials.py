@@ -3,6 +3,7 @@
 import multiprocessing
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def test_every_trial_is_taken_once_and_no_more_than_asked_for(trials: Trials) ->
     assert [each.number for each in taken if each] == [0, 1, 2, 3, 4, 5]
     assert trials.take("worker 0") is None
     assert trials.left() == 6
+
+
+def test_of_many_that_ask_at_once_one_gets_each(tmp_path: Path) -> None:
+    """On SQLite, whose transactions begin too late to tell."""
+    taken: list[int] = []
+
+    def worker(name: str) -> None:
+        trials = opened(tmp_path, study=VALUES["study"] | {"trials": 12})
+        while each := trials.take(name):
+            taken.append(each.number)
+
+    opened(tmp_path, study=VALUES["study"] | {"trials": 12})
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(worker, ["a", "b", "c", "d"]))
+    assert sorted(taken) == list(range(12))
 
 
 def test_the_grid_goes_round_and_the_rest_is_drawn(trials: Trials) -> None:
