@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -22,10 +22,15 @@ from distill.errors import Failure, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from distill.engine.run import Request
     from distill.recipe import Resolved
     from distill.run_folder import Role, RunFolder
     from distill.show.record import TestCurve
     from distill.show.report import LayerRow
+    from distill.study.storage import Storage
+    from distill.study.sweep import Reader, Say, Train
+
+HEARTBEAT_S = 20  # of a search's workers; who is silent for three of them is taken for dead
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -83,6 +88,16 @@ TrackerOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeysArgument = Annotated[
     list[str], typer.Argument(metavar="KEY…", help="Beginnings of keys, as `cache info` says them.")
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="UNDERSTUDY_STORAGE",
+        help="A database for many machines: postgresql://USER:PASSWORD@HOST/NAME.",
+        show_default="SQLite in --out",
+        show_envvar=True,
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
@@ -557,6 +572,92 @@ def seeds(
         _stdout().print(seeds_table(said))
 
 
+@app.command()
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A sweep: recipe, trials, space, constraint.")
+    ],
+    teacher: TeacherOption = [],
+    data: DataOption = None,
+    set_: SetOption = [],
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="How many.", show_default="the file's")
+    ] = None,
+    storage: StorageOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/sweep-<file>"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Vary a recipe's keys by a file: trials by TPE, ended early where they fall behind.
+
+    The same command on more machines, with one --storage, are more workers. Typed again it goes on.
+    """
+    from distill import run_folder
+    from distill.study import sweep_file
+
+    planned = sweep_file.load(file, _settings(data, set_, teacher), trials)
+    place = out or run_folder.RUNS / f"sweep-{planned.name}"
+    heartbeat_s = planned.file.study.heartbeat_s
+    with _worker(place, storage, heartbeat_s) as (opened, train, say):
+        from distill.study.sweep_summary import carried_out
+
+        said = carried_out(planned, opened, place, train, say)
+    _show_sweep(said, place, as_json)
+
+
+@app.command()
+def search(
+    recipe: RecipeOption = "kd_cutmix",
+    max_params: Annotated[
+        int, typer.Option("--max-params", min=1, help="The budget; fewer than that many.")
+    ] = 5_000_000,
+    stages: Annotated[str, typer.Option("--stages", metavar="A-B", help="From A to B.")] = "2-5",
+    blocks: Annotated[str, typer.Option("--blocks", metavar="A-B", help="In a stage.")] = "1-7",
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Every choice of blocks, stage by stage.")
+    ] = False,
+    rules: Annotated[
+        str, typer.Option("--rules", help="A course's: nyu2022 or nyu2025.")
+    ] = "nyu2022",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the last rung.")] = 27,
+    rungs: Annotated[int, typer.Option("--rungs", min=1, help="How many.")] = 3,
+    eta: Annotated[
+        int, typer.Option("--eta", min=2, help="One of so many goes on, for so many times longer.")
+    ] = 3,
+    teacher: TeacherOption = [],
+    data: DataOption = None,
+    set_: SetOption = [],
+    storage: StorageOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/search-<recipe>"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find a student's design: every legal one for a short while, the best for longer, and longer.
+
+    The same command on more machines, with one --storage, are more workers. Typed again it goes on.
+    """
+    from distill import recipe as recipes
+    from distill import run_folder
+
+    settings = _settings(data, set_, teacher)
+    resolved = recipes.load(recipe, settings)
+    place = out or run_folder.RUNS / f"search-{resolved.name}"
+    depths = _numbers("--stages", stages), _numbers("--blocks", blocks)
+    with _worker(place, storage, HEARTBEAT_S) as (opened, train, say):
+        from distill.study import search as room
+
+        designs, too_many = room.legal(
+            resolved.recipe, rules, max_params, *depths, asymmetric=asymmetric
+        )
+        asked = room.Search(recipe, tuple(settings), tuple(designs), too_many, epochs, rungs, eta)
+        said = room.search(asked, opened, place, train, say)
+    _show_sweep(said, place, as_json)
+
+
 @cache_app.command("info")
 def cache_info(as_json: JsonOption = False) -> None:
     """List what is stored: whose answers, to how many views, how large."""
@@ -641,12 +742,18 @@ def _resolve(
 ) -> "Resolved":
     """The recipe as it will be run, the door's own options last."""
     from distill import recipe as recipes
+
+    return recipes.load(recipe, _settings(data, overrides, teachers))
+
+
+def _settings(data: str | None, overrides: list[str], teachers: list[str] | None) -> list[str]:
+    """The door's own options as overrides, behind the others."""
     from distill.faults import shown
 
     chosen = [f"data.source={shown(data)}"] if data is not None else []
     if teachers:
         chosen.append(f"teacher.runs={shown(teachers)}")
-    return recipes.load(recipe, [*overrides, *chosen])
+    return [*overrides, *chosen]
 
 
 def _check_rules(recipe: str, rules: str | None, budget: int) -> None:
@@ -710,6 +817,80 @@ def _finish(
         _watch(role, resolved, folder, resume, trackers)
 
 
+@contextmanager
+def _worker(
+    place: Path, url: str | None, heartbeat_s: int
+) -> Iterator[tuple["Storage", "Train", "Say"]]:
+    """What a worker of a sweep needs: the storage, how a run is trained, where to say what.
+
+    What ends the worker early is one message and an exit code.
+    """
+    from distill import run_folder
+    from distill.engine.stop import Stop
+
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("a sweep's worker is one process; start several, each by the same command.")
+    run_folder.check_writable(place, "the place of a sweep")
+    stop = Stop()
+    with stop.listening(), _said_when_left(place):
+        from distill.engine.run import Request, processes
+
+        try:
+            from distill.study.storage import Storage, url_of
+        except ModuleNotFoundError as fault:
+            raise UserError(
+                f"a sweep needs the package {fault.name}, which is not installed.\n"
+                "Type uv pip install -r pyproject.toml --extra sweep, or "
+                "pip install optuna 'psycopg[binary]'."
+            ) from fault
+
+        def train(resolved: "Resolved", folder: "RunFolder", read: "Reader") -> None:
+            role: Role = "student" if resolved.recipe.student else "teacher"
+            request = Request(
+                role, resolved.recipe, resolved.name, folder.path, True, stop, resolved.origins
+            )
+            _show(request, folder, [], read)
+
+        with processes():
+            opened = Storage(url_of(url, place), heartbeat_s)
+            yield opened, train, partial(typer.echo, err=True)
+
+
+@contextmanager
+def _said_when_left(place: Path) -> Iterator[None]:
+    """A worker that is asked to stop says what becomes of its trial."""
+    from distill.engine.stop import Stopped
+
+    left = f"Stopped; its trial is left to the others. Type the same again to go on in {place}."
+    try:
+        yield
+    except Stopped as fault:
+        typer.echo(left, err=True)
+        raise typer.Exit(fault.code) from None
+    except SystemExit:
+        typer.echo(left, err=True)
+        raise
+    except OSError as fault:
+        where = f" ({fault.filename})" if fault.filename else ""
+        raise Failure(
+            f"The sweep in {place} failed: {fault.strerror or fault}{where}.\n"
+            "Its trial is left to the others. Type the same again to go on."
+        ) from fault
+
+
+def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:
+    """A sweep's page beside its runs, its table on the screen."""
+    from distill.show.sweep_page import write
+    from distill.show.sweep_table import sweep_table
+
+    write(said, place / "sweep.html")
+    if as_json:
+        typer.echo(json.dumps(said))
+    else:
+        _stdout().print(sweep_table(said), highlight=False)
+        typer.echo(f"{place / 'best.toml'}, {place / 'sweep.json'}, {place / 'sweep.html'}")
+
+
 def _close(folder: "RunFolder") -> None:
     """The finished run beside its teacher and the student alone."""
     from distill.show.closing import closing_rows
@@ -726,22 +907,40 @@ def _watch(
 
     stop = Stop()
     with stop.listening(), _said_why(folder):  # from before the seconds that imports take
-        from distill.engine.run import Request, processes, run
-        from distill.show.display import Display
-        from distill.show.journal import Journal
-        from distill.show.trackers import Trackers
+        from distill.engine.run import Request
 
-        journal = Journal(folder.journal)
-        tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
         request = Request(
             role, resolved.recipe, resolved.name, folder.path, resume, stop, resolved.origins
         )
-        with processes(), Display(_stderr()) as display, tracked:
-            for event in run(request, progress=display.progress):
-                if _is_main():
-                    journal(event)
-                    tracked(event)
-                display(event)
+        _show(request, folder, trackers)
+
+
+def _show(
+    request: "Request",
+    folder: "RunFolder",
+    trackers: list[str],
+    read: "Reader" = lambda event: None,
+) -> None:
+    """Every event to display, journal, trackers and one reader more, who may leave the run."""
+    from distill.engine.run import processes, run
+    from distill.show.display import Display
+    from distill.show.journal import Journal
+    from distill.show.trackers import Trackers
+
+    journal = Journal(folder.journal)
+    tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
+    with (
+        processes(),
+        Display(_stderr()) as display,
+        tracked,
+        closing(run(request, progress=display.progress)) as events,
+    ):
+        for event in events:
+            if _is_main():
+                journal(event)
+                tracked(event)
+            display(event)
+            read(event)
 
 
 @contextmanager

@@ -174,7 +174,7 @@ def allowed(key: str) -> str:
         return (
             "a table ({} for its defaults), or false for none" if key in switches() else "a table"
         )
-    return _words(_schema(key))
+    return words(_schema(key))
 
 
 def _schema(key: str) -> Values:
@@ -190,18 +190,18 @@ BOUNDS = {
 TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
 
 
-def _words(schema: Values) -> str:
+def words(schema: Values) -> str:
     """A JSON schema in English."""
     if "anyOf" in schema:
         branches = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
-        return " or ".join(map(_words, branches))
+        return " or ".join(map(words, branches))
     choices = list(map(shown, _choices(schema)))
     if choices:
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
     if schema["type"] == "array":
         each = schema.get("items") or schema["prefixItems"][0]
         number = f" of {schema['maxItems']}" if "maxItems" in schema else ""
-        return f"a list{number}, each {_words(each)}"
+        return f"a list{number}, each {words(each)}"
     bounds = [f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema]
     return TYPES.get(schema["type"], "text") + (f" ({', '.join(bounds)})" if bounds else "")
 

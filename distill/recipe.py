@@ -36,6 +36,7 @@ __all__ = [
     "dumps",
     "fingerprint",
     "is_taught",
+    "leaves",
     "load",
     "loads",
     "needs",
@@ -174,7 +175,7 @@ def fingerprint(recipe: Recipe) -> str:
 
 def values(recipe: Recipe) -> dict[str, Any]:
     """Every key outside [about] that has a value: `{"optim.lr": 0.1, …}`."""
-    return dict(_leaves(recipe.model_dump(exclude={"about"})))
+    return dict(leaves(recipe.model_dump(exclude={"about"})))
 
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
@@ -303,7 +304,7 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     }
     about = {key: value for key, value in recipe.about if f"about.{key}" in origins}
     recipe = recipe.model_copy(update={"about": About(**about)})
-    every = {key: origins.get(key, DEFAULT) for key, _ in _leaves(recipe.model_dump())}
+    every = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
     return Resolved(recipe, every, made.name)
 
 
@@ -335,10 +336,10 @@ def _line(fault: Fault, origins: dict[str, str]) -> str:
     return f"{fault.key}{value} ({origins.get(fault.key, DEFAULT)}) {problem}"
 
 
-def _leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key that has a value: `("optim.lr", 0.1)`."""
     for name, value in tables.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         elif value is not None:
             yield prefix + name, value

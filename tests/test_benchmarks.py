@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ceilings, peers, scaling, stages
+from benchmarks import ceilings, peers, scaling, stages, workers
 from benchmarks.contenders import CONTENDERS
 from benchmarks.pairs import PAIRS
 from benchmarks.peers import Entrant, Unequal
@@ -246,3 +246,14 @@ def test_all_sections_in_the_size_of_a_cpu(tmp_path: Path) -> None:
             "cached",
         )
     }
+
+
+def test_trials_an_hour_are_those_between_the_first_beginning_and_the_last_end() -> None:
+    rows = [
+        {"began": "2026-01-01T10:00:00.000", "ended": "2026-01-01T10:00:30.000", "workers": ["a"]},
+        {"began": "2026-01-01T10:00:10.000", "ended": "2026-01-01T10:00:50.000", "workers": ["b"]},
+        {"began": "2026-01-01T10:00:30.000", "ended": "2026-01-01T10:01:00.000", "workers": ["a"]},
+    ]
+    assert workers.hourly(rows, 2) == 180
+    with pytest.raises(SystemExit, match="2 of 3 workers had a trial"):
+        workers.hourly(rows, 3)

@@ -66,7 +66,11 @@ TABLE = (
         (*WORDS, *PARTS, *FIGURES, "distill.engine"),
         ("torch", "timm", "numpy", "PIL", "onnx", "onnxscript", "onnxruntime", "safetensors"),
     ),
-    Room(("distill.study",), (*WORDS, *PARTS, *FIGURES, "distill.engine"), ("optuna",)),
+    Room(
+        ("distill.study",),
+        (*WORDS, *PARTS, *FIGURES, "distill.engine"),
+        ("optuna", "sqlalchemy", "pydantic", "pydantic_core", "filelock"),
+    ),
     # 4 door
     Room(("cli",), ("distill", "teachers", "students"), ("typer", "rich")),
 )

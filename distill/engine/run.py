@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -73,7 +73,7 @@ class Run:
     notes: tuple[str, ...]  # on how long and how it trains
 
 
-def run(request: Request, *, progress: Progress | None = None) -> Iterator[Event]:
+def run(request: Request, *, progress: Progress | None = None) -> Generator[Event]:
     """Train, select, then read the test split once.
 
     Yields nothing where the run is finished already. Raises UserError before any work where the

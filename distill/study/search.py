@@ -1,0 +1,134 @@
+"""The design of a student by successive halving (Jamieson and Talwalkar, AISTATS 2016, arXiv
+1502.07943): every legal design trained for a short while, the best share of them for longer, …
+
+The legal set is the widest network of every depth within the budget. A rung is a sweep of its own,
+so that any number of workers share it. Each rung trains anew, so that every run has a whole
+schedule, whose learning rate falls to its end. To go on with the runs of the rung before would save
+less than 1 / eta of the work, and only where the schedule does not depend on the length.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from distill import recipe as recipes
+from distill.errors import UserError
+from distill.faults import shown
+from distill.recipe import Recipe
+from distill.run_folder import write_json, write_text
+from distill.study import sweep_file
+from distill.study.storage import Storage
+from distill.study.sweep import Say, Train
+from distill.study.sweep_file import Sweep
+from distill.study.sweep_schema import option_label
+from distill.study.sweep_summary import BEST, SUMMARY, carried_out
+from students import rules as courses
+from students.design import Design
+from students.grid import widest_of_each
+
+KEYS = ("stages", "blocks", "width")  # of a design
+GIVEN = {*KEYS, "channels"}  # what a recipe's student says and a search chooses
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to search. `epochs`: of each design of the last rung."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    designs: tuple[dict[str, Any], ...]
+    least_too_many: int  # parameters
+    epochs: int
+    n_rungs: int = 3
+    eta: int = 3
+
+    @property
+    def name(self) -> str:
+        return f"search-{self.recipe.removesuffix('.toml').rpartition('/')[2]}"
+
+    def lengths(self) -> list[int]:
+        """Epochs of each rung, the first one first: eta times as many in each, at least one."""
+        powers = range(self.n_rungs - 1, -1, -1)
+        return [max(1, round(self.epochs / self.eta**power)) for power in powers]
+
+    def sizes(self) -> list[int]:
+        """Designs of each rung: the best of every eta go on."""
+        return [ceil(len(self.designs) / self.eta**rung) for rung in range(self.n_rungs)]
+
+    def rung(self, number: int, designs: Sequence[dict[str, Any]]) -> Sweep:
+        """The sweep of a rung, from 0. Raises UserError where the recipe cannot be trained so."""
+        epochs = self.lengths()[number]
+        base = recipes.load(self.recipe, [*self.overrides, f"train.epochs={self.epochs}"]).recipe
+        warmup = base.optim.warmup_epochs * epochs / self.epochs  # the same share of a shorter run
+        settings = [f"train.epochs={epochs}", f"optim.warmup_epochs={shown(warmup)}"]
+        values = {
+            "recipe": self.recipe,
+            "set": [*self.overrides, *settings],
+            "study": {"pruner": "none"},
+            "space": {"design": {"grid": [{"student": design} for design in designs]}},
+            "constraint": {"parameters": self.least_too_many},
+        }
+        name = f"{self.name}-{number + 1}"
+        return sweep_file.checked(values, name, f"rung {number + 1} of {self.name}")
+
+
+def legal(
+    recipe: Recipe,
+    course: str,
+    budget: int,
+    stages: Iterable[int],
+    blocks: Iterable[int],
+    *,
+    asymmetric: bool,
+) -> tuple[list[dict[str, Any]], int]:
+    """The widest design of every depth that a course's rules allow, and the smallest number of
+    parameters that they do not. What else a design has, kernels, pool, stem, is the recipe's.
+
+    Raises UserError where the recipe has no student or fewer than two designs are legal.
+    """
+    if recipe.student is None:
+        raise UserError("a search looks for a student, and the recipe has no [student].")
+    rules, activation = courses.of(course), recipe.student.activation
+    spec = {name: value for name, value in recipe.student.spec().items() if name not in GIVEN}
+    too_many = rules.least_too_many(budget)
+    rows = widest_of_each(too_many, stages, blocks, asymmetric=asymmetric, **spec)
+    designs = [{key: row[key] for key in KEYS} for row in rows]
+    kept = [d for d in designs if not [*rules.faults(Design.of(**d, **spec), activation)]]
+    if len(kept) < 2:
+        raise UserError(
+            f"{len(kept)} designs of fewer than {too_many:,} parameters keep the rules of "
+            f"{rules.title}: there is nothing to choose.\nType wider --stages and --blocks."
+        )
+    return kept, too_many
+
+
+def search(asked: Search, storage: Storage, place: Path, train: Train, say: Say) -> dict[str, Any]:
+    """Rung by rung, each with all workers; what the last one found.
+
+    Its summary (see `sweep_summary.summary`), and `rungs`: of each `epochs` and the value of every
+    design by its label. Leaves `best.toml` and `sweep.json`; each rung has its own in a folder.
+    """
+    left, rungs, said = list(asked.designs), [], dict[str, Any]()
+    for number, (epochs, size) in enumerate(zip(asked.lengths(), asked.sizes(), strict=True)):
+        left = left[:size]
+        which = f"rung {number + 1} of {asked.n_rungs}"
+        say(f"{which}: {len(left)} designs, {epochs} epochs each, from the start")
+        where = place / f"rung-{number + 1}"
+        said = carried_out(asked.rung(number, left), storage, where, train, say)
+        values = {row["values"]["design"]: row["value"] for row in said["trials"]}
+        rungs.append({"epochs": epochs, "values": values})
+        left = ranked(left, values)
+    write_json(place / SUMMARY, said | {"rungs": rungs})
+    write_text(place / BEST, (where / BEST).read_text())
+    return said | {"rungs": rungs}
+
+
+def ranked(
+    designs: Sequence[dict[str, Any]], values: dict[str, float | None]
+) -> list[dict[str, Any]]:
+    """Those that were trained to the end, the best first; of equals the one that was first."""
+    found = [(values[option_label({"student": design})], design) for design in designs]
+    known = [(value, design) for value, design in found if value is not None]
+    return [design for _, design in sorted(known, key=lambda pair: -pair[0])]

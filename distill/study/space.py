@@ -1,0 +1,88 @@
+"""The space of a sweep in optuna's words: distributions, sampler, pruner."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import Trial
+
+from distill.study.sweep_file import Sweep
+from distill.study.sweep_schema import Space, Study, SweepFile, option_label
+
+REDUCTION = 3  # of Hyperband: a third goes on (Li et al., JMLR 18, 2018, arXiv 1603.06560)
+
+
+def distributions(file: SweepFile) -> dict[str, BaseDistribution]:
+    """By name of the space; options are stored by their labels."""
+    return {name: _distribution(space) for name, space in file.space.items()}
+
+
+def values(trial: Trial, file: SweepFile) -> dict[str, Any]:
+    """What the trial is to try: what is fixed already, the rest by the sampler."""
+    return {name: _drawn(trial, name, each) for name, each in distributions(file).items()}
+
+
+def sampler(study: Study, number: int) -> BaseSampler:
+    """Of one trial: its draws depend on the sweep's seed and the trial's number.
+
+    TPE: Bergstra et al., NeurIPS 2011; trials that still run count as bad, so that workers do not
+    all try the same place.
+    """
+    digest = hashlib.sha256(f"{study.seed} {number}".encode()).digest()
+    seed = int.from_bytes(digest[:4])
+    if study.sampler == "random":
+        return RandomSampler(seed=seed)
+    with catch_warnings():
+        simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(n_startup_trials=study.startup_trials, constant_liar=True, seed=seed)
+
+
+def pruner(sweep: Sweep) -> BasePruner:
+    """Who ends a trial early, by its value after each epoch."""
+    study = sweep.file.study
+    if study.pruner == "median":
+        return MedianPruner(study.startup_trials, study.warmup_epochs)
+    if study.pruner == "hyperband":
+        return HyperbandPruner(
+            min_resource=study.warmup_epochs,
+            max_resource=_most_epochs(sweep),
+            reduction_factor=REDUCTION,
+        )
+    return NopPruner()
+
+
+def _most_epochs(sweep: Sweep) -> int:
+    space: Mapping[str, Space] = sweep.file.space
+    if "train.epochs" in space:
+        epochs = space["train.epochs"]
+        return int(max(epochs.options or epochs.bounds))
+    return sweep.base.recipe.train.epochs or 1
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    if space.log:
+        return FloatDistribution(*space.log, log=True)
+    if space.uniform:
+        return FloatDistribution(*space.uniform)
+    if space.integer:
+        return IntDistribution(*space.integer)
+    return CategoricalDistribution([option_label(option) for option in space.options])
+
+
+def _drawn(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, distribution.low, distribution.high)
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)

@@ -1,0 +1,177 @@
+"""A worker of a sweep: it takes trials until all are done, by whomever.
+
+A trial is a run like any other, in a folder of its own. After each epoch its value on the held-out
+part goes to the study, and the study may end it: then its folder stays as a run that was stopped.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import optuna
+from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
+from optuna.trial import TrialState
+
+from distill import recipe as recipes
+from distill.engine.divergence import Diverged
+from distill.events import Epoch, Event, Start
+from distill.recipe import RecipeError, Resolved
+from distill.run_folder import RunFolder
+from distill.study import space
+from distill.study.storage import Storage
+from distill.study.sweep_file import Sweep
+from distill.study.sweep_schema import touched
+from distill.study.trials import Taken, Trials
+
+LOOK_S = 2.0  # between two looks of a worker that waits for the others
+INFEASIBLE, DIVERGED = "infeasible", "diverged"  # attributes of an attempt: why it has no value
+VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
+
+Reader = Callable[[Event], None]
+Train = Callable[[Resolved, RunFolder, Reader], None]  # one run, to its end
+Say = Callable[[str], None]
+
+
+class Lost(Exception):
+    """Another worker has taken this worker's trial."""
+
+
+def opened(sweep: Sweep, storage: Storage, place: Path) -> Trials:
+    """The sweep's trials, those that are done and those to come. Raises UserError where the storage
+    holds another sweep of this name.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction = "maximize" if sweep.is_maximized else "minimize"
+    with storage.explained():
+        study = storage.study(sweep.name, direction, definition(sweep))
+    study.pruner = space.pruner(sweep)
+    return Trials(sweep, study, storage, place)
+
+
+def definition(sweep: Sweep) -> str:
+    """What all workers of a sweep have in common, a line for each key."""
+    file = sweep.file.model_dump(exclude={"study": {"trials", "heartbeat_s", "name"}})
+    lines = {**recipes.values(sweep.base.recipe), **dict(recipes.leaves(file))}
+    return "\n".join(f"{key} = {value}" for key, value in lines.items())
+
+
+def with_stored_answers(sweep: Sweep) -> tuple[Sweep, str]:
+    """The teacher's answers kept for all trials, where they can be; what the head says of it."""
+    recipe = sweep.base.recipe
+    if not recipes.is_taught(recipe):
+        return sweep, "no trial asks a teacher"
+    keys = touched(sweep.file)
+    if varied := [key for key in keys if key.startswith(VIEWED)]:
+        names = " and ".join(varied)
+        return sweep, f"{names} varies: only trials that agree in it can share stored answers"
+    shared = "the teacher's answers are stored by the first trials and read by the others"
+    if recipe.cache is not None:
+        return sweep, shared
+    terms = {key.split(".")[1] for key in keys if key.startswith("loss.")}
+    try:
+        base = recipes.load(sweep.file.recipe, [*sweep.overrides, "cache={}"])
+        if not terms <= recipe.loss.terms().keys():  # what they read is not known before
+            raise RecipeError(sweep.name, [])
+    except RecipeError:
+        return sweep, "a term reads the teacher's maps, which are not stored: each trial asks it"
+    file = sweep.file.model_copy(update={"overrides": (*sweep.file.overrides, "cache={}")})
+    return Sweep(sweep.name, file, base), shared
+
+
+def work(trials: Trials, train: Train, say: Say) -> None:
+    """Take trials until all are done. Another worker that dies meanwhile is replaced.
+
+    Raises what a run raises; the trial it befell is given back first.
+    """
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
+    with trials.storage.explained(), trials.working(name):
+        is_waiting = False
+        while trials.left():
+            trials.release_dead()
+            taken = trials.take(name)
+            if taken is not None:
+                is_waiting = False
+                _attempt(trials, taken, train, say)
+                continue
+            if not is_waiting:
+                say(f"{trials.left()} trials are with other workers: waiting, in case one dies")
+            is_waiting = True
+            time.sleep(LOOK_S)
+
+
+def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
+    """One trial, from its values to its end in the storage."""
+    storage, sweep, folder = trials.storage, trials.sweep, trials.folder(taken.number)
+    with _as_ours(taken, say), storage.beating(taken.row):
+        values = space.values(taken.trial, sweep.file)
+        said = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
+        say(f"trial {taken.number} of {sweep.n_trials}: {said}")
+        try:
+            resolved = sweep.resolved(values)
+        except RecipeError as fault:
+            taken.trial.set_user_attr(INFEASIBLE, "; ".join(fault.faults))
+            _end(storage, taken, TrialState.PRUNED)
+            say(f"trial {taken.number} is infeasible: {'; '.join(fault.faults)}")
+            return
+        try:
+            train(resolved, folder, Judge(taken, sweep.metric))
+        except TrialPruned:
+            _end(storage, taken, TrialState.PRUNED)
+            say(f"trial {taken.number} is pruned: {folder.path} stays as a run that was stopped")
+        except Diverged as fault:
+            taken.trial.set_user_attr(DIVERGED, str(fault))
+            _end(storage, taken, TrialState.PRUNED)
+            say(f"trial {taken.number} is pruned: {fault}")
+        else:
+            value = float(folder.result()["metrics"][sweep.metric])
+            _end(storage, taken, TrialState.COMPLETE, value)
+            say(f"trial {taken.number} is done: {sweep.metric} {value:.4f}")
+
+
+def _end(storage: Storage, taken: Taken, state: TrialState, value: float | None = None) -> None:
+    """Raises Lost where somebody has ended it before."""
+    if not storage.end(taken.row, state, value):
+        raise Lost
+
+
+@contextmanager
+def _as_ours(taken: Taken, say: Say) -> Iterator[None]:
+    """A trial that is ours no more is left."""
+    try:
+        yield
+    except (Lost, UpdateFinishedTrialError):
+        say(f"trial {taken.number} was taken over by another worker: left to it")
+
+
+class Judge:
+    """Reads a run's events; tells the study each epoch's value and ends the run when it says so.
+
+    Raises TrialPruned, or Lost where the trial is another worker's by now.
+    """
+
+    def __init__(self, taken: Taken, metric: str) -> None:
+        self.trial, self.metric = taken.trial, metric
+        self.known = set(taken.trial.storage.get_trial(taken.row).intermediate_values)
+        self.epochs = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Start):
+            self.epochs = event.epochs
+        if not isinstance(event, Epoch):
+            return
+        try:
+            if event.epoch not in self.known:  # by the worker that died
+                self.trial.report(event.metrics[self.metric], event.epoch)
+        except UpdateFinishedTrialError as fault:
+            raise Lost from fault
+        if event.epoch < self.epochs and self.trial.should_prune():
+            raise TrialPruned
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

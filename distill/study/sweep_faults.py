@@ -1,0 +1,86 @@
+"""What is wrong with a sweep file: every fault at once, in the user's own words."""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import ErrorDetails
+
+from distill.events import MEASURES, measure_name
+from distill.faults import Values, check, keys, shown, switches, words
+from distill.rules import Fault, did_you_mean
+from distill.study.sweep_schema import Constraint, Space, Study, SweepFile, keys_of, pairs
+
+METRICS = [measure_name(name, split) for name in MEASURES for split in ("val", "val_ema")]
+
+
+def of_file(file: SweepFile) -> Iterator[str]:
+    """What its tables say of each other, and of the keys of any recipe."""
+    yield from _study_faults(file)
+    yield from _space_faults(file)
+
+
+def _study_faults(file: SweepFile) -> Iterator[str]:
+    if file.study.trials is None and any(not space.grid for space in file.space.values()):
+        yield "study.trials is missing: how many; only a sweep of grids alone ends by itself"
+    if file.study.metric is not None and file.study.metric not in METRICS:
+        yield f'study.metric = "{file.study.metric}" is unknown; allowed: {", ".join(METRICS)}'
+
+
+def _space_faults(file: SweepFile) -> Iterator[str]:
+    """Keys that no recipe has, values that no recipe takes, keys that are set twice."""
+    seen: dict[str, str] = {}
+    for name, space in file.space.items():
+        for key in keys_of(name, space):
+            if key not in keys():
+                near = get_close_matches(key, keys(), n=1)
+                yield f"space.{name}: {key} is no key of a recipe{did_you_mean(*near)}"
+            elif key in seen:
+                yield f"space.{name} and space.{seen[key]} both set {key}; give one of them"
+            elif key == "train.precision":
+                yield f"space.{name}: one process computes in one precision; type two sweeps"
+            seen.setdefault(key, name)
+        for each in space.options or space.bounds:
+            known = [(key, value) for key, value in pairs(name, each) if key in keys()]
+            for fault in (f for key, value in known for f in _value_faults(key, value)):
+                yield f"space.{name}: {fault.key} = {shown(fault.value)} {fault.problem}"
+
+
+def _value_faults(key: str, value: Any) -> list[Fault]:
+    """What is wrong with a value by itself; what goes with what is known when a trial begins."""
+    return (
+        [] if value is False and key in switches() else check(_nested(key, value), whole=False)[1]
+    )
+
+
+def _nested(key: str, value: Any) -> Values:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+def in_words(detail: ErrorDetails) -> str:
+    """What pydantic found, in the words of a recipe's faults."""
+    way = [str(part) for part in detail["loc"]]
+    key, kind = ".".join(way), detail["type"]
+    if kind == "missing":
+        return f"{key} is missing"
+    table = _table(way[:-1] if kind == "extra_forbidden" else way)
+    if kind == "extra_forbidden":
+        known = [field.alias or name for name, field in table.model_fields.items()]
+        near = get_close_matches(way[-1], known, n=1)
+        return f"{key} is not a key{did_you_mean(*near)}; allowed: {', '.join(known)}"
+    if kind == "value_error":
+        return f"{key} = {shown(detail['input'])}; {detail['ctx']['error']}"
+    field = next((f for name, f in table.model_fields.items() if name in way[-3:]), None)
+    said = words(TypeAdapter(field.rebuild_annotation()).json_schema()) if field else "a table"
+    return f"{key} = {shown(detail['input'])} is none; allowed: {said}"
+
+
+def _table(way: Sequence[str]) -> type[BaseModel]:
+    """The table that a location lies in."""
+    tables: dict[str, type[BaseModel]] = {
+        "study": Study, "constraint": Constraint, "space": Space,
+    }  # fmt: skip
+    return tables.get(way[0], SweepFile) if way else SweepFile

@@ -1,0 +1,150 @@
+"""What the trials of a sweep say together: the best, which keys mattered, every trial in a row."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from distill import recipe as recipes
+from distill.errors import Failure
+from distill.recipe import About
+from distill.run_folder import write_json, write_text
+from distill.study.storage import Storage
+from distill.study.sweep import (
+    DIVERGED,
+    INFEASIBLE,
+    Say,
+    Train,
+    opened,
+    with_stored_answers,
+    work,
+)
+from distill.study.sweep_file import Sweep
+from distill.study.trials import WORKER, Trials
+
+BEST, SUMMARY = "best.toml", "sweep.json"
+FEWEST = 4  # finished trials, for an importance
+
+
+def carried_out(
+    planned: Sweep, storage: Storage, place: Path, train: Train, say: Say
+) -> dict[str, Any]:
+    """Work on a sweep until it is done; its summary, which is written beside the runs.
+
+    Raises UserError where the storage holds another sweep of its name, Failure where there is no
+    best, and what a run raises.
+    """
+    planned, note = with_stored_answers(planned)
+    trials = opened(planned, storage, place)
+    say(f"{planned.name}: {planned.n_trials} trials, {trials.left()} to go, {storage.shown}")
+    say(f"note: {note}")
+    work(trials, train, say)
+    said = summary(trials)
+    write(trials, said)
+    return said
+
+
+def summary(trials: Trials) -> dict[str, Any]:
+    """A sweep whose trials are done, in plain values.
+
+    Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (kind and ends or options, by
+    name), `asked`, `counts` (`complete`, `pruned`, `infeasible`, `diverged`: their sum is `asked`),
+    `taken_up` (attempts whose worker ended before they did), `best` (a row of `trials`, or None),
+    `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
+    (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
+    who had it, in turn, `began`, `ended`).
+    """
+    sweep, attempts = trials.sweep, trials.attempts()
+    counting = trials.counting()
+    rows = [_row(trials, n, counting[n], attempts[n]) for n in sorted(counting)]
+    complete = [row for row in rows if row["state"] == "complete"]
+    choose = max if sweep.is_maximized else min
+    states = [row["state"] for row in rows]
+    return {
+        "sweep": sweep.name,
+        "recipe": sweep.base.name,
+        "metric": sweep.metric,
+        "goal": "maximize" if sweep.is_maximized else "minimize",
+        "space": {
+            name: space.model_dump(mode="json", exclude_none=True)
+            for name, space in sweep.file.space.items()
+        },
+        "asked": sweep.n_trials,
+        "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
+        "taken_up": sum(len(row["workers"]) - 1 for row in rows),
+        "best": choose(complete, key=lambda row: row["value"]) if complete else None,
+        "importance": importances(trials.study, [counting[row["trial"]] for row in complete]),
+        "storage": trials.storage.shown,
+        "trials": rows,
+    }
+
+
+def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
+    """The share of each key in what tells the better tenth from the rest: PED-ANOVA (Watanabe et
+    al., IJCAI 2023, arXiv 2304.10255). Empty below four finished trials.
+    """
+    if len(complete) < FEWEST or len({trial.value for trial in complete}) == 1:
+        return {}
+    with catch_warnings():
+        simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return {name: float(share) for name, share in found.items()}
+
+
+def write(trials: Trials, said: dict[str, Any]) -> None:
+    """`sweep.json`, and `best.toml`: a recipe that can be trained as it is. Raises Failure where no
+    trial was trained to its end.
+    """
+    write_json(trials.place / SUMMARY, said)
+    best = said["best"]
+    if best is None:
+        reasons = dict.fromkeys(row["why"] for row in said["trials"] if row["why"])
+        raise Failure("\n  ".join(["no trial was trained to its end: there is no best", *reasons]))
+    recipe = trials.sweep.resolved(best["values"]).recipe
+    about = _about(trials.sweep, said)
+    path = trials.place / BEST
+    write_text(path, recipes.dumps(recipe.model_copy(update={"about": about})))
+
+
+def _about(sweep: Sweep, said: dict[str, Any]) -> About:
+    best = said["best"]
+    runs = sweep.base.recipe.teacher.runs if sweep.base.recipe.teacher else ()
+    return About(
+        claim=f"The best of {said['asked']} trials of the sweep {sweep.name}: trial "
+        f"{best['trial']}, {sweep.metric} = {best['value']:.4f}, chosen on held-out images",
+        command=f"python cli.py distill --recipe {BEST}",
+        teacher=" + ".join(runs) or "none",
+        hardware="not yet run",
+        minutes="not yet run",
+        accuracy="not yet run",
+    )
+
+
+def _row(
+    trials: Trials, number: int, attempt: FrozenTrial, attempts: Sequence[FrozenTrial]
+) -> dict[str, Any]:
+    marks = attempt.user_attrs
+    why = next((name for name in (INFEASIBLE, DIVERGED) if name in marks), None)
+    done = attempt.state == TrialState.COMPLETE
+    return {
+        "trial": number,
+        "state": why or attempt.state.name.lower(),
+        "value": attempt.value if done else None,
+        "values": dict(attempt.params),
+        "epochs": {str(epoch): value for epoch, value in attempt.intermediate_values.items()},
+        "run": None if why == INFEASIBLE else str(trials.folder(number).path),
+        "why": marks.get(why) if why else None,
+        "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
+        "began": _iso(attempt.datetime_start),
+        "ended": _iso(attempt.datetime_complete),
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    """Local time of the worker's host."""
+    return None if moment is None else moment.isoformat(timespec="milliseconds")

@@ -1,0 +1,152 @@
+"""Who has which trial: none is lost, none is trained twice.
+
+A sweep asks for trials 0 … n-1. An attempt at one is a row of the storage: WAITING, RUNNING, then
+COMPLETE or PRUNED; FAIL where its worker ended before it did. The attempt that counts for a trial
+is the first that did not fail; where all failed, whoever looks next adds one, with the same values.
+Where two add one at once the second never counts, and is taken back. A worker that was taken for
+dead and is not finds its attempt ended at its next write, and leaves it.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from distill import lock
+from distill.run_folder import RunFolder
+from distill.study import space
+from distill.study.storage import Storage
+from distill.study.sweep_file import Sweep
+
+NUMBER, WORKER = "trial", "worker"  # attributes of an attempt: at which trial, by whom
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An attempt that is ours."""
+
+    number: int  # of the trial, from 0
+    row: int  # of the storage
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The trials of a sweep as one worker sees them; `place` holds their folders."""
+
+    sweep: Sweep
+    study: optuna.Study
+    storage: Storage
+    place: Path
+
+    def folder(self, number: int) -> RunFolder:
+        return RunFolder(self.place / f"trial-{number:04}")
+
+    def attempts(self) -> dict[int, list[FrozenTrial]]:
+        """Every attempt by the number of its trial, the first one first."""
+        found: dict[int, list[FrozenTrial]] = {n: [] for n in range(self.sweep.n_trials)}
+        rows = self.study.get_trials(deepcopy=False)
+        for attempt in sorted(rows, key=lambda row: row.number):
+            found.setdefault(attempt.user_attrs[NUMBER], []).append(attempt)
+        return {number: found[number] for number in range(self.sweep.n_trials)}
+
+    def counting(self) -> dict[int, FrozenTrial]:
+        """The attempt that counts, of every trial that has one."""
+        counting = {
+            number: next((a for a in attempts if a.state != TrialState.FAIL), None)
+            for number, attempts in self.attempts().items()
+        }
+        return {number: attempt for number, attempt in counting.items() if attempt is not None}
+
+    def left(self) -> int:
+        """How many trials are not done yet, by whomever."""
+        return self.sweep.n_trials - sum(a.state.is_finished() for a in self.counting().values())
+
+    def take(self, worker: str) -> Taken | None:
+        """The first trial that nobody has; None where all are done or somebody has them.
+
+        One whose folder is in use is left to who is there: it will notice that it lost the trial.
+        """
+        with self.storage.alone:
+            self._add_attempts()
+            self._end_surplus()
+            for number, attempt in self.counting().items():
+                if attempt.state != TrialState.WAITING or lock.holder(self.folder(number).path)[1]:
+                    continue
+                row = self.storage.id_of(self.study, attempt)
+                if self.storage.take(row):
+                    self.storage.rows.set_trial_user_attr(row, WORKER, worker)
+                    # A sampler of its own for each trial: workers that begin with one seed would
+                    # draw the same values, and who takes a trial must not decide what it is.
+                    self.study.sampler = space.sampler(self.sweep.file.study, number)
+                    return Taken(number, row, Trial(self.study, row))
+        return None
+
+    def give_back(self, worker: str) -> None:
+        """What a worker still has, for the others."""
+        for row in self._rows_of({worker}):
+            self.storage.end(row, TrialState.FAIL)
+
+    def release_dead(self) -> None:
+        """What dead workers had: those of this host at once, by their lock; others when silent."""
+        self.storage.end_silent(self.study)
+        here = {path.name for path in self._workers.glob("*") if _is_dead(path)}
+        for row in self._rows_of(here):
+            self.storage.end(row, TrialState.FAIL)
+
+    @contextmanager
+    def working(self, worker: str) -> Iterator[None]:
+        """Holds the lock by which others see that this worker lives; gives back what it had."""
+        with lock.held(self._workers / worker):
+            try:
+                yield
+            finally:
+                self.give_back(worker)
+
+    @property
+    def _workers(self) -> Path:
+        return self.place / "workers"
+
+    def _rows_of(self, workers: set[str]) -> list[int]:
+        return [
+            self.storage.id_of(self.study, attempt)
+            for attempt in self.counting().values()
+            if attempt.state == TrialState.RUNNING and attempt.user_attrs.get(WORKER) in workers
+        ]
+
+    def _add_attempts(self) -> None:
+        """One for each trial that has none: its cell of the grid, or the values it had before."""
+        cells = self.sweep.cells
+        for number, failed in self.attempts().items():
+            if any(attempt.state != TrialState.FAIL for attempt in failed):
+                continue
+            before = failed[-1] if failed else None
+            known = before.params if before and before.params else cells[number % len(cells)]
+            every = space.distributions(self.sweep.file)
+            self.study.add_trial(
+                optuna.create_trial(
+                    state=TrialState.WAITING,
+                    params=known,
+                    distributions={name: every[name] for name in known},
+                    user_attrs={NUMBER: number},
+                    intermediate_values=before.intermediate_values if before else {},
+                )
+            )
+
+    def _end_surplus(self) -> None:
+        """What another worker added at the same moment."""
+        counting = self.counting()
+        for number, attempts in self.attempts().items():
+            for attempt in attempts:
+                if attempt.state == TrialState.WAITING and attempt.number > counting[number].number:
+                    self.storage.end(self.storage.id_of(self.study, attempt), TrialState.FAIL)
+
+
+def _is_dead(worker: Path) -> bool:
+    """Whether a worker of this host was killed: its name is there, its lock is free."""
+    holder, is_alive = lock.holder(worker)
+    return holder is not None and holder.host == socket.gethostname() and not is_alive

@@ -1,0 +1,273 @@
+"""Who has which trial: the ledger under every interleaving that matters, without training."""
+
+import multiprocessing
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from distill import lock
+from distill.engine.divergence import Diverged
+from distill.errors import Failure, UserError
+from distill.events import Epoch, Start
+from distill.recipe import Resolved
+from distill.run_folder import RunFolder, write_json
+from distill.study import space, sweep, sweep_file
+from distill.study.storage import Storage, url_of
+from distill.study.sweep_summary import summary
+from distill.study.trials import Trials
+
+ALONE = ["loss.kd=false", "loss.hard.weight=1"]
+VALUES: dict[str, Any] = {
+    "recipe": "tiny",
+    "set": ALONE,
+    "study": {"trials": 6, "heartbeat_s": 1},
+    "space": {"optim.lr": {"log": [0.01, 0.5]}, "student.width": {"grid": [2, 4]}},
+}
+
+
+def opened(place: Path, **tables: Any) -> Trials:
+    planned = sweep_file.checked(VALUES | tables, "mine", "mine.toml")
+    return sweep.opened(planned, Storage(url_of(None, place), 1), place)
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> Iterator[Trials]:
+    yield opened(tmp_path)
+
+
+def test_every_trial_is_taken_once_and_no_more_than_asked_for(trials: Trials) -> None:
+    taken = [trials.take(f"worker {n % 2}") for n in range(6)]
+    assert [each.number for each in taken if each] == [0, 1, 2, 3, 4, 5]
+    assert trials.take("worker 0") is None
+    assert trials.left() == 6
+
+
+def test_of_many_that_ask_at_once_one_gets_each(tmp_path: Path) -> None:
+    """On SQLite, whose transactions begin too late to tell."""
+    taken: list[int] = []
+
+    def worker(name: str) -> None:
+        trials = opened(tmp_path, study=VALUES["study"] | {"trials": 12})
+        while each := trials.take(name):
+            taken.append(each.number)
+
+    opened(tmp_path, study=VALUES["study"] | {"trials": 12})
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(worker, ["a", "b", "c", "d"]))
+    assert sorted(taken) == list(range(12))
+
+
+def test_the_grid_goes_round_and_the_rest_is_drawn(trials: Trials) -> None:
+    found = []
+    while taken := trials.take("w"):
+        found.append(space.values(taken.trial, trials.sweep.file))
+    assert [each["student.width"] for each in found] == ["2", "4"] * 3
+    rates = [each["optim.lr"] for each in found]
+    assert len(set(rates)) == 6
+    assert all(0.01 <= rate <= 0.5 for rate in rates)
+
+
+def test_what_a_trial_is_does_not_depend_on_who_takes_it(tmp_path: Path) -> None:
+    """Two workers of one seed do not draw the same values; two sweeps of one seed do."""
+    a, b = opened(tmp_path / "a"), opened(tmp_path / "b")
+    for trials in (a, b):
+        trials.take("w")  # the first is left as it is: the second of `b` does not know its values
+    drawn = [space.values(t.take("w").trial, t.sweep.file) for t in (a, b)]  # type: ignore[union-attr]
+    assert drawn[0] == drawn[1]
+
+
+def test_who_was_killed_is_replaced_with_the_same_values_and_what_he_told(trials: Trials) -> None:
+    mine = trials.take("gone")
+    assert mine is not None
+    values = space.values(mine.trial, trials.sweep.file)
+    mine.trial.report(0.3, 1)
+    trials.give_back("gone")
+    again = trials.take("other")
+    assert again is not None
+    assert again.number == mine.number == 0
+    assert again.row != mine.row
+    assert space.values(again.trial, trials.sweep.file) == values
+    assert trials.storage.rows.get_trial(again.row).intermediate_values == {1: 0.3}
+
+
+def test_who_was_taken_for_dead_and_is_not_loses_the_trial(trials: Trials) -> None:
+    mine = trials.take("slow")
+    assert mine is not None
+    trials.give_back("slow")
+    theirs = trials.take("other")
+    assert theirs is not None
+    judge = sweep.Judge(mine, "top1/val")
+    with pytest.raises(sweep.Lost):
+        judge(Epoch(1, 4, {"top1/val": 0.2}, True, 1.0, 1.0))
+    assert not trials.storage.end(mine.row, TrialState.COMPLETE, 0.9)
+    assert trials.storage.end(theirs.row, TrialState.COMPLETE, 0.4)
+    assert trials.counting()[0].value == 0.4
+
+
+def test_a_second_attempt_that_was_added_at_once_never_counts(trials: Trials) -> None:
+    mine = trials.take("gone")
+    assert mine is not None
+    trials.give_back("gone")
+    trials._add_attempts()
+    seen = trials.attempts()[0]
+    trials.study.add_trial(seen[-1])  # what another worker does that looked before that
+    assert [len(attempts) for attempts in trials.attempts().values()] == [3, 1, 1, 1, 1, 1]
+    taken = [trials.take("w") for _ in range(7)]
+    assert [each.number for each in taken if each] == [0, 1, 2, 3, 4, 5]
+    states = [attempt.state for attempt in trials.attempts()[0]]
+    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.FAIL]
+
+
+def test_a_worker_that_died_on_this_host_is_known_by_its_lock(trials: Trials) -> None:
+    context = multiprocessing.get_context("spawn")
+    dying = context.Process(target=_die_with_a_trial, args=(trials.place,))
+    dying.start()
+    dying.join(60)
+    assert dying.exitcode == 9
+    assert trials.counting()[0].state == TrialState.RUNNING
+    trials.release_dead()
+    again = trials.take("w")
+    assert again is not None
+    assert again.number == 0
+
+
+def _die_with_a_trial(place: Path) -> None:
+    import os
+
+    trials = opened(place)
+    with trials.working("doomed"):
+        trials.take("doomed")
+        os._exit(9)
+
+
+def test_a_worker_of_another_host_is_known_by_its_silence(trials: Trials) -> None:
+    mine = trials.take("far away")
+    assert mine is not None
+    trials.release_dead()
+    assert trials.counting()[0].state == TrialState.RUNNING
+    with sqlite3.connect(trials.place / "sweep.db") as rows:
+        rows.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-4 seconds')")
+    trials.release_dead()
+    assert 0 not in trials.counting()
+
+
+def test_who_lives_is_heard_of(trials: Trials) -> None:
+    mine = trials.take("w")
+    assert mine is not None
+    with sqlite3.connect(trials.place / "sweep.db") as rows:
+        rows.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-9 seconds')")
+        with trials.storage.beating(mine.row):
+            import time
+
+            rows.commit()
+            time.sleep(1.5)
+    trials.release_dead()
+    assert trials.counting()[0].state == TrialState.RUNNING
+
+
+def test_a_folder_that_somebody_trains_in_is_left_to_him(trials: Trials) -> None:
+    with lock.held(trials.folder(0).path):
+        taken = trials.take("w")
+    assert taken is not None
+    assert taken.number == 1
+
+
+def test_a_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
+    with trials.working("w"):
+        assert trials.take("w")
+    assert not (trials.place / "workers").exists()
+    assert 0 not in trials.counting()
+
+
+def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Trials) -> None:
+    more = opened(trials.place, study=VALUES["study"] | {"trials": 8})
+    assert more.left() == 8
+    with pytest.raises(UserError, match=r"(?s)another sweep of the name mine:.*optim.lr.*--out"):
+        opened(trials.place, space={"optim.lr": {"log": [0.02, 0.5]}})
+
+
+def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
+    """Without training: the value falls with the learning rate, one is no number."""
+    rates = [0.1, 0.2, 0.3, 0.4, 0.6, 0.5, 0.05]
+    trials = opened(
+        tmp_path,
+        study={"trials": 7, "startup_trials": 3},
+        space={"optim.lr": {"grid": rates}},
+    )
+    seen, said = [], list[str]()
+
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        lr = resolved.recipe.optim.lr
+        if lr == 0.4:
+            raise Diverged(7)
+        read(head(epochs=2))
+        for epoch in (1, 2):
+            seen.append((lr, epoch))
+            read(Epoch(epoch, epoch, {"top1/val": 1 - lr}, True, 1.0, 1.0))
+        write_json(folder.result_file, {"metrics": {"top1/val": 1 - lr}})
+
+    sweep.work(trials, train, said.append)
+    told = summary(trials)
+    states = [row["state"] for row in told["trials"]]
+    ended = ["complete"] * 3 + ["diverged", "pruned", "pruned", "complete"]
+    assert states == ended
+    assert told["counts"] == {"complete": 4, "pruned": 2, "infeasible": 0, "diverged": 1}
+    assert (0.6, 2) not in seen and (0.05, 2) in seen
+    assert told["best"]["trial"] == 6 and told["best"]["value"] == 0.95
+    assert set(told["importance"]) == {"optim.lr"}
+    assert "trial 4 is pruned: " in "".join(said) and "stays as a run that was stopped" in said[-3]
+
+
+@pytest.mark.parametrize("kind", ["median", "hyperband"])
+def test_nobody_is_ended_before_the_warm_up(tmp_path: Path, kind: str) -> None:
+    """The second of four epochs is the first after which a trial may be."""
+    trials = opened(
+        tmp_path,
+        set=[*ALONE, "train.epochs=4"],
+        study={"trials": 5, "startup_trials": 2, "warmup_epochs": 2, "pruner": kind},
+        space={"optim.lr": {"grid": [0.1, 0.2, 0.3, 0.7, 0.9]}},
+    )
+    ends = dict[float, int]()
+
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        lr = resolved.recipe.optim.lr
+        read(head(epochs=4))
+        for epoch in (1, 2, 3, 4):
+            ends[lr] = epoch
+            read(Epoch(epoch, epoch, {"top1/val": 1 - lr}, True, 1.0, 1.0))
+        write_json(folder.result_file, {"metrics": {"top1/val": 1 - lr}})
+
+    sweep.work(trials, train, print)
+    assert ends[0.1] == 4
+    assert min(ends.values()) == 2
+
+
+def test_what_a_run_raises_gives_its_trial_back(trials: Trials) -> None:
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        sweep.work(trials, train, print)
+    assert [len(attempts) for attempts in trials.attempts().values()] == [1] * 6
+    assert 0 not in trials.counting()
+
+
+def head(epochs: int) -> Start:
+    return Start(
+        "run", "student", "tiny", "ResNet", 9, "synthetic", 90, 9, 10, 1, "cpu", "fp32", 9, epochs,
+        1, 0,
+    )  # fmt: skip
+
+
+def test_an_address_is_checked_and_its_password_never_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--storage nonsense cannot be opened") as said:
+        Storage("nonsense", 1)
+    nobody = "postgresql://me:s3cret@127.0.0.1:1/none?password=s3cret"
+    with pytest.raises(Failure, match=r"me:\*\*\*@127.0.0.1:1") as said:
+        Storage(url_of(nobody, tmp_path), 1)
+    assert "s3cret" not in str(said.value)
