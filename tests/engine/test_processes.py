@@ -139,7 +139,12 @@ def student(out: Path, teacher: Path, *launcher: object, **variables: str) -> li
     """The whole program over a launcher; the losses of its steps."""
     options = ["--recipe", "tiny+cutmix+ema", "--teacher", teacher, "--out", out]
     launch(*launcher, "cli.py", "distill", *options, "--set", "train.epochs=2", **variables)
-    return [row["metrics"]["loss/total"] for row in journal.read(out / "journal.jsonl")
+    return losses(out)
+
+
+def losses(run: Path) -> list[float]:
+    """Of each step of a run, in order."""
+    return [row["metrics"]["loss/total"] for row in journal.read(run / "journal.jsonl")
             if row["event"] == "step"]  # fmt: skip
 
 
