@@ -1,9 +1,14 @@
 """A finished teacher and a finished student, trained once for all tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, said before torch looks
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from accelerate.state import AcceleratorState
 
 from distill.run_folder import RunFolder
