@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-import os
+import random
 import socket
 import struct
 import threading
@@ -17,8 +17,10 @@ from distill.data import fetch
 from distill.data.fetch import Archive, Download
 from distill.errors import Failure, UserError
 
-CONTENT = gzip.compress(os.urandom(300_000))
-OTHER = gzip.compress(os.urandom(300_000))[: len(CONTENT)].ljust(len(CONTENT), b"\0")
+CONTENT = gzip.compress(random.Random(0).randbytes(300_000), mtime=0)
+OTHER = gzip.compress(random.Random(1).randbytes(300_000), mtime=0)[: len(CONTENT)].ljust(
+    len(CONTENT), b"\0"
+)
 ARCHIVE = Archive("small.tar.gz", hashlib.md5(CONTENT).hexdigest(), len(CONTENT), ())
 HALF = len(CONTENT) // 2
 
