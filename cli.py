@@ -410,6 +410,12 @@ def design(
         skip_kernel=skip_kernel,
         pool=int(pool) if pool.isdecimal() else pool,  # what else it is, is said by the design
     )
+    if not rows:
+        raise UserError(
+            f"no network of {stages} stages and {blocks} blocks has "
+            f"{'at most' if course.may_equal else 'fewer than'} {max_params:,} parameters.\n"
+            "Give a larger --max-params, or fewer --stages and --blocks."
+        )
     if plot is not None:
         from distill.show.design_plot import draw
 
@@ -421,6 +427,10 @@ def design(
         from distill.show.tables import design_table
 
         _stdout().print(design_table(rows))
+        typer.echo(
+            "To train one: --set student.stages=… --set student.blocks=… --set student.width=…",
+            err=True,
+        )
 
 
 @app.command()
@@ -556,6 +566,11 @@ def seeds(
     from distill.study import seeds as study
 
     resolved = _resolve(recipe, data, set_, teacher)
+    if fixed := [key for key in ("train.seed", "data.seed") if resolved.origins[key] == "--set"]:
+        raise UserError(
+            f"seeds varies {' and '.join(fixed)} itself, from 0 on.\n"
+            "Leave that --set away; --n says how many."
+        )
     place = out or run_folder.RUNS / f"seeds-{resolved.name}"
     planned = study.plan(resolved, range(n), place, controls=control)
     study.check(planned)
@@ -564,7 +579,7 @@ def seeds(
     with processes():
         for each in planned:
             taught = study.taught_alike(each, planned[0])
-            _finish(each.role, taught, each.folder, resume=True, trackers=[])
+            _finish(each.role, taught, each.folder, resume=each.folder.is_run, trackers=[])
     said = study.summary(planned)
     if as_json:
         _echo_json(said)

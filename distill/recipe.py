@@ -8,6 +8,7 @@ knows where it came from.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,18 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
     )
 
 
+def teacher_for(name: str) -> str:
+    """What to type after `train-teacher --recipe` for a teacher of the recipe `name`, as its lab
+    note says it: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
+    """
+    first, *ingredients = name.split("+")
+    note = ""
+    with suppress(RecipeError):
+        note = load(first).recipe.about.teacher
+    base, _, options = (note if note not in ("", "none") else "teacher_wrn").partition(" ")
+    return " ".join(filter(None, ["+".join([base, *ingredients]), options]))
+
+
 def check_teacher(resolved: Resolved) -> None:
     """Raises RecipeError where train-teacher cannot use the recipe."""
     recipe, origins = resolved.recipe, resolved.origins
@@ -263,10 +276,16 @@ def check_teacher(resolved: Resolved) -> None:
             origin = origins[f"loss.{name}.weight"]
             faults.append(
                 f"loss.{name} ({origin}) needs a teacher, and train-teacher has none; "
-                f"type --set loss.{name}=false"
+                f"type --set loss.{name}=false{_labels_alone(recipe)}"
             )
     if faults:
         raise RecipeError(resolved.name, faults)
+
+
+def _labels_alone(recipe: Recipe) -> str:
+    """Without a teacher the labels have their whole weight."""
+    hard = recipe.loss.hard
+    return " --set loss.hard.weight=1" if hard is None or hard.weight != 1 else ""
 
 
 def check_student(resolved: Resolved) -> None:

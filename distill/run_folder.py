@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,16 +212,29 @@ def finished(path: str | Path) -> RunFolder:
 
 
 def opened(path: str | Path) -> RunFolder:
-    """The run at `path`. Raises UserError where there is none, naming runs that exist beside it."""
+    """The run at `path`. Raises UserError where there is none, naming those that may be meant."""
     folder = RunFolder(Path(path))
     if folder.is_run:
         return folder
-    near = [str(other.path) for other in runs_in(Path(path).parent)][:5]
     found = (
         "it exists but holds no recipe.toml" if folder.path.exists() else "there is no such folder"
     )
-    beside = "Runs beside it: " + ", ".join(near) if near else f"No runs in {Path(path).parent}"
-    raise UserError(f"{path} is not a run: {found}.\n{beside}.")
+    raise UserError(f"{path} is not a run: {found}.\n{_meant(folder.path)}")
+
+
+def _meant(path: Path) -> str:
+    """The run that a path lies in; else those in it, beside it and in runs/, the likest first."""
+    if RunFolder(path.parent).is_run:
+        return f"Its run is {path.parent}."
+    groups = [each for each in RUNS.iterdir() if each.is_dir()] if RUNS.is_dir() else []
+    places = dict.fromkeys([path, path.parent, RUNS, *groups])
+    known = {str(run.path): run.path.name for place in places for run in runs_in(place)}
+    likest = get_close_matches(path.name, known.values(), n=5, cutoff=0.5)
+    inside = [run for run in known if Path(run).parent == path]
+    named = inside or [run for name in likest for run in known if known[run] == name] or [*known]
+    if not named:
+        return f"There are no runs in {path.parent}."
+    return f"Runs there are: {', '.join([*dict.fromkeys(named)][:5])}."
 
 
 def unfinished_in(folder: Path) -> str:

@@ -35,7 +35,7 @@ def recipe_table() -> str:
 def _cells(name: str, path: Path, about: About) -> tuple[str, ...]:
     kind = "" if path.parent.name == "recipes" else f" ({path.parent.name.removesuffix('s')})"
     linked = f"[`{name}`]({path.relative_to(ROOT).as_posix()}){kind}"
-    measured = f"{about.accuracy}; {about.minutes} minutes, {about.hardware}"
+    measured = f"{about.accuracy}; on {about.hardware}, minutes: {about.minutes}"
     return linked, about.claim, "" if about.accuracy == NOT_YET else measured
 
 

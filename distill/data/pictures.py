@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from distill.data.folders import FORMATS, MODES, SUFFIXES
 from distill.data.images import CHANNELS, SIDE, Progress
 
-__all__ = ["SUFFIXES", "Found", "read", "resized", "resized_notes"]
+__all__ = ["SUFFIXES", "Found", "read", "resized", "resized_notes", "some"]
 
 FILTER = Image.Resampling.BICUBIC  # Pillow widens it when it shrinks, so nothing is skipped
 ALPHA = ("RGBA", "LA", "PA")
@@ -97,7 +97,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     files = [path for path in entries if path.is_file() and path.suffix.lower() in SUFFIXES]
     others = [f"{path.name}/" if path.is_dir() else path.name for path in entries]
     others = [name for name in others if name not in {file.name for file in files}]
-    named = _some(others)
+    named = some(others)
     if not files:
         inside = f"; it holds {named}" if others else "; it is empty"
         return [], [], [f"no picture lies directly in this folder{inside}"]
@@ -106,7 +106,8 @@ def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     return files, [f"left out, being no picture: {named}"] if others else [], []
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 

@@ -94,7 +94,7 @@ def _pixels(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
     """The array of images; the only one, where it has another name."""
     names = [name for name in PIXELS if name in arrays] or [n for n in arrays if n != "ids"]
     if len(names) != 1:
-        found = ", ".join(map(repr, arrays)) or "nothing"
+        found = pictures.some([repr(name) for name in arrays]) or "nothing"
         raise ValueError(f"holds {found}; the images must be called {' or '.join(PIXELS)}")
     array = arrays[names[0]]
     if not isinstance(array, np.ndarray):

@@ -29,6 +29,7 @@ def with_teachers(
     split: Division,
     earlier: Recipe | None,
     places: Iterable[Path],
+    name: str = "",
 ) -> Recipe:
     """The recipe with its teachers named: its own, else those `earlier` had, else the newest.
 
@@ -45,19 +46,21 @@ def with_teachers(
     if given:
         return recipe
     began_with = earlier.teacher.runs if earlier is not None and earlier.teacher else ()
-    runs = list(began_with) or [str(_newest(images, split, list(places)).path)]
+    runs = list(began_with) or [str(_newest(images, split, list(places), recipe, name).path)]
     return recipes.with_teacher(recipe, runs)
 
 
-def _newest(images: ImageSet, split: Division, places: list[Path]) -> RunFolder:
+def _newest(
+    images: ImageSet, split: Division, places: list[Path], recipe: Recipe, name: str
+) -> RunFolder:
     found = [run for place in places for run in runs_in(place) if _may_teach(run, images, split)]
     if found:
         return max(found, key=lambda run: run.result()["finished_at"])
     raise UserError(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
         + " or ".join(f"{place}/" for place in places)
-        + ".\nTrain one: python cli.py train-teacher --recipe teacher_wrn --data …\n"
-        "Or name one with --teacher RUN."
+        + f".\nTrain one: python cli.py train-teacher --recipe {recipes.teacher_for(name)} "
+        f"--data {recipe.data.source}\nOr name one with --teacher RUN."
     )
 
 

@@ -168,6 +168,11 @@ def _other(run: Examined, asked: Asked, progress: Progress | None) -> Examined:
     """The run to compare with, asked about the very same images."""
     assert asked.against is not None
     folder = run_folder.finished(asked.against)
+    if folder.result()["class_names"] != run.folder.result()["class_names"]:
+        raise UserError(
+            f"{run.folder.path} and {folder.path} know other classes: no images are for both.\n"
+            "Give --against a run of the same data."
+        )
     if asked.data is None and (theirs := _own_source(folder)) != run.source:
         fingerprints = [
             each.fingerprint for each in (run.test, test_split(theirs, progress=progress))

@@ -138,7 +138,7 @@ def _prepare(
     split = build.divide(request.recipe, images)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
-    recipe = enlist.with_teachers(request.recipe, images, split, earlier, places)
+    recipe = enlist.with_teachers(request.recipe, images, split, earlier, places, request.name)
     recipe = broadcast_object_list([recipe])[0]  # of two newest teachers, rank 0's
     request = replace(request, recipe=recipe)
     _claim(folder, request)
@@ -150,8 +150,10 @@ def _prepare(
     training.stop = request.stop
     resumed = saving.resume(training) if request.resume else Resumed({}, ())
     lost = earlier is not None and not resumed.progress
+    is_new = request.resume and earlier is None
     notes = (
         *(["no checkpoint is left of this run: it begins at the start"] if lost else []),
+        *(["no run was here to go on with: it begins at the start"] if is_new else []),
         *resumed.notes,
         *_last(training, recipe, resumed.progress),
     )

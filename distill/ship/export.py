@@ -198,7 +198,9 @@ def _agreement(a: Tensor, b: Tensor) -> float:
 def told(report: dict[str, Any]) -> dict[str, Any]:
     """The report a line a fact, for a person."""
     lines = {key: value for key, value in report.items() if key not in ("formats", "weights")}
-    return lines | {name: _line(known) for name, known in report["formats"].items()}
+    known = report["formats"]
+    use = {f"to use {name}": text for name, text in formats.USE.items() if name in known}
+    return lines | {name: _line(known[name]) for name in known} | use
 
 
 def _line(known: dict[str, Any]) -> str:
@@ -211,8 +213,8 @@ def _line(known: dict[str, Any]) -> str:
     if "top1" in known:
         facts += [
             f"right on {known['top1']:.2%} of {known['n_test']:,} test images, "
-            f"the float network on {known['float_top1']:.2%}: {100 * known['lost']:.2f} points "
-            f"lost (McNemar's p = {known['p']:.2g}), "
+            f"the float network on {known['float_top1']:.2%}: {100 * abs(known['lost']):.2f} "
+            f"points {'lost' if known['lost'] > 0 else 'gained'} (McNemar's p = {known['p']:.2g}), "
             f"same predictions {known['same_predictions_on_test']:.2%}"
         ]
     return "; ".join(facts)

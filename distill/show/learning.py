@@ -83,7 +83,7 @@ def _loss(known: Curves) -> Iterator[Block]:
     ]
     total = known.epochs.get(loss_name(TOTAL))
     if total is not None:
-        series = [Series(total, FAINT, "training, all terms", "--"), *series]
+        series = [Series(total, FAINT, "minimised", "--"), *series]
     if series:
         caption = (
             "Loss after each epoch. Dashed, the weighted sum that was minimised, on augmented "

@@ -53,7 +53,8 @@ def _series(found: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[S
         if len(lines) > 1:
             yield from (Series(line, ink, is_faint=True) for line in lines)
         if lines:
-            yield Series(mean_line(lines), ink, group.name)
+            line = mean_line(lines)
+            yield Series(line, ink, group.name, marker="o" if len(line.x) == 1 else "")
 
 
 def _held_out(record: Record, measure: str) -> Line | None:

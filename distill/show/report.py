@@ -25,9 +25,12 @@ LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output of one im
 def place(folders: Sequence[RunFolder], out: Path | None) -> Path:
     """The HTML file to write: `out`, or in it, or in the run's own folder.
 
-    Raises UserError where several runs were asked for and nobody says where their report goes.
+    Raises UserError where several runs were asked for and nobody says where their report goes, and
+    for a file of another kind.
     """
     if out is not None:
+        if out.suffix not in ("", ".html"):
+            raise UserError(f"--out {out} is no place for a report.\nGive DIR, or NAME.html.")
         return out if out.suffix == ".html" else out / PAGE
     if len(folders) > 1:
         raise UserError(
@@ -102,7 +105,7 @@ def _facts(record: Record) -> Iterator[Fact]:
         yield Fact("held-out accuracy", percent(record.validated("top1")), beside)
     yield Fact("parameters", grouped(record.parameters))
     if record.teacher_top1 is not None:
-        yield Fact("its teacher", percent(record.teacher_top1), "on held-out images")
+        yield Fact("its teacher", percent(record.teacher_top1), "on up to 1,024 held-out images")
     beside = f"on {record.device}" if record.device else ""
     yield Fact("training time", duration(record.result.get("elapsed_s")), beside)
 

@@ -35,13 +35,16 @@ COLUMNS: Mapping[str, Callable[[Listed], Any]] = {
 BEST_FIRST = ("parameters", "test", "val")
 
 
+ALSO = {"params": "parameters", "accuracy": "test", "top1": "test", "name": "run"}  # what is tried
+
+
 def ordered(runs: Sequence[Listed], column: str) -> list[Listed]:
     """Words from A, figures from the largest, age from the newest; what has none comes last.
 
     Raises UserError where there is no such column.
     """
     if column not in COLUMNS:
-        near = get_close_matches(column, COLUMNS, n=1)
+        near = [ALSO[column]] if column in ALSO else get_close_matches(column, COLUMNS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"--sort {column} is no column{hint}\nType one of {', '.join(COLUMNS)}.")
     value = COLUMNS[column]

@@ -62,7 +62,7 @@ def test_whoever_is_asked_to_stop_all_save_and_leave(
     pair: list[subprocess.Popen[str]], tmp_path: Path, asked: int
 ) -> None:
     pair[asked].send_signal(signal.SIGTERM)
-    said = [child.communicate(timeout=20)[1] for child in pair]
+    said = [child.communicate(timeout=90)[1] for child in pair]
     assert [child.returncode for child in pair] == [143, 143], said
     assert f"Stopped after step {saved(tmp_path / 'run')['step']:,}, and saved." in said[0]
     steps = [r["step"] for r in read(tmp_path / "run" / "journal.jsonl") if r["event"] == "step"]
@@ -74,7 +74,7 @@ def test_when_one_dies_the_other_leaves_with_an_error(
     pair: list[subprocess.Popen[str]], tmp_path: Path, dies: int
 ) -> None:
     pair[dies].kill()
-    _, said = pair[1 - dies].communicate(timeout=60)
+    _, said = pair[1 - dies].communicate(timeout=120)
     assert pair[1 - dies].returncode == 1, said
     assert "failed: another of its processes ended or hangs." in said
     assert saved(tmp_path / "run")["step"] >= 10  # type: ignore[operator]
@@ -94,7 +94,7 @@ def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> N
         time.sleep(0.02)
     pair[1].send_signal(signal.SIGSTOP)
     try:
-        _, said = pair[0].communicate(timeout=40)
+        _, said = pair[0].communicate(timeout=90)
     finally:
         pair[1].kill()
         pair[1].communicate()
@@ -105,7 +105,7 @@ def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> N
 def test_a_divergence_ends_all_of_them_at_its_step(tmp_path: Path) -> None:
     port, rate = free_port(), ["--set", "optim.lr=1e30"]
     pair = [of_two(rank, port, tmp_path / "run", *LONG, *rate) for rank in (0, 1)]
-    said = [child.communicate(timeout=60)[1] for child in pair]
+    said = [child.communicate(timeout=120)[1] for child in pair]
     assert [child.returncode for child in pair] == [1, 1], said
     assert "the loss or its gradient is not finite in step" in said[0]
     assert "--step" in said[0] and "Traceback" not in said[0] + said[1]
@@ -126,7 +126,7 @@ def test_two_processes_stopped_and_resumed_are_uninterrupted(tmp_path: Path) -> 
         assert all(child.poll() is None for child in children)
         time.sleep(0.01)
     children[1].send_signal(signal.SIGUSR1)
-    assert [child.wait(30) for child in children] == [143, 143]
+    assert [child.wait(90) for child in children] == [143, 143]
     for child in children:
         child.communicate()
     assert 10 < saved(cut)["step"] < 30  # type: ignore[operator]
