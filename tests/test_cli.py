@@ -260,7 +260,7 @@ def test_a_place_where_nothing_can_be_written(door: Door) -> None:
 
 def test_no_teacher_anywhere(door: Door, pets: Path) -> None:
     said = door("distill", *SMALL, "--data", pets)
-    refused(said, "none was named", "runs/", "python cli.py train-teacher --recipe teacher_wrn")
+    refused(said, "none was named", "runs/", "train-teacher --recipe tiny --set loss.kd=")
 
 
 def test_a_teacher_of_other_classes(door: Door, teacher: Path, pets: Path) -> None:
@@ -584,6 +584,8 @@ def test_a_recipe_is_held_against_a_course_s_rules(door: Door) -> None:
     assert "the input layer's filters are F_1 = 3 wide: they are 7" in over.err
     assert "fewer than 5,000,000 parameters: it has 5,000,266" in over.err
     refused(door("design", "--check", "kd"), "Type it with --rules nyu2022 or --rules nyu2025.")
+    refused(door("design", "--max-params", 9), "has fewer than 9 parameters", "larger --max-params")
+    refused(door("seeds", "-r", "kd", "--set", "train.seed=3"), "seeds varies train.seed itself")
     refused(door("design", "--stages", "5-2"), "--stages 5-2 is not a range of numbers from 1 on")
 
 

@@ -115,7 +115,7 @@ def test_a_recipe_that_needs_a_teacher_is_refused_by_train_teacher() -> None:
         "RecipeError: 2 faults in kd",
         "  teacher is missing; train-teacher wants a [teacher] table",
         "  loss.kd (recipes/kd.toml) needs a teacher, and train-teacher has none; "
-        "type --set loss.kd=false",
+        "type --set loss.kd=false --set loss.hard.weight=1",
     ]
     recipes.check_teacher(load("tiny", ["loss.kd=false"]))
 
@@ -264,3 +264,16 @@ def test_reading_recipes_needs_no_torch() -> None:
 def test_an_ingredient_alone_is_told_how_to_be_used() -> None:
     with pytest.raises(RecipeError, match=r"mixup is an ingredient, .* type kd\+mixup"):
         load("mixup")
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [
+        ("kd_cutmix", "teacher_wrn"),
+        ("kd_cutmix+quickstart", "teacher_wrn+quickstart"),
+        ("tiny+ema", "tiny+ema --set loss.kd=false --set loss.hard.weight=1"),
+        ("mine", "teacher_wrn"),
+    ],
+)
+def test_a_recipe_says_how_its_teacher_is_made(name: str, teacher: str) -> None:
+    assert recipes.teacher_for(name) == teacher

@@ -48,16 +48,27 @@ def test_an_unfinished_run_has_no_result(tmp_path: Path) -> None:
     assert finished(run.path) == run
 
 
-def test_what_is_no_run_is_named_beside_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"gone is not a run: .* folder.\nNo runs in {tmp_path}"):
-        opened(tmp_path / "gone")
-    started(tmp_path / "old", age_s=60)
-    started(tmp_path / "new")
-    (tmp_path / "empty").mkdir()
-    beside = re.escape(f"{tmp_path / 'new'}, {tmp_path / 'old'}.")
-    with pytest.raises(UserError, match=f"it exists but holds no recipe.toml.\nRuns .*: {beside}$"):
-        opened(tmp_path / "empty")
-    assert opened(str(tmp_path / "old")) == RunFolder(tmp_path / "old")
+def test_what_is_no_run_is_named_beside_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in it, beside it, in runs/ and its groups: the likest names first, else the newest."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gone is not a run: .* folder.\nThere are no runs in a"):
+        opened("a/gone")
+    started(tmp_path / "a" / "old", age_s=60)
+    started(tmp_path / "a" / "new")
+    (tmp_path / "a" / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no recipe.toml.\nRuns there are: a/new, a/old.$"):
+        opened("a/empty")
+    with pytest.raises(UserError, match="Runs there are: a/new, a/old.$"):
+        opened("a")
+    started(tmp_path / "runs" / "real" / "kd-0")
+    for near in ("kd0", "runs/kd-1"):
+        with pytest.raises(UserError, match="Runs there are: runs/real/kd-0.$"):
+            opened(near)
+    with pytest.raises(UserError, match="Its run is a/old.$"):
+        opened("a/old/student.safetensors")
+    assert opened("a/old") == RunFolder(Path("a/old"))
 
 
 def test_runs_come_newest_first(tmp_path: Path) -> None:

@@ -49,10 +49,10 @@ def check_out(out: Path, source: Path) -> None:
     advice = "Give --out the name of a file, such as predictions.csv."
     if out.is_dir():
         raise UserError(f"--out {out} is a folder.\n{advice}")
-    if out.suffix.lower() != ".csv":
-        raise UserError(f"--out {out} has not the name of a CSV.\n{advice}")
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"--out {out} is the input itself, which would be lost.\n{advice}")
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"--out {out} has not the name of a CSV.\n{advice}")
     run_folder.check_writable(out.parent, f"the folder of {out.name}")
 
 

@@ -240,6 +240,11 @@ def test_several_runs_want_to_be_told_where() -> None:
         report.place(folders, None)
 
 
+def test_a_report_is_a_page_or_in_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x.htm is no place for a report.\nGive DIR, or NAME.html"):
+        report.place([RunFolder(tmp_path)], tmp_path / "x.htm")
+
+
 def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
     made = replace(report.page(record("a", 9), LAYERS), sections=[])
