@@ -27,7 +27,7 @@ quickstart: $(STAMP)  ## teacher, student alone, distilled student: minutes on a
 	$(BIN)/python cli.py distill --recipe kd_cutmix+quickstart --teacher runs/quickstart-teacher --out runs/quickstart-distilled --resume
 
 test: lint  ## lint, then every test that needs neither network nor GPU, with coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
