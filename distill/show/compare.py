@@ -111,9 +111,20 @@ def _compare(a: RunFolder, b: RunFolder) -> Comparison:
         agreement=same / n,
         agreement_interval=wilson(same, n),
         classes=_by_class(a, ours, theirs),
-        recipes=tuple(recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe))),
+        recipes=tuple(_differences(a, b)),
         says=" ".join([*_says(sides, n, interval, pairs.p), *_doubts(a, b)]),
     )
+
+
+def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
+    """What differs between the recipes. Of students not the network in [teacher]: who taught is
+    `teacher.runs`, and the rest of that table describes nobody.
+    """
+    are_students = {a.result()["role"], b.result()["role"]} == {"student"}
+    for line in recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe)):
+        key = line.partition(":")[0]
+        if not (are_students and key.startswith("teacher.") and key != "teacher.runs"):
+            yield line
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -191,3 +191,9 @@ def test_json_has_all_of_it(
     assert (said["p"], said["only_b"], said["says"]) == (it.p, 3, it.says)
     assert said["classes"][0]["name"] == "cat"
     assert said["a"]["top1_test_interval"] == list(wilson(3, 8))
+
+
+def test_a_student_s_teacher_is_its_run_and_not_the_table_beside_it(tmp_path: Path) -> None:
+    a = finished(tmp_path / "a", ANSWERS_A, "teacher.depth=16", 'teacher.runs=["x"]')
+    b = finished(tmp_path / "b", ANSWERS_A, 'teacher.runs=["y"]')
+    assert compare(a.path, b.path).recipes == ('teacher.runs: ["x"] -> ["y"]',)
