@@ -128,7 +128,7 @@ def _child(
             "-m",
             "torch.distributed.run",
             f"--nproc_per_node={count}",
-            f"--master_port={_free_port()}",
+            f"--master_port={free_port()}",
         ]
     asked = json.dumps([str(teacher), data, f"{place}/run", list(overrides)])
     command = [*launch, "-m", "benchmarks.scaling", "--point", asked]
@@ -143,7 +143,8 @@ def _child(
     return answer
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

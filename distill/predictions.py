@@ -66,7 +66,8 @@ def read(path: Path) -> Answers | None:
         return None
     known = Answers.__dataclass_fields__
     try:
-        with np.load(path) as file:
+        # Opened here: numpy leaves a file open that is no archive.
+        with path.open("rb") as opened, np.load(opened) as file:
             return Answers(**{name: file[name] for name in file.files if name in known})
     except UNREADABLE as fault:
         raise UserError(

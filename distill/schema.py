@@ -250,6 +250,7 @@ class Train(BaseModel):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | Literal["auto"] = "auto"  # on a GPU, where a measured step is faster by it
     accumulate: Count = 1
+    sync_batch_norm: bool = False  # mean and variance over all GPUs, not of each one's rows
     log_every: Count = 50  # steps
     save_every: Count = 1  # epochs; and in the middle of one …
     save_steps: Count | None = None  # … every so many steps

@@ -69,6 +69,7 @@ def test_what_is_not_well_is_named_and_fails(
         soak.main(["weather"])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a mark left open
 def test_code_that_runs_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attacks are attacks: read by plain pickle they leave their mark."""
     monkeypatch.setattr(unpickle, "loads", pickle.loads)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -87,6 +87,7 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {  # in the order in which the
     "cutout": erase.Cutout,
     "erase": erase.Erase,
 }
+Module = TypeVar("Module", bound=nn.Module)
 OPTIMIZER_KEYS = {"name", "lr", "momentum", "betas", "eps", "weight_decay", "decay_norm"}
 
 
@@ -202,6 +203,23 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """On the device, kernels channels_last: convolutions read them so there."""
     moved: nn.Module = cast("Any", net).to(device, memory_format=torch.channels_last)
     return moved  # torch's annotations of `to` know no memory format
+
+
+def synchronised(net: Module, recipe: Recipe, accel: Accelerator) -> Module:
+    """With batch norms that take mean and variance over all processes, where the recipe asks so.
+
+    The parameters, and their names, are those of the network given. Raises UserError where several
+    processes compute without GPUs, for which alone torch has such a norm.
+    """
+    if not recipe.train.sync_batch_norm or accel.num_processes == 1:
+        return net
+    if accel.device.type == "cpu":
+        raise UserError(
+            f"train.sync_batch_norm = true, and the {accel.num_processes} processes compute on the "
+            "CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
+        )
+    together: Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return together
 
 
 def trained(run: RunFolder) -> nn.Module:
@@ -366,7 +384,7 @@ def training(
     student = network(recipe, role, split.train.n_classes)
     if recipe.loss.simkd is not None and frozen is not None:
         reuse_classifier(student, frozen.net)
-    student = to_device(student, accel.device)
+    student = to_device(synchronised(student, recipe, accel), accel.device)
     ema = None
     if recipe.ema is not None:  # copied before hooks are set and accelerate wraps the forward
         ema = ModelEmaV3(
@@ -388,7 +406,8 @@ def training(
         student_shapes=shapes(tapped, batches.size),
         teacher_shapes=teacher_shapes,
         labels=torch.from_numpy(split.train.labels),
-    ).to(accel.device)
+    )
+    criterion = synchronised(criterion, recipe, accel).to(accel.device)
     bare = optim.optimizer(
         nn.ModuleList([student, criterion]), **recipe.optim.model_dump(include=OPTIMIZER_KEYS)
     )

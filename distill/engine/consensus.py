@@ -16,12 +16,25 @@ from torch import distributed
 TIMEOUT = timedelta(minutes=10)  # of silence: a process that hangs; one that dies is known at once
 
 
+# What the libraries that move tensors between processes say of one that is gone. Gloo throws a bare
+# RuntimeError, and not all of its texts name it: these are its transports' own.
+OF_ANOTHER = (
+    "gloo",
+    "NCCL",
+    "Connection closed by peer",
+    "Application timeout caused pair closure",
+    "Socket closed",
+    "Socket unexpectedly closed",
+    "Connect timeout",
+    "Read timeout",
+    "Write timeout",
+)
+
+
 def is_loss_of_another(fault: Exception) -> bool:
-    """Whether a RuntimeError says that another process ended or hangs: its text names the library
-    that moves tensors between them.
-    """
+    """Whether a RuntimeError says that another process ended or hangs."""
     return isinstance(fault, distributed.DistError) or any(
-        name in str(fault) for name in ("gloo", "NCCL", "Connection closed by peer")
+        text in str(fault) for text in OF_ANOTHER
     )
 
 

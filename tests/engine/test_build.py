@@ -1,10 +1,15 @@
-"""Device and precision, as they are chosen where there is no GPU to ask."""
+"""Device, precision and norms, as they are chosen where there is no GPU to ask."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from distill import recipe as recipes
 from distill.engine import build
+from distill.errors import UserError
 
 
 def test_the_cpu_is_taken_where_accelerate_is_told_to_or_nothing_else_is(monkeypatch) -> None:
@@ -42,3 +47,30 @@ def test_float32_is_not_shortened_for_measuring() -> None:
     torch.backends.cudnn.allow_tf32 = True
     assert build.measuring_accelerator().mixed_precision == "no"
     assert not torch.backends.cudnn.allow_tf32
+
+
+def on(device: str, processes: int) -> Any:
+    """What an accelerator says of itself."""
+    return SimpleNamespace(device=torch.device(device), num_processes=processes)
+
+
+def test_norms_are_synchronised_where_asked_for_and_keep_their_parameters() -> None:
+    asked = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
+    net = build.network(asked, "student", 10)
+    names, weights = list(net.state_dict()), list(net.parameters())
+    plain = build.synchronised(net, recipes.load("kd").recipe, on("cuda", 2))
+    alone = build.synchronised(net, asked, on("cuda", 1))
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in [*plain.modules(), *alone.modules()])
+    shared = build.synchronised(net, asked, on("cuda", 2))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in shared.modules())
+    assert list(shared.state_dict()) == names
+    assert all(a is b for a, b in zip(shared.parameters(), weights, strict=True))
+
+
+def test_synchronised_norms_without_gpus_are_refused() -> None:
+    asked = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
+    with pytest.raises(
+        UserError, match=r"the 2 processes compute on the CPU: .* needs GPUs.\n"
+    ) as e:
+        build.synchronised(nn.BatchNorm2d(2), asked, on("cpu", 2))
+    assert "--set train.sync_batch_norm=false" in str(e.value)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 
 from distill import recipe as recipes
@@ -103,15 +104,32 @@ def test_a_hint_of_maps_alone_and_then_answers_are_the_same_in_two_processes(tmp
     assert one["losses"][:4].min() > one["losses"][4:].max(), "another term must have begun"
 
 
-def test_without_batch_norm_two_processes_and_accumulation_train_the_same_net(tmp_path) -> None:
+def test_two_four_and_accumulating_processes_see_the_same_batches_and_train_the_same_net(
+    tmp_path,
+) -> None:
+    """Without batch norm: each process would normalise by its own rows."""
     one = steps(tmp_path / "one.npz", 1)
-    two = steps(tmp_path / "two.npz", 2)
-    parts = steps(tmp_path / "parts.npz", 2, accumulate=2)
-    assert (one["n"], two["n"], parts["n"]) == (1, 2, 2)
-    for other in (two, parts):
+    assert len(set(one["batches"])) == len(one["batches"]) == 8
+    assert np.ptp(one["losses"]) > 1e-3, "the net must have moved"
+    for processes, accumulate in ((2, 1), (2, 2), (4, 1)):
+        other = steps(tmp_path / "other.npz", processes, accumulate)
+        assert other["n"] == processes
+        assert list(other["batches"]) == list(one["batches"]), "to the bit"
         for name in ("losses", "weights", "average"):
             assert np.allclose(one[name], other[name], atol=1e-5), name
-    assert np.ptp(one["losses"]) > 1e-3, "the net must have moved"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
+def test_with_synchronised_batch_norm_two_gpus_train_the_same_net(tmp_path) -> None:
+    sets = (*MIXED, "train.sync_batch_norm=true", "train.precision='fp32'")
+    script = ROOT / "tests" / "engine" / "two_processes.py"
+    for n in (1, 2):
+        options = [*TORCHRUN, *torchrun_options(n), script, tmp_path / f"{n}.npz", 1, *sets]
+        launch(*options, CUDA_VISIBLE_DEVICES="0,1")
+    one, two = (dict(np.load(tmp_path / f"{n}.npz")) for n in (1, 2))
+    for name in ("losses", "weights", "average"):
+        assert np.allclose(one[name], two[name], atol=1e-4), name
 
 
 def test_what_the_teacher_told_each_process_is_stored_together(tmp_path) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from torch.distributed import DistBackendError
 
 from distill.engine import checkpoint
+from distill.engine.consensus import is_loss_of_another
 from distill.run_folder import RunFolder
 from distill.show.journal import read
 from tests.engine.test_processes import ROOT, TORCHRUN, free_port, launch, torchrun_options
@@ -78,6 +80,20 @@ def test_when_one_dies_the_other_leaves_with_an_error(
     assert pair[1 - dies].returncode == 1, said
     assert "failed: another of its processes ended or hangs." in said
     assert saved(tmp_path / "run")["step"] >= 10  # type: ignore[operator]
+
+
+def test_every_text_of_a_lost_connection_is_known_and_no_other_fault_is() -> None:
+    """Those of gloo's transport that do not name it came without a warning."""
+    for text in (
+        "Application timeout caused pair closure",
+        "[::1]:4711 Connection closed by peer",
+        "Read timeout [127.0.0.1]:4711",
+        "[/gloo/tcp/pair.cc:456] broken pipe",
+    ):
+        assert is_loss_of_another(RuntimeError(text)), text
+    assert is_loss_of_another(DistBackendError("NCCL error"))
+    for text in ("mat1 and mat2 shapes cannot be multiplied", "CUDA out of memory", ""):
+        assert not is_loss_of_another(RuntimeError(text)), text
 
 
 def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Run by torchrun: some steps of a small network without batch norm, through the real `step`.
 
-Writes the losses, and the parameters after the last step, to the file named as its argument.
+Writes what each step saw, its losses, and the parameters after the last, to the file named first.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from distill.data import sources
 from distill.engine import build
 from distill.engine.teach import Frozen
 from distill.engine.train import step
+from distill.engine.training import Training
 from distill.events import TOTAL
 from distill.run_folder import RunFolder
 
@@ -24,16 +26,30 @@ STEPS = 8
 class PlainNet(nn.Sequential):
     """No batch norm: what it computes does not depend on who else is in the batch."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, middle: nn.Module | None = None) -> None:
         torch.manual_seed(seed)
         super().__init__(
-            nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.Flatten(),
-            nn.Linear(8 * 49, 10),
+            nn.Conv2d(3, 8, 3, stride=2), middle or nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2),
+            nn.Flatten(), nn.Linear(8 * 49, 10),
         )  # fmt: skip
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
         return {"maps": self[2], "features": self[3]}
+
+
+def global_batch(run: Training, k: int) -> str:
+    """A hash of what all processes see in a step: images and targets, mixed, by sample."""
+    rows: list[tuple[int, bytes]] = []
+    for view, indices in run.loader.batches(k):
+        plain = run.loader.augment(view, indices), run.loader.one_hot(indices)
+        images, targets = run.loader.mix(view, indices, *plain)
+        parts = [
+            run.accelerator.gather(each.contiguous()).flatten(1).cpu().numpy()
+            for each in (indices[:, None], images, targets)
+        ]
+        rows += [(int(i[0]), x.tobytes() + y.tobytes()) for i, x, y in zip(*parts, strict=True)]
+    return hashlib.sha256(b"".join(row for _, row in sorted(rows))).hexdigest()
 
 
 def main(out: Path, accumulate: int, *overrides: str) -> None:
@@ -50,15 +66,20 @@ def main(out: Path, accumulate: int, *overrides: str) -> None:
     accelerator = build.accelerator(recipe)
     images = sources.load("synthetic", "train")
     split = build.divide(recipe, images)
-    build.network = lambda *_: PlainNet(0)  # type: ignore[assignment]
+    middle = nn.BatchNorm2d(8) if recipe.train.sync_batch_norm else None
+    build.network = lambda *_: PlainNet(0, middle)  # type: ignore[assignment]
     run = build.training(
         recipe, "student", split, Frozen(PlainNet(1)), RunFolder(out), accelerator, {}
     )
     losses = [accelerator.reduce(step(run, k)[TOTAL], "mean").item() for k in range(STEPS)]
+    batches = [global_batch(run, k) for k in range(STEPS)]
     weights = torch.cat([p.detach().flatten() for p in run.student.parameters()])
     average = torch.cat([p.detach().flatten() for p in run.ema.module.parameters()])
     if accelerator.is_main_process:
-        np.savez(out, losses=losses, weights=weights, average=average, n=accelerator.num_processes)
+        np.savez(
+            out, losses=losses, weights=weights, average=average, batches=batches,
+            n=accelerator.num_processes,
+        )  # fmt: skip
     del run  # DistributedDataParallel goes before its process group
     accelerator.end_training()
 

@@ -1,0 +1,93 @@
+"""Whether several processes train as good a student as one: `python -m benchmarks.processes`.
+
+    python -m benchmarks.processes --teacher RUN [--seeds S…] [--processes N…] [--set KEY=VALUE…]
+
+The same recipe, seed by seed, over `accelerate launch` with so many processes, into
+`runs/processes/<N>-<seed>`; a finished run is not repeated. The batches are the same to the bit, and
+what each process normalises by is its own share of them: this is what that costs. Writes
+`results/processes.json`: of each number of processes the test accuracies with their mean and sample
+standard deviation, and the differences to one process, seed by seed, with their interval.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claim import RESULTS, environment, figures, resolved, top1
+from benchmarks.methods import train
+from benchmarks.scaling import free_port
+from distill.run_folder import RunFolder, finished, write_json
+from distill.statistics import paired, spread
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = "kd_cutmix+two_cores+cached_targets"
+# A run is a minute or two: there are seeds times numbers of processes of them.
+SHORT = ("data.train_images=5000", "train.epochs=6", "optim.warmup_epochs=1")
+
+
+def command(
+    processes: int, seed: int, out: Path, teacher: str, overrides: Sequence[str]
+) -> list[str]:
+    """One run, as a person would type it."""
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu"]  # the flag for several
+        launch += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
+    sets = [*SHORT, *overrides, f"train.seed={seed}", f"data.seed={seed}"]
+    asked = ["--recipe", RECIPE, "--teacher", teacher, "--out", str(out), "--resume"]
+    return [*launch, "cli.py", "distill", *asked, *(w for each in sets for w in ("--set", each))]
+
+
+def table(runs: dict[int, list[RunFolder]]) -> dict[str, Any]:
+    """Of each number of processes the accuracies, and what they differ from one process by."""
+    one = [top1(run) for run in runs[1]]
+    rows: dict[str, Any] = {}
+    for processes, folders in runs.items():
+        values = [top1(run) for run in folders]
+        row = asdict(spread(values)) | {"values": values}
+        if processes > 1:
+            difference, p = paired(values, one)
+            within = abs(difference.mean) <= (spread(one).std or 0.0)
+            row["difference"] = asdict(difference) | {"p": p, "within_seed_spread": within}
+        rows[str(processes)] = row
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--set", dest="overrides", nargs="*", default=[])
+    asked = parser.parse_args(arguments)
+    runs: dict[int, list[RunFolder]] = {n: [] for n in asked.processes}
+    for seed in asked.seeds:
+        for n in asked.processes:
+            out = ROOT / "runs" / "processes" / f"{n}-{seed}"
+            train(command(n, seed, out, asked.teacher, asked.overrides), out)
+            runs[n].append(finished(out))
+            print(f"seed {seed}, {n} processes: {top1(runs[n][-1]):.2%}", flush=True)
+    rows = table(runs)
+    first = runs[1][0]
+    write_json(
+        RESULTS / "processes.json",
+        {
+            "claim": "1, 2 and 4 processes train equally good students",
+            "command": f"python -m benchmarks.processes {' '.join(sys.argv[1:])}",
+            "processes": rows,
+            "teacher": figures(RunFolder(Path(asked.teacher))),
+            "each": [figures(run) for folders in runs.values() for run in folders],
+            "environment": environment(first),
+            "recipe": resolved(first),
+        },
+    )
+    for n, row in rows.items():
+        print(f"{n} processes: {row['mean']:.2%} ± {row['std'] or 0:.2%}")
+
+
+if __name__ == "__main__":
+    main()
