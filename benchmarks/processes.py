@@ -3,10 +3,10 @@
     python -m benchmarks.processes --teacher RUN [--seeds S…] [--processes N…] [--set KEY=VALUE…]
 
 The same recipe, seed by seed, over `accelerate launch` with so many processes, into
-`runs/processes/<N>-<seed>`; a finished run is not repeated. The batches are the same to the bit, and
-what each process normalises by is its own share of them: this is what that costs. Writes
-`results/processes.json`: of each number of processes the test accuracies with their mean and sample
-standard deviation, and the differences to one process, seed by seed, with their interval.
+`runs/processes/<N>-<seed>`; a finished run is not repeated. The batches are the same to the bit,
+and what each process normalises by is its own share of them: this is what that costs. Writes
+`results/processes.json`: of each number of processes the test accuracies with their mean and
+sample standard deviation, and the differences to one process, seed by seed, with their interval.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from distill.statistics import paired, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "kd_cutmix+two_cores+cached_targets"
-# A run is a minute or two: there are seeds times numbers of processes of them.
-SHORT = ("data.train_images=5000", "train.epochs=6", "optim.warmup_epochs=1")
+# A run is a few minutes: there are seeds times numbers of processes of them.
+SHORT = ("data.train_images=10000", "train.epochs=8")
 
 
 def command(

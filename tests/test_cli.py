@@ -21,6 +21,7 @@ import cli
 from distill import recipe as recipes
 from distill.data import sources
 from distill.data.batches import CIFAR10
+from distill.door.training import resolve
 from distill.run_folder import RunFolder
 from distill.show.journal import Journal, read
 from students.design import Design
@@ -193,14 +194,14 @@ def test_options_may_be_repeated(door: Door) -> None:
     said = door("recipes", "tiny", "--set", "optim.lr=0.3", "--set", "teacher.runs=['a', 'b']")
     assert re.search(r"^lr = 0.3 +# --set$", said.out, re.MULTILINE)
     assert re.search(r'^runs = \["a", "b"\] +# --set$', said.out, re.MULTILINE)
-    both = cli._resolve("tiny", None, [], ["a", "b"]).recipe
+    both = resolve("tiny", None, [], ["a", "b"]).recipe
     assert both.teacher is not None
     assert both.teacher.runs == ("a", "b")
 
 
 @pytest.mark.parametrize("path", ['a "b"', "it's", r"c:\new", "🐈/Müller", "a = [b] # c", "x\ty"])
 def test_any_path_is_taken_as_it_is(path: str) -> None:
-    recipe = cli._resolve("tiny", path, [], [path, f"{path}2"]).recipe
+    recipe = resolve("tiny", path, [], [path, f"{path}2"]).recipe
     assert recipe.data.source == path
     assert recipe.teacher is not None
     assert recipe.teacher.runs == (path, f"{path}2")

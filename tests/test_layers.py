@@ -27,6 +27,7 @@ PLAIN_WORDS = (
     "students.design",
 )
 WORDS = (*PLAIN_WORDS, *RECIPE)
+DOOR = ("cli", "distill.door")
 FIGURES = ("distill.statistics", "distill.predictions")
 PARTS = ("teachers", "students", "distill.data", "distill.losses")
 TENSORS = ("torch", "torchvision", "timm", "einops", "numpy", "PIL")
@@ -72,7 +73,7 @@ TABLE = (
         ("optuna", "sqlalchemy", "pydantic", "pydantic_core", "filelock"),
     ),
     # 4 door
-    Room(("cli",), ("distill", "teachers", "students"), ("typer", "rich")),
+    Room(DOOR, ("distill", "teachers", "students"), ("typer", "rich")),
 )
 
 
@@ -101,16 +102,16 @@ def faults(path: Path, source: str | None = None) -> list[str]:
         for line, target in imports(tree, module)
         if not allowed(room, target)
     ]
-    return found + (torch_at_the_door(path, tree) if module == "cli" else [])
+    return found + (torch_at_the_door(path, tree, module) if under(module, DOOR) else [])
 
 
-def torch_at_the_door(path: Path, tree: ast.Module) -> list[str]:
+def torch_at_the_door(path: Path, tree: ast.Module, module: str) -> list[str]:
     """`--help` answers without torch: at its top level the door knows the words only."""
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)])
     return [
-        f"{path}:{line}: cli may import {target} inside a command only"
-        for line, target in imports(top, "cli")
-        if under(target, OURS) and not under(target, WORDS)
+        f"{path}:{line}: {module} may import {target} inside a command only"
+        for line, target in imports(top, module)
+        if under(target, OURS) and not under(target, (*WORDS, *DOOR))
     ]
 
 
@@ -173,6 +174,8 @@ def called(node: ast.Call) -> str:
         ("teachers/a.py", "__import__('torch' + 'vision')", "a name that is computed"),
         ("cli.py", "from distill.engine.train import train", "inside a command only"),
         ("cli.py", "def f():\n    import torch", "cli.py:2: cli may not import torch"),
+        ("distill/door/a.py", "from distill.engine import run", "a.py:1: .*inside a command only"),
+        ("distill/engine/a.py", "from distill.door import voice", "distill.door.voice"),
         ("distill/utils.py", "", "distill.utils is in no room"),
     ],
 )

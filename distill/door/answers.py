@@ -1,0 +1,69 @@
+"""`cache`: the teachers' answers that are stored."""
+
+from typing import Annotated
+
+import typer
+
+from distill.door.options import JsonOption, KeysArgument
+from distill.door.voice import echo_json, stdout
+from distill.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="The teachers' answers that are stored.")
+
+
+@app.command()
+def info(as_json: JsonOption = False) -> None:
+    """List what is stored: whose answers, to how many views, how large."""
+    from distill.engine import store
+    from distill.show.tables import stock_table
+
+    rows = store.listed()
+    if as_json:
+        echo_json(rows)
+    elif rows:
+        stdout().print(stock_table(rows))
+    else:
+        typer.echo(f"nothing is stored in {store.folder()}")
+
+
+@app.command()
+def verify(keys: KeysArgument = []) -> None:
+    """Read every stored file, and ask the teacher again for some answers where it still is."""
+    from distill.engine import store
+
+    chosen = store.named(keys) if keys else store.stocks()
+    if not chosen:
+        typer.echo(f"nothing is stored in {store.folder()}")
+        return
+    from distill.engine import recheck
+
+    verdicts = {stock.key: recheck.verify(stock) for stock in chosen}
+    for key, verdict in verdicts.items():
+        typer.echo(f"{key[:12]}  {verdict}")
+    bad = [key[:12] for key, verdict in verdicts.items() if not verdict.is_sound]
+    if bad:
+        typer.echo(
+            f"To have them asked again, type python cli.py cache drop {' '.join(bad)}", err=True
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def drop(
+    keys: KeysArgument = [],
+    every: Annotated[bool, typer.Option("--all", help="All that is stored.")] = False,
+) -> None:
+    """Delete stored answers; the next run that wants them asks its teacher."""
+    from distill.engine import store
+
+    if bool(keys) == every:
+        asked = "KEY and --all exclude each other" if every else "nothing was named to be dropped"
+        raise UserError(
+            f"{asked}.\n"
+            "Type python cli.py cache drop KEY…, as `cache info` lists them, or cache drop --all."
+        )
+    chosen = store.stocks() if every else store.named(keys)
+    freed = sum(stock.n_bytes for stock in chosen)
+    for stock in chosen:
+        store.drop(stock)
+    typer.echo(f"{len(chosen)} dropped, {store.size(freed)} freed")

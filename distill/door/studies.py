@@ -1,0 +1,235 @@
+"""The verbs that ask over many runs: seeds, sweep, search."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distill.door.options import (
+    AsymmetricOption,
+    BlocksOption,
+    BudgetOption,
+    DataOption,
+    JsonOption,
+    RecipeOption,
+    SetOption,
+    StagesOption,
+    StorageOption,
+    TeacherOption,
+    numbers,
+)
+from distill.door.training import finish, follow, resolve, settings
+from distill.door.voice import echo_json, stdout
+from distill.errors import Failure, UserError
+
+if TYPE_CHECKING:
+    from distill.recipe import Resolved
+    from distill.run_folder import Role, RunFolder
+    from distill.study.storage import Storage
+    from distill.study.sweep import Reader, Say, Train
+
+HEARTBEAT_S = 20  # of a search's workers; who is silent for three of them is taken for dead
+
+
+def seeds(
+    recipe: RecipeOption = "kd_cutmix",
+    n: Annotated[int, typer.Option("--n", help="How many seeds: 0, 1, …")] = 5,
+    teacher: TeacherOption = [],
+    data: DataOption = None,
+    set_: SetOption = [],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/seeds-<recipe>"),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option(help="Beside each seed the student alone, where the recipe is taught.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a recipe under several seeds: mean, spread, and the paired difference to its control.
+
+    Runs that are finished are not repeated, one that was broken off goes on: type the same again.
+    """
+    from distill import run_folder
+    from distill.show.seeds_table import seeds_table
+    from distill.study import seeds as study
+
+    resolved = resolve(recipe, data, set_, teacher)
+    if fixed := [key for key in ("train.seed", "data.seed") if resolved.origins[key] == "--set"]:
+        raise UserError(
+            f"seeds varies {' and '.join(fixed)} itself, from 0 on.\n"
+            "Leave that --set away; --n says how many."
+        )
+    place = out or run_folder.RUNS / f"seeds-{resolved.name}"
+    planned = study.plan(resolved, range(n), place, controls=control)
+    study.check(planned)
+    from distill.engine.run import processes
+
+    with processes():
+        for each in planned:
+            taught = study.taught_alike(each, planned[0])
+            finish(each.role, taught, each.folder, resume=each.folder.is_run, trackers=[])
+    said = study.summary(planned)
+    if as_json:
+        echo_json(said)
+    else:
+        stdout().print(seeds_table(said))
+
+
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A sweep: recipe, trials, space, constraint.")
+    ],
+    teacher: TeacherOption = [],
+    data: DataOption = None,
+    set_: SetOption = [],
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="How many.", show_default="the file's")
+    ] = None,
+    storage: StorageOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/sweep-<file>"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Vary a recipe's keys by a file: trials by TPE, ended early where they fall behind.
+
+    The same command on more machines, with one --storage, are more workers. Typed again it goes on.
+    """
+    from distill import run_folder
+    from distill.study import sweep_file
+
+    planned = sweep_file.load(file, settings(data, set_, teacher), trials)
+    place = out or run_folder.RUNS / f"sweep-{planned.name}"
+    heartbeat_s = planned.file.study.heartbeat_s
+    with _worker(place, storage, heartbeat_s) as (opened, train, say):
+        from distill.study.sweep_summary import carried_out
+
+        said = carried_out(planned, opened, place, train, say)
+    _show_sweep(said, place, as_json)
+
+
+def search(
+    recipe: RecipeOption = "kd_cutmix",
+    max_params: BudgetOption = 5_000_000,
+    stages: StagesOption = "2-5",
+    blocks: BlocksOption = "1-7",
+    asymmetric: AsymmetricOption = False,
+    rules: Annotated[
+        str, typer.Option("--rules", help="A course's: nyu2022 or nyu2025.")
+    ] = "nyu2022",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the last rung.")] = 27,
+    rungs: Annotated[int, typer.Option("--rungs", min=1, help="How many.")] = 3,
+    eta: Annotated[
+        int, typer.Option("--eta", min=2, help="One of so many goes on, for so many times longer.")
+    ] = 3,
+    teacher: TeacherOption = [],
+    data: DataOption = None,
+    set_: SetOption = [],
+    storage: StorageOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/search-<recipe>"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find a student's design: every legal one for a short while, the best for longer, and longer.
+
+    The same command on more machines, with one --storage, are more workers. Typed again it goes on.
+    """
+    from distill import recipe as recipes
+    from distill import run_folder
+
+    chosen = settings(data, set_, teacher)
+    resolved = recipes.load(recipe, chosen)
+    place = out or run_folder.RUNS / f"search-{resolved.name}"
+    depths = numbers("--stages", stages), numbers("--blocks", blocks)
+    with _worker(place, storage, HEARTBEAT_S) as (opened, train, say):
+        from distill.study import search as room
+
+        designs, too_many = room.legal(
+            resolved.recipe, rules, max_params, *depths, asymmetric=asymmetric
+        )
+        asked = room.Search(recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta)
+        said = room.search(asked, opened, place, train, say)
+    _show_sweep(said, place, as_json)
+
+
+@contextmanager
+def _worker(
+    place: Path, url: str | None, heartbeat_s: int
+) -> Iterator[tuple["Storage", "Train", "Say"]]:
+    """What a worker of a sweep needs: the storage, how a run is trained, where to say what.
+
+    What ends the worker early is one message and an exit code.
+    """
+    from distill import run_folder
+    from distill.engine.stop import Stop
+
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("a sweep's worker is one process; start several, each by the same command.")
+    run_folder.check_writable(place, "the place of a sweep")
+    stop = Stop()
+    with stop.listening(), _said_when_left(place):
+        from distill.engine.run import Request, processes
+
+        try:
+            from distill.study.storage import Storage, url_of
+        except ModuleNotFoundError as fault:
+            raise UserError(
+                f"a sweep needs the package {fault.name}, which is not installed.\n"
+                "Type uv pip install -r pyproject.toml --extra sweep, or "
+                "pip install optuna 'psycopg[binary]'."
+            ) from fault
+
+        def train(resolved: "Resolved", folder: "RunFolder", read: "Reader") -> None:
+            role: Role = "student" if resolved.recipe.student else "teacher"
+            request = Request(
+                role, resolved.recipe, resolved.name, folder.path, True, stop, resolved.origins
+            )
+            follow(request, folder, [], read)
+
+        with processes():
+            opened = Storage(url_of(url, place), heartbeat_s)
+            yield opened, train, partial(typer.echo, err=True)
+
+
+@contextmanager
+def _said_when_left(place: Path) -> Iterator[None]:
+    """A worker that is asked to stop says what becomes of its trial."""
+    from distill.engine.stop import Stopped
+
+    left = f"Stopped; its trial is left to the others. Type the same again to go on in {place}."
+    try:
+        yield
+    except Stopped as fault:
+        typer.echo(left, err=True)
+        raise typer.Exit(fault.code) from None
+    except SystemExit:
+        typer.echo(left, err=True)
+        raise
+    except OSError as fault:
+        where = f" ({fault.filename})" if fault.filename else ""
+        raise Failure(
+            f"The sweep in {place} failed: {fault.strerror or fault}{where}.\n"
+            "Its trial is left to the others. Type the same again to go on."
+        ) from fault
+
+
+def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:
+    """A sweep's page beside its runs, its table on the screen."""
+    from distill.show.sweep_page import write
+    from distill.show.sweep_table import sweep_table
+
+    write(said, place / "sweep.html")
+    if as_json:
+        typer.echo(json.dumps(said))
+    else:
+        stdout().print(sweep_table(said), highlight=False)
+        typer.echo(f"{place / 'best.toml'}, {place / 'sweep.json'}, {place / 'sweep.html'}")

@@ -1,0 +1,183 @@
+"""A run from the door: begun or gone on with, shown and kept, and what ends it early in words."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from distill.door.voice import is_main, stderr, stdout
+from distill.errors import Failure, UserError
+
+if TYPE_CHECKING:
+    from distill.engine.run import Request
+    from distill.recipe import Resolved
+    from distill.run_folder import Role, RunFolder
+    from distill.study.sweep import Reader
+
+
+def settings(data: str | None, overrides: list[str], teachers: list[str] | None) -> list[str]:
+    """The door's own options as overrides, behind the others."""
+    from distill.faults import shown
+
+    chosen = [f"data.source={shown(data)}"] if data is not None else []
+    if teachers:
+        chosen.append(f"teacher.runs={shown(teachers)}")
+    return [*overrides, *chosen]
+
+
+def resolve(
+    recipe: str, data: str | None, overrides: list[str], teachers: list[str] | None = None
+) -> "Resolved":
+    """The recipe as it will be run, the door's own options last."""
+    from distill import recipe as recipes
+
+    return recipes.load(recipe, settings(data, overrides, teachers))
+
+
+def train(
+    role: "Role", resolved: "Resolved", out: Path | None, resume: bool, trackers: list[str]
+) -> None:
+    """Run to the end; rank 0 shows and keeps every event."""
+    from distill import run_folder
+
+    if resume and out is None:
+        raise UserError(
+            "--resume goes on with a run, and none was named.\n"
+            f"Type it with --out RUN{run_folder.unfinished_in(run_folder.RUNS)}."
+        )
+    if trackers:  # refused before any work
+        from distill.show.trackers import check
+
+        check(trackers)
+    folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
+    finish(role, resolved, folder, resume, trackers)
+    if is_main():
+        _close(folder)
+
+
+def finish(
+    role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool, trackers: list[str]
+) -> None:
+    """Train what is left of a run, which may be nothing."""
+    from distill import run_folder
+
+    if resume and folder.is_finished:
+        run_folder.check_same(folder, resolved.recipe)
+        typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
+    else:
+        run_folder.check_out(folder, resume)
+        _watch(role, resolved, folder, resume, trackers)
+
+
+def _watch(
+    role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool, trackers: list[str]
+) -> None:
+    """Every event to display, journal and trackers; what ends a run early, in words."""
+    from distill.engine.stop import Stop
+
+    stop = Stop()
+    with stop.listening(), _said_why(folder):  # from before the seconds that imports take
+        from distill.engine.run import Request
+
+        request = Request(
+            role, resolved.recipe, resolved.name, folder.path, resume, stop, resolved.origins
+        )
+        follow(request, folder, trackers)
+
+
+def follow(
+    request: "Request",
+    folder: "RunFolder",
+    trackers: list[str],
+    read: "Reader" = lambda event: None,
+) -> None:
+    """Every event to display, journal, trackers and one reader more, who may leave the run."""
+    from distill.engine.run import processes, run
+    from distill.show.display import Display
+    from distill.show.journal import Journal
+    from distill.show.trackers import Trackers
+
+    journal = Journal(folder.journal)
+    tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
+    with (
+        processes(),
+        Display(stderr()) as display,
+        tracked,
+        closing(run(request, progress=display.progress)) as events,
+    ):
+        for event in events:
+            if is_main():
+                journal(event)
+                tracked(event)
+            display(event)
+            read(event)
+
+
+@contextmanager
+def _said_why(folder: "RunFolder") -> Iterator[None]:
+    """Whatever ends a run early is one message, with what to type next, and an exit code."""
+    place = shlex.quote(str(folder.path))
+    go_on = f"To go on, type the same command with --out {place} --resume"
+    try:
+        yield
+    except (UserError, typer.Exit):
+        raise
+    except Failure as fault:
+        raise Failure(f"{fault}\n{_kept(folder)}{go_on}") from fault
+    except OSError as fault:
+        where = f" ({fault.filename})" if fault.filename else ""
+        raise Failure(
+            f"The run in {folder.path} failed: {fault.strerror or fault}{where}.\n"
+            f"{_kept(folder)}{go_on}"
+        ) from fault
+    except SystemExit:
+        typer.echo(f"Stopped. {go_on}", err=True)
+        raise
+    except Exception as fault:
+        _ended_early(folder, fault, go_on)
+        raise
+
+
+def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
+    """Raises what the door shows for the engine's own reasons; returns for any other."""
+    from distill.engine.consensus import is_loss_of_another
+    from distill.engine.divergence import Diverged
+    from distill.engine.stop import Stopped
+
+    if isinstance(fault, Stopped):
+        typer.echo(f"{str(fault).capitalize()}. {go_on}", err=True)
+        raise typer.Exit(fault.code) from None
+    if isinstance(fault, Diverged):
+        raise Failure(
+            f"The run in {folder.path} failed: {fault}.\n"
+            f"See that step again: python cli.py replay {shlex.quote(str(folder.path))} --step "
+            f"{fault.step}\n"
+            "Then begin anew in another --out with a lower optim.lr or with a bound on the "
+            "gradient, --set optim.clip=1; or go on from the last checkpoint at a lower rate, "
+            "--resume --set train.retries=3."
+        ) from None
+    if isinstance(fault, RuntimeError) and is_loss_of_another(fault):
+        print(  # by whoever is left: the one that speaks for all may be the one that is gone
+            f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
+            f"{_kept(folder)}{go_on}",
+            file=sys.__stderr__,
+        )
+        raise typer.Exit(1) from fault
+
+
+def _kept(folder: "RunFolder") -> str:
+    """What is left of a run that failed, where something is."""
+    return "Its last checkpoint is whole. " if folder.last.exists() else ""
+
+
+def _close(folder: "RunFolder") -> None:
+    """The finished run beside its teacher and the student alone."""
+    from distill.show.closing import closing_rows
+    from distill.show.display import closing_table
+
+    stdout().print(closing_table(closing_rows(folder)))

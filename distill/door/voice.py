@@ -1,0 +1,59 @@
+"""Where the door speaks: results to stdout, all else to stderr, of several processes the first."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def is_main() -> bool:
+    """Whether this is the process that speaks and keeps, before accelerate knows."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def stderr() -> "Console":
+    """Where a person looks."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def stdout() -> "Console":
+    """Where results go."""
+    from rich.console import Console
+
+    return Console()
+
+
+def print_facts(values: dict[str, Any], as_json: bool) -> None:
+    """Names and values, one a line, or the same as JSON."""
+    from distill.show.tables import fact_lines
+
+    if as_json:
+        echo_json(values)
+    else:
+        stdout().print(fact_lines(values), soft_wrap=True)
+
+
+def echo_json(values: Any) -> None:
+    """Plain JSON on one line; a number that is none is `null`."""
+    from distill.show.journal import without_nan
+
+    typer.echo(json.dumps(without_nan(values), allow_nan=False))
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of several processes the first speaks. A traceback is printed later, by whom it befell."""
+    if is_main():
+        yield
+    else:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
