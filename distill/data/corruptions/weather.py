@@ -39,7 +39,6 @@ SNOW = (
 FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # thickness, how smooth
 BRIGHTER = (0.05, 0.1, 0.15, 0.2, 0.3)
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R BT.601
-ROUGHNESS = 100.0
 
 
 def snow(images: Floats, severity: int, draw: Draw) -> Floats:
@@ -75,7 +74,7 @@ def plasma(chances: Floats, size: int, decay: float) -> Floats:
     smoother than the last by `decay`; the borders meet.
     """
     heights = np.zeros((len(chances), size, size))
-    taken, step, rough = 0, size, ROUGHNESS
+    taken, step, rough = 0, size, 1.0  # of any unit: the cloud is stretched to 0..1 at the end
 
     def mean(sum_of_four: Floats) -> Floats:
         nonlocal taken
