@@ -1,6 +1,7 @@
 """A sweep file: what it may say, every fault of it at once, and what a trial becomes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from distill.errors import UserError
 from distill.recipe import RecipeError
 from distill.study import sweep_file
 from distill.study.sweep import with_stored_answers
+from distill.study.sweep_schema import Constraint, Space, Study, SweepFile
 from students.grid import widest_of_each
 
 REPO = Path(__file__).parents[2]
 ROWS = json.loads((REPO / "tests" / "students" / "architectures.json").read_text())["rows"]
 ALONE = ["loss.kd=false", "loss.hard.weight=1"]
 LR = {"log": [0.01, 0.5]}
+
+
+DOCUMENT = (REPO / "docs" / "sweeps.md").read_text()
 
 
 def made(**tables: Any) -> sweep_file.Sweep:
@@ -181,3 +186,26 @@ def test_table_8_is_the_widest_legal_network_of_each_depth_of_the_report() -> No
         found = {name: getattr(student, name) for name in ("stages", "blocks", "width")}
         assert found == {name: row[name] for name in found}
     assert recipes.values(sweep.base.recipe)["train.epochs"] == 50
+
+
+def test_the_file_in_the_documents_is_taken(tmp_path: Path) -> None:
+    indented = re.findall(r"^    (.*)$|^$", DOCUMENT.split("Saved as")[0], re.MULTILINE)
+    (tmp_path / "mine.toml").write_text("\n".join(indented))
+    planned = sweep_file.load(tmp_path / "mine.toml", ["teacher.runs=['RUN']"], None)
+    assert (planned.n_trials, planned.file.constraint.parameters) == (24, 100_000)
+    assert {kind for space in planned.file.space.values() for kind in space.model_fields_set} == {
+        "log", "uniform", "integer", "choice",
+    }  # fmt: skip
+
+
+def test_the_keys_in_the_documents_are_those_of_the_tables() -> None:
+    keys = DOCUMENT.split("## The keys")[1].split("\n- ")[0]
+    cells = re.findall(r"^\| (`[\w.*]+`)? ?\| (.*`) \|$", keys, re.MULTILINE)
+    said = {name.strip("`"): set(re.findall(r"`(\w+)`", keys)) for name, keys in cells}
+    aliases = {field.alias or name for name, field in SweepFile.model_fields.items()}
+    assert said == {
+        "": aliases,
+        "study": set(Study.model_fields),
+        "constraint": set(Constraint.model_fields),
+        "space.*": set(Space.model_fields),
+    }
