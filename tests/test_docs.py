@@ -232,3 +232,28 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if "://" not in link]
     assert len(links) > 10
     assert [link for link in links if not (REPO / link).exists()] == []
+
+
+def test_how_far_many_gpus_go_is_the_arithmetic_of_the_shipped_student() -> None:
+    student = recipes.count("kd_cutmix")
+    teacher_macs = 5.2433e9  # of a WRN-28-10 on 32x32 pixels
+    ring_bytes = 4 * student["parameters"]
+    document = (REPO / "docs" / "cluster.md").read_text()
+    assert f"P = {student['parameters']:,}" in document
+    found = re.findall(
+        r"^\| (\d+).* \| ([\d,]+) \| ([\d.]+) ms \|(.*)\|(.*)\|(.*)\|", document, re.M
+    )
+    assert len(found) == 6
+    for n, batch, *shown in ((int(n), int(b.replace(",", "")), *rest) for n, b, *rest in found):
+        flop = 2 * (3 * student["macs"] + teacher_macs) * batch
+        whole_ms, launched_ms = 1000 * flop / 200e12, 4.0
+        link = 300e9 if n <= 8 else 25e9
+        ring_ms = 1000 * 2 * (n - 1) / n * ring_bytes / link
+        step_ms = whole_ms / n + launched_ms + ring_ms
+        gain = (whole_ms + launched_ms) / step_ms
+        wanted = [whole_ms / n, ring_ms, step_ms, gain]
+        numbers = [float(re.sub("[^0-9.]", "", cell) or 0) for cell in shown]
+        for value, written in zip(
+            wanted if n > 1 else [wanted[0], 0, step_ms, 0], numbers, strict=True
+        ):
+            assert written == pytest.approx(value, abs=0.06)
