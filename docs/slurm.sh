@@ -3,9 +3,14 @@
 # finishes its step, saves and leaves, and the job is queued again, to go on where it stood.
 #
 #   sbatch docs/slurm.sh distill --recipe kd_cutmix --teacher runs/teacher --out runs/student
+#   sbatch --gres=gpu:4 …                   on the GPUs of one node
+#   sbatch --nodes=2 --gres=gpu:4 …         on those of two, with --out on a disk that both see
+#   sbatch --array=0-7 docs/slurm.sh sweep recipes/sweeps/learning_rate.toml --teacher runs/teacher --out runs/sweep
+#                                           eight workers; UNDERSTUDY_STORAGE says in which database
 #
 #SBATCH --job-name=understudy
 #SBATCH --gres=gpu:1
+#SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=04:00:00
 #SBATCH --requeue
@@ -14,22 +19,36 @@
 #SBATCH --signal=B:USR1@120
 
 set -uo pipefail
-[[ " $* " == *" --out "* ]] || { echo "docs/slurm.sh: give --out, so that the next job finds the run" >&2; exit 2; }
+[[ " $* " == *" --out"[\ =]* ]] || { echo "docs/slurm.sh: give --out, so that the next job finds the run" >&2; exit 2; }
 cd "${SLURM_SUBMIT_DIR:-.}"
+case $1 in train-teacher | distill) set -- "$@" --resume ;; esac # a sweep goes on by itself
 
-# On several GPUs: accelerate launch --num_processes N cli.py. The launcher knows SIGTERM, not
-# SIGUSR1, and hands it on to its processes.
-.venv/bin/python cli.py "$@" --resume &
+nodes=${SLURM_JOB_NUM_NODES:-1} gpus=${SLURM_GPUS_ON_NODE:-1}
+if ((nodes > 1)); then # one launcher a node, which all meet at the first; two jobs there need two ports
+    head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    # shellcheck disable=SC2016  # the rank is the node's own
+    launch=(srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c 'exec .venv/bin/accelerate launch --machine_rank "$SLURM_NODEID" "$@"' bash
+        --multi_gpu --num_machines "$nodes" --num_processes $((nodes * gpus))
+        --main_process_ip "$head" --main_process_port $((20000 + SLURM_JOB_ID % 20000)))
+elif ((gpus > 1)); then
+    launch=(.venv/bin/accelerate launch --multi_gpu --num_processes "$gpus" --main_process_port $((20000 + SLURM_JOB_ID % 20000)))
+else
+    launch=(.venv/bin/python)
+fi
+
+# The launchers know SIGTERM, not SIGUSR1, and hand it on to their processes.
+"${launch[@]}" cli.py "$@" &
 run=$!
-warned=
-trap 'warned=1; kill -TERM "$run"' USR1 TERM
+told=
+trap 'told=USR1; kill -TERM "$run"' USR1
+trap 'told=TERM; kill -TERM "$run"' TERM # cancelled: it saves, and that is all
 wait "$run"
 code=$?
-if [[ -n $warned ]]; then # the signal ended the wait, not the run, which saves
+if [[ -n $told ]]; then # the signal ended the wait, not the run, which saves
     wait "$run"
     code=$?
 fi
-if [[ -n $warned ]] && ((code != 0)); then # 143, or the launcher's own code
+if [[ $told == USR1 ]] && ((code != 0)); then # 143, or the launcher's own code
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

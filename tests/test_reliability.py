@@ -195,26 +195,68 @@ def test_images_that_are_not_the_published_ones_do_not_verify(door: Door, pets: 
     assert said.code == 1 and "and is not the published CIFAR-10" in said.err
 
 
-def test_the_slurm_script_saves_and_queues_again(tmp_path: Path) -> None:
+RUN = """trap "sleep 0.2; echo saved >> said; exit 143" TERM
+echo {} "$@" > said
+while :; do sleep 0.05; done"""
+CLUSTER = {
+    "python": RUN.format(""),
+    "accelerate": RUN.format("accelerate"),
+    "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_NODEID=1 exec "$@"',
+    "scontrol": '[[ $1 == show ]] && { echo node7; echo node8; } || echo "$@" >> said',
+}
+MEETING = "--multi_gpu --num_machines 2 --num_processes 8 --main_process_ip node7"
+
+
+@pytest.mark.parametrize(
+    ("place", "verb", "typed"),
+    [
+        ({}, "distill", "cli.py distill --out runs/a --resume"),
+        ({}, "sweep", "cli.py sweep --out runs/a"),
+        (
+            {"SLURM_GPUS_ON_NODE": "4"},
+            "distill",
+            "accelerate launch --multi_gpu --num_processes 4 --main_process_port 20042 "
+            "cli.py distill --out runs/a --resume",
+        ),
+        (
+            {
+                "SLURM_GPUS_ON_NODE": "4",
+                "SLURM_JOB_NUM_NODES": "2",
+                "SLURM_JOB_NODELIST": "node[7-8]",
+            },
+            "distill",
+            f"accelerate launch --machine_rank 1 {MEETING} --main_process_port 20042 "
+            "cli.py distill --out runs/a --resume",
+        ),
+    ],
+)
+def test_the_slurm_script_saves_and_queues_again(
+    tmp_path: Path, place: dict[str, str], verb: str, typed: str
+) -> None:
     """With a scheduler of our own: a warning, the run's 143, and the job is queued again."""
+    said = warned(tmp_path, place, verb, signal.SIGUSR1)
+    assert said == [typed, "saved", "requeue 42"]
+
+
+def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path: Path) -> None:
+    said = warned(tmp_path, {}, "distill", signal.SIGTERM)
+    assert said == ["cli.py distill --out runs/a --resume", "saved"]
+
+
+def warned(tmp_path: Path, place: dict[str, str], verb: str, by: signal.Signals) -> list[str]:
+    """What the job's tools were asked, line by line."""
     tools = tmp_path / ".venv" / "bin"
     tools.mkdir(parents=True)
-    for name, text in (
-        ("python", 'trap "sleep 0.2; echo saved >> said; exit 143" TERM\n'
-                   'echo "$@" > said; while :; do sleep 0.05; done'),
-        ("scontrol", 'echo "$@" >> said'),
-    ):  # fmt: skip
+    for name, text in CLUSTER.items():
         (tools / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tools / name).chmod(0o755)
-    environ = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "42"}
+    environ = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "42"} | place
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
-    script = [str(REPO / "docs" / "slurm.sh"), "distill", "--out", "runs/student"]
+    script = [str(REPO / "docs" / "slurm.sh"), verb, "--out", "runs/a"]
     job = subprocess.Popen(script, env=os.environ | environ | path)
     said = tmp_path / "said"
     while not said.exists() or not said.read_text():
         time.sleep(0.01)
-    job.send_signal(signal.SIGUSR1)
+    job.send_signal(by)
     assert job.wait(10) == 143
-    assert said.read_text().splitlines() == [
-        "cli.py distill --out runs/student --resume", "saved", "requeue 42",
-    ]  # fmt: skip
+    return said.read_text().splitlines()
