@@ -1,4 +1,4 @@
-"""The two exceptions that end a command with one message, ready to print.
+"""The exceptions that end a command with one message, ready to print.
 
 The text says what was asked, what was found and what to type next. The door prints it; nothing else
 catches them.
@@ -7,6 +7,12 @@ catches them.
 
 class UserError(Exception):
     """The request was wrong: recipe, data, arguments. Exit 2."""
+
+
+class Unfit(UserError):
+    """The recipe is sound, and these images, this teacher or this machine do not take it: another
+    value of one of its keys would do. To a sweep it is a trial without a value.
+    """
 
 
 class Failure(Exception):

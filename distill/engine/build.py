@@ -30,7 +30,7 @@ from distill.engine.stored import Stored
 from distill.engine.taps import Tapped, shapes, tap_points
 from distill.engine.teach import Frozen, Live, Taught, Teach, nobody
 from distill.engine.training import Habits, Training
-from distill.errors import UserError
+from distill.errors import Unfit, UserError
 from distill.losses.at import AT
 from distill.losses.crd import CRD
 from distill.losses.dist import DIST
@@ -158,13 +158,13 @@ def divide(recipe: Recipe, images: ImageSet) -> Division:
 
 
 def design(recipe: Recipe, n_classes: int) -> Design:
-    """The student's design for the data's classes. Raises UserError where it is over budget."""
+    """The student's design for the data's classes. Raises Unfit where it is over budget."""
     if recipe.student is None:
         raise UserError("the recipe has no [student] table, so it describes no student")
     planned = Design.of(**recipe.student.spec(), classes=n_classes)
     fault = over_budget(planned, recipe.student.max_params)
     if fault is not None:
-        raise UserError(f"with {n_classes} classes, {fault}")
+        raise Unfit(f"with {n_classes} classes, {fault}")
     return planned
 
 
@@ -208,13 +208,13 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
 def synchronised(net: Module, recipe: Recipe, accel: Accelerator) -> Module:
     """With batch norms that take mean and variance over all processes, where the recipe asks so.
 
-    The parameters, and their names, are those of the network given. Raises UserError where several
+    The parameters, and their names, are those of the network given. Raises Unfit where several
     processes compute without GPUs, for which alone torch has such a norm.
     """
     if not recipe.train.sync_batch_norm or accel.num_processes == 1:
         return net
     if accel.device.type == "cpu":
-        raise UserError(
+        raise Unfit(
             f"train.sync_batch_norm = true, and the {accel.num_processes} processes compute on the "
             "CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
         )
@@ -245,12 +245,12 @@ def _weighted(name: str, term: Term, facts: dict[str, Any]) -> Weighted:
     try:
         loss = LOSSES[name](**arguments(term), **{fact: facts[fact] for fact in taken})
     except ValueError as fault:  # these images or these maps are not for this term
-        raise UserError(f"loss.{name}: {fault}.\nType --set loss.{name}=false.") from fault
+        raise Unfit(f"loss.{name}: {fault}.\nType --set loss.{name}=false.") from fault
     return Weighted(term.weight, loss, When(**term.when.model_dump()), term.needs)
 
 
 def asked_taps(recipe: Recipe, whose: Literal["student", "teacher"], net: nn.Module) -> list[str]:
-    """The maps that some term asks of a network. Raises UserError where one is not there."""
+    """The maps that some term asks of a network. Raises Unfit where one is not there."""
     points = tap_points(net)
     asked = [
         (f"loss.{name}.{key}", tap)
@@ -263,23 +263,23 @@ def asked_taps(recipe: Recipe, whose: Literal["student", "teacher"], net: nn.Mod
         if tap not in points
     ]
     if faults:
-        raise UserError("\n".join(faults))
+        raise Unfit("\n".join(faults))
     return list(dict.fromkeys(tap for _, tap in asked))
 
 
 def loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader:
-    """Raises UserError where the batch does not divide, or is larger than the set."""
+    """Raises Unfit where the batch does not divide, or is larger than the set."""
     parts = accel.num_processes * recipe.train.accumulate
     batch_size = recipe.train.batch_size
     if batch_size % parts:
-        raise UserError(
+        raise Unfit(
             f"train.batch_size = {batch_size} is the global batch and must be divisible by "
             f"processes x accumulate = {accel.num_processes} x {recipe.train.accumulate}.\n"
             f"Type --set train.batch_size={-(-batch_size // parts) * parts}."
         )
     n = len(images.labels)
     if batch_size > n:
-        raise UserError(
+        raise Unfit(
             f"train.batch_size = {batch_size} is more than the {n} training images.\n"
             f"Type --set train.batch_size={n} or less."
         )

@@ -8,23 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from distill.errors import UserError
+from distill.errors import Unfit
 
 
 def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
     """The teacher's linear layer becomes the student's, and is not trained.
 
-    Raises UserError where it does not fit.
+    Raises Unfit where it does not fit.
     """
     ours, theirs = student.get_submodule("head"), _classifier(teacher)
     if not isinstance(ours, nn.Linear) or not isinstance(theirs, nn.Linear):
-        raise UserError(
+        raise Unfit(
             "loss.simkd reuses a linear classifier, and this teacher has none.\n"
             "Type --set loss.simkd=false, or give it a teacher whose last layer is linear."
         )
     if ours.weight.shape != theirs.weight.shape:
         width = theirs.in_features
-        raise UserError(
+        raise Unfit(
             f"loss.simkd reuses the teacher's classifier, which reads {width} features; the "
             f"student's reads {ours.in_features}.\n"
             f"Type --set student.projector_width={width} --set student.pool=global."

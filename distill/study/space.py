@@ -1,7 +1,6 @@
 """The space of a sweep in optuna's words: distributions, sampler, pruner."""
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
@@ -17,7 +16,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
 from distill.study.sweep_file import Sweep
-from distill.study.sweep_schema import Space, Study, SweepFile, option_label
+from distill.study.sweep_schema import Space, Study, SweepFile, option_label, pairs
 
 REDUCTION = 3  # of Hyperband: a third goes on (Li et al., JMLR 18, 2018, arXiv 1603.06560)
 
@@ -62,11 +61,14 @@ def pruner(sweep: Sweep) -> BasePruner:
 
 
 def _most_epochs(sweep: Sweep) -> int:
-    space: Mapping[str, Space] = sweep.file.space
-    if "train.epochs" in space:
-        epochs = space["train.epochs"]
-        return int(max(epochs.options or epochs.bounds))
-    return sweep.base.recipe.train.epochs or 1
+    known = [
+        int(value)
+        for name, space in sweep.file.space.items()
+        for each in space.options or space.bounds
+        for key, value in pairs(name, each)
+        if key == "train.epochs"
+    ]
+    return max(known, default=sweep.base.recipe.train.epochs or 1)
 
 
 def _distribution(space: Space) -> BaseDistribution:

@@ -106,9 +106,12 @@ class Storage:
         return self.rows.get_trial_id_from_study_id_trial_number(study_id, attempt.number)
 
     def take(self, row: int) -> bool:
-        """WAITING becomes RUNNING: true for one of those who ask."""
+        """WAITING becomes RUNNING: true for one of those who ask, false where it is done by now."""
         self.rows.record_heartbeat(row)  # before it runs: who dies now is noticed, too
-        return self.rows.set_trial_state_values(row, TrialState.RUNNING)
+        try:
+            return self.rows.set_trial_state_values(row, TrialState.RUNNING)
+        except UpdateFinishedTrialError:
+            return False
 
     def end(self, row: int, state: TrialState, value: float | None = None) -> bool:
         """RUNNING becomes done: true for one of those who ask."""
@@ -152,7 +155,9 @@ class Storage:
 def _check_same(name: str, study: optuna.Study, definition: str) -> None:
     """Raises UserError naming the lines in which a worker's sweep is not the study's."""
     known = study.user_attrs.get("definition")
-    if known is None or known == definition:  # None: its maker is just about to say
+    if known is None:  # its maker is just about to say, or was killed before he did
+        study.set_user_attr("definition", definition)
+    if known in (None, definition):
         return
     ours, theirs = definition.splitlines(), known.splitlines()
     differing = [f"here:   {line}" for line in ours if line not in theirs]
@@ -160,5 +165,6 @@ def _check_same(name: str, study: optuna.Study, definition: str) -> None:
     raise UserError(
         f"the storage holds another sweep of the name {name}:\n  "
         + "\n  ".join(differing)
-        + "\nGive the same file and options, or another study.name, or another --out."
+        + "\nGive the same file and options, or another name: study.name in the file of a sweep, "
+        "--name for a search."
     )

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from distill import recipe as recipes
 from distill.engine.divergence import Diverged
+from distill.errors import Unfit
 from distill.events import Epoch, Event, Start
 from distill.recipe import RecipeError, Resolved
 from distill.run_folder import RunFolder
@@ -112,14 +113,12 @@ def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
         said = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
         say(f"trial {taken.number} of {sweep.n_trials}: {said}")
         try:
-            resolved = sweep.resolved(values)
-        except RecipeError as fault:
-            taken.trial.set_user_attr(INFEASIBLE, "; ".join(fault.faults))
+            train(sweep.resolved(values), folder, Judge(taken, sweep.metric))
+        except (RecipeError, Unfit) as fault:
+            why = "; ".join(fault.faults if isinstance(fault, RecipeError) else [str(fault)])
+            taken.trial.set_user_attr(INFEASIBLE, why)
             _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is infeasible: {'; '.join(fault.faults)}")
-            return
-        try:
-            train(resolved, folder, Judge(taken, sweep.metric))
+            say(f"trial {taken.number} is infeasible: {why}")
         except TrialPruned:
             _end(storage, taken, TrialState.PRUNED)
             say(f"trial {taken.number} is pruned: {folder.path} stays as a run that was stopped")

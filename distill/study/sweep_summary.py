@@ -25,7 +25,7 @@ from distill.study.sweep import (
     work,
 )
 from distill.study.sweep_file import Sweep
-from distill.study.trials import WORKER, Trials
+from distill.study.trials import RUN, WORKER, Trials
 
 BEST, SUMMARY = "best.toml", "sweep.json"
 FEWEST = 4  # finished trials, for an importance
@@ -106,18 +106,19 @@ def write(trials: Trials, said: dict[str, Any]) -> None:
         reasons = dict.fromkeys(row["why"] for row in said["trials"] if row["why"])
         raise Failure("\n  ".join(["no trial was trained to its end: there is no best", *reasons]))
     recipe = trials.sweep.resolved(best["values"]).recipe
-    about = _about(trials.sweep, said)
+    about = _about(trials.sweep, said, trials.place)
     path = trials.place / BEST
     write_text(path, recipes.dumps(recipe.model_copy(update={"about": about})))
 
 
-def _about(sweep: Sweep, said: dict[str, Any]) -> About:
+def _about(sweep: Sweep, said: dict[str, Any], place: Path) -> About:
     best = said["best"]
+    verb = "distill" if sweep.base.recipe.student else "train-teacher"
     runs = sweep.base.recipe.teacher.runs if sweep.base.recipe.teacher else ()
     return About(
         claim=f"The best of {said['asked']} trials of the sweep {sweep.name}: trial "
         f"{best['trial']}, {sweep.metric} = {best['value']:.4f}, chosen on held-out images",
-        command=f"python cli.py distill --recipe {BEST}",
+        command=f"python cli.py {verb} --recipe {place / BEST}",
         teacher=" + ".join(runs) or "none",
         hardware="not yet run",
         minutes="not yet run",
@@ -137,7 +138,7 @@ def _row(
         "value": attempt.value if done else None,
         "values": dict(attempt.params),
         "epochs": {str(epoch): value for epoch, value in attempt.intermediate_values.items()},
-        "run": None if why == INFEASIBLE else str(trials.folder(number).path),
+        "run": None if why == INFEASIBLE else marks.get(RUN),
         "why": marks.get(why) if why else None,
         "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
         "began": _iso(attempt.datetime_start),

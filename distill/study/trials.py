@@ -22,7 +22,9 @@ from distill.study import space
 from distill.study.storage import Storage
 from distill.study.sweep_file import Sweep
 
-NUMBER, WORKER = "trial", "worker"  # attributes of an attempt: at which trial, by whom
+# Attributes of an attempt: at which trial, by whom, in which folder, and what those before it had
+# told by epoch.
+NUMBER, WORKER, RUN, TOLD = "trial", "worker", "run", "told"
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,28 @@ class Trials:
                 row = self.storage.id_of(self.study, attempt)
                 if self.storage.take(row):
                     self.storage.rows.set_trial_user_attr(row, WORKER, worker)
-                    # A sampler of its own for each trial: workers that begin with one seed would
-                    # draw the same values, and who takes a trial must not decide what it is.
-                    self.study.sampler = space.sampler(self.sweep.file.study, number)
-                    return Taken(number, row, Trial(self.study, row))
+                    self.storage.rows.set_trial_user_attr(row, RUN, str(self.folder(number).path))
+                    return Taken(number, row, self._trial(number, row))
         return None
+
+    def _trial(self, number: int, row: int) -> Trial:
+        """What draws a trial's values and judges it: by what is known when it begins.
+
+        A study of its own, since a study remembers what it has once read; a sampler of its own,
+        since workers that begin with one seed would draw the same values, and who takes a trial
+        must not decide what it is.
+        """
+        name, rows = self.study.study_name, self.storage.rows
+        sampler = space.sampler(self.sweep.file.study, number)
+        fresh = optuna.load_study(
+            study_name=name, storage=rows, sampler=sampler, pruner=self.study.pruner
+        )
+        fresh.get_trials(deepcopy=False)  # optuna writes to no row that it has not read
+        trial = Trial(fresh, row)
+        for epoch, value in trial.user_attrs.get(TOLD, {}).items():
+            trial.report(value, int(epoch))
+            trial.should_prune()  # which marks how far it came; it went on then
+        return trial
 
     def give_back(self, worker: str) -> None:
         """What a worker still has, for the others."""
@@ -93,7 +112,8 @@ class Trials:
 
     def release_dead(self) -> None:
         """What dead workers had: those of this host at once, by their lock; others when silent."""
-        self.storage.end_silent(self.study)
+        with self.storage.alone:
+            self.storage.end_silent(self.study)
         here = {path.name for path in self._workers.glob("*") if _is_dead(path)}
         for row in self._rows_of(here):
             self.storage.end(row, TrialState.FAIL)
@@ -124,25 +144,32 @@ class Trials:
         for number, failed in self.attempts().items():
             if any(attempt.state != TrialState.FAIL for attempt in failed):
                 continue
-            before = failed[-1] if failed else None
+            # Of those that failed the last that a worker had: others were added twice at once.
+            before = max(
+                failed, key=lambda row: (WORKER in row.user_attrs, row.number), default=None
+            )
             known = before.params if before and before.params else cells[number % len(cells)]
+            told = (
+                {}
+                if before is None
+                else before.user_attrs.get(TOLD, {}) | before.intermediate_values
+            )
             every = space.distributions(self.sweep.file)
             self.study.add_trial(
                 optuna.create_trial(
                     state=TrialState.WAITING,
                     params=known,
                     distributions={name: every[name] for name in known},
-                    user_attrs={NUMBER: number},
-                    intermediate_values=before.intermediate_values if before else {},
+                    user_attrs={NUMBER: number, TOLD: {str(k): v for k, v in told.items()}},
                 )
             )
 
     def _end_surplus(self) -> None:
         """What another worker added at the same moment."""
-        counting = self.counting()
-        for number, attempts in self.attempts().items():
-            for attempt in attempts:
-                if attempt.state == TrialState.WAITING and attempt.number > counting[number].number:
+        for attempts in self.attempts().values():
+            alive = [attempt for attempt in attempts if attempt.state != TrialState.FAIL]
+            for attempt in alive[1:]:
+                if attempt.state == TrialState.WAITING:
                     self.storage.end(self.storage.id_of(self.study, attempt), TrialState.FAIL)
 
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from distill import lock
 from distill.engine.divergence import Diverged
-from distill.errors import Failure, UserError
+from distill.errors import Failure, Unfit, UserError
 from distill.events import Epoch, Start
 from distill.recipe import Resolved
 from distill.run_folder import RunFolder, write_json
@@ -81,6 +81,30 @@ def test_what_a_trial_is_does_not_depend_on_who_takes_it(tmp_path: Path) -> None
     assert drawn[0] == drawn[1]
 
 
+def test_the_sampler_knows_what_was_found_after_the_first_trial_too(tmp_path: Path) -> None:
+    """The first five are drawn at random, the others come closer to the best rate."""
+
+    def drawn(sampler: str) -> list[float]:
+        trials = opened(
+            tmp_path / sampler,
+            study={"trials": 22, "pruner": "none", "startup_trials": 5, "sampler": sampler},
+            space={"optim.lr": {"uniform": [0.01, 1.0]}},
+        )
+        rates = list[float]()
+
+        def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+            rates.append(resolved.recipe.optim.lr)
+            write_json(folder.result_file, {"metrics": {"top1/val": 1 - abs(rates[-1] - 0.3)}})
+
+        sweep.work(trials, train, lambda said: None)
+        return rates
+
+    tpe, random = drawn("tpe"), drawn("random")
+    assert tpe[:5] == random[:5]
+    away = [sum(abs(rate - 0.3) for rate in rates[12:]) for rates in (tpe, random)]
+    assert away[0] < away[1] / 2
+
+
 def test_who_was_killed_is_replaced_with_the_same_values_and_what_he_told(trials: Trials) -> None:
     mine = trials.take("gone")
     assert mine is not None
@@ -93,6 +117,60 @@ def test_who_was_killed_is_replaced_with_the_same_values_and_what_he_told(trials
     assert again.row != mine.row
     assert space.values(again.trial, trials.sweep.file) == values
     assert trials.storage.rows.get_trial(again.row).intermediate_values == {1: 0.3}
+    trials.give_back("other")
+    third = trials.take("third")
+    assert third is not None
+    assert trials.storage.rows.get_trial(third.row).intermediate_values == {1: 0.3}
+    assert space.values(third.trial, trials.sweep.file) == values
+
+
+def test_what_another_worker_added_at_once_is_not_taken_for_what_was_tried(trials: Trials) -> None:
+    """It has no values: the successor of the one that was tried must have that one's."""
+    trials._add_attempts()
+    for attempt in trials.study.get_trials():
+        trials.study.add_trial(attempt)
+    mine = trials.take("gone")
+    assert mine is not None
+    values = space.values(mine.trial, trials.sweep.file)
+    mine.trial.report(0.3, 1)
+    trials.give_back("gone")
+    again = trials.take("other")
+    assert again is not None and again.number == mine.number
+    assert trials.storage.rows.get_trial(again.row).params == mine.trial.params
+    assert space.values(again.trial, trials.sweep.file) == values
+
+
+def test_a_row_that_ended_meanwhile_is_not_taken(trials: Trials) -> None:
+    trials._add_attempts()
+    row = trials.storage.id_of(trials.study, trials.counting()[0])
+    assert trials.storage.end(row, TrialState.FAIL)
+    assert not trials.storage.take(row)
+
+
+def test_a_trial_that_is_taken_up_again_stands_on_the_rungs_that_it_had_come_to(
+    tmp_path: Path,
+) -> None:
+    """By its value after three epochs, where its bracket looks first; not by the last, 0.4."""
+    study = {"trials": 3, "pruner": "hyperband"}
+    trials = opened(tmp_path, set=[*ALONE, "train.epochs=9"], study=study)
+    mine = trials.take("gone")
+    assert mine is not None
+    for epoch in (1, 2, 3, 4):
+        mine.trial.report(0.1 * epoch, epoch)
+    trials.give_back("gone")
+    again = trials.take("other")
+    assert again is not None
+    marks = trials.storage.rows.get_trial(again.row).system_attrs
+    assert marks == {"completed_rung_0": pytest.approx(0.3)}
+
+
+def test_the_longest_trial_is_known_where_a_table_sets_the_epochs() -> None:
+    sizes = [{"train.epochs": 3, "student.width": 2}, {"train.epochs": 27, "student.width": 4}]
+    planned = sweep_file.checked(
+        VALUES | {"study": {"pruner": "hyperband"}, "space": {"size": {"grid": sizes}}}, "a", "a"
+    )
+    pruner: Any = space.pruner(planned)
+    assert pruner._max_resource == 27
 
 
 def test_who_was_taken_for_dead_and_is_not_loses_the_trial(trials: Trials) -> None:
@@ -187,16 +265,16 @@ def test_a_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
 def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Trials) -> None:
     more = opened(trials.place, study=VALUES["study"] | {"trials": 8})
     assert more.left() == 8
-    with pytest.raises(UserError, match=r"(?s)another sweep of the name mine:.*optim.lr.*--out"):
+    with pytest.raises(UserError, match=r"(?s)another sweep of the name mine:.*optim.lr.*--name"):
         opened(trials.place, space={"optim.lr": {"log": [0.02, 0.5]}})
 
 
 def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     """Without training: the value falls with the learning rate, one is no number."""
-    rates = [0.1, 0.2, 0.3, 0.4, 0.6, 0.5, 0.05]
+    rates = [0.1, 0.2, 0.3, 0.4, 0.6, 0.5, 0.05, 0.7]
     trials = opened(
         tmp_path,
-        study={"trials": 7, "startup_trials": 3},
+        study={"trials": 8, "startup_trials": 3},
         space={"optim.lr": {"grid": rates}},
     )
     seen, said = [], list[str]()
@@ -205,6 +283,8 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
         lr = resolved.recipe.optim.lr
         if lr == 0.4:
             raise Diverged(7)
+        if lr == 0.7:
+            raise Unfit("train.batch_size = 4096 is more than the 90 training images.")
         read(head(epochs=2))
         for epoch in (1, 2):
             seen.append((lr, epoch))
@@ -214,13 +294,14 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     sweep.work(trials, train, said.append)
     told = summary(trials)
     states = [row["state"] for row in told["trials"]]
-    ended = ["complete"] * 3 + ["diverged", "pruned", "pruned", "complete"]
+    ended = ["complete"] * 3 + ["diverged", "pruned", "pruned", "complete", "infeasible"]
     assert states == ended
-    assert told["counts"] == {"complete": 4, "pruned": 2, "infeasible": 0, "diverged": 1}
+    assert told["counts"] == {"complete": 4, "pruned": 2, "infeasible": 1, "diverged": 1}
     assert (0.6, 2) not in seen and (0.05, 2) in seen
     assert told["best"]["trial"] == 6 and told["best"]["value"] == 0.95
     assert set(told["importance"]) == {"optim.lr"}
-    assert "trial 4 is pruned: " in "".join(said) and "stays as a run that was stopped" in said[-3]
+    assert "trial 4 is pruned: " in "".join(said) and "stays as a run that was stopped" in said[-5]
+    assert said[-1].startswith("trial 7 is infeasible: train.batch_size = 4096")
 
 
 @pytest.mark.parametrize("kind", ["median", "hyperband"])
