@@ -1,6 +1,5 @@
 """The verbs that ask over many runs: seeds, sweep, search."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,9 +132,13 @@ def search(
     data: DataOption = None,
     set_: SetOption = [],
     storage: StorageOption = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="In the storage.", show_default="search-<recipe>"),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where the runs lie.", show_default="runs/search-<recipe>"),
+        typer.Option("--out", help="Where the runs lie.", show_default="runs/<name>"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -148,7 +151,8 @@ def search(
 
     chosen = settings(data, set_, teacher)
     resolved = recipes.load(recipe, chosen)
-    place = out or run_folder.RUNS / f"search-{resolved.name}"
+    name = name or f"search-{resolved.name}"
+    place = out or run_folder.RUNS / name
     depths = numbers("--stages", stages), numbers("--blocks", blocks)
     with _worker(place, storage, HEARTBEAT_S) as (opened, train, say):
         from distill.study import search as room
@@ -156,7 +160,9 @@ def search(
         designs, too_many = room.legal(
             resolved.recipe, rules, max_params, *depths, asymmetric=asymmetric
         )
-        asked = room.Search(recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta)
+        asked = room.Search(
+            recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta, name
+        )
         said = room.search(asked, opened, place, train, say)
     _show_sweep(said, place, as_json)
 
@@ -205,6 +211,7 @@ def _said_when_left(place: Path) -> Iterator[None]:
     """A worker that is asked to stop says what becomes of its trial."""
     from distill.engine.stop import Stopped
 
+    go_on = "Its trial is left to the others. Type the same again to go on."
     left = f"Stopped; its trial is left to the others. Type the same again to go on in {place}."
     try:
         yield
@@ -214,11 +221,12 @@ def _said_when_left(place: Path) -> Iterator[None]:
     except SystemExit:
         typer.echo(left, err=True)
         raise
+    except Failure as fault:
+        raise Failure(f"{fault}\n{go_on}") from fault
     except OSError as fault:
         where = f" ({fault.filename})" if fault.filename else ""
         raise Failure(
-            f"The sweep in {place} failed: {fault.strerror or fault}{where}.\n"
-            "Its trial is left to the others. Type the same again to go on."
+            f"The sweep in {place} failed: {fault.strerror or fault}{where}.\n{go_on}"
         ) from fault
 
 
@@ -229,7 +237,7 @@ def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:
 
     write(said, place / "sweep.html")
     if as_json:
-        typer.echo(json.dumps(said))
+        echo_json(said)
     else:
         stdout().print(sweep_table(said), highlight=False)
         typer.echo(f"{place / 'best.toml'}, {place / 'sweep.json'}, {place / 'sweep.html'}")

@@ -185,14 +185,12 @@ def _empty(height: float) -> tuple[Figure, Axes]:
 
 def _scale(said: Said, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[Any, float]:
     """The height, 0..1, of each value of a key; a span is as it was drawn from."""
-    values = sorted({row["values"][name] for row in rows}, key=lambda v: (isinstance(v, str), v))
-    space = said["space"][name]
-    span = space.get("log") or space.get("uniform") or space.get("integer")
-    if span is None:
-        return {value: k / max(1, len(values) - 1) for k, value in enumerate(values)}
-    at = math.log if "log" in space else float
-    low, high = map(at, span)
-    return {value: (at(value) - low) / (high - low) for value in values}
+    [(kind, known)] = said["space"][name].items()
+    if kind in ("grid", "choice"):  # in the order of the file
+        return {label: k / max(1, len(known) - 1) for k, label in enumerate(known)}
+    at = math.log if kind == "log" else float
+    low, high = map(at, known)
+    return {v: (at(v) - low) / (high - low) for v in {row["values"][name] for row in rows}}
 
 
 def _ticks(scale: Mapping[Any, float]) -> list[tuple[Any, float]]:

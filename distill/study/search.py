@@ -41,12 +41,9 @@ class Search:
     designs: tuple[dict[str, Any], ...]
     least_too_many: int  # parameters
     epochs: int
-    n_rungs: int = 3
-    eta: int = 3
-
-    @property
-    def name(self) -> str:
-        return f"search-{self.recipe.removesuffix('.toml').rpartition('/')[2]}"
+    n_rungs: int
+    eta: int
+    name: str  # in the storage
 
     def lengths(self) -> list[int]:
         """Epochs of each rung, the first one first: eta times as many in each, at least one."""

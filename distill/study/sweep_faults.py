@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from math import prod
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -24,6 +25,13 @@ def of_file(file: SweepFile) -> Iterator[str]:
 def _study_faults(file: SweepFile) -> Iterator[str]:
     if file.study.trials is None and any(not space.grid for space in file.space.values()):
         yield "study.trials is missing: how many; only a sweep of grids alone ends by itself"
+    if file.study.trials is not None and all(space.grid for space in file.space.values()):
+        cells = prod(len(space.options) for space in file.space.values())
+        if file.study.trials > cells:
+            yield (
+                f"study.trials = {file.study.trials} is more than the {cells} of the grid: who is "
+                "trained twice by one seed says the same; add train.seed to the space"
+            )
     if file.study.metric is not None and file.study.metric not in METRICS:
         yield f'study.metric = "{file.study.metric}" is unknown; allowed: {", ".join(METRICS)}'
 

@@ -36,6 +36,12 @@ class Space(BaseModel):
         return self
 
     @property
+    def kind(self) -> str:
+        """Which of them it is."""
+        (kind,) = self.model_fields_set
+        return kind
+
+    @property
     def options(self) -> tuple[Any, ...]:
         """Those of a grid or a choice."""
         return self.grid or self.choice or ()

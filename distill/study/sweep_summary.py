@@ -25,6 +25,7 @@ from distill.study.sweep import (
     work,
 )
 from distill.study.sweep_file import Sweep
+from distill.study.sweep_schema import option_label
 from distill.study.trials import RUN, WORKER, Trials
 
 BEST, SUMMARY = "best.toml", "sweep.json"
@@ -52,8 +53,9 @@ def carried_out(
 def summary(trials: Trials) -> dict[str, Any]:
     """A sweep whose trials are done, in plain values.
 
-    Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (kind and ends or options, by
-    name), `asked`, `counts` (`complete`, `pruned`, `infeasible`, `diverged`: their sum is `asked`),
+    Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (by name: the kind, and its
+    ends or the labels of its options), `asked`, `counts` (`complete`, `pruned`, `infeasible`,
+    `diverged`: their sum is `asked`),
     `taken_up` (attempts whose worker ended before they did), `best` (a row of `trials`, or None),
     `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
     (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
@@ -71,7 +73,7 @@ def summary(trials: Trials) -> dict[str, Any]:
         "metric": sweep.metric,
         "goal": "maximize" if sweep.is_maximized else "minimize",
         "space": {
-            name: space.model_dump(mode="json", exclude_none=True)
+            name: {space.kind: [*map(option_label, space.options)] or list(space.bounds)}
             for name, space in sweep.file.space.items()
         },
         "asked": sweep.n_trials,

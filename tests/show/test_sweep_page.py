@@ -31,7 +31,7 @@ ROWS = [
 ]
 SAID: dict[str, Any] = {
     "sweep": "mine <1>", "recipe": "kd", "metric": "top1/val", "goal": "maximize", "asked": 5,
-    "space": {"optim.lr": {"log": [0.01, 1.0]}, "augment.crop": {"choice": [False, {}]}},
+    "space": {"optim.lr": {"log": [0.01, 1.0]}, "augment.crop": {"choice": ["false", "padding 4"]}},
     "counts": {"complete": 3, "pruned": 1, "infeasible": 1, "diverged": 0}, "taken_up": 1,
     "best": ROWS[2], "importance": {"optim.lr": 0.75, "augment.crop": 0.25}, "trials": ROWS,
 }  # fmt: skip

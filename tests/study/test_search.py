@@ -18,7 +18,8 @@ ALONE = ("loss.kd=false", "loss.hard.weight=1")
 
 def asked(n: int, **how: int) -> room.Search:
     designs = tuple({"stages": 1, "blocks": 1, "width": width} for width in range(2, 2 + n))
-    return room.Search("tiny", ALONE, designs, 5_000_000, **{"epochs": 27} | how)
+    asked = {"epochs": 27, "n_rungs": 3, "eta": 3, "name": "search-tiny"}
+    return room.Search("tiny", ALONE, designs, 5_000_000, **asked | how)
 
 
 def test_each_rung_has_a_share_of_the_designs_for_as_many_times_the_epochs() -> None:
@@ -30,7 +31,8 @@ def test_each_rung_has_a_share_of_the_designs_for_as_many_times_the_epochs() -> 
 
 
 def test_the_warm_up_keeps_its_share() -> None:
-    search = room.Search("tiny", (*ALONE, "optim.warmup_epochs=3"), asked(3).designs, 9_000, 27)
+    warm = (*ALONE, "optim.warmup_epochs=3")
+    search = room.Search("tiny", warm, asked(3).designs, 9_000, 27, 3, 3, "search-tiny")
     rungs = [search.rung(number, search.designs).base.recipe for number in range(3)]
     assert [each.optim.warmup_epochs for each in rungs] == pytest.approx([1 / 3, 1, 3])
     assert [each.train.epochs for each in rungs] == [3, 9, 27]
