@@ -339,8 +339,15 @@ def design(
     from students.grid import widest_of_each
 
     course = courses.of(rules or "nyu2022")
+    if rules is not None and max_params > courses.BUDGET:
+        raise UserError(
+            f"--max-params {max_params} is more than the rules of {course.title} allow: "
+            f"{course.bound} {courses.BUDGET:,}."
+        )
     if check is not None:
-        _check_rules(check, rules, max_params)
+        if plot is not None:
+            raise UserError("--check and --plot exclude each other; give one of them")
+        _check_rules(check, rules, max_params, as_json)
         return
     rows = widest_of_each(
         course.least_too_many(max_params),
@@ -354,7 +361,7 @@ def design(
     if not rows:
         raise UserError(
             f"no network of {stages} stages and {blocks} blocks has "
-            f"{'at most' if course.may_equal else 'fewer than'} {max_params:,} parameters.\n"
+            f"{course.bound} {max_params:,} parameters.\n"
             "Give a larger --max-params, or fewer --stages and --blocks."
         )
     if plot is not None:
@@ -434,7 +441,7 @@ def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
     return layers.of_recipe(record.recipe, record.role, record.n_classes)
 
 
-def _check_rules(recipe: str, rules: str | None, budget: int) -> None:
+def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> None:
     """Says whether a recipe's student keeps a course's rules; exit 1 where it does not."""
     from distill import recipe as recipes
     from students import rules as courses
@@ -445,7 +452,15 @@ def _check_rules(recipe: str, rules: str | None, budget: int) -> None:
             f"named.\nType it with --rules {' or --rules '.join(courses.RULES)}."
         )
     course, (planned, activation) = courses.of(rules), recipes.planned(recipe)
-    if faults := courses.broken(course, planned, activation, budget):
+    faults = courses.broken(course, planned, activation, budget)
+    if as_json:
+        keeps, parameters = not faults, planned.parameters
+        said = {"recipe": recipe, "rules": rules, "keeps": keeps, "parameters": parameters}
+        echo_json(said | {"broken": faults})
+        if faults:
+            raise typer.Exit(1)
+        return
+    if faults:
         raise Failure("\n  ".join([f"{recipe} breaks the rules of {course.title}:", *faults]))
     typer.echo(f"{recipe} keeps the rules of {course.title}: {planned.parameters:,} parameters")
 

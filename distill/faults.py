@@ -198,9 +198,12 @@ def words(schema: Values) -> str:
     choices = list(map(shown, _choices(schema)))
     if choices:
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
+    if "type" not in schema:
+        return "a value"
     if schema["type"] == "array":
-        each = schema.get("items") or schema["prefixItems"][0]
-        number = f" of {schema['maxItems']}" if "maxItems" in schema else ""
+        each = schema["items"] if "items" in schema else schema["prefixItems"][0]
+        least = f" of at least {schema['minItems']}" if schema.get("minItems") else ""
+        number = f" of {schema['maxItems']}" if "maxItems" in schema else least
         return f"a list{number}, each {words(each)}"
     bounds = [f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema]
     return TYPES.get(schema["type"], "text") + (f" ({', '.join(bounds)})" if bounds else "")

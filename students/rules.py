@@ -17,6 +17,11 @@ class Rules:
     may_equal: bool  # whether a network of exactly the budget's size is allowed
     faults: Callable[[Design, str], Iterator[str]]
 
+    @property
+    def bound(self) -> str:
+        """`fewer than` or `at most`: in front of the budget."""
+        return "at most" if self.may_equal else "fewer than"
+
     def least_too_many(self, budget: int) -> int:
         """The smallest number of parameters that is not allowed."""
         return budget + self.may_equal
@@ -26,8 +31,7 @@ def broken(rules: Rules, design: Design, activation: str, budget: int = BUDGET) 
     """The clauses that a design breaks, each with what was found; none where it is legal."""
     faults = list(rules.faults(design, activation))
     if design.parameters >= rules.least_too_many(budget):
-        bound = "at most" if rules.may_equal else "fewer than"
-        faults.append(f"{bound} {budget:,} parameters: it has {design.parameters:,}")
+        faults.append(f"{rules.bound} {budget:,} parameters: it has {design.parameters:,}")
     return faults
 
 

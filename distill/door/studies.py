@@ -72,7 +72,8 @@ def seeds(
     with processes():
         for each in planned:
             taught = study.taught_alike(each, planned[0])
-            finish(each.role, taught, each.folder, resume=each.folder.is_run, trackers=[])
+            resume, go_on = each.folder.is_run, "To go on, type the same command again"
+            finish(each.role, taught, each.folder, resume, [], go_on)
     said = study.summary(planned)
     if as_json:
         echo_json(said)
@@ -151,6 +152,8 @@ def search(
 
     chosen = settings(data, set_, teacher)
     resolved = recipes.load(recipe, chosen)
+    if resolved.origins["train.epochs"] == "--set":
+        raise UserError("search sets train.epochs itself.\nLeave that --set away; type --epochs N.")
     name = name or f"search-{resolved.name}"
     place = out or run_folder.RUNS / name
     depths = numbers("--stages", stages), numbers("--blocks", blocks)
@@ -196,8 +199,9 @@ def _worker(
 
         def train(resolved: "Resolved", folder: "RunFolder", read: "Reader") -> None:
             role: Role = "student" if resolved.recipe.student else "teacher"
+            resume, origins = folder.is_run, resolved.origins
             request = Request(
-                role, resolved.recipe, resolved.name, folder.path, True, stop, resolved.origins
+                role, resolved.recipe, resolved.name, folder.path, resume, stop, origins
             )
             follow(request, folder, [], read)
 

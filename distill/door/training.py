@@ -55,15 +55,24 @@ def train(
 
         check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
-    finish(role, resolved, folder, resume, trackers)
+    place = shlex.quote(str(folder.path))
+    go_on = f"To go on, type the same command with --out {place} --resume"
+    finish(role, resolved, folder, resume, trackers, go_on)
     if is_main():
         _close(folder)
 
 
 def finish(
-    role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool, trackers: list[str]
+    role: "Role",
+    resolved: "Resolved",
+    folder: "RunFolder",
+    resume: bool,
+    trackers: list[str],
+    go_on: str,
 ) -> None:
-    """Train what is left of a run, which may be nothing."""
+    """Train what is left of a run, which may be nothing; `go_on` says what to type where it ends
+    early.
+    """
     from distill import run_folder
 
     if resume and folder.is_finished:
@@ -71,17 +80,22 @@ def finish(
         typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
     else:
         run_folder.check_out(folder, resume)
-        _watch(role, resolved, folder, resume, trackers)
+        _watch(role, resolved, folder, resume, trackers, go_on)
 
 
 def _watch(
-    role: "Role", resolved: "Resolved", folder: "RunFolder", resume: bool, trackers: list[str]
+    role: "Role",
+    resolved: "Resolved",
+    folder: "RunFolder",
+    resume: bool,
+    trackers: list[str],
+    go_on: str,
 ) -> None:
     """Every event to display, journal and trackers; what ends a run early, in words."""
     from distill.engine.stop import Stop
 
     stop = Stop()
-    with stop.listening(), _said_why(folder):  # from before the seconds that imports take
+    with stop.listening(), _said_why(folder, go_on):  # from before the seconds that imports take
         from distill.engine.run import Request
 
         request = Request(
@@ -119,10 +133,8 @@ def follow(
 
 
 @contextmanager
-def _said_why(folder: "RunFolder") -> Iterator[None]:
+def _said_why(folder: "RunFolder", go_on: str) -> Iterator[None]:
     """Whatever ends a run early is one message, with what to type next, and an exit code."""
-    place = shlex.quote(str(folder.path))
-    go_on = f"To go on, type the same command with --out {place} --resume"
     try:
         yield
     except (UserError, typer.Exit):

@@ -96,7 +96,8 @@ def legal(
     if len(kept) < 2:
         raise UserError(
             f"{len(kept)} designs of fewer than {too_many:,} parameters keep the rules of "
-            f"{rules.title}: there is nothing to choose.\nType wider --stages and --blocks."
+            f"{rules.title}: there is nothing to choose.\n"
+            "Type a larger --max-params, or wider --stages and --blocks."
         )
     return kept, too_many
 
@@ -111,7 +112,7 @@ def search(asked: Search, storage: Storage, place: Path, train: Train, say: Say)
     for number, (epochs, size) in enumerate(zip(asked.lengths(), asked.sizes(), strict=True)):
         left = left[:size]
         which = f"rung {number + 1} of {asked.n_rungs}"
-        say(f"{which}: {len(left)} designs, {epochs} epochs each, from the start")
+        say(f"{which}: {counted(len(left), 'design')}, {counted(epochs, 'epoch')} each, anew")
         where = place / f"rung-{number + 1}"
         said = carried_out(asked.rung(number, left), storage, where, train, say)
         values = {row["values"]["design"]: row["value"] for row in said["trials"]}
@@ -120,6 +121,11 @@ def search(asked: Search, storage: Storage, place: Path, train: Train, say: Say)
     write_json(place / SUMMARY, said | {"rungs": rungs})
     write_text(place / BEST, (where / BEST).read_text())
     return said | {"rungs": rungs}
+
+
+def counted(n: int, what: str) -> str:
+    """`1 design`, `2 designs`."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def ranked(

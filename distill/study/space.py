@@ -31,13 +31,14 @@ def values(trial: Trial, file: SweepFile) -> dict[str, Any]:
     return {name: _drawn(trial, name, each) for name, each in distributions(file).items()}
 
 
-def sampler(study: Study, number: int) -> BaseSampler:
-    """Of one trial: its draws depend on the sweep's seed and the trial's number.
+def sampler(study: Study, number: int, n_before: int) -> BaseSampler:
+    """Of one trial: its draws depend on the sweep's seed, the trial's number, and how many draws of
+    it were infeasible before.
 
     TPE: Bergstra et al., NeurIPS 2011; trials that still run count as bad, so that workers do not
     all try the same place.
     """
-    digest = hashlib.sha256(f"{study.seed} {number}".encode()).digest()
+    digest = hashlib.sha256(f"{study.seed} {number} {n_before}".encode()).digest()
     seed = int.from_bytes(digest[:4])
     if study.sampler == "random":
         return RandomSampler(seed=seed)

@@ -93,11 +93,18 @@ class Storage:
         """
         with self.alone:
             try:
-                made = optuna.create_study(storage=self.rows, study_name=name, direction=direction)
-                made.set_user_attr("definition", definition)
+                made = self._begun(name, direction, definition)
             except DuplicatedStudyError:
                 made = optuna.load_study(study_name=name, storage=self.rows)
+                if not _is_same(made, definition) and _is_untouched(made):  # none came to anything
+                    optuna.delete_study(study_name=name, storage=self.rows)
+                    made = self._begun(name, direction, definition)
         _check_same(name, made, definition)
+        return made
+
+    def _begun(self, name: str, direction: str, definition: str) -> optuna.Study:
+        made = optuna.create_study(storage=self.rows, study_name=name, direction=direction)
+        made.set_user_attr("definition", definition)
         return made
 
     def id_of(self, study: optuna.Study, attempt: FrozenTrial) -> int:
@@ -152,13 +159,27 @@ class Storage:
             thread.join()
 
 
+def _is_same(study: optuna.Study, definition: str) -> bool:
+    """Whether a study is of that definition; where nobody has said of which, of this."""
+    known = study.user_attrs.get("definition")
+    if known is None:
+        study.set_user_attr("definition", definition)
+    return known in (None, definition)
+
+
+def _is_untouched(study: optuna.Study) -> bool:
+    """Whether nobody works on it and nothing was found yet: all that was tried was refused."""
+    return all(
+        row.state in (TrialState.WAITING, TrialState.FAIL) and not row.intermediate_values
+        for row in study.get_trials(deepcopy=False)
+    )
+
+
 def _check_same(name: str, study: optuna.Study, definition: str) -> None:
     """Raises UserError naming the lines in which a worker's sweep is not the study's."""
-    known = study.user_attrs.get("definition")
-    if known is None:  # its maker is just about to say, or was killed before he did
-        study.set_user_attr("definition", definition)
-    if known in (None, definition):
+    if _is_same(study, definition):
         return
+    known = study.user_attrs["definition"]
     ours, theirs = definition.splitlines(), known.splitlines()
     differing = [f"here:   {line}" for line in ours if line not in theirs]
     differing += [f"stored: {line}" for line in theirs if line not in ours]

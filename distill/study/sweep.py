@@ -27,10 +27,10 @@ from distill.study import space
 from distill.study.storage import Storage
 from distill.study.sweep_file import Sweep
 from distill.study.sweep_schema import touched
-from distill.study.trials import Taken, Trials
+from distill.study.trials import INFEASIBLE, Taken, Trials
 
 LOOK_S = 2.0  # between two looks of a worker that waits for the others
-INFEASIBLE, DIVERGED = "infeasible", "diverged"  # attributes of an attempt: why it has no value
+DIVERGED = "diverged"  # an attribute of an attempt: why it has no value
 VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
 
 Reader = Callable[[Event], None]
@@ -74,8 +74,8 @@ def with_stored_answers(sweep: Sweep) -> tuple[Sweep, str]:
     if recipe.cache is not None:
         return sweep, shared
     terms = {key.split(".")[1] for key in keys if key.startswith("loss.")}
-    try:
-        base = recipes.load(sweep.file.recipe, [*sweep.overrides, "cache={}"])
+    try:  # without the budget, which the recipe's own student may be over
+        base = recipes.load(sweep.file.recipe, [*sweep.file.overrides, "cache={}"])
         if not terms <= recipe.loss.terms().keys():  # what they read is not known before
             raise RecipeError(sweep.name, [])
     except RecipeError:
@@ -84,8 +84,10 @@ def with_stored_answers(sweep: Sweep) -> tuple[Sweep, str]:
     return Sweep(sweep.name, file, base), shared
 
 
-def work(trials: Trials, train: Train, say: Say) -> None:
+def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lambda: None) -> None:
     """Take trials until all are done. Another worker that dies meanwhile is replaced.
+
+    `done` is called after each trial of this worker.
 
     Raises what a run raises; the trial it befell is given back first.
     """
@@ -98,6 +100,7 @@ def work(trials: Trials, train: Train, say: Say) -> None:
             if taken is not None:
                 is_waiting = False
                 _attempt(trials, taken, train, say)
+                done()
                 continue
             if not is_waiting:
                 say(f"{trials.left()} trials are with other workers: waiting, in case one dies")
@@ -113,12 +116,18 @@ def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
         said = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
         say(f"trial {taken.number} of {sweep.n_trials}: {said}")
         try:
-            train(sweep.resolved(values), folder, Judge(taken, sweep.metric))
-        except (RecipeError, Unfit) as fault:
-            why = "; ".join(fault.faults if isinstance(fault, RecipeError) else [str(fault)])
-            taken.trial.set_user_attr(INFEASIBLE, why)
+            resolved = sweep.resolved(values)
+        except RecipeError as fault:
+            why = "; ".join(fault.faults).replace("(--set)", "(the sweep)")
+            again = trials.give_up(taken, why)
+            say(f"trial {taken.number} is {'drawn again' if again else 'infeasible'}: {why}")
+            return
+        try:
+            train(resolved, folder, Judge(taken, sweep.metric))
+        except Unfit as fault:
+            taken.trial.set_user_attr(INFEASIBLE, str(fault))
             _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is infeasible: {why}")
+            say(f"trial {taken.number} is infeasible: {fault}")
         except TrialPruned:
             _end(storage, taken, TrialState.PRUNED)
             say(f"trial {taken.number} is pruned: {folder.path} stays as a run that was stopped")

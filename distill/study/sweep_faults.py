@@ -1,17 +1,18 @@
 """What is wrong with a sweep file: every fault at once, in the user's own words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from math import prod
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from distill.events import MEASURES, measure_name
 from distill.faults import Values, check, keys, shown, switches, words
 from distill.rules import Fault, did_you_mean
-from distill.study.sweep_schema import Constraint, Space, Study, SweepFile, keys_of, pairs
+from distill.study.sweep_schema import KINDS, Constraint, Space, Study, SweepFile, keys_of, pairs
 
 METRICS = [measure_name(name, split) for name in MEASURES for split in ("val", "val_ema")]
 
@@ -19,7 +20,19 @@ METRICS = [measure_name(name, split) for name in MEASURES for split in ("val", "
 def of_file(file: SweepFile) -> Iterator[str]:
     """What its tables say of each other, and of the keys of any recipe."""
     yield from _study_faults(file)
-    yield from _space_faults(file)
+    yield from _space_faults(file.space)
+
+
+def of_sound_spaces(values: Values) -> Iterator[str]:
+    """What is wrong with the keys and values of those spaces that can be read, where a table of the
+    file cannot.
+    """
+    sound = dict[str, Space]()
+    tables = values.get("space")
+    for name, value in tables.items() if isinstance(tables, dict) else ():
+        with suppress(ValidationError):
+            sound[name] = Space.model_validate(value)
+    yield from _space_faults(sound)
 
 
 def _study_faults(file: SweepFile) -> Iterator[str]:
@@ -36,10 +49,10 @@ def _study_faults(file: SweepFile) -> Iterator[str]:
         yield f'study.metric = "{file.study.metric}" is unknown; allowed: {", ".join(METRICS)}'
 
 
-def _space_faults(file: SweepFile) -> Iterator[str]:
+def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
     """Keys that no recipe has, values that no recipe takes, keys that are set twice."""
     seen: dict[str, str] = {}
-    for name, space in file.space.items():
+    for name, space in spaces.items():
         for key in keys_of(name, space):
             if key not in keys():
                 near = get_close_matches(key, keys(), n=1)
@@ -81,9 +94,18 @@ def in_words(detail: ErrorDetails) -> str:
         return f"{key} is not a key{did_you_mean(*near)}; allowed: {', '.join(known)}"
     if kind == "value_error":
         return f"{key} = {shown(detail['input'])}; {detail['ctx']['error']}"
+    if way == ["space"]:
+        return (
+            "space: nothing is varied; allowed: a table of keys, optim.lr = { log = [0.01, 0.5] }"
+        )
+    if way[0] == "space" and len(way) == 2:
+        return (
+            f"{key} = {shown(detail['input'])} is no space; allowed: a table of one of "
+            f"{', '.join(KINDS)}, {{ choice = [0.1, 0.2] }}"
+        )
     field = next((f for name, f in table.model_fields.items() if name in way[-3:]), None)
     said = words(TypeAdapter(field.rebuild_annotation()).json_schema()) if field else "a table"
-    return f"{key} = {shown(detail['input'])} is none; allowed: {said}"
+    return f"{key} = {shown(detail['input'])} is refused; allowed: {said}"
 
 
 def _table(way: Sequence[str]) -> type[BaseModel]:

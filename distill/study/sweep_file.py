@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import MEASURES, Split, measure_name
-from distill.faults import Values
+from distill.faults import Values, keys
 from distill.recipe import Resolved
 from distill.study import sweep_faults
 from distill.study.sweep_schema import KINDS, SweepFile, option_label, settings
@@ -104,7 +104,8 @@ def checked(values: Values, name: str, place: str) -> Sweep:
     try:
         file = SweepFile.model_validate(values)
     except ValidationError as error:
-        raise _refused(place, map(sweep_faults.in_words, error.errors(include_url=False))) from None
+        said = map(sweep_faults.in_words, error.errors(include_url=False))
+        raise _refused(place, [*said, *sweep_faults.of_sound_spaces(values)]) from None
     if wrong := list(sweep_faults.of_file(file)):
         raise _refused(place, wrong)
     sweep = Sweep(file.study.name or name, file, recipes.load(file.recipe, file.overrides))
@@ -134,11 +135,13 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
 def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
     """`optim.lr = {…}` is a table in a table, `"optim.lr" = {…}` is none; both mean the key."""
     for name, value in tables.items():
+        path = prefix + name
         is_table = isinstance(value, dict) and value and not value.keys() & set(KINDS)
-        if is_table and all(isinstance(each, dict) for each in value.values()):
-            yield from _flat(value, f"{prefix}{name}.")
+        is_recipes = any(key.startswith(f"{path}.") for key in keys())
+        if is_table and (is_recipes or all(isinstance(each, dict) for each in value.values())):
+            yield from _flat(value, f"{path}.")
         else:
-            yield prefix + name, value
+            yield path, value
 
 
 def _refused(place: str, faults: Iterable[str]) -> UserError:

@@ -17,7 +17,6 @@ from distill.run_folder import write_json, write_text
 from distill.study.storage import Storage
 from distill.study.sweep import (
     DIVERGED,
-    INFEASIBLE,
     Say,
     Train,
     opened,
@@ -26,7 +25,7 @@ from distill.study.sweep import (
 )
 from distill.study.sweep_file import Sweep
 from distill.study.sweep_schema import option_label
-from distill.study.trials import RUN, WORKER, Trials
+from distill.study.trials import INFEASIBLE, RUN, WORKER, Trials
 
 BEST, SUMMARY = "best.toml", "sweep.json"
 FEWEST = 4  # finished trials, for an importance
@@ -42,28 +41,34 @@ def carried_out(
     """
     planned, note = with_stored_answers(planned)
     trials = opened(planned, storage, place)
-    say(f"{planned.name}: {planned.n_trials} trials, {trials.left()} to go, {storage.shown}")
+    count = f"{planned.n_trials} trial{'s' * (planned.n_trials != 1)}"
+    say(f"{planned.name}: {count}, {trials.left()} to go, {storage.shown}")
     say(f"note: {note}")
-    work(trials, train, say)
+    work(trials, train, say, done=lambda: write(trials, summary(trials)))
     said = summary(trials)
     write(trials, said)
+    if said["best"] is None:
+        reasons = dict.fromkeys(row["why"] for row in said["trials"] if row["why"])
+        raise Failure("\n  ".join(["no trial was trained to its end: there is no best", *reasons]))
     return said
 
 
 def summary(trials: Trials) -> dict[str, Any]:
-    """A sweep whose trials are done, in plain values.
+    """The trials of a sweep that are done, in plain values.
 
     Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (by name: the kind, and its
     ends or the labels of its options), `asked`, `counts` (`complete`, `pruned`, `infeasible`,
     `diverged`: their sum is `asked`),
-    `taken_up` (attempts whose worker ended before they did), `best` (a row of `trials`, or None),
+    `taken_up` (attempts whose worker ended before they did), `redrawn` (values that could not be
+    trained, and others were drawn), `best` (a row of `trials`, or None),
     `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
     (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
     who had it, in turn, `began`, `ended`).
     """
     sweep, attempts = trials.sweep, trials.attempts()
     counting = trials.counting()
-    rows = [_row(trials, n, counting[n], attempts[n]) for n in sorted(counting)]
+    ended = [n for n, attempt in counting.items() if attempt.state.is_finished()]
+    rows = [_row(trials, n, counting[n], attempts[n]) for n in ended]
     complete = [row for row in rows if row["state"] == "complete"]
     choose = max if sweep.is_maximized else min
     states = [row["state"] for row in rows]
@@ -76,9 +81,10 @@ def summary(trials: Trials) -> dict[str, Any]:
             name: {space.kind: [*map(option_label, space.options)] or list(space.bounds)}
             for name, space in sweep.file.space.items()
         },
-        "asked": sweep.n_trials,
+        "asked": max(sweep.n_trials, len(rows)),
         "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
         "taken_up": sum(len(row["workers"]) - 1 for row in rows),
+        "redrawn": sum(trials.n_infeasible(n) for n in ended) - states.count(INFEASIBLE),
         "best": choose(complete, key=lambda row: row["value"]) if complete else None,
         "importance": importances(trials.study, [counting[row["trial"]] for row in complete]),
         "storage": trials.storage.shown,
@@ -99,14 +105,11 @@ def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[st
 
 
 def write(trials: Trials, said: dict[str, Any]) -> None:
-    """`sweep.json`, and `best.toml`: a recipe that can be trained as it is. Raises Failure where no
-    trial was trained to its end.
-    """
+    """`sweep.json`, and once there is a best `best.toml`: a recipe that can be trained as it is."""
     write_json(trials.place / SUMMARY, said)
     best = said["best"]
     if best is None:
-        reasons = dict.fromkeys(row["why"] for row in said["trials"] if row["why"])
-        raise Failure("\n  ".join(["no trial was trained to its end: there is no best", *reasons]))
+        return
     recipe = trials.sweep.resolved(best["values"]).recipe
     about = _about(trials.sweep, said, trials.place)
     path = trials.place / BEST
@@ -142,7 +145,11 @@ def _row(
         "epochs": {str(epoch): value for epoch, value in attempt.intermediate_values.items()},
         "run": None if why == INFEASIBLE else marks.get(RUN),
         "why": marks.get(why) if why else None,
-        "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
+        "workers": [
+            each.user_attrs[WORKER]
+            for each in attempts
+            if WORKER in each.user_attrs and (each is attempt or INFEASIBLE not in each.user_attrs)
+        ],
         "began": _iso(attempt.datetime_start),
         "ended": _iso(attempt.datetime_complete),
     }

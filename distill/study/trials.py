@@ -22,9 +22,10 @@ from distill.study import space
 from distill.study.storage import Storage
 from distill.study.sweep_file import Sweep
 
-# Attributes of an attempt: at which trial, by whom, in which folder, and what those before it had
-# told by epoch.
-NUMBER, WORKER, RUN, TOLD = "trial", "worker", "run", "told"
+# Attributes of an attempt: at which trial, by whom, in which folder, what those before it had told
+# by epoch, and why its values cannot be trained.
+NUMBER, WORKER, RUN, TOLD, INFEASIBLE = "trial", "worker", "run", "told", "infeasible"
+DRAWS = 20  # of a trial whose values cannot be trained, before it is left without a value
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Trials:
         return RunFolder(self.place / f"trial-{number:04}")
 
     def attempts(self) -> dict[int, list[FrozenTrial]]:
-        """Every attempt by the number of its trial, the first one first."""
+        """Every attempt by the number of its trial, the first one first; those of trials that an
+        earlier worker was asked for, and this one is not, too.
+        """
         found: dict[int, list[FrozenTrial]] = {n: [] for n in range(self.sweep.n_trials)}
         rows = self.study.get_trials(deepcopy=False)
         for attempt in sorted(rows, key=lambda row: row.number):
             found.setdefault(attempt.user_attrs[NUMBER], []).append(attempt)
-        return {number: found[number] for number in range(self.sweep.n_trials)}
+        return dict(sorted(found.items()))
 
     def counting(self) -> dict[int, FrozenTrial]:
         """The attempt that counts, of every trial that has one."""
@@ -66,7 +69,11 @@ class Trials:
 
     def left(self) -> int:
         """How many trials are not done yet, by whomever."""
-        return self.sweep.n_trials - sum(a.state.is_finished() for a in self.counting().values())
+        return self.sweep.n_trials - sum(
+            attempt.state.is_finished()
+            for number, attempt in self.counting().items()
+            if number < self.sweep.n_trials
+        )
 
     def take(self, worker: str) -> Taken | None:
         """The first trial that nobody has; None where all are done or somebody has them.
@@ -77,7 +84,9 @@ class Trials:
             self._add_attempts()
             self._end_surplus()
             for number, attempt in self.counting().items():
-                if attempt.state != TrialState.WAITING or lock.holder(self.folder(number).path)[1]:
+                if number >= self.sweep.n_trials or attempt.state != TrialState.WAITING:
+                    continue
+                if lock.holder(self.folder(number).path)[1]:
                     continue
                 row = self.storage.id_of(self.study, attempt)
                 if self.storage.take(row):
@@ -94,7 +103,7 @@ class Trials:
         must not decide what it is.
         """
         name, rows = self.study.study_name, self.storage.rows
-        sampler = space.sampler(self.sweep.file.study, number)
+        sampler = space.sampler(self.sweep.file.study, number, self.n_infeasible(number))
         fresh = optuna.load_study(
             study_name=name, storage=rows, sampler=sampler, pruner=self.study.pruner
         )
@@ -104,6 +113,20 @@ class Trials:
             trial.report(value, int(epoch))
             trial.should_prune()  # which marks how far it came; it went on then
         return trial
+
+    def n_infeasible(self, number: int) -> int:
+        """How often a trial was given values that cannot be trained."""
+        return sum(INFEASIBLE in attempt.user_attrs for attempt in self.attempts()[number])
+
+    def give_up(self, taken: Taken, why: str) -> bool:
+        """Values that cannot be trained: others are drawn where there is something to draw and it
+        was not tried too often, else the trial has no value. Says whether others are drawn.
+        """
+        self.storage.rows.set_trial_user_attr(taken.row, INFEASIBLE, why)
+        drawn = any(not space.grid for space in self.sweep.file.space.values())
+        again = drawn and self.n_infeasible(taken.number) < DRAWS
+        self.storage.end(taken.row, TrialState.FAIL if again else TrialState.PRUNED)
+        return again
 
     def give_back(self, worker: str) -> None:
         """What a worker still has, for the others."""
@@ -142,25 +165,25 @@ class Trials:
         """One for each trial that has none: its cell of the grid, or the values it had before."""
         cells = self.sweep.cells
         for number, failed in self.attempts().items():
-            if any(attempt.state != TrialState.FAIL for attempt in failed):
+            if number >= self.sweep.n_trials or any(a.state != TrialState.FAIL for a in failed):
                 continue
             # Of those that failed the last that a worker had: others were added twice at once.
             before = max(
                 failed, key=lambda row: (WORKER in row.user_attrs, row.number), default=None
             )
-            known = before.params if before and before.params else cells[number % len(cells)]
-            told = (
-                {}
-                if before is None
-                else before.user_attrs.get(TOLD, {}) | before.intermediate_values
-            )
+            known, told = cells[number % len(cells)], dict[str, float]()
+            if before is not None and before.params and INFEASIBLE not in before.user_attrs:
+                known = before.params
+                told = before.user_attrs[TOLD] | {
+                    str(epoch): value for epoch, value in before.intermediate_values.items()
+                }
             every = space.distributions(self.sweep.file)
             self.study.add_trial(
                 optuna.create_trial(
                     state=TrialState.WAITING,
                     params=known,
                     distributions={name: every[name] for name in known},
-                    user_attrs={NUMBER: number, TOLD: {str(k): v for k, v in told.items()}},
+                    user_attrs={NUMBER: number, TOLD: told},
                 )
             )
 

@@ -86,9 +86,9 @@ def test_the_best_go_on(tmp_path: Path) -> None:
     assert best.student is not None
     assert (best.student.width, best.train.epochs) == (10, 9)
     assert [line for line in said if line.startswith("rung")] == [
-        "rung 1 of 3: 9 designs, 1 epochs each, from the start",
-        "rung 2 of 3: 3 designs, 3 epochs each, from the start",
-        "rung 3 of 3: 1 designs, 9 epochs each, from the start",
+        "rung 1 of 3: 9 designs, 1 epoch each, anew",
+        "rung 2 of 3: 3 designs, 3 epochs each, anew",
+        "rung 3 of 3: 1 design, 9 epochs each, anew",
     ]
     again = room.search(search, opened, tmp_path, train, said.append)
     assert again["best"] == found["best"]

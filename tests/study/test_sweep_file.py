@@ -49,21 +49,30 @@ def test_a_file_and_the_doors_options(tmp_path: Path) -> None:
 
 
 def test_every_fault_at_once() -> None:
-    """Of the tables first; of what they mean once they are sound."""
+    """Of the tables, and of the keys of those spaces that can be read."""
     lines = refused(
         study={"trials": 0, "sampler": "tpee", "colour": 1},
-        space={"optim.lr": {"log": [0.5]}, "train.epochs": {"integer": [9, 3]}, "x": {}},
+        space={
+            "optim.lr": {"log": [0.5]},
+            "train.epochs": {"integer": [9, 3]},
+            "x": {},
+            "optim": {"lrr": {"log": [0.1, 0.5]}, "momentum": [0.8, 0.9]},
+            "loss.kd.temperature": {"choice": []},
+        },
         constraint={"parameters": "many"},
     )
-    assert lines[0] == "7 faults in mine.toml"
+    assert lines[0] == "10 faults in mine.toml"
     text = "\n".join(lines)
     for found in (
-        "study.trials = 0 is none; allowed: a whole number (at least 1)",
-        'study.sampler = "tpee" is none; allowed: "tpe" or "random"',
+        "study.trials = 0 is refused; allowed: a whole number (at least 1)",
+        'study.sampler = "tpee" is refused; allowed: "tpe" or "random"',
         "study.colour is not a key; allowed: name, trials",
         "space.train.epochs = {integer = [9, 3]}; allowed: the smaller first, then the larger",
         "space.x = {}; allowed: one of grid, choice, log, uniform, integer",
-        'constraint.parameters = "many" is none; allowed: a whole number',
+        'constraint.parameters = "many" is refused; allowed: a whole number',
+        "space.optim.momentum = [0.8, 0.9] is no space; allowed: a table of one of grid, choice",
+        "space.loss.kd.temperature.choice = [] is refused; allowed: a list of at least 1",
+        "space.optim.lrr: optim.lrr is no key of a recipe; did you mean optim.lr?",
     ):
         assert found in text, text
 
@@ -94,6 +103,14 @@ def test_keys_and_values_are_held_against_those_of_a_recipe() -> None:
     assert lines[0] == "7 faults in mine.toml"
 
 
+def test_a_grid_is_not_trained_twice() -> None:
+    grid = {"student.width": {"grid": [2, 4]}, "optim.lr": {"grid": [0.1, 0.2, 0.3]}}
+    assert made(space=grid, study={"trials": 6}).n_trials == 6
+    text = "\n".join(refused(space=grid, study={"trials": 7}))
+    assert "study.trials = 7 is more than the 6 of the grid" in text
+    assert "add train.seed to the space" in text
+
+
 @pytest.mark.parametrize(
     ("tables", "found"),
     [
@@ -101,7 +118,7 @@ def test_keys_and_values_are_held_against_those_of_a_recipe() -> None:
         ({"set": []}, "tiny asks a teacher, and all trials shall have the same: name it"),
         ({"study": {"trials": 2, "metric": "nll/val_ema"}}, "wants [ema], and the recipe has none"),
         ({"study": {}}, "study.trials is missing: how many"),
-        ({"space": {}}, "space = {} is none"),
+        ({"space": {}}, "space: nothing is varied; allowed: a table of keys"),
         (
             {"set": [*ALONE, "train.minutes=1"], "study": {"trials": 2, "pruner": "hyperband"}},
             'study.pruner = "hyperband" counts epochs',
@@ -161,6 +178,9 @@ def test_the_teachers_answers_are_shared_where_trials_see_the_same_images() -> N
         assert sweep.base.recipe.cache is None
         assert found in said
     assert with_stored_answers(made())[1] == "no trial asks a teacher"
+    narrow = made(set=taught, constraint={"parameters": 500})  # fewer than the recipe's own student
+    sweep, said = with_stored_answers(narrow)
+    assert "stored by the first trials" in said and sweep.base.recipe.cache is not None
 
 
 def test_the_shipped_sweeps_can_be_read() -> None:

@@ -1,5 +1,6 @@
 """Who has which trial: the ledger under every interleaving that matters, without training."""
 
+import json
 import multiprocessing
 import sqlite3
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from distill.recipe import Resolved
 from distill.run_folder import RunFolder, write_json
 from distill.study import space, sweep, sweep_file
 from distill.study.storage import Storage, url_of
-from distill.study.sweep_summary import summary
-from distill.study.trials import Trials
+from distill.study.sweep_summary import summary, write
+from distill.study.trials import DRAWS, Trials
 
 ALONE = ["loss.kd=false", "loss.hard.weight=1"]
 VALUES: dict[str, Any] = {
@@ -265,6 +266,9 @@ def test_a_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
 def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Trials) -> None:
     more = opened(trials.place, study=VALUES["study"] | {"trials": 8})
     assert more.left() == 8
+    mine = more.take("w")
+    assert mine is not None
+    mine.trial.report(0.3, 1)
     with pytest.raises(UserError, match=r"(?s)another sweep of the name mine:.*optim.lr.*--name"):
         opened(trials.place, space={"optim.lr": {"log": [0.02, 0.5]}})
 
@@ -302,6 +306,70 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     assert set(told["importance"]) == {"optim.lr"}
     assert "trial 4 is pruned: " in "".join(said) and "stays as a run that was stopped" in said[-5]
     assert said[-1].startswith("trial 7 is infeasible: train.batch_size = 4096")
+
+
+def test_a_sweep_that_came_to_nothing_may_be_begun_anew(trials: Trials) -> None:
+    """Its teacher could not be used, say: every trial was given back."""
+    with trials.working("w"):
+        assert trials.take("w")
+    space_ = {"optim.lr": {"log": [0.02, 0.5]}}
+    other = opened(trials.place, space=space_)
+    mine = other.take("w")
+    assert mine is not None
+    mine.trial.report(0.3, 1)
+    other.give_back("w")
+    with pytest.raises(UserError, match="another sweep of the name mine"):
+        opened(trials.place)
+    assert opened(trials.place, space=space_).left() == 6
+
+
+def test_fewer_trials_asked_for_later_forget_none(trials: Trials) -> None:
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        write_json(folder.result_file, {"metrics": {"top1/val": int(folder.path.name[-1]) / 10}})
+
+    sweep.work(trials, train, print)
+    fewer = opened(trials.place, study=VALUES["study"] | {"trials": 2})
+    assert fewer.left() == 0 and fewer.take("w") is None
+    said = summary(fewer)
+    assert (said["asked"], said["best"]["trial"]) == (6, 5)
+
+
+def test_values_that_cannot_be_trained_are_drawn_again(tmp_path: Path) -> None:
+    """Widths from 2 to 12, of which those of fewer parameters than the constraint's are trained."""
+    trials = opened(
+        tmp_path,
+        study={"trials": 5, "pruner": "none", "sampler": "random"},
+        space={"student.width": {"integer": [2, 12]}},
+        constraint={"parameters": 3_000},
+    )
+    said, kept = list[str](), list[int]()
+
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        assert resolved.recipe.student is not None
+        kept.append(resolved.recipe.student.width or 0)
+        write_json(folder.result_file, {"metrics": {"top1/val": kept[-1] / 100}})
+
+    sweep.work(trials, train, said.append, done=lambda: write(trials, summary(trials)))
+    told = json.loads((tmp_path / "sweep.json").read_text())
+    again = [line for line in said if "is drawn again: " in line]
+    assert told["counts"]["complete"] == 5 and told["redrawn"] == len(again) > 0
+    assert told["taken_up"] == 0
+    assert all("too many for fewer than 3,000" in line and "--set" not in line for line in again)
+    assert told["best"]["value"] == max(kept) / 100
+    assert (tmp_path / "best.toml").exists()
+
+
+def test_values_of_which_none_can_be_trained_end_without_one(tmp_path: Path) -> None:
+    trials = opened(
+        tmp_path,
+        study={"trials": 1, "pruner": "none"},
+        space={"student.width": {"integer": [11, 12]}},
+        constraint={"parameters": 500},
+    )
+    sweep.work(trials, pytest.fail, print)
+    told = summary(trials)
+    assert (told["counts"]["infeasible"], told["redrawn"]) == (1, DRAWS - 1)
+    assert "too many for fewer than 500" in told["trials"][0]["why"]
 
 
 @pytest.mark.parametrize("kind", ["median", "hyperband"])
