@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import cli
@@ -22,6 +23,7 @@ from distill import recipe as recipes
 from distill.data import sources
 from distill.data.batches import CIFAR10
 from distill.door.training import resolve
+from distill.engine import train
 from distill.run_folder import RunFolder
 from distill.show.journal import Journal, read
 from students.design import Design
@@ -458,6 +460,13 @@ def test_a_stopped_run_says_how_to_go_on(
     assert "Traceback" not in said.err
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "__call__", write_and_stop)
+        several = door("seeds", *SMALL, *ALONE, "--data", pets, "--n", 2, "--out", "s")
+    assert several.code == code
+    again = "Stopped after step 4, and saved. To go on, type the same command again"
+    assert several.err.splitlines()[-1] == again
+
     (run,) = Path("runs").iterdir()
     advice = said.err.splitlines()[-1]
     assert advice == (
@@ -481,6 +490,21 @@ def test_a_diverged_run_fails_with_one_message(door: Door, pets: Path) -> None:
     assert "--set optim.clip=1" in advice and "--set train.retries=3" in advice
     again = door("replay", "runs/x", "--step", 2, "--json")
     assert again.code == 0 and not json.loads(again.out)["is_finite"]
+
+
+def test_a_device_without_enough_memory_is_one_message(
+    door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+
+    monkeypatch.setattr(train, "step", fill)
+    said = door("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
+    refused(
+        said,
+        "the device's memory is full: CUDA out of memory. Tried to allocate 9 GiB.\n",
+        "--set train.accumulate=2, the same batch in smaller parts",
+    )
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(
@@ -584,7 +608,24 @@ def test_a_recipe_is_held_against_a_course_s_rules(door: Door) -> None:
     assert over.code == 1
     assert "the input layer's filters are F_1 = 3 wide: they are 7" in over.err
     assert "fewer than 5,000,000 parameters: it has 5,000,266" in over.err
+    as_json = door("design", "--rules", "nyu2022", "--check", "nyu2023_og_64", "--json")
+    told = json.loads(as_json.out)
+    assert as_json.code == 1 and told["keeps"] is False
+    assert (told["parameters"], len(told["broken"])) == (5_000_266, len(over.err.splitlines()) - 1)
+    kept = door("design", "--rules", "nyu2022", "--check", "nyu2022_n3_b2_c85", "--json")
+    assert kept.code == 0 and json.loads(kept.out)["broken"] == []
     refused(door("design", "--check", "kd"), "Type it with --rules nyu2022 or --rules nyu2025.")
+    refused(
+        door("design", "--rules", "nyu2025", "--max-params", 6_000_000),
+        "more than the rules of NYU, 2025", "allow: at most 5,000,000.",
+    )  # fmt: skip
+    refused(
+        door("design", "--rules", "nyu2022", "--check", "kd", "--plot", "a.svg"),
+        "--check and --plot exclude each other",
+    )
+    refused(
+        door("search", "--set", "train.epochs=7"), "search sets train.epochs itself", "--epochs N"
+    )
     refused(door("design", "--max-params", 9), "has fewer than 9 parameters", "larger --max-params")
     refused(door("seeds", "-r", "kd", "--set", "train.seed=3"), "seeds varies train.seed itself")
     refused(door("design", "--stages", "5-2"), "--stages 5-2 is not a range of numbers from 1 on")
