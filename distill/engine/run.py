@@ -130,9 +130,8 @@ def _memory(recipe: Recipe) -> Iterator[None]:
     except torch.OutOfMemoryError as fault:
         raise Unfit(
             f"the device's memory is full: {str(fault).splitlines()[0]}\n"
-            f"Type the same with --set train.accumulate={2 * recipe.train.accumulate}, the same "
-            "batch in smaller parts, or with a smaller train.batch_size; with --resume where it "
-            "was saved."
+            f"Begin anew with --set train.accumulate={2 * recipe.train.accumulate}, the same batch "
+            "in smaller parts, or with a smaller train.batch_size."
         ) from None
 
 
