@@ -3,16 +3,17 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from distill.errors import UserError
 from students import rules
-from students.design import Design
+from students.design import Design, widest
 from students.grid import widest_of_each
 
 ROWS = json.loads((Path(__file__).parent / "architectures.json").read_text())["rows"]
@@ -30,25 +31,50 @@ def test_the_rows_of_table_8_come_out_under_their_own_pooling() -> None:
     assert len(found) == 22 and missed == {(2, 1): 1, (2, 2): 1, (3, 1): 1}
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    stages=st.integers(1, 4),
-    blocks=st.integers(1, 3),
-    kernel=st.sampled_from([1, 3, 5]),
-    skip_kernel=st.sampled_from([1, 3, 5]),
-    pool=st.sampled_from(["global", 1, 2, 4]),
-    stem_width=st.none() | st.integers(1, 60),
-    least_too_many=st.integers(1, 60_000),
-)
-def test_one_channel_more_is_never_legal(
-    stages: int, blocks: int, least_too_many: int, **spec: Any
-) -> None:
-    def parameters(width: int) -> int:
-        return Design.of(stages=stages, blocks=blocks, width=width, **spec).parameters
+@st.composite
+def rule_sets(draw: st.DrawFn) -> dict[str, Any]:
+    """What a course may fix of a design: everything but its width."""
+    stages = draw(st.integers(1, 4))
 
-    legal = [width for width in range(1, 180) if parameters(width) < least_too_many]
-    rows = widest_of_each(least_too_many, [stages], [blocks], **spec)
-    assert [row["width"] for row in rows] == ([max(legal)] if legal else [])
+    def each(values: st.SearchStrategy[int]) -> st.SearchStrategy[Any]:
+        return st.lists(values, min_size=stages, max_size=stages)
+
+    kernels = st.sampled_from([1, 3, 5])
+    return {
+        "stages": stages,
+        "blocks": draw(st.integers(1, 3) | each(st.integers(1, 4))),
+        "kernel": draw(kernels | each(kernels)),
+        "skip_kernel": draw(kernels),
+        "pool": draw(st.sampled_from(["global", 1, 2])),
+        "stem_width": draw(st.none() | st.integers(1, 60)),
+        "stem_stride": draw(st.sampled_from([1, 2])),
+        "stage_strides": draw(st.none() | each(st.sampled_from([1, 2]))),
+        "convs_per_block": draw(st.sampled_from([2, 3])),
+        "projector_width": draw(st.none() | st.sampled_from([16, 64])),
+    }
+
+
+@settings(max_examples=1000, deadline=None)
+@given(spec=rule_sets(), least_too_many=st.integers(1, 20_000))
+def test_the_widest_of_a_thousand_rule_sets_is_that_of_trying_all(
+    spec: dict[str, Any], least_too_many: int
+) -> None:
+    try:
+        legal = [
+            width
+            for width in range(1, 150)
+            if Design.of(width=width, **spec).parameters < least_too_many
+        ]
+    except UserError:
+        reject()  # a pool that these strides leave no room for
+    assert widest(least_too_many, **spec) == max(legal, default=None)
+
+
+def test_the_whole_default_grid_is_a_matter_of_less_than_two_seconds() -> None:
+    began = time.process_time()
+    rows = widest_of_each(5_000_000, range(2, 6), range(1, 8))
+    assert time.process_time() - began < 2
+    assert len(rows) == 28
 
 
 def test_a_row_says_what_the_design_counts() -> None:
