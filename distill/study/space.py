@@ -1,6 +1,7 @@
 """The space of a sweep in optuna's words: distributions, sampler, pruner."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
@@ -26,19 +27,44 @@ def distributions(file: SweepFile) -> dict[str, BaseDistribution]:
     return {name: _distribution(space) for name, space in file.space.items()}
 
 
-def values(trial: Trial, file: SweepFile) -> dict[str, Any]:
-    """What the trial is to try: what is fixed already, the rest by the sampler."""
-    return {name: _drawn(trial, name, each) for name, each in distributions(file).items()}
+def draw(trial: Trial, file: SweepFile) -> dict[str, Any]:
+    """What the trial might try: what is fixed already, the rest by the sampler. Nothing is kept."""
+    known = trial.storage.get_trial(trial._trial_id)
+    sampler, study = trial.study.sampler, trial.study
+    return {
+        name: known.params[name]
+        if name in known.params
+        else sampler.sample_independent(study, known, name, distribution)
+        for name, distribution in distributions(file).items()
+    }
 
 
-def sampler(study: Study, number: int, n_before: int) -> BaseSampler:
-    """Of one trial: its draws depend on the sweep's seed, the trial's number, and how many draws of
-    it were infeasible before.
+def is_fixed(trial: Trial, file: SweepFile) -> bool:
+    """Whether nothing of the trial is the sampler's: a cell of a grid, or one taken up again."""
+    return file.space.keys() <= _known(trial).keys()
+
+
+def keep(trial: Trial, file: SweepFile, values: Mapping[str, Any]) -> None:
+    """Writes down what the trial tries."""
+    known = _known(trial)
+    for name, each in distributions(file).items():
+        if name not in known:
+            trial.storage.set_trial_param(
+                trial._trial_id, name, each.to_internal_repr(values[name]), each
+            )
+
+
+def _known(trial: Trial) -> dict[str, Any]:
+    return trial.storage.get_trial(trial._trial_id).params
+
+
+def sampler(study: Study, number: int) -> BaseSampler:
+    """Of one trial: its draws depend on the sweep's seed and the trial's number.
 
     TPE: Bergstra et al., NeurIPS 2011; trials that still run count as bad, so that workers do not
     all try the same place.
     """
-    digest = hashlib.sha256(f"{study.seed} {number} {n_before}".encode()).digest()
+    digest = hashlib.sha256(f"{study.seed} {number}".encode()).digest()
     seed = int.from_bytes(digest[:4])
     if study.sampler == "random":
         return RandomSampler(seed=seed)
@@ -80,12 +106,3 @@ def _distribution(space: Space) -> BaseDistribution:
     if space.integer:
         return IntDistribution(*space.integer)
     return CategoricalDistribution([option_label(option) for option in space.options])
-
-
-def _drawn(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, distribution.low, distribution.high)
-    assert isinstance(distribution, FloatDistribution)
-    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)

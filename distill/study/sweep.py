@@ -27,10 +27,12 @@ from distill.study import space
 from distill.study.storage import Storage
 from distill.study.sweep_file import Sweep
 from distill.study.sweep_schema import touched
-from distill.study.trials import INFEASIBLE, Taken, Trials
+from distill.study.trials import Taken, Trials
 
 LOOK_S = 2.0  # between two looks of a worker that waits for the others
-DIVERGED = "diverged"  # an attribute of an attempt: why it has no value
+# Attributes of an attempt: why it has no value, and how often its values were drawn again.
+INFEASIBLE, DIVERGED, REDRAWN = "infeasible", "diverged", "redrawn"
+DRAWS = 20  # of a trial whose values cannot be trained
 VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
 
 Reader = Callable[[Event], None]
@@ -112,22 +114,14 @@ def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
     """One trial, from its values to its end in the storage."""
     storage, sweep, folder = trials.storage, trials.sweep, trials.folder(taken.number)
     with _as_ours(taken, say), storage.beating(taken.row):
-        values = space.values(taken.trial, sweep.file)
-        said = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
-        say(f"trial {taken.number} of {sweep.n_trials}: {said}")
         try:
-            resolved = sweep.resolved(values)
-        except RecipeError as fault:
-            why = "; ".join(fault.faults).replace("(--set)", "(the sweep)")
-            again = trials.give_up(taken, why)
-            say(f"trial {taken.number} is {'drawn again' if again else 'infeasible'}: {why}")
-            return
-        try:
+            resolved = _drawn(taken, sweep, say)
             train(resolved, folder, Judge(taken, sweep.metric))
-        except Unfit as fault:
-            taken.trial.set_user_attr(INFEASIBLE, str(fault))
+        except (RecipeError, Unfit) as fault:
+            why = _reason(fault)
+            taken.trial.set_user_attr(INFEASIBLE, why)
             _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is infeasible: {fault}")
+            say(f"trial {taken.number} is infeasible: {why}")
         except TrialPruned:
             _end(storage, taken, TrialState.PRUNED)
             say(f"trial {taken.number} is pruned: {folder.path} stays as a run that was stopped")
@@ -139,6 +133,34 @@ def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
             value = float(folder.result()["metrics"][sweep.metric])
             _end(storage, taken, TrialState.COMPLETE, value)
             say(f"trial {taken.number} is done: {sweep.metric} {value:.4f}")
+
+
+def _drawn(taken: Taken, sweep: Sweep, say: Say) -> Resolved:
+    """The recipe of a trial, which is written down. What cannot be trained is drawn again, DRAWS
+    times in all. Raises RecipeError where the last of them cannot either.
+    """
+    trial, file = taken.trial, sweep.file
+    values, n_drawn, refusal = dict[str, Any](), 0, None
+    while n_drawn < (1 if space.is_fixed(trial, file) else DRAWS):
+        values, n_drawn = space.draw(trial, file), n_drawn + 1
+        try:
+            sweep.resolved(values)
+            break
+        except RecipeError as fault:
+            refusal = fault
+    space.keep(trial, file, values)
+    said = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
+    say(f"trial {taken.number} of {sweep.n_trials}: {said}")
+    if n_drawn > 1 and refusal is not None:
+        trial.set_user_attr(REDRAWN, n_drawn - 1)
+        say(f"note: drawn {n_drawn} times; one that cannot be trained: {_reason(refusal)}")
+    return sweep.resolved(values)
+
+
+def _reason(fault: RecipeError | Unfit) -> str:
+    """On one line; what the sweep sets, it sets as --set does."""
+    faults = fault.faults if isinstance(fault, RecipeError) else str(fault).splitlines()
+    return "; ".join(faults).replace("(--set)", "(the sweep)")
 
 
 def _end(storage: Storage, taken: Taken, state: TrialState, value: float | None = None) -> None:

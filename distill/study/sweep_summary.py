@@ -17,6 +17,8 @@ from distill.run_folder import write_json, write_text
 from distill.study.storage import Storage
 from distill.study.sweep import (
     DIVERGED,
+    INFEASIBLE,
+    REDRAWN,
     Say,
     Train,
     opened,
@@ -25,7 +27,7 @@ from distill.study.sweep import (
 )
 from distill.study.sweep_file import Sweep
 from distill.study.sweep_schema import option_label
-from distill.study.trials import INFEASIBLE, RUN, WORKER, Trials
+from distill.study.trials import RUN, WORKER, Trials
 
 BEST, SUMMARY = "best.toml", "sweep.json"
 FEWEST = 4  # finished trials, for an importance
@@ -84,7 +86,7 @@ def summary(trials: Trials) -> dict[str, Any]:
         "asked": max(sweep.n_trials, len(rows)),
         "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
         "taken_up": sum(len(row["workers"]) - 1 for row in rows),
-        "redrawn": sum(trials.n_infeasible(n) for n in ended) - states.count(INFEASIBLE),
+        "redrawn": sum(counting[n].user_attrs.get(REDRAWN, 0) for n in ended),
         "best": choose(complete, key=lambda row: row["value"]) if complete else None,
         "importance": importances(trials.study, [counting[row["trial"]] for row in complete]),
         "storage": trials.storage.shown,
@@ -145,11 +147,7 @@ def _row(
         "epochs": {str(epoch): value for epoch, value in attempt.intermediate_values.items()},
         "run": None if why == INFEASIBLE else marks.get(RUN),
         "why": marks.get(why) if why else None,
-        "workers": [
-            each.user_attrs[WORKER]
-            for each in attempts
-            if WORKER in each.user_attrs and (each is attempt or INFEASIBLE not in each.user_attrs)
-        ],
+        "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
         "began": _iso(attempt.datetime_start),
         "ended": _iso(attempt.datetime_complete),
     }

@@ -22,10 +22,9 @@ from distill.study import space
 from distill.study.storage import Storage
 from distill.study.sweep_file import Sweep
 
-# Attributes of an attempt: at which trial, by whom, in which folder, what those before it had told
-# by epoch, and why its values cannot be trained.
-NUMBER, WORKER, RUN, TOLD, INFEASIBLE = "trial", "worker", "run", "told", "infeasible"
-DRAWS = 20  # of a trial whose values cannot be trained, before it is left without a value
+# Attributes of an attempt: at which trial, by whom, in which folder, and what those before it had
+# told by epoch.
+NUMBER, WORKER, RUN, TOLD = "trial", "worker", "run", "told"
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Trials:
         must not decide what it is.
         """
         name, rows = self.study.study_name, self.storage.rows
-        sampler = space.sampler(self.sweep.file.study, number, self.n_infeasible(number))
+        sampler = space.sampler(self.sweep.file.study, number)
         fresh = optuna.load_study(
             study_name=name, storage=rows, sampler=sampler, pruner=self.study.pruner
         )
@@ -113,20 +112,6 @@ class Trials:
             trial.report(value, int(epoch))
             trial.should_prune()  # which marks how far it came; it went on then
         return trial
-
-    def n_infeasible(self, number: int) -> int:
-        """How often a trial was given values that cannot be trained."""
-        return sum(INFEASIBLE in attempt.user_attrs for attempt in self.attempts()[number])
-
-    def give_up(self, taken: Taken, why: str) -> bool:
-        """Values that cannot be trained: others are drawn where there is something to draw and it
-        was not tried too often, else the trial has no value. Says whether others are drawn.
-        """
-        self.storage.rows.set_trial_user_attr(taken.row, INFEASIBLE, why)
-        drawn = any(not space.grid for space in self.sweep.file.space.values())
-        again = drawn and self.n_infeasible(taken.number) < DRAWS
-        self.storage.end(taken.row, TrialState.FAIL if again else TrialState.PRUNED)
-        return again
 
     def give_back(self, worker: str) -> None:
         """What a worker still has, for the others."""
@@ -172,7 +157,7 @@ class Trials:
                 failed, key=lambda row: (WORKER in row.user_attrs, row.number), default=None
             )
             known, told = cells[number % len(cells)], dict[str, float]()
-            if before is not None and before.params and INFEASIBLE not in before.user_attrs:
+            if before is not None and before.params:
                 known = before.params
                 told = before.user_attrs[TOLD] | {
                     str(epoch): value for epoch, value in before.intermediate_values.items()
