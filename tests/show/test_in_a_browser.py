@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from distill.show import comparison, page, report
+from distill.show import comparison, page, report, sweep_page
 from tests.show.records import SCRIPT, hostile, record
 from tests.show.test_report import LAYERS
+from tests.show.test_sweep_page import SAID
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -29,11 +30,12 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One run's page and two runs', both of the worst names."""
+    """One run's page, two runs' and a sweep's, all of the worst names."""
     folder = tmp_path_factory.mktemp("reports")
     pages = {
         "one": report.page(hostile(), LAYERS),
         "several": comparison.page([hostile(), record("b" * 80, 12)]),
+        "sweep": sweep_page.page(SAID | {"sweep": SCRIPT}),
     }
     for name, made in pages.items():
         (folder / f"{name}.html").write_text(page.html(made))
@@ -42,8 +44,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("one", SCRIPT), ("several", "<b onclick=alert(1)>run")],
-    ids=["one", "several"],
+    [("one", SCRIPT), ("several", "<b onclick=alert(1)>run"), ("sweep", SCRIPT)],
+    ids=["one", "several", "sweep"],
 )
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 390])
