@@ -28,14 +28,14 @@ def history(said: Said) -> Figure | None:
     axes = figure.add_subplot()
     numbers, found = [row["trial"] for row in done], [row["value"] for row in done]
     last = [row["epochs"][max(row["epochs"], key=int)] for row in ended]
-    if ended:
-        axes.plot([row["trial"] for row in ended], last, "x", color=FAINT, label="ended early")
     if done:
         axes.plot(numbers, found, "o", color=BLUE, label="complete")
         best = [*accumulate(found, max if said["goal"] == "maximize" else min)]
         until = max(row["trial"] for row in said["trials"])
         line = [*numbers, until], [*best, best[-1]]
         axes.step(*line, where="post", color=RED, label="best so far")
+    if ended:
+        axes.plot([row["trial"] for row in ended], last, "x", color=FAINT, label="ended early")
     axes.set(xlabel="trial", ylabel=said["metric"])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend(figure, axes, columns=3)

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from distill.show import comparison, page, report, sweep_page
 from tests.show.records import SCRIPT, hostile, record
 from tests.show.test_report import LAYERS
-from tests.show.test_sweep_page import SAID
+from tests.show.test_sweep_page import CROWD, CROWDED, SAID
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -19,6 +19,7 @@ QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+A4 = 680  # CSS pixels between the margins
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
 
@@ -93,6 +94,20 @@ def test_figures_take_the_colours_of_the_page(
         shown.close()
     light, dark = (np.array([int(n) for n in ink[4:-1].split(",")]).mean() for ink in inks)
     assert light < 60 and dark > 200
+
+
+def test_a_sweep_of_many_keys_fits_on_paper(browser: "playwright.Browser", tmp_path: Path) -> None:
+    values = dict(zip(CROWD, CROWDED, strict=True))
+    trial = SAID["trials"][0] | {"values": values}
+    many = {"space": CROWD, "trials": [trial], "best": trial, "importance": {}}
+    made = sweep_page.page(SAID | many)
+    (tmp_path / "sweep.html").write_text(page.html(made))
+    shown = browser.new_page(viewport={"width": A4, "height": 1000})
+    shown.goto((tmp_path / "sweep.html").as_uri())
+    shown.emulate_media(media="print")
+    width = shown.evaluate("document.documentElement.scrollWidth")
+    assert width <= 2 * A4, "Chromium prints what is up to twice as wide smaller"
+    shown.close()
 
 
 def test_it_prints_on_a_few_pages(

@@ -122,7 +122,7 @@ def test_the_history_has_the_best_so_far_up_to_the_last_trial() -> None:
     late = [*ROWS, row(5, "pruned", None, 0.1, "false")]
     figure = history(SAID | {"trials": late})
     assert figure is not None
-    *_, line = figure.axes[0].lines
+    [line] = [each for each in figure.axes[0].lines if each.get_label() == "best so far"]
     assert list(line.get_xdata()) == [0, 2, 4, 5]  # type: ignore[arg-type]
     assert list(line.get_ydata()) == [0.5, 0.75, 0.75, 0.75]  # type: ignore[arg-type]
 
