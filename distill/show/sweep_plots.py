@@ -75,9 +75,9 @@ def parallel(said: Said) -> Figure | None:
         colour, width, alpha = (RED, 2.0, 1.0) if rank == 0 else (BLUE, 0.8, 0.5)
         axes.plot(across, range(len(across)), color=colour, linewidth=width, alpha=alpha)
     marks = [_marks(said, name) for name in names]
-    marks.append({value_text(value): (value - low) / spread for value in (min(found), max(found))})
+    marks.append([(value_text(v), (v - low) / spread) for v in sorted({min(found), max(found)})])
     for depth, each in enumerate(marks):
-        for text, at in each.items():
+        for text, at in each:
             side, inward = {0.0: ("left", 3), 1.0: ("right", -3)}.get(at, ("center", 0))
             axes.annotate(
                 text, (at, depth), (inward, -3), textcoords="offset points", color=FAINT,
@@ -106,12 +106,12 @@ def place(said: Said, name: str, value: Any) -> float:
     return (scale(value) - low) / (high - low)
 
 
-def _marks(said: Said, name: str) -> dict[str, float]:
+def _marks(said: Said, name: str) -> list[tuple[str, float]]:
     """What is written below an axis, and where: every option, or the ends where room is short."""
     [(_, known)] = said["space"][name].items()
     fit = sum(len(str(each)) for each in known) + 2 * len(known) <= LETTERS
     shown = known if fit else [known[0], known[-1]]
-    return {
-        shortened(key_text(said, name, each), LETTERS // 2): place(said, name, each)
+    return [
+        (shortened(key_text(said, name, each), LETTERS // 2), place(said, name, each))
         for each in shown
-    }
+    ]

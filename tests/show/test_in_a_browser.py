@@ -106,7 +106,7 @@ def test_a_sweep_of_many_keys_fits_on_paper(browser: "playwright.Browser", tmp_p
     shown.goto((tmp_path / "sweep.html").as_uri())
     shown.emulate_media(media="print")
     width = shown.evaluate("document.documentElement.scrollWidth")
-    assert width <= 2 * A4, "Chromium prints what is up to twice as wide smaller"
+    assert width <= 1.5 * A4, "up to here Chromium prints all of it smaller, beyond it cuts"
     shown.close()
 
 
