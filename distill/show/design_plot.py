@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 
 from distill.errors import UserError
 from distill.run_folder import write_bytes
+from distill.show.ink import SERIES
 
 FORMATS = (".svg", ".png", ".pdf")
-# Okabe and Ito, 2008: told apart by colour-blind readers too.
 CLEAR = 8  # from one label or point to another, 1 / 72 inch
 Point = tuple[float, float]
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -28,7 +27,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     labels: dict[Point, tuple[str, str]] = {}
     for n, (stages, same) in enumerate(groupby(rows, key=lambda row: row["stages"])):
         points = {(row["parameters"] / 1e6, row["macs"] / 1e6): row["blocks"] for row in same}
-        colour = COLOURS[n % len(COLOURS)]
+        colour = SERIES[n % len(SERIES)]
         across, upwards = zip(*points, strict=True)
         axes.scatter(across, upwards, s=14, color=colour, label=f"{stages} stages")
         labels |= {point: (str(n), colour) for point, n in points.items() if isinstance(n, int)}

@@ -348,6 +348,14 @@ def counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
+def shortened(text: str, width: int) -> str:
+    """The text in up to `width` letters; of a longer one the beginning and the end: `see…d-2`."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) + 1 + head - width :]}"
+
+
 def total_steps(start: Start) -> int:
     """Optimizer steps of the whole run."""
     return start.total_steps or start.epochs * start.steps_per_epoch

@@ -53,11 +53,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Table:
-    """A grid; a long one is folded until it is asked for."""
+    """A grid; a long one is folded until it is asked for, the row `marked` (from 0) stands out."""
 
     kind: ClassVar[str] = "table"
     grid: Grid
     is_long: bool = False
+    marked: int | None = None
 
 
 @dataclass(frozen=True)

@@ -44,28 +44,29 @@ class Series:
     is_faint: bool = False
 
 
-def _sheet(height: float = HEIGHT) -> Figure:
+def sheet(height: float = HEIGHT) -> Figure:
+    """An empty figure as wide as a column; `height` in inches."""
     return Figure(figsize=(COLUMN, height), layout="constrained")
 
 
 @in_style
 def over_epochs(series: Sequence[Series], label: str, *, is_share: bool = False) -> Figure:
     """Lines over the epochs; `is_share` writes 0.28 as 28 %."""
-    figure = _sheet()
+    figure = sheet()
     axes = figure.add_subplot()
     _draw(axes, series)
     axes.set(xlabel="epoch", ylabel=label)
     _epochs(axes)
     if is_share:
         _percents(axes)
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
 @in_style
 def stacked(panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
     """One small panel under the other, each with a scale of its own: terms of a loss."""
-    figure = _sheet(0.35 + 0.95 * len(panels))
+    figure = sheet(0.35 + 0.95 * len(panels))
     every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, series) in zip(every, panels, strict=True):
         _draw(axes, series)
@@ -82,7 +83,7 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
     n = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     worst = max(float((shares * (1 - np.eye(n))).max()), 1e-9)
-    figure = _sheet(COLUMN)
+    figure = sheet(COLUMN)
     axes = figure.add_subplot()
     depths = np.where(np.eye(n, dtype=bool), shares, 0.8 * shares / worst)
     filled = np.argwhere(depths > FAINTEST)
@@ -115,7 +116,7 @@ def by_class(
     order = np.argsort(shares, kind="stable")
     n, places = len(order), np.arange(len(order))
     few = n <= 2 * MANY_CLASSES
-    figure = _sheet(min(0.6 + 0.19 * n, 9.0))
+    figure = sheet(min(0.6 + 0.19 * n, 9.0))
     axes = figure.add_subplot()
     axes.barh(places, shares[order], color=BLUE, alpha=0.45, height=0.72, label="accuracy")
     reach = np.abs(intervals[order].T - shares[order])
@@ -136,14 +137,14 @@ def by_class(
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
-    _legend(figure, axes, columns=3)
+    legend(figure, axes, columns=3)
     return figure
 
 
 @in_style
 def reliability(plain: Calibration, scaled: Calibration | None = None) -> Figure:
     """Accuracy over confidence, above how many answers have it; the diagonal is honesty."""
-    figure = _sheet(2.7)
+    figure = sheet(2.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), "--", color=FAINT, linewidth=0.8)
     both = [(plain, BLUE, "as it is", "o"), (scaled, RED, "temperature scaled", "s")]
@@ -162,14 +163,14 @@ def reliability(plain: Calibration, scaled: Calibration | None = None) -> Figure
     lower.yaxis.set_major_locator(MaxNLocator(2))
     lower.yaxis.set_major_formatter(FuncFormatter(_percent))
     figure.align_ylabels()
-    _legend(figure, upper, columns=1)
+    legend(figure, upper, columns=1)
     return figure
 
 
 @in_style
 def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None, str]]) -> Figure:
     """Of each group its name, a point a run, the mean, the mean's interval, and its colour."""
-    figure = _sheet(0.5 + 0.34 * len(groups))
+    figure = sheet(0.5 + 0.34 * len(groups))
     axes = figure.add_subplot()
     for place, (_, values, mean, interval, colour) in enumerate(reversed(groups)):
         if interval is not None:
@@ -216,7 +217,7 @@ def _percent(share: float, _: int) -> str:
     return f"{100 * share:g} %" if abs(share) > 1e-12 else "0"
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
+def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
     """Above the axes, where no line is; none where nothing has a name."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:

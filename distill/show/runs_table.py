@@ -13,13 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.errors import UserError
-from distill.show.display import DAY_S, UNKNOWN, grouped
+from distill.show.display import DAY_S, UNKNOWN, grouped, shortened
 from distill.show.runs import Listed
 from distill.statistics import Interval
 
-FIGURES_WIDTH = 29  # characters that the columns of figures and age take
 LEGEND = "test: ± half of Wilson's 95 % interval; val: the held-out images"
 WIDE = 100  # characters from which on the columns stand two spaces apart
+NAMES = ("run", "recipe", "teacher")
+FIGURES = ("params", "test %", "val %", "state", "age")
+# Where a name may go on in a second line: after / and a space, before +; else after - and _.
+JOINTS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
 
 # What each column says, raw; it is sorted by this.
 COLUMNS: Mapping[str, Callable[[Listed], Any]] = {
@@ -57,34 +60,26 @@ def ordered(runs: Sequence[Listed], column: str) -> list[Listed]:
 def runs_table(
     runs: Sequence[Listed], folder: Path, width: int, now: float | None = None
 ) -> RenderableType:
-    """One row a run, and below it why a damaged one is.
+    """One row a run of at most two lines, and below them why a damaged one is.
 
     `width`: characters of the terminal; `now`: seconds since 1970.
     """
     now = time.time() if now is None else now
     names = [_names(run, folder) for run in runs]
-    states = max(len(line) for run in runs for line in state(run).splitlines())
-    longest = [max(map(len, column)) for column in zip(*names, strict=True)]
+    figures = [_figures(run, now) for run in runs]
     padding = 1 if width >= WIDE else 0
+    taken = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
+    gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
+    widths = fitting(width - taken - gaps, names)
     table = Table(box=SIMPLE_HEAD, padding=(0, padding, 0, 0), show_edge=False, pad_edge=False)
-    each = fitting(width - FIGURES_WIDTH - states - 7 * (1 + padding), longest)
-    for heading in ("run", "recipe", "teacher"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("params", "test %", "val %"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("age", justify="right", no_wrap=True)
-    for run, (name, recipe, teachers) in zip(runs, names, strict=True):
-        table.add_row(
-            Text(broken(name, each), "bold"),
-            broken(recipe, each),
-            broken(teachers, each),
-            grouped(run.parameters),
-            accuracy(run.top1_test, run.top1_test_interval),
-            accuracy(run.top1_val, None),
-            Text(state(run), "" if run.state == "finished" else "yellow"),
-            age(now - run.updated_at),
-        )
+    for heading, each in zip(NAMES, widths, strict=True):
+        table.add_column(heading, no_wrap=True, width=each)
+    for heading in FIGURES:
+        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    for run, texts, (*counts, become, since) in zip(runs, names, figures, strict=True):
+        name, *others = map(broken, texts, widths)
+        colour = "" if run.state == "finished" else "yellow"
+        table.add_row(Text(name, "bold"), *others, *counts, Text(become, colour), since)
     faults = [
         Text(f"{name}: {run.fault}", "yellow")
         for run, (name, *_) in zip(runs, names, strict=True)
@@ -101,21 +96,63 @@ def _names(run: Listed, folder: Path) -> tuple[str, str, str]:
     return name, run.recipe or UNKNOWN, teachers or UNKNOWN
 
 
-def fitting(width: int, longest: Sequence[int]) -> int:
-    """The most that each of some columns may take so that all fit into `width`."""
-    widest = max(longest)
-    fits = (each for each in range(widest, 0, -1) if sum(min(each, n) for n in longest) <= width)
-    return next(fits, 1)
+def _figures(run: Listed, now: float) -> tuple[str, ...]:
+    """What stands under FIGURES."""
+    return (
+        grouped(run.parameters),
+        accuracy(run.top1_test, run.top1_test_interval),
+        accuracy(run.top1_val, None),
+        state(run),
+        age(now - run.updated_at),
+    )
+
+
+def _width(cell: str) -> int:
+    return max(map(len, cell.split("\n")))
+
+
+def fitting(width: int, names: Sequence[Sequence[str]]) -> list[int]:
+    """How wide the columns of names are so that all fit into `width`: two lines first, then one.
+
+    Where that is too much the widest give way, all to the same.
+    """
+    columns = list(zip(*names, strict=True))
+    heads = [*map(len, NAMES)]
+    halves = [max(map(in_two, column)) for column in columns]
+    whole = [max(map(len, column)) for column in columns]
+    return _up_to(width, whole, _up_to(width, [*map(max, heads, halves)], heads))
+
+
+def _up_to(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
+    """Between `least` and `most`, under the highest common limit at which the sum is `width`."""
+    for limit in range(max(most), 0, -1):
+        each = [max(low, min(high, limit)) for low, high in zip(least, most, strict=True)]
+        if sum(each) <= width:
+            return each
+    return list(least)
+
+
+def in_two(name: str) -> int:
+    """The least width at which a name loses nothing in two lines."""
+    return min(max(map(len, lines)) for lines in _halves(name))
 
 
 def broken(name: str, width: int) -> str:
-    """A long name in lines of up to `width`, broken where its words end: `student_`, `alone`."""
-    lines = [""]
-    for word in re.split(r"(?<=[-_/ ])|(?=\+)", name):
-        if lines[-1] and len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] += word
-    return "\n".join(lines)
+    """A long name in two lines of up to `width`, broken at its joints: `kd_cutmix`, `+ema`.
+
+    What is still too long is cut in its middle.
+    """
+    if len(name) <= width:
+        return name
+    # Of those that lose as little the first.
+    lines = min(_halves(name), key=lambda pair: sum(max(0, len(line) - width) for line in pair))
+    return "\n".join(shortened(line, width) for line in lines)
+
+
+def _halves(name: str) -> list[tuple[str, ...]]:
+    """A name as it may be broken, the better joints first; whole where it has none."""
+    found = [match.start() for joint in JOINTS for match in re.finditer(joint, name)]
+    return [(name[:k].rstrip(), name[k:]) for k in found if 0 < k < len(name)] or [(name,)]
 
 
 def state(run: Listed) -> str:

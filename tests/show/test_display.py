@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from distill.events import End, Epoch, Start, Step
-from distill.show.display import Display, Row, closing_table, duration, percent
+from distill.show.display import Display, Row, closing_table, duration, percent, shortened
 
 START = Start(
     run="runs/x",
@@ -280,3 +280,9 @@ def test_a_run_of_days_says_so_at_its_first_steps_and_once() -> None:
     left = 3 * (total - 1) / total
     assert logged(START, *steps).count(f"at this pace {left:.1f} days are left") == 1
     assert "at this pace" not in logged(START, Step(1, 0, {"images_per_s": 9 * slow}))
+
+
+def test_a_name_that_is_too_long_keeps_both_its_ends() -> None:
+    words = ["seeds-kd/seed-2", "seeds-kd/seed-12"]
+    assert [shortened(word, 15) for word in words] == ["seeds-kd/seed-2", "seeds-k…seed-12"]
+    assert [shortened("abcdef", width) for width in (1, 2, 3)] == ["…", "…f", "a…f"]

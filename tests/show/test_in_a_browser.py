@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from distill.show import comparison, page, report
+from distill.show import comparison, page, report, sweep_page
 from tests.show.records import SCRIPT, hostile, record
 from tests.show.test_report import LAYERS
+from tests.show.test_sweep_page import CROWD, CROWDED, SAID
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -18,6 +19,7 @@ QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+A4 = 680  # CSS pixels between the margins
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
 
@@ -29,11 +31,12 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One run's page and two runs', both of the worst names."""
+    """One run's page, two runs' and a sweep's, all of the worst names."""
     folder = tmp_path_factory.mktemp("reports")
     pages = {
         "one": report.page(hostile(), LAYERS),
         "several": comparison.page([hostile(), record("b" * 80, 12)]),
+        "sweep": sweep_page.page(SAID | {"sweep": SCRIPT}),
     }
     for name, made in pages.items():
         (folder / f"{name}.html").write_text(page.html(made))
@@ -42,8 +45,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("one", SCRIPT), ("several", "<b onclick=alert(1)>run")],
-    ids=["one", "several"],
+    [("one", SCRIPT), ("several", "<b onclick=alert(1)>run"), ("sweep", SCRIPT)],
+    ids=["one", "several", "sweep"],
 )
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 390])
@@ -91,6 +94,20 @@ def test_figures_take_the_colours_of_the_page(
         shown.close()
     light, dark = (np.array([int(n) for n in ink[4:-1].split(",")]).mean() for ink in inks)
     assert light < 60 and dark > 200
+
+
+def test_a_sweep_of_many_keys_fits_on_paper(browser: "playwright.Browser", tmp_path: Path) -> None:
+    values = dict(zip(CROWD, CROWDED, strict=True))
+    trial = SAID["trials"][0] | {"values": values}
+    many = {"space": CROWD, "trials": [trial], "best": trial, "importance": {}}
+    made = sweep_page.page(SAID | many)
+    (tmp_path / "sweep.html").write_text(page.html(made))
+    shown = browser.new_page(viewport={"width": A4, "height": 1000})
+    shown.goto((tmp_path / "sweep.html").as_uri())
+    shown.emulate_media(media="print")
+    width = shown.evaluate("document.documentElement.scrollWidth")
+    assert width <= 1.5 * A4, "up to here Chromium prints all of it smaller, beyond it cuts"
+    shown.close()
 
 
 def test_it_prints_on_a_few_pages(

@@ -226,24 +226,47 @@ def test_the_table_fits_and_loses_nothing(tmp_path: Path, width: int) -> None:
     assert lines[-1] == LEGEND
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_row_of_long_names_is_two_lines_at_most(tmp_path: Path, width: int) -> None:
+    group = tmp_path / "seeds-student_alone+two_cores"
+    for seed in range(2):
+        finished(group / f"seed-{seed}", recipe="kd_cutmix+quickstart (control)")
+    lines = printed(ordered(listed(tmp_path), "run"), tmp_path, width)
+    assert max(map(len, lines)) <= width
+    assert lines[2].endswith(" 2 h"), "figures are not cut"
+    rows = lines[2:-1]
+    assert len(rows) == 4, "two rows of two lines"
+    for row, seed in ((rows[:2], 0), (rows[2:], 1)):
+        assert row[0].startswith("seeds-") and row[1].split()[0].endswith(f"seed-{seed}")
+        assert "(control)" in row[1]
+
+
 @pytest.mark.parametrize(
     ("name", "width", "lines"),
     [
         ("student_alone+two_cores", 13, ["student_alone", "+two_cores"]),
         ("student_alone+two_cores", 40, ["student_alone+two_cores"]),
+        ("sweep-base/trial-0010", 13, ["sweep-base/", "trial-0010"]),
         ("real/alone-0-again", 12, ["real/alone-", "0-again"]),
-        ("unbreakable", 4, ["unbreakable"]),
-        ("a + b", 3, ["a ", "+ b"]),
+        ("seeds-student_alone+two_cores/seed-1", 13, ["seeds-…_alone", "+two_c…seed-1"]),
+        ("unbreakable", 4, ["u…le"]),
+        ("a + b", 3, ["a", "+ b"]),
     ],
 )
 def test_names_break_where_words_end(name: str, width: int, lines: list[str]) -> None:
     assert broken(name, width).split("\n") == lines
 
 
+def test_two_lines_come_before_one_and_the_widest_gives_way() -> None:
+    names = [("student_alone+two_cores", "kd+ema", "wide")]
+    assert fitting(40, names) == [23, 6, 7]
+    assert fitting(35, names) == [22, 6, 7]
+    assert fitting(26, names) == [13, 6, 7]
+    assert fitting(25, names) == [12, 6, 7]
+    assert fitting(5, names) == [3, 6, 7], "no less than the heads"
+
+
 def test_small_words() -> None:
-    assert fitting(20, [10, 5, 5]) == 10
-    assert fitting(19, [10, 5, 5]) == 9
-    assert fitting(2, [10, 5, 5]) == 1
     assert [age(s) for s in (-3, 59.9, 60, 3600, 200_000)] == ["0 s", "59 s", "1 min", "1 h", "2 d"]
     assert accuracy(None, None) == "–"
     assert accuracy(0.721, (0.71, 0.73)) == "72.10 ±1.00"

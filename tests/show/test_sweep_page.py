@@ -8,8 +8,11 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from distill.show.sweep_page import history, importance, page, parallel
-from distill.show.sweep_table import sweep_table
+from distill.show.ink import COLUMN
+from distill.show.page import Table, html
+from distill.show.sweep_page import ENOUGH, caution, page
+from distill.show.sweep_plots import history, parallel
+from distill.show.sweep_table import heads, key_text, sweep_table
 
 
 def row(number: int, state: str, value: float | None, lr: float, crop: str) -> dict[str, Any]:
@@ -37,55 +40,179 @@ SAID: dict[str, Any] = {
 }  # fmt: skip
 
 
-def shown(said: dict[str, Any]) -> str:
-    console = Console(file=StringIO(), width=100)
-    console.print(sweep_table(said))
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+def shown(said: dict[str, Any], width: int = 80) -> list[str]:
+    console = Console(file=StringIO(), width=width)
+    console.print(sweep_table(said, width), highlight=False)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
+
+
+# On the terminal
 
 
 def test_the_best_come_first_and_all_are_accounted_for() -> None:
-    lines = shown(SAID).splitlines()
+    lines = shown(SAID, 100)
     assert [line.split()[0] for line in lines[2:5]] == ["2", "4", "0"]
     assert "5 trials: 3 complete, 1 pruned, 1 infeasible; 1 taken up again" in lines[5]
-    assert lines[6].strip() == "importance (PED-ANOVA): optim.lr 75 %, augment.crop 25 %"
-    least = shown(SAID | {"goal": "minimize"}).splitlines()
+    shares = "importance (PED-ANOVA, of 3 trials): optim.lr 75 %, augment.crop 25 %"
+    assert lines[6].strip() == shares
+    least = shown(SAID | {"goal": "minimize"})
     assert [line.split()[0] for line in least[2:5]] == ["0", "4", "2"]
 
 
-def test_the_history_has_the_best_so_far() -> None:
-    (line,) = history(SAID).axes[0].lines
-    assert list(line.get_ydata()) == [0.5, 0.75, 0.75]  # type: ignore[arg-type]
+def test_one_is_not_many() -> None:
+    one = {"asked": 1, "counts": {"complete": 1}, "trials": ROWS[:1], "importance": {}}
+    rungs = [{"epochs": 1, "values": {"a": 0.1}}]
+    assert shown(SAID | one | {"taken_up": 0, "rungs": rungs})[3:] == [
+        "rung 1: 1 design, 1 epoch",
+        "1 trial: 1 complete",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["loss.kd.temperature", "optim.lr"], ["temperature", "lr"]),
+        (["loss.kd.weight", "loss.hard.weight", "lr"], ["kd.weight", "hard.weight", "lr"]),
+        (["a.width", "width"], ["a.width", "width"]),
+    ],
+)
+def test_a_key_is_as_short_as_it_can_be_told_apart(names: list[str], short: list[str]) -> None:
+    assert list(heads(names).values()) == short
+
+
+LABELS = ["weight 0.5, weight 0.5", "weight 0.25, weight 0.75"]
+CROWD = {
+    "loss.kd.temperature": {"uniform": [1.0, 6.0]}, "optim.lr": {"log": [0.02, 0.5]},
+    "loss.kd.weight": {"choice": LABELS}, "loss.hard.weight": {"choice": LABELS},
+    "train.batch_size": {"choice": ["32", "64"]}, "student.blocks": {"integer": [1, 2]},
+    "optim.weight_decay": {"log": [1e-5, 1e-2]}, "augment.random_erasing": {"uniform": [0.0, 0.5]},
+}  # fmt: skip
+CROWDED = [
+    5.489441764853314, 0.29334656435275985, LABELS[0], LABELS[1], "32", 2, 0.00123456, 0.125,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_no_word_is_cut_where_keys_are_many(width: int) -> None:
+    trial = ROWS[0] | {"values": dict(zip(CROWD, CROWDED, strict=True))}
+    shares = dict.fromkeys(CROWD, 0.125)
+    lines = shown(SAID | {"space": CROWD, "trials": [trial], "importance": shares}, width)
+    assert max(len(line.rstrip()) for line in lines) <= width
+    words = " ".join(lines).split()
+    assert {"temperature", "kd.weight", "hard.weight", "batch_size", "random_erasing"} <= {*words}
+    assert {"5.49", "0.2933", "0.25,", "0.75", "1.23e-03", "0.125"} <= {*words}
+    assert {*CROWD} <= {*words}, "the importance names the keys in full"
+
+
+def test_numbers_of_a_key_have_the_same_digits() -> None:
+    said = {"space": CROWD}
+    assert [key_text(said, "optim.lr", lr) for lr in (0.02, 0.11, 0.48564674)] == [
+        "0.0200", "0.1100", "0.4856",
+    ]  # fmt: skip
+    assert [key_text(said, "loss.kd.temperature", t) for t in (1.0, 3.071)] == ["1.00", "3.07"]
+    assert key_text(said, "optim.weight_decay", 0.01) == "1.00e-02"
+    assert key_text(said, "student.blocks", 2) == "2"
+    assert key_text(said, "train.batch_size", None) == "–"
+
+
+# In figures
+
+
+def test_the_history_has_the_best_so_far_up_to_the_last_trial() -> None:
+    late = [*ROWS, row(5, "pruned", None, 0.1, "false")]
+    figure = history(SAID | {"trials": late})
+    assert figure is not None
+    [line] = [each for each in figure.axes[0].lines if each.get_label() == "best so far"]
+    assert list(line.get_xdata()) == [0, 2, 4, 5]  # type: ignore[arg-type]
+    assert list(line.get_ydata()) == [0.5, 0.75, 0.75, 0.75]  # type: ignore[arg-type]
 
 
 def test_parallel_coordinates_go_through_the_values() -> None:
     figure = parallel(SAID)
     assert figure is not None
-    heights = [list(line.get_ydata()) for line in figure.axes[0].lines]  # type: ignore[arg-type]
-    worst, middle, best = heights  # the best is drawn last
+    across = [list(line.get_xdata()) for line in figure.axes[0].lines]  # type: ignore[arg-type]
+    worst, middle, best = across  # the best is drawn last
     assert worst == pytest.approx([0, 0, 0])
     assert middle == pytest.approx([0.5, 0, 0.5])
     assert best == pytest.approx([1, 1, 1])
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == ["0.0100", "1.0000", "false", "padding 4", "0.5000", "0.7500"]
 
 
-def test_without_an_importance_nothing_is_drawn_of_it() -> None:
-    assert importance(SAID | {"importance": {}}) is None
-    assert "Importance" not in page(SAID | {"importance": {}})
+def test_figures_stay_as_narrow_as_a_column() -> None:
+    trial = ROWS[0] | {"values": dict(zip(CROWD, CROWDED, strict=True))}
+    figure = parallel(SAID | {"space": CROWD, "trials": [trial]})
+    assert figure is not None and figure.get_figwidth() == COLUMN
+
+
+# In the page
+
+
+def test_without_an_importance_nothing_is_said_of_it() -> None:
+    assert "Importance" in html(page(SAID))
+    assert "Importance" not in html(page(SAID | {"importance": {}}))
+
+
+def test_an_importance_of_few_trials_says_so() -> None:
+    assert caution(3) in html(page(SAID)) and "on 3 finished trials" in caution(3)
+    assert "on 1 finished trial," in caution(1)
+    enough = SAID | {"counts": {"complete": ENOUGH}}
+    assert "may still change" not in html(page(enough))
+
+
+def test_the_head_tells_the_best() -> None:
+    told = [(fact.name, fact.value, fact.beside) for fact in page(SAID).facts]
+    assert told == [
+        ("top1/val", "0.7500", "trial 2, the best"),
+        ("lr", "1.0000", ""),
+        ("crop", "padding 4", ""),
+    ]
+
+
+def test_trials_are_ranked_and_the_best_is_marked() -> None:
+    trials = page(SAID).sections[-1].blocks[0]
+    assert isinstance(trials, Table) and trials.marked == 0
+    assert [cells[:4] for cells in trials.grid.cells] == [
+        ["2", "complete", "0.7500", "1.0000"],
+        ["4", "complete", "0.6250", "0.1000"],
+        ["0", "complete", "0.5000", "0.0100"],
+        ["1", "pruned", "–", "0.1000"],
+        ["3", "infeasible", "–", "0.5000"],
+    ]
+    assert [column.head for column in trials.grid.columns][-1] == "why"
+    assert html(page(SAID)).count('<tr class="marked">') == 1
 
 
 def test_the_page_needs_nothing_beside_it_and_means_what_it_says() -> None:
-    text = page(SAID)
+    text = html(page(SAID))
     assert "mine &lt;1&gt;" in text and "a &lt;b&gt; &amp; c" in text
-    assert not re.search(r"(src|href)=[\"'](?!#)", re.sub(r'xlink:href="#', 'href="#', text))
+    assert not re.search(r"(src|href)=[\"'](?!#|data:)", text)
     drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(drawings) == 3
     for drawn in drawings:
         ElementTree.fromstring(drawn)
-    assert text == page(SAID), "the same sweep gives the same page"
+        assert not re.search(r"(fill|stroke): #", drawn), "its colours are the page's"
+    assert "prefers-color-scheme: dark" in text
+    assert text == html(page(SAID)), "the same sweep gives the same page"
+
+
+def test_a_sweep_without_a_trained_trial_says_so() -> None:
+    counts = {"complete": 0, "infeasible": 1}
+    none = {"best": None, "trials": ROWS[3:4], "importance": {}, "counts": counts}
+    text = html(page(SAID | none))
+    assert "No trial was trained to its end" in text
+    assert "<svg" not in text and "marked" not in text.split("</style>")[1]
 
 
 def test_the_rungs_of_a_search() -> None:
-    rungs = [{"epochs": 1, "values": {"a": 0.1, "b": 0.4}}, {"epochs": 3, "values": {"b": 0.5}}]
-    text = page(SAID | {"rungs": rungs})
-    assert "<th>1 epochs</th><th>3 epochs</th>" in text
-    assert text.index("<td>b</td><td>0.4</td><td>0.5</td>") < text.index("<td>a</td><td>0.1</td>")
-    assert "rung 2: 1 designs, 3 epochs" in shown(SAID | {"rungs": rungs})
+    first = {"a": 0.1, "b": 0.4, "c": 0.3}
+    rungs = [{"epochs": 1, "values": first}, {"epochs": 3, "values": {"b": 0.5}}]
+    table = page(SAID | {"rungs": rungs}).sections[0].blocks[0]
+    assert isinstance(table, Table)
+    assert [column.head for column in table.grid.columns] == ["design", "1 epoch", "3 epochs"]
+    assert table.grid.cells == [
+        ["b", "0.4000", "0.5000"],
+        ["c", "0.3000", "–"],
+        ["a", "0.1000", "–"],
+    ]
+    assert "rung 2: 1 design, 3 epochs" in shown(SAID | {"rungs": rungs})
