@@ -243,5 +243,6 @@ def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:
     if as_json:
         echo_json(said)
     else:
-        stdout().print(sweep_table(said), highlight=False)
+        screen = stdout()
+        screen.print(sweep_table(said, screen.width), highlight=False)
         typer.echo(f"{place / 'best.toml'}, {place / 'sweep.json'}, {place / 'sweep.html'}")

@@ -18,7 +18,7 @@ DIGITS = 3  # of a number that was drawn
 MOST_DECIMALS = 5  # beyond them 1.23e-07
 
 
-def sweep_table(said: Said, width: int = 80) -> RenderableType:
+def sweep_table(said: Said, width: int) -> RenderableType:
     """The best trials, a line each, and what became of all.
 
     `said`: what `sweep_summary` found; `width`: characters of the terminal. Keys that do not fit
@@ -131,11 +131,14 @@ def counted_trials(n: int) -> str:
 
 
 def counts_text(said: Said) -> str:
-    """`20 trials: 12 complete, 7 pruned, 1 infeasible; 2 were taken up from another worker`."""
+    """`20 trials: 12 complete, 7 pruned, 1 infeasible; 2 taken up again …`."""
     counts = ", ".join(f"{n} {state}" for state, n in said["counts"].items() if n)
-    taken = said["taken_up"]
-    again = f"; {taken} taken up again, after a worker was gone" if taken else ""
-    return f"{counted_trials(said['asked'])}: {counts}{again}"
+    besides = {
+        "taken up again, after a worker was gone": said["taken_up"],
+        "draws that could not be trained": said["redrawn"],
+    }
+    more = "".join(f"; {n} {what}" for what, n in besides.items() if n)
+    return f"{counted_trials(said['asked'])}: {counts}{more}"
 
 
 def value_text(value: float | None) -> str:

@@ -12,7 +12,7 @@ from distill.show.ink import COLUMN
 from distill.show.page import Table, html
 from distill.show.sweep_page import ENOUGH, caution, page
 from distill.show.sweep_plots import history, parallel
-from distill.show.sweep_table import heads, key_text, sweep_table
+from distill.show.sweep_table import counts_text, heads, key_text, sweep_table
 
 
 def row(number: int, state: str, value: float | None, lr: float, crop: str) -> dict[str, Any]:
@@ -36,6 +36,7 @@ SAID: dict[str, Any] = {
     "sweep": "mine <1>", "recipe": "kd", "metric": "top1/val", "goal": "maximize", "asked": 5,
     "space": {"optim.lr": {"log": [0.01, 1.0]}, "augment.crop": {"choice": ["false", "padding 4"]}},
     "counts": {"complete": 3, "pruned": 1, "infeasible": 1, "diverged": 0}, "taken_up": 1,
+    "redrawn": 0,
     "best": ROWS[2], "importance": {"optim.lr": 0.75, "augment.crop": 0.25}, "trials": ROWS,
 }  # fmt: skip
 
@@ -116,6 +117,13 @@ def test_numbers_of_a_key_have_the_same_digits() -> None:
 
 
 # In figures
+
+
+def test_what_was_drawn_again_is_counted() -> None:
+    text = counts_text(SAID | {"redrawn": 3})
+    assert text.endswith(
+        "; 1 taken up again, after a worker was gone; 3 draws that could not be trained"
+    )
 
 
 def test_the_history_has_the_best_so_far_up_to_the_last_trial() -> None:
