@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
 from distill.study.sweep_file import Sweep
 from distill.study.sweep_schema import Space, Study, SweepFile, option_label, pairs
@@ -27,35 +27,24 @@ def distributions(file: SweepFile) -> dict[str, BaseDistribution]:
     return {name: _distribution(space) for name, space in file.space.items()}
 
 
-def draw(trial: Trial, file: SweepFile) -> dict[str, Any]:
-    """What the trial might try: what is fixed already, the rest by the sampler. Nothing is kept."""
-    known = trial.storage.get_trial(trial._trial_id)
-    sampler, study = trial.study.sampler, trial.study
-    return {
-        name: known.params[name]
-        if name in known.params
-        else sampler.sample_independent(study, known, name, distribution)
-        for name, distribution in distributions(file).items()
+def draw(study: optuna.Study, known: FrozenTrial, file: SweepFile) -> dict[str, Any]:
+    """What a trial might try: what is fixed already, the rest by the sampler. Nothing is kept."""
+    every = distributions(file).items()
+    drawn = {
+        name: study.sampler.sample_independent(study, known, name, distribution)
+        for name, distribution in every
+        if name not in known.params
     }
+    return {name: known.params[name] if name in known.params else drawn[name] for name, _ in every}
 
 
-def is_fixed(trial: Trial, file: SweepFile) -> bool:
-    """Whether nothing of the trial is the sampler's: a cell of a grid, or one taken up again."""
-    return file.space.keys() <= _known(trial).keys()
-
-
-def keep(trial: Trial, file: SweepFile, values: Mapping[str, Any]) -> None:
-    """Writes down what the trial tries."""
-    known = _known(trial)
+def keep(trial: Trial, row: int, file: SweepFile, values: Mapping[str, Any]) -> None:
+    """Writes down what a trial, a row of the storage, tries."""
+    known = trial.storage.get_trial(row).params
     for name, each in distributions(file).items():
         if name not in known:
-            trial.storage.set_trial_param(
-                trial._trial_id, name, each.to_internal_repr(values[name]), each
-            )
-
-
-def _known(trial: Trial) -> dict[str, Any]:
-    return trial.storage.get_trial(trial._trial_id).params
+            internal = each.to_internal_repr(values[name])
+            trial.storage.set_trial_param(row, name, internal, each)
 
 
 def sampler(study: Study, number: int) -> BaseSampler:

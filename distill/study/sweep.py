@@ -140,15 +140,17 @@ def _drawn(taken: Taken, sweep: Sweep, say: Say) -> Resolved:
     times in all. Raises RecipeError where the last of them cannot either.
     """
     trial, file = taken.trial, sweep.file
+    known = trial.storage.get_trial(taken.row)
+    is_fixed = file.space.keys() <= known.params.keys()  # a cell of a grid, or taken up again
     values, n_drawn, refusal = dict[str, Any](), 0, None
-    while n_drawn < (1 if space.is_fixed(trial, file) else DRAWS):
-        values, n_drawn = space.draw(trial, file), n_drawn + 1
+    while n_drawn < (1 if is_fixed else DRAWS):
+        values, n_drawn = space.draw(trial.study, known, file), n_drawn + 1
         try:
             sweep.resolved(values)
             break
         except RecipeError as fault:
             refusal = fault
-    space.keep(trial, file, values)
+    space.keep(trial, taken.row, file, values)
     said = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
     say(f"trial {taken.number} of {sweep.n_trials}: {said}")
     if n_drawn > 1 and refusal is not None:

@@ -40,8 +40,9 @@ def opened(place: Path, **tables: Any) -> Trials:
 def drawn(taken: Taken | None, trials: Trials) -> dict[str, Any]:
     """What a trial tries, written down."""
     assert taken is not None
-    values = space.draw(taken.trial, trials.sweep.file)
-    space.keep(taken.trial, trials.sweep.file, values)
+    known = trials.storage.rows.get_trial(taken.row)
+    values = space.draw(taken.trial.study, known, trials.sweep.file)
+    space.keep(taken.trial, taken.row, trials.sweep.file, values)
     return values
 
 
