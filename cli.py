@@ -320,7 +320,8 @@ def design(
         str, typer.Option("--pool", help="global, or the side of the average pool.")
     ] = "global",
     rules: Annotated[
-        str | None, typer.Option("--rules", help="A course's: nyu2022 or nyu2025.", show_default="")
+        str | None,
+        typer.Option("--rules", help="A course's: nyu2022 or nyu2025.", show_default=False),
     ] = None,
     check: Annotated[
         str | None,
@@ -397,7 +398,7 @@ def recipes(
     diff: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            "--diff", metavar="A B", help="What differs, and who set it.", show_default=""
+            "--diff", metavar="A B", help="What differs, and who set it.", show_default=False
         ),
     ] = None,
 ) -> None:

@@ -43,7 +43,7 @@ def fetch(
             "--mirror",
             help="The address of the file itself, asked first; repeatable. More, with spaces "
             "between them, in $UNDERSTUDY_MIRRORS.",
-            show_default="",
+            show_default=False,
         ),
     ] = [],
     minutes: Annotated[
