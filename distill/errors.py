@@ -1,7 +1,7 @@
 """The exceptions that end a command with one message, ready to print.
 
-The text says what was asked, what was found and what to type next. The door prints it; nothing else
-catches them.
+The text says what was asked, what was found and what to type next. The door prints it; of the rooms
+below, only a sweep catches one, Unfit.
 """
 
 

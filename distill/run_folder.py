@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from distill import lock
 from distill import recipe as recipes
@@ -118,7 +119,8 @@ class RunFolder:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write whole or not at all: a new file, flushed to disk, renamed over the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    # A number that no other writer has, whatever the machine: process ids come twice.
+    new = path.with_name(f".{path.name}.{uuid4().int % 10**12}")
     try:
         with new.open("wb") as file:
             file.write(content)

@@ -37,18 +37,21 @@ else
 fi
 
 # The launchers know SIGTERM, not SIGUSR1, and hand it on to their processes.
+run= told=
+trap 'told=USR1; stop' USR1
+trap 'told=TERM; stop' TERM # cancelled: it saves, and that is all
+stop() { [[ -z $run ]] || kill -TERM "$run"; }
 "${launch[@]}" cli.py "$@" &
 run=$!
-told=
-trap 'told=USR1; kill -TERM "$run"' USR1
-trap 'told=TERM; kill -TERM "$run"' TERM # cancelled: it saves, and that is all
-wait "$run"
-code=$?
-if [[ -n $told ]]; then # the signal ended the wait, not the run, which saves
+[[ -z $told ]] || stop # told before there was a run to tell
+while :; do
     wait "$run"
     code=$?
-fi
+    kill -0 "$run" 2> /dev/null || break # a signal ends the wait, not the run, which saves
+done
 if [[ $told == USR1 ]] && ((code != 0)); then # 143, or the launcher's own code
-    scontrol requeue "$SLURM_JOB_ID"
+    job=$SLURM_JOB_ID # one task of an array has the whole array's number
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    scontrol requeue "$job"
 fi
 exit "$code"

@@ -238,12 +238,22 @@ def test_the_slurm_script_saves_and_queues_again(
     assert said == [typed, "saved", "requeue 42"]
 
 
+def test_of_an_array_one_task_is_queued_again(tmp_path: Path) -> None:
+    array = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "7"}
+    assert warned(tmp_path, array, "sweep", signal.SIGUSR1)[-1] == "requeue 42_7"
+
+
+def test_a_second_signal_does_not_end_the_job_before_the_run_has_saved(tmp_path: Path) -> None:
+    said = warned(tmp_path, {}, "distill", signal.SIGUSR1, signal.SIGTERM)
+    assert said == ["cli.py distill --out runs/a --resume", "saved"], "cancelled after the warning"
+
+
 def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path: Path) -> None:
     said = warned(tmp_path, {}, "distill", signal.SIGTERM)
     assert said == ["cli.py distill --out runs/a --resume", "saved"]
 
 
-def warned(tmp_path: Path, place: dict[str, str], verb: str, by: signal.Signals) -> list[str]:
+def warned(tmp_path: Path, place: dict[str, str], verb: str, *by: signal.Signals) -> list[str]:
     """What the job's tools were asked, line by line."""
     tools = tmp_path / ".venv" / "bin"
     tools.mkdir(parents=True)
@@ -257,6 +267,8 @@ def warned(tmp_path: Path, place: dict[str, str], verb: str, by: signal.Signals)
     said = tmp_path / "said"
     while not said.exists() or not said.read_text():
         time.sleep(0.01)
-    job.send_signal(by)
+    for each in by:
+        job.send_signal(each)
+        time.sleep(0.05)
     assert job.wait(10) == 143
     return said.read_text().splitlines()

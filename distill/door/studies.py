@@ -27,11 +27,12 @@ from distill.door.voice import echo_json, stdout
 from distill.errors import Failure, UserError
 
 if TYPE_CHECKING:
-    from distill.recipe import Resolved
+    from distill.recipe import Recipe, Resolved
     from distill.run_folder import Role, RunFolder
     from distill.study.storage import Storage
     from distill.study.sweep import Reader, Say, Train
 
+GO_ON = "Its trial is left to the others. Type the same again to go on."
 HEARTBEAT_S = 20  # of a search's workers; who is silent for three of them is taken for dead
 
 
@@ -108,7 +109,7 @@ def sweep(
     planned = sweep_file.load(file, settings(data, set_, teacher), trials)
     place = out or run_folder.RUNS / f"sweep-{planned.name}"
     heartbeat_s = planned.file.study.heartbeat_s
-    with _worker(place, storage, heartbeat_s) as (opened, train, say):
+    with _worker(place, storage, heartbeat_s, planned.base.recipe) as (opened, train, say):
         from distill.study.sweep_summary import carried_out
 
         said = carried_out(planned, opened, place, train, say)
@@ -152,12 +153,15 @@ def search(
 
     chosen = settings(data, set_, teacher)
     resolved = recipes.load(recipe, chosen)
-    if resolved.origins["train.epochs"] == "--set":
-        raise UserError("search sets train.epochs itself.\nLeave that --set away; type --epochs N.")
+    if resolved.recipe.train.epochs is None or resolved.origins["train.epochs"] == "--set":
+        raise UserError(
+            "search sets train.epochs itself, and no train.minutes beside it.\n"
+            "Leave that --set away; type --epochs N."
+        )
     name = name or f"search-{resolved.name}"
     place = out or run_folder.RUNS / name
     depths = numbers("--stages", stages), numbers("--blocks", blocks)
-    with _worker(place, storage, HEARTBEAT_S) as (opened, train, say):
+    with _worker(place, storage, HEARTBEAT_S, resolved.recipe) as (opened, train, say):
         from distill.study import search as room
 
         designs, too_many = room.legal(
@@ -172,11 +176,12 @@ def search(
 
 @contextmanager
 def _worker(
-    place: Path, url: str | None, heartbeat_s: int
+    place: Path, url: str | None, heartbeat_s: int, recipe: "Recipe"
 ) -> Iterator[tuple["Storage", "Train", "Say"]]:
     """What a worker of a sweep needs: the storage, how a run is trained, where to say what.
 
-    What ends the worker early is one message and an exit code.
+    Images and teacher of the recipe are looked at before anything is written. What ends the worker
+    early is one message and an exit code.
     """
     from distill import run_folder
     from distill.engine.stop import Stop
@@ -186,6 +191,7 @@ def _worker(
     run_folder.check_writable(place, "the place of a sweep")
     stop = Stop()
     with stop.listening(), _said_when_left(place):
+        from distill.engine import enlist
         from distill.engine.run import Request, processes
 
         try:
@@ -203,19 +209,23 @@ def _worker(
             request = Request(
                 role, resolved.recipe, resolved.name, folder.path, resume, stop, origins
             )
-            follow(request, folder, [], read)
+            try:
+                follow(request, folder, [], read)
+            except Failure as fault:
+                raise Failure(f"{fault}\n{GO_ON}") from fault
 
         with processes():
+            enlist.check(recipe)
             opened = Storage(url_of(url, place), heartbeat_s)
             yield opened, train, partial(typer.echo, err=True)
 
 
 @contextmanager
 def _said_when_left(place: Path) -> Iterator[None]:
-    """A worker that is asked to stop says what becomes of its trial."""
+    """A worker that ends early says what becomes of its trial."""
+    from distill.engine.memory import Full
     from distill.engine.stop import Stopped
 
-    go_on = "Its trial is left to the others. Type the same again to go on."
     left = f"Stopped; its trial is left to the others. Type the same again to go on in {place}."
     try:
         yield
@@ -225,12 +235,12 @@ def _said_when_left(place: Path) -> Iterator[None]:
     except SystemExit:
         typer.echo(left, err=True)
         raise
-    except Failure as fault:
-        raise Failure(f"{fault}\n{go_on}") from fault
+    except Full as fault:
+        raise Failure(f"The sweep in {place} ends here: {fault}\n{GO_ON}") from None
     except OSError as fault:
         where = f" ({fault.filename})" if fault.filename else ""
         raise Failure(
-            f"The sweep in {place} failed: {fault.strerror or fault}{where}.\n{go_on}"
+            f"The sweep in {place} failed: {fault.strerror or fault}{where}.\n{GO_ON}"
         ) from fault
 
 

@@ -159,6 +159,7 @@ def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
     """Raises what the door shows for the engine's own reasons; returns for any other."""
     from distill.engine.consensus import is_loss_of_another
     from distill.engine.divergence import Diverged
+    from distill.engine.memory import Full
     from distill.engine.stop import Stopped
 
     if isinstance(fault, Stopped):
@@ -173,8 +174,12 @@ def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
             "gradient, --set optim.clip=1; or go on from the last checkpoint at a lower rate, "
             "--resume --set train.retries=3."
         ) from None
+    # By whoever it befell: the one that speaks for all may be the one that is gone.
+    if isinstance(fault, Full):
+        print(f"The run in {folder.path} failed: {fault}", file=sys.__stderr__)
+        raise typer.Exit(1) from None
     if isinstance(fault, RuntimeError) and is_loss_of_another(fault):
-        print(  # by whoever is left: the one that speaks for all may be the one that is gone
+        print(
             f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
             f"{_kept(folder)}{go_on}",
             file=sys.__stderr__,

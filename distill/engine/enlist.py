@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distill import recipe as recipes
+from distill.data import sources
 from distill.data.sources import ImageSet
 from distill.engine import build, checkpoint
 from distill.engine.build import Division
@@ -97,6 +98,16 @@ def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
         raise UserError("\n".join(faults))
     nets = [build.trained(run) for run in runs]
     return Frozen(nets[0] if len(nets) == 1 else Ensemble(nets)) if nets else None
+
+
+def check(recipe: Recipe) -> None:
+    """That the images can be read and the teachers, where some are named, may teach on them.
+
+    Raises UserError as a run would, later. Costs reading both.
+    """
+    sources.check(recipe.data.source)
+    images = sources.load(recipe.data.source, "train")
+    teacher(recipe, images, build.divide(recipe, images))
 
 
 def fingerprints(recipe: Recipe) -> str:

@@ -24,6 +24,7 @@ from distill.engine import (
     checkpoint,
     enlist,
     environment,
+    memory,
     pace,
     result,
     saving,
@@ -40,7 +41,7 @@ from distill.engine.store import size
 from distill.engine.stored import Stored
 from distill.engine.teach import Frozen, Taught
 from distill.engine.training import Training
-from distill.errors import Failure, Unfit, UserError
+from distill.errors import Failure, UserError
 from distill.events import End, Event, Start, measure_name
 from distill.lock import Holder
 from distill.recipe import Recipe
@@ -77,7 +78,7 @@ def run(request: Request, *, progress: Progress | None = None) -> Generator[Even
     """Train, select, then read the test split once.
 
     Yields nothing where the run is finished already. Raises UserError before any work where the
-    request cannot be met or somebody else trains in the folder; Unfit where the device's memory is
+    request cannot be met or somebody else trains in the folder; Full where the device's memory is
     too small for it; Diverged where training fails; Stopped where `request.stop` was asked for,
     once all is saved.
     """
@@ -86,7 +87,7 @@ def run(request: Request, *, progress: Progress | None = None) -> Generator[Even
     if request.resume and folder.is_finished:
         return
     run_folder.check_out(folder, request.resume)
-    with _alone(folder, accel) as killed, _memory(request.recipe):
+    with _alone(folder, accel) as killed, memory.named(request.recipe):
         run_folder.check_out(folder, request.resume)  # nobody else may have begun meanwhile
         ready = _prepare(request, folder, accel, progress)
         start = _head(ready, killed)
@@ -120,19 +121,6 @@ def _alone(folder: RunFolder, accel: Accelerator) -> Iterator[Holder | None]:
         if refusal:
             raise UserError(refusal)
         yield killed
-
-
-@contextmanager
-def _memory(recipe: Recipe) -> Iterator[None]:
-    """A device's memory that is full, in words. Raises Unfit."""
-    try:
-        yield
-    except torch.OutOfMemoryError as fault:
-        raise Unfit(
-            f"the device's memory is full: {str(fault).splitlines()[0]}\n"
-            f"Begin anew with --set train.accumulate={2 * recipe.train.accumulate}, the same batch "
-            "in smaller parts, or with a smaller train.batch_size."
-        ) from None
 
 
 def _folder(request: Request) -> RunFolder:

@@ -28,7 +28,10 @@ def distributions(file: SweepFile) -> dict[str, BaseDistribution]:
 
 
 def draw(study: optuna.Study, known: FrozenTrial, file: SweepFile) -> dict[str, Any]:
-    """What a trial might try: what is fixed already, the rest by the sampler. Nothing is kept."""
+    """What a trial might try: what is fixed already, the rest by the sampler. Nothing is kept.
+
+    The sampler sees the trials of all of Hyperband's brackets.
+    """
     every = distributions(file).items()
     drawn = {
         name: study.sampler.sample_independent(study, known, name, distribution)

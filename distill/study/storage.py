@@ -93,18 +93,11 @@ class Storage:
         """
         with self.alone:
             try:
-                made = self._begun(name, direction, definition)
+                made = optuna.create_study(storage=self.rows, study_name=name, direction=direction)
+                made.set_user_attr("definition", definition)
             except DuplicatedStudyError:
                 made = optuna.load_study(study_name=name, storage=self.rows)
-                if not _is_same(made, definition) and _is_untouched(made):  # none came to anything
-                    optuna.delete_study(study_name=name, storage=self.rows)
-                    made = self._begun(name, direction, definition)
         _check_same(name, made, definition)
-        return made
-
-    def _begun(self, name: str, direction: str, definition: str) -> optuna.Study:
-        made = optuna.create_study(storage=self.rows, study_name=name, direction=direction)
-        made.set_user_attr("definition", definition)
         return made
 
     def id_of(self, study: optuna.Study, attempt: FrozenTrial) -> int:
@@ -144,9 +137,7 @@ class Storage:
             while not done.wait(self.heartbeat_s):
                 try:
                     self.rows.record_heartbeat(row)
-                except (
-                    Exception
-                ):  # a database that is away for a while; the trial's own writes tell
+                except Exception:  # the database is away for a while; the trial's own writes tell
                     continue
             self.rows.remove_session()
 
@@ -159,33 +150,19 @@ class Storage:
             thread.join()
 
 
-def _is_same(study: optuna.Study, definition: str) -> bool:
-    """Whether a study is of that definition; where nobody has said of which, of this."""
-    known = study.user_attrs.get("definition")
-    if known is None:
-        study.set_user_attr("definition", definition)
-    return known in (None, definition)
-
-
-def _is_untouched(study: optuna.Study) -> bool:
-    """Whether nobody works on it and nothing was found yet: all that was tried was refused."""
-    return all(
-        row.state in (TrialState.WAITING, TrialState.FAIL) and not row.intermediate_values
-        for row in study.get_trials(deepcopy=False)
-    )
-
-
 def _check_same(name: str, study: optuna.Study, definition: str) -> None:
     """Raises UserError naming the lines in which a worker's sweep is not the study's."""
-    if _is_same(study, definition):
+    known = study.user_attrs.get("definition")
+    if known is None:  # its maker was killed before he said
+        study.set_user_attr("definition", definition)
+    if known in (None, definition):
         return
-    known = study.user_attrs["definition"]
     ours, theirs = definition.splitlines(), known.splitlines()
     differing = [f"here:   {line}" for line in ours if line not in theirs]
     differing += [f"stored: {line}" for line in theirs if line not in ours]
     raise UserError(
         f"the storage holds another sweep of the name {name}:\n  "
         + "\n  ".join(differing)
-        + "\nGive the same file and options, or another name: study.name in the file of a sweep, "
-        "--name for a search."
+        + "\nGive the same file and options, or another --out; in a database another name, "
+        "study.name in the file of a sweep, --name for a search."
     )

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from distill import recipe as recipes
 from distill.engine.divergence import Diverged
+from distill.engine.memory import Full
 from distill.errors import Unfit
 from distill.events import Epoch, Event, Start
 from distill.recipe import RecipeError, Resolved
@@ -105,7 +106,8 @@ def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lamb
                 done()
                 continue
             if not is_waiting:
-                say(f"{trials.left()} trials are with other workers: waiting, in case one dies")
+                who = "1 trial is" if trials.left() == 1 else f"{trials.left()} trials are"
+                say(f"{who} with other workers: waiting, in case one dies")
             is_waiting = True
             time.sleep(LOOK_S)
 
@@ -117,7 +119,9 @@ def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
         try:
             resolved = _drawn(taken, sweep, say)
             train(resolved, folder, Judge(taken, sweep.metric))
-        except (RecipeError, Unfit) as fault:
+        except (RecipeError, Unfit, Full) as fault:
+            if isinstance(fault, Full) and not trials.is_too_large(taken):
+                raise
             why = _reason(fault)
             taken.trial.set_user_attr(INFEASIBLE, why)
             _end(storage, taken, TrialState.PRUNED)
@@ -159,7 +163,7 @@ def _drawn(taken: Taken, sweep: Sweep, say: Say) -> Resolved:
     return sweep.resolved(values)
 
 
-def _reason(fault: RecipeError | Unfit) -> str:
+def _reason(fault: Exception) -> str:
     """On one line; what the sweep sets, it sets as --set does."""
     faults = fault.faults if isinstance(fault, RecipeError) else str(fault).splitlines()
     return "; ".join(faults).replace("(--set)", "(the sweep)")

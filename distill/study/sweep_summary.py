@@ -60,7 +60,7 @@ def summary(trials: Trials) -> dict[str, Any]:
 
     Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (by name: the kind, and its
     ends or the labels of its options), `asked`, `counts` (`complete`, `pruned`, `infeasible`,
-    `diverged`: their sum is `asked`),
+    `diverged`: their sum is `asked` once all are done),
     `taken_up` (attempts whose worker ended before they did), `redrawn` (values that could not be
     trained, and others were drawn), `best` (a row of `trials`, or None),
     `importance` (shares by name, see `importances`), `storage` (without its password), `trials`

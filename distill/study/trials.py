@@ -22,9 +22,9 @@ from distill.study import space
 from distill.study.storage import Storage
 from distill.study.sweep_file import Sweep
 
-# Attributes of an attempt: at which trial, by whom, in which folder, and what those before it had
-# told by epoch.
-NUMBER, WORKER, RUN, TOLD = "trial", "worker", "run", "told"
+# Attributes of an attempt: at which trial, by whom, in which folder, what those before it had told
+# by epoch, and that its device's memory was full.
+NUMBER, WORKER, RUN, TOLD, FULL = "trial", "worker", "run", "told", "full"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Trials:
         return None
 
     def _trial(self, number: int, row: int) -> Trial:
-        """What draws a trial's values and judges it: by what is known when it begins.
+        """What draws a trial's values, by what is known when it begins, and judges it.
 
         A study of its own, since a study remembers what it has once read; a sampler of its own,
         since workers that begin with one seed would draw the same values, and who takes a trial
@@ -112,6 +112,15 @@ class Trials:
             trial.report(value, int(epoch))
             trial.should_prune()  # which marks how far it came; it went on then
         return trial
+
+    def is_too_large(self, taken: Taken) -> bool:
+        """Whether a trial whose device's memory was full shall end without a value: where it was so
+        before any epoch, twice. The first time somebody else may have had the memory.
+        """
+        attempts = self.attempts()[taken.number]
+        self.storage.rows.set_trial_user_attr(taken.row, FULL, True)
+        told = self.storage.rows.get_trial(taken.row).intermediate_values
+        return not told and any(FULL in attempt.user_attrs for attempt in attempts)
 
     def give_back(self, worker: str) -> None:
         """What a worker still has, for the others."""
@@ -159,7 +168,7 @@ class Trials:
             known, told = cells[number % len(cells)], dict[str, float]()
             if before is not None and before.params:
                 known = before.params
-                told = before.user_attrs[TOLD] | {
+                told = before.user_attrs.get(TOLD, {}) | {
                     str(epoch): value for epoch, value in before.intermediate_values.items()
                 }
             every = space.distributions(self.sweep.file)

@@ -134,6 +134,9 @@ def test_the_teacher_answers_once_for_all_trials(
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     space = "loss.kd.temperature = { uniform = [1.0, 6.0] }"
     file = written(tmp_path, "train.epochs=1", trials=2, space=space)
+    code, _, err = door("sweep", file, "--teacher", tmp_path, "--out", tmp_path / "out")
+    assert code == 2 and f"{tmp_path} is not a run" in err
+    assert not (tmp_path / "out" / "sweep.db").exists(), "the right one may be named then"
     code, _, err = door("sweep", file, "--teacher", teacher, "--out", tmp_path / "out")
     assert code == 0, err
     assert "note: the teacher's answers are stored by the first trials and read" in err

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from distill import lock
 from distill.engine.divergence import Diverged
+from distill.engine.memory import Full
 from distill.errors import Failure, Unfit, UserError
 from distill.events import Epoch, Start
 from distill.recipe import Resolved
@@ -282,7 +283,9 @@ def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Tri
     mine = more.take("w")
     assert mine is not None
     mine.trial.report(0.3, 1)
-    with pytest.raises(UserError, match=r"(?s)another sweep of the name mine:.*optim.lr.*--name"):
+    with pytest.raises(
+        UserError, match=r"(?s)another sweep of the name mine:.*optim.lr.*--out.*--name"
+    ):
         opened(trials.place, space={"optim.lr": {"log": [0.02, 0.5]}})
 
 
@@ -321,19 +324,27 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     assert said[-1].startswith("trial 7 is infeasible: train.batch_size = 4096")
 
 
-def test_a_sweep_that_came_to_nothing_may_be_begun_anew(trials: Trials) -> None:
-    """Its teacher could not be used, say: every trial was given back."""
-    with trials.working("w"):
-        assert trials.take("w")
-    space_ = {"optim.lr": {"log": [0.02, 0.5]}}
-    other = opened(trials.place, space=space_)
-    mine = other.take("w")
-    assert mine is not None
-    mine.trial.report(0.3, 1)
-    other.give_back("w")
-    with pytest.raises(UserError, match="another sweep of the name mine"):
-        opened(trials.place)
-    assert opened(trials.place, space=space_).left() == 6
+@pytest.mark.parametrize("told", [False, True])
+def test_a_memory_that_is_full_ends_the_worker_once_and_then_the_trial(
+    tmp_path: Path, told: bool
+) -> None:
+    """Somebody else may have had it the first time; one that came through an epoch fits."""
+    trials = opened(tmp_path, study={"trials": 1}, space={"student.width": {"grid": [2]}})
+
+    def train(resolved: Resolved, folder: RunFolder, read: sweep.Reader) -> None:
+        read(head(epochs=2))
+        if told:
+            read(Epoch(1, 1, {"top1/val": 0.5}, True, 1.0, 1.0))
+        raise Full("the device's memory is full: CUDA out of memory")
+
+    with pytest.raises(Full):
+        sweep.work(trials, train, print)
+    if told:
+        with pytest.raises(Full):
+            sweep.work(trials, train, print)
+        return
+    sweep.work(trials, train, print)
+    assert summary(trials)["counts"]["infeasible"] == 1
 
 
 def test_fewer_trials_asked_for_later_forget_none(trials: Trials) -> None:
