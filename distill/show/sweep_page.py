@@ -62,6 +62,9 @@ def _sections(said: Said) -> Iterator[Section]:
 
 
 def _drawings(said: Said) -> Iterator[Drawing]:
+    """None of one trial alone."""
+    if len(said["trials"]) < 2:
+        return
     over_trials, through = sweep_plots.history(said), sweep_plots.parallel(said)
     if over_trials is not None:
         told = "What each trial reached, one after the other, and the best so far."
@@ -114,9 +117,11 @@ def _rungs(said: Said) -> Table:
     best.
     """
     rungs = [rung["values"] for rung in said["rungs"]]
-    found = {name: [rung[name] for rung in rungs if name in rung] for name in rungs[0]}
+    found = {name: [r[name] for r in rungs if r.get(name) is not None] for name in rungs[0]}
     sign = -1 if said["goal"] == "maximize" else 1
-    names = sorted(found, key=lambda name: (-len(found[name]), sign * found[name][-1]))
+    names = sorted(
+        found, key=lambda name: (-len(found[name]), *(sign * v for v in found[name][-1:]))
+    )
     lengths = [counted(rung["epochs"], "epoch", "epochs") for rung in said["rungs"]]
     columns = (Column("design", is_number=False), *(Column(each, value_text) for each in lengths))
     cells = [(name, *(rung.get(name) for rung in rungs)) for name in names]

@@ -105,8 +105,9 @@ def legal(
 def search(asked: Search, storage: Storage, place: Path, train: Train, say: Say) -> dict[str, Any]:
     """Rung by rung, each with all workers; what the last one found.
 
-    Its summary (see `sweep_summary.summary`), and `rungs`: of each `epochs` and the value of every
-    design by its label. Leaves `best.toml` and `sweep.json`; each rung has its own in a folder.
+    Its summary (see `sweep_summary.summary`) under the search's own name, and `rungs`: of each
+    `epochs` and the value of every design by its label. Leaves `best.toml` and `sweep.json`; each
+    rung has its own in a folder.
     """
     left, rungs, said = list(asked.designs), [], dict[str, Any]()
     for number, (epochs, size) in enumerate(zip(asked.lengths(), asked.sizes(), strict=True)):
@@ -118,9 +119,10 @@ def search(asked: Search, storage: Storage, place: Path, train: Train, say: Say)
         values = {row["values"]["design"]: row["value"] for row in said["trials"]}
         rungs.append({"epochs": epochs, "values": values})
         left = ranked(left, values)
-    write_json(place / SUMMARY, said | {"rungs": rungs})
+    said |= {"sweep": asked.name, "rungs": rungs}
+    write_json(place / SUMMARY, said)
     write_text(place / BEST, (where / BEST).read_text())
-    return said | {"rungs": rungs}
+    return said
 
 
 def counted(n: int, what: str) -> str:

@@ -213,7 +213,7 @@ def test_a_sweep_without_a_trained_trial_says_so() -> None:
 
 
 def test_the_rungs_of_a_search() -> None:
-    first = {"a": 0.1, "b": 0.4, "c": 0.3}
+    first = {"a": 0.1, "gone": None, "b": 0.4, "c": 0.3}
     rungs = [{"epochs": 1, "values": first}, {"epochs": 3, "values": {"b": 0.5}}]
     table = page(SAID | {"rungs": rungs}).sections[0].blocks[0]
     assert isinstance(table, Table)
@@ -222,5 +222,9 @@ def test_the_rungs_of_a_search() -> None:
         ["b", "0.4000", "0.5000"],
         ["c", "0.3000", "–"],
         ["a", "0.1000", "–"],
+        ["gone", "–", "–"],
     ]
+    last = {"trials": [ROWS[2]], "importance": {}, "rungs": rungs}
+    titles = [section.title for section in page(SAID | last).sections]
+    assert titles == ["Rungs", "Trials"], "nothing is drawn of one trial alone"
     assert "rung 2: 1 design, 3 epochs" in shown(SAID | {"rungs": rungs})

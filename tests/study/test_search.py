@@ -82,6 +82,7 @@ def test_the_best_go_on(tmp_path: Path) -> None:
     assert trained == {1: list(range(2, 11)), 3: [10, 9, 8], 9: [10]}
     assert found["best"]["values"] == {"design": "stages 1, blocks 1, width 10"}
     assert [len(rung["values"]) for rung in found["rungs"]] == [9, 3, 1]
+    assert found["sweep"] == "search-tiny"
     best = recipes.load(str(tmp_path / "best.toml")).recipe
     assert best.student is not None
     assert (best.student.width, best.train.epochs) == (10, 9)
