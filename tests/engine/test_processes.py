@@ -104,14 +104,14 @@ def test_a_hint_of_maps_alone_and_then_answers_are_the_same_in_two_processes(tmp
     assert one["losses"][:4].min() > one["losses"][4:].max(), "another term must have begun"
 
 
-def test_two_four_and_accumulating_processes_see_the_same_batches_and_train_the_same_net(
+def test_accumulating_and_four_processes_see_the_same_batches_and_train_the_same_net(
     tmp_path,
 ) -> None:
     """Without batch norm: each process would normalise by its own rows."""
     one = steps(tmp_path / "one.npz", 1)
     assert len(set(one["batches"])) == len(one["batches"]) == 8
     assert np.ptp(one["losses"]) > 1e-3, "the net must have moved"
-    for processes, accumulate in ((2, 1), (2, 2), (4, 1)):
+    for processes, accumulate in ((2, 2), (4, 1)):
         other = steps(tmp_path / "other.npz", processes, accumulate)
         assert other["n"] == processes
         assert list(other["batches"]) == list(one["batches"]), "to the bit"
