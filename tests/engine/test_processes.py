@@ -40,6 +40,11 @@ def torchrun_options(processes: int) -> list[object]:
     return ["--nproc_per_node", processes, "--master_port", free_port()]
 
 
+def launcher(processes: int) -> list[object]:
+    """What starts so many of them; one needs nobody."""
+    return [sys.executable] if processes == 1 else [*TORCHRUN, *torchrun_options(processes)]
+
+
 def launch(*command: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run to the end on the CPU, one thread a process."""
     environment = (
@@ -80,7 +85,7 @@ def steps(
 ) -> dict[str, np.ndarray]:
     """A few steps of a network without batch norm; see two_processes.py."""
     script = ROOT / "tests" / "engine" / "two_processes.py"
-    launch(*TORCHRUN, *torchrun_options(processes), script, out, accumulate, *overrides)
+    launch(*launcher(processes), script, out, accumulate, *overrides)
     return dict(np.load(out))
 
 
@@ -143,7 +148,7 @@ def test_what_the_teacher_told_each_process_is_stored_together(tmp_path) -> None
             "cache={}",
         )  # the 8 steps are more than one epoch of 7
         launch(
-            *TORCHRUN, *torchrun_options(processes), script, tmp_path / "out.npz", 1, *sets,
+            *launcher(processes), script, tmp_path / "out.npz", 1, *sets,
             UNDERSTUDY_CACHE=str(place),
         )  # fmt: skip
         (file,) = place.rglob("view-*.npz")
