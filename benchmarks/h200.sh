@@ -77,6 +77,7 @@ section() {
             local more=(--teacher "$runs/teacher")
             [[ $1 == cached ]] && more+=(--set cache.views=10)
             [[ $1 == compiled ]] && more+=(--set train.compile=true)
+            [[ $1 == compiled && $quick ]] && more+=(--set train.minutes=1) # compiling counts
             result "$1.json" "$runs/$1" "$python" cli.py distill "${student[@]}" "${more[@]}" ;;
         *)
             echo "no section $1; there are ceilings stages peers-wrn peers-resnet teacher student compiled cached" >&2
