@@ -1,7 +1,6 @@
 """The exceptions that end a command with one message, ready to print.
 
-The text says what was asked, what was found and what to type next. The door prints it; of the rooms
-below, only a sweep catches one, Unfit.
+The text says what was asked, what was found and what to type next. The door prints it.
 """
 
 

@@ -23,7 +23,7 @@ from distill.door.options import (
     numbers,
 )
 from distill.door.training import finish, follow, resolve, settings
-from distill.door.voice import echo_json, stdout
+from distill.door.voice import echo_json, of_system, stdout
 from distill.errors import Failure, UserError
 
 if TYPE_CHECKING:
@@ -238,10 +238,7 @@ def _said_when_left(place: Path) -> Iterator[None]:
     except Full as fault:
         raise Failure(f"The sweep in {place} ends here: {fault}\n{GO_ON}") from None
     except OSError as fault:
-        where = f" ({fault.filename})" if fault.filename else ""
-        raise Failure(
-            f"The sweep in {place} failed: {fault.strerror or fault}{where}.\n{GO_ON}"
-        ) from fault
+        raise Failure(f"The sweep in {place} failed: {of_system(fault)}.\n{GO_ON}") from fault
 
 
 def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:

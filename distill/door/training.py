@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from distill.door.voice import is_main, stderr, stdout
+from distill.door.voice import is_main, of_system, stderr, stdout
 from distill.errors import Failure, UserError
 
 if TYPE_CHECKING:
@@ -78,20 +78,8 @@ def finish(
     if resume and folder.is_finished:
         run_folder.check_same(folder, resolved.recipe)
         typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
-    else:
-        run_folder.check_out(folder, resume)
-        _watch(role, resolved, folder, resume, trackers, go_on)
-
-
-def _watch(
-    role: "Role",
-    resolved: "Resolved",
-    folder: "RunFolder",
-    resume: bool,
-    trackers: list[str],
-    go_on: str,
-) -> None:
-    """Every event to display, journal and trackers; what ends a run early, in words."""
+        return
+    run_folder.check_out(folder, resume)
     from distill.engine.stop import Stop
 
     stop = Stop()
@@ -142,10 +130,8 @@ def _said_why(folder: "RunFolder", go_on: str) -> Iterator[None]:
     except Failure as fault:
         raise Failure(f"{fault}\n{_kept(folder)}{go_on}") from fault
     except OSError as fault:
-        where = f" ({fault.filename})" if fault.filename else ""
         raise Failure(
-            f"The run in {folder.path} failed: {fault.strerror or fault}{where}.\n"
-            f"{_kept(folder)}{go_on}"
+            f"The run in {folder.path} failed: {of_system(fault)}.\n{_kept(folder)}{go_on}"
         ) from fault
     except SystemExit:
         typer.echo(f"Stopped. {go_on}", err=True)

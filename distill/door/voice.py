@@ -57,3 +57,9 @@ def one_voice() -> Iterator[None]:
     else:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
+
+
+def of_system(fault: OSError) -> str:
+    """`No space left on device (runs/a/last)`: what the system said, and of which file."""
+    where = f" ({fault.filename})" if fault.filename else ""
+    return f"{fault.strerror or fault}{where}"

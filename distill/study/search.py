@@ -20,7 +20,7 @@ from distill.recipe import Recipe
 from distill.run_folder import write_json, write_text
 from distill.study import sweep_file
 from distill.study.storage import Storage
-from distill.study.sweep import Say, Train
+from distill.study.sweep import Say, Train, counted
 from distill.study.sweep_file import Sweep
 from distill.study.sweep_schema import option_label
 from distill.study.sweep_summary import BEST, SUMMARY, carried_out
@@ -123,11 +123,6 @@ def search(asked: Search, storage: Storage, place: Path, train: Train, say: Say)
     write_json(place / SUMMARY, said)
     write_text(place / BEST, (where / BEST).read_text())
     return said
-
-
-def counted(n: int, what: str) -> str:
-    """`1 design`, `2 designs`."""
-    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def ranked(

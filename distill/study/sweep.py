@@ -106,10 +106,15 @@ def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lamb
                 done()
                 continue
             if not is_waiting:
-                who = "1 trial is" if trials.left() == 1 else f"{trials.left()} trials are"
-                say(f"{who} with other workers: waiting, in case one dies")
+                others = counted(trials.left(), "trial")
+                say(f"{others} with other workers: waiting, in case one dies")
             is_waiting = True
             time.sleep(LOOK_S)
+
+
+def counted(n: int, what: str) -> str:
+    """`1 design`, `2 designs`."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
@@ -120,7 +125,7 @@ def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
             resolved = _drawn(taken, sweep, say)
             train(resolved, folder, Judge(taken, sweep.metric))
         except (RecipeError, Unfit, Full) as fault:
-            if isinstance(fault, Full) and not trials.is_too_large(taken):
+            if isinstance(fault, Full) and not trials.mark_full(taken):
                 raise
             why = _reason(fault)
             taken.trial.set_user_attr(INFEASIBLE, why)

@@ -21,13 +21,14 @@ from distill.study.sweep import (
     REDRAWN,
     Say,
     Train,
+    counted,
     opened,
     with_stored_answers,
     work,
 )
 from distill.study.sweep_file import Sweep
 from distill.study.sweep_schema import option_label
-from distill.study.trials import RUN, WORKER, Trials
+from distill.study.trials import RUN, WORKER, Trials, counting
 
 BEST, SUMMARY = "best.toml", "sweep.json"
 FEWEST = 4  # finished trials, for an importance
@@ -43,7 +44,7 @@ def carried_out(
     """
     planned, note = with_stored_answers(planned)
     trials = opened(planned, storage, place)
-    count = f"{planned.n_trials} trial{'s' * (planned.n_trials != 1)}"
+    count = counted(planned.n_trials, "trial")
     say(f"{planned.name}: {count}, {trials.left()} to go, {storage.shown}")
     say(f"note: {note}")
     work(trials, train, say, done=lambda: write(trials, summary(trials)))
@@ -60,17 +61,15 @@ def summary(trials: Trials) -> dict[str, Any]:
 
     Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (by name: the kind, and its
     ends or the labels of its options), `asked`, `counts` (`complete`, `pruned`, `infeasible`,
-    `diverged`: their sum is `asked` once all are done),
-    `taken_up` (attempts whose worker ended before they did), `redrawn` (values that could not be
-    trained, and others were drawn), `best` (a row of `trials`, or None),
-    `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
-    (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
-    who had it, in turn, `began`, `ended`).
+    `diverged`: their sum is `asked` once all are done), `taken_up` (attempts whose worker ended
+    before they did), `redrawn` (values that could not be trained, and others were drawn), `best` (a
+    row of `trials`, or None), `importance` (shares by name, see `importances`), `storage` (without
+    its password), `trials` (`trial`, `state`, `value`, `values`, `epochs`: the value after each,
+    `run`, `why`, `workers`: who had it, in turn, `began`, `ended`).
     """
     sweep, attempts = trials.sweep, trials.attempts()
-    counting = trials.counting()
-    ended = [n for n, attempt in counting.items() if attempt.state.is_finished()]
-    rows = [_row(trials, n, counting[n], attempts[n]) for n in ended]
+    ended = {n: a for n, a in counting(attempts).items() if a.state.is_finished()}
+    rows = [_row(n, attempt, attempts[n]) for n, attempt in ended.items()]
     complete = [row for row in rows if row["state"] == "complete"]
     choose = max if sweep.is_maximized else min
     states = [row["state"] for row in rows]
@@ -86,9 +85,9 @@ def summary(trials: Trials) -> dict[str, Any]:
         "asked": max(sweep.n_trials, len(rows)),
         "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
         "taken_up": sum(len(row["workers"]) - 1 for row in rows),
-        "redrawn": sum(counting[n].user_attrs.get(REDRAWN, 0) for n in ended),
+        "redrawn": sum(attempt.user_attrs.get(REDRAWN, 0) for attempt in ended.values()),
         "best": choose(complete, key=lambda row: row["value"]) if complete else None,
-        "importance": importances(trials.study, [counting[row["trial"]] for row in complete]),
+        "importance": importances(trials.study, [ended[row["trial"]] for row in complete]),
         "storage": trials.storage.shown,
         "trials": rows,
     }
@@ -133,9 +132,7 @@ def _about(sweep: Sweep, said: dict[str, Any], place: Path) -> About:
     )
 
 
-def _row(
-    trials: Trials, number: int, attempt: FrozenTrial, attempts: Sequence[FrozenTrial]
-) -> dict[str, Any]:
+def _row(number: int, attempt: FrozenTrial, attempts: Sequence[FrozenTrial]) -> dict[str, Any]:
     marks = attempt.user_attrs
     why = next((name for name in (INFEASIBLE, DIVERGED) if name in marks), None)
     done = attempt.state == TrialState.COMPLETE

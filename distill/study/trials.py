@@ -8,7 +8,7 @@ dead and is not finds its attempt ended at its next write, and leaves it.
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +60,7 @@ class Trials:
 
     def counting(self) -> dict[int, FrozenTrial]:
         """The attempt that counts, of every trial that has one."""
-        counting = {
-            number: next((a for a in attempts if a.state != TrialState.FAIL), None)
-            for number, attempts in self.attempts().items()
-        }
-        return {number: attempt for number, attempt in counting.items() if attempt is not None}
+        return counting(self.attempts())
 
     def left(self) -> int:
         """How many trials are not done yet, by whomever."""
@@ -113,9 +109,10 @@ class Trials:
             trial.should_prune()  # which marks how far it came; it went on then
         return trial
 
-    def is_too_large(self, taken: Taken) -> bool:
-        """Whether a trial whose device's memory was full shall end without a value: where it was so
-        before any epoch, twice. The first time somebody else may have had the memory.
+    def mark_full(self, taken: Taken) -> bool:
+        """Marks that the device's memory was full. Says whether the trial ends by it, without a
+        value: where it was so before any epoch, twice. The first time somebody else may have had
+        it.
         """
         attempts = self.attempts()[taken.number]
         self.storage.rows.set_trial_user_attr(taken.row, FULL, True)
@@ -188,6 +185,15 @@ class Trials:
             for attempt in alive[1:]:
                 if attempt.state == TrialState.WAITING:
                     self.storage.end(self.storage.id_of(self.study, attempt), TrialState.FAIL)
+
+
+def counting(attempts: Mapping[int, Sequence[FrozenTrial]]) -> dict[int, FrozenTrial]:
+    """Of each trial's attempts the first that did not fail, where there is one."""
+    firsts = {
+        number: next((each for each in several if each.state != TrialState.FAIL), None)
+        for number, several in attempts.items()
+    }
+    return {number: first for number, first in firsts.items() if first is not None}
 
 
 def _is_dead(worker: Path) -> bool:
