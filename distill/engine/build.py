@@ -25,6 +25,7 @@ from distill.engine import checkpoint, inference, optim
 from distill.engine.allocator import keep_freed_memory
 from distill.engine.consensus import TIMEOUT, Consensus
 from distill.engine.divergence import Watch
+from distill.engine.pointwise import subsample_first
 from distill.engine.reuse import reuse_classifier
 from distill.engine.stored import Stored
 from distill.engine.taps import Tapped, shapes, tap_points
@@ -200,7 +201,12 @@ def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """On the device, kernels channels_last: convolutions read them so there."""
+    """On the device, kernels channels_last: convolutions read them so there.
+
+    On a CPU strided 1x1 convolutions are changed in place, see `pointwise.py`.
+    """
+    if device.type == "cpu":
+        subsample_first(net)
     moved: nn.Module = cast("Any", net).to(device, memory_format=torch.channels_last)
     return moved  # torch's annotations of `to` know no memory format
 

@@ -5,9 +5,10 @@ pairs would change with the number of processes. Where gradients are accumulated
 one part: the others' activations are not kept.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
-from torch.distributed.nn.functional import all_gather
 
 
 def whole_batch(rows: Tensor) -> Tensor:
@@ -18,7 +19,8 @@ def whole_batch(rows: Tensor) -> Tensor:
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
-    return torch.cat(list(all_gather(rows.contiguous())))
+    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 @torch.no_grad()
@@ -26,6 +28,26 @@ def every_row(rows: Tensor) -> Tensor:
     """The same without a gradient, for integers and for what is only remembered."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
+    return _gathered(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows [b, ...] of each process to [P b, ...]; backward sums the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.n_rows = len(rows)
+        return _gathered(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.contiguous().clone()  # all_reduce writes in place
+        distributed.all_reduce(total)
+        start = distributed.get_rank() * ctx.n_rows
+        return total[start : start + ctx.n_rows]
+
+
+def _gathered(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, rows.contiguous())
     return torch.cat(parts)

@@ -1,0 +1,39 @@
+"""Strided 1x1 convolutions as subsampling followed by a convolution of stride 1.
+
+The weight gradient of a strided 1x1 convolution in channels_last is wrong, or crashes, in oneDNN's
+`jit_1x1` kernels if there are fewer input channels than their block (8 on AVX2, 16 on AVX-512):
+they write past their workspace (https://github.com/uxlfoundation/oneDNN/issues/6035; seen in torch
+2.15 with oneDNN 3.13.3).
+"""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+
+def subsample_first(net: nn.Module) -> None:
+    """Make every strided 1x1 convolution of a network, in place, subsample and then convolve.
+
+    Outputs, gradients, parameters and their names stay the same, to the bit where the kernel is
+    sound. Calling it again changes nothing.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and _is_strided_pointwise(module):
+            module.register_forward_pre_hook(partial(_subsample, stride=module.stride))
+            module.stride = (1, 1)
+
+
+def _is_strided_pointwise(convolution: nn.Conv2d) -> bool:
+    unpadded = convolution.padding in ((0, 0), "valid")
+    return convolution.kernel_size == (1, 1) and convolution.stride != (1, 1) and unpadded
+
+
+def _subsample(module: nn.Module, inputs: tuple[Any, ...], stride: tuple[int, int]) -> Tensor:
+    """The first pixel of each `stride`: [B, C, H, W] to [B, C, ceil(H / s), ceil(W / s)].
+
+    A pooling window of one pixel divides by 1, which is exact. Its gradient is faster than that of
+    `maps[..., ::s, ::s]`.
+    """
+    return avg_pool2d(inputs[0], kernel_size=1, stride=stride)
