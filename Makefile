@@ -1,15 +1,17 @@
-# `make` lists the targets. Everything runs in .venv, made on the first call and renewed when
-# pyproject.toml changes.
+# `make` lists the targets. Everything but test-oldest runs in .venv, made on the first call and
+# updated when pyproject.toml changes.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+OLDEST := .venv-oldest
+EXTRAS := --extra dev --extra export --extra sweep --extra track
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test lint bench docs
+.PHONY: help venv quickstart test test-oldest lint bench docs
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## the environment, .venv, with everything a run and the tests need
 
@@ -18,7 +20,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; type: make PYTHON=python3.11 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade uv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --compile-bytecode -r pyproject.toml --extra dev --extra export --extra sweep --extra track
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --compile-bytecode -r pyproject.toml $(EXTRAS)
 	touch $@
 
 quickstart: $(STAMP)  ## teacher, student alone, distilled student: minutes on a CPU, no download
@@ -28,6 +30,14 @@ quickstart: $(STAMP)  ## teacher, student alone, distilled student: minutes on a
 
 test: lint  ## lint, then every test that needs neither network nor GPU, with coverage
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+
+test-oldest: $(OLDEST)/.installed  ## the quick tests with the oldest libraries that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-cov -m "not gpu and not slow and not multi"
+
+$(OLDEST)/.installed: $(STAMP)
+	$(PYTHON) -m venv $(OLDEST)
+	VIRTUAL_ENV=$(CURDIR)/$(OLDEST) $(BIN)/uv pip install --resolution lowest-direct -r pyproject.toml $(EXTRAS)
+	touch $@
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

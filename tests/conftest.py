@@ -1,7 +1,10 @@
-"""A finished teacher and a finished student, trained once for all tests."""
+"""A finished teacher and a finished student, trained once for all tests; the versions in use."""
 
 import os
+import platform
+import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -9,10 +12,34 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, said before torch looks
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
 from accelerate.state import AcceleratorState
 
 from distill.run_folder import RunFolder
 from tests.runs import Events, train, two_epochs
+
+LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "numpy")
+INSTALLED = Path(__file__).parents[1] / ".venv" / ".installed"  # touched by `make venv`
+WEEK_S = 7 * 24 * 3600
+
+
+def pytest_report_header() -> list[str]:
+    """The versions that the tests run with; a note if the environment is old."""
+    versions = [f"{name} {version(name)}" for name in LIBRARIES]
+    cpu = torch.backends.cpu.get_cpu_capability()
+    lines = [f"versions: Python {platform.python_version()}, {', '.join(versions)}; CPU: {cpu}"]
+    return lines + stale_environment(INSTALLED, time.time())
+
+
+def stale_environment(installed: Path, now: float) -> list[str]:
+    """What to type if the environment was installed more than a week before `now` (in seconds)."""
+    if not installed.exists() or now - installed.stat().st_mtime <= WEEK_S:
+        return []
+    days = int((now - installed.stat().st_mtime) / (24 * 3600))
+    return [
+        f"note: .venv was installed {days} days ago and a new one may get newer libraries; "
+        "type: rm -rf .venv && make venv"
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,7 +30,7 @@ def _is_strided_pointwise(convolution: nn.Conv2d) -> bool:
     return convolution.kernel_size == (1, 1) and convolution.stride != (1, 1) and unpadded
 
 
-def _subsample(module: nn.Module, inputs: tuple[Any, ...], stride: tuple[int, int]) -> Tensor:
+def _subsample(module: nn.Module, inputs: tuple[Any, ...], stride: tuple[int, ...]) -> Tensor:
     """The first pixel of each `stride`: [B, C, H, W] to [B, C, ceil(H / s), ceil(W / s)].
 
     A pooling window of one pixel divides by 1, which is exact. Its gradient is faster than that of

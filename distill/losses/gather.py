@@ -19,7 +19,7 @@ def whole_batch(rows: Tensor) -> Tensor:
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherRows.apply(rows)
     return gathered
 
 
@@ -40,7 +40,7 @@ class _GatherRows(torch.autograd.Function):
         return _gathered(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()  # all_reduce writes in place
         distributed.all_reduce(total)
         start = distributed.get_rank() * ctx.n_rows

@@ -61,10 +61,10 @@ def test_padded_and_larger_kernels_keep_their_stride() -> None:
         assert convolution.stride == (2, 2)
 
 
-# What older CPUs run, and what this one runs if that is something else.
-@pytest.mark.parametrize(
-    "instructions", ["AVX2", *(["DEFAULT"] if torch.backends.cpu.get_cpu_capability() == "AVX512" else [])]
-)
+HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", *(["DEFAULT"] if HAS_AVX512 else [])])
 def test_gradients_of_every_convolution_equal_float64(instructions: str) -> None:
     """In a child process: oneDNN's faulty kernels write past their memory, or end the process."""
     child = subprocess.run(
