@@ -97,6 +97,7 @@ class Trivial(BaseModel):
 
     model_config = STRICT
     space: Space = "standard"
+    before_crop: bool = True  # on whole images, before crop and flip, as its authors have it
 
 
 class Rand(BaseModel):
@@ -126,7 +127,7 @@ class Erase(BaseModel):
 
 
 class Augment(BaseModel):
-    """What is done to one image, in this order."""
+    """What is done to one image, in this order; `trivial` first, if it is `before_crop`."""
 
     model_config = STRICT
     crop: Crop | None = None

@@ -50,6 +50,10 @@ class Placement:
     def to(self, device: torch.device) -> "Placement":
         return Placement(*(t.to(device) for t in (self.top, self.left, self.mirrored)))
 
+    def of(self, rows: Tensor) -> "Placement":
+        """The placements of the samples `rows` [b], in that order."""
+        return Placement(self.top[rows], self.left[rows], self.mirrored[rows])
+
 
 def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) -> Placement:
     """Draw where samples 0..n-1 of a view are read; what is off leaves them as they are."""

@@ -1,9 +1,18 @@
 """TrivialAugment and RandAugment: one of fourteen operations a sample, batched.
 
-TrivialAugment: Müller, Hutter, ICCV 2021, arXiv 2103.10158. RandAugment: Cubuk, Zoph, Shlens, Le,
-NeurIPS 2020, arXiv 1909.13719. Operations and ranges are torchvision's, on PIL images: "standard"
-those of its RandAugment, "wide" those of its TrivialAugmentWide, where translations may push all of
-a 32x32 image out. Strengths are 31 steps, as there; signed ones have either sign.
+TrivialAugment: Müller, Hutter, ICCV 2021, arXiv 2103.10158; code: automl/trivialaugment.
+RandAugment: Cubuk, Zoph, Shlens, Le, NeurIPS 2020, arXiv 1909.13719. Operations are Pillow's, each
+of 31 strengths. There are three spaces of strengths, under two names:
+
+- "standard" of TrivialAugment: its authors' `fixed_standard` (aug_lib.py), which they recommend for
+  networks as small as WRN-40-2. Shifts are 10 pixels at most.
+- "standard" of RandAugment: torchvision's RandAugment. Shifts are 150 / 331 of the side at most, 14
+  pixels of 32 (TrivialAugment's authors give RandAugment 14.4 too, so this stays). Posterize rounds
+  the number of bits, where TrivialAugment truncates it; solarize starts at 255, not at 256; the
+  factors of brightness, colour, contrast and sharpness are 31 on either side of 1, not 31 in all.
+- "wide", of both: torchvision's TrivialAugmentWide, whose shifts may push all of a 32x32 image out.
+  TrivialAugment's authors recommend wide strengths for all larger networks; theirs differ from
+  torchvision's in the same rounding, and in factors from 0.01 to 2.0.
 
 Each sample passes one resampling, one table, one blend with its grey, one with its smoothed self;
 all but its own operation leave it as it is. So every operation is paid for the whole batch, and
@@ -13,7 +22,7 @@ none needs to know on the host which sample takes it: 174 kernels a batch, and o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,18 +40,34 @@ OPERATIONS = (
     "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
 )  # fmt: skip
 SIGNED = frozenset(OPERATIONS[1:10])
+GEOMETRIC = frozenset(OPERATIONS[1:6])
 ROUNDS = (Stream.RAND_1, Stream.RAND_2, Stream.RAND_3, Stream.RAND_4)
+
+
+class Ranges(NamedTuple):
+    """31 strengths of each operation, in its own units, and which operations take either sign."""
+
+    strengths: dict[str, Floats]
+    signed: frozenset[str]
 
 
 @dataclass(frozen=True)
 class TrivialAugment:
-    """One operation, of one of 31 strengths, each as likely as the other."""
+    """One operation, of one of 31 strengths, each as likely as the other.
+
+    `before_crop`: on whole images, as the authors' code has it (TrivialAugment/data.py: it comes
+    first, then crop, flip, and a cutout of 16 pixels). torchvision's training scripts crop and flip
+    first.
+    """
 
     space: Space = "standard"
+    before_crop: bool = True
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         which, step, sign, _ = draws.words(seed, view, Stream.TRIVIAL, n).T
-        return drawn(which, draws.integers(step, STEPS), sign, self.space, size)
+        wide = self.space == "wide"
+        ranges = Ranges(strengths("wide", size), SIGNED) if wide else fixed_standard()
+        return drawn(which, draws.integers(step, STEPS), sign, ranges, size)
 
     def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         return operate(pixels, drawn)
@@ -62,13 +87,15 @@ class RandAugment:
     ops: int = 3
     magnitude: int = 15
     space: Space = "standard"
+    before_crop: ClassVar[bool] = False
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         rounds: dict[str, Tensor] = {}
+        ranges = Ranges(strengths(self.space, size), SIGNED)
         for number, stream in enumerate(ROUNDS[: self.ops]):
             which, _, sign, _ = draws.words(seed, view, stream, n).T
             steps = np.full(n, self.magnitude)
-            each = drawn(which, steps, sign, self.space, size)
+            each = drawn(which, steps, sign, ranges, size)
             rounds |= {f"{name}_{number}": rows for name, rows in each.items()}
         return rounds
 
@@ -81,7 +108,7 @@ class RandAugment:
 
 
 def strengths(space: Space, size: int) -> dict[str, Floats]:
-    """Of each operation, the strengths of its 31 steps, in its own units.
+    """Of each operation, the strengths of its 31 steps in torchvision, in its own units.
 
     Spaced in float64 and rounded once. torch.linspace rounds on its way: there the wide space's
     16 pixels, step 15, are 15.999999 and move an image by 15.
@@ -106,13 +133,34 @@ def strengths(space: Space, size: int) -> dict[str, Floats]:
     }
 
 
+def fixed_standard() -> Ranges:
+    """TrivialAugment's standard space, of 32x32 images: whole pixels, degrees, bits and levels.
+
+    The factors of brightness, colour, contrast and sharpness go from 0.1 to 1.9, without a sign;
+    their strength is what they add to 1.
+    """
+    step = np.arange(STEPS)
+    last = STEPS - 1
+    lean, factor = step * 0.3 / last, 0.1 + step * 1.8 / last
+    shift = step * 10 // last
+    none = np.zeros(STEPS)
+    table = {
+        "identity": none,
+        "shear_x": lean, "shear_y": lean, "translate_x": shift, "translate_y": shift,
+        "rotate": step, "brightness": factor - 1, "color": factor - 1, "contrast": factor - 1,
+        "sharpness": factor - 1, "posterize": 8 - step * 4 // last,
+        "solarize": 256 - step * 256 // last, "autocontrast": none, "equalize": none,
+    }  # fmt: skip
+    return Ranges({name: each.astype(np.float64) for name, each in table.items()}, GEOMETRIC)
+
+
 def drawn(
-    which: Words, step: NDArray[np.int64], sign: Words, space: Space, size: int
+    which: Words, step: NDArray[np.int64], sign: Words, ranges: Ranges, size: int
 ) -> dict[str, Tensor]:
     """One operation a sample from its words [n] and steps [n]."""
     operation = draws.integers(which, len(OPERATIONS))
-    table = np.stack([strengths(space, size)[name] for name in OPERATIONS]).astype(np.float64)
-    signed = np.isin(operation, [OPERATIONS.index(name) for name in SIGNED])
+    table = np.stack([ranges.strengths[name] for name in OPERATIONS]).astype(np.float64)
+    signed = np.isin(operation, [OPERATIONS.index(name) for name in ranges.signed])
     minus = signed & (draws.integers(sign, 2) == 1)
     return of_strength(operation, np.where(minus, -1, 1) * table[operation, step], size)
 

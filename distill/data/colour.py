@@ -7,6 +7,7 @@ Tests hold every operation to Pillow's, bit for bit.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class ColourJitter:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    before_crop: ClassVar[bool] = False
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         words = draws.words(seed, view, Stream.JITTER, n)

@@ -6,6 +6,7 @@ network here normalises to about 0.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class Cutout:
 
     size: int = 16
     prob: float = 1.0
+    before_crop: ClassVar[bool] = False
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         which, row, column, _ = draws.words(seed, view, Stream.CUTOUT, n).T
@@ -49,6 +51,7 @@ class Erase:
     prob: float = 0.25
     area: tuple[float, float] = (0.02, 0.33)
     ratio: tuple[float, float] = (0.3, 3.3)
+    before_crop: ClassVar[bool] = False
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         which, area, ratio, place = draws.words(seed, view, Stream.ERASE, n).T

@@ -9,6 +9,7 @@ outside is black.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Translate:
     """A shift by up to `pixels` whole pixels on each axis, either way."""
 
     pixels: int = 4
+    before_crop: ClassVar[bool] = False
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         words = draws.words(seed, view, Stream.TRANSLATE, n)
@@ -45,6 +47,7 @@ class Rotate:
     """A rotation about the centre by up to `degrees`, either way."""
 
     degrees: float = 15.0
+    before_crop: ClassVar[bool] = False
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         word = draws.words(seed, view, Stream.ROTATE, n)[:, 0]
@@ -68,6 +71,7 @@ class Affine:
     translate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     shear: float = 0.0
+    before_crop: ClassVar[bool] = False
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         angle, x, y, scale = draws.words(seed, view, Stream.AFFINE, n).T

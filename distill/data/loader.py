@@ -131,12 +131,20 @@ class Loader:
         return [(view, rows) for rows in every[:, self.part.rank]]
 
     def augment(self, view: View, rows: Tensor) -> Tensor:
-        """Each image in its own crop, flip and operations: float32 [b, 3, H, W], channels_last."""
-        padding = view.pipeline.crop.padding if view.pipeline.crop else 0
-        pixels = augment.crop_and_flip(self.pixels, rows, view.placement, padding)
-        for operation, drawn in zip(view.pipeline.operations, view.drawn, strict=True):
-            pixels = operation(pixels, {name: of[rows] for name, of in drawn.items()})
+        """Each image in its own operations, crop and flip: float32 [b, 3, H, W], channels_last."""
+        pixels = _operated(view, rows, self._placed(view, rows), before_crop=False)
         return augment.to_float(pixels.to(self.device, non_blocking=True))
+
+    def _placed(self, view: View, rows: Tensor) -> Tensor:
+        """Each image cropped and flipped, after what acts before that: uint8 [b, 3, H, W]."""
+        images, indices, placement = self.pixels, rows, view.placement
+        if any(operation.before_crop for operation in view.pipeline.operations):
+            whole = rearrange(images[rows], "b h w c -> b c h w")
+            whole = _operated(view, rows, whole, before_crop=True)
+            images, placement = rearrange(whole, "b c h w -> b h w c"), placement.of(rows)
+            indices = torch.arange(len(rows), device=rows.device)
+        padding = view.pipeline.crop.padding if view.pipeline.crop else 0
+        return augment.crop_and_flip(images, indices, placement, padding)
 
     def one_hot(self, indices: Tensor) -> Tensor:
         """The labels as distributions, float32 [b, C], on the device."""
@@ -179,6 +187,14 @@ class Loader:
             torch.where(used[:, None, None, None], ricap.patch(four, boundary, corner), images),
             torch.where(used[:, None], (share.T[..., None] * labels).sum(0), targets),
         )
+
+
+def _operated(view: View, rows: Tensor, pixels: Tensor, *, before_crop: bool) -> Tensor:
+    """Pixels uint8 [b, 3, H, W] after the operations that act before, or else after, the crop."""
+    for operation, drawn in zip(view.pipeline.operations, view.drawn, strict=True):
+        if operation.before_crop == before_crop:
+            pixels = operation(pixels, {name: of[rows] for name, of in drawn.items()})
+    return pixels
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:

@@ -13,7 +13,10 @@ Drawn = dict[str, Tensor]  # one row a sample
 
 
 class Operation(Protocol):
-    """What is done to single images after crop and flip."""
+    """What is done to single images, before crop and flip or after them."""
+
+    @property
+    def before_crop(self) -> bool: ...
 
     def draw(self, seed: int, view: int, n: int, size: int) -> Drawn:
         """Everything random about samples 0..n-1 of a view, on the host."""
@@ -24,7 +27,11 @@ class Operation(Protocol):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What happens to the images of a view, in this order; what is absent is off."""
+    """What happens to the images of a view, in this order; what is absent is off.
+
+    Operations that are `before_crop` come first, on whole images; the others after the flip. Cached
+    teacher logits are found by the repr: it must change when pixels do, and only then.
+    """
 
     crop: Crop | None = None
     flip: Flip | None = None

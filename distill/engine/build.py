@@ -78,7 +78,8 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "reviewkd": ReviewKD,
     "simkd": SimKD,
 }
-OPERATIONS: dict[str, Callable[..., Operation]] = {  # in the order in which they act
+# In the order in which they act, those before crop and flip and those after.
+OPERATIONS: dict[str, Callable[..., Operation]] = {
     "translate": geometry.Translate,
     "affine": geometry.Affine,
     "rotate": geometry.Rotate,

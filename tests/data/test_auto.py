@@ -1,14 +1,16 @@
-"""TrivialAugment and RandAugment against torchvision's operations on PIL images."""
+"""TrivialAugment and RandAugment against torchvision's operations on PIL images, and the standard
+space of TrivialAugment against its authors' definition of each operation.
+"""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import RandAugment as TorchvisionRand
 from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 
-from distill.data import auto
+from distill.data import auto, draws
 from distill.data.auto import OPERATIONS, SIGNED, STEPS, RandAugment, TrivialAugment
 
 N, SIZE = 8, 32
@@ -72,14 +74,78 @@ def test_samples_of_one_batch_take_operations_of_their_own() -> None:
         assert torch.equal(trivial(PIXELS[row : row + 1], one)[0], ours[row])
 
 
+def by_its_authors(image: Image.Image, name: str, level: int, sign: int) -> Image.Image:
+    """The operation at level 0..30 in the `fixed_standard` space of aug_lib.py."""
+    share = level / 30
+    lean, shift = sign * level * 0.3 / 30, sign * int(level * 10 / 30)
+    maps = {
+        "shear_x": (1, lean, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, lean, 1, 0),
+        "translate_x": (1, 0, shift, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, shift),
+    }
+    enhancers = {
+        "brightness": ImageEnhance.Brightness,
+        "color": ImageEnhance.Color,
+        "contrast": ImageEnhance.Contrast,
+        "sharpness": ImageEnhance.Sharpness,
+    }
+    if name in maps:
+        return image.transform(image.size, Image.Transform.AFFINE, maps[name])
+    if name in enhancers:
+        return enhancers[name](image).enhance(0.1 + share * 1.8)
+    return {
+        "identity": lambda: image,
+        "rotate": lambda: image.rotate(sign * level),
+        "posterize": lambda: ImageOps.posterize(image, 8 - int(level * 4 / 30)),
+        "solarize": lambda: ImageOps.solarize(image, 256 - int(level * 256 / 30)),
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+    }[name]()
+
+
+def test_trivial_standard_space_is_its_authors() -> None:
+    """Bit for bit, every operation, level and sign; a sample's words say which."""
+    n, trivial = 3000, TrivialAugment()
+    pixels = PIXELS[torch.arange(n) % N]
+    ours = trivial(pixels, trivial.draw(5, 0, n, SIZE))
+    which, step, sign, _ = draws.words(5, 0, draws.Stream.TRIVIAL, n).T
+    seen = set()
+    for row in range(n):
+        name, level = OPERATIONS[int(which[row]) % 14], int(step[row]) % 31
+        # Either sign is as likely; a positive shift is to the right here and to the left there.
+        side = (-1) ** int(sign[row] % 2) * (-1 if name.startswith("translate") else 1)
+        image = Image.fromarray(pixels[row].permute(1, 2, 0).numpy())
+        theirs = by_its_authors(image, name, level, side)
+        expected = torch.from_numpy(np.array(theirs)).permute(2, 0, 1)
+        assert torch.equal(ours[row], expected), (name, level, side)
+        seen.add((name, level))
+    assert len(seen) == 14 * 31
+
+
+def test_largest_shift_of_each_space() -> None:
+    """The map's constant terms, 16 bits after the point and of the first pixel's centre."""
+
+    def furthest(drawn: dict[str, torch.Tensor], ending: str = "") -> int:
+        shifted = drawn[f"operation{ending}"] == OPERATIONS.index("translate_x")
+        return int((drawn[f"map{ending}"][shifted, 2] >> 16).max())
+
+    assert furthest(TrivialAugment().draw(0, 0, 5000, SIZE)) == 10
+    assert furthest(RandAugment(1, 30).draw(0, 0, 5000, SIZE), "_0") == 14
+    assert furthest(TrivialAugment("wide").draw(0, 0, 5000, SIZE)) == 32
+
+
 def test_every_operation_and_both_signs_are_as_likely() -> None:
     n = 28_000
-    drawn = TrivialAugment().draw(0, 0, n, SIZE)
+    drawn = TrivialAugment("wide").draw(0, 0, n, SIZE)
     counts = drawn["operation"].bincount(minlength=len(OPERATIONS))
     assert (counts - n / 14).abs().max() < 5 * (n / 14) ** 0.5
     bright = drawn["brightness"][drawn["operation"] == OPERATIONS.index("brightness")]
     assert abs((bright < 1).float().mean() - (bright > 1).float().mean()) < 0.1
     assert len(bright.unique()) == 2 * STEPS - 1
+    drawn = TrivialAugment().draw(0, 0, n, SIZE)
+    bright = drawn["brightness"][drawn["operation"] == OPERATIONS.index("brightness")]
+    assert bright.unique().tolist() == pytest.approx([0.1 + 0.06 * step for step in range(STEPS)])
 
 
 def test_rand_augment_is_its_operations_in_a_row() -> None:

@@ -5,14 +5,15 @@ from dataclasses import is_dataclass, replace
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as tv
 
 from distill.data.augment import Crop, Flip
-from distill.data.auto import RandAugment
+from distill.data.auto import RandAugment, TrivialAugment
 from distill.data.colour import ColourJitter
 from distill.data.erase import Cutout
 from distill.data.geometry import Affine, Rotate, Translate
 from distill.data.images import ImageSet
-from distill.data.loader import Loader, Slice, fits, share
+from distill.data.loader import Loader, Slice, View, fits, share
 from distill.data.mix import Cutmix, Mixup
 from distill.data.pipeline import Calendar, Pipeline
 from distill.data.ricap import Ricap
@@ -175,6 +176,8 @@ def test_batches_are_equal_on_cpu_and_gpu(images: ImageSet) -> None:
 class Inverted:
     """An operation that draws nothing much and is easily seen."""
 
+    before_crop = False
+
     def draw(self, seed, view, n, size):  # type: ignore[no-untyped-def]
         return {"used": torch.arange(n) % 2 == view % 2}
 
@@ -200,6 +203,40 @@ def test_operations_act_after_crop_and_flip_on_partners_too(images: ImageSet) ->
     assert torch.allclose(mixed, lam * own + (1 - lam) * partner, atol=1e-6)
 
 
+def pictured(images: ImageSet, view: View, row: int) -> torch.Tensor:
+    """Sample `row` cropped after reflection and flipped by torchvision, as the view has it."""
+    padded = tv.pad(torch.from_numpy(images.images[row]), [4], padding_mode="reflect")
+    place = view.placement
+    cut = tv.crop(padded, int(place.top[row]), int(place.left[row]), 32, 32)
+    return tv.horizontal_flip(cut) if place.mirrored[row] else cut
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_trivial_then_crop_flip_cutout(images: ImageSet, resident: bool) -> None:
+    trivial, cutout = TrivialAugment(), Cutout(16)
+    ours = loader(images, pipeline=Pipeline(Crop(4), Flip(), (trivial, cutout)), resident=resident)
+    ((view, rows),) = ours.batches(0)
+    changed = trivial(torch.from_numpy(images.images), view.drawn[0]).numpy()
+    for which in (rows, rows.flip(0)):  # of partners too: any samples in any order
+        got = ours.augment(view, which)
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        for row, image in zip(which.tolist(), got, strict=True):
+            placed = pictured(replace(images, images=changed), view, row)
+            hidden = cutout(placed[None], {"box": view.drawn[1]["box"][row : row + 1]})[0]
+            assert torch.equal(image, hidden.float() / 255)
+    assert len(set(view.drawn[0]["operation"][rows].tolist())) > 5
+
+
+def test_trivial_can_act_after_crop_and_flip(images: ImageSet) -> None:
+    trivial = TrivialAugment(before_crop=False)
+    ours = loader(images, pipeline=Pipeline(Crop(4), Flip(), (trivial,)))
+    ((view, rows),) = ours.batches(0)
+    for row, image in zip(rows.tolist(), ours.augment(view, rows), strict=True):
+        own = {name: of[row : row + 1] for name, of in view.drawn[0].items()}
+        expected = trivial(pictured(images, view, row)[None], own)[0]
+        assert torch.equal(image, expected.float() / 255)
+
+
 def test_operations_and_mixing_end_when_the_calendar_says(images: ImageSet) -> None:
     whole = replace(WHOLE, operations=(Inverted(),))
     ours = loader(images, pipeline=whole, calendar=Calendar(operated=2, mixed=1))
@@ -207,6 +244,10 @@ def test_operations_and_mixing_end_when_the_calendar_says(images: ImageSet) -> N
     assert [bool(view.drawn) for view in seen] == [True, True, False]
     assert [view.mixture is not None for view in seen] == [True, False, False]
     assert seen[2].pipeline == Pipeline(Crop(4), Flip())
+    early = Pipeline(Crop(4), Flip(), (TrivialAugment(), Cutout()))
+    ours = loader(images, pipeline=early, calendar=Calendar(operated=1))
+    assert [len(ours.view(epoch).drawn) for epoch in range(2)] == [2, 0]
+    assert ours.view(1).pipeline == Pipeline(Crop(4), Flip())
 
 
 def test_views_come_again(images: ImageSet) -> None:

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 from distill import recipe as recipes
+from distill.data.augment import Crop, Flip
+from distill.data.auto import TrivialAugment
+from distill.data.erase import Cutout
 from distill.engine import build
 from distill.errors import UserError
 
@@ -74,3 +77,13 @@ def test_synchronised_norms_without_gpus_are_refused() -> None:
     ) as e:
         build.synchronised(nn.BatchNorm2d(2), asked, on("cpu", 2))
     assert "--set train.sync_batch_norm=false" in str(e.value)
+
+
+def test_trivial_augment_ingredient_is_the_authors_setting() -> None:
+    """Their CIFAR-10 configuration of WRN-40-2: `fixed_standard`, crop, flip, cutout 16."""
+    made = build.pipeline(recipes.load("kd+trivial_augment").recipe)
+    assert (made.crop, made.flip) == (Crop(4), Flip(0.5))
+    assert made.operations == (TrivialAugment("standard", before_crop=True), Cutout(16, 1.0))
+    asked = ["augment.trivial.space=wide", "augment.trivial.before_crop=false"]
+    made = build.pipeline(recipes.load("kd+trivial_augment", asked).recipe)
+    assert made.operations[0] == TrivialAugment("wide", before_crop=False)

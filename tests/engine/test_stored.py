@@ -10,6 +10,10 @@ import torch
 from accelerate import Accelerator
 
 from distill.data.augment import Crop, Flip
+from distill.data.auto import RandAugment, TrivialAugment
+from distill.data.colour import ColourJitter
+from distill.data.erase import Cutout, Erase
+from distill.data.geometry import Affine, Rotate, Translate
 from distill.data.images import ImageSet
 from distill.data.loader import Loader, Slice
 from distill.data.mix import Cutmix
@@ -145,6 +149,7 @@ def test_pairs_are_stored_before_they_are_mixed() -> None:
         ({"seed": 6}, KEY, 0),
         ({"pipeline": replace(MIXED, cutmix=Cutmix(prob=0.6))}, KEY, 0),
         ({"pipeline": replace(MIXED, flip=None)}, KEY, 0),
+        ({"pipeline": replace(MIXED, operations=(TrivialAugment(),))}, KEY, 0),
         ({}, KEY | {"teacher": "other"}, 0),
         ({}, KEY | {"part": "other"}, 0),
         ({}, KEY, 1),
@@ -155,6 +160,35 @@ def test_what_differs_in_anything_finds_nothing(changes, identity, number) -> No
     teacher = Teacher(loader(**changes))
     epoch(teacher, number, identity)
     assert teacher.asked == N // BATCH
+
+
+def test_cache_identity_has_the_place_of_trivial_augment() -> None:
+    """Logits cached for the pixels of an earlier version are not read."""
+    pipelines = set()
+    for first in (True, False):
+        here = loader(pipeline=Pipeline(Crop(4), operations=(TrivialAugment("wide", first),)))
+        store = Stored(Teacher(here), here, Accelerator(), KEY)
+        pipelines |= {
+            store.depends(here.pipeline, mixed=mixed)["pipeline"] for mixed in (True, False)
+        }
+    assert len(pipelines) == 2
+    assert not any("TrivialAugment(space='wide')" in pipeline for pipeline in pipelines)
+
+
+def test_cache_identity_of_other_pipelines_is_unchanged() -> None:
+    """Logits that are cached for them are still found."""
+    every = (Translate(), Affine(), Rotate(), RandAugment(), ColourJitter(), Cutout(), Erase())
+    assert repr(replace(MIXED, operations=every)) == (
+        "Pipeline(crop=Crop(padding=4), flip=Flip(prob=0.5, alternate=False), operations=("
+        "Translate(pixels=4), "
+        "Affine(degrees=0.0, translate=0.0, scale=(1.0, 1.0), shear=0.0), "
+        "Rotate(degrees=15.0), "
+        "RandAugment(ops=3, magnitude=15, space='standard'), "
+        "ColourJitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0), "
+        "Cutout(size=16, prob=1.0), "
+        "Erase(prob=0.25, area=(0.02, 0.33), ratio=(0.3, 3.3))), "
+        "mixup=None, cutmix=Cutmix(prob=0.5, alpha=1.0), ricap=None)"
+    )
 
 
 def test_another_batch_size_asks_for_what_is_missing_alone_once() -> None:
