@@ -140,7 +140,7 @@ class Augment(BaseModel):
     jitter: Jitter | None = None
     cutout: Cutout | None = None
     erase: Erase | None = None
-    off_last: ShareBelowOne = 0.0  # share of the epochs, at the end, with crop and flip alone
+    off_last: ShareBelowOne = 0.0  # share of the epochs, one at least, with crop and flip alone
 
 
 class Mixup(BaseModel):
@@ -174,7 +174,7 @@ class Mix(BaseModel):
     mixup: Mixup | None = None
     cutmix: Cutmix | None = None
     ricap: Ricap | None = None
-    off_last: ShareBelowOne = 0.0  # share of the epochs, at the end, without mixing
+    off_last: ShareBelowOne = 0.0  # share of the epochs, one at least, without mixing
 
     def ways(self) -> dict[str, Mixup | Cutmix | Ricap]:
         """Those that are on, by name."""

@@ -321,9 +321,19 @@ def calendar(recipe: Recipe, epochs: int) -> Calendar:
     """Which view an epoch trains on, and when operations and mixing end."""
     return Calendar(
         views=recipe.cache.views if recipe.cache else None,
-        operated=round(epochs * (1 - recipe.augment.off_last)),
-        mixed=round(epochs * (1 - recipe.mix.off_last)),
+        operated=_clean_from(epochs, recipe.augment.off_last),
+        mixed=_clean_from(epochs, recipe.mix.off_last),
     )
+
+
+def _clean_from(epochs: int, off_last: float) -> int:
+    """The first epoch of the last share `off_last`: if it is above 0, it is one epoch at least.
+
+    A run of a single epoch has no end to switch off. Rounding alone would leave 5 % of 10 epochs
+    without effect: round(9.5) is 10.
+    """
+    begin = round(epochs * (1 - off_last))
+    return min(begin, epochs - 1) if off_last > 0 and epochs > 1 else begin
 
 
 def schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[int], float]:

@@ -87,3 +87,32 @@ def test_trivial_augment_ingredient_is_the_authors_setting() -> None:
     asked = ["augment.trivial.space=wide", "augment.trivial.before_crop=false"]
     made = build.pipeline(recipes.load("kd+trivial_augment", asked).recipe)
     assert made.operations[0] == TrivialAugment("wide", before_crop=False)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share", "on"),
+    [
+        (10, 0.05, 9),  # round(9.5) is 10: half to even
+        (1, 0.05, 1),
+        (2, 0.05, 1),
+        (3, 0.01, 2),
+        (100, 0.05, 95),
+        (12, 0.25, 9),
+        (10, 0.0, 10),
+        (1, 0.0, 1),
+    ],
+)
+def test_a_clean_end_is_an_epoch_at_least(epochs: int, share: float, on: int) -> None:
+    """Operations and mixing each end before the last of several epochs."""
+    made = recipes.load("kd", [f"augment.off_last={share}", f"mix.off_last={share}"]).recipe
+    calendar = build.calendar(made, epochs)
+    assert (calendar.operated, calendar.mixed) == (on, on)
+
+
+def test_the_last_of_ten_epochs_is_clean() -> None:
+    made = recipes.load("kd+cutmix+cutout+clean_end").recipe
+    calendar, whole = build.calendar(made, 10), build.pipeline(made)
+    clean = [
+        not p.mixes and not p.operations for p in (calendar.pipeline(whole, e) for e in range(10))
+    ]
+    assert clean == [False] * 9 + [True]
