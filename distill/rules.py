@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import floor, fsum
 from typing import Any
 
 from distill.errors import UserError
@@ -36,17 +37,23 @@ WITHOUT_EPS = {"sgd", "momentum", "lion"}
 
 
 def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
-    """The shares of the ways of mixing leave room for each other."""
-    ways = mix.ways()
-    if sum(way.prob for way in ways.values()) > 1:
-        (name, first), *rest = ways.items()
-        others = " and ".join(f"mix.{other}.prob = {way.prob}" for other, way in rest)
-        yield Fault(
-            f"mix.{name}.prob",
-            first.prob,
-            f"and {others} add up to more than 1; each sample is mixed in one way at most; type "
-            f"--set mix.{name}.prob={max(0.0, round(1 - sum(w.prob for _, w in rest), 6))}",
-        )
+    """The shares of the ways of mixing add up to 1 at most."""
+    shares = {f"mix.{name}.prob": way.prob for name, way in mix.ways().items() if way.prob > 0}
+    if fsum(shares.values()) > 1:  # as plain floats 0.33 + 0.56 + 0.11 is more than 1
+        (key, first), *rest = shares.items()
+        others = " and ".join(f"{other} = {share}" for other, share in rest)
+        remedy = " ".join(f"--set {key}={share}" for key, share in _fitting(shares).items())
+        problem = f"and {others} add up to more than 1; each sample is mixed in one way at most; "
+        yield Fault(key, first, problem + f"type {remedy}")
+
+
+def _fitting(shares: dict[str, float]) -> dict[str, float]:
+    """Smaller shares that fit: the first one alone if the others leave room, else all of them."""
+    key, *others = shares
+    left = 1 - fsum(shares[other] for other in others)
+    fitting = {key: left} if left > 0 else {k: v / fsum(shares.values()) for k, v in shares.items()}
+    # Four digits, rounded down: what is typed must not add up to more than 1 again.
+    return {key: floor(round(10_000 * share, 6)) / 10_000 for key, share in fitting.items()}
 
 
 def known_network(teacher: Teacher) -> Iterator[Fault]:

@@ -1,8 +1,12 @@
 """What goes with what: a conflict is one line with both keys, who set them, and a way out."""
 
+import re
+from math import fsum
 from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from timm.optim import get_optimizer_info
 
 from distill.recipe import RecipeError, compared, load, loads, verified
@@ -104,6 +108,36 @@ def test_shares_of_all_ways_of_mixing_add_up() -> None:
         "to more than 1; each sample is mixed in one way at most; type --set mix.mixup.prob=0.4"
     )
     load("kd", ["mix.mixup.prob=0.4", "mix.cutmix.prob=0.4", "mix.ricap.prob=0.2"])
+    adding_up_to_one = ["mix.mixup.prob=0.33", "mix.cutmix.prob=0.56", "mix.ricap.prob=0.11"]
+    assert 0.33 + 0.56 + 0.11 > 1  # in floats, added one by one
+    load("kd", adding_up_to_one)
+
+
+def typed(message: str) -> list[str]:
+    """The values of every --set that a message suggests."""
+    return re.findall(r"--set (\S+)", message)
+
+
+def test_function_matching_with_ricap_suggests_valid_shares() -> None:
+    (line,) = faults("function_matching+ricap")
+    assert line == (
+        "mix.mixup.prob = 0.5 (recipes/ingredients/mixup.toml) and mix.cutmix.prob = 0.5 and "
+        "mix.ricap.prob = 1.0 add up to more than 1; each sample is mixed in one way at most; "
+        "type --set mix.mixup.prob=0.25 --set mix.cutmix.prob=0.25 --set mix.ricap.prob=0.5"
+    )
+    mix = load("function_matching+ricap", typed(line)).recipe.mix
+    assert [way.prob for way in mix.ways().values()] == [0.25, 0.25, 0.5]
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_suggested_shares_are_valid_as_typed(shares: list[float]) -> None:
+    ways = zip(("mixup", "cutmix", "ricap"), shares, strict=True)
+    asked = [f"mix.{way}.prob={share}" for way, share in ways]
+    if fsum(shares) <= 1:
+        load("kd", asked)
+        return
+    (line,) = faults("kd", *asked)
+    load("kd", [*asked, *typed(line)])
 
 
 def test_spans_go_up() -> None:
