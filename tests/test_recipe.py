@@ -81,6 +81,25 @@ def test_what_the_shipped_recipes_say() -> None:
     assert load("teacher_wrn+quickstart").recipe.teacher == load("kd+quickstart").recipe.teacher
 
 
+@pytest.mark.parametrize("name", ["kd", "teacher_wrn"])
+def test_ricap_turns_off_the_random_crop_alone(name: str) -> None:
+    before = load(name, ["mix.cutmix=false"]).recipe
+    after = load(f"{name}+ricap", ["mix.cutmix=false"]).recipe
+    assert before.augment.crop is not None
+    assert before.augment.flip is not None
+    assert after.augment == before.augment.model_copy(update={"crop": None})
+    assert after.mix.ricap is not None
+    assert (after.mix.ricap.prob, after.mix.ricap.beta) == (1.0, 0.3)
+    asked = load(f"{name}+ricap", ["mix.cutmix=false", "augment.crop.padding=4"]).recipe
+    assert asked.augment == before.augment
+
+
+def test_label_smoothing_ingredient_is_a_hundredth() -> None:
+    hard = load("student_alone+label_smoothing").recipe.loss.hard
+    assert hard is not None
+    assert hard.label_smoothing == 0.01
+
+
 @pytest.mark.parametrize("name", ["kd", "kd_cutmix", "student_alone", "function_matching", "tiny"])
 def test_every_student_stays_under_five_million(name: str) -> None:
     recipes.check_student(load(name))
