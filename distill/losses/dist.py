@@ -8,9 +8,12 @@ arXiv 2205.10536, eqs. 7-10.
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
 A match of relations, not of values: scaling or shifting a row of Y_s changes nothing in inter.
 `intra` compares the samples of the whole global batch. No factor T^2, which KD needs because its
-gradient falls with T^2: rho has no scale to lose. (The authors' released file has none either,
-mmrazor and torchdistill have it.) In float32, with norms of 1e-6 at least: 1e-8, as released, is
-nothing in half precision, and a constant column would be 0 / 0.
+gradient falls with T^2: rho has no scale to lose. The paper has none either, nor has its pseudocode
+(appendix A.1), nor the authors' segmentation code (hunto/DIST_KD), which has no temperature. Their
+classification code (hunto/image_classification_sota, lib/models/losses/dist_kd.py) multiplies both
+parts by T^2 since its release for CIFAR-100, where T = 4 and the weight is 2; so do mmrazor and
+torchdistill. A weight of 32 here is that setting. In float32, with norms of 1e-6 at least: 1e-8, as
+released, is nothing in half precision, and a constant column would be 0 / 0.
 """
 
 from dataclasses import dataclass

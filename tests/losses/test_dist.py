@@ -8,6 +8,8 @@ import torch
 
 from distill.losses.dist import DIST, correlation
 from distill.losses.objective import Answers
+from distill.recipe import load
+from distill.terms import arguments
 from tests.losses.answers import B, C, answers
 
 
@@ -19,6 +21,18 @@ def test_equals_the_correlations_written_out(beta: float, gamma: float, t: float
     intra = np.mean([1 - np.corrcoef(y_s[:, c], y_t[:, c])[0, 1] for c in range(C)])
     expected = beta * inter + gamma * intra
     assert DIST(beta, gamma, t)(given).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_recipe_has_the_authors_setting_for_cifar() -> None:
+    """Weight 2 at T = 4, both parts times T^2, as their classification code has it."""
+    term = load("dist").recipe.loss.dist
+    assert term is not None
+    given, t = answers(), 4.0
+    y_s, y_t = ((z / t).softmax(1).numpy() for z in (given.student, given.teacher))
+    inter = t**2 * np.mean([1 - np.corrcoef(y_s[b], y_t[b])[0, 1] for b in range(B)])
+    intra = t**2 * np.mean([1 - np.corrcoef(y_s[:, c], y_t[:, c])[0, 1] for c in range(C)])
+    ours = term.weight * DIST(**arguments(term))(given).item()
+    assert ours == pytest.approx(2.0 * (inter + intra), rel=1e-6)
 
 
 def test_scale_and_shift_of_a_row_of_probabilities_change_no_correlation() -> None:
