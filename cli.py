@@ -319,6 +319,9 @@ def design(
     pool: Annotated[
         str, typer.Option("--pool", help="global, or the side of the average pool.")
     ] = "global",
+    downsample: Annotated[
+        str, typer.Option("--downsample", help="stride, or pool: a max pool begins each stage.")
+    ] = "stride",
     rules: Annotated[
         str | None,
         typer.Option("--rules", help="A course's: nyu2022 or nyu2025.", show_default=False),
@@ -353,8 +356,9 @@ def design(
     rows = widest_of_each(
         course.least_too_many(max_params),
         numbers("--stages", stages),
-        numbers("--blocks", blocks),
+        numbers("--blocks", blocks, 0 if asymmetric else 1),
         asymmetric=asymmetric,
+        downsample=downsample,
         kernel=kernel,
         skip_kernel=skip_kernel,
         pool=int(pool) if pool.isdecimal() else pool,  # what else it is, is said by the design
@@ -376,8 +380,10 @@ def design(
         from distill.show.tables import design_table
 
         stdout().print(design_table(rows))
+        pooled = " --set student.downsample=pool" if downsample == "pool" else ""
         typer.echo(
-            "To train one: --set student.stages=… --set student.blocks=… --set student.width=…",
+            "To train one: --set student.stages=… --set student.blocks=… --set student.width=…"
+            f"{pooled}",
             err=True,
         )
 

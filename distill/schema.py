@@ -12,6 +12,7 @@ from distill.terms import STRICT, Count, Losses, Names, NotNegative, Positive, S
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
+WholeNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Span = Annotated[tuple[Positive, Positive], Field(strict=False)]  # from, to
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
 Space = Literal["standard", "wide"]
@@ -197,7 +198,7 @@ class Student(BaseModel):
 
     model_config = STRICT
     stages: Count
-    blocks: Count | Counts
+    blocks: Count | WholeNumbers  # with downsample "pool" a stage may have 0
     width: Count | None = None  # of the first stage; doubles. Either this or channels
     channels: Counts | None = None
     kernel: Count | Counts = 3
@@ -206,7 +207,8 @@ class Student(BaseModel):
     stem_width: Count | None = None  # the first stage's channels
     stem_stride: Count = 1
     stem_pool: bool = False
-    stage_strides: Counts | None = None  # 1, 2, 2, ...
+    downsample: Literal["stride", "pool"] = "stride"  # of a stage's first block, or a max pool
+    stage_strides: Counts | None = None  # 1, 2, 2, ...; with "pool" the pools' sides, 2, 2, 2, ...
     projector_width: Count | None = None  # SimKD's: the teacher's width, before its classifier
     projector_factor: Count = 2  # by which the projector's inner maps are narrower
     convs_per_block: Count = 2

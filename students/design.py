@@ -4,17 +4,23 @@ The convention is the one that reproduces the counts of the source reports
 (tests/students/architectures.json): convolutions have no bias and a batch norm after each; the
 skip is a convolution only where the shape changes and the identity elsewhere (He et al. 2016,
 arXiv 1512.03385, option B); one linear layer with bias.
+
+Stages halve their maps by `downsample`. "stride": the first block of a stage has a stride. "pool":
+each stage begins with a convolution, a max pool, a batch norm and an activation, and its residual
+blocks, if any, keep the shape. That is the layout of the ResNet-9 of D. Page (davidcpage/
+cifar10-fast) and, with one block a stage, of airbench96 (K. Jordan, arXiv 2404.00498).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from distill.errors import UserError
 
 IMAGE_CHANNELS = 3
 Pool = int | Literal["global"]
+Downsample = Literal["stride", "pool"]
 PerStage = int | Sequence[int]
 
 
@@ -50,7 +56,7 @@ class Design:
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
     skip_kernels: tuple[int, ...]
-    stage_strides: tuple[int, ...]
+    stage_strides: tuple[int, ...]  # with downsample "pool": the side of each stage's max pool
     stem_kernel: int
     stem_width: int
     stem_stride: int
@@ -61,6 +67,7 @@ class Design:
     image_size: int  # side in pixels
     projector_width: int | None = None  # channels that a projector gives the classifier
     projector_factor: int = 2  # its inner maps are narrower by this
+    downsample: Downsample = "stride"
 
     @classmethod
     def of(
@@ -83,31 +90,38 @@ class Design:
         image_size: int = 32,
         projector_width: int | None = None,
         projector_factor: int = 2,
+        downsample: Downsample = "stride",
     ) -> "Design":
         """The design of a spec: `width` doubles stage by stage, `channels` gives each its own.
 
-        Raises UserError with every fault of the spec.
+        `stage_strides` is by default 1, 2, 2 ... with downsample "stride" and 2 everywhere with
+        "pool", where a stage may have 0 blocks. Raises UserError with every fault of the spec.
         """
         size_faults = [
             *_count_faults(stages=stages, stem_stride=stem_stride, image_size=image_size),
             *_per_stage_faults(stages, stage_strides=stage_strides),
+            *_downsample_faults(downsample),
         ]
         faults = [
             *size_faults,
             *_count_faults(
                 width=width, stem_width=stem_width, stem_kernel=stem_kernel, classes=classes
             ),
-            *_per_stage_faults(stages, blocks=blocks, channels=channels),
+            *_blocks_faults(stages, blocks, downsample),
+            *_per_stage_faults(stages, channels=channels),
             *_per_stage_faults(stages, kernel=kernel, skip_kernel=skip_kernel),
             *_width_faults(width, channels),
             *_even_faults(kernel=kernel, skip_kernel=skip_kernel, stem_kernel=stem_kernel),
+            *_skip_faults(skip_kernel, downsample),
             *_block_faults(convs_per_block),
             *_projector_faults(projector_width, projector_factor),
         ]
         if not size_faults:
-            strides = _strides(stage_strides, stages)
-            last_map = _last_map(image_size, stem_stride, stem_pool, strides)
-            faults += _pool_faults(pool, last_map)
+            strides = _strides(stage_strides, stages, downsample)
+            first_map = _first_map(image_size, stem_stride, stem_pool)
+            last_map = _last_map(first_map, strides, downsample)
+            faults += _map_faults(first_map, last_map, strides, is_given=stage_strides is not None)
+            faults += _pool_faults(pool, last_map) if last_map else ()
         if faults:
             raise UserError(_faults_message(faults))
 
@@ -129,6 +143,7 @@ class Design:
             image_size=image_size,
             projector_width=projector_width,
             projector_factor=projector_factor,
+            downsample=downsample,
         )
 
     @property
@@ -138,13 +153,15 @@ class Design:
     @property
     def summary(self) -> str:
         """A short name, `ResNet [4, 4, 3] 64-128-256`; designs that differ elsewhere share it."""
+        pooled = " pooled" if self.downsample == "pool" else ""
         projector = f" + projector {self.projector_width}" if self.projector_width else ""
-        return f"ResNet {list(self.blocks)} {'-'.join(map(str, self.channels))}{projector}"
+        return f"ResNet {list(self.blocks)} {'-'.join(map(str, self.channels))}{pooled}{projector}"
 
     @property
     def features(self) -> int:
         """Inputs of the linear layer: channels of the last maps times pixels of the pooled map."""
-        last_map = _last_map(self.image_size, self.stem_stride, self.stem_pool, self.stage_strides)
+        first_map = _first_map(self.image_size, self.stem_stride, self.stem_pool)
+        last_map = _last_map(first_map, self.stage_strides, self.downsample)
         pooled = 1 if self.pool == "global" else last_map // self.pool
         return (self.projector_width or self.channels[-1]) * pooled**2
 
@@ -174,15 +191,29 @@ class Design:
             size = _strided(size, 2)
         inputs = self.stem_width
         for stage, outputs in enumerate(self.channels):
-            for block in range(self.blocks[stage]):
-                stride = self.stage_strides[stage] if block == 0 else 1
-                size = _strided(size, stride)
-                if stride != 1 or inputs != outputs:
-                    yield Convolution(inputs, outputs, self.skip_kernels[stage], size)
-                for _ in range(self.convs_per_block):
-                    yield Convolution(inputs, outputs, self.kernels[stage], size)
-                    inputs = outputs
+            yield from self._stage(stage, inputs, size)
+            inputs, size = outputs, _reduced(size, self.stage_strides[stage], self.downsample)
         yield from self._projector(inputs, size)
+
+    def block_stride(self, stage: int, block: int) -> int:
+        """The stride of a block: with downsample "stride" the first of a stage has the stage's."""
+        is_first = block == 0 and self.downsample == "stride"
+        return self.stage_strides[stage] if is_first else 1
+
+    def _stage(self, stage: int, inputs: int, size: int) -> Iterator[Convolution]:
+        """Those of one stage, for maps of `inputs` channels and side `size`."""
+        outputs, kernel = self.channels[stage], self.kernels[stage]
+        if self.downsample == "pool":
+            yield Convolution(inputs, outputs, kernel, size)
+            inputs, size = outputs, size // self.stage_strides[stage]
+        for block in range(self.blocks[stage]):
+            stride = self.block_stride(stage, block)
+            size = _strided(size, stride)
+            if stride != 1 or inputs != outputs:
+                yield Convolution(inputs, outputs, self.skip_kernels[stage], size)
+            for _ in range(self.convs_per_block):
+                yield Convolution(inputs, outputs, kernel, size)
+                inputs = outputs
 
     def _projector(self, inputs: int, size: int) -> Iterator[Convolution]:
         """1x1, 3x3, 1x1 to the teacher's width (Chen et al. 2022, arXiv 2203.14001)."""
@@ -265,17 +296,30 @@ def _strided(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
-def _last_map(image_size: int, stem_stride: int, stem_pool: bool, strides: Sequence[int]) -> int:
-    size = image_size
-    for stride in (stem_stride, 2 if stem_pool else 1, *strides):
-        size = _strided(size, stride)
+def _reduced(size: int, by: int, downsample: Downsample) -> int:
+    """Side of a stage's maps: a max pool drops what is left over, a stride does not."""
+    return size // by if downsample == "pool" else _strided(size, by)
+
+
+def _first_map(image_size: int, stem_stride: int, stem_pool: bool) -> int:
+    """Side of the maps that the first stage gets."""
+    return _strided(_strided(image_size, stem_stride), 2 if stem_pool else 1)
+
+
+def _last_map(first_map: int, strides: Sequence[int], downsample: Downsample) -> int:
+    """Side of the maps that the last stage gives; 0 if the pools leave none."""
+    size = first_map
+    for by in strides:
+        size = _reduced(size, by, downsample)
     return size
 
 
-def _strides(stage_strides: PerStage | None, stages: int) -> tuple[int, ...]:
-    """The first stage keeps the stem's map and each later one halves it, unless told otherwise."""
+def _strides(
+    stage_strides: PerStage | None, stages: int, downsample: Downsample
+) -> tuple[int, ...]:
+    """Each stage halves the maps, but with strides the first one, unless told otherwise."""
     if stage_strides is None:
-        return (1, *(2,) * (stages - 1))
+        return (2 if downsample == "pool" else 1, *(2,) * (stages - 1))
     return _spread(stage_strides, stages)
 
 
@@ -306,6 +350,48 @@ def _per_stage_faults(stages: object, **values: object) -> Iterator[str]:
             yield f"{name} = {value!r} must be a positive integer or a list of them, one a stage"
         elif _is_count(stages) and len(value) != stages:
             yield f"{name} = {list(value)} has length {len(value)}; stages is {stages}"
+
+
+def _downsample_faults(downsample: object) -> Iterator[str]:
+    if downsample not in get_args(Downsample):
+        yield f'downsample = {downsample!r} must be "stride" or "pool"'
+
+
+def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterator[str]:
+    """With pooled stages some of them, not all, may have no block."""
+    numbers = list(blocks) if isinstance(blocks, list | tuple) else []
+    are_whole = all(type(number) is int and number >= 0 for number in numbers)
+    if not are_whole or 0 not in numbers:
+        yield from _per_stage_faults(stages, blocks=blocks)
+    elif downsample != "pool":
+        yield (
+            f"blocks = {numbers} must be a positive integer or a list of them, one a stage; "
+            'a stage without blocks needs downsample = "pool"'
+        )
+    elif _is_count(stages) and len(numbers) != stages:
+        yield f"blocks = {numbers} has length {len(numbers)}; stages is {stages}"
+    elif not any(numbers):
+        yield f"blocks = {numbers} leaves no residual block; give one stage 1 or more"
+
+
+def _skip_faults(skip_kernel: object, downsample: object) -> Iterator[str]:
+    kernels = skip_kernel if isinstance(skip_kernel, list | tuple) else [skip_kernel]
+    if downsample == "pool" and any(kernel != 1 for kernel in kernels):
+        yield (
+            f'skip_kernel = {skip_kernel} has no effect with downsample = "pool", whose blocks '
+            "keep their shape and need no skip convolution; take it out"
+        )
+
+
+def _map_faults(
+    first_map: int, last_map: int, strides: Sequence[int], *, is_given: bool
+) -> Iterator[str]:
+    if last_map == 0:
+        key = f"stage_strides = {list(strides)}" if is_given else f"stages = {len(strides)}"
+        yield (
+            f"{key} pool a {first_map}x{first_map} map to nothing; take fewer stages, or "
+            "stage_strides with some 1, which do not pool"
+        )
 
 
 def _width_faults(width: object, channels: object) -> Iterator[str]:

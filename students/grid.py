@@ -19,8 +19,9 @@ def widest_of_each(
 
     Keys: `stages`, `blocks` (a number for all stages; `asymmetric`: a list, one a stage), `width`,
     `parameters`, `macs`, `macs_per_parameter`. `spec`: more arguments of `Design.of`. Costs five
-    counts a row; with `asymmetric` there are blocks ** stages rows. Raises UserError for a spec
-    that no design can have, a pool larger than the last map, say.
+    counts a row; with `asymmetric` there are blocks ** stages rows. Pooled stages (`downsample`
+    "pool") may have 0 blocks, though not all of them. Raises UserError for a spec that no design
+    can have, a pool larger than the last map, say.
     """
     rows = []
     for n, each in _choices(stages, list(blocks), asymmetric):
@@ -45,6 +46,6 @@ def _choices(
 ) -> Iterator[tuple[int, PerStage]]:
     for n in stages:
         if asymmetric:
-            yield from ((n, list(each)) for each in product(blocks, repeat=n))
+            yield from ((n, list(each)) for each in product(blocks, repeat=n) if any(each))
         else:
             yield from ((n, each) for each in blocks)

@@ -56,7 +56,9 @@ def _nyu2022(design: Design, activation: str) -> Iterator[str]:
         )
     if design.stem_stride != 1 or design.stem_pool:
         yield "the input layer keeps 32x32: it makes the image smaller"
-    if design.stage_strides != (1, *(2,) * (design.stages - 1)):
+    if design.downsample != "stride":
+        yield "a later layer begins with a convolution of stride 2: its layers begin with max pools"
+    elif design.stage_strides != (1, *(2,) * (design.stages - 1)):
         yield f"stride 1, then 2 at each later layer: its are {list(design.stage_strides)}"
     if design.convs_per_block != 2:
         yield f"a block has two convolutions: it has {design.convs_per_block}"

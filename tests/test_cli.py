@@ -601,6 +601,12 @@ def test_the_widest_designs_are_listed_as_json_and_drawn(door: Door, tmp_path: P
                    "--rules", "nyu2025", "--json")  # fmt: skip
     assert json.loads(at_most.out)[0]["width"] == 129
     assert "85" in door("design", "--stages", 3).out
+    asked = ("design", "--stages", 3, "--blocks", "0-1", "--asymmetric")
+    pooled = door(*asked, "--downsample", "pool", "--json")
+    assert {"stages": 3, "blocks": [1, 0, 1], "width": 110} in [
+        {key: row[key] for key in ("stages", "blocks", "width")} for row in json.loads(pooled.out)
+    ]
+    refused(door("design", "--blocks", "0-1"), "--blocks 0-1 is not a range of numbers from 1 on")
 
 
 def test_a_recipe_is_held_against_a_course_s_rules(door: Door) -> None:

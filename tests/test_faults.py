@@ -77,9 +77,9 @@ def test_five_faults_at_once_are_five_lines() -> None:
             "teacher.runs = [1] (--set) is a list; allowed: a list, each text",
         ),
         (
-            "student.blocks=[1,0]",
-            "student.blocks = [1, 0] (--set) is out of range; allowed: a whole number (at least 1) "
-            "or a list, each a whole number (at least 1)",
+            "student.blocks=[1,-1]",
+            "student.blocks = [1, -1] (--set) is out of range; allowed: a whole number "
+            "(at least 1) or a list, each a whole number (at least 0)",
         ),
         (
             "student.pool=glob",

@@ -74,11 +74,12 @@ AsymmetricOption = Annotated[
 ]
 
 
-def numbers(option: str, text: str) -> range:
+def numbers(option: str, text: str, least: int = 1) -> range:
     """`2-5` or `3` as the numbers that it means. Raises UserError for anything else."""
     first, _, last = text.partition("-")
-    if not (
-        first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first)
-    ):
-        raise UserError(f"{option} {text} is not a range of numbers from 1 on; allowed: 3 or 2-5.")
+    is_range = first.isdecimal() and (last or first).isdecimal()
+    if not (is_range and least <= int(first) <= int(last or first)):
+        raise UserError(
+            f"{option} {text} is not a range of numbers from {least} on; allowed: 3 or 2-5."
+        )
     return range(int(first), int(last or first) + 1)

@@ -160,7 +160,7 @@ def search(
         )
     name = name or f"search-{resolved.name}"
     place = out or run_folder.RUNS / name
-    depths = numbers("--stages", stages), numbers("--blocks", blocks)
+    depths = numbers("--stages", stages), numbers("--blocks", blocks, 0 if asymmetric else 1)
     with _worker(place, storage, HEARTBEAT_S, resolved.recipe) as (opened, train, say):
         from distill.study import search as room
 

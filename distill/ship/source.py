@@ -60,6 +60,10 @@ def renamed(name: str) -> str | None:
     ):
         if re.match(pattern, name):
             return re.sub(pattern, into, name, count=1)
+    pooled = re.match(r"stages\.(\d+)\.0\.(conv|norm)\.(\w+)", name)
+    if pooled is not None:
+        stage, kind, what = pooled.groups()
+        return f"layer{int(stage) + 1}.0.{'conv' if kind == 'conv' else 'bn'}.{what}"
     block = re.match(r"stages\.(\d+)\.(\d+)\.(\w+)\.(\d+)\.(\w+)", name)
     if block is None:
         return None  # the normalisation's
@@ -74,6 +78,8 @@ def renamed(name: str) -> str | None:
 
 def _definitions(student: Student) -> Iterator[str]:
     yield CONV
+    if student.design.downsample == "pool":
+        yield "\n".join(_pooled(student))
     yield "\n".join(_block(student))
     yield "\n".join(_layer(student.design))
     yield "\n".join(_network(student))
@@ -82,6 +88,8 @@ def _definitions(student: Student) -> Iterator[str]:
 
 def _skips(design: Design) -> list[int]:
     """The kernels of the skips that are convolutions: where a first block changes the shape."""
+    if design.downsample == "pool":
+        return []
     before = (design.stem_width, *design.channels)
     return [
         design.skip_kernels[i]
@@ -91,9 +99,12 @@ def _skips(design: Design) -> list[int]:
 
 
 def _arguments(design: Design) -> dict[str, Sequence[int]]:
-    """What a block must be told beside its channels, and its value in each stage."""
+    """What a stage must be told beside its channels, and its value in each stage."""
     told: dict[str, Sequence[int]] = {}
-    if any(stride != 1 for stride in design.stage_strides):
+    if design.downsample == "pool":
+        if len(set(design.stage_strides)) > 1:
+            told["pool"] = design.stage_strides
+    elif any(stride != 1 for stride in design.stage_strides):
         told["stride"] = design.stage_strides
     if len(set(design.kernels)) > 1:
         told["kernel"] = design.kernels
@@ -102,24 +113,46 @@ def _arguments(design: Design) -> dict[str, Sequence[int]]:
     return told
 
 
+def _pooled(student: Student) -> Iterator[str]:
+    """The head of a pooled stage."""
+    design, told = student.design, _arguments(student.design)
+    side = "pool" if "pool" in told else str(design.stage_strides[0])
+    kernel = "kernel" if "kernel" in told else str(design.kernels[0])
+    pools = side != "1"
+    sizes = f"H // {side}, W // {side}" if pools else "H, W"
+    yield "class PooledConv(nn.Module):"
+    yield f'    """[B, inputs, H, W] to [B, outputs, {sizes}]."""\n'
+    yield f"    def __init__(self, {', '.join(['inputs', 'outputs', *told])}):"
+    yield "        super().__init__()"
+    yield f"        self.conv = conv(inputs, outputs, {kernel})"
+    if pools:
+        yield f"        self.pool = nn.MaxPool2d({side})"
+    yield "        self.bn = nn.BatchNorm2d(outputs)"
+    yield "\n    def forward(self, x):"
+    maps = "self.pool(self.conv(x))" if pools else "self.conv(x)"
+    yield f"        return {ACTIVATIONS[student.activation]}(self.bn({maps}))"
+
+
 def _block(student: Student) -> Iterator[str]:
     design, act = student.design, ACTIVATIONS[student.activation]
-    told = _arguments(design)
+    told = _block_arguments(design)
     kernel = "kernel" if "kernel" in told else str(design.kernels[0])
     stride = ", stride" if "stride" in told else ""
     sizes = "H/stride, W/stride" if stride else "H, W"
     numbers = range(2, design.convs_per_block + 1)
+    channels = ["channels"] if design.downsample == "pool" else ["inputs", "outputs"]
+    inputs, outputs = channels[0], channels[-1]
     yield "class BasicBlock(nn.Module):"
-    yield f'    """[B, inputs, H, W] to [B, outputs, {sizes}] (arXiv 1512.03385)."""\n'
-    yield f"    def __init__(self, {', '.join(['inputs', 'outputs', *told])}):"
+    yield f'    """[B, {inputs}, H, W] to [B, {outputs}, {sizes}] (arXiv 1512.03385)."""\n'
+    yield f"    def __init__(self, {', '.join([*channels, *told])}):"
     yield "        super().__init__()"
-    yield f"        self.conv1 = conv(inputs, outputs, {kernel}{stride})"
-    yield "        self.bn1 = nn.BatchNorm2d(outputs)"
+    yield f"        self.conv1 = conv({inputs}, {outputs}, {kernel}{stride})"
+    yield f"        self.bn1 = nn.BatchNorm2d({outputs})"
     if student.block_dropout:
         yield f"        self.dropout = nn.Dropout({student.block_dropout})"
     for i in numbers:
-        yield f"        self.conv{i} = conv(outputs, outputs, {kernel})"
-        yield f"        self.bn{i} = nn.BatchNorm2d(outputs)"
+        yield f"        self.conv{i} = conv({outputs}, {outputs}, {kernel})"
+        yield f"        self.bn{i} = nn.BatchNorm2d({outputs})"
     if _skips(design):
         yield from _skip(design, bool(stride), "skip_kernel" in told)
     yield "\n    def forward(self, x):"
@@ -141,7 +174,15 @@ def _skip(design: Design, strided: bool, several: bool) -> Iterator[str]:
     yield "            )"
 
 
+def _block_arguments(design: Design) -> list[str]:
+    """What a block must be told: of a pooled stage, all but the pool."""
+    return [name for name in _arguments(design) if name != "pool"]
+
+
 def _layer(design: Design) -> Iterator[str]:
+    if design.downsample == "pool":
+        yield from _pooled_layer(design)
+        return
     told = list(_arguments(design))
     rest = ["1" if name == "stride" else name for name in told]
     yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *told])}):"
@@ -149,6 +190,16 @@ def _layer(design: Design) -> Iterator[str]:
     yield f"    stage = [BasicBlock({', '.join(['inputs', 'outputs', *told])})]"
     yield "    for _ in range(blocks - 1):"
     yield f"        stage.append(BasicBlock({', '.join(['outputs', 'outputs', *rest])}))"
+    yield "    return nn.Sequential(*stage)"
+
+
+def _pooled_layer(design: Design) -> Iterator[str]:
+    told = list(_arguments(design))
+    yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *told])}):"
+    yield '    """A stage: a convolution that may pool, then so many blocks."""'
+    yield f"    stage = [PooledConv({', '.join(['inputs', 'outputs', *told])})]"
+    yield "    for _ in range(blocks):"
+    yield f"        stage.append(BasicBlock({', '.join(['outputs', *_block_arguments(design)])}))"
     yield "    return nn.Sequential(*stage)"
 
 

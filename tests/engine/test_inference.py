@@ -38,6 +38,15 @@ def residual() -> nn.Module:
     return lived(ResNet(Design.of(stages=3, blocks=1, width=8)))
 
 
+def pooled() -> nn.Module:
+    """With scales of both signs: a max pool and a negative scale do not change places."""
+    net = lived(ResNet(Design.of(stages=3, blocks=[1, 0, 1], width=8, downsample="pool")))
+    for stage in net.get_submodule("stages").children():
+        head = stage[0].get_submodule("norm")  # type: ignore[index]
+        head.weight.data[::2] *= -1
+    return net
+
+
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
@@ -45,6 +54,7 @@ IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     ("made", "left"),
     [
         (residual, 0),  # post-activation: every norm follows a convolution
+        (pooled, 3),  # those after a pool stay
         (wide, 13 - 6),  # pre-activation: the second norm of each of six blocks does
         (lambda: Ensemble([wide(), residual()]), 13 - 7),  # no taps here: the stem is folded too
         (lambda: lived(networks.build("timm/resnet18", depth=0, widen=0, classes=10)), 0),
@@ -60,7 +70,7 @@ def test_folded_norms_leave_the_answers(made, left) -> None:  # type: ignore[no-
     assert not torch.equal(said, asked), "folding rounds; equal bits would mean that nothing was"
 
 
-@pytest.mark.parametrize("made", [wide, residual])
+@pytest.mark.parametrize("made", [wide, residual, pooled])
 def test_every_tap_is_what_it_was(made) -> None:  # type: ignore[no-untyped-def]
     net = made()
     names = tuple(tap_points(net))

@@ -35,6 +35,19 @@ ODD = Design.of(
     classes=7,
     projector_width=12,
 )
+POOLED = Design.of(
+    stages=3,
+    blocks=[1, 0, 2],
+    channels=[4, 6, 5],
+    kernel=[3, 5, 1],
+    stem_width=3,
+    stage_strides=[2, 1, 3],
+    convs_per_block=3,
+    downsample="pool",
+)
+RESNET_9 = Design.of(
+    stages=3, blocks=[1, 0, 1], channels=[4, 8, 16], stem_width=2, downsample="pool"
+)
 FLAT = Design.of(stages=1, blocks=2, width=4)
 TWO = Design.of(stages=2, blocks=1, width=4)
 
@@ -97,7 +110,9 @@ def test_every_network_of_the_reports_is_written_as_it_is():
 
 
 @pytest.mark.parametrize("activation", BUILT)
-@pytest.mark.parametrize("design", [ODD, FLAT], ids=["odd", "flat"])
+@pytest.mark.parametrize(
+    "design", [ODD, FLAT, POOLED, RESNET_9], ids=["odd", "flat", "pooled", "resnet9"]
+)
 def test_an_odd_design_with_any_activation_is_written_as_it_is(design, activation):
     assert set(BUILT) == set(ACTIVATIONS)
     same(plain(design, activation, 0.2, 0.3))
@@ -129,6 +144,28 @@ def test_any_design_is_written_as_it_is(data):
     same(plain(design, data.draw(st.sampled_from(list(BUILT))), 0.1, 0.1))
 
 
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_pooled_design_is_written_as_it_is(data):
+    stages = data.draw(st.integers(1, 3))
+
+    def each(values):
+        return data.draw(st.lists(st.sampled_from(values), min_size=stages, max_size=stages))
+
+    design = Design.of(
+        stages=stages,
+        blocks=[*each([0, 1, 2])[1:], 1],
+        channels=each([2, 3, 4]),
+        kernel=each([1, 3, 5]),
+        stage_strides=each([1, 2, 3]),
+        stem_width=data.draw(st.sampled_from([None, 2, 3])),
+        convs_per_block=data.draw(st.sampled_from([2, 3])),
+        projector_width=data.draw(st.sampled_from([None, 4])),
+        downsample="pool",
+    )
+    same(plain(design, data.draw(st.sampled_from(list(BUILT))), 0.1, 0.1))
+
+
 def test_dropout_drops_where_it_dropped():
     student = plain(ODD, "relu", 0.4, 0.4)
     net = network(student)
@@ -148,8 +185,14 @@ def test_dropout_drops_where_it_dropped():
         (plain(FLAT), ["kernel // 2"], ["stride)", "skip", "Dropout", "import torch\n", "maxpool"]),
         (plain(ODD, "tanh", 0.1), ["import torch\n", "skip_kernel=5", "projector"], ["F.", "x *"]),
         (plain(TWO), ["conv(inputs, outputs, 1, stride)"], ["kernel="]),
+        (
+            plain(RESNET_9),
+            ["nn.MaxPool2d(2)", "layer(2, 4, blocks=1)", "BasicBlock(outputs)", "blocks=0"],
+            ["stride)", "skip", "kernel=", "pool="],
+        ),
+        (plain(POOLED), ["nn.MaxPool2d(pool)", "pool=3, kernel=1)"], ["skip", "stride)"]),
     ],
-    ids=["flat", "odd", "two"],
+    ids=["flat", "odd", "two", "resnet9", "pooled"],
 )
 def test_only_what_the_design_uses_is_written(student, there, not_there):
     text = written(student, "A network.")
@@ -180,6 +223,8 @@ def test_the_file_is_as_ruff_leaves_it(tmp_path):
             plain(ODD, "tanh", 0.1, 0.2),
             plain(Design.of(stages=3, blocks=[4, 4, 3], width=64), "gelu"),
             Student(ODD, "relu", 0.0, 0.0, ([1.0, 1.5, 0.1234567], [0.0, 2.0, -1.25])),
+            plain(POOLED, "relu", 0.1),
+            plain(RESNET_9, "tanh"),
         )
     ):
         (tmp_path / f"{i}.py").write_text(written(student, "A network.\n\nOf few numbers."))

@@ -1,5 +1,6 @@
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,76 @@ def test_integers_mean_the_same_at_every_stage():
     assert short.stage_strides == (1, 2)
     assert short.stages == 2
     assert Design.of(stages=2, blocks=1, width=8, stage_strides=2).stage_strides == (2, 2)
+
+
+RESNET_9 = {
+    "stages": 3,
+    "blocks": [1, 0, 1],
+    "channels": [128, 256, 512],
+    "stem_width": 64,
+    "downsample": "pool",
+}
+
+
+def test_resnet_9_has_its_published_weights_and_macs():
+    """6,568,640 weights without norms and without a bias of its linear layer; 379 M MACs."""
+    design = Design.of(**RESNET_9)
+    norms = sum(2 * each.outputs for each in design.convolutions())
+
+    assert design.parameters - norms - design.classes == 6_568_640
+    assert round(design.macs / 1e6) == 379
+    assert design.summary == "ResNet [1, 0, 1] 128-256-512 pooled"
+    assert design.stage_strides == (2, 2, 2)
+
+
+def test_a_pooled_stage_by_hand():
+    # Stem 3*4*9 + 8 at 32x32. Stage 1: 4*4*9 + 8 at 32x32, two of 4*4*9 + 8 at 16x16. Stage 2:
+    # 4*8*9 + 16 at 16x16, no block. Linear layer 8*10 + 10.
+    design = Design.of(stages=2, blocks=[1, 0], width=4, downsample="pool")
+
+    assert design.parameters == 116 + 3 * 152 + 304 + 90
+    assert design.macs == (108 + 144) * 32**2 + (288 + 288) * 16**2 + 80
+
+
+def test_a_pool_drops_what_is_left_over():
+    design = Design.of(stages=2, blocks=1, width=4, downsample="pool", stage_strides=[3, 2], pool=1)
+
+    assert [each.size for each in design.convolutions()] == [32, 32, 10, 10, 10, 5, 5]
+    assert design.features == 8 * 5**2
+
+
+POOLED = {"stages": 3, "blocks": 2, "width": 8, "downsample": "pool"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"downsample": "max"}, 'downsample = \'max\' must be "stride" or "pool"'),
+        ({"blocks": [0, 0, 0]}, r"blocks = \[0, 0, 0\] leaves no residual block; give one stage 1"),
+        ({"blocks": 0}, "blocks = 0 must be a positive integer or a list"),
+        ({"blocks": [1, -1, 0]}, r"blocks = \[1, -1, 0\] must be a positive integer or a list"),
+        ({"blocks": [1, False, 1]}, r"blocks = \[1, False, 1\] must be a positive integer"),
+        ({"blocks": [1, 0]}, r"blocks = \[1, 0\] has length 2; stages is 3"),
+        (
+            {"downsample": "stride", "blocks": [1, 0, 1]},
+            "must be a positive integer or a list of them, one a stage; a stage without blocks "
+            'needs downsample = "pool"',
+        ),
+        ({"skip_kernel": 3}, 'skip_kernel = 3 has no effect with downsample = "pool", whose'),
+        ({"skip_kernel": [1, 3, 1]}, r"skip_kernel = \[1, 3, 1\] has no effect"),
+        (
+            {"stage_strides": [2, 20, 2]},
+            r"stage_strides = \[2, 20, 2\] pool a 32x32 map to nothing; take fewer stages, or",
+        ),
+        ({"stages": 6, "width": 1}, "stages = 6 pool a 32x32 map to nothing"),
+        ({"pool": 5}, "pool = 5 is larger than the last map, 4x4"),
+    ],
+)
+def test_a_faulty_pooled_spec_is_refused_with_its_value(change, message):
+    with pytest.raises(UserError, match="1 fault in the student's design:\n  ") as caught:
+        Design.of(**(POOLED | change))
+
+    assert re.search(message, str(caught.value))
 
 
 GOOD = {"stages": 3, "blocks": 2, "width": 8}

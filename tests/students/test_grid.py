@@ -51,7 +51,7 @@ def rule_sets(draw: st.DrawFn) -> dict[str, Any]:
         "stage_strides": draw(st.none() | each(st.sampled_from([1, 2]))),
         "convs_per_block": draw(st.sampled_from([2, 3])),
         "projector_width": draw(st.none() | st.sampled_from([16, 64])),
-    }
+    } | draw(st.sampled_from([{}, {"downsample": "pool", "skip_kernel": 1}]))
 
 
 @settings(max_examples=1000, deadline=None)
@@ -96,6 +96,15 @@ def test_asymmetric_blocks_only_when_asked() -> None:
     assert [row["blocks"] for row in every] == [[1, 1], [1, 2], [2, 1], [2, 2]]
 
 
+def test_pooled_stages_may_be_without_blocks_though_not_all_of_them() -> None:
+    rows = widest_of_each(10**5, [2], [0, 1], asymmetric=True, downsample="pool")
+    assert [row["blocks"] for row in rows] == [[0, 1], [1, 0], [1, 1]]
+    for row in rows:
+        spec = {"stages": 2, "blocks": row["blocks"], "downsample": "pool"}
+        assert Design.of(**spec, width=row["width"]).parameters == row["parameters"] < 10**5
+        assert Design.of(**spec, width=row["width"] + 1).parameters >= 10**5
+
+
 LEGAL = {"stages": 3, "blocks": [2, 1, 4], "width": 16}
 
 
@@ -109,6 +118,7 @@ LEGAL = {"stages": 3, "blocks": [2, 1, 4], "width": 16}
         ({"stem_pool": True}, "relu", "keeps 32x32"),
         ({"stage_strides": [1, 1, 2]}, "relu", r"its are \[1, 1, 2\]"),
         ({"convs_per_block": 3}, "relu", "two convolutions: it has 3"),
+        ({"downsample": "pool"}, "relu", "of stride 2: its layers begin with max pools"),
         ({"projector_width": 64}, "relu", "a projector lies between"),
         ({}, "silu", "end in relu: they end in silu"),
         ({"width": 200}, "relu", "fewer than 5,000,000 parameters: it has"),

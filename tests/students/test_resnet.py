@@ -64,6 +64,65 @@ def test_features_fit_other_image_sizes(image_size):
     assert counted_macs(net, image_size) == design.macs
 
 
+POOLED = [
+    {"stages": 3, "blocks": [1, 0, 1], "channels": [8, 16, 32], "stem_width": 4},
+    {"stages": 3, "blocks": 1, "channels": [8, 16, 12], "stem_width": 24},
+    {"stages": 2, "blocks": [0, 2], "width": 4, "kernel": [5, 3], "stage_strides": [1, 3]},
+    {"stages": 2, "blocks": 1, "width": 4, "stem_pool": True, "convs_per_block": 3, "pool": 2},
+    {"stages": 1, "blocks": 1, "width": 4, "stem_stride": 2, "projector_width": 6},
+]
+
+
+@pytest.mark.parametrize("spec", POOLED)
+def test_pooled_networks_are_what_their_design_counts(spec):
+    design = Design.of(**spec, downsample="pool")
+    with torch.device("meta"):
+        net = ResNet(design)
+
+    assert sum(p.numel() for p in net.parameters()) == design.parameters
+    assert counted_macs(net) == design.macs
+
+
+def test_a_pooled_stage_is_convolution_pool_norm_activation_then_blocks():
+    net = ResNet(Design.of(stages=3, blocks=[1, 0, 2], width=4, downsample="pool"))
+    heads = [[type(layer).__name__ for layer in stage[0]] for stage in net.stages]
+
+    assert heads == 3 * [["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]]
+    assert [len(stage) - 1 for stage in net.stages] == [1, 0, 2]
+    assert all(isinstance(block.skip, nn.Identity) for stage in net.stages for block in stage[1:])
+    assert net.stages[2][2].last_norm.weight.eq(0).all()
+    assert net.stages[2][0].norm.weight.eq(1).all()
+
+
+def test_a_pooled_network_by_hand():
+    """airbench96's group: conv, pool, norm, act, then conv, norm, act, conv, norm with a skip."""
+    net = ResNet(Design.of(stages=1, blocks=1, width=4, downsample="pool"), activation="gelu")
+    head, block = net.stages[0]
+    nn.init.ones_(block.last_norm.weight)
+    maps, gelu = torch.randn(3, 4, 8, 8), nn.functional.gelu
+    one = gelu(head.norm(nn.functional.max_pool2d(head.conv(maps), 2)))
+    inner = gelu(block.residual[1](block.residual[0](one)))
+    by_hand = gelu(one + block.residual[5](block.residual[4](inner)))
+
+    torch.testing.assert_close(net.stages(maps), by_hand)
+
+
+def test_taps_of_a_pooled_network_are_those_of_the_design():
+    design = Design.of(stages=3, blocks=[1, 0, 1], width=4, downsample="pool")
+    net = ResNet(design)
+    shapes = {}
+    for name, module in net.tap_points.items():
+        module.register_forward_hook(
+            lambda _module, _inputs, out, name=name: shapes.update({name: tuple(out.shape[1:])})
+        )
+    net(torch.rand(1, 3, 32, 32))
+
+    assert tuple(net.tap_points) == design.taps
+    assert [shapes[tap] for tap in ("stem", "stages.0", "stages.1", "stages.2", "features")] == [
+        (4, 32, 32), (4, 16, 16), (8, 8, 8), (16, 4, 4), (16,),
+    ]  # fmt: skip
+
+
 def test_logits_have_one_row_an_image():
     net = ResNet(Design.of(stages=3, blocks=1, width=4, pool=2, convs_per_block=3, classes=7))
 
