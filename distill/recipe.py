@@ -99,6 +99,7 @@ def count(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "recipe": resolved.name,
         "network": design.summary,
         "parameters": design.parameters,
+        "trainable": design.trainable,
         "macs": design.macs,
         "max_params": student.max_params,
         "within_budget": design.parameters < student.max_params,

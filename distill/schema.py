@@ -203,10 +203,13 @@ class Student(BaseModel):
     channels: Counts | None = None
     kernel: Count | Counts = 3
     skip_kernel: Count | Counts = 1
-    stem_kernel: Count | None = None  # the first stage's kernel
-    stem_width: Count | None = None  # the first stage's channels
+    stem_kernel: Count | None = None  # the first stage's kernel; odd, or 2, without padding
+    stem_width: Count | None = None  # the first stage's channels; 6 k² filters if whitened
     stem_stride: Count = 1
     stem_pool: bool = False
+    stem_init: Literal["random", "whiten"] = "random"  # whiten: from patches of training images
+    stem_frozen: bool = False  # its kernels are not trained; they count against the budget
+    stem_norm: bool = True  # batch norm after its convolution, else a bias
     downsample: Literal["stride", "pool"] = "stride"  # of a stage's first block, or a max pool
     stage_strides: Counts | None = None  # 1, 2, 2, ...; with "pool" the pools' sides, 2, 2, 2, ...
     projector_width: Count | None = None  # SimKD's: the teacher's width, before its classifier

@@ -9,6 +9,9 @@ Stages halve their maps by `downsample`. "stride": the first block of a stage ha
 each stage begins with a convolution, a max pool, a batch norm and an activation, and its residual
 blocks, if any, keep the shape. That is the layout of the ResNet-9 of D. Page (davidcpage/
 cifar10-fast) and, with one block a stage, of airbench96 (K. Jordan, arXiv 2404.00498).
+
+A whitened stem has 6 k² filters of k x k pixels: the eigenvectors of the images' patches and their
+negatives (`students/whiten.py`). Parameters that are not trained count like any other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +22,21 @@ from typing import Any, Literal, NamedTuple, get_args
 from distill.errors import UserError
 
 IMAGE_CHANNELS = 3
+ODD, EVEN = 3, 2  # kernels of the stem: any odd one, and one even
 Pool = int | Literal["global"]
 Downsample = Literal["stride", "pool"]
+StemInit = Literal["random", "whiten"]
 PerStage = int | Sequence[int]
 
 
 class Convolution(NamedTuple):
-    """One convolution without bias, and the batch norm after it."""
+    """One convolution without bias and the batch norm after it, or one with bias alone."""
 
     inputs: int
     outputs: int
     kernel: int
     size: int  # side of the output map in pixels
+    has_norm: bool = True
 
     @property
     def weights(self) -> int:
@@ -39,8 +45,8 @@ class Convolution(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """The kernel's weights and the batch norm's scale and shift."""
-        return self.weights + 2 * self.outputs
+        """The kernel's weights and the batch norm's scale and shift, or the bias."""
+        return self.weights + (2 if self.has_norm else 1) * self.outputs
 
     @property
     def macs(self) -> int:
@@ -50,7 +56,10 @@ class Convolution(NamedTuple):
 
 @dataclass(frozen=True)
 class Design:
-    """A residual network. `Design.of` checks a spec; the fields are taken as they are."""
+    """A residual network: its shape, and which of its parameters are trained.
+
+    `Design.of` checks a spec; the fields are taken as they are.
+    """
 
     blocks: tuple[int, ...]  # one number a stage, as in every tuple here
     channels: tuple[int, ...]
@@ -68,6 +77,9 @@ class Design:
     projector_width: int | None = None  # channels that a projector gives the classifier
     projector_factor: int = 2  # its inner maps are narrower by this
     downsample: Downsample = "stride"
+    stem_init: StemInit = "random"  # "whiten": the caller sets the stem's filters from images
+    stem_frozen: bool = False  # its kernels are not trained; norm or bias are
+    stem_norm: bool = True  # a batch norm after the stem's convolution, else a bias
 
     @classmethod
     def of(
@@ -91,16 +103,20 @@ class Design:
         projector_width: int | None = None,
         projector_factor: int = 2,
         downsample: Downsample = "stride",
+        stem_init: StemInit = "random",
+        stem_frozen: bool = False,
+        stem_norm: bool = True,
     ) -> "Design":
         """The design of a spec: `width` doubles stage by stage, `channels` gives each its own.
 
         `stage_strides` is by default 1, 2, 2 ... with downsample "stride" and 2 everywhere with
-        "pool", where a stage may have 0 blocks. Raises UserError with every fault of the spec.
+        "pool", where a stage may have 0 blocks. `stem_width` is by default the first stage's, and
+        6 k² for a whitened stem of kernel k. Raises UserError with every fault of the spec.
         """
         size_faults = [
             *_count_faults(stages=stages, stem_stride=stem_stride, image_size=image_size),
             *_per_stage_faults(stages, stage_strides=stage_strides),
-            *_downsample_faults(downsample),
+            *_choice_faults(Downsample, downsample=downsample),
         ]
         faults = [
             *size_faults,
@@ -111,14 +127,17 @@ class Design:
             *_per_stage_faults(stages, channels=channels),
             *_per_stage_faults(stages, kernel=kernel, skip_kernel=skip_kernel),
             *_width_faults(width, channels),
-            *_even_faults(kernel=kernel, skip_kernel=skip_kernel, stem_kernel=stem_kernel),
+            *_even_faults(kernel=kernel, skip_kernel=skip_kernel),
+            *_stem_kernel_faults(stem_kernel),
+            *_choice_faults(StemInit, stem_init=stem_init),
+            *_whitening_faults(stem_init, stem_width, stem_kernel, kernel),
             *_skip_faults(skip_kernel, downsample),
             *_block_faults(convs_per_block),
             *_projector_faults(projector_width, projector_factor),
         ]
         if not size_faults:
             strides = _strides(stage_strides, stages, downsample)
-            first_map = _first_map(image_size, stem_stride, stem_pool)
+            first_map = _first_map(image_size, stem_kernel or ODD, stem_stride, stem_pool)
             last_map = _last_map(first_map, strides, downsample)
             faults += _map_faults(first_map, last_map, strides, is_given=stage_strides is not None)
             faults += _pool_faults(pool, last_map) if last_map else ()
@@ -126,15 +145,17 @@ class Design:
             raise UserError(_faults_message(faults))
 
         kernels = _spread(kernel, stages)
+        stem_kernel = kernels[0] if stem_kernel is None else stem_kernel
         widths = doubling(width, stages) if width is not None else tuple(channels or ())
+        filters = _filters(stem_kernel) if stem_init == "whiten" else widths[0]
         return cls(
             blocks=_spread(blocks, stages),
             channels=widths,
             kernels=kernels,
             skip_kernels=_spread(skip_kernel, stages),
             stage_strides=strides,
-            stem_kernel=kernels[0] if stem_kernel is None else stem_kernel,
-            stem_width=widths[0] if stem_width is None else stem_width,
+            stem_kernel=stem_kernel,
+            stem_width=filters if stem_width is None else stem_width,
             stem_stride=stem_stride,
             stem_pool=stem_pool,
             convs_per_block=convs_per_block,
@@ -144,6 +165,9 @@ class Design:
             projector_width=projector_width,
             projector_factor=projector_factor,
             downsample=downsample,
+            stem_init=stem_init,
+            stem_frozen=stem_frozen,
+            stem_norm=stem_norm,
         )
 
     @property
@@ -160,7 +184,7 @@ class Design:
     @property
     def features(self) -> int:
         """Inputs of the linear layer: channels of the last maps times pixels of the pooled map."""
-        first_map = _first_map(self.image_size, self.stem_stride, self.stem_pool)
+        first_map = _first_map(self.image_size, self.stem_kernel, self.stem_stride, self.stem_pool)
         last_map = _last_map(first_map, self.stage_strides, self.downsample)
         pooled = 1 if self.pool == "global" else last_map // self.pool
         return (self.projector_width or self.channels[-1]) * pooled**2
@@ -174,9 +198,15 @@ class Design:
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters, those of the batch norms and the linear layer's bias included."""
+        """All parameters, those of the batch norms and the linear layer's bias included."""
         convolutions = sum(each.parameters for each in self.convolutions())
         return convolutions + (self.features + 1) * self.classes
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that are trained: all but the kernels of a frozen stem."""
+        stem = next(self.convolutions())
+        return self.parameters - (stem.weights if self.stem_frozen else 0)
 
     @property
     def macs(self) -> int:
@@ -185,8 +215,10 @@ class Design:
 
     def convolutions(self) -> Iterator[Convolution]:
         """Every convolution, from the stem on."""
-        size = _strided(self.image_size, self.stem_stride)
-        yield Convolution(IMAGE_CHANNELS, self.stem_width, self.stem_kernel, size)
+        size = _stem_map(self.image_size, self.stem_kernel, self.stem_stride)
+        yield Convolution(
+            IMAGE_CHANNELS, self.stem_width, self.stem_kernel, size, has_norm=self.stem_norm
+        )
         if self.stem_pool:
             size = _strided(size, 2)
         inputs = self.stem_width
@@ -253,7 +285,7 @@ def over_budget(design: Design, max_params: int) -> str | None:
 def _advice(design: Design, width: int | None) -> str:
     if width is None:
         return "no width of these stages and blocks fits: take fewer stages or blocks"
-    stem = ", the stem as wide" if design.stem_width == design.channels[0] else ""
+    stem = ", the stem as wide" if _follows(design) else ""
     if design.channels == doubling(design.channels[0], design.stages):
         return f"the widest that fits is width = {width}{stem}"
     return (
@@ -262,9 +294,14 @@ def _advice(design: Design, width: int | None) -> str:
     )
 
 
+def _follows(design: Design) -> bool:
+    """Whether the stem is as wide as the first stage, and not by the number of its filters."""
+    return design.stem_width == design.channels[0] and design.stem_init == "random"
+
+
 def _with_width(design: Design, width: int) -> Design:
     """The same design at another doubling width; a stem as wide as the first stage stays so."""
-    follows = design.stem_width == design.channels[0]
+    follows = _follows(design)
     return replace(
         design,
         channels=doubling(width, design.stages),
@@ -301,9 +338,14 @@ def _reduced(size: int, by: int, downsample: Downsample) -> int:
     return size // by if downsample == "pool" else _strided(size, by)
 
 
-def _first_map(image_size: int, stem_stride: int, stem_pool: bool) -> int:
+def _stem_map(image_size: int, kernel: int, stride: int) -> int:
+    """Side of the map after the stem's convolution: a kernel of 2 has no padding and takes one."""
+    return _strided(image_size - (kernel == EVEN), stride)
+
+
+def _first_map(image_size: int, stem_kernel: int, stem_stride: int, stem_pool: bool) -> int:
     """Side of the maps that the first stage gets."""
-    return _strided(_strided(image_size, stem_stride), 2 if stem_pool else 1)
+    return _strided(_stem_map(image_size, stem_kernel, stem_stride), 2 if stem_pool else 1)
 
 
 def _last_map(first_map: int, strides: Sequence[int], downsample: Downsample) -> int:
@@ -352,9 +394,11 @@ def _per_stage_faults(stages: object, **values: object) -> Iterator[str]:
             yield f"{name} = {list(value)} has length {len(value)}; stages is {stages}"
 
 
-def _downsample_faults(downsample: object) -> Iterator[str]:
-    if downsample not in get_args(Downsample):
-        yield f'downsample = {downsample!r} must be "stride" or "pool"'
+def _choice_faults(choices: Any, **values: object) -> Iterator[str]:
+    for name, value in values.items():
+        if value not in get_args(choices):
+            allowed = " or ".join(f'"{choice}"' for choice in get_args(choices))
+            yield f"{name} = {value!r} must be {allowed}"
 
 
 def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterator[str]:
@@ -408,6 +452,31 @@ def _even_faults(**kernels: object) -> Iterator[str]:
         sizes = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(size, int) and size > 0 and size % 2 == 0 for size in sizes):
             yield f"{name} = {value} must be odd: padding (k-1)//2 centres odd kernels only"
+
+
+def _stem_kernel_faults(kernel: object) -> Iterator[str]:
+    if kernel != EVEN and any(_even_faults(stem_kernel=kernel)):
+        yield f"stem_kernel = {kernel} must be odd or {EVEN}, which has no padding"
+
+
+def _filters(kernel: int) -> int:
+    """The number of a whitened stem's filters: a patch's values, twice."""
+    return 2 * IMAGE_CHANNELS * kernel**2
+
+
+def _whitening_faults(
+    stem_init: object, stem_width: object, stem_kernel: object, kernel: object
+) -> Iterator[str]:
+    first = kernel[0] if isinstance(kernel, list | tuple) and kernel else kernel
+    side = first if stem_kernel is None else stem_kernel
+    if stem_init != "whiten" or not _is_count(stem_width) or not isinstance(side, int):
+        return
+    if stem_width != _filters(side):
+        yield (
+            f'stem_width = {stem_width} does not fit stem_init = "whiten", which makes '
+            f"{_filters(side)} filters of {side}x{side} pixels; take it out, or give "
+            f"{_filters(side)}"
+        )
 
 
 def _block_faults(convs_per_block: object) -> Iterator[str]:

@@ -42,6 +42,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check(activation, block_dropout=block_dropout, head_dropout=head_dropout)
+        self.design = design
         self.normalize = Normalize()
         self.stem = _stem(design, activation)
         self.stages = _stages(design, activation, block_dropout)
@@ -53,6 +54,8 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(design.features, design.classes)
         self._initialise()
+        if design.stem_frozen:
+            self.stem_conv.weight.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.projector(self.stages(self.stem(self.normalize(images))))
@@ -69,11 +72,20 @@ class ResNet(nn.Module):
         last = self.projector if len(self.projector) else self.stages
         return points | {"maps": last, "features": self.flatten}
 
+    @property
+    def stem_conv(self) -> nn.Conv2d:
+        """The first convolution, whose filters a whitened stem gets from images."""
+        first = self.stem[0]
+        assert isinstance(first, nn.Conv2d)
+        return first
+
     def _initialise(self) -> None:
         """He et al. (2015, arXiv 1502.01852) for convolutions; gamma 0 at each block's end."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             if isinstance(module, Block):
                 # Each block begins as its skip: the signal keeps its size however deep the network
                 # is, and high learning rates are safe from the first step (Goyal et al. 2017, arXiv
@@ -130,15 +142,16 @@ class Block(nn.Module):
         return out
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    padding = (kernel - 1) // 2
-    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    padding = (kernel - 1) // 2  # none for a kernel of 2
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
 
 
 def _stem(design: Design, activation: str) -> nn.Sequential:
+    width, kernel, stride = design.stem_width, design.stem_kernel, design.stem_stride
     stem = nn.Sequential(
-        _conv(IMAGE_CHANNELS, design.stem_width, design.stem_kernel, design.stem_stride),
-        nn.BatchNorm2d(design.stem_width),
+        _conv(IMAGE_CHANNELS, width, kernel, stride, bias=not design.stem_norm),
+        *([nn.BatchNorm2d(width)] if design.stem_norm else []),
         ACTIVATIONS[activation](),
     )
     if design.stem_pool:

@@ -47,15 +47,7 @@ def _nyu2022(design: Design, activation: str) -> Iterator[str]:
     first = design.channels[0]
     if design.channels != doubling(first, design.stages):
         yield f"C_(i+1) = 2 C_i: its channels are {'-'.join(map(str, design.channels))}"
-    if design.stem_width != first:
-        yield f"the input layer has C_1 = {first} channels: it has {design.stem_width}"
-    if design.stem_kernel != design.kernels[0]:
-        yield (
-            f"the input layer's filters are F_1 = {design.kernels[0]} wide: they are "
-            f"{design.stem_kernel}"
-        )
-    if design.stem_stride != 1 or design.stem_pool:
-        yield "the input layer keeps 32x32: it makes the image smaller"
+    yield from _input_layer(design)
     if design.downsample != "stride":
         yield "a later layer begins with a convolution of stride 2: its layers begin with max pools"
     elif design.stage_strides != (1, *(2,) * (design.stages - 1)):
@@ -66,6 +58,22 @@ def _nyu2022(design: Design, activation: str) -> Iterator[str]:
         yield "the last layer feeds the average pool: a projector lies between"
     if activation != "relu":
         yield f"blocks end in relu: they end in {activation}"
+
+
+def _input_layer(design: Design) -> Iterator[str]:
+    """Its clauses of 2022. How its filters are initialised is training, which is free."""
+    first = design.channels[0]
+    if design.stem_width != first:
+        yield f"the input layer has C_1 = {first} channels: it has {design.stem_width}"
+    if design.stem_kernel != design.kernels[0]:
+        yield (
+            f"the input layer's filters are F_1 = {design.kernels[0]} wide: they are "
+            f"{design.stem_kernel}"
+        )
+    if design.stem_stride != 1 or design.stem_pool:
+        yield "the input layer keeps 32x32: it makes the image smaller"
+    if not design.stem_norm:
+        yield "the input layer's convolution is followed by bn and relu: it has no bn"
 
 
 def _nyu2025(design: Design, activation: str) -> Iterator[str]:

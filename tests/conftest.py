@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from distill.run_folder import RunFolder
-from tests.runs import Events, train, two_epochs
+from tests.runs import EFFICIENT, Events, train, two_epochs
 
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "numpy")
 INSTALLED = Path(__file__).parents[1] / ".venv" / ".installed"  # touched by `make venv`
@@ -62,6 +62,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def taught(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
     """A finished student of that teacher: two epochs, mixing, averaged weights."""
     return train(tmp_path_factory.mktemp("runs") / "student", *two_epochs(teacher))
+
+
+@pytest.fixture(scope="session")
+def efficient(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
+    """A finished run of a network with pooled stages and a whitened stem."""
+    return train(tmp_path_factory.mktemp("runs") / "efficient", *EFFICIENT)
 
 
 @pytest.fixture

@@ -15,6 +15,21 @@ from distill.run_folder import Role, RunFolder
 
 Events = list[Event]
 
+# airbench96's network in small, without a teacher, for two epochs.
+EFFICIENT = (
+    "loss.kd=false",
+    "loss.hard.weight=1",
+    "train.epochs=2",
+    "student.stages=3",
+    "student.blocks=[1, 0, 1]",
+    "student.downsample=pool",
+    "student.stem_kernel=2",
+    "student.stem_init=whiten",
+    "student.stem_frozen=true",
+    "student.stem_norm=false",
+    "student.activation=gelu",
+)
+
 
 def train(
     out: Path, *overrides: str, recipe: str = "tiny", role: str = "student", resume: bool = False

@@ -329,6 +329,12 @@ def test_params_as_json(door: Door) -> None:
     assert said.code == 0
     assert counted["parameters"] == 4_697_162  # reference count of [4, 4, 3] 64-128-256
     assert counted["macs"] == 798_689_792
+    assert counted["trainable"] == counted["parameters"]
+    whole, part = (
+        json.loads(door("params", "--recipe", "kd", *more, "--json").out)
+        for more in ([], ["-s", "student.stem_frozen=true"])
+    )
+    assert part == whole | {"trainable": whole["parameters"] - 3 * 9 * 64}
     assert counted["max_params"] == 5_000_000
     assert counted["within_budget"] is True
 
@@ -338,7 +344,11 @@ def test_params_reports_what_is_over_budget(door: Door) -> None:
     assert said.code == 0
     assert json.loads(said.out)["within_budget"] is False
     said = door("params", "-r", "kd", "-s", "student.width=128")
-    assert re.search(r"^parameters +18,765,962\nmacs +3,191,215,104$", said.out, re.MULTILINE)
+    assert re.search(
+        r"^parameters +18,765,962\ntrainable +18,765,962\nmacs +3,191,215,104$",
+        said.out,
+        re.MULTILINE,
+    )
     assert re.search(r"^within_budget +no$", said.out, re.MULTILINE)
 
 

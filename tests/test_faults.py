@@ -208,10 +208,10 @@ def test_a_timm_network_has_no_depth_to_check() -> None:
 
 
 def test_every_fault_of_a_design_is_there_under_its_key() -> None:
-    found = faults("student.kernel=[3,5,7]", "student.stem_kernel=2", "student.pool=99")
+    found = faults("student.kernel=[3,5,7]", "student.stem_kernel=4", "student.pool=99")
     assert len(found) == 3
     assert found[0].startswith("student.kernel = [3, 5, 7] (--set) has length 3")
-    assert any(line.startswith("student.stem_kernel = 2 (--set) must be odd") for line in found)
+    assert any(line.startswith("student.stem_kernel = 4 (--set) must be odd") for line in found)
     assert any(line.startswith("student.pool = 99 (--set) is larger than") for line in found)
 
 

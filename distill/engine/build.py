@@ -54,6 +54,7 @@ from distill.losses.vid import VID
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 from distill.terms import Term, arguments, taps
+from students import whiten
 from students.design import Design, over_budget
 from students.resnet import ResNet
 from teachers import networks
@@ -191,6 +192,17 @@ def network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
         block_dropout=recipe.student.block_dropout,
         head_dropout=recipe.student.head_dropout,
     )
+
+
+def initialise_stem(net: nn.Module, images: ImageSet) -> None:
+    """A whitened stem gets its filters from the training part; every other network stays.
+
+    Computed by every process from the same images: the same bits, and no message between them. A
+    resumed run has them from its checkpoint.
+    """
+    if isinstance(net, ResNet) and net.design.stem_init == "whiten":
+        pixels = torch.from_numpy(images.images[: whiten.N_IMAGES])
+        whiten.whiten(net.stem_conv, pixels, net.normalize.std)
 
 
 def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
@@ -399,6 +411,7 @@ def training(
     batches = loader(recipe, split.train, accel)
     torch.manual_seed(recipe.train.seed)  # initial weights
     student = network(recipe, role, split.train.n_classes)
+    initialise_stem(student, split.train)
     if recipe.loss.simkd is not None and frozen is not None:
         reuse_classifier(student, frozen.net)
     student = to_device(synchronised(student, recipe, accel), accel.device)

@@ -215,7 +215,7 @@ def _network(student: Student) -> Iterator[str]:
     yield "\n    def forward(self, x):"
     if student.renormalise:
         yield "        x = x * self.scale + self.shift"
-    yield f"        x = {act}(self.bn1(self.conv1(x)))"
+    yield f"        x = {act}({'self.bn1(self.conv1(x))' if design.stem_norm else 'self.conv1(x)'})"
     parts = [f"layer{stage + 1}" for stage in range(design.stages)]
     pool = ["maxpool"] if design.stem_pool else []
     projector = ["projector"] if design.projector_width else []
@@ -230,10 +230,9 @@ def _modules(student: Student) -> Iterator[str]:
     design = student.design
     if student.renormalise:
         yield from _renormalising(*student.renormalise)
-    strided = f", stride={design.stem_stride}" if design.stem_stride != 1 else ""
-    stem = f"{IMAGE_CHANNELS}, {design.stem_width}, {design.stem_kernel}{strided}"
-    yield f"self.conv1 = conv({stem})"
-    yield f"self.bn1 = nn.BatchNorm2d({design.stem_width})"
+    yield f"self.conv1 = {_stem_conv(design)}"
+    if design.stem_norm:
+        yield f"self.bn1 = nn.BatchNorm2d({design.stem_width})"
     if design.stem_pool:
         yield "self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)"
     yield from _stages(design)
@@ -243,6 +242,17 @@ def _modules(student: Student) -> Iterator[str]:
     if student.head_dropout:
         yield f"self.dropout = nn.Dropout({student.head_dropout})"
     yield f"self.linear = nn.Linear({design.features}, {design.classes})"
+
+
+def _stem_conv(design: Design) -> str:
+    """Written out if it has a bias, or a kernel of 2, which has no padding."""
+    strided = f", stride={design.stem_stride}" if design.stem_stride != 1 else ""
+    sizes = f"{IMAGE_CHANNELS}, {design.stem_width}, {design.stem_kernel}{strided}"
+    padding = (design.stem_kernel - 1) // 2
+    if design.stem_norm and design.stem_kernel % 2:
+        return f"conv({sizes})"
+    padded = f", padding={padding}" if padding else ""
+    return f"nn.Conv2d({sizes}{padded}{', bias=False' if design.stem_norm else ''})"
 
 
 def _stages(design: Design) -> Iterator[str]:

@@ -26,7 +26,6 @@ from distill.run_folder import RunFolder
 from distill.ship import export, formats, hub, onnx_float, project1, torch_export
 from distill.ship.finished import finished
 from distill.ship.formats import NAMES
-from tests.runs import train
 from tests.test_cli import REPO, Door, door, refused
 
 __all__ = ["door"]
@@ -38,14 +37,6 @@ FILES = {
     "torch-export": {"model.pt2"},
     "onnx-int8": {"model-int8.onnx"},
 }
-POOLED = (
-    "loss.kd=false",
-    "loss.hard.weight=1",
-    "student.stages=3",
-    "student.blocks=[1, 0, 1]",
-    "student.downsample=pool",
-    "student.activation=gelu",
-)
 # The grader, as a course writes it, and the reader of a .pt2: neither knows this project.
 ELSEWHERE = """
 import json, sys
@@ -414,17 +405,12 @@ def test_a_person_reads_a_line_a_format(shipped):
     assert re.search(r"points (lost|gained) \(McNemar's p = ", lines["onnx-int8"])
 
 
-@pytest.fixture(scope="session")
-def pooled(tmp_path_factory) -> RunFolder:
-    """A finished run of a network with pooled stages."""
-    return train(tmp_path_factory.mktemp("runs") / "pooled", *POOLED)[0]
-
-
-def test_a_pooled_network_is_exported_in_every_format(pooled, tmp_path):
-    report = export.export(pooled, NAMES, tmp_path / "out")
+def test_a_pooled_and_whitened_network_is_exported_in_every_format(efficient, tmp_path):
+    run = efficient[0]
+    report = export.export(run, NAMES, tmp_path / "out")
 
     for name, known in report["formats"].items():
         assert name == "onnx-int8" or known["max_logit_difference"] < 1e-4
     text = (tmp_path / "out" / "project1_model.py").read_text()
-    assert "class PooledConv(nn.Module)" in text and "nn.MaxPool2d(2)" in text
-    assert report["parameters"] == examine(pooled)["parameters"]
+    assert "class PooledConv(nn.Module)" in text and "self.conv1 = nn.Conv2d(3, 24, 2)" in text
+    assert report["parameters"] == examine(run)["parameters"]

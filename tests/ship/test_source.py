@@ -45,6 +45,16 @@ POOLED = Design.of(
     convs_per_block=3,
     downsample="pool",
 )
+WHITENED = Design.of(
+    stages=2,
+    blocks=1,
+    width=4,
+    downsample="pool",
+    stem_kernel=2,
+    stem_init="whiten",
+    stem_norm=False,
+    stem_frozen=True,
+)
 RESNET_9 = Design.of(
     stages=3, blocks=[1, 0, 1], channels=[4, 8, 16], stem_width=2, downsample="pool"
 )
@@ -111,7 +121,9 @@ def test_every_network_of_the_reports_is_written_as_it_is():
 
 @pytest.mark.parametrize("activation", BUILT)
 @pytest.mark.parametrize(
-    "design", [ODD, FLAT, POOLED, RESNET_9], ids=["odd", "flat", "pooled", "resnet9"]
+    "design",
+    [ODD, FLAT, POOLED, RESNET_9, WHITENED],
+    ids=["odd", "flat", "pooled", "resnet9", "whitened"],
 )
 def test_an_odd_design_with_any_activation_is_written_as_it_is(design, activation):
     assert set(BUILT) == set(ACTIVATIONS)
@@ -142,6 +154,19 @@ def test_any_design_is_written_as_it_is(data):
         projector_width=data.draw(st.sampled_from([None, 4])),
     )
     same(plain(design, data.draw(st.sampled_from(list(BUILT))), 0.1, 0.1))
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_any_stem_is_written_as_it_is(kernel, norm, stride):
+    same(
+        plain(
+            Design.of(
+                stages=1, blocks=1, width=4, stem_kernel=kernel, stem_norm=norm, stem_stride=stride
+            )
+        )
+    )
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -190,9 +215,10 @@ def test_dropout_drops_where_it_dropped():
             ["nn.MaxPool2d(2)", "layer(2, 4, blocks=1)", "BasicBlock(outputs)", "blocks=0"],
             ["stride)", "skip", "kernel=", "pool="],
         ),
+        (plain(WHITENED), ["nn.Conv2d(3, 24, 2)", "F.relu(self.conv1(x))"], ["padding="]),
         (plain(POOLED), ["nn.MaxPool2d(pool)", "pool=3, kernel=1)"], ["skip", "stride)"]),
     ],
-    ids=["flat", "odd", "two", "resnet9", "pooled"],
+    ids=["flat", "odd", "two", "resnet9", "whitened", "pooled"],
 )
 def test_only_what_the_design_uses_is_written(student, there, not_there):
     text = written(student, "A network.")
@@ -225,6 +251,8 @@ def test_the_file_is_as_ruff_leaves_it(tmp_path):
             Student(ODD, "relu", 0.0, 0.0, ([1.0, 1.5, 0.1234567], [0.0, 2.0, -1.25])),
             plain(POOLED, "relu", 0.1),
             plain(RESNET_9, "tanh"),
+            plain(WHITENED),
+            plain(Design.of(stages=1, blocks=1, width=4, stem_kernel=2)),
         )
     ):
         (tmp_path / f"{i}.py").write_text(written(student, "A network.\n\nOf few numbers."))

@@ -108,6 +108,56 @@ def test_resnet_9_has_its_published_weights_and_macs():
     assert design.stage_strides == (2, 2, 2)
 
 
+WHITENED = {"stem_kernel": 2, "stem_init": "whiten", "stem_norm": False, "stem_frozen": True}
+
+
+@pytest.mark.parametrize(
+    ("channels", "published", "macs"),
+    [
+        ([64, 256, 256], 3_188_728, 160_651_552),
+        ([96, 256, 320], 4_173_464, 217_816_736),
+        ([128, 256, 320], 4_383_224, 270_078_368),
+        ([128, 384, 512], 9_915_704, 451_967_264),  # airbench96 itself
+    ],
+)
+def test_airbench96_and_slimmer_ones_have_their_published_counts(channels, published, macs):
+    """Which leave out the scales of the norms, all 1 there; its linear layer has no bias."""
+    design = Design.of(stages=3, blocks=1, channels=channels, downsample="pool", **WHITENED)
+    scales = sum(each.outputs for each in design.convolutions() if each.has_norm)
+
+    assert (scales, design.stem_width) == (3 * sum(channels), 24)
+    assert design.parameters - scales - design.classes == published
+    assert design.macs == macs
+    assert design.trainable == design.parameters - 24 * 12
+
+
+def test_a_stem_without_norm_and_of_kernel_2_by_hand():
+    plain = Design.of(stages=2, blocks=1, width=4)
+    design = Design.of(stages=2, blocks=1, width=4, stem_kernel=2, stem_norm=False)
+
+    assert plain.parameters - design.parameters == 4 * 3 * (9 - 4) + 4
+    assert [each.size for each in design.convolutions()] == [31, 31, 31, 16, 16, 16]
+    assert design.trainable == design.parameters
+
+
+@pytest.mark.parametrize(("kernel", "width"), [(2, 24), (3, 54), (5, 150)])
+def test_a_whitened_stem_is_as_wide_as_its_filters(kernel, width):
+    spec = {"stages": 2, "blocks": 1, "width": 8, "stem_init": "whiten", "stem_kernel": kernel}
+
+    assert Design.of(**spec).stem_width == width
+    assert Design.of(**spec, stem_width=width) == Design.of(**spec)
+    with pytest.raises(UserError, match=rf"which makes {width} filters .* take it out, or give"):
+        Design.of(**spec, stem_width=width - 1)
+
+
+def test_the_width_of_a_whitened_stem_does_not_follow_the_budget():
+    """It has 24 filters, which may be as many as the first stage has by chance."""
+    design = Design.of(stages=2, blocks=1, width=24, stem_init="whiten", stem_kernel=2)
+    fits = widest(20_000, stages=2, blocks=1, stem_init="whiten", stem_kernel=2)
+
+    assert over_budget(design, 20_000).endswith(f"the widest that fits is width = {fits}")
+
+
 def test_a_pooled_stage_by_hand():
     # Stem 3*4*9 + 8 at 32x32. Stage 1: 4*4*9 + 8 at 32x32, two of 4*4*9 + 8 at 16x16. Stage 2:
     # 4*8*9 + 16 at 16x16, no block. Linear layer 8*10 + 10.
@@ -178,7 +228,8 @@ GOOD = {"stages": 3, "blocks": 2, "width": 8}
         ({"width": None, "channels": 9}, "channels = 9 must be a list, one a stage"),
         ({"kernel": 4}, "kernel = 4 must be odd"),
         ({"skip_kernel": [1, 2, 1]}, r"skip_kernel = \[1, 2, 1\] must be odd"),
-        ({"stem_kernel": 6}, "stem_kernel = 6 must be odd"),
+        ({"stem_kernel": 6}, "stem_kernel = 6 must be odd or 2, which has no padding"),
+        ({"stem_init": "zca"}, 'stem_init = \'zca\' must be "random" or "whiten"'),
         ({"stem_width": -3}, "stem_width = -3 must be a positive integer"),
         ({"stem_stride": 0}, "stem_stride = 0 must be a positive integer"),
         ({"convs_per_block": 1}, "convs_per_block = 1 must be 2 or more"),

@@ -116,6 +116,7 @@ LEGAL = {"stages": 3, "blocks": [2, 1, 4], "width": 16}
         ({"stem_kernel": 5}, "relu", "F_1 = 3 wide: they are 5"),
         ({"stem_stride": 2}, "relu", "keeps 32x32"),
         ({"stem_pool": True}, "relu", "keeps 32x32"),
+        ({"stem_norm": False}, "relu", "followed by bn and relu: it has no bn"),
         ({"stage_strides": [1, 1, 2]}, "relu", r"its are \[1, 1, 2\]"),
         ({"convs_per_block": 3}, "relu", "two convolutions: it has 3"),
         ({"downsample": "pool"}, "relu", "of stride 2: its layers begin with max pools"),

@@ -73,6 +73,36 @@ POOLED = [
 ]
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_whitened_stem_is_what_its_design_counts(kernel, norm, frozen):
+    design = Design.of(
+        stages=2, blocks=1, width=4, pool=2, stem_init="whiten",
+        stem_kernel=kernel, stem_norm=norm, stem_frozen=frozen,
+    )  # fmt: skip
+    with torch.device("meta"):
+        net = ResNet(design)
+    trained = [p for p in net.parameters() if p.requires_grad]
+
+    assert sum(p.numel() for p in net.parameters()) == design.parameters
+    assert sum(p.numel() for p in trained) == design.trainable
+    assert counted_macs(net) == design.macs
+    assert net.stem_conv.weight.requires_grad is not frozen
+    assert [type(layer).__name__ for layer in net.stem] == (
+        ["Conv2d", "BatchNorm2d", "ReLU"] if norm else ["Conv2d", "ReLU"]
+    )
+
+
+def test_the_bias_of_a_stem_without_norm_begins_at_0_and_is_trained():
+    net = ResNet(Design.of(stages=1, blocks=1, width=4, stem_norm=False, stem_frozen=True))
+    net(torch.rand(2, 3, 8, 8)).square().sum().backward()
+
+    assert net.stem_conv.bias.eq(0).all()
+    assert net.stem_conv.bias.grad.abs().min() > 0
+    assert net.stem_conv.weight.grad is None
+
+
 @pytest.mark.parametrize("spec", POOLED)
 def test_pooled_networks_are_what_their_design_counts(spec):
     design = Design.of(**spec, downsample="pool")
