@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.pairs import BATCH, PAIRS, Pair
 from distill import recipe as recipes
 from distill.data import draws, sources
-from distill.engine import build, environment, train
+from distill.engine import build, environment, optim, train
 from distill.engine.teach import Frozen
 from distill.engine.training import Training
 from distill.errors import UserError
@@ -73,7 +73,7 @@ def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
     """Optimizer step k as `train.step` takes it, stage by stage; one process, one part."""
     progress = k / run.total_steps
     for group in run.optimizer.param_groups:
-        group["lr"] = run.lr(k)
+        group["lr"] = optim.lr_of(group, run.lr(k))
     with timed("draw of a view"):  # nothing to do where the last step had the same view
         run.loader.view(k // run.loader.steps_per_epoch)
     with timed("augment"):

@@ -24,6 +24,8 @@ RIVALS = {
     "student.channels": "width",
     "train.epochs": "minutes",
     "train.minutes": "epochs",
+    "ema.decay": "half_life",
+    "ema.half_life": "decay",
 }
 LONGEST = 100_000  # letters of a recipe; ours have 3,000
 DEEPEST = 8  # tables and lists inside each other; ours have 4

@@ -11,7 +11,7 @@ from math import floor, fsum
 from typing import Any
 
 from distill.errors import UserError
-from distill.schema import Augment, Cache, Mix, Optim, Student, Teacher, Train
+from distill.schema import Augment, Cache, Ema, Mix, Optim, Student, Teacher, Train
 from distill.terms import Losses, taps
 from students.design import Design, over_budget
 
@@ -202,6 +202,13 @@ def epochs_or_minutes(train: Train) -> Iterator[Fault]:
         yield Fault("train.minutes", train.minutes, problem)
 
 
+def decay_or_half_life(ema: Ema) -> Iterator[Fault]:
+    """One of them says how long the average remembers."""
+    if ema.decay is not None and ema.half_life is not None:
+        problem = f"and ema.decay = {ema.decay} exclude each other; give one of them"
+        yield Fault("ema.half_life", ema.half_life, problem)
+
+
 def arguments_have_effect(optim: Optim) -> Iterator[Fault]:
     """What an optimizer or a schedule would not read is not given to it."""
     for key, without in (("betas", WITHOUT_BETAS), ("eps", WITHOUT_EPS)):
@@ -261,6 +268,7 @@ RULES: tuple[Rule, ...] = (
     optimizer_takes_its_arguments,
     arguments_have_effect,
     epochs_or_minutes,
+    decay_or_half_life,
     warmup_ends,
     legal_design,
     student_taps_exist,

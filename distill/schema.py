@@ -6,7 +6,7 @@ keys refused. `None` is an absent key; an absent table is off.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from distill.terms import STRICT, Count, Losses, Names, NotNegative, Positive, Share, ShareBelowOne
 
@@ -216,14 +216,19 @@ class Student(BaseModel):
     projector_factor: Count = 2  # by which the projector's inner maps are narrower
     convs_per_block: Count = 2
     pool: Literal["global"] | Count = "global"
-    activation: Literal["relu", "leaky_relu", "gelu", "tanh"] = "relu"
+    # celu: with alpha 0.075, Page's for CIFAR-10
+    activation: Literal["relu", "leaky_relu", "gelu", "tanh", "celu", "silu"] = "relu"
+    norm_scale: Literal["trained", "frozen"] = "trained"  # frozen: 1, at the ends of blocks too
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = (
+        0.1  # torch's; airbench94's 0.6 is 0.4 here
+    )
     block_dropout: ShareBelowOne = 0.0
     head_dropout: ShareBelowOne = 0.0
     max_params: Count = 5_000_000  # the student has strictly fewer
 
     def spec(self) -> dict[str, Any]:
         """The keyword arguments of `Design.of`."""
-        beside = {"activation", "block_dropout", "head_dropout", "max_params"}
+        beside = {"activation", "norm_momentum", "block_dropout", "head_dropout", "max_params"}
         return self.model_dump(mode="json", exclude=beside)
 
 
@@ -233,6 +238,7 @@ class Optim(BaseModel):
     model_config = STRICT
     name: OptimizerName = "sgd"
     lr: Positive = 0.1  # the peak
+    bias_lr: Positive = 1.0  # times lr: of norms' biases, and of a stem's that has no norm
     momentum: ShareBelowOne = 0.9
     betas: Betas | None = None
     eps: Positive | None = None
@@ -270,8 +276,18 @@ class Ema(BaseModel):
     """A running mean of the student's weights."""
 
     model_config = STRICT
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999  # a step; either this or half_life
+    half_life: Positive | None = None  # epochs: decay = 0.5 ** (1 / (half_life * steps an epoch))
     warmup: bool = True  # min(decay, (1 + t) / (10 + t))
+    # Of batch norms: averaged like the weights, or measured anew for them at each epoch's end.
+    norm_statistics: Literal["averaged", "re-estimated"] = "averaged"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_default_decay(cls, values: Any) -> Any:
+        """A half-life takes the place of the default decay."""
+        has_half_life = isinstance(values, dict) and values.get("half_life") is not None
+        return {"decay": None} | values if has_half_life else values
 
 
 class Cache(BaseModel):

@@ -26,6 +26,7 @@ ODD, EVEN = 3, 2  # kernels of the stem: any odd one, and one even
 Pool = int | Literal["global"]
 Downsample = Literal["stride", "pool"]
 StemInit = Literal["random", "whiten"]
+NormScale = Literal["trained", "frozen"]
 PerStage = int | Sequence[int]
 
 
@@ -80,6 +81,7 @@ class Design:
     stem_init: StemInit = "random"  # "whiten": the caller sets the stem's filters from images
     stem_frozen: bool = False  # its kernels are not trained; norm or bias are
     stem_norm: bool = True  # a batch norm after the stem's convolution, else a bias
+    norm_scale: NormScale = "trained"  # "frozen": every norm's scale stays 1
 
     @classmethod
     def of(
@@ -106,6 +108,7 @@ class Design:
         stem_init: StemInit = "random",
         stem_frozen: bool = False,
         stem_norm: bool = True,
+        norm_scale: NormScale = "trained",
     ) -> "Design":
         """The design of a spec: `width` doubles stage by stage, `channels` gives each its own.
 
@@ -130,6 +133,7 @@ class Design:
             *_even_faults(kernel=kernel, skip_kernel=skip_kernel),
             *_stem_kernel_faults(stem_kernel),
             *_choice_faults(StemInit, stem_init=stem_init),
+            *_choice_faults(NormScale, norm_scale=norm_scale),
             *_whitening_faults(stem_init, stem_width, stem_kernel, kernel),
             *_skip_faults(skip_kernel, downsample),
             *_block_faults(convs_per_block),
@@ -168,6 +172,7 @@ class Design:
             stem_init=stem_init,
             stem_frozen=stem_frozen,
             stem_norm=stem_norm,
+            norm_scale=norm_scale,
         )
 
     @property
@@ -204,9 +209,11 @@ class Design:
 
     @property
     def trainable(self) -> int:
-        """Parameters that are trained: all but the kernels of a frozen stem."""
-        stem = next(self.convolutions())
-        return self.parameters - (stem.weights if self.stem_frozen else 0)
+        """Parameters that are trained: all but a frozen stem's kernels and frozen norm scales."""
+        stem, *others = self.convolutions()
+        kernels = stem.weights if self.stem_frozen else 0
+        scales = sum(each.outputs for each in (stem, *others) if each.has_norm)
+        return self.parameters - kernels - (scales if self.norm_scale == "frozen" else 0)
 
     @property
     def macs(self) -> int:

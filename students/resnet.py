@@ -13,6 +13,7 @@ from distill.errors import UserError
 from students.design import IMAGE_CHANNELS, Design
 from students.normalize import Normalize
 
+CELU_ALPHA = 0.075  # D. Page's (davidcpage/cifar10-fast); torch's own is 1
 # In place where that can be: what comes in is a norm's output, which nobody else reads and no
 # gradient needs.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -20,6 +21,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": partial(nn.LeakyReLU, inplace=True),
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
+    "celu": partial(nn.CELU, CELU_ALPHA, inplace=True),
+    "silu": nn.SiLU,
 }
 
 
@@ -30,7 +33,8 @@ class ResNet(nn.Module):
     student (arXiv 2203.14001): a teacher's classifier, of its width, on projected maps.
     `block_dropout` acts between the first batch norm of each block and its activation (where the
     2023 report puts it in res_512_d), `head_dropout` before the linear layer; both are shares in
-    [0, 1). Raises UserError for an unknown activation and for a dropout out of range.
+    [0, 1). `norm_momentum` is torch's: a batch's share of the running statistics, in (0, 1].
+    Raises UserError for an unknown activation and for a dropout or momentum out of range.
     """
 
     def __init__(
@@ -39,9 +43,10 @@ class ResNet(nn.Module):
         activation: str = "relu",
         block_dropout: float = 0.0,
         head_dropout: float = 0.0,
+        norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        _check(activation, block_dropout=block_dropout, head_dropout=head_dropout)
+        _check(activation, norm_momentum, block_dropout=block_dropout, head_dropout=head_dropout)
         self.design = design
         self.normalize = Normalize()
         self.stem = _stem(design, activation)
@@ -54,6 +59,7 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(design.features, design.classes)
         self._initialise()
+        self._set_norms(norm_momentum)
         if design.stem_frozen:
             self.stem_conv.weight.requires_grad_(False)
 
@@ -80,17 +86,25 @@ class ResNet(nn.Module):
         return first
 
     def _initialise(self) -> None:
-        """He et al. (2015, arXiv 1502.01852) for convolutions; gamma 0 at each block's end."""
+        """He et al. (2015, arXiv 1502.01852) for convolutions; gamma 0 at each block's end, unless
+        it is frozen: then it stays 1, as in airbench96, or the block would never learn.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            if isinstance(module, Block):
+            if isinstance(module, Block) and self.design.norm_scale == "trained":
                 # Each block begins as its skip: the signal keeps its size however deep the network
                 # is, and high learning rates are safe from the first step (Goyal et al. 2017, arXiv
                 # 1706.02677, 5.1).
                 nn.init.zeros_(module.last_norm.weight)
+
+    def _set_norms(self, momentum: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+                module.weight.requires_grad_(self.design.norm_scale == "trained")
 
 
 class Block(nn.Module):
@@ -223,12 +237,14 @@ def _projector(design: Design) -> nn.Sequential:
     return projector
 
 
-def _check(activation: str, **dropouts: float) -> None:
+def _check(activation: str, norm_momentum: float, **dropouts: float) -> None:
     faults = [
         f"{name} = {share} must be at least 0 and below 1"
         for name, share in dropouts.items()
         if not 0 <= share < 1
     ]
+    if not 0 < norm_momentum <= 1:
+        faults.append(f"norm_momentum = {norm_momentum} must be above 0 and at most 1")
     if activation not in ACTIVATIONS:
         faults.append(f'activation = "{activation}" is not one of {", ".join(ACTIVATIONS)}')
     if faults:

@@ -27,7 +27,12 @@ EFFICIENT = (
     "student.stem_init=whiten",
     "student.stem_frozen=true",
     "student.stem_norm=false",
-    "student.activation=gelu",
+    "student.activation=celu",
+    "student.norm_scale=frozen",
+    "student.norm_momentum=0.4",
+    "optim.bias_lr=8",
+    "ema.half_life=0.5",
+    "ema.norm_statistics=re-estimated",
 )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.optim import get_optimizer_info
 
-from distill.recipe import RecipeError, compared, load, loads, verified
+from distill.recipe import RecipeError, compared, dumps, load, loads, verified
 from distill.rules import RULES, WITHOUT_BETAS, WITHOUT_EPS
 from distill.schema import OptimizerName
 from distill.terms import Losses, taps
@@ -207,6 +207,27 @@ def test_minutes_and_epochs_take_each_other_s_place() -> None:
     load("kd", ["train.minutes=1", "optim.warmup_epochs=500"])  # known when the pace is
 
 
+def test_a_decay_and_a_half_life_take_each_other_s_place() -> None:
+    ema = load("kd+ema", ["ema.half_life=1"]).recipe.ema
+    assert ema is not None and (ema.half_life, ema.decay) == (1.0, None)
+    fresh = load("kd", ["ema.half_life=2"]).recipe.ema
+    assert fresh is not None and (fresh.half_life, fresh.decay) == (2.0, None)
+    plain = load("kd", ["ema.warmup=false"]).recipe.ema
+    assert plain is not None and (plain.half_life, plain.decay) == (None, 0.999)
+    assert faults("kd", "ema.half_life=1", "ema.decay=0.9") == [
+        "--set ema.decay and --set ema.half_life exclude each other; give one of them"
+    ]
+    with pytest.raises(
+        RecipeError, match=r"ema.half_life = 1.0 \(a.toml\) and ema.decay = 0.9 exc"
+    ):
+        loads("[loss.hard]\n[train]\nepochs = 1\n[ema]\nhalf_life = 1\ndecay = 0.9", "a.toml")
+
+
+def test_a_recipe_with_a_half_life_is_read_as_it_was_written() -> None:
+    recipe = load("kd+ema", ["ema.half_life=1"]).recipe
+    assert loads(dumps(recipe), "again") == recipe
+
+
 def test_all_conflicts_at_once() -> None:
     lines = faults("kd_cutmix", DKD, AT, "cache.views=3", 'loss.at.student_taps=["head"]')
     assert len(lines) == 4
@@ -222,7 +243,7 @@ def test_taps_are_read_off_the_tables() -> None:
 
 
 def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 17
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 18
     assert all(rule.__doc__ for rule in RULES)
 
 
@@ -249,4 +270,5 @@ def test_what_differs_and_who_set_it() -> None:
         "optim.lr: 0.2 (recipes/kd.toml) -> 0.3 (--set)",
         "ema.decay: absent -> 0.5 (--set)",
         "ema.warmup: absent -> true (default)",
+        'ema.norm_statistics: absent -> "averaged" (default)',
     ]

@@ -14,14 +14,14 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from distill import recipe as recipes
 from distill.data import augment, auto, colour, erase, geometry, holdout, mix, ricap, sources
 from distill.data.loader import Loader, Slice
 from distill.data.pipeline import Calendar, Operation, Pipeline
 from distill.data.sources import ImageSet
-from distill.engine import checkpoint, inference, optim
+from distill.engine import checkpoint, inference, norms, optim
 from distill.engine.allocator import keep_freed_memory
 from distill.engine.consensus import TIMEOUT, Consensus
 from distill.engine.divergence import Watch
@@ -53,6 +53,7 @@ from distill.losses.sp import SP
 from distill.losses.vid import VID
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
+from distill.schema import Ema
 from distill.terms import Term, arguments, taps
 from students import whiten
 from students.design import Design, over_budget
@@ -91,7 +92,9 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {
     "erase": erase.Erase,
 }
 Module = TypeVar("Module", bound=nn.Module)
-OPTIMIZER_KEYS = {"name", "lr", "momentum", "betas", "eps", "weight_decay", "decay_norm"}
+OPTIMIZER_KEYS = {
+    "name", "lr", "bias_lr", "momentum", "betas", "eps", "weight_decay", "decay_norm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ def network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
         activation=recipe.student.activation,
         block_dropout=recipe.student.block_dropout,
         head_dropout=recipe.student.head_dropout,
+        norm_momentum=recipe.student.norm_momentum,
     )
 
 
@@ -419,7 +423,7 @@ def training(
     if recipe.ema is not None:  # copied before hooks are set and accelerate wraps the forward
         ema = ModelEmaV3(
             student,
-            decay=recipe.ema.decay,
+            decay=ema_decay(recipe.ema, batches.steps_per_epoch),
             use_warmup=recipe.ema.warmup,
             warmup_gamma=9,
             warmup_power=1,
@@ -439,7 +443,9 @@ def training(
     )
     criterion = synchronised(criterion, recipe, accel).to(accel.device)
     bare = optim.optimizer(
-        nn.ModuleList([student, criterion]), **recipe.optim.model_dump(include=OPTIMIZER_KEYS)
+        nn.ModuleList([student, criterion]),
+        **recipe.optim.model_dump(include=OPTIMIZER_KEYS),
+        biases=fast_biases(student),
     )
     net, optimizer = accel.prepare(tapped, bare)
     learns = any(parameter.requires_grad for parameter in criterion.parameters())
@@ -459,6 +465,7 @@ def training(
         clip=recipe.optim.clip,
         ema=ema,
         held_out=split.held_out,
+        norm_images=norm_images(recipe, split.train),
         seed=recipe.train.seed,
         total_steps=0,
         habits=Habits(**recipe.train.model_dump(include=HABITS)),
@@ -470,6 +477,35 @@ def training(
     # A budget in minutes is an epoch until its pace is measured.
     lasting(run, recipe, (recipe.train.epochs or 1) * batches.steps_per_epoch)
     return run
+
+
+def ema_decay(ema: Ema, steps_per_epoch: int) -> float:
+    """The share that the average keeps in a step: after `half_life` epochs half is left of it."""
+    if ema.half_life is not None:
+        return float(0.5 ** (1 / (ema.half_life * steps_per_epoch)))
+    assert ema.decay is not None  # one of both, by the rules
+    return ema.decay
+
+
+def fast_biases(net: nn.Module) -> list[nn.Parameter]:
+    """What `optim.bias_lr` is for: biases of the network's batch norms, and of a stem without one.
+
+    Page has all biases in it, airbench96 those of norms, airbench94_muon these.
+    """
+    biases = optim.batch_norm_biases(net)
+    if isinstance(net, ResNet) and isinstance(net.stem_conv.bias, nn.Parameter):
+        biases.append(net.stem_conv.bias)
+    return biases
+
+
+def norm_images(recipe: Recipe, images: ImageSet) -> Tensor | None:
+    """The images that batch norms of averaged weights are measured on; None if they are averaged.
+
+    The first of the training part, which lies in the order of digests: a sample of it.
+    """
+    if recipe.ema is None or recipe.ema.norm_statistics == "averaged":
+        return None
+    return torch.from_numpy(images.images[: norms.N_IMAGES])
 
 
 def lasting(run: Training, recipe: Recipe, steps: int) -> None:

@@ -96,6 +96,7 @@ def _end_an_epoch(run: Training) -> None:
     """All that is done between two epochs: the next view is drawn, measures, weights, a save."""
     run.loader.view.cache_clear()
     run.loader.view(0)
+    train.re_estimate(run)
     train.agree(run)
     train.validate(run)
     checkpoint.weights_of(run.to_use)

@@ -8,7 +8,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from distill.data import draws
-from distill.engine import checkpoint, kept, saving
+from distill.engine import checkpoint, kept, norms, optim, saving
 from distill.engine.divergence import Diverged, gradient_norm
 from distill.engine.evaluate import measure
 from distill.engine.stop import Stopped
@@ -40,7 +40,7 @@ def step(run: Training, k: int) -> dict[str, Tensor]:
     progress = k / run.total_steps
     needs = run.criterion.needs(progress)
     for group in run.optimizer.param_groups:
-        group["lr"] = run.lr(k) * run.lr_factor
+        group["lr"] = optim.lr_of(group, run.lr(k) * run.lr_factor)
     parts = run.loader.batches(k)
     for part, (view, rows) in enumerate(parts):
         with run.accelerator.accumulate(run.net, run.objective):
@@ -102,6 +102,7 @@ def train(run: Training) -> Iterator[Event]:
 def _epoch(run: Training) -> Iterator[Event]:
     """What is left of the epoch: steps, validation, a checkpoint where one is due."""
     yield from _steps(run)
+    re_estimate(run)
     agree(run)
     measured = validate(run)
     is_best = _keep_if_best(run, measured)
@@ -165,6 +166,16 @@ def _go_back(run: Training, fault: Diverged) -> Retry:
 def _named(means: dict[str, float]) -> dict[str, float]:
     """Means of the losses under their metric names."""
     return {loss_name(name): value for name, value in means.items()}
+
+
+def re_estimate(run: Training) -> None:
+    """The averaged weights' own batch-norm statistics, if the recipe asks for them.
+
+    Every process measures the same images, so that nothing depends on how many there are.
+    """
+    if run.ema is not None and run.norm_images is not None:
+        with run.accelerator.autocast():
+            norms.re_estimate(run.ema.module, run.norm_images, run.accelerator.device)
 
 
 def agree(run: Training) -> None:

@@ -61,6 +61,7 @@ class Training:
     clip: float | None
     ema: ModelEmaV3 | None
     held_out: ImageSet | None
+    norm_images: Tensor | None  # uint8 [n, 3, H, W], for the averaged weights' batch norms
     seed: int  # of dropout; initial weights are already drawn
     total_steps: int
     habits: Habits

@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from students.design import IMAGE_CHANNELS, Design
+from students.resnet import CELU_ALPHA
 
 ACTIVATIONS = {
     "relu": "F.relu",
     "leaky_relu": "F.leaky_relu",
     "gelu": "F.gelu",
     "tanh": "torch.tanh",
+    "celu": "celu",
+    "silu": "F.silu",
 }
+CELU = f'''def celu(x):
+    """With the alpha that it was trained with; torch's own is 1."""
+    return F.celu(x, {CELU_ALPHA})
+'''
 CONV = '''def conv(inputs, outputs, kernel, stride=1):
     """No bias: a batch norm follows. The padding keeps the size, up to the stride."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
@@ -78,6 +85,8 @@ def renamed(name: str) -> str | None:
 
 def _definitions(student: Student) -> Iterator[str]:
     yield CONV
+    if student.activation == "celu":
+        yield CELU
     if student.design.downsample == "pool":
         yield "\n".join(_pooled(student))
     yield "\n".join(_block(student))

@@ -22,7 +22,7 @@ from teachers.wrn import WideResNet
 __all__ = ["understudy_resnet", "understudy_wrn"]
 
 NOT_OURS = ("global_pool",)  # timm offers it to every network
-RATES = ("activation", "block_dropout", "head_dropout")
+RATES = ("activation", "block_dropout", "head_dropout", "norm_momentum")
 
 
 def resnet_arguments(design: Design, **rates: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def resnet_arguments(design: Design, **rates: Any) -> dict[str, Any]:
 
 
 def understudy_resnet(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """A student: its `Design`, activation and dropouts by name."""
+    """A student: its `Design`, activation, dropouts and norm momentum by name."""
     return _built(_resnet, "understudy_resnet", pretrained, arguments)
 
 

@@ -1,4 +1,8 @@
-"""Runs of networks with pooled stages and a whitened, frozen stem: airbench96's in small."""
+"""Runs of networks with pooled stages and a whitened, frozen stem: airbench96's in small.
+
+Their norms' scales are frozen, their biases are trained faster, and the averaged weights have
+statistics of their own.
+"""
 
 import json
 from pathlib import Path
@@ -6,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from distill import recipe as recipes
-from distill.engine import build, run
+from distill.engine import build, norms, run
 from distill.engine.train import step
 from distill.events import TOTAL, Step, loss_name
 from distill.run_folder import RunFolder
@@ -67,6 +72,41 @@ def test_resumed_is_uninterrupted_bit_for_bit(efficient: Finished, tmp_path: Pat
     assert later[0].first_step == 10  # type: ignore[union-attr]
     assert same(efficient[0], resumed)
     assert digest(efficient[0].weights("student")) == digest(resumed.weights("student"))
+
+
+def test_biases_follow_the_schedule_and_its_retries_at_their_own_scale() -> None:
+    made = prepared(*EFFICIENT, "optim.schedule=constant", "optim.lr=0.01")
+    made.lr_factor = 0.5
+    step(made, 0)
+    rates = {
+        name: group["lr"]
+        for group in made.optimizer.param_groups
+        for name, p in made.student.named_parameters()
+        if any(p is each for each in group["params"])
+    }
+
+    fast = {name for name, rate in rates.items() if rate == 0.04}
+    assert {name for name, rate in rates.items() if rate == 0.005} == rates.keys() - fast
+    assert {name for name in fast if "norm" not in name and "residual" not in name} == {
+        "stem.0.bias"
+    }
+    norms = [m for m in made.student.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(fast) == len(norms) + 1
+    assert not any(name.endswith("norm.weight") for name in rates)
+
+
+def test_what_is_kept_has_the_statistics_that_were_measured(efficient: Finished) -> None:
+    """Of the weights' file: measured again, they are what they are."""
+    folder, _ = efficient
+    recipe = recipes.load("tiny", EFFICIENT).recipe
+    net, split = build.trained(folder), build.divide(recipe, drawn())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images = build.norm_images(recipe, split.train)
+    assert images is not None
+    norms.re_estimate(net, images, torch.device("cpu"))
+
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.multi

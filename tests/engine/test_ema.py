@@ -5,7 +5,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from distill.engine.train import step
+from distill.engine.norms import re_estimate as re_estimate_norms
+from distill.engine.train import re_estimate, step
 from tests.runs import prepared
 
 UPDATES = 6
@@ -34,6 +35,66 @@ def test_a_run_averages_by_the_formula() -> None:
     last = run.student.state_dict()
     for name in ("head.weight", "stem.1.running_mean"):  # the average is not simply the net
         assert not torch.allclose(found[name], last[name], rtol=1e-3)
+
+
+def test_after_a_half_life_half_is_left() -> None:
+    """1.5 epochs of 10 steps."""
+    run = prepared("loss.kd=false", "loss.hard.weight=1", "ema.half_life=1.5")
+    assert run.ema is not None and run.loader.steps_per_epoch == 10
+    assert run.ema.decay**15 == pytest.approx(0.5)
+
+
+RE_ESTIMATED = ("loss.kd=false", "loss.hard.weight=1", "ema.norm_statistics=re-estimated")
+
+
+def test_re_estimated_statistics_are_those_of_the_averaged_weights() -> None:
+    """On 320 images: one batch of the first 250 of the training part, neither cropped nor mixed."""
+    run = prepared(*RE_ESTIMATED, "student.block_dropout=0.5")
+    assert run.ema is not None and run.norm_images is not None
+    for k in range(3):
+        step(run, k)
+    averaged = exact(run.ema.module)
+    re_estimate(run)
+    net = run.ema.module
+    images = run.norm_images[:250].float() / 255
+    maps = net.stem[0](net.normalize(images)).detach()
+    found = net.state_dict()
+    torch.testing.assert_close(found["stem.1.running_mean"], maps.mean((0, 2, 3)))
+    torch.testing.assert_close(found["stem.1.running_var"], maps.var((0, 2, 3)), rtol=1e-3, atol=0)
+    assert not torch.allclose(found["stem.1.running_var"].double(), averaged["stem.1.running_var"])
+    weights = {name for name, _ in net.named_parameters()}
+    assert all(torch.equal(found[name].double(), averaged[name]) for name in weights)
+    assert not any(module.training for module in net.modules())
+    assert {m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+def test_re_estimating_again_changes_no_bit() -> None:
+    run = prepared(*RE_ESTIMATED)
+    assert run.ema is not None
+    step(run, 0)
+    re_estimate(run)
+    once = exact(run.ema.module)
+    re_estimate(run)
+    assert all(torch.equal(value, once[name]) for name, value in exact(run.ema.module).items())
+
+
+def test_statistics_are_the_plain_mean_over_batches() -> None:
+    """What is left over after whole batches of 250 is not read."""
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Dropout(0.5)).train()
+    images = torch.randint(0, 256, (520, 3, 4, 4), dtype=torch.uint8)
+    re_estimate_norms(net, images, torch.device("cpu"))
+    batches = [part.float() / 255 for part in images[:500].split(250)]
+    for name, of in (("running_mean", torch.mean), ("running_var", torch.var)):
+        mean = sum(of(batch, (0, 2, 3)) for batch in batches) / 2
+        torch.testing.assert_close(getattr(net[0], name), mean)
+
+
+def test_averaged_statistics_are_not_touched() -> None:
+    run = prepared("loss.kd=false", "loss.hard.weight=1", "ema.decay=0.9")
+    assert run.ema is not None and run.norm_images is None
+    before = exact(run.ema.module)
+    re_estimate(run)
+    assert all(torch.equal(value, before[name]) for name, value in exact(run.ema.module).items())
 
 
 def exact(net: nn.Module) -> dict[str, Tensor]:

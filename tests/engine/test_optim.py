@@ -105,6 +105,63 @@ def test_every_optimizer_makes_a_step(name: str) -> None:
         assert all(p.isfinite().all() for p in net.parameters())
 
 
+def small_with_biases(name: str, **how: object) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network whose norm's bias is trained 64 times as fast."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
+    biases = optim.batch_norm_biases(net)
+    assert [id(bias) for bias in biases] == [id(net[1].bias)]
+    given = {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.05, "decay_norm": True} | how
+    return net, optim.optimizer(net, name=name, bias_lr=64.0, biases=biases, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decay_norm", [True, False])
+def test_a_step_of_scaled_biases_by_hand(decay_norm: bool) -> None:
+    """p - lr s (g + d/s p): s times as far, and the decay lr d as everywhere."""
+    net, made = small_with_biases("momentum", decay_norm=decay_norm)
+    net[1].bias.data.fill_(2.0)
+    net(torch.rand(6, 3, 4, 4)).square().mean().backward()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    made.step()
+    for name, p in net.named_parameters():
+        scale = 64 if name == "1.bias" else 1
+        decay = 0.05 if p.dim() > 1 or decay_norm else 0.0
+        gradient = p.grad + decay / scale * before[name]
+        torch.testing.assert_close(p.detach(), before[name] - 0.01 * scale * gradient)
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_every_optimizer_makes_a_step_with_scaled_biases(name: str) -> None:
+    net, made = small_with_biases(name, momentum=0.9)
+    before = [p.detach().clone() for p in net.parameters()]
+    scales = {id(p): optim.lr_of(g, 1.0) for g in made.param_groups for p in g["params"]}
+    for _ in range(3):
+        made.zero_grad()
+        net(torch.rand(6, 3, 4, 4)).square().mean().backward()
+        made.step()
+    assert {name for name, p in net.named_parameters() if scales[id(p)] == 64} == {"1.bias"}
+    moved = [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
+    assert all(moved) and all(p.isfinite().all() for p in net.parameters())
+
+
+def test_the_scale_is_part_of_the_optimizer_s_state() -> None:
+    _, made = small_with_biases("sgd", momentum=0.9)
+    _, other = small_with_biases("sgd", momentum=0.9)
+    for group in other.param_groups:
+        group.pop("lr_scale", None)
+    other.load_state_dict(made.state_dict())
+    assert sorted(optim.lr_of(group, 0.5) for group in other.param_groups) == [0.5, 32.0]
+
+
+def test_without_a_factor_the_groups_are_timm_s() -> None:
+    net = small()
+    known = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "decay_norm": True}
+    plain = optim.optimizer(net, **known)  # type: ignore[arg-type]
+    named = optim.optimizer(net, **known, biases=optim.batch_norm_biases(net))  # type: ignore[arg-type]
+    assert plain.state_dict() == named.state_dict()
+    assert "lr_scale" not in plain.param_groups[0]
+
+
 def test_betas_and_eps_reach_those_that_have_them() -> None:
     adam = optim.optimizer(
         small(), name="adam", lr=0.1, momentum=0.9, weight_decay=0, decay_norm=True,

@@ -216,9 +216,10 @@ def test_dropout_drops_where_it_dropped():
             ["stride)", "skip", "kernel=", "pool="],
         ),
         (plain(WHITENED), ["nn.Conv2d(3, 24, 2)", "F.relu(self.conv1(x))"], ["padding="]),
+        (plain(FLAT, "celu"), ["F.celu(x, 0.075)", "celu(out)"], ["F.relu"]),
         (plain(POOLED), ["nn.MaxPool2d(pool)", "pool=3, kernel=1)"], ["skip", "stride)"]),
     ],
-    ids=["flat", "odd", "two", "resnet9", "whitened", "pooled"],
+    ids=["flat", "odd", "two", "resnet9", "whitened", "celu", "pooled"],
 )
 def test_only_what_the_design_uses_is_written(student, there, not_there):
     text = written(student, "A network.")
@@ -251,7 +252,7 @@ def test_the_file_is_as_ruff_leaves_it(tmp_path):
             Student(ODD, "relu", 0.0, 0.0, ([1.0, 1.5, 0.1234567], [0.0, 2.0, -1.25])),
             plain(POOLED, "relu", 0.1),
             plain(RESNET_9, "tanh"),
-            plain(WHITENED),
+            plain(WHITENED, "celu"),
             plain(Design.of(stages=1, blocks=1, width=4, stem_kernel=2)),
         )
     ):

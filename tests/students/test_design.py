@@ -131,6 +131,14 @@ def test_airbench96_and_slimmer_ones_have_their_published_counts(channels, publi
     assert design.trainable == design.parameters - 24 * 12
 
 
+def test_frozen_scales_are_counted_and_not_trained():
+    spec = {"stages": 2, "blocks": 1, "width": 4}
+    design = Design.of(**spec, norm_scale="frozen")
+
+    assert design.parameters == Design.of(**spec).parameters
+    assert design.parameters - design.trainable == 3 * 4 + 3 * 8  # the stem's, four, the skip's
+
+
 def test_a_stem_without_norm_and_of_kernel_2_by_hand():
     plain = Design.of(stages=2, blocks=1, width=4)
     design = Design.of(stages=2, blocks=1, width=4, stem_kernel=2, stem_norm=False)
@@ -229,6 +237,7 @@ GOOD = {"stages": 3, "blocks": 2, "width": 8}
         ({"kernel": 4}, "kernel = 4 must be odd"),
         ({"skip_kernel": [1, 2, 1]}, r"skip_kernel = \[1, 2, 1\] must be odd"),
         ({"stem_kernel": 6}, "stem_kernel = 6 must be odd or 2, which has no padding"),
+        ({"norm_scale": "fixed"}, 'norm_scale = \'fixed\' must be "trained" or "frozen"'),
         ({"stem_init": "zca"}, 'stem_init = \'zca\' must be "random" or "whiten"'),
         ({"stem_width": -3}, "stem_width = -3 must be a positive integer"),
         ({"stem_stride": 0}, "stem_stride = 0 must be a positive integer"),

@@ -183,6 +183,8 @@ def test_normalize_takes_other_means():
         ("leaky_relu", -0.01),
         ("gelu", -0.5 * (1 + math.erf(-1 / math.sqrt(2)))),
         ("tanh", math.tanh(-1)),
+        ("celu", 0.075 * math.expm1(-1 / 0.075)),
+        ("silu", -1 / (1 + math.e)),
     ],
 )
 def test_every_activation_follows_stem_and_blocks(name, at_minus_one):
@@ -200,6 +202,30 @@ def test_each_block_begins_as_its_skip():
 
     torch.testing.assert_close(block(maps), maps)
     assert block.residual[1].weight.eq(1).all()
+
+
+@pytest.mark.parametrize("spec", [{}, {"downsample": "pool"}, {"projector_width": 6}])
+def test_frozen_scales_are_1_at_the_ends_of_blocks_too(spec):
+    design = Design.of(stages=2, blocks=1, width=4, norm_scale="frozen", **spec)
+    net = ResNet(design)
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    frozen = sum(norm.weight.numel() for norm in norms)
+
+    assert all(norm.weight.eq(1).all() and not norm.weight.requires_grad for norm in norms)
+    assert all(norm.bias.requires_grad for norm in norms)
+    assert design.parameters - design.trainable == frozen
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == design.trainable
+
+
+def test_norm_momentum_is_the_share_of_the_newest_batch():
+    net = ResNet(TINY, norm_momentum=0.4)
+    images = torch.rand(4, 3, 8, 8)
+    maps = net.stem[0](net.normalize(images))
+    net(images)
+
+    torch.testing.assert_close(net.stem[1].running_mean, 0.4 * maps.mean((0, 2, 3)))
+    assert {m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {0.4}
+    assert net.stages[0][0].last_norm.weight.requires_grad
 
 
 def test_convolutions_have_the_variance_of_he():
@@ -275,7 +301,8 @@ def test_the_network_is_one_graph():
 
 def test_wrong_words_and_shares_come_in_one_message():
     with pytest.raises(UserError, match=r'"swish" is not one of relu, leaky_relu') as caught:
-        ResNet(TINY, activation="swish", block_dropout=1.0, head_dropout=-0.1)
+        ResNet(TINY, "swish", block_dropout=1.0, head_dropout=-0.1, norm_momentum=0.0)
 
     assert "block_dropout = 1.0 must be at least 0 and below 1" in str(caught.value)
+    assert "norm_momentum = 0.0 must be above 0 and at most 1" in str(caught.value)
     assert "head_dropout = -0.1 must be at least 0 and below 1" in str(caught.value)
