@@ -221,6 +221,17 @@ def arguments_have_effect(optim: Optim) -> Iterator[Fault]:
         problem = "is not read where {} is one_cycle, which warms up by itself; type "
         problem += "--set optim.warmup_epochs=0"
         yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem, against="optim.schedule")
+    if optim.schedule == "constant" and optim.min_lr > 0:
+        problem = "is not read where {} is constant; type --set optim.min_lr=0"
+        yield Fault("optim.min_lr", optim.min_lr, problem, against="optim.schedule")
+
+
+def floor_is_below_the_peak(optim: Optim) -> Iterator[Fault]:
+    """The learning rate falls, or stays, after its peak."""
+    if optim.min_lr >= optim.lr:
+        problem = f"is not below {{}}, which is {optim.lr:g}; type "
+        problem += f"--set optim.min_lr={optim.lr / 100:g}, or 0 for none"
+        yield Fault("optim.min_lr", optim.min_lr, problem, against="optim.lr")
 
 
 def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
@@ -267,6 +278,7 @@ RULES: tuple[Rule, ...] = (
     terms_have_time,
     optimizer_takes_its_arguments,
     arguments_have_effect,
+    floor_is_below_the_peak,
     epochs_or_minutes,
     decay_or_half_life,
     warmup_ends,

@@ -239,6 +239,7 @@ class Optim(BaseModel):
     name: OptimizerName = "sgd"
     lr: Positive = 0.1  # the peak
     bias_lr: Positive = 1.0  # times lr: of norms' biases, and of a stem's that has no norm
+    min_lr: NotNegative = 0.0  # the schedule ends here; a warm-up may begin lower
     momentum: ShareBelowOne = 0.9
     betas: Betas | None = None
     eps: Positive | None = None

@@ -120,6 +120,7 @@ def test_a_faulty_key_is_one_line(override: str, line: str) -> None:
         ("optim.lr", "0", "1e-6"),
         ("optim.momentum", "1", "0.5"),
         ("optim.weight_decay", "-1e-4", "0"),
+        ("optim.min_lr", "-1e-4", "0"),
         ("optim.warmup_epochs", "-1", "0.5"),
         ("optim.clip", "0", "1"),
         ("train.epochs", "0", "1"),

@@ -183,6 +183,23 @@ def test_a_schedule_that_warms_up_takes_no_warmup() -> None:
     load("kd", [one_cycle, "optim.warmup_epochs=0"])
 
 
+def test_a_floor_is_below_the_peak_and_read_by_the_schedule() -> None:
+    for floor in ("0.2", "0.5"):
+        assert faults("kd", f"optim.min_lr={floor}") == [
+            f"optim.min_lr = {floor} (--set) is not below optim.lr (recipes/kd.toml), which is "
+            "0.2; type --set optim.min_lr=0.002, or 0 for none"
+        ]
+    constant = "optim.schedule=constant"
+    assert faults("kd", "optim.min_lr=0.01", constant) == [
+        "optim.min_lr = 0.01 (--set) is not read where optim.schedule (--set) is constant; "
+        "type --set optim.min_lr=0"
+    ]
+    load("kd", ["optim.min_lr=0", constant])
+    for schedule in ("cosine", "linear", "step"):
+        load("kd", ["optim.min_lr=0.199", f"optim.schedule={schedule}"])
+    load("kd", ["optim.min_lr=0.199", "optim.schedule=one_cycle", "optim.warmup_epochs=0"])
+
+
 @pytest.mark.parametrize("term", ["fitnet.student_tap", "vid.student_taps", "at.teacher_taps"])
 def test_places_are_not_compared_where_none_are_left(term: str) -> None:
     name, key = term.split(".")

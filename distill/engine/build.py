@@ -365,6 +365,7 @@ def schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[int]
         warmup=min(round(recipe.optim.warmup_epochs * steps_per_epoch), longest),
         peak=recipe.optim.lr,
         schedule=recipe.optim.schedule,
+        min_lr=recipe.optim.min_lr,
         steps_per_epoch=steps_per_epoch,
         step_epochs=recipe.optim.step_epochs,
         gamma=recipe.optim.gamma,

@@ -108,38 +108,42 @@ def lr_at(
     warmup: int,
     peak: float,
     schedule: Schedule,
+    min_lr: float = 0.0,
     steps_per_epoch: int = 1,
     step_epochs: int = 10,
     gamma: float = 0.9,
 ) -> float:
     """The learning rate of optimizer step `step` in 0..total-1.
 
-    Linear from peak / warmup to peak over the first `warmup` steps, then down to 0, which
-    step `total` (never taken) would reach: half a cosine (Loshchilov & Hutter, ICLR 2017, arXiv
-    1608.03983, eq. 5), a line, or not at all. `step`: times `gamma` every `step_epochs` epochs of
-    the training. `one_cycle` (Smith & Topin, arXiv 1708.07120, as torch has it): half a cosine from
-    peak / 25 to the peak over the first 30 % and from there to peak / 250,000 at the last step; it
-    warms up by itself.
+    Linear from peak / warmup to peak over the first `warmup` steps, then down to `min_lr` in
+    [0, peak), which step `total` (never taken) would reach: half a cosine (Loshchilov & Hutter,
+    ICLR 2017, arXiv 1608.03983, eq. 5, whose eta_min it is), a line, or not at all. `step`: times
+    `gamma` every `step_epochs` epochs of the training, `min_lr` at least. `one_cycle` (Smith &
+    Topin, arXiv 1708.07120, as torch has it): half a cosine from peak / 25 to the peak over the
+    first 30 % and from there to peak / 250,000, or to `min_lr` if that is larger, at the last step;
+    it warms up by itself. `min_lr` does not bound a warm-up.
     """
     if schedule == "one_cycle":
-        return _one_cycle(step, total, peak)
+        return _one_cycle(step, total, peak, min_lr)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
+    if schedule == "step":
+        return max(peak * gamma ** (step // (steps_per_epoch * step_epochs)), min_lr)
     left = {
         "cosine": (1 + math.cos(math.pi * progress)) / 2,
         "linear": 1 - progress,
         "constant": 1.0,
-        "step": gamma ** (step // (steps_per_epoch * step_epochs)),
     }[schedule]
-    return peak * left
+    return min_lr + (peak - min_lr) * left
 
 
-def _one_cycle(step: int, total: int, peak: float) -> float:
+def _one_cycle(step: int, total: int, peak: float, min_lr: float) -> float:
     top = RISE * total - 1  # as torch counts: the peak's step, which may lie between two
     if step <= top:
         return _cosine(peak * FIRST, peak, step / top)
-    return _cosine(peak, peak * LAST, (step - top) / max(1e-9, total - 1 - top))
+    last = max(peak * LAST, min_lr)
+    return _cosine(peak, last, (step - top) / max(1e-9, total - 1 - top))
 
 
 def _cosine(first: float, last: float, progress: float) -> float:

@@ -1,11 +1,12 @@
 """The learning rate at the points that define it, and what timm's names mean."""
 
+import math
 from typing import get_args
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, StepLR
 
 from distill.engine import optim
 from distill.schema import OptimizerName
@@ -71,6 +72,75 @@ def test_one_cycle_is_torch_s(total: int) -> None:
     theirs = torchs(lambda sgd: OneCycleLR(sgd, 0.4, total_steps=total), 0.4, total - 1)
     assert ours("one_cycle", total, 0.4)[:-1] == pytest.approx(theirs)
     assert ours("one_cycle", total, 0.4)[-1] == pytest.approx(0.4 / 250_000)
+
+
+FLOOR = 0.07
+
+
+def test_floored_cosine_is_torch_s_eta_min() -> None:
+    theirs = torchs(lambda sgd: CosineAnnealingLR(sgd, 40, eta_min=FLOOR), 0.3, 41)
+    assert ours("cosine", 40, 0.3, min_lr=FLOOR) == pytest.approx(theirs[:40])
+    end = optim.lr_at(40, total=40, warmup=0, peak=0.3, schedule="cosine", min_lr=FLOOR)
+    assert end == pytest.approx(theirs[40]) == pytest.approx(FLOOR)
+
+
+def test_floored_linear_is_torch_s_end_factor() -> None:
+    theirs = torchs(lambda sgd: LinearLR(sgd, 1.0, FLOOR / 0.3, total_iters=40), 0.3, 40)
+    assert ours("linear", 40, 0.3, min_lr=FLOOR) == pytest.approx(theirs)
+
+
+def test_floored_step_never_falls_below() -> None:
+    """As torch's ReduceLROnPlateau has it: max(lr * factor, min_lr)."""
+    theirs = torchs(lambda sgd: StepLR(sgd, 70, 0.5), 0.3, 300)
+    rates = ours("step", 300, 0.3, steps_per_epoch=7, gamma=0.5, min_lr=FLOOR)
+    assert rates == pytest.approx([max(rate, FLOOR) for rate in theirs])
+    assert rates[139:141] == pytest.approx([0.15, 0.075]) and rates[210:] == [FLOOR] * 90
+
+
+@pytest.mark.parametrize("total", [20, 47, 1000])
+def test_floored_one_cycle_is_torch_s_final_div_factor(total: int) -> None:
+    """torch's last rate is peak / 25 / final_div_factor."""
+    factor = 0.4 / 25 / FLOOR
+    theirs = torchs(
+        lambda sgd: OneCycleLR(sgd, 0.4, total_steps=total, final_div_factor=factor), 0.4, total - 1
+    )
+    rates = ours("one_cycle", total, 0.4, min_lr=FLOOR)
+    assert rates[:-1] == pytest.approx(theirs)
+    assert rates[-1] == pytest.approx(FLOOR)
+    assert rates[0] == pytest.approx(0.4 / 25), "the rise is not bounded"
+
+
+def test_one_cycle_ends_no_lower_for_a_tiny_floor() -> None:
+    assert ours("one_cycle", 20, 0.4, min_lr=1e-9) == ours("one_cycle", 20, 0.4)
+
+
+def test_a_floor_leaves_the_warm_up_alone() -> None:
+    rates = [optim.lr_at(k, schedule="cosine", min_lr=0.1, **LR) for k in range(11)]
+    assert rates == pytest.approx([0.04 * (k + 1) for k in range(10)] + [0.4])
+
+
+@pytest.mark.parametrize("schedule", get_args(optim.Schedule))
+def test_a_floor_of_zero_changes_no_bit(schedule: str) -> None:
+    assert ours(schedule, 97, 0.3, min_lr=0.0) == [before_floors(schedule, k) for k in range(97)]
+
+
+def before_floors(schedule: str, step: int) -> float:
+    """The rate of 97 steps from 0.3, as it was computed before schedules had a floor."""
+    if schedule == "one_cycle":
+        top = 0.3 * 97 - 1
+        first, last, done = (
+            (0.3 * (1 / 25), 0.3, step / top)
+            if step <= top
+            else (0.3, 0.3 * (1 / 25e4), (step - top) / (96 - top))
+        )
+        return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+    left = {
+        "cosine": (1 + math.cos(math.pi * (step / 97))) / 2,
+        "linear": 1 - step / 97,
+        "constant": 1.0,
+        "step": 0.9 ** (step // 10),
+    }
+    return 0.3 * left[schedule]
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4])

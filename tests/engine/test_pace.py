@@ -114,6 +114,15 @@ def test_the_learning_rate_ends_at_zero_with_the_minutes(teacher) -> None:
     assert run.lr(steps - 1) < 0.01 * peak
 
 
+def test_the_learning_rate_ends_at_its_floor_with_the_minutes(teacher) -> None:
+    sets = ["train.minutes=5.0", "optim.min_lr=0.01"]
+    run = prepared(f"teacher.runs=['{teacher}']", *sets)
+    steps = run.loader.steps_per_epoch * 2 + 3
+    build.lasting(run, recipes.load("tiny", sets).recipe, steps)
+    assert run.lr(steps) == 0.01
+    assert 0.01 < run.lr(steps - 1) < 0.011
+
+
 def test_minutes_too_short_for_a_step_are_refused(teacher, monkeypatch) -> None:
     Clock(monkeypatch)
     run = prepared(f"teacher.runs=['{teacher}']")
