@@ -11,6 +11,7 @@ from distill.show.grid import Column, Grid
 from distill.show.page import Block, Drawing, Fact, Note, Page, Section, Table, html
 from distill.show.sweep_table import (
     Said,
+    caution,
     complete,
     counts_text,
     heads,
@@ -18,10 +19,6 @@ from distill.show.sweep_table import (
     key_text,
     value_text,
 )
-
-# Optuna on its PED-ANOVA: "it is preferable to include at least 5 trials above target_quantile",
-# which is the best tenth (optuna.importance.PedAnovaImportanceEvaluator, 4.x).
-ENOUGH = 50
 
 
 def write(said: Said, path: Path) -> None:
@@ -75,19 +72,11 @@ def _drawings(said: Said) -> Iterator[Drawing]:
 
 
 def _importance(said: Said) -> Iterator[Block]:
-    if complete(said) < ENOUGH:
-        yield Note(caution(complete(said)))
+    if (warning := caution(complete(said))) is not None:
+        yield Note(warning)
     told = "The share of each key in what tells the best tenth of the trials from the others."
     drawn = sweep_plots.importance(said)
     yield Drawing("importance", f"{told} PED-ANOVA, arXiv 2304.10255.", drawn)
-
-
-def caution(n: int) -> str:
-    """Of an importance that rests on `n` finished trials."""
-    return (
-        f"It rests on {counted(n, 'finished trial', 'finished trials')}, and may still change: "
-        f"Optuna advises at least 5 trials in the best tenth, which takes {ENOUGH}."
-    )
 
 
 def _trials(said: Said) -> Table:

@@ -16,6 +16,10 @@ MOST = 10  # trials in the table; all are in sweep.json
 LONGEST = 40  # letters of one line of a value, where room is short
 DIGITS = 3  # of a number that was drawn
 MOST_DECIMALS = 5  # beyond them 1.23e-07
+# Complete trials below which an importance is shown with a warning. Optuna on its PED-ANOVA: "it is
+# preferable to include at least 5 trials above target_quantile", which is the best tenth
+# (optuna.importance.PedAnovaImportanceEvaluator, 4.x).
+ENOUGH = 50
 
 
 def sweep_table(said: Said, width: int) -> RenderableType:
@@ -31,6 +35,7 @@ def sweep_table(said: Said, width: int) -> RenderableType:
     if said["importance"]:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in by_importance(said))
         lines.append(f"importance (PED-ANOVA, of {counted_trials(complete(said))}): {shares}")
+        lines += filter(None, [caution(complete(said))])
     return Group(*_tables(said, rows[:MOST], width), Text("\n".join(lines)))
 
 
@@ -117,6 +122,17 @@ def in_order(said: Said) -> list[Mapping[str, Any]]:
 def by_importance(said: Said) -> list[tuple[str, float]]:
     """Keys and their shares, the largest first."""
     return sorted(said["importance"].items(), key=lambda pair: -pair[1])
+
+
+def caution(n: int) -> str | None:
+    """The warning beside an importance of `n` complete trials; None if they are enough."""
+    if n >= ENOUGH:
+        return None
+    return (
+        f"It rests on {counted(n, 'finished trial', 'finished trials')}, and may be chance alone: "
+        "the shares add up to 100 % even if no key matters, and Optuna advises at least 5 trials "
+        f"in the best tenth, which takes {ENOUGH}."
+    )
 
 
 def complete(said: Said) -> int:

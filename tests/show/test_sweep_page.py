@@ -10,9 +10,9 @@ from rich.console import Console
 
 from distill.show.ink import COLUMN
 from distill.show.page import Table, html
-from distill.show.sweep_page import ENOUGH, caution, page
+from distill.show.sweep_page import page
 from distill.show.sweep_plots import history, parallel
-from distill.show.sweep_table import counts_text, heads, key_text, sweep_table
+from distill.show.sweep_table import caution, counts_text, heads, key_text, sweep_table
 
 
 def row(number: int, state: str, value: float | None, lr: float, crop: str) -> dict[str, Any]:
@@ -58,6 +58,32 @@ def test_the_best_come_first_and_all_are_accounted_for() -> None:
     assert lines[6].strip() == shares
     least = shown(SAID | {"goal": "minimize"})
     assert [line.split()[0] for line in least[2:5]] == ["0", "4", "2"]
+
+
+def of_trials(n: int) -> dict[str, Any]:
+    """The sweep as if `n` trials were complete."""
+    return SAID | {"counts": {"complete": n}}
+
+
+@pytest.mark.parametrize("n", [1, 8, 49])
+def test_importance_of_few_trials_is_warned_of(n: int) -> None:
+    """On the terminal and in the page, by the same words."""
+    trials = "1 finished trial" if n == 1 else f"{n} finished trials"
+    words = (
+        f"It rests on {trials}, and may be chance alone: the shares add up to 100 % even if no key "
+        "matters, and Optuna advises at least 5 trials in the best tenth, which takes 50."
+    )
+    assert words in " ".join(line.strip() for line in shown(of_trials(n)))
+    assert words in html(page(of_trials(n)))
+    assert caution(n) == words
+
+
+@pytest.mark.parametrize("said", [of_trials(50), SAID | {"importance": {}}])
+def test_no_warning_where_none_is_due(said: dict[str, Any]) -> None:
+    """With 50 complete trials, and without an importance."""
+    assert caution(50) is None
+    assert "chance alone" not in " ".join(line.strip() for line in shown(said))
+    assert "chance alone" not in html(page(said))
 
 
 def test_one_is_not_many() -> None:
@@ -159,13 +185,6 @@ def test_figures_stay_as_narrow_as_a_column() -> None:
 def test_without_an_importance_nothing_is_said_of_it() -> None:
     assert "Importance" in html(page(SAID))
     assert "Importance" not in html(page(SAID | {"importance": {}}))
-
-
-def test_an_importance_of_few_trials_says_so() -> None:
-    assert caution(3) in html(page(SAID)) and "on 3 finished trials" in caution(3)
-    assert "on 1 finished trial," in caution(1)
-    enough = SAID | {"counts": {"complete": ENOUGH}}
-    assert "may still change" not in html(page(enough))
 
 
 def test_the_head_tells_the_best() -> None:
