@@ -9,7 +9,7 @@ Metric names, everywhere (journal, display, result, report):
   `loss/total`: the weighted sum that was minimised.
 - `top1` (share 0..1), `nll` (nats), `ece` (share 0..1, 15 bins), each with a suffix:
   `/val` the held-out part of train, `/val_ema` the same for the averaged weights, `/test` the test
-  split.
+  split. A run with averaged weights has `/val_ema` alone, unless `train.validate_both`.
 - `lr`: the learning rate of the step; `images_per_s`: training images of all processes a second.
 """
 
@@ -21,6 +21,7 @@ LR = "lr"
 IMAGES_PER_S = "images_per_s"
 MEASURES = ("top1", "nll", "ece")
 Split = Literal["train", "val", "val_ema", "test"]
+VALIDATED: tuple[Split, ...] = ("val", "val_ema")
 
 
 def loss_name(term: str) -> str:
@@ -98,7 +99,7 @@ class End:
     """After the last epoch, once the test split was read."""
 
     epoch: int  # the epoch whose weights were kept
-    metrics: dict[str, float]  # .../val of the kept weights and .../test
+    metrics: dict[str, float]  # .../val or .../val_ema of the kept weights, and .../test
     parameters: int
     elapsed_s: float  # training time of the whole run, however often resumed
     weights: str  # path of the safetensors file

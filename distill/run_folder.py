@@ -30,7 +30,8 @@ from distill.errors import UserError
 from distill.recipe import Recipe
 
 Role = Literal["teacher", "student"]
-# What a resumed run may do otherwise: how often it speaks, saves and keeps, and if it goes back.
+# What a resumed run may do otherwise: how often it speaks, saves and keeps, what else it measures,
+# and if it goes back.
 HABITS = {
     f"train.{key}"
     for key in (
@@ -39,6 +40,7 @@ HABITS = {
         "save_steps",
         "save_minutes",
         "keep_epochs",
+        "validate_both",
         "retries",
         "retry_lr",
     )

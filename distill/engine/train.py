@@ -188,9 +188,11 @@ def agree(run: Training) -> None:
 
 
 def validate(run: Training) -> dict[str, float]:
-    """Measures of the net, and of its average where there is one, on the held-out part.
+    """Measures on the held-out part of the network to keep; of both with `train.validate_both`.
 
-    Raises Stopped in the middle where somebody asked for it: the resumed run begins with it.
+    Computed in the precision of the training: selection needs a ranking alone, and on a GPU float32
+    without TF32 takes several times as long. Raises Stopped in the middle where somebody asked for
+    it: the resumed run begins with it.
     """
     if run.held_out is None:
         return {}
@@ -200,12 +202,11 @@ def validate(run: Training) -> dict[str, float]:
             saving.save(run)
             _leave_if(run, run.stop.code)
 
-    values = measure(run.student, run.held_out, run.accelerator, look_up)
-    metrics = {measure_name(name, "val"): value for name, value in values.items()}
-    if run.ema is not None:
-        with run.accelerator.autocast():  # as the net, whose forward accelerate has wrapped
-            values = measure(run.ema.module, run.held_out, run.accelerator, look_up)
-        metrics |= {measure_name(name, "val_ema"): value for name, value in values.items()}
+    metrics: dict[str, float] = {}
+    for split, net in run.to_validate.items():
+        with run.accelerator.autocast():  # accelerate wraps `run.net`, and neither of these
+            values = measure(net, run.held_out, run.accelerator, look_up)
+        metrics |= {measure_name(name, split): value for name, value in values.items()}
     return metrics
 
 

@@ -17,6 +17,7 @@ from distill.engine.divergence import Watch
 from distill.engine.metrics import Means
 from distill.engine.stop import Stop
 from distill.engine.teach import Live, Taught, Teach
+from distill.events import Split
 from distill.losses.objective import Objective
 from distill.run_folder import Role, RunFolder
 
@@ -32,13 +33,14 @@ class Best:
 
 @dataclass(frozen=True)
 class Habits:
-    """How often a run speaks, saves and keeps, and what it does where it diverges."""
+    """How often a run speaks, saves and keeps, what it measures, what it does if it diverges."""
 
     log_every: int  # steps
     save_every: int  # epochs
     save_steps: int | None = None
     save_minutes: float | None = None
     keep_epochs: int | None = None
+    validate_both: bool = False
     retries: int = 0
     retry_lr: float = 0.5
 
@@ -111,6 +113,16 @@ class Training:
     def to_use(self) -> nn.Module:
         """The network to keep: the average where the run has one."""
         return self.student if self.ema is None else self.ema.module
+
+    @property
+    def to_validate(self) -> dict[Split, nn.Module]:
+        """The networks to measure after each epoch, by the split that their measures name: the one
+        to keep, and with `validate_both` the trained one beside its average.
+        """
+        if self.ema is None:
+            return {"val": self.student}
+        trained: dict[Split, nn.Module] = {"val": self.student} if self.habits.validate_both else {}
+        return trained | {"val_ema": self.ema.module}
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the student's, and those of the terms."""

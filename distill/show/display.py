@@ -22,6 +22,7 @@ from distill.events import (
     IMAGES_PER_S,
     LR,
     TOTAL,
+    VALIDATED,
     End,
     Epoch,
     Event,
@@ -306,11 +307,9 @@ def losses(metrics: Mapping[str, float]) -> str:
 
 
 def accuracies(metrics: Mapping[str, float]) -> list[str]:
-    """The accuracy on the held-out part, and that of the averaged weights where there are any."""
-    net = [accuracy(metrics, "val")]
-    return net + (
-        [accuracy(metrics, "val_ema")] if measure_name("top1", "val_ema") in metrics else []
-    )
+    """The accuracies on the held-out part: of the network, of its average, or of both."""
+    known = [split for split in VALIDATED if measure_name("top1", split) in metrics]
+    return [accuracy(metrics, split) for split in known] or [accuracy(metrics, "val")]
 
 
 def accuracy(metrics: Mapping[str, float], split: Split) -> str:

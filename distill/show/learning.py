@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from distill.events import TOTAL, Split, loss_name, measure_name
+from distill.events import TOTAL, VALIDATED, Split, loss_name, measure_name
 from distill.show import plots
 from distill.show.curves import Curves, Line, curves
 from distill.show.display import percent
@@ -125,7 +125,7 @@ def thinned(line: Line) -> Line:
 
 def _remarks(record: Record, known: Curves) -> Iterator[str]:
     """What the curves are silent about."""
-    if measure_name("top1", "val") not in known.epochs:
+    if not any(measure_name("top1", split) in known.epochs for split in VALIDATED):
         yield "Nothing was held out, so no epoch was measured: the last one was kept."
     if not record.test_curve:
         yield (

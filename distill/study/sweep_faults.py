@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from distill.events import MEASURES, measure_name
+from distill.events import MEASURES, VALIDATED, measure_name
 from distill.faults import Values, check, keys, shown, switches, words
 from distill.rules import Fault, did_you_mean
 from distill.study.sweep_schema import KINDS, Constraint, Space, Study, SweepFile, keys_of, pairs
 
-METRICS = [measure_name(name, split) for name in MEASURES for split in ("val", "val_ema")]
+METRICS = [measure_name(name, split) for name in MEASURES for split in VALIDATED]
 
 
 def of_file(file: SweepFile) -> Iterator[str]:

@@ -33,7 +33,7 @@ from distill.events import MEASURES, Split, measure_name
 from distill.faults import Values, keys
 from distill.recipe import Resolved
 from distill.study import sweep_faults
-from distill.study.sweep_schema import KINDS, SweepFile, option_label, settings
+from distill.study.sweep_schema import KINDS, SweepFile, option_label, pairs, settings, touched
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,15 @@ class Sweep:
         """What every trial sets over the recipe."""
         limit = self.file.constraint.parameters
         budget = [] if limit is None else [f"student.max_params={limit}"]
-        return [*self.file.overrides, *budget]
+        both = ["train.validate_both=true"] if self._measures_both else []
+        return [*self.file.overrides, *budget, *both]
+
+    @property
+    def _measures_both(self) -> bool:
+        """Whether a trial that keeps an average is judged by the network itself."""
+        varied = {key.partition(".")[0] for key in touched(self.file)}
+        averages = self.base.recipe.ema is not None or "ema" in varied
+        return averages and self.metric in {measure_name(m, "val") for m in MEASURES}
 
 
 def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -> Sweep:
@@ -119,8 +127,8 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
     recipe = sweep.base.recipe
     if recipe.data.holdout == 0:
         yield "data.holdout = 0: trials are judged on held-out images; type data.holdout=0.1 in set"
-    if recipe.ema is None and sweep.metric in {measure_name(m, "val_ema") for m in MEASURES}:
-        yield f'study.metric = "{sweep.metric}" wants [ema], and the recipe has none'
+    if sweep.metric in {measure_name(m, "val_ema") for m in MEASURES}:
+        yield from _without_average(sweep)
     if sweep.file.study.pruner == "hyperband" and recipe.train.epochs is None:
         yield 'study.pruner = "hyperband" counts epochs, and the recipe says train.minutes'
     if recipe.student is None and sweep.file.constraint.parameters is not None:
@@ -130,6 +138,20 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
             f"{sweep.base.name} asks a teacher, and all trials shall have the same: name it, "
             "--teacher RUN"
         )
+
+
+def _without_average(sweep: Sweep) -> Iterator[str]:
+    """Why some trial has no average to be judged by."""
+    wanted = f'study.metric = "{sweep.metric}" wants [ema], and'
+    if sweep.base.recipe.ema is None:
+        yield f"{wanted} the recipe has none"
+    for name, space in sweep.file.space.items():
+        if any(("ema", False) in pairs(name, option) for option in space.options):
+            own = sweep.metric.removesuffix("_ema")
+            yield (
+                f"{wanted} space.{name} leaves it out of some trials; "
+                f'type metric = "{own}" in [study]'
+            )
 
 
 def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:

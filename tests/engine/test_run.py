@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -250,6 +251,49 @@ def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
     next(iter(run.run(run.Request("student", resolved.recipe, "tiny", out))))
     with pytest.raises(UserError, match=r"optim.lr: 0.05 -> 0.1"):
         train(out, *two_epochs(teacher), "optim.lr=0.1", resume=True)
+
+
+def cut_short(teacher: Path, out: Path) -> RunFolder:
+    """A run of two epochs that was killed in the second."""
+    resolved = recipes.load("tiny", two_epochs(teacher))
+    events = run.run(run.Request("student", resolved.recipe, "tiny", out))
+    for event in events:
+        if isinstance(event, Step) and event.step == 13:
+            break
+    events.close()  # type: ignore[attr-defined]
+    return RunFolder(out)
+
+
+def test_a_resumed_run_may_measure_the_network_too(taught, teacher, tmp_path) -> None:
+    """What is told of it is more; what is trained and kept is the same."""
+    folder = cut_short(teacher, tmp_path / "cut")
+    both = [*two_epochs(teacher), "train.validate_both=true"]
+    resumed, events = train(folder.path, *both, resume=True)
+    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
+    [epoch] = [event for event in events if isinstance(event, Epoch)]
+    [alone] = [event for event in taught[1] if isinstance(event, Epoch) and event.epoch == 2]
+    more = {"top1/val", "nll/val", "ece/val"}
+    assert epoch.metrics.keys() - alone.metrics.keys() == more
+    assert {name: epoch.metrics[name] for name in alone.metrics} == alone.metrics
+
+
+def test_a_run_from_before_these_keys_is_resumed(taught, teacher, tmp_path) -> None:
+    folder = cut_short(teacher, tmp_path / "cut")
+    text = folder.recipe.read_text()
+    older = re.sub("(min_lr|validate_both) = .*\n", "", text)
+    assert len(older.splitlines()) == len(text.splitlines()) - 2
+    folder.recipe.write_text(older)
+    resumed, events = train(folder.path, *two_epochs(teacher), resume=True)
+    assert events[0].first_step == 10
+    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
+
+
+def test_the_end_tells_the_accuracy_of_what_was_kept(taught) -> None:
+    """Of a run with averaged weights, no other is measured."""
+    folder, events = taught
+    told = [event.metrics for event in events if isinstance(event, Epoch | End)]
+    assert all("top1/val_ema" in each and "top1/val" not in each for each in told)
+    assert folder.result()["metrics"] == events[-1].metrics
 
 
 def edited(teacher: Path, out: Path, **changes: object) -> Path:

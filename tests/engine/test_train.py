@@ -9,10 +9,15 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from distill.engine import checkpoint
+from distill.engine import train as loop
 from distill.engine.divergence import Diverged
+from distill.engine.evaluate import measure
 from distill.engine.metrics import Means, measures
 from distill.engine.teach import Frozen, Lesson, Live, nobody
-from tests.runs import train
+from tests.runs import prepared, train
+
+ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
+MEASURES = ("top1", "nll", "ece")
 
 
 def test_golden_losses_of_tiny(teacher, tmp_path) -> None:
@@ -118,3 +123,41 @@ def test_mixed_precision_on_a_cpu_trains_and_warns(fresh_accelerate, tmp_path) -
     assert events[0].precision == "bf16"
     assert any("many times slower than fp32" in note for note in events[0].notes)
     assert math.isfinite(events[-2].metrics["loss/total"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "splits"),
+    [
+        ((), ["val"]),
+        (("ema.decay=0.9",), ["val_ema"]),
+        (("ema.decay=0.9", "train.validate_both=true"), ["val", "val_ema"]),
+        (("train.validate_both=true",), ["val"]),
+        (("ema.decay=0.9", "train.validate_both=true", "data.holdout=0"), []),
+    ],
+)
+def test_validation_measures_what_is_kept_unless_asked(settings, splits, monkeypatch) -> None:
+    """Each network once, and no other."""
+    run = prepared(*ALONE, *settings)
+    measured = []
+    really = loop.measure
+    monkeypatch.setattr(loop, "measure", lambda *a: measured.append(a[0]) or really(*a))
+    names = loop.validate(run).keys()
+    assert names == {f"{measure}/{split}" for split in splits for measure in MEASURES}
+    nets = {"val": run.student, "val_ema": run.ema and run.ema.module}
+    assert measured == [nets[split] for split in splits]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_computes_in_the_training_precision(fresh_accelerate, precision) -> None:
+    """The network and its average alike: both are measured without accelerate's wrapper."""
+    settings = (f"train.precision='{precision}'", "ema.decay=0.9", "train.validate_both=true")
+    run = prepared(*ALONE, *settings)
+    for k in range(3):
+        loop.step(run, k)
+    found = loop.validate(run)
+    for split, net in (("val", run.student), ("val_ema", run.ema.module)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            expected = measure(net, run.held_out, run.accelerator)
+        exact = measure(net, run.held_out, run.accelerator)
+        assert {name: found[f"{name}/{split}"] for name in MEASURES} == expected
+        assert (expected["nll"] == exact["nll"]) == (precision == "fp32")

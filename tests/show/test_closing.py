@@ -76,6 +76,11 @@ def test_a_student_without_a_teacher(tmp_path: Path) -> None:
     assert closing_rows(run) == [row]
 
 
+def test_where_only_the_average_was_measured_its_accuracy_is_told(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", metrics={"top1/val_ema": 0.97, "top1/test": 0.96})
+    assert closing_rows(run)[0].top1_val == 0.97
+
+
 def test_nothing_was_held_out(tmp_path: Path) -> None:
     run = finished(tmp_path / "alone", *ALONE, metrics={"top1/test": 0.9})
     assert closing_rows(run)[0].top1_val is None

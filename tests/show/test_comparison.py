@@ -7,10 +7,11 @@ import pytest
 
 from distill.show import comparison
 from distill.show.curves import Line
-from distill.show.overlay import mean_line
-from distill.show.page import Table
+from distill.show.groups import groups
+from distill.show.overlay import mean_line, overlaid
+from distill.show.page import Drawing, Table
 from distill.show.record import Record
-from tests.show.records import ALONE, curve_of, record
+from tests.show.records import ALONE, averaged_alone, curve_of, record
 from tests.show.test_report import words
 
 SEEDS = [("train.seed=0", "data.seed=0"), ("train.seed=1", "data.seed=1")]
@@ -83,6 +84,14 @@ def test_two_single_runs_are_told_image_by_image() -> None:
 )
 def test_what_must_be_known_first_is_said(records: list[Record], said: str) -> None:
     assert said in text(records)
+
+
+def test_curves_of_runs_whose_average_alone_was_measured() -> None:
+    """Beside a run that measured its network too: of both the average's."""
+    _, held_out, *_ = overlaid(groups([KD[0], averaged_alone(KD[1])]))
+    assert isinstance(held_out, Drawing) and held_out.name == "loss"
+    lines = [list(line.get_ydata()) for line in held_out.figure.axes[0].lines]  # type: ignore[arg-type]
+    assert lines == [[1.4, 1.4]] * 3, "one a run, and their mean"
 
 
 def test_the_mean_of_lines_is_at_the_epochs_that_all_have() -> None:

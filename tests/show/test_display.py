@@ -114,6 +114,14 @@ def test_lines_of_different_epochs_stand_in_columns() -> None:
     assert lines[0].endswith("best") and not lines[1].endswith("best")
 
 
+def test_the_average_alone_is_told_where_it_alone_was_measured() -> None:
+    epoch = replace(EPOCH, metrics=LOSSES | {"top1/val_ema": 0.73})
+    line = logged(START, epoch).splitlines()[-1]
+    assert "(hard 0.51, kd 0.80)  top1/val_ema 73.00 %  " in line
+    assert "top1/val " not in line + bars(START, epoch)
+    assert "top1/val_ema 73.00 %  best epoch 3" in bars(START, epoch)
+
+
 def test_what_is_not_known_is_a_dash() -> None:
     line = logged(START, Epoch(1, 40, {}, False, 1.0, math.nan)).splitlines()[-1]
     assert line == "epoch 1/30   loss –  top1/val –  – images/s  – left"

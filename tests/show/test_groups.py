@@ -20,9 +20,10 @@ def seeded(name: str, rights: list[int], *overrides: str) -> list[Record]:
 
 
 def test_what_differs_in_seeds_habits_and_an_idle_teacher_alone_is_one_group() -> None:
+    habits = ("train.log_every=7", "train.keep_epochs=1", "train.validate_both=true")
     runs = [
         record("kd-0", 15),
-        record("kd-1", 16, "train.seed=1", "train.log_every=7", "train.keep_epochs=1"),
+        record("kd-1", 16, "train.seed=1", *habits),
         record("alone-0", 12, *ALONE),
         record("alone-1", 12, *ALONE, "data.seed=1", "teacher.depth=16"),
         record("wide", 17, "student.width=8"),

@@ -32,15 +32,17 @@ START = Start(
 )
 
 
-def run(folder: Path, start: Start = START) -> Path:
+def run(folder: Path, start: Start = START, split: str = "val") -> Path:
     """A finished run: a journal of 20 epochs and the figures of the closing table."""
     events: list[Event] = [start]
     for epoch in range(1, 21):
         last = 45 * epoch
         metrics = {"loss/total": 2.0, "images_per_s": 300.0}
         events += [Step(step, epoch - 1, metrics) for step in range(last - 40, last + 1, 5)]
-        events.append(Epoch(epoch, last, {"top1/val": epoch / 40}, True, 3.0, 60.0 - 3 * epoch))
-    end = End(20, {"top1/val": 0.5, "top1/test": 0.4625}, 4_697_162, 61.0, "s.safetensors")
+        events.append(
+            Epoch(epoch, last, {f"top1/{split}": epoch / 40}, True, 3.0, 60.0 - 3 * epoch)
+        )
+    end = End(20, {f"top1/{split}": 0.5, "top1/test": 0.4625}, 4_697_162, 61.0, "s.safetensors")
     folder.mkdir()
     (folder / "recipe.toml").touch()
     record = Journal(folder / "journal.jsonl")
@@ -80,6 +82,14 @@ def test_the_picture_shows_head_epochs_bars_in_the_middle_and_the_closing_table(
     assert "━" in text
     assert re.search(r"alone.*50\.00 %.*46\.25 %.*1:01", text)
     ElementTree.parse(tmp_path / "docs" / "run.svg")
+
+
+def test_the_picture_of_a_run_whose_average_alone_was_measured(tmp_path: Path) -> None:
+    svg(run(tmp_path / "a", split="val_ema") / "journal.jsonl", tmp_path / "run.svg")
+    text = text_of(tmp_path / "run.svg")
+    assert text.count("top1/val_ema 30.00 %") == 2  # the last epoch's line, and the bars
+    assert "top1/val " not in text.partition("⋮")[0]
+    assert re.search(r"alone.*50\.00 %.*46\.25 %.*1:01", text)
 
 
 def test_the_bars_stand_inside_an_epoch_where_the_moment_does(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import pytest
 from distill import statistics
 from distill.engine import layers
 from distill.errors import Failure, UserError
+from distill.events import Epoch
 from distill.run_folder import RunFolder
 from distill.show import comparison, page, report
 from distill.show.journal import Journal
-from distill.show.page import Note, Page
+from distill.show.page import Drawing, Note, Page
 from distill.show.record import Record, read
 from tests.runs import Events
-from tests.show.records import SCRIPT, answers, curve_of, hostile, record
+from tests.show.records import SCRIPT, answers, averaged_alone, curve_of, hostile, record
 
 LAYERS = [("conv", "Conv2d", (4, 32, 32), 108), ("head", "Linear", (10,), 50)]
 
@@ -256,3 +257,29 @@ def test_an_unfinished_run_shows_the_best_so_far() -> None:
     facts = {each.name: each for each in report.page(record("a", 9, finished=False), LAYERS).facts}
     assert facts["held-out accuracy"].value == "50.00 %"  # of the average, in the journal
     assert facts["test accuracy"].value == "–"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_whose_average_alone_was_measured(finished: bool) -> None:
+    """Its curves are drawn, its accuracy is told, and nothing says that no image was held out."""
+    made = report.page(averaged_alone(record("a", 9, finished=finished)), LAYERS)
+    facts = {each.name: each for each in made.facts}
+    assert facts["held-out accuracy"].value == "50.00 %"
+    assert "Nothing was held out" not in words(made)
+    [learning] = [section for section in made.sections if section.title == "Learning"]
+    error, *_ = [block for block in learning.blocks if isinstance(block, Drawing)]
+    names = [line.get_label() for line in error.figure.axes[0].lines]
+    assert error.name == "error" and names == ["held-out, averaged"]
+
+
+def test_a_run_without_held_out_images_says_so() -> None:
+    known = averaged_alone(record("a", 9))
+    losses = [
+        replace(event, metrics={k: v for k, v in event.metrics.items() if "/val" not in k})
+        if isinstance(event, Epoch)
+        else event
+        for event in known.events
+    ]
+    assert "Nothing was held out" in words(
+        report.page(replace(known, events=tuple(losses)), LAYERS)
+    )

@@ -94,6 +94,19 @@ def test_a_sweep_leaves_runs_a_recipe_and_a_page(door: Door, place: Path) -> Non
     assert "src=" not in page and "://" not in page
 
 
+def test_trials_with_and_without_an_average_are_judged_by_one_metric(
+    door: Door, tmp_path: Path
+) -> None:
+    space = "ema = { grid = [false, { decay = 0.9 }] }"
+    file = written(tmp_path, *ALONE, trials=2, space=space, study="pruner='none'")
+    code, out, err = door("sweep", file, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    for row in json.loads(out)["trials"]:
+        metrics = RunFolder(Path(row["run"])).result()["metrics"]
+        assert row["value"] == metrics["top1/val"] and list(row["epochs"]) == ["1"]
+        assert ("top1/val_ema" in metrics) == (row["values"]["ema"] != "false")
+
+
 def test_typed_again_it_has_nothing_to_do(door: Door, place: Path) -> None:
     before = (place / "out" / "sweep.json").read_bytes()
     code, out, err = door("sweep", place / "mine.toml", "--out", place / "out")

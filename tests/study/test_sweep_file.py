@@ -111,12 +111,42 @@ def test_a_grid_is_not_trained_twice() -> None:
     assert "add train.seed to the space" in text
 
 
+AVERAGED = [*ALONE, "ema.decay=0.9"]
+EMA = {"choice": [False, {"decay": 0.9}]}
+
+
+@pytest.mark.parametrize(
+    ("tables", "values", "metric", "both"),
+    [
+        ({}, {}, "top1/val", False),
+        ({"set": AVERAGED}, {}, "top1/val_ema", False),
+        ({"set": AVERAGED, "study": {"trials": 2, "metric": "nll/val"}}, {}, "nll/val", True),
+        ({"set": AVERAGED, "study": {"trials": 2, "metric": "nll/val_ema"}}, {}, None, False),
+        ({"space": {"ema": EMA, "optim.lr": LR}}, {"ema": "decay 0.9"}, "top1/val", True),
+    ],
+)
+def test_a_trial_measures_what_it_is_judged_by(
+    tables: dict[str, Any], values: dict[str, Any], metric: str | None, both: bool
+) -> None:
+    """The network's own weights too, where they judge and an average is kept."""
+    sweep = made(**tables)
+    assert sweep.metric == (metric or "nll/val_ema")
+    recipe = sweep.resolved({"optim.lr": 0.1} | values).recipe
+    assert recipe.train.validate_both is both
+    assert not sweep.base.recipe.train.validate_both, "a storage that is there knows this recipe"
+
+
 @pytest.mark.parametrize(
     ("tables", "found"),
     [
         ({"set": [*ALONE, "data.holdout=0"]}, "data.holdout = 0: trials are judged on held-out"),
         ({"set": []}, "tiny asks a teacher, and all trials shall have the same: name it"),
         ({"study": {"trials": 2, "metric": "nll/val_ema"}}, "wants [ema], and the recipe has none"),
+        (
+            {"set": AVERAGED, "space": {"ema": EMA}},
+            'study.metric = "top1/val_ema" wants [ema], and space.ema leaves it out of some '
+            'trials; type metric = "top1/val" in [study]',
+        ),
         ({"study": {}}, "study.trials is missing: how many"),
         ({"space": {}}, "space: nothing is varied; allowed: a table of keys"),
         (
