@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Event, Thread
@@ -86,10 +86,13 @@ class Storage:
                 "Every trial that is done is kept there. Type the same command again to go on."
             ) from None
 
-    def study(self, name: str, direction: str, definition: str) -> optuna.Study:
+    def study(
+        self, name: str, direction: str, definition: str, defaults: Collection[str] = ()
+    ) -> optuna.Study:
         """The study of that name, made where there is none. Raises UserError where it is another.
 
-        `definition`: what all workers must have in common, a line for each key.
+        `definition`: what all workers must have in common, a line for each key; one of `defaults`
+        may be absent from an older study, which was made before its key existed.
         """
         with self.alone:
             try:
@@ -97,7 +100,7 @@ class Storage:
                 made.set_user_attr("definition", definition)
             except DuplicatedStudyError:
                 made = optuna.load_study(study_name=name, storage=self.rows)
-        _check_same(name, made, definition)
+        _check_same(name, made, definition, defaults)
         return made
 
     def id_of(self, study: optuna.Study, attempt: FrozenTrial) -> int:
@@ -150,7 +153,7 @@ class Storage:
             thread.join()
 
 
-def _check_same(name: str, study: optuna.Study, definition: str) -> None:
+def _check_same(name: str, study: optuna.Study, definition: str, defaults: Collection[str]) -> None:
     """Raises UserError naming the lines in which a worker's sweep is not the study's."""
     known = study.user_attrs.get("definition")
     if known is None:  # its maker was killed before he said
@@ -158,8 +161,12 @@ def _check_same(name: str, study: optuna.Study, definition: str) -> None:
     if known in (None, definition):
         return
     ours, theirs = definition.splitlines(), known.splitlines()
-    differing = [f"here:   {line}" for line in ours if line not in theirs]
+    keys = {line.partition(" = ")[0] for line in theirs}
+    younger = {line for line in defaults if line.partition(" = ")[0] not in keys}
+    differing = [f"here:   {line}" for line in ours if line not in theirs and line not in younger]
     differing += [f"stored: {line}" for line in theirs if line not in ours]
+    if not differing:
+        return
     raise UserError(
         f"the storage holds another sweep of the name {name}:\n  "
         + "\n  ".join(differing)

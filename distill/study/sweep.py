@@ -7,7 +7,7 @@ part goes to the study, and the study may end it: then its folder stays as a run
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from distill import recipe as recipes
+from distill import schema
 from distill.engine.divergence import Diverged
 from distill.engine.memory import Full
 from distill.errors import Unfit
 from distill.events import Epoch, Event, Start
-from distill.recipe import RecipeError, Resolved
+from distill.recipe import Recipe, RecipeError, Resolved
 from distill.run_folder import RunFolder
 from distill.study import space
 from distill.study.storage import Storage
@@ -34,6 +35,7 @@ LOOK_S = 2.0  # between two looks of a worker that waits for the others
 # Attributes of an attempt: why it has no value, and how often its values were drawn again.
 INFEASIBLE, DIVERGED, REDRAWN = "infeasible", "diverged", "redrawn"
 DRAWS = 20  # of a trial whose values cannot be trained
+DEFAULTS = recipes.values(Recipe(train=schema.Train()))  # of the keys that every recipe has
 VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
 
 Reader = Callable[[Event], None]
@@ -52,7 +54,7 @@ def opened(sweep: Sweep, storage: Storage, place: Path) -> Trials:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "maximize" if sweep.is_maximized else "minimize"
     with storage.explained():
-        study = storage.study(sweep.name, direction, definition(sweep))
+        study = storage.study(sweep.name, direction, definition(sweep), _lines(DEFAULTS))
     study.pruner = space.pruner(sweep)
     return Trials(sweep, study, storage, place)
 
@@ -60,8 +62,11 @@ def opened(sweep: Sweep, storage: Storage, place: Path) -> Trials:
 def definition(sweep: Sweep) -> str:
     """What all workers of a sweep have in common, a line for each key."""
     file = sweep.file.model_dump(exclude={"study": {"trials", "heartbeat_s", "name"}})
-    lines = {**recipes.values(sweep.base.recipe), **dict(recipes.leaves(file))}
-    return "\n".join(f"{key} = {value}" for key, value in lines.items())
+    return "\n".join(_lines({**recipes.values(sweep.base.recipe), **dict(recipes.leaves(file))}))
+
+
+def _lines(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {value}" for key, value in values.items()]
 
 
 def with_stored_answers(sweep: Sweep) -> tuple[Sweep, str]:

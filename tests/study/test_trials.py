@@ -289,6 +289,19 @@ def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Tri
         opened(trials.place, space={"optim.lr": {"log": [0.02, 0.5]}})
 
 
+def test_a_sweep_from_before_a_key_existed_goes_on_with_its_default(trials: Trials) -> None:
+    lines = trials.study.user_attrs["definition"].splitlines()
+    younger = {"optim.min_lr = 0.0", "train.validate_both = False"}
+    assert younger < {*lines}
+    older = [line for line in lines if line not in younger]
+    trials.study.set_user_attr("definition", "\n".join(older))
+    assert opened(trials.place).left() == 6
+    with pytest.raises(UserError, match=r"another sweep of the name mine:\n  here:   optim.min_lr"):
+        opened(trials.place, set=[*ALONE, "optim.min_lr=0.001"])
+    with pytest.raises(UserError, match="here:   ema.decay = 0.999"):
+        opened(trials.place, set=[*ALONE, "ema.decay=0.999"])
+
+
 def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     """Without training: the value falls with the learning rate, one is no number."""
     rates = [0.1, 0.2, 0.3, 0.4, 0.6, 0.5, 0.05, 0.7]
