@@ -15,7 +15,15 @@ class Ensemble(nn.Module):
     Log-probabilities are logits as good as any: their softmax is the mean itself. Probabilities
     are averaged, not logits, because logits have no common scale (a confident member would outvote
     the others) and because the KL to the mean has the gradient of the mean of the members' KLs (at
-    temperature 1). Raises UserError for an ensemble of nobody.
+    temperature 1).
+
+    The mean p = mean_m softmax(z_m) is taken at temperature 1, whatever the temperature T of the
+    loss: a loss that divides by T sees p^(1/T) / sum p^(1/T). Hinton et al. (2015, arXiv
+    1503.02531, section 1) take the arithmetic or the geometric mean of the members' distributions;
+    softened, these are mean_m softmax(z_m / T), and softmax(mean_m z_m / T), which averages logits.
+    At T = 1 the arithmetic mean is this one; the geometric mean differs at any T. At T = 4 the
+    arithmetic mean was not clearly better (results/README.md). Raises UserError for an ensemble of
+    nobody.
     """
 
     def __init__(self, members: Iterable[nn.Module]) -> None:

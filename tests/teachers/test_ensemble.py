@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from distill.errors import UserError
+from distill.losses.kd import KD
+from distill.losses.objective import Answers
 from teachers.ensemble import Ensemble
 
 IMAGES = torch.zeros(2, 3, 1, 1)
@@ -26,6 +28,36 @@ def test_probabilities_are_averaged_not_logits():
 
     torch.testing.assert_close(answer.exp(), logits.softmax(-1).mean(0).expand(2, -1))
     assert not torch.allclose(answer.softmax(-1)[0], logits.mean(0).softmax(-1), atol=1e-3)
+
+
+def test_a_temperature_softens_the_mean_of_probabilities():
+    """softmax(log(p) / T) is p^(1/T), normalised, of the mean p at T = 1: neither the mean of the
+    members' softened probabilities (arithmetic) nor softmax(mean logits / T) (geometric)."""
+    T = 4.0
+    members = torch.tensor([[0.0, 0.0, 9.0], [1.0, 2.0, 3.0]])
+    seen = (Ensemble(Says(*logits) for logits in members.tolist())(IMAGES)[0] / T).softmax(-1)
+
+    power = members.softmax(-1).mean(0) ** (1 / T)
+    torch.testing.assert_close(seen, power / power.sum())
+    # 0.2295, 0.2947, 0.4758 beside 0.1707, 0.2068, 0.6226 and 0.1643, 0.1861, 0.6496
+    arithmetic = (members / T).softmax(-1).mean(0)
+    geometric = (members.mean(0) / T).softmax(-1)
+    for other in (arithmetic, geometric):
+        assert (seen - other).abs().max() > 0.1
+    softened = ((members / T).softmax(-1).log().mean(0)).softmax(-1)
+    torch.testing.assert_close(geometric, softened)  # the geometric mean at T
+
+
+def test_the_kd_term_sees_the_softened_mean():
+    T, z = 4.0, torch.tensor([[0.5, -1.0, 2.0]]).expand(2, -1)
+    members = torch.tensor([[0.0, 0.0, 9.0], [1.0, 2.0, 3.0]])
+    teacher = Ensemble(Says(*logits) for logits in members.tolist())(IMAGES)
+    power = members.softmax(-1).mean(0) ** (1 / T)
+    p, log_q = power / power.sum(), (z[0] / T).log_softmax(-1)
+
+    answers = Answers(z, torch.eye(3)[:2], teacher)
+    expected = T**2 * (p * (p.log() - log_q)).sum().item()
+    assert KD(T)(answers).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_softmax_of_the_answer_is_the_answer():
