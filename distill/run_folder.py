@@ -154,9 +154,15 @@ def write_json(path: Path, content: Any) -> None:
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
     """The run began with this recipe. Raises UserError naming the keys that differ.
 
-    Teachers that are not named are those the run has.
+    Teachers that are not named are those the run has. A run that began with the TrivialAugment of
+    an earlier version, whose strengths and place differ, is refused too.
     """
     began_with = recipes.read(folder.recipe)
+    if began_with.augment.trivial and "before_crop" not in folder.recipe.read_text():
+        raise UserError(
+            f"{folder.path} cannot be resumed: it began with another augment.trivial, which had "
+            "no before_crop and other strengths.\nChoose another --out."
+        )
     if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
         recipe = recipes.with_teacher(recipe, began_with.teacher.runs)
     changed = [

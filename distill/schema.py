@@ -141,7 +141,8 @@ class Augment(BaseModel):
     jitter: Jitter | None = None
     cutout: Cutout | None = None
     erase: Erase | None = None
-    off_last: ShareBelowOne = 0.0  # share of the epochs, one at least, with crop and flip alone
+    # Share of the epochs, at the end, with crop and flip alone; above 0 one epoch at least.
+    off_last: ShareBelowOne = 0.0
 
 
 class Mixup(BaseModel):
@@ -175,7 +176,8 @@ class Mix(BaseModel):
     mixup: Mixup | None = None
     cutmix: Cutmix | None = None
     ricap: Ricap | None = None
-    off_last: ShareBelowOne = 0.0  # share of the epochs, one at least, without mixing
+    # Share of the epochs, at the end, without mixing; above 0 one epoch at least.
+    off_last: ShareBelowOne = 0.0
 
     def ways(self) -> dict[str, Mixup | Cutmix | Ricap]:
         """Those that are on, by name."""
@@ -239,7 +241,7 @@ class Optim(BaseModel):
     name: OptimizerName = "sgd"
     lr: Positive = 0.1  # the peak
     bias_lr: Positive = 1.0  # times lr: of norms' biases, and of a stem's that has no norm
-    min_lr: NotNegative = 0.0  # the schedule ends here; a warm-up may begin lower
+    min_lr: NotNegative = 0.0  # the lowest rate after the peak; retries lower it as every rate
     momentum: ShareBelowOne = 0.9
     betas: Betas | None = None
     eps: Positive | None = None

@@ -2,8 +2,12 @@
 
 import os
 import platform
+import re
+import sys
 import time
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import distributions as find
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,17 +22,21 @@ from accelerate.state import AcceleratorState
 from distill.run_folder import RunFolder
 from tests.runs import EFFICIENT, Events, train, two_epochs
 
-LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "numpy")
-INSTALLED = Path(__file__).parents[1] / ".venv" / ".installed"  # touched by `make venv`
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+INSTALLED = Path(sys.prefix) / ".installed"  # touched by `make venv`
 WEEK_S = 7 * 24 * 3600
 
 
 def pytest_report_header() -> list[str]:
     """The versions that the tests run with; a note if the environment is old."""
-    versions = [f"{name} {version(name)}" for name in LIBRARIES]
-    cpu = torch.backends.cpu.get_cpu_capability()
-    lines = [f"versions: Python {platform.python_version()}, {', '.join(versions)}; CPU: {cpu}"]
-    return lines + stale_environment(INSTALLED, time.time())
+    declared = tomllib.loads(PROJECT.read_text())["project"]
+    lines = sum(declared["optional-dependencies"].values(), declared["dependencies"])
+    names = [re.split(r"[\[<>=]", line)[0] for line in lines]
+    versions = ", ".join(f"{name} {version(name)}" for name in names if [*find(name=name)])
+    onednn = re.search(r"MKL-DNN (v[\d.]+)", torch.__config__.show())
+    cpu = f"{torch.backends.cpu.get_cpu_capability()}, oneDNN {onednn[1] if onednn else 'absent'}"
+    header = f"versions: Python {platform.python_version()}, {versions}; CPU: {cpu}"
+    return [header, *stale_environment(INSTALLED, time.time())]
 
 
 def stale_environment(installed: Path, now: float) -> list[str]:
@@ -37,8 +45,8 @@ def stale_environment(installed: Path, now: float) -> list[str]:
         return []
     days = int((now - installed.stat().st_mtime) / (24 * 3600))
     return [
-        f"note: .venv was installed {days} days ago and a new one may get newer libraries; "
-        "type: rm -rf .venv && make venv"
+        f"note: the environment was installed {days} days ago and a new one may get newer "
+        "libraries; type: rm -rf .venv && make venv"
     ]
 
 

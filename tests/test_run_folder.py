@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distill import recipe as recipes
 from distill import run_folder
 from distill.errors import UserError
 from distill.run_folder import RunFolder, check_out, finished, opened, runs_in, write_json
@@ -134,3 +135,13 @@ def test_a_relative_folder_lies_in_this_one(
 def test_a_run_wants_a_folder_to_write_in() -> None:
     with pytest.raises(UserError, match=r"/proc/a/b cannot .* written in /proc \(.+\)"):
         check_out(RunFolder(Path("/proc/a/b")), resume=False)
+
+
+def test_an_earlier_trivial_augment_is_not_resumed(tmp_path: Path) -> None:
+    recipe = recipes.load("student_alone+trivial_augment").recipe
+    folder = RunFolder(tmp_path)
+    folder.recipe.write_text(recipes.dumps(recipe))
+    run_folder.check_same(folder, recipe)
+    folder.recipe.write_text(recipes.dumps(recipe).replace("before_crop = true\n", ""))
+    with pytest.raises(UserError, match=r"cannot be resumed: it began with another aug"):
+        run_folder.check_same(folder, recipe)

@@ -136,7 +136,7 @@ class Loader:
         return augment.to_float(pixels.to(self.device, non_blocking=True))
 
     def _placed(self, view: View, rows: Tensor) -> Tensor:
-        """Each image cropped and flipped, after what acts before that: uint8 [b, 3, H, W]."""
+        """Operations that come before the crop, then crop and flip: uint8 [b, 3, H, W]."""
         images, indices, placement = self.pixels, rows, view.placement
         if any(operation.before_crop for operation in view.pipeline.operations):
             whole = rearrange(images[rows], "b h w c -> b c h w")

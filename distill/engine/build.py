@@ -80,7 +80,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "reviewkd": ReviewKD,
     "simkd": SimKD,
 }
-# In the order in which they act, those before crop and flip and those after.
+# Applied in this order; those that are `before_crop` first.
 OPERATIONS: dict[str, Callable[..., Operation]] = {
     "translate": geometry.Translate,
     "affine": geometry.Affine,

@@ -188,7 +188,7 @@ def agree(run: Training) -> None:
 
 
 def validate(run: Training) -> dict[str, float]:
-    """Measures on the held-out part of the network to keep; of both with `train.validate_both`.
+    """Measures of the final weights on the held-out part; of both with `train.validate_both`.
 
     Computed in the precision of the training: selection needs a ranking alone, and on a GPU float32
     without TF32 takes several times as long. Raises Stopped in the middle where somebody asked for

@@ -116,8 +116,8 @@ class Training:
 
     @property
     def to_validate(self) -> dict[Split, nn.Module]:
-        """The networks to measure after each epoch, by the split that their measures name: the one
-        to keep, and with `validate_both` the trained one beside its average.
+        """The networks to measure after each epoch, by the split that their measures name: the
+        final weights (the average, if there is one), and with `validate_both` the network too.
         """
         if self.ema is None:
             return {"val": self.student}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 
 def whole_batch(rows: Tensor) -> Tensor:
@@ -32,7 +33,10 @@ def every_row(rows: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows [b, ...] of each process to [P b, ...]; backward sums the gradients of all processes."""
+    """Rows [b, ...] of each process to [P b, ...]; backward sums the gradients of all processes.
+
+    Every process has the same number of rows b.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -40,8 +44,9 @@ class _GatherRows(torch.autograd.Function):
         return _gathered(rows)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()  # all_reduce writes in place
+        total = gradient.clone(memory_format=torch.contiguous_format)  # all_reduce writes in place
         distributed.all_reduce(total)
         start = distributed.get_rank() * ctx.n_rows
         return total[start : start + ctx.n_rows]

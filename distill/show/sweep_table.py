@@ -129,7 +129,7 @@ def caution(n: int) -> str | None:
     if n >= ENOUGH:
         return None
     return (
-        f"It rests on {counted(n, 'finished trial', 'finished trials')}, and may be chance alone: "
+        f"This importance uses {counted(n, 'finished trial', 'finished trials')} and may be noise: "
         "the shares add up to 100 % even if no key matters, and Optuna advises at least 5 trials "
         f"in the best tenth, which takes {ENOUGH}."
     )

@@ -153,6 +153,11 @@ class Storage:
             thread.join()
 
 
+def _is_added(key: str, keys: Collection[str], tables: Collection[str]) -> bool:
+    """Whether a study was made before `key` existed: it has its table, with other keys alone."""
+    return key not in keys and key.rpartition(".")[0] in tables
+
+
 def _check_same(name: str, study: optuna.Study, definition: str, defaults: Collection[str]) -> None:
     """Raises UserError naming the lines in which a worker's sweep is not the study's."""
     known = study.user_attrs.get("definition")
@@ -162,8 +167,9 @@ def _check_same(name: str, study: optuna.Study, definition: str, defaults: Colle
         return
     ours, theirs = definition.splitlines(), known.splitlines()
     keys = {line.partition(" = ")[0] for line in theirs}
-    younger = {line for line in defaults if line.partition(" = ")[0] not in keys}
-    differing = [f"here:   {line}" for line in ours if line not in theirs and line not in younger]
+    tables = {key.rpartition(".")[0] for key in keys}
+    added = {line for line in defaults if _is_added(line.partition(" = ")[0], keys, tables)}
+    differing = [f"here:   {line}" for line in ours if line not in theirs and line not in added]
     differing += [f"stored: {line}" for line in theirs if line not in ours]
     if not differing:
         return

@@ -18,12 +18,11 @@ from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from distill import recipe as recipes
-from distill import schema
 from distill.engine.divergence import Diverged
 from distill.engine.memory import Full
 from distill.errors import Unfit
 from distill.events import Epoch, Event, Start
-from distill.recipe import Recipe, RecipeError, Resolved
+from distill.recipe import RecipeError, Resolved
 from distill.run_folder import RunFolder
 from distill.study import space
 from distill.study.storage import Storage
@@ -35,7 +34,8 @@ LOOK_S = 2.0  # between two looks of a worker that waits for the others
 # Attributes of an attempt: why it has no value, and how often its values were drawn again.
 INFEASIBLE, DIVERGED, REDRAWN = "infeasible", "diverged", "redrawn"
 DRAWS = 20  # of a trial whose values cannot be trained
-DEFAULTS = recipes.values(Recipe(train=schema.Train()))  # of the keys that every recipe has
+# A key that is new and whose default is not what the program did before it existed.
+CHANGES_OLD_SWEEPS = {"augment.trivial.before_crop"}
 VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
 
 Reader = Callable[[Event], None]
@@ -54,7 +54,7 @@ def opened(sweep: Sweep, storage: Storage, place: Path) -> Trials:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "maximize" if sweep.is_maximized else "minimize"
     with storage.explained():
-        study = storage.study(sweep.name, direction, definition(sweep), _lines(DEFAULTS))
+        study = storage.study(sweep.name, direction, definition(sweep), _defaults(sweep))
     study.pruner = space.pruner(sweep)
     return Trials(sweep, study, storage, place)
 
@@ -63,6 +63,18 @@ def definition(sweep: Sweep) -> str:
     """What all workers of a sweep have in common, a line for each key."""
     file = sweep.file.model_dump(exclude={"study": {"trials", "heartbeat_s", "name"}})
     return "\n".join(_lines({**recipes.values(sweep.base.recipe), **dict(recipes.leaves(file))}))
+
+
+def _defaults(sweep: Sweep) -> list[str]:
+    """The lines of the definition that no file and no option has set."""
+    origins = sweep.base.origins
+    return _lines(
+        {
+            key: value
+            for key, value in recipes.values(sweep.base.recipe).items()
+            if origins.get(key, "default") == "default" and key not in CHANGES_OLD_SWEEPS
+        }
+    )
 
 
 def _lines(values: Mapping[str, Any]) -> list[str]:

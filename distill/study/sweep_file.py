@@ -149,7 +149,7 @@ def _without_average(sweep: Sweep) -> Iterator[str]:
         if any(("ema", False) in pairs(name, option) for option in space.options):
             own = sweep.metric.removesuffix("_ema")
             yield (
-                f"{wanted} space.{name} leaves it out of some trials; "
+                f"{wanted} space.{name} turns it off in some trials; "
                 f'type metric = "{own}" in [study]'
             )
 

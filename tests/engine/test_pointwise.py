@@ -71,6 +71,7 @@ def test_gradients_of_every_convolution_equal_float64(instructions: str) -> None
         [sys.executable, "-m", "tests.engine.convolution_gradients"],
         cwd=ROOT,
         check=False,
+        timeout=300,
         env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
         capture_output=True,
         text=True,

@@ -70,8 +70,8 @@ def test_importance_of_few_trials_is_warned_of(n: int) -> None:
     """On the terminal and in the page, by the same words."""
     trials = "1 finished trial" if n == 1 else f"{n} finished trials"
     words = (
-        f"It rests on {trials}, and may be chance alone: the shares add up to 100 % even if no key "
-        "matters, and Optuna advises at least 5 trials in the best tenth, which takes 50."
+        f"This importance uses {trials} and may be noise: the shares add up to 100 % even if no "
+        "key matters, and Optuna advises at least 5 trials in the best tenth, which takes 50."
     )
     assert words in " ".join(line.strip() for line in shown(of_trials(n)))
     assert words in html(page(of_trials(n)))

@@ -144,7 +144,7 @@ def test_a_trial_measures_what_it_is_judged_by(
         ({"study": {"trials": 2, "metric": "nll/val_ema"}}, "wants [ema], and the recipe has none"),
         (
             {"set": AVERAGED, "space": {"ema": EMA}},
-            'study.metric = "top1/val_ema" wants [ema], and space.ema leaves it out of some '
+            'study.metric = "top1/val_ema" wants [ema], and space.ema turns it off in some '
             'trials; type metric = "top1/val" in [study]',
         ),
         ({"study": {}}, "study.trials is missing: how many"),
