@@ -229,7 +229,7 @@ def arguments_have_effect(optim: Optim) -> Iterator[Fault]:
 
 def floor_is_below_the_peak(optim: Optim) -> Iterator[Fault]:
     """The learning rate falls, or stays, after its peak."""
-    if optim.min_lr >= optim.lr:
+    if optim.min_lr >= optim.lr and optim.schedule != "constant":  # which does not read it
         problem = f"is not below {{}}, which is {optim.lr:g}; type "
         problem += f"--set optim.min_lr={optim.lr / 100:g}, or 0 for none"
         yield Fault("optim.min_lr", optim.min_lr, problem, against="optim.lr")

@@ -271,7 +271,8 @@ class Train(BaseModel):
     save_steps: Count | None = None  # … every so many steps
     save_minutes: Positive | None = 10.0  # … and when so many have passed
     keep_epochs: Count | None = None  # weights are kept after so many epochs each, and the last
-    validate_both: bool = False  # with [ema], the network too, and not its average alone
+    # With [ema], the network too, and not its average alone; without, it changes nothing.
+    validate_both: bool = False
     retries: Annotated[int, Field(ge=0)] = 0  # back to the last checkpoint where it diverges …
     retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … at so much of the learning rate
 

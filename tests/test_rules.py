@@ -191,8 +191,8 @@ def test_a_floor_is_below_the_peak_and_read_by_the_schedule() -> None:
             "0.2; type --set optim.min_lr=0.002, or 0 for none"
         ]
     constant = "optim.schedule=constant"
-    assert faults("kd", "optim.min_lr=0.01", constant) == [
-        "optim.min_lr = 0.01 (--set) is not read where optim.schedule (--set) is constant; "
+    assert faults("kd", "optim.min_lr=0.3", constant) == [
+        "optim.min_lr = 0.3 (--set) is not read where optim.schedule (--set) is constant; "
         "type --set optim.min_lr=0"
     ]
     load("kd", ["optim.min_lr=0", constant])
