@@ -49,7 +49,7 @@ def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
 
 
 def _fitting(shares: dict[str, float]) -> dict[str, float]:
-    """Smaller shares that fit: the first one alone if the others leave room, else all of them."""
+    """Shares that add up to 1: the first is lowered if the others allow it, otherwise all are."""
     key, *others = shares
     left = 1 - fsum(shares[other] for other in others)
     fitting = {key: left} if left > 0 else {k: v / fsum(shares.values()) for k, v in shares.items()}
