@@ -27,6 +27,7 @@ from distill.engine.consensus import TIMEOUT, Consensus
 from distill.engine.divergence import Watch
 from distill.engine.pointwise import subsample_first
 from distill.engine.reuse import reuse_classifier
+from distill.engine.small_maps import multiply_small_maps
 from distill.engine.stored import Stored
 from distill.engine.taps import Tapped, shapes, tap_points
 from distill.engine.teach import Frozen, Live, Taught, Teach, nobody
@@ -220,10 +221,11 @@ def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """On the device, kernels channels_last: convolutions read them so there.
 
-    On a CPU strided 1x1 convolutions are changed in place, see `pointwise.py`.
+    On a CPU some convolutions are changed in place, see `pointwise.py` and `small_maps.py`.
     """
     if device.type == "cpu":
         subsample_first(net)
+        multiply_small_maps(net)
     moved: nn.Module = cast("Any", net).to(device, memory_format=torch.channels_last)
     return moved  # torch's annotations of `to` know no memory format
 

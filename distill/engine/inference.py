@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from distill.engine.small_maps import SmallMapConv2d
 from distill.engine.taps import tap_points
 
 CHECKED_IMAGES = 16
@@ -62,16 +63,23 @@ def same_answers(net: nn.Module, other: nn.Module, image_size: int) -> bool:
     return bool((ours - theirs).abs().max() <= TOLERANCE * ours.abs().max())
 
 
+class _Tracer(fx.Tracer):
+    """Takes our convolutions as one operation each, as it takes torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, SmallMapConv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of a convolution and the batch norm that alone reads it; none where tracing fails."""
     try:
-        graph = fx.Tracer().trace(net)
+        graph = _Tracer().trace(net)
     except Exception:  # whatever control flow on values raises
         return
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:
         readers: Collection[fx.Node] = node.users
-        if not _calls(net, node, nn.Conv2d) or len(readers) != 1:
+        if not _calls(net, node, nn.Conv2d, SmallMapConv2d) or len(readers) != 1:
             continue
         [reader] = readers
         if _calls(net, reader, nn.BatchNorm2d):
@@ -80,6 +88,6 @@ def _pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
                 yield pair
 
 
-def _calls(net: nn.Module, node: fx.Node, kind: type[nn.Module]) -> bool:
-    """Whether a node calls a module of exactly this kind: a subclass may do more."""
-    return node.op == "call_module" and type(net.get_submodule(str(node.target))) is kind
+def _calls(net: nn.Module, node: fx.Node, *kinds: type[nn.Module]) -> bool:
+    """Whether a node calls a module of exactly one of these kinds: a subclass may do more."""
+    return node.op == "call_module" and type(net.get_submodule(str(node.target))) in kinds
