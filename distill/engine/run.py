@@ -272,8 +272,20 @@ def _notes(
     if recipe.train.accumulate > 1 and compares:
         names = " and ".join(sorted(compares))
         yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
-    if accel.device.type == "cpu" and environment.precision_name(accel) != "fp32":
-        yield "mixed precision on a CPU is many times slower than fp32 where it is not native"
+    if accel.device.type == "cpu":
+        yield from _cpu_precision(recipe, environment.precision_name(accel))
+
+
+def _cpu_precision(recipe: Recipe, precision: str) -> Iterator[str]:
+    """Which precision this CPU computes fast, if the recipe's is another."""
+    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    if precision == "fp16" or (precision == "bf16" and not has_amx):
+        yield f"this CPU does not compute {precision} natively: it is many times slower than fp32"
+    if has_amx and recipe.train.precision == "auto":
+        yield (
+            "this CPU has AMX: --set train.precision=bf16 trains networks of 128 channels or more "
+            "2 to 3 times as fast"
+        )
 
 
 DEPENDS = {  # what stored answers depend on, as a person calls it
