@@ -1,0 +1,166 @@
+"""What each system reaches in the same time on one core.
+
+    python -m benchmarks.race --teacher RUN [--minutes 60] [--names NAME…] [--data PATH]
+                              [--set KEY=VALUE…]
+
+Trains each entry of `ENTRIES` for the same minutes (`train.minutes`, which plans the learning rate
+for that time), one after the other, with one thread, into `runs/race/<name>`. A finished run is not
+repeated and an interrupted one is resumed. All entries hold out the same tenth of the training
+images, so the teacher must have been trained with `data.holdout=0.1` too. Its time is not counted
+in the distilled entry and is stated beside it; `distilled` reads cached teacher logits if a run of
+the same recipe and data seed left them, and computes and caches them if none did.
+
+Writes `results/race.json` and `results/race.svg` (held-out accuracy against minutes) and prints the
+table. The test split is measured once for each, after training.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+from benchmarks.claim import RESULTS, environment, figures, top1
+from benchmarks.methods import ROOT, train
+from distill import predictions
+from distill.errors import UserError
+from distill.events import measure_name
+from distill.run_folder import RunFolder, finished, write_json, write_text
+from distill.show import ink, journal
+from distill.show.plots import sheet
+from distill.statistics import wilson
+
+HELD_OUT = 0.1
+
+
+class Entry(NamedTuple):
+    """A system: what it is, and the arguments of `distill` that train it."""
+
+    title: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    is_taught: bool = False
+
+
+ENTRIES = {
+    "report-2111": Entry("report of 2022, [2, 1, 1, 1]", "recipes/reports/nyu2022_2111.toml"),
+    "report-n3": Entry("report of 2022, [2, 2, 2]", "recipes/reports/nyu2022_n3_b2_c85.toml"),
+    "report-512": Entry("report of 2023, [3, 6, 1]", "recipes/reports/nyu2023_res_512.toml"),
+    "plain": Entry("student of kd, labels alone", "kd", ("loss.kd=false", "loss.hard.weight=1.0")),
+    "alone": Entry("fast_alone", "fast_alone"),
+    "distilled": Entry("fast_kd", "fast_kd", ("cache={}",), is_taught=True),
+}
+
+
+def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
+    """One run, as a person would type it."""
+    sets = [*entry.overrides, f"train.minutes={given.minutes:g}", f"data.holdout={HELD_OUT}"]
+    options = [part for each in [*sets, *given.overrides] for part in ("--set", each)]
+    if given.data:
+        options += ["--data", given.data]
+    if entry.is_taught:
+        options += ["--teacher", given.teacher]
+    typed = ["distill", "--recipe", entry.recipe, *options, "--out", str(out), "--resume"]
+    return [sys.executable, "cli.py", *typed]
+
+
+def row(name: str, run: RunFolder) -> dict[str, Any]:
+    """What one entry reached: shares of the test split and of the held-out part, and its cost."""
+    answers = predictions.read(run.evaluation)
+    assert answers is not None, f"{run.evaluation} is missing"
+    right = predictions.is_right(answers.logits, answers.labels)
+    low, high = wilson(int(right.sum()), len(right))
+    return figures(run) | {
+        "name": name,
+        "title": ENTRIES[name].title,
+        "top1": top1(run),
+        "interval": [low, high],
+        "curve": curve(run),
+    }
+
+
+def curve(run: RunFolder) -> list[list[float]]:
+    """Minutes of training and held-out top-1 after each epoch.
+
+    Epochs take the same time, so that an interrupted run's minutes are right too.
+    """
+    result = run.result()
+    minutes = result["elapsed_s"] / 60 / result["epochs"]
+    epochs = [line for line in journal.read(run.journal) if line["event"] == "epoch"]
+    names = [measure_name("top1", "val_ema"), measure_name("top1", "val")]
+    return [
+        [each["epoch"] * minutes, next(each["metrics"][n] for n in names if n in each["metrics"])]
+        for each in epochs
+    ]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for a page, best first."""
+    lines = [
+        "| system | parameters | epochs | top-1, test | 95 % interval |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for each in sorted(rows, key=lambda each: -each["top1"]):
+        low, high = each["interval"]
+        lines.append(
+            f"| {each['title']} | {each['parameters']:,} | {each['epochs']} | "
+            f"{each['top1']:.2%} | {low:.2%} to {high:.2%} |"
+        )
+    return "\n".join(lines)
+
+
+def drawing(rows: Sequence[dict[str, Any]]) -> str:
+    """Held-out accuracy against minutes as an SVG of its own."""
+    with matplotlib.rc_context(ink.STYLE | {"svg.hashsalt": "race"}):
+        figure = sheet(2.8)
+        axes = figure.add_subplot()
+        for each, colour in zip(rows, ink.SERIES, strict=False):
+            minutes, shares = zip(*each["curve"], strict=True)
+            axes.plot(minutes, [100 * share for share in shares], color=colour, label=each["title"])
+        axes.set(xlabel="minutes of one core", ylabel="held-out accuracy, %")
+        axes.set_xlim(left=0)
+        figure.legend(loc="outside upper left", ncols=2)
+        file = io.StringIO()
+        undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=undated, facecolor=ink.PAPER)
+    return file.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--names", nargs="+", default=list(ENTRIES), choices=list(ENTRIES))
+    parser.add_argument("--data")
+    parser.add_argument("--set", dest="overrides", nargs="*", default=[])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "race")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    given.teacher = str(Path(given.teacher).resolve())
+    try:
+        teacher = finished(Path(given.teacher))
+        outs = {name: given.out / name for name in given.names}
+        for name, out in outs.items():
+            train(command(ENTRIES[name], given, out), out)
+        runs = {name: finished(out) for name, out in outs.items()}
+    except UserError as fault:
+        parser.error(str(fault))
+    rows = [row(name, run) for name, run in runs.items()]
+    made = {
+        "minutes": given.minutes,
+        "teacher": figures(teacher),
+        "table": rows,
+        "environment": environment(next(iter(runs.values()))),
+    }
+    write_json(given.results / "race.json", made)
+    write_text(given.results / "race.svg", drawing(rows))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
