@@ -1,0 +1,126 @@
+"""A finished run as a small folder of results/.
+
+    python -m benchmarks.publish RUN NAME [--data PATH]
+
+Copies recipe, journal, environment, evaluation and result to `results/NAME`, without checkpoints,
+images and paths of this machine, with the weights as float16. The copy is read back and measured on
+the test split of `--data` (default: the run's own data): `result.json` and `evaluation.npz` hold
+what the float16 weights give, and `published` in `result.json` what the run had measured. `python
+cli.py evaluate results/NAME --data …` and `export` then work with it as with any run.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.claim import RESULTS
+from distill import predictions
+from distill import recipe as recipes
+from distill.data import sources
+from distill.engine import build, checkpoint
+from distill.engine.evaluate import logits_and_labels, test_split
+from distill.engine.metrics import measures
+from distill.errors import UserError
+from distill.recipe import Recipe
+from distill.run_folder import RunFolder, finished, write_json, write_text
+
+MAX_BYTES = 10_000_000  # of the weights: the folder lives in a repository
+EXTRA = ("mistakes", "mistake_pixels", "val_logits", "val_labels")  # images, or of no use here
+
+
+def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
+    """Write the folder; the result of the float16 weights on the test split of `source`.
+
+    Raises UserError if the weights take more than MAX_BYTES.
+    """
+    result = run.result()
+    weights = half(load_file(run.weights(run.role)))
+    n_bytes = sum(value.nbytes for value in weights.values())
+    if n_bytes > MAX_BYTES:
+        raise UserError(
+            f"the weights of {run.path} take {n_bytes:,} bytes as float16; a published folder "
+            f"holds at most {MAX_BYTES:,}.\nTake a smaller network, or keep them elsewhere."
+        )
+    recipe = without_paths(recipes.read(run.recipe), result["data"]["fingerprint"])
+    write_text(to.recipe, recipes.dumps(recipe))
+    lines = (json.loads(line) for line in run.journal.read_text().splitlines())
+    write_text(to.journal, "".join(json.dumps(named(line)) + "\n" for line in lines))
+    write_json(to.environment, named(json.loads(run.environment.read_text())))
+    result |= {
+        "recipe_fingerprint": recipes.fingerprint(recipe),
+        "weights": checkpoint.save_weights(to.weights(run.role), weights),
+        "published": {"metrics": result["metrics"], "weights": result["weights"]},
+    }
+    result["data"]["source"] = recipe.data.source
+    write_json(to.result_file, named(result))
+    result["metrics"] = result["metrics"] | measured(run, to, source)
+    write_json(to.result_file, named(result))
+    return result
+
+
+def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors as float16, the others as they are."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+
+
+def without_paths(recipe: Recipe, fingerprint: str) -> Recipe:
+    """The recipe with its data by name and its teachers by the names of their folders."""
+    is_cifar10 = fingerprint in sources.GENUINE
+    recipe = recipes.with_source(recipe, "cifar10" if is_cifar10 else Path(recipe.data.source).name)
+    if recipe.teacher is not None:
+        recipe = recipes.with_teacher(recipe, [Path(path).name for path in recipe.teacher.runs])
+    return recipe
+
+
+def named(value: Any) -> Any:
+    """The same JSON, each absolute path as the name of its file or folder."""
+    if isinstance(value, dict):
+        return {key: named(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [named(each) for each in value]
+    is_path = isinstance(value, str) and value.startswith("/") and "\n" not in value
+    return Path(value).name if is_path else value
+
+
+def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
+    """What the published weights give on the test split; writes evaluation.npz."""
+    accel = build.measuring_accelerator()
+    net = build.to_device(build.trained(to), accel.device)
+    logits, labels = logits_and_labels(net, test_split(source), accel)
+    answers = predictions.read(run.evaluation)
+    assert answers is not None, f"{run.evaluation} is missing"
+    if not np.array_equal(answers.labels, labels.cpu().numpy()):
+        raise UserError(f"{source} is not the test split on which {run.path} was measured.")
+    arrays = vars(answers) | {"logits": logits.cpu().numpy()} | dict.fromkeys(EXTRA)
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    np.savez_compressed(to.evaluation, **arrays)
+    return {f"{name}/test": value for name, value in measures(logits, labels).items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--data")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    try:
+        run = finished(given.run)
+        source = given.data or recipes.read(run.recipe).data.source
+        result = publish(run, RunFolder(given.results / given.name), source)
+    except UserError as fault:
+        parser.error(str(fault))
+    before, after = result["published"]["metrics"]["top1/test"], result["metrics"]["top1/test"]
+    print(f"top-1 on the test split: {before:.2%} in the run, {after:.2%} of the float16 weights")
+
+
+if __name__ == "__main__":
+    main()
