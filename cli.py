@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from distill.show.record import TestCurve
     from distill.show.report import LayerRow
 
+VIEWS = (2, 6)  # of each image, that test-time augmentation may take the mean over
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -93,6 +95,14 @@ def evaluate(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Also the mean over each image and its mirror.")
     ] = False,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            "--views",
+            metavar="2|6",
+            help="Also the mean over so many views of each image; 2 is --mirror, 6 adds shifts.",
+        ),
+    ] = None,
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Also on 14 corruptions of the images; minutes.")
     ] = False,
@@ -113,6 +123,12 @@ def evaluate(
     folder = run_folder.finished(run)  # refused before torch is imported
     if against is not None:
         run_folder.finished(against)
+    if views not in (None, *VIEWS):
+        raise UserError(
+            f"--views {views} is not supported; allowed: 2 (each image and its mirror image, as "
+            "--mirror) or 6 (both, and each shifted by one pixel up-left and down-right).\n"
+            "The figures of a single view are always shown."
+        )
     if robustness_images is not None and not robustness:
         raise UserError(
             f"--robustness-images {robustness_images} says on how many images --robustness is "
@@ -123,7 +139,8 @@ def evaluate(
     from distill.show.display import Display
     from distill.show.evaluation import evaluation
 
-    asked = Asked(data, against, mirror, latency, robustness, robustness_images)
+    mirror = mirror or views == 2
+    asked = Asked(data, against, mirror, latency, robustness, robustness_images, views == 6)
     with processes(), Display(stderr()) as display:
         measured = examine(folder, asked, progress=display.progress)
     if as_json:

@@ -319,6 +319,13 @@ def test_evaluate_refuses_before_it_measures(door: Door, taught, tmp_path: Path)
     run = taught[0].path
     said = door("evaluate", run, "--against", tmp_path / "none")
     refused(said, f"{tmp_path / 'none'} is not a run", lines=2)
+    for views in (1, 3, 7):
+        refused(
+            door("evaluate", run, "--views", views),
+            f"--views {views} is not supported; "
+            "allowed: 2 (each image and its mirror image, as --mirror) or 6",
+            lines=2,
+        )
     said = door("evaluate", run, "--robustness-images", 10)
     refused(said, "--robustness-images 10", "type --robustness with it", lines=1)
 

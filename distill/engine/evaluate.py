@@ -97,3 +97,25 @@ class Mirrored(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         mean: Tensor = (self.net(images) + self.net(images.flip(-1))) / 2
         return mean
+
+
+class SixViews(nn.Module):
+    """Images [B, 3, H, W] to a weighted mean of a network's logits of six views of each image.
+
+    The views are the image and its mirror image, each in three positions: unshifted (weight 1/2)
+    and shifted by one pixel up-left and down-right, the border filled by reflection (weight 1/4
+    each). This is the multi-crop evaluation of Jordan, 2024, arXiv 2404.00498, section 3.6, in his
+    airbench94.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.mirrored = Mirrored(net)
+        self.train(net.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        padded = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+        up_left, down_right = padded[..., 2:, 2:], padded[..., :-2, :-2]
+        shifted = self.mirrored(up_left) + self.mirrored(down_right)
+        mean: Tensor = self.mirrored(images) / 2 + shifted / 4
+        return mean

@@ -15,7 +15,7 @@ from distill.data import sources
 from distill.data.sources import ImageSet, Progress
 from distill.engine import build, checkpoint, cost, figures, result
 from distill.engine.calibration import calibrated
-from distill.engine.evaluate import Mirrored, logits_and_labels, test_split
+from distill.engine.evaluate import Mirrored, SixViews, logits_and_labels, test_split
 from distill.engine.robustness import robustness
 from distill.errors import UserError
 from distill.run_folder import RunFolder
@@ -35,6 +35,7 @@ class Asked:
     latency: bool = False
     robustness: bool = False
     robustness_images: int | None = None  # None: all
+    six_views: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ def _if_asked(
     if asked.mirror:
         both, labels = logits_and_labels(Mirrored(run.net), run.test, run.accelerator)
         found["mirror"] = figures.headline(both.cpu(), labels.cpu())
+    if asked.six_views:
+        mean, labels = logits_and_labels(SixViews(run.net), run.test, run.accelerator)
+        found["test_time_augmentation"] = {
+            "views": 6,
+            **figures.headline(mean.cpu(), labels.cpu()),
+        }
     if asked.latency:
         if run.accelerator.is_main_process:  # alone: the others would take its time
             found["latency_ms"] = cost.latency(run.net)

@@ -142,6 +142,17 @@ def mirror_block(figures: Figures) -> RenderableType:
     return Group(title, headline_table(figures["mirror"]))
 
 
+def views_block(figures: Figures) -> RenderableType:
+    """The same measures of the mean over several views, and the single view's accuracy."""
+    found = figures["test_time_augmentation"]
+    title = Text(
+        f"With {found['views']} views of each image (test-time augmentation), not in the figures "
+        "above:\nthe image and its mirror, each also shifted by a pixel up-left and down-right."
+    )
+    single = Text(f"A single view, for comparison: accuracy {percent(figures['top1'])}.")
+    return Group(title, headline_table(found), single)
+
+
 def latency_block(figures: Figures) -> RenderableType:
     """Milliseconds a call."""
     found = figures["latency_ms"]
@@ -207,6 +218,7 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 OPTIONAL: dict[str, Callable[[Figures], RenderableType]] = {
     "against": against_block,
     "mirror": mirror_block,
+    "test_time_augmentation": views_block,
     "latency_ms": latency_block,
     "robustness": robustness_block,
 }

@@ -17,7 +17,7 @@ from distill.data import sources
 from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt
 from distill.engine import build, examine, figures
 from distill.engine import robustness as robustness_room
-from distill.engine.evaluate import Mirrored, logits_and_labels
+from distill.engine.evaluate import Mirrored, SixViews, logits_and_labels
 from distill.engine.examine import Asked
 from distill.engine.result import read_evaluation, write_evaluation
 from distill.errors import UserError
@@ -165,6 +165,38 @@ def test_an_image_and_its_mirror_are_answered_alike(taught, measured) -> None:
     assert found["mirror"]["nll"] != found["nll"]
     assert "mirror" not in measured
     assert {name: found[name] for name in measured} == measured, "the headline must be the same"
+
+
+def test_six_views_are_the_weighted_mean_of_their_formula() -> None:
+    """airbench94's multi-crop, with positions read by index and each view's logits summed."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    images = torch.rand(4, 3, 32, 32)
+    here = list(range(32))
+    up_left = [*range(1, 32), 30]  # position p shows p + 1; what comes in is reflected
+    down_right = [1, *range(31)]
+    expected = torch.zeros(4, 10)
+    for positions, weight in ((here, 0.5), (up_left, 0.25), (down_right, 0.25)):
+        shifted = images[:, :, positions][:, :, :, positions]
+        for view in (shifted, shifted[..., list(reversed(here))]):
+            expected += weight / 2 * net(view)
+    assert torch.allclose(SixViews(net)(images), expected, atol=1e-5)
+    assert not torch.allclose(Mirrored(net)(images), expected, atol=1e-3)
+    assert not SixViews(net.eval()).training
+
+
+def test_six_views_leave_the_headline_alone(taught, measured) -> None:
+    found = examine.examine(taught[0], Asked(six_views=True))
+    augmented = found["test_time_augmentation"]
+    net, test = SixViews(build.trained(taught[0])), sources.load("synthetic", "test")
+    right = logits_and_labels(net, test, Accelerator())[0].argmax(1) == torch.from_numpy(
+        test.labels
+    )
+    assert augmented["views"] == 6
+    assert augmented["top1"] == pytest.approx(right.float().mean().item())
+    assert augmented["nll"] != found["nll"]
+    assert {name: found[name] for name in measured} == measured
+    assert "mirror" not in found and "test_time_augmentation" not in measured
 
 
 def test_a_run_against_its_teacher(taught, teacher, kept) -> None:
