@@ -81,6 +81,7 @@ def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
         images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
     with timed("mix"):
         images, targets = run.loader.mix(view, rows, images, targets)
+        images = run.loader.resized(view, images)
     with timed("teacher forward"):
         lesson = run.teach(view, rows, images, run.criterion.needs(progress))
     with timed("student forward"):

@@ -186,6 +186,7 @@ BOUNDS = {
     "exclusiveMinimum": "above",
     "maximum": "at most",
     "exclusiveMaximum": "below",
+    "multipleOf": "a multiple of",
 }
 TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
 
@@ -200,6 +201,8 @@ def words(schema: Values) -> str:
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
     if "type" not in schema:
         return "a value"
+    if schema["type"] == "array" and _differ(schema.get("prefixItems", ())):
+        return "[" + ", ".join(map(words, schema["prefixItems"])) + "]"
     if schema["type"] == "array":
         each = schema["items"] if "items" in schema else schema["prefixItems"][0]
         least = f" of at least {schema['minItems']}" if schema.get("minItems") else ""
@@ -207,6 +210,10 @@ def words(schema: Values) -> str:
         return f"a list{number}, each {words(each)}"
     bounds = [f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema]
     return TYPES.get(schema["type"], "text") + (f" ({', '.join(bounds)})" if bounds else "")
+
+
+def _differ(schemas: Sequence[Values]) -> bool:
+    return any(schema != schemas[0] for schema in schemas)
 
 
 def _choices(schema: Values) -> list[str]:

@@ -7,6 +7,7 @@ knows where it came from.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -152,8 +153,8 @@ def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
     """
     text = tomli_w.dumps(recipe.model_dump(exclude_none=True, exclude=dict(without or {})))
     # tomli-w gives each element of a list a line of its own; strings hold no line breaks.
-    for spread, inline in ((",\n]", "]"), (",\n    ", ", "), ("[\n    ", "[")):
-        text = text.replace(spread, inline)
+    for spread, inline in ((r",\n *\]", "]"), (r",\n +", ", "), (r"\[\n +", "[")):
+        text = re.sub(spread, inline, text)
     return text
 
 

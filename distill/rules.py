@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from math import floor, fsum
 from typing import Any
 
@@ -31,6 +32,7 @@ class Fault:
 
 Rule = Callable[..., Iterator[Fault]]
 
+SIDES = range(8, 33, 2)  # of training images, in pixels
 MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms for which a pooled vector has no meaning
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}
 ROUNDING = 1e-9  # of shares that add up to 1: as floats 0.33 + 0.56 + 0.11 is more
@@ -203,6 +205,52 @@ def epochs_or_minutes(train: Train) -> Iterator[Fault]:
         yield Fault("train.minutes", train.minutes, problem)
 
 
+def resolution_rises(train: Train) -> Iterator[Fault]:
+    """From the beginning on, and each side is larger than the one before it."""
+    if train.resolution is None:
+        return
+    key, shown = "train.resolution", [list(stage) for stage in train.resolution]
+    (first, side), *_ = train.resolution
+    if first != 0:
+        problem = "says nothing of the beginning; the first share must be 0: "
+        yield Fault(key, shown, problem + f"[0.0, {side}]")
+    for (share, side), (later, larger) in pairwise(train.resolution):
+        if later <= share:
+            problem = f"has share {later:g} after {share:g}; the shares must rise"
+            yield Fault(key, shown, problem)
+        if larger <= side:
+            problem = f"has side {larger} after {side}; the sides must rise"
+            yield Fault(key, shown, problem)
+
+
+def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
+    """The student's maps are large enough for the smallest images it is trained on."""
+    if train.resolution is None:
+        return
+    spec = student.spec()
+    try:
+        features = Design.of(**spec).features
+    except UserError:
+        return  # legal_design's to tell
+    fitting = [side for side in SIDES if _fits(spec, side, features)]
+    smallest = next(s for s in SIDES if all(side in fitting for side in SIDES if side >= s))
+    refused = [str(side) for _, side in train.resolution if side < smallest]
+    if refused:
+        problem = (
+            f"has side {' and '.join(refused)}, too small for this student's maps or its pool; "
+            f"the smallest side that it takes is {smallest}"
+        )
+        yield Fault("train.resolution", [list(stage) for stage in train.resolution], problem)
+
+
+def _fits(spec: dict[str, Any], side: int, features: int) -> bool:
+    """Whether a design has maps for images of that side, and as many features as its classifier."""
+    try:
+        return Design.of(**spec, image_size=side).features == features
+    except UserError:
+        return False
+
+
 def decay_or_half_life(ema: Ema) -> Iterator[Fault]:
     """One of them says how long the average remembers."""
     if ema.decay is not None and ema.half_life is not None:
@@ -281,6 +329,8 @@ RULES: tuple[Rule, ...] = (
     arguments_have_effect,
     floor_is_below_the_peak,
     epochs_or_minutes,
+    resolution_rises,
+    maps_fit_every_side,
     decay_or_half_life,
     warmup_ends,
     legal_design,

@@ -15,6 +15,9 @@ Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 WholeNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Span = Annotated[tuple[Positive, Positive], Field(strict=False)]  # from, to
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
+Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # pixels; the images have 32
+Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # from this share on, this side
+Resolution = Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
 Space = Literal["standard", "wide"]
 OptimizerName = Literal[
     "sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "radam", "adamax", "adagrad", "adadelta",
@@ -260,6 +263,8 @@ class Train(BaseModel):
     model_config = STRICT
     epochs: Count | None = None  # either this or minutes
     minutes: Positive | None = None  # of training: the first steps say how many fit
+    # Of the training images only, [[share of the epochs, side], ...]; absent: 32 throughout.
+    resolution: Resolution | None = None
     batch_size: Count = 512  # of one optimizer step, over all processes and accumulation
     seed: Seed = 0  # initial weights and dropout
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"

@@ -165,6 +165,7 @@ def timed(name: str) -> tuple[float, float]:
     view, rows = run.loader.batches(0)[0]
     images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
     images, targets = run.loader.mix(view, rows, images, targets)
+    images = run.loader.resized(view, images)
     term, spans = run.criterion.terms[name], ([], [])  # type: ignore[var-annotated]
     lesson = run.teach(view, rows, images, term.needs)
     said = run.net(images)

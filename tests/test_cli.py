@@ -746,7 +746,7 @@ def test_the_head_says_how_much_is_there_and_why_not_more(
     assert "2 of 3 views of the teacher's answers are stored" in unfolded(again.err)
     for key, why in (
         ("data.seed=7", "data.seed"),
-        ("augment.flip=false", "augmentation or mixing"),
+        ("augment.flip=false", "augmentation, mixing or resolution"),
     ):
         other = door(*taught, "--set", "train.epochs=1", "--set", key, "--out", key)
         assert f"the nearest answers that are stored differ in {why}:" in unfolded(other.err)

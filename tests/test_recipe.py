@@ -181,6 +181,18 @@ def test_a_run_reads_the_recipe_it_wrote(tmp_path: Path) -> None:
         recipes.loads("a = 1\nb = = 2", "x")
 
 
+def test_a_resolution_is_written_on_one_line_and_absent_by_default() -> None:
+    plain, rising = load("kd").recipe, load("kd", ["train.resolution=[[0, 20], [0.5, 32]]"]).recipe
+    text = recipes.dumps(rising)
+    assert "\nresolution = [[0.0, 20], [0.5, 32]]\n" in text
+    assert recipes.loads(text, "again") == rising
+    assert "resolution" not in recipes.dumps(plain)
+    assert recipes.fingerprint(rising) != recipes.fingerprint(plain)
+    assert recipes.differences(plain, rising) == [
+        "train.resolution: absent -> [[0.0, 20], [0.5, 32]]"
+    ]
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     lr=st.floats(min_value=1e-12, max_value=1e6),

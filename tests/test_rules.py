@@ -261,7 +261,7 @@ def test_taps_are_read_off_the_tables() -> None:
 
 
 def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 19
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 21
     assert all(rule.__doc__ for rule in RULES)
 
 
@@ -290,3 +290,45 @@ def test_what_differs_and_who_set_it() -> None:
         "ema.warmup: absent -> true (default)",
         'ema.norm_statistics: absent -> "averaged" (default)',
     ]
+
+
+POOLED = (
+    "student.stages=3", "student.blocks=1", "student.downsample=pool", "student.stem_kernel=2",
+)  # fmt: skip
+
+
+def test_a_resolution_begins_at_0_and_rises() -> None:
+    shown = "train.resolution = [[0.2, 24], [0.1, 20]] (--set)"
+    assert faults("kd", "train.resolution=[[0.2, 24], [0.1, 20]]") == [
+        f"{shown} says nothing of the beginning; the first share must be 0: [0.0, 24]",
+        f"{shown} has share 0.1 after 0.2; the shares must rise",
+        f"{shown} has side 20 after 24; the sides must rise",
+    ]
+
+
+@pytest.mark.parametrize("value", ["[]", "20", "[[0.0, 33]]", "[[0, 6]]", "[[0, 21]]", "[[0]]"])
+def test_a_resolution_of_other_values_is_refused(value: str) -> None:
+    (line,) = faults("kd", f"train.resolution={value}")
+    assert line.endswith(
+        "allowed: a list of at least 1, each [a number (at least 0, below 1), a whole number "
+        "(at least 8, at most 32, a multiple of 2)]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "refused", "smallest"),
+    [
+        # A kernel of 2 without padding, then three pools: 9 - 1 = 8 is the least that is left.
+        (POOLED, "8", 10),
+        # 32 -> 16 -> 8 -> pool of 4 gives 2x2; 30 -> 15 -> 8; 28 -> 14 -> 7, which gives 1x1.
+        (("student.stages=3", "student.blocks=1", "student.pool=4"), "8 and 28", 30),
+    ],
+)
+def test_a_side_too_small_for_the_student_is_refused(options, refused, smallest) -> None:
+    (line,) = faults("kd", *options, "train.resolution=[[0, 8], [0.5, 28], [0.7, 32]]")
+    assert line == (
+        "train.resolution = [[0.0, 8], [0.5, 28], [0.7, 32]] (--set) has side "
+        f"{refused}, too small for this student's maps or its pool; the smallest side that it "
+        f"takes is {smallest}"
+    )
+    load("kd", [*options, f"train.resolution=[[0, {smallest}]]"])

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from distill.data import draws
 from distill.data.draws import Stream
@@ -99,6 +100,16 @@ def _reflected(position: Tensor, size: int) -> Tensor:
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 -> float32 in [0, 1]; divides, so that 255 is exactly 1."""
     return quotient(pixels.float(), 255.0)
+
+
+def resize(images: Tensor, side: int) -> Tensor:
+    """Float images [B, 3, H, W] in [0, 1] to [B, 3, side, side], by antialiased interpolation.
+
+    torch's bilinear filter, widened by H / side as Pillow does it, so that no frequency aliases.
+    Linear in the pixels; an image's result does not depend on the others of its batch.
+    """
+    resized = interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    return resized.contiguous(memory_format=torch.channels_last)
 
 
 def quotient(over: Tensor | float, under: Tensor | float) -> Tensor:

@@ -6,6 +6,8 @@ interface, and costs one transfer a batch. Nothing here has a state: step k can 
 time, in any order.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -98,6 +100,16 @@ class Loader:
         self.calendar = calendar
         self.view.cache_clear()
 
+    @contextmanager
+    def at_side(self, side: int | None) -> Iterator[None]:
+        """Meanwhile every view has images of this side, in pixels; None for full size."""
+        calendar = self.calendar
+        self.follow(calendar.at(side))
+        try:
+            yield
+        finally:
+            self.follow(calendar)
+
     def _draw(self, epoch: int) -> View:
         number, home = self.calendar.view(epoch), self.pixels.device
         on = self.calendar.pipeline(self.pipeline, epoch)
@@ -159,6 +171,11 @@ class Loader:
         if view.patchwork is not None:
             images, targets = self._patch(view, view.patchwork, rows, images, targets)
         return images, targets
+
+    def resized(self, view: View, images: Tensor) -> Tensor:
+        """Images [b, 3, H, W] at the view's side; they come last, mixed or not."""
+        side = view.pipeline.side
+        return images if side is None else augment.resize(images, side)
 
     def _blend(
         self, view: View, mixture: Mixture, rows: Tensor, images: Tensor, targets: Tensor

@@ -1,6 +1,6 @@
 """What happens to the images of an epoch, and which epochs it happens in."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -29,8 +29,9 @@ class Operation(Protocol):
 class Pipeline:
     """What happens to the images of a view, in this order; what is absent is off.
 
-    Operations that are `before_crop` come first, on whole images; the others after the flip. Cached
-    teacher logits are found by the repr: it must change when pixels do, and only then.
+    Operations that are `before_crop` come first, on whole images; the others after the flip. Images
+    are mixed at their full size and then resized to `side` pixels. Cached teacher logits are found
+    by the repr: it must change when pixels do, and only then.
     """
 
     crop: Crop | None = None
@@ -39,6 +40,13 @@ class Pipeline:
     mixup: Mixup | None = None
     cutmix: Cutmix | None = None
     ricap: Ricap | None = None
+    side: int | None = None
+
+    def __repr__(self) -> str:
+        """The generated one, without `side` if that is None: as before there were sides."""
+        named = [(each.name, getattr(self, each.name)) for each in fields(self)]
+        shown = [f"{name}={value!r}" for name, value in named if (name, value) != ("side", None)]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
     def mixes(self) -> bool:
@@ -56,22 +64,41 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Calendar:
-    """Which view each epoch trains on, and until when it is augmented and mixed.
+    """Which view each epoch trains on, until when it is augmented and mixed, and its images' side.
 
     `views`: epoch e trains on view e mod `views`; without it each epoch has its own. Operations are
-    on before epoch `operated`, mixing before epoch `mixed`; without a number, always.
+    on before epoch `operated`, mixing before epoch `mixed`; without a number, always. `sides`:
+    (share, side in pixels, None for full size), shares rising from 0: epoch e, counted from 0, of
+    `epochs` has the last side whose share is at most e / `epochs`. Without any, full size.
     """
 
     views: int | None = None
     operated: int | None = None
     mixed: int | None = None
+    sides: tuple[tuple[float, int | None], ...] = ()
+    epochs: int = 1
+
+    def side(self, epoch: int) -> int | None:
+        """The side of an epoch's images; None for full size."""
+        begun = [side for share, side in self.sides if share <= epoch / self.epochs]
+        return begun[-1] if begun else None
+
+    @property
+    def spans(self) -> tuple[tuple[float, int | None], ...]:
+        """(share, side) from 0 on, also without a schedule."""
+        return self.sides or ((0.0, None),)
+
+    def at(self, side: int | None) -> "Calendar":
+        """The same with one side throughout."""
+        return replace(self, sides=((0.0, side),))
 
     def view(self, epoch: int) -> int:
         return epoch % self.views if self.views else epoch
 
     def pipeline(self, whole: Pipeline, epoch: int) -> Pipeline:
         """What is on in an epoch."""
-        return whole.without(
+        on = whole.without(
             operations=self.operated is not None and epoch >= self.operated,
             mixing=self.mixed is not None and epoch >= self.mixed,
         )
+        return replace(on, side=self.side(epoch))

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import product
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from distill import recipe as recipes
 from distill.data import augment, auto, colour, erase, geometry, holdout, mix, ricap, sources
+from distill.data.images import SIDE
 from distill.data.loader import Loader, Slice
 from distill.data.pipeline import Calendar, Operation, Pipeline
 from distill.data.sources import ImageSet
@@ -336,11 +338,17 @@ def pipeline(recipe: Recipe) -> Pipeline:
 
 
 def calendar(recipe: Recipe, epochs: int) -> Calendar:
-    """Which view an epoch trains on, and when operations and mixing end."""
+    """Which view an epoch trains on, when operations and mixing end, and the images' sides.
+
+    Images at their own size are not resized: their views are those of a recipe without sides.
+    """
+    resolution = recipe.train.resolution or ()
     return Calendar(
         views=recipe.cache.views if recipe.cache else None,
         operated=_clean_from(epochs, recipe.augment.off_last),
         mixed=_clean_from(epochs, recipe.mix.off_last),
+        sides=tuple((share, None if side == SIDE else side) for share, side in resolution),
+        epochs=epochs,
     )
 
 
@@ -383,6 +391,24 @@ def live_teacher(recipe: Recipe, frozen: Frozen, batches: Loader, accel: Acceler
     taps = tuple(asked_taps(recipe, "teacher", frozen.net))
     ready = inference.ready(frozen.net, batches.size, AUTOCAST.get(accel.mixed_precision))
     return Live(Frozen(to_device(ready, accel.device)), accel, batches, taps)
+
+
+def check_sides(recipe: Recipe, net: nn.Module, live: Live | None, accel: Accelerator) -> None:
+    """Raises Unfit if the network, or its teacher, does not take images of some training side.
+
+    Costs one image a side and network.
+    """
+    networks = {"network": net} | ({"teacher": live.tapped.net} if live else {})
+    for (_, side), (role, each) in product(recipe.train.resolution or (), networks.items()):
+        try:
+            with accel.autocast():
+                shapes(Tapped(each), side)
+        except Exception as fault:  # timm's networks refuse a size with whatever they trip over
+            raise Unfit(
+                f"train.resolution has side {side}, and the {role} does not take images of "
+                f"{side}x{side} pixels: {type(fault).__name__}: {str(fault).partition(chr(10))[0]}."
+                f"\nGive larger sides, or type --set train.resolution=[[0.0,{SIDE}]] for full size."
+            ) from fault
 
 
 def teach(recipe: Recipe, live: Live | None, depends: dict[str, str]) -> Teach:
@@ -435,6 +461,7 @@ def training(
     live = None
     if frozen is not None:
         live = live_teacher(recipe, frozen, batches, accel)
+    check_sides(recipe, student, live, accel)
     depends = identity | {"part": split.train.fingerprint, "precision": accel.mixed_precision}
     with accel.autocast():  # the teacher's kernels may be in its type
         teacher_shapes = shapes(live.tapped, batches.size) if live else {}

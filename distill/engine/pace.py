@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from operator import sub
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 
 from distill.engine import build, checkpoint, train
 from distill.engine.stored import everywhere
-from distill.engine.teach import Taught, Teach
+from distill.engine.teach import Live, Taught, Teach
 from distill.engine.training import Training
 from distill.errors import UserError
 
@@ -70,26 +71,53 @@ def fitting(left_s: float, step_s: float, epoch_s: float, steps_per_epoch: int) 
 
 
 def _mean_step(run: Training, most_s: float) -> float:
-    """Seconds of a step over the whole run: terms come and go, each for its share of it."""
-    moments = [*run.criterion.moments, 1.0]
+    """Seconds of a step over the whole run: terms come and go, and images grow, each for its share
+    of it. The sides rise and an epoch has one, so that what is planned never takes longer.
+    """
+    shares = [share for share, _ in run.loader.calendar.spans]
+    moments = sorted({*run.criterion.moments, *shares, 1.0})
     spans = [(begin, end - begin) for begin, end in pairwise(moments)]
-    return sum(share * step_seconds(run, most_s / len(spans), at=begin) for begin, share in spans)
+    asked, mean_s = replace(run, teach=_who_answers(run)), 0.0  # at each side the same source
+    for begin, share in spans:
+        with run.loader.at_side(_side_at(run, begin)):
+            mean_s += share * step_seconds(asked, most_s / len(spans), at=begin)
+    return mean_s
+
+
+def _side_at(run: Training, share: float) -> int | None:
+    """The side of the images at this share of the training; None for full size."""
+    return [side for begin, side in run.loader.calendar.spans if begin <= share][-1]
 
 
 def _teacher_seconds(run: Training) -> float:
     """Of one step, what goes into asking; 0 where nobody is, or nobody will have to be."""
     if run.live is None or _who_answers(run) is run.teach:
         return 0.0
+    begins, sides = zip(*run.loader.calendar.spans, strict=True)
+    mean_s = 0.0
+    for share, side in zip(map(sub, (*begins[1:], 1.0), begins), sides, strict=True):
+        with run.loader.at_side(side):
+            mean_s += share * _asking_seconds(run, run.live)
+    return mean_s
+
+
+def _asking_seconds(run: Training, live: Live) -> float:
+    """What the teacher takes in one step."""
     [(view, rows), *_] = run.loader.batches(0)
-    images, live = run.loader.augment(view, rows), run.live
+    images = run.loader.resized(view, run.loader.augment(view, rows))
     return len(run.loader.batches(0)) * _seconds(run, lambda: live.mixed(view, rows, images))
 
 
 def _asked_steps(run: Training) -> int | None:
-    """After how many steps every view is known; None where views never come again."""
-    views = run.loader.calendar.views
+    """After how many steps every view is known; None where views never come again.
+
+    With images of several sides that many at most: each view is asked again at each.
+    """
+    calendar = run.loader.calendar
     stored = isinstance(run.teach, Taught) and run.teach.source is not run.live
-    return views * run.loader.steps_per_epoch if stored and views is not None else None
+    if not stored or calendar.views is None:
+        return None
+    return calendar.views * len(calendar.spans) * run.loader.steps_per_epoch
 
 
 def _end_an_epoch(run: Training) -> None:
@@ -111,9 +139,9 @@ def choose_compiled(run: Training, run_s: float | None) -> str:
     """Leave the run compiled or as it is, whichever takes its steps faster; say why.
 
     `run_s`: seconds that the run may take, if that is known. Networks that the compiler fails on
-    stay as they are.
+    stay as they are. Measured on images of the last side, which take the longest.
     """
-    with rewound(run):
+    with rewound(run), run.loader.at_side(run.loader.calendar.spans[-1][1]):
         plain_s = step_seconds(run, LEAST_S)
         [run_s] = broadcast_object_list([run_s or plain_s * run.total_steps])
         if run_s < LEAST_RUN_S:

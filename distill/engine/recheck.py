@@ -87,8 +87,9 @@ def _rebuilt(stock: Stock) -> Stored:
     stored = run.teach.source if isinstance(run.teach, Taught) else None
     if not isinstance(stored, Stored):
         raise UserError("its recipe stores no answers")
-    for operated, mixed in product((None, 0), repeat=2):
-        calendar = Calendar(None, operated, mixed)
+    sides = (None, *(side for _, side in stored.loader.calendar.sides))
+    for operated, mixed, side in product((None, 0), (None, 0), sides):
+        calendar = Calendar(None, operated, mixed).at(side)
         depends = stored.depends(
             calendar.pipeline(stored.loader.pipeline, 0), mixed=stored.mixed_asked
         )

@@ -227,6 +227,7 @@ def _head(ready: Run, killed: Holder | None) -> Start:
         notes=(
             *_after(killed),
             *ready.notes,
+            *_resolution(training),
             *_stored(training),
             *_notes(recipe, split, accel, teacher_top1),
         ),
@@ -294,9 +295,38 @@ DEPENDS = {  # what stored answers depend on, as a person calls it
     "part": "the training part",
     "precision": "train.precision",
     "seed": "data.seed",
-    "pipeline": "augmentation or mixing",
+    "pipeline": "augmentation, mixing or resolution",
     "format": "the version of this program",
 }
+
+
+def _resolution(training: Training) -> Iterator[str]:
+    """Which epochs train on images of which side, and which sides no epoch has."""
+    calendar, epochs = training.loader.calendar, training.epochs
+    if not calendar.sides:
+        return
+    side_of = [calendar.side(epoch) for epoch in range(epochs)]
+    said, unused = [], []
+    for _, side in calendar.sides:
+        pixels, n = side or training.loader.size, side_of.count(side)
+        if n:
+            first = side_of.index(side) + 1
+            said.append(f"{_numbered(first, first + n - 1)} at {pixels} pixels")
+        else:
+            unused.append(str(pixels))
+    yield (
+        f"train.resolution: {', '.join(said)}; validation and test at full size, "
+        f"{training.loader.size} pixels"
+    )
+    if unused:
+        yield (
+            f"train.resolution: no epoch of {epochs} trains at {' or '.join(unused)} pixels; a "
+            "side begins with the first epoch at or after its share"
+        )
+
+
+def _numbered(first: int, last: int) -> str:
+    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
 def _stored(training: Training) -> Iterator[str]:

@@ -78,13 +78,20 @@ class Stored:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the views that come again and again are all there, every sample of each."""
-        views = self.loader.calendar.views
-        if views is None or not self.mixed_asked:
+        """Whether the views that come again and again are all there, every sample of each, with
+        images of every side.
+        """
+        calendar = self.loader.calendar
+        if calendar.views is None or not self.mixed_asked:
             return False
-        return all(
-            self._shelf(self.loader.view(epoch), mixed=True).complete for epoch in range(views)
-        )
+        return all(self._has(calendar.views, side) for _, side in calendar.spans)
+
+    def _has(self, views: int, side: int | None) -> bool:
+        """Whether so many views with images of one side are all there."""
+        with self.loader.at_side(side):
+            return all(
+                self._shelf(self.loader.view(epoch), mixed=True).complete for epoch in range(views)
+            )
 
     def keep(self) -> None:
         """Write what was asked since the last time. Called by all processes."""
@@ -125,7 +132,7 @@ class Stored:
             return self.source.plain(view, rows)
         images, targets = self.loader.augment(view, rows), self.loader.one_hot(rows)
         images, _ = self.loader.mix(view, rows, images, targets)
-        return self.source.mixed(view, rows, images).logits
+        return self.source.mixed(view, rows, self.loader.resized(view, images)).logits
 
     def depends(self, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
         """All that an answer depends on beside its view and sample."""

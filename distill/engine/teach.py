@@ -122,4 +122,5 @@ class Live:
         """A teacher that is asked every time remembers nothing."""
 
     def plain(self, view: View, rows: Tensor) -> Tensor:
-        return self.mixed(view, rows, self.loader.augment(view, rows)).logits
+        images = self.loader.resized(view, self.loader.augment(view, rows))
+        return self.mixed(view, rows, images).logits

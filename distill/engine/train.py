@@ -46,6 +46,7 @@ def step(run: Training, k: int) -> dict[str, Tensor]:
         with run.accelerator.accumulate(run.net, run.objective):
             images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
             images, targets = run.loader.mix(view, rows, images, targets)
+            images = run.loader.resized(view, images)
             lesson = run.teach(view, rows, images, needs)  # on the student's pixels
             torch.manual_seed(draws.torch_seed(run.seed, k, part, run.accelerator.process_index))
             said, samples = run.net(images), rows.to(images.device)

@@ -146,9 +146,23 @@ class Training:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds to the last step, at the pace since this process began; nan where it has none."""
-        done = self.step - self.began_step
-        return self.here_s / done * (self.total_steps - self.step) if done else math.nan
+        """Seconds to the last step, at the pace since this process began; nan where it has none.
+
+        A step counts as much as its images have pixels.
+        """
+        done = self._work(self.began_step, self.step)
+        return self.here_s / done * self._work(self.step, self.total_steps) if done else math.nan
+
+    def _work(self, begin: int, end: int) -> float:
+        """The steps from `begin` to before `end`, one with smaller images being less than 1."""
+        if not self.loader.calendar.sides:
+            return end - begin
+        per_epoch, full, work = self.loader.steps_per_epoch, self.loader.size, 0.0
+        for epoch in range(begin // per_epoch, -(-end // per_epoch)):
+            first, last = max(begin, epoch * per_epoch), min(end, (epoch + 1) * per_epoch)
+            side = self.loader.calendar.side(epoch) or full
+            work += (last - first) * (side / full) ** 2
+        return work
 
     @property
     def is_step_to_save(self) -> bool:

@@ -99,3 +99,24 @@ def test_a_placement_moves_whole() -> None:
     placement = augment.place(0, 0, 4, Crop(2), Flip()).to(torch.device("cpu"))
     assert isinstance(placement, Placement)
     assert placement.top.dtype == torch.int64
+
+
+@pytest.mark.parametrize("side", [8, 20, 26])
+def test_resizing_is_the_antialiased_triangle_filter(side: int) -> None:
+    """Pixel o of a row is the mean of pixels j, weighted by the triangle of half-width 32 / side
+    around (o + 1/2) * 32 / side, cut at the border.
+    """
+    scale = 32 / side
+    out, j = np.arange(side)[:, None], np.arange(32)[None, :]
+    weight = np.clip(1 - np.abs((j + 0.5 - (out + 0.5) * scale) / scale), 0, None)
+    weight = torch.from_numpy(weight / weight.sum(axis=1, keepdims=True))
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = weight @ images.double() @ weight.T
+    assert torch.allclose(augment.resize(images, side).double(), expected, atol=1e-6)
+
+
+def test_resizing_leaves_no_pattern_of_single_pixels() -> None:
+    """A chequerboard becomes grey; without antialiasing it would become another pattern."""
+    board = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).float().expand(1, 3, 32, 32)
+    inner = augment.resize(board, 16)[..., 1:-1, 1:-1]
+    assert torch.allclose(inner, torch.full_like(inner, 0.5), atol=1e-6)

@@ -1,13 +1,14 @@
 """Which rows a process sees, and that a batch is a function of (view, sample)."""
 
 from dataclasses import is_dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from distill.data.augment import Crop, Flip
+from distill.data.augment import Crop, Flip, resize
 from distill.data.auto import RandAugment, TrivialAugment
 from distill.data.colour import ColourJitter
 from distill.data.erase import Cutout
@@ -42,7 +43,8 @@ def batch(loader: Loader, step: int) -> list[tuple[torch.Tensor, torch.Tensor, t
     rows = []
     for view, indices in loader.batches(step):
         plain = loader.augment(view, indices), loader.one_hot(indices)
-        rows.append((indices, *loader.mix(view, indices, *plain)))
+        images, targets = loader.mix(view, indices, *plain)
+        rows.append((indices, loader.resized(view, images), targets))
     return rows
 
 
@@ -248,6 +250,43 @@ def test_operations_and_mixing_end_when_the_calendar_says(images: ImageSet) -> N
     ours = loader(images, pipeline=early, calendar=Calendar(operated=1))
     assert [len(ours.view(epoch).drawn) for epoch in range(2)] == [2, 0]
     assert ours.view(1).pipeline == Pipeline(Crop(4), Flip())
+
+
+SIDES = ((0.0, 20), (0.5, 26), (0.75, None))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 7, 10, 100])
+def test_an_epoch_has_the_last_side_whose_share_has_come(epochs: int) -> None:
+    for shares in (("0", "0.5", "0.75"), ("0", "0.07", "0.29"), ("0", "0.1", "0.7")):
+        sides = tuple(zip(map(float, shares), (20, 26, None), strict=True))
+        calendar = Calendar(sides=sides, epochs=epochs)
+        for epoch in range(epochs):  # in exact fractions: 7/100 has come at 0.07
+            come = sum(Fraction(share) <= Fraction(epoch, epochs) for share in shares)
+            assert calendar.side(epoch) == (20, 26, None)[come - 1]
+    assert Calendar(epochs=epochs).side(0) is None
+
+
+def test_images_are_resized_last_and_targets_stay(images: ImageSet) -> None:
+    full, ours = loader(images), loader(images, calendar=Calendar(sides=SIDES, epochs=4))
+    for epoch, side in enumerate((20, 20, 26, 32)):
+        step = epoch * ours.steps_per_epoch
+        ((rows, seen, targets),) = batch(ours, step)
+        ((same_rows, mixed, same_targets),) = batch(full, step)
+        assert torch.equal(rows, same_rows) and torch.equal(targets, same_targets)
+        assert seen.shape == (BATCH, 3, side, side)
+        assert seen.is_contiguous(memory_format=torch.channels_last)
+        expected = mixed if side == 32 else resize(mixed, side)
+        assert torch.equal(seen, expected), "at full size nothing is touched"
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_resized_batches_do_not_depend_on_processes(images: ImageSet, processes: int) -> None:
+    calendar = Calendar(sides=((0.0, 20),))
+    whole = by_sample(batch(loader(images, calendar=calendar), 0))
+    parts: dict[int, tuple[bytes, bytes]] = {}
+    for rank in range(processes):
+        parts |= by_sample(batch(loader(images, Slice(rank, processes), calendar=calendar), 0))
+    assert parts == whole
 
 
 def test_views_come_again(images: ImageSet) -> None:

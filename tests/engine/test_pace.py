@@ -185,3 +185,44 @@ def test_counted_steps_are_those_of_the_first_epoch(teacher, monkeypatch) -> Non
     pace.step_seconds(run, most_s=60.0)
     assert len(seen) > pace.WARMUP_STEPS + pace.LEAST_STEPS
     assert max(seen) < run.loader.steps_per_epoch
+
+
+SIDES = "train.resolution=[[0.0, 20], [0.5, 26], [0.75, 32]]"
+SECONDS = {20: 1.0, 26: 2.0, None: 4.0}
+
+
+def test_steps_of_every_side_count_for_their_share(teacher, monkeypatch) -> None:
+    """Between the moments 0, 0.25, 0.5 and 0.75 a side and the term that begins at 0.25."""
+    run = prepared(f"teacher.runs=['{teacher}']", SIDES, "loss.kd.when.begin=0.25")
+    calendar = run.loader.calendar
+
+    def seconds(run, most_s, at=0.0):  # type: ignore[no-untyped-def]
+        return SECONDS[run.loader.calendar.side(0)] + (10 if at >= 0.25 else 0)
+
+    monkeypatch.setattr(pace, "step_seconds", seconds)
+    assert pace._mean_step(run, 60.0) == pytest.approx(0.5 * 1 + 0.25 * 2 + 0.25 * 4 + 0.75 * 10)
+    assert run.loader.calendar == calendar
+
+
+def test_cached_views_are_asked_again_at_every_side(teacher) -> None:
+    run = prepared(f"teacher.runs=['{teacher}']", SIDES, "cache.views=2", "train.epochs=12")
+    assert pace._asked_steps(run) == 3 * 2 * run.loader.steps_per_epoch
+
+
+def test_the_teacher_is_timed_at_every_side(teacher, monkeypatch) -> None:
+    run = prepared(f"teacher.runs=['{teacher}']", SIDES, "cache.views=2", "train.epochs=12")
+    monkeypatch.setattr(
+        pace, "_asking_seconds", lambda run, live: SECONDS[run.loader.calendar.side(0)]
+    )
+    assert pace._teacher_seconds(run) == pytest.approx(0.5 * 1 + 0.25 * 2 + 0.25 * 4)
+
+
+def test_the_time_left_counts_pixels(teacher) -> None:
+    run = prepared(f"teacher.runs=['{teacher}']", SIDES, "train.epochs=4")
+    run.begin()
+    per_epoch = run.loader.steps_per_epoch
+    run.step = per_epoch + 2
+    run.began_at -= 100.0
+    done = (per_epoch + 2) * 20**2
+    left = (per_epoch - 2) * 20**2 + per_epoch * (26**2 + 32**2)
+    assert run.remaining_s == pytest.approx(100 * left / done, rel=1e-3)

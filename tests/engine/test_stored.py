@@ -41,7 +41,8 @@ class Teacher:
         return Answer(images.mean((2, 3)) @ torch.linspace(-9, 9, 3 * C).reshape(3, C), {})
 
     def plain(self, view, rows):  # type: ignore[no-untyped-def]
-        return self.mixed(view, rows, self.loader.augment(view, rows)).logits
+        images = self.loader.resized(view, self.loader.augment(view, rows))
+        return self.mixed(view, rows, images).logits
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,7 @@ def through(store: Stored, number: int, needs: str = "teacher") -> list[torch.Te
         for view, rows in ours.batches(step):
             images, targets = ours.augment(view, rows), ours.one_hot(rows)
             images, _ = ours.mix(view, rows, images, targets)
+            images = ours.resized(view, images)
             lessons.append(Taught(store)(view, rows, images, frozenset({needs})))
     if needs == "pair":
         return [half for lesson in lessons for half in (lesson.pair.own, lesson.pair.partner)]
@@ -189,6 +191,45 @@ def test_cache_identity_of_other_pipelines_is_unchanged() -> None:
         "Erase(prob=0.25, area=(0.02, 0.33), ratio=(0.3, 3.3))), "
         "mixup=None, cutmix=Cutmix(prob=0.5, alpha=1.0), ricap=None)"
     )
+
+
+RISING = Calendar(views=1, sides=((0.0, 20), (0.5, None)), epochs=2)
+
+
+def test_cache_identity_has_the_side_of_the_images() -> None:
+    assert repr(replace(MIXED, side=20)) == repr(MIXED)[:-1] + ", side=20)"
+
+
+@pytest.mark.parametrize("needs", ["teacher", "pair"])
+def test_a_view_at_another_side_is_another_view(needs: str) -> None:
+    first = Teacher(loader(calendar=RISING))
+    store = Stored(first, first.loader, Accelerator(), KEY)
+    small, full = (through(store, number, needs) for number in (0, 1))
+    asked, a_view = first.asked, (N // BATCH) * (2 if needs == "pair" else 1)
+    assert asked == 2 * a_view
+    assert not torch.equal(small[0], full[0])
+    if needs == "teacher":
+        assert store.survey(2) == (2, 2, 0)
+    second = Teacher(loader(calendar=RISING))
+    again = Stored(second, second.loader, Accelerator(), KEY)
+    for number, heard in ((0, small), (1, full)):
+        for a, b in zip(through(again, number, needs), heard, strict=True):
+            assert torch.equal(a, b)
+    assert second.asked == 0
+    plain = Teacher(loader(calendar=Calendar(views=1)))
+    for a, b in zip(epoch(plain, needs=needs), full, strict=True):
+        assert torch.equal(a, b)
+    assert plain.asked == 0, "at full size it is the view of a run without sides"
+
+
+def test_answers_are_complete_when_every_side_is_there() -> None:
+    teacher = Teacher(loader(calendar=RISING))
+    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    through(store, 0)
+    assert not store.is_complete
+    through(store, 1)
+    assert store.is_complete
+    assert teacher.loader.calendar == RISING
 
 
 def test_another_batch_size_asks_for_what_is_missing_alone_once() -> None:
