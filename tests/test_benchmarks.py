@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ceilings, peers, scaling, stages, workers
+from benchmarks import ceilings, peers, resolution, scaling, stages, workers
 from benchmarks.contenders import CONTENDERS
 from benchmarks.pairs import PAIRS
 from benchmarks.peers import Entrant, Unequal
@@ -203,6 +203,24 @@ def test_a_point_of_growth_is_a_whole_run(capsys: pytest.CaptureFixture[str]) ->
     for figures in points.values():
         assert figures["startup_s"] > 0
         assert figures["ms"] == pytest.approx(1000 / figures["images_per_s"])
+
+
+def test_steps_are_timed_at_every_side(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    seen: list[int] = []
+    step = resolution.train.step
+
+    def watched(run, k):  # type: ignore[no-untyped-def]
+        seen.append(run.loader.view(0).pipeline.side or run.loader.size)
+        return step(run, k)
+
+    monkeypatch.setattr(resolution.train, "step", watched)
+    sides = ["--sides", "20", "32", "--rounds", "2"]
+    resolution.main(["--recipe", "tiny", "--set", "loss.kd=false", *sides])
+    content = json.loads(capsys.readouterr().out)
+    assert seen == [20, 20, 32, 32, 32, 20, 20, 32], "warm-up, then there and back"
+    assert content["sides"]["32"]["speedup"] == 1.0
+    for figures in content["sides"].values():
+        assert figures["images_per_s"] > 0 and figures["images_per_cpu_s"] > 0
 
 
 def h200(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,9 @@ from distill import recipe as recipes
 from distill.engine import build, evaluate, recheck, run, store, train
 from distill.engine.teach import Frozen
 from distill.errors import Unfit
-from distill.events import Step
+from distill.events import TOTAL, Step, loss_name
+from distill.show.journal import read
+from tests.engine.test_processes import TORCHRUN, launch, losses, torchrun_options
 from tests.engine.test_run import digest, same
 from tests.runs import EFFICIENT, prepared
 from tests.runs import train as trained
@@ -133,6 +135,20 @@ def test_cached_logits_of_small_images_are_verified(teacher, tmp_path, monkeypat
     assert all(verdict.is_sound and verdict.asked for verdict in verdicts), verdicts
     _, events = trained(tmp_path / "again", *options, "train.seed=1")
     assert any("2 of 2 views" in note for note in events[0].notes)  # type: ignore[union-attr]
+
+
+@pytest.mark.multi
+def test_two_processes_train_on_the_same_sides(tmp_path: Path) -> None:
+    options = [*EFFICIENT, GROWING]
+    one, events = trained(tmp_path / "one", *options)
+    sets = [word for value in options for word in ("--set", value)]
+    command = ["cli.py", "distill", "--recipe", "tiny", "--out", tmp_path / "two", *sets]
+    launch(*TORCHRUN, *torchrun_options(2), *command)
+    alone = [each.metrics[loss_name(TOTAL)] for each in events if isinstance(each, Step)]
+    # Each process normalises its half of a batch by that half's statistics.
+    assert losses(tmp_path / "two")[:5] == pytest.approx(alone[:5], rel=0.1)
+    assert read(tmp_path / "two" / "journal.jsonl")[0]["notes"][0] == events[0].notes[0]  # type: ignore[union-attr]
+    assert one.is_finished
 
 
 def test_the_test_split_is_measured_at_full_size(tmp_path, monkeypatch) -> None:
