@@ -319,7 +319,7 @@ def report(
 def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
-    """Count a recipe's student: parameters, multiply-accumulates, the budget."""
+    """Count a recipe's student and its teacher of network resnet: parameters, MACs, the budget."""
     from distill import recipe as recipes
 
     print_facts(recipes.count(recipe, set_), as_json)

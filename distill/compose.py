@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.faults import Values, shown, switches
+from distill.schema import foreign_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("recipes", "recipes/ingredients", "recipes/reports")  # where a bare name is looked up
@@ -22,6 +23,8 @@ OVERRIDE = "--set"
 RIVALS = {
     "student.width": "channels",
     "student.channels": "width",
+    "teacher.width": "channels",
+    "teacher.channels": "width",
     "train.epochs": "minutes",
     "train.minutes": "epochs",
     "ema.decay": "half_life",
@@ -239,6 +242,8 @@ def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> 
             for gone in [k for k in origins if k.startswith(f"{key}.")]:
                 del origins[gone]
             continue
+        if key == "teacher.network" and isinstance(value, str):
+            _drop_other_network(into, origins, value, layer.origin)
         origins[key] = layer.origin
         if isinstance(value, dict):
             if not isinstance(into.get(name), dict):
@@ -246,3 +251,15 @@ def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> 
             _merge(into[name], origins, Layer(layer.origin, value), f"{key}.")
         else:
             into[name] = value
+
+
+def _drop_other_network(
+    teacher: Values, origins: dict[str, str], network: str, origin: str
+) -> None:
+    """Remove what earlier layers set of another network of the teacher.
+
+    Keys of the same layer stay, to be refused: they contradict it.
+    """
+    for name in foreign_keys(network) & teacher.keys():
+        if origins[f"teacher.{name}"] != origin:
+            del teacher[name], origins[f"teacher.{name}"]

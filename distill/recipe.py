@@ -91,13 +91,32 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Resolved:
 def count(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The student in numbers, for 10 classes; one over budget is counted like any other.
 
-    Raises RecipeError with every other fault, one being that the recipe has no student.
+    A teacher of network "resnet" is counted beside it, as `teacher`, `teacher_parameters` …, or
+    alone if the recipe has no student. Raises RecipeError with every other fault, one being that
+    the recipe has neither.
     """
     resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
-    student = _student(resolved)
+    teacher = resolved.recipe.teacher
+    counted: dict[str, Any] = {"recipe": resolved.name}
+    if teacher is None or teacher.network != "resnet":
+        return counted | _counted_student(_student(resolved))
+    design = Design.of(**teacher.spec())
+    student = resolved.recipe.student
+    return (
+        counted
+        | ({} if student is None else _counted_student(student))
+        | {
+            "teacher": design.summary,
+            "teacher_parameters": design.parameters,
+            "teacher_trainable": design.trainable,
+            "teacher_macs": design.macs,
+        }
+    )
+
+
+def _counted_student(student: Student) -> dict[str, Any]:
     design = Design.of(**student.spec())
     return {
-        "recipe": resolved.name,
         "network": design.summary,
         "parameters": design.parameters,
         "trainable": design.trainable,
@@ -298,6 +317,8 @@ def check_student(resolved: Resolved) -> None:
 def _student(resolved: Resolved) -> Student:
     if resolved.recipe.student is None:
         fault = "student is missing; distill wants a [student] table, as in kd"
+        if resolved.recipe.teacher is not None:
+            fault += f"; for its teacher type train-teacher --recipe {resolved.name}"
         raise RecipeError(resolved.name, [fault])
     return resolved.recipe.student
 

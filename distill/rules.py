@@ -12,7 +12,18 @@ from math import floor, fsum
 from typing import Any
 
 from distill.errors import UserError
-from distill.schema import Augment, Cache, Ema, Mix, Optim, Student, Teacher, Train
+from distill.schema import (
+    Augment,
+    Cache,
+    Ema,
+    Mix,
+    Optim,
+    ResNetKeys,
+    Student,
+    Teacher,
+    Train,
+    foreign_keys,
+)
 from distill.terms import Losses, taps
 from students.design import Design, over_budget
 
@@ -37,6 +48,7 @@ MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms for which a pooled vector h
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}
 ROUNDING = 1e-9  # of shares that add up to 1: as floats 0.33 + 0.56 + 0.11 is more
 WITHOUT_EPS = {"sgd", "momentum", "lion"}
+EXAMPLE = {"stages": 3, "blocks": 1, "width": 64}  # what a residual network needs at least
 
 
 def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
@@ -62,10 +74,31 @@ def _fitting(shares: dict[str, float]) -> dict[str, float]:
 def known_network(teacher: Teacher) -> Iterator[Fault]:
     """A name that a builder knows; timm's own names are checked where timm is."""
     network, depth = teacher.network, teacher.depth
-    if network != "wrn" and not re.fullmatch("timm/.+", network):
-        yield Fault("teacher.network", network, 'is unknown; allowed: "wrn" or "timm/NAME"')
+    if not _is_known(network):
+        problem = 'is unknown; allowed: "wrn", "resnet" or "timm/NAME"'
+        yield Fault("teacher.network", network, problem)
     if network == "wrn" and (depth < 10 or depth % 6 != 4):
         yield Fault("teacher.depth", depth, "is no depth of wrn; allowed: 10, 16, 22, 28 …")
+
+
+def _is_known(network: str) -> bool:
+    return network in ("wrn", "resnet") or re.fullmatch("timm/.+", network) is not None
+
+
+def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
+    """The keys of a Wide ResNet beside `wrn`, those of a residual network beside `resnet`."""
+    if not _is_known(teacher.network):
+        return  # known_network's to tell
+    family = teacher.network.partition("/")[0]
+    owner = "wrn" if teacher.network == "resnet" else "resnet"
+    for name, value in teacher:
+        if name in foreign_keys(teacher.network) & teacher.model_fields_set:
+            problem = (
+                f"is a key of {owner}, and {{}} is {family}; take it out, "
+                f"or type --set teacher.network={owner}"
+            )
+            value = list(value) if isinstance(value, tuple) else value
+            yield Fault(f"teacher.{name}", value, problem, against="teacher.network")
 
 
 def something_is_learnt(loss: Losses) -> Iterator[Fault]:
@@ -291,8 +324,27 @@ def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
 
 
 def legal_design(student: Student) -> Iterator[Fault]:
-    """Everything `Design.of` refuses, under the keys of this table."""
-    spec = student.spec()
+    """Everything `Design.of` refuses, under the keys of [student]."""
+    yield from _design_faults("student", student)
+
+
+def legal_teacher_design(teacher: Teacher) -> Iterator[Fault]:
+    """The same of a teacher that is a residual network; a teacher has no budget."""
+    if teacher.network != "resnet":
+        return
+    has_width = teacher.width is not None or teacher.channels is not None
+    is_there = {"stages": teacher.stages, "blocks": teacher.blocks, "width": has_width}
+    missing = [name for name, given in is_there.items() if not given]
+    for name in missing:
+        problem = 'is missing, and network = "resnet" needs it; type '
+        problem += f"--set teacher.{name}={EXAMPLE[name]}"
+        yield Fault(f"teacher.{name}", None, problem)
+    if not missing:
+        yield from _design_faults("teacher", teacher)
+
+
+def _design_faults(name_of_table: str, table: ResNetKeys) -> Iterator[Fault]:
+    spec = table.spec()
     try:
         Design.of(**spec)
     except UserError as error:
@@ -300,9 +352,9 @@ def legal_design(student: Student) -> Iterator[Fault]:
             name = line.split(" = ")[0]
             if name in spec:
                 problem = line.removeprefix(f"{name} = {spec[name]!r} ")
-                yield Fault(f"student.{name}", spec[name], problem)
+                yield Fault(f"{name_of_table}.{name}", spec[name], problem)
             else:
-                yield Fault("student", None, f"is incomplete: {line}")
+                yield Fault(name_of_table, None, f"is incomplete: {line}")
 
 
 def within_budget(student: Student) -> Iterator[Fault]:
@@ -323,6 +375,7 @@ def did_you_mean(near: str | None = None) -> str:
 RULES: tuple[Rule, ...] = (
     one_mix_a_sample,
     known_network,
+    teacher_keys_fit,
     something_is_learnt,
     terms_have_time,
     optimizer_takes_its_arguments,
@@ -334,6 +387,7 @@ RULES: tuple[Rule, ...] = (
     decay_or_half_life,
     warmup_ends,
     legal_design,
+    legal_teacher_design,
     student_taps_exist,
     maps_have_places,
     taps_are_pairs,

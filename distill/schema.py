@@ -6,7 +6,13 @@ keys refused. `None` is an absent key; an absent table is off.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from distill.terms import STRICT, Count, Losses, Names, NotNegative, Positive, Share, ShareBelowOne
 
@@ -187,23 +193,12 @@ class Mix(BaseModel):
         return {name: way for name, way in self if isinstance(way, Mixup | Cutmix | Ricap)}
 
 
-class Teacher(BaseModel):
-    """The network that teaches, and where trained ones lie."""
+class ResNetKeys(BaseModel):
+    """A residual network: what `Design.of` takes, and what has no parameters."""
 
     model_config = STRICT
-    network: str = "wrn"  # or "timm/NAME"
-    depth: Count = 28
-    widen: Count = 10
-    dropout: ShareBelowOne = 0.0
-    runs: Names = ()  # folders of trained teachers; several are an ensemble
-
-
-class Student(BaseModel):
-    """The network that is taught: what `Design.of` takes, and what has no parameters."""
-
-    model_config = STRICT
-    stages: Count
-    blocks: Count | WholeNumbers  # with downsample "pool" a stage may have 0
+    stages: Count | None = None
+    blocks: Count | WholeNumbers | None = None  # with downsample "pool" a stage may have 0
     width: Count | None = None  # of the first stage; doubles. Either this or channels
     channels: Counts | None = None
     kernel: Count | Counts = 3
@@ -213,12 +208,10 @@ class Student(BaseModel):
     stem_stride: Count = 1
     stem_pool: bool = False
     stem_init: Literal["random", "whiten"] = "random"  # whiten: from patches of training images
-    stem_frozen: bool = False  # its kernels are not trained; they count against the budget
+    stem_frozen: bool = False  # its kernels are not trained; they count as parameters
     stem_norm: bool = True  # batch norm after its convolution, else a bias
     downsample: Literal["stride", "pool"] = "stride"  # of a stage's first block, or a max pool
     stage_strides: Counts | None = None  # 1, 2, 2, ...; with "pool" the pools' sides, 2, 2, 2, ...
-    projector_width: Count | None = None  # SimKD's: the teacher's width, before its classifier
-    projector_factor: Count = 2  # by which the projector's inner maps are narrower
     convs_per_block: Count = 2
     pool: Literal["global"] | Count = "global"
     # celu: with alpha 0.075, Page's for CIFAR-10
@@ -229,12 +222,57 @@ class Student(BaseModel):
     )
     block_dropout: ShareBelowOne = 0.0
     head_dropout: ShareBelowOne = 0.0
-    max_params: Count = 5_000_000  # the student has strictly fewer
 
     def spec(self) -> dict[str, Any]:
         """The keyword arguments of `Design.of`."""
-        beside = {"activation", "norm_momentum", "block_dropout", "head_dropout", "max_params"}
-        return self.model_dump(mode="json", exclude=beside)
+        return self.model_dump(mode="json", include=DESIGN_KEYS)
+
+    def rates(self) -> dict[str, Any]:
+        """The keyword arguments that `students.resnet.ResNet` takes beside the design."""
+        return self.model_dump(include=NOT_IN_DESIGN)
+
+
+NOT_IN_DESIGN = {"activation", "norm_momentum", "block_dropout", "head_dropout"}
+RESNET_KEYS = frozenset(ResNetKeys.model_fields)
+DESIGN_KEYS = {*RESNET_KEYS, "projector_width", "projector_factor"} - NOT_IN_DESIGN
+WRN_KEYS = frozenset({"depth", "widen", "dropout"})
+
+
+def foreign_keys(network: str) -> frozenset[str]:
+    """The keys of [teacher] that describe another network than this one.
+
+    timm's networks read neither; the Wide ResNet's are written beside them, as in older recipes.
+    """
+    return WRN_KEYS if network == "resnet" else RESNET_KEYS
+
+
+class Teacher(ResNetKeys):
+    """The network that teaches, and where trained ones lie.
+
+    Keys that describe another network are in no recipe that is written and in no fingerprint.
+    """
+
+    network: str = "wrn"  # "resnet", described as a student is, or "timm/NAME"
+    depth: Count = 28
+    widen: Count = 10
+    dropout: ShareBelowOne = 0.0
+    runs: Names = ()  # folders of trained teachers; several are an ensemble
+
+    @model_serializer(mode="wrap")
+    def _without_foreign_keys(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        known = written(self)
+        present = [key for key in known if key not in foreign_keys(self.network)]
+        return {key: known[key] for key in sorted(present, key=lambda key: key != "network")}
+
+
+class Student(ResNetKeys):
+    """The network that is taught."""
+
+    stages: Count
+    blocks: Count | WholeNumbers
+    projector_width: Count | None = None  # SimKD's: the teacher's width, before its classifier
+    projector_factor: Count = 2  # by which the projector's inner maps are narrower
+    max_params: Count = 5_000_000  # the student has strictly fewer
 
 
 class Optim(BaseModel):

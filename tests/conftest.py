@@ -20,7 +20,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from distill.run_folder import RunFolder
-from tests.runs import EFFICIENT, Events, train, two_epochs
+from tests.runs import EFFICIENT, EFFICIENT_TEACHER, Events, train, two_epochs
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 INSTALLED = Path(sys.prefix) / ".installed"  # touched by `make venv`
@@ -76,6 +76,13 @@ def taught(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run
 def efficient(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
     """A finished run of a network with pooled stages and a whitened stem."""
     return train(tmp_path_factory.mktemp("runs") / "efficient", *EFFICIENT)
+
+
+@pytest.fixture(scope="session")
+def resnet_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
+    """The same network, trained as a teacher."""
+    out = tmp_path_factory.mktemp("runs") / "resnet-teacher"
+    return train(out, *EFFICIENT_TEACHER, role="teacher")
 
 
 @pytest.fixture

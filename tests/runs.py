@@ -34,6 +34,12 @@ EFFICIENT = (
     "ema.half_life=0.5",
     "ema.norm_statistics=re-estimated",
 )
+# The same network as a teacher.
+EFFICIENT_TEACHER = (
+    "teacher.network=resnet",
+    "teacher.width=4",
+    *(each.replace("student.", "teacher.") for each in EFFICIENT),
+)
 
 
 def train(

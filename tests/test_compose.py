@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from distill import compose as composition
-from distill.recipe import RecipeError, load
+from distill.recipe import RecipeError, dumps, load
+from distill.schema import Teacher
 
 WHOLE = "[loss.hard]\n[train]\nepochs = 2\n"
 Write = Callable[[str, str], Path]
@@ -119,6 +120,41 @@ def test_width_and_channels_drop_each_other(
     student = load("one", [override]).recipe.student
     assert student is not None
     assert (student.width, student.channels) == (width, channels)
+
+
+RESNET = 'network = "resnet"\nstages = 2\nblocks = 1\nwidth = 4'
+
+
+@pytest.mark.parametrize("network", ["wrn", "timm/resnet18"])
+def test_another_network_replaces_a_residual_teacher(write: Write, network: str) -> None:
+    write("recipes/one.toml", f"{WHOLE}[teacher]\n{RESNET}")
+    resolved = load("one", [f"teacher.network={network}"])
+    assert resolved.recipe.teacher == Teacher(network=network)
+    assert "teacher.stages" not in resolved.origins
+    assert resolved.origins["teacher.depth"] == "default"
+
+
+def test_a_residual_network_replaces_another_teacher(write: Write) -> None:
+    write("recipes/one.toml", f"{WHOLE}[teacher]\ndepth = 16\nwiden = 2\nruns = ['a']")
+    write("recipes/two.toml", f"[teacher]\n{RESNET}")
+    teacher = Teacher(network="resnet", stages=2, blocks=1, width=4, runs=("a",))
+    typed = [f"teacher.{line}" for line in RESNET.splitlines()]
+    for spec, overrides in (("one+two", []), ("one", typed), ("one", typed[::-1])):
+        recipe = load(spec, overrides).recipe
+        assert recipe.teacher == teacher
+        assert "depth" not in dumps(recipe)
+    assert load("one+two", ["teacher.channels=[3,5]"]).recipe.teacher == Teacher(
+        network="resnet", stages=2, blocks=1, channels=(3, 5), runs=("a",)
+    )
+
+
+def test_two_networks_in_one_layer_are_a_fault(write: Write) -> None:
+    write("a.toml", f"{WHOLE}[teacher]\n{RESNET}\ndepth = 16")
+    with pytest.raises(RecipeError, match=r"teacher.depth = 16 \(a.toml\) is a key of wrn"):
+        load("a.toml")
+    overrides = ["teacher.stages=2", "teacher.network=wrn"]
+    with pytest.raises(RecipeError, match=r"teacher.stages = 2 \(--set\) is a key of resnet"):
+        load("a.toml", overrides)
 
 
 def test_width_and_channels_in_one_file_are_a_fault(write: Write) -> None:

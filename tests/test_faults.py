@@ -177,12 +177,13 @@ def test_what_is_missing_is_named() -> None:
             "type --set loss.hard.weight=1",
         ),
         (
-            ["teacher.network=resnet"],
-            'teacher.network = "resnet" (--set) is unknown; allowed: "wrn" or "timm/NAME"',
+            ["teacher.network=resnte"],
+            'teacher.network = "resnte" (--set) is unknown; allowed: "wrn", "resnet" or '
+            '"timm/NAME"',
         ),
         (
             ["teacher.network=timm/"],
-            'teacher.network = "timm/" (--set) is unknown; allowed: "wrn" or "timm/NAME"',
+            'teacher.network = "timm/" (--set) is unknown; allowed: "wrn", "resnet" or "timm/NAME"',
         ),
         (
             ["teacher.depth=27"],

@@ -125,6 +125,9 @@ def test_a_recipe_without_a_student_is_refused_by_distill() -> None:
         recipes.check_student(load("teacher_wrn"))
     with pytest.raises(RecipeError, match="student is missing"):
         recipes.count("teacher_wrn")
+    with pytest.raises(RecipeError, match="type train-teacher --recipe fast_teacher$"):
+        recipes.check_student(load("fast_teacher"))
+    recipes.check_teacher(load("fast_teacher"))
 
 
 def test_a_recipe_that_needs_a_teacher_is_refused_by_train_teacher() -> None:
@@ -216,6 +219,56 @@ def test_the_fingerprint_is_of_what_is_trained() -> None:
     assert recipes.fingerprint(load("kd+cutmix+ema").recipe) == recipes.fingerprint(
         load("kd_cutmix").recipe
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "fingerprint"),
+    [
+        ("teacher_wrn", [], "fd24cf9d383d5538486cd27eb46cf297dee4f2ff8996ffc7ca96bb51cd250a52"),
+        (
+            "teacher_wrn",
+            ["teacher.network=timm/resnet18"],
+            "13d16e2acdd986bf2247ade2d95de34c78da95fa2729ee8d78a58941ea27831f",
+        ),
+        ("kd+quickstart", [], "009aae711aff1ddd4ad94779f3f65956a975ba395ed5911e1a9b79dff0f35dbf"),
+    ],
+)
+def test_fingerprints_from_before_residual_teachers_hold(
+    spec: str, overrides: list[str], fingerprint: str
+) -> None:
+    """As they were before [teacher] had the keys of a residual network."""
+    recipe = load(spec, overrides).recipe
+    assert recipes.fingerprint(recipe) == fingerprint
+    assert recipes.fingerprint(recipes.loads(recipes.dumps(recipe), "again")) == fingerprint
+
+
+def test_a_residual_teacher_is_written_whole() -> None:
+    """Every default of its design is in the run's recipe and in the fingerprint."""
+    recipe = load("fast_teacher").recipe
+    again = recipes.loads(recipes.dumps(recipe), "again")
+    assert again == recipe
+    written = {key for key in recipes.values(recipe) if key.startswith("teacher.")}
+    assert {"teacher.network", "teacher.kernel", "teacher.norm_scale"} <= written
+    assert not {"teacher.depth", "teacher.widen", "teacher.dropout"} & written
+    wider = load("fast_teacher", ["teacher.skip_kernel=[1,1,1]"]).recipe
+    assert recipes.fingerprint(wider) != recipes.fingerprint(recipe)
+
+
+def test_a_residual_teacher_is_counted() -> None:
+    counted = recipes.count("fast_teacher")
+    assert counted == {
+        "recipe": "fast_teacher",
+        "teacher": "ResNet [1, 1, 1] 96-256-320 pooled",
+        "teacher_parameters": 4_175_490,
+        "teacher_trainable": 4_173_186,
+        "teacher_macs": 217_816_736,
+    }
+    resnet = ["teacher.network=resnet", "teacher.stages=3", "teacher.blocks=[4,4,3]"]
+    both = recipes.count("kd", [*resnet, "teacher.width=64"])
+    alone = recipes.count("kd")
+    assert {key: both[key] for key in alone} == alone
+    for key in ("parameters", "trainable", "macs"):
+        assert both[f"teacher_{key}"] == alone[key]
 
 
 def test_differences_name_the_keys() -> None:

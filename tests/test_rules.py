@@ -113,6 +113,49 @@ def test_shares_of_all_ways_of_mixing_add_up() -> None:
     load("kd", adding_up_to_one)
 
 
+RESNET = ["teacher.network=resnet", "teacher.stages=2", "teacher.blocks=1", "teacher.width=4"]
+
+
+def test_keys_of_another_network_are_refused_all_at_once() -> None:
+    assert faults("fast_teacher", "teacher.depth=16", "teacher.dropout=0.1") == [
+        f"teacher.{key} (--set) is a key of wrn, and teacher.network (recipes/fast_teacher.toml) "
+        "is resnet; take it out, or type --set teacher.network=wrn"
+        for key in ("depth = 16", "dropout = 0.1")
+    ]
+    load("fast_teacher", ["teacher.depth=16", "teacher.dropout=0.1", "teacher.network=wrn"])
+    lines = faults("kd", "teacher.channels=[4,8]", "teacher.kernel=5")
+    assert lines == [
+        f"teacher.{key} (--set) is a key of resnet, and teacher.network (default) is wrn; "
+        "take it out, or type --set teacher.network=resnet"
+        for key in ("channels = [4, 8]", "kernel = 5")
+    ]
+    (line,) = faults("kd", "teacher.network=timm/{0}", "teacher.pool=4")
+    assert "and teacher.network (--set) is timm; take it out" in line
+    load("kd", ["teacher.network=timm/resnet18", "teacher.depth=16"])  # as older runs have it
+
+
+def test_a_residual_teacher_is_whole_and_legal() -> None:
+    lines = faults("kd", "teacher.network=resnet")
+    assert [line.split(";")[0] for line in lines] == [
+        f'teacher.{key} is missing, and network = "resnet" needs it'
+        for key in ("stages", "blocks", "width")
+    ]
+    load("kd", ["teacher.network=resnet", *(each for line in lines for each in typed(line))])
+    assert faults("kd", *RESNET, "teacher.kernel=2", "teacher.pool=17") == [
+        "teacher.kernel = 2 (--set) must be odd: padding (k-1)//2 centres odd kernels only",
+        'teacher.pool = 17 (--set) is larger than the last map, 16x16; "global" fits any',
+    ]
+    (line,) = faults("kd", *RESNET, "teacher.stem_kernel=0")
+    assert line.startswith("teacher.stem_kernel = 0 (--set) is out of range")
+
+
+def test_a_residual_teacher_has_neither_budget_nor_projector() -> None:
+    load("kd", [*RESNET, "teacher.width=1024"])
+    for key in ("max_params", "projector_width", "projector_factor"):
+        (line,) = faults("kd", *RESNET, f"teacher.{key}=64")
+        assert line.startswith(f"teacher.{key} = 64 (--set) is not a key")
+
+
 def typed(message: str) -> list[str]:
     """The values of every --set that a message suggests."""
     return re.findall(r"--set (\S+)", message)

@@ -56,7 +56,7 @@ from distill.losses.sp import SP
 from distill.losses.vid import VID
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
-from distill.schema import Ema
+from distill.schema import Ema, Student, Teacher
 from distill.terms import Term, arguments, taps
 from students import whiten
 from students.design import Design, over_budget
@@ -166,39 +166,40 @@ def divide(recipe: Recipe, images: ImageSet) -> Division:
     )
 
 
-def design(recipe: Recipe, n_classes: int) -> Design:
-    """The student's design for the data's classes. Raises Unfit where it is over budget."""
-    if recipe.student is None:
-        raise UserError("the recipe has no [student] table, so it describes no student")
-    planned = Design.of(**recipe.student.spec(), classes=n_classes)
-    fault = over_budget(planned, recipe.student.max_params)
-    if fault is not None:
-        raise Unfit(f"with {n_classes} classes, {fault}")
+def table(recipe: Recipe, role: Role) -> Student | Teacher:
+    """The table that describes the network of this role. Raises UserError if there is none."""
+    found = recipe.student if role == "student" else recipe.teacher
+    if found is None:
+        raise UserError(f"the recipe has no [{role}] table, so it describes no {role}")
+    return found
+
+
+def design(recipe: Recipe, n_classes: int, role: Role = "student") -> Design:
+    """The design of a residual network, the student or a teacher, for the data's classes.
+
+    Raises Unfit if a student is over budget; a teacher has none.
+    """
+    described = table(recipe, role)
+    planned = Design.of(**described.spec(), classes=n_classes)
+    if isinstance(described, Student):
+        fault = over_budget(planned, described.max_params)
+        if fault is not None:
+            raise Unfit(f"with {n_classes} classes, {fault}")
     return planned
 
 
 def network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
     """The network a run trains, with fresh weights drawn from torch's generator."""
-    if role == "teacher":
-        if recipe.teacher is None:
-            raise UserError("the recipe has no [teacher] table, so it describes no teacher")
-        wanted = recipe.teacher
+    described = table(recipe, role)
+    if isinstance(described, Teacher) and described.network != "resnet":
         return networks.build(
-            wanted.network,
-            depth=wanted.depth,
-            widen=wanted.widen,
-            dropout=wanted.dropout,
+            described.network,
+            depth=described.depth,
+            widen=described.widen,
+            dropout=described.dropout,
             classes=n_classes,
         )
-    planned = design(recipe, n_classes)
-    assert recipe.student is not None
-    return ResNet(
-        planned,
-        activation=recipe.student.activation,
-        block_dropout=recipe.student.block_dropout,
-        head_dropout=recipe.student.head_dropout,
-        norm_momentum=recipe.student.norm_momentum,
-    )
+    return ResNet(design(recipe, n_classes, role), **described.rates())
 
 
 def initialise_stem(net: nn.Module, images: ImageSet) -> None:
@@ -214,10 +215,10 @@ def initialise_stem(net: nn.Module, images: ImageSet) -> None:
 
 def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
     """Its name in a table: `WRN-28-10`, `ResNet [4, 4, 3] 64-128-256`."""
-    if role == "teacher" and recipe.teacher is not None:
-        wanted = recipe.teacher
-        return networks.summary(wanted.network, depth=wanted.depth, widen=wanted.widen)
-    return design(recipe, n_classes).summary
+    described = table(recipe, role)
+    if isinstance(described, Teacher) and described.network != "resnet":
+        return networks.summary(described.network, depth=described.depth, widen=described.widen)
+    return design(recipe, n_classes, role).summary
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

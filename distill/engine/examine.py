@@ -19,6 +19,7 @@ from distill.engine.evaluate import Mirrored, SixViews, logits_and_labels, test_
 from distill.engine.robustness import robustness
 from distill.errors import UserError
 from distill.run_folder import RunFolder
+from students.resnet import ResNet
 from teachers.ensemble import Ensemble
 
 CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
@@ -145,11 +146,7 @@ def _own_source(folder: RunFolder) -> str:
 def _described(run: Examined) -> dict[str, Any]:
     """Which run, which network, on what."""
     known = run.folder.result()
-    recipe = recipes.read(run.folder.recipe)
-    if known["role"] == "student":
-        macs = build.design(recipe, run.test.n_classes).macs
-    else:
-        macs = cost.macs(run.net)
+    macs = run.net.design.macs if isinstance(run.net, ResNet) else cost.macs(run.net)
     return {
         "run": str(run.folder.path),
         "role": known["role"],

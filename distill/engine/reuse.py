@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from distill.errors import Unfit
+from students.resnet import ResNet
 
 
 def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
@@ -23,11 +24,13 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
             "Type --set loss.simkd=false, or give it a teacher whose last layer is linear."
         )
     if ours.weight.shape != theirs.weight.shape:
-        width = theirs.in_features
+        width, pool = theirs.in_features, "global"
+        if isinstance(teacher, ResNet):  # each channel may be several features
+            width, pool = teacher.design.channels[-1], str(teacher.design.pool)
         raise Unfit(
-            f"loss.simkd reuses the teacher's classifier, which reads {width} features; the "
-            f"student's reads {ours.in_features}.\n"
-            f"Type --set student.projector_width={width} --set student.pool=global."
+            f"loss.simkd reuses the teacher's classifier, which reads {theirs.in_features} "
+            f"features; the student's reads {ours.in_features}.\n"
+            f"Type --set student.projector_width={width} --set student.pool={pool}."
         )
     ours.load_state_dict(theirs.state_dict())
     ours.requires_grad_(False)

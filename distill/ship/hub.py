@@ -82,11 +82,8 @@ def _architecture(finished: Finished) -> tuple[str, dict[str, Any]]:
     """timm's name and the arguments it is called with."""
     recipe, net = finished.recipe, finished.net
     if isinstance(net, ResNet):
-        assert recipe.student is not None
-        table = recipe.student
-        design = build.design(recipe, len(finished.class_names))
-        rates = {name: getattr(table, name) for name in timm_models.RATES}
-        return "understudy_resnet", timm_models.resnet_arguments(design, **rates)
+        rates = build.table(recipe, finished.role).rates()
+        return "understudy_resnet", timm_models.resnet_arguments(net.design, **rates)
     assert recipe.teacher is not None
     if isinstance(net, WideResNet):
         told = recipe.teacher.model_dump(include={"depth", "widen", "dropout"})

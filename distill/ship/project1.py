@@ -22,6 +22,7 @@ from distill.ship import source
 from distill.ship.finished import Finished
 from distill.ship.formats import Answers
 from students.normalize import MEAN, STD
+from students.resnet import ResNet
 
 IS_FLOAT = True
 MAX_PARAMETERS = 5_000_000  # the network has strictly fewer
@@ -30,7 +31,7 @@ COLUMNS = 88  # ruff's default, for a file that is in no project
 
 
 def write(finished: Finished, folder: Path) -> None:
-    """Raises UserError for a teacher and for a network that the course does not allow."""
+    """Raises UserError for a network that is no `ResNet` and for one that is too large."""
     _check(finished)
     student = _student(finished)
     write_text(folder / CODE, source.written(student, _docstring(finished)))
@@ -73,7 +74,7 @@ def load(folder: Path) -> nn.Module:
 
 
 def _check(finished: Finished) -> None:
-    if finished.role == "teacher":
+    if not isinstance(finished.net, ResNet):
         raise UserError(
             f"--format project1 hands in a student, a ResNet of fewer than {MAX_PARAMETERS:,} "
             f"parameters; {finished.folder.path} is a teacher, {finished.result['network']}.\n"
@@ -93,10 +94,10 @@ def _check_count(n: int, what: str) -> None:
 
 
 def _student(finished: Finished) -> source.Student:
-    table = finished.recipe.student
-    assert table is not None  # the run trained one
+    table = build.table(finished.recipe, finished.role)
+    assert isinstance(finished.net, ResNet)  # as `_check` made sure
     return source.Student(
-        design=build.design(finished.recipe, len(finished.class_names)),
+        design=finished.net.design,
         activation=table.activation,
         block_dropout=table.block_dropout,
         head_dropout=table.head_dropout,

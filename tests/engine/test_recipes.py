@@ -22,14 +22,16 @@ SMALL = [
     "optim.warmup_epochs=0",
 ]
 STUDENT = ["student.blocks=1", "student.width=4"]
-TEACHER = ["teacher.network=wrn", "teacher.depth=10", "teacher.widen=1"]
+WRN = ["teacher.network=wrn", "teacher.depth=10", "teacher.widen=1"]
+RESNET = ["teacher.blocks=1", "teacher.width=4"]
 
 
 def in_small(spec: str, teacher: Path) -> list[str]:
     """Overrides that make a recipe a matter of a second and leave what it teaches as it is."""
     recipe = recipes.load(spec).recipe
     if recipe.student is None:
-        return [*SMALL, *TEACHER]
+        is_resnet = recipe.teacher is not None and recipe.teacher.network == "resnet"
+        return [*SMALL, *(RESNET if is_resnet else WRN)]
     more = [f"teacher.runs=['{teacher}']"] if recipes.is_taught(recipe) else []
     if recipe.student.projector_width:
         more.append("student.projector_width=64")  # of the tests' teacher

@@ -254,6 +254,26 @@ def test_a_teacher_is_exported_in_every_other_format(teacher, tmp_path):
     assert list(report["formats"]) == others
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["project1", "safetensors"],
+        pytest.param(["onnx", "torch-export", "onnx-int8"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_residual_teacher_is_exported_as_a_student_is(resnet_teacher, tmp_path, names):
+    """Its course's rules ask for a residual network, not for a student."""
+    folder, _ = resnet_teacher
+    report = export.export(folder, names, tmp_path / "out")
+
+    assert list(report["formats"]) == names
+    if "project1" in names:
+        loaded = [project1.load(tmp_path / "out"), hub.load(tmp_path / "out")]
+        counts = {sum(p.numel() for p in net.parameters()) for net in loaded}
+        assert counts == {folder.result()["parameters"]}
+        assert "[teacher]" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_teacher_is_no_hand_in(teacher, tmp_path):
     wide = RunFolder(teacher)
     assert export.export(wide, ["safetensors"], tmp_path / "out")["network"] == "WRN-10-1"
