@@ -1,7 +1,7 @@
 """Several teachers as one."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,10 @@ from distill.errors import UserError
 
 class Ensemble(nn.Module):
     """Images [B, 3, H, W] to the log of the members' mean probabilities [B, classes], in float32.
+
+    `weights`: as many as members, above 0, of any sum: the mean is sum_m w_m softmax(z_m) / sum_m
+    w_m. Without them all are equal. `mirror`: a member's probabilities are the mean of those of the
+    image and of its horizontal mirror image, for twice the forward.
 
     Log-probabilities are logits as good as any: their softmax is the mean itself. Probabilities
     are averaged, not logits, because logits have no common scale (a confident member would outvote
@@ -26,13 +30,49 @@ class Ensemble(nn.Module):
     nobody.
     """
 
-    def __init__(self, members: Iterable[nn.Module]) -> None:
+    def __init__(
+        self,
+        members: Iterable[nn.Module],
+        weights: Sequence[float] | None = None,
+        *,
+        mirror: bool = False,
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.mirror = mirror
         if not self.members:
             raise UserError("an ensemble of 0 networks cannot answer; give it one or more")
+        if len(set(weights or ())) > 1:
+            self.log_weights = _log_shares(weights or ())
+            self.log_total = 0.0
+        else:
+            self.log_weights = [0.0] * len(self.members)
+            self.log_total = math.log(len(self.members))
 
     def forward(self, images: Tensor) -> Tensor:
         # Not the log of a mean: that is -inf where all members say less than 1e-45.
-        log_probs = torch.stack([member(images).float().log_softmax(-1) for member in self.members])
-        return log_probs.logsumexp(0) - math.log(len(self.members))
+        log_probs = [
+            self._log_probs(member, images) + log_weight
+            for member, log_weight in zip(self.members, self.log_weights, strict=True)
+        ]
+        return torch.stack(log_probs).logsumexp(0) - self.log_total
+
+    def apart(self) -> list[nn.Module]:
+        """Each member as a teacher of its own, with mirror images if the ensemble has them."""
+        return [Ensemble([each], mirror=True) if self.mirror else each for each in self.members]
+
+    def _log_probs(self, member: nn.Module, images: Tensor) -> Tensor:
+        """Of one member, float32 [B, classes]."""
+        if not self.mirror:
+            log_probs: Tensor = member(images).float().log_softmax(-1)
+            return log_probs
+        # One call: a module that a trace sees twice keeps its batch norms (`inference.py`).
+        both = member(torch.cat([images, images.flip(-1)])).float().log_softmax(-1).chunk(2)
+        return torch.logaddexp(both[0], both[1]) - math.log(2)  # what is traced has no `*both`
+
+
+def _log_shares(weights: Sequence[float]) -> list[float]:
+    """The logs of w / sum w, for weights of any size: their plain sum may overflow."""
+    largest = max(weights)
+    log_sum = math.log(largest) + math.log(math.fsum(weight / largest for weight in weights))
+    return [math.log(weight) - log_sum for weight in weights]

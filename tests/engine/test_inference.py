@@ -57,6 +57,7 @@ IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
         (pooled, 3),  # those after a pool stay
         (wide, 13 - 6),  # pre-activation: the second norm of each of six blocks does
         (lambda: Ensemble([wide(), residual()]), 13 - 7),  # no taps here: the stem is folded too
+        (lambda: Ensemble([wide(), residual()], [1.0, 3.0], mirror=True), 13 - 7),
         (lambda: lived(networks.build("timm/resnet18", depth=0, widen=0, classes=10)), 0),
     ],
 )

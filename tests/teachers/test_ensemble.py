@@ -95,3 +95,66 @@ def test_members_are_saved_and_moved_with_the_ensemble():
 def test_an_ensemble_of_nobody_is_refused():
     with pytest.raises(UserError, match="an ensemble of 0 networks cannot answer"):
         Ensemble([])
+
+
+class Pixels(nn.Module):
+    """Logits that are the pixels of the first row: a mirror image has them in reverse."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.n_images = 0
+
+    def forward(self, images):
+        self.n_images += len(images)
+        return self.scale * images[:, 0, 0]
+
+
+def test_weights_are_those_of_the_mean_of_probabilities():
+    members = torch.tensor([[0.0, 0.0, 9.0], [1.0, 2.0, 3.0], [4.0, -1.0, 0.0]])
+    answer = Ensemble([Says(*logits) for logits in members.tolist()], [1.0, 2.0, 5.0])(IMAGES)
+
+    mean = (torch.tensor([[1 / 8], [2 / 8], [5 / 8]]) * members.softmax(-1)).sum(0)
+    torch.testing.assert_close(answer.exp(), mean.expand(2, -1))
+
+
+def test_equal_weights_are_the_plain_mean_bit_for_bit():
+    members = [Says(0.0, 0.3, 9.1), Says(1.0, -2.7, 3.3), Says(0.1, 0.2, 0.3)]
+    plain = Ensemble(members)(IMAGES)
+
+    assert torch.equal(Ensemble(members, [2.0, 2.0, 2.0])(IMAGES), plain)
+
+
+def test_weights_are_shares_whatever_their_sum():
+    members = [Says(0.0, 0.3, 9.1), Says(1.0, -2.7, 3.3)]
+
+    assert torch.equal(Ensemble(members, [1.0, 3.0])(IMAGES), Ensemble(members, [2.0, 6.0])(IMAGES))
+
+
+@pytest.mark.parametrize("weights", [[1e308, 1.7e308], [1e-320, 1.0]])
+def test_weights_of_any_size_are_finite(weights):
+    assert Ensemble([Says(0.0, 3.0), Says(1.0, -2.0)], weights)(IMAGES).isfinite().all()
+
+
+def test_mirror_averages_the_probabilities_of_both_images():
+    images = torch.tensor([[0.0, 1.0, 5.0], [2.0, -1.0, 0.5]])[:, None, None]
+    members = [Pixels(), Pixels(-0.5)]
+    answer = Ensemble(members, [1.0, 3.0], mirror=True)(images)
+
+    def mean(scale):
+        rows = scale * images[:, 0, 0]
+        return (rows.softmax(-1) + rows.flip(-1).softmax(-1)) / 2
+
+    torch.testing.assert_close(answer.exp(), 0.25 * mean(1.0) + 0.75 * mean(-0.5))
+    torch.testing.assert_close(answer, answer.flip(-1))  # no side is preferred
+    assert [member.n_images for member in members] == [4, 4]
+
+
+def test_apart_each_member_is_a_teacher_of_its_own():
+    images = torch.rand(2, 1, 1, 3)
+    members = [Pixels(), Pixels(-0.5)]
+
+    assert Ensemble(members, [1.0, 3.0]).apart() == members
+    mirrored = Ensemble(members, [1.0, 3.0], mirror=True).apart()
+    for alone, member in zip(mirrored, members, strict=True):
+        assert torch.equal(alone(images), Ensemble([member], mirror=True)(images))
