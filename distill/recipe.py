@@ -44,12 +44,15 @@ __all__ = [
     "needs",
     "read",
     "shipped",
+    "taught_by",
     "values",
     "verified",
     "with_source",
     "with_teacher",
 ]
 
+# Keys of [teacher] that fingerprints of finished runs do not know.
+LATER_KEYS = {"draw", "mirror", "weights"}
 DEFAULT = "default"  # the origin of what nobody set
 
 
@@ -189,8 +192,17 @@ def annotated(text: str, origins: Mapping[str, str]) -> str:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256, hex, of everything but [about]; an absent key counts as if it did not exist."""
+    """SHA-256, hex, of everything but [about]; an absent key counts as if it did not exist, and so
+    does the default of a key in LATER_KEYS.
+    """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    if "teacher" in content:
+        defaults = Teacher().model_dump(mode="json", include=LATER_KEYS)
+        content["teacher"] = {
+            key: value
+            for key, value in content["teacher"].items()
+            if key not in defaults or value != defaults[key]
+        }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -257,6 +269,13 @@ def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
     """The same recipe taught by the networks of these run folders."""
     teacher = (recipe.teacher or Teacher()).model_copy(update={"runs": tuple(runs)})
     return recipe.model_copy(update={"teacher": teacher})
+
+
+def taught_by(recipe: Recipe, i: int) -> Recipe:
+    """The same recipe taught by the i-th of its teachers alone."""
+    assert recipe.teacher is not None
+    alone = {"runs": recipe.teacher.runs[i : i + 1], "draw": "all", "weights": ()}
+    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=alone)})
 
 
 def with_source(recipe: Recipe, source: str) -> Recipe:

@@ -166,6 +166,23 @@ def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
             yield Fault(f"loss.{name}", None, problem + remedy, against="cache")
 
 
+def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
+    """Several teachers, and an image and its mirror image, have no maps in common."""
+    combined = {
+        "mirror": ("false", "means two forwards, whose maps are not averaged", teacher.mirror),
+        "draw": ("all", "means several teachers", teacher.draw == "one"),
+        "weights": ("[]", "means several teachers", bool(teacher.weights)),
+    }
+    for name, term in loss.terms().items():
+        if "live teacher" not in term.needs:
+            continue
+        for key, (default, means, is_asked) in combined.items():
+            if is_asked:
+                problem = f"reads the maps of one teacher, and {{}} {means}; type "
+                remedy = f"--set teacher.{key}={default} or --set loss.{name}=false"
+                yield Fault(f"loss.{name}", None, problem + remedy, against=f"teacher.{key}")
+
+
 def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
     """Every map that a term asks of the student is one of its own."""
     try:
@@ -394,6 +411,7 @@ RULES: tuple[Rule, ...] = (
     one_label_is_unmixed,
     pairs_are_mixed,
     maps_are_live,
+    maps_are_of_one_teacher,
     areas_are_spans,
     within_budget,
 )

@@ -20,6 +20,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 WholeNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Span = Annotated[tuple[Positive, Positive], Field(strict=False)]  # from, to
+Weights = Annotated[tuple[Positive, ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
 Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # pixels; the images have 32
 Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # from this share on, this side
@@ -257,6 +258,9 @@ class Teacher(ResNetKeys):
     widen: Count = 10
     dropout: ShareBelowOne = 0.0
     runs: Names = ()  # folders of trained teachers; several are an ensemble
+    draw: Literal["all", "one"] = "all"  # their mean, or one of them for each view
+    mirror: bool = False  # the mean over each image and its mirror image, for twice the forward
+    weights: Weights = ()  # one a teacher: in the mean, or in the draw; without them equal
 
     @model_serializer(mode="wrap")
     def _without_foreign_keys(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What is shipped, and what can be done with a resolved recipe."""
 
+import hashlib
+import json
 import pickle
 import subprocess
 import sys
@@ -269,6 +271,24 @@ def test_a_residual_teacher_is_counted() -> None:
     assert {key: both[key] for key in alone} == alone
     for key in ("parameters", "trainable", "macs"):
         assert both[f"teacher_{key}"] == alone[key]
+
+
+def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
+    tiny = load("tiny").recipe
+    before = tiny.model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    for key in ("draw", "mirror", "weights"):
+        del before["teacher"][key]
+    canonical = json.dumps(before, sort_keys=True, separators=(",", ":"))
+    assert recipes.fingerprint(tiny) == hashlib.sha256(canonical.encode()).hexdigest()
+    for change in ("teacher.draw=one", "teacher.mirror=true", "teacher.weights=[1, 2]"):
+        assert recipes.fingerprint(load("tiny", [change]).recipe) != recipes.fingerprint(tiny)
+
+
+def test_taught_by_leaves_one_teacher() -> None:
+    several = ["teacher.runs=['a', 'b']", "teacher.draw=one", "teacher.weights=[1, 2]"]
+    mirrored = "teacher.mirror=true"
+    alone = recipes.taught_by(load("kd", [*several, mirrored]).recipe, 1)
+    assert alone == load("kd", ["teacher.runs=['b']", mirrored]).recipe
 
 
 def test_differences_name_the_keys() -> None:

@@ -48,6 +48,32 @@ def test_stored_targets_and_a_loss_of_maps() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("setting", "why", "remedy"),
+    [
+        ("teacher.mirror=true", "means two forwards, whose maps are not averaged", "mirror=false"),
+        ("teacher.draw=one", "means several teachers", "draw=all"),
+        ("teacher.weights=[1, 2]", "means several teachers", "weights=[]"),
+    ],
+)
+def test_maps_are_read_of_one_teacher(setting: str, why: str, remedy: str) -> None:
+    key = setting.split("=")[0]
+    assert faults("kd", AT, setting) == [
+        f"loss.at (--set) reads the maps of one teacher, and {key} (--set) {why}; "
+        f"type --set teacher.{remedy} or --set loss.at=false"
+    ]
+    load("kd", [AT, f"teacher.{remedy}"])
+
+
+def test_faulty_keys_of_several_teachers_are_one_message() -> None:
+    assert faults("kd", "teacher.weights=[1, 0]", "teacher.draw=some", "teacher.mirror=1") == [
+        'teacher.draw = "some" (--set) is unknown; allowed: "all" or "one"',
+        "teacher.mirror = 1 (--set) is a whole number; allowed: true or false",
+        "teacher.weights = [1, 0] (--set) is out of range; "
+        "allowed: a list, each a number (above 0)",
+    ]
+
+
 def test_a_map_that_is_not_there_with_those_that_are() -> None:
     assert faults("kd", AT, 'loss.at.student_taps=["stages.0", "stages.1", "stages.3"]') == [
         'loss.at.student_taps = "stages.3" (--set) names no map of the student; '
@@ -304,7 +330,7 @@ def test_taps_are_read_off_the_tables() -> None:
 
 
 def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 21
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 22
     assert all(rule.__doc__ for rule in RULES)
 
 

@@ -8,7 +8,7 @@ number of processes, the device, or what ran before. Only `random_raw` is used: 
 bits, not those of its distributions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -45,6 +45,7 @@ class Stream(IntEnum):
     RAND_3 = 21
     RAND_4 = 22
     CORRUPTION = 23
+    TEACHER = 24
 
 
 def words(seed: int, view: int, stream: Stream, n: int) -> Words:
@@ -104,6 +105,13 @@ def normal(words: Words) -> NDArray[np.float64]:
 def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:
     """A permutation of 0..n-1: the order of the samples' words, ties by index."""
     return np.argsort(words(seed, view, stream, n)[:, 0], kind="stable")
+
+
+def choice(seed: int, view: int, stream: Stream, weights: Sequence[float]) -> int:
+    """One of 0..len(weights)-1 for a view, each with the probability w / sum w; weights above 0."""
+    ends = np.cumsum(np.array(weights, dtype=np.float64) / max(weights))
+    drawn = uniform(words(seed, view, stream, 1)[0, :1]) * ends[-1]
+    return min(int(np.searchsorted(ends, drawn[0], side="right")), len(weights) - 1)
 
 
 def torch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:

@@ -63,3 +63,27 @@ def test_torch_seed_depends_on_seed_step_part_and_rank() -> None:
     seeds = {draws.torch_seed(*key) for key in np.ndindex(3, 3, 3, 3)}
     assert len(seeds) == 81
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_choice_has_the_shares_of_its_weights() -> None:
+    weights = [1.0, 2.0, 5.0]
+    drawn = [draws.choice(3, view, Stream.TEACHER, weights) for view in range(4000)]
+    counts = np.bincount(drawn, minlength=3)
+    expected = 4000 * np.array(weights) / 8
+    assert ((counts - expected) ** 2 / expected).sum() < 13.8  # 2 degrees, 99.9 %
+    assert drawn == [
+        draws.choice(3, view, Stream.TEACHER, [2.0, 4.0, 10.0]) for view in range(4000)
+    ]
+    assert drawn[:50] != [draws.choice(4, view, Stream.TEACHER, weights) for view in range(50)]
+
+
+def test_a_choice_is_the_first_draw_of_its_view() -> None:
+    """The share of the unit interval that it falls into; other runs have these teachers stored."""
+    for view in range(50):
+        u = draws.uniform(draws.words(3, view, Stream.TEACHER, 1)[:, 0])[0]
+        assert draws.choice(3, view, Stream.TEACHER, [1.0, 3.0]) == (0 if u < 0.25 else 1)
+        assert draws.choice(3, view, Stream.TEACHER, [1e308, 1e308]) == (0 if u < 0.5 else 1)
+
+
+def test_a_choice_of_one_is_that_one() -> None:
+    assert {draws.choice(0, view, Stream.TEACHER, [0.3]) for view in range(20)} == {0}
