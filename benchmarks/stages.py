@@ -112,7 +112,7 @@ def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> Tr
     if recipes.is_taught(recipe):
         n_classes = split.train.n_classes
         net = pair.teacher() if pair else build.network(recipe, "teacher", n_classes)
-        teacher = Frozen(net)
+        teacher = Frozen(build.as_one(recipe, [net]))
         build.to_device(teacher, accel.device)
     nowhere, role = RunFolder(Path("unused")), pair.role if pair else "student"
     return build.training(recipe, role, split, teacher, nowhere, accel, identity={})

@@ -31,6 +31,7 @@ __all__ = [
     "Resolved",
     "check_student",
     "check_teacher",
+    "combining",
     "compared",
     "control",
     "count",
@@ -53,6 +54,7 @@ __all__ = [
 
 # Keys of [teacher] that fingerprints of finished runs do not know.
 LATER_KEYS = {"draw", "mirror", "weights"}
+TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
 DEFAULT = "default"  # the origin of what nobody set
 
 
@@ -193,16 +195,11 @@ def annotated(text: str, origins: Mapping[str, str]) -> str:
 
 def fingerprint(recipe: Recipe) -> str:
     """SHA-256, hex, of everything but [about]; an absent key counts as if it did not exist, and so
-    does the default of a key in LATER_KEYS.
+    does one of LATER_KEYS at its default.
     """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
-    if "teacher" in content:
-        defaults = Teacher().model_dump(mode="json", include=LATER_KEYS)
-        content["teacher"] = {
-            key: value
-            for key, value in content["teacher"].items()
-            if key not in defaults or value != defaults[key]
-        }
+    for key in LATER_KEYS - combining(recipe):
+        content.get("teacher", {}).pop(key, None)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -269,6 +266,12 @@ def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
     """The same recipe taught by the networks of these run folders."""
     teacher = (recipe.teacher or Teacher()).model_copy(update={"runs": tuple(runs)})
     return recipe.model_copy(update={"teacher": teacher})
+
+
+def combining(recipe: Recipe) -> set[str]:
+    """Which of `draw`, `mirror` and `weights` are set to other than their defaults."""
+    plain, wanted = Teacher(), recipe.teacher or Teacher()
+    return {key for key in LATER_KEYS if getattr(wanted, key) != getattr(plain, key)}
 
 
 def taught_by(recipe: Recipe, i: int) -> Recipe:

@@ -67,6 +67,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of another seed."""
+    out = tmp_path_factory.mktemp("runs") / "other_teacher"
+    train(out, "loss.kd=false", "loss.hard.weight=1.0", "train.seed=1", role="teacher")
+    return out
+
+
+@pytest.fixture(scope="session")
 def taught(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
     """A finished student of that teacher: two epochs, mixing, averaged weights."""
     return train(tmp_path_factory.mktemp("runs") / "student", *two_epochs(teacher))

@@ -61,7 +61,8 @@ def prepared(
     teacher = teacher or enlist.teacher(resolved, images, split)
     accelerator = build.accelerator(resolved)
     nowhere = RunFolder(Path("unused"))
-    return build.training(resolved, role, split, teacher, nowhere, accelerator, {})
+    identity = {"teacher": enlist.fingerprints(resolved)}
+    return build.training(resolved, role, split, teacher, nowhere, accelerator, identity)
 
 
 @cache

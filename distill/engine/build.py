@@ -1,10 +1,11 @@
 """From a recipe to objects: the only room that knows both the word and the class."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import product
+from math import fsum
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -30,9 +31,9 @@ from distill.engine.divergence import Watch
 from distill.engine.pointwise import subsample_first
 from distill.engine.reuse import reuse_classifier
 from distill.engine.small_maps import multiply_small_maps
-from distill.engine.stored import Stored
+from distill.engine.stored import Origin, Stored
 from distill.engine.taps import Tapped, shapes, tap_points
-from distill.engine.teach import Frozen, Live, Taught, Teach, nobody
+from distill.engine.teach import Drawn, Frozen, Live, Taught, Teach, nobody
 from distill.engine.training import Habits, Training
 from distill.errors import Unfit, UserError
 from distill.losses.at import AT
@@ -62,6 +63,7 @@ from students import whiten
 from students.design import Design, over_budget
 from students.resnet import ResNet
 from teachers import networks
+from teachers.ensemble import Ensemble
 
 LOSSES: dict[str, Callable[..., Loss]] = {
     "hard": Hard,
@@ -387,20 +389,56 @@ HABITS = {field.name for field in fields(Habits)}
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def live_teacher(recipe: Recipe, frozen: Frozen, batches: Loader, accel: Accelerator) -> Live:
+def as_one(recipe: Recipe, nets: Sequence[nn.Module]) -> nn.Module:
+    """The teacher of finished networks: with weights and mirror images as the recipe has them.
+
+    With `teacher.draw = "one"` too it is the mean of all: that is measured, one of them is asked.
+    """
+    wanted = recipe.teacher or Teacher()
+    if len(nets) == 1 and not wanted.mirror:
+        return nets[0]
+    return Ensemble(nets, wanted.weights if len(nets) > 1 else (), mirror=wanted.mirror)
+
+
+def combination(recipe: Recipe) -> dict[str, str]:
+    """What `as_one` depends on beside the networks; empty for a plain mean or a single teacher."""
+    wanted = recipe.teacher or Teacher()
+    mirror = {"mirror": "true"} if wanted.mirror else {}
+    if len(set(wanted.weights)) < 2:
+        return mirror
+    parts = [weight / max(wanted.weights) for weight in wanted.weights]
+    return mirror | {"weights": " ".join(f"{part / fsum(parts):.9g}" for part in parts)}
+
+
+def live_teacher(
+    recipe: Recipe, frozen: Frozen, batches: Loader, accel: Accelerator
+) -> Live | Drawn:
     """The teacher made ready to be asked; what was loaded stays as it is, to be measured."""
-    taps = tuple(asked_taps(recipe, "teacher", frozen.net))
-    ready = inference.ready(frozen.net, batches.size, AUTOCAST.get(accel.mixed_precision))
+    wanted = recipe.teacher or Teacher()
+    if wanted.draw == "one" and isinstance(frozen.net, Ensemble):
+        lives = [_live(recipe, net, batches, accel) for net in frozen.net.apart()]
+        weights = wanted.weights or [1.0] * len(lives)
+        return Drawn(lives, weights, recipe.data.seed)
+    return _live(recipe, frozen.net, batches, accel)
+
+
+def _live(recipe: Recipe, net: nn.Module, batches: Loader, accel: Accelerator) -> Live:
+    taps = tuple(asked_taps(recipe, "teacher", net))
+    ready = inference.ready(net, batches.size, AUTOCAST.get(accel.mixed_precision))
     return Live(Frozen(to_device(ready, accel.device)), accel, batches, taps)
 
 
-def check_sides(recipe: Recipe, net: nn.Module, live: Live | None, accel: Accelerator) -> None:
+def check_sides(
+    recipe: Recipe, net: nn.Module, live: Live | Drawn | None, accel: Accelerator
+) -> None:
     """Raises Unfit if the network, or its teacher, does not take images of some training side.
 
     Costs one image a side and network.
     """
-    networks = {"network": net} | ({"teacher": live.tapped.net} if live else {})
-    for (_, side), (role, each) in product(recipe.train.resolution or (), networks.items()):
+    teachers = [("teacher", each.tapped.net) for each in live.networks] if live else []
+    for (_, side), (role, each) in product(
+        recipe.train.resolution or (), [("network", net), *teachers]
+    ):
         try:
             with accel.autocast():
                 shapes(Tapped(each), side)
@@ -412,24 +450,40 @@ def check_sides(recipe: Recipe, net: nn.Module, live: Live | None, accel: Accele
             ) from fault
 
 
-def teach(recipe: Recipe, live: Live | None, depends: dict[str, str]) -> Teach:
+def teach(recipe: Recipe, live: Live | Drawn | None, depends: dict[str, str]) -> Teach:
     """Nobody, the teacher that is there, or its stored answers where the recipe keeps them.
 
-    `depends`: what an answer depends on beside the view.
+    `depends`: what an answer depends on beside the view; `teacher` joins the fingerprints of
+    several by `+`.
     """
     if live is None:
         return nobody
     if recipe.cache is None:
         return Taught(live)
+    first, *_ = live.networks
     stored = Stored(
         live,
-        live.loader,
-        live.accelerator,
-        depends,
+        first.loader,
+        first.accelerator,
+        depends | combination(recipe),
         recipe=recipes.dumps(recipe),
         pairs="pair" in recipes.needs(recipe),
+        origin=_origin_of_drawn(recipe, live, depends) if isinstance(live, Drawn) else None,
     )
     return Taught(stored)
+
+
+def _origin_of_drawn(
+    recipe: Recipe, drawn: Drawn, depends: dict[str, str]
+) -> Callable[[int], Origin]:
+    """A view's logits are those of its teacher alone: whoever asks that one finds them."""
+    fingerprints = depends.get("teacher", "").split("+")
+    alone = [recipes.taught_by(recipe, i) for i in range(len(drawn.networks))]
+    origins = [
+        Origin(depends | {"teacher": each} | combination(one), recipes.dumps(one))
+        for each, one in zip(fingerprints, alone, strict=True)
+    ]
+    return lambda view: origins[drawn.choice(view)]
 
 
 def training(
@@ -465,7 +519,7 @@ def training(
     check_sides(recipe, student, live, accel)
     depends = identity | {"part": split.train.fingerprint, "precision": accel.mixed_precision}
     with accel.autocast():  # the teacher's kernels may be in its type
-        teacher_shapes = shapes(live.tapped, batches.size) if live else {}
+        teacher_shapes = shapes(live.networks[0].tapped, batches.size) if live else {}
     criterion = objective(
         recipe,
         student_shapes=shapes(tapped, batches.size),
@@ -552,15 +606,15 @@ def compile_networks(run: Training) -> Callable[[], None]:
     Their parameters are shared: what is saved and measured stays the plain network. Returns how to
     undo it.
     """
-    net, live = run.net, run.live
-    tapped = None if live is None else live.tapped
+    net, teachers = run.net, () if run.live is None else run.live.networks
+    tapped = [teacher.tapped for teacher in teachers]
 
     def undo() -> None:
         run.net, run.compiled = net, False
-        if live is not None and tapped is not None:
-            live.tapped = tapped
+        for teacher, plain in zip(teachers, tapped, strict=True):
+            teacher.tapped = plain
 
     run.net, run.compiled = cast("nn.Module", torch.compile(net)), True
-    if live is not None:
-        live.tapped = cast("Tapped", torch.compile(live.tapped))
+    for teacher in teachers:
+        teacher.tapped = cast("Tapped", torch.compile(teacher.tapped))
     return undo

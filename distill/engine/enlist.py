@@ -1,6 +1,6 @@
 """Which finished runs teach: those named, those of a resumed run, or the newest; who may not."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from distill import recipe as recipes
@@ -10,9 +10,10 @@ from distill.engine import build, checkpoint
 from distill.engine.build import Division
 from distill.engine.teach import Frozen
 from distill.errors import UserError
+from distill.faults import shown
 from distill.recipe import Recipe
 from distill.run_folder import RunFolder, opened, runs_in
-from teachers.ensemble import Ensemble
+from distill.schema import Teacher
 
 RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
 
@@ -77,7 +78,8 @@ def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
     """The network that teaches, several as an ensemble; None where no term asks.
 
     Raises UserError where a folder is no finished run, has no weights, other classes, other data,
-    or has trained on images that this run holds out; every faulty folder is named.
+    or has trained on images that this run holds out, or where the keys of [teacher] ask for another
+    number of teachers; every faulty folder and key is named.
     """
     runs = [opened(run.path) for run in named(recipe)]
     faults = [fault for run in runs for fault in _faults(run, images, split)]
@@ -94,10 +96,34 @@ def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
             for name, term in recipe.loss.terms().items()
             if "live teacher" in term.needs
         ]
+    if runs:
+        faults += _miscounted(recipe, len(runs))
     if faults:
         raise UserError("\n".join(faults))
     nets = [build.trained(run) for run in runs]
-    return Frozen(nets[0] if len(nets) == 1 else Ensemble(nets)) if nets else None
+    return Frozen(build.as_one(recipe, nets)) if nets else None
+
+
+def _miscounted(recipe: Recipe, n: int) -> Iterator[str]:
+    """The keys of [teacher] that do not go with so many teachers, one line each."""
+    wanted = recipe.teacher or Teacher()
+    more = "name several with --teacher A --teacher B"
+    if n == 1 and wanted.draw == "one":
+        yield (
+            'teacher.draw = "one" draws one of several teachers for each view, and 1 teaches; '
+            f"{more}, or type --set teacher.draw=all"
+        )
+    weights = f"teacher.weights = {shown(wanted.weights)}"
+    if wanted.weights and n == 1:
+        yield (
+            f"{weights} is for several teachers, and 1 teaches; "
+            f"{more}, or type --set teacher.weights=[]"
+        )
+    elif wanted.weights and len(wanted.weights) != n:
+        yield (
+            f"{weights} has {len(wanted.weights)} weights for {n} teachers; give one for each in "
+            f"their order, as --set teacher.weights=[{','.join('1' * n)}], or [] for equal ones"
+        )
 
 
 def check(recipe: Recipe) -> None:

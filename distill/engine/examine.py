@@ -20,7 +20,6 @@ from distill.engine.robustness import robustness
 from distill.errors import UserError
 from distill.run_folder import RunFolder
 from students.resnet import ResNet
-from teachers.ensemble import Ensemble
 
 CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
 TAUGHT = ("teacher_agreement", "teacher_kl")
@@ -233,5 +232,6 @@ def _teacher_logits(run: Examined) -> Tensor:
     weights = [checkpoint.fingerprint(each.weights(each.role)) for each in folders]
     if "+".join(weights) != known["fingerprint"]:
         raise UserError(f"{' + '.join(known['runs'])} has other weights than when it taught")
-    teacher = build.to_device(nets[0] if len(nets) == 1 else Ensemble(nets), run.accelerator.device)
+    as_it_taught = build.as_one(recipes.read(run.folder.recipe), nets)
+    teacher = build.to_device(as_it_taught, run.accelerator.device)
     return logits_and_labels(teacher, run.test, run.accelerator)[0].cpu()

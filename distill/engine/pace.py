@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 
 from distill.engine import build, checkpoint, train
 from distill.engine.stored import everywhere
-from distill.engine.teach import Live, Taught, Teach
+from distill.engine.teach import Drawn, Live, Taught, Teach
 from distill.engine.training import Training
 from distill.errors import UserError
 
@@ -97,15 +97,26 @@ def _teacher_seconds(run: Training) -> float:
     mean_s = 0.0
     for share, side in zip(map(sub, (*begins[1:], 1.0), begins), sides, strict=True):
         with run.loader.at_side(side):
-            mean_s += share * _asking_seconds(run, run.live)
-    return mean_s
+            mean_s += share * _asking_seconds(run, _slowest(run, run.live))
+    return len(run.loader.batches(0)) * mean_s
 
 
-def _asking_seconds(run: Training, live: Live) -> float:
-    """What the teacher takes in one step."""
+def _asking_seconds(run: Training, teacher: Live) -> float:
+    """What a teacher takes for its part of a batch."""
     [(view, rows), *_] = run.loader.batches(0)
     images = run.loader.resized(view, run.loader.augment(view, rows))
-    return len(run.loader.batches(0)) * _seconds(run, lambda: live.mixed(view, rows, images))
+    return _seconds(run, lambda: teacher.mixed(view, rows, images))
+
+
+def _slowest(run: Training, live: Live | Drawn) -> Live:
+    """Of teachers of which one is drawn for each view, the one that takes longest: the run ends in
+    time whichever is drawn how often.
+    """
+    if len(live.networks) == 1:
+        return live.networks[0]
+    for teacher in live.networks:
+        _asking_seconds(run, teacher)  # kernels are chosen, memory is taken
+    return max(live.networks, key=lambda teacher: _asking_seconds(run, teacher))
 
 
 def _asked_steps(run: Training) -> int | None:
@@ -206,7 +217,9 @@ def _who_answers(run: Training) -> Teach:
     """The teacher, unless all its answers are stored: what is half stored would be too fast."""
     if not isinstance(run.teach, Taught) or run.live is None:
         return run.teach
-    return run.teach if everywhere(run.teach.is_complete) else Taught(run.live)
+    if everywhere(run.teach.is_complete):
+        return run.teach
+    return Taught(_slowest(run, run.live))
 
 
 def _seconds(run: Training, work: Callable[[], object]) -> float:

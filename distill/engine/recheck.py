@@ -90,9 +90,8 @@ def _rebuilt(stock: Stock) -> Stored:
     sides = (None, *(side for _, side in stored.loader.calendar.sides))
     for operated, mixed, side in product((None, 0), (None, 0), sides):
         calendar = Calendar(None, operated, mixed).at(side)
-        depends = stored.depends(
-            calendar.pipeline(stored.loader.pipeline, 0), mixed=stored.mixed_asked
-        )
+        pipeline = calendar.pipeline(stored.loader.pipeline, 0)
+        depends = stored.depends(0, pipeline, mixed=stored.mixed_asked)
         if store.key_of(depends).endswith(stock.key):
             stored.loader.follow(calendar)
             return stored

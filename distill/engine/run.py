@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -39,7 +40,7 @@ from distill.engine.saving import Resumed
 from distill.engine.stop import Stop
 from distill.engine.store import size
 from distill.engine.stored import Stored
-from distill.engine.teach import Frozen, Taught
+from distill.engine.teach import Drawn, Frozen, Taught
 from distill.engine.training import Training
 from distill.errors import Failure, UserError
 from distill.events import End, Event, Start, measure_name
@@ -228,9 +229,23 @@ def _head(ready: Run, killed: Holder | None) -> Start:
             *_after(killed),
             *ready.notes,
             *_resolution(training),
+            *_drawn(training, recipe),
             *_stored(training),
             *_notes(recipe, split, accel, teacher_top1),
         ),
+    )
+
+
+def _drawn(training: Training, recipe: Recipe) -> Iterator[str]:
+    """How many views each teacher has, where one is drawn for each."""
+    if not isinstance(training.live, Drawn):
+        return
+    views = {training.loader.calendar.view(epoch) for epoch in range(training.epochs)}
+    counts = Counter(training.live.choice(view) for view in views)
+    shared = ", ".join(f"{run.path} {counts[i]}" for i, run in enumerate(enlist.named(recipe)))
+    yield (
+        f"teacher.draw = one: of {len(views)} views have {shared}; "
+        "the teacher's accuracy is that of the mean of all"
     )
 
 
@@ -246,7 +261,10 @@ def _ask(teacher: Frozen, ready: Run) -> float:
     """
     accel, images = ready.training.accelerator, ready.split.held_out or ready.split.train
     some = sources.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
-    asked = ready.training.identity["teacher"] + some.fingerprint
+    combined = "".join(
+        f" {key}={value}" for key, value in build.combination(ready.request.recipe).items()
+    )
+    asked = ready.training.identity["teacher"] + combined + some.fingerprint
     key = f"teachers/{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
     [known] = broadcast_object_list([cache.recall(key, (), np.float64)])  # rank 0 decides for all
     if known is not None:
@@ -291,6 +309,8 @@ def _cpu_precision(recipe: Recipe, precision: str) -> Iterator[str]:
 
 DEPENDS = {  # what stored answers depend on, as a person calls it
     "teacher": "the teacher's weights",
+    "mirror": "teacher.mirror",
+    "weights": "teacher.weights",
     "data": "the images",
     "part": "the training part",
     "precision": "train.precision",
@@ -343,7 +363,7 @@ def _stored(training: Training) -> Iterator[str]:
     if damaged:
         yield f"{damaged} of the stored views are damaged: asked and stored anew"
     if not found and (missed := kept.missed()):
-        differs = " and ".join(DEPENDS[name] for name in missed)
+        differs = " and ".join(DEPENDS.get(name, name) for name in missed)
         yield f"the nearest answers that are stored differ in {differs}: they are not taken"
     if kept.agrees(training.step) is False:
         yield "what is stored is not what the teacher says today: all is asked and stored anew"

@@ -130,7 +130,10 @@ def named(keys: Sequence[str]) -> list[Stock]:
 def missed(depends: dict[str, Any]) -> list[str]:
     """In what the nearest stock differs from what is wanted; empty where there is none at all."""
     others = (stock.depends for stock in stocks() if stock.depends)
-    differing = [[name for name in depends if other.get(name) != depends[name]] for other in others]
+    differing = [
+        [name for name in depends | other if other.get(name) != depends.get(name)]
+        for other in others
+    ]
     return min(differing, key=len, default=[])
 
 

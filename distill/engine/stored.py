@@ -9,7 +9,7 @@ Apple's ml-dr and TinyViT (Wu et al., ECCV 2022, arXiv 2207.10666) store by the 
 augmentation likewise; a store by sample alone would answer for another crop.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,13 +38,23 @@ class Survey(NamedTuple):
     damaged: int
 
 
+class Origin(NamedTuple):
+    """Of a view's logits: what they depend on beside the view, and the TOML of a recipe that asks
+    for them.
+    """
+
+    identity: dict[str, str]
+    recipe: str
+
+
 class Stored:
     """A source that asks another only for what is not stored yet, and stores it.
 
     An answer is rounded to float16 before it is used the first time too, so that a run gives the
     same weights whatever was stored before it. `identity`: what the answers depend on beside the
-    view: teacher, images, precision. `recipe`: TOML, written beside the answers. `pairs`: whether
-    images are asked before they are mixed. A view is written when all its batches were asked, and
+    view: teacher, images, precision. `recipe`: TOML, written beside the answers. `origin`: both by
+    the view's number, if views have teachers of their own. `pairs`: whether images are asked before
+    they are mixed. A view is written when all its batches were asked, and
     with every checkpoint what is known of it, by rank 0, as a temporary file that is renamed: a run
     that is resumed finds what it had asked, and two writers write the same bytes.
     """
@@ -58,9 +68,11 @@ class Stored:
         *,
         recipe: str = "",
         pairs: bool = False,
+        origin: Callable[[int], Origin] | None = None,
     ) -> None:
         self.source, self.loader, self.accelerator = source, loader, accelerator
-        self.identity, self.recipe, self.mixed_asked = identity, recipe, not pairs
+        self.origin = origin or (lambda view: Origin(identity, recipe))
+        self.mixed_asked = not pairs
         self.shelves: dict[bool, Shelf] = {}  # by whether the images are mixed
         self.trusted = True
 
@@ -108,8 +120,10 @@ class Stored:
         return Survey(len(keys), readable, len(kept) - readable)
 
     def missed(self) -> list[str]:
-        """In what the nearest stored answers differ from these; empty where there are none."""
-        return store.missed(self.depends(self.loader.pipeline, mixed=self.mixed_asked))
+        """In what the nearest stored answers differ from those of the first view; empty where there
+        are none.
+        """
+        return store.missed(self.depends(0, self.loader.pipeline, mixed=self.mixed_asked))
 
     def agrees(self, step: int) -> bool | None:
         """Whether the teacher still says of a step's first rows what is stored of them.
@@ -134,10 +148,10 @@ class Stored:
         images, _ = self.loader.mix(view, rows, images, targets)
         return self.source.mixed(view, rows, self.loader.resized(view, images)).logits
 
-    def depends(self, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
-        """All that an answer depends on beside its view and sample."""
+    def depends(self, view: int, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
+        """All that an answer to a view depends on beside its view and sample."""
         seen = pipeline if mixed else pipeline.without(operations=False, mixing=True)
-        return self.identity | {
+        return self.origin(view).identity | {
             "format": FORMAT,
             "seed": self.loader.seed,
             "pipeline": repr(seen),
@@ -149,7 +163,7 @@ class Stored:
 
     def key(self, view: int, pipeline: Pipeline, *, mixed: bool) -> str:
         """Where the answers to a view lie."""
-        depends = self.depends(pipeline, mixed=mixed)
+        depends = self.depends(view, pipeline, mixed=mixed)
         return f"{store.key_of(depends)}/{store.name_of(view)}"
 
     def _keys(self, epochs: int) -> Iterator[str]:
@@ -217,8 +231,9 @@ class Shelf:
         kept = self.logits.cpu().numpy()
         self.complete, self.has_news = not np.isnan(kept[self.wanted]).any(), False
         if accelerator.is_main_process:
-            depends = self.stored.depends(self.view.pipeline, mixed=self.mixed)
-            store.describe(depends, self.stored.recipe)
+            number, stored = self.view.number, self.stored
+            depends = stored.depends(number, self.view.pipeline, mixed=self.mixed)
+            store.describe(depends, stored.origin(number).recipe)
             cache.keep(self.key, kept)
 
 

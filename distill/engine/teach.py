@@ -4,7 +4,7 @@ Beyer et al., CVPR 2022, arXiv 2106.05237: a good teacher is consistent; targets
 an un-mixed image look good early and end lower.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -12,6 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distill.data import draws
+from distill.data.draws import Stream
 from distill.data.loader import Loader, View
 from distill.engine.taps import Answer, Tapped
 from distill.losses.objective import Pair
@@ -121,6 +123,39 @@ class Live:
     def keep(self) -> None:
         """A teacher that is asked every time remembers nothing."""
 
+    @property
+    def networks(self) -> "tuple[Live, ...]":
+        """This teacher alone; several if they are drawn."""
+        return (self,)
+
     def plain(self, view: View, rows: Tensor) -> Tensor:
         images = self.loader.resized(view, self.loader.augment(view, rows))
         return self.mixed(view, rows, images).logits
+
+
+class Drawn:
+    """One of several live teachers for each view, at the price of one forward.
+
+    Blakeney et al. (2022, arXiv 2211.00683) draw a teacher for each step and find the gain of the
+    ensemble. Here the draw is a function of (data seed, view): all processes ask the same teacher,
+    a resumed run asks it again, and a view's cached logits are those of one teacher. `weights`: as
+    many as teachers, above 0, of any sum; each is drawn with the probability w / sum w.
+    """
+
+    def __init__(self, teachers: Sequence[Live], weights: Sequence[float], seed: int) -> None:
+        self.networks, self.weights, self.seed = tuple(teachers), tuple(weights), seed
+
+    def choice(self, view: int) -> int:
+        """The position of the teacher of a view."""
+        return draws.choice(self.seed, view, Stream.TEACHER, self.weights)
+
+    def mixed(self, view: View, rows: Tensor, images: Tensor) -> Answer:
+        return self.networks[self.choice(view.number)].mixed(view, rows, images)
+
+    def plain(self, view: View, rows: Tensor) -> Tensor:
+        return self.networks[self.choice(view.number)].plain(view, rows)
+
+    is_complete = False
+
+    def keep(self) -> None:
+        """A teacher that is asked every time remembers nothing."""

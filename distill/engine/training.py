@@ -16,7 +16,7 @@ from distill.engine.consensus import Consensus
 from distill.engine.divergence import Watch
 from distill.engine.metrics import Means
 from distill.engine.stop import Stop
-from distill.engine.teach import Live, Taught, Teach
+from distill.engine.teach import Drawn, Live, Taught, Teach
 from distill.events import Split
 from distill.losses.objective import Objective
 from distill.run_folder import Role, RunFolder
@@ -54,7 +54,7 @@ class Training:
     loader: Loader
     net: nn.Module  # prepared: DDP where there are several processes
     student: nn.Module  # the same network, bare
-    live: Live | None  # the teacher itself, where there is one
+    live: Live | Drawn | None  # the teacher itself, where there is one
     teach: Teach
     objective: nn.Module  # prepared: DDP where its terms have parameters
     criterion: Objective  # the same, bare

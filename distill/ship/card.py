@@ -11,6 +11,7 @@ from distill.data.sources import GENUINE
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.run_folder import RunFolder
+from distill.schema import Teacher
 from distill.ship.finished import Finished
 
 # The one import: from the root of this project's checkout, or with that on PYTHONPATH.
@@ -108,9 +109,15 @@ def _recipe(finished: Finished) -> str:
 
 def _tables(finished: Finished) -> str:
     """The recipe as it was run, without its lab note, the paths of the machine it ran on and, of a
-    student, the table of a teacher that it did not train.
+    student, the network of a teacher that it did not train: what is left of [teacher] is how
+    several, or mirror images, were combined.
     """
-    teacher = True if finished.role == "student" else {"runs": True}
+    combined = recipes.combining(finished.recipe)
+    teacher: dict[str, bool] | bool = True
+    if finished.role == "teacher":
+        teacher = dict.fromkeys(recipes.TEACHING, True)
+    elif combined:
+        teacher = dict.fromkeys(Teacher.model_fields.keys() - combined, True)
     without = {"about": True, "data": {"source": True}, "teacher": teacher}
     return recipes.dumps(finished.recipe, without).strip()
 

@@ -117,13 +117,14 @@ def _compare(a: RunFolder, b: RunFolder) -> Comparison:
 
 
 def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """What differs between the recipes. Of students not the network in [teacher]: who taught is
-    `teacher.runs`, and the rest of that table describes nobody.
+    """What differs between the recipes. Of students not the network in [teacher], which describes
+    nobody: who taught is `teacher.runs`, and how, TEACHING.
     """
     are_students = {a.result()["role"], b.result()["role"]} == {"student"}
     for line in recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe)):
         key = line.partition(":")[0]
-        if not (are_students and key.startswith("teacher.") and key != "teacher.runs"):
+        table, _, name = key.partition(".")
+        if not (are_students and table == "teacher" and name not in recipes.TEACHING):
             yield line
 
 

@@ -171,7 +171,7 @@ def test_cache_identity_has_the_place_of_trivial_augment() -> None:
         here = loader(pipeline=Pipeline(Crop(4), operations=(TrivialAugment("wide", first),)))
         store = Stored(Teacher(here), here, Accelerator(), KEY)
         pipelines |= {
-            store.depends(here.pipeline, mixed=mixed)["pipeline"] for mixed in (True, False)
+            store.depends(0, here.pipeline, mixed=mixed)["pipeline"] for mixed in (True, False)
         }
     assert len(pipelines) == 2
     assert not any("TrivialAugment(space='wide')" in pipeline for pipeline in pipelines)
