@@ -61,7 +61,7 @@ def prepared(
     teacher = teacher or enlist.teacher(resolved, images, split)
     accelerator = build.accelerator(resolved)
     nowhere = RunFolder(Path("unused"))
-    identity = {"teacher": enlist.fingerprints(resolved)}
+    identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(resolved)}
     return build.training(resolved, role, split, teacher, nowhere, accelerator, identity)
 
 

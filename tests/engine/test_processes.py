@@ -159,6 +159,31 @@ def test_what_the_teacher_told_each_process_is_stored_together(tmp_path) -> None
     assert np.allclose(one, two, atol=1e-3, equal_nan=True)
 
 
+def test_one_of_several_teachers_is_the_same_in_two_processes(tmp_path) -> None:
+    """Each of two views has a teacher, weighed and mirrored; their logits are cached together."""
+    script = ROOT / "tests" / "engine" / "two_processes.py"
+    kept = []
+    for processes in (1, 2):
+        place = tmp_path / str(processes)
+        sets = (
+            *("train.epochs=2", "train.batch_size=70", "cache={}", "teacher.runs=['a', 'b']"),
+            *("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.mirror=true"),
+        )  # 8 steps are two epochs of 4
+        launch(
+            *launcher(processes), script, tmp_path / "out.npz", 1, *sets,
+            UNDERSTUDY_CACHE=str(place),
+        )  # fmt: skip
+        kept.append({})
+        for about in place.rglob("about.json"):
+            teacher = json.loads(about.read_text())["depends"]["teacher"]
+            [view] = about.parent.glob("view-*.npz")
+            kept[-1][teacher, view.name] = np.load(view)["array"]
+    one, two = kept
+    assert one.keys() == two.keys() == {("b", "view-00000.npz"), ("a", "view-00001.npz")}
+    for key, logits in one.items():
+        assert np.allclose(logits, two[key], atol=1e-3, equal_nan=True), key
+
+
 def student(out: Path, teacher: Path, *launcher: object, **variables: str) -> list[float]:
     """The whole program over a launcher; the losses of its steps."""
     options = ["--recipe", "tiny+cutmix+ema", "--teacher", teacher, "--out", out]

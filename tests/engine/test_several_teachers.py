@@ -265,7 +265,7 @@ def test_identity_of_cached_logits_is_unchanged_by_defaults(two) -> None:
     for overrides in ([], ["teacher.weights=[1, 1]", "teacher.mirror=false"]):
         ready = prepared(two, "cache={}", *overrides)
         depends = ready.teach.source.depends(0, ready.loader.pipeline, mixed=True)
-        known = {"teacher", "part", "precision", "format", "seed", "pipeline"}
+        known = {"teacher", "part", "precision", "format", "seed", "pipeline", "data"}
         assert depends.keys() == known
 
 

@@ -68,9 +68,10 @@ def main(out: Path, accumulate: int, *overrides: str) -> None:
     split = build.divide(recipe, images)
     middle = nn.BatchNorm2d(8) if recipe.train.sync_batch_norm else None
     build.network = lambda *_: PlainNet(0, middle)  # type: ignore[assignment]
-    run = build.training(
-        recipe, "student", split, Frozen(PlainNet(1)), RunFolder(out), accelerator, {}
-    )
+    runs = recipe.teacher.runs
+    teacher = Frozen(build.as_one(recipe, [PlainNet(1 + i) for i in range(len(runs))]))
+    identity = {"teacher": "+".join(runs)}
+    run = build.training(recipe, "student", split, teacher, RunFolder(out), accelerator, identity)
     losses = [accelerator.reduce(step(run, k)[TOTAL], "mean").item() for k in range(STEPS)]
     batches = [global_batch(run, k) for k in range(STEPS)]
     weights = torch.cat([p.detach().flatten() for p in run.student.parameters()])

@@ -195,5 +195,8 @@ def test_json_has_all_of_it(
 
 def test_a_student_s_teacher_is_its_run_and_not_the_table_beside_it(tmp_path: Path) -> None:
     a = finished(tmp_path / "a", ANSWERS_A, "teacher.depth=16", 'teacher.runs=["x"]')
-    b = finished(tmp_path / "b", ANSWERS_A, 'teacher.runs=["y"]')
-    assert compare(a.path, b.path).recipes == ('teacher.runs: ["x"] -> ["y"]',)
+    b = finished(tmp_path / "b", ANSWERS_A, 'teacher.runs=["y"]', "teacher.mirror=true")
+    assert compare(a.path, b.path).recipes == (
+        'teacher.runs: ["x"] -> ["y"]',
+        "teacher.mirror: false -> true",
+    )
