@@ -27,7 +27,7 @@ TeacherOption = Annotated[
     typer.Option(
         "--teacher",
         "-t",
-        help="A teacher's run folder; repeatable: their mean.",
+        help="A teacher's run folder; repeatable: their mean, or teacher.draw.",
         show_default="the newest",
     ),
 ]

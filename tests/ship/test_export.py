@@ -17,13 +17,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from distill import recipe as recipes
 from distill.data import sources
 from distill.data.augment import to_float
 from distill.engine import build, checkpoint
 from distill.engine.examine import examine
 from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder
-from distill.ship import export, formats, hub, onnx_float, project1, torch_export
+from distill.ship import card, export, formats, hub, onnx_float, project1, torch_export
 from distill.ship.finished import finished
 from distill.ship.formats import NAMES
 from tests.test_cli import REPO, Door, door, refused
@@ -232,6 +233,20 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
         assert part in text
     assert "runs = " not in text
     assert "- cifar10" not in text
+
+
+def test_the_card_says_how_several_teachers_were_combined():
+    taught = ("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.runs=['a', 'b']")
+    for role, overrides, expected in (
+        ("student", (), None),
+        ("student", taught, '[teacher]\ndraw = "one"\nweights = [1.0, 3.0]\n'),
+        ("teacher", taught, '[teacher]\nnetwork = "wrn"\n'),
+    ):
+        recipe = recipes.load("tiny", overrides).recipe
+        tables = card._tables(SimpleNamespace(recipe=recipe, role=role))
+        table = re.search(r"\[teacher\]\n(\w.*\n)*", tables)
+        assert (table and table[0].startswith(expected)) if expected else table is None
+        assert "runs" not in tables
 
 
 def test_timm_builds_the_student_for_other_classes_too(shipped):
