@@ -114,8 +114,8 @@ class Fixed(nn.Module):
         return logits
 
 
-def test_a_teacher_that_does_not_take_a_side_is_refused() -> None:
-    options = ["teacher.runs=['none']", "train.epochs=2"]
+def test_a_teacher_that_does_not_take_a_side_is_refused(teacher: Path) -> None:
+    options = [f"teacher.runs=['{teacher}']", "train.epochs=2"]
     prepared(*options, "train.resolution=[[0, 32]]", teacher=Frozen(Fixed()))
     with pytest.raises(
         Unfit,
