@@ -1,7 +1,8 @@
 """What the training loop yields, and the only list of metric names.
 
-The loop prints nothing: it yields `Start`, then `Step`s, `Epoch`s and `Retry`s, then `End`. The
-display and the journal are two readers of the same events; a sweep prunes by leaving the loop.
+The loop prints nothing: it yields `Start`, then `Step`s, `Epoch`s and `Retry`s, then `End`; and an
+`Estimate`, once the first steps are timed. The display and the journal are two readers of the same
+events; a sweep prunes by leaving the loop.
 
 Metric names, everywhere (journal, display, result, report):
 
@@ -72,6 +73,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """How long the training takes in all, from the first steps of this process. Only of runs that
+    take a minute or more.
+    """
+
+    step: int  # optimizer steps done
+    epoch: int  # epochs done
+    steps: int  # that were timed
+    total_s: float  # seconds of training, those of earlier processes included
+    low_s: float  # the range of total_s
+    high_s: float
+
+
+@dataclass(frozen=True)
 class Epoch:
     """At the end of each epoch: mean losses of the epoch and the measures on the held-out part."""
 
@@ -105,4 +120,4 @@ class End:
     weights: str  # path of the safetensors file
 
 
-Event = Start | Step | Epoch | Retry | End
+Event = Start | Step | Estimate | Epoch | Retry | End

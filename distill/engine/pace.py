@@ -16,18 +16,16 @@ from itertools import pairwise
 from operator import sub
 from pathlib import Path
 
-import torch
 from accelerate.utils import broadcast_object_list
 
 from distill.engine import build, checkpoint, train
+from distill.engine.estimate import LEAST_S, LEAST_STEPS, WARMUP_STEPS, wait
 from distill.engine.stored import everywhere
 from distill.engine.teach import Drawn, Live, Taught, Teach
 from distill.engine.training import Training
 from distill.errors import UserError
 
-WARMUP_STEPS = 3  # kernels are chosen, memory is taken
-LEAST_STEPS, LEAST_S = 3, 5.0  # of a measurement, whichever lasts longer …
-MOST_SHARE = 0.05  # … and this share of a budget at most, if three steps allow it
+MOST_SHARE = 0.05  # of a budget goes into a measurement at most, if LEAST_STEPS allow it
 SPARE = 0.03  # of a budget: checkpoints, and steps that take longer than those that were measured
 LEAST_RUN_S = 600.0  # a compiler takes a minute or two: shorter runs do not ask it
 WORTH = 0.97  # of the plain step: a compiled one that takes longer is not worth its risk
@@ -224,13 +222,8 @@ def _who_answers(run: Training) -> Teach:
 
 def _seconds(run: Training, work: Callable[[], object]) -> float:
     """Of some work, from an idle device to an idle device."""
-    _wait(run)
+    wait(run.accelerator.device)
     began_at = time.monotonic()
     work()
-    _wait(run)
+    wait(run.accelerator.device)
     return time.monotonic() - began_at
-
-
-def _wait(run: Training) -> None:
-    if run.accelerator.device.type == "cuda":
-        torch.cuda.synchronize(run.accelerator.device)

@@ -8,10 +8,11 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from distill.data import draws
-from distill.engine import checkpoint, kept, norms, optim, saving
+from distill.engine import checkpoint, estimate, kept, norms, optim, saving
 from distill.engine.divergence import Diverged, gradient_norm
 from distill.engine.evaluate import measure
 from distill.engine.stop import Stopped
+from distill.engine.teach import Taught
 from distill.engine.training import Best, Training
 from distill.errors import Failure, UserError
 from distill.events import (
@@ -19,6 +20,7 @@ from distill.events import (
     LR,
     TOTAL,
     Epoch,
+    Estimate,
     Event,
     Retry,
     Step,
@@ -27,6 +29,7 @@ from distill.events import (
 )
 from distill.losses.objective import Answers
 
+LEAST_TOTAL_S = 60.0  # of a run of which it is said how long it takes
 SAVE = 1  # a wish; larger ones are the exit codes of those who want to stop
 
 
@@ -83,9 +86,10 @@ def clipped(run: Training) -> Tensor | None:
 def train(run: Training) -> Iterator[Event]:
     """Every epoch from where the run stands: steps, validation, checkpoints.
 
-    Yields Step, Epoch and Retry, each before what it tells is saved, so that a resumed run tells
-    nothing twice and leaves nothing out. Raises Diverged where loss or gradient are not finite and
-    no retry is left, before anything is saved; Stopped where somebody asked for it, after.
+    Yields Step, Estimate, Epoch and Retry, each before what it tells is saved, so that a resumed
+    run tells nothing twice and leaves nothing out. Raises Diverged where loss or gradient are not
+    finite and no retry is left, before anything is saved; Stopped where somebody asked for it,
+    after.
     """
     run.begin()
     with run.stop.patient():
@@ -115,10 +119,11 @@ def _epoch(run: Training) -> Iterator[Event]:
         saving.save(run)
 
 
-def _steps(run: Training) -> Iterator[Step]:
+def _steps(run: Training) -> Iterator[Step | Estimate]:
     """The steps to the end of the epoch."""
     since, n_images = time.monotonic(), 0
     run.net.train()
+    run.first_steps.restart()
     for k in range(run.step, run.end_of_epoch):
         losses = step(run, k)
         run.epoch_losses.add(losses)
@@ -133,12 +138,34 @@ def _steps(run: Training) -> Iterator[Step]:
             }
             yield Step(run.step, run.epoch, metrics)
             since, n_images = time.monotonic(), 0
+        if run.first_steps.see(run.accelerator.device):
+            yield from _estimate(run)
         wish = run.consensus(run.stop.code or (SAVE if run.is_time_to_save else 0))
         if wish or run.is_step_to_save:
             run.consensus.forget()
             saving.save(run)
             _leave_if(run, wish)
     run.watch.check()
+
+
+def _estimate(run: Training) -> Iterator[Estimate]:
+    """How long the run takes in all, by its first steps; nothing of a run of less than a minute.
+
+    Validation is counted as forward passes. Steps of which some have other terms or read stored
+    teacher logits take another time than those that were measured: the range is wider.
+    """
+    first = run.first_steps
+    reads_stored = isinstance(run.teach, Taught) and run.teach.source is not run.live
+    varies = reads_stored or len(run.criterion.moments) > 1
+    step_s = estimate.spread(
+        first.block_means, estimate.FEW_DOUBT if varies else estimate.LEAST_DOUBT
+    )
+    n_held_out = 0 if run.held_out is None else len(run.held_out.labels) * len(run.to_validate)
+    validation = estimate.FORWARD_SHARE * n_held_out / run.loader.batch_size  # in steps
+    left = step_s.times(run.total_steps - run.step + (run.epochs - run.epoch) * validation)
+    total, low, high = (run.elapsed_s + each for each in (left.mean, left.low, left.high))
+    if total >= LEAST_TOTAL_S:
+        yield Estimate(run.step, run.epoch, first.n_timed, total, low, high)
 
 
 def _leave_if(run: Training, wish: int) -> None:

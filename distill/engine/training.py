@@ -14,6 +14,7 @@ from distill.data.images import ImageSet
 from distill.data.loader import Loader
 from distill.engine.consensus import Consensus
 from distill.engine.divergence import Watch
+from distill.engine.estimate import FirstSteps
 from distill.engine.metrics import Means
 from distill.engine.stop import Stop
 from distill.engine.teach import Drawn, Live, Taught, Teach
@@ -72,6 +73,7 @@ class Training:
     consensus: Consensus
     watch: Watch
     stop: Stop = field(default_factory=Stop)
+    first_steps: FirstSteps = field(default_factory=FirstSteps)  # of this process, timed
     compiled: bool = False
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epochs done, measured and told

@@ -25,6 +25,7 @@ from distill.events import (
     VALIDATED,
     End,
     Epoch,
+    Estimate,
     Event,
     Retry,
     Split,
@@ -36,6 +37,7 @@ from distill.events import (
 
 UNKNOWN = "–"
 DAY_S = 86_400
+UNITS = (("s", 1), ("min", 60), ("h", 3_600), ("days", DAY_S))
 GAP = "  "
 
 
@@ -95,6 +97,8 @@ class Display:
         elif isinstance(event, Retry):
             self._step, self._epoch = event.first_step, event.first_epoch
             self._print(retry_line(event))
+        elif isinstance(event, Estimate):
+            self._print(estimate_line(event))
         else:
             self._print(*end_lines(event))
 
@@ -200,6 +204,13 @@ def retry_line(retry: Retry) -> Text:
         "the learning rate",
         "yellow",
     )
+
+
+def estimate_line(estimate: Estimate) -> Text:
+    """How long the run takes in all, with its range, and from how many steps that is known."""
+    total = roughly(estimate.total_s, estimate.low_s, estimate.high_s)
+    steps = counted(estimate.steps, "step", "steps")
+    return Text(f"about {total} in all, from the first {steps}")
 
 
 def head_lines(start: Start) -> Iterator[Text]:
@@ -335,6 +346,17 @@ def duration(seconds: float | None) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def roughly(seconds: float, low_s: float, high_s: float) -> str:
+    """`29 min (25 to 33)`: a time to two or three digits, its range in the same unit."""
+    name, unit_s = next((unit for unit in UNITS if high_s < 100 * unit[1]), UNITS[-1])
+    value, low, high = (_digits(each / unit_s) for each in (seconds, low_s, high_s))
+    return f"{value} {name} ({low} to {high})"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def grouped(number: int | None) -> str:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.events import End, Epoch, Event, Retry, Start, Step
+from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
 from distill.run_folder import write_text
 
 KINDS: dict[str, type[Event]] = {
     "start": Start,
     "step": Step,
+    "estimate": Estimate,
     "epoch": Epoch,
     "retry": Retry,
     "end": End,

@@ -14,7 +14,17 @@ from accelerate import tracking
 
 from distill import recipe as recipes
 from distill.errors import UserError
-from distill.events import End, Epoch, Event, Retry, Start, Step, loss_name, measure_name
+from distill.events import (
+    End,
+    Epoch,
+    Estimate,
+    Event,
+    Retry,
+    Start,
+    Step,
+    loss_name,
+    measure_name,
+)
 from distill.faults import shown
 from distill.run_folder import RunFolder
 
@@ -64,8 +74,10 @@ class Trackers:
         self._each(lambda _, tracker: tracker.finish())
 
     def __call__(self, event: Event) -> None:
-        """Hand on one event. The trackers are opened by the first, a `Start`: not before
-        accelerate knows the processes."""
+        """Hand on one event that has metrics. The trackers are opened by the first, a `Start`: not
+        before accelerate knows the processes."""
+        if isinstance(event, Estimate):
+            return
         if isinstance(event, Start | Retry):
             self._begin(event.first_step)
             return

@@ -6,8 +6,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from distill.events import End, Epoch, Start, Step
-from distill.show.display import Display, Row, closing_table, duration, percent, shortened
+from distill.events import End, Epoch, Estimate, Start, Step
+from distill.show.display import Display, Row, closing_table, duration, percent, roughly, shortened
 
 START = Start(
     run="runs/x",
@@ -53,7 +53,7 @@ def shown(out: Console) -> str:
     return out.file.getvalue()
 
 
-def logged(*events: Start | Step | Epoch | End) -> str:
+def logged(*events: Start | Step | Estimate | Epoch | End) -> str:
     out = console(terminal=False)
     with Display(out) as display:
         for event in events:
@@ -294,3 +294,21 @@ def test_a_name_that_is_too_long_keeps_both_its_ends() -> None:
     words = ["seeds-kd/seed-2", "seeds-kd/seed-12"]
     assert [shortened(word, 15) for word in words] == ["seeds-kd/seed-2", "seeds-k…seed-12"]
     assert [shortened("abcdef", width) for width in (1, 2, 3)] == ["…", "…f", "a…f"]
+
+
+def test_an_estimate_is_one_line_with_its_range() -> None:
+    said = logged(START, Estimate(9, 0, 6, 29 * 60.0, 25.2 * 60, 33.4 * 60))
+    assert said.splitlines()[-1] == "about 29 min (25 to 33) in all, from the first 6 steps"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        ((70.0, 60.0, 80.5), "70 s (60 to 80)"),
+        ((90.0, 76.0, 104.0), "1.5 min (1.3 to 1.7)"),
+        ((2 * 3600.0, 1.7 * 3600, 2.4 * 3600), "2.0 h (1.7 to 2.4)"),
+        ((30 * 86_400.0, 20 * 86_400, 1_200 * 86_400), "30 days (20 to 1,200)"),
+    ],
+)
+def test_a_rough_time_has_one_unit(seconds: tuple[float, float, float], text: str) -> None:
+    assert roughly(*seconds) == text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import UserError
-from distill.events import End, Epoch, Event, Retry, Start, Step
+from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
 from distill.show import journal
 from distill.show.journal import Journal
 
@@ -177,3 +177,13 @@ def test_rewinding_leaves_no_other_file_behind(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write(path, start(), step(5), start(first_step=2))
     assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+def test_an_estimate_reads_back_and_goes_where_its_step_goes(tmp_path: Path) -> None:
+    path, estimate = tmp_path / "journal.jsonl", Estimate(8, 0, 5, 90.0, 76.5, 103.5)
+    write(path, start(), step(7), estimate, step(10))
+    assert journal.events(path)[2] == estimate
+    journal.rewind(path, 8, 0)
+    assert journal.events(path) == [start(), step(7), estimate]
+    journal.rewind(path, 7, 0)
+    assert journal.events(path) == [start(), step(7)]

@@ -13,7 +13,7 @@ import cli
 from distill import recipe as recipes
 from distill.engine.run import Request, run
 from distill.errors import UserError
-from distill.events import End, Epoch, Event, Retry, Start, Step
+from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
 from distill.run_folder import RunFolder
 from distill.show.journal import Journal, events
 from distill.show.trackers import Trackers, check, described
@@ -168,6 +168,7 @@ def test_every_event_in_order(tmp_path: Path, diary: list[Any]) -> None:
     with Trackers(["wandb", "wandb"], folder, never) as tracked:
         tracked(replaced(4))
         tracked(Step(5, 1, {"loss/total": 2.0, "lr": 0.1}))
+        tracked(Estimate(5, 1, 3, 90.0, 80.0, 100.0))  # no metric of a step
         tracked(Epoch(2, 6, {"loss/total": 1.5, "top1/val": 0.5}, True, 1.0, 0.0))
         tracked(End(2, last, 10, 1.0, "w"))
     assert diary == [
