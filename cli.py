@@ -4,7 +4,9 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 the run f
 was wrong; 130 interrupted; 143 terminated.
 """
 
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -323,6 +325,39 @@ def params(
     from distill import recipe as recipes
 
     print_facts(recipes.count(recipe, set_), as_json)
+
+
+@app.command()
+def plan(
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.1, help="Of training, the teacher's included.")
+    ] = 120.0,
+    rules: Annotated[
+        str | None,
+        typer.Option("--rules", help="A course's: nyu2022 or nyu2025.", show_default=False),
+    ] = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the recipes that fit into some minutes on this machine, and what to type for the best.
+
+    Measures the machine's speed for less than a minute; trains nothing that is kept.
+    """
+    began_at = time.monotonic()
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("plan measures one process; type it without accelerate launch or torchrun.")
+    from distill.study.plan import plan as planned
+
+    found = planned(minutes, rules, data, began_at)
+    if as_json:
+        echo_json(found)
+    else:
+        from rich.text import Text
+
+        from distill.show.plan_table import plan_blocks
+
+        for block in plan_blocks(found):
+            stdout().print(block, highlight=False, soft_wrap=isinstance(block, Text))
 
 
 @app.command()

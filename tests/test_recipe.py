@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +43,23 @@ def test_what_was_loaded_is_what_lies_in_the_folders() -> None:
 
 def test_every_lab_note_is_filled_in() -> None:
     for name, path, about in recipes.shipped():
-        assert all(value for _, value in about), f"{path}: an empty line in [about]"
+        texts = [value for _, value in about if isinstance(value, str)]
+        assert len(texts) == 6
+        assert all(texts), f"{path}: an empty line in [about]"
         assert name in about.command, path
+
+
+def test_a_measured_accuracy_is_that_of_the_text() -> None:
+    measured = {n: a for n, _, a in recipes.shipped() if a.measured_accuracy is not None}
+    assert measured.keys() >= {"fast_teacher", "two_cores"}
+    for name, about in measured.items():
+        assert re.match(rf"{about.measured_accuracy:.2f} (± [\d.]+ )?%", about.accuracy), name
+        assert f", {about.seeds} seeds" in about.accuracy or about.seeds == 1, name
+    made = json.loads((REPO / "results" / "two_cores_kd_cutmix.json").read_text())["runs"]
+    assert round(100 * made["mean"], 2) == measured["two_cores"].measured_accuracy
+    assert made["n"] == measured["two_cores"].seeds
+    made = json.loads((REPO / "results" / "fast_teacher.json").read_text())
+    assert 100 * made["metrics"]["top1/test"] == measured["fast_teacher"].measured_accuracy
 
 
 def test_a_name_means_one_file() -> None:

@@ -41,8 +41,8 @@ def steps_in(run: Training, minutes: float, began_at: float) -> int:
     budget_s, steps_per_epoch = 60 * minutes, run.loader.steps_per_epoch
     with rewound(run):
         asked_s = _mean_step(run, MOST_SHARE * budget_s)
-        read_s = asked_s - _teacher_seconds(run)
-        epoch_s = _seconds(run, lambda: _end_an_epoch(run))
+        read_s = asked_s - teacher_seconds(run)
+        epoch_s = seconds(run, lambda: _end_an_epoch(run))
     spent_s = time.monotonic() - began_at
     left_s = (1 - SPARE) * budget_s - spent_s
     steps = fitting(left_s, asked_s, epoch_s, steps_per_epoch)
@@ -87,7 +87,7 @@ def _side_at(run: Training, share: float) -> int | None:
     return [side for begin, side in run.loader.calendar.spans if begin <= share][-1]
 
 
-def _teacher_seconds(run: Training) -> float:
+def teacher_seconds(run: Training) -> float:
     """Of one step, what goes into asking; 0 where nobody is, or nobody will have to be."""
     if run.live is None or _who_answers(run) is run.teach:
         return 0.0
@@ -103,7 +103,7 @@ def _asking_seconds(run: Training, teacher: Live) -> float:
     """What a teacher takes for its part of a batch."""
     [(view, rows), *_] = run.loader.batches(0)
     images = run.loader.resized(view, run.loader.augment(view, rows))
-    return _seconds(run, lambda: teacher.mixed(view, rows, images))
+    return seconds(run, lambda: teacher.mixed(view, rows, images))
 
 
 def _slowest(run: Training, live: Live | Drawn) -> Live:
@@ -176,6 +176,18 @@ def step_seconds(run: Training, most_s: float, at: float = 0.0) -> float:
 
     `at`: the share of the training at which the terms are those of these steps.
     """
+    take = rehearsal(run, at)
+    take(WARMUP_STEPS)
+    first_s = seconds(run, lambda: take(LEAST_STEPS)) / LEAST_STEPS
+    enough = math.ceil(min(LEAST_S, most_s) / first_s)
+    more = int(broadcast_object_list([enough - LEAST_STEPS])[0])
+    if more <= 0:
+        return first_s
+    return seconds(run, lambda: take(more)) / more
+
+
+def rehearsal(run: Training, at: float = 0.0) -> Callable[[int], None]:
+    """A function that takes so many steps, all the same one; `at` as for `step_seconds`."""
     run.net.train()
     rehearsing = replace(run, teach=_who_answers(run))
     rehearsing.total_steps = run.loader.steps_per_epoch  # so that no second view is drawn
@@ -185,13 +197,7 @@ def step_seconds(run: Training, most_s: float, at: float = 0.0) -> float:
         for _ in range(n):
             train.step(rehearsing, k)
 
-    take(WARMUP_STEPS)
-    first_s = _seconds(run, lambda: take(LEAST_STEPS)) / LEAST_STEPS
-    enough = math.ceil(min(LEAST_S, most_s) / first_s)
-    more = int(broadcast_object_list([enough - LEAST_STEPS])[0])
-    if more <= 0:
-        return first_s
-    return _seconds(run, lambda: take(more)) / more
+    return take
 
 
 @contextmanager
@@ -220,7 +226,7 @@ def _who_answers(run: Training) -> Teach:
     return Taught(_slowest(run, run.live))
 
 
-def _seconds(run: Training, work: Callable[[], object]) -> float:
+def seconds(run: Training, work: Callable[[], object]) -> float:
     """Of some work, from an idle device to an idle device."""
     wait(run.accelerator.device)
     began_at = time.monotonic()

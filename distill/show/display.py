@@ -350,9 +350,20 @@ def duration(seconds: float | None) -> str:
 
 def roughly(seconds: float, low_s: float, high_s: float) -> str:
     """`29 min (25 to 33)`: a time to two or three digits, its range in the same unit."""
-    name, unit_s = next((unit for unit in UNITS if high_s < 100 * unit[1]), UNITS[-1])
+    name, unit_s = _unit(high_s)
     value, low, high = (_digits(each / unit_s) for each in (seconds, low_s, high_s))
     return f"{value} {name} ({low} to {high})"
+
+
+def in_one_unit(seconds: float) -> str:
+    """`29 min`: a time to two or three digits."""
+    name, unit_s = _unit(seconds)
+    return f"{_digits(seconds / unit_s)} {name}"
+
+
+def _unit(seconds: float) -> tuple[str, int]:
+    """The shortest in which a time has two digits, with its seconds."""
+    return next((unit for unit in UNITS if seconds < 100 * unit[1]), UNITS[-1])
 
 
 def _digits(value: float) -> str:
