@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
@@ -27,6 +28,8 @@ from distill.door.training import resolve
 from distill.engine import train
 from distill.run_folder import RunFolder
 from distill.show.journal import Journal, read
+from distill.study import plan
+from distill.study.candidates import Candidate, training
 from students.design import Design
 
 REPO = Path(__file__).parents[1]
@@ -624,6 +627,70 @@ def test_the_widest_designs_are_listed_as_json_and_drawn(door: Door, tmp_path: P
         {key: row[key] for key in ("stages", "blocks", "width")} for row in json.loads(pooled.out)
     ]
     refused(door("design", "--blocks", "0-1"), "--blocks 0-1 is not a range of numbers from 1 on")
+
+
+@pytest.fixture
+def one_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan chooses from one recipe, seconds of a small network."""
+    sets = ("student.width=4", "train.epochs=2", "data.train_images=1000")
+    small = training("student", "student_alone+two_cores", sets)
+    about = recipes.About(measured_accuracy=41.5, seeds=2)
+    monkeypatch.setattr(plan, "candidates", lambda: iter([Candidate(about, small, None)]))
+
+
+def test_a_plan_as_a_table_and_as_json(door: Door, one_recipe: None) -> None:
+    said = door("plan", "--minutes", 100)
+    assert said.code == 0 and said.err == ""
+    assert "1 recipe fits into 100 minutes on" in said.out
+    assert "41.50 %" in said.out and "2 seeds" in said.out
+    command = "python cli.py distill --recipe student_alone+two_cores --set student.width=4"
+    assert f"  {command} --set train.epochs=2 --set data.train_images=1000\n" in said.out
+    found = json.loads(door("plan", "--minutes", 100, "--json").out)
+    assert found.keys() == {
+        "minutes", "rules", "data", "device", "processor_share", "best", "quickest", "recipes",
+        "against_the_rules", "measured_s",
+    }  # fmt: skip
+    (row,) = found["recipes"]
+    assert row.keys() == {
+        "recipe", "role", "accuracy", "seeds", "fits", "minutes", "low", "high", "is_timed",
+        "teacher", "training", "commands",
+    }  # fmt: skip
+    assert row["training"].keys() == {
+        "recipe", "overrides", "network", "parameters", "flop", "minutes", "low", "high",
+        "is_timed", "steps",
+    }  # fmt: skip
+    assert found["best"] == found["quickest"] == row["recipe"] == "student_alone+two_cores"
+    assert row["is_timed"] and row["training"]["steps"] >= 3
+    assert 0 < row["low"] < row["minutes"] < row["high"] < 5
+    assert (row["accuracy"], row["seeds"], row["teacher"]) == (41.5, 2, None)
+
+
+def test_a_plan_into_which_nothing_fits_names_the_quickest(
+    door: Door, one_recipe: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "FORWARD_SHARE", 1e6)  # hours of validation
+    said = door("plan", "--minutes", 1)
+    assert said.code == 0
+    assert "Nothing fits into 1 minute on" in said.out
+    assert "The quickest is student_alone+two_cores: about" in said.out
+
+
+def test_a_plan_that_cannot_be_made(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(door("plan", "--rules", "nyu1999"), "--rules nyu1999 are not known; known: nyu2022")
+    refused(door("plan", "--data", "nowhere"), "data source 'nowhere' is neither")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    refused(door("plan"), "plan measures one process")
+
+
+@pytest.mark.slow
+def test_a_plan_of_every_recipe_takes_less_than_a_minute() -> None:
+    began_at = time.monotonic()
+    made = subprocess.run(
+        [sys.executable, "cli.py", "plan", "--json"], cwd=REPO, capture_output=True, check=True
+    )
+    assert time.monotonic() - began_at < 60
+    assert len(json.loads(made.stdout)["recipes"]) > 20
 
 
 def test_a_recipe_is_held_against_a_course_s_rules(door: Door) -> None:

@@ -10,6 +10,7 @@ Several teachers are not counted here: the networks of an ensemble are not part 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from distill.engine import build, cost
 from distill.recipe import Recipe
 from distill.run_folder import Role
+from distill.schema import Train
 from distill.terms import TEACHERS, Term
 
 TRAINED = 6  # operations for each multiply-accumulate of an image that is trained on
@@ -52,6 +54,12 @@ def network(recipe: Recipe, role: Role, n_classes: int) -> Network:
 
     Raises UserError as `build.network` does.
     """
+    tables = Recipe(teacher=recipe.teacher, student=recipe.student, train=Train(epochs=1))
+    return _counted(tables, role, n_classes)
+
+
+@cache  # most recipes share their networks
+def _counted(recipe: Recipe, role: Role, n_classes: int) -> Network:
     with torch.device("meta"):
         net = build.network(recipe, role, n_classes)
     name = build.network_name(recipe, role, n_classes)

@@ -31,7 +31,8 @@ def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
-    asked = f"{planned['minutes']:g} minutes on {planned['device']}"
+    unit = "minute" if planned["minutes"] == 1 else "minutes"
+    asked = f"{planned['minutes']:g} {unit} on {planned['device']}"
     if n_fitting:
         return [f"{counted(n_fitting, 'recipe fits', 'recipes fit')} into {asked}."]
     if not planned["recipes"]:

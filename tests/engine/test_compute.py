@@ -1,0 +1,93 @@
+"""What a training computes, against arithmetic done by hand."""
+
+import pytest
+
+from distill import recipe as recipes
+from distill.engine import build, compute, cost
+from distill.engine.compute import Images, Network
+from distill.errors import Unfit
+
+
+def images(spec: str, *overrides: str, n: int = 50_000) -> Images | None:
+    return compute.images(recipes.load(spec, overrides).recipe, n)
+
+
+def test_fast_teacher_takes_two_thirds_of_1e15_operations() -> None:
+    recipe = recipes.load("fast_teacher", ["train.epochs=10", "data.holdout=0.0"]).recipe
+    role = "teacher" if recipe.student is None else "student"
+    network = compute.network(recipe, role, 10)
+    # results/README.md: 4,175,490 parameters, 217.8 M multiply-accumulates, 0.65e15 by 6 MACs.
+    assert network.parameters == 4_175_490
+    assert network.macs == pytest.approx(217.8e6, rel=1e-3)
+    seen = compute.images(recipe, 50_000)
+    assert seen == Images(trained=10 * 195 * 256, cached=0, passes=0, validated=0)
+    assert compute.flop(seen, network, None) == 6 * 499_200 * network.macs
+    assert compute.flop(seen, network, None) == pytest.approx(0.65e15, rel=0.01)
+
+
+def test_a_wide_resnet_has_the_published_operations() -> None:
+    """5.2 G for a WRN-28-10 on 32x32 pixels (docs/cluster.md), 36.5 M parameters (its paper)."""
+    network = compute.network(recipes.load("teacher_wrn").recipe, "teacher", 10)
+    assert (network.name, network.parameters) == ("WRN-28-10", 36_479_194)
+    assert network.macs == pytest.approx(5.2433e9, rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", ["kd", "simkd", "fast_teacher", "nyu2022_2111", "nyu2023_og"])
+def test_a_network_without_memory_counts_as_its_design_does(spec: str) -> None:
+    resolved = recipes.load(spec)
+    if resolved.recipe.student is None:
+        pytest.skip(f"{spec} trains no student")
+    counted, planned = compute.network(resolved.recipe, "student", 10), recipes.count(spec)
+    assert (counted.name, counted.parameters) == (planned["network"], planned["parameters"])
+    assert counted.macs == planned["macs"]
+
+
+def test_a_network_without_memory_counts_as_a_real_one() -> None:
+    recipe = recipes.load("teacher_wrn+two_cores").recipe
+    net = build.network(recipe, "teacher", 10).eval()
+    counted = compute.network(recipe, "teacher", 10)
+    assert counted == Network("WRN-16-2", cost.n_parameters(net), cost.macs(net))
+
+
+def test_more_classes_may_be_over_the_budget() -> None:
+    recipe = recipes.load("kd", ["student.max_params=4_700_000"]).recipe
+    with pytest.raises(Unfit, match="with 100 classes"):
+        compute.network(recipe, "student", 100)
+
+
+def test_a_student_asks_its_teacher_about_each_image() -> None:
+    # 45,000 images in batches of 512: 87 steps, 44,544 images an epoch.
+    seen = images("kd", "train.epochs=30")
+    assert seen == Images(trained=30 * 44_544, cached=0, passes=1, validated=30 * 5_000)
+    assert seen is not None and seen.asked == 30 * 44_544
+    student, teacher = Network("s", 1, 100), Network("t", 1, 7_000)
+    assert compute.flop(seen, student, teacher) == 30 * 44_544 * (600 + 14_000)
+
+
+def test_cached_logits_are_asked_once_a_view() -> None:
+    seen = images("kd+cached_targets", "train.epochs=50", "cache.views=20")
+    assert seen is not None
+    assert (seen.cached, seen.asked) == (30 * 44_544, 20 * 44_544)
+    every = images("kd+cached_targets", "train.epochs=50")
+    assert every is not None and every.cached == 0
+
+
+def test_the_teacher_is_asked_while_a_term_reads_it() -> None:
+    def passes(spec: str, *overrides: str) -> float:
+        return compute.teacher_passes(recipes.load(spec, overrides).recipe)
+
+    assert passes("student_alone") == 0
+    assert passes("soft_mix") == 2  # both images of a pair
+    assert passes("fitnet") == pytest.approx(1)  # a hint for 0.3 of the training, then kd
+    assert passes("kd", "loss.kd.when.begin=0.25") == 0.75
+    # soft_mix takes kd's term out; with it the teacher sees three images for one.
+    assert passes("soft_mix", "loss.kd.when.end=0.5") == 2.5
+
+
+def test_fewer_images_and_both_networks_validated() -> None:
+    seen = images("kd_cutmix+two_cores", "train.epochs=2", "train.validate_both=true")
+    assert seen == Images(trained=2 * 117 * 128, cached=0, passes=1, validated=2 * 2 * 2_000)
+
+
+def test_a_budget_in_minutes_has_no_number_of_images() -> None:
+    assert images("kd", "train.minutes=3.0") is None
