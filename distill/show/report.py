@@ -134,7 +134,7 @@ def _network(record: Record, layers: Sequence[LayerRow]) -> list[Block]:
 
 
 def _recipe(record: Record) -> Iterator[Block]:
-    about = [(name, text) for name, text in record.recipe.about if text]
+    about = [(name, str(value)) for name, value in record.recipe.about if value]
     if about:
         columns = (Column("what", is_number=False), Column("lab note", is_number=False))
         yield Table(Grid("about", "", columns, about))

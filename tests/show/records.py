@@ -80,7 +80,8 @@ def answers(right: int, *, taught: bool = False, held_out: bool = False) -> Answ
 def hostile() -> Record:
     """A run whose every name is markup."""
     known = record("<b onclick=alert(1)>run", 15)
-    claims = {key: f"<img src=x onerror=alert(1)> {key}" for key in recipes.About.model_fields}
+    texts = [key for key, value in recipes.About() if isinstance(value, str)]
+    claims = {key: f"<img src=x onerror=alert(1)> {key}" for key in texts}
     recipe = known.recipe.model_copy(update={"about": recipes.About(**claims)})
     data = recipe.data.model_copy(update={"source": f"/tmp/{SCRIPT}"})
     result = known.result | {

@@ -211,6 +211,14 @@ def test_a_network_that_nobody_knows_is_said() -> None:
     assert "What was trained is not known" in words(report.page(record("a", 9), []))
 
 
+def test_a_measured_accuracy_of_the_recipe_is_shown() -> None:
+    known = record("a", 15)
+    about = known.recipe.about.model_copy(update={"measured_accuracy": 71.46, "seeds": 3})
+    recipe = known.recipe.model_copy(update={"about": about})
+    text = shown(replace(known, recipe=recipe)).text
+    assert "71.46" in text and "measured_accuracy" in text
+
+
 def test_an_unfinished_run_is_read_as_far_as_it_got(written: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
