@@ -28,6 +28,7 @@ PLAIN_WORDS = (
 )
 WORDS = (*PLAIN_WORDS, *RECIPE)
 DOOR = ("cli", "distill.door")
+FILES = ("distill.arrays", "distill.archives")
 FIGURES = ("distill.statistics", "distill.predictions")
 PARTS = ("teachers", "students", "distill.data", "distill.losses")
 TENSORS = ("torch", "torchvision", "timm", "einops", "numpy", "PIL")
@@ -47,11 +48,12 @@ TABLE = (
     # 0 words
     Room(("distill.__init__",)),
     Room(WORDS, others=("pydantic", "pydantic_core", "tomli_w", "filelock")),
-    Room(FIGURES, PLAIN_WORDS, ("numpy", "scipy")),
+    Room(FILES, PLAIN_WORDS, ("numpy",)),
+    Room(FIGURES, (*PLAIN_WORDS, *FILES), ("numpy", "scipy")),
     # 1 parts: plain values only, so no recipe
     Room(("teachers",), (*PLAIN_WORDS, "students.normalize"), TENSORS),
     Room(("students",), PLAIN_WORDS, TENSORS),
-    Room(("distill.data",), PLAIN_WORDS, (*TENSORS, "filelock")),
+    Room(("distill.data",), (*PLAIN_WORDS, *FILES), (*TENSORS, "filelock")),
     Room(("distill.losses",), PLAIN_WORDS, TENSORS),
     # 2 engine
     Room(

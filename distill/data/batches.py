@@ -5,23 +5,23 @@ is uint8 [N, 3072], the red plane, then green, then blue. An archive is read in 
 extracted.
 """
 
-import tarfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.archives import Member, Unfit, content_of, open_tar
 from distill.data import unpickle
 from distill.data.faults import refusal
 from distill.data.images import CHANNELS, SIDE, ImageSet, Split
 from distill.errors import UserError
 
 IMAGE_BYTES = CHANNELS * SIDE * SIDE
-LARGEST = 1 << 30  # bytes of a member; CIFAR-100's images have 155 million
-_ARCHIVE_ERRORS = (tarfile.TarError, zlib.error, EOFError, OSError)
+MOST_CLASSES = 1 << 16  # a label is hashed as two bytes at most
+LONGEST_NAME = 1000  # characters of a class's name
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,14 @@ def open_archive(path: Path) -> Batches:
     """
     folders = " or ".join(f"{layout.folder}/" for layout in LAYOUTS)
     try:
-        with tarfile.open(path) as archive:
-            parts = next(
-                (parts for m in _members(archive) if (parts := PurePosixPath(m.name).parts)), ("",)
-            )
-    except _ARCHIVE_ERRORS as error:
-        raise refusal(
-            str(path), [f"not a readable tar archive ({_first_line(error)})"], _advice()
-        ) from error
+        with open_tar(path) as archive:
+            parts = next((m.path.parts for m in archive if m.path.parts), ("",))
+    except Unfit as error:
+        raise refusal(str(path), [f"not a readable tar archive ({error})"], _advice()) from error
     for layout in LAYOUTS:
         if parts[0] == layout.folder:
             return Batches(path, layout)
-    raise refusal(str(path), [f"begins with {parts[0]!r}, not with {folders}"], _advice())
+    raise refusal(str(path), [f"begins with {parts[0][:80]!r}, not with {folders}"], _advice())
 
 
 def check(place: Batches) -> None:
@@ -168,10 +164,10 @@ def _sizes(place: Batches) -> dict[str, int]:
         if place.path.is_dir():
             files = (path for path in place.path.iterdir() if path.is_file())
             return {path.name: path.stat().st_size for path in files}
-        with tarfile.open(place.path) as archive:
-            sizes = ((_member(m, place.layout), m.size) for m in _members(archive))
+        with open_tar(place.path) as archive:
+            sizes = ((_member(m, place.layout), m.size) for m in archive)
             return {name: size for name, size in sizes if name is not None}
-    except _ARCHIVE_ERRORS as error:
+    except (Unfit, OSError) as error:
         raise _damaged(place, error) from error
 
 
@@ -181,58 +177,29 @@ def _read(place: Batches, names: Sequence[str]) -> dict[str, bytes]:
     try:
         if place.path.is_dir():
             paths = [place.path / name for name in names]
-            return {path.name: path.read_bytes() for path in paths if path.is_file()}
-        with tarfile.open(place.path) as archive:
-            for member in _members(archive):
+            return {path.name: content_of(path) for path in paths if path.is_file()}
+        with open_tar(place.path) as archive:
+            for member in archive:
                 name = _member(member, place.layout)
-                stream = archive.extractfile(member) if name in names else None
-                if name is not None and stream is not None:
-                    contents[name] = stream.read()
-            _to_the_end(archive)
-    except _ARCHIVE_ERRORS as error:
+                if name in names and name is not None:
+                    contents[name] = archive.read()
+    except (Unfit, OSError) as error:
         raise _damaged(place, error) from error
     return contents
 
 
-def _to_the_end(archive: tarfile.TarFile) -> None:
-    """Read what is left: gzip's checksum, which finds a bit that turned, comes last."""
-    while archive.fileobj is not None and archive.fileobj.read(1 << 20):
-        pass
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive of plain files; TarError for one that is up to something.
-
-    Nothing is extracted, so none of them could do harm: an archive that tries is not trusted.
-    """
-    for member in archive:
-        path = PurePosixPath(member.name)
-        if path.is_absolute() or ".." in path.parts:
-            raise tarfile.TarError(f"its member {member.name!r} leaves the folder")
-        if not (member.isfile() or member.isdir()):
-            raise tarfile.TarError(f"its member {member.name!r} is a link or a device")
-        if member.size > LARGEST:
-            raise tarfile.TarError(f"its member {member.name!r} has {member.size:,} bytes")
-        yield member
-
-
-def _member(member: tarfile.TarInfo, layout: Layout) -> str | None:
+def _member(member: Member, layout: Layout) -> str | None:
     """The file's name where it lies directly in the layout's folder."""
-    path = PurePosixPath(member.name)
-    return path.name if member.isfile() and path.parent.name == layout.folder else None
+    path = member.path
+    return path.name if member.is_file and path.parent.name == layout.folder else None
 
 
 def _damaged(place: Batches, error: Exception) -> UserError:
     return refusal(
         str(place.path),
-        [f"unreadable, truncated or damaged ({_first_line(error)})"],
+        [f"unreadable, truncated or damaged ({error})"],
         _advice(place.layout),
     )
-
-
-def _first_line(error: Exception) -> str:
-    """tarfile lists every compression that it tried."""
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
 
 
 def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
@@ -241,11 +208,23 @@ def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
         names = meta.get(layout.names_key)
         if not isinstance(names, list) or not names:
             raise ValueError(f"has no list {layout.names_key!r}")
+        _check_names(names, layout)
         count = meta.get("num_cases_per_batch")
     except ValueError as error:
         raise ValueError(f"{layout.meta}: {error}") from error
     class_names = tuple(unpickle.text(name) for name in names)
     return _Meta(class_names, count if isinstance(count, int) else None)
+
+
+def _check_names(names: Sequence[object], layout: Layout) -> None:
+    """ValueError where they are no names, or more than labels can tell apart."""
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"{layout.names_key} has {len(names):,}; {MOST_CLASSES:,} are the most")
+    for name in names:
+        if not isinstance(name, str | bytes):
+            raise ValueError(f"{layout.names_key} holds a {type(name).__name__}, not a name")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"{layout.names_key} holds a name of {len(name):,} characters")
 
 
 def _unpickled(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
@@ -262,7 +241,7 @@ def _batch(
     absent = [key for key in ("data", layout.labels_key) if key not in batch]
     if absent:
         raise ValueError(f"has no {' and no '.join(map(repr, absent))}")
-    data, labels = batch["data"], np.asarray(batch[layout.labels_key])
+    data, labels = batch["data"], _labels(batch[layout.labels_key], layout)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
         raise ValueError(f"data is {getattr(data, 'dtype', type(data).__name__)}, not uint8")
     if data.ndim != 2 or data.shape[1] != IMAGE_BYTES:
@@ -277,6 +256,19 @@ def _batch(
         _agree(labels, layout, meta)
     images = np.ascontiguousarray(data).reshape(-1, CHANNELS, SIDE, SIDE)
     return images, labels.astype(np.int64)
+
+
+def _labels(values: object, layout: Layout) -> NDArray[Any]:
+    """The labels as an array, of numbers in any case; ValueError for anything else."""
+    if isinstance(values, np.ndarray):
+        return values
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{layout.labels_key} is a {type(values).__name__}, not integers [N]")
+    for value in values:
+        if not isinstance(value, int | float):
+            kind = type(value).__name__
+            raise ValueError(f"{layout.labels_key} holds a {kind}, not integers [N]")
+    return np.asarray(values)
 
 
 def _agree(labels: NDArray[np.integer], layout: Layout, meta: _Meta) -> None:

@@ -166,7 +166,10 @@ def test_faults_of_many_kinds_in_one_message(tmp_path: Path) -> None:
         ({"data": [1, 2]}, "data_batch_1: data is list, not uint8"),
         ({"labels": [0, 1, 2, 0, 1, -1]}, r"label -1 is outside 0\.\.2"),
         ({"labels": [0.5] * 6}, r"labels is float64 \[6\], not integers \[N\]"),
-        ({"labels": [[0], [1]]}, r"labels is int64 \[2, 1\], not integers"),
+        ({"labels": 7}, "labels is a int, not integers"),
+        ({"labels": {b"a": 1}}, "labels is a dict, not integers"),
+        ({"labels": [0, 1, 2, 0, 1, "x" * 10_000]}, "labels holds a str, not integers"),
+        ({"labels": [[0], [1]]}, r"labels holds a list, not integers \[N\]"),
         (
             {"labels": [0, 1], "data": np.zeros((2, 3072), dtype=np.uint8)},
             "data_batch_1: 2 images where batches.meta says 6",
@@ -203,6 +206,9 @@ def test_a_batch_that_wants_to_run_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("meta", "fault"),
     [
+        ({"label_names": ["a", 3]}, "batches.meta: label_names holds a int, not a name"),
+        ({"label_names": ["a" * 1001]}, "label_names holds a name of 1,001 characters"),
+        ({"label_names": ["a"] * 70_000}, "label_names has 70,000; 65,536 are the most"),
         ({"label_names": 3}, "batches.meta: has no list 'label_names'"),
         ({"label_names": []}, "batches.meta: has no list 'label_names'"),
         ([1], "batches.meta: holds a list, not a dictionary"),
