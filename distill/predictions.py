@@ -1,7 +1,5 @@
 """What a run's predictions tell: evaluation.npz read, confusion, calibration, likelihood."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill import statistics
+from distill.arrays import open_npz
 from distill.errors import UserError
 from distill.statistics import LEVEL, RESAMPLES, Interval
 
 BINS = 15  # of the calibration, as in the paper
 
-UNREADABLE = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -66,9 +65,8 @@ def read(path: Path) -> Answers | None:
         return None
     known = Answers.__dataclass_fields__
     try:
-        # Opened here: numpy leaves a file open that is no archive.
-        with path.open("rb") as opened, np.load(opened) as file:
-            return Answers(**{name: file[name] for name in file.files if name in known})
+        with open_npz(path) as arrays:
+            return Answers(**{name: arrays[name] for name in arrays if name in known})
     except UNREADABLE as fault:
         raise UserError(
             f"{path} cannot be read as predictions: {fault}.\n"

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from distill.arrays import open_npz
+
 
 def cache_folder() -> Path:
     """`$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`."""
@@ -27,8 +29,8 @@ def recall(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray
     Without a `shape`, of any.
     """
     try:
-        with _path(key).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            array: NDArray[Any] = kept["array"]  # the zip's CRC-32 is checked here
+        with open_npz(_path(key)) as kept:
+            array = kept["array"]  # the zip's CRC-32 is checked here
     except Exception:  # absent, or damaged, which may fail in any way
         return None
     return array if array.dtype == dtype and shape in (None, array.shape) else None

@@ -8,11 +8,9 @@ Arrays are uint8: [N, H, W, 3], [N, 3, H, W], or flat planes [N, 3072] as CIFAR-
 Nothing is left out or changed in silence: what was done to the images stands in `notes`.
 """
 
-import io
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.archives import content_of
+from distill.arrays import MAGIC, Unfit, open_npz, read_npy
 from distill.data import pictures, unpickle
 from distill.data.batches import IMAGE_BYTES
 from distill.data.faults import refusal
@@ -33,7 +33,10 @@ ADVICE = (
 )
 PIXELS = ("data", "images")  # what archives call their images
 NAMES = (int, str, bytes, np.integer)  # what an id may be
-NUMPY, ZIP = b"\x93NUMPY", b"PK\x03\x04"  # how .npy and .npz begin
+ZIP = b"PK\x03\x04"  # how .npz begins
+LONGEST_ID = 1000  # characters
+LARGEST = 1 << 32  # bytes of a pickle
+NAMED = 80  # characters of a name in a message
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
@@ -63,27 +66,38 @@ def load(path: Path, *, progress: Progress | None = None) -> Unlabelled:
 
 def _from_arrays(path: Path) -> Found:
     notes: list[str] = []
+    nothing = np.empty((0, CHANNELS, SIDE, SIDE), np.uint8)
     try:
-        arrays = _arrays(path)
-        planes = _planes(_pixels(arrays), notes)
-        ids = _ids(arrays, len(planes), notes)
+        with _arrays(path) as arrays:
+            planes = _planes(_pixels(arrays), notes)
+            ids = _ids(arrays, len(planes), notes)
+    except (Unfit, OSError, MemoryError) as error:
+        return Found(nothing, (), notes, [f"unreadable ({error})"])
     except ValueError as error:
-        nothing = np.empty((0, CHANNELS, SIDE, SIDE), np.uint8)
         return Found(nothing, (), notes, [str(error)])
     return Found(_sized(planes, notes), ids, notes, [])
 
 
-def _arrays(path: Path) -> Mapping[str, Any]:
-    """What the file holds, by name. Runs no code. ValueError where it cannot be read."""
-    try:
-        content = path.read_bytes()
-        if content.startswith(NUMPY):
-            return {PIXELS[0]: np.load(io.BytesIO(content), allow_pickle=False)}
-        if content.startswith(ZIP):
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, MemoryError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error
+@contextmanager
+def _arrays(path: Path) -> Iterator[Mapping[str, Any]]:
+    """What the file holds, by name; of an .npz what is asked for is read. Runs no code.
+
+    Raises Unfit or OSError where it cannot be read; of a pickle ValueError.
+    """
+    if not path.is_file():
+        raise Unfit("is no regular file")
+    with path.open("rb") as file:
+        begin = file.read(len(MAGIC))
+    if begin == MAGIC:
+        yield {PIXELS[0]: read_npy(path)}
+    elif begin.startswith(ZIP):
+        with open_npz(path) as arrays:
+            yield arrays
+    else:
+        yield _unpickled(content_of(path, LARGEST))
+
+
+def _unpickled(content: bytes) -> dict[str, object]:
     try:
         return unpickle.loads(content)
     except ValueError as error:
@@ -94,7 +108,7 @@ def _pixels(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
     """The array of images; the only one, where it has another name."""
     names = [name for name in PIXELS if name in arrays] or [n for n in arrays if n != "ids"]
     if len(names) != 1:
-        found = pictures.some([repr(name) for name in arrays]) or "nothing"
+        found = pictures.some([repr(name[:NAMED]) for name in arrays]) or "nothing"
         raise ValueError(f"holds {found}; the images must be called {' or '.join(PIXELS)}")
     array = arrays[names[0]]
     if not isinstance(array, np.ndarray):
@@ -127,7 +141,7 @@ def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
 def _sized(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
     height, width = planes.shape[2:]
     if (height, width) == (SIDE, SIDE):
-        return np.ascontiguousarray(planes)
+        return np.require(planes, requirements=["C", "W"])  # a pickle's arrays are not writeable
     notes += pictures.resized_notes(Counter({(width, height): len(planes)}))
     return np.stack([pictures.resized(image.transpose(1, 2, 0)) for image in planes])
 
@@ -145,8 +159,16 @@ def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]
         raise ValueError(f"{n:,} images but {len(values):,} ids")
     strange = [v for v in values if isinstance(v, bool) or not isinstance(v, NAMES)]
     if strange:
-        raise ValueError(f"an id is {strange[0]!r}; ids are whole numbers or text")
-    return tuple(map(unpickle.text, values))
+        raise ValueError(f"an id is {_shown(strange[0])}; ids are whole numbers or text")
+    names = tuple(map(unpickle.text, values))
+    if (longest := max(map(len, names), default=0)) > LONGEST_ID:
+        raise ValueError(f"an id has {longest:,} characters; {LONGEST_ID:,} are the most")
+    return names
+
+
+def _shown(value: object) -> str:
+    """A value in a message; of a list, which may be of any size, its kind."""
+    return f"a {type(value).__name__}" if isinstance(value, list | dict | tuple) else repr(value)
 
 
 def _repeated(ids: Sequence[str]) -> list[str]:
