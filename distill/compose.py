@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from distill.faults import Values, shown, switches
+from distill.faults import Values, brief, shown, switches
 from distill.schema import foreign_keys
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +32,8 @@ RIVALS = {
 }
 LONGEST = 100_000  # letters of a recipe; ours have 3,000
 DEEPEST = 8  # tables and lists inside each other; ours have 4
+INT64 = range(-(1 << 63), 1 << 63)  # TOML's whole numbers
+TOO_LONG = "a whole number of more than 64 bits"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -146,7 +148,10 @@ def parsed(path: Path, faults: list[str]) -> Values:
 
 
 def toml(text: str, name: str, faults: list[str]) -> Values:
-    """The tables of a text; none, and a fault with its line, where it is no TOML."""
+    """The tables of a text; none, and a fault with its line, where it is no TOML.
+
+    Bounded in length, depth and whole numbers; sweeps are read by it too.
+    """
     if len(text) > LONGEST:
         faults.append(f"{name} has more than {LONGEST:,} letters; a recipe has less")
         return {}
@@ -162,7 +167,19 @@ def toml(text: str, name: str, faults: list[str]) -> Values:
     if values is None or is_deeper(values, DEEPEST):
         faults.append(f"{name} is nested deeper than {DEEPEST} tables and lists")
         return {}
+    if has_long_number(values):
+        faults.append(f"{name} has {TOO_LONG}")
+        return {}
     return values
+
+
+def has_long_number(value: Any) -> bool:
+    """Whether some whole number, in tables and lists too, is none of TOML's: Python's have no end.
+
+    The tables are known not to be deep.
+    """
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (isinstance(value, int) and value not in INT64) or any(map(has_long_number, inside))
 
 
 def is_deeper(value: Any, levels: int) -> bool:
@@ -182,7 +199,7 @@ def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[La
         try:
             yield _override_layer(text)
         except ValueError as error:
-            faults.append(f"--set {text} {error}; type key=value, as in --set optim.lr=0.1")
+            faults.append(f"--set {brief(text)} {error}; type key=value, as in --set optim.lr=0.1")
 
 
 def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:
@@ -205,7 +222,7 @@ def _override_layer(text: str) -> Layer:
     key, _, raw = text.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not all(map(BARE_KEY.fullmatch, names)):
-        raise ValueError(f"has no key: {key!r} is none")
+        raise ValueError(f"has no key: {brief(repr(key))} is none")
     if not raw.strip():
         raise ValueError("has no value")
     if len(names) > DEEPEST:
@@ -224,10 +241,12 @@ def _override_value(raw: str) -> Any:
         table = {}
     if is_deeper(table, DEEPEST):
         raise ValueError(f"is nested deeper than {DEEPEST} tables and lists")
+    if has_long_number(table):
+        raise ValueError(f"has {TOO_LONG}")
     if table.keys() == {"value"}:
         return table["value"]
     if raw[0] in "[{\"'" or "\n" in raw:
-        raise ValueError(f"is malformed: {raw} is no TOML value")
+        raise ValueError(f"is malformed: {brief(raw)} is no TOML value")
     return raw
 
 

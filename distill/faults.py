@@ -23,6 +23,8 @@ from distill.rules import RULES, Fault, Rule, did_you_mean
 from distill.schema import Recipe
 
 Values = dict[str, Any]  # tables as TOML gives them
+LONGEST = 200  # characters of a value in a message; of a longer one …
+BEGINNING = 60  # … so many
 
 
 def check(
@@ -120,6 +122,11 @@ def shown(value: object) -> str:
     return str(value)  # numbers and dates
 
 
+def brief(text: str) -> str:
+    """A value or a key in a message: its beginning, and how long it is, where it is long."""
+    return text if len(text) <= LONGEST else f"{text[:BEGINNING]}… ({len(text):,} characters)"
+
+
 def _kind(value: object) -> str:
     kinds = {
         bool: "a boolean",
@@ -208,12 +215,20 @@ def words(schema: Values) -> str:
         least = f" of at least {schema['minItems']}" if schema.get("minItems") else ""
         number = f" of {schema['maxItems']}" if "maxItems" in schema else least
         return f"a list{number}, each {words(each)}"
-    bounds = [f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema]
+    bounds = [
+        f"{word} {_bound(schema[bound])}" for bound, word in BOUNDS.items() if bound in schema
+    ]
     return TYPES.get(schema["type"], "text") + (f" ({', '.join(bounds)})" if bounds else "")
 
 
 def _differ(schemas: Sequence[Values]) -> bool:
     return any(schema != schemas[0] for schema in schemas)
+
+
+def _bound(number: float) -> str:
+    """A bound as TOML would have it: 1_000_000, 0.5."""
+    is_long = number >= 10_000 and number == int(number)
+    return f"{int(number):_}" if is_long else str(number)
 
 
 def _choices(schema: Values) -> list[str]:

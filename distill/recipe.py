@@ -18,7 +18,7 @@ import tomli_w
 
 from distill.compose import compose, label, parsed, shipped_paths, toml
 from distill.errors import UserError
-from distill.faults import Values, check, shown
+from distill.faults import Values, brief, check, shown
 from distill.rules import RULES, Fault, Rule, within_budget
 from distill.schema import About, Recipe, Student, Teacher
 from distill.terms import TEACHERS, Hard, Losses, When
@@ -395,9 +395,9 @@ def _line(fault: Fault, origins: dict[str, str]) -> str:
     if fault.against is not None:
         problem = problem.format(f"{fault.against} ({origins.get(fault.against, DEFAULT)})")
     elif fault.value is None:
-        return f"{fault.key} {problem}"
-    value = "" if fault.value is None else f" = {shown(fault.value)}"
-    return f"{fault.key}{value} ({origins.get(fault.key, DEFAULT)}) {problem}"
+        return f"{brief(fault.key)} {problem}"
+    value = "" if fault.value is None else f" = {brief(shown(fault.value))}"
+    return f"{brief(fault.key)}{value} ({origins.get(fault.key, DEFAULT)}) {problem}"
 
 
 def leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:

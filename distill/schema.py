@@ -14,13 +14,39 @@ from pydantic import (
     model_validator,
 )
 
-from distill.terms import STRICT, Count, Losses, Names, NotNegative, Positive, Share, ShareBelowOne
+from distill.terms import (
+    MOST,
+    STRICT,
+    Channels,
+    Count,
+    Losses,
+    Names,
+    NotNegative,
+    Positive,
+    Share,
+    ShareBelowOne,
+)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Counts = Annotated[tuple[Count, ...], Field(strict=False)]
-WholeNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
-Span = Annotated[tuple[Positive, Positive], Field(strict=False)]  # from, to
-Weights = Annotated[tuple[Positive, ...], Field(strict=False)]
+# The sizes of a student are bounded together: the largest is counted in seconds.
+Stages = Annotated[int, Field(ge=1, le=16)]
+Blocks = Annotated[int, Field(ge=1, le=1_000)]  # of a stage
+BlocksOrNone = Annotated[int, Field(ge=0, le=1_000)]
+Kernel = Annotated[int, Field(ge=1, le=63)]  # each pixel of 32x32 sees all of them
+Stride = Annotated[int, Field(ge=1, le=32)]
+ChannelsEach = Annotated[tuple[Channels, ...], Field(strict=False)]
+KernelEach = Annotated[tuple[Kernel, ...], Field(strict=False)]
+StrideEach = Annotated[tuple[Stride, ...], Field(strict=False)]
+BlocksEach = Annotated[tuple[BlocksOrNone, ...], Field(strict=False)]
+Ratio = Annotated[float, Field(ge=0.001, le=1_000)]
+Area = Annotated[float, Field(gt=0, le=1)]
+Spread = Annotated[float, Field(ge=0, le=100)]
+Ratios = Annotated[tuple[Ratio, Ratio], Field(strict=False)]  # from, to
+Areas = Annotated[tuple[Area, Area], Field(strict=False)]  # from, to
+Concentration = Annotated[float, Field(ge=0.01, le=100)]  # of a symmetric beta distribution
+Rate = Annotated[float, Field(gt=0, le=1_000_000)]
+Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
 Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # pixels; the images have 32
 Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # from this share on, this side
@@ -85,7 +111,7 @@ class Affine(BaseModel):
     model_config = STRICT
     degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # at most, either way
     translate: ShareBelowOne = 0.0  # of the side, at most
-    scale: Span = (1.0, 1.0)
+    scale: Ratios = (1.0, 1.0)
     shear: Annotated[float, Field(ge=0, lt=90)] = 0.0  # degrees, at most
 
 
@@ -100,9 +126,9 @@ class Jitter(BaseModel):
     """Random brightness, contrast, saturation and hue."""
 
     model_config = STRICT
-    brightness: NotNegative = 0.0  # a factor in [1 - b, 1 + b]; the next two alike
-    contrast: NotNegative = 0.0
-    saturation: NotNegative = 0.0
+    brightness: Spread = 0.0  # a factor in [1 - b, 1 + b]; the next two alike
+    contrast: Spread = 0.0
+    saturation: Spread = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # a share of the colour circle
 
 
@@ -127,7 +153,7 @@ class Cutout(BaseModel):
     """A square that is hidden, arXiv 1708.04552."""
 
     model_config = STRICT
-    size: Count = 16  # its side in pixels
+    size: Annotated[int, Field(ge=1, le=1_000)] = 16  # its side in pixels
     prob: Share = 1.0
 
 
@@ -136,8 +162,8 @@ class Erase(BaseModel):
 
     model_config = STRICT
     prob: Share = 0.25
-    area: Span = (0.02, 0.33)  # shares of the image
-    ratio: Span = (0.3, 3.3)  # height over width
+    area: Areas = (0.02, 0.33)  # shares of the image
+    ratio: Ratios = (0.3, 3.3)  # height over width
 
 
 class Augment(BaseModel):
@@ -163,7 +189,7 @@ class Mixup(BaseModel):
 
     model_config = STRICT
     prob: Share = 1.0
-    alpha: Positive = 1.0
+    alpha: Concentration = 1.0
 
 
 class Cutmix(BaseModel):
@@ -171,7 +197,7 @@ class Cutmix(BaseModel):
 
     model_config = STRICT
     prob: Share = 1.0
-    alpha: Positive = 1.0
+    alpha: Concentration = 1.0
 
 
 class Ricap(BaseModel):
@@ -179,7 +205,7 @@ class Ricap(BaseModel):
 
     model_config = STRICT
     prob: Share = 1.0
-    beta: Positive = 0.3
+    beta: Concentration = 0.3
 
 
 class Mix(BaseModel):
@@ -201,23 +227,25 @@ class ResNetKeys(BaseModel):
     """A residual network: what `Design.of` takes, and what has no parameters."""
 
     model_config = STRICT
-    stages: Count | None = None
-    blocks: Count | WholeNumbers | None = None  # with downsample "pool" a stage may have 0
-    width: Count | None = None  # of the first stage; doubles. Either this or channels
-    channels: Counts | None = None
-    kernel: Count | Counts = 3
-    skip_kernel: Count | Counts = 1
-    stem_kernel: Count | None = None  # the first stage's kernel; odd, or 2, without padding
-    stem_width: Count | None = None  # the first stage's channels; 6 k² filters if whitened
-    stem_stride: Count = 1
+    stages: Stages | None = None
+    blocks: Blocks | BlocksEach | None = None  # with downsample "pool" a stage may have 0
+    width: Channels | None = None  # of the first stage; doubles. Either this or channels
+    channels: ChannelsEach | None = None
+    kernel: Kernel | KernelEach = 3
+    skip_kernel: Kernel | KernelEach = 1
+    stem_kernel: Kernel | None = None  # the first stage's kernel; odd, or 2, without padding
+    stem_width: Channels | None = None  # the first stage's channels; 6 k² filters if whitened
+    stem_stride: Stride = 1
     stem_pool: bool = False
     stem_init: Literal["random", "whiten"] = "random"  # whiten: from patches of training images
     stem_frozen: bool = False  # its kernels are not trained; they count as parameters
     stem_norm: bool = True  # batch norm after its convolution, else a bias
     downsample: Literal["stride", "pool"] = "stride"  # of a stage's first block, or a max pool
-    stage_strides: Counts | None = None  # 1, 2, 2, ...; with "pool" the pools' sides, 2, 2, 2, ...
-    convs_per_block: Count = 2
-    pool: Literal["global"] | Count = "global"
+    stage_strides: StrideEach | None = (
+        None  # 1, 2, 2, ...; with "pool" the pools' sides, 2, 2, 2, ...
+    )
+    convs_per_block: Annotated[int, Field(ge=1, le=16)] = 2
+    pool: Literal["global"] | Annotated[int, Field(ge=1, le=1_000)] = "global"
     # celu: with alpha 0.075, Page's for CIFAR-10
     activation: Literal["relu", "leaky_relu", "gelu", "tanh", "celu", "silu"] = "relu"
     norm_scale: Literal["trained", "frozen"] = "trained"  # frozen: 1, at the ends of blocks too
@@ -257,8 +285,8 @@ class Teacher(ResNetKeys):
     """
 
     network: str = "wrn"  # "resnet", described as a student is, or "timm/NAME"
-    depth: Count = 28
-    widen: Count = 10
+    depth: Annotated[int, Field(ge=1, le=2_000)] = 28
+    widen: Annotated[int, Field(ge=1, le=1_000)] = 10
     dropout: ShareBelowOne = 0.0
     runs: Names = ()  # folders of trained teachers; several are an ensemble
     draw: Literal["all", "one"] = "all"  # their mean, or one of them for each view
@@ -275,11 +303,13 @@ class Teacher(ResNetKeys):
 class Student(ResNetKeys):
     """The network that is taught."""
 
-    stages: Count
-    blocks: Count | WholeNumbers
-    projector_width: Count | None = None  # SimKD's: the teacher's width, before its classifier
-    projector_factor: Count = 2  # by which the projector's inner maps are narrower
-    max_params: Count = 5_000_000  # the student has strictly fewer
+    stages: Stages
+    blocks: Blocks | BlocksEach
+    projector_width: Channels | None = None  # SimKD's: the teacher's width, before its classifier
+    projector_factor: Channels = 2  # by which the projector's inner maps are narrower
+    max_params: Annotated[int, Field(ge=1, le=MOST * 1_000)] = (
+        5_000_000  # the student has strictly fewer
+    )
 
 
 class Optim(BaseModel):
@@ -287,16 +317,20 @@ class Optim(BaseModel):
 
     model_config = STRICT
     name: OptimizerName = "sgd"
-    lr: Positive = 0.1  # the peak
-    bias_lr: Positive = 1.0  # times lr: of norms' biases, and of a stem's that has no norm
-    min_lr: NotNegative = 0.0  # the lowest rate after the peak; retries lower it as every rate
+    lr: Rate = 0.1  # the peak
+    bias_lr: Annotated[float, Field(ge=0.001, le=10_000)] = (
+        1.0  # times lr: of norms' biases, and of a stem's that has no norm
+    )
+    min_lr: Annotated[float, Field(ge=0, le=1_000_000)] = (
+        0.0  # the lowest rate after the peak; retries lower it as every rate
+    )
     momentum: ShareBelowOne = 0.9
     betas: Betas | None = None
     eps: Positive | None = None
     weight_decay: NotNegative = 5e-4
     decay_norm: bool = True
     schedule: Literal["cosine", "linear", "constant", "step", "one_cycle"] = "cosine"
-    step_epochs: Count = 10  # of `step`: every so many epochs …
+    step_epochs: Epochs = 10  # of `step`: every so many epochs …
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.9  # … times this
     warmup_epochs: NotNegative = 0.0
     clip: Positive | None = None  # the largest norm of the gradient
@@ -306,15 +340,17 @@ class Train(BaseModel):
     """How long, in what portions, how precisely."""
 
     model_config = STRICT
-    epochs: Count | None = None  # either this or minutes
+    epochs: Epochs | None = None  # either this or minutes
     minutes: Positive | None = None  # of training: the first steps say how many fit
     # Of the training images only, [[share of the epochs, side], ...]; absent: 32 throughout.
     resolution: Resolution | None = None
-    batch_size: Count = 512  # of one optimizer step, over all processes and accumulation
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = (
+        512  # of one optimizer step, over all processes and accumulation
+    )
     seed: Seed = 0  # initial weights and dropout
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | Literal["auto"] = "auto"  # on a GPU, where a measured step is faster by it
-    accumulate: Count = 1
+    accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     sync_batch_norm: bool = False  # mean and variance over all GPUs, not of each one's rows
     log_every: Count = 50  # steps
     save_every: Count = 1  # epochs; and in the middle of one …
@@ -323,7 +359,9 @@ class Train(BaseModel):
     keep_epochs: Count | None = None  # weights are kept after so many epochs each, and the last
     # With [ema], the network too, and not its average alone; without, it changes nothing.
     validate_both: bool = False
-    retries: Annotated[int, Field(ge=0)] = 0  # back to the last checkpoint where it diverges …
+    retries: Annotated[int, Field(ge=0, le=1_000)] = (
+        0  # back to the last checkpoint where it diverges …
+    )
     retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … at so much of the learning rate
 
 
@@ -332,7 +370,9 @@ class Ema(BaseModel):
 
     model_config = STRICT
     decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999  # a step; either this or half_life
-    half_life: Positive | None = None  # epochs: decay = 0.5 ** (1 / (half_life * steps an epoch))
+    half_life: Annotated[float, Field(ge=0.001, le=MOST)] | None = (
+        None  # epochs: decay = 0.5 ** (1 / (half_life * steps an epoch))
+    )
     warmup: bool = True  # min(decay, (1 + t) / (10 + t))
     # Of batch norms: averaged like the weights, or measured anew for them at each epoch's end.
     norm_statistics: Literal["averaged", "re-estimated"] = "averaged"
@@ -349,7 +389,7 @@ class Cache(BaseModel):
     """The teacher's answers, stored by view and read again."""
 
     model_config = STRICT
-    views: Count | None = None  # epoch e trains on view e mod views; without it each has its own
+    views: Epochs | None = None  # epoch e trains on view e mod views; without it each has its own
 
 
 class Recipe(BaseModel):

@@ -15,9 +15,13 @@ STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=Fals
 
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+# Upper bounds are far beyond use: float32 holds the products of two, and loops of them end.
+MOST = 1_000_000_000
+Positive = Annotated[float, Field(gt=0, le=MOST)]
+NotNegative = Annotated[float, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Channels = Annotated[int, Field(ge=1, le=65_536)]
+Temperature = Annotated[float, Field(ge=0.001, le=1_000_000)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, frozen wants tuples
 Taps = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
@@ -55,7 +59,7 @@ class Kd(BaseModel):
     needs: ClassVar = LOGITS
     weight: NotNegative = 0.9
     when: When = When()
-    temperature: Positive = 4.0
+    temperature: Temperature = 4.0
 
 
 class Dkd(BaseModel):
@@ -67,7 +71,7 @@ class Dkd(BaseModel):
     when: When = When()
     alpha: NotNegative = 1.0
     beta: NotNegative = 2.0
-    temperature: Positive = 4.0
+    temperature: Temperature = 4.0
 
 
 class Dist(BaseModel):
@@ -79,7 +83,7 @@ class Dist(BaseModel):
     when: When = When()
     beta: NotNegative = 1.0
     gamma: NotNegative = 1.0
-    temperature: Positive = 4.0
+    temperature: Temperature = 4.0
 
 
 class LogitStd(BaseModel):
@@ -89,7 +93,7 @@ class LogitStd(BaseModel):
     needs: ClassVar = LOGITS
     weight: NotNegative = 1.0
     when: When = When()
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
 
 
 class Mse(BaseModel):
@@ -109,7 +113,7 @@ class MultiTemperature(BaseModel):
     needs: ClassVar = LOGITS
     weight: NotNegative = 1.0
     when: When = When()
-    temperatures: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (
+    temperatures: Annotated[tuple[Temperature, ...], Field(strict=False, min_length=1)] = (
         1.0,
         2.0,
         4.0,
@@ -123,7 +127,7 @@ class SoftMix(BaseModel):
     needs: ClassVar = frozenset({"pair"})
     weight: NotNegative = 1.0
     when: When = When()
-    temperature: Positive = 4.0
+    temperature: Temperature = 4.0
 
 
 class FitNet(BaseModel):
@@ -193,7 +197,7 @@ class Rkd(BaseModel):
     when: When = When()
     distance: NotNegative = 1.0
     angle: NotNegative = 2.0
-    rows: Annotated[int, Field(ge=3)] = 128  # of a batch, at most, in the angles
+    rows: Annotated[int, Field(ge=3, le=65_536)] = 128  # of a batch, at most, in the angles
     student_tap: str = "features"
     teacher_tap: str = "features"
 
@@ -218,9 +222,11 @@ class Crd(BaseModel):
     when: When = When()
     student_tap: str = "features"
     teacher_tap: str = "features"
-    dims: Count = 128
-    negatives: Count = 16_384
-    temperature: Annotated[float, Field(ge=0.02)] = 0.07  # below, exp(1/T) leaves float32
+    dims: Channels = 128
+    negatives: Annotated[int, Field(ge=1, le=10_000_000)] = 16_384
+    temperature: Annotated[float, Field(ge=0.02, le=1_000_000)] = (
+        0.07  # below, exp(1/T) leaves float32
+    )
     momentum: ShareBelowOne = 0.5
 
 
@@ -233,7 +239,7 @@ class ReviewKd(BaseModel):
     when: When = When()
     student_taps: Taps = (*STAGES, "features")
     teacher_taps: Taps = (*STAGES, "features")
-    width: Count = 64  # channels of the fused maps
+    width: Channels = 64  # channels of the fused maps
 
 
 class SimKd(BaseModel):

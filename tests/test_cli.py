@@ -750,7 +750,8 @@ def test_a_real_process_ends_as_the_shell_expects(pets: Path, tmp_path: Path) ->
     assert wrong.returncode == 2
     assert message == (
         "RecipeError: 1 fault in tiny\n"
-        "  train.epochs = 1.5 (--set) is a number; allowed: a whole number (at least 1)\n"
+        "  train.epochs = 1.5 (--set) is a number; allowed: a whole number (at least 1, at most "
+        "1_000_000)\n"
     )
     quiet = {"UNDERSTUDY_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     long = process(*command, "--set", "train.epochs=100000", **quiet)

@@ -45,7 +45,8 @@ def test_five_faults_at_once_are_five_lines() -> None:
         "optim.lrr = 0.1 (kd.toml) is not a key; did you mean optim.lr?",
         f'optim.name = "sdg" (kd.toml) is unknown; allowed: {allowed("optim.name")}; '
         'did you mean "sgd"?',
-        'train.epochs = "ten" (kd.toml) is text; allowed: a whole number (at least 1)',
+        'train.epochs = "ten" (kd.toml) is text; allowed: a whole number (at least 1, '
+        "at most 1_000_000)",
     ]
 
 
@@ -79,19 +80,23 @@ def test_five_faults_at_once_are_five_lines() -> None:
         (
             "student.blocks=[1,-1]",
             "student.blocks = [1, -1] (--set) is out of range; allowed: a whole number "
-            "(at least 1) or a list, each a whole number (at least 0)",
+            "(at least 1, at most 1000) or a list, each a whole number (at least 0, at most 1000)",
         ),
         (
             "student.pool=glob",
             'student.pool = "glob" (--set) is unknown; allowed: "global" or a whole number '
-            '(at least 1); did you mean "global"?',
+            '(at least 1, at most 1000); did you mean "global"?',
         ),
         (
             "train.precision=f16",
             'train.precision = "f16" (--set) is unknown; allowed: "auto", "bf16", "fp16" or "fp32"'
             '; did you mean "fp16"?',
         ),
-        ("optim.lr=inf", "optim.lr = inf (--set) is out of range; allowed: a number (above 0)"),
+        (
+            "optim.lr=inf",
+            "optim.lr = inf (--set) is out of range; allowed: a number (above 0, "
+            "at most 1_000_000)",
+        ),
     ],
 )
 def test_a_faulty_key_is_one_line(override: str, line: str) -> None:
@@ -143,7 +148,8 @@ def test_a_range_ends_where_it_should(key: str, refused: str, taken: str) -> Non
 def test_a_whole_number_may_stand_for_a_number_and_not_the_reverse() -> None:
     assert isinstance(load("tiny", ["optim.lr=1"]).recipe.optim.lr, float)
     assert faults("train.epochs=2.0") == [
-        "train.epochs = 2.0 (--set) is a number; allowed: a whole number (at least 1)"
+        "train.epochs = 2.0 (--set) is a number; allowed: a whole number (at least 1, at most "
+        "1_000_000)"
     ]
 
 
@@ -151,7 +157,7 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(RecipeError) as error:
         loads("[loss.hard]\n[student]\nblocks = 1", "a.toml")
     assert sorted(error.value.faults) == [
-        "student.stages is missing; allowed: a whole number (at least 1)",
+        "student.stages is missing; allowed: a whole number (at least 1, at most 16)",
         "train.epochs is missing; allowed: a whole number (at least 1), or train.minutes instead",
     ]
 
@@ -260,5 +266,5 @@ def test_every_key_says_what_it_takes() -> None:
     assert len(texts) > 60
     assert all(text and "None" not in text and "null" not in text for text in texts.values())
     assert texts["loss.kd"] == "a table ({} for its defaults), or false for none"
-    assert texts["student.width"] == "a whole number (at least 1)"
+    assert texts["student.width"] == "a whole number (at least 1, at most 65_536)"
     assert texts["augment.crop.padding"] == "a whole number (at least 1, at most 16)"

@@ -5,6 +5,7 @@
 - a path: the official batches (their folder, its parent or the archive) or class folders.
 """
 
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 SYNTHETIC = "synthetic"
+LONGEST = 200  # characters of a source in a message
 SPLITS: tuple[Split, ...] = ("train", "test")
 NAMED: dict[str, Layout] = {"cifar10": batches.CIFAR10, "cifar100": batches.CIFAR100}
 
@@ -109,17 +111,17 @@ def _genuine(splits: Mapping[Split, ImageSet]) -> str:
 def _place(source: str) -> Batches | Folders:
     if source in NAMED:
         return _named(source, NAMED[source])
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):  # false, and no OSError, of a name that is too long for any file
         return _in_folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return batches.open_archive(path)
     names = [SYNTHETIC, *NAMED]
     near = get_close_matches(source, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(
-        f"data source {source!r} is neither {', '.join(names)} nor a path that exists.{hint}\n"
-        "Type --data NAME or --data PATH."
+        f"data source {source[:LONGEST]!r} is neither {', '.join(names)} "
+        f"nor a path that exists.{hint}\nType --data NAME or --data PATH."
     )
 
 

@@ -157,5 +157,12 @@ def _opened(path: Path) -> Stock:
         teachers = recipe.get("teacher", {}).get("runs", ())
         source = recipe.get("data", {}).get("source")
         return Stock(path, dict(told["depends"]), told["recipe"], tuple(teachers), source)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged in any way
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):  # damaged in any way
         return Stock(path)

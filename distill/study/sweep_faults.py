@@ -10,9 +10,18 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from distill.events import MEASURES, VALIDATED, measure_name
-from distill.faults import Values, check, keys, shown, switches, words
+from distill.faults import Values, brief, check, keys, shown, switches, words
 from distill.rules import Fault, did_you_mean
-from distill.study.sweep_schema import KINDS, Constraint, Space, Study, SweepFile, keys_of, pairs
+from distill.study.sweep_schema import (
+    KINDS,
+    MOST_TRIALS,
+    Constraint,
+    Space,
+    Study,
+    SweepFile,
+    keys_of,
+    pairs,
+)
 
 METRICS = [measure_name(name, split) for name in MEASURES for split in VALIDATED]
 
@@ -38,13 +47,15 @@ def of_sound_spaces(values: Values) -> Iterator[str]:
 def _study_faults(file: SweepFile) -> Iterator[str]:
     if file.study.trials is None and any(not space.grid for space in file.space.values()):
         yield "study.trials is missing: how many; only a sweep of grids alone ends by itself"
-    if file.study.trials is not None and all(space.grid for space in file.space.values()):
-        cells = prod(len(space.options) for space in file.space.values())
-        if file.study.trials > cells:
-            yield (
-                f"study.trials = {file.study.trials} is more than the {cells} of the grid: who is "
-                "trained twice by one seed says the same; add train.seed to the space"
-            )
+    cells = prod(len(space.grid) for space in file.space.values() if space.grid)
+    if cells > MOST_TRIALS:
+        yield f"space: its grids cross to {cells:,} trials; allowed: {MOST_TRIALS:,}"
+    is_grid = all(space.grid for space in file.space.values())
+    if is_grid and file.study.trials is not None and file.study.trials > cells:
+        yield (
+            f"study.trials = {file.study.trials} is more than the {cells} of the grid: who is "
+            "trained twice by one seed says the same; add train.seed to the space"
+        )
     if file.study.metric is not None and file.study.metric not in METRICS:
         yield f'study.metric = "{file.study.metric}" is unknown; allowed: {", ".join(METRICS)}'
 
@@ -65,7 +76,7 @@ def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
         for each in space.options or space.bounds:
             known = [(key, value) for key, value in pairs(name, each) if key in keys()]
             for fault in (f for key, value in known for f in _value_faults(key, value)):
-                yield f"space.{name}: {fault.key} = {shown(fault.value)} {fault.problem}"
+                yield f"space.{name}: {fault.key} = {brief(shown(fault.value))} {fault.problem}"
 
 
 def _value_faults(key: str, value: Any) -> list[Fault]:
@@ -84,7 +95,7 @@ def _nested(key: str, value: Any) -> Values:
 def in_words(detail: ErrorDetails) -> str:
     """What pydantic found, in the words of a recipe's faults."""
     way = [str(part) for part in detail["loc"]]
-    key, kind = ".".join(way), detail["type"]
+    key, kind = brief(".".join(way)), detail["type"]
     if kind == "missing":
         return f"{key} is missing"
     table = _table(way[:-1] if kind == "extra_forbidden" else way)
@@ -93,19 +104,19 @@ def in_words(detail: ErrorDetails) -> str:
         near = get_close_matches(way[-1], known, n=1)
         return f"{key} is not a key{did_you_mean(*near)}; allowed: {', '.join(known)}"
     if kind == "value_error":
-        return f"{key} = {shown(detail['input'])}; {detail['ctx']['error']}"
+        return f"{key} = {brief(shown(detail['input']))}; {detail['ctx']['error']}"
     if way == ["space"]:
         return (
             "space: nothing is varied; allowed: a table of keys, optim.lr = { log = [0.01, 0.5] }"
         )
     if way[0] == "space" and len(way) == 2:
         return (
-            f"{key} = {shown(detail['input'])} is no space; allowed: a table of one of "
+            f"{key} = {brief(shown(detail['input']))} is no space; allowed: a table of one of "
             f"{', '.join(KINDS)}, {{ choice = [0.1, 0.2] }}"
         )
     field = next((f for name, f in table.model_fields.items() if name in way[-3:]), None)
     said = words(TypeAdapter(field.rebuild_annotation()).json_schema()) if field else "a table"
-    return f"{key} = {shown(detail['input'])} is refused; allowed: {said}"
+    return f"{key} = {brief(shown(detail['input']))} is refused; allowed: {said}"
 
 
 def _table(way: Sequence[str]) -> type[BaseModel]:

@@ -18,7 +18,6 @@ It is data, never code, and checked whole before anything is trained: tables and
 then every key and bound of the space against the tables of a recipe.
 """
 
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -28,6 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distill import recipe as recipes
+from distill.compose import LONGEST, toml
 from distill.errors import UserError
 from distill.events import MEASURES, Split, measure_name
 from distill.faults import Values, keys
@@ -92,12 +92,16 @@ class Sweep:
 
 def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -> Sweep:
     """The sweep of a file, under more overrides. Raises UserError with every fault."""
+    wrong: list[str] = []
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            values = toml(file.read(LONGEST + 1), str(path), wrong)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}.") from error
+    if wrong:
+        raise UserError(f"{wrong[0]}.")
     if overrides and isinstance(values.setdefault("set", []), list):
         values["set"] += overrides
     if trials is not None and isinstance(values.setdefault("study", {}), dict):

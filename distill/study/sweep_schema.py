@@ -8,10 +8,12 @@ from pydantic import BaseModel, Field, model_validator
 
 from distill import recipe as recipes
 from distill.faults import keys, shown
-from distill.terms import STRICT, Count, Names, Positive
+from distill.terms import MOST, STRICT, Count, Names, Positive
 
 Options = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, float], Field(strict=False)]
+MOST_TRIALS = 100_000
+Trials = Annotated[int, Field(ge=1, le=MOST_TRIALS)]
 KINDS = ("grid", "choice", "log", "uniform", "integer")
 
 
@@ -57,21 +59,25 @@ class Study(BaseModel):
 
     model_config = STRICT
     name: str | None = None  # in the storage; without it the file's
-    trials: Count | None = None  # without it each cell of the grid once
+    trials: Trials | None = None  # without it each cell of the grid once
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "hyperband", "none"] = "median"
-    startup_trials: Count = 5  # before sampler and pruner judge by what they have seen
+    startup_trials: Trials = 5  # before sampler and pruner judge by what they have seen
     warmup_epochs: Count = 1  # of a trial, before it may be pruned
     metric: str | None = None  # top1/val …; without it that by which an epoch is kept
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the sampler
-    heartbeat_s: Count = 20  # a worker that was silent for three of them is taken for dead
+    heartbeat_s: Annotated[int, Field(ge=1, le=86_400)] = (
+        20  # a worker that was silent for three of them is taken for dead
+    )
 
 
 class Constraint(BaseModel):
     """What a trial must keep to be trained at all."""
 
     model_config = STRICT
-    parameters: Count | None = None  # the student has strictly fewer
+    parameters: Annotated[int, Field(ge=1, le=MOST * 1_000)] | None = (
+        None  # the student has strictly fewer
+    )
 
 
 class SweepFile(BaseModel):

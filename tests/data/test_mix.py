@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 
 from distill.data import mix
 from distill.data.mix import Cutmix, Mixup
@@ -98,3 +99,10 @@ def test_a_samples_mixture_does_not_depend_on_the_size_of_the_set() -> None:
     few, many = (mix.draw_mixture(0, 0, n, SIZE, None, Cutmix()) for n in (100, N))
     assert torch.equal(few.box, many.box[:100])
     assert torch.equal(few.lam, many.lam[:100])
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1, 2.0, 100.0])
+def test_quantiles_at_the_bounds_of_a_recipe(alpha: float) -> None:
+    """Against scipy; at 1e-300 and 1e300, which a recipe refuses, all are nan."""
+    u = np.linspace(0.001, 0.999, 999)
+    assert np.allclose(mix.beta_quantile(alpha, u), beta.ppf(u, alpha, alpha), atol=2e-3)

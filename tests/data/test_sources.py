@@ -130,3 +130,10 @@ def test_the_genuine_images_are_known_and_split() -> None:
     kept, held = split(train, holdout=0.1)
     assert np.bincount(train.labels[held]).tolist() == [500] * 10
     assert np.bincount(train.labels[kept]).tolist() == [4500] * 10
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "x" * 100_000, "~nobody-of-this-name/x", "a\0b"])
+def test_a_name_that_no_file_can_have_is_a_message(source: str) -> None:
+    with pytest.raises(UserError, match="is neither synthetic, cifar10, cifar100 nor") as caught:
+        sources.load(source, "train")
+    assert len(str(caught.value)) < 400

@@ -64,7 +64,7 @@ def test_every_fault_at_once() -> None:
     assert lines[0] == "10 faults in mine.toml"
     text = "\n".join(lines)
     for found in (
-        "study.trials = 0 is refused; allowed: a whole number (at least 1)",
+        "study.trials = 0 is refused; allowed: a whole number (at least 1, at most 100_000)",
         'study.sampler = "tpee" is refused; allowed: "tpe" or "random"',
         "study.colour is not a key; allowed: name, trials",
         "space.train.epochs = {integer = [9, 3]}; allowed: the smaller first, then the larger",
