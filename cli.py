@@ -20,6 +20,7 @@ from distill.door.options import (
     BudgetOption,
     DataOption,
     JsonOption,
+    LabelStyle,
     OutOption,
     RecipeOption,
     ResumeOption,
@@ -166,6 +167,10 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="A column for each class in place of Labels.")
     ] = False,
+    labels: Annotated[
+        LabelStyle,
+        typer.Option("--labels", help="Labels as positions in the class names, or the names."),
+    ] = LabelStyle.POSITIONS,
 ) -> None:
     """Write what a finished run says of images without labels: the CSV that Kaggle takes."""
     from distill import run_folder
@@ -179,10 +184,12 @@ def predict(
     room.check_out(out, source)
     with processes(), Display(stderr()) as display:
         predictions = room.predict(folder, source, progress=display.progress)
-    for note in predictions.notes:
+    is_named = labels is LabelStyle.NAMES
+    by_number = None if is_named else room.numbers_out_of_order(predictions.class_names)
+    for note in filter(None, [*predictions.notes, by_number]):
         typer.echo(f"note: {note}", err=True)
     if is_main():
-        room.write(predictions, out, probabilities=probabilities)
+        room.write(predictions, out, probabilities=probabilities, names=is_named)
     stdout().print(class_counts(predictions.counts()), highlight=False)
     typer.echo(f"{out}: {len(predictions.ids):,} images")
 

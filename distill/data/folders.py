@@ -14,13 +14,12 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.data import cache
+from distill.archives import Unfit, content_of
+from distill.data import cache, pictures
 from distill.data.faults import refusal
 from distill.data.images import CHANNELS, SIDE, ImageSet, Progress, Split
+from distill.data.pictures import MODES, SUFFIXES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")
-MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all say one RGB picture
 SPLITS: tuple[Split, ...] = ("train", "test")
 REPORT_EVERY = 500  # images between two calls of the progress callback
 ADVICE = (
@@ -155,14 +154,16 @@ def _name(place: Folders, path: Path) -> str:
 
 
 def _key(place: Folders, paths: Sequence[Path], report: _Report) -> str:
-    """sha256 over every file's relative path, size and bytes, and over the decoder's version."""
-    state = sha256(f"Pillow {PIL.__version__}".encode())
+    """sha256 over every file's relative path, size and bytes, and over how they are decoded."""
+    state = sha256(f"Pillow {PIL.__version__}, upright".encode())
     faults = []
     for _, path in report.over(paths):
         try:
-            content = path.read_bytes()
+            content = content_of(path, pictures.LARGEST)
         except OSError as error:
             faults.append(f"{_name(place, path)}: unreadable ({error.strerror})")
+        except Unfit as error:
+            faults.append(f"{_name(place, path)}: {error}")
         else:
             state.update(f"\n{_name(place, path)}\n{len(content)}\n".encode())
             state.update(content)
@@ -196,21 +197,12 @@ def _faulty(place: Folders, paths: Sequence[Path]) -> list[str]:
 
 def _picture(path: Path) -> NDArray[np.uint8]:
     """One file as [3, 32, 32]; ValueError says why it cannot be used."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.size == (SIDE, SIDE):
-                _check_mode(image)
-                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-            width, height = image.size
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, …
-        raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error
-    raise ValueError(f"{width}x{height} pixels, not {SIDE}x{SIDE}")
+    return np.asarray(pictures.decoded(path, _rgb, SIDE)).transpose(2, 0, 1)
 
 
-def _check_mode(image: Image.Image) -> None:
+def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        raise ValueError("has transparency, which RGB cannot keep")
+        raise pictures.Unfit("has transparency, which RGB cannot keep")
     if image.mode not in MODES:
-        raise ValueError(f"has the colour mode {image.mode}, not RGB, greyscale or palette")
+        raise pictures.Unfit(f"has the colour mode {image.mode}, not RGB, greyscale or palette")
+    return image.convert("RGB")

@@ -1,11 +1,13 @@
 """Pictures of any size, as people have them: decoded, turned upright, made RGB, resized.
 
-Class folders (`folders.py`) are stricter: what is trained on should be in the data, not in a
-decoder. Here a photograph is taken as it is, and what was done to it is said.
+`decoded` is the one reader of picture files, for class folders (`folders.py`) too: a network sees
+the same pixels of a file whether it is trained on it or predicts it. Class folders are stricter in
+size and colour: what is trained on should be in the data, not in a decoder. Here a photograph is
+taken as it is, and what was done to it is said.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from distill.data.folders import FORMATS, MODES, SUFFIXES
 from distill.data.images import CHANNELS, SIDE, Progress
 
-__all__ = ["SUFFIXES", "Found", "read", "resized", "resized_notes", "some"]
-
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")
+MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all say one RGB picture
+LARGEST = 1 << 28  # bytes of a file
 FILTER = Image.Resampling.BICUBIC  # Pillow widens it when it shrinks, so nothing is skipped
 ALPHA = ("RGBA", "LA", "PA")
 NAMED = 3  # sizes and files that a note names before it counts
@@ -50,6 +53,34 @@ def read(path: Path, progress: Progress | None = None) -> Found:
             progress("reading", i + 1, len(files))
     notes += [*resized_notes(seen.sizes), *seen.notes()]
     return Found(images, tuple(file.stem for file in files), notes, faults)
+
+
+def decoded(
+    path: Path, as_rgb: Callable[[Image.Image], Image.Image], side: int | None = None
+) -> Image.Image:
+    """The one picture in a file, turned as its EXIF orientation has it, then `as_rgb`.
+
+    Raises ValueError with why it cannot be used: damaged, animated, `as_rgb`'s reasons; with a
+    `side`, of another size, which is seen before it is decoded.
+    """
+    try:
+        if (n_bytes := path.stat().st_size) > LARGEST:
+            raise Unfit(f"has {n_bytes:,} bytes; {LARGEST:,} are the most")
+        with Image.open(path, formats=FORMATS) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise Unfit("is a film, not one picture")
+            if side is not None and image.size != (side, side):
+                width, height = image.size
+                raise Unfit(f"{width}x{height} pixels, not {side}x{side}")
+            return as_rgb(ImageOps.exif_transpose(image))
+    except Unfit:
+        raise
+    except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, …
+        raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error
+
+
+class Unfit(ValueError):
+    """A picture that can be read and not used."""
 
 
 def resized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -114,22 +145,10 @@ def some(names: Sequence[str]) -> str:
 
 def _picture(path: Path, seen: _Seen) -> NDArray[np.uint8]:
     """One file as [3, 32, 32]; ValueError says why it cannot be used."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise _Unfit("is a film, not one picture")
-            upright = _rgb(ImageOps.exif_transpose(image), seen)
-    except _Unfit:
-        raise
-    except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, …
-        raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error
+    upright = decoded(path, lambda image: _rgb(image, seen))
     if upright.size != (SIDE, SIDE):
         seen.sizes[upright.size] += 1
     return _planes(upright)
-
-
-class _Unfit(ValueError):
-    """A picture that can be read and not used."""
 
 
 def _rgb(image: Image.Image, seen: _Seen) -> Image.Image:
@@ -139,7 +158,7 @@ def _rgb(image: Image.Image, seen: _Seen) -> Image.Image:
         white = Image.new("RGBA", solid.size, "white")
         return Image.alpha_composite(white, solid).convert("RGB")
     if image.mode not in MODES:
-        raise _Unfit(f"has the colour mode {image.mode}; save it as RGB")
+        raise Unfit(f"has the colour mode {image.mode}; save it as RGB")
     if image.mode != "RGB":
         seen.modes["grey"] += 1
     return image.convert("RGB")

@@ -40,6 +40,10 @@ GENUINE = {
     "d59acf989e068e709ce686cda292672c7b212c08d29d3d3e6d8c3aa99eba6a85": "CIFAR-10, train split",
     "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c": "CIFAR-10, test split",
 }
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+CLASSES = dict.fromkeys(GENUINE.values(), CIFAR10_CLASSES)  # of each published split, by label
 
 
 def load(source: str, split: Split, *, progress: Progress | None = None) -> ImageSet:
@@ -77,8 +81,9 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
     """What a source holds, for a person or as JSON.
 
     `faults` says why a split that is missing or damaged is not described. `genuine` names the
-    published split that each one is, image by image and in any order; "no" where none is known;
-    `is_genuine` whether that is both.
+    published split that each one is, image by image and in any order, and a class that has another
+    name than the published one; "no" where none is known; `is_genuine` whether both are published
+    splits under the published names, or under numbers that are the labels.
     Raises UserError where neither split can be read.
     """
     splits: dict[Split, ImageSet] = {}
@@ -97,7 +102,9 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
     class_names = next(iter(splits.values())).class_names
     facts |= {"classes": len(class_names), "class_names": list(class_names)}
     facts["genuine"] = _genuine(splits)
-    facts["is_genuine"] = len(splits) == len(SPLITS) and all(map(describe, splits.values()))
+    facts["is_genuine"] = len(splits) == len(SPLITS) and all(
+        describe(images) and not _misnamed(images) for images in splits.values()
+    )
     return facts | {"faults": faults}
 
 
@@ -105,7 +112,20 @@ def _genuine(splits: Mapping[Split, ImageSet]) -> str:
     known = {split: describe(images) for split, images in splits.items()}
     if not any(known.values()):
         return "no"
-    return "; ".join(name or f"{split}: no" for split, name in known.items())
+    return "; ".join(
+        f"{name}{_misnamed(splits[split])}" if name else f"{split}: no"
+        for split, name in known.items()
+    )
+
+
+def _misnamed(images: ImageSet) -> str:
+    """The first class of a published set that is called by another name; empty if none is."""
+    for label, (name, published) in enumerate(
+        zip(images.class_names, CLASSES.get(describe(images) or "", ()), strict=False)
+    ):
+        if name not in (published, str(label)):
+            return f", but class {label} is called {name!r}, not {published!r}"
+    return ""
 
 
 def _place(source: str) -> Batches | Folders:

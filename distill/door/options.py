@@ -1,5 +1,6 @@
 """The options that several verbs share, each with its one help text, and what they mean."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,15 @@ StorageOption = Annotated[
         show_envvar=True,
     ),
 ]
+
+
+class LabelStyle(StrEnum):
+    """What `predict` writes of a class."""
+
+    POSITIONS = "positions"
+    NAMES = "names"
+
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 BudgetOption = Annotated[
     int, typer.Option("--max-params", min=1, help="The budget; fewer than that many.")

@@ -1,11 +1,14 @@
 """A finished run asked about images without labels, and its answers as the CSV that Kaggle takes.
 
+A label is a class's position in the run's class names, or on request its name.
+
 ID,Labels          ID,airplane,automobile,…
 0,3                0,0.0012,0.0003,…
 """
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +88,25 @@ class _Count:
             self.progress("predicting", self.done, self.total)
 
 
-def write(predictions: Predictions, out: Path, *, probabilities: bool = False) -> None:
-    """The CSV, whole or not at all; one that is there is replaced. Raises Failure."""
+def numbers_out_of_order(class_names: Sequence[str]) -> str | None:
+    """A note if class names are numbers and not their own positions: as text, 10 is before 2."""
+    are_numbers = all(name.isdecimal() for name in class_names)
+    for position, name in enumerate(class_names if are_numbers else ()):
+        if name != str(position):
+            return (
+                "Labels are positions in the run's class names, which are numbers in the order of "
+                f"text: label {position} is class {name!r}. Type --labels names for the names."
+            )
+    return None
+
+
+def write(
+    predictions: Predictions, out: Path, *, probabilities: bool = False, names: bool = False
+) -> None:
+    """The CSV, whole or not at all; one that is there is replaced. Raises Failure.
+
+    With `names`, Labels are the classes' names and not their positions.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     if probabilities:
@@ -95,7 +115,9 @@ def write(predictions: Predictions, out: Path, *, probabilities: bool = False) -
         table.writerows([name, *(f"{share:.7g}" for share in shares)] for name, shares in rows)
     else:
         table.writerow(HEADER)
-        table.writerows(zip(predictions.ids, predictions.labels.tolist(), strict=True))
+        labels = predictions.labels.tolist()
+        written = [predictions.class_names[label] for label in labels] if names else labels
+        table.writerows(zip(predictions.ids, written, strict=True))
     try:
         run_folder.write_text(out, text.getvalue())
     except OSError as error:

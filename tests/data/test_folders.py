@@ -1,12 +1,14 @@
 """Class folders: what is read, what is refused, and the cache of decoded images."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
-from distill.data import cache, folders, sources
+from distill.data import cache, folders, pictures, sources, unlabelled
 from distill.errors import UserError
 
 CLASSES = ("ant", "bee")
@@ -115,14 +117,14 @@ def test_files_that_the_system_will_not_read_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write(tmp_path / "set")
-    read = Path.read_bytes
+    read = folders.content_of
 
-    def denied(path: Path) -> bytes:
+    def denied(path: Path, most: int) -> bytes:
         if path.name == "1.png":
             raise PermissionError(13, "Permission denied")
-        return read(path)
+        return read(path, most)
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(folders, "content_of", denied)
     expected = r"2 faults.*\n  train/ant/1.png: unreadable \(Permission denied\)\n  train/bee/1.png"
     with pytest.raises(UserError, match=expected):
         sources.load(str(root), "train")
@@ -274,3 +276,59 @@ def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache.cache_folder() == tmp_path / "home/.cache/understudy"
+
+
+def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
+    """As `predict` turns it: a network sees what it was trained on."""
+    root = write(tmp_path / "set")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: to be turned by 90° clockwise
+    for name in ("a.png", "a.webp"):
+        Image.fromarray(pixels(7)).save(root / "train/ant" / name, exif=exif, lossless=True)
+    upright = np.rot90(pixels(7), -1).transpose(2, 0, 1)
+    trained = sources.load(str(root), "train").images[3:5]
+    predicted = unlabelled.load(root / "train/ant/a.png").images
+    assert (trained == upright).all()
+    assert (predicted == upright).all()
+
+
+def test_images_that_were_decoded_otherwise_are_decoded_again(
+    tmp_path: Path, own_cache: Path
+) -> None:
+    """What an earlier version kept, without orientation, has another key."""
+    root = write(tmp_path / "set")
+    paths = sorted((root / "train").rglob("*.png"))
+    state = sha256(f"Pillow {PIL.__version__}".encode())
+    for path in paths:
+        content, name = path.read_bytes(), path.relative_to(root).as_posix()
+        state.update(f"\n{name}\n{len(content)}\n".encode() + content)
+    stale = np.zeros((len(paths), 3, 32, 32), np.uint8)
+    cache.keep(f"decoded/{state.hexdigest()}", stale)
+    assert sources.load(str(root), "train").images.any()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_a_film_is_refused(name: str, tmp_path: Path) -> None:
+    root = write(tmp_path / "set")
+    first, second = Image.fromarray(pixels(1)), Image.fromarray(pixels(2))
+    first.save(root / "train/bee" / name, save_all=True, append_images=[second], lossless=True)
+    expected = rf"1 fault in .*\n  train/bee/{name}: is a film, not one picture"
+    with pytest.raises(UserError, match=expected):
+        sources.load(str(root), "train")
+    with pytest.raises(UserError, match=f"{name}: is a film, not one picture"):
+        unlabelled.load(root / "train/bee")
+
+
+def test_a_file_too_large_for_a_picture_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "LARGEST", 10_000)
+    root = write(tmp_path / "set")
+    with (root / "train/bee/0.png").open("ab") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(UserError, match="0.png: has more than 10,000 bytes"):
+        sources.load(str(root), "train")
+    expected = "0.png: has 1,099,511,627,776 bytes; 10,000 are the most"
+    for read in (lambda: sources.check(str(root)), lambda: unlabelled.load(root / "train/bee")):
+        with pytest.raises(UserError, match=expected):
+            read()

@@ -11,7 +11,9 @@ from PIL import Image
 from distill.data import sources
 from distill.data.batches import CIFAR10, CIFAR100, Layout
 from distill.data.holdout import split
-from distill.errors import UserError
+from distill.door import images
+from distill.errors import Failure, UserError
+from tests.data import test_batches
 
 LAYOUTS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
@@ -137,3 +139,36 @@ def test_a_name_that_no_file_can_have_is_a_message(source: str) -> None:
     with pytest.raises(UserError, match="is neither synthetic, cifar10, cifar100 nor") as caught:
         sources.load(source, "train")
     assert len(str(caught.value)) < 400
+
+
+def swapped(folder: Path, *names: str) -> Path:
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(names)}))
+    return folder
+
+
+def test_genuine_images_under_other_names_are_not_the_published_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = test_batches.write(tmp_path)
+    titles = {"train": "PETS, train split", "test": "PETS, test split"}
+    prints = {sources.load(str(folder), s).fingerprint: t for s, t in titles.items()}
+    monkeypatch.setattr(sources, "GENUINE", prints)
+    monkeypatch.setattr(sources, "CLASSES", dict.fromkeys(titles.values(), test_batches.NAMES))
+    facts = sources.info(str(folder))
+    assert (facts["genuine"], facts["is_genuine"]) == ("PETS, train split; PETS, test split", True)
+    facts = sources.info(str(swapped(folder, "0", "1", "2")))  # numbers by position say no other
+    assert facts["is_genuine"]
+    facts = sources.info(str(swapped(folder, "ant", "cod", "bee")))
+    assert not facts["is_genuine"]
+    assert facts["genuine"] == (
+        "PETS, train split, but class 1 is called 'cod', not 'bee'; "
+        "PETS, test split, but class 1 is called 'cod', not 'bee'"
+    )
+    with pytest.raises(Failure, match="is not the published CIFAR-10 .*called 'cod', not 'bee'"):
+        images.verify(str(folder))
+
+
+def test_the_published_names_are_the_official_ones() -> None:
+    names = "airplane automobile bird cat deer dog frog horse ship truck"
+    assert " ".join(sources.CIFAR10_CLASSES) == names
+    assert sources.CLASSES.keys() == set(sources.GENUINE.values())

@@ -1,6 +1,7 @@
 """Predictions as they leave the house: the same answers as the run's own, in Kaggle's CSV."""
 
 import csv
+import json
 import pickle
 import shutil
 import subprocess
@@ -98,6 +99,42 @@ def test_probabilities_have_a_column_a_class(
     shares = np.array(body)[:, 1:].astype(float)
     np.testing.assert_allclose(shares, exponents / exponents.sum(1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+
+
+def numbered(folder: RunFolder, place: Path) -> list[str]:
+    """A copy of the run whose class folders were called 0 to 11, without 10: as text they sort."""
+    shutil.copytree(folder.path, place)
+    result = json.loads((place / "result.json").read_text())
+    result["class_names"] = sorted(map(str, [*range(9), 11]))
+    (place / "result.json").write_text(json.dumps(result))
+    return list(result["class_names"])
+
+
+def test_numbers_in_text_order_are_named(
+    taught: Taught,
+    kaggle: Path,
+    answers: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = numbered(taught[0], tmp_path / "run")
+    assert names[:4] == ["0", "1", "11", "2"]
+    out = tmp_path / "p.csv"
+    command = (tmp_path / "run", "--input", kaggle, "--out", out)
+    assert knock(monkeypatch, *command) == 0
+    note = "label 2 is class '11'. Type --labels names for the names."
+    assert note in capsys.readouterr().err
+    positions = [int(label) for _, label in rows(out)[1:]]
+    assert positions == answers["logits"].argmax(1).tolist()
+    assert knock(monkeypatch, *command, "--labels", "names") == 0
+    assert "--labels names" not in capsys.readouterr().err
+    assert [label for _, label in rows(out)[1:]] == [names[label] for label in positions]
+
+
+@pytest.mark.parametrize("names", [("0", "1", "2"), ("cat", "10"), ("a",), ()])
+def test_names_that_no_position_is_taken_for(names: tuple[str, ...]) -> None:
+    assert room.numbers_out_of_order(names) is None
 
 
 def test_pictures_say_what_was_done_to_them(
