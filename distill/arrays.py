@@ -27,6 +27,7 @@ LARGEST = 1 << 30  # bytes that a compressed member may become
 DEFLATE = 1032  # bytes of zeros that deflate can write in one
 CHUNK = 1 << 20  # bytes: of one read; a zip archive's list of members has to fit
 LONGEST_HEADER = 10_000  # bytes, as numpy has it
+LONGEST_REASON = 100  # characters of a library's message
 MAGIC = b"\x93NUMPY"
 # The dictionary that numpy writes; version 1 of Python 2 wrote whole numbers as 10L.
 HEADER = re.compile(
@@ -136,7 +137,8 @@ def _faults_of_zip() -> Iterator[None]:
     except (Unfit, OSError):
         raise
     except Exception as error:
-        raise Unfit(f"{type(error).__name__}: {error}") from error
+        # Some quote what they found instead of a name: up to 64 kB of the file.
+        raise Unfit(f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}") from error
 
 
 def _npy(file: Any, n_bytes: int) -> NDArray[Any]:

@@ -164,6 +164,17 @@ def test_a_list_of_members_that_lies(offset: int, value: bytes, fault: str, tmp_
         unlabelled.load(tmp_path / "a.npz")
 
 
+def test_a_name_of_thousands_of_letters_is_not_quoted(tmp_path: Path) -> None:
+    content = bytearray(
+        zipped(tmp_path / "a.npz", zipfile.ZIP_STORED, data=npy(PIXELS)).read_bytes()
+    )
+    content[26:28] = (6000).to_bytes(2, "little")  # the name's length in the member's own header
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match="BadZipFile: File name in directory") as caught:
+        unlabelled.load(tmp_path / "a.npz")
+    assert len(str(caught.value)) < 500
+
+
 def test_a_list_of_a_hundred_thousand_members(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     entry = b"PK\x01\x02" + bytes(42)
