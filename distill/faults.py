@@ -226,8 +226,8 @@ def _differ(schemas: Sequence[Values]) -> bool:
 
 
 def _bound(number: float) -> str:
-    """A bound as TOML would have it: 1_000_000, 0.5."""
-    is_long = number >= 10_000 and number == int(number)
+    """A bound as TOML would have it: 1_000_000, 0.5, 1e+30."""
+    is_long = 10_000 <= number < 1e15 and number == int(number)
     return f"{int(number):_}" if is_long else str(number)
 
 

@@ -44,7 +44,7 @@ Spread = Annotated[float, Field(ge=0, le=100)]
 Ratios = Annotated[tuple[Ratio, Ratio], Field(strict=False)]  # from, to
 Areas = Annotated[tuple[Area, Area], Field(strict=False)]  # from, to
 Concentration = Annotated[float, Field(ge=0.01, le=100)]  # of a symmetric beta distribution
-Rate = Annotated[float, Field(gt=0, le=1_000_000)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # float32 holds it, times bias_lr too
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
@@ -321,7 +321,7 @@ class Optim(BaseModel):
     bias_lr: Annotated[float, Field(ge=0.001, le=10_000)] = (
         1.0  # times lr: of norms' biases, and of a stem's that has no norm
     )
-    min_lr: Annotated[float, Field(ge=0, le=1_000_000)] = (
+    min_lr: Annotated[float, Field(ge=0, le=1e30)] = (
         0.0  # the lowest rate after the peak; retries lower it as every rate
     )
     momentum: ShareBelowOne = 0.9

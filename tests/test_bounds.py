@@ -163,7 +163,7 @@ def test_trials_of_the_command_line_have_a_bound(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        "optim.lr=1e6",
+        "optim.lr=1e30",
         "loss.kd.temperature=0.001",
         "loss.kd.temperature=1e6",
         "mix.cutmix.alpha=0.01",
