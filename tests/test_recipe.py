@@ -276,10 +276,10 @@ def test_a_residual_teacher_is_counted() -> None:
     counted = recipes.count("fast_teacher")
     assert counted == {
         "recipe": "fast_teacher",
-        "teacher": "ResNet [1, 1, 1] 96-256-320 pooled",
-        "teacher_parameters": 4_175_490,
-        "teacher_trainable": 4_173_186,
-        "teacher_macs": 217_816_736,
+        "teacher": "ResNet [1, 1, 1] 128-384-512 pooled",
+        "teacher_parameters": 9_918_786,
+        "teacher_trainable": 9_915_426,
+        "teacher_macs": 451_967_264,
     }
     resnet = ["teacher.network=resnet", "teacher.stages=3", "teacher.blocks=[4,4,3]"]
     both = recipes.count("kd", [*resnet, "teacher.width=64"])
