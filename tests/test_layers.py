@@ -20,10 +20,12 @@ RECIPE = tuple(
     f"distill.{name}" for name in ("recipe", "schema", "terms", "compose", "faults", "rules")
 )
 PLAIN_WORDS = (
+    "distill.addresses",
     "distill.errors",
     "distill.events",
     "distill.lock",
     "distill.run_folder",
+    "distill.safe_text",
     "students.design",
 )
 WORDS = (*PLAIN_WORDS, *RECIPE)

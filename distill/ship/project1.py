@@ -5,22 +5,21 @@ test images by CIFAR-10's customary mean and std, and counts fewer than 5,000,00
 file needs torch alone, and its network takes images that are normalised already.
 """
 
-import importlib.util
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
 import torch
-from torch import Tensor, nn
 
 from distill.engine import build
 from distill.errors import UserError
 from distill.run_folder import write_bytes, write_text
+from distill.safe_text import visible
 from distill.ship import source
 from distill.ship.finished import Finished
 from distill.ship.formats import Answers
+from distill.ship.grader import Grader
 from students.normalize import MEAN, STD
 from students.resnet import ResNet
 
@@ -46,31 +45,14 @@ def write(finished: Finished, folder: Path) -> None:
 
 
 def read(folder: Path) -> Answers:
-    """As the grader does. Raises UserError where it would count too many parameters."""
-    net = load(folder)
-    _check_count(sum(p.numel() for p in net.parameters()), str(folder / CODE))
+    """As the grader does, in a process without this project.
+
+    Raises UserError where the grader would count too many parameters, Failure where the file fails.
+    """
+    grader = Grader(folder, CODE, WEIGHTS)
+    _check_count(grader.n_parameters, str(folder / CODE))
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-
-    def answers(images: Tensor) -> Tensor:
-        logits: Tensor = net((images - mean) / std)
-        return logits
-
-    return answers
-
-
-def load(folder: Path) -> nn.Module:
-    """What `project1_model()` returns, with the weights beside it, in eval mode."""
-    spec = importlib.util.spec_from_file_location("project1_model", folder / CODE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # no __pycache__ in a hand-in
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = writes
-    net: nn.Module = module.project1_model()
-    net.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True), strict=True)
-    return net.eval()
+    return lambda images: grader((images - mean) / std)
 
 
 def _check(finished: Finished) -> None:
@@ -105,7 +87,7 @@ def _student(finished: Finished) -> source.Student:
     )
 
 
-def renormalise(net: nn.Module) -> tuple[Sequence[float], Sequence[float]] | None:
+def renormalise(net: torch.nn.Module) -> tuple[Sequence[float], Sequence[float]] | None:
     """Scale and shift [3] that make of images normalised for the grader those of this network.
 
     ((x − m)/s · S + M − mean)/std with M, S the grader's; None where both are the same. It cannot
@@ -126,14 +108,14 @@ def _docstring(finished: Finished) -> str:
         else ""
     )
     facts = (
-        f"{finished.result['network']} with {finished.n_parameters:,} parameters. Right on "
-        f"{finished.top1:.2%} of {_tested(finished)}. Trained by Understudy's recipe "
-        f"{finished.result['recipe']} for {finished.result['epochs']} epochs."
+        f"{visible(finished.result['network'])} with {finished.n_parameters:,} parameters. Right "
+        f"on {finished.top1:.2%} of {_tested(finished)}. Trained by Understudy's recipe "
+        f"{visible(finished.result['recipe'])} for {finished.result['epochs']} epochs."
     )
     expects = (
         f"It takes images [B, 3, 32, 32], in [0, 1] and then normalised by mean {MEAN} and std "
         f"{STD}, and returns logits [B, {len(finished.class_names)}] of "
-        f"{', '.join(finished.class_names)}. {folded}"
+        f"{', '.join(map(visible, finished.class_names))}. {folded}"
     )
     how = (
         "    model = project1_model()\n"

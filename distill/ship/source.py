@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import indent
 
+from distill.safe_text import python_docstring
 from students.design import IMAGE_CHANNELS, Design
 from students.resnet import CELU_ALPHA
 
@@ -46,14 +47,17 @@ class Student:
 
 
 def written(student: Student, docstring: str) -> str:
-    """The whole file: `project1_model()` takes no argument and returns the network."""
+    """The whole file: `project1_model()` takes no argument and returns the network.
+
+    `docstring` is plain text, escaped here; names in it come from the run's files.
+    """
     needs_torch = student.activation == "tanh" or student.renormalise is not None
     imports = [
         *(["import torch"] if needs_torch else []),
         "from torch import nn",
         *(["from torch.nn import functional as F"] if student.activation != "tanh" else []),
     ]
-    head = f'"""{docstring.strip()}\n"""\n\n' + "\n".join(imports)
+    head = f'"""{python_docstring(docstring.strip())}\n"""\n\n' + "\n".join(imports)
     return "\n\n\n".join(part.strip() for part in (head, *_definitions(student))) + "\n"
 
 

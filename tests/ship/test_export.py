@@ -1,8 +1,10 @@
 """An export as its receiver meets it: files in a folder, a program without this project."""
 
+import ast
 import dataclasses
 import json
 import os
+import pickle
 import re
 import shutil
 import stat
@@ -27,7 +29,10 @@ from distill.run_folder import RunFolder
 from distill.ship import card, export, formats, hub, onnx_float, project1, torch_export
 from distill.ship.finished import finished
 from distill.ship.formats import NAMES
-from tests.test_cli import REPO, Door, door, refused
+from distill.ship.grader import Grader
+from tests.hostile import NAMES as HOSTILE
+from tests.hostile import PAYLOAD
+from tests.test_cli import ALONE, REPO, SMALL, Door, door, refused, write_batches, write_pets
 
 __all__ = ["door"]
 
@@ -38,6 +43,7 @@ FILES = {
     "torch-export": {"model.pt2"},
     "onnx-int8": {"model-int8.onnx"},
 }
+FOUR = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple']  # class names
 # The grader, as a course writes it, and the reader of a .pt2: neither knows this project.
 ELSEWHERE = """
 import json, sys
@@ -111,7 +117,9 @@ def test_every_format_is_written_and_answers_as_the_run_does(shipped):
             assert known["max_logit_difference"] < 1e-4
             assert known["same_predictions"] == 1
     assert report["compared_on"] == "256 held-out images"
-    assert report["parameters"] == sum(p.numel() for p in project1.load(out).parameters())
+    assert (
+        report["parameters"] == Grader(out, *sorted(FILES["project1"], reverse=True)).n_parameters
+    )
 
 
 def test_the_report_lies_beside_the_files_and_names_their_bytes(shipped):
@@ -449,3 +457,94 @@ def test_a_pooled_and_whitened_network_is_exported_in_every_format(efficient, tm
     text = (tmp_path / "out" / "project1_model.py").read_text()
     assert "class PooledConv(nn.Module)" in text and "self.conv1 = nn.Conv2d(3, 24, 2)" in text
     assert report["parameters"] == examine(run)["parameters"]
+
+
+def renamed(student: RunFolder, place: Path, recipe: str, network: str, classes: list[str]):
+    """A copy of the run, as a stranger may have edited its result.json."""
+    copy = RunFolder(Path(shutil.copytree(student.path, place)))
+    result = copy.result() | {"recipe": recipe, "network": network, "class_names": classes}
+    copy.result_file.write_text(json.dumps(result))
+    return copy
+
+
+def test_names_of_a_result_do_not_run_in_a_hand_in(student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple', "a\n\x1b[31m", "\udcff", *"6789"]
+    run = renamed(student, tmp_path / "run", names[0], names[0] + "\\", names)
+
+    report = export.export(run, ["project1"], tmp_path / "out")
+
+    assert not list(tmp_path.rglob("PWNED"))
+    assert report["formats"]["project1"]["same_predictions"] == 1
+    said = subprocess.run(
+        [sys.executable, "-I", "project1_model.py"],
+        check=False,
+        cwd=tmp_path / "out",
+        capture_output=True,
+    )
+    assert said.returncode == 0, said.stderr
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+def test_every_hostile_name_is_text_in_a_hand_in(student, tmp_path, monkeypatch):
+    run = finished(student, None, None)
+    for k in range(0, len(HOSTILE), 10):
+        ten = (HOSTILE[k:] + HOSTILE)[:10]
+        result = run.result | {"class_names": ten, "recipe": ten[0], "network": ten[1]}
+        project1.write(dataclasses.replace(run, result=result), tmp_path)
+        tree = ast.parse((tmp_path / "project1_model.py").read_text("utf-8"))
+        first, *rest = tree.body
+        assert isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant), ten
+        kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+        assert all(isinstance(each, kinds) for each in rest), ten
+
+
+@pytest.mark.parametrize("name", [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple'])
+def test_a_class_folder_does_not_run_in_a_hand_in(name, tmp_path, door: Door):
+    pets = write_pets(tmp_path / "pets", (name, "dog"))
+    run = tmp_path / "run"
+    said = door("distill", *SMALL, *ALONE, "--set", "train.epochs=1", "--data", pets, "--out", run)
+    assert said.code == 0, said.err
+
+    said = door("export", run, "--format", "project1", "--out", "out")
+
+    assert said.code == 0, said.err
+    assert not list(tmp_path.rglob("PWNED")) and not list(Path.cwd().rglob("PWNED"))
+    compile(Path("out/project1_model.py").read_text(), "project1_model.py", "exec")
+
+
+def test_label_names_of_an_archive_do_not_run_in_a_hand_in(tmp_path, door: Door):
+    folder = write_batches(tmp_path)
+    names = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple']
+    meta = {"label_names": names, "num_cases_per_batch": 4}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
+    small = [*ALONE, "--recipe", "tiny", "--set", "data.holdout=0.2", "--set", "train.batch_size=4"]
+    small += ["--set", "data.train_images=16"]
+    said = door("distill", *small, "--set", "train.epochs=1", "--data", folder, "--out", "run")
+    assert said.code == 0, said.err
+
+    said = door("export", "run", "--format", "project1", "--out", "out")
+
+    assert said.code == 0, said.err
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+def test_a_hand_in_that_fails_is_one_message(student, tmp_path):
+    run = finished(student, None, None)
+    project1.write(run, tmp_path)
+    (tmp_path / "project1_model.py").write_text("raise ValueError('\x1b[31mred')")
+    with pytest.raises(Failure, match=r"exit code 1: ValueError: \\x1b\[31mred. Nothing was kept"):
+        project1.read(tmp_path)
+
+
+def test_a_grader_has_no_secret_of_the_environment(student, tmp_path, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "swordfish")
+    project1.write(finished(student, None, None), tmp_path)
+    file = tmp_path / "project1_model.py"
+    file.write_text(
+        "import os, sys\nassert 'PGPASSWORD' not in os.environ\n"
+        "try:\n    import distill\nexcept ImportError:\n    pass\nelse:\n    raise SystemExit(9)\n"
+        "assert not [name for name in sys.path if os.path.exists(os.path.join(name, 'distill'))]\n"
+        + file.read_text().partition(chr(10) + chr(34) * 3 + chr(10))[2]
+    )
+    project1.read(tmp_path)
