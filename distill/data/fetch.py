@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 
 from filelock import FileLock, Timeout
 
+from distill.addresses import shown
 from distill.data.images import Progress
 from distill.errors import Failure, UserError
 
@@ -113,7 +114,7 @@ class Download:
                     faults[address] = str(fault)
             if self.n_there - before < self.archive.n_bytes * WORTH:
                 break
-        raise self._failure(*(f"{address}: {fault}" for address, fault in faults.items()))
+        raise self._failure(*(f"{shown(url)}: {fault}" for url, fault in faults.items()))
 
     def _gives(self, address: str) -> bool:
         """Whether all of it came from this address, or its end did, and is right."""
@@ -201,7 +202,7 @@ def fetch(
     addresses = [*mirrors, *os.environ.get(MIRRORS, "").split(), *archive.addresses]
     if wrong := [each for each in addresses if not each.startswith(("https://", "http://"))]:
         raise UserError(
-            f"{', '.join(wrong)}: not the address of a file on the web.\n"
+            f"{', '.join(map(shown, wrong))}: not the address of a file on the web.\n"
             f"Give --mirror https://…/{archive.name}; a file that is here already goes into "
             f"{folder}."
         )

@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+from distill import addresses
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("distill", "teachers", "students", "cli.py")
@@ -21,7 +22,7 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     on_gpu = device.type == "cuda"
     return {
-        "command": list(map(without_passwords, sys.argv)),
+        "command": list(map(addresses.shown, sys.argv)),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -32,12 +33,6 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
         "precision": precision_name(accelerator),
         "source": source_hash(),
     }
-
-
-def without_passwords(text: str) -> str:
-    """`user:***@host` in every address: what is printed or written holds no secret."""
-    text = re.sub(r"(\w://[^\s:/@]*:)[^\s/]+@", r"\1***@", text)
-    return re.sub(r"([?&]password=)[^&\s]+", r"\1***", text)
 
 
 def precision_name(accelerator: Accelerator) -> str:

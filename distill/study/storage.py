@@ -15,8 +15,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from distill.engine.environment import without_passwords
+from distill import addresses
 from distill.errors import Failure, UserError
+from distill.safe_text import visible
 
 SILENT = 3  # heartbeats that a worker may miss
 BUSY_S = 60  # how long SQLite waits for another writer
@@ -39,7 +40,7 @@ class Storage:
     """
 
     def __init__(self, url: str, heartbeat_s: int) -> None:
-        self.shown = without_passwords(url)
+        self.url, self.shown = url, visible(addresses.shown(url))
         self.heartbeat_s = heartbeat_s
         file = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", url)
         if file is not None:
@@ -62,8 +63,8 @@ class Storage:
                         heartbeat_interval=self.heartbeat_s,
                         grace_period=SILENT * self.heartbeat_s,
                     )
-            except (ArgumentError, ImportError) as fault:
-                why = without_passwords(str(fault)).splitlines()[0]
+            except (ArgumentError, ImportError, ValueError) as fault:
+                why = self._reason(fault)
                 raise UserError(
                     f"--storage {self.shown} cannot be opened: {why}\n"
                     "Type it as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE."
@@ -74,13 +75,18 @@ class Storage:
                 time.sleep(0.2)  # somebody else makes the tables
         raise AssertionError
 
+    def _reason(self, fault: BaseException) -> str:
+        """The first line of a driver's message, without a secret of the address."""
+        text = addresses.without_secrets(str(fault), self.url) or type(fault).__name__
+        return visible(text.splitlines()[0])
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """A database that does not answer is one message, without its password."""
         try:
             yield
         except (SQLAlchemyError, StorageInternalError) as fault:
-            why = without_passwords(str(fault.__cause__ or fault)).splitlines()[0]
+            why = self._reason(fault.__cause__ or fault)
             raise Failure(
                 f"The storage {self.shown} failed: {why}\n"
                 "Every trial that is done is kept there. Type the same command again to go on."

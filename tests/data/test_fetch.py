@@ -286,3 +286,15 @@ def test_the_addresses_of_cifar_10_are_the_official_one_first() -> None:
     archive = fetch.ARCHIVES["cifar10"]
     assert archive.addresses[0] == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
     assert archive.md5 == "c58f30108f718f92721af3b95e74349a" and archive.n_bytes == 170_498_071
+
+
+def test_a_mirror_that_fails_is_named_without_its_secrets(tmp_path, monkeypatch):
+    address = "http://token:Sw0rdf1sh@127.0.0.1:9/cifar-10-python.tar.gz?sig=Sw0rdf1sh"
+    monkeypatch.setitem(fetch.ARCHIVES, "cifar10", ARCHIVE)
+    with pytest.raises(Failure) as failed:
+        fetch.fetch("cifar10", tmp_path, mirrors=[address], stall_s=1)
+    assert "Sw0rdf1sh" not in str(failed.value)
+    assert "http://***:***@127.0.0.1:9/cifar-10-python.tar.gz?sig=***: " in str(failed.value)
+    with pytest.raises(UserError) as refused:
+        fetch.fetch("cifar10", tmp_path, mirrors=["ftp://u:Sw0rdf1sh@h/x"])
+    assert "ftp://u:***@h/x: not the address of a file" in str(refused.value)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from optuna.trial import TrialState
 
 from distill import lock
 from distill.engine.divergence import Diverged
+from distill.engine.environment import describe
 from distill.engine.memory import Full
 from distill.errors import Failure, Unfit, UserError
 from distill.events import Epoch, Start
@@ -460,3 +462,32 @@ def test_an_address_is_checked_and_its_password_never_said(tmp_path: Path) -> No
     with pytest.raises(Failure, match=r"me:\*\*\*@127.0.0.1:1") as said:
         Storage(url_of(nobody, tmp_path), 1)
     assert "s3cret" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:a/s3cret@127.0.0.1:1/none",
+        "postgresql://me:a s3cret@127.0.0.1:1/none",
+        "postgresql://me@127.0.0.1:1/none?sslpassword=s3cret",
+        "postgresql://me:s3cret@127.0.0.1:port/none",
+        "postgresql://me@127.0.0.1:1/none?nonsense=s3cret",
+        "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Ds3cret",
+    ],
+)
+def test_no_secret_of_an_address_is_printed(url: str) -> None:
+    with pytest.raises((UserError, Failure)) as fault:
+        Storage(url_of(url, Path()), 1)
+    assert "s3cret" not in str(fault.value) and "***" in str(fault.value)
+    assert fault.value.__cause__ is None
+
+
+def test_the_environment_holds_a_command_without_secrets(monkeypatch) -> None:
+    words = ["cli.py", "sweep", "--storage", "postgresql://me:a/s3cret@h/d?sslpassword=s3cret"]
+    monkeypatch.setattr(
+        "sys.argv", [*words, "--storage=postgresql://me:a s3cret@h/d", "--out", "a"]
+    )
+    command = describe(Accelerator(cpu=True))["command"]
+    assert "s3cret" not in " ".join(command)
+    assert command[:3] == words[:3] and command[-2:] == ["--out", "a"]
+    assert command[3] == "postgresql://me:***@h/d?sslpassword=***"
