@@ -32,7 +32,16 @@ from distill.door.options import (
     numbers,
 )
 from distill.door.training import resolve, train
-from distill.door.voice import echo_json, is_main, one_voice, print_facts, stderr, stdout
+from distill.door.voice import (
+    echo,
+    echo_json,
+    is_main,
+    one_voice,
+    print_facts,
+    stderr,
+    stdout,
+    take_every_letter,
+)
 from distill.errors import Failure, UserError
 
 if TYPE_CHECKING:
@@ -187,11 +196,11 @@ def predict(
     is_named = labels is LabelStyle.NAMES
     by_number = None if is_named else room.numbers_out_of_order(predictions.class_names)
     for note in filter(None, [*predictions.notes, by_number]):
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if is_main():
         room.write(predictions, out, probabilities=probabilities, names=is_named)
     stdout().print(class_counts(predictions.counts()), highlight=False)
-    typer.echo(f"{out}: {len(predictions.ids):,} images")
+    echo(f"{out}: {len(predictions.ids):,} images")
 
 
 @app.command()
@@ -222,7 +231,7 @@ def runs(
         console = stdout()
         console.print(runs_table(found, folder, console.width), highlight=False)
     else:
-        typer.echo(f"no runs in {folder}; python cli.py train-teacher begins one")
+        echo(f"no runs in {folder}; python cli.py train-teacher begins one")
 
 
 @app.command()
@@ -320,8 +329,8 @@ def report(
         beside = room.write(folders[0], path, _layers(folders[0]), drawn.get(folders[0].path))
     else:
         beside = comparison.write(folders, path, drawn)
-    typer.echo(path)
-    typer.echo(f"Its figures and tables, for a paper: {beside}", err=True)
+    echo(path)
+    echo(f"Its figures and tables, for a paper: {beside}", err=True)
 
 
 @app.command()
@@ -432,7 +441,7 @@ def design(
         from distill.show.design_plot import draw
 
         draw(rows, plot)
-        typer.echo(f"{plot}: {len(rows)} designs", err=True)
+        echo(f"{plot}: {len(rows)} designs", err=True)
     if as_json:
         echo_json(rows)
     else:
@@ -440,7 +449,7 @@ def design(
 
         stdout().print(design_table(rows))
         pooled = " --set student.downsample=pool" if downsample == "pool" else ""
-        typer.echo(
+        echo(
             "To train one: --set student.stages=… --set student.blocks=… --set student.width=…"
             f"{pooled}",
             err=True,
@@ -476,10 +485,10 @@ def recipes(
             "a recipe to print, --check and --diff exclude each other; give one of them"
         )
     if check is not None:
-        typer.echo(room.verified(check, set_))
+        echo(room.verified(check, set_))
     elif diff is not None:
         a, b = (room.load(each, set_) for each in diff)
-        typer.echo("\n".join(room.compared(a, b)) or f"{a.name} and {b.name} are the same")
+        echo("\n".join(room.compared(a, b)) or f"{a.name} and {b.name} are the same")
     elif name is None:
         stdout().print(recipe_table(room.shipped()))
     else:
@@ -528,7 +537,7 @@ def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> 
         return
     if faults:
         raise Failure("\n  ".join([f"{recipe} breaks the rules of {course.title}:", *faults]))
-    typer.echo(f"{recipe} keeps the rules of {course.title}: {planned.parameters:,} parameters")
+    echo(f"{recipe} keeps the rules of {course.title}: {planned.parameters:,} parameters")
 
 
 for _verb in (studies.seeds, studies.sweep, studies.search):
@@ -537,11 +546,12 @@ for _verb in (studies.seeds, studies.sweep, studies.search):
 
 def main() -> None:
     """The door: a wrong request is one message and exit 2, a failure one and exit 1."""
+    take_every_letter()
     with one_voice():
         try:
             app()
         except (UserError, Failure) as fault:
-            typer.echo(str(fault), err=True)
+            echo(str(fault), err=True)
             sys.exit(2 if isinstance(fault, UserError) else 1)
 
 

@@ -28,6 +28,7 @@ from distill import lock
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.recipe import Recipe
+from distill.safe_text import is_utf8
 
 Role = Literal["teacher", "student"]
 # What a resumed run may do otherwise: how often it speaks, saves and keeps, what else it measures,
@@ -199,9 +200,11 @@ def check_writable(folder: Path, what: str) -> None:
 
     Raises UserError otherwise; leaves nothing behind.
     """
+    advice = "Choose another --out."
+    if not is_utf8(str(folder)):  # safetensors takes no other path
+        raise UserError(f"{folder} cannot be {what}: its name is not UTF-8.\n{advice}")
     # The folder itself, or what it would be made in.
     place = next(path for path in (folder, *folder.parents) if path.exists())
-    advice = "Choose another --out."
     if not place.is_dir():
         raise UserError(f"{folder} cannot be {what}: {place} is a file.\n{advice}")
     try:

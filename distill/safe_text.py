@@ -37,6 +37,11 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text))
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be written as UTF-8: a path read from the system need not be."""
+    return not any(unicodedata.category(letter) == "Cs" for letter in text)
+
+
 def visible_lines(text: str) -> str:
     """The same for text of several lines: line feeds are kept."""
     return "\n".join(map(visible, text.split("\n")))

@@ -4,6 +4,7 @@ The sorted names of the class folders number the classes. Every file is decoded 
 cache folder under a key made of all relative paths and all bytes.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -165,7 +166,7 @@ def _key(place: Folders, paths: Sequence[Path], report: _Report) -> str:
         except Unfit as error:
             faults.append(f"{_name(place, path)}: {error}")
         else:
-            state.update(f"\n{_name(place, path)}\n{len(content)}\n".encode())
+            state.update(b"\n%s\n%d\n" % (os.fsencode(_name(place, path)), len(content)))
             state.update(content)
     if faults:
         raise refusal(str(place.path), faults, ADVICE)

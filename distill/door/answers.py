@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from distill.door.options import JsonOption, KeysArgument
-from distill.door.voice import echo_json, stdout
+from distill.door.voice import echo, echo_json, stdout
 from distill.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="The teachers' answers that are stored.")
@@ -23,7 +23,7 @@ def info(as_json: JsonOption = False) -> None:
     elif rows:
         stdout().print(stock_table(rows))
     else:
-        typer.echo(f"nothing is stored in {store.folder()}")
+        echo(f"nothing is stored in {store.folder()}")
 
 
 @app.command()
@@ -33,18 +33,16 @@ def verify(keys: KeysArgument = []) -> None:
 
     chosen = store.named(keys) if keys else store.stocks()
     if not chosen:
-        typer.echo(f"nothing is stored in {store.folder()}")
+        echo(f"nothing is stored in {store.folder()}")
         return
     from distill.engine import recheck
 
     verdicts = {stock.key: recheck.verify(stock) for stock in chosen}
     for key, verdict in verdicts.items():
-        typer.echo(f"{key[:12]}  {verdict}")
+        echo(f"{key[:12]}  {verdict}")
     bad = [key[:12] for key, verdict in verdicts.items() if not verdict.is_sound]
     if bad:
-        typer.echo(
-            f"To have them asked again, type python cli.py cache drop {' '.join(bad)}", err=True
-        )
+        echo(f"To have them asked again, type python cli.py cache drop {' '.join(bad)}", err=True)
         raise typer.Exit(1)
 
 
@@ -66,4 +64,4 @@ def drop(
     freed = sum(stock.n_bytes for stock in chosen)
     for stock in chosen:
         store.drop(stock)
-    typer.echo(f"{len(chosen)} dropped, {store.size(freed)} freed")
+    echo(f"{len(chosen)} dropped, {store.size(freed)} freed")

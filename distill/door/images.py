@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from distill.door.options import JsonOption, SameDataOption
-from distill.door.voice import print_facts, stderr
+from distill.door.voice import echo, print_facts, stderr
 from distill.errors import Failure, UserError
 
 app = typer.Typer(no_args_is_help=True, help="The images.")
@@ -56,7 +56,7 @@ def fetch(
 
     with DownloadDisplay(stderr()) as progress:
         path = room.fetch(source, into, mirrors=mirror, progress=progress, total_s=60 * minutes)
-    typer.echo(f"{path}: the official archive, md5 {room.ARCHIVES[source].md5}")
+    echo(f"{path}: the official archive, md5 {room.ARCHIVES[source].md5}")
 
 
 @app.command()
@@ -78,4 +78,4 @@ def verify(
             f"{source} can be read, {facts['train_images']:,} and {facts['test_images']:,} images, "
             f"and is not the published CIFAR-10 (genuine: {facts['genuine']})."
         )
-    typer.echo(f"{source}: {facts['genuine']}, every image")
+    echo(f"{source}: {facts['genuine']}, every image")

@@ -23,7 +23,7 @@ from distill.door.options import (
     numbers,
 )
 from distill.door.training import finish, follow, resolve, settings
-from distill.door.voice import echo_json, of_system, stdout
+from distill.door.voice import echo, echo_json, of_system, stdout
 from distill.errors import Failure, UserError
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _worker(
         with processes():
             enlist.check(recipe)
             opened = Storage(url_of(url, place), heartbeat_s)
-            yield opened, train, partial(typer.echo, err=True)
+            yield opened, train, partial(echo, err=True)
 
 
 @contextmanager
@@ -230,10 +230,10 @@ def _said_when_left(place: Path) -> Iterator[None]:
     try:
         yield
     except Stopped as fault:
-        typer.echo(left, err=True)
+        echo(left, err=True)
         raise typer.Exit(fault.code) from None
     except SystemExit:
-        typer.echo(left, err=True)
+        echo(left, err=True)
         raise
     except Full as fault:
         raise Failure(f"The sweep in {place} ends here: {fault}\n{GO_ON}") from None
@@ -252,4 +252,4 @@ def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:
     else:
         screen = stdout()
         screen.print(sweep_table(said, screen.width), highlight=False)
-        typer.echo(f"{place / 'best.toml'}, {place / 'sweep.json'}, {place / 'sweep.html'}")
+        echo(f"{place / 'best.toml'}, {place / 'sweep.json'}, {place / 'sweep.html'}")

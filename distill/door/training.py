@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from distill.door.voice import is_main, of_system, stderr, stdout
+from distill.door.voice import echo, is_main, of_system, stderr, stdout
 from distill.errors import Failure, UserError
+from distill.safe_text import is_utf8, visible_lines
 
 if TYPE_CHECKING:
     from distill.engine.run import Request
@@ -21,8 +22,18 @@ if TYPE_CHECKING:
 
 
 def settings(data: str | None, overrides: list[str], teachers: list[str] | None) -> list[str]:
-    """The door's own options as overrides, behind the others."""
+    """The door's own options as overrides, behind the others.
+
+    Raises UserError for a path that is not UTF-8, which recipe.toml cannot hold.
+    """
     from distill.faults import shown
+
+    for path in filter(None, [data, *(teachers or [])]):
+        if not is_utf8(path):
+            raise UserError(
+                f"{path} is not UTF-8, and recipe.toml cannot hold it.\n"
+                "Rename the folder, or give a link to it with another name."
+            )
 
     chosen = [f"data.source={shown(data)}"] if data is not None else []
     if teachers:
@@ -77,7 +88,7 @@ def finish(
 
     if resume and folder.is_finished:
         run_folder.check_same(folder, resolved.recipe)
-        typer.echo(f"{folder.path} is finished: nothing to do.", err=True)
+        echo(f"{folder.path} is finished: nothing to do.", err=True)
         return
     run_folder.check_out(folder, resume)
     from distill.engine.stop import Stop
@@ -105,7 +116,7 @@ def follow(
     from distill.show.trackers import Trackers
 
     journal = Journal(folder.journal)
-    tracked = Trackers(trackers, folder, partial(typer.echo, err=True))
+    tracked = Trackers(trackers, folder, partial(echo, err=True))
     with (
         processes(),
         Display(stderr()) as display,
@@ -134,7 +145,7 @@ def _said_why(folder: "RunFolder", go_on: str) -> Iterator[None]:
             f"The run in {folder.path} failed: {of_system(fault)}.\n{_kept(folder)}{go_on}"
         ) from fault
     except SystemExit:
-        typer.echo(f"Stopped. {go_on}", err=True)
+        echo(f"Stopped. {go_on}", err=True)
         raise
     except Exception as fault:
         _ended_early(folder, fault, go_on)
@@ -149,7 +160,7 @@ def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
     from distill.engine.stop import Stopped
 
     if isinstance(fault, Stopped):
-        typer.echo(f"{str(fault).capitalize()}. {go_on}", err=True)
+        echo(f"{str(fault).capitalize()}. {go_on}", err=True)
         raise typer.Exit(fault.code) from None
     if isinstance(fault, Diverged):
         raise Failure(
@@ -162,12 +173,14 @@ def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
         ) from None
     # By whoever it befell: the one that speaks for all may be the one that is gone.
     if isinstance(fault, Full):
-        print(f"The run in {folder.path} failed: {fault}", file=sys.__stderr__)
+        print(visible_lines(f"The run in {folder.path} failed: {fault}"), file=sys.__stderr__)
         raise typer.Exit(1) from None
     if isinstance(fault, RuntimeError) and is_loss_of_another(fault):
         print(
-            f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
-            f"{_kept(folder)}{go_on}",
+            visible_lines(
+                f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
+                f"{_kept(folder)}{go_on}"
+            ),
             file=sys.__stderr__,
         )
         raise typer.Exit(1) from fault

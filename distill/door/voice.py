@@ -2,12 +2,15 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from distill.safe_text import visible_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,16 +23,16 @@ def is_main() -> bool:
 
 def stderr() -> "Console":
     """Where a person looks."""
-    from rich.console import Console
+    from distill.show.screen import Screen
 
-    return Console(stderr=True)
+    return Screen(stderr=True)
 
 
 def stdout() -> "Console":
     """Where results go."""
-    from rich.console import Console
+    from distill.show.screen import Screen
 
-    return Console()
+    return Screen()
 
 
 def print_facts(values: dict[str, Any], as_json: bool) -> None:
@@ -40,6 +43,17 @@ def print_facts(values: dict[str, Any], as_json: bool) -> None:
         echo_json(values)
     else:
         stdout().print(fact_lines(values), soft_wrap=True)
+
+
+def echo(text: object, err: bool = False) -> None:
+    """Plain lines; what names and paths hold beside letters is printed as escapes."""
+    typer.echo(visible_lines(str(text)), err=err)
+
+
+def take_every_letter() -> None:
+    """Let stdout print escapes for letters that its encoding lacks, as stderr does by itself."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def echo_json(values: Any) -> None:

@@ -5,6 +5,7 @@ Nothing is chosen by them: a test curve is drawn after the run, when its weights
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ def measured(folder: RunFolder, *, progress: Progress | None = None) -> dict[int
     """`top1/test`, `nll/test` and `ece/test` of each kept epoch of a finished run, in float32, and
     the same `/train` on 5,000 images of the training part, neither augmented nor mixed.
 
-    Remembered in the folder by the fingerprint of the weights: what was measured before is not
-    measured again. Raises UserError where the run is not finished, kept nothing, or the images have
-    other classes than it was trained for.
+    Remembered in the folder, if it can be written, by the fingerprint of the weights: what was
+    measured before is not measured again. Raises UserError where the run is not finished, kept
+    nothing, or the images have other classes than it was trained for.
     """
     result, found = folder.result(), epochs(folder)
     if not found:
@@ -73,7 +74,8 @@ def measured(folder: RunFolder, *, progress: Progress | None = None) -> dict[int
     if any(known.get(sha256) is None for sha256 in weights.values()):
         for sha256, measures in _measure(folder, result["class_names"], weights, known, progress):
             known[sha256] = measures
-            write_json(folder.test_curve, known)
+            with suppress(OSError):  # a full or read-only disk: measured again the next time
+                write_json(folder.test_curve, known)
     return {epoch: known[sha256] for epoch, sha256 in weights.items()}
 
 

@@ -11,6 +11,7 @@ from distill.data.sources import GENUINE
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.run_folder import RunFolder
+from distill.safe_text import markdown, markdown_block, markdown_code
 from distill.schema import Teacher
 from distill.ship.finished import Finished
 
@@ -30,7 +31,9 @@ def written(finished: Finished, *, needs_import: bool) -> str:
         "Use": _use(finished, needs_import),
         "Citation": f"```bibtex\n{citation()}\n```",
     }
-    head = f"---\n{_metadata(finished)}\n---\n\n# {result['network']}\n\n{_what(finished)}"
+    head = (
+        f"---\n{_metadata(finished)}\n---\n\n# {markdown(result['network'])}\n\n{_what(finished)}"
+    )
     return "\n\n".join([head, *(f"## {k}\n\n{v}" for k, v in sections.items())]) + "\n"
 
 
@@ -61,7 +64,7 @@ def _what(finished: Finished) -> str:
         taught = f"distilled from {_teacher(teacher)}"
     return (
         f"A classifier of 32×32 images with {finished.n_parameters:,} parameters, {taught}. "
-        f"Made by Understudy, as a {result['role']}."
+        f"Made by Understudy, as a {markdown(result['role'])}."
     )
 
 
@@ -73,12 +76,12 @@ def _teacher(known: dict[str, Any]) -> str:
             told = run_folder.finished(path).result()
             top1 = told["metrics"][measure_name("top1", "test")]
             named.append(
-                f"a {told['network']} of {told['parameters']:,} parameters that is right on "
-                f"{top1:.2%} of the test images"
+                f"a {markdown(told['network'])} of {told['parameters']:,} parameters that is right "
+                f"on {top1:.2%} of the test images"
             )
     if len(named) != len(known["runs"]) or not named:
         named = ["a teacher" if len(known["runs"]) < 2 else f"{len(known['runs'])} teachers"]
-    return f"{' and '.join(named)} (weights `{known['fingerprint'][:16]}`)"
+    return f"{' and '.join(named)} (weights {markdown_code(known['fingerprint'][:16])})"
 
 
 def _data(finished: Finished) -> str:
@@ -92,18 +95,19 @@ def _data(finished: Finished) -> str:
     return (
         f"Trained on {data['train_images']:,} images of the train split; {chosen}. Measured on the "
         f"test split, which chose nothing. The train split is {known} "
-        f"(fingerprint `{data['fingerprint'][:16]}`). "
-        f"Classes: {', '.join(finished.class_names)}."
+        f"(fingerprint {markdown_code(data['fingerprint'][:16])}). "
+        f"Classes: {', '.join(map(markdown, finished.class_names))}."
     )
 
 
 def _recipe(finished: Finished) -> str:
     result = finished.result
     return (
-        f"`{result['recipe']}`, {result['epochs']} epochs, of which epoch {result['epoch']} is "
-        f"kept; precision {result['precision']}, on {result['device']}. Fingerprint "
-        f"`{result['recipe_fingerprint'][:16]}`. Its tables:\n\n"
-        f"```toml\n{_tables(finished)}\n```"
+        f"{markdown_code(result['recipe'])}, {result['epochs']} epochs, of which epoch "
+        f"{result['epoch']} is kept; precision {markdown(result['precision'])}, on "
+        f"{markdown(result['device'])}. Fingerprint "
+        f"{markdown_code(result['recipe_fingerprint'][:16])}. Its tables:\n\n"
+        f"{markdown_block(_tables(finished), 'toml')}"
     )
 
 

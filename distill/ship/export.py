@@ -19,6 +19,7 @@ from distill.engine.evaluate import predict, test_split
 from distill.engine.metrics import measures
 from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder, write_json
+from distill.safe_text import is_utf8
 from distill.ship import formats
 from distill.ship.finished import Finished, finished
 from distill.ship.formats import Format
@@ -71,6 +72,8 @@ def export(
 
 def check_out(out: Path, replace: bool) -> None:
     """Raises UserError where the folder holds anything, or an earlier export not to be replaced."""
+    if not is_utf8(str(out)):  # safetensors takes no other path
+        raise UserError(f"the name of {out} is not UTF-8.\nChoose another --out.")
     if not out.exists():
         return
     if not out.is_dir():
@@ -124,6 +127,11 @@ def _report(shipped: Finished, asked: dict[str, Format], new: Path) -> dict[str,
     """Every format written and compared. It goes with the files: no path of this machine."""
     images, what = shipped.compared()
     logits = predict(shipped.net, images, HOST, BATCH)
+    if not logits.isfinite().all():
+        raise UserError(
+            f"the network of {shipped.folder.path} returns no finite numbers: its weights are "
+            "damaged or its training diverged.\nGive another run."
+        )
     described: dict[str, Any] = {}
     for name, format_ in asked.items():
         before = set(new.iterdir())

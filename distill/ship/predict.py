@@ -22,6 +22,7 @@ from distill.engine import build
 from distill.engine.evaluate import BATCH, logits_and_labels
 from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder
+from distill.safe_text import csv_cell
 
 HEADER = ("ID", "Labels")
 
@@ -72,6 +73,11 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     images = ImageSet(asked.images, nobody_knows, class_names)
     done = _Count(-(-len(asked.ids) // accel.num_processes), progress)
     logits, _ = logits_and_labels(net, images, accel, between=done)
+    if not logits.isfinite().all():
+        raise UserError(
+            f"the network of {folder.path} returns no finite numbers: its weights are damaged or "
+            "its training diverged.\nGive another run."
+        )
     probabilities = logits.cpu().double().softmax(dim=-1).numpy()
     return Predictions(asked.ids, probabilities, class_names, asked.notes)
 
@@ -108,16 +114,18 @@ def write(
     With `names`, Labels are the classes' names and not their positions.
     """
     text = io.StringIO()
+    ids = [csv_cell(name) for name in predictions.ids]
     table = csv.writer(text, lineterminator="\n")
     if probabilities:
-        table.writerow([HEADER[0], *predictions.class_names])
-        rows = zip(predictions.ids, predictions.probabilities.tolist(), strict=True)
+        table.writerow([HEADER[0], *map(csv_cell, predictions.class_names)])
+        rows = zip(ids, predictions.probabilities.tolist(), strict=True)
         table.writerows([name, *(f"{share:.7g}" for share in shares)] for name, shares in rows)
     else:
         table.writerow(HEADER)
         labels = predictions.labels.tolist()
-        written = [predictions.class_names[label] for label in labels] if names else labels
-        table.writerows(zip(predictions.ids, written, strict=True))
+        class_cells = [csv_cell(name) for name in predictions.class_names]
+        written = [class_cells[label] for label in labels] if names else labels
+        table.writerows(zip(ids, written, strict=True))
     try:
         run_folder.write_text(out, text.getvalue())
     except OSError as error:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.events import measure_name
+from distill.safe_text import visible
 from distill.show.compare import ClassDifference, Comparison, Side
 from distill.show.display import duration, grouped, percent
 from distill.statistics import Interval
@@ -54,7 +55,7 @@ def _figures(a: Side, b: Side) -> Table:
     for name in "AB":
         table.add_column(name, overflow="fold")
     for name, figure in _ROWS:
-        table.add_row(Text(name, "bold"), Text(figure(a)), Text(figure(b)))
+        table.add_row(Text(name, "bold"), Text(visible(figure(a))), Text(visible(figure(b))))
     return table
 
 
@@ -79,7 +80,7 @@ def _classes(classes: Sequence[ClassDifference]) -> Table:
     most = sorted(classes, key=lambda row: -abs(row.right_b - row.right_a))[:MOST_CLASSES]
     for row in classes if len(classes) <= MOST_CLASSES else most:
         table.add_row(
-            row.name,
+            Text(visible(row.name)),
             grouped(row.n),
             grouped(row.right_a),
             grouped(row.right_b),

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from distill.errors import UserError
+from distill.errors import Failure, UserError
 from distill.run_folder import write_bytes
 from distill.show.ink import SERIES
 
@@ -71,7 +71,7 @@ def beside(points: Sequence[Point]) -> list[Point]:
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the figure of some designs. Raises UserError where there is none, or for another ending
-    than .svg, .png or .pdf.
+    than .svg, .png or .pdf; Failure where the disk does not take it.
     """
     if path.suffix not in FORMATS:
         raise UserError(f"--plot {path} must end in {', '.join(FORMATS)}.")
@@ -79,7 +79,13 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         raise UserError("no design is within the budget: there is nothing to draw.")
     buffer = BytesIO()
     figure(rows).savefig(buffer, format=path.suffix[1:], dpi=200, metadata=_undated(path.suffix))
-    write_bytes(path, buffer.getvalue())
+    try:
+        write_bytes(path, buffer.getvalue())
+    except OSError as fault:
+        raise Failure(
+            f"--plot {path} cannot be written: {fault.strerror or fault}.\n"
+            "Make room, or give another --plot FILE."
+        ) from fault
 
 
 def _undated(suffix: str) -> dict[str, None]:

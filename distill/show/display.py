@@ -34,6 +34,7 @@ from distill.events import (
     loss_name,
     measure_name,
 )
+from distill.safe_text import visible
 
 UNKNOWN = "–"
 DAY_S = 86_400
@@ -238,7 +239,7 @@ def head_lines(start: Start) -> Iterator[Text]:
 
 def fact(label: str, text: str) -> Text:
     """One line of the head."""
-    return Text.assemble((f"{label:<9}", "bold cyan"), text)
+    return Text.assemble((f"{label:<9}", "bold cyan"), visible(text))
 
 
 def teacher(start: Start) -> str:

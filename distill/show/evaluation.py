@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from distill.safe_text import visible
 from distill.show.display import UNKNOWN, counted, fact, grouped, percent
 
 Figures = Mapping[str, Any]
@@ -87,7 +88,7 @@ def class_table(classes: Sequence[Figures], confusion: Sequence[Sequence[int]]) 
     names = [each["name"] for each in classes]
     for label, each in enumerate(classes):
         table.add_row(
-            Text(each["name"], "bold"),
+            Text(visible(each["name"]), "bold"),
             grouped(each["n"]),
             percent(each["accuracy"]),
             interval(each["interval"], percent),
@@ -100,7 +101,7 @@ def mistakes(names: Sequence[str], label: int, counts: Sequence[int]) -> Iterato
     """`dog 178`: the classes that a class is most often called, the most frequent first."""
     others = [(count, other) for other, count in enumerate(counts) if count and other != label]
     for count, other in sorted(others, key=lambda each: (-each[0], each[1]))[:CONFUSED_WITH]:
-        yield f"{names[other]} {count:,}"
+        yield f"{visible(names[other])} {count:,}"
 
 
 def against_block(figures: Figures) -> RenderableType:

@@ -6,14 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distill.safe_text import csv_cell, latex
 from distill.show.display import UNKNOWN
-
-LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "×": r"$\times$", "–": "--",
-    "−": "$-$", "→": r"$\rightarrow$",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,10 @@ class Column:
         return [None] * len(self.parts) if value is None else list(value)
 
 
+def _csv(value: Any) -> Any:
+    return csv_cell(value) if isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
 class Grid:
     """Rows of values under columns. `name` is that of its files."""
@@ -64,23 +62,18 @@ class Grid:
         """Comma-separated, a head first (RFC 4180 with bare line feeds)."""
         text = io.StringIO()
         write = csv.writer(text, lineterminator="\n").writerow
-        write([head for column in self.columns for head in column.heads()])
+        write([csv_cell(head) for column in self.columns for head in column.heads()])
         for row in self.rows:
             pairs = zip(self.columns, row, strict=True)
-            write([part for column, value in pairs for part in column.raw(value)])
+            write([_csv(part) for column, value in pairs for part in column.raw(value)])
         return text.getvalue()
 
     def latex(self) -> str:
         """A `tabular` with the rules of booktabs; every cell is escaped."""
         align = "".join("r" if column.is_number else "l" for column in self.columns)
         head, *rows = (
-            " & ".join(map(escaped, line)) + r" \\"
+            " & ".join(map(latex, line)) + r" \\"
             for line in [[column.head for column in self.columns], *self.cells]
         )
         body = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *rows]
         return "\n".join([*body, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def escaped(text: str) -> str:
-    """The text so that LaTeX sets it as it is; a line's end is a space."""
-    return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))

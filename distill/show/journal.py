@@ -124,6 +124,6 @@ def without_nan(value: Any) -> Any:
     """The same value with None for every float that JSON has no word for."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

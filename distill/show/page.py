@@ -7,13 +7,14 @@ template; the drawings alone are markup, and matplotlib has escaped the text in 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from distill.errors import Failure
 from distill.run_folder import write_bytes, write_text
+from distill.safe_text import visible_lines
 from distill.show import ink
 from distill.show.grid import Grid
 
@@ -159,11 +160,17 @@ def _write_files(block: Block, beside: Path) -> None:
         write_text(beside / "tables" / f"{block.grid.name}.tex", block.grid.latex())
 
 
+def _finalized(value: Any) -> Any:
+    """Text without control characters; drawings, which are markup, as they are."""
+    return visible_lines(value) if type(value) is str else value
+
+
 def html(page: Page) -> str:
     """The page as one file that asks for nothing beside itself."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_finalized,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill.predictions import BINS, Calibration, Counts
+from distill.safe_text import visible
 from distill.show.curves import Floats, Line
 from distill.show.ink import (
     BLUE,
@@ -188,7 +189,8 @@ def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None,
 
 def short(name: str) -> str:
     """A class's name that fits beside an axis."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    shown = visible(name)
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
 
 
 def _draw(axes: Axes, series: Sequence[Series]) -> None:

@@ -14,6 +14,7 @@ from distill.predictions import Answers
 from distill.predictions import read as read_answers
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
+from distill.safe_text import visible
 from distill.show import journal
 
 TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1/test`, `top1/train` …
@@ -34,7 +35,7 @@ class Record:
     @property
     def name(self) -> str:
         """Of the folder, as a person calls the run."""
-        return self.folder.path.resolve().name
+        return visible(self.folder.path.resolve().name)
 
     @property
     def start(self) -> Start | None:
@@ -59,19 +60,17 @@ class Record:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Empty before the run is finished."""
-        return tuple(self.result.get("class_names", ()))
+        return tuple(map(visible, self.result.get("class_names", ())))
 
     @property
     def asked_recipe(self) -> str | None:
         """The recipe's name as it was asked for."""
-        name: str | None = self._told("recipe")
-        return name
+        return self._named("recipe")
 
     @property
     def network(self) -> str | None:
         """Its name in a table."""
-        name: str | None = self._told("network")
-        return name
+        return self._named("network")
 
     @property
     def parameters(self) -> int | None:
@@ -80,8 +79,7 @@ class Record:
 
     @property
     def device(self) -> str | None:
-        name: str | None = self._told("device")
-        return name
+        return self._named("device")
 
     @property
     def val_images(self) -> int | None:
@@ -101,7 +99,7 @@ class Record:
         runs = self.result["teacher"]["runs"] if self.result else []
         if not self.result and self.start is not None and self.start.teacher:
             runs = self.start.teacher.split(" + ")
-        return [Path(run).name for run in runs]
+        return [visible(Path(run).name) for run in runs]
 
     @property
     def data(self) -> str:
@@ -121,6 +119,11 @@ class Record:
     def is_averaged(self) -> bool:
         """Whether the weights to use are a running mean."""
         return self.recipe.ema is not None
+
+    def _named(self, name: str) -> str | None:
+        """The same of text, on one line."""
+        known: str | None = self._told(name)
+        return None if known is None else visible(known)
 
     def _told(self, name: str) -> Any:
         """What result and head of a run call alike; None where there is neither."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.errors import UserError
+from distill.safe_text import visible
 from distill.show.display import DAY_S, UNKNOWN, grouped, shortened
 from distill.show.runs import Listed
 from distill.statistics import Interval
@@ -93,7 +94,7 @@ def _names(run: Listed, folder: Path) -> tuple[str, str, str]:
     path = Path(run.path)
     name = str(path.relative_to(folder)) if path != folder else path.name
     teachers = " + ".join(Path(teacher).name for teacher in run.teachers)
-    return name, run.recipe or UNKNOWN, teachers or UNKNOWN
+    return visible(name), visible(run.recipe or UNKNOWN), visible(teachers or UNKNOWN)
 
 
 def _figures(run: Listed, now: float) -> tuple[str, ...]:

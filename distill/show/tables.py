@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.recipe import About, Resolved, annotated, dumps
+from distill.safe_text import visible
 from distill.show.display import GAP, UNKNOWN, grouped
 
 BESIDE = {"ingredients": "to be composed with a recipe: kd+cutmix+ema"}
@@ -97,7 +98,7 @@ def fact_lines(values: Mapping[str, Any]) -> Text:
 
 def class_counts(counts: Mapping[str, int]) -> Columns:
     """`airplane 1,012`: how many images were given each class, as many in a line as fit."""
-    pairs = [f"{name} {grouped(n)}" for name, n in counts.items()]
+    pairs = [f"{visible(name)} {grouped(n)}" for name, n in counts.items()]
     return Columns(pairs, padding=(0, len(GAP)), column_first=False)
 
 
@@ -111,4 +112,4 @@ def plain(value: object) -> str:
         return f"{value:.4f}"
     if isinstance(value, list):
         return ", ".join(map(plain, value)) or UNKNOWN
-    return str(value)
+    return visible(str(value))

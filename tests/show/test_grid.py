@@ -1,8 +1,9 @@
 import csv
 import io
 
+from distill.safe_text import latex
 from distill.show.display import percent
-from distill.show.grid import Column, Grid, escaped
+from distill.show.grid import Column, Grid
 
 GRID = Grid(
     "results",
@@ -43,7 +44,7 @@ def test_latex_is_a_tabular_with_rules_and_every_cell_escaped() -> None:
 
 
 def test_what_latex_would_run_is_text() -> None:
-    assert escaped(r"\input{x}~^#") == (
+    assert latex(r"\input{x}~^#") == (
         r"\textbackslash{}input\{x\}\textasciitilde{}\textasciicircum{}\#"
     )
-    assert escaped("two\nlines ± 1") == r"two lines $\pm$ 1"
+    assert latex("two\nlines ± 1") == r"two lines $\pm$ 1"
