@@ -83,8 +83,8 @@ def probabilities(logits: Array, temperature: float = 1.0) -> Floats:
 
 
 def is_right(logits: Array, labels: Array) -> NDArray[np.bool_]:
-    """[N]: whether the largest logit is that of the label."""
-    right: NDArray[np.bool_] = logits.argmax(axis=1) == labels
+    """[N]: whether the largest logit is that of the label; no row with a NaN is right."""
+    right: NDArray[np.bool_] = (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
     return right
 
 
@@ -109,17 +109,19 @@ def nll(logits: Array, labels: Array) -> Floats:
     """[N]: minus the logarithm of the probability of each label, in nats."""
     z = logits.astype(np.float64)
     of_labels = np.take_along_axis(z, labels[:, None], axis=1)[:, 0]
-    values: Floats = np.logaddexp.reduce(z, axis=1) - of_labels
+    with np.errstate(invalid="ignore"):  # a NaN stays one
+        values: Floats = np.logaddexp.reduce(z, axis=1) - of_labels
     return values
 
 
 def divergence(p: Array, q: Array) -> Floats:
     """[N]: KL(softmax(p) || softmax(q)) of logits [N, C], in nats."""
-    ours, theirs = (
-        z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), axis=1, keepdims=True)
-        for z in (p, q)
-    )
-    values: Floats = (np.exp(ours) * (ours - theirs)).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # a NaN stays one
+        ours, theirs = (
+            z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), axis=1, keepdims=True)
+            for z in (p, q)
+        )
+        values: Floats = (np.exp(ours) * (ours - theirs)).sum(axis=1)
     return values
 
 
@@ -164,5 +166,5 @@ def ece_interval(confidence: Array, right: Array) -> Interval:
 
 def _bins(confidence: Array) -> NDArray[np.int64]:
     """Of equal width, open below and closed above: a confidence of one is in the last."""
-    bins: NDArray[np.int64] = np.ceil(confidence * BINS).astype(np.int64) - 1
+    bins: NDArray[np.int64] = np.ceil(np.nan_to_num(confidence) * BINS).astype(np.int64) - 1
     return bins.clip(0, BINS - 1)

@@ -14,6 +14,8 @@ from distill.data.augment import to_float
 from distill.data.loader import share
 from distill.data.sources import ImageSet, Progress
 from distill.engine.metrics import measures
+from distill.errors import UserError
+from distill.run_folder import RunFolder
 
 BATCH = 500  # images a forward: large enough to fill a GPU, small enough for two gigabytes
 
@@ -73,6 +75,15 @@ def logits_and_labels(
         gathered: Tensor = accelerator.gather(nn.functional.pad(answers, (0, 0, 0, padding)))
         answers = rearrange(gathered, "(p n) c -> (n p) c", p=processes)[:n]
     return answers[:, :-1], answers[:, -1].long()
+
+
+def check_finite(logits: Tensor, folder: RunFolder) -> None:
+    """Raises UserError for a run whose network returns NaN or infinity."""
+    if not logits.isfinite().all():
+        raise UserError(
+            f"the network of {folder.path} returns no finite numbers: its weights are damaged or "
+            "its training diverged.\nGive another run."
+        )
 
 
 def measure(

@@ -15,7 +15,13 @@ from distill.data import sources
 from distill.data.sources import ImageSet, Progress
 from distill.engine import build, checkpoint, cost, figures, result
 from distill.engine.calibration import calibrated
-from distill.engine.evaluate import Mirrored, SixViews, logits_and_labels, test_split
+from distill.engine.evaluate import (
+    Mirrored,
+    SixViews,
+    check_finite,
+    logits_and_labels,
+    test_split,
+)
 from distill.engine.robustness import robustness
 from distill.errors import UserError
 from distill.run_folder import RunFolder
@@ -133,6 +139,7 @@ def _asked(folder: RunFolder, source: str, test: ImageSet, accel: Accelerator) -
     _check_classes(folder, source, test)
     net = build.to_device(build.trained(folder), accel.device)
     logits, labels = (each.cpu() for each in logits_and_labels(net, test, accel))
+    check_finite(logits, folder)
     kept = result.read_evaluation(folder, logits)
     return Examined(folder, net, source, test, accel, logits, labels, kept)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.data.images import Progress
-from distill.engine.evaluate import predict, test_split
+from distill.engine.evaluate import check_finite, predict, test_split
 from distill.engine.metrics import measures
 from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder, write_json
@@ -127,11 +127,7 @@ def _report(shipped: Finished, asked: dict[str, Format], new: Path) -> dict[str,
     """Every format written and compared. It goes with the files: no path of this machine."""
     images, what = shipped.compared()
     logits = predict(shipped.net, images, HOST, BATCH)
-    if not logits.isfinite().all():
-        raise UserError(
-            f"the network of {shipped.folder.path} returns no finite numbers: its weights are "
-            "damaged or its training diverged.\nGive another run."
-        )
+    check_finite(logits, shipped.folder)
     described: dict[str, Any] = {}
     for name, format_ in asked.items():
         before = set(new.iterdir())

@@ -19,7 +19,7 @@ from distill import run_folder
 from distill.data import unlabelled
 from distill.data.images import ImageSet, Progress
 from distill.engine import build
-from distill.engine.evaluate import BATCH, logits_and_labels
+from distill.engine.evaluate import BATCH, check_finite, logits_and_labels
 from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder
 from distill.safe_text import csv_cell
@@ -73,11 +73,7 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     images = ImageSet(asked.images, nobody_knows, class_names)
     done = _Count(-(-len(asked.ids) // accel.num_processes), progress)
     logits, _ = logits_and_labels(net, images, accel, between=done)
-    if not logits.isfinite().all():
-        raise UserError(
-            f"the network of {folder.path} returns no finite numbers: its weights are damaged or "
-            "its training diverged.\nGive another run."
-        )
+    check_finite(logits, folder)
     probabilities = logits.cpu().double().softmax(dim=-1).numpy()
     return Predictions(asked.ids, probabilities, class_names, asked.notes)
 

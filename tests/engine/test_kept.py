@@ -132,3 +132,16 @@ def test_other_classes_than_the_runs_are_refused(
     monkeypatch.setattr(RunFolder, "result", lambda _: known)
     with pytest.raises(UserError, match=re.escape("knows the classes cat, dog; synthetic has")):
         kept.measured(keeping)
+
+
+def test_a_full_disk_does_not_cost_the_test_curve(
+    keeping: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping.test_curve.unlink(missing_ok=True)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept, "write_json", full)
+    assert set(kept.measured(keeping)) == {1, 2}
+    assert not keeping.test_curve.exists()
