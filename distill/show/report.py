@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill import addresses
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import Epoch
@@ -184,7 +185,8 @@ def _again(record: Record) -> Iterator[Block]:
         yield Note("There is no environment.json: what it ran on is not known.")
         return
     if known.get("command"):
-        yield Listing(f"python {shlex.join(known['command'])}")
+        # A run of an earlier version may hold a password in it.
+        yield Listing(f"python {shlex.join(map(addresses.shown, known['command']))}")
         yield Note("With another --out: a folder that holds a finished run is left as it is.")
     columns = (Column("what", is_number=False), Column("value", is_number=False))
     yield Table(Grid("environment", "What it ran on", columns, list(_surroundings(known))))

@@ -291,3 +291,9 @@ def test_a_run_without_held_out_images_says_so() -> None:
     assert "Nothing was held out" in words(
         report.page(replace(known, events=tuple(losses)), LAYERS)
     )
+
+
+def test_the_command_of_an_older_run_is_shown_without_its_password():
+    command = ["cli.py", "sweep", "--storage", "postgresql://u:a/s3cret@h/d?sslpassword=s3cret"]
+    text = shown(replace(record("run", 15), environment={"command": command})).text
+    assert "s3cret" not in text and "postgresql://u:***@h/d?sslpassword=***" in text
