@@ -13,11 +13,12 @@ test_curve.json      what the kept epochs gave on training and test images, once
 result.json          the figures; written last, so its presence means "finished"
 """
 
+import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,6 +46,10 @@ HABITS = {
         "retries",
         "retry_lr",
     )
+}
+TESTED = {  # keys of "data" in result.json that say on what a run was tested
+    "test split": "test_fingerprint",
+    "class names": "class_names_fingerprint",
 }
 RUNS = Path("runs")  # where runs lie unless --out says otherwise
 
@@ -175,6 +180,42 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
             + "\n  ".join(changed)
             + "\nGive the same recipe and --set values, or choose another --out."
         )
+
+
+def tested_apart(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In which of TESTED the results differ. One of an earlier version, which lacks the keys,
+    differs from none.
+    """
+    known = {
+        what: {result["data"].get(key) for result in results} - {None}
+        for what, key in TESTED.items()
+    }
+    return [what for what, fingerprints in known.items() if len(fingerprints) > 1]
+
+
+def test_split_unnamed(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A note if some of the results do not name their test split; none if all do."""
+    n = sum(TESTED["test split"] not in result["data"] for result in results)
+    if not n:
+        return []
+    return [
+        f"{n} of {len(results)} results are of an earlier version and have no fingerprint of the "
+        "test split: that all were tested on the same images is not checked."
+    ]
+
+
+def training_fingerprint(recipe: Recipe) -> str:
+    """SHA-256, hex, of what a recipe trains: of the keys that differ from their defaults, without
+    [about], HABITS, and the paths of images and teachers, which have fingerprints of their own.
+
+    A key that a later version adds, at its default, does not change it.
+    """
+    content = recipe.model_dump(mode="json", exclude={"about"}, exclude_defaults=True)
+    for key in (*HABITS, "data.source", "teacher.runs"):
+        table, _, name = key.partition(".")
+        content.get(table, {}).pop(name, None)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def default_path(name: str, runs: Path = RUNS) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from distill import recipe as recipes
 from distill.data import sources
 from distill.data.images import ImageSet
-from distill.engine import build, enlist
+from distill.engine import build, enlist, identity
 from distill.engine.run import Request, run
 from distill.engine.teach import Frozen
 from distill.engine.training import Training
@@ -61,8 +61,8 @@ def prepared(
     teacher = teacher or enlist.teacher(resolved, images, split)
     accelerator = build.accelerator(resolved)
     nowhere = RunFolder(Path("unused"))
-    identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(resolved)}
-    return build.training(resolved, role, split, teacher, nowhere, accelerator, identity)
+    known = identity.identity(resolved, images, enlist.fingerprints(resolved))
+    return build.training(resolved, role, split, teacher, nowhere, accelerator, known)
 
 
 @cache

@@ -1,6 +1,7 @@
 """Images in memory and the digests that tell one set of them from another."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -41,6 +42,26 @@ class ImageSet:
     def fingerprint(self) -> str:
         """sha256 in hex over the sorted digests: the same in every order and container."""
         return sha256(b"".join(sorted(self.digests))).hexdigest()
+
+    @property
+    def class_names_fingerprint(self) -> str:
+        """sha256 in hex of the class names in the order of their labels."""
+        return fingerprint_of_names(self.class_names)
+
+
+def fingerprint_of_names(class_names: Sequence[str]) -> str:
+    """sha256 in hex of class names, as JSON: no two lists of names are written alike."""
+    return sha256(json.dumps(list(class_names)).encode()).hexdigest()
+
+
+def n_in_both(test: ImageSet, train: ImageSet) -> int:
+    """How many test images are training images, pixel by pixel, whatever their labels.
+
+    Costs a copy of the test images in memory, and a look at each training image.
+    """
+    known = set(_rows(test.images))
+    shared = {row for row in _rows(train.images) if row in known}
+    return sum(row in shared for row in _rows(test.images)) if shared else 0
 
 
 def _rows(images: NDArray[np.uint8]) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from distill.data import batches, folders, procedural
 from distill.data.batches import Batches, Layout
 from distill.data.cache import cache_folder
 from distill.data.folders import Folders
-from distill.data.images import ImageSet, Progress, Split, subset
+from distill.data.images import ImageSet, Progress, Split, n_in_both, subset
 from distill.errors import UserError
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "info",
     "load",
+    "n_in_both",
     "subset",
 ]
 
@@ -82,7 +83,8 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
 
     `faults` says why a split that is missing or damaged is not described. `genuine` names the
     published split that each one is, image by image and in any order, and a class that has another
-    name than the published one; "no" where none is known; `is_genuine` whether both are published
+    name than the published one; "no" where none is known; `test_images_in_train` counts the test
+    images that are training images too, pixel by pixel; `is_genuine` whether both are published
     splits under the published names, or under numbers that are the labels.
     Raises UserError where neither split can be read.
     """
@@ -99,6 +101,8 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
     for split, images in splits.items():
         facts[f"{split}_images"] = len(images.labels)
         facts[f"{split}_fingerprint"] = images.fingerprint
+    if len(splits) == len(SPLITS):
+        facts["test_images_in_train"] = n_in_both(splits["test"], splits["train"])
     class_names = next(iter(splits.values())).class_names
     facts |= {"classes": len(class_names), "class_names": list(class_names)}
     facts["genuine"] = _genuine(splits)

@@ -76,6 +76,8 @@ def seeds(
             resume, go_on = each.folder.is_run, "To go on, type the same command again"
             finish(each.role, taught, each.folder, resume, [], go_on)
     said = study.summary(planned)
+    for note in said.get("notes", []):
+        typer.echo(f"note: {note}", err=True)
     if as_json:
         echo_json(said)
     else:

@@ -28,6 +28,7 @@ from distill.engine import checkpoint, inference, norms, optim
 from distill.engine.allocator import keep_freed_memory
 from distill.engine.consensus import TIMEOUT, Consensus
 from distill.engine.divergence import Watch
+from distill.engine.identity import CACHED
 from distill.engine.pointwise import subsample_first
 from distill.engine.reuse import reuse_classifier
 from distill.engine.small_maps import multiply_small_maps
@@ -517,7 +518,8 @@ def training(
     if frozen is not None:
         live = live_teacher(recipe, frozen, batches, accel)
     check_sides(recipe, student, live, accel)
-    depends = identity | {"part": split.train.fingerprint, "precision": accel.mixed_precision}
+    depends = {name: value for name, value in identity.items() if name in CACHED}
+    depends |= {"part": split.train.fingerprint, "precision": accel.mixed_precision}
     with accel.autocast():  # the teacher's kernels may be in its type
         teacher_shapes = shapes(live.networks[0].tapped, batches.size) if live else {}
     criterion = objective(

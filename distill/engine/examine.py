@@ -19,6 +19,7 @@ from distill.engine.evaluate import (
     Mirrored,
     SixViews,
     check_finite,
+    check_tested,
     logits_and_labels,
     test_split,
 )
@@ -131,6 +132,9 @@ def _opened(folder: RunFolder, source: str | None, progress: Progress | None) ->
     wanted = source or _own_source(folder)
     with accel.main_process_first():  # one process decodes, the others find the cache
         test = test_split(wanted, progress=progress)
+    if source is None:
+        _check_classes(folder, wanted, test)
+        check_tested(folder, test, wanted)
     return _asked(folder, wanted, test, accel)
 
 

@@ -13,7 +13,7 @@ from distill import recipe as recipes
 from distill.data import sources
 from distill.data.sources import ImageSet, Progress
 from distill.engine import build, checkpoint
-from distill.engine.evaluate import measure, test_split
+from distill.engine.evaluate import check_tested, measure, test_split
 from distill.engine.training import Training
 from distill.errors import UserError
 from distill.events import MEASURES, Split, measure_name
@@ -125,6 +125,7 @@ def _splits(
             f"{recipe.data.source} has {', '.join(test.class_names)} now.\n"
             "Bring the former images back."
         )
+    check_tested(folder, test, recipe.data.source)
     images = sources.load(recipe.data.source, "train", progress=progress)
     chosen, _ = build.parts(recipe, images)
     return {"train": sources.subset(images, chosen[:TRAIN_IMAGES]), "test": test}

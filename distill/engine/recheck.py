@@ -10,7 +10,7 @@ from distill import recipe as recipes
 from distill.data import sources
 from distill.data.loader import View
 from distill.data.pipeline import Calendar
-from distill.engine import build, enlist, store
+from distill.engine import build, enlist, identity, store
 from distill.engine.store import Stock
 from distill.engine.stored import Stored, same
 from distill.engine.teach import Taught
@@ -80,10 +80,10 @@ def _rebuilt(stock: Stock) -> Stored:
         accel = build.accelerator(recipe)
     except ValueError as fault:  # accelerate has one precision a process
         raise UserError("another stock of another precision came first; verify it alone") from fault
-    identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(recipe)}
+    known_by = identity.identity(recipe, images, enlist.fingerprints(recipe))
     nowhere = RunFolder(Path("unused"))
     role: Role = "student" if recipe.student else "teacher"
-    run = build.training(recipe, role, split, teacher, nowhere, accel, identity)
+    run = build.training(recipe, role, split, teacher, nowhere, accel, known_by)
     stored = run.teach.source if isinstance(run.teach, Taught) else None
     if not isinstance(stored, Stored):
         raise UserError("its recipe stores no answers")

@@ -6,7 +6,7 @@ from typing import Any
 from distill import recipe as recipes
 from distill.data import sources
 from distill.data.sources import Progress
-from distill.engine import build, checkpoint, enlist, saving, train
+from distill.engine import build, checkpoint, enlist, identity, saving, train
 from distill.engine.checkpoint import Damaged
 from distill.engine.training import Training
 from distill.errors import UserError
@@ -39,8 +39,8 @@ def replay(folder: RunFolder, step: int, *, progress: Progress | None = None) ->
     teacher = enlist.teacher(recipe, images, split)
     if teacher is not None:
         build.to_device(teacher, accel.device)
-    identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(recipe)}
-    run = build.training(recipe, known["role"], split, teacher, folder, accel, identity)
+    known_by = identity.identity(recipe, images, enlist.fingerprints(recipe))
+    run = build.training(recipe, known["role"], split, teacher, folder, accel, known_by)
     saving.check_identity(run, known)
     build.lasting(run, recipe, known["total_steps"])
     _go_before(run, step)

@@ -26,7 +26,8 @@ def write_result(
 ) -> None:
     """result.json, the last file of a run: its presence says that the run is finished.
 
-    `data`: fingerprint and class names; `teachers`: the fingerprint of their weights.
+    `data`: `fingerprint` and `class_names` of the train split, `test_fingerprint`, `test_images`
+    and `class_names_fingerprint`; `teachers`: the fingerprint of their weights.
     """
     result = {
         "role": start.role,
@@ -38,6 +39,9 @@ def write_result(
         "data": {
             "source": start.data,
             "fingerprint": data["fingerprint"],
+            "test_fingerprint": data["test_fingerprint"],
+            "test_images": data["test_images"],
+            "class_names_fingerprint": data["class_names_fingerprint"],
             "train_images": start.train_images,
             "val_images": start.val_images,
         },

@@ -25,6 +25,7 @@ from distill.engine import (
     checkpoint,
     enlist,
     environment,
+    identity,
     memory,
     pace,
     result,
@@ -34,7 +35,14 @@ from distill.engine import (
 )
 from distill.engine.build import Division
 from distill.engine.cost import n_parameters
-from distill.engine.evaluate import logits_and_labels, measure, test_split
+from distill.engine.evaluate import (
+    SplitIdentity,
+    check_test,
+    identify_test,
+    logits_and_labels,
+    measure,
+    test_split,
+)
 from distill.engine.metrics import measures
 from distill.engine.saving import Resumed
 from distill.engine.stop import Stop
@@ -72,6 +80,7 @@ class Run:
     split: Division
     teacher: Frozen | None
     training: Training
+    test: SplitIdentity  # compared once the run has trained
     notes: tuple[str, ...]  # on how long and how it trains
 
 
@@ -138,6 +147,7 @@ def _prepare(
     sources.check(source)  # a missing test split is known now, not after the last epoch
     with accel.main_process_first():  # one process decodes, the others find the cache
         images = sources.load(source, "train", progress=progress)
+        test = identify_test(source, images, progress=progress)
     split = build.divide(request.recipe, images)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
@@ -148,8 +158,8 @@ def _prepare(
     teacher = enlist.teacher(recipe, images, split)
     if teacher is not None:
         build.to_device(teacher, accel.device)
-    identity = {"data": images.fingerprint, "teacher": enlist.fingerprints(recipe)}
-    training = build.training(recipe, request.role, split, teacher, folder, accel, identity)
+    known = identity.identity(recipe, images, enlist.fingerprints(recipe), test)
+    training = build.training(recipe, request.role, split, teacher, folder, accel, known)
     training.stop = request.stop
     resumed = saving.resume(training) if request.resume else Resumed({}, ())
     lost = earlier is not None and not resumed.progress
@@ -165,7 +175,7 @@ def _prepare(
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
         described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
         run_folder.write_json(folder.environment, described)
-    return Run(request, split, teacher, training, notes)
+    return Run(request, split, teacher, training, test, notes)
 
 
 def _last(training: Training, recipe: Recipe, decided: dict[str, Any]) -> tuple[str, ...]:
@@ -231,9 +241,19 @@ def _head(ready: Run, killed: Holder | None) -> Start:
             *_resolution(training),
             *_drawn(training, recipe),
             *_stored(training),
+            *_shared(ready.test),
             *_notes(recipe, split, accel, teacher_top1),
         ),
     )
+
+
+def _shared(test: SplitIdentity) -> Iterator[str]:
+    """How many test images are training images."""
+    if test.n_in_train:
+        yield (
+            f"{test.n_in_train:,} of the {test.n_images:,} test images are in the train split too, "
+            "pixel by pixel: the test accuracy is not of unseen images alone"
+        )
 
 
 def _drawn(training: Training, recipe: Recipe) -> Iterator[str]:
@@ -378,6 +398,7 @@ def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
     build.to_device(net, accel.device)
     with accel.main_process_first():
         test = test_split(request.recipe.data.source, progress=progress)
+    check_test(test, ready.test)
     logits, labels = logits_and_labels(net, test, accel)
     tested = {measure_name(name, "test"): value for name, value in measures(logits, labels).items()}
     teacher = ready.teacher
@@ -396,8 +417,15 @@ def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
 def _leave_result(ready: Run, start: Start, end: End) -> None:
     """The run's last file. Once it is there, what the run would be resumed from is not needed."""
     split, folder = ready.split, ready.training.folder
-    data = {"fingerprint": split.fingerprint, "class_names": list(split.train.class_names)}
-    teachers = ready.training.identity["teacher"]
+    known = ready.training.identity
+    data = {
+        "fingerprint": split.fingerprint,
+        "class_names": list(split.train.class_names),
+        "test_fingerprint": known["test"],
+        "test_images": ready.test.n_images,
+        "class_names_fingerprint": known["class_names"],
+    }
+    teachers = known["teacher"]
     result.write_result(folder, ready.request.recipe, start, end, data, teachers)
 
 

@@ -1,6 +1,7 @@
 """Where a run stands, to disk and back."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +9,12 @@ from accelerate.utils import broadcast_object_list
 
 from distill.engine import checkpoint, kept
 from distill.engine.checkpoint import Damaged
+from distill.engine.identity import CALLED
 from distill.engine.training import Best, Training
 from distill.errors import UserError
 from distill.run_folder import RunFolder
+
+ALWAYS = ("data", "teacher")  # the fingerprints that every checkpoint has
 
 
 def save(run: Training) -> None:
@@ -95,7 +99,19 @@ def resume(run: Training) -> Resumed:
     if damaged:
         _put_aside(run)
     went = f"gone on from the one before, after step {run.step:,}"
-    return Resumed(progress, tuple(f"{fault}: {went}" for fault in damaged))
+    notes = [f"{fault}: {went}" for fault in damaged]
+    return Resumed(progress, (*notes, *_unnamed(run, progress)))
+
+
+def _unnamed(run: Training, progress: dict[str, Any]) -> Iterator[str]:
+    """The fingerprints that a checkpoint of an earlier version lacks."""
+    lacking = [CALLED[name] for name in run.identity if name not in progress]
+    if lacking:
+        names = " and ".join(reversed(lacking))
+        yield (
+            f"the checkpoint is of an earlier version: it does not name its {names}, which is "
+            "therefore not compared with today's"
+        )
 
 
 def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
@@ -138,8 +154,15 @@ def restore(run: Training, tensors: dict[str, Any], progress: dict[str, Any]) ->
 
 
 def check_identity(run: Training, progress: dict[str, Any]) -> None:
-    """Raises UserError where the checkpoint is of other data or another teacher."""
-    changed = [name for name, value in run.identity.items() if progress.get(name) != value]
+    """Raises UserError if the checkpoint is of other data, another teacher, test split or recipe.
+
+    A checkpoint of an earlier version lacks some of these fingerprints: they are not compared.
+    """
+    changed = [
+        CALLED[name]
+        for name, value in run.identity.items()
+        if progress.get(name, None if name in ALWAYS else value) != value
+    ]
     if changed:
         raise UserError(
             f"{run.folder.path} cannot be resumed: its {' and '.join(changed)} changed since "

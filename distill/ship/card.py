@@ -164,9 +164,12 @@ def _spread(finished: Finished) -> str:
 def _siblings(finished: Finished) -> dict[Path, float]:
     """The accuracies of the finished runs beside this one that are it but for the seeds."""
     ours, found = _but_for_seeds(finished.folder), {}
+    result = finished.folder.result()
     for other in run_folder.runs_in(finished.folder.path.parent):
         with suppress(UserError, ValueError, KeyError):
-            if other.path != finished.folder.path and _but_for_seeds(other) == ours:
+            if other.path == finished.folder.path or _but_for_seeds(other) != ours:
+                continue
+            if not run_folder.tested_apart([result, other.result()]):
                 metrics = other.result()["metrics"]
                 found[other.path] = float(metrics[measure_name("top1", "test")])
     return found

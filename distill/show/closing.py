@@ -6,7 +6,7 @@ from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import Recipe
-from distill.run_folder import RunFolder, runs_in
+from distill.run_folder import RunFolder, runs_in, tested_apart
 from distill.show.display import Row
 
 
@@ -34,12 +34,15 @@ def student_alone(run: RunFolder) -> RunFolder | None:
 
     Data is compared by its images, not by the path they were read from.
     """
-    ours = "student", run.result()["data"]["fingerprint"]
+    result = run.result()
+    ours = "student", result["data"]["fingerprint"]
     wanted = _comparable(recipes.control(recipes.read(run.recipe)))
     for other in runs_in(run.path.parent):
         try:
-            result = other.result()
-            theirs = result["role"], result["data"]["fingerprint"]
+            known = other.result()
+            theirs = known["role"], known["data"]["fingerprint"]
+            if tested_apart([result, known]):
+                continue
             if theirs == ours and _comparable(recipes.read(other.recipe)) == wanted:
                 return other
         except (UserError, ValueError, KeyError):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import predictions
+from distill import predictions, run_folder
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import measure_name
@@ -143,10 +143,13 @@ def _answers(run: RunFolder) -> Answers:
 
 
 def _check_same_images(a: RunFolder, b: RunFolder, ours: Answers, theirs: Answers) -> None:
-    """Labels and class names say whether both were asked the same; they hold no images."""
+    """The fingerprints of the test split, labels and class names say whether both were tested on
+    the same images.
+    """
     advice = "Two runs are compared on the same test split; choose two of one data source."
     names = [run.result()["class_names"] for run in (a, b)]
     found = ""
+    apart = run_folder.tested_apart([a.result(), b.result()])
     if names[0] != names[1]:
         found = "other classes: " + " / ".join(", ".join(each) for each in names)
     elif len(ours.labels) != len(theirs.labels):
@@ -154,6 +157,8 @@ def _check_same_images(a: RunFolder, b: RunFolder, ours: Answers, theirs: Answer
     elif (ours.labels != theirs.labels).any():
         k = int((ours.labels != theirs.labels).sum())
         found = f"other labels, {k:,} of {len(ours.labels):,}, or the same in another order"
+    elif apart:
+        found = f"other images: their {' and '.join(apart)} differ"
     if found:
         raise UserError(f"{a.path} and {b.path} were measured on {found}.\n{advice}")
 
@@ -214,10 +219,16 @@ def _says(sides: tuple[Side, Side], n: int, interval: Interval, p: float) -> Ite
 
 
 def _doubts(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """The answers hold labels and no images."""
-    ours, theirs = (run.result()["data"]["fingerprint"] for run in (a, b))
-    if ours != theirs:
+    """What the results do not say of the images."""
+    results = [run.result() for run in (a, b)]
+    unnamed = run_folder.test_split_unnamed(results)
+    yield from unnamed
+    if results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]:
+        return
+    if unnamed:
         yield (
             "Their training images differ, and so perhaps those they were tested on: only the "
             "labels of these are known to be the same."
         )
+    else:
+        yield "Their training images differ; those they were tested on are the same."

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from distill import recipe as recipes
+from distill import run_folder
 from distill.run_folder import RunFolder
 from distill.show import page as pages
 from distill.show import plots
@@ -75,6 +76,13 @@ def _notes(records: Sequence[Record], found: Sequence[Group]) -> Iterator[str]:
     images = {record.result["data"]["fingerprint"] for record in records if record.is_finished}
     if len(images) > 1:
         yield "These runs were trained on different images: their figures are not to be compared."
+    results = [record.result for record in records if record.is_finished]
+    if apart := run_folder.tested_apart(results):
+        yield (
+            f"These runs differ in their {' and '.join(apart)}: their test figures are not to be "
+            "compared."
+        )
+    yield from run_folder.test_split_unnamed(results)
     if any(record.test_curve for record in records):
         yield "The test curves were drawn after the runs by kept weights; they chose nothing."
 

@@ -57,9 +57,15 @@ class Verdict:
 
 def groups(records: Sequence[Record]) -> list[Group]:
     """The runs by what they are beside their seeds, in the order in which they were given."""
-    kinds: dict[str, list[Record]] = {}
+    kinds: dict[tuple[str, str], list[Record]] = {}
+    tested: dict[str, list[str]] = {}  # the test splits of each kind, the first one first
     for record in records:
-        kinds.setdefault(_kind(record), []).append(record)
+        tested.setdefault(_kind(record), []).extend(filter(None, [record.test]))
+    for record in records:
+        kind = _kind(record)
+        # A run that does not name its test split is taken to have that of the others.
+        test = record.test or next(iter(tested[kind]), "")
+        kinds.setdefault((kind, test), []).append(record)
     named = _names(list(kinds.values()))
     return [_group(name, kind) for name, kind in zip(named, kinds.values(), strict=True)]
 
@@ -93,6 +99,8 @@ def verdict(a: Group, b: Group) -> Verdict:
         if (theirs := b.by_seeds.get(seeds)) is not None
         if ours.is_finished and theirs.is_finished
     ]
+    if len({record.test for pair in common for record in pair} - {""}) > 1:
+        return Verdict(a.name, b.name, "they were tested on other images")
     if len(common) > 1:
         sides = (Group(a.name, ours).tested for ours in zip(*common, strict=True))
         known, p = statistics.paired(*sides)
@@ -111,7 +119,8 @@ def _between_two(a: Group, b: Group, common: Sequence[tuple[Record, Record]]) ->
     ours, theirs = one.answers, other.answers
     if ours is None or theirs is None:
         return Verdict(a.name, b.name, "the predictions of one are not there")
-    if not np.array_equal(ours.labels, theirs.labels):
+    is_known = one.test and other.test
+    if (is_known and one.test != other.test) or not np.array_equal(ours.labels, theirs.labels):
         return Verdict(a.name, b.name, "they were tested on other images")
     pairs = statistics.discordant(ours.right, theirs.right)
     how = (
@@ -123,7 +132,7 @@ def _between_two(a: Group, b: Group, common: Sequence[tuple[Record, Record]]) ->
 
 
 def _kind(record: Record) -> str:
-    """What the runs of a group have in common."""
+    """What the runs of a group have in common, beside the test split."""
     return f"{recipes.fingerprint(alike(record))} {record.data} {record.role}"
 
 

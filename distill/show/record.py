@@ -111,6 +111,15 @@ class Record:
         return self.recipe.data.source
 
     @property
+    def test(self) -> str:
+        """The fingerprint of its test split; empty if an earlier version wrote the run."""
+        if self.result:
+            return str(self.result["data"].get("test_fingerprint", ""))
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads((self.folder.last / "progress.json").read_text())["test"])
+        return ""
+
+    @property
     def seeds(self) -> tuple[int, int]:
         """`train.seed` and `data.seed`."""
         return self.recipe.train.seed, self.recipe.data.seed

@@ -81,8 +81,9 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
 
     Keys: `top1` (`n`, `mean`, `std`, `interval`: see statistics.Spread), `runs` (a line each), and
     where there are controls `control` (like `top1`), `difference` (the same of run - control, seed
-    by seed) and `p` of "no difference". Raises UserError where a run is not finished, or where they
-    are not of the same images and teacher.
+    by seed) and `p` of "no difference"; `notes` if some do not name their test split. Raises
+    UserError where a run is not finished, or where they are not of the same images, test split,
+    class names and teacher.
     """
     _check_alike(planned)
     ours, controls = (
@@ -101,6 +102,8 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
             "difference": asdict(difference),
             "p": p,
         }
+    notes = run_folder.test_split_unnamed([each.folder.result() for each in planned])
+    said |= {"notes": notes} if notes else {}
     said["runs"] = [
         {"run": str(each.folder.path), "seed": each.seed, "top1": _top1(each.folder)}
         | ({"is_control": True} if each.is_control else {})
@@ -110,15 +113,16 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
 
 
 def _check_alike(planned: Sequence[Planned]) -> None:
-    """One data set for all, one teacher for those that have one."""
+    """One data set and test split for all, one teacher for those that have one."""
     results = [each.folder.result() for each in planned]
-    for what in ("data", "teacher"):
-        known = {result[what]["fingerprint"] for result in results} - {""}
-        if len(known) > 1:
-            raise UserError(
-                f"the runs in {planned[0].folder.path.parent} differ in their {what}: they say "
-                "nothing together.\nBegin anew in another --out."
-            )
+    known = {what: {r[what]["fingerprint"] for r in results} - {""} for what in ("data", "teacher")}
+    apart = [what for what, fingerprints in known.items() if len(fingerprints) > 1]
+    apart += run_folder.tested_apart(results)
+    if apart:
+        raise UserError(
+            f"the runs in {planned[0].folder.path.parent} differ in their {' and '.join(apart)}: "
+            "they say nothing together.\nBegin anew in another --out."
+        )
 
 
 def _top1(run: RunFolder) -> float:

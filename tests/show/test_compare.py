@@ -36,7 +36,8 @@ def finished(
     np.savez(run.evaluation, logits=logits, labels=np.array(labels))
     result = {
         "role": "student", "recipe": "tiny", "network": "ResNet [1] 8", "parameters": 1234,
-        "class_names": ["cat", "dog", "eel"], "data": {"fingerprint": "f00d"},
+        "class_names": ["cat", "dog", "eel"],
+        "data": {"fingerprint": "f00d", "test_fingerprint": "7e57"},
         "metrics": {"top1/test": 0.5, "top1/val": 0.6, "ece/test": 0.1},
         "elapsed_s": 61.0, "weights": path.name,
     }  # fmt: skip
@@ -118,8 +119,23 @@ def test_the_same_weights_and_other_images(tmp_path: Path) -> None:
     assert compare(a.path, again.path).says == (
         "Both hold the same weights: there is nothing to compare."
     )
+    elsewhere = {"fingerprint": "beef", "test_fingerprint": "7e57"}
+    other = finished(tmp_path / "c", ANSWERS_B, data=elsewhere)
+    said = compare(a.path, other.path).says
+    assert said.endswith("Their training images differ; those they were tested on are the same.")
+
+
+def test_results_of_an_earlier_version_are_compared_with_a_note(tmp_path: Path) -> None:
+    a = finished(tmp_path / "a", ANSWERS_A)
+    b = finished(tmp_path / "b", ANSWERS_B, data={"fingerprint": "f00d"})
+    it = compare(a.path, b.path)
+    assert it.n == 8
+    assert it.says.endswith(
+        "1 of 2 results are of an earlier version and have no fingerprint of the test split: that "
+        "all were tested on the same images is not checked."
+    )
     other = finished(tmp_path / "c", ANSWERS_B, data={"fingerprint": "beef"})
-    assert "Their training images differ" in compare(a.path, other.path).says
+    assert "Their training images differ, and so perhaps" in compare(a.path, other.path).says
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -151,6 +167,14 @@ def test_other_images_are_refused(tmp_path: Path, changes: dict, found: str) -> 
     a = finished(tmp_path / "a", ANSWERS_A)
     b = finished(tmp_path / "b", ANSWERS_B, **changes)
     with pytest.raises(UserError, match=found):
+        compare(a.path, b.path)
+
+
+def test_another_test_split_of_the_same_labels_is_refused(tmp_path: Path) -> None:
+    a = finished(tmp_path / "a", ANSWERS_A)
+    replaced = {"fingerprint": "f00d", "test_fingerprint": "0dd"}
+    b = finished(tmp_path / "b", ANSWERS_B, data=replaced)
+    with pytest.raises(UserError, match="measured on other images: their test split differ"):
         compare(a.path, b.path)
 
 

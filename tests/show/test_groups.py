@@ -90,6 +90,22 @@ def test_what_cannot_be_compared_is_said(b: Record, why: str) -> None:
     assert why in found.how and found.p is None and found.difference is None
 
 
+def on(known: Record, test: str) -> Record:
+    """The record with the fingerprint of a test split."""
+    data = known.result["data"] | {"test_fingerprint": test}
+    return replace(known, result={**known.result, "data": data})
+
+
+def test_seeds_of_different_test_splits_are_no_group() -> None:
+    a, b = record("kd-0", 15, "train.seed=0"), record("kd-1", 16, "train.seed=1")
+    assert len(groups([on(a, "x"), on(b, "x")])) == len(groups([on(a, "x"), b])) == 1
+    one, other = groups([on(a, "x"), on(b, "y")])
+    assert (one.tested, other.tested) == ([0.75], [0.8])
+    alone = record("alone-0", 12, *ALONE, "train.seed=0")
+    one, other = groups([on(a, "x"), on(alone, "y")])
+    assert verdict(one, other).how == "they were tested on other images"
+
+
 def test_groups_without_a_common_seed_are_not_paired() -> None:
     a, b = seeded("kd", [15, 16]), [record("b", 9, *ALONE, "train.seed=7")]
     one, other = groups([*a, *b])

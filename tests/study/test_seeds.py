@@ -38,14 +38,16 @@ def test_one_seed_is_no_study(tmp_path: Path) -> None:
         seeds.plan(recipes.load("kd"), [0], tmp_path, controls=True)
 
 
-def finished(planned: list[Planned], top1: list[float], data: str = "d") -> list[Planned]:
+def finished(
+    planned: list[Planned], top1: list[float], data: str = "d", **tested: str
+) -> list[Planned]:
     """Their results, without the runs."""
     for each, value in zip(planned, top1, strict=True):
         each.folder.path.mkdir(parents=True, exist_ok=True)
         teacher = "" if each.is_control else "t"
         result = {
             "network": "ResNet", "parameters": 7, "metrics": {"top1/test": value},
-            "data": {"fingerprint": data}, "teacher": {"fingerprint": teacher},
+            "data": {"fingerprint": data} | tested, "teacher": {"fingerprint": teacher},
         }  # fmt: skip
         each.folder.result_file.write_text(json.dumps(result))
     return planned
@@ -69,6 +71,28 @@ def test_runs_of_other_images_say_nothing_together(tmp_path: Path) -> None:
     finished(planned[1:], [0.7], data="other")
     with pytest.raises(UserError, match="differ in their data: they say nothing together"):
         seeds.summary(planned)
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("test_fingerprint", "test split"), ("class_names_fingerprint", "class names")],
+)
+def test_runs_of_other_test_splits_are_not_averaged(tmp_path: Path, key: str, what: str) -> None:
+    planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    finished(planned[:1], [0.7], **{key: "a"})
+    finished(planned[1:], [0.7], **{key: "b"})
+    with pytest.raises(UserError, match=f"differ in their {what}: they say nothing together"):
+        seeds.summary(planned)
+
+
+def test_runs_of_an_earlier_version_are_averaged_with_a_note(tmp_path: Path) -> None:
+    planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    finished(planned[:1], [0.7], test_fingerprint="a")
+    finished(planned[1:], [0.8])
+    [note] = seeds.summary(planned)["notes"]
+    assert "1 of 2 results are of an earlier version" in note
+    finished(planned[1:], [0.8], test_fingerprint="a")
+    assert "notes" not in seeds.summary(planned)
 
 
 def test_a_recipe_without_a_student_is_a_teacher_s(tmp_path: Path) -> None:
