@@ -1,7 +1,7 @@
 """The verbs that ask over many runs: seeds, sweep, search."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from distill.door.voice import echo, echo_json, of_system, stdout
 from distill.errors import Failure, UserError
 
 if TYPE_CHECKING:
-    from distill.recipe import Recipe, Resolved
+    from distill.recipe import Resolved
     from distill.run_folder import Role, RunFolder
     from distill.study.storage import Storage
     from distill.study.sweep import Reader, Say, Train
@@ -111,10 +111,14 @@ def sweep(
     planned = sweep_file.load(file, settings(data, set_, teacher), trials)
     place = out or run_folder.RUNS / f"sweep-{planned.name}"
     heartbeat_s = planned.file.study.heartbeat_s
-    with _worker(place, storage, heartbeat_s, planned.base.recipe) as (opened, train, say):
+    base = planned.base.recipe
+    with _worker(place, storage, heartbeat_s) as (opened, train, say):
+        from distill.engine import enlist
+        from distill.study.sweep import variants
         from distill.study.sweep_summary import carried_out
 
-        said = carried_out(planned, opened, place, train, say)
+        inputs = enlist.check(base, variants(planned))
+        said = carried_out(planned, opened(), place, train, say, inputs)
     _show_sweep(said, place, as_json)
 
 
@@ -163,7 +167,8 @@ def search(
     name = name or f"search-{resolved.name}"
     place = out or run_folder.RUNS / name
     depths = numbers("--stages", stages), numbers("--blocks", blocks, 0 if asymmetric else 1)
-    with _worker(place, storage, HEARTBEAT_S, resolved.recipe) as (opened, train, say):
+    with _worker(place, storage, HEARTBEAT_S) as (opened, train, say):
+        from distill.engine import enlist
         from distill.study import search as room
 
         designs, too_many = room.legal(
@@ -172,18 +177,19 @@ def search(
         asked = room.Search(
             recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta, name
         )
-        said = room.search(asked, opened, place, train, say)
+        inputs = enlist.check(resolved.recipe)
+        said = room.search(asked, opened(), place, train, say, inputs)
     _show_sweep(said, place, as_json)
 
 
 @contextmanager
 def _worker(
-    place: Path, url: str | None, heartbeat_s: int, recipe: "Recipe"
-) -> Iterator[tuple["Storage", "Train", "Say"]]:
+    place: Path, url: str | None, heartbeat_s: int
+) -> Iterator[tuple[Callable[[], "Storage"], "Train", "Say"]]:
     """What a worker of a sweep needs: the storage, how a run is trained, where to say what.
 
-    Images and teacher of the recipe are looked at before anything is written. What ends the worker
-    early is one message and an exit code.
+    The storage is opened by a call, for images and teachers are to be read before. What ends the
+    worker early is one message and an exit code.
     """
     from distill import run_folder
     from distill.engine.stop import Stop
@@ -193,7 +199,6 @@ def _worker(
     run_folder.check_writable(place, "the place of a sweep")
     stop = Stop()
     with stop.listening(), _said_when_left(place):
-        from distill.engine import enlist
         from distill.engine.run import Request, processes
 
         try:
@@ -217,8 +222,10 @@ def _worker(
                 raise Failure(f"{fault}\n{GO_ON}") from fault
 
         with processes():
-            enlist.check(recipe)
-            opened = Storage(url_of(url, place), heartbeat_s)
+
+            def opened() -> Storage:
+                return Storage(url_of(url, place), heartbeat_s)
+
             yield opened, train, partial(echo, err=True)
 
 

@@ -1,6 +1,6 @@
 """Which finished runs teach: those named, those of a resumed run, or the newest; who may not."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from distill import recipe as recipes
@@ -8,11 +8,13 @@ from distill.data import sources
 from distill.data.sources import ImageSet
 from distill.engine import build, checkpoint
 from distill.engine.build import Division
+from distill.engine.evaluate import identify_test
+from distill.engine.identity import identity
 from distill.engine.teach import Frozen
 from distill.errors import UserError
 from distill.faults import shown
 from distill.recipe import Recipe
-from distill.run_folder import RunFolder, opened, runs_in
+from distill.run_folder import RunFolder, finished, opened, runs_in
 from distill.schema import Teacher
 
 RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
@@ -126,14 +128,28 @@ def _miscounted(recipe: Recipe, n: int) -> Iterator[str]:
         )
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str, str]:
     """That the images can be read and the teachers, where some are named, may teach on them.
 
-    Raises UserError as a run would, later. Costs reading both.
+    Returns the fingerprints of train split, test split, class names and teachers by name (see
+    `identity`); with `variants`, which have other images or teachers, those of each are joined.
+    Raises UserError as a run would, later. Costs reading both splits and the teachers.
     """
     sources.check(recipe.data.source)
     images = sources.load(recipe.data.source, "train")
     teacher(recipe, images, build.divide(recipe, images))
+    known = [_inputs(recipe, images)]
+    known += [_inputs(each, sources.load(each.data.source, "train")) for each in variants]
+    return {name: " + ".join(dict.fromkeys(each[name] for each in known)) for name in known[0]}
+
+
+def _inputs(recipe: Recipe, images: ImageSet) -> dict[str, str]:
+    """The fingerprints of a recipe's images and teachers."""
+    test = identify_test(recipe.data.source, images)
+    for run in named(recipe):
+        finished(run.path)
+    known = identity(recipe, images, fingerprints(recipe), test)
+    return {name: value for name, value in known.items() if name != "recipe"}
 
 
 def fingerprints(recipe: Recipe) -> str:

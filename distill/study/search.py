@@ -7,7 +7,7 @@ schedule, whose learning rate falls to its end. To go on with the runs of the ru
 less than 1 / eta of the work, and only where the schedule does not depend on the length.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -102,7 +102,14 @@ def legal(
     return kept, too_many
 
 
-def search(asked: Search, storage: Storage, place: Path, train: Train, say: Say) -> dict[str, Any]:
+def search(
+    asked: Search,
+    storage: Storage,
+    place: Path,
+    train: Train,
+    say: Say,
+    inputs: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Rung by rung, each with all workers; what the last one found.
 
     Its summary (see `sweep_summary.summary`) under the search's own name, and `rungs`: of each
@@ -115,7 +122,7 @@ def search(asked: Search, storage: Storage, place: Path, train: Train, say: Say)
         which = f"rung {number + 1} of {asked.n_rungs}"
         say(f"{which}: {counted(len(left), 'design')}, {counted(epochs, 'epoch')} each, anew")
         where = place / f"rung-{number + 1}"
-        said = carried_out(asked.rung(number, left), storage, where, train, say)
+        said = carried_out(asked.rung(number, left), storage, where, train, say, inputs)
         values = {row["values"]["design"]: row["value"] for row in said["trials"]}
         rungs.append({"epochs": epochs, "values": values})
         left = ranked(left, values)

@@ -31,6 +31,9 @@ def url_of(asked: str | None, place: Path) -> str:
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", asked)
 
 
+FINGERPRINT = "fingerprint."  # begins the lines of a definition that name images and teachers
+
+
 class Storage:
     """The rows of optuna's trials, with what several workers must not do at once.
 
@@ -172,16 +175,20 @@ def _check_same(name: str, study: optuna.Study, definition: str, defaults: Colle
     if known in (None, definition):
         return
     ours, theirs = definition.splitlines(), known.splitlines()
+    if not any(line.startswith(FINGERPRINT) for line in theirs):
+        # An earlier version made it: it takes the fingerprints of today, and has them from now on.
+        theirs += [line for line in ours if line.startswith(FINGERPRINT)]
     keys = {line.partition(" = ")[0] for line in theirs}
     tables = {key.rpartition(".")[0] for key in keys}
     added = {line for line in defaults if _is_added(line.partition(" = ")[0], keys, tables)}
     differing = [f"here:   {line}" for line in ours if line not in theirs and line not in added]
     differing += [f"stored: {line}" for line in theirs if line not in ours]
     if not differing:
+        study.set_user_attr("definition", "\n".join(theirs))
         return
     raise UserError(
         f"the storage holds another sweep of the name {name}:\n  "
         + "\n  ".join(differing)
-        + "\nGive the same file and options, or another --out; in a database another name, "
-        "study.name in the file of a sweep, --name for a search."
+        + "\nGive the same file, options, images and teachers, or another --out; in a database "
+        "another name, study.name in the file of a sweep, --name for a search."
     )

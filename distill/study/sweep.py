@@ -19,20 +19,27 @@ from optuna.trial import TrialState
 
 from distill import recipe as recipes
 from distill.engine.divergence import Diverged
+from distill.engine.identity import CALLED
 from distill.engine.memory import Full
-from distill.errors import Unfit
+from distill.errors import Unfit, UserError
 from distill.events import Epoch, Event, Start
-from distill.recipe import RecipeError, Resolved
+from distill.recipe import Recipe, RecipeError, Resolved
 from distill.run_folder import RunFolder
 from distill.study import space
-from distill.study.storage import Storage
+from distill.study.storage import FINGERPRINT, Storage
 from distill.study.sweep_file import Sweep
-from distill.study.sweep_schema import touched
+from distill.study.sweep_schema import pairs, touched
 from distill.study.trials import Taken, Trials
 
 LOOK_S = 2.0  # between two looks of a worker that waits for the others
 # Attributes of an attempt: why it has no value, and how often its values were drawn again.
 INFEASIBLE, DIVERGED, REDRAWN = "infeasible", "diverged", "redrawn"
+OF_RESULT = {  # where result.json has the fingerprints of a sweep
+    "data": ("data", "fingerprint"),
+    "test": ("data", "test_fingerprint"),
+    "class_names": ("data", "class_names_fingerprint"),
+    "teacher": ("teacher", "fingerprint"),
+}
 DRAWS = 20  # of a trial whose values cannot be trained
 # A key that is new and whose default is not what the program did before it existed.
 CHANGES_OLD_SWEEPS = {"augment.trivial.before_crop"}
@@ -47,16 +54,39 @@ class Lost(Exception):
     """Another worker has taken this worker's trial."""
 
 
-def opened(sweep: Sweep, storage: Storage, place: Path) -> Trials:
+def opened(
+    sweep: Sweep, storage: Storage, place: Path, inputs: Mapping[str, str] | None = None
+) -> Trials:
     """The sweep's trials, those that are done and those to come. Raises UserError where the storage
-    holds another sweep of this name.
+    holds another sweep of this name, or one of other images or teachers.
+
+    `inputs`: the fingerprints of images and teachers by name, as `enlist.check` returns them.
     """
+    inputs = inputs or {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "maximize" if sweep.is_maximized else "minimize"
     with storage.explained():
-        study = storage.study(sweep.name, direction, definition(sweep), _defaults(sweep))
+        common = "\n".join([definition(sweep), *_lines(_named(inputs))])
+        study = storage.study(sweep.name, direction, common, _defaults(sweep))
     study.pruner = space.pruner(sweep)
-    return Trials(sweep, study, storage, place)
+    return Trials(sweep, study, storage, place, inputs)
+
+
+def _named(inputs: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprints as keys of the definition."""
+    return {f"{FINGERPRINT}{name}": value for name, value in inputs.items()}
+
+
+def variants(sweep: Sweep) -> list[Recipe]:
+    """The base recipe with each data source and each list of teachers that the space has."""
+    recipe, found = sweep.base.recipe, list[Recipe]()
+    options = [(name, o) for name, space in sweep.file.space.items() for o in space.options]
+    for key, value in (pair for name, option in options for pair in pairs(name, option)):
+        if key == "data.source":
+            found.append(recipes.with_source(recipe, value))
+        elif key == "teacher.runs":
+            found.append(recipes.with_teacher(recipe, value))
+    return found
 
 
 def definition(sweep: Sweep) -> str:
@@ -156,9 +186,28 @@ def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
             _end(storage, taken, TrialState.PRUNED)
             say(f"trial {taken.number} is pruned: {fault}")
         else:
+            _check_inputs(trials.inputs, folder)
             value = float(folder.result()["metrics"][sweep.metric])
             _end(storage, taken, TrialState.COMPLETE, value)
             say(f"trial {taken.number} is done: {sweep.metric} {value:.4f}")
+
+
+def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
+    """Raises UserError if a trial was trained or tested on other images than the sweep has, or
+    with another teacher.
+    """
+    result = folder.result() if inputs else {}
+    apart = [
+        CALLED[name]
+        for name, (table, key) in OF_RESULT.items()
+        if name in inputs and result[table][key] not in inputs[name].split(" + ")
+    ]
+    if apart:
+        raise UserError(
+            f"{folder.path} has another {' and '.join(apart)} than the sweep it belongs to: it "
+            "changed while the sweep was at work.\n"
+            "Bring the former back, delete that folder, and type the same command again."
+        )
 
 
 def _drawn(taken: Taken, sweep: Sweep, say: Say) -> Resolved:

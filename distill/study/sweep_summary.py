@@ -1,6 +1,6 @@
 """What the trials of a sweep say together: the best, which keys mattered, every trial in a row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,21 @@ FEWEST = 4  # finished trials, for an importance
 
 
 def carried_out(
-    planned: Sweep, storage: Storage, place: Path, train: Train, say: Say
+    planned: Sweep,
+    storage: Storage,
+    place: Path,
+    train: Train,
+    say: Say,
+    inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Work on a sweep until it is done; its summary, which is written beside the runs.
 
-    Raises UserError where the storage holds another sweep of its name, Failure where there is no
+    `inputs`: the fingerprints of images and teachers, see `sweep.opened`. Raises UserError where
+    the storage holds another sweep of its name, Failure where there is no
     best, and what a run raises.
     """
     planned, note = with_stored_answers(planned)
-    trials = opened(planned, storage, place)
+    trials = opened(planned, storage, place, inputs)
     count = counted(planned.n_trials, "trial")
     say(f"{planned.name}: {count}, {trials.left()} to go, {storage.shown}")
     say(f"note: {note}")

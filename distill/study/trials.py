@@ -10,7 +10,7 @@ dead and is not finds its attempt ended at its next write, and leaves it.
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
@@ -44,6 +44,7 @@ class Trials:
     study: optuna.Study
     storage: Storage
     place: Path
+    inputs: Mapping[str, str] = field(default_factory=dict)  # fingerprints, see `sweep.opened`
 
     def folder(self, number: int) -> RunFolder:
         return RunFolder(self.place / f"trial-{number:04}")

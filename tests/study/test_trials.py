@@ -308,6 +308,47 @@ def test_a_sweep_from_before_a_key_existed_goes_on_with_its_default(trials: Tria
         opened(trials.place, set=[*ALONE, "ema.decay=0.999"])
 
 
+INPUTS = {"data": "d", "test": "t", "class_names": "c", "teacher": ""}
+
+
+def reopened(place: Path, **changes: str) -> Trials:
+    planned = sweep_file.checked(VALUES, "mine", "mine.toml")
+    return sweep.opened(planned, Storage(url_of(None, place), 1), place, INPUTS | changes)
+
+
+def test_other_images_or_teachers_do_not_continue_a_sweep(tmp_path: Path) -> None:
+    assert reopened(tmp_path).left() == 6
+    assert reopened(tmp_path).left() == 6
+    for name in INPUTS:
+        with pytest.raises(UserError, match=f"(?s)another sweep.*here:   fingerprint.{name} = new"):
+            reopened(tmp_path, **{name: "new"})
+
+
+def test_a_sweep_from_before_fingerprints_takes_today_s(trials: Trials) -> None:
+    assert reopened(trials.place).left() == 6
+    with pytest.raises(UserError, match="stored: fingerprint.data = d\n"):
+        reopened(trials.place, data="new")
+
+
+def test_a_trial_of_other_images_has_no_value(tmp_path: Path) -> None:
+    trials = reopened(tmp_path)
+
+    def train(resolved: Resolved, folder: RunFolder, read: Any) -> None:
+        data = {"fingerprint": "new", "test_fingerprint": "t", "class_names_fingerprint": "c"}
+        result = {"metrics": {"top1/val": 0.5}, "data": data, "teacher": {"fingerprint": ""}}
+        write_json(folder.result_file, result)
+
+    with pytest.raises(UserError, match="trial-0000 has another data than the sweep it belongs to"):
+        sweep.work(trials, train, lambda text: None)
+    assert all(a.state != TrialState.COMPLETE for each in trials.attempts().values() for a in each)
+
+
+def test_each_image_set_and_teacher_of_a_space_is_a_variant() -> None:
+    varied = {"mine": {"choice": [{"data.source": "a"}, {"data.source": "b"}]}}
+    planned = sweep_file.checked(VALUES | {"space": varied}, "mine", "mine.toml")
+    assert [each.data.source for each in sweep.variants(planned)] == ["a", "b"]
+
+
 def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     """Without training: the value falls with the learning rate, one is no number."""
     rates = [0.1, 0.2, 0.3, 0.4, 0.6, 0.5, 0.05, 0.7]
