@@ -38,6 +38,7 @@ __all__ = [
     "differences",
     "dumps",
     "fingerprint",
+    "fingerprint_as_written",
     "is_taught",
     "leaves",
     "load",
@@ -198,8 +199,24 @@ def fingerprint(recipe: Recipe) -> str:
     does one of LATER_KEYS at its default.
     """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
-    for key in LATER_KEYS - combining(recipe):
-        content.get("teacher", {}).pop(key, None)
+    return _fingerprint_of(content, recipe)
+
+
+def fingerprint_as_written(path: Path) -> str:
+    """`fingerprint` of the keys that a run's recipe.toml has, and of no others: that of the version
+    that wrote it, whatever keys came later. Raises RecipeError.
+    """
+    recipe = read(path)
+    content = {name: table for name, table in parsed(path, []).items() if name != "about"}
+    return _fingerprint_of(content, recipe)
+
+
+def _fingerprint_of(content: dict[str, Any], recipe: Recipe) -> str:
+    """SHA-256 of a recipe's keys as canonical JSON, without those of LATER_KEYS at defaults."""
+    later = LATER_KEYS - combining(recipe)
+    teacher = content.get("teacher", {})
+    kept = {key: value for key, value in teacher.items() if key not in later}
+    content = content | ({"teacher": kept} if "teacher" in content else {})
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

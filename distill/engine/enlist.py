@@ -186,9 +186,25 @@ def _faults(run: RunFolder, images: ImageSet, split: Division) -> list[str]:
 
 
 def _seen(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
-    """The fault of a teacher that trained on held-out images: its split follows from the data."""
-    its_recipe = recipes.read(run.recipe)
-    trained_on, _ = build.parts(its_recipe, images)
+    """The fault of a teacher that trained on held-out images: its split follows from the data.
+
+    Its recipe.toml is believed only if result.json has its fingerprint and its number of held-out
+    images: anybody can edit the file.
+    """
+    result, its_recipe = run.result(), recipes.read(run.recipe)
+    prints = recipes.fingerprint_as_written(run.recipe), recipes.fingerprint(its_recipe)
+    if result.get("recipe_fingerprint") not in prints:
+        return [
+            f"{run.recipe} is not the recipe that teacher {run.path} finished with, so whether it "
+            f"has seen what is held out is unknown; bring the file back, or {RETRAIN}"
+        ]
+    trained_on, its_held_out = build.parts(its_recipe, images)
+    if result["data"].get("val_images", len(its_held_out)) != len(its_held_out):
+        return [
+            f"teacher {run.path} held out {result['data']['val_images']} images, and its recipe "
+            f"holds out {len(its_held_out)}: whether it has seen what is held out is unknown; "
+            f"{RETRAIN}"
+        ]
     seen = {images.digests[i] for i in trained_on} & set(held_out.digests)
     if not seen:
         return []

@@ -334,6 +334,40 @@ def test_a_teacher_that_saw_the_held_out_images_is_refused(teacher, tmp_path) ->
         train(tmp_path / "student", f"teacher.runs=['{teacher}']", "data.holdout=0.2")
 
 
+def test_a_teacher_with_another_recipe_than_it_finished_with_is_refused(teacher, tmp_path) -> None:
+    other = edited(teacher, tmp_path / "other")
+    recipe = (other / "recipe.toml").read_text()
+    assert "holdout = 0.1" in recipe
+    (other / "recipe.toml").write_text(recipe.replace("holdout = 0.1", "holdout = 0.2"))
+    with pytest.raises(UserError, match=r"other/recipe.toml is not the recipe that .* finished"):
+        train(tmp_path / "student", f"teacher.runs=['{other}']", "data.holdout=0.2")
+
+
+def test_a_teacher_that_held_out_fewer_images_is_refused(teacher, tmp_path) -> None:
+    data = RunFolder(teacher).result()["data"] | {"val_images": 0}
+    other = edited(teacher, tmp_path / "other", data=data)
+    with pytest.raises(UserError, match="held out 0 images, and its recipe holds out 600"):
+        train(tmp_path / "student", f"teacher.runs=['{other}']")
+
+
+def test_a_teacher_of_an_earlier_version_may_teach(teacher, tmp_path) -> None:
+    """Its recipe.toml lacks keys that came later, and its fingerprint is of what it has."""
+    other = edited(teacher, tmp_path / "other")
+    path = other / "recipe.toml"
+    path.write_text(re.sub("(min_lr|validate_both) = .*\n", "", path.read_text()))
+    result = json.loads((other / "result.json").read_text())
+    older = recipes.read(path).model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    del older["optim"]["min_lr"], older["train"]["validate_both"]
+    for key in recipes.LATER_KEYS:
+        del older["teacher"][key]
+    text = json.dumps(older, sort_keys=True, separators=(",", ":"))
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    assert fingerprint != result["recipe_fingerprint"]
+    (other / "result.json").write_text(json.dumps(result | {"recipe_fingerprint": fingerprint}))
+    train(tmp_path / "student", f"teacher.runs=['{other}']")
+    assert RunFolder(tmp_path / "student").is_finished
+
+
 def test_a_teacher_nobody_asks_is_refused(teacher, tmp_path) -> None:
     with pytest.raises(UserError, match="no term of this recipe asks a teacher"):
         train(tmp_path / "student", f"teacher.runs=['{teacher}']", "loss.kd=false")
