@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
+from distill import json_files
 from distill.errors import UserError
 
 
@@ -29,6 +31,9 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, since {self.since}"
+
+
+HOLDER = TypeAdapter(Holder)
 
 
 @contextmanager
@@ -99,6 +104,6 @@ def _remove_empty(places: list[Path]) -> None:
 def _read(record: Path) -> Holder | None:
     """Who stands in a record; None where there is none, or none that can be read."""
     try:
-        return Holder(**json.loads(record.read_text()))
-    except (OSError, ValueError, TypeError):
+        return HOLDER.validate_python(json_files.read(record))
+    except (UserError, ValueError):
         return None

@@ -19,13 +19,14 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from distill import lock
+from distill import json_files, lock
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.recipe import Recipe
@@ -114,14 +115,22 @@ class RunFolder:
         return role
 
     def result(self) -> dict[str, Any]:
-        """The figures of a finished run. Raises UserError where it is not finished."""
+        """The figures of a finished run. Raises UserError if it is not finished, if result.json is
+        damaged, and later if a key is read that it does not have.
+        """
         if not self.is_finished:
             raise UserError(
                 f"run {self.path} is not finished: it has no {self.result_file.name}.\n"
                 "Finish it by its own command with --resume."
             )
-        loaded: dict[str, Any] = json.loads(self.result_file.read_text())
-        return loaded
+        return json_files.result(self.result_file)
+
+    def check_result(self) -> None:
+        """result.json has all that another run needs of it. Raises UserError otherwise."""
+        result = self.result()
+        for key in ("role", "class_names", "metrics", "weights", "finished_at"):
+            result[key]
+        result["data"]["fingerprint"]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -301,5 +310,21 @@ def runs_in(folder: Path) -> Iterator[RunFolder]:
     """The runs directly in a folder, the newest first."""
     if not folder.is_dir():
         return
-    found = [RunFolder(path) for path in folder.iterdir() if (path / "recipe.toml").exists()]
-    yield from sorted(found, key=lambda run: run.recipe.stat().st_mtime, reverse=True)
+    found: list[tuple[float, RunFolder]] = []
+    for path in folder.iterdir():
+        run = RunFolder(path)
+        with suppress(OSError):  # no run, deleted meanwhile, or not readable for this user
+            found.append((run.recipe.stat().st_mtime, run))
+    yield from (run for _, run in sorted(found, key=lambda each: each[0], reverse=True))
+
+
+def broken_in(folder: Path) -> list[str]:
+    """One note for each finished run directly in a folder whose result.json cannot be read."""
+    notes = []
+    for run in runs_in(folder):
+        try:
+            if run.is_finished:
+                run.check_result()
+        except (UserError, OSError) as fault:
+            notes.append(f"{run.path} is passed over: {str(fault).splitlines()[0]}")
+    return notes

@@ -23,6 +23,7 @@ PLAIN_WORDS = (
     "distill.addresses",
     "distill.errors",
     "distill.events",
+    "distill.json_files",
     "distill.lock",
     "distill.run_folder",
     "distill.safe_text",
@@ -64,7 +65,7 @@ TABLE = (
         ("torch", "timm", "einops", "numpy", "safetensors", "torchmetrics", "accelerate"),
     ),
     # 3 looks · leaves the house · asks over many runs
-    Room(("distill.show",), (*WORDS, *FIGURES), LOOKS),
+    Room(("distill.show",), (*WORDS, *FIGURES), (*LOOKS, "pydantic")),
     Room(("distill.show.trackers",), (*WORDS, "distill.show"), (*LOOKS, "accelerate.tracking")),
     Room(
         ("distill.ship",),

@@ -21,6 +21,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from distill import json_files
 from distill.errors import UserError
 from distill.run_folder import write_bytes
 
@@ -89,13 +90,19 @@ def load(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:  # ours calls nothing
         raise Damaged(f"{place} wants to run code, and is not loaded: {fault}") from fault
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as fault:
+        raise Damaged(f"{place} is damaged: its state.pt is not what torch wrote") from fault
+    if not isinstance(tensors, dict):
+        raise Damaged(f"{place} is damaged: its state.pt holds no state dicts")
     return tensors, progress
 
 
 def read(place: Path) -> tuple[bytes, dict[str, Any]]:
     """(the tensors' bytes, progress) of the checkpoint at `place`; raises as `load` does."""
     try:
-        progress = json.loads((place / "progress.json").read_bytes())
+        progress = json_files.parsed(json_files.content_of(place / "progress.json"))
         state = (place / "state.pt").read_bytes()
         format_, written = progress["format"], progress.pop("sha256", None)
     except OSError as fault:
@@ -110,6 +117,10 @@ def read(place: Path) -> tuple[bytes, dict[str, Any]]:
         )
     if not is_whole:
         raise Damaged(f"{place} is damaged: its sha256 is not the one it was written with")
+    try:
+        json_files.check(json_files.Progress, progress)
+    except json_files.Invalid as fault:
+        raise Damaged(f"{place} is damaged: its progress.json has {fault}") from None
     return state, progress
 
 

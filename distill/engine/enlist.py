@@ -14,7 +14,7 @@ from distill.engine.teach import Frozen
 from distill.errors import UserError
 from distill.faults import shown
 from distill.recipe import Recipe
-from distill.run_folder import RunFolder, finished, opened, runs_in
+from distill.run_folder import RunFolder, broken_in, finished, opened, runs_in
 from distill.schema import Teacher
 
 RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
@@ -60,20 +60,34 @@ def _newest(
     found = [run for place in places for run in runs_in(place) if _may_teach(run, images, split)]
     if found:
         return max(found, key=lambda run: run.result()["finished_at"])
+    broken = "".join(f"\n{note}" for place in places for note in broken_in(place))
     raise UserError(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
         + " or ".join(f"{place}/" for place in places)
-        + f".\nTrain one: python cli.py train-teacher --recipe {recipes.teacher_for(name)} "
+        + f".{broken}\nTrain one: python cli.py train-teacher --recipe {recipes.teacher_for(name)} "
         f"--data {recipe.data.source}\nOr name one with --teacher RUN."
     )
 
 
 def _may_teach(run: RunFolder, images: ImageSet, split: Division) -> bool:
-    """Whether nothing speaks against this run; a broken or foreign folder is passed over."""
+    """Whether this run is a finished teacher that fits; a broken or foreign folder is not."""
     try:
-        return run.is_finished and run.role == "teacher" and not _faults(run, images, split)
-    except (UserError, ValueError, KeyError):
+        if not run.is_finished or run.role != "teacher":
+            return False
+        run.check_result()
+        return not _faults(run, images, split)
+    except (UserError, OSError):
         return False
+
+
+def passed_over(recipe: Recipe, earlier: Recipe | None, places: Iterable[Path]) -> list[str]:
+    """Notes on broken runs among those that a teacher is searched in; none if it is named."""
+    for known in (recipe, earlier):
+        if known is not None and known.teacher and known.teacher.runs:
+            return []
+    if not recipes.is_taught(recipe):
+        return []
+    return [note for place in places for note in broken_in(place)]
 
 
 def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
@@ -164,8 +178,9 @@ def _faults(run: RunFolder, images: ImageSet, split: Division) -> list[str]:
     try:
         result, weights = run.result(), run.weights(run.role)
         theirs, fingerprint = tuple(result["class_names"]), result["data"]["fingerprint"]
-    except (ValueError, KeyError) as fault:
-        return [f"teacher {run.path} has a damaged {run.result_file.name} ({fault!r}); {RETRAIN}"]
+    except UserError as fault:
+        reason = str(fault).splitlines()[0].removesuffix(".")
+        return [f"teacher {run.path} has a damaged {run.result_file.name}: {reason}; {RETRAIN}"]
     if not weights.exists():
         return [f"teacher {run.path} has no {weights.name}; {RETRAIN}"]
     ours = images.class_names

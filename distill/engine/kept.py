@@ -3,12 +3,12 @@
 Nothing is chosen by them: a test curve is drawn after the run, when its weights are long selected.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distill import json_files
 from distill import recipe as recipes
 from distill.data import sources
 from distill.data.sources import ImageSet, Progress
@@ -82,7 +82,7 @@ def measured(folder: RunFolder, *, progress: Progress | None = None) -> dict[int
 def _remembered(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Measures by the fingerprint of their weights; those of another version are not known."""
     file = folder.test_curve
-    known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    known = json_files.test_curve(file) if file.exists() else {}
     return {sha256: measures for sha256, measures in known.items() if measures.keys() >= WANTED}
 
 

@@ -151,6 +151,7 @@ def _prepare(
     split = build.divide(request.recipe, images)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
+    passed_over = enlist.passed_over(request.recipe, earlier, places)
     recipe = enlist.with_teachers(request.recipe, images, split, earlier, places, request.name)
     recipe = broadcast_object_list([recipe])[0]  # of two newest teachers, rank 0's
     request = replace(request, recipe=recipe)
@@ -168,6 +169,7 @@ def _prepare(
         *(["no checkpoint is left of this run: it begins at the start"] if lost else []),
         *(["no run was here to go on with: it begins at the start"] if is_new else []),
         *resumed.notes,
+        *passed_over,
         *_last(training, recipe, resumed.progress),
     )
     accel.wait_for_everyone()  # all have looked at the folder before it is written

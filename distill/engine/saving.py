@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate.utils import broadcast_object_list
 
 from distill.engine import checkpoint, kept
@@ -12,9 +14,12 @@ from distill.engine.checkpoint import Damaged
 from distill.engine.identity import CALLED
 from distill.engine.training import Best, Training
 from distill.errors import UserError
+from distill.json_files import LONGEST_REASON
 from distill.run_folder import RunFolder
 
 ALWAYS = ("data", "teacher")  # the fingerprints that every checkpoint has
+# What a run needs to be resumed from; the rest has a default.
+NEEDED = ("step", "epoch", "retries", "lr_factor", "elapsed_s", "best")
 
 
 def save(run: Training) -> None:
@@ -62,8 +67,10 @@ def best_file(folder: RunFolder, best: Best) -> Path:
 
 def _drop_outdone(folder: RunFolder) -> None:
     """Weights that no checkpoint speaks of."""
-    known = filter(None, map(checkpoint.peek, checkpoint.places(folder.last)))
-    spoken_of = {best_file(folder, Best(**progress["best"])) for progress in known}
+    spoken_of = set()
+    for place in checkpoint.places(folder.last):
+        with suppress(Damaged):
+            spoken_of.add(best_file(folder, _best(checkpoint.peek(place) or {}, place)))
     for path in (*folder.best.glob("epoch-*"), *folder.best.glob(".epoch-*")):  # and halves of them
         if path not in spoken_of:
             path.unlink()
@@ -91,10 +98,10 @@ def resume(run: Training) -> Resumed:
         return Resumed({}, ())
     try:
         tensors, progress = checkpoint.load(place)
+        check_identity(run, progress)
+        _restored(run, place, tensors, progress)
     except Damaged as fault:  # to this process alone
         raise UserError(f"{fault}, as process {run.accelerator.process_index} reads it.") from fault
-    check_identity(run, progress)
-    restore(run, tensors, progress)
     kept.forget_later(run)
     if damaged:
         _put_aside(run)
@@ -114,12 +121,36 @@ def _unnamed(run: Training, progress: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _restored(
+    run: Training, place: Path, tensors: dict[str, Any], progress: dict[str, Any]
+) -> None:
+    """`restore`. Raises Damaged if the checkpoint does not have the parts of this run."""
+    try:
+        restore(run, tensors, progress)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as fault:
+        reason = (str(fault).splitlines() or [""])[0][:LONGEST_REASON]
+        raise Damaged(
+            f"{place} does not hold the state of this run ({type(fault).__name__}: {reason})"
+        ) from fault
+
+
+def _best(progress: dict[str, Any], place: Path) -> Best:
+    """The best epoch by a checkpoint. Raises Damaged if a value to resume from is missing."""
+    missing = [name for name in NEEDED if name not in progress]
+    missing += [f"best.{name}" for name in vars(Best()) if name not in progress.get("best", {})]
+    if missing:
+        raise Damaged(f"{place} is damaged: its progress.json has no {', '.join(missing)}")
+    return Best(**progress["best"])
+
+
 def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, and what is wrong with newer ones."""
     damaged: list[str] = []
     for place in filter(Path.exists, checkpoint.places(folder.last)):
         try:
-            _check_best(folder, Best(**checkpoint.read(place)[1]["best"]))
+            _check_best(folder, _best(checkpoint.read(place)[1], place))
         except Damaged as fault:
             damaged.append(str(fault))
             continue

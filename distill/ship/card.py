@@ -166,7 +166,7 @@ def _siblings(finished: Finished) -> dict[Path, float]:
     ours, found = _but_for_seeds(finished.folder), {}
     result = finished.folder.result()
     for other in run_folder.runs_in(finished.folder.path.parent):
-        with suppress(UserError, ValueError, KeyError):
+        with suppress(UserError, OSError):
             if other.path == finished.folder.path or _but_for_seeds(other) != ours:
                 continue
             if not run_folder.tested_apart([result, other.result()]):

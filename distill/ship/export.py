@@ -5,7 +5,6 @@ when that is asked for. A folder with anything else in it is left alone.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill import json_files
 from distill.data.images import Progress
 from distill.engine.evaluate import check_finite, predict, test_split
 from distill.engine.metrics import measures
@@ -100,9 +100,9 @@ def check_out(out: Path, replace: bool) -> None:
 def _earlier(out: Path) -> set[str]:
     """The files of the export that lies there, if one does."""
     try:
-        report = json.loads((out / REPORT).read_bytes())
+        report = json_files.read(out / REPORT)
         return {REPORT, *(name for each in report["formats"].values() for name in each["files"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return set()
 
 

@@ -44,9 +44,10 @@ def student_alone(run: RunFolder) -> RunFolder | None:
             if tested_apart([result, known]):
                 continue
             if theirs == ours and _comparable(recipes.read(other.recipe)) == wanted:
+                row("alone", other)  # it has all figures of its row
                 return other
-        except (UserError, ValueError, KeyError):
-            continue  # unfinished or of another version: what lies beside a run cannot spoil it
+        except (UserError, OSError):
+            continue  # unfinished, broken or of another version: a neighbour ends no command
     return None
 
 
@@ -57,7 +58,13 @@ def _comparable(recipe: Recipe) -> str:
 
 
 def _teacher_row(run: RunFolder) -> Row:
-    return row("teacher", run) if run.is_finished else Row("teacher", f"{run.path} is gone")
+    """Its figures; a teacher that is gone or broken by now is named in its row."""
+    if not run.is_finished:
+        return Row("teacher", f"{run.path} is gone")
+    try:
+        return row("teacher", run)
+    except UserError:
+        return Row("teacher", f"{run.path} is damaged")
 
 
 def row(name: str, run: RunFolder) -> Row:

@@ -78,14 +78,7 @@ def compare(path_a: Path, path_b: Path) -> Comparison:
     Raises UserError where one is not finished, has lost its answers or figures, or was measured on
     other images.
     """
-    a, b = finished(path_a), finished(path_b)
-    try:
-        return _compare(a, b)
-    except KeyError as fault:
-        raise UserError(
-            f"{a.result_file} or {b.result_file} has no {fault}: another version wrote it.\n"
-            "Train that run again in another --out."
-        ) from fault
+    return _compare(finished(path_a), finished(path_b))
 
 
 def _compare(a: RunFolder, b: RunFolder) -> Comparison:

@@ -12,11 +12,24 @@ import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+from pydantic import AfterValidator, BaseModel, create_model
+
+from distill import json_files
 from distill.errors import UserError
 from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
+from distill.json_files import Invalid
 from distill.run_folder import write_text
+
+
+def _in_range(seconds: float) -> float:
+    if abs(seconds) > 1e12:
+        raise ValueError("it is no time in seconds")
+    return seconds
+
+
+SECONDS = Annotated[float, AfterValidator(_in_range)]
 
 KINDS: dict[str, type[Event]] = {
     "start": Start,
@@ -26,6 +39,17 @@ KINDS: dict[str, type[Event]] = {
     "retry": Retry,
     "end": End,
 }
+LARGEST = 1 << 30  # bytes of a journal
+
+
+def _schema(kind: type[Event]) -> type[BaseModel]:
+    """The types of an event's fields, those of seconds bounded so that they can be shown."""
+    types = get_type_hints(kind)
+    fields = {name: (SECONDS if name.endswith("_s") else types[name], ...) for name in types}
+    return create_model(kind.__name__, __base__=json_files.Schema, **fields)  # type: ignore[call-overload, no-any-return]
+
+
+SCHEMAS = {name: _schema(kind) for name, kind in KINDS.items()}
 
 
 class Journal:
@@ -54,24 +78,62 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     A last line that a kill cut short is left out; any other that is not JSON raises UserError.
     """
-    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    texts = _text(path).splitlines() if path.exists() else []
     rows = []
     for number, text in enumerate(texts, start=1):
         try:
-            rows.append(json.loads(text))
-        except json.JSONDecodeError as fault:
-            if number == len(texts):
+            rows.append(_row(text))
+        except Invalid as fault:
+            if number == len(texts) and isinstance(fault, NotJson):
                 break
             raise UserError(
-                f"{path}, line {number} is not JSON: {fault.msg} at column {fault.colno}.\n"
-                f"Found: {text[:80]!r}. Delete that line."
+                f"{path}, line {number} {fault}.\nFound: {text[:80]!r}. Delete that line."
             ) from fault
     return rows
 
 
+def _text(path: Path) -> str:
+    try:
+        return json_files.content_of(path, LARGEST).decode(errors="replace")
+    except Invalid as fault:
+        raise json_files.damaged(path, str(fault), "Move it away.") from None
+    except OSError as fault:
+        raise UserError(f"{path} cannot be read: {fault.strerror or fault}.") from fault
+
+
+class NotJson(Invalid):
+    """A line that is not JSON, as a kill may leave the last one."""
+
+
+def _row(text: str) -> dict[str, Any]:
+    """One line. Raises NotJson, and Invalid for JSON that is no event."""
+    try:
+        row = json_files.parsed(text)
+    except json_files.NotJson as fault:
+        raise NotJson(f"is not JSON: {fault.where}") from None
+    except Invalid as fault:
+        raise Invalid(f"is not an event: {fault}") from None
+    name = row.get("event") if isinstance(row, dict) else None
+    if not isinstance(name, str) or name not in KINDS:
+        raise Invalid(f"is not an event: its `event` is none of {', '.join(KINDS)}")
+    try:
+        json_files.check(SCHEMAS[name], {key: field(key, value) for key, value in row.items()})
+    except Invalid as fault:
+        raise Invalid(f"is not an event: {fault}") from None
+    known: dict[str, Any] = row
+    return known
+
+
 def events(path: Path) -> list[Event]:
-    """The journal as the events that were written, `null` numbers as nan."""
-    return [event(row) for row in read(path)]
+    """The journal as the events that were written, `null` numbers as nan. Raises UserError as
+    `read`, and if an event lacks a field.
+    """
+    try:
+        return [event(row) for row in read(path)]
+    except TypeError as fault:
+        raise json_files.damaged(
+            path, f"an event lacks a field ({fault})", "Move it away."
+        ) from None
 
 
 def line(event: Event) -> str:
@@ -83,15 +145,16 @@ def line(event: Event) -> str:
 
 def event(row: dict[str, Any]) -> Event:
     """The event of one line; the reverse of `line`."""
-    fields = {key: field(key, value) for key, value in row.items() if key not in {"event", "at"}}
-    return KINDS[row["event"]](**fields)
+    kind = KINDS[row["event"]]
+    known = kind.__dataclass_fields__
+    return kind(**{key: field(key, value) for key, value in row.items() if key in known})
 
 
 def field(key: str, value: Any) -> Any:
     """One field as the event holds it: JSON has no tuple and no nan."""
-    if key == "metrics":
+    if key == "metrics" and isinstance(value, dict):
         return {name: math.nan if number is None else number for name, number in value.items()}
-    if key == "notes":
+    if key == "notes" and isinstance(value, list):
         return tuple(value)
     return math.nan if value is None and key.endswith("_s") else value
 

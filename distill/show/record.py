@@ -1,12 +1,12 @@
 """Everything that a run's folder tells, read once; an unfinished run as far as it got."""
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill import json_files
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import Epoch, Event, Start, measure_name
@@ -106,8 +106,8 @@ class Record:
         """The fingerprint of its images; where they lie, before the first checkpoint says it."""
         if self.result:
             return str(self.result["data"]["fingerprint"])
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads((self.folder.last / "progress.json").read_text())["data"])
+        with suppress(UserError, KeyError):
+            return str(json_files.progress(self.folder.last / "progress.json")["data"])
         return self.recipe.data.source
 
     @property
@@ -164,17 +164,7 @@ def read(folder: RunFolder, test_curve: TestCurve | None = None) -> Record:
         recipes.read(folder.recipe),
         tuple(journal.events(folder.journal)),
         folder.result() if folder.is_finished else {},
-        _json(folder),
+        json_files.environment(folder.environment) if folder.environment.exists() else {},
         read_answers(folder.evaluation),
         test_curve or {},
     )
-
-
-def _json(folder: RunFolder) -> dict[str, Any]:
-    """environment.json; {} where there is none."""
-    path = folder.environment
-    try:
-        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as fault:
-        raise UserError(f"{path} is not JSON: {fault}.\nDelete it; it is only told.") from fault
-    return known

@@ -3,7 +3,6 @@
 Looks at files alone and changes none. A run that cannot be read is a row that says so.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from distill import lock, predictions
+from distill import json_files, lock, predictions
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import Start
@@ -152,8 +151,8 @@ def _unfinished(run: RunFolder, known: Listed) -> Listed:
 def _saved_step(run: RunFolder) -> int:
     """Of the newest checkpoint that can be read; 0 where there is none."""
     for place in (run.last, run.last.with_name(f"{run.last.name}.old")):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads((place / "progress.json").read_text())["step"])
+        with suppress(UserError, KeyError):
+            return int(json_files.progress(place / "progress.json")["step"])
     return 0
 
 

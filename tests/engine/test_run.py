@@ -22,6 +22,7 @@ from distill.engine.metrics import measures
 from distill.errors import UserError
 from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
 from distill.run_folder import RunFolder
+from distill.show.closing import closing_rows
 from tests.runs import Events, train, two_epochs
 
 
@@ -114,13 +115,18 @@ def test_how_often_is_saved_does_not_change_what_is_kept(tmp_path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"role": "teacher"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"role": 3}', '{"role": "teacher"}', "[" * 100_000]
+)
 def test_a_broken_folder_among_the_runs_is_passed_over(teacher, tmp_path, text) -> None:
     shutil.copytree(teacher, tmp_path / "good")
     shutil.copytree(teacher, tmp_path / "broken")
     (tmp_path / "broken" / "result.json").write_text(text)
     _, events = train(tmp_path / "student")
     assert events[0].teacher == str(tmp_path / "good")
+    [note] = [note for note in events[0].notes if "is passed over" in note]
+    assert note.startswith(f"{tmp_path / 'broken'} is passed over: {tmp_path}/broken/result.json")
+    assert closing_rows(RunFolder(tmp_path / "student"))[0].top1_test is not None
     with pytest.raises(UserError, match="has a damaged result.json"):
         train(tmp_path / "other", f"teacher.runs=['{tmp_path / 'broken'}']")
 

@@ -143,12 +143,22 @@ def test_what_lies_beside_spoils_nothing(student: RunFolder) -> None:
     write_text(finished(beside / "other version", *ALONE).recipe, "[optim]\nlrr = 1\n")
     write_text(finished(beside / "cut short", *ALONE).result_file, '{"role": "stud')
     write_json(finished(beside / "older", *ALONE).result_file, {"role": "student"})
+    for name, text in {"empty": "", "list": "[]", "null": "null", "deep": "[" * 100_000}.items():
+        write_text(finished(beside / name, *ALONE).result_file, text)
+    write_json(finished(beside / "number", *ALONE).result_file, {"role": 3})
+    finished(beside / "no data", *ALONE, data=[])
+    finished(beside / "no metrics", *ALONE, metrics={})
     assert names(student) == ["teacher", "distilled"]
 
 
 def test_a_teacher_that_is_gone_is_named(student: RunFolder, teacher: RunFolder) -> None:
     shutil.rmtree(teacher.path)
     assert closing_rows(student)[0] == Row("teacher", f"{teacher.path} is gone")
+
+
+def test_a_teacher_that_is_damaged_is_named(student: RunFolder, teacher: RunFolder) -> None:
+    write_text(teacher.result_file, "[]")
+    assert closing_rows(student)[0] == Row("teacher", f"{teacher.path} is damaged")
 
 
 def test_several_teachers_have_a_row_each(tmp_path: Path, teacher: RunFolder) -> None:

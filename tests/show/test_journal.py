@@ -109,6 +109,39 @@ def test_a_damaged_line_inside_is_named(tmp_path: Path) -> None:
         journal.read(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("[]", "is not an event: its `event` is none of start, step"),
+        ("null", "is not an event"),
+        ('{"event": []}', "is not an event"),
+        ('{"event": "party"}', "is not an event"),
+        ('{"event": "step", "step": "7"}', "is not an event: 'step': Input should be a valid int"),
+        ('{"event": "step", "metrics": [1]}', "is not an event: 'metrics'"),
+        ('{"event": "step", "metrics": {"lr": "0"}}', "is not an event: 'metrics.lr'"),
+        ('{"event": "start", "notes": 5}', "is not an event: 'notes'"),
+        ('{"event": "epoch", "elapsed_s": 1e300}', "is not an event: 'elapsed_s'"),
+        ('{"event": ' + "[" * 100_000, "is not an event: it is nested"),
+        ('{"event": "step", "step": ' + "9" * 5000 + "}", "is not an event: it has an integer"),
+    ],
+)
+def test_line_that_is_no_event_is_named(tmp_path: Path, line: str, fault: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start())
+    with path.open("a") as file:
+        file.write(line + "\n")
+    for read in (journal.read, journal.events):
+        with pytest.raises(UserError, match=f"line 2 {fault}"):
+            read(path)
+
+
+def test_event_without_a_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "step"}\n')
+    with pytest.raises(UserError, match="journal.jsonl is damaged: an event lacks a field"):
+        journal.events(path)
+
+
 def test_no_journal_has_no_lines(tmp_path: Path) -> None:
     assert journal.read(tmp_path / "journal.jsonl") == []
 
