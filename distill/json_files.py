@@ -30,26 +30,24 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 
 
+OPEN = ConfigDict(strict=True, extra="allow")  # no conversions; unknown keys are accepted
+
+
 class Invalid(ValueError):
-    """Text that is not JSON, or JSON that is not what the file should hold."""
+    """Text that is not JSON, or JSON that is not what the file should hold.
+
+    `syntax`: what is wrong and at which column if it is not JSON, else empty.
+    """
+
+    def __init__(self, reason: str, syntax: str = "") -> None:
+        super().__init__(reason)
+        self.syntax = syntax
 
 
-class NotJson(Invalid):
-    """Text that is not JSON; `where` is what is wrong and at which column."""
-
-    def __init__(self, fault: json.JSONDecodeError) -> None:
-        self.where = f"{fault.msg} at column {fault.colno}"
-        super().__init__(f"it is not JSON ({self.where})")
-
-
-class Schema(BaseModel):
-    """Types are not converted; unknown keys are accepted."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class DataOfResult(Schema):
+class DataOfResult(BaseModel):
     """`data` in result.json."""
+
+    model_config = OPEN
 
     source: Text
     fingerprint: Text
@@ -57,16 +55,20 @@ class DataOfResult(Schema):
     val_images: Count
 
 
-class TeacherOfResult(Schema):
+class TeacherOfResult(BaseModel):
     """`teacher` in result.json; `top1` is None if no teacher was used."""
+
+    model_config = OPEN
 
     runs: list[Text]
     fingerprint: Text
     top1: Share | None
 
 
-class Result(Schema):
+class Result(BaseModel):
     """result.json."""
+
+    model_config = OPEN
 
     role: Literal["teacher", "student"]
     recipe: Text
@@ -90,10 +92,10 @@ class Result(Schema):
     @classmethod
     def _shares_are_shares(cls, metrics: dict[str, float]) -> dict[str, float]:
         for name, value in metrics.items():
-            if name.startswith(("top1/", "ece/")) and not (0 <= value <= 1 or math.isnan(value)):
+            measure = name.partition("/")[0]
+            is_unknown = measure == "ece" and math.isnan(value)  # of logits that are no numbers
+            if measure in ("top1", "ece") and not (0 <= value <= 1 or is_unknown):
                 raise ValueError(f"{name[:40]} = {value} is not between 0 and 1")
-            if name.startswith("top1/") and math.isnan(value):
-                raise ValueError(f"{name[:40]} is not a number")
         return metrics
 
     @field_validator("finished_at")
@@ -106,8 +108,10 @@ class Result(Schema):
         return text
 
 
-class Environment(Schema):
+class Environment(BaseModel):
     """environment.json."""
+
+    model_config = OPEN
 
     command: list[Text]
     packages: dict[str, Text | None]
@@ -115,7 +119,7 @@ class Environment(Schema):
     source: Text
 
 
-class BestOfProgress(Schema):
+class BestOfProgress(BaseModel):
     """`best` in progress.json; `epoch` is part of a file name."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -125,8 +129,10 @@ class BestOfProgress(Schema):
     weights: Text
 
 
-class Progress(Schema):
+class Progress(BaseModel):
     """progress.json of a checkpoint."""
+
+    model_config = OPEN
 
     step: Count
     epoch: Count
@@ -233,7 +239,8 @@ def parsed(text: bytes | str) -> Any:
     except RecursionError:
         raise Invalid(f"it is nested more than {DEEPEST} levels deep") from None
     except json.JSONDecodeError as fault:
-        raise NotJson(fault) from None
+        syntax = f"{fault.msg} at column {fault.colno}"
+        raise Invalid(f"it is not JSON ({syntax})", syntax) from None
     except UnicodeError:
         raise Invalid("it is not text in UTF-8") from None
     return value

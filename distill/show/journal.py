@@ -46,7 +46,7 @@ def _schema(kind: type[Event]) -> type[BaseModel]:
     """The types of an event's fields, those of seconds bounded so that they can be shown."""
     types = get_type_hints(kind)
     fields = {name: (SECONDS if name.endswith("_s") else types[name], ...) for name in types}
-    return create_model(kind.__name__, __base__=json_files.Schema, **fields)  # type: ignore[call-overload, no-any-return]
+    return create_model(kind.__name__, __config__=json_files.OPEN, **fields)  # type: ignore[call-overload, no-any-return]
 
 
 SCHEMAS = {name: _schema(kind) for name, kind in KINDS.items()}
@@ -84,7 +84,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(_row(text))
         except Invalid as fault:
-            if number == len(texts) and isinstance(fault, NotJson):
+            if number == len(texts) and fault.syntax:
                 break
             raise UserError(
                 f"{path}, line {number} {fault}.\nFound: {text[:80]!r}. Delete that line."
@@ -101,18 +101,13 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {fault.strerror or fault}.") from fault
 
 
-class NotJson(Invalid):
-    """A line that is not JSON, as a kill may leave the last one."""
-
-
 def _row(text: str) -> dict[str, Any]:
-    """One line. Raises NotJson, and Invalid for JSON that is no event."""
+    """One line. Raises Invalid if it is not JSON or no event."""
     try:
         row = json_files.parsed(text)
-    except json_files.NotJson as fault:
-        raise NotJson(f"is not JSON: {fault.where}") from None
     except Invalid as fault:
-        raise Invalid(f"is not an event: {fault}") from None
+        reason = f"JSON: {fault.syntax}" if fault.syntax else f"an event: {fault}"
+        raise Invalid(f"is not {reason}", fault.syntax) from None
     name = row.get("event") if isinstance(row, dict) else None
     if not isinstance(name, str) or name not in KINDS:
         raise Invalid(f"is not an event: its `event` is none of {', '.join(KINDS)}")
