@@ -274,6 +274,8 @@ def export(
     """Write a finished run's network for use elsewhere, and hold what was written against it."""
     from distill import run_folder
 
+    if not is_main():  # of several processes one writes
+        return
     folder = run_folder.finished(run)
     from distill.ship import export as room
     from distill.show.display import Display

@@ -5,8 +5,8 @@ when that is asked for. A folder with anything else in it is left alone.
 """
 
 import hashlib
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from distill.engine.metrics import measures
 from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder, write_json
 from distill.safe_text import is_utf8
-from distill.ship import formats
+from distill.ship import formats, placing
 from distill.ship.finished import Finished, finished
 from distill.ship.formats import Format
 from distill.statistics import discordant
@@ -53,20 +53,16 @@ def export(
     out = out.absolute()
     check_out(out, replace)
     shipped = finished(run, data, progress)
-    new = out.with_name(f".{out.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
     try:
-        new.mkdir(parents=True)
-        report = _report(shipped, asked, new)
-        write_json(new / REPORT, report)
-        _named(new, out)
+        with placing.temporary(out) as new:
+            report = _report(shipped, asked, new)
+            write_json(new / REPORT, report)
+            placing.rename(new, out, partial(check_out, out, replace))
     except OSError as fault:
         raise Failure(
             f"{out} could not be written: {fault.strerror or fault}. Nothing new was kept.\n"
             "Make room, or choose another --out."
         ) from fault
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return {"out": str(out), "run": str(run.path), "data": shipped.source} | report
 
 
@@ -104,23 +100,6 @@ def _earlier(out: Path) -> set[str]:
         return {REPORT, *(name for each in report["formats"].values() for name in each["files"])}
     except (UserError, KeyError, TypeError, AttributeError):
         return set()
-
-
-def _named(new: Path, out: Path) -> None:
-    """The new folder takes its name; the earlier one lies beside it until then, and is brought back
-    where that fails.
-    """
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    try:
-        new.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _report(shipped: Finished, asked: dict[str, Format], new: Path) -> dict[str, Any]:

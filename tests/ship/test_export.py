@@ -26,7 +26,7 @@ from distill.engine import build, checkpoint
 from distill.engine.examine import examine
 from distill.errors import Failure, UserError
 from distill.run_folder import RunFolder
-from distill.ship import card, export, formats, hub, onnx_float, project1, torch_export
+from distill.ship import card, export, formats, hub, onnx_float, placing, project1, torch_export
 from distill.ship.finished import finished
 from distill.ship.formats import NAMES
 from distill.ship.grader import Grader
@@ -549,3 +549,38 @@ def test_a_grader_has_no_secret_of_the_environment(student, tmp_path, monkeypatc
         + file.read_text().partition(chr(10) + chr(34) * 3 + chr(10))[2]
     )
     project1.read(tmp_path)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_two_exports_into_one_folder_lose_nothing(replace, student, tmp_path, monkeypatch):
+    """The second begins and ends while the first writes."""
+    out, report = tmp_path / "out", export._report
+
+    def interrupted(shipped, asked, new):
+        monkeypatch.setattr(export, "_report", report)
+        export.export(student, ["safetensors"], out)
+        return report(shipped, asked, new)
+
+    monkeypatch.setattr(export, "_report", interrupted)
+    if replace:
+        export.export(student, ["project1"], out, replace=True)
+    else:
+        with pytest.raises(UserError, match="already holds an export"):
+            export.export(student, ["project1"], out)
+    files = FILES["project1" if replace else "safetensors"]
+    assert {path.name for path in out.iterdir()} == files | {"export.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_several_processes_one_exports(student, tmp_path, door: Door, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert door("export", student.path, "--out", tmp_path / "out", "-f", "safetensors").code == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_of_a_killed_export_is_deleted(tmp_path):
+    with placing.temporary(tmp_path / "out") as in_use:
+        (tmp_path / ".out.new-killed").mkdir()
+        with placing.temporary(tmp_path / "out") as new:
+            assert set(tmp_path.iterdir()) == {in_use, new}
+    assert not list(tmp_path.iterdir())
