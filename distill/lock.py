@@ -46,6 +46,7 @@ def held(folder: Path) -> Iterator[Holder | None]:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "running.json"
     lock = FileLock(folder / ".lock", blocking=False)
+    _check_lock_file(folder)
     try:
         lock.acquire()
     except Timeout:
@@ -53,7 +54,8 @@ def held(folder: Path) -> Iterator[Holder | None]:
     try:
         killed = _read(record)
         now = Holder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
-        record.write_text(json.dumps(asdict(now)) + "\n")
+        with open(record, "w", opener=without_following) as file:
+            file.write(json.dumps(asdict(now)) + "\n")
         yield killed
     finally:
         record.unlink(missing_ok=True)
@@ -61,6 +63,20 @@ def held(folder: Path) -> Iterator[Holder | None]:
             (folder / ".lock").unlink()
             _remove_empty(made)
         lock.release()
+
+
+def without_following(path: str, flags: int) -> int:
+    """An opener that fails with OSError if the file is a symbolic link, instead of writing to its
+    target.
+    """
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _check_lock_file(folder: Path) -> None:
+    """Older versions of filelock empty what a link points to. Raises UserError if it is one."""
+    path = folder / ".lock"
+    if path.is_symlink():
+        raise UserError(f"{path} is a symbolic link.\nDelete it, or choose another --out.")
 
 
 def check_free(folder: Path) -> None:
@@ -87,8 +103,9 @@ def holder(folder: Path) -> tuple[Holder | None, bool]:
         return None, False
     lock = FileLock(folder / ".lock", blocking=False)
     try:
+        _check_lock_file(folder)
         lock.acquire()
-    except (Timeout, OSError):
+    except (UserError, Timeout, OSError):
         return recorded, True
     lock.release()
     return recorded, False

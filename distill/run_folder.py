@@ -16,6 +16,7 @@ result.json          the figures; written last, so its presence means "finished"
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,12 @@ TESTED = {  # keys of "data" in result.json that say on what a run was tested
     "test split": "test_fingerprint",
     "class names": "class_names_fingerprint",
 }
+FILES = (
+    "recipe.toml", "journal.jsonl", "running.json", ".lock", "student.safetensors",
+    "teacher.safetensors", "evaluation.npz", "environment.json", "test_curve.json", "result.json",
+)  # fmt: skip
+FOLDERS = ("last", "last.old", "last.new", "last.damaged", "best", "epochs")
+ADVICE = "Choose another --out."
 RUNS = Path("runs")  # where runs lie unless --out says otherwise
 
 
@@ -139,7 +146,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     # A number that no other writer has, whatever the machine: process ids come twice.
     new = path.with_name(f".{path.name}.{uuid4().int % 10**12}")
     try:
-        with new.open("wb") as file:
+        with new.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -234,8 +241,10 @@ def default_path(name: str, runs: Path = RUNS) -> Path:
 
 def check_out(folder: RunFolder, resume: bool) -> None:
     """A run may be written here. Raises UserError where one lies here already and is not to be
-    resumed, and where no file can be written; leaves nothing behind.
+    resumed, where no file can be written, and if a file of the run is a link or a device; leaves
+    nothing behind.
     """
+    check_own(folder)
     if folder.is_run and not resume:
         lock.check_free(folder.path)
         raise UserError(
@@ -243,6 +252,35 @@ def check_out(folder: RunFolder, resume: bool) -> None:
             "Continue it with --resume, or choose another --out."
         )
     check_writable(folder.path, "a run folder")
+
+
+def check_own(folder: RunFolder) -> None:
+    """All that a run writes is inside its folder. Raises UserError if one of its files or folders
+    is a symbolic link, a pipe or a device: writing or deleting would change something elsewhere.
+    """
+    for path in _own_paths(folder):
+        try:
+            mode = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.\n{ADVICE}") from error
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe or a device"
+            raise UserError(
+                f"{path} is {kind}: a run writes and deletes inside its own folder only.\n"
+                f"Put the file itself there. {ADVICE}"
+            )
+
+
+def _own_paths(folder: RunFolder) -> Iterator[Path]:
+    """Every file and folder that a run may write; a folder before what is in it."""
+    yield from (folder.path / name for name in FILES)
+    for name in FOLDERS:
+        place = folder.path / name
+        yield place
+        with suppress(OSError):
+            yield from place.iterdir()
 
 
 def check_writable(folder: Path, what: str) -> None:
@@ -256,14 +294,14 @@ def check_writable(folder: Path, what: str) -> None:
     # The folder itself, or what it would be made in.
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
-        raise UserError(f"{folder} cannot be {what}: {place} is a file.\n{advice}")
+        raise UserError(f"{folder} cannot be {what}: {place} is a file.\n{ADVICE}")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise UserError(
             f"{folder} cannot be {what}: nothing can be written in {place} "
-            f"({error.strerror}).\n{advice}"
+            f"({error.strerror}).\n{ADVICE}"
         ) from error
 
 

@@ -68,3 +68,19 @@ def test_what_was_refused_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="refused"), lock.held(tmp_path / "run"):
         raise ValueError("refused")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["running.json", ".lock"])
+def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
+    """A link made after the folder was checked: its target stays as it is."""
+    target, folder = tmp_path / "elsewhere", tmp_path / "run"
+    target.write_text('{"host": "h", "process": 1, "since": "s"}')
+    folder.mkdir()
+    (folder / name).symlink_to(target)
+    before = target.read_text()
+    with pytest.raises((UserError, OSError), match="symbolic link"), lock.held(folder):
+        pass
+    if name == ".lock":
+        (folder / "running.json").write_text(before)
+        assert lock.holder(folder) == (lock.Holder("h", 1, "s"), True)
+    assert target.read_text() == before

@@ -115,6 +115,38 @@ def test_a_run_is_written_over_only_to_resume_it(tmp_path: Path) -> None:
     check_out(run, resume=True)
 
 
+LINKS = (
+    "running.json", "journal.jsonl", ".lock", "evaluation.npz", "recipe.toml", "last", "last.old",
+    "last.new", "best", "epochs", "last/state.pt", "best/epoch-1.safetensors", "epochs/epoch-1.x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", LINKS)
+def test_run_with_a_link_is_refused(tmp_path: Path, name: str, resume: bool) -> None:
+    run, target = RunFolder(tmp_path / "run"), tmp_path / "elsewhere"
+    target.write_text("mine")
+    link = run.path / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    with pytest.raises(UserError, match=f"{re.escape(str(link))} is a symbolic link: .*\nPut "):
+        check_out(run, resume)
+    assert target.read_text() == "mine"
+
+
+def test_run_with_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "running.json")
+    with pytest.raises(UserError, match=r"running.json is a pipe or a device: "):
+        check_out(RunFolder(tmp_path), resume=True)
+
+
+def test_folder_of_a_run_may_be_a_link(tmp_path: Path) -> None:
+    run = started(tmp_path / "disk" / "run")
+    (run.path / "last").mkdir()
+    (tmp_path / "run").symlink_to(run.path)
+    check_out(RunFolder(tmp_path / "run"), resume=True)
+
+
 @pytest.mark.parametrize("name", ["file", "file/run", "file/runs/run"])
 def test_a_run_wants_a_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()

@@ -1,5 +1,6 @@
 """What a finished run leaves: the weights to use, its figures, its predictions and its mistakes."""
 
+import io
 import time
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,7 @@ from distill.engine import checkpoint
 from distill.errors import UserError
 from distill.events import End, Start
 from distill.recipe import Recipe
-from distill.run_folder import RunFolder, write_json
+from distill.run_folder import RunFolder, write_bytes, write_json
 
 N_MISTAKES = 64  # the most confident ones, kept with their pixels
 ROUNDING = 1e-3  # of the largest logit: what another device, or another number of processes, may do
@@ -88,9 +89,9 @@ def write_evaluation(
         arrays["teacher_logits"] = teacher_logits.cpu().numpy()
     if held_out is not None:
         arrays["val_logits"], arrays["val_labels"] = (each.cpu().numpy() for each in held_out)
-    new = folder.evaluation.with_name(".evaluation.new.npz")
-    np.savez_compressed(new, **arrays)
-    new.replace(folder.evaluation)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(folder.evaluation, buffer.getvalue())
 
 
 def read_evaluation(folder: RunFolder, logits: Tensor) -> dict[str, Tensor]:

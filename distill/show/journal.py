@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, create_model
 
-from distill import json_files
+from distill import json_files, lock
 from distill.errors import UserError
 from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
 from distill.json_files import Invalid
@@ -67,7 +67,7 @@ class Journal:
             rewind(self.path, event.first_step, event.first_epoch)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened per line: whoever reads the file sees whole lines, and a kill loses none.
-        with self.path.open("a") as file:
+        with open(self.path, "a", opener=lock.without_following) as file:
             file.write(line(event) + "\n")
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that has it behind it

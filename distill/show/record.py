@@ -115,8 +115,8 @@ class Record:
         """The fingerprint of its test split; empty if an earlier version wrote the run."""
         if self.result:
             return str(self.result["data"].get("test_fingerprint", ""))
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads((self.folder.last / "progress.json").read_text())["test"])
+        with suppress(UserError, KeyError):
+            return str(json_files.progress(self.folder.last / "progress.json")["test"])
         return ""
 
     @property

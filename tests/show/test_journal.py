@@ -142,6 +142,14 @@ def test_event_without_a_field_is_named(tmp_path: Path) -> None:
         journal.events(path)
 
 
+def test_a_link_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("mine\n")
+    (tmp_path / "journal.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        journal.Journal(tmp_path / "journal.jsonl")(step(1))
+    assert (tmp_path / "elsewhere").read_text() == "mine\n"
+
+
 def test_no_journal_has_no_lines(tmp_path: Path) -> None:
     assert journal.read(tmp_path / "journal.jsonl") == []
 
