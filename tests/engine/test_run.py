@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from distill import recipe as recipes
 from distill.data import sources
-from distill.engine import checkpoint, run
+from distill.engine import checkpoint, result, run
 from distill.engine.examine import Asked, examine
 from distill.engine.metrics import measures
 from distill.errors import UserError
@@ -446,3 +446,13 @@ def test_compiled_steps_train_the_same_student(teacher, tmp_path) -> None:
     a, b = (load_file(r.weights("student")) for r in (plain, compiled))
     assert a.keys() == b.keys()
     assert all(np.allclose(a[name], b[name], atol=1e-3) for name in a)
+
+
+def test_evaluation_follows_no_link(tmp_path) -> None:
+    (tmp_path / "elsewhere").write_text("mine")
+    for name in (".evaluation.new.npz", "evaluation.npz"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    test = sources.subset(sources.load("synthetic", "train"), np.arange(20))
+    result.write_evaluation(RunFolder(tmp_path), test, torch.zeros(20, 10), None, None)
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert (tmp_path / "evaluation.npz").stat().st_size > 100

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from distill import recipe as recipes
 from distill.engine import checkpoint, run, saving
@@ -18,7 +19,7 @@ from distill.events import End, Epoch, Start, Step
 from distill.run_folder import RunFolder
 from distill.show.journal import Journal, read
 from tests.engine.test_run import digest, same
-from tests.runs import train, two_epochs
+from tests.runs import prepared, train, two_epochs
 
 
 def journalled(
@@ -228,3 +229,53 @@ def test_a_full_disk_leaves_what_was_there(
         checkpoint.save(tmp_path / "last", *checkpoint.load(tmp_path / "last"))
     assert (tmp_path / "last" / "state.pt").read_bytes() == before
     assert [path.name for path in tmp_path.rglob("*") if ".pt" in path.name] == ["state.pt"]
+
+
+SOUND = {
+    "role": "student", "step": 7, "epoch": 1, "total_steps": 20, "compiled": False,
+    "elapsed_s": 2.0, "retries": 0, "lr_factor": 1.0,
+    "best": {"epoch": 1, "metrics": {"top1/val": 0.5}, "weights": ""},
+}  # fmt: skip
+
+
+def forged(folder: Path, progress: dict[str, object]) -> RunFolder:
+    """A checkpoint whose digest is right, whatever it says."""
+    (folder / "last").mkdir(parents=True)
+    progress |= {"format": checkpoint.FORMAT}
+    described = progress | {"sha256": checkpoint.digest_of(b"", progress)}
+    (folder / "last" / "state.pt").write_bytes(b"")
+    (folder / "last" / "progress.json").write_text(json.dumps(described))
+    return RunFolder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"best": {"epoch": "../../x", "metrics": {}, "weights": "a"}}, "has 'best.epoch'"),
+        ({"best": [1]}, "has 'best'"),
+        ({"best": {}}, "has no best.epoch, best.metrics, best.weights"),
+        ({"step": "7"}, "has 'step'"),
+        ({"elapsed_s": None}, "has 'elapsed_s'"),
+        ({"lr_factor": float("nan")}, "has 'lr_factor'"),
+    ],
+)
+def test_wrong_fields_of_a_checkpoint_are_named(
+    tmp_path: Path, change: dict[str, object], fault: str
+) -> None:
+    place, damaged = saving._newest_sound(forged(tmp_path, SOUND | change))
+    assert place is None
+    assert f"last is damaged: its progress.json {fault}" in damaged[0]
+
+
+def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    training = prepared("loss.kd=false", "loss.hard.weight=1.0")
+    training.folder = RunFolder(tmp_path)
+    tensors = {"student": {"weight": torch.ones(2)}}
+    checkpoint.save(tmp_path / "last", tensors, SOUND | training.identity)
+    with pytest.raises(UserError, match="last does not hold the state of this run .(Runtime|Key)"):
+        saving.resume(training)
+
+
+def test_state_that_torch_cannot_load_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(Damaged, match="last is damaged: its state.pt is not what torch wrote"):
+        checkpoint.load(forged(tmp_path, dict(SOUND)).last)
