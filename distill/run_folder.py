@@ -352,7 +352,9 @@ def runs_in(folder: Path) -> Iterator[RunFolder]:
     for path in folder.iterdir():
         run = RunFolder(path)
         with suppress(OSError):  # no run, deleted meanwhile, or not readable for this user
-            found.append((run.recipe.stat().st_mtime, run))
+            known = run.recipe.stat()
+            if stat.S_ISREG(known.st_mode):  # reading a pipe would wait for ever
+                found.append((known.st_mtime, run))
     yield from (run for _, run in sorted(found, key=lambda each: each[0], reverse=True))
 
 

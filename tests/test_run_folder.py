@@ -76,7 +76,9 @@ def test_runs_come_newest_first(tmp_path: Path) -> None:
     ages = {"a": 30, "b": 10, "c": 20}
     for name, age_s in ages.items():
         started(tmp_path / name, age_s)
-    (tmp_path / "no run").mkdir()
+    for name in ("no run", "pipe"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "recipe.toml")
     assert [run.path.name for run in runs_in(tmp_path)] == ["b", "c", "a"]
     assert list(runs_in(tmp_path / "nowhere")) == []
 
