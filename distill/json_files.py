@@ -229,13 +229,14 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def parsed(text: bytes | str) -> Any:
     """The JSON value of a text. Raises Invalid for text that is not JSON, that is nested too
-    deeply, or that holds an integer beyond 64 bits or half of a surrogate pair.
+    deeply, or that holds an integer beyond 64 bits or half of a surrogate pair, other than those by
+    which Python names the bytes of file names that are not UTF-8.
     """
     try:
         value = json.loads(text, parse_int=_integer)
         if not _is_shallow(value):
             raise RecursionError
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     except RecursionError:
         raise Invalid(f"it is nested more than {DEEPEST} levels deep") from None
     except json.JSONDecodeError as fault:
@@ -294,9 +295,11 @@ def _checked(path: Path, model: type[BaseModel], advice: str) -> dict[str, Any]:
 
 
 def _reason(fault: ValidationError) -> str:
-    """The first error that is not a missing key; empty if there is none."""
+    """The first error that is not a missing key, nor a name that is not UTF-8, which pydantic does
+    not take for text; empty if there is none.
+    """
     for error in fault.errors(include_url=False, include_input=False, include_context=False):
-        if error["type"] != "missing":
+        if error["type"] not in ("missing", "string_unicode"):
             place = ".".join(map(str, error["loc"]))[:60]
             message = error["msg"].removeprefix("Value error, ")
             return f"{place!r}: {message}"[:LONGEST_REASON] if place else message[:LONGEST_REASON]

@@ -70,7 +70,7 @@ def test_faulty_keys_of_several_teachers_are_one_message() -> None:
         'teacher.draw = "some" (--set) is unknown; allowed: "all" or "one"',
         "teacher.mirror = 1 (--set) is a whole number; allowed: true or false",
         "teacher.weights = [1, 0] (--set) is out of range; "
-        "allowed: a list, each a number (above 0)",
+        "allowed: a list, each a number (above 0, at most 1_000_000)",
     ]
 
 

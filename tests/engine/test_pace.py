@@ -214,7 +214,7 @@ def test_the_teacher_is_timed_at_every_side(teacher, monkeypatch) -> None:
     monkeypatch.setattr(
         pace, "_asking_seconds", lambda run, live: SECONDS[run.loader.calendar.side(0)]
     )
-    assert pace._teacher_seconds(run) == pytest.approx(0.5 * 1 + 0.25 * 2 + 0.25 * 4)
+    assert pace.teacher_seconds(run) == pytest.approx(0.5 * 1 + 0.25 * 2 + 0.25 * 4)
 
 
 def test_the_time_left_counts_pixels(teacher) -> None:

@@ -13,6 +13,7 @@ from distill.data import draws
 from distill.data.draws import Stream
 from distill.engine import build, checkpoint, enlist, pace, recheck, store
 from distill.engine import run as runs
+from distill.engine.evaluate import identify_test
 from distill.engine.examine import examine
 from distill.engine.run import Request, run
 from distill.engine.teach import Drawn, Frozen, Live, Taught
@@ -179,7 +180,9 @@ def test_the_accuracy_is_remembered_by_weights_and_mirror(two, other_teacher) ->
         split = build.divide(recipe, drawn_images())
         frozen = enlist.teacher(recipe, drawn_images(), split)
         request = Request("student", recipe, "tiny")
-        return runs._ask(frozen, runs.Run(request, split, frozen, prepared(*overrides), ()))
+        test = identify_test(recipe.data.source, drawn_images())
+        ready = runs.Run(request, split, frozen, prepared(*overrides), test, ())
+        return runs._ask(frozen, ready)
 
     both = top1(two)
     assert top1(two, ONE) == both
@@ -318,7 +321,7 @@ def test_minutes_are_planned_by_the_slowest_teacher(two, monkeypatch) -> None:
     run = prepared(two, ONE)
     slow = run.live.networks[1]
     monkeypatch.setattr(pace, "_asking_seconds", lambda _, teacher: 1.0 + (teacher is slow))
-    assert pace._teacher_seconds(run) == 2.0
+    assert pace.teacher_seconds(run) == 2.0
     assert pace._who_answers(run).source is slow
 
 

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import cli
 from distill import recipe as recipes
+from distill.engine import enlist
 from distill.events import Event, Step
 from distill.run_folder import RunFolder
 from distill.show.journal import read
@@ -212,7 +213,8 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_doubled(
     two = [worker(file, out, UNDERSTUDY_STORAGE=url) for _ in range(2)]
     until(lambda: list(out.glob("trial-000[01]/last")))
     planned = sweep_file.load(file)
-    trials = room.opened(planned, Storage(url_of(url, out), 1), out)
+    inputs = enlist.check(planned.base.recipe)
+    trials = room.opened(planned, Storage(url_of(url, out), 1), out, inputs)
 
     def of_the_first() -> FrozenTrial | None:
         """What the first worker is in the middle of."""
