@@ -115,7 +115,7 @@ class Tar:
         raise Unfit(f"has more than {EXTENSIONS} headers before a member")
 
     def _extension(self, header: tarfile.TarInfo) -> dict[str, str]:
-        """What a header says of the member after it."""
+        """The attributes that an extension header sets for the next member."""
         if not 0 <= header.size <= LARGEST_HEADER:
             raise Unfit(f"has a header of {header.size:,} bytes; {LARGEST_HEADER:,} are the most")
         content = self._take(header.size)
@@ -176,7 +176,7 @@ class Tar:
 
 
 def _unpacked(file: BinaryIO) -> Any:
-    """The file without its compression, told by its first bytes."""
+    """The decompressed file; its first bytes identify the compression."""
     begin = file.read(6)
     file.seek(0)
     if begin.startswith(b"\x1f\x8b"):

@@ -119,7 +119,10 @@ def open_npz(path: Path) -> Iterator[Npz]:
 
 
 class _Guarded(io.BufferedReader):
-    """A file of which no more than a chunk is read at once: zipfile reads its list whole."""
+    """A file that refuses to read more than CHUNK bytes at once.
+
+    zipfile reads the list of an archive's members in one call, however long it is.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:

@@ -223,7 +223,7 @@ def content_of(path: Path, largest: int = LARGEST) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opening a pipe that nobody writes to would wait for ever."""
+    """Opens with O_NONBLOCK: opening a pipe that has no writer would block."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

@@ -2,10 +2,7 @@
 
 import io
 import os
-import tracemalloc
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from distill import arrays, predictions
 from distill.arrays import Unfit, open_npz, read_npy
 from distill.data import unlabelled
 from distill.errors import UserError
+from tests.test_archives import little_memory
 
 MB = 1 << 20
 PIXELS = np.arange(2 * 3072, dtype=np.int64).astype(np.uint8).reshape(2, 32, 32, 3)
@@ -38,16 +36,6 @@ def zipped(path: Path, kind: int = zipfile.ZIP_DEFLATED, **members: bytes) -> Pa
         for name, content in members.items():
             archive.writestr(f"{name}.npy", content)
     return path
-
-
-@contextmanager
-def little_memory(most: int = 16 * MB) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < most
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<i8", ">i2", "<f2", "<f4", "f8", "U3", "S2"])

@@ -80,7 +80,7 @@ def _from_arrays(path: Path) -> Found:
 
 @contextmanager
 def _arrays(path: Path) -> Iterator[Mapping[str, Any]]:
-    """What the file holds, by name; of an .npz what is asked for is read. Runs no code.
+    """The arrays of the file by name; of an .npz only requested members are read. Runs no code.
 
     Raises Unfit or OSError where it cannot be read; of a pickle ValueError.
     """

@@ -171,7 +171,7 @@ class _Machine:
         return int.from_bytes(self.take(width), "little")
 
     def sized(self, width: int) -> bytes:
-        """As many bytes as the number before them says."""
+        """Reads a length of `width` bytes, then as many bytes."""
         return self.take(self.number(width))
 
     def line(self) -> bytes:
@@ -179,7 +179,7 @@ class _Machine:
         return self.take(self.content.index(b"\n", self.at) - self.at + 1)[:-1]
 
     def items(self) -> list[Any]:
-        """Takes off the stack what lies above the newest mark."""
+        """Pops the items above the newest mark from the stack."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def settings(data: str | None, overrides: list[str], teachers: list[str] | None) -> list[str]:
-    """The door's own options as overrides, behind the others.
+    """The overrides of `--set`, followed by those of the options `--data` and `--teacher`.
 
     Raises UserError for a path that is not UTF-8, which recipe.toml cannot hold.
     """

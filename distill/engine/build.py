@@ -477,7 +477,10 @@ def teach(recipe: Recipe, live: Live | Drawn | None, depends: dict[str, str]) ->
 def _origin_of_drawn(
     recipe: Recipe, drawn: Drawn, depends: dict[str, str]
 ) -> Callable[[int], Origin]:
-    """A view's logits are those of its teacher alone: whoever asks that one finds them."""
+    """The identity under which each view's logits are cached: that of its drawn teacher alone.
+
+    A student of that teacher alone, or one that draws it for the same view, reads the same entry.
+    """
     fingerprints = depends.get("teacher", "").split("+")
     alone = [recipes.taught_by(recipe, i) for i in range(len(drawn.networks))]
     origins = [

@@ -67,10 +67,11 @@ def _counted(recipe: Recipe, role: Role, n_classes: int) -> Network:
 
 
 def images(recipe: Recipe, n_images: int) -> Images | None:
-    """The images of a whole training, of a training part of `n_images` of which some are held out.
+    """How many images a whole training processes, given a train split of `n_images`.
 
-    A batch that is not full is left out of each epoch. Teacher logits that are cached by view are
-    asked once a view. None for a recipe of `train.minutes`, whose steps depend on the machine.
+    The images that the recipe holds out are not trained on, nor is the last partial batch of an
+    epoch. Cached teacher logits are computed once for each view. None for a recipe with
+    `train.minutes`, whose number of steps depends on the machine.
     """
     epochs = recipe.train.epochs
     if epochs is None:

@@ -107,8 +107,8 @@ def _asking_seconds(run: Training, teacher: Live) -> float:
 
 
 def _slowest(run: Training, live: Live | Drawn) -> Live:
-    """Of teachers of which one is drawn for each view, the one that takes longest: the run ends in
-    time whichever is drawn how often.
+    """The slowest teacher. If one is drawn for each view, planning with it keeps the run within its
+    minutes, whichever teachers are drawn.
     """
     if len(live.networks) == 1:
         return live.networks[0]

@@ -343,7 +343,7 @@ DEPENDS = {  # what stored answers depend on, as a person calls it
 
 
 def _resolution(training: Training) -> Iterator[str]:
-    """Which epochs train on images of which side, and which sides no epoch has."""
+    """Notes on `train.resolution`: the epochs at each image side, and sides that no epoch uses."""
     calendar, epochs = training.loader.calendar, training.epochs
     if not calendar.sides:
         return

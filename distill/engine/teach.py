@@ -121,7 +121,7 @@ class Live:
     is_complete = False
 
     def keep(self) -> None:
-        """A teacher that is asked every time remembers nothing."""
+        """Stores nothing: the logits are computed anew for every batch."""
 
     @property
     def networks(self) -> "tuple[Live, ...]":
@@ -158,4 +158,4 @@ class Drawn:
     is_complete = False
 
     def keep(self) -> None:
-        """A teacher that is asked every time remembers nothing."""
+        """Stores nothing: the logits are computed anew for every batch."""

@@ -29,7 +29,7 @@ from distill.events import (
 )
 from distill.losses.objective import Answers
 
-LEAST_TOTAL_S = 60.0  # of a run of which it is said how long it takes
+LEAST_TOTAL_S = 60.0  # no estimate of the total time is given for shorter runs
 SAVE = 1  # a wish; larger ones are the exit codes of those who want to stop
 
 

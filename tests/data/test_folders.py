@@ -325,7 +325,7 @@ def test_a_file_too_large_for_a_picture_is_not_read(
     monkeypatch.setattr(pictures, "LARGEST", 10_000)
     root = write(tmp_path / "set")
     with (root / "train/bee/0.png").open("ab") as file:
-        file.truncate(1 << 40)  # takes no room on the disk
+        file.truncate(1 << 40)  # a sparse file
     with pytest.raises(UserError, match="0.png: has more than 10,000 bytes"):
         sources.load(str(root), "train")
     expected = "0.png: has 1,099,511,627,776 bytes; 10,000 are the most"
