@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from distill import lock, run_folder
 from distill import recipe as recipes
@@ -57,6 +58,7 @@ from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 
 TEACHER_CHECK_IMAGES = 1024  # of the held-out ones: enough to see a teacher asleep, seconds to ask
+AMX_CHANNELS = 128  # narrower networks were not measured in bf16 (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ def _head(ready: Run, killed: Holder | None) -> Start:
             *_stored(training),
             *_shared(ready.test),
             *_notes(recipe, split, accel, teacher_top1),
+            *_cpu_precision(training, recipe),
         ),
     )
 
@@ -313,19 +316,22 @@ def _notes(
     if recipe.train.accumulate > 1 and compares:
         names = " and ".join(sorted(compares))
         yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
-    if accel.device.type == "cpu":
-        yield from _cpu_precision(recipe, environment.precision_name(accel))
 
 
-def _cpu_precision(recipe: Recipe, precision: str) -> Iterator[str]:
-    """Which precision this CPU computes fast, if the recipe's is another."""
+def _cpu_precision(training: Training, recipe: Recipe) -> Iterator[str]:
+    """A note if this CPU computes the network faster in another precision than the recipe's."""
+    if training.accelerator.device.type != "cpu":
+        return
+    precision = environment.precision_name(training.accelerator)
     has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
     if precision == "fp16" or (precision == "bf16" and not has_amx):
         yield f"this CPU does not compute {precision} natively: it is many times slower than fp32"
-    if has_amx and recipe.train.precision == "auto":
+    convolutions = (each for each in training.student.modules() if isinstance(each, nn.Conv2d))
+    is_wide = max((each.out_channels for each in convolutions), default=0) >= AMX_CHANNELS
+    if has_amx and is_wide and recipe.train.precision == "auto":
         yield (
-            "this CPU has AMX: --set train.precision=bf16 trains networks of 128 channels or more "
-            "2 to 3 times as fast"
+            f"this CPU has AMX: --set train.precision=bf16 trains networks of {AMX_CHANNELS} "
+            "channels or more 2 to 3 times as fast"
         )
 
 

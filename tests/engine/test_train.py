@@ -125,21 +125,22 @@ FASTER = (
 
 
 @pytest.mark.parametrize(
-    ("amx", "precision", "notes"),
+    ("amx", "precision", "widen", "notes"),
     [
-        (False, "bf16", {SLOW}),
-        (False, "auto", set()),
-        (True, "bf16", set()),
-        (True, "auto", {FASTER}),
-        (True, "fp32", set()),
+        (False, "bf16", 2, {SLOW}),
+        (False, "auto", 2, set()),
+        (True, "bf16", 2, set()),
+        (True, "auto", 2, {FASTER}),
+        (True, "auto", 1, set()),  # 64 channels at most
+        (True, "fp32", 2, set()),
     ],
 )
 def test_a_cpu_says_which_precision_is_fast(
-    fresh_accelerate, tmp_path, monkeypatch, amx: bool, precision: str, notes: set[str]
+    fresh_accelerate, tmp_path, monkeypatch, amx: bool, precision: str, widen: int, notes: set[str]
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
     alone = ["loss.kd=false", "loss.hard.weight=1.0", f"train.precision='{precision}'"]
-    _, events = train(tmp_path / "t", *alone, role="teacher")
+    _, events = train(tmp_path / "t", *alone, f"teacher.widen={widen}", role="teacher")
     assert events[0].precision == ("bf16" if precision == "bf16" else "fp32")
     assert {note for note in events[0].notes if "this CPU" in note} == notes
     assert math.isfinite(events[-2].metrics["loss/total"])
