@@ -1,26 +1,61 @@
-"""The C library's allocator, told to keep what torch frees.
+"""Settings of the C library's memory allocator that make training on a CPU faster.
 
-On a CPU, torch takes every map from malloc and gives it back after use. glibc asks the system for
-each large block anew and returns it at once, so that every step has its maps zeroed page by page:
-tens of thousands of page faults for a frozen teacher's forward, a quarter of its time. Kept blocks
-are taken again as they are. It costs what the pieces between kept blocks waste.
+torch takes the memory of every tensor from malloc and frees it after use. glibc returns each large
+block to the system at once, so that every step has its pages zeroed anew: a quarter of the time of
+a frozen teacher's forward. Kept blocks are used again as they are; their fragments cost some
+memory. Small pages (4 KiB) cost time again, since a virtual machine translates their addresses
+through two page tables; huge pages (2 MiB) need 512 times fewer translations.
 """
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 # <malloc.h> of glibc: https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = -1
 
+# <bits/mman-linux.h>; madvise(2)
+MADV_HUGEPAGE = 14
+
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+STRICT = "2"  # address space that is never touched counts as used
+
 
 def keep_freed_memory() -> bool:
-    """Whether the allocator took the advice; elsewhere than on glibc there is nothing to do."""
+    """Keep freed memory in the heap, in huge pages if the kernel has them.
+
+    Returns whether the allocator accepted the first; False without glibc, where nothing is done.
+    Call it before the large tensors are allocated. The second is a hint: where it is not taken,
+    training is slower and otherwise the same.
+    """
     if not sys.platform.startswith("linux"):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    libc = ctypes.CDLL(None)
+    mallopt = getattr(libc, "mallopt", None)  # musl has none
     if mallopt is None:
         return False
     no_mmap: int = mallopt(M_MMAP_MAX, 0)
     no_trim: int = mallopt(M_TRIM_THRESHOLD, NEVER)
-    return bool(no_mmap and no_trim)
+    kept = bool(no_mmap and no_trim)
+    if kept and OVERCOMMIT.read_text().strip() != STRICT:
+        _grow_in_huge_pages(libc)
+    return kept
+
+
+def _grow_in_huge_pages(libc: ctypes.CDLL) -> None:
+    """Extend the heap by address space of half the machine's memory, and ask for huge pages there.
+
+    Nothing of it is touched: it becomes memory when tensors are allocated in it.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    size = os.sysconf("SC_PHYS_PAGES") // 2 * page
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(size)
+    if block is None:  # a limit on address space
+        return
+    libc.madvise(block // page * page, size, MADV_HUGEPAGE)
+    libc.free(block)
