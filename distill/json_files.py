@@ -86,6 +86,7 @@ class Result(BaseModel):
     precision: Text
     processes: Count
     weights: Text
+    evaluation: Text
     finished_at: Text
 
     @field_validator("metrics")
@@ -117,6 +118,7 @@ class Environment(BaseModel):
     packages: dict[str, Text | None]
     recipe_origins: dict[str, Text]
     source: Text
+    sources: list[Text]  # every hash, if the source changed before a resume
 
 
 class BestOfProgress(BaseModel):

@@ -1,5 +1,6 @@
 """What a run's predictions tell: evaluation.npz read, confusion, calibration, likelihood."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill import statistics
-from distill.arrays import open_npz
+from distill import json_files, statistics
+from distill.arrays import LARGEST, open_npz
 from distill.errors import UserError
+from distill.run_folder import RunFolder
 from distill.statistics import LEVEL, RESAMPLES, Interval
 
 BINS = 15  # of the calibration, as in the paper
 
+ADVICE = "Bring it back, or move it away: most of what is asked of a run goes without it."
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 Array = NDArray[Any]
@@ -68,10 +71,35 @@ def read(path: Path) -> Answers | None:
         with open_npz(path) as arrays:
             return Answers(**{name: arrays[name] for name in arrays if name in known})
     except UNREADABLE as fault:
+        raise _unreadable(path, fault) from fault
+
+
+def _unreadable(path: Path, fault: Exception) -> UserError:
+    return UserError(f"{path} cannot be read as predictions: {fault}.\n{ADVICE}")
+
+
+def of_run(run: RunFolder) -> Answers | None:
+    """The arrays of a run's evaluation.npz; None where there is none.
+
+    Raises UserError if it is damaged, or not the file whose sha256 result.json has. A result of an
+    earlier version has none: the file is taken as it is.
+    """
+    path = run.evaluation
+    written = run.result().get("evaluation") if run.is_finished else None
+    if written is not None and path.exists() and _sha256(path) != written:
         raise UserError(
-            f"{path} cannot be read as predictions: {fault}.\n"
-            "Bring it back, or move it away: most of what is asked of a run goes without it."
-        ) from fault
+            f"{path} is not the file that its run wrote: its sha256 is not the one in "
+            f"{run.result_file.name}.\n{ADVICE}"
+        )
+    return read(path)
+
+
+def _sha256(path: Path) -> str:
+    """The digest of a file, hex. Raises UserError if it cannot be read."""
+    try:
+        return hashlib.sha256(json_files.content_of(path, LARGEST)).hexdigest()
+    except UNREADABLE as fault:
+        raise _unreadable(path, fault) from fault
 
 
 def probabilities(logits: Array, temperature: float = 1.0) -> Floats:

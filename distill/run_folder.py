@@ -198,6 +198,32 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
+def check_role(folder: RunFolder, role: Role) -> None:
+    """The run, if there is one, trains a network of that role. Raises UserError otherwise."""
+    known = _role_begun(folder)
+    if known in (None, role):
+        return
+    command = {"teacher": "train-teacher", "student": "distill"}
+    raise UserError(
+        f"{folder.path} is the run of a {known}, and {command[role]} trains a {role}.\n"
+        f"Go on with it by python cli.py {command.get(str(known), 'distill')}, or choose another "
+        "--out."
+    )
+
+
+def _role_begun(folder: RunFolder) -> str | None:
+    """The role in the result, else in a checkpoint; None if neither has one."""
+    files = (
+        folder.result_file,
+        folder.last / "progress.json",
+        folder.path / "last.old" / "progress.json",
+    )
+    for file in files:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json_files.parsed(json_files.content_of(file))["role"])
+    return None
+
+
 def tested_apart(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """In which of TESTED the results differ. One of an earlier version, which lacks the keys,
     differs from none.

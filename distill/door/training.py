@@ -87,6 +87,7 @@ def finish(
     from distill import run_folder
 
     if resume and folder.is_finished:
+        run_folder.check_role(folder, role)
         run_folder.check_same(folder, resolved.recipe)
         echo(f"{folder.path} is finished: nothing to do.", err=True)
         return

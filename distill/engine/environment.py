@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from distill import addresses
+from distill import addresses, json_files
+from distill.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("distill", "teachers", "students", "cli.py")
@@ -49,6 +50,17 @@ def source_hash() -> str:
         for file in sorted(here.rglob("*.py")) if here.is_dir() else [here]:
             digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+def earlier_sources(path: Path) -> list[str]:
+    """The hashes of our source that a run has been trained with, in order, from its
+    environment.json; none if the file is absent or damaged.
+    """
+    try:
+        known = json_files.environment(path)
+    except UserError:
+        return []
+    return list(known.get("sources") or filter(None, [known.get("source")]))
 
 
 def _version(package: str) -> str | None:

@@ -55,7 +55,7 @@ def _go_before(run: Training, step: int) -> None:
         except Damaged:
             continue
         if progress["step"] < step:
-            saving.restore(run, tensors, progress)
+            saving.restore_from(run, place, tensors, progress)
             return
 
 

@@ -59,6 +59,7 @@ def write_result(
         "precision": start.precision,
         "processes": start.processes,
         "weights": checkpoint.fingerprint(folder.weights(start.role)),
+        "evaluation": checkpoint.fingerprint(folder.evaluation),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(folder.result_file, result)
@@ -102,7 +103,7 @@ def read_evaluation(folder: RunFolder, logits: Tensor) -> dict[str, Tensor]:
     """
     answers = None
     with suppress(UserError):
-        answers = predictions.read(folder.evaluation)
+        answers = predictions.of_run(folder)
     if answers is None:
         return {}
     known, today = torch.from_numpy(answers.logits), logits.cpu()

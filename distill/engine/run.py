@@ -96,6 +96,8 @@ def run(request: Request, *, progress: Progress | None = None) -> Generator[Even
     """
     accel = build.accelerator(request.recipe)
     folder = _folder(request)
+    if request.resume:
+        run_folder.check_role(folder, request.role)
     if request.resume and folder.is_finished:
         return
     run_folder.check_out(folder, request.resume)
@@ -165,6 +167,7 @@ def _prepare(
     training = build.training(recipe, request.role, split, teacher, folder, accel, known)
     training.stop = request.stop
     resumed = saving.resume(training) if request.resume else Resumed({}, ())
+    hashes = _sources(folder) if request.resume else [environment.source_hash()]
     lost = earlier is not None and not resumed.progress
     is_new = request.resume and earlier is None
     notes = (
@@ -172,14 +175,32 @@ def _prepare(
         *(["no run was here to go on with: it begins at the start"] if is_new else []),
         *resumed.notes,
         *passed_over,
+        *_changed_source(hashes),
         *_last(training, recipe, resumed.progress),
     )
     accel.wait_for_everyone()  # all have looked at the folder before it is written
     if accel.is_main_process:
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
         described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
+        described |= {"sources": hashes} if len(hashes) > 1 else {}
         run_folder.write_json(folder.environment, described)
     return Run(request, split, teacher, training, test, notes)
+
+
+def _sources(folder: RunFolder) -> list[str]:
+    """The hashes of our source that the run has been trained with, today's last."""
+    earlier, today = environment.earlier_sources(folder.environment), environment.source_hash()
+    return earlier if earlier[-1:] == [today] else [*earlier, today]
+
+
+def _changed_source(hashes: list[str]) -> Iterator[str]:
+    """A note if the run has been trained with more than one version of the source."""
+    if len(hashes) > 1:
+        first, today = hashes[0][:12], hashes[-1][:12]
+        yield (
+            f"the program's source changed during the run (sha256 {first} when it began, {today} "
+            "today): environment.json has every hash"
+        )
 
 
 def _last(training: Training, recipe: Recipe, decided: dict[str, Any]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from distill.json_files import LONGEST_REASON
 from distill.run_folder import RunFolder
 
 ALWAYS = ("data", "teacher")  # the fingerprints that every checkpoint has
+BRING_BACK = "Bring the checkpoint back, or begin anew in another --out."
 # What a run needs to be resumed from; the rest has a default.
 NEEDED = ("step", "epoch", "retries", "lr_factor", "elapsed_s", "best")
 
@@ -98,16 +99,32 @@ def resume(run: Training) -> Resumed:
         return Resumed({}, ())
     try:
         tensors, progress = checkpoint.load(place)
-        check_identity(run, progress)
-        _restored(run, place, tensors, progress)
     except Damaged as fault:  # to this process alone
-        raise UserError(f"{fault}, as process {run.accelerator.process_index} reads it.") from fault
+        raise UserError(
+            f"{fault}, as process {run.accelerator.process_index} reads it.\n{BRING_BACK}"
+        ) from fault
+    check_identity(run, progress)
+    restore_from(run, place, tensors, progress)
     kept.forget_later(run)
     if damaged:
         _put_aside(run)
     went = f"gone on from the one before, after step {run.step:,}"
     notes = [f"{fault}: {went}" for fault in damaged]
     return Resumed(progress, (*notes, *_unnamed(run, progress)))
+
+
+def _check_whole(run: Training, place: Path, tensors: dict[str, Any]) -> None:
+    """Raises UserError if a checkpoint lacks a part of the training state.
+
+    The scaler of fp16 may be absent: it is new if the device changed.
+    """
+    missing = [name for name in (*run.stateful, "losses") if name not in tensors]
+    missing = [name for name in missing if name != "scaler"]
+    if missing:
+        raise UserError(
+            f"{place} is no checkpoint of this run: it has no state of {' and '.join(missing)}.\n"
+            f"{BRING_BACK}"
+        )
 
 
 def _unnamed(run: Training, progress: dict[str, Any]) -> Iterator[str]:
@@ -121,18 +138,22 @@ def _unnamed(run: Training, progress: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _restored(
+def restore_from(
     run: Training, place: Path, tensors: dict[str, Any], progress: dict[str, Any]
 ) -> None:
-    """`restore`. Raises Damaged if the checkpoint does not have the parts of this run."""
+    """`restore`, from the checkpoint at `place`. Raises UserError if it lacks a part of the
+    training state, or if a part does not fit this run.
+    """
+    _check_whole(run, place, tensors)
     try:
         restore(run, tensors, progress)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as fault:
         reason = (str(fault).splitlines() or [""])[0][:LONGEST_REASON]
-        raise Damaged(
-            f"{place} does not hold the state of this run ({type(fault).__name__}: {reason})"
+        raise UserError(
+            f"{place} does not hold the state of this run ({type(fault).__name__}: {reason}).\n"
+            f"{BRING_BACK}"
         ) from fault
 
 

@@ -58,7 +58,7 @@ class Finished:
         gone or damaged: an export goes without.
         """
         with suppress(UserError):
-            if (answers := predictions.read(self.folder.evaluation)) is not None:
+            if (answers := predictions.of_run(self.folder)) is not None:
                 return len(answers.labels)
         return None
 

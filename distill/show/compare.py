@@ -126,7 +126,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _answers(run: RunFolder) -> Answers:
-    found = predictions.read(run.evaluation)
+    found = predictions.of_run(run)
     if found is None:
         raise UserError(
             f"{run.evaluation} is not there: without its answers a run cannot be compared.\n"

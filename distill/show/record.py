@@ -10,8 +10,7 @@ from distill import json_files
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import Epoch, Event, Start, measure_name
-from distill.predictions import Answers
-from distill.predictions import read as read_answers
+from distill.predictions import Answers, of_run
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 from distill.safe_text import visible
@@ -165,6 +164,6 @@ def read(folder: RunFolder, test_curve: TestCurve | None = None) -> Record:
         tuple(journal.events(folder.journal)),
         folder.result() if folder.is_finished else {},
         json_files.environment(folder.environment) if folder.environment.exists() else {},
-        read_answers(folder.evaluation),
+        of_run(folder),
         test_curve or {},
     )

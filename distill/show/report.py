@@ -206,5 +206,5 @@ def _surroundings(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in known.items():
         if name == "packages":
             yield from ((package, str(version)) for package, version in value.items() if version)
-        elif name not in {"command", "source", "recipe_origins"} and value is not None:
+        elif name not in {"command", "source", "sources", "recipe_origins"} and value is not None:
             yield name, str(value)

@@ -121,7 +121,7 @@ def _finished(run: RunFolder, known: Listed) -> Listed:
 def _test_images(run: RunFolder) -> int | None:
     """How many images the accuracy is of; None where the answers are not there any more."""
     with suppress(UserError):
-        if (answers := predictions.read(run.evaluation)) is not None:
+        if (answers := predictions.of_run(run)) is not None:
             return len(answers.labels)
     return None
 

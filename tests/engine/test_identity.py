@@ -1,5 +1,6 @@
 """What a run is tied to by content: test split, class names, recipe, role; and what is refused."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ from PIL import Image
 
 from distill import recipe as recipes
 from distill.data import sources
-from distill.engine import checkpoint, run
+from distill.engine import checkpoint, environment, run
 from distill.engine.examine import Asked, examine
+from distill.engine.replay import replay
 from distill.errors import Failure, UserError
 from distill.events import Epoch, Event, Start
-from distill.run_folder import RunFolder
+from distill.run_folder import RunFolder, write_json
+from distill.show.compare import compare
 from tests.runs import train
 
 SMALL = (
@@ -61,9 +64,10 @@ def begun(out: Path, *overrides: str) -> Iterator[Event]:
 
 
 def cut(out: Path, *overrides: str) -> RunFolder:
-    """A run that was stopped after its first epoch."""
+    """A run that was stopped after the checkpoint of its first epoch."""
     events = begun(out, *overrides)
     next(event for event in events if isinstance(event, Epoch))
+    next(events)
     events.close()  # type: ignore[attr-defined]
     return RunFolder(out)
 
@@ -146,6 +150,97 @@ def test_a_finished_run_is_measured_on_its_own_test_split(pictures: Path, tmp_pa
     with pytest.raises(UserError, match="is not the one that run .* was tested on: fingerprint"):
         examine(folder)
     assert examine(folder, Asked(data=str(pictures)))["n"] == 20
+
+
+def test_the_checkpoint_of_another_recipe_is_not_resumed(pictures: Path, tmp_path: Path) -> None:
+    folder = cut(tmp_path / "run", *of(pictures))
+    other = cut(tmp_path / "other", *of(pictures, "train.seed=1"))
+    for name in ("last", "best"):
+        shutil.rmtree(folder.path / name)
+        shutil.copytree(other.path / name, folder.path / name)
+    with pytest.raises(UserError, match="cannot be resumed: its recipe changed since it began"):
+        train(folder.path, *of(pictures), resume=True)
+
+
+@pytest.mark.parametrize("part", ["student", "optimizer", "losses"])
+def test_a_checkpoint_without_a_part_is_not_resumed(
+    part: str, pictures: Path, tmp_path: Path
+) -> None:
+    folder = cut(tmp_path / "run", *of(pictures))
+    tensors, progress = checkpoint.load(folder.last)
+    del tensors[part]
+    checkpoint.save(folder.last, tensors, progress)
+    with pytest.raises(UserError, match=f"is no checkpoint of this run: it has no state of {part}"):
+        train(folder.path, *of(pictures), resume=True)
+
+
+def test_a_checkpoint_without_a_part_is_not_replayed(pictures: Path, tmp_path: Path) -> None:
+    folder = cut(tmp_path / "run", *of(pictures))
+    tensors, progress = checkpoint.load(folder.last)
+    del tensors["student"]
+    checkpoint.save(folder.last, tensors, progress)
+    with pytest.raises(UserError, match="is no checkpoint of this run: it has no state of student"):
+        replay(folder, progress["step"] + 1)
+
+
+def test_a_checkpoint_of_other_shapes_is_not_resumed(pictures: Path, tmp_path: Path) -> None:
+    folder = cut(tmp_path / "run", *of(pictures))
+    tensors, progress = checkpoint.load(folder.last)
+    tensors["student"] = {name: t[:1] for name, t in tensors["student"].items() if t.dim()}
+    checkpoint.save(folder.last, tensors, progress)
+    with pytest.raises(
+        UserError,
+        match=r"last does not hold the state of this run .*\nBring the checkpoint back, or",
+    ):
+        train(folder.path, *of(pictures), resume=True)
+
+
+def test_a_changed_source_is_noted_and_every_hash_kept(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cut(tmp_path / "run", *of(pictures))
+    first = json.loads(folder.environment.read_text())["source"]
+    monkeypatch.setattr(environment, "source_hash", lambda: "f" * 64)
+    resumed, events = train(folder.path, *of(pictures), resume=True)
+    assert isinstance(events[0], Start)
+    assert (
+        f"source changed during the run (sha256 {first[:12]} when it began, ffffffffffff today)"
+        in (" ".join(events[0].notes))
+    )
+    known = json.loads(resumed.environment.read_text())
+    assert known["sources"] == [first, "f" * 64] and known["source"] == "f" * 64
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{}", '{"source": 1}', '{"sources": "x"}', "[" * 99999]
+)
+def test_a_damaged_environment_has_no_hashes(text: str, tmp_path: Path) -> None:
+    (tmp_path / "environment.json").write_text(text)
+    assert environment.earlier_sources(tmp_path / "environment.json") == []
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_student_s_run_is_not_resumed_as_a_teacher_s(
+    is_finished: bool, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    folder = train(out, *of(pictures))[0] if is_finished else cut(out, *of(pictures))
+    with pytest.raises(
+        UserError, match=r"run of a student, and train-teacher trains a teacher.\n.*cli.py distill"
+    ):
+        train(folder.path, *of(pictures), role="teacher", resume=True)
+
+
+def test_predictions_of_another_run_are_not_read(pictures: Path, tmp_path: Path) -> None:
+    a, _ = train(tmp_path / "a", *of(pictures))
+    b, _ = train(tmp_path / "b", *of(pictures, "train.seed=1"))
+    assert compare(a.path, b.path).n == 20
+    shutil.copy(b.evaluation, a.evaluation)
+    with pytest.raises(UserError, match=r"a/evaluation.npz is not the file that its run wrote"):
+        compare(a.path, b.path)
+    result = {name: value for name, value in a.result().items() if name != "evaluation"}
+    write_json(a.result_file, result)
+    assert compare(a.path, b.path).n == 20
 
 
 def test_the_head_counts_test_images_that_are_trained_on(pictures: Path, tmp_path: Path) -> None:

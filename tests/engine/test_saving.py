@@ -270,7 +270,7 @@ def test_wrong_fields_of_a_checkpoint_are_named(
 def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
     training = prepared("loss.kd=false", "loss.hard.weight=1.0")
     training.folder = RunFolder(tmp_path)
-    tensors = {"student": {"weight": torch.ones(2)}}
+    tensors = {"student": {"weight": torch.ones(2)}, "optimizer": {}, "losses": {}}
     checkpoint.save(tmp_path / "last", tensors, SOUND | training.identity)
     with pytest.raises(UserError, match="last does not hold the state of this run .(Runtime|Key)"):
         saving.resume(training)
