@@ -60,6 +60,7 @@ def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
     result["data"]["source"] = recipe.data.source
     write_json(to.result_file, named(result))
     result["metrics"] = result["metrics"] | measured(run, to, source)
+    result["evaluation"] = checkpoint.fingerprint(to.evaluation)
     write_json(to.result_file, named(result))
     return result
 
@@ -93,7 +94,7 @@ def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
     accel = build.measuring_accelerator()
     net = build.to_device(build.trained(to), accel.device)
     logits, labels = logits_and_labels(net, test_split(source), accel)
-    answers = predictions.read(run.evaluation)
+    answers = predictions.of_run(run)
     assert answers is not None, f"{run.evaluation} is missing"
     if not np.array_equal(answers.labels, labels.cpu().numpy()):
         raise UserError(f"{source} is not the test split on which {run.path} was measured.")

@@ -69,7 +69,7 @@ def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
 
 def row(name: str, run: RunFolder) -> dict[str, Any]:
     """What one entry reached: shares of the test split and of the held-out part, and its cost."""
-    answers = predictions.read(run.evaluation)
+    answers = predictions.of_run(run)
     assert answers is not None, f"{run.evaluation} is missing"
     right = predictions.is_right(answers.logits, answers.labels)
     low, high = wilson(int(right.sum()), len(right))

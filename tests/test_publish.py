@@ -56,7 +56,7 @@ def test_it_holds_half_the_bytes_no_images_and_no_paths(published) -> None:
 def test_its_figures_are_those_of_the_halved_weights(published, door: Door) -> None:
     run, folder = published
     result = folder.result()
-    answers = predictions.read(folder.evaluation)
+    answers = predictions.of_run(folder)
     assert answers is not None
     assert result["metrics"]["top1/test"] == pytest.approx(float(answers.right.mean()))
     assert result["published"]["metrics"] == run.result()["metrics"]

@@ -175,16 +175,19 @@ def _check_same(name: str, study: optuna.Study, definition: str, defaults: Colle
     if known in (None, definition):
         return
     ours, theirs = definition.splitlines(), known.splitlines()
-    if not any(line.startswith(FINGERPRINT) for line in theirs):
-        # An earlier version made it: it takes the fingerprints of today, and has them from now on.
-        theirs += [line for line in ours if line.startswith(FINGERPRINT)]
+    named = [[s for s in lines if s.startswith(FINGERPRINT)] for lines in (ours, theirs)]
+    if not all(named):  # an earlier version made it, or who asks has read no images
+        ours, theirs = (
+            [s for s in lines if not s.startswith(FINGERPRINT)] for lines in (ours, theirs)
+        )
     keys = {line.partition(" = ")[0] for line in theirs}
     tables = {key.rpartition(".")[0] for key in keys}
     added = {line for line in defaults if _is_added(line.partition(" = ")[0], keys, tables)}
     differing = [f"here:   {line}" for line in ours if line not in theirs and line not in added]
     differing += [f"stored: {line}" for line in theirs if line not in ours]
     if not differing:
-        study.set_user_attr("definition", "\n".join(theirs))
+        if named[0] and not named[1]:  # it takes the fingerprints of today
+            study.set_user_attr("definition", "\n".join([*theirs, *named[0]]))
         return
     raise UserError(
         f"the storage holds another sweep of the name {name}:\n  "

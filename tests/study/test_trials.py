@@ -326,6 +326,7 @@ def test_other_images_or_teachers_do_not_continue_a_sweep(tmp_path: Path) -> Non
 
 def test_a_sweep_from_before_fingerprints_takes_today_s(trials: Trials) -> None:
     assert reopened(trials.place).left() == 6
+    assert opened(trials.place).left() == 6  # who has read no images compares the rest
     with pytest.raises(UserError, match="stored: fingerprint.data = d\n"):
         reopened(trials.place, data="new")
 
