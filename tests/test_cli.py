@@ -94,6 +94,18 @@ def refused(said: Said, *found: str, lines: int | None = None) -> None:
     assert lines is None or len(said.err.splitlines()) == lines, said.err
 
 
+def at_each_epoch(patched: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Call `act` once the journal of a run in this process has the end of an epoch."""
+    write = Journal.__call__
+
+    def write_and_act(journal: Journal, event: object) -> None:
+        write(journal, event)  # type: ignore[arg-type]
+        if type(event).__name__ == "Epoch":
+            act()
+
+    patched.setattr(Journal, "__call__", write_and_act)
+
+
 def write_pets(root: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
     """A set of noise in class folders: 16 images a class to train on, 8 to test."""
     pixels = np.random.default_rng(0)
@@ -460,29 +472,23 @@ def test_the_whole_way(door: Door, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
 def test_a_stopped_run_says_how_to_go_on(
     door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    write = Journal.__call__
-
-    def write_and_stop(journal: Journal, event: object) -> None:
-        write(journal, event)  # type: ignore[arg-type]
-        if type(event).__name__ == "Epoch":
-            os.kill(os.getpid(), number)
-
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(number)
     command = ["distill", *SMALL, *ALONE, "--data", str(pets)]
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "__call__", write_and_stop)
+        at_each_epoch(patched, lambda: os.kill(os.getpid(), number))
         said = door(*command)
     assert (said.code, said.out) == (code, "")
     assert "Traceback" not in said.err
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(number)) == handlers
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "__call__", write_and_stop)
+        at_each_epoch(patched, lambda: os.kill(os.getpid(), number))
         several = door("seeds", *SMALL, *ALONE, "--data", pets, "--n", 2, "--out", "s")
     assert several.code == code
     again = "Stopped after step 4, and saved. To go on, type the same command again"
@@ -498,6 +504,19 @@ def test_a_stopped_run_says_how_to_go_on(
     assert resumed.code == 0
     assert re.search(r"^resumed +at step 4$", resumed.err, re.MULTILINE)
     assert RunFolder(run).is_finished
+
+
+def test_a_hangup_that_nohup_ignores_stops_nothing(
+    door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_each_epoch(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        said = door("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert said.code == 0, said.err
+    assert RunFolder(Path("runs/x")).is_finished
 
 
 def test_a_diverged_run_fails_with_one_message(door: Door, pets: Path) -> None:

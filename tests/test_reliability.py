@@ -48,7 +48,8 @@ def saved_step(run: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
 def test_a_signal_ends_the_step_saves_and_leaves_in_time(
     long_run: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, code: int

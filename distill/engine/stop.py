@@ -7,10 +7,16 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 INTERRUPTED, TERMINATED = 130, 143  # the shell's words for a process that a signal ended
-# SIGUSR1 is what a scheduler sends some time before it takes the machine away.
+# SIGUSR1 is what a scheduler sends some time before it takes the machine away, SIGHUP what the
+# system sends when the terminal or the connection to it is closed.
 CODES = {
     getattr(signal, name): code
-    for name, code in (("SIGINT", INTERRUPTED), ("SIGTERM", TERMINATED), ("SIGUSR1", TERMINATED))
+    for name, code in (
+        ("SIGINT", INTERRUPTED),
+        ("SIGTERM", TERMINATED),
+        ("SIGUSR1", TERMINATED),
+        ("SIGHUP", TERMINATED),
+    )
     if hasattr(signal, name)
 }
 
@@ -33,8 +39,12 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals, and give them back at the end."""
-        before = {number: signal.signal(number, self._hear) for number in CODES}
+        """Take the signals, and give them back at the end.
+
+        SIGHUP stays ignored if it is: nohup asks for that.
+        """
+        taken = [number for number in CODES if not _is_ignored_hangup(number)]
+        before = {number: signal.signal(number, self._hear) for number in taken}
         try:
             yield
         finally:
@@ -59,6 +69,11 @@ class Stop:
 
     def _leave(self) -> NoReturn:
         raise SystemExit(self.code)
+
+
+def _is_ignored_hangup(number: int) -> bool:
+    is_hangup = number == getattr(signal, "SIGHUP", None)
+    return is_hangup and signal.getsignal(number) is signal.SIG_IGN
 
 
 def launched() -> bool:
