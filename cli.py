@@ -37,6 +37,7 @@ from distill.door.voice import (
     echo_json,
     is_main,
     one_voice,
+    outlasting,
     print_facts,
     stderr,
     stdout,
@@ -549,7 +550,7 @@ for _verb in (studies.seeds, studies.sweep, studies.search):
 def main() -> None:
     """The door: a wrong request is one message and exit 2, a failure one and exit 1."""
     take_every_letter()
-    with one_voice():
+    with one_voice(), outlasting("stderr"):
         try:
             app()
         except (UserError, Failure) as fault:

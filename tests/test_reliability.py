@@ -3,14 +3,18 @@
 import gzip
 import hashlib
 import os
+import pty
 import resource
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -18,7 +22,18 @@ from distill.data import fetch
 from distill.engine import checkpoint
 from distill.run_folder import RunFolder
 from distill.show.journal import read
-from tests.test_cli import ALONE, REPO, SMALL, Door, Said, door, pets, process, refused
+from tests.test_cli import (
+    ALONE,
+    REPO,
+    SMALL,
+    Door,
+    Said,
+    at_each_epoch,
+    door,
+    pets,
+    process,
+    refused,
+)
 
 __all__ = ["door", "pets"]  # fixtures
 
@@ -131,6 +146,89 @@ def test_a_disk_that_is_full_ends_the_run_and_leaves_the_checkpoint(
     assert second.startswith("Its last checkpoint is whole. To go on, type the same command with ")
     assert "Traceback" not in done.stderr
     assert saved_step(run) > 0
+
+
+def terminal(kind: str) -> tuple[TextIO, Callable[[], None]]:
+    """A stream to write to, and what makes each further write fail."""
+    if kind == "full disk":
+        return open("/dev/full", "w", buffering=1), lambda: None
+    reader, writer = pty.openpty() if kind == "closed terminal" else os.pipe()
+    return open(writer, "w", buffering=1), partial(os.close, reader)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("full disk", "No space"),
+        ("closed pipe", "Broken pipe"),
+        ("closed terminal", "Input/output"),
+    ],
+)
+def test_a_terminal_that_fails_ends_no_run(
+    door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
+) -> None:
+    stream, lose = terminal(kind)
+    done: list[int] = []
+
+    def at_an_epoch() -> None:
+        if not done:
+            lose()
+            with pytest.raises(OSError, match=fault):
+                os.write(stream.fileno(), b"x")
+        done.append(1)
+
+    at_each_epoch(monkeypatch, at_an_epoch)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    if kind == "full disk":  # which fails before the first epoch already
+        done.append(0)
+    said = door("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
+    assert said.code == 0
+    assert RunFolder(Path("runs/x")).is_finished
+    stream.write("what is written later goes nowhere, and does not fail\n")
+    stream.close()
+
+
+@pytest.mark.parametrize("streams", [">/dev/full 2>&1", ">/dev/full 2>&-"])
+def test_a_process_without_a_terminal_exits_with_0(
+    streams: str, pets: Path, tmp_path: Path, quiet: dict[str, str]
+) -> None:
+    """Python's own flush at exit does not fail either."""
+    command = [sys.executable, str(REPO / "cli.py"), "distill", *SMALL, *ALONE]
+    typed = shlex.join([*command, "--data", str(pets), "--out", str(tmp_path / "run")])
+    done = subprocess.run(
+        f"{typed} {streams}", shell=True, env=os.environ | quiet, timeout=300, check=False
+    )
+    assert done.returncode == 0
+    assert RunFolder(tmp_path / "run").is_finished
+
+
+# Makes the terminal at stdin that of this session, and becomes the command.
+OF_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_terminal_that_is_closed_stops_a_run_and_saves_it(
+    pets: Path, tmp_path: Path, quiet: dict[str, str]
+) -> None:
+    """With the hangup that its session gets, as if somebody closed the window."""
+    reader, writer = pty.openpty()
+    command = [sys.executable, str(REPO / "cli.py"), "distill", *SMALL, *ALONE, *LONG]
+    child = subprocess.Popen(
+        [sys.executable, "-c", OF_TERMINAL, *command, "--data", pets, "--out", tmp_path / "run"],
+        stdin=writer, stdout=writer, stderr=writer, env=os.environ | quiet, start_new_session=True,
+    )  # fmt: skip
+    os.close(writer)
+    shown = b""
+    while b"epoch 2/" not in shown:
+        shown += os.read(reader, 4096)
+    os.close(reader)
+    assert child.wait(timeout=60) == 143
+    rows = [row for row in read(RunFolder(tmp_path / "run").journal) if row["event"] == "step"]
+    assert rows[-1]["step"] == saved_step(tmp_path / "run")
 
 
 def test_a_teacher_and_images_that_go_while_it_trains(

@@ -1,7 +1,6 @@
 """A run from the door: begun or gone on with, shown and kept, and what ends it early in words."""
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -10,9 +9,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from distill.door.voice import echo, is_main, of_system, stderr, stdout
+from distill.door.voice import (
+    echo,
+    is_main,
+    of_system,
+    outlasting,
+    print_of_any,
+    stderr,
+    stdout,
+)
 from distill.errors import Failure, UserError
-from distill.safe_text import is_utf8, visible_lines
+from distill.safe_text import is_utf8
 
 if TYPE_CHECKING:
     from distill.engine.run import Request
@@ -70,7 +77,8 @@ def train(
     go_on = f"To go on, type the same command with --out {place} --resume"
     finish(role, resolved, folder, resume, trackers, go_on)
     if is_main():
-        _close(folder)
+        with outlasting("stdout"):  # the run is finished, whoever reads its table
+            _close(folder)
 
 
 def finish(
@@ -174,15 +182,12 @@ def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
         ) from None
     # By whoever it befell: the one that speaks for all may be the one that is gone.
     if isinstance(fault, Full):
-        print(visible_lines(f"The run in {folder.path} failed: {fault}"), file=sys.__stderr__)
+        print_of_any(f"The run in {folder.path} failed: {fault}")
         raise typer.Exit(1) from None
     if isinstance(fault, RuntimeError) and is_loss_of_another(fault):
-        print(
-            visible_lines(
-                f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
-                f"{_kept(folder)}{go_on}"
-            ),
-            file=sys.__stderr__,
+        print_of_any(
+            f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
+            f"{_kept(folder)}{go_on}"
         )
         raise typer.Exit(1) from fault
 

@@ -4,9 +4,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO, TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import typer
 
@@ -61,6 +61,65 @@ def echo_json(values: Any) -> None:
     from distill.show.journal import without_nan
 
     typer.echo(json.dumps(without_nan(values), allow_nan=False))
+
+
+class Outlasting:
+    """A text stream that falls silent, instead of failing, once it cannot be written: its terminal
+    was closed, its reader ended, its disk is full.
+
+    What writes there is a display: it must not end a training. The file itself becomes the null
+    device, so that libraries, and Python when it exits, can write on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._without_failing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._without_failing():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _without_failing(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            pass  # its reader is slow: what it did not take is left out
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(null, self._stream.fileno())
+            finally:
+                os.close(null)
+
+
+@contextmanager
+def outlasting(name: Literal["stdout", "stderr"]) -> Iterator[None]:
+    """Inside, `sys.stdout` or `sys.stderr` falls silent if it cannot be written.
+
+    It is None if the process began without it.
+    """
+    stream = getattr(sys, name)
+    wrapped = Outlasting(StringIO() if stream is None else stream)
+    setattr(sys, name, wrapped)
+    try:
+        yield
+    finally:
+        wrapped.flush()
+        setattr(sys, name, stream)
+
+
+def print_of_any(text: str) -> None:
+    """A line on stderr of whichever process it is, as far as it can be written."""
+    with suppress(OSError):
+        print(visible_lines(text), file=sys.__stderr__, flush=True)
 
 
 @contextmanager
