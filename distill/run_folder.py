@@ -19,7 +19,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -32,6 +32,7 @@ from distill import recipe as recipes
 from distill.errors import UserError
 from distill.recipe import Recipe
 from distill.safe_text import is_utf8
+from distill.schema import Teacher
 
 Role = Literal["teacher", "student"]
 # What a resumed run may do otherwise: how often it speaks, saves and keeps, what else it measures,
@@ -176,8 +177,10 @@ def write_json(path: Path, content: Any) -> None:
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
     """The run began with this recipe. Raises UserError naming the keys that differ.
 
-    Teachers that are not named are those the run has. A run that began with the TrivialAugment of
-    an earlier version, whose strengths and place differ, is refused too.
+    Teachers that are not named are those the run has. Those that are named may be in other folders
+    than they were: their weights must be the same, which are compared here if the run is finished,
+    and with the checkpoint when it is resumed. A run that began with the TrivialAugment of an
+    earlier version, whose strengths and place differ, is refused too.
     """
     began_with = recipes.read(folder.recipe)
     if began_with.augment.trivial and "before_crop" not in folder.recipe.read_text():
@@ -187,15 +190,40 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
         )
     if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
         recipe = recipes.with_teacher(recipe, began_with.teacher.runs)
-    changed = [
-        line for line in recipes.differences(began_with, recipe) if line.split(":")[0] not in HABITS
-    ]
+    differing = {line.split(":")[0]: line for line in recipes.differences(began_with, recipe)}
+    changed = [line for key, line in differing.items() if key not in {*HABITS, "teacher.runs"}]
+    if not changed and "teacher.runs" in differing and folder.is_finished:
+        changed = _changed_teachers(folder, recipe)
     if changed:
         raise UserError(
             f"{folder.path} cannot be resumed: the recipe is not the one it began with:\n  "
             + "\n  ".join(changed)
             + "\nGive the same recipe and --set values, or choose another --out."
         )
+
+
+def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
+    """A line if the teachers that the recipe names have other weights than those that a finished
+    run had; none if they are the same. Raises UserError if one is no finished run.
+    """
+    known = folder.result()["teacher"]["fingerprint"]
+    today = teachers_fingerprint(finished(path) for path in (recipe.teacher or Teacher()).runs)
+    return [] if today == known else [f"the teacher's weights: {known} -> {today}"]
+
+
+def teachers_fingerprint(runs: Iterable[RunFolder]) -> str:
+    """The identity of the teachers' weights: the sha256 of each file, hex, joined by `+`; empty
+    without a teacher.
+    """
+    return "+".join(hashlib.sha256(_weights(run)).hexdigest() for run in runs)
+
+
+def _weights(run: RunFolder) -> bytes:
+    path = run.weights(run.role)
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise UserError(f"{path} cannot be read as weights: {fault.strerror}.") from fault
 
 
 def check_role(folder: RunFolder, role: Role) -> None:

@@ -254,9 +254,14 @@ def test_a_teacher_and_images_that_go_while_it_trains(
     assert said.code == 1 and "Traceback" not in said.err
     assert "Its last checkpoint is whole. To go on, type the same command" in said.err
     (pets / "elsewhere").rename(pets / "test")
-    refused(door(*same, "--resume"), "t is not a run: there is no such folder")
-    Path("gone").rename("t")
-    assert door(*same, "--resume").code == 0
+    refused(
+        door(*same, "--resume"),
+        "teacher t is not a run: there is no such folder",
+        "If its folder was moved, name the new one, --teacher RUN",
+    )
+    assert door(*same, "--teacher", "gone", "--resume").code == 2  # two teachers
+    moved = ("gone" if each == "t" else each for each in same)
+    assert door(*moved, "--resume").code == 0
 
 
 def test_a_teacher_whose_weights_are_damaged_is_refused(door: Door, pets: Path) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from distill import recipe as recipes
+from distill import run_folder
 from distill.data import sources
 from distill.data.sources import ImageSet
-from distill.engine import build, checkpoint
+from distill.engine import build
 from distill.engine.build import Division
 from distill.engine.evaluate import identify_test
 from distill.engine.identity import identity
@@ -97,7 +98,7 @@ def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
     or has trained on images that this run holds out, or where the keys of [teacher] ask for another
     number of teachers; every faulty folder and key is named.
     """
-    runs = [opened(run.path) for run in named(recipe)]
+    runs = [_opened(run) for run in named(recipe)]
     faults = [fault for run in runs for fault in _faults(run, images, split)]
     places = [run.path.resolve() for run in runs]
     faults += [
@@ -118,6 +119,17 @@ def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
         raise UserError("\n".join(faults))
     nets = [build.trained(run) for run in runs]
     return Frozen(build.as_one(recipe, nets)) if nets else None
+
+
+def _opened(run: RunFolder) -> RunFolder:
+    """The run, which is there. Raises UserError otherwise, and says what to type if it moved."""
+    try:
+        return opened(run.path)
+    except UserError as fault:
+        raise UserError(
+            f"teacher {fault}\nIf its folder was moved, name the new one, --teacher RUN: a resumed "
+            "run compares the teacher's weights, not its path."
+        ) from fault
 
 
 def _miscounted(recipe: Recipe, n: int) -> Iterator[str]:
@@ -168,7 +180,7 @@ def _inputs(recipe: Recipe, images: ImageSet) -> dict[str, str]:
 
 def fingerprints(recipe: Recipe) -> str:
     """The identity of the teachers' weights, joined by `+`; empty where nobody teaches."""
-    return "+".join(checkpoint.fingerprint(run.weights(run.role)) for run in named(recipe))
+    return run_folder.teachers_fingerprint(named(recipe))
 
 
 def _faults(run: RunFolder, images: ImageSet, split: Division) -> list[str]:

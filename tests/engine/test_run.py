@@ -271,6 +271,38 @@ def cut_short(teacher: Path, out: Path) -> RunFolder:
     return RunFolder(out)
 
 
+def test_a_moved_teacher_is_named_by_its_new_path(taught, teacher, tmp_path) -> None:
+    """Its weights decide whether a run is resumed."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(teacher, old)
+    cut = cut_short(old, tmp_path / "cut")
+    old.rename(new)
+    for named in (two_epochs(old), two_epochs(old)[1:]):
+        with pytest.raises(
+            UserError, match=r"teacher .*/old is not a run: .*\n.*\nIf its folder was moved, name"
+        ):
+            train(cut.path, *named, resume=True)
+    resumed, events = train(cut.path, *two_epochs(new), resume=True)
+    assert isinstance(events[0], Start) and events[0].first_step == 10
+    assert same(taught[0], resumed)
+    assert recipes.read(resumed.recipe).teacher.runs == (str(new),)
+
+
+def test_a_run_is_not_resumed_with_another_teacher(
+    taught, teacher, other_teacher, tmp_path
+) -> None:
+    shutil.copytree(teacher, tmp_path / "moved")
+    shutil.copytree(taught[0].path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    run.run_folder.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
+    weights = RunFolder(other_teacher).result()["weights"]
+    with pytest.raises(UserError, match=rf"\n  the teacher's weights: \w+ -> {weights}\nGive the"):
+        run.run_folder.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
+    folder.result_file.unlink()
+    with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it began"):
+        train(folder.path, *two_epochs(other_teacher), resume=True)
+
+
 def test_a_resumed_run_may_measure_the_network_too(taught, teacher, tmp_path) -> None:
     """What is told of it is more; what is trained and kept is the same."""
     folder = cut_short(teacher, tmp_path / "cut")
