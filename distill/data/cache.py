@@ -5,6 +5,7 @@ is not kept.
 """
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,45 @@ def keep(key: str, array: NDArray[Any]) -> None:
             temporary.replace(path)
     except OSError:
         return  # full disk or no right to write: the next run makes it again
+
+
+def writable_by_others(folder: Path) -> str:
+    """Why users other than this one may change what a folder holds; empty if none may, or if it is
+    not there.
+
+    The superuser always may. With the sticky bit, as /tmp has it, nobody replaces the files of
+    others; a group that has this user alone, as many systems give to each, is no other user.
+    """
+    try:
+        known = folder.stat()
+    except OSError:
+        return ""
+    if not hasattr(os, "geteuid"):
+        return ""
+    if known.st_uid not in (0, os.geteuid()):
+        return "it belongs to another user"
+    if known.st_mode & stat.S_ISVTX:
+        return ""
+    if known.st_mode & stat.S_IWOTH:
+        return "every user may write in it"
+    if known.st_mode & stat.S_IWGRP and not _is_private(known.st_gid):
+        return "its group may write in it"
+    return ""
+
+
+def _is_private(group: int) -> bool:
+    """Whether a group is this user's own: the primary group, of the user's name, with no other
+    member.
+    """
+    import grp
+    import pwd
+
+    try:
+        user, known = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    is_own = group == user.pw_gid and known.gr_name == user.pw_name
+    return is_own and set(known.gr_mem) <= {user.pw_name}
 
 
 def _path(key: str) -> Path:

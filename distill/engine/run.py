@@ -414,8 +414,22 @@ def _stored(training: Training) -> Iterator[str]:
     if not found and (missed := kept.missed()):
         differs = " and ".join(DEPENDS.get(name, name) for name in missed)
         yield f"the nearest answers that are stored differ in {differs}: they are not taken"
+    yield from _exposed(kept.folders(training.epochs))
     if kept.agrees(training.step) is False:
         yield "what is stored is not what the teacher says today: all is asked and stored anew"
+
+
+def _exposed(folders: list[Path]) -> Iterator[str]:
+    """A note if other users may change cached teacher outputs: of one batch alone it is checked
+    that they are the teacher's.
+    """
+    for folder in folders:
+        if why := cache.writable_by_others(folder):
+            yield (
+                f"other users may change what is stored in {folder}: {why}; use it only if you "
+                "trust them, or set UNDERSTUDY_CACHE to a folder of your own"
+            )
+            return
 
 
 def _finish(ready: Run, start: Start, progress: Progress | None) -> End:

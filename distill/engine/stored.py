@@ -10,6 +10,7 @@ augmentation likewise; a store by sample alone would answer for another crop.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +119,11 @@ class Stored:
         kept = [key for key in keys if cache.is_kept(key)]
         readable = sum(cache.recall(key, shape, np.float16) is not None for key in kept)
         return Survey(len(keys), readable, len(kept) - readable)
+
+    def folders(self, epochs: int) -> list[Path]:
+        """The cache folder, and those below it with the files of the views of so many epochs."""
+        top = cache.cache_folder()
+        return [top, store.folder(), *sorted({(top / key).parent for key in self._keys(epochs)})]
 
     def missed(self) -> list[str]:
         """In what the nearest stored answers differ from those of the first view; empty where there

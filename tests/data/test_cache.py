@@ -1,7 +1,10 @@
 """Arrays kept between runs: whole or not at all, whoever writes and however it ends."""
 
+import grp
 import os
+import pwd
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,6 +16,7 @@ import pytest
 from distill.data import cache
 
 KEY, SHAPE = "targets/abc/view-00000", (2000, 1000)  # 4 MB: a write takes milliseconds
+OTHER_GROUP = 12_345
 WRITER = """
 import sys, numpy as np
 from distill.data import cache
@@ -79,3 +83,39 @@ def test_another_kind_is_not_found() -> None:
     assert cache.recall(KEY, (2, 3), np.float16) is None
     assert cache.recall(KEY, (3, 2), np.float32) is None
     assert cache.recall(KEY, None, np.float16) is not None
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [
+        (0o700, ""),
+        (0o755, ""),
+        (0o777, "every user may write in it"),
+        (0o775, "its group may write in it"),
+        (0o1777, ""),
+    ],
+)
+def test_a_folder_that_others_may_write_is_found(tmp_path: Path, mode: int, found: str) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    os.chown(folder, -1, OTHER_GROUP) if os.geteuid() == 0 else None
+    folder.chmod(mode)
+    if os.geteuid() != 0 and mode == 0o775:  # only root gives a folder to another group
+        found = ""
+    assert cache.writable_by_others(folder) == found
+
+
+def test_a_folder_of_another_user_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = os.stat_result((stat.S_IFDIR | 0o700, 0, 0, 1, os.geteuid() + 1, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(Path, "stat", lambda _: known)
+    assert cache.writable_by_others(tmp_path) == "it belongs to another user"
+
+
+def test_a_group_of_one_user_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    user = pwd.struct_passwd(("me", "", 7, 8, "", "", ""))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: user)
+    for members, is_private in (([], True), (["me"], True), (["me", "you"], False)):
+        group = grp.struct_group(("me", "", 8, members))
+        monkeypatch.setattr(grp, "getgrgid", lambda _, group=group: group)
+        assert cache._is_private(8) == is_private
+    assert not cache._is_private(9)

@@ -263,12 +263,24 @@ def test_a_damaged_file_is_asked_anew(own_cache: Path, damage: bytes | None) -> 
     assert teacher.asked == N // BATCH
 
 
-def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(teacher, tmp_path) -> None:
+def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(
+    teacher, tmp_path, own_cache
+) -> None:
     taught = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
-    runs = [
-        train(tmp_path / str(i), *taught, *more)
-        for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []])
+    own_cache.mkdir()
+    runs = []
+    for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []]):
+        own_cache.chmod(0o700 if i == 1 else 0o777)
+        runs.append(train(tmp_path / str(i), *taught, *more))
+    exposed = [
+        [note for note in events[0].notes if note.startswith("other users may change what")]
+        for _, events in runs
     ]
+    assert exposed[0] == [
+        f"other users may change what is stored in {own_cache}: every user may write in it; use it "
+        "only if you trust them, or set UNDERSTUDY_CACHE to a folder of your own"
+    ]
+    assert exposed[1] == exposed[2] == []
     assert re.search(
         r"0 of 1 views of the teacher's answers are stored in \S+/targets, [0-9.]+ kB when all are",
         runs[0][1][0].notes[0],
