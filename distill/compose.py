@@ -8,6 +8,7 @@ is checked here but that the parts are there and can be read.
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -200,6 +201,19 @@ def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[La
             yield _override_layer(text)
         except ValueError as error:
             faults.append(f"--set {brief(text)} {error}; type key=value, as in --set optim.lr=0.1")
+
+
+def override_of(key: str, overrides: Sequence[str]) -> str | None:
+    """The last override that sets `key`, a table and a name, as `data={source="x"}` does too; None
+    if there is none.
+    """
+    table, _, name = key.partition(".")
+    for text in reversed(overrides):
+        with suppress(ValueError):  # one that is malformed is named later
+            values = _override_layer(text).values.get(table)
+            if isinstance(values, dict) and name in values:
+                return text
+    return None
 
 
 def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:

@@ -226,6 +226,19 @@ def test_any_path_is_taken_as_it_is(path: str) -> None:
     assert recipes.loads(recipes.dumps(recipe), "a run") == recipe
 
 
+def test_set_wins_over_the_options_of_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["data.source=b", "teacher={runs=['t']}", "optim.lr=0.3"]
+    recipe = resolve("tiny", "a", overrides, ["s"]).recipe
+    assert recipe.data.source == "b"
+    assert recipe.teacher is not None and recipe.teacher.runs == ("t",)
+    assert capsys.readouterr().err.splitlines() == [
+        "note: --set data.source=b wins: --data is not used",
+        "note: --set teacher={runs=['t']} wins: --teacher is not used",
+    ]
+    assert resolve("tiny", "a", ["optim.lr=0.3"], None).recipe.data.source == "a"
+    assert capsys.readouterr().err == ""
+
+
 # What the images decide
 
 

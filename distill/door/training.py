@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 
 def settings(data: str | None, overrides: list[str], teachers: list[str] | None) -> list[str]:
-    """The overrides of `--set`, followed by those of the options `--data` and `--teacher`.
+    """The overrides of `--set`, followed by those of the options `--data` and `--teacher`. An
+    option whose key `--set` sets is left out, which a note says: `--set` wins.
 
     Raises UserError for a path that is not UTF-8, which recipe.toml cannot hold.
     """
+    from distill.compose import override_of
     from distill.faults import shown
 
     for path in filter(None, [data, *(teachers or [])]):
@@ -42,16 +44,21 @@ def settings(data: str | None, overrides: list[str], teachers: list[str] | None)
                 "Rename the folder, or give a link to it with another name."
             )
 
-    chosen = [f"data.source={shown(data)}"] if data is not None else []
-    if teachers:
-        chosen.append(f"teacher.runs={shown(teachers)}")
+    chosen = []
+    options = {"--data": ("data.source", data), "--teacher": ("teacher.runs", teachers or None)}
+    for option, (key, value) in options.items():
+        override = override_of(key, overrides)
+        if value is not None and override is not None:
+            echo(f"note: --set {override} wins: {option} is not used", err=True)
+        elif value is not None:
+            chosen.append(f"{key}={shown(value)}")
     return [*overrides, *chosen]
 
 
 def resolve(
     recipe: str, data: str | None, overrides: list[str], teachers: list[str] | None = None
 ) -> "Resolved":
-    """The recipe as it will be run, the door's own options last."""
+    """The recipe as it will be run, with the options of the command line."""
     from distill import recipe as recipes
 
     return recipes.load(recipe, settings(data, overrides, teachers))
