@@ -110,7 +110,9 @@ class Npz(Mapping[str, NDArray[Any]]):
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
-    """The arrays of an .npz. Raises Unfit if it is damaged; OSError."""
+    """The arrays of an .npz. Raises Unfit if it is damaged, or a pipe or a device; OSError."""
+    if path.exists() and not path.is_file():
+        raise Unfit("it is not a regular file")
     with _Guarded(io.FileIO(path)) as file:
         with _faults_of_zip():
             archive = zipfile.ZipFile(file)

@@ -136,6 +136,11 @@ def shipped_paths() -> list[Path]:
 
 def parsed(path: Path, faults: list[str]) -> Values:
     """The tables of a file; none, and a fault, where it cannot be read."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading it might wait for ever
+        faults.append(
+            f"{label(path)} is a pipe or a device, and no file that can be read as a recipe"
+        )
+        return {}
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LONGEST + 1)

@@ -54,6 +54,8 @@ def held(folder: Path) -> Iterator[Holder | None]:
     try:
         killed = _read(record)
         now = Holder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
+        if not record.is_symlink():
+            record.unlink(missing_ok=True)  # a new file: what it was linked to stays as it is
         with open(record, "w", opener=without_following) as file:
             file.write(json.dumps(asdict(now)) + "\n")
         yield killed
@@ -73,10 +75,17 @@ def without_following(path: str, flags: int) -> int:
 
 
 def _check_lock_file(folder: Path) -> None:
-    """Older versions of filelock empty what a link points to. Raises UserError if it is one."""
+    """To take the lock empties its file. Raises UserError if that would empty another file: if it
+    is a symbolic link, or a hard link to something that is not empty.
+    """
     path = folder / ".lock"
     if path.is_symlink():
         raise UserError(f"{path} is a symbolic link.\nDelete it, or choose another --out.")
+    if path.exists() and (known := path.stat()).st_nlink > 1 and known.st_size:
+        raise UserError(
+            f"{path} is a hard link to a file that is not empty, and would be emptied.\n"
+            "Delete it, or choose another --out."
+        )
 
 
 def check_free(folder: Path) -> None:

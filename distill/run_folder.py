@@ -311,6 +311,10 @@ def check_out(folder: RunFolder, resume: bool) -> None:
 def check_own(folder: RunFolder) -> None:
     """All that a run writes is inside its folder. Raises UserError if one of its files or folders
     is a symbolic link, a pipe or a device: writing or deleting would change something elsewhere.
+
+    Hard links, as copies by `cp -l` have them, change nothing elsewhere: a run replaces its files
+    by new ones, also the journal (`journal.rewind`) before it appends to it, and running.json; of
+    the lock's file see `lock.held`.
     """
     for path in _own_paths(folder):
         try:
@@ -367,14 +371,26 @@ def finished(path: str | Path) -> RunFolder:
 
 
 def opened(path: str | Path) -> RunFolder:
-    """The run at `path`. Raises UserError where there is none, naming those that may be meant."""
+    """The run at `path`. Raises UserError where there is none, naming those that may be meant, and
+    if one of its files is a pipe or a device, for which reading might wait for ever.
+    """
     folder = RunFolder(Path(path))
     if folder.is_run:
+        _check_readable(folder)
         return folder
     found = (
         "it exists but holds no recipe.toml" if folder.path.exists() else "there is no such folder"
     )
     raise UserError(f"{path} is not a run: {found}.\n{_meant(folder.path)}")
+
+
+def _check_readable(folder: RunFolder) -> None:
+    for path in (folder.path / name for name in FILES):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(
+                f"{path} is a pipe or a device: a run has files alone.\n"
+                "Put the file itself there, or name another run."
+            )
 
 
 def _meant(path: Path) -> str:

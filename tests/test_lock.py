@@ -84,3 +84,28 @@ def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
         (folder / "running.json").write_text(before)
         assert lock.holder(folder) == (lock.Holder("h", 1, "s"), True)
     assert target.read_text() == before
+
+
+def test_other_names_of_its_files_stay_as_they_are(tmp_path: Path) -> None:
+    """Hard links, as `cp -l` makes them."""
+    folder, record = tmp_path / "run", '{"host": "h", "process": 1, "since": "s"}'
+    folder.mkdir()
+    for name, text in (("running.json", record), (".lock", "")):
+        (tmp_path / name).write_text(text)
+        (folder / name).hardlink_to(tmp_path / name)
+    with lock.held(folder) as killed:
+        assert killed == lock.Holder("h", 1, "s")
+        assert json.loads((folder / "running.json").read_text())["host"] == socket.gethostname()
+    assert (tmp_path / "running.json").read_text() == record
+
+
+def test_a_lock_that_would_empty_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").hardlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(UserError, match=r"run/.lock is a hard link to a file that is not empty"),
+        lock.held(tmp_path / "run"),
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"

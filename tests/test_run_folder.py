@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from distill import predictions, run_folder
 from distill import recipe as recipes
-from distill import run_folder
 from distill.errors import UserError
 from distill.run_folder import RunFolder, check_out, finished, opened, runs_in, write_json
 
@@ -179,3 +179,21 @@ def test_an_earlier_trivial_augment_is_not_resumed(tmp_path: Path) -> None:
     folder.recipe.write_text(recipes.dumps(recipe).replace("before_crop = true\n", ""))
     with pytest.raises(UserError, match=r"cannot be resumed: it began with another aug"):
         run_folder.check_same(folder, recipe)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "student.safetensors", "evaluation.npz"])
+def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    if name == "recipe.toml":
+        run.path.mkdir()
+    else:
+        started(run.path)
+    os.mkfifo(run.path / name)
+    with pytest.raises(UserError, match=f"run/{name} is a pipe or a device: a run has files alone"):
+        opened(run.path)
+    if name == "recipe.toml":
+        with pytest.raises(UserError, match="recipe.toml is a pipe or a device, and no file that"):
+            recipes.read(run.recipe)
+    if name == "evaluation.npz":
+        with pytest.raises(UserError, match="as predictions: it is not a regular file"):
+            predictions.of_run(run)

@@ -161,7 +161,7 @@ def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = 
     by a process that was killed before it had saved them, and go too.
     """
     rows = read(path)
-    if rows:
+    if path.exists():  # written anew in any case: neither half a line nor a hard link stays
         kept = [row for row in rows if lies_before(row, first_step, first_epoch)]
         untold = [row for row in kept if row["event"] == "retry"][retries:]
         if retries is not None:

@@ -228,3 +228,14 @@ def test_an_estimate_reads_back_and_goes_where_its_step_goes(tmp_path: Path) -> 
     assert journal.events(path) == [start(), step(7), estimate]
     journal.rewind(path, 7, 0)
     assert journal.events(path) == [start(), step(7)]
+
+
+@pytest.mark.parametrize("text", ["", "half a line", '{"event": "sta'])
+def test_a_resumed_journal_is_a_new_file(tmp_path: Path, text: str) -> None:
+    """Neither half a line nor another name of the file (a hard link) is appended to."""
+    other, path = tmp_path / "other", tmp_path / "journal.jsonl"
+    other.write_text(text)
+    path.hardlink_to(other)
+    write(path, start(), step(1))
+    assert other.read_text() == text
+    assert journal.events(path) == [start(), step(1)]
