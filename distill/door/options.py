@@ -29,7 +29,7 @@ TeacherOption = Annotated[
         "--teacher",
         "-t",
         help="A teacher's run folder; repeatable: their mean, or teacher.draw.",
-        show_default="the newest",
+        show_default="the best on held-out images",
     ),
 ]
 SameDataOption = Annotated[

@@ -1,4 +1,4 @@
-"""Which finished runs teach: those named, those of a resumed run, or the newest; who may not."""
+"""Which finished runs teach: those named, those of a resumed run, or the best; who may not."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from distill import recipe as recipes
 from distill import run_folder
 from distill.data import sources
 from distill.data.sources import ImageSet
-from distill.engine import build
+from distill.engine import best_teacher, build
 from distill.engine.build import Division
 from distill.engine.evaluate import identify_test
 from distill.engine.identity import identity
@@ -35,8 +35,9 @@ def with_teachers(
     earlier: Recipe | None,
     places: Iterable[Path],
     name: str = "",
-) -> Recipe:
-    """The recipe with its teachers named: its own, else those `earlier` had, else the newest.
+) -> tuple[Recipe, list[str]]:
+    """The recipe with its teachers named: its own, else those `earlier` had, else the best that
+    fits (see `best_teacher`); and notes on the choice.
 
     Raises UserError where nobody fits, or where a teacher was named that no term asks.
     """
@@ -47,20 +48,22 @@ def with_teachers(
                 f"--teacher {given[0]} was given, and no term of this recipe asks a teacher.\n"
                 "Leave --teacher away, or choose a recipe with one, such as kd."
             )
-        return recipe
+        return recipe, []
     if given:
-        return recipe
-    began_with = earlier.teacher.runs if earlier is not None and earlier.teacher else ()
-    runs = list(began_with) or [str(_newest(images, split, list(places), recipe, name).path)]
-    return recipes.with_teacher(recipe, runs)
+        return recipe, []
+    if earlier is not None and earlier.teacher and earlier.teacher.runs:
+        return recipes.with_teacher(recipe, earlier.teacher.runs), []
+    chosen, notes = _best(images, split, list(places), recipe, name)
+    return recipes.with_teacher(recipe, [str(chosen.path)]), notes
 
 
-def _newest(
+def _best(
     images: ImageSet, split: Division, places: list[Path], recipe: Recipe, name: str
-) -> RunFolder:
-    found = [run for place in places for run in runs_in(place) if _may_teach(run, images, split)]
+) -> tuple[RunFolder, list[str]]:
+    every = (run for place in places for run in runs_in(place) if _may_teach(run, images, split))
+    found = list({run.path.resolve(): run for run in every}.values())  # a place may come twice
     if found:
-        return max(found, key=lambda run: run.result()["finished_at"])
+        return best_teacher.best(found, 0 if split.held_out is None else len(split.held_out.labels))
     broken = "".join(f"\n{note}" for place in places for note in broken_in(place))
     raise UserError(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "

@@ -156,8 +156,8 @@ def _prepare(
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
     passed_over = enlist.passed_over(request.recipe, earlier, places)
-    recipe = enlist.with_teachers(request.recipe, images, split, earlier, places, request.name)
-    recipe = broadcast_object_list([recipe])[0]  # of two newest teachers, rank 0's
+    chosen = enlist.with_teachers(request.recipe, images, split, earlier, places, request.name)
+    [(recipe, choice)] = broadcast_object_list([chosen])  # another rank may see other runs
     request = replace(request, recipe=recipe)
     _claim(folder, request)
     teacher = enlist.teacher(recipe, images, split)
@@ -176,6 +176,7 @@ def _prepare(
         *resumed.notes,
         *passed_over,
         *_changed_source(hashes),
+        *choice,
         *_last(training, recipe, resumed.progress),
     )
     accel.wait_for_everyone()  # all have looked at the folder before it is written

@@ -303,7 +303,7 @@ def test_faulty_keys_and_folders_are_one_message(teacher) -> None:
     assert "was given 2 times" in str(error.value) and "1 weights for 2" in str(error.value)
 
 
-def test_the_newest_teacher_alone_is_not_drawn(teacher, tmp_path) -> None:
+def test_a_teacher_found_alone_is_not_drawn(teacher, tmp_path) -> None:
     with pytest.raises(UserError, match="draws one of several teachers for each view, and 1"):
         train(teacher.parent / "student", ONE)
 
