@@ -20,6 +20,8 @@ from distill.show.results import interval, results, test_interval
 from distill.statistics import Interval
 
 PAGE = "report.html"
+TAUGHT = {"distill", "seeds", "sweep", "search"}  # commands with --teacher
+TEACHER_KEY = "teacher.runs"
 LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output of one image, parameters
 
 
@@ -185,8 +187,11 @@ def _again(record: Record) -> Iterator[Block]:
         yield Note("There is no environment.json: what it ran on is not known.")
         return
     if known.get("command"):
+        typed, teacher = known["command"], _unnamed_teacher(record)
         # A run of an earlier version may hold a password in it.
-        yield Listing(f"python {shlex.join(map(addresses.shown, known['command']))}")
+        yield Listing(f"python {shlex.join(map(addresses.shown, [*typed, *teacher]))}")
+        if teacher:
+            yield Note("The run chose its teacher itself; --teacher, added here, names it.")
         yield Note("With another --out: a folder that holds a finished run is left as it is.")
     columns = (Column("what", is_number=False), Column("value", is_number=False))
     yield Table(Grid("environment", "What it ran on", columns, list(_surroundings(known))))
@@ -199,6 +204,17 @@ def _again(record: Record) -> Iterator[Block]:
     ]
     rows = [(what, value) for what, value in prints if value]
     yield Table(Grid("fingerprints", "Fingerprints (SHA-256)", columns, rows))
+
+
+def _unnamed_teacher(record: Record) -> list[str]:
+    """The `--teacher RUN` options that a command needs to train with the run's teachers again;
+    empty if it names them.
+    """
+    typed = record.environment["command"]
+    is_named = any(word.startswith(("--teacher", "-t")) or TEACHER_KEY in word for word in typed)
+    if is_named or not TAUGHT.intersection(typed[1:]) or not record.recipe.teacher:
+        return []
+    return [word for run in record.recipe.teacher.runs for word in ("--teacher", run)]
 
 
 def _surroundings(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from distill.events import Epoch
 from distill.run_folder import RunFolder
 from distill.show import comparison, page, report
 from distill.show.journal import Journal
-from distill.show.page import Drawing, Note, Page
+from distill.show.page import Drawing, Listing, Note, Page
 from distill.show.record import Record, read
 from tests.runs import Events
 from tests.show.records import SCRIPT, answers, averaged_alone, curve_of, hostile, record
@@ -297,3 +297,31 @@ def test_the_command_of_an_older_run_is_shown_without_its_password():
     command = ["cli.py", "sweep", "--storage", "postgresql://u:a/s3cret@h/d?sslpassword=s3cret"]
     text = shown(replace(record("run", 15), environment={"command": command})).text
     assert "s3cret" not in text and "postgresql://u:***@h/d?sslpassword=***" in text
+
+
+TYPED = ["cli.py", "distill", "--recipe", "kd", "--out", "runs/run"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "typed", "listed"),
+    [
+        (["runs/a"], TYPED, "python cli.py distill --recipe kd --out runs/run --teacher runs/a"),
+        (["a", "b c"], TYPED, "--out runs/run --teacher a --teacher 'b c'"),
+        ([], TYPED, "--out runs/run"),
+        (["runs/a"], [*TYPED, "--teacher", "runs/a"], "--out runs/run --teacher runs/a"),
+        (["runs/a"], [*TYPED, "--teacher=runs/a"], "--out runs/run --teacher=runs/a"),
+        (["runs/a"], [*TYPED, "-t", "runs/a"], "--out runs/run -t runs/a"),
+        (["a"], [*TYPED, "--set", "teacher.runs=['a']"], "--set 'teacher.runs=['\"'\"'a'\"'\"']'"),
+        (["runs/a"], ["launcher.py", "-f", "kernel.json"], "python launcher.py -f kernel.json"),
+    ],
+)
+def test_the_command_to_repeat_names_the_teacher(
+    runs: list[str], typed: list[str], listed: str
+) -> None:
+    known = record("run", 15, f"teacher.runs={runs}")
+    made = report.page(replace(known, environment={"command": typed}), LAYERS)
+    [listing] = [b for b in made.sections[-1].blocks if isinstance(b, Listing)]
+    assert listing.text.endswith(listed)
+    notes = [b.text for b in made.sections[-1].blocks if isinstance(b, Note)]
+    is_added = runs and typed == TYPED
+    assert any("The run chose its teacher itself" in note for note in notes) == bool(is_added)
