@@ -565,6 +565,39 @@ def test_a_device_without_enough_memory_is_one_message(
     assert "--set train.accumulate=2, the same batch in smaller parts" in told.getvalue()
 
 
+def allocate_too_much(*_: object) -> None:
+    torch.empty(10**14)
+
+
+def too_large_for_numpy(*_: object) -> None:
+    raise MemoryError("Unable to allocate 7.11 PiB for an array with shape (1000000000000000,)")
+
+
+@pytest.mark.parametrize(
+    ("fill", "told"),
+    [
+        (allocate_too_much, "the host's memory is full: 400000.0 GB more could not be allocated"),
+        (too_large_for_numpy, "the host's memory is full: Unable to allocate 7.11 PiB for an"),
+    ],
+)
+def test_a_host_without_enough_memory_is_one_message(
+    door: Door,
+    pets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fill: Callable[..., None],
+    told: str,
+) -> None:
+    """On a CPU torch raises a bare RuntimeError."""
+    monkeypatch.setattr(sys, "__stderr__", stderr := StringIO())
+    monkeypatch.setattr(train, "step", fill)
+    said = door("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
+    assert (said.code, said.out) == (1, "")
+    assert f"The run in runs/x failed: {told}" in stderr.getvalue()
+    assert "A step has train.batch_size = 8 images. " in stderr.getvalue()
+    assert "--set train.accumulate=2, the same batch in smaller parts" in stderr.getvalue()
+    assert "Traceback" not in said.err + stderr.getvalue()
+
+
 def test_what_nobody_foresaw_keeps_its_traceback(
     door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

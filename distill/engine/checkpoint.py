@@ -22,6 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from distill import json_files
+from distill.engine import memory
 from distill.errors import UserError
 from distill.run_folder import write_bytes
 
@@ -90,9 +91,9 @@ def load(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:  # ours calls nothing
         raise Damaged(f"{place} wants to run code, and is not loaded: {fault}") from fault
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as fault:
+        if memory.is_full(fault):
+            raise
         raise Damaged(f"{place} is damaged: its state.pt is not what torch wrote") from fault
     if not isinstance(tensors, dict):
         raise Damaged(f"{place} is damaged: its state.pt holds no state dicts")

@@ -1,5 +1,6 @@
-"""A device whose memory is full, in words."""
+"""A device's or the host's memory that is full, in words."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,19 +8,44 @@ import torch
 
 from distill.recipe import Recipe
 
+# How torch's allocators on a CPU begin a bare RuntimeError.
+OF_CPU = ("can't allocate memory", "not enough memory")
+ASKED = re.compile(r"tried to allocate (\d+) bytes")
+
 
 class Full(Exception):
-    """The device's memory is too small for the recipe, or somebody else has it."""
+    """The memory is too small for the recipe, or other programs use it."""
 
 
 @contextmanager
 def named(recipe: Recipe) -> Iterator[None]:
-    """Raises Full in the place of torch's error, which holds what fills the memory."""
+    """Raises Full in the place of torch's or Python's error, which holds what fills the memory."""
     try:
         yield
-    except torch.OutOfMemoryError as fault:
+    except (RuntimeError, MemoryError) as fault:
+        if not is_full(fault):
+            raise
+        train = recipe.train
         raise Full(
-            f"the device's memory is full: {str(fault).splitlines()[0]}\n"
-            f"Begin anew with --set train.accumulate={2 * recipe.train.accumulate}, the same batch "
+            f"{_what(fault)}\n"
+            f"A step has train.batch_size = {train.batch_size} images. "
+            f"Begin anew with --set train.accumulate={2 * train.accumulate}, the same batch "
             "in smaller parts, or with a smaller train.batch_size."
         ) from None
+
+
+def is_full(fault: BaseException) -> bool:
+    """Whether an error is of a memory that is full: a GPU's, the host's by torch, or by Python."""
+    if isinstance(fault, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(fault, RuntimeError) and any(text in str(fault) for text in OF_CPU)
+
+
+def _what(fault: BaseException) -> str:
+    """Which memory is full, on one line."""
+    first = (str(fault).splitlines() or [""])[0]
+    if isinstance(fault, torch.OutOfMemoryError):
+        return f"the device's memory is full: {first}"
+    asked = ASKED.search(first)
+    more = f"{int(asked[1]) / 1e9:.1f} GB more could not be allocated" if asked else first
+    return f"the host's memory is full: {more}" if more else "the host's memory is full"

@@ -6,10 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate.utils import broadcast_object_list
 
-from distill.engine import checkpoint, kept
+from distill.engine import checkpoint, kept, memory
 from distill.engine.checkpoint import Damaged
 from distill.engine.identity import CALLED
 from distill.engine.training import Best, Training
@@ -147,9 +146,9 @@ def restore_from(
     _check_whole(run, place, tensors)
     try:
         restore(run, tensors, progress)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as fault:
+        if memory.is_full(fault):
+            raise
         reason = (str(fault).splitlines() or [""])[0][:LONGEST_REASON]
         raise UserError(
             f"{place} does not hold the state of this run ({type(fault).__name__}: {reason}).\n"

@@ -279,3 +279,18 @@ def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_state_that_torch_cannot_load_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="last is damaged: its state.pt is not what torch wrote"):
         checkpoint.load(forged(tmp_path, dict(SOUND)).last)
+
+
+def test_a_full_memory_is_no_damage_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be set aside, and the run would go on from an older one."""
+    training = prepared("loss.kd=false", "loss.hard.weight=1.0")
+    training.folder = RunFolder(tmp_path)
+    checkpoint.save(tmp_path / "last", {"student": {}}, SOUND | training.identity)
+    monkeypatch.setattr(saving, "restore", lambda *_: torch.empty(10**14))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        saving.resume(training)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: torch.empty(10**14))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        checkpoint.load(tmp_path / "last")
