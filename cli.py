@@ -340,7 +340,7 @@ def report(
 def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
-    """Count a recipe's student and its teacher of network resnet: parameters, MACs, the budget."""
+    """Count a recipe's student, and its teacher of network wrn or resnet: parameters, MACs."""
     from distill import recipe as recipes
 
     print_facts(recipes.count(recipe, set_), as_json)

@@ -23,6 +23,7 @@ from distill.rules import RULES, Fault, Rule, within_budget
 from distill.schema import About, Recipe, Student, Teacher
 from distill.terms import TEACHERS, Hard, Losses, When
 from students.design import Design
+from teachers.wrn_design import WrnDesign
 
 __all__ = [
     "About",
@@ -97,27 +98,35 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Resolved:
 def count(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The student in numbers, for 10 classes; one over budget is counted like any other.
 
-    A teacher of network "resnet" is counted beside it, as `teacher`, `teacher_parameters` …, or
-    alone if the recipe has no student. Raises RecipeError with every other fault, one being that
-    the recipe has neither.
+    A teacher of network "wrn" or "resnet" is counted beside it, as `teacher`, `teacher_parameters`
+    …, or alone if the recipe has no student. Raises RecipeError with every other fault, one being
+    that the recipe has neither.
     """
     resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
-    teacher = resolved.recipe.teacher
+    student, teacher = resolved.recipe.student, _counted_teacher(resolved.recipe.teacher)
     counted: dict[str, Any] = {"recipe": resolved.name}
-    if teacher is None or teacher.network != "resnet":
-        return counted | _counted_student(_student(resolved))
-    design = Design.of(**teacher.spec())
-    student = resolved.recipe.student
-    return (
-        counted
-        | ({} if student is None else _counted_student(student))
-        | {
-            "teacher": design.summary,
-            "teacher_parameters": design.parameters,
-            "teacher_trainable": design.trainable,
-            "teacher_macs": design.macs,
-        }
-    )
+    if student is not None or not teacher:
+        counted |= _counted_student(_student(resolved))
+    return counted | teacher
+
+
+def _counted_teacher(teacher: Teacher | None) -> dict[str, Any]:
+    """Empty for a network of timm, which only timm can count."""
+    design: Design | WrnDesign
+    if teacher is None or teacher.network not in ("wrn", "resnet"):
+        return {}
+    if teacher.network == "wrn":
+        design = WrnDesign(teacher.depth, teacher.widen)
+        trainable = design.parameters
+    else:
+        design = Design.of(**teacher.spec())
+        trainable = design.trainable
+    return {
+        "teacher": design.summary,
+        "teacher_parameters": design.parameters,
+        "teacher_trainable": trainable,
+        "teacher_macs": design.macs,
+    }
 
 
 def _counted_student(student: Student) -> dict[str, Any]:

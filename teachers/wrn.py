@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from distill.errors import UserError
 from students.normalize import Normalize
-
-STEM_WIDTH = 16
+from teachers.wrn_design import STEM_WIDTH
 
 
 class WideResNet(nn.Module):

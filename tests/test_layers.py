@@ -28,6 +28,7 @@ PLAIN_WORDS = (
     "distill.run_folder",
     "distill.safe_text",
     "students.design",
+    "teachers.wrn_design",
 )
 WORDS = (*PLAIN_WORDS, *RECIPE)
 DOOR = ("cli", "distill.door")

@@ -142,7 +142,7 @@ def test_a_recipe_without_a_student_is_refused_by_distill() -> None:
     with pytest.raises(RecipeError, match=r"1 fault in teacher_wrn\n  student is missing; distill"):
         recipes.check_student(load("teacher_wrn"))
     with pytest.raises(RecipeError, match="student is missing"):
-        recipes.count("teacher_wrn")
+        recipes.count("teacher_wrn", ["teacher.network=timm/resnet18"])
     with pytest.raises(RecipeError, match="type train-teacher --recipe fast_teacher$"):
         recipes.check_student(load("fast_teacher"))
     recipes.check_teacher(load("fast_teacher"))
@@ -287,6 +287,21 @@ def test_a_residual_teacher_is_counted() -> None:
     assert {key: both[key] for key in alone} == alone
     for key in ("parameters", "trainable", "macs"):
         assert both[f"teacher_{key}"] == alone[key]
+
+
+def test_a_wide_residual_teacher_is_counted() -> None:
+    """36.5 million parameters by table 4 of the paper, 5.2433 billion MACs by docs/cluster.md."""
+    counted = recipes.count("teacher_wrn")
+    assert counted == {
+        "recipe": "teacher_wrn",
+        "teacher": "WRN-28-10",
+        "teacher_parameters": 36_479_194,
+        "teacher_trainable": 36_479_194,
+        "teacher_macs": counted["teacher_macs"],
+    }
+    assert round(counted["teacher_macs"] / 1e9, 4) == 5.2433
+    both = recipes.count("kd_cutmix+two_cores")
+    assert both["parameters"] == 78_042 and both["teacher_parameters"] == 691_674
 
 
 def test_defaults_of_later_keys_leave_old_fingerprints() -> None:

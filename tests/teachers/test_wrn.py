@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from distill.engine import cost
 from distill.errors import UserError
 from teachers.networks import build, summary
 from teachers.wrn import WideResNet
+from teachers.wrn_design import WrnDesign
 
 
 def by_formula(depth, widen, classes):
@@ -29,6 +31,17 @@ def test_parameters(depth, widen, parameters):
     found = sum(p.numel() for p in net.parameters())
     assert found == by_formula(depth, widen, classes=10)
     assert parameters in (found, None)
+
+
+@pytest.mark.parametrize(("depth", "widen", "classes"), [(28, 10, 10), (16, 2, 100), (10, 1, 10)])
+def test_the_closed_form_counts_what_is_built(depth, widen, classes):
+    with torch.device("meta"):
+        net = WideResNet(depth, widen, classes=classes).eval()
+    design = WrnDesign(depth, widen, classes)
+
+    assert design.parameters == sum(p.numel() for p in net.parameters())
+    assert design.macs == cost.macs(net)
+    assert design.summary == summary("wrn", depth, widen)
 
 
 def test_classes_change_the_head_alone():

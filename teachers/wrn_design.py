@@ -1,0 +1,63 @@
+"""The parameters and MACs of a Wide ResNet in closed form (`teachers/wrn.py` builds it)."""
+
+from typing import NamedTuple
+
+STEM_WIDTH = 16
+IMAGE_SIZE = 32  # side in pixels
+N_STAGES = 3
+
+
+class WrnDesign(NamedTuple):
+    """WRN-`depth`-`widen` for images of 32x32 pixels; depth = 6n + 4."""
+
+    depth: int
+    widen: int
+    classes: int = 10
+
+    @property
+    def summary(self) -> str:
+        """A short name, `WRN-28-10`."""
+        return f"WRN-{self.depth}-{self.widen}"
+
+    @property
+    def features(self) -> int:
+        """Inputs of the linear layer: the channels of the last stage."""
+        return self._blocks()[-1][1]
+
+    @property
+    def parameters(self) -> int:
+        """Kernels, scale and shift of each batch norm, and the linear layer with its bias."""
+        kernels = sum(weights for weights, _ in self._kernels())
+        return kernels + 2 * sum(self._norms()) + (self.features + 1) * self.classes
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image: convolutions, skips included, and linear layer."""
+        return (
+            sum(weights * side**2 for weights, side in self._kernels())
+            + self.features * self.classes
+        )
+
+    def _blocks(self) -> list[tuple[int, int, int]]:
+        """(input channels, output channels, side of the output maps) of each block."""
+        n, inputs, found = (self.depth - 4) // 6, STEM_WIDTH, []
+        for stage in range(N_STAGES):
+            outputs = STEM_WIDTH * self.widen * 2**stage
+            for _ in range(n):
+                found.append((inputs, outputs, IMAGE_SIZE // 2**stage))
+                inputs = outputs
+        return found
+
+    def _kernels(self) -> list[tuple[int, int]]:
+        """(weights, side of the output map) of each convolution."""
+        found = [(3 * 3 * 3 * STEM_WIDTH, IMAGE_SIZE)]
+        for inputs, outputs, side in self._blocks():
+            found += [(9 * inputs * outputs, side), (9 * outputs * outputs, side)]
+            if inputs != outputs:  # a skip by a 1x1 convolution
+                found.append((inputs * outputs, side))
+        return found
+
+    def _norms(self) -> list[int]:
+        """The channels of each batch norm: two in a block, and the last one."""
+        in_blocks = [channels for block in self._blocks() for channels in block[:2]]
+        return [*in_blocks, self.features]
