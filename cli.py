@@ -284,6 +284,8 @@ def export(
     with Display(stderr()) as display:
         report = room.export(folder, format_, out, data, replace=replace, progress=display.progress)
     print_facts(report if as_json else room.told(report), as_json)
+    if failed := room.failure(report):
+        raise Failure(failed)
 
 
 @app.command()

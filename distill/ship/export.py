@@ -5,6 +5,7 @@ when that is asked for. A folder with anything else in it is left alone.
 """
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -45,9 +46,11 @@ def export(
 ) -> dict[str, Any]:
     """Write a run in these formats into the folder `out`; what was written and how it compares.
 
-    Raises UserError for a format that is unknown, not installed or not for this run, and where the
-    folder may not be written; Failure where what was written does not answer as the run does.
-    Then nothing new lies under the final name.
+    A format that fails is left out; `failed` has the reason by its name, and is absent if none
+    failed. Raises UserError for a format that is unknown or not installed, and where the folder may
+    not be written. If no format is left, raises what the format raised: UserError if it is not for
+    this run, Failure where what was written does not answer as the run does; nothing new lies under
+    the final name then.
     """
     asked = formats.opened(names)
     out = out.absolute()
@@ -55,7 +58,7 @@ def export(
     shipped = finished(run, data, progress)
     try:
         with placing.temporary(out) as new:
-            report = _report(shipped, asked, new)
+            report, failed = _report(shipped, asked, new)
             write_json(new / REPORT, report)
             placing.rename(new, out, partial(check_out, out, replace))
     except OSError as fault:
@@ -63,7 +66,8 @@ def export(
             f"{out} could not be written: {fault.strerror or fault}. Nothing new was kept.\n"
             "Make room, or choose another --out."
         ) from fault
-    return {"out": str(out), "run": str(run.path), "data": shipped.source} | report
+    known = {"out": str(out), "run": str(run.path), "data": shipped.source} | report
+    return known | ({"failed": failed} if failed else {})
 
 
 def check_out(out: Path, replace: bool) -> None:
@@ -102,29 +106,89 @@ def _earlier(out: Path) -> set[str]:
         return set()
 
 
-def _report(shipped: Finished, asked: dict[str, Format], new: Path) -> dict[str, Any]:
-    """Every format written and compared. It goes with the files: no path of this machine."""
+def _report(
+    shipped: Finished, asked: dict[str, Format], new: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every format written and compared, and why some failed, whose files are deleted.
+
+    The first goes with the files: no path of this machine. Raises if all failed.
+    """
     images, what = shipped.compared()
     logits = predict(shipped.net, images, HOST, BATCH)
     check_finite(logits, shipped.folder)
-    described: dict[str, Any] = {}
+    described, failed = dict[str, Any](), dict[str, Exception]()
     for name, format_ in asked.items():
         before = set(new.iterdir())
-        with formats.installed(name):
-            format_.write(shipped, new)
-        files = sorted(set(new.iterdir()) - before)
-        described[name] = {
-            "files": {path.name: _described(path) for path in files},
-            **_compared(name, format_, new, images, logits),
-            **({} if format_.IS_FLOAT else _on_test(shipped, format_, new)),
-        }
-    return {
+        try:
+            described[name] = _written(name, format_, shipped, new, images, logits)
+        except OSError:  # a disk that takes one format's files takes no other's
+            raise
+        except Exception as fault:  # of a format's own package, anything
+            failed[name] = fault
+            _delete(set(new.iterdir()) - before)
+    if not described:
+        raise _none_written(failed)
+    report = {
         "network": shipped.result["network"],
         "parameters": shipped.n_parameters,
         "weights": shipped.result["weights"],
         "compared_on": f"{len(images)} {what}",
         "formats": described,
     }
+    return report, {name: _reason(name, fault) for name, fault in failed.items()}
+
+
+def _written(
+    name: str, format_: Format, shipped: Finished, new: Path, images: Tensor, logits: Tensor
+) -> dict[str, Any]:
+    """One format written into `new` and compared; its files and how they compare."""
+    before = set(new.iterdir())
+    with formats.installed(name):
+        format_.write(shipped, new)
+    files = sorted(set(new.iterdir()) - before)
+    return {
+        "files": {path.name: _described(path) for path in files},
+        **_compared(name, format_, new, images, logits),
+        **({} if format_.IS_FLOAT else _on_test(shipped, format_, new)),
+    }
+
+
+def _delete(paths: set[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _none_written(failed: dict[str, Exception]) -> Exception:
+    """What to raise if every format failed: the only error, or one message of all."""
+    faults = list(failed.values())
+    if len(faults) == 1:
+        return faults[0]
+    kind = UserError if all(isinstance(fault, UserError) for fault in faults) else Failure
+    return kind("\n".join(_reason(name, fault) for name, fault in failed.items()))
+
+
+def _reason(name: str, fault: Exception) -> str:
+    """Why a format failed, which it names."""
+    text = str(fault)
+    if not isinstance(fault, UserError | Failure):
+        first = (text.splitlines() or [""])[0]
+        text = f"{type(fault).__name__}: {first}\nExport it alone for the whole traceback."
+    return text if text.startswith("--format ") else f"--format {name}: {text}"
+
+
+def failure(report: dict[str, Any]) -> str | None:
+    """What to tell a person of the formats that failed; None if none did."""
+    failed = report.get("failed", {})
+    if not failed:
+        return None
+    n, kept = len(failed), ", ".join(report["formats"])
+    return "\n".join(
+        [f"{n} of {n + len(report['formats'])} formats failed; {report['out']} has {kept}."]
+        + [text.replace("\n", "\n  ") for text in failed.values()]
+    )
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -142,7 +206,7 @@ def _compared(
     if format_.IS_FLOAT and not delta <= bound:  # a NaN is not
         raise Failure(
             f"--format {name}: what was written does not answer as the run does: logits differ by "
-            f"up to {delta:.2g}, more than {bound:.2g}. Nothing was kept.\n"
+            f"up to {delta:.2g}, more than {bound:.2g}. It is not kept.\n"
             "That is an error of this program or of the format's package: try another version of "
             "it, or another --format."
         )
@@ -159,7 +223,7 @@ def _on_test(shipped: Finished, format_: Format, new: Path) -> dict[str, float]:
     if not (theirs.isfinite().all() and agreement >= LEAST_AGREEMENT):
         raise Failure(
             f"what was written answers as the run does on {agreement:.1%} of the test images, less "
-            f"than {LEAST_AGREEMENT:.0%}, or with no number at all. Nothing was kept.\n"
+            f"than {LEAST_AGREEMENT:.0%}, or with no number at all. It is not kept.\n"
             "This network does not bear 8 bits: choose --format onnx."
         )
     pairs = discordant(*((each.argmax(-1) == labels).numpy() for each in (theirs, ours)))
@@ -180,7 +244,8 @@ def _agreement(a: Tensor, b: Tensor) -> float:
 
 def told(report: dict[str, Any]) -> dict[str, Any]:
     """The report a line a fact, for a person."""
-    lines = {key: value for key, value in report.items() if key not in ("formats", "weights")}
+    hidden = ("formats", "weights", "failed")
+    lines = {key: value for key, value in report.items() if key not in hidden}
     known = report["formats"]
     use = {f"to use {name}": text for name, text in formats.USE.items() if name in known}
     return lines | {name: _line(known[name]) for name in known} | use

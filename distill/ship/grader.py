@@ -116,8 +116,8 @@ class Grader:
         lines = self._errors.read().decode(errors="backslashreplace").strip().splitlines()
         why = visible(lines[-1]) if lines else "no message"
         return Failure(
-            f"{self._code} fails in a process of its own, exit code {code}: {why}. Nothing was "
-            "kept.\nThat is an error of this program; try another --format."
+            f"{self._code} fails in a process of its own, exit code {code}: {why}. It is "
+            "not kept.\nThat is an error of this program; try another --format."
         )
 
 

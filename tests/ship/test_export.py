@@ -383,11 +383,61 @@ def test_what_answers_otherwise_is_not_kept(factor, student, tmp_path, monkeypat
     broken = SimpleNamespace(IS_FLOAT=True, write=project1.write, read=read)
     monkeypatch.setattr(formats, "opened", lambda names: {"project1": broken})
     (tmp_path / "out").mkdir()
-    with pytest.raises(Failure, match=r"logits differ by up to .*Nothing was kept"):
+    with pytest.raises(Failure, match=r"logits differ by up to .*It is not kept"):
         export.export(student, ["project1"], tmp_path / "out")
 
     assert not list((tmp_path / "out").iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_format_that_fails_discards_no_other(teacher, tmp_path, door: Door):
+    """The hand-in is of a residual network alone."""
+    out = tmp_path / "out"
+    asked = ["-f", "project1", "-f", "safetensors"]
+    said = door("export", teacher, *asked, "--out", out, "--json")
+
+    assert said.code == 1
+    assert "1 of 2 formats failed; " in said.err and f"{out} has safetensors.\n" in said.err
+    assert "--format project1 hands in a student, a ResNet of fewer than 5,000,000" in said.err
+    assert {path.name for path in out.iterdir()} == FILES["safetensors"] | {"export.json"}
+    assert list(json.loads((out / "export.json").read_text())["formats"]) == ["safetensors"]
+    told = json.loads(said.out)
+    assert list(told["formats"]) == ["safetensors"] and list(told["failed"]) == ["project1"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Failure("8 bits are too few.\nTake another."), "--format onnx: 8 bits are too few.\n  T"),
+        (ValueError("no operator\nhere"), "--format onnx: ValueError: no operator\n  Export it"),
+    ],
+)
+def test_files_of_a_format_that_fails_are_deleted(
+    fault, message, student, tmp_path, monkeypatch, door: Door
+):
+    def half(run, folder):
+        (folder / "model.onnx").touch()
+        (folder / "parts").mkdir()
+        raise fault
+
+    broken = SimpleNamespace(IS_FLOAT=True, write=half)
+    monkeypatch.setattr(formats, "opened", lambda names: {"onnx": broken, "project1": project1})
+    said = door("export", student.path, "-f", "x", "--out", tmp_path / "out")
+
+    assert said.code == 1 and message in said.err and "Traceback" not in said.err
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written - {"__pycache__"} == FILES["project1"] | {"export.json"}
+
+
+def test_formats_that_all_fail_are_one_message(teacher, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("--format onnx is not for this run")
+
+    broken = SimpleNamespace(IS_FLOAT=True, write=fail)
+    monkeypatch.setattr(formats, "opened", lambda names: {"onnx": broken, "project1": project1})
+    with pytest.raises(UserError, match=r"onnx is not for this run\n--format project1 hands in"):
+        export.export(RunFolder(teacher), ["x"], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_takes_nothing_is_a_failure(student, tmp_path, monkeypatch):
@@ -535,7 +585,7 @@ def test_a_hand_in_that_fails_is_one_message(student, tmp_path):
     run = finished(student, None, None)
     project1.write(run, tmp_path)
     (tmp_path / "project1_model.py").write_text("raise ValueError('\x1b[31mred')")
-    with pytest.raises(Failure, match=r"exit code 1: ValueError: \\x1b\[31mred. Nothing was kept"):
+    with pytest.raises(Failure, match=r"exit code 1: ValueError: \\x1b\[31mred. It is not kept"):
         project1.read(tmp_path)
 
 
