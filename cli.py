@@ -44,6 +44,7 @@ from distill.door.voice import (
     take_every_letter,
 )
 from distill.errors import Failure, UserError
+from distill.phrases import counted
 
 if TYPE_CHECKING:
     from distill.run_folder import RunFolder
@@ -201,7 +202,7 @@ def predict(
     if is_main():
         room.write(predictions, out, probabilities=probabilities, names=is_named)
     stdout().print(class_counts(predictions.counts()), highlight=False)
-    echo(f"{out}: {len(predictions.ids):,} images")
+    echo(f"{out}: {counted(len(predictions.ids), 'image')}")
 
 
 @app.command()
@@ -446,7 +447,7 @@ def design(
         from distill.show.design_plot import draw
 
         draw(rows, plot)
-        echo(f"{plot}: {len(rows)} designs", err=True)
+        echo(f"{plot}: {counted(len(rows), 'design')}", err=True)
     if as_json:
         echo_json(rows)
     else:

@@ -268,9 +268,10 @@ def test_split_unnamed(results: Sequence[Mapping[str, Any]]) -> list[str]:
     n = sum(TESTED["test split"] not in result["data"] for result in results)
     if not n:
         return []
+    verbs = ("is", "has") if n == 1 else ("are", "have")
     return [
-        f"{n} of {len(results)} results are of an earlier version and have no fingerprint of the "
-        "test split: that all were tested on the same images is not checked."
+        f"{n} of {len(results)} results {verbs[0]} of an earlier version and {verbs[1]} no "
+        "fingerprint of the test split: that all were tested on the same images is not checked."
     ]
 
 

@@ -593,7 +593,7 @@ def test_a_host_without_enough_memory_is_one_message(
     said = door("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
     assert (said.code, said.out) == (1, "")
     assert f"The run in runs/x failed: {told}" in stderr.getvalue()
-    assert "A step has train.batch_size = 8 images. " in stderr.getvalue()
+    assert "A step has 8 images (train.batch_size). " in stderr.getvalue()
     assert "--set train.accumulate=2, the same batch in smaller parts" in stderr.getvalue()
     assert "Traceback" not in said.err + stderr.getvalue()
 

@@ -25,6 +25,7 @@ PLAIN_WORDS = (
     "distill.events",
     "distill.json_files",
     "distill.lock",
+    "distill.phrases",
     "distill.run_folder",
     "distill.safe_text",
     "students.design",

@@ -18,6 +18,7 @@ from distill.data import unpickle
 from distill.data.faults import refusal
 from distill.data.images import CHANNELS, SIDE, ImageSet, Split
 from distill.errors import UserError
+from distill.phrases import counted
 
 IMAGE_BYTES = CHANNELS * SIDE * SIDE
 MOST_CLASSES = 1 << 16  # a label is hashed as two bytes at most
@@ -251,7 +252,7 @@ def _batch(
             f"{layout.labels_key} is {labels.dtype} {list(labels.shape)}, not integers [N]"
         )
     if len(labels) != len(data):
-        raise ValueError(f"{len(data):,} images but {len(labels):,} labels")
+        raise ValueError(f"{counted(len(data), 'image')} but {counted(len(labels), 'label')}")
     if meta is not None:
         _agree(labels, layout, meta)
     images = np.ascontiguousarray(data).reshape(-1, CHANNELS, SIDE, SIDE)
@@ -275,7 +276,9 @@ def _agree(labels: NDArray[np.integer], layout: Layout, meta: _Meta) -> None:
     """ValueError where the labels contradict the meta file."""
     n_classes = len(meta.class_names)
     if meta.batch_images not in (None, len(labels)):
-        raise ValueError(f"{len(labels):,} images where {layout.meta} says {meta.batch_images:,}")
+        raise ValueError(
+            f"{counted(len(labels), 'image')} where {layout.meta} says {meta.batch_images:,}"
+        )
     outside = labels[(labels < 0) | (labels >= n_classes)]
     if len(outside):
         raise ValueError(f"label {outside[0]} is outside 0..{n_classes - 1} ({layout.meta})")

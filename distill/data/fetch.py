@@ -168,7 +168,9 @@ class Download:
                 self.progress(f"downloading {self.archive.name}", done, total)
             now = time.monotonic()
             if now - self.began_at > self.total_s and done < total:
-                raise self._failure(f"{self.total_s / 60:g} minutes are over")
+                minutes = self.total_s / 60
+                over = "1 minute is over" if minutes == 1 else f"{minutes:g} minutes are over"
+                raise self._failure(over)
             if now - since >= self.stall_s:
                 if done - at < SLOWEST * (now - since):
                     raise Unserved(f"stalled: {done - at:,} bytes in {now - since:.0f} s")

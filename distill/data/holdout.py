@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from distill.data.faults import refusal
 from distill.data.images import ImageSet
 from distill.errors import UserError
+from distill.phrases import counted
 
 Indices = NDArray[np.int64]
 
@@ -70,7 +71,8 @@ def _check(
 ) -> None:
     faults = []
     for name, n_held, n_left, n_kept in zip(class_names, held, left, kept, strict=True):
-        counts = f"of {n_held + n_left:,} images {n_held:,} held out, {n_left:,} left to train on"
+        every = counted(n_held + n_left, "image")
+        counts = f"of {every} {n_held:,} held out, {n_left:,} left to train on"
         if n_left == 0 or n_kept <= 0:
             faults.append(
                 f"class {name!r} has no training image: {counts}, {max(n_kept, 0):,} asked for"

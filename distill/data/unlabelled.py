@@ -26,6 +26,7 @@ from distill.data.faults import refusal
 from distill.data.images import CHANNELS, SIDE, Progress
 from distill.data.pictures import Found
 from distill.errors import UserError
+from distill.phrases import counted
 
 ADVICE = (
     "Give --input Kaggle's pickle of data and ids, a .npy or .npz of uint8 images, a folder of "
@@ -156,7 +157,7 @@ def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise ValueError(f"ids is {type(ids).__name__}, not a list of [{n}]")
     if len(values) != n:
-        raise ValueError(f"{n:,} images but {len(values):,} ids")
+        raise ValueError(f"{counted(n, 'image')} but {counted(len(values), 'id')}")
     strange = [v for v in values if isinstance(v, bool) or not isinstance(v, NAMES)]
     if strange:
         raise ValueError(f"an id is {_shown(strange[0])}; ids are whole numbers or text")

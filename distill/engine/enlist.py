@@ -14,6 +14,7 @@ from distill.engine.identity import identity
 from distill.engine.teach import Frozen
 from distill.errors import UserError
 from distill.faults import shown
+from distill.phrases import counted
 from distill.recipe import Recipe
 from distill.run_folder import RunFolder, broken_in, finished, opened, runs_in
 from distill.schema import Teacher
@@ -151,8 +152,9 @@ def _miscounted(recipe: Recipe, n: int) -> Iterator[str]:
             f"{more}, or type --set teacher.weights=[]"
         )
     elif wanted.weights and len(wanted.weights) != n:
+        given = counted(len(wanted.weights), "weight")
         yield (
-            f"{weights} has {len(wanted.weights)} weights for {n} teachers; give one for each in "
+            f"{weights} has {given} for {n} teachers; give one for each in "
             f"their order, as --set teacher.weights=[{','.join('1' * n)}], or [] for equal ones"
         )
 
@@ -201,7 +203,8 @@ def _faults(run: RunFolder, images: ImageSet, split: Division) -> list[str]:
     ours = images.class_names
     if len(theirs) != len(ours):
         return [
-            f"teacher {run.path} answers {len(theirs)} classes, the data has {len(ours)}; {RETRAIN}"
+            f"teacher {run.path} answers {counted(len(theirs), 'class', 'classes')}, "
+            f"the data has {len(ours)}; {RETRAIN}"
         ]
     if theirs != ours:
         pairs = [f"{a} / {b}" for a, b in zip(theirs, ours, strict=True) if a != b]

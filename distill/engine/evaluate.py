@@ -16,6 +16,7 @@ from distill.data.loader import share
 from distill.data.sources import ImageSet, Progress
 from distill.engine.metrics import measures
 from distill.errors import UserError
+from distill.phrases import classes_apart
 from distill.run_folder import RunFolder
 
 BATCH = 500  # images a forward: large enough to fill a GPU, small enough for two gigabytes
@@ -56,7 +57,7 @@ def check_test(test: ImageSet, known: SplitIdentity) -> None:
     """Raises UserError if the test split or its class names are not those that a run began with."""
     found = ""
     if test.class_names != known.class_names:
-        names = (", ".join(each) for each in (known.class_names, test.class_names))
+        names = classes_apart(known.class_names, test.class_names)
         found = f"the class names of {known.source} changed while the run trained: "
         found += " / ".join(names)
     elif test.fingerprint != known.fingerprint:

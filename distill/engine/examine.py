@@ -25,6 +25,7 @@ from distill.engine.evaluate import (
 )
 from distill.engine.robustness import robustness
 from distill.errors import UserError
+from distill.phrases import classes_apart
 from distill.run_folder import RunFolder
 from students.resnet import ResNet
 
@@ -171,9 +172,9 @@ def _described(run: Examined) -> dict[str, Any]:
 def _check_classes(folder: RunFolder, source: str, test: ImageSet) -> None:
     known = folder.result()["class_names"]
     if list(test.class_names) != known:
+        ours, theirs = classes_apart(known, test.class_names)
         raise UserError(
-            f"run {folder.path} knows the classes {', '.join(known)}; "
-            f"{source} has {', '.join(test.class_names)}.\n"
+            f"run {folder.path} knows the classes {ours}; {source} has {theirs}.\n"
             "Give --data with the run's own classes."
         )
 

@@ -17,6 +17,7 @@ from distill.engine.evaluate import check_tested, measure, test_split
 from distill.engine.training import Training
 from distill.errors import UserError
 from distill.events import MEASURES, Split, measure_name
+from distill.phrases import classes_apart
 from distill.recipe import Recipe
 from distill.run_folder import RunFolder, write_json
 
@@ -120,9 +121,9 @@ def _splits(
     """
     test = test_split(recipe.data.source, progress=progress)
     if list(test.class_names) != class_names:
+        ours, theirs = classes_apart(class_names, test.class_names)
         raise UserError(
-            f"run {folder.path} knows the classes {', '.join(class_names)}; "
-            f"{recipe.data.source} has {', '.join(test.class_names)} now.\n"
+            f"run {folder.path} knows the classes {ours}; {recipe.data.source} has {theirs} now.\n"
             "Bring the former images back."
         )
     check_tested(folder, test, recipe.data.source)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from distill.phrases import counted
 from distill.recipe import Recipe
 
 # How torch's allocators on a CPU begin a bare RuntimeError.
@@ -28,7 +29,7 @@ def named(recipe: Recipe) -> Iterator[None]:
         train = recipe.train
         raise Full(
             f"{_what(fault)}\n"
-            f"A step has train.batch_size = {train.batch_size} images. "
+            f"A step has {counted(train.batch_size, 'image')} (train.batch_size). "
             f"Begin anew with --set train.accumulate={2 * train.accumulate}, the same batch "
             "in smaller parts, or with a smaller train.batch_size."
         ) from None

@@ -15,6 +15,7 @@ from distill.engine.store import Stock
 from distill.engine.stored import Stored, same
 from distill.engine.teach import Taught
 from distill.errors import UserError
+from distill.phrases import counted
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 
@@ -37,13 +38,13 @@ class Verdict:
         return not (self.damaged or self.differing)
 
     def __str__(self) -> str:
-        said = [f"{self.views} views"]
+        said = [counted(self.views, "view")]
         if self.damaged:
             said.append(f"damaged: {', '.join(map(str, self.damaged))}")
         if self.differing:
             said.append(f"the teacher says other of: {', '.join(map(str, self.differing))}")
         if self.asked:
-            said.append(f"{self.asked} answers of {self.held} views asked again")
+            said.append(f"{self.asked} answers of {counted(self.held, 'view')} asked again")
         if self.not_asked:
             said.append(f"it could not be asked: {self.not_asked}")
         if self.is_sound:

@@ -54,6 +54,7 @@ from distill.engine.training import Training
 from distill.errors import Failure, UserError
 from distill.events import End, Event, Start, measure_name
 from distill.lock import Holder
+from distill.phrases import counted
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 
@@ -220,7 +221,8 @@ def _last(training: Training, recipe: Recipe, decided: dict[str, Any]) -> tuple[
     if minutes is not None:
         steps = decided.get("total_steps") or pace.steps_in(training, minutes, began_at)
         build.lasting(training, recipe, steps)
-        notes.append(f"train.minutes = {minutes:g}: {steps:,} steps fit, of training alone")
+        fitting = counted(steps, "step fits", "steps fit")
+        notes.append(f"train.minutes = {minutes:g}: {fitting}, of training alone")
     return tuple(notes)
 
 
@@ -277,9 +279,10 @@ def _head(ready: Run, killed: Holder | None) -> Start:
 def _shared(test: SplitIdentity) -> Iterator[str]:
     """How many test images are training images."""
     if test.n_in_train:
+        verb = "is" if test.n_in_train == 1 else "are"
         yield (
-            f"{test.n_in_train:,} of the {test.n_images:,} test images are in the train split too, "
-            "pixel by pixel: the test accuracy is not of unseen images alone"
+            f"{test.n_in_train:,} of the {test.n_images:,} test images {verb} in the train split "
+            "too, pixel by pixel: the test accuracy is not of unseen images alone"
         )
 
 
@@ -290,9 +293,9 @@ def _drawn(training: Training, recipe: Recipe) -> Iterator[str]:
     views = {training.loader.calendar.view(epoch) for epoch in range(training.epochs)}
     counts = Counter(training.live.choice(view) for view in views)
     shared = ", ".join(f"{run.path} {counts[i]}" for i, run in enumerate(enlist.named(recipe)))
+    have = counted(len(views), "view has", "views have")
     yield (
-        f"teacher.draw = one: of {len(views)} views have {shared}; "
-        "the teacher's accuracy is that of the mean of all"
+        f"teacher.draw = one: of {have} {shared}; the teacher's accuracy is that of the mean of all"
     )
 
 
@@ -406,12 +409,15 @@ def _stored(training: Training) -> Iterator[str]:
         return
     wanted, found, damaged = kept.survey(training.epochs)
     n_bytes = wanted * training.loader.targets.numel() * store.BYTES
+    verb = "is" if wanted == 1 else "are"
     yield (
-        f"{found} of {wanted} views of the teacher's answers are stored in {store.folder()}, "
+        f"{found} of {counted(wanted, 'view')} of the teacher's answers {verb} stored in "
+        f"{store.folder()}, "
         f"{size(n_bytes)} when all are; a view that is there is not asked again"
     )
     if damaged:
-        yield f"{damaged} of the stored views are damaged: asked and stored anew"
+        verb = "is" if damaged == 1 else "are"
+        yield f"{damaged} of the stored views {verb} damaged: asked and stored anew"
     if not found and (missed := kept.missed()):
         differs = " and ".join(DEPENDS.get(name, name) for name in missed)
         yield f"the nearest answers that are stored differ in {differs}: they are not taken"

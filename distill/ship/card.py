@@ -10,6 +10,7 @@ from distill import run_folder, statistics
 from distill.data.sources import GENUINE
 from distill.errors import UserError
 from distill.events import measure_name
+from distill.phrases import counted
 from distill.run_folder import RunFolder
 from distill.safe_text import markdown, markdown_block, markdown_code
 from distill.schema import Teacher
@@ -93,8 +94,8 @@ def _data(finished: Finished) -> str:
         else "nothing was held out and the last epoch kept"
     )
     return (
-        f"Trained on {data['train_images']:,} images of the train split; {chosen}. Measured on the "
-        f"test split, which chose nothing. The train split is {known} "
+        f"Trained on {counted(data['train_images'], 'image')} of the train split; {chosen}. "
+        f"Measured on the test split, which chose nothing. The train split is {known} "
         f"(fingerprint {markdown_code(data['fingerprint'][:16])}). "
         f"Classes: {', '.join(map(markdown, finished.class_names))}."
     )
@@ -103,7 +104,7 @@ def _data(finished: Finished) -> str:
 def _recipe(finished: Finished) -> str:
     result = finished.result
     return (
-        f"{markdown_code(result['recipe'])}, {result['epochs']} epochs, of which epoch "
+        f"{markdown_code(result['recipe'])}, {counted(result['epochs'], 'epoch')}, of which epoch "
         f"{result['epoch']} is kept; precision {markdown(result['precision'])}, on "
         f"{markdown(result['device'])}. Fingerprint "
         f"{markdown_code(result['recipe_fingerprint'][:16])}. Its tables:\n\n"

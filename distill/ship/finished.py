@@ -16,6 +16,7 @@ from distill.data.images import ImageSet, Progress
 from distill.engine import build
 from distill.errors import UserError
 from distill.events import measure_name
+from distill.phrases import classes_apart
 from distill.recipe import Recipe
 from distill.run_folder import Role, RunFolder
 from distill.statistics import Interval, wilson
@@ -77,9 +78,9 @@ class Finished:
         """Raises UserError where the data is not there or has other classes than the run."""
         images = sources.load(self.source, "train", progress=self.progress)
         if list(images.class_names) != self.class_names:
+            ours, theirs = classes_apart(self.class_names, images.class_names)
             raise UserError(
-                f"run {self.folder.path} knows the classes {', '.join(self.class_names)}; "
-                f"{self.source} has {', '.join(images.class_names)}.\n"
+                f"run {self.folder.path} knows the classes {ours}; {self.source} has {theirs}.\n"
                 "Give --data with the run's own classes."
             )
         return images

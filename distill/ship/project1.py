@@ -14,6 +14,7 @@ import torch
 
 from distill.engine import build
 from distill.errors import UserError
+from distill.phrases import counted
 from distill.run_folder import write_bytes, write_text
 from distill.safe_text import visible
 from distill.ship import source
@@ -110,7 +111,7 @@ def _docstring(finished: Finished) -> str:
     facts = (
         f"{visible(finished.result['network'])} with {finished.n_parameters:,} parameters. Right "
         f"on {finished.top1:.2%} of {_tested(finished)}. Trained by Understudy's recipe "
-        f"{visible(finished.result['recipe'])} for {finished.result['epochs']} epochs."
+        f"{visible(finished.result['recipe'])} for {counted(finished.result['epochs'], 'epoch')}."
     )
     expects = (
         f"It takes images [B, 3, 32, 32], in [0, 1] and then normalised by mean {MEAN} and std "

@@ -15,6 +15,7 @@ from distill import predictions, run_folder
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import measure_name
+from distill.phrases import classes_apart
 from distill.predictions import Answers
 from distill.run_folder import RunFolder, finished
 from distill.show.closing import row as figures
@@ -144,14 +145,15 @@ def _check_same_images(a: RunFolder, b: RunFolder, ours: Answers, theirs: Answer
     found = ""
     apart = run_folder.tested_apart([a.result(), b.result()])
     if names[0] != names[1]:
-        found = "other classes: " + " / ".join(", ".join(each) for each in names)
+        found = "other classes: " + " / ".join(classes_apart(*names))
     elif len(ours.labels) != len(theirs.labels):
         found = f"{len(ours.labels):,} / {len(theirs.labels):,} images"
     elif (ours.labels != theirs.labels).any():
         k = int((ours.labels != theirs.labels).sum())
         found = f"other labels, {k:,} of {len(ours.labels):,}, or the same in another order"
     elif apart:
-        found = f"other images: their {' and '.join(apart)} differ"
+        verb = "differs" if len(apart) == 1 and not apart[0].endswith("s") else "differ"
+        found = f"other images: their {' and '.join(apart)} {verb}"
     if found:
         raise UserError(f"{a.path} and {b.path} were measured on {found}.\n{advice}")
 

@@ -7,10 +7,11 @@ import numpy as np
 
 from distill import recipe as recipes
 from distill import run_folder
+from distill.phrases import counted
 from distill.run_folder import RunFolder
 from distill.show import page as pages
 from distill.show import plots
-from distill.show.display import UNKNOWN, counted, duration, grouped, percent
+from distill.show.display import UNKNOWN, duration, grouped, percent
 from distill.show.grid import Column, Grid
 from distill.show.groups import Group, alike, groups, verdicts
 from distill.show.overlay import colour, overlaid

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from distill.errors import Failure, UserError
+from distill.phrases import counted
 from distill.run_folder import write_bytes
 from distill.show.ink import SERIES
 
@@ -29,7 +30,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         points = {(row["parameters"] / 1e6, row["macs"] / 1e6): row["blocks"] for row in same}
         colour = SERIES[n % len(SERIES)]
         across, upwards = zip(*points, strict=True)
-        axes.scatter(across, upwards, s=14, color=colour, label=f"{stages} stages")
+        axes.scatter(across, upwards, s=14, color=colour, label=counted(stages, "stage"))
         labels |= {point: (str(n), colour) for point, n in points.items() if isinstance(n, int)}
     axes.set_yscale("log")
     axes.set_xlabel("parameters (millions)")

@@ -34,6 +34,7 @@ from distill.events import (
     loss_name,
     measure_name,
 )
+from distill.phrases import counted
 from distill.safe_text import visible
 
 UNKNOWN = "–"
@@ -221,7 +222,8 @@ def head_lines(start: Start) -> Iterator[Text]:
         yield fact("teacher", teacher(start))
     yield fact("recipe", start.recipe)
     classes = counted(start.n_classes, "class", "classes")
-    images = f"{start.train_images:,} images to train on, {start.val_images:,} held out"
+    images = counted(start.train_images, "image")
+    images = f"{images} to train on, {start.val_images:,} held out"
     yield fact("data", f"{start.data}, {classes}, {images}")
     processes = counted(start.processes, "process", "processes")
     yield fact("on", f"{start.device}, {start.precision}, {processes}")
@@ -374,11 +376,6 @@ def _digits(value: float) -> str:
 def grouped(number: int | None) -> str:
     """4697162 as `4,697,162`."""
     return UNKNOWN if number is None else f"{number:,}"
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """`1 process`, `2 processes`."""
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def shortened(text: str, width: int) -> str:

@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from distill.phrases import counted
 from distill.safe_text import visible
-from distill.show.display import UNKNOWN, counted, fact, grouped, percent
+from distill.show.display import UNKNOWN, fact, grouped, percent
 
 Figures = Mapping[str, Any]
 CONFUSED_WITH = 2  # classes named beside each

@@ -8,6 +8,7 @@ import numpy as np
 
 from distill import recipe as recipes
 from distill import statistics
+from distill.phrases import counted
 from distill.recipe import Recipe
 from distill.run_folder import HABITS
 from distill.schema import Train
@@ -124,8 +125,8 @@ def _between_two(a: Group, b: Group, common: Sequence[tuple[Record, Record]]) ->
         return Verdict(a.name, b.name, "they were tested on other images")
     pairs = statistics.discordant(ours.right, theirs.right)
     how = (
-        f"McNemar, a run each: right in the first alone {pairs.only_a:,} images, in the second "
-        f"{pairs.only_b:,}"
+        "McNemar, a run each: right in the first alone "
+        f"{counted(pairs.only_a, 'image')}, in the second {pairs.only_b:,}"
     )
     difference = (pairs.only_a - pairs.only_b) / len(ours.labels)
     return Verdict(a.name, b.name, how, difference, None, pairs.p)

@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distill.show.display import UNKNOWN, counted, grouped, in_one_unit, roughly
+from distill.phrases import counted
+from distill.show.display import UNKNOWN, grouped, in_one_unit, roughly
 
 Row = Mapping[str, Any]
 BUSY = 0.7  # share of the processor below which other programs are mentioned

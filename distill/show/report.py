@@ -9,9 +9,10 @@ from distill import addresses
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import Epoch
+from distill.phrases import counted
 from distill.run_folder import RunFolder
 from distill.show import page as pages
-from distill.show.display import UNKNOWN, counted, duration, grouped, percent
+from distill.show.display import UNKNOWN, duration, grouped, percent
 from distill.show.grid import Column, Grid
 from distill.show.learning import learning
 from distill.show.page import Block, Fact, Listing, Note, Page, Section, Table

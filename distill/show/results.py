@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from distill import predictions, statistics
+from distill.phrases import counted
 from distill.predictions import (
     Answers,
     Array,
@@ -180,8 +181,9 @@ def _mistakes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
     if answers.teacher_logits is not None:
         who.append(("teacher", answers.teacher_logits))
     shown = min(SHOWN, len(answers.mistakes))
+    n = int((~is_right(answers.logits, answers.labels)).sum())
     yield Note(
-        f"{shown} of {grouped(int((~is_right(answers.logits, answers.labels)).sum()))} mistakes, "
+        f"{shown} of {counted(n, 'mistake')}, "
         "the most confident first: each image with its label, and what is held of it. Some labels "
         "are wrong themselves."
     )

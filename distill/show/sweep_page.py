@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from distill.phrases import counted
 from distill.run_folder import write_text
 from distill.show import sweep_plots
-from distill.show.display import counted
 from distill.show.grid import Column, Grid
 from distill.show.page import Block, Drawing, Fact, Note, Page, Section, Table, html
 from distill.show.sweep_table import (

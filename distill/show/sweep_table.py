@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distill.show.display import GAP, UNKNOWN, counted, shortened
+from distill.phrases import counted
+from distill.show.display import GAP, UNKNOWN, shortened
 
 Said = Mapping[str, Any]
 MOST = 10  # trials in the table; all are in sweep.json

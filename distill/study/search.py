@@ -16,11 +16,12 @@ from typing import Any
 from distill import recipe as recipes
 from distill.errors import UserError
 from distill.faults import shown
+from distill.phrases import counted
 from distill.recipe import Recipe
 from distill.run_folder import write_json, write_text
 from distill.study import sweep_file
 from distill.study.storage import Storage
-from distill.study.sweep import Say, Train, counted
+from distill.study.sweep import Say, Train
 from distill.study.sweep_file import Sweep
 from distill.study.sweep_schema import option_label
 from distill.study.sweep_summary import BEST, SUMMARY, carried_out
@@ -94,9 +95,10 @@ def legal(
     designs = [{key: row[key] for key in KEYS} for row in rows]
     kept = [d for d in designs if not [*rules.faults(Design.of(**d, **spec), activation)]]
     if len(kept) < 2:
+        verb = "keeps" if len(kept) == 1 else "keep"
         raise UserError(
-            f"{len(kept)} designs of fewer than {too_many:,} parameters keep the rules of "
-            f"{rules.title}: there is nothing to choose.\n"
+            f"{counted(len(kept), 'design')} of fewer than {too_many:,} parameters {verb} the "
+            f"rules of {rules.title}: there is nothing to choose.\n"
             "Type a larger --max-params, or wider --stages and --blocks."
         )
     return kept, too_many

@@ -23,6 +23,7 @@ from distill.engine.identity import CALLED
 from distill.engine.memory import Full
 from distill.errors import Unfit, UserError
 from distill.events import Epoch, Event, Start
+from distill.phrases import counted
 from distill.recipe import Recipe, RecipeError, Resolved
 from distill.run_folder import RunFolder
 from distill.study import space
@@ -157,11 +158,6 @@ def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lamb
                 say(f"{others} with other workers: waiting, in case one dies")
             is_waiting = True
             time.sleep(LOOK_S)
-
-
-def counted(n: int, what: str) -> str:
-    """`1 design`, `2 designs`."""
-    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from distill import recipe as recipes
 from distill.errors import Failure
+from distill.phrases import counted
 from distill.recipe import About
 from distill.run_folder import write_json, write_text
 from distill.study.storage import Storage
@@ -21,7 +22,6 @@ from distill.study.sweep import (
     REDRAWN,
     Say,
     Train,
-    counted,
     opened,
     with_stored_answers,
     work,
@@ -128,7 +128,7 @@ def _about(sweep: Sweep, said: dict[str, Any], place: Path) -> About:
     verb = "distill" if sweep.base.recipe.student else "train-teacher"
     runs = sweep.base.recipe.teacher.runs if sweep.base.recipe.teacher else ()
     return About(
-        claim=f"The best of {said['asked']} trials of the sweep {sweep.name}: trial "
+        claim=f"The best of {counted(said['asked'], 'trial')} of the sweep {sweep.name}: trial "
         f"{best['trial']}, {sweep.metric} = {best['value']:.4f}, chosen on held-out images",
         command=f"python cli.py {verb} --recipe {place / BEST}",
         teacher=" + ".join(runs) or "none",

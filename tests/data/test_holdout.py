@@ -136,7 +136,7 @@ def test_every_class_without_a_held_out_image_is_named() -> None:
 
 
 def test_a_class_without_a_training_image_is_named() -> None:
-    expected = "class 'c1' has no training image: of 1 images 1 held out, 0 left to train on"
+    expected = "class 'c1' has no training image: of 1 image 1 held out, 0 left to train on"
     with pytest.raises(UserError, match=expected):
         split(some([10, 1]), holdout=0.8)
 

@@ -300,7 +300,7 @@ def test_keys_for_another_number_of_teachers(two, teacher, n, overrides, found) 
 def test_faulty_keys_and_folders_are_one_message(teacher) -> None:
     with pytest.raises(UserError) as error:
         prepared(f"teacher.runs=['{teacher}', '{teacher}/']", "teacher.weights=[1]")
-    assert "was given 2 times" in str(error.value) and "1 weights for 2" in str(error.value)
+    assert "was given 2 times" in str(error.value) and "has 1 weight for 2" in str(error.value)
 
 
 def test_a_teacher_found_alone_is_not_drawn(teacher, tmp_path) -> None:

@@ -282,10 +282,10 @@ def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(
     ]
     assert exposed[1] == exposed[2] == []
     assert re.search(
-        r"0 of 1 views of the teacher's answers are stored in \S+/targets, [0-9.]+ kB when all are",
+        r"0 of 1 view of the teacher's answers is stored in \S+/targets, [0-9.]+ kB when all are",
         runs[0][1][0].notes[0],
     )
-    assert not any("are stored in" in note and "of 1 views" in note for note in runs[2][1][0].notes)
+    assert not any("stored in" in note and "of 1 view" in note for note in runs[2][1][0].notes)
     first, second, fresh = (folder.weights("student").read_bytes() for folder, _ in runs)
     assert first == second != fresh  # without views = 1 each epoch has a view of its own
     losses = [[e.metrics["loss/kd"] for e in events if isinstance(e, Step)] for _, events in runs]

@@ -131,7 +131,7 @@ def test_results_of_an_earlier_version_are_compared_with_a_note(tmp_path: Path) 
     it = compare(a.path, b.path)
     assert it.n == 8
     assert it.says.endswith(
-        "1 of 2 results are of an earlier version and have no fingerprint of the test split: that "
+        "1 of 2 results is of an earlier version and has no fingerprint of the test split: that "
         "all were tested on the same images is not checked."
     )
     other = finished(tmp_path / "c", ANSWERS_B, data={"fingerprint": "beef"})
@@ -161,6 +161,12 @@ def test_the_table_fits(tmp_path: Path, width: int) -> None:
     [
         ({"labels": [0] * 8}, "measured on other labels, 5 of 8, or the same in another order"),
         ({"class_names": ["a", "b", "c"]}, "measured on other classes: cat, dog, eel / a, b, c"),
+        (
+            {"class_names": ["eel", *(f"class {i}" for i in range(99))]},
+            "other classes: 3 classes, among them cat, dog / 100 classes, among them class 0, "
+            "class 1, class 2, class 3, class 4, class 5, class 6, class 7, class 8, class 9 and "
+            "89 more.\n",
+        ),
     ],
 )
 def test_other_images_are_refused(tmp_path: Path, changes: dict, found: str) -> None:
@@ -174,7 +180,7 @@ def test_another_test_split_of_the_same_labels_is_refused(tmp_path: Path) -> Non
     a = finished(tmp_path / "a", ANSWERS_A)
     replaced = {"fingerprint": "f00d", "test_fingerprint": "0dd"}
     b = finished(tmp_path / "b", ANSWERS_B, data=replaced)
-    with pytest.raises(UserError, match="measured on other images: their test split differ"):
+    with pytest.raises(UserError, match="measured on other images: their test split differs"):
         compare(a.path, b.path)
 
 

@@ -58,6 +58,8 @@ def test_a_courses_rules_are_kept() -> None:
     with pytest.raises(UserError, match=r"0 designs .* keep the rules of NYU ECE-GY 7123"):
         room.legal(recipe, "nyu2022", 60_000, [1, 2], [1, 2], asymmetric=False)
     assert room.legal(recipe, "nyu2025", 60_000, [1, 2], [1], asymmetric=False)[1] == 60_001
+    with pytest.raises(UserError, match=r"^1 design of fewer than 60,001 parameters keeps the rul"):
+        room.legal(recipe, "nyu2025", 60_000, [1], [1], asymmetric=False)
     with pytest.raises(UserError, match="has no \\[student\\]"):
         room.legal(
             recipes.load("teacher_wrn").recipe, "nyu2022", 9, [1, 2], [1, 2], asymmetric=False

@@ -90,7 +90,7 @@ def test_runs_of_an_earlier_version_are_averaged_with_a_note(tmp_path: Path) -> 
     finished(planned[:1], [0.7], test_fingerprint="a")
     finished(planned[1:], [0.8])
     [note] = seeds.summary(planned)["notes"]
-    assert "1 of 2 results are of an earlier version" in note
+    assert "1 of 2 results is of an earlier version" in note
     finished(planned[1:], [0.8], test_fingerprint="a")
     assert "notes" not in seeds.summary(planned)
 
