@@ -33,6 +33,10 @@ class Holder:
         return f"process {self.process} on {self.host}, since {self.since}"
 
 
+class InUse(UserError):
+    """Another process holds the lock of a folder."""
+
+
 HOLDER = TypeAdapter(Holder)
 
 
@@ -40,7 +44,7 @@ HOLDER = TypeAdapter(Holder)
 def held(folder: Path) -> Iterator[Holder | None]:
     """Hold a run's folder. Yields who was killed in it, if somebody was.
 
-    Raises UserError where somebody else holds it, by host and process.
+    Raises InUse where somebody else holds it, by host and process.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,8 +99,8 @@ def check_free(folder: Path) -> None:
         raise _in_use(folder, somebody)
 
 
-def _in_use(folder: Path, somebody: Holder | None) -> UserError:
-    return UserError(
+def _in_use(folder: Path, somebody: Holder | None) -> InUse:
+    return InUse(
         f"{folder} is in use: {somebody or 'another process'} trains in it.\n"
         "Wait for it or stop it there, or choose another --out."
     )

@@ -60,6 +60,7 @@ FILES = (
 )  # fmt: skip
 FOLDERS = ("last", "last.old", "last.new", "last.damaged", "best", "epochs")
 ADVICE = "Choose another --out."
+IS_TESTED = "is_tested"  # false in result.json of a trial without figures of the test split
 RUNS = Path("runs")  # where runs lie unless --out says otherwise
 
 
@@ -250,6 +251,23 @@ def _role_begun(folder: RunFolder) -> str | None:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return str(json_files.parsed(json_files.content_of(file))["role"])
     return None
+
+
+def is_tested(result: Mapping[str, Any]) -> bool:
+    """Whether a finished run was measured on the test split: trials of a sweep are not."""
+    return result.get(IS_TESTED, True) is not False
+
+
+def check_is_tested(folder: RunFolder) -> None:
+    """Raises UserError if a finished run has no figures of the test split."""
+    if is_tested(folder.result()):
+        return
+    verb = "train-teacher" if folder.role == "teacher" else "distill"
+    raise UserError(
+        f"run {folder.path} is a trial of a sweep, which was not measured on the test split: only "
+        "the best one is.\n"
+        f"Train its recipe as a run: python cli.py {verb} --recipe {folder.recipe}"
+    )
 
 
 def tested_apart(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,17 +16,25 @@ from distill.engine import checkpoint
 from distill.errors import UserError
 from distill.events import End, Start
 from distill.recipe import Recipe
-from distill.run_folder import RunFolder, write_bytes, write_json
+from distill.run_folder import IS_TESTED, RunFolder, write_bytes, write_json
 
 N_MISTAKES = 64  # the most confident ones, kept with their pixels
 ROUNDING = 1e-3  # of the largest logit: what another device, or another number of processes, may do
 
 
 def write_result(
-    folder: RunFolder, recipe: Recipe, start: Start, end: End, data: dict[str, Any], teachers: str
+    folder: RunFolder,
+    recipe: Recipe,
+    start: Start,
+    end: End,
+    data: dict[str, Any],
+    teachers: str,
+    *,
+    is_tested: bool = True,
 ) -> None:
     """result.json, the last file of a run: its presence says that the run is finished.
 
+    `is_tested`: whether `end` has the figures of the test split.
     `data`: `fingerprint` and `class_names` of the train split, `test_fingerprint`, `test_images`
     and `class_names_fingerprint`; `teachers`: the fingerprint of their weights.
     """
@@ -59,9 +67,12 @@ def write_result(
         "precision": start.precision,
         "processes": start.processes,
         "weights": checkpoint.fingerprint(folder.weights(start.role)),
-        "evaluation": checkpoint.fingerprint(folder.evaluation),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if is_tested:
+        result["evaluation"] = checkpoint.fingerprint(folder.evaluation)
+    else:
+        result[IS_TESTED] = False
     write_json(folder.result_file, result)
 
 

@@ -26,6 +26,7 @@ from distill.engine import (
     checkpoint,
     enlist,
     environment,
+    final_test,
     identity,
     memory,
     pace,
@@ -40,11 +41,9 @@ from distill.engine.evaluate import (
     SplitIdentity,
     check_test,
     identify_test,
-    logits_and_labels,
     measure,
     test_split,
 )
-from distill.engine.metrics import measures
 from distill.engine.saving import Resumed
 from distill.engine.stop import Stop
 from distill.engine.store import size
@@ -52,7 +51,7 @@ from distill.engine.stored import Stored
 from distill.engine.teach import Drawn, Frozen, Taught
 from distill.engine.training import Training
 from distill.errors import Failure, UserError
-from distill.events import End, Event, Start, measure_name
+from distill.events import End, Event, Start
 from distill.lock import Holder
 from distill.phrases import counted
 from distill.recipe import Recipe
@@ -73,6 +72,7 @@ class Request:
     resume: bool = False
     stop: Stop = field(default_factory=Stop)
     origins: Mapping[str, str] = field(default_factory=dict)  # who set each value, for the record
+    is_tested: bool = True  # whether the test split is measured at the end: not of a trial
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Run:
 
 
 def run(request: Request, *, progress: Progress | None = None) -> Generator[Event]:
-    """Train, select, then read the test split once.
+    """Train, select, then read the test split once, if the request asks for it.
 
     Yields nothing where the run is finished already. Raises UserError before any work where the
     request cannot be met or somebody else trains in the folder; Full where the device's memory is
@@ -440,26 +440,22 @@ def _exposed(folders: list[Path]) -> Iterator[str]:
 
 
 def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
-    """Read the kept weights back, measure them on the test split in float32, keep what they say."""
+    """Read the kept weights back and save them; measure them on the test split, if it is asked."""
     request, split, training = ready.request, ready.split, ready.training
     accel, folder, best = training.accelerator, training.folder, training.best
     net = build.network(request.recipe, request.role, split.train.n_classes)
     checkpoint.load_weights(saving.best_file(folder, best), net, best.weights)
     build.to_device(net, accel.device)
-    with accel.main_process_first():
-        test = test_split(request.recipe.data.source, progress=progress)
-    check_test(test, ready.test)
-    logits, labels = logits_and_labels(net, test, accel)
-    tested = {measure_name(name, "test"): value for name, value in measures(logits, labels).items()}
-    teacher = ready.teacher
-    teacher_logits = None if teacher is None else logits_and_labels(teacher, test, accel)[0]
-    held_out = split.held_out
-    validated = None if held_out is None else logits_and_labels(net, held_out, accel)
+    tested = dict[str, float]()
+    if request.is_tested:
+        with accel.main_process_first():
+            test = test_split(request.recipe.data.source, progress=progress)
+        check_test(test, ready.test)
+        tested = final_test.measure(folder, net, ready.teacher, split.held_out, test, accel)
     weights = folder.weights(request.role)
     end = End(best.epoch, best.metrics | tested, start.parameters, training.elapsed_s, str(weights))
     if accel.is_main_process:
         checkpoint.save_weights(weights, checkpoint.weights_of(net))
-        result.write_evaluation(folder, test, logits, teacher_logits, validated)
     accel.wait_for_everyone()
     return end
 
@@ -476,7 +472,10 @@ def _leave_result(ready: Run, start: Start, end: End) -> None:
         "class_names_fingerprint": known["class_names"],
     }
     teachers = known["teacher"]
-    result.write_result(folder, ready.request.recipe, start, end, data, teachers)
+    request = ready.request
+    result.write_result(
+        folder, request.recipe, start, end, data, teachers, is_tested=request.is_tested
+    )
 
 
 OPEN = ContextVar("OPEN", default=False)

@@ -18,7 +18,7 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.phrases import classes_apart
 from distill.recipe import Recipe
-from distill.run_folder import Role, RunFolder
+from distill.run_folder import Role, RunFolder, check_is_tested
 from distill.statistics import Interval, wilson
 
 N_COMPARED = 256  # images: enough to see another network, few enough for a large teacher on a CPU
@@ -110,7 +110,10 @@ class Finished:
 
 
 def finished(folder: RunFolder, data: str | None, progress: Progress | None) -> Finished:
-    """Raises UserError where the run is not finished or its weights are not its own."""
+    """Raises UserError where the run is not finished, was not measured on the test split, or its
+    weights are not its own.
+    """
+    check_is_tested(folder)
     recipe = recipes.read(folder.recipe)
     return Finished(
         folder=folder,

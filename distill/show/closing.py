@@ -6,7 +6,7 @@ from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import Recipe
-from distill.run_folder import RunFolder, runs_in, tested_apart
+from distill.run_folder import RunFolder, is_tested, runs_in, tested_apart
 from distill.show.display import Row
 
 
@@ -43,8 +43,8 @@ def student_alone(run: RunFolder) -> RunFolder | None:
             theirs = known["role"], known["data"]["fingerprint"]
             if tested_apart([result, known]):
                 continue
-            if theirs == ours and _comparable(recipes.read(other.recipe)) == wanted:
-                row("alone", other)  # it has all figures of its row
+            is_wanted = theirs == ours and _comparable(recipes.read(other.recipe)) == wanted
+            if is_wanted and row("alone", other).top1_test is not None:
                 return other
         except (UserError, OSError):
             continue  # unfinished, broken or of another version: a neighbour ends no command
@@ -77,6 +77,6 @@ def row(name: str, run: RunFolder) -> Row:
         network=result["network"],
         parameters=result["parameters"],
         top1_val=metrics.get(measure_name("top1", "val")) if averaged is None else averaged,
-        top1_test=metrics[measure_name("top1", "test")],
+        top1_test=metrics[measure_name("top1", "test")] if is_tested(result) else None,
         time_s=result["elapsed_s"],
     )

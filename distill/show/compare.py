@@ -127,6 +127,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _answers(run: RunFolder) -> Answers:
+    run_folder.check_is_tested(run)
     found = predictions.of_run(run)
     if found is None:
         raise UserError(

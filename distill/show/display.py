@@ -264,7 +264,7 @@ def end_lines(end: End) -> Iterator[Text]:
     kept = [
         f"kept the weights of epoch {end.epoch}",
         accuracy(end.metrics, "val_ema" if is_averaged else "val"),
-        accuracy(end.metrics, "test"),
+        *([accuracy(end.metrics, "test")] if measure_name("top1", "test") in end.metrics else []),
         f"trained for {duration(end.elapsed_s)}",
     ]
     yield Text(GAP.join(kept), "bold")

@@ -19,6 +19,7 @@ from distill.predictions import (
     is_right,
     probabilities,
 )
+from distill.run_folder import is_tested
 from distill.show import plots
 from distill.show.display import grouped, percent
 from distill.show.grid import Column, Grid
@@ -79,6 +80,8 @@ def results(record: Record) -> list[Section]:
     answers = record.answers
     if answers is None:
         why = "its evaluation.npz is gone" if record.is_finished else "the run is not finished"
+        if not is_tested(record.result):
+            why = "the run is a trial of a sweep, of which only the best is measured there"
         return [Section("On the test split", [Note(f"There are no predictions: {why}.")])]
     names = record.class_names or tuple(map(str, range(answers.logits.shape[1])))
     return [

@@ -46,6 +46,8 @@ def _facts(said: Said) -> Iterator[Fact]:
         yield Fact(said["metric"], value_text(best["value"]), f"trial {best['trial']}, the best")
         for name, head in heads(list(said["space"])).items():
             yield Fact(head, key_text(said, name, best["values"].get(name)))
+        for measure, value in (said.get("test") or {}).items():
+            yield Fact(measure, value_text(value), f"trial {best['trial']}, measured once")
 
 
 def _sections(said: Said) -> Iterator[Section]:

@@ -33,6 +33,7 @@ def sweep_table(said: Said, width: int) -> RenderableType:
     lines = rung_lines(said)
     lines += [f"{len(rows) - MOST} more in sweep.json"] if len(rows) > MOST else []
     lines.append(counts_text(said))
+    lines += filter(None, [test_text(said)])
     if said["importance"]:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in by_importance(said))
         lines.append(f"importance (PED-ANOVA, of {counted_trials(complete(said))}): {shares}")
@@ -156,6 +157,14 @@ def counts_text(said: Said) -> str:
     }
     more = "".join(f"; {n} {what}" for what, n in besides.items() if n)
     return f"{counted_trials(said['asked'])}: {counts}{more}"
+
+
+def test_text(said: Said) -> str | None:
+    """`trial 7, the best, on the test split: top1/test 0.7123 …`; None before it is measured."""
+    if not said.get("test"):
+        return None
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in said["test"].items())
+    return f"trial {said['best']['trial']}, the best, on the test split: {figures}"
 
 
 def value_text(value: float | None) -> str:

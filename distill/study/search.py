@@ -124,7 +124,9 @@ def search(
         which = f"rung {number + 1} of {asked.n_rungs}"
         say(f"{which}: {counted(len(left), 'design')}, {counted(epochs, 'epoch')} each, anew")
         where = place / f"rung-{number + 1}"
-        said = carried_out(asked.rung(number, left), storage, where, train, say, inputs)
+        is_last = number == asked.n_rungs - 1
+        rung = asked.rung(number, left)
+        said = carried_out(rung, storage, where, train, say, inputs, is_tested=is_last)
         values = {row["values"]["design"]: row["value"] for row in said["trials"]}
         rungs.append({"epochs": epochs, "values": values})
         left = ranked(left, values)

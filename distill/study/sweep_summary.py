@@ -11,7 +11,9 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from distill import recipe as recipes
+from distill.engine.final_test import measure_later
 from distill.errors import Failure
+from distill.events import MEASURES, measure_name
 from distill.phrases import counted
 from distill.recipe import About
 from distill.run_folder import write_json, write_text
@@ -41,8 +43,13 @@ def carried_out(
     train: Train,
     say: Say,
     inputs: Mapping[str, str] | None = None,
+    *,
+    is_tested: bool = True,
 ) -> dict[str, Any]:
     """Work on a sweep until it is done; its summary, which is written beside the runs.
+
+    Trials are measured on held-out images alone. The best one is then measured on the test split,
+    once, unless `is_tested` is False.
 
     `inputs`: the fingerprints of images and teachers, see `sweep.opened`. Raises UserError where
     the storage holds another sweep of its name, Failure where there is no
@@ -59,7 +66,24 @@ def carried_out(
     if said["best"] is None:
         reasons = dict.fromkeys(row["why"] for row in said["trials"] if row["why"])
         raise Failure("\n  ".join(["no trial was trained to its end: there is no best", *reasons]))
+    if is_tested:
+        said["test"] = _tested(trials, said["best"]["trial"], say)
+        write(trials, said)
     return said
+
+
+def _tested(trials: Trials, number: int, say: Say) -> dict[str, float] | None:
+    """The figures of a trial on the test split, which is measured now if it has not been; None if
+    its run is on another machine, or another worker measures it now.
+    """
+    folder = trials.folder(number)
+    if not folder.is_finished:
+        say(f"note: {folder.path} is not here, so trial {number} is not measured on the test split")
+        return None
+    measure_later(folder)
+    metrics = folder.result()["metrics"]
+    names = [measure_name(measure, "test") for measure in MEASURES]
+    return {name: metrics[name] for name in names if name in metrics} or None
 
 
 def summary(trials: Trials) -> dict[str, Any]:
@@ -69,9 +93,10 @@ def summary(trials: Trials) -> dict[str, Any]:
     ends or the labels of its options), `asked`, `counts` (`complete`, `pruned`, `infeasible`,
     `diverged`: their sum is `asked` once all are done), `taken_up` (attempts whose worker ended
     before they did), `redrawn` (values that could not be trained, and others were drawn), `best` (a
-    row of `trials`, or None), `importance` (shares by name, see `importances`), `storage` (without
-    its password), `trials` (`trial`, `state`, `value`, `values`, `epochs`: the value after each,
-    `run`, `why`, `workers`: who had it, in turn, `began`, `ended`).
+    row of `trials`, or None), `test` (its figures on the test split, by `carried_out`, else None),
+    `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
+    (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
+    who had it, in turn, `began`, `ended`).
     """
     sweep, attempts = trials.sweep, trials.attempts()
     ended = {n: a for n, a in counting(attempts).items() if a.state.is_finished()}
@@ -93,6 +118,7 @@ def summary(trials: Trials) -> dict[str, Any]:
         "taken_up": sum(len(row["workers"]) - 1 for row in rows),
         "redrawn": sum(attempt.user_attrs.get(REDRAWN, 0) for attempt in ended.values()),
         "best": choose(complete, key=lambda row: row["value"]) if complete else None,
+        "test": None,
         "importance": importances(trials.study, [ended[row["trial"]] for row in complete]),
         "storage": trials.storage.shown,
         "trials": rows,

@@ -9,6 +9,7 @@ from distill.errors import UserError
 from distill.recipe import Resolved
 from distill.run_folder import RunFolder, write_json
 from distill.study import search as room
+from distill.study import sweep_summary
 from distill.study.storage import Storage, url_of
 from distill.study.sweep import Reader
 from students.design import Design
@@ -66,7 +67,7 @@ def test_a_courses_rules_are_kept() -> None:
         )
 
 
-def test_the_best_go_on(tmp_path: Path) -> None:
+def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The value of a design is its width here, and the widest is never trained to its end."""
     trained: dict[int, list[int]] = {}
     said: list[str] = []
@@ -80,7 +81,10 @@ def test_the_best_go_on(tmp_path: Path) -> None:
 
     search = asked(9, epochs=9, eta=3)
     opened = Storage(url_of(None, tmp_path), 20)
+    tested: list[Path] = []
+    monkeypatch.setattr(sweep_summary, "measure_later", lambda folder: tested.append(folder.path))
     found = room.search(search, opened, tmp_path, train, said.append)
+    assert tested == [tmp_path / "rung-3" / "trial-0000"], "the designs of no other rung"
     assert trained == {1: list(range(2, 11)), 3: [10, 9, 8], 9: [10]}
     assert found["best"]["values"] == {"design": "stages 1, blocks 1, width 10"}
     assert [len(rung["values"]) for rung in found["rungs"]] == [9, 3, 1]

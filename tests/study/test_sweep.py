@@ -14,8 +14,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 import cli
+from distill import predictions
 from distill import recipe as recipes
-from distill.engine import enlist
+from distill.engine import enlist, final_test
 from distill.events import Event, Step
 from distill.run_folder import RunFolder
 from distill.show.journal import read
@@ -93,6 +94,64 @@ def test_a_sweep_leaves_runs_a_recipe_and_a_page(door: Door, place: Path) -> Non
     page = (place / "out" / "sweep.html").read_text()
     assert page.count("<svg") == 2 and "History" in page and "Parallel" in page
     assert "src=" not in page and "://" not in page
+
+
+def complete(place: Path) -> tuple[Path, Path]:
+    """The runs of the best trial and of the other one."""
+    said = json.loads((place / "out" / "sweep.json").read_text())
+    [other] = [
+        row for row in said["trials"] if row["run"] and row["trial"] != said["best"]["trial"]
+    ]
+    return Path(said["best"]["run"]), Path(other["run"])
+
+
+def test_the_best_trial_alone_is_measured_on_the_test_split(place: Path) -> None:
+    said = json.loads((place / "out" / "sweep.json").read_text())
+    best, other = map(RunFolder, complete(place))
+    metrics = best.result()["metrics"]
+    tested = {name: value for name, value in metrics.items() if name.endswith("/test")}
+    assert list(tested) == ["ece/test", "nll/test", "top1/test"] and tested == said["test"]
+    assert "is_tested" not in best.result() and best.evaluation.exists()
+    known = predictions.read(best.evaluation)
+    assert known is not None and known.right.mean() == pytest.approx(tested["top1/test"])
+    assert known.val_logits is not None
+
+    assert other.result()["is_tested"] is False and not other.evaluation.exists()
+    assert not [name for name in other.result()["metrics"] if name.endswith("/test")]
+    [end] = [row for row in read(other.journal) if row["event"] == "end"]
+    assert not [name for name in end["metrics"] if name.endswith("/test")]
+    page = (place / "out" / "sweep.html").read_text()
+    assert "measured once" in page and f"{tested['top1/test']:.4f}" in page
+
+
+def test_a_trial_without_test_figures_is_listed_and_refused_where_it_needs_them(
+    door: Door, place: Path
+) -> None:
+    best, other = complete(place)
+    code, out, err = door("runs", place / "out", "--json")
+    listed = {row["path"]: row for row in json.loads(out)}
+    assert code == 0 and listed[str(other)]["state"] == "finished"
+    assert listed[str(other)]["top1_test"] is None and listed[str(best)]["top1_test"] is not None
+    for command in (
+        ["compare", best, other],
+        ["export", other, "-f", "onnx", "--out", place / "x"],
+    ):
+        code, _, err = door(*command)
+        assert code == 2 and f"run {other} is a trial of a sweep, which was not measured on" in err
+        assert err.endswith(f"as a run: python cli.py distill --recipe {other}/recipe.toml\n")
+    code, _, err = door("report", other, "--out", place / "report")
+    assert code == 0, err
+    assert "of which only the best is measured there" in (place / "report/report.html").read_text()
+
+
+def test_typed_again_measures_no_trial_again(
+    door: Door, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(final_test, "measure", lambda *_: pytest.fail("measured twice"))
+    code, out, err = door("sweep", place / "mine.toml", "--out", place / "out")
+    assert code == 0, err
+    best = json.loads((place / "out" / "sweep.json").read_text())["best"]["trial"]
+    assert f"trial {best}, the best, on the test split: top1/test 0." in out
 
 
 def test_trials_with_and_without_an_average_are_judged_by_one_metric(
