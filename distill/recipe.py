@@ -324,14 +324,25 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 def teacher_for(name: str) -> str:
     """What to type after `train-teacher --recipe` for a teacher of the recipe `name`, as its lab
-    note says it: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
+    note and those of its ingredients say it: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
     """
     first, *ingredients = name.split("+")
     note = ""
     with suppress(RecipeError):
         note = load(first).recipe.about.teacher
     base, _, options = (note if note not in ("", "none") else "teacher_wrn").partition(" ")
-    return " ".join(filter(None, ["+".join([base, *ingredients]), options]))
+    more = (_teacher_options(base, each) for each in ingredients)
+    return " ".join(filter(None, ["+".join([base, *ingredients]), options, *more]))
+
+
+def _teacher_options(base: str, ingredient: str) -> str:
+    """The --set options with which an ingredient's lab note trains the teacher `base`."""
+    with suppress(RecipeError):
+        for name, _, about in shipped():
+            spec, _, options = about.teacher.partition(" ")
+            if name == ingredient and spec == f"{base}+{ingredient}":
+                return options
+    return ""
 
 
 def check_teacher(resolved: Resolved) -> None:

@@ -4,8 +4,10 @@ import hashlib
 import json
 import pickle
 import re
+import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,28 @@ def test_a_measured_accuracy_is_that_of_the_text() -> None:
     assert made["n"] == measured["two_cores"].seeds
     made = json.loads((REPO / "results" / "fast_teacher.json").read_text())
     assert 100 * made["metrics"]["top1/test"] == measured["fast_teacher"].measured_accuracy
+
+
+def test_the_commands_of_two_cores_are_what_was_measured() -> None:
+    """Every key that results/ has of the runs; keys that came later are at their defaults."""
+    made = json.loads((REPO / "results" / "two_cores_kd_cutmix.json").read_text())
+    about = next(about for name, _, about in recipes.shipped() if name == "two_cores")
+    words = shlex.split(about.command)
+    sets = [value for option, value in pairwise(words) if option == "--set"]
+    resolved = recipes.values(load(words[words.index("--recipe") + 1], sets).recipe)
+    measured = dict(recipes.leaves(made["recipe"]))
+    ours = {"data.source", "teacher.runs", "teacher.depth", "teacher.widen", "train.compile"}
+    for key in measured.keys() - ours:  # paths; a teacher's own keys are in its run
+        assert resolved[key] == measured[key], key
+    assert resolved["loss.kd.temperature"] == 4.0
+
+    spec, *options = shlex.split(about.teacher)
+    taught = load(spec, [option for option in options if option != "--set"]).recipe
+    assert (taught.mix.cutmix, taught.train.epochs) == (None, made["teacher"][0]["epochs"])
+    assert recipes.teacher_for("kd_cutmix+two_cores") == about.teacher
+    for text in (about.command.partition(" distill ")[2], about.teacher):
+        assert text in (REPO / "README.md").read_text()
+        assert text in (REPO / "results" / "README.md").read_text()
 
 
 def test_a_name_means_one_file() -> None:
