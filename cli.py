@@ -498,7 +498,10 @@ def recipes(
     elif name is None:
         stdout().print(recipe_table(room.shipped()))
     else:
-        stdout().print(recipe_origins(room.load(name, set_)), highlight=False, soft_wrap=True)
+        resolved = room.load(name, set_)
+        stdout().print(recipe_origins(resolved), highlight=False, soft_wrap=True)
+        for note in resolved.replaced.values():
+            echo(f"note: {note}", err=True)
 
 
 def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:

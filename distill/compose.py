@@ -52,6 +52,7 @@ class Composition:
 
     `origins`: dotted key to who set it last. `name`: as it was asked for, a path by its stem.
     `own`: the origins whose [about] speaks of this very recipe. `faults`: what could not be read.
+    `networks`: of a+b+c, [teacher] and [student] after each part, by the part's name.
     """
 
     values: Values
@@ -59,22 +60,39 @@ class Composition:
     name: str
     own: frozenset[str]
     faults: list[str]
+    networks: list[tuple[str, Values]]
 
 
 def compose(spec: str, overrides: Sequence[str]) -> Composition:
     """`spec` is a name, a path ending in .toml, or a+b+c; an override is `key=value`."""
     faults: list[str] = []
-    files = list(_layers(spec, Path(), (), faults))
     values: Values = {}
     origins: dict[str, str] = {}
+    parts = _parts(spec, Path())
+    networks, last = list[tuple[str, Values]](), list[Layer]()
+    for part in parts:
+        last = list(_layers(part, Path(), (), faults))
+        for layer in last:
+            _merge(values, origins, layer, "")
+        networks.append((_name_of(part), _networks(values)))
     chosen = list(_override_layers(overrides, faults))
     faults += _rivals_of_one_command(chosen)
-    for layer in [*files, *chosen]:
+    for layer in chosen:
         _merge(values, origins, layer, "")
-    parts = _parts(spec, Path())
-    name = "+".join(Path(part).stem if part.endswith(".toml") else part for part in parts)
-    own = {OVERRIDE, *(file.origin for file in files[-1:] if len(parts) == 1)}
-    return Composition(values, origins, name, frozenset(own), list(dict.fromkeys(faults)))
+    name = "+".join(map(_name_of, parts))
+    own = {OVERRIDE, *(file.origin for file in last[-1:] if len(parts) == 1)}
+    return Composition(values, origins, name, frozenset(own), list(dict.fromkeys(faults)), networks)
+
+
+def _name_of(part: str) -> str:
+    """A name as it is, a path by its stem."""
+    return Path(part).stem if part.endswith(".toml") else part
+
+
+def _networks(values: Values) -> Values:
+    """The tables that describe networks, as they are now."""
+    found = {name: values.get(name) for name in ("teacher", "student")}
+    return {name: dict(table) for name, table in found.items() if isinstance(table, dict)}
 
 
 def _layers(spec: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Iterator[Layer]:

@@ -10,11 +10,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import ValidationError
 
 from distill.compose import compose, label, parsed, shipped_paths, toml
 from distill.errors import UserError
@@ -78,12 +80,14 @@ class Resolved:
     """A recipe as it will be run.
 
     `origins`: dotted key to the file that set it, "--set" or "default". `name`: as it was asked
-    for, "kd_cutmix+quickstart"; a path gives its stem.
+    for, "kd_cutmix+quickstart"; a path gives its stem. `replaced`: of a+b, a note on the network
+    of [teacher] or [student] that a describes and b replaces, by the name of the table.
     """
 
     recipe: Recipe
     origins: dict[str, str]
     name: str
+    replaced: dict[str, str] = field(default_factory=dict)
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Resolved:
@@ -406,7 +410,28 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     about = {key: value for key, value in recipe.about if f"about.{key}" in origins}
     recipe = recipe.model_copy(update={"about": About(**about)})
     every = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
-    return Resolved(recipe, every, made.name)
+    return Resolved(recipe, every, made.name, dict(_replaced(made.networks)))
+
+
+def _replaced(networks: Sequence[tuple[str, Values]]) -> Iterator[tuple[str, str]]:
+    """(table, note) of each network that a later part of a+b+c replaces."""
+    for i, ((_, before), (part, after)) in enumerate(pairwise(networks), start=1):
+        for table in before.keys() & after.keys():
+            ours, theirs = _summary(table, before[table]), _summary(table, after[table])
+            if ours and theirs and ours != theirs:
+                earlier = "+".join(name for name, _ in networks[:i])
+                yield table, f"{part} replaces the network of {earlier}: {ours} -> {theirs}"
+
+
+def _summary(table: str, values: Values) -> str | None:
+    """A network's short name; None for tables that are incomplete or faulty."""
+    try:
+        if table == "student":
+            return Design.of(**Student.model_validate(values).spec()).summary
+        teacher = Teacher.model_validate(values)
+        return str(_counted_teacher(teacher).get("teacher", teacher.network))
+    except (ValidationError, UserError):
+        return None
 
 
 def _is_ingredient(spec: str) -> bool:

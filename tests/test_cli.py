@@ -534,6 +534,21 @@ def test_a_hangup_that_nohup_ignores_stops_nothing(
     assert RunFolder(Path("runs/x")).is_finished
 
 
+def test_the_head_says_that_a_part_replaces_the_network(door: Door, pets: Path) -> None:
+    Path("mine.toml").write_text("[student]\nwidth = 5\n[teacher]\nwiden = 2\n")
+    said = door("distill", *SMALL, "--recipe", "tiny+mine.toml", *ALONE, "--data", pets)
+    assert said.code == 0, said.err
+    notes = re.findall(r"^note: (.* replaces .*)$", said.err, re.MULTILINE)
+    assert notes == [
+        "mine replaces the network of tiny: ResNet [1, 1] 4-8 -> ResNet [1, 1] 5-10"
+    ], "a student's run does not train the teacher"
+    said = door("recipes", "fast_teacher+two_cores")
+    assert said.err == (
+        "note: two_cores replaces the network of fast_teacher: ResNet [1, 1, 1] 128-384-512 pooled "
+        "-> WRN-16-2\n"
+    )
+
+
 def test_a_diverged_run_fails_with_one_message(door: Door, pets: Path) -> None:
     wild = ["--set", "optim.lr=1e30"]
     said = door("distill", *SMALL, *ALONE, *wild, "--data", pets, "--out", "runs/x")

@@ -317,3 +317,35 @@ def test_ingredients_of_one_key_do_not_commute(write: Write) -> None:
     write("recipes/one.toml", f"{WHOLE}[optim]\nlr = 0.1")
     write("recipes/two.toml", "[optim]\nlr = 0.2")
     assert load("one+two").recipe != load("two+one").recipe
+
+
+def test_a_part_that_replaces_a_network_is_noted() -> None:
+    resolved = load("fast_teacher+two_cores")
+    assert resolved.replaced == {
+        "teacher": "two_cores replaces the network of fast_teacher: ResNet [1, 1, 1] 128-384-512 "
+        "pooled -> WRN-16-2"
+    }
+    [note] = load("kd_cutmix+ema+two_cores").replaced.values()
+    assert note == (
+        "two_cores replaces the network of kd_cutmix+ema: ResNet [4, 4, 3] 64-128-256 -> "
+        "ResNet [1, 1, 1] 16-32-64"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides"),
+    [
+        ("kd+cutmix+ema", []),  # no part describes a network again
+        ("teacher_wrn+mixup", ["teacher.depth=16"]),  # --set is meant
+        ("student_alone", []),  # a recipe and what it is based on are one part
+    ],
+)
+def test_what_replaces_no_network_is_not_noted(spec: str, overrides: list[str]) -> None:
+    assert load(spec, overrides).replaced == {}
+
+
+def test_a_faulty_network_is_a_fault_and_no_note(write: Write) -> None:
+    write("a.toml", f"{WHOLE}[student]\nstages = 2\nblocks = 1\nwidth = 8")
+    write("b.toml", "[student]\nstages = 0")
+    with pytest.raises(RecipeError, match="student.stages = 0"):
+        load("a.toml+b.toml")

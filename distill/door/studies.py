@@ -214,7 +214,14 @@ def _worker(
             role: Role = "student" if resolved.recipe.student else "teacher"
             resume, origins = folder.is_run, resolved.origins
             request = Request(
-                role, resolved.recipe, resolved.name, folder.path, resume, stop, origins, False
+                role,
+                resolved.recipe,
+                resolved.name,
+                folder.path,
+                resume,
+                stop,
+                origins,
+                is_tested=False,
             )
             try:
                 follow(request, folder, [], read)

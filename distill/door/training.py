@@ -113,8 +113,16 @@ def finish(
     with stop.listening(), _said_why(folder, go_on):  # from before the seconds that imports take
         from distill.engine.run import Request
 
+        replaced = resolved.replaced.get(role)
         request = Request(
-            role, resolved.recipe, resolved.name, folder.path, resume, stop, resolved.origins
+            role,
+            resolved.recipe,
+            resolved.name,
+            folder.path,
+            resume,
+            stop,
+            resolved.origins,
+            () if replaced is None else (replaced,),
         )
         follow(request, folder, trackers)
 

@@ -72,6 +72,7 @@ class Request:
     resume: bool = False
     stop: Stop = field(default_factory=Stop)
     origins: Mapping[str, str] = field(default_factory=dict)  # who set each value, for the record
+    notes: tuple[str, ...] = ()  # on the recipe, for the head
     is_tested: bool = True  # whether the test split is measured at the end: not of a trial
 
 
@@ -265,6 +266,7 @@ def _head(ready: Run, killed: Holder | None) -> Start:
         teacher_top1=teacher_top1,
         notes=(
             *_after(killed),
+            *request.notes,
             *ready.notes,
             *_resolution(training),
             *_drawn(training, recipe),
