@@ -500,7 +500,7 @@ def recipes(
     else:
         resolved = room.load(name, set_)
         stdout().print(recipe_origins(resolved), highlight=False, soft_wrap=True)
-        for note in resolved.replaced.values():
+        for note in (*resolved.replaced.values(), *resolved.idle):
             echo(f"note: {note}", err=True)
 
 

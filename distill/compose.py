@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distill.faults import Values, brief, shown, switches
 from distill.schema import foreign_keys
@@ -52,7 +52,8 @@ class Composition:
 
     `origins`: dotted key to who set it last. `name`: as it was asked for, a path by its stem.
     `own`: the origins whose [about] speaks of this very recipe. `faults`: what could not be read.
-    `networks`: of a+b+c, [teacher] and [student] after each part, by the part's name.
+    `networks`: of a+b+c, [teacher] and [student] after each part, by the part's name. `idle`: keys
+    of tables that a `--set KEY=false` should remove, and that were not there.
     """
 
     values: Values
@@ -61,6 +62,7 @@ class Composition:
     own: frozenset[str]
     faults: list[str]
     networks: list[tuple[str, Values]]
+    idle: list[str]
 
 
 def compose(spec: str, overrides: Sequence[str]) -> Composition:
@@ -77,11 +79,25 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
         networks.append((_name_of(part), _networks(values)))
     chosen = list(_override_layers(overrides, faults))
     faults += _rivals_of_one_command(chosen)
+    idle: list[str] = []
     for layer in chosen:
+        idle += _removes_nothing(values, layer)
         _merge(values, origins, layer, "")
     name = "+".join(map(_name_of, parts))
     own = {OVERRIDE, *(file.origin for file in last[-1:] if len(parts) == 1)}
-    return Composition(values, origins, name, frozenset(own), list(dict.fromkeys(faults)), networks)
+    faults = list(dict.fromkeys(faults))
+    return Composition(values, origins, name, frozenset(own), faults, networks, idle)
+
+
+def _removes_nothing(values: Values, layer: Layer) -> Iterator[str]:
+    """The key of a table that one --set turns off, if no table of that name is there."""
+    key, chosen, there = "", cast("Any", layer.values), cast("Any", values)
+    while isinstance(chosen, dict) and len(chosen) == 1:
+        [(name, chosen)] = chosen.items()
+        key = f"{key}.{name}" if key else name
+        there = there.get(name) if isinstance(there, dict) else None
+    if chosen is False and key in switches() and there is None:
+        yield key
 
 
 def _name_of(part: str) -> str:

@@ -81,13 +81,15 @@ class Resolved:
 
     `origins`: dotted key to the file that set it, "--set" or "default". `name`: as it was asked
     for, "kd_cutmix+quickstart"; a path gives its stem. `replaced`: of a+b, a note on the network
-    of [teacher] or [student] that a describes and b replaces, by the name of the table.
+    of [teacher] or [student] that a describes and b replaces, by the name of the table. `idle`:
+    a note on each `--set KEY=false` that removes nothing.
     """
 
     recipe: Recipe
     origins: dict[str, str]
     name: str
     replaced: dict[str, str] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Resolved:
@@ -410,7 +412,16 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     about = {key: value for key, value in recipe.about if f"about.{key}" in origins}
     recipe = recipe.model_copy(update={"about": About(**about)})
     every = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
-    return Resolved(recipe, every, made.name, dict(_replaced(made.networks)))
+    idle = tuple(_removes_nothing(key, recipe) for key in dict.fromkeys(made.idle))
+    return Resolved(recipe, every, made.name, dict(_replaced(made.networks)), idle)
+
+
+def _removes_nothing(key: str, recipe: Recipe) -> str:
+    """The note on a `--set KEY=false` without a table to remove."""
+    there = f"the recipe has no [{key}]"
+    if key.startswith("loss."):
+        there = f"the terms of the recipe are {', '.join(recipe.loss.terms())}"
+    return f"--set {key}=false removes nothing: {there}"
 
 
 def _replaced(networks: Sequence[tuple[str, Values]]) -> Iterator[tuple[str, str]]:

@@ -549,6 +549,23 @@ def test_the_head_says_that_a_part_replaces_the_network(door: Door, pets: Path) 
     )
 
 
+def test_the_head_says_what_has_no_effect(door: Door, pets: Path) -> None:
+    idle = ["loss.hard.weight=0", "loss.hard.label_smoothing=0.1", "loss.kd.weight=0"]
+    more = [*idle, "loss.mse={}", "train.validate_both=true", "loss.at=false"]
+    sets = [word for each in more for word in ("--set", each)]
+    assert door("train-teacher", *SMALL, *ALONE, "--data", pets, "--out", "runs/t").code == 0
+    said = door("distill", *SMALL, *sets, "--data", pets)
+    assert said.code == 0, said.err
+    notes = re.findall(r"^note: (.*)$", said.err, re.MULTILINE)
+    assert [note for note in notes if "no effect" in note or "nothing" in note] == [
+        "--set loss.at=false removes nothing: the terms of the recipe are hard, kd, mse",
+        "loss.hard.label_smoothing = 0.1 has no effect: loss.hard.weight is 0; type "
+        "--set loss.hard.weight=1 to train on labels",
+        "train.validate_both = true has no effect: the recipe has no [ema], so there is one "
+        "network to measure; type --set ema={} for averaged weights",
+    ]
+
+
 def test_a_diverged_run_fails_with_one_message(door: Door, pets: Path) -> None:
     wild = ["--set", "optim.lr=1e30"]
     said = door("distill", *SMALL, *ALONE, *wild, "--data", pets, "--out", "runs/x")

@@ -349,3 +349,22 @@ def test_a_faulty_network_is_a_fault_and_no_note(write: Write) -> None:
     write("b.toml", "[student]\nstages = 0")
     with pytest.raises(RecipeError, match="student.stages = 0"):
         load("a.toml+b.toml")
+
+
+TERMS = "--set loss.dkd=false removes nothing: the terms of the recipe are hard, kd"
+CUTMIX = "--set mix.cutmix=false removes nothing: the recipe has no [mix.cutmix]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        (["loss.dkd=false"], [TERMS]),
+        (["loss={dkd=false}"], [TERMS]),
+        (["mix.cutmix=false"], [CUTMIX]),
+        (["loss.at.weight=1", "loss.at=false"], []),
+        (["loss.kd=false"], []),
+        (["augment.flip.alternate=false"], []),  # a value, no table
+    ],
+)
+def test_false_that_removes_nothing_is_noted(overrides: list[str], idle: list[str]) -> None:
+    assert list(load("kd", overrides).idle) == idle

@@ -114,6 +114,7 @@ def finish(
         from distill.engine.run import Request
 
         replaced = resolved.replaced.get(role)
+        notes = (*(() if replaced is None else (replaced,)), *resolved.idle)
         request = Request(
             role,
             resolved.recipe,
@@ -122,7 +123,7 @@ def finish(
             resume,
             stop,
             resolved.origins,
-            () if replaced is None else (replaced,),
+            notes,
         )
         follow(request, folder, trackers)
 

@@ -339,6 +339,17 @@ def _notes(
             yield "nothing is held out: the teacher's accuracy is that of training images"
     if teacher_top1 is not None and teacher_top1 < 2 / split.train.n_classes:
         yield f"the teacher is hardly above chance ({teacher_top1:.1%}): look at its run"
+    hard = recipe.loss.hard
+    if hard is not None and hard.weight == 0 and hard.label_smoothing > 0:
+        yield (
+            f"loss.hard.label_smoothing = {hard.label_smoothing:g} has no effect: loss.hard.weight "
+            "is 0; type --set loss.hard.weight=1 to train on labels"
+        )
+    if recipe.train.validate_both and recipe.ema is None:
+        yield (
+            "train.validate_both = true has no effect: the recipe has no [ema], so there is one "
+            "network to measure; type --set ema={} for averaged weights"
+        )
     compares = recipe.loss.terms().keys() & {"dist", "sp", "pkt", "rkd"}
     if recipe.train.accumulate > 1 and compares:
         names = " and ".join(sorted(compares))
