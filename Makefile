@@ -33,7 +33,7 @@ test: lint  ## lint, then every test that needs neither network nor GPU, with co
 
 test-oldest: $(OLDEST)/.installed  ## the quick tests with the oldest libraries that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --no-cov -m "not gpu and not slow and not multi"
-	$(OLDEST)/bin/python -m pytest --no-cov tests/engine/test_processes.py -k "terms_that_compare"
+	$(OLDEST)/bin/python -m pytest --no-cov tests/training/test_processes.py -k "terms_that_compare"
 
 $(OLDEST)/.installed: $(STAMP)
 	$(PYTHON) -m venv --clear $(OLDEST)

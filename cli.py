@@ -1,4 +1,4 @@
-"""Understudy: a large teacher, trained from scratch, teaches a ResNet under 5,000,000 parameters.
+"""The command-line interface: the Typer app and its commands.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 the request
 was wrong; 130 interrupted; 143 terminated.
@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.door import answers, images, studies
-from distill.door.options import (
+from distill.cli import cache_command, data_command, sweep_commands
+from distill.cli.console import (
+    echo,
+    echo_json,
+    is_main,
+    one_voice,
+    outlasting,
+    print_facts,
+    stderr,
+    stdout,
+    take_every_letter,
+)
+from distill.cli.options import (
     AsymmetricOption,
     BlocksOption,
     BudgetOption,
@@ -31,25 +42,14 @@ from distill.door.options import (
     TrackerOption,
     numbers,
 )
-from distill.door.training import resolve, train
-from distill.door.voice import (
-    echo,
-    echo_json,
-    is_main,
-    one_voice,
-    outlasting,
-    print_facts,
-    stderr,
-    stdout,
-    take_every_letter,
-)
+from distill.cli.train_commands import resolve, train
 from distill.errors import Failure, UserError
 from distill.phrases import counted
 
 if TYPE_CHECKING:
-    from distill.run_folder import RunFolder
-    from distill.show.record import TestCurve
-    from distill.show.report import LayerRow
+    from distill.report.run_report import LayerRow
+    from distill.runs.record import TestCurve
+    from distill.runs.run_folder import RunFolder
 
 VIEWS = (2, 6)  # of each image, that test-time augmentation may take the mean over
 
@@ -59,8 +59,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=__doc__.split("\n\n")[0] if __doc__ else None,
 )
-app.add_typer(images.app, name="data")
-app.add_typer(answers.app, name="cache")
+app.add_typer(data_command.app, name="data")
+app.add_typer(cache_command.app, name="cache")
 
 
 @app.command()
@@ -73,7 +73,7 @@ def train_teacher(
     tracker: TrackerOption = [],
 ) -> None:
     """Train a teacher from scratch."""
-    from distill import recipe as recipes
+    from distill.recipe import recipes
 
     resolved = resolve(recipe, data, set_)
     recipes.check_teacher(resolved)
@@ -91,7 +91,7 @@ def distill(
     tracker: TrackerOption = [],
 ) -> None:
     """Train a student, with a teacher where the recipe wants one."""
-    from distill import recipe as recipes
+    from distill.recipe import recipes
 
     resolved = resolve(recipe, data, set_, teacher)
     recipes.check_student(resolved)
@@ -132,7 +132,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a finished run on the test split: accuracy, likelihood, calibration, each class."""
-    from distill import run_folder
+    from distill.runs import run_folder
 
     folder = run_folder.finished(run)  # refused before torch is imported
     if against is not None:
@@ -148,10 +148,10 @@ def evaluate(
             f"--robustness-images {robustness_images} says on how many images --robustness is "
             "measured, and that was not asked for; type --robustness with it."
         )
-    from distill.engine.examine import Asked, examine
-    from distill.engine.run import processes
-    from distill.show.display import Display
-    from distill.show.evaluation import evaluation
+    from distill.evaluation.evaluate import Asked, examine
+    from distill.terminal.evaluation_tables import evaluation
+    from distill.terminal.progress import Display
+    from distill.training.run import processes
 
     mirror = mirror or views == 2
     asked = Asked(data, against, mirror, latency, robustness, robustness_images, views == 6)
@@ -184,13 +184,13 @@ def predict(
     ] = LabelStyle.POSITIONS,
 ) -> None:
     """Write what a finished run says of images without labels: the CSV that Kaggle takes."""
-    from distill import run_folder
+    from distill.runs import run_folder
 
     folder = run_folder.finished(run)  # refused before torch is imported
-    from distill.engine.run import processes
-    from distill.ship import predict as room
-    from distill.show.display import Display
-    from distill.show.tables import class_counts
+    from distill.export import label_images as room
+    from distill.terminal.progress import Display
+    from distill.terminal.tables import class_counts
+    from distill.training.run import processes
 
     room.check_out(out, source)
     with processes(), Display(stderr()) as display:
@@ -221,9 +221,9 @@ def runs(
     """List the runs of a folder: how good each is, and where it stands."""
     from dataclasses import asdict
 
-    from distill import run_folder
-    from distill.show.runs import listed
-    from distill.show.runs_table import ordered, runs_table
+    from distill.runs import run_folder
+    from distill.runs.listing import listed
+    from distill.terminal.runs_table import ordered, runs_table
 
     folder = folder or run_folder.RUNS
     found = ordered(listed(folder), sort)
@@ -245,8 +245,8 @@ def compare(
     """Hold two finished runs against each other on the same test images."""
     from dataclasses import asdict
 
-    from distill.show.compare import compare as hold
-    from distill.show.compare_table import comparison
+    from distill.runs.compare import compare as hold
+    from distill.terminal.compare_table import comparison
 
     compared = hold(a, b)
     if as_json:
@@ -274,13 +274,13 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a finished run's network for use elsewhere, and hold what was written against it."""
-    from distill import run_folder
+    from distill.runs import run_folder
 
     if not is_main():  # of several processes one writes
         return
     folder = run_folder.finished(run)
-    from distill.ship import export as room
-    from distill.show.display import Display
+    from distill.export import export as room
+    from distill.terminal.progress import Display
 
     with Display(stderr()) as display:
         report = room.export(folder, format_, out, data, replace=replace, progress=display.progress)
@@ -296,12 +296,12 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Take one step of a run again and print its terms: the one that diverged, for instance."""
-    from distill import run_folder
+    from distill.runs import run_folder
 
     folder = run_folder.opened(run)
-    from distill.engine.replay import replay as take
-    from distill.engine.run import processes
-    from distill.show.display import Display
+    from distill.terminal.progress import Display
+    from distill.training.replay import replay as take
+    from distill.training.run import processes
 
     with processes(), Display(stderr()) as display:
         taken = take(folder, step, progress=display.progress)
@@ -323,11 +323,11 @@ def report(
     ] = False,
 ) -> None:
     """Write a report, one HTML file: a run's curves, results and mistakes, or several compared."""
-    from distill import run_folder
+    from distill.runs import run_folder
 
     folders = [run_folder.opened(run) for run in dict.fromkeys(runs)]
-    from distill.show import comparison
-    from distill.show import report as room
+    from distill.report import comparison
+    from distill.report import run_report as room
 
     path = room.place(folders, out)
     drawn = _test_curves(folders) if test_curve else {}
@@ -344,7 +344,7 @@ def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
     """Count a recipe's student, and its teacher of network wrn or resnet: parameters, MACs."""
-    from distill import recipe as recipes
+    from distill.recipe import recipes
 
     print_facts(recipes.count(recipe, set_), as_json)
 
@@ -368,7 +368,7 @@ def plan(
     began_at = time.monotonic()
     if "WORLD_SIZE" in os.environ:
         raise UserError("plan measures one process; type it without accelerate launch or torchrun.")
-    from distill.study.plan import plan as planned
+    from distill.sweep.plan import plan as planned
 
     found = planned(minutes, rules, data, began_at)
     if as_json:
@@ -376,7 +376,7 @@ def plan(
     else:
         from rich.text import Text
 
-        from distill.show.plan_table import plan_blocks
+        from distill.terminal.plan_table import plan_blocks
 
         for block in plan_blocks(found):
             stdout().print(block, highlight=False, soft_wrap=isinstance(block, Text))
@@ -413,8 +413,8 @@ def design(
 
     Every row is the optimum: one channel more is over the budget.
     """
-    from students import rules as courses
-    from students.grid import widest_of_each
+    from students import course_rules as courses
+    from students.design_space import widest_of_each
 
     course = courses.of(rules or "nyu2022")
     if rules is not None and max_params > courses.BUDGET:
@@ -444,14 +444,14 @@ def design(
             "Give a larger --max-params, or fewer --stages and --blocks."
         )
     if plot is not None:
-        from distill.show.design_plot import draw
+        from distill.report.design_plot import draw
 
         draw(rows, plot)
         echo(f"{plot}: {counted(len(rows), 'design')}", err=True)
     if as_json:
         echo_json(rows)
     else:
-        from distill.show.tables import design_table
+        from distill.terminal.tables import design_table
 
         stdout().print(design_table(rows))
         pooled = " --set student.downsample=pool" if downsample == "pool" else ""
@@ -483,8 +483,8 @@ def recipes(
     ] = None,
 ) -> None:
     """List the recipes, print one as it will be run, check one, or compare two."""
-    from distill import recipe as room
-    from distill.show.tables import recipe_origins, recipe_table
+    from distill.recipe import recipes as room
+    from distill.terminal.tables import recipe_origins, recipe_table
 
     if sum(asked is not None for asked in (name, check, diff)) > 1:
         raise UserError(
@@ -506,9 +506,9 @@ def recipes(
 
 def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
     """What the kept epochs of each run give on training and test images."""
-    from distill.engine.kept import measured
-    from distill.engine.run import processes
-    from distill.show.display import Display
+    from distill.evaluation.epoch_weights import measured
+    from distill.terminal.progress import Display
+    from distill.training.run import processes
 
     with processes(), Display(stderr()) as display:
         return {each.path: measured(each, progress=display.progress) for each in folders}
@@ -516,8 +516,8 @@ def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
 
 def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
     """The layers of a run's network; none where nothing says what it trained."""
-    from distill.engine import layers
-    from distill.show.record import read
+    from distill.models import layers
+    from distill.runs.record import read
 
     record = read(folder)
     if record.role is None or record.n_classes is None:
@@ -527,8 +527,8 @@ def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
 
 def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> None:
     """Says whether a recipe's student keeps a course's rules; exit 1 where it does not."""
-    from distill import recipe as recipes
-    from students import rules as courses
+    from distill.recipe import recipes
+    from students import course_rules as courses
 
     if rules is None:
         raise UserError(
@@ -549,7 +549,7 @@ def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> 
     echo(f"{recipe} keeps the rules of {course.title}: {planned.parameters:,} parameters")
 
 
-for _verb in (studies.seeds, studies.sweep, studies.search):
+for _verb in (sweep_commands.seeds, sweep_commands.sweep, sweep_commands.search):
     app.command()(_verb)
 
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill import recipe as recipes
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.run_folder import RunFolder, finished, write_json
+from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder, finished, write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

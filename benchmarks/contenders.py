@@ -104,16 +104,16 @@ class Ours:
     """
 
     def __init__(self, setting: Setting, *, stored: bool) -> None:
-        from distill.data import sources
-        from distill.engine import build, train
-        from distill.engine.teach import Frozen
-        from distill.run_folder import RunFolder
+        from distill.data.sources import image_set
+        from distill.runs.run_folder import RunFolder
+        from distill.teacher.teacher import Frozen
+        from distill.training import build, loop
 
-        self.step = train.step
+        self.step = loop.step
         pair = PAIRS[setting.pair]
         recipe = pair.recipe(setting.data, setting.batch, stored=stored)
         accel = build.accelerator(recipe)
-        split = build.divide(recipe, sources.load(setting.data, "train"))
+        split = build.divide(recipe, image_set.load(setting.data, "train"))
         teacher = Frozen(setting.network("teacher"))
         build.to_device(teacher, accel.device)
         identity = {"teacher": (setting.place / "teacher.txt").read_text()}

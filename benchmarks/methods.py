@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claim import RESULTS, environment, figures, summary, top1
-from distill import recipe as recipes
 from distill.errors import UserError
-from distill.recipe import Recipe
-from distill.run_folder import RunFolder, finished, write_json, write_text
+from distill.recipe import recipes
+from distill.recipe.recipes import Recipe
+from distill.runs.run_folder import RunFolder, finished, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = (

@@ -11,8 +11,8 @@ from students.resnet import ResNet
 from teachers.wrn import WideResNet
 
 if TYPE_CHECKING:  # peers are measured in processes that hold nothing of ours but the networks
-    from distill.recipe import Recipe
-    from distill.run_folder import Role
+    from distill.recipe.recipes import Recipe
+    from distill.runs.run_folder import Role
 
 BATCH = 128
 HARD, SOFT, TEMPERATURE = 0.1, 0.9, 4.0  # weights of the labels' and the teacher's term
@@ -34,7 +34,7 @@ class Pair:
 
     def recipe(self, data: str, batch: int, *, stored: bool) -> "Recipe":
         """The job as a recipe, at a constant learning rate; `stored` with the targets kept."""
-        from distill import recipe as recipes
+        from distill.recipe import recipes
 
         job = {
             "data.source": data,

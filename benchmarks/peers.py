@@ -42,9 +42,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import ceilings
 from benchmarks.contenders import CONTENDERS, PEERS
 from benchmarks.pairs import BATCH, PAIRS
-from distill.data import sources
-from distill.engine import build, environment
+from distill.data.sources import image_set
 from distill.errors import UserError
+from distill.training import build, environment
 
 TOLERANCE = 1e-3  # of the first two losses, relative
 WATCH_EVERY_S = 0.05
@@ -124,7 +124,7 @@ def prepare(place: Path, name: str, data: str, batch: int) -> dict[str, float]:
     pair = PAIRS[name]
     recipe = pair.recipe(data, batch, stored=False)
     accel = build.accelerator(recipe)
-    images = sources.load(data, "train")
+    images = image_set.load(data, "train")
     np.save(place / "images.npy", np.ascontiguousarray(images.images.transpose(0, 2, 3, 1)))
     np.save(place / "labels.npy", images.labels)
     split = build.divide(recipe, images)
@@ -333,9 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def found_data() -> str:
     """CIFAR-10 where it is, else the drawn set."""
     try:
-        sources.check("cifar10")
+        image_set.check("cifar10")
     except UserError:
-        return sources.SYNTHETIC
+        return image_set.SYNTHETIC
     return "cifar10"
 
 

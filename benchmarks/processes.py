@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.claim import RESULTS, environment, figures, resolved, top1
 from benchmarks.methods import train
 from benchmarks.scaling import free_port
-from distill.run_folder import RunFolder, finished, write_json
+from distill.runs.run_folder import RunFolder, finished, write_json
 from distill.statistics import paired, spread
 
 ROOT = Path(__file__).resolve().parents[1]

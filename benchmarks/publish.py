@@ -20,15 +20,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.claim import RESULTS
-from distill import predictions
-from distill import recipe as recipes
-from distill.data import sources
-from distill.engine import build, checkpoint
-from distill.engine.evaluate import logits_and_labels, test_split
-from distill.engine.metrics import measures
+from distill.data.sources import image_set
 from distill.errors import UserError
-from distill.recipe import Recipe
-from distill.run_folder import RunFolder, finished, write_json, write_text
+from distill.evaluation import saved_predictions
+from distill.evaluation.metrics import measures
+from distill.evaluation.predict import logits_and_labels, test_split
+from distill.models import checkpoint
+from distill.recipe import recipes
+from distill.recipe.recipes import Recipe
+from distill.runs.run_folder import RunFolder, finished, write_json, write_text
+from distill.training import build
 
 MAX_BYTES = 10_000_000  # of the weights: the folder lives in a repository
 EXTRA = ("mistakes", "mistake_pixels", "val_logits", "val_labels")  # images, or of no use here
@@ -72,7 +73,7 @@ def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def without_paths(recipe: Recipe, fingerprint: str) -> Recipe:
     """The recipe with its data by name and its teachers by the names of their folders."""
-    is_cifar10 = fingerprint in sources.GENUINE
+    is_cifar10 = fingerprint in image_set.GENUINE
     recipe = recipes.with_source(recipe, "cifar10" if is_cifar10 else Path(recipe.data.source).name)
     if recipe.teacher is not None:
         recipe = recipes.with_teacher(recipe, [Path(path).name for path in recipe.teacher.runs])
@@ -94,7 +95,7 @@ def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
     accel = build.measuring_accelerator()
     net = build.to_device(build.trained(to), accel.device)
     logits, labels = logits_and_labels(net, test_split(source), accel)
-    answers = predictions.of_run(run)
+    answers = saved_predictions.of_run(run)
     assert answers is not None, f"{run.evaluation} is missing"
     if not np.array_equal(answers.labels, labels.cpu().numpy()):
         raise UserError(f"{source} is not the test split on which {run.path} was measured.")

@@ -25,12 +25,13 @@ import matplotlib
 
 from benchmarks.claim import RESULTS, environment, figures, top1
 from benchmarks.methods import ROOT, train
-from distill import predictions
 from distill.errors import UserError
+from distill.evaluation import saved_predictions
 from distill.events import measure_name
-from distill.run_folder import RunFolder, finished, write_json, write_text
-from distill.show import ink, journal
-from distill.show.plots import sheet
+from distill.report import style
+from distill.report.plots import sheet
+from distill.runs import journal
+from distill.runs.run_folder import RunFolder, finished, write_json, write_text
 from distill.statistics import wilson
 
 HELD_OUT = 0.1
@@ -69,9 +70,9 @@ def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
 
 def row(name: str, run: RunFolder) -> dict[str, Any]:
     """What one entry reached: shares of the test split and of the held-out part, and its cost."""
-    answers = predictions.of_run(run)
+    answers = saved_predictions.of_run(run)
     assert answers is not None, f"{run.evaluation} is missing"
-    right = predictions.is_right(answers.logits, answers.labels)
+    right = saved_predictions.is_right(answers.logits, answers.labels)
     low, high = wilson(int(right.sum()), len(right))
     return figures(run) | {
         "name": name,
@@ -114,10 +115,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def drawing(rows: Sequence[dict[str, Any]]) -> str:
     """Held-out accuracy against minutes as an SVG of its own."""
-    with matplotlib.rc_context(ink.STYLE | {"svg.hashsalt": "race"}):
+    with matplotlib.rc_context(style.STYLE | {"svg.hashsalt": "race"}):
         figure = sheet(2.8)
         axes = figure.add_subplot()
-        for each, colour in zip(rows, ink.SERIES, strict=False):
+        for each, colour in zip(rows, style.SERIES, strict=False):
             minutes, shares = zip(*each["curve"], strict=True)
             axes.plot(minutes, [100 * share for share in shares], color=colour, label=each["title"])
         axes.set(xlabel="minutes of one core", ylabel="held-out accuracy, %")
@@ -125,7 +126,7 @@ def drawing(rows: Sequence[dict[str, Any]]) -> str:
         figure.legend(loc="outside upper left", ncols=2)
         file = io.StringIO()
         undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=undated, facecolor=ink.PAPER)
+        figure.savefig(file, format="svg", metadata=undated, facecolor=style.PAPER)
     return file.getvalue()
 
 

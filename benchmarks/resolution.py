@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks.peers import typed
 from benchmarks.stages import prepared
-from distill import recipe as recipes
-from distill.engine import build, environment, train
-from distill.engine.training import Training
 from distill.errors import UserError
+from distill.recipe import recipes
+from distill.training import build, environment, loop
+from distill.training.state import Training
 
 WARMUP_STEPS = 2  # of each side
 
@@ -37,7 +37,7 @@ def measured(run: Training, sides: Sequence[int], rounds: int) -> dict[int, dict
                 run.loader.view(0)  # the view is drawn once an epoch: not a part of the step
                 for _ in range(WARMUP_STEPS if turn < 0 else 1):
                     began_at, began_cpu_at = time.perf_counter(), time.process_time()
-                    train.step(run, 0)
+                    loop.step(run, 0)
                     if turn >= 0:
                         wall_s[side].append(time.perf_counter() - began_at)
                         cpu_s[side].append(time.process_time() - began_cpu_at)

@@ -30,12 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import found_data, typed
-from distill import recipe as recipes
-from distill.engine import environment
-from distill.engine.build import accelerator
-from distill.engine.run import Request, processes, run
 from distill.errors import UserError
 from distill.events import Epoch, Start
+from distill.recipe import recipes
+from distill.training import environment
+from distill.training.build import accelerator
+from distill.training.run import Request, processes, run
 
 ROOT = Path(__file__).resolve().parents[1]
 # A student of 19,954 parameters and a teacher of as little: seconds an epoch on two cores.

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claim import RESULTS
-from distill.run_folder import write_json
-from distill.terms import Losses
+from distill.recipe.loss_schema import Losses
+from distill.runs.run_folder import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("distill", "students", "teachers", "recipes", "tests", "cli.py", "pyproject.toml")
-GOLDEN = "tests/engine/test_golden.py"
+GOLDEN = "tests/training/test_golden.py"
 MADE_OF = {"kd": {"multi_temperature"}}
 FLIPPED = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.USub: ("-", "+")}
 

@@ -3,7 +3,7 @@
     python -m benchmarks.stages [--recipe R | --pair wrn|resnet] [--batch N] [--rounds N]
                                 [--operations N] [--json] [--quick]
 
-Every part is the one that a run uses, built from the recipe by `distill/engine/build.py`. The
+Every part is the one that a run uses, built from the recipe by `distill/training/build.py`. The
 images are the procedural set and the teacher's weights are random: the stages take as long as on
 any others. Of each stage the median over rounds counts; warm-up rounds do not. A view is drawn and
 the held-out part evaluated once an epoch: their time is shared out over the epoch's steps.
@@ -32,16 +32,17 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.pairs import BATCH, PAIRS, Pair
-from distill import recipe as recipes
-from distill.data import draws, sources
-from distill.engine import build, environment, optim, train
-from distill.engine.teach import Frozen
-from distill.engine.training import Training
+from distill.data import rng
+from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.events import IMAGES_PER_S, TOTAL
 from distill.losses.objective import Answers
-from distill.recipe import Recipe
-from distill.run_folder import RunFolder
+from distill.recipe import recipes
+from distill.recipe.recipes import Recipe
+from distill.runs.run_folder import RunFolder
+from distill.teacher.teacher import Frozen
+from distill.training import build, environment, loop, optim
+from distill.training.state import Training
 
 WARMUP_ROUNDS = 2
 ONCE_AN_EPOCH = ("draw of a view", "evaluation")
@@ -85,7 +86,7 @@ def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
     with timed("teacher forward"):
         lesson = run.teach(view, rows, images, run.criterion.needs(progress))
     with timed("student forward"):
-        torch.manual_seed(draws.torch_seed(run.seed, k, 0, 0))
+        torch.manual_seed(rng.torch_seed(run.seed, k, 0, 0))
         said, samples = run.net(images), rows.to(images.device)
     with timed("loss"):
         answers = Answers(
@@ -107,7 +108,7 @@ def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
 
 def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> Training:
     """A run at step 0, never to be saved; its teacher, where a term asks one, knows nothing."""
-    split = build.divide(recipe, sources.load(recipe.data.source, "train"))
+    split = build.divide(recipe, image_set.load(recipe.data.source, "train"))
     teacher = None
     if recipes.is_taught(recipe):
         n_classes = split.train.n_classes
@@ -120,11 +121,11 @@ def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> Tr
 
 def operations(run: Training, most: int) -> list[dict[str, Any]]:
     """Torch's operations in a whole step: name, calls, own seconds and share, the dearest first."""
-    train.step(run, 0)
+    loop.step(run, 0)
     on_gpu = run.accelerator.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with profile(activities=[activity]) as profiler:
-        train.step(run, 1)
+        loop.step(run, 1)
     seen = [
         {
             "name": each.key,
@@ -147,9 +148,9 @@ def measured(run: Training, rounds: int) -> dict[str, float]:
         k = epoch * run.loader.steps_per_epoch
         staged_step(run, k, timed)
         with timed("evaluation"):
-            train.validate(run)
+            loop.validate(run)
         with timed(WHOLE):
-            train.step(run, k)
+            loop.step(run, k)
     return {stage: median(spans) for stage, spans in timed.spans_s.items()}
 
 
@@ -158,7 +159,7 @@ def report(
 ) -> dict[str, Any]:
     """The measurement of one recipe, ready for JSON. Raises UserError where it cannot be run."""
     recipe = (
-        pair.recipe(sources.SYNTHETIC, batch or BATCH, stored=False)
+        pair.recipe(image_set.SYNTHETIC, batch or BATCH, stored=False)
         if pair
         else resolved(spec, batch, rounds)
     )

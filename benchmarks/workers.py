@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distill.engine.environment import source_hash
-from distill.run_folder import write_json
+from distill.runs.run_folder import write_json
+from distill.training.environment import source_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "sweep_workers.json"

@@ -1,4 +1,4 @@
-"""The exceptions that end a command with one message, ready to print.
+"""Exceptions that end a command with one message, ready to print.
 
 The text says what was asked, what was found and what to type next. The door prints it.
 """

@@ -1,4 +1,4 @@
-"""What the training loop yields, and the only list of metric names.
+"""Events that the training loop yields, and the only list of metric names.
 
 The loop prints nothing: it yields `Start`, then `Step`s, `Epoch`s and `Retry`s, then `End`; and an
 `Estimate`, once the first steps are timed. The display and the journal are two readers of the same

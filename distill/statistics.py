@@ -1,4 +1,4 @@
-"""Intervals, tests and calibration: how far a measured number is to be trusted.
+"""Confidence intervals, significance tests and temperature fitting, without torch.
 
 All intervals are at 95 %.
 """

@@ -1,29 +1,41 @@
-"""What the README takes from elsewhere: the table of recipes, and the picture of a run.
+"""Generate parts of the documents: the README's recipes and picture, the list of modules.
 
-    python -m docs.build              the table, from the [about] of every recipe
-    python -m docs.build --run RUN    the table, and docs/run.svg from a finished run's journal
-    python -m docs.build --check      exit 1 where the README's table is not the recipes' own
+    python -m docs.build              the recipes, from their [about] tables, and the modules in
+                                      docs/architecture.md, from the first lines of their docstrings
+    python -m docs.build --run RUN    these, and docs/run.svg from a finished run's journal
+    python -m docs.build --check      exit 1 if one of them is stale
 
-Only what lies between the two marker lines of the README is written.
+Only the text between the two marker lines of a document is written.
 """
 
 import argparse
+import ast
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from distill import recipe as recipes
 from distill.errors import UserError
-from distill.recipe import About
-from distill.run_folder import opened, write_text
-from distill.show import picture
+from distill.recipe import recipes
+from distill.recipe.recipes import About
+from distill.runs.run_folder import opened, write_text
+from distill.terminal import screenshot
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "run.svg"
-BEGIN, END = "<!-- recipes:begin -->", "<!-- recipes:end -->"
 COLUMNS = ("recipe", "claim", "measured")
 NOT_YET = "not yet run"
+LOSS_HELPERS = ("exact", "gather", "objective", "sizes")
+# In the order of the list; `distill` before its packages, which follow the way of a recipe.
+PACKAGES = (
+    "distill/cli", "distill", "distill/recipe", "distill/files", "distill/data",
+    "distill/data/sources", "distill/data/augment", "distill/data/corruptions", "students",
+    "teachers", "distill/losses", "distill/models", "distill/teacher", "distill/training",
+    "distill/evaluation", "distill/runs", "distill/terminal", "distill/report", "distill/export",
+    "distill/sweep",
+)  # fmt: skip
 
 
 def recipe_table() -> str:
@@ -43,20 +55,62 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def rebuilt(readme: str) -> str:
-    """The text with the recipes' own table between its markers.
+def module_list() -> str:
+    """Every module with the first line of its docstring, package by package."""
+    lines = [_module(ROOT / "cli.py", 0)]
+    for package in PACKAGES:
+        lines.append(f"{package}/")
+        paths = sorted((ROOT / package).glob("*.py"))
+        modules = [path for path in paths if path.name != "__init__.py"]
+        if (
+            package == "distill/losses"
+        ):  # the others are listed with their papers in docs/methods.md
+            losses = [path for path in modules if path.stem not in LOSS_HELPERS]
+            modules = [path for path in modules if path.stem in LOSS_HELPERS]
+            lines.append(f"  {', '.join(path.stem for path in losses)}: one file per loss")
+        lines += [_module(path, 1) for path in modules]
+    return "\n".join(f"    {line}" for line in lines)
 
-    Raises UserError where the two markers do not stand in it once each, in their order.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in before + after:
-        raise UserError(
-            f"{README.name} has {readme.count(BEGIN)} {BEGIN} and {readme.count(END)} {END}; "
-            "wanted is one of each, in this order.\n"
-            "Put them where the table of recipes is to stand."
-        )
-    return f"{before}{BEGIN}\n{recipe_table()}\n{END}{after}"
+
+def _module(path: Path, depth: int) -> str:
+    summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
+    return f"{'  ' * depth}{path.name:<{26 - 2 * depth}}{' '.join(summary.split())}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a document that is generated, between `<!-- NAME:begin -->` and `… :end -->`."""
+
+    document: Path
+    name: str
+    text: Callable[[], str]
+
+    @property
+    def begin(self) -> str:
+        return f"<!-- {self.name}:begin -->"
+
+    @property
+    def end(self) -> str:
+        return f"<!-- {self.name}:end -->"
+
+    def rebuilt(self, written: str) -> str:
+        """The document's text with this section generated anew.
+
+        Raises UserError unless both markers are in it once, the begin before the end.
+        """
+        before, begin, rest = written.partition(self.begin)
+        _, end, after = rest.partition(self.end)
+        if not (begin and end) or self.begin in rest or self.end in before + after:
+            raise UserError(
+                f"{self.document.name} has {written.count(self.begin)} {self.begin} and "
+                f"{written.count(self.end)} {self.end}; wanted is one of each, in this order.\n"
+                f"Put them where the {self.name} belong."
+            )
+        return f"{before}{self.begin}\n{self.text()}\n{self.end}{after}"
+
+
+RECIPES = Section(README, "recipes", recipe_table)
+MODULES = Section(ARCHITECTURE, "modules", module_list)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,18 +121,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     given = parser.parse_args(arguments)
     try:
-        written = README.read_text() if README.exists() else ""
-        wanted = rebuilt(written)
-        if given.check:
-            if written != wanted:
-                sys.exit("README.md is stale: its table of recipes. Type: python -m docs.build")
-            return
-        if written != wanted:
-            write_text(README, wanted)
-        if given.run is not None:
-            picture.svg(opened(given.run).journal, PICTURE)
+        for section in (RECIPES, MODULES):
+            _build(section, only_check=given.check)
+        if given.run is not None and not given.check:
+            screenshot.svg(opened(given.run).journal, PICTURE)
     except UserError as fault:
         parser.error(str(fault))
+
+
+def _build(section: Section, only_check: bool) -> None:
+    document = section.document
+    written = document.read_text() if document.exists() else ""
+    wanted = section.rebuilt(written)
+    if written == wanted:
+        return
+    if only_check:
+        sys.exit(f"{document.name} is stale: its {section.name}. Type: python -m docs.build")
+    write_text(document, wanted)
 
 
 if __name__ == "__main__":

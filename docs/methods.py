@@ -28,14 +28,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.stages import prepared
-from distill import recipe as recipes
-from distill.engine import build, train
-from distill.engine.taps import Tapped, shapes
 from distill.errors import UserError
 from distill.losses.objective import Answers, Pair
-from distill.recipe import Recipe
-from distill.run_folder import write_text
-from distill.terms import Losses
+from distill.models.features import Tapped, shapes
+from distill.recipe import recipes
+from distill.recipe.loss_schema import Losses
+from distill.recipe.recipes import Recipe
+from distill.runs.run_folder import write_text
+from distill.training import build, loop
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"
@@ -178,7 +178,7 @@ def timed(name: str) -> tuple[float, float]:
         began_at = time.perf_counter()
         term.loss(answers).backward()
         between_at = time.perf_counter()
-        train.step(run, 0)
+        loop.step(run, 0)
         spans[0].append(between_at - began_at)
         spans[1].append(time.perf_counter() - between_at)
     own, whole = (1000 * median(each[WARMUP:]) for each in spans)

@@ -1,4 +1,4 @@
-"""What a student is made of, as plain numbers; its parameters and MACs, without building it.
+"""A student network described by plain numbers, with its parameter and MAC counts in closed form.
 
 The convention is the one that reproduces the counts of the source reports
 (tests/students/architectures.json): convolutions have no bias and a batch norm after each; the

@@ -1,4 +1,4 @@
-"""The normalisation inside each network: everywhere else images travel in [0, 1]."""
+"""Normalise images inside the network; everywhere else they are in [0, 1]."""
 
 from collections.abc import Sequence
 

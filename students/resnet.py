@@ -1,4 +1,4 @@
-"""The residual network that a `Design` describes, with post-activation blocks.
+"""Build the residual network that a `Design` describes (post-activation blocks).
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385.
 """

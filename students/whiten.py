@@ -1,4 +1,4 @@
-"""The filters of a whitened stem: eigenvectors of the images' patches, and their negatives.
+"""Whitening filters for a stem: eigenvectors of training image patches and their negatives.
 
 D. Page, "How to train your ResNet 8: bag of tricks" (davidcpage/cifar10-fast), and K. Jordan,
 "94% on CIFAR-10 in 3.29 seconds on a single A100", arXiv 2404.00498. Of patches x of k x k pixels,

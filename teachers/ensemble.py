@@ -1,4 +1,4 @@
-"""Several teachers as one."""
+"""Average the probabilities of several teachers, optionally over mirror images too."""
 
 import math
 from collections.abc import Iterable, Sequence

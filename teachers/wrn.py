@@ -1,4 +1,4 @@
-"""Wide residual networks, in their original pre-activation form.
+"""Wide residual networks in their original pre-activation form.
 
 Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146, table 1.
 """

@@ -19,8 +19,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, said bef
 import torch
 from accelerate.state import AcceleratorState
 
-from distill.run_folder import RunFolder
-from tests.runs import EFFICIENT, EFFICIENT_TEACHER, Events, train, two_epochs
+from distill.runs.run_folder import RunFolder
+from tests.make_runs import EFFICIENT, EFFICIENT_TEACHER, Events, train, two_epochs
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 INSTALLED = Path(sys.prefix) / ".installed"  # touched by `make venv`

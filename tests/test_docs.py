@@ -1,30 +1,36 @@
 """What the README and docs/ say is read against the recipes, the tree and the command line."""
 
+import ast
 import json
 import re
 import tomllib
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
 
 import cli
-from distill import faults
-from distill import recipe as recipes
 from distill.events import End, Epoch, Start
-from distill.run_folder import write_json
-from distill.show.journal import Journal
-from distill.terms import Losses
+from distill.recipe import recipes, validation
+from distill.recipe.loss_schema import Losses
+from distill.runs.journal import Journal
+from distill.runs.run_folder import write_json
 from docs import build
 
 REPO = Path(__file__).parents[1]
 OURS = ("cli.py", "distill", "students", "teachers")
-ARCHITECTURE = (REPO / "docs" / "architecture.md").read_text()
+PAGES = "".join(
+    (REPO / "docs" / f"{name}.md").read_text() for name in ("reference", "architecture")
+)
+BEGIN, END = build.RECIPES.begin, build.RECIPES.end
 
 
-def test_the_readme_says_what_the_recipes_say() -> None:
-    readme = build.README.read_text()
-    assert build.rebuilt(readme) == readme, "stale; type: python -m docs.build"
+def test_generated_sections_are_up_to_date() -> None:
+    for section in (build.RECIPES, build.MODULES):
+        written = section.document.read_text()
+        assert section.rebuilt(written) == written, "stale; type: python -m docs.build"
 
 
 def test_each_recipe_has_a_row_with_its_own_lab_note() -> None:
@@ -49,15 +55,13 @@ def test_a_pipe_in_a_claim_splits_no_cell(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "README.md"
-    path.write_text(f"# Title\n\n{build.BEGIN}\n| old |\n{build.END}\n\nThe rest.\n")
-    monkeypatch.setattr(build, "README", path)
+    monkeypatch.setattr(build, "RECIPES", replace(build.RECIPES, document=path))
     monkeypatch.setattr(build, "PICTURE", tmp_path / "run.svg")
+    path.write_text(f"# Title\n\n{BEGIN}\n| old |\n{END}\n\nThe rest.\n")
     return path
 
 
-def test_a_stale_readme_is_told_and_mended_between_the_markers_only(
-    readme: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stale_readme_is_reported_and_changed_between_the_markers_only(readme: Path) -> None:
     before = readme.read_text()
     with pytest.raises(SystemExit, match=r"README.md is stale.*python -m docs.build"):
         build.main(["--check"])
@@ -65,18 +69,18 @@ def test_a_stale_readme_is_told_and_mended_between_the_markers_only(
     build.main([])
     build.main(["--check"])
     after = readme.read_text()
-    assert after == f"# Title\n\n{build.BEGIN}\n{build.recipe_table()}\n{build.END}\n\nThe rest.\n"
+    assert after == f"# Title\n\n{BEGIN}\n{build.recipe_table()}\n{END}\n\nThe rest.\n"
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         ("", "has 0 <!-- recipes:begin --> and 0 <!-- recipes:end -->"),
-        (f"{build.END}\n{build.BEGIN}", "has 1 <!-- recipes:begin --> and 1 <!-- recipes:end -->"),
-        (f"{build.BEGIN}\n{build.BEGIN}\n{build.END}", "has 2 <!-- recipes:begin --> and 1"),
+        (f"{END}\n{BEGIN}", "has 1 <!-- recipes:begin --> and 1 <!-- recipes:end -->"),
+        (f"{BEGIN}\n{BEGIN}\n{END}", "has 2 <!-- recipes:begin --> and 1"),
     ],
 )
-def test_markers_that_are_not_there_are_asked_for(
+def test_missing_markers_are_reported(
     readme: Path, capsys: pytest.CaptureFixture[str], text: str, found: str
 ) -> None:
     readme.write_text(text)
@@ -122,11 +126,11 @@ def finished_run(folder: Path) -> Path:
     return folder
 
 
-# docs/architecture.md
+# docs/architecture.md and docs/reference.md
 
 
 def section(title: str) -> str:
-    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGES, re.DOTALL | re.MULTILINE)
     return found
 
 
@@ -145,27 +149,31 @@ def quoted(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
-def test_every_module_has_its_line_in_the_rooms() -> None:
-    named, folder = [], ""
-    for line in re.findall(r"^    (.*)", section("Rooms"), re.MULTILINE):
-        names = re.findall(r"[\w/]+(?:\.py|/)", re.split(r" {3,}", line.lstrip())[0])
-        if line.startswith("  "):
-            named += [folder + name for name in names]
-        else:
-            folder = names[0]
-            named += [name for name in names if name.endswith(".py")]
-    roots = [REPO / name for name in OURS]
-    modules = [p for root in roots for p in ([root] if root.is_file() else root.rglob("*.py"))]
-    paths = {p.relative_to(REPO).as_posix() for p in modules if p.name != "__init__.py"}
-    ours = {name for name in named if name.startswith(OURS)}
-    assert ours == paths
-    assert len(named) == len(set(named))
+def test_every_module_is_listed_with_the_first_line_of_its_docstring() -> None:
+    listed = build.module_list()
+    paths = [p for name in OURS for p in ([REPO / name] if name.endswith(".py") else modules(name))]
+    assert len(paths) > 150
+    for path in paths:
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring, f"{path} has no docstring"
+        assert re.search(rf"\b{path.stem}\b", listed), path
+    folders = {path.parent.relative_to(REPO).as_posix() for path in paths} - {"."}
+    assert folders == set(build.PACKAGES)
 
 
-def test_every_path_of_the_architecture_is_there() -> None:
-    built = ARCHITECTURE.split("## Not built yet")[0]
-    rooms = ("distill/", "students/", "teachers/", "tests/", "docs/", "benchmarks/")
-    paths = [name for name in quoted(built) if name.startswith(rooms)]
+def modules(package: str) -> list[Path]:
+    return [path for path in (REPO / package).rglob("*.py") if path.name != "__init__.py"]
+
+
+def test_no_two_modules_have_the_same_name() -> None:
+    names = Counter(path.stem for package in OURS[1:] for path in modules(package))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_every_path_of_the_architecture_exists() -> None:
+    built = PAGES.split("## Not built yet")[0]
+    folders = ("distill/", "students/", "teachers/", "tests/", "docs/", "benchmarks/")
+    paths = [name for name in quoted(built) if name.startswith(folders) and "NAME" not in name]
     assert len(paths) > 20
     assert [name for name in paths if not (REPO / name).exists()] == []
 
@@ -195,7 +203,7 @@ def test_the_keys_of_a_recipe_are_those_described() -> None:
         for table in tables(name.strip("`"))
         for key in quoted(cell)
     }
-    known = faults.keys()
+    known = validation.keys()
     assert said == {key for key in known if not any(k.startswith(f"{key}.") for k in known)}
 
 

@@ -1,10 +1,10 @@
 """Numbers with their nouns, and lists of names that are cut."""
 
-from distill.engine.enlist import _miscounted
-from distill.engine.recheck import Verdict
 from distill.phrases import classes_apart, counted, listed
-from distill.run_folder import test_split_unnamed as unnamed
-from tests.test_recipe import load
+from distill.runs.run_folder import test_split_unnamed as unnamed
+from distill.teacher.selection import _miscounted
+from distill.teacher.verify_cache import Verdict
+from tests.recipe.test_recipes import load
 
 HUNDRED = [f"class {i}" for i in range(100)]
 

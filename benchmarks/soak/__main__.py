@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.soak import files, runs
-from distill.run_folder import write_json, write_text
+from distill.runs.run_folder import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "reliability.json"

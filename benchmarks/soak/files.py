@@ -18,15 +18,16 @@ import numpy as np
 import torch
 
 from benchmarks.soak.outcome import Outcome
-from distill import recipe as recipes
-from distill.compose import shipped_paths
-from distill.data import batches, cache, fetch, sources
-from distill.data.batches import CIFAR10
-from distill.data.fetch import Archive
-from distill.engine import checkpoint
-from distill.engine.checkpoint import Damaged
+from distill.data import array_cache
+from distill.data.sources import cifar, download, image_set
+from distill.data.sources.cifar import CIFAR10
+from distill.data.sources.download import Archive
 from distill.errors import UserError
-from distill.faults import keys
+from distill.models import checkpoint
+from distill.models.checkpoint import Damaged
+from distill.recipe import recipes
+from distill.recipe.compose import shipped_paths
+from distill.recipe.validation import keys
 
 
 def fuzz(place: Path, tries: int, seed: int) -> list[Outcome]:
@@ -150,31 +151,31 @@ def _samples(place: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]
     )
     os.environ["UNDERSTUDY_CACHE"] = str(place / "cache")
     answers = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float16)
-    cache.keep("targets/view", answers)
+    array_cache.keep("targets/view", answers)
 
     def recall() -> bool:
         """Not read; or read as it was, where the bit is one that says nothing."""
-        found = cache.recall("targets/view", (100, 10), np.float16)
+        found = array_cache.recall("targets/view", (100, 10), np.float16)
         return found is None or np.array_equal(found, answers)
 
     yield "stored answers", (place / "cache" / "targets" / "view.npz", recall)
     archive = place / CIFAR10.archive
     archive.write_bytes(gzip.compress(os.urandom(20_000)))
-    official = Archive(archive.name, fetch.md5_of(archive), archive.stat().st_size, ())
+    official = Archive(archive.name, download.md5_of(archive), archive.stat().st_size, ())
     yield (
         "the official archive",
-        (archive, lambda: _refuses(lambda: fetch.check(archive, official))),
+        (archive, lambda: _refuses(lambda: download.check(archive, official))),
     )
     folder = place / CIFAR10.folder
     _batches(folder, None)
     by_hand = place / "by-hand.tar.gz"
     with tarfile.open(by_hand, "w:gz") as packed:
         packed.add(folder, folder.name)
-    known_images = sources.load(str(by_hand), "train").fingerprint
+    known_images = image_set.load(str(by_hand), "train").fingerprint
 
     def images() -> bool:
         """Not read; or read as they were, where the bit is one that says nothing."""
-        return sources.load(str(by_hand), "train").fingerprint == known_images
+        return image_set.load(str(by_hand), "train").fingerprint == known_images
 
     yield "an archive of images", (by_hand, lambda: _refuses(images) or images())
 
@@ -242,8 +243,8 @@ def _attacks(place: Path, mark: Path) -> Iterator[tuple[str, Callable[[], object
             _batches(folder, call if where == "data" else None)
             if where == "key":
                 (folder / CIFAR10.meta).write_bytes(pickle.dumps({"label_names": [call] * 10}))
-            there = batches.Batches(folder, CIFAR10)
-            yield f"{name} in {where}", partial(batches.load, there, "train")
+            there = cifar.Batches(folder, CIFAR10)
+            yield f"{name} in {where}", partial(cifar.load, there, "train")
         if name == "a codec":
             continue  # torch lets it through: it turns a text into bytes
         last = place / f"{name}-last"
@@ -258,7 +259,7 @@ def _attacks(place: Path, mark: Path) -> Iterator[tuple[str, Callable[[], object
             info = tarfile.TarInfo(f"{CIFAR10.folder}/batches.meta")
             archive.addfile(info, io.BytesIO())
             archive.addfile(member)
-        yield name, partial(batches.check, batches.Batches(path, CIFAR10))
+        yield name, partial(cifar.check, cifar.Batches(path, CIFAR10))
 
 
 def _forged(last: Path, state: bytes) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from benchmarks.soak.outcome import Outcome
-from distill.engine import checkpoint
-from distill.run_folder import RunFolder
-from distill.show import journal
+from distill.models import checkpoint
+from distill.runs import journal
+from distill.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 # Sixty steps, dropout and mixing and averages on, saved in the middle of epochs too.

@@ -1,4 +1,4 @@
-"""Images in memory and the digests that tell one set of them from another."""
+"""Images in memory, image digests and data set fingerprints."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

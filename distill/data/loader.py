@@ -1,4 +1,4 @@
-"""The training set on the device, and which rows of it each process sees at each step.
+"""Keep the training set on the device and give each process its batches.
 
 No workers and no queue: the uint8 set is small enough to live beside the network (CIFAR-10:
 154 MB), so a batch is one gather. A set that is too large stays in host memory behind the same
@@ -17,13 +17,14 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from distill.data import augment, draws, mix, ricap
-from distill.data.augment import Placement
-from distill.data.draws import Stream
-from distill.data.mix import Mixture
-from distill.data.pipeline import Calendar, Drawn, Pipeline
-from distill.data.ricap import Patchwork
-from distill.data.sources import ImageSet
+from distill.data import rng
+from distill.data.augment import crop_flip, mixup_cutmix, ricap
+from distill.data.augment.crop_flip import Placement
+from distill.data.augment.mixup_cutmix import Mixture
+from distill.data.augment.pipeline import Calendar, Drawn, Pipeline
+from distill.data.augment.ricap import Patchwork
+from distill.data.rng import Stream
+from distill.data.sources.image_set import ImageSet
 
 # A set may take this share of what is free on the device; the rest is for weights and activations.
 RESIDENT_SHARE = 0.25
@@ -116,7 +117,7 @@ class Loader:
         seen = self.seed, number, self.n
         mixture = patchwork = None
         if on.mixup or on.cutmix:
-            mixture = mix.draw_mixture(*seen, self.size, on.mixup, on.cutmix).to(home)
+            mixture = mixup_cutmix.draw_mixture(*seen, self.size, on.mixup, on.cutmix).to(home)
         if on.ricap:
             taken = sum(way.prob for way in (on.mixup, on.cutmix) if way)
             patchwork = ricap.draw_ricap(*seen, self.size, on.ricap, low=taken).to(home)
@@ -124,8 +125,8 @@ class Loader:
         return View(
             number,
             on,
-            torch.from_numpy(draws.permutation(self.seed, number, Stream.ORDER, self.n)).to(home),
-            augment.place(*seen, on.crop, on.flip).to(home),
+            torch.from_numpy(rng.permutation(self.seed, number, Stream.ORDER, self.n)).to(home),
+            crop_flip.place(*seen, on.crop, on.flip).to(home),
             tuple({name: rows.to(home) for name, rows in each.items()} for each in drawn),
             mixture,
             patchwork,
@@ -145,7 +146,7 @@ class Loader:
     def augment(self, view: View, rows: Tensor) -> Tensor:
         """Each image in its own operations, crop and flip: float32 [b, 3, H, W], channels_last."""
         pixels = _operated(view, rows, self._placed(view, rows), before_crop=False)
-        return augment.to_float(pixels.to(self.device, non_blocking=True))
+        return crop_flip.to_float(pixels.to(self.device, non_blocking=True))
 
     def _placed(self, view: View, rows: Tensor) -> Tensor:
         """Operations that come before the crop, then crop and flip: uint8 [b, 3, H, W]."""
@@ -156,7 +157,7 @@ class Loader:
             images, placement = rearrange(whole, "b c h w -> b h w c"), placement.of(rows)
             indices = torch.arange(len(rows), device=rows.device)
         padding = view.pipeline.crop.padding if view.pipeline.crop else 0
-        return augment.crop_and_flip(images, indices, placement, padding)
+        return crop_flip.crop_and_flip(images, indices, placement, padding)
 
     def one_hot(self, indices: Tensor) -> Tensor:
         """The labels as distributions, float32 [b, C], on the device."""
@@ -175,18 +176,18 @@ class Loader:
     def resized(self, view: View, images: Tensor) -> Tensor:
         """Images [b, 3, H, W] at the view's side; they come last, mixed or not."""
         side = view.pipeline.side
-        return images if side is None else augment.resize(images, side)
+        return images if side is None else crop_flip.resize(images, side)
 
     def _blend(
         self, view: View, mixture: Mixture, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """mixup and cutmix: two images."""
         partner = mixture.partner[rows]
-        weight = mix.weight_map(mixture.blend[rows], mixture.box[rows], self.size)
+        weight = mixup_cutmix.weight_map(mixture.blend[rows], mixture.box[rows], self.size)
         lam = mixture.lam[rows, None].to(self.device)
         return (
-            mix.mix(images, self.augment(view, partner), weight.to(self.device)),
-            mix.mix(targets, self.one_hot(partner), lam),
+            mixup_cutmix.mix(images, self.augment(view, partner), weight.to(self.device)),
+            mixup_cutmix.mix(targets, self.one_hot(partner), lam),
         )
 
     def _patch(

@@ -1,4 +1,4 @@
-"""The precision of a loss: float32 at least, float64 where it comes so."""
+"""Compute losses in float32 at least, in float64 if the inputs are."""
 
 import torch
 from torch import Tensor

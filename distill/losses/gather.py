@@ -1,4 +1,4 @@
-"""The whole global batch, for terms that compare the samples of a batch with each other.
+"""Gather the batch of all processes, for terms that compare its samples.
 
 The relations inside each process's rows are not those of the batch: DIST's classes, SP's and RKD's
 pairs would change with the number of processes. Where gradients are accumulated it is the batch of

@@ -1,4 +1,4 @@
-"""The weighted sum of named terms, each seen alone.
+"""The weighted sum of named loss terms, each logged unweighted.
 
 A term reads `Answers` and returns one scalar. The objective keeps every term's own, unweighted
 value under its name beside the weighted total, so that what is logged always adds up to what was

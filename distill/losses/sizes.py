@@ -1,4 +1,4 @@
-"""Maps of two networks brought to one size."""
+"""Resize feature maps of two networks to one size."""
 
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from distill.data.augment import Crop, Flip, resize
-from distill.data.auto import RandAugment, TrivialAugment
-from distill.data.colour import ColourJitter
-from distill.data.erase import Cutout
-from distill.data.geometry import Affine, Rotate, Translate
+from distill.data.augment.affine import Affine, Rotate, Translate
+from distill.data.augment.auto_augment import RandAugment, TrivialAugment
+from distill.data.augment.color import ColourJitter
+from distill.data.augment.crop_flip import Crop, Flip, resize
+from distill.data.augment.erase import Cutout
+from distill.data.augment.mixup_cutmix import Cutmix, Mixup
+from distill.data.augment.pipeline import Calendar, Pipeline
+from distill.data.augment.ricap import Ricap
 from distill.data.images import ImageSet
 from distill.data.loader import Loader, Slice, View, fits, share
-from distill.data.mix import Cutmix, Mixup
-from distill.data.pipeline import Calendar, Pipeline
-from distill.data.ricap import Ricap
 
 CPU = torch.device("cpu")
 N, BATCH = 100, 24

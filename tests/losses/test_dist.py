@@ -8,8 +8,8 @@ import torch
 
 from distill.losses.dist import DIST, correlation
 from distill.losses.objective import Answers
-from distill.recipe import load
-from distill.terms import arguments
+from distill.recipe.loss_schema import arguments
+from distill.recipe.recipes import load
 from tests.losses.answers import B, C, answers
 
 

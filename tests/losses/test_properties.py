@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.engine.build import LOSSES
 from distill.losses.objective import Answers, Objective, Pair, Weighted
-from distill.terms import Losses
+from distill.recipe.loss_schema import Losses
+from distill.training.build import LOSSES
 from tests.losses.answers import LABELS, STUDENT, TEACHER, B, C, answers
 
 ON_LOGITS = (

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from distill.engine import cost
 from distill.errors import UserError
+from distill.models import cost
 from teachers.networks import build, summary
 from teachers.wrn import WideResNet
 from teachers.wrn_design import WrnDesign

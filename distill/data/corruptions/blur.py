@@ -1,4 +1,4 @@
-"""Blur: out of focus, behind rough glass, in motion, while zooming.
+"""Blur corruptions: defocus, frosted glass, motion, zoom.
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
 github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from distill.data import draws
+from distill.data import rng
 from distill.data.corruptions.filters import (
     Floats,
     convolve,
@@ -18,7 +18,7 @@ from distill.data.corruptions.filters import (
     on_both_axes,
     smear,
 )
-from distill.data.draws import Draw
+from distill.data.rng import Draw
 
 FOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))  # radius, smoothing, in pixels
 GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # smoothing, passes; 1 pixel far
@@ -51,7 +51,7 @@ def glass_blur(images: Floats, severity: int, draw: Draw) -> Floats:
     smoothing, passes = GLASS[severity - 1]
     smoother = gaussian(images.shape[-1], smoothing, truncate=4, border="edge")
     n, _, height, width = images.shape
-    moves = draws.integers(draw(passes * height * width), 4).reshape(n, passes, height, width)
+    moves = rng.integers(draw(passes * height * width), 4).reshape(n, passes, height, width)
     blurred = np.floor(on_both_axes(smoother, images) * 255 + 1e-3) / np.float32(255)
     row, column = np.mgrid[:height, :width]
     inner = (row >= 2) & (column >= 2)
@@ -65,7 +65,7 @@ def glass_blur(images: Floats, severity: int, draw: Draw) -> Floats:
 
 def motion_blur(images: Floats, severity: int, draw: Draw) -> Floats:
     """Along a line, within 45 degrees of the horizontal."""
-    return smear(images, draws.between(draw(1)[:, 0], -45, 45), *MOTION[severity - 1])
+    return smear(images, rng.between(draw(1)[:, 0], -45, 45), *MOTION[severity - 1])
 
 
 def zoom_blur(images: Floats, severity: int, draw: Draw) -> Floats:

@@ -1,4 +1,4 @@
-"""The common corruptions by name, and images under one of them.
+"""Common corruptions by name, and their application to images.
 
 Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019, arXiv 1903.12261. 14 of their 15: frost needs photographs. Computed anew
@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data import draws
+from distill.data import rng
 from distill.data.corruptions import blur, digital, noise, weather
 from distill.data.corruptions.filters import Floats
-from distill.data.draws import Draw, Stream
+from distill.data.rng import Draw, Stream
 
 Pixels = NDArray[np.uint8]
 Corruption = Callable[[Floats, int, Draw], Floats]
@@ -54,7 +54,7 @@ def corrupt(
     chunks = []
     for first in range(0, len(images), CHUNK):
         part = slice(first, first + CHUNK)
-        draw = partial(draws.sample_words, key, Stream.CORRUPTION, samples[part])
+        draw = partial(rng.sample_words, key, Stream.CORRUPTION, samples[part])
         floats = images[part].astype(np.float32) / np.float32(255)
         chunks.append(to_pixels(CORRUPTIONS[name](floats, severity, draw)))
     return np.concatenate(chunks) if chunks else images.copy()

@@ -1,4 +1,4 @@
-"""What machines do to images: contrast lost, pixels displaced, resolution lost, compression.
+"""Digital corruptions: contrast, elastic displacement, pixelation, JPEG.
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
 github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from distill.data import draws
+from distill.data import rng
 from distill.data.corruptions.filters import (
     Floats,
     gaussian,
@@ -20,7 +20,7 @@ from distill.data.corruptions.filters import (
     on_both_axes,
     sample,
 )
-from distill.data.draws import Draw
+from distill.data.rng import Draw
 
 CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
 # How far pixels are displaced, how smoothly, and how far the corners are: shares of the side.
@@ -46,7 +46,7 @@ def elastic_transform(images: Floats, severity: int, draw: Draw) -> Floats:
     """An affine map of three displaced corners, then a smooth displacement of every pixel."""
     n, size = len(images), images.shape[-1]
     far, smoothing, corners = (share * size for share in ELASTIC[severity - 1])
-    chances = 2 * draws.uniform(draw(6 + 2 * size * size)) - 1
+    chances = 2 * rng.uniform(draw(6 + 2 * size * size)) - 1
     row, column = np.mgrid[:size, :size].astype(np.float64)
     back = affine_back(corners * chances[:, :6].reshape(n, 3, 2), size)
     grid = np.stack([column, row, np.ones_like(row)], axis=-1) @ back[:, None]

@@ -1,4 +1,4 @@
-"""Smoothing, magnifying, smearing and sampling of many maps at once.
+"""Smooth, zoom, shift and resample many images at once.
 
 A filter that acts on rows and columns alike is a matrix [size, size]: row i holds the weights of
 the old rows in the new row i.

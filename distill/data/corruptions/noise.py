@@ -1,4 +1,4 @@
-"""Noise: of the sensor, of the photons, of broken pixels.
+"""Noise corruptions: sensor noise, photon noise, defective pixels.
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
 github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
@@ -7,9 +7,9 @@ and its draws, and gives images that are yet to be cut off at 0 and 1.
 
 import numpy as np
 
-from distill.data import draws
+from distill.data import rng
 from distill.data.corruptions.filters import Floats
-from distill.data.draws import Draw
+from distill.data.rng import Draw
 
 STD = (0.04, 0.06, 0.08, 0.09, 0.10)
 PHOTONS = (500, 250, 100, 75, 50)  # at full brightness
@@ -18,7 +18,7 @@ BROKEN = (0.01, 0.02, 0.03, 0.05, 0.07)  # share of the values, half black and h
 
 def gaussian_noise(images: Floats, severity: int, draw: Draw) -> Floats:
     """A normal value added to each."""
-    noise = draws.normal(draw(images[0].size // 2)).reshape(images.shape)
+    noise = rng.normal(draw(images[0].size // 2)).reshape(images.shape)
     noisy: Floats = images + (STD[severity - 1] * noise).astype(np.float32)
     return noisy
 
@@ -30,7 +30,7 @@ def shot_noise(images: Floats, severity: int, draw: Draw) -> Floats:
     # One table for the 256 levels: row i is the distribution function, plus i, so that one search
     # in all of it inverts each row; so near 255 a float64 still has 2^-45 for the chance.
     table = poisson_distribution(np.arange(256) / 255 * photons)
-    chances = draws.uniform(draw(images[0].size)).reshape(images.shape)
+    chances = rng.uniform(draw(images[0].size)).reshape(images.shape)
     counts = np.searchsorted((table + np.arange(256)[:, None]).ravel(), levels + chances, "right")
     counted: Floats = ((counts - levels * table.shape[1]) / photons).astype(np.float32)
     return counted
@@ -39,7 +39,7 @@ def shot_noise(images: Floats, severity: int, draw: Draw) -> Floats:
 def impulse_noise(images: Floats, severity: int, draw: Draw) -> Floats:
     """Salt and pepper on each colour of a pixel by itself."""
     share = BROKEN[severity - 1]
-    chances = draws.uniform(draw(images[0].size)).reshape(images.shape)
+    chances = rng.uniform(draw(images[0].size)).reshape(images.shape)
     salted = np.where(chances < share, np.float32(1), images)
     return np.where(chances < share / 2, np.float32(0), salted)
 

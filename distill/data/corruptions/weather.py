@@ -1,4 +1,4 @@
-"""Weather: snow, fog, glare.
+"""Weather corruptions: snow, fog, brightness.
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
 github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill.data import draws
+from distill.data import rng
 from distill.data.corruptions.filters import Floats, magnifier, on_both_axes, smear
-from distill.data.draws import Draw
+from distill.data.rng import Draw
 
 
 class Snow(NamedTuple):
@@ -45,10 +45,10 @@ def snow(images: Floats, severity: int, draw: Draw) -> Floats:
     """Paler colours, and flakes that fall, once as drawn and once turned by half a circle."""
     how, (n, _, height, width) = SNOW[severity - 1], images.shape
     words = draw(height * width // 2 + 1)
-    flakes: Floats = how.mean + how.std * draws.normal(words[:, 1:]).reshape(n, 1, height, width)
+    flakes: Floats = how.mean + how.std * rng.normal(words[:, 1:]).reshape(n, 1, height, width)
     flakes = on_both_axes(magnifier(height, how.zoom), flakes)
     flakes = np.where(flakes < how.seen_from, 0, np.clip(flakes, 0, 1))
-    degrees = draws.between(words[:, 0], -135, -45)
+    degrees = rng.between(words[:, 0], -135, -45)
     fallen = smear(np.floor(flakes * 255) / 255, degrees, how.radius, how.sigma)
     fallen = (np.rint(fallen * 255) / 255).astype(np.float32)
     pale = np.maximum(images, (LUMA * images).sum(axis=1, keepdims=True) * 1.5 + 0.5)
@@ -61,7 +61,7 @@ def fog(images: Floats, severity: int, draw: Draw) -> Floats:
     """A cloud laid over, then dimmed so that the brightest value stays the brightest."""
     thickness, decay = FOG[severity - 1]
     size = images.shape[-1]
-    cloud = plasma(draws.uniform(draw(size * size - 1)), size, decay).astype(np.float32)
+    cloud = plasma(rng.uniform(draw(size * size - 1)), size, decay).astype(np.float32)
     brightest = images.max(axis=(1, 2, 3), keepdims=True)
     fogged: Floats = (images + thickness * cloud[:, None]) * (brightest / (brightest + thickness))
     return fogged

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from distill.data import draws, sources
+from distill.data import rng
 from distill.data.corruptions import blur, digital, noise, weather
 from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt, to_pixels
-from distill.data.draws import Stream
+from distill.data.rng import Stream
+from distill.data.sources import image_set
 
 N = 24
 SAMPLES = np.arange(N)
@@ -21,7 +22,7 @@ NOT_MONOTONE = {"glass_blur", "elastic_transform"}
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    pixels = sources.load("synthetic", "test").images[:N]
+    pixels = image_set.load("synthetic", "test").images[:N]
     assert pixels.std() > 20
     return pixels
 
@@ -96,7 +97,7 @@ def test_photons_are_counted_by_poisson_s_law(photons: int) -> None:
 
 
 def test_shot_noise_counts_as_many_photons_as_there_is_light() -> None:
-    draw = lambda n: draws.sample_words((0, 0), Stream.CORRUPTION, np.arange(16), n)  # noqa: E731
+    draw = lambda n: rng.sample_words((0, 0), Stream.CORRUPTION, np.arange(16), n)  # noqa: E731
     for level in (0, 51, 128):
         counts = 75 * noise.shot_noise(grey(level, 16) / np.float32(255), 4, draw)
         assert np.allclose(counts, np.rint(counts), atol=1e-4)
@@ -112,7 +113,7 @@ def test_impulse_noise_is_half_salt_and_half_pepper() -> None:
 
 
 def test_normal_words_are_normal() -> None:
-    found = draws.normal(draws.sample_words((0, 0), Stream.CORRUPTION, np.arange(8), 2500)).ravel()
+    found = rng.normal(rng.sample_words((0, 0), Stream.CORRUPTION, np.arange(8), 2500)).ravel()
     assert stats.kstest(found, "norm").pvalue > 0.01
     assert np.corrcoef(found[::2], found[1::2])[0, 1] == pytest.approx(0, abs=0.03)
 

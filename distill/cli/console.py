@@ -1,0 +1,138 @@
+"""Write results to stdout and everything else to stderr, from the first process only."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from io import StringIO, TextIOWrapper
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import typer
+
+from distill.files.safe_text import visible_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def is_main() -> bool:
+    """Whether this is the process that speaks and keeps, before accelerate knows."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def stderr() -> "Console":
+    """Where a person looks."""
+    from distill.terminal.safe_console import Screen
+
+    return Screen(stderr=True)
+
+
+def stdout() -> "Console":
+    """Where results go."""
+    from distill.terminal.safe_console import Screen
+
+    return Screen()
+
+
+def print_facts(values: dict[str, Any], as_json: bool) -> None:
+    """Names and values, one a line, or the same as JSON."""
+    from distill.terminal.tables import fact_lines
+
+    if as_json:
+        echo_json(values)
+    else:
+        stdout().print(fact_lines(values), soft_wrap=True)
+
+
+def echo(text: object, err: bool = False) -> None:
+    """Plain lines; what names and paths hold beside letters is printed as escapes."""
+    typer.echo(visible_lines(str(text)), err=err)
+
+
+def take_every_letter() -> None:
+    """Let stdout print escapes for letters that its encoding lacks, as stderr does by itself."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def echo_json(values: Any) -> None:
+    """Plain JSON on one line; a number that is none is `null`."""
+    from distill.runs.journal import without_nan
+
+    typer.echo(json.dumps(without_nan(values), allow_nan=False))
+
+
+class Outlasting:
+    """A text stream that falls silent, instead of failing, once it cannot be written: its terminal
+    was closed, its reader ended, its disk is full.
+
+    What writes there is a display: it must not end a training. The file itself becomes the null
+    device, so that libraries, and Python when it exits, can write on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._without_failing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._without_failing():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _without_failing(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            pass  # its reader is slow: what it did not take is left out
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(null, self._stream.fileno())
+            finally:
+                os.close(null)
+
+
+@contextmanager
+def outlasting(name: Literal["stdout", "stderr"]) -> Iterator[None]:
+    """Inside, `sys.stdout` or `sys.stderr` falls silent if it cannot be written.
+
+    It is None if the process began without it.
+    """
+    stream = getattr(sys, name)
+    wrapped = Outlasting(StringIO() if stream is None else stream)
+    setattr(sys, name, wrapped)
+    try:
+        yield
+    finally:
+        wrapped.flush()
+        setattr(sys, name, stream)
+
+
+def print_of_any(text: str) -> None:
+    """A line on stderr of whichever process it is, as far as it can be written."""
+    with suppress(OSError):
+        print(visible_lines(text), file=sys.__stderr__, flush=True)
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of several processes the first speaks. A traceback is printed later, by whom it befell."""
+    if is_main():
+        yield
+    else:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+
+
+def of_system(fault: OSError) -> str:
+    """`No space left on device (runs/a/last)`: what the system said, and of which file."""
+    where = f" ({fault.filename})" if fault.filename else ""
+    return f"{fault.strerror or fault}{where}"

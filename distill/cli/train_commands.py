@@ -1,0 +1,213 @@
+"""Run `train-teacher` and `distill`: start or resume, show progress, explain an early end."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from distill.cli.console import echo, is_main, of_system, outlasting, print_of_any, stderr, stdout
+from distill.errors import Failure, UserError
+from distill.files.safe_text import is_utf8
+
+if TYPE_CHECKING:
+    from distill.recipe.recipes import Resolved
+    from distill.runs.run_folder import Role, RunFolder
+    from distill.sweep.worker import Reader
+    from distill.training.run import Request
+
+
+def settings(data: str | None, overrides: list[str], teachers: list[str] | None) -> list[str]:
+    """The overrides of `--set`, followed by those of the options `--data` and `--teacher`. An
+    option whose key `--set` sets is left out, which a note says: `--set` wins.
+
+    Raises UserError for a path that is not UTF-8, which recipe.toml cannot hold.
+    """
+    from distill.recipe.compose import override_of
+    from distill.recipe.validation import shown
+
+    for path in filter(None, [data, *(teachers or [])]):
+        if not is_utf8(path):
+            raise UserError(
+                f"{path} is not UTF-8, and recipe.toml cannot hold it.\n"
+                "Rename the folder, or give a link to it with another name."
+            )
+
+    chosen = []
+    options = {"--data": ("data.source", data), "--teacher": ("teacher.runs", teachers or None)}
+    for option, (key, value) in options.items():
+        override = override_of(key, overrides)
+        if value is not None and override is not None:
+            echo(f"note: --set {override} wins: {option} is not used", err=True)
+        elif value is not None:
+            chosen.append(f"{key}={shown(value)}")
+    return [*overrides, *chosen]
+
+
+def resolve(
+    recipe: str, data: str | None, overrides: list[str], teachers: list[str] | None = None
+) -> "Resolved":
+    """The recipe as it will be run, with the options of the command line."""
+    from distill.recipe import recipes
+
+    return recipes.load(recipe, settings(data, overrides, teachers))
+
+
+def train(
+    role: "Role", resolved: "Resolved", out: Path | None, resume: bool, trackers: list[str]
+) -> None:
+    """Run to the end; rank 0 shows and keeps every event."""
+    from distill.runs import run_folder
+
+    if resume and out is None:
+        raise UserError(
+            "--resume goes on with a run, and none was named.\n"
+            f"Type it with --out RUN{run_folder.unfinished_in(run_folder.RUNS)}."
+        )
+    if trackers:  # refused before any work
+        from distill.runs.trackers import check
+
+        check(trackers)
+    folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
+    place = shlex.quote(str(folder.path))
+    go_on = f"To go on, type the same command with --out {place} --resume"
+    finish(role, resolved, folder, resume, trackers, go_on)
+    if is_main():
+        with outlasting("stdout"):  # the run is finished, whoever reads its table
+            _close(folder)
+
+
+def finish(
+    role: "Role",
+    resolved: "Resolved",
+    folder: "RunFolder",
+    resume: bool,
+    trackers: list[str],
+    go_on: str,
+) -> None:
+    """Train what is left of a run, which may be nothing; `go_on` says what to type where it ends
+    early.
+    """
+    from distill.runs import run_folder
+
+    if resume and folder.is_finished:
+        run_folder.check_role(folder, role)
+        run_folder.check_same(folder, resolved.recipe)
+        echo(f"{folder.path} is finished: nothing to do.", err=True)
+        return
+    run_folder.check_out(folder, resume)
+    from distill.training.signals import Stop
+
+    stop = Stop()
+    with stop.listening(), _said_why(folder, go_on):  # from before the seconds that imports take
+        from distill.training.run import Request
+
+        replaced = resolved.replaced.get(role)
+        notes = (*(() if replaced is None else (replaced,)), *resolved.idle)
+        request = Request(
+            role,
+            resolved.recipe,
+            resolved.name,
+            folder.path,
+            resume,
+            stop,
+            resolved.origins,
+            notes,
+        )
+        follow(request, folder, trackers)
+
+
+def follow(
+    request: "Request",
+    folder: "RunFolder",
+    trackers: list[str],
+    read: "Reader" = lambda event: None,
+) -> None:
+    """Every event to display, journal, trackers and one reader more, who may leave the run."""
+    from distill.runs.journal import Journal
+    from distill.runs.trackers import Trackers
+    from distill.terminal.progress import Display
+    from distill.training.run import processes, run
+
+    journal = Journal(folder.journal)
+    tracked = Trackers(trackers, folder, partial(echo, err=True))
+    with (
+        processes(),
+        Display(stderr()) as display,
+        tracked,
+        closing(run(request, progress=display.progress)) as events,
+    ):
+        for event in events:
+            if is_main():
+                journal(event)
+                tracked(event)
+            display(event)
+            read(event)
+
+
+@contextmanager
+def _said_why(folder: "RunFolder", go_on: str) -> Iterator[None]:
+    """Whatever ends a run early is one message, with what to type next, and an exit code."""
+    try:
+        yield
+    except (UserError, typer.Exit):
+        raise
+    except Failure as fault:
+        raise Failure(f"{fault}\n{_kept(folder)}{go_on}") from fault
+    except OSError as fault:
+        raise Failure(
+            f"The run in {folder.path} failed: {of_system(fault)}.\n{_kept(folder)}{go_on}"
+        ) from fault
+    except SystemExit:
+        echo(f"Stopped. {go_on}", err=True)
+        raise
+    except Exception as fault:
+        _ended_early(folder, fault, go_on)
+        raise
+
+
+def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
+    """Raises what the door shows for the engine's own reasons; returns for any other."""
+    from distill.training.divergence import Diverged
+    from distill.training.out_of_memory import Full
+    from distill.training.ranks import is_loss_of_another
+    from distill.training.signals import Stopped
+
+    if isinstance(fault, Stopped):
+        echo(f"{str(fault).capitalize()}. {go_on}", err=True)
+        raise typer.Exit(fault.code) from None
+    if isinstance(fault, Diverged):
+        raise Failure(
+            f"The run in {folder.path} failed: {fault}.\n"
+            f"See that step again: python cli.py replay {shlex.quote(str(folder.path))} --step "
+            f"{fault.step}\n"
+            "Then begin anew in another --out with a lower optim.lr or with a bound on the "
+            "gradient, --set optim.clip=1; or go on from the last checkpoint at a lower rate, "
+            "--resume --set train.retries=3."
+        ) from None
+    # By whoever it befell: the one that speaks for all may be the one that is gone.
+    if isinstance(fault, Full):
+        print_of_any(f"The run in {folder.path} failed: {fault}")
+        raise typer.Exit(1) from None
+    if isinstance(fault, RuntimeError) and is_loss_of_another(fault):
+        print_of_any(
+            f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
+            f"{_kept(folder)}{go_on}"
+        )
+        raise typer.Exit(1) from fault
+
+
+def _kept(folder: "RunFolder") -> str:
+    """What is left of a run that failed, where something is."""
+    return "Its last checkpoint is whole. " if folder.last.exists() else ""
+
+
+def _close(folder: "RunFolder") -> None:
+    """The finished run beside its teacher and the student alone."""
+    from distill.runs.summary import closing_rows
+    from distill.terminal.progress import closing_table
+
+    stdout().print(closing_table(closing_rows(folder)))

@@ -1,0 +1,220 @@
+"""TrivialAugment and RandAugment on a batch.
+
+TrivialAugment: Müller, Hutter, ICCV 2021, arXiv 2103.10158; code: automl/trivialaugment.
+RandAugment: Cubuk, Zoph, Shlens, Le, NeurIPS 2020, arXiv 1909.13719. Operations are Pillow's, each
+of 31 strengths. There are three spaces of strengths, under two names:
+
+- "standard" of TrivialAugment: its authors' `fixed_standard` (aug_lib.py), which they recommend for
+  networks as small as WRN-40-2. Shifts are 10 pixels at most.
+- "standard" of RandAugment: torchvision's RandAugment. Shifts are 150 / 331 of the side at most, 14
+  pixels of 32 (TrivialAugment's authors give RandAugment 14.4 too, so this stays). Posterize rounds
+  the number of bits, where TrivialAugment truncates it; solarize starts at 255, not at 256; the
+  factors of brightness, colour, contrast and sharpness are 31 on either side of 1, not 31 in all.
+- "wide", of both: torchvision's TrivialAugmentWide, whose shifts may push all of a 32x32 image out.
+  TrivialAugment's authors recommend wide strengths for all larger networks; theirs differ from
+  torchvision's in the same rounding, and in factors from 0.01 to 2.0.
+
+Each sample passes one resampling, one table, one blend with its grey, one with its smoothed self;
+all but its own operation leave it as it is. So every operation is paid for the whole batch, and
+none needs to know on the host which sample takes it: 174 kernels a batch, and on one CPU core some
+0.1 ms an image, a little less than torchvision takes on Pillow.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data import rng
+from distill.data.augment import affine, color
+from distill.data.rng import Stream, Words
+
+Space = Literal["standard", "wide"]
+Floats = NDArray[np.float64]
+STEPS = 31
+OPERATIONS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
+)  # fmt: skip
+SIGNED = frozenset(OPERATIONS[1:10])
+GEOMETRIC = frozenset(OPERATIONS[1:6])
+ROUNDS = (Stream.RAND_1, Stream.RAND_2, Stream.RAND_3, Stream.RAND_4)
+
+
+class Ranges(NamedTuple):
+    """31 strengths of each operation, in its own units, and which operations take either sign."""
+
+    strengths: dict[str, Floats]
+    signed: frozenset[str]
+
+
+@dataclass(frozen=True)
+class TrivialAugment:
+    """One operation, of one of 31 strengths, each as likely as the other.
+
+    `before_crop`: on whole images, as the authors' code has it (TrivialAugment/data.py: it comes
+    first, then crop, flip, and a cutout of 16 pixels). torchvision's training scripts crop and flip
+    first.
+    """
+
+    space: Space = "standard"
+    before_crop: bool = True
+
+    def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
+        which, step, sign, _ = rng.words(seed, view, Stream.TRIVIAL, n).T
+        wide = self.space == "wide"
+        ranges = Ranges(strengths("wide", size), SIGNED) if wide else fixed_standard()
+        return drawn(which, rng.integers(step, STEPS), sign, ranges, size)
+
+    def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        return operate(pixels, drawn)
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """`ops` operations in a row, up to four, each at step `magnitude` of 0..30.
+
+    The paper's magnitudes are of 0..10 and three times smaller: its best for WRN-28-10 on CIFAR-10,
+    three operations at 5, is step 15 here; for WRN-28-2, three at 4, step 12. One difference stays:
+    the authors' code (tensorflow/tpu, autoaugment.py) blends by 0.1 + 0.18 M without a sign, so
+    that 5 leaves brightness, colour, contrast and sharpness alone; torchvision's, and ours, does so
+    at 0.
+    """
+
+    ops: int = 3
+    magnitude: int = 15
+    space: Space = "standard"
+    before_crop: ClassVar[bool] = False
+
+    def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
+        rounds: dict[str, Tensor] = {}
+        ranges = Ranges(strengths(self.space, size), SIGNED)
+        for number, stream in enumerate(ROUNDS[: self.ops]):
+            which, _, sign, _ = rng.words(seed, view, stream, n).T
+            steps = np.full(n, self.magnitude)
+            each = drawn(which, steps, sign, ranges, size)
+            rounds |= {f"{name}_{number}": rows for name, rows in each.items()}
+        return rounds
+
+    def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        for number in range(self.ops):
+            ending = f"_{number}"
+            own = {k.removesuffix(ending): v for k, v in drawn.items() if k.endswith(ending)}
+            pixels = operate(pixels, own)
+        return pixels
+
+
+def strengths(space: Space, size: int) -> dict[str, Floats]:
+    """Of each operation, the strengths of its 31 steps in torchvision, in its own units.
+
+    Spaced in float64 and rounded once. torch.linspace rounds on its way: there the wide space's
+    16 pixels, step 15, are 15.999999 and move an image by 15.
+    """
+    wide = space == "wide"
+    shear, blend = (0.99, 0.99) if wide else (0.3, 0.9)
+    shift = 32.0 if wide else 150.0 / 331.0 * size  # pixels
+    turn = 135.0 if wide else 30.0  # degrees
+    bits = 6 if wide else 4  # dropped at the last step
+    ranges = {
+        "shear_x": shear, "shear_y": shear, "translate_x": shift, "translate_y": shift,
+        "rotate": turn, "brightness": blend, "color": blend, "contrast": blend, "sharpness": blend,
+    }  # fmt: skip
+    none = np.zeros(STEPS)
+    return {
+        "identity": none,
+        **{name: np.linspace(0, most, STEPS, dtype=np.float32) for name, most in ranges.items()},
+        "posterize": 8 - np.round(np.arange(STEPS) / ((STEPS - 1) / bits)),
+        "solarize": np.linspace(255, 0, STEPS, dtype=np.float32),
+        "autocontrast": none,
+        "equalize": none,
+    }
+
+
+def fixed_standard() -> Ranges:
+    """TrivialAugment's standard space, of 32x32 images: whole pixels, degrees, bits and levels.
+
+    The factors of brightness, colour, contrast and sharpness go from 0.1 to 1.9, without a sign;
+    their strength is what they add to 1.
+    """
+    step = np.arange(STEPS)
+    last = STEPS - 1
+    lean, factor = step * 0.3 / last, 0.1 + step * 1.8 / last
+    shift = step * 10 // last
+    none = np.zeros(STEPS)
+    table = {
+        "identity": none,
+        "shear_x": lean, "shear_y": lean, "translate_x": shift, "translate_y": shift,
+        "rotate": step, "brightness": factor - 1, "color": factor - 1, "contrast": factor - 1,
+        "sharpness": factor - 1, "posterize": 8 - step * 4 // last,
+        "solarize": 256 - step * 256 // last, "autocontrast": none, "equalize": none,
+    }  # fmt: skip
+    return Ranges({name: each.astype(np.float64) for name, each in table.items()}, GEOMETRIC)
+
+
+def drawn(
+    which: Words, step: NDArray[np.int64], sign: Words, ranges: Ranges, size: int
+) -> dict[str, Tensor]:
+    """One operation a sample from its words [n] and steps [n]."""
+    operation = rng.integers(which, len(OPERATIONS))
+    table = np.stack([ranges.strengths[name] for name in OPERATIONS]).astype(np.float64)
+    signed = np.isin(operation, [OPERATIONS.index(name) for name in ranges.signed])
+    minus = signed & (rng.integers(sign, 2) == 1)
+    return of_strength(operation, np.where(minus, -1, 1) * table[operation, step], size)
+
+
+def of_strength(operation: NDArray[np.int64], strength: Floats, size: int) -> dict[str, Tensor]:
+    """What `operate` reads, from the number of each sample's operation and its strength, signed."""
+    is_on = {name: operation == number for number, name in enumerate(OPERATIONS)}
+
+    def own(name: str, otherwise: float = 0.0) -> Floats:
+        return np.where(is_on[name], strength, otherwise)
+
+    lean = {axis: np.tan(np.radians(np.degrees(np.arctan(own(f"shear_{axis}"))))) for axis in "xy"}
+    maps = np.where(
+        is_on["rotate"][:, None],
+        affine.rotation(own("rotate"), size),
+        affine.shear(lean["x"], lean["y"]),
+    ) + (
+        affine.translation(np.trunc(own("translate_x")), np.trunc(own("translate_y")))
+        - affine.translation(np.zeros(len(strength)), np.zeros(len(strength)))
+    )
+    factors = {
+        name: torch.from_numpy((1 + own(name)).astype(np.float32))
+        for name in ("brightness", "color", "contrast", "sharpness")
+    }
+    return factors | {
+        "operation": torch.from_numpy(operation),
+        "map": affine.fixed_point(maps),
+        "bits": torch.from_numpy(own("posterize", 8).astype(np.int64)),
+        "threshold": torch.from_numpy(own("solarize", 256)),
+    }
+
+
+def operate(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Each sample through its own operation: uint8 [B, 3, H, W]."""
+    pixels = affine.affine(pixels, drawn["map"])
+    pixels = color.look_up(pixels, _table(pixels, drawn))
+    pixels = color.saturation(pixels, drawn["color"])
+    return color.sharpness(pixels, drawn["sharpness"])
+
+
+def _table(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """The table of each sample's point operation, the ramp where it has none."""
+    counts = color.histogram(pixels)
+    tables = {
+        "brightness": color.brightness_table(drawn["brightness"]),
+        "contrast": color.contrast_table(pixels, drawn["contrast"]),
+        "posterize": color.posterize_table(drawn["bits"]),
+        "solarize": color.solarize_table(drawn["threshold"]),
+        "autocontrast": color.autocontrast_table(counts),
+        "equalize": color.equalize_table(counts),
+    }
+    chosen = color.levels(pixels)
+    for name, table in tables.items():
+        is_on = drawn["operation"] == OPERATIONS.index(name)
+        chosen = torch.where(is_on[:, None, None], table, chosen)
+    return chosen

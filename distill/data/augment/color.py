@@ -1,0 +1,209 @@
+"""Colour operations on a batch, each sample with its own strength, as in Pillow.
+
+Point operations are a table of 256 entries a sample and channel, applied by one gather. What Pillow
+computes in float32 is computed so here, one rounding at a time, and truncated alike; the rest is
+integers. Pixels are uint8 [B, 3, H, W] throughout, factors float32 [B], 1 being the image itself.
+Tests hold every operation to Pillow's, bit for bit.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data import rng
+from distill.data.augment.crop_flip import quotient
+from distill.data.rng import Stream
+
+LEVELS = 256
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Brightness, contrast, saturation, hue, in this order: torchvision's ColorJitter draws one.
+
+    A factor is uniform in [max(0, 1 - v), 1 + v]; the hue turns by a share of the circle in
+    [-hue, hue].
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    before_crop: ClassVar[bool] = False
+
+    def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
+        words = rng.words(seed, view, Stream.JITTER, n)
+        strengths = {
+            "brightness": self.brightness,
+            "contrast": self.contrast,
+            "saturation": self.saturation,
+        }
+        drawn = {
+            name: torch.from_numpy(
+                rng.between(words[:, i], max(0.0, 1 - v), 1 + v).astype(np.float32)
+            )
+            for i, (name, v) in enumerate(strengths.items())
+        }
+        turn = np.trunc(rng.between(words[:, 3], -self.hue, self.hue) * 255)
+        return drawn | {"hue": torch.from_numpy(turn.astype(np.int64) % LEVELS)}
+
+    def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        if self.brightness:
+            pixels = look_up(pixels, brightness_table(drawn["brightness"]))
+        if self.contrast:
+            pixels = look_up(pixels, contrast_table(pixels, drawn["contrast"]))
+        if self.saturation:
+            pixels = saturation(pixels, drawn["saturation"])
+        return turn_hue(pixels, drawn["hue"]) if self.hue else pixels
+
+
+def look_up(pixels: Tensor, table: Tensor) -> Tensor:
+    """Every pixel replaced by its entry in the table of its sample and channel [B, 3, 256]."""
+    found = table.gather(2, pixels.flatten(2).long()).reshape(pixels.shape)
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+def levels(pixels: Tensor) -> Tensor:
+    """The table that changes nothing: uint8 [B, 3, 256]."""
+    ramp = torch.arange(LEVELS, dtype=torch.uint8, device=pixels.device)
+    return ramp.expand(len(pixels), 3, LEVELS)
+
+
+def blend(first: Tensor, second: Tensor, factor: Tensor) -> Tensor:
+    """first + factor (second - first) in float32, cut to 0..255 and truncated to uint8."""
+    a, b = first.float(), second.float()
+    return (a + factor * (b - a)).clamp(0, 255).to(torch.uint8)
+
+
+def grey(pixels: Tensor) -> Tensor:
+    """Luma in Pillow's 16-bit weights: uint8 [B, 1, H, W]."""
+    r, g, b = (channel.int() for channel in pixels.unbind(1))
+    return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).to(torch.uint8)[:, None]
+
+
+def brightness_table(factor: Tensor) -> Tensor:
+    """From black at 0."""
+    ramp = torch.arange(LEVELS, device=factor.device)
+    table = blend(torch.zeros_like(ramp), ramp, factor[:, None])
+    return table[:, None].expand(-1, 3, -1)
+
+
+def contrast_table(pixels: Tensor, factor: Tensor) -> Tensor:
+    """From the image's mean grey, rounded, at 0."""
+    total = grey(pixels).flatten(1).long().sum(1)
+    n = pixels.shape[-2] * pixels.shape[-1]
+    mean = ((2 * total + n) // (2 * n))[:, None]
+    ramp = torch.arange(LEVELS, device=pixels.device)
+    return blend(mean, ramp, factor[:, None])[:, None].expand(-1, 3, -1)
+
+
+def saturation(pixels: Tensor, factor: Tensor) -> Tensor:
+    """From the grey image at 0."""
+    return blend(grey(pixels), pixels, factor[:, None, None, None])
+
+
+def sharpness(pixels: Tensor, factor: Tensor) -> Tensor:
+    """From the image smoothed by (1 1 1; 1 5 1; 1 1 1) / 13 at 0; the border is not smoothed."""
+    whole = pixels.int()
+    sides = (slice(None, -2), slice(1, -1), slice(2, None))
+    around = sum(
+        (whole[..., y, x] for y in sides for x in sides),
+        start=torch.zeros_like(whole[..., 1:-1, 1:-1]),
+    )
+    inner = (2 * (around + 4 * whole[..., 1:-1, 1:-1]) + 13) // 26  # 13 is odd: no ties
+    smooth = pixels.clone()
+    smooth[..., 1:-1, 1:-1] = inner.to(torch.uint8)
+    return blend(smooth, pixels, factor[:, None, None, None])
+
+
+def posterize_table(bits: Tensor) -> Tensor:
+    """The highest `bits` [B] of each level."""
+    ramp = torch.arange(LEVELS, device=bits.device)
+    dropped = (8 - bits)[:, None]
+    return ((ramp >> dropped) << dropped).to(torch.uint8)[:, None].expand(-1, 3, -1)
+
+
+def solarize_table(threshold: Tensor) -> Tensor:
+    """Levels from `threshold` [B] on inverted."""
+    ramp = torch.arange(LEVELS, device=threshold.device)
+    table = torch.where(ramp < threshold[:, None], ramp, 255 - ramp)
+    return table.to(torch.uint8)[:, None].expand(-1, 3, -1)
+
+
+def histogram(pixels: Tensor) -> Tensor:
+    """How often each level occurs: int64 [B, 3, 256]."""
+    counts = torch.zeros(len(pixels), 3, LEVELS, dtype=torch.int64, device=pixels.device)
+    flat = pixels.flatten(2).long()
+    return counts.scatter_add_(2, flat, torch.ones_like(flat))
+
+
+def autocontrast_table(counts: Tensor) -> Tensor:
+    """The darkest level to 0 and the lightest to 255, each channel by itself [B, 3, 256]."""
+    there = counts > 0
+    ramp = torch.arange(LEVELS, device=counts.device)
+    low = torch.where(there, ramp, LEVELS).amin(2, keepdim=True)
+    high = torch.where(there, ramp, -1).amax(2, keepdim=True)
+    # In float64 and in Pillow's order: where 255 divides evenly, truncation sees the last bit.
+    scale = quotient(255.0, (high - low).clamp_min(1).double())
+    table = (ramp * scale + -low * scale).clamp(0, 255).to(torch.uint8)
+    return torch.where(high <= low, ramp.to(torch.uint8), table)
+
+
+def equalize_table(counts: Tensor) -> Tensor:
+    """A flat histogram, as far as it goes, each channel by itself [B, 3, 256]."""
+    ramp = torch.arange(LEVELS, device=counts.device)
+    last = torch.where(counts > 0, ramp, -1).amax(2, keepdim=True)
+    total = counts.sum(2, keepdim=True)
+    step = (total - counts.gather(2, last.clamp_min(0))) // 255
+    below = counts.cumsum(2) - counts
+    table = ((step // 2 + below) // step.clamp_min(1)).clamp_max(255).to(torch.uint8)
+    return torch.where(step == 0, ramp.to(torch.uint8), table)
+
+
+def turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
+    """The hue moved by `turn` [B] of 256 levels, wrapping, in Pillow's 8-bit HSV."""
+    hue, saturated, value = _hsv(pixels)
+    return _rgb((hue + turn[:, None, None]) % LEVELS, saturated, value)
+
+
+def _hsv(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels 0..255, int64 [B, H, W] each."""
+    r, g, b = (channel.long() for channel in pixels.unbind(1))
+    value, least = pixels.amax(1).long(), pixels.amin(1).long()
+    spread = (value - least).clamp_min(1).float()
+    rc, gc, bc = ((value - channel).float() / spread for channel in (r, g, b))
+    # Quotients are float32 there, what is done with a constant float64.
+    rd, gd, bd = rc.double(), gc.double(), bc.double()
+    side = torch.where(g == value, 2.0 + rd - bd, 4.0 + gd - rd).float()
+    side = torch.where(r == value, bc - gc, side)
+    around = ((quotient(side.double(), 6.0) + 1.0) % 1.0).float()
+    hue = (around.double() * 255.0).long().clamp(0, 255)
+    share = (value - least).float() / value.clamp_min(1).float()
+    saturated = (share.double() * 255.0).long()
+    flat = value == least
+    return hue.masked_fill(flat, 0), saturated.masked_fill(flat, 0), value
+
+
+def _rgb(hue: Tensor, saturated: Tensor, value: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] from levels."""
+    sector = quotient(hue.float() * 6.0, 255.0)
+    index = sector.floor()
+    rest, share, full = sector - index, quotient(saturated.float(), 255.0), value.float()
+    p, q, t = (
+        (full * (1.0 - share * by) + 0.5).floor().long()
+        for by in (torch.ones_like(rest), rest, 1.0 - rest)
+    )
+    order = [
+        (value, t, p),
+        (q, value, p),
+        (p, value, t),
+        (p, q, value),
+        (t, p, value),
+        (value, p, q),
+    ]
+    sectors = torch.stack([torch.stack(each, dim=1) for each in order])
+    which = (index.long() % 6)[None, :, None].expand(1, -1, 3, -1, -1)
+    return sectors.gather(0, which)[0].clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,131 @@
+"""Mixup and cutmix as one weight map per sample.
+
+mixup: Zhang et al., ICLR 2018, arXiv 1710.09412. cutmix: Yun et al., ICCV 2019, arXiv 1905.04899.
+With m in [0, 1] of shape [B, 1, H, W]: x' = m x + (1 - m) x[partner], y' = lam y + (1 - lam)
+y[partner], lam = mean(m). For mixup m is the constant lam; for cutmix m is 0 inside the box and 1
+outside, and lam is the area that is really left, after the box was clipped at the border (the box
+drawn by the paper may leave the image). The partner is a permutation of the set per view, so a
+mixed view needs no knowledge of the batch.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.data import rng
+from distill.data.rng import Stream
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Blend with lam ~ Beta(alpha, alpha), for a share `prob` of the samples."""
+
+    prob: float = 1.0
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cutmix:
+    """Paste a box of the partner, area 1 - lam before clipping, for a share `prob` of samples."""
+
+    prob: float = 1.0
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How each sample of a view is mixed.
+
+    `partner`: int64 [N], a permutation. `lam`: float32 [N], the share of the sample itself in its
+    targets. `blend`: float32 [N], the weight of its pixels outside the box. `box`: int64 [N, 4],
+    top, bottom, left, right (half open), inside which the partner's pixels stand; empty where there
+    is no box.
+    """
+
+    partner: Tensor
+    lam: Tensor
+    blend: Tensor
+    box: Tensor
+
+    def to(self, device: torch.device) -> "Mixture":
+        return Mixture(*(t.to(device) for t in (self.partner, self.lam, self.blend, self.box)))
+
+
+def draw_mixture(
+    seed: int, view: int, n: int, size: int, mixup: Mixup | None, cutmix: Cutmix | None
+) -> Mixture:
+    """Draw the mixture of samples 0..n-1 of one view; at most one kind per sample."""
+    which, strength, *centre = rng.words(seed, view, Stream.MIX, n).T
+    choice, u = rng.uniform(which), rng.uniform(strength)
+    mixup_prob = mixup.prob if mixup else 0.0
+    blended = choice < mixup_prob
+    boxed = ~blended & (choice < mixup_prob + (cutmix.prob if cutmix else 0.0))
+
+    blend = np.where(blended, beta_quantile(mixup.alpha, u), 1.0) if mixup else np.ones(n)
+    box = np.zeros((n, 4), dtype=np.int64)
+    if cutmix:
+        middle = np.stack([rng.integers(column, size) for column in centre], axis=1)
+        box[boxed] = clipped_box(beta_quantile(cutmix.alpha, u[boxed]), middle[boxed], size)
+    area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
+    lam = np.where(boxed, 1 - area / size**2, blend)
+    partner = rng.permutation(seed, view, Stream.PARTNER, n)
+    return Mixture(
+        torch.from_numpy(partner),
+        torch.from_numpy(lam.astype(np.float32)),
+        torch.from_numpy(blend.astype(np.float32)),
+        torch.from_numpy(box),
+    )
+
+
+def clipped_box(lam: Floats, centre: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Boxes [n, 4] of side floor(size * sqrt(1 - lam)) about `centre` [n, 2], clipped."""
+    side = np.floor(size * np.sqrt(1 - lam)).astype(np.int64)[:, None]
+    low = np.clip(centre - side // 2, 0, size)
+    high = np.clip(centre - side // 2 + side, 0, size)
+    return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
+
+
+def beta_quantile(alpha: float, u: Floats) -> Floats:
+    """The inverse distribution function of Beta(alpha, alpha) at u [n] in [0, 1)."""
+    if alpha == 1:
+        return u
+    quantile, share = _beta_table(alpha)
+    root = min(alpha, 1.0)
+    tail = np.minimum(u, 1 - u)  # Beta(alpha, alpha) is symmetric about 1/2
+    x = np.interp(tail, share, quantile**root) ** (1 / root)
+    return np.where(u <= 0.5, x, 1 - x)
+
+
+@cache
+def _beta_table(alpha: float) -> tuple[Floats, Floats]:
+    """Lower half of Beta(alpha, alpha): values x and the probability below x, up to 1/2.
+
+    Summed over t = x^root, in which the density is finite where x's own is infinite at 0 (alpha <
+    1).
+    """
+    root = min(alpha, 1.0)
+    t = np.linspace(0, 0.5**root, 1 << 14)
+    x = t ** (1 / root)
+    density = t ** (alpha / root - 1) * (1 - x) ** (alpha - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return x, below / below[-1] / 2
+
+
+def weight_map(blend: Tensor, box: Tensor, size: int) -> Tensor:
+    """m of the formula above, float32 [B, 1, size, size], from blend [B] and box [B, 4]."""
+    axis = torch.arange(size, device=box.device)
+    top, bottom, left, right = (edge[:, None] for edge in box.unbind(1))
+    rows, columns = (axis >= top) & (axis < bottom), (axis >= left) & (axis < right)
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(inside, 0.0, blend[:, None, None, None])
+
+
+def mix(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """weight * first + (1 - weight) * second, exact where the weight is 0 or 1."""
+    return weight * first + (1 - weight) * second

@@ -1,0 +1,90 @@
+"""RICAP: combine four images into one.
+
+Four images of a view share one: a boundary (h, w), each coordinate round(size Beta(beta, beta)),
+makes four patches, each filled by a random crop of its own image; the targets are mixed by the
+patches' areas. The first image is the sample itself; its partners are three permutations of the
+set, so that a patched view needs no knowledge of the batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from distill.data import rng
+from distill.data.augment.mixup_cutmix import beta_quantile
+from distill.data.rng import Stream
+
+PARTNERS = (Stream.RICAP_PARTNER_1, Stream.RICAP_PARTNER_2, Stream.RICAP_PARTNER_3)
+
+
+@dataclass(frozen=True)
+class Ricap:
+    """Four images in one, for a share `prob` of the samples."""
+
+    prob: float = 1.0
+    beta: float = 0.3
+
+
+@dataclass(frozen=True)
+class Patchwork:
+    """How each sample of a view is patched.
+
+    `used`: bool [N]. `partner`: int64 [N, 3], of the patches top right, bottom left, bottom right;
+    the sample itself is top left. `boundary`: int64 [N, 2], rows and columns of the first patch.
+    `corner`: int64 [N, 4, 2], row and column where each patch's crop begins. `share`: float32
+    [N, 4], of each image in the targets.
+    """
+
+    used: Tensor
+    partner: Tensor
+    boundary: Tensor
+    corner: Tensor
+    share: Tensor
+
+    def to(self, device: torch.device) -> "Patchwork":
+        return Patchwork(*(t.to(device) for t in vars(self).values()))
+
+
+def draw_ricap(seed: int, view: int, n: int, size: int, ricap: Ricap, low: float) -> Patchwork:
+    """Draw the patchwork of samples 0..n-1 of one view.
+
+    By the same uniform number that chooses mixup or cutmix, whose shares take what is below `low`:
+    no sample is mixed twice.
+    """
+    which = rng.uniform(rng.words(seed, view, Stream.MIX, n)[:, 0])
+    places = rng.words(seed, view, Stream.RICAP, n)[:, :2]
+    boundary = np.rint(size * beta_quantile(ricap.beta, rng.uniform(places))).astype(np.int64)
+    extent = _extents(boundary, size)
+    words = rng.words(seed, view, Stream.RICAP_CORNER, n)  # one a patch
+    corner = np.stack(rng.halves(words), axis=-1) % (size - extent + 1).astype(np.uint64)
+    partner = np.stack([rng.permutation(seed, view, stream, n) for stream in PARTNERS], axis=1)
+    return Patchwork(
+        torch.from_numpy((which >= low) & (which < low + ricap.prob)),
+        torch.from_numpy(partner),
+        torch.from_numpy(boundary),
+        torch.from_numpy(corner.astype(np.int64)),
+        torch.from_numpy((extent.prod(-1) / size**2).astype(np.float32)),
+    )
+
+
+def _extents(boundary: np.ndarray, size: int) -> np.ndarray:
+    """Rows and columns of the four patches, [N, 4, 2], from the boundary [N, 2]."""
+    (h, w), (rest_h, rest_w) = boundary.T, (size - boundary).T
+    pairs = [(h, w), (h, rest_w), (rest_h, w), (rest_h, rest_w)]
+    return np.stack([np.stack(pair, axis=-1) for pair in pairs], axis=1)
+
+
+def patch(images: Tensor, boundary: Tensor, corner: Tensor) -> Tensor:
+    """Four images of each sample [4, B, 3, H, W] as one [B, 3, H, W], by gathers alone."""
+    axis = torch.arange(images.shape[-1], device=images.device)
+    below, right = (axis >= edge[:, None] for edge in boundary.unbind(1))  # [B, size] each
+    quarter = 2 * below.long()[:, :, None] + right.long()[:, None, :]  # [B, H, W]
+    sample = torch.arange(len(boundary), device=images.device)[:, None, None]
+    begin = corner[sample, quarter]  # [B, H, W, 2]
+    row = begin[..., 0] + (axis - boundary[:, :1] * below)[:, :, None]
+    column = begin[..., 1] + (axis - boundary[:, 1:] * right)[:, None, :]
+    picked = rearrange(images, "k b c h w -> k b h w c")[quarter, sample, row, column]
+    return rearrange(picked, "b h w c -> b c h w")

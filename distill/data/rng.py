@@ -1,0 +1,121 @@
+"""Counter-based random numbers: every draw is a function of (data seed, view, sample).
+
+Raw 64-bit words of the counter-based generator Philox-4x64-10 (Salmon et al., SC 2011, "Parallel
+random numbers: as easy as 1, 2, 3", DOI 10.1145/2063384.2063405), by numpy. Key = (seed, view), the
+counter's high word = the stream (one per operation, so that a new operation shifts no other), its
+low word = the sample. So sample i draws the same four words whatever the set's size, the batch, the
+number of processes, the device, or what ran before. Only `random_raw` is used: numpy promises its
+bits, not those of its distributions.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+Draw = Callable[[int], Words]  # so many words for each sample: [N, n]
+
+
+class Stream(IntEnum):
+    """One number per operation, for ever: a changed number changes every stored target."""
+
+    ORDER = 0
+    CROP = 1
+    FLIP = 2
+    PARTNER = 3
+    MIX = 4
+    FORWARD = 5
+    CUTOUT = 6
+    ERASE = 7
+    TRANSLATE = 8
+    AFFINE = 9
+    SHEAR = 10
+    ROTATE = 11
+    RICAP = 12
+    RICAP_CORNER = 13
+    RICAP_PARTNER_1 = 14
+    RICAP_PARTNER_2 = 15
+    RICAP_PARTNER_3 = 16
+    JITTER = 17
+    TRIVIAL = 18
+    RAND_1 = 19  # RandAugment's operations, up to four
+    RAND_2 = 20
+    RAND_3 = 21
+    RAND_4 = 22
+    CORRUPTION = 23
+    TEACHER = 24
+
+
+def words(seed: int, view: int, stream: Stream, n: int) -> Words:
+    """Four raw words for each of samples 0..n-1: uint64 [n, 4]."""
+    generator = np.random.Philox(
+        key=np.array([seed, view], dtype=np.uint64),
+        counter=np.array([0, 0, 0, stream], dtype=np.uint64),
+    )
+    raw: Words = generator.random_raw(4 * n)
+    return raw.reshape(n, 4)
+
+
+def sample_words(key: tuple[int, int], stream: Stream, samples: NDArray[np.int64], n: int) -> Words:
+    """`n` raw words for each of these samples, whoever else is asked for: uint64 [len(samples), n].
+
+    The sample is the counter's second word here, so that each has 2^64 blocks of its own.
+    """
+    drawn = np.empty((len(samples), n), dtype=np.uint64)
+    for row, sample in enumerate(samples):
+        counter = np.array([0, sample, 0, stream], dtype=np.uint64)
+        generator = np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter)
+        drawn[row] = generator.random_raw(n)
+    return drawn
+
+
+def integers(column: Words, bound: int) -> NDArray[np.int64]:
+    """Integers 0..bound-1 from words [n]; the remainder's bias, bound / 2^64, is nothing."""
+    return (column % np.uint64(bound)).astype(np.int64)
+
+
+def uniform(column: Words) -> NDArray[np.float64]:
+    """Floats in [0, 1) from words [n]: the top 53 bits, exactly."""
+    return (column >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def between(column: Words, low: float, high: float) -> NDArray[np.float64]:
+    """Floats in [low, high) from words [n]."""
+    return low + (high - low) * uniform(column)
+
+
+def halves(column: Words) -> tuple[Words, Words]:
+    """Two words of 32 bits from each of [n]."""
+    return column >> np.uint64(32), column & np.uint64(0xFFFFFFFF)
+
+
+def normal(words: Words) -> NDArray[np.float64]:
+    """Two values of the standard normal law from each word: [N, n] gives [N, 2n].
+
+    Box and Muller, Annals of Mathematical Statistics 29, 1958; with 32 bits each none is beyond
+    6.7 standard deviations.
+    """
+    radius, angle = (half * 2.0**-32 for half in halves(words))
+    radius, angle = np.sqrt(-2 * np.log(1 - radius)), 2 * np.pi * angle
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+
+
+def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:
+    """A permutation of 0..n-1: the order of the samples' words, ties by index."""
+    return np.argsort(words(seed, view, stream, n)[:, 0], kind="stable")
+
+
+def choice(seed: int, view: int, stream: Stream, weights: Sequence[float]) -> int:
+    """One of 0..len(weights)-1 for a view, each with the probability w / sum w; weights above 0."""
+    ends = np.cumsum(np.array(weights, dtype=np.float64) / max(weights))
+    drawn = uniform(words(seed, view, stream, 1)[0, :1]) * ends[-1]
+    return min(int(np.searchsorted(ends, drawn[0], side="right")), len(weights) - 1)
+
+
+def torch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
+    """torch's own seed before one forward (dropout): a function of (train seed, step, rank)."""
+    key = np.array([seed, step], dtype=np.uint64)
+    counter = np.array([0, micro_batch, rank, Stream.FORWARD], dtype=np.uint64)
+    return int(np.random.Philox(key=key, counter=counter).random_raw()) >> 1

@@ -1,0 +1,294 @@
+"""Read the official Python archives of CIFAR-10 and CIFAR-100, packed or unpacked.
+
+Layout: https://www.cs.toronto.edu/~kriz/cifar.html. Each batch is a pickled dictionary whose `data`
+is uint8 [N, 3072], the red plane, then green, then blue. An archive is read in memory, never
+extracted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.images import CHANNELS, SIDE, ImageSet, Split
+from distill.data.problems import refusal
+from distill.data.sources import unpickle
+from distill.errors import UserError
+from distill.files.archives import Member, Unfit, content_of, open_tar
+from distill.phrases import counted
+
+IMAGE_BYTES = CHANNELS * SIDE * SIDE
+MOST_CLASSES = 1 << 16  # a label is hashed as two bytes at most
+LONGEST_NAME = 1000  # characters of a class's name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names inside one of the two official archives."""
+
+    title: str
+    folder: str
+    archive: str
+    files: Mapping[Split, tuple[str, ...]]
+    meta: str
+    names_key: str  # of the class names, in the meta file
+    labels_key: str  # in each batch
+
+
+CIFAR10 = Layout(
+    title="CIFAR-10",
+    folder="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz",
+    files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+    meta="batches.meta",
+    names_key="label_names",
+    labels_key="labels",
+)
+CIFAR100 = Layout(
+    title="CIFAR-100",
+    folder="cifar-100-python",
+    archive="cifar-100-python.tar.gz",
+    files={"train": ("train",), "test": ("test",)},
+    meta="meta",
+    names_key="fine_label_names",
+    labels_key="fine_labels",
+)
+LAYOUTS = (CIFAR10, CIFAR100)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Where a set of batch files lies."""
+
+    path: Path  # the folder of the files, or the archive
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class _Meta:
+    class_names: tuple[str, ...]
+    batch_images: int | None  # images in each batch file, where the meta file says so
+
+
+def find(folder: Path, layout: Layout) -> Batches | None:
+    """The layout's files in `folder`, in its official sub-folder, or in an archive there."""
+    members = (layout.meta, *layout.files["train"], *layout.files["test"])
+    if any((folder / member).is_file() for member in members):
+        return Batches(folder, layout)
+    if (folder / layout.folder).is_dir():
+        return Batches(folder / layout.folder, layout)
+    if (folder / layout.archive).is_file():
+        return Batches(folder / layout.archive, layout)
+    return None
+
+
+def open_archive(path: Path) -> Batches:
+    """The archive at `path`, whatever its name; its first members say which of the two it is.
+
+    Raises UserError where it is neither.
+    """
+    folders = " or ".join(f"{layout.folder}/" for layout in LAYOUTS)
+    try:
+        with open_tar(path) as archive:
+            parts = next((m.path.parts for m in archive if m.path.parts), ("",))
+    except Unfit as error:
+        raise refusal(str(path), [f"not a readable tar archive ({error})"], _advice()) from error
+    for layout in LAYOUTS:
+        if parts[0] == layout.folder:
+            return Batches(path, layout)
+    raise refusal(str(path), [f"begins with {parts[0][:80]!r}, not with {folders}"], _advice())
+
+
+def check(place: Batches) -> None:
+    """Every file of both splits is there and long enough, or UserError; reads no image."""
+    layout = place.layout
+    sizes = _sizes(place)
+    batches = (*layout.files["train"], *layout.files["test"])
+    faults = [f"{name}: missing" for name in (layout.meta, *batches) if name not in sizes]
+    least = IMAGE_BYTES
+    if layout.meta in sizes:
+        try:
+            least *= _meta(_read(place, [layout.meta]), layout).batch_images or 1
+        except ValueError as error:
+            faults.append(str(error))
+    faults += [
+        f"{name}: truncated, {sizes[name]:,} bytes where its images alone need {least:,}"
+        for name in batches
+        if sizes.get(name, least) < least
+    ]
+    if faults:
+        raise refusal(str(place.path), faults, _advice(layout))
+
+
+def load(place: Batches, split: Split) -> ImageSet:
+    """The split's images in the order of the files.
+
+    Raises UserError, naming every faulty file, where one is missing, damaged, of another shape, has
+    labels out of range or of another number than its images, or where a class has no image.
+    """
+    layout = place.layout
+    contents = _read(place, [layout.meta, *layout.files[split]])
+    faults: list[str] = []
+    meta: _Meta | None = None
+    try:
+        meta = _meta(contents, layout)
+    except ValueError as error:
+        faults.append(str(error))
+    parts = []
+    for name in layout.files[split]:
+        try:
+            parts.append(_batch(contents, name, layout, meta))
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+    if meta is not None and not faults:
+        images = np.concatenate([images for images, _ in parts])
+        labels = np.concatenate([labels for _, labels in parts])
+        faults += _empty_classes(labels, meta.class_names, split)
+        if not faults:
+            return ImageSet(images, labels, meta.class_names)
+    raise refusal(str(place.path), faults, _advice(layout))
+
+
+def _advice(*layouts: Layout) -> str:
+    archives = " or ".join(layout.archive for layout in layouts or LAYOUTS)
+    return (
+        f"Type python cli.py data fetch, put the official archive {archives} in ./data, or pass "
+        "--data PATH."
+    )
+
+
+def _sizes(place: Batches) -> dict[str, int]:
+    try:
+        if place.path.is_dir():
+            files = (path for path in place.path.iterdir() if path.is_file())
+            return {path.name: path.stat().st_size for path in files}
+        with open_tar(place.path) as archive:
+            sizes = ((_member(m, place.layout), m.size) for m in archive)
+            return {name: size for name, size in sizes if name is not None}
+    except (Unfit, OSError) as error:
+        raise _damaged(place, error) from error
+
+
+def _read(place: Batches, names: Sequence[str]) -> dict[str, bytes]:
+    """The content of the named files; one that is absent is absent here too."""
+    contents: dict[str, bytes] = {}
+    try:
+        if place.path.is_dir():
+            paths = [place.path / name for name in names]
+            return {path.name: content_of(path) for path in paths if path.is_file()}
+        with open_tar(place.path) as archive:
+            for member in archive:
+                name = _member(member, place.layout)
+                if name in names and name is not None:
+                    contents[name] = archive.read()
+    except (Unfit, OSError) as error:
+        raise _damaged(place, error) from error
+    return contents
+
+
+def _member(member: Member, layout: Layout) -> str | None:
+    """The file's name where it lies directly in the layout's folder."""
+    path = member.path
+    return path.name if member.is_file and path.parent.name == layout.folder else None
+
+
+def _damaged(place: Batches, error: Exception) -> UserError:
+    return refusal(
+        str(place.path),
+        [f"unreadable, truncated or damaged ({error})"],
+        _advice(place.layout),
+    )
+
+
+def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
+    try:
+        meta = _unpickled(contents, layout.meta)
+        names = meta.get(layout.names_key)
+        if not isinstance(names, list) or not names:
+            raise ValueError(f"has no list {layout.names_key!r}")
+        _check_names(names, layout)
+        count = meta.get("num_cases_per_batch")
+    except ValueError as error:
+        raise ValueError(f"{layout.meta}: {error}") from error
+    class_names = tuple(unpickle.text(name) for name in names)
+    return _Meta(class_names, count if isinstance(count, int) else None)
+
+
+def _check_names(names: Sequence[object], layout: Layout) -> None:
+    """ValueError where they are no names, or more than labels can tell apart."""
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"{layout.names_key} has {len(names):,}; {MOST_CLASSES:,} are the most")
+    for name in names:
+        if not isinstance(name, str | bytes):
+            raise ValueError(f"{layout.names_key} holds a {type(name).__name__}, not a name")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"{layout.names_key} holds a name of {len(name):,} characters")
+
+
+def _unpickled(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
+    if name not in contents:
+        raise ValueError("missing")
+    return unpickle.loads(contents[name])
+
+
+def _batch(
+    contents: Mapping[str, bytes], name: str, layout: Layout, meta: _Meta | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images [n, 3, 32, 32] and labels [n] of one file; ValueError says what is wrong with it."""
+    batch = _unpickled(contents, name)
+    absent = [key for key in ("data", layout.labels_key) if key not in batch]
+    if absent:
+        raise ValueError(f"has no {' and no '.join(map(repr, absent))}")
+    data, labels = batch["data"], _labels(batch[layout.labels_key], layout)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
+        raise ValueError(f"data is {getattr(data, 'dtype', type(data).__name__)}, not uint8")
+    if data.ndim != 2 or data.shape[1] != IMAGE_BYTES:
+        raise ValueError(f"data has the shape {list(data.shape)}, not [N, {IMAGE_BYTES}]")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{layout.labels_key} is {labels.dtype} {list(labels.shape)}, not integers [N]"
+        )
+    if len(labels) != len(data):
+        raise ValueError(f"{counted(len(data), 'image')} but {counted(len(labels), 'label')}")
+    if meta is not None:
+        _agree(labels, layout, meta)
+    images = np.ascontiguousarray(data).reshape(-1, CHANNELS, SIDE, SIDE)
+    return images, labels.astype(np.int64)
+
+
+def _labels(values: object, layout: Layout) -> NDArray[Any]:
+    """The labels as an array, of numbers in any case; ValueError for anything else."""
+    if isinstance(values, np.ndarray):
+        return values
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{layout.labels_key} is a {type(values).__name__}, not integers [N]")
+    for value in values:
+        if not isinstance(value, int | float):
+            kind = type(value).__name__
+            raise ValueError(f"{layout.labels_key} holds a {kind}, not integers [N]")
+    return np.asarray(values)
+
+
+def _agree(labels: NDArray[np.integer], layout: Layout, meta: _Meta) -> None:
+    """ValueError where the labels contradict the meta file."""
+    n_classes = len(meta.class_names)
+    if meta.batch_images not in (None, len(labels)):
+        raise ValueError(
+            f"{counted(len(labels), 'image')} where {layout.meta} says {meta.batch_images:,}"
+        )
+    outside = labels[(labels < 0) | (labels >= n_classes)]
+    if len(outside):
+        raise ValueError(f"label {outside[0]} is outside 0..{n_classes - 1} ({layout.meta})")
+
+
+def _empty_classes(
+    labels: NDArray[np.int64], class_names: Sequence[str], split: Split
+) -> list[str]:
+    counts = np.bincount(labels, minlength=len(class_names))
+    return [
+        f"class {class_names[c]!r} has no {split} image"
+        for c in np.flatnonzero(counts == 0).tolist()
+    ]

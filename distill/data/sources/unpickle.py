@@ -1,0 +1,422 @@
+"""Read pickles of plain containers and numpy arrays without running code.
+
+A pickle is a program for a small stack machine (https://docs.python.org/3/library/pickletools.html).
+This module is such a machine with the instructions that write numbers, text, lists, tuples,
+dictionaries and arrays. It looks up no name: the four functions by which numpy pickles an array are
+tokens here, and `distill.files.arrays` makes the array, out of bytes and a plain type's name.
+
+Bounds: `MOST_STEPS` instructions, `DEEPEST` containers inside each other, whole numbers of 64 bits,
+keys that are text. Every declared size is compared with the bytes that are left before it is used.
+A container stands in one place only, so that what is read is never larger than the file.
+"""
+
+import codecs
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from distill.files.arrays import Unfit, from_bytes, plain_dtype
+
+MOST_STEPS = 5_000_000  # instructions; CIFAR-100's training batch has 400,000
+DEEPEST = 8  # containers inside each other
+MOST_TEXT = 1 << 28  # characters in lists, one that is there twice counted twice
+INT64 = range(-(1 << 63), 1 << 64)  # signed or unsigned
+LONGEST_NUMBER = 25  # characters of a number written as text
+LONGEST_NAME = 80  # characters of a foreign name in a message
+
+
+@dataclass
+class _Function:
+    """One of the functions that numpy's arrays are pickled by."""
+
+    name: str
+
+
+@dataclass
+class _Dtype:
+    """A plain type: its name without byte order, and its byte order."""
+
+    name: str
+    order: str = "="
+
+
+@dataclass
+class _Unfinished:
+    """An array before its content came; where the memo has it."""
+
+    slots: list[int] = field(default_factory=list)
+
+
+_FUNCTIONS = {
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): "dtype",
+    ("_codecs", "encode"): "encode",
+    ("numpy.core.multiarray", "_reconstruct"): "reconstruct",  # written by numpy 1
+    ("numpy._core.multiarray", "_reconstruct"): "reconstruct",  # written by numpy 2
+    ("numpy.core.numeric", "_frombuffer"): "frombuffer",
+    ("numpy._core.numeric", "_frombuffer"): "frombuffer",
+}
+
+
+def loads(content: bytes) -> dict[str, object]:
+    """The dictionary in `content`, its keys as text (Python 2 wrote bytes).
+
+    Arrays are views of the pickle's own bytes, not writeable. Raises ValueError if the pickle is
+    damaged, holds no dictionary, wants to run code or is beyond a bound.
+    """
+    try:
+        loaded = _Machine(content).run()
+        if not isinstance(loaded, dict):
+            kind = type(loaded).__name__.strip("_").lower()
+            raise Unfit(f"holds a {kind}, not a dictionary")
+        for value in loaded.values():
+            _Check().value(value, 1)
+    except Unfit:
+        raise
+    except Exception as error:  # a damaged program may fail in any way
+        kind, said = type(error).__name__, str(error)[:LONGEST_NAME]
+        raise ValueError(f"truncated or damaged ({kind}: {said})") from error
+    return {text(key): value for key, value in loaded.items()}
+
+
+def text(word: object) -> str:
+    """A name as text, whether it was written as bytes or as text."""
+    return word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word)
+
+
+def _word(value: object) -> str:
+    """A name inside the program. Nothing else becomes text: a list might never end."""
+    if not isinstance(value, str | bytes):
+        raise Unfit("truncated or damaged (something else in the place of a name)")
+    return text(value)
+
+
+class _Check:
+    """Looks through one value of the dictionary: plain, shallow, and nothing in it twice."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.n_text = 0
+
+    def value(self, value: object, depth: int) -> None:
+        if isinstance(value, str | bytes):
+            self.n_text += len(value)
+            if self.n_text > MOST_TEXT:
+                raise Unfit(f"has more than {MOST_TEXT:,} characters of text")
+        elif isinstance(value, list | tuple | dict | np.ndarray):
+            self._container(value, depth)
+        elif not (value is None or isinstance(value, int | float)):
+            kind = type(value).__name__.strip("_").lower()
+            raise Unfit(f"truncated or damaged (a {kind} in the place of a value)")
+
+    def _container(self, value: Any, depth: int) -> None:
+        if depth > DEEPEST:
+            raise Unfit(f"is nested deeper than {DEEPEST} lists")
+        if id(value) in self.seen and len(value):
+            raise Unfit(f"has the same {type(value).__name__} in several places of a list")
+        self.seen.add(id(value))
+        if not isinstance(value, np.ndarray):
+            for each in value.values() if isinstance(value, dict) else value:
+                self.value(each, depth + 1)
+
+
+class _Machine:
+    """The stack machine. `run` gives the value that the program ends with."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.at = 0  # the next byte
+        self.stack: list[Any] = []
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, Any] = {}
+        self.n_encoded = 0  # bytes that were made of text
+
+    def run(self) -> Any:
+        for _ in range(MOST_STEPS):
+            code = self.content[self.at]
+            self.at += 1
+            if code == _STOP:
+                return self.stack.pop()
+            action = _ACTIONS.get(code)
+            if action is None:
+                name = _NAMES.get(code)
+                raise (
+                    _code(f"instruction {name}")
+                    if name
+                    else Unfit(f"truncated or damaged (byte {code} is no instruction)")
+                )
+            action(self)
+        raise Unfit(f"has more than {MOST_STEPS:,} steps; images are pickled as one array")
+
+    # Reading
+
+    def fits(self, n: int) -> None:
+        """Raises Unfit if fewer than `n` bytes are left."""
+        left = len(self.content) - self.at
+        if n > left:
+            raise Unfit(f"truncated or damaged ({n:,} bytes are announced, {left:,} are left)")
+
+    def take(self, n: int) -> bytes:
+        """The next `n` bytes."""
+        self.fits(n)
+        self.at += n
+        return self.content[self.at - n : self.at]
+
+    def number(self, width: int) -> int:
+        """The next unsigned number."""
+        return int.from_bytes(self.take(width), "little")
+
+    def sized(self, width: int) -> bytes:
+        """Reads a length of `width` bytes, then as many bytes."""
+        return self.take(self.number(width))
+
+    def line(self) -> bytes:
+        """The bytes up to the end of the line."""
+        return self.take(self.content.index(b"\n", self.at) - self.at + 1)[:-1]
+
+    def items(self) -> list[Any]:
+        """Pops the items above the newest mark from the stack."""
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
+        return items
+
+    # Functions
+
+    def look_up(self, module: str | bytes, name: str | bytes) -> None:
+        module, name = _word(module), _word(name)
+        if (module, name) not in _FUNCTIONS:
+            raise _code(f"{module}.{name}")
+        self.stack.append(_Function(_FUNCTIONS[module, name]))
+
+    def reduce(self) -> None:
+        """A call: of one of the functions, with the arguments that numpy gives it."""
+        arguments, function = self.stack.pop(), self.stack.pop()
+        name = function.name if isinstance(function, _Function) else "a value"
+        if name == "dtype":
+            made: Any = _dtype(*arguments)
+        elif name == "reconstruct":
+            made = _Unfinished()
+        elif name == "frombuffer":
+            made = _from_buffer(*arguments)
+        elif name == "encode":
+            made = self.encoded(*arguments)
+        else:
+            raise _code(f"a call of {name}")
+        self.stack.append(made)
+
+    def encoded(self, word: str, codec: str | bytes) -> bytes:
+        """What protocol 2 calls to write bytes, in one codec."""
+        if _word(codec) != "latin1":
+            raise Unfit(f"bytes are written in the codec {_word(codec)[:20]!r}, not in latin1")
+        self.n_encoded += len(word)
+        if self.n_encoded > len(self.content):
+            raise Unfit(f"makes more bytes than its own {len(self.content):,}")
+        return word.encode("latin1")
+
+    def build(self) -> None:
+        """The content of an array, or the byte order of a type."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, _Dtype):
+            target.order = _byte_order(target, *state[1:])
+        elif isinstance(target, _Unfinished):
+            array = _array(*state)
+            self.stack[-1] = array
+            self.memo.update(dict.fromkeys(target.slots, array))
+        else:
+            raise _code("the state of an object")
+
+    # The memo
+
+    def put(self, slot: int) -> None:
+        value = self.stack[-1]
+        self.memo[slot] = value
+        if isinstance(value, _Unfinished):
+            value.slots.append(slot)
+
+    def get(self, slot: int) -> None:
+        self.stack.append(self.memo[slot])
+
+    # Containers
+
+    def extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise Unfit("truncated or damaged (appends to what is no list)")
+        target.extend(items)
+
+    def update(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            raise Unfit("truncated or damaged (sets a key of what is no dictionary)")
+        target.update(_pairs(items))
+
+    def tuple_of(self, n: int) -> None:
+        items = [self.stack.pop() for _ in range(n)]
+        self.stack.append(tuple(items[::-1]))
+
+
+def _code(name: str) -> Unfit:
+    """Quoted, so that a name writes no line and no colour of its own."""
+    return Unfit(f"wants to run code ({ascii(name[:LONGEST_NAME])[1:-1]}); images need none")
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    """Keys are text: a tuple's hash has no bound, and whole numbers may all have the same."""
+    keys = items[::2]
+    for key in keys:
+        if not isinstance(key, str | bytes):
+            raise Unfit(f"a key is a {type(key).__name__.strip('_').lower()}, not text")
+    return dict(zip(keys, items[1::2], strict=True))
+
+
+def _dtype(name: str | bytes, *_: object) -> _Dtype:
+    """`numpy.dtype("u1", False, True)`: copied or aligned makes no difference here."""
+    found = _word(name)
+    plain_dtype(found)
+    return _Dtype(found.lstrip("<>|="), found[0] if found[0] in "<>|=" else "=")
+
+
+def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
+    """Of a type's state its byte order counts alone; the rest must be what a plain type has.
+
+    `rest`: parent type, names, fields, bytes an element, alignment, flags.
+    """
+    parent, names, fields, size, *_ = rest
+    is_plain = parent is None and names is None and fields is None
+    if not is_plain or size not in (-1, plain_dtype(dtype.name).itemsize):
+        raise Unfit("wants arrays of a compound type; only plain numbers and text are read")
+    if _word(order) not in tuple("<>|="):
+        raise Unfit("truncated or damaged (a type without byte order)")
+    return _word(order)
+
+
+def _array(_version: int, shape: tuple[Any, ...], dtype: _Dtype, fortran: bool, raw: bytes) -> Any:
+    """An array's state as numpy pickles it up to protocol 4."""
+    if not isinstance(raw, bytes):
+        raise Unfit("wants arrays of objects; only plain numbers and text are read")
+    return from_bytes(raw, plain_dtype(dtype.order + dtype.name), shape, fortran=bool(fortran))
+
+
+def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[Any, ...], order: str) -> Any:
+    """An array as numpy pickles it by protocol 5."""
+    return _array(1, shape, dtype, order == "F", raw)
+
+
+def _whole(number: int) -> int:
+    if number not in INT64:
+        raise Unfit("has a whole number of more than 64 bits")
+    return number
+
+
+def _from_text(line: bytes) -> int:
+    """A whole number in digits, and Python 2's `L` behind it."""
+    if len(line) > LONGEST_NUMBER:
+        raise Unfit("has a whole number of more than 64 bits")
+    return _whole(int(line.removesuffix(b"L")))
+
+
+def _signed(content: bytes) -> int:
+    return _whole(int.from_bytes(content, "little", signed=True))
+
+
+def _int_or_bool(line: bytes) -> int:
+    """Protocols 0 and 1 write booleans as 00 and 01."""
+    return {b"00": False, b"01": True}.get(line, _from_text(line))
+
+
+def _quoted(line: bytes) -> bytes:
+    """Python 2's text with its quotes and escapes."""
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise Unfit("truncated or damaged (text without quotes)")
+    return codecs.escape_decode(line[1:-1])[0]
+
+
+def _utf8(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")
+
+
+def _float(content: bytes) -> float:
+    value: float = struct.unpack(">d", content)[0]
+    return value
+
+
+_Action = Callable[[_Machine], object]
+_STOP = pickle.STOP[0]
+_NAMES = {
+    code[0]: name
+    for name, code in vars(pickle).items()
+    if name.isupper() and isinstance(code, bytes) and len(code) == 1
+}
+
+
+def _push(make: Callable[[_Machine], Any]) -> _Action:
+    return lambda machine: machine.stack.append(make(machine))
+
+
+_ACTIONS: dict[int, _Action] = {
+    code[0]: action
+    for code, action in {
+        pickle.PROTO: lambda m: m.number(1),
+        pickle.FRAME: lambda m: m.fits(m.number(8)),  # its content is read by its own sizes
+        # values
+        pickle.NONE: _push(lambda m: None),
+        pickle.NEWTRUE: _push(lambda m: True),
+        pickle.NEWFALSE: _push(lambda m: False),
+        pickle.INT: _push(lambda m: _int_or_bool(m.line())),
+        pickle.LONG: _push(lambda m: _from_text(m.line())),
+        pickle.BININT: _push(lambda m: _signed(m.take(4))),
+        pickle.BININT1: _push(lambda m: m.number(1)),
+        pickle.BININT2: _push(lambda m: m.number(2)),
+        pickle.LONG1: _push(lambda m: _signed(m.sized(1))),
+        pickle.LONG4: _push(lambda m: _signed(m.sized(4))),
+        pickle.FLOAT: _push(lambda m: float(m.line()[:100])),
+        pickle.BINFLOAT: _push(lambda m: _float(m.take(8))),
+        pickle.STRING: _push(lambda m: _quoted(m.line())),
+        pickle.BINSTRING: _push(lambda m: m.sized(4)),
+        pickle.SHORT_BINSTRING: _push(lambda m: m.sized(1)),
+        pickle.BINBYTES: _push(lambda m: m.sized(4)),
+        pickle.SHORT_BINBYTES: _push(lambda m: m.sized(1)),
+        pickle.BINBYTES8: _push(lambda m: m.sized(8)),
+        pickle.BYTEARRAY8: _push(lambda m: m.sized(8)),
+        pickle.UNICODE: _push(lambda m: m.line().decode("raw-unicode-escape")),
+        pickle.BINUNICODE: _push(lambda m: _utf8(m.sized(4))),
+        pickle.SHORT_BINUNICODE: _push(lambda m: _utf8(m.sized(1))),
+        pickle.BINUNICODE8: _push(lambda m: _utf8(m.sized(8))),
+        # containers
+        pickle.EMPTY_LIST: _push(lambda m: []),
+        pickle.EMPTY_DICT: _push(lambda m: {}),
+        pickle.EMPTY_TUPLE: _push(lambda m: ()),
+        pickle.LIST: _push(lambda m: m.items()),
+        pickle.DICT: _push(lambda m: _pairs(m.items())),
+        pickle.TUPLE: _push(lambda m: tuple(m.items())),
+        pickle.TUPLE1: lambda m: m.tuple_of(1),
+        pickle.TUPLE2: lambda m: m.tuple_of(2),
+        pickle.TUPLE3: lambda m: m.tuple_of(3),
+        pickle.APPEND: lambda m: m.extend([m.stack.pop()]),
+        pickle.APPENDS: lambda m: m.extend(m.items()),
+        pickle.SETITEM: lambda m: m.update([m.stack.pop(), m.stack.pop()][::-1]),
+        pickle.SETITEMS: lambda m: m.update(m.items()),
+        # the stack and the memo
+        pickle.MARK: lambda m: m.marks.append(len(m.stack)),
+        pickle.POP: lambda m: m.stack.pop(),
+        pickle.POP_MARK: lambda m: m.items(),
+        pickle.PUT: lambda m: m.put(_from_text(m.line())),
+        pickle.BINPUT: lambda m: m.put(m.number(1)),
+        pickle.LONG_BINPUT: lambda m: m.put(m.number(4)),
+        pickle.MEMOIZE: lambda m: m.put(len(m.memo)),
+        pickle.GET: lambda m: m.get(_from_text(m.line())),
+        pickle.BINGET: lambda m: m.get(m.number(1)),
+        pickle.LONG_BINGET: lambda m: m.get(m.number(4)),
+        # arrays
+        pickle.GLOBAL: lambda m: m.look_up(m.line(), m.line()),
+        pickle.STACK_GLOBAL: lambda m: m.look_up(*[m.stack.pop(), m.stack.pop()][::-1]),
+        pickle.REDUCE: _Machine.reduce,
+        pickle.BUILD: _Machine.build,
+        pickle.READONLY_BUFFER: lambda m: None,  # arrays are not writeable anyway
+    }.items()
+}

@@ -1,0 +1,68 @@
+"""Measure a run on the test split, once: when it ends, or later if it was the best of a sweep."""
+
+from contextlib import suppress
+
+from accelerate import Accelerator
+from torch import nn
+
+from distill.data.sources import image_set
+from distill.data.sources.image_set import ImageSet, Progress
+from distill.evaluation import results
+from distill.evaluation.metrics import measures
+from distill.evaluation.predict import check_tested, logits_and_labels, test_split
+from distill.events import measure_name
+from distill.models import checkpoint
+from distill.recipe import recipes
+from distill.runs import lock
+from distill.runs.run_folder import IS_TESTED, RunFolder, is_tested, write_json
+from distill.teacher import selection
+from distill.teacher.teacher import Frozen
+from distill.training import build
+
+
+def measure(
+    folder: RunFolder,
+    net: nn.Module,
+    teacher: Frozen | None,
+    held_out: ImageSet | None,
+    test: ImageSet,
+    accel: Accelerator,
+) -> dict[str, float]:
+    """`top1/test`, `nll/test` and `ece/test` of a network in float32; called by all processes.
+
+    Writes evaluation.npz: what network and teacher return for the test split and what the network
+    returns for the held-out part.
+    """
+    logits, labels = logits_and_labels(net, test, accel)
+    tested = {measure_name(name, "test"): value for name, value in measures(logits, labels).items()}
+    teacher_logits = None if teacher is None else logits_and_labels(teacher, test, accel)[0]
+    validated = None if held_out is None else logits_and_labels(net, held_out, accel)
+    if accel.is_main_process:
+        results.write_evaluation(folder, test, logits, teacher_logits, validated)
+    return tested
+
+
+def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> None:
+    """Measure a finished trial that was not measured on the test split, and add that to its files.
+
+    Does nothing if it was, or if another process does it now. Called by one process. Raises
+    UserError if images or teacher are not those of the run any more.
+    """
+    with suppress(lock.InUse), lock.held(folder.path):
+        known = dict(folder.result())
+        if is_tested(known):
+            return
+        del known[IS_TESTED]
+        recipe = recipes.read(folder.recipe)
+        accel, source = build.accelerator(recipe), recipe.data.source
+        images = image_set.load(source, "train", progress=progress)
+        test = test_split(source, progress=progress)
+        check_tested(folder, test, source)
+        split = build.divide(recipe, images)
+        teacher = selection.teacher(recipe, images, split)
+        if teacher is not None:
+            build.to_device(teacher, accel.device)
+        net = build.to_device(build.trained(folder), accel.device)
+        known["metrics"] |= measure(folder, net, teacher, split.held_out, test, accel)
+        known["evaluation"] = checkpoint.fingerprint(folder.evaluation)
+        write_json(folder.result_file, known)

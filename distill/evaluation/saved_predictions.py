@@ -1,0 +1,199 @@
+"""Read evaluation.npz; compute confusion, calibration and likelihood without torch."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill import statistics
+from distill.errors import UserError
+from distill.files import json_files
+from distill.files.arrays import LARGEST, open_npz
+from distill.runs.run_folder import RunFolder
+from distill.statistics import LEVEL, RESAMPLES, Interval
+
+BINS = 15  # of the calibration, as in the paper
+
+ADVICE = "Bring it back, or move it away: most of what is asked of a run goes without it."
+UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The arrays of evaluation.npz; None for what a run does not have."""
+
+    logits: Array  # [N, C], on the test split in its order
+    labels: Array  # [N]
+    mistakes: Array | None = None  # [M], the most confident ones first
+    mistake_pixels: Array | None = None  # uint8 [M, 3, H, W]
+    teacher_logits: Array | None = None  # [N, C]
+    val_logits: Array | None = None  # [V, C], on the held-out part
+    val_labels: Array | None = None  # [V]
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """[N]: whether the answer is the label."""
+        return is_right(self.logits, self.labels)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy in equal bins of (0, 1]; nan in both where a bin is empty.
+
+    Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv
+    1706.04599, equations 1 to 5.
+    """
+
+    confidence: Floats  # [BINS], means
+    accuracy: Floats  # [BINS]
+    counts: Counts  # [BINS]
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, 0..1."""
+        some = self.counts > 0
+        gaps = np.abs(self.accuracy[some] - self.confidence[some])
+        return float((gaps * self.counts[some]).sum() / self.counts.sum())
+
+
+def read(path: Path) -> Answers | None:
+    """The arrays of evaluation.npz; None where there is none. UserError says that it is damaged."""
+    if not path.exists():
+        return None
+    known = Answers.__dataclass_fields__
+    try:
+        with open_npz(path) as arrays:
+            return Answers(**{name: arrays[name] for name in arrays if name in known})
+    except UNREADABLE as fault:
+        raise _unreadable(path, fault) from fault
+
+
+def _unreadable(path: Path, fault: Exception) -> UserError:
+    return UserError(f"{path} cannot be read as predictions: {fault}.\n{ADVICE}")
+
+
+def of_run(run: RunFolder) -> Answers | None:
+    """The arrays of a run's evaluation.npz; None where there is none.
+
+    Raises UserError if it is damaged, or not the file whose sha256 result.json has. A result of an
+    earlier version has none: the file is taken as it is.
+    """
+    path = run.evaluation
+    written = run.result().get("evaluation") if run.is_finished else None
+    if written is not None and path.exists() and _sha256(path) != written:
+        raise UserError(
+            f"{path} is not the file that its run wrote: its sha256 is not the one in "
+            f"{run.result_file.name}.\n{ADVICE}"
+        )
+    return read(path)
+
+
+def _sha256(path: Path) -> str:
+    """The digest of a file, hex. Raises UserError if it cannot be read."""
+    try:
+        return hashlib.sha256(json_files.content_of(path, LARGEST)).hexdigest()
+    except UNREADABLE as fault:
+        raise _unreadable(path, fault) from fault
+
+
+def probabilities(logits: Array, temperature: float = 1.0) -> Floats:
+    """Softmax of logits [N, C] divided by the temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def is_right(logits: Array, labels: Array) -> NDArray[np.bool_]:
+    """[N]: whether the largest logit is that of the label; no row with a NaN is right."""
+    right: NDArray[np.bool_] = (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
+    return right
+
+
+def confusion(logits: Array, labels: Array) -> Counts:
+    """[C, C]: how many of class i (the row) were taken for class j."""
+    n_classes = logits.shape[1]
+    pairs = labels.astype(np.int64) * n_classes + logits.argmax(axis=1)
+    counts: Counts = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+    return counts
+
+
+def confused(counts: Counts, most: int) -> list[tuple[int, int, int]]:
+    """(class, taken for, how many) of the pairs that are confused most often, at least once."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    rows, columns = np.unravel_index(order, wrong.shape)
+    found = zip(rows.tolist(), columns.tolist(), wrong[rows, columns].tolist(), strict=True)
+    return [(i, j, n) for i, j, n in found if n]
+
+
+def nll(logits: Array, labels: Array) -> Floats:
+    """[N]: minus the logarithm of the probability of each label, in nats."""
+    z = logits.astype(np.float64)
+    of_labels = np.take_along_axis(z, labels[:, None], axis=1)[:, 0]
+    with np.errstate(invalid="ignore"):  # a NaN stays one
+        values: Floats = np.logaddexp.reduce(z, axis=1) - of_labels
+    return values
+
+
+def divergence(p: Array, q: Array) -> Floats:
+    """[N]: KL(softmax(p) || softmax(q)) of logits [N, C], in nats."""
+    with np.errstate(invalid="ignore"):  # a NaN stays one
+        ours, theirs = (
+            z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), axis=1, keepdims=True)
+            for z in (p, q)
+        )
+        values: Floats = (np.exp(ours) * (ours - theirs)).sum(axis=1)
+    return values
+
+
+def top(k: int, logits: Array, labels: Array) -> NDArray[np.bool_]:
+    """[N]: whether the label is among the k largest."""
+    largest = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    hits: NDArray[np.bool_] = (largest == labels[:, None]).any(axis=1)
+    return hits
+
+
+def calibration(shares: Array, labels: Array) -> Calibration:
+    """Of probabilities [N, C]. The bins are open below and closed above."""
+    confidence, right = shares.max(axis=1), is_right(shares, labels)
+    bins = _bins(confidence)
+    counts = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        mean, accuracy = (
+            np.bincount(bins, weights=values, minlength=BINS) / counts
+            for values in (confidence, right)
+        )
+    return Calibration(mean, accuracy, counts)
+
+
+def ece(confidence: Array, right: Array) -> float:
+    """The expected calibration error, 0..1, of answers [N] and whether each is right [N]."""
+    return float(np.abs(np.bincount(_bins(confidence), right - confidence)).sum() / len(right))
+
+
+def ece_interval(confidence: Array, right: Array) -> Interval:
+    """At 95 %, of the expected calibration error, which is never below zero and so biased upward.
+
+    From zero on where a network that means what it says would show as much on so many images: 1,000
+    draws of `right` by its confidences tell. Else by the basic bootstrap.
+    """
+    found = ece(confidence, right)
+    low, high = statistics.bootstrap(ece, confidence, right, basic=True)
+    draws = np.random.default_rng(0)
+    meant = [ece(confidence, draws.random(len(right)) < confidence) for _ in range(RESAMPLES)]
+    is_within = found <= np.quantile(meant, (1 + LEVEL) / 2)
+    return (0.0 if is_within else max(0.0, low)), max(high, found)
+
+
+def _bins(confidence: Array) -> NDArray[np.int64]:
+    """Of equal width, open below and closed above: a confidence of one is in the last."""
+    bins: NDArray[np.int64] = np.ceil(np.nan_to_num(confidence) * BINS).astype(np.int64) - 1
+    return bins.clip(0, BINS - 1)

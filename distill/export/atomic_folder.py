@@ -1,0 +1,104 @@
+"""Write a folder under a temporary name, then rename it: complete or not at all.
+
+Several processes may write the same folder at once. Each writes under a name of its own; a lock on
+the parent folder is held only while names change.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: folders have no locks there
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def temporary(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that no other process uses; deleted at the end unless renamed.
+
+    What an export that was killed has left there is deleted first. Raises OSError.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.parent):
+        _drop_abandoned(out)
+        new = out.with_name(f"{_prefix(out)}{uuid4().hex[:12]}")
+        new.mkdir()
+        handle = _lock(new, wait=True)
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        _release(handle)
+
+
+def rename(new: Path, out: Path, check: Callable[[], None]) -> None:
+    """Give `new` the name `out`. An earlier folder is renamed first, and restored if that fails.
+
+    `check` runs while no other process can rename, and raises if `out` may not be replaced.
+    """
+    old = out.with_name(f".{out.name}.old")
+    with locked(out.parent):
+        check()
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait for the operating system's lock on a folder and hold it. It ends with its process."""
+    handle = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        _release(handle)
+
+
+def _drop_abandoned(out: Path) -> None:
+    """Delete temporary folders whose process has ended, which no process locks."""
+    for path in out.parent.iterdir():
+        if path.name.startswith(_prefix(out)) and path.is_dir() and not path.is_symlink():
+            with suppress(BlockingIOError):
+                handle = _lock(path, wait=False)
+                if handle is not None:
+                    shutil.rmtree(path, ignore_errors=True)
+                _release(handle)
+
+
+def _prefix(out: Path) -> str:
+    return f".{out.name}.new-"
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """The handle that holds the lock; None if the file system has none for folders. Raises
+    BlockingIOError if another process holds it and `wait` is False.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _release(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)

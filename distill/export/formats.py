@@ -1,0 +1,84 @@
+"""The export formats, each imported when it is requested."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.export.finished_run import Finished
+
+Answers = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
+
+
+class Format(Protocol):
+    """One file of this room."""
+
+    IS_FLOAT: bool  # it computes in float32: its logits are the network's, but for rounding
+
+    def write(self, finished: Finished, folder: Path) -> None:
+        """Put its files into a folder that is there. Raises UserError for a run it cannot take."""
+
+    def read(self, folder: Path) -> Answers:
+        """The network, from nothing but those files."""
+
+
+USE = {  # what its receiver must know and the files do not say by themselves
+    "project1": "images in [0, 1], normalised by mean (0.4914, 0.4822, 0.4465) and std (0.2471, "
+    "0.2435, 0.2616); project1_model() and its state dict, strict",
+    "safetensors": "its README.md says how timm loads it",
+    "onnx": "input `images`, float32 [N, 3, 32, 32] in [0, 1]; output `logits`",
+}
+NAMES = ("project1", "safetensors", "onnx", "torch-export", "onnx-int8")
+
+
+def opened(names: Sequence[str]) -> dict[str, Format]:
+    """The files of these formats, each once. Raises UserError for those that are unknown and where
+    a package that only one format needs is not installed.
+    """
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise UserError(
+            f"--format {', '.join(unknown)}: there is no such format; there are "
+            f"{', '.join(NAMES)}.\n"
+            "Type python cli.py export RUN --format onnx --out DIR, for one."
+        )
+    return {name: _imported(name) for name in dict.fromkeys(names)}
+
+
+def _imported(name: str) -> Format:
+    with installed(name):
+        if name == "project1":
+            from distill.export import project1
+
+            return project1
+        if name == "safetensors":
+            from distill.export import huggingface
+
+            return huggingface
+        if name == "onnx":
+            from distill.export import onnx_float
+
+            return onnx_float
+        if name == "torch-export":
+            from distill.export import torch_export
+
+            return torch_export
+        from distill.export import onnx_int8
+
+        return onnx_int8
+
+
+@contextmanager
+def installed(name: str) -> Iterator[None]:
+    """A package that is missing is said with what to type."""
+    try:
+        yield
+    except ModuleNotFoundError as fault:
+        raise UserError(
+            f"--format {name} needs the package {fault.name}, which is not installed.\n"
+            "Type uv pip install -r pyproject.toml --extra export, or "
+            "pip install onnx onnxruntime onnxscript."
+        ) from fault

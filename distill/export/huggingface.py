@@ -1,0 +1,106 @@
+"""Export safetensors, config and model card in the layout of the Hugging Face hub and timm.
+
+The students and the wide residual networks are told to timm by `distill/export/timm_models.py`; a
+teacher from timm becomes plain timm again, with its mean and std in the config instead of inside.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+
+from distill.data.images import CHANNELS, SIDE
+from distill.export import model_card, timm_models
+from distill.export.finished_run import Finished
+from distill.export.formats import Answers
+from distill.models import checkpoint
+from distill.runs.run_folder import write_json, write_text
+from distill.training import build
+from students.resnet import ResNet
+from teachers.wrn import WideResNet
+
+IS_FLOAT = True
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+INSIDE = {"mean": [0.0] * CHANNELS, "std": [1.0] * CHANNELS}  # the network normalises
+
+
+def write(finished: Finished, folder: Path) -> None:
+    """The bytes of the weights depend on the weights alone."""
+    net = finished.net if is_ours(finished.net) else finished.net.net
+    assert isinstance(net, nn.Module)
+    checkpoint.save_weights(folder / WEIGHTS, checkpoint.weights_of(net))
+    write_json(folder / CONFIG, config(finished))
+    write_text(folder / CARD, model_card.written(finished, needs_import=is_ours(finished.net)))
+
+
+def read(folder: Path) -> Answers:
+    """Through timm; images are normalised as the config says."""
+    net = load(folder)
+    known: Any = net.pretrained_cfg
+    mean, std = (torch.tensor(known[name]).view(-1, 1, 1) for name in ("mean", "std"))
+
+    def answers(images: Tensor) -> Tensor:
+        logits: Tensor = net((images - mean) / std)
+        return logits
+
+    return answers
+
+
+def load(folder: Path) -> nn.Module:
+    """The network that timm makes of the folder, in eval mode."""
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def is_ours(net: nn.Module) -> bool:
+    """Whether timm must be told of it."""
+    return isinstance(net, ResNet | WideResNet)
+
+
+def config(finished: Finished) -> dict[str, Any]:
+    """What timm builds the network from."""
+    architecture, arguments = _architecture(finished)
+    return {
+        "architecture": architecture,
+        "num_classes": len(finished.class_names),
+        "label_names": finished.class_names,
+        "model_args": arguments,
+        "pretrained_cfg": _source(finished.net)
+        | {
+            "input_size": [CHANNELS, SIDE, SIDE],
+            "num_classes": len(finished.class_names),
+            "crop_pct": 1.0,
+            "custom_load": False,
+            "license": "mit",
+        },
+    }
+
+
+def _architecture(finished: Finished) -> tuple[str, dict[str, Any]]:
+    """timm's name and the arguments it is called with."""
+    recipe, net = finished.recipe, finished.net
+    if isinstance(net, ResNet):
+        rates = build.table(recipe, finished.role).rates()
+        return "understudy_resnet", timm_models.resnet_arguments(net.design, **rates)
+    assert recipe.teacher is not None
+    if isinstance(net, WideResNet):
+        told = recipe.teacher.model_dump(include={"depth", "widen", "dropout"})
+        return "understudy_wrn", told
+    return recipe.teacher.network.removeprefix("timm/"), {}
+
+
+def _source(net: nn.Module) -> dict[str, Any]:
+    """Normalisation, and what timm must know to give the network other classes or channels."""
+    if isinstance(net, ResNet):
+        return INSIDE | {"first_conv": "stem.0", "classifier": "head"}
+    if isinstance(net, WideResNet):
+        return INSIDE | {"first_conv": "stem", "classifier": "head"}
+    known: Any = net.net
+    plain = asdict(PretrainedCfg()) | known.pretrained_cfg
+    kept = {k: plain[k] for k in ("first_conv", "classifier", "fixed_input_size")}
+    normalise: Any = net.normalize
+    buffers = {"mean": normalise.mean, "std": normalise.std}
+    return kept | {name: buffer.flatten().tolist() for name, buffer in buffers.items()}

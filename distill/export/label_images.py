@@ -1,0 +1,128 @@
+"""Predict unlabelled images and write Kaggle's CSV.
+
+A label is a class's position in the run's class names, or on request its name.
+
+ID,Labels          ID,airplane,automobile,…
+0,3                0,0.0012,0.0003,…
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.images import ImageSet, Progress
+from distill.data.sources import unlabelled
+from distill.errors import Failure, UserError
+from distill.evaluation.predict import BATCH, check_finite, logits_and_labels
+from distill.files.safe_text import csv_cell
+from distill.runs import run_folder
+from distill.runs.run_folder import RunFolder
+from distill.training import build
+
+HEADER = ("ID", "Labels")
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+class Predictions:
+    """What the network says of each image, in the order of the input."""
+
+    ids: tuple[str, ...]
+    probabilities: NDArray[np.float64]  # [N, C], each row sums to 1
+    class_names: tuple[str, ...]  # of the run: a label is a position here
+    notes: tuple[str, ...]  # on the reading of the images
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[N], the most probable class of each."""
+        most: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return most
+
+    def counts(self) -> dict[str, int]:
+        """How many images were given each class, none left out."""
+        n = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        return dict(zip(self.class_names, n, strict=True))
+
+
+def check_out(out: Path, source: Path) -> None:
+    """Predictions of `source` can be written to `out`. Raises UserError; leaves nothing behind."""
+    advice = "Give --out the name of a file, such as predictions.csv."
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder.\n{advice}")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"--out {out} is the input itself, which would be lost.\n{advice}")
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"--out {out} has not the name of a CSV.\n{advice}")
+    run_folder.check_writable(out.parent, f"the folder of {out.name}")
+
+
+def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> Predictions:
+    """What a finished run says of the images at `source`, in float32, the same on every process.
+
+    Raises UserError where the run is not finished or an image cannot be used.
+    """
+    accel = build.measuring_accelerator()
+    asked = unlabelled.load(source, progress=progress)
+    class_names = tuple(folder.result()["class_names"])
+    net = build.to_device(build.trained(folder), accel.device)
+    nobody_knows = np.zeros(len(asked.ids), np.int64)
+    images = ImageSet(asked.images, nobody_knows, class_names)
+    done = _Count(-(-len(asked.ids) // accel.num_processes), progress)
+    logits, _ = logits_and_labels(net, images, accel, between=done)
+    check_finite(logits, folder)
+    probabilities = logits.cpu().double().softmax(dim=-1).numpy()
+    return Predictions(asked.ids, probabilities, class_names, asked.notes)
+
+
+class _Count:
+    """Counts this process's forwards in images."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self) -> None:
+        self.done = min(self.done + BATCH, self.total)
+        if self.progress:
+            self.progress("predicting", self.done, self.total)
+
+
+def numbers_out_of_order(class_names: Sequence[str]) -> str | None:
+    """A note if class names are numbers and not their own positions: as text, 10 is before 2."""
+    are_numbers = all(name.isdecimal() for name in class_names)
+    for position, name in enumerate(class_names if are_numbers else ()):
+        if name != str(position):
+            return (
+                "Labels are positions in the run's class names, which are numbers in the order of "
+                f"text: label {position} is class {name!r}. Type --labels names for the names."
+            )
+    return None
+
+
+def write(
+    predictions: Predictions, out: Path, *, probabilities: bool = False, names: bool = False
+) -> None:
+    """The CSV, whole or not at all; one that is there is replaced. Raises Failure.
+
+    With `names`, Labels are the classes' names and not their positions.
+    """
+    text = io.StringIO()
+    ids = [csv_cell(name) for name in predictions.ids]
+    table = csv.writer(text, lineterminator="\n")
+    if probabilities:
+        table.writerow([HEADER[0], *map(csv_cell, predictions.class_names)])
+        rows = zip(ids, predictions.probabilities.tolist(), strict=True)
+        table.writerows([name, *(f"{share:.7g}" for share in shares)] for name, shares in rows)
+    else:
+        table.writerow(HEADER)
+        labels = predictions.labels.tolist()
+        class_cells = [csv_cell(name) for name in predictions.class_names]
+        written = [class_cells[label] for label in labels] if names else labels
+        table.writerows(zip(ids, written, strict=True))
+    try:
+        run_folder.write_text(out, text.getvalue())
+    except OSError as error:
+        raise Failure(f"{out} could not be written ({error.strerror}); nothing was.") from error

@@ -1,0 +1,76 @@
+"""Export to ONNX in float32, for any batch size.
+
+Written by torch's exporter through onnxscript, read again by onnxruntime. It normalises inside.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from distill.data.images import CHANNELS, SIDE
+from distill.export.finished_run import Finished
+from distill.export.formats import Answers
+from distill.runs.run_folder import write_bytes
+
+IS_FLOAT = True
+FILE = "model.onnx"
+
+
+def write(finished: Finished, folder: Path) -> None:
+    """Checked by `onnx.checker`; says nothing of this machine."""
+    model = exported(finished.net)
+    onnx.checker.check_model(model, full_check=True)
+    write_bytes(folder / FILE, model.SerializeToString(deterministic=True))
+
+
+def read(folder: Path) -> Answers:
+    """By onnxruntime, on the host."""
+    return session(folder / FILE)
+
+
+def exported(net: nn.Module) -> onnx.ModelProto:
+    """The graph of a network in eval mode, its batch norms folded into the kernels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter tells of its own future
+        program = torch.onnx.export(
+            net,
+            (torch.zeros(2, CHANNELS, SIDE, SIDE),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return bare(program.model_proto)
+
+
+def bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the exporter's notes, among which are paths of the machine it ran on."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for weights in graph.initializer:
+        del weights.metadata_props[:]
+    return model
+
+
+def session(path: Path) -> Answers:
+    """The file's answers, by onnxruntime on the host."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    running = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def answers(images: Tensor) -> Tensor:
+        pixels = np.ascontiguousarray(images.numpy())
+        (logits,) = running.run(["logits"], {"images": pixels})
+        return torch.from_numpy(logits)
+
+    return answers

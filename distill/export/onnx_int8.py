@@ -1,0 +1,88 @@
+"""Export to 8-bit ONNX, calibrated on training images.
+
+Quantised after training by onnxruntime (QDQ pairs): Jacob et al., CVPR 2018, arXiv 1712.05877. The
+ranges of the maps are measured on training images; weights have one scale an output channel.
+
+Measured on a ResNet [1, 1, 1] 16-32-64 (72.10 % of CIFAR-10's test split in float), share of the
+10,000 predictions that are the float network's: per channel 98.65 %, per tensor 97.44 %, with
+ranges from the least to the largest value; the least relative entropy gives the same ranges,
+percentiles 98.62 %. Hence channels and least-to-largest.
+
+Weights have 7 bits: processors with AVX2 and without VNNI add two products of 8 bits in 16, which
+saturates at 255 · 127 · 2; 255 · 64 · 2 fits. It costs 0.8 points of that agreement and none of the
+accuracy, and the file is right wherever it goes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
+
+from distill.data.augment.crop_flip import to_float
+from distill.export.finished_run import Finished
+from distill.export.formats import Answers
+from distill.export.onnx_float import bare, exported, session
+from distill.runs.run_folder import write_bytes
+
+IS_FLOAT = False
+FILE = "model-int8.onnx"
+BATCH = 64
+
+
+class Calibration(CalibrationDataReader):  # type: ignore[misc]
+    """Images uint8 [N, 3, 32, 32], batch by batch, as onnxruntime asks for them."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.batches: Iterator[NDArray[np.float32]] = (
+            to_float(chunk).numpy() for chunk in images.split(BATCH)
+        )
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"images": batch}
+
+
+def write(finished: Finished, folder: Path) -> None:
+    """Raises UserError where the data to calibrate on is not there."""
+    images = finished.calibration()
+    with TemporaryDirectory() as place:
+        plain, ready, quantised = (Path(place) / f"{i}.onnx" for i in range(3))
+        onnx.save(exported(finished.net), plain)
+        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+        quantize_static(
+            str(ready),
+            str(quantised),
+            Calibration(images),
+            quant_format=QuantFormat.QDQ,
+            calibrate_method=CalibrationMethod.MinMax,
+            per_channel=True,
+            reduce_range=True,
+            nodes_to_exclude=_norms(onnx.load(ready)),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        model = bare(onnx.load(quantised))
+    onnx.checker.check_model(model)
+    write_bytes(folder / FILE, model.SerializeToString(deterministic=True))
+
+
+def _norms(model: onnx.ModelProto) -> list[str]:
+    """The batch norms that no kernel could take up, as those before a block: they stay float."""
+    return [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
+
+
+def read(folder: Path) -> Answers:
+    """By onnxruntime, on the host."""
+    return session(folder / FILE)

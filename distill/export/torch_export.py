@@ -1,0 +1,48 @@
+"""Export a `torch.export` program that runs without this project's code.
+
+    model = torch.export.load("model.pt2").module()
+
+It takes float32 images [B, 3, 32, 32] in [0, 1], any B, and returns logits [B, C].
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.data.images import CHANNELS, SIDE
+from distill.export.finished_run import Finished
+from distill.export.formats import Answers
+from distill.runs.run_folder import write_bytes
+
+IS_FLOAT = True
+FILE = "model.pt2"
+
+
+def write(finished: Finished, folder: Path) -> None:
+    """Says nothing of this machine."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter tells of its own future
+        program = torch.export.export(
+            finished.net,
+            (torch.zeros(2, CHANNELS, SIDE, SIDE),),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # has paths of this machine
+        torch.export.save(program, content)
+    write_bytes(folder / FILE, content.getvalue())
+
+
+def read(folder: Path) -> Answers:
+    """By torch alone."""
+    net = torch.export.load(folder / FILE).module()
+
+    def answers(images: Tensor) -> Tensor:
+        logits: Tensor = net(images.contiguous())
+        return logits
+
+    return answers

@@ -1,0 +1,207 @@
+"""Read untrusted tar archives within bounds on size, depth and number of members.
+
+Nothing is extracted: a member is a name and its bytes. The reader goes through the archive once,
+from its first byte to its last, so that a compressed one needs no second pass and its checksum is
+compared. Headers are those of ustar, GNU tar (long names) and pax (`path` and `size`); sparse
+members, links and devices are refused
+(https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
+
+Bounds: `LARGEST` bytes in all when unpacked, `MEMBERS` members, `EXTENSIONS` headers of at most
+`LARGEST_HEADER` bytes before a member. Reads are of `CHUNK` bytes, so that a declared size reserves
+no memory.
+"""
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from distill.files.arrays import CHUNK, LARGEST, Unfit
+
+__all__ = ["LARGEST", "Member", "Tar", "Unfit", "content_of", "open_tar"]
+
+BLOCK = tarfile.BLOCKSIZE
+MEMBERS = 10_000
+EXTENSIONS = 8  # pax headers and long names of one member
+LARGEST_HEADER = 1 << 20  # bytes of one; macOS writes attributes of files there
+LONGEST_NAME = 80  # characters of a member's name in a message
+DIGITS = 12  # of a record's length or a member's size
+LONG_NAME, LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+PAX, PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
+FAULTS = (
+    OSError, EOFError, MemoryError, zlib.error, lzma.LZMAError, tarfile.TarError, UnicodeError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file or a folder in an archive."""
+
+    name: str
+    size: int  # bytes; 0 of a folder
+    is_file: bool
+
+    @property
+    def path(self) -> PurePosixPath:
+        return PurePosixPath(self.name)
+
+
+def content_of(path: Path, most: int = LARGEST) -> bytes:
+    """The bytes of a regular file. Raises Unfit if there are more than `most`; OSError."""
+    if not path.is_file():
+        raise Unfit("is no regular file")
+    with path.open("rb") as file:
+        content = file.read(min(path.stat().st_size, most) + 1)
+    if len(content) > most:
+        raise Unfit(f"has more than {most:,} bytes")
+    return content
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator["Tar"]:
+    """The archive at `path`, compressed by gzip, bzip2 or xz, or not at all.
+
+    Raises Unfit, also while members are read, if it is damaged or beyond a bound.
+    """
+    try:
+        with path.open("rb") as file, _unpacked(file) as stream:
+            yield Tar(stream)
+    except FAULTS as error:
+        raise Unfit(str(error) or type(error).__name__) from error
+
+
+class Tar:
+    """The members of an archive, in order; of the one that came last the content can be read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._n_read = 0
+        self._left = 0  # bytes of the newest member
+        self._padding = 0  # zeros behind them
+
+    def __iter__(self) -> Iterator[Member]:
+        """Every member; at the end of the archive the rest of the file is read too."""
+        for _ in range(MEMBERS):
+            member = self._next()
+            if member is None:
+                self._to_the_end()
+                return
+            yield member
+        raise Unfit(f"has more than {MEMBERS:,} members")
+
+    def read(self) -> bytes:
+        """The content of the newest member, once."""
+        n, self._left = self._left, 0
+        return self._take(n)
+
+    def _next(self) -> Member | None:
+        """The next member, by its header and those before it; None at the end."""
+        self._skip(self._left + self._padding)
+        said: dict[str, str] = {}
+        for _ in range(EXTENSIONS + 1):
+            block = self._read(BLOCK)
+            if not block.strip(b"\0"):
+                return None  # two blocks of zeros, one, or nothing
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            if header.type not in (LONG_NAME, LONG_LINK, PAX_GLOBAL, *PAX):
+                return self._member(header, said)
+            said |= self._extension(header)
+        raise Unfit(f"has more than {EXTENSIONS} headers before a member")
+
+    def _extension(self, header: tarfile.TarInfo) -> dict[str, str]:
+        """The attributes that an extension header sets for the next member."""
+        if not 0 <= header.size <= LARGEST_HEADER:
+            raise Unfit(f"has a header of {header.size:,} bytes; {LARGEST_HEADER:,} are the most")
+        content = self._take(header.size)
+        self._skip(-header.size % BLOCK)
+        if header.type == LONG_NAME:
+            return {"path": content.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
+        if header.type == LONG_LINK:
+            return {}
+        said = _records(content)
+        if header.type == PAX_GLOBAL and said:
+            raise Unfit(f"says for all of its members what their {' and '.join(said)} is")
+        return said
+
+    def _member(self, header: tarfile.TarInfo, said: dict[str, str]) -> Member:
+        """The member, if it is a plain file or a folder inside the archive's own."""
+        name = said.get("path", header.name)
+        shown = f"its member {name[:LONGEST_NAME]!r}"
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise Unfit(f"{shown} leaves the folder")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise Unfit(f"{shown} is sparse")
+        if not (header.isfile() or header.isdir()):
+            raise Unfit(f"{shown} is a link or a device")
+        size = int(said.get("size", header.size)) if header.isfile() else 0
+        if not 0 <= size <= LARGEST:
+            raise Unfit(f"{shown} has {size:,} bytes")
+        self._left, self._padding = size, -size % BLOCK
+        return Member(name, size, header.isfile())
+
+    def _skip(self, n: int) -> None:
+        self._left = self._padding = 0
+        for start in range(0, n, CHUNK):
+            self._take(min(CHUNK, n - start))
+
+    def _to_the_end(self) -> None:
+        """Read what is left: gzip's checksum, which finds a bit that turned, comes last."""
+        while self._read(CHUNK):
+            pass
+
+    def _take(self, n: int) -> bytes:
+        """Exactly `n` bytes."""
+        content = self._read(n)
+        if len(content) != n:
+            raise Unfit(f"is truncated: {n:,} bytes are announced, {len(content):,} are left")
+        return content
+
+    def _read(self, n: int) -> bytes:
+        """Up to `n` bytes, fewer at the end alone."""
+        parts: list[bytes] = []
+        while n and (part := self._stream.read(min(n, CHUNK))):
+            parts.append(part)
+            n -= len(part)
+            self._n_read += len(part)
+            if self._n_read > LARGEST:
+                raise Unfit(f"unpacks to more than {LARGEST:,} bytes")
+        return b"".join(parts)
+
+
+def _unpacked(file: BinaryIO) -> Any:
+    """The decompressed file; its first bytes identify the compression."""
+    begin = file.read(6)
+    file.seek(0)
+    if begin.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file)
+    if begin.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    return lzma.LZMAFile(file) if begin == b"\xfd7zXZ\0" else file
+
+
+def _records(content: bytes) -> dict[str, str]:
+    """`path` and `size` of a pax header, whose records are `LENGTH KEY=VALUE` and a line's end."""
+    said: dict[str, str] = {}
+    at = 0
+    while at < len(content):
+        space = content.find(b" ", at, at + DIGITS)
+        digits = content[at : max(space, at)]
+        end = at + int(digits) if digits.isdigit() else 0
+        key, equals, value = content[space + 1 : end - 1].partition(b"=")
+        if not (space + 1 < end <= len(content) and equals and content[end - 1 : end] == b"\n"):
+            raise Unfit("has a pax header whose records have wrong lengths")
+        if key.startswith(b"GNU.sparse"):
+            raise Unfit("has a sparse member")
+        if key == b"size" and not (value.isdigit() and len(value) <= DIGITS):
+            raise Unfit("has a pax header with a size that is no number")
+        if key in (b"path", b"size"):
+            said[key.decode()] = value.decode("utf-8", "surrogateescape")
+        at = end
+    return said

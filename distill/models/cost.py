@@ -1,0 +1,79 @@
+"""Count parameters and multiply-accumulates; time one prediction."""
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.data.images import CHANNELS, SIDE
+
+BATCHES = (1, 128)
+WARM_UP = 10  # calls that are not counted: kernels are chosen, memory is taken
+LEAST, MOST = 10, 200  # calls that are
+ENOUGH_S = 2.0
+
+
+def n_parameters(net: nn.Module) -> int:
+    """All of them."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def macs(net: nn.Module) -> int:
+    """Multiply-accumulates for one image, counted as it is predicted.
+
+    Convolutions and matrix products: of the networks here that is convolutions and linear layers,
+    and attention where one of timm's has it.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(_images(net, 1))
+    flops: int = counter.get_total_flops()
+    return flops // 2  # a multiplication and an addition are two
+
+
+@torch.inference_mode()
+def latency(net: nn.Module) -> dict[str, Any]:
+    """Milliseconds from images on the device to their logits, at batches of 1 and of 128.
+
+    The median of calls one after the other, each waited for: a latency, not a throughput.
+    """
+    net.eval()
+    device = next(net.parameters()).device
+    on_gpu = device.type == "cuda"
+    return {
+        **{f"batch_{batch}": 1000 * _median_s(net, _images(net, batch)) for batch in BATCHES},
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": str(next(net.parameters()).dtype).removeprefix("torch."),
+    }
+
+
+def _median_s(net: nn.Module, images: Tensor) -> float:
+    for _ in range(WARM_UP):
+        _timed(net, images)
+    seconds: list[float] = []
+    while len(seconds) < LEAST or (sum(seconds) < ENOUGH_S and len(seconds) < MOST):
+        seconds.append(_timed(net, images))
+    return median(seconds)
+
+
+def _timed(net: nn.Module, images: Tensor) -> float:
+    _wait(images)
+    began_at = time.perf_counter()
+    net(images)
+    _wait(images)
+    return time.perf_counter() - began_at
+
+
+def _wait(images: Tensor) -> None:
+    """Until the device has done what it was given; a CPU does it at once."""
+    if images.device.type != "cpu":
+        torch.accelerator.synchronize(images.device)
+
+
+def _images(net: nn.Module, n: int) -> Tensor:
+    """Grey ones: what a convolution costs does not depend on what it sees."""
+    images = torch.full((n, CHANNELS, SIDE, SIDE), 0.5, device=next(net.parameters()).device)
+    return images.to(memory_format=torch.channels_last)

@@ -1,0 +1,337 @@
+"""Merge a recipe's files and every --set into one set of tables.
+
+What is later wins: the recipes named by `compose` from left to right, then the file itself, then
+each --set. Tables are merged key by key; `mix.cutmix = false` removes one that came before. Nothing
+is checked here but that the parts are there and can be read.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+from distill.recipe.schema import foreign_keys
+from distill.recipe.validation import Values, brief, shown, switches
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("recipes", "recipes/ingredients", "recipes/reports")  # where a bare name is looked up
+LIST_THEM = "`python cli.py recipes` lists them"
+OVERRIDE = "--set"
+RIVALS = {
+    "student.width": "channels",
+    "student.channels": "width",
+    "teacher.width": "channels",
+    "teacher.channels": "width",
+    "train.epochs": "minutes",
+    "train.minutes": "epochs",
+    "ema.decay": "half_life",
+    "ema.half_life": "decay",
+}
+LONGEST = 100_000  # letters of a recipe; ours have 3,000
+DEEPEST = 8  # tables and lists inside each other; ours have 4
+INT64 = range(-(1 << 63), 1 << 63)  # TOML's whole numbers
+TOO_LONG = "a whole number of more than 64 bits"
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one file or one --set says."""
+
+    origin: str
+    values: Values
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The merged tables of a recipe.
+
+    `origins`: dotted key to who set it last. `name`: as it was asked for, a path by its stem.
+    `own`: the origins whose [about] speaks of this very recipe. `faults`: what could not be read.
+    `networks`: of a+b+c, [teacher] and [student] after each part, by the part's name. `idle`: keys
+    of tables that a `--set KEY=false` should remove, and that were not there.
+    """
+
+    values: Values
+    origins: dict[str, str]
+    name: str
+    own: frozenset[str]
+    faults: list[str]
+    networks: list[tuple[str, Values]]
+    idle: list[str]
+
+
+def compose(spec: str, overrides: Sequence[str]) -> Composition:
+    """`spec` is a name, a path ending in .toml, or a+b+c; an override is `key=value`."""
+    faults: list[str] = []
+    values: Values = {}
+    origins: dict[str, str] = {}
+    parts = _parts(spec, Path())
+    networks, last = list[tuple[str, Values]](), list[Layer]()
+    for part in parts:
+        last = list(_layers(part, Path(), (), faults))
+        for layer in last:
+            _merge(values, origins, layer, "")
+        networks.append((_name_of(part), _networks(values)))
+    chosen = list(_override_layers(overrides, faults))
+    faults += _rivals_of_one_command(chosen)
+    idle: list[str] = []
+    for layer in chosen:
+        idle += _removes_nothing(values, layer)
+        _merge(values, origins, layer, "")
+    name = "+".join(map(_name_of, parts))
+    own = {OVERRIDE, *(file.origin for file in last[-1:] if len(parts) == 1)}
+    faults = list(dict.fromkeys(faults))
+    return Composition(values, origins, name, frozenset(own), faults, networks, idle)
+
+
+def _removes_nothing(values: Values, layer: Layer) -> Iterator[str]:
+    """The key of a table that one --set turns off, if no table of that name is there."""
+    key, chosen, there = "", cast("Any", layer.values), cast("Any", values)
+    while isinstance(chosen, dict) and len(chosen) == 1:
+        [(name, chosen)] = chosen.items()
+        key = f"{key}.{name}" if key else name
+        there = there.get(name) if isinstance(there, dict) else None
+    if chosen is False and key in switches() and there is None:
+        yield key
+
+
+def _name_of(part: str) -> str:
+    """A name as it is, a path by its stem."""
+    return Path(part).stem if part.endswith(".toml") else part
+
+
+def _networks(values: Values) -> Values:
+    """The tables that describe networks, as they are now."""
+    found = {name: values.get(name) for name in ("teacher", "student")}
+    return {name: dict(table) for name, table in found.items() if isinstance(table, dict)}
+
+
+def _layers(spec: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Iterator[Layer]:
+    """The files of `spec` in the order in which they are merged; paths are relative to `beside`."""
+    for part in _parts(spec, beside):
+        path = _located(part, beside, trail, faults)
+        if path in trail:
+            way = " -> ".join(map(label, (*trail[trail.index(path) :], path)))
+            faults.append(f"{label(path)} is composed of itself: {way}; take one of them out")
+        elif path is not None:
+            values = parsed(path, faults)
+            for base in _bases(values, path, faults):
+                yield from _layers(base, path.parent, (*trail, path), faults)
+            yield Layer(label(path), values)
+
+
+def _parts(spec: str, beside: Path) -> list[str]:
+    """`a+b+c` in parts, unless it is one file whose name has a plus."""
+    return [spec] if (beside / spec).is_file() else spec.split("+")
+
+
+def _bases(values: Values, path: Path, faults: list[str]) -> list[str]:
+    """Takes `base` and `compose` out of a file's values: the recipes it stands on."""
+    if "base" in values and "compose" in values:
+        faults.append(f"base and compose both stand in {label(path)}; a list of both is compose")
+    named = [values.pop(key) for key in ("base", "compose") if key in values]
+    bases = [each for value in named for each in (value if isinstance(value, list) else [value])]
+    wrong = [base for base in bases if not isinstance(base, str)]
+    faults += [f"{shown(base)} ({label(path)}) is no name of a recipe" for base in wrong]
+    return [base for base in bases if isinstance(base, str)]
+
+
+def _located(part: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Path | None:
+    """The file of a name or a path; None, and a fault, where there is none or more than one."""
+    if part.endswith(".toml"):
+        return (beside / Path(part).expanduser()).resolve()
+    paths = shipped_paths()
+    hits = [path for path in paths if path.stem == part]
+    if len(hits) == 1:
+        return hits[0]
+    asked_by = f" ({label(trail[-1])})" if trail else ""
+    if hits:
+        several = " and ".join(map(label, hits))
+        faults.append(f"recipe {part}{asked_by} is two files, {several}; give one by its path")
+        return None
+    if "/" in part:
+        faults.append(f"{part}{asked_by} is no file of a recipe: its path must end in .toml")
+        return None
+    near = get_close_matches(part, [path.stem for path in paths], n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    faults.append(f"recipe {part!r}{asked_by} is not in recipes/; {guess}{LIST_THEM}")
+    return None
+
+
+def shipped_paths() -> list[Path]:
+    """Every file that a bare name can mean."""
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.toml"))]
+
+
+def parsed(path: Path, faults: list[str]) -> Values:
+    """The tables of a file; none, and a fault, where it cannot be read."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading it might wait for ever
+        faults.append(
+            f"{label(path)} is a pipe or a device, and no file that can be read as a recipe"
+        )
+        return {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+    except FileNotFoundError:
+        faults.append(f"{label(path)} is not there; {LIST_THEM}")
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(f"{label(path)} cannot be read: {error}")
+    else:
+        return toml(text, label(path), faults)
+    return {}
+
+
+def toml(text: str, name: str, faults: list[str]) -> Values:
+    """The tables of a text; none, and a fault with its line, where it is no TOML.
+
+    Bounded in length, depth and whole numbers; sweeps are read by it too.
+    """
+    if len(text) > LONGEST:
+        faults.append(f"{name} has more than {LONGEST:,} letters; a recipe has less")
+        return {}
+    values: Values | None
+    try:
+        values = tomllib.loads(text)
+    except ValueError as error:  # a number of thousands of digits is one too
+        end = f"line {len(text.splitlines())}, the end"
+        faults.append(f"{name} is not TOML: {str(error).replace('end of document', end)}")
+        return {}
+    except RecursionError:
+        values = None
+    if values is None or is_deeper(values, DEEPEST):
+        faults.append(f"{name} is nested deeper than {DEEPEST} tables and lists")
+        return {}
+    if has_long_number(values):
+        faults.append(f"{name} has {TOO_LONG}")
+        return {}
+    return values
+
+
+def has_long_number(value: Any) -> bool:
+    """Whether some whole number, in tables and lists too, is none of TOML's: Python's have no end.
+
+    The tables are known not to be deep.
+    """
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (isinstance(value, int) and value not in INT64) or any(map(has_long_number, inside))
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether tables and lists are nested deeper than that."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(is_deeper(each, levels - 1) for each in inside)
+
+
+def label(path: Path) -> str:
+    """A file as it is called in messages and origins: relative to the project where it can be."""
+    path = path.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[Layer]:
+    for text in overrides:
+        try:
+            yield _override_layer(text)
+        except ValueError as error:
+            faults.append(f"--set {brief(text)} {error}; type key=value, as in --set optim.lr=0.1")
+
+
+def override_of(key: str, overrides: Sequence[str]) -> str | None:
+    """The last override that sets `key`, a table and a name, as `data={source="x"}` does too; None
+    if there is none.
+    """
+    table, _, name = key.partition(".")
+    for text in reversed(overrides):
+        with suppress(ValueError):  # one that is malformed is named later
+            values = _override_layer(text).values.get(table)
+            if isinstance(values, dict) and name in values:
+                return text
+    return None
+
+
+def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:
+    """A file's value gives way to its rival's; two on one command line contradict each other."""
+    keys = {
+        f"{table}.{name}"
+        for layer in layers
+        for table, of in layer.values.items()
+        if isinstance(of, dict)
+        for name in of
+    }
+    for key, rival in RIVALS.items():
+        other = f"{key.rpartition('.')[0]}.{rival}"
+        if key < other and {key, other} <= keys:
+            yield f"--set {key} and --set {other} exclude each other; give one of them"
+
+
+def _override_layer(text: str) -> Layer:
+    """One `optim.lr=0.1` as tables. Raises ValueError where it is malformed."""
+    key, _, raw = text.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not all(map(BARE_KEY.fullmatch, names)):
+        raise ValueError(f"has no key: {brief(repr(key))} is none")
+    if not raw.strip():
+        raise ValueError("has no value")
+    if len(names) > DEEPEST:
+        raise ValueError(f"is nested deeper than {DEEPEST} tables")
+    values = _override_value(raw.strip())
+    for name in reversed(names):
+        values = {name: values}
+    return Layer(OVERRIDE, values)
+
+
+def _override_value(raw: str) -> Any:
+    """A TOML value; a bare word that is none is a string, so that paths need no quotes."""
+    try:
+        table = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError):
+        table = {}
+    if is_deeper(table, DEEPEST):
+        raise ValueError(f"is nested deeper than {DEEPEST} tables and lists")
+    if has_long_number(table):
+        raise ValueError(f"has {TOO_LONG}")
+    if table.keys() == {"value"}:
+        return table["value"]
+    if raw[0] in "[{\"'" or "\n" in raw:
+        raise ValueError(f"is malformed: {brief(raw)} is no TOML value")
+    return raw
+
+
+def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> None:
+    for name, value in layer.values.items():
+        key = prefix + name
+        rival = RIVALS.get(key)
+        if rival is not None and rival not in layer.values:
+            into.pop(rival, None)
+        if value is False and key in switches():
+            into.pop(name, None)
+            for gone in [k for k in origins if k.startswith(f"{key}.")]:
+                del origins[gone]
+            continue
+        if key == "teacher.network" and isinstance(value, str):
+            _drop_other_network(into, origins, value, layer.origin)
+        origins[key] = layer.origin
+        if isinstance(value, dict):
+            if not isinstance(into.get(name), dict):
+                into[name] = {}
+            _merge(into[name], origins, Layer(layer.origin, value), f"{key}.")
+        else:
+            into[name] = value
+
+
+def _drop_other_network(
+    teacher: Values, origins: dict[str, str], network: str, origin: str
+) -> None:
+    """Remove what earlier layers set of another network of the teacher.
+
+    Keys of the same layer stay, to be refused: they contradict it.
+    """
+    for name in foreign_keys(network) & teacher.keys():
+        if origins[f"teacher.{name}"] != origin:
+            del teacher[name], origins[f"teacher.{name}"]

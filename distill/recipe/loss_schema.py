@@ -1,0 +1,320 @@
+"""The `[loss]` tables: weight, schedule and arguments of each term, and the inputs it needs.
+
+`needs`, of each term: `labels`; `one label` (labels that are one class a sample); `teacher` (its
+logits, asked now or stored); `live teacher` and `taps` (maps of both networks); `pair` (its logits
+before mixing); `sample index`. Each equation and its paper stand in `distill/losses/NAME.py`, and
+so does what the arguments mean.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+# Upper bounds are far beyond use: float32 holds the products of two, and loops of them end.
+MOST = 1_000_000_000
+Positive = Annotated[float, Field(gt=0, le=MOST)]
+NotNegative = Annotated[float, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Channels = Annotated[int, Field(ge=1, le=65_536)]
+Temperature = Annotated[float, Field(ge=0.001, le=1_000_000)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, frozen wants tuples
+Taps = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+LABELS = frozenset({"labels"})
+ONE_LABEL = frozenset({"labels", "one label", "teacher"})
+LOGITS = frozenset({"teacher"})
+MAPS = frozenset({"live teacher", "taps"})
+STAGES = ("stages.0", "stages.1", "stages.2")
+
+
+class When(BaseModel):
+    """When a term counts, in shares of the training."""
+
+    model_config = STRICT
+    begin: ShareBelowOne = 0.0
+    end: Annotated[float, Field(gt=0, le=1)] = 1.0
+    warmup: ShareBelowOne = 0.0  # the share over which the weight rises from 0
+    fade_to: NotNegative = 1.0  # the factor on the weight at the end
+
+
+class Hard(BaseModel):
+    """The labels' term."""
+
+    model_config = STRICT
+    needs: ClassVar = LABELS
+    weight: NotNegative = 1.0
+    when: When = When()
+    label_smoothing: ShareBelowOne = 0.0
+
+
+class Kd(BaseModel):
+    """Hinton's term, arXiv 1503.02531."""
+
+    model_config = STRICT
+    needs: ClassVar = LOGITS
+    weight: NotNegative = 0.9
+    when: When = When()
+    temperature: Temperature = 4.0
+
+
+class Dkd(BaseModel):
+    """Decoupled knowledge distillation, arXiv 2203.08679."""
+
+    model_config = STRICT
+    needs: ClassVar = ONE_LABEL
+    weight: NotNegative = 1.0
+    when: When = When()
+    alpha: NotNegative = 1.0
+    beta: NotNegative = 2.0
+    temperature: Temperature = 4.0
+
+
+class Dist(BaseModel):
+    """Relations between and within classes, arXiv 2205.10536."""
+
+    model_config = STRICT
+    needs: ClassVar = LOGITS
+    weight: NotNegative = 1.0
+    when: When = When()
+    beta: NotNegative = 1.0
+    gamma: NotNegative = 1.0
+    temperature: Temperature = 4.0
+
+
+class LogitStd(BaseModel):
+    """KD of standardised logits, arXiv 2403.01427."""
+
+    model_config = STRICT
+    needs: ClassVar = LOGITS
+    weight: NotNegative = 1.0
+    when: When = When()
+    temperature: Temperature = 1.0
+
+
+class Mse(BaseModel):
+    """Squared distance of logits, arXiv 1312.6184."""
+
+    model_config = STRICT
+    needs: ClassVar = LOGITS
+    weight: NotNegative = 1.0
+    when: When = When()
+    centred: bool = True
+
+
+class MultiTemperature(BaseModel):
+    """KD at several temperatures at once."""
+
+    model_config = STRICT
+    needs: ClassVar = LOGITS
+    weight: NotNegative = 1.0
+    when: When = When()
+    temperatures: Annotated[tuple[Temperature, ...], Field(strict=False, min_length=1)] = (
+        1.0,
+        2.0,
+        4.0,
+    )
+
+
+class SoftMix(BaseModel):
+    """The teacher's answers of two images, mixed as the images are."""
+
+    model_config = STRICT
+    needs: ClassVar = frozenset({"pair"})
+    weight: NotNegative = 1.0
+    when: When = When()
+    temperature: Temperature = 4.0
+
+
+class FitNet(BaseModel):
+    """Hints, arXiv 1412.6550."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_tap: str = "stages.1"
+    teacher_tap: str = "stages.1"
+
+
+class At(BaseModel):
+    """Attention transfer, arXiv 1612.03928."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_taps: Taps = STAGES
+    teacher_taps: Taps = STAGES
+    reduction: Literal["mean", "paper"] = "mean"
+
+
+class Sp(BaseModel):
+    """Similarity-preserving distillation, arXiv 1907.09682."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_tap: str = "stages.2"
+    teacher_tap: str = "stages.2"
+    reduction: Literal["scale_free", "paper"] = "scale_free"
+
+
+class Nst(BaseModel):
+    """Neuron selectivity transfer, arXiv 1707.01219."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_tap: str = "stages.2"
+    teacher_tap: str = "stages.2"
+
+
+class Pkt(BaseModel):
+    """Probabilistic knowledge transfer, arXiv 1803.10837."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_tap: str = "features"
+    teacher_tap: str = "features"
+    reduction: Literal["scale_free", "paper"] = "scale_free"
+
+
+class Rkd(BaseModel):
+    """Relational knowledge distillation, arXiv 1904.05068."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    distance: NotNegative = 1.0
+    angle: NotNegative = 2.0
+    rows: Annotated[int, Field(ge=3, le=65_536)] = 128  # of a batch, at most, in the angles
+    student_tap: str = "features"
+    teacher_tap: str = "features"
+
+
+class Vid(BaseModel):
+    """Variational information distillation, arXiv 1904.05835."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_taps: Taps = STAGES
+    teacher_taps: Taps = STAGES
+
+
+class Crd(BaseModel):
+    """Contrastive representation distillation, arXiv 1910.10699."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS | {"sample index"}
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_tap: str = "features"
+    teacher_tap: str = "features"
+    dims: Channels = 128
+    negatives: Annotated[int, Field(ge=1, le=10_000_000)] = 16_384
+    temperature: Annotated[float, Field(ge=0.02, le=1_000_000)] = (
+        0.07  # below, exp(1/T) leaves float32
+    )
+    momentum: ShareBelowOne = 0.5
+
+
+class ReviewKd(BaseModel):
+    """Knowledge review, arXiv 2104.09044."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_taps: Taps = (*STAGES, "features")
+    teacher_taps: Taps = (*STAGES, "features")
+    width: Channels = 64  # channels of the fused maps
+
+
+class SimKd(BaseModel):
+    """The teacher's classifier on projected maps, arXiv 2203.14001."""
+
+    model_config = STRICT
+    needs: ClassVar = MAPS
+    weight: NotNegative = 1.0
+    when: When = When()
+    student_tap: str = "projector"
+    teacher_tap: str = "maps"
+
+
+Term = (
+    Hard
+    | Kd
+    | Dkd
+    | Dist
+    | LogitStd
+    | Mse
+    | MultiTemperature
+    | SoftMix
+    | FitNet
+    | At
+    | Sp
+    | Nst
+    | Pkt
+    | Rkd
+    | Vid
+    | Crd
+    | ReviewKd
+    | SimKd
+)
+
+
+class Losses(BaseModel):
+    """The terms of the objective, by name."""
+
+    model_config = STRICT
+    hard: Hard | None = None
+    kd: Kd | None = None
+    dkd: Dkd | None = None
+    dist: Dist | None = None
+    logit_std: LogitStd | None = None
+    mse: Mse | None = None
+    multi_temperature: MultiTemperature | None = None
+    soft_mix: SoftMix | None = None
+    fitnet: FitNet | None = None
+    at: At | None = None
+    sp: Sp | None = None
+    nst: Nst | None = None
+    pkt: Pkt | None = None
+    rkd: Rkd | None = None
+    vid: Vid | None = None
+    crd: Crd | None = None
+    reviewkd: ReviewKd | None = None
+    simkd: SimKd | None = None
+
+    def terms(self) -> dict[str, Term]:
+        """The terms present, by name, in the order of this table."""
+        return {name: term for name, term in self if term is not None}
+
+
+TEACHERS = frozenset({"teacher", "live teacher", "pair"})  # needs that only a teacher meets
+
+
+def arguments(term: Term) -> dict[str, Any]:
+    """A term's own arguments: all but its weight and when."""
+    return term.model_dump(exclude={"weight", "when"})
+
+
+def taps(term: Term, whose: Literal["student", "teacher"]) -> Iterator[tuple[str, str]]:
+    """(key, tap) of every map that a term asks of the student or the teacher."""
+    for key, value in term:
+        if key == f"{whose}_tap":
+            yield key, value
+        elif key == f"{whose}_taps":
+            yield from ((key, tap) for tap in value)

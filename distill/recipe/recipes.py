@@ -1,0 +1,482 @@
+"""Load recipes by name; validate, write and compare them.
+
+A recipe is data: a TOML file that may stand on others (`compose.py`), whose tables and keys are
+those of `schema.py`. It is checked once, after everything is merged (`faults.py`), and every value
+knows where it came from.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from distill.errors import UserError
+from distill.recipe.compose import compose, label, parsed, shipped_paths, toml
+from distill.recipe.constraints import RULES, Fault, Rule, within_budget
+from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
+from distill.recipe.schema import About, Recipe, Student, Teacher
+from distill.recipe.validation import Values, brief, check, shown
+from students.design import Design
+from teachers.wrn_design import WrnDesign
+
+__all__ = [
+    "About",
+    "Recipe",
+    "RecipeError",
+    "Resolved",
+    "check_student",
+    "check_teacher",
+    "combining",
+    "compared",
+    "control",
+    "count",
+    "differences",
+    "dumps",
+    "fingerprint",
+    "fingerprint_as_written",
+    "is_taught",
+    "leaves",
+    "load",
+    "loads",
+    "needs",
+    "read",
+    "shipped",
+    "taught_by",
+    "values",
+    "verified",
+    "with_source",
+    "with_teacher",
+]
+
+# Keys of [teacher] that fingerprints of finished runs do not know.
+LATER_KEYS = {"draw", "mirror", "weights"}
+TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
+DEFAULT = "default"  # the origin of what nobody set
+
+
+class RecipeError(UserError):
+    """A recipe was refused; every fault has a line of its own."""
+
+    def __init__(self, name: str, faults: Sequence[str]) -> None:
+        super().__init__(name, faults)
+        self.name, self.faults = name, tuple(faults)
+
+    def __str__(self) -> str:
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        lines = [f"RecipeError: {count} in {self.name}", *(f"  {fault}" for fault in self.faults)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe as it will be run.
+
+    `origins`: dotted key to the file that set it, "--set" or "default". `name`: as it was asked
+    for, "kd_cutmix+quickstart"; a path gives its stem. `replaced`: of a+b, a note on the network
+    of [teacher] or [student] that a describes and b replaces, by the name of the table. `idle`:
+    a note on each `--set KEY=false` that removes nothing.
+    """
+
+    recipe: Recipe
+    origins: dict[str, str]
+    name: str
+    replaced: dict[str, str] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Resolved:
+    """The recipe `spec` (a name, a path ending in .toml, or a+b+c) under `key=value` overrides.
+
+    `about` keeps what the file asked for says itself: a claim is not inherited. Raises RecipeError
+    with every fault.
+    """
+    return _load(spec, overrides, RULES)
+
+
+def count(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The student in numbers, for 10 classes; one over budget is counted like any other.
+
+    A teacher of network "wrn" or "resnet" is counted beside it, as `teacher`, `teacher_parameters`
+    …, or alone if the recipe has no student. Raises RecipeError with every other fault, one being
+    that the recipe has neither.
+    """
+    resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
+    student, teacher = resolved.recipe.student, _counted_teacher(resolved.recipe.teacher)
+    counted: dict[str, Any] = {"recipe": resolved.name}
+    if student is not None or not teacher:
+        counted |= _counted_student(_student(resolved))
+    return counted | teacher
+
+
+def _counted_teacher(teacher: Teacher | None) -> dict[str, Any]:
+    """Empty for a network of timm, which only timm can count."""
+    design: Design | WrnDesign
+    if teacher is None or teacher.network not in ("wrn", "resnet"):
+        return {}
+    if teacher.network == "wrn":
+        design = WrnDesign(teacher.depth, teacher.widen)
+        trainable = design.parameters
+    else:
+        design = Design.of(**teacher.spec())
+        trainable = design.trainable
+    return {
+        "teacher": design.summary,
+        "teacher_parameters": design.parameters,
+        "teacher_trainable": trainable,
+        "teacher_macs": design.macs,
+    }
+
+
+def _counted_student(student: Student) -> dict[str, Any]:
+    design = Design.of(**student.spec())
+    return {
+        "network": design.summary,
+        "parameters": design.parameters,
+        "trainable": design.trainable,
+        "macs": design.macs,
+        "max_params": student.max_params,
+        "within_budget": design.parameters < student.max_params,
+    }
+
+
+def planned(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
+    """The student's design, for 10 classes and of any size, and its activation.
+
+    Raises as `count` does.
+    """
+    student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
+    return Design.of(**student.spec()), student.activation
+
+
+def shipped() -> list[tuple[str, Path, About]]:
+    """Every recipe and ingredient that a bare name can mean: name, file, lab note.
+
+    Raises RecipeError where a file is no TOML or its [about] is wrong.
+    """
+    faults: list[str] = []
+    found = []
+    for path in shipped_paths():
+        about = parsed(path, faults).get("about", {})
+        wrong = check({"about": about}, whole=False)[1]
+        faults += [_line(fault, {fault.key: label(path)}) for fault in wrong]
+        if not wrong:
+            found.append((path.stem, path, About.model_validate(about)))
+    if faults:
+        raise RecipeError("recipes/", faults)
+    return found
+
+
+def read(path: Path) -> Recipe:
+    """The whole recipe of a finished or running run, its recipe.toml. Raises RecipeError."""
+    faults: list[str] = []
+    return _whole(parsed(path, faults), str(path), faults)
+
+
+def loads(text: str, name: str) -> Recipe:
+    """The whole recipe that `dumps` wrote; `name` stands in the message of a RecipeError."""
+    faults: list[str] = []
+    return _whole(toml(text, name, faults), name, faults)
+
+
+def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
+    """The whole recipe as TOML, defaults written out, absent keys left out.
+
+    `without`: tables and keys to leave out too, `{"about": True, "data": {"source": True}}`.
+    """
+    text = tomli_w.dumps(recipe.model_dump(exclude_none=True, exclude=dict(without or {})))
+    # tomli-w gives each element of a list a line of its own; strings hold no line breaks.
+    for spread, inline in ((r",\n *\]", "]"), (r",\n +", ", "), (r"\[\n +", "[")):
+        text = re.sub(spread, inline, text)
+    return text
+
+
+def annotated(text: str, origins: Mapping[str, str]) -> str:
+    """A recipe as TOML, each value followed by the file that set it, where `origins` has it."""
+    lines, table = [], ""
+    for line in text.splitlines():
+        if line.startswith("["):
+            table = line.strip("[]") + "."
+        origin = origins.get(table + line.split(" = ")[0]) if " = " in line else None
+        lines.append(f"{line:<48}  # {origin}" if origin else line)
+    return "\n".join(lines)
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """SHA-256, hex, of everything but [about]; an absent key counts as if it did not exist, and so
+    does one of LATER_KEYS at its default.
+    """
+    content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    return _fingerprint_of(content, recipe)
+
+
+def fingerprint_as_written(path: Path) -> str:
+    """`fingerprint` of the keys that a run's recipe.toml has, and of no others: that of the version
+    that wrote it, whatever keys came later. Raises RecipeError.
+    """
+    recipe = read(path)
+    content = {name: table for name, table in parsed(path, []).items() if name != "about"}
+    return _fingerprint_of(content, recipe)
+
+
+def _fingerprint_of(content: dict[str, Any], recipe: Recipe) -> str:
+    """SHA-256 of a recipe's keys as canonical JSON, without those of LATER_KEYS at defaults."""
+    later = LATER_KEYS - combining(recipe)
+    teacher = content.get("teacher", {})
+    kept = {key: value for key, value in teacher.items() if key not in later}
+    content = content | ({"teacher": kept} if "teacher" in content else {})
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def values(recipe: Recipe) -> dict[str, Any]:
+    """Every key outside [about] that has a value: `{"optim.lr": 0.1, …}`."""
+    return dict(leaves(recipe.model_dump(exclude={"about"})))
+
+
+def differences(a: Recipe, b: Recipe) -> list[str]:
+    """What differs outside [about], `optim.lr: 0.1 -> 0.2`; `absent` where one has no such key."""
+    ours, theirs = values(a), values(b)
+    return [
+        f"{key}: {_shown_at(key, ours)} -> {_shown_at(key, theirs)}"
+        for key in dict.fromkeys([*ours, *theirs])
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def compared(a: Resolved, b: Resolved) -> list[str]:
+    """`differences` with who set each value, `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`."""
+    ours, theirs = values(a.recipe), values(b.recipe)
+    return [
+        f"{key}: {_with_origin(key, ours, a.origins)} -> {_with_origin(key, theirs, b.origins)}"
+        for key in dict.fromkeys([*ours, *theirs])
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def verified(spec: str, overrides: Sequence[str] = ()) -> str:
+    """What was checked, in a sentence. Raises RecipeError with every fault.
+
+    Of an ingredient, which is no whole recipe, each key by itself.
+    """
+    if not _is_ingredient(spec):
+        load(spec, overrides)
+        return f"{spec}: no fault"
+    made = compose(spec, overrides)
+    faults = [*made.faults, *(_line(f, made.origins) for f in check(made.values, whole=False)[1])]
+    if faults:
+        raise RecipeError(spec, faults)
+    return f"{spec}: no fault; an ingredient, made to be composed: kd+{Path(spec).stem}"
+
+
+def control(recipe: Recipe) -> Recipe:
+    """The same recipe without a teacher: the labels' term alone, at weight 1."""
+    hard = (recipe.loss.hard or Hard()).model_copy(update={"weight": 1.0, "when": When()})
+    # Stored answers are of no use to it; which views it trains on is.
+    cache = recipe.cache if recipe.cache and recipe.cache.views else None
+    return recipe.model_copy(update={"loss": Losses(hard=hard), "cache": cache})
+
+
+def needs(recipe: Recipe) -> frozenset[str]:
+    """What the terms read, as the tables of `terms.py` say it."""
+    return frozenset[str]().union(*(term.needs for term in recipe.loss.terms().values()))
+
+
+def is_taught(recipe: Recipe) -> bool:
+    """Whether some term asks a teacher, now or by its stored answers."""
+    return bool(needs(recipe) & TEACHERS)
+
+
+def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
+    """The same recipe taught by the networks of these run folders."""
+    teacher = (recipe.teacher or Teacher()).model_copy(update={"runs": tuple(runs)})
+    return recipe.model_copy(update={"teacher": teacher})
+
+
+def combining(recipe: Recipe) -> set[str]:
+    """Which of `draw`, `mirror` and `weights` are set to other than their defaults."""
+    plain, wanted = Teacher(), recipe.teacher or Teacher()
+    return {key for key in LATER_KEYS if getattr(wanted, key) != getattr(plain, key)}
+
+
+def taught_by(recipe: Recipe, i: int) -> Recipe:
+    """The same recipe taught by the i-th of its teachers alone."""
+    assert recipe.teacher is not None
+    alone = {"runs": recipe.teacher.runs[i : i + 1], "draw": "all", "weights": ()}
+    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=alone)})
+
+
+def with_source(recipe: Recipe, source: str) -> Recipe:
+    """The same recipe on other images."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with its weights and its data drawn from this seed."""
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"seed": seed}),
+            "train": recipe.train.model_copy(update={"seed": seed}),
+        }
+    )
+
+
+def teacher_for(name: str) -> str:
+    """What to type after `train-teacher --recipe` for a teacher of the recipe `name`, as its lab
+    note and those of its ingredients say it: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
+    """
+    first, *ingredients = name.split("+")
+    note = ""
+    with suppress(RecipeError):
+        note = load(first).recipe.about.teacher
+    base, _, options = (note if note not in ("", "none") else "teacher_wrn").partition(" ")
+    more = (_teacher_options(base, each) for each in ingredients)
+    return " ".join(filter(None, ["+".join([base, *ingredients]), options, *more]))
+
+
+def _teacher_options(base: str, ingredient: str) -> str:
+    """The --set options with which an ingredient's lab note trains the teacher `base`."""
+    with suppress(RecipeError):
+        for name, _, about in shipped():
+            spec, _, options = about.teacher.partition(" ")
+            if name == ingredient and spec == f"{base}+{ingredient}":
+                return options
+    return ""
+
+
+def check_teacher(resolved: Resolved) -> None:
+    """Raises RecipeError where train-teacher cannot use the recipe."""
+    recipe, origins = resolved.recipe, resolved.origins
+    faults = []
+    if recipe.teacher is None:
+        faults.append("teacher is missing; train-teacher wants a [teacher] table")
+    for name, term in recipe.loss.terms().items():
+        if term.needs & TEACHERS:
+            origin = origins[f"loss.{name}.weight"]
+            faults.append(
+                f"loss.{name} ({origin}) needs a teacher, and train-teacher has none; "
+                f"type --set loss.{name}=false{_labels_alone(recipe)}"
+            )
+    if faults:
+        raise RecipeError(resolved.name, faults)
+
+
+def _labels_alone(recipe: Recipe) -> str:
+    """Without a teacher the labels have their whole weight."""
+    hard = recipe.loss.hard
+    return " --set loss.hard.weight=1" if hard is None or hard.weight != 1 else ""
+
+
+def check_student(resolved: Resolved) -> None:
+    """Raises RecipeError where distill cannot use the recipe."""
+    _student(resolved)
+
+
+def _student(resolved: Resolved) -> Student:
+    if resolved.recipe.student is None:
+        fault = "student is missing; distill wants a [student] table, as in kd"
+        if resolved.recipe.teacher is not None:
+            fault += f"; for its teacher type train-teacher --recipe {resolved.name}"
+        raise RecipeError(resolved.name, [fault])
+    return resolved.recipe.student
+
+
+def _shown_at(key: str, leaves: Values) -> str:
+    return shown(leaves[key]) if key in leaves else "absent"
+
+
+def _with_origin(key: str, leaves: Values, origins: dict[str, str]) -> str:
+    return f"{shown(leaves[key])} ({origins.get(key, DEFAULT)})" if key in leaves else "absent"
+
+
+def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolved:
+    made = compose(spec, overrides)
+    recipe, wrong = check(made.values, rules, whole=not made.faults)
+    if recipe is None or wrong or made.faults:
+        lines = [*made.faults, *(_line(fault, made.origins) for fault in wrong)]
+        if _is_ingredient(spec):
+            lines.insert(0, f"{spec} is an ingredient, made to be composed; type kd+{spec}")
+        raise RecipeError(spec, lines)
+    origins = {
+        key: origin
+        for key, origin in made.origins.items()
+        if origin in made.own or not key.startswith("about.")
+    }
+    about = {key: value for key, value in recipe.about if f"about.{key}" in origins}
+    recipe = recipe.model_copy(update={"about": About(**about)})
+    every = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
+    idle = tuple(_removes_nothing(key, recipe) for key in dict.fromkeys(made.idle))
+    return Resolved(recipe, every, made.name, dict(_replaced(made.networks)), idle)
+
+
+def _removes_nothing(key: str, recipe: Recipe) -> str:
+    """The note on a `--set KEY=false` without a table to remove."""
+    there = f"the recipe has no [{key}]"
+    if key.startswith("loss."):
+        there = f"the terms of the recipe are {', '.join(recipe.loss.terms())}"
+    return f"--set {key}=false removes nothing: {there}"
+
+
+def _replaced(networks: Sequence[tuple[str, Values]]) -> Iterator[tuple[str, str]]:
+    """(table, note) of each network that a later part of a+b+c replaces."""
+    for i, ((_, before), (part, after)) in enumerate(pairwise(networks), start=1):
+        for table in before.keys() & after.keys():
+            ours, theirs = _summary(table, before[table]), _summary(table, after[table])
+            if ours and theirs and ours != theirs:
+                earlier = "+".join(name for name, _ in networks[:i])
+                yield table, f"{part} replaces the network of {earlier}: {ours} -> {theirs}"
+
+
+def _summary(table: str, values: Values) -> str | None:
+    """A network's short name; None for tables that are incomplete or faulty."""
+    try:
+        if table == "student":
+            return Design.of(**Student.model_validate(values).spec()).summary
+        teacher = Teacher.model_validate(values)
+        return str(_counted_teacher(teacher).get("teacher", teacher.network))
+    except (ValidationError, UserError):
+        return None
+
+
+def _is_ingredient(spec: str) -> bool:
+    """Whether a name or a path is that of an ingredient of ours."""
+    return any(
+        path.parent.name == "ingredients" and spec in (path.stem, label(path), str(path))
+        for path in shipped_paths()
+    )
+
+
+def _whole(values: Values, name: str, faults: list[str]) -> Recipe:
+    """The recipe of a file that stands on no other."""
+    recipe, wrong = check(values, whole=not faults)
+    faults += [_line(fault, {fault.key: name}) for fault in wrong]
+    if faults or recipe is None:
+        raise RecipeError(name, faults)
+    return recipe
+
+
+def _line(fault: Fault, origins: dict[str, str]) -> str:
+    """A fault in one line; a key that is there is followed by who set it."""
+    problem = fault.problem
+    if fault.against is not None:
+        problem = problem.format(f"{fault.against} ({origins.get(fault.against, DEFAULT)})")
+    elif fault.value is None:
+        return f"{brief(fault.key)} {problem}"
+    value = "" if fault.value is None else f" = {brief(shown(fault.value))}"
+    return f"{brief(fault.key)}{value} ({origins.get(fault.key, DEFAULT)}) {problem}"
+
+
+def leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that has a value: `("optim.lr", 0.1)`."""
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value

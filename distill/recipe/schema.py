@@ -1,0 +1,409 @@
+"""The tables of a recipe: every key with its type, range and default.
+
+A table is a frozen pydantic model: strict types (a whole number may stand for a number), unknown
+keys refused. `None` is an absent key; an absent table is off.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from distill.recipe.loss_schema import (
+    MOST,
+    STRICT,
+    Channels,
+    Count,
+    Losses,
+    Names,
+    NotNegative,
+    Positive,
+    Share,
+    ShareBelowOne,
+)
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# The sizes of a student are bounded together: the largest is counted in seconds.
+Stages = Annotated[int, Field(ge=1, le=16)]
+Blocks = Annotated[int, Field(ge=1, le=1_000)]  # of a stage
+BlocksOrNone = Annotated[int, Field(ge=0, le=1_000)]
+Kernel = Annotated[int, Field(ge=1, le=63)]  # each pixel of 32x32 sees all of them
+Stride = Annotated[int, Field(ge=1, le=32)]
+ChannelsEach = Annotated[tuple[Channels, ...], Field(strict=False)]
+KernelEach = Annotated[tuple[Kernel, ...], Field(strict=False)]
+StrideEach = Annotated[tuple[Stride, ...], Field(strict=False)]
+BlocksEach = Annotated[tuple[BlocksOrNone, ...], Field(strict=False)]
+Ratio = Annotated[float, Field(ge=0.001, le=1_000)]
+Area = Annotated[float, Field(gt=0, le=1)]
+Spread = Annotated[float, Field(ge=0, le=100)]
+Ratios = Annotated[tuple[Ratio, Ratio], Field(strict=False)]  # from, to
+Areas = Annotated[tuple[Area, Area], Field(strict=False)]  # from, to
+Concentration = Annotated[float, Field(ge=0.01, le=100)]  # of a symmetric beta distribution
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # float32 holds it, times bias_lr too
+Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
+Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
+Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # pixels; the images have 32
+Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # from this share on, this side
+Resolution = Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
+Space = Literal["standard", "wide"]
+OptimizerName = Literal[
+    "sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "radam", "adamax", "adagrad", "adadelta",
+    "rmsprop", "lamb", "lars", "lion", "muon", "adan", "adopt", "adafactor",
+]  # fmt: skip
+
+
+class About(BaseModel):
+    """The lab note: what is claimed, how to see it, what it took. Outside the fingerprint."""
+
+    model_config = STRICT
+    claim: str = ""
+    command: str = ""
+    teacher: str = ""
+    hardware: str = ""
+    minutes: str = ""
+    accuracy: str = ""  # mean ± std over n seeds, or "not yet run"
+    # Of `command` on CIFAR-10's test split in %; absent if it has not been run. The mean …
+    measured_accuracy: Annotated[float, Field(gt=0, le=100)] | None = None
+    seeds: Count | None = None  # … over so many runs
+
+
+class Data(BaseModel):
+    """The images, and which of them are held out for selection."""
+
+    model_config = STRICT
+    source: str = "cifar10"  # synthetic, cifar10, cifar100 or a path
+    seed: Seed = 0  # order, augmentation and mixing
+    holdout: ShareBelowOne = 0.1
+    train_images: Count | None = None  # only this many of the training images, class by class
+
+
+class Crop(BaseModel):
+    """A random crop out of the padded image."""
+
+    model_config = STRICT
+    padding: Annotated[int, Field(ge=1, le=16)] = 4  # pixels on each side
+
+
+class Flip(BaseModel):
+    """A mirror image, left to right."""
+
+    model_config = STRICT
+    prob: Share = 0.5
+    alternate: bool = False  # drawn once, then mirrored every other epoch
+
+
+class Translate(BaseModel):
+    """A shift by whole pixels; what comes in is black."""
+
+    model_config = STRICT
+    pixels: Annotated[int, Field(ge=1, le=16)] = 4  # at most, on each axis
+
+
+class Affine(BaseModel):
+    """Rotation, shift, scale and shear in one resampling."""
+
+    model_config = STRICT
+    degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # at most, either way
+    translate: ShareBelowOne = 0.0  # of the side, at most
+    scale: Ratios = (1.0, 1.0)
+    shear: Annotated[float, Field(ge=0, lt=90)] = 0.0  # degrees, at most
+
+
+class Rotate(BaseModel):
+    """A rotation about the centre."""
+
+    model_config = STRICT
+    degrees: Annotated[float, Field(gt=0, le=180)] = 15.0  # at most, either way
+
+
+class Jitter(BaseModel):
+    """Random brightness, contrast, saturation and hue."""
+
+    model_config = STRICT
+    brightness: Spread = 0.0  # a factor in [1 - b, 1 + b]; the next two alike
+    contrast: Spread = 0.0
+    saturation: Spread = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # a share of the colour circle
+
+
+class Trivial(BaseModel):
+    """TrivialAugment, arXiv 2103.10158: one operation of one strength."""
+
+    model_config = STRICT
+    space: Space = "standard"
+    before_crop: bool = True  # on whole images, before crop and flip, as its authors have it
+
+
+class Rand(BaseModel):
+    """RandAugment, arXiv 1909.13719: some operations of one strength."""
+
+    model_config = STRICT
+    ops: Annotated[int, Field(ge=1, le=4)] = 3
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 15
+    space: Space = "standard"
+
+
+class Cutout(BaseModel):
+    """A square that is hidden, arXiv 1708.04552."""
+
+    model_config = STRICT
+    size: Annotated[int, Field(ge=1, le=1_000)] = 16  # its side in pixels
+    prob: Share = 1.0
+
+
+class Erase(BaseModel):
+    """A rectangle that is hidden, arXiv 1708.04896."""
+
+    model_config = STRICT
+    prob: Share = 0.25
+    area: Areas = (0.02, 0.33)  # shares of the image
+    ratio: Ratios = (0.3, 3.3)  # height over width
+
+
+class Augment(BaseModel):
+    """What is done to one image, in this order; `trivial` first, if it is `before_crop`."""
+
+    model_config = STRICT
+    crop: Crop | None = None
+    flip: Flip | None = None
+    translate: Translate | None = None
+    affine: Affine | None = None
+    rotate: Rotate | None = None
+    trivial: Trivial | None = None
+    rand: Rand | None = None
+    jitter: Jitter | None = None
+    cutout: Cutout | None = None
+    erase: Erase | None = None
+    # Share of the epochs, at the end, with crop and flip alone; above 0 one epoch at least.
+    off_last: ShareBelowOne = 0.0
+
+
+class Mixup(BaseModel):
+    """Blending two images; lambda ~ Beta(alpha, alpha)."""
+
+    model_config = STRICT
+    prob: Share = 1.0
+    alpha: Concentration = 1.0
+
+
+class Cutmix(BaseModel):
+    """A box of one image pasted into another; its area from Beta(alpha, alpha)."""
+
+    model_config = STRICT
+    prob: Share = 1.0
+    alpha: Concentration = 1.0
+
+
+class Ricap(BaseModel):
+    """Four images in one, arXiv 1811.09030; the boundary's place from Beta(beta, beta)."""
+
+    model_config = STRICT
+    prob: Share = 1.0
+    beta: Concentration = 0.3
+
+
+class Mix(BaseModel):
+    """What is done to several images; each sample is mixed in one way at most."""
+
+    model_config = STRICT
+    mixup: Mixup | None = None
+    cutmix: Cutmix | None = None
+    ricap: Ricap | None = None
+    # Share of the epochs, at the end, without mixing; above 0 one epoch at least.
+    off_last: ShareBelowOne = 0.0
+
+    def ways(self) -> dict[str, Mixup | Cutmix | Ricap]:
+        """Those that are on, by name."""
+        return {name: way for name, way in self if isinstance(way, Mixup | Cutmix | Ricap)}
+
+
+class ResNetKeys(BaseModel):
+    """A residual network: what `Design.of` takes, and what has no parameters."""
+
+    model_config = STRICT
+    stages: Stages | None = None
+    blocks: Blocks | BlocksEach | None = None  # with downsample "pool" a stage may have 0
+    width: Channels | None = None  # of the first stage; doubles. Either this or channels
+    channels: ChannelsEach | None = None
+    kernel: Kernel | KernelEach = 3
+    skip_kernel: Kernel | KernelEach = 1
+    stem_kernel: Kernel | None = None  # the first stage's kernel; odd, or 2, without padding
+    stem_width: Channels | None = None  # the first stage's channels; 6 k² filters if whitened
+    stem_stride: Stride = 1
+    stem_pool: bool = False
+    stem_init: Literal["random", "whiten"] = "random"  # whiten: from patches of training images
+    stem_frozen: bool = False  # its kernels are not trained; they count as parameters
+    stem_norm: bool = True  # batch norm after its convolution, else a bias
+    downsample: Literal["stride", "pool"] = "stride"  # of a stage's first block, or a max pool
+    stage_strides: StrideEach | None = (
+        None  # 1, 2, 2, ...; with "pool" the pools' sides, 2, 2, 2, ...
+    )
+    convs_per_block: Annotated[int, Field(ge=1, le=16)] = 2
+    pool: Literal["global"] | Annotated[int, Field(ge=1, le=1_000)] = "global"
+    # celu: with alpha 0.075, Page's for CIFAR-10
+    activation: Literal["relu", "leaky_relu", "gelu", "tanh", "celu", "silu"] = "relu"
+    norm_scale: Literal["trained", "frozen"] = "trained"  # frozen: 1, at the ends of blocks too
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = (
+        0.1  # torch's; airbench94's 0.6 is 0.4 here
+    )
+    block_dropout: ShareBelowOne = 0.0
+    head_dropout: ShareBelowOne = 0.0
+
+    def spec(self) -> dict[str, Any]:
+        """The keyword arguments of `Design.of`."""
+        return self.model_dump(mode="json", include=DESIGN_KEYS)
+
+    def rates(self) -> dict[str, Any]:
+        """The keyword arguments that `students.resnet.ResNet` takes beside the design."""
+        return self.model_dump(include=NOT_IN_DESIGN)
+
+
+NOT_IN_DESIGN = {"activation", "norm_momentum", "block_dropout", "head_dropout"}
+RESNET_KEYS = frozenset(ResNetKeys.model_fields)
+DESIGN_KEYS = {*RESNET_KEYS, "projector_width", "projector_factor"} - NOT_IN_DESIGN
+WRN_KEYS = frozenset({"depth", "widen", "dropout"})
+
+
+def foreign_keys(network: str) -> frozenset[str]:
+    """The keys of [teacher] that describe another network than this one.
+
+    timm's networks read neither; the Wide ResNet's are written beside them, as in older recipes.
+    """
+    return WRN_KEYS if network == "resnet" else RESNET_KEYS
+
+
+class Teacher(ResNetKeys):
+    """The network that teaches, and where trained ones lie.
+
+    Keys that describe another network are in no recipe that is written and in no fingerprint.
+    """
+
+    network: str = "wrn"  # "resnet", described as a student is, or "timm/NAME"
+    depth: Annotated[int, Field(ge=1, le=2_000)] = 28
+    widen: Annotated[int, Field(ge=1, le=1_000)] = 10
+    dropout: ShareBelowOne = 0.0
+    runs: Names = ()  # folders of trained teachers; several are an ensemble
+    draw: Literal["all", "one"] = "all"  # their mean, or one of them for each view
+    mirror: bool = False  # the mean over each image and its mirror image, for twice the forward
+    weights: Weights = ()  # one a teacher: in the mean, or in the draw; without them equal
+
+    @model_serializer(mode="wrap")
+    def _without_foreign_keys(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        known = written(self)
+        present = [key for key in known if key not in foreign_keys(self.network)]
+        return {key: known[key] for key in sorted(present, key=lambda key: key != "network")}
+
+
+class Student(ResNetKeys):
+    """The network that is taught."""
+
+    stages: Stages
+    blocks: Blocks | BlocksEach
+    projector_width: Channels | None = None  # SimKD's: the teacher's width, before its classifier
+    projector_factor: Channels = 2  # by which the projector's inner maps are narrower
+    max_params: Annotated[int, Field(ge=1, le=MOST * 1_000)] = (
+        5_000_000  # the student has strictly fewer
+    )
+
+
+class Optim(BaseModel):
+    """The optimizer, by timm's names: `sgd` is Nesterov's, `momentum` is plain."""
+
+    model_config = STRICT
+    name: OptimizerName = "sgd"
+    lr: Rate = 0.1  # the peak
+    bias_lr: Annotated[float, Field(ge=0.001, le=10_000)] = (
+        1.0  # times lr: of norms' biases, and of a stem's that has no norm
+    )
+    min_lr: Annotated[float, Field(ge=0, le=1e30)] = (
+        0.0  # the lowest rate after the peak; retries lower it as every rate
+    )
+    momentum: ShareBelowOne = 0.9
+    betas: Betas | None = None
+    eps: Positive | None = None
+    weight_decay: NotNegative = 5e-4
+    decay_norm: bool = True
+    schedule: Literal["cosine", "linear", "constant", "step", "one_cycle"] = "cosine"
+    step_epochs: Epochs = 10  # of `step`: every so many epochs …
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9  # … times this
+    warmup_epochs: NotNegative = 0.0
+    clip: Positive | None = None  # the largest norm of the gradient
+
+
+class Train(BaseModel):
+    """How long, in what portions, how precisely."""
+
+    model_config = STRICT
+    epochs: Epochs | None = None  # either this or minutes
+    minutes: Positive | None = None  # of training: the first steps say how many fit
+    # Of the training images only, [[share of the epochs, side], ...]; absent: 32 throughout.
+    resolution: Resolution | None = None
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = (
+        512  # of one optimizer step, over all processes and accumulation
+    )
+    seed: Seed = 0  # initial weights and dropout
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool | Literal["auto"] = "auto"  # on a GPU, where a measured step is faster by it
+    accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
+    sync_batch_norm: bool = False  # mean and variance over all GPUs, not of each one's rows
+    log_every: Count = 50  # steps
+    save_every: Count = 1  # epochs; and in the middle of one …
+    save_steps: Count | None = None  # … every so many steps
+    save_minutes: Positive | None = 10.0  # … and when so many have passed
+    keep_epochs: Count | None = None  # weights are kept after so many epochs each, and the last
+    # With [ema], the network too, and not its average alone; without, it changes nothing.
+    validate_both: bool = False
+    retries: Annotated[int, Field(ge=0, le=1_000)] = (
+        0  # back to the last checkpoint where it diverges …
+    )
+    retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … at so much of the learning rate
+
+
+class Ema(BaseModel):
+    """A running mean of the student's weights."""
+
+    model_config = STRICT
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999  # a step; either this or half_life
+    half_life: Annotated[float, Field(ge=0.001, le=MOST)] | None = (
+        None  # epochs: decay = 0.5 ** (1 / (half_life * steps an epoch))
+    )
+    warmup: bool = True  # min(decay, (1 + t) / (10 + t))
+    # Of batch norms: averaged like the weights, or measured anew for them at each epoch's end.
+    norm_statistics: Literal["averaged", "re-estimated"] = "averaged"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_default_decay(cls, values: Any) -> Any:
+        """A half-life takes the place of the default decay."""
+        has_half_life = isinstance(values, dict) and values.get("half_life") is not None
+        return {"decay": None} | values if has_half_life else values
+
+
+class Cache(BaseModel):
+    """The teacher's answers, stored by view and read again."""
+
+    model_config = STRICT
+    views: Epochs | None = None  # epoch e trains on view e mod views; without it each has its own
+
+
+class Recipe(BaseModel):
+    """A whole, resolved recipe. `distill.recipe.recipes` makes it from files and options."""
+
+    model_config = STRICT
+    about: About = About()
+    data: Data = Data()
+    augment: Augment = Augment()
+    mix: Mix = Mix()
+    teacher: Teacher | None = None
+    student: Student | None = None
+    loss: Losses = Losses()
+    optim: Optim = Optim()
+    train: Train
+    ema: Ema | None = None
+    cache: Cache | None = None

@@ -1,0 +1,94 @@
+"""Plot parameters and MACs of the widest designs."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from itertools import groupby
+from math import cos, hypot, pi, sin
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from distill.errors import Failure, UserError
+from distill.phrases import counted
+from distill.report.style import SERIES
+from distill.runs.run_folder import write_bytes
+
+FORMATS = (".svg", ".png", ".pdf")
+CLEAR = 8  # from one label or point to another, 1 / 72 inch
+Point = tuple[float, float]
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A point a design: millions of parameters across, of MACs upwards; a colour a number of
+    stages, beside each point its blocks where they are a number.
+    """
+    drawn = Figure(figsize=(6.6, 4.2), layout="constrained")
+    axes = drawn.subplots()
+    labels: dict[Point, tuple[str, str]] = {}
+    for n, (stages, same) in enumerate(groupby(rows, key=lambda row: row["stages"])):
+        points = {(row["parameters"] / 1e6, row["macs"] / 1e6): row["blocks"] for row in same}
+        colour = SERIES[n % len(SERIES)]
+        across, upwards = zip(*points, strict=True)
+        axes.scatter(across, upwards, s=14, color=colour, label=counted(stages, "stage"))
+        labels |= {point: (str(n), colour) for point, n in points.items() if isinstance(n, int)}
+    axes.set_yscale("log")
+    axes.set_xlabel("parameters (millions)")
+    axes.set_ylabel("multiply-accumulates for an image (millions)")
+    axes.legend(frameon=False, fontsize=8, title="beside a point: blocks a stage", title_fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    drawn.draw_without_rendering()  # from here on it is known where a point lies on the page
+    on_page = [axes.transData.transform(point) * 72 / drawn.dpi for point in labels]
+    places = beside([(float(x), float(y)) for x, y in on_page])
+    for (point, (text, colour)), (x, y) in zip(labels.items(), places, strict=True):
+        axes.annotate(
+            text, point, (x, y), textcoords="offset points", fontsize=7, color=colour,
+            ha="center", va="center",
+        )  # fmt: skip
+    return drawn
+
+
+def beside(points: Sequence[Point]) -> list[Point]:
+    """Where to write beside each point, from the point, so that no two labels touch and none lies
+    on a point: the nearest free one of rings of places. All in points of the page, 1 / 72 inch.
+    """
+    taken, places = list(points), []
+    for x, y in points:
+        rings = (
+            (radius * cos(angle), radius * sin(angle))
+            for radius in range(CLEAR, 8 * CLEAR)
+            for angle in (n * pi / 8 for n in range(16))
+        )
+        free = (
+            (dx, dy)
+            for dx, dy in rings
+            if all(hypot(x + dx - a, y + dy - b) >= CLEAR for a, b in taken)
+        )
+        dx, dy = next(free, (CLEAR, CLEAR))
+        taken.append((x + dx, y + dy))
+        places.append((dx, dy))
+    return places
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the figure of some designs. Raises UserError where there is none, or for another ending
+    than .svg, .png or .pdf; Failure where the disk does not take it.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"--plot {path} must end in {', '.join(FORMATS)}.")
+    if not rows:
+        raise UserError("no design is within the budget: there is nothing to draw.")
+    buffer = BytesIO()
+    figure(rows).savefig(buffer, format=path.suffix[1:], dpi=200, metadata=_undated(path.suffix))
+    try:
+        write_bytes(path, buffer.getvalue())
+    except OSError as fault:
+        raise Failure(
+            f"--plot {path} cannot be written: {fault.strerror or fault}.\n"
+            "Make room, or give another --plot FILE."
+        ) from fault
+
+
+def _undated(suffix: str) -> dict[str, None]:
+    """The same rows give the same file."""
+    return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})

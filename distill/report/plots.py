@@ -1,0 +1,215 @@
+"""Plot figures of a report: arrays in, matplotlib figures out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from distill.evaluation.saved_predictions import BINS, Calibration, Counts
+from distill.files.safe_text import visible
+from distill.report.style import BLUE, COLUMN, FAINT, HEIGHT, INK, ORANGE, PAPER, POINTS, RED, STYLE
+from distill.runs.epoch_series import Floats, Line
+
+LONGEST_NAME = 18  # letters of a class beside an axis
+MANY_CLASSES = 20  # from here on a matrix has no figures in its cells
+FAINTEST = 0.01  # of an ink: a cell that is fainter cannot be seen
+in_style = matplotlib.rc_context(STYLE)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a figure. Without a name it is not in the legend."""
+
+    line: Line
+    colour: str
+    name: str = ""
+    style: str = "-"  # "" for points alone
+    marker: str = ""
+    is_faint: bool = False
+
+
+def sheet(height: float = HEIGHT) -> Figure:
+    """An empty figure as wide as a column; `height` in inches."""
+    return Figure(figsize=(COLUMN, height), layout="constrained")
+
+
+@in_style
+def over_epochs(series: Sequence[Series], label: str, *, is_share: bool = False) -> Figure:
+    """Lines over the epochs; `is_share` writes 0.28 as 28 %."""
+    figure = sheet()
+    axes = figure.add_subplot()
+    _draw(axes, series)
+    axes.set(xlabel="epoch", ylabel=label)
+    _epochs(axes)
+    if is_share:
+        _percents(axes)
+    legend(figure, axes)
+    return figure
+
+
+@in_style
+def stacked(panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
+    """One small panel under the other, each with a scale of its own: terms of a loss."""
+    figure = sheet(0.35 + 0.95 * len(panels))
+    every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, series) in zip(every, panels, strict=True):
+        _draw(axes, series)
+        axes.set_title(title, loc="left", pad=3)
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+    _epochs(every[-1])
+    every[-1].set_xlabel("epoch")
+    return figure
+
+
+@in_style
+def confusion(counts: Counts, names: Sequence[str]) -> Figure:
+    """Each row is a class, in percent of its images; the mistakes have a scale of their own."""
+    n = len(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    worst = max(float((shares * (1 - np.eye(n))).max()), 1e-9)
+    figure = sheet(COLUMN)
+    axes = figure.add_subplot()
+    depths = np.where(np.eye(n, dtype=bool), shares, 0.8 * shares / worst)
+    filled = np.argwhere(depths > FAINTEST)
+    squares = filled[:, None, ::-1] + [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]
+    colours = [to_rgba(BLUE if i == j else ORANGE, depths[i, j]) for i, j in filled]
+    axes.add_collection(PolyCollection(list(squares), facecolors=colours, linewidths=0))
+    for i, j in np.argwhere(np.rint(100 * shares) > 0) if n <= MANY_CLASSES else ():
+        ink = PAPER if i == j and shares[i, j] > 0.6 else INK
+        size = POINTS - 1 if n <= 10 else POINTS - 3
+        text = f"{100 * shares[i, j]:.0f}"
+        axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
+    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal")
+    axes.set(xlabel="taken for", ylabel="is")
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    if n <= MANY_CLASSES:
+        axes.set_xticks(range(n), [short(name) for name in names], rotation=90)
+        axes.set_yticks(range(n), [short(name) for name in names])
+    return figure
+
+
+@in_style
+def by_class(
+    shares: Floats, intervals: Floats, names: Sequence[str], others: Floats | None, other: str
+) -> Figure:
+    """Bars of the accuracy of each class [C] with its interval [C, 2]; `others` [C] are marks.
+
+    `other` is whose they are. Sorted, the best above.
+    """
+    order = np.argsort(shares, kind="stable")
+    n, places = len(order), np.arange(len(order))
+    few = n <= 2 * MANY_CLASSES
+    figure = sheet(min(0.6 + 0.19 * n, 9.0))
+    axes = figure.add_subplot()
+    axes.barh(places, shares[order], color=BLUE, alpha=0.45, height=0.72, label="accuracy")
+    reach = np.abs(intervals[order].T - shares[order])
+    axes.errorbar(
+        shares[order],
+        places,
+        xerr=reach,
+        label="95 % interval",
+        fmt="none",
+        ecolor=INK,
+        elinewidth=0.8,
+        capsize=1.5,
+    )
+    if others is not None:
+        axes.plot(others[order], places, "D", color=RED, markersize=3, label=other)
+    axes.set_yticks(places if few else [], [short(names[k]) for k in order] if few else [])
+    axes.set(xlim=(0, 1), ylim=(-0.6, n - 0.4))
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    legend(figure, axes, columns=3)
+    return figure
+
+
+@in_style
+def reliability(plain: Calibration, scaled: Calibration | None = None) -> Figure:
+    """Accuracy over confidence, above how many answers have it; the diagonal is honesty."""
+    figure = sheet(2.7)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), "--", color=FAINT, linewidth=0.8)
+    both = [(plain, BLUE, "as it is", "o"), (scaled, RED, "temperature scaled", "s")]
+    for known, colour, name, marker in both:
+        if known is not None:
+            some = known.counts > 0
+            x, y = known.confidence[some], known.accuracy[some]
+            label = f"{name}, ECE {known.ece:.3f}"
+            upper.plot(x, y, marker=marker, color=colour, label=label, clip_on=False)
+            edges = np.arange(BINS + 1) / BINS
+            shares = known.counts / known.counts.sum()
+            lower.stairs(shares, edges, color=colour, alpha=0.35, fill=known is plain)
+            lower.stairs(shares, edges, color=colour)
+    upper.set(ylabel="accuracy", ylim=(0, 1.02))
+    lower.set(xlabel="confidence", ylabel="answers", xlim=(0, 1))
+    lower.yaxis.set_major_locator(MaxNLocator(2))
+    lower.yaxis.set_major_formatter(FuncFormatter(_percent))
+    figure.align_ylabels()
+    legend(figure, upper, columns=1)
+    return figure
+
+
+@in_style
+def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None, str]]) -> Figure:
+    """Of each group its name, a point a run, the mean, the mean's interval, and its colour."""
+    figure = sheet(0.5 + 0.34 * len(groups))
+    axes = figure.add_subplot()
+    for place, (_, values, mean, interval, colour) in enumerate(reversed(groups)):
+        if interval is not None:
+            axes.plot(interval, (place, place), color=colour, linewidth=1)
+        axes.plot((mean, mean), (place - 0.28, place + 0.28), color=colour, linewidth=2)
+        axes.plot(values, np.full(len(values), place), "o", color=colour, alpha=0.6)
+    axes.set_yticks(range(len(groups)), [short(name) for name, *_ in reversed(groups)])
+    axes.set(ylim=(-0.6, len(groups) - 0.4), xlabel="accuracy on the test split")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    return figure
+
+
+def short(name: str) -> str:
+    """A class's name that fits beside an axis."""
+    shown = visible(name)
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
+
+
+def _draw(axes: Axes, series: Sequence[Series]) -> None:
+    for each in series:
+        axes.plot(
+            *each.line,
+            each.style or "none",
+            color=each.colour,
+            label=short(each.name) or "_",
+            marker=each.marker,
+            linewidth=0.7 if each.is_faint else None,
+            alpha=0.45 if each.is_faint else None,
+        )
+
+
+def _epochs(axes: Axes) -> None:
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _percents(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+
+
+def _percent(share: float, _: int) -> str:
+    return f"{100 * share:g} %" if abs(share) > 1e-12 else "0"
+
+
+def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """Above the axes, where no line is; none where nothing has a name."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns)

@@ -1,0 +1,116 @@
+"""Figure sizes and colours; export to SVG, PDF and PNG.
+
+A figure is drawn once, in the colours of paper. In a page its colours become CSS variables, so that
+the same drawing is read in light and dark. Colours: Okabe and Ito, "Color Universal Design", 2008,
+told apart by people with any colour vision.
+"""
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+COLUMN = 3.3  # inches: a column of a two-column paper
+HEIGHT = 2.1  # of most figures
+POINTS = 8  # of all text
+
+INK, FAINT, RULE, PAPER = "#1b1e23", "#6a707b", "#dadde3", "#ffffff"
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#b8a200"  # the yellow darker than theirs, on white
+SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW, INK)
+
+# The names of the colours in a page; `report.html.j2` says what they are in light and dark.
+ON_PAGE = {
+    INK: "currentColor", FAINT: "var(--faint)", RULE: "var(--rule)", PAPER: "var(--paper)",
+    BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)", RED: "var(--red)",
+    PURPLE: "var(--purple)", SKY: "var(--sky)", YELLOW: "var(--yellow)",
+}  # fmt: skip
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+    "font.size": POINTS,
+    "axes.labelsize": POINTS,
+    "axes.titlesize": POINTS,
+    "xtick.labelsize": POINTS,
+    "ytick.labelsize": POINTS,
+    "legend.fontsize": POINTS,
+    "text.parse_math": False,  # a class may be called "$x$"
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.use_mathtext": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.borderaxespad": 0.2,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.2,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+}
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure for the inside of a page: its text is text, its colours are the page's.
+
+    The same figure and name give the same letters. Text is escaped by matplotlib.
+    """
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": name}):
+        _settle(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=nothing)
+    drawing = file.getvalue()
+    drawing = drawing[drawing.index("<svg") :]  # inside a page there is no prologue
+    drawing = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", drawing, count=1)
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # nobody asks for them, and pages have many
+    drawing = re.sub(r" xmlns(:\w+)?=\"[^\"]*\"| version=\"1.1\"", "", drawing)
+    drawing = re.sub(r"xlink:href", "href", drawing)
+    for colour, variable in ON_PAGE.items():
+        drawing = re.sub(rf"(fill|stroke): {colour}", rf"\1: {variable}", drawing)
+    return drawing
+
+
+def pdf(figure: Figure) -> bytes:
+    """Vectors with TrueType fonts inside, no date: what conferences take."""
+    nothing = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+    return _saved(figure, "pdf", {"pdf.fonttype": 42}, metadata=nothing)
+
+
+def png(figure: Figure) -> bytes:
+    """300 dots an inch, on white."""
+    return _saved(figure, "png", {}, metadata={"Software": None}, dpi=300, facecolor=PAPER)
+
+
+def _saved(figure: Figure, kind: str, style: dict[Any, Any], **options: Any) -> bytes:
+    with matplotlib.rc_context(STYLE | style):
+        _settle(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, **options)
+    return file.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once: each drawing would move it a little further."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")

@@ -1,0 +1,79 @@
+"""A table of values as HTML cells, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.files.safe_text import csv_cell, latex
+from distill.terminal.progress import UNKNOWN
+
+
+@dataclass(frozen=True)
+class Column:
+    """`show` writes a value for a person; None is always a dash.
+
+    `parts` names the members of values that are tuples: in CSV each has a column of its own.
+    """
+
+    head: str
+    show: Callable[[Any], str] = str
+    parts: tuple[str, ...] = ()
+    is_number: bool = True  # set to the right
+
+    def cell(self, value: Any) -> str:
+        """The value as a person reads it."""
+        return UNKNOWN if value is None else self.show(value)
+
+    def heads(self) -> list[str]:
+        """Of the columns in CSV."""
+        return [f"{self.head} {part}" for part in self.parts] if self.parts else [self.head]
+
+    def raw(self, value: Any) -> list[Any]:
+        """The value as CSV has it, unrounded; nothing where it is not known."""
+        if not self.parts:
+            return [value]
+        return [None] * len(self.parts) if value is None else list(value)
+
+
+def _csv(value: Any) -> Any:
+    return csv_cell(value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows of values under columns. `name` is that of its files."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: Sequence[Sequence[Any]]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Row by row, for a person."""
+        return [
+            [column.cell(value) for column, value in zip(self.columns, row, strict=True)]
+            for row in self.rows
+        ]
+
+    def csv(self) -> str:
+        """Comma-separated, a head first (RFC 4180 with bare line feeds)."""
+        text = io.StringIO()
+        write = csv.writer(text, lineterminator="\n").writerow
+        write([csv_cell(head) for column in self.columns for head in column.heads()])
+        for row in self.rows:
+            pairs = zip(self.columns, row, strict=True)
+            write([_csv(part) for column, value in pairs for part in column.raw(value)])
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """A `tabular` with the rules of booktabs; every cell is escaped."""
+        align = "".join("r" if column.is_number else "l" for column in self.columns)
+        head, *rows = (
+            " & ".join(map(latex, line)) + r" \\"
+            for line in [[column.head for column in self.columns], *self.cells]
+        )
+        body = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *rows]
+        return "\n".join([*body, r"\bottomrule", r"\end{tabular}"]) + "\n"

@@ -1,0 +1,60 @@
+"""Turn a journal into one series per metric over the epochs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.events import LR, TOTAL, Epoch, Event, Start, Step, loss_name
+
+Floats = NDArray[np.float64]
+
+
+class Line(NamedTuple):
+    """Values `y` [N] at `x` epochs done [N]."""
+
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Every metric of a journal, by its name in `distill/events.py`."""
+
+    steps: Mapping[str, Line]  # means since the event before, several an epoch
+    epochs: Mapping[str, Line]  # at the end of each epoch
+
+    @property
+    def terms(self) -> list[str]:
+        """The names of the loss terms, the total last."""
+        begin, total = loss_name(""), loss_name(TOTAL)
+        names = {**self.epochs, **self.steps}
+        return [name for name in names if name.startswith(begin) and name != total] + [
+            name for name in names if name == total
+        ]
+
+    @property
+    def lr(self) -> Line | None:
+        return self.steps.get(LR)
+
+
+def curves(events: Sequence[Event]) -> Curves:
+    """The lines of a run's events; empty where it had none yet."""
+    starts = [event for event in events if isinstance(event, Start)]
+    per_epoch = starts[-1].steps_per_epoch if starts else 1
+    steps = [(e.step / per_epoch, e.metrics) for e in events if isinstance(e, Step)]
+    epochs = [(float(e.epoch), e.metrics) for e in events if isinstance(e, Epoch)]
+    return Curves(_lines(steps), _lines(epochs))
+
+
+def _lines(points: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, Line]:
+    """One line a metric, in the order in which they first occur."""
+    names = dict.fromkeys(name for _, metrics in points for name in metrics)
+    lines = {}
+    for name in names:
+        pairs = [(x, metrics[name]) for x, metrics in points if name in metrics]
+        x, y = np.array(pairs, dtype=np.float64).T
+        lines[name] = Line(x, y)
+    return lines

@@ -1,0 +1,188 @@
+"""Write and read journal.jsonl: one event per line.
+
+    {"event": "step", "at": "2026-01-31T12:00:00.000+00:00", "step": 1053, "epoch": 3, …}
+
+`event` is the event's name in lower case, `at` the UTC time of writing, the rest are its fields
+(`distill/events.py`). A number that is not finite is `null`, so that every line is JSON.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, create_model
+
+from distill.errors import UserError
+from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
+from distill.files import json_files
+from distill.files.json_files import Invalid
+from distill.runs import lock
+from distill.runs.run_folder import write_text
+
+
+def _in_range(seconds: float) -> float:
+    if abs(seconds) > 1e12:
+        raise ValueError("it is no time in seconds")
+    return seconds
+
+
+SECONDS = Annotated[float, AfterValidator(_in_range)]
+
+KINDS: dict[str, type[Event]] = {
+    "start": Start,
+    "step": Step,
+    "estimate": Estimate,
+    "epoch": Epoch,
+    "retry": Retry,
+    "end": End,
+}
+LARGEST = 1 << 30  # bytes of a journal
+
+
+def _schema(kind: type[Event]) -> type[BaseModel]:
+    """The types of an event's fields, those of seconds bounded so that they can be shown."""
+    types = get_type_hints(kind)
+    fields = {name: (SECONDS if name.endswith("_s") else types[name], ...) for name in types}
+    return create_model(kind.__name__, __config__=json_files.OPEN, **fields)  # type: ignore[call-overload, no-any-return]
+
+
+SCHEMAS = {name: _schema(kind) for name, kind in KINDS.items()}
+
+
+class Journal:
+    """Appends each event it is called with; a resumed run leaves no step in it twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        """Append one line. A `Start` first drops what an interrupted run wrote past its step,
+        a `Retry` what is not true any more."""
+        if isinstance(event, Start):
+            rewind(self.path, event.first_step, event.first_epoch, event.retries)
+        if isinstance(event, Retry):
+            rewind(self.path, event.first_step, event.first_epoch)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Opened per line: whoever reads the file sees whole lines, and a kill loses none.
+        with open(self.path, "a", opener=lock.without_following) as file:
+            file.write(line(event) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that has it behind it
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal, [] where there is none yet.
+
+    A last line that a kill cut short is left out; any other that is not JSON raises UserError.
+    """
+    texts = _text(path).splitlines() if path.exists() else []
+    rows = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            rows.append(_row(text))
+        except Invalid as fault:
+            if number == len(texts) and fault.syntax:
+                break
+            raise UserError(
+                f"{path}, line {number} {fault}.\nFound: {text[:80]!r}. Delete that line."
+            ) from fault
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return json_files.content_of(path, LARGEST).decode(errors="replace")
+    except Invalid as fault:
+        raise json_files.damaged(path, str(fault), "Move it away.") from None
+    except OSError as fault:
+        raise UserError(f"{path} cannot be read: {fault.strerror or fault}.") from fault
+
+
+def _row(text: str) -> dict[str, Any]:
+    """One line. Raises Invalid if it is not JSON or no event."""
+    try:
+        row = json_files.parsed(text)
+    except Invalid as fault:
+        reason = f"JSON: {fault.syntax}" if fault.syntax else f"an event: {fault}"
+        raise Invalid(f"is not {reason}", fault.syntax) from None
+    name = row.get("event") if isinstance(row, dict) else None
+    if not isinstance(name, str) or name not in KINDS:
+        raise Invalid(f"is not an event: its `event` is none of {', '.join(KINDS)}")
+    try:
+        json_files.check(SCHEMAS[name], {key: field(key, value) for key, value in row.items()})
+    except Invalid as fault:
+        raise Invalid(f"is not an event: {fault}") from None
+    known: dict[str, Any] = row
+    return known
+
+
+def events(path: Path) -> list[Event]:
+    """The journal as the events that were written, `null` numbers as nan. Raises UserError as
+    `read`, and if an event lacks a field.
+    """
+    try:
+        return [event(row) for row in read(path)]
+    except TypeError as fault:
+        raise json_files.damaged(
+            path, f"an event lacks a field ({fault})", "Move it away."
+        ) from None
+
+
+def line(event: Event) -> str:
+    """One event as one line of JSON, without the line's end."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    row = {"event": type(event).__name__.lower(), "at": at, **asdict(event)}
+    return json.dumps(without_nan(row), allow_nan=False)
+
+
+def event(row: dict[str, Any]) -> Event:
+    """The event of one line; the reverse of `line`."""
+    kind = KINDS[row["event"]]
+    known = kind.__dataclass_fields__
+    return kind(**{key: field(key, value) for key, value in row.items() if key in known})
+
+
+def field(key: str, value: Any) -> Any:
+    """One field as the event holds it: JSON has no tuple and no nan."""
+    if key == "metrics" and isinstance(value, dict):
+        return {name: math.nan if number is None else number for name, number in value.items()}
+    if key == "notes" and isinstance(value, list):
+        return tuple(value)
+    return math.nan if value is None and key.endswith("_s") else value
+
+
+def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = None) -> None:
+    """Drop what lies after so many steps and epochs, whole or not at all.
+
+    A retry stands where its checkpoint does: of these, those after the first `retries` were told
+    by a process that was killed before it had saved them, and go too.
+    """
+    rows = read(path)
+    if path.exists():  # written anew in any case: neither half a line nor a hard link stays
+        kept = [row for row in rows if lies_before(row, first_step, first_epoch)]
+        untold = [row for row in kept if row["event"] == "retry"][retries:]
+        if retries is not None:
+            kept = [row for row in kept if row not in untold]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def lies_before(row: dict[str, Any], step: int, epoch: int) -> bool:
+    """Whether a line was written when no more than so many steps and epochs were done.
+
+    The end of an epoch and its last step have the same number of steps; an `End` lies behind all.
+    """
+    steps, epochs = (row.get(key, row.get(f"first_{key}", 0)) for key in ("step", "epoch"))
+    return bool(row["event"] != "end" and steps <= step and epochs <= epoch)
+
+
+def without_nan(value: Any) -> Any:
+    """The same value with None for every float that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

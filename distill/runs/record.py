@@ -1,0 +1,169 @@
+"""Load everything that a run folder contains, finished or not."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError
+from distill.evaluation.saved_predictions import Answers, of_run
+from distill.events import Epoch, Event, Start, measure_name
+from distill.files import json_files
+from distill.files.safe_text import visible
+from distill.recipe import recipes
+from distill.recipe.recipes import Recipe
+from distill.runs import journal
+from distill.runs.run_folder import Role, RunFolder
+
+TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1/test`, `top1/train` …
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run. `result` is empty where it is not finished, `environment` where nothing says it."""
+
+    folder: RunFolder
+    recipe: Recipe
+    events: tuple[Event, ...]
+    result: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    answers: Answers | None = None  # on the test split
+    test_curve: TestCurve = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the folder, as a person calls the run."""
+        return visible(self.folder.path.resolve().name)
+
+    @property
+    def start(self) -> Start | None:
+        """The newest head in the journal."""
+        starts = [event for event in self.events if isinstance(event, Start)]
+        return starts[-1] if starts else None
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.result)
+
+    @property
+    def role(self) -> Role | None:
+        """None where neither result nor journal tell what was trained."""
+        role: Role | None = self._told("role")
+        return role
+
+    @property
+    def n_classes(self) -> int | None:
+        return len(self.class_names) or (self.start.n_classes if self.start else None)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Empty before the run is finished."""
+        return tuple(map(visible, self.result.get("class_names", ())))
+
+    @property
+    def asked_recipe(self) -> str | None:
+        """The recipe's name as it was asked for."""
+        return self._named("recipe")
+
+    @property
+    def network(self) -> str | None:
+        """Its name in a table."""
+        return self._named("network")
+
+    @property
+    def parameters(self) -> int | None:
+        n: int | None = self._told("parameters")
+        return n
+
+    @property
+    def device(self) -> str | None:
+        return self._named("device")
+
+    @property
+    def val_images(self) -> int | None:
+        """Images held out."""
+        n: int | None = self.result["data"]["val_images"] if self.result else None
+        return n if self.result or self.start is None else self.start.val_images
+
+    @property
+    def teacher_top1(self) -> float | None:
+        """The teacher's accuracy on held-out images, before the run; None where nobody taught."""
+        top1: float | None = self.result["teacher"]["top1"] if self.result else None
+        return top1 if self.result or self.start is None else self.start.teacher_top1
+
+    @property
+    def teachers(self) -> list[str]:
+        """The names of their run folders."""
+        runs = self.result["teacher"]["runs"] if self.result else []
+        if not self.result and self.start is not None and self.start.teacher:
+            runs = self.start.teacher.split(" + ")
+        return [visible(Path(run).name) for run in runs]
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of its images; where they lie, before the first checkpoint says it."""
+        if self.result:
+            return str(self.result["data"]["fingerprint"])
+        with suppress(UserError, KeyError):
+            return str(json_files.progress(self.folder.last / "progress.json")["data"])
+        return self.recipe.data.source
+
+    @property
+    def test(self) -> str:
+        """The fingerprint of its test split; empty if an earlier version wrote the run."""
+        if self.result:
+            return str(self.result["data"].get("test_fingerprint", ""))
+        with suppress(UserError, KeyError):
+            return str(json_files.progress(self.folder.last / "progress.json")["test"])
+        return ""
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """`train.seed` and `data.seed`."""
+        return self.recipe.train.seed, self.recipe.data.seed
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the weights to use are a running mean."""
+        return self.recipe.ema is not None
+
+    def _named(self, name: str) -> str | None:
+        """The same of text, on one line."""
+        known: str | None = self._told(name)
+        return None if known is None else visible(known)
+
+    def _told(self, name: str) -> Any:
+        """What result and head of a run call alike; None where there is neither."""
+        return self.result[name] if self.result else getattr(self.start, name, None)
+
+    def tested(self, measure: str) -> float | None:
+        """`top1`, `nll` or `ece` of the kept weights on the test split."""
+        return self._metric(measure_name(measure, "test"))
+
+    def validated(self, measure: str) -> float | None:
+        """The same on the held-out part; it chose the epoch."""
+        averaged = self._metric(measure_name(measure, "val_ema"))
+        return self._metric(measure_name(measure, "val")) if averaged is None else averaged
+
+    def _metric(self, name: str) -> float | None:
+        """Of the kept weights; of the best so far where the run is not finished."""
+        best = [
+            event.metrics for event in self.events if isinstance(event, Epoch) and event.is_best
+        ]
+        known = self.result["metrics"] if self.result else best[-1] if best else {}
+        value: float | None = known.get(name)
+        return value
+
+
+def read(folder: RunFolder, test_curve: TestCurve | None = None) -> Record:
+    """A run's record. Raises UserError where there is no run, and for files that are damaged."""
+    return Record(
+        folder,
+        recipes.read(folder.recipe),
+        tuple(journal.events(folder.journal)),
+        folder.result() if folder.is_finished else {},
+        json_files.environment(folder.environment) if folder.environment.exists() else {},
+        of_run(folder),
+        test_curve or {},
+    )

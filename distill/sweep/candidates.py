@@ -1,0 +1,93 @@
+"""The shipped recipes that a plan chooses from.
+
+An ingredient is proposed only if its command has been run on CIFAR-10. A recipe that brings its own
+synthetic images is not proposed.
+"""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from distill.recipe import recipes
+from distill.recipe.recipes import About, Recipe
+from distill.runs.run_folder import Role
+
+VERBS: dict[Role, str] = {"teacher": "train-teacher", "student": "distill"}
+SYNTHETIC = "synthetic"
+PRECISION = "train.precision="
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as it is typed: `overrides` are its --set options, `recipe` is what they make."""
+
+    role: Role
+    spec: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+
+    def command(self, data: str | None, *more: str) -> str:
+        """What to type for it, on the images `data`."""
+        sets = [word for each in self.overrides for word in ("--set", each)]
+        source = [] if data is None else ["--data", data]
+        words = ["python", "cli.py", VERBS[self.role], "--recipe", self.spec, *sets, *source, *more]
+        return shlex.join(words)
+
+    @property
+    def in_default_precision(self) -> "Training":
+        """The same without a precision of its own."""
+        others = tuple(each for each in self.overrides if not each.startswith(PRECISION))
+        return training(self.role, self.spec, others)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe that may be proposed: what is trained, who teaches it, what was measured."""
+
+    about: About
+    own: Training
+    teacher: Training | None
+
+    def commands(self, data: str | None) -> list[str]:
+        """What to type for its teacher, if it has one, and then for itself."""
+        if self.teacher is None:
+            return [self.own.command(data)]
+        run = f"runs/{self.own.spec}-teacher"
+        return [
+            self.teacher.command(data, "--out", run),
+            self.own.command(data, "--teacher", run),
+        ]
+
+
+def training(role: Role, spec: str, overrides: tuple[str, ...]) -> Training:
+    """Raises RecipeError as loading the recipe does."""
+    return Training(role, spec, overrides, recipes.load(spec, overrides).recipe)
+
+
+def candidates() -> Iterator[Candidate]:
+    """Every shipped recipe that may be proposed."""
+    for _, path, about in recipes.shipped():
+        if path.parent.name == "ingredients" and about.measured_accuracy is None:
+            continue
+        own = _typed(about.command)
+        if own.recipe.data.source != SYNTHETIC:
+            yield Candidate(about, own, _teacher_of(about, own))
+
+
+def _teacher_of(about: About, own: Training) -> Training | None:
+    """The teacher that [about] names, for a student that has one."""
+    if own.role == "teacher" or not recipes.is_taught(own.recipe):
+        return None
+    is_named = about.teacher not in ("", "none", "that of the recipe")
+    spec = about.teacher if is_named else recipes.teacher_for(own.spec)
+    return _typed(f"{VERBS['teacher']} --recipe {spec}")
+
+
+def _typed(command: str) -> Training:
+    """The training that a command of [about] runs."""
+    words = shlex.split(command)
+    pairs = list(pairwise(words))
+    role: Role = "teacher" if VERBS["teacher"] in words else "student"
+    (spec,) = [value for option, value in pairs if option == "--recipe"]
+    return training(role, spec, tuple(value for option, value in pairs if option == "--set"))

@@ -1,0 +1,281 @@
+"""Plan which recipes fit into a time budget on this machine.
+
+A recipe's accuracy is the one in its [about] table, measured by the command there, or unknown. Its
+time is computed: the images of the whole training times the seconds of one, which are timed here
+for the recipes that could fit; for the others, their floating-point operations by the speeds that
+were found.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from distill.data.images import ImageSet
+from distill.data.sources import image_set
+from distill.errors import Unfit
+from distill.recipe import recipes
+from distill.sweep.candidates import Candidate, Training, candidates
+from distill.training import flops, speed
+from distill.training.estimate import FORWARD_SHARE, Spread
+from distill.training.flops import FORWARD, Images, Network
+from distill.training.speed import Speed
+from students import course_rules as courses
+from students.design import Design
+
+BUDGET_S = 45.0  # seconds of the program, imports included, in which speeds are measured
+FASTEST = 4.0  # so many times the highest speed so far another network may have
+ROUGH = 1.5  # the least factor, up and down, of a time that was not measured
+KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100)}  # training images, classes
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a training computes. `images` is None for a recipe of `train.minutes`."""
+
+    network: Network
+    images: Images | None
+    flop: float  # of training; 0 if the images are not known
+    validation_flop: float
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A candidate with what it computes."""
+
+    candidate: Candidate
+    own: Costs
+    teacher: Costs | None
+
+    @property
+    def flop(self) -> float:
+        """Of both trainings, validation included."""
+        return sum(c.flop + c.validation_flop for c in (self.own, self.teacher) if c is not None)
+
+
+@dataclass
+class Machine:
+    """The speeds that were measured on this machine, until a moment of time.monotonic."""
+
+    images: ImageSet
+    until: float
+    speeds: dict[str, Speed] = field(default_factory=dict)  # by the steps that they are of
+    rates: list[float] = field(default_factory=list)  # floating-point operations a second
+    longest_s: float = 0.0  # of a measurement
+    wall_s: float = 0.0  # of all measurements, and …
+    processor_s: float = 0.0  # … what the processor spent on them
+
+    def measure(self, priced: Priced, seconds: float) -> Priced:
+        """Time what is not known of a candidate, if it could fit into `seconds` and time is left.
+
+        On a CPU the precision of a lab note is given up for the default one, if that is faster.
+        """
+        if not self._could_fit(priced.flop, seconds):
+            return priced
+        candidate = priced.candidate
+        teacher, own = candidate.teacher, candidate.own
+        if teacher is not None and priced.teacher is not None:
+            teacher = self._faster(teacher, None, priced.teacher)
+        own = self._faster(own, teacher, priced.own)
+        return replace(priced, candidate=replace(candidate, own=own, teacher=teacher))
+
+    def _could_fit(self, flop: float, seconds: float) -> bool:
+        return not self.rates or flop <= FASTEST * max(self.rates) * seconds
+
+    def _faster(self, training: Training, teacher: Training | None, costs: Costs) -> Training:
+        """The training, or the same in the default precision if an image takes less time so."""
+        noted_s = self._time(training, teacher, costs)
+        default = training.in_default_precision
+        if noted_s is None or not speed.is_on_cpu() or default.overrides == training.overrides:
+            return training
+        default_s = self._time(default, teacher, costs, noted_s)
+        return default if default_s is not None and default_s < noted_s else training
+
+    def _time(
+        self,
+        training: Training,
+        teacher: Training | None,
+        costs: Costs,
+        rival_s: float = float("inf"),
+    ) -> float | None:
+        """Seconds of an image in the fastest step; None if none was timed and no time is left."""
+        key = step_key(training, teacher)
+        if key not in self.speeds:
+            began_at, processor_at = time.monotonic(), time.process_time()
+            if costs.images is None or (self.rates and began_at + self.longest_s > self.until):
+                return None
+            taught_by = None if teacher is None else teacher.recipe
+            found = speed.measure(
+                training.recipe, training.role, taught_by, self.images, self.until, rival_s
+            )
+            taken_s = time.monotonic() - began_at
+            self.longest_s, self.wall_s = max(self.longest_s, taken_s), self.wall_s + taken_s
+            self.processor_s += time.process_time() - processor_at
+            self.speeds[key] = found
+            self.rates.append(costs.flop / costs.images.trained / found.image.mean)
+        return self.speeds[key].fastest_s
+
+    @property
+    def share(self) -> float | None:
+        """Of the processor, that the measured steps had; None on a GPU."""
+        if not speed.is_on_cpu() or not self.wall_s:
+            return None
+        return speed.processor_share(self.processor_s, self.wall_s)
+
+    def time_of(
+        self, training: Training, teacher: Training | None, costs: Costs
+    ) -> tuple[Spread, bool]:
+        """Seconds of a training, and whether its own steps were timed."""
+        if training.recipe.train.minutes is not None:
+            budget_s = 60 * training.recipe.train.minutes
+            return Spread(budget_s, budget_s, budget_s, 0), True
+        found = self.speeds.get(step_key(training, teacher))
+        if found is None or costs.images is None:
+            return self._roughly(costs.flop + costs.validation_flop), False
+        student_share = 1 - found.teacher_s / found.image.mean
+        images = (
+            costs.images.trained
+            - costs.images.cached * (1 - student_share)
+            + costs.images.validated * FORWARD_SHARE * student_share
+        )
+        return found.image.times(images), True
+
+    def _roughly(self, flop: float) -> Spread:
+        """Seconds of so many operations at the speeds of other networks."""
+        middle = statistics.median(self.rates)
+        fast, slow = max(*self.rates, ROUGH * middle), min(*self.rates, middle / ROUGH)
+        return Spread(flop / middle, flop / fast, flop / slow, 0)
+
+
+def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -> dict[str, Any]:
+    """The recipes that fit into `minutes`, best first, and those that do not.
+
+    `rules`: a course's, by name. `began_at`: of the program, by time.monotonic. Times are in
+    minutes, each with its range; `accuracy` in % of CIFAR-10's test split. Raises UserError for
+    rules or images that are not known.
+    """
+    course = None if rules is None else courses.of(rules)
+    n_images, n_classes = _size(data)
+    every = list(candidates())
+    legal = [each for each in every if course is None or _is_legal(course, each)]
+    priced = sorted(_priced(legal, n_images, n_classes), key=_order)
+    machine = Machine(speed.random_images(n_images, n_classes), began_at + BUDGET_S)
+    timed = [machine.measure(each, 60 * minutes) for each in priced]
+    rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_rank)
+    fitting = [row for row in rows if row["fits"]]
+    return {
+        "minutes": minutes,
+        "rules": rules,
+        "data": data,
+        "device": speed.device_name(),
+        "processor_share": machine.share,
+        "best": fitting[0]["recipe"] if fitting else None,
+        "quickest": min(rows, key=lambda row: row["minutes"], default={"recipe": None})["recipe"],
+        "recipes": rows,
+        "against_the_rules": [each.own.spec for each in every if each not in legal],
+        "measured_s": time.monotonic() - began_at,
+    }
+
+
+def _size(data: str | None) -> tuple[int, int]:
+    """Training images before any are held out, and classes."""
+    if data is None or data in KNOWN:
+        return KNOWN[data or "cifar10"]
+    image_set.check(data)
+    images = image_set.load(data, "train")
+    return len(images.labels), images.n_classes
+
+
+def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
+    """Whether it trains a student that keeps a course's rules."""
+    student = candidate.own.recipe.student
+    if candidate.own.role == "teacher" or student is None:
+        return False
+    return not courses.broken(course, Design.of(**student.spec()), student.activation)
+
+
+def _priced(found: list[Candidate], n_images: int, n_classes: int) -> Iterator[Priced]:
+    """Each that can be trained on so many classes."""
+    for each in found:
+        try:
+            teacher = (
+                None if each.teacher is None else _costs(each.teacher, None, n_images, n_classes)
+            )
+            yield Priced(each, _costs(each.own, teacher, n_images, n_classes), teacher)
+        except Unfit:  # with more classes a student may be over its budget
+            continue
+
+
+def _costs(training: Training, teacher: Costs | None, n_images: int, n_classes: int) -> Costs:
+    recipe = training.recipe
+    network = flops.network(recipe, training.role, n_classes)
+    images = flops.images(recipe, n_images)
+    if images is None:
+        return Costs(network, None, 0.0, 0.0)
+    by = None if teacher is None else teacher.network
+    validation = float(FORWARD * images.validated * network.macs)
+    return Costs(network, images, flops.flop(images, network, by), validation)
+
+
+def _order(priced: Priced) -> tuple[float, float]:
+    """Of measuring: the highest accuracy first, then the least work."""
+    return -(priced.candidate.about.measured_accuracy or 0.0), priced.flop
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
+    """Of showing: what fits, students before teachers, the highest accuracy, the least time."""
+    return not row["fits"], row["role"] == "teacher", -(row["accuracy"] or 0.0), row["minutes"]
+
+
+def _row(priced: Priced, machine: Machine, minutes: float, data: str | None) -> dict[str, Any]:
+    candidate = priced.candidate
+    teacher = own = _training_row(candidate.own, candidate.teacher, priced.own, machine)
+    parts = [own]
+    if candidate.teacher is not None and priced.teacher is not None:
+        teacher = _training_row(candidate.teacher, None, priced.teacher, machine)
+        parts = [teacher, own]
+    total = {key: sum(part[key] for part in parts) for key in ("minutes", "low", "high")}
+    about = candidate.about
+    return {
+        "recipe": candidate.own.spec,
+        "role": candidate.own.role,
+        "accuracy": about.measured_accuracy,
+        "seeds": about.seeds,
+        "fits": total["minutes"] <= minutes,
+        **total,
+        "is_timed": all(part["is_timed"] for part in parts),
+        "teacher": teacher if len(parts) == 2 else None,
+        "training": own,
+        "commands": candidate.commands(data),
+    }
+
+
+def _training_row(
+    training: Training, teacher: Training | None, costs: Costs, machine: Machine
+) -> dict[str, Any]:
+    taken, is_timed = machine.time_of(training, teacher, costs)
+    return {
+        "recipe": training.spec,
+        "overrides": list(training.overrides),
+        "network": costs.network.name,
+        "parameters": costs.network.parameters,
+        "flop": costs.flop or None,
+        "minutes": taken.mean / 60,
+        "low": taken.low / 60,
+        "high": taken.high / 60,
+        "is_timed": is_timed,
+        "steps": taken.n,
+    }
+
+
+def step_key(training: Training, teacher: Training | None) -> str:
+    """What a step's time depends on: the same for recipes that differ in their length or seeds."""
+    recipe = recipes.with_seed(training.recipe, 0)
+    once = recipe.train.model_copy(update={"epochs": 1, "minutes": None})
+    parts = [training.role, recipes.fingerprint(recipe.model_copy(update={"train": once}))]
+    if teacher is not None:
+        networks = teacher.recipe.model_dump(mode="json", include={"teacher", "student"})
+        parts.append(json.dumps(networks))
+    return " ".join(parts)

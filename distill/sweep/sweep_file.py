@@ -1,0 +1,176 @@
+"""Load a sweep file, and compute the recipe of each trial.
+
+    recipe = "kd_cutmix+two_cores"
+    set = ["train.epochs=6"]
+
+    [study]
+    trials = 20
+
+    [space]
+    optim.lr = { log = [0.01, 0.5] }
+    loss.kd.temperature = { choice = [1.0, 2.0, 4.0] }
+    size = { grid = [{ student.blocks = 1, student.width = 20 }, { student.blocks = 2, … }] }
+
+    [constraint]
+    parameters = 5_000_000
+
+It is data, never code, and checked whole before anything is trained: tables and keys by themselves,
+then every key and bound of the space against the tables of a recipe.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from distill.errors import UserError
+from distill.events import MEASURES, Split, measure_name
+from distill.recipe import recipes
+from distill.recipe.compose import LONGEST, toml
+from distill.recipe.recipes import Resolved
+from distill.recipe.validation import Values, keys
+from distill.sweep import sweep_validation
+from distill.sweep.sweep_schema import KINDS, SweepFile, option_label, pairs, settings, touched
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep ready to be worked on. `base`: the recipe that every trial varies."""
+
+    name: str
+    file: SweepFile
+    base: Resolved
+
+    @property
+    def cells(self) -> list[dict[str, str]]:
+        """The grids crossed: labels of options by name; one empty cell where there is no grid."""
+        grids = {name: space.grid for name, space in self.file.space.items() if space.grid}
+        labels = [[option_label(option) for option in options] for options in grids.values()]
+        return [dict(zip(grids, cell, strict=True)) for cell in product(*labels)]
+
+    @property
+    def n_trials(self) -> int:
+        return self.file.study.trials or len(self.cells)
+
+    @property
+    def metric(self) -> str:
+        """By what a trial is judged: never the test split."""
+        split: Split = "val" if self.base.recipe.ema is None else "val_ema"
+        return self.file.study.metric or measure_name("top1", split)
+
+    @property
+    def is_maximized(self) -> bool:
+        return self.metric in {measure_name("top1", "val"), measure_name("top1", "val_ema")}
+
+    def resolved(self, values: Mapping[str, Any]) -> Resolved:
+        """The recipe of a trial; `values` by name of the space, options by their labels.
+
+        Raises RecipeError where the values do not go together or the student is too large.
+        """
+        spaces = self.file.space
+        chosen = [line for name in spaces for line in settings(name, spaces[name], values[name])]
+        return recipes.load(self.file.recipe, [*self.overrides, *chosen])
+
+    @property
+    def overrides(self) -> list[str]:
+        """What every trial sets over the recipe."""
+        limit = self.file.constraint.parameters
+        budget = [] if limit is None else [f"student.max_params={limit}"]
+        both = ["train.validate_both=true"] if self._measures_both else []
+        return [*self.file.overrides, *budget, *both]
+
+    @property
+    def _measures_both(self) -> bool:
+        """Whether a trial that keeps an average is judged by the network itself."""
+        varied = {key.partition(".")[0] for key in touched(self.file)}
+        averages = self.base.recipe.ema is not None or "ema" in varied
+        return averages and self.metric in {measure_name(m, "val") for m in MEASURES}
+
+
+def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -> Sweep:
+    """The sweep of a file, under more overrides. Raises UserError with every fault."""
+    wrong: list[str] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            values = toml(file.read(LONGEST + 1), str(path), wrong)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}.") from error
+    if wrong:
+        raise UserError(f"{wrong[0]}.")
+    if overrides and isinstance(values.setdefault("set", []), list):
+        values["set"] += overrides
+    if trials is not None and isinstance(values.setdefault("study", {}), dict):
+        values["study"]["trials"] = trials
+    return checked(values, path.stem, str(path))
+
+
+def checked(values: Values, name: str, place: str) -> Sweep:
+    """The sweep that tables make; `place` stands in the message. Raises UserError."""
+    if isinstance(values.get("space"), dict):
+        values = values | {"space": dict(_flat(values["space"], ""))}
+    try:
+        file = SweepFile.model_validate(values)
+    except ValidationError as error:
+        said = map(sweep_validation.in_words, error.errors(include_url=False))
+        raise _refused(place, [*said, *sweep_validation.of_sound_spaces(values)]) from None
+    if wrong := list(sweep_validation.of_file(file)):
+        raise _refused(place, wrong)
+    sweep = Sweep(file.study.name or name, file, recipes.load(file.recipe, file.overrides))
+    if wrong := list(_recipe_faults(sweep)):
+        raise _refused(place, wrong)
+    return sweep
+
+
+def _recipe_faults(sweep: Sweep) -> Iterator[str]:
+    """What a sweep asks of its recipe."""
+    recipe = sweep.base.recipe
+    if recipe.data.holdout == 0:
+        yield "data.holdout = 0: trials are judged on held-out images; type data.holdout=0.1 in set"
+    if sweep.metric in {measure_name(m, "val_ema") for m in MEASURES}:
+        yield from _without_average(sweep)
+    if sweep.file.study.pruner == "hyperband" and recipe.train.epochs is None:
+        yield 'study.pruner = "hyperband" counts epochs, and the recipe says train.minutes'
+    if recipe.student is None and sweep.file.constraint.parameters is not None:
+        yield "constraint.parameters is a student's, and the recipe has none"
+    if recipes.is_taught(recipe) and not (recipe.teacher and recipe.teacher.runs):
+        yield (
+            f"{sweep.base.name} asks a teacher, and all trials shall have the same: name it, "
+            "--teacher RUN"
+        )
+
+
+def _without_average(sweep: Sweep) -> Iterator[str]:
+    """Why some trial has no average to be judged by."""
+    wanted = f'study.metric = "{sweep.metric}" wants [ema], and'
+    if sweep.base.recipe.ema is None:
+        yield f"{wanted} the recipe has none"
+    for name, space in sweep.file.space.items():
+        if any(("ema", False) in pairs(name, option) for option in space.options):
+            own = sweep.metric.removesuffix("_ema")
+            yield (
+                f"{wanted} space.{name} turns it off in some trials; "
+                f'type metric = "{own}" in [study]'
+            )
+
+
+def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
+    """`optim.lr = {…}` is a table in a table, `"optim.lr" = {…}` is none; both mean the key."""
+    for name, value in tables.items():
+        path = prefix + name
+        is_table = isinstance(value, dict) and value and not value.keys() & set(KINDS)
+        is_recipes = any(key.startswith(f"{path}.") for key in keys())
+        if is_table and (is_recipes or all(isinstance(each, dict) for each in value.values())):
+            yield from _flat(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _refused(place: str, faults: Iterable[str]) -> UserError:
+    lines = list(dict.fromkeys(faults))
+    count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+    return UserError("\n  ".join([f"{count} in {place}", *lines]))

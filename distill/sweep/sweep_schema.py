@@ -1,0 +1,129 @@
+"""The tables of a sweep file: every key with its type and default."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from distill.recipe import recipes
+from distill.recipe.loss_schema import MOST, STRICT, Count, Names, Positive
+from distill.recipe.validation import keys, shown
+
+Options = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+Numbers = Annotated[tuple[float, float], Field(strict=False)]
+MOST_TRIALS = 100_000
+Trials = Annotated[int, Field(ge=1, le=MOST_TRIALS)]
+KINDS = ("grid", "choice", "log", "uniform", "integer")
+
+
+class Space(BaseModel):
+    """What one key may be: one of these. Tables as options set several keys together."""
+
+    model_config = STRICT
+    grid: Options | None = None  # each of them in turn, crossed with every other grid
+    choice: Options | None = None  # one of them, by the sampler
+    log: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None  # from, to
+    uniform: Numbers | None = None
+    integer: Annotated[tuple[int, int], Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"allowed: one of {', '.join(KINDS)}")
+        if self.bounds and not self.bounds[0] < self.bounds[1]:
+            raise ValueError("allowed: the smaller first, then the larger")
+        if len(self.options) != len({option_label(option) for option in self.options}):
+            raise ValueError("allowed: each option once")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of them it is."""
+        (kind,) = self.model_fields_set
+        return kind
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """Those of a grid or a choice."""
+        return self.grid or self.choice or ()
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """The ends of a span of numbers."""
+        return self.log or self.uniform or self.integer or ()
+
+
+class Study(BaseModel):
+    """How many trials, who chooses their values, who ends one early, and by what."""
+
+    model_config = STRICT
+    name: str | None = None  # in the storage; without it the file's
+    trials: Trials | None = None  # without it each cell of the grid once
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    startup_trials: Trials = 5  # before sampler and pruner judge by what they have seen
+    warmup_epochs: Count = 1  # of a trial, before it may be pruned
+    metric: str | None = None  # top1/val …; without it that by which an epoch is kept
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the sampler
+    heartbeat_s: Annotated[int, Field(ge=1, le=86_400)] = (
+        20  # a worker that was silent for three of them is taken for dead
+    )
+
+
+class Constraint(BaseModel):
+    """What a trial must keep to be trained at all."""
+
+    model_config = STRICT
+    parameters: Annotated[int, Field(ge=1, le=MOST * 1_000)] | None = (
+        None  # the student has strictly fewer
+    )
+
+
+class SweepFile(BaseModel):
+    """A sweep as it is written down."""
+
+    model_config = STRICT
+    recipe: str
+    overrides: Names = Field((), alias="set")
+    study: Study = Study()
+    space: dict[str, Space] = Field(min_length=1)
+    constraint: Constraint = Constraint()
+
+
+def option_label(option: Any) -> str:
+    """An option as it is stored and shown: TOML; of a table `blocks 1, width 20`, or the whole keys
+    where their last names are the same.
+    """
+    if not isinstance(option, dict):
+        return shown(option)
+    leaves = dict(recipes.leaves(option))
+    last = [key.split(".")[-1] for key in leaves]
+    names = last if len(set(last)) == len(last) else list(leaves)
+    return ", ".join(f"{name} {shown(v)}" for name, v in zip(names, leaves.values(), strict=True))
+
+
+def settings(name: str, space: Space, value: Any) -> Iterator[str]:
+    """`optim.lr=0.1` of a name of the space and its value: one override, of a table several."""
+    chosen = (option for option in space.options if option_label(option) == value)
+    for key, each in pairs(name, next(chosen, value)):
+        yield f"{key}={shown(each)}"
+
+
+def touched(file: SweepFile) -> list[str]:
+    """Every key of the recipe that some trial sets."""
+    every = (keys_of(name, space) for name, space in file.space.items())
+    return list(dict.fromkeys(chain.from_iterable(every)))
+
+
+def keys_of(name: str, space: Space) -> list[str]:
+    """The keys of the recipe that a name of the space sets."""
+    every = (key for value in space.options or space.bounds for key, _ in pairs(name, value))
+    return list(dict.fromkeys(every))
+
+
+def pairs(name: str, value: Any) -> list[tuple[str, Any]]:
+    """What an option or the end of a span sets: the key it is named by, or those in its table."""
+    if name in keys() or not isinstance(value, dict):
+        return [(name, value)]
+    return list(recipes.leaves(value))

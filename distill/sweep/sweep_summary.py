@@ -1,0 +1,187 @@
+"""Summarise the trials of a sweep: the best, and which keys mattered."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from distill.errors import Failure
+from distill.evaluation.final_test import measure_later
+from distill.events import MEASURES, measure_name
+from distill.phrases import counted
+from distill.recipe import recipes
+from distill.recipe.recipes import About
+from distill.runs.run_folder import write_json, write_text
+from distill.sweep.storage import Storage
+from distill.sweep.sweep_file import Sweep
+from distill.sweep.sweep_schema import option_label
+from distill.sweep.trials import RUN, WORKER, Trials, counting
+from distill.sweep.worker import (
+    DIVERGED,
+    INFEASIBLE,
+    REDRAWN,
+    Say,
+    Train,
+    opened,
+    with_stored_answers,
+    work,
+)
+
+BEST, SUMMARY = "best.toml", "sweep.json"
+FEWEST = 4  # finished trials, for an importance
+
+
+def carried_out(
+    planned: Sweep,
+    storage: Storage,
+    place: Path,
+    train: Train,
+    say: Say,
+    inputs: Mapping[str, str] | None = None,
+    *,
+    is_tested: bool = True,
+) -> dict[str, Any]:
+    """Work on a sweep until it is done; its summary, which is written beside the runs.
+
+    Trials are measured on held-out images alone. The best one is then measured on the test split,
+    once, unless `is_tested` is False.
+
+    `inputs`: the fingerprints of images and teachers, see `sweep.opened`. Raises UserError where
+    the storage holds another sweep of its name, Failure where there is no
+    best, and what a run raises.
+    """
+    planned, note = with_stored_answers(planned)
+    trials = opened(planned, storage, place, inputs)
+    count = counted(planned.n_trials, "trial")
+    say(f"{planned.name}: {count}, {trials.left()} to go, {storage.shown}")
+    say(f"note: {note}")
+    work(trials, train, say, done=lambda: write(trials, summary(trials)))
+    said = summary(trials)
+    write(trials, said)
+    if said["best"] is None:
+        reasons = dict.fromkeys(row["why"] for row in said["trials"] if row["why"])
+        raise Failure("\n  ".join(["no trial was trained to its end: there is no best", *reasons]))
+    if is_tested:
+        said["test"] = _tested(trials, said["best"]["trial"], say)
+        write(trials, said)
+    return said
+
+
+def _tested(trials: Trials, number: int, say: Say) -> dict[str, float] | None:
+    """The figures of a trial on the test split, which is measured now if it has not been; None if
+    its run is on another machine, or another worker measures it now.
+    """
+    folder = trials.folder(number)
+    if not folder.is_finished:
+        say(f"note: {folder.path} is not here, so trial {number} is not measured on the test split")
+        return None
+    measure_later(folder)
+    metrics = folder.result()["metrics"]
+    names = [measure_name(measure, "test") for measure in MEASURES]
+    return {name: metrics[name] for name in names if name in metrics} or None
+
+
+def summary(trials: Trials) -> dict[str, Any]:
+    """The trials of a sweep that are done, in plain values.
+
+    Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (by name: the kind, and its
+    ends or the labels of its options), `asked`, `counts` (`complete`, `pruned`, `infeasible`,
+    `diverged`: their sum is `asked` once all are done), `taken_up` (attempts whose worker ended
+    before they did), `redrawn` (values that could not be trained, and others were drawn), `best` (a
+    row of `trials`, or None), `test` (its figures on the test split, by `carried_out`, else None),
+    `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
+    (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
+    who had it, in turn, `began`, `ended`).
+    """
+    sweep, attempts = trials.sweep, trials.attempts()
+    ended = {n: a for n, a in counting(attempts).items() if a.state.is_finished()}
+    rows = [_row(n, attempt, attempts[n]) for n, attempt in ended.items()]
+    complete = [row for row in rows if row["state"] == "complete"]
+    choose = max if sweep.is_maximized else min
+    states = [row["state"] for row in rows]
+    return {
+        "sweep": sweep.name,
+        "recipe": sweep.base.name,
+        "metric": sweep.metric,
+        "goal": "maximize" if sweep.is_maximized else "minimize",
+        "space": {
+            name: {space.kind: [*map(option_label, space.options)] or list(space.bounds)}
+            for name, space in sweep.file.space.items()
+        },
+        "asked": max(sweep.n_trials, len(rows)),
+        "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
+        "taken_up": sum(len(row["workers"]) - 1 for row in rows),
+        "redrawn": sum(attempt.user_attrs.get(REDRAWN, 0) for attempt in ended.values()),
+        "best": choose(complete, key=lambda row: row["value"]) if complete else None,
+        "test": None,
+        "importance": importances(trials.study, [ended[row["trial"]] for row in complete]),
+        "storage": trials.storage.shown,
+        "trials": rows,
+    }
+
+
+def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
+    """The share of each key in what tells the better tenth from the rest: PED-ANOVA (Watanabe et
+    al., IJCAI 2023, arXiv 2304.10255). Empty below four finished trials.
+    """
+    if len(complete) < FEWEST or len({trial.value for trial in complete}) == 1:
+        return {}
+    with catch_warnings():
+        simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return {name: float(share) for name, share in found.items()}
+
+
+def write(trials: Trials, said: dict[str, Any]) -> None:
+    """`sweep.json`, and once there is a best `best.toml`: a recipe that can be trained as it is."""
+    write_json(trials.place / SUMMARY, said)
+    best = said["best"]
+    if best is None:
+        return
+    recipe = trials.sweep.resolved(best["values"]).recipe
+    about = _about(trials.sweep, said, trials.place)
+    path = trials.place / BEST
+    write_text(path, recipes.dumps(recipe.model_copy(update={"about": about})))
+
+
+def _about(sweep: Sweep, said: dict[str, Any], place: Path) -> About:
+    best = said["best"]
+    verb = "distill" if sweep.base.recipe.student else "train-teacher"
+    runs = sweep.base.recipe.teacher.runs if sweep.base.recipe.teacher else ()
+    return About(
+        claim=f"The best of {counted(said['asked'], 'trial')} of the sweep {sweep.name}: trial "
+        f"{best['trial']}, {sweep.metric} = {best['value']:.4f}, chosen on held-out images",
+        command=f"python cli.py {verb} --recipe {place / BEST}",
+        teacher=" + ".join(runs) or "none",
+        hardware="not yet run",
+        minutes="not yet run",
+        accuracy="not yet run",
+    )
+
+
+def _row(number: int, attempt: FrozenTrial, attempts: Sequence[FrozenTrial]) -> dict[str, Any]:
+    marks = attempt.user_attrs
+    why = next((name for name in (INFEASIBLE, DIVERGED) if name in marks), None)
+    done = attempt.state == TrialState.COMPLETE
+    return {
+        "trial": number,
+        "state": why or attempt.state.name.lower(),
+        "value": attempt.value if done else None,
+        "values": dict(attempt.params),
+        "epochs": {str(epoch): value for epoch, value in attempt.intermediate_values.items()},
+        "run": None if why == INFEASIBLE else marks.get(RUN),
+        "why": marks.get(why) if why else None,
+        "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
+        "began": _iso(attempt.datetime_start),
+        "ended": _iso(attempt.datetime_complete),
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    """Local time of the worker's host."""
+    return None if moment is None else moment.isoformat(timespec="milliseconds")

@@ -1,0 +1,93 @@
+"""Fold batch norms and cast weights of a frozen network, for fast inference.
+
+In eval mode a batch norm is an affine map of each channel. One that follows a convolution whose
+output nobody else reads is multiplied into the kernel (Jacob et al., CVPR 2018, arXiv 1712.05877,
+section 3.2). Where weights are cast to a shorter type for every forward, they are cast once.
+"""
+
+import copy
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from distill.models.features import tap_points
+from distill.models.small_maps import SmallMapConv2d
+
+CHECKED_IMAGES = 16
+TOLERANCE = 1e-4  # of the largest logit, in float32: some hundred roundings
+
+
+def ready(net: nn.Module, image_size: int, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of a network in eval mode, to be asked only: images [B, 3, H, W] to its own logits.
+
+    Batch norms are folded, where the network can be traced and then still says the same on random
+    images; the copy is left unfolded where not. `dtype` is the one that autocast will choose:
+    kernels and matrices are kept in it.
+    """
+    copied = copy.deepcopy(net).eval()
+    folded = fold_batch_norms(copy.deepcopy(copied))
+    chosen = folded if same_answers(copied, folded, image_size) else copied
+    if dtype is not None:
+        for module in chosen.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(dtype)
+    return chosen
+
+
+def fold_batch_norms(net: nn.Module) -> nn.Module:
+    """The same network, changed in place: each batch norm that can be is part of its kernel."""
+    tapped = {id(module) for module in tap_points(net).values()}
+    for kernel_name, norm_name in _pairs(net):
+        kernel, norm = net.get_submodule(kernel_name), net.get_submodule(norm_name)
+        assert isinstance(kernel, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        if id(kernel) not in tapped:
+            net.set_submodule(kernel_name, fuse_conv_bn_eval(kernel, norm))
+            net.set_submodule(norm_name, nn.Identity())
+    return net
+
+
+@torch.no_grad()
+def same_answers(net: nn.Module, other: nn.Module, image_size: int) -> bool:
+    """Whether two networks in eval mode agree on random images, to float32 rounding."""
+    example = next(net.parameters())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(CHECKED_IMAGES, 3, image_size, image_size, generator=generator)
+    ours = net(images.to(example))
+    try:
+        theirs = other(images.to(example))
+    except Exception:  # a network that asks its norms for more than their output
+        return False
+    return bool((ours - theirs).abs().max() <= TOLERANCE * ours.abs().max())
+
+
+class _Tracer(fx.Tracer):
+    """Takes our convolutions as one operation each, as it takes torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, SmallMapConv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of a convolution and the batch norm that alone reads it; none where tracing fails."""
+    try:
+        graph = _Tracer().trace(net)
+    except Exception:  # whatever control flow on values raises
+        return
+    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+    for node in graph.nodes:
+        readers: Collection[fx.Node] = node.users
+        if not _calls(net, node, nn.Conv2d, SmallMapConv2d) or len(readers) != 1:
+            continue
+        [reader] = readers
+        if _calls(net, reader, nn.BatchNorm2d):
+            pair = str(node.target), str(reader.target)
+            if all(calls.count(name) == 1 for name in pair):  # a shared module means two things
+                yield pair
+
+
+def _calls(net: nn.Module, node: fx.Node, *kinds: type[nn.Module]) -> bool:
+    """Whether a node calls a module of exactly one of these kinds: a subclass may do more."""
+    return node.op == "call_module" and type(net.get_submodule(str(node.target))) in kinds

@@ -1,0 +1,110 @@
+"""Terminal table of a comparison of two runs."""
+
+from collections.abc import Callable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from distill.events import measure_name
+from distill.files.safe_text import visible
+from distill.runs.compare import ClassDifference, Comparison, Side
+from distill.statistics import Interval
+from distill.terminal.progress import duration, grouped, percent
+
+MOST_CLASSES = 10  # listed, those that differ most; --json has all
+
+
+def comparison(compared: Comparison) -> RenderableType:
+    """Both side by side, the test of their difference, their recipes, and what it says."""
+    return Group(
+        _figures(compared.a, compared.b),
+        Text(),
+        *_together(compared),
+        Text(),
+        Text("the recipes differ in", "bold"),
+        *(Text(f"  {line}") for line in compared.recipes or ("nothing",)),
+        Text(),
+        _classes(compared.classes),
+        Text(),
+        Text(compared.says, "bold"),
+    )
+
+
+_ROWS: Sequence[tuple[str, Callable[[Side], str]]] = (
+    ("run", lambda side: side.run),
+    ("recipe", lambda side: side.recipe),
+    ("network", lambda side: side.network),
+    ("parameters", lambda side: grouped(side.parameters)),
+    (measure_name("top1", "test"), lambda side: _within(side.top1_test, side.top1_test_interval)),
+    (measure_name("top1", "val"), lambda side: percent(side.top1_val)),
+    (measure_name("nll", "test"), lambda side: _nats(side.nll_test, side.nll_test_interval)),
+    (measure_name("ece", "test"), lambda side: percent(side.ece_test)),
+    ("training", lambda side: duration(side.elapsed_s)),
+)
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+
+
+def _figures(a: Side, b: Side) -> Table:
+    table = _table()
+    table.add_column("", no_wrap=True)
+    for name in "AB":
+        table.add_column(name, overflow="fold")
+    for name, figure in _ROWS:
+        table.add_row(Text(name, "bold"), Text(visible(figure(a))), Text(visible(figure(b))))
+    return table
+
+
+def _together(compared: Comparison) -> list[Text]:
+    low, high = compared.difference_interval
+    rows = {
+        "B − A": f"{points(compared.difference)} points [{points(low)}, {points(high)}]",
+        "only one right": f"A {compared.only_a:,}, B {compared.only_b:,} of {compared.n:,} images; "
+        f"McNemar's {p_value(compared.p)}",
+        "both": f"right {compared.both_right:,}, wrong {compared.both_wrong:,}",
+        "same answer": _within(compared.agreement, compared.agreement_interval),
+    }
+    return [Text.assemble((f"{name:<20}", "bold"), text) for name, text in rows.items()]
+
+
+def _classes(classes: Sequence[ClassDifference]) -> Table:
+    table = _table()
+    listed = f", {MOST_CLASSES} of {len(classes)}" if len(classes) > MOST_CLASSES else ""
+    table.add_column(f"class{listed}", overflow="fold")
+    for heading in ("images", "A right", "B right", "B − A", "only A", "only B"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    most = sorted(classes, key=lambda row: -abs(row.right_b - row.right_a))[:MOST_CLASSES]
+    for row in classes if len(classes) <= MOST_CLASSES else most:
+        table.add_row(
+            Text(visible(row.name)),
+            grouped(row.n),
+            grouped(row.right_a),
+            grouped(row.right_b),
+            f"{row.right_b - row.right_a:+,}",
+            grouped(row.only_a),
+            grouped(row.only_b),
+        )
+    return table
+
+
+def points(share: float) -> str:
+    """0.0123 as `+1.23`."""
+    return f"{100 * share:+.2f}"
+
+
+def p_value(p: float) -> str:
+    """`p = 0.13`; `p < 0.0001` where more would be false precision."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+
+
+def _within(share: float, interval: Interval) -> str:
+    """`72.10 % [71.21, 72.97]`."""
+    return f"{percent(share)} [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
+
+
+def _nats(value: float, interval: Interval) -> str:
+    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"

@@ -1,0 +1,74 @@
+"""Display the progress of a download."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from distill.terminal.progress import UNKNOWN, duration, quarter
+
+SPEED_OVER_S = 30.0  # the official host's speed swings; a mean of seconds says nothing
+TELL_EVERY_S = 60.0
+
+
+class DownloadDisplay:
+    """Called with (what, bytes done, of how many), inside `with`.
+
+    Where there is no terminal, a line a quarter and a line a minute.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            speed_estimate_period=SPEED_OVER_S,
+        )
+        self._task = None if not console.is_interactive else self._bars.add_task("", total=None)
+        self._began: tuple[float, int] | None = None  # when, at how many bytes
+        self._told: tuple[float, int] = (0.0, 0)
+
+    def __enter__(self) -> "DownloadDisplay":
+        if self._task is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar, or print a line where one is due."""
+        if self._task is not None:
+            self._bars.update(self._task, description=what, completed=done, total=total)
+            return
+        now = time.monotonic()
+        began_at, first = self._began = self._began or (now, done)
+        told_at, told = self._told
+        if quarter(done, total) > quarter(told, total) or now - told_at > TELL_EVERY_S:
+            speed = (done - first) / max(now - began_at, 1e-3)
+            left = duration((total - done) / speed) if speed else UNKNOWN
+            self.console.print(
+                f"{what}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB, {speed / 1e6:,.2f} MB/s, "
+                f"{left} left",
+                soft_wrap=True,
+            )
+            self._told = now, done

@@ -1,0 +1,136 @@
+"""Terminal table of a plan: which recipes fit, and the commands to type."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from distill.phrases import counted
+from distill.terminal.progress import UNKNOWN, grouped, in_one_unit, roughly
+
+Row = Mapping[str, Any]
+BUSY = 0.7  # share of the processor below which other programs are mentioned
+
+
+def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
+    """`planned`: what `distill.sweep.plan.plan` found. A line of text is not to be broken, so that
+    a command can be copied.
+    """
+    fitting = [row for row in planned["recipes"] if row["fits"]]
+    others = [row for row in planned["recipes"] if not row["fits"]]
+    blocks: list[RenderableType] = [Text(line) for line in _head(planned, len(fitting))]
+    if fitting:
+        blocks += [Text(), _fitting(fitting), *_commands(fitting[0])]
+    if others:
+        blocks += [Text(), Text("These do not fit:", "bold"), _others(others)]
+    return [*blocks, Text(), *(Text(note, "dim") for note in _notes(planned))]
+
+
+def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
+    unit = "minute" if planned["minutes"] == 1 else "minutes"
+    asked = f"{planned['minutes']:g} {unit} on {planned['device']}"
+    if n_fitting:
+        return [f"{counted(n_fitting, 'recipe fits', 'recipes fit')} into {asked}."]
+    if not planned["recipes"]:
+        return [f"No recipe keeps the rules {planned['rules']}."]
+    quickest = next(r for r in planned["recipes"] if r["recipe"] == planned["quickest"])
+    return [
+        f"Nothing fits into {asked}.",
+        f"The quickest is {quickest['recipe']}: about {_taken(quickest)}.",
+        f"Type --minutes {math.ceil(quickest['high'])}.",
+    ]
+
+
+def _fitting(rows: Sequence[Row]) -> Table:
+    table = _table()
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("network, parameters", overflow="fold")
+    for heading in ("accuracy", "teacher", "student", "together"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        teacher, own = row["teacher"], row["training"]
+        is_teacher = row["role"] == "teacher"
+        table.add_row(
+            Text(row["recipe"], "bold"),
+            f"{own['network']}, {grouped(own['parameters'])}",
+            _accuracy(row).replace(", ", "\n"),
+            _short(own if is_teacher else teacher),
+            _short(None if is_teacher else own),
+            _taken(row).replace(" (", "\n("),
+        )
+    return table
+
+
+def _commands(best: Row) -> list[Text]:
+    heading = Text(f"For {best['recipe']}, type:", "bold")
+    return [Text(), heading, *(Text(f"  {each}") for each in best["commands"])]
+
+
+def _others(rows: Sequence[Row]) -> Table:
+    """Recipes of the same networks and the same time are one row."""
+    table = _table()
+    for heading in ("recipe", "network"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("accuracy", "together"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for _, same in groupby(rows, key=_alike):
+        alike = list(same)
+        table.add_row(
+            Text(", ".join(row["recipe"] for row in alike)),
+            alike[0]["training"]["network"],
+            _accuracy(alike[0]),
+            _taken(alike[0]),
+        )
+    return table
+
+
+def _alike(row: Row) -> tuple[object, ...]:
+    return row["training"]["network"], row["accuracy"], _taken(row)
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+
+
+def _accuracy(row: Row) -> str:
+    """What was measured on CIFAR-10's test split, and over how many seeds."""
+    if row["accuracy"] is None:
+        return "not measured"
+    seeds = "" if row["seeds"] is None else f", {counted(row['seeds'], 'seed', 'seeds')}"
+    return f"{row['accuracy']:.2f} %{seeds}"
+
+
+def _taken(row: Row) -> str:
+    """`48 min (41 to 55)`."""
+    return roughly(60 * row["minutes"], 60 * row["low"], 60 * row["high"])
+
+
+def _short(part: Row | None) -> str:
+    """`48 min`."""
+    return UNKNOWN if part is None else in_one_unit(60 * part["minutes"])
+
+
+def _notes(planned: Mapping[str, Any]) -> list[str]:
+    """How the figures were found."""
+    notes = [
+        "Times are estimates, in brackets their ranges; those in which steps of the recipe itself",
+        f"were not timed have wide ones. Measured in {planned['measured_s']:.0f} s.",
+        "Accuracies: CIFAR-10's test split, reached by the command in the recipe's [about].",
+    ]
+    if planned["data"] is not None:
+        notes.append(f"They are not those of {planned['data']}, unless that is CIFAR-10.")
+    share = planned["processor_share"]
+    if share is not None and share < BUSY:
+        notes.append(
+            f"Other programs are busy: the steps had {share:.0%} of the processor. Without them "
+            f"all times are shorter, to {share:.0%} at best.".replace("%", " %")
+        )
+    if planned["against_the_rules"]:
+        n = counted(len(planned["against_the_rules"]), "recipe", "recipes")
+        notes.append(f"{n} left out: no student, or one against the rules {planned['rules']}.")
+    return notes

@@ -1,0 +1,391 @@
+"""Display a training in the terminal: head, progress bars, one line per epoch, closing table.
+
+The display is a reader of `distill/events.py` and knows nothing else: what it draws is a function
+of the events so far, without a clock, so a journal replayed through it looks as the run did. On a
+terminal the bars live below the epochs' lines; elsewhere only lines are written, without colour,
+and they say themselves how fast it goes and how long it still takes.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from distill.events import (
+    IMAGES_PER_S,
+    LR,
+    TOTAL,
+    VALIDATED,
+    End,
+    Epoch,
+    Estimate,
+    Event,
+    Retry,
+    Split,
+    Start,
+    Step,
+    loss_name,
+    measure_name,
+)
+from distill.files.safe_text import visible
+from distill.phrases import counted
+
+UNKNOWN = "–"
+DAY_S = 86_400
+UNITS = (("s", 1), ("min", 60), ("h", 3_600), ("days", DAY_S))
+GAP = "  "
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the closing table; shares 0..1, None where a figure is not known."""
+
+    name: str
+    network: str
+    parameters: int | None = None
+    top1_val: float | None = None
+    top1_test: float | None = None
+    time_s: float | None = None
+
+
+class Display:
+    """Called with each event, inside `with`; `progress` is the callback for work before the run."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._start: Start | None = None
+        self._step = 0
+        self._epoch = 0
+        self._best_epoch: int | None = None
+        self._metrics: dict[str, float] = {}
+        self._s_per_step: float | None = None
+        self._preparing: dict[str, tuple[int, int]] = {}
+        self._live = Live(
+            console=console,
+            get_renderable=self.bars,
+            transient=True,
+            # Results go to stdout, and may be piped to a file while stderr is the terminal.
+            redirect_stdout=False,
+        )
+
+    def __enter__(self) -> "Display":
+        if self.console.is_interactive:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event, and print its lines."""
+        if isinstance(event, Start):
+            self._begin(event)
+        elif isinstance(event, Step):
+            self._advance(event)
+        elif isinstance(event, Epoch):
+            self._close_epoch(event)
+        elif isinstance(event, Retry):
+            self._step, self._epoch = event.first_step, event.first_epoch
+            self._print(retry_line(event))
+        elif isinstance(event, Estimate):
+            self._print(estimate_line(event))
+        else:
+            self._print(*end_lines(event))
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` items of a preparation, "decoding images"; 0 as total where unknown."""
+        before, _ = self._preparing.get(what, (0, total))
+        # A new dict: the thread that draws may be reading the old one.
+        self._preparing = self._preparing | {what: (done, total)}
+        if not self.console.is_interactive and quarter(done, total) > quarter(before, total):
+            self._print(Text(f"{what}  {done:,} of {total:,}"))
+
+    def bars(self) -> RenderableType:
+        """The moving part: work before the run, then the bars of epoch and step and the latest."""
+        if self._start is None:
+            return preparation_bars(self._preparing)
+        current = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        current.add_column(no_wrap=True)
+        current.add_column(justify="right", no_wrap=True)
+        current.add_column(ratio=1)
+        current.add_column(justify="right", no_wrap=True)
+        current.add_row(*self._epoch_bar(self._start))
+        current.add_row(*self._step_bar(self._start))
+        return Group(current, self._latest())
+
+    def _begin(self, start: Start) -> None:
+        self._start = start
+        self._step = start.first_step
+        self._epoch = start.first_epoch
+        self._print(*head_lines(start))
+
+    def _advance(self, step: Step) -> None:
+        first = IMAGES_PER_S not in self._metrics
+        self._step, self._epoch = step.step, step.epoch
+        self._metrics = self._metrics | step.metrics
+        if first and self._start and (left_s := self._left_s(self._start) or 0) > DAY_S:
+            self._print(Text(f"note: at this pace {left_s / DAY_S:.1f} days are left", "yellow"))
+
+    def _close_epoch(self, epoch: Epoch) -> None:
+        self._step, self._epoch = epoch.step, epoch.epoch
+        self._metrics = self._metrics | epoch.metrics
+        if epoch.is_best:
+            self._best_epoch = epoch.epoch
+        if self._start and (steps := total_steps(self._start) - epoch.step) > 0:
+            self._s_per_step = epoch.remaining_s / steps  # validation included
+        epochs = self._start.epochs if self._start else epoch.epoch
+        # Where there are bars, they say the pace.
+        self._print(
+            epoch_line(epoch, epochs, () if self.console.is_interactive else self._pace(epoch))
+        )
+
+    def _pace(self, epoch: Epoch) -> list[str]:
+        return [rate(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
+
+    def _epoch_bar(self, start: Start) -> tuple[RenderableType, ...]:
+        now = min(self._epoch + 1, start.epochs)
+        steps = total_steps(start)
+        return (
+            Text("epoch", "bold"),
+            f"{now}/{start.epochs}",
+            ProgressBar(steps, self._step),
+            f"{duration(self._left_s(start))} left",
+        )
+
+    def _step_bar(self, start: Start) -> tuple[RenderableType, ...]:
+        total = start.steps_per_epoch
+        epoch = min(self._epoch, start.epochs - 1)  # the bar of the last epoch stays full
+        done = min(max(self._step - epoch * total, 0), total)
+        return (
+            Text("step", "bold"),
+            f"{done:,}/{total:,}",
+            ProgressBar(total, done),
+            rate(self._metrics.get(IMAGES_PER_S)),
+        )
+
+    def _left_s(self, start: Start) -> float | None:
+        """To the end of the last epoch, by the newest epoch's estimate or else by the rate."""
+        steps = total_steps(start) - self._step
+        if not steps:
+            return 0.0
+        s_per_step = self._s_per_step
+        if s_per_step is None and (images_per_s := self._metrics.get(IMAGES_PER_S)):
+            s_per_step = start.batch_size / images_per_s
+        return None if s_per_step is None else s_per_step * steps
+
+    def _latest(self) -> Text:
+        parts = [losses(self._metrics), *accuracies(self._metrics)]
+        if LR in self._metrics:
+            parts.insert(1, f"lr {self._metrics[LR]:.4g}")
+        if self._best_epoch is not None:
+            parts.append(f"best epoch {self._best_epoch}")
+        return Text(GAP.join(parts))
+
+    def _print(self, *lines: Text) -> None:
+        for text in lines:
+            # A line of a log stays one line, however narrow rich believes the file to be.
+            self.console.print(text, soft_wrap=not self.console.is_interactive)
+
+
+def retry_line(retry: Retry) -> Text:
+    """Why it goes back, to where, and how it goes on."""
+    return Text(
+        f"{retry.reason}: back to step {retry.first_step:,}, from there at {retry.lr_factor:g} of "
+        "the learning rate",
+        "yellow",
+    )
+
+
+def estimate_line(estimate: Estimate) -> Text:
+    """How long the run takes in all, with its range, and from how many steps that is known."""
+    total = roughly(estimate.total_s, estimate.low_s, estimate.high_s)
+    steps = counted(estimate.steps, "step", "steps")
+    return Text(f"about {total} in all, from the first {steps}")
+
+
+def head_lines(start: Start) -> Iterator[Text]:
+    """What will be trained, on what, by how many; notes as warnings."""
+    yield fact(start.role, f"{start.network}, {start.parameters:,} parameters")
+    if start.role == "student":
+        yield fact("teacher", teacher(start))
+    yield fact("recipe", start.recipe)
+    classes = counted(start.n_classes, "class", "classes")
+    images = counted(start.train_images, "image")
+    images = f"{images} to train on, {start.val_images:,} held out"
+    yield fact("data", f"{start.data}, {classes}, {images}")
+    processes = counted(start.processes, "process", "processes")
+    yield fact("on", f"{start.device}, {start.precision}, {processes}")
+    epochs = counted(start.epochs, "epoch", "epochs")
+    steps = counted(start.steps_per_epoch, "step", "steps")
+    if start.total_steps is not None and start.total_steps % start.steps_per_epoch:
+        epochs += " (the last one broken off)"
+    yield fact("for", f"{epochs} of {steps}, batches of {start.batch_size:,}")
+    yield fact("run", start.run)
+    if start.first_step:
+        yield fact("resumed", f"at step {start.first_step:,}")
+    for note in start.notes:
+        yield Text(f"note: {note}", "yellow")
+
+
+def fact(label: str, text: str) -> Text:
+    """One line of the head."""
+    return Text.assemble((f"{label:<9}", "bold cyan"), visible(text))
+
+
+def teacher(start: Start) -> str:
+    """Who teaches, and how well on the held-out images."""
+    if start.teacher is None:
+        return "nobody, the labels alone"
+    return f"{start.teacher}, {measure_name('top1', 'val')} {percent(start.teacher_top1)}"
+
+
+def epoch_line(epoch: Epoch, epochs: int, pace: Sequence[str] = ()) -> Text:
+    """One epoch on one line; `pace`: how fast and how long still, for who sees no bars."""
+    count = f"epoch {epoch.epoch}/{epochs}".ljust(len(f"epoch {epochs}/{epochs}"))
+    parts = [count, losses(epoch.metrics), *accuracies(epoch.metrics), *pace]
+    return Text.assemble(GAP.join(parts), (f"{GAP}best", "green") if epoch.is_best else "")
+
+
+def end_lines(end: End) -> Iterator[Text]:
+    """Which weights were kept, how good they are, where they lie."""
+    is_averaged = measure_name("top1", "val_ema") in end.metrics
+    kept = [
+        f"kept the weights of epoch {end.epoch}",
+        accuracy(end.metrics, "val_ema" if is_averaged else "val"),
+        *([accuracy(end.metrics, "test")] if measure_name("top1", "test") in end.metrics else []),
+        f"trained for {duration(end.elapsed_s)}",
+    ]
+    yield Text(GAP.join(kept), "bold")
+    yield fact("weights", end.weights)
+
+
+def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
+    """A bar for each piece of work that is not done yet."""
+    bars = Table.grid(padding=(0, 1, 0, 0))
+    for what, (done, total) in preparing.items():
+        if not total:
+            bars.add_row(what, ProgressBar(None, width=30), f"{done:,}")
+        elif done < total:
+            bars.add_row(what, ProgressBar(total, done, width=30), f"{done:,}/{total:,}")
+    return bars
+
+
+def quarter(done: int, total: int) -> int:
+    """How many quarters are done; where there is no terminal, each is worth a line."""
+    return 4 * done // total if total else 0
+
+
+def closing_table(rows: Sequence[Row]) -> Table:
+    """Teacher, student alone and distilled student side by side."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("network", overflow="fold")
+    for heading in (
+        "parameters",
+        measure_name("top1", "val"),
+        measure_name("top1", "test"),
+        "time",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in rows:
+        table.add_row(
+            Text(line.name, "bold"),
+            Text(line.network),
+            grouped(line.parameters),
+            percent(line.top1_val),
+            percent(line.top1_test),
+            duration(line.time_s),
+        )
+    return table
+
+
+def losses(metrics: Mapping[str, float]) -> str:
+    """`loss 1.234 (hard 0.51, kd 0.80)`: the weighted total, then each term unweighted."""
+    start = loss_name("")
+    terms = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
+    total = terms.pop(TOTAL, None)
+    each = ", ".join(f"{term} {value:.2f}" for term, value in terms.items())
+    return f"loss {UNKNOWN if total is None else f'{total:.3f}'}" + (f" ({each})" if each else "")
+
+
+def accuracies(metrics: Mapping[str, float]) -> list[str]:
+    """The accuracies on the held-out part: of the network, of its average, or of both."""
+    known = [split for split in VALIDATED if measure_name("top1", split) in metrics]
+    return [accuracy(metrics, split) for split in known] or [accuracy(metrics, "val")]
+
+
+def accuracy(metrics: Mapping[str, float], split: Split) -> str:
+    """`top1/val 71.17 %`."""
+    name = measure_name("top1", split)
+    return f"{name} {percent(metrics.get(name))}"
+
+
+def percent(share: float | None) -> str:
+    """0.7117 as `71.17 %`."""
+    return UNKNOWN if share is None or math.isnan(share) else f"{share:.2%}".replace("%", " %")
+
+
+def rate(images_per_s: float | None) -> str:
+    """Training images of all processes a second."""
+    return f"{UNKNOWN if images_per_s is None else f'{images_per_s:,.0f}'} images/s"
+
+
+def duration(seconds: float | None) -> str:
+    """151 s as `2:31`, 3,723 s as `1:02:03`."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def roughly(seconds: float, low_s: float, high_s: float) -> str:
+    """`29 min (25 to 33)`: a time to two or three digits, its range in the same unit."""
+    name, unit_s = _unit(high_s)
+    value, low, high = (_digits(each / unit_s) for each in (seconds, low_s, high_s))
+    return f"{value} {name} ({low} to {high})"
+
+
+def in_one_unit(seconds: float) -> str:
+    """`29 min`: a time to two or three digits."""
+    name, unit_s = _unit(seconds)
+    return f"{_digits(seconds / unit_s)} {name}"
+
+
+def _unit(seconds: float) -> tuple[str, int]:
+    """The shortest in which a time has two digits, with its seconds."""
+    return next((unit for unit in UNITS if seconds < 100 * unit[1]), UNITS[-1])
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
+
+
+def grouped(number: int | None) -> str:
+    """4697162 as `4,697,162`."""
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in up to `width` letters; of a longer one the beginning and the end: `see…d-2`."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) + 1 + head - width :]}"
+
+
+def total_steps(start: Start) -> int:
+    """Optimizer steps of the whole run."""
+    return start.total_steps or start.epochs * start.steps_per_epoch

@@ -1,0 +1,179 @@
+"""Terminal table of runs, sorted and fitted to the terminal's width."""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from distill.errors import UserError
+from distill.files.safe_text import visible
+from distill.runs.listing import Listed
+from distill.statistics import Interval
+from distill.terminal.progress import DAY_S, UNKNOWN, grouped, shortened
+
+LEGEND = "test: ± half of Wilson's 95 % interval; val: the held-out images"
+WIDE = 100  # characters from which on the columns stand two spaces apart
+NAMES = ("run", "recipe", "teacher")
+FIGURES = ("params", "test %", "val %", "state", "age")
+# Where a name may go on in a second line: after / and a space, before +; else after - and _.
+JOINTS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
+
+# What each column says, raw; it is sorted by this.
+COLUMNS: Mapping[str, Callable[[Listed], Any]] = {
+    "run": lambda run: run.path,
+    "recipe": lambda run: run.recipe,
+    "teacher": lambda run: [Path(path).name for path in run.teachers] or None,
+    "parameters": lambda run: run.parameters,
+    "test": lambda run: run.top1_test,
+    "val": lambda run: run.top1_val,
+    "state": lambda run: run.state,
+    "age": lambda run: -run.updated_at,
+}
+BEST_FIRST = ("parameters", "test", "val")
+
+
+ALSO = {"params": "parameters", "accuracy": "test", "top1": "test", "name": "run"}  # what is tried
+
+
+def ordered(runs: Sequence[Listed], column: str) -> list[Listed]:
+    """Words from A, figures from the largest, age from the newest; what has none comes last.
+
+    Raises UserError where there is no such column.
+    """
+    if column not in COLUMNS:
+        near = [ALSO[column]] if column in ALSO else get_close_matches(column, COLUMNS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--sort {column} is no column{hint}\nType one of {', '.join(COLUMNS)}.")
+    value = COLUMNS[column]
+    newest = sorted(runs, key=lambda run: -run.updated_at)
+    some = [run for run in newest if value(run) is not None]
+    none = [run for run in newest if value(run) is None]
+    return sorted(some, key=value, reverse=column in BEST_FIRST) + none
+
+
+def runs_table(
+    runs: Sequence[Listed], folder: Path, width: int, now: float | None = None
+) -> RenderableType:
+    """One row a run of at most two lines, and below them why a damaged one is.
+
+    `width`: characters of the terminal; `now`: seconds since 1970.
+    """
+    now = time.time() if now is None else now
+    names = [_names(run, folder) for run in runs]
+    figures = [_figures(run, now) for run in runs]
+    padding = 1 if width >= WIDE else 0
+    taken = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
+    gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
+    widths = fitting(width - taken - gaps, names)
+    table = Table(box=SIMPLE_HEAD, padding=(0, padding, 0, 0), show_edge=False, pad_edge=False)
+    for heading, each in zip(NAMES, widths, strict=True):
+        table.add_column(heading, no_wrap=True, width=each)
+    for heading in FIGURES:
+        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    for run, texts, (*counts, become, since) in zip(runs, names, figures, strict=True):
+        name, *others = map(broken, texts, widths)
+        colour = "" if run.state == "finished" else "yellow"
+        table.add_row(Text(name, "bold"), *others, *counts, Text(become, colour), since)
+    faults = [
+        Text(f"{name}: {run.fault}", "yellow")
+        for run, (name, *_) in zip(runs, names, strict=True)
+        if run.fault
+    ]
+    return Group(table, *faults, Text(LEGEND, "dim"))
+
+
+def _names(run: Listed, folder: Path) -> tuple[str, str, str]:
+    """Run, recipe and teachers, as long as they are."""
+    path = Path(run.path)
+    name = str(path.relative_to(folder)) if path != folder else path.name
+    teachers = " + ".join(Path(teacher).name for teacher in run.teachers)
+    return visible(name), visible(run.recipe or UNKNOWN), visible(teachers or UNKNOWN)
+
+
+def _figures(run: Listed, now: float) -> tuple[str, ...]:
+    """What stands under FIGURES."""
+    return (
+        grouped(run.parameters),
+        accuracy(run.top1_test, run.top1_test_interval),
+        accuracy(run.top1_val, None),
+        state(run),
+        age(now - run.updated_at),
+    )
+
+
+def _width(cell: str) -> int:
+    return max(map(len, cell.split("\n")))
+
+
+def fitting(width: int, names: Sequence[Sequence[str]]) -> list[int]:
+    """How wide the columns of names are so that all fit into `width`: two lines first, then one.
+
+    Where that is too much the widest give way, all to the same.
+    """
+    columns = list(zip(*names, strict=True))
+    heads = [*map(len, NAMES)]
+    halves = [max(map(in_two, column)) for column in columns]
+    whole = [max(map(len, column)) for column in columns]
+    return _up_to(width, whole, _up_to(width, [*map(max, heads, halves)], heads))
+
+
+def _up_to(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
+    """Between `least` and `most`, under the highest common limit at which the sum is `width`."""
+    for limit in range(max(most), 0, -1):
+        each = [max(low, min(high, limit)) for low, high in zip(least, most, strict=True)]
+        if sum(each) <= width:
+            return each
+    return list(least)
+
+
+def in_two(name: str) -> int:
+    """The least width at which a name loses nothing in two lines."""
+    return min(max(map(len, lines)) for lines in _halves(name))
+
+
+def broken(name: str, width: int) -> str:
+    """A long name in two lines of up to `width`, broken at its joints: `kd_cutmix`, `+ema`.
+
+    What is still too long is cut in its middle.
+    """
+    if len(name) <= width:
+        return name
+    # Of those that lose as little the first.
+    lines = min(_halves(name), key=lambda pair: sum(max(0, len(line) - width) for line in pair))
+    return "\n".join(shortened(line, width) for line in lines)
+
+
+def _halves(name: str) -> list[tuple[str, ...]]:
+    """A name as it may be broken, the better joints first; whole where it has none."""
+    found = [match.start() for joint in JOINTS for match in re.finditer(joint, name)]
+    return [(name[:k].rstrip(), name[k:]) for k in found if 0 < k < len(name)] or [(name,)]
+
+
+def state(run: Listed) -> str:
+    """`finished`; `stopped` over `1,200/39,000`: steps done, of how many."""
+    if run.step is None or run.total_steps is None:
+        return run.state
+    return f"{run.state}\n{run.step:,}/{run.total_steps:,}"
+
+
+def accuracy(share: float | None, interval: Interval | None) -> str:
+    """0.721 as `72.10`, with half the width of its interval `72.10 ±0.88`, in per cent."""
+    if share is None:
+        return UNKNOWN
+    spread = "" if interval is None else f" ±{50 * (interval[1] - interval[0]):.2f}"
+    return f"{100 * share:.2f}{spread}"
+
+
+def age(seconds: float) -> str:
+    """`12 s`, `5 min`, `16 h`, `3 d`: the largest unit that fits, rounded down."""
+    for unit_s, unit in ((DAY_S, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit_s:
+            return f"{seconds // unit_s:,.0f} {unit}"
+    return f"{max(seconds, 0) // 1:.0f} s"

@@ -1,0 +1,26 @@
+"""A rich console that prints names from files literally."""
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from distill.files.safe_text import visible_lines
+
+
+class Screen(Console):
+    """A console to which every text is data; colours come from styles alone.
+
+    `[bold]` in a name is printed as it is. Control characters, bidirectional overrides and bytes
+    that are not UTF-8 are printed as escapes; the console's own control codes pass.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """The segments of what is printed; tables and bars come here cell by cell."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible_lines(segment.text))

@@ -1,0 +1,92 @@
+"""Replay a run's journal through the progress display into an SVG.
+
+    python -m distill.terminal.screenshot RUN --out docs/run.svg
+
+Shows what a person saw at three fifths of the run, and the closing table that stood at its end.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from distill.errors import UserError
+from distill.events import Epoch, Event, Start, Step
+from distill.runs import journal
+from distill.runs.run_folder import RunFolder, opened, write_text
+from distill.runs.summary import closing_rows
+from distill.terminal.progress import Display, closing_table, total_steps
+
+WIDTH = 100  # characters
+MOMENT = 0.6  # of all steps: where the bars stand still
+EPOCH_LINES = 8
+
+
+def svg(journal_path: Path, out: Path) -> None:
+    """Draw the finished run that `journal_path` lies in.
+
+    Raises UserError where the run is not finished or its journal holds no epoch.
+    """
+    events = journal.events(journal_path)
+    start = first_start(journal_path, events)
+    console = Console(record=True, width=WIDTH, file=StringIO(), force_interactive=True)
+    display = Display(console)  # never entered: nothing moves in a picture
+    for event in until_the_moment(start, events):
+        display(event)
+    console.print(display.bars())
+    console.print(Text("\n⋮\n", "dim"))
+    console.print(closing_table(closing_rows(RunFolder(journal_path.parent))))
+    write_text(out, without_fonts_from_elsewhere(console.export_svg(title=command(start))))
+
+
+def until_the_moment(start: Start, events: Sequence[Event]) -> list[Event]:
+    """The head, the last few epochs before the moment, and every step up to it."""
+    moment = MOMENT * total_steps(start)
+    passed = [e for e in events if isinstance(e, Step | Epoch) and e.step <= moment]
+    epochs = [e for e in passed if isinstance(e, Epoch)]
+    left_out = epochs[:-EPOCH_LINES]
+    return [start, *(event for event in passed if event not in left_out)]
+
+
+def first_start(journal_path: Path, events: Sequence[Event]) -> Start:
+    """The head of the run as it first began, however often it was resumed."""
+    starts = [event for event in events if isinstance(event, Start)]
+    if not starts or not any(isinstance(event, Epoch) for event in events):
+        raise UserError(
+            f"{journal_path} holds {len(events)} events and no finished epoch, nothing to draw.\n"
+            "Train on: its own command with --resume, or take another run."
+        )
+    return starts[0]
+
+
+def command(start: Start) -> str:
+    """What was typed, for the title of the window."""
+    verb = "train-teacher" if start.role == "teacher" else "distill"
+    return f"python cli.py {verb} --recipe {start.recipe}"
+
+
+def without_fonts_from_elsewhere(picture: str) -> str:
+    """Drop rich's links to a font server; the reader's own monospace font takes their place."""
+    return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.terminal.screenshot", description=__doc__
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder of a run")
+    parser.add_argument("--out", type=Path, required=True, help="the SVG to write")
+    given = parser.parse_args(arguments)
+    try:
+        svg(opened(given.run).journal, given.out)
+    except UserError as fault:
+        parser.error(str(fault))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Terminal tables of recipes, designs and cache entries."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
+from rich.table import Table
+from rich.text import Text
+
+from distill.files.safe_text import visible
+from distill.recipe.recipes import About, Resolved, annotated, dumps
+from distill.terminal.progress import GAP, UNKNOWN, grouped
+
+BESIDE = {"ingredients": "to be composed with a recipe: kd+cutmix+ema"}
+
+
+def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
+    """Name, claim and measured accuracy of every shipped recipe, folder by folder."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("claim")
+    table.add_column("accuracy", max_width=18)
+    for folder, recipes in groupby(shipped, key=lambda each: each[1].parent.name):
+        if table.rows:
+            table.add_section()
+            table.add_row(Text(folder, "dim"), Text(BESIDE.get(folder, ""), "dim"))
+        for name, _, about in recipes:
+            table.add_row(Text(name, "bold"), Text(about.claim), Text(about.accuracy))
+    return table
+
+
+def recipe_origins(resolved: Resolved) -> Text:
+    """The resolved recipe as TOML, each value followed by the file that set it."""
+    return Text(annotated(dumps(resolved.recipe), resolved.origins))
+
+
+def stock_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The stored answers, a line for each set of things that they depend on."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    for heading in ("teacher", "data", "what is done to the images"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("seed", "views", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        known = row["teacher"], row["data"], row["pipeline"]
+        teacher, data, pipeline = (each or UNKNOWN for each in known)
+        table.add_row(
+            row["key"][:12],
+            " + ".join(teacher),
+            data,
+            _operations(pipeline),
+            UNKNOWN if row["seed"] is None else str(row["seed"]),
+            str(row["views"]),
+            row["size"],
+        )
+    return table
+
+
+def _operations(pipeline: str) -> str:
+    """`Crop(padding=4) Flip(prob=0.5)`: what is on of a pipeline as it prints itself."""
+    return " ".join(re.findall(r"[A-Z]\w*\([^()]*\)", pipeline.partition("(")[2])) or pipeline
+
+
+def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The widest design of each depth, a line each; sections of the same number of stages."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    for heading in ("stages", "blocks", "width", "parameters", "MACs", "MACs per parameter"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for _, same in groupby(rows, key=lambda row: row["stages"]):
+        if table.rows:
+            table.add_section()
+        for row in same:
+            table.add_row(
+                str(row["stages"]),
+                plain(row["blocks"]),
+                str(row["width"]),
+                grouped(row["parameters"]),
+                f"{row['macs'] / 1e6:,.0f} M",
+                f"{row['macs_per_parameter']:,.0f}",
+            )
+    return table
+
+
+def fact_lines(values: Mapping[str, Any]) -> Text:
+    """Names and values, one a line, nothing cut off."""
+    width = max(map(len, values), default=0)
+    lines = [
+        Text.assemble((name.ljust(width), "bold"), GAP, plain(value))
+        for name, value in values.items()
+    ]
+    return Text("\n").join(lines)
+
+
+def class_counts(counts: Mapping[str, int]) -> Columns:
+    """`airplane 1,012`: how many images were given each class, as many in a line as fit."""
+    pairs = [f"{visible(name)} {grouped(n)}" for name, n in counts.items()]
+    return Columns(pairs, padding=(0, len(GAP)), column_first=False)
+
+
+def plain(value: object) -> str:
+    """A value for a person: 4697162 as `4,697,162`, true as `yes`, a list with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return grouped(value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list):
+        return ", ".join(map(plain, value)) or UNKNOWN
+    return visible(str(value))

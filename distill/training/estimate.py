@@ -1,0 +1,92 @@
+"""Estimate the total training time, with a range, from the first steps."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+import torch
+
+WARMUP_STEPS = 3  # not counted: kernels are chosen, memory is taken
+LEAST_STEPS, LEAST_S = 3, 5.0  # of a measurement, whichever lasts longer
+BLOCK_S = 1.0  # shorter steps are timed together, so that a GPU is seldom waited for
+LEAST_DOUBT = 0.15  # of a mean: other work on the machine comes and goes
+FEW_DOUBT = 0.5  # where fewer than LEAST_STEPS were timed, or later steps take another time
+FORWARD_SHARE = 1 / 3  # of a training step, which computes about twice as much backward
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean of `n` times in seconds, and the range in which the mean of many more may lie."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def times(self, factor: float) -> "Spread":
+        """The same for `factor` times the work."""
+        return Spread(factor * self.mean, factor * self.low, factor * self.high, self.n)
+
+
+def spread(seconds: Sequence[float], least_doubt: float = LEAST_DOUBT) -> Spread:
+    """Two standard deviations of the times to each side, and 15 % of the mean at least.
+
+    The range is wider above: downward it is divided by, so that it stays positive. Raises
+    StatisticsError if there are no times.
+    """
+    mean, n = fmean(seconds), len(seconds)
+    doubt = max(least_doubt, FEW_DOUBT if n < LEAST_STEPS else 2 * stdev(seconds) / mean)
+    return Spread(mean, mean * min(1 - LEAST_DOUBT, 1 / (1 + doubt)), mean * (1 + doubt), n)
+
+
+@dataclass
+class FirstSteps:
+    """Times the first steps of a process in blocks of a second or of one step, if that is longer.
+
+    Nothing is measured any more once there are three blocks and five seconds of them.
+    """
+
+    n_seen: int = 0  # steps, those of the warm-up included
+    n_open: int = 0  # steps of the block that is not complete
+    began_at: float = 0.0  # when that block began, by time.monotonic
+    n_timed: int = 0
+    block_means: list[float] = field(default_factory=list)  # seconds of a step
+    timed_s: float = 0.0
+    is_done: bool = False
+
+    def restart(self) -> None:
+        """Begin a new block: what came before it was no step."""
+        self.n_open, self.began_at = 0, time.monotonic()
+
+    def see(self, device: torch.device) -> bool:
+        """Count one step; true once, when enough have been timed. Waits for a GPU at the end of
+        each block.
+        """
+        if self.is_done:
+            return False
+        self.n_seen += 1
+        if self.n_seen <= WARMUP_STEPS:
+            if self.n_seen == WARMUP_STEPS:
+                wait(device)
+                self.restart()
+            return False
+        self.n_open += 1
+        if time.monotonic() - self.began_at < BLOCK_S:
+            return False
+        wait(device)
+        self._close()
+        self.is_done = len(self.block_means) >= LEAST_STEPS and self.timed_s >= LEAST_S
+        return self.is_done
+
+    def _close(self) -> None:
+        seconds = time.monotonic() - self.began_at
+        self.block_means.append(seconds / self.n_open)
+        self.n_timed, self.timed_s = self.n_timed + self.n_open, self.timed_s + seconds
+        self.restart()
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU does it at once."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,119 @@
+"""Count the floating-point operations of a recipe's training in closed form.
+
+A multiply-accumulate is two operations. A training step costs a forward pass and about twice as
+much for the gradients of activations and weights (Kaplan et al. 2020, arXiv 2001.08361, section
+2.1), a teacher a forward pass of each image that it is asked about:
+
+    FLOP = images x 3 x 2 x MACs + teacher images x 2 x MACs of the teacher
+
+Several teachers are not counted here: the networks of an ensemble are not part of a recipe.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import torch
+
+from distill.models import cost
+from distill.recipe.loss_schema import TEACHERS, Term
+from distill.recipe.recipes import Recipe
+from distill.recipe.schema import Train
+from distill.runs.run_folder import Role
+from distill.training import build
+
+TRAINED = 6  # operations for each multiply-accumulate of an image that is trained on
+FORWARD = 2  # and of one that is only predicted
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in numbers: its parameters, and its multiply-accumulates for one image."""
+
+    name: str
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images a training computes, counted again in every epoch."""
+
+    trained: int
+    cached: int  # of them, those whose teacher logits are read from the cache
+    passes: float  # forward passes of the teacher for each of the others; 0 without one
+    validated: int  # forward passes, on the held-out part
+
+    @property
+    def asked(self) -> float:
+        """Forward passes of the teacher."""
+        return (self.trained - self.cached) * self.passes
+
+
+def network(recipe: Recipe, role: Role, n_classes: int) -> Network:
+    """The network that a recipe trains in one role, counted without memory for its weights.
+
+    Raises UserError as `build.network` does.
+    """
+    tables = Recipe(teacher=recipe.teacher, student=recipe.student, train=Train(epochs=1))
+    return _counted(tables, role, n_classes)
+
+
+@cache  # most recipes share their networks
+def _counted(recipe: Recipe, role: Role, n_classes: int) -> Network:
+    with torch.device("meta"):
+        net = build.network(recipe, role, n_classes)
+    name = build.network_name(recipe, role, n_classes)
+    return Network(name, cost.n_parameters(net), cost.macs(net.eval()))
+
+
+def images(recipe: Recipe, n_images: int) -> Images | None:
+    """How many images a whole training processes, given a train split of `n_images`.
+
+    The images that the recipe holds out are not trained on, nor is the last partial batch of an
+    epoch. Cached teacher logits are computed once for each view. None for a recipe with
+    `train.minutes`, whose number of steps depends on the machine.
+    """
+    epochs = recipe.train.epochs
+    if epochs is None:
+        return None
+    n_train, n_held_out = divided(recipe, n_images)
+    an_epoch = n_train // recipe.train.batch_size * recipe.train.batch_size
+    views = (recipe.cache and recipe.cache.views) or epochs
+    both = recipe.ema is not None and recipe.train.validate_both
+    return Images(
+        trained=epochs * an_epoch,
+        cached=max(0, epochs - views) * an_epoch,
+        passes=teacher_passes(recipe),
+        validated=epochs * n_held_out * (2 if both else 1),
+    )
+
+
+def divided(recipe: Recipe, n_images: int) -> tuple[int, int]:
+    """How many of `n_images` are trained on and how many held out, but for rounding by class."""
+    n_held_out = round(recipe.data.holdout * n_images)
+    rest = n_images - n_held_out
+    return min(rest, recipe.data.train_images or rest), n_held_out
+
+
+def teacher_passes(recipe: Recipe) -> float:
+    """Forward passes of the teacher for one image that is trained on, the mean over the training:
+    one if some term reads it, two more if one reads both images of a mixed pair.
+    """
+    terms = list(recipe.loss.terms().values())
+    moments = sorted({0.0, 1.0, *(at for t in terms for at in (t.when.begin, t.when.end))})
+    return sum(
+        (end - begin) * _passes([t for t in terms if t.when.begin <= begin < t.when.end])
+        for begin, end in pairwise(moments)
+    )
+
+
+def _passes(terms: list[Term]) -> int:
+    needs = frozenset[str]().union(*(term.needs for term in terms))
+    return bool(needs & (TEACHERS - {"pair"})) + 2 * ("pair" in needs)
+
+
+def flop(seen: Images, student: Network, teacher: Network | None) -> float:
+    """Floating-point operations of a training, without validation."""
+    asked = 0.0 if teacher is None else FORWARD * seen.asked * teacher.macs
+    return TRAINED * seen.trained * student.macs + asked

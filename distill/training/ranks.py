@@ -1,0 +1,80 @@
+"""Agree across ranks on saving and stopping.
+
+A signal or a clock reaches one process; training goes on in all or in none. Each tells the others
+its wish at every step, over the hosts' own connection (gloo) beside the one that moves gradients,
+and reads what was told a step before: nobody waits for a device, and who has died is noticed, which
+NCCL alone would not for minutes.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import distributed
+
+TIMEOUT = timedelta(minutes=10)  # of silence: a process that hangs; one that dies is known at once
+
+
+# What the libraries that move tensors between processes say of one that is gone. Gloo throws a bare
+# RuntimeError, and not all of its texts name it: these are its transports' own.
+OF_ANOTHER = (
+    "gloo",
+    "NCCL",
+    "Connection closed by peer",
+    "Application timeout caused pair closure",
+    "Socket closed",
+    "Socket unexpectedly closed",
+    "Connect timeout",
+    "Read timeout",
+    "Write timeout",
+)
+
+
+def is_loss_of_another(fault: Exception) -> bool:
+    """Whether a RuntimeError says that another process ended or hangs."""
+    return isinstance(fault, distributed.DistError) or any(
+        text in str(fault) for text in OF_ANOTHER
+    )
+
+
+class Consensus:
+    """The largest wish of all processes: of this step where there is one process, else of the one
+    before.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        several = accelerator.num_processes > 1
+        self.group: Any = (
+            distributed.new_group(backend="gloo", timeout=TIMEOUT) if several else None
+        )
+        self.told: tuple[Any, torch.Tensor] | None = None  # on its way
+
+    def __call__(self, wish: int) -> int:
+        """Called by all processes, after each step."""
+        if self.group is None:
+            return wish
+        agreed = self._heard()
+        wishes = torch.tensor([wish])
+        work = distributed.all_reduce(
+            wishes, op=distributed.ReduceOp.MAX, group=self.group, async_op=True
+        )
+        self.told = work, wishes
+        return agreed
+
+    def now(self, wish: int) -> int:
+        """The same without delay: all wait for all."""
+        agreed = self(wish)
+        return agreed if self.group is None else self._heard()
+
+    def forget(self) -> None:
+        """What is on its way was met already. Called by all processes."""
+        self._heard()
+
+    def _heard(self) -> int:
+        if self.told is None:
+            return 0
+        work, wishes = self.told
+        self.told = None
+        work.wait()  # raises where somebody has gone
+        return int(wishes.item())

@@ -1,0 +1,188 @@
+"""Everything that a training consists of, and its position."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from distill.data.images import ImageSet
+from distill.data.loader import Loader
+from distill.evaluation.metrics import Means
+from distill.events import Split
+from distill.losses.objective import Objective
+from distill.runs.run_folder import Role, RunFolder
+from distill.teacher.teacher import Drawn, Live, Taught, Teach
+from distill.training.divergence import Watch
+from distill.training.estimate import FirstSteps
+from distill.training.ranks import Consensus
+from distill.training.signals import Stop
+
+
+@dataclass
+class Best:
+    """The epoch whose weights are kept, by `top1` on the held-out part."""
+
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    weights: str = ""  # the fingerprint of their file
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How often a run speaks, saves and keeps, what it measures, what it does if it diverges."""
+
+    log_every: int  # steps
+    save_every: int  # epochs
+    save_steps: int | None = None
+    save_minutes: float | None = None
+    keep_epochs: int | None = None
+    validate_both: bool = False
+    retries: int = 0
+    retry_lr: float = 0.5
+
+
+@dataclass
+class Training:
+    """Everything a run is made of. Built in `build.py`; nothing here knows where it came from."""
+
+    role: Role
+    accelerator: Accelerator
+    loader: Loader
+    net: nn.Module  # prepared: DDP where there are several processes
+    student: nn.Module  # the same network, bare
+    live: Live | Drawn | None  # the teacher itself, where there is one
+    teach: Teach
+    objective: nn.Module  # prepared: DDP where its terms have parameters
+    criterion: Objective  # the same, bare
+    optimizer: Any  # accelerate's wrapper of a torch optimizer
+    lr: Callable[[int], float]
+    clip: float | None
+    ema: ModelEmaV3 | None
+    held_out: ImageSet | None
+    norm_images: Tensor | None  # uint8 [n, 3, H, W], for the averaged weights' batch norms
+    seed: int  # of dropout; initial weights are already drawn
+    total_steps: int
+    habits: Habits
+    folder: RunFolder
+    identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
+    consensus: Consensus
+    watch: Watch
+    stop: Stop = field(default_factory=Stop)
+    first_steps: FirstSteps = field(default_factory=FirstSteps)  # of this process, timed
+    compiled: bool = False
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # epochs done, measured and told
+    epoch_losses: Means = field(default_factory=Means)  # of the epoch that is going on
+    log_losses: Means = field(default_factory=Means)  # since the last Step event
+    retries: int = 0
+    lr_factor: float = 1.0  # less after each retry
+    best: Best = field(default_factory=Best)
+    best_weights: dict[str, Tensor] | None = None  # not yet on disk
+    earlier_s: float = 0.0  # of training, by processes before this one
+    began_at: float = field(default_factory=time.monotonic)
+    began_step: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+    saved_step: int = 0
+
+    @property
+    def epochs(self) -> int:
+        """Of which the last one may be broken off: a budget in minutes is one in steps."""
+        return -(-self.total_steps // self.loader.steps_per_epoch)
+
+    @property
+    def end_of_epoch(self) -> int:
+        """The steps that are done when the epoch that is going on ends."""
+        return min((self.epoch + 1) * self.loader.steps_per_epoch, self.total_steps)
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """All that a step changes, by name: what has a `state_dict`."""
+        parts = {"student": self.student, "optimizer": self.optimizer}
+        if self.ema is not None:
+            parts["ema"] = self.ema.module
+        if self.criterion.state_dict():
+            parts["objective"] = self.criterion
+        if self.accelerator.scaler is not None:
+            parts["scaler"] = self.accelerator.scaler
+        return parts
+
+    @property
+    def to_use(self) -> nn.Module:
+        """The network to keep: the average where the run has one."""
+        return self.student if self.ema is None else self.ema.module
+
+    @property
+    def to_validate(self) -> dict[Split, nn.Module]:
+        """The networks to measure after each epoch, by the split that their measures name: the
+        final weights (the average, if there is one), and with `validate_both` the network too.
+        """
+        if self.ema is None:
+            return {"val": self.student}
+        trained: dict[Split, nn.Module] = {"val": self.student} if self.habits.validate_both else {}
+        return trained | {"val_ema": self.ema.module}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained: the student's, and those of the terms."""
+        return [*self.net.parameters(), *self.objective.parameters()]
+
+    def begin(self, earlier_s: float | None = None) -> None:
+        """Time is counted from here, after `earlier_s` of other processes."""
+        self.began_at = self.saved_at = time.monotonic()
+        self.began_step = self.saved_step = self.step
+        self.earlier_s = self.earlier_s if earlier_s is None else earlier_s
+
+    @property
+    def here_s(self) -> float:
+        """Seconds of training in this process."""
+        return time.monotonic() - self.began_at
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training over the whole run, however often resumed."""
+        return self.earlier_s + self.here_s
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds to the last step, at the pace since this process began; nan where it has none.
+
+        A step counts as much as its images have pixels.
+        """
+        done = self._work(self.began_step, self.step)
+        return self.here_s / done * self._work(self.step, self.total_steps) if done else math.nan
+
+    def _work(self, begin: int, end: int) -> float:
+        """The steps from `begin` to before `end`, one with smaller images being less than 1."""
+        if not self.loader.calendar.sides:
+            return end - begin
+        per_epoch, full, work = self.loader.steps_per_epoch, self.loader.size, 0.0
+        for epoch in range(begin // per_epoch, -(-end // per_epoch)):
+            first, last = max(begin, epoch * per_epoch), min(end, (epoch + 1) * per_epoch)
+            side = self.loader.calendar.side(epoch) or full
+            work += (last - first) * (side / full) ** 2
+        return work
+
+    @property
+    def is_step_to_save(self) -> bool:
+        """Whether a checkpoint is due by the steps since the last: in all processes, or in none."""
+        steps = self.habits.save_steps
+        return steps is not None and self.step - self.saved_step >= steps
+
+    @property
+    def is_time_to_save(self) -> bool:
+        """Whether a checkpoint is due by this process's clock."""
+        minutes = self.habits.save_minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+
+    def keep_answers(self) -> None:
+        """Store what the teacher said so far, where answers are stored. Called by all processes."""
+        if isinstance(self.teach, Taught):
+            self.teach.keep()
+
+    def saved(self) -> None:
+        """A checkpoint stands here."""
+        self.saved_at, self.saved_step = time.monotonic(), self.step

@@ -1,0 +1,88 @@
+"""Course rules: what a student network may contain, clause by clause."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from distill.errors import UserError
+from students.design import Design, doubling
+
+BUDGET = 5_000_000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A course's rules. `faults` yields the clauses that a design with an activation breaks."""
+
+    title: str
+    may_equal: bool  # whether a network of exactly the budget's size is allowed
+    faults: Callable[[Design, str], Iterator[str]]
+
+    @property
+    def bound(self) -> str:
+        """`fewer than` or `at most`: in front of the budget."""
+        return "at most" if self.may_equal else "fewer than"
+
+    def least_too_many(self, budget: int) -> int:
+        """The smallest number of parameters that is not allowed."""
+        return budget + self.may_equal
+
+
+def broken(rules: Rules, design: Design, activation: str, budget: int = BUDGET) -> list[str]:
+    """The clauses that a design breaks, each with what was found; none where it is legal."""
+    faults = list(rules.faults(design, activation))
+    if design.parameters >= rules.least_too_many(budget):
+        faults.append(f"{rules.bound} {budget:,} parameters: it has {design.parameters:,}")
+    return faults
+
+
+def of(name: str) -> Rules:
+    """Rules by name. Raises UserError where there are none of that name."""
+    if name not in RULES:
+        raise UserError(f"--rules {name} are not known; known: {', '.join(RULES)}.")
+    return RULES[name]
+
+
+def _nyu2022(design: Design, activation: str) -> Iterator[str]:
+    """Free are N, B_i, C_1, F_i, K_i and P; nothing else of the network may be changed."""
+    first = design.channels[0]
+    if design.channels != doubling(first, design.stages):
+        yield f"C_(i+1) = 2 C_i: its channels are {'-'.join(map(str, design.channels))}"
+    yield from _input_layer(design)
+    if design.downsample != "stride":
+        yield "a later layer begins with a convolution of stride 2: its layers begin with max pools"
+    elif design.stage_strides != (1, *(2,) * (design.stages - 1)):
+        yield f"stride 1, then 2 at each later layer: its are {list(design.stage_strides)}"
+    if design.convs_per_block != 2:
+        yield f"a block has two convolutions: it has {design.convs_per_block}"
+    if design.projector_width is not None:
+        yield "the last layer feeds the average pool: a projector lies between"
+    if activation != "relu":
+        yield f"blocks end in relu: they end in {activation}"
+
+
+def _input_layer(design: Design) -> Iterator[str]:
+    """Its clauses of 2022. How its filters are initialised is training, which is free."""
+    first = design.channels[0]
+    if design.stem_width != first:
+        yield f"the input layer has C_1 = {first} channels: it has {design.stem_width}"
+    if design.stem_kernel != design.kernels[0]:
+        yield (
+            f"the input layer's filters are F_1 = {design.kernels[0]} wide: they are "
+            f"{design.stem_kernel}"
+        )
+    if design.stem_stride != 1 or design.stem_pool:
+        yield "the input layer keeps 32x32: it makes the image smaller"
+    if not design.stem_norm:
+        yield "the input layer's convolution is followed by bn and relu: it has no bn"
+
+
+def _nyu2025(design: Design, activation: str) -> Iterator[str]:
+    """Any residual convolutional network: all that a design can say is one."""
+    yield from ()
+
+
+RULES = {
+    # "Mini-Project 1: Residual Network Design", ECE-GY 7123, NYU Tandon, section 2.
+    "nyu2022": Rules("NYU ECE-GY 7123, 2022", False, _nyu2022),
+    "nyu2025": Rules("NYU, 2025: a residual network of at most five million", True, _nyu2025),
+}

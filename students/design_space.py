@@ -1,0 +1,51 @@
+"""Find the widest network within a parameter budget for every depth."""
+
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import Any
+
+from students.design import Design, PerStage, widest
+
+
+def widest_of_each(
+    least_too_many: int,
+    stages: Iterable[int],
+    blocks: Iterable[int],
+    *,
+    asymmetric: bool = False,
+    **spec: Any,
+) -> list[dict[str, Any]]:
+    """A row for each of `stages` and each choice of `blocks` that has a legal width.
+
+    Keys: `stages`, `blocks` (a number for all stages; `asymmetric`: a list, one a stage), `width`,
+    `parameters`, `macs`, `macs_per_parameter`. `spec`: more arguments of `Design.of`. Costs five
+    counts a row; with `asymmetric` there are blocks ** stages rows. Pooled stages (`downsample`
+    "pool") may have 0 blocks, though not all of them. Raises UserError for a spec that no design
+    can have, a pool larger than the last map, say.
+    """
+    rows = []
+    for n, each in _choices(stages, list(blocks), asymmetric):
+        width = widest(least_too_many, stages=n, blocks=each, **spec)
+        if width is not None:
+            design = Design.of(stages=n, blocks=each, width=width, **spec)
+            rows.append(
+                {
+                    "stages": n,
+                    "blocks": each,
+                    "width": width,
+                    "parameters": design.parameters,
+                    "macs": design.macs,
+                    "macs_per_parameter": design.macs / design.parameters,
+                }
+            )
+    return rows
+
+
+def _choices(
+    stages: Iterable[int], blocks: list[int], asymmetric: bool
+) -> Iterator[tuple[int, PerStage]]:
+    for n in stages:
+        if asymmetric:
+            yield from ((n, list(each)) for each in product(blocks, repeat=n) if any(each))
+        else:
+            yield from ((n, each) for each in blocks)

@@ -1,0 +1,128 @@
+"""The study of many methods, the flipping of signs, and the page of costs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import methods, signs
+from distill.recipe import recipes
+from distill.recipe.loss_schema import Losses
+from docs import methods as page
+from tests.make_runs import train
+
+
+def test_the_page_says_what_is_counted() -> None:
+    """Parameters, memory, paper and test of every term; only the times are this machine's."""
+    assert page.stale(page.PAGE.read_text()) == [], "stale; type: python -m docs.methods"
+    rows = page._cells(page.PAGE.read_text())
+    assert len(rows) == len(Losses.model_fields)
+    assert all(float(row[5]) > 0 and row[6].endswith("%") for row in rows)
+
+
+def test_a_changed_cost_is_told() -> None:
+    stale = page.PAGE.read_text().replace("| [`sp`]", "| [`sq`]")
+    assert page.stale(stale) == ["sp"]
+
+
+def test_held_bytes_are_those_alive_at_once() -> None:
+    held = page.Held()
+    mine = torch.empty(100)
+    held.ignore([mine])
+    with held:
+        a = mine + 1  # 400 bytes
+        b = a * 2  # 400 more
+        del a
+        c = b + 1
+        view = c[:10]
+        assert held.now == 800
+    assert held.peak == 800 and view.numel() == 10
+
+
+def test_a_control_is_written_once_for_recipes_that_differ_in_the_teacher_alone(tmp_path) -> None:
+    one, two, mixed = (
+        methods.control(recipes.load(f"{name}+two_cores").recipe, tmp_path)
+        for name in ("kd", "at", "soft_mix")
+    )
+    assert one == two != mixed
+    assert list(recipes.read(one).loss.terms()) == ["hard"]
+
+
+def test_a_study_s_runs_are_typed_as_a_person_would() -> None:
+    kd, at = (recipes.load(f"{name}+two_cores").recipe for name in ("kd", "at"))
+    alone = recipes.control(kd)
+    typed = [
+        methods.command("x", recipe, 3, Path("out"), ["train.epochs=2"], "T")[2:]
+        for recipe in (kd, at, alone)
+    ]
+    assert typed[0][:5] == ["distill", "--recipe", "x", "--teacher", "T"]
+    assert [("cache={}" in line, "--teacher" in line) for line in typed] == [
+        (True, True),
+        (False, True),
+        (False, False),
+    ]
+    assert all(line[-3:] == ["--out", "out", "--resume"] for line in typed)
+    assert all("train.seed=3" in line and "data.seed=3" in line for line in typed)
+
+
+def test_a_study_ends_in_a_table_of_every_recipe_and_its_control(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "train", in_this_process)
+    given = SimpleNamespace(
+        recipes=["tiny"], ingredient="ema", seeds=[0, 1], workers=1,
+        overrides=["train.epochs=1"], teacher=str(teacher),
+    )  # fmt: skip
+    runs, controls = methods.trained(given, tmp_path)
+    assert set(runs) == {"tiny", controls["tiny"]}
+    rows = methods.table(runs, controls)
+    gains = [
+        methods.top1(taught) - methods.top1(alone)
+        for taught, alone in zip(runs["tiny"], runs[controls["tiny"]], strict=True)
+    ]
+    assert rows["tiny"]["difference"]["values"] == gains
+    printed = methods.markdown(rows).splitlines()
+    assert len(printed) == 4 and sum("a control" in line for line in printed) == 1
+
+
+def in_this_process(line: list[str], out: Path) -> None:
+    """What the study types, without a process of its own."""
+    sets = [line[i + 1] for i, word in enumerate(line) if word == "--set"]
+    if "--teacher" in line:
+        sets.append(f"teacher.runs=['{line[line.index('--teacher') + 1]}']")
+    train(out, *sets, recipe=line[line.index("--recipe") + 1])
+
+
+def test_every_sign_of_the_arithmetic_is_flipped_once() -> None:
+    source = "def f(a, b, dim=-1):\n    c = (a +\n         b) - 1\n    return -c.sum(-1) * b[:-2]\n"
+    flipped = dict(signs.signs(source))
+    assert sorted(flipped) == [2, 3, 4]
+    assert "c = (a -\n" in flipped[2]
+    assert "b) + 1" in flipped[3]
+    assert "return +c.sum(-1) * b[:-2]" in flipped[4]
+
+
+@pytest.mark.parametrize(
+    ("test", "term"),
+    [
+        ("tests/losses/test_properties.py::test_finite_under_bfloat16_autocast[dkd-gap]", "dkd"),
+        ("tests/losses/test_properties.py::test_descent_lowers_it[soft_mix]", "soft_mix"),
+        ("tests/losses/test_rkd.py::test_equals_the_sums_written_out[4]", "rkd"),
+        ("tests/training/test_golden.py::test_golden_losses_of_every_term[kd]", "kd"),
+        ("tests/losses/test_properties.py::test_of_all", "properties"),
+    ],
+)
+def test_a_test_speaks_of_a_term(test: str, term: str) -> None:
+    assert signs.whose(test) == term
+
+
+def test_a_flip_is_wanted_to_fail_its_own_tests_and_no_other() -> None:
+    golden = f"{signs.GOLDEN}::test_golden_losses_of_every_term"
+    own = "tests/losses/test_kd.py::test_x"
+    assert signs.verdict("kd", {own, f"{golden}[kd]", f"{golden}[multi_temperature]"}) == {
+        "own": 1,
+        "golden": True,
+        "others": [],
+    }
+    assert signs.verdict("kd", {f"{golden}[sp]"}) == {"own": 0, "golden": False, "others": ["sp"]}

@@ -1,0 +1,83 @@
+"""A finished run as a small folder: what it holds, and that it is a run like any other."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks import publish
+from distill.evaluation import saved_predictions
+from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder
+from tests.cli.test_commands import REPO, Door, door
+
+__all__ = ["door"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def published(
+    teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, RunFolder]:
+    """A run of the command line and the folder made of it."""
+    place = tmp_path_factory.mktemp("published")
+    typed = ["distill", "--recipe", "tiny", "--teacher", str(teacher), "--out", str(place / "run")]
+    subprocess.run([sys.executable, "cli.py", *typed], cwd=REPO, check=True, capture_output=True)
+    publish.main([str(place / "run"), "small", "--results", str(place)])
+    return RunFolder(place / "run"), RunFolder(place / "small")
+
+
+def test_it_holds_half_the_bytes_no_images_and_no_paths(published) -> None:
+    run, folder = published
+    names = {path.name for path in folder.path.iterdir()}
+    assert names == {
+        "recipe.toml", "journal.jsonl", "environment.json", "evaluation.npz", "result.json",
+        "student.safetensors",
+    }  # fmt: skip
+    whole, halved = (load_file(each.weights("student")) for each in (run, folder))
+    assert halved.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(halved[name], value.half() if value.is_floating_point() else value)
+    with np.load(folder.evaluation) as arrays:
+        assert not {"mistakes", "mistake_pixels"} & set(arrays.files)
+    texts = [
+        path.read_text()
+        for path in folder.path.iterdir()
+        if path.suffix[1:] in ("json", "jsonl", "toml")
+    ]
+    assert len(texts) == 4
+    assert not any('"/' in text or "'/" in text for text in texts)
+
+
+def test_its_figures_are_those_of_the_halved_weights(published, door: Door) -> None:
+    run, folder = published
+    result = folder.result()
+    answers = saved_predictions.of_run(folder)
+    assert answers is not None
+    assert result["metrics"]["top1/test"] == pytest.approx(float(answers.right.mean()))
+    assert result["published"]["metrics"] == run.result()["metrics"]
+    assert result["recipe_fingerprint"] == recipes.fingerprint(recipes.read(folder.recipe))
+    said = door("evaluate", str(folder.path), "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["top1"] == pytest.approx(result["metrics"]["top1/test"])
+
+
+def test_it_is_exported(published, door: Door, tmp_path: Path) -> None:
+    _, folder = published
+    said = door("export", str(folder.path), "--format", "project1", "--out", str(tmp_path))
+    assert said.code == 0, said.err
+
+
+def test_weights_that_are_too_large_are_refused(
+    taught, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(publish, "MAX_BYTES", 100)
+    with pytest.raises(SystemExit):
+        publish.main([str(taught[0].path), "small", "--results", str(tmp_path)])
+    error = " ".join(capsys.readouterr().err.split())
+    assert "a published folder holds at most 100." in error
+    assert not (tmp_path / "small").exists()

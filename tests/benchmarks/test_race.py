@@ -1,0 +1,46 @@
+"""The comparison of systems in the same time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import race
+from distill.recipe import recipes
+
+
+def test_every_entry_resolves_under_its_overrides() -> None:
+    for entry in race.ENTRIES.values():
+        overrides = [*entry.overrides, "train.minutes=60", "data.holdout=0.1"]
+        recipe = recipes.load(entry.recipe, overrides).recipe
+        assert recipe.train.epochs is None
+        assert recipe.train.minutes == 60
+        assert recipes.is_taught(recipe) == entry.is_taught
+
+
+def test_all_entries_train_in_turn_and_the_table_is_theirs(
+    teacher: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    tiny = race.Entry("tiny, taught", "tiny", is_taught=True)
+    alone = race.Entry("tiny, alone", "tiny", ("loss.kd=false", "loss.hard.weight=1.0"))
+    monkeypatch.setattr(race, "ENTRIES", {"taught": tiny, "alone": alone})
+    folders = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    arguments = ["--teacher", str(teacher), "--minutes", "0.1", *folders]
+    race.main(arguments)
+    printed = capsys.readouterr().out
+    made = json.loads((tmp_path / "race.json").read_text())
+    assert [each["name"] for each in made["table"]] == ["taught", "alone"]
+    for each in made["table"]:
+        low, high = each["interval"]
+        assert low < each["top1"] < high
+        assert f"| {each['title']} | {each['parameters']:,} | {each['epochs']} |" in printed
+        minutes, shares = zip(*each["curve"], strict=True)
+        assert minutes == pytest.approx(
+            [(e + 1) * each["elapsed_s"] / 60 / each["epochs"] for e in range(each["epochs"])]
+        )
+        assert all(0 <= share <= 1 for share in shares)
+    assert "tiny, taught" in (tmp_path / "race.svg").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+    race.main(arguments)  # finished runs are not repeated
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+    assert before == after

@@ -1,0 +1,381 @@
+"""What befalls a run from outside, to real processes: one message, nothing lost."""
+
+import gzip
+import hashlib
+import os
+import pty
+import resource
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from distill.data.sources import download
+from distill.models import checkpoint
+from distill.runs.journal import read
+from distill.runs.run_folder import RunFolder
+from tests.cli.test_commands import (
+    ALONE,
+    REPO,
+    SMALL,
+    Door,
+    Said,
+    at_each_epoch,
+    door,
+    pets,
+    process,
+    refused,
+)
+
+__all__ = ["door", "pets"]  # fixtures
+
+LONG = ["--set", "train.epochs=100000"]
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> dict[str, str]:
+    return {"UNDERSTUDY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def long_run(pets: Path, tmp_path: Path, quiet: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A run in `tmp_path/run` that would never end, in its first epochs."""
+    out = ["--out", str(tmp_path / "run"), "--data", str(pets)]
+    child = process("distill", *SMALL, *ALONE, *out, *LONG, **quiet)
+    assert child.stderr is not None
+    assert any(line.startswith("epoch 2/") for line in child.stderr), "it must have begun"
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def saved_step(run: Path) -> int:
+    step: int = checkpoint.load(run / "last")[1]["step"]
+    return step
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
+)
+def test_a_signal_ends_the_step_saves_and_leaves_in_time(
+    long_run: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    long_run.send_signal(number)
+    began_at = time.monotonic()
+    _, said = long_run.communicate(timeout=30)
+    assert long_run.returncode == code and time.monotonic() - began_at < 10
+    last = said.splitlines()[-1]
+    assert last.startswith(f"Stopped after step {saved_step(tmp_path / 'run'):,}, and saved. To go")
+    assert "Traceback" not in said
+    rows = [row for row in read(RunFolder(tmp_path / "run").journal) if row["event"] == "step"]
+    assert rows[-1]["step"] == saved_step(tmp_path / "run")
+
+
+def test_a_second_run_in_the_folder_is_refused_by_name(
+    long_run: subprocess.Popen[str], door: Door, pets: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    same = ("distill", *SMALL, *ALONE, *LONG, "--data", pets, "--out", run, "--resume")
+    for command in (same, same[:-1]):  # with --resume and without
+        refused(
+            door(*command), f"{run} is in use: process {long_run.pid} on {socket.gethostname()}"
+        )
+    assert long_run.poll() is None
+
+
+def test_to_resume_is_to_name_a_run(door: Door, pets: Path) -> None:
+    same = ("distill", *SMALL, *ALONE, "--data", pets, "--resume")
+    refused(
+        door(*same), "--resume goes on with a run, and none was named.\nType it with --out RUN."
+    )
+    begun = Path("runs/begun")
+    begun.mkdir(parents=True)
+    (begun / "recipe.toml").touch()
+    refused(door(*same), "Type it with --out RUN; unfinished there: runs/begun.")
+
+
+def test_who_was_killed_is_named_and_his_lock_taken(
+    long_run: subprocess.Popen[str], door: Door, pets: Path, tmp_path: Path
+) -> None:
+    long_run.kill()
+    long_run.communicate()
+    run = tmp_path / "run"
+    (run / "recipe.toml").write_text((run / "recipe.toml").read_text().replace("100000", "3"))
+    tensors, progress = checkpoint.load(run / "last")
+    del progress["recipe"]  # so that the shorter recipe is taken for its own
+    checkpoint.save(run / "last", tensors, progress)
+    halves = run / f".result.json.{long_run.pid}", run / ".journal.jsonl.1"
+    for half in halves:
+        half.touch()
+    short = ["--set", "train.epochs=3"]
+    same = ("distill", *SMALL, *ALONE, *short, "--data", pets, "--out", run, "--resume")
+    assert f"process {long_run.pid} on {socket.gethostname()}" in door(*same).err
+    assert not any(half.exists() for half in halves), "what it had begun to write is gone"
+
+
+def limited(size: int) -> None:
+    """No file of this process may be larger."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_disk_that_is_full_ends_the_run_and_leaves_the_checkpoint(
+    pets: Path, tmp_path: Path, quiet: dict[str, str]
+) -> None:
+    """The journal grows over what a file may have; what is saved is whole."""
+    run = tmp_path / "run"
+    command = [sys.executable, str(REPO / "cli.py"), "distill", *SMALL, *ALONE, *LONG]
+    size = 60_000
+    done = subprocess.run(
+        [*command, "--data", str(pets), "--out", str(run)],
+        env=os.environ | quiet, capture_output=True, text=True, timeout=120, check=False,
+        preexec_fn=lambda: limited(size),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    first, second = done.stderr.splitlines()[-2:]
+    assert first == f"The run in {run} failed: File too large."
+    assert second.startswith("Its last checkpoint is whole. To go on, type the same command with ")
+    assert "Traceback" not in done.stderr
+    assert saved_step(run) > 0
+
+
+def terminal(kind: str) -> tuple[TextIO, Callable[[], None]]:
+    """A stream to write to, and what makes each further write fail."""
+    if kind == "full disk":
+        return open("/dev/full", "w", buffering=1), lambda: None
+    reader, writer = pty.openpty() if kind == "closed terminal" else os.pipe()
+    return open(writer, "w", buffering=1), partial(os.close, reader)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("full disk", "No space"),
+        ("closed pipe", "Broken pipe"),
+        ("closed terminal", "Input/output"),
+    ],
+)
+def test_a_terminal_that_fails_ends_no_run(
+    door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
+) -> None:
+    stream, lose = terminal(kind)
+    done: list[int] = []
+
+    def at_an_epoch() -> None:
+        if not done:
+            lose()
+            with pytest.raises(OSError, match=fault):
+                os.write(stream.fileno(), b"x")
+        done.append(1)
+
+    at_each_epoch(monkeypatch, at_an_epoch)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    if kind == "full disk":  # which fails before the first epoch already
+        done.append(0)
+    said = door("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
+    assert said.code == 0
+    assert RunFolder(Path("runs/x")).is_finished
+    stream.write("what is written later goes nowhere, and does not fail\n")
+    stream.close()
+
+
+@pytest.mark.parametrize("streams", [">/dev/full 2>&1", ">/dev/full 2>&-"])
+def test_a_process_without_a_terminal_exits_with_0(
+    streams: str, pets: Path, tmp_path: Path, quiet: dict[str, str]
+) -> None:
+    """Python's own flush at exit does not fail either."""
+    command = [sys.executable, str(REPO / "cli.py"), "distill", *SMALL, *ALONE]
+    typed = shlex.join([*command, "--data", str(pets), "--out", str(tmp_path / "run")])
+    done = subprocess.run(
+        f"{typed} {streams}", shell=True, env=os.environ | quiet, timeout=300, check=False
+    )
+    assert done.returncode == 0
+    assert RunFolder(tmp_path / "run").is_finished
+
+
+# Makes the terminal at stdin that of this session, and becomes the command.
+OF_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_terminal_that_is_closed_stops_a_run_and_saves_it(
+    pets: Path, tmp_path: Path, quiet: dict[str, str]
+) -> None:
+    """With the hangup that its session gets, as if somebody closed the window."""
+    reader, writer = pty.openpty()
+    command = [sys.executable, str(REPO / "cli.py"), "distill", *SMALL, *ALONE, *LONG]
+    child = subprocess.Popen(
+        [sys.executable, "-c", OF_TERMINAL, *command, "--data", pets, "--out", tmp_path / "run"],
+        stdin=writer, stdout=writer, stderr=writer, env=os.environ | quiet, start_new_session=True,
+    )  # fmt: skip
+    os.close(writer)
+    shown = b""
+    while b"epoch 2/" not in shown:
+        shown += os.read(reader, 4096)
+    os.close(reader)
+    assert child.wait(timeout=60) == 143
+    rows = [row for row in read(RunFolder(tmp_path / "run").journal) if row["event"] == "step"]
+    assert rows[-1]["step"] == saved_step(tmp_path / "run")
+
+
+def test_a_teacher_and_images_that_go_while_it_trains(
+    door: Door, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher is in memory; the test images are wanted at the end, and asked for again."""
+    taught = door("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")
+    assert taught.code == 0, taught.err
+    from distill.runs.journal import Journal
+
+    write = Journal.__call__
+
+    def write_and_move(journal: Journal, event: object) -> None:
+        write(journal, event)  # type: ignore[arg-type]
+        if type(event).__name__ == "Start":
+            (pets / "test").rename(pets / "elsewhere")
+            Path("t").rename("gone")
+
+    same = ("distill", *SMALL, "--teacher", "t", "--data", pets, "--out", "s")
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "__call__", write_and_move)
+        said = door(*same)
+    assert said.code == 1 and "Traceback" not in said.err
+    assert "Its last checkpoint is whole. To go on, type the same command" in said.err
+    (pets / "elsewhere").rename(pets / "test")
+    refused(
+        door(*same, "--resume"),
+        "teacher t is not a run: there is no such folder",
+        "If its folder was moved, name the new one, --teacher RUN",
+    )
+    assert door(*same, "--teacher", "gone", "--resume").code == 2  # two teachers
+    moved = ("gone" if each == "t" else each for each in same)
+    assert door(*moved, "--resume").code == 0
+
+
+def test_a_teacher_whose_weights_are_damaged_is_refused(door: Door, pets: Path) -> None:
+    def taught(*more: object) -> Said:
+        return door("distill", *SMALL, "--teacher", "t", "--data", pets, "--out", "s", *more)
+
+    door("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")
+    weights = Path("t/teacher.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    refused(taught(), "t/teacher.safetensors is not the file that its run wrote")
+
+
+def test_fetch_and_verify_at_the_door(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = gzip.compress(b"images")
+    archive = download.Archive("cifar-10-python.tar.gz", hashlib.md5(content).hexdigest(), 99, ())
+    monkeypatch.setitem(download.ARCHIVES, "cifar10", archive)
+    (tmp_path / "by hand").mkdir()
+    placed = tmp_path / "by hand" / archive.name
+    placed.write_bytes(content)
+    found = door("data", "fetch", "--into", placed.parent)
+    assert (found.code, found.out) == (0, f"{placed}: the official archive, md5 {archive.md5}\n")
+    placed.write_bytes(content[:-1])
+    refused(
+        door("data", "fetch", "--into", placed.parent),
+        f"Delete it or move it away, and type python cli.py data fetch --into {placed.parent}",
+    )
+    nobody = door("data", "fetch", "--into", tmp_path / "new", "--mirror", "http://127.0.0.1:9/a")
+    assert nobody.code == 1 and "Connection refused" in nobody.err
+    assert "give another address with --mirror URL" in nobody.err
+
+
+def test_images_that_are_not_the_published_ones_do_not_verify(door: Door, pets: Path) -> None:
+    said = door("data", "verify", pets)
+    assert said.code == 1 and "and is not the published CIFAR-10" in said.err
+
+
+RUN = """trap "sleep 0.2; echo saved >> said; exit 143" TERM
+echo {} "$@" > said
+while :; do sleep 0.05; done"""
+CLUSTER = {
+    "python": RUN.format(""),
+    "accelerate": RUN.format("accelerate"),
+    "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_NODEID=1 exec "$@"',
+    "scontrol": '[[ $1 == show ]] && { echo node7; echo node8; } || echo "$@" >> said',
+}
+MEETING = "--multi_gpu --num_machines 2 --num_processes 8 --main_process_ip node7"
+
+
+@pytest.mark.parametrize(
+    ("place", "verb", "typed"),
+    [
+        ({}, "distill", "cli.py distill --out runs/a --resume"),
+        ({}, "sweep", "cli.py sweep --out runs/a"),
+        (
+            {"SLURM_GPUS_ON_NODE": "4"},
+            "distill",
+            "accelerate launch --multi_gpu --num_processes 4 --main_process_port 20042 "
+            "cli.py distill --out runs/a --resume",
+        ),
+        (
+            {
+                "SLURM_GPUS_ON_NODE": "4",
+                "SLURM_JOB_NUM_NODES": "2",
+                "SLURM_JOB_NODELIST": "node[7-8]",
+            },
+            "distill",
+            f"accelerate launch --machine_rank 1 {MEETING} --main_process_port 20042 "
+            "cli.py distill --out runs/a --resume",
+        ),
+    ],
+)
+def test_the_slurm_script_saves_and_queues_again(
+    tmp_path: Path, place: dict[str, str], verb: str, typed: str
+) -> None:
+    """With a scheduler of our own: a warning, the run's 143, and the job is queued again."""
+    said = warned(tmp_path, place, verb, signal.SIGUSR1)
+    assert said == [typed, "saved", "requeue 42"]
+
+
+def test_of_an_array_one_task_is_queued_again(tmp_path: Path) -> None:
+    array = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "7"}
+    assert warned(tmp_path, array, "sweep", signal.SIGUSR1)[-1] == "requeue 42_7"
+
+
+def test_a_second_signal_does_not_end_the_job_before_the_run_has_saved(tmp_path: Path) -> None:
+    said = warned(tmp_path, {}, "distill", signal.SIGUSR1, signal.SIGTERM)
+    assert said == ["cli.py distill --out runs/a --resume", "saved"], "cancelled after the warning"
+
+
+def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path: Path) -> None:
+    said = warned(tmp_path, {}, "distill", signal.SIGTERM)
+    assert said == ["cli.py distill --out runs/a --resume", "saved"]
+
+
+def warned(tmp_path: Path, place: dict[str, str], verb: str, *by: signal.Signals) -> list[str]:
+    """What the job's tools were asked, line by line."""
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    for name, text in CLUSTER.items():
+        (tools / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    environ = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "42"} | place
+    path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    script = [str(REPO / "docs" / "slurm.sh"), verb, "--out", "runs/a"]
+    job = subprocess.Popen(script, env=os.environ | environ | path)
+    said = tmp_path / "said"
+    while not said.exists() or not said.read_text():
+        time.sleep(0.01)
+    for each in by:
+        job.send_signal(each)
+        time.sleep(0.05)
+    assert job.wait(10) == 143
+    return said.read_text().splitlines()

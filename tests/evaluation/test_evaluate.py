@@ -1,0 +1,310 @@
+"""A finished run measured again: what is kept, what is predicted again, what cannot be had."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt
+from distill.data.sources import image_set
+from distill.errors import UserError
+from distill.evaluation import evaluate, figures
+from distill.evaluation import robustness as robustness_room
+from distill.evaluation.evaluate import Asked
+from distill.evaluation.predict import Mirrored, SixViews, logits_and_labels
+from distill.evaluation.results import read_evaluation, write_evaluation
+from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder, write_json
+from distill.statistics import temperature
+from distill.training import build
+
+HELD_OUT = 600  # a tenth of the procedural training images
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """The procedural images are drawn and hashed once for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        load = cache(image_set.load)
+        patch.setattr(image_set, "load", lambda source, split, progress=None: load(source, split))
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept(taught) -> dict[str, np.ndarray]:
+    with np.load(taught[0].evaluation) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def measured(taught) -> dict:
+    return evaluate.examine(taught[0])
+
+
+def copied(taught, to: Path, **changes: object) -> RunFolder:
+    """The student's run elsewhere, these keys of its result.json otherwise."""
+    shutil.copytree(taught[0].path, to)
+    folder = RunFolder(to)
+    write_json(folder.result_file, folder.result() | changes)
+    return folder
+
+
+def test_a_run_keeps_what_it_says_of_the_held_out_part(taught, kept) -> None:
+    assert kept["val_logits"].shape == (HELD_OUT, 10)
+    right = (kept["val_logits"].argmax(1) == kept["val_labels"]).mean()
+    assert right == taught[0].result()["metrics"]["top1/val_ema"]
+
+
+def test_a_run_that_held_nothing_out_keeps_nothing_of_it(taught, tmp_path) -> None:
+    some = image_set.subset(image_set.load("synthetic", "test"), np.arange(9))
+    write_evaluation(RunFolder(tmp_path), some, torch.randn(9, 10), None, None)
+    with np.load(tmp_path / "evaluation.npz") as file:
+        assert set(file.files) == {"logits", "labels", "mistakes", "mistake_pixels"}
+
+
+def test_the_figures_are_those_of_the_kept_predictions(measured, kept) -> None:
+    logits, labels = (torch.from_numpy(kept[name]) for name in ("logits", "labels"))
+    wanted = figures.headline(logits, labels)
+    for name in ("top1", "top5", "nll", "ece", "top1_interval", "nll_interval"):
+        assert measured[name] == pytest.approx(wanted[name], rel=1e-5), name
+    fitted = temperature(kept["val_logits"], kept["val_labels"])
+    assert measured["temperature"] == pytest.approx(fitted, rel=1e-5)
+    by_hand = (kept["logits"].argmax(1) == kept["teacher_logits"].argmax(1)).mean()
+    assert measured["teacher_agreement"] == pytest.approx(by_hand)
+    assert np.trace(measured["confusion"]) / measured["n"] == measured["top1"]
+    assert sum(each["n"] for each in measured["per_class"]) == measured["n"] == 2000
+    assert measured["macs"] == build.design(recipe_of_tiny(), 10).macs
+    assert measured["absent"] == {}
+    assert json.loads(json.dumps(measured)) == measured
+
+
+def recipe_of_tiny():
+    return recipes.load("tiny").recipe
+
+
+def test_a_run_of_before_is_asked_again(taught, measured, tmp_path) -> None:
+    folder = copied(taught, tmp_path / "run")
+    folder.evaluation.unlink()
+    again = evaluate.examine(folder)
+    for name in ("temperature", "nll_calibrated", "teacher_agreement", "teacher_kl"):
+        assert again[name] == pytest.approx(measured[name], rel=1e-4), name
+
+
+def test_kept_predictions_of_other_weights_or_images_are_not_believed(kept, tmp_path) -> None:
+    folder, logits = RunFolder(tmp_path), torch.from_numpy(kept["logits"])
+    assert read_evaluation(folder, logits) == {}
+    folder.evaluation.write_bytes(b"no archive")
+    assert read_evaluation(folder, logits) == {}
+    np.savez(folder.evaluation, **kept)
+    assert read_evaluation(folder, logits + 1e-5).keys() == kept.keys()
+    assert read_evaluation(folder, logits.flip(0)) == {}
+    assert read_evaluation(folder, logits[1:]) == {}
+    folder.evaluation.write_bytes(folder.evaluation.read_bytes()[:5000])
+    assert read_evaluation(folder, logits) == {}
+
+
+def test_a_run_that_held_nothing_out_has_no_temperature(taught, tmp_path) -> None:
+    data = taught[0].result()["data"] | {"val_images": 0}
+    found = evaluate.examine(copied(taught, tmp_path / "run", data=data))
+    assert [found[name] for name in evaluate.CALIBRATED] == [None] * 3
+    assert "data.holdout = 0: nothing was held out" in found["absent"]["temperature"]
+
+
+def test_held_out_images_that_are_gone_are_named(taught, tmp_path) -> None:
+    data = taught[0].result()["data"] | {"fingerprint": "other"}
+    folder = copied(taught, tmp_path / "run", data=data)
+    folder.evaluation.unlink()
+    reason = evaluate.examine(folder)["absent"]["temperature"]
+    assert reason == "the images that the run held out are not to be had from synthetic any more"
+
+
+def test_a_teacher_that_is_gone_or_another_is_not_compared_with(taught, tmp_path) -> None:
+    known = taught[0].result()["teacher"]
+    folder, result = copied(taught, tmp_path / "run"), taught[0].result()
+    folder.evaluation.unlink()
+    shutil.copytree(known["runs"][0], tmp_path / "bare")
+    (tmp_path / "bare" / "teacher.safetensors").unlink()
+    for change, reason in (
+        ({"runs": [str(tmp_path / "bare")]}, "teacher.safetensors cannot be read as weights"),
+        ({"runs": [str(tmp_path / "gone")]}, f"{tmp_path / 'gone'} is not a run"),
+        ({"fingerprint": "other"}, f"{known['runs'][0]} has other weights than when it taught"),
+        ({"runs": []}, "nobody taught this run"),
+    ):
+        write_json(folder.result_file, result | {"teacher": known | change})
+        found = evaluate.examine(folder)
+        assert [found[name] for name in evaluate.TAUGHT] == [None, None]
+        assert reason in found["absent"]["teacher_agreement"]
+
+
+def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
+    found = evaluate.examine(RunFolder(teacher))
+    assert found["role"] == "teacher"
+    # WRN-10-1: a stem of 3 to 16, then three blocks, two of them with a stride and all but the
+    # first with a skip of 1x1; a linear layer of 64 to 10.
+    stem, first = 1024 * 27 * 16, 2 * 1024 * 144 * 16
+    second = 256 * (144 * 32 + 288 * 32 + 16 * 32)
+    third = 64 * (288 * 64 + 576 * 64 + 32 * 64)
+    assert found["macs"] == stem + first + second + third + 640
+    assert found["absent"]["teacher_agreement"] == "nobody taught this run"
+
+
+def test_an_image_and_its_mirror_are_answered_alike(taught, measured) -> None:
+    net = build.trained(taught[0])
+    images = torch.from_numpy(image_set.load("synthetic", "test").images[:8]) / 255
+    with torch.no_grad():
+        both = Mirrored(net)(images)
+        assert torch.allclose(both, Mirrored(net)(images.flip(-1)), atol=1e-5)
+        assert torch.allclose(both, (net(images) + net(images.flip(-1))) / 2, atol=1e-6)
+    found = evaluate.examine(taught[0], Asked(mirror=True))
+    assert found["mirror"]["nll"] != found["nll"]
+    assert "mirror" not in measured
+    assert {name: found[name] for name in measured} == measured, "the headline must be the same"
+
+
+def test_six_views_are_the_weighted_mean_of_their_formula() -> None:
+    """airbench94's multi-crop, with positions read by index and each view's logits summed."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    images = torch.rand(4, 3, 32, 32)
+    here = list(range(32))
+    up_left = [*range(1, 32), 30]  # position p shows p + 1; what comes in is reflected
+    down_right = [1, *range(31)]
+    expected = torch.zeros(4, 10)
+    for positions, weight in ((here, 0.5), (up_left, 0.25), (down_right, 0.25)):
+        shifted = images[:, :, positions][:, :, :, positions]
+        for view in (shifted, shifted[..., list(reversed(here))]):
+            expected += weight / 2 * net(view)
+    assert torch.allclose(SixViews(net)(images), expected, atol=1e-5)
+    assert not torch.allclose(Mirrored(net)(images), expected, atol=1e-3)
+    assert not SixViews(net.eval()).training
+
+
+def test_six_views_leave_the_headline_alone(taught, measured) -> None:
+    found = evaluate.examine(taught[0], Asked(six_views=True))
+    augmented = found["test_time_augmentation"]
+    net, test = SixViews(build.trained(taught[0])), image_set.load("synthetic", "test")
+    right = logits_and_labels(net, test, Accelerator())[0].argmax(1) == torch.from_numpy(
+        test.labels
+    )
+    assert augmented["views"] == 6
+    assert augmented["top1"] == pytest.approx(right.float().mean().item())
+    assert augmented["nll"] != found["nll"]
+    assert {name: found[name] for name in measured} == measured
+    assert "mirror" not in found and "test_time_augmentation" not in measured
+
+
+def test_a_run_against_its_teacher(taught, teacher, kept) -> None:
+    found = evaluate.examine(taught[0], Asked(against=teacher))["against"]
+    ours, theirs = (kept[n].argmax(1) == kept["labels"] for n in ("logits", "teacher_logits"))
+    assert (found["only_a"], found["only_b"]) == ((ours & ~theirs).sum(), (theirs & ~ours).sum())
+    assert found["both"] == (ours & theirs).sum()
+    assert found["run"] == str(teacher)
+    assert found["top1"] == theirs.mean()
+
+
+def test_runs_of_different_test_splits_are_not_compared(taught, tmp_path, monkeypatch) -> None:
+    folder = copied(taught, tmp_path / "run")
+    folder.recipe.write_text(folder.recipe.read_text().replace('"synthetic"', '"elsewhere"'))
+    test = image_set.load("synthetic", "test")
+    fewer = image_set.subset(test, np.arange(1999))
+    monkeypatch.setattr(
+        evaluate, "test_split", lambda name, progress: fewer if name == "elsewhere" else test
+    )
+    with pytest.raises(UserError, match="have different test splits: synthetic .* and elsewhere"):
+        evaluate.examine(taught[0], Asked(against=folder.path))
+    same = evaluate.examine(taught[0], Asked(data="synthetic", against=folder.path))["against"]
+    assert (same["p"], same["better"], same["only_a"]) == (1.0, None, 0)
+
+
+def test_robustness_is_the_accuracy_on_corrupted_images(taught) -> None:
+    net = build.trained(taught[0])
+    test, chosen = image_set.load("synthetic", "test"), robustness_room._chosen(2000, 33)
+    images, labels = test.images[chosen], torch.from_numpy(test.labels[chosen])
+
+    def right(pixels: np.ndarray) -> float:
+        with torch.no_grad():
+            answers = net(torch.from_numpy(pixels) / 255).argmax(1)
+        return (answers == labels).double().mean().item()
+
+    by_hand = {
+        name: [right(corrupt(images, name, severity, samples=chosen)) for severity in SEVERITIES]
+        for name in CORRUPTIONS
+    }
+    found = robustness_room.robustness(net, test, Accelerator(), 33)
+    assert (found["n"], found["left_out"]) == (33, ["frost"])
+    assert found["clean"] == pytest.approx(right(images))
+    assert found["accuracy"].keys() == CORRUPTIONS.keys()
+    for name, accuracies in by_hand.items():
+        assert found["accuracy"][name] == pytest.approx(accuracies), name
+    assert found["mean_error"] == pytest.approx(1 - np.mean(list(by_hand.values())))
+
+
+def test_fewer_images_are_the_same_ones_corrupted_alike(taught) -> None:
+    test = image_set.load("synthetic", "test")
+    chosen = robustness_room._chosen(2000, 33)
+    assert len(set(chosen)) == 33 and (np.diff(chosen) > 0).all() and chosen[-1] > 1500
+    assert set(chosen) < set(robustness_room._chosen(2000, 64))
+    assert np.array_equal(robustness_room._chosen(5, 9), np.arange(5))
+    rows = np.arange(1, 33, 2)  # those of the second of two processes
+    part = image_set.subset(test, chosen)
+    found = robustness_room._corrupted(chosen, "gaussian_noise", 5, part.images[rows], rows)
+    whole = corrupt(test.images, "gaussian_noise", 5, samples=np.arange(2000))
+    assert np.array_equal(found, whole[chosen[rows]])
+
+
+class Rank:
+    """What is asked of an accelerator, for one of two processes that are run after each other."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, process_index: int, told: list[torch.Tensor]) -> None:
+        self.process_index, self.told = process_index, told
+
+    def gather(self, mine: torch.Tensor) -> torch.Tensor:
+        self.told.append(mine)
+        return torch.cat([self.told[0], self.told[-1]])  # the first has nobody yet but itself
+
+
+@pytest.mark.parametrize("n", [33, 34])
+def test_two_processes_corrupt_and_mirror_the_same_images(taught, n: int) -> None:
+    net = Mirrored(build.trained(taught[0]))
+    some = image_set.subset(image_set.load("synthetic", "test"), np.arange(n))
+    change = partial(robustness_room._corrupted, np.arange(n), "shot_noise", 5)
+    alone = logits_and_labels(net, some, Accelerator(), change=change)
+    told: list[torch.Tensor] = []
+    for rank in (0, 1):
+        together = logits_and_labels(net, some, Rank(rank, told), change=change)  # type: ignore[arg-type]
+    assert torch.allclose(together[0], alone[0], atol=1e-5)
+    assert torch.equal(together[1], alone[1])
+
+
+def test_images_are_changed_before_they_are_seen(taught) -> None:
+    net, test = build.trained(taught[0]), image_set.load("synthetic", "test")
+    some = image_set.subset(test, np.arange(9))
+    flipped = replace(some, images=some.images[..., ::-1].copy())
+    seen, labels = logits_and_labels(
+        net, some, Accelerator(), change=lambda images, rows: images[..., ::-1].copy()
+    )
+    wanted, _ = logits_and_labels(net, flipped, Accelerator())
+    assert torch.equal(seen, wanted)
+    assert np.array_equal(labels, some.labels)
+
+
+def test_what_is_asked_together_is_what_is_asked_alone(
+    taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror, a stop-watch and a corruption, one after the other, on one network."""
+    monkeypatch.setattr(robustness_room, "CORRUPTIONS", {"contrast": CORRUPTIONS["contrast"]})
+    monkeypatch.setattr(evaluate.cost, "ENOUGH_S", 0.01)
+    alone = evaluate.examine(taught[0], Asked(robustness=True, robustness_images=50))
+    together = evaluate.examine(
+        taught[0], Asked(mirror=True, latency=True, robustness=True, robustness_images=50)
+    )
+    assert together["robustness"] == alone["robustness"]

@@ -1,0 +1,86 @@
+"""Figures of predictions against counting by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from distill import statistics
+from distill.evaluation import figures
+
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = 2 * torch.randn(300, 8, generator=GENERATOR)
+LABELS = torch.where(
+    torch.rand(300, generator=GENERATOR) < 0.5,
+    LOGITS.argmax(-1),
+    torch.randint(8, (300,), generator=GENERATOR),
+)
+
+
+def test_the_headline_is_counted_and_its_intervals_hold_it() -> None:
+    found = figures.headline(LOGITS, LABELS)
+    ranks = (-LOGITS.numpy()).argsort(axis=1)
+    for k, name in ((1, "top1"), (5, "top5")):
+        right = int((ranks[:, :k] == LABELS.numpy()[:, None]).any(axis=1).sum())
+        assert found[name] == right / 300
+        assert found[f"{name}_interval"] == list(statistics.wilson(right, 300))
+    nll = -LOGITS.double().log_softmax(-1)[range(300), LABELS]
+    assert found["nll"] == pytest.approx(nll.mean().item())
+    low, high = found["nll_interval"]
+    assert high - low == pytest.approx(2 * 1.96 * nll.std().item() / math.sqrt(300), rel=0.15)
+    assert low < found["nll"] < high
+    assert found["ece_interval"][0] < found["ece_interval"][1]
+
+
+def test_five_of_five_classes_say_nothing() -> None:
+    found = figures.headline(LOGITS[:, :5], LABELS % 5)
+    assert (found["top5"], found["top5_interval"]) == (None, None)
+
+
+def test_classes_and_confusion_are_counted() -> None:
+    logits = torch.eye(4)[torch.tensor([0, 0, 1, 2, 2])]
+    labels = torch.tensor([0, 0, 0, 2, 1])
+    assert figures.confusion(logits, labels) == [
+        [2, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0],
+    ]  # fmt: skip
+    rows = figures.per_class(logits, labels, ("a", "b", "c", "d"))
+    assert [(row["name"], row["n"], row["accuracy"]) for row in rows] == [
+        ("a", 3, 2 / 3), ("b", 1, 0.0), ("c", 1, 1.0), ("d", 0, None),
+    ]  # fmt: skip
+    assert rows[0]["interval"] == list(statistics.wilson(2, 3))
+    assert rows[3]["interval"] is None
+
+
+def test_the_divergence_is_the_teacher_s_from_the_student() -> None:
+    teacher, student = (
+        torch.tensor([[0.9, 0.1], [0.4, 0.6]]),
+        torch.tensor([[0.3, 0.7], [0.2, 0.8]]),
+    )
+    by_hand = [
+        sum(t * math.log(t / s) for t, s in zip(*pair, strict=True))
+        for pair in ([(0.9, 0.1), (0.3, 0.7)], [(0.4, 0.6), (0.2, 0.8)])
+    ]
+    # Logits are known up to a constant each.
+    student_logits = student.log() + torch.tensor([[3.0], [-1.0]])
+    found = figures.beside_teacher(student_logits, teacher.log())
+    assert found["teacher_kl"] == pytest.approx(np.mean(by_hand), rel=1e-6)
+    assert found["teacher_agreement"] == 0.5  # on the second image alone
+    same = figures.beside_teacher(LOGITS, LOGITS + 1)
+    assert same == pytest.approx({"teacher_agreement": 1.0, "teacher_kl": 0.0}, abs=1e-6)
+
+
+def test_two_networks_are_told_apart_by_who_is_right_alone() -> None:
+    labels = torch.zeros(40, dtype=torch.int64)
+    right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    a = torch.stack([right] * 30 + [wrong] * 10)
+    b = torch.stack([right] * 18 + [wrong] * 19 + [right] * 3)
+    found = figures.compared(a, b, labels)
+    assert found == {
+        "only_a": 12, "only_b": 3, "both": 18, "p": statistics.mcnemar(12, 3), "better": "a",
+    }  # fmt: skip
+    assert found["p"] < 0.05
+    assert figures.compared(b, a, labels)["better"] == "b"
+    assert figures.compared(a, a, labels) == {
+        "only_a": 0, "only_b": 0, "both": 30, "p": 1.0, "better": None,
+    }  # fmt: skip

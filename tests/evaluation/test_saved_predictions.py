@@ -1,0 +1,122 @@
+"""Confusion and calibration: against hand, closed form and the program's own measures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+
+from distill.errors import UserError
+from distill.evaluation.metrics import measures
+from distill.evaluation.saved_predictions import (
+    Answers,
+    calibration,
+    confused,
+    confusion,
+    divergence,
+    ece,
+    ece_interval,
+    is_right,
+    nll,
+    probabilities,
+    read,
+    top,
+)
+
+CHANCE = np.random.default_rng(0)
+LOGITS = 3 * CHANCE.normal(size=(400, 5)).astype(np.float32)
+LABELS = CHANCE.integers(5, size=400)
+
+
+def test_confusion_by_hand() -> None:
+    logits = np.eye(3)[[0, 1, 1, 2]]  # taken for 0, 1, 1, 2
+    counts = confusion(logits, np.array([0, 0, 0, 2]))
+    assert counts.tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
+    assert confused(counts, most=5) == [(0, 1, 2)]
+    assert is_right(logits, np.array([0, 0, 0, 2])).tolist() == [True, False, False, True]
+
+
+def test_probabilities_are_those_of_torch_and_do_not_overflow() -> None:
+    expected = torch.from_numpy(LOGITS).double().div(2).softmax(-1).numpy()
+    np.testing.assert_allclose(probabilities(LOGITS, 2), expected, atol=1e-12)
+    assert np.isfinite(probabilities(np.array([[1e4, -1e4]]))).all()
+
+
+def test_the_error_of_the_bins_is_the_one_that_a_run_measures() -> None:
+    known = calibration(probabilities(LOGITS), LABELS)
+    expected = measures(torch.from_numpy(LOGITS), torch.from_numpy(LABELS))["ece"]
+    assert known.ece == pytest.approx(expected, abs=1e-6)
+    assert known.counts.sum() == 400
+
+
+def test_a_bin_is_open_below_and_closed_above() -> None:
+    shares = np.array([[0.6, 0.4], [0.61, 0.39], [1.0, 0.0]])
+    counts = calibration(shares, np.zeros(3, dtype=int)).counts
+    assert np.flatnonzero(counts).tolist() == [8, 9, 14]  # 0.6 = 9/15 ends bin 8
+
+
+def test_a_file_is_read_with_and_without_what_a_run_may_lack(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.npz"
+    assert read(path) is None
+    least = {"logits": LOGITS, "labels": LABELS, "mistakes": [], "mistake_pixels": []}
+    np.savez(path, **least, of_a_later_version=np.zeros(1))
+    known = read(path)
+    assert isinstance(known, Answers) and known.val_logits is None and known.teacher_logits is None
+    np.savez(path, **least, val_logits=LOGITS, val_labels=LABELS)
+    again = read(path)
+    assert again is not None and again.val_labels is not None
+    np.testing.assert_array_equal(again.val_labels, LABELS)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"text"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "evaluation.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"npz cannot be read as predictions.*\nBring it back, or"):
+        read(path)
+
+
+def test_arrays_that_are_missing_are_a_fault(tmp_path: Path) -> None:
+    np.savez(tmp_path / "evaluation.npz", logits=LOGITS)
+    with pytest.raises(UserError, match="cannot be read as predictions: .*labels"):
+        read(tmp_path / "evaluation.npz")
+
+
+def test_a_confidence_of_one_is_in_the_last_bin() -> None:
+    """Nine answers surer than float32 can tell from one, five of them right, and one of 0.97."""
+    shares = np.array([[1.0, 0.0]] * 9 + [[0.97, 0.03]])
+    labels = np.array([0] * 5 + [1] * 4 + [0])
+    right = is_right(shares, labels)
+    by_hand = abs(right.sum() - shares.max(axis=1).sum()) / 10  # one bin
+    assert calibration(shares, labels).ece == pytest.approx(by_hand)
+    assert ece(shares.max(axis=1), right) == pytest.approx(by_hand)
+    sure = measures(torch.tensor([[40.0, 0.0]] * 9 + [[3.5, 0.0]]), torch.from_numpy(labels))
+    assert sure["ece"] == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_likelihood_ranks_and_divergence_are_torch_s() -> None:
+    logits, other = (
+        torch.from_numpy(LOGITS).double(),
+        torch.from_numpy(LOGITS[::-1].copy()).double(),
+    )
+    labels = torch.from_numpy(LABELS)
+    assert np.allclose(nll(LOGITS, LABELS), cross_entropy(logits, labels, reduction="none"))
+    assert (
+        top(2, LOGITS, LABELS) == (logits.topk(2).indices == labels[:, None]).any(1).numpy()
+    ).all()
+    kl = kl_div(other.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="none")
+    assert np.allclose(divergence(LOGITS, LOGITS[::-1]), kl.sum(1))
+
+
+def test_an_interval_of_the_calibration_error_holds_the_truth() -> None:
+    """Of networks that mean what they say, and of some that are right 0.2 less often."""
+    draws = np.random.default_rng(0)
+    honest, vain = 0, 0
+    for _ in range(40):
+        confidence = draws.uniform(0.3, 1.0, 500)
+        low, high = ece_interval(confidence, draws.random(500) < confidence)
+        honest += low == 0 < high
+        low, high = ece_interval(confidence, draws.random(500) < confidence - 0.2)
+        vain += low <= 0.2 <= high
+    assert honest >= 37 and vain >= 36

@@ -1,0 +1,659 @@
+"""An export as its receiver meets it: files in a folder, a program without this project."""
+
+import ast
+import dataclasses
+import json
+import os
+import pickle
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from distill.data.augment.crop_flip import to_float
+from distill.data.sources import image_set
+from distill.errors import Failure, UserError
+from distill.evaluation.evaluate import examine
+from distill.export import (
+    atomic_folder,
+    export,
+    formats,
+    huggingface,
+    model_card,
+    onnx_float,
+    project1,
+    torch_export,
+)
+from distill.export.finished_run import finished
+from distill.export.formats import NAMES
+from distill.export.grader import Grader
+from distill.models import checkpoint
+from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder
+from distill.training import build
+from tests.cli.test_commands import (
+    ALONE,
+    REPO,
+    SMALL,
+    Door,
+    door,
+    refused,
+    write_batches,
+    write_pets,
+)
+from tests.hostile import NAMES as HOSTILE
+from tests.hostile import PAYLOAD
+
+__all__ = ["door"]
+
+FILES = {
+    "project1": {"project1_model.py", "project1_model.pt"},
+    "safetensors": {"model.safetensors", "config.json", "README.md"},
+    "onnx": {"model.onnx"},
+    "torch-export": {"model.pt2"},
+    "onnx-int8": {"model-int8.onnx"},
+}
+FOUR = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple']  # class names
+# The grader, as a course writes it, and the reader of a .pt2: neither knows this project.
+ELSEWHERE = """
+import json, sys
+import numpy as np, torch
+folder, test = sys.argv[1:]
+sys.path.insert(0, folder)
+from project1_model import project1_model
+
+images, labels = (torch.from_numpy(each) for each in np.load(test).values())
+images = images.float() / 255
+mean = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
+std = torch.tensor([0.2471, 0.2435, 0.2616]).view(3, 1, 1)
+model = project1_model()
+state = torch.load(f"{folder}/project1_model.pt", weights_only=True, map_location="cpu")
+model.load_state_dict(state, strict=True)
+model.eval()
+with torch.no_grad():
+    logits = model((images - mean) / std)
+    program = torch.export.load(f"{folder}/model.pt2").module()(images)
+    one = torch.export.load(f"{folder}/model.pt2").module()(images[:1])
+print(json.dumps({
+    "parameters": sum(p.numel() for p in model.parameters()),
+    "top1": (logits.argmax(1) == labels).double().mean().item(),
+    "program_top1": (program.argmax(1) == labels).double().mean().item(),
+    "one": list(one.shape),
+    "ours": [name for name in sys.modules if name.split(".")[0] in ("distill", "students")],
+}))
+"""
+
+
+@pytest.fixture(scope="session")
+def student(taught) -> RunFolder:
+    return taught[0]
+
+
+@pytest.fixture(scope="session")
+def shipped(student, tmp_path_factory):
+    """The student in every format, in one folder, and what was said of it."""
+    out = tmp_path_factory.mktemp("export") / "all"
+    return out, export.export(student, NAMES, out)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(shipped, tmp_path_factory):
+    """What a fresh process in another folder says of the files."""
+    test, place = image_set.load("synthetic", "test"), tmp_path_factory.mktemp("elsewhere")
+    np.savez(place / "test.npz", images=test.images, labels=test.labels)
+    said = subprocess.run(
+        [sys.executable, "-I", "-c", ELSEWHERE, shipped[0], place / "test.npz"],
+        capture_output=True, text=True, check=True, cwd=place,
+    )  # fmt: skip
+    return json.loads(said.stdout)
+
+
+def taught_on(student, tmp_path, source: str) -> RunFolder:
+    """The same run, as if its recipe named another source of images."""
+    copy = RunFolder(Path(shutil.copytree(student.path, tmp_path / "copy")))
+    text = copy.recipe.read_text().replace('source = "synthetic"', f'source = "{source}"')
+    copy.recipe.write_text(text)
+    return copy
+
+
+def test_every_format_is_written_and_answers_as_the_run_does(shipped):
+    out, report = shipped
+    every = set().union(*FILES.values())
+
+    assert {path.name for path in out.iterdir()} - {"__pycache__"} == every | {"export.json"}
+    assert {name: set(known["files"]) for name, known in report["formats"].items()} == FILES
+    for name, known in report["formats"].items():
+        if name != "onnx-int8":
+            assert known["max_logit_difference"] < 1e-4
+            assert known["same_predictions"] == 1
+    assert report["compared_on"] == "256 held-out images"
+    assert (
+        report["parameters"] == Grader(out, *sorted(FILES["project1"], reverse=True)).n_parameters
+    )
+
+
+def test_the_report_lies_beside_the_files_and_names_their_bytes(shipped):
+    out, report = shipped
+    kept = json.loads((out / "export.json").read_text())
+
+    assert kept["formats"] == report["formats"]
+    assert set(report) - set(kept) == {"out", "run", "data"}
+    for known in kept["formats"].values():
+        for name, told in known["files"].items():
+            assert checkpoint.fingerprint(out / name) == told["sha256"]
+
+
+def test_the_graders_accuracy_is_that_of_evaluate(elsewhere, student):
+    assert elsewhere["ours"] == []
+    assert elsewhere["top1"] == examine(student)["top1"]
+    assert elsewhere["parameters"] == student.result()["parameters"] < 5_000_000
+
+
+def test_a_program_of_torch_runs_without_this_project(elsewhere, student):
+    assert elsewhere["program_top1"] == examine(student)["top1"]
+    assert elsewhere["one"] == [1, 10]
+
+
+def test_no_file_tells_of_this_machine(shipped):
+    for path in filter(Path.is_file, shipped[0].iterdir()):
+        content = path.read_bytes()
+        for place in (str(REPO), str(Path.home()), sys.prefix):
+            assert place.encode() not in content, (path.name, place)
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(shipped, tmp_path):
+    mask = os.umask(0)
+    os.umask(mask)
+    checkpoint.save_weights(tmp_path / "student.safetensors", {"a": torch.zeros(1)})
+
+    paths = [*filter(Path.is_file, shipped[0].iterdir()), tmp_path / "student.safetensors"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o666 & ~mask}
+
+
+def test_the_weights_file_depends_on_the_weights_alone(shipped, student, tmp_path):
+    copy = taught_on(student, tmp_path, "elsewhere")
+    export.export(copy, ["safetensors"], tmp_path / "again")
+
+    first, again = (out / "model.safetensors" for out in (shipped[0], tmp_path / "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_onnx_names_its_ends_and_takes_any_batch(shipped, student):
+    out, _ = shipped
+    graph = onnx.load(out / "model.onnx").graph
+    images = to_float(torch.from_numpy(image_set.load("synthetic", "test").images[:3]))
+
+    shapes = {end.name: end.type.tensor_type.shape.dim for end in (*graph.input, *graph.output)}
+    assert list(shapes) == ["images", "logits"]
+    assert [dim.dim_param or dim.dim_value for dim in shapes["images"]] == ["batch", 3, 32, 32]
+    for n in (1, 3):
+        with torch.no_grad():
+            expected = build.trained(student)(images[:n])
+        torch.testing.assert_close(onnx_float.read(out)(images[:n]), expected)
+
+
+def test_int8_weights_leave_room_for_two_products_in_sixteen_bits(shipped):
+    out, report = shipped
+    weights = [
+        numpy_helper.to_array(each)
+        for each in onnx.load(out / "model-int8.onnx").graph.initializer
+        if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 4
+    ]
+    largest = max(int(np.abs(each.astype(int)).max()) for each in weights)
+    known = report["formats"]["onnx-int8"]
+
+    assert len(weights) == 6  # the stem, two blocks of two, one skip
+    assert largest <= 64
+    assert 255 * largest * 2 < 2**15
+    assert known["lost"] == pytest.approx(known["float_top1"] - known["top1"])
+    assert known["n_test"] == 2000
+    assert known["same_predictions_on_test"] > 0.9
+
+
+def test_int8_is_calibrated_on_images_that_were_trained_on(student):
+    run = finished(student, None, None)
+    train, held_out = build.parts(run.recipe, run.train_split)
+    seen = {image.tobytes() for image in run.calibration().numpy()}
+
+    assert len(seen) == 320  # all that the recipe trains on
+    assert seen <= {image.tobytes() for image in run.train_split.images[train]}
+    assert not seen & {image.tobytes() for image in run.train_split.images[held_out]}
+
+
+def test_training_images_are_compared_where_few_are_held_out(student):
+    run = finished(student, None, None)
+    table = run.recipe.data.model_copy(update={"holdout": 0.02})  # 120 of 6,000
+    recipe = run.recipe.model_copy(update={"data": table})
+    images, what = dataclasses.replace(run, recipe=recipe).compared()
+    train, _ = build.parts(recipe, run.train_split)
+
+    assert what == "training images"
+    assert np.array_equal(images.numpy(), run.train_split.images[train[:256]])
+
+
+def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
+    text = (shipped[0] / "README.md").read_text()
+    run = finished(student, None, None)
+
+    for part in (
+        f"| right | {run.top1:.2%} |",
+        f"{run.interval[0]:.2%} to {run.interval[1]:.2%}",
+        "This is one run.",
+        "2,000 test images",
+        "import distill.export.timm_models",
+        "Understudy: knowledge distillation for small residual networks",
+        "author = {{The Understudy authors}}",
+        "not CIFAR-10's",
+        "distilled from a WRN-10-",
+        "parameters that is right on",
+        "[loss.kd]",
+    ):
+        assert part in text
+    assert "runs = " not in text
+    assert "- cifar10" not in text
+
+
+def test_the_card_says_how_several_teachers_were_combined():
+    taught = ("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.runs=['a', 'b']")
+    for role, overrides, expected in (
+        ("student", (), None),
+        ("student", taught, '[teacher]\ndraw = "one"\nweights = [1.0, 3.0]\n'),
+        ("teacher", taught, '[teacher]\nnetwork = "wrn"\n'),
+    ):
+        recipe = recipes.load("tiny", overrides).recipe
+        tables = model_card._tables(SimpleNamespace(recipe=recipe, role=role))
+        table = re.search(r"\[teacher\]\n(\w.*\n)*", tables)
+        assert (table and table[0].startswith(expected)) if expected else table is None
+        assert "runs" not in tables
+
+
+def test_timm_builds_the_student_for_other_classes_too(shipped):
+    import timm
+
+    huggingface.load(shipped[0])  # timm knows the name from here on
+    net = timm.create_model(f"local-dir:{shipped[0]}", pretrained=True, num_classes=3)
+
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+    assert torch.equal(net.stem[0].weight, huggingface.load(shipped[0]).stem[0].weight)
+    with pytest.raises(UserError, match="in_chans = 1; the networks of this project take 3"):
+        timm.create_model(f"local-dir:{shipped[0]}", in_chans=1)
+
+
+@pytest.mark.slow
+def test_a_teacher_is_exported_in_every_other_format(teacher, tmp_path):
+    others = [name for name in NAMES if name != "project1"]
+    report = export.export(RunFolder(teacher), others, tmp_path / "out")
+
+    assert list(report["formats"]) == others
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["project1", "safetensors"],
+        pytest.param(["onnx", "torch-export", "onnx-int8"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_residual_teacher_is_exported_as_a_student_is(resnet_teacher, tmp_path, names):
+    """Its course's rules ask for a residual network, not for a student."""
+    folder, _ = resnet_teacher
+    report = export.export(folder, names, tmp_path / "out")
+
+    assert list(report["formats"]) == names
+    if "project1" in names:
+        net = huggingface.load(tmp_path / "out")
+        counts = {sum(p.numel() for p in net.parameters())}
+        counts.add(Grader(tmp_path / "out", project1.CODE, project1.WEIGHTS).n_parameters)
+        assert counts == {folder.result()["parameters"]}
+        assert "[teacher]" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_teacher_is_no_hand_in(teacher, tmp_path):
+    wide = RunFolder(teacher)
+    assert export.export(wide, ["safetensors"], tmp_path / "out")["network"] == "WRN-10-1"
+    with pytest.raises(UserError, match=f"{teacher} is a teacher, WRN-10-1"):
+        export.export(wide, ["project1"], tmp_path / "hand-in")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize(
+    "format_",
+    [
+        huggingface,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (onnx_float, torch_export)),
+    ],
+    ids=["safetensors", "onnx", "torch-export"],
+)
+def test_a_teacher_of_timm_is_exported(name, format_, teacher, tmp_path):
+    run = finished(RunFolder(teacher), None, None)
+    table = run.recipe.teacher.model_copy(update={"network": f"timm/{name}"})
+    recipe = run.recipe.model_copy(update={"teacher": table})
+    torch.manual_seed(0)
+    other = dataclasses.replace(run, recipe=recipe, net=build.network(recipe, "teacher", 10).eval())
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = other.net(images)
+        format_.write(other, tmp_path)
+        torch.testing.assert_close(format_.read(tmp_path)(images), expected)
+
+    if format_ is not huggingface:
+        return
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == name
+    assert config["pretrained_cfg"]["mean"] == pytest.approx([0.4914, 0.4822, 0.4465])
+    assert "import distill" not in (tmp_path / "README.md").read_text()
+
+
+def test_where_the_data_is_gone_drawn_images_are_compared(student, tmp_path, door: Door):
+    copy = taught_on(student, tmp_path, "nowhere")
+
+    said = door("export", copy.path, "--format", "project1", "--out", tmp_path / "out", "--json")
+    assert said.code == 0
+    told = json.loads(said.out)
+    assert told["compared_on"] == "256 procedural images, for the run's own are not there"
+    refused(
+        door("export", copy.path, "-f", "project1", "--out", tmp_path / "b", "--data", "nowhere"),
+        "data source 'nowhere' is neither",
+    )
+    refused(
+        door("export", copy.path, "-f", "onnx-int8", "--out", tmp_path / "b"),
+        "Type --data NAME or --data PATH",
+    )
+    assert not (tmp_path / "b").exists()
+
+
+def test_too_many_parameters_are_no_hand_in(student, tmp_path, monkeypatch):
+    n = student.result()["parameters"]
+    monkeypatch.setattr(project1, "MAX_PARAMETERS", n)
+    with pytest.raises(
+        UserError, match=rf"has {n:,} parameters; the course wants fewer than {n:,}"
+    ):
+        export.export(student, ["project1"], tmp_path / "out")
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hand_in_renormalises_where_its_weights_learnt_on_other_images(student, tmp_path):
+    run = finished(student, None, None)
+    run.net.normalize.mean.fill_(0.5)
+    run.net.normalize.std.fill_(0.25)
+    project1.write(run, tmp_path)
+    images = torch.rand(3, 3, 32, 32)
+
+    with torch.no_grad():
+        torch.testing.assert_close(project1.read(tmp_path)(images), run.net(images))
+    text = " ".join((tmp_path / "project1_model.py").read_text().split())
+    assert "another mean and std: its first step renormalises." in text
+
+
+@pytest.mark.parametrize("factor", [2.0, float("nan")])
+def test_what_answers_otherwise_is_not_kept(factor, student, tmp_path, monkeypatch):
+    def read(folder):
+        answers = project1.read(folder)
+        return lambda images: answers(images) * factor
+
+    broken = SimpleNamespace(IS_FLOAT=True, write=project1.write, read=read)
+    monkeypatch.setattr(formats, "opened", lambda names: {"project1": broken})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Failure, match=r"logits differ by up to .*It is not kept"):
+        export.export(student, ["project1"], tmp_path / "out")
+
+    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_format_that_fails_discards_no_other(teacher, tmp_path, door: Door):
+    """The hand-in is of a residual network alone."""
+    out = tmp_path / "out"
+    asked = ["-f", "project1", "-f", "safetensors"]
+    said = door("export", teacher, *asked, "--out", out, "--json")
+
+    assert said.code == 1
+    assert "1 of 2 formats failed; " in said.err and f"{out} has safetensors.\n" in said.err
+    assert "--format project1 hands in a student, a ResNet of fewer than 5,000,000" in said.err
+    assert {path.name for path in out.iterdir()} == FILES["safetensors"] | {"export.json"}
+    assert list(json.loads((out / "export.json").read_text())["formats"]) == ["safetensors"]
+    told = json.loads(said.out)
+    assert list(told["formats"]) == ["safetensors"] and list(told["failed"]) == ["project1"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Failure("8 bits are too few.\nTake another."), "--format onnx: 8 bits are too few.\n  T"),
+        (ValueError("no operator\nhere"), "--format onnx: ValueError: no operator\n  Export it"),
+    ],
+)
+def test_files_of_a_format_that_fails_are_deleted(
+    fault, message, student, tmp_path, monkeypatch, door: Door
+):
+    def half(run, folder):
+        (folder / "model.onnx").touch()
+        (folder / "parts").mkdir()
+        raise fault
+
+    broken = SimpleNamespace(IS_FLOAT=True, write=half)
+    monkeypatch.setattr(formats, "opened", lambda names: {"onnx": broken, "project1": project1})
+    said = door("export", student.path, "-f", "x", "--out", tmp_path / "out")
+
+    assert said.code == 1 and message in said.err and "Traceback" not in said.err
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written - {"__pycache__"} == FILES["project1"] | {"export.json"}
+
+
+def test_formats_that_all_fail_are_one_message(teacher, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("--format onnx is not for this run")
+
+    broken = SimpleNamespace(IS_FLOAT=True, write=fail)
+    monkeypatch.setattr(formats, "opened", lambda names: {"onnx": broken, "project1": project1})
+    with pytest.raises(UserError, match=r"onnx is not for this run\n--format project1 hands in"):
+        export.export(RunFolder(teacher), ["x"], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_takes_nothing_is_a_failure(student, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(project1, "write", full)
+    with pytest.raises(Failure, match="out could not be written: No space left on device"):
+        export.export(student, ["project1"], tmp_path / "out")
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_earlier_export_is_replaced_only_when_asked(student, tmp_path, door: Door):
+    out = tmp_path / "out"
+    asked = ["export", student.path, "--out", out, "--format"]
+    assert door(*asked, "safetensors").code == 0
+
+    refused(door(*asked, "project1"), "already holds an export", "--replace")
+    assert (out / "model.safetensors").exists()
+    assert door(*asked, "project1", "--replace").code == 0
+    assert {path.name for path in out.iterdir()} == FILES["project1"] | {"export.json"}
+
+    (out / "__pycache__").mkdir()
+    (out / "__pycache__" / "project1_model.cpython-311.pyc").touch()
+    assert door(*asked, "project1", "--replace").code == 0
+
+    (out / "report.tex").touch()
+    refused(door(*asked, "project1", "--replace"), "holds what no export wrote: report.tex")
+    refused(
+        door("export", student.path, "--out", student.path, "-f", "onnx", "--replace"),
+        "holds what no export wrote: ",
+    )
+    assert student.is_finished
+
+
+def test_unknown_formats_are_named_with_those_there_are(student, tmp_path, door: Door):
+    said = door("export", student.path, "-f", "onxx", "-f", "h5", "-f", "onnx", "--out", tmp_path)
+    refused(said, "--format onxx, h5: there is no such format", ", ".join(NAMES))
+
+
+def test_a_package_that_is_missing_is_named_with_what_to_type(
+    student, tmp_path, door: Door, monkeypatch
+):
+    monkeypatch.delitem(sys.modules, "distill.export.onnx_float")
+    monkeypatch.delattr("distill.export.onnx_float")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+    said = door("export", student.path, "-f", "onnx", "--out", tmp_path / "out")
+    refused(said, "--format onnx needs the package onnxruntime", "--extra export")
+
+
+def test_a_person_reads_a_line_a_format(shipped):
+    lines = export.told(shipped[1])
+
+    assert [name for name in lines if name in NAMES] == list(NAMES)
+    assert "std (0.2471, 0.2435, 0.2616)" in lines["to use project1"]
+    rounding = r"max \|Δlogit\| (0\.0e\+00|\d\.\de-0[6-9]); same predictions 100\.00%"
+    assert re.search(rounding, lines["project1"])
+    assert re.search(r"points (lost|gained) \(McNemar's p = ", lines["onnx-int8"])
+
+
+def test_a_pooled_and_whitened_network_is_exported_in_every_format(efficient, tmp_path):
+    run = efficient[0]
+    report = export.export(run, NAMES, tmp_path / "out")
+
+    for name, known in report["formats"].items():
+        assert name == "onnx-int8" or known["max_logit_difference"] < 1e-4
+    text = (tmp_path / "out" / "project1_model.py").read_text()
+    assert "class PooledConv(nn.Module)" in text and "self.conv1 = nn.Conv2d(3, 24, 2)" in text
+    assert report["parameters"] == examine(run)["parameters"]
+
+
+def renamed(student: RunFolder, place: Path, recipe: str, network: str, classes: list[str]):
+    """A copy of the run, as a stranger may have edited its result.json."""
+    copy = RunFolder(Path(shutil.copytree(student.path, place)))
+    result = copy.result() | {"recipe": recipe, "network": network, "class_names": classes}
+    copy.result_file.write_text(json.dumps(result))
+    return copy
+
+
+def test_names_of_a_result_do_not_run_in_a_hand_in(student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple', "a\n\x1b[31m", "\udcff", *"6789"]
+    run = renamed(student, tmp_path / "run", names[0], names[0] + "\\", names)
+
+    report = export.export(run, ["project1"], tmp_path / "out")
+
+    assert not list(tmp_path.rglob("PWNED"))
+    assert report["formats"]["project1"]["same_predictions"] == 1
+    said = subprocess.run(
+        [sys.executable, "-I", "project1_model.py"],
+        check=False,
+        cwd=tmp_path / "out",
+        capture_output=True,
+    )
+    assert said.returncode == 0, said.stderr
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+def test_every_hostile_name_is_text_in_a_hand_in(student, tmp_path, monkeypatch):
+    run = finished(student, None, None)
+    for k in range(0, len(HOSTILE), 10):
+        ten = (HOSTILE[k:] + HOSTILE)[:10]
+        result = run.result | {"class_names": ten, "recipe": ten[0], "network": ten[1]}
+        project1.write(dataclasses.replace(run, result=result), tmp_path)
+        tree = ast.parse((tmp_path / "project1_model.py").read_text("utf-8"))
+        first, *rest = tree.body
+        assert isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant), ten
+        kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+        assert all(isinstance(each, kinds) for each in rest), ten
+
+
+@pytest.mark.parametrize("name", [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple'])
+def test_a_class_folder_does_not_run_in_a_hand_in(name, tmp_path, door: Door):
+    pets = write_pets(tmp_path / "pets", (name, "dog"))
+    run = tmp_path / "run"
+    said = door("distill", *SMALL, *ALONE, "--set", "train.epochs=1", "--data", pets, "--out", run)
+    assert said.code == 0, said.err
+
+    said = door("export", run, "--format", "project1", "--out", "out")
+
+    assert said.code == 0, said.err
+    assert not list(tmp_path.rglob("PWNED")) and not list(Path.cwd().rglob("PWNED"))
+    compile(Path("out/project1_model.py").read_text(), "project1_model.py", "exec")
+
+
+def test_label_names_of_an_archive_do_not_run_in_a_hand_in(tmp_path, door: Door):
+    folder = write_batches(tmp_path)
+    names = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple']
+    meta = {"label_names": names, "num_cases_per_batch": 4}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta))
+    small = [*ALONE, "--recipe", "tiny", "--set", "data.holdout=0.2", "--set", "train.batch_size=4"]
+    small += ["--set", "data.train_images=16"]
+    said = door("distill", *small, "--set", "train.epochs=1", "--data", folder, "--out", "run")
+    assert said.code == 0, said.err
+
+    said = door("export", "run", "--format", "project1", "--out", "out")
+
+    assert said.code == 0, said.err
+    assert not list(tmp_path.rglob("PWNED"))
+
+
+def test_a_hand_in_that_fails_is_one_message(student, tmp_path):
+    run = finished(student, None, None)
+    project1.write(run, tmp_path)
+    (tmp_path / "project1_model.py").write_text("raise ValueError('\x1b[31mred')")
+    with pytest.raises(Failure, match=r"exit code 1: ValueError: \\x1b\[31mred. It is not kept"):
+        project1.read(tmp_path)
+
+
+def test_a_grader_has_no_secret_of_the_environment(student, tmp_path, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "swordfish")
+    project1.write(finished(student, None, None), tmp_path)
+    file = tmp_path / "project1_model.py"
+    file.write_text(
+        "import os, sys\nassert 'PGPASSWORD' not in os.environ\n"
+        "try:\n    import distill\nexcept ImportError:\n    pass\nelse:\n    raise SystemExit(9)\n"
+        "assert not [name for name in sys.path if os.path.exists(os.path.join(name, 'distill'))]\n"
+        + file.read_text().partition(chr(10) + chr(34) * 3 + chr(10))[2]
+    )
+    project1.read(tmp_path)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_two_exports_into_one_folder_lose_nothing(replace, student, tmp_path, monkeypatch):
+    """The second begins and ends while the first writes."""
+    out, report = tmp_path / "out", export._report
+
+    def interrupted(shipped, asked, new):
+        monkeypatch.setattr(export, "_report", report)
+        export.export(student, ["safetensors"], out)
+        return report(shipped, asked, new)
+
+    monkeypatch.setattr(export, "_report", interrupted)
+    if replace:
+        export.export(student, ["project1"], out, replace=True)
+    else:
+        with pytest.raises(UserError, match="already holds an export"):
+            export.export(student, ["project1"], out)
+    files = FILES["project1" if replace else "safetensors"]
+    assert {path.name for path in out.iterdir()} == files | {"export.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_several_processes_one_exports(student, tmp_path, door: Door, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert door("export", student.path, "--out", tmp_path / "out", "-f", "safetensors").code == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_of_a_killed_export_is_deleted(tmp_path):
+    with atomic_folder.temporary(tmp_path / "out") as in_use:
+        (tmp_path / ".out.new-killed").mkdir()
+        with atomic_folder.temporary(tmp_path / "out") as new:
+            assert set(tmp_path.iterdir()) == {in_use, new}
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,204 @@
+"""Every writer of a name, with every hostile name: what is written holds it as data."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from distill.export import huggingface, label_images, model_card
+from distill.export.finished_run import finished
+from distill.report import comparison, page, run_report, value_table
+from distill.report.page import Drawing, Table
+from distill.runs.record import Record
+from distill.runs.run_folder import RunFolder
+from distill.terminal.safe_console import Screen
+from distill.terminal.tables import class_counts
+from tests.cli.test_commands import ALONE, REPO, SMALL, Door, door, refused, write_pets
+from tests.hostile import FOLDERS, NAMES
+from tests.make_runs import train
+from tests.report.test_run_report import LAYERS, Reader
+from tests.runs.records import answers, record
+
+__all__ = ["door"]
+
+TENS = [(NAMES[k:] + NAMES)[:10] for k in range(0, len(NAMES), 10)]
+ODD = ["[bold]x", ":smiley:", "\x1b[31mred", "a\nb", "\u202egnp", "caf\udce9", "=1+1", "<b>"]
+
+
+def unsafe(text: str) -> set[str]:
+    """Characters that no output may hold, but for line feeds."""
+    kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return {each for each in text if unicodedata.category(each) in kinds} - {"\n", "\u200d"}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> RunFolder:
+    """A finished run on class folders of odd names, in a folder of an odd name."""
+    root = tmp_path_factory.mktemp("odd")
+    settings = [*SMALL[3::2], *ALONE[1::2], "train.epochs=1"]
+    source = json.dumps(str(write_pets(root / "pets", tuple(ODD))))
+    return train(root / "runs" / "[bold]run\x1b[31m", *settings, f"data.source={source}")[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["evaluate", "compare", "predict", "runs", "export", "report"],
+)
+def test_the_terminal_gets_names_as_data(command, odd, door: Door, tmp_path):
+    np.save("images.npy", np.zeros((2, 32, 32, 3), np.uint8))
+    more = {
+        "evaluate": [],
+        "compare": [odd.path],
+        "predict": ["--input", "images.npy"],
+        "export": ["-f", "safetensors", "-f", "project1", "--out", tmp_path / "a\x1b[31m"],
+        "report": ["--out", tmp_path / "a\x1b[31m\udcff.html"],
+        "runs": [],
+    }[command]
+    run = odd.path.parent if command == "runs" else odd.path
+    said = door(command, run, *more)
+    assert said.code == 0, said.err
+    assert not unsafe(said.out + said.err)
+    if command in ("evaluate", "predict", "compare"):
+        for name in ("[bold]x", ":smiley:", "\\x1b[31mred", "a\\nb", "\\u202egnp", "caf\\xe9"):
+            assert name in said.out, name
+
+
+def test_the_screen_prints_every_name_as_data(capsys):
+    screen = Screen()
+    screen.print(class_counts(dict.fromkeys(NAMES, 1)))
+    table = RichTable("name")
+    for name in NAMES:
+        table.add_row(name)
+        screen.print(name)
+        screen.print(Text(name))
+    screen.print(table)
+    text = capsys.readouterr().out
+    assert not unsafe(text)
+    for name in ("[/red] 1", "[bold]x 1", ":smiley: 1"):
+        assert name in text
+
+
+def test_a_message_holds_no_control_character(door: Door):
+    said = door("evaluate", "runs/\x1b[31m\udcff\u202e")
+    refused(said, "runs/\\x1b[31m\\xff\\u202e is not a run")
+    assert not unsafe(said.err)
+
+
+def test_a_terminal_of_ascii_alone_gets_everything(odd, tmp_path):
+    for command in (["evaluate", odd.path], ["runs", odd.path.parent], ["--help"], ["recipes"]):
+        ended = subprocess.run(
+            [sys.executable, REPO / "cli.py", *map(os.fsencode, command)],
+            check=False,
+            capture_output=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.isascii() and b"Traceback" not in ended.stderr
+
+
+def test_class_folders_of_any_name_are_trained_on(odd, door: Door):
+    assert odd.result()["class_names"] == sorted(ODD)
+    said = door("data", "info", odd.path.parents[1] / "pets")
+    assert said.code == 0 and not unsafe(said.out)
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_any_work(door: Door):
+    refused(door("distill", "--data", "a\udcff"), "a\\xff is not UTF-8", "Rename the folder")
+    refused(door("distill", "--teacher", "a\udcff"), "a\\xff is not UTF-8")
+    refused(door("distill", *SMALL, *ALONE, "--out", "a\udcff"), "a\\xff cannot be a run folder")
+    assert not list(Path.cwd().iterdir())
+
+
+def hostile(four: list[str]) -> Record:
+    known = record(f"run {four[3]}".replace("/", "-").replace("\0", "-"), 15)
+    result = known.result | {
+        "class_names": four,
+        "recipe": four[0],
+        "network": four[1],
+        "device": four[2],
+    }
+    environment = {"command": ["cli.py", *four], four[3]: four[2]}
+    return replace(known, result=result, environment=environment, answers=answers(15, taught=True))
+
+
+@pytest.mark.parametrize("k", range(0, len(NAMES), 48))
+def test_pages_figures_and_tables_hold_names_as_text(k):
+    four = [NAMES[(k + 12 * i) % len(NAMES)] for i in range(4)]
+    made = run_report.page(hostile(four), LAYERS)
+    text = page.html(made)
+    text.encode()
+    assert not unsafe(text.replace("\xad", ""))
+    plain = Reader(page.html(run_report.page(record("run", 15), LAYERS)))
+    found = Reader(text)
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in plain.tags} | {"wbr"}
+    assert not [name for _, given in found.tags for name in given if name.startswith("on")]
+    for section in made.sections:
+        for block in section.blocks:
+            if isinstance(block, Drawing):
+                ElementTree.fromstring(block.svg)
+            if isinstance(block, Table):
+                assert not unsafe(block.grid.latex()) and "\\input" not in block.grid.latex()
+                rows = [*csv.reader(io.StringIO(block.grid.csv()))]
+                assert len(rows) == len(block.grid.rows) + 1
+                assert not [
+                    x for row in rows for x in row if re.match(r"[=@\t\r]|[+-](?![\d.])", x)
+                ]
+    page.html(comparison.page([hostile(four), record("b", 10)]))
+
+
+def test_the_model_card_holds_names_as_text(taught):
+    run = finished(taught[0], None, None)
+    plain = model_card.written(run, needs_import=True)
+    for ten in TENS:
+        names = {"class_names": ten, "recipe": ten[0], "network": ten[1], "device": ten[2]}
+        text = model_card.written(replace(run, result=run.result | names), needs_import=True)
+        text.encode()
+        assert not unsafe(text)
+        assert text.partition("\n---\n")[0] == plain.partition("\n---\n")[0]
+        assert elements(text) == elements(plain), ten
+
+
+def elements(card: str) -> list[str]:
+    """What CommonMark and GitHub's tables make of the card, without its text."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.partition("\n---\n")[2])
+    every = [each for token in tokens for each in (token, *(token.children or ()))]
+    return [each.type for each in every if each.type not in ("text", "text_special")]
+
+
+def test_the_config_of_the_hub_is_json(taught):
+    run = finished(taught[0], None, None)
+    for ten in TENS:
+        known = huggingface.config(replace(run, result=run.result | {"class_names": ten}))
+        assert json.loads(json.dumps(known))["label_names"] == ten
+
+
+def test_predictions_are_a_csv_of_as_many_rows(tmp_path):
+    for k, ten in enumerate(TENS):
+        shares = np.full((10, 10), 0.1)
+        out = tmp_path / f"{k}.csv"
+        label_images.write(
+            label_images.Predictions(tuple(ten), shares, tuple(ten), ()), out, probabilities=True
+        )
+        rows = [*csv.reader(io.StringIO(out.read_text("utf-8")))]
+        assert len(rows) == 11 and {len(row) for row in rows} == {11}
+        cells = [*rows[0], *(row[0] for row in rows)]
+        assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@", "\t")]
+
+
+def test_there_are_names_for_folders():
+    assert len(FOLDERS) > 100
+    assert value_table.Grid("a", "a", (value_table.Column("=1"),), [("x",)]).csv() == "'=1\nx\n"

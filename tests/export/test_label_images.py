@@ -1,0 +1,237 @@
+"""Predictions as they leave the house: the same answers as the run's own, in Kaggle's CSV."""
+
+import csv
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+from distill.data.sources import image_set
+from distill.errors import Failure, UserError
+from distill.export import label_images as room
+from distill.runs import run_folder
+from distill.runs.run_folder import RunFolder
+from tests.make_runs import Events
+
+REPO = Path(__file__).parents[2]
+Taught = tuple[RunFolder, Events]
+
+
+@pytest.fixture(scope="session")
+def kaggle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn test images as Kaggle's file would hold them, their ids from 1."""
+    images = image_set.load("synthetic", "test").images
+    path = tmp_path_factory.mktemp("kaggle") / "cifar_test_nolabel.pkl"
+    pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    path.write_bytes(pickle.dumps({b"data": pixels, b"ids": np.arange(1, len(pixels) + 1)}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def answers(taught: Taught) -> dict[str, np.ndarray]:
+    """What the run itself said of its test images."""
+    with np.load(taught[0].evaluation) as arrays:
+        return {name: arrays[name] for name in ("logits", "labels")}
+
+
+def knock(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["cli.py", "predict", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_the_csv_is_what_the_run_said(
+    taught: Taught,
+    kaggle: Path,
+    answers: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "new" / "p.csv"
+    assert knock(monkeypatch, taught[0].path, "--input", kaggle, "--out", out) == 0
+    said = capsys.readouterr()
+    assert out.read_bytes().startswith(b"ID,Labels\n1,")
+    body = rows(out)[1:]
+    assert [name for name, _ in body] == [str(i) for i in range(1, 2001)]
+    labels = np.array([int(label) for _, label in body])
+    assert (labels == answers["logits"].argmax(1)).all()
+    right = (labels == answers["labels"]).mean()
+    assert right == taught[0].result()["metrics"]["top1/test"]
+    assert said.out.splitlines()[-1] == f"{out}: 2,000 images"
+    assert "predicting  2,000 of 2,000" in said.err
+    for name, n in zip(
+        taught[0].result()["class_names"], np.bincount(labels, minlength=10), strict=True
+    ):
+        assert f"{name} {n:,}" in said.out
+    assert [path.name for path in out.parent.iterdir()] == ["p.csv"]
+
+
+def test_probabilities_have_a_column_a_class(
+    taught: Taught,
+    kaggle: Path,
+    answers: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "p.csv"
+    out.write_text("something else, and longer than nothing")
+    told = ["--input", kaggle, "--out", out, "--probabilities"]
+    assert knock(monkeypatch, taught[0].path, *told) == 0
+    header, *body = rows(out)
+    assert header == ["ID", *taught[0].result()["class_names"]]
+    exponents = np.exp(answers["logits"].astype(np.float64))
+    shares = np.array(body)[:, 1:].astype(float)
+    np.testing.assert_allclose(shares, exponents / exponents.sum(1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+
+
+def numbered(folder: RunFolder, place: Path) -> list[str]:
+    """A copy of the run whose class folders were called 0 to 11, without 10: as text they sort."""
+    shutil.copytree(folder.path, place)
+    result = json.loads((place / "result.json").read_text())
+    result["class_names"] = sorted(map(str, [*range(9), 11]))
+    (place / "result.json").write_text(json.dumps(result))
+    return list(result["class_names"])
+
+
+def test_numbers_in_text_order_are_named(
+    taught: Taught,
+    kaggle: Path,
+    answers: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = numbered(taught[0], tmp_path / "run")
+    assert names[:4] == ["0", "1", "11", "2"]
+    out = tmp_path / "p.csv"
+    command = (tmp_path / "run", "--input", kaggle, "--out", out)
+    assert knock(monkeypatch, *command) == 0
+    note = "label 2 is class '11'. Type --labels names for the names."
+    assert note in capsys.readouterr().err
+    positions = [int(label) for _, label in rows(out)[1:]]
+    assert positions == answers["logits"].argmax(1).tolist()
+    assert knock(monkeypatch, *command, "--labels", "names") == 0
+    assert "--labels names" not in capsys.readouterr().err
+    assert [label for _, label in rows(out)[1:]] == [names[label] for label in positions]
+
+
+@pytest.mark.parametrize("names", [("0", "1", "2"), ("cat", "10"), ("a",), ()])
+def test_names_that_no_position_is_taken_for(names: tuple[str, ...]) -> None:
+    assert room.numbers_out_of_order(names) is None
+
+
+def test_pictures_say_what_was_done_to_them(
+    taught: Taught,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("2", "10"):
+        Image.new("RGB", (50, 50), "red").save(tmp_path / f"{name}.png")
+    out = tmp_path / "p.csv"
+    assert knock(monkeypatch, taught[0].path, "--input", tmp_path, "--out", out) == 0
+    note = "note: 2 images resized to 32x32 from 50x50 (Pillow's bicubic)"
+    assert note in capsys.readouterr().err.splitlines()
+    assert [name for name, _ in rows(out)[1:]] == ["2", "10"]
+
+
+def test_an_unusable_image_leaves_nothing(
+    taught: Taught,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (32, 32)).save(images / "0.png")
+    (images / "1.png").write_text("none")
+    (images / "2.png").touch()
+    out = tmp_path / "new" / "p.csv"
+    assert knock(monkeypatch, taught[0].path, "--input", images, "--out", out) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"2 faults in {images}:\n  1.png: unreadable" in said.err
+    assert "\n  2.png: unreadable" in said.err
+    assert not out.parent.exists()
+
+
+def test_where_the_csv_cannot_lie(tmp_path: Path) -> None:
+    source = tmp_path / "x.pkl"
+    source.touch()
+    with pytest.raises(UserError, match=f"--out {tmp_path} is a folder.\nGive --out the name of"):
+        room.check_out(tmp_path, source)
+    with pytest.raises(UserError, match="is the input itself, which would be lost"):
+        room.check_out(tmp_path / "." / "x.pkl", source)
+    with pytest.raises(UserError, match="x.pkl cannot be the folder of p.csv: .* is a file"):
+        room.check_out(source / "p.csv", source)
+    with pytest.raises(UserError, match="recipe.toml has not the name of a CSV.\nGive --out"):
+        room.check_out(tmp_path / "recipe.toml", source)
+    room.check_out(tmp_path / "a" / "b" / "p.csv", source)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_full_disk_is_said_and_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "p.csv"
+    out.write_text("before")
+    monkeypatch.setattr(run_folder.os, "fsync", full)
+    told = room.Predictions(("a",), np.array([[0.2, 0.8]]), ("cat", "dog"), ())
+    with pytest.raises(Failure, match="p.csv could not be written .No space left on device"):
+        room.write(told, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+    assert out.read_text() == "before"
+
+
+def test_a_run_that_is_not_finished(
+    tmp_path: Path, taught: Taught, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    shutil.copytree(taught[0].path, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    assert knock(monkeypatch, tmp_path / "run", "--input", "none.npy") == 2
+    assert "is not finished: it has no result.json" in capsys.readouterr().err
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(
+    taught: Taught, tmp_path: Path, answers: dict[str, np.ndarray]
+) -> None:
+    n = 7  # odd: the shares differ by one
+    np.save(tmp_path / "x.npy", image_set.load("synthetic", "test").images[:n])
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
+        *(REPO / "cli.py", "predict", taught[0].path, "-i", tmp_path / "x.npy"),
+        *("-o", tmp_path / "p.csv"),
+    ]
+    ran = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=REPO, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    expected = answers["logits"][:n].argmax(1)
+    assert rows(tmp_path / "p.csv") == [
+        ["ID", "Labels"],
+        *([str(i), str(label)] for i, label in enumerate(expected)),
+    ]
+    assert ran.stdout.count(f"{tmp_path / 'p.csv'}: 7 images") == 1
+    assert ran.stderr.count("numbered 0..6") == 1

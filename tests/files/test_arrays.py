@@ -1,0 +1,193 @@
+""".npy and .npz of other people: what is read, and every refusal before memory is reserved."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.data.sources import unlabelled
+from distill.errors import UserError
+from distill.evaluation import saved_predictions
+from distill.files import arrays
+from distill.files.arrays import Unfit, open_npz, read_npy
+from tests.files.test_archives import little_memory
+
+MB = 1 << 20
+PIXELS = np.arange(2 * 3072, dtype=np.int64).astype(np.uint8).reshape(2, 32, 32, 3)
+
+
+def npy(array: np.ndarray, **header: str) -> bytes:
+    """An .npy, whose header may say something else."""
+    file = io.BytesIO()
+    np.save(file, array)
+    content = file.getvalue()
+    if not header:
+        return content
+    said = {"descr": "'|u1'", "fortran_order": "False", "shape": str(array.shape)} | header
+    text = "{" + ", ".join(f"'{name}': {value}" for name, value in said.items()) + ", }"
+    text = text.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + array.tobytes()
+
+
+def zipped(path: Path, kind: int = zipfile.ZIP_DEFLATED, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<i8", ">i2", "<f2", "<f4", "f8", "U3", "S2"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, 3, 4)])
+def test_arrays_of_every_type_and_order(dtype: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    array = (np.arange(np.prod(shape, dtype=int)) % 100).reshape(shape).astype(dtype)
+    wanted = {"c": array, "f": np.array(array, order="F")}
+    np.savez(tmp_path / "a.npz", **wanted)
+    np.savez_compressed(tmp_path / "b.npz", **wanted)
+    for name in ("a.npz", "b.npz"):
+        with open_npz(tmp_path / name) as found:
+            assert list(found) == ["c", "f"]
+            for each in found.values():
+                assert (each.dtype, each.shape) == (array.dtype, shape)
+                assert (each == array).all()
+                assert each.flags.writeable
+    for each in wanted.values():
+        np.save(tmp_path / "c.npy", each)
+        assert (read_npy(tmp_path / "c.npy") == array).all()
+
+
+def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(256, size=3 * MB + 7, dtype=np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", x=array)
+    with open_npz(tmp_path / "a.npz") as found:
+        assert (found["x"] == array).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (npy(PIXELS, shape="(1000000000000, 32, 32, 3)"), "has 6,144 bytes"),
+        (npy(PIXELS, shape="(2, 32, 32, 2)"), "has 6,144 bytes"),
+        (npy(PIXELS, shape="(1, 1, 1, 1, 1, 1, 1, 1, 6144)"), "no shape that can be: 9 dimensions"),
+        (npy(PIXELS, shape="(-1,)"), "describes no plain array"),
+        (npy(PIXELS, shape="(" + "(" * 5000 + ")"), "its header has|describes no plain array"),
+        (npy(PIXELS, descr="'|O'"), r"Python objects \('\|O'\), which could run code"),
+        (npy(PIXELS, descr="[('a', '|u1')]"), "wants arrays of"),
+        (npy(PIXELS, descr="'|V9999'"), r"wants arrays of '\|V9999'"),
+        (npy(PIXELS, descr="'|b1'"), r"wants arrays of '\|b1'"),
+        (npy(PIXELS)[:60], "describes no plain array"),
+        (npy(PIXELS)[:-1], "has 6,143 bytes"),
+        (npy(PIXELS) + b"x", "has 6,145 bytes"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b" " * 9999, "header has 65,535 bytes"),
+        (b"\x93NUMPY\x03\x00", "no .npy of version 1 or 2"),
+    ],
+)
+def test_a_hostile_npy_is_refused_in_words(content: bytes, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    zipped(tmp_path / "a.npz", data=content)
+    for name in ("a.npy", "a.npz"):
+        with little_memory(), pytest.raises(UserError, match=fault) as caught:
+            unlabelled.load(tmp_path / name)
+        assert "1 fault in" in str(caught.value)
+
+
+def bomb(path: Path, name: str, n_bytes: int) -> Path:
+    """A small .npz with an array of so many zeros."""
+    start = npy(np.zeros(0, np.uint8), shape=f"({n_bytes},)")
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(f"{name}.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(start)
+        for _ in range(n_bytes // MB):
+            member.write(bytes(MB))
+    return path
+
+
+def test_a_bomb_is_refused_and_an_unused_one_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "LARGEST", 32 * MB)
+    path = bomb(tmp_path / "a.npz", "data", 64 * MB)
+    assert path.stat().st_size < MB
+    with little_memory(), pytest.raises(UserError, match="unpacks to 67,108,992 bytes"):
+        unlabelled.load(path)
+    with zipfile.ZipFile(bomb(path, "more", 64 * MB), "a") as archive:
+        archive.writestr("data.npy", npy(PIXELS))
+        archive.writestr("logits.npy", npy(np.zeros((2, 3), np.float32)))
+        archive.writestr("labels.npy", npy(np.zeros(2, np.int64)))
+    with little_memory():
+        assert len(unlabelled.load(path).ids) == 2
+        answers = saved_predictions.read(path)
+    assert answers is not None and answers.logits.shape == (2, 3)
+
+
+def test_a_bomb_among_predictions_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "LARGEST", 32 * MB)
+    path = bomb(tmp_path / "evaluation.npz", "logits", 64 * MB)
+    with little_memory(), pytest.raises(UserError, match="cannot be read as predictions: .*unpack"):
+        saved_predictions.read(path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "fault"),
+    [
+        (8, (1).to_bytes(2, "little"), "is encrypted, or compressed otherwise"),
+        (10, zipfile.ZIP_LZMA.to_bytes(2, "little"), "is encrypted, or compressed otherwise"),
+        (20, (1 << 30).to_bytes(4, "little"), "is larger than the file"),
+        (24, (1 << 30).to_bytes(4, "little"), "has 1,073,741,824 bytes, which is not so"),
+        (16, b"abcd", "BadZipFile: Bad CRC-32"),
+    ],
+    ids=["encrypted", "lzma", "packed size", "unpacked size", "checksum"],
+)
+def test_a_list_of_members_that_lies(offset: int, value: bytes, fault: str, tmp_path: Path) -> None:
+    content = bytearray(zipped(tmp_path / "a.npz", data=npy(PIXELS)).read_bytes())
+    at = content.index(b"PK\x01\x02") + offset
+    content[at : at + len(value)] = value
+    (tmp_path / "a.npz").write_bytes(content)
+    with little_memory(), pytest.raises(UserError, match=fault):
+        unlabelled.load(tmp_path / "a.npz")
+
+
+def test_a_name_of_thousands_of_letters_is_not_quoted(tmp_path: Path) -> None:
+    content = bytearray(
+        zipped(tmp_path / "a.npz", zipfile.ZIP_STORED, data=npy(PIXELS)).read_bytes()
+    )
+    content[26:28] = (6000).to_bytes(2, "little")  # the name's length in the member's own header
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match="BadZipFile: File name in directory") as caught:
+        unlabelled.load(tmp_path / "a.npz")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_list_of_a_hundred_thousand_members(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    entry = b"PK\x01\x02" + bytes(42)
+    n = 100_000
+    end = b"PK\x05\x06" + bytes(8) + (n * 46).to_bytes(4, "little") + bytes(6)
+    path.write_bytes(b"PK\x03\x04" + entry * n + end)
+    with little_memory(), pytest.raises(UserError, match="list of its members has more than"):
+        unlabelled.load(path)
+
+
+def test_an_input_without_end_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe"):
+        with little_memory(), pytest.raises(UserError, match="is no regular file"):
+            unlabelled.load(path)
+
+
+def test_a_pickle_larger_than_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unlabelled, "LARGEST", MB)
+    (tmp_path / "x.pkl").write_bytes(bytes(MB + 1))
+    with pytest.raises(UserError, match=r"has more than 1,048,576 bytes"):
+        unlabelled.load(tmp_path / "x.pkl")
+
+
+def test_the_type_of_an_array_is_plain() -> None:
+    with pytest.raises(Unfit, match="only plain numbers and text"):
+        arrays.plain_dtype("V8")

@@ -1,0 +1,54 @@
+"""Each format, read by its own parser, holds the name as data."""
+
+import ast
+import csv
+import io
+import unicodedata
+
+import pytest
+
+from distill.files import safe_text
+from tests.hostile import NAMES
+
+
+def test_there_are_hundreds_of_names():
+    assert len(NAMES) > 200
+
+
+@pytest.mark.parametrize("write", [safe_text.visible, safe_text.latex, safe_text.markdown,
+                                   safe_text.markdown_code, safe_text.csv_cell])  # fmt: skip
+def test_no_control_character_is_left(write):
+    for name in NAMES:
+        kinds = {unicodedata.category(letter) for letter in write(name) if letter != "\u200d"}
+        assert not kinds & {"Cc", "Cf", "Cs", "Zl", "Zp"}, ascii(name)
+        write(name).encode()
+
+
+def test_visible_names_what_it_replaces():
+    assert safe_text.visible("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\xff"
+    assert safe_text.visible("👩\u200d🚀 café \\N [bold]") == "👩\u200d🚀 café \\N [bold]"
+    assert safe_text.visible_lines("a\nb\x07") == "a\nb\\x07"
+
+
+def test_a_docstring_is_one_string_literal():
+    for name in NAMES:
+        tree = ast.parse(f'"""{safe_text.python_docstring(name)}"""\n')
+        [statement] = tree.body
+        assert ast.literal_eval(statement.value) == safe_text.visible_lines(name)  # type: ignore[attr-defined]
+
+
+def test_markdown_keeps_a_harmless_name():
+    assert safe_text.markdown("airplane 2-a, b.c") == "airplane 2-a, b.c"
+    assert safe_text.markdown("[a](b) `c` <d>") == r"\[a\](b) \`c\` \<d\>"
+    assert safe_text.markdown("www.example.org") == r"www\.example.org"
+    assert safe_text.markdown_code("a``b`") == "``` a``b` ```"
+    assert safe_text.markdown_block("a\n```\nb", "toml") == "````toml\na\n```\nb\n````"
+
+
+def test_a_csv_cell_is_no_formula_and_a_number_stays():
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([safe_text.csv_cell(name)] for name in NAMES)
+    read = [row[0] for row in csv.reader(io.StringIO(file.getvalue()))]
+    assert len(read) == len(NAMES)
+    assert not [cell for cell in read if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert safe_text.csv_cell("-1.5") == "-1.5" and safe_text.csv_cell("=1") == "'=1"

@@ -1,0 +1,72 @@
+"""No secret of an address is printed."""
+
+from urllib.parse import quote, quote_plus
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from distill.files import urls
+
+SECRET = "Sw0rdf1sh"
+ODBC = quote_plus(f"DRIVER={{ODBC}};SERVER=h;UID=u;PWD={SECRET}")
+LEAKING = [
+    f"postgresql://u:{SECRET}@h/d",
+    f"postgresql://u:a/{SECRET}@h/d",
+    f"postgresql://u:a {SECRET}@h/d",
+    f"postgresql://u:a?b={SECRET}@h/d",
+    f"postgresql://u:a@{SECRET}@h/d",
+    f"postgresql://u:{SECRET}\nx@h/d",
+    f"postgresql://u@h/d?password={SECRET}",
+    f"postgresql://u@h/d?sslmode=require&sslpassword={SECRET}",
+    f"postgresql://u@h/d?sslmode=require;passfile={SECRET}",
+    f"postgresql://u@h/d?options=-c%20x%3D{SECRET}",
+    f"postgresql://u@h/d?PASSWORD={SECRET}",
+    f"postgresql://u@h/d?pass%77ord={SECRET}",
+    f"postgresql://u@h/d?{SECRET}",
+    f"mssql+pyodbc:///?odbc_connect={ODBC}",
+    f"https://{SECRET}@example.org/file",
+    f"https://u:{SECRET}@example.org/file?X-Amz-Signature={SECRET}",
+    f"--storage=postgresql://u:{SECRET}@h/d",
+]
+
+
+@pytest.mark.parametrize("url", LEAKING)
+def test_no_secret_is_shown(url):
+    shown = urls.shown(url)
+    assert SECRET not in shown and "***" in shown
+    assert shown.startswith(url.partition("://")[0])
+
+
+@pytest.mark.parametrize("url", LEAKING)
+def test_a_message_of_a_driver_is_shown_without_secrets(url):
+    said = f"cannot connect to {url} (password {SECRET}, {quote(SECRET)})"
+    assert SECRET not in urls.without_secrets(said, url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////tmp/sweep.db",
+        "postgresql+psycopg://u@h:5432/d?sslmode=require&connect_timeout=3",
+        "--set",
+        "loss.kd.temperature=4",
+        "runs/a?b@c",
+        "a:b@c",
+    ],
+)
+def test_what_holds_no_secret_is_unchanged(text):
+    assert urls.shown(text) == text
+
+
+@pytest.mark.parametrize("user", ["u", "", "a%40b"])
+@pytest.mark.parametrize("password", ["p", "p/q", "p q", "p?q", "p:q", "%40p%2F", "p=q&r", None])
+@pytest.mark.parametrize("rest", ["h/d", "h:5432/d", "/d", "[::1]:1/d", "h"])
+def test_the_grammar_is_sqlalchemys(user, password, rest):
+    login = f"{user}@" if password is None else f"{user}:{password}@"
+    url = f"postgresql+psycopg://{login}{rest}"
+    parsed, found = make_url(url), urls.URL.fullmatch(url)
+    assert found is not None
+    assert (found["password"] or ":")[1:] == (password or "")
+    assert parsed.password is None or parsed.password == urls.unquote(password or "")
+    assert urls.shown(url).partition("@")[2] == rest
+    assert make_url(urls.shown(url)).host == parsed.host

@@ -1,0 +1,165 @@
+"""Settings that were beyond any use ended in a traceback or never: each is one short message."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill.errors import UserError
+from distill.recipe import recipes
+from distill.recipe.compose import LONGEST
+from distill.recipe.recipes import RecipeError
+from distill.recipe.validation import _schema, keys
+from distill.sweep import sweep_file
+
+DIGITS = "9" * 3600
+HEXADECIMAL = "0x" + "f" * 4000  # more decimal digits than Python writes
+RECIPE = "kd+cutmix+ema+cached_targets"
+
+# What each ended as before is in the comment.
+HANGING = ["student.blocks=4294967295", "student.stages=5000000000"]  # never, MemoryError
+BEYOND = [
+    f"optim.lr={DIGITS}",  # 3,600 digits in the message
+    f"train.batch_size={DIGITS}",  # accepted
+    f"student.width={DIGITS}",  # ValueError: more than 4,300 digits
+    f"student.channels=[1, 1, {DIGITS}]",  # ValueError
+    f"student.max_params={DIGITS}",  # accepted
+    f"train.epochs={HEXADECIMAL}",  # ValueError
+    f"about.claim={HEXADECIMAL}",  # ValueError
+    f"unknown={HEXADECIMAL}",  # ValueError
+    f"unknown.{'x' * 50_000}=1",  # 50,000 letters in the message
+    "optim.lr=1e200",  # accepted: more than float32 holds
+    "optim.bias_lr=1e-300",
+    "optim.weight_decay=1e200",
+    "optim.clip=1e200",
+    "mix.cutmix.alpha=1e-300",  # accepted: every draw is nan
+    "mix.cutmix.alpha=1e300",
+    "loss.kd.temperature=1e-300",
+    "loss.kd.weight=1e300",
+    "teacher.depth=6000000004",
+    "teacher.widen=4294967295",
+    "student.kernel=4294967295",
+    "student.convs_per_block=4294967295",
+    "student.stem_width=4294967295",
+    "student.projector_width=4294967295",
+    "train.epochs=9000000000000000000",
+    "train.batch_size=9000000000000000000",
+    "train.accumulate=9000000000000000000",
+    "cache.views=9000000000000000000",
+    "ema.half_life=1e-300",
+    "augment.jitter.brightness=1e300",
+    "augment.erase.area=[1e-300, 1e300]",
+    "augment.erase.ratio=[1e-300, 1e300]",
+    "augment.affine.scale=[1e-300, 1e300]",
+]
+
+
+@pytest.mark.parametrize("setting", HANGING)
+def test_a_setting_ends_no_process(setting: str) -> None:
+    code = f"from distill.recipe import recipes as recipe\nrecipe.load({RECIPE!r}, [{setting!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    last = done.stderr.splitlines()[-1]
+    assert setting.replace("=", " = ") in last
+    assert "is out of range; allowed: a whole number" in last
+
+
+@pytest.mark.parametrize("setting", BEYOND, ids=lambda setting: setting[:40])
+def test_a_setting_beyond_use_is_one_short_message(setting: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(RECIPE, [setting])
+    assert len(str(caught.value)) < 700
+    assert setting.split("=")[0].split(".")[0] in str(caught.value)
+
+
+def test_ricap_takes_no_beta_beyond_use() -> None:
+    with pytest.raises(RecipeError, match=r"mix.ricap.beta = 1e-300 .* \(at least 0.01, at most 1"):
+        recipes.load("kd", ["mix.ricap.beta=1e-300"])
+
+
+@pytest.mark.parametrize("value", [DIGITS, HEXADECIMAL, f"[{DIGITS}]", f"{{ a = {HEXADECIMAL} }}"])
+def test_a_file_holds_no_number_beyond_64_bits(value: str) -> None:
+    with pytest.raises(RecipeError, match="a whole number of more than 64 bits") as caught:
+        recipes.loads(f"[optim]\nlr = {value}\n", "a.toml")
+    assert len(str(caught.value)) < 300
+
+
+def test_every_number_of_a_recipe_has_an_upper_bound() -> None:
+    def unbounded(schema: dict) -> bool:
+        inner = [*schema.get("anyOf", ()), *schema.get("prefixItems", ())]
+        inner += [schema["items"]] if isinstance(schema.get("items"), dict) else []
+        is_open = schema.get("type") in ("integer", "number") and not (
+            schema.keys() & {"maximum", "exclusiveMaximum"}
+        )
+        return is_open or any(map(unbounded, inner))
+
+    tables = {key for key in keys() for other in keys() if other.startswith(f"{key}.")}
+    numbers = sorted(keys().keys() - tables)
+    assert len(numbers) > 100
+    assert [key for key in numbers if unbounded(_schema(key))] == []
+
+
+SWEEP = """
+recipe = "quickstart+kd"
+[study]
+{study}
+[space]
+{space}
+"""
+
+
+@pytest.mark.parametrize(
+    ("study", "space", "fault"),
+    [
+        ("trials = 1000000000000", "optim.lr = { log = [0.01, 0.5] }", "study.trials = 1000000000"),
+        (f"trials = {DIGITS}", "optim.lr = { log = [0.01, 0.5] }", "more than 64 bits"),
+        ("trials = 3", "optim.lr = { choice = [" + "[" * 5000 + "]" * 5000 + "]}", "nested deep"),
+        ("trials = 3", "optim.lr = { choice = [1e200] }", "optim.lr = 1e\\+200 is out of range"),
+        ("trials = 3", "student.blocks = { integer = [1, 4294967295] }", "is out of range"),
+        (
+            "",
+            "\n".join(
+                f"{key} = {{ grid = {list(range(1, 100))} }}"
+                for key in ("train.epochs", "train.log_every", "student.width", "train.save_every")
+            ),
+            "grids cross to 96,059,601 trials; allowed: 100,000",
+        ),
+        ("heartbeat_s = 9000000000", "optim.lr = { grid = [0.1] }", "study.heartbeat_s = 90000000"),
+        ("trials = 3", "#" + "x" * LONGEST, "has more than 100,000 letters"),
+    ],
+)  # fmt: skip
+def test_a_sweep_beyond_use_is_one_message(
+    study: str, space: str, fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(SWEEP.format(study=study, space=space))
+    with pytest.raises(UserError, match=fault) as caught:
+        sweep_file.load(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_trials_of_the_command_line_have_a_bound(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(SWEEP.format(study="", space="optim.lr = { log = [0.01, 0.5] }"))
+    with pytest.raises(UserError, match="study.trials = 1000000000000 is refused"):
+        sweep_file.load(path, trials=10**12)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optim.lr=1e30",
+        "loss.kd.temperature=0.001",
+        "loss.kd.temperature=1e6",
+        "mix.cutmix.alpha=0.01",
+        "mix.cutmix.alpha=100",
+        "train.epochs=1000000",
+        "train.batch_size=1000000",
+        "loss.kd.weight=1e9",
+        "train.log_every=1000000000",
+    ],
+)
+def test_the_bounds_themselves_are_taken(setting: str) -> None:
+    recipes.load(RECIPE, [setting])

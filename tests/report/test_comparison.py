@@ -1,0 +1,102 @@
+"""The page of several runs: groups, tests between them, curves over each other."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from distill.report import comparison
+from distill.report.group_curves import mean_line, overlaid
+from distill.report.page import Drawing, Table
+from distill.runs.epoch_series import Line
+from distill.runs.groups import groups
+from distill.runs.record import Record
+from tests.report.test_run_report import words
+from tests.runs.records import ALONE, averaged_alone, curve_of, record
+
+SEEDS = [("train.seed=0", "data.seed=0"), ("train.seed=1", "data.seed=1")]
+KD = [record(f"kd-{k}", right, *SEEDS[k]) for k, right in enumerate((16, 18))]
+LONE = [record(f"alone-{k}", right, *SEEDS[k], *ALONE) for k, right in enumerate((12, 13))]
+
+
+def grids(records: list[Record]) -> dict[str, list[list[str]]]:
+    made = comparison.page(records)
+    blocks = [block for section in made.sections for block in section.blocks]
+    return {block.grid.name: block.grid.cells for block in blocks if isinstance(block, Table)}
+
+
+def text(records: list[Record]) -> str:
+    return words(comparison.page(records))
+
+
+def test_groups_have_mean_and_spread_over_seeds() -> None:
+    kd, alone = grids([*KD, *LONE])["groups"]
+    # mean 0.85, std 0.1/√2; mean 0.625, std 0.05/√2
+    assert kd[:3] == ["kd", "2", "85.00 ± 7.07 %"]
+    assert alone[:3] == ["alone", "2", "62.50 ± 3.54 %"]
+
+
+def test_between_them_seeds_are_paired() -> None:
+    ((first, second, difference, _, _, how),) = grids([*KD, *LONE])["between"]
+    assert (first, second, difference) == ("kd", "alone", "+22.50")
+    assert how == "Student's t on 2 common seeds"
+
+
+def test_every_run_has_a_line_with_its_own_interval() -> None:
+    rows = grids([*KD, *LONE])["runs"]
+    assert [row[0] for row in rows] == ["kd-0", "kd-1", "alone-0", "alone-1"]
+    assert rows[1][2:7] == ["1", "1", "1", "50.00 %", "90.00 %"]
+    assert rows[0][7] == "58.40 – 91.93 %"  # Wilson's of 16 in 20
+
+
+def test_what_differs_is_said_key_by_key() -> None:
+    rows = grids([*KD, *LONE])["differences_1"]
+    assert ["loss.hard.weight", "0.1 → 1.0"] in rows and ["loss.kd.weight", "0.9 → absent"] in rows
+    assert not [key for key, _ in rows if "seed" in key]
+
+
+def test_two_single_runs_are_told_image_by_image() -> None:
+    ((*_, how),) = grids([KD[0], LONE[0]])["between"]
+    assert how == "McNemar, a run each: right in the first alone 4 images, in the second 0"
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([*KD, record("late", 9, finished=False)], "Not finished, and so without figures"),
+        ([*KD, record("kd-0-again", 16)], "The seeds of kd-0-again are in kd already"),
+        (KD, "There is one group alone."),
+        ([replace(KD[0], result={}), replace(LONE[0], result={})], "No run is finished."),
+        (
+            [KD[0], replace(LONE[0], result=LONE[0].result | {"data": {"fingerprint": "g"}})],
+            "trained on different images",
+        ),
+        (
+            [replace(KD[0], test_curve=curve_of(0.5)), LONE[0]],
+            "drawn after the runs by kept weights",
+        ),
+        (
+            [KD[0], replace(KD[0], result=KD[0].result | {"data": {"fingerprint": "g"}})],
+            "differ in what they were trained on or as",
+        ),
+        ([replace(run, events=()) for run in (KD[0], LONE[0])], "No epoch of these runs"),
+    ],
+)
+def test_what_must_be_known_first_is_said(records: list[Record], said: str) -> None:
+    assert said in text(records)
+
+
+def test_curves_of_runs_whose_average_alone_was_measured() -> None:
+    """Beside a run that measured its network too: of both the average's."""
+    _, held_out, *_ = overlaid(groups([KD[0], averaged_alone(KD[1])]))
+    assert isinstance(held_out, Drawing) and held_out.name == "loss"
+    lines = [list(line.get_ydata()) for line in held_out.figure.axes[0].lines]  # type: ignore[arg-type]
+    assert lines == [[1.4, 1.4]] * 3, "one a run, and their mean"
+
+
+def test_the_mean_of_lines_is_at_the_epochs_that_all_have() -> None:
+    short, long = (
+        Line(np.arange(n) + 1.0, np.arange(n) * scale) for n, scale in ((2, 1.0), (3, 3.0))
+    )
+    mean = mean_line([short, long])
+    assert mean.x.tolist() == [1, 2] and mean.y.tolist() == [0, 2]

@@ -1,0 +1,42 @@
+"""The labels of the designs: each beside its point, none on another."""
+
+import re
+from itertools import combinations
+from math import dist
+from pathlib import Path
+
+import pytest
+
+from distill.report.design_plot import CLEAR, beside
+from tests.cli.test_commands import Door, door
+
+__all__ = ["door"]
+
+
+def test_labels_stay_clear_of_points_and_of_each_other() -> None:
+    crowd = [(x / 2, 0.0) for x in range(20)]
+    labels = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(crowd, beside(crowd), strict=True)]
+    assert min(dist(a, b) for a, b in combinations(labels, 2)) >= CLEAR
+    assert min(dist(label, point) for label in labels for point in crowd) >= CLEAR
+    assert max(map(dist, crowd, labels)) < 8 * CLEAR
+
+
+def test_a_label_lies_to_the_right_where_there_is_room() -> None:
+    assert beside([(0.0, 0.0), (100.0, 0.0)]) == [(CLEAR, 0), (CLEAR, 0)]
+
+
+@pytest.mark.parametrize("place", ["/proc/none/plot.svg", "file/plot.svg"])
+def test_a_plot_that_cannot_be_written_is_one_message(place, tmp_path, door: Door):
+    Path("file").touch()
+    said = door("design", "--stages", "3", "--blocks", "1-2", "--plot", place)
+    assert said.code == 1 and said.out == ""
+    assert re.match(rf"--plot {place} cannot be written: .*\nMake room", said.err), said.err
+
+
+def test_a_full_disk_is_one_message(tmp_path, monkeypatch, door: Door):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("distill.report.design_plot.write_bytes", full)
+    said = door("design", "--stages", "3", "--blocks", "1-2", "--plot", "a.svg")
+    assert said.code == 1 and "a.svg cannot be written: No space left on device" in said.err

@@ -1,0 +1,117 @@
+"""Figures: sized for a paper, the same bytes each time, and whatever a class is called, text."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from distill.evaluation.saved_predictions import calibration
+from distill.report import plots, style
+from distill.report.plots import Series
+from distill.runs.epoch_series import Line
+
+NAMES = ["<script>alert(1)</script>", "$\\frac{a}{$ & co", "]]>", "plain"]
+COUNTS = np.array([[8, 2, 0, 0], [0, 9, 1, 0], [3, 0, 7, 0], [0, 0, 0, 10]])
+LINE = Line(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.3, 0.2]))
+
+
+def confusion() -> Figure:
+    return plots.confusion(COUNTS, NAMES)
+
+
+def bars() -> Figure:
+    shares = np.array([0.8, 0.9, 0.7, 1.0])
+    reach = np.stack([shares - 0.1, np.minimum(shares + 0.1, 1)], axis=1)
+    return plots.by_class(shares, reach, NAMES, shares - 0.05, "the teacher")
+
+
+def curve() -> Figure:
+    return plots.over_epochs([Series(LINE, style.BLUE, NAMES[0])], "error", is_share=True)
+
+
+def texts(drawing: str) -> list[str]:
+    return [each.text or "" for each in ElementTree.fromstring(drawing).iter("text")]
+
+
+@pytest.mark.parametrize("draw", [confusion, bars])
+def test_a_class_is_text_whatever_it_is_called(draw: object) -> None:
+    drawing = style.svg(draw(), "a")  # type: ignore[operator]
+    assert "<script" not in drawing
+    assert {plots.short(name) for name in NAMES} <= set(texts(drawing))
+
+
+def test_the_drawing_asks_for_nothing_and_has_the_colours_of_the_page() -> None:
+    drawing = style.svg(confusion(), "a")
+    assert not re.search(r"https?:|<metadata|<!DOCTYPE|@import|url\((?!#)", drawing)
+    assert "var(--blue)" in drawing and "currentColor" in drawing
+    named = set(re.findall(r"(?:fill|stroke): (#\w+)", drawing))
+    assert named <= {"#ffffff"} or not named, named
+
+
+def test_the_same_figure_is_the_same_bytes() -> None:
+    for leave in (lambda figure: style.svg(figure, "a"), style.pdf, style.png):
+        assert leave(curve()) == leave(curve())
+
+
+def test_a_pdf_fits_a_column_and_has_truetype_inside_and_no_date() -> None:
+    content = style.pdf(curve())
+    box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", content)
+    assert box is not None and float(box[1]) == pytest.approx(3.3 * 72, abs=0.1)
+    assert b"/FontFile2" in content and b"/Type3" not in content
+    assert b"CreationDate" not in content and b"Matplotlib" not in content
+
+
+def test_all_text_is_eight_points_but_the_cells_of_a_matrix() -> None:
+    sizes = set(re.findall(r"font(?:-size)?: ([\d.]+)px", style.svg(curve(), "a")))
+    assert sizes == {"8"}
+
+
+def test_the_cells_of_a_matrix_are_percents_of_their_row() -> None:
+    assert {"80", "20", "90", "10", "30", "70", "100"} <= set(texts(style.svg(confusion(), "a")))
+
+
+def test_a_hundred_classes_have_no_figures_in_their_cells() -> None:
+    counts = np.eye(100, dtype=int) * 5 + 1
+    (axes,) = plots.confusion(counts, [str(k) for k in range(100)]).axes
+    (cells,) = axes.collections
+    assert not axes.texts and len(cells.get_paths()) == 10_000
+
+
+def test_reliability_shows_one_line_or_two() -> None:
+    chance = np.random.default_rng(0)
+    shares = chance.dirichlet(np.ones(4), size=100)
+    known = calibration(shares, chance.integers(4, size=100))
+    upper, _ = plots.reliability(known).axes
+    assert len(upper.lines) == 2  # with the diagonal
+    upper, _ = plots.reliability(known, known).axes
+    assert len(upper.lines) == 3
+
+
+def test_the_best_class_stands_above() -> None:
+    (axes,) = bars().axes
+    assert [label.get_text() for label in axes.get_yticklabels()][-1] == "plain"
+
+
+def test_panels_share_their_epochs() -> None:
+    figure = plots.stacked(
+        [("hard", [Series(LINE, style.BLUE)]), ("kd", [Series(LINE, style.RED)])]
+    )
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["hard", "kd"]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+
+
+def test_seeds_are_points_and_their_mean_a_bar() -> None:
+    groups = [("kd", np.array([0.7, 0.8]), 0.75, (0.6, 0.9), style.BLUE)]
+    (axes,) = plots.seeds(groups).axes
+    drawn = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
+    assert drawn == [[0.6, 0.9], [0.75, 0.75], [0.7, 0.8]]
+
+
+def test_no_global_state_is_left() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    curve()
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,329 @@
+"""The page of one run: what it says, what it leaves, and that all it was told is text."""
+
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from distill import statistics
+from distill.errors import Failure, UserError
+from distill.events import Epoch
+from distill.models import layers
+from distill.report import comparison, page, run_report
+from distill.report.page import Drawing, Listing, Note, Page
+from distill.runs.journal import Journal
+from distill.runs.record import Record, read
+from distill.runs.run_folder import RunFolder
+from tests.make_runs import Events
+from tests.runs.records import SCRIPT, answers, averaged_alone, curve_of, hostile, record
+
+LAYERS = [("conv", "Conv2d", (4, 32, 32), 108), ("head", "Linear", (10,), 50)]
+
+
+class Reader(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def words(made: Page) -> str:
+    """What a page says beside its figures and tables."""
+    blocks = [block for section in made.sections for block in section.blocks]
+    return " ".join([*made.notes, *(block.text for block in blocks if isinstance(block, Note))])
+
+
+def shown(known: Record) -> Reader:
+    return Reader(page.html(run_report.page(known, LAYERS)))
+
+
+@pytest.fixture(scope="module")
+def hostile_page() -> Reader:
+    return shown(hostile())
+
+
+@pytest.fixture(scope="module")
+def written(taught: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a real run, with a journal as the door writes it."""
+    folder, events = taught
+    copy = tmp_path_factory.mktemp("reports") / "student"
+    shutil.copytree(folder.path, copy)
+    journal = Journal(copy / "journal.jsonl")
+    for event in events:
+        journal(event)
+    run = RunFolder(copy)
+    known = read(run)
+    assert known.role is not None
+    rows = layers.of_recipe(known.recipe, known.role, 10)
+    path = run_report.place([run], None)
+    assert run_report.write(run, path, rows) == copy / "report_files"
+    return path
+
+
+def test_a_real_run_is_told_whole(written: Path) -> None:
+    known, text = read(RunFolder(written.parent)), Reader(written.read_text()).text
+    top1 = known.tested("top1")
+    assert top1 is not None and known.answers is not None
+    low, high = statistics.wilson(
+        round(top1 * len(known.answers.labels)), len(known.answers.labels)
+    )
+    assert f"{100 * top1:.2f} %" in text
+    assert f"95 % interval {100 * low:.2f} – {100 * high:.2f} %" in text
+    assert f"{known.parameters:,} parameters in" in text
+    for title in ("Learning", "Calibration", "The most confident mistakes", "The network"):
+        assert title in text
+    for name in known.class_names:
+        assert name in text
+    assert known.result["weights"] in text and "temperature = 4.0" in text
+    # against the shipped recipe of that name
+    assert "What differs from tiny as shipped" in text and "1 → 2" in text
+
+
+def test_figures_and_tables_lie_beside_it(written: Path) -> None:
+    beside = written.parent / "report_files"
+    figures = {path.name for path in (beside / "figures").iterdir()}
+    names = {"error", "loss", "terms", "learning_rate", "classes", "confusion", "reliability"}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")}
+    tables = {path.stem for path in (beside / "tables").glob("*.tex")}
+    assert {"classes", "confused", "layers", "environment"} <= tables
+    assert tables == {path.stem for path in (beside / "tables").glob("*.csv")}
+    text = (beside / "tables" / "layers.csv").read_text().splitlines()
+    assert text[0] == "layer,kind,output,parameters"
+
+
+def test_the_page_asks_for_nothing(written: Path) -> None:
+    text = written.read_text()
+    tags = Reader(text).tags
+    (policy,) = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None and "default-src 'none'" in policy
+    for tag, attributes in tags:
+        assert tag not in {"script", "iframe", "object", "embed", "base"}
+        for name in ("src", "href", "data", "action", "srcset"):
+            value = attributes.get(name) or ""
+            assert value == "" or value.startswith(("data:", "#")), (tag, name, value)
+    assert not re.search(r"@import|@font-face|url\((?!['\"]?(#|data:))", text)
+
+
+def test_the_same_run_is_the_same_page(written: Path) -> None:
+    known = read(RunFolder(written.parent))
+    rows = layers.of_recipe(known.recipe, "student", 10)
+    assert page.html(run_report.page(known, rows)) == written.read_text()
+
+
+def test_every_drawing_is_sound_markup(written: Path) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", written.read_text(), re.DOTALL)
+    assert len(drawings) == 7
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+
+
+def test_whatever_came_from_outside_is_text(hostile_page: Reader) -> None:
+    tags = hostile_page.tags
+    assert "script" not in {tag for tag, _ in tags}
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+    sources = [attributes["src"] for tag, attributes in tags if tag == "img"]
+    assert sources and all(each and each.startswith("data:image/png;base64,") for each in sources)
+    for told in (
+        SCRIPT,
+        "</title><script>alert(2)</script>",
+        "<svg onload=alert(1)>",
+        "<img src=x onerror=alert(1)> claim",
+        "$\\frac{$ {{ 7 * 7 }}",
+        "</svg>",
+        "<i>cpu</i>",
+        "<b>2</b>",
+    ):
+        assert told in hostile_page.text, told
+    assert hostile_page.text.count(SCRIPT) > 8
+
+
+def test_several_runs_with_hostile_names_are_text_too() -> None:
+    other = replace(hostile(), recipe=record("a", 3, "student.width=8").recipe)
+    read_back = Reader(page.html(comparison.page([hostile(), other])))
+    assert "script" not in {tag for tag, _ in read_back.tags}
+    assert "<b onclick=alert(1)>run" in read_back.text
+    assert not [name for _, known in read_back.tags for name in known if name == "onclick"]
+
+
+def test_mistakes_have_label_opinions_and_pixels() -> None:
+    text = shown(replace(record("kd", 18), answers=answers(18, taught=True))).text
+    assert "2 of 2 mistakes, the most confident first" in text
+    # image 18 is of class 2, "c"; the student says d, the teacher c
+    share = 100 * 2.718281828**4 / (2.718281828**4 + 3)
+    assert f"c test image 18 student d {share:.1f} %" in text
+    assert "teacher c " in text
+
+
+def test_held_out_answers_give_a_temperature() -> None:
+    known = replace(record("kd", 15), answers=answers(15, held_out=True))
+    text = shown(known).text
+    assert "Divided by the temperature" in text and "overconfident" in text
+    assert "temperature scaled, ECE 0.000" in text  # fitted on the very same answers
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (record("a", 15), "no temperature was fitted: it may not be fitted on the test split"),
+        (record("a", 15), "Nobody taught this run"),
+        (record("a", 15), "There is no environment.json"),
+        (record("a", 20), "There are none."),
+        (record("a", 9, finished=False), "not finished: 2 epochs of 5 are told here"),
+        (record("a", 9, finished=False), "There are no predictions: the run is not finished"),
+        (replace(record("a", 9), answers=None), "no predictions: its evaluation.npz is gone"),
+        (replace(record("a", 9), events=()), "The journal holds no epoch and no step yet"),
+        (replace(record("a", 9), events=()), "The journal has no head"),
+        (replace(record("a", 9, finished=False), events=()), "is not finished: 0 epochs"),
+        (record("a", 9), "a note of the head"),
+        (
+            replace(record("a", 9), result=record("a", 9).result | {"recipe": "my_own"}),
+            "No recipe of the name my_own comes with the program",
+        ),
+        (
+            replace(record("a", 9), test_curve=curve_of(0.4)),
+            "weights of 1 kept epochs, on images as they are. Nothing was chosen by them",
+        ),
+    ],
+)
+def test_what_is_missing_is_said(known: Record, said: str) -> None:
+    assert said in words(run_report.page(known, LAYERS))
+
+
+def test_a_network_that_nobody_knows_is_said() -> None:
+    assert "What was trained is not known" in words(run_report.page(record("a", 9), []))
+
+
+def test_a_measured_accuracy_of_the_recipe_is_shown() -> None:
+    known = record("a", 15)
+    about = known.recipe.about.model_copy(update={"measured_accuracy": 71.46, "seeds": 3})
+    recipe = known.recipe.model_copy(update={"about": about})
+    text = shown(replace(known, recipe=recipe)).text
+    assert "71.46" in text and "measured_accuracy" in text
+
+
+def test_an_unfinished_run_is_read_as_far_as_it_got(written: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    for name in ("recipe.toml", "journal.jsonl"):
+        shutil.copy(written.parent / name, run.path / name)
+    known = read(run)
+    assert not known.is_finished and known.role == "student" and known.n_classes == 10
+    assert "not finished: 2 epochs of 2" in words(run_report.page(known, LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("runs", "out", "path"),
+    [
+        (["a"], None, "a/report.html"),
+        (["a"], "b", "b/report.html"),
+        (["a"], "b.html", "b.html"),
+        (["a", "b"], "c", "c/report.html"),
+    ],
+)
+def test_where_it_goes(runs: list[str], out: str | None, path: str) -> None:
+    folders = [RunFolder(Path(run)) for run in runs]
+    assert run_report.place(folders, Path(out) if out else None) == Path(path)
+
+
+def test_several_runs_want_to_be_told_where() -> None:
+    folders = [RunFolder(Path("a")), RunFolder(Path("b"))]
+    with pytest.raises(UserError, match=r"2 runs were asked for.*\n.*--out DIR"):
+        run_report.place(folders, None)
+
+
+def test_a_report_is_a_page_or_in_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x.htm is no place for a report.\nGive DIR, or NAME.html"):
+        run_report.place([RunFolder(tmp_path)], tmp_path / "x.htm")
+
+
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    made = replace(run_report.page(record("a", 9), LAYERS), sections=[])
+    with pytest.raises(Failure, match=r"cannot be written: .*\n.*--out DIR"):
+        page.write(made, tmp_path / "a" / "report.html")
+
+
+def test_an_unfinished_run_shows_the_best_so_far() -> None:
+    facts = {
+        each.name: each for each in run_report.page(record("a", 9, finished=False), LAYERS).facts
+    }
+    assert facts["held-out accuracy"].value == "50.00 %"  # of the average, in the journal
+    assert facts["test accuracy"].value == "–"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_whose_average_alone_was_measured(finished: bool) -> None:
+    """Its curves are drawn, its accuracy is told, and nothing says that no image was held out."""
+    made = run_report.page(averaged_alone(record("a", 9, finished=finished)), LAYERS)
+    facts = {each.name: each for each in made.facts}
+    assert facts["held-out accuracy"].value == "50.00 %"
+    assert "Nothing was held out" not in words(made)
+    [learning] = [section for section in made.sections if section.title == "Learning"]
+    error, *_ = [block for block in learning.blocks if isinstance(block, Drawing)]
+    names = [line.get_label() for line in error.figure.axes[0].lines]
+    assert error.name == "error" and names == ["held-out, averaged"]
+
+
+def test_a_run_without_held_out_images_says_so() -> None:
+    known = averaged_alone(record("a", 9))
+    losses = [
+        replace(event, metrics={k: v for k, v in event.metrics.items() if "/val" not in k})
+        if isinstance(event, Epoch)
+        else event
+        for event in known.events
+    ]
+    assert "Nothing was held out" in words(
+        run_report.page(replace(known, events=tuple(losses)), LAYERS)
+    )
+
+
+def test_the_command_of_an_older_run_is_shown_without_its_password():
+    command = ["cli.py", "sweep", "--storage", "postgresql://u:a/s3cret@h/d?sslpassword=s3cret"]
+    text = shown(replace(record("run", 15), environment={"command": command})).text
+    assert "s3cret" not in text and "postgresql://u:***@h/d?sslpassword=***" in text
+
+
+TYPED = ["cli.py", "distill", "--recipe", "kd", "--out", "runs/run"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "typed", "listed"),
+    [
+        (["runs/a"], TYPED, "python cli.py distill --recipe kd --out runs/run --teacher runs/a"),
+        (["a", "b c"], TYPED, "--out runs/run --teacher a --teacher 'b c'"),
+        ([], TYPED, "--out runs/run"),
+        (["runs/a"], [*TYPED, "--teacher", "runs/a"], "--out runs/run --teacher runs/a"),
+        (["runs/a"], [*TYPED, "--teacher=runs/a"], "--out runs/run --teacher=runs/a"),
+        (["runs/a"], [*TYPED, "-t", "runs/a"], "--out runs/run -t runs/a"),
+        (["a"], [*TYPED, "--set", "teacher.runs=['a']"], "--set 'teacher.runs=['\"'\"'a'\"'\"']'"),
+        (["runs/a"], ["launcher.py", "-f", "kernel.json"], "python launcher.py -f kernel.json"),
+    ],
+)
+def test_the_command_to_repeat_names_the_teacher(
+    runs: list[str], typed: list[str], listed: str
+) -> None:
+    known = record("run", 15, f"teacher.runs={runs}")
+    made = run_report.page(replace(known, environment={"command": typed}), LAYERS)
+    [listing] = [b for b in made.sections[-1].blocks if isinstance(b, Listing)]
+    assert listing.text.endswith(listed)
+    notes = [b.text for b in made.sections[-1].blocks if isinstance(b, Note)]
+    is_added = runs and typed == TYPED
+    assert any("The run chose its teacher itself" in note for note in notes) == bool(is_added)

@@ -1,0 +1,50 @@
+import csv
+import io
+
+from distill.files.safe_text import latex
+from distill.report.value_table import Column, Grid
+from distill.terminal.progress import percent
+
+GRID = Grid(
+    "results",
+    "Results",
+    (
+        Column("run & seed", is_number=False),
+        Column("top1", percent),
+        Column("interval", lambda pair: "{} – {}".format(*pair), ("low", "high")),
+    ),
+    [("a_1, 50% of $x", 0.71171, (0.7, 0.8)), ("b", None, None)],
+)
+
+
+def test_cells_are_for_a_person() -> None:
+    assert GRID.cells == [["a_1, 50% of $x", "71.17 %", "0.7 – 0.8"], ["b", "–", "–"]]
+
+
+def test_csv_has_the_numbers_unrounded_and_a_column_for_each_part() -> None:
+    rows = list(csv.reader(io.StringIO(GRID.csv())))
+    assert rows == [
+        ["run & seed", "top1", "interval low", "interval high"],
+        ["a_1, 50% of $x", "0.71171", "0.7", "0.8"],
+        ["b", "", "", ""],
+    ]
+
+
+def test_latex_is_a_tabular_with_rules_and_every_cell_escaped() -> None:
+    assert GRID.latex() == (
+        "\\begin{tabular}{lrr}\n"
+        "\\toprule\n"
+        "run \\& seed & top1 & interval \\\\\n"
+        "\\midrule\n"
+        "a\\_1, 50\\% of \\$x & 71.17 \\% & 0.7 -- 0.8 \\\\\n"
+        "b & -- & -- \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+def test_what_latex_would_run_is_text() -> None:
+    assert latex(r"\input{x}~^#") == (
+        r"\textbackslash{}input\{x\}\textasciitilde{}\textasciicircum{}\#"
+    )
+    assert latex("two\nlines ± 1") == r"two lines $\pm$ 1"

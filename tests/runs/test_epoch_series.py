@@ -1,0 +1,42 @@
+from dataclasses import replace
+
+import numpy as np
+
+from distill.events import Epoch, Step
+from distill.report.curve_sections import POINTS, thinned
+from distill.runs.epoch_series import Line, curves
+from tests.terminal.test_screenshot import START
+
+EVENTS = [
+    replace(START, steps_per_epoch=10),
+    Step(5, 0, {"loss/kd": 4.0, "lr": 0.1}),
+    Step(10, 0, {"loss/kd": 3.0, "lr": 0.2}),
+    Epoch(1, 10, {"loss/total": 3.5, "loss/kd": 3.5, "top1/val": 0.4}, True, 1.0, 1.0),
+    Step(15, 1, {"loss/kd": 2.0, "loss/at": 1.0, "lr": 0.1}),
+    Epoch(2, 20, {"loss/total": 2.5, "top1/val": 0.5}, True, 1.0, 1.0),
+]
+
+
+def test_steps_and_epochs_stand_on_one_axis() -> None:
+    known = curves(EVENTS)
+    assert known.steps["loss/kd"].x.tolist() == [0.5, 1.0, 1.5]
+    assert known.steps["loss/kd"].y.tolist() == [4.0, 3.0, 2.0]
+    assert known.epochs["top1/val"].x.tolist() == [1, 2]
+    assert known.lr is not None and known.lr.y.tolist() == [0.1, 0.2, 0.1]
+
+
+def test_a_term_that_is_on_for_a_part_has_a_line_for_that_part() -> None:
+    known = curves(EVENTS)
+    assert known.steps["loss/at"].x.tolist() == [1.5]
+    assert known.terms == ["loss/kd", "loss/at", "loss/total"]
+
+
+def test_a_run_that_only_began_has_no_line() -> None:
+    assert curves(EVENTS[:1]).epochs == {} and curves([]).lr is None
+
+
+def test_a_long_line_is_thinned_from_end_to_end() -> None:
+    x = np.arange(10_000.0)
+    thin = thinned(Line(x, x))
+    assert len(thin.x) <= POINTS and thin.x[0] == 0 and thin.x[-1] == 9_999
+    assert thinned(Line(x[:5], x[:5])).x.tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,112 @@
+"""Runs as groups, and what is known between two: against the tests of `distill.statistics`."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from distill import statistics
+from distill.evaluation.saved_predictions import Answers
+from distill.runs.groups import groups, verdict, verdicts
+from distill.runs.record import Record
+from tests.runs.records import ALONE, LABELS, record
+
+
+def seeded(name: str, rights: list[int], *overrides: str) -> list[Record]:
+    return [
+        record(f"{name}-{seed}", right, f"train.seed={seed}", f"data.seed={seed}", *overrides)
+        for seed, right in enumerate(rights)
+    ]
+
+
+def test_what_differs_in_seeds_habits_and_an_idle_teacher_alone_is_one_group() -> None:
+    habits = ("train.log_every=7", "train.keep_epochs=1", "train.validate_both=true")
+    runs = [
+        record("kd-0", 15),
+        record("kd-1", 16, "train.seed=1", *habits),
+        record("alone-0", 12, *ALONE),
+        record("alone-1", 12, *ALONE, "data.seed=1", "teacher.depth=16"),
+        record("wide", 17, "student.width=8"),
+    ]
+    found = groups(runs)
+    assert [(g.name, [r.name for r in g.records]) for g in found] == [
+        ("kd", ["kd-0", "kd-1"]),
+        ("alone", ["alone-0", "alone-1"]),
+        ("wide", ["wide"]),
+    ]
+
+
+def test_other_images_are_another_group() -> None:
+    one, two = record("a-0", 15), record("a-1", 15, "train.seed=1")
+    two = replace(two, result={**two.result, "data": {"fingerprint": "g"}})
+    assert [group.name for group in groups([one, two])] == ["a-0", "a-1"]
+
+
+def test_a_seed_does_not_count_twice() -> None:
+    (group,) = groups(
+        [record("kd-0", 15), record("kd-0-again", 15), record("kd-1", 13, "train.seed=1")]
+    )
+    assert [r.name for r in group.again] == ["kd-0-again"]
+    assert group.tested == [0.75, 0.65]
+
+
+def test_groups_that_begin_alike_are_numbered() -> None:
+    runs = [record("run-0", 15), record("run-1", 15, *ALONE)]
+    runs += [record("run-2", 15, "train.seed=1"), record("run-3", 15, *ALONE, "train.seed=1")]
+    assert [group.name for group in groups(runs)] == ["run (1)", "run (2)"]
+
+
+def test_groups_with_common_seeds_are_paired_by_seed_in_any_order() -> None:
+    a, b = seeded("kd", [15, 16, 18]), seeded("alone", [12, 15, 14], *ALONE)
+    (found,) = verdicts(groups([*a, *reversed(b)]))
+    known, p = statistics.paired([0.75, 0.8, 0.9], [0.6, 0.75, 0.7])
+    assert (found.difference, found.interval, found.p) == (known.mean, known.interval, p)
+    assert found.how == "Student's t on 3 common seeds"
+
+
+def test_two_single_runs_are_compared_image_by_image() -> None:
+    (found,) = verdicts(groups([record("a", 15), record("b", 9, "student.width=8")]))
+    assert found.p == statistics.mcnemar(6, 0) and found.difference == pytest.approx(0.3)
+    assert found.how.endswith("right in the first alone 6 images, in the second 0")
+
+
+@pytest.mark.parametrize(
+    ("b", "why"),
+    [
+        (record("b", 9, "student.width=8", "train.seed=5", finished=False), "predictions of one"),
+        (replace(record("b", 9, "student.width=8"), answers=None), "predictions of one"),
+        (
+            replace(
+                record("b", 9, "student.width=8"),
+                answers=Answers(np.eye(4)[LABELS], LABELS[::-1], np.array([]), np.array([])),
+            ),
+            "tested on other images",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_said(b: Record, why: str) -> None:
+    one, other = groups([record("a", 15), b])
+    found = verdict(one, other)
+    assert why in found.how and found.p is None and found.difference is None
+
+
+def on(known: Record, test: str) -> Record:
+    """The record with the fingerprint of a test split."""
+    data = known.result["data"] | {"test_fingerprint": test}
+    return replace(known, result={**known.result, "data": data})
+
+
+def test_seeds_of_different_test_splits_are_no_group() -> None:
+    a, b = record("kd-0", 15, "train.seed=0"), record("kd-1", 16, "train.seed=1")
+    assert len(groups([on(a, "x"), on(b, "x")])) == len(groups([on(a, "x"), b])) == 1
+    one, other = groups([on(a, "x"), on(b, "y")])
+    assert (one.tested, other.tested) == ([0.75], [0.8])
+    alone = record("alone-0", 12, *ALONE, "train.seed=0")
+    one, other = groups([on(a, "x"), on(alone, "y")])
+    assert verdict(one, other).how == "they were tested on other images"
+
+
+def test_groups_without_a_common_seed_are_not_paired() -> None:
+    a, b = seeded("kd", [15, 16]), [record("b", 9, *ALONE, "train.seed=7")]
+    one, other = groups([*a, *b])
+    assert verdict(one, other).how == "no common seeds, nothing is paired"

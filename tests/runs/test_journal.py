@@ -1,0 +1,241 @@
+import json
+import math
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from distill.errors import UserError
+from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
+from distill.runs import journal
+from distill.runs.journal import Journal
+
+
+def start(first_step: int = 0) -> Start:
+    return Start(
+        run="runs/a",
+        role="student",
+        recipe="kd",
+        network="ResNet",
+        parameters=100,
+        data="synthetic",
+        train_images=40,
+        val_images=10,
+        n_classes=10,
+        processes=1,
+        device="cpu",
+        precision="fp32",
+        batch_size=4,
+        epochs=3,
+        steps_per_epoch=10,
+        first_step=first_step,
+        first_epoch=first_step // 10,
+        notes=("short",),
+    )
+
+
+def step(k: int) -> Step:
+    return Step(k, (k - 1) // 10, {"loss/total": 1 / k, "lr": 0.1})
+
+
+def epoch(n: int) -> Epoch:
+    return Epoch(n, 10 * n, {"top1/val": 0.1 * n}, True, 2.0 * n, 6.0 - 2 * n)
+
+
+def end() -> End:
+    return End(3, {"top1/test": 0.5}, 100, 6.0, "runs/a/student.safetensors")
+
+
+def write(path: Path, *events: Event) -> None:
+    record = Journal(path)
+    for event in events:
+        record(event)
+
+
+def test_every_event_is_one_line_of_json_that_reads_back_as_the_event(tmp_path: Path) -> None:
+    path, written = tmp_path / "new" / "journal.jsonl", [start(), step(10), epoch(1), end()]
+    write(path, *written)
+    assert journal.events(path) == written
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start", "step", "epoch", "end"]
+    assert lines == journal.read(path)
+    assert lines[1]["metrics"] == {"loss/total": 0.1, "lr": 0.1}
+
+
+def test_a_line_is_in_the_file_when_the_call_returns(tmp_path: Path) -> None:
+    record, path = Journal(tmp_path / "journal.jsonl"), tmp_path / "journal.jsonl"
+    for n, event in enumerate([start(), step(1), step(2)], start=1):
+        record(event)
+        assert path.read_text().count("\n") == n
+
+
+def test_at_is_the_utc_time_of_writing(tmp_path: Path) -> None:
+    write(tmp_path / "journal.jsonl", start())
+    (line,) = journal.read(tmp_path / "journal.jsonl")
+    at = datetime.fromisoformat(line["at"])
+    assert at.utcoffset() == timedelta(0)
+    assert abs(datetime.now(at.tzinfo) - at) < timedelta(seconds=60)
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_file_and_nan_again_when_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(
+        path, Step(1, 0, {"loss/total": math.inf, "lr": 0.1}), Epoch(1, 1, {}, False, 1, math.nan)
+    )
+    assert journal.read(path)[0]["metrics"] == {"loss/total": None, "lr": 0.1}
+    first, second = journal.events(path)
+    assert math.isnan(first.metrics["loss/total"]) and first.metrics["lr"] == 0.1
+    assert isinstance(second, Epoch) and math.isnan(second.remaining_s)
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(1), step(2))
+    whole = path.read_text()
+    for cut in range(2, 40):
+        path.write_text(whole[:-cut])
+        assert journal.events(path) == [start(), step(1)]
+
+
+def test_a_damaged_line_inside_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "step"}\n{"event": oops\n{"event": "end"}\n')
+    with pytest.raises(
+        UserError, match=r"journal\.jsonl, line 2 is not JSON.*\n.*oops.*Delete that"
+    ):
+        journal.read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("[]", "is not an event: its `event` is none of start, step"),
+        ("null", "is not an event"),
+        ('{"event": []}', "is not an event"),
+        ('{"event": "party"}', "is not an event"),
+        ('{"event": "step", "step": "7"}', "is not an event: 'step': Input should be a valid int"),
+        ('{"event": "step", "metrics": [1]}', "is not an event: 'metrics'"),
+        ('{"event": "step", "metrics": {"lr": "0"}}', "is not an event: 'metrics.lr'"),
+        ('{"event": "start", "notes": 5}', "is not an event: 'notes'"),
+        ('{"event": "epoch", "elapsed_s": 1e300}', "is not an event: 'elapsed_s'"),
+        ('{"event": ' + "[" * 100_000, "is not an event: it is nested"),
+        ('{"event": "step", "step": ' + "9" * 5000 + "}", "is not an event: it has an integer"),
+    ],
+)
+def test_line_that_is_no_event_is_named(tmp_path: Path, line: str, fault: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start())
+    with path.open("a") as file:
+        file.write(line + "\n")
+    for read in (journal.read, journal.events):
+        with pytest.raises(UserError, match=f"line 2 {fault}"):
+            read(path)
+
+
+def test_event_without_a_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "step"}\n')
+    with pytest.raises(UserError, match="journal.jsonl is damaged: an event lacks a field"):
+        journal.events(path)
+
+
+def test_a_link_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("mine\n")
+    (tmp_path / "journal.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        journal.Journal(tmp_path / "journal.jsonl")(step(1))
+    assert (tmp_path / "elsewhere").read_text() == "mine\n"
+
+
+def test_no_journal_has_no_lines(tmp_path: Path) -> None:
+    assert journal.read(tmp_path / "journal.jsonl") == []
+
+
+def test_a_resumed_run_drops_the_lines_past_its_step(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(5), step(10), epoch(1), step(15), step(20), epoch(2), end())
+    write(path, start(first_step=15))
+    kept = [start(), step(5), step(10), epoch(1), step(15), start(first_step=15)]
+    assert journal.events(path) == kept
+
+
+def test_an_interrupted_and_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), *(step(k) for k in range(1, 18)))
+    with path.open("a") as file:
+        file.write('{"event": "step", "at": "2026-')  # killed while it wrote
+    write(path, start(first_step=10), *(step(k) for k in range(11, 31)), end())
+    steps = [e.step for e in journal.events(path) if isinstance(e, Step)]
+    assert steps == list(range(1, 31))
+
+
+def test_an_epoch_that_was_not_saved_is_told_again(tmp_path: Path) -> None:
+    """Its last step and its end have the same number of steps; the checkpoint may lie between."""
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(10), epoch(1), step(11))
+    again = replace(start(first_step=10), first_epoch=0)
+    write(path, again)
+    assert journal.events(path) == [start(), step(10), again]
+
+
+def test_what_is_gone_back_from_is_taken_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    back = Retry(18, 12, 1, 0.5, "the loss is not finite")
+    write(path, start(), step(10), epoch(1), step(12), step(13), back, step(13))
+    assert journal.events(path) == [start(), step(10), epoch(1), step(12), back, step(13)]
+
+
+def test_a_retry_that_was_told_and_not_saved_is_told_once(tmp_path: Path) -> None:
+    """It goes back to step 10; the process is killed before that is in a checkpoint, or after."""
+    path, back = tmp_path / "journal.jsonl", Retry(12, 10, 1, 0.5, "not finite in step 12")
+    before = [start(), step(10), epoch(1), back]
+    write(path, *before, replace(start(10), retries=1))
+    assert journal.events(path) == [*before, replace(start(10), retries=1)]
+    path.unlink()
+    write(path, *before, start(10), back)
+    assert journal.events(path) == [start(), step(10), epoch(1), start(10), back]
+
+
+def test_what_lies_before_the_resumed_step_keeps_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(5), step(15))
+    before = journal.read(path)
+    write(path, start(first_step=10))
+    assert journal.read(path)[:2] == before[:2]
+
+
+def test_a_run_that_begins_anew_keeps_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(5))
+    write(path, start())
+    assert not any(isinstance(event, Step) for event in journal.events(path))
+
+
+def test_rewinding_leaves_no_other_file_behind(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write(path, start(), step(5), start(first_step=2))
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+def test_an_estimate_reads_back_and_goes_where_its_step_goes(tmp_path: Path) -> None:
+    path, estimate = tmp_path / "journal.jsonl", Estimate(8, 0, 5, 90.0, 76.5, 103.5)
+    write(path, start(), step(7), estimate, step(10))
+    assert journal.events(path)[2] == estimate
+    journal.rewind(path, 8, 0)
+    assert journal.events(path) == [start(), step(7), estimate]
+    journal.rewind(path, 7, 0)
+    assert journal.events(path) == [start(), step(7)]
+
+
+@pytest.mark.parametrize("text", ["", "half a line", '{"event": "sta'])
+def test_a_resumed_journal_is_a_new_file(tmp_path: Path, text: str) -> None:
+    """Neither half a line nor another name of the file (a hard link) is appended to."""
+    other, path = tmp_path / "other", tmp_path / "journal.jsonl"
+    other.write_text(text)
+    path.hardlink_to(other)
+    write(path, start(), step(1))
+    assert other.read_text() == text
+    assert journal.events(path) == [start(), step(1)]

@@ -1,0 +1,321 @@
+"""Every run of a folder is a row, whatever became of it."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import cli
+from distill.errors import UserError
+from distill.events import Start, Step
+from distill.recipe import recipes
+from distill.runs.journal import Journal
+from distill.runs.listing import Listed, listed
+from distill.runs.run_folder import RunFolder, write_json, write_text
+from distill.statistics import wilson
+from distill.terminal.runs_table import LEGEND, accuracy, age, broken, fitting, ordered, runs_table
+from tests.runs.test_lock import holding
+
+START = Start(
+    run="x", role="student", recipe="tiny", network="ResNet [1] 8", parameters=1234,
+    data="synthetic", train_images=24, val_images=8, n_classes=10, processes=1, device="cpu",
+    precision="fp32", batch_size=8, epochs=4, steps_per_epoch=3, first_step=0,
+)  # fmt: skip
+TEST_IMAGES = 200
+
+
+def begun(path: Path, *overrides: str, steps: int = 0, saved: int | None = None) -> RunFolder:
+    """A run that logged so many steps of 12, and has a checkpoint."""
+    run = RunFolder(path)
+    write_text(run.recipe, recipes.dumps(recipes.load("tiny", overrides).recipe))
+    journal = Journal(run.journal)
+    journal(START)
+    for step in range(1, steps + 1):
+        journal(Step(step, step // 3, {}))
+    if saved is not None:
+        write_json(run.last / "progress.json", {"step": saved})
+    return run
+
+
+def finished(path: Path, right: int = 150, **changes: object) -> RunFolder:
+    run = begun(path, "teacher.runs=['runs/wide', 'runs/deep']", steps=12)
+    metrics = {"top1/test": right / TEST_IMAGES, "top1/val_ema": 0.8}
+    result = {
+        "role": "student", "recipe": "tiny+ema", "network": "ResNet [1] 8", "parameters": 1234,
+        "metrics": metrics, "elapsed_s": 5.0, "finished_at": "2026-01-31T12:00:00Z",
+    }  # fmt: skip
+    run.weights("student").touch()
+    labels = np.zeros(TEST_IMAGES, np.int64)
+    np.savez(run.evaluation, labels=labels, logits=np.zeros((TEST_IMAGES, 2), np.float32))
+    write_json(run.result_file, result | changes)
+    return run
+
+
+def alone(folder: Path) -> Listed:
+    (row,) = listed(folder)
+    return row
+
+
+def test_a_finished_run_in_figures(tmp_path: Path) -> None:
+    row = alone(finished(tmp_path / "a").path)
+    assert row == Listed(
+        path=str(tmp_path / "a"),
+        updated_at=1769860800.0,  # date -u -d 2026-01-31T12:00:00Z +%s
+        state="finished",
+        recipe="tiny+ema",
+        teachers=("runs/wide", "runs/deep"),
+        parameters=1234,
+        top1_test=0.75,
+        top1_test_interval=wilson(150, 200),
+        test_images=200,
+        top1_val=0.8,  # of the averaged weights, which are the kept ones
+    )
+
+
+def test_without_its_answers_the_accuracy_has_no_interval(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a")
+    run.evaluation.write_bytes(b"damaged")
+    row = alone(tmp_path)
+    assert (row.state, row.top1_test, row.top1_test_interval) == ("finished", 0.75, None)
+
+
+def test_what_became_of_the_others(tmp_path: Path) -> None:
+    begun(tmp_path / "stopped", steps=7, saved=6)
+    begun(tmp_path / "unsaved", steps=2)
+    begun(tmp_path / "group" / "killed", steps=2)
+    (tmp_path / "group" / "killed" / ".lock").touch()
+    who = {"host": "h", "process": 1, "since": "x"}
+    write_json(tmp_path / "group" / "killed" / "running.json", who)
+    never = begun(tmp_path / "never")
+    never.journal.unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    states = {
+        Path(row.path).name: (row.state, row.step, row.total_steps) for row in listed(tmp_path)
+    }
+    assert states == {
+        "stopped": ("stopped", 6, 12),
+        "unsaved": ("stopped", 0, 12),
+        "killed": ("killed", 0, 12),
+        "never": ("never began", None, None),
+    }
+    assert (tmp_path / "group" / "killed" / "running.json").exists(), "who only looks takes nothing"
+
+
+def test_who_trains_now_is_seen_and_not_disturbed(tmp_path: Path) -> None:
+    begun(tmp_path / "run", steps=7, saved=6)
+    child = holding(tmp_path / "run")
+    try:
+        row = alone(tmp_path)
+        assert (row.state, row.step, row.total_steps) == ("training", 7, 12)
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+    assert alone(tmp_path).state == "killed"
+
+
+def drop(name: str) -> Callable[[RunFolder], None]:
+    return lambda run: (run.path / name).unlink()
+
+
+def fill(name: str, text: str) -> Callable[[RunFolder], None]:
+    return lambda run: (run.path / name).write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (drop("recipe.toml"), "recipe.toml is gone"),
+        (drop("student.safetensors"), "student.safetensors is gone"),
+        (fill("recipe.toml", "x = 1"), "x = 1 (.*) is not a key"),
+        (fill("recipe.toml", "\0"), "a/recipe.toml"),
+        (fill("result.json", "{"), "result.json is damaged: it is not JSON"),
+        (fill("result.json", "[]"), "result.json is damaged: it holds a list instead of a table"),
+        (fill("result.json", '{"role": "student"}'), "result.json has no 'metrics'"),
+    ],
+)
+def test_a_damaged_run_is_a_row_that_says_so(
+    tmp_path: Path, damage: Callable[[RunFolder], None], fault: str
+) -> None:
+    damage(finished(tmp_path / "a"))
+    finished(tmp_path / "sound")
+    rows = {Path(row.path).name: row for row in listed(tmp_path)}
+    assert rows["sound"].state == "finished"
+    assert rows["a"].state == "damaged"
+    assert rows["a"].fault and re.search(fault, rows["a"].fault)
+    assert "\n" not in rows["a"].fault
+
+
+def test_a_damaged_journal(tmp_path: Path) -> None:
+    run = begun(tmp_path / "a", steps=2)
+    run.journal.write_text("{\n" + run.journal.read_text())
+    row = alone(tmp_path)
+    assert (row.state, row.fault) == (
+        "damaged",
+        f"{run.journal}, line 1 is not JSON: Expecting property name enclosed in double quotes "
+        "at column 2.",
+    )
+
+
+# In order
+
+
+def rows() -> list[Listed]:
+    return [
+        Listed("b", 10.0, "finished", "kd", ("t",), 5, 0.7, None, None, 0.9),
+        Listed("a", 30.0, "stopped", "dkd", (), 9, None, None, None, None, 1, 2),
+        Listed("c", 20.0, "damaged", None, (), None, 0.8, None, None, 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "order"),
+    [
+        ("age", "acb"),
+        ("run", "abc"),
+        ("recipe", "abc"),
+        ("teacher", "bac"),
+        ("parameters", "abc"),
+        ("test", "cba"),
+        ("val", "bca"),
+        ("state", "cba"),
+    ],
+)
+def test_sorted_by(column: str, order: str) -> None:
+    assert "".join(row.path for row in ordered(rows(), column)) == order
+
+
+def test_no_such_column() -> None:
+    with pytest.raises(UserError, match="--sort tset is no column; did you mean test\\?\nType one"):
+        ordered([], "tset")
+
+
+# As a person sees it
+
+
+def printed(runs: list[Listed], folder: Path, width: int) -> list[str]:
+    out = StringIO()
+    console = Console(file=out, width=width, color_system=None)
+    console.print(runs_table(runs, folder, width, now=1769860800.0 + 7300), highlight=False)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_table_fits_and_loses_nothing(tmp_path: Path, width: int) -> None:
+    finished(tmp_path / "kd_cutmix+quickstart-20260131-120000")
+    begun(tmp_path / "group" / "stopped", steps=7, saved=6)
+    found = ordered(listed(tmp_path), "test")
+    lines = printed(found, tmp_path, width)
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    low, high = wilson(150, 200)
+    figures = rf"1,234 +75.00 ±{50 * (high - low):.2f} +80.00 +finished +2 h$"
+    assert any(re.search(figures, line) for line in lines)
+    starts = [re.split("  | (?=[a-z])", line)[0] for line in lines]
+    assert "kd_cutmix+quickstart-20260131-120000" in "".join(starts)
+    assert any("6/12" in line for line in lines)
+    assert lines[-1] == LEGEND
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_row_of_long_names_is_two_lines_at_most(tmp_path: Path, width: int) -> None:
+    group = tmp_path / "seeds-student_alone+two_cores"
+    for seed in range(2):
+        finished(group / f"seed-{seed}", recipe="kd_cutmix+quickstart (control)")
+    lines = printed(ordered(listed(tmp_path), "run"), tmp_path, width)
+    assert max(map(len, lines)) <= width
+    assert lines[2].endswith(" 2 h"), "figures are not cut"
+    rows = lines[2:-1]
+    assert len(rows) == 4, "two rows of two lines"
+    for row, seed in ((rows[:2], 0), (rows[2:], 1)):
+        assert row[0].startswith("seeds-") and row[1].split()[0].endswith(f"seed-{seed}")
+        assert "(control)" in row[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "lines"),
+    [
+        ("student_alone+two_cores", 13, ["student_alone", "+two_cores"]),
+        ("student_alone+two_cores", 40, ["student_alone+two_cores"]),
+        ("sweep-base/trial-0010", 13, ["sweep-base/", "trial-0010"]),
+        ("real/alone-0-again", 12, ["real/alone-", "0-again"]),
+        ("seeds-student_alone+two_cores/seed-1", 13, ["seeds-…_alone", "+two_c…seed-1"]),
+        ("unbreakable", 4, ["u…le"]),
+        ("a + b", 3, ["a", "+ b"]),
+    ],
+)
+def test_names_break_where_words_end(name: str, width: int, lines: list[str]) -> None:
+    assert broken(name, width).split("\n") == lines
+
+
+def test_two_lines_come_before_one_and_the_widest_gives_way() -> None:
+    names = [("student_alone+two_cores", "kd+ema", "wide")]
+    assert fitting(40, names) == [23, 6, 7]
+    assert fitting(35, names) == [22, 6, 7]
+    assert fitting(26, names) == [13, 6, 7]
+    assert fitting(25, names) == [12, 6, 7]
+    assert fitting(5, names) == [3, 6, 7], "no less than the heads"
+
+
+def test_small_words() -> None:
+    assert [age(s) for s in (-3, 59.9, 60, 3600, 200_000)] == ["0 s", "59 s", "1 min", "1 h", "2 d"]
+    assert accuracy(None, None) == "–"
+    assert accuracy(0.721, (0.71, 0.73)) == "72.10 ±1.00"
+
+
+# Through the door
+
+
+def test_json_is_a_list_of_plain_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(tmp_path / "a")
+    begun(tmp_path / "b", steps=7, saved=6)
+    monkeypatch.setattr(sys, "argv", ["cli.py", "runs", str(tmp_path), "--json", "--sort", "run"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    said = json.loads(capsys.readouterr().out)
+    expected = [asdict(row) for row in ordered(listed(tmp_path), "run")]
+    assert said == json.loads(json.dumps(expected))
+    assert [row["top1_test"] for row in said] == [0.75, None]
+
+
+def test_no_runs_and_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, code in (([], 0), ([str(tmp_path)], 0), ([str(tmp_path / "none")], 2)):
+        monkeypatch.setattr(sys, "argv", ["cli.py", "runs", *folder])
+        with pytest.raises(SystemExit, match=str(code)):
+            cli.main()
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        f"no runs in {place}; python cli.py train-teacher begins one"
+        for place in ("runs", tmp_path)
+    ]
+    assert said.err.startswith(f"{tmp_path / 'none'} is no folder.\n")
+
+
+def test_who_only_looks_needs_no_torch() -> None:
+    code = (
+        "import sys; import distill.terminal.runs_table, distill.runs.compare; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    repo = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=repo, check=False).returncode == 0
+
+
+def test_a_real_run(taught) -> None:
+    folder, _ = taught
+    row = alone(folder.path)
+    assert (row.state, row.test_images, row.fault) == ("finished", 2000, None)
+    assert row.top1_test == folder.result()["metrics"]["top1/test"]

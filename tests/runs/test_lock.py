@@ -1,0 +1,111 @@
+"""One run, one folder."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill.errors import UserError
+from distill.runs import lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from distill.runs import lock
+with lock.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holding(folder: Path) -> subprocess.Popen[str]:
+    """Another process that holds the folder."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "held\n"
+    return child
+
+
+def test_the_second_is_refused_with_host_and_process_of_the_first(tmp_path: Path) -> None:
+    child = holding(tmp_path / "run")
+    try:
+        with pytest.raises(UserError) as refused, lock.held(tmp_path / "run"):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+    first, second = str(refused.value).splitlines()
+    assert first.startswith(
+        f"{tmp_path / 'run'} is in use: process {child.pid} on {socket.gethostname()}, since "
+    )
+    assert second == "Wait for it or stop it there, or choose another --out."
+
+
+def test_who_was_killed_leaves_no_lock_but_his_name(tmp_path: Path) -> None:
+    child = holding(tmp_path / "run")
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with lock.held(tmp_path / "run") as killed:
+        assert killed is not None and killed.process == child.pid
+    with lock.held(tmp_path / "run") as killed:
+        assert killed is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 1}'])
+def test_a_record_that_says_nothing_is_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "running.json").write_text(text)
+    with lock.held(tmp_path) as killed:
+        assert killed is None
+        assert json.loads((tmp_path / "running.json").read_text())["host"] == socket.gethostname()
+
+
+def test_what_was_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"), lock.held(tmp_path / "run"):
+        raise ValueError("refused")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["running.json", ".lock"])
+def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
+    """A link made after the folder was checked: its target stays as it is."""
+    target, folder = tmp_path / "elsewhere", tmp_path / "run"
+    target.write_text('{"host": "h", "process": 1, "since": "s"}')
+    folder.mkdir()
+    (folder / name).symlink_to(target)
+    before = target.read_text()
+    with pytest.raises((UserError, OSError), match="symbolic link"), lock.held(folder):
+        pass
+    if name == ".lock":
+        (folder / "running.json").write_text(before)
+        assert lock.holder(folder) == (lock.Holder("h", 1, "s"), True)
+    assert target.read_text() == before
+
+
+def test_other_names_of_its_files_stay_as_they_are(tmp_path: Path) -> None:
+    """Hard links, as `cp -l` makes them."""
+    folder, record = tmp_path / "run", '{"host": "h", "process": 1, "since": "s"}'
+    folder.mkdir()
+    for name, text in (("running.json", record), (".lock", "")):
+        (tmp_path / name).write_text(text)
+        (folder / name).hardlink_to(tmp_path / name)
+    with lock.held(folder) as killed:
+        assert killed == lock.Holder("h", 1, "s")
+        assert json.loads((folder / "running.json").read_text())["host"] == socket.gethostname()
+    assert (tmp_path / "running.json").read_text() == record
+
+
+def test_a_lock_that_would_empty_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").hardlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(UserError, match=r"run/.lock is a hard link to a file that is not empty"),
+        lock.held(tmp_path / "run"),
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"

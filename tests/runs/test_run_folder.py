@@ -1,0 +1,200 @@
+"""The files of a run: whole or absent, found again, never overwritten."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill.errors import UserError
+from distill.evaluation import saved_predictions
+from distill.recipe import recipes
+from distill.runs import run_folder
+from distill.runs.run_folder import RunFolder, check_out, finished, opened, runs_in, write_json
+
+
+def started(path: Path, age_s: float = 0) -> RunFolder:
+    run = RunFolder(path)
+    run_folder.write_text(run.recipe, "")
+    written_at = run.recipe.stat().st_mtime - age_s
+    os.utime(run.recipe, (written_at, written_at))
+    return run
+
+
+def test_a_run_begins_with_its_recipe_and_ends_with_its_result(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert (run.is_run, run.is_finished) == (False, False)
+    started(run.path)
+    assert (run.is_run, run.is_finished) == (True, False)
+    write_json(run.result_file, {"role": "teacher", "epoch": 3})
+    assert (run.is_run, run.is_finished) == (True, True)
+    assert run.result() == {"role": "teacher", "epoch": 3}
+    assert run.role == "teacher"
+
+
+def test_looking_creates_nothing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    paths = [run.recipe, run.journal, run.last, run.best, run.evaluation, run.environment]
+    assert {path.parent for path in (*paths, run.weights("student"))} == {run.path}
+    check_out(run, resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_has_no_result(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    for ask in (run.result, lambda: run.role, lambda: finished(run.path)):
+        with pytest.raises(UserError, match=f"run {run.path} is not finished: .* result.json"):
+            ask()
+    write_json(run.result_file, {})
+    assert finished(run.path) == run
+
+
+def test_what_is_no_run_is_named_beside_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in it, beside it, in runs/ and its groups: the likest names first, else the newest."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gone is not a run: .* folder.\nThere are no runs in a"):
+        opened("a/gone")
+    started(tmp_path / "a" / "old", age_s=60)
+    started(tmp_path / "a" / "new")
+    (tmp_path / "a" / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no recipe.toml.\nRuns there are: a/new, a/old.$"):
+        opened("a/empty")
+    with pytest.raises(UserError, match="Runs there are: a/new, a/old.$"):
+        opened("a")
+    started(tmp_path / "runs" / "real" / "kd-0")
+    for near in ("kd0", "runs/kd-1"):
+        with pytest.raises(UserError, match="Runs there are: runs/real/kd-0.$"):
+            opened(near)
+    with pytest.raises(UserError, match="Its run is a/old.$"):
+        opened("a/old/student.safetensors")
+    assert opened("a/old") == RunFolder(Path("a/old"))
+
+
+def test_runs_come_newest_first(tmp_path: Path) -> None:
+    ages = {"a": 30, "b": 10, "c": 20}
+    for name, age_s in ages.items():
+        started(tmp_path / name, age_s)
+    for name in ("no run", "pipe"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "recipe.toml")
+    assert [run.path.name for run in runs_in(tmp_path)] == ["b", "c", "a"]
+    assert list(runs_in(tmp_path / "nowhere")) == []
+
+
+def test_text_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "deep" / "file.txt"
+    run_folder.write_text(file, "old 🐈\n")
+    assert file.read_bytes() == "old 🐈\n".encode()
+
+    def fail(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run_folder.write_text(file, "new")
+    assert file.read_text(encoding="utf-8") == "old 🐈\n"
+
+
+def test_json_reads_the_same_whatever_the_order_of_its_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"x": 1, "y": [2]})
+    write_json(tmp_path / "b", {"y": [2], "x": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_default_folder_is_recipe_and_time() -> None:
+    path = run_folder.default_path("kd+ema").as_posix()
+    assert re.fullmatch(r"runs/kd\+ema-\d{8}-\d{6}", path)
+
+
+def test_a_run_is_written_over_only_to_resume_it(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    with pytest.raises(UserError, match=f"{run.path} already holds a run.\nContinue .* --resume"):
+        check_out(run, resume=False)
+    check_out(run, resume=True)
+
+
+LINKS = (
+    "running.json", "journal.jsonl", ".lock", "evaluation.npz", "recipe.toml", "last", "last.old",
+    "last.new", "best", "epochs", "last/state.pt", "best/epoch-1.safetensors", "epochs/epoch-1.x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", LINKS)
+def test_run_with_a_link_is_refused(tmp_path: Path, name: str, resume: bool) -> None:
+    run, target = RunFolder(tmp_path / "run"), tmp_path / "elsewhere"
+    target.write_text("mine")
+    link = run.path / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(target)
+    with pytest.raises(UserError, match=f"{re.escape(str(link))} is a symbolic link: .*\nPut "):
+        check_out(run, resume)
+    assert target.read_text() == "mine"
+
+
+def test_run_with_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "running.json")
+    with pytest.raises(UserError, match=r"running.json is a pipe or a device: "):
+        check_out(RunFolder(tmp_path), resume=True)
+
+
+def test_folder_of_a_run_may_be_a_link(tmp_path: Path) -> None:
+    run = started(tmp_path / "disk" / "run")
+    (run.path / "last").mkdir()
+    (tmp_path / "run").symlink_to(run.path)
+    check_out(RunFolder(tmp_path / "run"), resume=True)
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/runs/run"])
+def test_a_run_wants_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    for resume in (False, True):
+        with pytest.raises(UserError, match=f"{tmp_path / name} cannot .*: {tmp_path}/file is a"):
+            check_out(RunFolder(tmp_path / name), resume)
+
+
+def test_a_relative_folder_lies_in_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_out(RunFolder(Path("runs/x")), resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody, not even root, writes in /proc")
+def test_a_run_wants_a_folder_to_write_in() -> None:
+    with pytest.raises(UserError, match=r"/proc/a/b cannot .* written in /proc \(.+\)"):
+        check_out(RunFolder(Path("/proc/a/b")), resume=False)
+
+
+def test_an_earlier_trivial_augment_is_not_resumed(tmp_path: Path) -> None:
+    recipe = recipes.load("student_alone+trivial_augment").recipe
+    folder = RunFolder(tmp_path)
+    folder.recipe.write_text(recipes.dumps(recipe))
+    run_folder.check_same(folder, recipe)
+    folder.recipe.write_text(recipes.dumps(recipe).replace("before_crop = true\n", ""))
+    with pytest.raises(UserError, match=r"cannot be resumed: it began with another aug"):
+        run_folder.check_same(folder, recipe)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "student.safetensors", "evaluation.npz"])
+def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    if name == "recipe.toml":
+        run.path.mkdir()
+    else:
+        started(run.path)
+    os.mkfifo(run.path / name)
+    with pytest.raises(UserError, match=f"run/{name} is a pipe or a device: a run has files alone"):
+        opened(run.path)
+    if name == "recipe.toml":
+        with pytest.raises(UserError, match="recipe.toml is a pipe or a device, and no file that"):
+            recipes.read(run.recipe)
+    if name == "evaluation.npz":
+        with pytest.raises(UserError, match="as predictions: it is not a regular file"):
+            saved_predictions.of_run(run)

@@ -1,0 +1,316 @@
+"""Whole sweeps through the door: what is left of them, and what outlives a signal or a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+import cli
+from distill.evaluation import final_test, saved_predictions
+from distill.events import Event, Step
+from distill.recipe import recipes
+from distill.runs.journal import read
+from distill.runs.run_folder import RunFolder
+from distill.sweep import sweep_file
+from distill.sweep import worker as room
+from distill.sweep.storage import Storage, url_of
+from distill.sweep.trials import WORKER, Trials
+from distill.teacher import selection
+from tests.sweep import databases
+
+REPO = Path(__file__).parents[2]
+SMALL = (
+    "data.train_images=64", "data.holdout=0.01", "train.batch_size=32", "train.log_every=1",
+)  # fmt: skip
+ALONE = ("loss.kd=false", "loss.hard.weight=1")
+Door = Callable[..., tuple[int, str, str]]
+
+
+def written(
+    place: Path, *settings: str, trials: int, space: str, study: str = "", limit: int = 5000
+) -> Path:
+    """A sweep file of `tiny`."""
+    path = place / "mine.toml"
+    chosen = json.dumps([*SMALL, *settings])
+    path.write_text(
+        f'recipe = "tiny"\nset = {chosen}\n[study]\ntrials = {trials}\n{study}\n'
+        f"[constraint]\nparameters = {limit}\n[space]\n{space}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Door:
+    """`python cli.py …` in this process."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def knock(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert isinstance(ended.value.code, int)
+        return (ended.value.code, *capsys.readouterr())
+
+    return knock
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep")
+
+
+def test_a_sweep_leaves_runs_a_recipe_and_a_page(door: Door, place: Path) -> None:
+    space = "optim.lr = { log = [0.001, 0.5] }\nstudent.width = { grid = [3, 9] }"
+    file = written(place, *ALONE, "train.epochs=2", trials=4, space=space, study="pruner='none'")
+    code, out, err = door("sweep", file, "--out", place / "out", "--json")
+    said = json.loads(out)
+    assert code == 0, err
+    assert said["counts"] == {"complete": 2, "pruned": 0, "infeasible": 2, "diverged": 0}
+    assert [row["state"] for row in said["trials"]] == ["complete", "infeasible"] * 2
+    assert "266 too many" not in err and "too many for fewer than 5,000" in err
+    for row in said["trials"]:
+        if row["state"] == "infeasible":
+            assert row["run"] is None and not (place / "out" / f"trial-{row['trial']:04}").exists()
+            continue
+        run = RunFolder(Path(row["run"]))
+        assert run.result()["metrics"]["top1/val"] == row["value"]
+        assert recipes.read(run.recipe).optim.lr == row["values"]["optim.lr"]
+        assert list(row["epochs"]) == ["1", "2"]
+    best = said["best"]
+    assert best["value"] == max(row["value"] for row in said["trials"] if row["value"] is not None)
+    made = recipes.load(str(place / "out" / "best.toml"))
+    assert recipes.fingerprint(made.recipe) == recipes.fingerprint(
+        recipes.read(RunFolder(Path(best["run"])).recipe)
+    )
+    assert f"trial {best['trial']}, top1/val = {best['value']:.4f}" in made.recipe.about.claim
+    page = (place / "out" / "sweep.html").read_text()
+    assert page.count("<svg") == 2 and "History" in page and "Parallel" in page
+    assert "src=" not in page and "://" not in page
+
+
+def complete(place: Path) -> tuple[Path, Path]:
+    """The runs of the best trial and of the other one."""
+    said = json.loads((place / "out" / "sweep.json").read_text())
+    [other] = [
+        row for row in said["trials"] if row["run"] and row["trial"] != said["best"]["trial"]
+    ]
+    return Path(said["best"]["run"]), Path(other["run"])
+
+
+def test_the_best_trial_alone_is_measured_on_the_test_split(place: Path) -> None:
+    said = json.loads((place / "out" / "sweep.json").read_text())
+    best, other = map(RunFolder, complete(place))
+    metrics = best.result()["metrics"]
+    tested = {name: value for name, value in metrics.items() if name.endswith("/test")}
+    assert list(tested) == ["ece/test", "nll/test", "top1/test"] and tested == said["test"]
+    assert "is_tested" not in best.result() and best.evaluation.exists()
+    known = saved_predictions.read(best.evaluation)
+    assert known is not None and known.right.mean() == pytest.approx(tested["top1/test"])
+    assert known.val_logits is not None
+
+    assert other.result()["is_tested"] is False and not other.evaluation.exists()
+    assert not [name for name in other.result()["metrics"] if name.endswith("/test")]
+    [end] = [row for row in read(other.journal) if row["event"] == "end"]
+    assert not [name for name in end["metrics"] if name.endswith("/test")]
+    page = (place / "out" / "sweep.html").read_text()
+    assert "measured once" in page and f"{tested['top1/test']:.4f}" in page
+
+
+def test_a_trial_without_test_figures_is_listed_and_refused_where_it_needs_them(
+    door: Door, place: Path
+) -> None:
+    best, other = complete(place)
+    code, out, err = door("runs", place / "out", "--json")
+    listed = {row["path"]: row for row in json.loads(out)}
+    assert code == 0 and listed[str(other)]["state"] == "finished"
+    assert listed[str(other)]["top1_test"] is None and listed[str(best)]["top1_test"] is not None
+    for command in (
+        ["compare", best, other],
+        ["export", other, "-f", "onnx", "--out", place / "x"],
+    ):
+        code, _, err = door(*command)
+        assert code == 2 and f"run {other} is a trial of a sweep, which was not measured on" in err
+        assert err.endswith(f"as a run: python cli.py distill --recipe {other}/recipe.toml\n")
+    code, _, err = door("report", other, "--out", place / "report")
+    assert code == 0, err
+    assert "of which only the best is measured there" in (place / "report/report.html").read_text()
+
+
+def test_typed_again_measures_no_trial_again(
+    door: Door, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(final_test, "measure", lambda *_: pytest.fail("measured twice"))
+    code, out, err = door("sweep", place / "mine.toml", "--out", place / "out")
+    assert code == 0, err
+    best = json.loads((place / "out" / "sweep.json").read_text())["best"]["trial"]
+    assert f"trial {best}, the best, on the test split: top1/test 0." in out
+
+
+def test_trials_with_and_without_an_average_are_judged_by_one_metric(
+    door: Door, tmp_path: Path
+) -> None:
+    space = "ema = { grid = [false, { decay = 0.9 }] }"
+    file = written(tmp_path, *ALONE, trials=2, space=space, study="pruner='none'")
+    code, out, err = door("sweep", file, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    for row in json.loads(out)["trials"]:
+        metrics = RunFolder(Path(row["run"])).result()["metrics"]
+        assert row["value"] == metrics["top1/val"] and list(row["epochs"]) == ["1"]
+        assert ("top1/val_ema" in metrics) == (row["values"]["ema"] != "false")
+
+
+def test_typed_again_it_has_nothing_to_do(door: Door, place: Path) -> None:
+    before = (place / "out" / "sweep.json").read_bytes()
+    code, out, err = door("sweep", place / "mine.toml", "--out", place / "out")
+    assert code == 0
+    assert "4 trials, 0 to go" in err
+    assert "4 trials: 2 complete, 2 infeasible" in out
+    assert (place / "out" / "sweep.json").read_bytes() == before
+
+
+def test_a_signal_saves_the_trial_for_the_next_worker(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = "optim.lr = { log = [0.001, 0.5] }"
+    file = written(tmp_path, *ALONE, "train.epochs=2", trials=2, space=space)
+    judge = room.Judge.__call__
+
+    def told_to_stop(self: room.Judge, event: Event) -> None:
+        judge(self, event)
+        if isinstance(event, Step) and event.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Judge, "__call__", told_to_stop)
+        code, _, err = door("sweep", file, "--out", tmp_path / "out")
+    assert code == 143
+    assert "its trial is left to the others. Type the same again" in err
+    code, out, err = door("sweep", file, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "1 taken up again, after a worker was gone" in out
+    starts = [row["first_step"] for row in read(tmp_path / "out/trial-0000/journal.jsonl")
+              if row["event"] == "start"]  # fmt: skip
+    assert starts == [0, 3]
+
+
+def test_the_teacher_answers_once_for_all_trials(
+    door: Door, tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    space = "loss.kd.temperature = { uniform = [1.0, 6.0] }"
+    file = written(tmp_path, "train.epochs=1", trials=2, space=space)
+    code, _, err = door("sweep", file, "--teacher", tmp_path, "--out", tmp_path / "out")
+    assert code == 2 and f"{tmp_path} is not a run" in err
+    assert not (tmp_path / "out" / "sweep.db").exists(), "the right one may be named then"
+    code, _, err = door("sweep", file, "--teacher", teacher, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "note: the teacher's answers are stored by the first trials and read" in err
+    assert "0 of 1 view of the teacher's answers is stored" in err
+    assert "1 of 1 view of the teacher's answers is stored" in err
+
+
+def test_what_cannot_be_asked(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, *ALONE, trials=2, space="student.width = { integer = [20, 30] }")
+    code, _, err = door("sweep", file, "--out", tmp_path / "out")
+    assert code == 1
+    assert "no trial was trained to its end: there is no best" in err
+    assert "too many for fewer than 5,000" in err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = door("sweep", file, "--out", tmp_path / "out")
+    assert (code, err) == (2, "a sweep's worker is one process; start several, each by the same "
+                              "command.\n")  # fmt: skip
+
+
+# Several workers
+
+
+def worker(file: Path, out: Path, **environment: str) -> "subprocess.Popen[str]":
+    """`python cli.py sweep` for real."""
+    return subprocess.Popen(
+        [sys.executable, str(REPO / "cli.py"), "sweep", str(file), "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )  # fmt: skip
+
+
+def until(found: Callable[[], Any], within_s: float = 60) -> Any:
+    """What `found` gives as soon as it gives something."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    if why := databases.absent():
+        pytest.skip(why)
+    with databases.postgresql(tmp_path) as address:
+        yield address
+
+
+@pytest.mark.multi
+def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_doubled(
+    url: str, tmp_path: Path
+) -> None:
+    """On PostgreSQL. The trial of the dead goes on from its last checkpoint."""
+    out, n = tmp_path / "out", 3
+    file = written(
+        tmp_path, *ALONE, "train.epochs=16", trials=n, study="heartbeat_s = 1\npruner = 'none'",
+        space="optim.lr = { log = [0.001, 0.5] }",
+    )  # fmt: skip
+    two = [worker(file, out, UNDERSTUDY_STORAGE=url) for _ in range(2)]
+    until(lambda: list(out.glob("trial-000[01]/last")))
+    planned = sweep_file.load(file)
+    inputs = selection.check(planned.base.recipe)
+    trials = room.opened(planned, Storage(url_of(url, out), 1), out, inputs)
+
+    def of_the_first() -> FrozenTrial | None:
+        """What the first worker is in the middle of."""
+        return next(
+            (
+                each
+                for each in trials.counting().values()
+                if each.state == TrialState.RUNNING
+                and f"-{two[0].pid}-" in each.user_attrs.get(WORKER, "")
+                and max(each.intermediate_values, default=0) in range(3, 12)
+            ),
+            None,
+        )
+
+    orphan = until(of_the_first)
+    two[0].kill()
+    two[0].wait(10)
+    said, _ = two[1].communicate(timeout=90)
+    assert two[1].returncode == 0, said
+    check(trials, orphan, n)
+    for each in [said, *(p.read_text(errors="replace") for p in out.rglob("*") if p.is_file())]:
+        assert databases.PASSWORD not in each
+
+
+def check(trials: Trials, orphan: FrozenTrial, n: int) -> None:
+    """Each trial once; the orphan's values, and its epochs, are those of one run."""
+    counting, attempts = trials.counting(), trials.attempts()
+    assert sorted(counting) == list(range(n))
+    assert all(each.state == TrialState.COMPLETE for each in counting.values())
+    number = orphan.user_attrs["trial"]
+    workers = [sum(WORKER in a.user_attrs for a in attempts[k]) for k in range(n)]
+    assert workers == [1 + (k == number) for k in range(n)]
+    rows_left = {a.state for k in range(n) for a in attempts[k]}
+    assert rows_left == {TrialState.COMPLETE, TrialState.FAIL}
+    assert counting[number].params == orphan.params
+    rows = read(trials.folder(number).journal)
+    assert [row["epoch"] for row in rows if row["event"] == "epoch"] == list(range(1, 17))
+    starts = [row["first_epoch"] for row in rows if row["event"] == "start"]
+    assert len(starts) == 2 and starts[1] > 1
+    assert len({trials.folder(k).result()["weights"] for k in range(n)}) == n

@@ -1,0 +1,337 @@
+"""Several teachers: one drawn for each view, mirror images, weights."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.data import rng
+from distill.data.rng import Stream
+from distill.errors import UserError
+from distill.evaluation.evaluate import examine
+from distill.evaluation.predict import identify_test
+from distill.events import Start, Step
+from distill.models import checkpoint
+from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder
+from distill.teacher import cache_files, selection, verify_cache
+from distill.teacher.teacher import Drawn, Frozen, Live, Taught
+from distill.training import budget, build
+from distill.training import run as runs
+from distill.training.run import Request, run
+from distill.training.state import Training
+from teachers.ensemble import Ensemble
+from tests.make_runs import drawn as drawn_images
+from tests.make_runs import prepared, train
+
+NEEDS = frozenset({"teacher"})
+ONE, MIRROR, WEIGHTS = "teacher.draw=one", "teacher.mirror=true", "teacher.weights=[1, 3]"
+EVERYTHING = (ONE, MIRROR, WEIGHTS, "train.epochs=2", "train.save_steps=3")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def two(teacher: Path, other_teacher: Path) -> str:
+    return f"teacher.runs=['{teacher}', '{other_teacher}']"
+
+
+def networks(*teachers: Path) -> list[nn.Module]:
+    return [build.trained(RunFolder(path)) for path in teachers]
+
+
+def batch(run: Training, epoch: int = 0) -> tuple[Tensor, Tensor]:
+    """The mixed images of an epoch's first batch, and the teacher's logits of them."""
+    [(view, rows)] = run.loader.batches(epoch * run.loader.steps_per_epoch)
+    images, _ = run.loader.mix(view, rows, run.loader.augment(view, rows), run.loader.one_hot(rows))
+    logits = run.teach(view, rows, images, NEEDS).logits
+    assert logits is not None
+    return images, logits
+
+
+def drawn(view: int, weights: list[float]) -> int:
+    return rng.choice(0, view, Stream.TEACHER, weights)
+
+
+@torch.no_grad()
+def test_weights_and_mirror_are_what_the_student_sees(two, teacher, other_teacher) -> None:
+    images, logits = batch(prepared(two, WEIGHTS, MIRROR, "mix.cutmix.prob=0.5"))
+    first, second = (
+        (net(images).softmax(-1) + net(images.flip(-1)).softmax(-1)) / 2
+        for net in networks(teacher, other_teacher)
+    )
+    assert torch.allclose(logits.exp(), 0.25 * first + 0.75 * second, atol=1e-5)
+
+
+@torch.no_grad()
+def test_mirror_of_one_teacher(teacher) -> None:
+    images, logits = batch(prepared(f"teacher.runs=['{teacher}']", MIRROR))
+    [net] = networks(teacher)
+    both = (net(images).softmax(-1) + net(images.flip(-1)).softmax(-1)) / 2
+    assert torch.allclose(logits.exp(), both, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mirror", [False, True])
+def test_draw_one_asks_the_drawn_teacher(two, teacher, other_teacher, mirror) -> None:
+    run = prepared(two, ONE, WEIGHTS, *[MIRROR] * mirror, "train.epochs=6")
+    nets = networks(teacher, other_teacher)
+    chosen = [drawn(view, [1, 3]) for view in range(6)]
+    assert set(chosen) == {0, 1}
+    for epoch, i in enumerate(chosen):
+        images, logits = batch(run, epoch)
+        expected = (Ensemble([nets[i]], mirror=True) if mirror else nets[i])(images)
+        assert torch.allclose(logits, expected, atol=1e-3), epoch
+
+
+def test_a_view_that_comes_again_has_the_same_teacher(two) -> None:
+    ready = prepared(two, ONE, "cache.views=2", "train.epochs=4")
+    logits = [batch(ready, epoch)[1] for epoch in range(4)]
+    assert all(torch.equal(logits[i], logits[i + 2]) for i in range(2))
+
+
+class Counts(nn.Module):
+    """A teacher that counts its forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.bias = 0, nn.Parameter(torch.zeros(10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.n += 1
+        return self.bias.expand(len(images), -1)
+
+
+def test_draw_one_leaves_the_other_teachers_alone() -> None:
+    run = prepared()
+    teachers = [Counts(), Counts(), Counts()]
+    lives = [Live(Frozen(each), run.accelerator, run.loader) for each in teachers]
+    source = Taught(Drawn(lives, [1.0, 1.0, 1.0], seed=0))
+    for number in range(12):
+        [(view, rows)] = run.loader.batches(number * run.loader.steps_per_epoch)
+        images = run.loader.augment(view, rows)
+        before = [each.n for each in teachers]
+        source(view, rows, images, NEEDS)
+        asked = [each.n - n for each, n in zip(teachers, before, strict=True)]
+        assert asked == [int(i == drawn(number, [1.0] * 3)) for i in range(3)]
+    assert all(each.n for each in teachers)
+
+
+def test_a_pair_is_asked_of_the_drawn_teacher(two) -> None:
+    soft = ["loss.kd=false", "loss.soft_mix.weight=0.9", "mix.cutmix.prob=0.5"]
+    run = prepared(two, ONE, *soft)
+    [(view, rows)] = run.loader.batches(0)
+    images = run.loader.augment(view, rows)
+    pair = run.teach(view, rows, images, frozenset({"pair"})).pair
+    alone = run.live.networks[drawn(0, [1, 1])].mixed(view, rows, images).logits
+    assert torch.equal(pair.own, alone)
+
+
+@pytest.fixture(scope="module")
+def finished(teacher, other_teacher, tmp_path_factory) -> tuple[RunFolder, Start]:
+    """A student of teachers that were drawn, with weights and mirror images."""
+    out = tmp_path_factory.mktemp("runs") / "student"
+    folder, events = train(out, f"teacher.runs=['{teacher}', '{other_teacher}']", *EVERYTHING)
+    return folder, events[0]
+
+
+def test_a_run_resumed_in_the_middle_of_a_view_draws_the_same(finished, two, tmp_path) -> None:
+    assert drawn(0, [1, 3]) != drawn(1, [1, 3]), "the second view has another teacher"
+    resolved = recipes.load("tiny", [two, *EVERYTHING])
+    request = Request("student", resolved.recipe, "tiny", tmp_path / "cut", resume=True)
+    for event in run(request):
+        if isinstance(event, Step) and event.step == 14:
+            break
+    known = checkpoint.peek(RunFolder(tmp_path / "cut").last)
+    assert known["step"] == 13, "in the middle of view 1"
+    again, _ = train(tmp_path / "cut", two, *EVERYTHING, resume=True)
+    assert again.weights("student").read_bytes() == finished[0].weights("student").read_bytes()
+
+
+def test_evaluate_compares_with_the_mean_of_all(finished) -> None:
+    folder, _ = finished
+    kept = examine(folder)
+    aside = folder.evaluation.rename(folder.path / "aside.npz")
+    asked = examine(folder)
+    aside.rename(folder.evaluation)
+    assert asked["teacher_agreement"] == kept["teacher_agreement"] is not None
+    assert asked["teacher_kl"] == pytest.approx(kept["teacher_kl"], rel=1e-4)
+
+
+def test_the_head_says_how_often_each_is_drawn(finished, teacher, other_teacher) -> None:
+    counts = Counter(drawn(view, [1, 3]) for view in range(2))
+    assert (
+        f"teacher.draw = one: of 2 views have {teacher} {counts[0]}, {other_teacher} {counts[1]}; "
+        "the teacher's accuracy is that of the mean of all"
+    ) in finished[1].notes
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_accuracy_is_remembered_by_weights_and_mirror(two, other_teacher) -> None:
+    """The accuracy in the head, in the report and in result.json: that of the mean of all."""
+
+    def top1(*overrides: str) -> float:
+        recipe = recipes.load("tiny", overrides).recipe
+        split = build.divide(recipe, drawn_images())
+        frozen = selection.teacher(recipe, drawn_images(), split)
+        request = Request("student", recipe, "tiny")
+        test = identify_test(recipe.data.source, drawn_images())
+        ready = runs.Run(request, split, frozen, prepared(*overrides), test, ())
+        return runs._ask(frozen, ready)
+
+    both = top1(two)
+    assert top1(two, ONE) == both
+    heavy = top1(two, "teacher.weights=[1e-9, 1]")
+    assert heavy == top1(f"teacher.runs=['{other_teacher}']") != both
+    assert len({both, heavy, top1(two, MIRROR)}) == 3
+
+
+def asked_all(*overrides: str, epochs: int = 1) -> Training:
+    """A run whose teachers were asked for every view, and whose logits are cached."""
+    ready = prepared("cache={}", f"train.epochs={epochs}", *overrides)
+    for step in range(epochs * ready.loader.steps_per_epoch):
+        [(view, rows)] = ready.loader.batches(step)
+        ready.teach(view, rows, ready.loader.augment(view, rows), NEEDS)
+    ready.keep_answers()
+    return ready
+
+
+def survey(*overrides: str, epochs: int = 1) -> tuple[int, list[str]]:
+    """How many views are cached before a run; in what the nearest others differ."""
+    source = prepared("cache={}", f"train.epochs={epochs}", *overrides).teach.source
+    return source.survey(epochs).found, source.missed()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_views_of_a_drawn_teacher_are_cached_as_its_own(two, teacher, other_teacher) -> None:
+    """A student of that teacher alone, and one that draws otherwise, find them."""
+    chosen = [drawn(view, [1, 1]) for view in range(4)]
+    asked_all(two, ONE, MIRROR, epochs=4)
+    assert {stock.teachers: stock.views for stock in cache_files.stocks()} == {
+        (str(path),): [view for view in range(4) if chosen[view] == i]
+        for i, path in enumerate((teacher, other_teacher))
+    }
+    assert set(chosen) == {0, 1}
+    for i, path in enumerate((teacher, other_teacher)):
+        alone = f"teacher.runs=['{path}']"
+        assert survey(alone, MIRROR, epochs=4)[0] == chosen.count(i)
+    same = sum(drawn(view, [1, 3]) == chosen[view] for view in range(4))
+    assert survey(two, ONE, MIRROR, WEIGHTS, epochs=4)[0] == same < 4
+    assert survey(two, ONE, MIRROR, epochs=4)[0] == 4
+    assert survey(two, ONE, epochs=4) == (0, ["mirror"])
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_cached_logits_depend_on_mirror_and_weights(two) -> None:
+    for overrides in ([], [WEIGHTS], [MIRROR]):
+        assert survey(two, *overrides)[0] == 0
+        asked_all(two, *overrides)
+        assert survey(two, *overrides)[0] == 1
+    assert survey(two, "teacher.weights=[2, 2]")[0] == 1
+    assert survey(two, "teacher.weights=[2, 6]")[0] == 1
+    assert survey(two, "teacher.weights=[3, 1]") == (0, ["weights"])
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_plain_mean_finds_that_others_are_mirrored(two) -> None:
+    asked_all(two, MIRROR)
+    assert survey(two) == (0, ["mirror"])
+
+
+def test_cache_verify_asks_the_teacher_of_the_view(two, own_cache) -> None:
+    asked_all(two, ONE, MIRROR, epochs=2)
+    first, second = cache_files.stocks()
+    verdict = verify_cache.verify(first)
+    assert verdict.is_sound and verdict.held == 1, str(verdict)
+    files = [next(stock.path.glob("view-*.npz")) for stock in (first, second)]
+    with np.load(files[0]) as kept:
+        np.savez(files[1], array=kept["array"])
+    assert len(verify_cache.verify(second).differing) == 1
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_cached_logits_of_another_teacher_are_not_used(two) -> None:
+    """The first rows are asked again, of the teacher that the view draws."""
+    assert asked_all(two, ONE).teach.source.agrees(0)
+    [file] = next(stock.path for stock in cache_files.stocks()).glob("view-*.npz")
+    with np.load(file) as kept:
+        np.savez(file, array=kept["array"][::-1])
+    assert prepared(two, ONE, "cache={}").teach.source.agrees(0) is False
+
+
+def test_identity_of_cached_logits_is_unchanged_by_defaults(two) -> None:
+    for overrides in ([], ["teacher.weights=[1, 1]", "teacher.mirror=false"]):
+        ready = prepared(two, "cache={}", *overrides)
+        depends = ready.teach.source.depends(0, ready.loader.pipeline, mixed=True)
+        known = {"teacher", "part", "precision", "format", "seed", "pipeline", "data"}
+        assert depends.keys() == known
+
+
+@pytest.mark.parametrize(
+    ("n", "overrides", "found"),
+    [
+        (1, [ONE], ['teacher.draw = "one" draws one of several teachers']),
+        (1, [WEIGHTS], ["teacher.weights = [1.0, 3.0] is for several teachers, and 1 teaches"]),
+        (1, ["teacher.weights=[1]"], ["teacher.weights = [1.0] is for several teachers"]),
+        (2, ["teacher.weights=[1, 2, 3]"], ["has 3 weights for 2 teachers", "weights=[1,1]"]),
+        (
+            1,
+            [ONE, WEIGHTS],
+            [
+                "--teacher A --teacher B, or type --set teacher.draw=all\n",
+                "--teacher A --teacher B, or type --set teacher.weights=[]",
+            ],
+        ),
+    ],
+)
+def test_keys_for_another_number_of_teachers(two, teacher, n, overrides, found) -> None:
+    runs = two if n == 2 else f"teacher.runs=['{teacher}']"
+    with pytest.raises(UserError) as error:
+        prepared(runs, *overrides)
+    for words in found:
+        assert words in str(error.value)
+
+
+def test_faulty_keys_and_folders_are_one_message(teacher) -> None:
+    with pytest.raises(UserError) as error:
+        prepared(f"teacher.runs=['{teacher}', '{teacher}/']", "teacher.weights=[1]")
+    assert "was given 2 times" in str(error.value) and "has 1 weight for 2" in str(error.value)
+
+
+def test_a_teacher_found_alone_is_not_drawn(teacher, tmp_path) -> None:
+    with pytest.raises(UserError, match="draws one of several teachers for each view, and 1"):
+        train(teacher.parent / "student", ONE)
+
+
+def test_a_student_without_a_teacher_ignores_how_several_are_asked(tmp_path) -> None:
+    alone = ["loss.kd=false", "loss.hard.weight=1"]
+    runs = [
+        train(tmp_path / str(i), *alone, *more)[0] for i, more in enumerate([[], [ONE, MIRROR]])
+    ]
+    first, second = (folder.weights("student").read_bytes() for folder in runs)
+    assert first == second
+
+
+def test_minutes_are_planned_by_the_slowest_teacher(two, monkeypatch) -> None:
+    run = prepared(two, ONE)
+    slow = run.live.networks[1]
+    monkeypatch.setattr(budget, "_asking_seconds", lambda _, teacher: 1.0 + (teacher is slow))
+    assert budget.teacher_seconds(run) == 2.0
+    assert budget._who_answers(run).source is slow
+
+
+def test_a_compiled_run_compiles_every_drawn_teacher(two, monkeypatch) -> None:
+    run = prepared(two, ONE)
+    tapped = [each.tapped for each in run.live.networks]
+    monkeypatch.setattr(torch, "compile", nn.Sequential)
+    undo = build.compile_networks(run)
+    assert [each.tapped[0] for each in run.live.networks] == tapped
+    undo()
+    assert [each.tapped for each in run.live.networks] == tapped

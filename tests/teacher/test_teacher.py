@@ -1,0 +1,227 @@
+"""Who teaches, and what a run with each kind of term is made of."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distill.errors import UserError
+from distill.events import TOTAL
+from distill.losses.objective import Answers, Pair
+from distill.models.features import Answer
+from distill.recipe import recipes
+from distill.recipe.loss_schema import TEACHERS, Losses
+from distill.teacher import selection
+from distill.teacher.teacher import Taught
+from distill.training import build
+from distill.training.loop import step
+from tests.losses.answers import answers
+from tests.losses.test_properties import made
+from tests.make_runs import drawn, prepared, train
+
+THREE = "student.stages=3"
+FREE_TERMS = ("labels", "teacher", "taps", "sample index", "pair")
+
+
+class Watched:
+    """Answers that remember what was read of them."""
+
+    def __init__(self, given: Answers) -> None:
+        self.given, self.read = given, set[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.read.add(name)
+        return getattr(self.given, name)
+
+
+@pytest.mark.parametrize("name", Losses.model_fields)
+def test_a_term_needs_what_it_reads(name: str) -> None:
+    """The tables' word against the loss itself."""
+    watched = Watched(answers())
+    made(name)(watched)
+    reads = {
+        "labels": "targets" in watched.read,
+        "teacher": "teacher" in watched.read,
+        "taps": {"student_taps", "teacher_taps"} <= watched.read,
+        "sample index": "samples" in watched.read,
+        "pair": "pair" in watched.read,
+    }
+    declared = Losses.model_fields[name].annotation.__args__[0].needs
+    assert {need for need, is_read in reads.items() if is_read} == declared & set(FREE_TERMS)
+    assert ("live teacher" in declared) == reads["taps"]
+
+
+def test_one_label_is_needed_by_what_changes_with_the_labels_beside_the_largest() -> None:
+    mixed = answers()
+    blurred = Answers(mixed.student, 0.6 * mixed.targets + 0.08, mixed.teacher)
+    sharp = Answers(mixed.student, mixed.targets, mixed.teacher)
+    dkd = made("dkd")
+    assert torch.equal(dkd(blurred), dkd(sharp)), "it cannot see that a label is mixed: refused"
+    assert "one label" in Losses.model_fields["dkd"].annotation.__args__[0].needs
+
+
+class Source:
+    """A teacher that counts."""
+
+    def __init__(self) -> None:
+        self.mixed_asked = self.plain_asked = 0
+
+    def mixed(self, view, rows, images):  # type: ignore[no-untyped-def]
+        self.mixed_asked += 1
+        return Answer(torch.zeros(len(rows), 10), {"maps": images})
+
+    def plain(self, view, rows):  # type: ignore[no-untyped-def]
+        self.plain_asked += 1
+        return rows[:, None].float()
+
+
+class HalfMixed:
+    """A view in which sample i is mixed with i + 1, three quarters its own."""
+
+    def partners(self, rows):  # type: ignore[no-untyped-def]
+        return rows + 1
+
+    def own_share(self, rows):  # type: ignore[no-untyped-def]
+        return torch.full((len(rows), 1), 0.75)
+
+
+@pytest.mark.parametrize(
+    ("needs", "mixed", "plain"),
+    [({"labels"}, 0, 0), ({"teacher"}, 1, 0), ({"live teacher", "taps"}, 1, 0), ({"pair"}, 0, 2)],
+)
+def test_the_teacher_is_asked_for_what_is_needed_and_no_more(needs, mixed, plain) -> None:
+    source, rows = Source(), torch.tensor([3, 5])
+    lesson = Taught(source)(HalfMixed(), rows, torch.rand(2, 3, 4, 4), frozenset(needs))
+    assert (source.mixed_asked, source.plain_asked) == (mixed, plain)
+    assert (lesson.logits is not None) == bool(mixed)
+    assert (needs & TEACHERS != set()) == bool(mixed + plain)
+    if plain:
+        assert isinstance(lesson.pair, Pair)
+        assert lesson.pair.own.flatten().tolist() == [3, 5]
+        assert lesson.pair.partner.flatten().tolist() == [4, 6]
+        assert lesson.pair.lam.flatten().tolist() == [0.75, 0.75]
+
+
+def test_a_teacher_whose_terms_have_ended_is_not_asked(teacher: Path) -> None:
+    run = prepared(f"teacher.runs=['{teacher}']", "loss.kd.when.end=0.35", "train.epochs=1")
+    asked = []
+    source = run.teach.source
+    ask, source.mixed = source.mixed, lambda *a: asked.append(1) or ask(*a)
+    losses = [step(run, k) for k in range(6)]
+    assert len(asked) == 4  # of ten steps, those before 0.35
+    assert [set(each) == {"hard", TOTAL} for each in losses] == [False] * 4 + [True] * 2
+
+
+def test_parameters_of_terms_are_trained_clipped_and_kept(teacher: Path, tmp_path: Path) -> None:
+    sets = [f"teacher.runs=['{teacher}']", THREE, "loss.vid.weight=1", "optim.clip=0.001"]
+    run = prepared(*sets, "optim.name=momentum", "optim.momentum=0.0", "optim.weight_decay=0.0")
+    own = list(run.criterion.parameters())
+    assert own and {id(p) for p in own} <= {
+        id(p) for group in run.optimizer.param_groups for p in group["params"]
+    }
+    before = [p.detach().clone() for p in run.parameters()]
+    step(run, 0)
+    moved = sum(
+        (p - old).square().sum() for p, old in zip(run.parameters(), before, strict=True)
+    ).sqrt()
+    assert moved.item() == pytest.approx(0.001 * run.lr(0), rel=1e-3)
+    assert any(not torch.equal(p, old) for p, old in zip(own, before[-len(own) :], strict=True))
+
+
+def test_a_term_s_own_state_is_resumed(teacher: Path, tmp_path: Path) -> None:
+    """CRD's banks and the size of its scores go on where they stood, bit for bit."""
+    sets = [
+        f"teacher.runs=['{teacher}']", THREE, "loss.kd=false", "train.epochs=2",
+        "loss.crd.weight=0.5", "loss.crd.negatives=32", "loss.crd.dims=8",
+    ]  # fmt: skip
+    whole, _ = train(tmp_path / "whole", *sets)
+    from distill.training.run import Request, run
+
+    resolved = recipes.load("tiny", sets)
+    request = Request("student", resolved.recipe, resolved.name, tmp_path / "cut", resume=True)
+    for event in run(request):
+        if type(event).__name__ == "Epoch":
+            break
+    again, _ = train(tmp_path / "cut", *sets, resume=True)
+    assert again.weights("student").read_bytes() == whole.weights("student").read_bytes()
+
+
+def test_simkd_reuses_the_teachers_classifier_and_leaves_it_alone(teacher: Path) -> None:
+    sets = [f"teacher.runs=['{teacher}']", THREE, "loss.kd=false", "loss.simkd.weight=1"]
+    run = prepared(*sets, "student.projector_width=64", "ema.decay=0.5")
+    theirs = run.teach.source.tapped.net.head
+    step(run, 0)
+    for ours in (run.student.head, run.ema.module.head):
+        assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+    assert not any(p.requires_grad for p in run.student.head.parameters())
+
+
+def test_a_classifier_that_does_not_fit_is_refused_with_the_width_that_does(teacher: Path) -> None:
+    sets = [f"teacher.runs=['{teacher}']", THREE, "loss.kd=false", "loss.simkd.weight=1"]
+    with pytest.raises(UserError, match="reads 64 features; the student's reads 40") as error:
+        prepared(*sets, "student.projector_width=40")
+    assert "--set student.projector_width=64" in str(error.value)
+
+
+def test_a_projector_counts_against_the_budget() -> None:
+    spec = ["student.projector_width=640", "student.projector_factor=2"]
+    with_it, without = recipes.count("kd", spec), recipes.count("kd")
+    c, inner, wide = 256, 320, 640
+    projector = c * inner + inner * inner * 9 + inner * wide + 2 * (inner + inner + wide)
+    assert with_it["parameters"] - without["parameters"] == projector + (wide - c) * 10
+    assert not with_it["within_budget"]
+    with pytest.raises(recipes.RecipeError, match="too many for fewer than 5,000,000"):
+        recipes.load("kd", spec)
+    net = build.network(recipes.load("simkd").recipe, "student", 10)
+    assert sum(p.numel() for p in net.parameters()) == recipes.count("simkd")["parameters"]
+
+
+def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(teacher, tmp_path / "other")
+    two = f"teacher.runs=['{teacher}', '{other}']"
+    with pytest.raises(
+        UserError, match="loss.at reads a teacher's maps, and 2 teachers were given"
+    ):
+        prepared(two, THREE, "loss.at.weight=1")
+    assert set(step(prepared(two, THREE), 0)) == {"hard", "kd", TOTAL}
+
+
+def test_a_mean_of_one_teacher_twice_is_refused(teacher: Path) -> None:
+    with pytest.raises(UserError, match=r"/teacher was given 2 times; a mean wants different"):
+        prepared(f"teacher.runs=['{teacher}', '{teacher}/']", THREE)
+
+
+def test_a_map_that_the_teacher_lacks_is_refused_with_those_it_has(teacher: Path) -> None:
+    taps = 'loss.at.teacher_taps=["stages.0", "stages.1", "layer4"]'
+    with pytest.raises(UserError) as error:
+        prepared(f"teacher.runs=['{teacher}']", THREE, "loss.at.weight=1", taps)
+    assert str(error.value) == (
+        'loss.at.teacher_taps: "layer4" names no map of the teacher; allowed: stem, stages.0, '
+        "stages.1, stages.2, maps, features"
+    )
+
+
+def test_a_student_may_teach_the_next(teacher: Path, tmp_path: Path) -> None:
+    """Self-distillation and assistants: any finished run on this data, by its own name."""
+    first, _ = train(tmp_path / "first", f"teacher.runs=['{teacher}']")
+    second, events = train(tmp_path / "second", f"teacher.runs=['{first.path}']")
+    assert events[0].teacher == str(first.path)
+    assert second.result()["teacher"]["runs"] == [str(first.path)]
+    frozen = selection.teacher(
+        recipes.read(second.recipe), drawn(), build.divide(recipes.read(second.recipe), drawn())
+    )
+    assert isinstance(frozen.net, nn.Module) and not frozen.net.training
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.filterwarnings("ignore")
+def test_a_teacher_teaches_in_mixed_precision_too(teacher) -> None:
+    """On a GPU that is the default. Its kernels are kept in bfloat16, and maps may be asked for."""
+    options = [f"teacher.runs=['{teacher}']", "train.precision='bf16'"]
+    for more in ([], ["student.stages=3", "loss.at.weight=1"]):
+        run = prepared(*options, *more)
+        assert {p.dtype for p in run.live.tapped.parameters() if p.dim() == 4} == {torch.bfloat16}
+        losses = step(run, 0)
+        assert all(torch.isfinite(value) for value in losses.values())

@@ -1,0 +1,293 @@
+"""Answers kept by view: what is asked, what is read again, and what is not found."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from distill.data.augment.affine import Affine, Rotate, Translate
+from distill.data.augment.auto_augment import RandAugment, TrivialAugment
+from distill.data.augment.color import ColourJitter
+from distill.data.augment.crop_flip import Crop, Flip
+from distill.data.augment.erase import Cutout, Erase
+from distill.data.augment.mixup_cutmix import Cutmix
+from distill.data.augment.pipeline import Calendar, Pipeline
+from distill.data.images import ImageSet
+from distill.data.loader import Loader, Slice
+from distill.events import Step
+from distill.models.features import Answer
+from distill.teacher import view_cache
+from distill.teacher.teacher import Taught
+from distill.teacher.view_cache import Stored
+from tests.make_runs import train
+
+N, BATCH, C = 50, 8, 10
+MIXED = Pipeline(Crop(4), Flip(), cutmix=Cutmix(prob=0.5))
+KEY = {"teacher": "a", "part": "b"}
+
+
+class Teacher:
+    """Answers by the pixels' means, and counts how often it is asked."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.asked = loader, 0
+
+    def mixed(self, view, rows, images) -> Answer:  # type: ignore[no-untyped-def]
+        self.asked += 1
+        return Answer(images.mean((2, 3)) @ torch.linspace(-9, 9, 3 * C).reshape(3, C), {})
+
+    def plain(self, view, rows):  # type: ignore[no-untyped-def]
+        images = self.loader.resized(view, self.loader.augment(view, rows))
+        return self.mixed(view, rows, images).logits
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def loader(**changes: object) -> Loader:
+    pixels = np.random.default_rng(0).integers(0, 256, (N, 3, 32, 32), dtype=np.uint8)
+    images = ImageSet(pixels, np.arange(N) % C, tuple("abcdefghij"))
+    settings = {
+        "batch_size": BATCH,
+        "seed": 5,
+        "pipeline": MIXED,
+        "device": torch.device("cpu"),
+        "part": Slice(),
+    }
+    return Loader(images, **(settings | changes))  # type: ignore[arg-type]
+
+
+def epoch(
+    teacher: Teacher, number: int = 0, identity: dict[str, str] = KEY, needs: str = "teacher"
+) -> list[torch.Tensor]:
+    """The answers of an epoch, in order, through a store of its own."""
+    return through(Stored(teacher, teacher.loader, Accelerator(), identity), number, needs)
+
+
+def through(store: Stored, number: int, needs: str = "teacher") -> list[torch.Tensor]:
+    ours, lessons = store.loader, []
+    for step in range(number * ours.steps_per_epoch, (number + 1) * ours.steps_per_epoch):
+        for view, rows in ours.batches(step):
+            images, targets = ours.augment(view, rows), ours.one_hot(rows)
+            images, _ = ours.mix(view, rows, images, targets)
+            images = ours.resized(view, images)
+            lessons.append(Taught(store)(view, rows, images, frozenset({needs})))
+    if needs == "pair":
+        return [half for lesson in lessons for half in (lesson.pair.own, lesson.pair.partner)]
+    return [lesson.logits for lesson in lessons]
+
+
+def live(teacher: Teacher, number: int = 0, needs: str = "teacher") -> list[torch.Tensor]:
+    return through(teacher, number, needs)  # type: ignore[arg-type]
+
+
+def test_the_second_student_costs_no_teacher_and_hears_the_same() -> None:
+    first, second = Teacher(loader()), Teacher(loader())
+    heard = epoch(first)
+    assert first.asked == N // BATCH
+    again = epoch(second)
+    assert second.asked == 0
+    assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
+
+
+def test_a_view_that_was_just_written_is_not_asked_again() -> None:
+    teacher = Teacher(loader())
+    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    heard, again = through(store, 0), through(store, 0)
+    assert teacher.asked == N // BATCH
+    assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
+
+
+def test_a_view_that_another_machine_lacks_is_asked_again(monkeypatch) -> None:
+    """Each machine may have a cache folder of its own: nobody reads what one of them has not."""
+    epoch(Teacher(loader()))
+    monkeypatch.setattr(view_cache, "gather_object", lambda here: [*here, False])
+    teacher = Teacher(loader())
+    epoch(teacher)
+    assert teacher.asked == N // BATCH
+
+
+def test_stored_answers_are_the_live_ones_to_float16_rounding() -> None:
+    stored, asked = epoch(Teacher(loader())), live(Teacher(loader()))
+    for a, b in zip(stored, asked, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b.half().float())
+
+
+def test_a_view_that_comes_again_is_not_asked_again() -> None:
+    teacher = Teacher(loader(calendar=Calendar(views=2)))
+    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    heard = [through(store, number) for number in range(4)]
+    assert teacher.asked == 2 * (N // BATCH)
+    for now, later in ((0, 2), (1, 3)):
+        assert all(torch.equal(a, b) for a, b in zip(heard[now], heard[later], strict=True))
+    assert not torch.equal(heard[0][0], heard[1][0])
+
+
+def test_pairs_are_stored_before_they_are_mixed() -> None:
+    first, second = Teacher(loader()), Teacher(loader())
+    heard = epoch(first, needs="pair")
+    other_mix = replace(MIXED, cutmix=Cutmix(prob=0.1))
+    again = epoch(second, needs="pair")
+    assert second.asked == 0
+    assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
+    asked = live(Teacher(loader()), needs="pair")
+    assert all(torch.equal(a, b.half().float()) for a, b in zip(heard, asked, strict=True))
+    third = Teacher(loader(pipeline=other_mix))
+    epoch(third, needs="pair")
+    assert third.asked == 0  # how they will be mixed changes nothing about the parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "identity", "number"),
+    [
+        ({"seed": 6}, KEY, 0),
+        ({"pipeline": replace(MIXED, cutmix=Cutmix(prob=0.6))}, KEY, 0),
+        ({"pipeline": replace(MIXED, flip=None)}, KEY, 0),
+        ({"pipeline": replace(MIXED, operations=(TrivialAugment(),))}, KEY, 0),
+        ({}, KEY | {"teacher": "other"}, 0),
+        ({}, KEY | {"part": "other"}, 0),
+        ({}, KEY, 1),
+    ],
+)
+def test_what_differs_in_anything_finds_nothing(changes, identity, number) -> None:
+    epoch(Teacher(loader()))
+    teacher = Teacher(loader(**changes))
+    epoch(teacher, number, identity)
+    assert teacher.asked == N // BATCH
+
+
+def test_cache_identity_has_the_place_of_trivial_augment() -> None:
+    """Logits cached for the pixels of an earlier version are not read."""
+    pipelines = set()
+    for first in (True, False):
+        here = loader(pipeline=Pipeline(Crop(4), operations=(TrivialAugment("wide", first),)))
+        store = Stored(Teacher(here), here, Accelerator(), KEY)
+        pipelines |= {
+            store.depends(0, here.pipeline, mixed=mixed)["pipeline"] for mixed in (True, False)
+        }
+    assert len(pipelines) == 2
+    assert not any("TrivialAugment(space='wide')" in pipeline for pipeline in pipelines)
+
+
+def test_cache_identity_of_other_pipelines_is_unchanged() -> None:
+    """Logits that are cached for them are still found."""
+    every = (Translate(), Affine(), Rotate(), RandAugment(), ColourJitter(), Cutout(), Erase())
+    assert repr(replace(MIXED, operations=every)) == (
+        "Pipeline(crop=Crop(padding=4), flip=Flip(prob=0.5, alternate=False), operations=("
+        "Translate(pixels=4), "
+        "Affine(degrees=0.0, translate=0.0, scale=(1.0, 1.0), shear=0.0), "
+        "Rotate(degrees=15.0), "
+        "RandAugment(ops=3, magnitude=15, space='standard'), "
+        "ColourJitter(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0), "
+        "Cutout(size=16, prob=1.0), "
+        "Erase(prob=0.25, area=(0.02, 0.33), ratio=(0.3, 3.3))), "
+        "mixup=None, cutmix=Cutmix(prob=0.5, alpha=1.0), ricap=None)"
+    )
+
+
+RISING = Calendar(views=1, sides=((0.0, 20), (0.5, None)), epochs=2)
+
+
+def test_cache_identity_has_the_side_of_the_images() -> None:
+    assert repr(replace(MIXED, side=20)) == repr(MIXED)[:-1] + ", side=20)"
+
+
+@pytest.mark.parametrize("needs", ["teacher", "pair"])
+def test_a_view_at_another_side_is_another_view(needs: str) -> None:
+    first = Teacher(loader(calendar=RISING))
+    store = Stored(first, first.loader, Accelerator(), KEY)
+    small, full = (through(store, number, needs) for number in (0, 1))
+    asked, a_view = first.asked, (N // BATCH) * (2 if needs == "pair" else 1)
+    assert asked == 2 * a_view
+    assert not torch.equal(small[0], full[0])
+    if needs == "teacher":
+        assert store.survey(2) == (2, 2, 0)
+    second = Teacher(loader(calendar=RISING))
+    again = Stored(second, second.loader, Accelerator(), KEY)
+    for number, heard in ((0, small), (1, full)):
+        for a, b in zip(through(again, number, needs), heard, strict=True):
+            assert torch.equal(a, b)
+    assert second.asked == 0
+    plain = Teacher(loader(calendar=Calendar(views=1)))
+    for a, b in zip(epoch(plain, needs=needs), full, strict=True):
+        assert torch.equal(a, b)
+    assert plain.asked == 0, "at full size it is the view of a run without sides"
+
+
+def test_answers_are_complete_when_every_side_is_there() -> None:
+    teacher = Teacher(loader(calendar=RISING))
+    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    through(store, 0)
+    assert not store.is_complete
+    through(store, 1)
+    assert store.is_complete
+    assert teacher.loader.calendar == RISING
+
+
+def test_another_batch_size_asks_for_what_is_missing_alone_once() -> None:
+    """The last partial batch is dropped, so that other batches leave out other samples."""
+    epoch(Teacher(loader()))  # 48 of 50
+    ten = Teacher(loader(batch_size=10))
+    epoch(ten)  # all 50: two are missing
+    assert ten.asked == 5
+    again = Teacher(loader(batch_size=10))
+    epoch(again)
+    assert again.asked == 0
+
+
+def test_a_run_that_ends_within_a_view_leaves_no_half_of_one(own_cache: Path) -> None:
+    teacher = Teacher(loader())
+    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    ((view, rows),) = teacher.loader.batches(0)
+    store.mixed(view, rows, teacher.loader.augment(view, rows))
+    assert not list(own_cache.rglob("view-*"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_file_is_asked_anew(own_cache: Path, damage: bytes | None) -> None:
+    epoch(Teacher(loader()))
+    (file,) = own_cache.rglob("view-*")
+    whole = file.read_bytes()
+    flipped = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    file.write_bytes(flipped if damage is None else damage)
+    teacher = Teacher(loader())
+    epoch(teacher)
+    assert teacher.asked == N // BATCH
+
+
+def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(
+    teacher, tmp_path, own_cache
+) -> None:
+    taught = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
+    own_cache.mkdir()
+    runs = []
+    for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []]):
+        own_cache.chmod(0o700 if i == 1 else 0o777)
+        runs.append(train(tmp_path / str(i), *taught, *more))
+    exposed = [
+        [note for note in events[0].notes if note.startswith("other users may change what")]
+        for _, events in runs
+    ]
+    assert exposed[0] == [
+        f"other users may change what is stored in {own_cache}: every user may write in it; use it "
+        "only if you trust them, or set UNDERSTUDY_CACHE to a folder of your own"
+    ]
+    assert exposed[1] == exposed[2] == []
+    assert re.search(
+        r"0 of 1 view of the teacher's answers is stored in \S+/targets, [0-9.]+ kB when all are",
+        runs[0][1][0].notes[0],
+    )
+    assert not any("stored in" in note and "of 1 view" in note for note in runs[2][1][0].notes)
+    first, second, fresh = (folder.weights("student").read_bytes() for folder, _ in runs)
+    assert first == second != fresh  # without views = 1 each epoch has a view of its own
+    losses = [[e.metrics["loss/kd"] for e in events if isinstance(e, Step)] for _, events in runs]
+    half = len(losses[0]) // 2
+    assert losses[0][:half] == pytest.approx(losses[2][:half], rel=1e-2)

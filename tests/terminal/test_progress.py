@@ -1,0 +1,322 @@
+import math
+import re
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from distill.events import End, Epoch, Estimate, Start, Step
+from distill.terminal.progress import (
+    Display,
+    Row,
+    closing_table,
+    duration,
+    percent,
+    roughly,
+    shortened,
+)
+
+START = Start(
+    run="runs/x",
+    role="student",
+    recipe="kd_cutmix+quickstart",
+    network="ResNet [4, 4, 3] 64-128-256",
+    parameters=4_697_162,
+    data="cifar10",
+    train_images=45_000,
+    val_images=5_000,
+    n_classes=10,
+    processes=2,
+    device="cuda",
+    precision="bf16",
+    batch_size=100,
+    epochs=30,
+    steps_per_epoch=40,
+    first_step=0,
+    teacher="runs/teacher[1]",
+    teacher_top1=0.95314,
+    notes=("the teacher knows [5] classes only",),
+)
+LOSSES = {"loss/hard": 0.512, "loss/kd": 0.804, "loss/total": 1.2341}
+EPOCH = Epoch(3, 120, LOSSES | {"top1/val": 0.7117, "top1/val_ema": 0.73}, True, 20.0, 151.4)
+END = End(28, {"top1/val": 0.951, "top1/test": 0.9482}, 4_697_162, 3723.0, "runs/x/s.safetensors")
+ESCAPE = "\x1b"
+
+
+def console(terminal: bool) -> Console:
+    # Colours are stated, so that the surroundings of the test do not decide.
+    return Console(
+        file=StringIO(),
+        force_terminal=terminal,
+        force_interactive=terminal,
+        color_system="truecolor" if terminal else None,
+        width=100,
+        _environ={},
+    )
+
+
+def shown(out: Console) -> str:
+    assert isinstance(out.file, StringIO)
+    return out.file.getvalue()
+
+
+def logged(*events: Start | Step | Estimate | Epoch | End) -> str:
+    out = console(terminal=False)
+    with Display(out) as display:
+        for event in events:
+            display(event)
+    return shown(out)
+
+
+def bars(*events: Start | Step | Epoch) -> str:
+    """The moving part as plain text after these events, without a thread that moves it."""
+    display = Display(console(terminal=False))
+    for event in events:
+        display(event)
+    out = console(terminal=False)
+    out.print(display.bars())
+    return shown(out)
+
+
+def test_the_head_says_what_is_trained_on_what_by_how_many() -> None:
+    head = logged(START)
+    assert "ResNet [4, 4, 3] 64-128-256, 4,697,162 parameters" in head
+    assert "runs/teacher[1], top1/val 95.31 %" in head
+    assert "cifar10, 10 classes, 45,000 images to train on, 5,000 held out" in head
+    assert "cuda, bf16, 2 processes" in head
+    assert "30 epochs of 40 steps, batches of 100" in head
+    assert "kd_cutmix+quickstart" in head
+    assert "note: the teacher knows [5] classes only" in head
+    assert "resumed" not in head
+
+
+def test_the_head_of_a_teacher_names_no_teacher_of_its_own() -> None:
+    head = logged(replace(START, role="teacher", teacher=None, processes=1))
+    assert "1 process\n" in head
+    assert "nobody" not in head
+    assert re.search(r"^teacher +ResNet", head)
+
+
+def test_the_head_of_a_student_alone_and_of_an_unmeasured_teacher() -> None:
+    assert re.search(r"teacher +nobody, the labels alone", logged(replace(START, teacher=None)))
+    assert "runs/teacher[1], top1/val –" in logged(replace(START, teacher_top1=None))
+
+
+def test_a_resumed_run_says_where_it_goes_on() -> None:
+    assert re.search(r"resumed +at step 1,120", logged(replace(START, first_step=1120)))
+
+
+def test_without_a_terminal_an_epoch_is_one_plain_line() -> None:
+    text = logged(START, Step(120, 2, {"images_per_s": 412.3}), EPOCH)
+    assert text.splitlines()[-1] == (
+        "epoch 3/30   loss 1.234 (hard 0.51, kd 0.80)  top1/val 71.17 %  top1/val_ema 73.00 %"
+        "  412 images/s  2:31 left  best"
+    )
+    assert ESCAPE not in text
+
+
+def test_lines_of_different_epochs_stand_in_columns() -> None:
+    lines = logged(START, EPOCH, replace(EPOCH, epoch=12, is_best=False)).splitlines()[-2:]
+    assert lines[0].index("loss") == lines[1].index("loss")
+    assert lines[0].endswith("best") and not lines[1].endswith("best")
+
+
+def test_the_average_alone_is_told_where_it_alone_was_measured() -> None:
+    epoch = replace(EPOCH, metrics=LOSSES | {"top1/val_ema": 0.73})
+    line = logged(START, epoch).splitlines()[-1]
+    assert "(hard 0.51, kd 0.80)  top1/val_ema 73.00 %  " in line
+    assert "top1/val " not in line + bars(START, epoch)
+    assert "top1/val_ema 73.00 %  best epoch 3" in bars(START, epoch)
+
+
+def test_what_is_not_known_is_a_dash() -> None:
+    line = logged(START, Epoch(1, 40, {}, False, 1.0, math.nan)).splitlines()[-1]
+    assert line == "epoch 1/30   loss –  top1/val –  – images/s  – left"
+
+
+def test_steps_write_no_line_to_a_log() -> None:
+    assert logged(START, Step(1, 0, LOSSES), Step(2, 0, LOSSES)) == logged(START)
+
+
+def test_the_end_names_the_kept_epoch_its_accuracy_and_the_file() -> None:
+    *_, kept, weights = logged(START, END).splitlines()
+    assert kept == (
+        "kept the weights of epoch 28  top1/val 95.10 %  top1/test 94.82 %  trained for 1:02:03"
+    )
+    assert weights.split() == ["weights", "runs/x/s.safetensors"]
+
+
+def test_the_end_of_a_run_with_averaged_weights_names_the_accuracy_of_what_was_kept() -> None:
+    metrics = END.metrics | {"top1/val_ema": 0.9533}
+    *_, kept, _ = logged(START, replace(END, metrics=metrics)).splitlines()
+    assert "epoch 28  top1/val_ema 95.33 %  top1/test 94.82 %" in kept
+    assert "95.10 %" not in kept, "those of the last step are not kept"
+
+
+def test_the_bars_stand_where_the_run_stands() -> None:
+    text = bars(START, Step(110, 2, LOSSES | {"lr": 0.0812, "images_per_s": 400.0}))
+    assert re.search(r"epoch +3/30 ", text)
+    assert re.search(r"step +30/40 ", text)
+    assert "400 images/s" in text
+    # 1,090 of 1,200 steps are to come, 100 images each: 272.5 s at 400 images/s
+    assert "4:32 left" in text
+    assert "loss 1.234 (hard 0.51, kd 0.80)  lr 0.0812  top1/val –" in text
+
+
+def test_the_step_bar_is_filled_by_the_share_of_the_epoch_done() -> None:
+    def cells(step: int) -> int:
+        # Without colour only the part that is done is drawn.
+        (line,) = [x for x in bars(START, Step(step, 0, {})).splitlines() if x.startswith("step")]
+        return line.count("━")
+
+    quarter, half = cells(10), cells(20)
+    assert quarter > 5
+    assert abs(half - 2 * quarter) <= 1
+
+
+def test_time_left_follows_the_estimate_of_the_last_epoch() -> None:
+    # 151.4 s for the 1,080 steps after epoch 3; 540 steps later half of it is left.
+    assert "1:16 left" in bars(START, EPOCH, Step(660, 16, {"images_per_s": 9999.0}))
+
+
+def test_bars_remember_accuracy_and_best_epoch_between_epochs() -> None:
+    text = bars(START, EPOCH, replace(EPOCH, epoch=4, step=160, is_best=False), Step(170, 4, {}))
+    assert "top1/val 71.17 %  top1/val_ema 73.00 %  best epoch 3" in text
+    assert re.search(r"step +10/40", text)
+
+
+def test_after_the_last_epoch_the_bars_do_not_count_further() -> None:
+    text = bars(START, replace(EPOCH, epoch=30, step=1200, remaining_s=0.0))
+    assert re.search(r"epoch +30/30", text)
+    assert re.search(r"step +40/40", text)
+    assert "0:00 left" in text
+
+
+def test_a_resumed_run_begins_its_bars_where_it_goes_on() -> None:
+    text = bars(replace(START, first_step=410, first_epoch=10))
+    assert re.search(r"epoch +11/30", text)
+    assert re.search(r"step +10/40", text)
+
+
+def test_a_terminal_shows_bars_that_go_away_and_lines_that_stay() -> None:
+    out = console(terminal=True)
+    with Display(out) as display:
+        for event in (START, Step(110, 2, {"images_per_s": 400.0}), EPOCH):
+            display(event)
+    text = shown(out)
+    assert "━" in text
+    assert "epoch 3/30   loss 1.234" in text
+    assert text.count(f"{ESCAPE}[?25l") == text.count(f"{ESCAPE}[?25h") == 1  # cursor given back
+    assert "images/s" not in next(line for line in text.splitlines() if "epoch 3/30   loss" in line)
+
+
+def test_a_narrow_terminal_breaks_lines_between_words_and_a_log_breaks_none() -> None:
+    def lines(terminal: bool) -> list[str]:
+        out = console(terminal)
+        out.width = 60
+        Display(out)(EPOCH)
+        return [line for line in shown(out).splitlines() if line]
+
+    first, second = lines(terminal=True)
+    assert first.startswith("epoch 3/3") and re.match("top1/val", second)
+    assert len(lines(terminal=False)) == 1
+
+
+def test_the_terminal_is_given_back_when_the_run_fails() -> None:
+    out = console(terminal=True)
+    with pytest.raises(RuntimeError, match="boom 7"), Display(out) as display:
+        display(START)
+        raise RuntimeError("boom 7")
+    assert shown(out).count(f"{ESCAPE}[?25h") == 1
+
+
+def test_preparing_speaks_once_a_quarter_in_a_log() -> None:
+    out = console(terminal=False)
+    with Display(out) as display:
+        for done in range(0, 50_001, 100):
+            display.progress("decoding images", done, 50_000)
+        display.progress("downloading", 77, 0)
+    assert shown(out).splitlines() == [
+        f"decoding images  {done:,} of 50,000" for done in (12_500, 25_000, 37_500, 50_000)
+    ]
+
+
+def test_preparing_is_a_bar_until_it_is_done() -> None:
+    display = Display(console(terminal=True))
+    display.progress("decoding images", 500, 1_000)
+    display.progress("reading targets", 5, 0)
+    out = console(terminal=False)
+    out.print(display.bars())
+    assert "decoding images" in shown(out) and "500/1,000" in shown(out)
+    assert "reading targets" in shown(out)
+    display.progress("decoding images", 1_000, 1_000)
+    out = console(terminal=False)
+    out.print(display.bars())
+    assert "decoding images" not in shown(out)
+
+
+def test_the_closing_table_sets_the_three_side_by_side() -> None:
+    out = console(terminal=False)
+    out.print(
+        closing_table(
+            [
+                Row("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 7261.0),
+                Row("alone", "ResNet [4, 4, 3] 64-128-256", 4_697_162),
+            ]
+        )
+    )
+    lines = [re.split(r"\s{2,}", line.strip()) for line in shown(out).splitlines() if line.strip()]
+    heading = ["network", "parameters", "top1/val", "top1/test", "time"]
+    assert max(map(len, shown(out).splitlines())) <= 80
+    assert lines[0] == heading
+    assert lines[2] == [
+        "teacher", "WRN-28-10", "36,479,194", "96.12 %", "96.00 %", "2:01:01",
+    ]  # fmt: skip
+    assert lines[3] == ["alone", "ResNet [4, 4, 3] 64-128-256", "4,697,162", *"–––"]
+
+
+def test_percentages_have_two_decimals() -> None:
+    assert [percent(x) for x in (0.71166, 1.0, 0.0, None, math.nan)] == [
+        "71.17 %", "100.00 %", "0.00 %", "–", "–",
+    ]  # fmt: skip
+
+
+def test_durations_read_as_clocks() -> None:
+    seconds = (0, 59.6, 151, 3723, 90_000, None, math.inf)
+    assert [duration(s) for s in seconds] == [
+        "0:00", "1:00", "2:31", "1:02:03", "25:00:00", "–", "–",
+    ]  # fmt: skip
+
+
+def test_a_run_of_days_says_so_at_its_first_steps_and_once() -> None:
+    total = START.epochs * START.steps_per_epoch
+    slow = START.batch_size / (3 * 86_400 / total)  # images/s at which the run takes three days
+    steps = [Step(k, 0, {"images_per_s": slow}) for k in (1, 2)]
+    left = 3 * (total - 1) / total
+    assert logged(START, *steps).count(f"at this pace {left:.1f} days are left") == 1
+    assert "at this pace" not in logged(START, Step(1, 0, {"images_per_s": 9 * slow}))
+
+
+def test_a_name_that_is_too_long_keeps_both_its_ends() -> None:
+    words = ["seeds-kd/seed-2", "seeds-kd/seed-12"]
+    assert [shortened(word, 15) for word in words] == ["seeds-kd/seed-2", "seeds-k…seed-12"]
+    assert [shortened("abcdef", width) for width in (1, 2, 3)] == ["…", "…f", "a…f"]
+
+
+def test_an_estimate_is_one_line_with_its_range() -> None:
+    said = logged(START, Estimate(9, 0, 6, 29 * 60.0, 25.2 * 60, 33.4 * 60))
+    assert said.splitlines()[-1] == "about 29 min (25 to 33) in all, from the first 6 steps"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        ((70.0, 60.0, 80.5), "70 s (60 to 80)"),
+        ((90.0, 76.0, 104.0), "1.5 min (1.3 to 1.7)"),
+        ((2 * 3600.0, 1.7 * 3600, 2.4 * 3600), "2.0 h (1.7 to 2.4)"),
+        ((30 * 86_400.0, 20 * 86_400, 1_200 * 86_400), "30 days (20 to 1,200)"),
+    ],
+)
+def test_a_rough_time_has_one_unit(seconds: tuple[float, float, float], text: str) -> None:
+    assert roughly(*seconds) == text

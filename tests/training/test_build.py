@@ -1,0 +1,118 @@
+"""Device, precision and norms, as they are chosen where there is no GPU to ask."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distill.data.augment.auto_augment import TrivialAugment
+from distill.data.augment.crop_flip import Crop, Flip
+from distill.data.augment.erase import Cutout
+from distill.errors import UserError
+from distill.recipe import recipes
+from distill.training import build
+
+
+def test_the_cpu_is_taken_where_accelerate_is_told_to_or_nothing_else_is(monkeypatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert not build._on_cpu()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert build._on_cpu()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    assert build._on_cpu()
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "precision"),
+    [("cpu", True, "fp32"), ("mps", True, "fp32"), ("cuda", True, "bf16"), ("cuda", False, "fp16")],
+)
+def test_the_native_precision_is_what_the_device_in_use_has(
+    monkeypatch, device, has_bf16, precision
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert build._native_precision(torch.device(device)) == precision
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_cpu_run_on_a_machine_with_a_gpu_is_fp32_on_the_cpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    opened = build.accelerator(recipes.load("kd").recipe)  # precision auto
+    assert (opened.device.type, opened.mixed_precision) == ("cpu", "no")
+
+
+def test_float32_is_not_shortened_for_measuring() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    assert build.measuring_accelerator().mixed_precision == "no"
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def on(device: str, processes: int) -> Any:
+    """What an accelerator says of itself."""
+    return SimpleNamespace(device=torch.device(device), num_processes=processes)
+
+
+def test_norms_are_synchronised_where_asked_for_and_keep_their_parameters() -> None:
+    asked = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
+    net = build.network(asked, "student", 10)
+    names, weights = list(net.state_dict()), list(net.parameters())
+    plain = build.synchronised(net, recipes.load("kd").recipe, on("cuda", 2))
+    alone = build.synchronised(net, asked, on("cuda", 1))
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in [*plain.modules(), *alone.modules()])
+    shared = build.synchronised(net, asked, on("cuda", 2))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in shared.modules())
+    assert list(shared.state_dict()) == names
+    assert all(a is b for a, b in zip(shared.parameters(), weights, strict=True))
+
+
+def test_synchronised_norms_without_gpus_are_refused() -> None:
+    asked = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
+    with pytest.raises(
+        UserError, match=r"the 2 processes compute on the CPU: .* needs GPUs.\n"
+    ) as e:
+        build.synchronised(nn.BatchNorm2d(2), asked, on("cpu", 2))
+    assert "--set train.sync_batch_norm=false" in str(e.value)
+
+
+def test_trivial_augment_ingredient_is_the_authors_setting() -> None:
+    """Their CIFAR-10 configuration of WRN-40-2: `fixed_standard`, crop, flip, cutout 16."""
+    made = build.pipeline(recipes.load("kd+trivial_augment").recipe)
+    assert (made.crop, made.flip) == (Crop(4), Flip(0.5))
+    assert made.operations == (TrivialAugment("standard", before_crop=True), Cutout(16, 1.0))
+    asked = ["augment.trivial.space=wide", "augment.trivial.before_crop=false"]
+    made = build.pipeline(recipes.load("kd+trivial_augment", asked).recipe)
+    assert made.operations[0] == TrivialAugment("wide", before_crop=False)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "share", "on"),
+    [
+        (10, 0.05, 9),  # round(9.5) is 10: half to even
+        (1, 0.05, 1),
+        (2, 0.05, 1),
+        (3, 0.01, 2),
+        (100, 0.05, 95),
+        (12, 0.25, 9),
+        (10, 0.0, 10),
+        (1, 0.0, 1),
+    ],
+)
+def test_a_clean_end_is_an_epoch_at_least(epochs: int, share: float, on: int) -> None:
+    """Operations and mixing each end before the last of several epochs."""
+    made = recipes.load("kd", [f"augment.off_last={share}", f"mix.off_last={share}"]).recipe
+    calendar = build.calendar(made, epochs)
+    assert (calendar.operated, calendar.mixed) == (on, on)
+
+
+def test_the_last_of_ten_epochs_is_clean() -> None:
+    made = recipes.load("kd+cutmix+cutout+clean_end").recipe
+    calendar, whole = build.calendar(made, 10), build.pipeline(made)
+    clean = [
+        not p.mixes and not p.operations for p in (calendar.pipeline(whole, e) for e in range(10))
+    ]
+    assert clean == [False] * 9 + [True]

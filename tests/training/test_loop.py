@@ -1,0 +1,184 @@
+"""The parts of the step and the loop, by themselves."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from distill.evaluation.metrics import Means, measures
+from distill.evaluation.predict import measure
+from distill.models import checkpoint
+from distill.teacher.teacher import Frozen, Lesson, Live, nobody
+from distill.training import loop
+from distill.training.divergence import Diverged
+from tests.make_runs import prepared, train
+
+ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
+MEASURES = ("top1", "nll", "ece")
+
+
+def test_golden_losses_of_tiny(teacher, tmp_path) -> None:
+    """Ten steps of everything. A sign flipped in any loss, draw or augmentation shows here."""
+    _, events = train(tmp_path / "golden", f"teacher.runs=['{teacher}']")
+    measured = [e.metrics["loss/hard"] for e in events[1:11]]
+    assert measured == pytest.approx(GOLDEN_HARD, rel=1e-4)
+    assert [e.metrics["loss/kd"] for e in events[1:11]] == pytest.approx(GOLDEN_KD, rel=1e-3)
+
+
+GOLDEN_HARD = [
+    2.348678, 2.371706, 2.422885, 2.41265, 2.241723,
+    2.356948, 2.353752, 2.347664, 2.309749, 2.273829,
+]  # fmt: skip
+GOLDEN_KD = [
+    0.070181, 0.066156, 0.06212, 0.057818, 0.053362,
+    0.049567, 0.046482, 0.044115, 0.042224, 0.042244,
+]  # fmt: skip
+
+
+def test_a_frozen_network_cannot_wake() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+    frozen = Frozen(net)
+    before = {name: t.clone() for name, t in frozen.state_dict().items()}
+    frozen.train()
+    nn.Sequential(frozen).train()
+    images = torch.rand(4, 3, 8, 8)
+    answers = [frozen(images) for _ in range(10)]
+    assert not frozen.training and not net.training and not net[1].training
+    assert all(torch.equal(a, answers[0]) for a in answers)
+    for name, t in frozen.state_dict().items():
+        assert torch.equal(t, before[name])
+
+
+def test_a_live_teacher_answers_in_float32_without_a_graph() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    live = Live(Frozen(net), Accelerator(), loader=None)  # type: ignore[arg-type]
+    view, rows, images = None, torch.arange(2), torch.rand(2, 3, 2, 2)
+    answers = live.mixed(view, rows, images).logits  # type: ignore[arg-type]
+    assert answers.dtype == torch.float32 and not answers.requires_grad
+    assert not answers.is_inference()
+    assert torch.equal(answers, net(images))
+    assert nobody(view, rows, images, frozenset({"teacher"})) == Lesson()  # type: ignore[arg-type]
+
+
+def test_the_average_warms_up_as_the_formula_says() -> None:
+    """min(d, (1 + t) / (10 + t)) at update t = 0, 1, …, parameters and running statistics alike."""
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    ema = ModelEmaV3(net, decay=0.3, use_warmup=True, warmup_gamma=9, warmup_power=1)
+    weight = net[0].weight.item()
+    for t in range(6):
+        with torch.no_grad():
+            net[0].weight.fill_(t)
+            net[1].running_mean.fill_(t)
+            net[1].num_batches_tracked.fill_(t)
+        ema.update(net, step=t + 2)
+        decay = min(0.3, (1 + t) / (10 + t))
+        weight = decay * weight + (1 - decay) * t
+        assert ema.module[0].weight.item() == pytest.approx(weight, rel=1e-5)
+    assert ema.module[1].running_mean.item() > 0
+    assert ema.module[1].num_batches_tracked.item() == 5  # copied, not averaged
+
+
+def test_means_are_over_what_was_added_since_the_last_read() -> None:
+    means = Means()
+    for value in (1.0, 2.0, 6.0):
+        means.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
+    assert means.read(Accelerator()) == {"a": 3.0, "b": -3.0}
+    assert means.read(Accelerator()) == {}
+    means.add({"a": torch.tensor(5.0)})
+    assert means.read(Accelerator()) == {"a": 5.0}
+
+
+def test_the_mean_of_a_term_that_begins_later_is_over_its_own_steps() -> None:
+    means = Means()
+    means.add({"a": torch.tensor(1.0)})
+    means.add({"a": torch.tensor(3.0), "b": torch.tensor(8.0)})
+    assert means.read(Accelerator()) == {"a": 2.0, "b": 8.0}
+
+
+def test_measures_by_hand() -> None:
+    # Two classes; p = 0.8 right, 0.8 wrong, 0.6 right: top1 2/3.
+    p = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]])
+    values = measures(p.log(), torch.tensor([0, 1, 1]))
+    assert values["top1"] == pytest.approx(2 / 3)
+    assert values["nll"] == pytest.approx(-(math.log(0.8) + math.log(0.2) + math.log(0.6)) / 3)
+    # Bins: {0.8, 0.8} with accuracy 1/2, {0.6} with accuracy 1.
+    assert values["ece"] == pytest.approx(2 / 3 * 0.3 + 1 / 3 * 0.4, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(teacher, tmp_path) -> None:
+    huge = ["optim.lr=1e30", "optim.schedule='constant'", "train.log_every=100"]
+    with pytest.raises(Diverged, match="the loss or its gradient is not finite in step 2"):
+        train(tmp_path / "s", f"teacher.runs=['{teacher}']", *huge)
+    tensors, progress = checkpoint.load(tmp_path / "s" / "last")
+    assert progress["step"] == 0, "what was there before it is what is kept"
+    assert all(value.isfinite().all() for value in tensors["student"].values())
+
+
+SLOW = "this CPU does not compute bf16 natively: it is many times slower than fp32"
+FASTER = (
+    "this CPU has AMX: --set train.precision=bf16 trains networks of 128 channels or more "
+    "2 to 3 times as fast"
+)
+
+
+@pytest.mark.parametrize(
+    ("amx", "precision", "widen", "notes"),
+    [
+        (False, "bf16", 2, {SLOW}),
+        (False, "auto", 2, set()),
+        (True, "bf16", 2, set()),
+        (True, "auto", 2, {FASTER}),
+        (True, "auto", 1, set()),  # 64 channels at most
+        (True, "fp32", 2, set()),
+    ],
+)
+def test_a_cpu_says_which_precision_is_fast(
+    fresh_accelerate, tmp_path, monkeypatch, amx: bool, precision: str, widen: int, notes: set[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    alone = ["loss.kd=false", "loss.hard.weight=1.0", f"train.precision='{precision}'"]
+    _, events = train(tmp_path / "t", *alone, f"teacher.widen={widen}", role="teacher")
+    assert events[0].precision == ("bf16" if precision == "bf16" else "fp32")
+    assert {note for note in events[0].notes if "this CPU" in note} == notes
+    assert math.isfinite(events[-2].metrics["loss/total"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "splits"),
+    [
+        ((), ["val"]),
+        (("ema.decay=0.9",), ["val_ema"]),
+        (("ema.decay=0.9", "train.validate_both=true"), ["val", "val_ema"]),
+        (("train.validate_both=true",), ["val"]),
+        (("ema.decay=0.9", "train.validate_both=true", "data.holdout=0"), []),
+    ],
+)
+def test_validation_measures_what_is_kept_unless_asked(settings, splits, monkeypatch) -> None:
+    """Each network once, and no other."""
+    run = prepared(*ALONE, *settings)
+    measured = []
+    really = loop.measure
+    monkeypatch.setattr(loop, "measure", lambda *a: measured.append(a[0]) or really(*a))
+    names = loop.validate(run).keys()
+    assert names == {f"{measure}/{split}" for split in splits for measure in MEASURES}
+    nets = {"val": run.student, "val_ema": run.ema and run.ema.module}
+    assert measured == [nets[split] for split in splits]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_computes_in_the_training_precision(fresh_accelerate, precision) -> None:
+    """The network and its average alike: both are measured without accelerate's wrapper."""
+    settings = (f"train.precision='{precision}'", "ema.decay=0.9", "train.validate_both=true")
+    run = prepared(*ALONE, *settings)
+    for k in range(3):
+        loop.step(run, k)
+    found = loop.validate(run)
+    for split, net in (("val", run.student), ("val_ema", run.ema.module)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            expected = measure(net, run.held_out, run.accelerator)
+        exact = measure(net, run.held_out, run.accelerator)
+        assert {name: found[f"{name}/{split}"] for name in MEASURES} == expected
+        assert (expected["nll"] == exact["nll"]) == (precision == "fp32")

@@ -1,0 +1,159 @@
+"""Of several processes one is asked to stop, or dies: all stop, or all leave; nothing is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from torch.distributed import DistBackendError
+
+from distill.models import checkpoint
+from distill.runs.journal import read
+from distill.runs.run_folder import RunFolder
+from distill.training.ranks import is_loss_of_another
+from tests.training.test_processes import ROOT, TORCHRUN, free_port, launch, torchrun_options
+
+pytestmark = pytest.mark.multi
+
+SETS = ["--recipe", "tiny+ema", "--set", "loss.kd=false", "--set", "loss.hard.weight=1"]
+LONG = [*SETS, "--set", "train.epochs=100000"]
+
+
+def of_two(
+    rank: int, port: int, out: Path, *options: str, program: tuple[str, ...] = ("cli.py",)
+) -> subprocess.Popen[str]:
+    """One of two processes without a launcher, as a scheduler starts them."""
+    meeting = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [sys.executable, *program, "distill", *options, "--out", str(out)],
+        cwd=ROOT, env=os.environ | meeting | quiet, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes in the first epochs of a run that would never end."""
+    port = free_port()
+    children = [of_two(rank, port, tmp_path / "run", *LONG) for rank in (0, 1)]
+    journal = tmp_path / "run" / "journal.jsonl"
+    until = time.monotonic() + 60
+    # The second epoch is told once the first is saved.
+    while (journal.read_text() if journal.exists() else "").count('"event": "epoch"') < 2:
+        assert time.monotonic() < until and all(child.poll() is None for child in children)
+        time.sleep(0.05)
+    yield children
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def saved(out: Path) -> dict[str, object]:
+    return checkpoint.load(out / "last")[1]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_whoever_is_asked_to_stop_all_save_and_leave(
+    pair: list[subprocess.Popen[str]], tmp_path: Path, asked: int
+) -> None:
+    pair[asked].send_signal(signal.SIGTERM)
+    said = [child.communicate(timeout=90)[1] for child in pair]
+    assert [child.returncode for child in pair] == [143, 143], said
+    assert f"Stopped after step {saved(tmp_path / 'run')['step']:,}, and saved." in said[0]
+    steps = [r["step"] for r in read(tmp_path / "run" / "journal.jsonl") if r["event"] == "step"]
+    assert steps == list(range(1, saved(tmp_path / "run")["step"] + 1))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_when_one_dies_the_other_leaves_with_an_error(
+    pair: list[subprocess.Popen[str]], tmp_path: Path, dies: int
+) -> None:
+    pair[dies].kill()
+    _, said = pair[1 - dies].communicate(timeout=120)
+    assert pair[1 - dies].returncode == 1, said
+    assert "failed: another of its processes ended or hangs." in said
+    assert saved(tmp_path / "run")["step"] >= 10  # type: ignore[operator]
+
+
+def test_every_text_of_a_lost_connection_is_known_and_no_other_fault_is() -> None:
+    """Those of gloo's transport that do not name it came without a warning."""
+    for text in (
+        "Application timeout caused pair closure",
+        "[::1]:4711 Connection closed by peer",
+        "Read timeout [127.0.0.1]:4711",
+        "[/gloo/tcp/pair.cc:456] broken pipe",
+    ):
+        assert is_loss_of_another(RuntimeError(text)), text
+    assert is_loss_of_another(DistBackendError("NCCL error"))
+    for text in ("mat1 and mat2 shapes cannot be multiplied", "CUDA out of memory", ""):
+        assert not is_loss_of_another(RuntimeError(text)), text
+
+
+def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:
+    """Three seconds in place of ten minutes."""
+    impatient = (
+        "import runpy, sys; from datetime import timedelta; from distill.training import ranks;"
+        "ranks.TIMEOUT = timedelta(seconds=3); sys.argv[0] = 'cli.py';"
+        "runpy.run_path('cli.py', run_name='__main__')"
+    )
+    port, journal = free_port(), tmp_path / "run" / "journal.jsonl"
+    pair = [of_two(r, port, tmp_path / "run", *LONG, program=("-c", impatient)) for r in (0, 1)]
+    while '"step": 3' not in (journal.read_text() if journal.exists() else ""):
+        assert all(child.poll() is None for child in pair)
+        time.sleep(0.02)
+    pair[1].send_signal(signal.SIGSTOP)
+    try:
+        _, said = pair[0].communicate(timeout=90)
+    finally:
+        pair[1].kill()
+        pair[1].communicate()
+    assert pair[0].returncode == 1, said
+    assert "failed: another of its processes ended or hangs." in said
+
+
+def test_a_divergence_ends_all_of_them_at_its_step(tmp_path: Path) -> None:
+    port, rate = free_port(), ["--set", "optim.lr=1e30"]
+    pair = [of_two(rank, port, tmp_path / "run", *LONG, *rate) for rank in (0, 1)]
+    said = [child.communicate(timeout=120)[1] for child in pair]
+    assert [child.returncode for child in pair] == [1, 1], said
+    assert "the loss or its gradient is not finite in step" in said[0]
+    assert "--step" in said[0] and "Traceback" not in said[0] + said[1]
+    tensors = checkpoint.load(tmp_path / "run" / "last")[0]
+    assert all(tensor.isfinite().all() for tensor in tensors["student"].values())
+
+
+def test_two_processes_stopped_and_resumed_are_uninterrupted(tmp_path: Path) -> None:
+    """Bit for bit, with as many processes."""
+    four = [*SETS, "--set", "train.epochs=3"]
+    options = [ROOT / "cli.py", "distill", *four, "--out"]
+    launch(*TORCHRUN, *torchrun_options(2), *options, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    port = free_port()
+    children = [of_two(rank, port, cut, *four) for rank in (0, 1)]
+    journal = cut / "journal.jsonl"
+    while '"step": 13' not in (journal.read_text() if journal.exists() else ""):
+        assert all(child.poll() is None for child in children)
+        time.sleep(0.01)
+    children[1].send_signal(signal.SIGUSR1)
+    assert [child.wait(90) for child in children] == [143, 143]
+    for child in children:
+        child.communicate()
+    assert 10 < saved(cut)["step"] < 30  # type: ignore[operator]
+    launch(*TORCHRUN, *torchrun_options(2), *options, cut, "--resume")
+    one, other = (
+        load_file(RunFolder(tmp_path / name).weights("student")) for name in ("whole", "cut")
+    )
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    rows = [
+        [(r["step"], r["metrics"]["loss/total"]) for r in read(tmp_path / name / "journal.jsonl")
+         if r["event"] == "step"]
+        for name in ("whole", "cut")
+    ]  # fmt: skip
+    assert rows[0] == rows[1]

@@ -1,0 +1,167 @@
+"""Runs on images that grow while they train."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.errors import Unfit
+from distill.evaluation import predict as prediction
+from distill.events import TOTAL, Step, loss_name
+from distill.recipe import recipes
+from distill.runs.journal import read
+from distill.teacher import cache_files, verify_cache
+from distill.teacher.teacher import Frozen
+from distill.training import build, loop, run
+from tests.make_runs import EFFICIENT, prepared
+from tests.make_runs import train as trained
+from tests.training.test_processes import TORCHRUN, launch, losses, torchrun_options
+from tests.training.test_run import digest, same
+
+GROWING = "train.resolution=[[0.0, 20], [0.5, 32]]"
+MAPS = ["fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd", "simkd"]
+
+
+def sides_of(net: nn.Module) -> list[int]:
+    """The sides of the images that a network gets from now on."""
+    seen: list[int] = []
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    return seen
+
+
+def test_both_networks_train_on_the_same_small_images_and_validate_full_ones(teacher) -> None:
+    options = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
+    made = prepared(*options, GROWING)
+    assert made.live is not None
+    inputs: list[list[Tensor]] = [[], []]
+    for net, kept in zip((made.student, made.live.tapped.net), inputs, strict=True):
+        net.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0]))
+    for k in (0, made.loader.steps_per_epoch):
+        loop.step(made, k)
+    sides = [images.shape[-1] for images in inputs[0]]
+    assert sides == [20, 32]
+    assert all(torch.equal(a, b) for a, b in zip(*inputs, strict=True))
+    loop.validate(made)
+    assert {images.shape[-1] for images in inputs[0][2:]} == {32}
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    options = [*EFFICIENT, GROWING]
+    whole, events = trained(tmp_path / "whole", *options)
+    assert events[0].notes[0] == (  # type: ignore[union-attr]
+        "train.resolution: epoch 1 at 20 pixels, epoch 2 at 32 pixels; validation and test at full "
+        "size, 32 pixels"
+    )
+    recipe = recipes.load("tiny", options).recipe
+    begun = run.run(run.Request("student", recipe, "tiny", tmp_path / "cut"))
+    for event in begun:
+        if isinstance(event, Step) and event.step == 13:
+            break  # killed in the middle of epoch 2
+    begun.close()
+    resumed, later = trained(tmp_path / "cut", *options, resume=True)
+    assert later[0].first_step == 10  # type: ignore[union-attr]
+    assert same(whole, resumed)
+    assert digest(whole.weights("student")) == digest(resumed.weights("student"))
+
+
+def test_sides_that_no_epoch_has_are_named() -> None:
+    made = prepared(*EFFICIENT, "train.resolution=[[0, 20], [0.5, 24], [0.75, 32]]")
+    assert list(run._resolution(made)) == [
+        "train.resolution: epoch 1 at 20 pixels, epoch 2 at 24 pixels; validation and test at full "
+        "size, 32 pixels",
+        "train.resolution: no epoch of 2 trains at 32 pixels; a side begins with the first epoch "
+        "at or after its share",
+    ]
+    assert list(run._resolution(prepared(*EFFICIENT))) == []
+
+
+def test_with_minutes_the_shares_are_of_the_epochs_that_fit() -> None:
+    made = prepared(*EFFICIENT)
+    sets = ["train.minutes=5.0", GROWING]
+    per_epoch = made.loader.steps_per_epoch
+    build.lasting(made, recipes.load("tiny", sets).recipe, 4 * per_epoch + 1)  # five epochs
+    sides = [made.loader.view(epoch).pipeline.side for epoch in range(5)]
+    assert sides == [20, 20, 20, None, None]
+
+
+@pytest.mark.parametrize("term", MAPS)
+def test_terms_that_read_maps_work_at_every_side(term: str, teacher) -> None:
+    options = [
+        f"teacher.runs=['{teacher}']",
+        "loss.kd=false",
+        f"loss.{term}.weight=1",
+        "student.stages=3",
+        "train.epochs=2",
+    ]
+    if term == "simkd":
+        options.append("student.projector_width=64")
+    made = prepared(*options, GROWING)
+    seen = sides_of(made.student)
+    losses = [loop.step(made, k)[term] for k in (0, 1, made.loader.steps_per_epoch)]
+    assert seen == [20, 20, 32]
+    assert all(torch.isfinite(loss) for loss in losses)
+    assert losses[0] != losses[1], "the student must have moved"
+
+
+class Fixed(nn.Module):
+    """A network for images of 32x32 pixels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.flatten(1))
+        return logits
+
+
+def test_a_teacher_that_does_not_take_a_side_is_refused(teacher: Path) -> None:
+    options = [f"teacher.runs=['{teacher}']", "train.epochs=2"]
+    prepared(*options, "train.resolution=[[0, 32]]", teacher=Frozen(Fixed()))
+    with pytest.raises(
+        Unfit,
+        match=r"train.resolution has side 20, and the teacher does not take images of 20x20 pixels"
+        r": RuntimeError: .*\nGive larger sides, or type --set train.resolution=\[\[0.0,32\]\]",
+    ):
+        prepared(*options, GROWING, teacher=Frozen(Fixed()))
+
+
+def test_cached_logits_of_small_images_are_verified(teacher, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    options = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=1", GROWING]
+    _, events = trained(tmp_path / "run", *options)
+    assert any("0 of 2 views" in note for note in events[0].notes)  # type: ignore[union-attr]
+    verdicts = [verify_cache.verify(stock) for stock in cache_files.stocks()]
+    assert len(verdicts) == 2
+    assert all(verdict.is_sound and verdict.asked for verdict in verdicts), verdicts
+    _, events = trained(tmp_path / "again", *options, "train.seed=1")
+    assert any("2 of 2 views" in note for note in events[0].notes)  # type: ignore[union-attr]
+
+
+@pytest.mark.multi
+def test_two_processes_train_on_the_same_sides(tmp_path: Path) -> None:
+    options = [*EFFICIENT, GROWING]
+    one, events = trained(tmp_path / "one", *options)
+    sets = [word for value in options for word in ("--set", value)]
+    command = ["cli.py", "distill", "--recipe", "tiny", "--out", tmp_path / "two", *sets]
+    launch(*TORCHRUN, *torchrun_options(2), *command)
+    alone = [each.metrics[loss_name(TOTAL)] for each in events if isinstance(each, Step)]
+    # Each process normalises its half of a batch by that half's statistics.
+    assert losses(tmp_path / "two")[:5] == pytest.approx(alone[:5], rel=0.1)
+    assert read(tmp_path / "two" / "journal.jsonl")[0]["notes"][0] == events[0].notes[0]  # type: ignore[union-attr]
+    assert one.is_finished
+
+
+def test_the_test_split_is_measured_at_full_size(tmp_path, monkeypatch) -> None:
+    seen: set[int] = set()
+    predict = prediction.predict
+
+    def watched(forward, images, *rest, **named):  # type: ignore[no-untyped-def]
+        seen.add(images.shape[-1])
+        return predict(forward, images, *rest, **named)
+
+    monkeypatch.setattr(prediction, "predict", watched)
+    folder, _ = trained(tmp_path / "run", *EFFICIENT, "train.resolution=[[0, 20]]")
+    assert seen == {32}
+    assert folder.is_finished

@@ -1,0 +1,299 @@
+"""Checkpoints: at any step, verified, and the one before where the disk damaged the newest."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.errors import Failure, UserError
+from distill.events import End, Epoch, Start, Step
+from distill.models import checkpoint
+from distill.models.checkpoint import Damaged
+from distill.recipe import recipes
+from distill.runs.journal import Journal, read
+from distill.runs.run_folder import RunFolder
+from distill.training import resume as checkpoints
+from distill.training import run
+from distill.training.signals import Stopped
+from distill.training.state import Training
+from tests.make_runs import prepared, train, two_epochs
+from tests.training.test_run import digest, same
+
+
+def journalled(
+    out: Path, overrides: list[str], *, resume: bool = False, stop_at: int | None = None
+) -> RunFolder:
+    """A run as the door has it, with its journal; asked to stop after so many steps."""
+    resolved = recipes.load("tiny", overrides)
+    request = run.Request("student", resolved.recipe, "tiny", out, resume)
+    journal = Journal(RunFolder(out).journal)
+    for event in run.run(request):
+        journal(event)
+        if isinstance(event, Step) and event.step == stop_at:
+            request.stop.code = 143
+    return RunFolder(out)
+
+
+def told(folder: RunFolder) -> list[dict[str, object]]:
+    """The journal without what a clock says, and without the heads of resumed runs."""
+    rows = [row for row in read(folder.journal) if row["event"] != "start"]
+    clocks = {"at", "elapsed_s", "remaining_s", "weights"}
+    for row in rows:
+        row["metrics"].pop("images_per_s", None)
+    return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return journalled(tmp_path_factory.mktemp("whole") / "run", two_epochs(teacher))
+
+
+@pytest.mark.parametrize("stop_at", [1, 10, 13, 20])
+def test_stopped_at_any_step_and_resumed_is_uninterrupted(
+    whole: RunFolder, teacher: Path, tmp_path: Path, stop_at: int
+) -> None:
+    """Weights, averages, optimizer, files, and a journal without gap or repeat, bit for bit."""
+    with pytest.raises(Stopped, match=f"stopped after step {stop_at}, and saved") as stopped:
+        journalled(tmp_path / "run", two_epochs(teacher), stop_at=stop_at)
+    assert stopped.value.code == 143
+    assert checkpoint.load(tmp_path / "run" / "last")[1]["step"] == stop_at
+    resumed = journalled(tmp_path / "run", two_epochs(teacher), resume=True)
+    assert same(whole, resumed)
+    assert digest(whole.weights("student")) == digest(resumed.weights("student"))
+    assert told(whole) == told(resumed)
+
+
+def test_a_stop_while_it_is_measured_begins_there_again(
+    whole: RunFolder, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = recipes.load("tiny", two_epochs(teacher))
+    request = run.Request("student", resolved.recipe, "tiny", tmp_path / "run")
+    journal, measure = Journal(tmp_path / "run" / "journal.jsonl"), run.loop.measure
+
+    def asked(*given: object) -> object:
+        if request.stop.can_wait:  # not of the teacher, before the loop
+            request.stop.code = 130
+        return measure(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run.loop, "measure", asked)
+    with pytest.raises(Stopped):
+        for event in run.run(request):
+            assert not isinstance(event, Epoch)
+            journal(event)
+    monkeypatch.undo()
+    resumed = journalled(tmp_path / "run", two_epochs(teacher), resume=True)
+    assert same(whole, resumed) and told(whole) == told(resumed)
+
+
+@pytest.mark.parametrize("how", ["train.save_steps=3", "train.save_minutes=1e-6"])
+def test_in_the_middle_of_an_epoch_it_is_saved_too(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    steps, save = [], checkpoints.save
+    monkeypatch.setattr(
+        checkpoints, "save", lambda training: (steps.append(training.step), save(training))
+    )
+    train(tmp_path / "run", *two_epochs(teacher), how)
+    every = 3 if "steps" in how else 1
+    assert steps[0] == 0 and steps[-1] == 20 and set(range(every, 10, every)) <= set(steps)
+
+
+def test_how_often_is_saved_changes_no_bit(whole: RunFolder, teacher: Path, tmp_path: Path) -> None:
+    often, _ = train(tmp_path / "often", *two_epochs(teacher), "train.save_steps=1")
+    assert same(whole, often)
+    assert digest(whole.weights("student")) == digest(often.weights("student"))
+
+
+def flipped(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at // 8] ^= 1 << at % 8
+    path.write_bytes(bytes(content))
+
+
+def cut(path: Path, at: int) -> None:
+    path.write_bytes(path.read_bytes()[: at // 8])
+
+
+@pytest.mark.parametrize("damage", [flipped, cut])
+@pytest.mark.parametrize("name", ["state.pt", "progress.json"])
+def test_damage_anywhere_is_noticed(
+    whole: RunFolder, tmp_path: Path, name: str, damage: Callable[[Path, int], None]
+) -> None:
+    chance = random.Random(0)
+    for trial in range(25):
+        last = tmp_path / str(trial)
+        shutil.copytree(whole.last, last)
+        damage(last / name, chance.randrange(8 * (last / name).stat().st_size - 16))
+        with pytest.raises(Damaged, match="is damaged: its (sha256|progress.json) is not"):
+            checkpoint.load(last)
+
+
+def test_the_one_before_is_used_and_that_is_said(
+    whole: RunFolder, teacher: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        journalled(tmp_path / "run", [*two_epochs(teacher), "train.save_steps=3"], stop_at=8)
+    flipped(tmp_path / "run" / "last" / "state.pt", 12_345)
+    resumed = RunFolder(tmp_path / "run")
+    resolved = recipes.load("tiny", [*two_epochs(teacher), "train.save_steps=3"])
+    request = run.Request("student", resolved.recipe, "tiny", resumed.path, resume=True)
+    start, *_, end = list(run.run(request))
+    assert isinstance(start, Start) and start.first_step == 6 and isinstance(end, End)
+    assert start.notes[0].endswith(
+        "last is damaged: its sha256 is not the one it was written with: gone on from the one "
+        "before, after step 6"
+    )
+    assert same(whole, resumed)
+    assert (tmp_path / "run" / "last.damaged").exists()
+    assert checkpoint.peek(tmp_path / "run" / "last.old") is not None
+
+
+def test_weights_damaged_at_the_end_are_no_student(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoints.save
+
+    def save_and_damage(training: Training) -> None:
+        save(training)
+        for path in training.folder.best.glob("epoch-*"):
+            if training.step == 20:
+                flipped(path, 9_999)
+
+    monkeypatch.setattr(checkpoints, "save", save_and_damage)
+    with pytest.raises(Failure, match="is not the file that its run wrote: its sha256 is another"):
+        train(tmp_path / "run", *two_epochs(teacher))
+    assert not RunFolder(tmp_path / "run").is_finished
+
+
+def test_how_often_is_saved_may_change_between_two_lives(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        journalled(tmp_path / "run", two_epochs(teacher), stop_at=13)
+    train(tmp_path / "run", *two_epochs(teacher), "train.retries=3", "train.save_steps=1",
+          resume=True)  # fmt: skip
+
+
+def test_damaged_weights_of_the_best_epoch_are_noticed(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        journalled(tmp_path / "run", two_epochs(teacher), stop_at=13)
+    [best] = RunFolder(tmp_path / "run").best.iterdir()
+    flipped(best, 9_999)
+    with pytest.raises(
+        UserError,
+        match=r"epoch-1.safetensors is damaged\nNothing is left of it: begin anew in another --out",
+    ):
+        train(tmp_path / "run", *two_epochs(teacher), resume=True)
+
+
+def test_where_none_is_sound_all_are_named(whole: RunFolder, teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.path, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    for name in ("last", "last.old"):
+        (tmp_path / "run" / name / "progress.json").write_text("{")
+    with pytest.raises(
+        UserError,
+        match=r"last is damaged: .*\n.*last.old is damaged: .*\nNothing is left of it: begin anew",
+    ):
+        train(tmp_path / "run", *two_epochs(teacher), resume=True)
+
+
+def test_a_kill_between_the_renames_leaves_one(whole: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(whole.last, tmp_path / "last.old")
+    shutil.copytree(whole.last, tmp_path / "last.new")
+    found = checkpoint.load(checkpoint.places(tmp_path / "last")[1])
+    checkpoint.save(tmp_path / "last", *found)
+    assert {path.name for path in tmp_path.iterdir()} == {"last", "last.old"}
+
+
+def test_a_checkpoint_of_another_format_is_refused(whole: RunFolder, tmp_path: Path) -> None:
+    last = tmp_path / "last"
+    shutil.copytree(whole.last, last)
+    progress = json.loads((last / "progress.json").read_text())
+    (last / "progress.json").write_text(json.dumps({"format": 1, "step": progress["step"]}))
+    with pytest.raises(UserError, match="is a checkpoint of format 1; this program reads 2"):
+        checkpoint.load(last)
+
+
+def test_a_full_disk_leaves_what_was_there(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole.last, tmp_path / "last")
+    before = (tmp_path / "last" / "state.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path / "last", *checkpoint.load(tmp_path / "last"))
+    assert (tmp_path / "last" / "state.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.rglob("*") if ".pt" in path.name] == ["state.pt"]
+
+
+SOUND = {
+    "role": "student", "step": 7, "epoch": 1, "total_steps": 20, "compiled": False,
+    "elapsed_s": 2.0, "retries": 0, "lr_factor": 1.0,
+    "best": {"epoch": 1, "metrics": {"top1/val": 0.5}, "weights": ""},
+}  # fmt: skip
+
+
+def forged(folder: Path, progress: dict[str, object]) -> RunFolder:
+    """A checkpoint whose digest is right, whatever it says."""
+    (folder / "last").mkdir(parents=True)
+    progress |= {"format": checkpoint.FORMAT}
+    described = progress | {"sha256": checkpoint.digest_of(b"", progress)}
+    (folder / "last" / "state.pt").write_bytes(b"")
+    (folder / "last" / "progress.json").write_text(json.dumps(described))
+    return RunFolder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"best": {"epoch": "../../x", "metrics": {}, "weights": "a"}}, "has 'best.epoch'"),
+        ({"best": [1]}, "has 'best'"),
+        ({"best": {}}, "has no best.epoch, best.metrics, best.weights"),
+        ({"step": "7"}, "has 'step'"),
+        ({"elapsed_s": None}, "has 'elapsed_s'"),
+        ({"lr_factor": float("nan")}, "has 'lr_factor'"),
+    ],
+)
+def test_wrong_fields_of_a_checkpoint_are_named(
+    tmp_path: Path, change: dict[str, object], fault: str
+) -> None:
+    place, damaged = checkpoints._newest_sound(forged(tmp_path, SOUND | change))
+    assert place is None
+    assert f"last is damaged: its progress.json {fault}" in damaged[0]
+
+
+def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    training = prepared("loss.kd=false", "loss.hard.weight=1.0")
+    training.folder = RunFolder(tmp_path)
+    tensors = {"student": {"weight": torch.ones(2)}, "optimizer": {}, "losses": {}}
+    checkpoint.save(tmp_path / "last", tensors, SOUND | training.identity)
+    with pytest.raises(UserError, match="last does not hold the state of this run .(Runtime|Key)"):
+        checkpoints.resume(training)
+
+
+def test_state_that_torch_cannot_load_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(Damaged, match="last is damaged: its state.pt is not what torch wrote"):
+        checkpoint.load(forged(tmp_path, dict(SOUND)).last)
+
+
+def test_a_full_memory_is_no_damage_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be set aside, and the run would go on from an older one."""
+    training = prepared("loss.kd=false", "loss.hard.weight=1.0")
+    training.folder = RunFolder(tmp_path)
+    tensors = {"student": {}, "optimizer": {}, "losses": {}}
+    checkpoint.save(tmp_path / "last", tensors, SOUND | training.identity)
+    monkeypatch.setattr(checkpoints, "restore", lambda *_: torch.empty(10**14))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        checkpoints.resume(training)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: torch.empty(10**14))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        checkpoint.load(tmp_path / "last")

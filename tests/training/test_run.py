@@ -1,0 +1,494 @@
+"""Whole runs: repeatable, resumable, honest about the teacher and the test split."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from distill.data.sources import image_set
+from distill.errors import UserError
+from distill.evaluation import results as result
+from distill.evaluation.evaluate import Asked, examine
+from distill.evaluation.metrics import measures
+from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
+from distill.models import checkpoint
+from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder
+from distill.runs.summary import closing_rows
+from distill.training import run
+from tests.make_runs import Events, train, two_epochs
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def state_of(run: RunFolder) -> dict[str, torch.Tensor]:
+    """Every tensor of the training state, by dotted name."""
+    found = checkpoint.load(run.last)
+    flat: dict[str, torch.Tensor] = {}
+
+    def collect(name: str, value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            flat[name] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                collect(f"{name}.{key}", item)
+
+    collect("", found[0])
+    return flat
+
+
+def same(one: RunFolder, other: RunFolder) -> bool:
+    a, b = state_of(one), state_of(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_seed_twice_gives_the_same_bits(taught, teacher, tmp_path) -> None:
+    again, _ = train(tmp_path / "again", *two_epochs(teacher))
+    assert same(taught[0], again)
+    assert digest(taught[0].weights("student")) == digest(again.weights("student"))
+
+
+def test_another_seed_gives_others(taught, teacher, tmp_path) -> None:
+    for key in ("train.seed", "data.seed"):
+        other, _ = train(tmp_path / key, *two_epochs(teacher), f"{key}=1")
+        assert not same(taught[0], other)
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(taught, teacher, tmp_path) -> None:
+    out = tmp_path / "cut"
+    resolved = recipes.load("tiny", two_epochs(teacher))
+    events = run.run(run.Request("student", resolved.recipe, "tiny", out))
+    for event in events:
+        if isinstance(event, Step) and event.step == 13:
+            break  # killed in the middle of epoch 2
+    events.close()  # type: ignore[attr-defined]
+    assert not RunFolder(out).is_finished
+    assert not same(taught[0], RunFolder(out)), "the cut run must not be finished already"
+
+    resumed, later = train(out, *two_epochs(teacher), resume=True)
+    assert isinstance(later[0], Start) and later[0].first_step == 10
+    assert same(taught[0], resumed)
+    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
+    assert isinstance(later[-1], End) and isinstance(taught[1][-1], End)
+    assert later[-1].metrics == taught[1][-1].metrics
+
+
+def test_killed_for_real_and_resumed_is_uninterrupted(teacher, tmp_path) -> None:
+    recipe = tmp_path / "three.toml"
+    three = [*two_epochs(teacher), "train.epochs=3"]
+    recipe.write_text(recipes.dumps(recipes.load("tiny", three).recipe))
+    whole, _ = train(tmp_path / "whole", *three)
+    out = tmp_path / "killed"
+    journal = RunFolder(out).journal
+    command = [sys.executable, "cli.py", "distill", "--recipe", recipe, "--out", out]
+    child = subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL)
+    while '"epoch"' not in (journal.read_text() if journal.exists() else ""):
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert not RunFolder(out).is_finished
+    resumed, events = train(out, *three, resume=True)
+    assert isinstance(events[0], Start) and events[0].first_step in (0, 10, 20)
+    assert same(whole, resumed)
+    assert digest(whole.weights("student")) == digest(resumed.weights("student"))
+
+
+def test_how_often_is_saved_does_not_change_what_is_kept(tmp_path) -> None:
+    # At a rising rate the best epoch is not the last: its weights must be those of its moment.
+    alone = ["loss.kd=false", "loss.hard.weight=1.0", "train.epochs=4", "optim.warmup_epochs=3.9"]
+    often, events = train(tmp_path / "often", *alone, "optim.lr=3.0")
+    seldom, _ = train(tmp_path / "seldom", *alone, "optim.lr=3.0", "train.save_every=4")
+    assert events[-1].epoch < 4
+    assert digest(often.weights("student")) == digest(seldom.weights("student"))
+    assert [path.name for path in seldom.best.iterdir()] == [
+        f"epoch-{events[-1].epoch}.safetensors"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"role": 3}', '{"role": "teacher"}', "[" * 100_000]
+)
+def test_a_broken_folder_among_the_runs_is_passed_over(teacher, tmp_path, text) -> None:
+    shutil.copytree(teacher, tmp_path / "good")
+    shutil.copytree(teacher, tmp_path / "broken")
+    (tmp_path / "broken" / "result.json").write_text(text)
+    _, events = train(tmp_path / "student")
+    assert events[0].teacher == str(tmp_path / "good")
+    [note] = [note for note in events[0].notes if "is passed over" in note]
+    assert note.startswith(f"{tmp_path / 'broken'} is passed over: {tmp_path}/broken/result.json")
+    assert closing_rows(RunFolder(tmp_path / "student"))[0].top1_test is not None
+    with pytest.raises(UserError, match="has a damaged result.json"):
+        train(tmp_path / "other", f"teacher.runs=['{tmp_path / 'broken'}']")
+
+
+def test_resume_of_a_finished_run_does_nothing(taught, teacher) -> None:
+    before = digest(taught[0].result_file)
+    _, events = train(taught[0].path, *two_epochs(teacher), resume=True)
+    assert events == []
+    assert digest(taught[0].result_file) == before
+
+
+def test_resume_where_nothing_is_begins_at_the_start(teacher, tmp_path) -> None:
+    folder, events = train(tmp_path / "new", f"teacher.runs=['{teacher}']", resume=True)
+    assert isinstance(events[0], Start) and events[0].first_step == 0
+    assert folder.is_finished
+
+
+def test_the_teacher_is_the_same_before_and_after(teacher, tmp_path, monkeypatch) -> None:
+    seen = []
+    build = run.selection.teacher
+    monkeypatch.setattr(run.selection, "teacher", lambda *a: seen.append(build(*a)) or seen[-1])
+    before = digest(RunFolder(teacher).weights("teacher"))
+    file = load_file(RunFolder(teacher).weights("teacher"))
+    train(tmp_path / "student", *two_epochs(teacher))
+    after = {name: t.numpy() for name, t in seen[0].net.state_dict().items()}
+    assert after.keys() == file.keys()
+    for name, tensor in file.items():  # parameters and batch-norm buffers
+        assert np.array_equal(after[name], tensor), name
+    assert any("running_mean" in name for name in file)
+    assert not any(p.requires_grad or p.grad is not None for p in seen[0].parameters())
+    assert digest(RunFolder(teacher).weights("teacher")) == before
+
+
+def test_events_come_in_order_and_add_up(taught: tuple[RunFolder, Events]) -> None:
+    events = taught[1]
+    assert [type(e) for e in events] == [Start, *[Step] * 10, Epoch, *[Step] * 10, Epoch, End]
+    for event in events[1:-1]:
+        m = event.metrics
+        weighted = 0.1 * m[loss_name("hard")] + 0.9 * m[loss_name("kd")]
+        assert m[loss_name(TOTAL)] == pytest.approx(weighted, rel=1e-6)
+
+
+def test_the_result_is_what_the_weights_file_answers(taught: tuple[RunFolder, Events]) -> None:
+    folder, events = taught
+    test = image_set.load("synthetic", "test")
+    measured = examine(folder)
+    assert measured["n"] == len(test.labels) == 2000
+    saved = np.load(folder.evaluation)
+    assert np.array_equal(saved["labels"], test.labels)
+    by_hand = (saved["logits"].argmax(1) == test.labels).sum() / 2000
+    assert measured["top1"] == by_hand == events[-1].metrics["top1/test"]
+    again = measures(torch.from_numpy(saved["logits"]), torch.from_numpy(saved["labels"]))
+    assert again["nll"] == pytest.approx(measured["nll"])
+    assert saved["teacher_logits"].shape == (2000, 10)
+
+
+def test_the_worst_mistakes_are_mistakes_most_confident_first(taught) -> None:
+    saved = np.load(taught[0].evaluation)
+    logits, labels, worst = saved["logits"], saved["labels"], saved["mistakes"]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    confidence = (p / p.sum(1, keepdims=True)).max(1)[worst]
+    assert (logits[worst].argmax(1) != labels[worst]).all()
+    assert (np.diff(confidence) <= 1e-6).all()
+    assert np.array_equal(
+        saved["mistake_pixels"], image_set.load("synthetic", "test").images[worst]
+    )
+
+
+def test_weights_hold_no_metadata_and_the_folder_its_files(taught) -> None:
+    folder, _ = taught
+    raw = folder.weights("student").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert "__metadata__" not in header
+    names = {path.name for path in folder.path.iterdir()}
+    assert names == {
+        "recipe.toml", "last", "best", "student.safetensors", "result.json",
+        "evaluation.npz", "environment.json", "last.old", ".lock",
+    }  # fmt: skip  # the journal is the door's
+
+
+def test_the_test_split_is_measured_once_and_after_training(teacher, tmp_path, monkeypatch) -> None:
+    order: list[str] = []
+    load, step = image_set.load, run.loop.step
+    monkeypatch.setattr(
+        image_set, "load", lambda s, split, **kw: order.append(split) or load(s, split, **kw)
+    )
+    monkeypatch.setattr(run.loop, "step", lambda *a: order.append("step") or step(*a))
+    train(tmp_path / "student", f"teacher.runs=['{teacher}']")
+    # Before the first step its fingerprint alone is taken: see test_identity.
+    assert order == ["train", "test", *["step"] * 10, "test"]
+
+
+def test_without_held_out_images_the_last_epoch_is_kept(teacher, tmp_path) -> None:
+    _, events = train(tmp_path / "all", *two_epochs(teacher), "data.holdout=0")
+    assert events[-1].epoch == 2
+    assert "top1/val" not in events[-1].metrics
+    assert any("nothing is selected" in note for note in events[0].notes)
+
+
+def test_several_teachers_are_one(teacher, tmp_path) -> None:
+    shutil.copytree(teacher, tmp_path / "other")
+    runs = f"teacher.runs=['{teacher}', '{tmp_path / 'other'}']"
+    _, events = train(tmp_path / "student", runs)
+    _, alone = train(tmp_path / "alone", f"teacher.runs=['{teacher}']")
+    # Two equal teachers answer as one: their mean probability is its own.
+    for ours, theirs in zip(events[1:-1], alone[1:-1], strict=True):
+        assert ours.metrics["loss/kd"] == pytest.approx(theirs.metrics["loss/kd"], rel=1e-4)
+
+
+def test_a_fitting_teacher_is_taken_and_named(teacher, tmp_path) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    _, events = train(tmp_path / "student")
+    assert events[0].teacher == str(tmp_path / "teacher")
+    assert events[0].teacher_top1 is not None
+
+
+def test_no_teacher_anywhere(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="train-teacher --recipe tiny --set loss.kd=false"):
+        train(tmp_path / "student")
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(taught, teacher) -> None:
+    with pytest.raises(UserError, match=r"already holds a run.\nContinue it with --resume"):
+        train(taught[0].path, *two_epochs(teacher))
+
+
+def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
+    out = tmp_path / "cut"
+    resolved = recipes.load("tiny", two_epochs(teacher))
+    next(iter(run.run(run.Request("student", resolved.recipe, "tiny", out))))
+    with pytest.raises(UserError, match=r"optim.lr: 0.05 -> 0.1"):
+        train(out, *two_epochs(teacher), "optim.lr=0.1", resume=True)
+
+
+def cut_short(teacher: Path, out: Path) -> RunFolder:
+    """A run of two epochs that was killed in the second."""
+    resolved = recipes.load("tiny", two_epochs(teacher))
+    events = run.run(run.Request("student", resolved.recipe, "tiny", out))
+    for event in events:
+        if isinstance(event, Step) and event.step == 13:
+            break
+    events.close()  # type: ignore[attr-defined]
+    return RunFolder(out)
+
+
+def test_a_moved_teacher_is_named_by_its_new_path(taught, teacher, tmp_path) -> None:
+    """Its weights decide whether a run is resumed."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(teacher, old)
+    cut = cut_short(old, tmp_path / "cut")
+    old.rename(new)
+    for named in (two_epochs(old), two_epochs(old)[1:]):
+        with pytest.raises(
+            UserError, match=r"teacher .*/old is not a run: .*\n.*\nIf its folder was moved, name"
+        ):
+            train(cut.path, *named, resume=True)
+    resumed, events = train(cut.path, *two_epochs(new), resume=True)
+    assert isinstance(events[0], Start) and events[0].first_step == 10
+    assert same(taught[0], resumed)
+    assert recipes.read(resumed.recipe).teacher.runs == (str(new),)
+
+
+def test_a_run_is_not_resumed_with_another_teacher(
+    taught, teacher, other_teacher, tmp_path
+) -> None:
+    shutil.copytree(teacher, tmp_path / "moved")
+    shutil.copytree(taught[0].path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    run.run_folder.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
+    weights = RunFolder(other_teacher).result()["weights"]
+    with pytest.raises(UserError, match=rf"\n  the teacher's weights: \w+ -> {weights}\nGive the"):
+        run.run_folder.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
+    folder.result_file.unlink()
+    with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it began"):
+        train(folder.path, *two_epochs(other_teacher), resume=True)
+
+
+def test_a_resumed_run_may_measure_the_network_too(taught, teacher, tmp_path) -> None:
+    """What is told of it is more; what is trained and kept is the same."""
+    folder = cut_short(teacher, tmp_path / "cut")
+    both = [*two_epochs(teacher), "train.validate_both=true"]
+    resumed, events = train(folder.path, *both, resume=True)
+    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
+    [epoch] = [event for event in events if isinstance(event, Epoch)]
+    [alone] = [event for event in taught[1] if isinstance(event, Epoch) and event.epoch == 2]
+    more = {"top1/val", "nll/val", "ece/val"}
+    assert epoch.metrics.keys() - alone.metrics.keys() == more
+    assert {name: epoch.metrics[name] for name in alone.metrics} == alone.metrics
+
+
+def test_a_run_from_before_these_keys_is_resumed(taught, teacher, tmp_path) -> None:
+    folder = cut_short(teacher, tmp_path / "cut")
+    text = folder.recipe.read_text()
+    older = re.sub("(min_lr|validate_both) = .*\n", "", text)
+    assert len(older.splitlines()) == len(text.splitlines()) - 2
+    folder.recipe.write_text(older)
+    resumed, events = train(folder.path, *two_epochs(teacher), resume=True)
+    assert events[0].first_step == 10
+    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
+
+
+def test_the_end_tells_the_accuracy_of_what_was_kept(taught) -> None:
+    """Of a run with averaged weights, no other is measured."""
+    folder, events = taught
+    told = [event.metrics for event in events if isinstance(event, Epoch | End)]
+    assert all("top1/val_ema" in each and "top1/val" not in each for each in told)
+    assert folder.result()["metrics"] == events[-1].metrics
+
+
+def edited(teacher: Path, out: Path, **changes: object) -> Path:
+    """A copy of the teacher's run with another result.json."""
+    shutil.copytree(teacher, out)
+    result = json.loads((out / "result.json").read_text()) | changes
+    (out / "result.json").write_text(json.dumps(result))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": list("abc")}, "answers 3 classes, the data has 10"),
+        ({"class_names": list("abcdefghij")}, "has other classes"),
+        ({"data": {"fingerprint": "0" * 64}}, "was trained on other images"),
+    ],
+)
+def test_a_teacher_of_something_else_is_refused(teacher, tmp_path, changes, message) -> None:
+    other = edited(teacher, tmp_path / "other", **changes)
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "student", f"teacher.runs=['{other}']")
+
+
+def test_a_teacher_without_weights_is_refused(teacher, tmp_path) -> None:
+    other = edited(teacher, tmp_path / "other")
+    (other / "teacher.safetensors").unlink()
+    with pytest.raises(UserError, match="has no teacher.safetensors; train one"):
+        train(tmp_path / "student", f"teacher.runs=['{other}']")
+
+
+def test_a_teacher_that_saw_the_held_out_images_is_refused(teacher, tmp_path) -> None:
+    # It held out 60 of 600 a class; with a fifth held out, half of those are what it learnt from.
+    with pytest.raises(
+        UserError, match=r"trained on 320 of the 1200 images .*\n.*data.holdout=0.1"
+    ):
+        train(tmp_path / "student", f"teacher.runs=['{teacher}']", "data.holdout=0.2")
+
+
+def test_a_teacher_with_another_recipe_than_it_finished_with_is_refused(teacher, tmp_path) -> None:
+    other = edited(teacher, tmp_path / "other")
+    recipe = (other / "recipe.toml").read_text()
+    assert "holdout = 0.1" in recipe
+    (other / "recipe.toml").write_text(recipe.replace("holdout = 0.1", "holdout = 0.2"))
+    with pytest.raises(UserError, match=r"other/recipe.toml is not the recipe that .* finished"):
+        train(tmp_path / "student", f"teacher.runs=['{other}']", "data.holdout=0.2")
+
+
+def test_a_teacher_that_held_out_fewer_images_is_refused(teacher, tmp_path) -> None:
+    data = RunFolder(teacher).result()["data"] | {"val_images": 0}
+    other = edited(teacher, tmp_path / "other", data=data)
+    with pytest.raises(UserError, match="held out 0 images, and its recipe holds out 600"):
+        train(tmp_path / "student", f"teacher.runs=['{other}']")
+
+
+def test_a_teacher_of_an_earlier_version_may_teach(teacher, tmp_path) -> None:
+    """Its recipe.toml lacks keys that came later, and its fingerprint is of what it has."""
+    other = edited(teacher, tmp_path / "other")
+    path = other / "recipe.toml"
+    path.write_text(re.sub("(min_lr|validate_both) = .*\n", "", path.read_text()))
+    result = json.loads((other / "result.json").read_text())
+    older = recipes.read(path).model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    del older["optim"]["min_lr"], older["train"]["validate_both"]
+    for key in recipes.LATER_KEYS:
+        del older["teacher"][key]
+    text = json.dumps(older, sort_keys=True, separators=(",", ":"))
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    assert fingerprint != result["recipe_fingerprint"]
+    (other / "result.json").write_text(json.dumps(result | {"recipe_fingerprint": fingerprint}))
+    train(tmp_path / "student", f"teacher.runs=['{other}']")
+    assert RunFolder(tmp_path / "student").is_finished
+
+
+def test_a_teacher_nobody_asks_is_refused(teacher, tmp_path) -> None:
+    with pytest.raises(UserError, match="no term of this recipe asks a teacher"):
+        train(tmp_path / "student", f"teacher.runs=['{teacher}']", "loss.kd=false")
+
+
+def test_a_batch_larger_than_the_set_is_refused(teacher, tmp_path) -> None:
+    with pytest.raises(UserError, match="train.batch_size = 512 is more than the 320"):
+        train(tmp_path / "s", f"teacher.runs=['{teacher}']", "train.batch_size=512")
+
+
+def test_a_batch_that_does_not_divide_is_refused(teacher, tmp_path) -> None:
+    with pytest.raises(UserError, match="Type --set train.batch_size=33"):
+        train(tmp_path / "s", f"teacher.runs=['{teacher}']", "train.accumulate=3")
+
+
+def test_other_classes_cannot_be_evaluated(taught, tmp_path) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), len(str(folder))).save(folder / "1.png")
+    with pytest.raises(UserError, match="knows the classes striped disc"):
+        examine(taught[0], Asked(str(tmp_path / "pets")))
+
+
+def test_an_unfinished_teacher_is_refused(teacher, tmp_path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    (other / "result.json").unlink()
+    with pytest.raises(UserError, match="other is not finished: it has no result.json"):
+        train(tmp_path / "student", f"teacher.runs=['{other}']")
+
+
+def test_weights_of_another_network_are_refused(teacher, taught) -> None:
+    net = run.build.trained(taught[0])
+    with pytest.raises(
+        UserError, match=r"of this network: \d+ missing, stem.0.weight first; \d+ unknown"
+    ):
+        checkpoint.load_weights(RunFolder(teacher).weights("teacher"), net)
+    with pytest.raises(UserError, match="result.json cannot be read as weights"):
+        checkpoint.load_weights(RunFolder(teacher).result_file, net)
+
+
+def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
+    out = tmp_path / "cut"
+    overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2"]
+    resolved = recipes.load("tiny", overrides)
+    for event in run.run(run.Request("student", resolved.recipe, "tiny", out)):
+        if isinstance(event, Epoch):
+            break
+    tensors, progress = checkpoint.load(out / "last")
+    checkpoint.save(out / "last", tensors, progress | {"data": "other"})
+    with pytest.raises(UserError, match="cannot be resumed: its data changed since it began"):
+        train(out, *overrides, resume=True)
+
+
+def test_more_classes_can_break_the_budget() -> None:
+    recipe = recipes.load("kd", ["student.max_params=4_700_000"]).recipe
+    assert run.build.design(recipe, 10).parameters == 4_697_162
+    with pytest.raises(UserError, match="with 100 classes, .* 20,293 too many"):
+        run.build.design(recipe, 100)
+
+
+@pytest.mark.slow
+def test_compiled_steps_train_the_same_student(teacher, tmp_path) -> None:
+    plain, _ = train(tmp_path / "plain", f"teacher.runs=['{teacher}']")
+    compiled, _ = train(tmp_path / "compiled", f"teacher.runs=['{teacher}']", "train.compile=true")
+    a, b = (load_file(r.weights("student")) for r in (plain, compiled))
+    assert a.keys() == b.keys()
+    assert all(np.allclose(a[name], b[name], atol=1e-3) for name in a)
+
+
+def test_evaluation_follows_no_link(tmp_path) -> None:
+    (tmp_path / "elsewhere").write_text("mine")
+    for name in (".evaluation.new.npz", "evaluation.npz"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    test = image_set.subset(image_set.load("synthetic", "train"), np.arange(20))
+    result.write_evaluation(RunFolder(tmp_path), test, torch.zeros(20, 10), None, None)
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert (tmp_path / "evaluation.npz").stat().st_size > 100

@@ -1,0 +1,67 @@
+"""Every shipped recipe runs: two steps at batch 4, on procedural images, in small."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from distill.events import TOTAL
+from distill.recipe import recipes
+from distill.training.loop import step
+from tests.make_runs import prepared
+
+ROOT = Path(__file__).parents[2]
+WHOLE = sorted([*(ROOT / "recipes").glob("*.toml"), *(ROOT / "recipes/reports").glob("*.toml")])
+INGREDIENTS = sorted((ROOT / "recipes/ingredients").glob("*.toml"))
+SMALL = [
+    "data.source=synthetic",
+    "data.train_images=20",
+    "train.epochs=1",
+    "train.batch_size=4",
+    "train.log_every=1",
+    "optim.warmup_epochs=0",
+]
+STUDENT = ["student.blocks=1", "student.width=4"]
+WRN = ["teacher.network=wrn", "teacher.depth=10", "teacher.widen=1"]
+RESNET = ["teacher.blocks=1", "teacher.width=4"]
+
+
+def in_small(spec: str, teacher: Path) -> list[str]:
+    """Overrides that make a recipe a matter of a second and leave what it teaches as it is."""
+    recipe = recipes.load(spec).recipe
+    if recipe.student is None:
+        is_resnet = recipe.teacher is not None and recipe.teacher.network == "resnet"
+        return [*SMALL, *(RESNET if is_resnet else WRN)]
+    more = [f"teacher.runs=['{teacher}']"] if recipes.is_taught(recipe) else []
+    if recipe.student.projector_width:
+        more.append("student.projector_width=64")  # of the tests' teacher
+    return [*SMALL, *STUDENT, *more]
+
+
+def ran(spec: str, teacher: Path) -> list[dict[str, float]]:
+    """The losses of two steps at batch 4."""
+    role = "student" if recipes.load(spec).recipe.student else "teacher"
+    run = prepared(*in_small(spec, teacher), recipe=spec, role=role)
+    assert run.loader.batch_size == 4
+    return [{name: value.item() for name, value in step(run, k).items()} for k in (0, 1)]
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
+def test_a_recipe_runs_two_steps(path: Path, teacher: Path) -> None:
+    recipe = recipes.load(path.stem).recipe
+    on = {name for name, term in recipe.loss.terms().items() if term.when.begin == 0}
+    for losses in ran(path.stem, teacher):
+        assert set(losses) == {*on, TOTAL}
+        assert all(map(math.isfinite, losses.values()))
+
+
+@pytest.mark.parametrize("path", INGREDIENTS, ids=lambda path: path.stem)
+def test_an_ingredient_runs_two_steps_composed_with_kd(path: Path, teacher: Path) -> None:
+    assert all(set(losses) == {"hard", "kd", TOTAL} for losses in ran(f"kd+{path.stem}", teacher))
+
+
+def test_what_was_run_is_what_is_shipped() -> None:
+    names = {path.stem for path in [*WHOLE, *INGREDIENTS]}
+    assert names == {name for name, _, _ in recipes.shipped()}
+    assert len(names) == len(WHOLE) + len(INGREDIENTS) >= 36
+    print(f"{len(WHOLE)} recipes and {len(INGREDIENTS)} ingredients")

@@ -1,0 +1,89 @@
+"""Run by torchrun: some steps of a small network without batch norm, through the real `step`.
+
+Writes what each step saw, its losses, and the parameters after the last, to the file named first.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from distill.data.sources import image_set
+from distill.events import TOTAL
+from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder
+from distill.teacher.teacher import Frozen
+from distill.training import build
+from distill.training.loop import step
+from distill.training.state import Training
+
+STEPS = 8
+
+
+class PlainNet(nn.Sequential):
+    """No batch norm: what it computes does not depend on who else is in the batch."""
+
+    def __init__(self, seed: int, middle: nn.Module | None = None) -> None:
+        torch.manual_seed(seed)
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2), middle or nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2),
+            nn.Flatten(), nn.Linear(8 * 49, 10),
+        )  # fmt: skip
+
+    @property
+    def tap_points(self) -> dict[str, nn.Module]:
+        return {"maps": self[2], "features": self[3]}
+
+
+def global_batch(run: Training, k: int) -> str:
+    """A hash of what all processes see in a step: images and targets, mixed, by sample."""
+    rows: list[tuple[int, bytes]] = []
+    for view, indices in run.loader.batches(k):
+        plain = run.loader.augment(view, indices), run.loader.one_hot(indices)
+        images, targets = run.loader.mix(view, indices, *plain)
+        parts = [
+            run.accelerator.gather(each.contiguous()).flatten(1).cpu().numpy()
+            for each in (indices[:, None], images, targets)
+        ]
+        rows += [(int(i[0]), x.tobytes() + y.tobytes()) for i, x, y in zip(*parts, strict=True)]
+    return hashlib.sha256(b"".join(row for _, row in sorted(rows))).hexdigest()
+
+
+def main(out: Path, accumulate: int, *overrides: str) -> None:
+    """Train for a few steps and keep what came out."""
+    recipe = recipes.load(
+        "tiny+ema",
+        [
+            "teacher.runs=['none']",
+            f"train.accumulate={accumulate}",
+            "optim.clip=1.0",
+            *overrides,
+        ],
+    ).recipe
+    accelerator = build.accelerator(recipe)
+    images = image_set.load("synthetic", "train")
+    split = build.divide(recipe, images)
+    middle = nn.BatchNorm2d(8) if recipe.train.sync_batch_norm else None
+    build.network = lambda *_: PlainNet(0, middle)  # type: ignore[assignment]
+    runs = recipe.teacher.runs
+    teacher = Frozen(build.as_one(recipe, [PlainNet(1 + i) for i in range(len(runs))]))
+    identity = {"teacher": "+".join(runs)}
+    run = build.training(recipe, "student", split, teacher, RunFolder(out), accelerator, identity)
+    losses = [accelerator.reduce(step(run, k)[TOTAL], "mean").item() for k in range(STEPS)]
+    batches = [global_batch(run, k) for k in range(STEPS)]
+    weights = torch.cat([p.detach().flatten() for p in run.student.parameters()])
+    average = torch.cat([p.detach().flatten() for p in run.ema.module.parameters()])
+    if accelerator.is_main_process:
+        np.savez(
+            out, losses=losses, weights=weights, average=average, batches=batches,
+            n=accelerator.num_processes,
+        )  # fmt: skip
+    del run  # DistributedDataParallel goes before its process group
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
