@@ -1,4 +1,4 @@
-"""The command-line interface: the Typer app and its commands.
+"""Understudy: train a large teacher from scratch and distil it into a ResNet under 5M parameters.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 the request
 was wrong; 130 interrupted; 143 terminated.
