@@ -133,6 +133,6 @@ def one_voice() -> Iterator[None]:
 
 
 def of_system(fault: OSError) -> str:
-    """`No space left on device (runs/a/last)`: what the system said, and of which file."""
+    """The operating system's message and the file: `No space left on device (runs/a/last)`."""
     where = f" ({fault.filename})" if fault.filename else ""
     return f"{fault.strerror or fault}{where}"
