@@ -17,13 +17,13 @@ from distill.cli import cache_command, data_command, sweep_commands
 from distill.cli.console import (
     echo,
     echo_json,
+    escape_unencodable,
     is_main,
-    one_voice,
-    outlasting,
+    only_first_process_prints,
     print_facts,
+    quiet_on_error,
     stderr,
     stdout,
-    take_every_letter,
 )
 from distill.cli.options import (
     AsymmetricOption,
@@ -134,9 +134,9 @@ def evaluate(
     """Measure a finished run on the test split: accuracy, likelihood, calibration, each class."""
     from distill.runs import run_folder
 
-    folder = run_folder.finished(run)  # refused before torch is imported
+    folder = run_folder.open_finished(run)  # refused before torch is imported
     if against is not None:
-        run_folder.finished(against)
+        run_folder.open_finished(against)
     if views not in (None, *VIEWS):
         raise UserError(
             f"--views {views} is not supported; allowed: 2 (each image and its mirror image, as "
@@ -148,19 +148,19 @@ def evaluate(
             f"--robustness-images {robustness_images} says on how many images --robustness is "
             "measured, and that was not asked for; type --robustness with it."
         )
-    from distill.evaluation.evaluate import Asked, examine
-    from distill.terminal.evaluation_tables import evaluation
-    from distill.terminal.progress import Display
-    from distill.training.run import processes
+    from distill.evaluation.evaluate import EvalOptions, evaluate_run
+    from distill.terminal.evaluation_tables import evaluation_tables
+    from distill.terminal.progress import ProgressDisplay
+    from distill.training.run import process_group
 
     mirror = mirror or views == 2
-    asked = Asked(data, against, mirror, latency, robustness, robustness_images, views == 6)
-    with processes(), Display(stderr()) as display:
-        measured = examine(folder, asked, progress=display.progress)
+    asked = EvalOptions(data, against, mirror, latency, robustness, robustness_images, views == 6)
+    with process_group(), ProgressDisplay(stderr()) as display:
+        measured = evaluate_run(folder, asked, progress=display.progress)
     if as_json:
         print_facts(measured, as_json)
     else:
-        stdout().print(evaluation(measured))
+        stdout().print(evaluation_tables(measured))
 
 
 @app.command()
@@ -186,14 +186,14 @@ def predict(
     """Write what a finished run says of images without labels: the CSV that Kaggle takes."""
     from distill.runs import run_folder
 
-    folder = run_folder.finished(run)  # refused before torch is imported
+    folder = run_folder.open_finished(run)  # refused before torch is imported
     from distill.export import label_images as room
-    from distill.terminal.progress import Display
+    from distill.terminal.progress import ProgressDisplay
     from distill.terminal.tables import class_counts
-    from distill.training.run import processes
+    from distill.training.run import process_group
 
     room.check_out(out, source)
-    with processes(), Display(stderr()) as display:
+    with process_group(), ProgressDisplay(stderr()) as display:
         predictions = room.predict(folder, source, progress=display.progress)
     is_named = labels is LabelStyle.NAMES
     by_number = None if is_named else room.numbers_out_of_order(predictions.class_names)
@@ -222,11 +222,11 @@ def runs(
     from dataclasses import asdict
 
     from distill.runs import run_folder
-    from distill.runs.listing import listed
-    from distill.terminal.runs_table import ordered, runs_table
+    from distill.runs.listing import list_runs
+    from distill.terminal.runs_table import runs_table, sort_runs
 
     folder = folder or run_folder.RUNS
-    found = ordered(listed(folder), sort)
+    found = sort_runs(list_runs(folder), sort)
     if as_json:
         echo_json([asdict(run) for run in found])
     elif found:
@@ -246,13 +246,13 @@ def compare(
     from dataclasses import asdict
 
     from distill.runs.compare import compare as hold
-    from distill.terminal.compare_table import comparison
+    from distill.terminal.compare_table import comparison_tables
 
     compared = hold(a, b)
     if as_json:
         echo_json(asdict(compared))
     else:
-        stdout().print(comparison(compared), highlight=False)
+        stdout().print(comparison_tables(compared), highlight=False)
 
 
 @app.command()
@@ -278,14 +278,14 @@ def export(
 
     if not is_main():  # of several processes one writes
         return
-    folder = run_folder.finished(run)
+    folder = run_folder.open_finished(run)
     from distill.export import export as room
-    from distill.terminal.progress import Display
+    from distill.terminal.progress import ProgressDisplay
 
-    with Display(stderr()) as display:
+    with ProgressDisplay(stderr()) as display:
         report = room.export(folder, format_, out, data, replace=replace, progress=display.progress)
-    print_facts(report if as_json else room.told(report), as_json)
-    if failed := room.failure(report):
+    print_facts(report if as_json else room.report_lines(report), as_json)
+    if failed := room.failure_message(report):
         raise Failure(failed)
 
 
@@ -298,12 +298,12 @@ def replay(
     """Take one step of a run again and print its terms: the one that diverged, for instance."""
     from distill.runs import run_folder
 
-    folder = run_folder.opened(run)
-    from distill.terminal.progress import Display
+    folder = run_folder.open_run(run)
+    from distill.terminal.progress import ProgressDisplay
     from distill.training.replay import replay as take
-    from distill.training.run import processes
+    from distill.training.run import process_group
 
-    with processes(), Display(stderr()) as display:
+    with process_group(), ProgressDisplay(stderr()) as display:
         taken = take(folder, step, progress=display.progress)
     print_facts(taken, as_json)
 
@@ -325,11 +325,11 @@ def report(
     """Write a report, one HTML file: a run's curves, results and mistakes, or several compared."""
     from distill.runs import run_folder
 
-    folders = [run_folder.opened(run) for run in dict.fromkeys(runs)]
+    folders = [run_folder.open_run(run) for run in dict.fromkeys(runs)]
     from distill.report import comparison
     from distill.report import run_report as room
 
-    path = room.place(folders, out)
+    path = room.report_path(folders, out)
     drawn = _test_curves(folders) if test_curve else {}
     if len(folders) == 1:
         beside = room.write(folders[0], path, _layers(folders[0]), drawn.get(folders[0].path))
@@ -346,7 +346,7 @@ def params(
     """Count a recipe's student, and its teacher of network wrn or resnet: parameters, MACs."""
     from distill.recipe import recipes
 
-    print_facts(recipes.count(recipe, set_), as_json)
+    print_facts(recipes.count_networks(recipe, set_), as_json)
 
 
 @app.command()
@@ -416,7 +416,7 @@ def design(
     from students import course_rules as courses
     from students.design_space import widest_of_each
 
-    course = courses.of(rules or "nyu2022")
+    course = courses.rules_by_name(rules or "nyu2022")
     if rules is not None and max_params > courses.BUDGET:
         raise UserError(
             f"--max-params {max_params} is more than the rules of {course.title} allow: "
@@ -491,10 +491,12 @@ def recipes(
             "a recipe to print, --check and --diff exclude each other; give one of them"
         )
     if check is not None:
-        echo(room.verified(check, set_))
+        echo(room.check_report(check, set_))
     elif diff is not None:
         a, b = (room.load(each, set_) for each in diff)
-        echo("\n".join(room.compared(a, b)) or f"{a.name} and {b.name} are the same")
+        echo(
+            "\n".join(room.differences_with_origins(a, b)) or f"{a.name} and {b.name} are the same"
+        )
     elif name is None:
         stdout().print(recipe_table(room.shipped()))
     else:
@@ -506,12 +508,12 @@ def recipes(
 
 def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
     """What the kept epochs of each run give on training and test images."""
-    from distill.evaluation.epoch_weights import measured
-    from distill.terminal.progress import Display
-    from distill.training.run import processes
+    from distill.evaluation.epoch_weights import measure_epochs
+    from distill.terminal.progress import ProgressDisplay
+    from distill.training.run import process_group
 
-    with processes(), Display(stderr()) as display:
-        return {each.path: measured(each, progress=display.progress) for each in folders}
+    with process_group(), ProgressDisplay(stderr()) as display:
+        return {each.path: measure_epochs(each, progress=display.progress) for each in folders}
 
 
 def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
@@ -522,7 +524,7 @@ def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
     record = read(folder)
     if record.role is None or record.n_classes is None:
         return ()
-    return layers.of_recipe(record.recipe, record.role, record.n_classes)
+    return layers.layers_of_recipe(record.recipe, record.role, record.n_classes)
 
 
 def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> None:
@@ -535,8 +537,8 @@ def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> 
             "--check asks whether a recipe's student keeps the rules of a course, and none was "
             f"named.\nType it with --rules {' or --rules '.join(courses.RULES)}."
         )
-    course, (planned, activation) = courses.of(rules), recipes.planned(recipe)
-    faults = courses.broken(course, planned, activation, budget)
+    course, (planned, activation) = courses.rules_by_name(rules), recipes.design_of(recipe)
+    faults = courses.broken_clauses(course, planned, activation, budget)
     if as_json:
         keeps, parameters = not faults, planned.parameters
         said = {"recipe": recipe, "rules": rules, "keeps": keeps, "parameters": parameters}
@@ -555,8 +557,8 @@ for _verb in (sweep_commands.seeds, sweep_commands.sweep, sweep_commands.search)
 
 def main() -> None:
     """The door: a wrong request is one message and exit 2, a failure one and exit 1."""
-    take_every_letter()
-    with one_voice(), outlasting("stderr"):
+    escape_unencodable()
+    with only_first_process_prints(), quiet_on_error("stderr"):
         try:
             app()
         except (UserError, Failure) as fault:

@@ -16,7 +16,7 @@ from typing import Any
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import recipes
-from distill.runs.run_folder import RunFolder, finished, write_json
+from distill.runs.run_folder import RunFolder, open_finished, write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -109,7 +109,7 @@ def check_pairs(runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -> Non
                 f"the runs differ in their {what}: fingerprints {', '.join(sorted(known))}"
             )
     for a, b in zip(runs, controls, strict=True):
-        wanted = alone(recipes.control(recipes.read(a.recipe)))
+        wanted = alone(recipes.control_recipe(recipes.read(a.recipe)))
         differ = recipes.differences(wanted, alone(recipes.read(b.recipe)))
         faults += [f"{b.path} is not the control of {a.path}: {key}" for key in differ]
     if faults:
@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         made = claim(
-            given.claim, *([finished(Path(p)) for p in ps] for ps in (given.runs, given.control))
+            given.claim,
+            *([open_finished(Path(p)) for p in ps] for ps in (given.runs, given.control)),
         )
     except UserError as fault:
         parser.error(str(fault))

@@ -106,20 +106,20 @@ class Ours:
     def __init__(self, setting: Setting, *, stored: bool) -> None:
         from distill.data.sources import image_set
         from distill.runs.run_folder import RunFolder
-        from distill.teacher.teacher import Frozen
+        from distill.teacher.teacher import FrozenTeacher
         from distill.training import build, loop
 
         self.step = loop.step
         pair = PAIRS[setting.pair]
         recipe = pair.recipe(setting.data, setting.batch, stored=stored)
         accel = build.accelerator(recipe)
-        split = build.divide(recipe, image_set.load(setting.data, "train"))
-        teacher = Frozen(setting.network("teacher"))
+        split = build.split_images(recipe, image_set.load(setting.data, "train"))
+        teacher = FrozenTeacher(setting.network("teacher"))
         build.to_device(teacher, accel.device)
         identity = {"teacher": (setting.place / "teacher.txt").read_text()}
         nowhere = RunFolder(setting.place / "unused")
-        self.run = build.training(recipe, pair.role, split, teacher, nowhere, accel, identity)
-        self.run.net.train()
+        self.run = build.state(recipe, pair.role, split, teacher, nowhere, accel, identity)
+        self.run.model_ddp.train()
         self.k = 1
         if stored:
             self._fill()
@@ -135,10 +135,10 @@ class Ours:
 
     def _fill(self) -> None:
         """Every answer of view 0, as the epoch of a first student would have asked for them."""
-        needs = self.run.criterion.needs(0.0)
+        needs = self.run.loss.needs(0.0)
         for k in range(self.run.loader.steps_per_epoch):
             [(view, rows)] = self.run.loader.batches(k)
-            self.run.teach(view, rows, self.run.loader.augment(view, rows), needs)
+            self.run.teacher(view, rows, self.run.loader.augment(view, rows), needs)
 
 
 def naive(setting: Setting) -> Loop:

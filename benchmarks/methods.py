@@ -25,7 +25,7 @@ from benchmarks.claim import RESULTS, environment, figures, summary, top1
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs.run_folder import RunFolder, finished, write_json, write_text
+from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = (
@@ -38,9 +38,9 @@ def command(
     spec: str, recipe: Recipe, seed: int, out: Path, overrides: Sequence[str], teacher: str
 ) -> list[str]:
     """One run, as a person would type it; its teacher's answers stored where they may be."""
-    taught = recipes.is_taught(recipe)
+    taught = recipes.has_teacher(recipe)
     sets = [*overrides, f"train.seed={seed}", f"data.seed={seed}"]
-    if taught and "live teacher" not in recipes.needs(recipe):
+    if taught and "live teacher" not in recipes.required_inputs(recipe):
         sets.append("cache={}")
     asked = ["--teacher", teacher] if taught else []
     typed = [
@@ -55,7 +55,9 @@ def command(
 
 def control(recipe: Recipe, folder: Path) -> Path:
     """The recipe without its teacher, as a file named by what it says."""
-    alone = recipes.control(recipe).model_copy(update={"teacher": None, "about": recipes.About()})
+    alone = recipes.control_recipe(recipe).model_copy(
+        update={"teacher": None, "about": recipes.About()}
+    )
     path = folder / f"alone-{recipes.fingerprint(alone)[:8]}.toml"
     write_text(path, recipes.dumps(alone))
     return path
@@ -160,7 +162,9 @@ def trained(
         ]
         for each in waiting:
             each.result()
-    return {name: [finished(out) for out in folders] for name, folders in outs.items()}, controls
+    return {
+        name: [open_finished(out) for out in folders] for name, folders in outs.items()
+    }, controls
 
 
 if __name__ == "__main__":

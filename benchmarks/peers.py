@@ -127,7 +127,7 @@ def prepare(place: Path, name: str, data: str, batch: int) -> dict[str, float]:
     images = image_set.load(data, "train")
     np.save(place / "images.npy", np.ascontiguousarray(images.images.transpose(0, 2, 3, 1)))
     np.save(place / "labels.npy", images.labels)
-    split = build.divide(recipe, images)
+    split = build.split_images(recipe, images)
     loader = build.loader(recipe, split.train, accel)
     [(view, rows)] = loader.batches(0)
     pixels = loader.augment(view, rows)

@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.claim import RESULTS, environment, figures, resolved, top1
 from benchmarks.methods import train
 from benchmarks.scaling import free_port
-from distill.runs.run_folder import RunFolder, finished, write_json
-from distill.statistics import paired, spread
+from distill.runs.run_folder import RunFolder, open_finished, write_json
+from distill.statistics import mean_and_interval, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "kd_cutmix+two_cores+cached_targets"
@@ -47,10 +47,10 @@ def table(runs: dict[int, list[RunFolder]]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for processes, folders in runs.items():
         values = [top1(run) for run in folders]
-        row = asdict(spread(values)) | {"values": values}
+        row = asdict(mean_and_interval(values)) | {"values": values}
         if processes > 1:
-            difference, p = paired(values, one)
-            within = abs(difference.mean) <= (spread(one).std or 0.0)
+            difference, p = paired_difference(values, one)
+            within = abs(difference.mean) <= (mean_and_interval(one).std or 0.0)
             row["difference"] = asdict(difference) | {"p": p, "within_seed_spread": within}
         rows[str(processes)] = row
     return rows
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for n in asked.processes:
             out = ROOT / "runs" / "processes" / f"{n}-{seed}"
             train(command(n, seed, out, asked.teacher, asked.overrides), out)
-            runs[n].append(finished(out))
+            runs[n].append(open_finished(out))
             print(f"seed {seed}, {n} processes: {top1(runs[n][-1]):.2%}", flush=True)
     rows = table(runs)
     first = runs[1][0]

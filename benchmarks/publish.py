@@ -28,7 +28,7 @@ from distill.evaluation.predict import logits_and_labels, test_split
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs.run_folder import RunFolder, finished, write_json, write_text
+from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 from distill.training import build
 
 MAX_BYTES = 10_000_000  # of the weights: the folder lives in a repository
@@ -61,7 +61,7 @@ def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
     result["data"]["source"] = recipe.data.source
     write_json(to.result_file, named(result))
     result["metrics"] = result["metrics"] | measured(run, to, source)
-    result["evaluation"] = checkpoint.fingerprint(to.evaluation)
+    result["evaluation"] = checkpoint.weights_fingerprint(to.evaluation)
     write_json(to.result_file, named(result))
     return result
 
@@ -92,10 +92,10 @@ def named(value: Any) -> Any:
 
 def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
     """What the published weights give on the test split; writes evaluation.npz."""
-    accel = build.measuring_accelerator()
-    net = build.to_device(build.trained(to), accel.device)
+    accel = build.evaluation_accelerator()
+    net = build.to_device(build.load_trained(to), accel.device)
     logits, labels = logits_and_labels(net, test_split(source), accel)
-    answers = saved_predictions.of_run(run)
+    answers = saved_predictions.read_run(run)
     assert answers is not None, f"{run.evaluation} is missing"
     if not np.array_equal(answers.labels, labels.cpu().numpy()):
         raise UserError(f"{source} is not the test split on which {run.path} was measured.")
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     try:
-        run = finished(given.run)
+        run = open_finished(given.run)
         source = given.data or recipes.read(run.recipe).data.source
         result = publish(run, RunFolder(given.results / given.name), source)
     except UserError as fault:

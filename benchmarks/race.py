@@ -29,9 +29,9 @@ from distill.errors import UserError
 from distill.evaluation import saved_predictions
 from distill.events import measure_name
 from distill.report import style
-from distill.report.plots import sheet
+from distill.report.plots import new_figure
 from distill.runs import journal
-from distill.runs.run_folder import RunFolder, finished, write_json, write_text
+from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 from distill.statistics import wilson
 
 HELD_OUT = 0.1
@@ -70,7 +70,7 @@ def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
 
 def row(name: str, run: RunFolder) -> dict[str, Any]:
     """What one entry reached: shares of the test split and of the held-out part, and its cost."""
-    answers = saved_predictions.of_run(run)
+    answers = saved_predictions.read_run(run)
     assert answers is not None, f"{run.evaluation} is missing"
     right = saved_predictions.is_right(answers.logits, answers.labels)
     low, high = wilson(int(right.sum()), len(right))
@@ -116,7 +116,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def drawing(rows: Sequence[dict[str, Any]]) -> str:
     """Held-out accuracy against minutes as an SVG of its own."""
     with matplotlib.rc_context(style.STYLE | {"svg.hashsalt": "race"}):
-        figure = sheet(2.8)
+        figure = new_figure(2.8)
         axes = figure.add_subplot()
         for each, colour in zip(rows, style.SERIES, strict=False):
             minutes, shares = zip(*each["curve"], strict=True)
@@ -144,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     given.teacher = str(Path(given.teacher).resolve())
     try:
-        teacher = finished(Path(given.teacher))
+        teacher = open_finished(Path(given.teacher))
         outs = {name: given.out / name for name in given.names}
         for name, out in outs.items():
             train(command(ENTRIES[name], given, out), out)
-        runs = {name: finished(out) for name, out in outs.items()}
+        runs = {name: open_finished(out) for name, out in outs.items()}
     except UserError as fault:
         parser.error(str(fault))
     rows = [row(name, run) for name, run in runs.items()]

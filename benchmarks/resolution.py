@@ -21,16 +21,16 @@ from benchmarks.stages import prepared
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.training import build, environment, loop
-from distill.training.state import Training
+from distill.training.state import TrainState
 
 WARMUP_STEPS = 2  # of each side
 
 
-def measured(run: Training, sides: Sequence[int], rounds: int) -> dict[int, dict[str, float]]:
+def measured(run: TrainState, sides: Sequence[int], rounds: int) -> dict[int, dict[str, float]]:
     """Images a second at each side, in pixels."""
     wall_s: dict[int, list[float]] = defaultdict(list)
     cpu_s: dict[int, list[float]] = defaultdict(list)
-    run.net.train()
+    run.model_ddp.train()
     for turn in range(-1, rounds):  # the first is the warm-up
         for side in sides if turn % 2 else reversed(sides):
             with run.loader.at_side(None if side == run.loader.size else side):

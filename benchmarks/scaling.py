@@ -35,7 +35,7 @@ from distill.events import Epoch, Start
 from distill.recipe import recipes
 from distill.training import environment
 from distill.training.build import accelerator
-from distill.training.run import Request, processes, run
+from distill.training.run import TrainingRequest, process_group, run
 
 ROOT = Path(__file__).resolve().parents[1]
 # A student of 19,954 parameters and a teacher of as little: seconds an epoch on two cores.
@@ -77,8 +77,8 @@ def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[s
     recipe = recipes.with_teacher(resolved.recipe, [teacher])
     began_at = time.perf_counter()
     moments: list[float] = []
-    with processes():
-        for event in run(Request("student", recipe, "kd", Path(out))):
+    with process_group():
+        for event in run(TrainingRequest("student", recipe, "kd", Path(out))):
             if isinstance(event, Start):
                 start, startup_s = event, time.perf_counter() - began_at
             if isinstance(event, Start | Epoch):
@@ -162,7 +162,7 @@ def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[st
             *(["data.train_images=320"] if quick else []),
         ]
         recipe = recipes.load("teacher_wrn", sets).recipe
-        list(run(Request("teacher", recipe, "teacher_wrn", teacher)))
+        list(run(TrainingRequest("teacher", recipe, "teacher_wrn", teacher)))
         axes = {
             name: measured(_small(AXES[name]) if quick else AXES[name], teacher, data, rounds)
             for name in names

@@ -36,13 +36,13 @@ from distill.data import rng
 from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.events import IMAGES_PER_S, TOTAL
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, environment, loop, optim
-from distill.training.state import Training
+from distill.training.state import TrainState
 
 WARMUP_ROUNDS = 2
 ONCE_AN_EPOCH = ("draw of a view", "evaluation")
@@ -70,11 +70,11 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 
-def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
+def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
     """Optimizer step k as `train.step` takes it, stage by stage; one process, one part."""
     progress = k / run.total_steps
     for group in run.optimizer.param_groups:
-        group["lr"] = optim.lr_of(group, run.lr(k))
+        group["lr"] = optim.group_lr(group, run.lr(k))
     with timed("draw of a view"):  # nothing to do where the last step had the same view
         run.loader.view(k // run.loader.steps_per_epoch)
     with timed("augment"):
@@ -84,18 +84,18 @@ def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
         images, targets = run.loader.mix(view, rows, images, targets)
         images = run.loader.resized(view, images)
     with timed("teacher forward"):
-        lesson = run.teach(view, rows, images, run.criterion.needs(progress))
+        lesson = run.teacher(view, rows, images, run.loss.needs(progress))
     with timed("student forward"):
         torch.manual_seed(rng.torch_seed(run.seed, k, 0, 0))
-        said, samples = run.net(images), rows.to(images.device)
+        said, samples = run.model_ddp(images), rows.to(images.device)
     with timed("loss"):
-        answers = Answers(
-            said.logits, targets, lesson.logits, said.taps, lesson.taps, samples, lesson.pair
+        answers = LossInputs(
+            said.logits, targets, lesson.logits, said.taps, lesson.taps, samples, lesson.unmixed
         )
-        losses = run.objective(answers, progress)
+        losses = run.loss_ddp(answers, progress)
     with timed("backward"):
         run.accelerator.backward(losses[TOTAL])
-        run.criterion.rest(progress)
+        run.loss.clear_inactive_grads(progress)
     with timed("optimizer"):
         if run.clip is not None:
             run.accelerator.clip_grad_norm_(run.parameters(), run.clip)
@@ -103,23 +103,23 @@ def staged_step(run: Training, k: int, timed: Stopwatch) -> None:
         run.optimizer.zero_grad()
     with timed("EMA"):
         if run.ema is not None:
-            run.ema.update(run.student, step=k + 2)
+            run.ema.update(run.model, step=k + 2)
 
 
-def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> Training:
+def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> TrainState:
     """A run at step 0, never to be saved; its teacher, where a term asks one, knows nothing."""
-    split = build.divide(recipe, image_set.load(recipe.data.source, "train"))
+    split = build.split_images(recipe, image_set.load(recipe.data.source, "train"))
     teacher = None
-    if recipes.is_taught(recipe):
+    if recipes.has_teacher(recipe):
         n_classes = split.train.n_classes
         net = pair.teacher() if pair else build.network(recipe, "teacher", n_classes)
-        teacher = Frozen(build.as_one(recipe, [net]))
+        teacher = FrozenTeacher(build.combine_teachers(recipe, [net]))
         build.to_device(teacher, accel.device)
     nowhere, role = RunFolder(Path("unused")), pair.role if pair else "student"
-    return build.training(recipe, role, split, teacher, nowhere, accel, identity={})
+    return build.state(recipe, role, split, teacher, nowhere, accel, identity={})
 
 
-def operations(run: Training, most: int) -> list[dict[str, Any]]:
+def operations(run: TrainState, most: int) -> list[dict[str, Any]]:
     """Torch's operations in a whole step: name, calls, own seconds and share, the dearest first."""
     loop.step(run, 0)
     on_gpu = run.accelerator.device.type == "cuda"
@@ -139,7 +139,7 @@ def operations(run: Training, most: int) -> list[dict[str, Any]]:
     return [each | {"share": each["span_s"] / whole_s} for each in dearest]
 
 
-def measured(run: Training, rounds: int) -> dict[str, float]:
+def measured(run: TrainState, rounds: int) -> dict[str, float]:
     """Median seconds of each stage and of the whole step over `rounds` epochs, each of one step."""
     timed = Stopwatch(run.accelerator.device)
     for epoch in range(WARMUP_ROUNDS + rounds):
@@ -183,11 +183,11 @@ def report(
     }
 
 
-def _names(recipe: Recipe, run: Training) -> tuple[str, str]:
+def _names(recipe: Recipe, run: TrainState) -> tuple[str, str]:
     """Of the teacher and of the student."""
     n_classes = run.loader.targets.shape[1]
     student = build.network_name(recipe, "student", n_classes)
-    if not recipes.is_taught(recipe):
+    if not recipes.has_teacher(recipe):
         return "nobody", student
     return build.network_name(recipe, "teacher", n_classes), student
 

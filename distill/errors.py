@@ -8,7 +8,7 @@ class UserError(Exception):
     """The request was wrong: recipe, data, arguments. Exit 2."""
 
 
-class Unfit(UserError):
+class UnsuitableRecipe(UserError):
     """The recipe is sound, and these images, this teacher or this machine do not take it: another
     value of one of its keys would do. To a sweep it is a trial without a value.
     """

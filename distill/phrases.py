@@ -17,7 +17,7 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:MOST])} and {len(names) - MOST:,} more"
 
 
-def classes_apart(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str]:
+def describe_class_difference(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str]:
     """Two lists of class names that differ, each in words: the whole list if both are short,
     otherwise its length and the names that the other lacks.
     """

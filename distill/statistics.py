@@ -58,7 +58,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedCounts:
     """Two answerers on the same images: how many each alone has right, and both, and neither."""
 
     only_a: int
@@ -72,14 +72,14 @@ class Pairs:
         return mcnemar(self.only_a, self.only_b)
 
 
-def discordant(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> Pairs:
+def count_pairs(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> PairedCounts:
     """Counted from whether each is right [N]."""
     kinds = (right_a & ~right_b, right_b & ~right_a, right_a & right_b, ~right_a & ~right_b)
-    return Pairs(*(int(kind.sum()) for kind in kinds))
+    return PairedCounts(*(int(kind.sum()) for kind in kinds))
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanAndInterval:
     """Mean, sample standard deviation and the interval of the mean, by Student's t, of `n` values.
 
     With one value nothing is known of the spread: `std` and `interval` are None.
@@ -91,31 +91,33 @@ class Spread:
     interval: Interval | None
 
 
-def spread(values: Sequence[float]) -> Spread:
+def mean_and_interval(values: Sequence[float]) -> MeanAndInterval:
     """Over seeds, say. Raises ValueError where there is no value."""
     if not values:
         raise ValueError("no values: nothing has a mean")
     mean = float(np.mean(values))
     if len(values) == 1:
-        return Spread(1, mean, None, None)
+        return MeanAndInterval(1, mean, None, None)
     std = float(np.std(values, ddof=1))
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * std / len(values) ** 0.5
-    return Spread(len(values), mean, std, (mean - half, mean + half))
+    return MeanAndInterval(len(values), mean, std, (mean - half, mean + half))
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> tuple[Spread, float | None]:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float]
+) -> tuple[MeanAndInterval, float | None]:
     """Of a − b, pair by pair: its spread, and the two-sided p of "no difference" (Student's t).
 
     p is None where there is one pair, or all differences are the same. Raises ValueError where the
     lengths differ.
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    known = spread(differences)
+    known = mean_and_interval(differences)
     p = float(stats.ttest_rel(a, b).pvalue) if known.std else None
     return known, p
 
 
-def temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
+def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """The number, between 0.01 and 100, by which logits [N, C] are divided for the least negative
     log-likelihood of the labels [N]: no answer changes, only how sure it is.
 

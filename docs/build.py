@@ -18,7 +18,7 @@ from pathlib import Path
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import About
-from distill.runs.run_folder import opened, write_text
+from distill.runs.run_folder import open_run, write_text
 from distill.terminal import screenshot
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for section in (RECIPES, MODULES):
             _build(section, only_check=given.check)
         if given.run is not None and not given.check:
-            screenshot.svg(opened(given.run).journal, PICTURE)
+            screenshot.svg(open_run(given.run).journal, PICTURE)
     except UserError as fault:
         parser.error(str(fault))
 

@@ -29,8 +29,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.stages import prepared
 from distill.errors import UserError
-from distill.losses.objective import Answers, Pair
-from distill.models.features import Tapped, shapes
+from distill.losses.objective import LossInputs, UnmixedTeacherLogits
+from distill.models.features import FeatureExtractor, tap_shapes
 from distill.recipe import recipes
 from distill.recipe.loss_schema import Losses
 from distill.recipe.recipes import Recipe
@@ -103,9 +103,9 @@ def counted(name: str) -> Count:
     recipe = recipes.load(RECIPES.get(name, name)).recipe
     recipe = recipes.with_teacher(recipe, ())  # teacher_wrn's, where it names none
     with torch.device("meta"):
-        student = Tapped(*_with_taps(recipe, "student"))
-        teacher = Tapped(*_with_taps(recipe, "teacher"))
-        ours, theirs = shapes(student, SIDE), shapes(teacher, SIDE)
+        student = FeatureExtractor(*_with_taps(recipe, "student"))
+        teacher = FeatureExtractor(*_with_taps(recipe, "teacher"))
+        ours, theirs = tap_shapes(student, SIDE), tap_shapes(teacher, SIDE)
         objective = build.objective(
             recipe, student_shapes=ours, teacher_shapes=theirs, labels=LABELS
         )
@@ -121,10 +121,10 @@ def counted(name: str) -> Count:
 
 def _with_taps(recipe: Recipe, whose: Any) -> tuple[nn.Module, list[str]]:
     net = build.network(recipe, whose, CLASSES)
-    return net, build.asked_taps(recipe, whose, net)
+    return net, build.required_taps(recipe, whose, net)
 
 
-def _answers(batch: int, ours: dict[str, Any], theirs: dict[str, Any]) -> Answers:
+def _answers(batch: int, ours: dict[str, Any], theirs: dict[str, Any]) -> LossInputs:
     """Answers of the right shapes, of nothing."""
 
     def maps(of: dict[str, Any], *, learns: bool) -> dict[str, Tensor]:
@@ -134,18 +134,18 @@ def _answers(batch: int, ours: dict[str, Any], theirs: dict[str, Any]) -> Answer
         }
 
     logits, teacher, own = (torch.empty(batch, CLASSES, device="meta") for _ in range(3))
-    return Answers(
+    return LossInputs(
         logits.requires_grad_(),
         teacher,
         teacher,
         maps(ours, learns=True),
         maps(theirs, learns=False),
         torch.empty(batch, dtype=torch.int64, device="meta"),
-        Pair(own, own, torch.empty(batch, 1, device="meta")),
+        UnmixedTeacherLogits(own, own, torch.empty(batch, 1, device="meta")),
     )
 
 
-def _peak(term: Any, answers: Answers, module: nn.Module) -> int:
+def _peak(term: Any, answers: LossInputs, module: nn.Module) -> int:
     """Bytes that forward and backward hold at most, the answers themselves not counted."""
     held = Held()
     given = [t for t in tree_leaves(vars(answers)) if isinstance(t, Tensor)]
@@ -166,14 +166,14 @@ def timed(name: str) -> tuple[float, float]:
     images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
     images, targets = run.loader.mix(view, rows, images, targets)
     images = run.loader.resized(view, images)
-    term, spans = run.criterion.terms[name], ([], [])  # type: ignore[var-annotated]
-    lesson = run.teach(view, rows, images, term.needs)
-    said = run.net(images)
+    term, spans = run.loss.terms[name], ([], [])  # type: ignore[var-annotated]
+    lesson = run.teacher(view, rows, images, term.needs)
+    said = run.model_ddp(images)
     for _ in range(WARMUP + ROUNDS):
         leaves = {tap: t.detach().requires_grad_() for tap, t in said.taps.items()}
-        answers = Answers(
+        answers = LossInputs(
             said.logits.detach().requires_grad_(), targets, lesson.logits, leaves, lesson.taps,
-            rows, lesson.pair,
+            rows, lesson.unmixed,
         )  # fmt: skip
         began_at = time.perf_counter()
         term.loss(answers).backward()

@@ -27,7 +27,9 @@ class Rules:
         return budget + self.may_equal
 
 
-def broken(rules: Rules, design: Design, activation: str, budget: int = BUDGET) -> list[str]:
+def broken_clauses(
+    rules: Rules, design: Design, activation: str, budget: int = BUDGET
+) -> list[str]:
     """The clauses that a design breaks, each with what was found; none where it is legal."""
     faults = list(rules.faults(design, activation))
     if design.parameters >= rules.least_too_many(budget):
@@ -35,7 +37,7 @@ def broken(rules: Rules, design: Design, activation: str, budget: int = BUDGET) 
     return faults
 
 
-def of(name: str) -> Rules:
+def rules_by_name(name: str) -> Rules:
     """Rules by name. Raises UserError where there are none of that name."""
     if name not in RULES:
         raise UserError(f"--rules {name} are not known; known: {', '.join(RULES)}.")

@@ -292,7 +292,7 @@ def over_budget(design: Design, max_params: int) -> str | None:
 def _advice(design: Design, width: int | None) -> str:
     if width is None:
         return "no width of these stages and blocks fits: take fewer stages or blocks"
-    stem = ", the stem as wide" if _follows(design) else ""
+    stem = ", the stem as wide" if _stem_follows_width(design) else ""
     if design.channels == doubling(design.channels[0], design.stages):
         return f"the widest that fits is width = {width}{stem}"
     return (
@@ -301,14 +301,14 @@ def _advice(design: Design, width: int | None) -> str:
     )
 
 
-def _follows(design: Design) -> bool:
+def _stem_follows_width(design: Design) -> bool:
     """Whether the stem is as wide as the first stage, and not by the number of its filters."""
     return design.stem_width == design.channels[0] and design.stem_init == "random"
 
 
 def _with_width(design: Design, width: int) -> Design:
     """The same design at another doubling width; a stem as wide as the first stage stays so."""
-    follows = _follows(design)
+    follows = _stem_follows_width(design)
     return replace(
         design,
         channels=doubling(width, design.stages),

@@ -57,7 +57,7 @@ class Ensemble(nn.Module):
         ]
         return torch.stack(log_probs).logsumexp(0) - self.log_total
 
-    def apart(self) -> list[nn.Module]:
+    def single_teachers(self) -> list[nn.Module]:
         """Each member as a teacher of its own, with mirror images if the ensemble has them."""
         return [Ensemble([each], mirror=True) if self.mirror else each for each in self.members]
 

@@ -9,10 +9,10 @@ from distill.events import Event
 from distill.recipe import recipes
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, fingerprints
-from distill.training.run import Request, run
-from distill.training.state import Training
+from distill.training.run import TrainingRequest, run
+from distill.training.state import TrainState
 
 Events = list[Event]
 
@@ -48,22 +48,25 @@ def train(
 ) -> tuple[RunFolder, Events]:
     """Run a recipe to the end; the folder and the events it yielded."""
     resolved = recipes.load(recipe, overrides)
-    request = Request(role, resolved.recipe, resolved.name, out, resume)  # type: ignore[arg-type]
+    request = TrainingRequest(role, resolved.recipe, resolved.name, out, resume)  # type: ignore[arg-type]
     return RunFolder(out), list(run(request))
 
 
 def prepared(
-    *overrides: str, recipe: str = "tiny", role: Role = "student", teacher: Frozen | None = None
-) -> Training:
+    *overrides: str,
+    recipe: str = "tiny",
+    role: Role = "student",
+    teacher: FrozenTeacher | None = None,
+) -> TrainState:
     """A run at step 0, with its teacher or this one, never to be saved: for tests of some steps."""
     resolved = recipes.load(recipe, overrides).recipe
     images = drawn()
-    split = build.divide(resolved, images)
-    teacher = teacher or selection.teacher(resolved, images, split)
+    split = build.split_images(resolved, images)
+    teacher = teacher or selection.load_teacher(resolved, images, split)
     accelerator = build.accelerator(resolved)
     nowhere = RunFolder(Path("unused"))
-    known = fingerprints.identity(resolved, images, selection.fingerprints(resolved))
-    return build.training(resolved, role, split, teacher, nowhere, accelerator, known)
+    known = fingerprints.identity(resolved, images, selection.teachers_fingerprint(resolved))
+    return build.state(resolved, role, split, teacher, nowhere, accelerator, known)
 
 
 @cache

@@ -243,7 +243,7 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
 
 
 def test_how_far_many_gpus_go_is_the_arithmetic_of_the_shipped_student() -> None:
-    student = recipes.count("kd_cutmix")
+    student = recipes.count_networks("kd_cutmix")
     teacher_macs = 5.2433e9  # of a WRN-28-10 on 32x32 pixels
     ring_bytes = 4 * student["parameters"]
     document = (REPO / "docs" / "cluster.md").read_text()

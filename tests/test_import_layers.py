@@ -180,7 +180,7 @@ def called(node: ast.Call) -> str:
         ("distill/training/a.py", "from rich import print", "may not import rich.print"),
         (
             "distill/training/a.py",
-            "from distill.terminal.progress import Display",
+            "from distill.terminal.progress import ProgressDisplay",
             "distill.terminal.progress",
         ),
         ("distill/report/a.py", "import torch", "distill.report.a may not import torch"),

@@ -11,10 +11,10 @@ from distill.statistics import (
     COLDEST,
     HOTTEST,
     bootstrap,
+    fit_temperature,
     mcnemar,
-    paired,
-    spread,
-    temperature,
+    mean_and_interval,
+    paired_difference,
     wilson,
 )
 
@@ -48,26 +48,26 @@ def test_a_bootstrap_draws_the_same_samples_of_each_array() -> None:
 
 
 def test_the_interval_over_seeds_is_student_s() -> None:
-    known = spread([71.0, 72.0, 73.0])
+    known = mean_and_interval([71.0, 72.0, 73.0])
     half = 4.302652729911275 / sqrt(3)  # t of 2 degrees of freedom, standard deviation 1
     assert (known.n, known.mean, known.std) == (3, 72.0, 1.0)
     assert known.interval == pytest.approx((72 - half, 72 + half))
 
 
 def test_one_seed_says_nothing_of_the_spread() -> None:
-    assert (spread([70.0]).std, spread([70.0]).interval) == (None, None)
+    assert (mean_and_interval([70.0]).std, mean_and_interval([70.0]).interval) == (None, None)
     with pytest.raises(ValueError, match="no values"):
-        spread([])
+        mean_and_interval([])
 
 
 def test_pairs_are_compared_pair_by_pair() -> None:
-    known, p = paired([2.0, 4.0, 7.0], [1.0, 2.0, 4.0])
+    known, p = paired_difference([2.0, 4.0, 7.0], [1.0, 2.0, 4.0])
     assert (known.mean, known.std) == (2.0, 1.0)
     # t = mean / (std / sqrt n) = 2 sqrt 3; with 2 degrees of freedom p = 1 - t / sqrt(t² + 2)
     assert p == pytest.approx(1 - sqrt(12) / sqrt(14))
-    assert paired([1.0, 2.0], [0.0, 1.0])[1] is None
+    assert paired_difference([1.0, 2.0], [0.0, 1.0])[1] is None
     with pytest.raises(ValueError, match="shorter|longer"):
-        paired([1.0], [])
+        paired_difference([1.0], [])
 
 
 def sure(n: int, scale: float) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -80,7 +80,7 @@ def sure(n: int, scale: float) -> tuple[NDArray[Any], NDArray[Any]]:
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_what_was_multiplied_is_divided_again(scale: float) -> None:
-    assert temperature(*sure(20_000, scale)) == pytest.approx(scale, rel=0.05)
+    assert fit_temperature(*sure(20_000, scale)) == pytest.approx(scale, rel=0.05)
 
 
 @pytest.mark.parametrize("share", [0.6, 0.8, 0.99])
@@ -88,7 +88,7 @@ def test_the_temperature_of_two_classes_in_closed_form(share: float) -> None:
     """All logits (z, 0), right in a share s: the best T has sigmoid(z / T) = s."""
     z, n = 3.0, 1000
     labels = (np.arange(n) >= share * n).astype(int)
-    found = temperature(np.tile([z, 0.0], (n, 1)), labels)
+    found = fit_temperature(np.tile([z, 0.0], (n, 1)), labels)
     assert found == pytest.approx(z / np.log(share / (1 - share)), rel=1e-6)
 
 
@@ -99,10 +99,10 @@ def test_no_other_temperature_is_likelier() -> None:
         shares = np.exp(logits / t) / np.exp(logits / t).sum(axis=1, keepdims=True)
         return float(-np.log(shares[np.arange(len(labels)), labels]).mean())
 
-    best = temperature(logits, labels)
+    best = fit_temperature(logits, labels)
     assert nll(best) < min(nll(0.99 * best), nll(1.01 * best))
 
 
 def test_where_all_is_right_or_wrong_it_ends_at_its_bound() -> None:
-    assert temperature(np.eye(5), np.arange(5)) == COLDEST
-    assert temperature(np.eye(2), np.array([1, 0])) == HOTTEST
+    assert fit_temperature(np.eye(5), np.arange(5)) == COLDEST
+    assert fit_temperature(np.eye(2), np.array([1, 0])) == HOTTEST

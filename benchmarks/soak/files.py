@@ -24,7 +24,7 @@ from distill.data.sources.cifar import CIFAR10
 from distill.data.sources.download import Archive
 from distill.errors import UserError
 from distill.models import checkpoint
-from distill.models.checkpoint import Damaged
+from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
 from distill.recipe.compose import shipped_paths
 from distill.recipe.validation import keys
@@ -137,25 +137,25 @@ def _samples(place: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]
         """Not read; or read as it was, where what changed is a space."""
         try:
             return bool(checkpoint.load(last)[1] == known_progress)
-        except Damaged:
+        except DamagedCheckpoint:
             return True
 
     yield "a checkpoint's tensors", (last / "state.pt", load)
     yield "a checkpoint's progress", (last / "progress.json", load)
     weights = place / "teacher.safetensors"
     net = torch.nn.Linear(64, 64)
-    known = checkpoint.save_weights(weights, checkpoint.weights_of(net))
+    known = checkpoint.save_weights(weights, checkpoint.copy_weights(net))
     yield (
         "a teacher's weights",
         (weights, lambda: _refuses(lambda: checkpoint.load_weights(weights, net, known))),
     )
     os.environ["UNDERSTUDY_CACHE"] = str(place / "cache")
     answers = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float16)
-    array_cache.keep("targets/view", answers)
+    array_cache.save_cached("targets/view", answers)
 
     def recall() -> bool:
         """Not read; or read as it was, where the bit is one that says nothing."""
-        found = array_cache.recall("targets/view", (100, 10), np.float16)
+        found = array_cache.load_cached("targets/view", (100, 10), np.float16)
         return found is None or np.array_equal(found, answers)
 
     yield "stored answers", (place / "cache" / "targets" / "view.npz", recall)
@@ -202,7 +202,7 @@ def hostile(place: Path, tries: int, seed: int) -> list[Outcome]:
         try:
             read()
             is_refused = False
-        except (UserError, Damaged) as fault:
+        except (UserError, DamagedCheckpoint) as fault:
             is_refused = any(reason in str(fault) for reason in REASONS)
         except Exception:  # what it called failed: it was called
             is_refused = False

@@ -15,15 +15,15 @@ app = typer.Typer(no_args_is_help=True, help="The teachers' answers that are sto
 def info(as_json: JsonOption = False) -> None:
     """List what is stored: whose answers, to how many views, how large."""
     from distill.teacher import cache_files
-    from distill.terminal.tables import stock_table
+    from distill.terminal.tables import cache_table
 
-    rows = cache_files.listed()
+    rows = cache_files.entry_rows()
     if as_json:
         echo_json(rows)
     elif rows:
-        stdout().print(stock_table(rows))
+        stdout().print(cache_table(rows))
     else:
-        echo(f"nothing is stored in {cache_files.folder()}")
+        echo(f"nothing is stored in {cache_files.logits_folder()}")
 
 
 @app.command()
@@ -31,9 +31,9 @@ def verify(keys: KeysArgument = []) -> None:
     """Read every stored file, and ask the teacher again for some answers where it still is."""
     from distill.teacher import cache_files
 
-    chosen = cache_files.named(keys) if keys else cache_files.stocks()
+    chosen = cache_files.find_entries(keys) if keys else cache_files.list_entries()
     if not chosen:
-        echo(f"nothing is stored in {cache_files.folder()}")
+        echo(f"nothing is stored in {cache_files.logits_folder()}")
         return
     from distill.teacher import verify_cache
 
@@ -60,8 +60,8 @@ def drop(
             f"{asked}.\n"
             "Type python cli.py cache drop KEY…, as `cache info` lists them, or cache drop --all."
         )
-    chosen = cache_files.stocks() if every else cache_files.named(keys)
+    chosen = cache_files.list_entries() if every else cache_files.find_entries(keys)
     freed = sum(stock.n_bytes for stock in chosen)
     for stock in chosen:
-        cache_files.drop(stock)
-    echo(f"{len(chosen)} dropped, {cache_files.size(freed)} freed")
+        cache_files.delete_entry(stock)
+    echo(f"{len(chosen)} dropped, {cache_files.format_size(freed)} freed")

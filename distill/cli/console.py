@@ -23,16 +23,16 @@ def is_main() -> bool:
 
 def stderr() -> "Console":
     """Where a person looks."""
-    from distill.terminal.safe_console import Screen
+    from distill.terminal.safe_console import SafeConsole
 
-    return Screen(stderr=True)
+    return SafeConsole(stderr=True)
 
 
 def stdout() -> "Console":
     """Where results go."""
-    from distill.terminal.safe_console import Screen
+    from distill.terminal.safe_console import SafeConsole
 
-    return Screen()
+    return SafeConsole()
 
 
 def print_facts(values: dict[str, Any], as_json: bool) -> None:
@@ -50,7 +50,7 @@ def echo(text: object, err: bool = False) -> None:
     typer.echo(visible_lines(str(text)), err=err)
 
 
-def take_every_letter() -> None:
+def escape_unencodable() -> None:
     """Let stdout print escapes for letters that its encoding lacks, as stderr does by itself."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -63,7 +63,7 @@ def echo_json(values: Any) -> None:
     typer.echo(json.dumps(without_nan(values), allow_nan=False))
 
 
-class Outlasting:
+class QuietOnError:
     """A text stream that falls silent, instead of failing, once it cannot be written: its terminal
     was closed, its reader ended, its disk is full.
 
@@ -101,13 +101,13 @@ class Outlasting:
 
 
 @contextmanager
-def outlasting(name: Literal["stdout", "stderr"]) -> Iterator[None]:
+def quiet_on_error(name: Literal["stdout", "stderr"]) -> Iterator[None]:
     """Inside, `sys.stdout` or `sys.stderr` falls silent if it cannot be written.
 
     It is None if the process began without it.
     """
     stream = getattr(sys, name)
-    wrapped = Outlasting(StringIO() if stream is None else stream)
+    wrapped = QuietOnError(StringIO() if stream is None else stream)
     setattr(sys, name, wrapped)
     try:
         yield
@@ -116,14 +116,14 @@ def outlasting(name: Literal["stdout", "stderr"]) -> Iterator[None]:
         setattr(sys, name, stream)
 
 
-def print_of_any(text: str) -> None:
+def print_from_any_process(text: str) -> None:
     """A line on stderr of whichever process it is, as far as it can be written."""
     with suppress(OSError):
         print(visible_lines(text), file=sys.__stderr__, flush=True)
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def only_first_process_prints() -> Iterator[None]:
     """Of several processes the first speaks. A traceback is printed later, by whom it befell."""
     if is_main():
         yield
@@ -132,7 +132,7 @@ def one_voice() -> Iterator[None]:
             yield
 
 
-def of_system(fault: OSError) -> str:
+def system_error_text(fault: OSError) -> str:
     """The operating system's message and the file: `No space left on device (runs/a/last)`."""
     where = f" ({fault.filename})" if fault.filename else ""
     return f"{fault.strerror or fault}{where}"

@@ -22,9 +22,9 @@ def info(
 ) -> None:
     """Say what a set holds, and whether it is the genuine CIFAR-10, in any container or order."""
     from distill.data.sources import image_set
-    from distill.terminal.progress import Display
+    from distill.terminal.progress import ProgressDisplay
 
-    with Display(stderr()) as display:
+    with ProgressDisplay(stderr()) as display:
         facts = image_set.info(data or source, progress=display.progress)
     print_facts(facts, as_json)
     if facts["faults"]:
@@ -66,10 +66,10 @@ def verify(
 ) -> None:
     """Read every image; exit 1 where they are not the published CIFAR-10, all of it."""
     from distill.data.sources import image_set
-    from distill.terminal.progress import Display
+    from distill.terminal.progress import ProgressDisplay
 
     source = data or source
-    with Display(stderr()) as display:
+    with ProgressDisplay(stderr()) as display:
         facts = image_set.info(source, progress=display.progress)
     if facts["faults"]:
         raise Failure("\n".join(facts["faults"]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill.cli.console import echo, echo_json, of_system, stdout
+from distill.cli.console import echo, echo_json, stdout, system_error_text
 from distill.cli.options import (
     AsymmetricOption,
     BlocksOption,
@@ -23,11 +23,11 @@ from distill.cli.options import (
     TeacherOption,
     numbers,
 )
-from distill.cli.train_commands import finish, follow, resolve, settings
+from distill.cli.train_commands import combined_overrides, finish, follow, resolve
 from distill.errors import Failure, UserError
 
 if TYPE_CHECKING:
-    from distill.recipe.recipes import Resolved
+    from distill.recipe.recipes import ResolvedRecipe
     from distill.runs.run_folder import Role, RunFolder
     from distill.sweep.storage import Storage
     from distill.sweep.worker import Reader, Say, Train
@@ -68,11 +68,11 @@ def seeds(
     place = out or run_folder.RUNS / f"seeds-{resolved.name}"
     planned = study.plan(resolved, range(n), place, controls=control)
     study.check(planned)
-    from distill.training.run import processes
+    from distill.training.run import process_group
 
-    with processes():
+    with process_group():
         for each in planned:
-            taught = study.taught_alike(each, planned[0])
+            taught = study.with_same_teacher(each, planned[0])
             resume, go_on = each.folder.is_run, "To go on, type the same command again"
             finish(each.role, taught, each.folder, resume, [], go_on)
     said = study.summary(planned)
@@ -108,17 +108,17 @@ def sweep(
     from distill.runs import run_folder
     from distill.sweep import sweep_file
 
-    planned = sweep_file.load(file, settings(data, set_, teacher), trials)
+    planned = sweep_file.load(file, combined_overrides(data, set_, teacher), trials)
     place = out or run_folder.RUNS / f"sweep-{planned.name}"
     heartbeat_s = planned.file.study.heartbeat_s
     base = planned.base.recipe
     with _worker(place, storage, heartbeat_s) as (opened, train, say):
-        from distill.sweep.sweep_summary import carried_out
+        from distill.sweep.sweep_summary import run_sweep
         from distill.sweep.worker import variants
         from distill.teacher import selection
 
-        inputs = selection.check(base, variants(planned))
-        said = carried_out(planned, opened(), place, train, say, inputs)
+        inputs = selection.check_teachers(base, variants(planned))
+        said = run_sweep(planned, opened(), place, train, say, inputs)
     _show_sweep(said, place, as_json)
 
 
@@ -157,7 +157,7 @@ def search(
     from distill.recipe import recipes
     from distill.runs import run_folder
 
-    chosen = settings(data, set_, teacher)
+    chosen = combined_overrides(data, set_, teacher)
     resolved = recipes.load(recipe, chosen)
     if resolved.recipe.train.epochs is None or resolved.origins["train.epochs"] == "--set":
         raise UserError(
@@ -171,13 +171,13 @@ def search(
         from distill.sweep import successive_halving as room
         from distill.teacher import selection
 
-        designs, too_many = room.legal(
+        designs, too_many = room.legal_designs(
             resolved.recipe, rules, max_params, *depths, asymmetric=asymmetric
         )
         asked = room.Search(
             recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta, name
         )
-        inputs = selection.check(resolved.recipe)
+        inputs = selection.check_teachers(resolved.recipe)
         said = room.search(asked, opened(), place, train, say, inputs)
     _show_sweep(said, place, as_json)
 
@@ -192,14 +192,14 @@ def _worker(
     worker early is one message and an exit code.
     """
     from distill.runs import run_folder
-    from distill.training.signals import Stop
+    from distill.training.signals import StopSignal
 
     if "WORLD_SIZE" in os.environ:
         raise UserError("a sweep's worker is one process; start several, each by the same command.")
     run_folder.check_writable(place, "the place of a sweep")
-    stop = Stop()
-    with stop.listening(), _said_when_left(place):
-        from distill.training.run import Request, processes
+    stop = StopSignal()
+    with stop.handle_signals(), _explain_abandoned_trial(place):
+        from distill.training.run import TrainingRequest, process_group
 
         try:
             from distill.sweep.storage import Storage, url_of
@@ -210,10 +210,10 @@ def _worker(
                 "pip install optuna 'psycopg[binary]'."
             ) from fault
 
-        def train(resolved: "Resolved", folder: "RunFolder", read: "Reader") -> None:
+        def train(resolved: "ResolvedRecipe", folder: "RunFolder", read: "Reader") -> None:
             role: Role = "student" if resolved.recipe.student else "teacher"
             resume, origins = folder.is_run, resolved.origins
-            request = Request(
+            request = TrainingRequest(
                 role,
                 resolved.recipe,
                 resolved.name,
@@ -228,7 +228,7 @@ def _worker(
             except Failure as fault:
                 raise Failure(f"{fault}\n{GO_ON}") from fault
 
-        with processes():
+        with process_group():
 
             def opened() -> Storage:
                 return Storage(url_of(url, place), heartbeat_s)
@@ -237,9 +237,9 @@ def _worker(
 
 
 @contextmanager
-def _said_when_left(place: Path) -> Iterator[None]:
+def _explain_abandoned_trial(place: Path) -> Iterator[None]:
     """A worker that ends early says what becomes of its trial."""
-    from distill.training.out_of_memory import Full
+    from distill.training.out_of_memory import OutOfMemory
     from distill.training.signals import Stopped
 
     left = f"Stopped; its trial is left to the others. Type the same again to go on in {place}."
@@ -251,10 +251,12 @@ def _said_when_left(place: Path) -> Iterator[None]:
     except SystemExit:
         echo(left, err=True)
         raise
-    except Full as fault:
+    except OutOfMemory as fault:
         raise Failure(f"The sweep in {place} ends here: {fault}\n{GO_ON}") from None
     except OSError as fault:
-        raise Failure(f"The sweep in {place} failed: {of_system(fault)}.\n{GO_ON}") from fault
+        raise Failure(
+            f"The sweep in {place} failed: {system_error_text(fault)}.\n{GO_ON}"
+        ) from fault
 
 
 def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:

@@ -9,25 +9,35 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from distill.cli.console import echo, is_main, of_system, outlasting, print_of_any, stderr, stdout
+from distill.cli.console import (
+    echo,
+    is_main,
+    print_from_any_process,
+    quiet_on_error,
+    stderr,
+    stdout,
+    system_error_text,
+)
 from distill.errors import Failure, UserError
 from distill.files.safe_text import is_utf8
 
 if TYPE_CHECKING:
-    from distill.recipe.recipes import Resolved
+    from distill.recipe.recipes import ResolvedRecipe
     from distill.runs.run_folder import Role, RunFolder
     from distill.sweep.worker import Reader
-    from distill.training.run import Request
+    from distill.training.run import TrainingRequest
 
 
-def settings(data: str | None, overrides: list[str], teachers: list[str] | None) -> list[str]:
+def combined_overrides(
+    data: str | None, overrides: list[str], teachers: list[str] | None
+) -> list[str]:
     """The overrides of `--set`, followed by those of the options `--data` and `--teacher`. An
     option whose key `--set` sets is left out, which a note says: `--set` wins.
 
     Raises UserError for a path that is not UTF-8, which recipe.toml cannot hold.
     """
     from distill.recipe.compose import override_of
-    from distill.recipe.validation import shown
+    from distill.recipe.validation import value_text
 
     for path in filter(None, [data, *(teachers or [])]):
         if not is_utf8(path):
@@ -43,21 +53,21 @@ def settings(data: str | None, overrides: list[str], teachers: list[str] | None)
         if value is not None and override is not None:
             echo(f"note: --set {override} wins: {option} is not used", err=True)
         elif value is not None:
-            chosen.append(f"{key}={shown(value)}")
+            chosen.append(f"{key}={value_text(value)}")
     return [*overrides, *chosen]
 
 
 def resolve(
     recipe: str, data: str | None, overrides: list[str], teachers: list[str] | None = None
-) -> "Resolved":
+) -> "ResolvedRecipe":
     """The recipe as it will be run, with the options of the command line."""
     from distill.recipe import recipes
 
-    return recipes.load(recipe, settings(data, overrides, teachers))
+    return recipes.load(recipe, combined_overrides(data, overrides, teachers))
 
 
 def train(
-    role: "Role", resolved: "Resolved", out: Path | None, resume: bool, trackers: list[str]
+    role: "Role", resolved: "ResolvedRecipe", out: Path | None, resume: bool, trackers: list[str]
 ) -> None:
     """Run to the end; rank 0 shows and keeps every event."""
     from distill.runs import run_folder
@@ -76,13 +86,13 @@ def train(
     go_on = f"To go on, type the same command with --out {place} --resume"
     finish(role, resolved, folder, resume, trackers, go_on)
     if is_main():
-        with outlasting("stdout"):  # the run is finished, whoever reads its table
-            _close(folder)
+        with quiet_on_error("stdout"):  # the run is finished, whoever reads its table
+            _print_closing_table(folder)
 
 
 def finish(
     role: "Role",
-    resolved: "Resolved",
+    resolved: "ResolvedRecipe",
     folder: "RunFolder",
     resume: bool,
     trackers: list[str],
@@ -99,15 +109,18 @@ def finish(
         echo(f"{folder.path} is finished: nothing to do.", err=True)
         return
     run_folder.check_out(folder, resume)
-    from distill.training.signals import Stop
+    from distill.training.signals import StopSignal
 
-    stop = Stop()
-    with stop.listening(), _said_why(folder, go_on):  # from before the seconds that imports take
-        from distill.training.run import Request
+    stop = StopSignal()
+    with (
+        stop.handle_signals(),
+        explain_early_end(folder, go_on),
+    ):  # from before the seconds that imports take
+        from distill.training.run import TrainingRequest
 
         replaced = resolved.replaced.get(role)
         notes = (*(() if replaced is None else (replaced,)), *resolved.idle)
-        request = Request(
+        request = TrainingRequest(
             role,
             resolved.recipe,
             resolved.name,
@@ -121,7 +134,7 @@ def finish(
 
 
 def follow(
-    request: "Request",
+    request: "TrainingRequest",
     folder: "RunFolder",
     trackers: list[str],
     read: "Reader" = lambda event: None,
@@ -129,14 +142,14 @@ def follow(
     """Every event to display, journal, trackers and one reader more, who may leave the run."""
     from distill.runs.journal import Journal
     from distill.runs.trackers import Trackers
-    from distill.terminal.progress import Display
-    from distill.training.run import processes, run
+    from distill.terminal.progress import ProgressDisplay
+    from distill.training.run import process_group, run
 
     journal = Journal(folder.journal)
     tracked = Trackers(trackers, folder, partial(echo, err=True))
     with (
-        processes(),
-        Display(stderr()) as display,
+        process_group(),
+        ProgressDisplay(stderr()) as display,
         tracked,
         closing(run(request, progress=display.progress)) as events,
     ):
@@ -149,31 +162,32 @@ def follow(
 
 
 @contextmanager
-def _said_why(folder: "RunFolder", go_on: str) -> Iterator[None]:
+def explain_early_end(folder: "RunFolder", go_on: str) -> Iterator[None]:
     """Whatever ends a run early is one message, with what to type next, and an exit code."""
     try:
         yield
     except (UserError, typer.Exit):
         raise
     except Failure as fault:
-        raise Failure(f"{fault}\n{_kept(folder)}{go_on}") from fault
+        raise Failure(f"{fault}\n{_what_is_saved(folder)}{go_on}") from fault
     except OSError as fault:
         raise Failure(
-            f"The run in {folder.path} failed: {of_system(fault)}.\n{_kept(folder)}{go_on}"
+            f"The run in {folder.path} failed: {system_error_text(fault)}.\n"
+            f"{_what_is_saved(folder)}{go_on}"
         ) from fault
     except SystemExit:
         echo(f"Stopped. {go_on}", err=True)
         raise
     except Exception as fault:
-        _ended_early(folder, fault, go_on)
+        _raise_explained(folder, fault, go_on)
         raise
 
 
-def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
+def _raise_explained(folder: "RunFolder", fault: Exception, go_on: str) -> None:
     """Raises what the door shows for the engine's own reasons; returns for any other."""
     from distill.training.divergence import Diverged
-    from distill.training.out_of_memory import Full
-    from distill.training.ranks import is_loss_of_another
+    from distill.training.out_of_memory import OutOfMemory
+    from distill.training.ranks import is_lost_process
     from distill.training.signals import Stopped
 
     if isinstance(fault, Stopped):
@@ -189,23 +203,23 @@ def _ended_early(folder: "RunFolder", fault: Exception, go_on: str) -> None:
             "--resume --set train.retries=3."
         ) from None
     # By whoever it befell: the one that speaks for all may be the one that is gone.
-    if isinstance(fault, Full):
-        print_of_any(f"The run in {folder.path} failed: {fault}")
+    if isinstance(fault, OutOfMemory):
+        print_from_any_process(f"The run in {folder.path} failed: {fault}")
         raise typer.Exit(1) from None
-    if isinstance(fault, RuntimeError) and is_loss_of_another(fault):
-        print_of_any(
+    if isinstance(fault, RuntimeError) and is_lost_process(fault):
+        print_from_any_process(
             f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
-            f"{_kept(folder)}{go_on}"
+            f"{_what_is_saved(folder)}{go_on}"
         )
         raise typer.Exit(1) from fault
 
 
-def _kept(folder: "RunFolder") -> str:
+def _what_is_saved(folder: "RunFolder") -> str:
     """What is left of a run that failed, where something is."""
     return "Its last checkpoint is whole. " if folder.last.exists() else ""
 
 
-def _close(folder: "RunFolder") -> None:
+def _print_closing_table(folder: "RunFolder") -> None:
     """The finished run beside its teacher and the student alone."""
     from distill.runs.summary import closing_rows
     from distill.terminal.progress import closing_table

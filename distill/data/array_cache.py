@@ -24,7 +24,7 @@ def cache_folder() -> Path:
     return Path(base) / "understudy"
 
 
-def recall(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray[Any] | None:
+def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray[Any] | None:
     """The array kept under `key`, `folder/name`; None where there is none of this kind, whole.
 
     Without a `shape`, of any.
@@ -37,12 +37,12 @@ def recall(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray
     return array if array.dtype == dtype and shape in (None, array.shape) else None
 
 
-def is_kept(key: str) -> bool:
+def is_cached(key: str) -> bool:
     """Whether there is an array under `key`, whole or damaged."""
     return _path(key).exists()
 
 
-def keep(key: str, array: NDArray[Any]) -> None:
+def save_cached(key: str, array: NDArray[Any]) -> None:
     """Write the array whole or not at all: a temporary file beside the target, then a rename."""
     path = _path(key)
     try:

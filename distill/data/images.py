@@ -54,7 +54,7 @@ def fingerprint_of_names(class_names: Sequence[str]) -> str:
     return sha256(json.dumps(list(class_names)).encode()).hexdigest()
 
 
-def n_in_both(test: ImageSet, train: ImageSet) -> int:
+def count_shared_images(test: ImageSet, train: ImageSet) -> int:
     """How many test images are training images, pixel by pixel, whatever their labels.
 
     Costs a copy of the test images in memory, and a look at each training image.

@@ -19,16 +19,16 @@ from torch.nn.functional import one_hot
 
 from distill.data import rng
 from distill.data.augment import crop_flip, mixup_cutmix, ricap
-from distill.data.augment.crop_flip import Placement
-from distill.data.augment.mixup_cutmix import Mixture
-from distill.data.augment.pipeline import Calendar, Drawn, Pipeline
-from distill.data.augment.ricap import Patchwork
+from distill.data.augment.crop_flip import CropFlipParams
+from distill.data.augment.mixup_cutmix import MixParams
+from distill.data.augment.pipeline import AugmentSchedule, OperationParams, Pipeline
+from distill.data.augment.ricap import RicapParams
 from distill.data.rng import Stream
 from distill.data.sources.image_set import ImageSet
 
 # A set may take this share of what is free on the device; the rest is for weights and activations.
 RESIDENT_SHARE = 0.25
-EVERY_EPOCH = Calendar()
+EVERY_EPOCH = AugmentSchedule()
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class View:
     number: int
     pipeline: Pipeline
     order: Tensor  # int64 [N], where the set is
-    placement: Placement
-    drawn: tuple[Drawn, ...]  # one an operation
-    mixture: Mixture | None
-    patchwork: Patchwork | None
+    crop_flip: CropFlipParams
+    drawn: tuple[OperationParams, ...]  # one an operation
+    mix: MixParams | None
+    ricap: RicapParams | None
 
     def partners(self, rows: Tensor) -> Tensor:
         """Who is mixed with whom: int64 [b]; the samples themselves where nothing is mixed."""
-        return rows if self.mixture is None else self.mixture.partner[rows]
+        return rows if self.mix is None else self.mix.partner[rows]
 
     def own_share(self, rows: Tensor) -> Tensor:
         """Each sample's share in its own mixed image: float32 [b, 1]."""
-        if self.mixture is None:
+        if self.mix is None:
             return torch.ones(len(rows), 1, device=rows.device)
-        return self.mixture.lam[rows, None]
+        return self.mix.lam[rows, None]
 
 
 @dataclass(frozen=True)
-class Slice:
+class Shard:
     """A process's share of each global batch: `rank` of `processes`, in `accumulate` parts."""
 
     rank: int = 0
@@ -78,17 +78,17 @@ class Loader:
         batch_size: int,
         seed: int,
         pipeline: Pipeline,
-        calendar: Calendar = EVERY_EPOCH,
+        schedule: AugmentSchedule = EVERY_EPOCH,
         device: torch.device,
-        part: Slice,
+        shard: Shard,
         resident: bool | None = None,
     ) -> None:
         self.n, self.size = len(images.labels), images.images.shape[-1]
         self.batch_size, self.steps_per_epoch = batch_size, self.n // batch_size
         if not self.steps_per_epoch:
             raise ValueError(f"{self.n} training images are less than one batch of {batch_size}")
-        self.seed, self.pipeline, self.calendar = seed, pipeline, calendar
-        self.device, self.part = device, part
+        self.seed, self.pipeline, self.schedule = seed, pipeline, schedule
+        self.device, self.part = device, shard
 
         pixels = rearrange(torch.from_numpy(images.images), "n c h w -> n h w c").contiguous()
         self.resident = fits(pixels.nbytes, device) if resident is None else resident
@@ -96,28 +96,28 @@ class Loader:
         self.targets = one_hot(torch.from_numpy(images.labels), images.n_classes).float().to(device)
         self.view = lru_cache(maxsize=1)(self._draw)
 
-    def follow(self, calendar: Calendar) -> None:
-        """From now on views come by another calendar."""
-        self.calendar = calendar
+    def set_schedule(self, schedule: AugmentSchedule) -> None:
+        """From now on views come by another schedule."""
+        self.schedule = schedule
         self.view.cache_clear()
 
     @contextmanager
     def at_side(self, side: int | None) -> Iterator[None]:
         """Meanwhile every view has images of this side, in pixels; None for full size."""
-        calendar = self.calendar
-        self.follow(calendar.at(side))
+        schedule = self.schedule
+        self.set_schedule(schedule.at(side))
         try:
             yield
         finally:
-            self.follow(calendar)
+            self.set_schedule(schedule)
 
     def _draw(self, epoch: int) -> View:
-        number, home = self.calendar.view(epoch), self.pixels.device
-        on = self.calendar.pipeline(self.pipeline, epoch)
+        number, home = self.schedule.view(epoch), self.pixels.device
+        on = self.schedule.pipeline(self.pipeline, epoch)
         seen = self.seed, number, self.n
         mixture = patchwork = None
         if on.mixup or on.cutmix:
-            mixture = mixup_cutmix.draw_mixture(*seen, self.size, on.mixup, on.cutmix).to(home)
+            mixture = mixup_cutmix.draw_mix(*seen, self.size, on.mixup, on.cutmix).to(home)
         if on.ricap:
             taken = sum(way.prob for way in (on.mixup, on.cutmix) if way)
             patchwork = ricap.draw_ricap(*seen, self.size, on.ricap, low=taken).to(home)
@@ -126,7 +126,7 @@ class Loader:
             number,
             on,
             torch.from_numpy(rng.permutation(self.seed, number, Stream.ORDER, self.n)).to(home),
-            crop_flip.place(*seen, on.crop, on.flip).to(home),
+            crop_flip.draw_crop_flip(*seen, on.crop, on.flip).to(home),
             tuple({name: rows.to(home) for name, rows in each.items()} for each in drawn),
             mixture,
             patchwork,
@@ -145,15 +145,15 @@ class Loader:
 
     def augment(self, view: View, rows: Tensor) -> Tensor:
         """Each image in its own operations, crop and flip: float32 [b, 3, H, W], channels_last."""
-        pixels = _operated(view, rows, self._placed(view, rows), before_crop=False)
+        pixels = _apply_operations(view, rows, self._placed(view, rows), before_crop=False)
         return crop_flip.to_float(pixels.to(self.device, non_blocking=True))
 
     def _placed(self, view: View, rows: Tensor) -> Tensor:
         """Operations that come before the crop, then crop and flip: uint8 [b, 3, H, W]."""
-        images, indices, placement = self.pixels, rows, view.placement
+        images, indices, placement = self.pixels, rows, view.crop_flip
         if any(operation.before_crop for operation in view.pipeline.operations):
             whole = rearrange(images[rows], "b h w c -> b c h w")
-            whole = _operated(view, rows, whole, before_crop=True)
+            whole = _apply_operations(view, rows, whole, before_crop=True)
             images, placement = rearrange(whole, "b c h w -> b h w c"), placement.of(rows)
             indices = torch.arange(len(rows), device=rows.device)
         padding = view.pipeline.crop.padding if view.pipeline.crop else 0
@@ -167,10 +167,10 @@ class Loader:
         self, view: View, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Images and targets mixed with their partners of the view; as they are if none mixes."""
-        if view.mixture is not None:
-            images, targets = self._blend(view, view.mixture, rows, images, targets)
-        if view.patchwork is not None:
-            images, targets = self._patch(view, view.patchwork, rows, images, targets)
+        if view.mix is not None:
+            images, targets = self._blend(view, view.mix, rows, images, targets)
+        if view.ricap is not None:
+            images, targets = self._patch(view, view.ricap, rows, images, targets)
         return images, targets
 
     def resized(self, view: View, images: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Loader:
         return images if side is None else crop_flip.resize(images, side)
 
     def _blend(
-        self, view: View, mixture: Mixture, rows: Tensor, images: Tensor, targets: Tensor
+        self, view: View, mixture: MixParams, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """mixup and cutmix: two images."""
         partner = mixture.partner[rows]
@@ -191,7 +191,7 @@ class Loader:
         )
 
     def _patch(
-        self, view: View, patchwork: Patchwork, rows: Tensor, images: Tensor, targets: Tensor
+        self, view: View, patchwork: RicapParams, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """RICAP: four images."""
         others = patchwork.partner[rows].unbind(1)
@@ -202,12 +202,14 @@ class Loader:
             for t in (patchwork.used, patchwork.boundary, patchwork.corner, patchwork.share)
         )
         return (
-            torch.where(used[:, None, None, None], ricap.patch(four, boundary, corner), images),
+            torch.where(
+                used[:, None, None, None], ricap.combine_four(four, boundary, corner), images
+            ),
             torch.where(used[:, None], (share.T[..., None] * labels).sum(0), targets),
         )
 
 
-def _operated(view: View, rows: Tensor, pixels: Tensor, *, before_crop: bool) -> Tensor:
+def _apply_operations(view: View, rows: Tensor, pixels: Tensor, *, before_crop: bool) -> Tensor:
     """Pixels uint8 [b, 3, H, W] after the operations that act before, or else after, the crop."""
     for operation, drawn in zip(view.pipeline.operations, view.drawn, strict=True):
         if operation.before_crop == before_crop:

@@ -7,7 +7,7 @@ from distill.errors import UserError
 LISTED = 10  # a screen's worth; the rest is counted
 
 
-def refusal(asked: str, faults: Sequence[str], advice: str) -> UserError:
+def data_error(asked: str, faults: Sequence[str], advice: str) -> UserError:
     """The error that names what was asked for, up to ten faults and what to do next."""
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     lines = [f"{count} in {asked}:", *(f"  {fault}" for fault in faults[:LISTED])]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.images import ImageSet
-from distill.data.problems import refusal
+from distill.data.problems import data_error
 from distill.errors import UserError
 from distill.phrases import counted
 
@@ -85,6 +85,6 @@ def _check(
             faults.append(f"class {name!r} has no held-out image: {counts}")
     if faults:
         share = f"data.holdout = {holdout} of {sum(held) + sum(left):,} images"
-        raise refusal(
+        raise data_error(
             share, faults, "Choose another share, fewer training images, or bring more images."
         )

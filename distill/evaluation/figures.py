@@ -15,14 +15,14 @@ from distill.evaluation import saved_predictions
 from distill.evaluation.metrics import measures
 
 
-def headline(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def headline_measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """`top1`, `top5`, `nll`, `ece`, each with its interval.
 
     `top5` is None where there are five classes or fewer: nobody could be wrong.
     """
     nll = cross_entropy(logits.double(), labels, reduction="none").numpy()
     return measures(logits, labels) | {
-        "top1_interval": _share(_hits(logits, labels, 1))[1],
+        "top1_interval": _share_with_interval(_hits(logits, labels, 1))[1],
         "top5": None,
         "top5_interval": None,
         **_top5(logits, labels),
@@ -39,7 +39,7 @@ def _ece_interval(logits: Tensor, labels: Tensor) -> list[float]:
 def _top5(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     if logits.shape[-1] <= 5:
         return {}
-    top5, interval = _share(_hits(logits, labels, 5))
+    top5, interval = _share_with_interval(_hits(logits, labels, 5))
     return {"top5": top5, "top5_interval": interval}
 
 
@@ -48,7 +48,7 @@ def _hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     return (logits.topk(k, dim=-1).indices == labels[:, None]).any(dim=-1)
 
 
-def _share(hits: Tensor) -> tuple[float | None, list[float] | None]:
+def _share_with_interval(hits: Tensor) -> tuple[float | None, list[float] | None]:
     """The share and its interval; of nothing, nothing."""
     right, total = int(hits.sum()), len(hits)
     return (right / total, list(statistics.wilson(right, total))) if total else (None, None)
@@ -59,7 +59,7 @@ def per_class(logits: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict
     hits = _hits(logits, labels, 1)
     rows = []
     for label, name in enumerate(names):
-        accuracy, interval = _share(hits[labels == label])
+        accuracy, interval = _share_with_interval(hits[labels == label])
         n = int((labels == label).sum())
         rows.append({"name": name, "n": n, "accuracy": accuracy, "interval": interval})
     return rows
@@ -73,7 +73,7 @@ def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:
     return rows
 
 
-def beside_teacher(logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
+def compare_with_teacher(logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
     """The share of images on which both answer the same, and the mean KL(teacher || student), nats.
 
     Stanton et al., NeurIPS 2021, arXiv 2106.05945: the fidelity of a student, which is not its
@@ -85,11 +85,11 @@ def beside_teacher(logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
     return {"teacher_agreement": agreement.item(), "teacher_kl": kl.item()}
 
 
-def compared(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Any]:
+def compare_networks(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Any]:
     """Two networks on the same images: who alone is right how often, McNemar's p, and which of them
     is `better`, "a" or "b"; None where nothing is shown.
     """
-    pairs = statistics.discordant(*(_hits(each, labels, 1).numpy() for each in (a, b)))
+    pairs = statistics.count_pairs(*(_hits(each, labels, 1).numpy() for each in (a, b)))
     leader = "a" if pairs.only_a > pairs.only_b else "b"
     return {
         "only_a": pairs.only_a,

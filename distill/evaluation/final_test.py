@@ -16,14 +16,14 @@ from distill.recipe import recipes
 from distill.runs import lock
 from distill.runs.run_folder import IS_TESTED, RunFolder, is_tested, write_json
 from distill.teacher import selection
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
 
 
 def measure(
     folder: RunFolder,
     net: nn.Module,
-    teacher: Frozen | None,
+    teacher: FrozenTeacher | None,
     held_out: ImageSet | None,
     test: ImageSet,
     accel: Accelerator,
@@ -48,7 +48,7 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
     Does nothing if it was, or if another process does it now. Called by one process. Raises
     UserError if images or teacher are not those of the run any more.
     """
-    with suppress(lock.InUse), lock.held(folder.path):
+    with suppress(lock.InUse), lock.hold_lock(folder.path):
         known = dict(folder.result())
         if is_tested(known):
             return
@@ -58,11 +58,11 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
         images = image_set.load(source, "train", progress=progress)
         test = test_split(source, progress=progress)
         check_tested(folder, test, source)
-        split = build.divide(recipe, images)
-        teacher = selection.teacher(recipe, images, split)
+        split = build.split_images(recipe, images)
+        teacher = selection.load_teacher(recipe, images, split)
         if teacher is not None:
             build.to_device(teacher, accel.device)
-        net = build.to_device(build.trained(folder), accel.device)
+        net = build.to_device(build.load_trained(folder), accel.device)
         known["metrics"] |= measure(folder, net, teacher, split.held_out, test, accel)
-        known["evaluation"] = checkpoint.fingerprint(folder.evaluation)
+        known["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
         write_json(folder.result_file, known)

@@ -21,7 +21,7 @@ def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return dict(zip(MEASURES, (right.mean().item(), nll, ece), strict=True))
 
 
-class Means:
+class RunningMeans:
     """Means of named scalars over steps, summed on the device; only `read` waits for it."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet, Progress
 from distill.errors import UserError
 from distill.evaluation.metrics import measures
-from distill.phrases import classes_apart
+from distill.phrases import describe_class_difference
 from distill.runs.run_folder import RunFolder
 
 BATCH = 500  # images a forward: large enough to fill a GPU, small enough for two gigabytes
@@ -49,7 +49,7 @@ def identify_test(
     It is compared for equality and never used to train or to select.
     """
     test = test_split(source, progress=progress)
-    in_train = image_set.n_in_both(test, train)
+    in_train = image_set.count_shared_images(test, train)
     return SplitIdentity(source, test.fingerprint, test.class_names, len(test.labels), in_train)
 
 
@@ -57,7 +57,7 @@ def check_test(test: ImageSet, known: SplitIdentity) -> None:
     """Raises UserError if the test split or its class names are not those that a run began with."""
     found = ""
     if test.class_names != known.class_names:
-        names = classes_apart(known.class_names, test.class_names)
+        names = describe_class_difference(known.class_names, test.class_names)
         found = f"the class names of {known.source} changed while the run trained: "
         found += " / ".join(names)
     elif test.fingerprint != known.fingerprint:
@@ -152,7 +152,7 @@ def measure(
     return measures(*logits_and_labels(net, images, accelerator, between, change))
 
 
-class Mirrored(nn.Module):
+class FlipTTA(nn.Module):
     """Images [B, 3, H, W] to the mean of a network's logits of each image and of its mirror."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -165,7 +165,7 @@ class Mirrored(nn.Module):
         return mean
 
 
-class SixViews(nn.Module):
+class SixViewTTA(nn.Module):
     """Images [B, 3, H, W] to a weighted mean of a network's logits of six views of each image.
 
     The views are the image and its mirror image, each in three positions: unshifted (weight 1/2)
@@ -176,7 +176,7 @@ class SixViews(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.mirrored = Mirrored(net)
+        self.mirrored = FlipTTA(net)
         self.train(net.training)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -66,11 +66,11 @@ def write_result(
         "device": start.device,
         "precision": start.precision,
         "processes": start.processes,
-        "weights": checkpoint.fingerprint(folder.weights(start.role)),
+        "weights": checkpoint.weights_fingerprint(folder.weights(start.role)),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if is_tested:
-        result["evaluation"] = checkpoint.fingerprint(folder.evaluation)
+        result["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
     else:
         result[IS_TESTED] = False
     write_json(folder.result_file, result)
@@ -114,7 +114,7 @@ def read_evaluation(folder: RunFolder, logits: Tensor) -> dict[str, Tensor]:
     """
     answers = None
     with suppress(UserError):
-        answers = saved_predictions.of_run(folder)
+        answers = saved_predictions.read_run(folder)
     if answers is None:
         return {}
     known, today = torch.from_numpy(answers.logits), logits.cpu()

@@ -26,7 +26,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """The arrays of evaluation.npz; None for what a run does not have."""
 
     logits: Array  # [N, C], on the test split in its order
@@ -38,13 +38,13 @@ class Answers:
     val_labels: Array | None = None  # [V]
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def is_right(self) -> NDArray[np.bool_]:
         """[N]: whether the answer is the label."""
         return is_right(self.logits, self.labels)
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationCurve:
     """Confidence against accuracy in equal bins of (0, 1]; nan in both where a bin is empty.
 
     Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv
@@ -63,14 +63,14 @@ class Calibration:
         return float((gaps * self.counts[some]).sum() / self.counts.sum())
 
 
-def read(path: Path) -> Answers | None:
+def read(path: Path) -> Predictions | None:
     """The arrays of evaluation.npz; None where there is none. UserError says that it is damaged."""
     if not path.exists():
         return None
-    known = Answers.__dataclass_fields__
+    known = Predictions.__dataclass_fields__
     try:
         with open_npz(path) as arrays:
-            return Answers(**{name: arrays[name] for name in arrays if name in known})
+            return Predictions(**{name: arrays[name] for name in arrays if name in known})
     except UNREADABLE as fault:
         raise _unreadable(path, fault) from fault
 
@@ -79,7 +79,7 @@ def _unreadable(path: Path, fault: Exception) -> UserError:
     return UserError(f"{path} cannot be read as predictions: {fault}.\n{ADVICE}")
 
 
-def of_run(run: RunFolder) -> Answers | None:
+def read_run(run: RunFolder) -> Predictions | None:
     """The arrays of a run's evaluation.npz; None where there is none.
 
     Raises UserError if it is damaged, or not the file whose sha256 result.json has. A result of an
@@ -125,7 +125,7 @@ def confusion(logits: Array, labels: Array) -> Counts:
     return counts
 
 
-def confused(counts: Counts, most: int) -> list[tuple[int, int, int]]:
+def most_confused(counts: Counts, most: int) -> list[tuple[int, int, int]]:
     """(class, taken for, how many) of the pairs that are confused most often, at least once."""
     wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
@@ -143,7 +143,7 @@ def nll(logits: Array, labels: Array) -> Floats:
     return values
 
 
-def divergence(p: Array, q: Array) -> Floats:
+def kl_divergence(p: Array, q: Array) -> Floats:
     """[N]: KL(softmax(p) || softmax(q)) of logits [N, C], in nats."""
     with np.errstate(invalid="ignore"):  # a NaN stays one
         ours, theirs = (
@@ -154,14 +154,14 @@ def divergence(p: Array, q: Array) -> Floats:
     return values
 
 
-def top(k: int, logits: Array, labels: Array) -> NDArray[np.bool_]:
+def is_in_top(k: int, logits: Array, labels: Array) -> NDArray[np.bool_]:
     """[N]: whether the label is among the k largest."""
     largest = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     hits: NDArray[np.bool_] = (largest == labels[:, None]).any(axis=1)
     return hits
 
 
-def calibration(shares: Array, labels: Array) -> Calibration:
+def calibration_curve(shares: Array, labels: Array) -> CalibrationCurve:
     """Of probabilities [N, C]. The bins are open below and closed above."""
     confidence, right = shares.max(axis=1), is_right(shares, labels)
     bins = _bins(confidence)
@@ -171,7 +171,7 @@ def calibration(shares: Array, labels: Array) -> Calibration:
             np.bincount(bins, weights=values, minlength=BINS) / counts
             for values in (confidence, right)
         )
-    return Calibration(mean, accuracy, counts)
+    return CalibrationCurve(mean, accuracy, counts)
 
 
 def ece(confidence: Array, right: Array) -> float:

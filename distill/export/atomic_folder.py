@@ -18,7 +18,7 @@ except ImportError:  # not POSIX: folders have no locks there
 
 
 @contextmanager
-def temporary(out: Path) -> Iterator[Path]:
+def temporary_folder(out: Path) -> Iterator[Path]:
     """A new folder beside `out` that no other process uses; deleted at the end unless renamed.
 
     What an export that was killed has left there is deleted first. Raises OSError.

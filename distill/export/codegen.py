@@ -36,7 +36,7 @@ MODEL = '''def project1_model():
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentSpec:
     """All that the file is written from."""
 
     design: Design
@@ -46,7 +46,7 @@ class Student:
     renormalise: tuple[Sequence[float], Sequence[float]] | None  # scale and shift of each channel
 
 
-def written(student: Student, docstring: str) -> str:
+def generate(student: StudentSpec, docstring: str) -> str:
     """The whole file: `project1_model()` takes no argument and returns the network.
 
     `docstring` is plain text, escaped here; names in it come from the run's files.
@@ -61,7 +61,7 @@ def written(student: Student, docstring: str) -> str:
     return "\n\n\n".join(part.strip() for part in (head, *_definitions(student))) + "\n"
 
 
-def renamed(name: str) -> str | None:
+def generated_name(name: str) -> str | None:
     """A weight's name in the file, from its name in `students.resnet`; None where it has none."""
     for pattern, into in (
         (r"stem\.0\.", "conv1."),
@@ -87,7 +87,7 @@ def renamed(name: str) -> str | None:
     return f"{place}.{kind}{triple + 1}.{what}"
 
 
-def _definitions(student: Student) -> Iterator[str]:
+def _definitions(student: StudentSpec) -> Iterator[str]:
     yield CONV
     if student.activation == "celu":
         yield CELU
@@ -126,7 +126,7 @@ def _arguments(design: Design) -> dict[str, Sequence[int]]:
     return told
 
 
-def _pooled(student: Student) -> Iterator[str]:
+def _pooled(student: StudentSpec) -> Iterator[str]:
     """The head of a pooled stage."""
     design, told = student.design, _arguments(student.design)
     side = "pool" if "pool" in told else str(design.stage_strides[0])
@@ -146,7 +146,7 @@ def _pooled(student: Student) -> Iterator[str]:
     yield f"        return {ACTIVATIONS[student.activation]}(self.bn({maps}))"
 
 
-def _block(student: Student) -> Iterator[str]:
+def _block(student: StudentSpec) -> Iterator[str]:
     design, act = student.design, ACTIVATIONS[student.activation]
     told = _block_arguments(design)
     kernel = "kernel" if "kernel" in told else str(design.kernels[0])
@@ -216,7 +216,7 @@ def _pooled_layer(design: Design) -> Iterator[str]:
     yield "    return nn.Sequential(*stage)"
 
 
-def _network(student: Student) -> Iterator[str]:
+def _network(student: StudentSpec) -> Iterator[str]:
     design, act = student.design, ACTIVATIONS[student.activation]
     size = design.image_size
     shapes = f"[B, 3, {size}, {size}], normalised, to logits [B, {design.classes}]"
@@ -238,7 +238,7 @@ def _network(student: Student) -> Iterator[str]:
     yield f"        return self.linear({'self.dropout(x)' if student.head_dropout else 'x'})"
 
 
-def _modules(student: Student) -> Iterator[str]:
+def _modules(student: StudentSpec) -> Iterator[str]:
     """The lines that make the parts of the network."""
     design = student.design
     if student.renormalise:

@@ -19,12 +19,12 @@ from distill.errors import Failure, UserError
 from distill.evaluation.metrics import measures
 from distill.evaluation.predict import check_finite, predict, test_split
 from distill.export import atomic_folder, formats
-from distill.export.finished_run import Finished, finished
+from distill.export.finished_run import FinishedRun, load_finished
 from distill.export.formats import Format
 from distill.files import json_files
 from distill.files.safe_text import is_utf8
 from distill.runs.run_folder import RunFolder, write_json
-from distill.statistics import discordant
+from distill.statistics import count_pairs
 
 REPORT = "export.json"
 # Of max |Δlogit|, in shares of the largest |logit|, at least 1. Float32 sums in another order
@@ -52,12 +52,12 @@ def export(
     this run, Failure where what was written does not answer as the run does; nothing new lies under
     the final name then.
     """
-    asked = formats.opened(names)
+    asked = formats.load_formats(names)
     out = out.absolute()
     check_out(out, replace)
-    shipped = finished(run, data, progress)
+    shipped = load_finished(run, data, progress)
     try:
-        with atomic_folder.temporary(out) as new:
+        with atomic_folder.temporary_folder(out) as new:
             report, failed = _report(shipped, asked, new)
             write_json(new / REPORT, report)
             atomic_folder.rename(new, out, partial(check_out, out, replace))
@@ -83,7 +83,7 @@ def check_out(out: Path, replace: bool) -> None:
         for path in out.rglob("*")
         if not path.is_dir() and path.parent.name != "__pycache__"  # left by who imported the .py
     }
-    foreign = sorted(there - _earlier(out))
+    foreign = sorted(there - _earlier_files(out))
     if foreign:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise UserError(
@@ -97,7 +97,7 @@ def check_out(out: Path, replace: bool) -> None:
         )
 
 
-def _earlier(out: Path) -> set[str]:
+def _earlier_files(out: Path) -> set[str]:
     """The files of the export that lies there, if one does."""
     try:
         report = json_files.read(out / REPORT)
@@ -107,27 +107,27 @@ def _earlier(out: Path) -> set[str]:
 
 
 def _report(
-    shipped: Finished, asked: dict[str, Format], new: Path
+    shipped: FinishedRun, asked: dict[str, Format], new: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Every format written and compared, and why some failed, whose files are deleted.
 
     The first goes with the files: no path of this machine. Raises if all failed.
     """
-    images, what = shipped.compared()
+    images, what = shipped.comparison_images()
     logits = predict(shipped.net, images, HOST, BATCH)
     check_finite(logits, shipped.folder)
     described, failed = dict[str, Any](), dict[str, Exception]()
     for name, format_ in asked.items():
         before = set(new.iterdir())
         try:
-            described[name] = _written(name, format_, shipped, new, images, logits)
+            described[name] = _write_and_compare(name, format_, shipped, new, images, logits)
         except OSError:  # a disk that takes one format's files takes no other's
             raise
         except Exception as fault:  # of a format's own package, anything
             failed[name] = fault
             _delete(set(new.iterdir()) - before)
     if not described:
-        raise _none_written(failed)
+        raise _all_failed(failed)
     report = {
         "network": shipped.result["network"],
         "parameters": shipped.n_parameters,
@@ -138,18 +138,18 @@ def _report(
     return report, {name: _reason(name, fault) for name, fault in failed.items()}
 
 
-def _written(
-    name: str, format_: Format, shipped: Finished, new: Path, images: Tensor, logits: Tensor
+def _write_and_compare(
+    name: str, format_: Format, shipped: FinishedRun, new: Path, images: Tensor, logits: Tensor
 ) -> dict[str, Any]:
     """One format written into `new` and compared; its files and how they compare."""
     before = set(new.iterdir())
-    with formats.installed(name):
+    with formats.explain_missing_package(name):
         format_.write(shipped, new)
     files = sorted(set(new.iterdir()) - before)
     return {
-        "files": {path.name: _described(path) for path in files},
-        **_compared(name, format_, new, images, logits),
-        **({} if format_.IS_FLOAT else _on_test(shipped, format_, new)),
+        "files": {path.name: _file_facts(path) for path in files},
+        **_compare(name, format_, new, images, logits),
+        **({} if format_.IS_FLOAT else _test_accuracy(shipped, format_, new)),
     }
 
 
@@ -161,7 +161,7 @@ def _delete(paths: set[Path]) -> None:
             path.unlink()
 
 
-def _none_written(failed: dict[str, Exception]) -> Exception:
+def _all_failed(failed: dict[str, Exception]) -> Exception:
     """What to raise if every format failed: the only error, or one message of all."""
     faults = list(failed.values())
     if len(faults) == 1:
@@ -179,7 +179,7 @@ def _reason(name: str, fault: Exception) -> str:
     return text if text.startswith("--format ") else f"--format {name}: {text}"
 
 
-def failure(report: dict[str, Any]) -> str | None:
+def failure_message(report: dict[str, Any]) -> str | None:
     """What to tell a person of the formats that failed; None if none did."""
     failed = report.get("failed", {})
     if not failed:
@@ -191,12 +191,12 @@ def failure(report: dict[str, Any]) -> str | None:
     )
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _file_facts(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _compared(
+def _compare(
     name: str, format_: Format, new: Path, images: Tensor, logits: Tensor
 ) -> dict[str, float]:
     """What is read from the files against the network. Raises Failure where it is another one."""
@@ -213,7 +213,7 @@ def _compared(
     return {"max_logit_difference": delta, "same_predictions": _agreement(answers, logits)}
 
 
-def _on_test(shipped: Finished, format_: Format, new: Path) -> dict[str, float]:
+def _test_accuracy(shipped: FinishedRun, format_: Format, new: Path) -> dict[str, float]:
     """What a format that rounds costs: the test split's accuracy beside the network's own."""
     test = test_split(shipped.source, progress=shipped.progress)
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
@@ -226,7 +226,7 @@ def _on_test(shipped: Finished, format_: Format, new: Path) -> dict[str, float]:
             f"than {LEAST_AGREEMENT:.0%}, or with no number at all. It is not kept.\n"
             "This network does not bear 8 bits: choose --format onnx."
         )
-    pairs = discordant(*((each.argmax(-1) == labels).numpy() for each in (theirs, ours)))
+    pairs = count_pairs(*((each.argmax(-1) == labels).numpy() for each in (theirs, ours)))
     top1, float_top1 = (measures(each, labels)["top1"] for each in (theirs, ours))
     return {
         "n_test": len(labels),
@@ -242,7 +242,7 @@ def _agreement(a: Tensor, b: Tensor) -> float:
     return (a.argmax(-1) == b.argmax(-1)).double().mean().item()
 
 
-def told(report: dict[str, Any]) -> dict[str, Any]:
+def report_lines(report: dict[str, Any]) -> dict[str, Any]:
     """The report a line a fact, for a person."""
     hidden = ("formats", "weights", "failed")
     lines = {key: value for key, value in report.items() if key not in hidden}

@@ -14,7 +14,7 @@ from distill.data.sources import image_set, synthetic
 from distill.errors import UserError
 from distill.evaluation import saved_predictions
 from distill.events import measure_name
-from distill.phrases import classes_apart
+from distill.phrases import describe_class_difference
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder, check_is_tested
@@ -26,7 +26,7 @@ N_CALIBRATION = 512  # images; from 128 to 1,024 the agreement with float is 97.
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run and its network, on the host and in eval mode; `source` names its data."""
 
     folder: RunFolder
@@ -59,7 +59,7 @@ class Finished:
         gone or damaged: an export goes without.
         """
         with suppress(UserError):
-            if (answers := saved_predictions.of_run(self.folder)) is not None:
+            if (answers := saved_predictions.read_run(self.folder)) is not None:
                 return len(answers.labels)
         return None
 
@@ -78,14 +78,14 @@ class Finished:
         """Raises UserError where the data is not there or has other classes than the run."""
         images = image_set.load(self.source, "train", progress=self.progress)
         if list(images.class_names) != self.class_names:
-            ours, theirs = classes_apart(self.class_names, images.class_names)
+            ours, theirs = describe_class_difference(self.class_names, images.class_names)
             raise UserError(
                 f"run {self.folder.path} knows the classes {ours}; {self.source} has {theirs}.\n"
                 "Give --data with the run's own classes."
             )
         return images
 
-    def compared(self) -> tuple[Tensor, str]:
+    def comparison_images(self) -> tuple[Tensor, str]:
         """Images uint8 [N, 3, 32, 32] to hold an export against the network, and what they are.
 
         256 held-out ones; training images where fewer are held out; drawn ones where the run's own
@@ -98,28 +98,28 @@ class Finished:
                 raise
             drawn = synthetic.draw("train").images[:N_COMPARED]
             return torch.from_numpy(drawn), "procedural images, for the run's own are not there"
-        train, held_out = build.parts(self.recipe, images)
+        train, held_out = build.split_indices(self.recipe, images)
         is_enough = len(held_out) >= N_COMPARED
         chosen = (held_out if is_enough else train)[:N_COMPARED]
         return _pixels(images, chosen), "held-out images" if is_enough else "training images"
 
-    def calibration(self) -> Tensor:
+    def calibration_images(self) -> Tensor:
         """Training images uint8 [N, 3, 32, 32], as they are; never held-out or test ones."""
-        train, _ = build.parts(self.recipe, self.train_split)
+        train, _ = build.split_indices(self.recipe, self.train_split)
         return _pixels(self.train_split, train[:N_CALIBRATION])
 
 
-def finished(folder: RunFolder, data: str | None, progress: Progress | None) -> Finished:
+def load_finished(folder: RunFolder, data: str | None, progress: Progress | None) -> FinishedRun:
     """Raises UserError where the run is not finished, was not measured on the test split, or its
     weights are not its own.
     """
     check_is_tested(folder)
     recipe = recipes.read(folder.recipe)
-    return Finished(
+    return FinishedRun(
         folder=folder,
         recipe=recipe,
         result=folder.result(),
-        net=build.trained(folder),
+        net=build.load_trained(folder),
         source=data or recipe.data.source,
         is_own_data=data is None,
         progress=progress,

@@ -8,9 +8,9 @@ from typing import Protocol
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.export.finished_run import Finished
+from distill.export.finished_run import FinishedRun
 
-Answers = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
+PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
 
 
 class Format(Protocol):
@@ -18,10 +18,10 @@ class Format(Protocol):
 
     IS_FLOAT: bool  # it computes in float32: its logits are the network's, but for rounding
 
-    def write(self, finished: Finished, folder: Path) -> None:
+    def write(self, finished: FinishedRun, folder: Path) -> None:
         """Put its files into a folder that is there. Raises UserError for a run it cannot take."""
 
-    def read(self, folder: Path) -> Answers:
+    def read(self, folder: Path) -> PredictFn:
         """The network, from nothing but those files."""
 
 
@@ -34,7 +34,7 @@ USE = {  # what its receiver must know and the files do not say by themselves
 NAMES = ("project1", "safetensors", "onnx", "torch-export", "onnx-int8")
 
 
-def opened(names: Sequence[str]) -> dict[str, Format]:
+def load_formats(names: Sequence[str]) -> dict[str, Format]:
     """The files of these formats, each once. Raises UserError for those that are unknown and where
     a package that only one format needs is not installed.
     """
@@ -49,7 +49,7 @@ def opened(names: Sequence[str]) -> dict[str, Format]:
 
 
 def _imported(name: str) -> Format:
-    with installed(name):
+    with explain_missing_package(name):
         if name == "project1":
             from distill.export import project1
 
@@ -72,7 +72,7 @@ def _imported(name: str) -> Format:
 
 
 @contextmanager
-def installed(name: str) -> Iterator[None]:
+def explain_missing_package(name: str) -> Iterator[None]:
     """A package that is missing is said with what to type."""
     try:
         yield

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from distill.data.images import CHANNELS, SIDE
 from distill.export import model_card, timm_models
-from distill.export.finished_run import Finished
-from distill.export.formats import Answers
+from distill.export.finished_run import FinishedRun
+from distill.export.formats import PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
 from distill.training import build
@@ -28,16 +28,18 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 INSIDE = {"mean": [0.0] * CHANNELS, "std": [1.0] * CHANNELS}  # the network normalises
 
 
-def write(finished: Finished, folder: Path) -> None:
+def write(finished: FinishedRun, folder: Path) -> None:
     """The bytes of the weights depend on the weights alone."""
-    net = finished.net if is_ours(finished.net) else finished.net.net
+    net = finished.net if needs_registration(finished.net) else finished.net.net
     assert isinstance(net, nn.Module)
-    checkpoint.save_weights(folder / WEIGHTS, checkpoint.weights_of(net))
+    checkpoint.save_weights(folder / WEIGHTS, checkpoint.copy_weights(net))
     write_json(folder / CONFIG, config(finished))
-    write_text(folder / CARD, model_card.written(finished, needs_import=is_ours(finished.net)))
+    write_text(
+        folder / CARD, model_card.generate(finished, needs_import=needs_registration(finished.net))
+    )
 
 
-def read(folder: Path) -> Answers:
+def read(folder: Path) -> PredictFn:
     """Through timm; images are normalised as the config says."""
     net = load(folder)
     known: Any = net.pretrained_cfg
@@ -55,12 +57,12 @@ def load(folder: Path) -> nn.Module:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def is_ours(net: nn.Module) -> bool:
+def needs_registration(net: nn.Module) -> bool:
     """Whether timm must be told of it."""
     return isinstance(net, ResNet | WideResNet)
 
 
-def config(finished: Finished) -> dict[str, Any]:
+def config(finished: FinishedRun) -> dict[str, Any]:
     """What timm builds the network from."""
     architecture, arguments = _architecture(finished)
     return {
@@ -79,11 +81,11 @@ def config(finished: Finished) -> dict[str, Any]:
     }
 
 
-def _architecture(finished: Finished) -> tuple[str, dict[str, Any]]:
+def _architecture(finished: FinishedRun) -> tuple[str, dict[str, Any]]:
     """timm's name and the arguments it is called with."""
     recipe, net = finished.recipe, finished.net
     if isinstance(net, ResNet):
-        rates = build.table(recipe, finished.role).rates()
+        rates = build.network_table(recipe, finished.role).rates()
         return "understudy_resnet", timm_models.resnet_arguments(net.design, **rates)
     assert recipe.teacher is not None
     if isinstance(net, WideResNet):

@@ -28,7 +28,7 @@ HEADER = ("ID", "Labels")
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
-class Predictions:
+class LabelledImages:
     """What the network says of each image, in the order of the input."""
 
     ids: tuple[str, ...]
@@ -60,25 +60,25 @@ def check_out(out: Path, source: Path) -> None:
     run_folder.check_writable(out.parent, f"the folder of {out.name}")
 
 
-def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> Predictions:
+def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> LabelledImages:
     """What a finished run says of the images at `source`, in float32, the same on every process.
 
     Raises UserError where the run is not finished or an image cannot be used.
     """
-    accel = build.measuring_accelerator()
+    accel = build.evaluation_accelerator()
     asked = unlabelled.load(source, progress=progress)
     class_names = tuple(folder.result()["class_names"])
-    net = build.to_device(build.trained(folder), accel.device)
+    net = build.to_device(build.load_trained(folder), accel.device)
     nobody_knows = np.zeros(len(asked.ids), np.int64)
     images = ImageSet(asked.images, nobody_knows, class_names)
-    done = _Count(-(-len(asked.ids) // accel.num_processes), progress)
+    done = _ImageCounter(-(-len(asked.ids) // accel.num_processes), progress)
     logits, _ = logits_and_labels(net, images, accel, between=done)
     check_finite(logits, folder)
     probabilities = logits.cpu().double().softmax(dim=-1).numpy()
-    return Predictions(asked.ids, probabilities, class_names, asked.notes)
+    return LabelledImages(asked.ids, probabilities, class_names, asked.notes)
 
 
-class _Count:
+class _ImageCounter:
     """Counts this process's forwards in images."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
@@ -103,7 +103,7 @@ def numbers_out_of_order(class_names: Sequence[str]) -> str | None:
 
 
 def write(
-    predictions: Predictions, out: Path, *, probabilities: bool = False, names: bool = False
+    predictions: LabelledImages, out: Path, *, probabilities: bool = False, names: bool = False
 ) -> None:
     """The CSV, whole or not at all; one that is there is replaced. Raises Failure.
 

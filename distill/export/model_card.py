@@ -9,7 +9,7 @@ from distill import statistics
 from distill.data.sources.image_set import GENUINE
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.export.finished_run import Finished
+from distill.export.finished_run import FinishedRun
 from distill.files.safe_text import markdown, markdown_block, markdown_code
 from distill.phrases import counted
 from distill.recipe import recipes
@@ -22,7 +22,7 @@ IMPORT = "import distill.export.timm_models  # tells timm of this network"
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 
 
-def written(finished: Finished, *, needs_import: bool) -> str:
+def generate(finished: FinishedRun, *, needs_import: bool) -> str:
     """Markdown, with the head that the Hugging Face hub reads."""
     result = finished.result
     sections = {
@@ -33,13 +33,12 @@ def written(finished: Finished, *, needs_import: bool) -> str:
         "Use": _use(finished, needs_import),
         "Citation": f"```bibtex\n{citation()}\n```",
     }
-    head = (
-        f"---\n{_metadata(finished)}\n---\n\n# {markdown(result['network'])}\n\n{_what(finished)}"
-    )
+    title = markdown(result["network"])
+    head = f"---\n{_metadata(finished)}\n---\n\n# {title}\n\n{_summary(finished)}"
     return "\n\n".join([head, *(f"## {k}\n\n{v}" for k, v in sections.items())]) + "\n"
 
 
-def _metadata(finished: Finished) -> str:
+def _metadata(finished: FinishedRun) -> str:
     lines = [
         "license: mit",
         "library_name: timm",
@@ -55,11 +54,11 @@ def _metadata(finished: Finished) -> str:
     return "\n".join(lines)
 
 
-def _is_cifar10(finished: Finished) -> bool:
+def _is_cifar10(finished: FinishedRun) -> bool:
     return finished.result["data"]["fingerprint"] in GENUINE
 
 
-def _what(finished: Finished) -> str:
+def _summary(finished: FinishedRun) -> str:
     result, teacher = finished.result, finished.result["teacher"]
     taught = "trained from scratch on labels"
     if teacher["fingerprint"]:
@@ -75,7 +74,7 @@ def _teacher(known: dict[str, Any]) -> str:
     named = []
     for path in known["runs"]:
         with suppress(UserError):
-            told = run_folder.finished(path).result()
+            told = run_folder.open_finished(path).result()
             top1 = told["metrics"][measure_name("top1", "test")]
             named.append(
                 f"a {markdown(told['network'])} of {told['parameters']:,} parameters that is right "
@@ -86,7 +85,7 @@ def _teacher(known: dict[str, Any]) -> str:
     return f"{' and '.join(named)} (weights {markdown_code(known['fingerprint'][:16])})"
 
 
-def _data(finished: Finished) -> str:
+def _data(finished: FinishedRun) -> str:
     data = finished.result["data"]
     known = "CIFAR-10, the published images" if _is_cifar10(finished) else "not CIFAR-10's"
     chosen = (
@@ -102,7 +101,7 @@ def _data(finished: Finished) -> str:
     )
 
 
-def _recipe(finished: Finished) -> str:
+def _recipe(finished: FinishedRun) -> str:
     result = finished.result
     return (
         f"{markdown_code(result['recipe'])}, {counted(result['epochs'], 'epoch')}, of which epoch "
@@ -113,12 +112,12 @@ def _recipe(finished: Finished) -> str:
     )
 
 
-def _tables(finished: Finished) -> str:
+def _tables(finished: FinishedRun) -> str:
     """The recipe as it was run, without its lab note, the paths of the machine it ran on and, of a
     student, the network of a teacher that it did not train: what is left of [teacher] is how
     several, or mirror images, were combined.
     """
-    combined = recipes.combining(finished.recipe)
+    combined = recipes.ensemble_keys(finished.recipe)
     teacher: dict[str, bool] | bool = True
     if finished.role == "teacher":
         teacher = dict.fromkeys(recipes.TEACHING, True)
@@ -128,7 +127,7 @@ def _tables(finished: Finished) -> str:
     return recipes.dumps(finished.recipe, without).strip()
 
 
-def _results(finished: Finished) -> str:
+def _results(finished: FinishedRun) -> str:
     metrics = finished.result["metrics"]
     nll, ece = (metrics[measure_name(name, "test")] for name in ("nll", "ece"))
     n = f"{finished.n_test:,} test images" if finished.n_test else "test split"
@@ -146,7 +145,7 @@ def _results(finished: Finished) -> str:
     )
 
 
-def _spread(finished: Finished) -> str:
+def _spread(finished: FinishedRun) -> str:
     """What other seeds of the same recipe gave, where their runs lie beside this one."""
     seeds = {finished.folder.path: finished.top1} | _siblings(finished)
     if len(seeds) == 1:
@@ -154,7 +153,7 @@ def _spread(finished: Finished) -> str:
             "This is one run. The interval is the doubt that the number of test images leaves; how "
             "far another seed would be from it is not known."
         )
-    known = statistics.spread(list(seeds.values()))
+    known = statistics.mean_and_interval(list(seeds.values()))
     assert known.std is not None
     return (
         f"This is one run of {known.n} that differ in their seeds alone: {known.mean:.2%} ± "
@@ -163,7 +162,7 @@ def _spread(finished: Finished) -> str:
     )
 
 
-def _siblings(finished: Finished) -> dict[Path, float]:
+def _siblings(finished: FinishedRun) -> dict[Path, float]:
     """The accuracies of the finished runs beside this one that are it but for the seeds."""
     ours, found = _but_for_seeds(finished.folder), {}
     result = finished.folder.result()
@@ -171,7 +170,7 @@ def _siblings(finished: Finished) -> dict[Path, float]:
         with suppress(UserError, OSError):
             if other.path == finished.folder.path or _but_for_seeds(other) != ours:
                 continue
-            if not run_folder.tested_apart([result, other.result()]):
+            if not run_folder.test_split_differences([result, other.result()]):
                 metrics = other.result()["metrics"]
                 found[other.path] = float(metrics[measure_name("top1", "test")])
     return found
@@ -185,7 +184,7 @@ def _but_for_seeds(folder: RunFolder) -> tuple[str, str, str]:
     return recipes.fingerprint(alike), *who
 
 
-def _limits(finished: Finished) -> str:
+def _limits(finished: FinishedRun) -> str:
     return (
         f"It knows {len(finished.class_names)} classes and answers with one of them whatever it is "
         "shown. It was measured on images like those it learnt from, of 32×32 pixels, and on no "
@@ -194,7 +193,7 @@ def _limits(finished: Finished) -> str:
     )
 
 
-def _use(finished: Finished, needs_import: bool) -> str:
+def _use(finished: FinishedRun, needs_import: bool) -> str:
     told = f"{IMPORT}\n" if needs_import else ""
     expects = (
         "float32 images [B, 3, 32, 32] in [0, 1]; it normalises inside"

@@ -13,27 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.images import CHANNELS, SIDE
-from distill.export.finished_run import Finished
-from distill.export.formats import Answers
+from distill.export.finished_run import FinishedRun
+from distill.export.formats import PredictFn
 from distill.runs.run_folder import write_bytes
 
 IS_FLOAT = True
 FILE = "model.onnx"
 
 
-def write(finished: Finished, folder: Path) -> None:
+def write(finished: FinishedRun, folder: Path) -> None:
     """Checked by `onnx.checker`; says nothing of this machine."""
-    model = exported(finished.net)
+    model = to_onnx(finished.net)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(folder / FILE, model.SerializeToString(deterministic=True))
 
 
-def read(folder: Path) -> Answers:
+def read(folder: Path) -> PredictFn:
     """By onnxruntime, on the host."""
     return session(folder / FILE)
 
 
-def exported(net: nn.Module) -> onnx.ModelProto:
+def to_onnx(net: nn.Module) -> onnx.ModelProto:
     """The graph of a network in eval mode, its batch norms folded into the kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter tells of its own future
@@ -48,10 +48,10 @@ def exported(net: nn.Module) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    return bare(program.model_proto)
+    return strip_metadata(program.model_proto)
 
 
-def bare(model: onnx.ModelProto) -> onnx.ModelProto:
+def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without the exporter's notes, among which are paths of the machine it ran on."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
@@ -62,7 +62,7 @@ def bare(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def session(path: Path) -> Answers:
+def session(path: Path) -> PredictFn:
     """The file's answers, by onnxruntime on the host."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -31,9 +31,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from distill.data.augment.crop_flip import to_float
-from distill.export.finished_run import Finished
-from distill.export.formats import Answers
-from distill.export.onnx_float import bare, exported, session
+from distill.export.finished_run import FinishedRun
+from distill.export.formats import PredictFn
+from distill.export.onnx_float import session, strip_metadata, to_onnx
 from distill.runs.run_folder import write_bytes
 
 IS_FLOAT = False
@@ -41,7 +41,7 @@ FILE = "model-int8.onnx"
 BATCH = 64
 
 
-class Calibration(CalibrationDataReader):  # type: ignore[misc]
+class CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
     """Images uint8 [N, 3, 32, 32], batch by batch, as onnxruntime asks for them."""
 
     def __init__(self, images: Tensor) -> None:
@@ -54,35 +54,35 @@ class Calibration(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {"images": batch}
 
 
-def write(finished: Finished, folder: Path) -> None:
+def write(finished: FinishedRun, folder: Path) -> None:
     """Raises UserError where the data to calibrate on is not there."""
-    images = finished.calibration()
+    images = finished.calibration_images()
     with TemporaryDirectory() as place:
         plain, ready, quantised = (Path(place) / f"{i}.onnx" for i in range(3))
-        onnx.save(exported(finished.net), plain)
+        onnx.save(to_onnx(finished.net), plain)
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         quantize_static(
             str(ready),
             str(quantised),
-            Calibration(images),
+            CalibrationReader(images),
             quant_format=QuantFormat.QDQ,
             calibrate_method=CalibrationMethod.MinMax,
             per_channel=True,
             reduce_range=True,
-            nodes_to_exclude=_norms(onnx.load(ready)),
+            nodes_to_exclude=_unfolded_norms(onnx.load(ready)),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        model = bare(onnx.load(quantised))
+        model = strip_metadata(onnx.load(quantised))
     onnx.checker.check_model(model)
     write_bytes(folder / FILE, model.SerializeToString(deterministic=True))
 
 
-def _norms(model: onnx.ModelProto) -> list[str]:
+def _unfolded_norms(model: onnx.ModelProto) -> list[str]:
     """The batch norms that no kernel could take up, as those before a block: they stay float."""
     return [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
 
 
-def read(folder: Path) -> Answers:
+def read(folder: Path) -> PredictFn:
     """By onnxruntime, on the host."""
     return session(folder / FILE)

@@ -14,8 +14,8 @@ import torch
 
 from distill.errors import UserError
 from distill.export import codegen
-from distill.export.finished_run import Finished
-from distill.export.formats import Answers
+from distill.export.finished_run import FinishedRun
+from distill.export.formats import PredictFn
 from distill.export.grader import Grader
 from distill.files.safe_text import visible
 from distill.phrases import counted
@@ -30,22 +30,22 @@ CODE, WEIGHTS = "project1_model.py", "project1_model.pt"
 COLUMNS = 88  # ruff's default, for a file that is in no project
 
 
-def write(finished: Finished, folder: Path) -> None:
+def write(finished: FinishedRun, folder: Path) -> None:
     """Raises UserError for a network that is no `ResNet` and for one that is too large."""
     _check(finished)
     student = _student(finished)
-    write_text(folder / CODE, codegen.written(student, _docstring(finished)))
+    write_text(folder / CODE, codegen.generate(student, _docstring(finished)))
     state = {
         new: tensor
         for name, tensor in finished.net.state_dict().items()
-        if (new := codegen.renamed(name)) is not None
+        if (new := codegen.generated_name(name)) is not None
     }
     content = io.BytesIO()
     torch.save(state, content)
     write_bytes(folder / WEIGHTS, content.getvalue())
 
 
-def read(folder: Path) -> Answers:
+def read(folder: Path) -> PredictFn:
     """As the grader does, in a process without this project.
 
     Raises UserError where the grader would count too many parameters, Failure where the file fails.
@@ -56,7 +56,7 @@ def read(folder: Path) -> Answers:
     return lambda images: grader((images - mean) / std)
 
 
-def _check(finished: Finished) -> None:
+def _check(finished: FinishedRun) -> None:
     if not isinstance(finished.net, ResNet):
         raise UserError(
             f"--format project1 hands in a student, a ResNet of fewer than {MAX_PARAMETERS:,} "
@@ -76,10 +76,10 @@ def _check_count(n: int, what: str) -> None:
         )
 
 
-def _student(finished: Finished) -> codegen.Student:
-    table = build.table(finished.recipe, finished.role)
+def _student(finished: FinishedRun) -> codegen.StudentSpec:
+    table = build.network_table(finished.recipe, finished.role)
     assert isinstance(finished.net, ResNet)  # as `_check` made sure
-    return codegen.Student(
+    return codegen.StudentSpec(
         design=finished.net.design,
         activation=table.activation,
         block_dropout=table.block_dropout,
@@ -102,7 +102,7 @@ def renormalise(net: torch.nn.Module) -> tuple[Sequence[float], Sequence[float]]
     return (graders_std / std).tolist(), ((graders_mean - mean) / std).tolist()
 
 
-def _docstring(finished: Finished) -> str:
+def _docstring(finished: FinishedRun) -> str:
     folded = (
         "Its weights learnt on images with another mean and std: its first step renormalises."
         if renormalise(finished.net)
@@ -127,7 +127,7 @@ def _docstring(finished: Finished) -> str:
     return "\n\n".join(texts)
 
 
-def _tested(finished: Finished) -> str:
+def _tested(finished: FinishedRun) -> str:
     """How many test images, and how sure that makes it; less where nothing tells."""
     if finished.interval is None:
         return "the test images"

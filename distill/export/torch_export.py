@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from distill.data.images import CHANNELS, SIDE
-from distill.export.finished_run import Finished
-from distill.export.formats import Answers
+from distill.export.finished_run import FinishedRun
+from distill.export.formats import PredictFn
 from distill.runs.run_folder import write_bytes
 
 IS_FLOAT = True
 FILE = "model.pt2"
 
 
-def write(finished: Finished, folder: Path) -> None:
+def write(finished: FinishedRun, folder: Path) -> None:
     """Says nothing of this machine."""
     content = io.BytesIO()
     with warnings.catch_warnings():
@@ -37,7 +37,7 @@ def write(finished: Finished, folder: Path) -> None:
     write_bytes(folder / FILE, content.getvalue())
 
 
-def read(folder: Path) -> Answers:
+def read(folder: Path) -> PredictFn:
     """By torch alone."""
     net = torch.export.load(folder / FILE).module()
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from distill.files.arrays import CHUNK, LARGEST, Unfit
+from distill.files.arrays import CHUNK, LARGEST, InvalidArray
 
-__all__ = ["LARGEST", "Member", "Tar", "Unfit", "content_of", "open_tar"]
+__all__ = ["LARGEST", "InvalidArray", "Member", "Tar", "content_of", "open_tar"]
 
 BLOCK = tarfile.BLOCKSIZE
 MEMBERS = 10_000
@@ -55,11 +55,11 @@ class Member:
 def content_of(path: Path, most: int = LARGEST) -> bytes:
     """The bytes of a regular file. Raises Unfit if there are more than `most`; OSError."""
     if not path.is_file():
-        raise Unfit("is no regular file")
+        raise InvalidArray("is no regular file")
     with path.open("rb") as file:
         content = file.read(min(path.stat().st_size, most) + 1)
     if len(content) > most:
-        raise Unfit(f"has more than {most:,} bytes")
+        raise InvalidArray(f"has more than {most:,} bytes")
     return content
 
 
@@ -73,7 +73,7 @@ def open_tar(path: Path) -> Iterator["Tar"]:
         with path.open("rb") as file, _unpacked(file) as stream:
             yield Tar(stream)
     except FAULTS as error:
-        raise Unfit(str(error) or type(error).__name__) from error
+        raise InvalidArray(str(error) or type(error).__name__) from error
 
 
 class Tar:
@@ -93,7 +93,7 @@ class Tar:
                 self._to_the_end()
                 return
             yield member
-        raise Unfit(f"has more than {MEMBERS:,} members")
+        raise InvalidArray(f"has more than {MEMBERS:,} members")
 
     def read(self) -> bytes:
         """The content of the newest member, once."""
@@ -112,12 +112,14 @@ class Tar:
             if header.type not in (LONG_NAME, LONG_LINK, PAX_GLOBAL, *PAX):
                 return self._member(header, said)
             said |= self._extension(header)
-        raise Unfit(f"has more than {EXTENSIONS} headers before a member")
+        raise InvalidArray(f"has more than {EXTENSIONS} headers before a member")
 
     def _extension(self, header: tarfile.TarInfo) -> dict[str, str]:
         """The attributes that an extension header sets for the next member."""
         if not 0 <= header.size <= LARGEST_HEADER:
-            raise Unfit(f"has a header of {header.size:,} bytes; {LARGEST_HEADER:,} are the most")
+            raise InvalidArray(
+                f"has a header of {header.size:,} bytes; {LARGEST_HEADER:,} are the most"
+            )
         content = self._take(header.size)
         self._skip(-header.size % BLOCK)
         if header.type == LONG_NAME:
@@ -126,7 +128,7 @@ class Tar:
             return {}
         said = _records(content)
         if header.type == PAX_GLOBAL and said:
-            raise Unfit(f"says for all of its members what their {' and '.join(said)} is")
+            raise InvalidArray(f"says for all of its members what their {' and '.join(said)} is")
         return said
 
     def _member(self, header: tarfile.TarInfo, said: dict[str, str]) -> Member:
@@ -135,14 +137,14 @@ class Tar:
         shown = f"its member {name[:LONGEST_NAME]!r}"
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise Unfit(f"{shown} leaves the folder")
+            raise InvalidArray(f"{shown} leaves the folder")
         if header.type == tarfile.GNUTYPE_SPARSE:
-            raise Unfit(f"{shown} is sparse")
+            raise InvalidArray(f"{shown} is sparse")
         if not (header.isfile() or header.isdir()):
-            raise Unfit(f"{shown} is a link or a device")
+            raise InvalidArray(f"{shown} is a link or a device")
         size = int(said.get("size", header.size)) if header.isfile() else 0
         if not 0 <= size <= LARGEST:
-            raise Unfit(f"{shown} has {size:,} bytes")
+            raise InvalidArray(f"{shown} has {size:,} bytes")
         self._left, self._padding = size, -size % BLOCK
         return Member(name, size, header.isfile())
 
@@ -160,7 +162,9 @@ class Tar:
         """Exactly `n` bytes."""
         content = self._read(n)
         if len(content) != n:
-            raise Unfit(f"is truncated: {n:,} bytes are announced, {len(content):,} are left")
+            raise InvalidArray(
+                f"is truncated: {n:,} bytes are announced, {len(content):,} are left"
+            )
         return content
 
     def _read(self, n: int) -> bytes:
@@ -171,7 +175,7 @@ class Tar:
             n -= len(part)
             self._n_read += len(part)
             if self._n_read > LARGEST:
-                raise Unfit(f"unpacks to more than {LARGEST:,} bytes")
+                raise InvalidArray(f"unpacks to more than {LARGEST:,} bytes")
         return b"".join(parts)
 
 
@@ -196,11 +200,11 @@ def _records(content: bytes) -> dict[str, str]:
         end = at + int(digits) if digits.isdigit() else 0
         key, equals, value = content[space + 1 : end - 1].partition(b"=")
         if not (space + 1 < end <= len(content) and equals and content[end - 1 : end] == b"\n"):
-            raise Unfit("has a pax header whose records have wrong lengths")
+            raise InvalidArray("has a pax header whose records have wrong lengths")
         if key.startswith(b"GNU.sparse"):
-            raise Unfit("has a sparse member")
+            raise InvalidArray("has a sparse member")
         if key == b"size" and not (value.isdigit() and len(value) <= DIGITS):
-            raise Unfit("has a pax header with a size that is no number")
+            raise InvalidArray("has a pax header with a size that is no number")
         if key in (b"path", b"size"):
             said[key.decode()] = value.decode("utf-8", "surrogateescape")
         at = end

@@ -36,14 +36,14 @@ HEADER = re.compile(
 )
 
 
-class Unfit(ValueError):
+class InvalidArray(ValueError):
     """A file that is damaged, or that holds something else or more than it may."""
 
 
 def plain_dtype(name: str) -> np.dtype[Any]:
     """The type of that name, such as `u1` or `<f4`. Raises Unfit for all but numbers and text."""
     if not PLAIN.fullmatch(name):
-        raise Unfit(f"wants arrays of {name[:20]!r}; only plain numbers and text are read")
+        raise InvalidArray(f"wants arrays of {name[:20]!r}; only plain numbers and text are read")
     return np.dtype(name)
 
 
@@ -51,10 +51,12 @@ def check_shape(shape: Sequence[object], dtype: np.dtype[Any], n_bytes: int) -> 
     """The shape, if an array of it has exactly `n_bytes`. Raises Unfit."""
     sides = tuple(side for side in shape if type(side) is int and 0 <= side <= LONGEST_SIDE)
     if len(sides) != len(shape) or len(sides) > DIMENSIONS:
-        raise Unfit(f"an array has no shape that can be: {len(shape)} dimensions, or a wrong one")
+        raise InvalidArray(
+            f"an array has no shape that can be: {len(shape)} dimensions, or a wrong one"
+        )
     if prod(sides) * dtype.itemsize != n_bytes:
         found = "1 byte" if n_bytes == 1 else f"{n_bytes:,} bytes"
-        raise Unfit(f"an array of {list(sides)} {dtype} has {found}")
+        raise InvalidArray(f"an array of {list(sides)} {dtype} has {found}")
     return sides
 
 
@@ -99,28 +101,30 @@ class Npz(Mapping[str, NDArray[Any]]):
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
         ):
-            raise Unfit(f"{name} is encrypted, or compressed otherwise than numpy does it")
+            raise InvalidArray(f"{name} is encrypted, or compressed otherwise than numpy does it")
         if member.compress_size > self._n_bytes:
-            raise Unfit(f"{name} is larger than the file")
+            raise InvalidArray(f"{name} is larger than the file")
         if member.file_size > DEFLATE * member.compress_size:
-            raise Unfit(f"{name} has {member.file_size:,} bytes, which is not so")
+            raise InvalidArray(f"{name} has {member.file_size:,} bytes, which is not so")
         if member.file_size > max(LARGEST, member.compress_size):
-            raise Unfit(f"{name} unpacks to {member.file_size:,} bytes; {LARGEST:,} are the most")
+            raise InvalidArray(
+                f"{name} unpacks to {member.file_size:,} bytes; {LARGEST:,} are the most"
+            )
 
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
     """The arrays of an .npz. Raises Unfit if it is damaged, or a pipe or a device; OSError."""
     if path.exists() and not path.is_file():
-        raise Unfit("it is not a regular file")
-    with _Guarded(io.FileIO(path)) as file:
+        raise InvalidArray("it is not a regular file")
+    with _LimitedReads(io.FileIO(path)) as file:
         with _faults_of_zip():
             archive = zipfile.ZipFile(file)
         with archive:
             yield Npz(archive, os.fstat(file.fileno()).st_size)
 
 
-class _Guarded(io.BufferedReader):
+class _LimitedReads(io.BufferedReader):
     """A file that refuses to read more than CHUNK bytes at once.
 
     zipfile reads the list of an archive's members in one call, however long it is.
@@ -130,7 +134,7 @@ class _Guarded(io.BufferedReader):
         if size is None or size < 0:
             size = os.fstat(self.fileno()).st_size - self.tell()
         if size > CHUNK:
-            raise Unfit(f"the list of its members has more than {CHUNK:,} bytes")
+            raise InvalidArray(f"the list of its members has more than {CHUNK:,} bytes")
         return super().read(size)
 
 
@@ -139,11 +143,11 @@ def _faults_of_zip() -> Iterator[None]:
     """A damaged zip archive fails in many ways: BadZipFile, RuntimeError, zlib.error, …"""
     try:
         yield
-    except (Unfit, OSError):
+    except (InvalidArray, OSError):
         raise
     except Exception as error:
         # Some quote what they found instead of a name: up to 64 kB of the file.
-        raise Unfit(f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}") from error
+        raise InvalidArray(f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}") from error
 
 
 def _npy(file: Any, n_bytes: int) -> NDArray[Any]:
@@ -151,10 +155,10 @@ def _npy(file: Any, n_bytes: int) -> NDArray[Any]:
     header, length = _header(file)
     found = HEADER.fullmatch(header)
     if found is None:
-        raise Unfit("its header describes no plain array")
+        raise InvalidArray("its header describes no plain array")
     descr = found["descr"].strip("'")
     if "O" in descr:
-        raise Unfit(f"holds Python objects ({descr[:20]!r}), which could run code")
+        raise InvalidArray(f"holds Python objects ({descr[:20]!r}), which could run code")
     dtype = plain_dtype(descr)
     sides = [int(side.strip(" L")) for side in found["shape"].split(",") if side.strip(" L")]
     shape = check_shape(sides, dtype, n_bytes - length)
@@ -167,11 +171,11 @@ def _header(file: BinaryIO) -> tuple[str, int]:
     """The header's text, and how many bytes come before the elements."""
     begin = file.read(8)
     if len(begin) != 8 or begin[:6] != MAGIC or begin[6] not in (1, 2):
-        raise Unfit("is no .npy of version 1 or 2, or is truncated")
+        raise InvalidArray("is no .npy of version 1 or 2, or is truncated")
     width = 2 if begin[6] == 1 else 4
     length = int.from_bytes(file.read(width), "little")
     if length > LONGEST_HEADER:
-        raise Unfit(f"its header has {length:,} bytes")
+        raise InvalidArray(f"its header has {length:,} bytes")
     return file.read(length).decode("latin1"), 8 + width + length
 
 
@@ -182,7 +186,7 @@ def _fill(file: BinaryIO, array: NDArray[Any]) -> None:
         part = flat[start : start + CHUNK]
         content = file.read(len(part))
         if len(content) != len(part):
-            raise Unfit("is truncated")
+            raise InvalidArray("is truncated")
         part[:] = np.frombuffer(content, np.uint8)
     if file.read(1):  # a zip member's checksum is compared at its end
-        raise Unfit("is longer than its array")
+        raise InvalidArray("is longer than its array")

@@ -149,13 +149,13 @@ class Progress(BaseModel):
 TEST_CURVE = TypeAdapter(dict[str, dict[str, float]], config=ConfigDict(strict=True))
 
 
-class Table(dict[str, Any]):
+class JsonObject(dict[str, Any]):
     """A JSON object that names its file if a key is missing. Raises UserError then."""
 
     def __init__(self, content: Mapping[str, Any], path: Path, name: str = "") -> None:
         super().__init__(
             {
-                key: Table(value, path, f"{name}{key}.") if isinstance(value, dict) else value
+                key: JsonObject(value, path, f"{name}{key}.") if isinstance(value, dict) else value
                 for key, value in content.items()
             }
         )
@@ -171,9 +171,9 @@ class Table(dict[str, Any]):
         return dict, (dict(self),)
 
 
-def result(path: Path) -> Table:
+def result(path: Path) -> JsonObject:
     """result.json. Raises UserError if it cannot be read or is damaged."""
-    return Table(_checked(path, Result, RETRAIN), path)
+    return JsonObject(_checked(path, Result, RETRAIN), path)
 
 
 def environment(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ HARMLESS = {
 PIECE = 4  # characters of a part of a password that is replaced in a message, too
 
 
-def shown(text: str) -> str:
+def hide_secrets(text: str) -> str:
     """A command's argument or an address: from `scheme://` on without secrets.
 
     The password is `***`, of http and https the user too, which may be a token; so is the value of
@@ -51,7 +51,7 @@ def _pair(pair: str) -> str:
 
 def without_secrets(message: str, url: str) -> str:
     """A message of a driver, which may quote the URL or a secret of it in any of its spellings."""
-    message = message.replace(url, shown(url))
+    message = message.replace(url, hide_secrets(url))
     for secret in sorted(_secrets(url), key=len, reverse=True):
         message = message.replace(secret, HIDDEN)
     return message

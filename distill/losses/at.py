@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
-from distill.losses.sizes import same_size
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
+from distill.losses.sizes import pool_to_same_size
 
 STAGES = ("stages.0", "stages.1", "stages.2")
 EPS = 1e-14
@@ -36,15 +36,17 @@ class AT:
     teacher_taps: tuple[str, ...] = STAGES
     reduction: Literal["mean", "paper"] = "mean"
 
-    def __call__(self, answers: Answers) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         distances = [
-            self._distance(answers.student_taps[ours], answers.teacher_taps[theirs])
+            self._distance(inputs.student_taps[ours], inputs.teacher_taps[theirs])
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         ]
         return torch.stack(distances).sum()
 
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        ours, theirs = same_size(_attention(exact(student)), _attention(exact(teacher)))
+        ours, theirs = pool_to_same_size(
+            _attention(at_least_float32(student)), _attention(at_least_float32(teacher))
+        )
         gap: Tensor = normalize(ours.flatten(1), eps=EPS) - normalize(theirs.flatten(1), eps=EPS)
         if self.reduction == "mean":
             return gap.square().mean()

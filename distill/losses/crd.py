@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
-from distill.losses.exact import exact
-from distill.losses.gather import every_row
-from distill.losses.objective import Answers, Shapes
+from distill.losses.exact import at_least_float32
+from distill.losses.gather import whole_batch_without_grad
+from distill.losses.objective import LossInputs, Shapes
 
 BANK_SEED = 0
 
@@ -90,20 +90,20 @@ class CRD(nn.Module):
         for name, tensor in layout.items():
             self.register_buffer(name, tensor, persistent=False)
 
-    def forward(self, answers: Answers) -> Tensor:
-        if answers.samples is None:
+    def forward(self, inputs: LossInputs) -> Tensor:
+        if inputs.samples is None:
             raise ValueError("the crd term knows each image by its sample's number; none was given")
-        student = self._embedded(self.student_embed, answers.student_taps[self.student_tap])
-        teacher = self._embedded(self.teacher_embed, answers.teacher_taps[self.teacher_tap])
-        chosen = torch.cat([answers.samples[:, None], self._others(answers.samples)], dim=1)
+        student = self._embedded(self.student_embed, inputs.student_taps[self.student_tap])
+        teacher = self._embedded(self.teacher_embed, inputs.teacher_taps[self.teacher_tap])
+        chosen = torch.cat([inputs.samples[:, None], self._others(inputs.samples)], dim=1)
         loss = self._contrast(student, self.teacher_bank, self.teacher_z, chosen)
         loss = loss + self._contrast(teacher, self.student_bank, self.student_z, chosen)
         if self.training:
-            self._remember(answers.samples, student.detach(), teacher.detach())
+            self._remember(inputs.samples, student.detach(), teacher.detach())
         return loss
 
     def _embedded(self, embed: nn.Module, features: Tensor) -> Tensor:
-        return normalize(embed(exact(features).flatten(1)), dim=-1)
+        return normalize(embed(at_least_float32(features).flatten(1)), dim=-1)
 
     def _others(self, samples: Tensor) -> Tensor:
         """K samples of other classes for each of [b], with replacement: int64 [b, K]."""
@@ -119,7 +119,7 @@ class CRD(nn.Module):
         # A copy: the bank is updated in place before backward needs it.
         scores = (anchors @ bank.clone().T).gather(1, chosen) / self.temperature  # log of s Z
         with torch.no_grad():  # no branch on the host: the first batch decides, the others keep
-            mean = every_row(scores.exp().mean()[None]).mean()
+            mean = whole_batch_without_grad(scores.exp().mean()[None]).mean()
             z.copy_(torch.where(z > 0, z, mean * len(bank)))
         odds = scores - (z * self.negatives / len(bank)).log()  # h = sigmoid(odds)
         hit, miss = logsigmoid(odds[:, 0]), logsigmoid(-odds[:, 1:]).sum(1)
@@ -127,7 +127,7 @@ class CRD(nn.Module):
 
     @torch.no_grad()
     def _remember(self, samples: Tensor, student: Tensor, teacher: Tensor) -> None:
-        rows = every_row(samples)
+        rows = whole_batch_without_grad(samples)
         for bank, seen in ((self.student_bank, student), (self.teacher_bank, teacher)):
-            mean = self.momentum * bank[rows] + (1 - self.momentum) * every_row(seen)
+            mean = self.momentum * bank[rows] + (1 - self.momentum) * whole_batch_without_grad(seen)
             bank[rows] = normalize(mean, dim=-1)

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distill.losses.exact import exact
+from distill.losses.exact import at_least_float32
 from distill.losses.gather import whole_batch
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 
 EPS = 1e-6
 
@@ -35,12 +35,12 @@ class DIST:
     gamma: float = 1.0
     temperature: float = 4.0
 
-    def __call__(self, answers: Answers) -> Tensor:
-        if answers.teacher is None:
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.teacher is None:
             raise ValueError("the dist term needs a teacher's logits, and nobody teaches")
         student, teacher = (
-            (exact(whole_batch(logits)) / self.temperature).softmax(dim=-1)
-            for logits in (answers.student, answers.teacher)
+            (at_least_float32(whole_batch(logits)) / self.temperature).softmax(dim=-1)
+            for logits in (inputs.student, inputs.teacher)
         )
         inter = (1 - correlation(student, teacher)).mean()
         intra = (1 - correlation(student.T, teacher.T)).mean()

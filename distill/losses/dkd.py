@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class DKD:
     beta: float = 2.0
     temperature: float = 4.0
 
-    def __call__(self, answers: Answers) -> Tensor:
-        if answers.teacher is None:
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.teacher is None:
             raise ValueError("the dkd term needs a teacher's logits, and nobody teaches")
-        label = answers.targets.argmax(dim=-1, keepdim=True)
+        label = inputs.targets.argmax(dim=-1, keepdim=True)
         student, teacher = (
-            _decoupled(exact(logits) / self.temperature, label)
-            for logits in (answers.student, answers.teacher)
+            _decoupled(at_least_float32(logits) / self.temperature, label)
+            for logits in (inputs.student, inputs.teacher)
         )
         target, others = (
             kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -4,6 +4,6 @@ import torch
 from torch import Tensor
 
 
-def exact(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """float32, or float64 kept: in bfloat16 a logit gap of 9 already rounds 1 - p to zero."""
     return values if values.dtype == torch.float64 else values.float()

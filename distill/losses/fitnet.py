@@ -17,9 +17,9 @@ for 320 channels of 16x16.
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers, Shapes
-from distill.losses.sizes import same_size
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs, Shapes
+from distill.losses.sizes import pool_to_same_size
 
 
 class FitNet(nn.Module):
@@ -40,9 +40,9 @@ class FitNet(nn.Module):
             nn.Conv2d(ours, theirs, 1, bias=False), nn.BatchNorm2d(theirs)
         )
 
-    def forward(self, answers: Answers) -> Tensor:
-        student, teacher = same_size(
-            exact(answers.student_taps[self.student_tap]),
-            exact(answers.teacher_taps[self.teacher_tap]),
+    def forward(self, inputs: LossInputs) -> Tensor:
+        student, teacher = pool_to_same_size(
+            at_least_float32(inputs.student_taps[self.student_tap]),
+            at_least_float32(inputs.teacher_taps[self.teacher_tap]),
         )
         return mse_loss(self.regressor(student), teacher)

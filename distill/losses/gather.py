@@ -25,7 +25,7 @@ def whole_batch(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def every_row(rows: Tensor) -> Tensor:
+def whole_batch_without_grad(rows: Tensor) -> Tensor:
     """The same without a gradient, for integers and for what is only remembered."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows

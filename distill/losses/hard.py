@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Hard:
 
     label_smoothing: float = 0.0
 
-    def __call__(self, answers: Answers) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         return cross_entropy(
-            exact(answers.student), answers.targets, label_smoothing=self.label_smoothing
+            at_least_float32(inputs.student), inputs.targets, label_smoothing=self.label_smoothing
         )

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class KD:
 
     temperature: float = 4.0
 
-    def __call__(self, answers: Answers) -> Tensor:
-        if answers.teacher is None:
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.teacher is None:
             raise ValueError("the kd term needs a teacher's logits, and nobody teaches")
-        student = log_softmax(exact(answers.student) / self.temperature, dim=-1)
-        teacher = log_softmax(exact(answers.teacher) / self.temperature, dim=-1)
+        student = log_softmax(at_least_float32(inputs.student) / self.temperature, dim=-1)
+        teacher = log_softmax(at_least_float32(inputs.teacher) / self.temperature, dim=-1)
         divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
         return self.temperature**2 * divergence

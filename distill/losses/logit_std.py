@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
 
 FLOOR = 0.01  # of a row's standard deviation; trained logits have some units
 
@@ -31,12 +31,12 @@ class LogitStd:
 
     temperature: float = 1.0
 
-    def __call__(self, answers: Answers) -> Tensor:
-        if answers.teacher is None:
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.teacher is None:
             raise ValueError("the logit_std term needs a teacher's logits, and nobody teaches")
         student, teacher = (
-            log_softmax(standardised(exact(logits)) / self.temperature, dim=-1)
-            for logits in (answers.student, answers.teacher)
+            log_softmax(standardised(at_least_float32(logits)) / self.temperature, dim=-1)
+            for logits in (inputs.student, inputs.teacher)
         )
         divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
         return self.temperature**2 * divergence

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class MSE:
 
     centred: bool = True
 
-    def __call__(self, answers: Answers) -> Tensor:
-        if answers.teacher is None:
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.teacher is None:
             raise ValueError("the mse term needs a teacher's logits, and nobody teaches")
-        student, teacher = exact(answers.student), exact(answers.teacher)
+        student, teacher = at_least_float32(inputs.student), at_least_float32(inputs.teacher)
         if self.centred:
             student, teacher = (z - z.mean(dim=-1, keepdim=True) for z in (student, teacher))
         return mse_loss(student, teacher)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.losses.kd import KD
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class MultiTemperature:
 
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
 
-    def __call__(self, answers: Answers) -> Tensor:
-        if answers.teacher is None:
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.teacher is None:
             raise ValueError(
                 "the multi_temperature term needs a teacher's logits, and nobody teaches"
             )
-        return torch.stack([KD(each)(answers) for each in self.temperatures]).mean()
+        return torch.stack([KD(each)(inputs) for each in self.temperatures]).mean()

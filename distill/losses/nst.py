@@ -21,9 +21,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
-from distill.losses.sizes import same_size
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
+from distill.losses.sizes import pool_to_same_size
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class NST:
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
 
-    def __call__(self, answers: Answers) -> Tensor:
-        student, teacher = same_size(
-            exact(answers.student_taps[self.student_tap]),
-            exact(answers.teacher_taps[self.teacher_tap]),
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student, teacher = pool_to_same_size(
+            at_least_float32(inputs.student_taps[self.student_tap]),
+            at_least_float32(inputs.teacher_taps[self.teacher_tap]),
         )
         ours, theirs = _channels(student), _channels(teacher)
         few_pixels = ours.shape[2] <= ours.shape[1] + theirs.shape[1]

@@ -19,7 +19,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # the same without the batch: (C, H, W) 
 
 
 @dataclass(frozen=True)
-class Pair:
+class UnmixedTeacherLogits:
     """What the teacher said of the two images that make each mixed one, before they were mixed.
 
     `own`, `partner`: logits [B, C]; `lam`: [B, 1], the share of `own` in the mixed image.
@@ -31,7 +31,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Answers:
+class LossInputs:
     """What the networks said of one batch, float32.
 
     `student`: logits [B, C]; `targets`: the labels as distributions [B, C], mixed where images are;
@@ -47,18 +47,18 @@ class Answers:
     student_taps: Taps = field(default_factory=dict)
     teacher_taps: Taps = field(default_factory=dict)
     samples: Tensor | None = None
-    pair: Pair | None = None
+    unmixed: UnmixedTeacherLogits | None = None
 
 
-class Loss(Protocol):
+class LossFunction(Protocol):
     """One term. A term with parameters or state is an `nn.Module` besides."""
 
-    def __call__(self, answers: Answers) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """A scalar, float32."""
 
 
 @dataclass(frozen=True)
-class When:
+class LossSchedule:
     """When a term counts, in shares of the training: the factor on its weight.
 
     0 before `begin` and from `end` on; in between it rises in a line over the share `warmup` after
@@ -85,12 +85,12 @@ class When:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class LossTerm:
     """A term, its share in the total, and when; `needs` is what it reads, as the tables say it."""
 
     weight: float
-    loss: Loss
-    when: When = When()
+    loss: LossFunction
+    schedule: LossSchedule = LossSchedule()
     needs: frozenset[str] = frozenset()
 
 
@@ -100,7 +100,7 @@ class Objective(nn.Module):
     A term of weight 0 is logged and teaches nothing; a term that is off is not asked.
     """
 
-    def __init__(self, terms: Mapping[str, Weighted]) -> None:
+    def __init__(self, terms: Mapping[str, LossTerm]) -> None:
         super().__init__()
         self.terms = dict(terms)
         self.losses = nn.ModuleDict(
@@ -108,46 +108,49 @@ class Objective(nn.Module):
         )
 
     @property
-    def moments(self) -> list[float]:
+    def change_points(self) -> list[float]:
         """Shares of the training at which terms come or go, 0 first, all below 1."""
-        whens = [term.when for term in self.terms.values()]
+        whens = [term.schedule for term in self.terms.values()]
         return sorted({0.0, *(at for when in whens for at in (when.begin, when.end) if at < 1)})
 
     def needs(self, progress: float) -> frozenset[str]:
         """What the terms that are on at `progress` read."""
-        on = (term.needs for term in self.terms.values() if term.when.is_on(progress))
+        on = (term.needs for term in self.terms.values() if term.schedule.is_on(progress))
         return frozenset[str]().union(*on)
 
-    def forward(self, answers: Answers, progress: float = 0.0) -> dict[str, Tensor]:
+    def forward(self, inputs: LossInputs, progress: float = 0.0) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
-        weighted = [self._idle(progress, answers.student)]
+        weighted = [self._inactive_zero(progress, inputs.student)]
         # In float32 whatever the networks' precision: Gram matrices and small differences lose
         # their digits in bfloat16.
-        with torch.autocast(answers.student.device.type, enabled=False):
+        with torch.autocast(inputs.student.device.type, enabled=False):
             for name, term in self.terms.items():
-                if term.when.is_on(progress):
-                    values[name] = term.loss(answers)
-                    weighted.append(term.weight * term.when(progress) * values[name])
+                if term.schedule.is_on(progress):
+                    values[name] = term.loss(inputs)
+                    weighted.append(term.weight * term.schedule(progress) * values[name])
         return values | {TOTAL: torch.stack(weighted).sum()}
 
-    def _idle(self, progress: float, logits: Tensor) -> Tensor:
+    def _inactive_zero(self, progress: float, logits: Tensor) -> Tensor:
         """0.0, in which the parameters of the terms that are off take part, and what no map reads.
 
         DistributedDataParallel waits for a gradient of every parameter. Where every term that is on
         reads maps, the logits are nobody's.
         """
-        idle = sum((p.sum() for p in self._resting(progress)), start=logits.new_zeros(()).float())
-        read = (term.needs for term in self.terms.values() if term.when.is_on(progress))
+        idle = sum(
+            (p.sum() for p in self._inactive_parameters(progress)),
+            start=logits.new_zeros(()).float(),
+        )
+        read = (term.needs for term in self.terms.values() if term.schedule.is_on(progress))
         if all("live teacher" in needs for needs in read):
             idle = idle + logits.float().sum()
         return 0 * idle
 
-    def rest(self, progress: float) -> None:
+    def clear_inactive_grads(self, progress: float) -> None:
         """Leave the parameters of the terms that are off as they are: no decay, no momentum."""
-        for parameter in self._resting(progress):
+        for parameter in self._inactive_parameters(progress):
             parameter.grad = None
 
-    def _resting(self, progress: float) -> Iterator[nn.Parameter]:
+    def _inactive_parameters(self, progress: float) -> Iterator[nn.Parameter]:
         for name, loss in self.losses.items():
-            if not self.terms[name].when.is_on(progress):
+            if not self.terms[name].schedule.is_on(progress):
                 yield from loss.parameters()

@@ -19,9 +19,9 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.losses.exact import exact
+from distill.losses.exact import at_least_float32
 from distill.losses.gather import whole_batch
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 
 EPS = 1e-7
 
@@ -34,15 +34,15 @@ class PKT:
     teacher_tap: str = "features"
     reduction: Literal["scale_free", "paper"] = "scale_free"
 
-    def __call__(self, answers: Answers) -> Tensor:
-        student = neighbours(whole_batch(answers.student_taps[self.student_tap]))
-        teacher = neighbours(whole_batch(answers.teacher_taps[self.teacher_tap]))
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student = neighbours(whole_batch(inputs.student_taps[self.student_tap]))
+        teacher = neighbours(whole_batch(inputs.teacher_taps[self.teacher_tap]))
         divergence = (teacher * ((teacher + EPS) / (student + EPS)).log()).sum(-1).mean()
         return divergence if self.reduction == "scale_free" else divergence / len(student)
 
 
 def neighbours(features: Tensor) -> Tensor:
     """p_j|i, rows of sum 1: [B, ...] -> [B, B]."""
-    unit = normalize(exact(features).flatten(1), dim=-1, eps=EPS)
+    unit = normalize(at_least_float32(features).flatten(1), dim=-1, eps=EPS)
     kernel = (unit @ unit.T + 1) / 2
     return kernel / kernel.sum(-1, keepdim=True)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, mse_loss
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers, Shapes
-from distill.losses.sizes import same_size
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs, Shapes
+from distill.losses.sizes import pool_to_same_size
 
 TAPS = ("stages.0", "stages.1", "stages.2", "features")
 SIDES = (4, 2, 1)  # in pixels, of the pooled maps
@@ -49,12 +49,14 @@ class ReviewKD(nn.Module):
             for a, b in zip(student_taps, teacher_taps, strict=True)
         )
 
-    def forward(self, answers: Answers) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         levels = list(zip(self.fusions, self.student_taps, self.teacher_taps, strict=True))
         losses, deeper = [], None
         for fusion, ours, theirs in reversed(levels):
-            out, deeper = fusion(_as_map(answers.student_taps[ours]), deeper)
-            losses.append(hierarchical(*same_size(out, _as_map(answers.teacher_taps[theirs]))))
+            out, deeper = fusion(_as_map(inputs.student_taps[ours]), deeper)
+            losses.append(
+                hierarchical(*pool_to_same_size(out, _as_map(inputs.teacher_taps[theirs])))
+            )
         return torch.stack(losses).sum()
 
 
@@ -91,4 +93,4 @@ def hierarchical(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def _as_map(tap: Tensor) -> Tensor:
     """Features [B, D] as a map of one pixel [B, D, 1, 1]; maps as they are."""
-    return exact(tap if tap.dim() == 4 else tap[:, :, None, None])
+    return at_least_float32(tap if tap.dim() == 4 else tap[:, :, None, None])

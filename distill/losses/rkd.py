@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, smooth_l1_loss
 
-from distill.losses.exact import exact
+from distill.losses.exact import at_least_float32
 from distill.losses.gather import whole_batch
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 
 EPS = 1e-12
 
@@ -35,9 +35,9 @@ class RKD:
     student_tap: str = "features"
     teacher_tap: str = "features"
 
-    def __call__(self, answers: Answers) -> Tensor:
-        student = exact(whole_batch(answers.student_taps[self.student_tap])).flatten(1)
-        teacher = exact(whole_batch(answers.teacher_taps[self.teacher_tap])).flatten(1)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student = at_least_float32(whole_batch(inputs.student_taps[self.student_tap])).flatten(1)
+        teacher = at_least_float32(whole_batch(inputs.teacher_taps[self.teacher_tap])).flatten(1)
         distances = smooth_l1_loss(_distances(student), _distances(teacher))
         angles = smooth_l1_loss(_angles(student[: self.rows]), _angles(teacher[: self.rows]))
         return self.distance * distances + self.angle * angles

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
-from distill.losses.sizes import same_size
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
+from distill.losses.sizes import pool_to_same_size
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class SimKD:
     student_tap: str = "projector"
     teacher_tap: str = "maps"
 
-    def __call__(self, answers: Answers) -> Tensor:
-        student = exact(answers.student_taps[self.student_tap])
-        teacher = exact(answers.teacher_taps[self.teacher_tap])
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student = at_least_float32(inputs.student_taps[self.student_tap])
+        teacher = at_least_float32(inputs.teacher_taps[self.teacher_tap])
         if student.shape[1] != teacher.shape[1]:
             raise ValueError(
                 f"the simkd term compares maps of as many channels; the student's projector gives "
                 f"{student.shape[1]}, the teacher {teacher.shape[1]}"
             )
-        return mse_loss(*same_size(student, teacher))
+        return mse_loss(*pool_to_same_size(student, teacher))

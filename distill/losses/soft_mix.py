@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class SoftMix:
 
     temperature: float = 4.0
 
-    def __call__(self, answers: Answers) -> Tensor:
-        pair = answers.pair
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        pair = inputs.unmixed
         if pair is None:
             raise ValueError("the soft_mix term needs the teacher's answers before mixing")
         own, partner, student = (
-            log_softmax(exact(logits) / self.temperature, dim=-1)
-            for logits in (pair.own, pair.partner, answers.student)
+            log_softmax(at_least_float32(logits) / self.temperature, dim=-1)
+            for logits in (pair.own, pair.partner, inputs.student)
         )
-        lam = exact(pair.lam)
+        lam = at_least_float32(pair.lam)
         # log of 0 is -inf, which adds nothing: an unmixed sample keeps its own answer exactly.
         mixed = torch.logaddexp(own + lam.log(), partner + (1 - lam).log())
         divergence = kl_div(student, mixed, reduction="batchmean", log_target=True)

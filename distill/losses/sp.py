@@ -18,9 +18,9 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.losses.exact import exact
+from distill.losses.exact import at_least_float32
 from distill.losses.gather import whole_batch
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class SP:
     teacher_tap: str = "stages.2"
     reduction: Literal["scale_free", "paper"] = "scale_free"
 
-    def __call__(self, answers: Answers) -> Tensor:
-        student = similarities(whole_batch(answers.student_taps[self.student_tap]))
-        teacher = similarities(whole_batch(answers.teacher_taps[self.teacher_tap]))
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        student = similarities(whole_batch(inputs.student_taps[self.student_tap]))
+        teacher = similarities(whole_batch(inputs.teacher_taps[self.teacher_tap]))
         total = (student - teacher).square().sum() / len(student)
         return total if self.reduction == "scale_free" else total / len(student)
 
 
 def similarities(maps: Tensor) -> Tensor:
     """Inner products of the samples' maps, each row of norm 1: [B, ...] -> [B, B]."""
-    flat = exact(maps).flatten(1)
+    flat = at_least_float32(maps).flatten(1)
     return normalize(flat @ flat.T, p=2, dim=1)

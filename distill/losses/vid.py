@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from distill.losses.exact import exact
-from distill.losses.objective import Answers, Shapes
-from distill.losses.sizes import same_size
+from distill.losses.exact import at_least_float32
+from distill.losses.objective import LossInputs, Shapes
+from distill.losses.sizes import pool_to_same_size
 
 STAGES = ("stages.0", "stages.1", "stages.2")
 EPS = 1e-5
@@ -48,18 +48,18 @@ class VID(nn.Module):
         alpha = math.log(math.expm1(INITIAL_VARIANCE))
         self.alphas = nn.ParameterList(torch.full((width,), alpha) for width in theirs)
 
-    def forward(self, answers: Answers) -> Tensor:
+    def forward(self, inputs: LossInputs) -> Tensor:
         taps = zip(self.student_taps, self.teacher_taps, self.means, self.alphas, strict=True)
         return torch.stack(
             [
-                _unlikelihood(answers.student_taps[a], answers.teacher_taps[b], mean, alpha)
+                _unlikelihood(inputs.student_taps[a], inputs.teacher_taps[b], mean, alpha)
                 for a, b, mean, alpha in taps
             ]
         ).sum()
 
 
 def _unlikelihood(student: Tensor, teacher: Tensor, mean: nn.Module, alpha: Tensor) -> Tensor:
-    ours, theirs = same_size(exact(student), exact(teacher))
+    ours, theirs = pool_to_same_size(at_least_float32(student), at_least_float32(teacher))
     variance = (softplus(alpha) + EPS)[None, :, None, None]
     squared: Tensor = (theirs - mean(ours)).square() / variance
     return (squared + variance.log()).mean() / 2

@@ -29,11 +29,11 @@ from distill.training import out_of_memory
 FORMAT = 2
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint that is not what was written."""
 
 
-def places(folder: Path) -> list[Path]:
+def checkpoint_folders(folder: Path) -> list[Path]:
     """Where a checkpoint may lie: the newest, and the one before."""
     return [folder, folder.with_name(folder.name + ".old")]
 
@@ -44,10 +44,10 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
     Raises OSError where the disk does not take it or gives back something else; what was there
     before is whole then.
     """
-    new, (_, old) = folder.with_name(folder.name + ".new"), places(folder)
+    new, (_, old) = folder.with_name(folder.name + ".new"), checkpoint_folders(folder)
     shutil.rmtree(new, ignore_errors=True)
     try:
-        _write(new, tensors, progress)
+        _write_and_verify(new, tensors, progress)
     except OSError:
         shutil.rmtree(new, ignore_errors=True)  # on a full disk the half of it is in the way
         raise
@@ -55,10 +55,10 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
-    _flush(folder.parent)
+    _sync_folder(folder.parent)
 
 
-def _write(new: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
+def _write_and_verify(new: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
     """Both files, and read them again."""
     new.mkdir(parents=True)
     buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
@@ -68,16 +68,16 @@ def _write(new: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None
     described = progress | {"sha256": digest_of(state, progress)}
     write_bytes(new / "progress.json", (json.dumps(described, sort_keys=True) + "\n").encode())
     try:
-        read(new)
-    except Damaged as fault:
+        read_verified(new)
+    except DamagedCheckpoint as fault:
         raise OSError(f"{new} was written and does not read as it was: {fault}") from fault
 
 
-def peek(place: Path) -> dict[str, Any] | None:
+def read_progress(place: Path) -> dict[str, Any] | None:
     """What a checkpoint says beside its tensors; None where there is none that is sound."""
     try:
-        return read(place)[1]
-    except (Damaged, UserError):
+        return read_verified(place)[1]
+    except (DamagedCheckpoint, UserError):
         return None
 
 
@@ -86,30 +86,36 @@ def load(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises Damaged where a bit of it is not as it was written, UserError for another format.
     """
-    state, progress = read(place)
+    state, progress = read_verified(place)
     try:
         tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:  # ours calls nothing
-        raise Damaged(f"{place} wants to run code, and is not loaded: {fault}") from fault
+        raise DamagedCheckpoint(f"{place} wants to run code, and is not loaded: {fault}") from fault
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as fault:
-        if out_of_memory.is_full(fault):
+        if out_of_memory.is_out_of_memory(fault):
             raise
-        raise Damaged(f"{place} is damaged: its state.pt is not what torch wrote") from fault
+        raise DamagedCheckpoint(
+            f"{place} is damaged: its state.pt is not what torch wrote"
+        ) from fault
     if not isinstance(tensors, dict):
-        raise Damaged(f"{place} is damaged: its state.pt holds no state dicts")
+        raise DamagedCheckpoint(f"{place} is damaged: its state.pt holds no state dicts")
     return tensors, progress
 
 
-def read(place: Path) -> tuple[bytes, dict[str, Any]]:
+def read_verified(place: Path) -> tuple[bytes, dict[str, Any]]:
     """(the tensors' bytes, progress) of the checkpoint at `place`; raises as `load` does."""
     try:
         progress = json_files.parsed(json_files.content_of(place / "progress.json"))
         state = (place / "state.pt").read_bytes()
         format_, written = progress["format"], progress.pop("sha256", None)
     except OSError as fault:
-        raise Damaged(f"{place} cannot be read: {fault.strerror} ({fault.filename})") from fault
+        raise DamagedCheckpoint(
+            f"{place} cannot be read: {fault.strerror} ({fault.filename})"
+        ) from fault
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise Damaged(f"{place} is damaged: its progress.json is not what was written") from fault
+        raise DamagedCheckpoint(
+            f"{place} is damaged: its progress.json is not what was written"
+        ) from fault
     is_whole = written == digest_of(state, progress)
     if format_ != FORMAT and (is_whole or written is None):  # format 1 had no digest
         raise UserError(
@@ -117,11 +123,13 @@ def read(place: Path) -> tuple[bytes, dict[str, Any]]:
             "Resume it with the version that wrote it, or choose another --out."
         )
     if not is_whole:
-        raise Damaged(f"{place} is damaged: its sha256 is not the one it was written with")
+        raise DamagedCheckpoint(
+            f"{place} is damaged: its sha256 is not the one it was written with"
+        )
     try:
         json_files.check(json_files.Progress, progress)
     except json_files.Invalid as fault:
-        raise Damaged(f"{place} is damaged: its progress.json has {fault}") from None
+        raise DamagedCheckpoint(f"{place} is damaged: its progress.json has {fault}") from None
     return state, progress
 
 
@@ -132,7 +140,7 @@ def digest_of(state: bytes, progress: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _flush(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """The renames themselves reach the disk; only POSIX lets a folder be flushed."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
@@ -142,7 +150,7 @@ def _flush(folder: Path) -> None:
             os.close(handle)
 
 
-def weights_of(net: nn.Module) -> dict[str, Tensor]:
+def copy_weights(net: nn.Module) -> dict[str, Tensor]:
     """A copy of parameters and buffers, contiguous and on the host: what a weights file holds."""
     state = net.state_dict()
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
@@ -187,6 +195,6 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
     net.load_state_dict(weights)
 
 
-def fingerprint(path: Path) -> str:
+def weights_fingerprint(path: Path) -> str:
     """sha256 of a weights file: the identity of a teacher."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

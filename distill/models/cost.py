@@ -16,25 +16,25 @@ LEAST, MOST = 10, 200  # calls that are
 ENOUGH_S = 2.0
 
 
-def n_parameters(net: nn.Module) -> int:
+def count_parameters(net: nn.Module) -> int:
     """All of them."""
     return sum(p.numel() for p in net.parameters())
 
 
-def macs(net: nn.Module) -> int:
+def count_macs(net: nn.Module) -> int:
     """Multiply-accumulates for one image, counted as it is predicted.
 
     Convolutions and matrix products: of the networks here that is convolutions and linear layers,
     and attention where one of timm's has it.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(_images(net, 1))
+        net(_grey_images(net, 1))
     flops: int = counter.get_total_flops()
     return flops // 2  # a multiplication and an addition are two
 
 
 @torch.inference_mode()
-def latency(net: nn.Module) -> dict[str, Any]:
+def measure_latency(net: nn.Module) -> dict[str, Any]:
     """Milliseconds from images on the device to their logits, at batches of 1 and of 128.
 
     The median of calls one after the other, each waited for: a latency, not a throughput.
@@ -43,7 +43,7 @@ def latency(net: nn.Module) -> dict[str, Any]:
     device = next(net.parameters()).device
     on_gpu = device.type == "cuda"
     return {
-        **{f"batch_{batch}": 1000 * _median_s(net, _images(net, batch)) for batch in BATCHES},
+        **{f"batch_{batch}": 1000 * _median_s(net, _grey_images(net, batch)) for batch in BATCHES},
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "threads": torch.get_num_threads(),
         "precision": str(next(net.parameters()).dtype).removeprefix("torch."),
@@ -52,28 +52,28 @@ def latency(net: nn.Module) -> dict[str, Any]:
 
 def _median_s(net: nn.Module, images: Tensor) -> float:
     for _ in range(WARM_UP):
-        _timed(net, images)
+        _time_call(net, images)
     seconds: list[float] = []
     while len(seconds) < LEAST or (sum(seconds) < ENOUGH_S and len(seconds) < MOST):
-        seconds.append(_timed(net, images))
+        seconds.append(_time_call(net, images))
     return median(seconds)
 
 
-def _timed(net: nn.Module, images: Tensor) -> float:
-    _wait(images)
+def _time_call(net: nn.Module, images: Tensor) -> float:
+    _synchronize(images)
     began_at = time.perf_counter()
     net(images)
-    _wait(images)
+    _synchronize(images)
     return time.perf_counter() - began_at
 
 
-def _wait(images: Tensor) -> None:
+def _synchronize(images: Tensor) -> None:
     """Until the device has done what it was given; a CPU does it at once."""
     if images.device.type != "cpu":
         torch.accelerator.synchronize(images.device)
 
 
-def _images(net: nn.Module, n: int) -> Tensor:
+def _grey_images(net: nn.Module, n: int) -> Tensor:
     """Grey ones: what a convolution costs does not depend on what it sees."""
     images = torch.full((n, CHANNELS, SIDE, SIDE), 0.5, device=next(net.parameters()).device)
     return images.to(memory_format=torch.channels_last)

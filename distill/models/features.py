@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from distill.errors import UserError
 
 
-class Answer(NamedTuple):
+class ModelOutput(NamedTuple):
     """What a network says of images."""
 
     logits: Tensor  # [B, C]
     taps: dict[str, Tensor]  # maps [B, C, H, W]; `features` [B, D]
 
 
-class Tapped(nn.Module):
+class FeatureExtractor(nn.Module):
     """Images to an `Answer`, by hooks on the modules whose outputs were asked for.
 
     The hooks are silent but for this module's own forward: who calls the network itself, to
@@ -37,17 +37,17 @@ class Tapped(nn.Module):
                 f"it has {', '.join(points) or 'none to tap'}"
             )
         for name in dict.fromkeys(taps):
-            points[name].register_forward_hook(partial(self._hear, name))
+            points[name].register_forward_hook(partial(self._capture, name))
 
-    def _hear(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _capture(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if self.heard is not None:
             self.heard[name] = output
 
-    def forward(self, images: Tensor) -> Answer:
+    def forward(self, images: Tensor) -> ModelOutput:
         self.heard = {}
         logits = self.net(images)
         heard, self.heard = self.heard, None
-        return Answer(logits, heard)
+        return ModelOutput(logits, heard)
 
 
 def tap_points(net: nn.Module) -> Mapping[str, nn.Module]:
@@ -57,11 +57,11 @@ def tap_points(net: nn.Module) -> Mapping[str, nn.Module]:
 
 
 @torch.no_grad()
-def shapes(tapped: Tapped, image_size: int) -> dict[str, tuple[int, ...]]:
+def tap_shapes(extractor: FeatureExtractor, image_size: int) -> dict[str, tuple[int, ...]]:
     """Each tap's shape without the batch, by one black image; the network stays as it is."""
-    net, device = tapped.net, next(tapped.net.parameters()).device
+    net, device = extractor.net, next(extractor.net.parameters()).device
     was_training = net.training
     net.eval()
-    answer: Answer = tapped(torch.zeros(1, 3, image_size, image_size, device=device))
+    answer: ModelOutput = extractor(torch.zeros(1, 3, image_size, image_size, device=device))
     net.train(was_training)
     return {name: tuple(tap.shape[1:]) for name, tap in answer.taps.items()}

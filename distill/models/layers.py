@@ -22,13 +22,13 @@ class Layer(NamedTuple):
     parameters: int  # its own; 0 where it is used again
 
 
-def of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[Layer]:
+def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[Layer]:
     """The layers of the network that a recipe describes, with fresh weights."""
-    return layers(build.network(recipe, role, n_classes))
+    return list_layers(build.network(recipe, role, n_classes))
 
 
 @torch.no_grad()
-def layers(net: nn.Module) -> list[Layer]:
+def list_layers(net: nn.Module) -> list[Layer]:
     """The layers in the order in which they answer, as `torchsummary` lists them.
 
     Costs one forward of one black image, in eval mode; the network's mode is restored. The
@@ -37,9 +37,9 @@ def layers(net: nn.Module) -> list[Layer]:
     found: list[Layer] = []
     counted: set[nn.Parameter] = set()
     handles = [
-        module.register_forward_hook(_line(name, found, counted))
+        module.register_forward_hook(_layer_hook(name, found, counted))
         for name, module in net.named_modules()
-        if _has_a_line(module)
+        if _is_listed(module)
     ]
     was_training = net.training
     try:
@@ -51,13 +51,13 @@ def layers(net: nn.Module) -> list[Layer]:
     return found
 
 
-def _has_a_line(module: nn.Module) -> bool:
+def _is_listed(module: nn.Module) -> bool:
     if any(True for _ in module.children()):
         return bool(list(module.parameters(recurse=False)))
     return not isinstance(module, SILENT)
 
 
-def _line(name: str, found: list[Layer], counted: set[nn.Parameter]) -> Any:
+def _layer_hook(name: str, found: list[Layer], counted: set[nn.Parameter]) -> Any:
     """A forward hook that adds the module's line."""
 
     def hook(module: nn.Module, _: Any, output: Tensor) -> None:

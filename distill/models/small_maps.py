@@ -17,18 +17,18 @@ MIN_CHANNELS = 256  # of input and output: with fewer, the gathering costs more 
 MAX_PIXELS = {torch.bfloat16: 16, torch.float32: 9}  # of a map, by the type computed in
 
 
-def multiply_small_maps(net: nn.Module) -> None:
+def use_matrix_products(net: nn.Module) -> None:
     """Make a network's wide 3x3 convolutions, in place, multiply matrices if their maps are small.
 
     Outputs and gradients are the same up to rounding; parameters and their names stay. Calling it
     again changes nothing.
     """
     for module in net.modules():
-        if type(module) is nn.Conv2d and _fits(module):
+        if type(module) is nn.Conv2d and _is_eligible(module):
             module.__class__ = SmallMapConv2d
 
 
-def _fits(convolution: nn.Conv2d) -> bool:
+def _is_eligible(convolution: nn.Conv2d) -> bool:
     return (
         convolution.kernel_size == (3, 3)
         and convolution.padding in ((1, 1), "same")
@@ -60,7 +60,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, kernel: Tensor) -> Tensor:
         ctx.save_for_backward(maps, kernel)
-        return _convolved(maps, kernel)
+        return _convolve(maps, kernel)
 
     @staticmethod
     @once_differentiable
@@ -68,26 +68,26 @@ class _Convolution(torch.autograd.Function):
         maps, kernel = ctx.saved_tensors
         of_maps = of_kernel = None
         if ctx.needs_input_grad[0]:  # the transposed convolution
-            of_maps = _convolved(gradient, kernel.flip(2, 3).transpose(0, 1))
+            of_maps = _convolve(gradient, kernel.flip(2, 3).transpose(0, 1))
         if ctx.needs_input_grad[1]:
-            product = _rows(gradient).T @ _neighbourhoods(maps)
+            product = _pixels_as_rows(gradient).T @ _patches(maps)
             of_kernel = product.view(-1, 3, 3, maps.shape[1]).permute(0, 3, 1, 2)
         return of_maps, of_kernel
 
 
-def _convolved(maps: Tensor, kernel: Tensor) -> Tensor:
+def _convolve(maps: Tensor, kernel: Tensor) -> Tensor:
     batch, _, height, width = maps.shape
     matrix = kernel.permute(2, 3, 1, 0).reshape(-1, kernel.shape[0])  # [9 C, O]
-    product = _neighbourhoods(maps) @ matrix
+    product = _patches(maps) @ matrix
     return product.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _rows(maps: Tensor) -> Tensor:
+def _pixels_as_rows(maps: Tensor) -> Tensor:
     """Maps [B, C, H, W] to one row a pixel, [B H W, C]."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _neighbourhoods(maps: Tensor) -> Tensor:
+def _patches(maps: Tensor) -> Tensor:
     """Maps [B, C, H, W] to the 3x3 pixels around each pixel, zeros past the edge, [B H W, 9 C]."""
     batch, channels, height, width = maps.shape
     padded = pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))

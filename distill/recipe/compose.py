@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from distill.recipe.schema import foreign_keys
-from distill.recipe.validation import Values, brief, shown, switches
+from distill.recipe.validation import Values, shorten, switches, value_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("recipes", "recipes/ingredients", "recipes/reports")  # where a bare name is looked up
@@ -114,7 +114,7 @@ def _networks(values: Values) -> Values:
 def _layers(spec: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Iterator[Layer]:
     """The files of `spec` in the order in which they are merged; paths are relative to `beside`."""
     for part in _parts(spec, beside):
-        path = _located(part, beside, trail, faults)
+        path = _find_file(part, beside, trail, faults)
         if path in trail:
             way = " -> ".join(map(label, (*trail[trail.index(path) :], path)))
             faults.append(f"{label(path)} is composed of itself: {way}; take one of them out")
@@ -137,11 +137,11 @@ def _bases(values: Values, path: Path, faults: list[str]) -> list[str]:
     named = [values.pop(key) for key in ("base", "compose") if key in values]
     bases = [each for value in named for each in (value if isinstance(value, list) else [value])]
     wrong = [base for base in bases if not isinstance(base, str)]
-    faults += [f"{shown(base)} ({label(path)}) is no name of a recipe" for base in wrong]
+    faults += [f"{value_text(base)} ({label(path)}) is no name of a recipe" for base in wrong]
     return [base for base in bases if isinstance(base, str)]
 
 
-def _located(part: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Path | None:
+def _find_file(part: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Path | None:
     """The file of a name or a path; None, and a fault, where there is none or more than one."""
     if part.endswith(".toml"):
         return (beside / Path(part).expanduser()).resolve()
@@ -239,7 +239,9 @@ def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[La
         try:
             yield _override_layer(text)
         except ValueError as error:
-            faults.append(f"--set {brief(text)} {error}; type key=value, as in --set optim.lr=0.1")
+            faults.append(
+                f"--set {shorten(text)} {error}; type key=value, as in --set optim.lr=0.1"
+            )
 
 
 def override_of(key: str, overrides: Sequence[str]) -> str | None:
@@ -275,7 +277,7 @@ def _override_layer(text: str) -> Layer:
     key, _, raw = text.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not all(map(BARE_KEY.fullmatch, names)):
-        raise ValueError(f"has no key: {brief(repr(key))} is none")
+        raise ValueError(f"has no key: {shorten(repr(key))} is none")
     if not raw.strip():
         raise ValueError("has no value")
     if len(names) > DEEPEST:
@@ -299,7 +301,7 @@ def _override_value(raw: str) -> Any:
     if table.keys() == {"value"}:
         return table["value"]
     if raw[0] in "[{\"'" or "\n" in raw:
-        raise ValueError(f"is malformed: {brief(raw)} is no TOML value")
+        raise ValueError(f"is malformed: {shorten(raw)} is no TOML value")
     return raw
 
 

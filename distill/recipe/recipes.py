@@ -23,7 +23,7 @@ from distill.recipe.compose import compose, label, parsed, shipped_paths, toml
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
 from distill.recipe.schema import About, Recipe, Student, Teacher
-from distill.recipe.validation import Values, brief, check, shown
+from distill.recipe.validation import Values, check, shorten, value_text
 from students.design import Design
 from teachers.wrn_design import WrnDesign
 
@@ -31,27 +31,27 @@ __all__ = [
     "About",
     "Recipe",
     "RecipeError",
-    "Resolved",
+    "ResolvedRecipe",
+    "check_report",
     "check_student",
     "check_teacher",
-    "combining",
-    "compared",
-    "control",
-    "count",
+    "control_recipe",
+    "count_networks",
     "differences",
+    "differences_with_origins",
     "dumps",
+    "ensemble_keys",
     "fingerprint",
     "fingerprint_as_written",
-    "is_taught",
+    "has_teacher",
     "leaves",
     "load",
     "loads",
-    "needs",
     "read",
+    "required_inputs",
     "shipped",
-    "taught_by",
     "values",
-    "verified",
+    "with_single_teacher",
     "with_source",
     "with_teacher",
 ]
@@ -76,7 +76,7 @@ class RecipeError(UserError):
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedRecipe:
     """A recipe as it will be run.
 
     `origins`: dotted key to the file that set it, "--set" or "default". `name`: as it was asked
@@ -92,7 +92,7 @@ class Resolved:
     idle: tuple[str, ...] = ()
 
 
-def load(spec: str, overrides: Sequence[str] = ()) -> Resolved:
+def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
     """The recipe `spec` (a name, a path ending in .toml, or a+b+c) under `key=value` overrides.
 
     `about` keeps what the file asked for says itself: a claim is not inherited. Raises RecipeError
@@ -101,7 +101,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Resolved:
     return _load(spec, overrides, RULES)
 
 
-def count(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The student in numbers, for 10 classes; one over budget is counted like any other.
 
     A teacher of network "wrn" or "resnet" is counted beside it, as `teacher`, `teacher_parameters`
@@ -147,7 +147,7 @@ def _counted_student(student: Student) -> dict[str, Any]:
     }
 
 
-def planned(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
+def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
     """The student's design, for 10 classes and of any size, and its activation.
 
     Raises as `count` does.
@@ -228,7 +228,7 @@ def fingerprint_as_written(path: Path) -> str:
 
 def _fingerprint_of(content: dict[str, Any], recipe: Recipe) -> str:
     """SHA-256 of a recipe's keys as canonical JSON, without those of LATER_KEYS at defaults."""
-    later = LATER_KEYS - combining(recipe)
+    later = LATER_KEYS - ensemble_keys(recipe)
     teacher = content.get("teacher", {})
     kept = {key: value for key, value in teacher.items() if key not in later}
     content = content | ({"teacher": kept} if "teacher" in content else {})
@@ -251,7 +251,7 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
     ]
 
 
-def compared(a: Resolved, b: Resolved) -> list[str]:
+def differences_with_origins(a: ResolvedRecipe, b: ResolvedRecipe) -> list[str]:
     """`differences` with who set each value, `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`."""
     ours, theirs = values(a.recipe), values(b.recipe)
     return [
@@ -261,7 +261,7 @@ def compared(a: Resolved, b: Resolved) -> list[str]:
     ]
 
 
-def verified(spec: str, overrides: Sequence[str] = ()) -> str:
+def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
     """What was checked, in a sentence. Raises RecipeError with every fault.
 
     Of an ingredient, which is no whole recipe, each key by itself.
@@ -276,7 +276,7 @@ def verified(spec: str, overrides: Sequence[str] = ()) -> str:
     return f"{spec}: no fault; an ingredient, made to be composed: kd+{Path(spec).stem}"
 
 
-def control(recipe: Recipe) -> Recipe:
+def control_recipe(recipe: Recipe) -> Recipe:
     """The same recipe without a teacher: the labels' term alone, at weight 1."""
     hard = (recipe.loss.hard or Hard()).model_copy(update={"weight": 1.0, "when": When()})
     # Stored answers are of no use to it; which views it trains on is.
@@ -284,14 +284,14 @@ def control(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"loss": Losses(hard=hard), "cache": cache})
 
 
-def needs(recipe: Recipe) -> frozenset[str]:
+def required_inputs(recipe: Recipe) -> frozenset[str]:
     """What the terms read, as the tables of `terms.py` say it."""
     return frozenset[str]().union(*(term.needs for term in recipe.loss.terms().values()))
 
 
-def is_taught(recipe: Recipe) -> bool:
+def has_teacher(recipe: Recipe) -> bool:
     """Whether some term asks a teacher, now or by its stored answers."""
-    return bool(needs(recipe) & TEACHERS)
+    return bool(required_inputs(recipe) & TEACHERS)
 
 
 def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
@@ -300,13 +300,13 @@ def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
     return recipe.model_copy(update={"teacher": teacher})
 
 
-def combining(recipe: Recipe) -> set[str]:
+def ensemble_keys(recipe: Recipe) -> set[str]:
     """Which of `draw`, `mirror` and `weights` are set to other than their defaults."""
     plain, wanted = Teacher(), recipe.teacher or Teacher()
     return {key for key in LATER_KEYS if getattr(wanted, key) != getattr(plain, key)}
 
 
-def taught_by(recipe: Recipe, i: int) -> Recipe:
+def with_single_teacher(recipe: Recipe, i: int) -> Recipe:
     """The same recipe taught by the i-th of its teachers alone."""
     assert recipe.teacher is not None
     alone = {"runs": recipe.teacher.runs[i : i + 1], "draw": "all", "weights": ()}
@@ -351,7 +351,7 @@ def _teacher_options(base: str, ingredient: str) -> str:
     return ""
 
 
-def check_teacher(resolved: Resolved) -> None:
+def check_teacher(resolved: ResolvedRecipe) -> None:
     """Raises RecipeError where train-teacher cannot use the recipe."""
     recipe, origins = resolved.recipe, resolved.origins
     faults = []
@@ -374,12 +374,12 @@ def _labels_alone(recipe: Recipe) -> str:
     return " --set loss.hard.weight=1" if hard is None or hard.weight != 1 else ""
 
 
-def check_student(resolved: Resolved) -> None:
+def check_student(resolved: ResolvedRecipe) -> None:
     """Raises RecipeError where distill cannot use the recipe."""
     _student(resolved)
 
 
-def _student(resolved: Resolved) -> Student:
+def _student(resolved: ResolvedRecipe) -> Student:
     if resolved.recipe.student is None:
         fault = "student is missing; distill wants a [student] table, as in kd"
         if resolved.recipe.teacher is not None:
@@ -389,14 +389,14 @@ def _student(resolved: Resolved) -> Student:
 
 
 def _shown_at(key: str, leaves: Values) -> str:
-    return shown(leaves[key]) if key in leaves else "absent"
+    return value_text(leaves[key]) if key in leaves else "absent"
 
 
 def _with_origin(key: str, leaves: Values, origins: dict[str, str]) -> str:
-    return f"{shown(leaves[key])} ({origins.get(key, DEFAULT)})" if key in leaves else "absent"
+    return f"{value_text(leaves[key])} ({origins.get(key, DEFAULT)})" if key in leaves else "absent"
 
 
-def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolved:
+def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> ResolvedRecipe:
     made = compose(spec, overrides)
     recipe, wrong = check(made.values, rules, whole=not made.faults)
     if recipe is None or wrong or made.faults:
@@ -413,7 +413,7 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     recipe = recipe.model_copy(update={"about": About(**about)})
     every = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
     idle = tuple(_removes_nothing(key, recipe) for key in dict.fromkeys(made.idle))
-    return Resolved(recipe, every, made.name, dict(_replaced(made.networks)), idle)
+    return ResolvedRecipe(recipe, every, made.name, dict(_replaced(made.networks)), idle)
 
 
 def _removes_nothing(key: str, recipe: Recipe) -> str:
@@ -468,9 +468,9 @@ def _line(fault: Fault, origins: dict[str, str]) -> str:
     if fault.against is not None:
         problem = problem.format(f"{fault.against} ({origins.get(fault.against, DEFAULT)})")
     elif fault.value is None:
-        return f"{brief(fault.key)} {problem}"
-    value = "" if fault.value is None else f" = {brief(shown(fault.value))}"
-    return f"{brief(fault.key)}{value} ({origins.get(fault.key, DEFAULT)}) {problem}"
+        return f"{shorten(fault.key)} {problem}"
+    value = "" if fault.value is None else f" = {shorten(value_text(fault.value))}"
+    return f"{shorten(fault.key)}{value} ({origins.get(fault.key, DEFAULT)}) {problem}"
 
 
 def leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:

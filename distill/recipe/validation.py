@@ -81,7 +81,7 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
             kinds.setdefault(_known_key(detail["loc"]), set()).add(detail["type"])
     for key, found in kinds.items():
         if "missing" in found:
-            yield Fault(key, None, f"is missing; allowed: {allowed(key)}")
+            yield Fault(key, None, f"is missing; allowed: {allowed_text(key)}")
         else:
             value = _at(values, key.split("."))
             yield Fault(key, value, _value_problem(key, value, found))
@@ -104,25 +104,25 @@ def _value_problem(key: str, value: object, kinds: set[str]) -> str:
     if all(
         k.endswith("_type") or (not isinstance(value, str) and k == "literal_error") for k in kinds
     ):
-        return f"is {_kind(value)}; allowed: {allowed(key)}"
+        return f"is {_kind(value)}; allowed: {allowed_text(key)}"
     if isinstance(value, str):
         near = get_close_matches(value, _choices(_schema(key)), n=1)
-        return f"is unknown; allowed: {allowed(key)}{did_you_mean(*map(shown, near))}"
-    return f"is out of range; allowed: {allowed(key)}"
+        return f"is unknown; allowed: {allowed_text(key)}{did_you_mean(*map(value_text, near))}"
+    return f"is out of range; allowed: {allowed_text(key)}"
 
 
-def shown(value: object) -> str:
+def value_text(value: object) -> str:
     """A value as TOML would write it, on one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name} = {shown(each)}" for name, each in value.items()) + "}"
+        return "{" + ", ".join(f"{name} = {value_text(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(shown, value))}]"
+        return f"[{', '.join(map(value_text, value))}]"
     if isinstance(value, str | bool):
         return json.dumps(value, ensure_ascii=False)
     return str(value)  # numbers and dates
 
 
-def brief(text: str) -> str:
+def shorten(text: str) -> str:
     """A value or a key in a message: its beginning, and how long it is, where it is long."""
     return text if len(text) <= LONGEST else f"{text[:BEGINNING]}… ({len(text):,} characters)"
 
@@ -175,13 +175,13 @@ def _may_be_absent(field: FieldInfo) -> bool:
     return types.NoneType in get_args(field.annotation)
 
 
-def allowed(key: str) -> str:
+def allowed_text(key: str) -> str:
     """What a key takes, in words: `a number (at least 0, below 1)`."""
     if _table(keys()[key]) is not None:
         return (
             "a table ({} for its defaults), or false for none" if key in switches() else "a table"
         )
-    return words(_schema(key))
+    return schema_text(_schema(key))
 
 
 def _schema(key: str) -> Values:
@@ -198,23 +198,23 @@ BOUNDS = {
 TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
 
 
-def words(schema: Values) -> str:
+def schema_text(schema: Values) -> str:
     """A JSON schema in English."""
     if "anyOf" in schema:
         branches = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
-        return " or ".join(map(words, branches))
-    choices = list(map(shown, _choices(schema)))
+        return " or ".join(map(schema_text, branches))
+    choices = list(map(value_text, _choices(schema)))
     if choices:
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
     if "type" not in schema:
         return "a value"
     if schema["type"] == "array" and _differ(schema.get("prefixItems", ())):
-        return "[" + ", ".join(map(words, schema["prefixItems"])) + "]"
+        return "[" + ", ".join(map(schema_text, schema["prefixItems"])) + "]"
     if schema["type"] == "array":
         each = schema["items"] if "items" in schema else schema["prefixItems"][0]
         least = f" of at least {schema['minItems']}" if schema.get("minItems") else ""
         number = f" of {schema['maxItems']}" if "maxItems" in schema else least
-        return f"a list{number}, each {words(each)}"
+        return f"a list{number}, each {schema_text(each)}"
     bounds = [
         f"{word} {_bound(schema[bound])}" for bound, word in BOUNDS.items() if bound in schema
     ]

@@ -9,15 +9,15 @@ from distill.phrases import counted
 from distill.recipe import recipes
 from distill.report import page as pages
 from distill.report import plots
-from distill.report.group_curves import colour, overlaid
-from distill.report.page import Block, Drawing, Fact, Note, Page, Section, Table
-from distill.report.test_sections import interval, test_interval
-from distill.report.value_table import Column, Grid
+from distill.report.group_curves import group_colour, overlay_curves
+from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
+from distill.report.test_sections import interval_text, test_interval
+from distill.report.value_table import Column, ValueTable
 from distill.runs import run_folder
-from distill.runs.groups import Group, alike, groups, verdicts
-from distill.runs.record import Record, TestCurve, read
+from distill.runs.groups import Group, group_differences, groups, without_seeds
+from distill.runs.record import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
-from distill.statistics import Interval, Spread
+from distill.statistics import Interval, MeanAndInterval
 from distill.terminal.progress import UNKNOWN, duration, grouped, percent
 
 SMALL_P = 0.0001
@@ -34,51 +34,51 @@ def write(
     return pages.write(page([read(each, curves_of.get(each.path)) for each in folders]), path)
 
 
-def page(records: Sequence[Record]) -> Page:
+def page(records: Sequence[RunRecord]) -> Page:
     """The page of several runs, finished or not."""
     found = groups(records)
     return Page(
         title=" · ".join(group.name for group in found),
         lead=f"{counted(len(records), 'run', 'runs')} in {counted(len(found), 'group', 'groups')}; "
         "the runs of a group differ in their seeds alone.",
-        facts=[_fact(group) for group in found],
+        facts=[_head_figure(group) for group in found],
         notes=list(_notes(records, found)),
         sections=[
-            Section("On the test split", list(_tested(found))),
-            Section("Learning", overlaid(found)),
-            Section("Between the groups", list(_between(found))),
+            Section("On the test split", list(_test_results(found))),
+            Section("Learning", overlay_curves(found)),
+            Section("Between the groups", list(_group_differences(found))),
             Section("Every run", [_runs(found)]),
             Section("What differs", list(_differences(found))),
         ],
     )
 
 
-def _fact(group: Group) -> Fact:
+def _head_figure(group: Group) -> HeadFigure:
     known = group.spread("top1")
     if known is None:
-        return Fact(group.name, UNKNOWN, "not finished")
-    return Fact(group.name, percent(known.mean), _beside(known))
+        return HeadFigure(group.name, UNKNOWN, "not finished")
+    return HeadFigure(group.name, percent(known.mean), _beside(known))
 
 
-def _beside(known: Spread) -> str:
+def _beside(known: MeanAndInterval) -> str:
     if known.std is None:
         return "test accuracy of one run"
     return f"± {100 * known.std:.2f} over {known.n} seeds"
 
 
-def _notes(records: Sequence[Record], found: Sequence[Group]) -> Iterator[str]:
+def _notes(records: Sequence[RunRecord], found: Sequence[Group]) -> Iterator[str]:
     unfinished = [record.name for record in records if not record.is_finished]
     if unfinished:
         yield f"Not finished, and so without figures of the test split: {', '.join(unfinished)}."
     for group in found:
-        if group.again:
-            names = ", ".join(record.name for record in group.again)
+        if group.duplicates:
+            names = ", ".join(record.name for record in group.duplicates)
             yield f"The seeds of {names} are in {group.name} already: they do not count twice."
     images = {record.result["data"]["fingerprint"] for record in records if record.is_finished}
     if len(images) > 1:
         yield "These runs were trained on different images: their figures are not to be compared."
     results = [record.result for record in records if record.is_finished]
-    if apart := run_folder.tested_apart(results):
+    if apart := run_folder.test_split_differences(results):
         yield (
             f"These runs differ in their {' and '.join(apart)}: their test figures are not to be "
             "compared."
@@ -88,25 +88,25 @@ def _notes(records: Sequence[Record], found: Sequence[Group]) -> Iterator[str]:
         yield "The test curves were drawn after the runs by kept weights; they chose nothing."
 
 
-def _tested(found: Sequence[Group]) -> Iterator[Block]:
+def _test_results(found: Sequence[Group]) -> Iterator[Block]:
     finished = [(group, known) for group in found if (known := group.spread("top1")) is not None]
     if not finished:
-        yield Note("No run is finished.")
+        yield Paragraph("No run is finished.")
         return
     rows = [
-        (group.name, np.array(group.tested), known.mean, known.interval, colour(found, group))
+        (group.name, np.array(group.tested), known.mean, known.interval, group_colour(found, group))
         for group, known in finished
     ]
     caption = (
         "Accuracy on the test split: a point a run, a bar at the mean of a group, and the mean's "
         "95 % interval by Student's t where there are several seeds."
     )
-    yield Drawing("groups", caption, plots.seeds(rows))
+    yield FigureBlock("groups", caption, plots.seeds(rows))
     columns = (
         Column("group", is_number=False),
         Column("seeds", grouped),
         Column("test accuracy", _mean_std, ("mean", "std")),
-        Column("95 % interval of the mean", interval, ("low", "high")),
+        Column("95 % interval of the mean", interval_text, ("low", "high")),
         Column("NLL", _plain_mean_std, ("mean", "std")),
         Column("ECE", _plain_mean_std, ("mean", "std")),
         Column("parameters", grouped),
@@ -125,10 +125,10 @@ def _tested(found: Sequence[Group]) -> Iterator[Block]:
         )
         for group, known in finished
     ]
-    yield Table(Grid("groups", "", columns, table))
+    yield Table(ValueTable("groups", "", columns, table))
 
 
-def _pair(known: Spread | None) -> tuple[float, float | None] | None:
+def _pair(known: MeanAndInterval | None) -> tuple[float, float | None] | None:
     return None if known is None else (known.mean, known.std)
 
 
@@ -146,10 +146,10 @@ def _mean_time(group: Group) -> float:
     return float(np.mean([r.result["elapsed_s"] for r in group.records if r.is_finished]))
 
 
-def _between(found: Sequence[Group]) -> Iterator[Block]:
-    known = verdicts(found)
+def _group_differences(found: Sequence[Group]) -> Iterator[Block]:
+    known = group_differences(found)
     if not known:
-        yield Note("There is one group alone.")
+        yield Paragraph("There is one group alone.")
         return
     columns = (
         Column("first", is_number=False),
@@ -159,9 +159,9 @@ def _between(found: Sequence[Group]) -> Iterator[Block]:
         Column("p", _p),
         Column("by", is_number=False),
     )
-    rows = [(v.a, v.b, v.difference, v.interval, v.p, v.how) for v in known]
-    yield Table(Grid("between", "", columns, rows))
-    yield Note(
+    rows = [(v.a, v.b, v.difference, v.interval, v.p, v.method) for v in known]
+    yield Table(ValueTable("between", "", columns, rows))
+    yield Paragraph(
         "Differences of accuracy on the test split, first less second, in points. p is the "
         "probability of a difference as large where there is none, of one comparison alone: of "
         "twenty such, one is below 0.05 by chance. McNemar's test compares two networks, not the "
@@ -190,7 +190,7 @@ def _runs(found: Sequence[Group]) -> Table:
         Column("epoch", str),
         Column("held-out", percent),
         Column("test", percent),
-        Column("95 % interval", interval, ("low", "high")),
+        Column("95 % interval", interval_text, ("low", "high")),
         Column("NLL", "{:.4f}".format),
         Column("ECE", "{:.4f}".format),
         Column("time", duration),
@@ -201,35 +201,35 @@ def _runs(found: Sequence[Group]) -> Table:
             group.name,
             *record.seeds,
             record.result.get("epoch"),
-            record.validated("top1"),
-            record.tested("top1"),
+            record.val_metric("top1"),
+            record.test_metric("top1"),
             test_interval(record),
-            record.tested("nll"),
-            record.tested("ece"),
+            record.test_metric("nll"),
+            record.test_metric("ece"),
             record.result.get("elapsed_s"),
         )
         for group in found
-        for record in (*group.records, *group.again)
+        for record in (*group.records, *group.duplicates)
     ]
-    return Table(Grid("runs", "", columns, rows))
+    return Table(ValueTable("runs", "", columns, rows))
 
 
 def _differences(found: Sequence[Group]) -> Iterator[Block]:
     """Key by key, each group against the first."""
     first, *others = found
     if not others:
-        yield Note("Nothing but the seeds.")
+        yield Paragraph("Nothing but the seeds.")
     columns = (
         Column("key", is_number=False),
         Column(f"{first.name} → the other", is_number=False),
     )
     for number, group in enumerate(others, start=1):
-        ours, theirs = (alike(each.records[0]) for each in (first, group))
+        ours, theirs = (without_seeds(each.records[0]) for each in (first, group))
         rows = [line.split(": ", 1) for line in recipes.differences(ours, theirs)]
         if not rows:
             why = "differ in what they were trained on or as, not in their recipes."
-            yield Note(f"{first.name} and {group.name} {why}")
+            yield Paragraph(f"{first.name} and {group.name} {why}")
             continue
         shown = [(key, change.replace(" -> ", " → ")) for key, change in rows]
         title = f"{first.name} and {group.name}"
-        yield Table(Grid(f"differences_{number}", title, columns, shown))
+        yield Table(ValueTable(f"differences_{number}", title, columns, shown))

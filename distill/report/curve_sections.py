@@ -6,11 +6,11 @@ import numpy as np
 
 from distill.events import TOTAL, VALIDATED, Split, loss_name, measure_name
 from distill.report import plots
-from distill.report.page import Block, Drawing, Note, Section
+from distill.report.page import Block, FigureBlock, Paragraph, Section
 from distill.report.plots import Series
 from distill.report.style import BLUE, FAINT, GREEN, INK, RED
 from distill.runs.epoch_series import Curves, Line, curves
-from distill.runs.record import Record
+from distill.runs.record import RunRecord
 from distill.terminal.progress import percent
 
 KEPT: tuple[Split, ...] = ("train", "test")  # measured afterwards, by the weights of kept epochs
@@ -24,16 +24,16 @@ MEASURED: tuple[tuple[Split, str, str], ...] = (
 )
 
 
-def learning(record: Record) -> Section:
+def learning_curves(record: RunRecord) -> Section:
     """The section of the curves; what is not known is said."""
     known = _with_test(curves(record.events), record)
     if not known.epochs and not known.steps:
-        return Section("Learning", [Note("The journal holds no epoch and no step yet.")])
+        return Section("Learning", [Paragraph("The journal holds no epoch and no step yet.")])
     blocks = [*_error(known), *_loss(known), *_terms(known), *_lr(known)]
-    return Section("Learning", [*blocks, *map(Note, _remarks(record, known))])
+    return Section("Learning", [*blocks, *map(Paragraph, _missing_notes(record, known))])
 
 
-def kept_line(record: Record, measure: str, split: Split = "test") -> Line | None:
+def epoch_weights_line(record: RunRecord, measure: str, split: Split = "test") -> Line | None:
     """A measure of the kept epochs on a split; None where it was not asked for."""
     name = measure_name(measure, split)
     points = [(n, values[name]) for n, values in sorted(record.test_curve.items())]
@@ -43,22 +43,22 @@ def kept_line(record: Record, measure: str, split: Split = "test") -> Line | Non
     return Line(x, y)
 
 
-def error(line: Line) -> Line:
+def error_line(line: Line) -> Line:
     """Of a line of accuracies."""
     return Line(line.x, 1 - line.y)
 
 
-def _with_test(known: Curves, record: Record) -> Curves:
+def _with_test(known: Curves, record: RunRecord) -> Curves:
     """The kept epochs' measures beside those of the journal."""
     after: dict[str, Line] = {}
     for split in KEPT:
         for measure in ("top1", "nll"):
-            if (line := kept_line(record, measure, split)) is not None:
+            if (line := epoch_weights_line(record, measure, split)) is not None:
                 after[measure_name(measure, split)] = line
     return Curves(known.steps, {**known.epochs, **after})
 
 
-def _measured(known: Curves, measure: str) -> Iterator[tuple[Line, str, str, str]]:
+def _lines_of(known: Curves, measure: str) -> Iterator[tuple[Line, str, str, str]]:
     """(line, name, colour, marker) of a measure, each split that has it."""
     for split, name, colour in MEASURED:
         line = known.epochs.get(measure_name(measure, split))
@@ -68,18 +68,20 @@ def _measured(known: Curves, measure: str) -> Iterator[tuple[Line, str, str, str
 
 def _error(known: Curves) -> Iterator[Block]:
     series = [
-        Series(error(line), colour, name, marker=marker)
-        for line, name, colour, marker in _measured(known, "top1")
+        Series(error_line(line), colour, name, marker=marker)
+        for line, name, colour, marker in _lines_of(known, "top1")
     ]
     if series:
         figure = plots.over_epochs(series, "error", is_share=True)
-        yield Drawing("error", "Error after each epoch: the share that is taken wrongly.", figure)
+        yield FigureBlock(
+            "error", "Error after each epoch: the share that is taken wrongly.", figure
+        )
 
 
 def _loss(known: Curves) -> Iterator[Block]:
     series = [
         Series(line, colour, name, marker=marker)
-        for line, name, colour, marker in _measured(known, "nll")
+        for line, name, colour, marker in _lines_of(known, "nll")
     ]
     total = known.epochs.get(loss_name(TOTAL))
     if total is not None:
@@ -89,14 +91,14 @@ def _loss(known: Curves) -> Iterator[Block]:
             "Loss after each epoch. Dashed, the weighted sum that was minimised, on augmented "
             "images; of the others, the cross-entropy in nats."
         )
-        yield Drawing("loss", caption, plots.over_epochs(series, "loss"))
+        yield FigureBlock("loss", caption, plots.over_epochs(series, "loss"))
 
 
 def _terms(known: Curves) -> Iterator[Block]:
     panels = []
     for name in known.terms:
         faint, mean = known.steps.get(name), known.epochs.get(name)
-        series = [Series(thinned(faint), FAINT, is_faint=True)] if faint is not None else []
+        series = [Series(thin_out(faint), FAINT, is_faint=True)] if faint is not None else []
         if mean is not None:
             series.append(Series(mean, BLUE, marker="o" if len(mean.x) == 1 else ""))
         title = name.removeprefix(loss_name(""))
@@ -106,16 +108,16 @@ def _terms(known: Curves) -> Iterator[Block]:
             "Each term of the loss, unweighted, and their weighted sum: the mean of an epoch, and "
             "behind it the means between the lines of the journal."
         )
-        yield Drawing("terms", caption, plots.stacked(panels))
+        yield FigureBlock("terms", caption, plots.stacked_panels(panels))
 
 
 def _lr(known: Curves) -> Iterator[Block]:
     if known.lr is not None:
-        figure = plots.over_epochs([Series(thinned(known.lr), BLUE)], "learning rate")
-        yield Drawing("learning_rate", "The learning rate of each step.", figure)
+        figure = plots.over_epochs([Series(thin_out(known.lr), BLUE)], "learning rate")
+        yield FigureBlock("learning_rate", "The learning rate of each step.", figure)
 
 
-def thinned(line: Line) -> Line:
+def thin_out(line: Line) -> Line:
     """At most some hundreds of its points, evenly, the last one always."""
     if len(line.x) <= POINTS:
         return line
@@ -123,7 +125,7 @@ def thinned(line: Line) -> Line:
     return Line(line.x[chosen], line.y[chosen])
 
 
-def _remarks(record: Record, known: Curves) -> Iterator[str]:
+def _missing_notes(record: RunRecord, known: Curves) -> Iterator[str]:
     """What the curves are silent about."""
     if not any(measure_name("top1", split) in known.epochs for split in VALIDATED):
         yield "Nothing was held out, so no epoch was measured: the last one was kept."
@@ -134,7 +136,7 @@ def _remarks(record: Record, known: Curves) -> Iterator[str]:
             "train.keep_epochs has it afterwards, by report --test-curve."
         )
     else:
-        epochs, final = len(record.test_curve), percent(record.tested("top1"))
+        epochs, final = len(record.test_curve), percent(record.test_metric("top1"))
         whose = (
             "the epoch which the held-out images chose" if record.val_images else "the last epoch"
         )

@@ -39,7 +39,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     drawn.draw_without_rendering()  # from here on it is known where a point lies on the page
     on_page = [axes.transData.transform(point) * 72 / drawn.dpi for point in labels]
-    places = beside([(float(x), float(y)) for x, y in on_page])
+    places = place_labels([(float(x), float(y)) for x, y in on_page])
     for (point, (text, colour)), (x, y) in zip(labels.items(), places, strict=True):
         axes.annotate(
             text, point, (x, y), textcoords="offset points", fontsize=7, color=colour,
@@ -48,7 +48,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return drawn
 
 
-def beside(points: Sequence[Point]) -> list[Point]:
+def place_labels(points: Sequence[Point]) -> list[Point]:
     """Where to write beside each point, from the point, so that no two labels touch and none lies
     on a point: the nearest free one of rings of places. All in points of the page, 1 / 72 inch.
     """

@@ -6,23 +6,23 @@ import numpy as np
 
 from distill.events import measure_name
 from distill.report import plots
-from distill.report.curve_sections import error, kept_line
-from distill.report.page import Block, Drawing, Note
+from distill.report.curve_sections import epoch_weights_line, error_line
+from distill.report.page import Block, FigureBlock, Paragraph
 from distill.report.plots import Series
 from distill.report.style import SERIES
 from distill.runs.epoch_series import Line, curves
 from distill.runs.groups import Group
-from distill.runs.record import Record
+from distill.runs.record import RunRecord
 
-LineOf = Callable[[Record, str], Line | None]  # of a run and a measure
+LineOf = Callable[[RunRecord, str], Line | None]  # of a run and a measure
 
 
-def colour(found: Sequence[Group], group: Group) -> str:
+def group_colour(found: Sequence[Group], group: Group) -> str:
     """The same for a group in every figure."""
     return SERIES[list(found).index(group) % len(SERIES)]
 
 
-def overlaid(found: Sequence[Group]) -> list[Block]:
+def overlay_curves(found: Sequence[Group]) -> list[Block]:
     """Faint a run, strong the mean of its group; what is not known is said."""
     drawn = [
         ("error", "top1", "held-out error", _held_out, "Error on the held-out images"),
@@ -33,7 +33,7 @@ def overlaid(found: Sequence[Group]) -> list[Block]:
             _held_out,
             "Cross-entropy on the held-out images, in nats",
         ),
-        ("test_error", "top1", "test error", kept_line, "Error on the test split"),
+        ("test_error", "top1", "test error", epoch_weights_line, "Error on the test split"),
     ]
     blocks: list[Block] = []
     for name, measure, label, line_of, caption in drawn:
@@ -41,15 +41,15 @@ def overlaid(found: Sequence[Group]) -> list[Block]:
         if series:
             figure = plots.over_epochs(series, label, is_share=measure == "top1")
             under = f"{caption}: faint a run, strong the mean of its group."
-            blocks.append(Drawing(name, under, figure))
-    return blocks or [Note("No epoch of these runs was measured.")]
+            blocks.append(FigureBlock(name, under, figure))
+    return blocks or [Paragraph("No epoch of these runs was measured.")]
 
 
 def _series(found: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[Series]:
     for group in found:
-        ink = colour(found, group)
+        ink = group_colour(found, group)
         lines = [line for r in group.records if (line := line_of(r, measure)) is not None]
-        lines = [error(line) if measure == "top1" else line for line in lines]
+        lines = [error_line(line) if measure == "top1" else line for line in lines]
         if len(lines) > 1:
             yield from (Series(line, ink, is_faint=True) for line in lines)
         if lines:
@@ -57,7 +57,7 @@ def _series(found: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[S
             yield Series(line, ink, group.name, marker="o" if len(line.x) == 1 else "")
 
 
-def _held_out(record: Record, measure: str) -> Line | None:
+def _held_out(record: RunRecord, measure: str) -> Line | None:
     """Of the weights to use: the average's, where the run has one."""
     known = curves(record.events).epochs
     net, averaged = (known.get(measure_name(measure, split)) for split in ("val", "val_ema"))

@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from distill.errors import Failure
 from distill.files.safe_text import visible_lines
 from distill.report import style
-from distill.report.value_table import Grid
+from distill.report.value_table import ValueTable
 from distill.runs.run_folder import write_bytes, write_text
 
 TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
-class Note:
+class Paragraph:
     """A paragraph."""
 
     kind: ClassVar[str] = "note"
@@ -30,7 +30,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Listing:
+class Preformatted:
     """Text as it is, line by line."""
 
     kind: ClassVar[str] = "listing"
@@ -38,7 +38,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FigureBlock:
     """A figure; `name` is that of its files, `caption` says what is to be seen."""
 
     kind: ClassVar[str] = "drawing"
@@ -57,13 +57,13 @@ class Table:
     """A grid; a long one is folded until it is asked for, the row `marked` (from 0) stands out."""
 
     kind: ClassVar[str] = "table"
-    grid: Grid
+    grid: ValueTable
     is_long: bool = False
     marked: int | None = None
 
 
 @dataclass(frozen=True)
-class Opinion:
+class ClassProbabilities:
     """What a network holds of one image: (class, probability), the likeliest first."""
 
     whose: str
@@ -77,7 +77,7 @@ class Mistake:
     picture: str
     title: str
     label: str
-    opinions: Sequence[Opinion]
+    opinions: Sequence[ClassProbabilities]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Gallery:
     mistakes: Sequence[Mistake]
 
 
-Block = Note | Listing | Drawing | Table | Gallery
+Block = Paragraph | Preformatted | FigureBlock | Table | Gallery
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Fact:
+class HeadFigure:
     """One figure of the head: its name, itself, what stands under it."""
 
     name: str
@@ -125,7 +125,7 @@ class Page:
 
     title: str
     lead: str
-    facts: Sequence[Fact]
+    facts: Sequence[HeadFigure]
     sections: Sequence[Section]
     notes: Sequence[str] = ()
 
@@ -152,7 +152,7 @@ def write(page: Page, path: Path) -> Path:
 
 def _write_files(block: Block, beside: Path) -> None:
     """What a block leaves for a paper."""
-    if isinstance(block, Drawing):
+    if isinstance(block, FigureBlock):
         write_bytes(beside / "figures" / f"{block.name}.pdf", style.pdf(block.figure))
         write_bytes(beside / "figures" / f"{block.name}.png", style.png(block.figure))
     elif isinstance(block, Table):

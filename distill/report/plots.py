@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from distill.evaluation.saved_predictions import BINS, Calibration, Counts
+from distill.evaluation.saved_predictions import BINS, CalibrationCurve, Counts
 from distill.files.safe_text import visible
 from distill.report.style import BLUE, COLUMN, FAINT, HEIGHT, INK, ORANGE, PAPER, POINTS, RED, STYLE
 from distill.runs.epoch_series import Floats, Line
@@ -34,7 +34,7 @@ class Series:
     is_faint: bool = False
 
 
-def sheet(height: float = HEIGHT) -> Figure:
+def new_figure(height: float = HEIGHT) -> Figure:
     """An empty figure as wide as a column; `height` in inches."""
     return Figure(figsize=(COLUMN, height), layout="constrained")
 
@@ -42,7 +42,7 @@ def sheet(height: float = HEIGHT) -> Figure:
 @in_style
 def over_epochs(series: Sequence[Series], label: str, *, is_share: bool = False) -> Figure:
     """Lines over the epochs; `is_share` writes 0.28 as 28 %."""
-    figure = sheet()
+    figure = new_figure()
     axes = figure.add_subplot()
     _draw(axes, series)
     axes.set(xlabel="epoch", ylabel=label)
@@ -54,9 +54,9 @@ def over_epochs(series: Sequence[Series], label: str, *, is_share: bool = False)
 
 
 @in_style
-def stacked(panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
+def stacked_panels(panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
     """One small panel under the other, each with a scale of its own: terms of a loss."""
-    figure = sheet(0.35 + 0.95 * len(panels))
+    figure = new_figure(0.35 + 0.95 * len(panels))
     every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, series) in zip(every, panels, strict=True):
         _draw(axes, series)
@@ -73,7 +73,7 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
     n = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     worst = max(float((shares * (1 - np.eye(n))).max()), 1e-9)
-    figure = sheet(COLUMN)
+    figure = new_figure(COLUMN)
     axes = figure.add_subplot()
     depths = np.where(np.eye(n, dtype=bool), shares, 0.8 * shares / worst)
     filled = np.argwhere(depths > FAINTEST)
@@ -90,8 +90,8 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
     axes.grid(visible=False)
     axes.tick_params(length=0)
     if n <= MANY_CLASSES:
-        axes.set_xticks(range(n), [short(name) for name in names], rotation=90)
-        axes.set_yticks(range(n), [short(name) for name in names])
+        axes.set_xticks(range(n), [short_name(name) for name in names], rotation=90)
+        axes.set_yticks(range(n), [short_name(name) for name in names])
     return figure
 
 
@@ -106,7 +106,7 @@ def by_class(
     order = np.argsort(shares, kind="stable")
     n, places = len(order), np.arange(len(order))
     few = n <= 2 * MANY_CLASSES
-    figure = sheet(min(0.6 + 0.19 * n, 9.0))
+    figure = new_figure(min(0.6 + 0.19 * n, 9.0))
     axes = figure.add_subplot()
     axes.barh(places, shares[order], color=BLUE, alpha=0.45, height=0.72, label="accuracy")
     reach = np.abs(intervals[order].T - shares[order])
@@ -122,7 +122,7 @@ def by_class(
     )
     if others is not None:
         axes.plot(others[order], places, "D", color=RED, markersize=3, label=other)
-    axes.set_yticks(places if few else [], [short(names[k]) for k in order] if few else [])
+    axes.set_yticks(places if few else [], [short_name(names[k]) for k in order] if few else [])
     axes.set(xlim=(0, 1), ylim=(-0.6, n - 0.4))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -132,9 +132,9 @@ def by_class(
 
 
 @in_style
-def reliability(plain: Calibration, scaled: Calibration | None = None) -> Figure:
+def reliability(plain: CalibrationCurve, scaled: CalibrationCurve | None = None) -> Figure:
     """Accuracy over confidence, above how many answers have it; the diagonal is honesty."""
-    figure = sheet(2.7)
+    figure = new_figure(2.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), "--", color=FAINT, linewidth=0.8)
     both = [(plain, BLUE, "as it is", "o"), (scaled, RED, "temperature scaled", "s")]
@@ -160,14 +160,14 @@ def reliability(plain: Calibration, scaled: Calibration | None = None) -> Figure
 @in_style
 def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None, str]]) -> Figure:
     """Of each group its name, a point a run, the mean, the mean's interval, and its colour."""
-    figure = sheet(0.5 + 0.34 * len(groups))
+    figure = new_figure(0.5 + 0.34 * len(groups))
     axes = figure.add_subplot()
     for place, (_, values, mean, interval, colour) in enumerate(reversed(groups)):
         if interval is not None:
             axes.plot(interval, (place, place), color=colour, linewidth=1)
         axes.plot((mean, mean), (place - 0.28, place + 0.28), color=colour, linewidth=2)
         axes.plot(values, np.full(len(values), place), "o", color=colour, alpha=0.6)
-    axes.set_yticks(range(len(groups)), [short(name) for name, *_ in reversed(groups)])
+    axes.set_yticks(range(len(groups)), [short_name(name) for name, *_ in reversed(groups)])
     axes.set(ylim=(-0.6, len(groups) - 0.4), xlabel="accuracy on the test split")
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -176,7 +176,7 @@ def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None,
     return figure
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """A class's name that fits beside an axis."""
     shown = visible(name)
     return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
@@ -188,7 +188,7 @@ def _draw(axes: Axes, series: Sequence[Series]) -> None:
             *each.line,
             each.style or "none",
             color=each.colour,
-            label=short(each.name) or "_",
+            label=short_name(each.name) or "_",
             marker=each.marker,
             linewidth=0.7 if each.is_faint else None,
             alpha=0.45 if each.is_faint else None,

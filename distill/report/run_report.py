@@ -11,11 +11,11 @@ from distill.files import urls
 from distill.phrases import counted
 from distill.recipe import recipes
 from distill.report import page as pages
-from distill.report.curve_sections import learning
-from distill.report.page import Block, Fact, Listing, Note, Page, Section, Table
-from distill.report.test_sections import interval, results, test_interval
-from distill.report.value_table import Column, Grid
-from distill.runs.record import Record, TestCurve, read
+from distill.report.curve_sections import learning_curves
+from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted, Section, Table
+from distill.report.test_sections import interval_text, result_sections, test_interval
+from distill.report.value_table import Column, ValueTable
+from distill.runs.record import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
 from distill.statistics import Interval
 from distill.terminal.progress import UNKNOWN, duration, grouped, percent
@@ -26,7 +26,7 @@ TEACHER_KEY = "teacher.runs"
 LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output of one image, parameters
 
 
-def place(folders: Sequence[RunFolder], out: Path | None) -> Path:
+def report_path(folders: Sequence[RunFolder], out: Path | None) -> Path:
     """The HTML file to write: `out`, or in it, or in the run's own folder.
 
     Raises UserError where several runs were asked for and nobody says where their report goes, and
@@ -57,33 +57,34 @@ def write(
     return pages.write(page(read(folder, test_curve), layers), path)
 
 
-def page(record: Record, layers: Sequence[LayerRow]) -> Page:
+def page(record: RunRecord, layers: Sequence[LayerRow]) -> Page:
     """The page of one run, finished or not."""
     return Page(
         title=record.name,
         lead=_lead(record),
-        facts=list(_facts(record)),
+        facts=list(_head_figures(record)),
         notes=list(_notes(record)),
         sections=[
-            learning(record),
-            *results(record),
+            learning_curves(record),
+            *result_sections(record),
             Section("The network", _network(record, layers)),
             Section("The recipe", list(_recipe(record))),
-            Section("How to get it again", list(_again(record))),
+            Section("How to get it again", list(_reproduction(record))),
         ],
     )
 
 
-def _lead(record: Record) -> str:
+def _lead(record: RunRecord) -> str:
     """Who was taught what, in a sentence."""
     network = record.network or "a network that is not known"
     by = " and ".join(record.teachers)
     taught = f", taught by {by}" if by else ", without a teacher"
     what = f"A teacher, {network}" if record.role == "teacher" else f"A student, {network}{taught}"
-    return f"{what}, on {record.recipe.data.source} by the recipe {record.asked_recipe or UNKNOWN}."
+    recipe = record.requested_recipe or UNKNOWN
+    return f"{what}, on {record.recipe.data.source} by the recipe {recipe}."
 
 
-def _notes(record: Record) -> Iterator[str]:
+def _notes(record: RunRecord) -> Iterator[str]:
     if not record.is_finished:
         planned = f" of {record.start.epochs}" if record.start else ""
         done = max((e.epoch for e in record.events if isinstance(e, Epoch)), default=0)
@@ -98,29 +99,31 @@ def _notes(record: Record) -> Iterator[str]:
         yield from record.start.notes
 
 
-def _facts(record: Record) -> Iterator[Fact]:
+def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:
     """The head: what a reader looks for first."""
     reach, epoch = test_interval(record), record.result.get("epoch")
-    yield Fact("test accuracy", percent(record.tested("top1")), _with_level(reach))
+    yield HeadFigure("test accuracy", percent(record.test_metric("top1")), _with_level(reach))
     if record.val_images:
         beside = f"of {grouped(record.val_images)} images" + (
             f"; chose epoch {epoch}" if epoch else ""
         )
-        yield Fact("held-out accuracy", percent(record.validated("top1")), beside)
-    yield Fact("parameters", grouped(record.parameters))
+        yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), beside)
+    yield HeadFigure("parameters", grouped(record.parameters))
     if record.teacher_top1 is not None:
-        yield Fact("its teacher", percent(record.teacher_top1), "on up to 1,024 held-out images")
+        yield HeadFigure(
+            "its teacher", percent(record.teacher_top1), "on up to 1,024 held-out images"
+        )
     beside = f"on {record.device}" if record.device else ""
-    yield Fact("training time", duration(record.result.get("elapsed_s")), beside)
+    yield HeadFigure("training time", duration(record.result.get("elapsed_s")), beside)
 
 
 def _with_level(reach: Interval | None) -> str:
-    return "" if reach is None else f"95 % interval {interval(reach)}"
+    return "" if reach is None else f"95 % interval {interval_text(reach)}"
 
 
-def _network(record: Record, layers: Sequence[LayerRow]) -> list[Block]:
+def _network(record: RunRecord, layers: Sequence[LayerRow]) -> list[Block]:
     if not layers:
-        return [Note("What was trained is not known: neither result nor journal tell it.")]
+        return [Paragraph("What was trained is not known: neither result nor journal tell it.")]
     columns = (
         Column("layer", is_number=False),
         Column("kind", is_number=False),
@@ -129,32 +132,32 @@ def _network(record: Record, layers: Sequence[LayerRow]) -> list[Block]:
     )
     total = sum(row[-1] for row in layers)
     return [
-        Note(
+        Paragraph(
             f"{grouped(total)} parameters in {len(layers)} layers, in the order in which they "
             "answer; the output is that for one image, channels first."
         ),
-        Table(Grid("layers", "Layer by layer", columns, layers), is_long=len(layers) > 24),
+        Table(ValueTable("layers", "Layer by layer", columns, layers), is_long=len(layers) > 24),
     ]
 
 
-def _recipe(record: Record) -> Iterator[Block]:
+def _recipe(record: RunRecord) -> Iterator[Block]:
     about = [(name, str(value)) for name, value in record.recipe.about if value]
     if about:
         columns = (Column("what", is_number=False), Column("lab note", is_number=False))
-        yield Table(Grid("about", "", columns, about))
+        yield Table(ValueTable("about", "", columns, about))
     yield from _provenance(record)
-    yield Listing(_with_origins(record))
+    yield Preformatted(_with_origins(record))
 
 
-def _with_origins(record: Record) -> str:
+def _with_origins(record: RunRecord) -> str:
     """The recipe, each value with the file that set it where the run kept that."""
     text = recipes.dumps(record.recipe, {"about": True}).strip()
     return recipes.annotated(text, record.environment.get("recipe_origins", {}))
 
 
-def _provenance(record: Record) -> Iterator[Block]:
+def _provenance(record: RunRecord) -> Iterator[Block]:
     """What the folder can tell of where the values came from."""
-    name = record.asked_recipe
+    name = record.requested_recipe
     if name is None:
         return
     try:
@@ -162,40 +165,44 @@ def _provenance(record: Record) -> Iterator[Block]:
     except UserError:
         shipped = None
     if shipped is None:
-        yield Note(f"No recipe of the name {name} comes with the program; this is all of it.")
+        yield Paragraph(f"No recipe of the name {name} comes with the program; this is all of it.")
         return
     # Who taught a student is told above, by its run; the table is that of the recipe.
     nobody = {"teacher": None} if record.role == "student" else {}
     shipped, recipe = (each.model_copy(update=nobody) for each in (shipped, record.recipe))
     changed = [line.split(": ", 1) for line in recipes.differences(shipped, recipe)]
     if not changed:
-        yield Note(f"The recipe {name} as it comes with the program, resolved.")
+        yield Paragraph(f"The recipe {name} as it comes with the program, resolved.")
         return
     columns = (Column("key", is_number=False), Column("shipped → this run", is_number=False))
     rows = [(key, change.replace(" -> ", " → ")) for key, change in changed]
-    yield Table(Grid("recipe_differences", f"What differs from {name} as shipped", columns, rows))
+    yield Table(
+        ValueTable("recipe_differences", f"What differs from {name} as shipped", columns, rows)
+    )
 
 
-def _is_shipped(record: Record) -> bool:
+def _is_shipped(record: RunRecord) -> bool:
     """Whether the name is one of the program's own: a path of the same name is another's."""
     command = record.environment.get("command") or ()
     return not any(str(word).endswith(".toml") for word in command)
 
 
-def _again(record: Record) -> Iterator[Block]:
+def _reproduction(record: RunRecord) -> Iterator[Block]:
     known = record.environment
     if not known:
-        yield Note("There is no environment.json: what it ran on is not known.")
+        yield Paragraph("There is no environment.json: what it ran on is not known.")
         return
     if known.get("command"):
         typed, teacher = known["command"], _unnamed_teacher(record)
         # A run of an earlier version may hold a password in it.
-        yield Listing(f"python {shlex.join(map(urls.shown, [*typed, *teacher]))}")
+        yield Preformatted(f"python {shlex.join(map(urls.hide_secrets, [*typed, *teacher]))}")
         if teacher:
-            yield Note("The run chose its teacher itself; --teacher, added here, names it.")
-        yield Note("With another --out: a folder that holds a finished run is left as it is.")
+            yield Paragraph("The run chose its teacher itself; --teacher, added here, names it.")
+        yield Paragraph("With another --out: a folder that holds a finished run is left as it is.")
     columns = (Column("what", is_number=False), Column("value", is_number=False))
-    yield Table(Grid("environment", "What it ran on", columns, list(_surroundings(known))))
+    yield Table(
+        ValueTable("environment", "What it ran on", columns, list(_environment_rows(known)))
+    )
     prints = [
         ("recipe", record.result.get("recipe_fingerprint")),
         ("data", record.result.get("data", {}).get("fingerprint")),
@@ -204,10 +211,10 @@ def _again(record: Record) -> Iterator[Block]:
         ("source", known.get("source")),
     ]
     rows = [(what, value) for what, value in prints if value]
-    yield Table(Grid("fingerprints", "Fingerprints (SHA-256)", columns, rows))
+    yield Table(ValueTable("fingerprints", "Fingerprints (SHA-256)", columns, rows))
 
 
-def _unnamed_teacher(record: Record) -> list[str]:
+def _unnamed_teacher(record: RunRecord) -> list[str]:
     """The `--teacher RUN` options that a command needs to train with the run's teachers again;
     empty if it names them.
     """
@@ -218,7 +225,7 @@ def _unnamed_teacher(record: Record) -> list[str]:
     return [word for run in record.recipe.teacher.runs for word in ("--teacher", run)]
 
 
-def _surroundings(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _environment_rows(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """environment.json, flat, without what has a place of its own."""
     for name, value in known.items():
         if name == "packages":

@@ -76,7 +76,7 @@ def svg(figure: Figure, name: str) -> str:
     """
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": name}):
-        _settle(figure)
+        _fix_layout(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=nothing)
     drawing = file.getvalue()
@@ -103,13 +103,13 @@ def png(figure: Figure) -> bytes:
 
 def _saved(figure: Figure, kind: str, style: dict[Any, Any], **options: Any) -> bytes:
     with matplotlib.rc_context(STYLE | style):
-        _settle(figure)
+        _fix_layout(figure)
         file = io.BytesIO()
         figure.savefig(file, format=kind, **options)
     return file.getvalue()
 
 
-def _settle(figure: Figure) -> None:
+def _fix_layout(figure: Figure) -> None:
     """Lay the figure out once: each drawing would move it a little further."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()

@@ -8,23 +8,23 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from distill.report.plots import in_style, legend, sheet
+from distill.report.plots import in_style, legend, new_figure
 from distill.report.style import BLUE, FAINT, PAPER, POINTS, RED
-from distill.terminal.progress import shortened
+from distill.terminal.progress import shorten
 from distill.terminal.sweep_table import by_importance, heads, key_text, ranked, value_text
 
-Said = Mapping[str, Any]
+SweepSummary = Mapping[str, Any]
 LETTERS = 36  # that fit beside each other below an axis
 
 
 @in_style
-def history(said: Said) -> Figure | None:
+def history(said: SweepSummary) -> Figure | None:
     """A point a trial; a line at the best so far; crosses where a trial was ended early."""
     done = [row for row in said["trials"] if row["value"] is not None]
     ended = [row for row in said["trials"] if row["value"] is None and row["epochs"]]
     if not done and not ended:
         return None
-    figure = sheet()
+    figure = new_figure()
     axes = figure.add_subplot()
     numbers, found = [row["trial"] for row in done], [row["value"] for row in done]
     last = [row["epochs"][max(row["epochs"], key=int)] for row in ended]
@@ -43,13 +43,13 @@ def history(said: Said) -> Figure | None:
 
 
 @in_style
-def importance(said: Said) -> Figure:
+def importance(said: SweepSummary) -> Figure:
     """A bar a key, the longest above: its share in what tells the best trials from the others."""
     short = heads(list(said["space"]))
     names, shares = zip(*reversed(by_importance(said)), strict=True)
-    figure = sheet(0.5 + 0.25 * len(names))
+    figure = new_figure(0.5 + 0.25 * len(names))
     axes = figure.add_subplot()
-    axes.barh([shortened(short[name], LETTERS // 2) for name in names], shares, color=BLUE)
+    axes.barh([shorten(short[name], LETTERS // 2) for name in names], shares, color=BLUE)
     axes.set(xlim=(0, 1), xlabel="share")
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -58,7 +58,7 @@ def importance(said: Said) -> Figure:
 
 
 @in_style
-def parallel(said: Said) -> Figure | None:
+def parallel(said: SweepSummary) -> Figure | None:
     """A line a trial from key to key downwards, through the values that it had; the last axis is
     what it reached. The best one is red and thick.
     """
@@ -67,14 +67,14 @@ def parallel(said: Said) -> Figure | None:
         return None
     found = [row["value"] for row in rows]
     low, spread = min(found), (max(found) - min(found)) or 1.0
-    figure = sheet(0.4 * (len(names) + 2))
+    figure = new_figure(0.4 * (len(names) + 2))
     axes = figure.add_subplot()
     for rank, row in reversed(list(enumerate(rows))):  # the best is drawn last, above the others
-        across = [place(said, name, row["values"][name]) for name in names]
+        across = [axis_position(said, name, row["values"][name]) for name in names]
         across.append((row["value"] - low) / spread)
         colour, width, alpha = (RED, 2.0, 1.0) if rank == 0 else (BLUE, 0.8, 0.5)
         axes.plot(across, range(len(across)), color=colour, linewidth=width, alpha=alpha)
-    marks = [_marks(said, name) for name in names]
+    marks = [_axis_labels(said, name) for name in names]
     marks.append([(value_text(v), (v - low) / spread) for v in sorted({min(found), max(found)})])
     for depth, each in enumerate(marks):
         for text, at in each:
@@ -84,7 +84,7 @@ def parallel(said: Said) -> Figure | None:
                 ha=side, va="top", fontsize=POINTS - 1,
                 bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )  # fmt: skip
-    short = [shortened(head, LETTERS // 2) for head in heads(names).values()]
+    short = [shorten(head, LETTERS // 2) for head in heads(names).values()]
     axes.set_yticks(range(len(names) + 1), [*short, said["metric"]])
     axes.set_xticks([])
     axes.set_ylim(len(names) + 0.5, -0.2)  # the first above
@@ -93,7 +93,7 @@ def parallel(said: Said) -> Figure | None:
     return figure
 
 
-def place(said: Said, name: str, value: Any) -> float:
+def axis_position(said: SweepSummary, name: str, value: Any) -> float:
     """Where a value lies on the axis of its key, 0..1: options in the order of the file, numbers
     as they were drawn.
     """
@@ -106,12 +106,12 @@ def place(said: Said, name: str, value: Any) -> float:
     return (scale(value) - low) / (high - low)
 
 
-def _marks(said: Said, name: str) -> list[tuple[str, float]]:
+def _axis_labels(said: SweepSummary, name: str) -> list[tuple[str, float]]:
     """What is written below an axis, and where: every option, or the ends where room is short."""
     [(_, known)] = said["space"][name].items()
     fit = sum(len(str(each)) for each in known) + 2 * len(known) <= LETTERS
     shown = known if fit else [known[0], known[-1]]
     return [
-        (shortened(key_text(said, name, each), LETTERS // 2), place(said, name, each))
+        (shorten(key_text(said, name, each), LETTERS // 2), axis_position(said, name, each))
         for each in shown
     ]

@@ -11,19 +11,28 @@ from matplotlib.image import imsave
 from distill import statistics
 from distill.evaluation import saved_predictions
 from distill.evaluation.saved_predictions import (
-    Answers,
     Array,
-    calibration,
-    confused,
+    Predictions,
+    calibration_curve,
     confusion,
     is_right,
+    most_confused,
     probabilities,
 )
 from distill.phrases import counted
 from distill.report import plots
-from distill.report.page import Block, Drawing, Gallery, Mistake, Note, Opinion, Section, Table
-from distill.report.value_table import Column, Grid
-from distill.runs.record import Record
+from distill.report.page import (
+    Block,
+    ClassProbabilities,
+    FigureBlock,
+    Gallery,
+    Mistake,
+    Paragraph,
+    Section,
+    Table,
+)
+from distill.report.value_table import Column, ValueTable
+from distill.runs.record import RunRecord
 from distill.runs.run_folder import is_tested
 from distill.statistics import Interval
 from distill.terminal.progress import grouped, percent
@@ -33,7 +42,7 @@ SHOWN = 24  # mistakes
 LIKELIEST = 3  # classes of an opinion
 
 
-def interval(reach: Interval) -> str:
+def interval_text(reach: Interval) -> str:
     """(0.7121, 0.7297) as `71.21 – 72.97 %`."""
     low, high = (f"{100 * each:.2f}" for each in reach)
     return f"{low} – {high} %"
@@ -43,7 +52,7 @@ CLASS_COLUMNS = (
     Column("class", is_number=False),
     Column("images", grouped),
     Column("accuracy", percent),
-    Column("95 % interval", interval, ("low", "high")),
+    Column("95 % interval", interval_text, ("low", "high")),
     Column("teacher", percent),
 )
 FIGURE_COLUMNS = (
@@ -59,22 +68,22 @@ PAIR_COLUMNS = (
 )
 
 
-def test_interval(record: Record) -> Interval | None:
+def test_interval(record: RunRecord) -> Interval | None:
     """Wilson's, of the accuracy on the test split; None where the predictions are not there."""
-    if record.answers is None:
+    if record.predictions is None:
         return None
-    right = is_right(record.answers.logits, record.answers.labels)
+    right = is_right(record.predictions.logits, record.predictions.labels)
     return statistics.wilson(int(right.sum()), len(right))
 
 
-def results(record: Record) -> list[Section]:
+def result_sections(record: RunRecord) -> list[Section]:
     """The sections that are made of the predictions."""
-    answers = record.answers
+    answers = record.predictions
     if answers is None:
         why = "its evaluation.npz is gone" if record.is_finished else "the run is not finished"
         if not is_tested(record.result):
             why = "the run is a trial of a sweep, of which only the best is measured there"
-        return [Section("On the test split", [Note(f"There are no predictions: {why}.")])]
+        return [Section("On the test split", [Paragraph(f"There are no predictions: {why}.")])]
     names = record.class_names or tuple(map(str, range(answers.logits.shape[1])))
     return [
         Section("On the test split", [*_figures(answers), *_classes(answers, names)]),
@@ -83,34 +92,38 @@ def results(record: Record) -> list[Section]:
     ]
 
 
-def _figures(answers: Answers) -> Iterator[Block]:
+def _figures(answers: Predictions) -> Iterator[Block]:
     """The first table that a paper needs."""
     logits, labels = answers.logits, answers.labels
-    right, nll = answers.right, saved_predictions.nll(logits, labels)
+    right, nll = answers.is_right, saved_predictions.nll(logits, labels)
     confidence = probabilities(logits).max(axis=1)
     reach = saved_predictions.ece_interval(confidence, right)
-    rows: list[tuple[Any, ...]] = [("accuracy", percent(right.mean()), interval(_share(right)))]
+    rows: list[tuple[Any, ...]] = [
+        ("accuracy", percent(right.mean()), interval_text(_share(right)))
+    ]
     if logits.shape[1] > 5:
-        five = saved_predictions.top(5, logits, labels)
-        rows.append(("top 5", percent(five.mean()), interval(_share(five))))
+        five = saved_predictions.is_in_top(5, logits, labels)
+        rows.append(("top 5", percent(five.mean()), interval_text(_share(five))))
     mean = float(nll.mean())
     low, high = statistics.bootstrap(lambda values: float(values.mean()), nll)
     rows.append(("NLL, nats", f"{mean:.4f}", f"{low:.4f} – {high:.4f}"))
     error = saved_predictions.ece(confidence, right)
-    rows.append(("calibration error", percent(error), interval(reach)))
+    rows.append(("calibration error", percent(error), interval_text(reach)))
     if answers.teacher_logits is not None:
         same = logits.argmax(axis=1) == answers.teacher_logits.argmax(axis=1)
-        rows.append(("same answer as the teacher", percent(same.mean()), interval(_share(same))))
-        kl = saved_predictions.divergence(answers.teacher_logits, logits)
+        rows.append(
+            ("same answer as the teacher", percent(same.mean()), interval_text(_share(same)))
+        )
+        kl = saved_predictions.kl_divergence(answers.teacher_logits, logits)
         rows.append(("KL(teacher || student), nats", f"{kl.mean():.4f}", ""))
-    yield Table(Grid("figures", "", FIGURE_COLUMNS, rows))
+    yield Table(ValueTable("figures", "", FIGURE_COLUMNS, rows))
 
 
 def _share(hits: Array) -> Interval:
     return statistics.wilson(int(hits.sum()), len(hits))
 
 
-def _classes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
+def _classes(answers: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
     counts = confusion(answers.logits, answers.labels)
     n, right = counts.sum(axis=1), np.diag(counts)
     asked = [k for k in range(len(names)) if n[k]]  # a class without images has no accuracy
@@ -120,30 +133,32 @@ def _classes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
     called = [names[k] for k in asked]
     figure = plots.by_class(shares, np.array(reach), called, teacher, "the teacher")
     beside = "" if teacher is None else " The diamonds are the teacher's accuracy."
-    yield Drawing("classes", f"Accuracy class by class, with 95 % intervals.{beside}", figure)
+    yield FigureBlock("classes", f"Accuracy class by class, with 95 % intervals.{beside}", figure)
     caption = (
         "What each class is taken for, in percent of its images. Blue is right; orange is wrong, "
         "on a scale of its own."
     )
-    yield Drawing("confusion", caption, plots.confusion(counts, names))
+    yield FigureBlock("confusion", caption, plots.confusion(counts, names))
     if teacher is None:
-        yield Note("Nobody taught this run, so there is no teacher's opinion on these images.")
+        yield Paragraph("Nobody taught this run, so there is no teacher's opinion on these images.")
     theirs = [None] * len(asked) if teacher is None else teacher.tolist()
     rows = zip(called, n[asked].tolist(), shares.tolist(), reach, theirs, strict=True)
-    yield Table(Grid("classes", "Class by class", CLASS_COLUMNS, list(rows)), is_long=True)
-    pairs = [(names[i], names[j], m, m / int(n[i])) for i, j, m in confused(counts, MOST_CONFUSED)]
-    yield Table(Grid("confused", "Confused most often", PAIR_COLUMNS, pairs), is_long=True)
+    yield Table(ValueTable("classes", "Class by class", CLASS_COLUMNS, list(rows)), is_long=True)
+    pairs = [
+        (names[i], names[j], m, m / int(n[i])) for i, j, m in most_confused(counts, MOST_CONFUSED)
+    ]
+    yield Table(ValueTable("confused", "Confused most often", PAIR_COLUMNS, pairs), is_long=True)
 
 
-def _by_class(answers: Answers, asked: list[int]) -> Array:
+def _by_class(answers: Predictions, asked: list[int]) -> Array:
     """The teacher's accuracy of each class that has images."""
     assert answers.teacher_logits is not None
     right = is_right(answers.teacher_logits, answers.labels)
     return np.array([right[answers.labels == k].mean() for k in asked])
 
 
-def _calibration(answers: Answers) -> Iterator[Block]:
-    plain = calibration(probabilities(answers.logits), answers.labels)
+def _calibration(answers: Predictions) -> Iterator[Block]:
+    plain = calibration_curve(probabilities(answers.logits), answers.labels)
     scaled, note = (
         None,
         (
@@ -152,8 +167,8 @@ def _calibration(answers: Answers) -> Iterator[Block]:
         ),
     )
     if answers.val_logits is not None and answers.val_labels is not None:
-        fitted = statistics.temperature(answers.val_logits, answers.val_labels)
-        scaled = calibration(probabilities(answers.logits, fitted), answers.labels)
+        fitted = statistics.fit_temperature(answers.val_logits, answers.val_labels)
+        scaled = calibration_curve(probabilities(answers.logits, fitted), answers.labels)
         leaning = "over" if fitted > 1 else "under"
         note = (
             f"Divided by the temperature {fitted:.3f}, fitted on the held-out images, the logits "
@@ -164,20 +179,20 @@ def _calibration(answers: Answers) -> Iterator[Block]:
         "Reliability in 15 bins: how often answers of some confidence are right, and how many "
         "have it. On the dashed line the network knows what it knows."
     )
-    yield Drawing("reliability", caption, plots.reliability(plain, scaled))
-    yield Note(note)
+    yield FigureBlock("reliability", caption, plots.reliability(plain, scaled))
+    yield Paragraph(note)
 
 
-def _mistakes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
+def _mistakes(answers: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
     if answers.mistakes is None or answers.mistake_pixels is None or not len(answers.mistakes):
-        yield Note("There are none.")
+        yield Paragraph("There are none.")
         return
     who = [("student" if answers.teacher_logits is not None else "network", answers.logits)]
     if answers.teacher_logits is not None:
         who.append(("teacher", answers.teacher_logits))
     shown = min(SHOWN, len(answers.mistakes))
     n = int((~is_right(answers.logits, answers.labels)).sum())
-    yield Note(
+    yield Paragraph(
         f"{shown} of {counted(n, 'mistake')}, "
         "the most confident first: each image with its label, and what is held of it. Some labels "
         "are wrong themselves."
@@ -186,22 +201,25 @@ def _mistakes(answers: Answers, names: tuple[str, ...]) -> Iterator[Block]:
     yield Gallery(
         [
             Mistake(
-                picture(answers.mistake_pixels[k]),
+                png_data_url(answers.mistake_pixels[k]),
                 f"test image {answers.mistakes[k]}",
                 names[answers.labels[answers.mistakes[k]]],
-                [Opinion(whose, _likeliest(shares[k], names)) for whose, shares in opinions],
+                [
+                    ClassProbabilities(whose, _most_probable(shares[k], names))
+                    for whose, shares in opinions
+                ],
             )
             for k in range(shown)
         ]
     )
 
 
-def _likeliest(shares: Array, names: tuple[str, ...]) -> list[tuple[str, float]]:
+def _most_probable(shares: Array, names: tuple[str, ...]) -> list[tuple[str, float]]:
     order = np.argsort(-shares, kind="stable")[:LIKELIEST]
     return [(names[k], float(shares[k])) for k in order]
 
 
-def picture(pixels: Array) -> str:
+def png_data_url(pixels: Array) -> str:
     """uint8 [3, H, W] as the address of a PNG that is inside of it."""
     file = io.BytesIO()
     nothing: Any = {"Software": None}

@@ -18,19 +18,19 @@ class Column:
     """
 
     head: str
-    show: Callable[[Any], str] = str
+    format: Callable[[Any], str] = str
     parts: tuple[str, ...] = ()
     is_number: bool = True  # set to the right
 
     def cell(self, value: Any) -> str:
         """The value as a person reads it."""
-        return UNKNOWN if value is None else self.show(value)
+        return UNKNOWN if value is None else self.format(value)
 
     def heads(self) -> list[str]:
         """Of the columns in CSV."""
         return [f"{self.head} {part}" for part in self.parts] if self.parts else [self.head]
 
-    def raw(self, value: Any) -> list[Any]:
+    def csv_values(self, value: Any) -> list[Any]:
         """The value as CSV has it, unrounded; nothing where it is not known."""
         if not self.parts:
             return [value]
@@ -42,7 +42,7 @@ def _csv(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ValueTable:
     """Rows of values under columns. `name` is that of its files."""
 
     name: str
@@ -65,7 +65,7 @@ class Grid:
         write([csv_cell(head) for column in self.columns for head in column.heads()])
         for row in self.rows:
             pairs = zip(self.columns, row, strict=True)
-            write([_csv(part) for column, value in pairs for part in column.raw(value)])
+            write([_csv(part) for column, value in pairs for part in column.csv_values(value)])
         return text.getvalue()
 
     def latex(self) -> str:

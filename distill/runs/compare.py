@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.evaluation import saved_predictions
-from distill.evaluation.saved_predictions import Answers
+from distill.evaluation.saved_predictions import Predictions
 from distill.events import measure_name
-from distill.phrases import classes_apart
+from distill.phrases import describe_class_difference
 from distill.recipe import recipes
 from distill.runs import run_folder
-from distill.runs.run_folder import RunFolder, finished
-from distill.runs.summary import row as figures
-from distill.statistics import SIGNIFICANT, Interval, bootstrap, discordant, wilson
+from distill.runs.run_folder import RunFolder, open_finished
+from distill.runs.summary import summary_row as figures
+from distill.statistics import SIGNIFICANT, Interval, bootstrap, count_pairs, wilson
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedRun:
     """One of the two, in figures: shares 0..1, nll in nats."""
 
     run: str
@@ -57,8 +57,8 @@ class ClassDifference:
 class Comparison:
     """B against A on N images; a difference is B − A."""
 
-    a: Side
-    b: Side
+    a: ComparedRun
+    b: ComparedRun
     n: int
     only_a: int  # images that A alone has right
     only_b: int
@@ -80,18 +80,18 @@ def compare(path_a: Path, path_b: Path) -> Comparison:
     Raises UserError where one is not finished, has lost its answers or figures, or was measured on
     other images.
     """
-    return _compare(finished(path_a), finished(path_b))
+    return _compare(open_finished(path_a), open_finished(path_b))
 
 
 def _compare(a: RunFolder, b: RunFolder) -> Comparison:
-    ours, theirs = _answers(a), _answers(b)
+    ours, theirs = _predictions(a), _predictions(b)
     _check_same_images(a, b, ours, theirs)
-    right_a, right_b, n = ours.right, theirs.right, len(ours.labels)
-    pairs = discordant(right_a, right_b)
+    right_a, right_b, n = ours.is_right, theirs.is_right, len(ours.labels)
+    pairs = count_pairs(right_a, right_b)
     gain = right_b.astype(float) - right_a.astype(float)
     same = int((ours.logits.argmax(axis=1) == theirs.logits.argmax(axis=1)).sum())
     interval = bootstrap(_mean, gain)
-    sides = _side(a, ours), _side(b, theirs)
+    sides = _describe(a, ours), _describe(b, theirs)
     return Comparison(
         a=sides[0],
         b=sides[1],
@@ -107,7 +107,7 @@ def _compare(a: RunFolder, b: RunFolder) -> Comparison:
         agreement_interval=wilson(same, n),
         classes=_by_class(a, ours, theirs),
         recipes=tuple(_differences(a, b)),
-        says=" ".join([*_says(sides, n, interval, pairs.p), *_doubts(a, b)]),
+        says=" ".join([*_findings(sides, n, interval, pairs.p), *_limitations(a, b)]),
     )
 
 
@@ -127,9 +127,9 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean())
 
 
-def _answers(run: RunFolder) -> Answers:
+def _predictions(run: RunFolder) -> Predictions:
     run_folder.check_is_tested(run)
-    found = saved_predictions.of_run(run)
+    found = saved_predictions.read_run(run)
     if found is None:
         raise UserError(
             f"{run.evaluation} is not there: without its answers a run cannot be compared.\n"
@@ -138,16 +138,16 @@ def _answers(run: RunFolder) -> Answers:
     return found
 
 
-def _check_same_images(a: RunFolder, b: RunFolder, ours: Answers, theirs: Answers) -> None:
+def _check_same_images(a: RunFolder, b: RunFolder, ours: Predictions, theirs: Predictions) -> None:
     """The fingerprints of the test split, labels and class names say whether both were tested on
     the same images.
     """
     advice = "Two runs are compared on the same test split; choose two of one data source."
     names = [run.result()["class_names"] for run in (a, b)]
     found = ""
-    apart = run_folder.tested_apart([a.result(), b.result()])
+    apart = run_folder.test_split_differences([a.result(), b.result()])
     if names[0] != names[1]:
-        found = "other classes: " + " / ".join(classes_apart(*names))
+        found = "other classes: " + " / ".join(describe_class_difference(*names))
     elif len(ours.labels) != len(theirs.labels):
         found = f"{len(ours.labels):,} / {len(theirs.labels):,} images"
     elif (ours.labels != theirs.labels).any():
@@ -160,11 +160,11 @@ def _check_same_images(a: RunFolder, b: RunFolder, ours: Answers, theirs: Answer
         raise UserError(f"{a.path} and {b.path} were measured on {found}.\n{advice}")
 
 
-def _side(run: RunFolder, answers: Answers) -> Side:
+def _describe(run: RunFolder, answers: Predictions) -> ComparedRun:
     result, row = run.result(), figures("", run)
     nll = saved_predictions.nll(answers.logits, answers.labels)
-    right = int(answers.right.sum())
-    return Side(
+    right = int(answers.is_right.sum())
+    return ComparedRun(
         run=str(run.path),
         recipe=result["recipe"],
         network=row.network,
@@ -180,8 +180,8 @@ def _side(run: RunFolder, answers: Answers) -> Side:
     )
 
 
-def _by_class(a: RunFolder, ours: Answers, theirs: Answers) -> tuple[ClassDifference, ...]:
-    right_a, right_b = ours.right, theirs.right
+def _by_class(a: RunFolder, ours: Predictions, theirs: Predictions) -> tuple[ClassDifference, ...]:
+    right_a, right_b = ours.is_right, theirs.is_right
     rows = []
     for label, name in enumerate(a.result()["class_names"]):
         here = ours.labels == label
@@ -191,7 +191,9 @@ def _by_class(a: RunFolder, ours: Answers, theirs: Answers) -> tuple[ClassDiffer
     return tuple(rows)
 
 
-def _says(sides: tuple[Side, Side], n: int, interval: Interval, p: float) -> Iterator[str]:
+def _findings(
+    sides: tuple[ComparedRun, ComparedRun], n: int, interval: Interval, p: float
+) -> Iterator[str]:
     """The finding in words, with its limits."""
     a, b = sides
     low, high = (f"{100 * end:+.2f}" for end in interval)
@@ -215,7 +217,7 @@ def _says(sides: tuple[Side, Side], n: int, interval: Interval, p: float) -> Ite
     )
 
 
-def _doubts(a: RunFolder, b: RunFolder) -> Iterator[str]:
+def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
     """What the results do not say of the images."""
     results = [run.result() for run in (a, b)]
     unnamed = run_folder.test_split_unnamed(results)

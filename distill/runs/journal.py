@@ -113,7 +113,9 @@ def _row(text: str) -> dict[str, Any]:
     if not isinstance(name, str) or name not in KINDS:
         raise Invalid(f"is not an event: its `event` is none of {', '.join(KINDS)}")
     try:
-        json_files.check(SCHEMAS[name], {key: field(key, value) for key, value in row.items()})
+        json_files.check(
+            SCHEMAS[name], {key: field_value(key, value) for key, value in row.items()}
+        )
     except Invalid as fault:
         raise Invalid(f"is not an event: {fault}") from None
     known: dict[str, Any] = row
@@ -143,10 +145,10 @@ def event(row: dict[str, Any]) -> Event:
     """The event of one line; the reverse of `line`."""
     kind = KINDS[row["event"]]
     known = kind.__dataclass_fields__
-    return kind(**{key: field(key, value) for key, value in row.items() if key in known})
+    return kind(**{key: field_value(key, value) for key, value in row.items() if key in known})
 
 
-def field(key: str, value: Any) -> Any:
+def field_value(key: str, value: Any) -> Any:
     """One field as the event holds it: JSON has no tuple and no nan."""
     if key == "metrics" and isinstance(value, dict):
         return {name: math.nan if number is None else number for name, number in value.items()}
@@ -163,14 +165,14 @@ def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = 
     """
     rows = read(path)
     if path.exists():  # written anew in any case: neither half a line nor a hard link stays
-        kept = [row for row in rows if lies_before(row, first_step, first_epoch)]
+        kept = [row for row in rows if is_before(row, first_step, first_epoch)]
         untold = [row for row in kept if row["event"] == "retry"][retries:]
         if retries is not None:
             kept = [row for row in kept if row not in untold]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-def lies_before(row: dict[str, Any], step: int, epoch: int) -> bool:
+def is_before(row: dict[str, Any], step: int, epoch: int) -> bool:
     """Whether a line was written when no more than so many steps and epochs were done.
 
     The end of an epoch and its last step have the same number of steps; an `End` lies behind all.

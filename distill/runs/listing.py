@@ -17,7 +17,7 @@ from distill.files import json_files
 from distill.recipe import recipes
 from distill.runs import journal, lock
 from distill.runs.run_folder import RUNS, RunFolder, runs_in
-from distill.runs.summary import row as figures
+from distill.runs.summary import summary_row as figures
 from distill.statistics import Interval, wilson
 from distill.terminal.progress import total_steps
 
@@ -26,7 +26,7 @@ UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeErro
 
 
 @dataclass(frozen=True)
-class Listed:
+class RunListing:
     """One run, raw: shares 0..1, seconds since 1970; None where a figure is not known."""
 
     path: str
@@ -44,7 +44,7 @@ class Listed:
     fault: str | None = None  # why it is damaged
 
 
-def listed(folder: Path) -> list[Listed]:
+def list_runs(folder: Path) -> list[RunListing]:
     """Every run in `folder` and in its groups one level below, in no order; or `folder` itself.
 
     Raises UserError where there is no such folder; `runs` need not be there before the first run.
@@ -53,7 +53,7 @@ def listed(folder: Path) -> list[Listed]:
         return []
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder.\nGive a folder of runs, or none for runs/.")
-    return [_listed(run) for run in _runs(folder)]
+    return [_list_run(run) for run in _runs(folder)]
 
 
 def _runs(folder: Path) -> Iterator[RunFolder]:
@@ -78,20 +78,20 @@ def _lost_its_recipe(path: Path) -> bool:
     return not run.is_run and (run.is_finished or run.journal.exists())
 
 
-def _listed(run: RunFolder) -> Listed:
-    known = Listed(str(run.path), _touched_at(run))
+def _list_run(run: RunFolder) -> RunListing:
+    known = RunListing(str(run.path), _modified_at(run))
     if not run.is_run:
         return replace(known, state="damaged", fault=f"{run.recipe.name} is gone")
     try:
         recipe = recipes.read(run.recipe)
-        if recipes.is_taught(recipe) and recipe.teacher:
+        if recipes.has_teacher(recipe) and recipe.teacher:
             known = replace(known, teachers=recipe.teacher.runs)
         return _finished(run, known) if run.is_finished else _unfinished(run, known)
     except UNREADABLE as fault:
-        return replace(known, state="damaged", fault=_said(fault))
+        return replace(known, state="damaged", fault=_first_line(fault))
 
 
-def _said(fault: Exception) -> str:
+def _first_line(fault: Exception) -> str:
     """The first thing wrong, in one line."""
     if isinstance(fault, recipes.RecipeError):
         return fault.faults[0]
@@ -100,7 +100,7 @@ def _said(fault: Exception) -> str:
     return f"its files do not say what they should ({type(fault).__name__}: {fault})"
 
 
-def _finished(run: RunFolder, known: Listed) -> Listed:
+def _finished(run: RunFolder, known: RunListing) -> RunListing:
     result, row = run.result(), figures("", run)
     if not run.weights(run.role).exists():
         raise UserError(f"{run.weights(run.role).name} is gone")
@@ -122,13 +122,13 @@ def _finished(run: RunFolder, known: Listed) -> Listed:
 def _test_images(run: RunFolder) -> int | None:
     """How many images the accuracy is of; None where the answers are not there any more."""
     with suppress(UserError):
-        if (answers := saved_predictions.of_run(run)) is not None:
+        if (answers := saved_predictions.read_run(run)) is not None:
             return len(answers.labels)
     return None
 
 
-def _unfinished(run: RunFolder, known: Listed) -> Listed:
-    somebody, is_alive = lock.holder(run.path)
+def _unfinished(run: RunFolder, known: RunListing) -> RunListing:
+    somebody, is_alive = lock.read_holder(run.path)
     rows = journal.read(run.journal)
     starts = [row for row in rows if row["event"] == "start"]
     if starts:
@@ -157,6 +157,6 @@ def _saved_step(run: RunFolder) -> int:
     return 0
 
 
-def _touched_at(run: RunFolder) -> float:
+def _modified_at(run: RunFolder) -> float:
     files = (run.recipe, run.journal, run.last, run.result_file)
     return max(file.stat().st_mtime for file in files if file.exists())

@@ -22,7 +22,7 @@ from distill.files import json_files
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """A process that trains in a folder."""
 
     host: str
@@ -37,11 +37,11 @@ class InUse(UserError):
     """Another process holds the lock of a folder."""
 
 
-HOLDER = TypeAdapter(Holder)
+HOLDER = TypeAdapter(LockHolder)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[Holder | None]:
+def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
     """Hold a run's folder. Yields who was killed in it, if somebody was.
 
     Raises InUse where somebody else holds it, by host and process.
@@ -57,7 +57,7 @@ def held(folder: Path) -> Iterator[Holder | None]:
         raise _in_use(folder, _read(record)) from None
     try:
         killed = _read(record)
-        now = Holder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
+        now = LockHolder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
         if not record.is_symlink():
             record.unlink(missing_ok=True)  # a new file: what it was linked to stays as it is
         with open(record, "w", opener=without_following) as file:
@@ -94,19 +94,19 @@ def _check_lock_file(folder: Path) -> None:
 
 def check_free(folder: Path) -> None:
     """Raises UserError where somebody trains in a folder."""
-    somebody, is_alive = holder(folder)
+    somebody, is_alive = read_holder(folder)
     if is_alive:
         raise _in_use(folder, somebody)
 
 
-def _in_use(folder: Path, somebody: Holder | None) -> InUse:
+def _in_use(folder: Path, somebody: LockHolder | None) -> InUse:
     return InUse(
         f"{folder} is in use: {somebody or 'another process'} trains in it.\n"
         "Wait for it or stop it there, or choose another --out."
     )
 
 
-def holder(folder: Path) -> tuple[Holder | None, bool]:
+def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
     """Who trains in a folder, or was killed in it, and whether they still train; leaves nothing.
 
     Where the lock cannot be asked (a folder of somebody else's), the record is believed.
@@ -131,7 +131,7 @@ def _remove_empty(places: list[Path]) -> None:
             place.rmdir()
 
 
-def _read(record: Path) -> Holder | None:
+def _read(record: Path) -> LockHolder | None:
     """Who stands in a record; None where there is none, or none that can be read."""
     try:
         return HOLDER.validate_python(json_files.read(record))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.evaluation.saved_predictions import Answers, of_run
+from distill.evaluation.saved_predictions import Predictions, read_run
 from distill.events import Epoch, Event, Start, measure_name
 from distill.files import json_files
 from distill.files.safe_text import visible
@@ -20,7 +20,7 @@ TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1/test`,
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """One run. `result` is empty where it is not finished, `environment` where nothing says it."""
 
     folder: RunFolder
@@ -28,7 +28,7 @@ class Record:
     events: tuple[Event, ...]
     result: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
-    answers: Answers | None = None  # on the test split
+    predictions: Predictions | None = None  # on the test split
     test_curve: TestCurve = field(default_factory=dict)
 
     @property
@@ -49,7 +49,7 @@ class Record:
     @property
     def role(self) -> Role | None:
         """None where neither result nor journal tell what was trained."""
-        role: Role | None = self._told("role")
+        role: Role | None = self._from_result_or_start("role")
         return role
 
     @property
@@ -62,7 +62,7 @@ class Record:
         return tuple(map(visible, self.result.get("class_names", ())))
 
     @property
-    def asked_recipe(self) -> str | None:
+    def requested_recipe(self) -> str | None:
         """The recipe's name as it was asked for."""
         return self._named("recipe")
 
@@ -73,7 +73,7 @@ class Record:
 
     @property
     def parameters(self) -> int | None:
-        n: int | None = self._told("parameters")
+        n: int | None = self._from_result_or_start("parameters")
         return n
 
     @property
@@ -130,18 +130,18 @@ class Record:
 
     def _named(self, name: str) -> str | None:
         """The same of text, on one line."""
-        known: str | None = self._told(name)
+        known: str | None = self._from_result_or_start(name)
         return None if known is None else visible(known)
 
-    def _told(self, name: str) -> Any:
+    def _from_result_or_start(self, name: str) -> Any:
         """What result and head of a run call alike; None where there is neither."""
         return self.result[name] if self.result else getattr(self.start, name, None)
 
-    def tested(self, measure: str) -> float | None:
+    def test_metric(self, measure: str) -> float | None:
         """`top1`, `nll` or `ece` of the kept weights on the test split."""
         return self._metric(measure_name(measure, "test"))
 
-    def validated(self, measure: str) -> float | None:
+    def val_metric(self, measure: str) -> float | None:
         """The same on the held-out part; it chose the epoch."""
         averaged = self._metric(measure_name(measure, "val_ema"))
         return self._metric(measure_name(measure, "val")) if averaged is None else averaged
@@ -156,14 +156,14 @@ class Record:
         return value
 
 
-def read(folder: RunFolder, test_curve: TestCurve | None = None) -> Record:
+def read(folder: RunFolder, test_curve: TestCurve | None = None) -> RunRecord:
     """A run's record. Raises UserError where there is no run, and for files that are damaged."""
-    return Record(
+    return RunRecord(
         folder,
         recipes.read(folder.recipe),
         tuple(journal.events(folder.journal)),
         folder.result() if folder.is_finished else {},
         json_files.environment(folder.environment) if folder.environment.exists() else {},
-        of_run(folder),
+        read_run(folder),
         test_curve or {},
     )

@@ -38,7 +38,7 @@ from distill.runs import lock
 Role = Literal["teacher", "student"]
 # What a resumed run may do otherwise: how often it speaks, saves and keeps, what else it measures,
 # and if it goes back.
-HABITS = {
+NOT_FINGERPRINTED = {
     f"train.{key}"
     for key in (
         "log_every",
@@ -159,7 +159,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def drop_halves(folder: RunFolder) -> None:
+def delete_partial_files(folder: RunFolder) -> None:
     """Delete what a process that was killed while it wrote has left: no file has such a name."""
     for path in folder.path.glob(".*.*"):
         if path.suffix[1:].isdecimal() and path.is_file():
@@ -193,7 +193,9 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
         recipe = recipes.with_teacher(recipe, began_with.teacher.runs)
     differing = {line.split(":")[0]: line for line in recipes.differences(began_with, recipe)}
-    changed = [line for key, line in differing.items() if key not in {*HABITS, "teacher.runs"}]
+    changed = [
+        line for key, line in differing.items() if key not in {*NOT_FINGERPRINTED, "teacher.runs"}
+    ]
     if not changed and "teacher.runs" in differing and folder.is_finished:
         changed = _changed_teachers(folder, recipe)
     if changed:
@@ -209,7 +211,7 @@ def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
     run had; none if they are the same. Raises UserError if one is no finished run.
     """
     known = folder.result()["teacher"]["fingerprint"]
-    today = teachers_fingerprint(finished(path) for path in (recipe.teacher or Teacher()).runs)
+    today = teachers_fingerprint(open_finished(path) for path in (recipe.teacher or Teacher()).runs)
     return [] if today == known else [f"the teacher's weights: {known} -> {today}"]
 
 
@@ -271,7 +273,7 @@ def check_is_tested(folder: RunFolder) -> None:
     )
 
 
-def tested_apart(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def test_split_differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """In which of TESTED the results differ. One of an earlier version, which lacks the keys,
     differs from none.
     """
@@ -301,7 +303,7 @@ def training_fingerprint(recipe: Recipe) -> str:
     A key that a later version adds, at its default, does not change it.
     """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_defaults=True)
-    for key in (*HABITS, "data.source", "teacher.runs"):
+    for key in (*NOT_FINGERPRINTED, "data.source", "teacher.runs"):
         table, _, name = key.partition(".")
         content.get(table, {}).pop(name, None)
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -318,7 +320,7 @@ def check_out(folder: RunFolder, resume: bool) -> None:
     resumed, where no file can be written, and if a file of the run is a link or a device; leaves
     nothing behind.
     """
-    check_own(folder)
+    check_inside_folder(folder)
     if folder.is_run and not resume:
         lock.check_free(folder.path)
         raise UserError(
@@ -328,13 +330,13 @@ def check_out(folder: RunFolder, resume: bool) -> None:
     check_writable(folder.path, "a run folder")
 
 
-def check_own(folder: RunFolder) -> None:
+def check_inside_folder(folder: RunFolder) -> None:
     """All that a run writes is inside its folder. Raises UserError if one of its files or folders
     is a symbolic link, a pipe or a device: writing or deleting would change something elsewhere.
 
     Hard links, as copies by `cp -l` have them, change nothing elsewhere: a run replaces its files
     by new ones, also the journal (`journal.rewind`) before it appends to it, and running.json; of
-    the lock's file see `lock.held`.
+    the lock's file see `lock.hold_lock`.
     """
     for path in _own_paths(folder):
         try:
@@ -383,14 +385,14 @@ def check_writable(folder: Path, what: str) -> None:
         ) from error
 
 
-def finished(path: str | Path) -> RunFolder:
+def open_finished(path: str | Path) -> RunFolder:
     """The finished run at `path`. Raises UserError where there is none."""
-    folder = opened(path)
+    folder = open_run(path)
     folder.result()
     return folder
 
 
-def opened(path: str | Path) -> RunFolder:
+def open_run(path: str | Path) -> RunFolder:
     """The run at `path`. Raises UserError where there is none, naming those that may be meant, and
     if one of its files is a pipe or a device, for which reading might wait for ever.
     """
@@ -401,7 +403,7 @@ def opened(path: str | Path) -> RunFolder:
     found = (
         "it exists but holds no recipe.toml" if folder.path.exists() else "there is no such folder"
     )
-    raise UserError(f"{path} is not a run: {found}.\n{_meant(folder.path)}")
+    raise UserError(f"{path} is not a run: {found}.\n{_suggestions(folder.path)}")
 
 
 def _check_readable(folder: RunFolder) -> None:
@@ -413,7 +415,7 @@ def _check_readable(folder: RunFolder) -> None:
             )
 
 
-def _meant(path: Path) -> str:
+def _suggestions(path: Path) -> str:
     """The run that a path lies in; else those in it, beside it and in runs/, the likest first."""
     if RunFolder(path.parent).is_run:
         return f"Its run is {path.parent}."

@@ -6,26 +6,26 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs.run_folder import RunFolder, is_tested, runs_in, tested_apart
-from distill.terminal.progress import Row
+from distill.runs.run_folder import RunFolder, is_tested, runs_in, test_split_differences
+from distill.terminal.progress import ClosingRow
 
 
-def closing_rows(run: RunFolder) -> list[Row]:
+def closing_rows(run: RunFolder) -> list[ClosingRow]:
     """Rows of a finished run and of the finished runs it is read beside.
 
     Raises UserError where the run is not finished.
     """
     result = run.result()
     if result["role"] == "teacher":
-        return [row("teacher", run)]
+        return [summary_row("teacher", run)]
     teachers = [RunFolder(Path(path)) for path in result["teacher"]["runs"]]
     if not teachers:
-        return [row("alone", run)]
+        return [summary_row("alone", run)]
     alone = student_alone(run)
     return [
         *map(_teacher_row, teachers),
-        *([row("alone", alone)] if alone is not None else []),
-        row("distilled", run),
+        *([summary_row("alone", alone)] if alone is not None else []),
+        summary_row("distilled", run),
     ]
 
 
@@ -36,15 +36,15 @@ def student_alone(run: RunFolder) -> RunFolder | None:
     """
     result = run.result()
     ours = "student", result["data"]["fingerprint"]
-    wanted = _comparable(recipes.control(recipes.read(run.recipe)))
+    wanted = _comparable(recipes.control_recipe(recipes.read(run.recipe)))
     for other in runs_in(run.path.parent):
         try:
             known = other.result()
             theirs = known["role"], known["data"]["fingerprint"]
-            if tested_apart([result, known]):
+            if test_split_differences([result, known]):
                 continue
             is_wanted = theirs == ours and _comparable(recipes.read(other.recipe)) == wanted
-            if is_wanted and row("alone", other).top1_test is not None:
+            if is_wanted and summary_row("alone", other).top1_test is not None:
                 return other
         except (UserError, OSError):
             continue  # unfinished, broken or of another version: a neighbour ends no command
@@ -57,22 +57,22 @@ def _comparable(recipe: Recipe) -> str:
     return recipes.fingerprint(anywhere.model_copy(update={"teacher": None}))
 
 
-def _teacher_row(run: RunFolder) -> Row:
+def _teacher_row(run: RunFolder) -> ClosingRow:
     """Its figures; a teacher that is gone or broken by now is named in its row."""
     if not run.is_finished:
-        return Row("teacher", f"{run.path} is gone")
+        return ClosingRow("teacher", f"{run.path} is gone")
     try:
-        return row("teacher", run)
+        return summary_row("teacher", run)
     except UserError:
-        return Row("teacher", f"{run.path} is damaged")
+        return ClosingRow("teacher", f"{run.path} is damaged")
 
 
-def row(name: str, run: RunFolder) -> Row:
+def summary_row(name: str, run: RunFolder) -> ClosingRow:
     """The figures of the kept weights, which are averaged ones where the run has them."""
     result = run.result()
     metrics = result["metrics"]
     averaged = metrics.get(measure_name("top1", "val_ema"))
-    return Row(
+    return ClosingRow(
         name=name,
         network=result["network"],
         parameters=result["parameters"],

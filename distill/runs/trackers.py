@@ -25,7 +25,7 @@ from distill.events import (
     measure_name,
 )
 from distill.recipe import recipes
-from distill.recipe.validation import shown
+from distill.recipe.validation import value_text
 from distill.runs.run_folder import RunFolder
 
 PROJECT = "understudy"  # as trackers that keep many runs together call it
@@ -94,10 +94,10 @@ class Trackers:
 
     def _start(self, name: str) -> None:
         goes_on = name == TENSORBOARD and (self.folder.path / name).exists()
-        self._open[name] = tracker = opened(name, self.folder.path, self._step)
+        self._open[name] = tracker = open_tracker(name, self.folder.path, self._step)
         tracker.start()
         if not goes_on:
-            tracker.store_init_configuration(described(self.folder))
+            tracker.store_init_configuration(flat_recipe(self.folder))
 
     def _each(self, do: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self._open.items()):
@@ -109,7 +109,7 @@ class Trackers:
                 self.warn(f"tracker {name} failed and is left out: {type(fault).__name__}: {fault}")
 
 
-def opened(name: str, run: Path, first_step: int) -> Any:
+def open_tracker(name: str, run: Path, first_step: int) -> Any:
     """accelerate's tracker of that name, not started yet.
 
     TensorBoard keeps its files in the run folder, so that a resumed run goes on in them; what they
@@ -121,10 +121,10 @@ def opened(name: str, run: Path, first_step: int) -> Any:
     return kind(PROJECT, run / name) if kind.requires_logging_directory else kind(PROJECT)
 
 
-def described(folder: RunFolder) -> dict[str, Any]:
+def flat_recipe(folder: RunFolder) -> dict[str, Any]:
     """The run and its recipe, flat: `{"run": "runs/x", "optim.lr": 0.1, …}`; lists as text."""
     values = recipes.values(recipes.read(folder.recipe))
-    plain = {key: v if isinstance(v, PLAIN) else shown(v) for key, v in values.items()}
+    plain = {key: v if isinstance(v, PLAIN) else value_text(v) for key, v in values.items()}
     return {"run": str(folder.path), **plain}
 
 

@@ -19,11 +19,11 @@ PRECISION = "train.precision="
 
 
 @dataclass(frozen=True)
-class Training:
+class PlannedTraining:
     """A training as it is typed: `overrides` are its --set options, `recipe` is what they make."""
 
     role: Role
-    spec: str
+    recipe_spec: str
     overrides: tuple[str, ...]
     recipe: Recipe
 
@@ -31,14 +31,23 @@ class Training:
         """What to type for it, on the images `data`."""
         sets = [word for each in self.overrides for word in ("--set", each)]
         source = [] if data is None else ["--data", data]
-        words = ["python", "cli.py", VERBS[self.role], "--recipe", self.spec, *sets, *source, *more]
+        words = [
+            "python",
+            "cli.py",
+            VERBS[self.role],
+            "--recipe",
+            self.recipe_spec,
+            *sets,
+            *source,
+            *more,
+        ]
         return shlex.join(words)
 
     @property
-    def in_default_precision(self) -> "Training":
+    def in_default_precision(self) -> "PlannedTraining":
         """The same without a precision of its own."""
         others = tuple(each for each in self.overrides if not each.startswith(PRECISION))
-        return training(self.role, self.spec, others)
+        return training(self.role, self.recipe_spec, others)
 
 
 @dataclass(frozen=True)
@@ -46,23 +55,23 @@ class Candidate:
     """A recipe that may be proposed: what is trained, who teaches it, what was measured."""
 
     about: About
-    own: Training
-    teacher: Training | None
+    own: PlannedTraining
+    teacher: PlannedTraining | None
 
     def commands(self, data: str | None) -> list[str]:
         """What to type for its teacher, if it has one, and then for itself."""
         if self.teacher is None:
             return [self.own.command(data)]
-        run = f"runs/{self.own.spec}-teacher"
+        run = f"runs/{self.own.recipe_spec}-teacher"
         return [
             self.teacher.command(data, "--out", run),
             self.own.command(data, "--teacher", run),
         ]
 
 
-def training(role: Role, spec: str, overrides: tuple[str, ...]) -> Training:
+def training(role: Role, spec: str, overrides: tuple[str, ...]) -> PlannedTraining:
     """Raises RecipeError as loading the recipe does."""
-    return Training(role, spec, overrides, recipes.load(spec, overrides).recipe)
+    return PlannedTraining(role, spec, overrides, recipes.load(spec, overrides).recipe)
 
 
 def candidates() -> Iterator[Candidate]:
@@ -70,21 +79,21 @@ def candidates() -> Iterator[Candidate]:
     for _, path, about in recipes.shipped():
         if path.parent.name == "ingredients" and about.measured_accuracy is None:
             continue
-        own = _typed(about.command)
+        own = _training_of_command(about.command)
         if own.recipe.data.source != SYNTHETIC:
             yield Candidate(about, own, _teacher_of(about, own))
 
 
-def _teacher_of(about: About, own: Training) -> Training | None:
+def _teacher_of(about: About, own: PlannedTraining) -> PlannedTraining | None:
     """The teacher that [about] names, for a student that has one."""
-    if own.role == "teacher" or not recipes.is_taught(own.recipe):
+    if own.role == "teacher" or not recipes.has_teacher(own.recipe):
         return None
     is_named = about.teacher not in ("", "none", "that of the recipe")
-    spec = about.teacher if is_named else recipes.teacher_for(own.spec)
-    return _typed(f"{VERBS['teacher']} --recipe {spec}")
+    spec = about.teacher if is_named else recipes.teacher_for(own.recipe_spec)
+    return _training_of_command(f"{VERBS['teacher']} --recipe {spec}")
 
 
-def _typed(command: str) -> Training:
+def _training_of_command(command: str) -> PlannedTraining:
     """The training that a command of [about] runs."""
     words = shlex.split(command)
     pairs = list(pairwise(words))

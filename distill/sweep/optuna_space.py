@@ -27,7 +27,7 @@ def distributions(file: SweepFile) -> dict[str, BaseDistribution]:
     return {name: _distribution(space) for name, space in file.space.items()}
 
 
-def draw(study: optuna.Study, known: FrozenTrial, file: SweepFile) -> dict[str, Any]:
+def draw_values(study: optuna.Study, known: FrozenTrial, file: SweepFile) -> dict[str, Any]:
     """What a trial might try: what is fixed already, the rest by the sampler. Nothing is kept.
 
     The sampler sees the trials of all of Hyperband's brackets.
@@ -41,7 +41,7 @@ def draw(study: optuna.Study, known: FrozenTrial, file: SweepFile) -> dict[str, 
     return {name: known.params[name] if name in known.params else drawn[name] for name, _ in every}
 
 
-def keep(trial: Trial, row: int, file: SweepFile, values: Mapping[str, Any]) -> None:
+def store_values(trial: Trial, row: int, file: SweepFile, values: Mapping[str, Any]) -> None:
     """Writes down what a trial, a row of the storage, tries."""
     known = trial.storage.get_trial(row).params
     for name, each in distributions(file).items():

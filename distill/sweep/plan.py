@@ -15,12 +15,12 @@ from typing import Any
 
 from distill.data.images import ImageSet
 from distill.data.sources import image_set
-from distill.errors import Unfit
+from distill.errors import UnsuitableRecipe
 from distill.recipe import recipes
-from distill.sweep.candidates import Candidate, Training, candidates
+from distill.sweep.candidates import Candidate, PlannedTraining, candidates
 from distill.training import flops, speed
-from distill.training.estimate import FORWARD_SHARE, Spread
-from distill.training.flops import FORWARD, Images, Network
+from distill.training.estimate import FORWARD_SHARE, TimeRange
+from distill.training.flops import FORWARD, ImageCounts, NetworkCost
 from distill.training.speed import Speed
 from students import course_rules as courses
 from students.design import Design
@@ -35,14 +35,14 @@ KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100)}  # training images,
 class Costs:
     """What a training computes. `images` is None for a recipe of `train.minutes`."""
 
-    network: Network
-    images: Images | None
+    network: NetworkCost
+    images: ImageCounts | None
     flop: float  # of training; 0 if the images are not known
     validation_flop: float
 
 
 @dataclass(frozen=True)
-class Priced:
+class CostedCandidate:
     """A candidate with what it computes."""
 
     candidate: Candidate
@@ -67,7 +67,7 @@ class Machine:
     wall_s: float = 0.0  # of all measurements, and …
     processor_s: float = 0.0  # … what the processor spent on them
 
-    def measure(self, priced: Priced, seconds: float) -> Priced:
+    def measure(self, priced: CostedCandidate, seconds: float) -> CostedCandidate:
         """Time what is not known of a candidate, if it could fit into `seconds` and time is left.
 
         On a CPU the precision of a lab note is given up for the default one, if that is faster.
@@ -84,7 +84,9 @@ class Machine:
     def _could_fit(self, flop: float, seconds: float) -> bool:
         return not self.rates or flop <= FASTEST * max(self.rates) * seconds
 
-    def _faster(self, training: Training, teacher: Training | None, costs: Costs) -> Training:
+    def _faster(
+        self, training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs
+    ) -> PlannedTraining:
         """The training, or the same in the default precision if an image takes less time so."""
         noted_s = self._time(training, teacher, costs)
         default = training.in_default_precision
@@ -95,8 +97,8 @@ class Machine:
 
     def _time(
         self,
-        training: Training,
-        teacher: Training | None,
+        training: PlannedTraining,
+        teacher: PlannedTraining | None,
         costs: Costs,
         rival_s: float = float("inf"),
     ) -> float | None:
@@ -125,12 +127,12 @@ class Machine:
         return speed.processor_share(self.processor_s, self.wall_s)
 
     def time_of(
-        self, training: Training, teacher: Training | None, costs: Costs
-    ) -> tuple[Spread, bool]:
+        self, training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs
+    ) -> tuple[TimeRange, bool]:
         """Seconds of a training, and whether its own steps were timed."""
         if training.recipe.train.minutes is not None:
             budget_s = 60 * training.recipe.train.minutes
-            return Spread(budget_s, budget_s, budget_s, 0), True
+            return TimeRange(budget_s, budget_s, budget_s, 0), True
         found = self.speeds.get(step_key(training, teacher))
         if found is None or costs.images is None:
             return self._roughly(costs.flop + costs.validation_flop), False
@@ -140,13 +142,13 @@ class Machine:
             - costs.images.cached * (1 - student_share)
             + costs.images.validated * FORWARD_SHARE * student_share
         )
-        return found.image.times(images), True
+        return found.image.scaled(images), True
 
-    def _roughly(self, flop: float) -> Spread:
+    def _roughly(self, flop: float) -> TimeRange:
         """Seconds of so many operations at the speeds of other networks."""
         middle = statistics.median(self.rates)
         fast, slow = max(*self.rates, ROUGH * middle), min(*self.rates, middle / ROUGH)
-        return Spread(flop / middle, flop / fast, flop / slow, 0)
+        return TimeRange(flop / middle, flop / fast, flop / slow, 0)
 
 
 def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -> dict[str, Any]:
@@ -156,11 +158,11 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
     minutes, each with its range; `accuracy` in % of CIFAR-10's test split. Raises UserError for
     rules or images that are not known.
     """
-    course = None if rules is None else courses.of(rules)
+    course = None if rules is None else courses.rules_by_name(rules)
     n_images, n_classes = _size(data)
     every = list(candidates())
     legal = [each for each in every if course is None or _is_legal(course, each)]
-    priced = sorted(_priced(legal, n_images, n_classes), key=_order)
+    priced = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
     machine = Machine(speed.random_images(n_images, n_classes), began_at + BUDGET_S)
     timed = [machine.measure(each, 60 * minutes) for each in priced]
     rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_rank)
@@ -174,7 +176,7 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
         "best": fitting[0]["recipe"] if fitting else None,
         "quickest": min(rows, key=lambda row: row["minutes"], default={"recipe": None})["recipe"],
         "recipes": rows,
-        "against_the_rules": [each.own.spec for each in every if each not in legal],
+        "against_the_rules": [each.own.recipe_spec for each in every if each not in legal],
         "measured_s": time.monotonic() - began_at,
     }
 
@@ -193,33 +195,37 @@ def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
     student = candidate.own.recipe.student
     if candidate.own.role == "teacher" or student is None:
         return False
-    return not courses.broken(course, Design.of(**student.spec()), student.activation)
+    return not courses.broken_clauses(course, Design.of(**student.spec()), student.activation)
 
 
-def _priced(found: list[Candidate], n_images: int, n_classes: int) -> Iterator[Priced]:
+def _cost_candidates(
+    found: list[Candidate], n_images: int, n_classes: int
+) -> Iterator[CostedCandidate]:
     """Each that can be trained on so many classes."""
     for each in found:
         try:
             teacher = (
                 None if each.teacher is None else _costs(each.teacher, None, n_images, n_classes)
             )
-            yield Priced(each, _costs(each.own, teacher, n_images, n_classes), teacher)
-        except Unfit:  # with more classes a student may be over its budget
+            yield CostedCandidate(each, _costs(each.own, teacher, n_images, n_classes), teacher)
+        except UnsuitableRecipe:  # with more classes a student may be over its budget
             continue
 
 
-def _costs(training: Training, teacher: Costs | None, n_images: int, n_classes: int) -> Costs:
+def _costs(
+    training: PlannedTraining, teacher: Costs | None, n_images: int, n_classes: int
+) -> Costs:
     recipe = training.recipe
-    network = flops.network(recipe, training.role, n_classes)
-    images = flops.images(recipe, n_images)
+    network = flops.network_cost(recipe, training.role, n_classes)
+    images = flops.count_images(recipe, n_images)
     if images is None:
         return Costs(network, None, 0.0, 0.0)
     by = None if teacher is None else teacher.network
     validation = float(FORWARD * images.validated * network.macs)
-    return Costs(network, images, flops.flop(images, network, by), validation)
+    return Costs(network, images, flops.training_flop(images, network, by), validation)
 
 
-def _order(priced: Priced) -> tuple[float, float]:
+def _measuring_order(priced: CostedCandidate) -> tuple[float, float]:
     """Of measuring: the highest accuracy first, then the least work."""
     return -(priced.candidate.about.measured_accuracy or 0.0), priced.flop
 
@@ -229,7 +235,9 @@ def _rank(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
     return not row["fits"], row["role"] == "teacher", -(row["accuracy"] or 0.0), row["minutes"]
 
 
-def _row(priced: Priced, machine: Machine, minutes: float, data: str | None) -> dict[str, Any]:
+def _row(
+    priced: CostedCandidate, machine: Machine, minutes: float, data: str | None
+) -> dict[str, Any]:
     candidate = priced.candidate
     teacher = own = _training_row(candidate.own, candidate.teacher, priced.own, machine)
     parts = [own]
@@ -239,7 +247,7 @@ def _row(priced: Priced, machine: Machine, minutes: float, data: str | None) -> 
     total = {key: sum(part[key] for part in parts) for key in ("minutes", "low", "high")}
     about = candidate.about
     return {
-        "recipe": candidate.own.spec,
+        "recipe": candidate.own.recipe_spec,
         "role": candidate.own.role,
         "accuracy": about.measured_accuracy,
         "seeds": about.seeds,
@@ -253,11 +261,11 @@ def _row(priced: Priced, machine: Machine, minutes: float, data: str | None) -> 
 
 
 def _training_row(
-    training: Training, teacher: Training | None, costs: Costs, machine: Machine
+    training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs, machine: Machine
 ) -> dict[str, Any]:
     taken, is_timed = machine.time_of(training, teacher, costs)
     return {
-        "recipe": training.spec,
+        "recipe": training.recipe_spec,
         "overrides": list(training.overrides),
         "network": costs.network.name,
         "parameters": costs.network.parameters,
@@ -270,7 +278,7 @@ def _training_row(
     }
 
 
-def step_key(training: Training, teacher: Training | None) -> str:
+def step_key(training: PlannedTraining, teacher: PlannedTraining | None) -> str:
     """What a step's time depends on: the same for recipes that differ in their length or seeds."""
     recipe = recipes.with_seed(training.recipe, 0)
     once = recipe.train.model_copy(update={"epochs": 1, "minutes": None})

@@ -12,19 +12,19 @@ from typing import Any
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import recipes
-from distill.recipe.recipes import About, Resolved
+from distill.recipe.recipes import About, ResolvedRecipe
 from distill.runs import run_folder
 from distill.runs.run_folder import Role, RunFolder
-from distill.statistics import paired, spread
+from distill.statistics import mean_and_interval, paired_difference
 
 
 @dataclass(frozen=True)
-class Planned:
+class SeedRun:
     """One run of the study. `is_control`: without the teacher."""
 
     seed: int
     is_control: bool
-    resolved: Resolved
+    resolved: ResolvedRecipe
     folder: RunFolder
 
     @property
@@ -33,7 +33,9 @@ class Planned:
         return "student" if self.resolved.recipe.student else "teacher"
 
 
-def plan(resolved: Resolved, seeds: Sequence[int], place: Path, *, controls: bool) -> list[Planned]:
+def plan(
+    resolved: ResolvedRecipe, seeds: Sequence[int], place: Path, *, controls: bool
+) -> list[SeedRun]:
     """A run a seed in `place`, each followed by its control where the recipe has a teacher.
 
     Raises UserError where fewer than two seeds are asked for: one says nothing of the spread.
@@ -46,15 +48,17 @@ def plan(resolved: Resolved, seeds: Sequence[int], place: Path, *, controls: boo
     for seed in seeds:
         recipe = recipes.with_seed(resolved.recipe, seed)
         seeded = replace(resolved, recipe=recipe)
-        runs.append(Planned(seed, False, seeded, RunFolder(place / f"seed-{seed}")))
-        if controls and recipes.is_taught(recipe):
-            alone = recipes.control(recipe).model_copy(update={"teacher": None, "about": About()})
+        runs.append(SeedRun(seed, False, seeded, RunFolder(place / f"seed-{seed}")))
+        if controls and recipes.has_teacher(recipe):
+            alone = recipes.control_recipe(recipe).model_copy(
+                update={"teacher": None, "about": About()}
+            )
             named = replace(resolved, recipe=alone, name=f"{resolved.name} (control)")
-            runs.append(Planned(seed, True, named, RunFolder(place / f"control-{seed}")))
+            runs.append(SeedRun(seed, True, named, RunFolder(place / f"control-{seed}")))
     return runs
 
 
-def check(planned: Sequence[Planned]) -> None:
+def check(planned: Sequence[SeedRun]) -> None:
     """Raises UserError before any of them trains where a folder is not theirs to go on in."""
     for each in planned:
         if each.folder.is_run:
@@ -63,7 +67,7 @@ def check(planned: Sequence[Planned]) -> None:
             run_folder.check_out(each.folder, resume=True)
 
 
-def taught_alike(each: Planned, first: Planned) -> Resolved:
+def with_same_teacher(each: SeedRun, first: SeedRun) -> ResolvedRecipe:
     """The recipe to train, by the teachers that the first run of the study has: one that is
     finished meanwhile is newer and would be another.
     """
@@ -76,7 +80,7 @@ def taught_alike(each: Planned, first: Planned) -> Resolved:
     return replace(each.resolved, recipe=recipes.with_teacher(recipe, chosen.runs))
 
 
-def summary(planned: Sequence[Planned]) -> dict[str, Any]:
+def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
     """What finished runs say together: test accuracies, 0..1.
 
     Keys: `top1` (`n`, `mean`, `std`, `interval`: see statistics.Spread), `runs` (a line each), and
@@ -93,12 +97,12 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
     said: dict[str, Any] = {
         "network": planned[0].folder.result()["network"],
         "parameters": planned[0].folder.result()["parameters"],
-        "top1": asdict(spread(list(ours.values()))),
+        "top1": asdict(mean_and_interval(list(ours.values()))),
     }
     if controls:
-        difference, p = paired(list(ours.values()), [controls[seed] for seed in ours])
+        difference, p = paired_difference(list(ours.values()), [controls[seed] for seed in ours])
         said |= {
-            "control": asdict(spread(list(controls.values()))),
+            "control": asdict(mean_and_interval(list(controls.values()))),
             "difference": asdict(difference),
             "p": p,
         }
@@ -112,12 +116,12 @@ def summary(planned: Sequence[Planned]) -> dict[str, Any]:
     return said
 
 
-def _check_alike(planned: Sequence[Planned]) -> None:
+def _check_alike(planned: Sequence[SeedRun]) -> None:
     """One data set and test split for all, one teacher for those that have one."""
     results = [each.folder.result() for each in planned]
     known = {what: {r[what]["fingerprint"] for r in results} - {""} for what in ("data", "teacher")}
     apart = [what for what, fingerprints in known.items() if len(fingerprints) > 1]
-    apart += run_folder.tested_apart(results)
+    apart += run_folder.test_split_differences(results)
     if apart:
         raise UserError(
             f"the runs in {planned[0].folder.path.parent} differ in their {' and '.join(apart)}: "

@@ -43,7 +43,7 @@ class Storage:
     """
 
     def __init__(self, url: str, heartbeat_s: int) -> None:
-        self.url, self.shown = url, visible(urls.shown(url))
+        self.url, self.shown = url, visible(urls.hide_secrets(url))
         self.heartbeat_s = heartbeat_s
         file = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", url)
         if file is not None:
@@ -51,7 +51,7 @@ class Storage:
         self.alone: AbstractContextManager[object] = (
             nullcontext() if file is None else FileLock(f"{file[1]}.lock")
         )
-        with self.alone, self.explained():
+        with self.alone, self.explain_errors():
             self.rows = self._opened(url, {} if file is None else {"timeout": BUSY_S})
 
     def _opened(self, url: str, arguments: dict[str, int]) -> RDBStorage:
@@ -84,7 +84,7 @@ class Storage:
         return visible(text.splitlines()[0])
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def explain_errors(self) -> Iterator[None]:
         """A database that does not answer is one message, without its password."""
         try:
             yield
@@ -134,14 +134,14 @@ class Storage:
             except UpdateFinishedTrialError:
                 return False
 
-    def end_silent(self, study: optuna.Study) -> None:
+    def fail_silent_trials(self, study: optuna.Study) -> None:
         """FAIL for every row that runs and was not heard of for three heartbeats, by its clock."""
         with catch_warnings():
             simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
 
     @contextmanager
-    def beating(self, row: int) -> Iterator[None]:
+    def heartbeat(self, row: int) -> Iterator[None]:
         """Says every so many seconds that the row's worker lives."""
         done = Event()
 
@@ -162,7 +162,7 @@ class Storage:
             thread.join()
 
 
-def _is_added(key: str, keys: Collection[str], tables: Collection[str]) -> bool:
+def _is_older_than_key(key: str, keys: Collection[str], tables: Collection[str]) -> bool:
     """Whether a study was made before `key` existed: it has its table, with other keys alone."""
     return key not in keys and key.rpartition(".")[0] in tables
 
@@ -182,7 +182,9 @@ def _check_same(name: str, study: optuna.Study, definition: str, defaults: Colle
         )
     keys = {line.partition(" = ")[0] for line in theirs}
     tables = {key.rpartition(".")[0] for key in keys}
-    added = {line for line in defaults if _is_added(line.partition(" = ")[0], keys, tables)}
+    added = {
+        line for line in defaults if _is_older_than_key(line.partition(" = ")[0], keys, tables)
+    }
     differing = [f"here:   {line}" for line in ours if line not in theirs and line not in added]
     differing += [f"stored: {line}" for line in theirs if line not in ours]
     if not differing:

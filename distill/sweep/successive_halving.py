@@ -16,13 +16,13 @@ from distill.errors import UserError
 from distill.phrases import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.recipe.validation import shown
+from distill.recipe.validation import value_text
 from distill.runs.run_folder import write_json, write_text
 from distill.sweep import sweep_file
 from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import option_label
-from distill.sweep.sweep_summary import BEST, SUMMARY, carried_out
+from distill.sweep.sweep_summary import BEST, SUMMARY, run_sweep
 from distill.sweep.worker import Say, Train
 from students import course_rules as courses
 from students.design import Design
@@ -59,7 +59,7 @@ class Search:
         epochs = self.lengths()[number]
         base = recipes.load(self.recipe, [*self.overrides, f"train.epochs={self.epochs}"]).recipe
         warmup = base.optim.warmup_epochs * epochs / self.epochs  # the same share of a shorter run
-        settings = [f"train.epochs={epochs}", f"optim.warmup_epochs={shown(warmup)}"]
+        settings = [f"train.epochs={epochs}", f"optim.warmup_epochs={value_text(warmup)}"]
         values = {
             "recipe": self.recipe,
             "set": [*self.overrides, *settings],
@@ -68,10 +68,10 @@ class Search:
             "constraint": {"parameters": self.least_too_many},
         }
         name = f"{self.name}-{number + 1}"
-        return sweep_file.checked(values, name, f"rung {number + 1} of {self.name}")
+        return sweep_file.validate(values, name, f"rung {number + 1} of {self.name}")
 
 
-def legal(
+def legal_designs(
     recipe: Recipe,
     course: str,
     budget: int,
@@ -87,7 +87,7 @@ def legal(
     """
     if recipe.student is None:
         raise UserError("a search looks for a student, and the recipe has no [student].")
-    rules, activation = courses.of(course), recipe.student.activation
+    rules, activation = courses.rules_by_name(course), recipe.student.activation
     spec = {name: value for name, value in recipe.student.spec().items() if name not in GIVEN}
     too_many = rules.least_too_many(budget)
     rows = widest_of_each(too_many, stages, blocks, asymmetric=asymmetric, **spec)
@@ -125,7 +125,7 @@ def search(
         where = place / f"rung-{number + 1}"
         is_last = number == asked.n_rungs - 1
         rung = asked.rung(number, left)
-        said = carried_out(rung, storage, where, train, say, inputs, is_tested=is_last)
+        said = run_sweep(rung, storage, where, train, say, inputs, is_tested=is_last)
         values = {row["values"]["design"]: row["value"] for row in said["trials"]}
         rungs.append({"epochs": epochs, "values": values})
         left = ranked(left, values)

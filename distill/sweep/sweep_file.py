@@ -30,10 +30,10 @@ from distill.errors import UserError
 from distill.events import MEASURES, Split, measure_name
 from distill.recipe import recipes
 from distill.recipe.compose import LONGEST, toml
-from distill.recipe.recipes import Resolved
+from distill.recipe.recipes import ResolvedRecipe
 from distill.recipe.validation import Values, keys
 from distill.sweep import sweep_validation
-from distill.sweep.sweep_schema import KINDS, SweepFile, option_label, pairs, settings, touched
+from distill.sweep.sweep_schema import KINDS, SweepFile, keys_set, option_label, pairs, settings
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sweep:
 
     name: str
     file: SweepFile
-    base: Resolved
+    base: ResolvedRecipe
 
     @property
     def cells(self) -> list[dict[str, str]]:
@@ -65,7 +65,7 @@ class Sweep:
     def is_maximized(self) -> bool:
         return self.metric in {measure_name("top1", "val"), measure_name("top1", "val_ema")}
 
-    def resolved(self, values: Mapping[str, Any]) -> Resolved:
+    def trial_recipe(self, values: Mapping[str, Any]) -> ResolvedRecipe:
         """The recipe of a trial; `values` by name of the space, options by their labels.
 
         Raises RecipeError where the values do not go together or the student is too large.
@@ -85,7 +85,7 @@ class Sweep:
     @property
     def _measures_both(self) -> bool:
         """Whether a trial that keeps an average is judged by the network itself."""
-        varied = {key.partition(".")[0] for key in touched(self.file)}
+        varied = {key.partition(".")[0] for key in keys_set(self.file)}
         averages = self.base.recipe.ema is not None or "ema" in varied
         return averages and self.metric in {measure_name(m, "val") for m in MEASURES}
 
@@ -106,10 +106,10 @@ def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -
         values["set"] += overrides
     if trials is not None and isinstance(values.setdefault("study", {}), dict):
         values["study"]["trials"] = trials
-    return checked(values, path.stem, str(path))
+    return validate(values, path.stem, str(path))
 
 
-def checked(values: Values, name: str, place: str) -> Sweep:
+def validate(values: Values, name: str, place: str) -> Sweep:
     """The sweep that tables make; `place` stands in the message. Raises UserError."""
     if isinstance(values.get("space"), dict):
         values = values | {"space": dict(_flat(values["space"], ""))}
@@ -117,12 +117,12 @@ def checked(values: Values, name: str, place: str) -> Sweep:
         file = SweepFile.model_validate(values)
     except ValidationError as error:
         said = map(sweep_validation.in_words, error.errors(include_url=False))
-        raise _refused(place, [*said, *sweep_validation.of_sound_spaces(values)]) from None
+        raise _sweep_error(place, [*said, *sweep_validation.of_sound_spaces(values)]) from None
     if wrong := list(sweep_validation.of_file(file)):
-        raise _refused(place, wrong)
+        raise _sweep_error(place, wrong)
     sweep = Sweep(file.study.name or name, file, recipes.load(file.recipe, file.overrides))
     if wrong := list(_recipe_faults(sweep)):
-        raise _refused(place, wrong)
+        raise _sweep_error(place, wrong)
     return sweep
 
 
@@ -137,7 +137,7 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
         yield 'study.pruner = "hyperband" counts epochs, and the recipe says train.minutes'
     if recipe.student is None and sweep.file.constraint.parameters is not None:
         yield "constraint.parameters is a student's, and the recipe has none"
-    if recipes.is_taught(recipe) and not (recipe.teacher and recipe.teacher.runs):
+    if recipes.has_teacher(recipe) and not (recipe.teacher and recipe.teacher.runs):
         yield (
             f"{sweep.base.name} asks a teacher, and all trials shall have the same: name it, "
             "--teacher RUN"
@@ -170,7 +170,7 @@ def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _refused(place: str, faults: Iterable[str]) -> UserError:
+def _sweep_error(place: str, faults: Iterable[str]) -> UserError:
     lines = list(dict.fromkeys(faults))
     count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
     return UserError("\n  ".join([f"{count} in {place}", *lines]))

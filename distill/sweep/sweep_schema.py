@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from distill.recipe import recipes
 from distill.recipe.loss_schema import MOST, STRICT, Count, Names, Positive
-from distill.recipe.validation import keys, shown
+from distill.recipe.validation import keys, value_text
 
 Options = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, float], Field(strict=False)]
@@ -96,21 +96,23 @@ def option_label(option: Any) -> str:
     where their last names are the same.
     """
     if not isinstance(option, dict):
-        return shown(option)
+        return value_text(option)
     leaves = dict(recipes.leaves(option))
     last = [key.split(".")[-1] for key in leaves]
     names = last if len(set(last)) == len(last) else list(leaves)
-    return ", ".join(f"{name} {shown(v)}" for name, v in zip(names, leaves.values(), strict=True))
+    return ", ".join(
+        f"{name} {value_text(v)}" for name, v in zip(names, leaves.values(), strict=True)
+    )
 
 
 def settings(name: str, space: Space, value: Any) -> Iterator[str]:
     """`optim.lr=0.1` of a name of the space and its value: one override, of a table several."""
     chosen = (option for option in space.options if option_label(option) == value)
     for key, each in pairs(name, next(chosen, value)):
-        yield f"{key}={shown(each)}"
+        yield f"{key}={value_text(each)}"
 
 
-def touched(file: SweepFile) -> list[str]:
+def keys_set(file: SweepFile) -> list[str]:
     """Every key of the recipe that some trial sets."""
     every = (keys_of(name, space) for name, space in file.space.items())
     return list(dict.fromkeys(chain.from_iterable(every)))

@@ -20,15 +20,15 @@ from distill.runs.run_folder import write_json, write_text
 from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import option_label
-from distill.sweep.trials import RUN, WORKER, Trials, counting
+from distill.sweep.trials import RUN, WORKER, Trials, counted_attempts
 from distill.sweep.worker import (
     DIVERGED,
     INFEASIBLE,
     REDRAWN,
     Say,
     Train,
-    opened,
-    with_stored_answers,
+    open_trials,
+    with_cached_logits,
     work,
 )
 
@@ -36,7 +36,7 @@ BEST, SUMMARY = "best.toml", "sweep.json"
 FEWEST = 4  # finished trials, for an importance
 
 
-def carried_out(
+def run_sweep(
     planned: Sweep,
     storage: Storage,
     place: Path,
@@ -55,10 +55,10 @@ def carried_out(
     the storage holds another sweep of its name, Failure where there is no
     best, and what a run raises.
     """
-    planned, note = with_stored_answers(planned)
-    trials = opened(planned, storage, place, inputs)
+    planned, note = with_cached_logits(planned)
+    trials = open_trials(planned, storage, place, inputs)
     count = counted(planned.n_trials, "trial")
-    say(f"{planned.name}: {count}, {trials.left()} to go, {storage.shown}")
+    say(f"{planned.name}: {count}, {trials.n_open()} to go, {storage.shown}")
     say(f"note: {note}")
     work(trials, train, say, done=lambda: write(trials, summary(trials)))
     said = summary(trials)
@@ -67,12 +67,12 @@ def carried_out(
         reasons = dict.fromkeys(row["why"] for row in said["trials"] if row["why"])
         raise Failure("\n  ".join(["no trial was trained to its end: there is no best", *reasons]))
     if is_tested:
-        said["test"] = _tested(trials, said["best"]["trial"], say)
+        said["test"] = _measure_on_test(trials, said["best"]["trial"], say)
         write(trials, said)
     return said
 
 
-def _tested(trials: Trials, number: int, say: Say) -> dict[str, float] | None:
+def _measure_on_test(trials: Trials, number: int, say: Say) -> dict[str, float] | None:
     """The figures of a trial on the test split, which is measured now if it has not been; None if
     its run is on another machine, or another worker measures it now.
     """
@@ -99,7 +99,7 @@ def summary(trials: Trials) -> dict[str, Any]:
     who had it, in turn, `began`, `ended`).
     """
     sweep, attempts = trials.sweep, trials.attempts()
-    ended = {n: a for n, a in counting(attempts).items() if a.state.is_finished()}
+    ended = {n: a for n, a in counted_attempts(attempts).items() if a.state.is_finished()}
     rows = [_row(n, attempt, attempts[n]) for n, attempt in ended.items()]
     complete = [row for row in rows if row["state"] == "complete"]
     choose = max if sweep.is_maximized else min
@@ -143,7 +143,7 @@ def write(trials: Trials, said: dict[str, Any]) -> None:
     best = said["best"]
     if best is None:
         return
-    recipe = trials.sweep.resolved(best["values"]).recipe
+    recipe = trials.sweep.trial_recipe(best["values"]).recipe
     about = _about(trials.sweep, said, trials.place)
     path = trials.place / BEST
     write_text(path, recipes.dumps(recipe.model_copy(update={"about": about})))

@@ -11,7 +11,15 @@ from pydantic_core import ErrorDetails
 
 from distill.events import MEASURES, VALIDATED, measure_name
 from distill.recipe.constraints import Fault, did_you_mean
-from distill.recipe.validation import Values, brief, check, keys, shown, switches, words
+from distill.recipe.validation import (
+    Values,
+    check,
+    keys,
+    schema_text,
+    shorten,
+    switches,
+    value_text,
+)
 from distill.sweep.sweep_schema import (
     KINDS,
     MOST_TRIALS,
@@ -76,7 +84,8 @@ def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
         for each in space.options or space.bounds:
             known = [(key, value) for key, value in pairs(name, each) if key in keys()]
             for fault in (f for key, value in known for f in _value_faults(key, value)):
-                yield f"space.{name}: {fault.key} = {brief(shown(fault.value))} {fault.problem}"
+                value = shorten(value_text(fault.value))
+                yield f"space.{name}: {fault.key} = {value} {fault.problem}"
 
 
 def _value_faults(key: str, value: Any) -> list[Fault]:
@@ -95,7 +104,7 @@ def _nested(key: str, value: Any) -> Values:
 def in_words(detail: ErrorDetails) -> str:
     """What pydantic found, in the words of a recipe's faults."""
     way = [str(part) for part in detail["loc"]]
-    key, kind = brief(".".join(way)), detail["type"]
+    key, kind = shorten(".".join(way)), detail["type"]
     if kind == "missing":
         return f"{key} is missing"
     table = _table(way[:-1] if kind == "extra_forbidden" else way)
@@ -104,19 +113,22 @@ def in_words(detail: ErrorDetails) -> str:
         near = get_close_matches(way[-1], known, n=1)
         return f"{key} is not a key{did_you_mean(*near)}; allowed: {', '.join(known)}"
     if kind == "value_error":
-        return f"{key} = {brief(shown(detail['input']))}; {detail['ctx']['error']}"
+        return f"{key} = {shorten(value_text(detail['input']))}; {detail['ctx']['error']}"
     if way == ["space"]:
         return (
             "space: nothing is varied; allowed: a table of keys, optim.lr = { log = [0.01, 0.5] }"
         )
     if way[0] == "space" and len(way) == 2:
+        value = shorten(value_text(detail["input"]))
         return (
-            f"{key} = {brief(shown(detail['input']))} is no space; allowed: a table of one of "
+            f"{key} = {value} is no space; allowed: a table of one of "
             f"{', '.join(KINDS)}, {{ choice = [0.1, 0.2] }}"
         )
     field = next((f for name, f in table.model_fields.items() if name in way[-3:]), None)
-    said = words(TypeAdapter(field.rebuild_annotation()).json_schema()) if field else "a table"
-    return f"{key} = {brief(shown(detail['input']))} is refused; allowed: {said}"
+    said = (
+        schema_text(TypeAdapter(field.rebuild_annotation()).json_schema()) if field else "a table"
+    )
+    return f"{key} = {shorten(value_text(detail['input']))} is refused; allowed: {said}"
 
 
 def _table(way: Sequence[str]) -> type[BaseModel]:

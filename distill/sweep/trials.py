@@ -28,7 +28,7 @@ NUMBER, WORKER, RUN, TOLD, FULL = "trial", "worker", "run", "told", "full"
 
 
 @dataclass(frozen=True)
-class Taken:
+class ClaimedTrial:
     """An attempt that is ours."""
 
     number: int  # of the trial, from 0
@@ -59,19 +59,19 @@ class Trials:
             found.setdefault(attempt.user_attrs[NUMBER], []).append(attempt)
         return dict(sorted(found.items()))
 
-    def counting(self) -> dict[int, FrozenTrial]:
+    def counted_attempts(self) -> dict[int, FrozenTrial]:
         """The attempt that counts, of every trial that has one."""
-        return counting(self.attempts())
+        return counted_attempts(self.attempts())
 
-    def left(self) -> int:
+    def n_open(self) -> int:
         """How many trials are not done yet, by whomever."""
         return self.sweep.n_trials - sum(
             attempt.state.is_finished()
-            for number, attempt in self.counting().items()
+            for number, attempt in self.counted_attempts().items()
             if number < self.sweep.n_trials
         )
 
-    def take(self, worker: str) -> Taken | None:
+    def claim(self, worker: str) -> ClaimedTrial | None:
         """The first trial that nobody has; None where all are done or somebody has them.
 
         One whose folder is in use is left to who is there: it will notice that it lost the trial.
@@ -79,16 +79,16 @@ class Trials:
         with self.storage.alone:
             self._add_attempts()
             self._end_surplus()
-            for number, attempt in self.counting().items():
+            for number, attempt in self.counted_attempts().items():
                 if number >= self.sweep.n_trials or attempt.state != TrialState.WAITING:
                     continue
-                if lock.holder(self.folder(number).path)[1]:
+                if lock.read_holder(self.folder(number).path)[1]:
                     continue
                 row = self.storage.id_of(self.study, attempt)
                 if self.storage.take(row):
                     self.storage.rows.set_trial_user_attr(row, WORKER, worker)
                     self.storage.rows.set_trial_user_attr(row, RUN, str(self.folder(number).path))
-                    return Taken(number, row, self._trial(number, row))
+                    return ClaimedTrial(number, row, self._trial(number, row))
         return None
 
     def _trial(self, number: int, row: int) -> Trial:
@@ -110,7 +110,7 @@ class Trials:
             trial.should_prune()  # which marks how far it came; it went on then
         return trial
 
-    def mark_full(self, taken: Taken) -> bool:
+    def mark_full(self, taken: ClaimedTrial) -> bool:
         """Marks that the device's memory was full. Says whether the trial ends by it, without a
         value: where it was so before any epoch, twice. The first time somebody else may have had
         it.
@@ -120,7 +120,7 @@ class Trials:
         told = self.storage.rows.get_trial(taken.row).intermediate_values
         return not told and any(FULL in attempt.user_attrs for attempt in attempts)
 
-    def give_back(self, worker: str) -> None:
+    def release(self, worker: str) -> None:
         """What a worker still has, for the others."""
         for row in self._rows_of({worker}):
             self.storage.end(row, TrialState.FAIL)
@@ -128,7 +128,7 @@ class Trials:
     def release_dead(self) -> None:
         """What dead workers had: those of this host at once, by their lock; others when silent."""
         with self.storage.alone:
-            self.storage.end_silent(self.study)
+            self.storage.fail_silent_trials(self.study)
         here = {path.name for path in self._workers.glob("*") if _is_dead(path)}
         for row in self._rows_of(here):
             self.storage.end(row, TrialState.FAIL)
@@ -136,11 +136,11 @@ class Trials:
     @contextmanager
     def working(self, worker: str) -> Iterator[None]:
         """Holds the lock by which others see that this worker lives; gives back what it had."""
-        with lock.held(self._workers / worker):
+        with lock.hold_lock(self._workers / worker):
             try:
                 yield
             finally:
-                self.give_back(worker)
+                self.release(worker)
 
     @property
     def _workers(self) -> Path:
@@ -149,7 +149,7 @@ class Trials:
     def _rows_of(self, workers: set[str]) -> list[int]:
         return [
             self.storage.id_of(self.study, attempt)
-            for attempt in self.counting().values()
+            for attempt in self.counted_attempts().values()
             if attempt.state == TrialState.RUNNING and attempt.user_attrs.get(WORKER) in workers
         ]
 
@@ -188,7 +188,7 @@ class Trials:
                     self.storage.end(self.storage.id_of(self.study, attempt), TrialState.FAIL)
 
 
-def counting(attempts: Mapping[int, Sequence[FrozenTrial]]) -> dict[int, FrozenTrial]:
+def counted_attempts(attempts: Mapping[int, Sequence[FrozenTrial]]) -> dict[int, FrozenTrial]:
     """Of each trial's attempts the first that did not fail, where there is one."""
     firsts = {
         number: next((each for each in several if each.state != TrialState.FAIL), None)
@@ -199,5 +199,5 @@ def counting(attempts: Mapping[int, Sequence[FrozenTrial]]) -> dict[int, FrozenT
 
 def _is_dead(worker: Path) -> bool:
     """Whether a worker of this host was killed: its name is there, its lock is free."""
-    holder, is_alive = lock.holder(worker)
+    holder, is_alive = lock.read_holder(worker)
     return holder is not None and holder.host == socket.gethostname() and not is_alive

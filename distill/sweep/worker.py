@@ -17,20 +17,20 @@ import optuna
 from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from distill.errors import Unfit, UserError
+from distill.errors import UnsuitableRecipe, UserError
 from distill.events import Epoch, Event, Start
 from distill.phrases import counted
 from distill.recipe import recipes
-from distill.recipe.recipes import Recipe, RecipeError, Resolved
+from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
 from distill.runs.run_folder import RunFolder
 from distill.sweep import optuna_space
 from distill.sweep.storage import FINGERPRINT, Storage
 from distill.sweep.sweep_file import Sweep
-from distill.sweep.sweep_schema import pairs, touched
-from distill.sweep.trials import Taken, Trials
+from distill.sweep.sweep_schema import keys_set, pairs
+from distill.sweep.trials import ClaimedTrial, Trials
 from distill.training.divergence import Diverged
 from distill.training.fingerprints import CALLED
-from distill.training.out_of_memory import Full
+from distill.training.out_of_memory import OutOfMemory
 
 LOOK_S = 2.0  # between two looks of a worker that waits for the others
 # Attributes of an attempt: why it has no value, and how often its values were drawn again.
@@ -47,15 +47,15 @@ CHANGES_OLD_SWEEPS = {"augment.trivial.before_crop"}
 VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
 
 Reader = Callable[[Event], None]
-Train = Callable[[Resolved, RunFolder, Reader], None]  # one run, to its end
+Train = Callable[[ResolvedRecipe, RunFolder, Reader], None]  # one run, to its end
 Say = Callable[[str], None]
 
 
-class Lost(Exception):
+class TrialLost(Exception):
     """Another worker has taken this worker's trial."""
 
 
-def opened(
+def open_trials(
     sweep: Sweep, storage: Storage, place: Path, inputs: Mapping[str, str] | None = None
 ) -> Trials:
     """The sweep's trials, those that are done and those to come. Raises UserError where the storage
@@ -66,14 +66,14 @@ def opened(
     inputs = inputs or {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "maximize" if sweep.is_maximized else "minimize"
-    with storage.explained():
-        common = "\n".join([definition(sweep), *_lines(_named(inputs))])
+    with storage.explain_errors():
+        common = "\n".join([definition(sweep), *_lines(_as_definition_keys(inputs))])
         study = storage.study(sweep.name, direction, common, _defaults(sweep))
     study.pruner = optuna_space.pruner(sweep)
     return Trials(sweep, study, storage, place, inputs)
 
 
-def _named(inputs: Mapping[str, str]) -> dict[str, str]:
+def _as_definition_keys(inputs: Mapping[str, str]) -> dict[str, str]:
     """Fingerprints as keys of the definition."""
     return {f"{FINGERPRINT}{name}": value for name, value in inputs.items()}
 
@@ -112,12 +112,12 @@ def _lines(values: Mapping[str, Any]) -> list[str]:
     return [f"{key} = {value}" for key, value in values.items()]
 
 
-def with_stored_answers(sweep: Sweep) -> tuple[Sweep, str]:
+def with_cached_logits(sweep: Sweep) -> tuple[Sweep, str]:
     """The teacher's answers kept for all trials, where they can be; what the head says of it."""
     recipe = sweep.base.recipe
-    if not recipes.is_taught(recipe):
+    if not recipes.has_teacher(recipe):
         return sweep, "no trial asks a teacher"
-    keys = touched(sweep.file)
+    keys = keys_set(sweep.file)
     if varied := [key for key in keys if key.startswith(VIEWED)]:
         names = " and ".join(varied)
         return sweep, f"{names} varies: only trials that agree in it can share stored answers"
@@ -143,32 +143,32 @@ def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lamb
     Raises what a run raises; the trial it befell is given back first.
     """
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
-    with trials.storage.explained(), trials.working(name):
+    with trials.storage.explain_errors(), trials.working(name):
         is_waiting = False
-        while trials.left():
+        while trials.n_open():
             trials.release_dead()
-            taken = trials.take(name)
+            taken = trials.claim(name)
             if taken is not None:
                 is_waiting = False
                 _attempt(trials, taken, train, say)
                 done()
                 continue
             if not is_waiting:
-                others = counted(trials.left(), "trial")
+                others = counted(trials.n_open(), "trial")
                 say(f"{others} with other workers: waiting, in case one dies")
             is_waiting = True
             time.sleep(LOOK_S)
 
 
-def _attempt(trials: Trials, taken: Taken, train: Train, say: Say) -> None:
+def _attempt(trials: Trials, taken: ClaimedTrial, train: Train, say: Say) -> None:
     """One trial, from its values to its end in the storage."""
     storage, sweep, folder = trials.storage, trials.sweep, trials.folder(taken.number)
-    with _as_ours(taken, say), storage.beating(taken.row):
+    with _stop_if_lost(taken, say), storage.heartbeat(taken.row):
         try:
-            resolved = _drawn(taken, sweep, say)
-            train(resolved, folder, Judge(taken, sweep.metric))
-        except (RecipeError, Unfit, Full) as fault:
-            if isinstance(fault, Full) and not trials.mark_full(taken):
+            resolved = _draw_recipe(taken, sweep, say)
+            train(resolved, folder, PruningCallback(taken, sweep.metric))
+        except (RecipeError, UnsuitableRecipe, OutOfMemory) as fault:
+            if isinstance(fault, OutOfMemory) and not trials.mark_full(taken):
                 raise
             why = _reason(fault)
             taken.trial.set_user_attr(INFEASIBLE, why)
@@ -206,7 +206,7 @@ def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
         )
 
 
-def _drawn(taken: Taken, sweep: Sweep, say: Say) -> Resolved:
+def _draw_recipe(taken: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecipe:
     """The recipe of a trial, which is written down. What cannot be trained is drawn again, DRAWS
     times in all. Raises RecipeError where the last of them cannot either.
     """
@@ -215,19 +215,19 @@ def _drawn(taken: Taken, sweep: Sweep, say: Say) -> Resolved:
     is_fixed = file.space.keys() <= known.params.keys()  # a cell of a grid, or taken up again
     values, n_drawn, refusal = dict[str, Any](), 0, None
     while n_drawn < (1 if is_fixed else DRAWS):
-        values, n_drawn = optuna_space.draw(trial.study, known, file), n_drawn + 1
+        values, n_drawn = optuna_space.draw_values(trial.study, known, file), n_drawn + 1
         try:
-            sweep.resolved(values)
+            sweep.trial_recipe(values)
             break
         except RecipeError as fault:
             refusal = fault
-    optuna_space.keep(trial, taken.row, file, values)
+    optuna_space.store_values(trial, taken.row, file, values)
     said = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
     say(f"trial {taken.number} of {sweep.n_trials}: {said}")
     if n_drawn > 1 and refusal is not None:
         trial.set_user_attr(REDRAWN, n_drawn - 1)
         say(f"note: drawn {n_drawn} times; one that cannot be trained: {_reason(refusal)}")
-    return sweep.resolved(values)
+    return sweep.trial_recipe(values)
 
 
 def _reason(fault: Exception) -> str:
@@ -236,28 +236,30 @@ def _reason(fault: Exception) -> str:
     return "; ".join(faults).replace("(--set)", "(the sweep)")
 
 
-def _end(storage: Storage, taken: Taken, state: TrialState, value: float | None = None) -> None:
+def _end(
+    storage: Storage, taken: ClaimedTrial, state: TrialState, value: float | None = None
+) -> None:
     """Raises Lost where somebody has ended it before."""
     if not storage.end(taken.row, state, value):
-        raise Lost
+        raise TrialLost
 
 
 @contextmanager
-def _as_ours(taken: Taken, say: Say) -> Iterator[None]:
+def _stop_if_lost(taken: ClaimedTrial, say: Say) -> Iterator[None]:
     """A trial that is ours no more is left."""
     try:
         yield
-    except (Lost, UpdateFinishedTrialError):
+    except (TrialLost, UpdateFinishedTrialError):
         say(f"trial {taken.number} was taken over by another worker: left to it")
 
 
-class Judge:
+class PruningCallback:
     """Reads a run's events; tells the study each epoch's value and ends the run when it says so.
 
     Raises TrialPruned, or Lost where the trial is another worker's by now.
     """
 
-    def __init__(self, taken: Taken, metric: str) -> None:
+    def __init__(self, taken: ClaimedTrial, metric: str) -> None:
         self.trial, self.metric = taken.trial, metric
         self.known = set(taken.trial.storage.get_trial(taken.row).intermediate_values)
         self.epochs = 0
@@ -271,7 +273,7 @@ class Judge:
             if event.epoch not in self.known:  # by the worker that died
                 self.trial.report(event.metrics[self.metric], event.epoch)
         except UpdateFinishedTrialError as fault:
-            raise Lost from fault
+            raise TrialLost from fault
         if event.epoch < self.epochs and self.trial.should_prune():
             raise TrialPruned
 

@@ -10,7 +10,7 @@ from distill.events import measure_name
 from distill.runs.run_folder import RunFolder
 
 
-def best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder, list[str]]:
+def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder, list[str]]:
     """The teacher to take of finished ones on one data set, at least one, and notes on the choice.
 
     `n_held_out`: images that the run holds out. Teachers that hold out the same ones are preferred.
@@ -18,43 +18,43 @@ def best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder, list[s
     (`data.holdout = 0`) or of different images.
     """
     by_age = sorted(found, key=lambda run: str(run.result()["finished_at"]), reverse=True)
-    preferred = [run for run in by_age if _held_out(run) == n_held_out] or by_age
-    measured = [run for run in preferred if _accuracy(run) is not None]
-    if len({_held_out(run) for run in measured}) != 1:
-        return preferred[0], _newest(preferred, by_age)
-    ranked = sorted(measured, key=lambda run: _accuracy(run) or 0.0, reverse=True)
-    return ranked[0], _ranked(ranked, by_age)
+    preferred = [run for run in by_age if _n_held_out(run) == n_held_out] or by_age
+    measured = [run for run in preferred if _val_accuracy(run) is not None]
+    if len({_n_held_out(run) for run in measured}) != 1:
+        return preferred[0], _notes_on_newest(preferred, by_age)
+    ranked = sorted(measured, key=lambda run: _val_accuracy(run) or 0.0, reverse=True)
+    return ranked[0], _notes_on_best(ranked, by_age)
 
 
-def _held_out(run: RunFolder) -> int | None:
+def _n_held_out(run: RunFolder) -> int | None:
     """How many images a finished run held out; None if an earlier version did not write it."""
     n: int | None = run.result()["data"].get("val_images")
     return n
 
 
-def _accuracy(run: RunFolder) -> float | None:
+def _val_accuracy(run: RunFolder) -> float | None:
     """Of its final weights on the images it held out, 0..1; None if it held out none."""
     metrics = run.result()["metrics"]
     averaged, own = (metrics.get(measure_name("top1", split)) for split in ("val_ema", "val"))
     top1: float | None = own if averaged is None else averaged
-    return top1 if _held_out(run) else None
+    return top1 if _n_held_out(run) else None
 
 
-def _ranked(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
+def _notes_on_best(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
     """The note on the best of some; none if there was no choice."""
     if len(found) == 1:
         return []
     first, *others = ranked
     left = [run for run in found if run not in ranked]
     if others:
-        rank = f"the best of {len(ranked)} on the same {_held_out(first):,} held-out images"
-        following = f"; the next is {others[0].path}, {_accuracy(others[0]):.2%}"
+        rank = f"the best of {len(ranked)} on the same {_n_held_out(first):,} held-out images"
+        following = f"; the next is {others[0].path}, {_val_accuracy(others[0]):.2%}"
     else:
-        rank, following = f"the only one with {_held_out(first):,} held-out images", ""
-    return [_note(first, f"{rank}, {_accuracy(first):.2%}{following}", left)]
+        rank, following = f"the only one with {_n_held_out(first):,} held-out images", ""
+    return [_note(first, f"{rank}, {_val_accuracy(first):.2%}{following}", left)]
 
 
-def _newest(preferred: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
+def _notes_on_newest(preferred: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
     """The note on the newest of some; none if there was no choice."""
     if len(found) == 1:
         return []

@@ -32,11 +32,11 @@ KEY, VIEW = re.compile("[0-9a-f]{32}"), re.compile(r"view-(\d{5,})[.]npz")
 
 
 @dataclass(frozen=True)
-class Stock:
+class CacheEntry:
     """The answers in one folder."""
 
     path: Path
-    depends: dict[str, Any] = field(default_factory=dict)  # empty where the folder does not say
+    depends_on: dict[str, Any] = field(default_factory=dict)  # empty where the folder does not say
     recipe: str = ""  # TOML of the recipe that asked first …
     teachers: tuple[str, ...] = ()  # … its teachers' run folders …
     source: str | None = None  # … and its data
@@ -58,29 +58,29 @@ class Stock:
 
     def read(self, view: int) -> NDArray[np.float16] | None:
         """The answers to a view, float16 [N, C]; None where they are absent or damaged."""
-        return array_cache.recall(f"{FOLDER}/{self.key}/{name_of(view)}", None, np.float16)
+        return array_cache.load_cached(f"{FOLDER}/{self.key}/{view_name(view)}", None, np.float16)
 
 
-def folder() -> Path:
+def logits_folder() -> Path:
     """Where all answers lie."""
     return array_cache.cache_folder() / FOLDER
 
 
-def key_of(depends: dict[str, Any]) -> str:
+def cache_key(depends: dict[str, Any]) -> str:
     """The folder of the answers that depend on exactly this, below the cache folder."""
     canonical = json.dumps(depends, sort_keys=True)
     return f"{FOLDER}/{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
 
 
-def name_of(view: int) -> str:
+def view_name(view: int) -> str:
     """The file of a view, as the cache's keys have it."""
     return f"view-{view:05}"
 
 
-def describe(depends: dict[str, Any], recipe: str) -> None:
+def write_description(depends: dict[str, Any], recipe: str) -> None:
     """Write beside the answers what they depend on; nothing where nothing can be written."""
-    path = array_cache.cache_folder() / key_of(depends) / ABOUT
-    if _opened(path.parent).depends:
+    path = array_cache.cache_folder() / cache_key(depends) / ABOUT
+    if _open_entry(path.parent).depends_on:
         return
     try:
         write_json(path, {"depends": depends, "recipe": recipe})
@@ -88,48 +88,50 @@ def describe(depends: dict[str, Any], recipe: str) -> None:
         return  # then there will be no answers beside it either
 
 
-def stocks() -> list[Stock]:
+def list_entries() -> list[CacheEntry]:
     """All that is stored, the oldest first."""
-    found = [path for path in folder().glob("*") if path.is_dir() and KEY.fullmatch(path.name)]
-    return [_opened(path) for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+    found = [
+        path for path in logits_folder().glob("*") if path.is_dir() and KEY.fullmatch(path.name)
+    ]
+    return [_open_entry(path) for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 
-def listed() -> list[dict[str, Any]]:
+def entry_rows() -> list[dict[str, Any]]:
     """A row for each stock: `key`, who answered, to what, how much, what it depends on."""
     return [
         {
             "key": stock.key,
             "teacher": list(stock.teachers),
             "data": stock.source,
-            "seed": stock.depends.get("seed"),
-            "pipeline": stock.depends.get("pipeline"),
+            "seed": stock.depends_on.get("seed"),
+            "pipeline": stock.depends_on.get("pipeline"),
             "views": len(stock.views),
             "bytes": stock.n_bytes,
-            "size": size(stock.n_bytes),
-            "depends": stock.depends,
+            "size": format_size(stock.n_bytes),
+            "depends": stock.depends_on,
             "path": str(stock.path),
         }
-        for stock in stocks()
+        for stock in list_entries()
     ]
 
 
-def named(keys: Sequence[str]) -> list[Stock]:
+def find_entries(keys: Sequence[str]) -> list[CacheEntry]:
     """The stocks whose keys begin so. Raises UserError for one that none or several have."""
-    every = stocks()
+    every = list_entries()
     found, faults = [], []
     for key in keys:
         hits = [stock for stock in every if stock.key.startswith(key)]
         found += hits[:1]
         if len(hits) != 1:
-            faults.append(f"{key!r} is the beginning of {len(hits)} keys in {folder()}")
+            faults.append(f"{key!r} is the beginning of {len(hits)} keys in {logits_folder()}")
     if faults:
         raise UserError("\n".join([*faults, "Type python cli.py cache info: it lists the keys."]))
     return found
 
 
-def missed(depends: dict[str, Any]) -> list[str]:
+def mismatched_keys(depends: dict[str, Any]) -> list[str]:
     """In what the nearest stock differs from what is wanted; empty where there is none at all."""
-    others = (stock.depends for stock in stocks() if stock.depends)
+    others = (stock.depends_on for stock in list_entries() if stock.depends_on)
     differing = [
         [name for name in depends | other if other.get(name) != depends.get(name)]
         for other in others
@@ -137,7 +139,7 @@ def missed(depends: dict[str, Any]) -> list[str]:
     return min(differing, key=len, default=[])
 
 
-def size(n_bytes: int) -> str:
+def format_size(n_bytes: int) -> str:
     """`12.8 kB`, `40.5 MB`, `1.2 GB`."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if n_bytes >= unit:
@@ -145,18 +147,18 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1e3:.1f} kB"
 
 
-def drop(stock: Stock) -> None:
+def delete_entry(stock: CacheEntry) -> None:
     """Delete a stock. A run that is writing to it begins it anew."""
     shutil.rmtree(stock.path)
 
 
-def _opened(path: Path) -> Stock:
+def _open_entry(path: Path) -> CacheEntry:
     try:
         told = json.loads((path / ABOUT).read_text())
         recipe = tomllib.loads(told["recipe"])
         teachers = recipe.get("teacher", {}).get("runs", ())
         source = recipe.get("data", {}).get("source")
-        return Stock(path, dict(told["depends"]), told["recipe"], tuple(teachers), source)
+        return CacheEntry(path, dict(told["depends"]), told["recipe"], tuple(teachers), source)
     except (
         OSError,
         ValueError,
@@ -165,4 +167,4 @@ def _opened(path: Path) -> Stock:
         AttributeError,
         RecursionError,
     ):  # damaged in any way
-        return Stock(path)
+        return CacheEntry(path)

@@ -19,7 +19,9 @@ CHECKED_IMAGES = 16
 TOLERANCE = 1e-4  # of the largest logit, in float32: some hundred roundings
 
 
-def ready(net: nn.Module, image_size: int, dtype: torch.dtype | None = None) -> nn.Module:
+def prepare_for_inference(
+    net: nn.Module, image_size: int, dtype: torch.dtype | None = None
+) -> nn.Module:
     """A copy of a network in eval mode, to be asked only: images [B, 3, H, W] to its own logits.
 
     Batch norms are folded, where the network can be traced and then still says the same on random
@@ -28,7 +30,7 @@ def ready(net: nn.Module, image_size: int, dtype: torch.dtype | None = None) -> 
     """
     copied = copy.deepcopy(net).eval()
     folded = fold_batch_norms(copy.deepcopy(copied))
-    chosen = folded if same_answers(copied, folded, image_size) else copied
+    chosen = folded if outputs_match(copied, folded, image_size) else copied
     if dtype is not None:
         for module in chosen.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -39,7 +41,7 @@ def ready(net: nn.Module, image_size: int, dtype: torch.dtype | None = None) -> 
 def fold_batch_norms(net: nn.Module) -> nn.Module:
     """The same network, changed in place: each batch norm that can be is part of its kernel."""
     tapped = {id(module) for module in tap_points(net).values()}
-    for kernel_name, norm_name in _pairs(net):
+    for kernel_name, norm_name in _foldable_pairs(net):
         kernel, norm = net.get_submodule(kernel_name), net.get_submodule(norm_name)
         assert isinstance(kernel, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -50,7 +52,7 @@ def fold_batch_norms(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def same_answers(net: nn.Module, other: nn.Module, image_size: int) -> bool:
+def outputs_match(net: nn.Module, other: nn.Module, image_size: int) -> bool:
     """Whether two networks in eval mode agree on random images, to float32 rounding."""
     example = next(net.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +72,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, SmallMapConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
+def _foldable_pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of a convolution and the batch norm that alone reads it; none where tracing fails."""
     try:
         graph = _Tracer().trace(net)
@@ -79,15 +81,15 @@ def _pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:
         readers: Collection[fx.Node] = node.users
-        if not _calls(net, node, nn.Conv2d, SmallMapConv2d) or len(readers) != 1:
+        if not _is_call_of(net, node, nn.Conv2d, SmallMapConv2d) or len(readers) != 1:
             continue
         [reader] = readers
-        if _calls(net, reader, nn.BatchNorm2d):
+        if _is_call_of(net, reader, nn.BatchNorm2d):
             pair = str(node.target), str(reader.target)
             if all(calls.count(name) == 1 for name in pair):  # a shared module means two things
                 yield pair
 
 
-def _calls(net: nn.Module, node: fx.Node, *kinds: type[nn.Module]) -> bool:
+def _is_call_of(net: nn.Module, node: fx.Node, *kinds: type[nn.Module]) -> bool:
     """Whether a node calls a module of exactly one of these kinds: a subclass may do more."""
     return node.op == "call_module" and type(net.get_submodule(str(node.target))) in kinds

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from distill.errors import Unfit
+from distill.errors import UnsuitableRecipe
 from students.resnet import ResNet
 
 
@@ -17,9 +17,9 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
 
     Raises Unfit where it does not fit.
     """
-    ours, theirs = student.get_submodule("head"), _classifier(teacher)
+    ours, theirs = student.get_submodule("head"), _find_classifier(teacher)
     if not isinstance(ours, nn.Linear) or not isinstance(theirs, nn.Linear):
-        raise Unfit(
+        raise UnsuitableRecipe(
             "loss.simkd reuses a linear classifier, and this teacher has none.\n"
             "Type --set loss.simkd=false, or give it a teacher whose last layer is linear."
         )
@@ -27,7 +27,7 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
         width, pool = theirs.in_features, "global"
         if isinstance(teacher, ResNet):  # each channel may be several features
             width, pool = teacher.design.channels[-1], str(teacher.design.pool)
-        raise Unfit(
+        raise UnsuitableRecipe(
             f"loss.simkd reuses the teacher's classifier, which reads {theirs.in_features} "
             f"features; the student's reads {ours.in_features}.\n"
             f"Type --set student.projector_width={width} --set student.pool={pool}."
@@ -36,7 +36,7 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
     ours.requires_grad_(False)
 
 
-def _classifier(teacher: nn.Module) -> nn.Module | None:
+def _find_classifier(teacher: nn.Module) -> nn.Module | None:
     """The layer that gives the logits."""
     inner: Any = getattr(teacher, "net", teacher)  # timm's networks, inside ours, know their own
     found = inner.get_classifier() if hasattr(inner, "get_classifier") else inner.head

@@ -11,29 +11,29 @@ from distill.phrases import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Teacher
-from distill.recipe.validation import shown
+from distill.recipe.validation import value_text
 from distill.runs import run_folder
-from distill.runs.run_folder import RunFolder, broken_in, finished, opened, runs_in
+from distill.runs.run_folder import RunFolder, broken_in, open_finished, open_run, runs_in
 from distill.teacher import best_teacher
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
-from distill.training.build import Division
+from distill.training.build import TrainValSplit
 from distill.training.fingerprints import identity
 
 RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
 
 
-def named(recipe: Recipe) -> list[RunFolder]:
+def named_teachers(recipe: Recipe) -> list[RunFolder]:
     """The runs that teach, as the recipe names them; none where nobody is asked."""
-    if recipe.teacher is None or not recipes.is_taught(recipe):
+    if recipe.teacher is None or not recipes.has_teacher(recipe):
         return []
     return [RunFolder(Path(path)) for path in recipe.teacher.runs]
 
 
-def with_teachers(
+def resolve_teachers(
     recipe: Recipe,
     images: ImageSet,
-    split: Division,
+    split: TrainValSplit,
     earlier: Recipe | None,
     places: Iterable[Path],
     name: str = "",
@@ -44,7 +44,7 @@ def with_teachers(
     Raises UserError where nobody fits, or where a teacher was named that no term asks.
     """
     given = recipe.teacher.runs if recipe.teacher else ()
-    if not recipes.is_taught(recipe):
+    if not recipes.has_teacher(recipe):
         if given:
             raise UserError(
                 f"--teacher {given[0]} was given, and no term of this recipe asks a teacher.\n"
@@ -55,17 +55,19 @@ def with_teachers(
         return recipe, []
     if earlier is not None and earlier.teacher and earlier.teacher.runs:
         return recipes.with_teacher(recipe, earlier.teacher.runs), []
-    chosen, notes = _best(images, split, list(places), recipe, name)
+    chosen, notes = _choose_teacher(images, split, list(places), recipe, name)
     return recipes.with_teacher(recipe, [str(chosen.path)]), notes
 
 
-def _best(
-    images: ImageSet, split: Division, places: list[Path], recipe: Recipe, name: str
+def _choose_teacher(
+    images: ImageSet, split: TrainValSplit, places: list[Path], recipe: Recipe, name: str
 ) -> tuple[RunFolder, list[str]]:
-    every = (run for place in places for run in runs_in(place) if _may_teach(run, images, split))
+    every = (run for place in places for run in runs_in(place) if _is_eligible(run, images, split))
     found = list({run.path.resolve(): run for run in every}.values())  # a place may come twice
     if found:
-        return best_teacher.best(found, 0 if split.held_out is None else len(split.held_out.labels))
+        return best_teacher.choose_best(
+            found, 0 if split.held_out is None else len(split.held_out.labels)
+        )
     broken = "".join(f"\n{note}" for place in places for note in broken_in(place))
     raise UserError(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
@@ -75,36 +77,38 @@ def _best(
     )
 
 
-def _may_teach(run: RunFolder, images: ImageSet, split: Division) -> bool:
+def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool:
     """Whether this run is a finished teacher that fits; a broken or foreign folder is not."""
     try:
         if not run.is_finished or run.role != "teacher":
             return False
         run.check_result()
-        return not _faults(run, images, split)
+        return not _problems(run, images, split)
     except (UserError, OSError):
         return False
 
 
-def passed_over(recipe: Recipe, earlier: Recipe | None, places: Iterable[Path]) -> list[str]:
+def notes_on_broken_runs(
+    recipe: Recipe, earlier: Recipe | None, places: Iterable[Path]
+) -> list[str]:
     """Notes on broken runs among those that a teacher is searched in; none if it is named."""
     for known in (recipe, earlier):
         if known is not None and known.teacher and known.teacher.runs:
             return []
-    if not recipes.is_taught(recipe):
+    if not recipes.has_teacher(recipe):
         return []
     return [note for place in places for note in broken_in(place)]
 
 
-def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
+def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> FrozenTeacher | None:
     """The network that teaches, several as an ensemble; None where no term asks.
 
     Raises UserError where a folder is no finished run, has no weights, other classes, other data,
     or has trained on images that this run holds out, or where the keys of [teacher] ask for another
     number of teachers; every faulty folder and key is named.
     """
-    runs = [_opened(run) for run in named(recipe)]
-    faults = [fault for run in runs for fault in _faults(run, images, split)]
+    runs = [_open_run(run) for run in named_teachers(recipe)]
+    faults = [fault for run in runs for fault in _problems(run, images, split)]
     places = [run.path.resolve() for run in runs]
     faults += [
         f"teacher {place} was given {places.count(place)} times; a mean wants different ones"
@@ -119,17 +123,17 @@ def teacher(recipe: Recipe, images: ImageSet, split: Division) -> Frozen | None:
             if "live teacher" in term.needs
         ]
     if runs:
-        faults += _miscounted(recipe, len(runs))
+        faults += _count_problems(recipe, len(runs))
     if faults:
         raise UserError("\n".join(faults))
-    nets = [build.trained(run) for run in runs]
-    return Frozen(build.as_one(recipe, nets)) if nets else None
+    nets = [build.load_trained(run) for run in runs]
+    return FrozenTeacher(build.combine_teachers(recipe, nets)) if nets else None
 
 
-def _opened(run: RunFolder) -> RunFolder:
+def _open_run(run: RunFolder) -> RunFolder:
     """The run, which is there. Raises UserError otherwise, and says what to type if it moved."""
     try:
-        return opened(run.path)
+        return open_run(run.path)
     except UserError as fault:
         raise UserError(
             f"teacher {fault}\nIf its folder was moved, name the new one, --teacher RUN: a resumed "
@@ -137,7 +141,7 @@ def _opened(run: RunFolder) -> RunFolder:
         ) from fault
 
 
-def _miscounted(recipe: Recipe, n: int) -> Iterator[str]:
+def _count_problems(recipe: Recipe, n: int) -> Iterator[str]:
     """The keys of [teacher] that do not go with so many teachers, one line each."""
     wanted = recipe.teacher or Teacher()
     more = "name several with --teacher A --teacher B"
@@ -146,7 +150,7 @@ def _miscounted(recipe: Recipe, n: int) -> Iterator[str]:
             'teacher.draw = "one" draws one of several teachers for each view, and 1 teaches; '
             f"{more}, or type --set teacher.draw=all"
         )
-    weights = f"teacher.weights = {shown(wanted.weights)}"
+    weights = f"teacher.weights = {value_text(wanted.weights)}"
     if wanted.weights and n == 1:
         yield (
             f"{weights} is for several teachers, and 1 teaches; "
@@ -160,7 +164,7 @@ def _miscounted(recipe: Recipe, n: int) -> Iterator[str]:
         )
 
 
-def check(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str, str]:
+def check_teachers(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str, str]:
     """That the images can be read and the teachers, where some are named, may teach on them.
 
     Returns the fingerprints of train split, test split, class names and teachers by name (see
@@ -169,27 +173,29 @@ def check(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str, str]:
     """
     image_set.check(recipe.data.source)
     images = image_set.load(recipe.data.source, "train")
-    teacher(recipe, images, build.divide(recipe, images))
-    known = [_inputs(recipe, images)]
-    known += [_inputs(each, image_set.load(each.data.source, "train")) for each in variants]
+    load_teacher(recipe, images, build.split_images(recipe, images))
+    known = [_input_fingerprints(recipe, images)]
+    known += [
+        _input_fingerprints(each, image_set.load(each.data.source, "train")) for each in variants
+    ]
     return {name: " + ".join(dict.fromkeys(each[name] for each in known)) for name in known[0]}
 
 
-def _inputs(recipe: Recipe, images: ImageSet) -> dict[str, str]:
+def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
     """The fingerprints of a recipe's images and teachers."""
     test = identify_test(recipe.data.source, images)
-    for run in named(recipe):
-        finished(run.path)
-    known = identity(recipe, images, fingerprints(recipe), test)
+    for run in named_teachers(recipe):
+        open_finished(run.path)
+    known = identity(recipe, images, teachers_fingerprint(recipe), test)
     return {name: value for name, value in known.items() if name != "recipe"}
 
 
-def fingerprints(recipe: Recipe) -> str:
+def teachers_fingerprint(recipe: Recipe) -> str:
     """The identity of the teachers' weights, joined by `+`; empty where nobody teaches."""
-    return run_folder.teachers_fingerprint(named(recipe))
+    return run_folder.teachers_fingerprint(named_teachers(recipe))
 
 
-def _faults(run: RunFolder, images: ImageSet, split: Division) -> list[str]:
+def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
     """Why this run cannot teach on these images, one line each."""
     if not run.is_finished:
         return [f"teacher {run.path} is not finished: it has no {run.result_file.name}; {RETRAIN}"]
@@ -216,10 +222,10 @@ def _faults(run: RunFolder, images: ImageSet, split: Division) -> list[str]:
             f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so whether it "
             f"has seen what is held out is unknown; {RETRAIN}"
         ]
-    return [] if split.held_out is None else _seen(run, images, split.held_out)
+    return [] if split.held_out is None else _held_out_problem(run, images, split.held_out)
 
 
-def _seen(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
+def _held_out_problem(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
     """The fault of a teacher that trained on held-out images: its split follows from the data.
 
     Its recipe.toml is believed only if result.json has its fingerprint and its number of held-out
@@ -232,7 +238,7 @@ def _seen(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
             f"{run.recipe} is not the recipe that teacher {run.path} finished with, so whether it "
             f"has seen what is held out is unknown; bring the file back, or {RETRAIN}"
         ]
-    trained_on, its_held_out = build.parts(its_recipe, images)
+    trained_on, its_held_out = build.split_indices(its_recipe, images)
     if result["data"].get("val_images", len(its_held_out)) != len(its_held_out):
         return [
             f"teacher {run.path} held out {result['data']['val_images']} images, and its recipe "

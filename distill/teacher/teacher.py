@@ -15,78 +15,85 @@ from torch import Tensor, nn
 from distill.data import rng
 from distill.data.loader import Loader, View
 from distill.data.rng import Stream
-from distill.losses.objective import Pair
-from distill.models.features import Answer, Tapped
+from distill.losses.objective import UnmixedTeacherLogits
+from distill.models.features import FeatureExtractor, ModelOutput
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What the teacher says of a batch, as far as it was asked."""
+class TeacherOutput:
+    """The teacher's outputs for one batch; empty except for what the loss terms read."""
 
     logits: Tensor | None = None  # float32 [b, C], of the mixed images
     taps: Mapping[str, Tensor] = field(default_factory=dict)
-    pair: Pair | None = None
+    unmixed: UnmixedTeacherLogits | None = None
 
 
-class Teach(Protocol):
-    """Whoever answers for the teacher."""
+class LogitSource(Protocol):
+    """Computes a teacher's outputs, or reads them from the cache."""
 
-    def __call__(self, view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
-        """The lesson on `images` [b, 3, H, W], samples `rows` of `view`; `needs` as in terms.py."""
+    is_cached: bool  # whether logits are written to the cache and read from it
 
+    def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
+        """Outputs for `images` [b, 3, H, W], the student's input: samples `rows` of `view`."""
 
-class Source(Protocol):
-    """Where a teacher's answers come from."""
-
-    def mixed(self, view: View, rows: Tensor, images: Tensor) -> Answer:
-        """On the student's very pixels."""
-
-    def plain(self, view: View, rows: Tensor) -> Tensor:
-        """Logits [b, C] of samples as they are before mixing."""
+    def unmixed(self, view: View, rows: Tensor) -> Tensor:
+        """Logits [b, C] of samples `rows` of `view`, augmented but not mixed."""
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all that may be asked is known already."""
+    def is_fully_cached(self) -> bool:
+        """Whether every output that this run will need is in the cache."""
 
-    def keep(self) -> None:
-        """Store what was asked so far, where it is stored at all. Called by all processes."""
-
-
-def nobody(view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
-    """No teacher: the control."""
-    return Lesson()
+    def save(self) -> None:
+        """Write new logits to the cache, if there is one. Called by all processes."""
 
 
 @dataclass(frozen=True)
-class Taught:
-    """A source is asked for what the terms need now, and for nothing else."""
+class Teacher:
+    """Query a source for the outputs that the active loss terms read.
 
-    source: Source
+    Without a source there is no teacher: every output is empty.
+    """
+
+    source: LogitSource | None = None
 
     @property
-    def is_complete(self) -> bool:
-        """Whether no answer will have to be asked for any more."""
-        return self.source.is_complete
+    def is_cached(self) -> bool:
+        """Whether logits are written to the cache and read from it."""
+        return self.source is not None and self.source.is_cached
 
-    def keep(self) -> None:
-        """Store what was asked so far, where it is stored at all. Called by all processes."""
-        self.source.keep()
+    @property
+    def is_fully_cached(self) -> bool:
+        """Whether the teacher's network will not run any more; true without a teacher."""
+        return self.source is None or self.source.is_fully_cached
 
-    def __call__(self, view: View, rows: Tensor, images: Tensor, needs: frozenset[str]) -> Lesson:
-        lesson = Lesson()
+    def save(self) -> None:
+        """Write new logits to the cache, if there is one. Called by all processes."""
+        if self.source is not None:
+            self.source.save()
+
+    def __call__(
+        self, view: View, rows: Tensor, images: Tensor, needs: frozenset[str]
+    ) -> TeacherOutput:
+        """The outputs for `images` [b, 3, H, W], the student's input: samples `rows` of `view`.
+
+        `needs`: the inputs that the active loss terms read, by the names in
+        `distill/recipe/loss_schema.py`.
+        """
+        if self.source is None:
+            return TeacherOutput()
+        logits: Tensor | None = None
+        taps: Mapping[str, Tensor] = {}
+        unmixed = None
         if needs & {"teacher", "live teacher"}:
-            answer = self.source.mixed(view, rows, images)
-            lesson = Lesson(answer.logits, answer.taps)
+            logits, taps = self.source.mixed(view, rows, images)
         if "pair" in needs:
-            lesson = Lesson(lesson.logits, lesson.taps, self._pair(view, rows))
-        return lesson
-
-    def _pair(self, view: View, rows: Tensor) -> Pair:
-        own, partner = (self.source.plain(view, r) for r in (rows, view.partners(rows)))
-        return Pair(own, partner, view.own_share(rows).to(own.device))
+            own, partner = (self.source.unmixed(view, r) for r in (rows, view.partners(rows)))
+            share = view.own_share(rows).to(own.device)
+            unmixed = UnmixedTeacherLogits(own, partner, share)
+        return TeacherOutput(logits, taps, unmixed)
 
 
-class Frozen(nn.Module):
+class FrozenTeacher(nn.Module):
     """A network that cannot wake: always in eval mode, no gradients, whatever is called on it."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -103,37 +110,43 @@ class Frozen(nn.Module):
         return logits
 
 
-class Live:
+class OnlineTeacher:
     """The frozen teacher, asked for every batch; in no optimizer, no DDP, no checkpoint."""
 
     def __init__(
-        self, teacher: Frozen, accelerator: Accelerator, loader: Loader, taps: tuple[str, ...] = ()
+        self,
+        teacher: FrozenTeacher,
+        accelerator: Accelerator,
+        loader: Loader,
+        taps: tuple[str, ...] = (),
     ) -> None:
-        self.tapped = Tapped(teacher.net, taps)
+        self.extractor = FeatureExtractor(teacher.net, taps)
         self.accelerator, self.loader = accelerator, loader
 
     @torch.no_grad()  # not inference_mode: a loss may keep these answers for its backward
-    def mixed(self, view: View, rows: Tensor, images: Tensor) -> Answer:
+    def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
         with self.accelerator.autocast():
-            answer: Answer = self.tapped(images)
-        return Answer(answer.logits.float(), {name: t.float() for name, t in answer.taps.items()})
+            answer: ModelOutput = self.extractor(images)
+        return ModelOutput(
+            answer.logits.float(), {name: t.float() for name, t in answer.taps.items()}
+        )
 
-    is_complete = False
+    is_cached = is_fully_cached = False
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Stores nothing: the logits are computed anew for every batch."""
 
     @property
-    def networks(self) -> "tuple[Live, ...]":
+    def networks(self) -> "tuple[OnlineTeacher, ...]":
         """This teacher alone; several if they are drawn."""
         return (self,)
 
-    def plain(self, view: View, rows: Tensor) -> Tensor:
+    def unmixed(self, view: View, rows: Tensor) -> Tensor:
         images = self.loader.resized(view, self.loader.augment(view, rows))
         return self.mixed(view, rows, images).logits
 
 
-class Drawn:
+class OneTeacherPerView:
     """One of several live teachers for each view, at the price of one forward.
 
     Blakeney et al. (2022, arXiv 2211.00683) draw a teacher for each step and find the gain of the
@@ -142,20 +155,22 @@ class Drawn:
     many as teachers, above 0, of any sum; each is drawn with the probability w / sum w.
     """
 
-    def __init__(self, teachers: Sequence[Live], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self, teachers: Sequence[OnlineTeacher], weights: Sequence[float], seed: int
+    ) -> None:
         self.networks, self.weights, self.seed = tuple(teachers), tuple(weights), seed
 
     def choice(self, view: int) -> int:
         """The position of the teacher of a view."""
         return rng.choice(self.seed, view, Stream.TEACHER, self.weights)
 
-    def mixed(self, view: View, rows: Tensor, images: Tensor) -> Answer:
+    def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
         return self.networks[self.choice(view.number)].mixed(view, rows, images)
 
-    def plain(self, view: View, rows: Tensor) -> Tensor:
-        return self.networks[self.choice(view.number)].plain(view, rows)
+    def unmixed(self, view: View, rows: Tensor) -> Tensor:
+        return self.networks[self.choice(view.number)].unmixed(view, rows)
 
-    is_complete = False
+    is_cached = is_fully_cached = False
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Stores nothing: the logits are computed anew for every batch."""

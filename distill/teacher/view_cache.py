@@ -23,15 +23,15 @@ from torch import Tensor
 from distill.data import array_cache
 from distill.data.augment.pipeline import Pipeline
 from distill.data.loader import Loader, View
-from distill.models.features import Answer
+from distill.models.features import ModelOutput
 from distill.teacher import cache_files
-from distill.teacher.teacher import Source
+from distill.teacher.teacher import LogitSource
 
 FORMAT = 2  # of the files, and of how a sample's draws become pixels: a change empties the store
 DOUBT = 0.05  # of the range of a batch's logits: what a stored answer may differ from the teacher's
 
 
-class Survey(NamedTuple):
+class CachedViews(NamedTuple):
     """How many views are wanted, can be read, whole or in part, and are there but damaged."""
 
     wanted: int
@@ -39,7 +39,7 @@ class Survey(NamedTuple):
     damaged: int
 
 
-class Origin(NamedTuple):
+class ViewOrigin(NamedTuple):
     """Of a view's logits: what they depend on beside the view, and the TOML of a recipe that asks
     for them.
     """
@@ -48,7 +48,7 @@ class Origin(NamedTuple):
     recipe: str
 
 
-class Stored:
+class CachedTeacher:
     """A source that asks another only for what is not stored yet, and stores it.
 
     An answer is rounded to float16 before it is used the first time too, so that a run gives the
@@ -60,105 +60,110 @@ class Stored:
     that is resumed finds what it had asked, and two writers write the same bytes.
     """
 
+    is_cached = True
+
     def __init__(
         self,
-        source: Source,
+        source: LogitSource,
         loader: Loader,
         accelerator: Accelerator,
         identity: dict[str, str],
         *,
         recipe: str = "",
         pairs: bool = False,
-        origin: Callable[[int], Origin] | None = None,
+        origin: Callable[[int], ViewOrigin] | None = None,
     ) -> None:
         self.source, self.loader, self.accelerator = source, loader, accelerator
-        self.origin = origin or (lambda view: Origin(identity, recipe))
+        self.origin = origin or (lambda view: ViewOrigin(identity, recipe))
         self.mixed_asked = not pairs
-        self.shelves: dict[bool, Shelf] = {}  # by whether the images are mixed
+        self.shelves: dict[bool, ViewCache] = {}  # by whether the images are mixed
         self.trusted = True
 
-    def mixed(self, view: View, rows: Tensor, images: Tensor) -> Answer:
-        shelf = self._shelf(view, mixed=True)
+    def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
+        shelf = self._view_cache(view, mixed=True)
         if not shelf.complete:
             shelf.put(rows, self.source.mixed(view, rows, images).logits)
-        return Answer(shelf.get(rows), {})
+        return ModelOutput(shelf.get(rows), {})
 
-    def plain(self, view: View, rows: Tensor) -> Tensor:
-        shelf = self._shelf(view, mixed=False)
+    def unmixed(self, view: View, rows: Tensor) -> Tensor:
+        shelf = self._view_cache(view, mixed=False)
         if not shelf.complete:
-            shelf.put(rows, self.source.plain(view, rows))
+            shelf.put(rows, self.source.unmixed(view, rows))
         return shelf.get(rows)
 
     @property
-    def is_complete(self) -> bool:
+    def is_fully_cached(self) -> bool:
         """Whether the views that come again and again are all there, every sample of each, with
         images of every side.
         """
-        calendar = self.loader.calendar
-        if calendar.views is None or not self.mixed_asked:
+        schedule = self.loader.schedule
+        if schedule.views is None or not self.mixed_asked:
             return False
-        return all(self._has(calendar.views, side) for _, side in calendar.spans)
+        return all(self._has_all(schedule.views, side) for _, side in schedule.spans)
 
-    def _has(self, views: int, side: int | None) -> bool:
+    def _has_all(self, views: int, side: int | None) -> bool:
         """Whether so many views with images of one side are all there."""
         with self.loader.at_side(side):
             return all(
-                self._shelf(self.loader.view(epoch), mixed=True).complete for epoch in range(views)
+                self._view_cache(self.loader.view(epoch), mixed=True).complete
+                for epoch in range(views)
             )
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write what was asked since the last time. Called by all processes."""
         for shelf in self.shelves.values():
             if shelf.has_news:
                 shelf.write()
 
-    def survey(self, epochs: int) -> Survey:
+    def count_views(self, epochs: int) -> CachedViews:
         """What is there of the views of so many epochs. Reads every file once."""
         shape = tuple(self.loader.targets.shape)
         keys = list(self._keys(epochs))
-        kept = [key for key in keys if array_cache.is_kept(key)]
-        readable = sum(array_cache.recall(key, shape, np.float16) is not None for key in kept)
-        return Survey(len(keys), readable, len(kept) - readable)
+        kept = [key for key in keys if array_cache.is_cached(key)]
+        readable = sum(array_cache.load_cached(key, shape, np.float16) is not None for key in kept)
+        return CachedViews(len(keys), readable, len(kept) - readable)
 
     def folders(self, epochs: int) -> list[Path]:
         """The cache folder, and those below it with the files of the views of so many epochs."""
         top = array_cache.cache_folder()
         return [
             top,
-            cache_files.folder(),
+            cache_files.logits_folder(),
             *sorted({(top / key).parent for key in self._keys(epochs)}),
         ]
 
-    def missed(self) -> list[str]:
+    def mismatched_keys(self) -> list[str]:
         """In what the nearest stored answers differ from those of the first view; empty where there
         are none.
         """
-        return cache_files.missed(self.depends(0, self.loader.pipeline, mixed=self.mixed_asked))
+        return cache_files.mismatched_keys(
+            self.depends_on(0, self.loader.pipeline, mixed=self.mixed_asked)
+        )
 
-    def agrees(self, step: int) -> bool | None:
+    def matches_teacher(self, step: int) -> bool | None:
         """Whether the teacher still says of a step's first rows what is stored of them.
 
         None where nothing is. What disagrees is not used, nor is anything else that is stored: the
         teacher is asked again. One forward pass.
         """
         view, rows = self.loader.batches(step)[0]
-        shelf = self._shelf(view, mixed=self.mixed_asked)
+        shelf = self._view_cache(view, mixed=self.mixed_asked)
         if not shelf.complete:
             return None
-        self.trusted = everywhere(same(self.asked_anew(view, rows), shelf.get(rows)))
+        self.trusted = on_all_processes(logits_match(self.recompute(view, rows), shelf.get(rows)))
         if not self.trusted:
             self.shelves.clear()
         return self.trusted
 
-    def asked_anew(self, view: View, rows: Tensor) -> Tensor:
+    def recompute(self, view: View, rows: Tensor) -> Tensor:
         """What the source says today, logits [b, C], whatever is stored."""
         if not self.mixed_asked:
-            return self.source.plain(view, rows)
+            return self.source.unmixed(view, rows)
         images, targets = self.loader.augment(view, rows), self.loader.one_hot(rows)
         images, _ = self.loader.mix(view, rows, images, targets)
         return self.source.mixed(view, rows, self.loader.resized(view, images)).logits
 
-    def depends(self, view: int, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
+    def depends_on(self, view: int, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
         """All that an answer to a view depends on beside its view and sample."""
         seen = pipeline if mixed else pipeline.without(operations=False, mixing=True)
         return self.origin(view).identity | {
@@ -167,58 +172,58 @@ class Stored:
             "pipeline": repr(seen),
         }
 
-    def asks(self, mixed: bool) -> int:
+    def requests_per_view(self, mixed: bool) -> int:
         """How often a process asks in a view: once a part of a batch, twice for pairs."""
         return self.loader.steps_per_epoch * self.loader.part.accumulate * (1 if mixed else 2)
 
     def key(self, view: int, pipeline: Pipeline, *, mixed: bool) -> str:
         """Where the answers to a view lie."""
-        depends = self.depends(view, pipeline, mixed=mixed)
-        return f"{cache_files.key_of(depends)}/{cache_files.name_of(view)}"
+        depends = self.depends_on(view, pipeline, mixed=mixed)
+        return f"{cache_files.cache_key(depends)}/{cache_files.view_name(view)}"
 
     def _keys(self, epochs: int) -> Iterator[str]:
         """Of the views of so many epochs, each once."""
-        calendar = self.loader.calendar
+        schedule = self.loader.schedule
         views = {
-            (calendar.view(epoch), calendar.pipeline(self.loader.pipeline, epoch))
+            (schedule.view(epoch), schedule.pipeline(self.loader.pipeline, epoch))
             for epoch in range(epochs)
         }
         return (self.key(view, pipeline, mixed=self.mixed_asked) for view, pipeline in views)
 
-    def _shelf(self, view: View, *, mixed: bool) -> "Shelf":
+    def _view_cache(self, view: View, *, mixed: bool) -> "ViewCache":
         """The view's answers, looked up when its first batch comes."""
         shelf = self.shelves.get(mixed)
         if shelf is None or shelf.view is not view:
             if shelf is not None and shelf.has_news:
                 shelf.write()
-            shelf = Shelf(view, self, mixed)
+            shelf = ViewCache(view, self, mixed)
             self.shelves[mixed] = shelf
         return shelf
 
 
-def everywhere(here: bool) -> bool:
+def on_all_processes(here: bool) -> bool:
     """Whether it is so for all processes: on several machines each may have a store of its own."""
     return all(gather_object([here]))
 
 
-def same(said: Tensor, kept: Tensor) -> bool:
+def logits_match(computed: Tensor, cached: Tensor) -> bool:
     """Whether logits [b, C] are those that were kept, but for rounding and the device's own."""
-    return bool((said - kept).abs().max() <= DOUBT * (said.max() - said.min()))
+    return bool((computed - cached).abs().max() <= DOUBT * (computed.max() - computed.min()))
 
 
-class Shelf:
+class ViewCache:
     """One view's logits, float16 [N, C] on the device; NaN where nothing is known yet."""
 
-    def __init__(self, view: View, stored: Stored, mixed: bool) -> None:
+    def __init__(self, view: View, stored: CachedTeacher, mixed: bool) -> None:
         self.view, self.stored, self.mixed = view, stored, mixed
         self.key = stored.key(view.number, view.pipeline, mixed=mixed)
-        self.asks_left = stored.asks(mixed)
+        self.asks_left = stored.requests_per_view(mixed)
         self.has_news = False
         shape = tuple(stored.loader.targets.shape)
-        self.wanted = _wanted(view, stored.loader, mixed=mixed)
-        found = array_cache.recall(self.key, shape, np.float16) if stored.trusted else None
+        self.wanted = _required_samples(view, stored.loader, mixed=mixed)
+        found = array_cache.load_cached(self.key, shape, np.float16) if stored.trusted else None
         whole = found is not None and not np.isnan(found[self.wanted]).any()
-        self.complete = everywhere(whole)
+        self.complete = on_all_processes(whole)
         logits = np.full(shape, np.nan, np.float16) if found is None else found
         self.logits = torch.from_numpy(logits).to(stored.accelerator.device)
 
@@ -242,12 +247,12 @@ class Shelf:
         self.complete, self.has_news = not np.isnan(kept[self.wanted]).any(), False
         if accelerator.is_main_process:
             number, stored = self.view.number, self.stored
-            depends = stored.depends(number, self.view.pipeline, mixed=self.mixed)
-            cache_files.describe(depends, stored.origin(number).recipe)
-            array_cache.keep(self.key, kept)
+            depends = stored.depends_on(number, self.view.pipeline, mixed=self.mixed)
+            cache_files.write_description(depends, stored.origin(number).recipe)
+            array_cache.save_cached(self.key, kept)
 
 
-def _wanted(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:
+def _required_samples(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:
     """The samples that an epoch asks for: all but the last partial batch; with their partners."""
     order = view.order[: loader.steps_per_epoch * loader.batch_size]
     return (order if mixed else torch.cat([order, view.partners(order)])).cpu().numpy()

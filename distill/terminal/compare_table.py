@@ -9,19 +9,19 @@ from rich.text import Text
 
 from distill.events import measure_name
 from distill.files.safe_text import visible
-from distill.runs.compare import ClassDifference, Comparison, Side
+from distill.runs.compare import ClassDifference, ComparedRun, Comparison
 from distill.statistics import Interval
 from distill.terminal.progress import duration, grouped, percent
 
 MOST_CLASSES = 10  # listed, those that differ most; --json has all
 
 
-def comparison(compared: Comparison) -> RenderableType:
+def comparison_tables(compared: Comparison) -> RenderableType:
     """Both side by side, the test of their difference, their recipes, and what it says."""
     return Group(
-        _figures(compared.a, compared.b),
+        _side_by_side(compared.a, compared.b),
         Text(),
-        *_together(compared),
+        *_test_lines(compared),
         Text(),
         Text("the recipes differ in", "bold"),
         *(Text(f"  {line}") for line in compared.recipes or ("nothing",)),
@@ -32,7 +32,7 @@ def comparison(compared: Comparison) -> RenderableType:
     )
 
 
-_ROWS: Sequence[tuple[str, Callable[[Side], str]]] = (
+_ROWS: Sequence[tuple[str, Callable[[ComparedRun], str]]] = (
     ("run", lambda side: side.run),
     ("recipe", lambda side: side.recipe),
     ("network", lambda side: side.network),
@@ -49,7 +49,7 @@ def _table() -> Table:
     return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
 
 
-def _figures(a: Side, b: Side) -> Table:
+def _side_by_side(a: ComparedRun, b: ComparedRun) -> Table:
     table = _table()
     table.add_column("", no_wrap=True)
     for name in "AB":
@@ -59,7 +59,7 @@ def _figures(a: Side, b: Side) -> Table:
     return table
 
 
-def _together(compared: Comparison) -> list[Text]:
+def _test_lines(compared: Comparison) -> list[Text]:
     low, high = compared.difference_interval
     rows = {
         "B − A": f"{points(compared.difference)} points [{points(low)}, {points(high)}]",

@@ -13,7 +13,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from distill.terminal.progress import UNKNOWN, duration, quarter
+from distill.terminal.progress import UNKNOWN, duration, quarters_done
 
 SPEED_OVER_S = 30.0  # the official host's speed swings; a mean of seconds says nothing
 TELL_EVERY_S = 60.0
@@ -63,7 +63,7 @@ class DownloadDisplay:
         now = time.monotonic()
         began_at, first = self._began = self._began or (now, done)
         told_at, told = self._told
-        if quarter(done, total) > quarter(told, total) or now - told_at > TELL_EVERY_S:
+        if quarters_done(done, total) > quarters_done(told, total) or now - told_at > TELL_EVERY_S:
             speed = (done - first) / max(now - began_at, 1e-3)
             left = duration((total - done) / speed) if speed else UNKNOWN
             self.console.print(

@@ -10,16 +10,16 @@ from rich.text import Text
 
 from distill.files.safe_text import visible
 from distill.phrases import counted
-from distill.terminal.progress import UNKNOWN, fact, grouped, percent
+from distill.terminal.progress import UNKNOWN, grouped, label_line, percent
 
 Figures = Mapping[str, Any]
 CONFUSED_WITH = 2  # classes named beside each
 
 
-def evaluation(figures: Figures) -> RenderableType:
+def evaluation_tables(figures: Figures) -> RenderableType:
     """What `evaluate` found: the headline, each class, then whatever else was asked for."""
     blocks: list[RenderableType] = [
-        Text("\n").join(head(figures)),
+        Text("\n").join(head_lines(figures)),
         headline_table(figures),
         Text("\n").join(remarks(figures)),
         class_table(figures["per_class"], figures["confusion"]),
@@ -31,12 +31,12 @@ def evaluation(figures: Figures) -> RenderableType:
     return Group(*spaced[:-1])
 
 
-def head(figures: Figures) -> Iterator[Text]:
+def head_lines(figures: Figures) -> Iterator[Text]:
     """Which run, which network, on what."""
     size = f"{figures['parameters']:,} parameters, {figures['macs'] / 1e6:,.1f} M MACs an image"
-    yield fact("run", f"{figures['run']}, {figures['role']}")
-    yield fact("network", f"{figures['network']}, {size}")
-    yield fact("data", f"{figures['data']}, {figures['n']:,} test images")
+    yield label_line("run", f"{figures['run']}, {figures['role']}")
+    yield label_line("network", f"{figures['network']}, {size}")
+    yield label_line("data", f"{figures['data']}, {figures['n']:,} test images")
 
 
 def headline_table(figures: Figures) -> Table:
@@ -63,18 +63,18 @@ def remarks(figures: Figures) -> Iterator[Text]:
     absent = figures["absent"]
     if figures["temperature"] is not None:
         temperature = f"temperature {figures['temperature']:.3f}, fitted on the held-out part"
-        yield fact("scaling", temperature)
+        yield label_line("scaling", temperature)
     else:
-        yield missing("scaling", absent["temperature"])
+        yield missing_line("scaling", absent["temperature"])
     if figures["teacher_kl"] is not None:
         agreement = f"same answer on {percent(figures['teacher_agreement'])}"
         kl = f"KL(teacher || student) {nats(figures['teacher_kl'])}"
-        yield fact("teacher", f"{agreement}, {kl}")
+        yield label_line("teacher", f"{agreement}, {kl}")
     elif figures["role"] == "student":
-        yield missing("teacher", absent["teacher_agreement"])
+        yield missing_line("teacher", absent["teacher_agreement"])
 
 
-def missing(label: str, reason: str) -> Text:
+def missing_line(label: str, reason: str) -> Text:
     """A fact that is not known, and why."""
     return Text.assemble((f"{label:<9}", "bold cyan"), (f"{UNKNOWN}  {reason}", "dim"))
 
@@ -93,12 +93,12 @@ def class_table(classes: Sequence[Figures], confusion: Sequence[Sequence[int]]) 
             grouped(each["n"]),
             percent(each["accuracy"]),
             interval(each["interval"], percent),
-            Text(", ".join(mistakes(names, label, confusion[label]))),
+            Text(", ".join(frequent_mistakes(names, label, confusion[label]))),
         )
     return table
 
 
-def mistakes(names: Sequence[str], label: int, counts: Sequence[int]) -> Iterator[str]:
+def frequent_mistakes(names: Sequence[str], label: int, counts: Sequence[int]) -> Iterator[str]:
     """`dog 178`: the classes that a class is most often called, the most frequent first."""
     others = [(count, other) for other, count in enumerate(counts) if count and other != label]
     for count, other in sorted(others, key=lambda each: (-each[0], each[1]))[:CONFUSED_WITH]:
@@ -123,10 +123,10 @@ def against_block(figures: Figures) -> RenderableType:
             grouped(alone),
             both,
         )
-    return Group(table, Text(verdict(figures["run"], other)))
+    return Group(table, Text(mcnemar_text(figures["run"], other)))
 
 
-def verdict(run: str, other: Figures) -> str:
+def mcnemar_text(run: str, other: Figures) -> str:
     """McNemar's p in words."""
     p = "McNemar's p " + ("< 0.0001" if other["p"] < 1e-4 else f"= {other['p']:.4f}")
     if other["better"] is None:
@@ -163,8 +163,8 @@ def latency_block(figures: Figures) -> RenderableType:
     )
     return Text("\n").join(
         [
-            fact("latency", f"{found['batch_1']:,.3g} ms for 1 image  ({where}, median)"),
-            fact("", f"{found['batch_128']:,.3g} ms for 128 images"),
+            label_line("latency", f"{found['batch_1']:,.3g} ms for 1 image  ({where}, median)"),
+            label_line("", f"{found['batch_128']:,.3g} ms for 128 images"),
         ]
     )
 

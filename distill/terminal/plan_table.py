@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.phrases import counted
-from distill.terminal.progress import UNKNOWN, grouped, in_one_unit, roughly
+from distill.terminal.progress import UNKNOWN, grouped, rounded_time, time_with_range
 
 Row = Mapping[str, Any]
 BUSY = 0.7  # share of the processor below which other programs are mentioned
@@ -27,7 +27,7 @@ def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
     if fitting:
         blocks += [Text(), _fitting(fitting), *_commands(fitting[0])]
     if others:
-        blocks += [Text(), Text("These do not fit:", "bold"), _others(others)]
+        blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(others)]
     return [*blocks, Text(), *(Text(note, "dim") for note in _notes(planned))]
 
 
@@ -41,7 +41,7 @@ def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
     quickest = next(r for r in planned["recipes"] if r["recipe"] == planned["quickest"])
     return [
         f"Nothing fits into {asked}.",
-        f"The quickest is {quickest['recipe']}: about {_taken(quickest)}.",
+        f"The quickest is {quickest['recipe']}: about {_time_with_range(quickest)}.",
         f"Type --minutes {math.ceil(quickest['high'])}.",
     ]
 
@@ -61,7 +61,7 @@ def _fitting(rows: Sequence[Row]) -> Table:
             _accuracy(row).replace(", ", "\n"),
             _short(own if is_teacher else teacher),
             _short(None if is_teacher else own),
-            _taken(row).replace(" (", "\n("),
+            _time_with_range(row).replace(" (", "\n("),
         )
     return table
 
@@ -71,26 +71,26 @@ def _commands(best: Row) -> list[Text]:
     return [Text(), heading, *(Text(f"  {each}") for each in best["commands"])]
 
 
-def _others(rows: Sequence[Row]) -> Table:
+def _slower_recipes(rows: Sequence[Row]) -> Table:
     """Recipes of the same networks and the same time are one row."""
     table = _table()
     for heading in ("recipe", "network"):
         table.add_column(heading, overflow="fold")
     for heading in ("accuracy", "together"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for _, same in groupby(rows, key=_alike):
+    for _, same in groupby(rows, key=_grouping_key):
         alike = list(same)
         table.add_row(
             Text(", ".join(row["recipe"] for row in alike)),
             alike[0]["training"]["network"],
             _accuracy(alike[0]),
-            _taken(alike[0]),
+            _time_with_range(alike[0]),
         )
     return table
 
 
-def _alike(row: Row) -> tuple[object, ...]:
-    return row["training"]["network"], row["accuracy"], _taken(row)
+def _grouping_key(row: Row) -> tuple[object, ...]:
+    return row["training"]["network"], row["accuracy"], _time_with_range(row)
 
 
 def _table() -> Table:
@@ -105,14 +105,14 @@ def _accuracy(row: Row) -> str:
     return f"{row['accuracy']:.2f} %{seeds}"
 
 
-def _taken(row: Row) -> str:
+def _time_with_range(row: Row) -> str:
     """`48 min (41 to 55)`."""
-    return roughly(60 * row["minutes"], 60 * row["low"], 60 * row["high"])
+    return time_with_range(60 * row["minutes"], 60 * row["low"], 60 * row["high"])
 
 
 def _short(part: Row | None) -> str:
     """`48 min`."""
-    return UNKNOWN if part is None else in_one_unit(60 * part["minutes"])
+    return UNKNOWN if part is None else rounded_time(60 * part["minutes"])
 
 
 def _notes(planned: Mapping[str, Any]) -> list[str]:

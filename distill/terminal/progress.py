@@ -44,7 +44,7 @@ GAP = "  "
 
 
 @dataclass(frozen=True)
-class Row:
+class ClosingRow:
     """One network of the closing table; shares 0..1, None where a figure is not known."""
 
     name: str
@@ -55,7 +55,7 @@ class Row:
     time_s: float | None = None
 
 
-class Display:
+class ProgressDisplay:
     """Called with each event, inside `with`; `progress` is the callback for work before the run."""
 
     def __init__(self, console: Console) -> None:
@@ -75,7 +75,7 @@ class Display:
             redirect_stdout=False,
         )
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
         if self.console.is_interactive:
             self._live.start()
         return self
@@ -109,7 +109,9 @@ class Display:
         before, _ = self._preparing.get(what, (0, total))
         # A new dict: the thread that draws may be reading the old one.
         self._preparing = self._preparing | {what: (done, total)}
-        if not self.console.is_interactive and quarter(done, total) > quarter(before, total):
+        if not self.console.is_interactive and quarters_done(done, total) > quarters_done(
+            before, total
+        ):
             self._print(Text(f"{what}  {done:,} of {total:,}"))
 
     def bars(self) -> RenderableType:
@@ -186,7 +188,7 @@ class Display:
         return None if s_per_step is None else s_per_step * steps
 
     def _latest(self) -> Text:
-        parts = [losses(self._metrics), *accuracies(self._metrics)]
+        parts = [losses_text(self._metrics), *accuracy_texts(self._metrics)]
         if LR in self._metrics:
             parts.insert(1, f"lr {self._metrics[LR]:.4g}")
         if self._best_epoch is not None:
@@ -210,41 +212,41 @@ def retry_line(retry: Retry) -> Text:
 
 def estimate_line(estimate: Estimate) -> Text:
     """How long the run takes in all, with its range, and from how many steps that is known."""
-    total = roughly(estimate.total_s, estimate.low_s, estimate.high_s)
+    total = time_with_range(estimate.total_s, estimate.low_s, estimate.high_s)
     steps = counted(estimate.steps, "step", "steps")
     return Text(f"about {total} in all, from the first {steps}")
 
 
 def head_lines(start: Start) -> Iterator[Text]:
     """What will be trained, on what, by how many; notes as warnings."""
-    yield fact(start.role, f"{start.network}, {start.parameters:,} parameters")
+    yield label_line(start.role, f"{start.network}, {start.parameters:,} parameters")
     if start.role == "student":
-        yield fact("teacher", teacher(start))
-    yield fact("recipe", start.recipe)
+        yield label_line("teacher", teacher_text(start))
+    yield label_line("recipe", start.recipe)
     classes = counted(start.n_classes, "class", "classes")
     images = counted(start.train_images, "image")
     images = f"{images} to train on, {start.val_images:,} held out"
-    yield fact("data", f"{start.data}, {classes}, {images}")
+    yield label_line("data", f"{start.data}, {classes}, {images}")
     processes = counted(start.processes, "process", "processes")
-    yield fact("on", f"{start.device}, {start.precision}, {processes}")
+    yield label_line("on", f"{start.device}, {start.precision}, {processes}")
     epochs = counted(start.epochs, "epoch", "epochs")
     steps = counted(start.steps_per_epoch, "step", "steps")
     if start.total_steps is not None and start.total_steps % start.steps_per_epoch:
         epochs += " (the last one broken off)"
-    yield fact("for", f"{epochs} of {steps}, batches of {start.batch_size:,}")
-    yield fact("run", start.run)
+    yield label_line("for", f"{epochs} of {steps}, batches of {start.batch_size:,}")
+    yield label_line("run", start.run)
     if start.first_step:
-        yield fact("resumed", f"at step {start.first_step:,}")
+        yield label_line("resumed", f"at step {start.first_step:,}")
     for note in start.notes:
         yield Text(f"note: {note}", "yellow")
 
 
-def fact(label: str, text: str) -> Text:
+def label_line(label: str, text: str) -> Text:
     """One line of the head."""
     return Text.assemble((f"{label:<9}", "bold cyan"), visible(text))
 
 
-def teacher(start: Start) -> str:
+def teacher_text(start: Start) -> str:
     """Who teaches, and how well on the held-out images."""
     if start.teacher is None:
         return "nobody, the labels alone"
@@ -254,7 +256,7 @@ def teacher(start: Start) -> str:
 def epoch_line(epoch: Epoch, epochs: int, pace: Sequence[str] = ()) -> Text:
     """One epoch on one line; `pace`: how fast and how long still, for who sees no bars."""
     count = f"epoch {epoch.epoch}/{epochs}".ljust(len(f"epoch {epochs}/{epochs}"))
-    parts = [count, losses(epoch.metrics), *accuracies(epoch.metrics), *pace]
+    parts = [count, losses_text(epoch.metrics), *accuracy_texts(epoch.metrics), *pace]
     return Text.assemble(GAP.join(parts), (f"{GAP}best", "green") if epoch.is_best else "")
 
 
@@ -263,12 +265,16 @@ def end_lines(end: End) -> Iterator[Text]:
     is_averaged = measure_name("top1", "val_ema") in end.metrics
     kept = [
         f"kept the weights of epoch {end.epoch}",
-        accuracy(end.metrics, "val_ema" if is_averaged else "val"),
-        *([accuracy(end.metrics, "test")] if measure_name("top1", "test") in end.metrics else []),
+        accuracy_text(end.metrics, "val_ema" if is_averaged else "val"),
+        *(
+            [accuracy_text(end.metrics, "test")]
+            if measure_name("top1", "test") in end.metrics
+            else []
+        ),
         f"trained for {duration(end.elapsed_s)}",
     ]
     yield Text(GAP.join(kept), "bold")
-    yield fact("weights", end.weights)
+    yield label_line("weights", end.weights)
 
 
 def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
@@ -282,12 +288,12 @@ def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
     return bars
 
 
-def quarter(done: int, total: int) -> int:
+def quarters_done(done: int, total: int) -> int:
     """How many quarters are done; where there is no terminal, each is worth a line."""
     return 4 * done // total if total else 0
 
 
-def closing_table(rows: Sequence[Row]) -> Table:
+def closing_table(rows: Sequence[ClosingRow]) -> Table:
     """Teacher, student alone and distilled student side by side."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -311,7 +317,7 @@ def closing_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def losses(metrics: Mapping[str, float]) -> str:
+def losses_text(metrics: Mapping[str, float]) -> str:
     """`loss 1.234 (hard 0.51, kd 0.80)`: the weighted total, then each term unweighted."""
     start = loss_name("")
     terms = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
@@ -320,13 +326,13 @@ def losses(metrics: Mapping[str, float]) -> str:
     return f"loss {UNKNOWN if total is None else f'{total:.3f}'}" + (f" ({each})" if each else "")
 
 
-def accuracies(metrics: Mapping[str, float]) -> list[str]:
+def accuracy_texts(metrics: Mapping[str, float]) -> list[str]:
     """The accuracies on the held-out part: of the network, of its average, or of both."""
     known = [split for split in VALIDATED if measure_name("top1", split) in metrics]
-    return [accuracy(metrics, split) for split in known] or [accuracy(metrics, "val")]
+    return [accuracy_text(metrics, split) for split in known] or [accuracy_text(metrics, "val")]
 
 
-def accuracy(metrics: Mapping[str, float], split: Split) -> str:
+def accuracy_text(metrics: Mapping[str, float], split: Split) -> str:
     """`top1/val 71.17 %`."""
     name = measure_name("top1", split)
     return f"{name} {percent(metrics.get(name))}"
@@ -351,14 +357,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
-def roughly(seconds: float, low_s: float, high_s: float) -> str:
+def time_with_range(seconds: float, low_s: float, high_s: float) -> str:
     """`29 min (25 to 33)`: a time to two or three digits, its range in the same unit."""
     name, unit_s = _unit(high_s)
     value, low, high = (_digits(each / unit_s) for each in (seconds, low_s, high_s))
     return f"{value} {name} ({low} to {high})"
 
 
-def in_one_unit(seconds: float) -> str:
+def rounded_time(seconds: float) -> str:
     """`29 min`: a time to two or three digits."""
     name, unit_s = _unit(seconds)
     return f"{_digits(seconds / unit_s)} {name}"
@@ -378,7 +384,7 @@ def grouped(number: int | None) -> str:
     return UNKNOWN if number is None else f"{number:,}"
 
 
-def shortened(text: str, width: int) -> str:
+def shorten(text: str, width: int) -> str:
     """The text in up to `width` letters; of a longer one the beginning and the end: `see…d-2`."""
     if len(text) <= width:
         return text

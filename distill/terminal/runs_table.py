@@ -14,9 +14,9 @@ from rich.text import Text
 
 from distill.errors import UserError
 from distill.files.safe_text import visible
-from distill.runs.listing import Listed
+from distill.runs.listing import RunListing
 from distill.statistics import Interval
-from distill.terminal.progress import DAY_S, UNKNOWN, grouped, shortened
+from distill.terminal.progress import DAY_S, UNKNOWN, grouped, shorten
 
 LEGEND = "test: ± half of Wilson's 95 % interval; val: the held-out images"
 WIDE = 100  # characters from which on the columns stand two spaces apart
@@ -26,7 +26,7 @@ FIGURES = ("params", "test %", "val %", "state", "age")
 JOINTS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
 
 # What each column says, raw; it is sorted by this.
-COLUMNS: Mapping[str, Callable[[Listed], Any]] = {
+COLUMNS: Mapping[str, Callable[[RunListing], Any]] = {
     "run": lambda run: run.path,
     "recipe": lambda run: run.recipe,
     "teacher": lambda run: [Path(path).name for path in run.teachers] or None,
@@ -42,7 +42,7 @@ BEST_FIRST = ("parameters", "test", "val")
 ALSO = {"params": "parameters", "accuracy": "test", "top1": "test", "name": "run"}  # what is tried
 
 
-def ordered(runs: Sequence[Listed], column: str) -> list[Listed]:
+def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
     """Words from A, figures from the largest, age from the newest; what has none comes last.
 
     Raises UserError where there is no such column.
@@ -59,7 +59,7 @@ def ordered(runs: Sequence[Listed], column: str) -> list[Listed]:
 
 
 def runs_table(
-    runs: Sequence[Listed], folder: Path, width: int, now: float | None = None
+    runs: Sequence[RunListing], folder: Path, width: int, now: float | None = None
 ) -> RenderableType:
     """One row a run of at most two lines, and below them why a damaged one is.
 
@@ -71,14 +71,14 @@ def runs_table(
     padding = 1 if width >= WIDE else 0
     taken = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
     gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
-    widths = fitting(width - taken - gaps, names)
+    widths = fit_widths(width - taken - gaps, names)
     table = Table(box=SIMPLE_HEAD, padding=(0, padding, 0, 0), show_edge=False, pad_edge=False)
     for heading, each in zip(NAMES, widths, strict=True):
         table.add_column(heading, no_wrap=True, width=each)
     for heading in FIGURES:
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
     for run, texts, (*counts, become, since) in zip(runs, names, figures, strict=True):
-        name, *others = map(broken, texts, widths)
+        name, *others = map(wrap_name, texts, widths)
         colour = "" if run.state == "finished" else "yellow"
         table.add_row(Text(name, "bold"), *others, *counts, Text(become, colour), since)
     faults = [
@@ -89,7 +89,7 @@ def runs_table(
     return Group(table, *faults, Text(LEGEND, "dim"))
 
 
-def _names(run: Listed, folder: Path) -> tuple[str, str, str]:
+def _names(run: RunListing, folder: Path) -> tuple[str, str, str]:
     """Run, recipe and teachers, as long as they are."""
     path = Path(run.path)
     name = str(path.relative_to(folder)) if path != folder else path.name
@@ -97,14 +97,14 @@ def _names(run: Listed, folder: Path) -> tuple[str, str, str]:
     return visible(name), visible(run.recipe or UNKNOWN), visible(teachers or UNKNOWN)
 
 
-def _figures(run: Listed, now: float) -> tuple[str, ...]:
+def _figures(run: RunListing, now: float) -> tuple[str, ...]:
     """What stands under FIGURES."""
     return (
         grouped(run.parameters),
-        accuracy(run.top1_test, run.top1_test_interval),
-        accuracy(run.top1_val, None),
-        state(run),
-        age(now - run.updated_at),
+        accuracy_text(run.top1_test, run.top1_test_interval),
+        accuracy_text(run.top1_val, None),
+        state_text(run),
+        age_text(now - run.updated_at),
     )
 
 
@@ -112,14 +112,14 @@ def _width(cell: str) -> int:
     return max(map(len, cell.split("\n")))
 
 
-def fitting(width: int, names: Sequence[Sequence[str]]) -> list[int]:
+def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
     """How wide the columns of names are so that all fit into `width`: two lines first, then one.
 
     Where that is too much the widest give way, all to the same.
     """
     columns = list(zip(*names, strict=True))
     heads = [*map(len, NAMES)]
-    halves = [max(map(in_two, column)) for column in columns]
+    halves = [max(map(two_line_width, column)) for column in columns]
     whole = [max(map(len, column)) for column in columns]
     return _up_to(width, whole, _up_to(width, [*map(max, heads, halves)], heads))
 
@@ -133,12 +133,12 @@ def _up_to(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
     return list(least)
 
 
-def in_two(name: str) -> int:
+def two_line_width(name: str) -> int:
     """The least width at which a name loses nothing in two lines."""
-    return min(max(map(len, lines)) for lines in _halves(name))
+    return min(max(map(len, lines)) for lines in _break_points(name))
 
 
-def broken(name: str, width: int) -> str:
+def wrap_name(name: str, width: int) -> str:
     """A long name in two lines of up to `width`, broken at its joints: `kd_cutmix`, `+ema`.
 
     What is still too long is cut in its middle.
@@ -146,24 +146,26 @@ def broken(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     # Of those that lose as little the first.
-    lines = min(_halves(name), key=lambda pair: sum(max(0, len(line) - width) for line in pair))
-    return "\n".join(shortened(line, width) for line in lines)
+    lines = min(
+        _break_points(name), key=lambda pair: sum(max(0, len(line) - width) for line in pair)
+    )
+    return "\n".join(shorten(line, width) for line in lines)
 
 
-def _halves(name: str) -> list[tuple[str, ...]]:
+def _break_points(name: str) -> list[tuple[str, ...]]:
     """A name as it may be broken, the better joints first; whole where it has none."""
     found = [match.start() for joint in JOINTS for match in re.finditer(joint, name)]
     return [(name[:k].rstrip(), name[k:]) for k in found if 0 < k < len(name)] or [(name,)]
 
 
-def state(run: Listed) -> str:
+def state_text(run: RunListing) -> str:
     """`finished`; `stopped` over `1,200/39,000`: steps done, of how many."""
     if run.step is None or run.total_steps is None:
         return run.state
     return f"{run.state}\n{run.step:,}/{run.total_steps:,}"
 
 
-def accuracy(share: float | None, interval: Interval | None) -> str:
+def accuracy_text(share: float | None, interval: Interval | None) -> str:
     """0.721 as `72.10`, with half the width of its interval `72.10 ±0.88`, in per cent."""
     if share is None:
         return UNKNOWN
@@ -171,7 +173,7 @@ def accuracy(share: float | None, interval: Interval | None) -> str:
     return f"{100 * share:.2f}{spread}"
 
 
-def age(seconds: float) -> str:
+def age_text(seconds: float) -> str:
     """`12 s`, `5 min`, `16 h`, `3 d`: the largest unit that fits, rounded down."""
     for unit_s, unit in ((DAY_S, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit_s:

@@ -8,7 +8,7 @@ from rich.segment import Segment
 from distill.files.safe_text import visible_lines
 
 
-class Screen(Console):
+class SafeConsole(Console):
     """A console to which every text is data; colours come from styles alone.
 
     `[bold]` in a name is printed as it is. Control characters, bidirectional overrides and bytes

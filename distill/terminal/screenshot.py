@@ -17,9 +17,9 @@ from rich.text import Text
 from distill.errors import UserError
 from distill.events import Epoch, Event, Start, Step
 from distill.runs import journal
-from distill.runs.run_folder import RunFolder, opened, write_text
+from distill.runs.run_folder import RunFolder, open_run, write_text
 from distill.runs.summary import closing_rows
-from distill.terminal.progress import Display, closing_table, total_steps
+from distill.terminal.progress import ProgressDisplay, closing_table, total_steps
 
 WIDTH = 100  # characters
 MOMENT = 0.6  # of all steps: where the bars stand still
@@ -34,16 +34,16 @@ def svg(journal_path: Path, out: Path) -> None:
     events = journal.events(journal_path)
     start = first_start(journal_path, events)
     console = Console(record=True, width=WIDTH, file=StringIO(), force_interactive=True)
-    display = Display(console)  # never entered: nothing moves in a picture
-    for event in until_the_moment(start, events):
+    display = ProgressDisplay(console)  # never entered: nothing moves in a picture
+    for event in events_until(start, events):
         display(event)
     console.print(display.bars())
     console.print(Text("\n⋮\n", "dim"))
     console.print(closing_table(closing_rows(RunFolder(journal_path.parent))))
-    write_text(out, without_fonts_from_elsewhere(console.export_svg(title=command(start))))
+    write_text(out, without_remote_fonts(console.export_svg(title=command(start))))
 
 
-def until_the_moment(start: Start, events: Sequence[Event]) -> list[Event]:
+def events_until(start: Start, events: Sequence[Event]) -> list[Event]:
     """The head, the last few epochs before the moment, and every step up to it."""
     moment = MOMENT * total_steps(start)
     passed = [e for e in events if isinstance(e, Step | Epoch) and e.step <= moment]
@@ -69,7 +69,7 @@ def command(start: Start) -> str:
     return f"python cli.py {verb} --recipe {start.recipe}"
 
 
-def without_fonts_from_elsewhere(picture: str) -> str:
+def without_remote_fonts(picture: str) -> str:
     """Drop rich's links to a font server; the reader's own monospace font takes their place."""
     return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the SVG to write")
     given = parser.parse_args(arguments)
     try:
-        svg(opened(given.run).journal, given.out)
+        svg(open_run(given.run).journal, given.out)
     except UserError as fault:
         parser.error(str(fault))
 

@@ -14,38 +14,40 @@ from distill.terminal.progress import UNKNOWN
 Figures = Mapping[str, Any]
 
 
-def seeds_table(said: Figures) -> RenderableType:
+def seeds_table(summary: Figures) -> RenderableType:
     """A line a seed, then mean and spread; the difference to the control where there is one.
 
     `said`: what `study.seeds.summary` found; shares are shown in per cent.
     """
-    has_control = "control" in said
+    has_control = "control" in summary
     table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
     for heading in ("seed", "test %", *(["control", "difference"] if has_control else [])):
         table.add_column(heading, justify="right", no_wrap=True)
-    known = {(row["seed"], row.get("is_control", False)): row["top1"] for row in said["runs"]}
+    known = {(row["seed"], row.get("is_control", False)): row["top1"] for row in summary["runs"]}
     for seed in sorted({seed for seed, _ in known}):
         ours, control = known[seed, False], known.get((seed, True))
         beside = [] if control is None else [points(control), f"{100 * (ours - control):+.2f}"]
         table.add_row(str(seed), points(ours), *beside)
     table.add_section()
-    spreads = [said[name] for name in ("top1", "control", "difference") if name in said]
-    table.add_row("mean ± std", *map(mean, spreads), style="bold")
-    table.add_row("95 % of the mean", *map(interval, spreads))
-    return Group(table, Text(verdict(said)))
+    spreads = [summary[name] for name in ("top1", "control", "difference") if name in summary]
+    table.add_row("mean ± std", *map(mean_text, spreads), style="bold")
+    table.add_row("95 % of the mean", *map(interval_text, spreads))
+    return Group(table, Text(finding_text(summary)))
 
 
-def verdict(said: Figures) -> str:
+def finding_text(summary: Figures) -> str:
     """Which network, and what the paired difference shows."""
-    about = f"{said['network']}, {said['parameters']:,} parameters."
-    if "control" not in said:
+    about = f"{summary['network']}, {summary['parameters']:,} parameters."
+    if "control" not in summary:
         return about
-    p = said["p"]
+    p = summary["p"]
     if p is None:
         return f"{about}\nStudent's t says nothing of differences that do not differ."
-    shown = "The recipe is better than" if said["difference"]["mean"] > 0 else "The recipe is below"
+    shown = (
+        "The recipe is better than" if summary["difference"]["mean"] > 0 else "The recipe is below"
+    )
     word = f"{shown} its control" if p < SIGNIFICANT else "No difference to the control is shown"
-    return f"{about}\n{word}: p = {p:.2g}, Student's t over {said['difference']['n']} pairs."
+    return f"{about}\n{word}: p = {p:.2g}, Student's t over {summary['difference']['n']} pairs."
 
 
 def points(share: float) -> str:
@@ -53,12 +55,12 @@ def points(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def mean(spread: Figures) -> str:
+def mean_text(spread: Figures) -> str:
     """`71.46 ± 0.60`."""
     return f"{points(spread['mean'])} ± {points(spread['std'] or 0)}"
 
 
-def interval(spread: Figures) -> str:
+def interval_text(spread: Figures) -> str:
     """`[69.97, 72.95]`."""
     if spread["interval"] is None:
         return UNKNOWN

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.phrases import counted
-from distill.terminal.progress import GAP, UNKNOWN, shortened
+from distill.terminal.progress import GAP, UNKNOWN, shorten
 
-Said = Mapping[str, Any]
+SweepSummary = Mapping[str, Any]
 MOST = 10  # trials in the table; all are in sweep.json
 LONGEST = 40  # letters of one line of a value, where room is short
 DIGITS = 3  # of a number that was drawn
@@ -23,7 +23,7 @@ MOST_DECIMALS = 5  # beyond them 1.23e-07
 ENOUGH = 50
 
 
-def sweep_table(said: Said, width: int) -> RenderableType:
+def sweep_table(said: SweepSummary, width: int) -> RenderableType:
     """The best trials, a line each, and what became of all.
 
     `said`: what `sweep_summary` found; `width`: characters of the terminal. Keys that do not fit
@@ -36,12 +36,12 @@ def sweep_table(said: Said, width: int) -> RenderableType:
     lines += filter(None, [test_text(said)])
     if said["importance"]:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in by_importance(said))
-        lines.append(f"importance (PED-ANOVA, of {counted_trials(complete(said))}): {shares}")
-        lines += filter(None, [caution(complete(said))])
+        lines.append(f"importance (PED-ANOVA, of {counted_trials(n_complete(said))}): {shares}")
+        lines += filter(None, [few_trials_warning(n_complete(said))])
     return Group(*_tables(said, rows[:MOST], width), Text("\n".join(lines)))
 
 
-def _tables(said: Said, rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
+def _tables(said: SweepSummary, rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
     """One table of all keys; several where they are too many for the width."""
     if not rows:
         return []
@@ -84,7 +84,7 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:
 
 def _stacked(label: str) -> str:
     """A label of several values, one a line."""
-    return "\n".join(shortened(line, LONGEST) for line in label.replace(", ", ",\n").split("\n"))
+    return "\n".join(shorten(line, LONGEST) for line in label.replace(", ", ",\n").split("\n"))
 
 
 def heads(names: Sequence[str]) -> dict[str, str]:
@@ -100,7 +100,7 @@ def heads(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def rung_lines(said: Said) -> list[str]:
+def rung_lines(said: SweepSummary) -> list[str]:
     """Of a search: how many designs each rung had, and for how long."""
     return [
         f"rung {n}: {counted(len(rung['values']), 'design', 'designs')}, "
@@ -109,24 +109,24 @@ def rung_lines(said: Said) -> list[str]:
     ]
 
 
-def ranked(said: Said) -> list[Mapping[str, Any]]:
+def ranked(said: SweepSummary) -> list[Mapping[str, Any]]:
     """The trials that have a value, the best first."""
     rows = [row for row in said["trials"] if row["value"] is not None]
     return sorted(rows, key=lambda row: row["value"], reverse=said["goal"] == "maximize")
 
 
-def in_order(said: Said) -> list[Mapping[str, Any]]:
+def in_order(said: SweepSummary) -> list[Mapping[str, Any]]:
     """Every trial: the ranked ones, then the pruned, then those that were not trained."""
     others = [row for row in said["trials"] if row["value"] is None]
     return ranked(said) + sorted(others, key=lambda row: (row["state"] != "pruned", row["state"]))
 
 
-def by_importance(said: Said) -> list[tuple[str, float]]:
+def by_importance(said: SweepSummary) -> list[tuple[str, float]]:
     """Keys and their shares, the largest first."""
     return sorted(said["importance"].items(), key=lambda pair: -pair[1])
 
 
-def caution(n: int) -> str | None:
+def few_trials_warning(n: int) -> str | None:
     """The warning beside an importance of `n` complete trials; None if they are enough."""
     if n >= ENOUGH:
         return None
@@ -137,7 +137,7 @@ def caution(n: int) -> str | None:
     )
 
 
-def complete(said: Said) -> int:
+def n_complete(said: SweepSummary) -> int:
     """How many trials were trained to their end."""
     n: int = said["counts"]["complete"]
     return n
@@ -148,7 +148,7 @@ def counted_trials(n: int) -> str:
     return counted(n, "trial", "trials")
 
 
-def counts_text(said: Said) -> str:
+def counts_text(said: SweepSummary) -> str:
     """`20 trials: 12 complete, 7 pruned, 1 infeasible; 2 taken up again …`."""
     counts = ", ".join(f"{n} {state}" for state, n in said["counts"].items() if n)
     besides = {
@@ -159,7 +159,7 @@ def counts_text(said: Said) -> str:
     return f"{counted_trials(said['asked'])}: {counts}{more}"
 
 
-def test_text(said: Said) -> str | None:
+def test_text(said: SweepSummary) -> str | None:
     """`trial 7, the best, on the test split: top1/test 0.7123 …`; None before it is measured."""
     if not said.get("test"):
         return None
@@ -172,7 +172,7 @@ def value_text(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.4f}"
 
 
-def key_text(said: Said, name: str, value: object) -> str:
+def key_text(said: SweepSummary, name: str, value: object) -> str:
     """What a trial gave a key; numbers of one span all have the same decimals, enough for three
     digits of its larger end, or of the smaller one where it was drawn in logarithms.
     """

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.files.safe_text import visible
-from distill.recipe.recipes import About, Resolved, annotated, dumps
+from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps
 from distill.terminal.progress import GAP, UNKNOWN, grouped
 
 BESIDE = {"ingredients": "to be composed with a recipe: kd+cutmix+ema"}
@@ -33,12 +33,12 @@ def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
     return table
 
 
-def recipe_origins(resolved: Resolved) -> Text:
+def recipe_origins(resolved: ResolvedRecipe) -> Text:
     """The resolved recipe as TOML, each value followed by the file that set it."""
     return Text(annotated(dumps(resolved.recipe), resolved.origins))
 
 
-def stock_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The stored answers, a line for each set of things that they depend on."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("key", no_wrap=True)
@@ -77,7 +77,7 @@ def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         for row in same:
             table.add_row(
                 str(row["stages"]),
-                plain(row["blocks"]),
+                value_text(row["blocks"]),
                 str(row["width"]),
                 grouped(row["parameters"]),
                 f"{row['macs'] / 1e6:,.0f} M",
@@ -90,7 +90,7 @@ def fact_lines(values: Mapping[str, Any]) -> Text:
     """Names and values, one a line, nothing cut off."""
     width = max(map(len, values), default=0)
     lines = [
-        Text.assemble((name.ljust(width), "bold"), GAP, plain(value))
+        Text.assemble((name.ljust(width), "bold"), GAP, value_text(value))
         for name, value in values.items()
     ]
     return Text("\n").join(lines)
@@ -102,7 +102,7 @@ def class_counts(counts: Mapping[str, int]) -> Columns:
     return Columns(pairs, padding=(0, len(GAP)), column_first=False)
 
 
-def plain(value: object) -> str:
+def value_text(value: object) -> str:
     """A value for a person: 4697162 as `4,697,162`, true as `yes`, a list with commas."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -111,5 +111,5 @@ def plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, list):
-        return ", ".join(map(plain, value)) or UNKNOWN
+        return ", ".join(map(value_text, value)) or UNKNOWN
     return visible(str(value))

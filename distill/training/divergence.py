@@ -16,7 +16,7 @@ class Diverged(Exception):
         self.step = step  # counted from 1, as the journal counts
 
 
-class Watch:
+class DivergenceMonitor:
     """The first step whose loss or gradient was not finite.
 
     On a CPU it is read at once, before the weights have it. On a GPU it stays on the device, which
@@ -30,7 +30,7 @@ class Watch:
         self.gradient: Tensor | None = None  # of the last step, its norm
         self.at_once = accelerator.device.type == "cpu"  # where reading a value is free
 
-    def see(self, step: int, loss: Tensor, gradient: Tensor | None) -> None:
+    def record(self, step: int, loss: Tensor, gradient: Tensor | None) -> None:
         """Step `step` (from 1): its loss, of this process, and the gradient's norm, of all.
 
         Raises Diverged on a CPU.
@@ -45,13 +45,13 @@ class Watch:
             if not known.all():
                 raise Diverged(step)
 
-    def check(self) -> None:
+    def raise_if_diverged(self) -> None:
         """Raises Diverged on all processes where any has seen it; waits for the device."""
         first = int(self.accelerator.gather(self.first[None]).min())
         if first != NEVER:
             raise Diverged(first)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """What was seen is undone."""
         self.first = torch.full_like(self.first, NEVER)
 

@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.files import json_files, urls
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("distill", "teachers", "students", "cli.py")
+SOURCE_FOLDERS = ("distill", "teachers", "students", "cli.py")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "einops", "numpy", "safetensors")
 
 
@@ -23,7 +23,7 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     on_gpu = device.type == "cuda"
     return {
-        "command": list(map(urls.shown, sys.argv)),
+        "command": list(map(urls.hide_secrets, sys.argv)),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -45,14 +45,14 @@ def precision_name(accelerator: Accelerator) -> str:
 def source_hash() -> str:
     """sha256 over our Python files, by path: two results of one hash came from one program."""
     digest = hashlib.sha256()
-    for room in ROOMS:
+    for room in SOURCE_FOLDERS:
         here = ROOT / room
         for file in sorted(here.rglob("*.py")) if here.is_dir() else [here]:
             digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
-def earlier_sources(path: Path) -> list[str]:
+def earlier_source_hashes(path: Path) -> list[str]:
     """The hashes of our source that a run has been trained with, in order, from its
     environment.json; none if the file is absent or damaged.
     """

@@ -16,7 +16,7 @@ FORWARD_SHARE = 1 / 3  # of a training step, which computes about twice as much 
 
 
 @dataclass(frozen=True)
-class Spread:
+class TimeRange:
     """A mean of `n` times in seconds, and the range in which the mean of many more may lie."""
 
     mean: float
@@ -24,12 +24,12 @@ class Spread:
     high: float
     n: int
 
-    def times(self, factor: float) -> "Spread":
+    def scaled(self, factor: float) -> "TimeRange":
         """The same for `factor` times the work."""
-        return Spread(factor * self.mean, factor * self.low, factor * self.high, self.n)
+        return TimeRange(factor * self.mean, factor * self.low, factor * self.high, self.n)
 
 
-def spread(seconds: Sequence[float], least_doubt: float = LEAST_DOUBT) -> Spread:
+def time_range(seconds: Sequence[float], least_doubt: float = LEAST_DOUBT) -> TimeRange:
     """Two standard deviations of the times to each side, and 15 % of the mean at least.
 
     The range is wider above: downward it is divided by, so that it stays positive. Raises
@@ -37,7 +37,7 @@ def spread(seconds: Sequence[float], least_doubt: float = LEAST_DOUBT) -> Spread
     """
     mean, n = fmean(seconds), len(seconds)
     doubt = max(least_doubt, FEW_DOUBT if n < LEAST_STEPS else 2 * stdev(seconds) / mean)
-    return Spread(mean, mean * min(1 - LEAST_DOUBT, 1 / (1 + doubt)), mean * (1 + doubt), n)
+    return TimeRange(mean, mean * min(1 - LEAST_DOUBT, 1 / (1 + doubt)), mean * (1 + doubt), n)
 
 
 @dataclass
@@ -59,7 +59,7 @@ class FirstSteps:
         """Begin a new block: what came before it was no step."""
         self.n_open, self.began_at = 0, time.monotonic()
 
-    def see(self, device: torch.device) -> bool:
+    def count_step(self, device: torch.device) -> bool:
         """Count one step; true once, when enough have been timed. Waits for a GPU at the end of
         each block.
         """
@@ -68,13 +68,13 @@ class FirstSteps:
         self.n_seen += 1
         if self.n_seen <= WARMUP_STEPS:
             if self.n_seen == WARMUP_STEPS:
-                wait(device)
+                synchronize(device)
                 self.restart()
             return False
         self.n_open += 1
         if time.monotonic() - self.began_at < BLOCK_S:
             return False
-        wait(device)
+        synchronize(device)
         self._close()
         self.is_done = len(self.block_means) >= LEAST_STEPS and self.timed_s >= LEAST_S
         return self.is_done
@@ -86,7 +86,7 @@ class FirstSteps:
         self.restart()
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until the device has done what it was given; a CPU does it at once."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

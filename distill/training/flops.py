@@ -27,7 +27,7 @@ FORWARD = 2  # and of one that is only predicted
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkCost:
     """A network in numbers: its parameters, and its multiply-accumulates for one image."""
 
     name: str
@@ -36,7 +36,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageCounts:
     """How many images a training computes, counted again in every epoch."""
 
     trained: int
@@ -45,29 +45,29 @@ class Images:
     validated: int  # forward passes, on the held-out part
 
     @property
-    def asked(self) -> float:
+    def teacher_forwards(self) -> float:
         """Forward passes of the teacher."""
         return (self.trained - self.cached) * self.passes
 
 
-def network(recipe: Recipe, role: Role, n_classes: int) -> Network:
+def network_cost(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
     """The network that a recipe trains in one role, counted without memory for its weights.
 
     Raises UserError as `build.network` does.
     """
     tables = Recipe(teacher=recipe.teacher, student=recipe.student, train=Train(epochs=1))
-    return _counted(tables, role, n_classes)
+    return _count_network(tables, role, n_classes)
 
 
 @cache  # most recipes share their networks
-def _counted(recipe: Recipe, role: Role, n_classes: int) -> Network:
+def _count_network(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
     with torch.device("meta"):
         net = build.network(recipe, role, n_classes)
     name = build.network_name(recipe, role, n_classes)
-    return Network(name, cost.n_parameters(net), cost.macs(net.eval()))
+    return NetworkCost(name, cost.count_parameters(net), cost.count_macs(net.eval()))
 
 
-def images(recipe: Recipe, n_images: int) -> Images | None:
+def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
     """How many images a whole training processes, given a train split of `n_images`.
 
     The images that the recipe holds out are not trained on, nor is the last partial batch of an
@@ -77,11 +77,11 @@ def images(recipe: Recipe, n_images: int) -> Images | None:
     epochs = recipe.train.epochs
     if epochs is None:
         return None
-    n_train, n_held_out = divided(recipe, n_images)
+    n_train, n_held_out = split_sizes(recipe, n_images)
     an_epoch = n_train // recipe.train.batch_size * recipe.train.batch_size
     views = (recipe.cache and recipe.cache.views) or epochs
     both = recipe.ema is not None and recipe.train.validate_both
-    return Images(
+    return ImageCounts(
         trained=epochs * an_epoch,
         cached=max(0, epochs - views) * an_epoch,
         passes=teacher_passes(recipe),
@@ -89,7 +89,7 @@ def images(recipe: Recipe, n_images: int) -> Images | None:
     )
 
 
-def divided(recipe: Recipe, n_images: int) -> tuple[int, int]:
+def split_sizes(recipe: Recipe, n_images: int) -> tuple[int, int]:
     """How many of `n_images` are trained on and how many held out, but for rounding by class."""
     n_held_out = round(recipe.data.holdout * n_images)
     rest = n_images - n_held_out
@@ -113,7 +113,7 @@ def _passes(terms: list[Term]) -> int:
     return bool(needs & (TEACHERS - {"pair"})) + 2 * ("pair" in needs)
 
 
-def flop(seen: Images, student: Network, teacher: Network | None) -> float:
+def training_flop(seen: ImageCounts, student: NetworkCost, teacher: NetworkCost | None) -> float:
     """Floating-point operations of a training, without validation."""
-    asked = 0.0 if teacher is None else FORWARD * seen.asked * teacher.macs
+    asked = 0.0 if teacher is None else FORWARD * seen.teacher_forwards * teacher.macs
     return TRAINED * seen.trained * student.macs + asked

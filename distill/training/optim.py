@@ -50,7 +50,7 @@ def optimizer(
     """
     given: dict[str, Any] = {"betas": betas, "eps": eps}
     if bias_lr != 1:
-        grouped = partial(_groups, lr=lr, bias_lr=bias_lr, biases=biases)
+        grouped = partial(_parameter_groups, lr=lr, bias_lr=bias_lr, biases=biases)
         given["param_group_fn"] = partial(grouped, weight_decay=weight_decay, decay_norm=decay_norm)
     return create_optimizer_v2(
         net,
@@ -69,12 +69,12 @@ def batch_norm_biases(net: nn.Module) -> list[nn.Parameter]:
     return [norm.bias for norm in norms if norm.affine and norm.bias.requires_grad]
 
 
-def lr_of(group: dict[str, Any], lr: float) -> float:
+def group_lr(group: dict[str, Any], lr: float) -> float:
     """The learning rate of a parameter group where that of the run is `lr`."""
     return lr * float(group.get(LR_SCALE, 1.0))
 
 
-def _groups(
+def _parameter_groups(
     net: nn.Module,
     *,
     lr: float,

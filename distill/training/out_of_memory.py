@@ -14,35 +14,35 @@ OF_CPU = ("can't allocate memory", "not enough memory")
 ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
 
-class Full(Exception):
+class OutOfMemory(Exception):
     """The memory is too small for the recipe, or other programs use it."""
 
 
 @contextmanager
-def named(recipe: Recipe) -> Iterator[None]:
+def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
     """Raises Full in the place of torch's or Python's error, which holds what fills the memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as fault:
-        if not is_full(fault):
+        if not is_out_of_memory(fault):
             raise
         train = recipe.train
-        raise Full(
-            f"{_what(fault)}\n"
+        raise OutOfMemory(
+            f"{_which_memory(fault)}\n"
             f"A step has {counted(train.batch_size, 'image')} (train.batch_size). "
             f"Begin anew with --set train.accumulate={2 * train.accumulate}, the same batch "
             "in smaller parts, or with a smaller train.batch_size."
         ) from None
 
 
-def is_full(fault: BaseException) -> bool:
+def is_out_of_memory(fault: BaseException) -> bool:
     """Whether an error is of a memory that is full: a GPU's, the host's by torch, or by Python."""
     if isinstance(fault, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(fault, RuntimeError) and any(text in str(fault) for text in OF_CPU)
 
 
-def _what(fault: BaseException) -> str:
+def _which_memory(fault: BaseException) -> str:
     """Which memory is full, on one line."""
     first = (str(fault).splitlines() or [""])[0]
     if isinstance(fault, torch.OutOfMemoryError):

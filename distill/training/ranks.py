@@ -31,14 +31,14 @@ OF_ANOTHER = (
 )
 
 
-def is_loss_of_another(fault: Exception) -> bool:
+def is_lost_process(fault: Exception) -> bool:
     """Whether a RuntimeError says that another process ended or hangs."""
     return isinstance(fault, distributed.DistError) or any(
         text in str(fault) for text in OF_ANOTHER
     )
 
 
-class Consensus:
+class RankAgreement:
     """The largest wish of all processes: of this step where there is one process, else of the one
     before.
     """
@@ -50,28 +50,28 @@ class Consensus:
         )
         self.told: tuple[Any, torch.Tensor] | None = None  # on its way
 
-    def __call__(self, wish: int) -> int:
+    def __call__(self, request: int) -> int:
         """Called by all processes, after each step."""
         if self.group is None:
-            return wish
-        agreed = self._heard()
-        wishes = torch.tensor([wish])
+            return request
+        agreed = self._receive()
+        wishes = torch.tensor([request])
         work = distributed.all_reduce(
             wishes, op=distributed.ReduceOp.MAX, group=self.group, async_op=True
         )
         self.told = work, wishes
         return agreed
 
-    def now(self, wish: int) -> int:
+    def now(self, request: int) -> int:
         """The same without delay: all wait for all."""
-        agreed = self(wish)
-        return agreed if self.group is None else self._heard()
+        agreed = self(request)
+        return agreed if self.group is None else self._receive()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """What is on its way was met already. Called by all processes."""
-        self._heard()
+        self._receive()
 
-    def _heard(self) -> int:
+    def _receive(self) -> int:
         if self.told is None:
             return 0
         work, wishes = self.told

@@ -8,12 +8,12 @@ from distill.data.sources.image_set import Progress
 from distill.errors import UserError
 from distill.events import loss_name
 from distill.models import checkpoint
-from distill.models.checkpoint import Damaged
+from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.teacher import selection
 from distill.training import build, fingerprints, loop, resume
-from distill.training.state import Training
+from distill.training.state import TrainState
 
 
 def replay(folder: RunFolder, step: int, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -25,7 +25,9 @@ def replay(folder: RunFolder, step: int, *, progress: Progress | None = None) ->
     UserError where the run has no such step, or where its data or teacher changed.
     """
     recipe = recipes.read(folder.recipe)
-    known = checkpoint.peek(folder.last) or checkpoint.peek(checkpoint.places(folder.last)[1])
+    known = checkpoint.read_progress(folder.last) or checkpoint.read_progress(
+        checkpoint.checkpoint_folders(folder.last)[1]
+    )
     if known is None:
         raise UserError(
             f"run {folder.path} has no checkpoint: nothing is known of its steps.\n"
@@ -37,42 +39,42 @@ def replay(folder: RunFolder, step: int, *, progress: Progress | None = None) ->
         )
     accel = build.accelerator(recipe)
     images = image_set.load(recipe.data.source, "train", progress=progress)
-    split = build.divide(recipe, images)
-    teacher = selection.teacher(recipe, images, split)
+    split = build.split_images(recipe, images)
+    teacher = selection.load_teacher(recipe, images, split)
     if teacher is not None:
         build.to_device(teacher, accel.device)
-    known_by = fingerprints.identity(recipe, images, selection.fingerprints(recipe))
-    run = build.training(recipe, known["role"], split, teacher, folder, accel, known_by)
+    known_by = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
+    run = build.state(recipe, known["role"], split, teacher, folder, accel, known_by)
     resume.check_identity(run, known)
-    build.lasting(run, recipe, known["total_steps"])
-    _go_before(run, step)
-    return _taken(run, step, progress)
+    build.set_total_steps(run, recipe, known["total_steps"])
+    _restore_before(run, step)
+    return _repeat_until(run, step, progress)
 
 
-def _go_before(run: Training, step: int) -> None:
+def _restore_before(run: TrainState, step: int) -> None:
     """To the newest sound checkpoint before that step."""
-    for place in checkpoint.places(run.folder.last):
+    for place in checkpoint.checkpoint_folders(run.folder.last):
         try:
             tensors, progress = checkpoint.load(place)
-        except Damaged:
+        except DamagedCheckpoint:
             continue
         if progress["step"] < step:
             resume.restore_from(run, place, tensors, progress)
             return
 
 
-def _taken(run: Training, step: int, progress: Progress | None) -> dict[str, Any]:
+def _repeat_until(run: TrainState, step: int, progress: Progress | None) -> dict[str, Any]:
     """The steps up to `step`, and what is to be said of that one."""
     from_step = run.step
-    run.watch.at_once = False  # what diverged is to be seen
-    run.net.train()
+    run.divergence.at_once = False  # what diverged is to be seen
+    run.model_ddp.train()
     for k in range(from_step, step - 1):
         loop.step(run, k)
         if progress is not None:
             progress("taking the steps before it", k + 1 - from_step, step - 1 - from_step)
     [(view, _), *_] = run.loader.batches(step - 1)
     terms = {name: value.item() for name, value in loop.step(run, step - 1).items()}
-    norm = None if run.watch.gradient is None else run.watch.gradient.item()
+    norm = None if run.divergence.gradient is None else run.divergence.gradient.item()
     return {
         "step": step,
         "from_step": from_step,

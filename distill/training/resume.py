@@ -12,11 +12,11 @@ from distill.errors import UserError
 from distill.evaluation import epoch_weights
 from distill.files.json_files import LONGEST_REASON
 from distill.models import checkpoint
-from distill.models.checkpoint import Damaged
+from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs.run_folder import RunFolder
 from distill.training import out_of_memory
 from distill.training.fingerprints import CALLED
-from distill.training.state import Best, Training
+from distill.training.state import BestEpoch, TrainState
 
 ALWAYS = ("data", "teacher")  # the fingerprints that every checkpoint has
 BRING_BACK = "Bring the checkpoint back, or begin anew in another --out."
@@ -24,14 +24,14 @@ BRING_BACK = "Bring the checkpoint back, or begin anew in another --out."
 NEEDED = ("step", "epoch", "retries", "lr_factor", "elapsed_s", "best")
 
 
-def save(run: Training) -> None:
+def save(run: TrainState) -> None:
     """Write `best/`, if there is a new one, and `last/`: enough to resume exactly, at any step.
 
     Raises Diverged where what would be saved is no good, OSError where the disk does not take it;
     the checkpoints that are there stay as they are. Called by all processes.
     """
-    run.watch.check()
-    run.keep_answers()
+    run.divergence.raise_if_diverged()
+    run.teacher.save()
     tensors = {name: part.state_dict() for name, part in run.stateful.items()}
     tensors["losses"] = {
         "epoch": run.epoch_losses.state_dict(run.accelerator),
@@ -42,13 +42,13 @@ def save(run: Training) -> None:
             path = best_file(run.folder, run.best)
             run.best.weights = checkpoint.save_weights(path, run.best_weights)
         checkpoint.save(run.folder.last, tensors, _progress(run))
-        _drop_outdone(run.folder)
+        _delete_unreferenced_weights(run.folder)
     run.best_weights = None
     [run.best.weights] = broadcast_object_list([run.best.weights])
-    run.saved()
+    run.mark_saved()
 
 
-def _progress(run: Training) -> dict[str, Any]:
+def _progress(run: TrainState) -> dict[str, Any]:
     return {
         "role": run.role,
         "step": run.step,
@@ -62,17 +62,17 @@ def _progress(run: Training) -> dict[str, Any]:
     } | run.identity
 
 
-def best_file(folder: RunFolder, best: Best) -> Path:
+def best_file(folder: RunFolder, best: BestEpoch) -> Path:
     """The weights of the best epoch. Named by it, so that no checkpoint finds another's."""
     return folder.best / f"epoch-{best.epoch}.safetensors"
 
 
-def _drop_outdone(folder: RunFolder) -> None:
+def _delete_unreferenced_weights(folder: RunFolder) -> None:
     """Weights that no checkpoint speaks of."""
     spoken_of = set()
-    for place in checkpoint.places(folder.last):
-        with suppress(Damaged):
-            spoken_of.add(best_file(folder, _best(checkpoint.peek(place) or {}, place)))
+    for place in checkpoint.checkpoint_folders(folder.last):
+        with suppress(DamagedCheckpoint):
+            spoken_of.add(best_file(folder, _best_of(checkpoint.read_progress(place) or {}, place)))
     for path in (*folder.best.glob("epoch-*"), *folder.best.glob(".epoch-*")):  # and halves of them
         if path not in spoken_of:
             path.unlink()
@@ -85,7 +85,7 @@ class Resumed(NamedTuple):
     notes: tuple[str, ...]
 
 
-def resume(run: Training) -> Resumed:
+def resume(run: TrainState) -> Resumed:
     """Put the run back to its newest sound checkpoint; to the start where there is none.
 
     Raises UserError where there are some and none is sound, or where data or teacher are others.
@@ -100,21 +100,21 @@ def resume(run: Training) -> Resumed:
         return Resumed({}, ())
     try:
         tensors, progress = checkpoint.load(place)
-    except Damaged as fault:  # to this process alone
+    except DamagedCheckpoint as fault:  # to this process alone
         raise UserError(
             f"{fault}, as process {run.accelerator.process_index} reads it.\n{BRING_BACK}"
         ) from fault
     check_identity(run, progress)
     restore_from(run, place, tensors, progress)
-    epoch_weights.forget_later(run)
+    epoch_weights.delete_later(run)
     if damaged:
-        _put_aside(run)
+        _set_damaged_aside(run)
     went = f"gone on from the one before, after step {run.step:,}"
     notes = [f"{fault}: {went}" for fault in damaged]
-    return Resumed(progress, (*notes, *_unnamed(run, progress)))
+    return Resumed(progress, (*notes, *_missing_fingerprints(run, progress)))
 
 
-def _check_whole(run: Training, place: Path, tensors: dict[str, Any]) -> None:
+def _check_complete(run: TrainState, place: Path, tensors: dict[str, Any]) -> None:
     """Raises UserError if a checkpoint lacks a part of the training state.
 
     The scaler of fp16 may be absent: it is new if the device changed.
@@ -128,7 +128,7 @@ def _check_whole(run: Training, place: Path, tensors: dict[str, Any]) -> None:
         )
 
 
-def _unnamed(run: Training, progress: dict[str, Any]) -> Iterator[str]:
+def _missing_fingerprints(run: TrainState, progress: dict[str, Any]) -> Iterator[str]:
     """The fingerprints that a checkpoint of an earlier version lacks."""
     lacking = [CALLED[name] for name in run.identity if name not in progress]
     if lacking:
@@ -140,16 +140,16 @@ def _unnamed(run: Training, progress: dict[str, Any]) -> Iterator[str]:
 
 
 def restore_from(
-    run: Training, place: Path, tensors: dict[str, Any], progress: dict[str, Any]
+    run: TrainState, place: Path, tensors: dict[str, Any], progress: dict[str, Any]
 ) -> None:
     """`restore`, from the checkpoint at `place`. Raises UserError if it lacks a part of the
     training state, or if a part does not fit this run.
     """
-    _check_whole(run, place, tensors)
+    _check_complete(run, place, tensors)
     try:
         restore(run, tensors, progress)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as fault:
-        if out_of_memory.is_full(fault):
+        if out_of_memory.is_out_of_memory(fault):
             raise
         reason = (str(fault).splitlines() or [""])[0][:LONGEST_REASON]
         raise UserError(
@@ -158,22 +158,26 @@ def restore_from(
         ) from fault
 
 
-def _best(progress: dict[str, Any], place: Path) -> Best:
+def _best_of(progress: dict[str, Any], place: Path) -> BestEpoch:
     """The best epoch by a checkpoint. Raises Damaged if a value to resume from is missing."""
     missing = [name for name in NEEDED if name not in progress]
-    missing += [f"best.{name}" for name in vars(Best()) if name not in progress.get("best", {})]
+    missing += [
+        f"best.{name}" for name in vars(BestEpoch()) if name not in progress.get("best", {})
+    ]
     if missing:
-        raise Damaged(f"{place} is damaged: its progress.json has no {', '.join(missing)}")
-    return Best(**progress["best"])
+        raise DamagedCheckpoint(
+            f"{place} is damaged: its progress.json has no {', '.join(missing)}"
+        )
+    return BestEpoch(**progress["best"])
 
 
 def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, and what is wrong with newer ones."""
     damaged: list[str] = []
-    for place in filter(Path.exists, checkpoint.places(folder.last)):
+    for place in filter(Path.exists, checkpoint.checkpoint_folders(folder.last)):
         try:
-            _check_best(folder, _best(checkpoint.read(place)[1], place))
-        except Damaged as fault:
+            _check_best(folder, _best_of(checkpoint.read_verified(place)[1], place))
+        except DamagedCheckpoint as fault:
             damaged.append(str(fault))
             continue
         except UserError:
@@ -182,7 +186,7 @@ def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def _put_aside(run: Training) -> None:
+def _set_damaged_aside(run: TrainState) -> None:
     """The damaged checkpoint out of the way: the next save must not take it for the one before."""
     run.accelerator.wait_for_everyone()  # all have read the one before
     newest = run.folder.last
@@ -192,7 +196,7 @@ def _put_aside(run: Training) -> None:
         newest.rename(aside)
 
 
-def restore(run: Training, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
+def restore(run: TrainState, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
     """Everything as the checkpoint has it."""
     for name, part in run.stateful.items():
         if name in tensors:  # a scaler is new where the device changed, and begins anew
@@ -202,11 +206,11 @@ def restore(run: Training, tensors: dict[str, Any], progress: dict[str, Any]) ->
     run.log_losses.load_state_dict(tensors["losses"]["log"], accelerator)
     run.step, run.epoch = progress["step"], progress["epoch"]
     run.retries, run.lr_factor = progress["retries"], progress["lr_factor"]
-    run.best, run.best_weights = Best(**progress["best"]), None
-    run.begin(earlier_s=progress["elapsed_s"])
+    run.best, run.best_weights = BestEpoch(**progress["best"]), None
+    run.start_clock(earlier_s=progress["elapsed_s"])
 
 
-def check_identity(run: Training, progress: dict[str, Any]) -> None:
+def check_identity(run: TrainState, progress: dict[str, Any]) -> None:
     """Raises UserError if the checkpoint is of other data, another teacher, test split or recipe.
 
     A checkpoint of an earlier version lacks some of these fingerprints: they are not compared.
@@ -224,8 +228,8 @@ def check_identity(run: Training, progress: dict[str, Any]) -> None:
         )
 
 
-def _check_best(folder: RunFolder, best: Best) -> None:
+def _check_best(folder: RunFolder, best: BestEpoch) -> None:
     """Raises Damaged where the weights that a checkpoint speaks of are not as they were."""
     path = best_file(folder, best)
-    if best.weights and (not path.exists() or checkpoint.fingerprint(path) != best.weights):
-        raise Damaged(f"{path} is {'damaged' if path.exists() else 'not there any more'}")
+    if best.weights and (not path.exists() or checkpoint.weights_fingerprint(path) != best.weights):
+        raise DamagedCheckpoint(f"{path} is {'damaged' if path.exists() else 'not there any more'}")

@@ -25,30 +25,30 @@ from distill.evaluation import final_test, results
 from distill.evaluation.predict import SplitIdentity, check_test, identify_test, measure, test_split
 from distill.events import End, Event, Start
 from distill.models import checkpoint
-from distill.models.cost import n_parameters
+from distill.models.cost import count_parameters
 from distill.phrases import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import lock, run_folder
-from distill.runs.lock import Holder
+from distill.runs.lock import LockHolder
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import cache_files, selection
-from distill.teacher.cache_files import size
-from distill.teacher.teacher import Drawn, Frozen, Taught
-from distill.teacher.view_cache import Stored
+from distill.teacher.cache_files import format_size
+from distill.teacher.teacher import FrozenTeacher, OneTeacherPerView
+from distill.teacher.view_cache import CachedTeacher
 from distill.training import budget, build, environment, fingerprints, loop, out_of_memory
 from distill.training import resume as checkpoints
-from distill.training.build import Division
+from distill.training.build import TrainValSplit
 from distill.training.resume import Resumed
-from distill.training.signals import Stop
-from distill.training.state import Training
+from distill.training.signals import StopSignal
+from distill.training.state import TrainState
 
 TEACHER_CHECK_IMAGES = 1024  # of the held-out ones: enough to see a teacher asleep, seconds to ask
 AMX_CHANNELS = 128  # narrower networks were not measured in bf16 (docs/performance.md)
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainingRequest:
     """What was asked for. `out=None` names the folder by recipe and time."""
 
     role: Role
@@ -56,25 +56,25 @@ class Request:
     name: str  # of the recipe, as it was asked for
     out: Path | None = None
     resume: bool = False
-    stop: Stop = field(default_factory=Stop)
+    stop: StopSignal = field(default_factory=StopSignal)
     origins: Mapping[str, str] = field(default_factory=dict)  # who set each value, for the record
     notes: tuple[str, ...] = ()  # on the recipe, for the head
     is_tested: bool = True  # whether the test split is measured at the end: not of a trial
 
 
 @dataclass(frozen=True)
-class Run:
+class PreparedRun:
     """A request with everything it needs, ready to train."""
 
-    request: Request
-    split: Division
-    teacher: Frozen | None
-    training: Training
+    request: TrainingRequest
+    split: TrainValSplit
+    teacher: FrozenTeacher | None
+    state: TrainState
     test: SplitIdentity  # compared once the run has trained
     notes: tuple[str, ...]  # on how long and how it trains
 
 
-def run(request: Request, *, progress: Progress | None = None) -> Generator[Event]:
+def run(request: TrainingRequest, *, progress: Progress | None = None) -> Generator[Event]:
     """Train, select, then read the test split once, if the request asks for it.
 
     Yields nothing where the run is finished already. Raises UserError before any work where the
@@ -83,30 +83,30 @@ def run(request: Request, *, progress: Progress | None = None) -> Generator[Even
     once all is saved.
     """
     accel = build.accelerator(request.recipe)
-    folder = _folder(request)
+    folder = _run_folder(request)
     if request.resume:
         run_folder.check_role(folder, request.role)
     if request.resume and folder.is_finished:
         return
     run_folder.check_out(folder, request.resume)
-    with _alone(folder, accel) as killed, out_of_memory.named(request.recipe):
+    with _locked(folder, accel) as killed, out_of_memory.explain_out_of_memory(request.recipe):
         run_folder.check_out(folder, request.resume)  # nobody else may have begun meanwhile
         ready = _prepare(request, folder, accel, progress)
-        start = _head(ready, killed)
+        start = _start_event(ready, killed)
         yield start
-        yield from loop.train(ready.training)
+        yield from loop.train(ready.state)
         try:
             end = _finish(ready, start, progress)
         except UserError as fault:  # what was asked was right when it began
             raise Failure(str(fault)) from fault
         yield end
         if accel.is_main_process:
-            _leave_result(ready, start, end)
+            _write_result(ready, start, end)
         accel.wait_for_everyone()
 
 
 @contextmanager
-def _alone(folder: RunFolder, accel: Accelerator) -> Iterator[Holder | None]:
+def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None]:
     """Rank 0 holds the folder's lock for all. Yields who was killed in it; raises UserError on all
     processes where somebody holds it.
     """
@@ -114,9 +114,9 @@ def _alone(folder: RunFolder, accel: Accelerator) -> Iterator[Holder | None]:
         killed, refusal = None, None
         if accel.is_main_process:
             try:
-                killed = stack.enter_context(lock.held(folder.path))
+                killed = stack.enter_context(lock.hold_lock(folder.path))
                 if killed is not None:
-                    run_folder.drop_halves(folder)
+                    run_folder.delete_partial_files(folder)
             except UserError as fault:
                 refusal = str(fault)
         [refusal, killed] = broadcast_object_list([refusal, killed])
@@ -125,35 +125,37 @@ def _alone(folder: RunFolder, accel: Accelerator) -> Iterator[Holder | None]:
         yield killed
 
 
-def _folder(request: Request) -> RunFolder:
+def _run_folder(request: TrainingRequest) -> RunFolder:
     """The run's folder, named once by rank 0."""
     named = [str(request.out or run_folder.default_path(request.name))]
     return RunFolder(Path(broadcast_object_list(named)[0]))
 
 
 def _prepare(
-    request: Request, folder: RunFolder, accel: Accelerator, progress: Progress | None
-) -> Run:
+    request: TrainingRequest, folder: RunFolder, accel: Accelerator, progress: Progress | None
+) -> PreparedRun:
     """Data, teacher and network, and the folder with what describes the run."""
     source = request.recipe.data.source
     image_set.check(source)  # a missing test split is known now, not after the last epoch
     with accel.main_process_first():  # one process decodes, the others find the cache
         images = image_set.load(source, "train", progress=progress)
         test = identify_test(source, images, progress=progress)
-    split = build.divide(request.recipe, images)
+    split = build.split_images(request.recipe, images)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
-    passed_over = selection.passed_over(request.recipe, earlier, places)
-    chosen = selection.with_teachers(request.recipe, images, split, earlier, places, request.name)
+    passed_over = selection.notes_on_broken_runs(request.recipe, earlier, places)
+    chosen = selection.resolve_teachers(
+        request.recipe, images, split, earlier, places, request.name
+    )
     [(recipe, choice)] = broadcast_object_list([chosen])  # another rank may see other runs
     request = replace(request, recipe=recipe)
-    _claim(folder, request)
-    teacher = selection.teacher(recipe, images, split)
+    _check_resumable(folder, request)
+    teacher = selection.load_teacher(recipe, images, split)
     if teacher is not None:
         build.to_device(teacher, accel.device)
-    known = fingerprints.identity(recipe, images, selection.fingerprints(recipe), test)
-    training = build.training(recipe, request.role, split, teacher, folder, accel, known)
-    training.stop = request.stop
+    known = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe), test)
+    training = build.state(recipe, request.role, split, teacher, folder, accel, known)
+    training.stop_signal = request.stop
     resumed = checkpoints.resume(training) if request.resume else Resumed({}, ())
     hashes = _sources(folder) if request.resume else [environment.source_hash()]
     lost = earlier is not None and not resumed.progress
@@ -165,7 +167,7 @@ def _prepare(
         *passed_over,
         *_changed_source(hashes),
         *choice,
-        *_last(training, recipe, resumed.progress),
+        *_set_length(training, recipe, resumed.progress),
     )
     accel.wait_for_everyone()  # all have looked at the folder before it is written
     if accel.is_main_process:
@@ -173,12 +175,15 @@ def _prepare(
         described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
         described |= {"sources": hashes} if len(hashes) > 1 else {}
         run_folder.write_json(folder.environment, described)
-    return Run(request, split, teacher, training, test, notes)
+    return PreparedRun(request, split, teacher, training, test, notes)
 
 
 def _sources(folder: RunFolder) -> list[str]:
     """The hashes of our source that the run has been trained with, today's last."""
-    earlier, today = environment.earlier_sources(folder.environment), environment.source_hash()
+    earlier, today = (
+        environment.earlier_source_hashes(folder.environment),
+        environment.source_hash(),
+    )
     return earlier if earlier[-1:] == [today] else [*earlier, today]
 
 
@@ -192,7 +197,7 @@ def _changed_source(hashes: list[str]) -> Iterator[str]:
         )
 
 
-def _last(training: Training, recipe: Recipe, decided: dict[str, Any]) -> tuple[str, ...]:
+def _set_length(training: TrainState, recipe: Recipe, decided: dict[str, Any]) -> tuple[str, ...]:
     """How many steps, compiled or not: as the recipe says, as was decided before, or as measured.
 
     `decided`: what the checkpoint of a resumed run says.
@@ -204,36 +209,36 @@ def _last(training: Training, recipe: Recipe, decided: dict[str, Any]) -> tuple[
     # On a CPU it never paid (docs/performance.md), and a plain run is the same in every bit.
     elif recipe.train.compile == "auto" and not decided and _on_gpu(training):
         run_s = None if minutes is None else 60 * minutes
-        notes.append(f"train.compile = auto: {budget.choose_compiled(training, run_s)}")
+        notes.append(f"train.compile = auto: {budget.choose_compilation(training, run_s)}")
     if minutes is not None:
-        steps = decided.get("total_steps") or budget.steps_in(training, minutes, began_at)
-        build.lasting(training, recipe, steps)
+        steps = decided.get("total_steps") or budget.steps_within(training, minutes, began_at)
+        build.set_total_steps(training, recipe, steps)
         fitting = counted(steps, "step fits", "steps fit")
         notes.append(f"train.minutes = {minutes:g}: {fitting}, of training alone")
     return tuple(notes)
 
 
-def _on_gpu(training: Training) -> bool:
+def _on_gpu(training: TrainState) -> bool:
     return bool(training.accelerator.device.type == "cuda")
 
 
-def _claim(folder: RunFolder, request: Request) -> None:
+def _check_resumable(folder: RunFolder, request: TrainingRequest) -> None:
     """Raises UserError where the folder may not be resumed."""
     if folder.is_run:
         run_folder.check_same(folder, request.recipe)
 
 
-def _head(ready: Run, killed: Holder | None) -> Start:
+def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
     """Say what will be trained; the teacher is asked here, before hours are spent on its word."""
-    request, split, training = ready.request, ready.split, ready.training
+    request, split, training = ready.request, ready.split, ready.state
     accel, recipe = training.accelerator, request.recipe
-    teacher_top1 = None if ready.teacher is None else _ask(ready.teacher, ready)
+    teacher_top1 = None if ready.teacher is None else _measure_teacher(ready.teacher, ready)
     return Start(
         run=str(training.folder.path),
         role=request.role,
         recipe=request.name,
         network=build.network_name(recipe, request.role, split.train.n_classes),
-        parameters=n_parameters(training.student),
+        parameters=count_parameters(training.model),
         data=recipe.data.source,
         train_images=len(split.train.labels),
         val_images=0 if split.held_out is None else len(split.held_out.labels),
@@ -248,23 +253,23 @@ def _head(ready: Run, killed: Holder | None) -> Start:
         first_step=training.step,
         first_epoch=training.epoch,
         retries=training.retries,
-        teacher=" + ".join(str(run.path) for run in selection.named(recipe)) or None,
+        teacher=" + ".join(str(run.path) for run in selection.named_teachers(recipe)) or None,
         teacher_top1=teacher_top1,
         notes=(
-            *_after(killed),
+            *_killed_note(killed),
             *request.notes,
             *ready.notes,
             *_resolution(training),
-            *_drawn(training, recipe),
-            *_stored(training),
-            *_shared(ready.test),
+            *_views_per_teacher_note(training, recipe),
+            *_cache_notes(training),
+            *_overlap_note(ready.test),
             *_notes(recipe, split, accel, teacher_top1),
             *_cpu_precision(training, recipe),
         ),
     )
 
 
-def _shared(test: SplitIdentity) -> Iterator[str]:
+def _overlap_note(test: SplitIdentity) -> Iterator[str]:
     """How many test images are training images."""
     if test.n_in_train:
         verb = "is" if test.n_in_train == 1 else "are"
@@ -274,49 +279,51 @@ def _shared(test: SplitIdentity) -> Iterator[str]:
         )
 
 
-def _drawn(training: Training, recipe: Recipe) -> Iterator[str]:
+def _views_per_teacher_note(training: TrainState, recipe: Recipe) -> Iterator[str]:
     """How many views each teacher has, where one is drawn for each."""
-    if not isinstance(training.live, Drawn):
+    if not isinstance(training.online_teacher, OneTeacherPerView):
         return
-    views = {training.loader.calendar.view(epoch) for epoch in range(training.epochs)}
-    counts = Counter(training.live.choice(view) for view in views)
-    shared = ", ".join(f"{run.path} {counts[i]}" for i, run in enumerate(selection.named(recipe)))
+    views = {training.loader.schedule.view(epoch) for epoch in range(training.epochs)}
+    counts = Counter(training.online_teacher.choice(view) for view in views)
+    shared = ", ".join(
+        f"{run.path} {counts[i]}" for i, run in enumerate(selection.named_teachers(recipe))
+    )
     have = counted(len(views), "view has", "views have")
     yield (
         f"teacher.draw = one: of {have} {shared}; the teacher's accuracy is that of the mean of all"
     )
 
 
-def _after(killed: Holder | None) -> Iterator[str]:
+def _killed_note(killed: LockHolder | None) -> Iterator[str]:
     if killed is not None:
         yield f"{killed}, was killed here: its lock is taken over"
 
 
-def _ask(teacher: Frozen, ready: Run) -> float:
+def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
     """The teacher's accuracy on some held-out images; on training images where none are.
 
     Measured once for these weights and images, and remembered in the cache folder.
     """
-    accel, images = ready.training.accelerator, ready.split.held_out or ready.split.train
+    accel, images = ready.state.accelerator, ready.split.held_out or ready.split.train
     some = image_set.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
     combined = "".join(
-        f" {key}={value}" for key, value in build.combination(ready.request.recipe).items()
+        f" {key}={value}" for key, value in build.combination_identity(ready.request.recipe).items()
     )
-    asked = ready.training.identity["teacher"] + combined + some.fingerprint
+    asked = ready.state.identity["teacher"] + combined + some.fingerprint
     key = f"teachers/{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
     [known] = broadcast_object_list(
-        [array_cache.recall(key, (), np.float64)]
+        [array_cache.load_cached(key, (), np.float64)]
     )  # rank 0 decides for all
     if known is not None:
         return float(known)
     top1 = measure(teacher, some, accel)["top1"]
     if accel.is_main_process:
-        array_cache.keep(key, np.array(top1))
+        array_cache.save_cached(key, np.array(top1))
     return top1
 
 
 def _notes(
-    recipe: Recipe, split: Division, accel: Accelerator, teacher_top1: float | None
+    recipe: Recipe, split: TrainValSplit, accel: Accelerator, teacher_top1: float | None
 ) -> Iterator[str]:
     """What the user should know before hours are spent."""
     if recipe.data.source == "cifar10" and split.fingerprint not in image_set.GENUINE:
@@ -344,7 +351,7 @@ def _notes(
         yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
 
 
-def _cpu_precision(training: Training, recipe: Recipe) -> Iterator[str]:
+def _cpu_precision(training: TrainState, recipe: Recipe) -> Iterator[str]:
     """A note if this CPU computes the network faster in another precision than the recipe's."""
     if training.accelerator.device.type != "cpu":
         return
@@ -352,7 +359,7 @@ def _cpu_precision(training: Training, recipe: Recipe) -> Iterator[str]:
     has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
     if precision == "fp16" or (precision == "bf16" and not has_amx):
         yield f"this CPU does not compute {precision} natively: it is many times slower than fp32"
-    convolutions = (each for each in training.student.modules() if isinstance(each, nn.Conv2d))
+    convolutions = (each for each in training.model.modules() if isinstance(each, nn.Conv2d))
     is_wide = max((each.out_channels for each in convolutions), default=0) >= AMX_CHANNELS
     if has_amx and is_wide and recipe.train.precision == "auto":
         yield (
@@ -374,18 +381,18 @@ DEPENDS = {  # what stored answers depend on, as a person calls it
 }
 
 
-def _resolution(training: Training) -> Iterator[str]:
+def _resolution(training: TrainState) -> Iterator[str]:
     """Notes on `train.resolution`: the epochs at each image side, and sides that no epoch uses."""
-    calendar, epochs = training.loader.calendar, training.epochs
-    if not calendar.sides:
+    schedule, epochs = training.loader.schedule, training.epochs
+    if not schedule.sides:
         return
-    side_of = [calendar.side(epoch) for epoch in range(epochs)]
+    side_of = [schedule.side(epoch) for epoch in range(epochs)]
     said, unused = [], []
-    for _, side in calendar.sides:
+    for _, side in schedule.sides:
         pixels, n = side or training.loader.size, side_of.count(side)
         if n:
             first = side_of.index(side) + 1
-            said.append(f"{_numbered(first, first + n - 1)} at {pixels} pixels")
+            said.append(f"{_epoch_range(first, first + n - 1)} at {pixels} pixels")
         else:
             unused.append(str(pixels))
     yield (
@@ -399,35 +406,35 @@ def _resolution(training: Training) -> Iterator[str]:
         )
 
 
-def _numbered(first: int, last: int) -> str:
+def _epoch_range(first: int, last: int) -> str:
     return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
-def _stored(training: Training) -> Iterator[str]:
+def _cache_notes(training: TrainState) -> Iterator[str]:
     """Where the teacher's answers are kept, how many are there, and why others are not taken."""
-    kept = training.teach.source if isinstance(training.teach, Taught) else None
-    if not isinstance(kept, Stored):
+    kept = training.teacher.source
+    if not isinstance(kept, CachedTeacher):
         return
-    wanted, found, damaged = kept.survey(training.epochs)
+    wanted, found, damaged = kept.count_views(training.epochs)
     n_bytes = wanted * training.loader.targets.numel() * cache_files.BYTES
     verb = "is" if wanted == 1 else "are"
     yield (
         f"{found} of {counted(wanted, 'view')} of the teacher's answers {verb} stored in "
-        f"{cache_files.folder()}, "
-        f"{size(n_bytes)} when all are; a view that is there is not asked again"
+        f"{cache_files.logits_folder()}, "
+        f"{format_size(n_bytes)} when all are; a view that is there is not asked again"
     )
     if damaged:
         verb = "is" if damaged == 1 else "are"
         yield f"{damaged} of the stored views {verb} damaged: asked and stored anew"
-    if not found and (missed := kept.missed()):
+    if not found and (missed := kept.mismatched_keys()):
         differs = " and ".join(DEPENDS.get(name, name) for name in missed)
         yield f"the nearest answers that are stored differ in {differs}: they are not taken"
-    yield from _exposed(kept.folders(training.epochs))
-    if kept.agrees(training.step) is False:
+    yield from _shared_cache_note(kept.folders(training.epochs))
+    if kept.matches_teacher(training.step) is False:
         yield "what is stored is not what the teacher says today: all is asked and stored anew"
 
 
-def _exposed(folders: list[Path]) -> Iterator[str]:
+def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
     """A note if other users may change cached teacher outputs: of one batch alone it is checked
     that they are the teacher's.
     """
@@ -440,9 +447,9 @@ def _exposed(folders: list[Path]) -> Iterator[str]:
             return
 
 
-def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
+def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
     """Read the kept weights back and save them; measure them on the test split, if it is asked."""
-    request, split, training = ready.request, ready.split, ready.training
+    request, split, training = ready.request, ready.split, ready.state
     accel, folder, best = training.accelerator, training.folder, training.best
     net = build.network(request.recipe, request.role, split.train.n_classes)
     checkpoint.load_weights(checkpoints.best_file(folder, best), net, best.weights)
@@ -456,15 +463,15 @@ def _finish(ready: Run, start: Start, progress: Progress | None) -> End:
     weights = folder.weights(request.role)
     end = End(best.epoch, best.metrics | tested, start.parameters, training.elapsed_s, str(weights))
     if accel.is_main_process:
-        checkpoint.save_weights(weights, checkpoint.weights_of(net))
+        checkpoint.save_weights(weights, checkpoint.copy_weights(net))
     accel.wait_for_everyone()
     return end
 
 
-def _leave_result(ready: Run, start: Start, end: End) -> None:
+def _write_result(ready: PreparedRun, start: Start, end: End) -> None:
     """The run's last file. Once it is there, what the run would be resumed from is not needed."""
-    split, folder = ready.split, ready.training.folder
-    known = ready.training.identity
+    split, folder = ready.split, ready.state.folder
+    known = ready.state.identity
     data = {
         "fingerprint": split.fingerprint,
         "class_names": list(split.train.class_names),
@@ -483,7 +490,7 @@ OPEN = ContextVar("OPEN", default=False)
 
 
 @contextmanager
-def processes() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Leaves the process group cleanly: the last line on the screen is not torch's warning.
 
     Of several, one within another, the outermost does: the group is for all runs of a process.

@@ -29,7 +29,7 @@ class Stopped(Exception):
         self.code = code
 
 
-class Stop:
+class StopSignal:
     """What was asked for, 0 or an exit code; read by the loop between two steps."""
 
     def __init__(self) -> None:
@@ -38,13 +38,13 @@ class Stop:
         self.can_wait = False  # whether anybody will look: else a signal ends the process at once
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Take the signals, and give them back at the end.
 
         SIGHUP stays ignored if it is: nohup asks for that.
         """
         taken = [number for number in CODES if not _is_ignored_hangup(number)]
-        before = {number: signal.signal(number, self._hear) for number in taken}
+        before = {number: signal.signal(number, self._on_signal) for number in taken}
         try:
             yield
         finally:
@@ -52,7 +52,7 @@ class Stop:
                 signal.signal(number, handler)
 
     @contextmanager
-    def patient(self) -> Iterator[None]:
+    def defer(self) -> Iterator[None]:
         """While the loop runs, it is asked; before and after there is nothing to save."""
         self.can_wait = True
         try:
@@ -60,9 +60,9 @@ class Stop:
         finally:
             self.can_wait = False
 
-    def _hear(self, number: int, _frame: object) -> None:
+    def _on_signal(self, number: int, _frame: object) -> None:
         self.interrupts += number == signal.SIGINT
-        again = self.interrupts > 1 and not launched()
+        again = self.interrupts > 1 and not is_launched()
         self.code = self.code or CODES[number]
         if again or not self.can_wait:
             self._leave()
@@ -76,7 +76,7 @@ def _is_ignored_hangup(number: int) -> bool:
     return is_hangup and signal.getsignal(number) is signal.SIG_IGN
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """By torchrun or accelerate, whose Ctrl-C reaches a process twice: from the terminal and from
     the launcher.
     """

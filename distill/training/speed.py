@@ -18,11 +18,11 @@ from accelerate.state import AcceleratorState
 from distill.data.images import CHANNELS, SIDE, ImageSet
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import budget, build
-from distill.training.build import Division
-from distill.training.estimate import LEAST_DOUBT, LEAST_STEPS, Spread, spread
-from distill.training.state import Training
+from distill.training.build import TrainValSplit
+from distill.training.estimate import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
+from distill.training.state import TrainState
 
 FIRST_BATCH = 8  # of the first two steps, which say how large a batch can be timed
 MOST_STEP_S = 1.5  # seconds that a timed step should last at most
@@ -35,7 +35,7 @@ MUCH_SLOWER = 2.0  # than the time of a rival: an image that takes so long is no
 class Speed:
     """Seconds of one training image, and how much of them its teacher takes; 0 without one."""
 
-    image: Spread
+    image: TimeRange
     teacher_s: float
     fastest_s: float  # of an image, in the fastest step: the least disturbed by other programs
 
@@ -79,34 +79,36 @@ def measure(
     end after `until`, by time.monotonic, or if an image takes much longer than `rival_s`. Raises
     UserError where the recipe does not fit the images.
     """
-    run = _training(recipe, role, teacher, images)
-    take = budget.rehearsal(run)
+    run = _build_state(recipe, role, teacher, images)
+    take = budget.repeated_step(run)
     take(1)
-    tried = [budget.seconds(run, lambda: take(1)) / FIRST_BATCH]
+    tried = [budget.time_work(run, lambda: take(1)) / FIRST_BATCH]
     if tried[0] > MUCH_SLOWER * rival_s:
-        return Speed(spread(tried), 0.0, tried[0])
+        return Speed(time_range(tried), 0.0, tried[0])
     size = _batch_size(recipe, tried[0], until)
     if size != FIRST_BATCH:
-        run.loader = build.loader(_in_batches(recipe, size), images, run.accelerator)
-    spans = list(pairwise([*run.criterion.moments, 1.0]))  # terms come and go
+        run.loader = build.loader(_with_batch_size(recipe, size), images, run.accelerator)
+    spans = list(pairwise([*run.loss.change_points, 1.0]))  # terms come and go
     found = [
         _image_seconds(run, size, begin, ENOUGH_S / len(spans), until, tried) for begin, _ in spans
     ]
-    image = _over_the_training(found, [end - begin for begin, end in spans], size, recipe)
+    image = _mean_over_training(found, [end - begin for begin, end in spans], size, recipe)
     teacher_s = 0.0
     if recipe.cache is not None and time.monotonic() < until:
         teacher_s = min(budget.teacher_seconds(run) / size, image.mean)
     return Speed(image, teacher_s, min(map(min, found)))
 
 
-def _over_the_training(
+def _mean_over_training(
     found: list[list[float]], shares: list[float], size: int, recipe: Recipe
-) -> Spread:
+) -> TimeRange:
     """Seconds of an image, the mean over parts of the training, each with its share of it."""
     is_whole = size == recipe.train.batch_size // recipe.train.accumulate
     doubt = LEAST_DOUBT if is_whole else SMALLER_DOUBT
-    parts = [spread(each, doubt).times(share) for each, share in zip(found, shares, strict=True)]
-    return Spread(
+    parts = [
+        time_range(each, doubt).scaled(share) for each, share in zip(found, shares, strict=True)
+    ]
+    return TimeRange(
         mean=sum(part.mean for part in parts),
         low=sum(part.low for part in parts),
         high=sum(part.high for part in parts),
@@ -114,20 +116,22 @@ def _over_the_training(
     )
 
 
-def _training(recipe: Recipe, role: Role, teacher: Recipe | None, images: ImageSet) -> Training:
+def _build_state(
+    recipe: Recipe, role: Role, teacher: Recipe | None, images: ImageSet
+) -> TrainState:
     """A run of the recipe that is never saved, in small batches, without cached teacher logits."""
     AcceleratorState._reset_state()  # it keeps one precision for a process; recipes have several
-    small = _in_batches(recipe, FIRST_BATCH)
+    small = _with_batch_size(recipe, FIRST_BATCH)
     accel = build.accelerator(small)
     frozen = None
     if teacher is not None:
-        frozen = Frozen(build.network(teacher, "teacher", images.n_classes))
+        frozen = FrozenTeacher(build.network(teacher, "teacher", images.n_classes))
         build.to_device(frozen, accel.device)
-    split, nowhere = Division("", images, None), RunFolder(Path("unused"))
-    return build.training(small, role, split, frozen, nowhere, accel, {})
+    split, nowhere = TrainValSplit("", images, None), RunFolder(Path("unused"))
+    return build.state(small, role, split, frozen, nowhere, accel, {})
 
 
-def _in_batches(recipe: Recipe, size: int) -> Recipe:
+def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
     """One epoch of the same recipe in other batches."""
     changed = {"batch_size": size, "accumulate": 1, "epochs": 1, "minutes": None}
     return recipe.model_copy(
@@ -146,16 +150,16 @@ def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
 
 
 def _image_seconds(
-    run: Training, size: int, at: float, enough_s: float, until: float, tried: list[float]
+    run: TrainState, size: int, at: float, enough_s: float, until: float, tried: list[float]
 ) -> list[float]:
     """Seconds of an image in each timed step, while the terms are those of `at`; `tried`, those of
     an earlier step, if there is no time for more.
     """
-    take, found = budget.rehearsal(run, at), list[float]()
+    take, found = budget.repeated_step(run, at), list[float]()
     if time.monotonic() + size * tried[0] < until:
         take(1)
     while time.monotonic() + size * tried[0] < until and (
         len(found) < LEAST_STEPS or size * sum(found) < enough_s
     ):
-        found.append(budget.seconds(run, lambda: take(1)) / size)
+        found.append(budget.time_work(run, lambda: take(1)) / size)
     return found or tried

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from distill.data.images import ImageSet
 from distill.data.loader import Loader
-from distill.evaluation.metrics import Means
+from distill.evaluation.metrics import RunningMeans
 from distill.events import Split
 from distill.losses.objective import Objective
 from distill.runs.run_folder import Role, RunFolder
-from distill.teacher.teacher import Drawn, Live, Taught, Teach
-from distill.training.divergence import Watch
+from distill.teacher.teacher import OneTeacherPerView, OnlineTeacher, Teacher
+from distill.training.divergence import DivergenceMonitor
 from distill.training.estimate import FirstSteps
-from distill.training.ranks import Consensus
-from distill.training.signals import Stop
+from distill.training.ranks import RankAgreement
+from distill.training.signals import StopSignal
 
 
 @dataclass
-class Best:
+class BestEpoch:
     """The epoch whose weights are kept, by `top1` on the held-out part."""
 
     epoch: int = 0
@@ -33,7 +33,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Habits:
+class LoggingAndSaving:
     """How often a run speaks, saves and keeps, what it measures, what it does if it diverges."""
 
     log_every: int  # steps
@@ -47,18 +47,20 @@ class Habits:
 
 
 @dataclass
-class Training:
+class TrainState:
     """Everything a run is made of. Built in `build.py`; nothing here knows where it came from."""
 
     role: Role
     accelerator: Accelerator
     loader: Loader
-    net: nn.Module  # prepared: DDP where there are several processes
-    student: nn.Module  # the same network, bare
-    live: Live | Drawn | None  # the teacher itself, where there is one
-    teach: Teach
-    objective: nn.Module  # prepared: DDP where its terms have parameters
-    criterion: Objective  # the same, bare
+    model_ddp: nn.Module  # prepared: DDP where there are several processes
+    model: nn.Module  # the same network, bare
+    online_teacher: (
+        OnlineTeacher | OneTeacherPerView | None
+    )  # the teacher itself, where there is one
+    teacher: Teacher
+    loss_ddp: nn.Module  # prepared: DDP where its terms have parameters
+    loss: Objective  # the same, bare
     optimizer: Any  # accelerate's wrapper of a torch optimizer
     lr: Callable[[int], float]
     clip: float | None
@@ -67,21 +69,23 @@ class Training:
     norm_images: Tensor | None  # uint8 [n, 3, H, W], for the averaged weights' batch norms
     seed: int  # of dropout; initial weights are already drawn
     total_steps: int
-    habits: Habits
+    settings: LoggingAndSaving
     folder: RunFolder
     identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
-    consensus: Consensus
-    watch: Watch
-    stop: Stop = field(default_factory=Stop)
+    ranks: RankAgreement
+    divergence: DivergenceMonitor
+    stop_signal: StopSignal = field(default_factory=StopSignal)
     first_steps: FirstSteps = field(default_factory=FirstSteps)  # of this process, timed
     compiled: bool = False
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epochs done, measured and told
-    epoch_losses: Means = field(default_factory=Means)  # of the epoch that is going on
-    log_losses: Means = field(default_factory=Means)  # since the last Step event
+    epoch_losses: RunningMeans = field(
+        default_factory=RunningMeans
+    )  # of the epoch that is going on
+    log_losses: RunningMeans = field(default_factory=RunningMeans)  # since the last Step event
     retries: int = 0
     lr_factor: float = 1.0  # less after each retry
-    best: Best = field(default_factory=Best)
+    best: BestEpoch = field(default_factory=BestEpoch)
     best_weights: dict[str, Tensor] | None = None  # not yet on disk
     earlier_s: float = 0.0  # of training, by processes before this one
     began_at: float = field(default_factory=time.monotonic)
@@ -102,49 +106,49 @@ class Training:
     @property
     def stateful(self) -> dict[str, Any]:
         """All that a step changes, by name: what has a `state_dict`."""
-        parts = {"student": self.student, "optimizer": self.optimizer}
+        parts = {"student": self.model, "optimizer": self.optimizer}
         if self.ema is not None:
             parts["ema"] = self.ema.module
-        if self.criterion.state_dict():
-            parts["objective"] = self.criterion
+        if self.loss.state_dict():
+            parts["objective"] = self.loss
         if self.accelerator.scaler is not None:
             parts["scaler"] = self.accelerator.scaler
         return parts
 
     @property
-    def to_use(self) -> nn.Module:
+    def final_weights(self) -> nn.Module:
         """The network to keep: the average where the run has one."""
-        return self.student if self.ema is None else self.ema.module
+        return self.model if self.ema is None else self.ema.module
 
     @property
-    def to_validate(self) -> dict[Split, nn.Module]:
+    def networks_to_validate(self) -> dict[Split, nn.Module]:
         """The networks to measure after each epoch, by the split that their measures name: the
         final weights (the average, if there is one), and with `validate_both` the network too.
         """
         if self.ema is None:
-            return {"val": self.student}
-        trained: dict[Split, nn.Module] = {"val": self.student} if self.habits.validate_both else {}
+            return {"val": self.model}
+        trained: dict[Split, nn.Module] = {"val": self.model} if self.settings.validate_both else {}
         return trained | {"val_ema": self.ema.module}
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the student's, and those of the terms."""
-        return [*self.net.parameters(), *self.objective.parameters()]
+        return [*self.model_ddp.parameters(), *self.loss_ddp.parameters()]
 
-    def begin(self, earlier_s: float | None = None) -> None:
+    def start_clock(self, earlier_s: float | None = None) -> None:
         """Time is counted from here, after `earlier_s` of other processes."""
         self.began_at = self.saved_at = time.monotonic()
         self.began_step = self.saved_step = self.step
         self.earlier_s = self.earlier_s if earlier_s is None else earlier_s
 
     @property
-    def here_s(self) -> float:
+    def process_s(self) -> float:
         """Seconds of training in this process."""
         return time.monotonic() - self.began_at
 
     @property
     def elapsed_s(self) -> float:
         """Seconds of training over the whole run, however often resumed."""
-        return self.earlier_s + self.here_s
+        return self.earlier_s + self.process_s
 
     @property
     def remaining_s(self) -> float:
@@ -153,36 +157,31 @@ class Training:
         A step counts as much as its images have pixels.
         """
         done = self._work(self.began_step, self.step)
-        return self.here_s / done * self._work(self.step, self.total_steps) if done else math.nan
+        return self.process_s / done * self._work(self.step, self.total_steps) if done else math.nan
 
     def _work(self, begin: int, end: int) -> float:
         """The steps from `begin` to before `end`, one with smaller images being less than 1."""
-        if not self.loader.calendar.sides:
+        if not self.loader.schedule.sides:
             return end - begin
         per_epoch, full, work = self.loader.steps_per_epoch, self.loader.size, 0.0
         for epoch in range(begin // per_epoch, -(-end // per_epoch)):
             first, last = max(begin, epoch * per_epoch), min(end, (epoch + 1) * per_epoch)
-            side = self.loader.calendar.side(epoch) or full
+            side = self.loader.schedule.side(epoch) or full
             work += (last - first) * (side / full) ** 2
         return work
 
     @property
     def is_step_to_save(self) -> bool:
         """Whether a checkpoint is due by the steps since the last: in all processes, or in none."""
-        steps = self.habits.save_steps
+        steps = self.settings.save_steps
         return steps is not None and self.step - self.saved_step >= steps
 
     @property
     def is_time_to_save(self) -> bool:
         """Whether a checkpoint is due by this process's clock."""
-        minutes = self.habits.save_minutes
+        minutes = self.settings.save_minutes
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
-    def keep_answers(self) -> None:
-        """Store what the teacher said so far, where answers are stored. Called by all processes."""
-        if isinstance(self.teach, Taught):
-            self.teach.keep()
-
-    def saved(self) -> None:
+    def mark_saved(self) -> None:
         """A checkpoint stands here."""
         self.saved_at, self.saved_step = time.monotonic(), self.step

@@ -51,7 +51,7 @@ def test_a_control_is_written_once_for_recipes_that_differ_in_the_teacher_alone(
 
 def test_a_study_s_runs_are_typed_as_a_person_would() -> None:
     kd, at = (recipes.load(f"{name}+two_cores").recipe for name in ("kd", "at"))
-    alone = recipes.control(kd)
+    alone = recipes.control_recipe(kd)
     typed = [
         methods.command("x", recipe, 3, Path("out"), ["train.epochs=2"], "T")[2:]
         for recipe in (kd, at, alone)

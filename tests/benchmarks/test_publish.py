@@ -56,9 +56,9 @@ def test_it_holds_half_the_bytes_no_images_and_no_paths(published) -> None:
 def test_its_figures_are_those_of_the_halved_weights(published, door: Door) -> None:
     run, folder = published
     result = folder.result()
-    answers = saved_predictions.of_run(folder)
+    answers = saved_predictions.read_run(folder)
     assert answers is not None
-    assert result["metrics"]["top1/test"] == pytest.approx(float(answers.right.mean()))
+    assert result["metrics"]["top1/test"] == pytest.approx(float(answers.is_right.mean()))
     assert result["published"]["metrics"] == run.result()["metrics"]
     assert result["recipe_fingerprint"] == recipes.fingerprint(recipes.read(folder.recipe))
     said = door("evaluate", str(folder.path), "--json")

@@ -15,7 +15,7 @@ def test_every_entry_resolves_under_its_overrides() -> None:
         recipe = recipes.load(entry.recipe, overrides).recipe
         assert recipe.train.epochs is None
         assert recipe.train.minutes == 60
-        assert recipes.is_taught(recipe) == entry.is_taught
+        assert recipes.has_teacher(recipe) == entry.is_taught
 
 
 def test_all_entries_train_in_turn_and_the_table_is_theirs(

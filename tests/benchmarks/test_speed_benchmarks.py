@@ -14,7 +14,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.pairs import PAIRS
 from benchmarks.peers import Entrant, Unequal
 from distill.training import build, loop
-from distill.training.state import Training
+from distill.training.state import TrainState
 
 REPOSITORY = Path(__file__).parents[2]
 LOSSES = {"honest": [0.25, 0.24], "lazy": [0.25, 0.2405]}  # two thousandths apart
@@ -32,7 +32,7 @@ ORDER = [
 ]
 
 
-def fresh_run() -> Training:
+def fresh_run() -> TrainState:
     recipe = stages.resolved(f"{stages.QUICK}+mixup", batch=16, rounds=1)
     torch.manual_seed(5)  # of the teacher
     return stages.prepared(recipe, build.accelerator(recipe))
@@ -40,15 +40,15 @@ def fresh_run() -> Training:
 
 def test_the_stages_are_the_step_of_a_run() -> None:
     ours, theirs, timed = fresh_run(), fresh_run(), stages.Stopwatch(torch.device("cpu"))
-    before = {name: value.clone() for name, value in ours.student.state_dict().items()}
+    before = {name: value.clone() for name, value in ours.model.state_dict().items()}
     for k in (0, 1, 20):  # twice the first view, then another
         stages.staged_step(ours, k, timed)
         loop.step(theirs, k)
     assert ours.ema is not None and theirs.ema is not None
-    for mine, other in ((ours.student, theirs.student), (ours.ema.module, theirs.ema.module)):
+    for mine, other in ((ours.model, theirs.model), (ours.ema.module, theirs.ema.module)):
         pairs = zip(mine.state_dict().values(), other.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-    assert not torch.equal(before["head.weight"], ours.student.state_dict()["head.weight"])
+    assert not torch.equal(before["head.weight"], ours.model.state_dict()["head.weight"])
     assert [len(spans) for spans in timed.spans_s.values()] == [3] * (len(ORDER) - 1)
 
 

@@ -14,7 +14,7 @@ from distill.data.sources import cifar, image_set
 from distill.data.sources.cifar import CIFAR10
 from distill.errors import UserError
 from distill.models import checkpoint
-from distill.models.checkpoint import Damaged
+from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
 from distill.recipe.compose import shipped_paths
 from distill.recipe.validation import keys
@@ -110,7 +110,7 @@ def test_any_damage_to_a_checkpoint_is_noticed(
     (place / name).write_bytes(damaged(content, *damage))
     try:
         tensors, progress = checkpoint.load(place)
-    except Damaged as fault:
+    except DamagedCheckpoint as fault:
         assert "is damaged" in str(fault)
     else:  # what changed was the line's end
         assert progress["step"] == 7 and tensors["student"]["weight"].eq(1).all()

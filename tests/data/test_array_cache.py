@@ -22,7 +22,7 @@ import sys, numpy as np
 from distill.data import array_cache as cache
 print(flush=True)
 while True:
-    cache.keep(sys.argv[1], np.full((2000, 1000), 7, np.float16))
+    cache.save_cached(sys.argv[1], np.full((2000, 1000), 7, np.float16))
 """
 
 
@@ -49,10 +49,10 @@ def end(process: subprocess.Popen[str]) -> None:
 def test_two_writers_and_a_reader_never_meet() -> None:
     writers = [writer(), writer()]
     try:
-        while not array_cache.is_kept(KEY):
+        while not array_cache.is_cached(KEY):
             time.sleep(0.01)
         for _ in range(50):
-            found = array_cache.recall(KEY, SHAPE, np.float16)
+            found = array_cache.load_cached(KEY, SHAPE, np.float16)
             assert found is not None
             assert (found == 7).all()
     finally:
@@ -61,28 +61,28 @@ def test_two_writers_and_a_reader_never_meet() -> None:
 
 
 def test_a_kill_while_writing_leaves_what_was_there() -> None:
-    array_cache.keep(KEY, np.full(SHAPE, 7, np.float16))
+    array_cache.save_cached(KEY, np.full(SHAPE, 7, np.float16))
     for milliseconds in range(0, 40, 8):
         process = writer()
         time.sleep(milliseconds / 1000)
         end(process)
-        found = array_cache.recall(KEY, SHAPE, np.float16)
+        found = array_cache.load_cached(KEY, SHAPE, np.float16)
         assert found is not None
         assert (found == 7).all()
 
 
 def test_what_cannot_be_written_is_not_kept(own_cache: Path) -> None:
     (own_cache / "targets").write_text("a file where a folder should be")
-    array_cache.keep(KEY, np.zeros(SHAPE, np.float16))
-    assert array_cache.recall(KEY, SHAPE, np.float16) is None
-    assert not array_cache.is_kept(KEY)
+    array_cache.save_cached(KEY, np.zeros(SHAPE, np.float16))
+    assert array_cache.load_cached(KEY, SHAPE, np.float16) is None
+    assert not array_cache.is_cached(KEY)
 
 
 def test_another_kind_is_not_found() -> None:
-    array_cache.keep(KEY, np.zeros((3, 2), np.float16))
-    assert array_cache.recall(KEY, (2, 3), np.float16) is None
-    assert array_cache.recall(KEY, (3, 2), np.float32) is None
-    assert array_cache.recall(KEY, None, np.float16) is not None
+    array_cache.save_cached(KEY, np.zeros((3, 2), np.float16))
+    assert array_cache.load_cached(KEY, (2, 3), np.float16) is None
+    assert array_cache.load_cached(KEY, (3, 2), np.float32) is None
+    assert array_cache.load_cached(KEY, None, np.float16) is not None
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from distill.data.augment.color import ColourJitter
 from distill.data.augment.crop_flip import Crop, Flip, resize
 from distill.data.augment.erase import Cutout
 from distill.data.augment.mixup_cutmix import Cutmix, Mixup
-from distill.data.augment.pipeline import Calendar, Pipeline
+from distill.data.augment.pipeline import AugmentSchedule, Pipeline
 from distill.data.augment.ricap import Ricap
 from distill.data.images import ImageSet
-from distill.data.loader import Loader, Slice, View, fits, share
+from distill.data.loader import Loader, Shard, View, fits, share
 
 CPU = torch.device("cpu")
 N, BATCH = 100, 24
@@ -33,9 +33,9 @@ def images() -> ImageSet:
 WHOLE = Pipeline(Crop(4), Flip(), mixup=Mixup(prob=0.4), cutmix=Cutmix(prob=0.4))
 
 
-def loader(images: ImageSet, part: Slice | None = None, **changes: object) -> Loader:
+def loader(images: ImageSet, part: Shard | None = None, **changes: object) -> Loader:
     settings = {"batch_size": BATCH, "seed": 5, "pipeline": WHOLE, "device": CPU}
-    return Loader(images, part=part or Slice(), **(settings | changes))  # type: ignore[arg-type]
+    return Loader(images, shard=part or Shard(), **(settings | changes))  # type: ignore[arg-type]
 
 
 def batch(loader: Loader, step: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -63,7 +63,7 @@ def test_the_global_batch_does_not_depend_on_processes_or_accumulation(
     for step in (0, 3, 7):
         whole = by_sample(batch(loader(images), step))
         parts = [
-            by_sample(batch(loader(images, Slice(rank, processes, accumulate)), step))
+            by_sample(batch(loader(images, Shard(rank, processes, accumulate)), step))
             for rank in range(processes)
         ]
         assert sum(map(len, parts)) == BATCH
@@ -138,7 +138,7 @@ def test_the_whole_of_cifar10_with_all_its_draws_takes_a_quarter_of_a_gib() -> N
     )
     images = ImageSet(np.zeros((n, 3, 32, 32), np.uint8), np.arange(n) % 10, tuple("abcdefghij"))
     on_device = Loader(
-        images, batch_size=512, seed=0, pipeline=everything, device=CPU, part=Slice()
+        images, batch_size=512, seed=0, pipeline=everything, device=CPU, shard=Shard()
     )
     view = on_device.view(0)
     n_bytes = sum(tensor.nbytes for tensor in [on_device.pixels, on_device.targets, *held(view)])
@@ -208,7 +208,7 @@ def test_operations_act_after_crop_and_flip_on_partners_too(images: ImageSet) ->
 def pictured(images: ImageSet, view: View, row: int) -> torch.Tensor:
     """Sample `row` cropped after reflection and flipped by torchvision, as the view has it."""
     padded = tv.pad(torch.from_numpy(images.images[row]), [4], padding_mode="reflect")
-    place = view.placement
+    place = view.crop_flip
     cut = tv.crop(padded, int(place.top[row]), int(place.left[row]), 32, 32)
     return tv.horizontal_flip(cut) if place.mirrored[row] else cut
 
@@ -241,13 +241,13 @@ def test_trivial_can_act_after_crop_and_flip(images: ImageSet) -> None:
 
 def test_operations_and_mixing_end_when_the_calendar_says(images: ImageSet) -> None:
     whole = replace(WHOLE, operations=(Inverted(),))
-    ours = loader(images, pipeline=whole, calendar=Calendar(operated=2, mixed=1))
+    ours = loader(images, pipeline=whole, schedule=AugmentSchedule(operations_end=2, mixing_end=1))
     seen = [ours.view(epoch) for epoch in range(3)]
     assert [bool(view.drawn) for view in seen] == [True, True, False]
-    assert [view.mixture is not None for view in seen] == [True, False, False]
+    assert [view.mix is not None for view in seen] == [True, False, False]
     assert seen[2].pipeline == Pipeline(Crop(4), Flip())
     early = Pipeline(Crop(4), Flip(), (TrivialAugment(), Cutout()))
-    ours = loader(images, pipeline=early, calendar=Calendar(operated=1))
+    ours = loader(images, pipeline=early, schedule=AugmentSchedule(operations_end=1))
     assert [len(ours.view(epoch).drawn) for epoch in range(2)] == [2, 0]
     assert ours.view(1).pipeline == Pipeline(Crop(4), Flip())
 
@@ -259,15 +259,15 @@ SIDES = ((0.0, 20), (0.5, 26), (0.75, None))
 def test_an_epoch_has_the_last_side_whose_share_has_come(epochs: int) -> None:
     for shares in (("0", "0.5", "0.75"), ("0", "0.07", "0.29"), ("0", "0.1", "0.7")):
         sides = tuple(zip(map(float, shares), (20, 26, None), strict=True))
-        calendar = Calendar(sides=sides, epochs=epochs)
+        schedule = AugmentSchedule(sides=sides, epochs=epochs)
         for epoch in range(epochs):  # in exact fractions: 7/100 has come at 0.07
             come = sum(Fraction(share) <= Fraction(epoch, epochs) for share in shares)
-            assert calendar.side(epoch) == (20, 26, None)[come - 1]
-    assert Calendar(epochs=epochs).side(0) is None
+            assert schedule.side(epoch) == (20, 26, None)[come - 1]
+    assert AugmentSchedule(epochs=epochs).side(0) is None
 
 
 def test_images_are_resized_last_and_targets_stay(images: ImageSet) -> None:
-    full, ours = loader(images), loader(images, calendar=Calendar(sides=SIDES, epochs=4))
+    full, ours = loader(images), loader(images, schedule=AugmentSchedule(sides=SIDES, epochs=4))
     for epoch, side in enumerate((20, 20, 26, 32)):
         step = epoch * ours.steps_per_epoch
         ((rows, seen, targets),) = batch(ours, step)
@@ -281,16 +281,16 @@ def test_images_are_resized_last_and_targets_stay(images: ImageSet) -> None:
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_resized_batches_do_not_depend_on_processes(images: ImageSet, processes: int) -> None:
-    calendar = Calendar(sides=((0.0, 20),))
-    whole = by_sample(batch(loader(images, calendar=calendar), 0))
+    schedule = AugmentSchedule(sides=((0.0, 20),))
+    whole = by_sample(batch(loader(images, schedule=schedule), 0))
     parts: dict[int, tuple[bytes, bytes]] = {}
     for rank in range(processes):
-        parts |= by_sample(batch(loader(images, Slice(rank, processes), calendar=calendar), 0))
+        parts |= by_sample(batch(loader(images, Shard(rank, processes), schedule=schedule), 0))
     assert parts == whole
 
 
 def test_views_come_again(images: ImageSet) -> None:
-    ours = loader(images, calendar=Calendar(views=2))
+    ours = loader(images, schedule=AugmentSchedule(views=2))
     steps = ours.steps_per_epoch
     assert by_sample(batch(ours, 0)) == by_sample(batch(ours, 2 * steps))
     assert by_sample(batch(ours, 0)) != by_sample(batch(ours, steps))
@@ -301,7 +301,7 @@ def test_four_images_in_one_and_their_labels(images: ImageSet) -> None:
     ((view, rows),) = ours.batches(0)
     plain, labels = ours.augment(view, rows), ours.one_hot(rows)
     mixed, targets = ours.mix(view, rows, plain, labels)
-    work = view.patchwork
+    work = view.ricap
     for b, row in enumerate(rows.tolist()):
         if not work.used[row]:
             assert torch.equal(mixed[b], plain[b]) and torch.equal(targets[b], labels[b])
@@ -321,5 +321,5 @@ def test_alternating_flips_show_both_sides(images: ImageSet) -> None:
     sides = [ours.augment(ours.view(epoch), rows) for epoch in range(3)]
     assert torch.equal(sides[0], sides[2])
     assert torch.equal(sides[0], sides[1].flip(-1))
-    mirrored = ours.view(0).placement.mirrored.float().mean()
+    mirrored = ours.view(0).crop_flip.mirrored.float().mean()
     assert 0.3 < mirrored < 0.7

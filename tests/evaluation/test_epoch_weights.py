@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.evaluation import epoch_weights
-from distill.evaluation.evaluate import examine
+from distill.evaluation.evaluate import evaluate_run
 from distill.evaluation.predict import measure
 from distill.events import Step
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, check_same
 from distill.training import build
-from distill.training.run import Request, run
+from distill.training.run import TrainingRequest, run
 from distill.training.signals import Stopped
 from tests.make_runs import train, two_epochs
 from tests.training.test_run import digest
@@ -32,12 +32,12 @@ def keeping(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 def test_the_weights_of_each_epoch_are_there_and_no_bit_of_the_run_is_another(
     keeping: RunFolder, taught: tuple[RunFolder, object]
 ) -> None:
-    assert epoch_weights.epochs(keeping) == [1, 2]
+    assert epoch_weights.saved_epochs(keeping) == [1, 2]
     best = keeping.result()["epoch"]
     # the weights to use: the average's, as in `best/`
-    assert digest(epoch_weights.file_of(keeping, best)) == digest(keeping.weights("student"))
+    assert digest(epoch_weights.weights_path(keeping, best)) == digest(keeping.weights("student"))
     assert digest(keeping.weights("student")) == digest(taught[0].weights("student"))
-    first, second = (load_file(epoch_weights.file_of(keeping, epoch)) for epoch in (1, 2))
+    first, second = (load_file(epoch_weights.weights_path(keeping, epoch)) for epoch in (1, 2))
     assert any(not first[name].equal(second[name]) for name in first)
 
 
@@ -45,7 +45,7 @@ def test_the_weights_of_each_epoch_are_there_and_no_bit_of_the_run_is_another(
 def test_every_so_many_and_the_last(tmp_path: Path, every: int, epochs: list[int]) -> None:
     few = ["loss.kd=false", "loss.hard.weight=1", "data.train_images=40", "train.epochs=3"]
     folder, _ = train(tmp_path / "run", *few, f"train.keep_epochs={every}")
-    assert epoch_weights.epochs(folder) == epochs
+    assert epoch_weights.saved_epochs(folder) == epochs
 
 
 @pytest.mark.parametrize("stop_at", [10, 14])
@@ -53,15 +53,17 @@ def test_a_resumed_run_leaves_no_gap_and_the_same_bits(
     keeping: RunFolder, teacher: Path, tmp_path: Path, stop_at: int
 ) -> None:
     overrides = [*two_epochs(teacher), "train.keep_epochs=1"]
-    request = Request("student", recipes.load("tiny", overrides).recipe, "tiny", tmp_path / "run")
+    request = TrainingRequest(
+        "student", recipes.load("tiny", overrides).recipe, "tiny", tmp_path / "run"
+    )
     with pytest.raises(Stopped):
         for event in run(request):
             if isinstance(event, Step) and event.step == stop_at:
                 request.stop.code = 143
     folder, _ = train(tmp_path / "run", *overrides, resume=True)
     for epoch in (1, 2):
-        assert digest(epoch_weights.file_of(folder, epoch)) == digest(
-            epoch_weights.file_of(keeping, epoch)
+        assert digest(epoch_weights.weights_path(folder, epoch)) == digest(
+            epoch_weights.weights_path(keeping, epoch)
         )
 
 
@@ -72,15 +74,15 @@ def test_it_is_a_habit_that_a_resumed_run_may_change(keeping: RunFolder, teacher
 def test_what_lies_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     alone = ["loss.kd=false", "loss.hard.weight=1", "data.train_images=40", "train.keep_epochs=1"]
     resolved = recipes.load("tiny", [*alone, "train.epochs=2"])
-    request = Request("student", resolved.recipe, "tiny", tmp_path / "run")
+    request = TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
     for event in run(request):
         if isinstance(event, Step):
             break  # as a kill would: no signal, no save
     folder = RunFolder(tmp_path / "run")
-    later = epoch_weights.file_of(folder, 2)
+    later = epoch_weights.weights_path(folder, 2)
     later.parent.mkdir(exist_ok=True)
     later.touch()
-    request = Request("student", resolved.recipe, "tiny", tmp_path / "run", resume=True)
+    request = TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run", resume=True)
     next(run(request))
     assert not later.exists()
 
@@ -89,15 +91,15 @@ def test_the_test_curve_is_that_of_evaluate_and_is_remembered(
     keeping: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeping.test_curve.unlink(missing_ok=True)
-    curve = epoch_weights.measured(keeping)
+    curve = epoch_weights.measure_epochs(keeping)
     assert set(curve) == {1, 2}
-    asked = examine(keeping)
+    asked = evaluate_run(keeping)
     chosen = curve[keeping.result()["epoch"]]
     for name in ("top1", "nll", "ece"):
         assert chosen[f"{name}/test"] == asked[name]
     recipe = recipes.read(keeping.recipe)
-    split = build.divide(recipe, image_set.load("synthetic", "train"))
-    on_train = measure(build.trained(keeping), split.train, build.measuring_accelerator())
+    split = build.split_images(recipe, image_set.load("synthetic", "train"))
+    on_train = measure(build.load_trained(keeping), split.train, build.evaluation_accelerator())
     assert chosen["top1/train"] == on_train["top1"], "the whole training part, as it is"
     assert len(json.loads(keeping.test_curve.read_text())) == 2
 
@@ -105,26 +107,26 @@ def test_the_test_curve_is_that_of_evaluate_and_is_remembered(
         raise AssertionError("the test split is read again")
 
     monkeypatch.setattr(epoch_weights, "test_split", never)
-    assert epoch_weights.measured(keeping) == curve
+    assert epoch_weights.measure_epochs(keeping) == curve
 
 
 def test_weights_that_are_others_by_now_are_measured_again(keeping: RunFolder) -> None:
-    curve = epoch_weights.measured(keeping)
+    curve = epoch_weights.measure_epochs(keeping)
     known = json.loads(keeping.test_curve.read_text())
     gone = next(iter(known))
     keeping.test_curve.write_text(json.dumps({"another": {}} | {gone: known[gone]}))
-    assert epoch_weights.measured(keeping) == curve
+    assert epoch_weights.measure_epochs(keeping) == curve
 
 
 def test_a_run_that_kept_nothing_is_told_how(taught: tuple[RunFolder, object]) -> None:
     with pytest.raises(UserError, match=r"kept the weights of no epoch.*\n.*train.keep_epochs=1"):
-        epoch_weights.measured(taught[0])
+        epoch_weights.measure_epochs(taught[0])
 
 
 def test_an_unfinished_run_has_no_test_curve(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(UserError, match="is not finished"):
-        epoch_weights.measured(folder)
+        epoch_weights.measure_epochs(folder)
 
 
 def test_other_classes_than_the_runs_are_refused(
@@ -134,7 +136,7 @@ def test_other_classes_than_the_runs_are_refused(
     known = keeping.result() | {"class_names": ["cat", "dog"]}
     monkeypatch.setattr(RunFolder, "result", lambda _: known)
     with pytest.raises(UserError, match=re.escape("knows the classes cat, dog; synthetic has")):
-        epoch_weights.measured(keeping)
+        epoch_weights.measure_epochs(keeping)
 
 
 def test_a_full_disk_does_not_cost_the_test_curve(
@@ -146,5 +148,5 @@ def test_a_full_disk_does_not_cost_the_test_curve(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(epoch_weights, "write_json", full)
-    assert set(epoch_weights.measured(keeping)) == {1, 2}
+    assert set(epoch_weights.measure_epochs(keeping)) == {1, 2}
     assert not keeping.test_curve.exists()

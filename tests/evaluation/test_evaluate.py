@@ -17,12 +17,12 @@ from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.evaluation import evaluate, figures
 from distill.evaluation import robustness as robustness_room
-from distill.evaluation.evaluate import Asked
-from distill.evaluation.predict import Mirrored, SixViews, logits_and_labels
+from distill.evaluation.evaluate import EvalOptions
+from distill.evaluation.predict import FlipTTA, SixViewTTA, logits_and_labels
 from distill.evaluation.results import read_evaluation, write_evaluation
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json
-from distill.statistics import temperature
+from distill.statistics import fit_temperature
 from distill.training import build
 
 HELD_OUT = 600  # a tenth of the procedural training images
@@ -45,7 +45,7 @@ def kept(taught) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def measured(taught) -> dict:
-    return evaluate.examine(taught[0])
+    return evaluate.evaluate_run(taught[0])
 
 
 def copied(taught, to: Path, **changes: object) -> RunFolder:
@@ -71,10 +71,10 @@ def test_a_run_that_held_nothing_out_keeps_nothing_of_it(taught, tmp_path) -> No
 
 def test_the_figures_are_those_of_the_kept_predictions(measured, kept) -> None:
     logits, labels = (torch.from_numpy(kept[name]) for name in ("logits", "labels"))
-    wanted = figures.headline(logits, labels)
+    wanted = figures.headline_measures(logits, labels)
     for name in ("top1", "top5", "nll", "ece", "top1_interval", "nll_interval"):
         assert measured[name] == pytest.approx(wanted[name], rel=1e-5), name
-    fitted = temperature(kept["val_logits"], kept["val_labels"])
+    fitted = fit_temperature(kept["val_logits"], kept["val_labels"])
     assert measured["temperature"] == pytest.approx(fitted, rel=1e-5)
     by_hand = (kept["logits"].argmax(1) == kept["teacher_logits"].argmax(1)).mean()
     assert measured["teacher_agreement"] == pytest.approx(by_hand)
@@ -92,7 +92,7 @@ def recipe_of_tiny():
 def test_a_run_of_before_is_asked_again(taught, measured, tmp_path) -> None:
     folder = copied(taught, tmp_path / "run")
     folder.evaluation.unlink()
-    again = evaluate.examine(folder)
+    again = evaluate.evaluate_run(folder)
     for name in ("temperature", "nll_calibrated", "teacher_agreement", "teacher_kl"):
         assert again[name] == pytest.approx(measured[name], rel=1e-4), name
 
@@ -112,7 +112,7 @@ def test_kept_predictions_of_other_weights_or_images_are_not_believed(kept, tmp_
 
 def test_a_run_that_held_nothing_out_has_no_temperature(taught, tmp_path) -> None:
     data = taught[0].result()["data"] | {"val_images": 0}
-    found = evaluate.examine(copied(taught, tmp_path / "run", data=data))
+    found = evaluate.evaluate_run(copied(taught, tmp_path / "run", data=data))
     assert [found[name] for name in evaluate.CALIBRATED] == [None] * 3
     assert "data.holdout = 0: nothing was held out" in found["absent"]["temperature"]
 
@@ -121,7 +121,7 @@ def test_held_out_images_that_are_gone_are_named(taught, tmp_path) -> None:
     data = taught[0].result()["data"] | {"fingerprint": "other"}
     folder = copied(taught, tmp_path / "run", data=data)
     folder.evaluation.unlink()
-    reason = evaluate.examine(folder)["absent"]["temperature"]
+    reason = evaluate.evaluate_run(folder)["absent"]["temperature"]
     assert reason == "the images that the run held out are not to be had from synthetic any more"
 
 
@@ -138,13 +138,13 @@ def test_a_teacher_that_is_gone_or_another_is_not_compared_with(taught, tmp_path
         ({"runs": []}, "nobody taught this run"),
     ):
         write_json(folder.result_file, result | {"teacher": known | change})
-        found = evaluate.examine(folder)
+        found = evaluate.evaluate_run(folder)
         assert [found[name] for name in evaluate.TAUGHT] == [None, None]
         assert reason in found["absent"]["teacher_agreement"]
 
 
 def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
-    found = evaluate.examine(RunFolder(teacher))
+    found = evaluate.evaluate_run(RunFolder(teacher))
     assert found["role"] == "teacher"
     # WRN-10-1: a stem of 3 to 16, then three blocks, two of them with a stride and all but the
     # first with a skip of 1x1; a linear layer of 64 to 10.
@@ -156,13 +156,13 @@ def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
 
 
 def test_an_image_and_its_mirror_are_answered_alike(taught, measured) -> None:
-    net = build.trained(taught[0])
+    net = build.load_trained(taught[0])
     images = torch.from_numpy(image_set.load("synthetic", "test").images[:8]) / 255
     with torch.no_grad():
-        both = Mirrored(net)(images)
-        assert torch.allclose(both, Mirrored(net)(images.flip(-1)), atol=1e-5)
+        both = FlipTTA(net)(images)
+        assert torch.allclose(both, FlipTTA(net)(images.flip(-1)), atol=1e-5)
         assert torch.allclose(both, (net(images) + net(images.flip(-1))) / 2, atol=1e-6)
-    found = evaluate.examine(taught[0], Asked(mirror=True))
+    found = evaluate.evaluate_run(taught[0], EvalOptions(mirror=True))
     assert found["mirror"]["nll"] != found["nll"]
     assert "mirror" not in measured
     assert {name: found[name] for name in measured} == measured, "the headline must be the same"
@@ -181,15 +181,15 @@ def test_six_views_are_the_weighted_mean_of_their_formula() -> None:
         shifted = images[:, :, positions][:, :, :, positions]
         for view in (shifted, shifted[..., list(reversed(here))]):
             expected += weight / 2 * net(view)
-    assert torch.allclose(SixViews(net)(images), expected, atol=1e-5)
-    assert not torch.allclose(Mirrored(net)(images), expected, atol=1e-3)
-    assert not SixViews(net.eval()).training
+    assert torch.allclose(SixViewTTA(net)(images), expected, atol=1e-5)
+    assert not torch.allclose(FlipTTA(net)(images), expected, atol=1e-3)
+    assert not SixViewTTA(net.eval()).training
 
 
 def test_six_views_leave_the_headline_alone(taught, measured) -> None:
-    found = evaluate.examine(taught[0], Asked(six_views=True))
+    found = evaluate.evaluate_run(taught[0], EvalOptions(six_views=True))
     augmented = found["test_time_augmentation"]
-    net, test = SixViews(build.trained(taught[0])), image_set.load("synthetic", "test")
+    net, test = SixViewTTA(build.load_trained(taught[0])), image_set.load("synthetic", "test")
     right = logits_and_labels(net, test, Accelerator())[0].argmax(1) == torch.from_numpy(
         test.labels
     )
@@ -201,7 +201,7 @@ def test_six_views_leave_the_headline_alone(taught, measured) -> None:
 
 
 def test_a_run_against_its_teacher(taught, teacher, kept) -> None:
-    found = evaluate.examine(taught[0], Asked(against=teacher))["against"]
+    found = evaluate.evaluate_run(taught[0], EvalOptions(against=teacher))["against"]
     ours, theirs = (kept[n].argmax(1) == kept["labels"] for n in ("logits", "teacher_logits"))
     assert (found["only_a"], found["only_b"]) == ((ours & ~theirs).sum(), (theirs & ~ours).sum())
     assert found["both"] == (ours & theirs).sum()
@@ -218,13 +218,15 @@ def test_runs_of_different_test_splits_are_not_compared(taught, tmp_path, monkey
         evaluate, "test_split", lambda name, progress: fewer if name == "elsewhere" else test
     )
     with pytest.raises(UserError, match="have different test splits: synthetic .* and elsewhere"):
-        evaluate.examine(taught[0], Asked(against=folder.path))
-    same = evaluate.examine(taught[0], Asked(data="synthetic", against=folder.path))["against"]
+        evaluate.evaluate_run(taught[0], EvalOptions(against=folder.path))
+    same = evaluate.evaluate_run(taught[0], EvalOptions(data="synthetic", against=folder.path))[
+        "against"
+    ]
     assert (same["p"], same["better"], same["only_a"]) == (1.0, None, 0)
 
 
 def test_robustness_is_the_accuracy_on_corrupted_images(taught) -> None:
-    net = build.trained(taught[0])
+    net = build.load_trained(taught[0])
     test, chosen = image_set.load("synthetic", "test"), robustness_room._chosen(2000, 33)
     images, labels = test.images[chosen], torch.from_numpy(test.labels[chosen])
 
@@ -274,7 +276,7 @@ class Rank:
 
 @pytest.mark.parametrize("n", [33, 34])
 def test_two_processes_corrupt_and_mirror_the_same_images(taught, n: int) -> None:
-    net = Mirrored(build.trained(taught[0]))
+    net = FlipTTA(build.load_trained(taught[0]))
     some = image_set.subset(image_set.load("synthetic", "test"), np.arange(n))
     change = partial(robustness_room._corrupted, np.arange(n), "shot_noise", 5)
     alone = logits_and_labels(net, some, Accelerator(), change=change)
@@ -286,7 +288,7 @@ def test_two_processes_corrupt_and_mirror_the_same_images(taught, n: int) -> Non
 
 
 def test_images_are_changed_before_they_are_seen(taught) -> None:
-    net, test = build.trained(taught[0]), image_set.load("synthetic", "test")
+    net, test = build.load_trained(taught[0]), image_set.load("synthetic", "test")
     some = image_set.subset(test, np.arange(9))
     flipped = replace(some, images=some.images[..., ::-1].copy())
     seen, labels = logits_and_labels(
@@ -303,8 +305,8 @@ def test_what_is_asked_together_is_what_is_asked_alone(
     """A mirror, a stop-watch and a corruption, one after the other, on one network."""
     monkeypatch.setattr(robustness_room, "CORRUPTIONS", {"contrast": CORRUPTIONS["contrast"]})
     monkeypatch.setattr(evaluate.cost, "ENOUGH_S", 0.01)
-    alone = evaluate.examine(taught[0], Asked(robustness=True, robustness_images=50))
-    together = evaluate.examine(
-        taught[0], Asked(mirror=True, latency=True, robustness=True, robustness_images=50)
+    alone = evaluate.evaluate_run(taught[0], EvalOptions(robustness=True, robustness_images=50))
+    together = evaluate.evaluate_run(
+        taught[0], EvalOptions(mirror=True, latency=True, robustness=True, robustness_images=50)
     )
     assert together["robustness"] == alone["robustness"]

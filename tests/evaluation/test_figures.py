@@ -19,7 +19,7 @@ LABELS = torch.where(
 
 
 def test_the_headline_is_counted_and_its_intervals_hold_it() -> None:
-    found = figures.headline(LOGITS, LABELS)
+    found = figures.headline_measures(LOGITS, LABELS)
     ranks = (-LOGITS.numpy()).argsort(axis=1)
     for k, name in ((1, "top1"), (5, "top5")):
         right = int((ranks[:, :k] == LABELS.numpy()[:, None]).any(axis=1).sum())
@@ -34,7 +34,7 @@ def test_the_headline_is_counted_and_its_intervals_hold_it() -> None:
 
 
 def test_five_of_five_classes_say_nothing() -> None:
-    found = figures.headline(LOGITS[:, :5], LABELS % 5)
+    found = figures.headline_measures(LOGITS[:, :5], LABELS % 5)
     assert (found["top5"], found["top5_interval"]) == (None, None)
 
 
@@ -63,10 +63,10 @@ def test_the_divergence_is_the_teacher_s_from_the_student() -> None:
     ]
     # Logits are known up to a constant each.
     student_logits = student.log() + torch.tensor([[3.0], [-1.0]])
-    found = figures.beside_teacher(student_logits, teacher.log())
+    found = figures.compare_with_teacher(student_logits, teacher.log())
     assert found["teacher_kl"] == pytest.approx(np.mean(by_hand), rel=1e-6)
     assert found["teacher_agreement"] == 0.5  # on the second image alone
-    same = figures.beside_teacher(LOGITS, LOGITS + 1)
+    same = figures.compare_with_teacher(LOGITS, LOGITS + 1)
     assert same == pytest.approx({"teacher_agreement": 1.0, "teacher_kl": 0.0}, abs=1e-6)
 
 
@@ -75,12 +75,12 @@ def test_two_networks_are_told_apart_by_who_is_right_alone() -> None:
     right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     a = torch.stack([right] * 30 + [wrong] * 10)
     b = torch.stack([right] * 18 + [wrong] * 19 + [right] * 3)
-    found = figures.compared(a, b, labels)
+    found = figures.compare_networks(a, b, labels)
     assert found == {
         "only_a": 12, "only_b": 3, "both": 18, "p": statistics.mcnemar(12, 3), "better": "a",
     }  # fmt: skip
     assert found["p"] < 0.05
-    assert figures.compared(b, a, labels)["better"] == "b"
-    assert figures.compared(a, a, labels) == {
+    assert figures.compare_networks(b, a, labels)["better"] == "b"
+    assert figures.compare_networks(a, a, labels) == {
         "only_a": 0, "only_b": 0, "both": 30, "p": 1.0, "better": None,
     }  # fmt: skip

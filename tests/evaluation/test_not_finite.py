@@ -35,8 +35,8 @@ def broken(taught, tmp_path_factory) -> RunFolder:
     arrays["logits"] = np.full_like(arrays["logits"], np.nan)
     np.savez(run.evaluation, **arrays)
     result = run.result() | {
-        "weights": checkpoint.fingerprint(run.weights("student")),
-        "evaluation": checkpoint.fingerprint(run.evaluation),
+        "weights": checkpoint.weights_fingerprint(run.weights("student")),
+        "evaluation": checkpoint.weights_fingerprint(run.evaluation),
     }
     run.result_file.write_text(json.dumps(result))
     return run

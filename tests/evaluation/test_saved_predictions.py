@@ -10,18 +10,18 @@ from torch.nn.functional import cross_entropy, kl_div
 from distill.errors import UserError
 from distill.evaluation.metrics import measures
 from distill.evaluation.saved_predictions import (
-    Answers,
-    calibration,
-    confused,
+    Predictions,
+    calibration_curve,
     confusion,
-    divergence,
     ece,
     ece_interval,
+    is_in_top,
     is_right,
+    kl_divergence,
+    most_confused,
     nll,
     probabilities,
     read,
-    top,
 )
 
 CHANCE = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def test_confusion_by_hand() -> None:
     logits = np.eye(3)[[0, 1, 1, 2]]  # taken for 0, 1, 1, 2
     counts = confusion(logits, np.array([0, 0, 0, 2]))
     assert counts.tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
-    assert confused(counts, most=5) == [(0, 1, 2)]
+    assert most_confused(counts, most=5) == [(0, 1, 2)]
     assert is_right(logits, np.array([0, 0, 0, 2])).tolist() == [True, False, False, True]
 
 
@@ -44,7 +44,7 @@ def test_probabilities_are_those_of_torch_and_do_not_overflow() -> None:
 
 
 def test_the_error_of_the_bins_is_the_one_that_a_run_measures() -> None:
-    known = calibration(probabilities(LOGITS), LABELS)
+    known = calibration_curve(probabilities(LOGITS), LABELS)
     expected = measures(torch.from_numpy(LOGITS), torch.from_numpy(LABELS))["ece"]
     assert known.ece == pytest.approx(expected, abs=1e-6)
     assert known.counts.sum() == 400
@@ -52,7 +52,7 @@ def test_the_error_of_the_bins_is_the_one_that_a_run_measures() -> None:
 
 def test_a_bin_is_open_below_and_closed_above() -> None:
     shares = np.array([[0.6, 0.4], [0.61, 0.39], [1.0, 0.0]])
-    counts = calibration(shares, np.zeros(3, dtype=int)).counts
+    counts = calibration_curve(shares, np.zeros(3, dtype=int)).counts
     assert np.flatnonzero(counts).tolist() == [8, 9, 14]  # 0.6 = 9/15 ends bin 8
 
 
@@ -62,7 +62,9 @@ def test_a_file_is_read_with_and_without_what_a_run_may_lack(tmp_path: Path) -> 
     least = {"logits": LOGITS, "labels": LABELS, "mistakes": [], "mistake_pixels": []}
     np.savez(path, **least, of_a_later_version=np.zeros(1))
     known = read(path)
-    assert isinstance(known, Answers) and known.val_logits is None and known.teacher_logits is None
+    assert (
+        isinstance(known, Predictions) and known.val_logits is None and known.teacher_logits is None
+    )
     np.savez(path, **least, val_logits=LOGITS, val_labels=LABELS)
     again = read(path)
     assert again is not None and again.val_labels is not None
@@ -89,7 +91,7 @@ def test_a_confidence_of_one_is_in_the_last_bin() -> None:
     labels = np.array([0] * 5 + [1] * 4 + [0])
     right = is_right(shares, labels)
     by_hand = abs(right.sum() - shares.max(axis=1).sum()) / 10  # one bin
-    assert calibration(shares, labels).ece == pytest.approx(by_hand)
+    assert calibration_curve(shares, labels).ece == pytest.approx(by_hand)
     assert ece(shares.max(axis=1), right) == pytest.approx(by_hand)
     sure = measures(torch.tensor([[40.0, 0.0]] * 9 + [[3.5, 0.0]]), torch.from_numpy(labels))
     assert sure["ece"] == pytest.approx(by_hand, abs=1e-3)
@@ -103,10 +105,10 @@ def test_likelihood_ranks_and_divergence_are_torch_s() -> None:
     labels = torch.from_numpy(LABELS)
     assert np.allclose(nll(LOGITS, LABELS), cross_entropy(logits, labels, reduction="none"))
     assert (
-        top(2, LOGITS, LABELS) == (logits.topk(2).indices == labels[:, None]).any(1).numpy()
+        is_in_top(2, LOGITS, LABELS) == (logits.topk(2).indices == labels[:, None]).any(1).numpy()
     ).all()
     kl = kl_div(other.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="none")
-    assert np.allclose(divergence(LOGITS, LOGITS[::-1]), kl.sum(1))
+    assert np.allclose(kl_divergence(LOGITS, LOGITS[::-1]), kl.sum(1))
 
 
 def test_an_interval_of_the_calibration_error_holds_the_truth() -> None:

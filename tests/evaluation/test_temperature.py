@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import cross_entropy
 
-from distill.evaluation.temperature import calibrated
+from distill.evaluation.temperature import calibrate
 
 
 def drawn(n: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,6 +16,6 @@ def drawn(n: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tens
 
 def test_a_calibrated_network_is_likelier_and_its_confidence_means_more() -> None:
     logits, labels = drawn(4000, 3.0, seed=1)
-    found = calibrated(drawn(4000, 3.0), logits, labels)
+    found = calibrate(drawn(4000, 3.0), logits, labels)
     assert found["nll_calibrated"] < cross_entropy(logits, labels) - 0.3
     assert found["ece_calibrated"] < 0.03

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.export.codegen import ACTIVATIONS, Student, renamed, written
+from distill.export.codegen import ACTIVATIONS, StudentSpec, generate, generated_name
 from distill.export.project1 import renormalise
 from students.design import Design
 from students.normalize import MEAN, STD
@@ -62,7 +62,7 @@ FLAT = Design.of(stages=1, blocks=2, width=4)
 TWO = Design.of(stages=2, blocks=1, width=4)
 
 
-def network(student: Student) -> ResNet:
+def network(student: StudentSpec) -> ResNet:
     """With statistics and scales that are not those of the first step: all must be carried over."""
     torch.manual_seed(0)
     rates = (student.activation, student.block_dropout, student.head_dropout)
@@ -75,22 +75,22 @@ def network(student: Student) -> ResNet:
     return net.eval()
 
 
-def built(student: Student, net: ResNet) -> torch.nn.Module:
+def built(student: StudentSpec, net: ResNet) -> torch.nn.Module:
     """What the file defines, with the weights of `net`."""
     names: dict = {}
-    exec(written(student, "A network."), names)
+    exec(generate(student, "A network."), names)
     model = names["project1_model"]()
-    state = {renamed(name): tensor for name, tensor in net.state_dict().items()}
+    state = {generated_name(name): tensor for name, tensor in net.state_dict().items()}
     state.pop(None)
     model.load_state_dict(state, strict=True)
     return model.eval()
 
 
-def plain(design: Design, activation="relu", block=0.0, head=0.0) -> Student:
-    return Student(design, activation, block, head, renormalise=None)
+def plain(design: Design, activation="relu", block=0.0, head=0.0) -> StudentSpec:
+    return StudentSpec(design, activation, block, head, renormalise=None)
 
 
-def same(student: Student) -> None:
+def same(student: StudentSpec) -> None:
     net = network(student)
     model = built(student, net)
     assert sum(p.numel() for p in model.parameters()) == student.design.parameters
@@ -98,7 +98,7 @@ def same(student: Student) -> None:
         assert torch.equal(model(NORMALISED), net(IMAGES))
 
 
-def shrunk(spec: dict) -> Student:
+def shrunk(spec: dict) -> StudentSpec:
     """A row of the reports' table with few channels: its shape, blocks and kernels are kept."""
     small = {k: v for k, v in spec.items() if k not in ("activation", "block_dropout")}
     if small.get("channels"):
@@ -222,7 +222,7 @@ def test_dropout_drops_where_it_dropped():
     ids=["flat", "odd", "two", "resnet9", "whitened", "celu", "pooled"],
 )
 def test_only_what_the_design_uses_is_written(student, there, not_there):
-    text = written(student, "A network.")
+    text = generate(student, "A network.")
 
     assert [part for part in there if part not in text] == []
     assert [part for part in not_there if part in text] == []
@@ -232,7 +232,7 @@ def test_other_normalisations_become_a_step_before_the_stem():
     net = network(plain(TWO))
     net.normalize.mean.copy_(torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1))
     net.normalize.std.copy_(torch.tensor([0.25, 0.3, 0.2]).view(1, 3, 1, 1))
-    student = Student(TWO, "relu", 0.0, 0.0, renormalise(net))
+    student = StudentSpec(TWO, "relu", 0.0, 0.0, renormalise(net))
     model = built(student, net)
 
     with torch.no_grad():
@@ -249,14 +249,14 @@ def test_the_file_is_as_ruff_leaves_it(tmp_path):
             plain(FLAT),
             plain(ODD, "tanh", 0.1, 0.2),
             plain(Design.of(stages=3, blocks=[4, 4, 3], width=64), "gelu"),
-            Student(ODD, "relu", 0.0, 0.0, ([1.0, 1.5, 0.1234567], [0.0, 2.0, -1.25])),
+            StudentSpec(ODD, "relu", 0.0, 0.0, ([1.0, 1.5, 0.1234567], [0.0, 2.0, -1.25])),
             plain(POOLED, "relu", 0.1),
             plain(RESNET_9, "tanh"),
             plain(WHITENED, "celu"),
             plain(Design.of(stages=1, blocks=1, width=4, stem_kernel=2)),
         )
     ):
-        (tmp_path / f"{i}.py").write_text(written(student, "A network.\n\nOf few numbers."))
+        (tmp_path / f"{i}.py").write_text(generate(student, "A network.\n\nOf few numbers."))
     for command in (
         ["format", "--check", "--line-length=88"],
         ["format", "--check", "--line-length=100"],

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from distill.data.augment.crop_flip import to_float
 from distill.data.sources import image_set
 from distill.errors import Failure, UserError
-from distill.evaluation.evaluate import examine
+from distill.evaluation.evaluate import evaluate_run
 from distill.export import (
     atomic_folder,
     export,
@@ -33,7 +33,7 @@ from distill.export import (
     project1,
     torch_export,
 )
-from distill.export.finished_run import finished
+from distill.export.finished_run import load_finished
 from distill.export.formats import NAMES
 from distill.export.grader import Grader
 from distill.models import checkpoint
@@ -149,17 +149,17 @@ def test_the_report_lies_beside_the_files_and_names_their_bytes(shipped):
     assert set(report) - set(kept) == {"out", "run", "data"}
     for known in kept["formats"].values():
         for name, told in known["files"].items():
-            assert checkpoint.fingerprint(out / name) == told["sha256"]
+            assert checkpoint.weights_fingerprint(out / name) == told["sha256"]
 
 
 def test_the_graders_accuracy_is_that_of_evaluate(elsewhere, student):
     assert elsewhere["ours"] == []
-    assert elsewhere["top1"] == examine(student)["top1"]
+    assert elsewhere["top1"] == evaluate_run(student)["top1"]
     assert elsewhere["parameters"] == student.result()["parameters"] < 5_000_000
 
 
 def test_a_program_of_torch_runs_without_this_project(elsewhere, student):
-    assert elsewhere["program_top1"] == examine(student)["top1"]
+    assert elsewhere["program_top1"] == evaluate_run(student)["top1"]
     assert elsewhere["one"] == [1, 10]
 
 
@@ -197,7 +197,7 @@ def test_onnx_names_its_ends_and_takes_any_batch(shipped, student):
     assert [dim.dim_param or dim.dim_value for dim in shapes["images"]] == ["batch", 3, 32, 32]
     for n in (1, 3):
         with torch.no_grad():
-            expected = build.trained(student)(images[:n])
+            expected = build.load_trained(student)(images[:n])
         torch.testing.assert_close(onnx_float.read(out)(images[:n]), expected)
 
 
@@ -220,9 +220,9 @@ def test_int8_weights_leave_room_for_two_products_in_sixteen_bits(shipped):
 
 
 def test_int8_is_calibrated_on_images_that_were_trained_on(student):
-    run = finished(student, None, None)
-    train, held_out = build.parts(run.recipe, run.train_split)
-    seen = {image.tobytes() for image in run.calibration().numpy()}
+    run = load_finished(student, None, None)
+    train, held_out = build.split_indices(run.recipe, run.train_split)
+    seen = {image.tobytes() for image in run.calibration_images().numpy()}
 
     assert len(seen) == 320  # all that the recipe trains on
     assert seen <= {image.tobytes() for image in run.train_split.images[train]}
@@ -230,11 +230,11 @@ def test_int8_is_calibrated_on_images_that_were_trained_on(student):
 
 
 def test_training_images_are_compared_where_few_are_held_out(student):
-    run = finished(student, None, None)
+    run = load_finished(student, None, None)
     table = run.recipe.data.model_copy(update={"holdout": 0.02})  # 120 of 6,000
     recipe = run.recipe.model_copy(update={"data": table})
-    images, what = dataclasses.replace(run, recipe=recipe).compared()
-    train, _ = build.parts(recipe, run.train_split)
+    images, what = dataclasses.replace(run, recipe=recipe).comparison_images()
+    train, _ = build.split_indices(recipe, run.train_split)
 
     assert what == "training images"
     assert np.array_equal(images.numpy(), run.train_split.images[train[:256]])
@@ -242,7 +242,7 @@ def test_training_images_are_compared_where_few_are_held_out(student):
 
 def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
     text = (shipped[0] / "README.md").read_text()
-    run = finished(student, None, None)
+    run = load_finished(student, None, None)
 
     for part in (
         f"| right | {run.top1:.2%} |",
@@ -335,7 +335,7 @@ def test_a_teacher_is_no_hand_in(teacher, tmp_path):
     ids=["safetensors", "onnx", "torch-export"],
 )
 def test_a_teacher_of_timm_is_exported(name, format_, teacher, tmp_path):
-    run = finished(RunFolder(teacher), None, None)
+    run = load_finished(RunFolder(teacher), None, None)
     table = run.recipe.teacher.model_copy(update={"network": f"timm/{name}"})
     recipe = run.recipe.model_copy(update={"teacher": table})
     torch.manual_seed(0)
@@ -384,7 +384,7 @@ def test_too_many_parameters_are_no_hand_in(student, tmp_path, monkeypatch):
 
 
 def test_a_hand_in_renormalises_where_its_weights_learnt_on_other_images(student, tmp_path):
-    run = finished(student, None, None)
+    run = load_finished(student, None, None)
     run.net.normalize.mean.fill_(0.5)
     run.net.normalize.std.fill_(0.25)
     project1.write(run, tmp_path)
@@ -403,7 +403,7 @@ def test_what_answers_otherwise_is_not_kept(factor, student, tmp_path, monkeypat
         return lambda images: answers(images) * factor
 
     broken = SimpleNamespace(IS_FLOAT=True, write=project1.write, read=read)
-    monkeypatch.setattr(formats, "opened", lambda names: {"project1": broken})
+    monkeypatch.setattr(formats, "load_formats", lambda names: {"project1": broken})
     (tmp_path / "out").mkdir()
     with pytest.raises(Failure, match=r"logits differ by up to .*It is not kept"):
         export.export(student, ["project1"], tmp_path / "out")
@@ -443,7 +443,9 @@ def test_files_of_a_format_that_fails_are_deleted(
         raise fault
 
     broken = SimpleNamespace(IS_FLOAT=True, write=half)
-    monkeypatch.setattr(formats, "opened", lambda names: {"onnx": broken, "project1": project1})
+    monkeypatch.setattr(
+        formats, "load_formats", lambda names: {"onnx": broken, "project1": project1}
+    )
     said = door("export", student.path, "-f", "x", "--out", tmp_path / "out")
 
     assert said.code == 1 and message in said.err and "Traceback" not in said.err
@@ -456,7 +458,9 @@ def test_formats_that_all_fail_are_one_message(teacher, tmp_path, monkeypatch):
         raise UserError("--format onnx is not for this run")
 
     broken = SimpleNamespace(IS_FLOAT=True, write=fail)
-    monkeypatch.setattr(formats, "opened", lambda names: {"onnx": broken, "project1": project1})
+    monkeypatch.setattr(
+        formats, "load_formats", lambda names: {"onnx": broken, "project1": project1}
+    )
     with pytest.raises(UserError, match=r"onnx is not for this run\n--format project1 hands in"):
         export.export(RunFolder(teacher), ["x"], tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -513,7 +517,7 @@ def test_a_package_that_is_missing_is_named_with_what_to_type(
 
 
 def test_a_person_reads_a_line_a_format(shipped):
-    lines = export.told(shipped[1])
+    lines = export.report_lines(shipped[1])
 
     assert [name for name in lines if name in NAMES] == list(NAMES)
     assert "std (0.2471, 0.2435, 0.2616)" in lines["to use project1"]
@@ -530,7 +534,7 @@ def test_a_pooled_and_whitened_network_is_exported_in_every_format(efficient, tm
         assert name == "onnx-int8" or known["max_logit_difference"] < 1e-4
     text = (tmp_path / "out" / "project1_model.py").read_text()
     assert "class PooledConv(nn.Module)" in text and "self.conv1 = nn.Conv2d(3, 24, 2)" in text
-    assert report["parameters"] == examine(run)["parameters"]
+    assert report["parameters"] == evaluate_run(run)["parameters"]
 
 
 def renamed(student: RunFolder, place: Path, recipe: str, network: str, classes: list[str]):
@@ -561,7 +565,7 @@ def test_names_of_a_result_do_not_run_in_a_hand_in(student, tmp_path, monkeypatc
 
 
 def test_every_hostile_name_is_text_in_a_hand_in(student, tmp_path, monkeypatch):
-    run = finished(student, None, None)
+    run = load_finished(student, None, None)
     for k in range(0, len(HOSTILE), 10):
         ten = (HOSTILE[k:] + HOSTILE)[:10]
         result = run.result | {"class_names": ten, "recipe": ten[0], "network": ten[1]}
@@ -604,7 +608,7 @@ def test_label_names_of_an_archive_do_not_run_in_a_hand_in(tmp_path, door: Door)
 
 
 def test_a_hand_in_that_fails_is_one_message(student, tmp_path):
-    run = finished(student, None, None)
+    run = load_finished(student, None, None)
     project1.write(run, tmp_path)
     (tmp_path / "project1_model.py").write_text("raise ValueError('\x1b[31mred')")
     with pytest.raises(Failure, match=r"exit code 1: ValueError: \\x1b\[31mred. It is not kept"):
@@ -613,7 +617,7 @@ def test_a_hand_in_that_fails_is_one_message(student, tmp_path):
 
 def test_a_grader_has_no_secret_of_the_environment(student, tmp_path, monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "swordfish")
-    project1.write(finished(student, None, None), tmp_path)
+    project1.write(load_finished(student, None, None), tmp_path)
     file = tmp_path / "project1_model.py"
     file.write_text(
         "import os, sys\nassert 'PGPASSWORD' not in os.environ\n"
@@ -652,8 +656,8 @@ def test_of_several_processes_one_exports(student, tmp_path, door: Door, monkeyp
 
 
 def test_folder_of_a_killed_export_is_deleted(tmp_path):
-    with atomic_folder.temporary(tmp_path / "out") as in_use:
+    with atomic_folder.temporary_folder(tmp_path / "out") as in_use:
         (tmp_path / ".out.new-killed").mkdir()
-        with atomic_folder.temporary(tmp_path / "out") as new:
+        with atomic_folder.temporary_folder(tmp_path / "out") as new:
             assert set(tmp_path.iterdir()) == {in_use, new}
     assert not list(tmp_path.iterdir())

@@ -19,12 +19,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from distill.export import huggingface, label_images, model_card
-from distill.export.finished_run import finished
+from distill.export.finished_run import load_finished
 from distill.report import comparison, page, run_report, value_table
-from distill.report.page import Drawing, Table
-from distill.runs.record import Record
+from distill.report.page import FigureBlock, Table
+from distill.runs.record import RunRecord
 from distill.runs.run_folder import RunFolder
-from distill.terminal.safe_console import Screen
+from distill.terminal.safe_console import SafeConsole
 from distill.terminal.tables import class_counts
 from tests.cli.test_commands import ALONE, REPO, SMALL, Door, door, refused, write_pets
 from tests.hostile import FOLDERS, NAMES
@@ -77,7 +77,7 @@ def test_the_terminal_gets_names_as_data(command, odd, door: Door, tmp_path):
 
 
 def test_the_screen_prints_every_name_as_data(capsys):
-    screen = Screen()
+    screen = SafeConsole()
     screen.print(class_counts(dict.fromkeys(NAMES, 1)))
     table = RichTable("name")
     for name in NAMES:
@@ -123,7 +123,7 @@ def test_a_path_that_is_not_utf8_is_refused_before_any_work(door: Door):
     assert not list(Path.cwd().iterdir())
 
 
-def hostile(four: list[str]) -> Record:
+def hostile(four: list[str]) -> RunRecord:
     known = record(f"run {four[3]}".replace("/", "-").replace("\0", "-"), 15)
     result = known.result | {
         "class_names": four,
@@ -132,7 +132,9 @@ def hostile(four: list[str]) -> Record:
         "device": four[2],
     }
     environment = {"command": ["cli.py", *four], four[3]: four[2]}
-    return replace(known, result=result, environment=environment, answers=answers(15, taught=True))
+    return replace(
+        known, result=result, environment=environment, predictions=answers(15, taught=True)
+    )
 
 
 @pytest.mark.parametrize("k", range(0, len(NAMES), 48))
@@ -148,7 +150,7 @@ def test_pages_figures_and_tables_hold_names_as_text(k):
     assert not [name for _, given in found.tags for name in given if name.startswith("on")]
     for section in made.sections:
         for block in section.blocks:
-            if isinstance(block, Drawing):
+            if isinstance(block, FigureBlock):
                 ElementTree.fromstring(block.svg)
             if isinstance(block, Table):
                 assert not unsafe(block.grid.latex()) and "\\input" not in block.grid.latex()
@@ -161,11 +163,11 @@ def test_pages_figures_and_tables_hold_names_as_text(k):
 
 
 def test_the_model_card_holds_names_as_text(taught):
-    run = finished(taught[0], None, None)
-    plain = model_card.written(run, needs_import=True)
+    run = load_finished(taught[0], None, None)
+    plain = model_card.generate(run, needs_import=True)
     for ten in TENS:
         names = {"class_names": ten, "recipe": ten[0], "network": ten[1], "device": ten[2]}
-        text = model_card.written(replace(run, result=run.result | names), needs_import=True)
+        text = model_card.generate(replace(run, result=run.result | names), needs_import=True)
         text.encode()
         assert not unsafe(text)
         assert text.partition("\n---\n")[0] == plain.partition("\n---\n")[0]
@@ -180,7 +182,7 @@ def elements(card: str) -> list[str]:
 
 
 def test_the_config_of_the_hub_is_json(taught):
-    run = finished(taught[0], None, None)
+    run = load_finished(taught[0], None, None)
     for ten in TENS:
         known = huggingface.config(replace(run, result=run.result | {"class_names": ten}))
         assert json.loads(json.dumps(known))["label_names"] == ten
@@ -191,7 +193,7 @@ def test_predictions_are_a_csv_of_as_many_rows(tmp_path):
         shares = np.full((10, 10), 0.1)
         out = tmp_path / f"{k}.csv"
         label_images.write(
-            label_images.Predictions(tuple(ten), shares, tuple(ten), ()), out, probabilities=True
+            label_images.LabelledImages(tuple(ten), shares, tuple(ten), ()), out, probabilities=True
         )
         rows = [*csv.reader(io.StringIO(out.read_text("utf-8")))]
         assert len(rows) == 11 and {len(row) for row in rows} == {11}
@@ -201,4 +203,6 @@ def test_predictions_are_a_csv_of_as_many_rows(tmp_path):
 
 def test_there_are_names_for_folders():
     assert len(FOLDERS) > 100
-    assert value_table.Grid("a", "a", (value_table.Column("=1"),), [("x",)]).csv() == "'=1\nx\n"
+    assert (
+        value_table.ValueTable("a", "a", (value_table.Column("=1"),), [("x",)]).csv() == "'=1\nx\n"
+    )

@@ -196,7 +196,7 @@ def test_a_full_disk_is_said_and_keeps_what_was_there(
     out = tmp_path / "p.csv"
     out.write_text("before")
     monkeypatch.setattr(run_folder.os, "fsync", full)
-    told = room.Predictions(("a",), np.array([[0.2, 0.8]]), ("cat", "dog"), ())
+    told = room.LabelledImages(("a",), np.array([[0.2, 0.8]]), ("cat", "dog"), ())
     with pytest.raises(Failure, match="p.csv could not be written .No space left on device"):
         room.write(told, out)
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]

@@ -15,7 +15,7 @@ import pytest
 from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.files import archives
-from distill.files.archives import Unfit, content_of, open_tar
+from distill.files.archives import InvalidArray, content_of, open_tar
 from tests.data.sources.test_cifar import pack, write
 
 FOLDER = "cifar-10-batches-py"
@@ -106,7 +106,10 @@ def test_gigabytes_of_zeros_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
         MEMBER + END + bytes(9 * MB),  # behind the end
     ):
         path.write_bytes(gzip.compress(content, 1))
-        with little_memory(), pytest.raises(Unfit, match="unpacks to more than|more than 8 head"):
+        with (
+            little_memory(),
+            pytest.raises(InvalidArray, match="unpacks to more than|more than 8 head"),
+        ):
             names(path)
 
 
@@ -151,7 +154,7 @@ def test_a_file_is_read_up_to_a_bound(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"12345")
     assert content_of(path, 5) == b"12345"
-    with pytest.raises(Unfit, match="has more than 4 bytes"):
+    with pytest.raises(InvalidArray, match="has more than 4 bytes"):
         content_of(path, 4)
-    with pytest.raises(Unfit, match="is no regular file"):
+    with pytest.raises(InvalidArray, match="is no regular file"):
         content_of(Path("/dev/zero"))

@@ -12,7 +12,7 @@ from distill.data.sources import unlabelled
 from distill.errors import UserError
 from distill.evaluation import saved_predictions
 from distill.files import arrays
-from distill.files.arrays import Unfit, open_npz, read_npy
+from distill.files.arrays import InvalidArray, open_npz, read_npy
 from tests.files.test_archives import little_memory
 
 MB = 1 << 20
@@ -189,5 +189,5 @@ def test_a_pickle_larger_than_the_bound(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_type_of_an_array_is_plain() -> None:
-    with pytest.raises(Unfit, match="only plain numbers and text"):
+    with pytest.raises(InvalidArray, match="only plain numbers and text"):
         arrays.plain_dtype("V8")

@@ -32,7 +32,7 @@ LEAKING = [
 
 @pytest.mark.parametrize("url", LEAKING)
 def test_no_secret_is_shown(url):
-    shown = urls.shown(url)
+    shown = urls.hide_secrets(url)
     assert SECRET not in shown and "***" in shown
     assert shown.startswith(url.partition("://")[0])
 
@@ -55,7 +55,7 @@ def test_a_message_of_a_driver_is_shown_without_secrets(url):
     ],
 )
 def test_what_holds_no_secret_is_unchanged(text):
-    assert urls.shown(text) == text
+    assert urls.hide_secrets(text) == text
 
 
 @pytest.mark.parametrize("user", ["u", "", "a%40b"])
@@ -68,5 +68,5 @@ def test_the_grammar_is_sqlalchemys(user, password, rest):
     assert found is not None
     assert (found["password"] or ":")[1:] == (password or "")
     assert parsed.password is None or parsed.password == urls.unquote(password or "")
-    assert urls.shown(url).partition("@")[2] == rest
-    assert make_url(urls.shown(url)).host == parsed.host
+    assert urls.hide_secrets(url).partition("@")[2] == rest
+    assert make_url(urls.hide_secrets(url)).host == parsed.host

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from distill.losses.objective import Answers, Pair
+from distill.losses.objective import LossInputs, UnmixedTeacherLogits
 
 B, C = 6, 5
 STUDENT = {
@@ -26,7 +26,7 @@ LABELS = torch.arange(20) % C
 
 def answers(
     batch: int = B, dtype: torch.dtype = torch.float64, *, like_teacher: bool = False, seed: int = 0
-) -> Answers:
+) -> LossInputs:
     """Everything a term may read; `like_teacher`: the student's maps have the teacher's shapes."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -34,12 +34,14 @@ def answers(
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     shapes = TEACHER | {"projector": TEACHER["maps"]} if like_teacher else STUDENT
-    return Answers(
+    return LossInputs(
         student=2 * normal(batch, C),
         targets=torch.eye(C, dtype=dtype)[torch.arange(batch) % C],
         teacher=3 * normal(batch, C),
         student_taps={name: normal(batch, *shape) for name, shape in shapes.items()},
         teacher_taps={name: normal(batch, *shape) for name, shape in TEACHER.items()},
         samples=torch.arange(batch),
-        pair=Pair(3 * normal(batch, C), 3 * normal(batch, C), normal(batch, 1).sigmoid()),
+        unmixed=UnmixedTeacherLogits(
+            3 * normal(batch, C), 3 * normal(batch, C), normal(batch, 1).sigmoid()
+        ),
     )

@@ -9,7 +9,7 @@ from torch import distributed, multiprocessing
 from torch.nn.functional import normalize
 
 from distill.losses.crd import CRD
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 from tests.losses.answers import LABELS, STUDENT, TEACHER, B, answers
 
 N, K = len(LABELS), 8
@@ -130,13 +130,13 @@ def test_a_score_of_nothing_is_finite() -> None:
     assert loss > 150  # two directions, each 1/0.02 + log 1e20 or so
 
 
-def share(rank: int) -> Answers:
+def share(rank: int) -> LossInputs:
     """Rows of one of two processes."""
     given, rows = answers(), slice(rank * B // 2, (rank + 1) * B // 2)
     ours, theirs = (
         {"features": taps["features"][rows]} for taps in (given.student_taps, given.teacher_taps)
     )
-    return Answers(
+    return LossInputs(
         given.student[rows], given.targets[rows], None, ours, theirs, given.samples[rows]
     )
 

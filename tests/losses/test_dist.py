@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill.losses.dist import DIST, correlation
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 from distill.recipe.loss_schema import arguments
 from distill.recipe.recipes import load
 from tests.losses.answers import B, C, answers
@@ -52,7 +52,7 @@ def test_agreement_is_rewarded() -> None:
 
 def test_a_class_that_never_varies_is_zero_over_nothing() -> None:
     student = torch.zeros(B, C, requires_grad=True)
-    loss = DIST(temperature=1)(Answers(student, torch.eye(C), torch.zeros(B, C)))
+    loss = DIST(temperature=1)(LossInputs(student, torch.eye(C), torch.zeros(B, C)))
     loss.backward()
     assert loss.item() == pytest.approx(2) and student.grad.isfinite().all()
 

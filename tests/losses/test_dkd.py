@@ -8,7 +8,7 @@ import torch
 
 from distill.losses.dkd import DKD
 from distill.losses.kd import KD
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 from tests.losses.answers import B, C, answers
 
 
@@ -54,12 +54,12 @@ def test_a_sure_student_is_no_infinity() -> None:
     """log(1 - p) of the authors' code is -inf at a gap of 120 in float32, of 9 in bfloat16."""
     student = torch.zeros(1, C, requires_grad=True)
     sure = student + torch.tensor([[120.0] + [0.0] * (C - 1)])
-    loss = DKD(1, 8, 1)(Answers(sure, torch.eye(C)[:1], torch.zeros(1, C)))
+    loss = DKD(1, 8, 1)(LossInputs(sure, torch.eye(C)[:1], torch.zeros(1, C)))
     loss.backward()
     assert loss.item() == pytest.approx((C - 1) / C * 120, rel=0.05)
     assert student.grad.isfinite().all()
 
 
 def test_of_two_classes_the_targets_share_is_all() -> None:
-    two = Answers(torch.randn(3, 2), torch.eye(2)[[0, 1, 1]], torch.randn(3, 2))
+    two = LossInputs(torch.randn(3, 2), torch.eye(2)[[0, 1, 1]], torch.randn(3, 2))
     assert torch.isclose(DKD(1, 8, 4)(two), KD(4)(two))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.losses.kd import KD
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 
 B, C = 5, 10
 
@@ -16,7 +16,7 @@ def pair(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor
 
 
 def kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    return KD(temperature)(Answers(student, torch.empty(0), teacher))
+    return KD(temperature)(LossInputs(student, torch.empty(0), teacher))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
@@ -68,4 +68,4 @@ def test_finite_in_bfloat16_with_a_logit_gap_of_100() -> None:
 
 def test_without_a_teacher_it_says_so() -> None:
     with pytest.raises(ValueError, match="kd term needs a teacher's logits, and nobody teaches"):
-        KD()(Answers(torch.zeros(1, C), torch.zeros(1, C)))
+        KD()(LossInputs(torch.zeros(1, C), torch.zeros(1, C)))

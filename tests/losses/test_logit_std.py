@@ -8,7 +8,7 @@ import torch
 
 from distill.losses.kd import KD
 from distill.losses.logit_std import LogitStd, standardised
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 from tests.losses.answers import B, C, answers
 
 
@@ -52,5 +52,5 @@ def test_a_constant_row_is_near_zeros_in_float32(constant: float) -> None:
 def test_a_student_that_says_nothing_yet_has_a_bounded_gradient(spread: float) -> None:
     given = answers(dtype=torch.float32)
     student = (3.1 + spread * given.student).requires_grad_()
-    LogitStd(1.0)(Answers(student, given.targets, given.teacher)).backward()
+    LogitStd(1.0)(LossInputs(student, given.targets, given.teacher)).backward()
     assert 0 < student.grad.norm(dim=1).max() < 2 / 0.01 / B

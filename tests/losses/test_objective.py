@@ -9,44 +9,44 @@ from torch import Tensor, nn
 from distill.events import TOTAL
 from distill.losses.hard import Hard
 from distill.losses.kd import KD
-from distill.losses.objective import Answers, Objective, Weighted, When
+from distill.losses.objective import LossInputs, LossSchedule, LossTerm, Objective
 
-ANSWERS = Answers(torch.randn(4, 10), torch.eye(10)[:4], torch.randn(4, 10))
+ANSWERS = LossInputs(torch.randn(4, 10), torch.eye(10)[:4], torch.randn(4, 10))
 
 
 @given(st.floats(0, 10), st.floats(0, 10))
 def test_total_is_the_weighted_sum(hard: float, kd: float) -> None:
-    objective = Objective({"hard": Weighted(hard, Hard()), "kd": Weighted(kd, KD())})
+    objective = Objective({"hard": LossTerm(hard, Hard()), "kd": LossTerm(kd, KD())})
     terms = objective(ANSWERS)
     assert list(terms) == ["hard", "kd", TOTAL]
     assert torch.isclose(terms[TOTAL], hard * terms["hard"] + kd * terms["kd"])
 
 
 def test_each_term_is_logged_without_its_weight() -> None:
-    one, ten = (Objective({"kd": Weighted(w, KD())})(ANSWERS)["kd"] for w in (1.0, 10.0))
+    one, ten = (Objective({"kd": LossTerm(w, KD())})(ANSWERS)["kd"] for w in (1.0, 10.0))
     assert torch.equal(one, ten)
 
 
 def test_a_term_rises_stays_and_ends() -> None:
-    when = When(begin=0.2, end=0.8, warmup=0.2)
+    when = LossSchedule(begin=0.2, end=0.8, warmup=0.2)
     factors = [when(p) for p in (0.0, 0.19, 0.2, 0.3, 0.4, 0.6, 0.79, 0.8, 0.99)]
     assert factors == pytest.approx([0, 0, 0, 0.5, 1, 1, 1, 0, 0])
     assert [when.is_on(p) for p in (0.19, 0.2, 0.79, 0.8)] == [False, True, True, False]
 
 
 def test_a_term_fades_in_a_line_from_its_warmup_to_its_end() -> None:
-    when = When(warmup=0.5, fade_to=0.2)
+    when = LossSchedule(warmup=0.5, fade_to=0.2)
     assert [when(p) for p in (0.25, 0.5, 0.75, 1 - 1e-12)] == pytest.approx([0.5, 1, 0.6, 0.2])
-    assert When()(0.0) == When()(0.7) == 1
+    assert LossSchedule()(0.0) == LossSchedule()(0.7) == 1
 
 
 def test_a_term_that_is_off_is_not_asked_and_not_logged() -> None:
     terms = {
-        "hard": Weighted(1.0, Hard(), needs=frozenset({"labels"})),
-        "kd": Weighted(2.0, KD(), When(begin=0.5), frozenset({"teacher"})),
+        "hard": LossTerm(1.0, Hard(), needs=frozenset({"labels"})),
+        "kd": LossTerm(2.0, KD(), LossSchedule(begin=0.5), frozenset({"teacher"})),
     }
     objective = Objective(terms)
-    untaught = Answers(ANSWERS.student, ANSWERS.targets)
+    untaught = LossInputs(ANSWERS.student, ANSWERS.targets)
     assert list(objective(untaught, 0.4)) == ["hard", TOTAL]
     assert objective.needs(0.4) == {"labels"} and objective.needs(0.5) == {"labels", "teacher"}
     later = objective(ANSWERS, 0.5)
@@ -57,8 +57,8 @@ def test_a_term_that_is_off_is_not_asked_and_not_logged() -> None:
 def test_the_total_is_the_sum_of_weight_times_factor_times_term(
     progress: float, weight: float, warmup: float, fade_to: float
 ) -> None:
-    when = When(warmup=warmup, fade_to=fade_to)
-    terms = {"hard": Weighted(1.0, Hard()), "kd": Weighted(weight, KD(), when)}
+    when = LossSchedule(warmup=warmup, fade_to=fade_to)
+    terms = {"hard": LossTerm(1.0, Hard()), "kd": LossTerm(weight, KD(), when)}
     values = Objective(terms)(ANSWERS, progress)
     expected = values["hard"] + weight * when(progress) * values["kd"]
     assert torch.isclose(values[TOTAL], expected)
@@ -71,14 +71,14 @@ class Learning(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, answers: Answers) -> Tensor:
+    def forward(self, answers: LossInputs) -> Tensor:
         return self.scale * answers.student.square().mean()
 
 
 def test_parameters_of_terms_belong_to_the_objective() -> None:
-    objective = Objective({"hard": Weighted(1.0, Hard()), "hint": Weighted(1.0, Learning())})
+    objective = Objective({"hard": LossTerm(1.0, Hard()), "hint": LossTerm(1.0, Learning())})
     assert [name for name, _ in objective.named_parameters()] == ["losses.hint.scale"]
-    restored = Objective({"hard": Weighted(1.0, Hard()), "hint": Weighted(1.0, Learning())})
+    restored = Objective({"hard": LossTerm(1.0, Hard()), "hint": LossTerm(1.0, Learning())})
     objective.losses["hint"].scale.data.fill_(5)
     restored.load_state_dict(objective.state_dict())
     assert restored.losses["hint"].scale.item() == 5
@@ -88,10 +88,10 @@ def test_a_term_that_is_off_leaves_its_parameters_a_gradient_of_zero() -> None:
     """DistributedDataParallel waits for one."""
     hint = Learning()
     objective = Objective(
-        {"hard": Weighted(1.0, Hard()), "hint": Weighted(1.0, hint, When(end=0.5))}
+        {"hard": LossTerm(1.0, Hard()), "hint": LossTerm(1.0, hint, LossSchedule(end=0.5))}
     )
     student = ANSWERS.student.clone().requires_grad_()
-    objective(Answers(student, ANSWERS.targets), 0.5)[TOTAL].backward()
+    objective(LossInputs(student, ANSWERS.targets), 0.5)[TOTAL].backward()
     assert hint.scale.grad.item() == 0 and student.grad.abs().sum() > 0
 
 
@@ -99,13 +99,13 @@ def test_a_term_that_has_ended_rests() -> None:
     """Neither the decay nor the momentum of the optimizer goes on without it."""
     hint = Learning()
     objective = Objective(
-        {"hard": Weighted(1.0, Hard()), "hint": Weighted(1.0, hint, When(end=0.5))}
+        {"hard": LossTerm(1.0, Hard()), "hint": LossTerm(1.0, hint, LossSchedule(end=0.5))}
     )
     sgd = torch.optim.SGD(objective.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     seen = []
     for progress in (0.0, 0.4, 0.5, 0.9):
         objective(ANSWERS, progress)[TOTAL].backward()
-        objective.rest(progress)
+        objective.clear_inactive_grads(progress)
         sgd.step()
         sgd.zero_grad()
         seen.append(hint.scale.item())
@@ -117,19 +117,19 @@ def test_where_maps_alone_are_read_the_logits_still_have_a_gradient(needs: froze
     """Of zero, which DistributedDataParallel waits for; where logits are read it is theirs."""
     logits = ANSWERS.student.clone().requires_grad_()
     maps = torch.ones(4, requires_grad=True)
-    term = Weighted(1.0, lambda answers: answers.student_taps["maps"].sum(), needs=needs)
+    term = LossTerm(1.0, lambda answers: answers.student_taps["maps"].sum(), needs=needs)
     objective = Objective({"hint": term})
-    objective(Answers(logits, ANSWERS.targets, student_taps={"maps": maps}))[TOTAL].backward()
+    objective(LossInputs(logits, ANSWERS.targets, student_taps={"maps": maps}))[TOTAL].backward()
     assert maps.grad.sum() == 4
     assert (logits.grad is not None and not logits.grad.any()) == ("live teacher" in needs)
 
 
 def test_terms_are_in_float32_under_autocast() -> None:
     class Product:
-        def __call__(self, answers: Answers) -> Tensor:
+        def __call__(self, answers: LossInputs) -> Tensor:
             return (answers.student @ answers.student.T).sum()
 
-    objective = Objective({"product": Weighted(1.0, Product())})
+    objective = Objective({"product": LossTerm(1.0, Product())})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = objective(ANSWERS)["product"]
     assert value.dtype == torch.float32

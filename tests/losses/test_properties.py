@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.losses.objective import Answers, Objective, Pair, Weighted
+from distill.losses.objective import LossInputs, LossTerm, Objective, UnmixedTeacherLogits
 from distill.recipe.loss_schema import Losses
 from distill.training.build import LOSSES
 from tests.losses.answers import LABELS, STUDENT, TEACHER, B, C, answers
@@ -43,14 +43,14 @@ def made(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     return term
 
 
-def with_student(given: Answers, name: str, change: Any) -> Answers:
+def with_student(given: LossInputs, name: str, change: Any) -> LossInputs:
     """The same answers, all that the term reads of the student changed."""
     if name in ON_LOGITS:
         return replace(given, student=change(given.student))
     return replace(given, student_taps={k: change(v) for k, v in given.student_taps.items()})
 
 
-def value(term: Any, given: Answers) -> Tensor:
+def value(term: Any, given: LossInputs) -> Tensor:
     torch.manual_seed(1)  # of crd's negatives
     result: Tensor = term(given)
     return result
@@ -111,10 +111,12 @@ def test_finite_under_bfloat16_autocast(name: str, kind: str) -> None:
                 now,
                 teacher=extreme(theirs, now.teacher),
                 teacher_taps={k: extreme(theirs, v) for k, v in now.teacher_taps.items()},
-                pair=Pair(extreme(theirs, now.pair.own), now.pair.partner, now.pair.lam.float()),
+                unmixed=UnmixedTeacherLogits(
+                    extreme(theirs, now.unmixed.own), now.unmixed.partner, now.unmixed.lam.float()
+                ),
             )
         now = with_student(now, name, lambda t: t.clone().requires_grad_())
-        objective = Objective({name: Weighted(1.0, term)})
+        objective = Objective({name: LossTerm(1.0, term)})
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = objective(now)[name]
         loss.backward()
@@ -130,7 +132,7 @@ def test_zero_where_the_student_is_the_teacher_and_more_elsewhere(name: str) -> 
         given,
         student=given.teacher,
         student_taps=dict(given.teacher_taps) | {"projector": given.teacher_taps["maps"]},
-        pair=Pair(given.teacher, given.teacher, given.pair.lam),
+        unmixed=UnmixedTeacherLogits(given.teacher, given.teacher, given.unmixed.lam),
     )
     term, generator = made(name), torch.Generator().manual_seed(2)
     least = value(term, same)
@@ -174,14 +176,16 @@ def test_a_batch_twice_over_has_the_same_value(name: str) -> None:
         return torch.cat([t, t])
 
     term, once = made(name), answers()
-    double = Answers(
+    double = LossInputs(
         twice(once.student),
         twice(once.targets),
         twice(once.teacher),
         {k: twice(v) for k, v in once.student_taps.items()},
         {k: twice(v) for k, v in once.teacher_taps.items()},
         twice(once.samples),
-        Pair(*(twice(t) for t in (once.pair.own, once.pair.partner, once.pair.lam))),
+        UnmixedTeacherLogits(
+            *(twice(t) for t in (once.unmixed.own, once.unmixed.partner, once.unmixed.lam))
+        ),
     )
     assert torch.isclose(value(term, double), value(term, once), rtol=1e-5)
 
@@ -192,14 +196,16 @@ def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
         pytest.skip("draws negatives row by row")
     order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
     once, term = answers(), made(name)
-    other = Answers(
+    other = LossInputs(
         once.student[order],
         once.targets[order],
         once.teacher[order],
         {k: v[order] for k, v in once.student_taps.items()},
         {k: v[order] for k, v in once.teacher_taps.items()},
         once.samples[order],
-        Pair(once.pair.own[order], once.pair.partner[order], once.pair.lam[order]),
+        UnmixedTeacherLogits(
+            once.unmixed.own[order], once.unmixed.partner[order], once.unmixed.lam[order]
+        ),
     )
     assert torch.isclose(value(term, other), value(term, once), rtol=1e-6)
 
@@ -229,8 +235,10 @@ def test_what_a_term_learns_is_learnt_and_kept(name: str) -> None:
 @pytest.mark.parametrize("name", ["kd", "dkd", "dist", "mse", "multi_temperature", "soft_mix"])
 def test_a_constant_added_to_a_row_of_logits_changes_nothing(name: str) -> None:
     given, shift = answers(), torch.linspace(-5, 5, B, dtype=torch.float64)[:, None]
-    pair = Pair(given.pair.own - shift, given.pair.partner + 2, given.pair.lam)
-    moved = replace(given, student=given.student + shift, teacher=given.teacher - 3, pair=pair)
+    pair = UnmixedTeacherLogits(
+        given.unmixed.own - shift, given.unmixed.partner + 2, given.unmixed.lam
+    )
+    moved = replace(given, student=given.student + shift, teacher=given.teacher - 3, unmixed=pair)
     assert torch.isclose(value(made(name), moved), value(made(name), given), rtol=1e-9)
 
 
@@ -238,12 +246,14 @@ def test_a_constant_added_to_a_row_of_logits_changes_nothing(name: str) -> None:
 def test_the_classes_have_no_order(name: str) -> None:
     order = torch.randperm(C, generator=torch.Generator().manual_seed(4))
     given = answers()
-    pair = Pair(given.pair.own[:, order], given.pair.partner[:, order], given.pair.lam)
+    pair = UnmixedTeacherLogits(
+        given.unmixed.own[:, order], given.unmixed.partner[:, order], given.unmixed.lam
+    )
     other = replace(
         given,
         student=given.student[:, order],
         teacher=given.teacher[:, order],
         targets=given.targets[:, order],
-        pair=pair,
+        unmixed=pair,
     )
     assert torch.isclose(value(made(name), other), value(made(name), given), rtol=1e-9)

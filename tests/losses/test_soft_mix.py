@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.losses.kd import KD
-from distill.losses.objective import Pair
+from distill.losses.objective import UnmixedTeacherLogits
 from distill.losses.soft_mix import SoftMix
 from tests.losses.answers import B, answers
 
@@ -14,7 +14,9 @@ from tests.losses.answers import B, answers
 @pytest.mark.parametrize("t", [1.0, 4.0])
 def test_equals_the_sum_written_out(t: float) -> None:
     given, total = answers(), 0.0
-    rows = zip(given.student, given.pair.own, given.pair.partner, given.pair.lam, strict=True)
+    rows = zip(
+        given.student, given.unmixed.own, given.unmixed.partner, given.unmixed.lam, strict=True
+    )
     for z_s, z_i, z_j, lam in rows:
         p_s, p_i, p_j = ((z / t).exp() / (z / t).exp().sum() for z in (z_s, z_i, z_j))
         mixed = lam * p_i + (1 - lam) * p_j
@@ -25,10 +27,12 @@ def test_equals_the_sum_written_out(t: float) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_is_kd_where_one_of_two_is_left(share: float) -> None:
     given = answers()
-    pair = Pair(given.pair.own, given.pair.partner, torch.full((B, 1), share, dtype=torch.float64))
+    pair = UnmixedTeacherLogits(
+        given.unmixed.own, given.unmixed.partner, torch.full((B, 1), share, dtype=torch.float64)
+    )
     left = pair.own if share else pair.partner
     student = given.student.clone().requires_grad_()
-    loss = SoftMix()(replace(given, student=student, pair=pair))
+    loss = SoftMix()(replace(given, student=student, unmixed=pair))
     loss.backward()
     assert torch.isclose(loss, KD()(replace(given, teacher=left)), rtol=1e-9)
     assert student.grad.isfinite().all()
@@ -36,12 +40,14 @@ def test_is_kd_where_one_of_two_is_left(share: float) -> None:
 
 def test_own_and_partner_are_not_the_same() -> None:
     given = answers()
-    swapped = Pair(given.pair.partner, given.pair.own, given.pair.lam)
-    assert not torch.isclose(SoftMix()(replace(given, pair=swapped)), SoftMix()(given), rtol=1e-3)
-    back = Pair(given.pair.partner, given.pair.own, 1 - given.pair.lam)
-    assert torch.isclose(SoftMix()(replace(given, pair=back)), SoftMix()(given), rtol=1e-9)
+    swapped = UnmixedTeacherLogits(given.unmixed.partner, given.unmixed.own, given.unmixed.lam)
+    assert not torch.isclose(
+        SoftMix()(replace(given, unmixed=swapped)), SoftMix()(given), rtol=1e-3
+    )
+    back = UnmixedTeacherLogits(given.unmixed.partner, given.unmixed.own, 1 - given.unmixed.lam)
+    assert torch.isclose(SoftMix()(replace(given, unmixed=back)), SoftMix()(given), rtol=1e-9)
 
 
 def test_without_the_answers_before_mixing_it_says_so() -> None:
     with pytest.raises(ValueError, match="soft_mix term needs the teacher's answers before mixing"):
-        SoftMix()(replace(answers(), pair=None))
+        SoftMix()(replace(answers(), unmixed=None))

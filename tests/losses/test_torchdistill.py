@@ -17,7 +17,7 @@ from distill.losses.crd import CRD
 from distill.losses.dist import DIST
 from distill.losses.kd import KD
 from distill.losses.logit_std import LogitStd
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 from distill.losses.pkt import PKT
 from distill.losses.rkd import RKD
 from distill.losses.sp import SP
@@ -32,14 +32,14 @@ TAPS = ("stages.0", "stages.1", "stages.2")
 LOGITS = ("logits", "output")  # where a loss of theirs finds what it reads: a path, input or output
 
 
-def io(given: Answers) -> tuple[dict[str, Any], dict[str, Any]]:
+def io(given: LossInputs) -> tuple[dict[str, Any], dict[str, Any]]:
     """All answers in torchdistill's dictionaries: path -> input or output -> tensor."""
     student = given.student_taps | {"logits": given.student}
     teacher = given.teacher_taps | {"logits": given.teacher}
     return tuple({path: {"output": t} for path, t in net.items()} for net in (student, teacher))
 
 
-def value(loss: Any, given: Answers, *more: Tensor) -> Tensor:
+def value(loss: Any, given: LossInputs, *more: Tensor) -> Tensor:
     """What a loss of theirs says."""
     result: Tensor = loss(*io(given), *more)
     return result

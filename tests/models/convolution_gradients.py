@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from distill.recipe import recipes
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
 from distill.training.loop import step
 from students.design import Design
@@ -84,10 +84,10 @@ def of_losses(found: Convolutions) -> None:
     """Those of the terms, and of narrow students beside them, in a step of every shipped recipe."""
     for name in RECIPES:
         recipe = recipes.load(name).recipe
-        if recipe.student is None or not recipes.is_taught(recipe):
+        if recipe.student is None or not recipes.has_teacher(recipe):
             continue
         projector = ["student.projector_width=64"] if recipe.student.projector_width else []
-        teacher = Frozen(networks.build("wrn", depth=10, widen=1))
+        teacher = FrozenTeacher(networks.build("wrn", depth=10, widen=1))
         run = prepared(*SMALL, *STUDENT, *projector, "cache=false", recipe=name, teacher=teacher)
         with recorded(found):
             step(run, 0)

@@ -19,15 +19,15 @@ from students.resnet import ResNet
 def test_what_is_counted_is_the_design_s_closed_form(spec) -> None:
     design = Design.of(**spec)
     net = ResNet(design).eval()
-    assert cost.macs(net) == design.macs
-    assert cost.n_parameters(net) == design.parameters
+    assert cost.count_macs(net) == design.macs
+    assert cost.count_parameters(net) == design.parameters
 
 
 def test_a_convolution_and_a_linear_layer_by_hand() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 7)
     )
-    assert cost.macs(net) == 16 * 16 * 4 * 3 * 9 + 4 * 16 * 16 * 7
+    assert cost.count_macs(net) == 16 * 16 * 4 * 3 * 9 + 4 * 16 * 16 * 7
 
 
 def test_a_latency_says_what_it_was_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_a_latency_says_what_it_was_measured_on(monkeypatch: pytest.MonkeyPatch)
             seen.append(len(images))
             return super().forward(images)
 
-    found = cost.latency(Counts(3, 4, 3))
+    found = cost.measure_latency(Counts(3, 4, 3))
     assert found["batch_128"] > found["batch_1"] > 0
     assert seen == [1] * 20 + [128] * 20, "ten to warm up and ten that count"
     assert (found["device"], found["precision"]) == ("cpu", "float32")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distill.errors import UserError
-from distill.models.features import Tapped, shapes, tap_points
+from distill.models.features import FeatureExtractor, tap_points, tap_shapes
 from students.design import Design
 from students.resnet import ResNet
 from teachers.ensemble import Ensemble
@@ -29,26 +29,26 @@ def test_a_student_has_the_taps_of_its_design(design: Design) -> None:
     ids=["student", "projected", "wrn"],
 )
 def test_features_are_the_pooled_maps_and_what_the_head_reads(net: nn.Module) -> None:
-    logits, taps = Tapped(net.eval(), ["maps", "features"])(IMAGES)
+    logits, taps = FeatureExtractor(net.eval(), ["maps", "features"])(IMAGES)
     assert torch.allclose(taps["maps"].mean((2, 3)), taps["features"], atol=1e-6)
     assert torch.equal(net.get_submodule("head")(taps["features"]), logits)
     assert torch.equal(net(IMAGES), logits)
 
 
 def test_maps_of_a_wide_resnet_are_activated_and_its_stages_are_not() -> None:
-    _, taps = Tapped(build("wrn", depth=10, widen=1).eval(), ["stages.2", "maps"])(IMAGES)
+    _, taps = FeatureExtractor(build("wrn", depth=10, widen=1).eval(), ["stages.2", "maps"])(IMAGES)
     assert taps["maps"].min() >= 0 > taps["stages.2"].min()
 
 
 def test_what_was_asked_for_and_nothing_else() -> None:
-    tapped = Tapped(ResNet(DESIGN), ["stages.1", "stem", "stages.1"])
-    assert shapes(tapped, 32) == {"stem": (4, 32, 32), "stages.1": (8, 16, 16)}
-    assert Tapped(ResNet(DESIGN))(IMAGES).taps == {}
+    tapped = FeatureExtractor(ResNet(DESIGN), ["stages.1", "stem", "stages.1"])
+    assert tap_shapes(tapped, 32) == {"stem": (4, 32, 32), "stages.1": (8, 16, 16)}
+    assert FeatureExtractor(ResNet(DESIGN))(IMAGES).taps == {}
 
 
 def test_measuring_the_network_itself_keeps_nothing() -> None:
     net = ResNet(DESIGN)
-    tapped = Tapped(net, ["stem"])
+    tapped = FeatureExtractor(net, ["stem"])
     net(IMAGES)
     assert tapped.heard is None
     tapped(IMAGES)
@@ -69,20 +69,20 @@ def test_a_tap_is_not_changed_after_it_was_read(net: nn.Module, training: bool) 
         module.register_forward_hook(
             lambda module, inputs, output, name=name: when_read.update({name: output.clone()})
         )
-    _, taps = Tapped(net.train(training), names)(IMAGES)
+    _, taps = FeatureExtractor(net.train(training), names)(IMAGES)
     assert all(torch.equal(taps[name], when_read[name]) for name in names)
 
 
 def test_a_tap_carries_its_gradient() -> None:
     net = ResNet(DESIGN)
-    Tapped(net, ["stem"])(IMAGES).taps["stem"].sum().backward()
+    FeatureExtractor(net, ["stem"])(IMAGES).taps["stem"].sum().backward()
     assert net.stem[0].weight.grad is not None and net.head.weight.grad is None
 
 
 def test_shapes_leave_the_network_as_it_is() -> None:
     net = ResNet(DESIGN).train()
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    shapes(Tapped(net, ["maps"]), 32)
+    tap_shapes(FeatureExtractor(net, ["maps"]), 32)
     assert net.training
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
@@ -90,21 +90,21 @@ def test_shapes_leave_the_network_as_it_is() -> None:
 def test_timm_names_its_own_maps() -> None:
     net = build("timm/resnet18")
     assert {"layer1", "layer4", "features"} <= set(tap_points(net))
-    found = shapes(Tapped(net, ["layer4", "features"]), 32)
+    found = tap_shapes(FeatureExtractor(net, ["layer4", "features"]), 32)
     assert found == {"layer4": (512, 1, 1), "features": (512,)}
 
 
 def test_a_tap_that_is_not_there_is_refused_with_those_that_are() -> None:
     allowed = "stem, stages.0, stages.1, maps, features"
     with pytest.raises(UserError, match=re.escape(f"ResNet has no map stages.7; it has {allowed}")):
-        Tapped(ResNet(DESIGN), ["stem", "stages.7"])
+        FeatureExtractor(ResNet(DESIGN), ["stem", "stages.7"])
     with pytest.raises(UserError, match="Ensemble has no map stem; it has none to tap"):
-        Tapped(Ensemble([ResNet(DESIGN)]), ["stem"])
+        FeatureExtractor(Ensemble([ResNet(DESIGN)]), ["stem"])
 
 
 @pytest.mark.slow
 def test_a_compiled_network_gives_the_same_taps() -> None:
-    tapped = Tapped(ResNet(DESIGN).eval(), ["stages.0", "features"])
+    tapped = FeatureExtractor(ResNet(DESIGN).eval(), ["stages.0", "features"])
     plain = tapped(IMAGES)
     tapped.compile()
     compiled = tapped(IMAGES)

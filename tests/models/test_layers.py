@@ -13,7 +13,7 @@ from students.design import Design
 @pytest.mark.parametrize(("spec", "role"), [("tiny", "student"), ("tiny", "teacher")])
 def test_the_lines_sum_to_the_network(spec: str, role: str) -> None:
     recipe = recipes.load(spec).recipe
-    found = layers.of_recipe(recipe, role, 10)  # type: ignore[arg-type]
+    found = layers.layers_of_recipe(recipe, role, 10)  # type: ignore[arg-type]
     net = build.network(recipe, role, 10)  # type: ignore[arg-type]
     assert sum(line.parameters for line in found) == sum(p.numel() for p in net.parameters())
     assert found[0] == ("normalize", "Normalize", (3, 32, 32), 0)
@@ -22,7 +22,8 @@ def test_the_lines_sum_to_the_network(spec: str, role: str) -> None:
 
 def test_shapes_and_parameters_are_those_of_the_design() -> None:
     found = {
-        line.name: line for line in layers.of_recipe(recipes.load("tiny").recipe, "student", 7)
+        line.name: line
+        for line in layers.layers_of_recipe(recipes.load("tiny").recipe, "student", 7)
     }
     design = Design.of(stages=2, blocks=1, width=4, classes=7)
     assert sum(line.parameters for line in found.values()) == design.parameters
@@ -35,7 +36,7 @@ def test_a_layer_used_twice_is_counted_once_and_the_mode_comes_back() -> None:
     same = nn.Conv2d(3, 3, 1)
     net = nn.Sequential(same, nn.Identity(), same, nn.Dropout(0.5)).train()
     before = torch.get_rng_state()
-    found = layers.layers(net)
+    found = layers.list_layers(net)
     assert [line.parameters for line in found] == [12, 0, 0]
     assert [line.kind for line in found] == ["Conv2d", "Conv2d", "Dropout"]
     assert net.training and net[3].training

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.models.small_maps import MIN_CHANNELS, SmallMapConv2d, multiply_small_maps
+from distill.models.small_maps import MIN_CHANNELS, SmallMapConv2d, use_matrix_products
 from distill.teacher import freeze
 from distill.training import build
 from students.design import Design
@@ -38,7 +38,7 @@ def test_outputs_and_gradients_equal_the_convolution_in_float64(
     torch.manual_seed(0)
     changed = wide(outputs=MIN_CHANNELS + 32, bias=bias)
     reference = copy.deepcopy(changed).double()
-    multiply_small_maps(changed)
+    use_matrix_products(changed)
     maps = torch.randn(5, MIN_CHANNELS, *size).to(memory_format=layout)
     assert isinstance(changed, SmallMapConv2d)
     for ours, true in zip(
@@ -54,7 +54,7 @@ def test_under_autocast_it_computes_in_bfloat16_as_the_convolution_does(size: in
     torch.manual_seed(0)
     plain = wide(bias=True)
     changed = copy.deepcopy(plain)
-    multiply_small_maps(changed)
+    use_matrix_products(changed)
     maps = torch.randn(8, MIN_CHANNELS, size, size).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         pairs = list(
@@ -98,7 +98,7 @@ def test_only_maps_that_are_small_for_their_type(
     dtype: torch.dtype, size: int, expected: bool
 ) -> None:
     net = wide().to(dtype)
-    multiply_small_maps(net)
+    use_matrix_products(net)
     assert multiplies(net, torch.randn(2, MIN_CHANNELS, size, size, dtype=dtype)) is expected
 
 
@@ -118,7 +118,7 @@ def test_only_maps_that_are_small_for_their_type(
 )
 def test_other_convolutions_stay(options: dict[str, int]) -> None:
     net = wide(**options)
-    multiply_small_maps(net)
+    use_matrix_products(net)
     assert type(net) is nn.Conv2d
 
 
@@ -144,6 +144,6 @@ def test_batch_norms_behind_it_are_folded_into_it() -> None:
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    folded = freeze.ready(moved, 32)
+    folded = freeze.prepare_for_inference(moved, 32)
     left = [name for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert left == [f"stages.{i}.0.norm" for i in range(3)]  # those behind a max pool

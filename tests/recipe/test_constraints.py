@@ -11,7 +11,14 @@ from timm.optim import get_optimizer_info
 
 from distill.recipe.constraints import ROUNDING, RULES, WITHOUT_BETAS, WITHOUT_EPS
 from distill.recipe.loss_schema import Losses, taps
-from distill.recipe.recipes import RecipeError, compared, dumps, load, loads, verified
+from distill.recipe.recipes import (
+    RecipeError,
+    check_report,
+    differences_with_origins,
+    dumps,
+    load,
+    loads,
+)
 from distill.recipe.schema import OptimizerName
 
 DKD = "loss.dkd.weight=1"
@@ -335,25 +342,25 @@ def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
 
 
 def test_an_ingredient_is_checked_key_by_key(tmp_path) -> None:
-    assert verified("recipes/ingredients/ema.toml") == (
+    assert check_report("recipes/ingredients/ema.toml") == (
         "recipes/ingredients/ema.toml: no fault; an ingredient, made to be composed: kd+ema"
     )
     with pytest.raises(RecipeError, match=r"ema.decy = 0.5 \(--set\) is not a key"):
-        verified("ema", ["ema.decy=0.5"])
+        check_report("ema", ["ema.decy=0.5"])
 
 
 def test_a_file_is_checked_with_all_its_faults(tmp_path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('base = "kd"\n[optim]\nlrr = 1\n[loss.dkd]\n[mix.mixup]\nprob = 2.0\n')
     with pytest.raises(RecipeError, match="2 faults") as error:
-        verified(str(file))
+        check_report(str(file))
     assert "did you mean optim.lr?" in str(error.value)
     file.write_text('base = "kd"\n')
-    assert verified(str(file)) == f"{file}: no fault"
+    assert check_report(str(file)) == f"{file}: no fault"
 
 
 def test_what_differs_and_who_set_it() -> None:
-    assert compared(load("kd"), load("kd", ["optim.lr=0.3", "ema.decay=0.5"])) == [
+    assert differences_with_origins(load("kd"), load("kd", ["optim.lr=0.3", "ema.decay=0.5"])) == [
         "optim.lr: 0.2 (recipes/kd.toml) -> 0.3 (--set)",
         "ema.decay: absent -> 0.5 (--set)",
         "ema.warmup: absent -> true (default)",

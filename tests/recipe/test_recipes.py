@@ -93,7 +93,7 @@ def test_a_name_means_one_file() -> None:
 
 def test_student_alone_is_the_control_of_kd_cutmix() -> None:
     taught, alone = load("kd_cutmix").recipe, load("student_alone").recipe
-    control = recipes.control(taught)
+    control = recipes.control_recipe(taught)
     assert recipes.differences(control, alone) == []
     assert recipes.fingerprint(control) == recipes.fingerprint(alone)
     keys = {line.split(":")[0] for line in recipes.differences(taught, alone)}
@@ -101,14 +101,16 @@ def test_student_alone_is_the_control_of_kd_cutmix() -> None:
 
 
 def test_a_control_adds_the_labels_where_there_were_none() -> None:
-    loss = recipes.control(load("tiny", ["loss.hard=false"]).recipe).loss
+    loss = recipes.control_recipe(load("tiny", ["loss.hard=false"]).recipe).loss
     assert loss.kd is None
     assert loss.hard is not None
     assert loss.hard.weight == 1.0
 
 
 def test_what_the_shipped_recipes_say() -> None:
-    assert recipes.count("kd")["parameters"] == 4_697_162  # reference count of [4, 4, 3] 64-128-256
+    assert (
+        recipes.count_networks("kd")["parameters"] == 4_697_162
+    )  # reference count of [4, 4, 3] 64-128-256
     matching = load("function_matching").recipe
     assert matching.mix.mixup is not None
     assert matching.mix.cutmix is not None
@@ -145,28 +147,28 @@ def test_label_smoothing_ingredient_is_a_hundredth() -> None:
 @pytest.mark.parametrize("name", ["kd", "kd_cutmix", "student_alone", "function_matching", "tiny"])
 def test_every_student_stays_under_five_million(name: str) -> None:
     recipes.check_student(load(name))
-    counted = recipes.count(name)
+    counted = recipes.count_networks(name)
     assert counted["parameters"] < 5_000_000
     assert counted["within_budget"]
 
 
 def test_a_student_over_budget_is_counted_and_not_trained() -> None:
     overrides = ["student.width=128"]
-    counted = recipes.count("kd", overrides)
+    counted = recipes.count_networks("kd", overrides)
     design = Design.of(stages=3, blocks=[4, 4, 3], width=128)
     assert not counted["within_budget"]
     assert (counted["parameters"], counted["macs"]) == (design.parameters, design.macs)
     with pytest.raises(RecipeError, match="student.max_params = 5000000 .* 18,765,962 parameters"):
         load("kd", overrides)
     with pytest.raises(RecipeError, match="student.kernel = 2"):
-        recipes.count("kd", ["student.kernel=2"])
+        recipes.count_networks("kd", ["student.kernel=2"])
 
 
 def test_a_recipe_without_a_student_is_refused_by_distill() -> None:
     with pytest.raises(RecipeError, match=r"1 fault in teacher_wrn\n  student is missing; distill"):
         recipes.check_student(load("teacher_wrn"))
     with pytest.raises(RecipeError, match="student is missing"):
-        recipes.count("teacher_wrn", ["teacher.network=timm/resnet18"])
+        recipes.count_networks("teacher_wrn", ["teacher.network=timm/resnet18"])
     with pytest.raises(RecipeError, match="type train-teacher --recipe fast_teacher$"):
         recipes.check_student(load("fast_teacher"))
     recipes.check_teacher(load("fast_teacher"))
@@ -297,7 +299,7 @@ def test_a_residual_teacher_is_written_whole() -> None:
 
 
 def test_a_residual_teacher_is_counted() -> None:
-    counted = recipes.count("fast_teacher")
+    counted = recipes.count_networks("fast_teacher")
     assert counted == {
         "recipe": "fast_teacher",
         "teacher": "ResNet [1, 1, 1] 128-384-512 pooled",
@@ -306,8 +308,8 @@ def test_a_residual_teacher_is_counted() -> None:
         "teacher_macs": 451_967_264,
     }
     resnet = ["teacher.network=resnet", "teacher.stages=3", "teacher.blocks=[4,4,3]"]
-    both = recipes.count("kd", [*resnet, "teacher.width=64"])
-    alone = recipes.count("kd")
+    both = recipes.count_networks("kd", [*resnet, "teacher.width=64"])
+    alone = recipes.count_networks("kd")
     assert {key: both[key] for key in alone} == alone
     for key in ("parameters", "trainable", "macs"):
         assert both[f"teacher_{key}"] == alone[key]
@@ -315,7 +317,7 @@ def test_a_residual_teacher_is_counted() -> None:
 
 def test_a_wide_residual_teacher_is_counted() -> None:
     """36.5 million parameters by table 4 of the paper, 5.2433 billion MACs by docs/cluster.md."""
-    counted = recipes.count("teacher_wrn")
+    counted = recipes.count_networks("teacher_wrn")
     assert counted == {
         "recipe": "teacher_wrn",
         "teacher": "WRN-28-10",
@@ -324,7 +326,7 @@ def test_a_wide_residual_teacher_is_counted() -> None:
         "teacher_macs": counted["teacher_macs"],
     }
     assert round(counted["teacher_macs"] / 1e9, 4) == 5.2433
-    both = recipes.count("kd_cutmix+two_cores")
+    both = recipes.count_networks("kd_cutmix+two_cores")
     assert both["parameters"] == 78_042 and both["teacher_parameters"] == 691_674
 
 
@@ -342,7 +344,7 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
 def test_taught_by_leaves_one_teacher() -> None:
     several = ["teacher.runs=['a', 'b']", "teacher.draw=one", "teacher.weights=[1, 2]"]
     mirrored = "teacher.mirror=true"
-    alone = recipes.taught_by(load("kd", [*several, mirrored]).recipe, 1)
+    alone = recipes.with_single_teacher(load("kd", [*several, mirrored]).recipe, 1)
     assert alone == load("kd", ["teacher.runs=['b']", mirrored]).recipe
 
 
@@ -357,11 +359,11 @@ def test_differences_name_the_keys() -> None:
 
 
 def test_needs_are_those_of_the_terms() -> None:
-    assert recipes.needs(load("kd").recipe) == {"labels", "teacher"}
-    assert recipes.needs(load("kd", ["loss.hard=false"]).recipe) == {"teacher"}
-    assert not recipes.is_taught(load("student_alone").recipe)
-    assert recipes.is_taught(load("kd").recipe)
-    assert recipes.needs(load("student_alone").recipe) == {"labels"}
+    assert recipes.required_inputs(load("kd").recipe) == {"labels", "teacher"}
+    assert recipes.required_inputs(load("kd", ["loss.hard=false"]).recipe) == {"teacher"}
+    assert not recipes.has_teacher(load("student_alone").recipe)
+    assert recipes.has_teacher(load("kd").recipe)
+    assert recipes.required_inputs(load("student_alone").recipe) == {"labels"}
     assert list(load("kd").recipe.loss.terms()) == ["hard", "kd"]
 
 
@@ -410,8 +412,8 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_reading_recipes_needs_no_torch() -> None:
     code = (
-        "import sys; from distill.recipe.recipes import count, load, shipped\n"
-        "load('kd_cutmix+quickstart'); shipped(); count('kd')\n"
+        "import sys; from distill.recipe.recipes import count_networks, load, shipped\n"
+        "load('kd_cutmix+quickstart'); shipped(); count_networks('kd')\n"
         "print(*sorted({'torch', 'numpy', 'timm', 'rich'} & set(sys.modules)))"
     )
     done = subprocess.run(

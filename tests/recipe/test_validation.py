@@ -3,7 +3,7 @@
 import pytest
 
 from distill.recipe.recipes import RecipeError, load, loads
-from distill.recipe.validation import allowed, check, keys
+from distill.recipe.validation import allowed_text, check, keys
 
 EPOCHS = {"epochs": 3}
 HARD = {"hard": {}}
@@ -43,7 +43,7 @@ def test_five_faults_at_once_are_five_lines() -> None:
         "mix.mixup.prob = 0.8 (kd.toml) and mix.cutmix.prob = 0.3 add up to more than 1; "
         "each sample is mixed in one way at most; type --set mix.mixup.prob=0.7",
         "optim.lrr = 0.1 (kd.toml) is not a key; did you mean optim.lr?",
-        f'optim.name = "sdg" (kd.toml) is unknown; allowed: {allowed("optim.name")}; '
+        f'optim.name = "sdg" (kd.toml) is unknown; allowed: {allowed_text("optim.name")}; '
         'did you mean "sgd"?',
         'train.epochs = "ten" (kd.toml) is text; allowed: a whole number (at least 1, '
         "at most 1_000_000)",
@@ -261,7 +261,7 @@ def test_parts_that_cannot_be_read_leave_nothing_missing() -> None:
 
 
 def test_every_key_says_what_it_takes() -> None:
-    texts = {key: allowed(key) for key in keys()}
+    texts = {key: allowed_text(key) for key in keys()}
     assert len(texts) > 60
     assert all(text and "None" not in text and "null" not in text for text in texts.values())
     assert texts["loss.kd"] == "a table ({} for its defaults), or false for none"

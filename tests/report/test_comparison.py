@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from distill.report import comparison
-from distill.report.group_curves import mean_line, overlaid
-from distill.report.page import Drawing, Table
+from distill.report.group_curves import mean_line, overlay_curves
+from distill.report.page import FigureBlock, Table
 from distill.runs.epoch_series import Line
 from distill.runs.groups import groups
-from distill.runs.record import Record
+from distill.runs.record import RunRecord
 from tests.report.test_run_report import words
 from tests.runs.records import ALONE, averaged_alone, curve_of, record
 
@@ -19,13 +19,13 @@ KD = [record(f"kd-{k}", right, *SEEDS[k]) for k, right in enumerate((16, 18))]
 LONE = [record(f"alone-{k}", right, *SEEDS[k], *ALONE) for k, right in enumerate((12, 13))]
 
 
-def grids(records: list[Record]) -> dict[str, list[list[str]]]:
+def grids(records: list[RunRecord]) -> dict[str, list[list[str]]]:
     made = comparison.page(records)
     blocks = [block for section in made.sections for block in section.blocks]
     return {block.grid.name: block.grid.cells for block in blocks if isinstance(block, Table)}
 
 
-def text(records: list[Record]) -> str:
+def text(records: list[RunRecord]) -> str:
     return words(comparison.page(records))
 
 
@@ -82,14 +82,14 @@ def test_two_single_runs_are_told_image_by_image() -> None:
         ([replace(run, events=()) for run in (KD[0], LONE[0])], "No epoch of these runs"),
     ],
 )
-def test_what_must_be_known_first_is_said(records: list[Record], said: str) -> None:
+def test_what_must_be_known_first_is_said(records: list[RunRecord], said: str) -> None:
     assert said in text(records)
 
 
 def test_curves_of_runs_whose_average_alone_was_measured() -> None:
     """Beside a run that measured its network too: of both the average's."""
-    _, held_out, *_ = overlaid(groups([KD[0], averaged_alone(KD[1])]))
-    assert isinstance(held_out, Drawing) and held_out.name == "loss"
+    _, held_out, *_ = overlay_curves(groups([KD[0], averaged_alone(KD[1])]))
+    assert isinstance(held_out, FigureBlock) and held_out.name == "loss"
     lines = [list(line.get_ydata()) for line in held_out.figure.axes[0].lines]  # type: ignore[arg-type]
     assert lines == [[1.4, 1.4]] * 3, "one a run, and their mean"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.report.design_plot import CLEAR, beside
+from distill.report.design_plot import CLEAR, place_labels
 from tests.cli.test_commands import Door, door
 
 __all__ = ["door"]
@@ -15,14 +15,14 @@ __all__ = ["door"]
 
 def test_labels_stay_clear_of_points_and_of_each_other() -> None:
     crowd = [(x / 2, 0.0) for x in range(20)]
-    labels = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(crowd, beside(crowd), strict=True)]
+    labels = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(crowd, place_labels(crowd), strict=True)]
     assert min(dist(a, b) for a, b in combinations(labels, 2)) >= CLEAR
     assert min(dist(label, point) for label in labels for point in crowd) >= CLEAR
     assert max(map(dist, crowd, labels)) < 8 * CLEAR
 
 
 def test_a_label_lies_to_the_right_where_there_is_room() -> None:
-    assert beside([(0.0, 0.0), (100.0, 0.0)]) == [(CLEAR, 0), (CLEAR, 0)]
+    assert place_labels([(0.0, 0.0), (100.0, 0.0)]) == [(CLEAR, 0), (CLEAR, 0)]
 
 
 @pytest.mark.parametrize("place", ["/proc/none/plot.svg", "file/plot.svg"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from distill.evaluation.saved_predictions import calibration
+from distill.evaluation.saved_predictions import calibration_curve
 from distill.report import plots, style
 from distill.report.plots import Series
 from distill.runs.epoch_series import Line
@@ -39,7 +39,7 @@ def texts(drawing: str) -> list[str]:
 def test_a_class_is_text_whatever_it_is_called(draw: object) -> None:
     drawing = style.svg(draw(), "a")  # type: ignore[operator]
     assert "<script" not in drawing
-    assert {plots.short(name) for name in NAMES} <= set(texts(drawing))
+    assert {plots.short_name(name) for name in NAMES} <= set(texts(drawing))
 
 
 def test_the_drawing_asks_for_nothing_and_has_the_colours_of_the_page() -> None:
@@ -82,7 +82,7 @@ def test_a_hundred_classes_have_no_figures_in_their_cells() -> None:
 def test_reliability_shows_one_line_or_two() -> None:
     chance = np.random.default_rng(0)
     shares = chance.dirichlet(np.ones(4), size=100)
-    known = calibration(shares, chance.integers(4, size=100))
+    known = calibration_curve(shares, chance.integers(4, size=100))
     upper, _ = plots.reliability(known).axes
     assert len(upper.lines) == 2  # with the diagonal
     upper, _ = plots.reliability(known, known).axes
@@ -95,7 +95,7 @@ def test_the_best_class_stands_above() -> None:
 
 
 def test_panels_share_their_epochs() -> None:
-    figure = plots.stacked(
+    figure = plots.stacked_panels(
         [("hard", [Series(LINE, style.BLUE)]), ("kd", [Series(LINE, style.RED)])]
     )
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["hard", "kd"]

@@ -14,9 +14,9 @@ from distill.errors import Failure, UserError
 from distill.events import Epoch
 from distill.models import layers
 from distill.report import comparison, page, run_report
-from distill.report.page import Drawing, Listing, Note, Page
+from distill.report.page import FigureBlock, Page, Paragraph, Preformatted
 from distill.runs.journal import Journal
-from distill.runs.record import Record, read
+from distill.runs.record import RunRecord, read
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
 from tests.runs.records import SCRIPT, answers, averaged_alone, curve_of, hostile, record
@@ -48,10 +48,12 @@ class Reader(HTMLParser):
 def words(made: Page) -> str:
     """What a page says beside its figures and tables."""
     blocks = [block for section in made.sections for block in section.blocks]
-    return " ".join([*made.notes, *(block.text for block in blocks if isinstance(block, Note))])
+    return " ".join(
+        [*made.notes, *(block.text for block in blocks if isinstance(block, Paragraph))]
+    )
 
 
-def shown(known: Record) -> Reader:
+def shown(known: RunRecord) -> Reader:
     return Reader(page.html(run_report.page(known, LAYERS)))
 
 
@@ -72,18 +74,18 @@ def written(taught: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPathF
     run = RunFolder(copy)
     known = read(run)
     assert known.role is not None
-    rows = layers.of_recipe(known.recipe, known.role, 10)
-    path = run_report.place([run], None)
+    rows = layers.layers_of_recipe(known.recipe, known.role, 10)
+    path = run_report.report_path([run], None)
     assert run_report.write(run, path, rows) == copy / "report_files"
     return path
 
 
 def test_a_real_run_is_told_whole(written: Path) -> None:
     known, text = read(RunFolder(written.parent)), Reader(written.read_text()).text
-    top1 = known.tested("top1")
-    assert top1 is not None and known.answers is not None
+    top1 = known.test_metric("top1")
+    assert top1 is not None and known.predictions is not None
     low, high = statistics.wilson(
-        round(top1 * len(known.answers.labels)), len(known.answers.labels)
+        round(top1 * len(known.predictions.labels)), len(known.predictions.labels)
     )
     assert f"{100 * top1:.2f} %" in text
     assert f"95 % interval {100 * low:.2f} – {100 * high:.2f} %" in text
@@ -124,7 +126,7 @@ def test_the_page_asks_for_nothing(written: Path) -> None:
 
 def test_the_same_run_is_the_same_page(written: Path) -> None:
     known = read(RunFolder(written.parent))
-    rows = layers.of_recipe(known.recipe, "student", 10)
+    rows = layers.layers_of_recipe(known.recipe, "student", 10)
     assert page.html(run_report.page(known, rows)) == written.read_text()
 
 
@@ -164,7 +166,7 @@ def test_several_runs_with_hostile_names_are_text_too() -> None:
 
 
 def test_mistakes_have_label_opinions_and_pixels() -> None:
-    text = shown(replace(record("kd", 18), answers=answers(18, taught=True))).text
+    text = shown(replace(record("kd", 18), predictions=answers(18, taught=True))).text
     assert "2 of 2 mistakes, the most confident first" in text
     # image 18 is of class 2, "c"; the student says d, the teacher c
     share = 100 * 2.718281828**4 / (2.718281828**4 + 3)
@@ -173,7 +175,7 @@ def test_mistakes_have_label_opinions_and_pixels() -> None:
 
 
 def test_held_out_answers_give_a_temperature() -> None:
-    known = replace(record("kd", 15), answers=answers(15, held_out=True))
+    known = replace(record("kd", 15), predictions=answers(15, held_out=True))
     text = shown(known).text
     assert "Divided by the temperature" in text and "overconfident" in text
     assert "temperature scaled, ECE 0.000" in text  # fitted on the very same answers
@@ -188,7 +190,7 @@ def test_held_out_answers_give_a_temperature() -> None:
         (record("a", 20), "There are none."),
         (record("a", 9, finished=False), "not finished: 2 epochs of 5 are told here"),
         (record("a", 9, finished=False), "There are no predictions: the run is not finished"),
-        (replace(record("a", 9), answers=None), "no predictions: its evaluation.npz is gone"),
+        (replace(record("a", 9), predictions=None), "no predictions: its evaluation.npz is gone"),
         (replace(record("a", 9), events=()), "The journal holds no epoch and no step yet"),
         (replace(record("a", 9), events=()), "The journal has no head"),
         (replace(record("a", 9, finished=False), events=()), "is not finished: 0 epochs"),
@@ -203,7 +205,7 @@ def test_held_out_answers_give_a_temperature() -> None:
         ),
     ],
 )
-def test_what_is_missing_is_said(known: Record, said: str) -> None:
+def test_what_is_missing_is_said(known: RunRecord, said: str) -> None:
     assert said in words(run_report.page(known, LAYERS))
 
 
@@ -240,18 +242,18 @@ def test_an_unfinished_run_is_read_as_far_as_it_got(written: Path, tmp_path: Pat
 )
 def test_where_it_goes(runs: list[str], out: str | None, path: str) -> None:
     folders = [RunFolder(Path(run)) for run in runs]
-    assert run_report.place(folders, Path(out) if out else None) == Path(path)
+    assert run_report.report_path(folders, Path(out) if out else None) == Path(path)
 
 
 def test_several_runs_want_to_be_told_where() -> None:
     folders = [RunFolder(Path("a")), RunFolder(Path("b"))]
     with pytest.raises(UserError, match=r"2 runs were asked for.*\n.*--out DIR"):
-        run_report.place(folders, None)
+        run_report.report_path(folders, None)
 
 
 def test_a_report_is_a_page_or_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x.htm is no place for a report.\nGive DIR, or NAME.html"):
-        run_report.place([RunFolder(tmp_path)], tmp_path / "x.htm")
+        run_report.report_path([RunFolder(tmp_path)], tmp_path / "x.htm")
 
 
 def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def test_a_run_whose_average_alone_was_measured(finished: bool) -> None:
     assert facts["held-out accuracy"].value == "50.00 %"
     assert "Nothing was held out" not in words(made)
     [learning] = [section for section in made.sections if section.title == "Learning"]
-    error, *_ = [block for block in learning.blocks if isinstance(block, Drawing)]
+    error, *_ = [block for block in learning.blocks if isinstance(block, FigureBlock)]
     names = [line.get_label() for line in error.figure.axes[0].lines]
     assert error.name == "error" and names == ["held-out, averaged"]
 
@@ -322,8 +324,8 @@ def test_the_command_to_repeat_names_the_teacher(
 ) -> None:
     known = record("run", 15, f"teacher.runs={runs}")
     made = run_report.page(replace(known, environment={"command": typed}), LAYERS)
-    [listing] = [b for b in made.sections[-1].blocks if isinstance(b, Listing)]
+    [listing] = [b for b in made.sections[-1].blocks if isinstance(b, Preformatted)]
     assert listing.text.endswith(listed)
-    notes = [b.text for b in made.sections[-1].blocks if isinstance(b, Note)]
+    notes = [b.text for b in made.sections[-1].blocks if isinstance(b, Paragraph)]
     is_added = runs and typed == TYPED
     assert any("The run chose its teacher itself" in note for note in notes) == bool(is_added)

@@ -12,7 +12,13 @@ from distill.report.page import Table, html
 from distill.report.style import COLUMN
 from distill.report.sweep_page import page
 from distill.report.sweep_plots import history, parallel
-from distill.terminal.sweep_table import caution, counts_text, heads, key_text, sweep_table
+from distill.terminal.sweep_table import (
+    counts_text,
+    few_trials_warning,
+    heads,
+    key_text,
+    sweep_table,
+)
 
 
 def row(number: int, state: str, value: float | None, lr: float, crop: str) -> dict[str, Any]:
@@ -75,13 +81,13 @@ def test_importance_of_few_trials_is_warned_of(n: int) -> None:
     )
     assert words in " ".join(line.strip() for line in shown(of_trials(n)))
     assert words in html(page(of_trials(n)))
-    assert caution(n) == words
+    assert few_trials_warning(n) == words
 
 
 @pytest.mark.parametrize("said", [of_trials(50), SAID | {"importance": {}}])
 def test_no_warning_where_none_is_due(said: dict[str, Any]) -> None:
     """With 50 complete trials, and without an importance."""
-    assert caution(50) is None
+    assert few_trials_warning(50) is None
     assert "chance alone" not in " ".join(line.strip() for line in shown(said))
     assert "chance alone" not in html(page(said))
 

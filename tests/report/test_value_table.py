@@ -2,10 +2,10 @@ import csv
 import io
 
 from distill.files.safe_text import latex
-from distill.report.value_table import Column, Grid
+from distill.report.value_table import Column, ValueTable
 from distill.terminal.progress import percent
 
-GRID = Grid(
+GRID = ValueTable(
     "results",
     "Results",
     (

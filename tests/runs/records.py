@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluation.saved_predictions import Answers
+from distill.evaluation.saved_predictions import Predictions
 from distill.events import Epoch, Event, Step
 from distill.recipe import recipes
-from distill.runs.record import Record, TestCurve
+from distill.runs.record import RunRecord, TestCurve
 from distill.runs.run_folder import RunFolder
 from tests.terminal.test_screenshot import START
 
@@ -19,7 +19,7 @@ LABELS = np.arange(N) % CLASSES
 ALONE = ("loss.kd=false", "loss.hard.weight=1")
 
 
-def record(name: str, right: int, *overrides: str, finished: bool = True) -> Record:
+def record(name: str, right: int, *overrides: str, finished: bool = True) -> RunRecord:
     """A run that has the first `right` of 20 test images right."""
     recipe = recipes.load("tiny", overrides).recipe
     result: dict[str, Any] = {
@@ -37,8 +37,8 @@ def record(name: str, right: int, *overrides: str, finished: bool = True) -> Rec
         "metrics": {"top1/test": right / N, "nll/test": 1.0, "ece/test": 0.1, "top1/val": 0.5},
         "weights": "cd34",
     }
-    known = Record(RunFolder(Path("runs") / name), recipe, events(), result, {}, answers(right))
-    return known if finished else replace(known, result={}, answers=None)
+    known = RunRecord(RunFolder(Path("runs") / name), recipe, events(), result, {}, answers(right))
+    return known if finished else replace(known, result={}, predictions=None)
 
 
 def events() -> tuple[Event, ...]:
@@ -53,7 +53,7 @@ def events() -> tuple[Event, ...]:
     return tuple(happened)
 
 
-def averaged_alone(known: Record) -> Record:
+def averaged_alone(known: RunRecord) -> RunRecord:
     """The same run with measures of the averaged weights and of no others."""
     told = [
         replace(event, metrics={k: v for k, v in event.metrics.items() if not k.endswith("/val")})
@@ -66,7 +66,7 @@ def averaged_alone(known: Record) -> Record:
     return replace(known, events=tuple(told), result=result)
 
 
-def answers(right: int, *, taught: bool = False, held_out: bool = False) -> Answers:
+def answers(right: int, *, taught: bool = False, held_out: bool = False) -> Predictions:
     """The first `right` answers are those of the labels, the others one class on."""
     said = 4 * np.eye(CLASSES)[np.where(np.arange(N) < right, LABELS, (LABELS + 1) % CLASSES)]
     mistakes = np.arange(right, N)
@@ -74,10 +74,10 @@ def answers(right: int, *, taught: bool = False, held_out: bool = False) -> Answ
     more: dict[str, Any] = {"teacher_logits": 3 * np.eye(CLASSES)[LABELS]} if taught else {}
     if held_out:
         more |= {"val_logits": said, "val_labels": LABELS}
-    return Answers(said, LABELS, mistakes, pixels, **more)
+    return Predictions(said, LABELS, mistakes, pixels, **more)
 
 
-def hostile() -> Record:
+def hostile() -> RunRecord:
     """A run whose every name is markup."""
     known = record("<b onclick=alert(1)>run", 15)
     texts = [key for key, value in recipes.About() if isinstance(value, str)]
@@ -110,7 +110,7 @@ def hostile() -> Record:
         result=result,
         environment=environment,
         events=(start, *known.events[1:]),
-        answers=answers(15, taught=True, held_out=True),
+        predictions=answers(15, taught=True, held_out=True),
     )
 
 

@@ -17,7 +17,7 @@ from distill.recipe import recipes
 from distill.runs.compare import Comparison, compare
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.statistics import wilson
-from distill.terminal.compare_table import comparison, p_value
+from distill.terminal.compare_table import comparison_tables, p_value
 
 LR = recipes.load("tiny").recipe.optim.lr
 LABELS = [0, 0, 0, 1, 1, 1, 1, 2]
@@ -142,7 +142,7 @@ def test_results_of_an_earlier_version_are_compared_with_a_note(tmp_path: Path) 
 def test_the_table_fits(tmp_path: Path, width: int) -> None:
     out = StringIO()
     console = Console(file=out, width=width, color_system=None)
-    console.print(comparison(two(tmp_path)), highlight=False)
+    console.print(comparison_tables(two(tmp_path)), highlight=False)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)

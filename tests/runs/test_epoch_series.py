@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 
 from distill.events import Epoch, Step
-from distill.report.curve_sections import POINTS, thinned
+from distill.report.curve_sections import POINTS, thin_out
 from distill.runs.epoch_series import Line, curves
 from tests.terminal.test_screenshot import START
 
@@ -37,6 +37,6 @@ def test_a_run_that_only_began_has_no_line() -> None:
 
 def test_a_long_line_is_thinned_from_end_to_end() -> None:
     x = np.arange(10_000.0)
-    thin = thinned(Line(x, x))
+    thin = thin_out(Line(x, x))
     assert len(thin.x) <= POINTS and thin.x[0] == 0 and thin.x[-1] == 9_999
-    assert thinned(Line(x[:5], x[:5])).x.tolist() == [0, 1, 2, 3, 4]
+    assert thin_out(Line(x[:5], x[:5])).x.tolist() == [0, 1, 2, 3, 4]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from distill import statistics
-from distill.evaluation.saved_predictions import Answers
-from distill.runs.groups import groups, verdict, verdicts
-from distill.runs.record import Record
+from distill.evaluation.saved_predictions import Predictions
+from distill.runs.groups import group_difference, group_differences, groups
+from distill.runs.record import RunRecord
 from tests.runs.records import ALONE, LABELS, record
 
 
-def seeded(name: str, rights: list[int], *overrides: str) -> list[Record]:
+def seeded(name: str, rights: list[int], *overrides: str) -> list[RunRecord]:
     return [
         record(f"{name}-{seed}", right, f"train.seed={seed}", f"data.seed={seed}", *overrides)
         for seed, right in enumerate(rights)
@@ -46,7 +46,7 @@ def test_a_seed_does_not_count_twice() -> None:
     (group,) = groups(
         [record("kd-0", 15), record("kd-0-again", 15), record("kd-1", 13, "train.seed=1")]
     )
-    assert [r.name for r in group.again] == ["kd-0-again"]
+    assert [r.name for r in group.duplicates] == ["kd-0-again"]
     assert group.tested == [0.75, 0.65]
 
 
@@ -58,39 +58,41 @@ def test_groups_that_begin_alike_are_numbered() -> None:
 
 def test_groups_with_common_seeds_are_paired_by_seed_in_any_order() -> None:
     a, b = seeded("kd", [15, 16, 18]), seeded("alone", [12, 15, 14], *ALONE)
-    (found,) = verdicts(groups([*a, *reversed(b)]))
-    known, p = statistics.paired([0.75, 0.8, 0.9], [0.6, 0.75, 0.7])
+    (found,) = group_differences(groups([*a, *reversed(b)]))
+    known, p = statistics.paired_difference([0.75, 0.8, 0.9], [0.6, 0.75, 0.7])
     assert (found.difference, found.interval, found.p) == (known.mean, known.interval, p)
-    assert found.how == "Student's t on 3 common seeds"
+    assert found.method == "Student's t on 3 common seeds"
 
 
 def test_two_single_runs_are_compared_image_by_image() -> None:
-    (found,) = verdicts(groups([record("a", 15), record("b", 9, "student.width=8")]))
+    (found,) = group_differences(groups([record("a", 15), record("b", 9, "student.width=8")]))
     assert found.p == statistics.mcnemar(6, 0) and found.difference == pytest.approx(0.3)
-    assert found.how.endswith("right in the first alone 6 images, in the second 0")
+    assert found.method.endswith("right in the first alone 6 images, in the second 0")
 
 
 @pytest.mark.parametrize(
     ("b", "why"),
     [
         (record("b", 9, "student.width=8", "train.seed=5", finished=False), "predictions of one"),
-        (replace(record("b", 9, "student.width=8"), answers=None), "predictions of one"),
+        (replace(record("b", 9, "student.width=8"), predictions=None), "predictions of one"),
         (
             replace(
                 record("b", 9, "student.width=8"),
-                answers=Answers(np.eye(4)[LABELS], LABELS[::-1], np.array([]), np.array([])),
+                predictions=Predictions(
+                    np.eye(4)[LABELS], LABELS[::-1], np.array([]), np.array([])
+                ),
             ),
             "tested on other images",
         ),
     ],
 )
-def test_what_cannot_be_compared_is_said(b: Record, why: str) -> None:
+def test_what_cannot_be_compared_is_said(b: RunRecord, why: str) -> None:
     one, other = groups([record("a", 15), b])
-    found = verdict(one, other)
-    assert why in found.how and found.p is None and found.difference is None
+    found = group_difference(one, other)
+    assert why in found.method and found.p is None and found.difference is None
 
 
-def on(known: Record, test: str) -> Record:
+def on(known: RunRecord, test: str) -> RunRecord:
     """The record with the fingerprint of a test split."""
     data = known.result["data"] | {"test_fingerprint": test}
     return replace(known, result={**known.result, "data": data})
@@ -103,10 +105,10 @@ def test_seeds_of_different_test_splits_are_no_group() -> None:
     assert (one.tested, other.tested) == ([0.75], [0.8])
     alone = record("alone-0", 12, *ALONE, "train.seed=0")
     one, other = groups([on(a, "x"), on(alone, "y")])
-    assert verdict(one, other).how == "they were tested on other images"
+    assert group_difference(one, other).method == "they were tested on other images"
 
 
 def test_groups_without_a_common_seed_are_not_paired() -> None:
     a, b = seeded("kd", [15, 16]), [record("b", 9, *ALONE, "train.seed=7")]
     one, other = groups([*a, *b])
-    assert verdict(one, other).how == "no common seeds, nothing is paired"
+    assert group_difference(one, other).method == "no common seeds, nothing is paired"

@@ -14,7 +14,7 @@ from distill.report import run_report
 from distill.runs import run_folder
 from distill.runs.compare import compare
 from distill.runs.journal import line
-from distill.runs.listing import listed
+from distill.runs.listing import list_runs
 from distill.runs.run_folder import RunFolder
 from distill.runs.summary import closing_rows
 from tests.runs import records
@@ -64,7 +64,7 @@ def test_hostile_values_give_messages(runs: tuple[RunFolder, RunFolder]) -> None
         at = chance.randrange(len(content))
         content[at] = changed(content[at], chance)
         path.write_text("".join(json.dumps(each) + "\n" for each in content))
-        assert len(listed(a.path.parent)) == 2
+        assert len(list_runs(a.path.parent)) == 2
         for read in readers:
             n_refused += 1
             with suppress(UserError):

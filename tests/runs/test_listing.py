@@ -18,10 +18,18 @@ from distill.errors import UserError
 from distill.events import Start, Step
 from distill.recipe import recipes
 from distill.runs.journal import Journal
-from distill.runs.listing import Listed, listed
+from distill.runs.listing import RunListing, list_runs
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.statistics import wilson
-from distill.terminal.runs_table import LEGEND, accuracy, age, broken, fitting, ordered, runs_table
+from distill.terminal.runs_table import (
+    LEGEND,
+    accuracy_text,
+    age_text,
+    fit_widths,
+    runs_table,
+    sort_runs,
+    wrap_name,
+)
 from tests.runs.test_lock import holding
 
 START = Start(
@@ -59,14 +67,14 @@ def finished(path: Path, right: int = 150, **changes: object) -> RunFolder:
     return run
 
 
-def alone(folder: Path) -> Listed:
-    (row,) = listed(folder)
+def alone(folder: Path) -> RunListing:
+    (row,) = list_runs(folder)
     return row
 
 
 def test_a_finished_run_in_figures(tmp_path: Path) -> None:
     row = alone(finished(tmp_path / "a").path)
-    assert row == Listed(
+    assert row == RunListing(
         path=str(tmp_path / "a"),
         updated_at=1769860800.0,  # date -u -d 2026-01-31T12:00:00Z +%s
         state="finished",
@@ -99,7 +107,7 @@ def test_what_became_of_the_others(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     states = {
-        Path(row.path).name: (row.state, row.step, row.total_steps) for row in listed(tmp_path)
+        Path(row.path).name: (row.state, row.step, row.total_steps) for row in list_runs(tmp_path)
     }
     assert states == {
         "stopped": ("stopped", 6, 12),
@@ -148,7 +156,7 @@ def test_a_damaged_run_is_a_row_that_says_so(
 ) -> None:
     damage(finished(tmp_path / "a"))
     finished(tmp_path / "sound")
-    rows = {Path(row.path).name: row for row in listed(tmp_path)}
+    rows = {Path(row.path).name: row for row in list_runs(tmp_path)}
     assert rows["sound"].state == "finished"
     assert rows["a"].state == "damaged"
     assert rows["a"].fault and re.search(fault, rows["a"].fault)
@@ -169,11 +177,11 @@ def test_a_damaged_journal(tmp_path: Path) -> None:
 # In order
 
 
-def rows() -> list[Listed]:
+def rows() -> list[RunListing]:
     return [
-        Listed("b", 10.0, "finished", "kd", ("t",), 5, 0.7, None, None, 0.9),
-        Listed("a", 30.0, "stopped", "dkd", (), 9, None, None, None, None, 1, 2),
-        Listed("c", 20.0, "damaged", None, (), None, 0.8, None, None, 0.5),
+        RunListing("b", 10.0, "finished", "kd", ("t",), 5, 0.7, None, None, 0.9),
+        RunListing("a", 30.0, "stopped", "dkd", (), 9, None, None, None, None, 1, 2),
+        RunListing("c", 20.0, "damaged", None, (), None, 0.8, None, None, 0.5),
     ]
 
 
@@ -191,18 +199,18 @@ def rows() -> list[Listed]:
     ],
 )
 def test_sorted_by(column: str, order: str) -> None:
-    assert "".join(row.path for row in ordered(rows(), column)) == order
+    assert "".join(row.path for row in sort_runs(rows(), column)) == order
 
 
 def test_no_such_column() -> None:
     with pytest.raises(UserError, match="--sort tset is no column; did you mean test\\?\nType one"):
-        ordered([], "tset")
+        sort_runs([], "tset")
 
 
 # As a person sees it
 
 
-def printed(runs: list[Listed], folder: Path, width: int) -> list[str]:
+def printed(runs: list[RunListing], folder: Path, width: int) -> list[str]:
     out = StringIO()
     console = Console(file=out, width=width, color_system=None)
     console.print(runs_table(runs, folder, width, now=1769860800.0 + 7300), highlight=False)
@@ -213,7 +221,7 @@ def printed(runs: list[Listed], folder: Path, width: int) -> list[str]:
 def test_the_table_fits_and_loses_nothing(tmp_path: Path, width: int) -> None:
     finished(tmp_path / "kd_cutmix+quickstart-20260131-120000")
     begun(tmp_path / "group" / "stopped", steps=7, saved=6)
-    found = ordered(listed(tmp_path), "test")
+    found = sort_runs(list_runs(tmp_path), "test")
     lines = printed(found, tmp_path, width)
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
@@ -231,7 +239,7 @@ def test_a_row_of_long_names_is_two_lines_at_most(tmp_path: Path, width: int) ->
     group = tmp_path / "seeds-student_alone+two_cores"
     for seed in range(2):
         finished(group / f"seed-{seed}", recipe="kd_cutmix+quickstart (control)")
-    lines = printed(ordered(listed(tmp_path), "run"), tmp_path, width)
+    lines = printed(sort_runs(list_runs(tmp_path), "run"), tmp_path, width)
     assert max(map(len, lines)) <= width
     assert lines[2].endswith(" 2 h"), "figures are not cut"
     rows = lines[2:-1]
@@ -254,22 +262,28 @@ def test_a_row_of_long_names_is_two_lines_at_most(tmp_path: Path, width: int) ->
     ],
 )
 def test_names_break_where_words_end(name: str, width: int, lines: list[str]) -> None:
-    assert broken(name, width).split("\n") == lines
+    assert wrap_name(name, width).split("\n") == lines
 
 
 def test_two_lines_come_before_one_and_the_widest_gives_way() -> None:
     names = [("student_alone+two_cores", "kd+ema", "wide")]
-    assert fitting(40, names) == [23, 6, 7]
-    assert fitting(35, names) == [22, 6, 7]
-    assert fitting(26, names) == [13, 6, 7]
-    assert fitting(25, names) == [12, 6, 7]
-    assert fitting(5, names) == [3, 6, 7], "no less than the heads"
+    assert fit_widths(40, names) == [23, 6, 7]
+    assert fit_widths(35, names) == [22, 6, 7]
+    assert fit_widths(26, names) == [13, 6, 7]
+    assert fit_widths(25, names) == [12, 6, 7]
+    assert fit_widths(5, names) == [3, 6, 7], "no less than the heads"
 
 
 def test_small_words() -> None:
-    assert [age(s) for s in (-3, 59.9, 60, 3600, 200_000)] == ["0 s", "59 s", "1 min", "1 h", "2 d"]
-    assert accuracy(None, None) == "–"
-    assert accuracy(0.721, (0.71, 0.73)) == "72.10 ±1.00"
+    assert [age_text(s) for s in (-3, 59.9, 60, 3600, 200_000)] == [
+        "0 s",
+        "59 s",
+        "1 min",
+        "1 h",
+        "2 d",
+    ]
+    assert accuracy_text(None, None) == "–"
+    assert accuracy_text(0.721, (0.71, 0.73)) == "72.10 ±1.00"
 
 
 # Through the door
@@ -284,7 +298,7 @@ def test_json_is_a_list_of_plain_objects(
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     said = json.loads(capsys.readouterr().out)
-    expected = [asdict(row) for row in ordered(listed(tmp_path), "run")]
+    expected = [asdict(row) for row in sort_runs(list_runs(tmp_path), "run")]
     assert said == json.loads(json.dumps(expected))
     assert [row["top1_test"] for row in said] == [0.75, None]
 

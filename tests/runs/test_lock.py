@@ -16,7 +16,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from distill.runs import lock
-with lock.held(Path(sys.argv[1])):
+with lock.hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -34,7 +34,7 @@ def holding(folder: Path) -> subprocess.Popen[str]:
 def test_the_second_is_refused_with_host_and_process_of_the_first(tmp_path: Path) -> None:
     child = holding(tmp_path / "run")
     try:
-        with pytest.raises(UserError) as refused, lock.held(tmp_path / "run"):
+        with pytest.raises(UserError) as refused, lock.hold_lock(tmp_path / "run"):
             pass
     finally:
         child.kill()
@@ -50,22 +50,22 @@ def test_who_was_killed_leaves_no_lock_but_his_name(tmp_path: Path) -> None:
     child = holding(tmp_path / "run")
     child.send_signal(signal.SIGKILL)
     child.wait()
-    with lock.held(tmp_path / "run") as killed:
+    with lock.hold_lock(tmp_path / "run") as killed:
         assert killed is not None and killed.process == child.pid
-    with lock.held(tmp_path / "run") as killed:
+    with lock.hold_lock(tmp_path / "run") as killed:
         assert killed is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 1}'])
 def test_a_record_that_says_nothing_is_nobody(tmp_path: Path, text: str) -> None:
     (tmp_path / "running.json").write_text(text)
-    with lock.held(tmp_path) as killed:
+    with lock.hold_lock(tmp_path) as killed:
         assert killed is None
         assert json.loads((tmp_path / "running.json").read_text())["host"] == socket.gethostname()
 
 
 def test_what_was_refused_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="refused"), lock.held(tmp_path / "run"):
+    with pytest.raises(ValueError, match="refused"), lock.hold_lock(tmp_path / "run"):
         raise ValueError("refused")
     assert not (tmp_path / "run").exists()
 
@@ -78,11 +78,11 @@ def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     (folder / name).symlink_to(target)
     before = target.read_text()
-    with pytest.raises((UserError, OSError), match="symbolic link"), lock.held(folder):
+    with pytest.raises((UserError, OSError), match="symbolic link"), lock.hold_lock(folder):
         pass
     if name == ".lock":
         (folder / "running.json").write_text(before)
-        assert lock.holder(folder) == (lock.Holder("h", 1, "s"), True)
+        assert lock.read_holder(folder) == (lock.LockHolder("h", 1, "s"), True)
     assert target.read_text() == before
 
 
@@ -93,8 +93,8 @@ def test_other_names_of_its_files_stay_as_they_are(tmp_path: Path) -> None:
     for name, text in (("running.json", record), (".lock", "")):
         (tmp_path / name).write_text(text)
         (folder / name).hardlink_to(tmp_path / name)
-    with lock.held(folder) as killed:
-        assert killed == lock.Holder("h", 1, "s")
+    with lock.hold_lock(folder) as killed:
+        assert killed == lock.LockHolder("h", 1, "s")
         assert json.loads((folder / "running.json").read_text())["host"] == socket.gethostname()
     assert (tmp_path / "running.json").read_text() == record
 
@@ -105,7 +105,7 @@ def test_a_lock_that_would_empty_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / ".lock").hardlink_to(tmp_path / "mine")
     with (
         pytest.raises(UserError, match=r"run/.lock is a hard link to a file that is not empty"),
-        lock.held(tmp_path / "run"),
+        lock.hold_lock(tmp_path / "run"),
     ):
         pass
     assert (tmp_path / "mine").read_text() == "mine"

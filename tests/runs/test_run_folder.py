@@ -11,7 +11,14 @@ from distill.errors import UserError
 from distill.evaluation import saved_predictions
 from distill.recipe import recipes
 from distill.runs import run_folder
-from distill.runs.run_folder import RunFolder, check_out, finished, opened, runs_in, write_json
+from distill.runs.run_folder import (
+    RunFolder,
+    check_out,
+    open_finished,
+    open_run,
+    runs_in,
+    write_json,
+)
 
 
 def started(path: Path, age_s: float = 0) -> RunFolder:
@@ -43,11 +50,11 @@ def test_looking_creates_nothing(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_has_no_result(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
-    for ask in (run.result, lambda: run.role, lambda: finished(run.path)):
+    for ask in (run.result, lambda: run.role, lambda: open_finished(run.path)):
         with pytest.raises(UserError, match=f"run {run.path} is not finished: .* result.json"):
             ask()
     write_json(run.result_file, {})
-    assert finished(run.path) == run
+    assert open_finished(run.path) == run
 
 
 def test_what_is_no_run_is_named_beside_those_that_are(
@@ -56,21 +63,21 @@ def test_what_is_no_run_is_named_beside_those_that_are(
     """Those in it, beside it, in runs/ and its groups: the likest names first, else the newest."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="gone is not a run: .* folder.\nThere are no runs in a"):
-        opened("a/gone")
+        open_run("a/gone")
     started(tmp_path / "a" / "old", age_s=60)
     started(tmp_path / "a" / "new")
     (tmp_path / "a" / "empty").mkdir()
     with pytest.raises(UserError, match="holds no recipe.toml.\nRuns there are: a/new, a/old.$"):
-        opened("a/empty")
+        open_run("a/empty")
     with pytest.raises(UserError, match="Runs there are: a/new, a/old.$"):
-        opened("a")
+        open_run("a")
     started(tmp_path / "runs" / "real" / "kd-0")
     for near in ("kd0", "runs/kd-1"):
         with pytest.raises(UserError, match="Runs there are: runs/real/kd-0.$"):
-            opened(near)
+            open_run(near)
     with pytest.raises(UserError, match="Its run is a/old.$"):
-        opened("a/old/student.safetensors")
-    assert opened("a/old") == RunFolder(Path("a/old"))
+        open_run("a/old/student.safetensors")
+    assert open_run("a/old") == RunFolder(Path("a/old"))
 
 
 def test_runs_come_newest_first(tmp_path: Path) -> None:
@@ -191,10 +198,10 @@ def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
         started(run.path)
     os.mkfifo(run.path / name)
     with pytest.raises(UserError, match=f"run/{name} is a pipe or a device: a run has files alone"):
-        opened(run.path)
+        open_run(run.path)
     if name == "recipe.toml":
         with pytest.raises(UserError, match="recipe.toml is a pipe or a device, and no file that"):
             recipes.read(run.recipe)
     if name == "evaluation.npz":
         with pytest.raises(UserError, match="as predictions: it is not a regular file"):
-            saved_predictions.of_run(run)
+            saved_predictions.read_run(run)

@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.runs.summary import closing_rows, student_alone
-from distill.terminal.progress import Row, closing_table
+from distill.terminal.progress import ClosingRow, closing_table
 
 TAUGHT = ("loss.kd.weight=0.9",)
 ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
@@ -66,13 +66,13 @@ def student(tmp_path: Path, teacher: RunFolder) -> RunFolder:
 
 
 def test_a_teacher_stands_alone_with_the_accuracy_of_its_kept_weights(teacher: RunFolder) -> None:
-    row = Row("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 107_261.0)
+    row = ClosingRow("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 107_261.0)
     assert closing_rows(teacher) == [row]
 
 
 def test_a_student_without_a_teacher(tmp_path: Path) -> None:
     run = finished(tmp_path / "alone", *ALONE)
-    row = Row("alone", NETWORK, 4_697_162, 0.91, 0.9, 107_261.0)
+    row = ClosingRow("alone", NETWORK, 4_697_162, 0.91, 0.9, 107_261.0)
     assert closing_rows(run) == [row]
 
 
@@ -153,12 +153,12 @@ def test_what_lies_beside_spoils_nothing(student: RunFolder) -> None:
 
 def test_a_teacher_that_is_gone_is_named(student: RunFolder, teacher: RunFolder) -> None:
     shutil.rmtree(teacher.path)
-    assert closing_rows(student)[0] == Row("teacher", f"{teacher.path} is gone")
+    assert closing_rows(student)[0] == ClosingRow("teacher", f"{teacher.path} is gone")
 
 
 def test_a_teacher_that_is_damaged_is_named(student: RunFolder, teacher: RunFolder) -> None:
     write_text(teacher.result_file, "[]")
-    assert closing_rows(student)[0] == Row("teacher", f"{teacher.path} is damaged")
+    assert closing_rows(student)[0] == ClosingRow("teacher", f"{teacher.path} is damaged")
 
 
 def test_several_teachers_have_a_row_each(tmp_path: Path, teacher: RunFolder) -> None:

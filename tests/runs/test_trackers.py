@@ -15,8 +15,8 @@ from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
 from distill.recipe import recipes
 from distill.runs.journal import Journal, events
 from distill.runs.run_folder import RunFolder
-from distill.runs.trackers import Trackers, check, described
-from distill.training.run import Request, run
+from distill.runs.trackers import Trackers, check, flat_recipe
+from distill.training.run import TrainingRequest, run
 from tests.cli.test_commands import write_pets
 from tests.runs.test_listing import START, begun
 
@@ -38,7 +38,7 @@ def never(text: str) -> None:
 def train(out: Path, data: Path, *, resume: bool = False, until: int | None = None) -> RunFolder:
     """A run watched by TensorBoard, left after step `until`."""
     resolved = recipes.load("tiny", [*SMALL, f"data.source={data}"])
-    request = Request("student", resolved.recipe, resolved.name, out, resume)
+    request = TrainingRequest("student", resolved.recipe, resolved.name, out, resume)
     folder = RunFolder(out)
     journal = Journal(folder.journal)
     with Trackers(["tensorboard"], folder, never) as tracked:
@@ -100,7 +100,7 @@ def test_the_recipe_is_handed_on_once(tmp_path: Path) -> None:
             tracked(replaced(first_step))
     (file,) = (folder.path / "tensorboard").glob("*/hparams.yml")
     assert "optim.lr: " in file.read_text()
-    values = described(folder)
+    values = flat_recipe(folder)
     assert values["student.blocks"] == "[1, 2]"
     assert values["run"] == str(folder.path)
     assert values["optim.lr"] == recipes.read(folder.recipe).optim.lr

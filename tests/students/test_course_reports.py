@@ -32,7 +32,7 @@ def test_a_recipe_is_the_network_that_its_report_counts(name: str) -> None:
     (row,) = (r for r in KNOWN if r["source"].startswith(source) and r["name"] == system)
     resolved = recipes.load(name)
     expected = row.get("parameters_of_described_network", row["parameters"])
-    assert recipes.count(name)["parameters"] == expected
+    assert recipes.count_networks(name)["parameters"] == expected
     said = f"{100 * row['reported_test_accuracy']:g} %"
     assert f"The report says {said} on test" in resolved.recipe.about.claim
     for key in ("activation", "block_dropout"):
@@ -83,7 +83,7 @@ def test_the_images_are_changed_as_in_the_report() -> None:
 def test_it_runs_for_any_number_of_epochs(name: str, epochs: int) -> None:
     recipe = recipes.load(name, [f"train.epochs={epochs}"]).recipe
     assert recipe.train.epochs == epochs
-    assert not recipes.is_taught(recipe) and list(recipe.loss.terms()) == ["hard"]
+    assert not recipes.has_teacher(recipe) and list(recipe.loss.terms()) == ["hard"]
 
 
 def test_the_one_over_budget_says_so() -> None:

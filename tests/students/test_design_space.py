@@ -128,13 +128,15 @@ LEGAL = {"stages": 3, "blocks": [2, 1, 4], "width": 16}
 def test_each_clause_of_2022_is_told_apart(
     change: dict[str, Any], activation: str, clause: str
 ) -> None:
-    course = course_rules.of("nyu2022")
-    assert course_rules.broken(course, Design.of(**LEGAL), "relu") == []
-    [fault] = course_rules.broken(course, Design.of(**LEGAL | change), activation)
+    course = course_rules.rules_by_name("nyu2022")
+    assert course_rules.broken_clauses(course, Design.of(**LEGAL), "relu") == []
+    [fault] = course_rules.broken_clauses(course, Design.of(**LEGAL | change), activation)
     assert clause.replace("\\", "") in fault
     if "parameters" not in clause:
         assert (
-            course_rules.broken(course_rules.of("nyu2025"), Design.of(**LEGAL | change), activation)
+            course_rules.broken_clauses(
+                course_rules.rules_by_name("nyu2025"), Design.of(**LEGAL | change), activation
+            )
             == []
         )
 
@@ -142,18 +144,18 @@ def test_each_clause_of_2022_is_told_apart(
 def test_2025_allows_a_network_of_exactly_the_budget() -> None:
     design = Design.of(**LEGAL)
     for name, legal in (("nyu2022", False), ("nyu2025", True)):
-        faults = course_rules.broken(
-            course_rules.of(name), design, "relu", budget=design.parameters
+        faults = course_rules.broken_clauses(
+            course_rules.rules_by_name(name), design, "relu", budget=design.parameters
         )
         assert (not faults) is legal
     exactly = Design.of(stages=1, blocks=1, width=9).parameters
-    [row] = widest_of_each(course_rules.of("nyu2025").least_too_many(exactly), [1], [1])
+    [row] = widest_of_each(course_rules.rules_by_name("nyu2025").least_too_many(exactly), [1], [1])
     assert row["width"] == 9
 
 
 def test_rules_of_nobody_are_refused() -> None:
     with pytest.raises(UserError, match="--rules nyu1999 are not known; known: nyu2022, nyu2025"):
-        course_rules.of("nyu1999")
+        course_rules.rules_by_name("nyu1999")
 
 
 def test_the_default_grid_takes_no_torch() -> None:

@@ -12,10 +12,10 @@ from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import About
 from distill.sweep import candidates, plan
-from distill.sweep.candidates import Candidate, Training, training
+from distill.sweep.candidates import Candidate, PlannedTraining, training
 from distill.sweep.plan import BUDGET_S
 from distill.training import flops, speed
-from distill.training.estimate import Spread, spread
+from distill.training.estimate import TimeRange, time_range
 from distill.training.speed import Speed
 
 RATE = 1e11  # operations a second of the machine below
@@ -42,12 +42,14 @@ class Machine:
     def measure(self, recipe, role, teacher, images, until, rival_s=math.inf) -> Speed:  # type: ignore[no-untyped-def]
         self.now += self.takes_s
         self.timed.append((recipe, role, teacher))
-        flop = 6 * flops.network(recipe, role, 10).macs
+        flop = 6 * flops.network_cost(recipe, role, 10).macs
         if teacher is not None:
-            flop += flops.teacher_passes(recipe) * (2 * flops.network(teacher, "teacher", 10).macs)
+            flop += flops.teacher_passes(recipe) * (
+                2 * flops.network_cost(teacher, "teacher", 10).macs
+            )
         factor = self.bf16 if recipe.train.precision == "bf16" else 1.0
         image_s = flop / (self.rate * factor)
-        return Speed(spread([image_s] * 4), self.teacher_share * image_s, image_s)
+        return Speed(time_range([image_s] * 4), self.teacher_share * image_s, image_s)
 
     def plan(self, minutes: float, rules: str | None = None, data: str | None = None) -> Any:
         return plan.plan(minutes, rules, data, self.now)
@@ -76,31 +78,31 @@ def alone(spec: str, *overrides: str, **about: Any) -> Candidate:
 
 
 def test_a_recipe_is_run_as_its_lab_note_says() -> None:
-    found = {each.own.spec: each for each in candidates.candidates()}
+    found = {each.own.recipe_spec: each for each in candidates.candidates()}
     small = found["kd_cutmix+two_cores"]
     assert small.own.overrides == ("loss.kd.temperature=4",)
     assert small.own.recipe.loss.kd is not None and small.own.recipe.loss.kd.temperature == 4
-    assert small.teacher is not None and small.teacher.spec == "teacher_wrn+two_cores"
+    assert small.teacher is not None and small.teacher.recipe_spec == "teacher_wrn+two_cores"
     assert small.teacher.overrides == ("mix.cutmix=false", "train.epochs=10")
     assert small.about.measured_accuracy == 71.46
 
 
 def test_teachers_and_controls_have_no_teacher() -> None:
-    found = {each.own.spec: each for each in candidates.candidates()}
+    found = {each.own.recipe_spec: each for each in candidates.candidates()}
     assert found["teacher_wrn"].own.role == "teacher"
     assert found["teacher_wrn"].teacher is None
     assert found["student_alone"].teacher is None
-    assert found["kd"].teacher is not None and found["kd"].teacher.spec == "teacher_wrn"
+    assert found["kd"].teacher is not None and found["kd"].teacher.recipe_spec == "teacher_wrn"
 
 
 def test_what_is_not_for_cifar10_is_not_proposed() -> None:
-    found = {each.own.spec for each in candidates.candidates()}
+    found = {each.own.recipe_spec for each in candidates.candidates()}
     assert not found & {"tiny", "kd_cutmix+quickstart", "kd+cutmix", "kd+ricap"}
     assert {"kd", "soft_mix", "nyu2022_2111"} <= found
 
 
 def test_commands_can_be_typed_as_they_are() -> None:
-    (small,) = [e for e in candidates.candidates() if e.own.spec == "kd_cutmix+two_cores"]
+    (small,) = [e for e in candidates.candidates() if e.own.recipe_spec == "kd_cutmix+two_cores"]
     assert small.commands("my data") == [
         "python cli.py train-teacher --recipe teacher_wrn+two_cores --set mix.cutmix=false "
         "--set train.epochs=10 --data 'my data' --out runs/kd_cutmix+two_cores-teacher",
@@ -115,7 +117,7 @@ def test_commands_can_be_typed_as_they_are() -> None:
 def test_the_time_is_the_operations_at_the_rate(machine, monkeypatch) -> None:
     only(monkeypatch, alone("nyu2022_2111", "train.epochs=2"))
     planned = machine.plan(1000)
-    macs = recipes.count("nyu2022_2111")["macs"]
+    macs = recipes.count_networks("nyu2022_2111")["macs"]
     trained = 2 * (40_000 // 128) * 128
     validated = 2 * 10_000 / 3  # a forward pass is a third of a step
     minutes = 6 * macs * (trained + validated) / RATE / 60
@@ -205,7 +207,7 @@ def test_what_took_long_to_begin_with_leaves_less_time(machine) -> None:
 
 def test_what_cannot_fit_is_not_timed(machine) -> None:
     planned = machine.plan(60)
-    assert "WRN-28-10" not in {flops.network(r, role, 10).name for r, role, _ in machine.timed}
+    assert "WRN-28-10" not in {flops.network_cost(r, role, 10).name for r, role, _ in machine.timed}
     kd = row(planned, "kd")
     assert not kd["is_timed"] and not kd["fits"] and kd["training"]["steps"] == 0
     # By the rates of the others: validation is counted as its operations here.
@@ -286,8 +288,8 @@ def test_images_of_a_path_are_counted(machine) -> None:
 def test_the_command_of_a_training_quotes_what_a_shell_would_read() -> None:
     each = training("student", "student_alone", ("optim.betas=[0.9, 0.99]", "optim.name=adam"))
     assert "--set 'optim.betas=[0.9, 0.99]'" in each.command(None)
-    assert isinstance(each, Training)
+    assert isinstance(each, PlannedTraining)
 
 
 def test_a_spread_of_so_much_work() -> None:
-    assert Spread(1.0, 0.5, 2.0, 3).times(10) == Spread(10.0, 5.0, 20.0, 3)
+    assert TimeRange(1.0, 0.5, 2.0, 3).scaled(10) == TimeRange(10.0, 5.0, 20.0, 3)

@@ -8,7 +8,7 @@ import pytest
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.sweep import seeds
-from distill.sweep.seeds import Planned
+from distill.sweep.seeds import SeedRun
 
 
 def test_each_seed_has_its_control_of_the_same_seed(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_one_seed_is_no_study(tmp_path: Path) -> None:
 
 
 def finished(
-    planned: list[Planned], top1: list[float], data: str = "d", **tested: str
-) -> list[Planned]:
+    planned: list[SeedRun], top1: list[float], data: str = "d", **tested: str
+) -> list[SeedRun]:
     """Their results, without the runs."""
     for each, value in zip(planned, top1, strict=True):
         each.folder.path.mkdir(parents=True, exist_ok=True)
@@ -103,16 +103,16 @@ def test_a_recipe_without_a_student_is_a_teacher_s(tmp_path: Path) -> None:
 
 def test_the_teacher_of_the_first_run_teaches_all(tmp_path: Path) -> None:
     first, control, second, _ = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=True)
-    assert seeds.taught_alike(second, first) is second.resolved, "nobody has taught yet"
+    assert seeds.with_same_teacher(second, first) is second.resolved, "nobody has taught yet"
     first.folder.path.mkdir()
     begun = recipes.with_teacher(first.resolved.recipe, ["runs/old"])
     first.folder.recipe.write_text(recipes.dumps(begun))
-    taught = seeds.taught_alike(second, first).recipe
+    taught = seeds.with_same_teacher(second, first).recipe
     assert taught.teacher is not None and taught.teacher.runs == ("runs/old",)
-    assert seeds.taught_alike(control, first) is control.resolved
+    assert seeds.with_same_teacher(control, first) is control.resolved
     named = recipes.load("kd", ['teacher.runs=["runs/named"]'])
     asked = seeds.plan(named, [0, 1], tmp_path, controls=False)[1]
-    assert seeds.taught_alike(asked, first) is asked.resolved
+    assert seeds.with_same_teacher(asked, first) is asked.resolved
 
 
 def test_a_folder_of_another_recipe_is_refused_before_any_trains(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.recipe.recipes import Resolved
+from distill.recipe.recipes import ResolvedRecipe
 from distill.runs.run_folder import RunFolder, write_json
 from distill.sweep import successive_halving as room
 from distill.sweep import sweep_summary
@@ -41,7 +41,7 @@ def test_the_warm_up_keeps_its_share() -> None:
 
 def test_the_legal_set_is_the_widest_of_every_depth_with_the_recipes_other_parts() -> None:
     recipe = recipes.load("tiny", [*ALONE, "student.kernel=5"]).recipe
-    designs, too_many = room.legal(
+    designs, too_many = room.legal_designs(
         recipe, "nyu2022", 60_000, range(1, 4), range(1, 3), asymmetric=False
     )
     assert too_many == 60_000
@@ -57,12 +57,12 @@ def test_the_legal_set_is_the_widest_of_every_depth_with_the_recipes_other_parts
 def test_a_courses_rules_are_kept() -> None:
     recipe = recipes.load("tiny", [*ALONE, "student.activation=gelu"]).recipe
     with pytest.raises(UserError, match=r"0 designs .* keep the rules of NYU ECE-GY 7123"):
-        room.legal(recipe, "nyu2022", 60_000, [1, 2], [1, 2], asymmetric=False)
-    assert room.legal(recipe, "nyu2025", 60_000, [1, 2], [1], asymmetric=False)[1] == 60_001
+        room.legal_designs(recipe, "nyu2022", 60_000, [1, 2], [1, 2], asymmetric=False)
+    assert room.legal_designs(recipe, "nyu2025", 60_000, [1, 2], [1], asymmetric=False)[1] == 60_001
     with pytest.raises(UserError, match=r"^1 design of fewer than 60,001 parameters keeps the rul"):
-        room.legal(recipe, "nyu2025", 60_000, [1], [1], asymmetric=False)
+        room.legal_designs(recipe, "nyu2025", 60_000, [1], [1], asymmetric=False)
     with pytest.raises(UserError, match="has no \\[student\\]"):
-        room.legal(
+        room.legal_designs(
             recipes.load("teacher_wrn").recipe, "nyu2022", 9, [1, 2], [1, 2], asymmetric=False
         )
 
@@ -72,7 +72,7 @@ def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     trained: dict[int, list[int]] = {}
     said: list[str] = []
 
-    def train(resolved: Resolved, folder: RunFolder, read: Reader) -> None:
+    def train(resolved: ResolvedRecipe, folder: RunFolder, read: Reader) -> None:
         recipe = resolved.recipe
         assert recipe.student is not None and recipe.student.width is not None
         assert recipe.train.epochs is not None

@@ -12,7 +12,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import RecipeError
 from distill.sweep import sweep_file
 from distill.sweep.sweep_schema import Constraint, Space, Study, SweepFile
-from distill.sweep.worker import with_stored_answers
+from distill.sweep.worker import with_cached_logits
 from students.design_space import widest_of_each
 
 REPO = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ DOCUMENT = (REPO / "docs" / "sweeps.md").read_text()
 
 def made(**tables: Any) -> sweep_file.Sweep:
     values = {"recipe": "tiny", "set": ALONE, "study": {"trials": 4}, "space": {"optim.lr": LR}}
-    return sweep_file.checked(values | tables, "mine", "mine.toml")
+    return sweep_file.validate(values | tables, "mine", "mine.toml")
 
 
 def refused(**tables: Any) -> list[str]:
@@ -43,7 +43,7 @@ def test_a_file_and_the_doors_options(tmp_path: Path) -> None:
     )
     sweep = sweep_file.load(path, ["loss.hard.weight=1"], trials=7)
     assert (sweep.name, sweep.n_trials, sweep.metric) == ("lr", 7, "top1/val")
-    recipe = sweep.resolved({"optim.lr": 0.25, "student.width": 6}).recipe
+    recipe = sweep.trial_recipe({"optim.lr": 0.25, "student.width": 6}).recipe
     assert recipe.student is not None
     assert (recipe.optim.lr, recipe.student.width, recipe.loss.hard.weight) == (0.25, 6, 1)
 
@@ -131,7 +131,7 @@ def test_a_trial_measures_what_it_is_judged_by(
     """The network's own weights too, where they judge and an average is kept."""
     sweep = made(**tables)
     assert sweep.metric == (metric or "nll/val_ema")
-    recipe = sweep.resolved({"optim.lr": 0.1} | values).recipe
+    recipe = sweep.trial_recipe({"optim.lr": 0.1} | values).recipe
     assert recipe.train.validate_both is both
     assert not sweep.base.recipe.train.validate_both, "a storage that is there knows this recipe"
 
@@ -173,15 +173,15 @@ def test_grids_are_crossed_and_end_by_themselves() -> None:
     assert sweep.n_trials == 6
     assert sweep.cells[0] == {"size": "blocks 1, width 4", "optim.lr": "0.1"}
     assert len({tuple(cell.values()) for cell in sweep.cells}) == 6
-    student = sweep.resolved({"size": "blocks 2", "optim.lr": "0.3"}).recipe.student
+    student = sweep.trial_recipe({"size": "blocks 2", "optim.lr": "0.3"}).recipe.student
     assert student is not None
     assert (student.blocks, student.width) == (2, 4)  # the recipe's own width
 
 
 def test_a_table_as_an_option_may_be_absent() -> None:
     sweep = made(space={"augment.crop": {"choice": [False, {"padding": 2}]}})
-    assert sweep.resolved({"augment.crop": "false"}).recipe.augment.crop is None
-    crop = sweep.resolved({"augment.crop": "padding 2"}).recipe.augment.crop
+    assert sweep.trial_recipe({"augment.crop": "false"}).recipe.augment.crop is None
+    crop = sweep.trial_recipe({"augment.crop": "padding 2"}).recipe.augment.crop
     assert crop is not None
     assert crop.padding == 2
 
@@ -190,26 +190,26 @@ def test_the_constraint_is_the_recipes_own_budget() -> None:
     """`parameters < n`, in the closed form, before anything is built."""
     sweep = made(space={"student.width": {"integer": [1, 9]}}, constraint={"parameters": 1454})
     with pytest.raises(RecipeError, match="1 too many for fewer than 1,454"):
-        sweep.resolved({"student.width": 4})
-    assert sweep.resolved({"student.width": 3}).recipe.student is not None
+        sweep.trial_recipe({"student.width": 4})
+    assert sweep.trial_recipe({"student.width": 3}).recipe.student is not None
 
 
 def test_the_teachers_answers_are_shared_where_trials_see_the_same_images() -> None:
     taught = [*ALONE[1:], "teacher.runs=['t']"]
-    sweep, said = with_stored_answers(made(set=taught))
+    sweep, said = with_cached_logits(made(set=taught))
     assert sweep.base.recipe.cache is not None
     assert "stored by the first trials and read by the others" in said
-    assert sweep.resolved({"optim.lr": 0.1}).recipe.cache is not None
+    assert sweep.trial_recipe({"optim.lr": 0.1}).recipe.cache is not None
     for space, found in (
         ({"mix.cutmix.prob": {"uniform": [0.1, 0.9]}}, "mix.cutmix.prob varies"),
         ({"loss.at.weight": {"uniform": [0.1, 0.9]}}, "each trial asks it"),
     ):
-        sweep, said = with_stored_answers(made(set=taught, space=space))
+        sweep, said = with_cached_logits(made(set=taught, space=space))
         assert sweep.base.recipe.cache is None
         assert found in said
-    assert with_stored_answers(made())[1] == "no trial asks a teacher"
+    assert with_cached_logits(made())[1] == "no trial asks a teacher"
     narrow = made(set=taught, constraint={"parameters": 500})  # fewer than the recipe's own student
-    sweep, said = with_stored_answers(narrow)
+    sweep, said = with_cached_logits(narrow)
     assert "stored by the first trials" in said and sweep.base.recipe.cache is not None
 
 
@@ -231,7 +231,7 @@ def test_table_8_is_the_widest_legal_network_of_each_depth_of_the_report() -> No
     widest = [widest_of_each(5_000_000, [n], [blocks])[0] for n, blocks in depths]
     assert sweep.n_trials == 22
     for cell, row in zip(sweep.cells, widest, strict=True):
-        student = sweep.resolved(cell).recipe.student
+        student = sweep.trial_recipe(cell).recipe.student
         assert student is not None
         found = {name: getattr(student, name) for name in ("stages", "blocks", "width")}
         assert found == {name: row[name] for name in found}

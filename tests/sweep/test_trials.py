@@ -12,20 +12,20 @@ import pytest
 from accelerate import Accelerator
 from optuna.trial import TrialState
 
-from distill.errors import Failure, Unfit, UserError
+from distill.errors import Failure, UnsuitableRecipe, UserError
 from distill.events import Epoch, Start
-from distill.recipe.recipes import Resolved
+from distill.recipe.recipes import ResolvedRecipe
 from distill.runs import lock
 from distill.runs.run_folder import RunFolder, write_json
 from distill.sweep import optuna_space, sweep_file
 from distill.sweep import worker as sweep_worker
 from distill.sweep.storage import Storage, url_of
 from distill.sweep.sweep_summary import summary, write
-from distill.sweep.trials import Taken, Trials
+from distill.sweep.trials import ClaimedTrial, Trials
 from distill.sweep.worker import DRAWS
 from distill.training.divergence import Diverged
 from distill.training.environment import describe
-from distill.training.out_of_memory import Full
+from distill.training.out_of_memory import OutOfMemory
 
 ALONE = ["loss.kd=false", "loss.hard.weight=1"]
 VALUES: dict[str, Any] = {
@@ -37,16 +37,16 @@ VALUES: dict[str, Any] = {
 
 
 def opened(place: Path, **tables: Any) -> Trials:
-    planned = sweep_file.checked(VALUES | tables, "mine", "mine.toml")
-    return sweep_worker.opened(planned, Storage(url_of(None, place), 1), place)
+    planned = sweep_file.validate(VALUES | tables, "mine", "mine.toml")
+    return sweep_worker.open_trials(planned, Storage(url_of(None, place), 1), place)
 
 
-def drawn(taken: Taken | None, trials: Trials) -> dict[str, Any]:
+def drawn(taken: ClaimedTrial | None, trials: Trials) -> dict[str, Any]:
     """What a trial tries, written down."""
     assert taken is not None
     known = trials.storage.rows.get_trial(taken.row)
-    values = optuna_space.draw(taken.trial.study, known, trials.sweep.file)
-    optuna_space.keep(taken.trial, taken.row, trials.sweep.file, values)
+    values = optuna_space.draw_values(taken.trial.study, known, trials.sweep.file)
+    optuna_space.store_values(taken.trial, taken.row, trials.sweep.file, values)
     return values
 
 
@@ -56,10 +56,10 @@ def trials(tmp_path: Path) -> Iterator[Trials]:
 
 
 def test_every_trial_is_taken_once_and_no_more_than_asked_for(trials: Trials) -> None:
-    taken = [trials.take(f"worker {n % 2}") for n in range(6)]
+    taken = [trials.claim(f"worker {n % 2}") for n in range(6)]
     assert [each.number for each in taken if each] == [0, 1, 2, 3, 4, 5]
-    assert trials.take("worker 0") is None
-    assert trials.left() == 6
+    assert trials.claim("worker 0") is None
+    assert trials.n_open() == 6
 
 
 def test_of_many_that_ask_at_once_one_gets_each(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_of_many_that_ask_at_once_one_gets_each(tmp_path: Path) -> None:
 
     def worker(name: str) -> None:
         trials = opened(tmp_path, study=VALUES["study"] | {"trials": 12})
-        while each := trials.take(name):
+        while each := trials.claim(name):
             taken.append(each.number)
 
     opened(tmp_path, study=VALUES["study"] | {"trials": 12})
@@ -79,7 +79,7 @@ def test_of_many_that_ask_at_once_one_gets_each(tmp_path: Path) -> None:
 
 def test_the_grid_goes_round_and_the_rest_is_drawn(trials: Trials) -> None:
     found = []
-    while taken := trials.take("w"):
+    while taken := trials.claim("w"):
         found.append(drawn(taken, trials))
     assert [each["student.width"] for each in found] == ["2", "4"] * 3
     rates = [each["optim.lr"] for each in found]
@@ -91,8 +91,8 @@ def test_what_a_trial_is_does_not_depend_on_who_takes_it(tmp_path: Path) -> None
     """Two workers of one seed do not draw the same values; two sweeps of one seed do."""
     a, b = opened(tmp_path / "a"), opened(tmp_path / "b")
     for trials in (a, b):
-        trials.take("w")  # the first is left as it is: the second of `b` does not know its values
-    found = [drawn(t.take("w"), t) for t in (a, b)]
+        trials.claim("w")  # the first is left as it is: the second of `b` does not know its values
+    found = [drawn(t.claim("w"), t) for t in (a, b)]
     assert found[0] == found[1]
 
 
@@ -107,7 +107,7 @@ def test_the_sampler_knows_what_was_found_after_the_first_trial_too(tmp_path: Pa
         )
         rates = list[float]()
 
-        def train(resolved: Resolved, folder: RunFolder, read: sweep_worker.Reader) -> None:
+        def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
             rates.append(resolved.recipe.optim.lr)
             write_json(folder.result_file, {"metrics": {"top1/val": 1 - abs(rates[-1] - 0.3)}})
 
@@ -121,19 +121,19 @@ def test_the_sampler_knows_what_was_found_after_the_first_trial_too(tmp_path: Pa
 
 
 def test_who_was_killed_is_replaced_with_the_same_values_and_what_he_told(trials: Trials) -> None:
-    mine = trials.take("gone")
+    mine = trials.claim("gone")
     assert mine is not None
     values = drawn(mine, trials)
     mine.trial.report(0.3, 1)
-    trials.give_back("gone")
-    again = trials.take("other")
+    trials.release("gone")
+    again = trials.claim("other")
     assert again is not None
     assert again.number == mine.number == 0
     assert again.row != mine.row
     assert drawn(again, trials) == values
     assert trials.storage.rows.get_trial(again.row).intermediate_values == {1: 0.3}
-    trials.give_back("other")
-    third = trials.take("third")
+    trials.release("other")
+    third = trials.claim("third")
     assert third is not None
     assert trials.storage.rows.get_trial(third.row).intermediate_values == {1: 0.3}
     assert drawn(third, trials) == values
@@ -144,12 +144,12 @@ def test_what_another_worker_added_at_once_is_not_taken_for_what_was_tried(trial
     trials._add_attempts()
     for attempt in trials.study.get_trials():
         trials.study.add_trial(attempt)
-    mine = trials.take("gone")
+    mine = trials.claim("gone")
     assert mine is not None
     values = drawn(mine, trials)
     mine.trial.report(0.3, 1)
-    trials.give_back("gone")
-    again = trials.take("other")
+    trials.release("gone")
+    again = trials.claim("other")
     assert again is not None and again.number == mine.number
     assert (
         trials.storage.rows.get_trial(again.row).params
@@ -160,7 +160,7 @@ def test_what_another_worker_added_at_once_is_not_taken_for_what_was_tried(trial
 
 def test_a_row_that_ended_meanwhile_is_not_taken(trials: Trials) -> None:
     trials._add_attempts()
-    row = trials.storage.id_of(trials.study, trials.counting()[0])
+    row = trials.storage.id_of(trials.study, trials.counted_attempts()[0])
     assert trials.storage.end(row, TrialState.FAIL)
     assert not trials.storage.take(row)
 
@@ -171,12 +171,12 @@ def test_a_trial_that_is_taken_up_again_stands_on_the_rungs_that_it_had_come_to(
     """By its value after three epochs, where its bracket looks first; not by the last, 0.4."""
     study = {"trials": 3, "pruner": "hyperband"}
     trials = opened(tmp_path, set=[*ALONE, "train.epochs=9"], study=study)
-    mine = trials.take("gone")
+    mine = trials.claim("gone")
     assert mine is not None
     for epoch in (1, 2, 3, 4):
         mine.trial.report(0.1 * epoch, epoch)
-    trials.give_back("gone")
-    again = trials.take("other")
+    trials.release("gone")
+    again = trials.claim("other")
     assert again is not None
     marks = trials.storage.rows.get_trial(again.row).system_attrs
     assert marks == {"completed_rung_0": pytest.approx(0.3)}
@@ -184,7 +184,7 @@ def test_a_trial_that_is_taken_up_again_stands_on_the_rungs_that_it_had_come_to(
 
 def test_the_longest_trial_is_known_where_a_table_sets_the_epochs() -> None:
     sizes = [{"train.epochs": 3, "student.width": 2}, {"train.epochs": 27, "student.width": 4}]
-    planned = sweep_file.checked(
+    planned = sweep_file.validate(
         VALUES | {"study": {"pruner": "hyperband"}, "space": {"size": {"grid": sizes}}}, "a", "a"
     )
     pruner: Any = optuna_space.pruner(planned)
@@ -192,28 +192,28 @@ def test_the_longest_trial_is_known_where_a_table_sets_the_epochs() -> None:
 
 
 def test_who_was_taken_for_dead_and_is_not_loses_the_trial(trials: Trials) -> None:
-    mine = trials.take("slow")
+    mine = trials.claim("slow")
     assert mine is not None
-    trials.give_back("slow")
-    theirs = trials.take("other")
+    trials.release("slow")
+    theirs = trials.claim("other")
     assert theirs is not None
-    judge = sweep_worker.Judge(mine, "top1/val")
-    with pytest.raises(sweep_worker.Lost):
+    judge = sweep_worker.PruningCallback(mine, "top1/val")
+    with pytest.raises(sweep_worker.TrialLost):
         judge(Epoch(1, 4, {"top1/val": 0.2}, True, 1.0, 1.0))
     assert not trials.storage.end(mine.row, TrialState.COMPLETE, 0.9)
     assert trials.storage.end(theirs.row, TrialState.COMPLETE, 0.4)
-    assert trials.counting()[0].value == 0.4
+    assert trials.counted_attempts()[0].value == 0.4
 
 
 def test_a_second_attempt_that_was_added_at_once_never_counts(trials: Trials) -> None:
-    mine = trials.take("gone")
+    mine = trials.claim("gone")
     assert mine is not None
-    trials.give_back("gone")
+    trials.release("gone")
     trials._add_attempts()
     seen = trials.attempts()[0]
     trials.study.add_trial(seen[-1])  # what another worker does that looked before that
     assert [len(attempts) for attempts in trials.attempts().values()] == [3, 1, 1, 1, 1, 1]
-    taken = [trials.take("w") for _ in range(7)]
+    taken = [trials.claim("w") for _ in range(7)]
     assert [each.number for each in taken if each] == [0, 1, 2, 3, 4, 5]
     states = [attempt.state for attempt in trials.attempts()[0]]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.FAIL]
@@ -225,9 +225,9 @@ def test_a_worker_that_died_on_this_host_is_known_by_its_lock(trials: Trials) ->
     dying.start()
     dying.join(60)
     assert dying.exitcode == 9
-    assert trials.counting()[0].state == TrialState.RUNNING
+    assert trials.counted_attempts()[0].state == TrialState.RUNNING
     trials.release_dead()
-    again = trials.take("w")
+    again = trials.claim("w")
     assert again is not None
     assert again.number == 0
 
@@ -237,53 +237,53 @@ def _die_with_a_trial(place: Path) -> None:
 
     trials = opened(place)
     with trials.working("doomed"):
-        trials.take("doomed")
+        trials.claim("doomed")
         os._exit(9)
 
 
 def test_a_worker_of_another_host_is_known_by_its_silence(trials: Trials) -> None:
-    mine = trials.take("far away")
+    mine = trials.claim("far away")
     assert mine is not None
     trials.release_dead()
-    assert trials.counting()[0].state == TrialState.RUNNING
+    assert trials.counted_attempts()[0].state == TrialState.RUNNING
     with sqlite3.connect(trials.place / "sweep.db") as rows:
         rows.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-4 seconds')")
     trials.release_dead()
-    assert 0 not in trials.counting()
+    assert 0 not in trials.counted_attempts()
 
 
 def test_who_lives_is_heard_of(trials: Trials) -> None:
-    mine = trials.take("w")
+    mine = trials.claim("w")
     assert mine is not None
     with sqlite3.connect(trials.place / "sweep.db") as rows:
         rows.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-9 seconds')")
-        with trials.storage.beating(mine.row):
+        with trials.storage.heartbeat(mine.row):
             import time
 
             rows.commit()
             time.sleep(1.5)
     trials.release_dead()
-    assert trials.counting()[0].state == TrialState.RUNNING
+    assert trials.counted_attempts()[0].state == TrialState.RUNNING
 
 
 def test_a_folder_that_somebody_trains_in_is_left_to_him(trials: Trials) -> None:
-    with lock.held(trials.folder(0).path):
-        taken = trials.take("w")
+    with lock.hold_lock(trials.folder(0).path):
+        taken = trials.claim("w")
     assert taken is not None
     assert taken.number == 1
 
 
 def test_a_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
     with trials.working("w"):
-        assert trials.take("w")
+        assert trials.claim("w")
     assert not (trials.place / "workers").exists()
-    assert 0 not in trials.counting()
+    assert 0 not in trials.counted_attempts()
 
 
 def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Trials) -> None:
     more = opened(trials.place, study=VALUES["study"] | {"trials": 8})
-    assert more.left() == 8
-    mine = more.take("w")
+    assert more.n_open() == 8
+    mine = more.claim("w")
     assert mine is not None
     mine.trial.report(0.3, 1)
     with pytest.raises(
@@ -302,7 +302,7 @@ def test_a_sweep_from_before_a_key_existed_goes_on_with_its_default(trials: Tria
     assert added < {line.partition(" = ")[0] for line in lines}
     older = [line for line in lines if line.partition(" = ")[0] not in added]
     trials.study.set_user_attr("definition", "\n".join(older))
-    assert opened(trials.place).left() == 6
+    assert opened(trials.place).n_open() == 6
     with pytest.raises(UserError, match=r"another sweep of the name mine:\n  here:   optim.min_lr"):
         opened(trials.place, set=[*ALONE, "optim.min_lr=0.001"])
     with pytest.raises(UserError, match="here:   ema.decay = 0.999"):
@@ -313,21 +313,23 @@ INPUTS = {"data": "d", "test": "t", "class_names": "c", "teacher": ""}
 
 
 def reopened(place: Path, **changes: str) -> Trials:
-    planned = sweep_file.checked(VALUES, "mine", "mine.toml")
-    return sweep_worker.opened(planned, Storage(url_of(None, place), 1), place, INPUTS | changes)
+    planned = sweep_file.validate(VALUES, "mine", "mine.toml")
+    return sweep_worker.open_trials(
+        planned, Storage(url_of(None, place), 1), place, INPUTS | changes
+    )
 
 
 def test_other_images_or_teachers_do_not_continue_a_sweep(tmp_path: Path) -> None:
-    assert reopened(tmp_path).left() == 6
-    assert reopened(tmp_path).left() == 6
+    assert reopened(tmp_path).n_open() == 6
+    assert reopened(tmp_path).n_open() == 6
     for name in INPUTS:
         with pytest.raises(UserError, match=f"(?s)another sweep.*here:   fingerprint.{name} = new"):
             reopened(tmp_path, **{name: "new"})
 
 
 def test_a_sweep_from_before_fingerprints_takes_today_s(trials: Trials) -> None:
-    assert reopened(trials.place).left() == 6
-    assert opened(trials.place).left() == 6  # who has read no images compares the rest
+    assert reopened(trials.place).n_open() == 6
+    assert opened(trials.place).n_open() == 6  # who has read no images compares the rest
     with pytest.raises(UserError, match="stored: fingerprint.data = d\n"):
         reopened(trials.place, data="new")
 
@@ -335,7 +337,7 @@ def test_a_sweep_from_before_fingerprints_takes_today_s(trials: Trials) -> None:
 def test_a_trial_of_other_images_has_no_value(tmp_path: Path) -> None:
     trials = reopened(tmp_path)
 
-    def train(resolved: Resolved, folder: RunFolder, read: Any) -> None:
+    def train(resolved: ResolvedRecipe, folder: RunFolder, read: Any) -> None:
         data = {"fingerprint": "new", "test_fingerprint": "t", "class_names_fingerprint": "c"}
         result = {"metrics": {"top1/val": 0.5}, "data": data, "teacher": {"fingerprint": ""}}
         write_json(folder.result_file, result)
@@ -347,7 +349,7 @@ def test_a_trial_of_other_images_has_no_value(tmp_path: Path) -> None:
 
 def test_each_image_set_and_teacher_of_a_space_is_a_variant() -> None:
     varied = {"mine": {"choice": [{"data.source": "a"}, {"data.source": "b"}]}}
-    planned = sweep_file.checked(VALUES | {"space": varied}, "mine", "mine.toml")
+    planned = sweep_file.validate(VALUES | {"space": varied}, "mine", "mine.toml")
     assert [each.data.source for each in sweep_worker.variants(planned)] == ["a", "b"]
 
 
@@ -361,12 +363,12 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     )
     seen, said = [], list[str]()
 
-    def train(resolved: Resolved, folder: RunFolder, read: sweep_worker.Reader) -> None:
+    def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         lr = resolved.recipe.optim.lr
         if lr == 0.4:
             raise Diverged(7)
         if lr == 0.7:
-            raise Unfit("train.batch_size = 4096 is more than the 90 training images.")
+            raise UnsuitableRecipe("train.batch_size = 4096 is more than the 90 training images.")
         read(head(epochs=2))
         for epoch in (1, 2):
             seen.append((lr, epoch))
@@ -393,16 +395,16 @@ def test_a_memory_that_is_full_ends_the_worker_once_and_then_the_trial(
     """Somebody else may have had it the first time; one that came through an epoch fits."""
     trials = opened(tmp_path, study={"trials": 1}, space={"student.width": {"grid": [2]}})
 
-    def train(resolved: Resolved, folder: RunFolder, read: sweep_worker.Reader) -> None:
+    def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         read(head(epochs=2))
         if told:
             read(Epoch(1, 1, {"top1/val": 0.5}, True, 1.0, 1.0))
-        raise Full("the device's memory is full: CUDA out of memory")
+        raise OutOfMemory("the device's memory is full: CUDA out of memory")
 
-    with pytest.raises(Full):
+    with pytest.raises(OutOfMemory):
         sweep_worker.work(trials, train, print)
     if told:
-        with pytest.raises(Full):
+        with pytest.raises(OutOfMemory):
             sweep_worker.work(trials, train, print)
         return
     sweep_worker.work(trials, train, print)
@@ -410,12 +412,12 @@ def test_a_memory_that_is_full_ends_the_worker_once_and_then_the_trial(
 
 
 def test_fewer_trials_asked_for_later_forget_none(trials: Trials) -> None:
-    def train(resolved: Resolved, folder: RunFolder, read: sweep_worker.Reader) -> None:
+    def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         write_json(folder.result_file, {"metrics": {"top1/val": int(folder.path.name[-1]) / 10}})
 
     sweep_worker.work(trials, train, print)
     fewer = opened(trials.place, study=VALUES["study"] | {"trials": 2})
-    assert fewer.left() == 0 and fewer.take("w") is None
+    assert fewer.n_open() == 0 and fewer.claim("w") is None
     said = summary(fewer)
     assert (said["asked"], said["best"]["trial"]) == (6, 5)
 
@@ -430,7 +432,7 @@ def test_values_that_cannot_be_trained_are_drawn_again(tmp_path: Path) -> None:
     )
     said, kept = list[str](), list[int]()
 
-    def train(resolved: Resolved, folder: RunFolder, read: sweep_worker.Reader) -> None:
+    def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         assert resolved.recipe.student is not None
         kept.append(resolved.recipe.student.width or 0)
         write_json(folder.result_file, {"metrics": {"top1/val": kept[-1] / 100}})
@@ -468,7 +470,7 @@ def test_nobody_is_ended_before_the_warm_up(tmp_path: Path, kind: str) -> None:
     )
     ends = dict[float, int]()
 
-    def train(resolved: Resolved, folder: RunFolder, read: sweep_worker.Reader) -> None:
+    def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         lr = resolved.recipe.optim.lr
         read(head(epochs=4))
         for epoch in (1, 2, 3, 4):
@@ -482,13 +484,13 @@ def test_nobody_is_ended_before_the_warm_up(tmp_path: Path, kind: str) -> None:
 
 
 def test_what_a_run_raises_gives_its_trial_back(trials: Trials) -> None:
-    def train(resolved: Resolved, folder: RunFolder, read: sweep_worker.Reader) -> None:
+    def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
         sweep_worker.work(trials, train, print)
     assert [len(attempts) for attempts in trials.attempts().values()] == [1] * 6
-    assert 0 not in trials.counting()
+    assert 0 not in trials.counted_attempts()
 
 
 def head(epochs: int) -> Start:

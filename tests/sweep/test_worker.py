@@ -113,7 +113,7 @@ def test_the_best_trial_alone_is_measured_on_the_test_split(place: Path) -> None
     assert list(tested) == ["ece/test", "nll/test", "top1/test"] and tested == said["test"]
     assert "is_tested" not in best.result() and best.evaluation.exists()
     known = saved_predictions.read(best.evaluation)
-    assert known is not None and known.right.mean() == pytest.approx(tested["top1/test"])
+    assert known is not None and known.is_right.mean() == pytest.approx(tested["top1/test"])
     assert known.val_logits is not None
 
     assert other.result()["is_tested"] is False and not other.evaluation.exists()
@@ -181,15 +181,15 @@ def test_a_signal_saves_the_trial_for_the_next_worker(
 ) -> None:
     space = "optim.lr = { log = [0.001, 0.5] }"
     file = written(tmp_path, *ALONE, "train.epochs=2", trials=2, space=space)
-    judge = room.Judge.__call__
+    judge = room.PruningCallback.__call__
 
-    def told_to_stop(self: room.Judge, event: Event) -> None:
+    def told_to_stop(self: room.PruningCallback, event: Event) -> None:
         judge(self, event)
         if isinstance(event, Step) and event.step == 3:
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(room.Judge, "__call__", told_to_stop)
+        patch.setattr(room.PruningCallback, "__call__", told_to_stop)
         code, _, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 143
     assert "its trial is left to the others. Type the same again" in err
@@ -272,15 +272,15 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_doubled(
     two = [worker(file, out, UNDERSTUDY_STORAGE=url) for _ in range(2)]
     until(lambda: list(out.glob("trial-000[01]/last")))
     planned = sweep_file.load(file)
-    inputs = selection.check(planned.base.recipe)
-    trials = room.opened(planned, Storage(url_of(url, out), 1), out, inputs)
+    inputs = selection.check_teachers(planned.base.recipe)
+    trials = room.open_trials(planned, Storage(url_of(url, out), 1), out, inputs)
 
     def of_the_first() -> FrozenTrial | None:
         """What the first worker is in the middle of."""
         return next(
             (
                 each
-                for each in trials.counting().values()
+                for each in trials.counted_attempts().values()
                 if each.state == TrialState.RUNNING
                 and f"-{two[0].pid}-" in each.user_attrs.get(WORKER, "")
                 and max(each.intermediate_values, default=0) in range(3, 12)
@@ -300,7 +300,7 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_doubled(
 
 def check(trials: Trials, orphan: FrozenTrial, n: int) -> None:
     """Each trial once; the orphan's values, and its epochs, are those of one run."""
-    counting, attempts = trials.counting(), trials.attempts()
+    counting, attempts = trials.counted_attempts(), trials.attempts()
     assert sorted(counting) == list(range(n))
     assert all(each.state == TrialState.COMPLETE for each in counting.values())
     number = orphan.user_attrs["trial"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.events import End, Start
 from distill.runs.run_folder import RunFolder
-from distill.teacher.best_teacher import best
+from distill.teacher.best_teacher import choose_best
 from tests.make_runs import train
 
 DAYS = {"monday": "2026-01-05T00:00:00Z", "tuesday": "2026-01-06T00:00:00Z"}
@@ -47,7 +47,7 @@ def test_the_better_teacher_is_taken_not_the_newest(teacher: Path, tmp_path: Pat
 def test_without_held_out_images_the_newest_teacher(teacher: Path, tmp_path: Path) -> None:
     older = edited(teacher, tmp_path / "older", "monday", 0)
     newer = edited(teacher, tmp_path / "newer", "tuesday", 0)
-    chosen, [note] = best([RunFolder(older), RunFolder(newer)], 0)
+    chosen, [note] = choose_best([RunFolder(older), RunFolder(newer)], 0)
     assert chosen.path == newer
     assert note == (
         f"no --teacher was given: {newer} is taken, the newest of 2, since they have no accuracy "
@@ -59,7 +59,7 @@ def test_teachers_with_the_same_held_out_images_come_first(teacher: Path, tmp_pa
     """An accuracy on other images is no reason to take a teacher."""
     same = edited(teacher, tmp_path / "same", "monday", 500, val=0.3)
     other = edited(teacher, tmp_path / "other", "tuesday", 1000, val=0.9)
-    chosen, [note] = best([RunFolder(other), RunFolder(same)], 500)
+    chosen, [note] = choose_best([RunFolder(other), RunFolder(same)], 500)
     assert chosen.path == same
     assert note.endswith(
         "is taken, the only one with 500 held-out images, 30.00%; not compared, with other "
@@ -70,7 +70,7 @@ def test_teachers_with_the_same_held_out_images_come_first(teacher: Path, tmp_pa
 def test_accuracies_on_different_images_are_not_compared(teacher: Path, tmp_path: Path) -> None:
     older = edited(teacher, tmp_path / "older", "monday", 500, val=0.9)
     newer = edited(teacher, tmp_path / "newer", "tuesday", 1000, val=0.3)
-    chosen, [note] = best([RunFolder(older), RunFolder(newer)], 0)
+    chosen, [note] = choose_best([RunFolder(older), RunFolder(newer)], 0)
     assert chosen.path == newer and "the newest of 2, since they have no accuracy" in note
 
 
@@ -78,18 +78,18 @@ def test_the_accuracy_of_the_weights_that_were_kept_counts(teacher: Path, tmp_pa
     """With `train.validate_both` the network itself is measured too, but the average is kept."""
     both = edited(teacher, tmp_path / "both", "monday", 500, val=0.9, val_ema=0.2)
     own = edited(teacher, tmp_path / "own", "monday", 500, val=0.3)
-    assert best([RunFolder(both), RunFolder(own)], 500)[0].path == own
+    assert choose_best([RunFolder(both), RunFolder(own)], 500)[0].path == own
 
 
 def test_of_equally_good_teachers_the_newest(teacher: Path, tmp_path: Path) -> None:
     older = edited(teacher, tmp_path / "older", "monday", 500, val=0.3)
     newer = edited(teacher, tmp_path / "newer", "tuesday", 500, val=0.3)
-    assert best([RunFolder(older), RunFolder(newer)], 500)[0].path == newer
+    assert choose_best([RunFolder(older), RunFolder(newer)], 500)[0].path == newer
 
 
 def test_a_teacher_alone_is_taken_without_a_note(teacher: Path, tmp_path: Path) -> None:
     alone = RunFolder(edited(teacher, tmp_path / "alone", "monday", 500, val=0.3))
-    assert best([alone], 500) == (alone, [])
+    assert choose_best([alone], 500) == (alone, [])
 
 
 def test_a_run_found_by_two_paths_is_one_teacher(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.models.features import Tapped, tap_points
+from distill.models.features import FeatureExtractor, tap_points
 from distill.teacher import freeze
 from students.design import Design
 from students.resnet import ResNet
@@ -63,7 +63,7 @@ IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 )
 def test_folded_norms_leave_the_answers(made, left) -> None:  # type: ignore[no-untyped-def]
     net = made()
-    ready = freeze.ready(net, 32)
+    ready = freeze.prepare_for_inference(net, 32)
     assert norms(ready) == left < norms(net), "the copy alone is changed"
     with torch.no_grad():
         said, asked = ready(IMAGES), net(IMAGES)
@@ -75,9 +75,9 @@ def test_folded_norms_leave_the_answers(made, left) -> None:  # type: ignore[no-
 def test_every_tap_is_what_it_was(made) -> None:  # type: ignore[no-untyped-def]
     net = made()
     names = tuple(tap_points(net))
-    ready = freeze.ready(net, 32)
+    ready = freeze.prepare_for_inference(net, 32)
     with torch.no_grad():
-        before, after = (Tapped(each, names)(IMAGES).taps for each in (net, ready))
+        before, after = (FeatureExtractor(each, names)(IMAGES).taps for each in (net, ready))
     assert before.keys() == after.keys()
     for name, map_ in before.items():
         torch.testing.assert_close(after[name], map_, rtol=1e-4, atol=1e-4, msg=name)
@@ -110,7 +110,7 @@ class Undecided(nn.Module):
 @pytest.mark.parametrize("net", [Shared(), Undecided()])
 def test_what_cannot_be_folded_stays(net: nn.Module) -> None:
     lived(net)
-    ready = freeze.ready(net, 32)
+    ready = freeze.prepare_for_inference(net, 32)
     assert norms(ready) == 1
     assert torch.equal(ready(IMAGES), net(IMAGES))
 
@@ -122,13 +122,13 @@ def test_a_folding_that_changes_the_answers_is_not_used(monkeypatch: pytest.Monk
     monkeypatch.setattr(freeze, "fuse_conv_bn_eval", wrong)
     net = residual()
     assert norms(freeze.fold_batch_norms(residual())) == 0
-    assert torch.equal(freeze.ready(net, 32)(IMAGES), net(IMAGES))
+    assert torch.equal(freeze.prepare_for_inference(net, 32)(IMAGES), net(IMAGES))
 
 
 def test_a_shorter_type_says_what_autocast_said() -> None:
     net = residual()
-    unfolded = freeze.ready(net, 32)
-    short = freeze.ready(net, 32, torch.bfloat16)
+    unfolded = freeze.prepare_for_inference(net, 32)
+    short = freeze.prepare_for_inference(net, 32, torch.bfloat16)
     assert {p.dtype for p in short.parameters()} == {torch.bfloat16}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(short(IMAGES), unfolded(IMAGES)), "the same rounding, once"

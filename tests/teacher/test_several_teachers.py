@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from distill.data import rng
 from distill.data.rng import Stream
 from distill.errors import UserError
-from distill.evaluation.evaluate import examine
+from distill.evaluation.evaluate import evaluate_run
 from distill.evaluation.predict import identify_test
 from distill.events import Start, Step
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.teacher import cache_files, selection, verify_cache
-from distill.teacher.teacher import Drawn, Frozen, Live, Taught
+from distill.teacher.teacher import FrozenTeacher, OneTeacherPerView, OnlineTeacher, Teacher
 from distill.training import budget, build
 from distill.training import run as runs
-from distill.training.run import Request, run
-from distill.training.state import Training
+from distill.training.run import TrainingRequest, run
+from distill.training.state import TrainState
 from teachers.ensemble import Ensemble
 from tests.make_runs import drawn as drawn_images
 from tests.make_runs import prepared, train
@@ -44,14 +44,14 @@ def two(teacher: Path, other_teacher: Path) -> str:
 
 
 def networks(*teachers: Path) -> list[nn.Module]:
-    return [build.trained(RunFolder(path)) for path in teachers]
+    return [build.load_trained(RunFolder(path)) for path in teachers]
 
 
-def batch(run: Training, epoch: int = 0) -> tuple[Tensor, Tensor]:
+def batch(run: TrainState, epoch: int = 0) -> tuple[Tensor, Tensor]:
     """The mixed images of an epoch's first batch, and the teacher's logits of them."""
     [(view, rows)] = run.loader.batches(epoch * run.loader.steps_per_epoch)
     images, _ = run.loader.mix(view, rows, run.loader.augment(view, rows), run.loader.one_hot(rows))
-    logits = run.teach(view, rows, images, NEEDS).logits
+    logits = run.teacher(view, rows, images, NEEDS).logits
     assert logits is not None
     return images, logits
 
@@ -112,8 +112,8 @@ class Counts(nn.Module):
 def test_draw_one_leaves_the_other_teachers_alone() -> None:
     run = prepared()
     teachers = [Counts(), Counts(), Counts()]
-    lives = [Live(Frozen(each), run.accelerator, run.loader) for each in teachers]
-    source = Taught(Drawn(lives, [1.0, 1.0, 1.0], seed=0))
+    lives = [OnlineTeacher(FrozenTeacher(each), run.accelerator, run.loader) for each in teachers]
+    source = Teacher(OneTeacherPerView(lives, [1.0, 1.0, 1.0], seed=0))
     for number in range(12):
         [(view, rows)] = run.loader.batches(number * run.loader.steps_per_epoch)
         images = run.loader.augment(view, rows)
@@ -129,8 +129,8 @@ def test_a_pair_is_asked_of_the_drawn_teacher(two) -> None:
     run = prepared(two, ONE, *soft)
     [(view, rows)] = run.loader.batches(0)
     images = run.loader.augment(view, rows)
-    pair = run.teach(view, rows, images, frozenset({"pair"})).pair
-    alone = run.live.networks[drawn(0, [1, 1])].mixed(view, rows, images).logits
+    pair = run.teacher(view, rows, images, frozenset({"pair"})).unmixed
+    alone = run.online_teacher.networks[drawn(0, [1, 1])].mixed(view, rows, images).logits
     assert torch.equal(pair.own, alone)
 
 
@@ -145,11 +145,11 @@ def finished(teacher, other_teacher, tmp_path_factory) -> tuple[RunFolder, Start
 def test_a_run_resumed_in_the_middle_of_a_view_draws_the_same(finished, two, tmp_path) -> None:
     assert drawn(0, [1, 3]) != drawn(1, [1, 3]), "the second view has another teacher"
     resolved = recipes.load("tiny", [two, *EVERYTHING])
-    request = Request("student", resolved.recipe, "tiny", tmp_path / "cut", resume=True)
+    request = TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "cut", resume=True)
     for event in run(request):
         if isinstance(event, Step) and event.step == 14:
             break
-    known = checkpoint.peek(RunFolder(tmp_path / "cut").last)
+    known = checkpoint.read_progress(RunFolder(tmp_path / "cut").last)
     assert known["step"] == 13, "in the middle of view 1"
     again, _ = train(tmp_path / "cut", two, *EVERYTHING, resume=True)
     assert again.weights("student").read_bytes() == finished[0].weights("student").read_bytes()
@@ -157,9 +157,9 @@ def test_a_run_resumed_in_the_middle_of_a_view_draws_the_same(finished, two, tmp
 
 def test_evaluate_compares_with_the_mean_of_all(finished) -> None:
     folder, _ = finished
-    kept = examine(folder)
+    kept = evaluate_run(folder)
     aside = folder.evaluation.rename(folder.path / "aside.npz")
-    asked = examine(folder)
+    asked = evaluate_run(folder)
     aside.rename(folder.evaluation)
     assert asked["teacher_agreement"] == kept["teacher_agreement"] is not None
     assert asked["teacher_kl"] == pytest.approx(kept["teacher_kl"], rel=1e-4)
@@ -179,12 +179,12 @@ def test_the_accuracy_is_remembered_by_weights_and_mirror(two, other_teacher) ->
 
     def top1(*overrides: str) -> float:
         recipe = recipes.load("tiny", overrides).recipe
-        split = build.divide(recipe, drawn_images())
-        frozen = selection.teacher(recipe, drawn_images(), split)
-        request = Request("student", recipe, "tiny")
+        split = build.split_images(recipe, drawn_images())
+        frozen = selection.load_teacher(recipe, drawn_images(), split)
+        request = TrainingRequest("student", recipe, "tiny")
         test = identify_test(recipe.data.source, drawn_images())
-        ready = runs.Run(request, split, frozen, prepared(*overrides), test, ())
-        return runs._ask(frozen, ready)
+        ready = runs.PreparedRun(request, split, frozen, prepared(*overrides), test, ())
+        return runs._measure_teacher(frozen, ready)
 
     both = top1(two)
     assert top1(two, ONE) == both
@@ -193,20 +193,20 @@ def test_the_accuracy_is_remembered_by_weights_and_mirror(two, other_teacher) ->
     assert len({both, heavy, top1(two, MIRROR)}) == 3
 
 
-def asked_all(*overrides: str, epochs: int = 1) -> Training:
+def asked_all(*overrides: str, epochs: int = 1) -> TrainState:
     """A run whose teachers were asked for every view, and whose logits are cached."""
     ready = prepared("cache={}", f"train.epochs={epochs}", *overrides)
     for step in range(epochs * ready.loader.steps_per_epoch):
         [(view, rows)] = ready.loader.batches(step)
-        ready.teach(view, rows, ready.loader.augment(view, rows), NEEDS)
-    ready.keep_answers()
+        ready.teacher(view, rows, ready.loader.augment(view, rows), NEEDS)
+    ready.teacher.save()
     return ready
 
 
 def survey(*overrides: str, epochs: int = 1) -> tuple[int, list[str]]:
     """How many views are cached before a run; in what the nearest others differ."""
-    source = prepared("cache={}", f"train.epochs={epochs}", *overrides).teach.source
-    return source.survey(epochs).found, source.missed()
+    source = prepared("cache={}", f"train.epochs={epochs}", *overrides).teacher.source
+    return source.count_views(epochs).found, source.mismatched_keys()
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -214,7 +214,7 @@ def test_views_of_a_drawn_teacher_are_cached_as_its_own(two, teacher, other_teac
     """A student of that teacher alone, and one that draws otherwise, find them."""
     chosen = [drawn(view, [1, 1]) for view in range(4)]
     asked_all(two, ONE, MIRROR, epochs=4)
-    assert {stock.teachers: stock.views for stock in cache_files.stocks()} == {
+    assert {stock.teachers: stock.views for stock in cache_files.list_entries()} == {
         (str(path),): [view for view in range(4) if chosen[view] == i]
         for i, path in enumerate((teacher, other_teacher))
     }
@@ -247,9 +247,9 @@ def test_a_plain_mean_finds_that_others_are_mirrored(two) -> None:
 
 def test_cache_verify_asks_the_teacher_of_the_view(two, own_cache) -> None:
     asked_all(two, ONE, MIRROR, epochs=2)
-    first, second = cache_files.stocks()
+    first, second = cache_files.list_entries()
     verdict = verify_cache.verify(first)
-    assert verdict.is_sound and verdict.held == 1, str(verdict)
+    assert verdict.is_sound and verdict.n_matching == 1, str(verdict)
     files = [next(stock.path.glob("view-*.npz")) for stock in (first, second)]
     with np.load(files[0]) as kept:
         np.savez(files[1], array=kept["array"])
@@ -259,17 +259,17 @@ def test_cache_verify_asks_the_teacher_of_the_view(two, own_cache) -> None:
 @pytest.mark.usefixtures("own_cache")
 def test_cached_logits_of_another_teacher_are_not_used(two) -> None:
     """The first rows are asked again, of the teacher that the view draws."""
-    assert asked_all(two, ONE).teach.source.agrees(0)
-    [file] = next(stock.path for stock in cache_files.stocks()).glob("view-*.npz")
+    assert asked_all(two, ONE).teacher.source.matches_teacher(0)
+    [file] = next(stock.path for stock in cache_files.list_entries()).glob("view-*.npz")
     with np.load(file) as kept:
         np.savez(file, array=kept["array"][::-1])
-    assert prepared(two, ONE, "cache={}").teach.source.agrees(0) is False
+    assert prepared(two, ONE, "cache={}").teacher.source.matches_teacher(0) is False
 
 
 def test_identity_of_cached_logits_is_unchanged_by_defaults(two) -> None:
     for overrides in ([], ["teacher.weights=[1, 1]", "teacher.mirror=false"]):
         ready = prepared(two, "cache={}", *overrides)
-        depends = ready.teach.source.depends(0, ready.loader.pipeline, mixed=True)
+        depends = ready.teacher.source.depends_on(0, ready.loader.pipeline, mixed=True)
         known = {"teacher", "part", "precision", "format", "seed", "pipeline", "data"}
         assert depends.keys() == known
 
@@ -321,17 +321,17 @@ def test_a_student_without_a_teacher_ignores_how_several_are_asked(tmp_path) -> 
 
 def test_minutes_are_planned_by_the_slowest_teacher(two, monkeypatch) -> None:
     run = prepared(two, ONE)
-    slow = run.live.networks[1]
-    monkeypatch.setattr(budget, "_asking_seconds", lambda _, teacher: 1.0 + (teacher is slow))
+    slow = run.online_teacher.networks[1]
+    monkeypatch.setattr(budget, "_forward_seconds", lambda _, teacher: 1.0 + (teacher is slow))
     assert budget.teacher_seconds(run) == 2.0
-    assert budget._who_answers(run).source is slow
+    assert budget._teacher_to_time(run).source is slow
 
 
 def test_a_compiled_run_compiles_every_drawn_teacher(two, monkeypatch) -> None:
     run = prepared(two, ONE)
-    tapped = [each.tapped for each in run.live.networks]
+    tapped = [each.extractor for each in run.online_teacher.networks]
     monkeypatch.setattr(torch, "compile", nn.Sequential)
     undo = build.compile_networks(run)
-    assert [each.tapped[0] for each in run.live.networks] == tapped
+    assert [each.extractor[0] for each in run.online_teacher.networks] == tapped
     undo()
-    assert [each.tapped for each in run.live.networks] == tapped
+    assert [each.extractor for each in run.online_teacher.networks] == tapped

@@ -9,12 +9,12 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.events import TOTAL
-from distill.losses.objective import Answers, Pair
-from distill.models.features import Answer
+from distill.losses.objective import LossInputs, UnmixedTeacherLogits
+from distill.models.features import ModelOutput
 from distill.recipe import recipes
 from distill.recipe.loss_schema import TEACHERS, Losses
 from distill.teacher import selection
-from distill.teacher.teacher import Taught
+from distill.teacher.teacher import Teacher
 from distill.training import build
 from distill.training.loop import step
 from tests.losses.answers import answers
@@ -28,7 +28,7 @@ FREE_TERMS = ("labels", "teacher", "taps", "sample index", "pair")
 class Watched:
     """Answers that remember what was read of them."""
 
-    def __init__(self, given: Answers) -> None:
+    def __init__(self, given: LossInputs) -> None:
         self.given, self.read = given, set[str]()
 
     def __getattr__(self, name: str) -> object:
@@ -46,7 +46,7 @@ def test_a_term_needs_what_it_reads(name: str) -> None:
         "teacher": "teacher" in watched.read,
         "taps": {"student_taps", "teacher_taps"} <= watched.read,
         "sample index": "samples" in watched.read,
-        "pair": "pair" in watched.read,
+        "pair": "unmixed" in watched.read,
     }
     declared = Losses.model_fields[name].annotation.__args__[0].needs
     assert {need for need, is_read in reads.items() if is_read} == declared & set(FREE_TERMS)
@@ -55,8 +55,8 @@ def test_a_term_needs_what_it_reads(name: str) -> None:
 
 def test_one_label_is_needed_by_what_changes_with_the_labels_beside_the_largest() -> None:
     mixed = answers()
-    blurred = Answers(mixed.student, 0.6 * mixed.targets + 0.08, mixed.teacher)
-    sharp = Answers(mixed.student, mixed.targets, mixed.teacher)
+    blurred = LossInputs(mixed.student, 0.6 * mixed.targets + 0.08, mixed.teacher)
+    sharp = LossInputs(mixed.student, mixed.targets, mixed.teacher)
     dkd = made("dkd")
     assert torch.equal(dkd(blurred), dkd(sharp)), "it cannot see that a label is mixed: refused"
     assert "one label" in Losses.model_fields["dkd"].annotation.__args__[0].needs
@@ -70,9 +70,9 @@ class Source:
 
     def mixed(self, view, rows, images):  # type: ignore[no-untyped-def]
         self.mixed_asked += 1
-        return Answer(torch.zeros(len(rows), 10), {"maps": images})
+        return ModelOutput(torch.zeros(len(rows), 10), {"maps": images})
 
-    def plain(self, view, rows):  # type: ignore[no-untyped-def]
+    def unmixed(self, view, rows):  # type: ignore[no-untyped-def]
         self.plain_asked += 1
         return rows[:, None].float()
 
@@ -93,21 +93,21 @@ class HalfMixed:
 )
 def test_the_teacher_is_asked_for_what_is_needed_and_no_more(needs, mixed, plain) -> None:
     source, rows = Source(), torch.tensor([3, 5])
-    lesson = Taught(source)(HalfMixed(), rows, torch.rand(2, 3, 4, 4), frozenset(needs))
+    lesson = Teacher(source)(HalfMixed(), rows, torch.rand(2, 3, 4, 4), frozenset(needs))
     assert (source.mixed_asked, source.plain_asked) == (mixed, plain)
     assert (lesson.logits is not None) == bool(mixed)
     assert (needs & TEACHERS != set()) == bool(mixed + plain)
     if plain:
-        assert isinstance(lesson.pair, Pair)
-        assert lesson.pair.own.flatten().tolist() == [3, 5]
-        assert lesson.pair.partner.flatten().tolist() == [4, 6]
-        assert lesson.pair.lam.flatten().tolist() == [0.75, 0.75]
+        assert isinstance(lesson.unmixed, UnmixedTeacherLogits)
+        assert lesson.unmixed.own.flatten().tolist() == [3, 5]
+        assert lesson.unmixed.partner.flatten().tolist() == [4, 6]
+        assert lesson.unmixed.lam.flatten().tolist() == [0.75, 0.75]
 
 
 def test_a_teacher_whose_terms_have_ended_is_not_asked(teacher: Path) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", "loss.kd.when.end=0.35", "train.epochs=1")
     asked = []
-    source = run.teach.source
+    source = run.teacher.source
     ask, source.mixed = source.mixed, lambda *a: asked.append(1) or ask(*a)
     losses = [step(run, k) for k in range(6)]
     assert len(asked) == 4  # of ten steps, those before 0.35
@@ -117,7 +117,7 @@ def test_a_teacher_whose_terms_have_ended_is_not_asked(teacher: Path) -> None:
 def test_parameters_of_terms_are_trained_clipped_and_kept(teacher: Path, tmp_path: Path) -> None:
     sets = [f"teacher.runs=['{teacher}']", THREE, "loss.vid.weight=1", "optim.clip=0.001"]
     run = prepared(*sets, "optim.name=momentum", "optim.momentum=0.0", "optim.weight_decay=0.0")
-    own = list(run.criterion.parameters())
+    own = list(run.loss.parameters())
     assert own and {id(p) for p in own} <= {
         id(p) for group in run.optimizer.param_groups for p in group["params"]
     }
@@ -137,10 +137,12 @@ def test_a_term_s_own_state_is_resumed(teacher: Path, tmp_path: Path) -> None:
         "loss.crd.weight=0.5", "loss.crd.negatives=32", "loss.crd.dims=8",
     ]  # fmt: skip
     whole, _ = train(tmp_path / "whole", *sets)
-    from distill.training.run import Request, run
+    from distill.training.run import TrainingRequest, run
 
     resolved = recipes.load("tiny", sets)
-    request = Request("student", resolved.recipe, resolved.name, tmp_path / "cut", resume=True)
+    request = TrainingRequest(
+        "student", resolved.recipe, resolved.name, tmp_path / "cut", resume=True
+    )
     for event in run(request):
         if type(event).__name__ == "Epoch":
             break
@@ -151,11 +153,11 @@ def test_a_term_s_own_state_is_resumed(teacher: Path, tmp_path: Path) -> None:
 def test_simkd_reuses_the_teachers_classifier_and_leaves_it_alone(teacher: Path) -> None:
     sets = [f"teacher.runs=['{teacher}']", THREE, "loss.kd=false", "loss.simkd.weight=1"]
     run = prepared(*sets, "student.projector_width=64", "ema.decay=0.5")
-    theirs = run.teach.source.tapped.net.head
+    theirs = run.teacher.source.extractor.net.head
     step(run, 0)
-    for ours in (run.student.head, run.ema.module.head):
+    for ours in (run.model.head, run.ema.module.head):
         assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
-    assert not any(p.requires_grad for p in run.student.head.parameters())
+    assert not any(p.requires_grad for p in run.model.head.parameters())
 
 
 def test_a_classifier_that_does_not_fit_is_refused_with_the_width_that_does(teacher: Path) -> None:
@@ -167,7 +169,7 @@ def test_a_classifier_that_does_not_fit_is_refused_with_the_width_that_does(teac
 
 def test_a_projector_counts_against_the_budget() -> None:
     spec = ["student.projector_width=640", "student.projector_factor=2"]
-    with_it, without = recipes.count("kd", spec), recipes.count("kd")
+    with_it, without = recipes.count_networks("kd", spec), recipes.count_networks("kd")
     c, inner, wide = 256, 320, 640
     projector = c * inner + inner * inner * 9 + inner * wide + 2 * (inner + inner + wide)
     assert with_it["parameters"] - without["parameters"] == projector + (wide - c) * 10
@@ -175,7 +177,7 @@ def test_a_projector_counts_against_the_budget() -> None:
     with pytest.raises(recipes.RecipeError, match="too many for fewer than 5,000,000"):
         recipes.load("kd", spec)
     net = build.network(recipes.load("simkd").recipe, "student", 10)
-    assert sum(p.numel() for p in net.parameters()) == recipes.count("simkd")["parameters"]
+    assert sum(p.numel() for p in net.parameters()) == recipes.count_networks("simkd")["parameters"]
 
 
 def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) -> None:
@@ -209,8 +211,10 @@ def test_a_student_may_teach_the_next(teacher: Path, tmp_path: Path) -> None:
     second, events = train(tmp_path / "second", f"teacher.runs=['{first.path}']")
     assert events[0].teacher == str(first.path)
     assert second.result()["teacher"]["runs"] == [str(first.path)]
-    frozen = selection.teacher(
-        recipes.read(second.recipe), drawn(), build.divide(recipes.read(second.recipe), drawn())
+    frozen = selection.load_teacher(
+        recipes.read(second.recipe),
+        drawn(),
+        build.split_images(recipes.read(second.recipe), drawn()),
     )
     assert isinstance(frozen.net, nn.Module) and not frozen.net.training
 
@@ -222,6 +226,8 @@ def test_a_teacher_teaches_in_mixed_precision_too(teacher) -> None:
     options = [f"teacher.runs=['{teacher}']", "train.precision='bf16'"]
     for more in ([], ["student.stages=3", "loss.at.weight=1"]):
         run = prepared(*options, *more)
-        assert {p.dtype for p in run.live.tapped.parameters() if p.dim() == 4} == {torch.bfloat16}
+        assert {p.dtype for p in run.online_teacher.extractor.parameters() if p.dim() == 4} == {
+            torch.bfloat16
+        }
         losses = step(run, 0)
         assert all(torch.isfinite(value) for value in losses.values())

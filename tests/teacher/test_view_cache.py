@@ -15,14 +15,14 @@ from distill.data.augment.color import ColourJitter
 from distill.data.augment.crop_flip import Crop, Flip
 from distill.data.augment.erase import Cutout, Erase
 from distill.data.augment.mixup_cutmix import Cutmix
-from distill.data.augment.pipeline import Calendar, Pipeline
+from distill.data.augment.pipeline import AugmentSchedule, Pipeline
 from distill.data.images import ImageSet
-from distill.data.loader import Loader, Slice
+from distill.data.loader import Loader, Shard
 from distill.events import Step
-from distill.models.features import Answer
+from distill.models.features import ModelOutput
 from distill.teacher import view_cache
-from distill.teacher.teacher import Taught
-from distill.teacher.view_cache import Stored
+from distill.teacher.teacher import Teacher
+from distill.teacher.view_cache import CachedTeacher
 from tests.make_runs import train
 
 N, BATCH, C = 50, 8, 10
@@ -30,17 +30,17 @@ MIXED = Pipeline(Crop(4), Flip(), cutmix=Cutmix(prob=0.5))
 KEY = {"teacher": "a", "part": "b"}
 
 
-class Teacher:
+class CountingSource:
     """Answers by the pixels' means, and counts how often it is asked."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader, self.asked = loader, 0
 
-    def mixed(self, view, rows, images) -> Answer:  # type: ignore[no-untyped-def]
+    def mixed(self, view, rows, images) -> ModelOutput:  # type: ignore[no-untyped-def]
         self.asked += 1
-        return Answer(images.mean((2, 3)) @ torch.linspace(-9, 9, 3 * C).reshape(3, C), {})
+        return ModelOutput(images.mean((2, 3)) @ torch.linspace(-9, 9, 3 * C).reshape(3, C), {})
 
-    def plain(self, view, rows):  # type: ignore[no-untyped-def]
+    def unmixed(self, view, rows):  # type: ignore[no-untyped-def]
         images = self.loader.resized(view, self.loader.augment(view, rows))
         return self.mixed(view, rows, images).logits
 
@@ -59,37 +59,37 @@ def loader(**changes: object) -> Loader:
         "seed": 5,
         "pipeline": MIXED,
         "device": torch.device("cpu"),
-        "part": Slice(),
+        "shard": Shard(),
     }
     return Loader(images, **(settings | changes))  # type: ignore[arg-type]
 
 
 def epoch(
-    teacher: Teacher, number: int = 0, identity: dict[str, str] = KEY, needs: str = "teacher"
+    teacher: CountingSource, number: int = 0, identity: dict[str, str] = KEY, needs: str = "teacher"
 ) -> list[torch.Tensor]:
     """The answers of an epoch, in order, through a store of its own."""
-    return through(Stored(teacher, teacher.loader, Accelerator(), identity), number, needs)
+    return through(CachedTeacher(teacher, teacher.loader, Accelerator(), identity), number, needs)
 
 
-def through(store: Stored, number: int, needs: str = "teacher") -> list[torch.Tensor]:
+def through(store: CachedTeacher, number: int, needs: str = "teacher") -> list[torch.Tensor]:
     ours, lessons = store.loader, []
     for step in range(number * ours.steps_per_epoch, (number + 1) * ours.steps_per_epoch):
         for view, rows in ours.batches(step):
             images, targets = ours.augment(view, rows), ours.one_hot(rows)
             images, _ = ours.mix(view, rows, images, targets)
             images = ours.resized(view, images)
-            lessons.append(Taught(store)(view, rows, images, frozenset({needs})))
+            lessons.append(Teacher(store)(view, rows, images, frozenset({needs})))
     if needs == "pair":
-        return [half for lesson in lessons for half in (lesson.pair.own, lesson.pair.partner)]
+        return [half for lesson in lessons for half in (lesson.unmixed.own, lesson.unmixed.partner)]
     return [lesson.logits for lesson in lessons]
 
 
-def live(teacher: Teacher, number: int = 0, needs: str = "teacher") -> list[torch.Tensor]:
+def live(teacher: CountingSource, number: int = 0, needs: str = "teacher") -> list[torch.Tensor]:
     return through(teacher, number, needs)  # type: ignore[arg-type]
 
 
 def test_the_second_student_costs_no_teacher_and_hears_the_same() -> None:
-    first, second = Teacher(loader()), Teacher(loader())
+    first, second = CountingSource(loader()), CountingSource(loader())
     heard = epoch(first)
     assert first.asked == N // BATCH
     again = epoch(second)
@@ -98,8 +98,8 @@ def test_the_second_student_costs_no_teacher_and_hears_the_same() -> None:
 
 
 def test_a_view_that_was_just_written_is_not_asked_again() -> None:
-    teacher = Teacher(loader())
-    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    teacher = CountingSource(loader())
+    store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     heard, again = through(store, 0), through(store, 0)
     assert teacher.asked == N // BATCH
     assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
@@ -107,23 +107,23 @@ def test_a_view_that_was_just_written_is_not_asked_again() -> None:
 
 def test_a_view_that_another_machine_lacks_is_asked_again(monkeypatch) -> None:
     """Each machine may have a cache folder of its own: nobody reads what one of them has not."""
-    epoch(Teacher(loader()))
+    epoch(CountingSource(loader()))
     monkeypatch.setattr(view_cache, "gather_object", lambda here: [*here, False])
-    teacher = Teacher(loader())
+    teacher = CountingSource(loader())
     epoch(teacher)
     assert teacher.asked == N // BATCH
 
 
 def test_stored_answers_are_the_live_ones_to_float16_rounding() -> None:
-    stored, asked = epoch(Teacher(loader())), live(Teacher(loader()))
+    stored, asked = epoch(CountingSource(loader())), live(CountingSource(loader()))
     for a, b in zip(stored, asked, strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, b.half().float())
 
 
 def test_a_view_that_comes_again_is_not_asked_again() -> None:
-    teacher = Teacher(loader(calendar=Calendar(views=2)))
-    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    teacher = CountingSource(loader(schedule=AugmentSchedule(views=2)))
+    store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     heard = [through(store, number) for number in range(4)]
     assert teacher.asked == 2 * (N // BATCH)
     for now, later in ((0, 2), (1, 3)):
@@ -132,15 +132,15 @@ def test_a_view_that_comes_again_is_not_asked_again() -> None:
 
 
 def test_pairs_are_stored_before_they_are_mixed() -> None:
-    first, second = Teacher(loader()), Teacher(loader())
+    first, second = CountingSource(loader()), CountingSource(loader())
     heard = epoch(first, needs="pair")
     other_mix = replace(MIXED, cutmix=Cutmix(prob=0.1))
     again = epoch(second, needs="pair")
     assert second.asked == 0
     assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
-    asked = live(Teacher(loader()), needs="pair")
+    asked = live(CountingSource(loader()), needs="pair")
     assert all(torch.equal(a, b.half().float()) for a, b in zip(heard, asked, strict=True))
-    third = Teacher(loader(pipeline=other_mix))
+    third = CountingSource(loader(pipeline=other_mix))
     epoch(third, needs="pair")
     assert third.asked == 0  # how they will be mixed changes nothing about the parts
 
@@ -158,8 +158,8 @@ def test_pairs_are_stored_before_they_are_mixed() -> None:
     ],
 )
 def test_what_differs_in_anything_finds_nothing(changes, identity, number) -> None:
-    epoch(Teacher(loader()))
-    teacher = Teacher(loader(**changes))
+    epoch(CountingSource(loader()))
+    teacher = CountingSource(loader(**changes))
     epoch(teacher, number, identity)
     assert teacher.asked == N // BATCH
 
@@ -169,9 +169,9 @@ def test_cache_identity_has_the_place_of_trivial_augment() -> None:
     pipelines = set()
     for first in (True, False):
         here = loader(pipeline=Pipeline(Crop(4), operations=(TrivialAugment("wide", first),)))
-        store = Stored(Teacher(here), here, Accelerator(), KEY)
+        store = CachedTeacher(CountingSource(here), here, Accelerator(), KEY)
         pipelines |= {
-            store.depends(0, here.pipeline, mixed=mixed)["pipeline"] for mixed in (True, False)
+            store.depends_on(0, here.pipeline, mixed=mixed)["pipeline"] for mixed in (True, False)
         }
     assert len(pipelines) == 2
     assert not any("TrivialAugment(space='wide')" in pipeline for pipeline in pipelines)
@@ -193,7 +193,7 @@ def test_cache_identity_of_other_pipelines_is_unchanged() -> None:
     )
 
 
-RISING = Calendar(views=1, sides=((0.0, 20), (0.5, None)), epochs=2)
+RISING = AugmentSchedule(views=1, sides=((0.0, 20), (0.5, None)), epochs=2)
 
 
 def test_cache_identity_has_the_side_of_the_images() -> None:
@@ -202,50 +202,50 @@ def test_cache_identity_has_the_side_of_the_images() -> None:
 
 @pytest.mark.parametrize("needs", ["teacher", "pair"])
 def test_a_view_at_another_side_is_another_view(needs: str) -> None:
-    first = Teacher(loader(calendar=RISING))
-    store = Stored(first, first.loader, Accelerator(), KEY)
+    first = CountingSource(loader(schedule=RISING))
+    store = CachedTeacher(first, first.loader, Accelerator(), KEY)
     small, full = (through(store, number, needs) for number in (0, 1))
     asked, a_view = first.asked, (N // BATCH) * (2 if needs == "pair" else 1)
     assert asked == 2 * a_view
     assert not torch.equal(small[0], full[0])
     if needs == "teacher":
-        assert store.survey(2) == (2, 2, 0)
-    second = Teacher(loader(calendar=RISING))
-    again = Stored(second, second.loader, Accelerator(), KEY)
+        assert store.count_views(2) == (2, 2, 0)
+    second = CountingSource(loader(schedule=RISING))
+    again = CachedTeacher(second, second.loader, Accelerator(), KEY)
     for number, heard in ((0, small), (1, full)):
         for a, b in zip(through(again, number, needs), heard, strict=True):
             assert torch.equal(a, b)
     assert second.asked == 0
-    plain = Teacher(loader(calendar=Calendar(views=1)))
+    plain = CountingSource(loader(schedule=AugmentSchedule(views=1)))
     for a, b in zip(epoch(plain, needs=needs), full, strict=True):
         assert torch.equal(a, b)
     assert plain.asked == 0, "at full size it is the view of a run without sides"
 
 
 def test_answers_are_complete_when_every_side_is_there() -> None:
-    teacher = Teacher(loader(calendar=RISING))
-    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    teacher = CountingSource(loader(schedule=RISING))
+    store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     through(store, 0)
-    assert not store.is_complete
+    assert not store.is_fully_cached
     through(store, 1)
-    assert store.is_complete
-    assert teacher.loader.calendar == RISING
+    assert store.is_fully_cached
+    assert teacher.loader.schedule == RISING
 
 
 def test_another_batch_size_asks_for_what_is_missing_alone_once() -> None:
     """The last partial batch is dropped, so that other batches leave out other samples."""
-    epoch(Teacher(loader()))  # 48 of 50
-    ten = Teacher(loader(batch_size=10))
+    epoch(CountingSource(loader()))  # 48 of 50
+    ten = CountingSource(loader(batch_size=10))
     epoch(ten)  # all 50: two are missing
     assert ten.asked == 5
-    again = Teacher(loader(batch_size=10))
+    again = CountingSource(loader(batch_size=10))
     epoch(again)
     assert again.asked == 0
 
 
 def test_a_run_that_ends_within_a_view_leaves_no_half_of_one(own_cache: Path) -> None:
-    teacher = Teacher(loader())
-    store = Stored(teacher, teacher.loader, Accelerator(), KEY)
+    teacher = CountingSource(loader())
+    store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     ((view, rows),) = teacher.loader.batches(0)
     store.mixed(view, rows, teacher.loader.augment(view, rows))
     assert not list(own_cache.rglob("view-*"))
@@ -253,12 +253,12 @@ def test_a_run_that_ends_within_a_view_leaves_no_half_of_one(own_cache: Path) ->
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
 def test_a_damaged_file_is_asked_anew(own_cache: Path, damage: bytes | None) -> None:
-    epoch(Teacher(loader()))
+    epoch(CountingSource(loader()))
     (file,) = own_cache.rglob("view-*")
     whole = file.read_bytes()
     flipped = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
     file.write_bytes(flipped if damage is None else damage)
-    teacher = Teacher(loader())
+    teacher = CountingSource(loader())
     epoch(teacher)
     assert teacher.asked == N // BATCH
 

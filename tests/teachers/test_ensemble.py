@@ -4,7 +4,7 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.losses.kd import KD
-from distill.losses.objective import Answers
+from distill.losses.objective import LossInputs
 from teachers.ensemble import Ensemble
 
 IMAGES = torch.zeros(2, 3, 1, 1)
@@ -55,7 +55,7 @@ def test_the_kd_term_sees_the_softened_mean():
     power = members.softmax(-1).mean(0) ** (1 / T)
     p, log_q = power / power.sum(), (z[0] / T).log_softmax(-1)
 
-    answers = Answers(z, torch.eye(3)[:2], teacher)
+    answers = LossInputs(z, torch.eye(3)[:2], teacher)
     expected = T**2 * (p * (p.log() - log_q)).sum().item()
     assert KD(T)(answers).item() == pytest.approx(expected, rel=1e-5)
 
@@ -154,7 +154,7 @@ def test_apart_each_member_is_a_teacher_of_its_own():
     images = torch.rand(2, 1, 1, 3)
     members = [Pixels(), Pixels(-0.5)]
 
-    assert Ensemble(members, [1.0, 3.0]).apart() == members
-    mirrored = Ensemble(members, [1.0, 3.0], mirror=True).apart()
+    assert Ensemble(members, [1.0, 3.0]).single_teachers() == members
+    mirrored = Ensemble(members, [1.0, 3.0], mirror=True).single_teachers()
     for alone, member in zip(mirrored, members, strict=True):
         assert torch.equal(alone(images), Ensemble([member], mirror=True)(images))

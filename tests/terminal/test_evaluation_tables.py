@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from distill.terminal.evaluation_tables import evaluation, verdict
+from distill.terminal.evaluation_tables import evaluation_tables, mcnemar_text
 
 HEADLINE: dict[str, Any] = {
     "top1": 0.721, "top1_interval": [0.7121, 0.7297],
@@ -48,7 +48,7 @@ ASKED: dict[str, Any] = {
 
 def lines(figures: dict[str, Any], width: int = 80) -> list[str]:
     out = StringIO()
-    Console(file=out, width=width, color_system=None).print(evaluation(figures))
+    Console(file=out, width=width, color_system=None).print(evaluation_tables(figures))
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
@@ -116,9 +116,9 @@ def test_what_was_asked_for_follows() -> None:
 
 def test_the_verdict_names_the_better_run_or_nothing() -> None:
     other = {"run": "b", "p": 0.0312, "better": "b"}
-    assert verdict("a", other).startswith(
+    assert mcnemar_text("a", other).startswith(
         "On images like these the network of b is right more often: McNemar's p = 0.0312.\n"
     )
-    assert verdict("a", other | {"better": None, "p": 0.4}) == (
+    assert mcnemar_text("a", other | {"better": None, "p": 0.4}) == (
         "No difference is shown: McNemar's p = 0.4000, both may be right equally often."
     )

@@ -8,13 +8,13 @@ from rich.console import Console
 
 from distill.events import End, Epoch, Estimate, Start, Step
 from distill.terminal.progress import (
-    Display,
-    Row,
+    ClosingRow,
+    ProgressDisplay,
     closing_table,
     duration,
     percent,
-    roughly,
-    shortened,
+    shorten,
+    time_with_range,
 )
 
 START = Start(
@@ -63,7 +63,7 @@ def shown(out: Console) -> str:
 
 def logged(*events: Start | Step | Estimate | Epoch | End) -> str:
     out = console(terminal=False)
-    with Display(out) as display:
+    with ProgressDisplay(out) as display:
         for event in events:
             display(event)
     return shown(out)
@@ -71,7 +71,7 @@ def logged(*events: Start | Step | Estimate | Epoch | End) -> str:
 
 def bars(*events: Start | Step | Epoch) -> str:
     """The moving part as plain text after these events, without a thread that moves it."""
-    display = Display(console(terminal=False))
+    display = ProgressDisplay(console(terminal=False))
     for event in events:
         display(event)
     out = console(terminal=False)
@@ -201,7 +201,7 @@ def test_a_resumed_run_begins_its_bars_where_it_goes_on() -> None:
 
 def test_a_terminal_shows_bars_that_go_away_and_lines_that_stay() -> None:
     out = console(terminal=True)
-    with Display(out) as display:
+    with ProgressDisplay(out) as display:
         for event in (START, Step(110, 2, {"images_per_s": 400.0}), EPOCH):
             display(event)
     text = shown(out)
@@ -215,7 +215,7 @@ def test_a_narrow_terminal_breaks_lines_between_words_and_a_log_breaks_none() ->
     def lines(terminal: bool) -> list[str]:
         out = console(terminal)
         out.width = 60
-        Display(out)(EPOCH)
+        ProgressDisplay(out)(EPOCH)
         return [line for line in shown(out).splitlines() if line]
 
     first, second = lines(terminal=True)
@@ -225,7 +225,7 @@ def test_a_narrow_terminal_breaks_lines_between_words_and_a_log_breaks_none() ->
 
 def test_the_terminal_is_given_back_when_the_run_fails() -> None:
     out = console(terminal=True)
-    with pytest.raises(RuntimeError, match="boom 7"), Display(out) as display:
+    with pytest.raises(RuntimeError, match="boom 7"), ProgressDisplay(out) as display:
         display(START)
         raise RuntimeError("boom 7")
     assert shown(out).count(f"{ESCAPE}[?25h") == 1
@@ -233,7 +233,7 @@ def test_the_terminal_is_given_back_when_the_run_fails() -> None:
 
 def test_preparing_speaks_once_a_quarter_in_a_log() -> None:
     out = console(terminal=False)
-    with Display(out) as display:
+    with ProgressDisplay(out) as display:
         for done in range(0, 50_001, 100):
             display.progress("decoding images", done, 50_000)
         display.progress("downloading", 77, 0)
@@ -243,7 +243,7 @@ def test_preparing_speaks_once_a_quarter_in_a_log() -> None:
 
 
 def test_preparing_is_a_bar_until_it_is_done() -> None:
-    display = Display(console(terminal=True))
+    display = ProgressDisplay(console(terminal=True))
     display.progress("decoding images", 500, 1_000)
     display.progress("reading targets", 5, 0)
     out = console(terminal=False)
@@ -261,8 +261,8 @@ def test_the_closing_table_sets_the_three_side_by_side() -> None:
     out.print(
         closing_table(
             [
-                Row("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 7261.0),
-                Row("alone", "ResNet [4, 4, 3] 64-128-256", 4_697_162),
+                ClosingRow("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 7261.0),
+                ClosingRow("alone", "ResNet [4, 4, 3] 64-128-256", 4_697_162),
             ]
         )
     )
@@ -300,8 +300,8 @@ def test_a_run_of_days_says_so_at_its_first_steps_and_once() -> None:
 
 def test_a_name_that_is_too_long_keeps_both_its_ends() -> None:
     words = ["seeds-kd/seed-2", "seeds-kd/seed-12"]
-    assert [shortened(word, 15) for word in words] == ["seeds-kd/seed-2", "seeds-k…seed-12"]
-    assert [shortened("abcdef", width) for width in (1, 2, 3)] == ["…", "…f", "a…f"]
+    assert [shorten(word, 15) for word in words] == ["seeds-kd/seed-2", "seeds-k…seed-12"]
+    assert [shorten("abcdef", width) for width in (1, 2, 3)] == ["…", "…f", "a…f"]
 
 
 def test_an_estimate_is_one_line_with_its_range() -> None:
@@ -319,4 +319,4 @@ def test_an_estimate_is_one_line_with_its_range() -> None:
     ],
 )
 def test_a_rough_time_has_one_unit(seconds: tuple[float, float, float], text: str) -> None:
-    assert roughly(*seconds) == text
+    assert time_with_range(*seconds) == text

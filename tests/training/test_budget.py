@@ -15,7 +15,7 @@ from distill.events import Epoch
 from distill.recipe import recipes
 from distill.recipe.schema import OptimizerName
 from distill.training import budget, build, loop
-from distill.training.budget import fitting
+from distill.training.budget import most_steps
 from tests.make_runs import prepared
 from tests.make_runs import train as trained
 
@@ -30,7 +30,7 @@ def test_what_fits_is_the_most_that_does(left_s, step_s, epoch_s, steps_per_epoc
     def takes(n: int) -> float:
         return n * step_s + math.ceil(n / steps_per_epoch) * epoch_s
 
-    n = fitting(left_s, step_s, epoch_s, steps_per_epoch)
+    n = most_steps(left_s, step_s, epoch_s, steps_per_epoch)
     slack = 1e-9 * (left_s + 1)
     assert n == 0 or takes(n) <= left_s + slack
     assert takes(n + 1) > left_s - slack
@@ -49,7 +49,7 @@ def test_a_rehearsal_leaves_nothing_behind(name: str, teacher) -> None:
     """With every optimizer: the steps after it are those of a run that did not rehearse."""
     options = [f"teacher.runs=['{teacher}']", f"optim.name={name}", "ema.decay=0.9"]
     plain, rehearsed = prepared(*options), prepared(*options)
-    with budget.rewound(rehearsed):
+    with budget.restore_afterwards(rehearsed):
         for k in range(2):
             loop.step(rehearsed, k)
     for run in (plain, rehearsed):
@@ -65,12 +65,12 @@ def test_a_rehearsal_asks_the_teacher_unless_all_its_answers_are_stored(teacher)
     stored = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=2"]
     run = prepared(*stored)
     for epoch in range(2):
-        assert budget._who_answers(run).source is run.live
+        assert budget._teacher_to_time(run).source is run.online_teacher
         for k in range(run.loader.steps_per_epoch):
             loop.step(run, k + epoch * run.loader.steps_per_epoch)
     again = prepared(*stored)
-    assert budget._who_answers(again) is again.teach
-    assert budget._who_answers(again).is_complete
+    assert budget._teacher_to_time(again) is again.teacher
+    assert budget._teacher_to_time(again).is_complete
 
 
 class Clock:
@@ -107,7 +107,7 @@ def test_the_learning_rate_ends_at_zero_with_the_minutes(teacher) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", "train.minutes=5.0", "optim.warmup_epochs=9.0")
     steps = run.loader.steps_per_epoch * 2 + 3
     recipe = recipes.load("tiny", ["train.minutes=5.0", "optim.warmup_epochs=9.0"]).recipe
-    build.lasting(run, recipe, steps)
+    build.set_total_steps(run, recipe, steps)
     assert run.epochs == 3
     peak = recipe.optim.lr
     assert run.lr(steps // 4) == pytest.approx(peak)  # the warm-up takes a quarter at most
@@ -118,7 +118,7 @@ def test_the_learning_rate_ends_at_its_floor_with_the_minutes(teacher) -> None:
     sets = ["train.minutes=5.0", "optim.min_lr=0.01"]
     run = prepared(f"teacher.runs=['{teacher}']", *sets)
     steps = run.loader.steps_per_epoch * 2 + 3
-    build.lasting(run, recipes.load("tiny", sets).recipe, steps)
+    build.set_total_steps(run, recipes.load("tiny", sets).recipe, steps)
     assert run.lr(steps) == 0.01
     assert 0.01 < run.lr(steps - 1) < 0.011
 
@@ -127,7 +127,7 @@ def test_minutes_too_short_for_a_step_are_refused(teacher, monkeypatch) -> None:
     Clock(monkeypatch)
     run = prepared(f"teacher.runs=['{teacher}']")
     with pytest.raises(UserError, match="minutes = 0.05 is too short: here a step takes 0.5 s"):
-        budget.steps_in(run, 0.05, time.monotonic())
+        budget.steps_within(run, 0.05, time.monotonic())
 
 
 class Compiler:
@@ -165,14 +165,14 @@ class Compiler:
 def test_auto_takes_what_is_faster(plain_s, compiled_s, on, note, teacher, monkeypatch) -> None:
     compiler = Compiler(monkeypatch, plain_s, compiled_s)
     run = prepared(f"teacher.runs=['{teacher}']")
-    assert re.search(note, budget.choose_compiled(run, 3600.0))
+    assert re.search(note, budget.choose_compilation(run, 3600.0))
     assert compiler.on is on
 
 
 def test_auto_does_not_try_for_a_short_run(teacher, monkeypatch) -> None:
     compiler = Compiler(monkeypatch, 0.1, 0.01)
     run = prepared(f"teacher.runs=['{teacher}']")
-    assert "the run takes less than 10 minutes" in budget.choose_compiled(run, None)
+    assert "the run takes less than 10 minutes" in budget.choose_compilation(run, None)
     assert not compiler.on
 
 
@@ -194,32 +194,32 @@ SECONDS = {20: 1.0, 26: 2.0, None: 4.0}
 def test_steps_of_every_side_count_for_their_share(teacher, monkeypatch) -> None:
     """Between the moments 0, 0.25, 0.5 and 0.75 a side and the term that begins at 0.25."""
     run = prepared(f"teacher.runs=['{teacher}']", SIDES, "loss.kd.when.begin=0.25")
-    calendar = run.loader.calendar
+    schedule = run.loader.schedule
 
     def seconds(run, most_s, at=0.0):  # type: ignore[no-untyped-def]
-        return SECONDS[run.loader.calendar.side(0)] + (10 if at >= 0.25 else 0)
+        return SECONDS[run.loader.schedule.side(0)] + (10 if at >= 0.25 else 0)
 
     monkeypatch.setattr(budget, "step_seconds", seconds)
     assert budget._mean_step(run, 60.0) == pytest.approx(0.5 * 1 + 0.25 * 2 + 0.25 * 4 + 0.75 * 10)
-    assert run.loader.calendar == calendar
+    assert run.loader.schedule == schedule
 
 
 def test_cached_views_are_asked_again_at_every_side(teacher) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", SIDES, "cache.views=2", "train.epochs=12")
-    assert budget._asked_steps(run) == 3 * 2 * run.loader.steps_per_epoch
+    assert budget._steps_until_cached(run) == 3 * 2 * run.loader.steps_per_epoch
 
 
 def test_the_teacher_is_timed_at_every_side(teacher, monkeypatch) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", SIDES, "cache.views=2", "train.epochs=12")
     monkeypatch.setattr(
-        budget, "_asking_seconds", lambda run, live: SECONDS[run.loader.calendar.side(0)]
+        budget, "_forward_seconds", lambda run, live: SECONDS[run.loader.schedule.side(0)]
     )
     assert budget.teacher_seconds(run) == pytest.approx(0.5 * 1 + 0.25 * 2 + 0.25 * 4)
 
 
 def test_the_time_left_counts_pixels(teacher) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", SIDES, "train.epochs=4")
-    run.begin()
+    run.start_clock()
     per_epoch = run.loader.steps_per_epoch
     run.step = per_epoch + 2
     run.began_at -= 100.0

@@ -18,12 +18,12 @@ from distill.training import build
 def test_the_cpu_is_taken_where_accelerate_is_told_to_or_nothing_else_is(monkeypatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert not build._on_cpu()
+    assert not build._is_on_cpu()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert build._on_cpu()
+    assert build._is_on_cpu()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.delenv("ACCELERATE_USE_CPU")
-    assert build._on_cpu()
+    assert build._is_on_cpu()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_cpu_run_on_a_machine_with_a_gpu_is_fp32_on_the_cpu(monkeypatch) -> No
 
 def test_float32_is_not_shortened_for_measuring() -> None:
     torch.backends.cudnn.allow_tf32 = True
-    assert build.measuring_accelerator().mixed_precision == "no"
+    assert build.evaluation_accelerator().mixed_precision == "no"
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -61,10 +61,10 @@ def test_norms_are_synchronised_where_asked_for_and_keep_their_parameters() -> N
     asked = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
     net = build.network(asked, "student", 10)
     names, weights = list(net.state_dict()), list(net.parameters())
-    plain = build.synchronised(net, recipes.load("kd").recipe, on("cuda", 2))
-    alone = build.synchronised(net, asked, on("cuda", 1))
+    plain = build.convert_sync_bn(net, recipes.load("kd").recipe, on("cuda", 2))
+    alone = build.convert_sync_bn(net, asked, on("cuda", 1))
     assert not any(isinstance(m, nn.SyncBatchNorm) for m in [*plain.modules(), *alone.modules()])
-    shared = build.synchronised(net, asked, on("cuda", 2))
+    shared = build.convert_sync_bn(net, asked, on("cuda", 2))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in shared.modules())
     assert list(shared.state_dict()) == names
     assert all(a is b for a, b in zip(shared.parameters(), weights, strict=True))
@@ -75,7 +75,7 @@ def test_synchronised_norms_without_gpus_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"the 2 processes compute on the CPU: .* needs GPUs.\n"
     ) as e:
-        build.synchronised(nn.BatchNorm2d(2), asked, on("cpu", 2))
+        build.convert_sync_bn(nn.BatchNorm2d(2), asked, on("cpu", 2))
     assert "--set train.sync_batch_norm=false" in str(e.value)
 
 
@@ -105,14 +105,14 @@ def test_trivial_augment_ingredient_is_the_authors_setting() -> None:
 def test_a_clean_end_is_an_epoch_at_least(epochs: int, share: float, on: int) -> None:
     """Operations and mixing each end before the last of several epochs."""
     made = recipes.load("kd", [f"augment.off_last={share}", f"mix.off_last={share}"]).recipe
-    calendar = build.calendar(made, epochs)
-    assert (calendar.operated, calendar.mixed) == (on, on)
+    schedule = build.augment_schedule(made, epochs)
+    assert (schedule.operations_end, schedule.mixing_end) == (on, on)
 
 
 def test_the_last_of_ten_epochs_is_clean() -> None:
     made = recipes.load("kd+cutmix+cutout+clean_end").recipe
-    calendar, whole = build.calendar(made, 10), build.pipeline(made)
+    schedule, whole = build.augment_schedule(made, 10), build.pipeline(made)
     clean = [
-        not p.mixes and not p.operations for p in (calendar.pipeline(whole, e) for e in range(10))
+        not p.mixes and not p.operations for p in (schedule.pipeline(whole, e) for e in range(10))
     ]
     assert clean == [False] * 9 + [True]

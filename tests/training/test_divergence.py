@@ -11,7 +11,7 @@ from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.training import loop, run
-from distill.training.divergence import Diverged, Watch
+from distill.training.divergence import Diverged, DivergenceMonitor
 from distill.training.replay import replay
 from distill.training.signals import Stopped
 from tests.make_runs import two_epochs
@@ -22,29 +22,29 @@ NAN, ONE = torch.tensor(float("nan")), torch.tensor(1.0)
 
 @pytest.mark.parametrize(("loss", "gradient"), [(NAN, ONE), (ONE, NAN), (NAN, None)])
 def test_on_a_cpu_it_is_known_at_once(loss: torch.Tensor, gradient: torch.Tensor | None) -> None:
-    watch = Watch(Accelerator())
-    watch.see(1, ONE, ONE)
+    watch = DivergenceMonitor(Accelerator())
+    watch.record(1, ONE, ONE)
     with pytest.raises(Diverged, match="not finite in step 7"):
-        watch.see(7, loss, gradient)
+        watch.record(7, loss, gradient)
 
 
 def test_elsewhere_when_it_is_asked_for_and_the_first_is_named() -> None:
-    watch = Watch(Accelerator())
+    watch = DivergenceMonitor(Accelerator())
     watch.at_once = False
     for step, loss in ((1, ONE), (2, NAN), (3, ONE), (4, NAN)):
-        watch.see(step, loss, ONE)
+        watch.record(step, loss, ONE)
     with pytest.raises(Diverged, match="not finite in step 2"):
-        watch.check()
-    watch.forget()
-    watch.check()
+        watch.raise_if_diverged()
+    watch.reset()
+    watch.raise_if_diverged()
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
     """The learning rate is well; step `at` (from 0) has a gradient that is not, so many times."""
     left = [times]
-    norm = loop.clipped
+    norm = loop.clip_gradient
 
-    def clipped(training: loop.Training) -> torch.Tensor | None:
+    def clipped(training: loop.TrainState) -> torch.Tensor | None:
         if training.step == at and left[0]:
             left[0] -= 1
             for parameter in training.parameters():
@@ -52,7 +52,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
                 parameter.grad.fill_(float("nan"))
         return norm(training)
 
-    monkeypatch.setattr(loop, "clipped", clipped)
+    monkeypatch.setattr(loop, "clip_gradient", clipped)
 
 
 def test_it_reaches_neither_weights_nor_checkpoint(
@@ -89,7 +89,7 @@ def test_without_a_retry_left_it_ends(
 ) -> None:
     poisoned(monkeypatch, at=13, times=3)
     resolved = recipes.load("tiny", [*two_epochs(teacher), "train.retries=2"])
-    events = run.run(run.Request("student", resolved.recipe, "tiny", tmp_path / "run"))
+    events = run.run(run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run"))
     seen: list[object] = []
     with pytest.raises(Diverged, match="not finite in step 14"):
         seen.extend(events)  # extend keeps what came before

@@ -6,7 +6,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from distill.models.batch_norm import re_estimate as re_estimate_norms
-from distill.training.loop import re_estimate, step
+from distill.training.loop import re_estimate_batch_norm, step
 from tests.make_runs import prepared
 
 UPDATES = 6
@@ -18,21 +18,21 @@ def test_a_run_averages_by_the_formula() -> None:
     run = prepared("loss.kd=false", "loss.hard.weight=1", f"ema.decay={DECAY}")
     assert run.ema is not None
     assert not run.ema.module.training
-    expected = exact(run.student)
+    expected = exact(run.model)
     for t in range(UPDATES):
         step(run, t)
         d = min(DECAY, (1 + t) / (10 + t))
-        for name, value in exact(run.student).items():
+        for name, value in exact(run.model).items():
             expected[name] = d * expected[name] + (1 - d) * value
     found = run.ema.module.state_dict()
     whole = {name for name, value in found.items() if not value.is_floating_point()}
-    assert len(whole) == sum(isinstance(m, nn.BatchNorm2d) for m in run.student.modules()) > 0
+    assert len(whole) == sum(isinstance(m, nn.BatchNorm2d) for m in run.model.modules()) > 0
     for name, value in found.items():
         if name in whole:
-            assert torch.equal(value, run.student.state_dict()[name]) and value == UPDATES
+            assert torch.equal(value, run.model.state_dict()[name]) and value == UPDATES
         else:
             assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=1e-7), name
-    last = run.student.state_dict()
+    last = run.model.state_dict()
     for name in ("head.weight", "stem.1.running_mean"):  # the average is not simply the net
         assert not torch.allclose(found[name], last[name], rtol=1e-3)
 
@@ -54,7 +54,7 @@ def test_re_estimated_statistics_are_those_of_the_averaged_weights() -> None:
     for k in range(3):
         step(run, k)
     averaged = exact(run.ema.module)
-    re_estimate(run)
+    re_estimate_batch_norm(run)
     net = run.ema.module
     images = run.norm_images[:250].float() / 255
     maps = net.stem[0](net.normalize(images)).detach()
@@ -72,9 +72,9 @@ def test_re_estimating_again_changes_no_bit() -> None:
     run = prepared(*RE_ESTIMATED)
     assert run.ema is not None
     step(run, 0)
-    re_estimate(run)
+    re_estimate_batch_norm(run)
     once = exact(run.ema.module)
-    re_estimate(run)
+    re_estimate_batch_norm(run)
     assert all(torch.equal(value, once[name]) for name, value in exact(run.ema.module).items())
 
 
@@ -93,7 +93,7 @@ def test_averaged_statistics_are_not_touched() -> None:
     run = prepared("loss.kd=false", "loss.hard.weight=1", "ema.decay=0.9")
     assert run.ema is not None and run.norm_images is None
     before = exact(run.ema.module)
-    re_estimate(run)
+    re_estimate_batch_norm(run)
     assert all(torch.equal(value, before[name]) for name, value in exact(run.ema.module).items())
 
 

@@ -8,24 +8,24 @@ import torch
 
 from distill.events import Epoch, Estimate, Step
 from distill.training import loop
-from distill.training.estimate import FirstSteps, spread
+from distill.training.estimate import FirstSteps, time_range
 from tests.make_runs import train as trained
 
 CPU = torch.device("cpu")
 
 
 def test_steady_steps_are_known_to_15_percent() -> None:
-    found = spread([2.0, 2.0, 2.0])
+    found = time_range([2.0, 2.0, 2.0])
     assert (found.mean, found.low, found.high, found.n) == (2.0, 1.7, 2.3, 3)
 
 
 def test_unsteady_steps_widen_the_range() -> None:
-    found = spread([1.0, 2.0, 3.0])  # standard deviation 1: two of them are the mean
+    found = time_range([1.0, 2.0, 3.0])  # standard deviation 1: two of them are the mean
     assert (found.mean, found.low, found.high) == pytest.approx((2.0, 1.0, 4.0))
 
 
 def test_fewer_than_three_steps_are_doubtful() -> None:
-    assert spread([2.0]).high == spread([2.0, 2.0]).high == 3.0
+    assert time_range([2.0]).high == time_range([2.0, 2.0]).high == 3.0
 
 
 class Clock:
@@ -45,20 +45,22 @@ def test_long_steps_are_timed_one_by_one(monkeypatch) -> None:
     seen = []
     for seconds in (9.0, 9.0, 9.0, 2.0, 3.0, 4.0, 5.0):  # three of warm-up
         clock.tick(seconds)
-        seen.append(first.see(CPU))
+        seen.append(first.count_step(CPU))
     assert seen == [False] * 5 + [True, False]  # once, when three blocks have lasted five seconds
     assert (first.block_means, first.n_timed) == ([2.0, 3.0, 4.0], 3)
 
 
 def test_short_steps_are_timed_in_blocks_of_a_second(monkeypatch) -> None:
     clock, first, waits = Clock(monkeypatch), FirstSteps(), []
-    monkeypatch.setattr("distill.training.estimate.wait", lambda device: waits.append(clock.now))
+    monkeypatch.setattr(
+        "distill.training.estimate.synchronize", lambda device: waits.append(clock.now)
+    )
     first.restart()
     steps = 0
     while not first.is_done:
         clock.tick(0.125)
         steps += 1
-        first.see(CPU)
+        first.count_step(CPU)
     assert first.block_means == [0.125] * 5
     assert steps == 3 + first.n_timed == 3 + 40
     assert all(later - earlier == 1.0 for earlier, later in pairwise(waits))
@@ -69,7 +71,7 @@ def test_what_lies_between_epochs_is_no_step(monkeypatch) -> None:
     first.restart()
     for _ in range(3):
         clock.tick(2.0)
-        first.see(CPU)
+        first.count_step(CPU)
         clock.tick(60.0)  # validation
         first.restart()
     assert first.block_means == [2.0] * 3

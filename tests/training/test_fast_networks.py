@@ -28,20 +28,20 @@ Finished = tuple[RunFolder, Events]
 
 def test_the_stem_is_whitened_by_the_training_part_alone() -> None:
     made = prepared(*EFFICIENT)
-    split = build.divide(recipes.load("tiny", EFFICIENT).recipe, drawn())
+    split = build.split_images(recipes.load("tiny", EFFICIENT).recipe, drawn())
     parts = [split.train, split.held_out]
     ours, others = (
-        whitening_filters(torch.from_numpy(part.images), made.student.normalize.std, 2).float()
+        whitening_filters(torch.from_numpy(part.images), made.model.normalize.std, 2).float()
         for part in parts
         if part is not None
     )
 
-    assert torch.equal(made.student.stem[0].weight, ours)
-    assert not torch.equal(made.student.stem[0].weight, others)
+    assert torch.equal(made.model.stem[0].weight, ours)
+    assert not torch.equal(made.model.stem[0].weight, others)
 
 
 def test_two_seeds_have_the_same_stem_and_other_stages() -> None:
-    one, two = (prepared(*EFFICIENT, f"train.seed={seed}").student for seed in (0, 1))
+    one, two = (prepared(*EFFICIENT, f"train.seed={seed}").model for seed in (0, 1))
 
     assert torch.equal(one.stem[0].weight, two.stem[0].weight)
     assert not torch.equal(one.head.weight, two.head.weight)
@@ -50,7 +50,7 @@ def test_two_seeds_have_the_same_stem_and_other_stages() -> None:
 @pytest.mark.parametrize("frozen", ["true", "false"])
 def test_a_frozen_stem_is_neither_trained_nor_decayed(frozen: str) -> None:
     made = prepared(*EFFICIENT, f"student.stem_frozen={frozen}", "optim.weight_decay=0.1")
-    stem = made.student.stem[0]
+    stem = made.model.stem[0]
     before = [parameter.detach().clone() for parameter in (stem.weight, stem.bias)]
     for k in range(2):
         step(made, k)
@@ -62,7 +62,9 @@ def test_a_frozen_stem_is_neither_trained_nor_decayed(frozen: str) -> None:
 
 
 def test_resumed_is_uninterrupted_bit_for_bit(efficient: Finished, tmp_path: Path) -> None:
-    request = run.Request("student", recipes.load("tiny", EFFICIENT).recipe, "tiny", tmp_path)
+    request = run.TrainingRequest(
+        "student", recipes.load("tiny", EFFICIENT).recipe, "tiny", tmp_path
+    )
     events = run.run(request)
     for event in events:
         if isinstance(event, Step) and event.step == 13:
@@ -82,7 +84,7 @@ def test_biases_follow_the_schedule_and_its_retries_at_their_own_scale() -> None
     rates = {
         name: group["lr"]
         for group in made.optimizer.param_groups
-        for name, p in made.student.named_parameters()
+        for name, p in made.model.named_parameters()
         if any(p is each for each in group["params"])
     }
 
@@ -91,7 +93,7 @@ def test_biases_follow_the_schedule_and_its_retries_at_their_own_scale() -> None
     assert {name for name in fast if "norm" not in name and "residual" not in name} == {
         "stem.0.bias"
     }
-    norms = [m for m in made.student.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in made.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(fast) == len(norms) + 1
     assert not any(name.endswith("norm.weight") for name in rates)
 
@@ -100,9 +102,9 @@ def test_what_is_kept_has_the_statistics_that_were_measured(efficient: Finished)
     """Of the weights' file: measured again, they are what they are."""
     folder, _ = efficient
     recipe = recipes.load("tiny", EFFICIENT).recipe
-    net, split = build.trained(folder), build.divide(recipe, drawn())
+    net, split = build.load_trained(folder), build.split_images(recipe, drawn())
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    images = build.norm_images(recipe, split.train)
+    images = build.batch_norm_images(recipe, split.train)
     assert images is not None
     batch_norm.re_estimate(net, images, torch.device("cpu"))
 

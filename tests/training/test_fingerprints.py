@@ -12,7 +12,7 @@ from PIL import Image
 
 from distill.data.sources import image_set
 from distill.errors import Failure, UserError
-from distill.evaluation.evaluate import Asked, examine
+from distill.evaluation.evaluate import EvalOptions, evaluate_run
 from distill.events import Epoch, Event, Start
 from distill.models import checkpoint
 from distill.recipe import recipes
@@ -61,7 +61,7 @@ def of(root: Path, *more: str) -> tuple[str, ...]:
 def begun(out: Path, *overrides: str) -> Iterator[Event]:
     """A run's events, to be consumed as far as a test wants."""
     resolved = recipes.load("tiny", overrides)
-    return iter(run.run(run.Request("student", resolved.recipe, "tiny", out)))
+    return iter(run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out)))
 
 
 def cut(out: Path, *overrides: str) -> RunFolder:
@@ -149,8 +149,8 @@ def test_a_finished_run_is_measured_on_its_own_test_split(pictures: Path, tmp_pa
     folder, _ = train(tmp_path / "run", *of(pictures))
     replace_test(pictures)
     with pytest.raises(UserError, match="is not the one that run .* was tested on: fingerprint"):
-        examine(folder)
-    assert examine(folder, Asked(data=str(pictures)))["n"] == 20
+        evaluate_run(folder)
+    assert evaluate_run(folder, EvalOptions(data=str(pictures)))["n"] == 20
 
 
 def test_the_checkpoint_of_another_recipe_is_not_resumed(pictures: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_changed_source_is_noted_and_every_hash_kept(
 )
 def test_a_damaged_environment_has_no_hashes(text: str, tmp_path: Path) -> None:
     (tmp_path / "environment.json").write_text(text)
-    assert environment.earlier_sources(tmp_path / "environment.json") == []
+    assert environment.earlier_source_hashes(tmp_path / "environment.json") == []
 
 
 @pytest.mark.parametrize("is_finished", [True, False])

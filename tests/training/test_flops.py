@@ -2,33 +2,33 @@
 
 import pytest
 
-from distill.errors import Unfit
+from distill.errors import UnsuitableRecipe
 from distill.models import cost
 from distill.recipe import recipes
 from distill.training import build, flops
-from distill.training.flops import Images, Network
+from distill.training.flops import ImageCounts, NetworkCost
 
 
-def images(spec: str, *overrides: str, n: int = 50_000) -> Images | None:
-    return flops.images(recipes.load(spec, overrides).recipe, n)
+def images(spec: str, *overrides: str, n: int = 50_000) -> ImageCounts | None:
+    return flops.count_images(recipes.load(spec, overrides).recipe, n)
 
 
 def test_fast_teacher_takes_2e15_operations() -> None:
     recipe = recipes.load("fast_teacher").recipe
     role = "teacher" if recipe.student is None else "student"
-    network = flops.network(recipe, role, 10)
+    network = flops.network_cost(recipe, role, 10)
     # results/README.md: 9,918,786 parameters, 452.0 M multiply-accumulates, 2.17e15 by 6 MACs.
     assert network.parameters == 9_918_786
     assert network.macs == pytest.approx(452.0e6, rel=1e-3)
-    seen = flops.images(recipe, 50_000)
-    assert seen == Images(trained=16 * 195 * 256, cached=0, passes=0, validated=0)
-    assert flops.flop(seen, network, None) == 6 * 798_720 * network.macs
-    assert flops.flop(seen, network, None) == pytest.approx(2.17e15, rel=0.01)
+    seen = flops.count_images(recipe, 50_000)
+    assert seen == ImageCounts(trained=16 * 195 * 256, cached=0, passes=0, validated=0)
+    assert flops.training_flop(seen, network, None) == 6 * 798_720 * network.macs
+    assert flops.training_flop(seen, network, None) == pytest.approx(2.17e15, rel=0.01)
 
 
 def test_a_wide_resnet_has_the_published_operations() -> None:
     """5.2 G for a WRN-28-10 on 32x32 pixels (docs/cluster.md), 36.5 M parameters (its paper)."""
-    network = flops.network(recipes.load("teacher_wrn").recipe, "teacher", 10)
+    network = flops.network_cost(recipes.load("teacher_wrn").recipe, "teacher", 10)
     assert (network.name, network.parameters) == ("WRN-28-10", 36_479_194)
     assert network.macs == pytest.approx(5.2433e9, rel=1e-4)
 
@@ -36,7 +36,10 @@ def test_a_wide_resnet_has_the_published_operations() -> None:
 @pytest.mark.parametrize("spec", ["kd", "simkd", "fast_kd", "nyu2022_2111", "nyu2023_og"])
 def test_a_network_without_memory_counts_as_its_design_does(spec: str) -> None:
     resolved = recipes.load(spec)
-    counted, planned = flops.network(resolved.recipe, "student", 10), recipes.count(spec)
+    counted, planned = (
+        flops.network_cost(resolved.recipe, "student", 10),
+        recipes.count_networks(spec),
+    )
     assert (counted.name, counted.parameters) == (planned["network"], planned["parameters"])
     assert counted.macs == planned["macs"]
 
@@ -44,29 +47,29 @@ def test_a_network_without_memory_counts_as_its_design_does(spec: str) -> None:
 def test_a_network_without_memory_counts_as_a_real_one() -> None:
     recipe = recipes.load("teacher_wrn+two_cores").recipe
     net = build.network(recipe, "teacher", 10).eval()
-    counted = flops.network(recipe, "teacher", 10)
-    assert counted == Network("WRN-16-2", cost.n_parameters(net), cost.macs(net))
+    counted = flops.network_cost(recipe, "teacher", 10)
+    assert counted == NetworkCost("WRN-16-2", cost.count_parameters(net), cost.count_macs(net))
 
 
 def test_more_classes_may_be_over_the_budget() -> None:
     recipe = recipes.load("kd", ["student.max_params=4_700_000"]).recipe
-    with pytest.raises(Unfit, match="with 100 classes"):
-        flops.network(recipe, "student", 100)
+    with pytest.raises(UnsuitableRecipe, match="with 100 classes"):
+        flops.network_cost(recipe, "student", 100)
 
 
 def test_a_student_asks_its_teacher_about_each_image() -> None:
     # 45,000 images in batches of 512: 87 steps, 44,544 images an epoch.
     seen = images("kd", "train.epochs=30")
-    assert seen == Images(trained=30 * 44_544, cached=0, passes=1, validated=30 * 5_000)
-    assert seen is not None and seen.asked == 30 * 44_544
-    student, teacher = Network("s", 1, 100), Network("t", 1, 7_000)
-    assert flops.flop(seen, student, teacher) == 30 * 44_544 * (600 + 14_000)
+    assert seen == ImageCounts(trained=30 * 44_544, cached=0, passes=1, validated=30 * 5_000)
+    assert seen is not None and seen.teacher_forwards == 30 * 44_544
+    student, teacher = NetworkCost("s", 1, 100), NetworkCost("t", 1, 7_000)
+    assert flops.training_flop(seen, student, teacher) == 30 * 44_544 * (600 + 14_000)
 
 
 def test_cached_logits_are_asked_once_a_view() -> None:
     seen = images("kd+cached_targets", "train.epochs=50", "cache.views=20")
     assert seen is not None
-    assert (seen.cached, seen.asked) == (30 * 44_544, 20 * 44_544)
+    assert (seen.cached, seen.teacher_forwards) == (30 * 44_544, 20 * 44_544)
     every = images("kd+cached_targets", "train.epochs=50")
     assert every is not None and every.cached == 0
 
@@ -85,7 +88,7 @@ def test_the_teacher_is_asked_while_a_term_reads_it() -> None:
 
 def test_fewer_images_and_both_networks_validated() -> None:
     seen = images("kd_cutmix+two_cores", "train.epochs=2", "train.validate_both=true")
-    assert seen == Images(trained=2 * 117 * 128, cached=0, passes=1, validated=2 * 2 * 2_000)
+    assert seen == ImageCounts(trained=2 * 117 * 128, cached=0, passes=1, validated=2 * 2 * 2_000)
 
 
 def test_a_budget_in_minutes_has_no_number_of_images() -> None:

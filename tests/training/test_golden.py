@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distill.recipe.loss_schema import Losses
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training.loop import step
 from teachers.wrn import WideResNet
 from tests.make_runs import prepared
@@ -45,7 +45,7 @@ def measured(name: str) -> list[float]:
     """The term's first three values, under a teacher of fresh weights: training one would add a
     rounding of its own for each number of threads."""
     torch.manual_seed(5)
-    teacher = Frozen(WideResNet(depth=10, widen=1))
+    teacher = FrozenTeacher(WideResNet(depth=10, widen=1))
     sets = ["student.stages=3", "data.train_images=110"]
     alone = ["loss.kd=false", "loss.hard.weight=1.0"] if name != "kd" else []
     term = [f"loss.{name}.weight={'0.9' if name == 'kd' else '1.0'}", *MORE.get(name, [])]

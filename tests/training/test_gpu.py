@@ -10,7 +10,7 @@ from distill.runs.run_folder import RunFolder
 from distill.teacher import selection
 from distill.training import build
 from distill.training.loop import step
-from distill.training.run import Request, run
+from distill.training.run import TrainingRequest, run
 from tests.make_runs import train, two_epochs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fresh_accelerate")]
@@ -21,11 +21,11 @@ def test_a_step_waits_for_nothing(teacher, tmp_path) -> None:
     recipe = recipes.load("tiny", everything).recipe
     accelerator = build.accelerator(recipe)
     images = image_set.load("synthetic", "train")
-    split = build.divide(recipe, images)
-    frozen = selection.teacher(recipe, images, split)
+    split = build.split_images(recipe, images)
+    frozen = selection.load_teacher(recipe, images, split)
     build.to_device(frozen, accelerator.device)
     folder = RunFolder(tmp_path)
-    ready = build.training(recipe, "student", split, frozen, folder, accelerator, {})
+    ready = build.state(recipe, "student", split, frozen, folder, accelerator, {})
     step(ready, 0)  # draws the view, and lets the libraries choose their kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -40,7 +40,7 @@ def test_every_precision_trains_and_resumes(teacher, tmp_path, precision) -> Non
     chosen = [*two_epochs(teacher), f"train.precision='{precision}'"]
     resolved = recipes.load("tiny", chosen)
     out = tmp_path / precision
-    for event in run(Request("student", resolved.recipe, "tiny", out)):
+    for event in run(TrainingRequest("student", resolved.recipe, "tiny", out)):
         if isinstance(event, Epoch) and event.epoch == 2:
             break
     folder, events = train(out, *chosen, resume=True)

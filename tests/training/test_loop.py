@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from distill.evaluation.metrics import Means, measures
+from distill.evaluation.metrics import RunningMeans, measures
 from distill.evaluation.predict import measure
 from distill.models import checkpoint
-from distill.teacher.teacher import Frozen, Lesson, Live, nobody
+from distill.teacher.teacher import FrozenTeacher, OnlineTeacher, Teacher, TeacherOutput
 from distill.training import loop
 from distill.training.divergence import Diverged
 from tests.make_runs import prepared, train
@@ -40,7 +40,7 @@ GOLDEN_KD = [
 
 def test_a_frozen_network_cannot_wake() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
-    frozen = Frozen(net)
+    frozen = FrozenTeacher(net)
     before = {name: t.clone() for name, t in frozen.state_dict().items()}
     frozen.train()
     nn.Sequential(frozen).train()
@@ -54,13 +54,13 @@ def test_a_frozen_network_cannot_wake() -> None:
 
 def test_a_live_teacher_answers_in_float32_without_a_graph() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
-    live = Live(Frozen(net), Accelerator(), loader=None)  # type: ignore[arg-type]
+    live = OnlineTeacher(FrozenTeacher(net), Accelerator(), loader=None)  # type: ignore[arg-type]
     view, rows, images = None, torch.arange(2), torch.rand(2, 3, 2, 2)
     answers = live.mixed(view, rows, images).logits  # type: ignore[arg-type]
     assert answers.dtype == torch.float32 and not answers.requires_grad
     assert not answers.is_inference()
     assert torch.equal(answers, net(images))
-    assert nobody(view, rows, images, frozenset({"teacher"})) == Lesson()  # type: ignore[arg-type]
+    assert Teacher()(view, rows, images, frozenset({"teacher"})) == TeacherOutput()  # type: ignore[arg-type]
 
 
 def test_the_average_warms_up_as_the_formula_says() -> None:
@@ -82,7 +82,7 @@ def test_the_average_warms_up_as_the_formula_says() -> None:
 
 
 def test_means_are_over_what_was_added_since_the_last_read() -> None:
-    means = Means()
+    means = RunningMeans()
     for value in (1.0, 2.0, 6.0):
         means.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
     assert means.read(Accelerator()) == {"a": 3.0, "b": -3.0}
@@ -92,7 +92,7 @@ def test_means_are_over_what_was_added_since_the_last_read() -> None:
 
 
 def test_the_mean_of_a_term_that_begins_later_is_over_its_own_steps() -> None:
-    means = Means()
+    means = RunningMeans()
     means.add({"a": torch.tensor(1.0)})
     means.add({"a": torch.tensor(3.0), "b": torch.tensor(8.0)})
     assert means.read(Accelerator()) == {"a": 2.0, "b": 8.0}
@@ -164,7 +164,7 @@ def test_validation_measures_what_is_kept_unless_asked(settings, splits, monkeyp
     monkeypatch.setattr(loop, "measure", lambda *a: measured.append(a[0]) or really(*a))
     names = loop.validate(run).keys()
     assert names == {f"{measure}/{split}" for split in splits for measure in MEASURES}
-    nets = {"val": run.student, "val_ema": run.ema and run.ema.module}
+    nets = {"val": run.model, "val_ema": run.ema and run.ema.module}
     assert measured == [nets[split] for split in splits]
 
 
@@ -176,7 +176,7 @@ def test_validation_computes_in_the_training_precision(fresh_accelerate, precisi
     for k in range(3):
         loop.step(run, k)
     found = loop.validate(run)
-    for split, net in (("val", run.student), ("val_ema", run.ema.module)):
+    for split, net in (("val", run.model), ("val_ema", run.ema.module)):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             expected = measure(net, run.held_out, run.accelerator)
         exact = measure(net, run.held_out, run.accelerator)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.evaluation.metrics import Means
+from distill.evaluation.metrics import RunningMeans
 from distill.recipe import recipes
 from distill.training.loop import step
 from tests.make_runs import prepared
@@ -69,8 +69,8 @@ def test_a_question_is_seen(ask) -> None:  # type: ignore[no-untyped-def]
 def test_no_step_waits_for_the_device(spec: str, teacher: Path) -> None:
     role = "student" if recipes.load(spec).recipe.student else "teacher"
     run = prepared(*in_small(spec, teacher), recipe=spec, role=role)
-    run.watch.at_once = False  # as where a question would be one of the device
-    means = Means()
+    run.divergence.at_once = False  # as where a question would be one of the device
+    means = RunningMeans()
     means.add(step(run, 0))  # draws the view, once an epoch
     counters = [s["step"] for s in run.optimizer.state.values() if torch.is_tensor(s.get("step"))]
     with Questions(counters) as questions:

@@ -204,7 +204,7 @@ def test_a_step_of_scaled_biases_by_hand(decay_norm: bool) -> None:
 def test_every_optimizer_makes_a_step_with_scaled_biases(name: str) -> None:
     net, made = small_with_biases(name, momentum=0.9)
     before = [p.detach().clone() for p in net.parameters()]
-    scales = {id(p): optim.lr_of(g, 1.0) for g in made.param_groups for p in g["params"]}
+    scales = {id(p): optim.group_lr(g, 1.0) for g in made.param_groups for p in g["params"]}
     for _ in range(3):
         made.zero_grad()
         net(torch.rand(6, 3, 4, 4)).square().mean().backward()
@@ -220,7 +220,7 @@ def test_the_scale_is_part_of_the_optimizer_s_state() -> None:
     for group in other.param_groups:
         group.pop("lr_scale", None)
     other.load_state_dict(made.state_dict())
-    assert sorted(optim.lr_of(group, 0.5) for group in other.param_groups) == [0.5, 32.0]
+    assert sorted(optim.group_lr(group, 0.5) for group in other.param_groups) == [0.5, 32.0]
 
 
 def test_without_a_factor_the_groups_are_timm_s() -> None:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.data.sources import image_set
-from distill.evaluation.evaluate import Asked, examine
+from distill.evaluation.evaluate import EvalOptions, evaluate_run
 from distill.evaluation.predict import measure
 from distill.recipe import recipes
 from distill.runs import journal
@@ -200,8 +200,8 @@ def losses(run: Path) -> list[float]:
 def assert_kept_is_what_was_measured(run: RunFolder) -> None:
     """One process, measuring the weights file, finds what the run's processes found together."""
     images = image_set.load("synthetic", "train")
-    held_out = build.divide(recipes.read(run.recipe), images).held_out
-    found = measure(build.trained(run), held_out, Accelerator())
+    held_out = build.split_images(recipes.read(run.recipe), images).held_out
+    found = measure(build.load_trained(run), held_out, Accelerator())
     known = run.result()["metrics"]
     assert found["top1"] == known["top1/val_ema"]
     assert found["nll"] == pytest.approx(known["nll/val_ema"], rel=1e-5)
@@ -233,11 +233,11 @@ def test_the_program_over_torchrun_and_accelerate_launch(teacher, tmp_path) -> N
 @pytest.mark.slow
 def test_a_run_measured_by_two_processes_is_the_same_run(taught) -> None:
     """2,000 and 33 images, mirrored and corrupted: no share is counted twice."""
-    asked = Asked(mirror=True, robustness=True, robustness_images=33)
+    asked = EvalOptions(mirror=True, robustness=True, robustness_images=33)
     options = ["--mirror", "--robustness", "--robustness-images", 33, "--json"]
     command = ["cli.py", "evaluate", taught[0].path, *options]
     two = json.loads(launch(*TORCHRUN, *torchrun_options(2), *command).stdout)
-    one = examine(taught[0], asked)
+    one = evaluate_run(taught[0], asked)
     assert two["n"] == 2000 and two["robustness"]["n"] == 33
     for name in ("top1", "confusion", "per_class"):
         assert two[name] == one[name], name

@@ -16,7 +16,7 @@ from torch.distributed import DistBackendError
 from distill.models import checkpoint
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
-from distill.training.ranks import is_loss_of_another
+from distill.training.ranks import is_lost_process
 from tests.training.test_processes import ROOT, TORCHRUN, free_port, launch, torchrun_options
 
 pytestmark = pytest.mark.multi
@@ -90,10 +90,10 @@ def test_every_text_of_a_lost_connection_is_known_and_no_other_fault_is() -> Non
         "Read timeout [127.0.0.1]:4711",
         "[/gloo/tcp/pair.cc:456] broken pipe",
     ):
-        assert is_loss_of_another(RuntimeError(text)), text
-    assert is_loss_of_another(DistBackendError("NCCL error"))
+        assert is_lost_process(RuntimeError(text)), text
+    assert is_lost_process(DistBackendError("NCCL error"))
     for text in ("mat1 and mat2 shapes cannot be multiplied", "CUDA out of memory", ""):
-        assert not is_loss_of_another(RuntimeError(text)), text
+        assert not is_lost_process(RuntimeError(text)), text
 
 
 def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from distill.data.augment.crop_flip import to_float
 from distill.errors import UserError
-from distill.evaluation.evaluate import examine
+from distill.evaluation.evaluate import evaluate_run
 from distill.events import TOTAL, Start, Step
 from distill.models import layers
 from distill.recipe import recipes
@@ -59,7 +59,7 @@ def test_a_resumed_teacher_is_the_uninterrupted_one(
     resnet_teacher: Finished, tmp_path: Path
 ) -> None:
     recipe = recipes.load("tiny", EFFICIENT_TEACHER).recipe
-    events = run.run(run.Request("teacher", recipe, "tiny", tmp_path))
+    events = run.run(run.TrainingRequest("teacher", recipe, "tiny", tmp_path))
     for event in events:
         if isinstance(event, Step) and event.step == 13:
             break  # killed in the middle of epoch 2
@@ -104,11 +104,11 @@ def test_the_run_describes_its_network(resnet_teacher: Finished) -> None:
         str(next(head_lines(start))).split()
         == f"teacher {name}, {start.parameters:,} parameters".split()
     )
-    measured = examine(folder)
+    measured = evaluate_run(folder)
     recipe = recipes.read(folder.recipe)
     planned = build.design(recipe, 10, "teacher")
     assert (measured["macs"], measured["parameters"]) == (planned.macs, planned.parameters)
-    shown = layers.of_recipe(recipe, "teacher", 10)
+    shown = layers.layers_of_recipe(recipe, "teacher", 10)
     assert sum(layer.parameters for layer in shown) == planned.parameters
     out = folder.path.parent / "report.html"
     run_report.write(folder, out, shown)
@@ -138,13 +138,13 @@ def test_logits_teach_live_and_cached(resnet_teacher: Finished) -> None:
 
 def test_what_is_asked_is_the_trained_network(resnet_teacher: Finished) -> None:
     made = prepared(*taught(resnet_teacher[0]))
-    trained = build.trained(resnet_teacher[0])
+    trained = build.load_trained(resnet_teacher[0])
     images = to_float(torch.from_numpy(drawn().images[:16]))
-    assert made.live is not None
+    assert made.online_teacher is not None
 
     with torch.no_grad():
         torch.testing.assert_close(
-            made.live.tapped(images).logits, trained(images), rtol=1e-4, atol=1e-5
+            made.online_teacher.extractor(images).logits, trained(images), rtol=1e-4, atol=1e-5
         )
 
 
@@ -172,7 +172,9 @@ def test_simkd_reuses_its_classifier(tmp_path: Path, pool: str, features: int) -
 
     made = prepared(*simkd, *typed)
     step(made, 0)
-    assert torch.equal(made.student.head.weight, build.trained(folder).get_submodule("head").weight)
+    assert torch.equal(
+        made.model.head.weight, build.load_trained(folder).get_submodule("head").weight
+    )
 
 
 def test_it_is_trained_and_teaches_from_the_command_line(door: Door, tmp_path: Path) -> None:

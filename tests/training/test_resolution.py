@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.errors import Unfit
+from distill.errors import UnsuitableRecipe
 from distill.evaluation import predict as prediction
 from distill.events import TOTAL, Step, loss_name
 from distill.recipe import recipes
 from distill.runs.journal import read
 from distill.teacher import cache_files, verify_cache
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, loop, run
 from tests.make_runs import EFFICIENT, prepared
 from tests.make_runs import train as trained
@@ -33,9 +33,9 @@ def sides_of(net: nn.Module) -> list[int]:
 def test_both_networks_train_on_the_same_small_images_and_validate_full_ones(teacher) -> None:
     options = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
     made = prepared(*options, GROWING)
-    assert made.live is not None
+    assert made.online_teacher is not None
     inputs: list[list[Tensor]] = [[], []]
-    for net, kept in zip((made.student, made.live.tapped.net), inputs, strict=True):
+    for net, kept in zip((made.model, made.online_teacher.extractor.net), inputs, strict=True):
         net.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0]))
     for k in (0, made.loader.steps_per_epoch):
         loop.step(made, k)
@@ -54,7 +54,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
         "size, 32 pixels"
     )
     recipe = recipes.load("tiny", options).recipe
-    begun = run.run(run.Request("student", recipe, "tiny", tmp_path / "cut"))
+    begun = run.run(run.TrainingRequest("student", recipe, "tiny", tmp_path / "cut"))
     for event in begun:
         if isinstance(event, Step) and event.step == 13:
             break  # killed in the middle of epoch 2
@@ -80,7 +80,7 @@ def test_with_minutes_the_shares_are_of_the_epochs_that_fit() -> None:
     made = prepared(*EFFICIENT)
     sets = ["train.minutes=5.0", GROWING]
     per_epoch = made.loader.steps_per_epoch
-    build.lasting(made, recipes.load("tiny", sets).recipe, 4 * per_epoch + 1)  # five epochs
+    build.set_total_steps(made, recipes.load("tiny", sets).recipe, 4 * per_epoch + 1)  # five epochs
     sides = [made.loader.view(epoch).pipeline.side for epoch in range(5)]
     assert sides == [20, 20, 20, None, None]
 
@@ -97,7 +97,7 @@ def test_terms_that_read_maps_work_at_every_side(term: str, teacher) -> None:
     if term == "simkd":
         options.append("student.projector_width=64")
     made = prepared(*options, GROWING)
-    seen = sides_of(made.student)
+    seen = sides_of(made.model)
     losses = [loop.step(made, k)[term] for k in (0, 1, made.loader.steps_per_epoch)]
     assert seen == [20, 20, 32]
     assert all(torch.isfinite(loss) for loss in losses)
@@ -118,13 +118,13 @@ class Fixed(nn.Module):
 
 def test_a_teacher_that_does_not_take_a_side_is_refused(teacher: Path) -> None:
     options = [f"teacher.runs=['{teacher}']", "train.epochs=2"]
-    prepared(*options, "train.resolution=[[0, 32]]", teacher=Frozen(Fixed()))
+    prepared(*options, "train.resolution=[[0, 32]]", teacher=FrozenTeacher(Fixed()))
     with pytest.raises(
-        Unfit,
+        UnsuitableRecipe,
         match=r"train.resolution has side 20, and the teacher does not take images of 20x20 pixels"
         r": RuntimeError: .*\nGive larger sides, or type --set train.resolution=\[\[0.0,32\]\]",
     ):
-        prepared(*options, GROWING, teacher=Frozen(Fixed()))
+        prepared(*options, GROWING, teacher=FrozenTeacher(Fixed()))
 
 
 def test_cached_logits_of_small_images_are_verified(teacher, tmp_path, monkeypatch) -> None:
@@ -132,9 +132,9 @@ def test_cached_logits_of_small_images_are_verified(teacher, tmp_path, monkeypat
     options = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=1", GROWING]
     _, events = trained(tmp_path / "run", *options)
     assert any("0 of 2 views" in note for note in events[0].notes)  # type: ignore[union-attr]
-    verdicts = [verify_cache.verify(stock) for stock in cache_files.stocks()]
+    verdicts = [verify_cache.verify(stock) for stock in cache_files.list_entries()]
     assert len(verdicts) == 2
-    assert all(verdict.is_sound and verdict.asked for verdict in verdicts), verdicts
+    assert all(verdict.is_sound and verdict.n_compared for verdict in verdicts), verdicts
     _, events = trained(tmp_path / "again", *options, "train.seed=1")
     assert any("2 of 2 views" in note for note in events[0].notes)  # type: ignore[union-attr]
 

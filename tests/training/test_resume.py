@@ -12,14 +12,14 @@ import torch
 from distill.errors import Failure, UserError
 from distill.events import End, Epoch, Start, Step
 from distill.models import checkpoint
-from distill.models.checkpoint import Damaged
+from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
 from distill.runs.journal import Journal, read
 from distill.runs.run_folder import RunFolder
 from distill.training import resume as checkpoints
 from distill.training import run
 from distill.training.signals import Stopped
-from distill.training.state import Training
+from distill.training.state import TrainState
 from tests.make_runs import prepared, train, two_epochs
 from tests.training.test_run import digest, same
 
@@ -29,7 +29,7 @@ def journalled(
 ) -> RunFolder:
     """A run as the door has it, with its journal; asked to stop after so many steps."""
     resolved = recipes.load("tiny", overrides)
-    request = run.Request("student", resolved.recipe, "tiny", out, resume)
+    request = run.TrainingRequest("student", resolved.recipe, "tiny", out, resume)
     journal = Journal(RunFolder(out).journal)
     for event in run.run(request):
         journal(event)
@@ -71,7 +71,7 @@ def test_a_stop_while_it_is_measured_begins_there_again(
     whole: RunFolder, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolved = recipes.load("tiny", two_epochs(teacher))
-    request = run.Request("student", resolved.recipe, "tiny", tmp_path / "run")
+    request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
     journal, measure = Journal(tmp_path / "run" / "journal.jsonl"), run.loop.measure
 
     def asked(*given: object) -> object:
@@ -128,7 +128,9 @@ def test_damage_anywhere_is_noticed(
         last = tmp_path / str(trial)
         shutil.copytree(whole.last, last)
         damage(last / name, chance.randrange(8 * (last / name).stat().st_size - 16))
-        with pytest.raises(Damaged, match="is damaged: its (sha256|progress.json) is not"):
+        with pytest.raises(
+            DamagedCheckpoint, match="is damaged: its (sha256|progress.json) is not"
+        ):
             checkpoint.load(last)
 
 
@@ -140,7 +142,7 @@ def test_the_one_before_is_used_and_that_is_said(
     flipped(tmp_path / "run" / "last" / "state.pt", 12_345)
     resumed = RunFolder(tmp_path / "run")
     resolved = recipes.load("tiny", [*two_epochs(teacher), "train.save_steps=3"])
-    request = run.Request("student", resolved.recipe, "tiny", resumed.path, resume=True)
+    request = run.TrainingRequest("student", resolved.recipe, "tiny", resumed.path, resume=True)
     start, *_, end = list(run.run(request))
     assert isinstance(start, Start) and start.first_step == 6 and isinstance(end, End)
     assert start.notes[0].endswith(
@@ -149,7 +151,7 @@ def test_the_one_before_is_used_and_that_is_said(
     )
     assert same(whole, resumed)
     assert (tmp_path / "run" / "last.damaged").exists()
-    assert checkpoint.peek(tmp_path / "run" / "last.old") is not None
+    assert checkpoint.read_progress(tmp_path / "run" / "last.old") is not None
 
 
 def test_weights_damaged_at_the_end_are_no_student(
@@ -157,7 +159,7 @@ def test_weights_damaged_at_the_end_are_no_student(
 ) -> None:
     save = checkpoints.save
 
-    def save_and_damage(training: Training) -> None:
+    def save_and_damage(training: TrainState) -> None:
         save(training)
         for path in training.folder.best.glob("epoch-*"):
             if training.step == 20:
@@ -203,7 +205,7 @@ def test_where_none_is_sound_all_are_named(whole: RunFolder, teacher: Path, tmp_
 def test_a_kill_between_the_renames_leaves_one(whole: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(whole.last, tmp_path / "last.old")
     shutil.copytree(whole.last, tmp_path / "last.new")
-    found = checkpoint.load(checkpoint.places(tmp_path / "last")[1])
+    found = checkpoint.load(checkpoint.checkpoint_folders(tmp_path / "last")[1])
     checkpoint.save(tmp_path / "last", *found)
     assert {path.name for path in tmp_path.iterdir()} == {"last", "last.old"}
 
@@ -279,7 +281,9 @@ def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_state_that_torch_cannot_load_is_damaged(tmp_path: Path) -> None:
-    with pytest.raises(Damaged, match="last is damaged: its state.pt is not what torch wrote"):
+    with pytest.raises(
+        DamagedCheckpoint, match="last is damaged: its state.pt is not what torch wrote"
+    ):
         checkpoint.load(forged(tmp_path, dict(SOUND)).last)
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.evaluation import results as result
-from distill.evaluation.evaluate import Asked, examine
+from distill.evaluation.evaluate import EvalOptions, evaluate_run
 from distill.evaluation.metrics import measures
 from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
 from distill.models import checkpoint
@@ -68,7 +68,7 @@ def test_another_seed_gives_others(taught, teacher, tmp_path) -> None:
 def test_resumed_is_uninterrupted_bit_for_bit(taught, teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     resolved = recipes.load("tiny", two_epochs(teacher))
-    events = run.run(run.Request("student", resolved.recipe, "tiny", out))
+    events = run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out))
     for event in events:
         if isinstance(event, Step) and event.step == 13:
             break  # killed in the middle of epoch 2
@@ -148,8 +148,10 @@ def test_resume_where_nothing_is_begins_at_the_start(teacher, tmp_path) -> None:
 
 def test_the_teacher_is_the_same_before_and_after(teacher, tmp_path, monkeypatch) -> None:
     seen = []
-    build = run.selection.teacher
-    monkeypatch.setattr(run.selection, "teacher", lambda *a: seen.append(build(*a)) or seen[-1])
+    build = run.selection.load_teacher
+    monkeypatch.setattr(
+        run.selection, "load_teacher", lambda *a: seen.append(build(*a)) or seen[-1]
+    )
     before = digest(RunFolder(teacher).weights("teacher"))
     file = load_file(RunFolder(teacher).weights("teacher"))
     train(tmp_path / "student", *two_epochs(teacher))
@@ -174,7 +176,7 @@ def test_events_come_in_order_and_add_up(taught: tuple[RunFolder, Events]) -> No
 def test_the_result_is_what_the_weights_file_answers(taught: tuple[RunFolder, Events]) -> None:
     folder, events = taught
     test = image_set.load("synthetic", "test")
-    measured = examine(folder)
+    measured = evaluate_run(folder)
     assert measured["n"] == len(test.labels) == 2000
     saved = np.load(folder.evaluation)
     assert np.array_equal(saved["labels"], test.labels)
@@ -259,7 +261,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(taught, teacher) -> None:
 def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     resolved = recipes.load("tiny", two_epochs(teacher))
-    next(iter(run.run(run.Request("student", resolved.recipe, "tiny", out))))
+    next(iter(run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out))))
     with pytest.raises(UserError, match=r"optim.lr: 0.05 -> 0.1"):
         train(out, *two_epochs(teacher), "optim.lr=0.1", resume=True)
 
@@ -267,7 +269,7 @@ def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
 def cut_short(teacher: Path, out: Path) -> RunFolder:
     """A run of two epochs that was killed in the second."""
     resolved = recipes.load("tiny", two_epochs(teacher))
-    events = run.run(run.Request("student", resolved.recipe, "tiny", out))
+    events = run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out))
     for event in events:
         if isinstance(event, Step) and event.step == 13:
             break
@@ -434,7 +436,7 @@ def test_other_classes_cannot_be_evaluated(taught, tmp_path) -> None:
             folder.mkdir(parents=True)
             Image.new("RGB", (32, 32), len(str(folder))).save(folder / "1.png")
     with pytest.raises(UserError, match="knows the classes striped disc"):
-        examine(taught[0], Asked(str(tmp_path / "pets")))
+        evaluate_run(taught[0], EvalOptions(str(tmp_path / "pets")))
 
 
 def test_an_unfinished_teacher_is_refused(teacher, tmp_path) -> None:
@@ -446,7 +448,7 @@ def test_an_unfinished_teacher_is_refused(teacher, tmp_path) -> None:
 
 
 def test_weights_of_another_network_are_refused(teacher, taught) -> None:
-    net = run.build.trained(taught[0])
+    net = run.build.load_trained(taught[0])
     with pytest.raises(
         UserError, match=r"of this network: \d+ missing, stem.0.weight first; \d+ unknown"
     ):
@@ -459,7 +461,7 @@ def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2"]
     resolved = recipes.load("tiny", overrides)
-    for event in run.run(run.Request("student", resolved.recipe, "tiny", out)):
+    for event in run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out)):
         if isinstance(event, Epoch):
             break
     tensors, progress = checkpoint.load(out / "last")

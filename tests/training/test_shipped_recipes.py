@@ -32,7 +32,7 @@ def in_small(spec: str, teacher: Path) -> list[str]:
     if recipe.student is None:
         is_resnet = recipe.teacher is not None and recipe.teacher.network == "resnet"
         return [*SMALL, *(RESNET if is_resnet else WRN)]
-    more = [f"teacher.runs=['{teacher}']"] if recipes.is_taught(recipe) else []
+    more = [f"teacher.runs=['{teacher}']"] if recipes.has_teacher(recipe) else []
     if recipe.student.projector_width:
         more.append("student.projector_width=64")  # of the tests' teacher
     return [*SMALL, *STUDENT, *more]

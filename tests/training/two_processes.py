@@ -15,10 +15,10 @@ from distill.data.sources import image_set
 from distill.events import TOTAL
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
-from distill.teacher.teacher import Frozen
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
 from distill.training.loop import step
-from distill.training.state import Training
+from distill.training.state import TrainState
 
 STEPS = 8
 
@@ -38,7 +38,7 @@ class PlainNet(nn.Sequential):
         return {"maps": self[2], "features": self[3]}
 
 
-def global_batch(run: Training, k: int) -> str:
+def global_batch(run: TrainState, k: int) -> str:
     """A hash of what all processes see in a step: images and targets, mixed, by sample."""
     rows: list[tuple[int, bytes]] = []
     for view, indices in run.loader.batches(k):
@@ -65,16 +65,18 @@ def main(out: Path, accumulate: int, *overrides: str) -> None:
     ).recipe
     accelerator = build.accelerator(recipe)
     images = image_set.load("synthetic", "train")
-    split = build.divide(recipe, images)
+    split = build.split_images(recipe, images)
     middle = nn.BatchNorm2d(8) if recipe.train.sync_batch_norm else None
     build.network = lambda *_: PlainNet(0, middle)  # type: ignore[assignment]
     runs = recipe.teacher.runs
-    teacher = Frozen(build.as_one(recipe, [PlainNet(1 + i) for i in range(len(runs))]))
+    teacher = FrozenTeacher(
+        build.combine_teachers(recipe, [PlainNet(1 + i) for i in range(len(runs))])
+    )
     identity = {"teacher": "+".join(runs)}
-    run = build.training(recipe, "student", split, teacher, RunFolder(out), accelerator, identity)
+    run = build.state(recipe, "student", split, teacher, RunFolder(out), accelerator, identity)
     losses = [accelerator.reduce(step(run, k)[TOTAL], "mean").item() for k in range(STEPS)]
     batches = [global_batch(run, k) for k in range(STEPS)]
-    weights = torch.cat([p.detach().flatten() for p in run.student.parameters()])
+    weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
     average = torch.cat([p.detach().flatten() for p in run.ema.module.parameters()])
     if accelerator.is_main_process:
         np.savez(

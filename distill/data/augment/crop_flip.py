@@ -38,7 +38,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Placement:
+class CropFlipParams:
     """Where each sample of a view is read: rows and columns of the crop's corner, mirrored or not.
 
     `top`, `left`: int64 [N] in 0..2*padding; `mirrored`: bool [N].
@@ -48,15 +48,17 @@ class Placement:
     left: Tensor
     mirrored: Tensor
 
-    def to(self, device: torch.device) -> "Placement":
-        return Placement(*(t.to(device) for t in (self.top, self.left, self.mirrored)))
+    def to(self, device: torch.device) -> "CropFlipParams":
+        return CropFlipParams(*(t.to(device) for t in (self.top, self.left, self.mirrored)))
 
-    def of(self, rows: Tensor) -> "Placement":
+    def of(self, rows: Tensor) -> "CropFlipParams":
         """The placements of the samples `rows` [b], in that order."""
-        return Placement(self.top[rows], self.left[rows], self.mirrored[rows])
+        return CropFlipParams(self.top[rows], self.left[rows], self.mirrored[rows])
 
 
-def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) -> Placement:
+def draw_crop_flip(
+    seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None
+) -> CropFlipParams:
     """Draw where samples 0..n-1 of a view are read; what is off leaves them as they are."""
     corner = np.zeros((n, 2), dtype=np.int64)
     mirrored: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
@@ -67,10 +69,12 @@ def place(seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None) ->
         mirrored = rng.uniform(rng.words(seed, drawn_at, Stream.FLIP, n)[:, 0]) < flip.prob
         mirrored ^= flip.alternate and view % 2 == 1
     top, left = (torch.from_numpy(corner[:, axis].copy()) for axis in (0, 1))
-    return Placement(top, left, torch.from_numpy(mirrored))
+    return CropFlipParams(top, left, torch.from_numpy(mirrored))
 
 
-def crop_and_flip(images: Tensor, indices: Tensor, placement: Placement, padding: int) -> Tensor:
+def crop_and_flip(
+    images: Tensor, indices: Tensor, placement: CropFlipParams, padding: int
+) -> Tensor:
     """The samples `indices` [B] of a view, cut out of a set that is padded by reflection.
 
     images uint8 [N, H, W, C] -> uint8 [B, C, H, W], channels_last in memory. The set is never

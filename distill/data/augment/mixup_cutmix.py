@@ -39,7 +39,7 @@ class Cutmix:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MixParams:
     """How each sample of a view is mixed.
 
     `partner`: int64 [N], a permutation. `lam`: float32 [N], the share of the sample itself in its
@@ -53,13 +53,13 @@ class Mixture:
     blend: Tensor
     box: Tensor
 
-    def to(self, device: torch.device) -> "Mixture":
-        return Mixture(*(t.to(device) for t in (self.partner, self.lam, self.blend, self.box)))
+    def to(self, device: torch.device) -> "MixParams":
+        return MixParams(*(t.to(device) for t in (self.partner, self.lam, self.blend, self.box)))
 
 
-def draw_mixture(
+def draw_mix(
     seed: int, view: int, n: int, size: int, mixup: Mixup | None, cutmix: Cutmix | None
-) -> Mixture:
+) -> MixParams:
     """Draw the mixture of samples 0..n-1 of one view; at most one kind per sample."""
     which, strength, *centre = rng.words(seed, view, Stream.MIX, n).T
     choice, u = rng.uniform(which), rng.uniform(strength)
@@ -75,7 +75,7 @@ def draw_mixture(
     area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
     lam = np.where(boxed, 1 - area / size**2, blend)
     partner = rng.permutation(seed, view, Stream.PARTNER, n)
-    return Mixture(
+    return MixParams(
         torch.from_numpy(partner),
         torch.from_numpy(lam.astype(np.float32)),
         torch.from_numpy(blend.astype(np.float32)),

@@ -9,7 +9,7 @@ from distill.data.augment.crop_flip import Crop, Flip
 from distill.data.augment.mixup_cutmix import Cutmix, Mixup
 from distill.data.augment.ricap import Ricap
 
-Drawn = dict[str, Tensor]  # one row a sample
+OperationParams = dict[str, Tensor]  # one row a sample
 
 
 class Operation(Protocol):
@@ -18,10 +18,10 @@ class Operation(Protocol):
     @property
     def before_crop(self) -> bool: ...
 
-    def draw(self, seed: int, view: int, n: int, size: int) -> Drawn:
+    def draw(self, seed: int, view: int, n: int, size: int) -> OperationParams:
         """Everything random about samples 0..n-1 of a view, on the host."""
 
-    def __call__(self, pixels: Tensor, drawn: Drawn) -> Tensor:
+    def __call__(self, pixels: Tensor, drawn: OperationParams) -> Tensor:
         """uint8 [B, 3, H, W] to the same, by the draws of those B samples."""
 
 
@@ -63,7 +63,7 @@ class Pipeline:
 
 
 @dataclass(frozen=True)
-class Calendar:
+class AugmentSchedule:
     """Which view each epoch trains on, until when it is augmented and mixed, and its images' side.
 
     `views`: epoch e trains on view e mod `views`; without it each epoch has its own. Operations are
@@ -73,8 +73,8 @@ class Calendar:
     """
 
     views: int | None = None
-    operated: int | None = None
-    mixed: int | None = None
+    operations_end: int | None = None
+    mixing_end: int | None = None
     sides: tuple[tuple[float, int | None], ...] = ()
     epochs: int = 1
 
@@ -88,7 +88,7 @@ class Calendar:
         """(share, side) from 0 on, also without a schedule."""
         return self.sides or ((0.0, None),)
 
-    def at(self, side: int | None) -> "Calendar":
+    def at(self, side: int | None) -> "AugmentSchedule":
         """The same with one side throughout."""
         return replace(self, sides=((0.0, side),))
 
@@ -98,7 +98,7 @@ class Calendar:
     def pipeline(self, whole: Pipeline, epoch: int) -> Pipeline:
         """What is on in an epoch."""
         on = whole.without(
-            operations=self.operated is not None and epoch >= self.operated,
-            mixing=self.mixed is not None and epoch >= self.mixed,
+            operations=self.operations_end is not None and epoch >= self.operations_end,
+            mixing=self.mixing_end is not None and epoch >= self.mixing_end,
         )
         return replace(on, side=self.side(epoch))

@@ -29,7 +29,7 @@ class Ricap:
 
 
 @dataclass(frozen=True)
-class Patchwork:
+class RicapParams:
     """How each sample of a view is patched.
 
     `used`: bool [N]. `partner`: int64 [N, 3], of the patches top right, bottom left, bottom right;
@@ -44,11 +44,11 @@ class Patchwork:
     corner: Tensor
     share: Tensor
 
-    def to(self, device: torch.device) -> "Patchwork":
-        return Patchwork(*(t.to(device) for t in vars(self).values()))
+    def to(self, device: torch.device) -> "RicapParams":
+        return RicapParams(*(t.to(device) for t in vars(self).values()))
 
 
-def draw_ricap(seed: int, view: int, n: int, size: int, ricap: Ricap, low: float) -> Patchwork:
+def draw_ricap(seed: int, view: int, n: int, size: int, ricap: Ricap, low: float) -> RicapParams:
     """Draw the patchwork of samples 0..n-1 of one view.
 
     By the same uniform number that chooses mixup or cutmix, whose shares take what is below `low`:
@@ -61,7 +61,7 @@ def draw_ricap(seed: int, view: int, n: int, size: int, ricap: Ricap, low: float
     words = rng.words(seed, view, Stream.RICAP_CORNER, n)  # one a patch
     corner = np.stack(rng.halves(words), axis=-1) % (size - extent + 1).astype(np.uint64)
     partner = np.stack([rng.permutation(seed, view, stream, n) for stream in PARTNERS], axis=1)
-    return Patchwork(
+    return RicapParams(
         torch.from_numpy((which >= low) & (which < low + ricap.prob)),
         torch.from_numpy(partner),
         torch.from_numpy(boundary),
@@ -77,7 +77,7 @@ def _extents(boundary: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.stack(pair, axis=-1) for pair in pairs], axis=1)
 
 
-def patch(images: Tensor, boundary: Tensor, corner: Tensor) -> Tensor:
+def combine_four(images: Tensor, boundary: Tensor, corner: Tensor) -> Tensor:
     """Four images of each sample [4, B, 3, H, W] as one [B, 3, H, W], by gathers alone."""
     axis = torch.arange(images.shape[-1], device=images.device)
     below, right = (axis >= edge[:, None] for edge in boundary.unbind(1))  # [B, size] each

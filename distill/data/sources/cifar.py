@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.images import CHANNELS, SIDE, ImageSet, Split
-from distill.data.problems import refusal
+from distill.data.problems import data_error
 from distill.data.sources import unpickle
 from distill.errors import UserError
-from distill.files.archives import Member, Unfit, content_of, open_tar
+from distill.files.archives import InvalidArray, Member, content_of, open_tar
 from distill.phrases import counted
 
 IMAGE_BYTES = CHANNELS * SIDE * SIDE
@@ -94,12 +94,12 @@ def open_archive(path: Path) -> Batches:
     try:
         with open_tar(path) as archive:
             parts = next((m.path.parts for m in archive if m.path.parts), ("",))
-    except Unfit as error:
-        raise refusal(str(path), [f"not a readable tar archive ({error})"], _advice()) from error
+    except InvalidArray as error:
+        raise data_error(str(path), [f"not a readable tar archive ({error})"], _advice()) from error
     for layout in LAYOUTS:
         if parts[0] == layout.folder:
             return Batches(path, layout)
-    raise refusal(str(path), [f"begins with {parts[0][:80]!r}, not with {folders}"], _advice())
+    raise data_error(str(path), [f"begins with {parts[0][:80]!r}, not with {folders}"], _advice())
 
 
 def check(place: Batches) -> None:
@@ -120,7 +120,7 @@ def check(place: Batches) -> None:
         if sizes.get(name, least) < least
     ]
     if faults:
-        raise refusal(str(place.path), faults, _advice(layout))
+        raise data_error(str(place.path), faults, _advice(layout))
 
 
 def load(place: Batches, split: Split) -> ImageSet:
@@ -149,7 +149,7 @@ def load(place: Batches, split: Split) -> ImageSet:
         faults += _empty_classes(labels, meta.class_names, split)
         if not faults:
             return ImageSet(images, labels, meta.class_names)
-    raise refusal(str(place.path), faults, _advice(layout))
+    raise data_error(str(place.path), faults, _advice(layout))
 
 
 def _advice(*layouts: Layout) -> str:
@@ -168,7 +168,7 @@ def _sizes(place: Batches) -> dict[str, int]:
         with open_tar(place.path) as archive:
             sizes = ((_member(m, place.layout), m.size) for m in archive)
             return {name: size for name, size in sizes if name is not None}
-    except (Unfit, OSError) as error:
+    except (InvalidArray, OSError) as error:
         raise _damaged(place, error) from error
 
 
@@ -184,7 +184,7 @@ def _read(place: Batches, names: Sequence[str]) -> dict[str, bytes]:
                 name = _member(member, place.layout)
                 if name in names and name is not None:
                     contents[name] = archive.read()
-    except (Unfit, OSError) as error:
+    except (InvalidArray, OSError) as error:
         raise _damaged(place, error) from error
     return contents
 
@@ -196,7 +196,7 @@ def _member(member: Member, layout: Layout) -> str | None:
 
 
 def _damaged(place: Batches, error: Exception) -> UserError:
-    return refusal(
+    return data_error(
         str(place.path),
         [f"unreadable, truncated or damaged ({error})"],
         _advice(place.layout),

@@ -17,10 +17,10 @@ from PIL import Image
 
 from distill.data import array_cache
 from distill.data.images import CHANNELS, SIDE, ImageSet, Progress, Split
-from distill.data.problems import refusal
+from distill.data.problems import data_error
 from distill.data.sources import pictures
 from distill.data.sources.pictures import MODES, SUFFIXES
-from distill.files.archives import Unfit, content_of
+from distill.files.archives import InvalidArray, content_of
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 REPORT_EVERY = 500  # images between two calls of the progress callback
@@ -31,7 +31,7 @@ ADVICE = (
 
 
 @dataclass(frozen=True)
-class Folders:
+class ClassFolders:
     """Where class folders lie."""
 
     path: Path  # holds train/ and test/
@@ -44,12 +44,12 @@ class _Listing:
     faults: tuple[str, ...]
 
 
-def find(folder: Path) -> Folders | None:
+def find(folder: Path) -> ClassFolders | None:
     """Class folders in `folder`, where it holds at least one of the splits."""
-    return Folders(folder) if any((folder / split).is_dir() for split in SPLITS) else None
+    return ClassFolders(folder) if any((folder / split).is_dir() for split in SPLITS) else None
 
 
-def check(place: Folders) -> None:
+def check(place: ClassFolders) -> None:
     """Both splits have the same classes, each with images, the first of which can be used.
 
     Raises UserError otherwise; opens one image a class, not all.
@@ -60,10 +60,10 @@ def check(place: Folders) -> None:
         faults += listing.faults
         faults += _faulty(place, [files[0] for files in listing.files if files])
     if faults:
-        raise refusal(str(place.path), faults, ADVICE)
+        raise data_error(str(place.path), faults, ADVICE)
 
 
-def load(place: Folders, split: Split, progress: Progress | None = None) -> ImageSet:
+def load(place: ClassFolders, split: Split, progress: Progress | None = None) -> ImageSet:
     """The split's images, class by class, sorted by name within a class.
 
     Raises UserError, naming up to ten faulty files, where one cannot be used; and where a class is
@@ -73,13 +73,13 @@ def load(place: Folders, split: Split, progress: Progress | None = None) -> Imag
     present: list[Split] = [s for s in SPLITS if s == split or (place.path / s).is_dir()]
     faults = [*_class_faults(place, present), *listing.faults]
     if faults:
-        raise refusal(str(place.path), faults, ADVICE)
+        raise data_error(str(place.path), faults, ADVICE)
     paths = [path for files in listing.files for path in files]
     key = f"decoded/{_key(place, paths, _Report(f'reading {split}', len(paths), progress))}"
-    images = array_cache.recall(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
+    images = array_cache.load_cached(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
     if images is None:
         images = _decoded(place, paths, _Report(f"decoding {split}", len(paths), progress))
-        array_cache.keep(key, images)
+        array_cache.save_cached(key, images)
     counts = [len(files) for files in listing.files]
     labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return ImageSet(images, labels, listing.class_names)
@@ -106,12 +106,12 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entries, key=lambda path: path.name)
 
 
-def _class_names(place: Folders, split: Split) -> tuple[str, ...]:
+def _class_names(place: ClassFolders, split: Split) -> tuple[str, ...]:
     folder = place.path / split
     return tuple(p.name for p in _visible(folder) if p.is_dir()) if folder.is_dir() else ()
 
 
-def _class_faults(place: Folders, splits: Sequence[Split]) -> list[str]:
+def _class_faults(place: ClassFolders, splits: Sequence[Split]) -> list[str]:
     """A split without classes; a class that is not in all of the splits."""
     names = {split: _class_names(place, split) for split in splits}
     missing = [
@@ -126,7 +126,7 @@ def _class_faults(place: Folders, splits: Sequence[Split]) -> list[str]:
     ]
 
 
-def _listing(place: Folders, split: Split) -> _Listing:
+def _listing(place: ClassFolders, split: Split) -> _Listing:
     """The classes and files of a split; what would be left out in silence is a fault."""
     class_names = _class_names(place, split)
     files, faults = [], []
@@ -151,11 +151,11 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-def _name(place: Folders, path: Path) -> str:
+def _name(place: ClassFolders, path: Path) -> str:
     return path.relative_to(place.path).as_posix()
 
 
-def _key(place: Folders, paths: Sequence[Path], report: _Report) -> str:
+def _key(place: ClassFolders, paths: Sequence[Path], report: _Report) -> str:
     """sha256 over every file's relative path, size and bytes, and over how they are decoded."""
     state = sha256(f"Pillow {PIL.__version__}, upright".encode())
     faults = []
@@ -164,17 +164,17 @@ def _key(place: Folders, paths: Sequence[Path], report: _Report) -> str:
             content = content_of(path, pictures.LARGEST)
         except OSError as error:
             faults.append(f"{_name(place, path)}: unreadable ({error.strerror})")
-        except Unfit as error:
+        except InvalidArray as error:
             faults.append(f"{_name(place, path)}: {error}")
         else:
             state.update(b"\n%s\n%d\n" % (os.fsencode(_name(place, path)), len(content)))
             state.update(content)
     if faults:
-        raise refusal(str(place.path), faults, ADVICE)
+        raise data_error(str(place.path), faults, ADVICE)
     return state.hexdigest()
 
 
-def _decoded(place: Folders, paths: Sequence[Path], report: _Report) -> NDArray[np.uint8]:
+def _decoded(place: ClassFolders, paths: Sequence[Path], report: _Report) -> NDArray[np.uint8]:
     images = np.empty((len(paths), CHANNELS, SIDE, SIDE), dtype=np.uint8)
     faults = []
     for i, path in report.over(paths):
@@ -183,11 +183,11 @@ def _decoded(place: Folders, paths: Sequence[Path], report: _Report) -> NDArray[
         except ValueError as error:
             faults.append(f"{_name(place, path)}: {error}")
     if faults:
-        raise refusal(str(place.path), faults, ADVICE)
+        raise data_error(str(place.path), faults, ADVICE)
     return images
 
 
-def _faulty(place: Folders, paths: Sequence[Path]) -> list[str]:
+def _faulty(place: ClassFolders, paths: Sequence[Path]) -> list[str]:
     faults = []
     for path in paths:
         try:
@@ -199,12 +199,14 @@ def _faulty(place: Folders, paths: Sequence[Path]) -> list[str]:
 
 def _picture(path: Path) -> NDArray[np.uint8]:
     """One file as [3, 32, 32]; ValueError says why it cannot be used."""
-    return np.asarray(pictures.decoded(path, _rgb, SIDE)).transpose(2, 0, 1)
+    return np.asarray(pictures.decode(path, _rgb, SIDE)).transpose(2, 0, 1)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        raise pictures.Unfit("has transparency, which RGB cannot keep")
+        raise pictures.UnusablePicture("has transparency, which RGB cannot keep")
     if image.mode not in MODES:
-        raise pictures.Unfit(f"has the colour mode {image.mode}, not RGB, greyscale or palette")
+        raise pictures.UnusablePicture(
+            f"has the colour mode {image.mode}, not RGB, greyscale or palette"
+        )
     return image.convert("RGB")

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from distill.data.images import Progress
 from distill.errors import Failure, UserError
-from distill.files.urls import shown
+from distill.files.urls import hide_secrets
 
 MIRRORS = "UNDERSTUDY_MIRRORS"  # environment: more addresses, between spaces
 CHUNK = 1 << 16  # bytes: a second of the official host on a bad day
@@ -62,7 +62,7 @@ ARCHIVES = {
 }
 
 
-class Unserved(Exception):
+class NotServed(Exception):
     """An address did not serve the file; another one may."""
 
 
@@ -105,18 +105,20 @@ class Download:
                 is_its_own = self.n_there == 0
                 try:
                     # What another began may be what is wrong: once more, all of it from here.
-                    if self._gives(address) or (not is_its_own and self._gives(address)):
+                    if self._download_from(address) or (
+                        not is_its_own and self._download_from(address)
+                    ):
                         self.part.replace(self.target)
                         return self.target
                     left.remove(address)
                     faults[address] = f"serves another file: its md5 is not {self.archive.md5}"
-                except Unserved as fault:
+                except NotServed as fault:
                     faults[address] = str(fault)
             if self.n_there - before < self.archive.n_bytes * WORTH:
                 break
-        raise self._failure(*(f"{shown(url)}: {fault}" for url, fault in faults.items()))
+        raise self._failure(*(f"{hide_secrets(url)}: {fault}" for url, fault in faults.items()))
 
-    def _gives(self, address: str) -> bool:
+    def _download_from(self, address: str) -> bool:
         """Whether all of it came from this address, or its end did, and is right."""
         if self.n_there < self.archive.n_bytes:
             self._receive(address)
@@ -135,13 +137,13 @@ class Download:
             answer = urllib.request.urlopen(asked, timeout=self.stall_s)
         with answer:
             if answer.headers.get_content_type() == "text/html":
-                raise Unserved("answers with a web page, not with the archive")
+                raise NotServed("answers with a web page, not with the archive")
             first = _begins_at(answer) if answer.status == 206 else 0
             if first not in (0, offset):
-                raise Unserved(f"answers from byte {first} on where {offset} was asked")
+                raise NotServed(f"answers from byte {first} on where {offset} was asked")
             self._append(answer, first, offset)
         if self.n_there < self.archive.n_bytes:
-            raise Unserved(f"ended at {self.n_there:,} of {self.archive.n_bytes:,} bytes")
+            raise NotServed(f"ended at {self.n_there:,} of {self.archive.n_bytes:,} bytes")
 
     def _append(self, answer: HTTPResponse, first: int, offset: int) -> None:
         """What comes from byte `first` on, behind the `offset` that are there: none is lost."""
@@ -159,10 +161,10 @@ class Download:
         since, at = time.monotonic(), done
         while chunk := _read(answer):
             if not done and not GZIP.startswith(chunk[:2]):
-                raise Unserved(f"is not a gzip archive: it begins with {chunk[:16]!r}")
+                raise NotServed(f"is not a gzip archive: it begins with {chunk[:16]!r}")
             done += len(chunk)
             if done > total:
-                raise Unserved(f"is longer than the {total:,} bytes of {self.archive.name}")
+                raise NotServed(f"is longer than the {total:,} bytes of {self.archive.name}")
             yield chunk
             if self.progress:
                 self.progress(f"downloading {self.archive.name}", done, total)
@@ -173,7 +175,7 @@ class Download:
                 raise self._failure(over)
             if now - since >= self.stall_s:
                 if done - at < SLOWEST * (now - since):
-                    raise Unserved(f"stalled: {done - at:,} bytes in {now - since:.0f} s")
+                    raise NotServed(f"stalled: {done - at:,} bytes in {now - since:.0f} s")
                 since, at = now, done
 
     def _failure(self, *faults: str) -> Failure:
@@ -204,7 +206,7 @@ def fetch(
     addresses = [*mirrors, *os.environ.get(MIRRORS, "").split(), *archive.addresses]
     if wrong := [each for each in addresses if not each.startswith(("https://", "http://"))]:
         raise UserError(
-            f"{', '.join(map(shown, wrong))}: not the address of a file on the web.\n"
+            f"{', '.join(map(hide_secrets, wrong))}: not the address of a file on the web.\n"
             f"Give --mirror https://…/{archive.name}; a file that is here already goes into "
             f"{folder}."
         )
@@ -267,9 +269,9 @@ def _net() -> Iterator[None]:
     try:
         yield
     except HTTPError as fault:
-        raise Unserved(f"answers {fault.code} {fault.reason}") from fault
+        raise NotServed(f"answers {fault.code} {fault.reason}") from fault
     except (OSError, HTTPException, ValueError) as fault:  # an address may be no address
         reason = getattr(fault, "reason", fault)
         stalled = isinstance(reason, TimeoutError)
         said = "stalled: no byte came" if stalled else str(reason) or type(reason).__name__
-        raise Unserved(said) from fault
+        raise NotServed(said) from fault

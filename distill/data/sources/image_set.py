@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.array_cache import cache_folder
-from distill.data.images import ImageSet, Progress, Split, n_in_both, subset
+from distill.data.images import ImageSet, Progress, Split, count_shared_images, subset
 from distill.data.sources import cifar, class_folders, synthetic
 from distill.data.sources.cifar import Batches, Layout
-from distill.data.sources.class_folders import Folders
+from distill.data.sources.class_folders import ClassFolders
 from distill.errors import UserError
 
 __all__ = [
@@ -24,10 +24,10 @@ __all__ = [
     "Progress",
     "Split",
     "check",
+    "count_shared_images",
     "describe",
     "info",
     "load",
-    "n_in_both",
     "subset",
 ]
 
@@ -102,17 +102,17 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
         facts[f"{split}_images"] = len(images.labels)
         facts[f"{split}_fingerprint"] = images.fingerprint
     if len(splits) == len(SPLITS):
-        facts["test_images_in_train"] = n_in_both(splits["test"], splits["train"])
+        facts["test_images_in_train"] = count_shared_images(splits["test"], splits["train"])
     class_names = next(iter(splits.values())).class_names
     facts |= {"classes": len(class_names), "class_names": list(class_names)}
-    facts["genuine"] = _genuine(splits)
+    facts["genuine"] = _published_name(splits)
     facts["is_genuine"] = len(splits) == len(SPLITS) and all(
         describe(images) and not _misnamed(images) for images in splits.values()
     )
     return facts | {"faults": faults}
 
 
-def _genuine(splits: Mapping[Split, ImageSet]) -> str:
+def _published_name(splits: Mapping[Split, ImageSet]) -> str:
     known = {split: describe(images) for split, images in splits.items()}
     if not any(known.values()):
         return "no"
@@ -132,7 +132,7 @@ def _misnamed(images: ImageSet) -> str:
     return ""
 
 
-def _place(source: str) -> Batches | Folders:
+def _place(source: str) -> Batches | ClassFolders:
     if source in NAMED:
         return _named(source, NAMED[source])
     path = Path(os.path.expanduser(source))
@@ -149,7 +149,7 @@ def _place(source: str) -> Batches | Folders:
     )
 
 
-def _named(source: str, layout: Layout) -> Batches | Folders:
+def _named(source: str, layout: Layout) -> Batches | ClassFolders:
     places = (Path("data"), cache_folder())
     for place in places:
         found = cifar.find(place, layout) or class_folders.find(place / source)
@@ -169,14 +169,14 @@ def _named(source: str, layout: Layout) -> Batches | Folders:
     )
 
 
-def _in_folder(path: Path) -> Batches | Folders:
+def _in_folder(path: Path) -> Batches | ClassFolders:
     found = [one for layout in cifar.LAYOUTS if (one := cifar.find(path, layout))]
     if len(found) > 1:
         raise UserError(
             f"{path} holds {' and '.join(one.layout.title for one in found)}.\n"
             f"Pass one of them: {' or '.join(f'--data {one.path}' for one in found)}."
         )
-    place: Batches | Folders | None = found[0] if found else class_folders.find(path)
+    place: Batches | ClassFolders | None = found[0] if found else class_folders.find(path)
     if place is None:
         wanted = " or ".join(f"{layout.folder}/, {layout.archive}" for layout in cifar.LAYOUTS)
         raise UserError(

@@ -27,7 +27,7 @@ NAMED = 3  # sizes and files that a note names before it counts
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class DecodedPictures:
     """What was read, and what is wrong with it, a line for each fault."""
 
     images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB
@@ -36,7 +36,7 @@ class Found:
     faults: list[str]
 
 
-def read(path: Path, progress: Progress | None = None) -> Found:
+def read(path: Path, progress: Progress | None = None) -> DecodedPictures:
     """The picture at `path`, or those directly in the folder, called by their names without suffix.
 
     In a folder whose pictures are all numbered (1.png … 10.png) they come by number, else by name.
@@ -52,10 +52,10 @@ def read(path: Path, progress: Progress | None = None) -> Found:
         if progress:
             progress("reading", i + 1, len(files))
     notes += [*resized_notes(seen.sizes), *seen.notes()]
-    return Found(images, tuple(file.stem for file in files), notes, faults)
+    return DecodedPictures(images, tuple(file.stem for file in files), notes, faults)
 
 
-def decoded(
+def decode(
     path: Path, as_rgb: Callable[[Image.Image], Image.Image], side: int | None = None
 ) -> Image.Image:
     """The one picture in a file, turned as its EXIF orientation has it, then `as_rgb`.
@@ -65,25 +65,25 @@ def decoded(
     """
     try:
         if (n_bytes := path.stat().st_size) > LARGEST:
-            raise Unfit(f"has {n_bytes:,} bytes; {LARGEST:,} are the most")
+            raise UnusablePicture(f"has {n_bytes:,} bytes; {LARGEST:,} are the most")
         with Image.open(path, formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise Unfit("is a film, not one picture")
+                raise UnusablePicture("is a film, not one picture")
             if side is not None and image.size != (side, side):
                 width, height = image.size
-                raise Unfit(f"{width}x{height} pixels, not {side}x{side}")
+                raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")
             return as_rgb(ImageOps.exif_transpose(image))
-    except Unfit:
+    except UnusablePicture:
         raise
     except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, …
         raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error
 
 
-class Unfit(ValueError):
+class UnusablePicture(ValueError):
     """A picture that can be read and not used."""
 
 
-def resized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def resize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[H, W, 3] as [3, 32, 32]: the whole picture, squeezed where it is not square."""
     return _planes(Image.fromarray(np.ascontiguousarray(image)))
 
@@ -145,7 +145,7 @@ def some(names: Sequence[str]) -> str:
 
 def _picture(path: Path, seen: _Seen) -> NDArray[np.uint8]:
     """One file as [3, 32, 32]; ValueError says why it cannot be used."""
-    upright = decoded(path, lambda image: _rgb(image, seen))
+    upright = decode(path, lambda image: _rgb(image, seen))
     if upright.size != (SIDE, SIDE):
         seen.sizes[upright.size] += 1
     return _planes(upright)
@@ -158,7 +158,7 @@ def _rgb(image: Image.Image, seen: _Seen) -> Image.Image:
         white = Image.new("RGBA", solid.size, "white")
         return Image.alpha_composite(white, solid).convert("RGB")
     if image.mode not in MODES:
-        raise Unfit(f"has the colour mode {image.mode}; save it as RGB")
+        raise UnusablePicture(f"has the colour mode {image.mode}; save it as RGB")
     if image.mode != "RGB":
         seen.modes["grey"] += 1
     return image.convert("RGB")

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.images import CHANNELS, SIDE, Progress
-from distill.data.problems import refusal
+from distill.data.problems import data_error
 from distill.data.sources import pictures, unpickle
 from distill.data.sources.cifar import IMAGE_BYTES
-from distill.data.sources.pictures import Found
+from distill.data.sources.pictures import DecodedPictures
 from distill.errors import UserError
 from distill.files.archives import content_of
-from distill.files.arrays import MAGIC, Unfit, open_npz, read_npy
+from distill.files.arrays import MAGIC, InvalidArray, open_npz, read_npy
 from distill.phrases import counted
 
 ADVICE = (
@@ -61,22 +61,22 @@ def load(path: Path, *, progress: Progress | None = None) -> Unlabelled:
     found = pictures.read(path, progress) if is_picture else _from_arrays(path)
     faults = [*found.faults, *_repeated(found.ids)]
     if faults:
-        raise refusal(str(path), faults, ADVICE)
+        raise data_error(str(path), faults, ADVICE)
     return Unlabelled(found.images, found.ids, tuple(found.notes))
 
 
-def _from_arrays(path: Path) -> Found:
+def _from_arrays(path: Path) -> DecodedPictures:
     notes: list[str] = []
     nothing = np.empty((0, CHANNELS, SIDE, SIDE), np.uint8)
     try:
         with _arrays(path) as arrays:
             planes = _planes(_pixels(arrays), notes)
             ids = _ids(arrays, len(planes), notes)
-    except (Unfit, OSError, MemoryError) as error:
-        return Found(nothing, (), notes, [f"unreadable ({error})"])
+    except (InvalidArray, OSError, MemoryError) as error:
+        return DecodedPictures(nothing, (), notes, [f"unreadable ({error})"])
     except ValueError as error:
-        return Found(nothing, (), notes, [str(error)])
-    return Found(_sized(planes, notes), ids, notes, [])
+        return DecodedPictures(nothing, (), notes, [str(error)])
+    return DecodedPictures(_sized(planes, notes), ids, notes, [])
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _arrays(path: Path) -> Iterator[Mapping[str, Any]]:
     Raises Unfit or OSError where it cannot be read; of a pickle ValueError.
     """
     if not path.is_file():
-        raise Unfit("is no regular file")
+        raise InvalidArray("is no regular file")
     with path.open("rb") as file:
         begin = file.read(len(MAGIC))
     if begin == MAGIC:
@@ -144,7 +144,7 @@ def _sized(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
     if (height, width) == (SIDE, SIDE):
         return np.require(planes, requirements=["C", "W"])  # a pickle's arrays are not writeable
     notes += pictures.resized_notes(Counter({(width, height): len(planes)}))
-    return np.stack([pictures.resized(image.transpose(1, 2, 0)) for image in planes])
+    return np.stack([pictures.resize(image.transpose(1, 2, 0)) for image in planes])
 
 
 def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.files.arrays import Unfit, from_bytes, plain_dtype
+from distill.files.arrays import InvalidArray, from_bytes, plain_dtype
 
 MOST_STEPS = 5_000_000  # instructions; CIFAR-100's training batch has 400,000
 DEEPEST = 8  # containers inside each other
@@ -72,10 +72,10 @@ def loads(content: bytes) -> dict[str, object]:
         loaded = _Machine(content).run()
         if not isinstance(loaded, dict):
             kind = type(loaded).__name__.strip("_").lower()
-            raise Unfit(f"holds a {kind}, not a dictionary")
+            raise InvalidArray(f"holds a {kind}, not a dictionary")
         for value in loaded.values():
             _Check().value(value, 1)
-    except Unfit:
+    except InvalidArray:
         raise
     except Exception as error:  # a damaged program may fail in any way
         kind, said = type(error).__name__, str(error)[:LONGEST_NAME]
@@ -91,7 +91,7 @@ def text(word: object) -> str:
 def _word(value: object) -> str:
     """A name inside the program. Nothing else becomes text: a list might never end."""
     if not isinstance(value, str | bytes):
-        raise Unfit("truncated or damaged (something else in the place of a name)")
+        raise InvalidArray("truncated or damaged (something else in the place of a name)")
     return text(value)
 
 
@@ -106,18 +106,18 @@ class _Check:
         if isinstance(value, str | bytes):
             self.n_text += len(value)
             if self.n_text > MOST_TEXT:
-                raise Unfit(f"has more than {MOST_TEXT:,} characters of text")
+                raise InvalidArray(f"has more than {MOST_TEXT:,} characters of text")
         elif isinstance(value, list | tuple | dict | np.ndarray):
             self._container(value, depth)
         elif not (value is None or isinstance(value, int | float)):
             kind = type(value).__name__.strip("_").lower()
-            raise Unfit(f"truncated or damaged (a {kind} in the place of a value)")
+            raise InvalidArray(f"truncated or damaged (a {kind} in the place of a value)")
 
     def _container(self, value: Any, depth: int) -> None:
         if depth > DEEPEST:
-            raise Unfit(f"is nested deeper than {DEEPEST} lists")
+            raise InvalidArray(f"is nested deeper than {DEEPEST} lists")
         if id(value) in self.seen and len(value):
-            raise Unfit(f"has the same {type(value).__name__} in several places of a list")
+            raise InvalidArray(f"has the same {type(value).__name__} in several places of a list")
         self.seen.add(id(value))
         if not isinstance(value, np.ndarray):
             for each in value.values() if isinstance(value, dict) else value:
@@ -147,10 +147,10 @@ class _Machine:
                 raise (
                     _code(f"instruction {name}")
                     if name
-                    else Unfit(f"truncated or damaged (byte {code} is no instruction)")
+                    else InvalidArray(f"truncated or damaged (byte {code} is no instruction)")
                 )
             action(self)
-        raise Unfit(f"has more than {MOST_STEPS:,} steps; images are pickled as one array")
+        raise InvalidArray(f"has more than {MOST_STEPS:,} steps; images are pickled as one array")
 
     # Reading
 
@@ -158,7 +158,9 @@ class _Machine:
         """Raises Unfit if fewer than `n` bytes are left."""
         left = len(self.content) - self.at
         if n > left:
-            raise Unfit(f"truncated or damaged ({n:,} bytes are announced, {left:,} are left)")
+            raise InvalidArray(
+                f"truncated or damaged ({n:,} bytes are announced, {left:,} are left)"
+            )
 
     def take(self, n: int) -> bytes:
         """The next `n` bytes."""
@@ -212,10 +214,12 @@ class _Machine:
     def encoded(self, word: str, codec: str | bytes) -> bytes:
         """What protocol 2 calls to write bytes, in one codec."""
         if _word(codec) != "latin1":
-            raise Unfit(f"bytes are written in the codec {_word(codec)[:20]!r}, not in latin1")
+            raise InvalidArray(
+                f"bytes are written in the codec {_word(codec)[:20]!r}, not in latin1"
+            )
         self.n_encoded += len(word)
         if self.n_encoded > len(self.content):
-            raise Unfit(f"makes more bytes than its own {len(self.content):,}")
+            raise InvalidArray(f"makes more bytes than its own {len(self.content):,}")
         return word.encode("latin1")
 
     def build(self) -> None:
@@ -246,13 +250,13 @@ class _Machine:
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
-            raise Unfit("truncated or damaged (appends to what is no list)")
+            raise InvalidArray("truncated or damaged (appends to what is no list)")
         target.extend(items)
 
     def update(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise Unfit("truncated or damaged (sets a key of what is no dictionary)")
+            raise InvalidArray("truncated or damaged (sets a key of what is no dictionary)")
         target.update(_pairs(items))
 
     def tuple_of(self, n: int) -> None:
@@ -260,9 +264,9 @@ class _Machine:
         self.stack.append(tuple(items[::-1]))
 
 
-def _code(name: str) -> Unfit:
+def _code(name: str) -> InvalidArray:
     """Quoted, so that a name writes no line and no colour of its own."""
-    return Unfit(f"wants to run code ({ascii(name[:LONGEST_NAME])[1:-1]}); images need none")
+    return InvalidArray(f"wants to run code ({ascii(name[:LONGEST_NAME])[1:-1]}); images need none")
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
@@ -270,7 +274,7 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
     keys = items[::2]
     for key in keys:
         if not isinstance(key, str | bytes):
-            raise Unfit(f"a key is a {type(key).__name__.strip('_').lower()}, not text")
+            raise InvalidArray(f"a key is a {type(key).__name__.strip('_').lower()}, not text")
     return dict(zip(keys, items[1::2], strict=True))
 
 
@@ -289,16 +293,16 @@ def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
     parent, names, fields, size, *_ = rest
     is_plain = parent is None and names is None and fields is None
     if not is_plain or size not in (-1, plain_dtype(dtype.name).itemsize):
-        raise Unfit("wants arrays of a compound type; only plain numbers and text are read")
+        raise InvalidArray("wants arrays of a compound type; only plain numbers and text are read")
     if _word(order) not in tuple("<>|="):
-        raise Unfit("truncated or damaged (a type without byte order)")
+        raise InvalidArray("truncated or damaged (a type without byte order)")
     return _word(order)
 
 
 def _array(_version: int, shape: tuple[Any, ...], dtype: _Dtype, fortran: bool, raw: bytes) -> Any:
     """An array's state as numpy pickles it up to protocol 4."""
     if not isinstance(raw, bytes):
-        raise Unfit("wants arrays of objects; only plain numbers and text are read")
+        raise InvalidArray("wants arrays of objects; only plain numbers and text are read")
     return from_bytes(raw, plain_dtype(dtype.order + dtype.name), shape, fortran=bool(fortran))
 
 
@@ -309,14 +313,14 @@ def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[Any, ...], order: str) 
 
 def _whole(number: int) -> int:
     if number not in INT64:
-        raise Unfit("has a whole number of more than 64 bits")
+        raise InvalidArray("has a whole number of more than 64 bits")
     return number
 
 
 def _from_text(line: bytes) -> int:
     """A whole number in digits, and Python 2's `L` behind it."""
     if len(line) > LONGEST_NUMBER:
-        raise Unfit("has a whole number of more than 64 bits")
+        raise InvalidArray("has a whole number of more than 64 bits")
     return _whole(int(line.removesuffix(b"L")))
 
 
@@ -332,7 +336,7 @@ def _int_or_bool(line: bytes) -> int:
 def _quoted(line: bytes) -> bytes:
     """Python 2's text with its quotes and escapes."""
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise Unfit("truncated or damaged (text without quotes)")
+        raise InvalidArray("truncated or damaged (text without quotes)")
     return codecs.escape_decode(line[1:-1])[0]
 
 

@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from distill.data import rng
 from distill.data.augment import crop_flip
-from distill.data.augment.crop_flip import Crop, Flip, Placement
+from distill.data.augment.crop_flip import Crop, CropFlipParams, Flip
 
 SIZE = 32
 
@@ -30,7 +30,7 @@ def test_what_lies_outside_is_numpys_reflection(images: torch.Tensor, padding: i
     for top in {0, padding, 2 * padding}:
         for left in {0, 1 * (padding > 0), 2 * padding}:
             corner = (torch.full((len(images),), at) for at in (top, left))
-            placement = Placement(*corner, torch.zeros(len(images), dtype=torch.bool))
+            placement = CropFlipParams(*corner, torch.zeros(len(images), dtype=torch.bool))
             cut = crop_flip.crop_and_flip(
                 interleaved(images), torch.arange(len(images)), placement, padding
             )
@@ -38,7 +38,7 @@ def test_what_lies_outside_is_numpys_reflection(images: torch.Tensor, padding: i
 
 
 def test_crop_and_flip_equal_torchvision(images: torch.Tensor) -> None:
-    placement = crop_flip.place(0, 3, len(images), Crop(4), Flip(0.5))
+    placement = crop_flip.draw_crop_flip(0, 3, len(images), Crop(4), Flip(0.5))
     indices = torch.tensor([7, 3, 3, 49, 0, 21])
     ours = crop_flip.crop_and_flip(interleaved(images), indices, placement, 4)
     for row, i in zip(ours, indices.tolist(), strict=True):
@@ -50,26 +50,28 @@ def test_crop_and_flip_equal_torchvision(images: torch.Tensor) -> None:
 
 
 def test_the_draws_cover_every_offset_and_both_sides() -> None:
-    placement = crop_flip.place(0, 0, 5000, Crop(4), Flip(0.5))
+    placement = crop_flip.draw_crop_flip(0, 0, 5000, Crop(4), Flip(0.5))
     assert set(placement.top.tolist()) == set(placement.left.tolist()) == set(range(9))
     assert 0.45 < placement.mirrored.float().mean() < 0.55
 
 
 def test_what_is_off_leaves_the_image_alone(images: torch.Tensor) -> None:
-    placement = crop_flip.place(0, 0, len(images), None, None)
+    placement = crop_flip.draw_crop_flip(0, 0, len(images), None, None)
     everything = torch.arange(len(images))
     cut = crop_flip.crop_and_flip(interleaved(images), everything, placement, 0)
     assert torch.equal(cut, images)
 
 
 def test_flip_probability_is_the_share_that_is_mirrored() -> None:
-    assert crop_flip.place(0, 0, 100, None, Flip(1.0)).mirrored.all()
-    assert not crop_flip.place(0, 0, 100, None, Flip(0.0)).mirrored.any()
-    assert 0.17 < crop_flip.place(0, 0, 5000, None, Flip(0.2)).mirrored.float().mean() < 0.23
+    assert crop_flip.draw_crop_flip(0, 0, 100, None, Flip(1.0)).mirrored.all()
+    assert not crop_flip.draw_crop_flip(0, 0, 100, None, Flip(0.0)).mirrored.any()
+    assert (
+        0.17 < crop_flip.draw_crop_flip(0, 0, 5000, None, Flip(0.2)).mirrored.float().mean() < 0.23
+    )
 
 
 def test_without_alternation_each_view_draws_its_own_sides() -> None:
-    sides = [crop_flip.place(0, view, 2000, None, Flip(0.5)).mirrored for view in (0, 1)]
+    sides = [crop_flip.draw_crop_flip(0, view, 2000, None, Flip(0.5)).mirrored for view in (0, 1)]
     for view, side in enumerate(sides):
         word = rng.words(0, view, rng.Stream.FLIP, 2000)[:, 0]
         assert side.tolist() == (rng.uniform(word) < 0.5).tolist()
@@ -78,14 +80,14 @@ def test_without_alternation_each_view_draws_its_own_sides() -> None:
 
 @pytest.mark.parametrize("prob", [0.0, 0.2, 0.5])
 def test_alternating_sides_are_drawn_once_and_change_every_view(prob: float) -> None:
-    first = crop_flip.place(4, 0, 2000, None, Flip(prob)).mirrored
+    first = crop_flip.draw_crop_flip(4, 0, 2000, None, Flip(prob)).mirrored
     for view in range(5):
-        side = crop_flip.place(4, view, 2000, None, Flip(prob, alternate=True)).mirrored
+        side = crop_flip.draw_crop_flip(4, view, 2000, None, Flip(prob, alternate=True)).mirrored
         assert torch.equal(side, first if view % 2 == 0 else ~first)
 
 
 def test_the_batch_is_channels_last_in_memory(images: torch.Tensor) -> None:
-    placement = crop_flip.place(0, 0, len(images), Crop(4), None)
+    placement = crop_flip.draw_crop_flip(0, 0, len(images), Crop(4), None)
     cut = crop_flip.crop_and_flip(interleaved(images), torch.arange(8), placement, 4)
     assert crop_flip.to_float(cut).is_contiguous(memory_format=torch.channels_last)
 
@@ -97,8 +99,8 @@ def test_pixels_become_exact_shares() -> None:
 
 
 def test_a_placement_moves_whole() -> None:
-    placement = crop_flip.place(0, 0, 4, Crop(2), Flip()).to(torch.device("cpu"))
-    assert isinstance(placement, Placement)
+    placement = crop_flip.draw_crop_flip(0, 0, 4, Crop(2), Flip()).to(torch.device("cpu"))
+    assert isinstance(placement, CropFlipParams)
     assert placement.top.dtype == torch.int64
 
 

@@ -31,7 +31,7 @@ def test_cutmix_pastes_the_partners_pixels_exactly() -> None:
 
 
 def test_lam_is_the_area_that_is_really_left() -> None:
-    drawn = mixup_cutmix.draw_mixture(0, 0, N, SIZE, None, Cutmix())
+    drawn = mixup_cutmix.draw_mix(0, 0, N, SIZE, None, Cutmix())
     weight = mixup_cutmix.weight_map(drawn.blend, drawn.box, SIZE)
     assert torch.allclose(weight.mean(dim=(1, 2, 3)), drawn.lam, atol=1e-6)
 
@@ -48,7 +48,7 @@ def test_an_unclipped_box_has_the_drawn_area() -> None:
 
 
 def test_boxes_stay_inside_and_some_are_clipped() -> None:
-    drawn = mixup_cutmix.draw_mixture(0, 0, N, SIZE, None, Cutmix())
+    drawn = mixup_cutmix.draw_mix(0, 0, N, SIZE, None, Cutmix())
     top, bottom, left, right = drawn.box.T
     assert drawn.box.min() >= 0 and drawn.box.max() <= SIZE
     assert (bottom >= top).all() and (right >= left).all()
@@ -56,7 +56,7 @@ def test_boxes_stay_inside_and_some_are_clipped() -> None:
 
 
 def test_lam_of_mixup_is_uniform_for_alpha_1() -> None:
-    lam = mixup_cutmix.draw_mixture(0, 0, N, SIZE, Mixup(), None).lam
+    lam = mixup_cutmix.draw_mix(0, 0, N, SIZE, Mixup(), None).lam
     assert abs(lam.mean() - 1 / 2) < 0.02
     assert abs(lam.var() - 1 / 12) < 0.005
 
@@ -83,7 +83,7 @@ def test_beta_quantile_has_the_variance_of_the_law(alpha: float) -> None:
 
 
 def test_each_kind_has_its_share_and_no_sample_has_both() -> None:
-    drawn = mixup_cutmix.draw_mixture(0, 0, N, SIZE, Mixup(prob=0.3), Cutmix(prob=0.5))
+    drawn = mixup_cutmix.draw_mix(0, 0, N, SIZE, Mixup(prob=0.3), Cutmix(prob=0.5))
     blended = drawn.blend < 1
     boxed = (drawn.box != 0).any(dim=1)
     assert 0.27 < blended.float().mean() < 0.33
@@ -94,15 +94,13 @@ def test_each_kind_has_its_share_and_no_sample_has_both() -> None:
 
 
 def test_partners_are_a_permutation_per_view() -> None:
-    one, other = (
-        mixup_cutmix.draw_mixture(0, view, N, SIZE, Mixup(), None).partner for view in (0, 1)
-    )
+    one, other = (mixup_cutmix.draw_mix(0, view, N, SIZE, Mixup(), None).partner for view in (0, 1))
     assert sorted(one.tolist()) == list(range(N))
     assert not torch.equal(one, other)
 
 
 def test_a_samples_mixture_does_not_depend_on_the_size_of_the_set() -> None:
-    few, many = (mixup_cutmix.draw_mixture(0, 0, n, SIZE, None, Cutmix()) for n in (100, N))
+    few, many = (mixup_cutmix.draw_mix(0, 0, n, SIZE, None, Cutmix()) for n in (100, N))
     assert torch.equal(few.box, many.box[:100])
     assert torch.equal(few.lam, many.lam[:100])
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.augment.mixup_cutmix import Mixup, draw_mixture
-from distill.data.augment.ricap import Ricap, draw_ricap, patch
+from distill.data.augment.mixup_cutmix import Mixup, draw_mix
+from distill.data.augment.ricap import Ricap, combine_four, draw_ricap
 
 N, SIZE = 200, 32
 RANDOM = np.random.default_rng(0)
@@ -18,7 +18,7 @@ def patchwork(**changes: float):  # type: ignore[no-untyped-def]
 def test_a_patched_image_is_the_papers_loop() -> None:
     drawn = patchwork()
     images = torch.from_numpy(RANDOM.random((4, N, 3, SIZE, SIZE), dtype=np.float32))
-    ours = patch(images, drawn.boundary, drawn.corner)
+    ours = combine_four(images, drawn.boundary, drawn.corner)
     for b in range(N):
         h, w = drawn.boundary[b].tolist()
         expected = torch.empty(3, SIZE, SIZE)
@@ -53,7 +53,7 @@ def test_partners_are_three_permutations() -> None:
 
 def test_no_sample_is_mixed_twice() -> None:
     drawn = draw_ricap(3, 7, N, SIZE, Ricap(0.3), low=0.4)
-    mixed = draw_mixture(3, 7, N, SIZE, Mixup(prob=0.4), None).lam < 1
+    mixed = draw_mix(3, 7, N, SIZE, Mixup(prob=0.4), None).lam < 1
     assert not (drawn.used & mixed).any()
     assert drawn.used.float().mean().item() == pytest.approx(0.3, abs=0.08)
 
@@ -69,8 +69,8 @@ def test_a_batch_of_some_is_those_of_the_whole() -> None:
     drawn = patchwork()
     images = torch.from_numpy(RANDOM.random((4, N, 3, SIZE, SIZE), dtype=np.float32))
     some = torch.tensor([17, 0, 150])
-    whole = patch(images, drawn.boundary, drawn.corner)
-    picked = patch(images[:, some], drawn.boundary[some], drawn.corner[some])
+    whole = combine_four(images, drawn.boundary, drawn.corner)
+    picked = combine_four(images[:, some], drawn.boundary[some], drawn.corner[some])
     assert torch.equal(picked, whole[some])
     assert whole.is_contiguous(memory_format=torch.channels_last)
 
@@ -87,5 +87,5 @@ def test_a_crop_begins_anywhere_it_fits(axis: int) -> None:
 def test_the_same_bits_on_a_gpu() -> None:
     drawn = patchwork()
     images = torch.from_numpy(RANDOM.random((4, N, 3, SIZE, SIZE), dtype=np.float32))
-    on_gpu = patch(images.cuda(), drawn.boundary.cuda(), drawn.corner.cuda())
-    assert torch.equal(on_gpu.cpu(), patch(images, drawn.boundary, drawn.corner))
+    on_gpu = combine_four(images.cuda(), drawn.boundary.cuda(), drawn.corner.cuda())
+    assert torch.equal(on_gpu.cpu(), combine_four(images, drawn.boundary, drawn.corner))

@@ -304,7 +304,7 @@ def test_images_that_were_decoded_otherwise_are_decoded_again(
         content, name = path.read_bytes(), path.relative_to(root).as_posix()
         state.update(f"\n{name}\n{len(content)}\n".encode() + content)
     stale = np.zeros((len(paths), 3, 32, 32), np.uint8)
-    array_cache.keep(f"decoded/{state.hexdigest()}", stale)
+    array_cache.save_cached(f"decoded/{state.hexdigest()}", stale)
     assert image_set.load(str(root), "train").images.any()
 
 
