@@ -508,7 +508,7 @@ def recipes(
 
 def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
     """What the kept epochs of each run give on training and test images."""
-    from distill.evaluation.epoch_weights import measure_epochs
+    from distill.evaluation.test_curve import measure_epochs
     from distill.terminal.progress import ProgressDisplay
     from distill.training.run import process_group
 
@@ -518,7 +518,7 @@ def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
 
 def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
     """The layers of a run's network; none where nothing says what it trained."""
-    from distill.models import layers
+    from distill.components import layers
     from distill.runs.record import read
 
     record = read(folder)

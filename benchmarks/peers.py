@@ -42,9 +42,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import ceilings
 from benchmarks.contenders import CONTENDERS, PEERS
 from benchmarks.pairs import BATCH, PAIRS
+from distill.components.data_pipeline import build_loader, split_images
+from distill.components.device import build_accelerator
+from distill.components.network import build_network
 from distill.data.sources import image_set
 from distill.errors import UserError
-from distill.training import build, environment
+from distill.training import environment
 
 TOLERANCE = 1e-3  # of the first two losses, relative
 WATCH_EVERY_S = 0.05
@@ -123,18 +126,18 @@ def prepare(place: Path, name: str, data: str, batch: int) -> dict[str, float]:
     """Write what all contenders share into `place`; returns the operations of an image."""
     pair = PAIRS[name]
     recipe = pair.recipe(data, batch, stored=False)
-    accel = build.accelerator(recipe)
+    accel = build_accelerator(recipe)
     images = image_set.load(data, "train")
     np.save(place / "images.npy", np.ascontiguousarray(images.images.transpose(0, 2, 3, 1)))
     np.save(place / "labels.npy", images.labels)
-    split = build.split_images(recipe, images)
-    loader = build.loader(recipe, split.train, accel)
+    split = split_images(recipe, images)
+    loader = build_loader(recipe, split.train, accel)
     [(view, rows)] = loader.batches(0)
     pixels = loader.augment(view, rows)
     np.save(place / "pixels.npy", pixels.cpu().numpy())
     np.save(place / "classes.npy", split.train.labels[rows.cpu().numpy()])
     torch.manual_seed(recipe.train.seed)  # as the run itself draws its weights
-    student = build.network(recipe, pair.role, images.n_classes)
+    student = build_network(recipe, pair.role, images.n_classes)
     teacher = calibrated(pair.teacher(), [loader.augment(view, rows).cpu()] * CALIBRATION)
     for role, net in (("student", student), ("teacher", teacher)):
         save_file(net.state_dict(), place / f"{role}.safetensors")
@@ -241,7 +244,7 @@ def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         counted = prepare(Path(folder), name, data, batch)
         entrants = contest(names, Path(folder), rounds, steps)
-    accel = build.accelerator(PAIRS[name].recipe(data, batch, stored=False))
+    accel = build_accelerator(PAIRS[name].recipe(data, batch, stored=False))
     peak = ceilings.convolution(accel.device).best
     figures = {e.name: _figures(e, batch * steps, counted, peak) for e in entrants}
     best_peer = max(figures[peer]["images_per_s"] for peer in PEERS if peer in figures)

@@ -20,16 +20,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.claim import RESULTS
+from distill.components.device import evaluation_accelerator
+from distill.components.network import load_trained, to_device
+from distill.components.test_split import test_split
 from distill.data.sources import image_set
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
 from distill.evaluation.metrics import measures
-from distill.evaluation.predict import logits_and_labels, test_split
+from distill.evaluation.predict import logits_and_labels
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
+from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
-from distill.training import build
 
 MAX_BYTES = 10_000_000  # of the weights: the folder lives in a repository
 EXTRA = ("mistakes", "mistake_pixels", "val_logits", "val_labels")  # images, or of no use here
@@ -92,8 +94,8 @@ def named(value: Any) -> Any:
 
 def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
     """What the published weights give on the test split; writes evaluation.npz."""
-    accel = build.evaluation_accelerator()
-    net = build.to_device(build.load_trained(to), accel.device)
+    accel = evaluation_accelerator()
+    net = to_device(load_trained(to), accel.device)
     logits, labels = logits_and_labels(net, test_split(source), accel)
     answers = saved_predictions.read_run(run)
     assert answers is not None, f"{run.evaluation} is missing"

@@ -26,11 +26,10 @@ import matplotlib
 from benchmarks.claim import RESULTS, environment, figures, top1
 from benchmarks.methods import ROOT, train
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
 from distill.events import measure_name
 from distill.report import style
 from distill.report.plots import new_figure
-from distill.runs import journal
+from distill.runs import journal, saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 from distill.statistics import wilson
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from benchmarks.peers import typed
 from benchmarks.stages import prepared
+from distill.components.device import build_accelerator
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.training import build, environment, loop
+from distill.training import environment, loop
 from distill.training.state import TrainState
 
 WARMUP_STEPS = 2  # of each side
@@ -55,7 +56,7 @@ def measured(run: TrainState, sides: Sequence[int], rounds: int) -> dict[int, di
 def report(spec: str, sets: Sequence[str], sides: Sequence[int], rounds: int) -> dict[str, Any]:
     """The measurement of one recipe on procedural images, ready for JSON."""
     recipe = recipes.load(spec, ["data.source=synthetic", *sets]).recipe
-    accel = build.accelerator(recipe)
+    accel = build_accelerator(recipe)
     run = prepared(recipe, accel)
     return {
         "recipe": spec,

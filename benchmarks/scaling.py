@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import found_data, typed
+from distill.components.device import build_accelerator
 from distill.errors import UserError
 from distill.events import Epoch, Start
 from distill.recipe import recipes
 from distill.training import environment
-from distill.training.build import accelerator
 from distill.training.run import TrainingRequest, process_group, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,7 +171,7 @@ def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[st
         "data": data,
         "rounds": rounds,
         "axes": {name: ratios(points, by=_work(name)) for name, points in axes.items()},
-        "environment": environment.describe(accelerator(recipe))
+        "environment": environment.describe(build_accelerator(recipe))
         | {"command": typed("benchmarks.scaling")},
     }
 

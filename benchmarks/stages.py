@@ -32,6 +32,9 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.pairs import BATCH, PAIRS, Pair
+from distill.components.data_pipeline import split_images
+from distill.components.device import build_accelerator
+from distill.components.network import build_network, network_name, to_device
 from distill.data import rng
 from distill.data.sources import image_set
 from distill.errors import UserError
@@ -40,6 +43,7 @@ from distill.losses.objective import LossInputs
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder
+from distill.teacher.build_teacher import combine_teachers
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, environment, loop, optim
 from distill.training.state import TrainState
@@ -108,15 +112,15 @@ def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
 
 def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> TrainState:
     """A run at step 0, never to be saved; its teacher, where a term asks one, knows nothing."""
-    split = build.split_images(recipe, image_set.load(recipe.data.source, "train"))
+    split = split_images(recipe, image_set.load(recipe.data.source, "train"))
     teacher = None
     if recipes.has_teacher(recipe):
         n_classes = split.train.n_classes
-        net = pair.teacher() if pair else build.network(recipe, "teacher", n_classes)
-        teacher = FrozenTeacher(build.combine_teachers(recipe, [net]))
-        build.to_device(teacher, accel.device)
+        net = pair.teacher() if pair else build_network(recipe, "teacher", n_classes)
+        teacher = FrozenTeacher(combine_teachers(recipe, [net]))
+        to_device(teacher, accel.device)
     nowhere, role = RunFolder(Path("unused")), pair.role if pair else "student"
-    return build.state(recipe, role, split, teacher, nowhere, accel, identity={})
+    return build.build_state(recipe, role, split, teacher, nowhere, accel, identity={})
 
 
 def operations(run: TrainState, most: int) -> list[dict[str, Any]]:
@@ -163,7 +167,7 @@ def report(
         if pair
         else resolved(spec, batch, rounds)
     )
-    accel = build.accelerator(recipe)
+    accel = build_accelerator(recipe)
     run = prepared(recipe, accel, pair)
     spans_s = measured(run, rounds)
     whole_s = spans_s.pop(WHOLE)
@@ -186,10 +190,10 @@ def report(
 def _names(recipe: Recipe, run: TrainState) -> tuple[str, str]:
     """Of the teacher and of the student."""
     n_classes = run.loader.targets.shape[1]
-    student = build.network_name(recipe, "student", n_classes)
+    student = network_name(recipe, "student", n_classes)
     if not recipes.has_teacher(recipe):
         return "nobody", student
-    return build.network_name(recipe, "teacher", n_classes), student
+    return network_name(recipe, "teacher", n_classes), student
 
 
 def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:

@@ -121,3 +121,8 @@ class End:
 
 
 Event = Start | Step | Estimate | Epoch | Retry | End
+
+
+def total_steps(start: Start) -> int:
+    """Optimizer steps of the whole run."""
+    return start.total_steps or start.epochs * start.steps_per_epoch

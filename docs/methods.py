@@ -28,6 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.stages import prepared
+from distill.components.device import build_accelerator
+from distill.components.loss_terms import build_objective, required_taps
+from distill.components.network import build_network
 from distill.errors import UserError
 from distill.losses.objective import LossInputs, UnmixedTeacherLogits
 from distill.models.features import FeatureExtractor, tap_shapes
@@ -35,7 +38,7 @@ from distill.recipe import recipes
 from distill.recipe.loss_schema import Losses
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import write_text
-from distill.training import build, loop
+from distill.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"
@@ -106,7 +109,7 @@ def counted(name: str) -> Count:
         student = FeatureExtractor(*_with_taps(recipe, "student"))
         teacher = FeatureExtractor(*_with_taps(recipe, "teacher"))
         ours, theirs = tap_shapes(student, SIDE), tap_shapes(teacher, SIDE)
-        objective = build.objective(
+        objective = build_objective(
             recipe, student_shapes=ours, teacher_shapes=theirs, labels=LABELS
         )
     term = objective.terms[name].loss
@@ -120,8 +123,8 @@ def counted(name: str) -> Count:
 
 
 def _with_taps(recipe: Recipe, whose: Any) -> tuple[nn.Module, list[str]]:
-    net = build.network(recipe, whose, CLASSES)
-    return net, build.required_taps(recipe, whose, net)
+    net = build_network(recipe, whose, CLASSES)
+    return net, required_taps(recipe, whose, net)
 
 
 def _answers(batch: int, ours: dict[str, Any], theirs: dict[str, Any]) -> LossInputs:
@@ -161,7 +164,7 @@ def timed(name: str) -> tuple[float, float]:
         f"{RECIPES.get(name, name)}+two_cores",
         ["data.source=synthetic", "data.train_images=2000", *SMALL.get(name, [])],
     ).recipe
-    run = prepared(recipe, build.accelerator(recipe))
+    run = prepared(recipe, build_accelerator(recipe))
     view, rows = run.loader.batches(0)[0]
     images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
     images, targets = run.loader.mix(view, rows, images, targets)

@@ -15,7 +15,7 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 OURS = ("distill", "teachers", "students", "cli")
-PACKAGES = ("files", "runs", "evaluation")  # their modules belong to several layers
+PACKAGES = ("files", "runs")  # their modules belong to several layers
 
 TERMS = (  # plain values: no recipe, no tensors
     "distill.errors",
@@ -34,9 +34,15 @@ RECIPE = ("distill.recipe",)
 WORDS = (*TERMS, *RECIPE)
 CLI = ("cli", "distill.cli")
 FILES = ("distill.files.arrays", "distill.files.archives")
-STATISTICS = ("distill.statistics", "distill.evaluation.saved_predictions")
+STATISTICS = ("distill.statistics", "distill.runs.saved_predictions")
 PARTS = ("teachers", "students", "distill.data", "distill.losses")
-ENGINE = ("distill.models", "distill.teacher", "distill.training", "distill.evaluation")
+ENGINE = (
+    "distill.models",
+    "distill.components",
+    "distill.teacher",
+    "distill.training",
+    "distill.evaluation",
+)
 RUNS = ("distill.runs", "distill.terminal", "distill.report")
 TENSORS = ("torch", "torchvision", "timm", "einops", "numpy", "PIL")
 DISPLAY = ("rich", "matplotlib", "jinja2", "numpy")

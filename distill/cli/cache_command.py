@@ -35,7 +35,7 @@ def verify(keys: KeysArgument = []) -> None:
     if not chosen:
         echo(f"nothing is stored in {cache_files.logits_folder()}")
         return
-    from distill.teacher import verify_cache
+    from distill.training import verify_cache
 
     verdicts = {stock.key: verify_cache.verify(stock) for stock in chosen}
     for key, verdict in verdicts.items():

@@ -239,7 +239,7 @@ def _worker(
 @contextmanager
 def _explain_abandoned_trial(place: Path) -> Iterator[None]:
     """A worker that ends early says what becomes of its trial."""
-    from distill.training.out_of_memory import OutOfMemory
+    from distill.models.out_of_memory import OutOfMemory
     from distill.training.signals import Stopped
 
     left = f"Stopped; its trial is left to the others. Type the same again to go on in {place}."

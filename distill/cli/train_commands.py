@@ -185,8 +185,8 @@ def explain_early_end(folder: "RunFolder", go_on: str) -> Iterator[None]:
 
 def _raise_explained(folder: "RunFolder", fault: Exception, go_on: str) -> None:
     """Raises what the door shows for the engine's own reasons; returns for any other."""
+    from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
-    from distill.training.out_of_memory import OutOfMemory
     from distill.training.ranks import is_lost_process
     from distill.training.signals import Stopped
 

@@ -9,18 +9,15 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distill.components.data_pipeline import split_images
+from distill.components.device import evaluation_accelerator
+from distill.components.network import load_trained, to_device
+from distill.components.test_split import check_tested, test_split
 from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet, Progress
 from distill.errors import UserError
 from distill.evaluation import figures, results
-from distill.evaluation.predict import (
-    FlipTTA,
-    SixViewTTA,
-    check_finite,
-    check_tested,
-    logits_and_labels,
-    test_split,
-)
+from distill.evaluation.predict import FlipTTA, SixViewTTA, check_finite, logits_and_labels
 from distill.evaluation.robustness import robustness
 from distill.evaluation.temperature import calibrate
 from distill.models import checkpoint, cost
@@ -28,7 +25,7 @@ from distill.phrases import describe_class_difference
 from distill.recipe import recipes
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
-from distill.training import build
+from distill.teacher.build_teacher import combine_teachers
 from students.resnet import ResNet
 
 CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
@@ -131,7 +128,7 @@ def _optional_figures(
 
 
 def _load(folder: RunFolder, source: str | None, progress: Progress | None) -> EvaluatedRun:
-    accel = build.evaluation_accelerator()
+    accel = evaluation_accelerator()
     wanted = source or _own_source(folder)
     with accel.main_process_first():  # one process decodes, the others find the cache
         test = test_split(wanted, progress=progress)
@@ -146,7 +143,7 @@ def _predict_test(
 ) -> EvaluatedRun:
     """The network asked about every image."""
     _check_classes(folder, source, test)
-    net = build.to_device(build.load_trained(folder), accel.device)
+    net = to_device(load_trained(folder), accel.device)
     logits, labels = (each.cpu() for each in logits_and_labels(net, test, accel))
     check_finite(logits, folder)
     kept = results.read_evaluation(folder, logits)
@@ -221,7 +218,7 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Tensor, Ten
         with suppress(UserError):  # it may lie elsewhere by now: then --data says where
             images = image_set.load(source, "train", progress=progress)
             if images.fingerprint == known["fingerprint"]:
-                return _predicted(run, build.split_images(recipe, images).held_out)
+                return _predicted(run, split_images(recipe, images).held_out)
     raise UserError(
         f"the images that the run held out are not to be had from {recipe.data.source} any more"
     )
@@ -244,10 +241,10 @@ def _teacher_logits(run: EvaluatedRun) -> Tensor:
     if "teacher_logits" in run.kept:
         return run.kept["teacher_logits"]
     folders = [run_folder.open_finished(path) for path in known["runs"]]
-    nets = [build.load_trained(each) for each in folders]
+    nets = [load_trained(each) for each in folders]
     weights = [checkpoint.weights_fingerprint(each.weights(each.role)) for each in folders]
     if "+".join(weights) != known["fingerprint"]:
         raise UserError(f"{' + '.join(known['runs'])} has other weights than when it taught")
-    as_it_taught = build.combine_teachers(recipes.read(run.folder.recipe), nets)
-    teacher = build.to_device(as_it_taught, run.accelerator.device)
+    as_it_taught = combine_teachers(recipes.read(run.folder.recipe), nets)
+    teacher = to_device(as_it_taught, run.accelerator.device)
     return logits_and_labels(teacher, run.test, run.accelerator)[0].cpu()

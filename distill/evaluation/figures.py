@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from distill import statistics
-from distill.evaluation import saved_predictions
 from distill.evaluation.metrics import measures
+from distill.runs import saved_predictions
 
 
 def headline_measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -5,11 +5,15 @@ from contextlib import suppress
 from accelerate import Accelerator
 from torch import nn
 
+from distill.components.data_pipeline import split_images
+from distill.components.device import build_accelerator
+from distill.components.network import load_trained, to_device
+from distill.components.test_split import check_tested, test_split
 from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet, Progress
 from distill.evaluation import results
 from distill.evaluation.metrics import measures
-from distill.evaluation.predict import check_tested, logits_and_labels, test_split
+from distill.evaluation.predict import logits_and_labels
 from distill.events import measure_name
 from distill.models import checkpoint
 from distill.recipe import recipes
@@ -17,7 +21,6 @@ from distill.runs import lock
 from distill.runs.run_folder import IS_TESTED, RunFolder, is_tested, write_json
 from distill.teacher import selection
 from distill.teacher.teacher import FrozenTeacher
-from distill.training import build
 
 
 def measure(
@@ -54,15 +57,15 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
             return
         del known[IS_TESTED]
         recipe = recipes.read(folder.recipe)
-        accel, source = build.accelerator(recipe), recipe.data.source
+        accel, source = build_accelerator(recipe), recipe.data.source
         images = image_set.load(source, "train", progress=progress)
         test = test_split(source, progress=progress)
         check_tested(folder, test, source)
-        split = build.split_images(recipe, images)
+        split = split_images(recipe, images)
         teacher = selection.load_teacher(recipe, images, split)
         if teacher is not None:
-            build.to_device(teacher, accel.device)
-        net = build.to_device(build.load_trained(folder), accel.device)
+            to_device(teacher, accel.device)
+        net = to_device(load_trained(folder), accel.device)
         known["metrics"] |= measure(folder, net, teacher, split.held_out, test, accel)
         known["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
         write_json(folder.result_file, known)

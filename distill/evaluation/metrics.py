@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from distill.evaluation import saved_predictions
 from distill.events import MEASURES
+from distill.runs import saved_predictions
 
 
 def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:

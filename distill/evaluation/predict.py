@@ -1,7 +1,6 @@
-"""Predict and measure a whole split; the only module that reads the test split."""
+"""Predict a whole split in batches, and measure the predictions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,75 +11,15 @@ from torch import Tensor, nn
 
 from distill.data.augment.crop_flip import to_float
 from distill.data.loader import share
-from distill.data.sources import image_set
-from distill.data.sources.image_set import ImageSet, Progress
+from distill.data.sources.image_set import ImageSet
 from distill.errors import UserError
 from distill.evaluation.metrics import measures
-from distill.phrases import describe_class_difference
 from distill.runs.run_folder import RunFolder
 
 BATCH = 500  # images a forward: large enough to fill a GPU, small enough for two gigabytes
 
 Pixels = NDArray[np.uint8]
 Change = Callable[[Pixels, NDArray[np.int64]], Pixels]  # images [n, 3, H, W], their rows in the set
-
-
-def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
-    """The test split of a source. Measured after a run, never while one trains or selects."""
-    return image_set.load(source, "test", progress=progress)
-
-
-@dataclass(frozen=True)
-class SplitIdentity:
-    """What a run knows of the test split while it trains: no image, no label, no prediction."""
-
-    source: str
-    fingerprint: str  # of images and labels, in any order
-    class_names: tuple[str, ...]
-    n_images: int
-    n_in_train: int  # test images that are training images too, pixel by pixel
-
-
-def identify_test(
-    source: str, train: ImageSet, *, progress: Progress | None = None
-) -> SplitIdentity:
-    """The identity of the test split of a source, recorded when a run begins.
-
-    It is compared for equality and never used to train or to select.
-    """
-    test = test_split(source, progress=progress)
-    in_train = image_set.count_shared_images(test, train)
-    return SplitIdentity(source, test.fingerprint, test.class_names, len(test.labels), in_train)
-
-
-def check_test(test: ImageSet, known: SplitIdentity) -> None:
-    """Raises UserError if the test split or its class names are not those that a run began with."""
-    found = ""
-    if test.class_names != known.class_names:
-        names = describe_class_difference(known.class_names, test.class_names)
-        found = f"the class names of {known.source} changed while the run trained: "
-        found += " / ".join(names)
-    elif test.fingerprint != known.fingerprint:
-        prints = (known.fingerprint[:12], test.fingerprint[:12])
-        found = f"the test split of {known.source} changed while the run trained: fingerprint "
-        found += " / ".join(prints)
-    if found:
-        raise UserError(f"{found}.\nBring the former images and class folders back.")
-
-
-def check_tested(folder: RunFolder, test: ImageSet, source: str) -> None:
-    """Raises UserError if a finished run was tested on other images than `test`, of `source`.
-
-    A run of an earlier version does not name its test split: nothing is compared then.
-    """
-    known = folder.result()["data"].get("test_fingerprint")
-    if known not in (None, test.fingerprint):
-        raise UserError(
-            f"the test split of {source} is not the one that run {folder.path} was tested on: "
-            f"fingerprint {test.fingerprint[:12]}, then {str(known)[:12]}.\n"
-            "Bring the former images back; python cli.py evaluate RUN --data SOURCE measures the "
-            "run on others."
-        )
 
 
 @torch.inference_mode()

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from distill.data.sources.image_set import ImageSet
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
 from distill.events import End, Start
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
+from distill.runs import saved_predictions
 from distill.runs.run_folder import IS_TESTED, RunFolder, write_bytes, write_json
 
 N_MISTAKES = 64  # the most confident ones, kept with their pixels

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.components.test_split import test_split
 from distill.data.images import Progress
 from distill.errors import Failure, UserError
 from distill.evaluation.metrics import measures
-from distill.evaluation.predict import check_finite, predict, test_split
+from distill.evaluation.predict import check_finite, predict
 from distill.export import atomic_folder, formats
 from distill.export.finished_run import FinishedRun, load_finished
 from distill.export.formats import Format

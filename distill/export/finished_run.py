@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.components.data_pipeline import split_indices
+from distill.components.network import load_trained
 from distill.data.images import ImageSet, Progress
 from distill.data.sources import image_set, synthetic
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
 from distill.events import measure_name
 from distill.phrases import describe_class_difference
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
+from distill.runs import saved_predictions
 from distill.runs.run_folder import Role, RunFolder, check_is_tested
 from distill.statistics import Interval, wilson
-from distill.training import build
 
 N_COMPARED = 256  # images: enough to see another network, few enough for a large teacher on a CPU
 N_CALIBRATION = 512  # images; from 128 to 1,024 the agreement with float is 97.6 to 97.9 %
@@ -98,14 +99,14 @@ class FinishedRun:
                 raise
             drawn = synthetic.draw("train").images[:N_COMPARED]
             return torch.from_numpy(drawn), "procedural images, for the run's own are not there"
-        train, held_out = build.split_indices(self.recipe, images)
+        train, held_out = split_indices(self.recipe, images)
         is_enough = len(held_out) >= N_COMPARED
         chosen = (held_out if is_enough else train)[:N_COMPARED]
         return _pixels(images, chosen), "held-out images" if is_enough else "training images"
 
     def calibration_images(self) -> Tensor:
         """Training images uint8 [N, 3, 32, 32], as they are; never held-out or test ones."""
-        train, _ = build.split_indices(self.recipe, self.train_split)
+        train, _ = split_indices(self.recipe, self.train_split)
         return _pixels(self.train_split, train[:N_CALIBRATION])
 
 
@@ -119,7 +120,7 @@ def load_finished(folder: RunFolder, data: str | None, progress: Progress | None
         folder=folder,
         recipe=recipe,
         result=folder.result(),
-        net=build.load_trained(folder),
+        net=load_trained(folder),
         source=data or recipe.data.source,
         is_own_data=data is None,
         progress=progress,

@@ -13,13 +13,13 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from distill.components.network import network_table
 from distill.data.images import CHANNELS, SIDE
 from distill.export import model_card, timm_models
 from distill.export.finished_run import FinishedRun
 from distill.export.formats import PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
-from distill.training import build
 from students.resnet import ResNet
 from teachers.wrn import WideResNet
 
@@ -85,7 +85,7 @@ def _architecture(finished: FinishedRun) -> tuple[str, dict[str, Any]]:
     """timm's name and the arguments it is called with."""
     recipe, net = finished.recipe, finished.net
     if isinstance(net, ResNet):
-        rates = build.network_table(recipe, finished.role).rates()
+        rates = network_table(recipe, finished.role).rates()
         return "understudy_resnet", timm_models.resnet_arguments(net.design, **rates)
     assert recipe.teacher is not None
     if isinstance(net, WideResNet):

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.components.device import evaluation_accelerator
+from distill.components.network import load_trained, to_device
 from distill.data.images import ImageSet, Progress
 from distill.data.sources import unlabelled
 from distill.errors import Failure, UserError
@@ -22,7 +24,6 @@ from distill.evaluation.predict import BATCH, check_finite, logits_and_labels
 from distill.files.safe_text import csv_cell
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
-from distill.training import build
 
 HEADER = ("ID", "Labels")
 
@@ -65,10 +66,10 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
 
     Raises UserError where the run is not finished or an image cannot be used.
     """
-    accel = build.evaluation_accelerator()
+    accel = evaluation_accelerator()
     asked = unlabelled.load(source, progress=progress)
     class_names = tuple(folder.result()["class_names"])
-    net = build.to_device(build.load_trained(folder), accel.device)
+    net = to_device(load_trained(folder), accel.device)
     nobody_knows = np.zeros(len(asked.ids), np.int64)
     images = ImageSet(asked.images, nobody_knows, class_names)
     done = _ImageCounter(-(-len(asked.ids) // accel.num_processes), progress)

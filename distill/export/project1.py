@@ -12,6 +12,7 @@ from textwrap import fill
 
 import torch
 
+from distill.components.network import network_table
 from distill.errors import UserError
 from distill.export import codegen
 from distill.export.finished_run import FinishedRun
@@ -20,7 +21,6 @@ from distill.export.grader import Grader
 from distill.files.safe_text import visible
 from distill.phrases import counted
 from distill.runs.run_folder import write_bytes, write_text
-from distill.training import build
 from students.normalize import MEAN, STD
 from students.resnet import ResNet
 
@@ -77,7 +77,7 @@ def _check_count(n: int, what: str) -> None:
 
 
 def _student(finished: FinishedRun) -> codegen.StudentSpec:
-    table = build.network_table(finished.recipe, finished.role)
+    table = network_table(finished.recipe, finished.role)
     assert isinstance(finished.net, ResNet)  # as `_check` made sure
     return codegen.StudentSpec(
         design=finished.net.design,

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.files import json_files
+from distill.models import out_of_memory
 from distill.runs.run_folder import write_bytes
-from distill.training import out_of_memory
 
 FORMAT = 2
 

@@ -11,10 +11,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from distill.evaluation.saved_predictions import BINS, CalibrationCurve, Counts
 from distill.files.safe_text import visible
 from distill.report.style import BLUE, COLUMN, FAINT, HEIGHT, INK, ORANGE, PAPER, POINTS, RED, STYLE
 from distill.runs.epoch_series import Floats, Line
+from distill.runs.saved_predictions import BINS, CalibrationCurve, Counts
 
 LONGEST_NAME = 18  # letters of a class beside an axis
 MANY_CLASSES = 20  # from here on a matrix has no figures in its cells

@@ -9,16 +9,6 @@ import numpy as np
 from matplotlib.image import imsave
 
 from distill import statistics
-from distill.evaluation import saved_predictions
-from distill.evaluation.saved_predictions import (
-    Array,
-    Predictions,
-    calibration_curve,
-    confusion,
-    is_right,
-    most_confused,
-    probabilities,
-)
 from distill.phrases import counted
 from distill.report import plots
 from distill.report.page import (
@@ -32,8 +22,18 @@ from distill.report.page import (
     Table,
 )
 from distill.report.value_table import Column, ValueTable
+from distill.runs import saved_predictions
 from distill.runs.record import RunRecord
 from distill.runs.run_folder import is_tested
+from distill.runs.saved_predictions import (
+    Array,
+    Predictions,
+    calibration_curve,
+    confusion,
+    is_right,
+    most_confused,
+    probabilities,
+)
 from distill.statistics import Interval
 from distill.terminal.progress import grouped, percent
 

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
-from distill.evaluation.saved_predictions import Predictions
 from distill.events import measure_name
 from distill.phrases import describe_class_difference
 from distill.recipe import recipes
-from distill.runs import run_folder
+from distill.runs import run_folder, saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished
+from distill.runs.saved_predictions import Predictions
 from distill.runs.summary import summary_row as figures
 from distill.statistics import SIGNIFICANT, Interval, bootstrap, count_pairs, wilson
 

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
-from distill.events import Start
+from distill.events import Start, total_steps
 from distill.files import json_files
 from distill.recipe import recipes
-from distill.runs import journal, lock
+from distill.runs import journal, lock, saved_predictions
 from distill.runs.run_folder import RUNS, RunFolder, runs_in
 from distill.runs.summary import summary_row as figures
 from distill.statistics import Interval, wilson
-from distill.terminal.progress import total_steps
 
 State = Literal["finished", "training", "stopped", "killed", "never began", "damaged"]
 UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError)

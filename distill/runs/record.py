@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.evaluation.saved_predictions import Predictions, read_run
 from distill.events import Epoch, Event, Start, measure_name
 from distill.files import json_files
 from distill.files.safe_text import visible
@@ -15,6 +14,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import journal
 from distill.runs.run_folder import Role, RunFolder
+from distill.runs.saved_predictions import Predictions, read_run
 
 TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1/test`, `top1/train` …
 

@@ -1,5 +1,6 @@
 """Summarise a finished run: its teachers, the same student without a teacher, the student."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
@@ -7,7 +8,18 @@ from distill.events import measure_name
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder, is_tested, runs_in, test_split_differences
-from distill.terminal.progress import ClosingRow
+
+
+@dataclass(frozen=True)
+class ClosingRow:
+    """One network of the closing table; shares 0..1, None where a figure is not known."""
+
+    name: str
+    network: str
+    parameters: int | None = None
+    top1_val: float | None = None
+    top1_test: float | None = None
+    time_s: float | None = None
 
 
 def closing_rows(run: RunFolder) -> list[ClosingRow]:

@@ -17,8 +17,10 @@ import optuna
 from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from distill.components.fingerprints import CALLED
 from distill.errors import UnsuitableRecipe, UserError
 from distill.events import Epoch, Event, Start
+from distill.models.out_of_memory import OutOfMemory
 from distill.phrases import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
@@ -29,8 +31,6 @@ from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import keys_set, pairs
 from distill.sweep.trials import ClaimedTrial, Trials
 from distill.training.divergence import Diverged
-from distill.training.fingerprints import CALLED
-from distill.training.out_of_memory import OutOfMemory
 
 LOOK_S = 2.0  # between two looks of a worker that waits for the others
 # Attributes of an attempt: why it has no value, and how often its values were drawn again.

@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from distill.components.data_pipeline import TrainValSplit, split_images, split_indices
+from distill.components.fingerprints import identity
+from distill.components.network import load_trained
+from distill.components.test_split import identify_test
 from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet
 from distill.errors import UserError
-from distill.evaluation.predict import identify_test
 from distill.phrases import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
@@ -15,10 +18,8 @@ from distill.recipe.validation import value_text
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder, broken_in, open_finished, open_run, runs_in
 from distill.teacher import best_teacher
+from distill.teacher.build_teacher import combine_teachers
 from distill.teacher.teacher import FrozenTeacher
-from distill.training import build
-from distill.training.build import TrainValSplit
-from distill.training.fingerprints import identity
 
 RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
 
@@ -126,8 +127,8 @@ def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> Froz
         faults += _count_problems(recipe, len(runs))
     if faults:
         raise UserError("\n".join(faults))
-    nets = [build.load_trained(run) for run in runs]
-    return FrozenTeacher(build.combine_teachers(recipe, nets)) if nets else None
+    nets = [load_trained(run) for run in runs]
+    return FrozenTeacher(combine_teachers(recipe, nets)) if nets else None
 
 
 def _open_run(run: RunFolder) -> RunFolder:
@@ -173,7 +174,7 @@ def check_teachers(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str,
     """
     image_set.check(recipe.data.source)
     images = image_set.load(recipe.data.source, "train")
-    load_teacher(recipe, images, build.split_images(recipe, images))
+    load_teacher(recipe, images, split_images(recipe, images))
     known = [_input_fingerprints(recipe, images)]
     known += [
         _input_fingerprints(each, image_set.load(each.data.source, "train")) for each in variants
@@ -238,7 +239,7 @@ def _held_out_problem(run: RunFolder, images: ImageSet, held_out: ImageSet) -> l
             f"{run.recipe} is not the recipe that teacher {run.path} finished with, so whether it "
             f"has seen what is held out is unknown; bring the file back, or {RETRAIN}"
         ]
-    trained_on, its_held_out = build.split_indices(its_recipe, images)
+    trained_on, its_held_out = split_indices(its_recipe, images)
     if result["data"].get("val_images", len(its_held_out)) != len(its_held_out):
         return [
             f"teacher {run.path} held out {result['data']['val_images']} images, and its recipe "

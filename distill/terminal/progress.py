@@ -8,7 +8,6 @@ and they say themselves how fast it goes and how long it still takes.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
@@ -33,26 +32,16 @@ from distill.events import (
     Step,
     loss_name,
     measure_name,
+    total_steps,
 )
 from distill.files.safe_text import visible
 from distill.phrases import counted
+from distill.runs.summary import ClosingRow
 
 UNKNOWN = "–"
 DAY_S = 86_400
 UNITS = (("s", 1), ("min", 60), ("h", 3_600), ("days", DAY_S))
 GAP = "  "
-
-
-@dataclass(frozen=True)
-class ClosingRow:
-    """One network of the closing table; shares 0..1, None where a figure is not known."""
-
-    name: str
-    network: str
-    parameters: int | None = None
-    top1_val: float | None = None
-    top1_test: float | None = None
-    time_s: float | None = None
 
 
 class ProgressDisplay:
@@ -390,8 +379,3 @@ def shorten(text: str, width: int) -> str:
         return text
     head = (width - 1) // 2
     return f"{text[:head]}…{text[len(text) + 1 + head - width :]}"
-
-
-def total_steps(start: Start) -> int:
-    """Optimizer steps of the whole run."""
-    return start.total_steps or start.epochs * start.steps_per_epoch

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from distill.errors import UserError
-from distill.events import Epoch, Event, Start, Step
+from distill.events import Epoch, Event, Start, Step, total_steps
 from distill.runs import journal
 from distill.runs.run_folder import RunFolder, open_run, write_text
 from distill.runs.summary import closing_rows
-from distill.terminal.progress import ProgressDisplay, closing_table, total_steps
+from distill.terminal.progress import ProgressDisplay, closing_table
 
 WIDTH = 100  # characters
 MOMENT = 0.6  # of all steps: where the bars stand still

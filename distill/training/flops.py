@@ -15,12 +15,12 @@ from itertools import pairwise
 
 import torch
 
+from distill.components.network import build_network, network_name
 from distill.models import cost
 from distill.recipe.loss_schema import TEACHERS, Term
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Train
 from distill.runs.run_folder import Role
-from distill.training import build
 
 TRAINED = 6  # operations for each multiply-accumulate of an image that is trained on
 FORWARD = 2  # and of one that is only predicted
@@ -62,8 +62,8 @@ def network_cost(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
 @cache  # most recipes share their networks
 def _count_network(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
     with torch.device("meta"):
-        net = build.network(recipe, role, n_classes)
-    name = build.network_name(recipe, role, n_classes)
+        net = build_network(recipe, role, n_classes)
+    name = network_name(recipe, role, n_classes)
     return NetworkCost(name, cost.count_parameters(net), cost.count_macs(net.eval()))
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from distill.data import rng
 from distill.errors import Failure, UserError
-from distill.evaluation import epoch_weights
 from distill.evaluation.predict import measure
 from distill.events import (
     IMAGES_PER_S,
@@ -24,7 +23,7 @@ from distill.events import (
     measure_name,
 )
 from distill.losses.objective import LossInputs
-from distill.models import batch_norm, checkpoint
+from distill.models import batch_norm, checkpoint, epoch_weights
 from distill.training import estimate, optim, resume
 from distill.training.divergence import Diverged, gradient_norm
 from distill.training.signals import Stopped
@@ -113,11 +112,23 @@ def _epoch(run: TrainState) -> Iterator[Event]:
     measured = validate(run)
     is_best = _record_if_best(run, measured)
     run.epoch += 1
-    epoch_weights.save(run)
+    _save_epoch_weights(run)
     losses = _as_metrics(run.epoch_losses.read(run.accelerator))
     yield Epoch(run.epoch, run.step, losses | measured, is_best, run.process_s, run.remaining_s)
     if run.epoch % run.settings.save_every == 0 or run.epoch == run.epochs:
         resume.save(run)
+
+
+def _save_epoch_weights(run: TrainState) -> None:
+    """Save the final weights of every n-th epoch and of the last, if `train.keep_epochs` is n.
+
+    They are on disk before the checkpoint that counts the epoch, so that a resumed run leaves no
+    gap. Raises OSError if they cannot be written.
+    """
+    every = run.settings.keep_epochs
+    is_due = every is not None and (run.epoch % every == 0 or run.epoch == run.epochs)
+    if is_due and run.accelerator.is_main_process:
+        epoch_weights.save(run.folder, run.epoch, run.final_weights)
 
 
 def _steps(run: TrainState) -> Iterator[Step | Estimate]:

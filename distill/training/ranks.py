@@ -6,15 +6,13 @@ and reads what was told a step before: nobody waits for a device, and who has di
 NCCL alone would not for minutes.
 """
 
-from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import distributed
 
-TIMEOUT = timedelta(minutes=10)  # of silence: a process that hangs; one that dies is known at once
-
+from distill.components.device import TIMEOUT
 
 # What the libraries that move tensors between processes say of one that is gone. Gloo throws a bare
 # RuntimeError, and not all of its texts name it: these are its transports' own.

@@ -3,6 +3,10 @@
 import math
 from typing import Any
 
+from distill.components import fingerprints
+from distill.components.data_pipeline import split_images
+from distill.components.device import build_accelerator
+from distill.components.network import to_device
 from distill.data.sources import image_set
 from distill.data.sources.image_set import Progress
 from distill.errors import UserError
@@ -12,7 +16,7 @@ from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.teacher import selection
-from distill.training import build, fingerprints, loop, resume
+from distill.training import build, loop, resume
 from distill.training.state import TrainState
 
 
@@ -37,14 +41,14 @@ def replay(folder: RunFolder, step: int, *, progress: Progress | None = None) ->
         raise UserError(
             f"--step {step} is no step of {folder.path}; allowed: 1 to {known['total_steps']}."
         )
-    accel = build.accelerator(recipe)
+    accel = build_accelerator(recipe)
     images = image_set.load(recipe.data.source, "train", progress=progress)
-    split = build.split_images(recipe, images)
+    split = split_images(recipe, images)
     teacher = selection.load_teacher(recipe, images, split)
     if teacher is not None:
-        build.to_device(teacher, accel.device)
+        to_device(teacher, accel.device)
     known_by = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
-    run = build.state(recipe, known["role"], split, teacher, folder, accel, known_by)
+    run = build.build_state(recipe, known["role"], split, teacher, folder, accel, known_by)
     resume.check_identity(run, known)
     build.set_total_steps(run, recipe, known["total_steps"])
     _restore_before(run, step)

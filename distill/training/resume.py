@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
 
+from distill.components.fingerprints import CALLED
 from distill.errors import UserError
-from distill.evaluation import epoch_weights
 from distill.files.json_files import LONGEST_REASON
-from distill.models import checkpoint
+from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs.run_folder import RunFolder
-from distill.training import out_of_memory
-from distill.training.fingerprints import CALLED
 from distill.training.state import BestEpoch, TrainState
 
 ALWAYS = ("data", "teacher")  # the fingerprints that every checkpoint has
@@ -106,7 +104,8 @@ def resume(run: TrainState) -> Resumed:
         ) from fault
     check_identity(run, progress)
     restore_from(run, place, tensors, progress)
-    epoch_weights.delete_later(run)
+    if run.accelerator.is_main_process:
+        epoch_weights.delete_later(run.folder, run.epoch)
     if damaged:
         _set_damaged_aside(run)
     went = f"gone on from the one before, after step {run.step:,}"

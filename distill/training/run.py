@@ -17,14 +17,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from distill.components import fingerprints
+from distill.components.data_pipeline import TrainValSplit, split_images
+from distill.components.device import build_accelerator
+from distill.components.network import build_network, network_name, to_device
+from distill.components.test_split import SplitIdentity, check_test, identify_test, test_split
 from distill.data import array_cache
 from distill.data.sources import image_set
 from distill.data.sources.image_set import Progress
 from distill.errors import Failure, UserError
 from distill.evaluation import final_test, results
-from distill.evaluation.predict import SplitIdentity, check_test, identify_test, measure, test_split
+from distill.evaluation.predict import measure
 from distill.events import End, Event, Start
-from distill.models import checkpoint
+from distill.models import checkpoint, out_of_memory
 from distill.models.cost import count_parameters
 from distill.phrases import counted
 from distill.recipe import recipes
@@ -33,12 +38,12 @@ from distill.runs import lock, run_folder
 from distill.runs.lock import LockHolder
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import cache_files, selection
+from distill.teacher.build_teacher import combination_identity
 from distill.teacher.cache_files import format_size
 from distill.teacher.teacher import FrozenTeacher, OneTeacherPerView
 from distill.teacher.view_cache import CachedTeacher
-from distill.training import budget, build, environment, fingerprints, loop, out_of_memory
+from distill.training import budget, build, environment, loop
 from distill.training import resume as checkpoints
-from distill.training.build import TrainValSplit
 from distill.training.resume import Resumed
 from distill.training.signals import StopSignal
 from distill.training.state import TrainState
@@ -82,7 +87,7 @@ def run(request: TrainingRequest, *, progress: Progress | None = None) -> Genera
     too small for it; Diverged where training fails; Stopped where `request.stop` was asked for,
     once all is saved.
     """
-    accel = build.accelerator(request.recipe)
+    accel = build_accelerator(request.recipe)
     folder = _run_folder(request)
     if request.resume:
         run_folder.check_role(folder, request.role)
@@ -140,7 +145,7 @@ def _prepare(
     with accel.main_process_first():  # one process decodes, the others find the cache
         images = image_set.load(source, "train", progress=progress)
         test = identify_test(source, images, progress=progress)
-    split = build.split_images(request.recipe, images)
+    split = split_images(request.recipe, images)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
     passed_over = selection.notes_on_broken_runs(request.recipe, earlier, places)
@@ -152,9 +157,9 @@ def _prepare(
     _check_resumable(folder, request)
     teacher = selection.load_teacher(recipe, images, split)
     if teacher is not None:
-        build.to_device(teacher, accel.device)
+        to_device(teacher, accel.device)
     known = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe), test)
-    training = build.state(recipe, request.role, split, teacher, folder, accel, known)
+    training = build.build_state(recipe, request.role, split, teacher, folder, accel, known)
     training.stop_signal = request.stop
     resumed = checkpoints.resume(training) if request.resume else Resumed({}, ())
     hashes = _sources(folder) if request.resume else [environment.source_hash()]
@@ -237,7 +242,7 @@ def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
         run=str(training.folder.path),
         role=request.role,
         recipe=request.name,
-        network=build.network_name(recipe, request.role, split.train.n_classes),
+        network=network_name(recipe, request.role, split.train.n_classes),
         parameters=count_parameters(training.model),
         data=recipe.data.source,
         train_images=len(split.train.labels),
@@ -307,7 +312,7 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
     accel, images = ready.state.accelerator, ready.split.held_out or ready.split.train
     some = image_set.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
     combined = "".join(
-        f" {key}={value}" for key, value in build.combination_identity(ready.request.recipe).items()
+        f" {key}={value}" for key, value in combination_identity(ready.request.recipe).items()
     )
     asked = ready.state.identity["teacher"] + combined + some.fingerprint
     key = f"teachers/{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
@@ -451,9 +456,9 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
     """Read the kept weights back and save them; measure them on the test split, if it is asked."""
     request, split, training = ready.request, ready.split, ready.state
     accel, folder, best = training.accelerator, training.folder, training.best
-    net = build.network(request.recipe, request.role, split.train.n_classes)
+    net = build_network(request.recipe, request.role, split.train.n_classes)
     checkpoint.load_weights(checkpoints.best_file(folder, best), net, best.weights)
-    build.to_device(net, accel.device)
+    to_device(net, accel.device)
     tested = dict[str, float]()
     if request.is_tested:
         with accel.main_process_first():

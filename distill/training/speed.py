@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 
+from distill.components.data_pipeline import TrainValSplit, build_loader
+from distill.components.device import build_accelerator
+from distill.components.network import build_network, to_device
 from distill.data.images import CHANNELS, SIDE, ImageSet
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import budget, build
-from distill.training.build import TrainValSplit
 from distill.training.estimate import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
 from distill.training.state import TrainState
 
@@ -87,7 +89,7 @@ def measure(
         return Speed(time_range(tried), 0.0, tried[0])
     size = _batch_size(recipe, tried[0], until)
     if size != FIRST_BATCH:
-        run.loader = build.loader(_with_batch_size(recipe, size), images, run.accelerator)
+        run.loader = build_loader(_with_batch_size(recipe, size), images, run.accelerator)
     spans = list(pairwise([*run.loss.change_points, 1.0]))  # terms come and go
     found = [
         _image_seconds(run, size, begin, ENOUGH_S / len(spans), until, tried) for begin, _ in spans
@@ -122,13 +124,13 @@ def _build_state(
     """A run of the recipe that is never saved, in small batches, without cached teacher logits."""
     AcceleratorState._reset_state()  # it keeps one precision for a process; recipes have several
     small = _with_batch_size(recipe, FIRST_BATCH)
-    accel = build.accelerator(small)
+    accel = build_accelerator(small)
     frozen = None
     if teacher is not None:
-        frozen = FrozenTeacher(build.network(teacher, "teacher", images.n_classes))
-        build.to_device(frozen, accel.device)
+        frozen = FrozenTeacher(build_network(teacher, "teacher", images.n_classes))
+        to_device(frozen, accel.device)
     split, nowhere = TrainValSplit("", images, None), RunFolder(Path("unused"))
-    return build.state(small, role, split, frozen, nowhere, accel, {})
+    return build.build_state(small, role, split, frozen, nowhere, accel, {})
 
 
 def _with_batch_size(recipe: Recipe, size: int) -> Recipe:

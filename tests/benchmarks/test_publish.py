@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import publish
-from distill.evaluation import saved_predictions
 from distill.recipe import recipes
+from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder
 from tests.cli.test_commands import REPO, Door, door
 

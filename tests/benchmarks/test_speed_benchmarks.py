@@ -13,7 +13,9 @@ from benchmarks import ceilings, peers, resolution, scaling, stages, workers
 from benchmarks.contenders import CONTENDERS
 from benchmarks.pairs import PAIRS
 from benchmarks.peers import Entrant, Unequal
-from distill.training import build, loop
+from distill.components.device import build_accelerator
+from distill.components.network import build_network
+from distill.training import loop
 from distill.training.state import TrainState
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,7 +37,7 @@ ORDER = [
 def fresh_run() -> TrainState:
     recipe = stages.resolved(f"{stages.QUICK}+mixup", batch=16, rounds=1)
     torch.manual_seed(5)  # of the teacher
-    return stages.prepared(recipe, build.accelerator(recipe))
+    return stages.prepared(recipe, build_accelerator(recipe))
 
 
 def test_the_stages_are_the_step_of_a_run() -> None:
@@ -167,7 +169,7 @@ def test_other_work_is_seen() -> None:
 def test_a_recipe_of_a_pair_trains_the_pair() -> None:
     for pair in PAIRS.values():
         recipe = pair.recipe("synthetic", 128, stored=False)
-        trained = build.network(recipe, pair.role, 10)
+        trained = build_network(recipe, pair.role, 10)
         shapes = [parameter.shape for parameter in pair.student().parameters()]
         assert [parameter.shape for parameter in trained.parameters()] == shapes
         assert not recipe.mix.ways()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from distill.components.network import build_design, load_trained
 from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt
 from distill.data.sources import image_set
 from distill.errors import UserError
@@ -23,7 +24,6 @@ from distill.evaluation.results import read_evaluation, write_evaluation
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json
 from distill.statistics import fit_temperature
-from distill.training import build
 
 HELD_OUT = 600  # a tenth of the procedural training images
 
@@ -80,7 +80,7 @@ def test_the_figures_are_those_of_the_kept_predictions(measured, kept) -> None:
     assert measured["teacher_agreement"] == pytest.approx(by_hand)
     assert np.trace(measured["confusion"]) / measured["n"] == measured["top1"]
     assert sum(each["n"] for each in measured["per_class"]) == measured["n"] == 2000
-    assert measured["macs"] == build.design(recipe_of_tiny(), 10).macs
+    assert measured["macs"] == build_design(recipe_of_tiny(), 10).macs
     assert measured["absent"] == {}
     assert json.loads(json.dumps(measured)) == measured
 
@@ -156,7 +156,7 @@ def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
 
 
 def test_an_image_and_its_mirror_are_answered_alike(taught, measured) -> None:
-    net = build.load_trained(taught[0])
+    net = load_trained(taught[0])
     images = torch.from_numpy(image_set.load("synthetic", "test").images[:8]) / 255
     with torch.no_grad():
         both = FlipTTA(net)(images)
@@ -189,7 +189,7 @@ def test_six_views_are_the_weighted_mean_of_their_formula() -> None:
 def test_six_views_leave_the_headline_alone(taught, measured) -> None:
     found = evaluate.evaluate_run(taught[0], EvalOptions(six_views=True))
     augmented = found["test_time_augmentation"]
-    net, test = SixViewTTA(build.load_trained(taught[0])), image_set.load("synthetic", "test")
+    net, test = SixViewTTA(load_trained(taught[0])), image_set.load("synthetic", "test")
     right = logits_and_labels(net, test, Accelerator())[0].argmax(1) == torch.from_numpy(
         test.labels
     )
@@ -226,7 +226,7 @@ def test_runs_of_different_test_splits_are_not_compared(taught, tmp_path, monkey
 
 
 def test_robustness_is_the_accuracy_on_corrupted_images(taught) -> None:
-    net = build.load_trained(taught[0])
+    net = load_trained(taught[0])
     test, chosen = image_set.load("synthetic", "test"), robustness_room._chosen(2000, 33)
     images, labels = test.images[chosen], torch.from_numpy(test.labels[chosen])
 
@@ -276,7 +276,7 @@ class Rank:
 
 @pytest.mark.parametrize("n", [33, 34])
 def test_two_processes_corrupt_and_mirror_the_same_images(taught, n: int) -> None:
-    net = FlipTTA(build.load_trained(taught[0]))
+    net = FlipTTA(load_trained(taught[0]))
     some = image_set.subset(image_set.load("synthetic", "test"), np.arange(n))
     change = partial(robustness_room._corrupted, np.arange(n), "shot_noise", 5)
     alone = logits_and_labels(net, some, Accelerator(), change=change)
@@ -288,7 +288,7 @@ def test_two_processes_corrupt_and_mirror_the_same_images(taught, n: int) -> Non
 
 
 def test_images_are_changed_before_they_are_seen(taught) -> None:
-    net, test = build.load_trained(taught[0]), image_set.load("synthetic", "test")
+    net, test = load_trained(taught[0]), image_set.load("synthetic", "test")
     some = image_set.subset(test, np.arange(9))
     flipped = replace(some, images=some.images[..., ::-1].copy())
     seen, labels = logits_and_labels(

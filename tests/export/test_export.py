@@ -19,6 +19,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from distill.components.data_pipeline import split_indices
+from distill.components.network import build_network, load_trained
 from distill.data.augment.crop_flip import to_float
 from distill.data.sources import image_set
 from distill.errors import Failure, UserError
@@ -39,7 +41,6 @@ from distill.export.grader import Grader
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
-from distill.training import build
 from tests.cli.test_commands import (
     ALONE,
     REPO,
@@ -197,7 +198,7 @@ def test_onnx_names_its_ends_and_takes_any_batch(shipped, student):
     assert [dim.dim_param or dim.dim_value for dim in shapes["images"]] == ["batch", 3, 32, 32]
     for n in (1, 3):
         with torch.no_grad():
-            expected = build.load_trained(student)(images[:n])
+            expected = load_trained(student)(images[:n])
         torch.testing.assert_close(onnx_float.read(out)(images[:n]), expected)
 
 
@@ -221,7 +222,7 @@ def test_int8_weights_leave_room_for_two_products_in_sixteen_bits(shipped):
 
 def test_int8_is_calibrated_on_images_that_were_trained_on(student):
     run = load_finished(student, None, None)
-    train, held_out = build.split_indices(run.recipe, run.train_split)
+    train, held_out = split_indices(run.recipe, run.train_split)
     seen = {image.tobytes() for image in run.calibration_images().numpy()}
 
     assert len(seen) == 320  # all that the recipe trains on
@@ -234,7 +235,7 @@ def test_training_images_are_compared_where_few_are_held_out(student):
     table = run.recipe.data.model_copy(update={"holdout": 0.02})  # 120 of 6,000
     recipe = run.recipe.model_copy(update={"data": table})
     images, what = dataclasses.replace(run, recipe=recipe).comparison_images()
-    train, _ = build.split_indices(recipe, run.train_split)
+    train, _ = split_indices(recipe, run.train_split)
 
     assert what == "training images"
     assert np.array_equal(images.numpy(), run.train_split.images[train[:256]])
@@ -339,7 +340,7 @@ def test_a_teacher_of_timm_is_exported(name, format_, teacher, tmp_path):
     table = run.recipe.teacher.model_copy(update={"network": f"timm/{name}"})
     recipe = run.recipe.model_copy(update={"teacher": table})
     torch.manual_seed(0)
-    other = dataclasses.replace(run, recipe=recipe, net=build.network(recipe, "teacher", 10).eval())
+    other = dataclasses.replace(run, recipe=recipe, net=build_network(recipe, "teacher", 10).eval())
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         expected = other.net(images)

@@ -10,9 +10,9 @@ import pytest
 
 from distill.data.sources import unlabelled
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
 from distill.files import arrays
 from distill.files.arrays import InvalidArray, open_npz, read_npy
+from distill.runs import saved_predictions
 from tests.files.test_archives import little_memory
 
 MB = 1 << 20

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.components.loss_terms import LOSSES
 from distill.losses.objective import LossInputs, LossTerm, Objective, UnmixedTeacherLogits
 from distill.recipe.loss_schema import Losses
-from distill.training.build import LOSSES
 from tests.losses.answers import LABELS, STUDENT, TEACHER, B, C, answers
 
 ON_LOGITS = (

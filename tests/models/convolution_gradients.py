@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from distill.components.network import build_network, to_device
 from distill.recipe import recipes
 from distill.teacher.teacher import FrozenTeacher
-from distill.training import build
 from distill.training.loop import step
 from students.design import Design
 from students.resnet import ResNet
@@ -73,11 +73,11 @@ def of_networks(found: Convolutions) -> None:
         nets[f"width {width}"] = ResNet(Design.of(stages=3, blocks=1, width=width))
     for name in RECIPES:
         recipe = recipes.load(name).recipe
-        nets[name] = build.network(recipe, "student" if recipe.student else "teacher", 10)
+        nets[name] = build_network(recipe, "student" if recipe.student else "teacher", 10)
     images = torch.rand(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     for net in nets.values():
         with recorded(found), torch.no_grad():
-            build.to_device(net, CPU).eval()(images)
+            to_device(net, CPU).eval()(images)
 
 
 def of_losses(found: Convolutions) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.components.network import to_device
 from distill.models.small_maps import MIN_CHANNELS, SmallMapConv2d, use_matrix_products
 from distill.teacher import freeze
-from distill.training import build
 from students.design import Design
 from students.resnet import ResNet
 
@@ -129,7 +129,7 @@ def pooled() -> ResNet:
 
 def test_a_network_on_the_cpu_gives_the_same_logits_with_the_same_weights() -> None:
     plain = pooled().eval()
-    moved = build.to_device(build.to_device(copy.deepcopy(plain), CPU), CPU)
+    moved = to_device(to_device(copy.deepcopy(plain), CPU), CPU)
     assert sum(isinstance(module, SmallMapConv2d) for module in moved.modules()) == 2
     assert list(moved.state_dict()) == list(plain.state_dict())
     images = torch.rand(4, 3, 32, 32)
@@ -138,7 +138,7 @@ def test_a_network_on_the_cpu_gives_the_same_logits_with_the_same_weights() -> N
 
 
 def test_batch_norms_behind_it_are_folded_into_it() -> None:
-    moved = build.to_device(pooled().eval(), CPU)
+    moved = to_device(pooled().eval(), CPU)
     with torch.no_grad():
         for module in moved.modules():
             if isinstance(module, nn.BatchNorm2d):

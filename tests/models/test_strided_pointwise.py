@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.components.network import to_device
 from distill.models.strided_pointwise import subsample_first
-from distill.training import build
 from students.design import Design
 from students.resnet import ResNet
 
@@ -42,7 +42,7 @@ def test_subsampling_first_is_the_same_function(stride: int | tuple[int, int], s
 def test_a_network_on_the_cpu_has_no_strided_pointwise_kernel_and_its_old_weights() -> None:
     net = ResNet(Design.of(stages=3, blocks=1, width=4))
     plain = copy.deepcopy(net)
-    moved = build.to_device(build.to_device(net, CPU), CPU)  # the second call changes nothing
+    moved = to_device(to_device(net, CPU), CPU)  # the second call changes nothing
     strides = [
         m.stride for m in moved.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
     ]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from distill import statistics
+from distill.components import layers
 from distill.errors import Failure, UserError
 from distill.events import Epoch
-from distill.models import layers
 from distill.report import comparison, page, run_report
 from distill.report.page import FigureBlock, Page, Paragraph, Preformatted
 from distill.runs.journal import Journal

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluation.saved_predictions import Predictions
 from distill.events import Epoch, Event, Step
 from distill.recipe import recipes
 from distill.runs.record import RunRecord, TestCurve
 from distill.runs.run_folder import RunFolder
+from distill.runs.saved_predictions import Predictions
 from tests.terminal.test_screenshot import START
 
 SCRIPT = "<script>alert(1)</script>"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from distill import statistics
-from distill.evaluation.saved_predictions import Predictions
 from distill.runs.groups import group_difference, group_differences, groups
 from distill.runs.record import RunRecord
+from distill.runs.saved_predictions import Predictions
 from tests.runs.records import ALONE, LABELS, record
 
 

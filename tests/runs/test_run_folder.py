@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
 from distill.recipe import recipes
-from distill.runs import run_folder
+from distill.runs import run_folder, saved_predictions
 from distill.runs.run_folder import (
     RunFolder,
     check_out,

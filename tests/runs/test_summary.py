@@ -13,8 +13,8 @@ from rich.console import Console
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json, write_text
-from distill.runs.summary import closing_rows, student_alone
-from distill.terminal.progress import ClosingRow, closing_table
+from distill.runs.summary import ClosingRow, closing_rows, student_alone
+from distill.terminal.progress import closing_table
 
 TAUGHT = ("loss.kd.weight=0.9",)
 ALONE = ("loss.kd=false", "loss.hard.weight=1.0")

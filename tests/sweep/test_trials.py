@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from distill.errors import Failure, UnsuitableRecipe, UserError
 from distill.events import Epoch, Start
+from distill.models.out_of_memory import OutOfMemory
 from distill.recipe.recipes import ResolvedRecipe
 from distill.runs import lock
 from distill.runs.run_folder import RunFolder, write_json
@@ -25,7 +26,6 @@ from distill.sweep.trials import ClaimedTrial, Trials
 from distill.sweep.worker import DRAWS
 from distill.training.divergence import Diverged
 from distill.training.environment import describe
-from distill.training.out_of_memory import OutOfMemory
 
 ALONE = ["loss.kd=false", "loss.hard.weight=1"]
 VALUES: dict[str, Any] = {

@@ -14,9 +14,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 import cli
-from distill.evaluation import final_test, saved_predictions
+from distill.evaluation import final_test
 from distill.events import Event, Step
 from distill.recipe import recipes
+from distill.runs import saved_predictions
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
 from distill.sweep import sweep_file

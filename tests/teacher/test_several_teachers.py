@@ -8,18 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.components.data_pipeline import split_images
+from distill.components.network import load_trained
+from distill.components.test_split import identify_test
 from distill.data import rng
 from distill.data.rng import Stream
 from distill.errors import UserError
 from distill.evaluation.evaluate import evaluate_run
-from distill.evaluation.predict import identify_test
 from distill.events import Start, Step
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
-from distill.teacher import cache_files, selection, verify_cache
+from distill.teacher import cache_files, selection
 from distill.teacher.teacher import FrozenTeacher, OneTeacherPerView, OnlineTeacher, Teacher
-from distill.training import budget, build
+from distill.training import budget, build, verify_cache
 from distill.training import run as runs
 from distill.training.run import TrainingRequest, run
 from distill.training.state import TrainState
@@ -44,7 +46,7 @@ def two(teacher: Path, other_teacher: Path) -> str:
 
 
 def networks(*teachers: Path) -> list[nn.Module]:
-    return [build.load_trained(RunFolder(path)) for path in teachers]
+    return [load_trained(RunFolder(path)) for path in teachers]
 
 
 def batch(run: TrainState, epoch: int = 0) -> tuple[Tensor, Tensor]:
@@ -179,7 +181,7 @@ def test_the_accuracy_is_remembered_by_weights_and_mirror(two, other_teacher) ->
 
     def top1(*overrides: str) -> float:
         recipe = recipes.load("tiny", overrides).recipe
-        split = build.split_images(recipe, drawn_images())
+        split = split_images(recipe, drawn_images())
         frozen = selection.load_teacher(recipe, drawn_images(), split)
         request = TrainingRequest("student", recipe, "tiny")
         test = identify_test(recipe.data.source, drawn_images())

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from distill.components.data_pipeline import split_images
+from distill.components.network import build_network
 from distill.errors import UserError
 from distill.events import TOTAL
 from distill.losses.objective import LossInputs, UnmixedTeacherLogits
@@ -15,7 +17,6 @@ from distill.recipe import recipes
 from distill.recipe.loss_schema import TEACHERS, Losses
 from distill.teacher import selection
 from distill.teacher.teacher import Teacher
-from distill.training import build
 from distill.training.loop import step
 from tests.losses.answers import answers
 from tests.losses.test_properties import made
@@ -176,7 +177,7 @@ def test_a_projector_counts_against_the_budget() -> None:
     assert not with_it["within_budget"]
     with pytest.raises(recipes.RecipeError, match="too many for fewer than 5,000,000"):
         recipes.load("kd", spec)
-    net = build.network(recipes.load("simkd").recipe, "student", 10)
+    net = build_network(recipes.load("simkd").recipe, "student", 10)
     assert sum(p.numel() for p in net.parameters()) == recipes.count_networks("simkd")["parameters"]
 
 
@@ -214,7 +215,7 @@ def test_a_student_may_teach_the_next(teacher: Path, tmp_path: Path) -> None:
     frozen = selection.load_teacher(
         recipes.read(second.recipe),
         drawn(),
-        build.split_images(recipes.read(second.recipe), drawn()),
+        split_images(recipes.read(second.recipe), drawn()),
     )
     assert isinstance(frozen.net, nn.Module) and not frozen.net.training
 

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from distill.events import End, Epoch, Estimate, Start, Step
+from distill.runs.summary import ClosingRow
 from distill.terminal.progress import (
-    ClosingRow,
     ProgressDisplay,
     closing_table,
     duration,

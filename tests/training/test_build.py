@@ -7,23 +7,30 @@ import pytest
 import torch
 from torch import nn
 
+from distill.components.data_pipeline import augment_schedule, build_pipeline
+from distill.components.device import (
+    _is_on_cpu,
+    _native_precision,
+    build_accelerator,
+    evaluation_accelerator,
+)
+from distill.components.network import build_network, convert_sync_bn
 from distill.data.augment.auto_augment import TrivialAugment
 from distill.data.augment.crop_flip import Crop, Flip
 from distill.data.augment.erase import Cutout
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.training import build
 
 
 def test_the_cpu_is_taken_where_accelerate_is_told_to_or_nothing_else_is(monkeypatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert not build._is_on_cpu()
+    assert not _is_on_cpu()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert build._is_on_cpu()
+    assert _is_on_cpu()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.delenv("ACCELERATE_USE_CPU")
-    assert build._is_on_cpu()
+    assert _is_on_cpu()
 
 
 @pytest.mark.parametrize(
@@ -34,7 +41,7 @@ def test_the_native_precision_is_what_the_device_in_use_has(
     monkeypatch, device, has_bf16, precision
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    assert build._native_precision(torch.device(device)) == precision
+    assert _native_precision(torch.device(device)) == precision
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
@@ -42,13 +49,13 @@ def test_a_cpu_run_on_a_machine_with_a_gpu_is_fp32_on_the_cpu(monkeypatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    opened = build.accelerator(recipes.load("kd").recipe)  # precision auto
+    opened = build_accelerator(recipes.load("kd").recipe)  # precision auto
     assert (opened.device.type, opened.mixed_precision) == ("cpu", "no")
 
 
 def test_float32_is_not_shortened_for_measuring() -> None:
     torch.backends.cudnn.allow_tf32 = True
-    assert build.evaluation_accelerator().mixed_precision == "no"
+    assert evaluation_accelerator().mixed_precision == "no"
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -59,12 +66,12 @@ def on(device: str, processes: int) -> Any:
 
 def test_norms_are_synchronised_where_asked_for_and_keep_their_parameters() -> None:
     asked = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
-    net = build.network(asked, "student", 10)
+    net = build_network(asked, "student", 10)
     names, weights = list(net.state_dict()), list(net.parameters())
-    plain = build.convert_sync_bn(net, recipes.load("kd").recipe, on("cuda", 2))
-    alone = build.convert_sync_bn(net, asked, on("cuda", 1))
+    plain = convert_sync_bn(net, recipes.load("kd").recipe, on("cuda", 2))
+    alone = convert_sync_bn(net, asked, on("cuda", 1))
     assert not any(isinstance(m, nn.SyncBatchNorm) for m in [*plain.modules(), *alone.modules()])
-    shared = build.convert_sync_bn(net, asked, on("cuda", 2))
+    shared = convert_sync_bn(net, asked, on("cuda", 2))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in shared.modules())
     assert list(shared.state_dict()) == names
     assert all(a is b for a, b in zip(shared.parameters(), weights, strict=True))
@@ -75,17 +82,17 @@ def test_synchronised_norms_without_gpus_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"the 2 processes compute on the CPU: .* needs GPUs.\n"
     ) as e:
-        build.convert_sync_bn(nn.BatchNorm2d(2), asked, on("cpu", 2))
+        convert_sync_bn(nn.BatchNorm2d(2), asked, on("cpu", 2))
     assert "--set train.sync_batch_norm=false" in str(e.value)
 
 
 def test_trivial_augment_ingredient_is_the_authors_setting() -> None:
     """Their CIFAR-10 configuration of WRN-40-2: `fixed_standard`, crop, flip, cutout 16."""
-    made = build.pipeline(recipes.load("kd+trivial_augment").recipe)
+    made = build_pipeline(recipes.load("kd+trivial_augment").recipe)
     assert (made.crop, made.flip) == (Crop(4), Flip(0.5))
     assert made.operations == (TrivialAugment("standard", before_crop=True), Cutout(16, 1.0))
     asked = ["augment.trivial.space=wide", "augment.trivial.before_crop=false"]
-    made = build.pipeline(recipes.load("kd+trivial_augment", asked).recipe)
+    made = build_pipeline(recipes.load("kd+trivial_augment", asked).recipe)
     assert made.operations[0] == TrivialAugment("wide", before_crop=False)
 
 
@@ -105,13 +112,13 @@ def test_trivial_augment_ingredient_is_the_authors_setting() -> None:
 def test_a_clean_end_is_an_epoch_at_least(epochs: int, share: float, on: int) -> None:
     """Operations and mixing each end before the last of several epochs."""
     made = recipes.load("kd", [f"augment.off_last={share}", f"mix.off_last={share}"]).recipe
-    schedule = build.augment_schedule(made, epochs)
+    schedule = augment_schedule(made, epochs)
     assert (schedule.operations_end, schedule.mixing_end) == (on, on)
 
 
 def test_the_last_of_ten_epochs_is_clean() -> None:
     made = recipes.load("kd+cutmix+cutout+clean_end").recipe
-    schedule, whole = build.augment_schedule(made, 10), build.pipeline(made)
+    schedule, whole = augment_schedule(made, 10), build_pipeline(made)
     clean = [
         not p.mixes and not p.operations for p in (schedule.pipeline(whole, e) for e in range(10))
     ]

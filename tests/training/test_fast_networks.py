@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from distill.components.data_pipeline import split_images
+from distill.components.network import load_trained
 from distill.events import TOTAL, Step, loss_name
 from distill.models import batch_norm
 from distill.recipe import recipes
@@ -28,7 +30,7 @@ Finished = tuple[RunFolder, Events]
 
 def test_the_stem_is_whitened_by_the_training_part_alone() -> None:
     made = prepared(*EFFICIENT)
-    split = build.split_images(recipes.load("tiny", EFFICIENT).recipe, drawn())
+    split = split_images(recipes.load("tiny", EFFICIENT).recipe, drawn())
     parts = [split.train, split.held_out]
     ours, others = (
         whitening_filters(torch.from_numpy(part.images), made.model.normalize.std, 2).float()
@@ -102,7 +104,7 @@ def test_what_is_kept_has_the_statistics_that_were_measured(efficient: Finished)
     """Of the weights' file: measured again, they are what they are."""
     folder, _ = efficient
     recipe = recipes.load("tiny", EFFICIENT).recipe
-    net, split = build.load_trained(folder), build.split_images(recipe, drawn())
+    net, split = load_trained(folder), split_images(recipe, drawn())
     before = {name: value.clone() for name, value in net.state_dict().items()}
     images = build.batch_norm_images(recipe, split.train)
     assert images is not None

@@ -2,10 +2,11 @@
 
 import pytest
 
+from distill.components.network import build_network
 from distill.errors import UnsuitableRecipe
 from distill.models import cost
 from distill.recipe import recipes
-from distill.training import build, flops
+from distill.training import flops
 from distill.training.flops import ImageCounts, NetworkCost
 
 
@@ -46,7 +47,7 @@ def test_a_network_without_memory_counts_as_its_design_does(spec: str) -> None:
 
 def test_a_network_without_memory_counts_as_a_real_one() -> None:
     recipe = recipes.load("teacher_wrn+two_cores").recipe
-    net = build.network(recipe, "teacher", 10).eval()
+    net = build_network(recipe, "teacher", 10).eval()
     counted = flops.network_cost(recipe, "teacher", 10)
     assert counted == NetworkCost("WRN-16-2", cost.count_parameters(net), cost.count_macs(net))
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from distill.components.data_pipeline import split_images
+from distill.components.network import load_trained
 from distill.data.sources import image_set
 from distill.evaluation.evaluate import EvalOptions, evaluate_run
 from distill.evaluation.predict import measure
 from distill.recipe import recipes
 from distill.runs import journal
 from distill.runs.run_folder import RunFolder
-from distill.training import build
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -200,8 +201,8 @@ def losses(run: Path) -> list[float]:
 def assert_kept_is_what_was_measured(run: RunFolder) -> None:
     """One process, measuring the weights file, finds what the run's processes found together."""
     images = image_set.load("synthetic", "train")
-    held_out = build.split_images(recipes.read(run.recipe), images).held_out
-    found = measure(build.load_trained(run), held_out, Accelerator())
+    held_out = split_images(recipes.read(run.recipe), images).held_out
+    found = measure(load_trained(run), held_out, Accelerator())
     known = run.result()["metrics"]
     assert found["top1"] == known["top1/val_ema"]
     assert found["nll"] == pytest.approx(known["nll/val_ema"], rel=1e-5)

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.components import layers
+from distill.components.network import build_design, build_network, load_trained, network_name
 from distill.data.augment.crop_flip import to_float
 from distill.errors import UserError
 from distill.evaluation.evaluate import evaluate_run
 from distill.events import TOTAL, Start, Step
-from distill.models import layers
 from distill.recipe import recipes
 from distill.report import run_report
 from distill.runs.run_folder import RunFolder
 from distill.terminal.progress import head_lines
-from distill.training import build, run
+from distill.training import run
 from distill.training.loop import step
 from distill.training.replay import replay
 from students.design import Design
@@ -72,24 +73,24 @@ def test_a_resumed_teacher_is_the_uninterrupted_one(
 
 def test_a_teacher_has_no_budget() -> None:
     made = recipes.load("tiny", [*DESIGN, "teacher.channels=[512,1024]"]).recipe
-    planned = build.design(made, 10, "teacher")
+    planned = build_design(made, 10, "teacher")
 
     assert planned.parameters > 5_000_000
     assert planned == Design.of(stages=2, blocks=1, channels=[512, 1024])
-    assert build.network_name(made, "teacher", 10) == "ResNet [1, 1] 512-1024"
+    assert network_name(made, "teacher", 10) == "ResNet [1, 1] 512-1024"
 
 
 def test_every_key_reaches_the_network() -> None:
     more = ["activation=celu", "norm_momentum=0.4", "block_dropout=0.1", "head_dropout=0.2"]
     made = recipes.load("tiny", [*DESIGN, *(f"teacher.{each}" for each in more)]).recipe
-    net = build.network(made, "teacher", 10)
+    net = build_network(made, "teacher", 10)
     student = recipes.load(
         "tiny",
         ["student.channels=[4,6]", *(f"student.{each}" for each in more)],
     ).recipe
 
     assert isinstance(net, ResNet)
-    assert str(net) == str(build.network(student, "student", 10))
+    assert str(net) == str(build_network(student, "student", 10))
     assert net.dropout.p == 0.2
 
 
@@ -106,7 +107,7 @@ def test_the_run_describes_its_network(resnet_teacher: Finished) -> None:
     )
     measured = evaluate_run(folder)
     recipe = recipes.read(folder.recipe)
-    planned = build.design(recipe, 10, "teacher")
+    planned = build_design(recipe, 10, "teacher")
     assert (measured["macs"], measured["parameters"]) == (planned.macs, planned.parameters)
     shown = layers.layers_of_recipe(recipe, "teacher", 10)
     assert sum(layer.parameters for layer in shown) == planned.parameters
@@ -138,7 +139,7 @@ def test_logits_teach_live_and_cached(resnet_teacher: Finished) -> None:
 
 def test_what_is_asked_is_the_trained_network(resnet_teacher: Finished) -> None:
     made = prepared(*taught(resnet_teacher[0]))
-    trained = build.load_trained(resnet_teacher[0])
+    trained = load_trained(resnet_teacher[0])
     images = to_float(torch.from_numpy(drawn().images[:16]))
     assert made.online_teacher is not None
 
@@ -172,9 +173,7 @@ def test_simkd_reuses_its_classifier(tmp_path: Path, pool: str, features: int) -
 
     made = prepared(*simkd, *typed)
     step(made, 0)
-    assert torch.equal(
-        made.model.head.weight, build.load_trained(folder).get_submodule("head").weight
-    )
+    assert torch.equal(made.model.head.weight, load_trained(folder).get_submodule("head").weight)
 
 
 def test_it_is_trained_and_teaches_from_the_command_line(door: Door, tmp_path: Path) -> None:

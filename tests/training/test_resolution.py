@@ -11,9 +11,9 @@ from distill.evaluation import predict as prediction
 from distill.events import TOTAL, Step, loss_name
 from distill.recipe import recipes
 from distill.runs.journal import read
-from distill.teacher import cache_files, verify_cache
+from distill.teacher import cache_files
 from distill.teacher.teacher import FrozenTeacher
-from distill.training import build, loop, run
+from distill.training import build, loop, run, verify_cache
 from tests.make_runs import EFFICIENT, prepared
 from tests.make_runs import train as trained
 from tests.training.test_processes import TORCHRUN, launch, losses, torchrun_options

@@ -472,9 +472,9 @@ def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
 
 def test_more_classes_can_break_the_budget() -> None:
     recipe = recipes.load("kd", ["student.max_params=4_700_000"]).recipe
-    assert run.build.design(recipe, 10).parameters == 4_697_162
+    assert run.build.build_design(recipe, 10).parameters == 4_697_162
     with pytest.raises(UserError, match="with 100 classes, .* 20,293 too many"):
-        run.build.design(recipe, 100)
+        run.build.build_design(recipe, 100)
 
 
 @pytest.mark.slow

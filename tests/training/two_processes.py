@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.components.data_pipeline import split_images
+from distill.components.device import build_accelerator
 from distill.data.sources import image_set
 from distill.events import TOTAL
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
+from distill.teacher.build_teacher import combine_teachers
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
 from distill.training.loop import step
@@ -63,17 +66,17 @@ def main(out: Path, accumulate: int, *overrides: str) -> None:
             *overrides,
         ],
     ).recipe
-    accelerator = build.accelerator(recipe)
+    accelerator = build_accelerator(recipe)
     images = image_set.load("synthetic", "train")
-    split = build.split_images(recipe, images)
+    split = split_images(recipe, images)
     middle = nn.BatchNorm2d(8) if recipe.train.sync_batch_norm else None
-    build.network = lambda *_: PlainNet(0, middle)  # type: ignore[assignment]
+    build.build_network = lambda *_: PlainNet(0, middle)  # type: ignore[assignment]
     runs = recipe.teacher.runs
-    teacher = FrozenTeacher(
-        build.combine_teachers(recipe, [PlainNet(1 + i) for i in range(len(runs))])
-    )
+    teacher = FrozenTeacher(combine_teachers(recipe, [PlainNet(1 + i) for i in range(len(runs))]))
     identity = {"teacher": "+".join(runs)}
-    run = build.state(recipe, "student", split, teacher, RunFolder(out), accelerator, identity)
+    run = build.build_state(
+        recipe, "student", split, teacher, RunFolder(out), accelerator, identity
+    )
     losses = [accelerator.reduce(step(run, k)[TOTAL], "mean").item() for k in range(STEPS)]
     batches = [global_batch(run, k) for k in range(STEPS)]
     weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+from distill.components import fingerprints
+from distill.components.data_pipeline import split_images
+from distill.components.device import build_accelerator
 from distill.data.augment.pipeline import AugmentSchedule
 from distill.data.loader import View
 from distill.data.sources import image_set
@@ -17,7 +20,7 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import cache_files, selection
 from distill.teacher.cache_files import CacheEntry
 from distill.teacher.view_cache import CachedTeacher, logits_match
-from distill.training import build, fingerprints
+from distill.training import build
 
 VIEWS, SAMPLES = 4, 256  # asked again: so many samples of so many views, evenly spread
 
@@ -77,16 +80,16 @@ def _rebuild_teacher(stock: CacheEntry) -> CachedTeacher:
         raise UserError(f"{stock.path} does not say what it holds")
     recipe: Recipe = recipes.loads(stock.recipe, str(stock.path / cache_files.ABOUT))
     images = image_set.load(recipe.data.source, "train")
-    split = build.split_images(recipe, images)
+    split = split_images(recipe, images)
     teacher = selection.load_teacher(recipe, images, split)
     try:
-        accel = build.accelerator(recipe)
+        accel = build_accelerator(recipe)
     except ValueError as fault:  # accelerate has one precision a process
         raise UserError("another stock of another precision came first; verify it alone") from fault
     known_by = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
     nowhere = RunFolder(Path("unused"))
     role: Role = "student" if recipe.student else "teacher"
-    run = build.state(recipe, role, split, teacher, nowhere, accel, known_by)
+    run = build.build_state(recipe, role, split, teacher, nowhere, accel, known_by)
     stored = run.teacher.source
     if not isinstance(stored, CachedTeacher):
         raise UserError("its recipe stores no answers")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from distill.models import layers
+from distill.components import layers
+from distill.components.network import build_network
 from distill.recipe import recipes
-from distill.training import build
 from students.design import Design
 
 
@@ -14,7 +14,7 @@ from students.design import Design
 def test_the_lines_sum_to_the_network(spec: str, role: str) -> None:
     recipe = recipes.load(spec).recipe
     found = layers.layers_of_recipe(recipe, role, 10)  # type: ignore[arg-type]
-    net = build.network(recipe, role, 10)  # type: ignore[arg-type]
+    net = build_network(recipe, role, 10)  # type: ignore[arg-type]
     assert sum(line.parameters for line in found) == sum(p.numel() for p in net.parameters())
     assert found[0] == ("normalize", "Normalize", (3, 32, 32), 0)
     assert found[-1].kind == "Linear" and found[-1].output == (10,)

@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from distill.components.data_pipeline import split_images
+from distill.components.device import evaluation_accelerator
+from distill.components.network import load_trained
 from distill.data.sources import image_set
 from distill.errors import UserError
-from distill.evaluation import epoch_weights
+from distill.evaluation import test_curve
 from distill.evaluation.evaluate import evaluate_run
 from distill.evaluation.predict import measure
 from distill.events import Step
+from distill.models import epoch_weights
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, check_same
-from distill.training import build
 from distill.training.run import TrainingRequest, run
 from distill.training.signals import Stopped
 from tests.make_runs import train, two_epochs
@@ -91,42 +94,42 @@ def test_the_test_curve_is_that_of_evaluate_and_is_remembered(
     keeping: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeping.test_curve.unlink(missing_ok=True)
-    curve = epoch_weights.measure_epochs(keeping)
+    curve = test_curve.measure_epochs(keeping)
     assert set(curve) == {1, 2}
     asked = evaluate_run(keeping)
     chosen = curve[keeping.result()["epoch"]]
     for name in ("top1", "nll", "ece"):
         assert chosen[f"{name}/test"] == asked[name]
     recipe = recipes.read(keeping.recipe)
-    split = build.split_images(recipe, image_set.load("synthetic", "train"))
-    on_train = measure(build.load_trained(keeping), split.train, build.evaluation_accelerator())
+    split = split_images(recipe, image_set.load("synthetic", "train"))
+    on_train = measure(load_trained(keeping), split.train, evaluation_accelerator())
     assert chosen["top1/train"] == on_train["top1"], "the whole training part, as it is"
     assert len(json.loads(keeping.test_curve.read_text())) == 2
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the test split is read again")
 
-    monkeypatch.setattr(epoch_weights, "test_split", never)
-    assert epoch_weights.measure_epochs(keeping) == curve
+    monkeypatch.setattr(test_curve, "test_split", never)
+    assert test_curve.measure_epochs(keeping) == curve
 
 
 def test_weights_that_are_others_by_now_are_measured_again(keeping: RunFolder) -> None:
-    curve = epoch_weights.measure_epochs(keeping)
+    curve = test_curve.measure_epochs(keeping)
     known = json.loads(keeping.test_curve.read_text())
     gone = next(iter(known))
     keeping.test_curve.write_text(json.dumps({"another": {}} | {gone: known[gone]}))
-    assert epoch_weights.measure_epochs(keeping) == curve
+    assert test_curve.measure_epochs(keeping) == curve
 
 
 def test_a_run_that_kept_nothing_is_told_how(taught: tuple[RunFolder, object]) -> None:
     with pytest.raises(UserError, match=r"kept the weights of no epoch.*\n.*train.keep_epochs=1"):
-        epoch_weights.measure_epochs(taught[0])
+        test_curve.measure_epochs(taught[0])
 
 
 def test_an_unfinished_run_has_no_test_curve(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(UserError, match="is not finished"):
-        epoch_weights.measure_epochs(folder)
+        test_curve.measure_epochs(folder)
 
 
 def test_other_classes_than_the_runs_are_refused(
@@ -136,7 +139,7 @@ def test_other_classes_than_the_runs_are_refused(
     known = keeping.result() | {"class_names": ["cat", "dog"]}
     monkeypatch.setattr(RunFolder, "result", lambda _: known)
     with pytest.raises(UserError, match=re.escape("knows the classes cat, dog; synthetic has")):
-        epoch_weights.measure_epochs(keeping)
+        test_curve.measure_epochs(keeping)
 
 
 def test_a_full_disk_does_not_cost_the_test_curve(
@@ -147,6 +150,6 @@ def test_a_full_disk_does_not_cost_the_test_curve(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(epoch_weights, "write_json", full)
-    assert set(epoch_weights.measure_epochs(keeping)) == {1, 2}
+    monkeypatch.setattr(test_curve, "write_json", full)
+    assert set(test_curve.measure_epochs(keeping)) == {1, 2}
     assert not keeping.test_curve.exists()

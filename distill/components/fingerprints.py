@@ -3,8 +3,8 @@
 A checkpoint holds them, a resumed run must have the same, and result.json takes them from here.
 """
 
+from distill.components.test_split import SplitIdentity
 from distill.data.images import ImageSet, fingerprint_of_names
-from distill.evaluation.predict import SplitIdentity
 from distill.recipe.recipes import Recipe
 from distill.runs import run_folder
 

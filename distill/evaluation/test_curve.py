@@ -1,62 +1,29 @@
-"""Save the weights of every n-th epoch, and evaluate them after training.
-
-Nothing is chosen by them: a test curve is drawn after the run, when its weights are long selected.
-"""
+"""Measure the saved weights of a finished run's epochs on test and training images."""
 
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from distill.components.data_pipeline import split_indices
+from distill.components.device import evaluation_accelerator
+from distill.components.network import build_network, to_device
+from distill.components.test_split import check_tested, test_split
 from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet, Progress
 from distill.errors import UserError
-from distill.evaluation.predict import check_tested, measure, test_split
+from distill.evaluation.predict import measure
 from distill.events import MEASURES, Split, measure_name
 from distill.files import json_files
 from distill.models import checkpoint
+from distill.models.epoch_weights import saved_epochs, weights_path
 from distill.phrases import describe_class_difference
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder, write_json
-from distill.training import build
-from distill.training.state import TrainState
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 TESTED_MEASURES = {measure_name(measure, split) for measure in MEASURES for split in SPLITS}
 TRAIN_IMAGES = 5000  # half a point of doubt, for half of what the test split costs
-
-
-def weights_path(folder: RunFolder, epoch: int) -> Path:
-    """Where the weights of an epoch lie, from 1."""
-    return folder.epochs / f"epoch-{epoch}.safetensors"
-
-
-def saved_epochs(folder: RunFolder) -> list[int]:
-    """The epochs whose weights were kept, in order."""
-    names = (path.stem for path in folder.epochs.glob("epoch-*.safetensors"))
-    return sorted(int(name.removeprefix("epoch-")) for name in names)
-
-
-def save(run: TrainState) -> None:
-    """Keep the weights to use of the epoch that ended, where it is one to keep: the average's where
-    the run has one. On disk before the checkpoint that has the epoch behind it, so that a resumed
-    run leaves no gap. Raises OSError where the disk does not take it.
-    """
-    every = run.settings.keep_epochs
-    is_wanted = every is not None and (run.epoch % every == 0 or run.epoch == run.epochs)
-    if is_wanted and run.accelerator.is_main_process:
-        checkpoint.save_weights(
-            weights_path(run.folder, run.epoch), checkpoint.copy_weights(run.final_weights)
-        )
-
-
-def delete_later(run: TrainState) -> None:
-    """Drop what lies after the epochs done: a run that went back comes to other weights."""
-    if run.accelerator.is_main_process:
-        for epoch in saved_epochs(run.folder):
-            if epoch > run.epoch:
-                weights_path(run.folder, epoch).unlink()
 
 
 def measure_epochs(
@@ -106,9 +73,9 @@ def _measure_new(
     progress: Progress | None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """(fingerprint, measures) of the weights that are not known."""
-    recipe, accel = recipes.read(folder.recipe), build.evaluation_accelerator()
+    recipe, accel = recipes.read(folder.recipe), evaluation_accelerator()
     splits = _splits(folder, recipe, class_names, progress)
-    net = build.to_device(build.network(recipe, folder.role, len(class_names)), accel.device)
+    net = to_device(build_network(recipe, folder.role, len(class_names)), accel.device)
     for done, (epoch, sha256) in enumerate(weights.items()):
         if progress is not None:
             progress("measuring the kept epochs", done, len(weights))
@@ -139,5 +106,5 @@ def _splits(
         )
     check_tested(folder, test, recipe.data.source)
     images = image_set.load(recipe.data.source, "train", progress=progress)
-    chosen, _ = build.split_indices(recipe, images)
+    chosen, _ = split_indices(recipe, images)
     return {"train": image_set.subset(images, chosen[:TRAIN_IMAGES]), "test": test}

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from distill.errors import UserError
 from distill.evaluation.metrics import measures
-from distill.evaluation.saved_predictions import (
+from distill.runs.saved_predictions import (
     Predictions,
     calibration_curve,
     confusion,

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distill.components.network import build_network
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role
-from distill.training import build
 
 SIDE = 32  # of the images, in pixels
 SILENT = (nn.Identity, nn.Sequential)  # without modules in them they give what they are given
@@ -24,7 +24,7 @@ class Layer(NamedTuple):
 
 def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[Layer]:
     """The layers of the network that a recipe describes, with fresh weights."""
-    return list_layers(build.network(recipe, role, n_classes))
+    return list_layers(build_network(recipe, role, n_classes))
 
 
 @torch.no_grad()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from distill.training import allocator
+from distill.components import allocator
 
 FAULTS_OF_A_STEP = """
 import resource, sys, torch
-from distill.training.allocator import keep_freed_memory
+from distill.components.allocator import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
@@ -43,7 +43,7 @@ def test_a_step_takes_no_new_pages() -> None:
 
 FLAGS_OF_A_TENSOR = """
 import pathlib, torch
-from distill.training.allocator import keep_freed_memory
+from distill.components.allocator import keep_freed_memory
 
 keep_freed_memory()
 address = torch.ones(2**24).data_ptr()  # 64 MiB
@@ -71,7 +71,7 @@ def test_large_tensors_lie_in_huge_pages() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is meant")
 def test_a_limit_on_address_space_leaves_training_as_it_is() -> None:
     limited = (
-        "import resource, torch; from distill.training.allocator import keep_freed_memory;"
+        "import resource, torch; from distill.components.allocator import keep_freed_memory;"
         "resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31));"
         "assert keep_freed_memory(); torch.ones(2**24)"
     )

@@ -1,0 +1,59 @@
+"""Open accelerate's Accelerator: device, precision and processes."""
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
+
+from distill.components.allocator import keep_freed_memory
+from distill.recipe.recipes import Recipe
+
+# How long a process may be silent before it counts as hanging; one that ends is noticed at once.
+TIMEOUT = timedelta(minutes=10)
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """Device, precision and processes of a training.
+
+    `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere.
+    """
+    precision: str = recipe.train.precision
+    if precision == "auto":
+        precision = _native_precision(PartialState(cpu=_is_on_cpu()).device)
+    return _open_accelerator("no" if precision == "fp32" else precision, recipe.train.accumulate)
+
+
+def evaluation_accelerator() -> Accelerator:
+    """The same for measuring what was trained: float32 whatever the training's precision."""
+    return _open_accelerator("no", 1)
+
+
+def _open_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
+    if _is_on_cpu():
+        keep_freed_memory()
+    # float32 is float32: on NVIDIA cards convolutions would otherwise take the shorter TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return Accelerator(
+        cpu=_is_on_cpu(),
+        mixed_precision=mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=accumulate, sync_with_dataloader=False
+        ),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+    )
+
+
+def _is_on_cpu() -> bool:
+    """Said, not left to be found: without a GPU accelerate joins processes only if told so."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def _native_precision(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "fp32"  # bf16 without its instructions is an order of magnitude slower
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -1,0 +1,114 @@
+"""Build the network that a recipe describes; load a trained one; move it to a device."""
+
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from distill.data.sources.image_set import ImageSet
+from distill.errors import UnsuitableRecipe, UserError
+from distill.models import checkpoint
+from distill.models.small_maps import use_matrix_products
+from distill.models.strided_pointwise import subsample_first
+from distill.recipe import recipes, schema
+from distill.recipe.recipes import Recipe
+from distill.runs.run_folder import Role, RunFolder
+from students import whiten
+from students.design import Design, over_budget
+from students.resnet import ResNet
+from teachers import networks
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def network_table(recipe: Recipe, role: Role) -> schema.Student | schema.Teacher:
+    """The table that describes the network of this role. Raises UserError if there is none."""
+    found = recipe.student if role == "student" else recipe.teacher
+    if found is None:
+        raise UserError(f"the recipe has no [{role}] table, so it describes no {role}")
+    return found
+
+
+def build_design(recipe: Recipe, n_classes: int, role: Role = "student") -> Design:
+    """The design of a residual network, the student or a teacher, for the data's classes.
+
+    Raises Unfit if a student is over budget; a teacher has none.
+    """
+    described = network_table(recipe, role)
+    planned = Design.of(**described.spec(), classes=n_classes)
+    if isinstance(described, schema.Student):
+        fault = over_budget(planned, described.max_params)
+        if fault is not None:
+            raise UnsuitableRecipe(f"with {n_classes} classes, {fault}")
+    return planned
+
+
+def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
+    """The network a run trains, with fresh weights drawn from torch's generator."""
+    described = network_table(recipe, role)
+    if isinstance(described, schema.Teacher) and described.network != "resnet":
+        return networks.build(
+            described.network,
+            depth=described.depth,
+            widen=described.widen,
+            dropout=described.dropout,
+            classes=n_classes,
+        )
+    return ResNet(build_design(recipe, n_classes, role), **described.rates())
+
+
+def initialise_stem(net: nn.Module, images: ImageSet) -> None:
+    """A whitened stem gets its filters from the training part; every other network stays.
+
+    Computed by every process from the same images: the same bits, and no message between them. A
+    resumed run has them from its checkpoint.
+    """
+    if isinstance(net, ResNet) and net.design.stem_init == "whiten":
+        pixels = torch.from_numpy(images.images[: whiten.N_IMAGES])
+        whiten.whiten(net.stem_conv, pixels, net.normalize.std)
+
+
+def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
+    """Its name in a table: `WRN-28-10`, `ResNet [4, 4, 3] 64-128-256`."""
+    described = network_table(recipe, role)
+    if isinstance(described, schema.Teacher) and described.network != "resnet":
+        return networks.summary(described.network, depth=described.depth, widen=described.widen)
+    return build_design(recipe, n_classes, role).summary
+
+
+def to_device(net: nn.Module, device: torch.device) -> nn.Module:
+    """On the device, kernels channels_last: convolutions read them so there.
+
+    On a CPU some convolutions are changed in place, see `pointwise.py` and `small_maps.py`.
+    """
+    if device.type == "cpu":
+        subsample_first(net)
+        use_matrix_products(net)
+    moved: nn.Module = cast("Any", net).to(device, memory_format=torch.channels_last)
+    return moved  # torch's annotations of `to` know no memory format
+
+
+def convert_sync_bn(net: Module, recipe: Recipe, accel: Accelerator) -> Module:
+    """With batch norms that take mean and variance over all processes, where the recipe asks so.
+
+    The parameters, and their names, are those of the network given. Raises Unfit where several
+    processes compute without GPUs, for which alone torch has such a norm.
+    """
+    if not recipe.train.sync_batch_norm or accel.num_processes == 1:
+        return net
+    if accel.device.type == "cpu":
+        raise UnsuitableRecipe(
+            f"train.sync_batch_norm = true, and the {accel.num_processes} processes compute on the "
+            "CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
+        )
+    together: Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return together
+
+
+def load_trained(run: RunFolder) -> nn.Module:
+    """A finished run's network with the weights to use, on the host, in eval mode."""
+    recipe, result = recipes.read(run.recipe), run.result()
+    net = build_network(recipe, run.role, len(result["class_names"]))
+    checkpoint.load_weights(run.weights(run.role), net, result["weights"])
+    return net.eval()

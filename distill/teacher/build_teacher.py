@@ -1,0 +1,112 @@
+"""Build a teacher from frozen networks: one, an ensemble, or one per view; online or cached."""
+
+from collections.abc import Callable, Sequence
+from math import fsum
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from distill.components.loss_terms import required_taps
+from distill.components.network import to_device
+from distill.data.loader import Loader
+from distill.recipe import recipes, schema
+from distill.recipe.recipes import Recipe
+from distill.teacher import freeze
+from distill.teacher.teacher import (
+    FrozenTeacher,
+    OneTeacherPerView,
+    OnlineTeacher,
+    Teacher,
+)
+from distill.teacher.view_cache import CachedTeacher, ViewOrigin
+from teachers.ensemble import Ensemble
+
+
+def combine_teachers(recipe: Recipe, nets: Sequence[nn.Module]) -> nn.Module:
+    """The teacher of finished networks: with weights and mirror images as the recipe has them.
+
+    With `teacher.draw = "one"` too it is the mean of all: that is measured, one of them is asked.
+    """
+    wanted = recipe.teacher or schema.Teacher()
+    if len(nets) == 1 and not wanted.mirror:
+        return nets[0]
+    return Ensemble(nets, wanted.weights if len(nets) > 1 else (), mirror=wanted.mirror)
+
+
+def combination_identity(recipe: Recipe) -> dict[str, str]:
+    """What `as_one` depends on beside the networks; empty for a plain mean or a single teacher."""
+    wanted = recipe.teacher or schema.Teacher()
+    mirror = {"mirror": "true"} if wanted.mirror else {}
+    if len(set(wanted.weights)) < 2:
+        return mirror
+    parts = [weight / max(wanted.weights) for weight in wanted.weights]
+    return mirror | {"weights": " ".join(f"{part / fsum(parts):.9g}" for part in parts)}
+
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_online_teacher(
+    recipe: Recipe, frozen: FrozenTeacher, batches: Loader, accel: Accelerator
+) -> OnlineTeacher | OneTeacherPerView:
+    """The teacher made ready to be asked; what was loaded stays as it is, to be measured."""
+    wanted = recipe.teacher or schema.Teacher()
+    if wanted.draw == "one" and isinstance(frozen.net, Ensemble):
+        lives = [
+            _online_teacher(recipe, net, batches, accel) for net in frozen.net.single_teachers()
+        ]
+        weights = wanted.weights or [1.0] * len(lives)
+        return OneTeacherPerView(lives, weights, recipe.data.seed)
+    return _online_teacher(recipe, frozen.net, batches, accel)
+
+
+def _online_teacher(
+    recipe: Recipe, net: nn.Module, batches: Loader, accel: Accelerator
+) -> OnlineTeacher:
+    taps = tuple(required_taps(recipe, "teacher", net))
+    ready = freeze.prepare_for_inference(net, batches.size, AUTOCAST.get(accel.mixed_precision))
+    return OnlineTeacher(FrozenTeacher(to_device(ready, accel.device)), accel, batches, taps)
+
+
+def build_teacher(
+    recipe: Recipe, live: OnlineTeacher | OneTeacherPerView | None, depends: dict[str, str]
+) -> Teacher:
+    """Nobody, the teacher that is there, or its stored answers where the recipe keeps them.
+
+    `depends`: what an answer depends on beside the view; `teacher` joins the fingerprints of
+    several by `+`.
+    """
+    if live is None:
+        return Teacher()
+    if recipe.cache is None:
+        return Teacher(live)
+    first, *_ = live.networks
+    stored = CachedTeacher(
+        live,
+        first.loader,
+        first.accelerator,
+        depends | combination_identity(recipe),
+        recipe=recipes.dumps(recipe),
+        pairs="pair" in recipes.required_inputs(recipe),
+        origin=_origin_of_views(recipe, live, depends)
+        if isinstance(live, OneTeacherPerView)
+        else None,
+    )
+    return Teacher(stored)
+
+
+def _origin_of_views(
+    recipe: Recipe, drawn: OneTeacherPerView, depends: dict[str, str]
+) -> Callable[[int], ViewOrigin]:
+    """The identity under which each view's logits are cached: that of its drawn teacher alone.
+
+    A student of that teacher alone, or one that draws it for the same view, reads the same entry.
+    """
+    fingerprints = depends.get("teacher", "").split("+")
+    alone = [recipes.with_single_teacher(recipe, i) for i in range(len(drawn.networks))]
+    origins = [
+        ViewOrigin(depends | {"teacher": each} | combination_identity(one), recipes.dumps(one))
+        for each, one in zip(fingerprints, alone, strict=True)
+    ]
+    return lambda view: origins[drawn.choice(view)]
