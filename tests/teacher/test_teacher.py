@@ -17,7 +17,7 @@ from distill.teacher import selection
 from distill.teacher.teacher import Teacher
 from distill.training import build
 from distill.training.loop import step
-from tests.losses.answers import answers
+from tests.losses.loss_inputs import loss_inputs
 from tests.losses.test_properties import made
 from tests.make_runs import drawn, prepared, train
 
@@ -39,7 +39,7 @@ class Watched:
 @pytest.mark.parametrize("name", Losses.model_fields)
 def test_a_term_needs_what_it_reads(name: str) -> None:
     """The tables' word against the loss itself."""
-    watched = Watched(answers())
+    watched = Watched(loss_inputs())
     made(name)(watched)
     reads = {
         "labels": "targets" in watched.read,
@@ -54,7 +54,7 @@ def test_a_term_needs_what_it_reads(name: str) -> None:
 
 
 def test_one_label_is_needed_by_what_changes_with_the_labels_beside_the_largest() -> None:
-    mixed = answers()
+    mixed = loss_inputs()
     blurred = LossInputs(mixed.student, 0.6 * mixed.targets + 0.08, mixed.teacher)
     sharp = LossInputs(mixed.student, mixed.targets, mixed.teacher)
     dkd = made("dkd")
