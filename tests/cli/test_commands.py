@@ -253,7 +253,7 @@ def test_a_truncated_batch_file(door: Door, tmp_path: Path) -> None:
     folder = write_batches(tmp_path / "set")
     whole = (folder / "data_batch_3").read_bytes()
     (folder / "data_batch_3").write_bytes(whole[:6000])
-    found = "data_batch_3: truncated, 6,000 bytes where its images alone need 12,288"
+    found = "data_batch_3: truncated, 6,000 bytes, while its images need 12,288"
     refused(door("distill", *SMALL, *ALONE, "--data", folder), f"1 fault in {folder}", found)
 
 
