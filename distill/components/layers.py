@@ -10,29 +10,29 @@ from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role
 
 SIDE = 32  # of the images, in pixels
-SILENT = (nn.Identity, nn.Sequential)  # without modules in them they give what they are given
+PASSIVE = (nn.Identity, nn.Sequential)  # without child modules they return their input
 
 
 class Layer(NamedTuple):
-    """One module without modules in it, or one that holds parameters of its own beside them."""
+    """A module without child modules, or with parameters of its own beside them."""
 
     name: str  # in the network, "stages.0.0.conv1"
     kind: str  # its class, "Conv2d"
     output: tuple[int, ...]  # shape for one image, the batch left out
-    parameters: int  # its own; 0 where it is used again
+    parameters: int  # its own; 0 if it was listed before
 
 
 def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[Layer]:
-    """The layers of the network that a recipe describes, with fresh weights."""
+    """List the layers of the network that a recipe describes, with initial weights."""
     return list_layers(build_network(recipe, role, n_classes))
 
 
 @torch.no_grad()
 def list_layers(net: nn.Module) -> list[Layer]:
-    """The layers in the order in which they answer, as `torchsummary` lists them.
+    """List the layers in the order of their outputs, like `torchsummary`.
 
     Costs one forward of one black image, in eval mode; the network's mode is restored. The
-    parameters sum to the network's. Functions that are no module have no line.
+    parameters sum to the network's. Functions that are not modules are not listed.
     """
     found: list[Layer] = []
     counted: set[nn.Parameter] = set()
@@ -54,11 +54,11 @@ def list_layers(net: nn.Module) -> list[Layer]:
 def _is_listed(module: nn.Module) -> bool:
     if any(True for _ in module.children()):
         return bool(list(module.parameters(recurse=False)))
-    return not isinstance(module, SILENT)
+    return not isinstance(module, PASSIVE)
 
 
 def _layer_hook(name: str, found: list[Layer], counted: set[nn.Parameter]) -> Any:
-    """A forward hook that adds the module's line."""
+    """Return a forward hook that adds the module to `found`."""
 
     def hook(module: nn.Module, _: Any, output: Tensor) -> None:
         own = [p for p in module.parameters(recurse=False) if p not in counted]

@@ -1,7 +1,7 @@
 """Cache arrays between runs in the user's cache folder.
 
-The cache saves time and decides nothing: what cannot be read is made again, what cannot be written
-is not kept.
+The cache saves time and does not affect results: what cannot be read is computed again, what cannot
+be written is not cached.
 """
 
 import os
@@ -17,7 +17,7 @@ from distill.files.arrays import open_npz
 
 
 def cache_folder() -> Path:
-    """`$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`."""
+    """Return `$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`."""
     if chosen := os.environ.get("UNDERSTUDY_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -25,13 +25,14 @@ def cache_folder() -> Path:
 
 
 def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray[Any] | None:
-    """The array kept under `key`, `folder/name`; None where there is none of this kind, whole.
+    """Load the array cached under `key`, `folder/name`.
 
-    Without a `shape`, of any.
+    Returns None if it is absent, damaged, of another dtype or of another shape; without a `shape`,
+    any shape will do.
     """
     try:
-        with open_npz(_path(key)) as kept:
-            array = kept["array"]  # the zip's CRC-32 is checked here
+        with open_npz(_path(key)) as archive:
+            array = archive["array"]  # the zip's CRC-32 is checked here
     except Exception:  # absent, or damaged, which may fail in any way
         return None
     return array if array.dtype == dtype and shape in (None, array.shape) else None
@@ -43,7 +44,7 @@ def is_cached(key: str) -> bool:
 
 
 def save_cached(key: str, array: NDArray[Any]) -> None:
-    """Write the array whole or not at all: a temporary file beside the target, then a rename."""
+    """Write an array whole or not at all: a temporary file beside the target, then a rename."""
     path = _path(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,46 +53,43 @@ def save_cached(key: str, array: NDArray[Any]) -> None:
             np.savez(temporary, array=array)
             temporary.replace(path)
     except OSError:
-        return  # full disk or no right to write: the next run makes it again
+        return  # full disk or no permission: the next run computes it again
 
 
 def writable_by_others(folder: Path) -> str:
-    """Why users other than this one may change what a folder holds; empty if none may, or if it is
-    not there.
+    """Return why other users may change the files in a folder; empty if none may or it is absent.
 
-    The superuser always may. With the sticky bit, as /tmp has it, nobody replaces the files of
-    others; a group that has this user alone, as many systems give to each, is no other user.
+    The superuser always may. With the sticky bit, as on /tmp, users cannot replace the files of
+    others; a group whose only member is this user, common on many systems, does not count.
     """
     try:
-        known = folder.stat()
+        status = folder.stat()
     except OSError:
         return ""
     if not hasattr(os, "geteuid"):
         return ""
-    if known.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid()):
         return "it belongs to another user"
-    if known.st_mode & stat.S_ISVTX:
+    if status.st_mode & stat.S_ISVTX:
         return ""
-    if known.st_mode & stat.S_IWOTH:
+    if status.st_mode & stat.S_IWOTH:
         return "every user may write in it"
-    if known.st_mode & stat.S_IWGRP and not _is_private(known.st_gid):
+    if status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid):
         return "its group may write in it"
     return ""
 
 
 def _is_private(group: int) -> bool:
-    """Whether a group is this user's own: the primary group, of the user's name, with no other
-    member.
-    """
+    """Whether a group is this user's alone: primary, of the user's name, without other members."""
     import grp
     import pwd
 
     try:
-        user, known = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
     except KeyError:
         return False
-    is_own = group == user.pw_gid and known.gr_name == user.pw_name
-    return is_own and set(known.gr_mem) <= {user.pw_name}
+    is_own = group == user.pw_gid and entry.gr_name == user.pw_name
+    return is_own and set(entry.gr_mem) <= {user.pw_name}
 
 
 def _path(key: str) -> Path:

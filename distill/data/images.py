@@ -1,4 +1,4 @@
-"""Images in memory, image digests and data set fingerprints."""
+"""Hold images in memory; compute image digests and data set fingerprints."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +14,14 @@ SIDE = 32  # pixels, height and width of every image
 CHANNELS = 3
 
 Split = Literal["train", "test"]
-Progress = Callable[[str, int, int], None]  # what, done, total
+Progress = Callable[[str, int, int], None]  # activity, done, total
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class ImageSet:
-    """A split: its images, their labels and what the labels mean."""
+    """One split of a data set: images, labels and class names."""
 
-    images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB; in memory planes, or interleaved by `subset`
+    images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB; `subset` makes channels last in memory
     labels: NDArray[np.int64]  # [N], each in 0..n_classes-1
     class_names: tuple[str, ...]
 
@@ -31,7 +31,7 @@ class ImageSet:
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """sha256 of each image: its label byte, then 3,072 bytes row by row, RGB interleaved.
+        """Return the sha256 of each image: label byte, then 3,072 bytes by row, RGB interleaved.
 
         A label above 255 takes two bytes, little-endian.
         """
@@ -40,48 +40,48 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 in hex over the sorted digests: the same in every order and container."""
+        """Return the hex sha256 of the sorted digests, independent of order and file format."""
         return sha256(b"".join(sorted(self.digests))).hexdigest()
 
     @property
     def class_names_fingerprint(self) -> str:
-        """sha256 in hex of the class names in the order of their labels."""
+        """Return the hex sha256 of the class names in the order of their labels."""
         return fingerprint_of_names(self.class_names)
 
 
 def fingerprint_of_names(class_names: Sequence[str]) -> str:
-    """sha256 in hex of class names, as JSON: no two lists of names are written alike."""
+    """Return the hex sha256 of class names as JSON, which is unique for each list."""
     return sha256(json.dumps(list(class_names)).encode()).hexdigest()
 
 
 def count_shared_images(test: ImageSet, train: ImageSet) -> int:
-    """How many test images are training images, pixel by pixel, whatever their labels.
+    """Count the test images that are also training images, pixel by pixel, whatever their labels.
 
-    Costs a copy of the test images in memory, and a look at each training image.
+    Costs a copy of the test images in memory and a pass over the training images.
     """
-    known = set(_rows(test.images))
-    shared = {row for row in _rows(train.images) if row in known}
+    test_rows = set(_rows(test.images))
+    shared = {row for row in _rows(train.images) if row in test_rows}
     return sum(row in shared for row in _rows(test.images)) if shared else 0
 
 
 def _rows(images: NDArray[np.uint8]) -> Iterator[bytes]:
-    """The bytes of each image row by row, RGB interleaved."""
+    """Yield the bytes of each image by row, RGB interleaved."""
     for start in range(0, len(images), 1000):  # 3 MB at a time stay in the processor's cache
         red, green, blue = images[start : start + 1000].swapaxes(0, 1)
         yield from map(bytes, np.stack([red, green, blue], axis=-1))
 
 
 def subset(images: ImageSet, indices: ArrayLike) -> ImageSet:
-    """The images at `indices`, in that order, with all the class names.
+    """Return the images at `indices`, in that order, with all class names.
 
-    In memory channels are last, as networks read them: who needs that pays for no second copy.
+    Channels are last in memory, as networks read them, so that no second copy is needed.
     """
     chosen = np.asarray(indices, dtype=np.int64)
     interleaved = images.images.transpose(0, 2, 3, 1)
     pixels = np.empty((len(chosen), *interleaved.shape[1:]), dtype=np.uint8)
-    for start in range(0, len(chosen), 1000):  # 3 MB at a time: nothing is held twice
+    for start in range(0, len(chosen), 1000):  # 3 MB at a time: no second copy of the set
         pixels[start : start + 1000] = interleaved[chosen[start : start + 1000]]
     part = ImageSet(pixels.transpose(0, 3, 1, 2), images.labels[chosen], images.class_names)
-    if "digests" in vars(images):  # not hashed again: that would be a third of a start
+    if "digests" in vars(images):  # not hashed again: that takes a third of the start-up time
         vars(part)["digests"] = [images.digests[i] for i in chosen]
     return part

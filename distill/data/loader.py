@@ -1,9 +1,9 @@
-"""Keep the training set on the device and give each process its batches.
+"""Load augmented batches for each process from a training set that is on the device.
 
-No workers and no queue: the uint8 set is small enough to live beside the network (CIFAR-10:
-154 MB), so a batch is one gather. A set that is too large stays in host memory behind the same
-interface, and costs one transfer a batch. Nothing here has a state: step k can be asked for at any
-time, in any order.
+No workers and no queue: the uint8 set is small enough to fit beside the network (CIFAR-10: 154 MB),
+so a batch is one gather. A set that is too large stays in host memory behind the same interface,
+and costs one transfer per batch. The loader is stateless: step k can be computed at any time, in
+any order.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from distill.data.augment.ricap import RicapParams
 from distill.data.rng import Stream
 from distill.data.sources.image_set import ImageSet
 
-# A set may take this share of what is free on the device; the rest is for weights and activations.
+# A set may take this share of the device's free memory; the rest is for weights and activations.
 RESIDENT_SHARE = 0.25
 EVERY_EPOCH = AugmentSchedule()
 
@@ -37,18 +37,18 @@ class View:
 
     number: int
     pipeline: Pipeline
-    order: Tensor  # int64 [N], where the set is
+    order: Tensor  # int64 [N], on the set's device
     crop_flip: CropFlipParams
-    drawn: tuple[OperationParams, ...]  # one an operation
+    drawn: tuple[OperationParams, ...]  # one per operation
     mix: MixParams | None
     ricap: RicapParams | None
 
     def partners(self, rows: Tensor) -> Tensor:
-        """Who is mixed with whom: int64 [b]; the samples themselves where nothing is mixed."""
+        """Return the mixing partner of each sample, int64 [b]; the sample itself without mixing."""
         return rows if self.mix is None else self.mix.partner[rows]
 
     def own_share(self, rows: Tensor) -> Tensor:
-        """Each sample's share in its own mixed image: float32 [b, 1]."""
+        """Return each sample's share in its own mixed image: float32 [b, 1]."""
         if self.mix is None:
             return torch.ones(len(rows), 1, device=rows.device)
         return self.mix.lam[rows, None]
@@ -67,8 +67,8 @@ class Loader:
     """Mixed, augmented training batches as a function of (view, sample).
 
     `batch_size` is global: of one optimizer step over all processes. The last partial batch is
-    dropped. `resident=None` decides by the device's free memory whether the set is kept there.
-    Raises ValueError where the set is smaller than one batch.
+    dropped. With `resident=None` the set is on the device if its free memory allows it. Raises
+    ValueError if the set is smaller than one batch.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class Loader:
         self.view = lru_cache(maxsize=1)(self._draw)
 
     def set_schedule(self, schedule: AugmentSchedule) -> None:
-        """From now on views come by another schedule."""
+        """Replace the augmentation schedule."""
         self.schedule = schedule
         self.view.cache_clear()
 
     @contextmanager
     def at_side(self, side: int | None) -> Iterator[None]:
-        """Meanwhile every view has images of this side, in pixels; None for full size."""
+        """Temporarily use images of this side, in pixels, in every view; None for full size."""
         schedule = self.schedule
         self.set_schedule(schedule.at(side))
         try:
@@ -112,61 +112,61 @@ class Loader:
             self.set_schedule(schedule)
 
     def _draw(self, epoch: int) -> View:
-        number, home = self.schedule.view(epoch), self.pixels.device
+        number, device = self.schedule.view(epoch), self.pixels.device
         on = self.schedule.pipeline(self.pipeline, epoch)
-        seen = self.seed, number, self.n
-        mixture = patchwork = None
+        key = self.seed, number, self.n
+        mix = ricap_params = None
         if on.mixup or on.cutmix:
-            mixture = mixup_cutmix.draw_mix(*seen, self.size, on.mixup, on.cutmix).to(home)
+            mix = mixup_cutmix.draw_mix(*key, self.size, on.mixup, on.cutmix).to(device)
         if on.ricap:
-            taken = sum(way.prob for way in (on.mixup, on.cutmix) if way)
-            patchwork = ricap.draw_ricap(*seen, self.size, on.ricap, low=taken).to(home)
-        drawn = (operation.draw(*seen, self.size) for operation in on.operations)
+            taken = sum(kind.prob for kind in (on.mixup, on.cutmix) if kind)
+            ricap_params = ricap.draw_ricap(*key, self.size, on.ricap, low=taken).to(device)
+        drawn = (operation.draw(*key, self.size) for operation in on.operations)
         return View(
             number,
             on,
-            torch.from_numpy(rng.permutation(self.seed, number, Stream.ORDER, self.n)).to(home),
-            crop_flip.draw_crop_flip(*seen, on.crop, on.flip).to(home),
-            tuple({name: rows.to(home) for name, rows in each.items()} for each in drawn),
-            mixture,
-            patchwork,
+            torch.from_numpy(rng.permutation(self.seed, number, Stream.ORDER, self.n)).to(device),
+            crop_flip.draw_crop_flip(*key, on.crop, on.flip).to(device),
+            tuple({name: rows.to(device) for name, rows in each.items()} for each in drawn),
+            mix,
+            ricap_params,
         )
 
     def batches(self, step: int) -> list[tuple[View, Tensor]]:
-        """This process's rows of optimizer step `step`: (view, rows [b]) for each part.
+        """Return this process's rows of optimizer step `step`: (view, rows [b]) for each part.
 
-        Together the processes and parts hold the same indices whatever their number.
+        Together the processes and parts have the same indices whatever their number.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         view = self.view(epoch)
         batch = view.order[position * self.batch_size :][: self.batch_size]
-        every = rearrange(batch, "(a p b) -> a p b", a=self.part.accumulate, p=self.part.processes)
-        return [(view, rows) for rows in every[:, self.part.rank]]
+        parts = rearrange(batch, "(a p b) -> a p b", a=self.part.accumulate, p=self.part.processes)
+        return [(view, rows) for rows in parts[:, self.part.rank]]
 
     def augment(self, view: View, rows: Tensor) -> Tensor:
-        """Each image in its own operations, crop and flip: float32 [b, 3, H, W], channels_last."""
-        pixels = _apply_operations(view, rows, self._placed(view, rows), before_crop=False)
+        """Apply each image's operations, crop and flip: float32 [b, 3, H, W], channels_last."""
+        pixels = _apply_operations(view, rows, self._crop_and_flip(view, rows), before_crop=False)
         return crop_flip.to_float(pixels.to(self.device, non_blocking=True))
 
-    def _placed(self, view: View, rows: Tensor) -> Tensor:
-        """Operations that come before the crop, then crop and flip: uint8 [b, 3, H, W]."""
-        images, indices, placement = self.pixels, rows, view.crop_flip
+    def _crop_and_flip(self, view: View, rows: Tensor) -> Tensor:
+        """Apply the operations before the crop, then crop and flip: uint8 [b, 3, H, W]."""
+        images, indices, params = self.pixels, rows, view.crop_flip
         if any(operation.before_crop for operation in view.pipeline.operations):
             whole = rearrange(images[rows], "b h w c -> b c h w")
             whole = _apply_operations(view, rows, whole, before_crop=True)
-            images, placement = rearrange(whole, "b c h w -> b h w c"), placement.of(rows)
+            images, params = rearrange(whole, "b c h w -> b h w c"), params.of(rows)
             indices = torch.arange(len(rows), device=rows.device)
         padding = view.pipeline.crop.padding if view.pipeline.crop else 0
-        return crop_flip.crop_and_flip(images, indices, placement, padding)
+        return crop_flip.crop_and_flip(images, indices, params, padding)
 
     def one_hot(self, indices: Tensor) -> Tensor:
-        """The labels as distributions, float32 [b, C], on the device."""
+        """Return the labels as one-hot distributions, float32 [b, C], on the device."""
         return self.targets[indices.to(self.device, non_blocking=True)]
 
     def mix(
         self, view: View, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Images and targets mixed with their partners of the view; as they are if none mixes."""
+        """Mix images and targets with their partners of the view; unchanged without mixing."""
         if view.mix is not None:
             images, targets = self._blend(view, view.mix, rows, images, targets)
         if view.ricap is not None:
@@ -174,32 +174,32 @@ class Loader:
         return images, targets
 
     def resized(self, view: View, images: Tensor) -> Tensor:
-        """Images [b, 3, H, W] at the view's side; they come last, mixed or not."""
+        """Resize images [b, 3, H, W] to the view's side, after mixing."""
         side = view.pipeline.side
         return images if side is None else crop_flip.resize(images, side)
 
     def _blend(
-        self, view: View, mixture: MixParams, rows: Tensor, images: Tensor, targets: Tensor
+        self, view: View, mix: MixParams, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """mixup and cutmix: two images."""
-        partner = mixture.partner[rows]
-        weight = mixup_cutmix.weight_map(mixture.blend[rows], mixture.box[rows], self.size)
-        lam = mixture.lam[rows, None].to(self.device)
+        """Apply mixup and cutmix, which mix two images."""
+        partner = mix.partner[rows]
+        weight = mixup_cutmix.weight_map(mix.blend[rows], mix.box[rows], self.size)
+        lam = mix.lam[rows, None].to(self.device)
         return (
             mixup_cutmix.mix(images, self.augment(view, partner), weight.to(self.device)),
             mixup_cutmix.mix(targets, self.one_hot(partner), lam),
         )
 
     def _patch(
-        self, view: View, patchwork: RicapParams, rows: Tensor, images: Tensor, targets: Tensor
+        self, view: View, params: RicapParams, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """RICAP: four images."""
-        others = patchwork.partner[rows].unbind(1)
+        """Apply RICAP, which combines four images."""
+        others = params.partner[rows].unbind(1)
         four = torch.stack([images, *(self.augment(view, other) for other in others)])
         labels = torch.stack([targets, *(self.one_hot(other) for other in others)])
         used, boundary, corner, share = (
             t[rows].to(self.device)
-            for t in (patchwork.used, patchwork.boundary, patchwork.corner, patchwork.share)
+            for t in (params.used, params.boundary, params.corner, params.share)
         )
         return (
             torch.where(
@@ -210,7 +210,7 @@ class Loader:
 
 
 def _apply_operations(view: View, rows: Tensor, pixels: Tensor, *, before_crop: bool) -> Tensor:
-    """Pixels uint8 [b, 3, H, W] after the operations that act before, or else after, the crop."""
+    """Apply to pixels uint8 [b, 3, H, W] the operations before, or those after, the crop."""
     for operation, drawn in zip(view.pipeline.operations, view.drawn, strict=True):
         if operation.before_crop == before_crop:
             pixels = operation(pixels, {name: of[rows] for name, of in drawn.items()})
@@ -218,7 +218,7 @@ def _apply_operations(view: View, rows: Tensor, pixels: Tensor, *, before_crop: 
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:
-    """Whether a set of `n_bytes` may live on the device; on a GPU, a share of what is free."""
+    """Whether a set of `n_bytes` fits on the device; on a GPU, in a share of its free memory."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
@@ -226,9 +226,9 @@ def fits(n_bytes: int, device: torch.device) -> bool:
 
 
 def share(images: ImageSet, rank: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
-    """This process's share of a set to evaluate: uint8 [n, 3, H, W] and int64 [n], on the host.
+    """Return this process's share of an evaluation set: uint8 [n, 3, H, W], int64 [n], on the host.
 
     Every sample is in exactly one share, so that gathered counts need no correction for padding.
     """
-    mine = np.arange(rank, len(images.labels), processes)
-    return torch.from_numpy(images.images[mine]), torch.from_numpy(images.labels[mine])
+    own = np.arange(rank, len(images.labels), processes)
+    return torch.from_numpy(images.images[own]), torch.from_numpy(images.labels[own])

@@ -4,7 +4,7 @@ Raw 64-bit words of the counter-based generator Philox-4x64-10 (Salmon et al., S
 random numbers: as easy as 1, 2, 3", DOI 10.1145/2063384.2063405), by numpy. Key = (seed, view), the
 counter's high word = the stream (one per operation, so that a new operation shifts no other), its
 low word = the sample. So sample i draws the same four words whatever the set's size, the batch, the
-number of processes, the device, or what ran before. Only `random_raw` is used: numpy promises its
+number of processes, the device, or what ran before. Only `random_raw` is used: numpy guarantees its
 bits, not those of its distributions.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
-Draw = Callable[[int], Words]  # so many words for each sample: [N, n]
+Draw = Callable[[int], Words]  # n words for each sample: [N, n]
 
 
 class Stream(IntEnum):
-    """One number per operation, for ever: a changed number changes every stored target."""
+    """One fixed number per operation: changing a number changes every cached target."""
 
     ORDER = 0
     CROP = 1
@@ -49,7 +49,7 @@ class Stream(IntEnum):
 
 
 def words(seed: int, view: int, stream: Stream, n: int) -> Words:
-    """Four raw words for each of samples 0..n-1: uint64 [n, 4]."""
+    """Return four raw words for each of samples 0..n-1: uint64 [n, 4]."""
     generator = np.random.Philox(
         key=np.array([seed, view], dtype=np.uint64),
         counter=np.array([0, 0, 0, stream], dtype=np.uint64),
@@ -59,7 +59,7 @@ def words(seed: int, view: int, stream: Stream, n: int) -> Words:
 
 
 def sample_words(key: tuple[int, int], stream: Stream, samples: NDArray[np.int64], n: int) -> Words:
-    """`n` raw words for each of these samples, whoever else is asked for: uint64 [len(samples), n].
+    """Return `n` raw words for each sample, whatever the other samples: uint64 [len(samples), n].
 
     The sample is the counter's second word here, so that each has 2^64 blocks of its own.
     """
@@ -72,29 +72,29 @@ def sample_words(key: tuple[int, int], stream: Stream, samples: NDArray[np.int64
 
 
 def integers(column: Words, bound: int) -> NDArray[np.int64]:
-    """Integers 0..bound-1 from words [n]; the remainder's bias, bound / 2^64, is nothing."""
+    """Return integers 0..bound-1 from words [n]; the modulo bias, bound / 2^64, is negligible."""
     return (column % np.uint64(bound)).astype(np.int64)
 
 
 def uniform(column: Words) -> NDArray[np.float64]:
-    """Floats in [0, 1) from words [n]: the top 53 bits, exactly."""
+    """Return floats in [0, 1) from words [n]: their top 53 bits, exactly."""
     return (column >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def between(column: Words, low: float, high: float) -> NDArray[np.float64]:
-    """Floats in [low, high) from words [n]."""
+    """Return floats in [low, high) from words [n]."""
     return low + (high - low) * uniform(column)
 
 
 def halves(column: Words) -> tuple[Words, Words]:
-    """Two words of 32 bits from each of [n]."""
+    """Split words [n] into their upper and lower 32 bits."""
     return column >> np.uint64(32), column & np.uint64(0xFFFFFFFF)
 
 
 def normal(words: Words) -> NDArray[np.float64]:
-    """Two values of the standard normal law from each word: [N, n] gives [N, 2n].
+    """Return two standard normal values from each word: [N, n] to [N, 2n].
 
-    Box and Muller, Annals of Mathematical Statistics 29, 1958; with 32 bits each none is beyond
+    Box and Muller, Annals of Mathematical Statistics 29, 1958; with 32 bits each, no value exceeds
     6.7 standard deviations.
     """
     radius, angle = (half * 2.0**-32 for half in halves(words))
@@ -103,19 +103,19 @@ def normal(words: Words) -> NDArray[np.float64]:
 
 
 def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:
-    """A permutation of 0..n-1: the order of the samples' words, ties by index."""
+    """Return a permutation of 0..n-1: the order of the samples' words, ties by index."""
     return np.argsort(words(seed, view, stream, n)[:, 0], kind="stable")
 
 
 def choice(seed: int, view: int, stream: Stream, weights: Sequence[float]) -> int:
-    """One of 0..len(weights)-1 for a view, each with the probability w / sum w; weights above 0."""
+    """Draw one of 0..len(weights)-1 for a view with probabilities w / sum w; weights above 0."""
     ends = np.cumsum(np.array(weights, dtype=np.float64) / max(weights))
     drawn = uniform(words(seed, view, stream, 1)[0, :1]) * ends[-1]
     return min(int(np.searchsorted(ends, drawn[0], side="right")), len(weights) - 1)
 
 
 def torch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
-    """torch's own seed before one forward (dropout): a function of (train seed, step, rank)."""
+    """Return torch's seed before one forward (dropout), a function of (train seed, step, rank)."""
     key = np.array([seed, step], dtype=np.uint64)
     counter = np.array([0, micro_batch, rank, Stream.FORWARD], dtype=np.uint64)
     return int(np.random.Philox(key=key, counter=counter).random_raw()) >> 1

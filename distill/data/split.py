@@ -1,8 +1,9 @@
 """Split the training set: choose held-out images by their content alone.
 
-Within each class the images are ranked by their digest; the first are held out. No seed, no order
-of files: every run on the same data, by whatever container, holds out the same images, so a teacher
-never saw those by which its student is chosen. A smaller share is contained in a larger one.
+Within each class the images are ranked by their digest; the first are held out. Neither a seed nor
+the file order matters: every run on the same data, in any file format, holds out the same images,
+so that a teacher was never trained on the images that select its student. A smaller share is
+contained in a larger one.
 """
 
 from collections.abc import Sequence
@@ -21,16 +22,15 @@ Indices = NDArray[np.int64]
 def split(
     images: ImageSet, *, holdout: float, train_images: int | None = None
 ) -> tuple[Indices, Indices]:
-    """(training indices, held-out indices), both in the order of the digests over all classes.
+    """Return (training indices, held-out indices), both in the order of the digests.
 
-    `holdout` is a share in [0, 1): of a class of n images the nearest integer to holdout * n is
-    held out, and what equals the last of them. Of the rest `train_images` are kept, class by class
-    in the order of the digests; where they cannot be shared evenly the first classes get one more.
-    All are kept where it is None.
+    `holdout` is a share in [0, 1): the nearest integer to holdout * n of a class of n images are
+    held out, and further ones that equal the last of them. Of the rest, the first `train_images`
+    are used, divided equally between the classes; any remainder goes to the first classes. None
+    means all.
 
-    Raises UserError where `holdout` is out of range, or where a class would be left without a
-    training image, without a held-out one (`holdout` > 0), or with fewer than its part of
-    `train_images`.
+    Raises UserError if `holdout` is out of range, or if a class would have no training image, no
+    held-out image (`holdout` > 0), or fewer images than its part of `train_images`.
     """
     if not 0 <= holdout < 1:
         raise UserError(
@@ -39,19 +39,19 @@ def split(
     digests = images.digests
     order = np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
     labels = images.labels[order]
-    ranks = [np.flatnonzero(labels == c) for c in range(images.n_classes)]  # rising: digest order
+    ranks = [np.flatnonzero(labels == c) for c in range(images.n_classes)]  # in digest order
     ordered = [digests[i] for i in order]
-    held = [_past_twins(int(holdout * len(r) + 0.5), [ordered[i] for i in r]) for r in ranks]
+    held = [_with_duplicates(int(holdout * len(r) + 0.5), [ordered[i] for i in r]) for r in ranks]
     left = [len(of_class) - n for of_class, n in zip(ranks, held, strict=True)]
-    kept = left if train_images is None else _shares(train_images, images.n_classes)
-    _check(images.class_names, holdout, held, left, kept)
-    chosen = [r[n : n + k] for r, n, k in zip(ranks, held, kept, strict=True)]
-    withheld = [r[:n] for r, n in zip(ranks, held, strict=True)]
-    return order[np.sort(np.concatenate(chosen))], order[np.sort(np.concatenate(withheld))]
+    used = left if train_images is None else _shares(train_images, images.n_classes)
+    _check(images.class_names, holdout, held, left, used)
+    chosen = [r[n : n + k] for r, n, k in zip(ranks, held, used, strict=True)]
+    held_out = [r[:n] for r, n in zip(ranks, held, strict=True)]
+    return order[np.sort(np.concatenate(chosen))], order[np.sort(np.concatenate(held_out))]
 
 
-def _past_twins(n: int, digests: Sequence[bytes]) -> int:
-    """`n`, or more where equal images would stand on both sides of the border."""
+def _with_duplicates(n: int, digests: Sequence[bytes]) -> int:
+    """Return `n`, or more so that no equal images are on both sides of the boundary."""
     while 0 < n < len(digests) and digests[n] == digests[n - 1]:
         n += 1
     return n
@@ -67,19 +67,19 @@ def _check(
     holdout: float,
     held: Sequence[int],
     left: Sequence[int],
-    kept: Sequence[int],
+    used: Sequence[int],
 ) -> None:
     faults = []
-    for name, n_held, n_left, n_kept in zip(class_names, held, left, kept, strict=True):
-        every = counted(n_held + n_left, "image")
-        counts = f"of {every} {n_held:,} held out, {n_left:,} left to train on"
-        if n_left == 0 or n_kept <= 0:
+    for name, n_held, n_left, n_used in zip(class_names, held, left, used, strict=True):
+        total = counted(n_held + n_left, "image")
+        counts = f"of {total} {n_held:,} held out, {n_left:,} left to train on"
+        if n_left == 0 or n_used <= 0:
             faults.append(
-                f"class {name!r} has no training image: {counts}, {max(n_kept, 0):,} asked for"
+                f"class {name!r} has no training image: {counts}, {max(n_used, 0):,} requested"
             )
-        elif n_kept > n_left:
+        elif n_used > n_left:
             faults.append(
-                f"class {name!r} has too few training images: {counts}, {n_kept:,} asked for"
+                f"class {name!r} has too few training images: {counts}, {n_used:,} requested"
             )
         if holdout > 0 and n_held == 0:
             faults.append(f"class {name!r} has no held-out image: {counts}")

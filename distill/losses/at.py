@@ -7,8 +7,8 @@ arXiv 1612.03928, eq. 2.
 
 student: maps F_s [B, C_s, H, W]; teacher: as many maps F_t [B, C_t, H, W]; targets: not read.
 "mean" is the authors' released code (with weight 1000), "paper" its equation 2. A mean over pixels
-makes a 32x32 map weigh 16 times less than an 8x8 one. Where sizes differ the attention, after the
-square, is pooled to the smaller. A map of zeros has an attention of zeros.
+makes a 32x32 map weigh 16 times less than an 8x8 one. If sizes differ, the squares are pooled to
+the smaller size. A map of zeros has an attention of zeros.
 Memory: the squares of the maps, B C H W floats each: 152 MiB at batch 128, 608 MiB at 512 for three
 stages of WRN-28-10 and of a student of 64 to 256 channels.
 """
@@ -30,7 +30,7 @@ EPS = 1e-14
 
 @dataclass(frozen=True)
 class AT:
-    """Where each map looks, map by map."""
+    """Match the normalised spatial attention of pairs of maps."""
 
     student_taps: tuple[str, ...] = STAGES
     teacher_taps: tuple[str, ...] = STAGES
@@ -38,23 +38,25 @@ class AT:
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         distances = [
-            self._distance(inputs.student_taps[ours], inputs.teacher_taps[theirs])
-            for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
+            self._distance(inputs.student_taps[a], inputs.teacher_taps[b])
+            for a, b in zip(self.student_taps, self.teacher_taps, strict=True)
         ]
         return torch.stack(distances).sum()
 
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        ours, theirs = pool_to_same_size(
+        student, teacher = pool_to_same_size(
             _attention(at_least_float32(student)), _attention(at_least_float32(teacher))
         )
-        gap: Tensor = normalize(ours.flatten(1), eps=EPS) - normalize(theirs.flatten(1), eps=EPS)
+        gap: Tensor = normalize(student.flatten(1), eps=EPS) - normalize(
+            teacher.flatten(1), eps=EPS
+        )
         if self.reduction == "mean":
             return gap.square().mean()
-        # Bounded below its root, so that the gradient is finite where the maps agree.
+        # The minimum keeps the root's gradient finite where the maps agree.
         lengths: Tensor = gap.square().sum(-1).clamp_min(EPS).sqrt()
         return lengths.mean()
 
 
 def _attention(maps: Tensor) -> Tensor:
-    """The mean square over channels: [B, C, H, W] -> [B, 1, H, W]."""
+    """Return the mean square over channels: [B, C, H, W] -> [B, 1, H, W]."""
     return maps.square().mean(dim=1, keepdim=True)

@@ -7,19 +7,20 @@
 
 student: features [B, D_s]; teacher: features [B, D_t]; targets: not read; samples: int64 [B].
 v are features under a linear map to `dims`, of norm 1; m are rows of two banks [N, dims], running
-means of the v of each sample (`momentum` on the old), of norm 1. s+ is that of the sample's own
-row, s_k of K negatives. They are of other classes, as the authors' loader draws them, but with
-replacement: without, N random numbers a row would have to be sorted. Z is N times the mean score of
-the first batch, over all processes, and stays: it is a buffer, so that a resumed run has the same.
+means of the v of each sample (`momentum` weighs the old one), of norm 1. s+ is the score of the
+sample's own row, s_k those of K negatives. These are of other classes, as in the authors' loader,
+but drawn with replacement: without, N random numbers a row would have to be sorted. Z is N times
+the mean score of the first batch, over all processes, and constant: it is a buffer, so that a
+resumed run has the same.
 h is a sigmoid of log s - log(K / N), which no score drives to log 0: the authors add 1e-7 instead.
-Draws are torch's own on the device, which the training seeds before each forward. Each process
-contrasts its own rows, with negatives of its own; the banks take the rows of all, so that they stay
-the same on every process. They begin from a generator of their own: the student's weights do not
+Negatives are drawn by torch on the device, which the training seeds before each forward. Each
+process contrasts its own rows with its own negatives; the banks take the rows of all processes, so
+that they stay equal. They are initialised by a separate generator: the student's weights do not
 depend on them.
 Memory: the authors gather [B, K, dims] rows twice, 8.6 GB at batch 512. Here all B x N scores are
-one product, of which K a row are taken: forward and backward hold 180 MiB at batch 128 and 588 MiB
+one product, of which each row takes K: forward and backward hold 180 MiB at batch 128 and 588 MiB
 at 512 for N = 45,000 and K = 16,384, and the banks, 2 N dims floats, are 44 MiB.
-torchdistill's CRDLoss has the same formula, with 1e-7; its own draw of negatives reads an attribute
+torchdistill's CRDLoss has the same formula, with 1e-7; its draw of negatives reads an attribute
 that is never set.
 """
 
@@ -37,9 +38,9 @@ BANK_SEED = 0
 
 
 class CRD(nn.Module):
-    """Which image it is, among many of other classes. `labels` [N]: of the training part.
+    """Tell each image from many of other classes. `labels` [N]: of the training images.
 
-    Raises ValueError where they are all of one class.
+    Raises ValueError if they are all of one class.
     """
 
     student_bank: Tensor
@@ -68,8 +69,8 @@ class CRD(nn.Module):
         counts = labels.bincount()
         if counts.max() == len(labels):
             raise ValueError(
-                f"the crd term tells each image from those of other classes, and all {len(labels)} "
-                "are of one"
+                "the crd term contrasts images of different classes, and all "
+                f"{len(labels)} are of one class"
             )
         self.student_tap, self.teacher_tap = student_tap, teacher_tap
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
@@ -79,8 +80,8 @@ class CRD(nn.Module):
         for name in ("student", "teacher"):
             bank = torch.randn(len(labels), dims, generator=generator, device="cpu")
             self.register_buffer(f"{name}_bank", normalize(bank))
-            self.register_buffer(f"{name}_z", torch.zeros((), device="cpu"))  # 0: not known yet
-        # The samples class by class, so that "not of class c" is all but one stretch of them.
+            self.register_buffer(f"{name}_z", torch.zeros((), device="cpu"))  # 0: not measured yet
+        # The samples sorted by class, so that class c is one contiguous range of them.
         layout = {
             "labels": labels,
             "by_class": labels.argsort(stable=True),
@@ -92,42 +93,42 @@ class CRD(nn.Module):
 
     def forward(self, inputs: LossInputs) -> Tensor:
         if inputs.samples is None:
-            raise ValueError("the crd term knows each image by its sample's number; none was given")
-        student = self._embedded(self.student_embed, inputs.student_taps[self.student_tap])
-        teacher = self._embedded(self.teacher_embed, inputs.teacher_taps[self.teacher_tap])
-        chosen = torch.cat([inputs.samples[:, None], self._others(inputs.samples)], dim=1)
+            raise ValueError("the crd term needs each image's sample number; none was given")
+        student = self._embed(self.student_embed, inputs.student_taps[self.student_tap])
+        teacher = self._embed(self.teacher_embed, inputs.teacher_taps[self.teacher_tap])
+        chosen = torch.cat([inputs.samples[:, None], self._negatives(inputs.samples)], dim=1)
         loss = self._contrast(student, self.teacher_bank, self.teacher_z, chosen)
         loss = loss + self._contrast(teacher, self.student_bank, self.student_z, chosen)
         if self.training:
-            self._remember(inputs.samples, student.detach(), teacher.detach())
+            self._update_banks(inputs.samples, student.detach(), teacher.detach())
         return loss
 
-    def _embedded(self, embed: nn.Module, features: Tensor) -> Tensor:
+    def _embed(self, embed: nn.Module, features: Tensor) -> Tensor:
         return normalize(embed(at_least_float32(features).flatten(1)), dim=-1)
 
-    def _others(self, samples: Tensor) -> Tensor:
-        """K samples of other classes for each of [b], with replacement: int64 [b, K]."""
+    def _negatives(self, samples: Tensor) -> Tensor:
+        """Draw K samples of other classes for each of [b], with replacement: int64 [b, K]."""
         label = self.labels[samples]
         before, within = self.before[label, None], self.within[label, None]
         n_others = len(self.labels) - within
         uniform = torch.rand(len(samples), self.negatives, device=samples.device)
-        place = (uniform * n_others).long() % n_others  # a product may round up to n_others
-        return self.by_class[torch.where(place < before, place, place + within)]
+        index = (uniform * n_others).long() % n_others  # a product may round up to n_others
+        return self.by_class[torch.where(index < before, index, index + within)]
 
     def _contrast(self, anchors: Tensor, bank: Tensor, z: Tensor, chosen: Tensor) -> Tensor:
-        """NCE of anchors [b, dims] against rows `chosen` [b, 1 + K], the first the right one."""
+        """Return the NCE of anchors [b, dims] and rows `chosen` [b, 1 + K], the positive first."""
         # A copy: the bank is updated in place before backward needs it.
         scores = (anchors @ bank.clone().T).gather(1, chosen) / self.temperature  # log of s Z
-        with torch.no_grad():  # no branch on the host: the first batch decides, the others keep
+        with torch.no_grad():  # no branch on the host: only the first batch sets z
             mean = whole_batch_without_grad(scores.exp().mean()[None]).mean()
             z.copy_(torch.where(z > 0, z, mean * len(bank)))
         odds = scores - (z * self.negatives / len(bank)).log()  # h = sigmoid(odds)
-        hit, miss = logsigmoid(odds[:, 0]), logsigmoid(-odds[:, 1:]).sum(1)
-        return -(hit + miss).mean()
+        positive, negative = logsigmoid(odds[:, 0]), logsigmoid(-odds[:, 1:]).sum(1)
+        return -(positive + negative).mean()
 
     @torch.no_grad()
-    def _remember(self, samples: Tensor, student: Tensor, teacher: Tensor) -> None:
+    def _update_banks(self, samples: Tensor, student: Tensor, teacher: Tensor) -> None:
         rows = whole_batch_without_grad(samples)
-        for bank, seen in ((self.student_bank, student), (self.teacher_bank, teacher)):
-            mean = self.momentum * bank[rows] + (1 - self.momentum) * whole_batch_without_grad(seen)
+        for bank, new in ((self.student_bank, student), (self.teacher_bank, teacher)):
+            mean = self.momentum * bank[rows] + (1 - self.momentum) * whole_batch_without_grad(new)
             bank[rows] = normalize(mean, dim=-1)

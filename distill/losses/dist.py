@@ -6,14 +6,15 @@ arXiv 2205.10536, eqs. 7-10.
     intra = mean_c 1 - rho(Y_s[:, c], Y_t[:, c])        the samples of a class
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
-A match of relations, not of values: scaling or shifting a row of Y_s changes nothing in inter.
+Relations are matched, not values: scaling or shifting a row of Y_s does not change inter.
 `intra` compares the samples of the whole global batch. No factor T^2, which KD needs because its
-gradient falls with T^2: rho has no scale to lose. The paper has none either, nor has its pseudocode
-(appendix A.1), nor the authors' segmentation code (hunto/DIST_KD), which has no temperature. Their
-classification code (hunto/image_classification_sota, lib/models/losses/dist_kd.py) multiplies both
-parts by T^2 since its release for CIFAR-100, where T = 4 and the weight is 2; so do mmrazor and
-torchdistill. A weight of 32 here is that setting. In float32, with norms of 1e-6 at least: 1e-8, as
-released, is nothing in half precision, and a constant column would be 0 / 0.
+gradient falls with T^2: rho is independent of scale. The paper has none either, nor has its
+pseudocode (appendix A.1), nor the authors' segmentation code (hunto/DIST_KD), which has no
+temperature. Their classification code (hunto/image_classification_sota,
+lib/models/losses/dist_kd.py) multiplies both parts by T^2 since its release for CIFAR-100, where T
+= 4 and the weight is 2; so do mmrazor and
+torchdistill. A weight of 32 here is that setting. In float32, with norms of at least 1e-6: the
+released 1e-8 rounds to 0 in half precision, and a constant column would be 0 / 0.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class DIST:
-    """Relations between classes weigh `beta`, between samples `gamma`."""
+    """Match correlations: between classes with weight `beta`, between samples with `gamma`."""
 
     beta: float = 1.0
     gamma: float = 1.0
@@ -37,7 +38,7 @@ class DIST:
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         if inputs.teacher is None:
-            raise ValueError("the dist term needs a teacher's logits, and nobody teaches")
+            raise ValueError("the dist term needs a teacher's logits, and there is no teacher")
         student, teacher = (
             (at_least_float32(whole_batch(logits)) / self.temperature).softmax(dim=-1)
             for logits in (inputs.student, inputs.teacher)
@@ -48,7 +49,7 @@ class DIST:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, of each row of [M, N] with its fellow: [M], in -1..1; 0 for a constant row."""
+    """Return Pearson's correlation of each pair of rows [M, N]: [M], in -1..1; 0 if constant."""
     a, b = (rows - rows.mean(dim=-1, keepdim=True) for rows in (a, b))
     lengths = [rows.square().sum(-1).clamp_min(EPS**2).sqrt() for rows in (a, b)]
     return (a * b).sum(-1) / (lengths[0] * lengths[1])

@@ -6,12 +6,12 @@ eq. 7.
     NCKD = T^2 mean_b KL(q_t || q_s),  q = softmax over the classes that are not y of z / T
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: y, one class a row [B, C] (the
-largest entry of a row; a mixed row has no one class). Of two classes NCKD is 0: nothing is left to
-compare when one is taken away.
-KD is TCKD + (1 - p_t[y]) NCKD, sample by sample at T = 1: the factor mutes NCKD where the teacher
-is sure. The authors' code reaches q by adding -1000 to z_y and takes the log of summed
-probabilities, which is infinite once a student is sure; here log(1 - p_y) is a difference of
-log-sum-exps.
+largest entry of a row; mixed labels have no single class). With two classes NCKD is 0: only one is
+left to compare.
+KD is TCKD + (1 - p_t[y]) NCKD, sample by sample at T = 1: the factor suppresses NCKD if the
+teacher is confident. The authors' code computes q by adding -1000 to z_y and takes the log of
+summed probabilities, which is infinite once a student is confident; here log(1 - p_y) is a
+difference of log-sum-exps.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class DKD:
-    """The target's share weighs `alpha`, the other classes' relations `beta`."""
+    """Weigh the target class's divergence by `alpha`, that of the other classes by `beta`."""
 
     alpha: float = 1.0
     beta: float = 2.0
@@ -34,21 +34,21 @@ class DKD:
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         if inputs.teacher is None:
-            raise ValueError("the dkd term needs a teacher's logits, and nobody teaches")
+            raise ValueError("the dkd term needs a teacher's logits, and there is no teacher")
         label = inputs.targets.argmax(dim=-1, keepdim=True)
         student, teacher = (
             _decoupled(at_least_float32(logits) / self.temperature, label)
             for logits in (inputs.student, inputs.teacher)
         )
         target, others = (
-            kl_div(ours, theirs, reduction="batchmean", log_target=True)
-            for ours, theirs in zip(student, teacher, strict=True)
+            kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+            for log_p, log_q in zip(student, teacher, strict=True)
         )
         return self.temperature**2 * (self.alpha * target + self.beta * others)
 
 
 def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """log b [B, 2] and log q [B, C - 1] of logits [B, C] at the labels [B, 1]."""
+    """Return log b [B, 2] and log q [B, C - 1] of logits [B, C] at the labels [B, 1]."""
     classes = torch.arange(logits.shape[-1] - 1, device=logits.device).expand(len(logits), -1)
     others = logits.gather(-1, classes + (classes >= label))  # all but the label's
     total = logits.logsumexp(-1, keepdim=True)

@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """float32, or float64 kept: in bfloat16 a logit gap of 9 already rounds 1 - p to zero."""
+    """Convert to float32 unless float64: in bfloat16 a logit gap of 9 rounds 1 - p to zero."""
     return values if values.dtype == torch.float64 else values.float()

@@ -1,8 +1,8 @@
 """Gather the batch of all processes, for terms that compare its samples.
 
-The relations inside each process's rows are not those of the batch: DIST's classes, SP's and RKD's
-pairs would change with the number of processes. Where gradients are accumulated it is the batch of
-one part: the others' activations are not kept.
+The relations within one process's rows are not those of the batch: DIST's classes, SP's and RKD's
+pairs would change with the number of processes. With gradient accumulation it is the batch of one
+part: the activations of the others are already freed.
 """
 
 from typing import Any
@@ -13,10 +13,11 @@ from torch.autograd.function import once_differentiable
 
 
 def whole_batch(rows: Tensor) -> Tensor:
-    """The rows [b, ...] of every process, [B, ...], in the order of ranks; alone, the same tensor.
+    """Gather the rows [b, ...] of all P processes to [B, ...], in the order of ranks.
 
-    With its gradient: each process computes the same loss of all rows and gets P times the
-    gradient of its own, which the mean over P processes makes that of the global batch.
+    A single process gets the same tensor. Differentiable: each process computes the same loss of
+    all rows and gets P times the gradient of its own; the mean over processes is the gradient of
+    the global batch.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
@@ -26,14 +27,14 @@ def whole_batch(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole_batch_without_grad(rows: Tensor) -> Tensor:
-    """The same without a gradient, for integers and for what is only remembered."""
+    """Gather like `whole_batch`, without a gradient: for integers and for memory banks."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
     return _gathered(rows)
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows [b, ...] of each process to [P b, ...]; backward sums the gradients of all processes.
+    """Gather rows [b, ...] to [P b, ...]; backward sums the gradients of all processes.
 
     Every process has the same number of rows b.
     """

@@ -7,7 +7,7 @@ CVPR 2016, arXiv 1512.00567, section 7.
 
 student: logits z_s [B, C]; targets: y [B, C], rows summing to 1; teacher: not read.
 Smoothing is linear in y and so commutes with mixing; it is applied here and nowhere else, never to
-what a teacher says.
+a teacher's outputs.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class Hard:
-    """The labels' term; `label_smoothing` is eps in [0, 1)."""
+    """Cross-entropy with the labels; `label_smoothing` is eps in [0, 1)."""
 
     label_smoothing: float = 0.0
 

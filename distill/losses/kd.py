@@ -7,7 +7,7 @@ student: logits z_s [B, C]; teacher: logits z_t [B, C] on the same pixels; targe
 Summed over classes, mean over the batch. T^2 keeps the gradient's size as T grows; it is always
 applied. In float32: in bfloat16 a logit gap of 9 already rounds 1 - p to zero. As T grows the loss
 tends to the squared distance of the centred logits over 2C.
-torchdistill's KDLoss has no T^2 where its `alpha` is None or 0.
+torchdistill's KDLoss has no T^2 if its `alpha` is None or 0.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class KD:
-    """The teacher's term at `temperature` T > 0."""
+    """KL to the teacher's softened predictions at `temperature` T > 0."""
 
     temperature: float = 4.0
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         if inputs.teacher is None:
-            raise ValueError("the kd term needs a teacher's logits, and nobody teaches")
+            raise ValueError("the kd term needs a teacher's logits, and there is no teacher")
         student = log_softmax(at_least_float32(inputs.student) / self.temperature, dim=-1)
         teacher = log_softmax(at_least_float32(inputs.teacher) / self.temperature, dim=-1)
         divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -4,9 +4,9 @@ arXiv 1312.6184, eq. 1; Kim et al., IJCAI 2021, arXiv 2105.08919.
     L = mean_b 1/C sum_c (z_s - z_t)^2
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
-A constant added to a row of logits changes no probability: `centred` takes the mean of each row
-away first, and then half of L is where KD tends as T grows. Its size is the logits' variance,
-some tens, so its weight is small.
+A constant added to a row of logits changes no probability: `centred` subtracts the mean of each row
+first, and then KD tends to half of L as T grows. L is of the size of the logits' variance, some
+tens, so its weight is small.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class MSE:
-    """The mean over samples and classes; of rows about their means where `centred`."""
+    """Mean squared error over samples and classes; `centred` subtracts the mean of each row."""
 
     centred: bool = True
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         if inputs.teacher is None:
-            raise ValueError("the mse term needs a teacher's logits, and nobody teaches")
+            raise ValueError("the mse term needs a teacher's logits, and there is no teacher")
         student, teacher = at_least_float32(inputs.student), at_least_float32(inputs.teacher)
         if self.centred:
             student, teacher = (z - z.mean(dim=-1, keepdim=True) for z in (student, teacher))

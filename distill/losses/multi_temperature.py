@@ -4,9 +4,9 @@ distillation", CVPR 2023, DOI 10.1109/CVPR52729.2023.02325, section 3.2 ("predic
     L = mean_k KD(T_k),      KD(T) = T^2 mean_b KL( p(z_t; T) || p(z_s; T) )
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
-KD itself is Hinton's (arXiv 1503.02531). Low temperatures hear the likely classes, high ones all
-of them. The authors' code sums over five (4, 3, 5, 2, 6); a mean keeps the weight's meaning
-whatever their number. It also mixes strong and weak views in the sum and masks a mean; neither is
+KD itself is Hinton's (arXiv 1503.02531). Low temperatures weigh the likely classes, high ones
+all of them. The authors' code sums over five (4, 3, 5, 2, 6); with a mean the weight does not
+depend on their number. It also sums over strong and weak views and masks a mean; neither is done
 here.
 """
 
@@ -28,6 +28,6 @@ class MultiTemperature:
     def __call__(self, inputs: LossInputs) -> Tensor:
         if inputs.teacher is None:
             raise ValueError(
-                "the multi_temperature term needs a teacher's logits, and nobody teaches"
+                "the multi_temperature term needs a teacher's logits, and there is no teacher"
             )
         return torch.stack([KD(each)(inputs) for each in self.temperatures]).mean()

@@ -8,7 +8,7 @@ student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; target
 The squared maximum mean discrepancy between two sets of channels, whose numbers may differ; larger
 maps are pooled to the smaller size. sum_ij (f_i . g_j)^2 is the inner product of the two matrices
 of pixels F^T F, so that L = mean_b || F_s^T F_s / C_s - F_t^T F_t / C_t ||_F^2: this is computed
-where there are fewer pixels than channels of both maps, and elsewhere the sum over pairs.
+if there are fewer pixels than channels of both maps, otherwise the sum over pairs.
 Memory: normalised maps, and matrices [B, HW, HW] or [B, C_s + C_t, C_s + C_t], none larger than the
 two maps: 40 MiB at batch 128, 161 MiB at 512 for 8x8 maps of 640 and 256 channels; 0.4 and 1.4 GiB
 for 32x32 maps of 160 and 64.
@@ -28,7 +28,7 @@ from distill.losses.sizes import pool_to_same_size
 
 @dataclass(frozen=True)
 class NST:
-    """What makes the channels fire, as a distribution."""
+    """Match the distributions of the channels' spatial activation patterns."""
 
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
@@ -38,28 +38,28 @@ class NST:
             at_least_float32(inputs.student_taps[self.student_tap]),
             at_least_float32(inputs.teacher_taps[self.teacher_tap]),
         )
-        ours, theirs = _channels(student), _channels(teacher)
-        few_pixels = ours.shape[2] <= ours.shape[1] + theirs.shape[1]
-        return (_over_pixels if few_pixels else _over_pairs)(ours, theirs).mean()
+        student, teacher = _channels(student), _channels(teacher)
+        few_pixels = student.shape[2] <= student.shape[1] + teacher.shape[1]
+        return (_over_pixels if few_pixels else _over_pairs)(student, teacher).mean()
 
 
 def _channels(maps: Tensor) -> Tensor:
-    """Each channel over its pixels, of norm 1: [B, C, H, W] -> [B, C, HW]."""
+    """Flatten channels over pixels, each to norm 1: [B, C, H, W] -> [B, C, HW]."""
     return normalize(rearrange(maps, "b c h w -> b c (h w)"), dim=-1)
 
 
-def _over_pixels(ours: Tensor, theirs: Tensor) -> Tensor:
-    """The squared distance of the means of f f^T: [B, C_s, HW], [B, C_t, HW] -> [B]."""
-    return (_selectivity(ours) - _selectivity(theirs)).square().sum((1, 2))
+def _over_pixels(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the means of f f^T: [B, C_s, HW], [B, C_t, HW] -> [B]."""
+    return (_selectivity(student) - _selectivity(teacher)).square().sum((1, 2))
 
 
 def _selectivity(channels: Tensor) -> Tensor:
-    """The mean over channels of f f^T: [B, C, HW] -> [B, HW, HW]."""
+    """Mean over channels of f f^T: [B, C, HW] -> [B, HW, HW]."""
     return channels.mT @ channels / channels.shape[1]
 
 
-def _over_pairs(ours: Tensor, theirs: Tensor) -> Tensor:
-    """The sum of kernels over pairs, of the student at 1 / C_s, of the teacher at -1 / C_t."""
-    both, n, m = torch.cat([ours, theirs], dim=1), ours.shape[1], theirs.shape[1]
+def _over_pairs(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum of kernels over pairs, weighted 1 / C_s (student) and -1 / C_t (teacher): [B]."""
+    both, n, m = torch.cat([student, teacher], dim=1), student.shape[1], teacher.shape[1]
     weights = torch.cat([both.new_full((n,), 1 / n), both.new_full((m,), -1 / m)])
     return weights @ (both @ both.mT).square() @ weights

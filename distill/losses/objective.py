@@ -1,8 +1,8 @@
 """The weighted sum of named loss terms, each logged unweighted.
 
-A term reads `Answers` and returns one scalar. The objective keeps every term's own, unweighted
-value under its name beside the weighted total, so that what is logged always adds up to what was
-minimised.
+A term reads `LossInputs` and returns one scalar. The objective returns every term's unweighted
+value under its name beside the weighted total, so that the logged values always add up to the
+minimised one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # the same without the batch: (C, H, W) 
 
 @dataclass(frozen=True)
 class UnmixedTeacherLogits:
-    """What the teacher said of the two images that make each mixed one, before they were mixed.
+    """The teacher's logits for the two images of each mixed one, before they were mixed.
 
     `own`, `partner`: logits [B, C]; `lam`: [B, 1], the share of `own` in the mixed image.
     """
@@ -32,13 +32,12 @@ class UnmixedTeacherLogits:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the networks said of one batch, float32.
+    """What the loss terms read of one batch, float32.
 
-    `student`: logits [B, C]; `targets`: the labels as distributions [B, C], mixed where images are;
-    `teacher`: logits [B, C] on the same pixels, or None where nobody teaches. `student_taps` and
-    `teacher_taps`: the maps that some term asked for, by name. `samples`: int64 [B], which sample
-    of the training part each row is. `pair`: the teacher's answers before mixing, where a term
-    asked for them.
+    `student`: logits [B, C]; `targets`: the labels as distributions [B, C], mixed like the images;
+    `teacher`: logits [B, C] on the same pixels, or None without a teacher. `student_taps` and
+    `teacher_taps`: the maps that some term reads, by name. `samples`: int64 [B], the index of each
+    row in the training images. `unmixed`: the teacher's logits before mixing, if a term reads them.
     """
 
     student: Tensor
@@ -51,18 +50,18 @@ class LossInputs:
 
 
 class LossFunction(Protocol):
-    """One term. A term with parameters or state is an `nn.Module` besides."""
+    """A loss term. A term with parameters or state is an `nn.Module`."""
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """A scalar, float32."""
+        """Return the loss, a float32 scalar."""
 
 
 @dataclass(frozen=True)
 class LossSchedule:
-    """When a term counts, in shares of the training: the factor on its weight.
+    """The factor on a term's weight as a function of the share of the training that is done.
 
-    0 before `begin` and from `end` on; in between it rises in a line over the share `warmup` after
-    `begin`, and then changes in a line to `fade_to` at `end`.
+    0 before `begin` and from `end` on; in between it rises linearly over the share `warmup` after
+    `begin`, and then changes linearly to `fade_to` at `end`.
     """
 
     begin: float = 0.0
@@ -71,22 +70,22 @@ class LossSchedule:
     fade_to: float = 1.0
 
     def __call__(self, progress: float) -> float:
-        """The factor at `progress` in [0, 1)."""
+        """Return the factor at `progress` in [0, 1)."""
         if not self.begin <= progress < self.end:
             return 0.0
-        risen = self.begin + self.warmup
-        if progress < risen:
+        warm = self.begin + self.warmup
+        if progress < warm:
             return (progress - self.begin) / self.warmup
-        return 1 + (self.fade_to - 1) * (progress - risen) / (self.end - risen)
+        return 1 + (self.fade_to - 1) * (progress - warm) / (self.end - warm)
 
     def is_on(self, progress: float) -> bool:
-        """Whether the term is asked at all; during warm-up it is, at a factor of 0 too."""
+        """Whether the term is computed; during warm-up it is, even at a factor of 0."""
         return self.begin <= progress < self.end
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A term, its share in the total, and when; `needs` is what it reads, as the tables say it."""
+    """A term with its weight, schedule and `needs`, the inputs it reads (see loss_schema.py)."""
 
     weight: float
     loss: LossFunction
@@ -97,7 +96,7 @@ class LossTerm:
 class Objective(nn.Module):
     """total = sum of weight x factor x term, over the terms that are on.
 
-    A term of weight 0 is logged and teaches nothing; a term that is off is not asked.
+    A term of weight 0 is logged and has no gradient; a term that is off is not computed.
     """
 
     def __init__(self, terms: Mapping[str, LossTerm]) -> None:
@@ -109,12 +108,12 @@ class Objective(nn.Module):
 
     @property
     def change_points(self) -> list[float]:
-        """Shares of the training at which terms come or go, 0 first, all below 1."""
-        whens = [term.schedule for term in self.terms.values()]
-        return sorted({0.0, *(at for when in whens for at in (when.begin, when.end) if at < 1)})
+        """Return the shares of the training at which terms begin or end, 0 first, all below 1."""
+        schedules = [term.schedule for term in self.terms.values()]
+        return sorted({0.0, *(at for s in schedules for at in (s.begin, s.end) if at < 1)})
 
     def needs(self, progress: float) -> frozenset[str]:
-        """What the terms that are on at `progress` read."""
+        """Return the inputs that the terms that are on at `progress` read."""
         on = (term.needs for term in self.terms.values() if term.schedule.is_on(progress))
         return frozenset[str]().union(*on)
 
@@ -131,22 +130,22 @@ class Objective(nn.Module):
         return values | {TOTAL: torch.stack(weighted).sum()}
 
     def _inactive_zero(self, progress: float, logits: Tensor) -> Tensor:
-        """0.0, in which the parameters of the terms that are off take part, and what no map reads.
+        """Return 0.0 as a function of the parameters of terms that are off and of unread logits.
 
-        DistributedDataParallel waits for a gradient of every parameter. Where every term that is on
-        reads maps, the logits are nobody's.
+        DistributedDataParallel waits for a gradient of every parameter. If every term that is on
+        reads maps, none reads the logits.
         """
-        idle = sum(
+        unused = sum(
             (p.sum() for p in self._inactive_parameters(progress)),
             start=logits.new_zeros(()).float(),
         )
         read = (term.needs for term in self.terms.values() if term.schedule.is_on(progress))
         if all("live teacher" in needs for needs in read):
-            idle = idle + logits.float().sum()
-        return 0 * idle
+            unused = unused + logits.float().sum()
+        return 0 * unused
 
     def clear_inactive_grads(self, progress: float) -> None:
-        """Leave the parameters of the terms that are off as they are: no decay, no momentum."""
+        """Drop the gradients of terms that are off: their parameters get no decay, no momentum."""
         for parameter in self._inactive_parameters(progress):
             parameter.grad = None
 

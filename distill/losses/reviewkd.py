@@ -9,10 +9,10 @@ arXiv 2104.09044, eqs. 5-7, figures 3 and 4.
 
 student: maps F_s^i [B, C_i, H, W], shallow to deep, at the end features [B, D] as a map of one
 pixel; teacher: as many, F_t^i; targets: not read.
-A map of the teacher is met by the student's own and all deeper ones, fused (ABF). `width` is the
-fused maps' channels (the paper's: 512 at most). All sizes are the maps' own; the larger map is
-pooled. We compare what the taps are: a WRN's stages before activation, as the authors' code does on
-the teacher's side, and the student's after.
+A map of the teacher is compared with the student's own and all deeper ones, fused (ABF). `width`
+is the fused maps' channels (the paper's: 512 at most). Maps of different sizes are compared at the
+smaller one. Taps are compared as they are: a WRN's stages before activation, like the authors' code
+for the teacher, and the student's after.
 Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 796 MiB at batch 128, 3.1
 GiB at 512 for three stages of WRN-28-10.
 """
@@ -30,7 +30,7 @@ SIDES = (4, 2, 1)  # in pixels, of the pooled maps
 
 
 class ReviewKD(nn.Module):
-    """Every map of the teacher from the student's own and deeper ones."""
+    """Match each map of the teacher by a fusion of the student's own and deeper maps."""
 
     def __init__(
         self,
@@ -52,16 +52,17 @@ class ReviewKD(nn.Module):
     def forward(self, inputs: LossInputs) -> Tensor:
         levels = list(zip(self.fusions, self.student_taps, self.teacher_taps, strict=True))
         losses, deeper = [], None
-        for fusion, ours, theirs in reversed(levels):
-            out, deeper = fusion(_as_map(inputs.student_taps[ours]), deeper)
-            losses.append(
-                hierarchical(*pool_to_same_size(out, _as_map(inputs.teacher_taps[theirs])))
-            )
+        for fusion, a, b in reversed(levels):
+            out, deeper = fusion(_as_map(inputs.student_taps[a]), deeper)
+            losses.append(hierarchical(*pool_to_same_size(out, _as_map(inputs.teacher_taps[b]))))
         return torch.stack(losses).sum()
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion: a map and the deeper residual to the teacher's width, and onwards."""
+    """Attention-based fusion of a map with the deeper fused map.
+
+    Returns the result at the teacher's width, and the fused map for the next shallower level.
+    """
 
     def __init__(self, inputs: int, width: int, outputs: int, *, joins: bool) -> None:
         super().__init__()
@@ -80,17 +81,17 @@ class Fusion(nn.Module):
         return self.expand(fused), fused
 
 
-def hierarchical(ours: Tensor, theirs: Tensor) -> Tensor:
-    """HCL: the squared distance of two maps [B, C, H, W] at several resolutions."""
-    sides = [side for side in SIDES if side < ours.shape[-1]]
-    levels = {side: 2.0 ** -(i + 1) for i, side in enumerate(sides)}  # as the authors' code counts
-    total = mse_loss(ours, theirs)
+def hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return HCL, the squared distance of two maps [B, C, H, W] at several resolutions."""
+    sides = [side for side in SIDES if side < student.shape[-1]]
+    levels = {side: 2.0 ** -(i + 1) for i, side in enumerate(sides)}  # as in the authors' code
+    total = mse_loss(student, teacher)
     for side, weight in levels.items():
-        u, v = (adaptive_avg_pool2d(maps, side) for maps in (ours, theirs))
+        u, v = (adaptive_avg_pool2d(maps, side) for maps in (student, teacher))
         total = total + weight * mse_loss(u, v)
     return total / (1 + sum(levels.values()))
 
 
 def _as_map(tap: Tensor) -> Tensor:
-    """Features [B, D] as a map of one pixel [B, D, 1, 1]; maps as they are."""
+    """Reshape features [B, D] to a map of one pixel [B, D, 1, 1]; maps are unchanged."""
     return at_least_float32(tap if tap.dim() == 4 else tap[:, :, None, None])

@@ -5,9 +5,10 @@
     L_A = mean_ijk huber( a_ijk^s - a_ijk^t ), a_ijk = cos of the angle at i between j and k
 
 student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are
-flattened. Shifting, rotating and scaling all features of a network changes nothing.
-`distance` and `angle` are in the paper's 1 : 2. Its weight, 25 and 50, is the term's to give. The
-batch is the whole global batch; angles are those of its first `rows`, which are in random order.
+flattened. Shifting, rotating or scaling all features of a network changes nothing.
+`distance` and `angle` are in the paper's ratio 1 : 2; its weights, 25 and 50, are a term weight of
+25. The batch is the whole global batch; angles are those of its first `rows`, which are in random
+order.
 Memory: B x B for distances; for R rows two arrays [R, R, D] of directions and two [R, R, R] of
 cosines: 121 MiB at batch 128 and 126 MiB at 512 for R = 128 and D = 640.
 """
@@ -27,7 +28,7 @@ EPS = 1e-12
 
 @dataclass(frozen=True)
 class RKD:
-    """Distances and angles between the samples of the batch."""
+    """Match the distances and angles between the samples of the batch."""
 
     distance: float = 1.0
     angle: float = 2.0
@@ -44,16 +45,16 @@ class RKD:
 
 
 def _distances(features: Tensor) -> Tensor:
-    """Of every pair, over their mean: [B, D] -> [B, B]."""
+    """Return the distance of every pair, divided by their mean: [B, D] -> [B, B]."""
     squares = features.square().sum(-1)
     squared = squares[:, None] + squares[None] - 2 * features @ features.T
-    # Bounded below its root, whose gradient at 0 is infinite; the diagonal is 0 again.
-    apart = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
-    distances = squared.clamp_min(EPS).sqrt() * apart
-    return distances / (distances.sum() / apart.sum().clamp_min(1)).clamp_min(EPS)
+    # The minimum avoids the root's infinite gradient at 0; the mask makes the diagonal 0 again.
+    off_diagonal = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
+    distances = squared.clamp_min(EPS).sqrt() * off_diagonal
+    return distances / (distances.sum() / off_diagonal.sum().clamp_min(1)).clamp_min(EPS)
 
 
 def _angles(features: Tensor) -> Tensor:
-    """Cosines at i between the ways to j and to k: [R, D] -> [R, R, R]."""
-    ways = normalize(features[None] - features[:, None], dim=-1, eps=EPS)
-    return ways @ ways.mT
+    """Return the cosines at i between the directions to j and k: [R, D] -> [R, R, R]."""
+    directions = normalize(features[None] - features[:, None], dim=-1, eps=EPS)
+    return directions @ directions.mT

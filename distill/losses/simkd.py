@@ -3,11 +3,12 @@ classifier", CVPR 2022, arXiv 2203.14001, eq. 3.
 
     L = mean (P(F_s) - F_t)^2       over samples, channels and pixels
 
-student: its projected last map P(F_s) [B, C_t, H, W]; teacher: its last map F_t [B, C_t, h, w], as
-it is pooled; targets: not read, nor are logits.
+student: its projected last map P(F_s) [B, C_t, H, W]; teacher: its last map F_t [B, C_t, h, w],
+the one it pools; targets: not read, nor are logits.
 The projector P (1x1, 3x3, 1x1) and the teacher's classifier on its pooled output are part of the
-student that is deployed, and count as its parameters. The larger map is pooled, as in the paper; a
-student's after its projector, where the authors' code pools before: here P is the student's own.
+student that is deployed, and count as its parameters. The larger map is pooled, as in the paper;
+the student's map after its projector, and not before as in the authors' code: here P is part of the
+student.
 Memory: the gradient, B C_t H W floats: 20 MiB at batch 128, 80 MiB at 512 for 640 channels of 8x8.
 """
 
@@ -23,7 +24,7 @@ from distill.losses.sizes import pool_to_same_size
 
 @dataclass(frozen=True)
 class SimKD:
-    """The student's maps in the teacher's place."""
+    """Match the student's projected last map to the teacher's."""
 
     student_tap: str = "projector"
     teacher_tap: str = "maps"
@@ -33,7 +34,7 @@ class SimKD:
         teacher = at_least_float32(inputs.teacher_taps[self.teacher_tap])
         if student.shape[1] != teacher.shape[1]:
             raise ValueError(
-                f"the simkd term compares maps of as many channels; the student's projector gives "
+                f"the simkd term compares maps of equal channels; the student's projector has "
                 f"{student.shape[1]}, the teacher {teacher.shape[1]}"
             )
         return mse_loss(*pool_to_same_size(student, teacher))

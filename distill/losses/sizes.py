@@ -5,7 +5,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 
 def pool_to_same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [B, C, H, W] and [B, D, h, w], the larger one pooled by means to the smaller's side."""
+    """Average-pool the larger of maps [B, C, H, W] and [B, D, h, w] to the size of the smaller."""
     height, width = map(min, student.shape[-2:], teacher.shape[-2:])
     return _pooled(student, (height, width)), _pooled(teacher, (height, width))
 

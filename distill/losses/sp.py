@@ -7,9 +7,9 @@
 student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
 Rows of G have norm 1, so that the paper's value falls as 1 / B; "scale_free" is B times it, the
 mean over samples. The batch is the whole global batch. torchdistill's `normalize(G, 1)` takes L1
-norms: 1 stands where p does.
-Memory: F_s and its gradient again, B C H W floats each, and some B x B matrices: 24 MiB at batch
-128, 96 MiB at 512 for 256 channels of 8x8.
+norms, since its second argument is p.
+Memory: F_s once more and its gradient, B C H W floats each, and some B x B matrices: 24 MiB at
+batch 128, 96 MiB at 512 for 256 channels of 8x8.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class SP:
-    """Which samples of the batch look alike."""
+    """Match which samples of the batch are similar."""
 
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
@@ -39,6 +39,6 @@ class SP:
 
 
 def similarities(maps: Tensor) -> Tensor:
-    """Inner products of the samples' maps, each row of norm 1: [B, ...] -> [B, B]."""
+    """Return inner products of the samples' maps, each row of norm 1: [B, ...] -> [B, B]."""
     flat = at_least_float32(maps).flatten(1)
     return normalize(flat @ flat.T, p=2, dim=1)

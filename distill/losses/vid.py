@@ -6,9 +6,9 @@ arXiv 1904.05835, eqs. 4-6.
 
 student: maps F_s [B, C_s, H, W]; teacher: as many maps F_t [B, C_t, H, W]; targets: not read.
 The teacher's maps under a Gaussian whose mean mu is regressed from the student's by three 1x1
-convolutions (no ReLU at the end: a WRN's sums are negative too) and whose variance is learnt, one a
-channel. alpha is a parameter: mdistiller keeps it in a plain list, where it stays at its initial
-value. L is a log-likelihood and may be negative. The larger map is pooled.
+convolutions (no ReLU at the end: a WRN's sums are negative too) and whose variance is learnt, one
+per channel. alpha is a parameter: mdistiller has it in a plain list, where it is not trained. L is
+a log-likelihood and may be negative. The larger map is pooled.
 Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 749 MiB at batch 128, 2.9
 GiB at 512 for three stages of WRN-28-10.
 """
@@ -30,7 +30,7 @@ INITIAL_VARIANCE = 5.0
 
 
 class VID(nn.Module):
-    """How likely the teacher's maps are, given the student's."""
+    """Negative log-likelihood of the teacher's maps given the student's."""
 
     def __init__(
         self,
@@ -42,31 +42,31 @@ class VID(nn.Module):
     ) -> None:
         super().__init__()
         self.student_taps, self.teacher_taps = student_taps, teacher_taps
-        theirs = [teacher_shapes[tap][0] for tap in teacher_taps]
-        ours = [student_shapes[tap][0] for tap in student_taps]
-        self.means = nn.ModuleList(_regressor(a, b) for a, b in zip(ours, theirs, strict=True))
+        inputs = [student_shapes[tap][0] for tap in student_taps]
+        outputs = [teacher_shapes[tap][0] for tap in teacher_taps]
+        self.means = nn.ModuleList(_regressor(a, b) for a, b in zip(inputs, outputs, strict=True))
         alpha = math.log(math.expm1(INITIAL_VARIANCE))
-        self.alphas = nn.ParameterList(torch.full((width,), alpha) for width in theirs)
+        self.alphas = nn.ParameterList(torch.full((width,), alpha) for width in outputs)
 
     def forward(self, inputs: LossInputs) -> Tensor:
         taps = zip(self.student_taps, self.teacher_taps, self.means, self.alphas, strict=True)
         return torch.stack(
             [
-                _unlikelihood(inputs.student_taps[a], inputs.teacher_taps[b], mean, alpha)
+                _gaussian_nll(inputs.student_taps[a], inputs.teacher_taps[b], mean, alpha)
                 for a, b, mean, alpha in taps
             ]
         ).sum()
 
 
-def _unlikelihood(student: Tensor, teacher: Tensor, mean: nn.Module, alpha: Tensor) -> Tensor:
-    ours, theirs = pool_to_same_size(at_least_float32(student), at_least_float32(teacher))
+def _gaussian_nll(student: Tensor, teacher: Tensor, mean: nn.Module, alpha: Tensor) -> Tensor:
+    student, teacher = pool_to_same_size(at_least_float32(student), at_least_float32(teacher))
     variance = (softplus(alpha) + EPS)[None, :, None, None]
-    squared: Tensor = (theirs - mean(ours)).square() / variance
+    squared: Tensor = (teacher - mean(student)).square() / variance
     return (squared + variance.log()).mean() / 2
 
 
 def _regressor(inputs: int, outputs: int) -> nn.Sequential:
-    """Three 1x1 convolutions with ReLU between."""
+    """Return three 1x1 convolutions with ReLU between them."""
     layers: list[nn.Module] = []
     for width, wider in pairwise((inputs, outputs, outputs, outputs)):
         layers += [nn.Conv2d(width, wider, 1, bias=False), nn.ReLU()]

@@ -1,8 +1,7 @@
 """Re-estimate batch-norm statistics for averaged weights.
 
-The running statistics of a network belong to the weights it had; their average is not the average's
-statistics. Izmailov et al., UAI 2018, arXiv 1803.05407, section 3.2, measure them anew by a pass
-over training images.
+The statistics of averaged weights are not the average of the statistics. Izmailov et al., UAI 2018,
+arXiv 1803.05407, section 3.2, measure them anew by a pass over training images.
 """
 
 import torch
@@ -11,24 +10,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data.augment.crop_flip import to_float
 
-N_IMAGES = 5_000  # a thirtieth of the price of an epoch on 50,000
+N_IMAGES = 5_000  # costs a thirtieth of an epoch on 50,000
 BATCH = 250
 
 
 @torch.no_grad()
 def re_estimate(net: nn.Module, images: Tensor, device: torch.device) -> None:
-    """Set the running mean and variance of each batch norm by uint8 images [N, 3, H, W].
+    """Set the running mean and variance of each batch norm from uint8 images [N, 3, H, W].
 
-    Each is the plain mean over batches of 250, or one of all where there are fewer; what is left
-    over is not read. Nothing but the norms is in train mode meanwhile: no dropout. The network is
-    in eval mode afterwards.
+    Each is the plain mean over batches of 250, or over one batch if there are fewer images; a
+    partial last batch is not read. Only the norms are in train mode meanwhile: no dropout. The
+    network is in eval mode afterwards.
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     net.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a plain mean
+        norm.momentum = None  # torch: a plain mean
         norm.train()
     size = min(BATCH, len(images))
     for batch in images[: len(images) // size * size].split(size):

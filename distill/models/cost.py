@@ -11,21 +11,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.data.images import CHANNELS, SIDE
 
 BATCHES = (1, 128)
-WARM_UP = 10  # calls that are not counted: kernels are chosen, memory is taken
-LEAST, MOST = 10, 200  # calls that are
+WARM_UP = 10  # calls that are not measured: kernels are chosen, memory is allocated
+LEAST, MOST = 10, 200  # measured calls
 ENOUGH_S = 2.0
 
 
 def count_parameters(net: nn.Module) -> int:
-    """All of them."""
+    """Count all parameters."""
     return sum(p.numel() for p in net.parameters())
 
 
 def count_macs(net: nn.Module) -> int:
-    """Multiply-accumulates for one image, counted as it is predicted.
+    """Count the multiply-accumulates of one image's forward pass.
 
-    Convolutions and matrix products: of the networks here that is convolutions and linear layers,
-    and attention where one of timm's has it.
+    Convolutions and matrix products count: of the networks here that is convolutions, linear layers
+    and the attention of some timm networks.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(_grey_images(net, 1))
@@ -35,9 +35,9 @@ def count_macs(net: nn.Module) -> int:
 
 @torch.inference_mode()
 def measure_latency(net: nn.Module) -> dict[str, Any]:
-    """Milliseconds from images on the device to their logits, at batches of 1 and of 128.
+    """Measure the milliseconds from images on the device to logits, at batches of 1 and 128.
 
-    The median of calls one after the other, each waited for: a latency, not a throughput.
+    Each is the median of sequential, synchronised calls: a latency, not a throughput.
     """
     net.eval()
     device = next(net.parameters()).device
@@ -68,12 +68,12 @@ def _time_call(net: nn.Module, images: Tensor) -> float:
 
 
 def _synchronize(images: Tensor) -> None:
-    """Until the device has done what it was given; a CPU does it at once."""
+    """Wait until the device has finished; a CPU always has."""
     if images.device.type != "cpu":
         torch.accelerator.synchronize(images.device)
 
 
 def _grey_images(net: nn.Module, n: int) -> Tensor:
-    """Grey ones: what a convolution costs does not depend on what it sees."""
+    """Return grey images: a convolution's cost does not depend on the pixels."""
     images = torch.full((n, CHANNELS, SIDE, SIDE), 0.5, device=next(net.parameters()).device)
     return images.to(memory_format=torch.channels_last)

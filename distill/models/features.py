@@ -11,24 +11,23 @@ from distill.errors import UserError
 
 
 class ModelOutput(NamedTuple):
-    """What a network says of images."""
+    """A network's logits and feature maps for a batch of images."""
 
     logits: Tensor  # [B, C]
     taps: dict[str, Tensor]  # maps [B, C, H, W]; `features` [B, D]
 
 
 class FeatureExtractor(nn.Module):
-    """Images to an `Answer`, by hooks on the modules whose outputs were asked for.
+    """Compute a `ModelOutput` by hooks on the modules whose outputs are requested.
 
-    The hooks are silent but for this module's own forward: who calls the network itself, to
-    measure or to average it, keeps nothing alive. Raises UserError for a tap that is not there,
-    naming those that are.
+    The hooks capture only during this module's own forward: calling the network itself keeps no
+    maps in memory. Raises UserError for a tap that does not exist, naming those that do.
     """
 
     def __init__(self, net: nn.Module, taps: Sequence[str] = ()) -> None:
         super().__init__()
         self.net = net
-        self.heard: dict[str, Tensor] | None = None
+        self.captured: dict[str, Tensor] | None = None
         points = tap_points(net)
         missing = [name for name in taps if name not in points]
         if missing:
@@ -40,28 +39,28 @@ class FeatureExtractor(nn.Module):
             points[name].register_forward_hook(partial(self._capture, name))
 
     def _capture(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self.heard is not None:
-            self.heard[name] = output
+        if self.captured is not None:
+            self.captured[name] = output
 
     def forward(self, images: Tensor) -> ModelOutput:
-        self.heard = {}
+        self.captured = {}
         logits = self.net(images)
-        heard, self.heard = self.heard, None
-        return ModelOutput(logits, heard)
+        captured, self.captured = self.captured, None
+        return ModelOutput(logits, captured)
 
 
 def tap_points(net: nn.Module) -> Mapping[str, nn.Module]:
-    """The maps of a network by name; none of one that names none."""
+    """Return the modules whose outputs can be tapped, by name; empty if the network names none."""
     points: Mapping[str, nn.Module] = getattr(net, "tap_points", {})
     return points
 
 
 @torch.no_grad()
 def tap_shapes(extractor: FeatureExtractor, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Each tap's shape without the batch, by one black image; the network stays as it is."""
+    """Return each tap's shape for one image, without the batch; the network's mode is restored."""
     net, device = extractor.net, next(extractor.net.parameters()).device
     was_training = net.training
     net.eval()
-    answer: ModelOutput = extractor(torch.zeros(1, 3, image_size, image_size, device=device))
+    output: ModelOutput = extractor(torch.zeros(1, 3, image_size, image_size, device=device))
     net.train(was_training)
-    return {name: tuple(tap.shape[1:]) for name, tap in answer.taps.items()}
+    return {name: tuple(tap.shape[1:]) for name, tap in output.taps.items()}

@@ -18,7 +18,7 @@ MAX_PIXELS = {torch.bfloat16: 16, torch.float32: 9}  # of a map, by the type com
 
 
 def use_matrix_products(net: nn.Module) -> None:
-    """Make a network's wide 3x3 convolutions, in place, multiply matrices if their maps are small.
+    """Make a network's wide 3x3 convolutions, in place, use matrix products on small maps.
 
     Outputs and gradients are the same up to rounding; parameters and their names stay. Calling it
     again changes nothing.
@@ -40,7 +40,7 @@ def _is_eligible(convolution: nn.Conv2d) -> bool:
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A 3x3 convolution of stride 1 and zero padding 1 that multiplies matrices on small maps."""
+    """A 3x3 convolution of stride 1 and zero padding 1 that is a matrix product on small maps."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         dtype = input.dtype
@@ -55,7 +55,7 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """Maps [B, C, H, W] and a kernel [O, C, 3, 3] to maps [B, O, H, W]."""
+    """Convolve maps [B, C, H, W] with a kernel [O, C, 3, 3] to maps [B, O, H, W]."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, kernel: Tensor) -> Tensor:
@@ -66,13 +66,13 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         maps, kernel = ctx.saved_tensors
-        of_maps = of_kernel = None
+        maps_gradient = kernel_gradient = None
         if ctx.needs_input_grad[0]:  # the transposed convolution
-            of_maps = _convolve(gradient, kernel.flip(2, 3).transpose(0, 1))
+            maps_gradient = _convolve(gradient, kernel.flip(2, 3).transpose(0, 1))
         if ctx.needs_input_grad[1]:
             product = _pixels_as_rows(gradient).T @ _patches(maps)
-            of_kernel = product.view(-1, 3, 3, maps.shape[1]).permute(0, 3, 1, 2)
-        return of_maps, of_kernel
+            kernel_gradient = product.view(-1, 3, 3, maps.shape[1]).permute(0, 3, 1, 2)
+        return maps_gradient, kernel_gradient
 
 
 def _convolve(maps: Tensor, kernel: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ def _convolve(maps: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _pixels_as_rows(maps: Tensor) -> Tensor:
-    """Maps [B, C, H, W] to one row a pixel, [B H W, C]."""
+    """Reshape maps [B, C, H, W] to one row per pixel, [B H W, C]."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _patches(maps: Tensor) -> Tensor:
-    """Maps [B, C, H, W] to the 3x3 pixels around each pixel, zeros past the edge, [B H W, 9 C]."""
+    """Gather the 3x3 pixels around each pixel, zero-padded: [B, C, H, W] to [B H W, 9 C]."""
     batch, channels, height, width = maps.shape
     padded = pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     image, row, column, channel = padded.stride()

@@ -1,7 +1,7 @@
-"""Which of several finished teachers is taken if none is named.
+"""Choose the best of several finished teachers if none is named.
 
-The best on the held-out images, if they are the same ones for all that are compared. A data set and
-the number of its held-out images determine which ones they are (`distill/data/split.py`).
+Teachers are compared by their accuracy on held-out images if these are the same for all. A data set
+and the number of its held-out images determine which ones they are (`distill/data/split.py`).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from distill.runs.run_folder import RunFolder
 
 
 def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder, list[str]]:
-    """The teacher to take of finished ones on one data set, at least one, and notes on the choice.
+    """Return the chosen one of at least one finished teachers on one data set, and notes on it.
 
     `n_held_out`: images that the run holds out. Teachers that hold out the same ones are preferred.
     Of them the best on these images is taken; the newest if their accuracies are missing
@@ -27,13 +27,13 @@ def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder,
 
 
 def _n_held_out(run: RunFolder) -> int | None:
-    """How many images a finished run held out; None if an earlier version did not write it."""
+    """Return how many images a run held out; None if an earlier version did not write it."""
     n: int | None = run.result()["data"].get("val_images")
     return n
 
 
 def _val_accuracy(run: RunFolder) -> float | None:
-    """Of its final weights on the images it held out, 0..1; None if it held out none."""
+    """Return the accuracy, 0..1, of its final weights on its held-out images; None without any."""
     metrics = run.result()["metrics"]
     averaged, own = (metrics.get(measure_name("top1", split)) for split in ("val_ema", "val"))
     top1: float | None = own if averaged is None else averaged
@@ -41,7 +41,7 @@ def _val_accuracy(run: RunFolder) -> float | None:
 
 
 def _notes_on_best(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
-    """The note on the best of some; none if there was no choice."""
+    """Return the note on the teacher of the best accuracy; none if there was no choice."""
     if len(found) == 1:
         return []
     first, *others = ranked
@@ -55,7 +55,7 @@ def _notes_on_best(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> l
 
 
 def _notes_on_newest(preferred: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
-    """The note on the newest of some; none if there was no choice."""
+    """Return the note on the newest teacher; none if there was no choice."""
     if len(found) == 1:
         return []
     first, *others = preferred

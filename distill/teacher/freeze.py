@@ -1,8 +1,8 @@
 """Fold batch norms and cast weights of a frozen network, for fast inference.
 
 In eval mode a batch norm is an affine map of each channel. One that follows a convolution whose
-output nobody else reads is multiplied into the kernel (Jacob et al., CVPR 2018, arXiv 1712.05877,
-section 3.2). Where weights are cast to a shorter type for every forward, they are cast once.
+output nothing else reads is multiplied into the kernel (Jacob et al., CVPR 2018, arXiv 1712.05877,
+section 3.2). Weights that autocast would cast for every forward are cast once.
 """
 
 import copy
@@ -22,11 +22,11 @@ TOLERANCE = 1e-4  # of the largest logit, in float32: some hundred roundings
 def prepare_for_inference(
     net: nn.Module, image_size: int, dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """A copy of a network in eval mode, to be asked only: images [B, 3, H, W] to its own logits.
+    """Return a copy of a network in eval mode for fast inference, [B, 3, H, W] to logits [B, C].
 
-    Batch norms are folded, where the network can be traced and then still says the same on random
-    images; the copy is left unfolded where not. `dtype` is the one that autocast will choose:
-    kernels and matrices are kept in it.
+    Batch norms are folded if the network can be traced and its outputs on random images stay the
+    same; otherwise the copy is not folded. `dtype` is the one that autocast will choose: kernels
+    and matrices are cast to it.
     """
     copied = copy.deepcopy(net).eval()
     folded = fold_batch_norms(copy.deepcopy(copied))
@@ -39,7 +39,7 @@ def prepare_for_inference(
 
 
 def fold_batch_norms(net: nn.Module) -> nn.Module:
-    """The same network, changed in place: each batch norm that can be is part of its kernel."""
+    """Fold each batch norm that can be folded into its convolution; changes and returns `net`."""
     tapped = {id(module) for module in tap_points(net).values()}
     for kernel_name, norm_name in _foldable_pairs(net):
         kernel, norm = net.get_submodule(kernel_name), net.get_submodule(norm_name)
@@ -57,26 +57,26 @@ def outputs_match(net: nn.Module, other: nn.Module, image_size: int) -> bool:
     example = next(net.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(CHECKED_IMAGES, 3, image_size, image_size, generator=generator)
-    ours = net(images.to(example))
+    expected = net(images.to(example))
     try:
-        theirs = other(images.to(example))
-    except Exception:  # a network that asks its norms for more than their output
+        actual = other(images.to(example))
+    except Exception:  # a network that reads more of its norms than their output
         return False
-    return bool((ours - theirs).abs().max() <= TOLERANCE * ours.abs().max())
+    return bool((expected - actual).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 class _Tracer(fx.Tracer):
-    """Takes our convolutions as one operation each, as it takes torch's."""
+    """Trace our convolutions as one operation each, like torch's."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, SmallMapConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _foldable_pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of a convolution and the batch norm that alone reads it; none where tracing fails."""
+    """Names of each convolution and the batch norm that alone reads it; none if tracing fails."""
     try:
         graph = _Tracer().trace(net)
-    except Exception:  # whatever control flow on values raises
+    except Exception:  # control flow on values may raise anything
         return
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:

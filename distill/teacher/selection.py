@@ -1,4 +1,4 @@
-"""Select the finished runs that serve as teachers, and check that they may."""
+"""Select finished runs as teachers and check that they fit the data."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_
 
 
 def named_teachers(recipe: Recipe) -> list[RunFolder]:
-    """The runs that teach, as the recipe names them; none where nobody is asked."""
+    """Return the teacher runs that the recipe names; none if no term reads a teacher."""
     if recipe.teacher is None or not recipes.has_teacher(recipe):
         return []
     return [RunFolder(Path(path)) for path in recipe.teacher.runs]
@@ -39,17 +39,18 @@ def resolve_teachers(
     places: Iterable[Path],
     name: str = "",
 ) -> tuple[Recipe, list[str]]:
-    """The recipe with its teachers named: its own, else those `earlier` had, else the best that
-    fits (see `best_teacher`); and notes on the choice.
+    """Return the recipe with its teachers filled in, and notes on the choice.
 
-    Raises UserError where nobody fits, or where a teacher was named that no term asks.
+    The teachers are those that the recipe names, else those of `earlier`, else the best finished
+    teacher that fits (see `best_teacher`). Raises UserError if none fits, or if a teacher was named
+    and no term reads one.
     """
     given = recipe.teacher.runs if recipe.teacher else ()
     if not recipes.has_teacher(recipe):
         if given:
             raise UserError(
-                f"--teacher {given[0]} was given, and no term of this recipe asks a teacher.\n"
-                "Leave --teacher away, or choose a recipe with one, such as kd."
+                f"--teacher {given[0]} was given, and no term of this recipe reads a teacher.\n"
+                "Leave --teacher out, or choose a recipe with one, such as kd."
             )
         return recipe, []
     if given:
@@ -63,8 +64,8 @@ def resolve_teachers(
 def _choose_teacher(
     images: ImageSet, split: TrainValSplit, places: list[Path], recipe: Recipe, name: str
 ) -> tuple[RunFolder, list[str]]:
-    every = (run for place in places for run in runs_in(place) if _is_eligible(run, images, split))
-    found = list({run.path.resolve(): run for run in every}.values())  # a place may come twice
+    runs = (run for place in places for run in runs_in(place) if _is_eligible(run, images, split))
+    found = list({run.path.resolve(): run for run in runs}.values())  # a folder may be given twice
     if found:
         return best_teacher.choose_best(
             found, 0 if split.held_out is None else len(split.held_out.labels)
@@ -79,7 +80,7 @@ def _choose_teacher(
 
 
 def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool:
-    """Whether this run is a finished teacher that fits; a broken or foreign folder is not."""
+    """Whether a run is a finished teacher that fits; false for a broken or foreign folder."""
     try:
         if not run.is_finished or run.role != "teacher":
             return False
@@ -92,9 +93,9 @@ def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool
 def notes_on_broken_runs(
     recipe: Recipe, earlier: Recipe | None, places: Iterable[Path]
 ) -> list[str]:
-    """Notes on broken runs among those that a teacher is searched in; none if it is named."""
-    for known in (recipe, earlier):
-        if known is not None and known.teacher and known.teacher.runs:
+    """Return notes on broken runs in the folders searched for a teacher; none if one is named."""
+    for candidate in (recipe, earlier):
+        if candidate is not None and candidate.teacher and candidate.teacher.runs:
             return []
     if not recipes.has_teacher(recipe):
         return []
@@ -102,17 +103,17 @@ def notes_on_broken_runs(
 
 
 def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> FrozenTeacher | None:
-    """The network that teaches, several as an ensemble; None where no term asks.
+    """Load the teacher's network, several as an ensemble; None if no term reads a teacher.
 
-    Raises UserError where a folder is no finished run, has no weights, other classes, other data,
-    or has trained on images that this run holds out, or where the keys of [teacher] ask for another
-    number of teachers; every faulty folder and key is named.
+    Raises UserError, naming every faulty folder and key, if a folder is no finished run, has no
+    weights, other classes or other data, or was trained on images that this run holds out, or if
+    the keys of [teacher] require another number of teachers.
     """
     runs = [_open_run(run) for run in named_teachers(recipe)]
     faults = [fault for run in runs for fault in _problems(run, images, split)]
     places = [run.path.resolve() for run in runs]
     faults += [
-        f"teacher {place} was given {places.count(place)} times; a mean wants different ones"
+        f"teacher {place} was given {places.count(place)} times; a mean needs different ones"
         for place in dict.fromkeys(places)
         if places.count(place) > 1
     ]
@@ -132,7 +133,7 @@ def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> Froz
 
 
 def _open_run(run: RunFolder) -> RunFolder:
-    """The run, which is there. Raises UserError otherwise, and says what to type if it moved."""
+    """Open a run. Raises UserError if it is missing, with what to type if its folder was moved."""
     try:
         return open_run(run.path)
     except UserError as fault:
@@ -143,22 +144,22 @@ def _open_run(run: RunFolder) -> RunFolder:
 
 
 def _count_problems(recipe: Recipe, n: int) -> Iterator[str]:
-    """The keys of [teacher] that do not go with so many teachers, one line each."""
-    wanted = recipe.teacher or Teacher()
+    """Yield a line for each key of [teacher] that does not fit `n` teachers."""
+    options = recipe.teacher or Teacher()
     more = "name several with --teacher A --teacher B"
-    if n == 1 and wanted.draw == "one":
+    if n == 1 and options.draw == "one":
         yield (
-            'teacher.draw = "one" draws one of several teachers for each view, and 1 teaches; '
+            'teacher.draw = "one" draws one of several teachers for each view, and 1 was given; '
             f"{more}, or type --set teacher.draw=all"
         )
-    weights = f"teacher.weights = {value_text(wanted.weights)}"
-    if wanted.weights and n == 1:
+    weights = f"teacher.weights = {value_text(options.weights)}"
+    if options.weights and n == 1:
         yield (
-            f"{weights} is for several teachers, and 1 teaches; "
+            f"{weights} is for several teachers, and 1 was given; "
             f"{more}, or type --set teacher.weights=[]"
         )
-    elif wanted.weights and len(wanted.weights) != n:
-        given = counted(len(wanted.weights), "weight")
+    elif options.weights and len(options.weights) != n:
+        given = counted(len(options.weights), "weight")
         yield (
             f"{weights} has {given} for {n} teachers; give one for each in "
             f"their order, as --set teacher.weights=[{','.join('1' * n)}], or [] for equal ones"
@@ -166,56 +167,57 @@ def _count_problems(recipe: Recipe, n: int) -> Iterator[str]:
 
 
 def check_teachers(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str, str]:
-    """That the images can be read and the teachers, where some are named, may teach on them.
+    """Check that the images can be read and that the teachers, if any are named, fit them.
 
     Returns the fingerprints of train split, test split, class names and teachers by name (see
     `identity`); with `variants`, which have other images or teachers, those of each are joined.
-    Raises UserError as a run would, later. Costs reading both splits and the teachers.
+    Raises UserError as a run would later. Costs reading both splits and the teachers.
     """
     image_set.check(recipe.data.source)
     images = image_set.load(recipe.data.source, "train")
     load_teacher(recipe, images, split_images(recipe, images))
-    known = [_input_fingerprints(recipe, images)]
-    known += [
-        _input_fingerprints(each, image_set.load(each.data.source, "train")) for each in variants
+    prints = [_input_fingerprints(recipe, images)]
+    prints += [
+        _input_fingerprints(variant, image_set.load(variant.data.source, "train"))
+        for variant in variants
     ]
-    return {name: " + ".join(dict.fromkeys(each[name] for each in known)) for name in known[0]}
+    return {name: " + ".join(dict.fromkeys(p[name] for p in prints)) for name in prints[0]}
 
 
 def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
-    """The fingerprints of a recipe's images and teachers."""
+    """Return the fingerprints of a recipe's images and teachers."""
     test = identify_test(recipe.data.source, images)
     for run in named_teachers(recipe):
         open_finished(run.path)
-    known = identity(recipe, images, teachers_fingerprint(recipe), test)
-    return {name: value for name, value in known.items() if name != "recipe"}
+    prints = identity(recipe, images, teachers_fingerprint(recipe), test)
+    return {name: value for name, value in prints.items() if name != "recipe"}
 
 
 def teachers_fingerprint(recipe: Recipe) -> str:
-    """The identity of the teachers' weights, joined by `+`; empty where nobody teaches."""
+    """Return the fingerprints of the teachers' weights, joined by `+`; empty without a teacher."""
     return run_folder.teachers_fingerprint(named_teachers(recipe))
 
 
 def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
-    """Why this run cannot teach on these images, one line each."""
+    """Return why a run cannot be the teacher on these images, one line each."""
     if not run.is_finished:
         return [f"teacher {run.path} is not finished: it has no {run.result_file.name}; {RETRAIN}"]
     try:
         result, weights = run.result(), run.weights(run.role)
-        theirs, fingerprint = tuple(result["class_names"]), result["data"]["fingerprint"]
+        teacher_classes, fingerprint = tuple(result["class_names"]), result["data"]["fingerprint"]
     except UserError as fault:
         reason = str(fault).splitlines()[0].removesuffix(".")
         return [f"teacher {run.path} has a damaged {run.result_file.name}: {reason}; {RETRAIN}"]
     if not weights.exists():
         return [f"teacher {run.path} has no {weights.name}; {RETRAIN}"]
-    ours = images.class_names
-    if len(theirs) != len(ours):
+    classes = images.class_names
+    if len(teacher_classes) != len(classes):
         return [
-            f"teacher {run.path} answers {counted(len(theirs), 'class', 'classes')}, "
-            f"the data has {len(ours)}; {RETRAIN}"
+            f"teacher {run.path} has {counted(len(teacher_classes), 'class', 'classes')}, "
+            f"the data has {len(classes)}; {RETRAIN}"
         ]
-    if theirs != ours:
-        pairs = [f"{a} / {b}" for a, b in zip(theirs, ours, strict=True) if a != b]
+    if teacher_classes != classes:
+        pairs = [f"{a} / {b}" for a, b in zip(teacher_classes, classes, strict=True) if a != b]
         return [f"teacher {run.path} has other classes ({', '.join(pairs[:3])}); {RETRAIN}"]
     if fingerprint != images.fingerprint:
         return [
@@ -227,23 +229,23 @@ def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[st
 
 
 def _held_out_problem(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
-    """The fault of a teacher that trained on held-out images: its split follows from the data.
+    """Return a line if a teacher was trained on held-out images, which its recipe determines.
 
-    Its recipe.toml is believed only if result.json has its fingerprint and its number of held-out
-    images: anybody can edit the file.
+    Its recipe.toml counts only if result.json has its fingerprint and its number of held-out
+    images, since the file can be edited.
     """
-    result, its_recipe = run.result(), recipes.read(run.recipe)
-    prints = recipes.fingerprint_as_written(run.recipe), recipes.fingerprint(its_recipe)
+    result, teacher_recipe = run.result(), recipes.read(run.recipe)
+    prints = recipes.fingerprint_as_written(run.recipe), recipes.fingerprint(teacher_recipe)
     if result.get("recipe_fingerprint") not in prints:
         return [
             f"{run.recipe} is not the recipe that teacher {run.path} finished with, so whether it "
             f"has seen what is held out is unknown; bring the file back, or {RETRAIN}"
         ]
-    trained_on, its_held_out = split_indices(its_recipe, images)
-    if result["data"].get("val_images", len(its_held_out)) != len(its_held_out):
+    trained_on, teacher_held_out = split_indices(teacher_recipe, images)
+    if result["data"].get("val_images", len(teacher_held_out)) != len(teacher_held_out):
         return [
             f"teacher {run.path} held out {result['data']['val_images']} images, and its recipe "
-            f"holds out {len(its_held_out)}: whether it has seen what is held out is unknown; "
+            f"holds out {len(teacher_held_out)}: whether it has seen what is held out is unknown; "
             f"{RETRAIN}"
         ]
     seen = {images.digests[i] for i in trained_on} & set(held_out.digests)
@@ -251,6 +253,6 @@ def _held_out_problem(run: RunFolder, images: ImageSet, held_out: ImageSet) -> l
         return []
     return [
         f"teacher {run.path} was trained on {len(seen)} of the {len(held_out.labels)} images that "
-        "this run holds out: its targets know the answers that select the best epoch.\n"
-        f"Type --set data.holdout={its_recipe.data.holdout}, the teacher's own, or take another"
+        "this run holds out and selects the best epoch on.\n"
+        f"Type --set data.holdout={teacher_recipe.data.holdout}, the teacher's own, or take another"
     ]

@@ -94,7 +94,7 @@ class Teacher:
 
 
 class FrozenTeacher(nn.Module):
-    """A network that cannot wake: always in eval mode, no gradients, whatever is called on it."""
+    """A network without gradients that is always in eval mode, also after `train()`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class FrozenTeacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Ignores `mode`: a loop that says `train()` to all must not move batch statistics."""
+        """Ignore `mode`: a loop that calls `train()` on all must not move batch statistics."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class FrozenTeacher(nn.Module):
 
 
 class OnlineTeacher:
-    """The frozen teacher, asked for every batch; in no optimizer, no DDP, no checkpoint."""
+    """The frozen teacher, run for every batch; in no optimizer, no DDP, no checkpoint."""
 
     def __init__(
         self,
@@ -123,22 +123,22 @@ class OnlineTeacher:
         self.extractor = FeatureExtractor(teacher.net, taps)
         self.accelerator, self.loader = accelerator, loader
 
-    @torch.no_grad()  # not inference_mode: a loss may keep these answers for its backward
+    @torch.no_grad()  # not inference_mode: a loss may save these outputs for its backward
     def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
         with self.accelerator.autocast():
-            answer: ModelOutput = self.extractor(images)
+            output: ModelOutput = self.extractor(images)
         return ModelOutput(
-            answer.logits.float(), {name: t.float() for name, t in answer.taps.items()}
+            output.logits.float(), {name: t.float() for name, t in output.taps.items()}
         )
 
     is_cached = is_fully_cached = False
 
     def save(self) -> None:
-        """Stores nothing: the logits are computed anew for every batch."""
+        """Do nothing: the logits are computed anew for every batch."""
 
     @property
     def networks(self) -> "tuple[OnlineTeacher, ...]":
-        """This teacher alone; several if they are drawn."""
+        """This teacher alone."""
         return (self,)
 
     def unmixed(self, view: View, rows: Tensor) -> Tensor:
@@ -147,12 +147,12 @@ class OnlineTeacher:
 
 
 class OneTeacherPerView:
-    """One of several live teachers for each view, at the price of one forward.
+    """One of several online teachers for each view, at the cost of one forward.
 
     Blakeney et al. (2022, arXiv 2211.00683) draw a teacher for each step and find the gain of the
-    ensemble. Here the draw is a function of (data seed, view): all processes ask the same teacher,
-    a resumed run asks it again, and a view's cached logits are those of one teacher. `weights`: as
-    many as teachers, above 0, of any sum; each is drawn with the probability w / sum w.
+    ensemble. Here the draw is a function of (data seed, view): all processes and a resumed run use
+    the same teacher, and a view's cached logits are those of one teacher. `weights`: one for each
+    teacher, above 0, of any sum; each teacher is drawn with the probability w / sum w.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class OneTeacherPerView:
         self.networks, self.weights, self.seed = tuple(teachers), tuple(weights), seed
 
     def choice(self, view: int) -> int:
-        """The position of the teacher of a view."""
+        """The index of the teacher of a view."""
         return rng.choice(self.seed, view, Stream.TEACHER, self.weights)
 
     def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
@@ -173,4 +173,4 @@ class OneTeacherPerView:
     is_cached = is_fully_cached = False
 
     def save(self) -> None:
-        """Stores nothing: the logits are computed anew for every batch."""
+        """Do nothing: the logits are computed anew for every batch."""

@@ -1,12 +1,12 @@
 """Read-through cache of teacher logits, keyed by view and sample.
 
 Everything random about a sample is a function of (data seed, view, sample), its mixing partner
-included, so an answer belongs to (view, sample) for ever. They are stored as float16 logits, one
-file a view: 20 bytes a sample of 10 classes, 0.9 MB a view of CIFAR-10. The folder is named by
-everything that an answer depends on; what differs in any of it finds nothing there.
+included, so the logits of (view, sample) never change. They are cached as float16, one file per
+view: 20 bytes a sample of 10 classes, 0.9 MB a view of CIFAR-10. The folder's name is a digest of
+everything that the logits depend on, so that a change in any of it leads to another folder.
 
-Apple's ml-dr and TinyViT (Wu et al., ECCV 2022, arXiv 2207.10666) store by the seed of the
-augmentation likewise; a store by sample alone would answer for another crop.
+Apple's ml-dr and TinyViT (Wu et al., ECCV 2022, arXiv 2207.10666) also cache by the seed of the
+augmentation; a cache by sample alone would return the logits of another crop.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,37 +27,35 @@ from distill.models.features import ModelOutput
 from distill.teacher import cache_files
 from distill.teacher.teacher import LogitSource
 
-FORMAT = 2  # of the files, and of how a sample's draws become pixels: a change empties the store
-DOUBT = 0.05  # of the range of a batch's logits: what a stored answer may differ from the teacher's
+FORMAT = 2  # of the files, and of how a sample's draws become pixels: a change empties the cache
+DOUBT = 0.05  # of the range of a batch's logits: how far cached and computed ones may differ
 
 
 class CachedViews(NamedTuple):
-    """How many views are wanted, can be read, whole or in part, and are there but damaged."""
+    """How many views a run needs, how many of them are cached and how many of those are damaged."""
 
     wanted: int
-    found: int
+    found: int  # readable, whole or partial
     damaged: int
 
 
 class ViewOrigin(NamedTuple):
-    """Of a view's logits: what they depend on beside the view, and the TOML of a recipe that asks
-    for them.
-    """
+    """What a view's logits depend on beside the view, and the TOML of a recipe that uses them."""
 
     identity: dict[str, str]
     recipe: str
 
 
 class CachedTeacher:
-    """A source that asks another only for what is not stored yet, and stores it.
+    """A source that computes only the logits that are not cached yet, and caches them.
 
-    An answer is rounded to float16 before it is used the first time too, so that a run gives the
-    same weights whatever was stored before it. `identity`: what the answers depend on beside the
-    view: teacher, images, precision. `recipe`: TOML, written beside the answers. `origin`: both by
-    the view's number, if views have teachers of their own. `pairs`: whether images are asked before
-    they are mixed. A view is written when all its batches were asked, and
-    with every checkpoint what is known of it, by rank 0, as a temporary file that is renamed: a run
-    that is resumed finds what it had asked, and two writers write the same bytes.
+    Logits are rounded to float16 before their first use too, so that a run ends with the same
+    weights whatever was cached before it. `identity`: what the logits depend on beside the view:
+    teacher, images, precision. `recipe`: TOML, written beside the logits. `origin`: both by the
+    view's number, if views have different teachers. `pairs`: whether the logits are those of the
+    images before mixing. A view is written when all its batches are computed, and as far as it is
+    computed with every checkpoint, by rank 0, as a temporary file that is renamed: a resumed run
+    finds its logits again, and two writers write the same bytes.
     """
 
     is_cached = True
@@ -75,34 +73,32 @@ class CachedTeacher:
     ) -> None:
         self.source, self.loader, self.accelerator = source, loader, accelerator
         self.origin = origin or (lambda view: ViewOrigin(identity, recipe))
-        self.mixed_asked = not pairs
-        self.shelves: dict[bool, ViewCache] = {}  # by whether the images are mixed
+        self.caches_mixed = not pairs
+        self.view_caches: dict[bool, ViewCache] = {}  # by whether the images are mixed
         self.trusted = True
 
     def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
-        shelf = self._view_cache(view, mixed=True)
-        if not shelf.complete:
-            shelf.put(rows, self.source.mixed(view, rows, images).logits)
-        return ModelOutput(shelf.get(rows), {})
+        cache = self._view_cache(view, mixed=True)
+        if not cache.complete:
+            cache.put(rows, self.source.mixed(view, rows, images).logits)
+        return ModelOutput(cache.get(rows), {})
 
     def unmixed(self, view: View, rows: Tensor) -> Tensor:
-        shelf = self._view_cache(view, mixed=False)
-        if not shelf.complete:
-            shelf.put(rows, self.source.unmixed(view, rows))
-        return shelf.get(rows)
+        cache = self._view_cache(view, mixed=False)
+        if not cache.complete:
+            cache.put(rows, self.source.unmixed(view, rows))
+        return cache.get(rows)
 
     @property
     def is_fully_cached(self) -> bool:
-        """Whether the views that come again and again are all there, every sample of each, with
-        images of every side.
-        """
+        """Whether all repeated views are cached, every sample of each, at every image side."""
         schedule = self.loader.schedule
-        if schedule.views is None or not self.mixed_asked:
+        if schedule.views is None or not self.caches_mixed:
             return False
         return all(self._has_all(schedule.views, side) for _, side in schedule.spans)
 
     def _has_all(self, views: int, side: int | None) -> bool:
-        """Whether so many views with images of one side are all there."""
+        """Whether the first `views` views are cached for images of one side."""
         with self.loader.at_side(side):
             return all(
                 self._view_cache(self.loader.view(epoch), mixed=True).complete
@@ -110,21 +106,23 @@ class CachedTeacher:
             )
 
     def save(self) -> None:
-        """Write what was asked since the last time. Called by all processes."""
-        for shelf in self.shelves.values():
-            if shelf.has_news:
-                shelf.write()
+        """Write the logits computed since the last call. Called by all processes."""
+        for cache in self.view_caches.values():
+            if cache.is_unsaved:
+                cache.write()
 
     def count_views(self, epochs: int) -> CachedViews:
-        """What is there of the views of so many epochs. Reads every file once."""
+        """Count the cached views of so many epochs. Reads every file once."""
         shape = tuple(self.loader.targets.shape)
         keys = list(self._keys(epochs))
-        kept = [key for key in keys if array_cache.is_cached(key)]
-        readable = sum(array_cache.load_cached(key, shape, np.float16) is not None for key in kept)
-        return CachedViews(len(keys), readable, len(kept) - readable)
+        cached = [key for key in keys if array_cache.is_cached(key)]
+        readable = sum(
+            array_cache.load_cached(key, shape, np.float16) is not None for key in cached
+        )
+        return CachedViews(len(keys), readable, len(cached) - readable)
 
     def folders(self, epochs: int) -> list[Path]:
-        """The cache folder, and those below it with the files of the views of so many epochs."""
+        """Return the cache folder and the folders below it that the views of so many epochs use."""
         top = array_cache.cache_folder()
         return [
             top,
@@ -133,126 +131,131 @@ class CachedTeacher:
         ]
 
     def mismatched_keys(self) -> list[str]:
-        """In what the nearest stored answers differ from those of the first view; empty where there
-        are none.
+        """Return the keys in which the most similar cache entry differs from the first view's.
+
+        Empty if there is no entry.
         """
         return cache_files.mismatched_keys(
-            self.depends_on(0, self.loader.pipeline, mixed=self.mixed_asked)
+            self.depends_on(0, self.loader.pipeline, mixed=self.caches_mixed)
         )
 
     def matches_teacher(self, step: int) -> bool | None:
-        """Whether the teacher still says of a step's first rows what is stored of them.
+        """Whether the teacher's logits for a step's first rows equal the cached ones.
 
-        None where nothing is. What disagrees is not used, nor is anything else that is stored: the
-        teacher is asked again. One forward pass.
+        None if they are not cached. If they differ, nothing in the cache is used any more: the
+        teacher computes everything again. Costs one forward pass.
         """
         view, rows = self.loader.batches(step)[0]
-        shelf = self._view_cache(view, mixed=self.mixed_asked)
-        if not shelf.complete:
+        cache = self._view_cache(view, mixed=self.caches_mixed)
+        if not cache.complete:
             return None
-        self.trusted = on_all_processes(logits_match(self.recompute(view, rows), shelf.get(rows)))
+        self.trusted = on_all_processes(logits_match(self.recompute(view, rows), cache.get(rows)))
         if not self.trusted:
-            self.shelves.clear()
+            self.view_caches.clear()
         return self.trusted
 
     def recompute(self, view: View, rows: Tensor) -> Tensor:
-        """What the source says today, logits [b, C], whatever is stored."""
-        if not self.mixed_asked:
+        """Compute logits [b, C] without reading the cache."""
+        if not self.caches_mixed:
             return self.source.unmixed(view, rows)
         images, targets = self.loader.augment(view, rows), self.loader.one_hot(rows)
         images, _ = self.loader.mix(view, rows, images, targets)
         return self.source.mixed(view, rows, self.loader.resized(view, images)).logits
 
     def depends_on(self, view: int, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
-        """All that an answer to a view depends on beside its view and sample."""
-        seen = pipeline if mixed else pipeline.without(operations=False, mixing=True)
+        """Return all that a view's logits depend on beside the view and the sample."""
+        used = pipeline if mixed else pipeline.without(operations=False, mixing=True)
         return self.origin(view).identity | {
             "format": FORMAT,
             "seed": self.loader.seed,
-            "pipeline": repr(seen),
+            "pipeline": repr(used),
         }
 
     def requests_per_view(self, mixed: bool) -> int:
-        """How often a process asks in a view: once a part of a batch, twice for pairs."""
+        """How often a process requests a view's logits: once per batch part, twice for pairs."""
         return self.loader.steps_per_epoch * self.loader.part.accumulate * (1 if mixed else 2)
 
     def key(self, view: int, pipeline: Pipeline, *, mixed: bool) -> str:
-        """Where the answers to a view lie."""
+        """Return the array cache's key of a view's logits."""
         depends = self.depends_on(view, pipeline, mixed=mixed)
         return f"{cache_files.cache_key(depends)}/{cache_files.view_name(view)}"
 
     def _keys(self, epochs: int) -> Iterator[str]:
-        """Of the views of so many epochs, each once."""
+        """Yield the keys of the views of so many epochs, each once."""
         schedule = self.loader.schedule
         views = {
             (schedule.view(epoch), schedule.pipeline(self.loader.pipeline, epoch))
             for epoch in range(epochs)
         }
-        return (self.key(view, pipeline, mixed=self.mixed_asked) for view, pipeline in views)
+        return (self.key(view, pipeline, mixed=self.caches_mixed) for view, pipeline in views)
 
     def _view_cache(self, view: View, *, mixed: bool) -> "ViewCache":
-        """The view's answers, looked up when its first batch comes."""
-        shelf = self.shelves.get(mixed)
-        if shelf is None or shelf.view is not view:
-            if shelf is not None and shelf.has_news:
-                shelf.write()
-            shelf = ViewCache(view, self, mixed)
-            self.shelves[mixed] = shelf
-        return shelf
+        """Return the view's logits, read from disk for its first batch."""
+        cache = self.view_caches.get(mixed)
+        if cache is None or cache.view is not view:
+            if cache is not None and cache.is_unsaved:
+                cache.write()
+            cache = ViewCache(view, self, mixed)
+            self.view_caches[mixed] = cache
+        return cache
 
 
 def on_all_processes(here: bool) -> bool:
-    """Whether it is so for all processes: on several machines each may have a store of its own."""
+    """Whether `here` is true on all processes: each machine may have a cache of its own."""
     return all(gather_object([here]))
 
 
 def logits_match(computed: Tensor, cached: Tensor) -> bool:
-    """Whether logits [b, C] are those that were kept, but for rounding and the device's own."""
+    """Whether computed logits [b, C] equal cached ones up to rounding and device differences."""
     return bool((computed - cached).abs().max() <= DOUBT * (computed.max() - computed.min()))
 
 
 class ViewCache:
-    """One view's logits, float16 [N, C] on the device; NaN where nothing is known yet."""
+    """One view's logits, float16 [N, C] on the device; NaN if not computed yet."""
 
-    def __init__(self, view: View, stored: CachedTeacher, mixed: bool) -> None:
-        self.view, self.stored, self.mixed = view, stored, mixed
-        self.key = stored.key(view.number, view.pipeline, mixed=mixed)
-        self.asks_left = stored.requests_per_view(mixed)
-        self.has_news = False
-        shape = tuple(stored.loader.targets.shape)
-        self.wanted = _required_samples(view, stored.loader, mixed=mixed)
-        found = array_cache.load_cached(self.key, shape, np.float16) if stored.trusted else None
-        whole = found is not None and not np.isnan(found[self.wanted]).any()
-        self.complete = on_all_processes(whole)
+    def __init__(self, view: View, teacher: CachedTeacher, mixed: bool) -> None:
+        self.view, self.teacher, self.mixed = view, teacher, mixed
+        self.key = teacher.key(view.number, view.pipeline, mixed=mixed)
+        self.batches_left = teacher.requests_per_view(mixed)
+        self.is_unsaved = False
+        shape = tuple(teacher.loader.targets.shape)
+        self.required = _required_samples(view, teacher.loader, mixed=mixed)
+        found = array_cache.load_cached(self.key, shape, np.float16) if teacher.trusted else None
+        is_whole = found is not None and not np.isnan(found[self.required]).any()
+        self.complete = on_all_processes(is_whole)
         logits = np.full(shape, np.nan, np.float16) if found is None else found
-        self.logits = torch.from_numpy(logits).to(stored.accelerator.device)
+        self.logits = torch.from_numpy(logits).to(teacher.accelerator.device)
 
     def put(self, rows: Tensor, logits: Tensor) -> None:
+        """Add logits [b, C]; write the view after its last batch."""
         self.logits[rows.to(self.logits.device)] = logits.half()
-        self.has_news = True
-        self.asks_left -= 1
-        if not self.asks_left:
+        self.is_unsaved = True
+        self.batches_left -= 1
+        if not self.batches_left:
             self.write()
 
     def get(self, rows: Tensor) -> Tensor:
-        """float32 [b, C]."""
+        """Return logits float32 [b, C]."""
         return self.logits[rows.to(self.logits.device)].float()
 
     def write(self) -> None:
-        """Every process's rows, put together: one transfer to the host. Called by all processes."""
-        accelerator = self.stored.accelerator
-        every: Tensor = accelerator.gather(self.logits[None])
-        self.logits = every.float().nanmean(0).half()  # who knows a row knows the same
-        kept = self.logits.cpu().numpy()
-        self.complete, self.has_news = not np.isnan(kept[self.wanted]).any(), False
+        """Gather the rows of all processes and write them. Called by all processes.
+
+        Costs one transfer to the host.
+        """
+        accelerator = self.teacher.accelerator
+        gathered: Tensor = accelerator.gather(self.logits[None])
+        self.logits = gathered.float().nanmean(0).half()  # processes agree on rows they share
+        logits = self.logits.cpu().numpy()
+        self.complete, self.is_unsaved = not np.isnan(logits[self.required]).any(), False
         if accelerator.is_main_process:
-            number, stored = self.view.number, self.stored
-            depends = stored.depends_on(number, self.view.pipeline, mixed=self.mixed)
-            cache_files.write_description(depends, stored.origin(number).recipe)
-            array_cache.save_cached(self.key, kept)
+            number, teacher = self.view.number, self.teacher
+            depends = teacher.depends_on(number, self.view.pipeline, mixed=self.mixed)
+            cache_files.write_description(depends, teacher.origin(number).recipe)
+            array_cache.save_cached(self.key, logits)
 
 
 def _required_samples(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:
-    """The samples that an epoch asks for: all but the last partial batch; with their partners."""
+    """Return the samples of an epoch's full batches, if unmixed with their mixing partners."""
     order = view.order[: loader.steps_per_epoch * loader.batch_size]
     return (order if mixed else torch.cat([order, view.partners(order)])).cpu().numpy()

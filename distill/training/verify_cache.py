@@ -1,4 +1,4 @@
-"""Verify cached teacher logits against the teacher."""
+"""Compare cached teacher logits with newly computed ones."""
 
 from dataclasses import dataclass, field
 from itertools import product
@@ -22,103 +22,102 @@ from distill.teacher.cache_files import CacheEntry
 from distill.teacher.view_cache import CachedTeacher, logits_match
 from distill.training import build
 
-VIEWS, SAMPLES = 4, 256  # asked again: so many samples of so many views, evenly spread
+VIEWS, SAMPLES = 4, 256  # recomputed: so many samples of so many views, evenly spaced
 
 
 @dataclass
 class CacheCheck:
-    """What was found out about a stock; sound where nothing is `damaged` or `differing`."""
+    """The result of checking a cache entry; sound if nothing is `damaged` or `differing`."""
 
     views: int
     damaged: list[int] = field(default_factory=list)  # views whose file cannot be read
-    differing: list[int] = field(default_factory=list)  # views of which the teacher says other
-    n_compared: int = 0  # answers that were asked again …
-    n_matching: int = 0  # … of so many views
-    why_not_compared: str = ""  # why the teacher could not be asked
+    differing: list[int] = field(default_factory=list)  # whose logits the teacher contradicts
+    n_compared: int = 0  # samples whose logits were recomputed …
+    n_matching: int = 0  # … in so many views
+    why_not_compared: str = ""  # why the teacher could not be run
 
     @property
     def is_sound(self) -> bool:
         return not (self.damaged or self.differing)
 
     def __str__(self) -> str:
-        said = [counted(self.views, "view")]
+        parts = [counted(self.views, "view")]
         if self.damaged:
-            said.append(f"damaged: {', '.join(map(str, self.damaged))}")
+            parts.append(f"damaged: {', '.join(map(str, self.damaged))}")
         if self.differing:
-            said.append(f"the teacher says other of: {', '.join(map(str, self.differing))}")
+            views = ", ".join(map(str, self.differing))
+            parts.append(f"the teacher now computes other logits for: {views}")
         if self.n_compared:
-            said.append(
-                f"{self.n_compared} answers of {counted(self.n_matching, 'view')} asked again"
-            )
+            views = counted(self.n_matching, "view")
+            parts.append(f"logits of {self.n_compared} samples in {views} recomputed")
         if self.why_not_compared:
-            said.append(f"it could not be asked: {self.why_not_compared}")
+            parts.append(f"the teacher could not be run: {self.why_not_compared}")
         if self.is_sound:
-            said.append("sound" if self.n_compared else "whole, and not held against the teacher")
-        return "; ".join(said)
+            parts.append("sound" if self.n_compared else "readable, not compared with the teacher")
+        return "; ".join(parts)
 
 
-def verify(stock: CacheEntry) -> CacheCheck:
-    """Read every file; ask the teacher again where it, the images and the recipe still are."""
-    views = stock.views
-    verdict = CacheCheck(len(views), [view for view in views if stock.read(view) is None])
+def verify(entry: CacheEntry) -> CacheCheck:
+    """Read every file of a cache entry; recompute some logits if the teacher is available."""
+    views = entry.views
+    check = CacheCheck(len(views), [view for view in views if entry.read(view) is None])
     try:
-        stored = _rebuild_teacher(stock)
-        readable = [view for view in views if view not in verdict.damaged]
+        teacher = _rebuild_teacher(entry)
+        readable = [view for view in views if view not in check.damaged]
         for number in readable[:: max(1, len(readable) // VIEWS)][:VIEWS]:
-            _compare_view(stored.loader.view(number), stock, stored, verdict)
+            _compare_view(teacher.loader.view(number), entry, teacher, check)
     except UserError as fault:
-        verdict.why_not_compared = str(fault).splitlines()[0]
-    return verdict
+        check.why_not_compared = str(fault).splitlines()[0]
+    return check
 
 
-def _rebuild_teacher(stock: CacheEntry) -> CachedTeacher:
-    """The source of the run that asked first, view n in epoch n, drawn as the stock's are.
+def _rebuild_teacher(entry: CacheEntry) -> CachedTeacher:
+    """Rebuild the cached teacher of the run that created an entry, with view n in epoch n.
 
-    Raises UserError where a part of it is gone or has changed.
+    Raises UserError if a part of it is missing or has changed.
     """
-    if not stock.recipe:
-        raise UserError(f"{stock.path} does not say what it holds")
-    recipe: Recipe = recipes.loads(stock.recipe, str(stock.path / cache_files.ABOUT))
+    if not entry.recipe:
+        raise UserError(f"{entry.path} has no readable {cache_files.ABOUT}")
+    recipe: Recipe = recipes.loads(entry.recipe, str(entry.path / cache_files.ABOUT))
     images = image_set.load(recipe.data.source, "train")
     split = split_images(recipe, images)
-    teacher = selection.load_teacher(recipe, images, split)
+    network = selection.load_teacher(recipe, images, split)
     try:
         accel = build_accelerator(recipe)
     except ValueError as fault:  # accelerate has one precision a process
-        raise UserError("another stock of another precision came first; verify it alone") from fault
-    known_by = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
-    nowhere = RunFolder(Path("unused"))
+        raise UserError("an entry of another precision came first; verify it alone") from fault
+    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
+    unused = RunFolder(Path("unused"))
     role: Role = "student" if recipe.student else "teacher"
-    run = build.build_state(recipe, role, split, teacher, nowhere, accel, known_by)
-    stored = run.teacher.source
-    if not isinstance(stored, CachedTeacher):
-        raise UserError("its recipe stores no answers")
-    sides = (None, *(side for _, side in stored.loader.schedule.sides))
-    for operated, mixed, side in product((None, 0), (None, 0), sides):
-        schedule = AugmentSchedule(None, operated, mixed).at(side)
-        pipeline = schedule.pipeline(stored.loader.pipeline, 0)
-        depends = stored.depends_on(0, pipeline, mixed=stored.mixed_asked)
-        if cache_files.cache_key(depends).endswith(stock.key):
-            stored.loader.set_schedule(schedule)
-            return stored
+    run = build.build_state(recipe, role, split, network, unused, accel, identity)
+    teacher = run.teacher.source
+    if not isinstance(teacher, CachedTeacher):
+        raise UserError("its recipe caches no teacher logits")
+    sides = (None, *(side for _, side in teacher.loader.schedule.sides))
+    for operations_end, mixing_end, side in product((None, 0), (None, 0), sides):
+        schedule = AugmentSchedule(None, operations_end, mixing_end).at(side)
+        pipeline = schedule.pipeline(teacher.loader.pipeline, 0)
+        depends = teacher.depends_on(0, pipeline, mixed=teacher.caches_mixed)
+        if cache_files.cache_key(depends).endswith(entry.key):
+            teacher.loader.set_schedule(schedule)
+            return teacher
     raise UserError(
-        "teacher, images or program changed since, and nothing will read it; "
-        f"type python cli.py cache drop {stock.key[:12]}"
+        "teacher, images or program have changed since, and no run will read it; "
+        f"type python cli.py cache drop {entry.key[:12]}"
     )
 
 
-def _compare_view(
-    view: View, stock: CacheEntry, stored: CachedTeacher, verdict: CacheCheck
-) -> None:
-    kept = stock.read(view.number)
-    assert kept is not None
-    known = torch.from_numpy(kept).float()
+def _compare_view(view: View, entry: CacheEntry, teacher: CachedTeacher, check: CacheCheck) -> None:
+    """Recompute some logits of a view and add the comparison to `check`."""
+    logits = entry.read(view.number)
+    assert logits is not None
+    cached = torch.from_numpy(logits).float()
     rows = view.order[:: max(1, len(view.order) // SAMPLES)][:SAMPLES]
-    rows = rows[~known[rows.cpu()].isnan().any(dim=1).to(rows.device)]
+    rows = rows[~cached[rows.cpu()].isnan().any(dim=1).to(rows.device)]
     if not len(rows):
         return
-    said = stored.recompute(view, rows).cpu()
-    verdict.n_compared += len(rows)
-    verdict.n_matching += 1
-    if not logits_match(said, known[rows.cpu()]):
-        verdict.differing.append(view.number)
+    computed = teacher.recompute(view, rows).cpu()
+    check.n_compared += len(rows)
+    check.n_matching += 1
+    if not logits_match(computed, cached[rows.cpu()]):
+        check.differing.append(view.number)

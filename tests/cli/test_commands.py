@@ -253,7 +253,7 @@ def test_a_truncated_batch_file(door: Door, tmp_path: Path) -> None:
     folder = write_batches(tmp_path / "set")
     whole = (folder / "data_batch_3").read_bytes()
     (folder / "data_batch_3").write_bytes(whole[:6000])
-    found = "data_batch_3: truncated, 6,000 bytes where its images alone need 12,288"
+    found = "data_batch_3: truncated, 6,000 bytes, while its images need 12,288"
     refused(door("distill", *SMALL, *ALONE, "--data", folder), f"1 fault in {folder}", found)
 
 
@@ -297,7 +297,7 @@ def test_no_teacher_anywhere(door: Door, pets: Path) -> None:
 
 def test_a_teacher_of_other_classes(door: Door, teacher: Path, pets: Path) -> None:
     said = door("distill", *SMALL, "--data", pets, "--teacher", teacher)
-    refused(said, f"teacher {teacher} answers 10 classes, the data has 2")
+    refused(said, f"teacher {teacher} has 10 classes, the data has 2")
 
 
 def test_every_unfit_teacher_is_named(
@@ -307,7 +307,7 @@ def test_every_unfit_teacher_is_named(
     (tmp_path / "bare" / "teacher.safetensors").unlink()
     both = ["--teacher", tmp_path / "bare", "--teacher", teacher]
     said = door("distill", *SMALL, "--data", pets, *both)
-    refused(said, f"{tmp_path / 'bare'} has no teacher.safetensors", "answers 10 classes")
+    refused(said, f"{tmp_path / 'bare'} has no teacher.safetensors", "has 10 classes")
     said = door("distill", *SMALL, "--data", pets, "--teacher", "runs/none")
     refused(said, "runs/none is not a run: there is no such folder")
 
@@ -925,7 +925,9 @@ def test_a_sound_store_is_verified_against_its_teacher(stored: Said, door: Door)
     said = door("cache", "verify")
     assert said.code == 0, said.err
     assert re.search(
-        r"^[0-9a-f]{12}  2 views; 512 answers of 2 views asked again; sound$", said.out, re.M
+        r"^[0-9a-f]{12}  2 views; logits of 512 samples in 2 views recomputed; sound$",
+        said.out,
+        re.M,
     )
 
 
@@ -937,7 +939,7 @@ def test_damage_and_foreign_answers_are_found(stored: Said, door: Door, tmp_path
     said = door("cache", "verify")
     assert said.code == 1
     key = first.parent.name[:12]
-    assert f"{key}  2 views; damaged: 0; the teacher says other of: 1; " in said.out
+    assert f"{key}  2 views; damaged: 0; the teacher now computes other logits for: 1; " in said.out
     assert f"type python cli.py cache drop {key}" in said.err
 
 
@@ -964,11 +966,11 @@ def test_a_store_whose_teacher_is_gone_is_read_alone(
     about.write_text(about.read_text().replace(str(teacher), str(teacher.with_name("gone"))))
     said = door("cache", "verify")
     assert said.code == 0
-    assert "2 views; it could not be asked: " in unfolded(said.out)
+    assert "2 views; the teacher could not be run: " in unfolded(said.out)
     assert "is not a run: there is no such folder" in unfolded(said.out)
-    assert unfolded(said.out).endswith("; whole, and not held against the teacher")
+    assert unfolded(said.out).endswith("; readable, not compared with the teacher")
     about.write_text("{")
-    assert "does not say what it holds; whole, and not held" in unfolded(
+    assert "has no readable about.json; readable, not compared" in unfolded(
         door("cache", "verify").out
     )
 

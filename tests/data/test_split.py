@@ -149,7 +149,7 @@ def test_an_empty_class_is_named() -> None:
 def test_too_few_training_images() -> None:
     expected = (
         r"class 'c1' has too few training images: of 10 images 1 held out, 9 left to train on, "
-        r"12 asked for\nChoose another share"
+        r"12 requested\nChoose another share"
     )
     with pytest.raises(UserError, match=expected):
         split(some([20, 10]), holdout=0.1, train_images=24)
@@ -157,11 +157,11 @@ def test_too_few_training_images() -> None:
 
 @pytest.mark.parametrize("n", [0, -5])
 def test_no_training_images_asked_for(n: int) -> None:
-    expected = r"class 'c0' has no training image: of 5 images 0 held out, 5 left.*, 0 asked for"
+    expected = r"class 'c0' has no training image: of 5 images 0 held out, 5 left.*, 0 requested"
     with pytest.raises(UserError, match=expected):
         split(some([5, 5]), holdout=0, train_images=n)
 
 
 def test_fewer_training_images_than_classes() -> None:
-    with pytest.raises(UserError, match="class 'c2' has no training image: .* 0 asked for"):
+    with pytest.raises(UserError, match="class 'c2' has no training image: .* 0 requested"):
         split(some([5, 5, 5]), holdout=0, train_images=2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.losses.at import AT
-from tests.losses.answers import B, answers
+from tests.losses.loss_inputs import B, loss_inputs
 
 ONE = ("stages.1",)
 
@@ -23,7 +23,7 @@ def attention(maps: torch.Tensor) -> list[float]:
 
 
 def squares(tap: str) -> list[list[float]]:
-    given = answers()
+    given = loss_inputs()
     return [
         [(s - t) ** 2 for s, t in zip(attention(a), attention(b), strict=True)]
         for a, b in zip(given.student_taps[tap], given.teacher_taps[tap], strict=True)
@@ -33,18 +33,18 @@ def squares(tap: str) -> list[list[float]]:
 def test_equals_the_mean_of_squares_written_out() -> None:
     rows = squares("stages.1")
     expected = sum(map(sum, rows)) / (B * len(rows[0]))
-    assert AT(ONE, ONE)(answers()).item() == pytest.approx(expected, rel=1e-9)
+    assert AT(ONE, ONE)(loss_inputs()).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_equals_the_papers_norm_written_out() -> None:
     expected = sum(sum(row) ** 0.5 for row in squares("stages.1")) / B
-    assert AT(ONE, ONE, "paper")(answers()).item() == pytest.approx(expected, rel=1e-9)
+    assert AT(ONE, ONE, "paper")(loss_inputs()).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_the_papers_norm_has_a_gradient_where_maps_agree(scale: float) -> None:
     """A root's at 0 is infinite."""
-    given = answers(dtype=torch.float32)
+    given = loss_inputs(dtype=torch.float32)
     maps = scale * given.teacher_taps["stages.1"]
     ours = maps.clone().requires_grad_()
     same = replace(given, student_taps={"stages.1": ours}, teacher_taps={"stages.1": maps})
@@ -54,13 +54,13 @@ def test_the_papers_norm_has_a_gradient_where_maps_agree(scale: float) -> None:
 
 
 def test_maps_add_up() -> None:
-    both = AT(("stages.0", "stages.1"), ("stages.0", "stages.1"))(answers())
-    apart = (AT((tap,), (tap,))(answers()) for tap in ("stages.0", "stages.1"))
+    both = AT(("stages.0", "stages.1"), ("stages.0", "stages.1"))(loss_inputs())
+    apart = (AT((tap,), (tap,))(loss_inputs()) for tap in ("stages.0", "stages.1"))
     assert torch.isclose(both, sum(apart, torch.zeros(())), rtol=1e-9)
 
 
 def test_the_square_comes_before_the_pooling() -> None:
-    given = answers()
+    given = loss_inputs()
     pooled = torch.nn.functional.avg_pool2d(
         given.student_taps["stages.0"].square().mean(1, keepdim=True), 2
     ).sqrt()
@@ -69,7 +69,7 @@ def test_the_square_comes_before_the_pooling() -> None:
 
 
 def test_the_size_of_a_map_and_the_signs_in_it_do_not_matter() -> None:
-    given = answers()
+    given = loss_inputs()
     for change in (3.0, -1.0):
         taps = {name: change * tap for name, tap in given.student_taps.items()}
         assert torch.isclose(AT()(replace(given, student_taps=taps)), AT()(given), rtol=1e-9)

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from distill.losses.crd import CRD
 from distill.losses.objective import LossInputs
-from tests.losses.answers import LABELS, STUDENT, TEACHER, B, answers
+from tests.losses.loss_inputs import LABELS, STUDENT, TEACHER, B, loss_inputs
 
 N, K = len(LABELS), 8
 
@@ -23,7 +23,7 @@ def made(**changes: object) -> CRD:
 
 
 def embedded(term: CRD) -> tuple[torch.Tensor, torch.Tensor]:
-    given = answers()
+    given = loss_inputs()
     return (
         normalize(term.student_embed(given.student_taps["features"])),
         normalize(term.teacher_embed(given.teacher_taps["features"])),
@@ -31,10 +31,10 @@ def embedded(term: CRD) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_equals_the_nce_written_out() -> None:
-    term, given = made(), answers()
+    term, given = made(), loss_inputs()
     v_s, v_t = embedded(term)
     torch.manual_seed(5)
-    others = term._others(given.samples)
+    others = term._negatives(given.samples)
     total = 0.0
     for v, bank in ((v_s, term.student_bank * 0 + term.teacher_bank), (v_t, term.student_bank)):
         scores = [
@@ -52,7 +52,7 @@ def test_equals_the_nce_written_out() -> None:
 
 def test_negatives_are_of_other_classes_and_all_of_them() -> None:
     term = made(negatives=4000)
-    others = term._others(torch.arange(B))
+    others = term._negatives(torch.arange(B))
     for row in range(B):
         drawn = set(others[row].tolist())
         assert drawn == {i for i in range(N) if LABELS[i] != LABELS[row]}
@@ -63,16 +63,16 @@ def test_negatives_are_of_other_classes_and_all_of_them() -> None:
 def test_the_score_s_size_is_that_of_the_first_batch_and_stays() -> None:
     term = made()
     assert term.student_z == term.teacher_z == 0
-    term(answers())
+    term(loss_inputs())
     first = term.student_z.clone(), term.teacher_z.clone()
     assert min(first) > 0
-    term(answers(seed=1))
+    term(loss_inputs(seed=1))
     assert (term.student_z, term.teacher_z) == first
     assert {"student_z", "teacher_z", "student_bank", "teacher_bank"} <= term.state_dict().keys()
 
 
 def test_the_banks_are_running_means_of_norm_1() -> None:
-    term, given = made(momentum=0.5), answers()
+    term, given = made(momentum=0.5), loss_inputs()
     before = term.student_bank.clone()
     v_s, _ = embedded(term)
     term(given)
@@ -85,7 +85,7 @@ def test_the_banks_are_running_means_of_norm_1() -> None:
 def test_measuring_leaves_the_banks_alone() -> None:
     term = made().eval()
     before = term.student_bank.clone()
-    term(answers())
+    term(loss_inputs())
     assert torch.equal(term.student_bank, before)
 
 
@@ -98,7 +98,7 @@ def test_the_banks_do_not_move_torch_s_generator() -> None:
 
 
 def test_a_sample_near_its_own_row_is_better() -> None:
-    term, given = made().eval(), answers()
+    term, given = made().eval(), loss_inputs()
     term.student_z.fill_(50.0)
     term.teacher_z.fill_(50.0)
     torch.manual_seed(5)
@@ -110,8 +110,8 @@ def test_a_sample_near_its_own_row_is_better() -> None:
 
 
 def test_without_sample_numbers_it_says_so() -> None:
-    with pytest.raises(ValueError, match="crd term knows each image by its sample's number; none"):
-        made()(replace(answers(), samples=None))
+    with pytest.raises(ValueError, match="crd term needs each image's sample number; none"):
+        made()(replace(loss_inputs(), samples=None))
 
 
 def test_a_score_of_nothing_is_finite() -> None:
@@ -119,7 +119,7 @@ def test_a_score_of_nothing_is_finite() -> None:
     term = made(temperature=0.02).float().eval()
     term.student_z.fill_(1e20)
     term.teacher_z.fill_(1e20)
-    given = answers(dtype=torch.float32)
+    given = loss_inputs(dtype=torch.float32)
     v_s = normalize(term.student_embed(given.student_taps["features"])).detach()
     v_t = normalize(term.teacher_embed(given.teacher_taps["features"])).detach()
     term.teacher_bank[:B], term.student_bank[:B] = -v_s, -v_t
@@ -132,7 +132,7 @@ def test_a_score_of_nothing_is_finite() -> None:
 
 def share(rank: int) -> LossInputs:
     """Rows of one of two processes."""
-    given, rows = answers(), slice(rank * B // 2, (rank + 1) * B // 2)
+    given, rows = loss_inputs(), slice(rank * B // 2, (rank + 1) * B // 2)
     ours, theirs = (
         {"features": taps["features"][rows]} for taps in (given.student_taps, given.teacher_taps)
     )
@@ -162,7 +162,7 @@ def test_two_processes_keep_the_same_banks_and_sizes(tmp_path: Path) -> None:
     multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     whole, halves = made(), [step(rank) for rank in (0, 1)]
-    whole(answers())
+    whole(loss_inputs())
     for name in ("student", "teacher"):
         assert torch.equal(first[f"{name}_bank"], second[f"{name}_bank"])
         assert torch.allclose(first[f"{name}_bank"], getattr(whole, f"{name}_bank"))
@@ -172,5 +172,5 @@ def test_two_processes_keep_the_same_banks_and_sizes(tmp_path: Path) -> None:
 
 def test_of_one_class_there_is_nothing_to_tell_it_from() -> None:
     shapes = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
-    with pytest.raises(ValueError, match="from those of other classes, and all 7 are of one"):
+    with pytest.raises(ValueError, match="images of different classes, and all 7 are of one class"):
         CRD(**shapes, labels=torch.zeros(7, dtype=torch.int64))

@@ -10,12 +10,12 @@ from distill.losses.dist import DIST, correlation
 from distill.losses.objective import LossInputs
 from distill.recipe.loss_schema import arguments
 from distill.recipe.recipes import load
-from tests.losses.answers import B, C, answers
+from tests.losses.loss_inputs import B, C, loss_inputs
 
 
 @pytest.mark.parametrize(("beta", "gamma", "t"), [(1, 0, 1), (0, 1, 1), (2, 3, 4)])
 def test_equals_the_correlations_written_out(beta: float, gamma: float, t: float) -> None:
-    given = answers()
+    given = loss_inputs()
     y_s, y_t = ((z / t).softmax(1).numpy() for z in (given.student, given.teacher))
     inter = np.mean([1 - np.corrcoef(y_s[b], y_t[b])[0, 1] for b in range(B)])
     intra = np.mean([1 - np.corrcoef(y_s[:, c], y_t[:, c])[0, 1] for c in range(C)])
@@ -27,7 +27,7 @@ def test_the_recipe_has_the_authors_setting_for_cifar() -> None:
     """Weight 2 at T = 4, both parts times T^2, as their classification code has it."""
     term = load("dist").recipe.loss.dist
     assert term is not None
-    given, t = answers(), 4.0
+    given, t = loss_inputs(), 4.0
     y_s, y_t = ((z / t).softmax(1).numpy() for z in (given.student, given.teacher))
     inter = t**2 * np.mean([1 - np.corrcoef(y_s[b], y_t[b])[0, 1] for b in range(B)])
     intra = t**2 * np.mean([1 - np.corrcoef(y_s[:, c], y_t[:, c])[0, 1] for c in range(C)])
@@ -44,7 +44,7 @@ def test_scale_and_shift_of_a_row_of_probabilities_change_no_correlation() -> No
 
 def test_agreement_is_rewarded() -> None:
     """torchdistill's DISTPlusLoss adds the correlation where 1 - rho is meant."""
-    given = answers()
+    given = loss_inputs()
     same = replace(given, student=given.teacher)
     opposite = replace(given, student=-given.teacher)
     assert DIST()(same) < DIST()(given) < DIST()(opposite)
@@ -61,7 +61,7 @@ def test_the_gradient_does_not_fall_with_the_temperature() -> None:
     """Why there is no T^2, as in KD: softened ten times more, rho pulls as hard as before."""
 
     def pull(temperature: float) -> float:
-        given = answers()
+        given = loss_inputs()
         student = given.student.clone().requires_grad_()
         DIST(temperature=temperature)(replace(given, student=student)).backward()
         return student.grad.norm().item()

@@ -9,7 +9,7 @@ import torch
 from distill.losses.dkd import DKD
 from distill.losses.kd import KD
 from distill.losses.objective import LossInputs
-from tests.losses.answers import B, C, answers
+from tests.losses.loss_inputs import B, C, loss_inputs
 
 
 def softmax(row: list[float]) -> list[float]:
@@ -23,7 +23,7 @@ def kl(p: list[float], q: list[float]) -> float:
 
 @pytest.mark.parametrize(("alpha", "beta", "t"), [(1, 0, 1), (0, 1, 1), (1.5, 8, 4)])
 def test_equals_the_sums_written_out(alpha: float, beta: float, t: float) -> None:
-    given, total = answers(), 0.0
+    given, total = loss_inputs(), 0.0
     for z_s, z_t, y in zip(
         given.student.tolist(), given.teacher.tolist(), given.targets.argmax(1).tolist(),
         strict=True,
@@ -37,7 +37,7 @@ def test_equals_the_sums_written_out(alpha: float, beta: float, t: float) -> Non
 
 def test_kd_is_the_target_part_plus_the_others_muted_by_what_is_left() -> None:
     """KL(p_t || p_s) = TCKD + (1 - p_t[y]) NCKD, sample by sample at T = 1."""
-    given = answers()
+    given = loss_inputs()
     for row in range(B):
         one = replace(
             given,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distill.losses.fitnet import FitNet
-from tests.losses.answers import STUDENT, TEACHER, answers
+from tests.losses.loss_inputs import STUDENT, TEACHER, loss_inputs
 
 
 def made(student_tap: str = "stages.1", teacher_tap: str = "stages.1") -> FitNet:
@@ -15,7 +15,7 @@ def made(student_tap: str = "stages.1", teacher_tap: str = "stages.1") -> FitNet
 
 
 def test_equals_the_mean_square_of_the_regressed_map() -> None:
-    term, given = made(), answers()
+    term, given = made(), loss_inputs()
     maps, theirs = given.student_taps["stages.1"], given.teacher_taps["stages.1"]
     weight = term.regressor[0].weight[:, :, 0, 0]
     regressed = torch.zeros_like(theirs)
@@ -30,7 +30,7 @@ def test_equals_the_mean_square_of_the_regressed_map() -> None:
 
 
 def test_a_larger_map_is_pooled() -> None:
-    term, given = made("stages.0", "stages.1"), answers()
+    term, given = made("stages.0", "stages.1"), loss_inputs()
     pooled = nn.functional.avg_pool2d(given.student_taps["stages.0"], 2)
     expected = (term.regressor(pooled) - given.teacher_taps["stages.1"]).square().mean()
     assert torch.isclose(term(given), expected)
@@ -39,7 +39,7 @@ def test_a_larger_map_is_pooled() -> None:
 def test_negative_values_of_the_teacher_can_be_met() -> None:
     """A ReLU at the regressor's end would stop at 0."""
     term = made()
-    reached = term.regressor(answers().student_taps["stages.1"])
+    reached = term.regressor(loss_inputs().student_taps["stages.1"])
     assert reached.min() < -0.5
     assert not any(isinstance(module, nn.ReLU) for module in term.modules())
 

@@ -9,7 +9,7 @@ import torch
 from distill.losses.kd import KD
 from distill.losses.logit_std import LogitStd, standardised
 from distill.losses.objective import LossInputs
-from tests.losses.answers import B, C, answers
+from tests.losses.loss_inputs import B, C, loss_inputs
 
 
 def z_scores(logits: torch.Tensor) -> torch.Tensor:
@@ -22,13 +22,13 @@ def z_scores(logits: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("t", [0.7, 1.0, 2.0])
 def test_is_kd_of_the_z_scores(t: float) -> None:
-    given = answers()
+    given = loss_inputs()
     scores = replace(given, student=z_scores(given.student), teacher=z_scores(given.teacher))
     assert torch.isclose(LogitStd(t)(given), KD(t)(scores), rtol=1e-9)
 
 
 def test_scale_and_shift_of_a_row_change_nothing() -> None:
-    given = answers()
+    given = loss_inputs()
     scale = torch.linspace(0.5, 3, B, dtype=torch.float64)[:, None]
     moved = replace(given, student=scale * given.student - 2 * scale)
     assert torch.isclose(LogitStd()(moved), LogitStd()(given), rtol=1e-6)
@@ -50,7 +50,7 @@ def test_a_constant_row_is_near_zeros_in_float32(constant: float) -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-4, 1e-2])
 def test_a_student_that_says_nothing_yet_has_a_bounded_gradient(spread: float) -> None:
-    given = answers(dtype=torch.float32)
+    given = loss_inputs(dtype=torch.float32)
     student = (3.1 + spread * given.student).requires_grad_()
     LogitStd(1.0)(LossInputs(student, given.targets, given.teacher)).backward()
     assert 0 < student.grad.norm(dim=1).max() < 2 / 0.01 / B

@@ -7,7 +7,7 @@ import torch
 
 from distill.losses.kd import KD
 from distill.losses.mse import MSE
-from tests.losses.answers import B, C, answers
+from tests.losses.loss_inputs import B, C, loss_inputs
 
 
 def by_hand(student: torch.Tensor, teacher: torch.Tensor) -> float:
@@ -16,26 +16,26 @@ def by_hand(student: torch.Tensor, teacher: torch.Tensor) -> float:
 
 
 def test_equals_the_sum_written_out() -> None:
-    given = answers()
+    given = loss_inputs()
     assert MSE(centred=False)(given).item() == pytest.approx(by_hand(given.student, given.teacher))
     centred = [z - z.mean(1, keepdim=True) for z in (given.student, given.teacher)]
     assert MSE()(given).item() == pytest.approx(by_hand(*centred))
 
 
 def test_a_constant_added_to_a_row_counts_where_rows_are_not_centred() -> None:
-    given = answers()
+    given = loss_inputs()
     moved = replace(given, student=given.student + 5)
     assert torch.isclose(MSE()(moved), MSE()(given))
     assert not torch.isclose(MSE(centred=False)(moved), MSE(centred=False)(given), rtol=1e-2)
 
 
 def test_half_of_it_is_where_kd_tends() -> None:
-    given = answers()
+    given = loss_inputs()
     assert torch.isclose(KD(1000)(given), MSE()(given) / 2, rtol=1e-2)
 
 
 def test_the_gradient_is_the_difference() -> None:
-    given = answers()
+    given = loss_inputs()
     student = given.student.clone().requires_grad_()
     MSE(centred=False)(replace(given, student=student)).backward()
     assert torch.allclose(student.grad, 2 * (given.student - given.teacher) / (B * C))

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from distill.losses.multi_temperature import MultiTemperature
-from tests.losses.answers import B, answers
+from tests.losses.loss_inputs import B, loss_inputs
 
 
 def test_equals_the_mean_written_out() -> None:
-    given, temperatures = answers(), (1.0, 3.0, 6.0)
+    given, temperatures = loss_inputs(), (1.0, 3.0, 6.0)
     total = 0.0
     for t in temperatures:
         for z_s, z_t in zip(given.student / t, given.teacher / t, strict=True):
@@ -18,5 +18,5 @@ def test_equals_the_mean_written_out() -> None:
 
 
 def test_one_temperature_twice_is_that_one() -> None:
-    given = answers()
+    given = loss_inputs()
     assert torch.isclose(MultiTemperature((2.0, 2.0))(given), MultiTemperature((2.0,))(given))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distill.losses.pkt import PKT
-from tests.losses.answers import B, answers
+from tests.losses.loss_inputs import B, loss_inputs
 
 
 def probabilities(features: torch.Tensor) -> list[list[float]]:
@@ -19,7 +19,7 @@ def probabilities(features: torch.Tensor) -> list[list[float]]:
 
 
 def test_equals_the_divergence_written_out() -> None:
-    given = answers()
+    given = loss_inputs()
     p_s, p_t = (probabilities(t["features"]) for t in (given.student_taps, given.teacher_taps))
     total = sum(p_t[i][j] * math.log(p_t[i][j] / p_s[i][j]) for i in range(B) for j in range(B))
     assert PKT()(given).item() == pytest.approx(total / B, rel=1e-4)
@@ -27,7 +27,7 @@ def test_equals_the_divergence_written_out() -> None:
 
 
 def test_only_angles_matter() -> None:
-    given = answers()
+    given = loss_inputs()
     features = given.student_taps["features"]
     scale = torch.linspace(0.5, 4, B, dtype=torch.float64)[:, None]
     turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.components.loss_terms import LOSSES
 from distill.losses.objective import LossInputs, LossTerm, Objective, UnmixedTeacherLogits
 from distill.recipe.loss_schema import Losses
-from tests.losses.answers import LABELS, STUDENT, TEACHER, B, C, answers
+from tests.losses.loss_inputs import LABELS, STUDENT, TEACHER, B, C, loss_inputs
 
 ON_LOGITS = (
     "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "soft_mix",
@@ -44,7 +44,7 @@ def made(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
 
 
 def with_student(given: LossInputs, name: str, change: Any) -> LossInputs:
-    """The same answers, all that the term reads of the student changed."""
+    """The same inputs, with all that the term reads of the student changed."""
     if name in ON_LOGITS:
         return replace(given, student=change(given.student))
     return replace(given, student_taps={k: change(v) for k, v in given.student_taps.items()})
@@ -65,7 +65,7 @@ def test_every_term_is_tested_and_has_a_file_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_gradient_is_that_of_the_value(name: str) -> None:
-    term, given = made(name), answers(like_teacher=False)
+    term, given = made(name), loss_inputs(like_teacher=False)
     read = {"student": given.student} if name in ON_LOGITS else dict(given.student_taps)
 
     def of(*leaves: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def test_finite_under_bfloat16_autocast(name: str, kind: str) -> None:
     """Logit gaps of 100, maps of zeros, of constants, of thousands; value and gradient."""
     if kind == "huge" and name in ON_LOGITS:
         kind = "gap"
-    term, given = made(name, torch.float32), answers(dtype=torch.bfloat16)
+    term, given = made(name, torch.float32), loss_inputs(dtype=torch.bfloat16)
     for ours, theirs in ((kind, None), (None, kind), (kind, kind)):
         now = given
         if ours:
@@ -127,7 +127,7 @@ def test_finite_under_bfloat16_autocast(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - {"hard", *LEARNING}))
 def test_zero_where_the_student_is_the_teacher_and_more_elsewhere(name: str) -> None:
-    given = answers(like_teacher=True)
+    given = loss_inputs(like_teacher=True)
     same = replace(
         given,
         student=given.teacher,
@@ -149,8 +149,8 @@ def test_zero_where_the_student_is_the_teacher_and_more_elsewhere(name: str) -> 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_descent_lowers_it(name: str) -> None:
-    """Small steps against the gradient: of the student's answers, and of the term's own."""
-    term, given = made(name), answers()
+    """Small steps against the gradient: of the outputs of the student, and of the term's own."""
+    term, given = made(name), loss_inputs()
     own = list(term.parameters()) if isinstance(term, nn.Module) else []
     first = value(term, given).item()
     for _ in range(20):
@@ -175,7 +175,7 @@ def test_a_batch_twice_over_has_the_same_value(name: str) -> None:
     def twice(t: Tensor) -> Tensor:
         return torch.cat([t, t])
 
-    term, once = made(name), answers()
+    term, once = made(name), loss_inputs()
     double = LossInputs(
         twice(once.student),
         twice(once.targets),
@@ -195,7 +195,7 @@ def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
     if name == "crd":
         pytest.skip("draws negatives row by row")
     order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
-    once, term = answers(), made(name)
+    once, term = loss_inputs(), made(name)
     other = LossInputs(
         once.student[order],
         once.targets[order],
@@ -212,15 +212,15 @@ def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted({*ON_LOGITS} - {"hard", "soft_mix"}))
 def test_without_a_teacher_it_says_so(name: str) -> None:
-    said = f"the {name} term needs a teacher's logits, and nobody teaches"
+    said = f"the {name} term needs a teacher's logits, and there is no teacher"
     with pytest.raises(ValueError, match=said):
-        made(name)(replace(answers(), teacher=None))
+        made(name)(replace(loss_inputs(), teacher=None))
 
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_what_a_term_learns_is_learnt_and_kept(name: str) -> None:
     term = made(name, torch.float32)
-    given = answers(dtype=torch.float32)
+    given = loss_inputs(dtype=torch.float32)
     before = {key: t.clone() for key, t in term.state_dict().items()}
     optimizer = torch.optim.SGD(term.parameters(), lr=0.1)
     value(term, given).backward()
@@ -234,7 +234,7 @@ def test_what_a_term_learns_is_learnt_and_kept(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "dist", "mse", "multi_temperature", "soft_mix"])
 def test_a_constant_added_to_a_row_of_logits_changes_nothing(name: str) -> None:
-    given, shift = answers(), torch.linspace(-5, 5, B, dtype=torch.float64)[:, None]
+    given, shift = loss_inputs(), torch.linspace(-5, 5, B, dtype=torch.float64)[:, None]
     pair = UnmixedTeacherLogits(
         given.unmixed.own - shift, given.unmixed.partner + 2, given.unmixed.lam
     )
@@ -245,7 +245,7 @@ def test_a_constant_added_to_a_row_of_logits_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ON_LOGITS)
 def test_the_classes_have_no_order(name: str) -> None:
     order = torch.randperm(C, generator=torch.Generator().manual_seed(4))
-    given = answers()
+    given = loss_inputs()
     pair = UnmixedTeacherLogits(
         given.unmixed.own[:, order], given.unmixed.partner[:, order], given.unmixed.lam
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.losses.reviewkd import Fusion, ReviewKD, hierarchical
-from tests.losses.answers import STUDENT, TEACHER, answers
+from tests.losses.loss_inputs import STUDENT, TEACHER, loss_inputs
 
 
 def pool(maps: torch.Tensor, side: int) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_every_map_hears_the_deeper_ones_and_the_sum_is_taken() -> None:
     torch.manual_seed(0)
     taps = ("stages.0", "stages.2", "features")
     shapes = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
-    term, given = ReviewKD(taps, taps, 3, **shapes).double(), answers()
+    term, given = ReviewKD(taps, taps, 3, **shapes).double(), loss_inputs()
     deeper, total = None, torch.zeros((), dtype=torch.float64)
     for level in (2, 1, 0):
         ours, theirs = given.student_taps[taps[level]], given.teacher_taps[taps[level]]
@@ -65,7 +65,7 @@ def test_the_deepest_has_nothing_to_join() -> None:
 
 
 def test_a_larger_map_of_the_teacher_is_pooled() -> None:
-    tap, given = ("stages.1",), answers()
+    tap, given = ("stages.1",), loss_inputs()
     term = ReviewKD(tap, tap, 3, student_shapes=STUDENT, teacher_shapes=TEACHER).double()
     large = torch.randn(6, TEACHER["stages.1"][0], 8, 8, dtype=torch.float64)
     whole, small = (replace(given, teacher_taps={"stages.1": t}) for t in (large, pool(large, 4)))
@@ -74,7 +74,7 @@ def test_a_larger_map_of_the_teacher_is_pooled() -> None:
 
 def test_zero_where_the_fused_maps_are_the_teachers_and_more_elsewhere() -> None:
     torch.manual_seed(0)
-    taps, given = ("stages.0", "features"), answers()
+    taps, given = ("stages.0", "features"), loss_inputs()
     term = ReviewKD(taps, taps, 3, student_shapes=STUDENT, teacher_shapes=TEACHER).double().eval()
     deep, residual = term.fusions[1](given.student_taps["features"][:, :, None, None], None)
     shallow, _ = term.fusions[0](given.student_taps["stages.0"], residual)

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from distill.losses.simkd import SimKD
-from tests.losses.answers import answers
+from tests.losses.loss_inputs import loss_inputs
 
 
 def test_equals_the_mean_square_written_out() -> None:
-    given = answers()
+    given = loss_inputs()
     ours, theirs = given.student_taps["projector"].flatten(), given.teacher_taps["maps"].flatten()
     total = sum((s - t) ** 2 for s, t in zip(ours.tolist(), theirs.tolist(), strict=True))
     assert SimKD()(given).item() == pytest.approx(total / len(theirs), rel=1e-9)
 
 
 def test_the_larger_map_is_pooled() -> None:
-    given = answers(like_teacher=True)
+    given = loss_inputs(like_teacher=True)
     pooled = torch.nn.functional.avg_pool2d(given.teacher_taps["stages.1"], 2)
     taps = {"stages.1": given.teacher_taps["stages.1"]}
     large = type(given)(given.student, given.targets, None, {"projector": pooled}, taps)
@@ -23,5 +23,5 @@ def test_the_larger_map_is_pooled() -> None:
 
 
 def test_widths_that_differ_are_named() -> None:
-    with pytest.raises(ValueError, match="the student's projector gives 6, the teacher 7"):
-        SimKD("maps", "maps")(answers())
+    with pytest.raises(ValueError, match="the student's projector has 6, the teacher 7"):
+        SimKD("maps", "maps")(loss_inputs())

@@ -1,4 +1,4 @@
-"""The mixture of two answers, which is not the answer to the mixture."""
+"""The mixture of two loss_inputs, which is not the answer to the mixture."""
 
 from dataclasses import replace
 
@@ -8,12 +8,12 @@ import torch
 from distill.losses.kd import KD
 from distill.losses.objective import UnmixedTeacherLogits
 from distill.losses.soft_mix import SoftMix
-from tests.losses.answers import B, answers
+from tests.losses.loss_inputs import B, loss_inputs
 
 
 @pytest.mark.parametrize("t", [1.0, 4.0])
 def test_equals_the_sum_written_out(t: float) -> None:
-    given, total = answers(), 0.0
+    given, total = loss_inputs(), 0.0
     rows = zip(
         given.student, given.unmixed.own, given.unmixed.partner, given.unmixed.lam, strict=True
     )
@@ -26,7 +26,7 @@ def test_equals_the_sum_written_out(t: float) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_is_kd_where_one_of_two_is_left(share: float) -> None:
-    given = answers()
+    given = loss_inputs()
     pair = UnmixedTeacherLogits(
         given.unmixed.own, given.unmixed.partner, torch.full((B, 1), share, dtype=torch.float64)
     )
@@ -39,7 +39,7 @@ def test_is_kd_where_one_of_two_is_left(share: float) -> None:
 
 
 def test_own_and_partner_are_not_the_same() -> None:
-    given = answers()
+    given = loss_inputs()
     swapped = UnmixedTeacherLogits(given.unmixed.partner, given.unmixed.own, given.unmixed.lam)
     assert not torch.isclose(
         SoftMix()(replace(given, unmixed=swapped)), SoftMix()(given), rtol=1e-3
@@ -49,5 +49,5 @@ def test_own_and_partner_are_not_the_same() -> None:
 
 
 def test_without_the_answers_before_mixing_it_says_so() -> None:
-    with pytest.raises(ValueError, match="soft_mix term needs the teacher's answers before mixing"):
-        SoftMix()(replace(answers(), unmixed=None))
+    with pytest.raises(ValueError, match="soft_mix term needs the teacher's logits before mixing"):
+        SoftMix()(replace(loss_inputs(), unmixed=None))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.losses.sp import SP
-from tests.losses.answers import B, answers
+from tests.losses.loss_inputs import B, loss_inputs
 
 
 def gram(maps: torch.Tensor) -> list[list[float]]:
@@ -17,7 +17,7 @@ def gram(maps: torch.Tensor) -> list[list[float]]:
 
 
 def test_equals_the_sums_written_out() -> None:
-    given = answers()
+    given = loss_inputs()
     ours, theirs = (gram(t["stages.2"]) for t in (given.student_taps, given.teacher_taps))
     total = sum((ours[i][j] - theirs[i][j]) ** 2 for i in range(B) for j in range(B))
     assert SP()(given).item() == pytest.approx(total / B, rel=1e-9)
@@ -25,7 +25,7 @@ def test_equals_the_sums_written_out() -> None:
 
 
 def test_a_rotation_of_the_features_changes_nothing() -> None:
-    given = answers()
+    given = loss_inputs()
     flat = given.student_taps["stages.2"].flatten(1)
     turn = torch.linalg.qr(torch.randn(flat.shape[1], flat.shape[1], dtype=torch.float64)).Q
     turned = replace(given, student_taps={"stages.2": flat @ turn})
@@ -33,4 +33,4 @@ def test_a_rotation_of_the_features_changes_nothing() -> None:
 
 
 def test_widths_and_sizes_may_differ() -> None:
-    assert SP("stages.0", "stages.1")(answers()) > 0
+    assert SP("stages.0", "stages.1")(loss_inputs()) > 0

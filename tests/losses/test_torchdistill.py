@@ -1,4 +1,4 @@
-"""Our terms beside torchdistill's losses, on the same random answers.
+"""Our terms beside torchdistill's losses, on the same random inputs.
 
 Where both follow a paper they agree; where torchdistill departs from it, the departure is pinned,
 so that a version which mends it shows here. torchdistill is no dependency:
@@ -22,7 +22,7 @@ from distill.losses.pkt import PKT
 from distill.losses.rkd import RKD
 from distill.losses.sp import SP
 from distill.losses.vid import VID
-from tests.losses.answers import STUDENT, TEACHER, B, C, answers
+from tests.losses.loss_inputs import STUDENT, TEACHER, B, C, loss_inputs
 
 theirs = pytest.importorskip(
     "torchdistill.losses.mid_level", reason="torchdistill is not installed"
@@ -33,7 +33,7 @@ LOGITS = ("logits", "output")  # where a loss of theirs finds what it reads: a p
 
 
 def io(given: LossInputs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All answers in torchdistill's dictionaries: path -> input or output -> tensor."""
+    """All inputs in torchdistill's dictionaries: path -> input or output -> tensor."""
     student = given.student_taps | {"logits": given.student}
     teacher = given.teacher_taps | {"logits": given.teacher}
     return tuple({path: {"output": t} for path, t in net.items()} for net in (student, teacher))
@@ -58,7 +58,7 @@ def same(ours: Tensor, other: Tensor, rtol: float = 1e-6) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_kd(temperature: float, seed: int) -> None:
     """Beside a hard term of any weight; without one their T^2 is lost."""
-    given, soft = answers(seed=seed), {"temperature": temperature, "beta": 1.0}
+    given, soft = loss_inputs(seed=seed), {"temperature": temperature, "beta": 1.0}
     ours = KD(temperature)(given)
     labels = given.targets.argmax(-1)
     both = value(theirs.KDLoss(*LOGITS, *LOGITS, alpha=0.1, **soft), given, labels)
@@ -71,7 +71,7 @@ def test_kd(temperature: float, seed: int) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_logit_std(temperature: float) -> None:
     """As for `kd`: without a hard term their T^2 is lost."""
-    given, soft = answers(), {"temperature": temperature, "beta": 9.0}
+    given, soft = loss_inputs(), {"temperature": temperature, "beta": 9.0}
     ours = LogitStd(temperature)(given)
     labels = given.targets.argmax(-1)
     both = value(theirs.LogitStdKDLoss(*LOGITS, *LOGITS, alpha=0.1, **soft), given, labels)
@@ -84,28 +84,28 @@ def test_logit_std(temperature: float) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_dist(temperature: float) -> None:
     """Theirs has a factor T^2, the paper none."""
-    given = answers(batch=9)
+    given = loss_inputs(batch=9)
     other = theirs.DISTLoss(*LOGITS, *LOGITS, beta=2.0, gamma=0.5, tau=temperature)
     same(temperature**2 * DIST(2.0, 0.5, temperature)(given), value(other, given))
 
 
 @pytest.mark.parametrize(("reduction", "mode"), [("mean", "code"), ("paper", "paper")])
 def test_at(reduction: Any, mode: str) -> None:
-    given = answers()
+    given = loss_inputs()
     place = [{"path": tap, "io": "output"} for tap in TAPS]
     pairs = {p["path"]: {"student": p, "teacher": p, "weight": 1} for p in place}
     same(AT(reduction=reduction)(given), value(theirs.ATLoss(pairs, mode=mode), given))
 
 
 def test_pkt() -> None:
-    given, where = answers(batch=9), ("features", "output")
+    given, where = loss_inputs(batch=9), ("features", "output")
     other = value(theirs.PKTLoss(*where, *where), given)
     same(PKT(reduction="paper")(given), other)
     same(PKT()(given), 9 * other)
 
 
 def test_rkd() -> None:
-    given = answers(batch=9)
+    given = loss_inputs(batch=9)
     other = theirs.RKDLoss(**paths("features"), dist_factor=1.0, angle_factor=2.0, reduction="mean")
     same(RKD()(given), value(other, given))
     other = theirs.RKDLoss(**paths("features"), dist_factor=3.0, angle_factor=0.0, reduction="mean")
@@ -114,7 +114,7 @@ def test_rkd() -> None:
 
 def test_sp() -> None:
     """Rows of norm 1: theirs are of L1 norm 1, the paper's of L2."""
-    given = answers(batch=9)
+    given = loss_inputs(batch=9)
     other = theirs.SPKDLoss(**paths("stages.2"), reduction="batchmean")
     departs, ours = value(other, given), SP(reduction="paper")(given)
     assert departs < 0.5 * ours
@@ -129,7 +129,7 @@ def test_sp() -> None:
 
 def test_vid() -> None:
     """The likelihood, under our regressors and variances."""
-    given = answers()
+    given = loss_inputs()
     term = VID(student_shapes=STUDENT, teacher_shapes=TEACHER).double()
     with torch.no_grad():
         for alpha in term.alphas:
@@ -163,11 +163,11 @@ def test_crd() -> None:
     """Three batches: the first fixes Z, each renews the banks. 1e-7 stands in their quotients."""
     ours, other = crd(torch.arange(30) % C, dims=4, negatives=8)
     for seed in range(3):
-        given = answers(seed=seed)
-        v_s = ours._embedded(ours.student_embed, given.student_taps["features"])
-        v_t = ours._embedded(ours.teacher_embed, given.teacher_taps["features"])
+        given = loss_inputs(seed=seed)
+        v_s = ours._embed(ours.student_embed, given.student_taps["features"])
+        v_t = ours._embed(ours.teacher_embed, given.teacher_taps["features"])
         torch.manual_seed(seed)
-        chosen = torch.cat([given.samples[:, None], ours._others(given.samples)], dim=1)
+        chosen = torch.cat([given.samples[:, None], ours._negatives(given.samples)], dim=1)
         torch.manual_seed(seed)
         said = {
             "student": {"output": v_s},

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distill.losses.vid import VID
-from tests.losses.answers import STUDENT, TEACHER, answers
+from tests.losses.loss_inputs import STUDENT, TEACHER, loss_inputs
 
 TAPS = ("stages.0", "stages.1")
 
@@ -19,7 +19,7 @@ def made() -> VID:
 
 
 def test_equals_the_log_likelihood_written_out() -> None:
-    term, given, total = made(), answers(), 0.0
+    term, given, total = made(), loss_inputs(), 0.0
     for level, tap in enumerate(TAPS):
         mean, theirs = term.means[level](given.student_taps[tap]), given.teacher_taps[tap]
         term.alphas[level].data += torch.linspace(-1, 1, theirs.shape[1])
@@ -38,12 +38,12 @@ def test_the_variance_begins_at_5_and_is_learnt() -> None:
     ]
     variance = nn.functional.softplus(term.alphas[0]) + 1e-5
     assert torch.allclose(variance, torch.full((4,), 5.0).double())
-    term(answers()).backward()
+    term(loss_inputs()).backward()
     assert all(alpha.grad.abs().min() > 0 for alpha in term.alphas)
 
 
 def test_it_may_be_negative() -> None:
-    term, given = made(), answers()
+    term, given = made(), loss_inputs()
     for alpha in term.alphas:
         alpha.data.fill_(-4.0)
     close = {tap: term.means[i](given.student_taps[tap]).detach() for i, tap in enumerate(TAPS)}
@@ -56,7 +56,7 @@ def test_the_mean_can_be_negative() -> None:
 
 
 def test_a_larger_map_of_the_teacher_is_pooled() -> None:
-    term, given = made(), answers()
+    term, given = made(), loss_inputs()
     large = {tap: torch.randn(6, TEACHER[tap][0], 16, 16, dtype=torch.float64) for tap in TAPS}
     pooled = {"stages.0": nn.functional.avg_pool2d(large["stages.0"], 2)}
     pooled["stages.1"] = nn.functional.avg_pool2d(large["stages.1"], 4)

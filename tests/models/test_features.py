@@ -50,9 +50,9 @@ def test_measuring_the_network_itself_keeps_nothing() -> None:
     net = ResNet(DESIGN)
     tapped = FeatureExtractor(net, ["stem"])
     net(IMAGES)
-    assert tapped.heard is None
+    assert tapped.captured is None
     tapped(IMAGES)
-    assert tapped.heard is None
+    assert tapped.captured is None
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -18,7 +18,7 @@ from distill.recipe.loss_schema import TEACHERS, Losses
 from distill.teacher import selection
 from distill.teacher.teacher import Teacher
 from distill.training.loop import step
-from tests.losses.answers import answers
+from tests.losses.loss_inputs import loss_inputs
 from tests.losses.test_properties import made
 from tests.make_runs import drawn, prepared, train
 
@@ -40,7 +40,7 @@ class Watched:
 @pytest.mark.parametrize("name", Losses.model_fields)
 def test_a_term_needs_what_it_reads(name: str) -> None:
     """The tables' word against the loss itself."""
-    watched = Watched(answers())
+    watched = Watched(loss_inputs())
     made(name)(watched)
     reads = {
         "labels": "targets" in watched.read,
@@ -55,7 +55,7 @@ def test_a_term_needs_what_it_reads(name: str) -> None:
 
 
 def test_one_label_is_needed_by_what_changes_with_the_labels_beside_the_largest() -> None:
-    mixed = answers()
+    mixed = loss_inputs()
     blurred = LossInputs(mixed.student, 0.6 * mixed.targets + 0.08, mixed.teacher)
     sharp = LossInputs(mixed.student, mixed.targets, mixed.teacher)
     dkd = made("dkd")
@@ -192,7 +192,7 @@ def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) 
 
 
 def test_a_mean_of_one_teacher_twice_is_refused(teacher: Path) -> None:
-    with pytest.raises(UserError, match=r"/teacher was given 2 times; a mean wants different"):
+    with pytest.raises(UserError, match=r"/teacher was given 2 times; a mean needs different"):
         prepared(f"teacher.runs=['{teacher}', '{teacher}/']", THREE)
 
 

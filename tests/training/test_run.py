@@ -352,7 +352,7 @@ def edited(teacher: Path, out: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_names": list("abc")}, "answers 3 classes, the data has 10"),
+        ({"class_names": list("abc")}, "has 3 classes, the data has 10"),
         ({"class_names": list("abcdefghij")}, "has other classes"),
         ({"data": {"fingerprint": "0" * 64}}, "was trained on other images"),
     ],
@@ -413,7 +413,7 @@ def test_a_teacher_of_an_earlier_version_may_teach(teacher, tmp_path) -> None:
 
 
 def test_a_teacher_nobody_asks_is_refused(teacher, tmp_path) -> None:
-    with pytest.raises(UserError, match="no term of this recipe asks a teacher"):
+    with pytest.raises(UserError, match="no term of this recipe reads a teacher"):
         train(tmp_path / "student", f"teacher.runs=['{teacher}']", "loss.kd=false")
 
 

@@ -1,11 +1,11 @@
 """Translate, rotate, shear and scale a batch with Pillow's nearest sampling.
 
 An operation is an affine map from the pixels of the result back to those of the image, six numbers
-a sample: (x, y) <- (a x + b y + c, d x + e y + f), pixel centres at one half. Pillow rounds them to
-sixteen bits after the point and adds integers from there on; so does `affine`, with the six numbers
-made on the host: the same bits on every device, and Pillow's. (A pure scale, without a turn, is the
-one map that Pillow samples in floating point: a row there may be its neighbour.) What comes from
-outside is black.
+per sample: (x, y) <- (a x + b y + c, d x + e y + f), pixel centres at one half. Pillow rounds them
+to sixteen bits after the point and then adds integers; so does `affine`, with the six numbers
+computed on the host: the same bits on every device, equal to Pillow's. (A pure scale, without
+rotation, is the one map that Pillow samples in floating point: there a row may be off by one.)
+Pixels from outside the image are black.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ BITS = 16  # after the point
 
 @dataclass(frozen=True)
 class Translate:
-    """A shift by up to `pixels` whole pixels on each axis, either way."""
+    """Shift by up to `pixels` whole pixels along each axis, in either direction."""
 
     pixels: int = 4
     before_crop: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class Translate:
 
 @dataclass(frozen=True)
 class Rotate:
-    """A rotation about the centre by up to `degrees`, either way."""
+    """Rotate about the centre by up to `degrees`, in either direction."""
 
     degrees: float = 15.0
     before_crop: ClassVar[bool] = False
@@ -57,10 +57,10 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Affine:
-    """Rotation, shift, scale and shear at once, as torchvision's RandomAffine has them.
+    """Rotate, shift, scale and shear at once, like torchvision's RandomAffine.
 
-    `degrees` and `shear` (degrees, along x) either way at most; `translate`, a share of the side,
-    rounded to whole pixels; `scale` from and to.
+    `degrees` and `shear` (degrees, along x): maxima in either direction; `translate`: maximum as a
+    share of the side, rounded to whole pixels; `scale`: range of the factor.
     """
 
     degrees: float = 0.0
@@ -71,13 +71,13 @@ class Affine:
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
         angle, x, y, scale = rng.words(seed, view, Stream.AFFINE, n).T
-        far = self.translate * size
+        shift = self.translate * size
         return {
             "map": fixed_point(
                 similarity(
                     rng.between(angle, -self.degrees, self.degrees),
-                    np.rint(rng.between(x, -far, far)),
-                    np.rint(rng.between(y, -far, far)),
+                    np.rint(rng.between(x, -shift, shift)),
+                    np.rint(rng.between(y, -shift, shift)),
                     rng.between(scale, *self.scale),
                     rng.between(
                         rng.words(seed, view, Stream.SHEAR, n)[:, 0], -self.shear, self.shear
@@ -92,19 +92,19 @@ class Affine:
 
 
 def translation(x: Floats, y: Floats) -> Floats:
-    """[n, 6]: the image moved by x pixels to the right and y down."""
+    """Return maps [n, 6] that shift the image by x pixels to the right and y down."""
     one, zero = np.ones_like(x), np.zeros_like(x)
     return np.stack([one, zero, -x, zero, one, -y], axis=1)
 
 
 def shear(x: Floats, y: Floats) -> Floats:
-    """[n, 6]: rows drawn out by x pixels a row, columns by y pixels a column, about the corner."""
+    """Return maps [n, 6] that shear by x pixels a row and y pixels a column, about the corner."""
     one, zero = np.ones_like(x), np.zeros_like(x)
     return np.stack([one, x, zero, y, one, zero], axis=1)
 
 
 def rotation(degrees: Floats, size: int) -> Floats:
-    """[n, 6]: the image turned about its centre, anticlockwise, as `Image.rotate` turns it."""
+    """Return maps [n, 6] that rotate anticlockwise about the centre, like `Image.rotate`."""
     angle = -np.radians(degrees % 360)
     cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
     middle = size / 2
@@ -116,7 +116,7 @@ def rotation(degrees: Floats, size: int) -> Floats:
 def similarity(
     degrees: Floats, x: Floats, y: Floats, scale: Floats, shear_x: Floats, size: int
 ) -> Floats:
-    """[n, 6]: scaled, sheared along x, turned clockwise about the centre, then moved by (x, y)."""
+    """Return maps [n, 6]: scale, shear along x, rotate clockwise about the centre, then shift."""
     turn, lean = np.radians(degrees), np.radians(shear_x)
     a, b = np.cos(turn), -np.cos(turn) * np.tan(lean) - np.sin(turn)
     c, d = np.sin(turn), -np.sin(turn) * np.tan(lean) + np.cos(turn)
@@ -127,22 +127,22 @@ def similarity(
 
 
 def fixed_point(coefficients: Floats) -> Tensor:
-    """[n, 6] as Pillow rounds them: int64, the constant terms those of the first pixel's centre."""
+    """Round maps [n, 6] like Pillow: int64, constant terms for the centre of the first pixel."""
     a, b, c, d, e, f = coefficients.T
     at_centre = np.stack([a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5], axis=1)
     return torch.from_numpy(np.floor(at_centre * 2.0**BITS + 0.5).astype(np.int64))
 
 
 def affine(pixels: Tensor, fixed: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] through the maps [B, 6] of `fixed_point`; channels last in memory."""
+    """Apply maps [B, 6] of `fixed_point` to uint8 [B, 3, H, W]; channels last in memory."""
     height, width = pixels.shape[-2:]
-    a, b, c, d, e, f = (each[:, None, None] for each in fixed.unbind(1))
+    a, b, c, d, e, f = (column[:, None, None] for column in fixed.unbind(1))
     down = torch.arange(height, device=pixels.device)[:, None]
     across = torch.arange(width, device=pixels.device)[None, :]
     x, y = (a * across + b * down + c) >> BITS, (d * across + e * down + f) >> BITS
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     sample = torch.arange(len(pixels), device=pixels.device)[:, None, None]
-    found = rearrange(pixels, "b c h w -> b h w c")[
+    sampled = rearrange(pixels, "b c h w -> b h w c")[
         sample, y.clamp(0, height - 1), x.clamp(0, width - 1)
     ]
-    return rearrange(found * inside[..., None], "b h w c -> b c h w")
+    return rearrange(sampled * inside[..., None], "b h w c -> b c h w")

@@ -2,7 +2,7 @@
 
 TrivialAugment: Müller, Hutter, ICCV 2021, arXiv 2103.10158; code: automl/trivialaugment.
 RandAugment: Cubuk, Zoph, Shlens, Le, NeurIPS 2020, arXiv 1909.13719. Operations are Pillow's, each
-of 31 strengths. There are three spaces of strengths, under two names:
+with 31 strengths. There are three sets of strengths, under two names:
 
 - "standard" of TrivialAugment: its authors' `fixed_standard` (aug_lib.py), which they recommend for
   networks as small as WRN-40-2. Shifts are 10 pixels at most.
@@ -10,14 +10,15 @@ of 31 strengths. There are three spaces of strengths, under two names:
   pixels of 32 (TrivialAugment's authors give RandAugment 14.4 too, so this stays). Posterize rounds
   the number of bits, where TrivialAugment truncates it; solarize starts at 255, not at 256; the
   factors of brightness, colour, contrast and sharpness are 31 on either side of 1, not 31 in all.
-- "wide", of both: torchvision's TrivialAugmentWide, whose shifts may push all of a 32x32 image out.
+- "wide", of both: torchvision's TrivialAugmentWide, whose shifts may move a 32x32 image out
+completely.
   TrivialAugment's authors recommend wide strengths for all larger networks; theirs differ from
   torchvision's in the same rounding, and in factors from 0.01 to 2.0.
 
-Each sample passes one resampling, one table, one blend with its grey, one with its smoothed self;
-all but its own operation leave it as it is. So every operation is paid for the whole batch, and
-none needs to know on the host which sample takes it: 174 kernels a batch, and on one CPU core some
-0.1 ms an image, a little less than torchvision takes on Pillow.
+Each sample passes one resampling, one lookup table, one blend with its grey version and one with
+its smoothed version; all but its own operation leave it unchanged. So every operation runs on the
+whole batch, and the host need not know which sample takes it: 174 kernels per batch, and on one CPU
+core some 0.1 ms per image, a little less than torchvision takes on Pillow.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ ROUNDS = (Stream.RAND_1, Stream.RAND_2, Stream.RAND_3, Stream.RAND_4)
 
 
 class Ranges(NamedTuple):
-    """31 strengths of each operation, in its own units, and which operations take either sign."""
+    """The 31 strengths of each operation, in its own units, and the operations of random sign."""
 
     strengths: dict[str, Floats]
     signed: frozenset[str]
@@ -54,10 +55,10 @@ class Ranges(NamedTuple):
 
 @dataclass(frozen=True)
 class TrivialAugment:
-    """One operation, of one of 31 strengths, each as likely as the other.
+    """Apply one operation at one of 31 strengths, all equally likely.
 
-    `before_crop`: on whole images, as the authors' code has it (TrivialAugment/data.py: it comes
-    first, then crop, flip, and a cutout of 16 pixels). torchvision's training scripts crop and flip
+    `before_crop`: on whole images, as in the authors' code (TrivialAugment/data.py: it comes first,
+    then crop, flip, and a cutout of 16 pixels). torchvision's training scripts crop and flip
     first.
     """
 
@@ -76,13 +77,13 @@ class TrivialAugment:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`ops` operations in a row, up to four, each at step `magnitude` of 0..30.
+    """Apply `ops` operations in sequence, up to four, each at step `magnitude` of 0..30.
 
-    The paper's magnitudes are of 0..10 and three times smaller: its best for WRN-28-10 on CIFAR-10,
-    three operations at 5, is step 15 here; for WRN-28-2, three at 4, step 12. One difference stays:
-    the authors' code (tensorflow/tpu, autoaugment.py) blends by 0.1 + 0.18 M without a sign, so
-    that 5 leaves brightness, colour, contrast and sharpness alone; torchvision's, and ours, does so
-    at 0.
+    The paper's magnitudes are in 0..10 and three times smaller: its best for WRN-28-10 on CIFAR-10,
+    three operations at 5, is step 15 here; for WRN-28-2, three at 4, step 12. One difference
+    remains: the authors' code (tensorflow/tpu, autoaugment.py) blends by 0.1 + 0.18 M without a
+    sign, so that brightness, colour, contrast and sharpness are unchanged at 5; in torchvision and
+    here they are at 0.
     """
 
     ops: int = 3
@@ -109,10 +110,10 @@ class RandAugment:
 
 
 def strengths(space: Space, size: int) -> dict[str, Floats]:
-    """Of each operation, the strengths of its 31 steps in torchvision, in its own units.
+    """Return the strengths of each operation's 31 steps in torchvision, in its own units.
 
-    Spaced in float64 and rounded once. torch.linspace rounds on its way: there the wide space's
-    16 pixels, step 15, are 15.999999 and move an image by 15.
+    Spaced in float64 and rounded once. torch.linspace also rounds in between: there the wide
+    space's 16 pixels, step 15, are 15.999999 and move an image by 15.
     """
     wide = space == "wide"
     shear, blend = (0.99, 0.99) if wide else (0.3, 0.9)
@@ -135,10 +136,10 @@ def strengths(space: Space, size: int) -> dict[str, Floats]:
 
 
 def fixed_standard() -> Ranges:
-    """TrivialAugment's standard space, of 32x32 images: whole pixels, degrees, bits and levels.
+    """Return TrivialAugment's standard space for 32x32: whole pixels, degrees, bits and levels.
 
-    The factors of brightness, colour, contrast and sharpness go from 0.1 to 1.9, without a sign;
-    their strength is what they add to 1.
+    The factors of brightness, colour, contrast and sharpness range from 0.1 to 1.9, without a sign;
+    their strength is the factor minus 1.
     """
     step = np.arange(STEPS)
     last = STEPS - 1
@@ -158,7 +159,7 @@ def fixed_standard() -> Ranges:
 def drawn(
     which: Words, step: NDArray[np.int64], sign: Words, ranges: Ranges, size: int
 ) -> dict[str, Tensor]:
-    """One operation a sample from its words [n] and steps [n]."""
+    """Draw one operation per sample from its words [n] and steps [n]."""
     operation = rng.integers(which, len(OPERATIONS))
     table = np.stack([ranges.strengths[name] for name in OPERATIONS]).astype(np.float64)
     signed = np.isin(operation, [OPERATIONS.index(name) for name in ranges.signed])
@@ -167,7 +168,7 @@ def drawn(
 
 
 def of_strength(operation: NDArray[np.int64], strength: Floats, size: int) -> dict[str, Tensor]:
-    """What `operate` reads, from the number of each sample's operation and its strength, signed."""
+    """Return the inputs of `operate` from each sample's operation number and signed strength."""
     is_on = {name: operation == number for number, name in enumerate(OPERATIONS)}
 
     def own(name: str, otherwise: float = 0.0) -> Floats:
@@ -195,7 +196,7 @@ def of_strength(operation: NDArray[np.int64], strength: Floats, size: int) -> di
 
 
 def operate(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-    """Each sample through its own operation: uint8 [B, 3, H, W]."""
+    """Apply each sample's own operation: uint8 [B, 3, H, W]."""
     pixels = affine.affine(pixels, drawn["map"])
     pixels = color.look_up(pixels, _table(pixels, drawn))
     pixels = color.saturation(pixels, drawn["color"])
@@ -203,7 +204,7 @@ def operate(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
 
 
 def _table(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-    """The table of each sample's point operation, the ramp where it has none."""
+    """Return the table of each sample's point operation, the identity if it has none."""
     counts = color.histogram(pixels)
     tables = {
         "brightness": color.brightness_table(drawn["brightness"]),

@@ -1,9 +1,9 @@
 """Colour operations on a batch, each sample with its own strength, as in Pillow.
 
-Point operations are a table of 256 entries a sample and channel, applied by one gather. What Pillow
-computes in float32 is computed so here, one rounding at a time, and truncated alike; the rest is
-integers. Pixels are uint8 [B, 3, H, W] throughout, factors float32 [B], 1 being the image itself.
-Tests hold every operation to Pillow's, bit for bit.
+Point operations are a table of 256 entries per sample and channel, applied by one gather. What
+Pillow computes in float32 is float32 here too, with the same roundings and truncation; the rest is
+integers. Pixels are uint8 [B, 3, H, W] throughout, factors float32 [B]; a factor of 1 changes
+nothing. Tests compare every operation with Pillow's, bit for bit.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ LEVELS = 256
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Brightness, contrast, saturation, hue, in this order: torchvision's ColorJitter draws one.
+    """Change brightness, contrast, saturation and hue, in this order (torchvision draws it).
 
-    A factor is uniform in [max(0, 1 - v), 1 + v]; the hue turns by a share of the circle in
+    A factor is uniform in [max(0, 1 - v), 1 + v]; the hue rotates by a share of the circle in
     [-hue, hue].
     """
 
@@ -61,38 +61,38 @@ class ColourJitter:
 
 
 def look_up(pixels: Tensor, table: Tensor) -> Tensor:
-    """Every pixel replaced by its entry in the table of its sample and channel [B, 3, 256]."""
-    found = table.gather(2, pixels.flatten(2).long()).reshape(pixels.shape)
-    return found.contiguous(memory_format=torch.channels_last)
+    """Replace every pixel by its entry in the table [B, 3, 256] of its sample and channel."""
+    replaced = table.gather(2, pixels.flatten(2).long()).reshape(pixels.shape)
+    return replaced.contiguous(memory_format=torch.channels_last)
 
 
 def levels(pixels: Tensor) -> Tensor:
-    """The table that changes nothing: uint8 [B, 3, 256]."""
+    """Return the identity table: uint8 [B, 3, 256]."""
     ramp = torch.arange(LEVELS, dtype=torch.uint8, device=pixels.device)
     return ramp.expand(len(pixels), 3, LEVELS)
 
 
 def blend(first: Tensor, second: Tensor, factor: Tensor) -> Tensor:
-    """first + factor (second - first) in float32, cut to 0..255 and truncated to uint8."""
+    """Return first + factor (second - first) in float32, clipped to 0..255, truncated to uint8."""
     a, b = first.float(), second.float()
     return (a + factor * (b - a)).clamp(0, 255).to(torch.uint8)
 
 
 def grey(pixels: Tensor) -> Tensor:
-    """Luma in Pillow's 16-bit weights: uint8 [B, 1, H, W]."""
+    """Return the luma by Pillow's 16-bit weights: uint8 [B, 1, H, W]."""
     r, g, b = (channel.int() for channel in pixels.unbind(1))
     return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).to(torch.uint8)[:, None]
 
 
 def brightness_table(factor: Tensor) -> Tensor:
-    """From black at 0."""
+    """Return the table of a blend with black, which is factor 0: uint8 [B, 3, 256]."""
     ramp = torch.arange(LEVELS, device=factor.device)
     table = blend(torch.zeros_like(ramp), ramp, factor[:, None])
     return table[:, None].expand(-1, 3, -1)
 
 
 def contrast_table(pixels: Tensor, factor: Tensor) -> Tensor:
-    """From the image's mean grey, rounded, at 0."""
+    """Return the table of a blend with the rounded mean grey, which is factor 0."""
     total = grey(pixels).flatten(1).long().sum(1)
     n = pixels.shape[-2] * pixels.shape[-1]
     mean = ((2 * total + n) // (2 * n))[:, None]
@@ -101,12 +101,15 @@ def contrast_table(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def saturation(pixels: Tensor, factor: Tensor) -> Tensor:
-    """From the grey image at 0."""
+    """Blend with the grey image, which is factor 0."""
     return blend(grey(pixels), pixels, factor[:, None, None, None])
 
 
 def sharpness(pixels: Tensor, factor: Tensor) -> Tensor:
-    """From the image smoothed by (1 1 1; 1 5 1; 1 1 1) / 13 at 0; the border is not smoothed."""
+    """Blend with the image smoothed by (1 1 1; 1 5 1; 1 1 1) / 13, which is factor 0.
+
+    The border is not smoothed.
+    """
     whole = pixels.int()
     sides = (slice(None, -2), slice(1, -1), slice(2, None))
     around = sum(
@@ -120,40 +123,40 @@ def sharpness(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize_table(bits: Tensor) -> Tensor:
-    """The highest `bits` [B] of each level."""
+    """Return the table that keeps the highest `bits` [B] of each level."""
     ramp = torch.arange(LEVELS, device=bits.device)
     dropped = (8 - bits)[:, None]
     return ((ramp >> dropped) << dropped).to(torch.uint8)[:, None].expand(-1, 3, -1)
 
 
 def solarize_table(threshold: Tensor) -> Tensor:
-    """Levels from `threshold` [B] on inverted."""
+    """Return the table that inverts levels of at least `threshold` [B]."""
     ramp = torch.arange(LEVELS, device=threshold.device)
     table = torch.where(ramp < threshold[:, None], ramp, 255 - ramp)
     return table.to(torch.uint8)[:, None].expand(-1, 3, -1)
 
 
 def histogram(pixels: Tensor) -> Tensor:
-    """How often each level occurs: int64 [B, 3, 256]."""
+    """Count how often each level occurs: int64 [B, 3, 256]."""
     counts = torch.zeros(len(pixels), 3, LEVELS, dtype=torch.int64, device=pixels.device)
     flat = pixels.flatten(2).long()
     return counts.scatter_add_(2, flat, torch.ones_like(flat))
 
 
 def autocontrast_table(counts: Tensor) -> Tensor:
-    """The darkest level to 0 and the lightest to 255, each channel by itself [B, 3, 256]."""
-    there = counts > 0
+    """Return the table that maps each channel's darkest level to 0 and its lightest to 255."""
+    occurs = counts > 0
     ramp = torch.arange(LEVELS, device=counts.device)
-    low = torch.where(there, ramp, LEVELS).amin(2, keepdim=True)
-    high = torch.where(there, ramp, -1).amax(2, keepdim=True)
-    # In float64 and in Pillow's order: where 255 divides evenly, truncation sees the last bit.
+    low = torch.where(occurs, ramp, LEVELS).amin(2, keepdim=True)
+    high = torch.where(occurs, ramp, -1).amax(2, keepdim=True)
+    # In float64 and in Pillow's order: if 255 divides evenly, truncation depends on the last bit.
     scale = quotient(255.0, (high - low).clamp_min(1).double())
     table = (ramp * scale + -low * scale).clamp(0, 255).to(torch.uint8)
     return torch.where(high <= low, ramp.to(torch.uint8), table)
 
 
 def equalize_table(counts: Tensor) -> Tensor:
-    """A flat histogram, as far as it goes, each channel by itself [B, 3, 256]."""
+    """Return the table that equalizes each channel's histogram: uint8 [B, 3, 256]."""
     ramp = torch.arange(LEVELS, device=counts.device)
     last = torch.where(counts > 0, ramp, -1).amax(2, keepdim=True)
     total = counts.sum(2, keepdim=True)
@@ -164,18 +167,18 @@ def equalize_table(counts: Tensor) -> Tensor:
 
 
 def turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
-    """The hue moved by `turn` [B] of 256 levels, wrapping, in Pillow's 8-bit HSV."""
+    """Rotate the hue by `turn` [B] of 256 levels in Pillow's 8-bit HSV."""
     hue, saturated, value = _hsv(pixels)
     return _rgb((hue + turn[:, None, None]) % LEVELS, saturated, value)
 
 
 def _hsv(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels 0..255, int64 [B, H, W] each."""
+    """Return hue, saturation and value, levels 0..255, int64 [B, H, W] each."""
     r, g, b = (channel.long() for channel in pixels.unbind(1))
     value, least = pixels.amax(1).long(), pixels.amin(1).long()
     spread = (value - least).clamp_min(1).float()
     rc, gc, bc = ((value - channel).float() / spread for channel in (r, g, b))
-    # Quotients are float32 there, what is done with a constant float64.
+    # In Pillow quotients are float32, and operations with a constant are float64.
     rd, gd, bd = rc.double(), gc.double(), bc.double()
     side = torch.where(g == value, 2.0 + rd - bd, 4.0 + gd - rd).float()
     side = torch.where(r == value, bc - gc, side)
@@ -188,7 +191,7 @@ def _hsv(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rgb(hue: Tensor, saturated: Tensor, value: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] from levels."""
+    """Return RGB uint8 [B, 3, H, W] from the levels of hue, saturation and value."""
     sector = quotient(hue.float() * 6.0, 255.0)
     index = sector.floor()
     rest, share, full = sector - index, quotient(saturated.float(), 255.0), value.float()

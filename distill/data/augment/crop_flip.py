@@ -1,8 +1,8 @@
 """Random crop and flip of a batch as one gather on uint8.
 
-A view fixes one crop offset and one flip per sample. `Crop` and `Flip` draw; `crop_and_flip` is the
-pure function of the draws: one gather from the padded set, no host synchronisation, the same bits
-on every device. Pixels become float once, at the end.
+A view has one crop offset and one flip per sample. `crop_and_flip` is a pure function of these
+draws: one gather from the padded set, no host synchronisation, the same bits on every device.
+Pixels become float once, at the end.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Crop:
 class Flip:
     """Random horizontal flip with probability `prob`.
 
-    `alternate`: drawn once, then mirrored at every odd view, so that two views in a row show each
-    image from both sides (Jordan, 2024, arXiv 2404.00498, section 3.6).
+    `alternate`: drawn once, then inverted at every odd view, so that two successive views have each
+    image in both orientations (Jordan, 2024, arXiv 2404.00498, section 3.6).
     """
 
     prob: float = 0.5
@@ -39,7 +39,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class CropFlipParams:
-    """Where each sample of a view is read: rows and columns of the crop's corner, mirrored or not.
+    """Each sample's crop corner in the padded image, and whether it is mirrored.
 
     `top`, `left`: int64 [N] in 0..2*padding; `mirrored`: bool [N].
     """
@@ -52,14 +52,14 @@ class CropFlipParams:
         return CropFlipParams(*(t.to(device) for t in (self.top, self.left, self.mirrored)))
 
     def of(self, rows: Tensor) -> "CropFlipParams":
-        """The placements of the samples `rows` [b], in that order."""
+        """Return the parameters of the samples `rows` [b], in that order."""
         return CropFlipParams(self.top[rows], self.left[rows], self.mirrored[rows])
 
 
 def draw_crop_flip(
     seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None
 ) -> CropFlipParams:
-    """Draw where samples 0..n-1 of a view are read; what is off leaves them as they are."""
+    """Draw crop and flip of samples 0..n-1 of a view; None changes nothing."""
     corner = np.zeros((n, 2), dtype=np.int64)
     mirrored: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
     if crop is not None:
@@ -75,11 +75,11 @@ def draw_crop_flip(
 def crop_and_flip(
     images: Tensor, indices: Tensor, placement: CropFlipParams, padding: int
 ) -> Tensor:
-    """The samples `indices` [B] of a view, cut out of a set that is padded by reflection.
+    """Crop the samples `indices` [B] of a view from a set padded by reflection, and flip them.
 
     images uint8 [N, H, W, C] -> uint8 [B, C, H, W], channels_last in memory. The set is never
-    padded: a position outside is read where it mirrors to. `placement` holds one entry per sample
-    of the whole set.
+    actually padded: a position outside is read at its mirror position. `placement` has one entry
+    per sample of the whole set.
     """
     height, width = images.shape[1:3]
     down, across = (torch.arange(size, device=indices.device) for size in (height, width))
@@ -92,7 +92,7 @@ def crop_and_flip(
 
 
 def _reflected(position: Tensor, size: int) -> Tensor:
-    """Where positions in -size < p < 2 size - 1 of a reflected axis are read, in 0..size-1.
+    """Map positions in -size < p < 2 size - 1 of a reflected axis to 0..size-1.
 
     The border pixel is not repeated.
     """
@@ -100,14 +100,14 @@ def _reflected(position: Tensor, size: int) -> Tensor:
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]; divides, so that 255 is exactly 1."""
+    """Convert uint8 to float32 in [0, 1] by a division, so that 255 is exactly 1."""
     return quotient(pixels.float(), 255.0)
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """Float images [B, 3, H, W] in [0, 1] to [B, 3, side, side], by antialiased interpolation.
+    """Resize float images [B, 3, H, W] in [0, 1] to [B, 3, side, side] with antialiasing.
 
-    torch's bilinear filter, widened by H / side as Pillow does it, so that no frequency aliases.
+    torch's bilinear filter, widened by H / side as in Pillow, so that no frequency aliases.
     Linear in the pixels; an image's result does not depend on the others of its batch.
     """
     resized = interpolate(images, size=(side, side), mode="bilinear", antialias=True)
@@ -115,10 +115,10 @@ def resize(images: Tensor, side: int) -> Tensor:
 
 
 def quotient(over: Tensor | float, under: Tensor | float) -> Tensor:
-    """over / under, rounded once on every device; one of them is a tensor.
+    """Return over / under, rounded once on every device; one of them is a tensor.
 
-    With a number of the host, torch multiplies by a reciprocal: always under a number, and on a GPU
-    over one.
+    With a Python number torch multiplies by a reciprocal: always if it is the divisor, and on a GPU
+    if it is the dividend.
     """
     like = over if isinstance(over, Tensor) else under
     assert isinstance(like, Tensor)

@@ -1,7 +1,7 @@
 """Cutout and random erasing: one box per sample.
 
 cutout: DeVries, Taylor, 2017, arXiv 1708.04552. Random erasing: Zhong, Zheng, Kang, Li, Yang, AAAI
-2020, arXiv 1708.04896, algorithm 1. What is hidden becomes the mean colour of CIFAR-10, which every
+2020, arXiv 1708.04896, algorithm 1. Hidden pixels get the mean colour of CIFAR-10, which every
 network here normalises to about 0.
 """
 
@@ -21,7 +21,7 @@ MEAN_COLOUR = (125, 123, 114)  # 255 times (0.4914, 0.4822, 0.4465)
 
 @dataclass(frozen=True)
 class Cutout:
-    """A square of `size` pixels about a uniform centre, clipped at the border, for a share."""
+    """Hide a square of `size` pixels about a uniform centre, clipped, for a share `prob`."""
 
     size: int = 16
     prob: float = 1.0
@@ -40,12 +40,12 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Erase:
-    """A rectangle of a uniform share `area` of the image, its height over width log-uniform.
+    """Hide a rectangle of uniform relative `area` and log-uniform height over width.
 
-    It lies within the image. The paper draws again until a rectangle fits; here one that is too
-    long on a side is cut to that side, which takes one draw a sample whatever comes: 1 in 600 at
-    the defaults on 32x32. The ratio is log-uniform as in torchvision, so that tall and wide are as
-    likely; the paper's is uniform, which favours tall.
+    It is inside the image. The paper draws again until a rectangle fits; here a side that is too
+    long is clipped, 1 in 600 at the defaults on 32x32, so that one draw per sample is enough. The
+    ratio is log-uniform as in torchvision, so that tall and wide are equally likely; the paper's is
+    uniform, which favours tall.
     """
 
     prob: float = 0.25
@@ -54,13 +54,13 @@ class Erase:
     before_crop: ClassVar[bool] = False
 
     def draw(self, seed: int, view: int, n: int, size: int) -> dict[str, Tensor]:
-        which, area, ratio, place = rng.words(seed, view, Stream.ERASE, n).T
+        which, area, ratio, position = rng.words(seed, view, Stream.ERASE, n).T
         pixels = size**2 * rng.between(area, *self.area)
         tall = np.exp(rng.between(ratio, *np.log(self.ratio)))
         sides = np.stack([np.sqrt(pixels * tall), np.sqrt(pixels / tall)], axis=1)
         extent = np.clip(np.rint(sides), 1, size).astype(np.int64)
-        room = (size - extent + 1).astype(np.uint64)
-        low = (np.stack(rng.halves(place), axis=1) % room).astype(np.int64)
+        n_positions = (size - extent + 1).astype(np.uint64)
+        low = (np.stack(rng.halves(position), axis=1) % n_positions).astype(np.int64)
         return {"box": _boxes(low, low + extent, rng.uniform(which) < self.prob)}
 
     def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
@@ -68,17 +68,17 @@ class Erase:
 
 
 def _boxes(low: NDArray[np.int64], high: NDArray[np.int64], used: NDArray[np.bool_]) -> Tensor:
-    """top, bottom, left, right (half open): int64 [n, 4]; empty where not used."""
+    """Return top, bottom, left, right (half open): int64 [n, 4]; empty if not used."""
     box = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
     return torch.from_numpy(np.where(used[:, None], box, 0))
 
 
 def hide(pixels: Tensor, box: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] with each sample's box [B, 4] in the mean colour."""
+    """Fill each sample's box [B, 4] of uint8 [B, 3, H, W] with the mean colour."""
     axis = torch.arange(pixels.shape[-1], device=pixels.device)
     top, bottom, left, right = (edge[:, None] for edge in box.unbind(1))
     rows, columns = (axis >= top) & (axis < bottom), (axis >= left) & (axis < right)
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    # Filled on the device: a copy from the host would wait for it.
+    # Created on the device: a copy from the host would synchronise.
     colour = torch.stack([pixels.new_full((), channel) for channel in MEAN_COLOUR])
     return torch.where(inside, colour[:, None, None], pixels)

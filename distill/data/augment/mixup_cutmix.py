@@ -3,9 +3,9 @@
 mixup: Zhang et al., ICLR 2018, arXiv 1710.09412. cutmix: Yun et al., ICCV 2019, arXiv 1905.04899.
 With m in [0, 1] of shape [B, 1, H, W]: x' = m x + (1 - m) x[partner], y' = lam y + (1 - lam)
 y[partner], lam = mean(m). For mixup m is the constant lam; for cutmix m is 0 inside the box and 1
-outside, and lam is the area that is really left, after the box was clipped at the border (the box
-drawn by the paper may leave the image). The partner is a permutation of the set per view, so a
-mixed view needs no knowledge of the batch.
+outside, and lam is the area that is really left, after the box was clipped at the border (the
+paper's box may leave the image). The partner is a permutation of the set per view, so a mixed view
+does not depend on the batch.
 """
 
 from dataclasses import dataclass
@@ -44,8 +44,8 @@ class MixParams:
 
     `partner`: int64 [N], a permutation. `lam`: float32 [N], the share of the sample itself in its
     targets. `blend`: float32 [N], the weight of its pixels outside the box. `box`: int64 [N, 4],
-    top, bottom, left, right (half open), inside which the partner's pixels stand; empty where there
-    is no box.
+    top, bottom, left, right (half open), inside which the pixels are the partner's; empty
+    without a box.
     """
 
     partner: Tensor
@@ -84,7 +84,7 @@ def draw_mix(
 
 
 def clipped_box(lam: Floats, centre: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Boxes [n, 4] of side floor(size * sqrt(1 - lam)) about `centre` [n, 2], clipped."""
+    """Return boxes [n, 4] of side floor(size * sqrt(1 - lam)) about `centre` [n, 2], clipped."""
     side = np.floor(size * np.sqrt(1 - lam)).astype(np.int64)[:, None]
     low = np.clip(centre - side // 2, 0, size)
     high = np.clip(centre - side // 2 + side, 0, size)
@@ -92,7 +92,7 @@ def clipped_box(lam: Floats, centre: NDArray[np.int64], size: int) -> NDArray[np
 
 
 def beta_quantile(alpha: float, u: Floats) -> Floats:
-    """The inverse distribution function of Beta(alpha, alpha) at u [n] in [0, 1)."""
+    """Return the quantiles of Beta(alpha, alpha) at u [n] in [0, 1)."""
     if alpha == 1:
         return u
     quantile, share = _beta_table(alpha)
@@ -104,10 +104,9 @@ def beta_quantile(alpha: float, u: Floats) -> Floats:
 
 @cache
 def _beta_table(alpha: float) -> tuple[Floats, Floats]:
-    """Lower half of Beta(alpha, alpha): values x and the probability below x, up to 1/2.
+    """Return values x and the probability below x, up to 1/2, for Beta(alpha, alpha).
 
-    Summed over t = x^root, in which the density is finite where x's own is infinite at 0 (alpha <
-    1).
+    Integrated over t = x^root, whose density is finite at 0 even if that of x is not (alpha < 1).
     """
     root = min(alpha, 1.0)
     t = np.linspace(0, 0.5**root, 1 << 14)
@@ -118,7 +117,7 @@ def _beta_table(alpha: float) -> tuple[Floats, Floats]:
 
 
 def weight_map(blend: Tensor, box: Tensor, size: int) -> Tensor:
-    """m of the formula above, float32 [B, 1, size, size], from blend [B] and box [B, 4]."""
+    """Return m of the formula above, float32 [B, 1, size, size], for blend [B] and box [B, 4]."""
     axis = torch.arange(size, device=box.device)
     top, bottom, left, right = (edge[:, None] for edge in box.unbind(1))
     rows, columns = (axis >= top) & (axis < bottom), (axis >= left) & (axis < right)
@@ -127,5 +126,5 @@ def weight_map(blend: Tensor, box: Tensor, size: int) -> Tensor:
 
 
 def mix(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """weight * first + (1 - weight) * second, exact where the weight is 0 or 1."""
+    """Return weight * first + (1 - weight) * second, exact for weights of 0 and 1."""
     return weight * first + (1 - weight) * second

@@ -1,4 +1,4 @@
-"""The order of augmentations, and the epochs in which each is on."""
+"""Define the order of augmentations and the epochs in which each is on."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
@@ -9,29 +9,29 @@ from distill.data.augment.crop_flip import Crop, Flip
 from distill.data.augment.mixup_cutmix import Cutmix, Mixup
 from distill.data.augment.ricap import Ricap
 
-OperationParams = dict[str, Tensor]  # one row a sample
+OperationParams = dict[str, Tensor]  # one row per sample
 
 
 class Operation(Protocol):
-    """What is done to single images, before crop and flip or after them."""
+    """An augmentation of single images, before crop and flip or after them."""
 
     @property
     def before_crop(self) -> bool: ...
 
     def draw(self, seed: int, view: int, n: int, size: int) -> OperationParams:
-        """Everything random about samples 0..n-1 of a view, on the host."""
+        """Draw everything random about samples 0..n-1 of a view, on the host."""
 
     def __call__(self, pixels: Tensor, drawn: OperationParams) -> Tensor:
-        """uint8 [B, 3, H, W] to the same, by the draws of those B samples."""
+        """Apply the draws of B samples to their pixels: uint8 [B, 3, H, W] to the same."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What happens to the images of a view, in this order; what is absent is off.
+    """The augmentations of a view's images, in this order; None is off.
 
     Operations that are `before_crop` come first, on whole images; the others after the flip. Images
-    are mixed at their full size and then resized to `side` pixels. Cached teacher logits are found
-    by the repr: it must change when pixels do, and only then.
+    are mixed at their full size and then resized to `side` pixels. The cache keys of
+    teacher logits contain the repr: it must change when pixels do, and only then.
     """
 
     crop: Crop | None = None
@@ -43,9 +43,9 @@ class Pipeline:
     side: int | None = None
 
     def __repr__(self) -> str:
-        """The generated one, without `side` if that is None: as before there were sides."""
-        named = [(each.name, getattr(self, each.name)) for each in fields(self)]
-        shown = [f"{name}={value!r}" for name, value in named if (name, value) != ("side", None)]
+        """Return the generated repr, without `side` if it is None, for earlier cache keys."""
+        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        shown = [f"{name}={value!r}" for name, value in values if (name, value) != ("side", None)]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @property
@@ -53,7 +53,7 @@ class Pipeline:
         return any((self.mixup, self.cutmix, self.ricap))
 
     def without(self, *, operations: bool, mixing: bool) -> "Pipeline":
-        """The same with its operations or its mixing off."""
+        """Return a copy with operations or mixing off."""
         changed = self
         if operations:
             changed = replace(changed, operations=())
@@ -64,12 +64,12 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class AugmentSchedule:
-    """Which view each epoch trains on, until when it is augmented and mixed, and its images' side.
+    """The view, augmentations and image side of each epoch.
 
-    `views`: epoch e trains on view e mod `views`; without it each epoch has its own. Operations are
-    on before epoch `operated`, mixing before epoch `mixed`; without a number, always. `sides`:
-    (share, side in pixels, None for full size), shares rising from 0: epoch e, counted from 0, of
-    `epochs` has the last side whose share is at most e / `epochs`. Without any, full size.
+    `views`: epoch e trains on view e mod `views`; None gives each epoch its own. Operations are on
+    before epoch `operations_end`, mixing before epoch `mixing_end`; None means always. `sides`:
+    (share, side in pixels, None for full size), shares increasing from 0: epoch e, counted from 0,
+    of `epochs` has the last side whose share is at most e / `epochs`. Empty means full size.
     """
 
     views: int | None = None
@@ -79,24 +79,24 @@ class AugmentSchedule:
     epochs: int = 1
 
     def side(self, epoch: int) -> int | None:
-        """The side of an epoch's images; None for full size."""
+        """Return the side of an epoch's images; None for full size."""
         begun = [side for share, side in self.sides if share <= epoch / self.epochs]
         return begun[-1] if begun else None
 
     @property
     def spans(self) -> tuple[tuple[float, int | None], ...]:
-        """(share, side) from 0 on, also without a schedule."""
+        """Return (share, side) from 0 on, with full size if there are no sides."""
         return self.sides or ((0.0, None),)
 
     def at(self, side: int | None) -> "AugmentSchedule":
-        """The same with one side throughout."""
+        """Return a copy with one side throughout."""
         return replace(self, sides=((0.0, side),))
 
     def view(self, epoch: int) -> int:
         return epoch % self.views if self.views else epoch
 
     def pipeline(self, whole: Pipeline, epoch: int) -> Pipeline:
-        """What is on in an epoch."""
+        """Return the part of a pipeline that is on in an epoch."""
         on = whole.without(
             operations=self.operations_end is not None and epoch >= self.operations_end,
             mixing=self.mixing_end is not None and epoch >= self.mixing_end,

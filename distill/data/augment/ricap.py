@@ -1,9 +1,9 @@
 """RICAP: combine four images into one.
 
-Four images of a view share one: a boundary (h, w), each coordinate round(size Beta(beta, beta)),
-makes four patches, each filled by a random crop of its own image; the targets are mixed by the
-patches' areas. The first image is the sample itself; its partners are three permutations of the
-set, so that a patched view needs no knowledge of the batch.
+A boundary (h, w), each coordinate round(size Beta(beta, beta)), divides the image into four
+patches, each filled by a random crop of its own image; the targets are mixed by the patches' areas.
+The first image is the sample itself; its partners are three permutations of the set, so that a
+patched view does not depend on the batch.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ PARTNERS = (Stream.RICAP_PARTNER_1, Stream.RICAP_PARTNER_2, Stream.RICAP_PARTNER
 
 @dataclass(frozen=True)
 class Ricap:
-    """Four images in one, for a share `prob` of the samples."""
+    """Combine four images into one, for a share `prob` of the samples."""
 
     prob: float = 1.0
     beta: float = 0.3
@@ -51,14 +51,14 @@ class RicapParams:
 def draw_ricap(seed: int, view: int, n: int, size: int, ricap: Ricap, low: float) -> RicapParams:
     """Draw the patchwork of samples 0..n-1 of one view.
 
-    By the same uniform number that chooses mixup or cutmix, whose shares take what is below `low`:
-    no sample is mixed twice.
+    The same uniform number chooses mixup or cutmix if it is below `low`, so that no sample is mixed
+    twice.
     """
     which = rng.uniform(rng.words(seed, view, Stream.MIX, n)[:, 0])
-    places = rng.words(seed, view, Stream.RICAP, n)[:, :2]
-    boundary = np.rint(size * beta_quantile(ricap.beta, rng.uniform(places))).astype(np.int64)
+    position = rng.words(seed, view, Stream.RICAP, n)[:, :2]
+    boundary = np.rint(size * beta_quantile(ricap.beta, rng.uniform(position))).astype(np.int64)
     extent = _extents(boundary, size)
-    words = rng.words(seed, view, Stream.RICAP_CORNER, n)  # one a patch
+    words = rng.words(seed, view, Stream.RICAP_CORNER, n)  # one per patch
     corner = np.stack(rng.halves(words), axis=-1) % (size - extent + 1).astype(np.uint64)
     partner = np.stack([rng.permutation(seed, view, stream, n) for stream in PARTNERS], axis=1)
     return RicapParams(
@@ -71,14 +71,14 @@ def draw_ricap(seed: int, view: int, n: int, size: int, ricap: Ricap, low: float
 
 
 def _extents(boundary: np.ndarray, size: int) -> np.ndarray:
-    """Rows and columns of the four patches, [N, 4, 2], from the boundary [N, 2]."""
+    """Return the rows and columns of the four patches, [N, 4, 2], from the boundary [N, 2]."""
     (h, w), (rest_h, rest_w) = boundary.T, (size - boundary).T
     pairs = [(h, w), (h, rest_w), (rest_h, w), (rest_h, rest_w)]
     return np.stack([np.stack(pair, axis=-1) for pair in pairs], axis=1)
 
 
 def combine_four(images: Tensor, boundary: Tensor, corner: Tensor) -> Tensor:
-    """Four images of each sample [4, B, 3, H, W] as one [B, 3, H, W], by gathers alone."""
+    """Combine four images per sample, [4, B, 3, H, W] to [B, 3, H, W], by gathers alone."""
     axis = torch.arange(images.shape[-1], device=images.device)
     below, right = (axis >= edge[:, None] for edge in boundary.unbind(1))  # [B, size] each
     quarter = 2 * below.long()[:, :, None] + right.long()[:, None, :]  # [B, H, W]

@@ -2,7 +2,7 @@
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
 github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
-and its draws, and gives images that are yet to be cut off at 0 and 1.
+and its draws, and returns images that are not yet clipped to [0, 1].
 """
 
 from functools import cache
@@ -21,19 +21,19 @@ from distill.data.corruptions.filters import (
 from distill.data.rng import Draw
 
 FOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))  # radius, smoothing, in pixels
-GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # smoothing, passes; 1 pixel far
+GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # smoothing, passes; by 1 pixel
 MOTION = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))  # radius, standard deviation, in pixels
-ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # the largest factor, from 1 by hundredths
+ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # the largest factor, in steps of 0.01 from 1
 ZOOM_STEP = 0.01
 
 
 def defocus_blur(images: Floats, severity: int, draw: Draw) -> Floats:
-    """A small disk whose rim is smoothed."""
+    """Convolve with a small disk whose edge is smoothed."""
     return convolve(images, disk(*FOCUS[severity - 1]))
 
 
 def disk(radius: float, smoothing: float) -> Floats:
-    """A disk of these pixels, smoothed by a Gaussian of three taps: [5, 5], its sum 1."""
+    """Return a disk of this radius, smoothed by a Gaussian of three taps: [5, 5], sum 1."""
     at = np.arange(-2, 3)
     filled = (at**2 + at[:, None] ** 2 <= radius**2).astype(float)
     taps = np.exp(-0.5 * (np.arange(-1, 2) / smoothing) ** 2)
@@ -43,10 +43,10 @@ def disk(radius: float, smoothing: float) -> Floats:
 
 
 def glass_blur(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Pixels taken from a neighbour above or to the left, between two smoothings.
+    """Replace pixels by a neighbour above or to the left, between two smoothings.
 
-    The paper exchanges the two. Its program exchanges two views of one array, which copies the
-    neighbour and changes nothing else; the published images are made so, and these are comparable.
+    The paper swaps the two pixels. Its program swaps two views of one array, which only copies the
+    neighbour; the published images were made like this, and so are these, to be comparable.
     """
     smoothing, passes = GLASS[severity - 1]
     smoother = gaussian(images.shape[-1], smoothing, truncate=4, border="edge")
@@ -64,20 +64,22 @@ def glass_blur(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def motion_blur(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Along a line, within 45 degrees of the horizontal."""
+    """Blur along a line within 45 degrees of the horizontal."""
     return smear(images, rng.between(draw(1)[:, 0], -45, 45), *MOTION[severity - 1])
 
 
 def zoom_blur(images: Floats, severity: int, draw: Draw) -> Floats:
-    """The mean of the image and of its middle at growing magnifications."""
+    """Return the mean of the image and of its middle at increasing magnifications."""
     flat = images.reshape(-1, images.shape[-2] * images.shape[-1])
     return (flat @ zoom_mean(severity, images.shape[-1]).T).reshape(images.shape)
 
 
 @cache
 def zoom_mean(severity: int, size: int) -> Floats:
-    """All of a zoom blur as one matrix on pixels: float32 [size², size²], 4 MB."""
-    factors = np.arange(1, ZOOM[severity - 1], ZOOM_STEP)  # as numpy rounds: the end may be in it
+    """Return a zoom blur as one matrix on pixels: float32 [size², size²], 4 MB."""
+    factors = np.arange(
+        1, ZOOM[severity - 1], ZOOM_STEP
+    )  # rounded by numpy: the end may be included
     zooms = (magnifier(size, factor) for factor in factors)
     total = np.eye(size * size) + sum(np.kron(zoom, zoom) for zoom in zooms)
     mean: Floats = (total / (len(factors) + 1)).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Common corruptions by name, and their application to images.
+"""List common corruptions by name and apply them to images.
 
 Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019, arXiv 1903.12261. 14 of their 15: frost needs photographs. Computed anew
-and not read from CIFAR-10-C: the same operations and constants on other draws, so that accuracies
-are comparable in the mean and images are not the same ones.
+Perturbations", ICLR 2019, arXiv 1903.12261. 14 of their 15: frost needs photographs. Computed here
+and not read from CIFAR-10-C: the same operations and constants with other random draws, so that
+mean accuracies are comparable and images are not identical.
 """
 
 from collections.abc import Callable
@@ -39,16 +39,16 @@ CORRUPTIONS: dict[str, Corruption] = {  # in the paper's order, which numbers th
 NUMBERS = {name: number for number, name in enumerate(CORRUPTIONS)}
 LEFT_OUT = ("frost",)
 SEVERITIES = (1, 2, 3, 4, 5)
-CHUNK = 250  # images at once: 3 MB as float32, so that most of the work stays near the processor
+CHUNK = 250  # images at once: 3 MB as float32, which fits in the processor's cache
 
 
 def corrupt(
     images: Pixels, name: str, severity: int, *, samples: NDArray[np.int64], seed: int = 0
 ) -> Pixels:
-    """Images uint8 [N, 3, 32, 32] under a corruption at a severity 1..5.
+    """Apply a corruption at a severity 1..5 to images uint8 [N, 3, 32, 32].
 
-    What befalls an image is a function of (seed, corruption, severity, its number in `samples`
-    [N]), whoever else is corrupted with it.
+    The result for an image is a function of (seed, corruption, severity, its number in `samples`
+    [N]), whatever the other images.
     """
     key = seed, len(SEVERITIES) * NUMBERS[name] + severity - 1
     chunks = []
@@ -61,8 +61,9 @@ def corrupt(
 
 
 def to_pixels(images: Floats) -> Pixels:
-    """Cut off at 0 and 1 and rounded down, as the authors store them; what float32 leaves a hair
-    below a whole number counts as it.
+    """Clip to [0, 1] and round down to uint8, like the authors' files.
+
+    Values that float32 rounding leaves just below a whole number are rounded up to it.
     """
     pixels: Pixels = np.floor(np.clip(images, 0, 1) * 255 + 1e-3).astype(np.uint8)
     return pixels

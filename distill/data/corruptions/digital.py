@@ -2,7 +2,7 @@
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
 github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
-and its draws, and gives images that are yet to be cut off at 0 and 1.
+and its draws, and returns images that are not yet clipped to [0, 1].
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from distill.data.corruptions.filters import (
 from distill.data.rng import Draw
 
 CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
-# How far pixels are displaced, how smoothly, and how far the corners are: shares of the side.
+# Displacement of pixels, its smoothing, displacement of corners: shares of the side.
 ELASTIC = (
     (0, 0, 0.08),
     (0.05, 0.2, 0.07),
@@ -31,36 +31,36 @@ ELASTIC = (
     (0.1, 0.04, 0.05),
     (0.1, 0.03, 0.03),
 )
-KEPT = (0.95, 0.9, 0.85, 0.75, 0.65)  # of the side
+REDUCED = (0.95, 0.9, 0.85, 0.75, 0.65)  # of the side
 QUALITY = (80, 65, 58, 50, 40)  # of a JPEG
 
 
 def contrast(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Each colour nearer to its mean in the image."""
+    """Move each colour channel towards its mean in the image."""
     means = images.mean(axis=(2, 3), keepdims=True)
     flatter: Floats = (images - means) * np.float32(CONTRAST[severity - 1]) + means
     return flatter
 
 
 def elastic_transform(images: Floats, severity: int, draw: Draw) -> Floats:
-    """An affine map of three displaced corners, then a smooth displacement of every pixel."""
+    """Apply an affine map of three displaced corners, then a smooth displacement of pixels."""
     n, size = len(images), images.shape[-1]
-    far, smoothing, corners = (share * size for share in ELASTIC[severity - 1])
-    chances = 2 * rng.uniform(draw(6 + 2 * size * size)) - 1
+    distance, smoothing, corners = (share * size for share in ELASTIC[severity - 1])
+    uniforms = 2 * rng.uniform(draw(6 + 2 * size * size)) - 1
     row, column = np.mgrid[:size, :size].astype(np.float64)
-    back = affine_back(corners * chances[:, :6].reshape(n, 3, 2), size)
+    back = affine_back(corners * uniforms[:, :6].reshape(n, 3, 2), size)
     grid = np.stack([column, row, np.ones_like(row)], axis=-1) @ back[:, None]
     mapped = sample(images, grid[..., 1], grid[..., 0], mirrored_about_pixel)
     smoother = gaussian(size, smoothing, truncate=3, border="symmetric")
-    moves = far * on_both_axes(smoother, chances[:, 6:].reshape(n, 2, size, size))
+    moves = distance * on_both_axes(smoother, uniforms[:, 6:].reshape(n, 2, size, size))
     return sample(mapped, row + moves[:, 1], column + moves[:, 0], mirrored_about_border)
 
 
 def affine_back(moves: Floats, size: int) -> Floats:
-    """Where a pixel comes from if three corners are moved by [N, 3, 2]: (x, y, 1) times [N, 3, 2].
+    """Return the inverse affine maps [N, 3, 2], to be multiplied by (x, y, 1).
 
-    The corners are those of a square about the centre, 2/3 of the side: right below, right above,
-    left above.
+    The maps move three corners by `moves` [N, 3, 2]: bottom right, top right and top left of a
+    centred square of 2/3 of the side.
     """
     centre, half = size // 2, size // 3
     corners = centre + half * np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
@@ -69,9 +69,9 @@ def affine_back(moves: Floats, size: int) -> Floats:
 
 
 def pixelate(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Made smaller and larger again, each new pixel the mean of those it covers."""
+    """Shrink and enlarge the image; each new pixel is the mean of those it covers."""
     size = images.shape[-1]
-    small = int(size * KEPT[severity - 1])
+    small = int(size * REDUCED[severity - 1])
 
     def change(image: Image.Image) -> Image.Image:
         reduced = image.resize((small, small), Image.Resampling.BOX)
@@ -81,7 +81,7 @@ def pixelate(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def jpeg_compression(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Written as a JPEG and read again."""
+    """Compress the image as a JPEG and decode it."""
 
     def change(image: Image.Image) -> Image.Image:
         file = BytesIO()
@@ -92,7 +92,7 @@ def jpeg_compression(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def one_by_one(images: Floats, change: Callable[[Image.Image], Image.Image]) -> Floats:
-    """What Pillow does to each image."""
+    """Apply a function on Pillow images to each image."""
     pixels = np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    changed = np.stack([np.asarray(change(Image.fromarray(each))) for each in pixels])
+    changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in pixels])
     return changed.transpose(0, 3, 1, 2).astype(np.float32) / 255

@@ -1,6 +1,6 @@
 """Smooth, zoom, shift and resample many images at once.
 
-A filter that acts on rows and columns alike is a matrix [size, size]: row i holds the weights of
+A filter that is the same for rows and columns is a matrix [size, size]: row i has the weights of
 the old rows in the new row i.
 """
 
@@ -16,14 +16,14 @@ Border = Literal["edge", "symmetric"]  # np.pad's: a|abc|c and a|abc|c b a, the 
 
 
 def on_both_axes(matrix: Floats, maps: Floats) -> Floats:
-    """The matrix on rows and columns of maps [..., H, W]."""
+    """Apply a matrix to rows and columns of maps [..., H, W]."""
     square = matrix.astype(maps.dtype)
     applied: Floats = square @ maps @ square.T
     return applied
 
 
 def gaussian(size: int, sigma: float, *, truncate: float, border: Border) -> Floats:
-    """Smoothing by a Gaussian cut off at `truncate` standard deviations: [size, size]."""
+    """Return the matrix of a Gaussian truncated at `truncate` standard deviations: [size, size]."""
     radius = int(truncate * sigma + 0.5)
     if not radius:
         return np.eye(size)
@@ -35,7 +35,7 @@ def gaussian(size: int, sigma: float, *, truncate: float, border: Border) -> Flo
 
 
 def magnifier(size: int, factor: float) -> Floats:
-    """The middle magnified to fill the map, between its pixels linearly: [size, size]."""
+    """Return the matrix that magnifies the middle linearly to fill the map: [size, size]."""
     cropped = int(np.ceil(size / factor))
     whole = round(cropped * factor)  # pixels before the middle is cut out again
     first = (whole - size) // 2 + np.arange(size)
@@ -45,10 +45,10 @@ def magnifier(size: int, factor: float) -> Floats:
 
 
 def smear(maps: Floats, degrees: Floats, radius: int, sigma: float) -> Floats:
-    """Motion blur of maps [N, C, H, W], each along its own angle [N].
+    """Blur maps [N, C, H, W] by motion, each along its own angle [N].
 
-    As ImageMagick's MotionBlurImage: one half of a Gaussian, 2 radius + 1 taps along the line, each
-    at its nearest pixel; beyond the border the edge goes on.
+    Like ImageMagick's MotionBlurImage: one half of a Gaussian, 2 radius + 1 taps along the line,
+    each at its nearest pixel; the edge is repeated beyond the border.
     """
     taps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (taps / sigma) ** 2)
@@ -56,23 +56,21 @@ def smear(maps: Floats, degrees: Floats, radius: int, sigma: float) -> Floats:
     angle = np.deg2rad(degrees)
     offsets = np.stack([np.sin(angle), np.cos(angle)], axis=-1)[:, None] * taps[:, None]
     steps = np.ceil(offsets - 0.5).astype(np.int64)  # [N, taps, (down, right)]
-    far, (height, width) = 2 * radius, maps.shape[-2:]
-    padded = np.pad(maps, ((0, 0), (0, 0), (far, far), (far, far)), mode="edge")
+    pad, (height, width) = 2 * radius, maps.shape[-2:]
+    padded = np.pad(maps, ((0, 0), (0, 0), (pad, pad), (pad, pad)), mode="edge")
     smeared = np.zeros_like(maps)
     for tap, weight in enumerate(weights):
-        # Few offsets occur at one tap: a slice of many maps each, not a gather of pixels.
+        # Few offsets occur at one tap: each is a slice of many maps, not a gather of pixels.
         for down, right in np.unique(steps[:, tap], axis=0):
-            alike = (steps[:, tap] == (down, right)).all(axis=1)
-            rows = slice(far + down, far + down + height)
-            columns = slice(far + right, far + right + width)
-            smeared[alike] += weight * padded[alike, :, rows, columns]
+            same = (steps[:, tap] == (down, right)).all(axis=1)
+            rows = slice(pad + down, pad + down + height)
+            columns = slice(pad + right, pad + right + width)
+            smeared[same] += weight * padded[same, :, rows, columns]
     return smeared
 
 
 def convolve(maps: Floats, kernel: Floats) -> Floats:
-    """Maps [N, C, H, W] under a symmetric kernel of odd sides; beyond the border they are mirrored
-    about the edge pixel.
-    """
+    """Convolve maps [N, C, H, W] with a symmetric kernel of odd size, padded by reflection."""
     reach, (height, width) = len(kernel) // 2, maps.shape[-2:]
     padded = np.pad(maps, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="reflect")
     result = np.zeros_like(maps)
@@ -83,14 +81,14 @@ def convolve(maps: Floats, kernel: Floats) -> Floats:
 
 
 def mirrored_about_pixel(index: Indices, size: int) -> Indices:
-    """c b|abcd|c b: indices beyond 0..size-1 brought back, the edge not repeated."""
+    """Reflect indices beyond 0..size-1 without repeating the edge: c b|abcd|c b."""
     period = 2 * (size - 1)
     folded: Indices = np.abs((index + size - 1) % period - (size - 1))
     return folded
 
 
 def mirrored_about_border(index: Indices, size: int) -> Indices:
-    """b a|abcd|d c: the edge repeated."""
+    """Reflect indices beyond 0..size-1, repeating the edge: b a|abcd|d c."""
     folded = index % (2 * size)
     return np.minimum(folded, 2 * size - 1 - folded)
 
@@ -98,7 +96,7 @@ def mirrored_about_border(index: Indices, size: int) -> Indices:
 def sample(
     maps: Floats, down: Floats, right: Floats, fold: Callable[[Indices, int], Indices]
 ) -> Floats:
-    """Maps [N, C, H, W] at places [N, H, W] in pixels, between four pixels linearly."""
+    """Sample maps [N, C, H, W] at positions [N, H, W] in pixels by bilinear interpolation."""
     n, channels, height, width = maps.shape
     flat = maps.reshape(n, channels, -1)
     top, left = np.floor(down).astype(np.int64), np.floor(right).astype(np.int64)

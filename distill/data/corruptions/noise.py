@@ -2,7 +2,7 @@
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
 github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
-and its draws, and gives images that are yet to be cut off at 0 and 1.
+and its draws, and returns images that are not yet clipped to [0, 1].
 """
 
 import numpy as np
@@ -17,39 +17,39 @@ BROKEN = (0.01, 0.02, 0.03, 0.05, 0.07)  # share of the values, half black and h
 
 
 def gaussian_noise(images: Floats, severity: int, draw: Draw) -> Floats:
-    """A normal value added to each."""
+    """Add a normal value to each colour value."""
     noise = rng.normal(draw(images[0].size // 2)).reshape(images.shape)
     noisy: Floats = images + (STD[severity - 1] * noise).astype(np.float32)
     return noisy
 
 
 def shot_noise(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Photons counted: a Poisson value in each one's place."""
+    """Replace each colour value by a Poisson count of photons."""
     photons = PHOTONS[severity - 1]
     levels = np.rint(images * 255).astype(np.int64)
-    # One table for the 256 levels: row i is the distribution function, plus i, so that one search
-    # in all of it inverts each row; so near 255 a float64 still has 2^-45 for the chance.
+    # One table for the 256 levels: row i is the distribution function plus i, so that one search
+    # in the whole table inverts each row; near 255 a float64 still resolves 2^-45 of a probability.
     table = poisson_distribution(np.arange(256) / 255 * photons)
-    chances = rng.uniform(draw(images[0].size)).reshape(images.shape)
-    counts = np.searchsorted((table + np.arange(256)[:, None]).ravel(), levels + chances, "right")
+    uniforms = rng.uniform(draw(images[0].size)).reshape(images.shape)
+    counts = np.searchsorted((table + np.arange(256)[:, None]).ravel(), levels + uniforms, "right")
     counted: Floats = ((counts - levels * table.shape[1]) / photons).astype(np.float32)
     return counted
 
 
 def impulse_noise(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Salt and pepper on each colour of a pixel by itself."""
+    """Apply salt-and-pepper noise to each colour value independently."""
     share = BROKEN[severity - 1]
-    chances = rng.uniform(draw(images[0].size)).reshape(images.shape)
-    salted = np.where(chances < share, np.float32(1), images)
-    return np.where(chances < share / 2, np.float32(0), salted)
+    uniforms = rng.uniform(draw(images[0].size)).reshape(images.shape)
+    salted = np.where(uniforms < share, np.float32(1), images)
+    return np.where(uniforms < share / 2, np.float32(0), salted)
 
 
 def poisson_distribution(means: Floats) -> Floats:
-    """P(count <= k) of each mean [M], for k = 0..K-1, the last one 1: [M, K]."""
+    """Return P(count <= k) for each mean [M] and k = 0..K-1, the last one 1: [M, K]."""
     highest = means.max()
     k = np.arange(int(highest + 10 * np.sqrt(highest) + 10))
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(k[1:]))])
-    with np.errstate(divide="ignore", invalid="ignore"):  # a mean of 0 counts nothing
+    with np.errstate(divide="ignore", invalid="ignore"):  # for a mean of 0
         log_p = np.where(k > 0, k * np.log(means)[:, None], 0) - means[:, None] - log_factorial
     cumulated: Floats = np.minimum(np.exp(log_p).cumsum(axis=1), 1)
     cumulated[:, -1] = 1

@@ -2,8 +2,8 @@
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
 github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
-and its draws, and gives images that are yet to be cut off at 0 and 1. Their frost is left out: it
-is pasted from photographs.
+and its draws, and returns images that are not yet clipped to [0, 1]. Their frost is left out: it
+needs photographs.
 """
 
 from typing import NamedTuple
@@ -16,17 +16,15 @@ from distill.data.rng import Draw
 
 
 class Snow(NamedTuple):
-    """Flakes: how many (mean, standard deviation), how large, which are seen, how they fall, and
-    the share of the image's own colours.
-    """
+    """Parameters of the snow at one severity."""
 
-    mean: float
-    std: float
-    zoom: float
-    seen_from: float
-    radius: int
-    sigma: float
-    colour: float
+    mean: float  # of the flakes' brightness, with
+    std: float  # its standard deviation
+    zoom: float  # size of the flakes
+    seen_from: float  # brightness below which a flake is invisible
+    radius: int  # of the motion blur, in pixels, with
+    sigma: float  # its standard deviation
+    colour: float  # share of the original colours
 
 
 SNOW = (
@@ -42,7 +40,7 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R
 
 
 def snow(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Paler colours, and flakes that fall, once as drawn and once turned by half a circle."""
+    """Make colours paler and add falling flakes, as drawn and rotated by 180 degrees."""
     how, (n, _, height, width) = SNOW[severity - 1], images.shape
     words = draw(height * width // 2 + 1)
     flakes: Floats = how.mean + how.std * rng.normal(words[:, 1:]).reshape(n, 1, height, width)
@@ -58,7 +56,7 @@ def snow(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def fog(images: Floats, severity: int, draw: Draw) -> Floats:
-    """A cloud laid over, then dimmed so that the brightest value stays the brightest."""
+    """Add a cloud, then dim the image so that its maximum is at most the original one."""
     thickness, decay = FOG[severity - 1]
     size = images.shape[-1]
     cloud = plasma(rng.uniform(draw(size * size - 1)), size, decay).astype(np.float32)
@@ -67,19 +65,19 @@ def fog(images: Floats, severity: int, draw: Draw) -> Floats:
     return fogged
 
 
-def plasma(chances: Floats, size: int, decay: float) -> Floats:
-    """Clouds by the diamond-square algorithm: [N, size, size] in 0..1, from chances [N, size² - 1].
+def plasma(uniforms: Floats, size: int, decay: float) -> Floats:
+    """Generate clouds [N, size, size] in 0..1 by diamond-square, from uniforms [N, size² - 1].
 
     Fournier, Fussell and Carpenter, Communications of the ACM 25, 1982. Each halving of the grid is
-    smoother than the last by `decay`; the borders meet.
+    smoother than the last by `decay`; opposite borders match.
     """
-    heights = np.zeros((len(chances), size, size))
-    taken, step, rough = 0, size, 1.0  # of any unit: the cloud is stretched to 0..1 at the end
+    heights = np.zeros((len(uniforms), size, size))
+    taken, step, rough = 0, size, 1.0  # any unit: the cloud is scaled to 0..1 at the end
 
     def mean(sum_of_four: Floats) -> Floats:
         nonlocal taken
         n_points = sum_of_four[0].size
-        drawn = chances[:, taken : taken + n_points].reshape(sum_of_four.shape)
+        drawn = uniforms[:, taken : taken + n_points].reshape(sum_of_four.shape)
         taken += n_points
         moved: Floats = sum_of_four / 4 + rough**2 * (2 * drawn - 1)
         return moved
@@ -100,7 +98,7 @@ def plasma(chances: Floats, size: int, decay: float) -> Floats:
 
 
 def brightness(images: Floats, severity: int, draw: Draw) -> Floats:
-    """The value of HSV raised, hue and saturation kept: every colour of a pixel by one factor."""
+    """Raise the HSV value at constant hue and saturation: one factor for a pixel's colours."""
     value = images.max(axis=1, keepdims=True)
     raised = np.minimum(value + np.float32(BRIGHTER[severity - 1]), 1)
     factor = np.divide(raised, value, out=np.zeros_like(value), where=value > 0)

@@ -21,8 +21,8 @@ from distill.files.archives import InvalidArray, Member, content_of, open_tar
 from distill.phrases import counted
 
 IMAGE_BYTES = CHANNELS * SIDE * SIDE
-MOST_CLASSES = 1 << 16  # a label is hashed as two bytes at most
-LONGEST_NAME = 1000  # characters of a class's name
+MOST_CLASSES = 1 << 16  # a label is hashed as at most two bytes
+LONGEST_NAME = 1000  # characters of a class name
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ LAYOUTS = (CIFAR10, CIFAR100)
 
 @dataclass(frozen=True)
 class Batches:
-    """Where a set of batch files lies."""
+    """The location of a set of batch files."""
 
     path: Path  # the folder of the files, or the archive
     layout: Layout
@@ -70,11 +70,11 @@ class Batches:
 @dataclass(frozen=True)
 class _Meta:
     class_names: tuple[str, ...]
-    batch_images: int | None  # images in each batch file, where the meta file says so
+    batch_images: int | None  # images in each batch file, if the meta file has the number
 
 
 def find(folder: Path, layout: Layout) -> Batches | None:
-    """The layout's files in `folder`, in its official sub-folder, or in an archive there."""
+    """Find a layout's files in `folder`, in its official sub-folder, or in an archive there."""
     members = (layout.meta, *layout.files["train"], *layout.files["test"])
     if any((folder / member).is_file() for member in members):
         return Batches(folder, layout)
@@ -86,9 +86,9 @@ def find(folder: Path, layout: Layout) -> Batches | None:
 
 
 def open_archive(path: Path) -> Batches:
-    """The archive at `path`, whatever its name; its first members say which of the two it is.
+    """Open the archive at `path`, whatever its name; its first members determine which it is.
 
-    Raises UserError where it is neither.
+    Raises UserError if it is neither.
     """
     folders = " or ".join(f"{layout.folder}/" for layout in LAYOUTS)
     try:
@@ -102,35 +102,38 @@ def open_archive(path: Path) -> Batches:
     raise data_error(str(path), [f"begins with {parts[0][:80]!r}, not with {folders}"], _advice())
 
 
-def check(place: Batches) -> None:
-    """Every file of both splits is there and long enough, or UserError; reads no image."""
-    layout = place.layout
-    sizes = _sizes(place)
-    batches = (*layout.files["train"], *layout.files["test"])
-    faults = [f"{name}: missing" for name in (layout.meta, *batches) if name not in sizes]
+def check(batches: Batches) -> None:
+    """Raise UserError unless all files of both splits exist and are long enough.
+
+    Reads no image.
+    """
+    layout = batches.layout
+    sizes = _sizes(batches)
+    file_names = (*layout.files["train"], *layout.files["test"])
+    faults = [f"{name}: missing" for name in (layout.meta, *file_names) if name not in sizes]
     least = IMAGE_BYTES
     if layout.meta in sizes:
         try:
-            least *= _meta(_read(place, [layout.meta]), layout).batch_images or 1
+            least *= _meta(_read(batches, [layout.meta]), layout).batch_images or 1
         except ValueError as error:
             faults.append(str(error))
     faults += [
-        f"{name}: truncated, {sizes[name]:,} bytes where its images alone need {least:,}"
-        for name in batches
+        f"{name}: truncated, {sizes[name]:,} bytes, while its images need {least:,}"
+        for name in file_names
         if sizes.get(name, least) < least
     ]
     if faults:
-        raise data_error(str(place.path), faults, _advice(layout))
+        raise data_error(str(batches.path), faults, _advice(layout))
 
 
-def load(place: Batches, split: Split) -> ImageSet:
-    """The split's images in the order of the files.
+def load(batches: Batches, split: Split) -> ImageSet:
+    """Load a split's images in the order of the files.
 
-    Raises UserError, naming every faulty file, where one is missing, damaged, of another shape, has
-    labels out of range or of another number than its images, or where a class has no image.
+    Raises UserError, naming every faulty file, if one is missing or damaged, has another shape,
+    labels out of range or another number of labels than images, or if a class has no image.
     """
-    layout = place.layout
-    contents = _read(place, [layout.meta, *layout.files[split]])
+    layout = batches.layout
+    contents = _read(batches, [layout.meta, *layout.files[split]])
     faults: list[str] = []
     meta: _Meta | None = None
     try:
@@ -149,7 +152,7 @@ def load(place: Batches, split: Split) -> ImageSet:
         faults += _empty_classes(labels, meta.class_names, split)
         if not faults:
             return ImageSet(images, labels, meta.class_names)
-    raise data_error(str(place.path), faults, _advice(layout))
+    raise data_error(str(batches.path), faults, _advice(layout))
 
 
 def _advice(*layouts: Layout) -> str:
@@ -160,52 +163,52 @@ def _advice(*layouts: Layout) -> str:
     )
 
 
-def _sizes(place: Batches) -> dict[str, int]:
+def _sizes(batches: Batches) -> dict[str, int]:
     try:
-        if place.path.is_dir():
-            files = (path for path in place.path.iterdir() if path.is_file())
+        if batches.path.is_dir():
+            files = (path for path in batches.path.iterdir() if path.is_file())
             return {path.name: path.stat().st_size for path in files}
-        with open_tar(place.path) as archive:
-            sizes = ((_member(m, place.layout), m.size) for m in archive)
+        with open_tar(batches.path) as archive:
+            sizes = ((_member(m, batches.layout), m.size) for m in archive)
             return {name: size for name, size in sizes if name is not None}
     except (InvalidArray, OSError) as error:
-        raise _damaged(place, error) from error
+        raise _damaged(batches, error) from error
 
 
-def _read(place: Batches, names: Sequence[str]) -> dict[str, bytes]:
-    """The content of the named files; one that is absent is absent here too."""
+def _read(batches: Batches, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the content of the named files by name, without those that do not exist."""
     contents: dict[str, bytes] = {}
     try:
-        if place.path.is_dir():
-            paths = [place.path / name for name in names]
+        if batches.path.is_dir():
+            paths = [batches.path / name for name in names]
             return {path.name: content_of(path) for path in paths if path.is_file()}
-        with open_tar(place.path) as archive:
+        with open_tar(batches.path) as archive:
             for member in archive:
-                name = _member(member, place.layout)
+                name = _member(member, batches.layout)
                 if name in names and name is not None:
                     contents[name] = archive.read()
     except (InvalidArray, OSError) as error:
-        raise _damaged(place, error) from error
+        raise _damaged(batches, error) from error
     return contents
 
 
 def _member(member: Member, layout: Layout) -> str | None:
-    """The file's name where it lies directly in the layout's folder."""
+    """Return the file's name if it is directly in the layout's folder, else None."""
     path = member.path
     return path.name if member.is_file and path.parent.name == layout.folder else None
 
 
-def _damaged(place: Batches, error: Exception) -> UserError:
+def _damaged(batches: Batches, error: Exception) -> UserError:
     return data_error(
-        str(place.path),
+        str(batches.path),
         [f"unreadable, truncated or damaged ({error})"],
-        _advice(place.layout),
+        _advice(batches.layout),
     )
 
 
 def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
     try:
-        meta = _unpickled(contents, layout.meta)
+        meta = _unpickle(contents, layout.meta)
         names = meta.get(layout.names_key)
         if not isinstance(names, list) or not names:
             raise ValueError(f"has no list {layout.names_key!r}")
@@ -218,9 +221,11 @@ def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
 
 
 def _check_names(names: Sequence[object], layout: Layout) -> None:
-    """ValueError where they are no names, or more than labels can tell apart."""
+    """Raise ValueError if they are not names, or more than labels can number."""
     if len(names) > MOST_CLASSES:
-        raise ValueError(f"{layout.names_key} has {len(names):,}; {MOST_CLASSES:,} are the most")
+        raise ValueError(
+            f"{layout.names_key} has {len(names):,} names; the maximum is {MOST_CLASSES:,}"
+        )
     for name in names:
         if not isinstance(name, str | bytes):
             raise ValueError(f"{layout.names_key} holds a {type(name).__name__}, not a name")
@@ -228,7 +233,7 @@ def _check_names(names: Sequence[object], layout: Layout) -> None:
             raise ValueError(f"{layout.names_key} holds a name of {len(name):,} characters")
 
 
-def _unpickled(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
+def _unpickle(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
     if name not in contents:
         raise ValueError("missing")
     return unpickle.loads(contents[name])
@@ -237,8 +242,8 @@ def _unpickled(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
 def _batch(
     contents: Mapping[str, bytes], name: str, layout: Layout, meta: _Meta | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [n, 3, 32, 32] and labels [n] of one file; ValueError says what is wrong with it."""
-    batch = _unpickled(contents, name)
+    """Return images [n, 3, 32, 32] and labels [n] of a file; raises ValueError if it is faulty."""
+    batch = _unpickle(contents, name)
     absent = [key for key in ("data", layout.labels_key) if key not in batch]
     if absent:
         raise ValueError(f"has no {' and no '.join(map(repr, absent))}")
@@ -254,13 +259,13 @@ def _batch(
     if len(labels) != len(data):
         raise ValueError(f"{counted(len(data), 'image')} but {counted(len(labels), 'label')}")
     if meta is not None:
-        _agree(labels, layout, meta)
+        _check_labels(labels, layout, meta)
     images = np.ascontiguousarray(data).reshape(-1, CHANNELS, SIDE, SIDE)
     return images, labels.astype(np.int64)
 
 
 def _labels(values: object, layout: Layout) -> NDArray[Any]:
-    """The labels as an array, of numbers in any case; ValueError for anything else."""
+    """Return the labels as an array of numbers; raises ValueError for anything else."""
     if isinstance(values, np.ndarray):
         return values
     if not isinstance(values, list | tuple):
@@ -272,12 +277,12 @@ def _labels(values: object, layout: Layout) -> NDArray[Any]:
     return np.asarray(values)
 
 
-def _agree(labels: NDArray[np.integer], layout: Layout, meta: _Meta) -> None:
-    """ValueError where the labels contradict the meta file."""
+def _check_labels(labels: NDArray[np.integer], layout: Layout, meta: _Meta) -> None:
+    """Raise ValueError if the labels contradict the meta file."""
     n_classes = len(meta.class_names)
     if meta.batch_images not in (None, len(labels)):
         raise ValueError(
-            f"{counted(len(labels), 'image')} where {layout.meta} says {meta.batch_images:,}"
+            f"{counted(len(labels), 'image')}, but {layout.meta} declares {meta.batch_images:,}"
         )
     outside = labels[(labels < 0) | (labels >= n_classes)]
     if len(outside):

@@ -1,7 +1,7 @@
-"""Download the official archives: resumable, verified before they are named.
+"""Download the official archives: resumable and verified.
 
-A file grows as `.NAME.part`, from whichever address serves it, and gets its name once its md5 is
-right. What stops half-way is gone on with by a range request, at the next address or the next call.
+A file is downloaded as `.NAME.part` and renamed once its md5 is right. An interrupted download is
+continued by a range request, from the next address or in the next call.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from distill.data.images import Progress
 from distill.errors import Failure, UserError
 from distill.files.urls import hide_secrets
 
-MIRRORS = "UNDERSTUDY_MIRRORS"  # environment: more addresses, between spaces
-CHUNK = 1 << 16  # bytes: a second of the official host on a bad day
+MIRRORS = "UNDERSTUDY_MIRRORS"  # environment variable: more addresses, separated by spaces
+CHUNK = 1 << 16  # bytes: one second of the official server at its slowest
 GZIP = b"\x1f\x8b"
-SLOWEST = 1_000  # bytes a second; less for STALL_S is called a stall
+SLOWEST = 1_000  # bytes a second; a lower rate for STALL_S is a stall
 STALL_S = 30.0
-WORTH = 0.01  # of the file: what all addresses together must bring to be asked once more
+WORTH = 0.01  # of the file: what a round of all addresses must add to start another one
 TOTAL_S = 2 * 3600.0  # at 60 kB/s the archive takes 47 minutes
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that is known to the last bit."""
+    """A file with a known checksum and size."""
 
     name: str
     md5: str
@@ -41,7 +41,7 @@ class Archive:
     addresses: tuple[str, ...]
 
 
-# Sums and sizes: https://www.cs.toronto.edu/~kriz/cifar.html and torchvision's datasets/cifar.py.
+# md5 and sizes: https://www.cs.toronto.edu/~kriz/cifar.html and torchvision's datasets/cifar.py.
 # The mirror of CIFAR-10 was found byte-identical: github.com/callummcdougall/ARENA_3.0, issue 359.
 ARCHIVES = {
     "cifar10": Archive(
@@ -68,10 +68,10 @@ class NotServed(Exception):
 
 @dataclass
 class Download:
-    """One archive on its way into a folder.
+    """The download of an archive into a folder.
 
-    `stall_s`: seconds with next to no bytes after which the next address is asked; `total_s`: after
-    which none is.
+    `stall_s`: seconds with almost no bytes after which the next address is tried; `total_s`:
+    seconds after which the download fails.
     """
 
     archive: Archive
@@ -90,37 +90,37 @@ class Download:
         return self.folder / f".{self.archive.name}.part"
 
     @property
-    def n_there(self) -> int:
+    def n_received(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def run(self, addresses: Sequence[str]) -> Path:
-        """Ask every address in turn, and again as long as a round brings a hundredth of it.
+        """Try every address in turn, and again while a round adds at least 1 % of the file.
 
-        Raises Failure with what each of them did.
+        Raises Failure with the error of each address.
         """
-        left, faults = list(addresses), dict.fromkeys(addresses, "was not asked")
+        left, faults = list(addresses), dict.fromkeys(addresses, "was not tried")
         while left:
-            before = self.n_there
+            before = self.n_received
             for address in tuple(left):
-                is_its_own = self.n_there == 0
+                is_new = self.n_received == 0
                 try:
-                    # What another began may be what is wrong: once more, all of it from here.
+                    # The part from another address may be wrong: download all of it from this one.
                     if self._download_from(address) or (
-                        not is_its_own and self._download_from(address)
+                        not is_new and self._download_from(address)
                     ):
                         self.part.replace(self.target)
                         return self.target
                     left.remove(address)
                     faults[address] = f"serves another file: its md5 is not {self.archive.md5}"
-                except NotServed as fault:
-                    faults[address] = str(fault)
-            if self.n_there - before < self.archive.n_bytes * WORTH:
+                except NotServed as error:
+                    faults[address] = str(error)
+            if self.n_received - before < self.archive.n_bytes * WORTH:
                 break
-        raise self._failure(*(f"{hide_secrets(url)}: {fault}" for url, fault in faults.items()))
+        raise self._failure(*(f"{hide_secrets(url)}: {error}" for url, error in faults.items()))
 
     def _download_from(self, address: str) -> bool:
-        """Whether all of it came from this address, or its end did, and is right."""
-        if self.n_there < self.archive.n_bytes:
+        """Download the missing bytes from an address; return whether the file is right then."""
+        if self.n_received < self.archive.n_bytes:
             self._receive(address)
         if md5_of(self.part) == self.archive.md5:
             return True
@@ -128,38 +128,38 @@ class Download:
         return False
 
     def _receive(self, address: str) -> None:
-        """The bytes that are still missing, or Unserved."""
-        offset = self.n_there
-        with _net():
-            asked = urllib.request.Request(address, headers={"User-Agent": "understudy"})
+        """Append the missing bytes; raises NotServed if the address does not serve them."""
+        offset = self.n_received
+        with _network_errors():
+            request = urllib.request.Request(address, headers={"User-Agent": "understudy"})
             if offset:
-                asked.add_header("Range", f"bytes={offset}-")
-            answer = urllib.request.urlopen(asked, timeout=self.stall_s)
-        with answer:
-            if answer.headers.get_content_type() == "text/html":
-                raise NotServed("answers with a web page, not with the archive")
-            first = _begins_at(answer) if answer.status == 206 else 0
+                request.add_header("Range", f"bytes={offset}-")
+            response = urllib.request.urlopen(request, timeout=self.stall_s)
+        with response:
+            if response.headers.get_content_type() == "text/html":
+                raise NotServed("sent a web page, not the archive")
+            first = _begins_at(response) if response.status == 206 else 0
             if first not in (0, offset):
-                raise NotServed(f"answers from byte {first} on where {offset} was asked")
-            self._append(answer, first, offset)
-        if self.n_there < self.archive.n_bytes:
-            raise NotServed(f"ended at {self.n_there:,} of {self.archive.n_bytes:,} bytes")
+                raise NotServed(f"sent bytes from {first} on instead of from {offset}")
+            self._append(response, first, offset)
+        if self.n_received < self.archive.n_bytes:
+            raise NotServed(f"ended at {self.n_received:,} of {self.archive.n_bytes:,} bytes")
 
-    def _append(self, answer: HTTPResponse, first: int, offset: int) -> None:
-        """What comes from byte `first` on, behind the `offset` that are there: none is lost."""
+    def _append(self, response: HTTPResponse, first: int, offset: int) -> None:
+        """Append a response that begins at byte `first` to the `offset` bytes of the part."""
         try:
             with self.part.open("ab") as file:
-                for chunk in self._chunks(answer, first):
+                for chunk in self._chunks(response, first):
                     file.write(chunk[max(0, offset - first) :])
                     first += len(chunk)
-        except OSError as fault:
-            raise Failure(f"{self.part} cannot be written: {fault.strerror}.") from fault
+        except OSError as error:
+            raise Failure(f"{self.part} cannot be written: {error.strerror}.") from error
 
-    def _chunks(self, answer: HTTPResponse, done: int) -> Iterator[bytes]:
-        """What comes, in pieces, as long as it comes fast enough and can be the archive."""
+    def _chunks(self, response: HTTPResponse, done: int) -> Iterator[bytes]:
+        """Yield the response in chunks; raises NotServed if it stalls or is not the archive."""
         total = self.archive.n_bytes
         since, at = time.monotonic(), done
-        while chunk := _read(answer):
+        while chunk := _read(response):
             if not done and not GZIP.startswith(chunk[:2]):
                 raise NotServed(f"is not a gzip archive: it begins with {chunk[:16]!r}")
             done += len(chunk)
@@ -171,18 +171,19 @@ class Download:
             now = time.monotonic()
             if now - self.began_at > self.total_s and done < total:
                 minutes = self.total_s / 60
-                over = "1 minute is over" if minutes == 1 else f"{minutes:g} minutes are over"
-                raise self._failure(over)
+                raise self._failure(
+                    f"stopped after {minutes:g} {'minute' if minutes == 1 else 'minutes'}"
+                )
             if now - since >= self.stall_s:
                 if done - at < SLOWEST * (now - since):
                     raise NotServed(f"stalled: {done - at:,} bytes in {now - since:.0f} s")
                 since, at = now, done
 
     def _failure(self, *faults: str) -> Failure:
-        there = f"{self.n_there:,} of {self.archive.n_bytes:,} bytes are there"
+        received = f"{self.n_received:,} of {self.archive.n_bytes:,} bytes were received"
         return Failure(
-            "\n  ".join([f"{self.archive.name} could not be downloaded; {there}:", *faults])
-            + "\nType the same again to go on from there, give another address with --mirror URL, "
+            "\n  ".join([f"{self.archive.name} could not be downloaded; {received}:", *faults])
+            + "\nType the same command again to continue, give another address with --mirror URL, "
             f"or put the file into {self.folder} by hand."
         )
 
@@ -196,15 +197,15 @@ def fetch(
     stall_s: float = STALL_S,
     total_s: float = TOTAL_S,
 ) -> Path:
-    """The archive of `source` in `folder`: found there and checked, or downloaded.
+    """Return the archive of `source` in `folder`; check an existing file, or download it.
 
     Addresses: `mirrors`, then those of $UNDERSTUDY_MIRRORS, then the official ones. Raises
-    UserError where a file of that name is another, or where an address is none; Failure where no
-    address serves it or the disk does not take it.
+    UserError if an existing file is not the archive or an address is invalid; Failure if no address
+    serves it or the disk cannot be written.
     """
     archive = _known(source)
     addresses = [*mirrors, *os.environ.get(MIRRORS, "").split(), *archive.addresses]
-    if wrong := [each for each in addresses if not each.startswith(("https://", "http://"))]:
+    if wrong := [url for url in addresses if not url.startswith(("https://", "http://"))]:
         raise UserError(
             f"{', '.join(map(hide_secrets, wrong))}: not the address of a file on the web.\n"
             f"Give --mirror https://…/{archive.name}; a file that is here already goes into "
@@ -219,16 +220,16 @@ def fetch(
         with FileLock(f"{download.part}.lock", blocking=False):
             return download.run(list(dict.fromkeys(addresses)))
     except Timeout:
-        raise Failure(f"another download into {folder} is at work; wait for it.") from None
-    except OSError as fault:
+        raise Failure(f"another download into {folder} is running; wait for it.") from None
+    except OSError as error:
         raise UserError(
-            f"nothing can be read or written in {folder} ({fault.strerror}: {fault.filename}).\n"
+            f"nothing can be read or written in {folder} ({error.strerror}: {error.filename}).\n"
             "Type --into ANOTHER_FOLDER."
-        ) from fault
+        ) from error
 
 
 def check(path: Path, archive: Archive) -> None:
-    """Raises UserError where the file is not the archive, bit by bit."""
+    """Raise UserError if the file's md5 is not the archive's."""
     if (found := md5_of(path)) != archive.md5:
         raise UserError(
             f"{path} is not the official {archive.name}: its md5 is {found} "
@@ -238,7 +239,7 @@ def check(path: Path, archive: Archive) -> None:
 
 
 def md5_of(path: Path) -> str:
-    """Hexadecimal. The sum that the publishers give; no shield against forgery."""
+    """Return the hex md5, the publishers' checksum; it does not protect against forgery."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -252,26 +253,26 @@ def _known(source: str) -> Archive:
     return ARCHIVES[source]
 
 
-def _begins_at(answer: HTTPResponse) -> int | None:
-    """The first byte of a partial answer: `bytes 100-199/200` gives 100."""
-    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+def _begins_at(response: HTTPResponse) -> int | None:
+    """Return the first byte of a partial response: 100 for `bytes 100-199/200`."""
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
 
-def _read(answer: HTTPResponse) -> bytes:
-    with _net():
-        return answer.read1(CHUNK)
+def _read(response: HTTPResponse) -> bytes:
+    with _network_errors():
+        return response.read1(CHUNK)
 
 
 @contextmanager
-def _net() -> Iterator[None]:
-    """Whatever the net does wrong is Unserved, in words."""
+def _network_errors() -> Iterator[None]:
+    """Turn network errors into NotServed with a message."""
     try:
         yield
-    except HTTPError as fault:
-        raise NotServed(f"answers {fault.code} {fault.reason}") from fault
-    except (OSError, HTTPException, ValueError) as fault:  # an address may be no address
-        reason = getattr(fault, "reason", fault)
+    except HTTPError as error:
+        raise NotServed(f"replied {error.code} {error.reason}") from error
+    except (OSError, HTTPException, ValueError) as error:  # an address may be malformed
+        reason = getattr(error, "reason", error)
         stalled = isinstance(reason, TimeoutError)
-        said = "stalled: no byte came" if stalled else str(reason) or type(reason).__name__
-        raise NotServed(said) from fault
+        message = "stalled: no byte came" if stalled else str(reason) or type(reason).__name__
+        raise NotServed(message) from error

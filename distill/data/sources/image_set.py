@@ -48,45 +48,44 @@ CLASSES = dict.fromkeys(GENUINE.values(), CIFAR10_CLASSES)  # of each published 
 
 
 def load(source: str, split: Split, *, progress: Progress | None = None) -> ImageSet:
-    """The split's images, whole and in memory.
+    """Load all images of a split into memory.
 
-    Raises UserError where the source is unknown or absent, or where any file of the split is
-    faulty: one message that names them. `progress` is called while class folders are read and
-    decoded.
+    Raises UserError, naming all faulty files, if the source is unknown or missing or a file of the
+    split is faulty. `progress` is called while class folders are read and decoded.
     """
     if source == SYNTHETIC:
         return synthetic.draw(split)
-    place = _place(source)
-    if isinstance(place, Batches):
-        return cifar.load(place, split)
-    return class_folders.load(place, split, progress)
+    location = _locate(source)
+    if isinstance(location, Batches):
+        return cifar.load(location, split)
+    return class_folders.load(location, split, progress)
 
 
 def check(source: str) -> None:
-    """Both splits are there and of plausible size, or UserError; decodes next to nothing."""
+    """Raise UserError unless both splits exist and are of plausible size; decodes little."""
     if source == SYNTHETIC:
         return
-    place = _place(source)
-    if isinstance(place, Batches):
-        cifar.check(place)
+    location = _locate(source)
+    if isinstance(location, Batches):
+        cifar.check(location)
     else:
-        class_folders.check(place)
+        class_folders.check(location)
 
 
 def describe(images: ImageSet) -> str | None:
-    """The name of the published set that these are, image by image, in any order; else None."""
+    """Return the name of the published split with exactly these images, in any order; else None."""
     return GENUINE.get(images.fingerprint)
 
 
 def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
-    """What a source holds, for a person or as JSON.
+    """Describe a data source, for display or as JSON.
 
-    `faults` says why a split that is missing or damaged is not described. `genuine` names the
+    `faults`: why a missing or damaged split is not described. `genuine` names the
     published split that each one is, image by image and in any order, and a class that has another
     name than the published one; "no" where none is known; `test_images_in_train` counts the test
     images that are training images too, pixel by pixel; `is_genuine` whether both are published
     splits under the published names, or under numbers that are the labels.
-    Raises UserError where neither split can be read.
+    Raises UserError if neither split can be read.
     """
     splits: dict[Split, ImageSet] = {}
     faults: list[str] = []
@@ -123,7 +122,7 @@ def _published_name(splits: Mapping[Split, ImageSet]) -> str:
 
 
 def _misnamed(images: ImageSet) -> str:
-    """The first class of a published set that is called by another name; empty if none is."""
+    """Return a note on the first class that is not called by its published name; else empty."""
     for label, (name, published) in enumerate(
         zip(images.class_names, CLASSES.get(describe(images) or "", ()), strict=False)
     ):
@@ -132,12 +131,12 @@ def _misnamed(images: ImageSet) -> str:
     return ""
 
 
-def _place(source: str) -> Batches | ClassFolders:
+def _locate(source: str) -> Batches | ClassFolders:
     if source in NAMED:
-        return _named(source, NAMED[source])
+        return _locate_named(source, NAMED[source])
     path = Path(os.path.expanduser(source))
-    if os.path.isdir(path):  # false, and no OSError, of a name that is too long for any file
-        return _in_folder(path)
+    if os.path.isdir(path):  # false, without OSError, for a name that is too long for a file
+        return _locate_in_folder(path)
     if os.path.isfile(path):
         return cifar.open_archive(path)
     names = [SYNTHETIC, *NAMED]
@@ -149,38 +148,41 @@ def _place(source: str) -> Batches | ClassFolders:
     )
 
 
-def _named(source: str, layout: Layout) -> Batches | ClassFolders:
-    places = (Path("data"), cache_folder())
-    for place in places:
-        found = cifar.find(place, layout) or class_folders.find(place / source)
+def _locate_named(source: str, layout: Layout) -> Batches | ClassFolders:
+    folders = (Path("data"), cache_folder())
+    for folder in folders:
+        found = cifar.find(folder, layout) or class_folders.find(folder / source)
         if found:
             return found
-    looked = [
-        f"{place}/{name}"
-        for place in places
+    candidates = [
+        f"{folder}/{name}"
+        for folder in folders
         for name in (f"{layout.folder}/", layout.archive, f"{source}/")
     ]
     raise UserError(
         "\n".join(
-            [f"{layout.title} is in none of these places:", *(f"  {name}" for name in looked)]
+            [
+                f"{layout.title} is in none of these locations:",
+                *(f"  {name}" for name in candidates),
+            ]
         )
         + f"\nType python cli.py data fetch {source}, put the official archive {layout.archive} in "
         "./data by hand, or type --data PATH."
     )
 
 
-def _in_folder(path: Path) -> Batches | ClassFolders:
+def _locate_in_folder(path: Path) -> Batches | ClassFolders:
     found = [one for layout in cifar.LAYOUTS if (one := cifar.find(path, layout))]
     if len(found) > 1:
         raise UserError(
             f"{path} holds {' and '.join(one.layout.title for one in found)}.\n"
             f"Pass one of them: {' or '.join(f'--data {one.path}' for one in found)}."
         )
-    place: Batches | ClassFolders | None = found[0] if found else class_folders.find(path)
-    if place is None:
+    location: Batches | ClassFolders | None = found[0] if found else class_folders.find(path)
+    if location is None:
         wanted = " or ".join(f"{layout.folder}/, {layout.archive}" for layout in cifar.LAYOUTS)
         raise UserError(
             f"{path} holds no images: neither {wanted} nor train/ and test/.\n"
             f"{class_folders.ADVICE}"
         )
-    return place
+    return location

@@ -1,9 +1,9 @@
 """Decode picture files of any size: upright, RGB, resized.
 
-`decoded` is the one reader of picture files, for class folders (`folders.py`) too: a network sees
-the same pixels of a file whether it is trained on it or predicts it. Class folders are stricter in
-size and colour: what is trained on should be in the data, not in a decoder. Here a photograph is
-taken as it is, and what was done to it is said.
+`decode` reads all picture files, for class folders (`class_folders.py`) too: a network sees the
+same pixels of a file in training and in prediction. Class folders are stricter in size and colour,
+since training images should not depend on a decoder. Here any photograph is accepted, and every
+change is reported in a note.
 """
 
 from collections import Counter
@@ -19,16 +19,16 @@ from distill.data.images import CHANNELS, SIDE, Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
-MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all say one RGB picture
+MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all convert to RGB
 LARGEST = 1 << 28  # bytes of a file
-FILTER = Image.Resampling.BICUBIC  # Pillow widens it when it shrinks, so nothing is skipped
+FILTER = Image.Resampling.BICUBIC  # Pillow widens it to shrink, so that no pixel is skipped
 ALPHA = ("RGBA", "LA", "PA")
-NAMED = 3  # sizes and files that a note names before it counts
+NAMED = 3  # sizes and files that a note names; the rest is counted
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedPictures:
-    """What was read, and what is wrong with it, a line for each fault."""
+    """Decoded pictures, notes on changes to them, and faults, one line each."""
 
     images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB
     ids: tuple[str, ...]
@@ -37,38 +37,39 @@ class DecodedPictures:
 
 
 def read(path: Path, progress: Progress | None = None) -> DecodedPictures:
-    """The picture at `path`, or those directly in the folder, called by their names without suffix.
+    """Read the picture at `path`, or those directly in the folder; ids are names without suffix.
 
-    In a folder whose pictures are all numbered (1.png … 10.png) they come by number, else by name.
+    In a folder whose pictures are all numbered (1.png … 10.png) they are in the order of their
+    numbers, else of their names.
     """
-    files, notes, faults = _listed(path) if path.is_dir() else ([path], [], [])
+    files, notes, faults = _list_pictures(path) if path.is_dir() else ([path], [], [])
     images = np.zeros((len(files), CHANNELS, SIDE, SIDE), np.uint8)
-    seen = _Seen(Counter(), Counter())
+    changes = _Changes(Counter(), Counter())
     for i, file in enumerate(files):
         try:
-            images[i] = _picture(file, seen)
+            images[i] = _picture(file, changes)
         except ValueError as error:
             faults.append(f"{file.name}: {error}")
         if progress:
             progress("reading", i + 1, len(files))
-    notes += [*resized_notes(seen.sizes), *seen.notes()]
+    notes += [*resized_notes(changes.sizes), *changes.notes()]
     return DecodedPictures(images, tuple(file.stem for file in files), notes, faults)
 
 
 def decode(
     path: Path, as_rgb: Callable[[Image.Image], Image.Image], side: int | None = None
 ) -> Image.Image:
-    """The one picture in a file, turned as its EXIF orientation has it, then `as_rgb`.
+    """Decode the picture in a file, rotate it by its EXIF orientation, and apply `as_rgb`.
 
-    Raises ValueError with why it cannot be used: damaged, animated, `as_rgb`'s reasons; with a
-    `side`, of another size, which is seen before it is decoded.
+    Raises ValueError if it is damaged or animated, if `as_rgb` refuses it, or, with a `side`, if it
+    has another size, which is checked before it is decoded.
     """
     try:
         if (n_bytes := path.stat().st_size) > LARGEST:
-            raise UnusablePicture(f"has {n_bytes:,} bytes; {LARGEST:,} are the most")
+            raise UnusablePicture(f"has {n_bytes:,} bytes; the maximum is {LARGEST:,}")
         with Image.open(path, formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise UnusablePicture("is a film, not one picture")
+                raise UnusablePicture("is an animation, not one picture")
             if side is not None and image.size != (side, side):
                 width, height = image.size
                 raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")
@@ -80,16 +81,16 @@ def decode(
 
 
 class UnusablePicture(ValueError):
-    """A picture that can be read and not used."""
+    """A picture that can be read but not used."""
 
 
 def resize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 3] as [3, 32, 32]: the whole picture, squeezed where it is not square."""
+    """Resize [H, W, 3] to [3, 32, 32]: the whole picture, squeezed if it is not square."""
     return _planes(Image.fromarray(np.ascontiguousarray(image)))
 
 
 def resized_notes(sizes: Counter[tuple[int, int]]) -> list[str]:
-    """What is said of pictures of other sizes, (width, height); nothing where there are none."""
+    """Return a note on resized pictures, counted by (width, height); empty if there are none."""
     if not sizes:
         return []
     common = [f"{width}x{height}" for (width, height), _ in sizes.most_common(NAMED)]
@@ -103,24 +104,24 @@ def resized_notes(sizes: Counter[tuple[int, int]]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """How many pictures were not 32x32 RGB, and what they were."""
+class _Changes:
+    """Counts of pictures that were not 32x32 RGB, by size and by kind of colours."""
 
     sizes: Counter[tuple[int, int]]
     modes: Counter[str]
 
     def notes(self) -> list[str]:
-        said = {"alpha": "laid over white where they are transparent", "grey": "made RGB"}
+        changes = {"alpha": "transparency replaced by white", "grey": "converted to RGB"}
         names = {"alpha": "with an alpha channel", "grey": "of grey levels or a palette"}
-        return [f"{_images(k)} {names[mode]}, {said[mode]}" for mode, k in self.modes.items()]
+        return [f"{_images(k)} {names[mode]}, {changes[mode]}" for mode, k in self.modes.items()]
 
 
 def _images(n: int) -> str:
     return "1 image" if n == 1 else f"{n:,} images"
 
 
-def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
-    """The pictures of a folder in order; a note on what is no picture, a fault where none is."""
+def _list_pictures(folder: Path) -> tuple[list[Path], list[str], list[str]]:
+    """Return a folder's pictures in order, a note on other files, and a fault without pictures."""
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -131,36 +132,36 @@ def _listed(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     named = some(others)
     if not files:
         inside = f"; it holds {named}" if others else "; it is empty"
-        return [], [], [f"no picture lies directly in this folder{inside}"]
+        return [], [], [f"no picture is directly in this folder{inside}"]
     if all(file.stem.isdecimal() for file in files):
         files.sort(key=lambda file: int(file.stem))
-    return files, [f"left out, being no picture: {named}"] if others else [], []
+    return files, [f"ignored, since not pictures: {named}"] if others else [], []
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of them, and how many more."""
+    """Join the first names and the number of further ones."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
-def _picture(path: Path, seen: _Seen) -> NDArray[np.uint8]:
-    """One file as [3, 32, 32]; ValueError says why it cannot be used."""
-    upright = decode(path, lambda image: _rgb(image, seen))
+def _picture(path: Path, changes: _Changes) -> NDArray[np.uint8]:
+    """Decode a file to [3, 32, 32]; raises ValueError if it cannot be used."""
+    upright = decode(path, lambda image: _rgb(image, changes))
     if upright.size != (SIDE, SIDE):
-        seen.sizes[upright.size] += 1
+        changes.sizes[upright.size] += 1
     return _planes(upright)
 
 
-def _rgb(image: Image.Image, seen: _Seen) -> Image.Image:
+def _rgb(image: Image.Image, changes: _Changes) -> Image.Image:
     if image.mode in ALPHA or image.has_transparency_data:
-        seen.modes["alpha"] += 1
+        changes.modes["alpha"] += 1
         solid = image.convert("RGBA")
         white = Image.new("RGBA", solid.size, "white")
         return Image.alpha_composite(white, solid).convert("RGB")
     if image.mode not in MODES:
         raise UnusablePicture(f"has the colour mode {image.mode}; save it as RGB")
     if image.mode != "RGB":
-        seen.modes["grey"] += 1
+        changes.modes["grey"] += 1
     return image.convert("RGB")
 
 

@@ -1,13 +1,13 @@
 """Generate the synthetic set: ten classes of drawn 32x32 pictures, without a download.
 
 A class is a shape (disc, ring, square, cross, triangle) times a texture (stripes, checks). Colours,
-place, size, rotation, a gradient behind, half-size clutter taken from other pictures, a bar in
-front and noise are random and say nothing about the class. Two classes that share a shape differ
-only in the texture, two that share a texture only in the outline: mistakes have neighbours, so soft
-targets inform.
+position, size, rotation, a gradient behind, half-size clutter taken from other pictures, a bar in
+front and noise are random and independent of the class. Two classes that share a shape differ only
+in the texture, two that share a texture only in the outline: some classes are similar, so soft
+targets carry information.
 
 The same bits on every machine: raw 64-bit words of a counter-based generator (Philox), whose stream
-numpy keeps; angles from rational points of the circle; only additions, products, divisions,
+numpy guarantees; angles from rational points of the circle; only additions, products, divisions,
 comparisons and floor, which IEEE 754 rounds exactly; one rounding to uint8 at the end.
 """
 
@@ -21,17 +21,15 @@ from distill.data.images import SIDE, ImageSet, Split
 
 SIZES: dict[Split, int] = {"train": 6000, "test": 2000}
 SEEDS: dict[Split, int] = {"train": 20_260_101, "test": 20_260_102}
-CHUNK = (
-    500  # pictures drawn at once: planes of 4 MB stay in the cache; a multiple of the ten classes
-)
-TILT = 0.25  # tan of half the largest angle: 28 degrees to either side
+CHUNK = 500  # pictures drawn at once, a multiple of the ten classes: 4 MB planes stay in the cache
+TILT = 0.25  # tan of half the largest angle, 28 degrees in either direction
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
 def draw(split: Split) -> ImageSet:
-    """The whole split, labels 0, 1, …, 9, 0, 1, …: 600 pictures a class in train, 200 in test."""
+    """Draw a split, labels 0, 1, …, 9, 0, 1, …: 600 pictures per class in train, 200 in test."""
     bits = Philox(SEEDS[split])
     chunks = [_chunk(bits) for _ in range(SIZES[split] // CHUNK)]
     labels = np.arange(SIZES[split], dtype=np.int64) % len(CLASS_NAMES)
@@ -45,7 +43,7 @@ def _uniform(bits: Philox, *shape: int, low: float = 0.0, high: float = 1.0) -> 
 
 
 def _direction(bits: Philox, tilt: float) -> tuple[Floats, Floats]:
-    """Points (cos, sin) [CHUNK, 1, 1] of the circle, without a trigonometric function.
+    """Draw points (cos, sin) [CHUNK, 1, 1] of the circle without trigonometric functions.
 
     `tilt` is the tan of half the largest angle.
     """
@@ -90,7 +88,7 @@ _Y: Floats = _X.reshape(SIDE, 1)
 
 
 def _outlines(bits: Philox) -> Mask:
-    """Where each picture's object is: [CHUNK, 32, 32]."""
+    """Return the mask of each picture's object: [CHUNK, 32, 32]."""
     cos, sin = _direction(bits, TILT)
     radius = _uniform(bits, CHUNK, 1, 1, low=8.0, high=13.0)
     x = _X - _uniform(bits, CHUNK, 1, 1, low=-4.0, high=4.0)
@@ -105,7 +103,7 @@ def _outlines(bits: Philox) -> Mask:
 
 
 def _textures(bits: Philox) -> Mask:
-    """Stripes for even labels, checks for odd ones, at any angle: [CHUNK, 32, 32]."""
+    """Return stripes for even labels, checks for odd ones, rotated: [CHUNK, 32, 32]."""
     cos, sin = _direction(bits, TILT)
     period = _uniform(bits, CHUNK, 1, 1, low=5.0, high=8.0)
     phase = _uniform(bits, 2, CHUNK, 1, 1)
@@ -116,13 +114,13 @@ def _textures(bits: Philox) -> Mask:
 
 
 def _wave(position: Floats) -> Mask:
-    """A square wave of period 1."""
+    """Return a square wave of period 1."""
     fraction: Floats = position - np.floor(position)
     return fraction < 0.5
 
 
 def _bars(bits: Philox) -> Mask:
-    """A straight bar in front of the object: [CHUNK, 32, 32]."""
+    """Return the mask of a straight bar in front of the object: [CHUNK, 32, 32]."""
     cos, sin = _direction(bits, 1.0)
     offset = _uniform(bits, CHUNK, 1, 1, low=-9.0, high=9.0)
     width = _uniform(bits, CHUNK, 1, 1, low=0.0, high=3.0)
@@ -130,7 +128,7 @@ def _bars(bits: Philox) -> Mask:
 
 
 def _clutter(bits: Philox, outlines: Mask) -> Mask:
-    """The half-size outline of another picture of the chunk, anywhere: [CHUNK, 32, 32]."""
+    """Return the half-size outline of another picture, at a random position: [CHUNK, 32, 32]."""
     canvas = np.zeros_like(outlines)
     partner = _uniform(bits, CHUNK, high=CHUNK).astype(np.int64)
     y, x = _uniform(bits, 2, CHUNK, 1, 1, high=SIDE // 2 + 1).astype(np.int64)
@@ -140,10 +138,10 @@ def _clutter(bits: Philox, outlines: Mask) -> Mask:
 
 
 def _paints(bits: Philox) -> Floats:
-    """Grey levels [5, CHUNK, 3, 1, 1] of background, object (two), clutter and bar.
+    """Draw levels [5, CHUNK, 3, 1, 1] of background, object (two), clutter and bar.
 
-    In each channel the background lies between the object's two: no object is lost in it, and a
-    texture is always dark beside light, so that minutes of training are enough.
+    In each channel the background is between the object's two levels: every object differs from it,
+    and a texture is always dark and light, so that minutes of training are enough.
     """
     *levels, clutter, bar = _uniform(bits, 5, CHUNK, 3, 1, 1)
     spans = ((96.0, 160.0), (0.0, 96.0), (160.0, 256.0))
@@ -152,10 +150,10 @@ def _paints(bits: Philox) -> Floats:
 
 
 def _chunk(bits: Philox) -> NDArray[np.uint8]:
-    """CHUNK pictures [CHUNK, 3, 32, 32] of classes 0, 1, …, 9, 0, 1, …"""
+    """Draw pictures [CHUNK, 3, 32, 32] of classes 0, 1, …, 9, 0, 1, …"""
     outlines, textures = _outlines(bits), _textures(bits)
     background, dark, light, clutter, bar = _paints(bits)
-    slope = _uniform(bits, 2, CHUNK, 3, 1, 1, low=-2.0, high=2.0)  # grey levels a pixel
+    slope = _uniform(bits, 2, CHUNK, 3, 1, 1, low=-2.0, high=2.0)  # grey levels per pixel
     pixels = background + slope[0] * _X + slope[1] * _Y
     np.copyto(pixels, clutter, where=_clutter(bits, outlines)[:, None])
     np.copyto(pixels, dark, where=(outlines & textures)[:, None])
@@ -167,7 +165,7 @@ def _chunk(bits: Philox) -> NDArray[np.uint8]:
 
 
 def _noise(bits: Philox, shape: tuple[int, ...]) -> Floats:
-    """Triangular noise, the sum of two bytes, of a strength drawn for each picture."""
+    """Draw triangular noise, the sum of two bytes, with a random strength per picture."""
     words = bits.random_raw(2 * int(np.prod(shape)) // 8)
     pair = words.astype("<u8").view(np.uint8).reshape(2, *shape)
     strength = _uniform(bits, shape[0], 1, 1, 1, low=0.0, high=0.4)

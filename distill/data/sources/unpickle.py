@@ -1,13 +1,13 @@
 """Read pickles of plain containers and numpy arrays without running code.
 
 A pickle is a program for a small stack machine (https://docs.python.org/3/library/pickletools.html).
-This module is such a machine with the instructions that write numbers, text, lists, tuples,
-dictionaries and arrays. It looks up no name: the four functions by which numpy pickles an array are
-tokens here, and `distill.files.arrays` makes the array, out of bytes and a plain type's name.
+This module is such a machine with the instructions for numbers, text, lists, tuples, dictionaries
+and arrays. It imports nothing: the four functions by which numpy pickles an array are tokens here,
+and `distill.files.arrays` makes the array from bytes and the name of a plain type.
 
-Bounds: `MOST_STEPS` instructions, `DEEPEST` containers inside each other, whole numbers of 64 bits,
-keys that are text. Every declared size is compared with the bytes that are left before it is used.
-A container stands in one place only, so that what is read is never larger than the file.
+Bounds: `MOST_STEPS` instructions, `DEEPEST` nested containers, whole numbers of 64 bits, text as
+keys. Every declared size is compared with the bytes that are left before it is used. A container
+may occur only once, so that the result is never larger than the file.
 """
 
 import codecs
@@ -22,8 +22,8 @@ import numpy as np
 from distill.files.arrays import InvalidArray, from_bytes, plain_dtype
 
 MOST_STEPS = 5_000_000  # instructions; CIFAR-100's training batch has 400,000
-DEEPEST = 8  # containers inside each other
-MOST_TEXT = 1 << 28  # characters in lists, one that is there twice counted twice
+DEEPEST = 8  # nested containers
+MOST_TEXT = 1 << 28  # characters in lists, repeated text counted each time
 INT64 = range(-(1 << 63), 1 << 64)  # signed or unsigned
 LONGEST_NUMBER = 25  # characters of a number written as text
 LONGEST_NAME = 80  # characters of a foreign name in a message
@@ -31,7 +31,7 @@ LONGEST_NAME = 80  # characters of a foreign name in a message
 
 @dataclass
 class _Function:
-    """One of the functions that numpy's arrays are pickled by."""
+    """A function in the pickles of numpy arrays."""
 
     name: str
 
@@ -46,7 +46,7 @@ class _Dtype:
 
 @dataclass
 class _Unfinished:
-    """An array before its content came; where the memo has it."""
+    """An array whose content has not been read yet, and its slots in the memo."""
 
     slots: list[int] = field(default_factory=list)
 
@@ -63,10 +63,10 @@ _FUNCTIONS = {
 
 
 def loads(content: bytes) -> dict[str, object]:
-    """The dictionary in `content`, its keys as text (Python 2 wrote bytes).
+    """Read the dictionary in a pickle, its keys as text (Python 2 wrote bytes).
 
-    Arrays are views of the pickle's own bytes, not writeable. Raises ValueError if the pickle is
-    damaged, holds no dictionary, wants to run code or is beyond a bound.
+    Arrays are read-only views of the pickle's bytes. Raises ValueError if the pickle is damaged,
+    holds no dictionary, would run code or exceeds a bound.
     """
     try:
         loaded = _Machine(content).run()
@@ -78,25 +78,25 @@ def loads(content: bytes) -> dict[str, object]:
     except InvalidArray:
         raise
     except Exception as error:  # a damaged program may fail in any way
-        kind, said = type(error).__name__, str(error)[:LONGEST_NAME]
-        raise ValueError(f"truncated or damaged ({kind}: {said})") from error
+        kind, reason = type(error).__name__, str(error)[:LONGEST_NAME]
+        raise ValueError(f"truncated or damaged ({kind}: {reason})") from error
     return {text(key): value for key, value in loaded.items()}
 
 
-def text(word: object) -> str:
-    """A name as text, whether it was written as bytes or as text."""
-    return word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word)
+def text(name: object) -> str:
+    """Convert a name, written as bytes or as text, to text."""
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
-def _word(value: object) -> str:
-    """A name inside the program. Nothing else becomes text: a list might never end."""
+def _name_text(value: object) -> str:
+    """Convert a name inside the pickle to text; refuse anything else, which may be unbounded."""
     if not isinstance(value, str | bytes):
-        raise InvalidArray("truncated or damaged (something else in the place of a name)")
+        raise InvalidArray("truncated or damaged (something else instead of a name)")
     return text(value)
 
 
 class _Check:
-    """Looks through one value of the dictionary: plain, shallow, and nothing in it twice."""
+    """Checks that a value of the dictionary is plain, shallow and without repeated containers."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -111,21 +111,21 @@ class _Check:
             self._container(value, depth)
         elif not (value is None or isinstance(value, int | float)):
             kind = type(value).__name__.strip("_").lower()
-            raise InvalidArray(f"truncated or damaged (a {kind} in the place of a value)")
+            raise InvalidArray(f"truncated or damaged (a {kind} instead of a value)")
 
     def _container(self, value: Any, depth: int) -> None:
         if depth > DEEPEST:
             raise InvalidArray(f"is nested deeper than {DEEPEST} lists")
         if id(value) in self.seen and len(value):
-            raise InvalidArray(f"has the same {type(value).__name__} in several places of a list")
+            raise InvalidArray(f"has the same {type(value).__name__} several times in a list")
         self.seen.add(id(value))
         if not isinstance(value, np.ndarray):
-            for each in value.values() if isinstance(value, dict) else value:
-                self.value(each, depth + 1)
+            for item in value.values() if isinstance(value, dict) else value:
+                self.value(item, depth + 1)
 
 
 class _Machine:
-    """The stack machine. `run` gives the value that the program ends with."""
+    """The stack machine. `run` returns the result of the program."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -133,7 +133,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
-        self.n_encoded = 0  # bytes that were made of text
+        self.n_encoded = 0  # bytes made from text
 
     def run(self) -> Any:
         for _ in range(MOST_STEPS):
@@ -145,9 +145,9 @@ class _Machine:
             if action is None:
                 name = _NAMES.get(code)
                 raise (
-                    _code(f"instruction {name}")
+                    _code_error(f"instruction {name}")
                     if name
-                    else InvalidArray(f"truncated or damaged (byte {code} is no instruction)")
+                    else InvalidArray(f"truncated or damaged (byte {code} is not an instruction)")
                 )
             action(self)
         raise InvalidArray(f"has more than {MOST_STEPS:,} steps; images are pickled as one array")
@@ -155,33 +155,33 @@ class _Machine:
     # Reading
 
     def fits(self, n: int) -> None:
-        """Raises Unfit if fewer than `n` bytes are left."""
+        """Raise InvalidArray if fewer than `n` bytes are left."""
         left = len(self.content) - self.at
         if n > left:
             raise InvalidArray(
-                f"truncated or damaged ({n:,} bytes are announced, {left:,} are left)"
+                f"truncated or damaged ({n:,} bytes are declared, {left:,} are left)"
             )
 
     def take(self, n: int) -> bytes:
-        """The next `n` bytes."""
+        """Read the next `n` bytes."""
         self.fits(n)
         self.at += n
         return self.content[self.at - n : self.at]
 
     def number(self, width: int) -> int:
-        """The next unsigned number."""
+        """Read an unsigned number of `width` bytes."""
         return int.from_bytes(self.take(width), "little")
 
     def sized(self, width: int) -> bytes:
-        """Reads a length of `width` bytes, then as many bytes."""
+        """Read a length of `width` bytes, then as many bytes."""
         return self.take(self.number(width))
 
     def line(self) -> bytes:
-        """The bytes up to the end of the line."""
+        """Read the bytes up to the end of the line."""
         return self.take(self.content.index(b"\n", self.at) - self.at + 1)[:-1]
 
     def items(self) -> list[Any]:
-        """Pops the items above the newest mark from the stack."""
+        """Pop the items above the newest mark from the stack."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
@@ -190,13 +190,13 @@ class _Machine:
     # Functions
 
     def look_up(self, module: str | bytes, name: str | bytes) -> None:
-        module, name = _word(module), _word(name)
+        module, name = _name_text(module), _name_text(name)
         if (module, name) not in _FUNCTIONS:
-            raise _code(f"{module}.{name}")
+            raise _code_error(f"{module}.{name}")
         self.stack.append(_Function(_FUNCTIONS[module, name]))
 
     def reduce(self) -> None:
-        """A call: of one of the functions, with the arguments that numpy gives it."""
+        """Call a known function with the arguments from the stack."""
         arguments, function = self.stack.pop(), self.stack.pop()
         name = function.name if isinstance(function, _Function) else "a value"
         if name == "dtype":
@@ -206,24 +206,24 @@ class _Machine:
         elif name == "frombuffer":
             made = _from_buffer(*arguments)
         elif name == "encode":
-            made = self.encoded(*arguments)
+            made = self.encode(*arguments)
         else:
-            raise _code(f"a call of {name}")
+            raise _code_error(f"a call of {name}")
         self.stack.append(made)
 
-    def encoded(self, word: str, codec: str | bytes) -> bytes:
-        """What protocol 2 calls to write bytes, in one codec."""
-        if _word(codec) != "latin1":
+    def encode(self, content: str, codec: str | bytes) -> bytes:
+        """Return bytes that protocol 2 writes as latin1 text."""
+        if _name_text(codec) != "latin1":
             raise InvalidArray(
-                f"bytes are written in the codec {_word(codec)[:20]!r}, not in latin1"
+                f"bytes are written in the codec {_name_text(codec)[:20]!r}, not in latin1"
             )
-        self.n_encoded += len(word)
+        self.n_encoded += len(content)
         if self.n_encoded > len(self.content):
             raise InvalidArray(f"makes more bytes than its own {len(self.content):,}")
-        return word.encode("latin1")
+        return content.encode("latin1")
 
     def build(self) -> None:
-        """The content of an array, or the byte order of a type."""
+        """Set the content of an array, or the byte order of a type."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _Dtype):
             target.order = _byte_order(target, *state[1:])
@@ -232,7 +232,7 @@ class _Machine:
             self.stack[-1] = array
             self.memo.update(dict.fromkeys(target.slots, array))
         else:
-            raise _code("the state of an object")
+            raise _code_error("the state of an object")
 
     # The memo
 
@@ -250,13 +250,15 @@ class _Machine:
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
-            raise InvalidArray("truncated or damaged (appends to what is no list)")
+            raise InvalidArray("truncated or damaged (appends to something other than a list)")
         target.extend(items)
 
     def update(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise InvalidArray("truncated or damaged (sets a key of what is no dictionary)")
+            raise InvalidArray(
+                "truncated or damaged (sets a key of something other than a dictionary)"
+            )
         target.update(_pairs(items))
 
     def tuple_of(self, n: int) -> None:
@@ -264,13 +266,13 @@ class _Machine:
         self.stack.append(tuple(items[::-1]))
 
 
-def _code(name: str) -> InvalidArray:
-    """Quoted, so that a name writes no line and no colour of its own."""
+def _code_error(name: str) -> InvalidArray:
+    """Return the error for a name, escaped so that it cannot write lines or terminal codes."""
     return InvalidArray(f"wants to run code ({ascii(name[:LONGEST_NAME])[1:-1]}); images need none")
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
-    """Keys are text: a tuple's hash has no bound, and whole numbers may all have the same."""
+    """Make a dictionary with text keys: other keys may take unbounded time to hash."""
     keys = items[::2]
     for key in keys:
         if not isinstance(key, str | bytes):
@@ -279,14 +281,14 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 
 
 def _dtype(name: str | bytes, *_: object) -> _Dtype:
-    """`numpy.dtype("u1", False, True)`: copied or aligned makes no difference here."""
-    found = _word(name)
-    plain_dtype(found)
-    return _Dtype(found.lstrip("<>|="), found[0] if found[0] in "<>|=" else "=")
+    """Make a plain type from the arguments of `numpy.dtype("u1", False, True)`."""
+    type_name = _name_text(name)
+    plain_dtype(type_name)
+    return _Dtype(type_name.lstrip("<>|="), type_name[0] if type_name[0] in "<>|=" else "=")
 
 
 def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
-    """Of a type's state its byte order counts alone; the rest must be what a plain type has.
+    """Return the byte order in a type's state; the rest must be that of a plain type.
 
     `rest`: parent type, names, fields, bytes an element, alignment, flags.
     """
@@ -294,20 +296,20 @@ def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
     is_plain = parent is None and names is None and fields is None
     if not is_plain or size not in (-1, plain_dtype(dtype.name).itemsize):
         raise InvalidArray("wants arrays of a compound type; only plain numbers and text are read")
-    if _word(order) not in tuple("<>|="):
+    if _name_text(order) not in tuple("<>|="):
         raise InvalidArray("truncated or damaged (a type without byte order)")
-    return _word(order)
+    return _name_text(order)
 
 
 def _array(_version: int, shape: tuple[Any, ...], dtype: _Dtype, fortran: bool, raw: bytes) -> Any:
-    """An array's state as numpy pickles it up to protocol 4."""
+    """Make an array from its state in protocols up to 4."""
     if not isinstance(raw, bytes):
         raise InvalidArray("wants arrays of objects; only plain numbers and text are read")
     return from_bytes(raw, plain_dtype(dtype.order + dtype.name), shape, fortran=bool(fortran))
 
 
 def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[Any, ...], order: str) -> Any:
-    """An array as numpy pickles it by protocol 5."""
+    """Make an array from its buffer in protocol 5."""
     return _array(1, shape, dtype, order == "F", raw)
 
 
@@ -318,7 +320,7 @@ def _whole(number: int) -> int:
 
 
 def _from_text(line: bytes) -> int:
-    """A whole number in digits, and Python 2's `L` behind it."""
+    """Parse a whole number in digits, with Python 2's `L` after it."""
     if len(line) > LONGEST_NUMBER:
         raise InvalidArray("has a whole number of more than 64 bits")
     return _whole(int(line.removesuffix(b"L")))
@@ -329,12 +331,12 @@ def _signed(content: bytes) -> int:
 
 
 def _int_or_bool(line: bytes) -> int:
-    """Protocols 0 and 1 write booleans as 00 and 01."""
+    """Parse a whole number or a boolean, which protocols 0 and 1 write as 00 and 01."""
     return {b"00": False, b"01": True}.get(line, _from_text(line))
 
 
 def _quoted(line: bytes) -> bytes:
-    """Python 2's text with its quotes and escapes."""
+    """Parse Python 2's text with its quotes and escapes."""
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise InvalidArray("truncated or damaged (text without quotes)")
     return codecs.escape_decode(line[1:-1])[0]

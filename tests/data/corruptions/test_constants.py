@@ -51,7 +51,7 @@ OURS: dict[str, list] = {
     "brightness": list(weather.BRIGHTER),
     "contrast": list(digital.CONTRAST),
     "elastic_transform": list(digital.ELASTIC),
-    "pixelate": list(digital.KEPT),
+    "pixelate": list(digital.REDUCED),
     "jpeg_compression": list(digital.QUALITY),
 }
 # Mean and standard deviation of all values 0..255 of the first 16 procedural test images under each

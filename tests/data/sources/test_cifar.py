@@ -172,7 +172,7 @@ def test_faults_of_many_kinds_in_one_message(tmp_path: Path) -> None:
         ({"labels": [[0], [1]]}, r"labels holds a list, not integers \[N\]"),
         (
             {"labels": [0, 1], "data": np.zeros((2, 3072), dtype=np.uint8)},
-            "data_batch_1: 2 images where batches.meta says 6",
+            "data_batch_1: 2 images, but batches.meta declares 6",
         ),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_batch_that_wants_to_run_code(tmp_path: Path) -> None:
     [
         ({"label_names": ["a", 3]}, "batches.meta: label_names holds a int, not a name"),
         ({"label_names": ["a" * 1001]}, "label_names holds a name of 1,001 characters"),
-        ({"label_names": ["a"] * 70_000}, "label_names has 70,000; 65,536 are the most"),
+        ({"label_names": ["a"] * 70_000}, "label_names has 70,000 names; the maximum is 65,536"),
         ({"label_names": 3}, "batches.meta: has no list 'label_names'"),
         ({"label_names": []}, "batches.meta: has no list 'label_names'"),
         ([1], "batches.meta: holds a list, not a dictionary"),
@@ -226,7 +226,7 @@ def test_a_faulty_meta_file(meta: object, fault: str, tmp_path: Path) -> None:
 def test_check_sees_a_short_file_without_reading_it(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "test_batch").write_bytes(b"x" * 1000)
-    expected = r"test_batch: truncated, 1,000 bytes where its images alone need 18,432"
+    expected = r"test_batch: truncated, 1,000 bytes, while its images need 18,432"
     with pytest.raises(UserError, match=expected):
         image_set.check(str(folder))
 

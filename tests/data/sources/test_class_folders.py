@@ -89,7 +89,7 @@ def test_what_systems_hide_in_folders_is_passed_over(tmp_path: Path) -> None:
         ),
         (
             lambda p: Image.fromarray(pixels(0, 32, 32, 4)).save(p),
-            "train/bee/0.png: has transparency, which RGB cannot keep",
+            "train/bee/0.png: has transparency, which RGB cannot represent",
         ),
         (
             lambda p: Image.new("CMYK", (32, 32)).save(p, format="JPEG"),
@@ -170,7 +170,8 @@ def test_a_class_of_one_split_alone_is_named(tmp_path: Path) -> None:
     root = write(tmp_path / "set")
     (root / "test/bee").rename(root / "test/bees")
     expected = (
-        r"2 faults.*\n  train/bee/: a class of train alone\n  test/bees/: a class of test alone"
+        r"2 faults.*\n  train/bee/: this class is only in train\n"
+        r"  test/bees/: this class is only in test"
     )
     for action in (lambda: image_set.load(str(root), "train"), lambda: image_set.check(str(root))):
         with pytest.raises(UserError, match=expected):
@@ -313,10 +314,10 @@ def test_a_film_is_refused(name: str, tmp_path: Path) -> None:
     root = write(tmp_path / "set")
     first, second = Image.fromarray(pixels(1)), Image.fromarray(pixels(2))
     first.save(root / "train/bee" / name, save_all=True, append_images=[second], lossless=True)
-    expected = rf"1 fault in .*\n  train/bee/{name}: is a film, not one picture"
+    expected = rf"1 fault in .*\n  train/bee/{name}: is an animation, not one picture"
     with pytest.raises(UserError, match=expected):
         image_set.load(str(root), "train")
-    with pytest.raises(UserError, match=f"{name}: is a film, not one picture"):
+    with pytest.raises(UserError, match=f"{name}: is an animation, not one picture"):
         unlabelled.load(root / "train/bee")
 
 
@@ -329,7 +330,7 @@ def test_a_file_too_large_for_a_picture_is_not_read(
         file.truncate(1 << 40)  # a sparse file
     with pytest.raises(UserError, match="0.png: has more than 10,000 bytes"):
         image_set.load(str(root), "train")
-    expected = "0.png: has 1,099,511,627,776 bytes; 10,000 are the most"
+    expected = "0.png: has 1,099,511,627,776 bytes; the maximum is 10,000"
     for read in (lambda: image_set.check(str(root)), lambda: unlabelled.load(root / "train/bee")):
         with pytest.raises(UserError, match=expected):
             read()

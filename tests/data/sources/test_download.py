@@ -158,11 +158,11 @@ def test_it_arrives_whole_and_nothing_is_left_beside_it(server: str, tmp_path: P
         ("half", f"ended at {HALF:,} of {len(CONTENT):,} bytes"),
         ("long_lie", f"is longer than the {len(CONTENT):,} bytes of small.tar.gz"),
         ("short_lie", f"ended at 1,000 of {len(CONTENT):,} bytes"),
-        ("html", "answers with a web page, not with the archive"),
+        ("html", "sent a web page, not the archive"),
         ("nameless_html", "is not a gzip archive: it begins with b'<html>Please log'"),
-        ("missing", "answers 404 Not Found"),
+        ("missing", "replied 404 Not Found"),
         ("evil", f"serves another file: its md5 is not {ARCHIVE.md5}"),
-        ("circle", "answers 302 The HTTP server returned a redirect error that would lead to an"),
+        ("circle", "replied 302 The HTTP server returned a redirect error that would lead to an"),
     ],
 )
 def test_what_an_address_does_wrong_is_said(
@@ -172,7 +172,7 @@ def test_what_an_address_does_wrong_is_said(
     assert lines[0].startswith("small.tar.gz could not be downloaded; ")
     assert lines[1].startswith(f"{way}: {said}")
     assert lines[-1] == (
-        "Type the same again to go on from there, give another address with --mirror URL, or put "
+        "Type the same command again to continue, give another address with --mirror URL, or put "
         f"the file into {tmp_path} by hand."
     )
 
@@ -242,7 +242,7 @@ def test_nobody_listens(tmp_path: Path, server: str) -> None:
 
 def test_the_time_is_limited_in_all(server: str, tmp_path: Path) -> None:
     lines = failed(server, tmp_path, "trickle", total_s=0.3)
-    assert lines[1] == "0.005 minutes are over"
+    assert lines[1] == "stopped after 0.005 minutes"
 
 
 def test_a_file_placed_by_hand_is_found_and_checked(server: str, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_what_is_no_address_is_refused(tmp_path: Path) -> None:
 
 def test_two_downloads_into_one_folder(server: str, tmp_path: Path) -> None:
     lock = download.FileLock(f"{Download(ARCHIVE, tmp_path).part}.lock")
-    with lock, pytest.raises(Failure, match="another download into .* is at work"):
+    with lock, pytest.raises(Failure, match="another download into .* is running"):
         fetched(server, tmp_path, "good")
 
 

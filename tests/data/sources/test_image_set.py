@@ -66,13 +66,13 @@ def test_a_name_that_is_nowhere_says_where_it_looked(name: str, tmp_path: Path) 
         image_set.check(name)
     cached = tmp_path / "cache"
     assert str(caught.value).splitlines() == [
-        f"{layout.title} is in none of these places:",
+        f"{layout.title} is in none of these locations:",
         *(f"  data/{part}" for part in (f"{layout.folder}/", layout.archive, f"{name}/")),
         *(f"  {cached}/{part}" for part in (f"{layout.folder}/", layout.archive, f"{name}/")),
         f"Type python cli.py data fetch {name}, put the official archive {layout.archive} in "
         "./data by hand, or type --data PATH.",
     ]
-    with pytest.raises(UserError, match=f"{layout.title} is in none of these places"):
+    with pytest.raises(UserError, match=f"{layout.title} is in none of these locations"):
         image_set.load(name, "train")
 
 

@@ -80,7 +80,7 @@ def test_arrays_of_another_size_are_resized_as_pillow_does(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("values", "found"),
     [
-        ({"data": PIXELS / 255}, "data is float64: whether it is scaled or normalised cannot"),
+        ({"data": PIXELS / 255}, "data is float64: whether it is scaled or normalised is unknown"),
         ({"data": PIXELS.astype(np.int64)}, "data is int64, not uint8"),
         ({"data": PIXELS.tolist()}, "data is a list, not an array"),
         ({"data": PIXELS[0]}, "the shape [32, 32, 3], not [N, H, W, 3], [N, 3, H, W] or [N, 3072]"),
@@ -95,7 +95,7 @@ def test_arrays_of_another_size_are_resized_as_pillow_does(tmp_path: Path) -> No
         ({"data": PIXELS, "ids": [1, 2, 3, 4.5]}, "an id is 4.5; ids are whole numbers or text"),
         ({"data": PIXELS, "ids": [1, 2, 3, None]}, "an id is None; ids are"),
         ({"data": PIXELS, "ids": [1, 2, True, 4]}, "an id is True; ids are"),
-        ({"data": PIXELS, "ids": [1, 2, 2, 2]}, "id 2 stands there 3 times"),
+        ({"data": PIXELS, "ids": [1, 2, 2, 2]}, "id 2 occurs 3 times"),
     ],
 )
 def test_what_is_no_such_file_says_why(tmp_path: Path, values: object, found: str) -> None:
@@ -179,9 +179,9 @@ def test_pictures_of_every_kind_are_made_rgb_and_said(tmp_path: Path) -> None:
     assert (images["transparent"] == 255).all()
     assert np.ptp(images["grey"], axis=0).max() == 0
     assert read.notes == (
-        "left out, being no picture: sample.csv, train/",
-        "2 images of grey levels or a palette, made RGB",
-        "2 images with an alpha channel, laid over white where they are transparent",
+        "ignored, since not pictures: sample.csv, train/",
+        "2 images of grey levels or a palette, converted to RGB",
+        "2 images with an alpha channel, transparency replaced by white",
     )
 
 
@@ -213,18 +213,20 @@ def test_every_unusable_picture_is_named(tmp_path: Path) -> None:
     frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:], lossless=True)
     picture(tmp_path / "good.webp", PIXELS[1])
     message = refusal(tmp_path)
-    assert message.startswith(f"4 faults in {tmp_path}:\n  film.webp: is a film, not one picture\n")
+    assert message.startswith(
+        f"4 faults in {tmp_path}:\n  film.webp: is an animation, not one picture\n"
+    )
     assert "print.jpg: has the colour mode CMYK; save it as RGB" in message
     assert "text.png: unreadable (UnidentifiedImageError" in message
-    assert "id good stands there 2 times" in message
+    assert "id good occurs 2 times" in message
 
 
 def test_a_place_without_pictures(tmp_path: Path) -> None:
-    assert "no picture lies directly in this folder; it is empty" in refusal(tmp_path)
+    assert "no picture is directly in this folder; it is empty" in refusal(tmp_path)
     for name in "abcde":
         (tmp_path / name).mkdir()
     assert "in this folder; it holds a/, b/, c/ and 2 more" in refusal(tmp_path)
-    assert refusal(tmp_path / "none").startswith(f"input {tmp_path / 'none'} is not there.\n")
+    assert refusal(tmp_path / "none").startswith(f"input {tmp_path / 'none'} does not exist.\n")
 
 
 def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

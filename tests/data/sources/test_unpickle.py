@@ -148,11 +148,11 @@ HOSTILE = {
         "wants to run code",
     ),
     "deep list": (HEAD + b"}U\x04data" + b"]" * 100_000 + b"a" * 99_999 + b"s.", "nested deeper"),
-    "cycle": (HEAD + b"}U\x04data]q\x01h\x01as.", "nested deeper|in several places"),
+    "cycle": (HEAD + b"}U\x04data]q\x01h\x01as.", "nested deeper|several times in a list"),
     "laughs": (
         HEAD + b"]q\x01(" + b"K\x01" * 99 + b"e0]q\x02(" + b"h\x01" * 99 + b"e0]q\x03("
         + b"h\x02" * 99 + b"e0}U\x04data](" + b"h\x03" * 99 + b"es.",
-        "in several places",
+        "several times in a list",
     ),
     "long number": (HEAD + b"}U\x04data\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b"s.", "64 bits"),
     "integer key": (HEAD + b"}K\x01K\x01s.", "a key is a int, not text"),

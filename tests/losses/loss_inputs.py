@@ -1,4 +1,4 @@
-"""Answers of two small networks, for the tests of the losses."""
+"""Random inputs of the loss terms, for the tests of the losses."""
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ TEACHER = {
 LABELS = torch.arange(20) % C
 
 
-def answers(
+def loss_inputs(
     batch: int = B, dtype: torch.dtype = torch.float64, *, like_teacher: bool = False, seed: int = 0
 ) -> LossInputs:
-    """Everything a term may read; `like_teacher`: the student's maps have the teacher's shapes."""
+    """Random inputs; `like_teacher`: the student's maps have the teacher's shapes."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
