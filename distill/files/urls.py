@@ -68,7 +68,8 @@ def _secrets(url: str) -> set[str]:
     if found["scheme"].lower().startswith("http"):
         raw.append(found["user"] or "")
     # A driver that parses the address in another way may quote a part of the password.
-    raw += [piece for piece in re.split(r"\W+", raw[0]) if len(piece) >= PIECE]
+    spellings = f"{raw[0]} {unquote(raw[0])}"
+    raw += [piece for piece in re.split(r"\W+", spellings) if len(piece) >= PIECE]
     for pair in re.split("[&;]", found["query"] or ""):
         key, equals, value = pair.partition("=")
         if unquote(key).lower() not in HARMLESS:

@@ -16,6 +16,7 @@ LEAKING = [
     f"postgresql://u:a?b={SECRET}@h/d",
     f"postgresql://u:a@{SECRET}@h/d",
     f"postgresql://u:{SECRET}\nx@h/d",
+    f"postgresql://u:%09{SECRET}%0A@h/d",
     f"postgresql://u@h/d?password={SECRET}",
     f"postgresql://u@h/d?sslmode=require&sslpassword={SECRET}",
     f"postgresql://u@h/d?sslmode=require;passfile={SECRET}",
