@@ -326,8 +326,8 @@ def _count_starts(out: Path) -> int:
 
 
 def _events(run: RunFolder) -> list[dict[str, Any]]:
-    """The journal without starts, times, paths and throughput."""
-    rows = [row for row in journal.read(run.journal) if row["event"] != "start"]
+    """The journal without starts, estimates, times, paths and throughput."""
+    rows = [row for row in journal.read(run.journal) if row["event"] not in ("start", "estimate")]
     for row in rows:
         row["metrics"].pop("images_per_s", None)
     return [{key: value for key, value in row.items() if key not in NOT_COMPARED} for row in rows]
