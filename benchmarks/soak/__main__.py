@@ -48,7 +48,7 @@ PARTS: dict[str, Callable[[Path, int, int], list[Outcome]]] = {
 }
 TRIES = {
     "kills": 200, "stops": 20, "deaths": 10, "disks": 20, "recipes": 5000, "damage": 600,
-    "names": 500, "folders": 200, "pickles": 500, "archives": 300, "urls": 300, "run_files": 1080,
+    "names": 300, "folders": 150, "pickles": 500, "archives": 300, "urls": 300, "run_files": 1080,
 }  # fmt: skip
 
 
