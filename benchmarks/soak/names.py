@@ -56,6 +56,7 @@ PARTS = [
 ]  # fmt: skip
 CODE = 'open("PWNED","w").write("x")'  # what a name that runs leaves behind
 FILES = re.compile(r"[=@\t\r]|[+-](?![\d.])")  # how a cell begins that a spreadsheet runs
+Write = Callable[[list[str]], str]  # writes four names; what is wrong with the text, or nothing
 # Run the written files in a process with nothing of this project in it.
 CHILD = """
 import pathlib, sys
@@ -79,9 +80,9 @@ def names(place: Path, tries: int, seed: int) -> list[Outcome]:
     run = finished(RunFolder(runs.place / "runs/student"), None, None)
     written = place / "written"
     written.mkdir(parents=True, exist_ok=True)
-    writers: dict[str, Callable[[list[str]], str]] = {
+    writers: dict[str, Write] = {
         "the terminal": _terminal,
-        "an HTML report": partial(_html, run),
+        "an HTML report": _html,
         "LaTeX and CSV tables": _tables,
         "the CSV of predictions": partial(_predictions, place / "predictions.csv"),
         "the exported project1 code": partial(_code, run, written),
@@ -148,7 +149,7 @@ class _Elements(HTMLParser):
             self.found.append((tag, *(attribute for attribute, _ in attrs)))
 
 
-def _html(run: Finished, four: list[str]) -> str:
+def _html(four: list[str]) -> str:
     text = page.html(_page(four))
     if unsafe := commands.unsafe_in(text.replace("\xad", "")):
         return f"holds {unsafe!r}"

@@ -17,20 +17,24 @@ class Neighbour:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.mark = place / "mark"
-        (place / "epochs").mkdir(parents=True, exist_ok=True)
-        for name in ("file", "epochs/epoch-1.safetensors", "epochs/epoch-9.safetensors"):
-            (place / name).write_text(f"{SECRET}\n")
-        self._digest = tree_digest(place)
+        self._write()
 
     def change(self) -> str:
-        """What happened to it since it was made; empty if nothing did."""
+        """What happened to it since the last call; empty if nothing did."""
         if self.mark.exists():
             self.mark.unlink()
             return "code ran: the mark is there"
         if tree_digest(self.place) != self._digest:
-            self.__init__(self.place)  # type: ignore[misc]
+            self._write()
             return "a file outside the folder was written or deleted"
         return ""
+
+    def _write(self) -> None:
+        """Write its files, and remember their digest."""
+        (self.place / "epochs").mkdir(parents=True, exist_ok=True)
+        for name in ("file", "epochs/epoch-1.safetensors", "epochs/epoch-9.safetensors"):
+            (self.place / name).write_text(f"{SECRET}\n")
+        self._digest = tree_digest(self.place)
 
 
 def tree_digest(root: Path) -> str:
