@@ -34,7 +34,8 @@ NO_TEACHER = ("loss.kd=false", "loss.hard.weight=1.0")
 ENDLESS = (*NO_TEACHER, "train.epochs=100000", "train.save_steps=3")
 # Fields of an event that differ between equal runs: times, and paths of the weights.
 NOT_COMPARED = {"at", "elapsed_s", "remaining_s", "weights"}
-START_S = 60.0  # a process that has not begun its run by then counts as begun
+START_S = 300.0  # a process that has not begun its run by then counts as begun
+KILLS_PER_RUN = 10  # at most; then the run is left to finish
 
 
 class Process:
@@ -161,7 +162,7 @@ def kills(place: Path, tries: int, seed: int) -> list[Outcome]:
 def _kill_and_resume(
     runs: TinyRuns, name: str, tries: int, chance: random.Random
 ) -> list[tuple[int, bool, str]]:
-    """Kill runs `tries` times in all, resuming each until it finishes.
+    """Kill runs `tries` times in all, each at most KILLS_PER_RUN times; then let it finish.
 
     Returns for each run: number of kills, whether it equals the undisturbed run, its folder.
     """
@@ -170,7 +171,7 @@ def _kill_and_resume(
         out, killed = runs.place / f"{name}-{left}", 0
         while not RunFolder(out).is_finished:
             child = runs.begin(runs.command(out, "--resume"), out)
-            if left > killed:
+            if killed < min(left, KILLS_PER_RUN):
                 time.sleep(chance.uniform(0, 1.5))
                 child.send(signal.SIGKILL)
             child.wait()
