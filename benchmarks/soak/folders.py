@@ -37,30 +37,30 @@ def folders(place: Path, tries: int, seed: int) -> list[Outcome]:
     )
     for n in range(tries):
         runs.restore()
-        verb, run = _verb(runs, n)
+        command, run = _choice(runs, n)
         what = _link(run, neighbour, chance)
-        ended = commands.run(*verb)
+        ended = commands.run(*command)
         fault = commands.fault_of(ended) or neighbour.change() or _leaks(ended)
-        linked.count(not fault, f"{what}: {' '.join(map(str, verb))}: {fault}")
+        linked.count(not fault, f"{what}: {' '.join(map(str, command))}: {fault}")
     for n in range(tries):
         runs.restore()
-        verb, what = _mix(runs, n, chance)
-        ended = commands.run(*verb)
+        command, what = _mix(runs, n, chance)
+        ended = commands.run(*command)
         fault = commands.fault_of(ended) or neighbour.change()
         fault = fault or ("" if ended.code else "was accepted")
-        foreign.count(not fault, f"{what}: {' '.join(map(str, verb))}: {fault}")
+        foreign.count(not fault, f"{what}: {' '.join(map(str, command))}: {fault}")
     return [linked, foreign]
 
 
-def _verb(runs: Runs, n: int) -> tuple[tuple[object, ...], Path]:
+def _choice(runs: Runs, n: int) -> tuple[tuple[object, ...], Path]:
     """A command, and the run that it is given."""
     student, unfinished = Path("runs/student"), Path("runs/unfinished")
     export = ("--format", "safetensors", "--out", "runs/new")
-    resume = runs.command("distill", "unfinished", *runs.taught, "--resume")
-    again = runs.command("distill", "student", *runs.taught, "--resume")
-    anew = runs.command("distill", "student", *runs.taught)
+    resume = runs.command("distill", "unfinished", *runs.with_teacher, "--resume")
+    again = runs.command("distill", "student", *runs.with_teacher, "--resume")
+    anew = runs.command("distill", "student", *runs.with_teacher)
     teacher = runs.command("train-teacher", "unfinished", *NO_TEACHER, "--resume")
-    verbs: list[tuple[tuple[object, ...], Path]] = [
+    choices: list[tuple[tuple[object, ...], Path]] = [
         (resume, unfinished), (again, student), (resume, unfinished), (anew, student),
         (("evaluate", student), student), (resume, unfinished), (("runs",), student),
         (("predict", student, "--input", "images.npy"), student), (resume, unfinished),
@@ -69,7 +69,7 @@ def _verb(runs: Runs, n: int) -> tuple[tuple[object, ...], Path]:
         (("compare", student, "runs/other"), student), (("report", student), student),
         (("report", student, "--test-curve", "--out", "report.html"), student),
     ]  # fmt: skip
-    return verbs[n % len(verbs)]
+    return choices[n % len(choices)]
 
 
 def _link(run: Path, neighbour: Neighbour, chance: random.Random) -> str:
@@ -108,7 +108,7 @@ def _leaks(ended: commands.Ended) -> str:
 
 def _mix(runs: Runs, n: int, chance: random.Random) -> tuple[tuple[object, ...], str]:
     """Put files of one run into another; a command that has to refuse it."""
-    resume = runs.command("distill", "unfinished", *runs.taught, "--resume")
+    resume = runs.command("distill", "unfinished", *runs.with_teacher, "--resume")
     student = Path("runs/student")
     readers: dict[str, list[tuple[object, ...]]] = {
         "weights": [

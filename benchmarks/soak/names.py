@@ -271,13 +271,13 @@ def _commands(runs: Runs, tries: int, chance: random.Random) -> Outcome:
         result = run / "result.json"
         changes = {"class_names": four[:2], "recipe": four[2], "network": four[3]}
         result.write_text(json.dumps(json.loads(result.read_text()) | changes))
-        verbs: list[tuple[object, ...]] = [
+        choices: list[tuple[object, ...]] = [
             ("runs",), ("evaluate", run), ("compare", run, "runs/other"), ("compare", run, run),
             ("predict", run, "--input", "images.npy", "--labels", "names"),
             ("export", run, "--format", "safetensors", "--out", "runs/new"),
             ("report", run, "--out", "report.html"),
         ]  # fmt: skip
-        verb = verbs[n % len(verbs)]
-        fault = commands.fault_of(commands.run(*verb))
-        outcome.count(not fault, f"{verb}: {fault}: {four!r}")
+        command = choices[n % len(choices)]
+        fault = commands.fault_of(commands.run(*command))
+        outcome.count(not fault, f"{command}: {fault}: {four!r}")
     return outcome

@@ -35,7 +35,7 @@ def run_files(place: Path, tries: int, seed: int) -> list[Outcome]:
     """One outcome per kind of file, `tries` cases in all; a case is one change and one command."""
     chance = random.Random(seed)
     runs, neighbour = Runs(place.parent / "runs of others"), Neighbour(place / "neighbour")
-    verbs = list(_verbs(runs))
+    choices = list(_command_lines(runs))
     outcomes = []
     for name, change in FILES.items():
         outcome = Outcome(
@@ -49,10 +49,10 @@ def run_files(place: Path, tries: int, seed: int) -> list[Outcome]:
                 mutations.replace_file(path, chance, neighbour.place / "file")
             else:
                 change(path, chance)
-            verb = verbs[(n + chance.randrange(2)) % len(verbs)]
-            fault = commands.fault_of(commands.run(*verb), path.name, *_folders(path))
+            command = choices[(n + chance.randrange(2)) % len(choices)]
+            fault = commands.fault_of(commands.run(*command), path.name, *_folders(path))
             fault = fault or neighbour.change()
-            outcome.count(not fault, f"{seed}/{name}/{n}: {' '.join(map(str, verb))}: {fault}")
+            outcome.count(not fault, f"{seed}/{name}/{n}: {' '.join(map(str, command))}: {fault}")
         outcomes.append(outcome)
     return outcomes
 
@@ -72,7 +72,7 @@ def _chosen(runs: Runs, name: str, chance: random.Random) -> Path:
     return chance.choice([path for path in found if path.exists()])
 
 
-def _verbs(runs: Runs) -> list[tuple[object, ...]]:
+def _command_lines(runs: Runs) -> list[tuple[object, ...]]:
     """The commands, the fast ones twice."""
     student, other, teacher = "runs/student", "runs/other", "runs/teacher"
     export = ("--format", "safetensors", "--out", "runs/exported", "--replace")
@@ -97,8 +97,8 @@ def _verbs(runs: Runs) -> list[tuple[object, ...]]:
         runs.command("distill", "new"),
         runs.command("distill", "new", "--teacher", teacher),
         runs.command("distill", "new", "--teacher", student),
-        runs.command("distill", "unfinished", *runs.taught, "--resume"),
-        runs.command("distill", "student", *runs.taught, "--resume"),
+        runs.command("distill", "unfinished", *runs.with_teacher, "--resume"),
+        runs.command("distill", "student", *runs.with_teacher, "--resume"),
     ]
     slow: list[tuple[object, ...]] = [
         ("report", student, "--out", "report.html"),

@@ -55,8 +55,8 @@ class Runs:
         write_images(place / "images")
         np.save(place / "images.npy", np.zeros((2, 32, 32, 3), np.uint8))
         self._train("train-teacher", "teacher", *NO_TEACHER)
-        self._train("distill", "student", *self.taught)
-        self._train("distill", "other", *self.taught, "--set", "train.seed=1")
+        self._train("distill", "student", *self.with_teacher)
+        self._train("distill", "other", *self.with_teacher, "--set", "train.seed=1")
         self._run("report", "runs/student", "--test-curve", "--out", "student.html")
         self._run("export", "runs/student", "--format", "safetensors", "--out", "runs/exported")
         shutil.copytree("runs/student", "runs/unfinished")
@@ -69,7 +69,7 @@ class Runs:
         shutil.copytree(self.cache, self.sound / "cache")
 
     @property
-    def taught(self) -> tuple[str, ...]:
+    def with_teacher(self) -> tuple[str, ...]:
         """Options that train a student with the teacher."""
         return ("--teacher", "runs/teacher", "--set", "cache.views=2")
 
