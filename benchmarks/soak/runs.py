@@ -247,12 +247,13 @@ def deaths(place: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _resumes(runs: TinyRuns, command: list[str], out: Path) -> bool:
-    """Whether the run continues from its last checkpoint in one process, and stops by SIGTERM."""
+    """Whether the run continues at its last checkpoint in one process, and stops by SIGTERM."""
     step = checkpoint.load(out / "last")[1]["step"]
     child = runs.begin([*command, "--resume"], out)
     child.send(signal.SIGTERM)
-    printed = child.wait()
-    return child.code == 143 and (step == 0 or f"{step:,}" in printed)
+    child.wait()
+    starts = [row for row in journal.read(RunFolder(out).journal) if row["event"] == "start"]
+    return child.code == 143 and len(starts) == 2 and starts[-1]["first_step"] == step
 
 
 def disks(place: Path, tries: int, seed: int) -> list[Outcome]:
