@@ -2,11 +2,11 @@
 
     python -m benchmarks.soak [PART…] [--tries PART=N …] [--seed N] [--place DIR]
 
-Parts of real processes (kills, stops, deaths, disks) take an hour on one core; `disks` needs root.
-The others run in this process: recipes and damage seconds, names, folders, pickles, archives and
-urls minutes, run_files half an hour. The number of tries is per row, of damage, recipes and
-run_files in all. Each part replaces its rows in `results/reliability.json` and in the table. Failed
-tries are printed, and the exit code is 1 if there are any.
+The parts kills, stops, deaths and disks start real processes and take 20 minutes on one core;
+`disks` needs root. The others run in this process: run_files and folders take some minutes, the
+rest less. The number of tries is per row, of damage, recipes and run_files in all. Each part
+replaces its rows in `results/reliability.json` and in the table. Failed tries are printed, and the
+exit code is 1 if there are any.
 """
 
 import argparse

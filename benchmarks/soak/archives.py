@@ -5,11 +5,13 @@ import gzip
 import io
 import lzma
 import random
+import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,31 @@ LINKS = (
     tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
     tarfile.CONTTYPE, b"V", b"M", b"\xff",
 )  # fmt: skip
+
+
+# What the user sees; each is a UserError, so the exit code is 2.
+SEEN = {
+    "with thousands of pax headers or long names": "“… has more than 8 headers before a member”",
+    "with pax records or sizes that are wrong": "“… has a pax header with a size …”",
+    "with a path that climbs out of its folder": "“… leaves the folder”",
+    "with a link, a device, a pipe or a sparse member": "“… is a link or a device”",
+    "of images, with bytes of its headers changed": "what is wrong; or the images",
+}
+ZEROS = 64 * MB  # one compressed piece of a bomb, which repeats it
+PIECES = 17  # more than the reader's bound of 1 GiB
+
+
+@cache
+def deflated() -> bytes:
+    """ZEROS zero bytes as a deflate block that may be repeated."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    return packer.compress(bytes(ZEROS)) + packer.flush(zlib.Z_FULL_FLUSH)
+
+
+@cache
+def gzipped() -> bytes:
+    """ZEROS zero bytes as a gzip member; a file may have several."""
+    return gzip.compress(bytes(ZEROS), 1)
 
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
@@ -84,10 +111,7 @@ def tars(place: Path, tries: int, seed: int) -> list[Outcome]:
     }
     outcomes = []
     for what, make in kinds.items():
-        outcome = Outcome(
-            f"a tar archive {what}",
-            "“… has more than 8 headers before a member”, “… leaves the folder”, …; exit 2",
-        )
+        outcome = Outcome(f"a tar archive {what}", SEEN[what])
         for n in range(tries):
             content = make()
             folder = sound[:512] if chance.random() < 0.3 and "bytes" not in what else b""
@@ -97,7 +121,24 @@ def tars(place: Path, tries: int, seed: int) -> list[Outcome]:
             fault = fault or neighbour.change()
             outcome.count(not fault, f"{seed}/{what}/{n}: {fault}: {content[:160]!r}")
         outcomes.append(outcome)
+    outcomes.append(_tar_bombs(place, -(-tries // 10), chance))
     return [*outcomes, *arrays(place, tries, chance, neighbour)]
+
+
+def _tar_bombs(place: Path, tries: int, chance: random.Random) -> Outcome:
+    """Archives of some hundred kilobytes that unpack to more than a gigabyte of zeros."""
+    outcome = Outcome(
+        "a tar archive that unpacks to more than a gigabyte", "“… unpacks to more than … bytes”"
+    )
+    for n in range(tries):
+        size = chance.choice([ZEROS * PIECES - 512, MB, 1 << 30])
+        name = chance.choice(["x", CIFAR10.meta, *CIFAR10.files["train"]])
+        start = header(f"{CIFAR10.folder}/{name}", size)
+        path = place / "bomb.tar.gz"
+        path.write_bytes(gzip.compress(start) + gzipped() * PIECES)
+        fault = _read(partial(image_set.load, str(path), "train"), False)
+        outcome.count(not fault, f"bomb {n}: {size} {name}: {fault}")
+    return outcome
 
 
 def _read(load: Callable[[], object], may_succeed: bool) -> str:
@@ -199,9 +240,10 @@ def arrays(place: Path, tries: int, chance: random.Random, neighbour: Neighbour)
         "an .npz that lies about its members, or unpacks to gigabytes": ("npz", _npz),
     }
     for what, (suffix, make) in kinds.items():
-        outcome = Outcome(
-            what, "“… holds Python objects, which could run code”, “… unpacks to …”, …; exit 2"
-        )
+        seen = "“… holds Python objects, which could run code”, or what is wrong with the header"
+        if suffix == "npz":
+            seen = "“… unpacks to … bytes”, “… is larger than the file”, or what is wrong"
+        outcome = Outcome(what, seen)
         for n in range(tries):
             path = place / f"images.{suffix}"
             path.write_bytes(make(chance, str(neighbour.mark)))
@@ -248,6 +290,8 @@ def _objects(mark: str) -> bytes:
 
 def _npz(chance: random.Random, mark: str) -> bytes:
     """A zip archive of arrays that is damaged, hostile or larger than it says."""
+    if chance.random() < 0.2:
+        return _npz_bomb(chance)
     name = chance.choice(["data", "images", "logits", "ids", "labels"])
     kind = chance.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
     file = io.BytesIO()
@@ -263,3 +307,22 @@ def _npz(chance: random.Random, mark: str) -> bytes:
     if chance.random() < 0.1:
         return b"PK\x03\x04" + bytes(content[at : at + 46]) * 30_000 + bytes(content[-22:])
     return bytes(content)
+
+
+def _npz_bomb(chance: random.Random) -> bytes:
+    """An archive whose member unpacks to more than a gigabyte, and says so or less."""
+    n_bytes = ZEROS * PIECES
+    shape = chance.choice([f"({n_bytes},)", f"({n_bytes // 3072}, 3072)", "(8, 3072)"])
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    start = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    packed = packer.compress(start) + packer.flush(zlib.Z_FULL_FLUSH)
+    packed += deflated() * PIECES + b"\x03\x00"  # the last block, empty
+    said = chance.choice([n_bytes + len(start), len(start) + 8 * 3072, 1 << 30])
+    name = chance.choice(["data", "images"]).encode() + b".npy"
+    fields = [20, 0, 8, 0, 0, 0, len(packed), said, len(name), 0]
+    local = b"PK\x03\x04" + struct.pack("<HHHHHIIIHH", *fields) + name
+    central = b"PK\x01\x02\x14\x00" + struct.pack("<HHHHHIIIHH", *fields)
+    central += bytes(14) + name  # no comment; disk 0; the member begins at byte 0
+    end = struct.pack("<HHHHIIH", 0, 0, 1, 1, len(central), len(local) + len(packed), 0)
+    return local + packed + central + b"PK\x05\x06" + end

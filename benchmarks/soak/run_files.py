@@ -40,7 +40,7 @@ def run_files(place: Path, tries: int, seed: int) -> list[Outcome]:
     for name, change in FILES.items():
         outcome = Outcome(
             f"{KIND.get(name, f'the {name} of a run')}, changed at random, and every command",
-            "the result without it, or one message that names the file",
+            "the result without it, or one message that names the file or its run",
         )
         for n in range(-(-tries // len(FILES))):
             runs.restore()
