@@ -1,1 +1,1 @@
-"""What befalls a run from outside, many times over."""
+"""Tries faults and attacks many times; `python -m benchmarks.soak`."""

@@ -1,40 +1,63 @@
-"""Faults, many times over, and the table of docs/reliability.md.
+"""Try faults and attacks many times, and write the table of docs/reliability.md.
 
     python -m benchmarks.soak [PART…] [--tries PART=N …] [--seed N] [--place DIR]
 
-Parts: kills, stops, deaths, disks (real processes on two cores, half an hour in all; `disks` needs
-the right to mount); recipes, damage, hostile (a minute). Each says how often it tried, how often
-all was well, and what the user sees, and renews its lines in `results/reliability.json` and in the
-table. Exit 1 where anything was not well; what it was is printed.
+The parts kills, stops, deaths and disks start real processes and take 20 minutes on one core;
+`disks` needs root. The others run in this process: run_files and folders take some minutes, the
+rest less. The number of tries is per row, of damage, recipes and run_files in all. Each part
+replaces its rows in `results/reliability.json` and in the table. Failed tries are printed, and the
+exit code is 1 if there are any.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import chdir
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak import files, runs
+from benchmarks.soak import runs
+from benchmarks.soak.archives import tars
+from benchmarks.soak.damage import damage
+from benchmarks.soak.folders import folders
+from benchmarks.soak.names import names
+from benchmarks.soak.outcome import Outcome
+from benchmarks.soak.pickles import pickles
+from benchmarks.soak.recipes import recipe_texts
+from benchmarks.soak.run_files import run_files
+from benchmarks.soak.urls import url_secrets
 from distill.runs.run_folder import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- soak:begin -->", "<!-- soak:end -->"
-PARTS = runs.PARTS | files.PARTS
-TRIES = {"kills": 200, "stops": 20, "deaths": 10, "disks": 20, "recipes": 5000, "damage": 500,
-         "hostile": 1}  # fmt: skip
+PARTS: dict[str, Callable[[Path, int, int], list[Outcome]]] = {
+    **runs.PARTS,
+    "recipes": recipe_texts,
+    "damage": damage,
+    "names": names,
+    "folders": folders,
+    "pickles": pickles,
+    "archives": tars,
+    "urls": url_secrets,
+    "run_files": run_files,
+}
+TRIES = {
+    "kills": 200, "stops": 20, "deaths": 10, "disks": 20, "recipes": 5000, "damage": 600,
+    "names": 300, "folders": 150, "pickles": 500, "archives": 300, "urls": 300, "run_files": 1080,
+}  # fmt: skip
 
 
 def table(known: dict[str, list[dict[str, Any]]]) -> str:
-    """The lines of every part that was measured, in the order of the parts."""
+    """The table in Markdown: the rows of every part that was run, in the order of PARTS."""
     lines = ["| fault | tried | survived | what the user sees |", "| --- | ---: | ---: | --- |"]
     for part in PARTS:
         for row in known.get(part, []):
-            took = "" if row["longest_s"] is None else f"; {row['longest_s']:.1f} s at most"
+            took = "" if row["longest_s"] is None else f"; at most {row['longest_s']:.1f} s"
             cells = row["fault"], f"{row['tried']:,}", f"{row['survived']:,}", row["seen"] + took
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -47,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", default=list(PARTS))
     parser.add_argument("--tries", action="append", default=[], metavar="PART=N")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--place", type=Path, help="where the runs lie [a temporary folder]")
+    parser.add_argument("--place", type=Path, help="a folder for the runs [a temporary one]")
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - PARTS.keys():
-        parser.error(f"{', '.join(unknown)} is no part; allowed: {', '.join(PARTS)}")
+        parser.error(f"{', '.join(unknown)} is not a part; allowed: {', '.join(PARTS)}")
     tries = TRIES | {part: int(n) for part, _, n in (each.partition("=") for each in given.tries)}
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     failures = []
-    with tempfile.TemporaryDirectory() as temporary:
+    with chdir(Path.cwd()), tempfile.TemporaryDirectory() as temporary:  # some parts change it
         for part in given.parts:
             place = (given.place or Path(temporary)) / part
             place.mkdir(parents=True, exist_ok=True)
@@ -62,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for outcome in outcomes:
                 print(f"{outcome.fault}: {outcome.survived} of {outcome.tried}", flush=True)
                 failures += outcome.failures
+            known = {name: rows for name, rows in known.items() if name in PARTS}
             known[part] = [asdict(outcome) for outcome in outcomes]
             write_json(RESULTS, known)
             before, _, rest = PAGE.read_text().partition(BEGIN)

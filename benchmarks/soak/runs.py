@@ -1,8 +1,11 @@
-"""Runs that are killed, stopped, starved of disk, bereft of a process; and whether they resume."""
+"""Faults of real processes: kills, signals, dead ranks, full disks; then the run is resumed."""
 
 import hashlib
+import itertools
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,219 +19,272 @@ from typing import Any
 
 import torch
 
+import cli
 from benchmarks.soak.outcome import Outcome
 from distill.models import checkpoint
 from distill.runs import journal
 from distill.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
-# Sixty steps, dropout and mixing and averages on, saved in the middle of epochs too.
-SETS = (
+# Sixty steps with dropout, mixup, cutmix and EMA; checkpoints within epochs too.
+SETTINGS = (
     "train.epochs=6", "train.save_steps=3", "mix.mixup.prob=0.3", "student.block_dropout=0.1",
 )  # fmt: skip
-ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
-LONG = (*ALONE, "train.epochs=100000", "train.save_steps=3")
-CLOCKS = {"at", "elapsed_s", "remaining_s", "weights"}
-START_S = 60.0  # until a process must have begun
+NO_TEACHER = ("loss.kd=false", "loss.hard.weight=1.0")
+ENDLESS = (*NO_TEACHER, "train.epochs=100000", "train.save_steps=3")
+# Fields of an event that differ between equal runs: times, and paths of the weights.
+NOT_COMPARED = {"at", "elapsed_s", "remaining_s", "weights"}
+START_S = 300.0  # a process that has not begun its run by then counts as begun
+KILLS_PER_RUN = 10  # at most; then the run is left to finish
 
 
-class Lives:
-    """The same run, as often as it is wanted: `python cli.py distill` in folders of one place."""
+class Process:
+    """One `python cli.py …`, forked from a server that has imported the libraries already.
+
+    The fork saves some seconds of imports per process; all else is as in a terminal.
+    """
+
+    _context = multiprocessing.get_context("forkserver")
+    _context.set_forkserver_preload(["cli", "distill.training.run", "distill.cli.train_commands"])
+
+    def __init__(self, command: list[str], environ: dict[str, str], stderr: Path) -> None:
+        self._stderr = stderr
+        self._process = self._context.Process(target=_run_cli, args=(command, environ, stderr))
+        self._process.start()
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None while the process runs; -N after signal N."""
+        return self._process.exitcode
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if the process still runs."""
+        if self.code is None and self._process.pid is not None:
+            os.kill(self._process.pid, number)
+
+    def wait(self, seconds: float | None = None) -> str:
+        """Wait until the process exits; what it wrote to stderr."""
+        self._process.join(seconds)
+        return self._stderr.read_text(errors="replace")
+
+
+def _run_cli(command: list[str], environ: dict[str, str], stderr: Path) -> None:
+    """In the child: `python cli.py COMMAND` with this environment, stderr in a file."""
+    os.environ.update(environ)
+    os.chdir(ROOT)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.argv = [str(ROOT / "cli.py"), *command]
+    cli.main()
+
+
+class TinyRuns:
+    """Starts the same short run in folders of one place, and compares it with an undisturbed one.
+
+    Trains the teacher and the undisturbed run first, if they are not there.
+    """
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.environ = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "UNDERSTUDY_CACHE": str(place / "cache"),
-        }
+        self._numbers = itertools.count()  # thread-safe
+        os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # before the first fork
         self.teacher = place / "teacher"
-        teacher = ["train-teacher", "-r", "tiny", *_sets(ALONE), "--out", str(self.teacher)]
+        teacher = ["train-teacher", "-r", "tiny", *_options(NO_TEACHER), "--out", str(self.teacher)]
         if not RunFolder(self.teacher).is_finished:
-            self._to_the_end(teacher)
-        self.whole = RunFolder(place / "whole")
-        if not self.whole.is_finished:
-            self._to_the_end(self.command(self.whole.path))
+            self._finish(teacher)
+        self.undisturbed = RunFolder(place / "undisturbed")
+        if not self.undisturbed.is_finished:
+            self._finish(self.command(self.undisturbed.path))
 
     def command(self, out: Path, *more: str) -> list[str]:
-        """A student's."""
+        """The arguments that train the student in `out`."""
         return ["distill", "-r", "tiny+cutmix+ema", "--teacher", str(self.teacher),
-                *_sets(SETS), "--out", str(out), *more]  # fmt: skip
+                *_options(SETTINGS), "--out", str(out), *more]  # fmt: skip
 
-    def begun(self, command: list[str], out: Path, **environ: str) -> subprocess.Popen[str]:
-        """A process whose run has begun, or ended: its head is in the journal."""
-        heads = _heads(out)
-        child = subprocess.Popen(
-            [sys.executable, str(ROOT / "cli.py"), *command], cwd=ROOT,
-            env=self.environ | environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            text=True,
-        )  # fmt: skip
+    def start(self, command: list[str], **environ: str) -> Process:
+        """Start a process, without waiting."""
+        stderr = self.place / f"stderr-{next(self._numbers)}"
+        return Process(command, {"UNDERSTUDY_CACHE": str(self.place / "cache")} | environ, stderr)
+
+    def begin(self, command: list[str], out: Path, **environ: str) -> Process:
+        """Start a process and wait until its journal has a new `start` event, or it has ended."""
+        n_starts = _count_starts(out)
+        child = self.start(command, **environ)
         until = time.monotonic() + START_S
-        while child.poll() is None and _heads(out) == heads and time.monotonic() < until:
+        while child.code is None and _count_starts(out) == n_starts and time.monotonic() < until:
             time.sleep(0.01)
         return child
 
-    def is_as_if_nothing_had_happened(self, out: Path) -> bool:
-        """Every tensor of the state, the weights' file, and the journal but for its clocks."""
+    def is_undisturbed(self, out: Path) -> bool:
+        """Whether the run in `out` ended exactly as the undisturbed one.
+
+        Compares every tensor of the last checkpoint, the sha256 of the weights, and the journal
+        without its times.
+        """
         run = RunFolder(out)
         return (
             run.is_finished
-            and _state(run) == _state(self.whole)
-            and _told(run) == _told(self.whole)
-            and run.result()["weights"] == self.whole.result()["weights"]
+            and _tensors(run) == _tensors(self.undisturbed)
+            and _events(run) == _events(self.undisturbed)
+            and run.result()["weights"] == self.undisturbed.result()["weights"]
         )
 
-    def _to_the_end(self, command: list[str]) -> None:
-        subprocess.run(
-            [sys.executable, str(ROOT / "cli.py"), *command], cwd=ROOT, env=self.environ,
-            check=True, capture_output=True,
-        )  # fmt: skip
+    def _finish(self, command: list[str]) -> None:
+        child = self.start(command)
+        printed = child.wait()
+        if child.code:
+            raise RuntimeError(printed)
 
 
-def kills(place: Path, tries: int, seed: int, workers: int = 2) -> list[Outcome]:
-    """`kill -9` at a random moment after the head of the run, again and again until it ends."""
-    lives = Lives(place)
+def kills(place: Path, tries: int, seed: int) -> list[Outcome]:
+    """`kill -9` at random moments after the start of the training, until the run finishes."""
+    runs = TinyRuns(place)
+    workers = min(2, len(os.sched_getaffinity(0)))
     shares = [tries // workers + (worker < tries % workers) for worker in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
-        chains = [
+        pending = [
             pool.submit(
-                _chains, lives, f"killed-{seed}-{worker}", share, random.Random(seed + worker)
+                _kill_and_resume, runs, f"killed-{seed}-{n}", share, random.Random(seed + n)
             )
-            for worker, share in enumerate(shares)
+            for n, share in enumerate(shares)
         ]
     outcome = Outcome(
         "kill -9 at a random moment of the training",
-        "with --resume the run goes on; its head names who was killed",
+        "`--resume` continues the run and prints which process was killed",
     )
-    for chain in chains:
-        for n, is_well, out in chain.result():
-            for _ in range(n):
+    for each in pending:
+        for n_kills, is_well, out in each.result():
+            for _ in range(n_kills):
                 outcome.count(is_well, out)
     return [outcome]
 
 
-def _chains(
-    lives: Lives, name: str, tries: int, chance: random.Random
+def _kill_and_resume(
+    runs: TinyRuns, name: str, tries: int, chance: random.Random
 ) -> list[tuple[int, bool, str]]:
-    """Runs, each killed some times and then finished: how often, whether it was well, where."""
-    chains, left = [], tries
+    """Kill runs `tries` times in all, each at most KILLS_PER_RUN times; then let it finish.
+
+    Returns for each run: number of kills, whether it equals the undisturbed run, its folder.
+    """
+    finished, left = [], tries
     while left > 0:
-        out, killed = lives.place / f"{name}-{left}", 0
+        out, killed = runs.place / f"{name}-{left}", 0
         while not RunFolder(out).is_finished:
-            child = lives.begun(lives.command(out, "--resume"), out)
-            if left > killed:
+            child = runs.begin(runs.command(out, "--resume"), out)
+            if killed < min(left, KILLS_PER_RUN):
                 time.sleep(chance.uniform(0, 1.5))
-                if child.poll() is None:
-                    child.kill()
-                    killed += 1
-            child.communicate()
-        chains.append((killed, lives.is_as_if_nothing_had_happened(out), str(out)))
+                child.send(signal.SIGKILL)
+            child.wait()
+            killed += child.code == -signal.SIGKILL
+        finished.append((killed, runs.is_undisturbed(out), str(out)))
         left -= killed
-    return chains
+    return finished
 
 
 def stops(place: Path, tries: int, seed: int) -> list[Outcome]:
     """SIGTERM, SIGUSR1 and Ctrl-C at random moments: exit code, time, and the resumed run."""
-    lives, chance = Lives(place), random.Random(seed)
-    wanted = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
-    outcomes = []
-    for number, code in wanted.items():
-        outcome = Outcome(
-            f"{number.name} at a random moment of the training",
-            f"“Stopped after step N, and saved. To go on, …”, exit {code} within 10 s",
-            longest_s=0.0,
-        )
-        while outcome.tried < tries:
-            out = place / f"stopped-{number.name}-{outcome.tried}"
-            child = lives.begun(lives.command(out), out)
-            time.sleep(chance.uniform(0, 1.5))
-            began_at = time.monotonic()
-            child.send_signal(number)
-            child.communicate()
-            if child.returncode == 0:  # it had ended already
-                continue
-            spent_s = time.monotonic() - began_at
-            again = lives.begun(lives.command(out, "--resume"), out)
-            again.communicate()
-            is_well = child.returncode == code and spent_s < 10
-            outcome.count(
-                is_well and lives.is_as_if_nothing_had_happened(out), f"{out}: {child.returncode}"
-            )
-            outcome.longest_s = max(outcome.longest_s or 0.0, spent_s)
-        outcomes.append(outcome)
-    return outcomes
+    runs, chance = TinyRuns(place), random.Random(seed)
+    codes = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
+    return [_stop(runs, number, code, tries, chance) for number, code in codes.items()]
+
+
+def _stop(
+    runs: TinyRuns, number: signal.Signals, code: int, tries: int, chance: random.Random
+) -> Outcome:
+    """Send one signal to `tries` runs and resume them."""
+    outcome = Outcome(
+        f"{number.name} at a random moment of the training",
+        f"the step that was saved and how to resume, exit {code} within 10 s",
+        longest_s=0.0,
+    )
+    while outcome.tried < tries:
+        out = runs.place / f"stopped-{number.name}-{outcome.tried}"
+        child = runs.begin(runs.command(out), out)
+        time.sleep(chance.uniform(0, 1.5))
+        sent_at = time.monotonic()
+        child.send(number)
+        printed = child.wait()
+        if child.code == 0:  # it had finished before the signal
+            shutil.rmtree(out)
+            continue
+        spent_s = time.monotonic() - sent_at
+        runs.begin(runs.command(out, "--resume"), out).wait()
+        is_well = child.code == code and spent_s < 10 and "--resume" in printed
+        outcome.count(is_well and runs.is_undisturbed(out), f"{out}: {child.code} {printed}")
+        outcome.longest_s = max(outcome.longest_s or 0.0, spent_s)
+    return outcome
 
 
 def deaths(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """`kill -9` of one of two processes: the other leaves, and the run resumes."""
-    lives, chance = Lives(place), random.Random(seed)
+    """`kill -9` of one of two processes: the other one exits, and the run resumes."""
+    runs, chance = TinyRuns(place), random.Random(seed)
     outcome = Outcome(
         "kill -9 of one of two processes",
-        "the other ends with “another of its processes ended or hangs”, exit 1",
+        "the other one prints that a process of the run ended or hangs, exit 1",
         longest_s=0.0,
     )
     for attempt in range(tries):
-        out, meeting = place / f"two-{seed}-{attempt}", _meeting()
-        command = ["distill", "-r", "tiny", *_sets(LONG), "--out", str(out)]
-        pair = [
-            lives.begun(command, out, RANK=str(rank), LOCAL_RANK=str(rank), **meeting)
-            if rank
-            else _at_once(lives, command, meeting)
-            for rank in (0, 1)
-        ]
+        out, environ = place / f"two-{seed}-{attempt}", _rendezvous()
+        command = ["distill", "-r", "tiny", *_options(ENDLESS), "--out", str(out)]
+        first = runs.start(command, **environ, RANK="0", LOCAL_RANK="0")
+        second = runs.begin(command, out, **environ, RANK="1", LOCAL_RANK="1")
         time.sleep(chance.uniform(0.3, 1.5))
-        dies = attempt % 2
-        pair[dies].kill()
-        began_at = time.monotonic()
-        _, said = pair[1 - dies].communicate(timeout=120)
-        spent_s = time.monotonic() - began_at
-        pair[dies].communicate()
-        step = checkpoint.load(out / "last")[1]["step"]
-        again = lives.begun([*command, "--resume"], out)
-        again.send_signal(signal.SIGTERM)
-        _, later = again.communicate()
+        killed, other = (first, second) if attempt % 2 == 0 else (second, first)
+        killed.send(signal.SIGKILL)
+        killed_at = time.monotonic()
+        printed = other.wait(120)
+        spent_s = time.monotonic() - killed_at
+        killed.wait()
         is_well = (
-            pair[1 - dies].returncode == 1
-            and "another of its processes ended" in said
+            other.code == 1
+            and "another of its processes ended" in printed
             and spent_s < 60
-            and again.returncode == 143
-            and (step == 0 or f"at step {step:,}" in " ".join(later.split()))
+            and _resumes(runs, command, out)
         )
-        outcome.count(is_well, f"{out}: {pair[1 - dies].returncode}, {said[-300:]}, {later[-300:]}")
+        outcome.count(is_well, f"{out}: {other.code}, {printed[-300:]}")
         outcome.longest_s = max(outcome.longest_s or 0.0, spent_s)
     return [outcome]
 
 
+def _resumes(runs: TinyRuns, command: list[str], out: Path) -> bool:
+    """Whether the run continues at its last checkpoint in one process, and stops by SIGTERM."""
+    step = checkpoint.load(out / "last")[1]["step"]
+    child = runs.begin([*command, "--resume"], out)
+    child.send(signal.SIGTERM)
+    child.wait()
+    starts = [row for row in journal.read(RunFolder(out).journal) if row["event"] == "start"]
+    return child.code == 143 and len(starts) == 2 and starts[-1]["first_step"] == step
+
+
 def disks(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """A file system that is full while the run writes; then there is room."""
-    lives, chance = Lives(place), random.Random(seed)
-    full = Outcome(
+    """A file system that is full while the run writes, then has space again. Needs root."""
+    runs, chance = TinyRuns(place), random.Random(seed)
+    outcome = Outcome(
         "a disk that is full",
-        "“… failed: No space left on device. Its last checkpoint is whole.”, exit 1",
+        "“No space left on device”, and that the last checkpoint is complete; exit 1",
     )
     for attempt in range(tries):
         with _small_disk(place / f"disk-{attempt}", chance.randrange(150, 1200)) as disk:
             out = disk / "run"
-            child = lives.begun(lives.command(out), out)
-            _, said = child.communicate()
-            is_well = child.returncode == 0 or (
-                child.returncode == 1
-                and "No space left on device" in said
-                and "Traceback" not in said
+            child = runs.begin(runs.command(out), out)
+            printed = child.wait()
+            is_well = child.code == 0 or (
+                child.code == 1
+                and "No space left on device" in printed
+                and "Traceback" not in printed
             )
             _mount("remount,size=64m", disk)
-            again = lives.begun(lives.command(out, "--resume"), out)
-            again.communicate()
-            full.count(
-                is_well and lives.is_as_if_nothing_had_happened(out),
-                f"{out}: {child.returncode} {said[-300:]}",
+            runs.begin(runs.command(out, "--resume"), out).wait()
+            outcome.count(
+                is_well and runs.is_undisturbed(out),
+                f"{out}: {child.code} {printed[-300:]}",
             )
-    return [full]
+    return [outcome]
 
 
 @contextmanager
 def _small_disk(place: Path, kilobytes: int) -> Iterator[Path]:
-    """A file system in memory of that size. Needs the right to mount."""
+    """A file system in memory of that size. Raises PermissionError without the right to mount."""
     place.mkdir(parents=True)
     _mount(f"size={kilobytes}k", place, new=True)
     try:
@@ -239,7 +295,7 @@ def _small_disk(place: Path, kilobytes: int) -> Iterator[Path]:
 
 def _mount(options: str, place: Path, *, new: bool = False) -> None:
     what = ["-t", "tmpfs", "tmpfs"] if new else []
-    for _ in range(50):  # a file that is being written keeps it busy for a moment
+    for _ in range(50):  # a file that is being written makes it busy for a moment
         done = subprocess.run(
             ["mount", "-o", options, *what, place], check=False, capture_output=True, text=True
         )
@@ -249,16 +305,8 @@ def _mount(options: str, place: Path, *, new: bool = False) -> None:
     raise PermissionError(f"mount -o {options} {place}: {done.stderr.strip()}")
 
 
-def _at_once(lives: Lives, command: list[str], meeting: dict[str, str]) -> subprocess.Popen[str]:
-    """The first of two processes: nothing is written before the second comes."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), *command], cwd=ROOT,
-        env=lives.environ | meeting | {"RANK": "0", "LOCAL_RANK": "0"},
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-
-
-def _meeting() -> dict[str, str]:
+def _rendezvous() -> dict[str, str]:
+    """Environment variables by which two processes find each other on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -270,24 +318,25 @@ def _meeting() -> dict[str, str]:
     }
 
 
-def _sets(overrides: tuple[str, ...]) -> list[str]:
+def _options(overrides: tuple[str, ...]) -> list[str]:
     return [word for each in overrides for word in ("--set", each)]
 
 
-def _heads(out: Path) -> int:
+def _count_starts(out: Path) -> int:
     path = RunFolder(out).journal
     return path.read_text().count('"event": "start"') if path.exists() else 0
 
 
-def _told(run: RunFolder) -> list[dict[str, Any]]:
-    rows = [row for row in journal.read(run.journal) if row["event"] != "start"]
+def _events(run: RunFolder) -> list[dict[str, Any]]:
+    """The journal without starts, estimates, times, paths and throughput."""
+    rows = [row for row in journal.read(run.journal) if row["event"] not in ("start", "estimate")]
     for row in rows:
         row["metrics"].pop("images_per_s", None)
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
+    return [{key: value for key, value in row.items() if key not in NOT_COMPARED} for row in rows]
 
 
-def _state(run: RunFolder) -> dict[str, str]:
-    """A digest of every tensor that a checkpoint holds, by its dotted name."""
+def _tensors(run: RunFolder) -> dict[str, str]:
+    """The sha256 of every tensor in the last checkpoint, by its dotted name."""
     found: dict[str, str] = {}
 
     def walk(name: str, value: object) -> None:

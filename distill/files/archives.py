@@ -7,8 +7,9 @@ members, links and devices are refused
 (https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
 
 Bounds: `LARGEST` bytes in all when unpacked, `MEMBERS` members, `EXTENSIONS` headers of at most
-`LARGEST_HEADER` bytes before a member. Reads are of `CHUNK` bytes, so that a declared size reserves
-no memory.
+`LARGEST_HEADER` bytes before a member, and in memory `HELD` bytes of members or `RATIO` times the
+file's own size, whichever is more: images hardly compress. Reads are of `CHUNK` bytes, so that a
+declared size reserves no memory.
 """
 
 import bz2
@@ -30,6 +31,8 @@ BLOCK = tarfile.BLOCKSIZE
 MEMBERS = 10_000
 EXTENSIONS = 8  # pax headers and long names of one member
 LARGEST_HEADER = 1 << 20  # bytes of one; macOS writes attributes of files there
+HELD = 256 << 20  # bytes; CIFAR-10 has 185,000,000
+RATIO = 20
 LONGEST_NAME = 80  # characters of a member's name in a message
 DIGITS = 12  # of a record's length or a member's size
 LONG_NAME, LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
@@ -71,7 +74,7 @@ def open_tar(path: Path) -> Iterator["Tar"]:
     """
     try:
         with path.open("rb") as file, _unpacked(file) as stream:
-            yield Tar(stream)
+            yield Tar(stream, path.stat().st_size)
     except FAULTS as error:
         raise InvalidArray(str(error) or type(error).__name__) from error
 
@@ -79,9 +82,10 @@ def open_tar(path: Path) -> Iterator["Tar"]:
 class Tar:
     """The members of an archive, in order; of the one that came last the content can be read."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, n_bytes: int) -> None:
+        self._stream, self._n_bytes = stream, n_bytes
         self._n_read = 0
+        self._n_held = 0  # of those, bytes that `read` returned
         self._left = 0  # bytes of the newest member
         self._padding = 0  # zeros behind them
 
@@ -96,8 +100,14 @@ class Tar:
         raise InvalidArray(f"has more than {MEMBERS:,} members")
 
     def read(self) -> bytes:
-        """The content of the newest member, once."""
+        """The content of the newest member, once. Raises Unfit beyond the bound on memory."""
         n, self._left = self._left, 0
+        self._n_held += n
+        if self._n_held > max(HELD, RATIO * self._n_bytes):
+            raise Unfit(
+                f"wants {self._n_held:,} bytes in memory, more than {RATIO} times its own "
+                f"{self._n_bytes:,}"
+            )
         return self._take(n)
 
     def _next(self) -> Member | None:

@@ -68,10 +68,13 @@ def _secrets(url: str) -> set[str]:
     if found["scheme"].lower().startswith("http"):
         raw.append(found["user"] or "")
     # A driver that parses the address in another way may quote a part of the password.
-    raw += [piece for piece in re.split(r"\W+", raw[0]) if len(piece) >= PIECE]
+    spellings = " ".join((raw[0], unquote(raw[0]), unquote(unquote(raw[0]))))
+    pieces = re.split(r"\W+", spellings) + re.split("[^A-Za-z0-9]+", spellings)
+    raw += [piece for piece in pieces if len(piece) >= PIECE]
     for pair in re.split("[&;]", found["query"] or ""):
         key, equals, value = pair.partition("=")
         if unquote(key).lower() not in HARMLESS:
-            inner = re.split(r"[;\s]", unquote_plus(value))
-            raw += [value if equals else key, *(each.partition("=")[2] for each in inner)]
+            secret = value if equals else key
+            inner = re.split(r"[;\s]", unquote_plus(secret))
+            raw += [secret, *(each.partition("=")[2] for each in inner)]
     return {form for each in raw for form in (each, unquote(each), unquote_plus(each)) if form}

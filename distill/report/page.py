@@ -175,4 +175,5 @@ def html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["visible"] = visible_lines  # for text that a filter turns into markup
     return environment.get_template(TEMPLATE).render(page=page)

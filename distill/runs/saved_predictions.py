@@ -64,35 +64,96 @@ class CalibrationCurve:
 
 
 def read(path: Path) -> Predictions | None:
-    """The arrays of evaluation.npz; None where there is none. UserError says that it is damaged."""
+    """The arrays of evaluation.npz; None where there is none. Raises UserError if it is damaged, or
+    if an array has another shape, type or range than `Predictions` names.
+    """
     if not path.exists():
         return None
     known = Predictions.__dataclass_fields__
     try:
         with open_npz(path) as arrays:
-            return Predictions(**{name: arrays[name] for name in arrays if name in known})
+            predictions = Predictions(**{name: arrays[name] for name in arrays if name in known})
+        _check(predictions)
+        return predictions
     except UNREADABLE as fault:
         raise _unreadable(path, fault) from fault
 
 
-def _unreadable(path: Path, fault: Exception) -> UserError:
+def _check(answers: Predictions) -> None:
+    """Raises ValueError, naming the array, if shapes, types or ranges do not fit each other."""
+    n, n_classes = _check_logits("logits", answers.logits)
+    _check_integers("labels", answers.labels, n, n_classes)
+    if answers.teacher_logits is not None:
+        _check_logits("teacher_logits", answers.teacher_logits, (n, n_classes))
+    if (answers.val_logits is None) != (answers.val_labels is None):
+        raise ValueError("val_logits without val_labels, or the reverse")
+    if answers.val_logits is not None:
+        n_val, _ = _check_logits("val_logits", answers.val_logits, (None, n_classes))
+        _check_integers("val_labels", answers.val_labels, n_val, n_classes)
+    if answers.mistakes is not None and len(answers.mistakes):
+        _check_integers("mistakes", answers.mistakes, len(answers.mistakes), n)
+        _check_pixels(answers.mistake_pixels, len(answers.mistakes))
+
+
+def _check_logits(
+    name: str, array: Array, wanted: tuple[int | None, int] | None = None
+) -> tuple[int, int]:
+    """The shape of floats [N, C], neither of them 0; `wanted` is the shape, None for any N."""
+    rows, columns = wanted or (None, None)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"{name} has the shape {list(array.shape)} instead of [images, classes]")
+    if rows not in (None, array.shape[0]) or columns not in (None, array.shape[1]):
+        raise ValueError(f"{name} has the shape {list(array.shape)}, which the others do not have")
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name} holds {array.dtype} instead of floats")
+    return array.shape[0], array.shape[1]
+
+
+def _check_integers(name: str, array: Array | None, n: int, end: int) -> None:
+    """Integers [n], 0..end-1."""
+    if array is None or array.shape != (n,):
+        found = None if array is None else list(array.shape)
+        raise ValueError(f"{name} has the shape {found} instead of [{n}]")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} holds {array.dtype} instead of integers")
+    if array.min() < 0 or array.max() >= end:
+        raise ValueError(f"{name} has a value outside 0..{end - 1}")
+
+
+def _check_pixels(array: Array | None, n: int) -> None:
+    """Images uint8 [n, 3, H, W], or none."""
+    if array is None:
+        return
+    if array.ndim != 4 or array.shape[:2] != (n, 3) or not array.size:
+        shape = list(array.shape)
+        raise ValueError(f"mistake_pixels has the shape {shape} instead of [{n}, 3, H, W]")
+    if array.dtype != np.uint8:
+        raise ValueError(f"mistake_pixels holds {array.dtype} instead of uint8")
+
+
+def _unreadable(path: Path, fault: object) -> UserError:
     return UserError(f"{path} cannot be read as predictions: {fault}.\n{ADVICE}")
 
 
 def read_run(run: RunFolder) -> Predictions | None:
     """The arrays of a run's evaluation.npz; None where there is none.
 
-    Raises UserError if it is damaged, or not the file whose sha256 result.json has. A result of an
-    earlier version has none: the file is taken as it is.
+    Raises UserError if it is damaged, is of another number of classes than the run, or is not the
+    file whose sha256 result.json has. A result of an earlier version has none: any is accepted.
     """
     path = run.evaluation
-    written = run.result().get("evaluation") if run.is_finished else None
+    result = run.result() if run.is_finished else {}
+    written = result.get("evaluation")
     if written is not None and path.exists() and _sha256(path) != written:
         raise UserError(
             f"{path} is not the file that its run wrote: its sha256 is not the one in "
             f"{run.result_file.name}.\n{ADVICE}"
         )
-    return read(path)
+    answers, names = read(path), result.get("class_names")
+    if answers is not None and names is not None and answers.logits.shape[1] != len(names):
+        found = f"logits of {answers.logits.shape[1]} classes; {run.result_file.name} has"
+        raise _unreadable(path, f"{found} {len(names)}")
+    return predictions
 
 
 def _sha256(path: Path) -> str:

@@ -113,6 +113,32 @@ def test_gigabytes_of_zeros_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
             names(path)
 
 
+def test_a_member_out_of_proportion_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MB of zeros in a file of 64 kB, which would be read as pickled images."""
+    monkeypatch.setattr(archives, "HELD", 8 * MB)
+    content = header(f"{FOLDER}/batches.meta", 64 * MB) + bytes(64 * MB) + END
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(content, 6))
+    wanted = r"wants 67,108,864 bytes in memory, more than 20 times its own [\d,]+"
+    with little_memory(), pytest.raises(UserError, match=wanted):
+        image_set.load(str(path), "train")
+    path.write_bytes(content)  # the same, not compressed
+    with open_tar(path) as archive:
+        assert [len(archive.read()) for _ in archive] == [64 * MB]
+
+
+def test_members_out_of_proportion_are_counted_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "HELD", 8 * MB)
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress((header(f"{FOLDER}/a", 3 * MB) + bytes(3 * MB)) * 3 + END, 6))
+    with open_tar(path) as archive, pytest.raises(Unfit, match="wants 9,437,184 bytes in memory"):
+        [archive.read() for _ in archive]
+
+
 def test_a_member_that_nobody_asks_for_is_not_held(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "more").write_bytes(bytes(64 * MB))

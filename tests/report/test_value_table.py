@@ -2,6 +2,8 @@ import csv
 import io
 
 from distill.files.safe_text import latex
+from distill.report import page
+from distill.report.page import Page, Section, Table
 from distill.report.value_table import Column, ValueTable
 from distill.terminal.progress import percent
 
@@ -19,6 +21,12 @@ GRID = ValueTable(
 
 def test_cells_are_for_a_person() -> None:
     assert GRID.cells == [["a_1, 50% of $x", "71.17 %", "0.7 – 0.8"], ["b", "–", "–"]]
+
+
+def test_a_page_escapes_control_characters_in_column_heads() -> None:
+    grid = ValueTable("a", "", (Column("optim.lr\x1b[31m\u2028"),), [(1,)])
+    text = page.html(Page("a", "", (), [Section("b", [Table(grid)])]))
+    assert ">optim.<wbr>lr\\x1b[31m\\u2028</th>" in text
 
 
 def test_csv_has_the_numbers_unrounded_and_a_column_for_each_part() -> None:

@@ -5,6 +5,7 @@ import re
 import sys
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,16 +33,16 @@ def finished(
     """A run that gave these answers, each with logit 2 against 0."""
     run = RunFolder(path)
     write_text(run.recipe, recipes.dumps(recipes.load("tiny", overrides).recipe))
-    logits = 2 * np.eye(3, dtype=np.float32)[answers]
-    np.savez(run.evaluation, logits=logits, labels=np.array(labels))
-    result = {
+    result: dict[str, Any] = {
         "role": "student", "recipe": "tiny", "network": "ResNet [1] 8", "parameters": 1234,
         "class_names": ["cat", "dog", "eel"],
         "data": {"fingerprint": "f00d", "test_fingerprint": "7e57"},
         "metrics": {"top1/test": 0.5, "top1/val": 0.6, "ece/test": 0.1},
         "elapsed_s": 61.0, "weights": path.name,
-    }  # fmt: skip
-    write_json(run.result_file, result | changes)
+    } | changes  # fmt: skip
+    write_json(run.result_file, result)
+    logits = 2 * np.eye(len(result["class_names"]), dtype=np.float32)[answers]
+    np.savez(run.evaluation, logits=logits, labels=np.array(labels))
     return run
 
 

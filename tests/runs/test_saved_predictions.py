@@ -1,5 +1,6 @@
 """Confusion and calibration: against hand, closed form and the program's own measures."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from distill.errors import UserError
 from distill.evaluation.metrics import measures
+from distill.runs.run_folder import write_json
 from distill.runs.saved_predictions import (
     Predictions,
     calibration_curve,
@@ -20,9 +22,11 @@ from distill.runs.saved_predictions import (
     kl_divergence,
     most_confused,
     nll,
+    of_run,
     probabilities,
     read,
 )
+from tests.runs.test_compare import ANSWERS_A, finished
 
 CHANCE = np.random.default_rng(0)
 LOGITS = 3 * CHANCE.normal(size=(400, 5)).astype(np.float32)
@@ -83,6 +87,56 @@ def test_arrays_that_are_missing_are_a_fault(tmp_path: Path) -> None:
     np.savez(tmp_path / "evaluation.npz", logits=LOGITS)
     with pytest.raises(UserError, match="cannot be read as predictions: .*labels"):
         read(tmp_path / "evaluation.npz")
+
+
+SOUND = {
+    "logits": LOGITS, "labels": LABELS, "teacher_logits": LOGITS, "val_logits": LOGITS[:7],
+    "val_labels": LABELS[:7], "mistakes": np.array([3, 1]),
+    "mistake_pixels": np.zeros((2, 3, 8, 8), np.uint8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"logits": LOGITS[:, :0]}, "logits has the shape [400, 0]"),
+        ({"logits": LOGITS[:0], "labels": LABELS[:0]}, "logits has the shape [0, 5]"),
+        ({"logits": LOGITS[0]}, "logits has the shape [5]"),
+        ({"logits": LOGITS.astype("U3")}, "logits holds <U3 instead of floats"),
+        ({"labels": LABELS[:-1]}, "labels has the shape [399] instead of [400]"),
+        ({"labels": LABELS[:, None]}, "labels has the shape [400, 1]"),
+        ({"labels": LABELS.astype(float)}, "labels holds float64 instead of integers"),
+        ({"labels": LABELS + 1}, "labels has a value outside 0..4"),
+        ({"labels": LABELS - 1}, "labels has a value outside 0..4"),
+        ({"teacher_logits": LOGITS[:, :4]}, "teacher_logits has the shape [400, 4]"),
+        ({"val_logits": LOGITS[:7, :4]}, "val_logits has the shape [7, 4]"),
+        ({"val_logits": LOGITS[:0], "val_labels": LABELS[:0]}, "val_logits has the shape [0, 5]"),
+        ({"val_labels": None}, "val_logits without val_labels"),
+        ({"val_labels": LABELS}, "val_labels has the shape [400] instead of [7]"),
+        ({"val_labels": LABELS[:7] + 5}, "val_labels has a value outside 0..4"),
+        ({"mistakes": np.array([3, 400])}, "mistakes has a value outside 0..399"),
+        ({"mistakes": np.array([3])}, "mistake_pixels has the shape [2, 3, 8, 8]"),
+        ({"mistake_pixels": np.zeros((2, 192), np.uint8)}, "mistake_pixels has the shape [2, 192]"),
+        ({"mistake_pixels": np.zeros((2, 3, 8, 8))}, "mistake_pixels holds float64"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    changes: dict[str, np.ndarray | None], fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluation.npz"
+    np.savez(path, **SOUND)
+    assert read(path) is not None
+    arrays = {name: array for name, array in (SOUND | changes).items() if array is not None}
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match=f"npz cannot be read as predictions: .*{re.escape(fault)}"):
+        read(path)
+
+
+def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", ANSWERS_A)
+    write_json(run.result_file, run.result() | {"class_names": ["cat", "dog"]})
+    with pytest.raises(UserError, match=r"npz cannot .*: logits of 3 classes; result.json has 2"):
+        of_run(run)
 
 
 def test_a_confidence_of_one_is_in_the_last_bin() -> None:

@@ -1,0 +1,96 @@
+"""Run a command of the CLI inside this process, and judge what it did and printed."""
+
+import io
+import signal
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from types import FrameType
+
+import cli
+
+LIMIT_S = 300  # a command that runs longer counts as hanging; a report takes 15 s on one core
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, overrides, surrogates, line separators
+ALLOWED = "\n\u200c\u200d"  # joiners are part of the spelling of some words and emoji
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, or the exception that ended it, and its output."""
+
+    code: int | None
+    exception: str
+    out: str
+    err: str
+
+
+class Hanging(BaseException):
+    """A command that ran longer than LIMIT_S; no library catches it."""
+
+
+def run(*arguments: object) -> Ended:
+    """`python cli.py …` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code, exception, known = None, "", sys.argv
+    sys.argv = ["cli.py", *map(str, arguments)]
+    try:
+        with _limited(LIMIT_S), redirect_stdout(out), redirect_stderr(err):
+            cli.main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException as fault:
+        if isinstance(fault, KeyboardInterrupt):
+            raise
+        exception = f"{type(fault).__name__}: {fault}"[:300]
+    finally:
+        sys.argv = known
+    return Ended(code, exception, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    """Raises Hanging in the main thread after so many seconds."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Hanging(f"runs for more than {seconds} s")
+
+    known = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, known)
+
+
+def fault_of(ended: Ended, *names: str) -> str:
+    """What is wrong with how a command ended; empty if nothing is.
+
+    It must end with success or with one message, which names one of `names`; without a traceback,
+    and without a character that a terminal would interpret.
+    """
+    printed = ended.out + ended.err
+    if ended.exception:
+        return ended.exception
+    if "Traceback" in printed:
+        return f"a traceback: {printed[-300:]}"
+    if unsafe := unsafe_in(printed):
+        return f"prints {sorted(map(ascii, unsafe))}"
+    if ended.code not in (0, 1, 2):
+        return f"exit {ended.code}: {printed[-300:]}"
+    if ended.code and not ended.err.strip():
+        return f"exit {ended.code} without a message"
+    if ended.code and names and not any(name in ended.err for name in names):
+        return f"a message without {' or '.join(names)}: {ended.err[-300:]}"
+    return ""
+
+
+def unsafe_in(text: str) -> set[str]:
+    """The characters of a text that are no letters, for a terminal or a page, but instructions."""
+    return {
+        letter
+        for letter in set(text)
+        if unicodedata.category(letter) in UNSAFE and letter not in ALLOWED
+    }

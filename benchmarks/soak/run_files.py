@@ -1,0 +1,112 @@
+"""Change the files of real runs at random, and give them to every command that reads runs."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.soak import commands, mutations
+from benchmarks.soak.outcome import Outcome
+from benchmarks.soak.tiny_set import Runs
+from benchmarks.soak.watched import Neighbour
+
+Change = Callable[[Path, random.Random], None]
+# What is changed, relative to the folder of the soak.
+FILES: dict[str, Change] = {
+    "result.json": mutations.change_json,
+    "environment.json": mutations.change_json,
+    "test_curve.json": mutations.change_json,
+    "journal.jsonl": mutations.change_json,
+    "evaluation.npz": mutations.change_arrays,
+    "recipe.toml": mutations.change_recipe,
+    "last/progress.json": mutations.change_progress,
+    "export.json": mutations.change_json,
+    "about.json": mutations.change_json,
+}
+KIND = {
+    "export.json": "the export.json of an export",
+    "about.json": "the about.json of a cache entry",
+    "last/progress.json": "the progress.json of a checkpoint",
+}
+CHANGED = ("teacher", "student", "student", "unfinished")
+REPLACED = 0.1  # share of the cases in which the file itself is something else
+
+
+def run_files(place: Path, tries: int, seed: int) -> list[Outcome]:
+    """One outcome per kind of file, `tries` cases in all; a case is one change and one command."""
+    chance = random.Random(seed)
+    runs, neighbour = Runs(place.parent / "runs of others"), Neighbour(place / "neighbour")
+    choices = list(_command_lines(runs))
+    outcomes = []
+    for name, change in FILES.items():
+        outcome = Outcome(
+            f"{KIND.get(name, f'the {name} of a run')}, changed at random, and every command",
+            "the result without it, or one message that names the file or its run",
+        )
+        for n in range(-(-tries // len(FILES))):
+            runs.restore()
+            path = _chosen(runs, name, chance)
+            if chance.random() < REPLACED:
+                mutations.replace_file(path, chance, neighbour.place / "file")
+            else:
+                change(path, chance)
+            command = choices[(n + chance.randrange(2)) % len(choices)]
+            fault = commands.fault_of(commands.run(*command), path.name, *_folders(path))
+            fault = fault or neighbour.change()
+            outcome.count(not fault, f"{seed}/{name}/{n}: {' '.join(map(str, command))}: {fault}")
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _folders(path: Path) -> list[str]:
+    """The folders by which a message may name the file: its own, and its run's."""
+    return [str(each) for each in path.parents if each.name not in ("", "runs")]
+
+
+def _chosen(runs: Runs, name: str, chance: random.Random) -> Path:
+    """The file to change."""
+    if name == "export.json":
+        return Path("runs/exported") / name
+    if name == "about.json":
+        return next(runs.cache.rglob(name))
+    found = [Path("runs") / run / name for run in CHANGED]
+    return chance.choice([path for path in found if path.exists()])
+
+
+def _command_lines(runs: Runs) -> list[tuple[object, ...]]:
+    """The commands, the fast ones twice."""
+    student, other, teacher = "runs/student", "runs/other", "runs/teacher"
+    export = ("--format", "safetensors", "--out", "runs/exported", "--replace")
+    fast: list[tuple[object, ...]] = [
+        ("runs",),
+        ("runs", "--json"),
+        ("compare", student, other),
+        ("compare", other, teacher, "--json"),
+        ("evaluate", student),
+        ("evaluate", teacher, "--json"),
+        ("evaluate", other, "--against", student),
+        ("predict", student, "--input", "images.npy"),
+        ("predict", teacher, "--input", "images.npy", "--labels", "names"),
+        ("export", student, *export),
+        ("export", teacher, *export),
+        ("replay", student, "--step", 2),
+        ("replay", "runs/unfinished", "--step", 5),
+        ("params", "--recipe", f"{student}/recipe.toml"),
+        ("recipes", f"{student}/recipe.toml"),
+        ("cache", "info"),
+        ("cache", "verify"),
+        runs.command("distill", "new"),
+        runs.command("distill", "new", "--teacher", teacher),
+        runs.command("distill", "new", "--teacher", student),
+        runs.command("distill", "unfinished", *runs.with_teacher, "--resume"),
+        runs.command("distill", "student", *runs.with_teacher, "--resume"),
+    ]
+    slow: list[tuple[object, ...]] = [
+        ("report", student, "--out", "report.html"),
+        ("report", student, "--test-curve", "--out", "report.html"),
+        ("report", student, other, teacher, "runs/unfinished", "--out", "report.html"),
+        ("report", "runs/unfinished", "--out", "report.html"),
+        ("export", student, "--format", "project1", "--out", "runs/handed in"),
+        runs.command("distill", "new", "--teacher", student, "--teacher", teacher),
+        ("seeds", *runs.seeds),
+    ]
+    return [*fast, *slow, *fast]

@@ -1,0 +1,52 @@
+"""Notice what an attack does outside of the files it is made of."""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+SECRET = "content of a file that no command was asked to read"
+
+
+class Neighbour:
+    """A folder that no command is given: links point to it, and it must never change.
+
+    `mark` is a file in it that code of an attack would write.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.mark = place / "mark"
+        self._write()
+
+    def change(self) -> str:
+        """What happened to it since the last call; empty if nothing did."""
+        if self.mark.exists():
+            self.mark.unlink()
+            return "code ran: the mark is there"
+        if tree_digest(self.place) != self._digest:
+            self._write()
+            return "a file outside the folder was written or deleted"
+        return ""
+
+    def _write(self) -> None:
+        """Write its files, and remember their digest."""
+        (self.place / "epochs").mkdir(parents=True, exist_ok=True)
+        for name in ("file", "epochs/epoch-1.safetensors", "epochs/epoch-9.safetensors"):
+            (self.place / name).write_text(f"{SECRET}\n")
+        self._digest = tree_digest(self.place)
+
+
+def tree_digest(root: Path) -> str:
+    """sha256, hex, over the path, kind and content of everything below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        mode = path.lstat().st_mode
+        digest.update(
+            f"{path.relative_to(root)!s:.500}\0{stat.S_IFMT(mode)}\0".encode(errors="replace")
+        )
+        if stat.S_ISLNK(mode):
+            digest.update(os.fsencode(os.readlink(path)))
+        elif stat.S_ISREG(mode):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
