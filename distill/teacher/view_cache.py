@@ -76,20 +76,20 @@ class CachedTeacher:
         self.source, self.loader, self.accelerator = source, loader, accelerator
         self.origin = origin or (lambda view: ViewOrigin(identity, recipe))
         self.mixed_asked = not pairs
-        self.shelves: dict[bool, ViewCache] = {}  # by whether the images are mixed
+        self.view_caches: dict[bool, ViewCache] = {}  # by whether the images are mixed
         self.trusted = True
 
     def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
-        shelf = self._view_cache(view, mixed=True)
-        if not shelf.complete:
-            shelf.put(rows, self.source.mixed(view, rows, images).logits)
-        return ModelOutput(shelf.get(rows), {})
+        cache = self._view_cache(view, mixed=True)
+        if not cache.complete:
+            cache.put(rows, self.source.mixed(view, rows, images).logits)
+        return ModelOutput(cache.get(rows), {})
 
     def unmixed(self, view: View, rows: Tensor) -> Tensor:
-        shelf = self._view_cache(view, mixed=False)
-        if not shelf.complete:
-            shelf.put(rows, self.source.unmixed(view, rows))
-        return shelf.get(rows)
+        cache = self._view_cache(view, mixed=False)
+        if not cache.complete:
+            cache.put(rows, self.source.unmixed(view, rows))
+        return cache.get(rows)
 
     @property
     def is_fully_cached(self) -> bool:
@@ -111,9 +111,9 @@ class CachedTeacher:
 
     def save(self) -> None:
         """Write what was asked since the last time. Called by all processes."""
-        for shelf in self.shelves.values():
-            if shelf.has_news:
-                shelf.write()
+        for cache in self.view_caches.values():
+            if cache.has_news:
+                cache.write()
 
     def count_views(self, epochs: int) -> CachedViews:
         """What is there of the views of so many epochs. Reads every file once."""
@@ -147,12 +147,12 @@ class CachedTeacher:
         teacher is asked again. One forward pass.
         """
         view, rows = self.loader.batches(step)[0]
-        shelf = self._view_cache(view, mixed=self.mixed_asked)
-        if not shelf.complete:
+        cache = self._view_cache(view, mixed=self.mixed_asked)
+        if not cache.complete:
             return None
-        self.trusted = on_all_processes(logits_match(self.recompute(view, rows), shelf.get(rows)))
+        self.trusted = on_all_processes(logits_match(self.recompute(view, rows), cache.get(rows)))
         if not self.trusted:
-            self.shelves.clear()
+            self.view_caches.clear()
         return self.trusted
 
     def recompute(self, view: View, rows: Tensor) -> Tensor:
@@ -192,13 +192,13 @@ class CachedTeacher:
 
     def _view_cache(self, view: View, *, mixed: bool) -> "ViewCache":
         """The view's answers, looked up when its first batch comes."""
-        shelf = self.shelves.get(mixed)
-        if shelf is None or shelf.view is not view:
-            if shelf is not None and shelf.has_news:
-                shelf.write()
-            shelf = ViewCache(view, self, mixed)
-            self.shelves[mixed] = shelf
-        return shelf
+        cache = self.view_caches.get(mixed)
+        if cache is None or cache.view is not view:
+            if cache is not None and cache.has_news:
+                cache.write()
+            cache = ViewCache(view, self, mixed)
+            self.view_caches[mixed] = cache
+        return cache
 
 
 def on_all_processes(here: bool) -> bool:
