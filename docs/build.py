@@ -32,9 +32,9 @@ LOSS_HELPERS = ("exact", "gather", "objective", "sizes")
 PACKAGES = (
     "distill/cli", "distill", "distill/recipe", "distill/files", "distill/data",
     "distill/data/sources", "distill/data/augment", "distill/data/corruptions", "students",
-    "teachers", "distill/losses", "distill/models", "distill/teacher", "distill/training",
-    "distill/evaluation", "distill/runs", "distill/terminal", "distill/report", "distill/export",
-    "distill/sweep",
+    "teachers", "distill/losses", "distill/models", "distill/components", "distill/teacher",
+    "distill/training", "distill/evaluation", "distill/runs", "distill/terminal",
+    "distill/report", "distill/export", "distill/sweep",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from benchmarks.soak.watched import Neighbour
 from distill.data.sources import image_set, unlabelled
 from distill.data.sources.cifar import CIFAR10
 from distill.errors import UserError
-from distill.evaluation import saved_predictions
+from distill.runs import saved_predictions
 
 MB = 1 << 20
 MOST_BYTES = 48 * MB  # of memory that a refusal may take

@@ -19,7 +19,7 @@ from distill.data.sources.cifar import CIFAR10
 from distill.data.sources.download import Archive
 from distill.errors import UserError
 from distill.models import checkpoint
-from distill.models.checkpoint import Damaged
+from distill.models.checkpoint import DamagedCheckpoint
 
 # What the user sees when a file of each kind is damaged.
 SEEN = {
@@ -73,7 +73,7 @@ def _samples(place: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]
     yield from _checkpoint(place / "last")
     weights = place / "teacher.safetensors"
     net = torch.nn.Linear(64, 64)
-    sha256 = checkpoint.save_weights(weights, checkpoint.weights_of(net))
+    sha256 = checkpoint.save_weights(weights, checkpoint.copy_weights(net))
     yield (
         "a teacher's weights",
         (weights, lambda: _refuses(lambda: checkpoint.load_weights(weights, net, sha256))),
@@ -90,7 +90,7 @@ def _checkpoint(last: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool
     def is_noticed() -> bool:
         try:
             return bool(checkpoint.load(last)[1] == progress)  # white space may change
-        except Damaged:
+        except DamagedCheckpoint:
             return True
 
     yield "a checkpoint's tensors", (last / "state.pt", is_noticed)
@@ -101,10 +101,10 @@ def _cached(cache: Path) -> tuple[str, tuple[Path, Callable[[], bool]]]:
     """A view in the teacher cache."""
     os.environ["UNDERSTUDY_CACHE"] = str(cache)
     logits = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float16)
-    array_cache.keep("targets/view", logits)
+    array_cache.save_cached("targets/view", logits)
 
     def is_noticed() -> bool:
-        found = array_cache.recall("targets/view", (100, 10), np.float16)
+        found = array_cache.load_cached("targets/view", (100, 10), np.float16)
         return found is None or np.array_equal(found, logits)
 
     return "cached teacher logits", (cache / "targets" / "view.npz", is_noticed)

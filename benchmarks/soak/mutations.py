@@ -103,7 +103,7 @@ def change_arrays(path: Path, chance: random.Random) -> None:
     result = path.with_name("result.json")
     if chance.random() < 0.7 and result.exists():
         known = json.loads(result.read_text())
-        known["evaluation"] = checkpoint.fingerprint(path)
+        known["evaluation"] = checkpoint.weights_fingerprint(path)
         result.write_text(json.dumps(known))
 
 

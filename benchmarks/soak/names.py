@@ -22,23 +22,23 @@ from benchmarks.soak import commands
 from benchmarks.soak.outcome import Outcome
 from benchmarks.soak.tiny_set import Runs
 from distill.export import codegen, huggingface, label_images, model_card, project1
-from distill.export.finished_run import Finished, finished
+from distill.export.finished_run import FinishedRun, load_finished
 from distill.report import page
 from distill.report.page import (
     Block,
-    Fact,
+    ClassProbabilities,
     Gallery,
-    Listing,
+    HeadFigure,
     Mistake,
-    Note,
-    Opinion,
     Page,
+    Paragraph,
+    Preformatted,
     Section,
     Table,
 )
-from distill.report.value_table import Column, Grid
+from distill.report.value_table import Column, ValueTable
 from distill.runs.run_folder import RunFolder
-from distill.terminal.safe_console import Screen
+from distill.terminal.safe_console import SafeConsole
 from distill.terminal.tables import class_counts
 
 PARTS = [
@@ -77,7 +77,7 @@ def names(place: Path, tries: int, seed: int) -> list[Outcome]:
     """`tries` sets of four names through each writer."""
     chance = random.Random(seed)
     runs = Runs(place.parent / "runs of others")
-    run = finished(RunFolder(runs.place / "runs/student"), None, None)
+    run = load_finished(RunFolder(runs.place / "runs/student"), None, None)
     written = place / "written"
     written.mkdir(parents=True, exist_ok=True)
     writers: dict[str, Write] = {
@@ -116,7 +116,7 @@ SEEN = {
 }
 
 
-def _renamed(run: Finished, four: list[str]) -> Finished:
+def _renamed(run: FinishedRun, four: list[str]) -> FinishedRun:
     """The run with two class names, a recipe's and a network's."""
     changes = {"class_names": four[:2], "recipe": four[2], "network": four[3]}
     return replace(run, result=run.result | changes)
@@ -124,7 +124,7 @@ def _renamed(run: Finished, four: list[str]) -> Finished:
 
 def _terminal(four: list[str]) -> str:
     printed = io.StringIO()
-    screen = Screen()
+    screen = SafeConsole()
     screen.file = printed
     screen.print(class_counts(dict.fromkeys(four, 1)))
     table = RichTable(four[0])
@@ -158,15 +158,17 @@ def _html(four: list[str]) -> str:
 
 
 def _page(four: list[str]) -> Page:
-    opinion = Opinion(four[0], [(four[1], 0.5)])
+    opinion = ClassProbabilities(four[0], [(four[1], 0.5)])
     gallery = Gallery([Mistake("data:,", four[2], four[3], [opinion])])
-    blocks: list[Block] = [Note(four[1]), Listing(four[2]), Table(_grid(four)), gallery]
-    facts = [Fact(four[0], four[1], four[2])]
+    blocks: list[Block] = [Paragraph(four[1]), Preformatted(four[2]), Table(_grid(four)), gallery]
+    facts = [HeadFigure(four[0], four[1], four[2])]
     return Page(four[0], four[3], facts, [Section(four[3], blocks)], notes=[four[2]])
 
 
-def _grid(four: list[str]) -> Grid:
-    return Grid("grid", four[0], (Column(four[1]), Column("n")), [(four[2], 1), (four[3], -2)])
+def _grid(four: list[str]) -> ValueTable:
+    return ValueTable(
+        "grid", four[0], (Column(four[1]), Column("n")), [(four[2], 1), (four[3], -2)]
+    )
 
 
 def _tables(four: list[str]) -> str:
@@ -200,20 +202,20 @@ def _cells(rows: list[list[str]], n_rows: int, n_columns: int) -> str:
 
 def _predictions(path: Path, four: list[str]) -> str:
     shares = np.full((4, 4), 0.25)
-    found = label_images.Predictions(tuple(four), shares, tuple(four), ())
+    found = label_images.LabelledImages(tuple(four), shares, tuple(four), ())
     label_images.write(found, path, probabilities=True)
     fault = _cells([*csv.reader(io.StringIO(path.read_text("utf-8")))], 5, 5)
     label_images.write(found, path, names=True)
     return fault or _cells([*csv.reader(io.StringIO(path.read_text("utf-8")))], 5, 2)
 
 
-def _code(run: Finished, folder: Path, four: list[str]) -> str:
-    code = codegen.written(project1._student(run), project1._docstring(_renamed(run, four)))
+def _code(run: FinishedRun, folder: Path, four: list[str]) -> str:
+    code = codegen.generate(project1._student(run), project1._docstring(_renamed(run, four)))
     path = folder / f"{len([*folder.iterdir()])}.py"
     path.write_text(code, "utf-8")
     if unsafe := commands.unsafe_in(code):
         return f"holds {unsafe!r}"
-    plain = codegen.written(project1._student(run), "text")
+    plain = codegen.generate(project1._student(run), "text")
     found, wanted = ast.parse(code), ast.parse(plain)
     is_docstring = isinstance(ast.literal_eval(found.body[0].value), str)  # type: ignore[attr-defined]
     same = [*map(ast.dump, found.body[1:])] == [*map(ast.dump, wanted.body[1:])]
@@ -232,9 +234,9 @@ def _executed(folder: Path) -> str:
     return f"{left} {done.stderr[-300:]}" if left or done.returncode else ""
 
 
-def _card(run: Finished, four: list[str]) -> str:
-    text = model_card.written(_renamed(run, four), needs_import=True)
-    plain = model_card.written(_renamed(run, ["a", "b", "c", "d"]), needs_import=True)
+def _card(run: FinishedRun, four: list[str]) -> str:
+    text = model_card.generate(_renamed(run, four), needs_import=True)
+    plain = model_card.generate(_renamed(run, ["a", "b", "c", "d"]), needs_import=True)
     if unsafe := commands.unsafe_in(text):
         return f"holds {unsafe!r}"
     if text.partition("\n---\n")[0] != plain.partition("\n---\n")[0]:
@@ -251,7 +253,7 @@ def _markdown(card: str) -> Iterator[str]:
                 yield each.type
 
 
-def _config(run: Finished, four: list[str]) -> str:
+def _config(run: FinishedRun, four: list[str]) -> str:
     config = json.loads(json.dumps(huggingface.config(_renamed(run, four))))
     return "" if config["label_names"] == four[:2] else "has other names"
 

@@ -23,9 +23,9 @@ from benchmarks.soak.watched import Neighbour
 from distill.data.sources import cifar, unlabelled, unpickle
 from distill.data.sources.cifar import CIFAR10
 from distill.errors import UserError
-from distill.files.arrays import Unfit
+from distill.files.arrays import InvalidArray
 from distill.models import checkpoint
-from distill.models.checkpoint import Damaged
+from distill.models.checkpoint import DamagedCheckpoint
 
 MOST_BYTES = 64 << 20  # of memory that a refusal may take
 STATEMENTS = ("open({mark!r}, 'w').close()", "__import__('pathlib').Path({mark!r}).touch()")
@@ -251,7 +251,7 @@ def _read(content: bytes, folder: Path, n: int, may_succeed: bool) -> str:
         value = readers[n % 3]()
         is_well = may_succeed and (n % 3 > 0 or _is_plain(value))
         fault = "" if is_well else f"read as {type(value).__name__}"
-    except (UserError, Unfit) as refusal:
+    except (UserError, InvalidArray) as refusal:
         fault = "" if str(refusal).strip() and len(str(refusal)) < 2000 else "no message, or long"
     except ValueError as refusal:
         fault = "" if n % 3 == 0 and str(refusal).strip() else f"ValueError: {refusal}"
@@ -288,7 +288,7 @@ def _checkpoints(place: Path, tries: int, chance: random.Random, neighbour: Neig
         try:
             checkpoint.load(last)
             fault = "was loaded"
-        except Damaged:
+        except DamagedCheckpoint:
             fault = ""
         except Exception as error:
             fault = f"{type(error).__name__}: {error}"

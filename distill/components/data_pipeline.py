@@ -18,7 +18,7 @@ from distill.recipe.recipes import Recipe
 
 @dataclass(frozen=True)
 class TrainValSplit:
-    """The images a run may see: a part to train on, and one held out or, at holdout 0, None."""
+    """The training and held-out images of a run; `held_out` is None if `data.holdout` is 0."""
 
     fingerprint: str  # of the whole train split
     train: ImageSet
@@ -28,14 +28,14 @@ class TrainValSplit:
 def split_indices(
     recipe: Recipe, images: ImageSet
 ) -> tuple[data_split.Indices, data_split.Indices]:
-    """Which images a recipe's `[data]`, and nothing else, trains on, and which it holds out."""
+    """Return the indices of training and held-out images; they depend on `[data]` alone."""
     return data_split.split(
         images, holdout=recipe.data.holdout, train_images=recipe.data.train_images
     )
 
 
 def split_images(recipe: Recipe, images: ImageSet) -> TrainValSplit:
-    """The train split, divided."""
+    """Divide the train split into training and held-out images."""
     train, held_out = split_indices(recipe, images)
     return TrainValSplit(
         images.fingerprint,
@@ -58,7 +58,11 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {
 
 
 def build_loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader:
-    """Raises Unfit where the batch does not divide, or is larger than the set."""
+    """Build the loader of this process's batches.
+
+    Raises UnsuitableRecipe if the batch cannot be divided over the processes, or if it is larger
+    than the training set.
+    """
     parts = accel.num_processes * recipe.train.accumulate
     batch_size = recipe.train.batch_size
     if batch_size % parts:
@@ -84,7 +88,7 @@ def build_loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader
 
 
 def build_pipeline(recipe: Recipe) -> Pipeline:
-    """What is done to the images."""
+    """Build the augmentation pipeline of a recipe."""
     ops, mixing = recipe.augment, recipe.mix
     return Pipeline(
         crop=crop_flip.Crop(**dict(ops.crop)) if ops.crop else None,
@@ -101,9 +105,10 @@ def build_pipeline(recipe: Recipe) -> Pipeline:
 
 
 def augment_schedule(recipe: Recipe, epochs: int) -> AugmentSchedule:
-    """Which view an epoch trains on, when operations and mixing end, and the images' sides.
+    """Build the schedule of views, of the ends of augmentation and mixing, and of image sides.
 
-    Images at their own size are not resized: their views are those of a recipe without sides.
+    A side equal to the images' own becomes None (no resizing), so that such views share cached
+    logits with recipes without `train.resolution`.
     """
     resolution = recipe.train.resolution or ()
     return AugmentSchedule(
@@ -116,10 +121,10 @@ def augment_schedule(recipe: Recipe, epochs: int) -> AugmentSchedule:
 
 
 def _clean_from(epochs: int, off_last: float) -> int:
-    """The first epoch of the last share `off_last`: if it is above 0, it is one epoch at least.
+    """Return the first epoch of the last share `off_last` of a training.
 
-    A run of a single epoch has no end to switch off. Rounding alone would leave 5 % of 10 epochs
-    without effect: round(9.5) is 10.
+    A share above 0 covers at least one epoch (rounding alone would drop 5 % of 10 epochs:
+    round(9.5) is 10), except in a training of a single epoch.
     """
     begin = round(epochs * (1 - off_last))
     return min(begin, epochs - 1) if off_last > 0 and epochs > 1 else begin

@@ -18,7 +18,7 @@ TIMEOUT = timedelta(minutes=10)
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Device, precision and processes of a training.
+    """Open the Accelerator of a training: device, precision and processes.
 
     `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere.
     """
@@ -29,7 +29,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def evaluation_accelerator() -> Accelerator:
-    """The same for measuring what was trained: float32 whatever the training's precision."""
+    """Open an Accelerator for evaluation: float32, whatever the precision of the training."""
     return _open_accelerator("no", 1)
 
 
@@ -49,7 +49,7 @@ def _open_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
 
 
 def _is_on_cpu() -> bool:
-    """Said, not left to be found: without a GPU accelerate joins processes only if told so."""
+    """Whether trainings run on the CPU. Without this flag accelerate joins no CPU processes."""
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 

@@ -21,8 +21,8 @@ CALLED = {  # in a message
 def identity(
     recipe: Recipe, images: ImageSet, teachers: str, test: SplitIdentity | None = None
 ) -> dict[str, str]:
-    """Fingerprints by name: `data` (of the train split), `teacher` (`teachers`, as
-    `enlist.fingerprints` has them), `class_names`, `recipe` (see `run_folder`), and `test` if the
+    """Return fingerprints by name: `data` (of the train split), `teacher` (`teachers`, computed by
+    `selection.teachers_fingerprint`), `class_names`, `recipe` (see `run_folder`), and `test` if the
     test split is known.
     """
     known = {

@@ -53,9 +53,11 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
 
 
 def build_objective(recipe: Recipe, **facts: Any) -> Objective:
-    """One loss a term, its arguments the term's own keys and those of `facts` that it takes.
+    """Build the objective of a recipe, with one loss object per term.
 
-    `student_shapes`, `teacher_shapes`: of the maps asked for; `labels` [N]: of the training part.
+    A loss gets its term's keys, and those of `facts` that its constructor takes: `student_shapes`
+    and `teacher_shapes` (of the required feature maps) and `labels` [N] of the training images.
+    Raises UnsuitableRecipe if a loss cannot be used with these images or maps.
     """
     return Objective(
         {name: _build_term(name, term, facts) for name, term in recipe.loss.terms().items()}
@@ -74,7 +76,10 @@ def _build_term(name: str, term: Term, facts: dict[str, Any]) -> LossTerm:
 def required_taps(
     recipe: Recipe, whose: Literal["student", "teacher"], net: nn.Module
 ) -> list[str]:
-    """The maps that some term asks of a network. Raises Unfit where one is not there."""
+    """Return the names of the feature maps that the terms read from a network.
+
+    Raises UnsuitableRecipe if the network has no map of such a name.
+    """
     points = tap_points(net)
     asked = [
         (f"loss.{name}.{key}", tap)

@@ -23,7 +23,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def network_table(recipe: Recipe, role: Role) -> schema.Student | schema.Teacher:
-    """The table that describes the network of this role. Raises UserError if there is none."""
+    """Return the recipe's table of a role's network. Raises UserError if there is none."""
     found = recipe.student if role == "student" else recipe.teacher
     if found is None:
         raise UserError(f"the recipe has no [{role}] table, so it describes no {role}")
@@ -31,9 +31,9 @@ def network_table(recipe: Recipe, role: Role) -> schema.Student | schema.Teacher
 
 
 def build_design(recipe: Recipe, n_classes: int, role: Role = "student") -> Design:
-    """The design of a residual network, the student or a teacher, for the data's classes.
+    """Return the design of a residual student or teacher for the number of classes.
 
-    Raises Unfit if a student is over budget; a teacher has none.
+    Raises UnsuitableRecipe if a student is over budget; a teacher has no budget.
     """
     described = network_table(recipe, role)
     planned = Design.of(**described.spec(), classes=n_classes)
@@ -45,7 +45,7 @@ def build_design(recipe: Recipe, n_classes: int, role: Role = "student") -> Desi
 
 
 def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
-    """The network a run trains, with fresh weights drawn from torch's generator."""
+    """Build the network that a run trains; initial weights are drawn from torch's generator."""
     described = network_table(recipe, role)
     if isinstance(described, schema.Teacher) and described.network != "resnet":
         return networks.build(
@@ -59,10 +59,10 @@ def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
 
 
 def initialise_stem(net: nn.Module, images: ImageSet) -> None:
-    """A whitened stem gets its filters from the training part; every other network stays.
+    """Set the filters of a whitened stem from training images; leave other networks unchanged.
 
-    Computed by every process from the same images: the same bits, and no message between them. A
-    resumed run has them from its checkpoint.
+    Every process computes them from the same images, so they are equal bit for bit without
+    communication. A resumed run reads them from its checkpoint.
     """
     if isinstance(net, ResNet) and net.design.stem_init == "whiten":
         pixels = torch.from_numpy(images.images[: whiten.N_IMAGES])
@@ -70,7 +70,7 @@ def initialise_stem(net: nn.Module, images: ImageSet) -> None:
 
 
 def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
-    """Its name in a table: `WRN-28-10`, `ResNet [4, 4, 3] 64-128-256`."""
+    """Return a short name for tables: `WRN-28-10`, `ResNet [4, 4, 3] 64-128-256`."""
     described = network_table(recipe, role)
     if isinstance(described, schema.Teacher) and described.network != "resnet":
         return networks.summary(described.network, depth=described.depth, widen=described.widen)
@@ -78,9 +78,10 @@ def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """On the device, kernels channels_last: convolutions read them so there.
+    """Move a network to a device, its kernels in channels_last, which convolutions read fastest.
 
-    On a CPU some convolutions are changed in place, see `pointwise.py` and `small_maps.py`.
+    On a CPU some convolutions are replaced in place, see `strided_pointwise.py` and
+    `small_maps.py` in `distill/models/`.
     """
     if device.type == "cpu":
         subsample_first(net)
@@ -90,10 +91,10 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 def convert_sync_bn(net: Module, recipe: Recipe, accel: Accelerator) -> Module:
-    """With batch norms that take mean and variance over all processes, where the recipe asks so.
+    """Replace batch norms by SyncBatchNorm, over all processes, if the recipe requests it.
 
-    The parameters, and their names, are those of the network given. Raises Unfit where several
-    processes compute without GPUs, for which alone torch has such a norm.
+    Parameters keep their names. Raises UnsuitableRecipe for several processes on CPUs: torch has
+    SyncBatchNorm for GPUs only.
     """
     if not recipe.train.sync_batch_norm or accel.num_processes == 1:
         return net
@@ -102,12 +103,12 @@ def convert_sync_bn(net: Module, recipe: Recipe, accel: Accelerator) -> Module:
             f"train.sync_batch_norm = true, and the {accel.num_processes} processes compute on the "
             "CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
         )
-    together: Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return together
+    converted: Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return converted
 
 
 def load_trained(run: RunFolder) -> nn.Module:
-    """A finished run's network with the weights to use, on the host, in eval mode."""
+    """Load a finished run's network with its final weights, on the host, in eval mode."""
     recipe, result = recipes.read(run.recipe), run.result()
     net = build_network(recipe, run.role, len(result["class_names"]))
     checkpoint.load_weights(run.weights(run.role), net, result["weights"])

@@ -10,13 +10,13 @@ from distill.runs.run_folder import RunFolder
 
 
 def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
-    """The test split of a source. Measured after a run, never while one trains or selects."""
+    """Load the test split of a source. It is measured after a run, never to train or to select."""
     return image_set.load(source, "test", progress=progress)
 
 
 @dataclass(frozen=True)
 class SplitIdentity:
-    """What a run knows of the test split while it trains: no image, no label, no prediction."""
+    """The identity of a test split, for a run while it trains: no image, label or prediction."""
 
     source: str
     fingerprint: str  # of images and labels, in any order
@@ -55,7 +55,7 @@ def check_test(test: ImageSet, known: SplitIdentity) -> None:
 def check_tested(folder: RunFolder, test: ImageSet, source: str) -> None:
     """Raises UserError if a finished run was tested on other images than `test`, of `source`.
 
-    A run of an earlier version does not name its test split: nothing is compared then.
+    A run of an earlier version has no fingerprint of its test split: it is not compared.
     """
     known = folder.result()["data"].get("test_fingerprint")
     if known not in (None, test.fingerprint):

@@ -56,7 +56,7 @@ class Member:
 
 
 def content_of(path: Path, most: int = LARGEST) -> bytes:
-    """The bytes of a regular file. Raises Unfit if there are more than `most`; OSError."""
+    """The bytes of a regular file. Raises InvalidArray if there are more than `most`; OSError."""
     if not path.is_file():
         raise InvalidArray("is no regular file")
     with path.open("rb") as file:
@@ -70,7 +70,7 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
 def open_tar(path: Path) -> Iterator["Tar"]:
     """The archive at `path`, compressed by gzip, bzip2 or xz, or not at all.
 
-    Raises Unfit, also while members are read, if it is damaged or beyond a bound.
+    Raises InvalidArray, also while members are read, if it is damaged or beyond a bound.
     """
     try:
         with path.open("rb") as file, _unpacked(file) as stream:
@@ -100,11 +100,11 @@ class Tar:
         raise InvalidArray(f"has more than {MEMBERS:,} members")
 
     def read(self) -> bytes:
-        """The content of the newest member, once. Raises Unfit beyond the bound on memory."""
+        """Return the newest member's content, once. Raises InvalidArray beyond the memory bound."""
         n, self._left = self._left, 0
         self._n_held += n
         if self._n_held > max(HELD, RATIO * self._n_bytes):
-            raise Unfit(
+            raise InvalidArray(
                 f"wants {self._n_held:,} bytes in memory, more than {RATIO} times its own "
                 f"{self._n_bytes:,}"
             )

@@ -149,9 +149,9 @@ def read_run(run: RunFolder) -> Predictions | None:
             f"{path} is not the file that its run wrote: its sha256 is not the one in "
             f"{run.result_file.name}.\n{ADVICE}"
         )
-    answers, names = read(path), result.get("class_names")
-    if answers is not None and names is not None and answers.logits.shape[1] != len(names):
-        found = f"logits of {answers.logits.shape[1]} classes; {run.result_file.name} has"
+    predictions, names = read(path), result.get("class_names")
+    if predictions is not None and names is not None and predictions.logits.shape[1] != len(names):
+        found = f"logits of {predictions.logits.shape[1]} classes; {run.result_file.name} has"
         raise _unreadable(path, f"{found} {len(names)}")
     return predictions
 

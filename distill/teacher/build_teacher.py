@@ -24,9 +24,10 @@ from teachers.ensemble import Ensemble
 
 
 def combine_teachers(recipe: Recipe, nets: Sequence[nn.Module]) -> nn.Module:
-    """The teacher of finished networks: with weights and mirror images as the recipe has them.
+    """Combine finished networks into one teacher, with the recipe's weights and mirror images.
 
-    With `teacher.draw = "one"` too it is the mean of all: that is measured, one of them is asked.
+    With `teacher.draw = "one"` it is the mean of all as well: the mean is evaluated, while training
+    queries one network per view.
     """
     wanted = recipe.teacher or schema.Teacher()
     if len(nets) == 1 and not wanted.mirror:
@@ -35,7 +36,7 @@ def combine_teachers(recipe: Recipe, nets: Sequence[nn.Module]) -> nn.Module:
 
 
 def combination_identity(recipe: Recipe) -> dict[str, str]:
-    """What `as_one` depends on beside the networks; empty for a plain mean or a single teacher."""
+    """Return what the combination depends on besides the networks; empty for a plain mean."""
     wanted = recipe.teacher or schema.Teacher()
     mirror = {"mirror": "true"} if wanted.mirror else {}
     if len(set(wanted.weights)) < 2:
@@ -50,7 +51,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def build_online_teacher(
     recipe: Recipe, frozen: FrozenTeacher, batches: Loader, accel: Accelerator
 ) -> OnlineTeacher | OneTeacherPerView:
-    """The teacher made ready to be asked; what was loaded stays as it is, to be measured."""
+    """Prepare a copy of the teacher for fast inference; `frozen` stays unchanged."""
     wanted = recipe.teacher or schema.Teacher()
     if wanted.draw == "one" and isinstance(frozen.net, Ensemble):
         lives = [
@@ -72,17 +73,17 @@ def _online_teacher(
 def build_teacher(
     recipe: Recipe, live: OnlineTeacher | OneTeacherPerView | None, depends: dict[str, str]
 ) -> Teacher:
-    """Nobody, the teacher that is there, or its stored answers where the recipe keeps them.
+    """Build the teacher of a training: online, cached if the recipe has `[cache]`, or none.
 
-    `depends`: what an answer depends on beside the view; `teacher` joins the fingerprints of
-    several by `+`.
+    `depends`: what a view's logits depend on besides the view; its `teacher` joins the fingerprints
+    of several teachers by `+`.
     """
     if live is None:
         return Teacher()
     if recipe.cache is None:
         return Teacher(live)
     first, *_ = live.networks
-    stored = CachedTeacher(
+    cached = CachedTeacher(
         live,
         first.loader,
         first.accelerator,
@@ -93,15 +94,15 @@ def build_teacher(
         if isinstance(live, OneTeacherPerView)
         else None,
     )
-    return Teacher(stored)
+    return Teacher(cached)
 
 
 def _origin_of_views(
     recipe: Recipe, drawn: OneTeacherPerView, depends: dict[str, str]
 ) -> Callable[[int], ViewOrigin]:
-    """The identity under which each view's logits are cached: that of its drawn teacher alone.
+    """Return the identity under which each view's logits are cached: that of its drawn teacher.
 
-    A student of that teacher alone, or one that draws it for the same view, reads the same entry.
+    A student with that teacher alone, or one that draws it for the same view, reads the same entry.
     """
     fingerprints = depends.get("teacher", "").split("+")
     alone = [recipes.with_single_teacher(recipe, i) for i in range(len(drawn.networks))]

@@ -42,10 +42,10 @@ OPTIMIZER_KEYS = {
 
 
 def lr_schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """The recipe speaks epochs, the loop speaks steps.
+    """Return the learning rate as a function of the step; the recipe counts in epochs.
 
-    In a budget of minutes the warm-up takes a quarter at most: what the rest is, is not known when
-    the recipe is checked.
+    With a budget in minutes the warm-up takes a quarter of the steps at most: their number is not
+    known when the recipe is validated.
     """
     longest = total if recipe.train.minutes is None else total // 4
     return partial(
@@ -70,9 +70,9 @@ def check_sides(
     live: OnlineTeacher | OneTeacherPerView | None,
     accel: Accelerator,
 ) -> None:
-    """Raises Unfit if the network, or its teacher, does not take images of some training side.
+    """Raise UnsuitableRecipe if the network or its teacher rejects images of a training side.
 
-    Costs one image a side and network.
+    Costs one forward pass of one image per side and network.
     """
     teachers = [("teacher", each.extractor.net) for each in live.networks] if live else []
     for (_, side), (role, each) in product(
@@ -81,7 +81,7 @@ def check_sides(
         try:
             with accel.autocast():
                 tap_shapes(FeatureExtractor(each), side)
-        except Exception as fault:  # timm's networks refuse a size with whatever they trip over
+        except Exception as fault:  # timm's networks raise errors of many types
             raise UnsuitableRecipe(
                 f"train.resolution has side {side}, and the {role} does not take images of "
                 f"{side}x{side} pixels: {type(fault).__name__}: {str(fault).partition(chr(10))[0]}."
@@ -98,7 +98,7 @@ def build_state(
     accel: Accelerator,
     identity: dict[str, str],
 ) -> TrainState:
-    """All the parts of a run, at step 0; `identity` is what a resumed run must have in common."""
+    """Build the training state at step 0; a resumed run must have the same `identity`."""
     batches = build_loader(recipe, split.train, accel)
     torch.manual_seed(recipe.train.seed)  # initial weights
     student = build_network(recipe, role, split.train.n_classes)
@@ -163,23 +163,23 @@ def build_state(
         ranks=RankAgreement(accel),
         divergence=DivergenceMonitor(accel),
     )
-    # A budget in minutes is an epoch until its pace is measured.
+    # With a budget in minutes: one epoch, until the speed is measured.
     set_total_steps(run, recipe, (recipe.train.epochs or 1) * batches.steps_per_epoch)
     return run
 
 
 def ema_decay(ema: schema.Ema, steps_per_epoch: int) -> float:
-    """The share that the average keeps in a step: after `half_life` epochs half is left of it."""
+    """Return the decay of the average per step; after `half_life` epochs half of it remains."""
     if ema.half_life is not None:
         return float(0.5 ** (1 / (ema.half_life * steps_per_epoch)))
-    assert ema.decay is not None  # one of both, by the rules
+    assert ema.decay is not None  # the recipe's constraints require one of the two
     return ema.decay
 
 
 def fast_biases(net: nn.Module) -> list[nn.Parameter]:
-    """What `optim.bias_lr` is for: biases of the network's batch norms, and of a stem without one.
+    """Return the biases that `optim.bias_lr` applies to: of batch norms, or of a stem without one.
 
-    Page has all biases in it, airbench96 those of norms, airbench94_muon these.
+    D. Page's ResNet-9 scales all biases, airbench96 those of norms, airbench94_muon these.
     """
     biases = optim.batch_norm_biases(net)
     if isinstance(net, ResNet) and isinstance(net.stem_conv.bias, nn.Parameter):
@@ -188,9 +188,9 @@ def fast_biases(net: nn.Module) -> list[nn.Parameter]:
 
 
 def batch_norm_images(recipe: Recipe, images: ImageSet) -> Tensor | None:
-    """The images that batch norms of averaged weights are measured on; None if they are averaged.
+    """Return the images to re-estimate the averaged weights' batch norms on; None if not requested.
 
-    The first of the training part, which lies in the order of digests: a sample of it.
+    They are the first of the training images, which are ordered by digest: a random sample.
     """
     if recipe.ema is None or recipe.ema.norm_statistics == "averaged":
         return None
@@ -198,17 +198,17 @@ def batch_norm_images(recipe: Recipe, images: ImageSet) -> Tensor | None:
 
 
 def set_total_steps(run: TrainState, recipe: Recipe, steps: int) -> None:
-    """Set how many steps the run has, and what depends on that: learning rate and schedule."""
+    """Set the number of steps, and with it the learning rate and the augmentation schedule."""
     run.total_steps = steps
     run.lr = lr_schedule(recipe, steps, run.loader.steps_per_epoch)
     run.loader.set_schedule(augment_schedule(recipe, run.epochs))
 
 
 def compile_networks(run: TrainState) -> Callable[[], None]:
-    """From the next step on the student, and the teacher, are compiled by torch.
+    """Compile the network and its teacher with torch.compile, from the next step on.
 
-    Their parameters are shared: what is saved and measured stays the plain network. Returns how to
-    undo it.
+    The plain networks share their parameters, and are still what is saved and evaluated. Returns a
+    function that undoes it.
     """
     net, teachers = run.model_ddp, () if run.online_teacher is None else run.online_teacher.networks
     tapped = [teacher.extractor for teacher in teachers]

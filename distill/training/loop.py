@@ -30,7 +30,7 @@ from distill.training.signals import Stopped
 from distill.training.state import BestEpoch, TrainState
 
 LEAST_TOTAL_S = 60.0  # no estimate of the total time is given for shorter runs
-SAVE = 1  # a wish; larger ones are the exit codes of those who want to stop
+SAVE = 1  # a request; larger ones are the exit codes of a requested stop
 
 
 def step(run: TrainState, k: int) -> dict[str, Tensor]:
@@ -50,13 +50,19 @@ def step(run: TrainState, k: int) -> dict[str, Tensor]:
             images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
             images, targets = run.loader.mix(view, rows, images, targets)
             images = run.loader.resized(view, images)
-            lesson = run.teacher(view, rows, images, needs)  # on the student's pixels
+            teacher = run.teacher(view, rows, images, needs)  # no gradient
             torch.manual_seed(rng.torch_seed(run.seed, k, part, run.accelerator.process_index))
-            said, samples = run.model_ddp(images), rows.to(images.device)
-            answers = LossInputs(
-                said.logits, targets, lesson.logits, said.taps, lesson.taps, samples, lesson.unmixed
+            student, samples = run.model_ddp(images), rows.to(images.device)
+            inputs = LossInputs(
+                student.logits,
+                targets,
+                teacher.logits,
+                student.taps,
+                teacher.taps,
+                samples,
+                teacher.unmixed,
             )
-            losses = run.loss_ddp(answers, progress)
+            losses = run.loss_ddp(inputs, progress)
             run.accelerator.backward(losses[TOTAL])
             run.loss.clear_inactive_grads(progress)
             for name, value in losses.items():

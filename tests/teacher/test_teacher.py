@@ -94,15 +94,15 @@ class HalfMixed:
 )
 def test_the_teacher_is_asked_for_what_is_needed_and_no_more(needs, mixed, plain) -> None:
     source, rows = Source(), torch.tensor([3, 5])
-    lesson = Teacher(source)(HalfMixed(), rows, torch.rand(2, 3, 4, 4), frozenset(needs))
+    output = Teacher(source)(HalfMixed(), rows, torch.rand(2, 3, 4, 4), frozenset(needs))
     assert (source.mixed_asked, source.plain_asked) == (mixed, plain)
-    assert (lesson.logits is not None) == bool(mixed)
+    assert (output.logits is not None) == bool(mixed)
     assert (needs & TEACHERS != set()) == bool(mixed + plain)
     if plain:
-        assert isinstance(lesson.unmixed, UnmixedTeacherLogits)
-        assert lesson.unmixed.own.flatten().tolist() == [3, 5]
-        assert lesson.unmixed.partner.flatten().tolist() == [4, 6]
-        assert lesson.unmixed.lam.flatten().tolist() == [0.75, 0.75]
+        assert isinstance(output.unmixed, UnmixedTeacherLogits)
+        assert output.unmixed.own.flatten().tolist() == [3, 5]
+        assert output.unmixed.partner.flatten().tolist() == [4, 6]
+        assert output.unmixed.lam.flatten().tolist() == [0.75, 0.75]
 
 
 def test_a_teacher_whose_terms_have_ended_is_not_asked(teacher: Path) -> None:

@@ -72,16 +72,16 @@ def epoch(
 
 
 def through(store: CachedTeacher, number: int, needs: str = "teacher") -> list[torch.Tensor]:
-    ours, lessons = store.loader, []
+    ours, outputs = store.loader, []
     for step in range(number * ours.steps_per_epoch, (number + 1) * ours.steps_per_epoch):
         for view, rows in ours.batches(step):
             images, targets = ours.augment(view, rows), ours.one_hot(rows)
             images, _ = ours.mix(view, rows, images, targets)
             images = ours.resized(view, images)
-            lessons.append(Teacher(store)(view, rows, images, frozenset({needs})))
+            outputs.append(Teacher(store)(view, rows, images, frozenset({needs})))
     if needs == "pair":
-        return [half for lesson in lessons for half in (lesson.unmixed.own, lesson.unmixed.partner)]
-    return [lesson.logits for lesson in lessons]
+        return [half for output in outputs for half in (output.unmixed.own, output.unmixed.partner)]
+    return [output.logits for output in outputs]
 
 
 def live(teacher: CountingSource, number: int = 0, needs: str = "teacher") -> list[torch.Tensor]:

@@ -99,8 +99,8 @@ def test_every_text_of_a_lost_connection_is_known_and_no_other_fault_is() -> Non
 def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:
     """Three seconds in place of ten minutes."""
     impatient = (
-        "import runpy, sys; from datetime import timedelta; from distill.training import ranks;"
-        "ranks.TIMEOUT = timedelta(seconds=3); sys.argv[0] = 'cli.py';"
+        "import runpy, sys; from datetime import timedelta; from distill.components import device;"
+        "device.TIMEOUT = timedelta(seconds=3); sys.argv[0] = 'cli.py';"
         "runpy.run_path('cli.py', run_name='__main__')"
     )
     port, journal = free_port(), tmp_path / "run" / "journal.jsonl"

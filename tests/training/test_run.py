@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from distill.components.network import build_design, load_trained
 from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.evaluation import results as result
@@ -448,7 +449,7 @@ def test_an_unfinished_teacher_is_refused(teacher, tmp_path) -> None:
 
 
 def test_weights_of_another_network_are_refused(teacher, taught) -> None:
-    net = run.build.load_trained(taught[0])
+    net = load_trained(taught[0])
     with pytest.raises(
         UserError, match=r"of this network: \d+ missing, stem.0.weight first; \d+ unknown"
     ):
@@ -472,9 +473,9 @@ def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
 
 def test_more_classes_can_break_the_budget() -> None:
     recipe = recipes.load("kd", ["student.max_params=4_700_000"]).recipe
-    assert run.build.build_design(recipe, 10).parameters == 4_697_162
+    assert build_design(recipe, 10).parameters == 4_697_162
     with pytest.raises(UserError, match="with 100 classes, .* 20,293 too many"):
-        run.build.build_design(recipe, 100)
+        build_design(recipe, 100)
 
 
 @pytest.mark.slow
