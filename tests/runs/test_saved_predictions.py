@@ -22,9 +22,9 @@ from distill.runs.saved_predictions import (
     kl_divergence,
     most_confused,
     nll,
-    of_run,
     probabilities,
     read,
+    read_run,
 )
 from tests.runs.test_compare import ANSWERS_A, finished
 
@@ -136,7 +136,7 @@ def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", ANSWERS_A)
     write_json(run.result_file, run.result() | {"class_names": ["cat", "dog"]})
     with pytest.raises(UserError, match=r"npz cannot .*: logits of 3 classes; result.json has 2"):
-        of_run(run)
+        read_run(run)
 
 
 def test_a_confidence_of_one_is_in_the_last_bin() -> None:
