@@ -204,7 +204,7 @@ def disks(place: Path, tries: int, seed: int) -> list[Outcome]:
     lives, chance = Lives(place), random.Random(seed)
     full = Outcome(
         "a disk that is full",
-        "“… failed: No space left on device. Its last checkpoint is whole.”, exit 1",
+        "“… failed: No space left on device. Its last checkpoint is intact.”, exit 1",
     )
     for attempt in range(tries):
         with _small_disk(place / f"disk-{attempt}", chance.randrange(150, 1200)) as disk:

@@ -145,9 +145,9 @@ def pets(tmp_path: Path) -> Path:
     ("arguments", "found"),
     [
         (["--recipe", "kd_cutmx"], "recipe 'kd_cutmx' is not in recipes/; did you mean kd_cutmix?"),
-        (["--recipe", "/tmp"], "/tmp is no file of a recipe: its path must end in .toml"),
+        (["--recipe", "/tmp"], "/tmp is not a recipe file: its path must end in .toml"),
         (["--recipe", "kd+ema2"], "recipe 'ema2' is not in recipes/; did you mean ema?"),
-        (["--recipe", "mine.toml"], "mine.toml is not there"),
+        (["--recipe", "mine.toml"], "mine.toml does not exist"),
         (
             ["--set", "optim.lrr=0.3"],
             "optim.lrr = 0.3 (--set) is not a key; did you mean optim.lr?",
@@ -155,9 +155,9 @@ def pets(tmp_path: Path) -> Path:
         (["--set", "optim.lr=fast"], 'optim.lr = "fast" (--set) is text; allowed: a number'),
         (["--set", "train.epochs=0"], "train.epochs = 0 (--set) is out of range"),
         (["--set", "optim.lr"], "--set optim.lr has no value; type key=value"),
-        (["--set", "=3"], "--set =3 has no key: '' is none"),
-        (["--set", "student.blocks=[1,"], "is malformed: [1, is no TOML value"),
-        (["--recipe", "teacher_wrn"], "student is missing; distill wants a [student] table"),
+        (["--set", "=3"], "--set =3 has no key: '' is not one"),
+        (["--set", "student.blocks=[1,"], "is malformed: [1, is not a TOML value"),
+        (["--recipe", "teacher_wrn"], "student is missing; distill needs a [student] table"),
     ],
 )
 def test_a_wrong_recipe(door: Door, arguments: list[str], found: str) -> None:
@@ -575,7 +575,7 @@ def test_a_diverged_run_fails_with_one_message(door: Door, pets: Path) -> None:
     assert "Traceback" not in said.err
     happened, look, advice = said.err.splitlines()[-3:]
     assert happened == "The run in runs/x failed: the loss or its gradient is not finite in step 2."
-    assert look == "See that step again: python cli.py replay runs/x --step 2"
+    assert look == "To repeat that step: python cli.py replay runs/x --step 2"
     assert "--set optim.clip=1" in advice and "--set train.retries=3" in advice
     again = door("replay", "runs/x", "--step", 2, "--json")
     assert again.code == 0 and not json.loads(again.out)["is_finite"]
@@ -727,7 +727,9 @@ def test_the_widest_designs_are_listed_as_json_and_drawn(door: Door, tmp_path: P
     assert {"stages": 3, "blocks": [1, 0, 1], "width": 110} in [
         {key: row[key] for key in ("stages", "blocks", "width")} for row in json.loads(pooled.out)
     ]
-    refused(door("design", "--blocks", "0-1"), "--blocks 0-1 is not a range of numbers from 1 on")
+    refused(
+        door("design", "--blocks", "0-1"), "--blocks 0-1 is not a range of numbers of at least 1"
+    )
 
 
 @pytest.fixture
@@ -797,7 +799,7 @@ def test_a_plan_of_every_recipe_takes_less_than_a_minute() -> None:
 def test_a_recipe_is_held_against_a_course_s_rules(door: Door) -> None:
     legal = door("design", "--rules", "nyu2022", "--check", "nyu2022_n3_b2_c85")
     assert legal.out == (
-        "nyu2022_n3_b2_c85 keeps the rules of NYU ECE-GY 7123, 2022: 4,895,755 parameters\n"
+        "nyu2022_n3_b2_c85 follows the rules of NYU ECE-GY 7123, 2022: 4,895,755 parameters\n"
     )
     over = door("design", "--rules", "nyu2022", "--check", "nyu2023_og_64")
     assert over.code == 1
@@ -823,8 +825,10 @@ def test_a_recipe_is_held_against_a_course_s_rules(door: Door) -> None:
     )
     refused(door("design", "--max-params", 9), "has fewer than 9 parameters", "larger --max-params")
     refused(door("seeds", "-r", "kd", "--set", "train.seed=3"), "seeds varies train.seed itself")
-    refused(door("design", "--stages", "5-2"), "--stages 5-2 is not a range of numbers from 1 on")
-    refused(door("search", "-r", "tiny", "--set", "train.minutes=1"), "no train.minutes beside it")
+    refused(
+        door("design", "--stages", "5-2"), "--stages 5-2 is not a range of numbers of at least 1"
+    )
+    refused(door("search", "-r", "tiny", "--set", "train.minutes=1"), "does not take train.minutes")
 
 
 def test_several_seeds_are_trained_once_and_compared(door: Door, pets: Path) -> None:
@@ -891,7 +895,7 @@ def test_an_empty_store_is_an_empty_table(door: Door) -> None:
     assert stocks(door) == []
     for verb in ("info", "verify"):
         said = door("cache", verb)
-        assert (said.code, said.out.split(" in ")[0]) == (0, "nothing is stored")
+        assert (said.code, said.out.split(" in ")[0]) == (0, "no logits are cached")
 
 
 def test_what_is_stored_is_listed(stored: Said, door: Door, teacher: Path) -> None:
@@ -995,7 +999,7 @@ def test_what_is_no_store_is_passed_over(stored: Said, door: Door, teacher: Path
 
 def test_what_is_dropped_is_gone(stored: Said, door: Door) -> None:
     (row,) = stocks(door)
-    refused(door("cache", "drop"), "nothing was named to be dropped", "cache info")
+    refused(door("cache", "drop"), "no KEY was given", "cache info")
     refused(door("cache", "drop", "ab", "--all"), "KEY and --all exclude each other")
     refused(door("cache", "drop", "zz"), "'zz' is the beginning of 0 keys", "cache info")
     assert stocks(door) == [row]
