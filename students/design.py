@@ -430,7 +430,7 @@ def _skip_faults(skip_kernel: object, downsample: object) -> Iterator[str]:
     if downsample == "pool" and any(kernel != 1 for kernel in kernels):
         yield (
             f'skip_kernel = {skip_kernel} has no effect with downsample = "pool", whose blocks '
-            "keep their shape and need no skip convolution; take it out"
+            "keep their shape and need no skip convolution; remove it"
         )
 
 
@@ -481,7 +481,7 @@ def _whitening_faults(
     if stem_width != _filters(side):
         yield (
             f'stem_width = {stem_width} does not fit stem_init = "whiten", which makes '
-            f"{_filters(side)} filters of {side}x{side} pixels; take it out, or give "
+            f"{_filters(side)} filters of {side}x{side} pixels; remove it, or give "
             f"{_filters(side)}"
         )
 

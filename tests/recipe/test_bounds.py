@@ -127,7 +127,7 @@ recipe = "quickstart+kd"
             "grids cross to 96,059,601 trials; allowed: 100,000",
         ),
         ("heartbeat_s = 9000000000", "optim.lr = { grid = [0.1] }", "study.heartbeat_s = 90000000"),
-        ("trials = 3", "#" + "x" * LONGEST, "has more than 100,000 letters"),
+        ("trials = 3", "#" + "x" * LONGEST, "has more than 100,000 characters"),
     ],
 )  # fmt: skip
 def test_a_sweep_beyond_use_is_one_message(

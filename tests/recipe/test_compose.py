@@ -189,11 +189,14 @@ def test_the_last_of_two_overrides_wins(write: Write) -> None:
     [
         ("optim.lr", "--set optim.lr has no value; type key=value"),
         ("optim.lr=", "--set optim.lr= has no value; type key=value"),
-        ("=0.1", "--set =0.1 has no key: '' is none; type key=value"),
-        ("optim..lr=0.1", r"--set optim..lr=0.1 has no key: 'optim..lr' is none"),
-        ("student.blocks=[4,4", r"--set student.blocks=\[4,4 is malformed: \[4,4 is no TOML value"),
-        ('data.source="x', '--set data.source="x is malformed: "x is no TOML value'),
-        ("optim.lr=1\ntrain.epochs=3", "is malformed: 1\ntrain.epochs=3 is no TOML value"),
+        ("=0.1", "--set =0.1 has no key: '' is not one; type key=value"),
+        ("optim..lr=0.1", r"--set optim..lr=0.1 has no key: 'optim..lr' is not one"),
+        (
+            "student.blocks=[4,4",
+            r"--set student.blocks=\[4,4 is malformed: \[4,4 is not a TOML value",
+        ),
+        ('data.source="x', '--set data.source="x is malformed: "x is not a TOML value'),
+        ("optim.lr=1\ntrain.epochs=3", "is malformed: 1\ntrain.epochs=3 is not a TOML value"),
     ],
 )
 def test_a_malformed_override_is_refused(write: Write, override: str, fault: str) -> None:
@@ -248,10 +251,10 @@ def test_the_same_part_twice_is_no_cycle(write: Write) -> None:
     [
         ("[optim]\nlr = = 1", r"a.toml is not TOML: .* \(at line 2, column 6\)"),
         ("[optim]\nlr = [1,", r"a.toml is not TOML: .* \(at line 2, the end\)"),
-        ('base = "b"\ncompose = ["b"]', "base and compose both stand in a.toml"),
-        ("compose = [3]", r"3 \(a.toml\) is no name of a recipe"),
-        ("base = true", r"true \(a.toml\) is no name of a recipe"),
-        ('base = "b.toml"', "b.toml is not there; `python cli.py recipes` lists them"),
+        ('base = "b"\ncompose = ["b"]', "base and compose are both in a.toml"),
+        ("compose = [3]", r"3 \(a.toml\) is not the name of a recipe"),
+        ("base = true", r"true \(a.toml\) is not the name of a recipe"),
+        ('base = "b.toml"', "b.toml does not exist; `python cli.py recipes` lists them"),
         ('base = "folder.toml"', "folder.toml cannot be read: .*[Dd]irectory"),
         ('base = "latin.toml"', "latin.toml cannot be read: .*utf-8"),
     ],

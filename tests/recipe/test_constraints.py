@@ -33,8 +33,8 @@ def faults(spec: str, *overrides: str) -> list[str]:
 
 def test_a_loss_of_one_label_and_mixing_name_both_files() -> None:
     assert faults("kd_cutmix", DKD) == [
-        "loss.dkd (--set) reads one class a sample, and mix.cutmix "
-        "(recipes/ingredients/cutmix.toml) makes it several; "
+        "loss.dkd (--set) reads one class per sample, and mix.cutmix "
+        "(recipes/ingredients/cutmix.toml) makes several of them; "
         "type --set mix.cutmix=false or --set loss.dkd=false"
     ]
 
@@ -43,14 +43,14 @@ def test_a_loss_of_one_label_and_mixing_name_both_files() -> None:
 def test_every_way_of_mixing_is_refused_for_a_loss_of_samples(way: str) -> None:
     (line,) = faults("kd", "loss.crd.weight=1", f"mix.{way}.prob=0.5")
     assert line == (
-        f"loss.crd (--set) knows each image by its sample's number, and mix.{way} (--set) makes "
-        f"one of several; type --set mix.{way}=false or --set loss.crd=false"
+        f"loss.crd (--set) knows each image by its index, and mix.{way} (--set) mixes several "
+        f"images into one; type --set mix.{way}=false or --set loss.crd=false"
     )
 
 
 def test_stored_targets_and_a_loss_of_maps() -> None:
     assert faults("kd", AT, "cache.views=3") == [
-        "loss.at (--set) reads the teacher's maps, and cache (--set) stores its logits alone; "
+        "loss.at (--set) reads the teacher's maps, and cache (--set) stores only its logits; "
         "type --set cache=false or --set loss.at=false"
     ]
 
@@ -83,7 +83,7 @@ def test_faulty_keys_of_several_teachers_are_one_message() -> None:
 
 def test_a_map_that_is_not_there_with_those_that_are() -> None:
     assert faults("kd", AT, 'loss.at.student_taps=["stages.0", "stages.1", "stages.3"]') == [
-        'loss.at.student_taps = "stages.3" (--set) names no map of the student; '
+        'loss.at.student_taps = "stages.3" (--set) is not a map of the student; '
         "allowed: stem, stages.0, stages.1, stages.2, maps, features; did you mean stages.2?"
     ]
     (line,) = faults("kd", "loss.simkd.weight=1")
@@ -94,37 +94,40 @@ def test_a_map_that_is_not_there_with_those_that_are() -> None:
 
 def test_as_many_maps_of_both() -> None:
     assert faults("kd", AT, 'loss.at.teacher_taps=["stages.0"]') == [
-        'loss.at.student_taps = ["stages.0", "stages.1", "stages.2"] (default) are 3 of the '
-        "student's, and loss.at.teacher_taps are 1; allowed: as many of both"
+        'loss.at.student_taps = ["stages.0", "stages.1", "stages.2"] (default) has 3 maps, and '
+        "loss.at.teacher_taps has 1; allowed: the same number in both"
     ]
 
 
 def test_mixed_answers_want_mixed_images_of_two() -> None:
     assert faults("kd", "loss.soft_mix.weight=1") == [
-        "loss.soft_mix mixes the teacher's answers as images are mixed, and none are; "
+        "loss.soft_mix mixes the teacher's logits as the images are mixed, and none are; "
         "type --set mix.cutmix.prob=0.5"
     ]
     assert faults("kd", "loss.soft_mix.weight=1", "mix.ricap.prob=0.5") == [
-        "loss.soft_mix (--set) mixes the answers for two images, and mix.ricap (--set) makes one "
-        "of four; type --set mix.ricap=false"
+        "loss.soft_mix (--set) mixes the logits of two images, and mix.ricap (--set) mixes "
+        "four; type --set mix.ricap=false"
     ]
 
 
 def test_weights_all_zero() -> None:
     assert faults("kd", "loss.hard.weight=0", "loss.kd.weight=0") == [
-        "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt; "
+        "loss.hard.weight = 0.0 (--set) leaves no term with a weight above 0, so nothing would "
+        "be learnt; "
         "type --set loss.hard.weight=1"
     ]
 
 
 def test_something_is_learnt_at_every_moment() -> None:
     alone = ["loss.hard=false", "loss.kd.when.begin=0.25", "loss.fitnet.weight=1"]
-    way_out = "begin one by then, or type --set loss.hard.weight=1"
+    way_out = "let one begin by then, or type --set loss.hard.weight=1"
     assert faults("kd", *alone, "loss.fitnet.when.end=0.125") == [
-        f"loss has no term above 0 at 0.125 of the training; {way_out}"
+        f"loss has no term with a weight above 0 at 0.125 of the training; {way_out}"
     ]
     load("kd", [*alone, "loss.fitnet.when.end=0.25"])
-    assert faults("kd", *alone[:2]) == [f"loss has no term above 0 at 0 of the training; {way_out}"]
+    assert faults("kd", *alone[:2]) == [
+        f"loss has no term with a weight above 0 at 0 of the training; {way_out}"
+    ]
     load("kd", [*alone[1:2], "loss.hard.weight=1"])
 
 
@@ -152,18 +155,18 @@ RESNET = ["teacher.network=resnet", "teacher.stages=2", "teacher.blocks=1", "tea
 def test_keys_of_another_network_are_refused_all_at_once() -> None:
     assert faults("fast_teacher", "teacher.depth=16", "teacher.dropout=0.1") == [
         f"teacher.{key} (--set) is a key of wrn, and teacher.network (recipes/fast_teacher.toml) "
-        "is resnet; take it out, or type --set teacher.network=wrn"
+        "is resnet; remove it, or type --set teacher.network=wrn"
         for key in ("depth = 16", "dropout = 0.1")
     ]
     load("fast_teacher", ["teacher.depth=16", "teacher.dropout=0.1", "teacher.network=wrn"])
     lines = faults("kd", "teacher.channels=[4,8]", "teacher.kernel=5")
     assert lines == [
         f"teacher.{key} (--set) is a key of resnet, and teacher.network (default) is wrn; "
-        "take it out, or type --set teacher.network=resnet"
+        "remove it, or type --set teacher.network=resnet"
         for key in ("channels = [4, 8]", "kernel = 5")
     ]
     (line,) = faults("kd", "teacher.network=timm/{0}", "teacher.pool=4")
-    assert "and teacher.network (--set) is timm; take it out" in line
+    assert "and teacher.network (--set) is timm; remove it" in line
     load("kd", ["teacher.network=timm/resnet18", "teacher.depth=16"])  # as older runs have it
 
 
@@ -225,13 +228,13 @@ def test_spans_go_up() -> None:
 
 def test_an_optimizer_is_given_what_it_takes() -> None:
     assert faults("kd", "optim.momentum=0") == [
-        "optim.momentum = 0.0 (--set) does not go with sgd, which is Nesterov's; "
+        "optim.momentum = 0.0 (--set) cannot be used with sgd, which is Nesterov's; "
         "type --set optim.name=momentum"
     ]
     load("kd", ["optim.momentum=0", "optim.name=momentum"])
     assert faults("kd", "optim.name=adan", "optim.betas=[0.9, 0.99]") == [
-        "optim.betas = [0.9, 0.99] (--set) are two, and adan has three of its own; "
-        "take them out, or another optimizer"
+        "optim.betas = [0.9, 0.99] (--set) has two values, and adan has three of its own; "
+        "remove it, or use another optimizer"
     ]
 
 
@@ -239,7 +242,7 @@ def test_what_an_optimizer_would_not_read_is_not_given() -> None:
     adamw = ("optim.name=adamw", "optim.betas=[0.9, 0.99]", "optim.eps=1e-6")
     load("kd", adamw)
     assert faults("kd", *adamw, "optim.name=sgd") == [
-        f"optim.{given} (--set) is not read where optim.name (--set) is sgd; take it out"
+        f"optim.{given} (--set) has no effect if optim.name (--set) is sgd; remove it"
         for given in ("betas = [0.9, 0.99]", "eps = 1e-06")
     ]
 
@@ -254,8 +257,8 @@ def test_what_an_optimizer_reads_is_what_timm_says(name: str) -> None:
 def test_a_schedule_that_warms_up_takes_no_warmup() -> None:
     one_cycle = "optim.schedule=one_cycle"
     assert faults("kd", one_cycle) == [
-        "optim.warmup_epochs = 5.0 (recipes/kd.toml) is not read where optim.schedule (--set) "
-        "is one_cycle, which warms up by itself; type --set optim.warmup_epochs=0"
+        "optim.warmup_epochs = 5.0 (recipes/kd.toml) has no effect if optim.schedule (--set) "
+        "is one_cycle, which has its own warmup; type --set optim.warmup_epochs=0"
     ]
     load("kd", [one_cycle, "optim.warmup_epochs=0"])
 
@@ -268,7 +271,7 @@ def test_a_floor_is_below_the_peak_and_read_by_the_schedule() -> None:
         ]
     constant = "optim.schedule=constant"
     assert faults("kd", "optim.min_lr=0.3", constant) == [
-        "optim.min_lr = 0.3 (--set) is not read where optim.schedule (--set) is constant; "
+        "optim.min_lr = 0.3 (--set) has no effect if optim.schedule (--set) is constant; "
         "type --set optim.min_lr=0"
     ]
     load("kd", ["optim.min_lr=0", constant])
@@ -283,7 +286,7 @@ def test_places_are_not_compared_where_none_are_left(term: str) -> None:
     tap = '"features"' if key.endswith("tap") else '["features", "maps", "maps"]'
     (line,) = faults("kd", f"loss.{name}.weight=1", f"loss.{term}={tap}")
     assert line == (
-        f'loss.{term} = "features" (--set) is pooled, and this term reads places of a map; '
+        f'loss.{term} = "features" (--set) is pooled, and this term reads positions of a map; '
         "allowed: one of the maps"
     )
 
@@ -343,7 +346,8 @@ def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
 
 def test_an_ingredient_is_checked_key_by_key(tmp_path) -> None:
     assert check_report("recipes/ingredients/ema.toml") == (
-        "recipes/ingredients/ema.toml: no fault; an ingredient, made to be composed: kd+ema"
+        "recipes/ingredients/ema.toml: no fault; "
+        "an ingredient, to be composed with a recipe: kd+ema"
     )
     with pytest.raises(RecipeError, match=r"ema.decy = 0.5 \(--set\) is not a key"):
         check_report("ema", ["ema.decy=0.5"])
@@ -376,7 +380,7 @@ POOLED = (
 def test_a_resolution_begins_at_0_and_rises() -> None:
     shown = "train.resolution = [[0.2, 24], [0.1, 20]] (--set)"
     assert faults("kd", "train.resolution=[[0.2, 24], [0.1, 20]]") == [
-        f"{shown} says nothing of the beginning; the first share must be 0: [0.0, 24]",
+        f"{shown} has no side for the beginning; the first share must be 0: [0.0, 24]",
         f"{shown} has share 0.1 after 0.2; the shares must rise",
         f"{shown} has side 20 after 24; the sides must rise",
     ]
@@ -404,7 +408,7 @@ def test_a_side_too_small_for_the_student_is_refused(options, refused, smallest)
     (line,) = faults("kd", *options, "train.resolution=[[0, 8], [0.5, 28], [0.7, 32]]")
     assert line == (
         "train.resolution = [[0.0, 8], [0.5, 28], [0.7, 32]] (--set) has side "
-        f"{refused}, too small for this student's maps or its pool; the smallest side that it "
-        f"takes is {smallest}"
+        f"{refused}, too small for this student's maps or its pool; the smallest side that "
+        f"fits is {smallest}"
     )
     load("kd", [*options, f"train.resolution=[[0, {smallest}]]"])

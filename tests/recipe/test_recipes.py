@@ -179,7 +179,7 @@ def test_a_recipe_that_needs_a_teacher_is_refused_by_train_teacher() -> None:
         recipes.check_teacher(load("kd"))
     assert str(error.value).splitlines() == [
         "RecipeError: 2 faults in kd",
-        "  teacher is missing; train-teacher wants a [teacher] table",
+        "  teacher is missing; train-teacher needs a [teacher] table",
         "  loss.kd (recipes/kd.toml) needs a teacher, and train-teacher has none; "
         "type --set loss.kd=false --set loss.hard.weight=1",
     ]
@@ -222,7 +222,7 @@ def test_a_run_reads_the_recipe_it_wrote(tmp_path: Path) -> None:
     path.write_text(recipes.dumps(recipe).replace("lr =", "lrr ="))
     with pytest.raises(RecipeError, match=r"optim.lrr = 0.2 .*recipe.toml\) is not a key"):
         recipes.read(path)
-    with pytest.raises(RecipeError, match="gone.toml is not there"):
+    with pytest.raises(RecipeError, match="gone.toml does not exist"):
         recipes.read(tmp_path / "gone.toml")
     with pytest.raises(RecipeError, match="x is not TOML: .*line 2"):
         recipes.loads("a = 1\nb = = 2", "x")

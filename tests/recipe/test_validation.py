@@ -178,8 +178,8 @@ def test_what_is_missing_is_named() -> None:
         (["loss.hard=false", "loss.kd=false"], "loss has no term; add [loss.hard] or [loss.kd]"),
         (
             ["loss.hard.weight=0", "loss.kd.weight=0"],
-            "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt; "
-            "type --set loss.hard.weight=1",
+            "loss.hard.weight = 0.0 (--set) leaves no term with a weight above 0, so "
+            "nothing would be learnt; type --set loss.hard.weight=1",
         ),
         (
             ["teacher.network=resnte"],
@@ -192,7 +192,7 @@ def test_what_is_missing_is_named() -> None:
         ),
         (
             ["teacher.depth=27"],
-            "teacher.depth = 27 (--set) is no depth of wrn; allowed: 10, 16, 22, 28 …",
+            "teacher.depth = 27 (--set) is not a depth of wrn; allowed: 10, 16, 22, 28 …",
         ),
         (
             ["student.kernel=4"],

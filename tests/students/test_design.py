@@ -154,7 +154,7 @@ def test_a_whitened_stem_is_as_wide_as_its_filters(kernel, width):
 
     assert Design.of(**spec).stem_width == width
     assert Design.of(**spec, stem_width=width) == Design.of(**spec)
-    with pytest.raises(UserError, match=rf"which makes {width} filters .* take it out, or give"):
+    with pytest.raises(UserError, match=rf"which makes {width} filters .* remove it, or give"):
         Design.of(**spec, stem_width=width - 1)
 
 
