@@ -176,7 +176,7 @@ def predict(
         typer.Option(
             "--input",
             "-i",
-            help="Images: Kaggle's pickle, .npy, .npz, or a picture or folder of them.",
+            help="Images: Kaggle's pickle, .npy, .npz, a picture or a folder of pictures.",
         ),
     ],
     out: Annotated[
@@ -401,7 +401,7 @@ def design(
     stages: StagesOption = "2-5",
     blocks: BlocksOption = "1-7",
     asymmetric: AsymmetricOption = False,
-    kernel: Annotated[int, typer.Option("--kernel", help="Kernel size; odd.")] = 3,
+    kernel: Annotated[int, typer.Option("--kernel", help="Kernel size of the blocks; odd.")] = 3,
     skip_kernel: Annotated[
         int, typer.Option("--skip-kernel", help="Kernel size of the skips; odd.")
     ] = 1,
@@ -418,10 +418,13 @@ def design(
     ] = None,
     check: Annotated[
         str | None,
-        typer.Option("--check", metavar="RECIPE", help="List the clauses that its student breaks."),
+        typer.Option(
+            "--check", metavar="RECIPE", help="List the clauses of --rules that its student breaks."
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Plot parameters and MACs.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Plot parameters and MACs to this file."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -103,7 +103,7 @@ def sweep(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Vary a recipe's keys as a sweep file says: trials by TPE, stopped early if they fall behind.
+    """Tune a recipe's keys by a sweep file: trials by TPE, stopped early if they fall behind.
 
     Type the same command again to resume, or on more machines with one --storage to share the work.
     """
