@@ -1,13 +1,13 @@
 """Read untrusted tar archives within bounds on size, depth and number of members.
 
 Nothing is extracted: a member is a name and its bytes. The archive is read once, from its first
-byte to its last, so that a compressed one needs no second pass and its checksum is compared. Headers are those of ustar, GNU tar (long names) and pax (`path` and `size`); sparse
-members, links and devices are refused
-(https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
+byte to its last, so that a compressed one needs no second pass and its checksum is compared.
+Headers are those of ustar, GNU tar (long names) and pax (`path` and `size`); sparse members, links
+and devices are refused (https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
 
 Bounds: `LARGEST` unpacked bytes in total, `MEMBERS` members, `EXTENSIONS` headers of at most
-`LARGEST_HEADER` bytes before a member. Reads are of `CHUNK` bytes, so that no memory is reserved for
-a declared size.
+`LARGEST_HEADER` bytes before a member. Reads are of `CHUNK` bytes, so that a declared size reserves
+no memory.
 """
 
 import bz2
@@ -131,12 +131,12 @@ class Tar:
         return attributes
 
     def _member(self, header: tarfile.TarInfo, attributes: dict[str, str]) -> Member:
-        """Return the member. Raises InvalidArray unless it is a file or folder inside the archive."""
+        """Return the member. Raises InvalidArray unless it is a file or folder in the archive."""
         name = attributes.get("path", header.name)
         shown = f"its member {name[:LONGEST_NAME]!r}"
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise InvalidArray(f"{shown} has a path outside the archive")
+            raise InvalidArray(f"{shown} leaves the folder")
         if header.type == tarfile.GNUTYPE_SPARSE:
             raise InvalidArray(f"{shown} is sparse")
         if not (header.isfile() or header.isdir()):

@@ -9,7 +9,7 @@ import re
 import unicodedata
 
 # Category Cc: control characters. Cf: format characters, bidirectional overrides among them.
-# Cs: lone surrogates, with which Python represents bytes that are not UTF-8. Zl, Zp: line separators.
+# Cs: lone surrogates, which in Python are bytes that are not UTF-8. Zl, Zp: line separators.
 UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = (
     "\u200c\u200d"  # in category Cf, and part of the spelling of emoji, Persian and Hindi words
@@ -28,7 +28,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that beg
 
 
 def visible(text: str) -> str:
-    r"""Escape text for one line of a terminal, page or figure: unsafe characters as `\n`, `\x1b`, `\u202e`.
+    r"""Escape text for one line on a terminal, page or figure: `\n`, `\x1b`, `\u202e`.
 
     A byte that is not UTF-8, which Python reads as `\udcff`, becomes `\xff`.
     """

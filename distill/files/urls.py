@@ -1,7 +1,7 @@
 """Print URLs without passwords, tokens or secret query parameters.
 
-The grammar is SQLAlchemy's (`sqlalchemy.engine.make_url`), which lets a password contain spaces, `/`
-and `?`; a test compares the two. SQLAlchemy itself is an optional dependency, but a training
+The grammar is SQLAlchemy's (`sqlalchemy.engine.make_url`), which allows spaces, `/` and `?` in a
+password; a test compares the two. SQLAlchemy itself is an optional dependency, but a training
 command may contain such a URL without it.
 """
 

@@ -54,8 +54,8 @@ HOSTILE = {
     "pax length beyond": (extension(b"x", b"99999 path=x\n") + MEMBER, "wrong lengths"),
     "pax length below": (extension(b"x", b"3 path=x\n") + MEMBER, "wrong lengths"),
     "pax length of thousands": (extension(b"x", b"9" * 5000 + b" a=b\n") + MEMBER, "wrong lengths"),
-    "pax size of words": (extension(b"x", record("size", "1e9")) + MEMBER, "no number"),
-    "pax size below zero": (extension(b"x", record("size", "-1")) + MEMBER, "no number"),
+    "pax size of words": (extension(b"x", record("size", "1e9")) + MEMBER, "not a number"),
+    "pax size below zero": (extension(b"x", record("size", "-1")) + MEMBER, "not a number"),
     "pax size beyond": (extension(b"x", record("size", "9" * 12)) + MEMBER, "has 999,999,999,999"),
     "global size": (extension(b"g", record("size", "5")) + MEMBER, "for all of its members"),
     "a path that climbs": (extension(b"x", record("path", "../x")) + MEMBER, "leaves the folder"),
@@ -156,5 +156,5 @@ def test_a_file_is_read_up_to_a_bound(tmp_path: Path) -> None:
     assert content_of(path, 5) == b"12345"
     with pytest.raises(InvalidArray, match="has more than 4 bytes"):
         content_of(path, 4)
-    with pytest.raises(InvalidArray, match="is no regular file"):
+    with pytest.raises(InvalidArray, match="is not a regular file"):
         content_of(Path("/dev/zero"))
