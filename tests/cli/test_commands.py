@@ -779,7 +779,7 @@ def test_a_plan_into_which_nothing_fits_names_the_quickest(
 
 
 def test_a_plan_that_cannot_be_made(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(door("plan", "--rules", "nyu1999"), "--rules nyu1999 are not known; known: nyu2022")
+    refused(door("plan", "--rules", "nyu1999"), "--rules nyu1999 are unknown; allowed: nyu2022")
     refused(door("plan", "--data", "nowhere"), "data source 'nowhere' is neither")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

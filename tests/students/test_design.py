@@ -189,7 +189,7 @@ POOLED = {"stages": 3, "blocks": 2, "width": 8, "downsample": "pool"}
     ("change", "message"),
     [
         ({"downsample": "max"}, 'downsample = \'max\' must be "stride" or "pool"'),
-        ({"blocks": [0, 0, 0]}, r"blocks = \[0, 0, 0\] leaves no residual block; give one stage 1"),
+        ({"blocks": [0, 0, 0]}, r"blocks = \[0, 0, 0\] has no residual block; give one stage 1"),
         ({"blocks": 0}, "blocks = 0 must be a positive integer or a list"),
         ({"blocks": [1, -1, 0]}, r"blocks = \[1, -1, 0\] must be a positive integer or a list"),
         ({"blocks": [1, False, 1]}, r"blocks = \[1, False, 1\] must be a positive integer"),

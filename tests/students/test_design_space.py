@@ -120,7 +120,7 @@ LEGAL = {"stages": 3, "blocks": [2, 1, 4], "width": 16}
         ({"stage_strides": [1, 1, 2]}, "relu", r"its are \[1, 1, 2\]"),
         ({"convs_per_block": 3}, "relu", "two convolutions: it has 3"),
         ({"downsample": "pool"}, "relu", "of stride 2: its layers begin with max pools"),
-        ({"projector_width": 64}, "relu", "a projector lies between"),
+        ({"projector_width": 64}, "relu", "a projector is between them"),
         ({}, "silu", "end in relu: they end in silu"),
         ({"width": 200}, "relu", "fewer than 5,000,000 parameters: it has"),
     ],
@@ -154,7 +154,7 @@ def test_2025_allows_a_network_of_exactly_the_budget() -> None:
 
 
 def test_rules_of_nobody_are_refused() -> None:
-    with pytest.raises(UserError, match="--rules nyu1999 are not known; known: nyu2022, nyu2025"):
+    with pytest.raises(UserError, match="--rules nyu1999 are unknown; allowed: nyu2022, nyu2025"):
         course_rules.rules_by_name("nyu1999")
 
 

@@ -93,7 +93,7 @@ def test_members_are_saved_and_moved_with_the_ensemble():
 
 
 def test_an_ensemble_of_nobody_is_refused():
-    with pytest.raises(UserError, match="an ensemble of 0 networks cannot answer"):
+    with pytest.raises(UserError, match="an ensemble needs at least one network"):
         Ensemble([])
 
 

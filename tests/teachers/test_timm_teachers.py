@@ -67,7 +67,7 @@ def test_a_network_that_is_no_classifier_is_refused(monkeypatch):
     monkeypatch.setattr(timm_teachers.timm, "create_model", lambda *_args, **_options: maps)
 
     with pytest.raises(
-        UserError, match=r"no classifier: two images gave \[2, 10, 30, 30\] instead"
+        UserError, match=r"not a classifier: two images gave \[2, 10, 30, 30\] instead"
     ):
         timm_classifier("test_resnet", classes=10)
 
@@ -94,13 +94,13 @@ def test_pretrained_weights_are_refused():
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(
-        UserError, match=r"timm/resnt18 is none of timm's \d+ networks; .*/resnet18"
+        UserError, match=r"timm/resnt18 is not one of timm's \d+ networks; .*/resnet18"
     ):
         build("timm/resnt18")
 
 
 def test_a_name_like_no_other_is_refused_with_one_that_works():
-    with pytest.raises(UserError, match=r"timm/@@@@ is none of .*; try timm/resnet18$"):
+    with pytest.raises(UserError, match=r"timm/@@@@ is not one of .*; try timm/resnet18$"):
         timm_classifier("@@@@", classes=10)
 
 

@@ -126,5 +126,7 @@ def test_wrn_by_name():
 
 
 def test_wrn_takes_its_size_beside_its_name():
-    with pytest.raises(UserError, match="wrn/28-10 is no network; type wrn, with depth and widen"):
+    with pytest.raises(
+        UserError, match="wrn/28-10 is not a network; type wrn, and set depth and widen"
+    ):
         build("wrn/28-10")
