@@ -19,7 +19,7 @@ class Rules:
 
     @property
     def bound(self) -> str:
-        """`fewer than` or `at most`, the words before the budget."""
+        """`fewer than` or `at most`, to be followed by the budget."""
         return "at most" if self.may_equal else "fewer than"
 
     def least_too_many(self, budget: int) -> int:
@@ -53,7 +53,7 @@ def _nyu2022(design: Design, activation: str) -> Iterator[str]:
     if design.downsample != "stride":
         yield "a later layer begins with a convolution of stride 2: its layers begin with max pools"
     elif design.stage_strides != (1, *(2,) * (design.stages - 1)):
-        yield f"stride 1, then 2 at each later layer: its are {list(design.stage_strides)}"
+        yield f"stride 1, then 2 at each later layer: its strides are {list(design.stage_strides)}"
     if design.convs_per_block != 2:
         yield f"a block has two convolutions: it has {design.convs_per_block}"
     if design.projector_width is not None:

@@ -2,7 +2,7 @@
 
 The convention is the one that reproduces the counts of the source reports
 (tests/students/architectures.json): convolutions have no bias and a batch norm after each; the
-skip is a convolution only where the shape changes and the identity elsewhere (He et al. 2016,
+skip is a convolution only if the shape changes, otherwise the identity (He et al. 2016,
 arXiv 1512.03385, option B); one linear layer with bias.
 
 Stages halve their maps by `downsample`. "stride": the first block of a stage has a stride. "pool":

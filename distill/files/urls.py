@@ -29,12 +29,12 @@ def hide_secrets(text: str) -> str:
     The password becomes `***`; so does the user of http and https, which may be a token, and the
     value of every query key outside `HARMLESS`: `?sslpassword=***`. Other text is unchanged.
     """
-    found = URL.search(text)
-    return text if found is None else text[: found.start()] + _shown(found)
+    match = URL.search(text)
+    return text if match is None else text[: match.start()] + _redacted(match)
 
 
-def _shown(found: re.Match[str]) -> str:
-    scheme, user, password, address, query = found.groups()
+def _redacted(match: re.Match[str]) -> str:
+    scheme, user, password, address, query = match.groups()
     if user is not None:
         user = HIDDEN if scheme.lower().startswith("http") else user
         address = f"{user}{f':{HIDDEN}' if password else ''}@{address}"
@@ -61,15 +61,15 @@ def _secrets(url: str) -> set[str]:
     """Return the password, the hidden values of the query and the values inside them (`PWD=x`), as
     typed and decoded.
     """
-    found = URL.search(url)
-    if found is None:
+    match = URL.search(url)
+    if match is None:
         return set()
-    raw = [(found["password"] or "")[1:]]
-    if found["scheme"].lower().startswith("http"):
-        raw.append(found["user"] or "")
+    raw = [(match["password"] or "")[1:]]
+    if match["scheme"].lower().startswith("http"):
+        raw.append(match["user"] or "")
     # A driver that parses the address in another way may quote a part of the password.
     raw += [piece for piece in re.split(r"\W+", raw[0]) if len(piece) >= PIECE]
-    for pair in re.split("[&;]", found["query"] or ""):
+    for pair in re.split("[&;]", match["query"] or ""):
         key, equals, value = pair.partition("=")
         if unquote(key).lower() not in HARMLESS:
             inner = re.split(r"[;\s]", unquote_plus(value))
