@@ -88,7 +88,7 @@ def names(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_archive_is_refused_in_words(name: str, tmp_path: Path) -> None:
+def test_hostile_archive_is_refused_with_a_message(name: str, tmp_path: Path) -> None:
     content, fault = HOSTILE[name]
     path = tmp_path / "a.tar.gz"
     path.write_bytes(gzip.compress(content, 1))
@@ -113,7 +113,7 @@ def test_gigabytes_of_zeros_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
             names(path)
 
 
-def test_a_member_that_nobody_asks_for_is_not_held(tmp_path: Path) -> None:
+def test_unread_member_is_not_stored_in_memory(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "more").write_bytes(bytes(64 * MB))
     path = pack(folder, tmp_path / "a.tar.gz")
@@ -141,7 +141,7 @@ def test_archives_of_every_kind(
     assert found == [(name, 700, b"m" * 700) for name in wanted]
 
 
-def test_a_member_is_read_or_passed_over(tmp_path: Path) -> None:
+def test_member_can_be_read_or_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(MEMBER * 3 + END)
     with open_tar(path) as archive:

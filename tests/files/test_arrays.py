@@ -84,7 +84,7 @@ def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
         (b"\x93NUMPY\x03\x00", "not an .npy of version 1 or 2"),
     ],
 )
-def test_a_hostile_npy_is_refused_in_words(content: bytes, fault: str, tmp_path: Path) -> None:
+def test_hostile_npy_is_refused_with_a_message(content: bytes, fault: str, tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(content)
     zipped(tmp_path / "a.npz", data=content)
     for name in ("a.npy", "a.npz"):
@@ -106,9 +106,7 @@ def bomb(path: Path, name: str, n_bytes: int) -> Path:
     return path
 
 
-def test_a_bomb_is_refused_and_an_unused_one_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bomb_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "LARGEST", 32 * MB)
     path = bomb(tmp_path / "a.npz", "data", 64 * MB)
     assert path.stat().st_size < MB
@@ -148,7 +146,9 @@ def test_a_bomb_among_predictions_is_refused(
     ],
     ids=["encrypted", "lzma", "packed size", "unpacked size", "checksum"],
 )
-def test_a_list_of_members_that_lies(offset: int, value: bytes, fault: str, tmp_path: Path) -> None:
+def test_false_member_sizes_are_refused(
+    offset: int, value: bytes, fault: str, tmp_path: Path
+) -> None:
     content = bytearray(zipped(tmp_path / "a.npz", data=npy(PIXELS)).read_bytes())
     at = content.index(b"PK\x01\x02") + offset
     content[at : at + len(value)] = value
@@ -157,7 +157,7 @@ def test_a_list_of_members_that_lies(offset: int, value: bytes, fault: str, tmp_
         unlabelled.load(tmp_path / "a.npz")
 
 
-def test_a_name_of_thousands_of_letters_is_not_quoted(tmp_path: Path) -> None:
+def test_very_long_name_is_not_quoted(tmp_path: Path) -> None:
     content = bytearray(
         zipped(tmp_path / "a.npz", zipfile.ZIP_STORED, data=npy(PIXELS)).read_bytes()
     )
@@ -178,7 +178,7 @@ def test_a_list_of_a_hundred_thousand_members(tmp_path: Path) -> None:
         unlabelled.load(path)
 
 
-def test_an_input_without_end_is_refused(tmp_path: Path) -> None:
+def test_endless_input_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (Path("/dev/zero"), tmp_path / "pipe"):
         with little_memory(), pytest.raises(UserError, match="is no regular file"):

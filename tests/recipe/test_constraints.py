@@ -31,7 +31,7 @@ def faults(spec: str, *overrides: str) -> list[str]:
     return [line.strip() for line in str(error.value).splitlines()[1:]]
 
 
-def test_a_loss_of_one_label_and_mixing_name_both_files() -> None:
+def test_one_label_loss_with_mixing_names_both_files() -> None:
     assert faults("kd_cutmix", DKD) == [
         "loss.dkd (--set) reads one class per sample, and mix.cutmix "
         "(recipes/ingredients/cutmix.toml) makes several of them; "
@@ -40,7 +40,7 @@ def test_a_loss_of_one_label_and_mixing_name_both_files() -> None:
 
 
 @pytest.mark.parametrize("way", ["mixup", "cutmix", "ricap"])
-def test_every_way_of_mixing_is_refused_for_a_loss_of_samples(way: str) -> None:
+def test_sample_index_loss_refuses_every_mixing(way: str) -> None:
     (line,) = faults("kd", "loss.crd.weight=1", f"mix.{way}.prob=0.5")
     assert line == (
         f"loss.crd (--set) knows each image by its index, and mix.{way} (--set) mixes several "
@@ -48,7 +48,7 @@ def test_every_way_of_mixing_is_refused_for_a_loss_of_samples(way: str) -> None:
     )
 
 
-def test_stored_targets_and_a_loss_of_maps() -> None:
+def test_cache_with_a_loss_on_maps_is_refused() -> None:
     assert faults("kd", AT, "cache.views=3") == [
         "loss.at (--set) reads the teacher's maps, and cache (--set) stores only its logits; "
         "type --set cache=false or --set loss.at=false"
@@ -63,7 +63,7 @@ def test_stored_targets_and_a_loss_of_maps() -> None:
         ("teacher.weights=[1, 2]", "means several teachers", "weights=[]"),
     ],
 )
-def test_maps_are_read_of_one_teacher(setting: str, why: str, remedy: str) -> None:
+def test_loss_on_maps_needs_one_teacher(setting: str, why: str, remedy: str) -> None:
     key = setting.split("=")[0]
     assert faults("kd", AT, setting) == [
         f"loss.at (--set) reads the maps of one teacher, and {key} (--set) {why}; "
@@ -81,7 +81,7 @@ def test_faulty_keys_of_several_teachers_are_one_message() -> None:
     ]
 
 
-def test_a_map_that_is_not_there_with_those_that_are() -> None:
+def test_unknown_map_is_refused_with_allowed_ones() -> None:
     assert faults("kd", AT, 'loss.at.student_taps=["stages.0", "stages.1", "stages.3"]') == [
         'loss.at.student_taps = "stages.3" (--set) is not a map of the student; '
         "allowed: stem, stages.0, stages.1, stages.2, maps, features; did you mean stages.2?"
@@ -92,14 +92,14 @@ def test_a_map_that_is_not_there_with_those_that_are() -> None:
     )
 
 
-def test_as_many_maps_of_both() -> None:
+def test_numbers_of_taps_must_match() -> None:
     assert faults("kd", AT, 'loss.at.teacher_taps=["stages.0"]') == [
         'loss.at.student_taps = ["stages.0", "stages.1", "stages.2"] (default) has 3 maps, and '
         "loss.at.teacher_taps has 1; allowed: the same number in both"
     ]
 
 
-def test_mixed_answers_want_mixed_images_of_two() -> None:
+def test_soft_mix_needs_images_mixed_from_two() -> None:
     assert faults("kd", "loss.soft_mix.weight=1") == [
         "loss.soft_mix mixes the teacher's logits as the images are mixed, and none are; "
         "type --set mix.cutmix.prob=0.5"
@@ -110,7 +110,7 @@ def test_mixed_answers_want_mixed_images_of_two() -> None:
     ]
 
 
-def test_weights_all_zero() -> None:
+def test_all_weights_zero_is_refused() -> None:
     assert faults("kd", "loss.hard.weight=0", "loss.kd.weight=0") == [
         "loss.hard.weight = 0.0 (--set) leaves no term with a weight above 0, so nothing would "
         "be learnt; "
@@ -118,7 +118,7 @@ def test_weights_all_zero() -> None:
     ]
 
 
-def test_something_is_learnt_at_every_moment() -> None:
+def test_some_term_is_active_at_every_moment() -> None:
     alone = ["loss.hard=false", "loss.kd.when.begin=0.25", "loss.fitnet.weight=1"]
     way_out = "let one begin by then, or type --set loss.hard.weight=1"
     assert faults("kd", *alone, "loss.fitnet.when.end=0.125") == [
@@ -131,13 +131,13 @@ def test_something_is_learnt_at_every_moment() -> None:
     load("kd", [*alone[1:2], "loss.hard.weight=1"])
 
 
-def test_a_term_has_time() -> None:
+def test_term_must_end_after_its_warmup() -> None:
     assert faults("kd", "loss.kd.when.warmup=0.5", "loss.kd.when.end=0.5") == [
         "loss.kd.when.begin = 0.0 (default) plus warmup = 0.5 is not before end = 0.5"
     ]
 
 
-def test_shares_of_all_ways_of_mixing_add_up() -> None:
+def test_mixing_probabilities_add_up_to_at_most_1() -> None:
     (line,) = faults("kd", "mix.mixup.prob=0.5", "mix.cutmix.prob=0.4", "mix.ricap.prob=0.2")
     assert line == (
         "mix.mixup.prob = 0.5 (--set) and mix.cutmix.prob = 0.4 and mix.ricap.prob = 0.2 add up "
@@ -220,13 +220,13 @@ def test_suggested_shares_are_valid_as_typed(shares: list[float]) -> None:
     load("kd", [*asked, *typed(line)])
 
 
-def test_spans_go_up() -> None:
+def test_ranges_must_be_ascending() -> None:
     assert faults("kd", "augment.erase.area=[0.3, 0.1]") == [
         "augment.erase.area = [0.3, 0.1] (--set) is out of order; allowed: the smaller first"
     ]
 
 
-def test_an_optimizer_is_given_what_it_takes() -> None:
+def test_optimizer_refuses_invalid_arguments() -> None:
     assert faults("kd", "optim.momentum=0") == [
         "optim.momentum = 0.0 (--set) cannot be used with sgd, which is Nesterov's; "
         "type --set optim.name=momentum"
@@ -238,7 +238,7 @@ def test_an_optimizer_is_given_what_it_takes() -> None:
     ]
 
 
-def test_what_an_optimizer_would_not_read_is_not_given() -> None:
+def test_ignored_optimizer_arguments_are_refused() -> None:
     adamw = ("optim.name=adamw", "optim.betas=[0.9, 0.99]", "optim.eps=1e-6")
     load("kd", adamw)
     assert faults("kd", *adamw, "optim.name=sgd") == [
@@ -248,13 +248,13 @@ def test_what_an_optimizer_would_not_read_is_not_given() -> None:
 
 
 @pytest.mark.parametrize("name", get_args(OptimizerName))
-def test_what_an_optimizer_reads_is_what_timm_says(name: str) -> None:
+def test_optimizer_arguments_match_timm(name: str) -> None:
     known = get_optimizer_info(name)
     assert known.has_betas == (name not in WITHOUT_BETAS)
     assert known.has_eps == (name not in WITHOUT_EPS)
 
 
-def test_a_schedule_that_warms_up_takes_no_warmup() -> None:
+def test_one_cycle_refuses_warmup() -> None:
     one_cycle = "optim.schedule=one_cycle"
     assert faults("kd", one_cycle) == [
         "optim.warmup_epochs = 5.0 (recipes/kd.toml) has no effect if optim.schedule (--set) "
@@ -263,7 +263,7 @@ def test_a_schedule_that_warms_up_takes_no_warmup() -> None:
     load("kd", [one_cycle, "optim.warmup_epochs=0"])
 
 
-def test_a_floor_is_below_the_peak_and_read_by_the_schedule() -> None:
+def test_min_lr_must_be_below_lr_and_used() -> None:
     for floor in ("0.2", "0.5"):
         assert faults("kd", f"optim.min_lr={floor}") == [
             f"optim.min_lr = {floor} (--set) is not below optim.lr (recipes/kd.toml), which is "
@@ -281,7 +281,7 @@ def test_a_floor_is_below_the_peak_and_read_by_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("term", ["fitnet.student_tap", "vid.student_taps", "at.teacher_taps"])
-def test_places_are_not_compared_where_none_are_left(term: str) -> None:
+def test_terms_on_maps_refuse_pooled_features(term: str) -> None:
     name, key = term.split(".")
     tap = '"features"' if key.endswith("tap") else '["features", "maps", "maps"]'
     (line,) = faults("kd", f"loss.{name}.weight=1", f"loss.{term}={tap}")
@@ -291,7 +291,7 @@ def test_places_are_not_compared_where_none_are_left(term: str) -> None:
     )
 
 
-def test_minutes_and_epochs_take_each_other_s_place() -> None:
+def test_minutes_and_epochs_replace_each_other() -> None:
     timed = load("kd", ["train.minutes=10"]).recipe.train
     assert (timed.minutes, timed.epochs) == (10.0, None)
     assert faults("kd", "train.minutes=10", "train.epochs=9") == [
@@ -304,7 +304,7 @@ def test_minutes_and_epochs_take_each_other_s_place() -> None:
     load("kd", ["train.minutes=1", "optim.warmup_epochs=500"])  # known when the pace is
 
 
-def test_a_decay_and_a_half_life_take_each_other_s_place() -> None:
+def test_decay_and_half_life_replace_each_other() -> None:
     ema = load("kd+ema", ["ema.half_life=1"]).recipe.ema
     assert ema is not None and (ema.half_life, ema.decay) == (1.0, None)
     fresh = load("kd", ["ema.half_life=2"]).recipe.ema
@@ -320,7 +320,7 @@ def test_a_decay_and_a_half_life_take_each_other_s_place() -> None:
         loads("[loss.hard]\n[train]\nepochs = 1\n[ema]\nhalf_life = 1\ndecay = 0.9", "a.toml")
 
 
-def test_a_recipe_with_a_half_life_is_read_as_it_was_written() -> None:
+def test_half_life_survives_writing_and_reading() -> None:
     recipe = load("kd+ema", ["ema.half_life=1"]).recipe
     assert loads(dumps(recipe), "again") == recipe
 
@@ -330,7 +330,7 @@ def test_all_conflicts_at_once() -> None:
     assert len(lines) == 4
 
 
-def test_taps_are_read_off_the_tables() -> None:
+def test_taps_returns_keys_and_names() -> None:
     asked = Losses.model_validate({"at": {}, "fitnet": {"student_tap": "stem"}, "kd": {}})
     assert [list(taps(term, "student")) for term in asked.terms().values()] == [
         [],
@@ -363,7 +363,7 @@ def test_a_file_is_checked_with_all_its_faults(tmp_path) -> None:
     assert check_report(str(file)) == f"{file}: no fault"
 
 
-def test_what_differs_and_who_set_it() -> None:
+def test_differences_name_values_and_origins() -> None:
     assert differences_with_origins(load("kd"), load("kd", ["optim.lr=0.3", "ema.decay=0.5"])) == [
         "optim.lr: 0.2 (recipes/kd.toml) -> 0.3 (--set)",
         "ema.decay: absent -> 0.5 (--set)",
