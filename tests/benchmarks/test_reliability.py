@@ -297,7 +297,7 @@ def test_fetch_and_verify_at_the_door(
 
 def test_images_that_are_not_the_published_ones_do_not_verify(door: Door, pets: Path) -> None:
     said = door("data", "verify", pets)
-    assert said.code == 1 and "and is not the published CIFAR-10" in said.err
+    assert said.code == 1 and "but is not the published CIFAR-10" in said.err
 
 
 RUN = """trap "sleep 0.2; echo saved >> said; exit 143" TERM
