@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from distill.runs.record import TestCurve
     from distill.runs.run_folder import RunFolder
 
-VIEWS = (2, 6)  # of each image, that test-time augmentation may take the mean over
+VIEWS = (2, 6)  # of each image, over which test-time augmentation can average
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,7 +90,7 @@ def distill(
     resume: ResumeOption = False,
     tracker: TrackerOption = [],
 ) -> None:
-    """Train a student, with a teacher where the recipe wants one."""
+    """Train a student, with a teacher if the recipe needs one."""
     from distill.recipe import recipes
 
     resolved = resolve(recipe, data, set_, teacher)
@@ -104,34 +104,39 @@ def evaluate(
     data: DataOption = None,
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="RUN", help="Which of the two is better, by McNemar."),
+        typer.Option("--against", metavar="RUN", help="Compare with this run (McNemar's test)."),
     ] = None,
     mirror: Annotated[
-        bool, typer.Option("--mirror", help="Also the mean over each image and its mirror.")
+        bool, typer.Option("--mirror", help="Also average over each image and its mirror image.")
     ] = False,
     views: Annotated[
         int | None,
         typer.Option(
             "--views",
             metavar="2|6",
-            help="Also the mean over so many views of each image; 2 is --mirror, 6 adds shifts.",
+            help="Also average over 2 or 6 views of each image; 2 is --mirror, 6 adds shifts.",
         ),
     ] = None,
     robustness: Annotated[
-        bool, typer.Option("--robustness", help="Also on 14 corruptions of the images; minutes.")
+        bool,
+        typer.Option("--robustness", help="Also evaluate on 14 image corruptions; takes minutes."),
     ] = False,
     robustness_images: Annotated[
         int | None,
         typer.Option(
-            "--robustness-images", min=1, help="So many of them, at random.", show_default="all"
+            "--robustness-images",
+            min=1,
+            help="Number of random test images for --robustness.",
+            show_default="all",
         ),
     ] = None,
     latency: Annotated[
-        bool, typer.Option("--latency", help="Also milliseconds for 1 and for 128 images.")
+        bool,
+        typer.Option("--latency", help="Also measure the latency of 1 and of 128 images, in ms."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a finished run on the test split: accuracy, likelihood, calibration, each class."""
+    """Evaluate a finished run on the test split: accuracy, NLL, calibration, per-class accuracy."""
     from distill.runs import run_folder
 
     folder = run_folder.open_finished(run)  # refused before torch is imported
@@ -145,8 +150,8 @@ def evaluate(
         )
     if robustness_images is not None and not robustness:
         raise UserError(
-            f"--robustness-images {robustness_images} says on how many images --robustness is "
-            "measured, and that was not asked for; type --robustness with it."
+            f"--robustness-images {robustness_images} is the number of images for --robustness, "
+            "which was not requested; type --robustness with it."
         )
     from distill.evaluation.evaluate import EvalOptions, evaluate_run
     from distill.terminal.evaluation_tables import evaluation_tables
@@ -154,9 +159,9 @@ def evaluate(
     from distill.training.run import process_group
 
     mirror = mirror or views == 2
-    asked = EvalOptions(data, against, mirror, latency, robustness, robustness_images, views == 6)
+    options = EvalOptions(data, against, mirror, latency, robustness, robustness_images, views == 6)
     with process_group(), ProgressDisplay(stderr()) as display:
-        measured = evaluate_run(folder, asked, progress=display.progress)
+        measured = evaluate_run(folder, options, progress=display.progress)
     if as_json:
         print_facts(measured, as_json)
     else:
@@ -169,38 +174,43 @@ def predict(
     source: Annotated[
         Path,
         typer.Option(
-            "--input", "-i", help="Kaggle's pickle, .npy, .npz, a folder of pictures or one."
+            "--input",
+            "-i",
+            help="Images: Kaggle's pickle, .npy, .npz, a picture or a folder of pictures.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The CSV; one that is there is replaced.")
+        Path, typer.Option("--out", "-o", help="The CSV file; an existing one is replaced.")
     ] = Path("predictions.csv"),
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="A column for each class in place of Labels.")
+        bool,
+        typer.Option(
+            "--probabilities", help="Write the probability of each class instead of Labels."
+        ),
     ] = False,
     labels: Annotated[
         LabelStyle,
-        typer.Option("--labels", help="Labels as positions in the class names, or the names."),
+        typer.Option("--labels", help="Write labels as positions in the class names, or as names."),
     ] = LabelStyle.POSITIONS,
 ) -> None:
-    """Write what a finished run says of images without labels: the CSV that Kaggle takes."""
+    """Predict the classes of unlabelled images and write them as a CSV file for Kaggle."""
     from distill.runs import run_folder
 
     folder = run_folder.open_finished(run)  # refused before torch is imported
-    from distill.export import label_images as room
+    from distill.export import label_images
     from distill.terminal.progress import ProgressDisplay
     from distill.terminal.tables import class_counts
     from distill.training.run import process_group
 
-    room.check_out(out, source)
+    label_images.check_out(out, source)
     with process_group(), ProgressDisplay(stderr()) as display:
-        predictions = room.predict(folder, source, progress=display.progress)
+        predictions = label_images.predict(folder, source, progress=display.progress)
     is_named = labels is LabelStyle.NAMES
-    by_number = None if is_named else room.numbers_out_of_order(predictions.class_names)
+    by_number = None if is_named else label_images.numbers_out_of_order(predictions.class_names)
     for note in filter(None, [*predictions.notes, by_number]):
         echo(f"note: {note}", err=True)
     if is_main():
-        room.write(predictions, out, probabilities=probabilities, names=is_named)
+        label_images.write(predictions, out, probabilities=probabilities, names=is_named)
     stdout().print(class_counts(predictions.counts()), highlight=False)
     echo(f"{out}: {counted(len(predictions.ids), 'image')}")
 
@@ -210,15 +220,15 @@ def runs(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="FOLDER", help="Of runs, or of groups of them.", show_default="runs"
+            metavar="FOLDER", help="A folder of runs or of groups of runs.", show_default="runs"
         ),
     ] = None,
     sort: Annotated[
-        str, typer.Option("--sort", help="By which column: age, run, recipe, test …")
+        str, typer.Option("--sort", help="Sort by this column: age, run, recipe, test …")
     ] = "age",
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs of a folder: how good each is, and where it stands."""
+    """List the runs in a folder with their state and accuracy."""
     from dataclasses import asdict
 
     from distill.runs import run_folder
@@ -226,33 +236,33 @@ def runs(
     from distill.terminal.runs_table import runs_table, sort_runs
 
     folder = folder or run_folder.RUNS
-    found = sort_runs(list_runs(folder), sort)
+    listings = sort_runs(list_runs(folder), sort)
     if as_json:
-        echo_json([asdict(run) for run in found])
-    elif found:
+        echo_json([asdict(run) for run in listings])
+    elif listings:
         console = stdout()
-        console.print(runs_table(found, folder, console.width), highlight=False)
+        console.print(runs_table(listings, folder, console.width), highlight=False)
     else:
-        echo(f"no runs in {folder}; python cli.py train-teacher begins one")
+        echo(f"no runs in {folder}; python cli.py train-teacher starts one")
 
 
 @app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A finished run.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another finished run.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Hold two finished runs against each other on the same test images."""
+    """Compare two finished runs on the same test images."""
     from dataclasses import asdict
 
-    from distill.runs.compare import compare as hold
+    from distill.runs.compare import compare as compare_runs
     from distill.terminal.compare_table import comparison_tables
 
-    compared = hold(a, b)
+    comparison = compare_runs(a, b)
     if as_json:
-        echo_json(asdict(compared))
+        echo_json(asdict(comparison))
     else:
-        stdout().print(comparison_tables(compared), highlight=False)
+        stdout().print(comparison_tables(comparison), highlight=False)
 
 
 @app.command()
@@ -266,46 +276,47 @@ def export(
             help="project1, safetensors, onnx, torch-export, onnx-int8; repeatable.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the files.")],
     data: DataOption = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put it in the place of an earlier export.")
+        bool, typer.Option("--replace", help="Replace an earlier export in --out.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a finished run's network for use elsewhere, and hold what was written against it."""
+    """Export a finished run's network, read the files back and compare their outputs with it."""
     from distill.runs import run_folder
 
-    if not is_main():  # of several processes one writes
+    if not is_main():  # only the first process writes
         return
     folder = run_folder.open_finished(run)
-    from distill.export import export as room
+    from distill.export.export import export as export_run
+    from distill.export.export import failure_message, report_lines
     from distill.terminal.progress import ProgressDisplay
 
     with ProgressDisplay(stderr()) as display:
-        report = room.export(folder, format_, out, data, replace=replace, progress=display.progress)
-    print_facts(report if as_json else room.report_lines(report), as_json)
-    if failed := room.failure_message(report):
-        raise Failure(failed)
+        report = export_run(folder, format_, out, data, replace=replace, progress=display.progress)
+    print_facts(report if as_json else report_lines(report), as_json)
+    if message := failure_message(report):
+        raise Failure(message)
 
 
 @app.command()
 def replay(
     run: RunArgument,
-    step: Annotated[int, typer.Option("--step", help="Which, from 1, as the journal counts.")],
+    step: Annotated[int, typer.Option("--step", help="The step's number in the journal, from 1.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Take one step of a run again and print its terms: the one that diverged, for instance."""
+    """Repeat one step of a run and print its loss terms: a step that diverged, for instance."""
     from distill.runs import run_folder
 
     folder = run_folder.open_run(run)
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.replay import replay as take
+    from distill.training.replay import replay as replay_step
     from distill.training.run import process_group
 
     with process_group(), ProgressDisplay(stderr()) as display:
-        taken = take(folder, step, progress=display.progress)
-    print_facts(taken, as_json)
+        facts = replay_step(folder, step, progress=display.progress)
+    print_facts(facts, as_json)
 
 
 @app.command()
@@ -314,36 +325,37 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="An .html file or a folder for it.", show_default="RUN/report.html"
+            "--out", help="An .html file, or a folder for it.", show_default="RUN/report.html"
         ),
     ] = None,
     test_curve: Annotated[
         bool,
-        typer.Option("--test-curve", help="Measure the kept epochs on train and test split, too."),
+        typer.Option(
+            "--test-curve", help="Also measure the saved epochs on training and test images."
+        ),
     ] = False,
 ) -> None:
-    """Write a report, one HTML file: a run's curves, results and mistakes, or several compared."""
+    """Write an HTML report: curves, results and mistakes of one run, or a comparison of several."""
     from distill.runs import run_folder
 
     folders = [run_folder.open_run(run) for run in dict.fromkeys(runs)]
-    from distill.report import comparison
-    from distill.report import run_report as room
+    from distill.report import comparison, run_report
 
-    path = room.report_path(folders, out)
-    drawn = _test_curves(folders) if test_curve else {}
+    path = run_report.report_path(folders, out)
+    curves = _test_curves(folders) if test_curve else {}
     if len(folders) == 1:
-        beside = room.write(folders[0], path, _layers(folders[0]), drawn.get(folders[0].path))
+        files = run_report.write(folders[0], path, _layers(folders[0]), curves.get(folders[0].path))
     else:
-        beside = comparison.write(folders, path, drawn)
+        files = comparison.write(folders, path, curves)
     echo(path)
-    echo(f"Its figures and tables, for a paper: {beside}", err=True)
+    echo(f"Figures and tables for a paper: {files}", err=True)
 
 
 @app.command()
 def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
-    """Count a recipe's student, and its teacher of network wrn or resnet: parameters, MACs."""
+    """Count a recipe's parameters and MACs: the student's, and those of a wrn or resnet teacher."""
     from distill.recipe import recipes
 
     print_facts(recipes.count_networks(recipe, set_), as_json)
@@ -352,33 +364,34 @@ def params(
 @app.command()
 def plan(
     minutes: Annotated[
-        float, typer.Option("--minutes", min=0.1, help="Of training, the teacher's included.")
+        float,
+        typer.Option("--minutes", min=0.1, help="Time budget; the teacher's training included."),
     ] = 120.0,
     rules: Annotated[
         str | None,
-        typer.Option("--rules", help="A course's: nyu2022 or nyu2025.", show_default=False),
+        typer.Option("--rules", help="Rules of a course: nyu2022 or nyu2025.", show_default=False),
     ] = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the recipes that fit into some minutes on this machine, and what to type for the best.
+    """List the recipes that fit into a time budget on this machine, and the commands of the best.
 
-    Measures the machine's speed for less than a minute; trains nothing that is kept.
+    Measures the machine's speed for less than a minute and saves nothing.
     """
     began_at = time.monotonic()
     if "WORLD_SIZE" in os.environ:
         raise UserError("plan measures one process; type it without accelerate launch or torchrun.")
-    from distill.sweep.plan import plan as planned
+    from distill.sweep.plan import plan as make_plan
 
-    found = planned(minutes, rules, data, began_at)
+    plan_ = make_plan(minutes, rules, data, began_at)
     if as_json:
-        echo_json(found)
+        echo_json(plan_)
     else:
         from rich.text import Text
 
         from distill.terminal.plan_table import plan_blocks
 
-        for block in plan_blocks(found):
+        for block in plan_blocks(plan_):
             stdout().print(block, highlight=False, soft_wrap=isinstance(block, Text))
 
 
@@ -388,30 +401,36 @@ def design(
     stages: StagesOption = "2-5",
     blocks: BlocksOption = "1-7",
     asymmetric: AsymmetricOption = False,
-    kernel: Annotated[int, typer.Option("--kernel", help="Odd.")] = 3,
-    skip_kernel: Annotated[int, typer.Option("--skip-kernel", help="Odd.")] = 1,
+    kernel: Annotated[int, typer.Option("--kernel", help="Kernel size of the blocks; odd.")] = 3,
+    skip_kernel: Annotated[
+        int, typer.Option("--skip-kernel", help="Kernel size of the skips; odd.")
+    ] = 1,
     pool: Annotated[
-        str, typer.Option("--pool", help="global, or the side of the average pool.")
+        str, typer.Option("--pool", help="Average pool: global, or its side in pixels.")
     ] = "global",
     downsample: Annotated[
-        str, typer.Option("--downsample", help="stride, or pool: a max pool begins each stage.")
+        str,
+        typer.Option("--downsample", help="stride, or pool: each stage begins with a max pool."),
     ] = "stride",
     rules: Annotated[
         str | None,
-        typer.Option("--rules", help="A course's: nyu2022 or nyu2025.", show_default=False),
+        typer.Option("--rules", help="Rules of a course: nyu2022 or nyu2025.", show_default=False),
     ] = None,
     check: Annotated[
         str | None,
-        typer.Option("--check", metavar="RECIPE", help="Say which clause its student breaks."),
+        typer.Option(
+            "--check", metavar="RECIPE", help="List the clauses of --rules that its student breaks."
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Parameters and MACs, drawn.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Plot parameters and MACs to this file."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the widest network of each depth within a budget, or check one against a course's rules.
 
-    Every row is the optimum: one channel more is over the budget.
+    Each width is the largest: one more channel exceeds the budget.
     """
     from students import course_rules as courses
     from students.design_space import widest_of_each
@@ -435,7 +454,7 @@ def design(
         downsample=downsample,
         kernel=kernel,
         skip_kernel=skip_kernel,
-        pool=int(pool) if pool.isdecimal() else pool,  # what else it is, is said by the design
+        pool=int(pool) if pool.isdecimal() else pool,  # Design.of refuses any other text
     )
     if not rows:
         raise UserError(
@@ -467,57 +486,63 @@ def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME|A+B|FILE", help="A recipe to print, resolved, with each value's origin."
+            metavar="NAME|A+B|FILE", help="Print this recipe, resolved, with each value's origin."
         ),
     ] = None,
     set_: SetOption = [],
     check: Annotated[
         str | None,
-        typer.Option("--check", metavar="NAME|FILE", help="Say all its faults, or none."),
+        typer.Option(
+            "--check", metavar="NAME|FILE", help="Check a recipe and print all its faults."
+        ),
     ] = None,
     diff: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            "--diff", metavar="A B", help="What differs, and who set it.", show_default=False
+            "--diff",
+            metavar="A B",
+            help="Print what differs, and which file set it.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """List the recipes, print one as it will be run, check one, or compare two."""
-    from distill.recipe import recipes as room
+    """List the recipes, print one with its resolved values, check one, or compare two."""
+    from distill.recipe import recipes
     from distill.terminal.tables import recipe_origins, recipe_table
 
-    if sum(asked is not None for asked in (name, check, diff)) > 1:
+    if sum(value is not None for value in (name, check, diff)) > 1:
         raise UserError(
             "a recipe to print, --check and --diff exclude each other; give one of them"
         )
     if check is not None:
-        echo(room.check_report(check, set_))
+        echo(recipes.check_report(check, set_))
     elif diff is not None:
-        a, b = (room.load(each, set_) for each in diff)
+        a, b = (recipes.load(spec, set_) for spec in diff)
         echo(
-            "\n".join(room.differences_with_origins(a, b)) or f"{a.name} and {b.name} are the same"
+            "\n".join(recipes.differences_with_origins(a, b))
+            or f"{a.name} and {b.name} are the same"
         )
     elif name is None:
-        stdout().print(recipe_table(room.shipped()))
+        stdout().print(recipe_table(recipes.shipped()))
     else:
-        resolved = room.load(name, set_)
+        resolved = recipes.load(name, set_)
         stdout().print(recipe_origins(resolved), highlight=False, soft_wrap=True)
         for note in (*resolved.replaced.values(), *resolved.idle):
             echo(f"note: {note}", err=True)
 
 
 def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
-    """What the kept epochs of each run give on training and test images."""
+    """Measure each run's saved epochs on training and test images; keys are run folders."""
     from distill.evaluation.test_curve import measure_epochs
     from distill.terminal.progress import ProgressDisplay
     from distill.training.run import process_group
 
     with process_group(), ProgressDisplay(stderr()) as display:
-        return {each.path: measure_epochs(each, progress=display.progress) for each in folders}
+        return {run.path: measure_epochs(run, progress=display.progress) for run in folders}
 
 
 def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
-    """The layers of a run's network; none where nothing says what it trained."""
+    """Return the layers of a run's network; empty if the run does not record what it trained."""
     from distill.components import layers
     from distill.runs.record import read
 
@@ -528,35 +553,35 @@ def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
 
 
 def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> None:
-    """Says whether a recipe's student keeps a course's rules; exit 1 where it does not."""
+    """Print whether a recipe's student follows a course's rules; exit 1 if it does not."""
     from distill.recipe import recipes
     from students import course_rules as courses
 
     if rules is None:
         raise UserError(
-            "--check asks whether a recipe's student keeps the rules of a course, and none was "
-            f"named.\nType it with --rules {' or --rules '.join(courses.RULES)}."
+            "--check compares a recipe's student with the rules of a course, and none was named.\n"
+            f"Type it with --rules {' or --rules '.join(courses.RULES)}."
         )
-    course, (planned, activation) = courses.rules_by_name(rules), recipes.design_of(recipe)
-    faults = courses.broken_clauses(course, planned, activation, budget)
+    course, (student, activation) = courses.rules_by_name(rules), recipes.design_of(recipe)
+    faults = courses.broken_clauses(course, student, activation, budget)
     if as_json:
-        keeps, parameters = not faults, planned.parameters
-        said = {"recipe": recipe, "rules": rules, "keeps": keeps, "parameters": parameters}
-        echo_json(said | {"broken": faults})
+        keeps, parameters = not faults, student.parameters
+        facts = {"recipe": recipe, "rules": rules, "keeps": keeps, "parameters": parameters}
+        echo_json(facts | {"broken": faults})
         if faults:
             raise typer.Exit(1)
         return
     if faults:
         raise Failure("\n  ".join([f"{recipe} breaks the rules of {course.title}:", *faults]))
-    echo(f"{recipe} keeps the rules of {course.title}: {planned.parameters:,} parameters")
+    echo(f"{recipe} follows the rules of {course.title}: {student.parameters:,} parameters")
 
 
-for _verb in (sweep_commands.seeds, sweep_commands.sweep, sweep_commands.search):
-    app.command()(_verb)
+for _command in (sweep_commands.seeds, sweep_commands.sweep, sweep_commands.search):
+    app.command()(_command)
 
 
 def main() -> None:
-    """The door: a wrong request is one message and exit 2, a failure one and exit 1."""
+    """Run a command: a wrong request prints one message and exits 2, a failure exits 1."""
     escape_unencodable()
     with only_first_process_prints(), quiet_on_error("stderr"):
         try:

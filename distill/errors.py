@@ -1,6 +1,6 @@
 """Exceptions that end a command with one message, ready to print.
 
-The text says what was asked, what was found and what to type next. The door prints it.
+The text states what was requested, what was found and what to type next; cli.py prints it.
 """
 
 
@@ -9,10 +9,10 @@ class UserError(Exception):
 
 
 class UnsuitableRecipe(UserError):
-    """The recipe is sound, and these images, this teacher or this machine do not take it: another
-    value of one of its keys would do. To a sweep it is a trial without a value.
+    """The recipe is valid but unsuitable for these images, this teacher or this machine; another
+    value of one of its keys would be suitable. A sweep counts it as a trial without a value.
     """
 
 
 class Failure(Exception):
-    """The request was right and could not be carried out: disk, net, divergence. Exit 1."""
+    """The request was right but could not be carried out: disk, network, divergence. Exit 1."""

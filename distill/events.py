@@ -1,8 +1,8 @@
 """Events that the training loop yields, and the only list of metric names.
 
 The loop prints nothing: it yields `Start`, then `Step`s, `Epoch`s and `Retry`s, then `End`; and an
-`Estimate`, once the first steps are timed. The display and the journal are two readers of the same
-events; a sweep prunes by leaving the loop.
+`Estimate` once the first steps are timed. The display and the journal read the same events; a sweep
+prunes a trial by leaving the loop.
 
 Metric names, everywhere (journal, display, result, report):
 
@@ -26,22 +26,22 @@ VALIDATED: tuple[Split, ...] = ("val", "val_ema")
 
 
 def loss_name(term: str) -> str:
-    """The metric of one loss term, `loss/kd` for `kd`."""
+    """Return the metric name of a loss term, `loss/kd` for `kd`."""
     return f"loss/{term}"
 
 
 def measure_name(measure: str, split: Split) -> str:
-    """The metric of one measure on one split, `top1/val_ema` for `("top1", "val_ema")`."""
+    """Return the metric name of a measure on a split: `top1/val_ema`."""
     return f"{measure}/{split}"
 
 
 @dataclass(frozen=True)
 class Start:
-    """The head of a run: what will be trained, on what, by how many."""
+    """The start of a run: network, data, processes and length."""
 
     run: str  # the run folder
     role: Literal["teacher", "student"]
-    recipe: str  # as it was asked for, "kd_cutmix+quickstart"
+    recipe: str  # as it was requested, "kd_cutmix+quickstart"
     network: str  # "ResNet [4, 4, 3] 64-128-256"
     parameters: int
     data: str  # "cifar10", "synthetic" or a path
@@ -54,13 +54,13 @@ class Start:
     batch_size: int  # global, of one optimizer step
     epochs: int
     steps_per_epoch: int
-    first_step: int  # 0, or where a resumed run goes on
+    first_step: int  # 0, or the steps done before a resumed run continues
     first_epoch: int = 0  # epochs done by then
     retries: int = 0  # done by then
-    total_steps: int | None = None  # where the last epoch is broken off: train.minutes
+    total_steps: int | None = None  # if the last epoch ends early: train.minutes
     teacher: str | None = None  # run folder(s) of the teacher
     teacher_top1: float | None = None  # on the held-out images, 0..1
-    notes: tuple[str, ...] = ()  # what the user should know before hours are spent
+    notes: tuple[str, ...] = ()  # what the user should know before a long training
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long the training takes in all, from the first steps of this process. Only of runs that
-    take a minute or more.
+    """The estimated time of the whole training, from the first steps of this process. Only runs
+    that take a minute or more yield it.
     """
 
     step: int  # optimizer steps done
@@ -100,10 +100,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Retry:
-    """Where the training diverged and the recipe says to go back: `train.retries`."""
+    """The training diverged and went back to the last checkpoint: `train.retries`."""
 
     diverged_step: int  # whose loss or gradient was not finite, from 1
-    first_step: int  # where it goes on: steps done
+    first_step: int  # steps done at the checkpoint
     first_epoch: int  # epochs done
     lr_factor: float  # on every learning rate from now on
     reason: str
@@ -111,10 +111,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class End:
-    """After the last epoch, once the test split was read."""
+    """The end of a run, after the test split was evaluated."""
 
-    epoch: int  # the epoch whose weights were kept
-    metrics: dict[str, float]  # .../val or .../val_ema of the kept weights, and .../test
+    epoch: int  # the epoch of the final weights
+    metrics: dict[str, float]  # .../val or .../val_ema of the final weights, and .../test
     parameters: int
     elapsed_s: float  # training time of the whole run, however often resumed
     weights: str  # path of the safetensors file

@@ -11,7 +11,7 @@ BUDGET = 5_000_000
 
 @dataclass(frozen=True)
 class Rules:
-    """A course's rules. `faults` yields the clauses that a design with an activation breaks."""
+    """The rules of a course. `faults` yields the clauses that a design and activation break."""
 
     title: str
     may_equal: bool  # whether a network of exactly the budget's size is allowed
@@ -19,7 +19,7 @@ class Rules:
 
     @property
     def bound(self) -> str:
-        """`fewer than` or `at most`: in front of the budget."""
+        """`fewer than` or `at most`, to be followed by the budget."""
         return "at most" if self.may_equal else "fewer than"
 
     def least_too_many(self, budget: int) -> int:
@@ -30,7 +30,7 @@ class Rules:
 def broken_clauses(
     rules: Rules, design: Design, activation: str, budget: int = BUDGET
 ) -> list[str]:
-    """The clauses that a design breaks, each with what was found; none where it is legal."""
+    """Return the clauses that a design breaks, each with what was found; empty if it is legal."""
     faults = list(rules.faults(design, activation))
     if design.parameters >= rules.least_too_many(budget):
         faults.append(f"{rules.bound} {budget:,} parameters: it has {design.parameters:,}")
@@ -38,14 +38,14 @@ def broken_clauses(
 
 
 def rules_by_name(name: str) -> Rules:
-    """Rules by name. Raises UserError where there are none of that name."""
+    """Return the rules of that name. Raises UserError if there are none."""
     if name not in RULES:
-        raise UserError(f"--rules {name} are not known; known: {', '.join(RULES)}.")
+        raise UserError(f"--rules {name} are unknown; allowed: {', '.join(RULES)}.")
     return RULES[name]
 
 
 def _nyu2022(design: Design, activation: str) -> Iterator[str]:
-    """Free are N, B_i, C_1, F_i, K_i and P; nothing else of the network may be changed."""
+    """Yield broken clauses: only N, B_i, C_1, F_i, K_i and P of the network may be chosen."""
     first = design.channels[0]
     if design.channels != doubling(first, design.stages):
         yield f"C_(i+1) = 2 C_i: its channels are {'-'.join(map(str, design.channels))}"
@@ -53,17 +53,17 @@ def _nyu2022(design: Design, activation: str) -> Iterator[str]:
     if design.downsample != "stride":
         yield "a later layer begins with a convolution of stride 2: its layers begin with max pools"
     elif design.stage_strides != (1, *(2,) * (design.stages - 1)):
-        yield f"stride 1, then 2 at each later layer: its are {list(design.stage_strides)}"
+        yield f"stride 1, then 2 at each later layer: its strides are {list(design.stage_strides)}"
     if design.convs_per_block != 2:
         yield f"a block has two convolutions: it has {design.convs_per_block}"
     if design.projector_width is not None:
-        yield "the last layer feeds the average pool: a projector lies between"
+        yield "the last layer feeds the average pool: a projector is between them"
     if activation != "relu":
         yield f"blocks end in relu: they end in {activation}"
 
 
 def _input_layer(design: Design) -> Iterator[str]:
-    """Its clauses of 2022. How its filters are initialised is training, which is free."""
+    """Yield broken clauses of 2022 on the input layer; how it is initialised is free."""
     first = design.channels[0]
     if design.stem_width != first:
         yield f"the input layer has C_1 = {first} channels: it has {design.stem_width}"
@@ -79,7 +79,7 @@ def _input_layer(design: Design) -> Iterator[str]:
 
 
 def _nyu2025(design: Design, activation: str) -> Iterator[str]:
-    """Any residual convolutional network: all that a design can say is one."""
+    """Yield nothing: every `Design` is a residual convolutional network, which is all they ask."""
     yield from ()
 
 

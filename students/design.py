@@ -2,7 +2,7 @@
 
 The convention is the one that reproduces the counts of the source reports
 (tests/students/architectures.json): convolutions have no bias and a batch norm after each; the
-skip is a convolution only where the shape changes and the identity elsewhere (He et al. 2016,
+skip is a convolution only if the shape changes, otherwise the identity (He et al. 2016,
 arXiv 1512.03385, option B); one linear layer with bias.
 
 Stages halve their maps by `downsample`. "stride": the first block of a stage has a stride. "pool":
@@ -59,10 +59,10 @@ class Convolution(NamedTuple):
 class Design:
     """A residual network: its shape, and which of its parameters are trained.
 
-    `Design.of` checks a spec; the fields are taken as they are.
+    `Design.of` validates a spec; the constructor does not validate.
     """
 
-    blocks: tuple[int, ...]  # one number a stage, as in every tuple here
+    blocks: tuple[int, ...]  # one number per stage, as in every tuple here
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
     skip_kernels: tuple[int, ...]
@@ -75,10 +75,10 @@ class Design:
     pool: Pool  # side and stride of the average pool
     classes: int
     image_size: int  # side in pixels
-    projector_width: int | None = None  # channels that a projector gives the classifier
-    projector_factor: int = 2  # its inner maps are narrower by this
+    projector_width: int | None = None  # channels of a projector's output, the classifier's input
+    projector_factor: int = 2  # its inner maps are narrower by this factor
     downsample: Downsample = "stride"
-    stem_init: StemInit = "random"  # "whiten": the caller sets the stem's filters from images
+    stem_init: StemInit = "random"  # "whiten": the caller computes the stem's filters from images
     stem_frozen: bool = False  # its kernels are not trained; norm or bias are
     stem_norm: bool = True  # a batch norm after the stem's convolution, else a bias
     norm_scale: NormScale = "trained"  # "frozen": every norm's scale stays 1
@@ -110,7 +110,7 @@ class Design:
         stem_norm: bool = True,
         norm_scale: NormScale = "trained",
     ) -> "Design":
-        """The design of a spec: `width` doubles stage by stage, `channels` gives each its own.
+        """Return the design of a spec: `width` doubles stage by stage, `channels` sets each stage.
 
         `stage_strides` is by default 1, 2, 2 ... with downsample "stride" and 2 everywhere with
         "pool", where a stage may have 0 blocks. `stem_width` is by default the first stage's, and
@@ -196,7 +196,7 @@ class Design:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The names of the maps that may be read: `maps` are the last ones, as they are pooled."""
+        """The names of the maps that can be read; `maps` is the last one, before the pool."""
         stages = (f"stages.{stage}" for stage in range(self.stages))
         projector = ("projector",) if self.projector_width else ()
         return ("stem", *stages, *projector, "maps", "features")
@@ -204,7 +204,7 @@ class Design:
     @property
     def parameters(self) -> int:
         """All parameters, those of the batch norms and the linear layer's bias included."""
-        convolutions = sum(each.parameters for each in self.convolutions())
+        convolutions = sum(conv.parameters for conv in self.convolutions())
         return convolutions + (self.features + 1) * self.classes
 
     @property
@@ -212,16 +212,16 @@ class Design:
         """Parameters that are trained: all but a frozen stem's kernels and frozen norm scales."""
         stem, *others = self.convolutions()
         kernels = stem.weights if self.stem_frozen else 0
-        scales = sum(each.outputs for each in (stem, *others) if each.has_norm)
+        scales = sum(conv.outputs for conv in (stem, *others) if conv.has_norm)
         return self.parameters - kernels - (scales if self.norm_scale == "frozen" else 0)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one image: convolutions, skips included, and linear layer."""
-        return sum(each.macs for each in self.convolutions()) + self.features * self.classes
+        return sum(conv.macs for conv in self.convolutions()) + self.features * self.classes
 
     def convolutions(self) -> Iterator[Convolution]:
-        """Every convolution, from the stem on."""
+        """Yield every convolution, starting with the stem's."""
         size = _stem_map(self.image_size, self.stem_kernel, self.stem_stride)
         yield Convolution(
             IMAGE_CHANNELS, self.stem_width, self.stem_kernel, size, has_norm=self.stem_norm
@@ -235,12 +235,12 @@ class Design:
         yield from self._projector(inputs, size)
 
     def block_stride(self, stage: int, block: int) -> int:
-        """The stride of a block: with downsample "stride" the first of a stage has the stage's."""
+        """Return a block's stride: its stage's for the first block, with downsample "stride"."""
         is_first = block == 0 and self.downsample == "stride"
         return self.stage_strides[stage] if is_first else 1
 
     def _stage(self, stage: int, inputs: int, size: int) -> Iterator[Convolution]:
-        """Those of one stage, for maps of `inputs` channels and side `size`."""
+        """Yield a stage's convolutions, for maps of `inputs` channels and side `size`."""
         outputs, kernel = self.channels[stage], self.kernels[stage]
         if self.downsample == "pool":
             yield Convolution(inputs, outputs, kernel, size)
@@ -255,7 +255,7 @@ class Design:
                 inputs = outputs
 
     def _projector(self, inputs: int, size: int) -> Iterator[Convolution]:
-        """1x1, 3x3, 1x1 to the teacher's width (Chen et al. 2022, arXiv 2203.14001)."""
+        """Yield 1x1, 3x3, 1x1 to the teacher's width (Chen et al. 2022, arXiv 2203.14001)."""
         if self.projector_width is not None:
             inner = self.projector_width // self.projector_factor
             yield Convolution(inputs, inner, 1, size)
@@ -264,12 +264,12 @@ class Design:
 
 
 def doubling(width: int, stages: int) -> tuple[int, ...]:
-    """The channels of each stage: `width`, twice as many, four times as many ..."""
+    """Return the channels of each stage: `width`, twice as many, four times as many ..."""
     return tuple(width * 2**stage for stage in range(stages))
 
 
 def widest(max_params: int, **spec: Any) -> int | None:
-    """The largest `width` with strictly fewer than `max_params` parameters; None where 1 has more.
+    """Return the largest `width` with fewer than `max_params` parameters; None if no width has.
 
     `spec` holds the arguments of `Design.of` without `width` and `channels`. Raises UserError for
     its faults.
@@ -278,14 +278,14 @@ def widest(max_params: int, **spec: Any) -> int | None:
 
 
 def over_budget(design: Design, max_params: int) -> str | None:
-    """What is wrong with a design of `max_params` parameters or more, and the width that fits."""
+    """Describe a design's excess over fewer than `max_params`, and a width that fits; or None."""
     excess = design.parameters - max_params + 1
     if excess <= 0:
         return None
-    fits = _widest(max_params, lambda width: _with_width(design, width))
+    fitting = _widest(max_params, lambda width: _with_width(design, width))
     return (
         f"{design.summary} has {design.parameters:,} parameters, {excess:,} too many for fewer "
-        f"than {max_params:,}; {_advice(design, fits)}"
+        f"than {max_params:,}; {_advice(design, fitting)}"
     )
 
 
@@ -296,18 +296,18 @@ def _advice(design: Design, width: int | None) -> str:
     if design.channels == doubling(design.channels[0], design.stages):
         return f"the widest that fits is width = {width}{stem}"
     return (
-        "its channels are given one by one: lower them, or drop them for the widest doubling width "
-        f"of these stages and blocks, width = {width}{stem}"
+        "its channels are given one by one: lower them, or replace them by the widest doubling "
+        f"width of these stages and blocks, width = {width}{stem}"
     )
 
 
 def _stem_follows_width(design: Design) -> bool:
-    """Whether the stem is as wide as the first stage, and not by the number of its filters."""
+    """Whether the stem is as wide as the first stage, and not whitened."""
     return design.stem_width == design.channels[0] and design.stem_init == "random"
 
 
 def _with_width(design: Design, width: int) -> Design:
-    """The same design at another doubling width; a stem as wide as the first stage stays so."""
+    """Return the design with another doubling width; a stem as wide as the first stage follows."""
     follows = _stem_follows_width(design)
     return replace(
         design,
@@ -317,13 +317,13 @@ def _with_width(design: Design, width: int) -> Design:
 
 
 def _widest(max_params: int, at: Callable[[int], Design]) -> int | None:
-    """In closed form: a kernel grows with the square of the width or with the width, a batch norm
-    with the width, so that the parameters are a quadratic of it.
+    """Return the widest width in closed form: kernels grow with the width or its square, batch
+    norms with the width, so that the number of parameters is quadratic in it.
 
-    But for one width: where the stem has a width of its own and the first stage the same, that
-    stage needs no skip of its own, and a network that is wider may be smaller.
+    There is one exception: if the stem has a fixed width and the first stage has the same width,
+    that stage needs no skip convolution, and a wider network may have fewer parameters.
     """
-    stem = at(1).stem_width  # where it follows the width, that of width 1
+    stem = at(1).stem_width  # if it follows the width, that of width 1
     first, second, third = (at(stem + more).parameters for more in (1, 2, 3))
     # At stem + 1 + t it has (a t^2 + b t) / 2 + first parameters, in integers.
     a = third - 2 * second + first
@@ -336,27 +336,27 @@ def _widest(max_params: int, at: Callable[[int], Design]) -> int | None:
 
 
 def _strided(size: int, stride: int) -> int:
-    """Side of the map after any odd kernel with padding (k-1)//2: ceil(size / stride)."""
+    """Return ceil(size / stride): the map's side after any odd kernel with padding (k-1)//2."""
     return -(-size // stride)
 
 
 def _reduced(size: int, by: int, downsample: Downsample) -> int:
-    """Side of a stage's maps: a max pool drops what is left over, a stride does not."""
+    """Return the side of a stage's maps: a max pool drops the remainder, a stride does not."""
     return size // by if downsample == "pool" else _strided(size, by)
 
 
 def _stem_map(image_size: int, kernel: int, stride: int) -> int:
-    """Side of the map after the stem's convolution: a kernel of 2 has no padding and takes one."""
+    """Return the side of the map after the stem's convolution: a kernel of 2 has no padding."""
     return _strided(image_size - (kernel == EVEN), stride)
 
 
 def _first_map(image_size: int, stem_kernel: int, stem_stride: int, stem_pool: bool) -> int:
-    """Side of the maps that the first stage gets."""
+    """Return the side of the first stage's input maps."""
     return _strided(_stem_map(image_size, stem_kernel, stem_stride), 2 if stem_pool else 1)
 
 
 def _last_map(first_map: int, strides: Sequence[int], downsample: Downsample) -> int:
-    """Side of the maps that the last stage gives; 0 if the pools leave none."""
+    """Return the side of the last stage's output maps; 0 if the pools leave none."""
     size = first_map
     for by in strides:
         size = _reduced(size, by, downsample)
@@ -366,7 +366,7 @@ def _last_map(first_map: int, strides: Sequence[int], downsample: Downsample) ->
 def _strides(
     stage_strides: PerStage | None, stages: int, downsample: Downsample
 ) -> tuple[int, ...]:
-    """Each stage halves the maps, but with strides the first one, unless told otherwise."""
+    """Return the strides; by default each stage halves the maps, except the first with strides."""
     if stage_strides is None:
         return (2 if downsample == "pool" else 1, *(2,) * (stages - 1))
     return _spread(stage_strides, stages)
@@ -409,7 +409,7 @@ def _choice_faults(choices: Any, **values: object) -> Iterator[str]:
 
 
 def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterator[str]:
-    """With pooled stages some of them, not all, may have no block."""
+    """Yield faults of `blocks`: with pooled stages some of them, not all, may have no block."""
     numbers = list(blocks) if isinstance(blocks, list | tuple) else []
     are_whole = all(type(number) is int and number >= 0 for number in numbers)
     if not are_whole or 0 not in numbers:
@@ -422,7 +422,7 @@ def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterat
     elif _is_count(stages) and len(numbers) != stages:
         yield f"blocks = {numbers} has length {len(numbers)}; stages is {stages}"
     elif not any(numbers):
-        yield f"blocks = {numbers} leaves no residual block; give one stage 1 or more"
+        yield f"blocks = {numbers} has no residual block; give one stage 1 or more"
 
 
 def _skip_faults(skip_kernel: object, downsample: object) -> Iterator[str]:
@@ -430,7 +430,7 @@ def _skip_faults(skip_kernel: object, downsample: object) -> Iterator[str]:
     if downsample == "pool" and any(kernel != 1 for kernel in kernels):
         yield (
             f'skip_kernel = {skip_kernel} has no effect with downsample = "pool", whose blocks '
-            "keep their shape and need no skip convolution; take it out"
+            "keep their shape and need no skip convolution; remove it"
         )
 
 
@@ -449,7 +449,7 @@ def _width_faults(width: object, channels: object) -> Iterator[str]:
     if width is None and channels is None:
         yield "neither width nor channels is given; width = 64 doubles stage by stage"
     if width is not None and channels is not None:
-        yield f"width = {width} and channels = {channels} exclude each other; keep one of them"
+        yield f"width = {width} and channels = {channels} exclude each other; give one of them"
     if isinstance(channels, int):
         yield f"channels = {channels} must be a list, one a stage; width = {channels} doubles"
 
@@ -467,7 +467,7 @@ def _stem_kernel_faults(kernel: object) -> Iterator[str]:
 
 
 def _filters(kernel: int) -> int:
-    """The number of a whitened stem's filters: a patch's values, twice."""
+    """Return the number of a whitened stem's filters: twice the number of values in a patch."""
     return 2 * IMAGE_CHANNELS * kernel**2
 
 
@@ -481,13 +481,13 @@ def _whitening_faults(
     if stem_width != _filters(side):
         yield (
             f'stem_width = {stem_width} does not fit stem_init = "whiten", which makes '
-            f"{_filters(side)} filters of {side}x{side} pixels; take it out, or give "
+            f"{_filters(side)} filters of {side}x{side} pixels; remove it, or give "
             f"{_filters(side)}"
         )
 
 
 def _block_faults(convs_per_block: object) -> Iterator[str]:
-    # One convolution would leave no place for block_dropout, which follows the first of several.
+    # With one convolution there is no place for block_dropout, which follows the first of several.
     if not isinstance(convs_per_block, int) or convs_per_block < 2:
         yield f"convs_per_block = {convs_per_block!r} must be 2 or more"
 

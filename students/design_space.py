@@ -15,23 +15,23 @@ def widest_of_each(
     asymmetric: bool = False,
     **spec: Any,
 ) -> list[dict[str, Any]]:
-    """A row for each of `stages` and each choice of `blocks` that has a legal width.
+    """Return a row for each number of stages and choice of blocks that has a legal width.
 
     Keys: `stages`, `blocks` (a number for all stages; `asymmetric`: a list, one a stage), `width`,
     `parameters`, `macs`, `macs_per_parameter`. `spec`: more arguments of `Design.of`. Costs five
-    counts a row; with `asymmetric` there are blocks ** stages rows. Pooled stages (`downsample`
-    "pool") may have 0 blocks, though not all of them. Raises UserError for a spec that no design
-    can have, a pool larger than the last map, say.
+    counts per row; with `asymmetric` there are blocks ** stages rows. Pooled stages (`downsample`
+    "pool") may have 0 blocks, though not all of them. Raises UserError for an invalid spec, for
+    instance a pool larger than the last map.
     """
     rows = []
-    for n, each in _choices(stages, list(blocks), asymmetric):
-        width = widest(least_too_many, stages=n, blocks=each, **spec)
+    for n, n_blocks in _choices(stages, list(blocks), asymmetric):
+        width = widest(least_too_many, stages=n, blocks=n_blocks, **spec)
         if width is not None:
-            design = Design.of(stages=n, blocks=each, width=width, **spec)
+            design = Design.of(stages=n, blocks=n_blocks, width=width, **spec)
             rows.append(
                 {
                     "stages": n,
-                    "blocks": each,
+                    "blocks": n_blocks,
                     "width": width,
                     "parameters": design.parameters,
                     "macs": design.macs,
@@ -46,6 +46,6 @@ def _choices(
 ) -> Iterator[tuple[int, PerStage]]:
     for n in stages:
         if asymmetric:
-            yield from ((n, list(each)) for each in product(blocks, repeat=n) if any(each))
+            yield from ((n, list(choice)) for choice in product(blocks, repeat=n) if any(choice))
         else:
-            yield from ((n, each) for each in blocks)
+            yield from ((n, number) for number in blocks)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Red, green, blue over all pixels of CIFAR-10's 50,000 training images in [0, 1], in the customary
-# four digits; counted to eight they are 0.49139968 0.48215841 0.44653091 and 0.24703223 0.24348513
+# Red, green, blue over all pixels of CIFAR-10's 50,000 training images in [0, 1], to the customary
+# four digits; to eight digits they are 0.49139968 0.48215841 0.44653091 and 0.24703223 0.24348513
 # 0.26158784.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2471, 0.2435, 0.2616)
@@ -15,10 +15,10 @@ STD = (0.2471, 0.2435, 0.2616)
 class Normalize(nn.Module):
     """(images - mean) / std, channel by channel, for float images [B, 3, H, W] in [0, 1].
 
-    Mean and std are buffers: they are saved with the weights and are no parameters.
+    Mean and std are buffers: they are saved with the weights but are not parameters.
     """
 
-    mean: Tensor  # [1, 3, 1, 1], as std is
+    mean: Tensor  # [1, 3, 1, 1], like std
     std: Tensor
 
     def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:

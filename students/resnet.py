@@ -14,8 +14,8 @@ from students.design import IMAGE_CHANNELS, Design
 from students.normalize import Normalize
 
 CELU_ALPHA = 0.075  # D. Page's (davidcpage/cifar10-fast); torch's own is 1
-# In place where that can be: what comes in is a norm's output, which nobody else reads and no
-# gradient needs.
+# In place where possible: the input is a norm's output, which no other module reads and no gradient
+# needs.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),
     "leaky_relu": partial(nn.LeakyReLU, inplace=True),
@@ -27,14 +27,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ResNet(nn.Module):
-    """Images [B, 3, H, W] in [0, 1] to logits [B, classes]; it normalises inside.
+    """Map images [B, 3, H, W] in [0, 1] to logits [B, classes]; normalises its input.
 
-    The maps to tap are those of `Design.taps`, by `tap_points`. With a projector it is SimKD's
-    student (arXiv 2203.14001): a teacher's classifier, of its width, on projected maps.
-    `block_dropout` acts between the first batch norm of each block and its activation (where the
-    2023 report puts it in res_512_d), `head_dropout` before the linear layer; both are shares in
-    [0, 1). `norm_momentum` is torch's: a batch's share of the running statistics, in (0, 1].
-    Raises UserError for an unknown activation and for a dropout or momentum out of range.
+    `tap_points` has the maps of `Design.taps`. With a projector it is SimKD's student (arXiv
+    2203.14001): a teacher's classifier, of its width, on projected maps. `block_dropout` acts
+    between the first batch norm of each block and its activation (as in res_512_d of the 2023
+    report), `head_dropout` before the linear layer; both are probabilities in [0, 1).
+    `norm_momentum` is torch's: a batch's share of the running statistics, in (0, 1]. Raises
+    UserError for an unknown activation and for a dropout or momentum out of range.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ResNet(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """Tap name to the module whose output it is."""
+        """The module of each tap, by the tap's name: the tap is its output."""
         points = {"stem": self.stem} | {f"stages.{i}": s for i, s in enumerate(self.stages)}
         if len(self.projector):
             points["projector"] = self.projector
@@ -80,14 +80,14 @@ class ResNet(nn.Module):
 
     @property
     def stem_conv(self) -> nn.Conv2d:
-        """The first convolution, whose filters a whitened stem gets from images."""
+        """The first convolution; a whitened stem's filters are computed from images."""
         first = self.stem[0]
         assert isinstance(first, nn.Conv2d)
         return first
 
     def _initialise(self) -> None:
-        """He et al. (2015, arXiv 1502.01852) for convolutions; gamma 0 at each block's end, unless
-        it is frozen: then it stays 1, as in airbench96, or the block would never learn.
+        """Initialise convolutions as He et al. (2015, arXiv 1502.01852), and the scale of each
+        block's last norm with 0, or with 1 if frozen, as in airbench96: at 0 no block would learn.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -95,8 +95,8 @@ class ResNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             if isinstance(module, Block) and self.design.norm_scale == "trained":
-                # Each block begins as its skip: the signal keeps its size however deep the network
-                # is, and high learning rates are safe from the first step (Goyal et al. 2017, arXiv
+                # Each block begins as its skip: the signal has the same scale at any depth, and
+                # high learning rates are safe from the first step (Goyal et al. 2017, arXiv
                 # 1706.02677, 5.1).
                 nn.init.zeros_(module.last_norm.weight)
 
@@ -108,7 +108,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """act(skip(x) + residual(x)): [B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
+    """Compute act(skip(x) + residual(x)): [B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Block(nn.Module):
             if changes_shape
             else nn.Identity()
         )
-        # At share 0 the dropout does nothing and stays: the names of the weights depend on it.
+        # Dropout of 0 has no effect, but the names of the weights depend on its position.
         layers = [
             _conv(inputs, outputs, kernel, stride),
             nn.BatchNorm2d(outputs),
@@ -152,7 +152,9 @@ class Block(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         residual: Tensor = self.residual(maps)
-        out: Tensor = self.activation(residual.add_(self.skip(maps)))  # a norm's output, read here
+        out: Tensor = self.activation(
+            residual.add_(self.skip(maps))
+        )  # in place: a norm's output, read only here
         return out
 
 
@@ -186,7 +188,7 @@ def _stages(design: Design, activation: str, dropout: float) -> nn.Sequential:
 def _blocks(
     design: Design, stage: int, inputs: int, activation: str, dropout: float
 ) -> Iterator[nn.Module]:
-    """The parts of one stage; the first alone has the stage's stride or pool and `inputs`."""
+    """Yield the parts of one stage; only the first has the stage's stride or pool and `inputs`."""
     outputs = design.channels[stage]
     if design.downsample == "pool":
         side = design.stage_strides[stage]
@@ -206,7 +208,7 @@ def _blocks(
 
 
 def _pooled(inputs: int, outputs: int, kernel: int, side: int, activation: str) -> nn.Sequential:
-    """[B, inputs, H, W] to [B, outputs, H // side, W // side]; a side of 1 does not pool.
+    """Build a pooled convolution, to [B, outputs, H // side, W // side]; a side of 1 does not pool.
 
     The norm comes after the pool, which makes it `side`² times cheaper (D. Page, davidcpage/
     cifar10-fast, "bag of tricks": about as accurate).
@@ -222,7 +224,7 @@ def _pooled(inputs: int, outputs: int, kernel: int, side: int, activation: str) 
 
 
 def _projector(design: Design) -> nn.Sequential:
-    """1x1, 3x3, 1x1, each with batch norm and ReLU, as the maps to meet are; empty without one."""
+    """Build 1x1, 3x3, 1x1, each with batch norm and ReLU like the teacher's maps, or nothing."""
     projector = nn.Sequential()
     if design.projector_width is not None:
         inner = design.projector_width // design.projector_factor

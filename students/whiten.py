@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-N_IMAGES = 5_000  # the first ones of the training part, as many as in airbench
+N_IMAGES = 5_000  # the first training images, as many as in airbench
 EPS = 5e-4
 CHUNK = 100  # images at a time: 100 MB of patches in float64
 
@@ -24,7 +24,7 @@ def whiten(stem: nn.Conv2d, images: Tensor, std: Tensor) -> None:
     """Set a stem's filters from the first 5,000 of uint8 images [N, 3, H, W].
 
     `std`: of the network's normalisation, 3 values. The stem must have 6 k² filters of k x k
-    pixels. Its bias, if it has one, stays.
+    pixels. Its bias, if it has one, is unchanged.
     """
     filters = whitening_filters(images[:N_IMAGES], std, stem.kernel_size[0])
     with torch.no_grad():
@@ -32,9 +32,9 @@ def whiten(stem: nn.Conv2d, images: Tensor, std: Tensor) -> None:
 
 
 def whitening_filters(images: Tensor, std: Tensor, kernel: int) -> Tensor:
-    """The filters, float64 [6 k², 3, k, k], for uint8 images [N, 3, H, W], on the host.
+    """Return the filters, float64 [6 k², 3, k, k], for uint8 images [N, 3, H, W], on the CPU.
 
-    The same bits whatever the number of threads: sums over pixels are of whole numbers below 2^53,
+    The same bits for any number of threads: sums over pixels are of whole numbers below 2^53,
     which float64 adds without rounding in any order.
     """
     covariance = _covariance(images, kernel) / 255**2
@@ -46,7 +46,7 @@ def whitening_filters(images: Tensor, std: Tensor, kernel: int) -> Tensor:
 
 
 def _covariance(images: Tensor, kernel: int) -> Tensor:
-    """Of all k x k patches, in units of the pixels: float64 [3 k², 3 k²]."""
+    """Return the covariance of all k x k patches, in squared pixel values: float64 [3 k², 3 k²]."""
     side = images.shape[1] * kernel**2
     total, products = torch.zeros(side).double(), torch.zeros(side, side).double()
     n = 0
@@ -60,6 +60,6 @@ def _covariance(images: Tensor, kernel: int) -> Tensor:
 
 
 def _with_sign(vectors: Tensor) -> Tensor:
-    """Columns turned so that the largest entry of each is positive: eigenvectors have no sign."""
+    """Flip columns so that the largest entry of each is positive: an eigenvector's sign is free."""
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * largest.sign()

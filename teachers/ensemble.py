@@ -10,24 +10,24 @@ from distill.errors import UserError
 
 
 class Ensemble(nn.Module):
-    """Images [B, 3, H, W] to the log of the members' mean probabilities [B, classes], in float32.
+    """Map images [B, 3, H, W] to the log of the members' mean probabilities [B, classes], float32.
 
-    `weights`: as many as members, above 0, of any sum: the mean is sum_m w_m softmax(z_m) / sum_m
-    w_m. Without them all are equal. `mirror`: a member's probabilities are the mean of those of the
-    image and of its horizontal mirror image, for twice the forward.
+    `weights`: one per member, above 0, of any sum: the mean is sum_m w_m softmax(z_m) / sum_m w_m.
+    By default all are equal. `mirror`: a member's probabilities are the mean of those of the image
+    and of its horizontal mirror image, for twice the forward cost.
 
-    Log-probabilities are logits as good as any: their softmax is the mean itself. Probabilities
+    Log-probabilities are valid logits: their softmax is the mean itself. Probabilities
     are averaged, not logits, because logits have no common scale (a confident member would outvote
     the others) and because the KL to the mean has the gradient of the mean of the members' KLs (at
     temperature 1).
 
-    The mean p = mean_m softmax(z_m) is taken at temperature 1, whatever the temperature T of the
+    The mean p = mean_m softmax(z_m) is taken at temperature 1 for any temperature T of the
     loss: a loss that divides by T sees p^(1/T) / sum p^(1/T). Hinton et al. (2015, arXiv
     1503.02531, section 1) take the arithmetic or the geometric mean of the members' distributions;
     softened, these are mean_m softmax(z_m / T), and softmax(mean_m z_m / T), which averages logits.
     At T = 1 the arithmetic mean is this one; the geometric mean differs at any T. At T = 4 the
-    arithmetic mean was not clearly better (results/README.md). Raises UserError for an ensemble of
-    nobody.
+    arithmetic mean was not clearly better (results/README.md). Raises UserError if there is no
+    member.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.mirror = mirror
         if not self.members:
-            raise UserError("an ensemble of 0 networks cannot answer; give it one or more")
+            raise UserError("an ensemble needs at least one network; it has none")
         if len(set(weights or ())) > 1:
             self.log_weights = _log_shares(weights or ())
             self.log_total = 0.0
@@ -50,7 +50,7 @@ class Ensemble(nn.Module):
             self.log_total = math.log(len(self.members))
 
     def forward(self, images: Tensor) -> Tensor:
-        # Not the log of a mean: that is -inf where all members say less than 1e-45.
+        # Not the log of a mean: that is -inf if all members' probabilities are below 1e-45.
         log_probs = [
             self._log_probs(member, images) + log_weight
             for member, log_weight in zip(self.members, self.log_weights, strict=True)
@@ -58,21 +58,21 @@ class Ensemble(nn.Module):
         return torch.stack(log_probs).logsumexp(0) - self.log_total
 
     def single_teachers(self) -> list[nn.Module]:
-        """Each member as a teacher of its own, with mirror images if the ensemble has them."""
-        return [Ensemble([each], mirror=True) if self.mirror else each for each in self.members]
+        """Return each member as a single teacher, with mirror images if the ensemble has them."""
+        return [Ensemble([net], mirror=True) if self.mirror else net for net in self.members]
 
     def _log_probs(self, member: nn.Module, images: Tensor) -> Tensor:
-        """Of one member, float32 [B, classes]."""
+        """Return the log-probabilities of one member, float32 [B, classes]."""
         if not self.mirror:
             log_probs: Tensor = member(images).float().log_softmax(-1)
             return log_probs
-        # One call: a module that a trace sees twice keeps its batch norms (`inference.py`).
+        # One call: batch norms of a module that is called twice are not folded (`freeze.py`).
         both = member(torch.cat([images, images.flip(-1)])).float().log_softmax(-1).chunk(2)
-        return torch.logaddexp(both[0], both[1]) - math.log(2)  # what is traced has no `*both`
+        return torch.logaddexp(both[0], both[1]) - math.log(2)  # torch.fx cannot trace `*both`
 
 
 def _log_shares(weights: Sequence[float]) -> list[float]:
-    """The logs of w / sum w, for weights of any size: their plain sum may overflow."""
+    """Return the logs of w / sum w; without overflow for weights of any size."""
     largest = max(weights)
     log_sum = math.log(largest) + math.log(math.fsum(weight / largest for weight in weights))
     return [math.log(weight) - log_sum for weight in weights]

@@ -10,7 +10,7 @@ from teachers.wrn import WideResNet
 
 
 class Builder(Protocol):
-    """Makes a network of one family; `name` is what follows the slash, empty without one."""
+    """Builds a network of one family; `name` is the part after the slash, empty without one."""
 
     def __call__(
         self, name: str, *, depth: int, widen: int, dropout: float, classes: int
@@ -19,7 +19,7 @@ class Builder(Protocol):
 
 def _wrn(name: str, *, depth: int, widen: int, dropout: float, classes: int) -> nn.Module:
     if name:
-        raise UserError(f"wrn/{name} is no network; type wrn, with depth and widen beside it")
+        raise UserError(f"wrn/{name} is not a network; type wrn, and set depth and widen")
     return WideResNet(depth, widen, dropout, classes)
 
 
@@ -37,10 +37,10 @@ NETWORKS: dict[str, Builder] = {"wrn": _wrn, "timm": _timm}
 def build(
     network: str, *, depth: int = 28, widen: int = 10, dropout: float = 0.0, classes: int = 10
 ) -> nn.Module:
-    """The network `wrn` or `timm/NAME` with random weights; `depth` and `widen` belong to `wrn`.
+    """Build `wrn` or `timm/NAME` with random weights; `depth` and `widen` are for `wrn` only.
 
     It takes images [B, 3, H, W] in [0, 1] and returns logits [B, classes]. Raises UserError for an
-    unknown network, naming the nearest, and for what the network itself refuses.
+    unknown network, naming the nearest, and for arguments that the network refuses.
     """
     family, _, name = network.partition("/")
     if family not in NETWORKS:
@@ -51,12 +51,12 @@ def build(
 
 
 def summary(network: str, depth: int = 28, widen: int = 10) -> str:
-    """A short name, `WRN-28-10` or `timm/resnet18`."""
+    """Return a short name, `WRN-28-10` or `timm/resnet18`."""
     return f"WRN-{depth}-{widen}" if network == "wrn" else network
 
 
 def _nearest(network: str) -> str:
-    from teachers.timm_teachers import names  # only a wrong name pays for timm's import
+    from teachers.timm_teachers import names  # a slow import, needed for wrong names only
 
     known = ["wrn", *(f"timm/{name}" for name in names())]
     return ", ".join(difflib.get_close_matches(network, known) or ["wrn"])

@@ -16,7 +16,7 @@ from students.normalize import Normalize
 
 
 class TimmClassifier(nn.Module):
-    """A timm network, normalising inside: images [B, 3, H, W] in [0, 1] to logits [B, classes]."""
+    """A timm network that normalises its input: [B, 3, H, W] in [0, 1] to logits [B, classes]."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -29,44 +29,44 @@ class TimmClassifier(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """Tap name to the module whose output it is: timm's own names, and `features`."""
+        """The module of each tap, by the tap's name: timm's own names, and `features`."""
         info: Any = getattr(self.net, "feature_info", ())
-        modules = dict.fromkeys(each["module"] for each in info if isinstance(each, dict))
+        modules = dict.fromkeys(stage["module"] for stage in info if isinstance(stage, dict))
         points = {name: self.net.get_submodule(name) for name in modules if name}
         pool = getattr(self.net, "global_pool", None)
         return points | ({"features": pool} if isinstance(pool, nn.Module) else {})
 
 
 def names() -> Sequence[str]:
-    """Every architecture that timm knows, without the tags of pretrained weights."""
+    """Return every architecture of timm, without the tags of pretrained weights."""
     return timm.list_models()
 
 
 def timm_classifier(name: str, classes: int, image_size: int = 32) -> TimmClassifier:
-    """The architecture `name` with random weights, tried on two images of this size (in pixels).
+    """Build the architecture `name` with random weights; try it on two images of this size.
 
-    Raises UserError for a name that timm does not know, one that carries pretrained weights, and a
+    Raises UserError for a name that timm does not know, one with a tag of pretrained weights, and a
     network that cannot be built for, or fails on, images of this size.
     """
     _check_name(name)
     try:
         net = _build(name, classes, image_size)
         shape = _logits_shape(net, image_size)
-    except Exception as error:  # timm's networks refuse a size with whatever they trip over
+    except Exception as error:  # timm's networks raise many types of errors for a size
         raise UserError(
             f"timm/{name} does not take {image_size}x{image_size} images: "
             f"{type(error).__name__}: {error}; choose another network, timm/resnet18 takes them"
         ) from error
     if shape != (2, classes):
         raise UserError(
-            f"timm/{name} is no classifier: two images gave {list(shape)} instead of "
+            f"timm/{name} is not a classifier: two images gave {list(shape)} instead of "
             f"[2, {classes}]; choose another network, timm/resnet18 is one"
         )
     return TimmClassifier(net)
 
 
 def _build(name: str, classes: int, image_size: int) -> nn.Module:
-    """With `img_size` first: only the constructor behind the name knows whether it takes it."""
+    """Build with `img_size`, and without it if the constructor does not accept it."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=classes, img_size=image_size)
     except TypeError as error:
@@ -76,7 +76,7 @@ def _build(name: str, classes: int, image_size: int) -> nn.Module:
 
 
 def _logits_shape(net: nn.Module, image_size: int) -> torch.Size:
-    """What two black images give. In eval mode: the batch norms' statistics stay as they are."""
+    """Return the shape of the logits of two black images; eval mode preserves batch statistics."""
     with torch.no_grad():
         logits: Tensor = net.eval()(torch.zeros(2, 3, image_size, image_size))
     net.train()
@@ -84,17 +84,17 @@ def _logits_shape(net: nn.Module, image_size: int) -> torch.Size:
 
 
 def _check_name(name: str) -> None:
-    known = names()
-    if name in known:
+    all_names = names()
+    if name in all_names:
         return
     architecture, _, tag = name.partition(".")
-    if tag and architecture in known:
+    if tag and architecture in all_names:
         raise UserError(
             f'timm/{name} names the pretrained weights "{tag}", and teachers are trained from '
             f"scratch; type timm/{architecture}"
         )
-    nearest = difflib.get_close_matches(name, known) or ["resnet18"]
+    nearest = difflib.get_close_matches(name, all_names) or ["resnet18"]
     raise UserError(
-        f"timm/{name} is none of timm's {len(known)} networks; "
+        f"timm/{name} is not one of timm's {len(all_names)} networks; "
         f"try {', '.join(f'timm/{other}' for other in nearest)}"
     )

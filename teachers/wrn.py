@@ -12,13 +12,13 @@ from teachers.wrn_design import STEM_WIDTH
 
 
 class WideResNet(nn.Module):
-    """WRN-`depth`-`widen`: images [B, 3, H, W] in [0, 1] to logits [B, classes].
+    """WRN-`depth`-`widen`, from images [B, 3, H, W] in [0, 1] to logits [B, classes].
 
     `depth` = 6n + 4: three stages of n blocks with two convolutions each, the stem, the skips of
-    the three widening blocks. `dropout`, a share in [0, 1), acts before the second convolution of
-    each block. Of the maps to tap, `stem` and `stages.0` ... `stages.2` are sums before the next
-    batch norm, with negative values; `maps` are those after the last batch norm and ReLU, as they
-    are pooled. Raises UserError for a depth, widen or dropout out of range.
+    the three widening blocks. `dropout`, a probability in [0, 1), acts before the second
+    convolution of each block. The taps `stem` and `stages.0` ... `stages.2` are sums before the
+    next batch norm, with negative values; `maps` is after the last batch norm and ReLU, before
+    pooling. Raises UserError for a depth, widen or dropout out of range.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class WideResNet(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """Tap name to the module whose output it is."""
+        """The module of each tap, by the tap's name: the tap is its output."""
         stages = {f"stages.{i}": stage for i, stage in enumerate(self.stages)}
         return {"stem": self.stem, **stages, "maps": self.activation, "features": self.pool}
 
@@ -59,8 +59,8 @@ class WideResNet(nn.Module):
 class PreActivationBlock(nn.Module):
     """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]: skip + (BN-ReLU-conv, twice).
 
-    The skip passes its input untouched; where the shape changes it is a 1x1 convolution of the
-    activated input, as in the authors' code.
+    The skip is the identity; if the shape changes it is a 1x1 convolution of the activated input,
+    as in the authors' code.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
@@ -77,7 +77,7 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        # In place: outputs of a norm and of the last kernel are read by nobody else, and no
+        # In place: no other module reads the outputs of the norms and of the last kernel, and no
         # gradient needs them.
         active = F.relu(self.norm1(maps), inplace=True)
         skip = maps if self.skip is None else self.skip(active)

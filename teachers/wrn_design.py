@@ -39,25 +39,25 @@ class WrnDesign(NamedTuple):
         )
 
     def _blocks(self) -> list[tuple[int, int, int]]:
-        """(input channels, output channels, side of the output maps) of each block."""
-        n, inputs, found = (self.depth - 4) // 6, STEM_WIDTH, []
+        """Return (input channels, output channels, side of the output maps) of each block."""
+        n, inputs, blocks = (self.depth - 4) // 6, STEM_WIDTH, []
         for stage in range(N_STAGES):
             outputs = STEM_WIDTH * self.widen * 2**stage
             for _ in range(n):
-                found.append((inputs, outputs, IMAGE_SIZE // 2**stage))
+                blocks.append((inputs, outputs, IMAGE_SIZE // 2**stage))
                 inputs = outputs
-        return found
+        return blocks
 
     def _kernels(self) -> list[tuple[int, int]]:
-        """(weights, side of the output map) of each convolution."""
-        found = [(3 * 3 * 3 * STEM_WIDTH, IMAGE_SIZE)]
+        """Return (weights, side of the output map) of each convolution."""
+        kernels = [(3 * 3 * 3 * STEM_WIDTH, IMAGE_SIZE)]
         for inputs, outputs, side in self._blocks():
-            found += [(9 * inputs * outputs, side), (9 * outputs * outputs, side)]
+            kernels += [(9 * inputs * outputs, side), (9 * outputs * outputs, side)]
             if inputs != outputs:  # a skip by a 1x1 convolution
-                found.append((inputs * outputs, side))
-        return found
+                kernels.append((inputs * outputs, side))
+        return kernels
 
     def _norms(self) -> list[int]:
-        """The channels of each batch norm: two in a block, and the last one."""
+        """Return the channels of each batch norm: two in a block, and the last one."""
         in_blocks = [channels for block in self._blocks() for channels in block[:2]]
         return [*in_blocks, self.features]

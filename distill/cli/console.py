@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks and keeps, before accelerate knows."""
+    """Whether this is the first process, which prints and saves; needs no accelerate."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def stderr() -> "Console":
-    """Where a person looks."""
+    """Return a console for progress and messages."""
     from distill.terminal.safe_console import SafeConsole
 
     return SafeConsole(stderr=True)
 
 
 def stdout() -> "Console":
-    """Where results go."""
+    """Return a console for results."""
     from distill.terminal.safe_console import SafeConsole
 
     return SafeConsole()
 
 
 def print_facts(values: dict[str, Any], as_json: bool) -> None:
-    """Names and values, one a line, or the same as JSON."""
+    """Print names and values, one a line, or as JSON."""
     from distill.terminal.tables import fact_lines
 
     if as_json:
@@ -46,29 +46,29 @@ def print_facts(values: dict[str, Any], as_json: bool) -> None:
 
 
 def echo(text: object, err: bool = False) -> None:
-    """Plain lines; what names and paths hold beside letters is printed as escapes."""
+    """Print plain lines; unsafe characters in names and paths are escaped."""
     typer.echo(visible_lines(str(text)), err=err)
 
 
 def escape_unencodable() -> None:
-    """Let stdout print escapes for letters that its encoding lacks, as stderr does by itself."""
+    """Let stdout print escapes for characters that its encoding lacks, as stderr does."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def echo_json(values: Any) -> None:
-    """Plain JSON on one line; a number that is none is `null`."""
+    """Print JSON on one line; NaN and infinity are `null`."""
     from distill.runs.journal import without_nan
 
     typer.echo(json.dumps(without_nan(values), allow_nan=False))
 
 
 class QuietOnError:
-    """A text stream that falls silent, instead of failing, once it cannot be written: its terminal
-    was closed, its reader ended, its disk is full.
+    """A text stream that becomes silent, instead of failing, once it cannot be written: its
+    terminal was closed, its reader exited or its disk is full.
 
-    What writes there is a display: it must not end a training. The file itself becomes the null
-    device, so that libraries, and Python when it exits, can write on.
+    A display must not end a training. The file descriptor is redirected to the null device, so
+    that libraries, and Python when it exits, can still write.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -91,7 +91,7 @@ class QuietOnError:
         try:
             yield
         except BlockingIOError:
-            pass  # its reader is slow: what it did not take is left out
+            pass  # a slow reader: the rest of the text is dropped
         except OSError:
             null = os.open(os.devnull, os.O_WRONLY)
             try:
@@ -102,9 +102,9 @@ class QuietOnError:
 
 @contextmanager
 def quiet_on_error(name: Literal["stdout", "stderr"]) -> Iterator[None]:
-    """Inside, `sys.stdout` or `sys.stderr` falls silent if it cannot be written.
+    """Inside this context `sys.stdout` or `sys.stderr` becomes silent once it cannot be written.
 
-    It is None if the process began without it.
+    The stream is None if the process was started without it.
     """
     stream = getattr(sys, name)
     wrapped = QuietOnError(StringIO() if stream is None else stream)
@@ -117,14 +117,14 @@ def quiet_on_error(name: Literal["stdout", "stderr"]) -> Iterator[None]:
 
 
 def print_from_any_process(text: str) -> None:
-    """A line on stderr of whichever process it is, as far as it can be written."""
+    """Print a line on stderr from whichever process this is, if stderr can be written."""
     with suppress(OSError):
         print(visible_lines(text), file=sys.__stderr__, flush=True)
 
 
 @contextmanager
 def only_first_process_prints() -> Iterator[None]:
-    """Of several processes the first speaks. A traceback is printed later, by whom it befell."""
+    """Silence all processes but the first. A traceback is printed later, by the failed process."""
     if is_main():
         yield
     else:

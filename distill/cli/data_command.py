@@ -9,7 +9,7 @@ from distill.cli.console import echo, print_facts, stderr
 from distill.cli.options import JsonOption, SameDataOption
 from distill.errors import Failure, UserError
 
-app = typer.Typer(no_args_is_help=True, help="The images.")
+app = typer.Typer(no_args_is_help=True, help="Download, verify and describe a data set.")
 
 
 @app.command()
@@ -20,7 +20,7 @@ def info(
     data: SameDataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a set holds, and whether it is the genuine CIFAR-10, in any container or order."""
+    """Describe a data set, and whether it is the genuine CIFAR-10, in any container or order."""
     from distill.data.sources import image_set
     from distill.terminal.progress import ProgressDisplay
 
@@ -36,27 +36,30 @@ def fetch(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="cifar10 or cifar100.")
     ] = "cifar10",
-    into: Annotated[Path, typer.Option("--into", help="Where to.")] = Path("data"),
+    into: Annotated[Path, typer.Option("--into", help="Folder of the archive.")] = Path("data"),
     mirror: Annotated[
         list[str],
         typer.Option(
             "--mirror",
-            help="The address of the file itself, asked first; repeatable. More, with spaces "
-            "between them, in $UNDERSTUDY_MIRRORS.",
+            help="URL of the file itself, tried first; repeatable. $UNDERSTUDY_MIRRORS may hold "
+            "more, separated by spaces.",
             show_default=False,
         ),
     ] = [],
     minutes: Annotated[
-        float, typer.Option("--minutes", min=0.1, help="After which it ends, to be gone on with.")
+        float,
+        typer.Option(
+            "--minutes", min=0.1, help="Time limit; the same command resumes the download."
+        ),
     ] = 120.0,
 ) -> None:
-    """Download the official archive, resumed and checked; or check the one that is there."""
-    from distill.data.sources import download as room
+    """Download the official archive, resuming and checking it; or check an existing one."""
+    from distill.data.sources import download
     from distill.terminal.download_progress import DownloadDisplay
 
     with DownloadDisplay(stderr()) as progress:
-        path = room.fetch(source, into, mirrors=mirror, progress=progress, total_s=60 * minutes)
-    echo(f"{path}: the official archive, md5 {room.ARCHIVES[source].md5}")
+        path = download.fetch(source, into, mirrors=mirror, progress=progress, total_s=60 * minutes)
+    echo(f"{path}: the official archive, md5 {download.ARCHIVES[source].md5}")
 
 
 @app.command()
@@ -64,7 +67,7 @@ def verify(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="cifar10 or a path.")] = "cifar10",
     data: SameDataOption = None,
 ) -> None:
-    """Read every image; exit 1 where they are not the published CIFAR-10, all of it."""
+    """Read every image; exit 1 unless they are exactly the published CIFAR-10."""
     from distill.data.sources import image_set
     from distill.terminal.progress import ProgressDisplay
 
@@ -75,7 +78,8 @@ def verify(
         raise Failure("\n".join(facts["faults"]))
     if not facts["is_genuine"]:
         raise Failure(
-            f"{source} can be read, {facts['train_images']:,} and {facts['test_images']:,} images, "
-            f"and is not the published CIFAR-10 (genuine: {facts['genuine']})."
+            f"{source} can be read, with {facts['train_images']:,} training and "
+            f"{facts['test_images']:,} test images, but is not the published CIFAR-10 "
+            f"(genuine: {facts['genuine']})."
         )
     echo(f"{source}: {facts['genuine']}, every image")

@@ -9,17 +9,18 @@ import typer
 from distill.errors import UserError
 
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="A name, a path ending in .toml, or a+b+c.")
+    str, typer.Option("--recipe", "-r", help="A recipe's name, a path ending in .toml, or a+b+c.")
 ]
 SetOption = Annotated[
-    list[str], typer.Option("--set", "-s", help="key=value, over everything else; repeatable.")
+    list[str],
+    typer.Option("--set", "-s", help="key=value, overriding the recipe and options; repeatable."),
 ]
 DataOption = Annotated[
     str | None,
     typer.Option(
         "--data",
         "-d",
-        help="synthetic, cifar10, cifar100 or a path.",
+        help="Images: synthetic, cifar10, cifar100 or a path.",
         show_default="the recipe's",
     ),
 ]
@@ -28,31 +29,30 @@ TeacherOption = Annotated[
     typer.Option(
         "--teacher",
         "-t",
-        help="A teacher's run folder; repeatable: their mean, or teacher.draw.",
+        help="A teacher's run folder; repeatable: several are averaged (see teacher.draw).",
         show_default="the best on held-out images",
     ),
 ]
-SameDataOption = Annotated[
-    str | None, typer.Option("--data", "-d", help="The same, as other verbs have it.")
-]
+SameDataOption = Annotated[str | None, typer.Option("--data", "-d", help="The same as SOURCE.")]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", help="The run folder itself.", show_default="runs/<recipe>-<time>"),
+    typer.Option("--out", help="The run folder.", show_default="runs/<recipe>-<time>"),
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, if any.")
+    bool, typer.Option("--resume", help="Resume from the newest checkpoint in --out, if any.")
 ]
 TrackerOption = Annotated[
     list[str],
     typer.Option(
         "--tracker",
-        help="tensorboard, wandb …: metrics go there too; repeatable.",
+        help="Also log metrics to tensorboard, wandb …; repeatable.",
         show_default=False,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeysArgument = Annotated[
-    list[str], typer.Argument(metavar="KEY…", help="Beginnings of keys, as `cache info` says them.")
+    list[str],
+    typer.Argument(metavar="KEY…", help="First characters of keys listed by `cache info`."),
 ]
 StorageOption = Annotated[
     str | None,
@@ -67,7 +67,7 @@ StorageOption = Annotated[
 
 
 class LabelStyle(StrEnum):
-    """What `predict` writes of a class."""
+    """How `predict` writes a class."""
 
     POSITIONS = "positions"
     NAMES = "names"
@@ -75,21 +75,25 @@ class LabelStyle(StrEnum):
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 BudgetOption = Annotated[
-    int, typer.Option("--max-params", min=1, help="The budget; fewer than that many.")
+    int, typer.Option("--max-params", min=1, help="Parameter budget: networks have fewer.")
 ]
-StagesOption = Annotated[str, typer.Option("--stages", metavar="A-B", help="From A to B.")]
-BlocksOption = Annotated[str, typer.Option("--blocks", metavar="A-B", help="In a stage.")]
+StagesOption = Annotated[
+    str, typer.Option("--stages", metavar="A-B", help="Numbers of stages, from A to B.")
+]
+BlocksOption = Annotated[
+    str, typer.Option("--blocks", metavar="A-B", help="Numbers of blocks in a stage, from A to B.")
+]
 AsymmetricOption = Annotated[
-    bool, typer.Option("--asymmetric", help="Every choice of blocks, stage by stage.")
+    bool, typer.Option("--asymmetric", help="Let stages have different numbers of blocks.")
 ]
 
 
-def numbers(option: str, text: str, least: int = 1) -> range:
-    """`2-5` or `3` as the numbers that it means. Raises UserError for anything else."""
+def numbers(option: str, text: str, minimum: int = 1) -> range:
+    """Return the numbers of a range, `2-5` or `3`. Raises UserError for any other text."""
     first, _, last = text.partition("-")
     is_range = first.isdecimal() and (last or first).isdecimal()
-    if not (is_range and least <= int(first) <= int(last or first)):
+    if not (is_range and minimum <= int(first) <= int(last or first)):
         raise UserError(
-            f"{option} {text} is not a range of numbers from {least} on; allowed: 3 or 2-5."
+            f"{option} {text} is not a range of numbers of at least {minimum}; allowed: 3 or 2-5."
         )
     return range(int(first), int(last or first) + 1)

@@ -32,94 +32,96 @@ if TYPE_CHECKING:
     from distill.sweep.storage import Storage
     from distill.sweep.worker import Reader, Say, Train
 
-GO_ON = "Its trial is left to the others. Type the same again to go on."
-HEARTBEAT_S = 20  # of a search's workers; who is silent for three of them is taken for dead
+GO_ON = "Another worker takes its trial. Type the same command again to go on."
+HEARTBEAT_S = 20  # of a search's workers; one that is silent for three counts as dead
 
 
 def seeds(
     recipe: RecipeOption = "kd_cutmix",
-    n: Annotated[int, typer.Option("--n", help="How many seeds: 0, 1, …")] = 5,
+    n: Annotated[int, typer.Option("--n", help="Number of seeds: 0, 1, …")] = 5,
     teacher: TeacherOption = [],
     data: DataOption = None,
     set_: SetOption = [],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where the runs lie.", show_default="runs/seeds-<recipe>"),
+        typer.Option("--out", help="The folder of the runs.", show_default="runs/seeds-<recipe>"),
     ] = None,
     control: Annotated[
-        bool, typer.Option(help="Beside each seed the student alone, where the recipe is taught.")
+        bool, typer.Option(help="Also train the student alone with each seed, as a control.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a recipe under several seeds: mean, spread, and the paired difference to its control.
+    """Train a recipe with several seeds: mean, spread, and the paired difference from its control.
 
-    Runs that are finished are not repeated, one that was broken off goes on: type the same again.
+    Type the same command again to resume: finished runs are not repeated.
     """
     from distill.runs import run_folder
-    from distill.sweep import seeds as study
+    from distill.sweep import seeds as seed_runs
     from distill.terminal.seeds_table import seeds_table
 
     resolved = resolve(recipe, data, set_, teacher)
     if fixed := [key for key in ("train.seed", "data.seed") if resolved.origins[key] == "--set"]:
         raise UserError(
             f"seeds varies {' and '.join(fixed)} itself, from 0 on.\n"
-            "Leave that --set away; --n says how many."
+            "Remove that --set; --n is the number of seeds."
         )
-    place = out or run_folder.RUNS / f"seeds-{resolved.name}"
-    planned = study.plan(resolved, range(n), place, controls=control)
-    study.check(planned)
+    folder = out or run_folder.RUNS / f"seeds-{resolved.name}"
+    planned = seed_runs.plan(resolved, range(n), folder, controls=control)
+    seed_runs.check(planned)
     from distill.training.run import process_group
 
     with process_group():
-        for each in planned:
-            taught = study.with_same_teacher(each, planned[0])
-            resume, go_on = each.folder.is_run, "To go on, type the same command again"
-            finish(each.role, taught, each.folder, resume, [], go_on)
-    said = study.summary(planned)
-    for note in said.get("notes", []):
+        for run in planned:
+            recipe_of_run = seed_runs.with_same_teacher(run, planned[0])
+            resume, go_on = run.folder.is_run, "To go on, type the same command again"
+            finish(run.role, recipe_of_run, run.folder, resume, [], go_on)
+    summary = seed_runs.summary(planned)
+    for note in summary.get("notes", []):
         typer.echo(f"note: {note}", err=True)
     if as_json:
-        echo_json(said)
+        echo_json(summary)
     else:
-        stdout().print(seeds_table(said))
+        stdout().print(seeds_table(summary))
 
 
 def sweep(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A sweep: recipe, trials, space, constraint.")
+        Path,
+        typer.Argument(metavar="FILE", help="A sweep file: recipe, trials, space, constraint."),
     ],
     teacher: TeacherOption = [],
     data: DataOption = None,
     set_: SetOption = [],
     trials: Annotated[
-        int | None, typer.Option("--trials", min=1, help="How many.", show_default="the file's")
+        int | None,
+        typer.Option("--trials", min=1, help="Number of trials.", show_default="the file's"),
     ] = None,
     storage: StorageOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where the runs lie.", show_default="runs/sweep-<file>"),
+        typer.Option("--out", help="The folder of the runs.", show_default="runs/sweep-<file>"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Vary a recipe's keys by a file: trials by TPE, ended early where they fall behind.
+    """Tune a recipe's keys by a sweep file: trials by TPE, stopped early if they fall behind.
 
-    The same command on more machines, with one --storage, are more workers. Typed again it goes on.
+    Type the same command again to resume, or on more machines with one --storage to share the work.
     """
     from distill.runs import run_folder
     from distill.sweep import sweep_file
 
     planned = sweep_file.load(file, combined_overrides(data, set_, teacher), trials)
-    place = out or run_folder.RUNS / f"sweep-{planned.name}"
+    folder = out or run_folder.RUNS / f"sweep-{planned.name}"
     heartbeat_s = planned.file.study.heartbeat_s
     base = planned.base.recipe
-    with _worker(place, storage, heartbeat_s) as (opened, train, say):
+    with _worker(folder, storage, heartbeat_s) as (open_storage, train, say):
         from distill.sweep.sweep_summary import run_sweep
         from distill.sweep.worker import variants
         from distill.teacher import selection
 
         inputs = selection.check_teachers(base, variants(planned))
-        said = run_sweep(planned, opened(), place, train, say, inputs)
-    _show_sweep(said, place, as_json)
+        summary = run_sweep(planned, open_storage(), folder, train, say, inputs)
+    _show_sweep(summary, folder, as_json)
 
 
 def search(
@@ -129,12 +131,15 @@ def search(
     blocks: BlocksOption = "1-7",
     asymmetric: AsymmetricOption = False,
     rules: Annotated[
-        str, typer.Option("--rules", help="A course's: nyu2022 or nyu2025.")
+        str, typer.Option("--rules", help="Rules of a course: nyu2022 or nyu2025.")
     ] = "nyu2022",
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of the last rung.")] = 27,
-    rungs: Annotated[int, typer.Option("--rungs", min=1, help="How many.")] = 3,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of the last rung.")] = 27,
+    rungs: Annotated[int, typer.Option("--rungs", min=1, help="Number of rungs.")] = 3,
     eta: Annotated[
-        int, typer.Option("--eta", min=2, help="One of so many goes on, for so many times longer.")
+        int,
+        typer.Option(
+            "--eta", min=2, help="The next rung trains one in ETA designs, ETA times longer."
+        ),
     ] = 3,
     teacher: TeacherOption = [],
     data: DataOption = None,
@@ -142,17 +147,19 @@ def search(
     storage: StorageOption = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="In the storage.", show_default="search-<recipe>"),
+        typer.Option(
+            "--name", help="Name of the search in the storage.", show_default="search-<recipe>"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where the runs lie.", show_default="runs/<name>"),
+        typer.Option("--out", help="The folder of the runs.", show_default="runs/<name>"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find a student's design: every legal one for a short while, the best for longer, and longer.
+    """Search for a student design: train every legal one briefly, and the best ones for longer.
 
-    The same command on more machines, with one --storage, are more workers. Typed again it goes on.
+    Type the same command again to resume, or on more machines with one --storage to share the work.
     """
     from distill.recipe import recipes
     from distill.runs import run_folder
@@ -161,44 +168,46 @@ def search(
     resolved = recipes.load(recipe, chosen)
     if resolved.recipe.train.epochs is None or resolved.origins["train.epochs"] == "--set":
         raise UserError(
-            "search sets train.epochs itself, and no train.minutes beside it.\n"
-            "Leave that --set away; type --epochs N."
+            "search sets train.epochs itself and does not take train.minutes.\n"
+            "Remove that --set; type --epochs N."
         )
     name = name or f"search-{resolved.name}"
-    place = out or run_folder.RUNS / name
+    folder = out or run_folder.RUNS / name
     depths = numbers("--stages", stages), numbers("--blocks", blocks, 0 if asymmetric else 1)
-    with _worker(place, storage, HEARTBEAT_S) as (opened, train, say):
-        from distill.sweep import successive_halving as room
+    with _worker(folder, storage, HEARTBEAT_S) as (open_storage, train, say):
+        from distill.sweep import successive_halving
         from distill.teacher import selection
 
-        designs, too_many = room.legal_designs(
+        designs, too_many = successive_halving.legal_designs(
             resolved.recipe, rules, max_params, *depths, asymmetric=asymmetric
         )
-        asked = room.Search(
+        planned = successive_halving.Search(
             recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta, name
         )
         inputs = selection.check_teachers(resolved.recipe)
-        said = room.search(asked, opened(), place, train, say, inputs)
-    _show_sweep(said, place, as_json)
+        summary = successive_halving.search(planned, open_storage(), folder, train, say, inputs)
+    _show_sweep(summary, folder, as_json)
 
 
 @contextmanager
 def _worker(
-    place: Path, url: str | None, heartbeat_s: int
+    sweep_folder: Path, url: str | None, heartbeat_s: int
 ) -> Iterator[tuple[Callable[[], "Storage"], "Train", "Say"]]:
-    """What a worker of a sweep needs: the storage, how a run is trained, where to say what.
+    """Yield what a sweep's worker needs: functions to open the storage, train a run and print.
 
-    The storage is opened by a call, for images and teachers are to be read before. What ends the
-    worker early is one message and an exit code.
+    The storage is opened by a call because images and teachers are read first. If the worker ends
+    early, the user gets one message and an exit code.
     """
     from distill.runs import run_folder
     from distill.training.signals import StopSignal
 
     if "WORLD_SIZE" in os.environ:
-        raise UserError("a sweep's worker is one process; start several, each by the same command.")
-    run_folder.check_writable(place, "the place of a sweep")
+        raise UserError(
+            "a sweep's worker is one process; type the same command once for each worker."
+        )
+    run_folder.check_writable(sweep_folder, "the folder of a sweep")
     stop = StopSignal()
-    with stop.handle_signals(), _explain_abandoned_trial(place):
+    with stop.handle_signals(), _explain_abandoned_trial(sweep_folder):
         from distill.training.run import TrainingRequest, process_group
 
         try:
@@ -230,44 +239,47 @@ def _worker(
 
         with process_group():
 
-            def opened() -> Storage:
-                return Storage(url_of(url, place), heartbeat_s)
+            def open_storage() -> Storage:
+                return Storage(url_of(url, sweep_folder), heartbeat_s)
 
-            yield opened, train, partial(echo, err=True)
+            yield open_storage, train, partial(echo, err=True)
 
 
 @contextmanager
-def _explain_abandoned_trial(place: Path) -> Iterator[None]:
-    """A worker that ends early says what becomes of its trial."""
+def _explain_abandoned_trial(folder: Path) -> Iterator[None]:
+    """If a worker ends early, print what happens to its trial."""
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.signals import Stopped
 
-    left = f"Stopped; its trial is left to the others. Type the same again to go on in {place}."
+    message = (
+        "Stopped; another worker takes its trial. "
+        f"Type the same command again to go on in {folder}."
+    )
     try:
         yield
     except Stopped as fault:
-        echo(left, err=True)
+        echo(message, err=True)
         raise typer.Exit(fault.code) from None
     except SystemExit:
-        echo(left, err=True)
+        echo(message, err=True)
         raise
     except OutOfMemory as fault:
-        raise Failure(f"The sweep in {place} ends here: {fault}\n{GO_ON}") from None
+        raise Failure(f"The sweep in {folder} ends here: {fault}\n{GO_ON}") from None
     except OSError as fault:
         raise Failure(
-            f"The sweep in {place} failed: {system_error_text(fault)}.\n{GO_ON}"
+            f"The sweep in {folder} failed: {system_error_text(fault)}.\n{GO_ON}"
         ) from fault
 
 
-def _show_sweep(said: dict[str, Any], place: Path, as_json: bool) -> None:
-    """A sweep's page beside its runs, its table on the screen."""
+def _show_sweep(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Write a sweep's HTML page into its folder and print its table."""
     from distill.report.sweep_page import write
     from distill.terminal.sweep_table import sweep_table
 
-    write(said, place / "sweep.html")
+    write(summary, folder / "sweep.html")
     if as_json:
-        echo_json(said)
+        echo_json(summary)
     else:
-        screen = stdout()
-        screen.print(sweep_table(said, screen.width), highlight=False)
-        echo(f"{place / 'best.toml'}, {place / 'sweep.json'}, {place / 'sweep.html'}")
+        console = stdout()
+        console.print(sweep_table(summary, console.width), highlight=False)
+        echo(f"{folder / 'best.toml'}, {folder / 'sweep.json'}, {folder / 'sweep.html'}")

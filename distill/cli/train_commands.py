@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 def combined_overrides(
     data: str | None, overrides: list[str], teachers: list[str] | None
 ) -> list[str]:
-    """The overrides of `--set`, followed by those of the options `--data` and `--teacher`. An
-    option whose key `--set` sets is left out, which a note says: `--set` wins.
+    """Return the overrides of `--set`, followed by those of the options `--data` and `--teacher`.
 
-    Raises UserError for a path that is not UTF-8, which recipe.toml cannot hold.
+    `--set` wins: an option whose key it sets is left out, and a note is printed. Raises UserError
+    for a path that is not UTF-8, which recipe.toml cannot hold.
     """
     from distill.recipe.compose import override_of
     from distill.recipe.validation import value_text
@@ -43,7 +43,7 @@ def combined_overrides(
         if not is_utf8(path):
             raise UserError(
                 f"{path} is not UTF-8, and recipe.toml cannot hold it.\n"
-                "Rename the folder, or give a link to it with another name."
+                "Rename the folder, or give a link to it that has another name."
             )
 
     chosen = []
@@ -60,7 +60,7 @@ def combined_overrides(
 def resolve(
     recipe: str, data: str | None, overrides: list[str], teachers: list[str] | None = None
 ) -> "ResolvedRecipe":
-    """The recipe as it will be run, with the options of the command line."""
+    """Load a recipe with the options of the command line applied."""
     from distill.recipe import recipes
 
     return recipes.load(recipe, combined_overrides(data, overrides, teachers))
@@ -69,12 +69,12 @@ def resolve(
 def train(
     role: "Role", resolved: "ResolvedRecipe", out: Path | None, resume: bool, trackers: list[str]
 ) -> None:
-    """Run to the end; rank 0 shows and keeps every event."""
+    """Train to the end; rank 0 displays and saves every event."""
     from distill.runs import run_folder
 
     if resume and out is None:
         raise UserError(
-            "--resume goes on with a run, and none was named.\n"
+            "--resume continues a run, and none was named.\n"
             f"Type it with --out RUN{run_folder.unfinished_in(run_folder.RUNS)}."
         )
     if trackers:  # refused before any work
@@ -82,11 +82,11 @@ def train(
 
         check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
-    place = shlex.quote(str(folder.path))
-    go_on = f"To go on, type the same command with --out {place} --resume"
+    quoted = shlex.quote(str(folder.path))
+    go_on = f"To go on, type the same command with --out {quoted} --resume"
     finish(role, resolved, folder, resume, trackers, go_on)
     if is_main():
-        with quiet_on_error("stdout"):  # the run is finished, whoever reads its table
+        with quiet_on_error("stdout"):  # the run is finished, even if its table cannot be printed
             _print_closing_table(folder)
 
 
@@ -98,8 +98,8 @@ def finish(
     trackers: list[str],
     go_on: str,
 ) -> None:
-    """Train what is left of a run, which may be nothing; `go_on` says what to type where it ends
-    early.
+    """Train the rest of a run; do nothing if it is finished. `go_on` is the advice to print if it
+    ends early.
     """
     from distill.runs import run_folder
 
@@ -115,7 +115,7 @@ def finish(
     with (
         stop.handle_signals(),
         explain_early_end(folder, go_on),
-    ):  # from before the seconds that imports take
+    ):  # before the imports, which take seconds
         from distill.training.run import TrainingRequest
 
         replaced = resolved.replaced.get(role)
@@ -139,31 +139,31 @@ def follow(
     trackers: list[str],
     read: "Reader" = lambda event: None,
 ) -> None:
-    """Every event to display, journal, trackers and one reader more, who may leave the run."""
+    """Pass every event to display, journal, trackers and `read`, which may end the run."""
     from distill.runs.journal import Journal
     from distill.runs.trackers import Trackers
     from distill.terminal.progress import ProgressDisplay
     from distill.training.run import process_group, run
 
     journal = Journal(folder.journal)
-    tracked = Trackers(trackers, folder, partial(echo, err=True))
+    all_trackers = Trackers(trackers, folder, partial(echo, err=True))
     with (
         process_group(),
         ProgressDisplay(stderr()) as display,
-        tracked,
+        all_trackers,
         closing(run(request, progress=display.progress)) as events,
     ):
         for event in events:
             if is_main():
                 journal(event)
-                tracked(event)
+                all_trackers(event)
             display(event)
             read(event)
 
 
 @contextmanager
 def explain_early_end(folder: "RunFolder", go_on: str) -> Iterator[None]:
-    """Whatever ends a run early is one message, with what to type next, and an exit code."""
+    """Turn every early end of a run into one message, with what to type next, and an exit code."""
     try:
         yield
     except (UserError, typer.Exit):
@@ -184,7 +184,7 @@ def explain_early_end(folder: "RunFolder", go_on: str) -> Iterator[None]:
 
 
 def _raise_explained(folder: "RunFolder", fault: Exception, go_on: str) -> None:
-    """Raises what the door shows for the engine's own reasons; returns for any other."""
+    """Raise the message for a failure that training defines; return for any other exception."""
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
     from distill.training.ranks import is_lost_process
@@ -196,13 +196,13 @@ def _raise_explained(folder: "RunFolder", fault: Exception, go_on: str) -> None:
     if isinstance(fault, Diverged):
         raise Failure(
             f"The run in {folder.path} failed: {fault}.\n"
-            f"See that step again: python cli.py replay {shlex.quote(str(folder.path))} --step "
+            f"To repeat that step: python cli.py replay {shlex.quote(str(folder.path))} --step "
             f"{fault.step}\n"
-            "Then begin anew in another --out with a lower optim.lr or with a bound on the "
-            "gradient, --set optim.clip=1; or go on from the last checkpoint at a lower rate, "
+            "Then start again in another --out with a lower optim.lr or with gradient clipping, "
+            "--set optim.clip=1; or resume from the last checkpoint at a lower learning rate, "
             "--resume --set train.retries=3."
         ) from None
-    # By whoever it befell: the one that speaks for all may be the one that is gone.
+    # Printed by the process that failed: the first process may be the one that ended.
     if isinstance(fault, OutOfMemory):
         print_from_any_process(f"The run in {folder.path} failed: {fault}")
         raise typer.Exit(1) from None
@@ -215,12 +215,12 @@ def _raise_explained(folder: "RunFolder", fault: Exception, go_on: str) -> None:
 
 
 def _what_is_saved(folder: "RunFolder") -> str:
-    """What is left of a run that failed, where something is."""
-    return "Its last checkpoint is whole. " if folder.last.exists() else ""
+    """Return a sentence on the last checkpoint of a failed run; empty if there is none."""
+    return "Its last checkpoint is intact. " if folder.last.exists() else ""
 
 
 def _print_closing_table(folder: "RunFolder") -> None:
-    """The finished run beside its teacher and the student alone."""
+    """Print the finished run beside its teacher and its control."""
     from distill.runs.summary import closing_rows
     from distill.terminal.progress import closing_table
 

@@ -1,10 +1,9 @@
 """Read untrusted tar archives within bounds on size, depth and number of members.
 
-Nothing is extracted: a member is a name and its bytes. The reader goes through the archive once,
-from its first byte to its last, so that a compressed one needs no second pass and its checksum is
-compared. Headers are those of ustar, GNU tar (long names) and pax (`path` and `size`); sparse
-members, links and devices are refused
-(https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
+Nothing is extracted: a member is a name and its bytes. The archive is read once, from its first
+byte to its last, so that a compressed one needs no second pass and its checksum is compared.
+Headers are those of ustar, GNU tar (long names) and pax (`path` and `size`); sparse members, links
+and devices are refused (https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
 
 Bounds: `LARGEST` bytes in all when unpacked, `MEMBERS` members, `EXTENSIONS` headers of at most
 `LARGEST_HEADER` bytes before a member, and in memory `HELD` bytes of members or `RATIO` times the
@@ -30,7 +29,7 @@ __all__ = ["LARGEST", "InvalidArray", "Member", "Tar", "content_of", "open_tar"]
 BLOCK = tarfile.BLOCKSIZE
 MEMBERS = 10_000
 EXTENSIONS = 8  # pax headers and long names of one member
-LARGEST_HEADER = 1 << 20  # bytes of one; macOS writes attributes of files there
+LARGEST_HEADER = 1 << 20  # bytes of one header; macOS writes file attributes there
 HELD = 256 << 20  # bytes; CIFAR-10 has 185,000,000
 RATIO = 20
 LONGEST_NAME = 80  # characters of a member's name in a message
@@ -56,9 +55,9 @@ class Member:
 
 
 def content_of(path: Path, most: int = LARGEST) -> bytes:
-    """The bytes of a regular file. Raises InvalidArray if there are more than `most`; OSError."""
+    """Read a regular file. Raises InvalidArray if it has more than `most` bytes; OSError."""
     if not path.is_file():
-        raise InvalidArray("is no regular file")
+        raise InvalidArray("is not a regular file")
     with path.open("rb") as file:
         content = file.read(min(path.stat().st_size, most) + 1)
     if len(content) > most:
@@ -68,9 +67,9 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
 
 @contextmanager
 def open_tar(path: Path) -> Iterator["Tar"]:
-    """The archive at `path`, compressed by gzip, bzip2 or xz, or not at all.
+    """Open an archive that is compressed with gzip, bzip2 or xz, or not compressed.
 
-    Raises InvalidArray, also while members are read, if it is damaged or beyond a bound.
+    Raises InvalidArray, also while members are read, if it is damaged or exceeds a bound.
     """
     try:
         with path.open("rb") as file, _unpacked(file) as stream:
@@ -80,21 +79,21 @@ def open_tar(path: Path) -> Iterator["Tar"]:
 
 
 class Tar:
-    """The members of an archive, in order; of the one that came last the content can be read."""
+    """Iterate over the members of an archive; only the newest member's content can be read."""
 
     def __init__(self, stream: BinaryIO, n_bytes: int) -> None:
         self._stream, self._n_bytes = stream, n_bytes
         self._n_read = 0
         self._n_held = 0  # of those, bytes that `read` returned
         self._left = 0  # bytes of the newest member
-        self._padding = 0  # zeros behind them
+        self._padding = 0  # zeros after them
 
     def __iter__(self) -> Iterator[Member]:
-        """Every member; at the end of the archive the rest of the file is read too."""
+        """Yield every member; at the end of the archive the rest of the file is read too."""
         for _ in range(MEMBERS):
             member = self._next()
             if member is None:
-                self._to_the_end()
+                self._read_to_end()
                 return
             yield member
         raise InvalidArray(f"has more than {MEMBERS:,} members")
@@ -111,24 +110,24 @@ class Tar:
         return self._take(n)
 
     def _next(self) -> Member | None:
-        """The next member, by its header and those before it; None at the end."""
+        """Read the next member's header and the extension headers before it; None at the end."""
         self._skip(self._left + self._padding)
-        said: dict[str, str] = {}
+        attributes: dict[str, str] = {}
         for _ in range(EXTENSIONS + 1):
             block = self._read(BLOCK)
             if not block.strip(b"\0"):
-                return None  # two blocks of zeros, one, or nothing
+                return None  # the archive ends with two blocks of zeros, with one, or with none
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             if header.type not in (LONG_NAME, LONG_LINK, PAX_GLOBAL, *PAX):
-                return self._member(header, said)
-            said |= self._extension(header)
+                return self._member(header, attributes)
+            attributes |= self._extension(header)
         raise InvalidArray(f"has more than {EXTENSIONS} headers before a member")
 
     def _extension(self, header: tarfile.TarInfo) -> dict[str, str]:
-        """The attributes that an extension header sets for the next member."""
+        """Return the attributes that an extension header sets for the next member."""
         if not 0 <= header.size <= LARGEST_HEADER:
             raise InvalidArray(
-                f"has a header of {header.size:,} bytes; {LARGEST_HEADER:,} are the most"
+                f"has a header of {header.size:,} bytes; at most {LARGEST_HEADER:,} are allowed"
             )
         content = self._take(header.size)
         self._skip(-header.size % BLOCK)
@@ -136,14 +135,14 @@ class Tar:
             return {"path": content.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
         if header.type == LONG_LINK:
             return {}
-        said = _records(content)
-        if header.type == PAX_GLOBAL and said:
-            raise InvalidArray(f"says for all of its members what their {' and '.join(said)} is")
-        return said
+        attributes = _records(content)
+        if header.type == PAX_GLOBAL and attributes:
+            raise InvalidArray(f"sets the same {' and '.join(attributes)} for all of its members")
+        return attributes
 
-    def _member(self, header: tarfile.TarInfo, said: dict[str, str]) -> Member:
-        """The member, if it is a plain file or a folder inside the archive's own."""
-        name = said.get("path", header.name)
+    def _member(self, header: tarfile.TarInfo, attributes: dict[str, str]) -> Member:
+        """Return the member. Raises InvalidArray unless it is a file or folder in the archive."""
+        name = attributes.get("path", header.name)
         shown = f"its member {name[:LONGEST_NAME]!r}"
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
@@ -152,7 +151,7 @@ class Tar:
             raise InvalidArray(f"{shown} is sparse")
         if not (header.isfile() or header.isdir()):
             raise InvalidArray(f"{shown} is a link or a device")
-        size = int(said.get("size", header.size)) if header.isfile() else 0
+        size = int(attributes.get("size", header.size)) if header.isfile() else 0
         if not 0 <= size <= LARGEST:
             raise InvalidArray(f"{shown} has {size:,} bytes")
         self._left, self._padding = size, -size % BLOCK
@@ -163,22 +162,20 @@ class Tar:
         for start in range(0, n, CHUNK):
             self._take(min(CHUNK, n - start))
 
-    def _to_the_end(self) -> None:
-        """Read what is left: gzip's checksum, which finds a bit that turned, comes last."""
+    def _read_to_end(self) -> None:
+        """Read the rest: gzip's checksum, which detects a flipped bit, comes last."""
         while self._read(CHUNK):
             pass
 
     def _take(self, n: int) -> bytes:
-        """Exactly `n` bytes."""
+        """Read exactly `n` bytes. Raises InvalidArray if there are fewer."""
         content = self._read(n)
         if len(content) != n:
-            raise InvalidArray(
-                f"is truncated: {n:,} bytes are announced, {len(content):,} are left"
-            )
+            raise InvalidArray(f"is truncated: {n:,} bytes are declared, {len(content):,} are left")
         return content
 
     def _read(self, n: int) -> bytes:
-        """Up to `n` bytes, fewer at the end alone."""
+        """Read `n` bytes, or fewer at the end of the file."""
         parts: list[bytes] = []
         while n and (part := self._stream.read(min(n, CHUNK))):
             parts.append(part)
@@ -190,7 +187,7 @@ class Tar:
 
 
 def _unpacked(file: BinaryIO) -> Any:
-    """The decompressed file; its first bytes identify the compression."""
+    """Return the decompressed file; its first bytes identify the compression."""
     begin = file.read(6)
     file.seek(0)
     if begin.startswith(b"\x1f\x8b"):
@@ -201,8 +198,8 @@ def _unpacked(file: BinaryIO) -> Any:
 
 
 def _records(content: bytes) -> dict[str, str]:
-    """`path` and `size` of a pax header, whose records are `LENGTH KEY=VALUE` and a line's end."""
-    said: dict[str, str] = {}
+    """Parse `path` and `size` of a pax header; its records are `LENGTH KEY=VALUE` and a newline."""
+    attributes: dict[str, str] = {}
     at = 0
     while at < len(content):
         space = content.find(b" ", at, at + DIGITS)
@@ -214,8 +211,8 @@ def _records(content: bytes) -> dict[str, str]:
         if key.startswith(b"GNU.sparse"):
             raise InvalidArray("has a sparse member")
         if key == b"size" and not (value.isdigit() and len(value) <= DIGITS):
-            raise InvalidArray("has a pax header with a size that is no number")
+            raise InvalidArray("has a pax header with a size that is not a number")
         if key in (b"path", b"size"):
-            said[key.decode()] = value.decode("utf-8", "surrogateescape")
+            attributes[key.decode()] = value.decode("utf-8", "surrogateescape")
         at = end
-    return said
+    return attributes

@@ -1,9 +1,9 @@
 """Read untrusted .npy and .npz files: plain numbers and text, sizes checked before allocation.
 
-The one place that makes an array of bytes. A type is chosen by its name, from a list; a shape is
-compared with the bytes that are there before anything is reserved. `.npy` and `.npz` are read here
-too (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html); a `.npz` is a zip
-archive whose members are read one at a time, when they are asked for, and no others.
+The only module that converts untrusted bytes to arrays. Only listed types are accepted; a shape is
+compared with the number of bytes before memory is reserved. The formats are those of numpy
+(https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html); a `.npz` is a zip archive
+whose members are read one at a time, when they are accessed.
 """
 
 import io
@@ -19,17 +19,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-# Integers, floats, text in bytes and in characters. No booleans: a byte may be neither 0 nor 1.
+# Integers, floats, byte strings and text. No booleans: a byte may be neither 0 nor 1.
 PLAIN = re.compile(r"[<>|=]?([iu][1248]|f[248]|[SU][1-9]\d{0,3})")
 DIMENSIONS = 8
 LONGEST_SIDE = 1 << 40
 LARGEST = 1 << 30  # bytes that a compressed member may become
-DEFLATE = 1032  # bytes of zeros that deflate can write in one
-CHUNK = 1 << 20  # bytes: of one read; a zip archive's list of members has to fit
-LONGEST_HEADER = 10_000  # bytes, as numpy has it
+DEFLATE = 1032  # the largest ratio of unpacked to compressed bytes of deflate
+CHUNK = 1 << 20  # bytes of one read; a zip archive's list of members must fit
+LONGEST_HEADER = 10_000  # bytes, as in numpy
 LONGEST_REASON = 100  # characters of a library's message
 MAGIC = b"\x93NUMPY"
-# The dictionary that numpy writes; version 1 of Python 2 wrote whole numbers as 10L.
+# The dictionary that numpy writes; under Python 2 it wrote integers as 10L.
 HEADER = re.compile(
     r"\{'descr': (?P<descr>'[^']*'|\[.*\]), 'fortran_order': (?P<fortran>True|False), "
     r"'shape': \((?P<shape>[\dL, ]*)\),? ?\}\s*"
@@ -37,22 +37,22 @@ HEADER = re.compile(
 
 
 class InvalidArray(ValueError):
-    """A file that is damaged, or that holds something else or more than it may."""
+    """A file that is damaged, of the wrong kind or too large."""
 
 
 def plain_dtype(name: str) -> np.dtype[Any]:
-    """The type of that name, such as `u1` or `<f4`. Raises Unfit for all but numbers and text."""
+    """Return the type named `u1`, `<f4` …. Raises InvalidArray unless it is numbers or text."""
     if not PLAIN.fullmatch(name):
         raise InvalidArray(f"wants arrays of {name[:20]!r}; only plain numbers and text are read")
     return np.dtype(name)
 
 
 def check_shape(shape: Sequence[object], dtype: np.dtype[Any], n_bytes: int) -> tuple[int, ...]:
-    """The shape, if an array of it has exactly `n_bytes`. Raises Unfit."""
+    """Return the shape. Raises InvalidArray unless an array of it has exactly `n_bytes`."""
     sides = tuple(side for side in shape if type(side) is int and 0 <= side <= LONGEST_SIDE)
     if len(sides) != len(shape) or len(sides) > DIMENSIONS:
         raise InvalidArray(
-            f"an array has no shape that can be: {len(shape)} dimensions, or a wrong one"
+            f"an array has an invalid shape: {len(shape)} dimensions, or an invalid one"
         )
     if prod(sides) * dtype.itemsize != n_bytes:
         found = "1 byte" if n_bytes == 1 else f"{n_bytes:,} bytes"
@@ -63,20 +63,20 @@ def check_shape(shape: Sequence[object], dtype: np.dtype[Any], n_bytes: int) -> 
 def from_bytes(
     content: bytes, dtype: np.dtype[Any], shape: Sequence[object], *, fortran: bool
 ) -> NDArray[Any]:
-    """The array of that shape whose elements `content` holds; a view of it. Raises Unfit."""
+    """Return `content` as an array of that shape, without a copy. Raises InvalidArray."""
     sides = check_shape(shape, dtype, len(content))
     flat = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
     return flat.reshape(sides, order="F" if fortran else "C")
 
 
 def read_npy(path: Path) -> NDArray[Any]:
-    """The array of an .npy. Raises Unfit if it is damaged or of objects; OSError."""
+    """Read the array of an .npy. Raises InvalidArray if it is damaged or of objects; OSError."""
     with path.open("rb") as file:
         return _npy(file, os.fstat(file.fileno()).st_size)
 
 
 class Npz(Mapping[str, NDArray[Any]]):
-    """The arrays of an open .npz, by name; each access reads one. Raises Unfit for a bad one."""
+    """The arrays of an open .npz, by name; each access reads one. Raises InvalidArray."""
 
     def __init__(self, archive: zipfile.ZipFile, n_bytes: int) -> None:
         self._archive, self._n_bytes = archive, n_bytes
@@ -95,26 +95,28 @@ class Npz(Mapping[str, NDArray[Any]]):
             return _npy(file, member.file_size)
 
     def _check(self, member: zipfile.ZipInfo) -> None:
-        """That its sizes can be, and are no more than this reader reserves."""
+        """Raise InvalidArray unless a member's sizes are possible and within the bounds."""
         name = f"its member {member.filename[:80]!r}"
         if member.flag_bits & 1 or member.compress_type not in (
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
         ):
-            raise InvalidArray(f"{name} is encrypted, or compressed otherwise than numpy does it")
+            raise InvalidArray(
+                f"{name} is encrypted, or compressed by a method that numpy does not use"
+            )
         if member.compress_size > self._n_bytes:
             raise InvalidArray(f"{name} is larger than the file")
         if member.file_size > DEFLATE * member.compress_size:
-            raise InvalidArray(f"{name} has {member.file_size:,} bytes, which is not so")
+            raise InvalidArray(f"{name} declares {member.file_size:,} bytes, more than it can hold")
         if member.file_size > max(LARGEST, member.compress_size):
             raise InvalidArray(
-                f"{name} unpacks to {member.file_size:,} bytes; {LARGEST:,} are the most"
+                f"{name} unpacks to {member.file_size:,} bytes; at most {LARGEST:,} are allowed"
             )
 
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
-    """The arrays of an .npz. Raises Unfit if it is damaged, or a pipe or a device; OSError."""
+    """Open an .npz. Raises InvalidArray if it is damaged, a pipe or a device; OSError."""
     if path.exists() and not path.is_file():
         raise InvalidArray("it is not a regular file")
     with _LimitedReads(io.FileIO(path)) as file:
@@ -140,38 +142,38 @@ class _LimitedReads(io.BufferedReader):
 
 @contextmanager
 def _faults_of_zip() -> Iterator[None]:
-    """A damaged zip archive fails in many ways: BadZipFile, RuntimeError, zlib.error, …"""
+    """Turn the errors of a damaged zip archive (BadZipFile, zlib.error …) into InvalidArray."""
     try:
         yield
     except (InvalidArray, OSError):
         raise
     except Exception as error:
-        # Some quote what they found instead of a name: up to 64 kB of the file.
+        # Some messages quote up to 64 kB of the file.
         raise InvalidArray(f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}") from error
 
 
 def _npy(file: Any, n_bytes: int) -> NDArray[Any]:
-    """The array of an .npy of `n_bytes`; nothing is reserved before they were counted."""
+    """Read an .npy of `n_bytes`; its size is checked before memory is reserved."""
     header, length = _header(file)
-    found = HEADER.fullmatch(header)
-    if found is None:
+    fields = HEADER.fullmatch(header)
+    if fields is None:
         raise InvalidArray("its header describes no plain array")
-    descr = found["descr"].strip("'")
+    descr = fields["descr"].strip("'")
     if "O" in descr:
         raise InvalidArray(f"holds Python objects ({descr[:20]!r}), which could run code")
     dtype = plain_dtype(descr)
-    sides = [int(side.strip(" L")) for side in found["shape"].split(",") if side.strip(" L")]
+    sides = [int(side.strip(" L")) for side in fields["shape"].split(",") if side.strip(" L")]
     shape = check_shape(sides, dtype, n_bytes - length)
-    array = np.empty(shape, dtype, order="F" if found["fortran"] == "True" else "C")
+    array = np.empty(shape, dtype, order="F" if fields["fortran"] == "True" else "C")
     _fill(file, array)
     return array
 
 
 def _header(file: BinaryIO) -> tuple[str, int]:
-    """The header's text, and how many bytes come before the elements."""
+    """Return the header's text and the number of bytes before the elements."""
     begin = file.read(8)
     if len(begin) != 8 or begin[:6] != MAGIC or begin[6] not in (1, 2):
-        raise InvalidArray("is no .npy of version 1 or 2, or is truncated")
+        raise InvalidArray("is not an .npy of version 1 or 2, or is truncated")
     width = 2 if begin[6] == 1 else 4
     length = int.from_bytes(file.read(width), "little")
     if length > LONGEST_HEADER:
@@ -180,7 +182,7 @@ def _header(file: BinaryIO) -> tuple[str, int]:
 
 
 def _fill(file: BinaryIO, array: NDArray[Any]) -> None:
-    """Read the array's elements, in the order in which it has them."""
+    """Read the array's elements in its memory order."""
     flat = array.reshape(-1, order="A").view(np.uint8)
     for start in range(0, len(flat), CHUNK):
         part = flat[start : start + CHUNK]

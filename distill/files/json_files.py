@@ -1,8 +1,8 @@
 """Read a run's JSON files: bounded in size and depth, validated by schemas.
 
-result.json, environment.json, test_curve.json, running.json and the progress.json of a checkpoint
-may come from anybody. Keys that a schema does not name are accepted, so that a later version may
-add some. A key that is missing is an error only if it is needed.
+result.json, environment.json, test_curve.json, running.json and a checkpoint's progress.json are
+untrusted. Keys that a schema does not have are accepted, so that a later version can add some. A
+missing key is an error only when it is read.
 """
 
 import json
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from distill.errors import UserError
 
 LARGEST = 16 << 20  # bytes of a file; result.json of 1,000 classes has about 30 kB
-DEEPEST = 32  # levels of lists and tables within each other; ours have 3
+DEEPEST = 32  # levels of nested lists and tables; the program writes 3
 LARGEST_INTEGER = 2**63 - 1
 LONGEST_REASON = 200  # characters
 RETRAIN = "Bring the file back, or train that run again in another --out."
@@ -34,9 +34,9 @@ OPEN = ConfigDict(strict=True, extra="allow")  # no conversions; unknown keys ar
 
 
 class Invalid(ValueError):
-    """Text that is not JSON, or JSON that is not what the file should hold.
+    """Text that is not JSON, or JSON that does not match the file's schema.
 
-    `syntax`: what is wrong and at which column if it is not JSON, else empty.
+    `syntax`: the error and its column if the text is not JSON, otherwise empty.
     """
 
     def __init__(self, reason: str, syntax: str = "") -> None:
@@ -94,7 +94,7 @@ class Result(BaseModel):
     def _shares_are_shares(cls, metrics: dict[str, float]) -> dict[str, float]:
         for name, value in metrics.items():
             measure = name.partition("/")[0]
-            is_unknown = measure == "ece" and math.isnan(value)  # of logits that are no numbers
+            is_unknown = measure == "ece" and math.isnan(value)  # of logits that are NaN
             if measure in ("top1", "ece") and not (0 <= value <= 1 or is_unknown):
                 raise ValueError(f"{name[:40]} = {value} is not between 0 and 1")
         return metrics
@@ -150,7 +150,7 @@ TEST_CURVE = TypeAdapter(dict[str, dict[str, float]], config=ConfigDict(strict=T
 
 
 class JsonObject(dict[str, Any]):
-    """A JSON object that names its file if a key is missing. Raises UserError then."""
+    """A JSON object that raises UserError, with its file's path, for a missing key."""
 
     def __init__(self, content: Mapping[str, Any], path: Path, name: str = "") -> None:
         super().__init__(
@@ -172,18 +172,18 @@ class JsonObject(dict[str, Any]):
 
 
 def result(path: Path) -> JsonObject:
-    """result.json. Raises UserError if it cannot be read or is damaged."""
+    """Read result.json. Raises UserError if it cannot be read or is damaged."""
     return JsonObject(_checked(path, Result, RETRAIN), path)
 
 
 def environment(path: Path) -> dict[str, Any]:
-    """environment.json. Raises UserError as `result`."""
+    """Read environment.json. Raises UserError as `result`."""
     return _checked(path, Environment, "Delete it: the report works without it.")
 
 
 def test_curve(path: Path) -> dict[str, dict[str, float]]:
-    """test_curve.json: measures by sha256 of the weights. Raises UserError as `result`."""
-    advice = "Delete it: what it holds is measured again."
+    """Read test_curve.json: measures by sha256 of the weights. Raises UserError as `result`."""
+    advice = "Delete it: its measures are computed again."
     content = read(path, advice)
     try:
         return TEST_CURVE.validate_python(content)
@@ -192,12 +192,12 @@ def test_curve(path: Path) -> dict[str, dict[str, float]]:
 
 
 def progress(path: Path) -> dict[str, Any]:
-    """progress.json of a checkpoint. Raises UserError as `result`."""
+    """Read a checkpoint's progress.json. Raises UserError as `result`."""
     return _checked(path, Progress, "Choose another --out.")
 
 
 def read(path: Path, advice: str = RETRAIN) -> Any:
-    """The JSON value in a file. Raises UserError if it cannot be read; `advice` ends it."""
+    """Read a JSON file. Raises UserError, which ends with `advice`, if it cannot be read."""
     try:
         return parsed(content_of(path))
     except Invalid as fault:
@@ -207,13 +207,13 @@ def read(path: Path, advice: str = RETRAIN) -> Any:
 
 
 def damaged(path: Path, reason: str, advice: str = RETRAIN) -> UserError:
-    """The message about a file that does not hold what it should."""
+    """Return the error about a damaged file."""
     return UserError(f"{path} is damaged: {reason}.\n{advice}")
 
 
 def content_of(path: Path, largest: int = LARGEST) -> bytes:
-    """The bytes of a regular file. Raises OSError, and Invalid for a pipe, a device or a file of
-    more than `largest` bytes.
+    """Read a regular file. Raises OSError, and Invalid for a pipe, a device or more than `largest`
+    bytes.
     """
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -225,14 +225,14 @@ def content_of(path: Path, largest: int = LARGEST) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens with O_NONBLOCK: opening a pipe that has no writer would block."""
+    """Open with O_NONBLOCK: opening a pipe that has no writer would block."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parsed(text: bytes | str) -> Any:
-    """The JSON value of a text. Raises Invalid for text that is not JSON, that is nested too
-    deeply, or that holds an integer beyond 64 bits or half of a surrogate pair, other than those by
-    which Python names the bytes of file names that are not UTF-8.
+    """Parse JSON text. Raises Invalid if it is not JSON, is nested too deeply, or has an integer
+    beyond 64 bits or a lone surrogate, except those with which Python represents file names that
+    are not UTF-8.
     """
     try:
         value = json.loads(text, parse_int=_integer)
@@ -261,9 +261,9 @@ def _is_shallow(value: Any) -> bool:
     for _ in range(DEEPEST):
         level = [
             child
-            for each in level
-            if isinstance(each, dict | list)
-            for child in (each.values() if isinstance(each, dict) else each)
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
         ]
         if not level:
             return True
@@ -271,9 +271,9 @@ def _is_shallow(value: Any) -> bool:
 
 
 def check(model: type[BaseModel], value: Any) -> None:
-    """The value has the types of `model`, as far as its keys are there. Raises Invalid."""
+    """Raise Invalid unless the keys that are present have the types of `model`."""
     if not isinstance(value, dict):
-        raise Invalid(f"it holds {_called(value)} instead of a table")
+        raise Invalid(f"it holds {_type_name(value)} instead of a table")
     try:
         model.model_validate(value)
     except ValidationError as fault:
@@ -281,7 +281,7 @@ def check(model: type[BaseModel], value: Any) -> None:
             raise Invalid(reason) from None
 
 
-def _called(value: Any) -> str:
+def _type_name(value: Any) -> str:
     names = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -292,17 +292,17 @@ def _checked(path: Path, model: type[BaseModel], advice: str) -> dict[str, Any]:
         check(model, value)
     except Invalid as fault:
         raise damaged(path, str(fault), advice) from None
-    known: dict[str, Any] = value
-    return known
+    checked: dict[str, Any] = value
+    return checked
 
 
 def _reason(fault: ValidationError) -> str:
-    """The first error that is not a missing key, nor a name that is not UTF-8, which pydantic does
-    not take for text; empty if there is none.
+    """Return the first error, empty if there is none. Missing keys are no errors, nor are names
+    that are not UTF-8, which pydantic does not accept as text.
     """
     for error in fault.errors(include_url=False, include_input=False, include_context=False):
         if error["type"] not in ("missing", "string_unicode"):
-            place = ".".join(map(str, error["loc"]))[:60]
+            key = ".".join(map(str, error["loc"]))[:60]
             message = error["msg"].removeprefix("Value error, ")
-            return f"{place!r}: {message}"[:LONGEST_REASON] if place else message[:LONGEST_REASON]
+            return f"{key!r}: {message}"[:LONGEST_REASON] if key else message[:LONGEST_REASON]
     return ""

@@ -1,6 +1,6 @@
 """Escape names and paths for terminal, HTML, LaTeX, CSV, Python and Markdown.
 
-A class name, a run's name, a recipe's name or a path is data. It may hold control characters,
+A class name, a run's name, a recipe's name or a path is data. It may contain control characters,
 bidirectional overrides, bytes that are not UTF-8, or the syntax of the format that it is written
 into. Every writer calls the function of its format here. Letters, digits and spaces are unchanged.
 """
@@ -9,7 +9,7 @@ import re
 import unicodedata
 
 # Category Cc: control characters. Cf: format characters, bidirectional overrides among them.
-# Cs: lone surrogates, which is how Python holds bytes that are not UTF-8. Zl, Zp: line separators.
+# Cs: lone surrogates, which in Python are bytes that are not UTF-8. Zl, Zp: line separators.
 UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = (
     "\u200c\u200d"  # in category Cf, and part of the spelling of emoji, Persian and Hindi words
@@ -24,11 +24,11 @@ LATEX = {
 MARKDOWN = re.compile(
     r"[\\`*_\[\]<>&|~$#!@:]"
 )  # emphasis, links, HTML, tables, mentions, addresses
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins so
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins with one
 
 
 def visible(text: str) -> str:
-    r"""One line for a terminal, page or figure: unsafe characters as `\n`, `\x1b`, `\u202e`.
+    r"""Escape text for one line on a terminal, page or figure: `\n`, `\x1b`, `\u202e`.
 
     A byte that is not UTF-8, which Python reads as `\udcff`, becomes `\xff`.
     """
@@ -43,7 +43,7 @@ def is_utf8(text: str) -> bool:
 
 
 def visible_lines(text: str) -> str:
-    """The same for text of several lines: line feeds are kept."""
+    """Escape text of several lines; line feeds are unchanged."""
     return "\n".join(map(visible, text.split("\n")))
 
 
@@ -57,24 +57,24 @@ def _visible(character: str) -> str:
 
 
 def python_docstring(text: str) -> str:
-    """Content for a docstring in double quotes: nothing in it ends the string or is an escape."""
+    """Escape text for a docstring in double quotes: it cannot end the string or form an escape."""
     escaped = visible_lines(text).replace("\\", "\\\\")
-    return re.sub(r'"{3,}|"+\Z', lambda found: '\\"' * len(found[0]), escaped)
+    return re.sub(r'"{3,}|"+\Z', lambda quotes: '\\"' * len(quotes[0]), escaped)
 
 
 def latex(text: str) -> str:
-    """Text for LaTeX; whitespace of any kind is one space."""
+    """Escape text for LaTeX; any whitespace becomes one space."""
     return "".join(LATEX.get(letter, letter) for letter in visible(" ".join(text.split())))
 
 
 def markdown(text: str) -> str:
-    """Text inside a line of Markdown: no markup, link, mention or HTML."""
+    """Escape text inside a line of Markdown: no markup, link, mention or HTML."""
     inert = MARKDOWN.sub(r"\\\g<0>", visible(text))
-    return re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", inert)
+    return re.sub(r"(?i)\bwww\.", lambda prefix: f"{prefix[0][:-1]}\\.", inert)
 
 
 def markdown_code(text: str) -> str:
-    """A code span, delimited by more backticks than the text has in a row."""
+    """Return a code span, delimited by more backticks than the text has in a row."""
     shown = visible(text)
     fence = "`" * (_longest_run(shown) + 1)
     gap = " " if shown.startswith("`") or shown.endswith("`") else ""
@@ -82,7 +82,7 @@ def markdown_code(text: str) -> str:
 
 
 def markdown_block(text: str, language: str) -> str:
-    """A fenced code block, delimited by more backticks than the text has in a row."""
+    """Return a fenced code block, delimited by more backticks than the text has in a row."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{visible_lines(text)}\n{fence}"
 
@@ -92,9 +92,9 @@ def _longest_run(text: str) -> int:
 
 
 def csv_cell(text: str) -> str:
-    """A value for CSV that no spreadsheet takes for a formula: `'` before `=`, `+`, `-`, `@`.
+    """Escape a CSV value so that no spreadsheet runs it: `'` before `=`, `+`, `-`, `@`.
 
-    A number keeps its sign. The csv module quotes commas, quotes and line ends.
+    Signed numbers are unchanged. The csv module quotes commas, quotes and line ends.
     """
     shown = visible(text)
     return f"'{shown}" if text.startswith(FORMULA) and not _is_number(text) else shown

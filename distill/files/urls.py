@@ -1,8 +1,8 @@
 """Print URLs without passwords, tokens or secret query parameters.
 
-The grammar is SQLAlchemy's (`sqlalchemy.engine.make_url`), which lets a password hold spaces, `/`
-and `?`; a test compares the two. SQLAlchemy itself is an optional dependency, and a training
-command may carry such an address without it.
+The grammar is SQLAlchemy's (`sqlalchemy.engine.make_url`), which allows spaces, `/` and `?` in a
+password; a test compares the two. SQLAlchemy itself is an optional dependency, but a training
+command may contain such a URL without it.
 """
 
 import re
@@ -12,7 +12,7 @@ HIDDEN = "***"
 URL = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*://)"
     r"(?:(?P<user>[^:/@?]*)(?P<password>:.*)?@)?"  # greedy: up to the last @
-    r"(?P<place>[^?]*)(?:\?(?P<query>.*))?",
+    r"(?P<address>[^?]*)(?:\?(?P<query>.*))?",
     re.DOTALL,
 )
 # Query keys whose values are shown: none of them is a secret. Any other value is hidden.
@@ -20,26 +20,26 @@ HARMLESS = {
     "application_name", "cache", "charset", "check_same_thread", "connect_timeout", "driver",
     "gssencmode", "mode", "nolock", "port", "sslmode", "target_session_attrs", "timeout", "uri",
 }  # fmt: skip
-PIECE = 4  # characters of a part of a password that is replaced in a message, too
+PIECE = 4  # shortest part of a password, in characters, that is replaced in a message too
 
 
 def hide_secrets(text: str) -> str:
-    """A command's argument or an address: from `scheme://` on without secrets.
+    """Hide the secrets of a URL, or of a command's argument that contains one.
 
-    The password is `***`, of http and https the user too, which may be a token; so is the value of
-    every query key outside `HARMLESS`: `?sslpassword=***`. Text without an address is unchanged.
+    The password becomes `***`; so does the user of http and https, which may be a token, and the
+    value of every query key outside `HARMLESS`: `?sslpassword=***`. Other text is unchanged.
     """
-    found = URL.search(text)
-    return text if found is None else text[: found.start()] + _shown(found)
+    match = URL.search(text)
+    return text if match is None else text[: match.start()] + _redacted(match)
 
 
-def _shown(found: re.Match[str]) -> str:
-    scheme, user, password, place, query = found.groups()
+def _redacted(match: re.Match[str]) -> str:
+    scheme, user, password, address, query = match.groups()
     if user is not None:
         user = HIDDEN if scheme.lower().startswith("http") else user
-        place = f"{user}{f':{HIDDEN}' if password else ''}@{place}"
+        address = f"{user}{f':{HIDDEN}' if password else ''}@{address}"
     hidden = "" if query is None else f"?{'&'.join(map(_pair, re.split('[&;]', query)))}"
-    return f"{scheme}{place}{hidden}"
+    return f"{scheme}{address}{hidden}"
 
 
 def _pair(pair: str) -> str:
@@ -50,7 +50,7 @@ def _pair(pair: str) -> str:
 
 
 def without_secrets(message: str, url: str) -> str:
-    """A message of a driver, which may quote the URL or a secret of it in any of its spellings."""
+    """Hide secrets in a driver's message, which may quote the URL or a secret in any spelling."""
     message = message.replace(url, hide_secrets(url))
     for secret in sorted(_secrets(url), key=len, reverse=True):
         message = message.replace(secret, HIDDEN)
@@ -58,20 +58,20 @@ def without_secrets(message: str, url: str) -> str:
 
 
 def _secrets(url: str) -> set[str]:
-    """The password, every hidden value of the query, and the values inside such a value (`PWD=x`),
-    as they are typed and decoded.
+    """Return the password, the hidden values of the query and the values inside them (`PWD=x`), as
+    typed and decoded.
     """
-    found = URL.search(url)
-    if found is None:
+    match = URL.search(url)
+    if match is None:
         return set()
-    raw = [(found["password"] or "")[1:]]
-    if found["scheme"].lower().startswith("http"):
-        raw.append(found["user"] or "")
+    raw = [(match["password"] or "")[1:]]
+    if match["scheme"].lower().startswith("http"):
+        raw.append(match["user"] or "")
     # A driver that parses the address in another way may quote a part of the password.
     spellings = " ".join((raw[0], unquote(raw[0]), unquote(unquote(raw[0]))))
     pieces = re.split(r"\W+", spellings) + re.split("[^A-Za-z0-9]+", spellings)
     raw += [piece for piece in pieces if len(piece) >= PIECE]
-    for pair in re.split("[&;]", found["query"] or ""):
+    for pair in re.split("[&;]", match["query"] or ""):
         key, equals, value = pair.partition("=")
         if unquote(key).lower() not in HARMLESS:
             secret = value if equals else key

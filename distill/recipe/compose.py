@@ -1,8 +1,8 @@
 """Merge a recipe's files and every --set into one set of tables.
 
-What is later wins: the recipes named by `compose` from left to right, then the file itself, then
-each --set. Tables are merged key by key; `mix.cutmix = false` removes one that came before. Nothing
-is checked here but that the parts are there and can be read.
+Later values win: the recipes named by `compose` from left to right, then the file itself, then each
+--set. Tables are merged key by key; `mix.cutmix = false` removes an earlier table. This module only
+checks that the parts exist and can be read.
 """
 
 import re
@@ -31,7 +31,7 @@ RIVALS = {
     "ema.decay": "half_life",
     "ema.half_life": "decay",
 }
-LONGEST = 100_000  # letters of a recipe; ours have 3,000
+LONGEST = 100_000  # characters of a recipe; ours have 3,000
 DEEPEST = 8  # tables and lists inside each other; ours have 4
 INT64 = range(-(1 << 63), 1 << 63)  # TOML's whole numbers
 TOO_LONG = "a whole number of more than 64 bits"
@@ -40,7 +40,7 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class Layer:
-    """What one file or one --set says."""
+    """The values of one file or one --set."""
 
     origin: str
     values: Values
@@ -50,10 +50,10 @@ class Layer:
 class Composition:
     """The merged tables of a recipe.
 
-    `origins`: dotted key to who set it last. `name`: as it was asked for, a path by its stem.
-    `own`: the origins whose [about] speaks of this very recipe. `faults`: what could not be read.
-    `networks`: of a+b+c, [teacher] and [student] after each part, by the part's name. `idle`: keys
-    of tables that a `--set KEY=false` should remove, and that were not there.
+    `origins`: dotted key to the file or --set that set it last. `name`: as requested; a path by its
+    stem. `own`: the origins whose [about] describes this recipe itself. `faults`: what could not be
+    read. `networks`: for each part of a+b+c its name, and [teacher] and [student] after it. `idle`:
+    tables that a `--set KEY=false` should remove, but that do not exist.
     """
 
     values: Values
@@ -66,7 +66,10 @@ class Composition:
 
 
 def compose(spec: str, overrides: Sequence[str]) -> Composition:
-    """`spec` is a name, a path ending in .toml, or a+b+c; an override is `key=value`."""
+    """Merge the files of `spec` (a name, a path ending in .toml, or a+b+c) and the overrides.
+
+    An override is `key=value`.
+    """
     faults: list[str] = []
     values: Values = {}
     origins: dict[str, str] = {}
@@ -90,34 +93,34 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
 
 
 def _removes_nothing(values: Values, layer: Layer) -> Iterator[str]:
-    """The key of a table that one --set turns off, if no table of that name is there."""
-    key, chosen, there = "", cast("Any", layer.values), cast("Any", values)
-    while isinstance(chosen, dict) and len(chosen) == 1:
-        [(name, chosen)] = chosen.items()
+    """Yield the key of a table that a --set removes, if no such table exists."""
+    key, override, existing = "", cast("Any", layer.values), cast("Any", values)
+    while isinstance(override, dict) and len(override) == 1:
+        [(name, override)] = override.items()
         key = f"{key}.{name}" if key else name
-        there = there.get(name) if isinstance(there, dict) else None
-    if chosen is False and key in switches() and there is None:
+        existing = existing.get(name) if isinstance(existing, dict) else None
+    if override is False and key in switches() and existing is None:
         yield key
 
 
 def _name_of(part: str) -> str:
-    """A name as it is, a path by its stem."""
+    """Return a name unchanged, and the stem of a path."""
     return Path(part).stem if part.endswith(".toml") else part
 
 
 def _networks(values: Values) -> Values:
-    """The tables that describe networks, as they are now."""
-    found = {name: values.get(name) for name in ("teacher", "student")}
-    return {name: dict(table) for name, table in found.items() if isinstance(table, dict)}
+    """Return copies of the tables that describe networks."""
+    tables = {name: values.get(name) for name in ("teacher", "student")}
+    return {name: dict(table) for name, table in tables.items() if isinstance(table, dict)}
 
 
 def _layers(spec: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Iterator[Layer]:
-    """The files of `spec` in the order in which they are merged; paths are relative to `beside`."""
+    """Yield the files of `spec` in merging order; paths are relative to `beside`."""
     for part in _parts(spec, beside):
         path = _find_file(part, beside, trail, faults)
         if path in trail:
-            way = " -> ".join(map(label, (*trail[trail.index(path) :], path)))
-            faults.append(f"{label(path)} is composed of itself: {way}; take one of them out")
+            cycle = " -> ".join(map(label, (*trail[trail.index(path) :], path)))
+            faults.append(f"{label(path)} is composed of itself: {cycle}; remove one of them")
         elif path is not None:
             values = parsed(path, faults)
             for base in _bases(values, path, faults):
@@ -126,60 +129,60 @@ def _layers(spec: str, beside: Path, trail: tuple[Path, ...], faults: list[str])
 
 
 def _parts(spec: str, beside: Path) -> list[str]:
-    """`a+b+c` in parts, unless it is one file whose name has a plus."""
+    """Split `a+b+c` into its parts, unless it is one file whose name has a plus."""
     return [spec] if (beside / spec).is_file() else spec.split("+")
 
 
 def _bases(values: Values, path: Path, faults: list[str]) -> list[str]:
-    """Takes `base` and `compose` out of a file's values: the recipes it stands on."""
+    """Remove `base` and `compose` from a file's values; return the recipes that they name."""
     if "base" in values and "compose" in values:
-        faults.append(f"base and compose both stand in {label(path)}; a list of both is compose")
+        faults.append(f"base and compose are both in {label(path)}; list all of them in compose")
     named = [values.pop(key) for key in ("base", "compose") if key in values]
-    bases = [each for value in named for each in (value if isinstance(value, list) else [value])]
+    bases = [base for value in named for base in (value if isinstance(value, list) else [value])]
     wrong = [base for base in bases if not isinstance(base, str)]
-    faults += [f"{value_text(base)} ({label(path)}) is no name of a recipe" for base in wrong]
+    faults += [f"{value_text(base)} ({label(path)}) is not the name of a recipe" for base in wrong]
     return [base for base in bases if isinstance(base, str)]
 
 
 def _find_file(part: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Path | None:
-    """The file of a name or a path; None, and a fault, where there is none or more than one."""
+    """Return the file of a name or path; None, and add a fault, unless there is exactly one."""
     if part.endswith(".toml"):
         return (beside / Path(part).expanduser()).resolve()
     paths = shipped_paths()
     hits = [path for path in paths if path.stem == part]
     if len(hits) == 1:
         return hits[0]
-    asked_by = f" ({label(trail[-1])})" if trail else ""
+    named_in = f" ({label(trail[-1])})" if trail else ""
     if hits:
         several = " and ".join(map(label, hits))
-        faults.append(f"recipe {part}{asked_by} is two files, {several}; give one by its path")
+        faults.append(f"recipe {part}{named_in} is two files, {several}; give one by its path")
         return None
     if "/" in part:
-        faults.append(f"{part}{asked_by} is no file of a recipe: its path must end in .toml")
+        faults.append(f"{part}{named_in} is not a recipe file: its path must end in .toml")
         return None
     near = get_close_matches(part, [path.stem for path in paths], n=1)
     guess = f"did you mean {near[0]}? " if near else ""
-    faults.append(f"recipe {part!r}{asked_by} is not in recipes/; {guess}{LIST_THEM}")
+    faults.append(f"recipe {part!r}{named_in} is not in recipes/; {guess}{LIST_THEM}")
     return None
 
 
 def shipped_paths() -> list[Path]:
-    """Every file that a bare name can mean."""
+    """Return every file that a bare name can mean."""
     return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.toml"))]
 
 
 def parsed(path: Path, faults: list[str]) -> Values:
-    """The tables of a file; none, and a fault, where it cannot be read."""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # reading it might wait for ever
+    """Return the tables of a file; none, and add a fault, if it cannot be read."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading it might block forever
         faults.append(
-            f"{label(path)} is a pipe or a device, and no file that can be read as a recipe"
+            f"{label(path)} is a pipe or a device, not a file that can be read as a recipe"
         )
         return {}
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LONGEST + 1)
     except FileNotFoundError:
-        faults.append(f"{label(path)} is not there; {LIST_THEM}")
+        faults.append(f"{label(path)} does not exist; {LIST_THEM}")
     except (OSError, UnicodeDecodeError) as error:
         faults.append(f"{label(path)} cannot be read: {error}")
     else:
@@ -188,17 +191,17 @@ def parsed(path: Path, faults: list[str]) -> Values:
 
 
 def toml(text: str, name: str, faults: list[str]) -> Values:
-    """The tables of a text; none, and a fault with its line, where it is no TOML.
+    """Return the tables of a text; none, and add a fault with its line, if it is not TOML.
 
-    Bounded in length, depth and whole numbers; sweeps are read by it too.
+    Length, depth and whole numbers are bounded. Sweep files are read by it too.
     """
     if len(text) > LONGEST:
-        faults.append(f"{name} has more than {LONGEST:,} letters; a recipe has less")
+        faults.append(f"{name} has more than {LONGEST:,} characters; a recipe has fewer")
         return {}
     values: Values | None
     try:
         values = tomllib.loads(text)
-    except ValueError as error:  # a number of thousands of digits is one too
+    except ValueError as error:  # also raised for a number of thousands of digits
         end = f"line {len(text.splitlines())}, the end"
         faults.append(f"{name} is not TOML: {str(error).replace('end of document', end)}")
         return {}
@@ -214,22 +217,22 @@ def toml(text: str, name: str, faults: list[str]) -> Values:
 
 
 def has_long_number(value: Any) -> bool:
-    """Whether some whole number, in tables and lists too, is none of TOML's: Python's have no end.
+    """Whether some whole number, in tables and lists too, exceeds TOML's 64 bits.
 
-    The tables are known not to be deep.
+    Recursive: the depth of the tables must have been checked.
     """
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (isinstance(value, int) and value not in INT64) or any(map(has_long_number, inside))
 
 
 def is_deeper(value: Any, levels: int) -> bool:
-    """Whether tables and lists are nested deeper than that."""
+    """Whether tables and lists are nested deeper than `levels`."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(is_deeper(each, levels - 1) for each in inside)
+    return levels < 0 or any(is_deeper(item, levels - 1) for item in inside)
 
 
 def label(path: Path) -> str:
-    """A file as it is called in messages and origins: relative to the project where it can be."""
+    """Return a file's path for messages and origins: relative to the project if it is inside."""
     path = path.resolve()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
@@ -245,12 +248,12 @@ def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[La
 
 
 def override_of(key: str, overrides: Sequence[str]) -> str | None:
-    """The last override that sets `key`, a table and a name, as `data={source="x"}` does too; None
-    if there is none.
+    """Return the last override that sets `key` (`table.name`), or None; `data={source="x"}` sets
+    `data.source` too.
     """
     table, _, name = key.partition(".")
     for text in reversed(overrides):
-        with suppress(ValueError):  # one that is malformed is named later
+        with suppress(ValueError):  # a malformed override is reported later
             values = _override_layer(text).values.get(table)
             if isinstance(values, dict) and name in values:
                 return text
@@ -258,13 +261,16 @@ def override_of(key: str, overrides: Sequence[str]) -> str | None:
 
 
 def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:
-    """A file's value gives way to its rival's; two on one command line contradict each other."""
+    """Yield a fault for each two overrides of one command that exclude each other.
+
+    In files the later one replaces the earlier one instead.
+    """
     keys = {
         f"{table}.{name}"
         for layer in layers
-        for table, of in layer.values.items()
-        if isinstance(of, dict)
-        for name in of
+        for table, values in layer.values.items()
+        if isinstance(values, dict)
+        for name in values
     }
     for key, rival in RIVALS.items():
         other = f"{key.rpartition('.')[0]}.{rival}"
@@ -273,11 +279,11 @@ def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def _override_layer(text: str) -> Layer:
-    """One `optim.lr=0.1` as tables. Raises ValueError where it is malformed."""
+    """Parse one `optim.lr=0.1` into tables. Raises ValueError if it is malformed."""
     key, _, raw = text.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not all(map(BARE_KEY.fullmatch, names)):
-        raise ValueError(f"has no key: {shorten(repr(key))} is none")
+        raise ValueError(f"has no key: {shorten(repr(key))} is not one")
     if not raw.strip():
         raise ValueError("has no value")
     if len(names) > DEEPEST:
@@ -289,7 +295,7 @@ def _override_layer(text: str) -> Layer:
 
 
 def _override_value(raw: str) -> Any:
-    """A TOML value; a bare word that is none is a string, so that paths need no quotes."""
+    """Parse a TOML value; other bare text is a string, so that paths need no quotes."""
     try:
         table = tomllib.loads(f"value = {raw}")
     except (ValueError, RecursionError):
@@ -301,7 +307,7 @@ def _override_value(raw: str) -> Any:
     if table.keys() == {"value"}:
         return table["value"]
     if raw[0] in "[{\"'" or "\n" in raw:
-        raise ValueError(f"is malformed: {shorten(raw)} is no TOML value")
+        raise ValueError(f"is malformed: {shorten(raw)} is not a TOML value")
     return raw
 
 
@@ -313,8 +319,8 @@ def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> 
             into.pop(rival, None)
         if value is False and key in switches():
             into.pop(name, None)
-            for gone in [k for k in origins if k.startswith(f"{key}.")]:
-                del origins[gone]
+            for removed in [k for k in origins if k.startswith(f"{key}.")]:
+                del origins[removed]
             continue
         if key == "teacher.network" and isinstance(value, str):
             _drop_other_network(into, origins, value, layer.origin)
@@ -330,9 +336,9 @@ def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> 
 def _drop_other_network(
     teacher: Values, origins: dict[str, str], network: str, origin: str
 ) -> None:
-    """Remove what earlier layers set of another network of the teacher.
+    """Remove keys of another teacher network that earlier layers set.
 
-    Keys of the same layer stay, to be refused: they contradict it.
+    Keys of the same layer remain, to be refused: they contradict it.
     """
     for name in foreign_keys(network) & teacher.keys():
         if origins[f"teacher.{name}"] != origin:

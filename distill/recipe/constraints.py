@@ -1,6 +1,6 @@
 """Constraints between keys of a recipe.
 
-A rule's arguments are the tables it reads: it is asked where all of them are present and sound.
+A rule's arguments are the tables it reads: it is called if all of them are present and valid.
 """
 
 import re
@@ -30,9 +30,9 @@ from students.design import Design, over_budget
 
 @dataclass(frozen=True)
 class Fault:
-    """`key = value` and what is wrong with it; no value where the key itself is meant.
+    """`key = value` and what is wrong with it; the value is None if the problem is the key itself.
 
-    `against` is a second key that does not go with the first; it stands at `{}` in the problem.
+    `against` is a second key, in conflict with the first; it replaces `{}` in the problem.
     """
 
     key: str
@@ -44,15 +44,15 @@ class Fault:
 Rule = Callable[..., Iterator[Fault]]
 
 SIDES = range(8, 33, 2)  # of training images, in pixels
-MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms for which a pooled vector has no meaning
+MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms that need maps, not pooled vectors
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}
-ROUNDING = 1e-9  # of shares that add up to 1: as floats 0.33 + 0.56 + 0.11 is more
+ROUNDING = 1e-9  # of shares that add up to 1: as floats 0.33 + 0.56 + 0.11 > 1
 WITHOUT_EPS = {"sgd", "momentum", "lion"}
-EXAMPLE = {"stages": 3, "blocks": 1, "width": 64}  # what a residual network needs at least
+EXAMPLE = {"stages": 3, "blocks": 1, "width": 64}  # keys that a residual network needs
 
 
 def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
-    """The shares of the ways of mixing add up to 1 at most."""
+    """The probabilities of the ways of mixing add up to at most 1."""
     shares = {f"mix.{name}.prob": way.prob for name, way in mix.ways().items() if way.prob > 0}
     if fsum(shares.values()) > 1 + ROUNDING:
         (key, first), *rest = shares.items()
@@ -63,22 +63,22 @@ def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
 
 
 def _fitting(shares: dict[str, float]) -> dict[str, float]:
-    """Shares that add up to 1: the first is lowered if the others allow it, otherwise all are."""
+    """Return shares that add up to 1: the first is lowered if that suffices, otherwise all are."""
     key, *others = shares
     left = 1 - fsum(shares[other] for other in others)
     fitting = {key: left} if left > 0 else {k: v / fsum(shares.values()) for k, v in shares.items()}
-    # Four digits, rounded down: what is typed must not add up to more than 1 again.
+    # Four digits, rounded down: the suggested values must not add up to more than 1 again.
     return {key: floor(round(10_000 * share, 6)) / 10_000 for key, share in fitting.items()}
 
 
 def known_network(teacher: Teacher) -> Iterator[Fault]:
-    """A name that a builder knows; timm's own names are checked where timm is."""
+    """The teacher's network has a builder; timm's own names are checked when timm is imported."""
     network, depth = teacher.network, teacher.depth
     if not _is_known(network):
         problem = 'is unknown; allowed: "wrn", "resnet" or "timm/NAME"'
         yield Fault("teacher.network", network, problem)
     if network == "wrn" and (depth < 10 or depth % 6 != 4):
-        yield Fault("teacher.depth", depth, "is no depth of wrn; allowed: 10, 16, 22, 28 …")
+        yield Fault("teacher.depth", depth, "is not a depth of wrn; allowed: 10, 16, 22, 28 …")
 
 
 def _is_known(network: str) -> bool:
@@ -86,15 +86,15 @@ def _is_known(network: str) -> bool:
 
 
 def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
-    """The keys of a Wide ResNet beside `wrn`, those of a residual network beside `resnet`."""
+    """Keys of a Wide ResNet are used with `wrn` only, those of a residual network with `resnet`."""
     if not _is_known(teacher.network):
-        return  # known_network's to tell
+        return  # known_network reports it
     family = teacher.network.partition("/")[0]
     owner = "wrn" if teacher.network == "resnet" else "resnet"
     for name, value in teacher:
         if name in foreign_keys(teacher.network) & teacher.model_fields_set:
             problem = (
-                f"is a key of {owner}, and {{}} is {family}; take it out, "
+                f"is a key of {owner}, and {{}} is {family}; remove it, "
                 f"or type --set teacher.network={owner}"
             )
             value = list(value) if isinstance(value, tuple) else value
@@ -102,27 +102,27 @@ def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
 
 
 def something_is_learnt(loss: Losses) -> Iterator[Fault]:
-    """One term at least has a weight above 0, at every moment of the training."""
+    """At every moment of the training at least one term has a weight above 0."""
     terms = loss.terms()
     if not terms:
         yield Fault("loss", None, "has no term; add [loss.hard] or [loss.kd]")
     elif all(term.weight == 0 for term in terms.values()):
         name, term = next(iter(terms.items()))
-        problem = "leaves no term above 0, so nothing would be learnt; type "
+        problem = "leaves no term with a weight above 0, so nothing would be learnt; type "
         problem += f"--set loss.{name}.weight=1"
         yield Fault(f"loss.{name}.weight", term.weight, problem)
     else:
         whens = [term.when for term in terms.values() if term.weight > 0]
         moments = sorted({0.0, *(when.end for when in whens if when.end < 1)})
-        silent = (m for m in moments if not any(w.begin <= m < w.end for w in whens))
-        for moment in silent:
-            problem = f"has no term above 0 at {moment:g} of the training; "
-            problem += "begin one by then, or type --set loss.hard.weight=1"
+        without_term = (m for m in moments if not any(w.begin <= m < w.end for w in whens))
+        for moment in without_term:
+            problem = f"has no term with a weight above 0 at {moment:g} of the training; "
+            problem += "let one begin by then, or type --set loss.hard.weight=1"
             yield Fault("loss", None, problem)
 
 
 def terms_have_time(loss: Losses) -> Iterator[Fault]:
-    """A term begins before it ends, and is warm by then."""
+    """A term's warmup ends before the term does."""
     for name, term in loss.terms().items():
         when = term.when
         if when.begin + when.warmup >= when.end:
@@ -131,11 +131,11 @@ def terms_have_time(loss: Losses) -> Iterator[Fault]:
 
 
 def one_label_is_unmixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
-    """A term that reads one class a sample, or knows samples by number, does without mixing."""
+    """A term that reads one class per sample, or the sample's index, is not used with mixing."""
     for name, term in loss.terms().items():
         reads = {
-            "one label": "reads one class a sample, and {} makes it several",
-            "sample index": "knows each image by its sample's number, and {} makes one of several",
+            "one label": "reads one class per sample, and {} makes several of them",
+            "sample index": "knows each image by its index, and {} mixes several images into one",
         }
         for need in reads.keys() & term.needs:
             for way in mix.ways():
@@ -144,30 +144,33 @@ def one_label_is_unmixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
 
 
 def pairs_are_mixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
-    """A term that mixes the teacher's answers wants images that are mixed, of two."""
+    """A term that mixes the teacher's logits needs images that are mixed from two."""
     for name, term in loss.terms().items():
         if "pair" not in term.needs:
             continue
         if not mix.ways():
-            problem = "mixes the teacher's answers as images are mixed, and none are; type "
+            problem = "mixes the teacher's logits as the images are mixed, and none are; type "
             yield Fault(f"loss.{name}", None, problem + "--set mix.cutmix.prob=0.5")
         if mix.ricap is not None:
-            problem = "mixes the answers for two images, and {} makes one of four; type "
+            problem = "mixes the logits of two images, and {} mixes four; type "
             remedy = "--set mix.ricap=false"
             yield Fault(f"loss.{name}", None, problem + remedy, against="mix.ricap")
 
 
 def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
-    """Stored targets are logits; 640 channels of 8x8 would be 82 kB a sample and view."""
+    """Terms on maps need a live teacher: the cache has logits only.
+
+    A map of 640 channels of 8x8 would take 82 kB per sample and view.
+    """
     for name, term in loss.terms().items():
         if "live teacher" in term.needs:
-            problem = "reads the teacher's maps, and {} stores its logits alone; type "
+            problem = "reads the teacher's maps, and {} stores only its logits; type "
             remedy = f"--set cache=false or --set loss.{name}=false"
             yield Fault(f"loss.{name}", None, problem + remedy, against="cache")
 
 
 def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
-    """Several teachers, and an image and its mirror image, have no maps in common."""
+    """Terms on maps need one teacher without mirroring: maps are not averaged."""
     combined = {
         "mirror": ("false", "means two forwards, whose maps are not averaged", teacher.mirror),
         "draw": ("all", "means several teachers", teacher.draw == "one"),
@@ -176,56 +179,58 @@ def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
     for name, term in loss.terms().items():
         if "live teacher" not in term.needs:
             continue
-        for key, (default, means, is_asked) in combined.items():
-            if is_asked:
+        for key, (default, means, is_set) in combined.items():
+            if is_set:
                 problem = f"reads the maps of one teacher, and {{}} {means}; type "
                 remedy = f"--set teacher.{key}={default} or --set loss.{name}=false"
                 yield Fault(f"loss.{name}", None, problem + remedy, against=f"teacher.{key}")
 
 
 def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
-    """Every map that a term asks of the student is one of its own."""
+    """Every tap that a term reads of the student exists."""
     try:
-        known = Design.of(**student.spec()).taps
+        allowed = Design.of(**student.spec()).taps
     except UserError:
-        return  # legal_design's to tell
+        return  # legal_design reports it
     for name, term in loss.terms().items():
         for key, tap in taps(term, "student"):
-            if tap not in known:
+            if tap not in allowed:
                 hint = (
                     "; the student has no projector: type --set student.projector_width=, "
                     "the teacher's width"
                     if tap == "projector"
-                    else did_you_mean(*get_close_matches(tap, known, n=1))
+                    else did_you_mean(*get_close_matches(tap, allowed, n=1))
                 )
-                problem = f"names no map of the student; allowed: {', '.join(known)}{hint}"
+                problem = f"is not a map of the student; allowed: {', '.join(allowed)}{hint}"
                 yield Fault(f"loss.{name}.{key}", tap, problem)
 
 
 def maps_have_places(loss: Losses) -> Iterator[Fault]:
-    """A term that compares places or channels of maps is not given pooled features."""
+    """A term that compares positions or channels of maps does not read pooled features."""
     for name in MAPS_ALONE & loss.terms().keys():
         term = loss.terms()[name]
         for key, tap in (*taps(term, "student"), *taps(term, "teacher")):
             if tap == "features":
-                problem = "is pooled, and this term reads places of a map; allowed: one of the maps"
+                problem = (
+                    "is pooled, and this term reads positions of a map; allowed: one of the maps"
+                )
                 yield Fault(f"loss.{name}.{key}", tap, problem)
 
 
 def taps_are_pairs(loss: Losses) -> Iterator[Fault]:
-    """As many maps of the teacher as of the student."""
+    """A term reads as many maps of the teacher as of the student."""
     for name, term in loss.terms().items():
-        ours, theirs = (list(taps(term, whose)) for whose in ("student", "teacher"))
-        if len(ours) != len(theirs):
+        of_student, of_teacher = list(taps(term, "student")), list(taps(term, "teacher"))
+        if len(of_student) != len(of_teacher):
             problem = (
-                f"are {len(ours)} of the student's, and loss.{name}.teacher_taps are "
-                f"{len(theirs)}; allowed: as many of both"
+                f"has {len(of_student)} maps, and loss.{name}.teacher_taps has "
+                f"{len(of_teacher)}; allowed: the same number in both"
             )
-            yield Fault(f"loss.{name}.student_taps", [tap for _, tap in ours], problem)
+            yield Fault(f"loss.{name}.student_taps", [tap for _, tap in of_student], problem)
 
 
 def areas_are_spans(augment: Augment) -> Iterator[Fault]:
-    """From the smaller to the larger."""
+    """The smaller end of a range comes first."""
     for key, span in {
         "erase.area": augment.erase and augment.erase.area,
         "erase.ratio": augment.erase and augment.erase.ratio,
@@ -236,17 +241,19 @@ def areas_are_spans(augment: Augment) -> Iterator[Fault]:
 
 
 def optimizer_takes_its_arguments(optim: Optim) -> Iterator[Fault]:
-    """Nesterov's momentum is one above 0, and Adan's betas are three."""
+    """Nesterov's momentum is above 0, and Adan's three betas cannot be set."""
     if optim.name == "sgd" and optim.momentum == 0:
-        problem = "does not go with sgd, which is Nesterov's; type --set optim.name=momentum"
+        problem = "cannot be used with sgd, which is Nesterov's; type --set optim.name=momentum"
         yield Fault("optim.momentum", optim.momentum, problem)
     if optim.name == "adan" and optim.betas is not None:
-        problem = "are two, and adan has three of its own; take them out, or another optimizer"
+        problem = (
+            "has two values, and adan has three of its own; remove it, or use another optimizer"
+        )
         yield Fault("optim.betas", list(optim.betas), problem)
 
 
 def epochs_or_minutes(train: Train) -> Iterator[Fault]:
-    """One of them says how long."""
+    """Exactly one of `epochs` and `minutes` sets the length of the training."""
     if train.epochs is None and train.minutes is None:
         problem = "is missing; allowed: a whole number (at least 1), or train.minutes instead"
         yield Fault("train.epochs", None, problem)
@@ -256,13 +263,13 @@ def epochs_or_minutes(train: Train) -> Iterator[Fault]:
 
 
 def resolution_rises(train: Train) -> Iterator[Fault]:
-    """From the beginning on, and each side is larger than the one before it."""
+    """The first side starts at share 0, and shares and sides rise."""
     if train.resolution is None:
         return
     key, shown = "train.resolution", [list(stage) for stage in train.resolution]
     (first, side), *_ = train.resolution
     if first != 0:
-        problem = "says nothing of the beginning; the first share must be 0: "
+        problem = "has no side for the beginning; the first share must be 0: "
         yield Fault(key, shown, problem + f"[0.0, {side}]")
     for (share, side), (later, larger) in pairwise(train.resolution):
         if later <= share:
@@ -281,20 +288,20 @@ def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
     try:
         features = Design.of(**spec).features
     except UserError:
-        return  # legal_design's to tell
+        return  # legal_design reports it
     fitting = [side for side in SIDES if _fits(spec, side, features)]
     smallest = next(s for s in SIDES if all(side in fitting for side in SIDES if side >= s))
     refused = [str(side) for _, side in train.resolution if side < smallest]
     if refused:
         problem = (
             f"has side {' and '.join(refused)}, too small for this student's maps or its pool; "
-            f"the smallest side that it takes is {smallest}"
+            f"the smallest side that fits is {smallest}"
         )
         yield Fault("train.resolution", [list(stage) for stage in train.resolution], problem)
 
 
 def _fits(spec: dict[str, Any], side: int, features: int) -> bool:
-    """Whether a design has maps for images of that side, and as many features as its classifier."""
+    """Whether a design can take images of that side and then has as many features."""
     try:
         return Design.of(**spec, image_size=side).features == features
     except UserError:
@@ -302,56 +309,56 @@ def _fits(spec: dict[str, Any], side: int, features: int) -> bool:
 
 
 def decay_or_half_life(ema: Ema) -> Iterator[Fault]:
-    """One of them says how long the average remembers."""
+    """At most one of `decay` and `half_life` is set."""
     if ema.decay is not None and ema.half_life is not None:
         problem = f"and ema.decay = {ema.decay} exclude each other; give one of them"
         yield Fault("ema.half_life", ema.half_life, problem)
 
 
 def arguments_have_effect(optim: Optim) -> Iterator[Fault]:
-    """What an optimizer or a schedule would not read is not given to it."""
+    """No argument is set that the optimizer or the schedule ignores."""
     for key, without in (("betas", WITHOUT_BETAS), ("eps", WITHOUT_EPS)):
         value = getattr(optim, key)
         if value is not None and optim.name in without:
             shown = list(value) if key == "betas" else value
-            problem = f"is not read where {{}} is {optim.name}; take it out"
+            problem = f"has no effect if {{}} is {optim.name}; remove it"
             yield Fault(f"optim.{key}", shown, problem, against="optim.name")
     if optim.schedule == "one_cycle" and optim.warmup_epochs > 0:
-        problem = "is not read where {} is one_cycle, which warms up by itself; type "
+        problem = "has no effect if {} is one_cycle, which has its own warmup; type "
         problem += "--set optim.warmup_epochs=0"
         yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem, against="optim.schedule")
     if optim.schedule == "constant" and optim.min_lr > 0:
-        problem = "is not read where {} is constant; type --set optim.min_lr=0"
+        problem = "has no effect if {} is constant; type --set optim.min_lr=0"
         yield Fault("optim.min_lr", optim.min_lr, problem, against="optim.schedule")
 
 
 def floor_is_below_the_peak(optim: Optim) -> Iterator[Fault]:
-    """The learning rate falls, or stays, after its peak."""
-    if optim.min_lr >= optim.lr and optim.schedule != "constant":  # which does not read it
+    """The lowest learning rate is below the peak."""
+    if optim.min_lr >= optim.lr and optim.schedule != "constant":  # constant ignores min_lr
         problem = f"is not below {{}}, which is {optim.lr:g}; type "
         problem += f"--set optim.min_lr={optim.lr / 100:g}, or 0 for none"
         yield Fault("optim.min_lr", optim.min_lr, problem, against="optim.lr")
 
 
 def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
-    """The learning rate reaches its peak before training ends."""
+    """The warmup ends before the training does."""
     if train.epochs is not None and optim.warmup_epochs >= train.epochs:
         problem = f"does not end before train.epochs = {train.epochs}; allowed: less than that"
         yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
 
 
 def legal_design(student: Student) -> Iterator[Fault]:
-    """Everything `Design.of` refuses, under the keys of [student]."""
+    """`Design.of` accepts the keys of [student]."""
     yield from _design_faults("student", student)
 
 
 def legal_teacher_design(teacher: Teacher) -> Iterator[Fault]:
-    """The same of a teacher that is a residual network; a teacher has no budget."""
+    """`Design.of` accepts the keys of a teacher that is a residual network; it has no budget."""
     if teacher.network != "resnet":
         return
     has_width = teacher.width is not None or teacher.channels is not None
-    is_there = {"stages": teacher.stages, "blocks": teacher.blocks, "width": has_width}
-    missing = [name for name, given in is_there.items() if not given]
+    given = {"stages": teacher.stages, "blocks": teacher.blocks, "width": has_width}
+    missing = [name for name, value in given.items() if not value]
     for name in missing:
         problem = 'is missing, and network = "resnet" needs it; type '
         problem += f"--set teacher.{name}={EXAMPLE[name]}"
@@ -375,17 +382,17 @@ def _design_faults(name_of_table: str, table: ResNetKeys) -> Iterator[Fault]:
 
 
 def within_budget(student: Student) -> Iterator[Fault]:
-    """Strictly fewer parameters than `student.max_params`, with 10 classes."""
+    """The student has strictly fewer parameters than `max_params`, for 10 classes."""
     try:
         excess = over_budget(Design.of(**student.spec()), student.max_params)
     except UserError:
-        return  # legal_design's to tell
+        return  # legal_design reports it
     if excess:
         yield Fault("student.max_params", student.max_params, f"is exceeded: {excess}")
 
 
 def did_you_mean(near: str | None = None) -> str:
-    """The end of a fault: the nearest of what is known, if anything is near."""
+    """Return the end of a fault: a suggestion, if there is one."""
     return f"; did you mean {near}?" if near else ""
 
 

@@ -1,9 +1,9 @@
 """The `[loss]` tables: weight, schedule and arguments of each term, and the inputs it needs.
 
-`needs`, of each term: `labels`; `one label` (labels that are one class a sample); `teacher` (its
-logits, asked now or stored); `live teacher` and `taps` (maps of both networks); `pair` (its logits
-before mixing); `sample index`. Each equation and its paper stand in `distill/losses/NAME.py`, and
-so does what the arguments mean.
+`needs` of a term: `labels`; `one label` (one class per sample); `teacher` (its logits, computed or
+cached); `live teacher` and `taps` (maps of both networks); `pair` (the teacher's logits of both
+images before mixing); `sample index`. `distill/losses/NAME.py` has each term's paper, equation and
+the meaning of its arguments.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=Fals
 
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
-# Upper bounds are far beyond use: float32 holds the products of two, and loops of them end.
+# Upper bounds are far beyond use: float32 holds the product of two, and such loops still end.
 MOST = 1_000_000_000
 Positive = Annotated[float, Field(gt=0, le=MOST)]
 NotNegative = Annotated[float, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Channels = Annotated[int, Field(ge=1, le=65_536)]
 Temperature = Annotated[float, Field(ge=0.001, le=1_000_000)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, frozen wants tuples
+Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, frozen models need tuples
 Taps = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 LABELS = frozenset({"labels"})
@@ -33,7 +33,7 @@ STAGES = ("stages.0", "stages.1", "stages.2")
 
 
 class When(BaseModel):
-    """When a term counts, in shares of the training."""
+    """When a term is active, in shares of the training."""
 
     model_config = STRICT
     begin: ShareBelowOne = 0.0
@@ -43,7 +43,7 @@ class When(BaseModel):
 
 
 class Hard(BaseModel):
-    """The labels' term."""
+    """Cross-entropy with the labels."""
 
     model_config = STRICT
     needs: ClassVar = LABELS
@@ -53,7 +53,7 @@ class Hard(BaseModel):
 
 
 class Kd(BaseModel):
-    """Hinton's term, arXiv 1503.02531."""
+    """Hinton's knowledge distillation, arXiv 1503.02531."""
 
     model_config = STRICT
     needs: ClassVar = LOGITS
@@ -121,7 +121,7 @@ class MultiTemperature(BaseModel):
 
 
 class SoftMix(BaseModel):
-    """The teacher's answers of two images, mixed as the images are."""
+    """KD with the teacher's outputs of two images, mixed as the images are."""
 
     model_config = STRICT
     needs: ClassVar = frozenset({"pair"})
@@ -299,7 +299,7 @@ class Losses(BaseModel):
     simkd: SimKd | None = None
 
     def terms(self) -> dict[str, Term]:
-        """The terms present, by name, in the order of this table."""
+        """Return the terms that are present, by name, in the order of this table."""
         return {name: term for name, term in self if term is not None}
 
 
@@ -307,12 +307,12 @@ TEACHERS = frozenset({"teacher", "live teacher", "pair"})  # needs that only a t
 
 
 def arguments(term: Term) -> dict[str, Any]:
-    """A term's own arguments: all but its weight and when."""
+    """Return a term's own arguments: all except `weight` and `when`."""
     return term.model_dump(exclude={"weight", "when"})
 
 
 def taps(term: Term, whose: Literal["student", "teacher"]) -> Iterator[tuple[str, str]]:
-    """(key, tap) of every map that a term asks of the student or the teacher."""
+    """Yield (key, tap) of every map of the student or the teacher that a term reads."""
     for key, value in term:
         if key == f"{whose}_tap":
             yield key, value

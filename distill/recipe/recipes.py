@@ -1,8 +1,8 @@
 """Load recipes by name; validate, write and compare them.
 
-A recipe is data: a TOML file that may stand on others (`compose.py`), whose tables and keys are
-those of `schema.py`. It is checked once, after everything is merged (`faults.py`), and every value
-knows where it came from.
+A recipe is data: a TOML file that may be composed of others (`compose.py`), with the tables and
+keys of `schema.py`. It is validated once, after everything is merged (`validation.py`), and the
+origin of every value is recorded.
 """
 
 import hashlib
@@ -56,14 +56,14 @@ __all__ = [
     "with_teacher",
 ]
 
-# Keys of [teacher] that fingerprints of finished runs do not know.
+# Keys of [teacher] that older fingerprints do not include.
 LATER_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
-DEFAULT = "default"  # the origin of what nobody set
+DEFAULT = "default"  # the origin of values that neither a file nor --set sets
 
 
 class RecipeError(UserError):
-    """A recipe was refused; every fault has a line of its own."""
+    """A recipe was refused; the message has one line per fault."""
 
     def __init__(self, name: str, faults: Sequence[str]) -> None:
         super().__init__(name, faults)
@@ -77,12 +77,12 @@ class RecipeError(UserError):
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe as it will be run.
+    """A merged and validated recipe.
 
-    `origins`: dotted key to the file that set it, "--set" or "default". `name`: as it was asked
-    for, "kd_cutmix+quickstart"; a path gives its stem. `replaced`: of a+b, a note on the network
-    of [teacher] or [student] that a describes and b replaces, by the name of the table. `idle`:
-    a note on each `--set KEY=false` that removes nothing.
+    `origins`: dotted key to the file that set it, "--set" or "default". `name`: as requested,
+    "kd_cutmix+quickstart"; a path by its stem. `replaced`: for a+b, by table, a note on the network
+    of [teacher] or [student] that a describes and b replaces. `idle`: a note on each `--set
+    KEY=false` that removes nothing.
     """
 
     recipe: Recipe
@@ -93,20 +93,20 @@ class ResolvedRecipe:
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
-    """The recipe `spec` (a name, a path ending in .toml, or a+b+c) under `key=value` overrides.
+    """Load the recipe `spec` (a name, a path ending in .toml, or a+b+c) with `key=value` overrides.
 
-    `about` keeps what the file asked for says itself: a claim is not inherited. Raises RecipeError
+    `about` has only the values of the requested file: a claim is not inherited. Raises RecipeError
     with every fault.
     """
     return _load(spec, overrides, RULES)
 
 
 def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The student in numbers, for 10 classes; one over budget is counted like any other.
+    """Count parameters and MACs of a recipe's networks, for 10 classes, even if over the budget.
 
-    A teacher of network "wrn" or "resnet" is counted beside it, as `teacher`, `teacher_parameters`
-    …, or alone if the recipe has no student. Raises RecipeError with every other fault, one being
-    that the recipe has neither.
+    A teacher of network "wrn" or "resnet" is counted too, as `teacher`, `teacher_parameters` …, or
+    alone if the recipe has no student. Raises RecipeError with every other fault, also if the
+    recipe has neither.
     """
     resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
     student, teacher = resolved.recipe.student, _counted_teacher(resolved.recipe.teacher)
@@ -117,7 +117,7 @@ def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _counted_teacher(teacher: Teacher | None) -> dict[str, Any]:
-    """Empty for a network of timm, which only timm can count."""
+    """Count a teacher; empty for timm's networks, which only timm can count."""
     design: Design | WrnDesign
     if teacher is None or teacher.network not in ("wrn", "resnet"):
         return {}
@@ -148,58 +148,58 @@ def _counted_student(student: Student) -> dict[str, Any]:
 
 
 def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
-    """The student's design, for 10 classes and of any size, and its activation.
+    """Return the student's design, for 10 classes and even if over the budget, and its activation.
 
-    Raises as `count` does.
+    Raises as `count_networks` does.
     """
     student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
     return Design.of(**student.spec()), student.activation
 
 
 def shipped() -> list[tuple[str, Path, About]]:
-    """Every recipe and ingredient that a bare name can mean: name, file, lab note.
+    """Return every recipe and ingredient that a bare name can mean: name, file, lab note.
 
-    Raises RecipeError where a file is no TOML or its [about] is wrong.
+    Raises RecipeError if a file is not TOML or its [about] is invalid.
     """
     faults: list[str] = []
-    found = []
+    rows = []
     for path in shipped_paths():
         about = parsed(path, faults).get("about", {})
         wrong = check({"about": about}, whole=False)[1]
         faults += [_line(fault, {fault.key: label(path)}) for fault in wrong]
         if not wrong:
-            found.append((path.stem, path, About.model_validate(about)))
+            rows.append((path.stem, path, About.model_validate(about)))
     if faults:
         raise RecipeError("recipes/", faults)
-    return found
+    return rows
 
 
 def read(path: Path) -> Recipe:
-    """The whole recipe of a finished or running run, its recipe.toml. Raises RecipeError."""
+    """Load the recipe.toml of a finished or running run. Raises RecipeError."""
     faults: list[str] = []
     return _whole(parsed(path, faults), str(path), faults)
 
 
 def loads(text: str, name: str) -> Recipe:
-    """The whole recipe that `dumps` wrote; `name` stands in the message of a RecipeError."""
+    """Load the TOML text that `dumps` wrote; `name` is its name in a RecipeError."""
     faults: list[str] = []
     return _whole(toml(text, name, faults), name, faults)
 
 
 def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
-    """The whole recipe as TOML, defaults written out, absent keys left out.
+    """Write the whole recipe as TOML, defaults included, absent keys left out.
 
-    `without`: tables and keys to leave out too, `{"about": True, "data": {"source": True}}`.
+    `without`: more tables and keys to leave out, `{"about": True, "data": {"source": True}}`.
     """
     text = tomli_w.dumps(recipe.model_dump(exclude_none=True, exclude=dict(without or {})))
-    # tomli-w gives each element of a list a line of its own; strings hold no line breaks.
+    # tomli-w writes each element of a list on its own line; strings contain no line breaks.
     for spread, inline in ((r",\n *\]", "]"), (r",\n +", ", "), (r"\[\n +", "[")):
         text = re.sub(spread, inline, text)
     return text
 
 
 def annotated(text: str, origins: Mapping[str, str]) -> str:
-    """A recipe as TOML, each value followed by the file that set it, where `origins` has it."""
+    """Add to each value of a recipe's TOML text the file that set it, if `origins` has it."""
     lines, table = [], ""
     for line in text.splitlines():
         if line.startswith("["):
@@ -210,16 +210,16 @@ def annotated(text: str, origins: Mapping[str, str]) -> str:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256, hex, of everything but [about]; an absent key counts as if it did not exist, and so
-    does one of LATER_KEYS at its default.
+    """Return the SHA-256, hex, of everything but [about]; absent keys, and LATER_KEYS at their
+    defaults, are not included.
     """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
     return _fingerprint_of(content, recipe)
 
 
 def fingerprint_as_written(path: Path) -> str:
-    """`fingerprint` of the keys that a run's recipe.toml has, and of no others: that of the version
-    that wrote it, whatever keys came later. Raises RecipeError.
+    """Return the `fingerprint` of only the keys in a run's recipe.toml: the same as in the version
+    that wrote it, even if keys were added since. Raises RecipeError.
     """
     recipe = read(path)
     content = {name: table for name, table in parsed(path, []).items() if name != "about"}
@@ -227,99 +227,100 @@ def fingerprint_as_written(path: Path) -> str:
 
 
 def _fingerprint_of(content: dict[str, Any], recipe: Recipe) -> str:
-    """SHA-256 of a recipe's keys as canonical JSON, without those of LATER_KEYS at defaults."""
-    later = LATER_KEYS - ensemble_keys(recipe)
+    """Return the SHA-256 of a recipe's keys as canonical JSON, without LATER_KEYS at defaults."""
+    left_out = LATER_KEYS - ensemble_keys(recipe)
     teacher = content.get("teacher", {})
-    kept = {key: value for key, value in teacher.items() if key not in later}
-    content = content | ({"teacher": kept} if "teacher" in content else {})
+    hashed = {key: value for key, value in teacher.items() if key not in left_out}
+    content = content | ({"teacher": hashed} if "teacher" in content else {})
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def values(recipe: Recipe) -> dict[str, Any]:
-    """Every key outside [about] that has a value: `{"optim.lr": 0.1, …}`."""
+    """Return every key outside [about] that has a value: `{"optim.lr": 0.1, …}`."""
     return dict(leaves(recipe.model_dump(exclude={"about"})))
 
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
-    """What differs outside [about], `optim.lr: 0.1 -> 0.2`; `absent` where one has no such key."""
-    ours, theirs = values(a), values(b)
+    """List the differences outside [about], `optim.lr: 0.1 -> 0.2`; a missing key is `absent`."""
+    first, second = values(a), values(b)
     return [
-        f"{key}: {_shown_at(key, ours)} -> {_shown_at(key, theirs)}"
-        for key in dict.fromkeys([*ours, *theirs])
-        if ours.get(key) != theirs.get(key)
+        f"{key}: {_text_at(key, first)} -> {_text_at(key, second)}"
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
     ]
 
 
 def differences_with_origins(a: ResolvedRecipe, b: ResolvedRecipe) -> list[str]:
-    """`differences` with who set each value, `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`."""
-    ours, theirs = values(a.recipe), values(b.recipe)
+    """List `differences` with origins, `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`."""
+    first, second = values(a.recipe), values(b.recipe)
     return [
-        f"{key}: {_with_origin(key, ours, a.origins)} -> {_with_origin(key, theirs, b.origins)}"
-        for key in dict.fromkeys([*ours, *theirs])
-        if ours.get(key) != theirs.get(key)
+        f"{key}: {_with_origin(key, first, a.origins)} -> {_with_origin(key, second, b.origins)}"
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
     ]
 
 
 def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
-    """What was checked, in a sentence. Raises RecipeError with every fault.
+    """Check a recipe and return a sentence on it. Raises RecipeError with every fault.
 
-    Of an ingredient, which is no whole recipe, each key by itself.
+    An ingredient is not a whole recipe: only its keys are checked.
     """
     if not _is_ingredient(spec):
         load(spec, overrides)
         return f"{spec}: no fault"
-    made = compose(spec, overrides)
-    faults = [*made.faults, *(_line(f, made.origins) for f in check(made.values, whole=False)[1])]
+    composed = compose(spec, overrides)
+    wrong = check(composed.values, whole=False)[1]
+    faults = [*composed.faults, *(_line(fault, composed.origins) for fault in wrong)]
     if faults:
         raise RecipeError(spec, faults)
-    return f"{spec}: no fault; an ingredient, made to be composed: kd+{Path(spec).stem}"
+    return f"{spec}: no fault; an ingredient, to be composed with a recipe: kd+{Path(spec).stem}"
 
 
 def control_recipe(recipe: Recipe) -> Recipe:
-    """The same recipe without a teacher: the labels' term alone, at weight 1."""
+    """Return the recipe without a teacher: only the term on labels, at weight 1."""
     hard = (recipe.loss.hard or Hard()).model_copy(update={"weight": 1.0, "when": When()})
-    # Stored answers are of no use to it; which views it trains on is.
+    # It needs no cached logits, but must train on the same views.
     cache = recipe.cache if recipe.cache and recipe.cache.views else None
     return recipe.model_copy(update={"loss": Losses(hard=hard), "cache": cache})
 
 
 def required_inputs(recipe: Recipe) -> frozenset[str]:
-    """What the terms read, as the tables of `terms.py` say it."""
+    """Return the inputs that the loss terms need, as in `loss_schema.py`."""
     return frozenset[str]().union(*(term.needs for term in recipe.loss.terms().values()))
 
 
 def has_teacher(recipe: Recipe) -> bool:
-    """Whether some term asks a teacher, now or by its stored answers."""
+    """Whether some loss term needs a teacher, live or cached."""
     return bool(required_inputs(recipe) & TEACHERS)
 
 
 def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
-    """The same recipe taught by the networks of these run folders."""
+    """Return the recipe with the networks of these run folders as teachers."""
     teacher = (recipe.teacher or Teacher()).model_copy(update={"runs": tuple(runs)})
     return recipe.model_copy(update={"teacher": teacher})
 
 
 def ensemble_keys(recipe: Recipe) -> set[str]:
-    """Which of `draw`, `mirror` and `weights` are set to other than their defaults."""
-    plain, wanted = Teacher(), recipe.teacher or Teacher()
-    return {key for key in LATER_KEYS if getattr(wanted, key) != getattr(plain, key)}
+    """Return which of `draw`, `mirror` and `weights` differ from their defaults."""
+    default, teacher = Teacher(), recipe.teacher or Teacher()
+    return {key for key in LATER_KEYS if getattr(teacher, key) != getattr(default, key)}
 
 
 def with_single_teacher(recipe: Recipe, i: int) -> Recipe:
-    """The same recipe taught by the i-th of its teachers alone."""
+    """Return the recipe with only the i-th of its teachers."""
     assert recipe.teacher is not None
-    alone = {"runs": recipe.teacher.runs[i : i + 1], "draw": "all", "weights": ()}
-    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=alone)})
+    single = {"runs": recipe.teacher.runs[i : i + 1], "draw": "all", "weights": ()}
+    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=single)})
 
 
 def with_source(recipe: Recipe, source: str) -> Recipe:
-    """The same recipe on other images."""
+    """Return the recipe with another data source."""
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with its weights and its data drawn from this seed."""
+    """Return the recipe with this seed for initial weights and for data."""
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"seed": seed}),
@@ -329,20 +330,20 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def teacher_for(name: str) -> str:
-    """What to type after `train-teacher --recipe` for a teacher of the recipe `name`, as its lab
-    note and those of its ingredients say it: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
+    """Return what to type after `train-teacher --recipe` for a teacher of the recipe `name`, from
+    the lab notes of its parts: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
     """
     first, *ingredients = name.split("+")
     note = ""
     with suppress(RecipeError):
         note = load(first).recipe.about.teacher
     base, _, options = (note if note not in ("", "none") else "teacher_wrn").partition(" ")
-    more = (_teacher_options(base, each) for each in ingredients)
+    more = (_teacher_options(base, ingredient) for ingredient in ingredients)
     return " ".join(filter(None, ["+".join([base, *ingredients]), options, *more]))
 
 
 def _teacher_options(base: str, ingredient: str) -> str:
-    """The --set options with which an ingredient's lab note trains the teacher `base`."""
+    """Return the --set options with which an ingredient's lab note trains the teacher `base`."""
     with suppress(RecipeError):
         for name, _, about in shipped():
             spec, _, options = about.teacher.partition(" ")
@@ -352,11 +353,11 @@ def _teacher_options(base: str, ingredient: str) -> str:
 
 
 def check_teacher(resolved: ResolvedRecipe) -> None:
-    """Raises RecipeError where train-teacher cannot use the recipe."""
+    """Raise RecipeError if train-teacher cannot use the recipe."""
     recipe, origins = resolved.recipe, resolved.origins
     faults = []
     if recipe.teacher is None:
-        faults.append("teacher is missing; train-teacher wants a [teacher] table")
+        faults.append("teacher is missing; train-teacher needs a [teacher] table")
     for name, term in recipe.loss.terms().items():
         if term.needs & TEACHERS:
             origin = origins[f"loss.{name}.weight"]
@@ -369,26 +370,26 @@ def check_teacher(resolved: ResolvedRecipe) -> None:
 
 
 def _labels_alone(recipe: Recipe) -> str:
-    """Without a teacher the labels have their whole weight."""
+    """Return the option that sets the term on labels to weight 1, if it is not."""
     hard = recipe.loss.hard
     return " --set loss.hard.weight=1" if hard is None or hard.weight != 1 else ""
 
 
 def check_student(resolved: ResolvedRecipe) -> None:
-    """Raises RecipeError where distill cannot use the recipe."""
+    """Raise RecipeError if distill cannot use the recipe."""
     _student(resolved)
 
 
 def _student(resolved: ResolvedRecipe) -> Student:
     if resolved.recipe.student is None:
-        fault = "student is missing; distill wants a [student] table, as in kd"
+        fault = "student is missing; distill needs a [student] table, as in kd"
         if resolved.recipe.teacher is not None:
             fault += f"; for its teacher type train-teacher --recipe {resolved.name}"
         raise RecipeError(resolved.name, [fault])
     return resolved.recipe.student
 
 
-def _shown_at(key: str, leaves: Values) -> str:
+def _text_at(key: str, leaves: Values) -> str:
     return value_text(leaves[key]) if key in leaves else "absent"
 
 
@@ -397,45 +398,48 @@ def _with_origin(key: str, leaves: Values, origins: dict[str, str]) -> str:
 
 
 def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> ResolvedRecipe:
-    made = compose(spec, overrides)
-    recipe, wrong = check(made.values, rules, whole=not made.faults)
-    if recipe is None or wrong or made.faults:
-        lines = [*made.faults, *(_line(fault, made.origins) for fault in wrong)]
+    composed = compose(spec, overrides)
+    recipe, faults = check(composed.values, rules, whole=not composed.faults)
+    if recipe is None or faults or composed.faults:
+        lines = [*composed.faults, *(_line(fault, composed.origins) for fault in faults)]
         if _is_ingredient(spec):
-            lines.insert(0, f"{spec} is an ingredient, made to be composed; type kd+{spec}")
+            lines.insert(
+                0, f"{spec} is an ingredient, to be composed with a recipe; type kd+{spec}"
+            )
         raise RecipeError(spec, lines)
     origins = {
         key: origin
-        for key, origin in made.origins.items()
-        if origin in made.own or not key.startswith("about.")
+        for key, origin in composed.origins.items()
+        if origin in composed.own or not key.startswith("about.")
     }
     about = {key: value for key, value in recipe.about if f"about.{key}" in origins}
     recipe = recipe.model_copy(update={"about": About(**about)})
-    every = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
-    idle = tuple(_removes_nothing(key, recipe) for key in dict.fromkeys(made.idle))
-    return ResolvedRecipe(recipe, every, made.name, dict(_replaced(made.networks)), idle)
+    all_origins = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
+    idle = tuple(_removes_nothing(key, recipe) for key in dict.fromkeys(composed.idle))
+    replaced = dict(_replaced(composed.networks))
+    return ResolvedRecipe(recipe, all_origins, composed.name, replaced, idle)
 
 
 def _removes_nothing(key: str, recipe: Recipe) -> str:
-    """The note on a `--set KEY=false` without a table to remove."""
-    there = f"the recipe has no [{key}]"
+    """Return the note on a `--set KEY=false` without a table to remove."""
+    reason = f"the recipe has no [{key}]"
     if key.startswith("loss."):
-        there = f"the terms of the recipe are {', '.join(recipe.loss.terms())}"
-    return f"--set {key}=false removes nothing: {there}"
+        reason = f"the terms of the recipe are {', '.join(recipe.loss.terms())}"
+    return f"--set {key}=false removes nothing: {reason}"
 
 
 def _replaced(networks: Sequence[tuple[str, Values]]) -> Iterator[tuple[str, str]]:
-    """(table, note) of each network that a later part of a+b+c replaces."""
+    """Yield (table, note) for each network that a later part of a+b+c replaces."""
     for i, ((_, before), (part, after)) in enumerate(pairwise(networks), start=1):
         for table in before.keys() & after.keys():
-            ours, theirs = _summary(table, before[table]), _summary(table, after[table])
-            if ours and theirs and ours != theirs:
+            old, new = _summary(table, before[table]), _summary(table, after[table])
+            if old and new and old != new:
                 earlier = "+".join(name for name, _ in networks[:i])
-                yield table, f"{part} replaces the network of {earlier}: {ours} -> {theirs}"
+                yield table, f"{part} replaces the network of {earlier}: {old} -> {new}"
 
 
 def _summary(table: str, values: Values) -> str | None:
-    """A network's short name; None for tables that are incomplete or faulty."""
+    """Return a network's short name; None if its table is incomplete or invalid."""
     try:
         if table == "student":
             return Design.of(**Student.model_validate(values).spec()).summary
@@ -446,7 +450,7 @@ def _summary(table: str, values: Values) -> str | None:
 
 
 def _is_ingredient(spec: str) -> bool:
-    """Whether a name or a path is that of an ingredient of ours."""
+    """Whether a name or a path is that of a shipped ingredient."""
     return any(
         path.parent.name == "ingredients" and spec in (path.stem, label(path), str(path))
         for path in shipped_paths()
@@ -454,7 +458,7 @@ def _is_ingredient(spec: str) -> bool:
 
 
 def _whole(values: Values, name: str, faults: list[str]) -> Recipe:
-    """The recipe of a file that stands on no other."""
+    """Validate the values of a file that is composed of no other."""
     recipe, wrong = check(values, whole=not faults)
     faults += [_line(fault, {fault.key: name}) for fault in wrong]
     if faults or recipe is None:
@@ -463,7 +467,7 @@ def _whole(values: Values, name: str, faults: list[str]) -> Recipe:
 
 
 def _line(fault: Fault, origins: dict[str, str]) -> str:
-    """A fault in one line; a key that is there is followed by who set it."""
+    """Return a fault as one line; an existing key is followed by its origin."""
     problem = fault.problem
     if fault.against is not None:
         problem = problem.format(f"{fault.against} ({origins.get(fault.against, DEFAULT)})")
@@ -474,7 +478,7 @@ def _line(fault: Fault, origins: dict[str, str]) -> str:
 
 
 def leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key that has a value: `("optim.lr", 0.1)`."""
+    """Yield every key that has a value: `("optim.lr", 0.1)`."""
     for name, value in tables.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")

@@ -1,6 +1,6 @@
 """The tables of a recipe: every key with its type, range and default.
 
-A table is a frozen pydantic model: strict types (a whole number may stand for a number), unknown
+A table is a frozen pydantic model: strict types (an integer is accepted for a float), unknown
 keys refused. `None` is an absent key; an absent table is off.
 """
 
@@ -28,11 +28,11 @@ from distill.recipe.loss_schema import (
 )
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-# The sizes of a student are bounded together: the largest is counted in seconds.
+# The sizes of a student are bounded so that even the largest is counted within seconds.
 Stages = Annotated[int, Field(ge=1, le=16)]
 Blocks = Annotated[int, Field(ge=1, le=1_000)]  # of a stage
 BlocksOrNone = Annotated[int, Field(ge=0, le=1_000)]
-Kernel = Annotated[int, Field(ge=1, le=63)]  # each pixel of 32x32 sees all of them
+Kernel = Annotated[int, Field(ge=1, le=63)]  # 63: each pixel of 32x32 sees all others
 Stride = Annotated[int, Field(ge=1, le=32)]
 ChannelsEach = Annotated[tuple[Channels, ...], Field(strict=False)]
 KernelEach = Annotated[tuple[Kernel, ...], Field(strict=False)]
@@ -44,7 +44,7 @@ Spread = Annotated[float, Field(ge=0, le=100)]
 Ratios = Annotated[tuple[Ratio, Ratio], Field(strict=False)]  # from, to
 Areas = Annotated[tuple[Area, Area], Field(strict=False)]  # from, to
 Concentration = Annotated[float, Field(ge=0.01, le=100)]  # of a symmetric beta distribution
-Rate = Annotated[float, Field(gt=0, le=1e30)]  # float32 holds it, times bias_lr too
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # times bias_lr it still fits float32
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
@@ -59,7 +59,7 @@ OptimizerName = Literal[
 
 
 class About(BaseModel):
-    """The lab note: what is claimed, how to see it, what it took. Outside the fingerprint."""
+    """The lab note: a claim, how to reproduce it, its cost. Not in the fingerprint."""
 
     model_config = STRICT
     claim: str = ""
@@ -68,9 +68,9 @@ class About(BaseModel):
     hardware: str = ""
     minutes: str = ""
     accuracy: str = ""  # mean ± std over n seeds, or "not yet run"
-    # Of `command` on CIFAR-10's test split in %; absent if it has not been run. The mean …
+    # Of `command` on CIFAR-10's test split, in %; absent if it has not been run. The mean …
     measured_accuracy: Annotated[float, Field(gt=0, le=100)] | None = None
-    seeds: Count | None = None  # … over so many runs
+    seeds: Count | None = None  # … over this many runs
 
 
 class Data(BaseModel):
@@ -99,7 +99,7 @@ class Flip(BaseModel):
 
 
 class Translate(BaseModel):
-    """A shift by whole pixels; what comes in is black."""
+    """A shift by whole pixels, filled with black."""
 
     model_config = STRICT
     pixels: Annotated[int, Field(ge=1, le=16)] = 4  # at most, on each axis
@@ -133,7 +133,7 @@ class Jitter(BaseModel):
 
 
 class Trivial(BaseModel):
-    """TrivialAugment, arXiv 2103.10158: one operation of one strength."""
+    """TrivialAugment, arXiv 2103.10158: one operation at a random strength."""
 
     model_config = STRICT
     space: Space = "standard"
@@ -141,7 +141,7 @@ class Trivial(BaseModel):
 
 
 class Rand(BaseModel):
-    """RandAugment, arXiv 1909.13719: some operations of one strength."""
+    """RandAugment, arXiv 1909.13719: several operations at one strength."""
 
     model_config = STRICT
     ops: Annotated[int, Field(ge=1, le=4)] = 3
@@ -150,7 +150,7 @@ class Rand(BaseModel):
 
 
 class Cutout(BaseModel):
-    """A square that is hidden, arXiv 1708.04552."""
+    """Hide a square, arXiv 1708.04552."""
 
     model_config = STRICT
     size: Annotated[int, Field(ge=1, le=1_000)] = 16  # its side in pixels
@@ -158,7 +158,7 @@ class Cutout(BaseModel):
 
 
 class Erase(BaseModel):
-    """A rectangle that is hidden, arXiv 1708.04896."""
+    """Hide a rectangle, arXiv 1708.04896."""
 
     model_config = STRICT
     prob: Share = 0.25
@@ -167,7 +167,7 @@ class Erase(BaseModel):
 
 
 class Augment(BaseModel):
-    """What is done to one image, in this order; `trivial` first, if it is `before_crop`."""
+    """Augmentations of one image, in this order; `trivial` is first if `before_crop`."""
 
     model_config = STRICT
     crop: Crop | None = None
@@ -180,7 +180,7 @@ class Augment(BaseModel):
     jitter: Jitter | None = None
     cutout: Cutout | None = None
     erase: Erase | None = None
-    # Share of the epochs, at the end, with crop and flip alone; above 0 one epoch at least.
+    # Share of the epochs, at the end, with crop and flip only; above 0 at least one epoch.
     off_last: ShareBelowOne = 0.0
 
 
@@ -193,7 +193,7 @@ class Mixup(BaseModel):
 
 
 class Cutmix(BaseModel):
-    """A box of one image pasted into another; its area from Beta(alpha, alpha)."""
+    """A box of one image pasted into another; area from Beta(alpha, alpha)."""
 
     model_config = STRICT
     prob: Share = 1.0
@@ -201,7 +201,7 @@ class Cutmix(BaseModel):
 
 
 class Ricap(BaseModel):
-    """Four images in one, arXiv 1811.09030; the boundary's place from Beta(beta, beta)."""
+    """Four images in one, arXiv 1811.09030; boundary from Beta(beta, beta)."""
 
     model_config = STRICT
     prob: Share = 1.0
@@ -209,27 +209,27 @@ class Ricap(BaseModel):
 
 
 class Mix(BaseModel):
-    """What is done to several images; each sample is mixed in one way at most."""
+    """Mixing of images; each sample is mixed in at most one way."""
 
     model_config = STRICT
     mixup: Mixup | None = None
     cutmix: Cutmix | None = None
     ricap: Ricap | None = None
-    # Share of the epochs, at the end, without mixing; above 0 one epoch at least.
+    # Share of the epochs, at the end, without mixing; above 0 at least one epoch.
     off_last: ShareBelowOne = 0.0
 
     def ways(self) -> dict[str, Mixup | Cutmix | Ricap]:
-        """Those that are on, by name."""
+        """Return the ways of mixing that are on, by name."""
         return {name: way for name, way in self if isinstance(way, Mixup | Cutmix | Ricap)}
 
 
 class ResNetKeys(BaseModel):
-    """A residual network: what `Design.of` takes, and what has no parameters."""
+    """A residual network: the arguments of `Design.of`, activation, dropout and norm momentum."""
 
     model_config = STRICT
     stages: Stages | None = None
     blocks: Blocks | BlocksEach | None = None  # with downsample "pool" a stage may have 0
-    width: Channels | None = None  # of the first stage; doubles. Either this or channels
+    width: Channels | None = None  # of the first stage, doubling; either this or channels
     channels: ChannelsEach | None = None
     kernel: Kernel | KernelEach = 3
     skip_kernel: Kernel | KernelEach = 1
@@ -256,11 +256,11 @@ class ResNetKeys(BaseModel):
     head_dropout: ShareBelowOne = 0.0
 
     def spec(self) -> dict[str, Any]:
-        """The keyword arguments of `Design.of`."""
+        """Return the keyword arguments of `Design.of`."""
         return self.model_dump(mode="json", include=DESIGN_KEYS)
 
     def rates(self) -> dict[str, Any]:
-        """The keyword arguments that `students.resnet.ResNet` takes beside the design."""
+        """Return the keyword arguments of `students.resnet.ResNet` other than the design."""
         return self.model_dump(include=NOT_IN_DESIGN)
 
 
@@ -271,17 +271,17 @@ WRN_KEYS = frozenset({"depth", "widen", "dropout"})
 
 
 def foreign_keys(network: str) -> frozenset[str]:
-    """The keys of [teacher] that describe another network than this one.
+    """Return the keys of [teacher] that describe another network than this one.
 
-    timm's networks read neither; the Wide ResNet's are written beside them, as in older recipes.
+    timm's networks read neither; the Wide ResNet's keys are written with them, as in older recipes.
     """
     return WRN_KEYS if network == "resnet" else RESNET_KEYS
 
 
 class Teacher(ResNetKeys):
-    """The network that teaches, and where trained ones lie.
+    """The teacher's network, and the run folders of trained teachers.
 
-    Keys that describe another network are in no recipe that is written and in no fingerprint.
+    Keys that describe another network are neither written to recipes nor fingerprinted.
     """
 
     network: str = "wrn"  # "resnet", described as a student is, or "timm/NAME"
@@ -291,29 +291,29 @@ class Teacher(ResNetKeys):
     runs: Names = ()  # folders of trained teachers; several are an ensemble
     draw: Literal["all", "one"] = "all"  # their mean, or one of them for each view
     mirror: bool = False  # the mean over each image and its mirror image, for twice the forward
-    weights: Weights = ()  # one a teacher: in the mean, or in the draw; without them equal
+    weights: Weights = ()  # one per teacher, in the mean or in the draw; equal by default
 
     @model_serializer(mode="wrap")
     def _without_foreign_keys(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        known = written(self)
-        present = [key for key in known if key not in foreign_keys(self.network)]
-        return {key: known[key] for key in sorted(present, key=lambda key: key != "network")}
+        values = written(self)
+        present = [key for key in values if key not in foreign_keys(self.network)]
+        return {key: values[key] for key in sorted(present, key=lambda key: key != "network")}
 
 
 class Student(ResNetKeys):
-    """The network that is taught."""
+    """The student's network."""
 
     stages: Stages
     blocks: Blocks | BlocksEach
     projector_width: Channels | None = None  # SimKD's: the teacher's width, before its classifier
-    projector_factor: Channels = 2  # by which the projector's inner maps are narrower
+    projector_factor: Channels = 2  # the projector's inner maps are narrower by this factor
     max_params: Annotated[int, Field(ge=1, le=MOST * 1_000)] = (
         5_000_000  # the student has strictly fewer
     )
 
 
 class Optim(BaseModel):
-    """The optimizer, by timm's names: `sgd` is Nesterov's, `momentum` is plain."""
+    """The optimizer, by timm's names: `sgd` is Nesterov's, `momentum` the plain one."""
 
     model_config = STRICT
     name: OptimizerName = "sgd"
@@ -322,7 +322,7 @@ class Optim(BaseModel):
         1.0  # times lr: of norms' biases, and of a stem's that has no norm
     )
     min_lr: Annotated[float, Field(ge=0, le=1e30)] = (
-        0.0  # the lowest rate after the peak; retries lower it as every rate
+        0.0  # the lowest rate after the peak; retries lower it like every rate
     )
     momentum: ShareBelowOne = 0.9
     betas: Betas | None = None
@@ -337,63 +337,63 @@ class Optim(BaseModel):
 
 
 class Train(BaseModel):
-    """How long, in what portions, how precisely."""
+    """Length, batch size, precision, saving and retries of the training."""
 
     model_config = STRICT
     epochs: Epochs | None = None  # either this or minutes
-    minutes: Positive | None = None  # of training: the first steps say how many fit
-    # Of the training images only, [[share of the epochs, side], ...]; absent: 32 throughout.
+    minutes: Positive | None = None  # of training: the first steps are timed to plan how many fit
+    # Of the training images only, [[share of the epochs, side], ...]; absent: always 32.
     resolution: Resolution | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = (
         512  # of one optimizer step, over all processes and accumulation
     )
     seed: Seed = 0  # initial weights and dropout
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    compile: bool | Literal["auto"] = "auto"  # on a GPU, where a measured step is faster by it
+    compile: bool | Literal["auto"] = "auto"  # auto: on a GPU, if a measured step is faster
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
-    sync_batch_norm: bool = False  # mean and variance over all GPUs, not of each one's rows
+    sync_batch_norm: bool = False  # mean and variance over all GPUs, not per GPU
     log_every: Count = 50  # steps
     save_every: Count = 1  # epochs; and in the middle of one …
-    save_steps: Count | None = None  # … every so many steps
-    save_minutes: Positive | None = 10.0  # … and when so many have passed
-    keep_epochs: Count | None = None  # weights are kept after so many epochs each, and the last
-    # With [ema], the network too, and not its average alone; without, it changes nothing.
+    save_steps: Count | None = None  # … every this many steps
+    save_minutes: Positive | None = 10.0  # … and after this many minutes
+    keep_epochs: Count | None = None  # save the weights every this many epochs, and after the last
+    # With [ema], validate the network too, not only its average; no effect without.
     validate_both: bool = False
     retries: Annotated[int, Field(ge=0, le=1_000)] = (
-        0  # back to the last checkpoint where it diverges …
+        0  # if the loss diverges, go back to the last checkpoint …
     )
-    retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … at so much of the learning rate
+    retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … with the learning rate times this
 
 
 class Ema(BaseModel):
-    """A running mean of the student's weights."""
+    """An exponential moving average of the weights."""
 
     model_config = STRICT
-    decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999  # a step; either this or half_life
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999  # per step; either this or half_life
     half_life: Annotated[float, Field(ge=0.001, le=MOST)] | None = (
         None  # epochs: decay = 0.5 ** (1 / (half_life * steps an epoch))
     )
     warmup: bool = True  # min(decay, (1 + t) / (10 + t))
-    # Of batch norms: averaged like the weights, or measured anew for them at each epoch's end.
+    # Of batch norms: averaged like the weights, or re-estimated for them after each epoch.
     norm_statistics: Literal["averaged", "re-estimated"] = "averaged"
 
     @model_validator(mode="before")
     @classmethod
     def _without_default_decay(cls, values: Any) -> Any:
-        """A half-life takes the place of the default decay."""
+        """Drop the default decay if a half-life is set."""
         has_half_life = isinstance(values, dict) and values.get("half_life") is not None
         return {"decay": None} | values if has_half_life else values
 
 
 class Cache(BaseModel):
-    """The teacher's answers, stored by view and read again."""
+    """The cache of teacher logits, stored by view."""
 
     model_config = STRICT
-    views: Epochs | None = None  # epoch e trains on view e mod views; without it each has its own
+    views: Epochs | None = None  # epoch e trains on view e mod views; by default on view e
 
 
 class Recipe(BaseModel):
-    """A whole, resolved recipe. `distill.recipe.recipes` makes it from files and options."""
+    """A whole, resolved recipe. `distill.recipe.recipes` builds it from files and options."""
 
     model_config = STRICT
     about: About = About()

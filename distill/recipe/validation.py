@@ -1,8 +1,8 @@
 """Validate merged tables and report every error at once, in terms of what the user wrote.
 
-`check` is the one way from merged tables to a `Recipe`. First each key by itself, where pydantic
-finds the faults and none of its language is kept; then the rules across keys, for those tables
-that are sound.
+`check` is the only way from merged tables to a `Recipe`. First each key by itself: pydantic finds
+the faults, and the messages are this module's own; then the rules between keys, for the tables that
+are valid.
 """
 
 import inspect
@@ -22,17 +22,17 @@ from pydantic_core import ErrorDetails
 from distill.recipe.constraints import RULES, Fault, Rule, did_you_mean
 from distill.recipe.schema import Recipe
 
-Values = dict[str, Any]  # tables as TOML gives them
-LONGEST = 200  # characters of a value in a message; of a longer one …
-BEGINNING = 60  # … so many
+Values = dict[str, Any]  # parsed TOML tables
+LONGEST = 200  # characters of a value in a message; a longer one is cut to …
+BEGINNING = 60  # … this many
 
 
 def check(
     values: Values, rules: Sequence[Rule] = RULES, *, whole: bool = True
 ) -> tuple[Recipe | None, list[Fault]]:
-    """The recipe that merged tables make, and every fault; no recipe where a key is faulty.
+    """Return the recipe of merged tables and every fault; no recipe if a key is faulty.
 
-    `whole=False`: parts could not be read, so that nothing is known to be missing.
+    `whole=False`: parts could not be read, so missing keys are no faults.
     """
     values = {name: {} for name in _always_there()} | values
     try:
@@ -45,14 +45,14 @@ def check(
 
 
 def _sound(values: Values, details: Sequence[ErrorDetails]) -> dict[str, BaseModel]:
-    """The tables whose own keys are right, whatever unknown ones stand beside them."""
+    """Return the tables whose known keys are valid, without their unknown keys."""
     values, broken = deepcopy(values), set()
     for detail in details:
-        *way, last = detail["loc"]
+        *path, last = detail["loc"]
         if detail["type"] == "extra_forbidden":
-            del _at(values, way)[last]
+            del _at(values, path)[last]
         else:
-            broken.add(way[0] if way else last)
+            broken.add(path[0] if path else last)
     tables = {name: _table(field) for name, field in Recipe.model_fields.items()}
     return {
         name: table.model_validate(values[name])
@@ -64,14 +64,14 @@ def _sound(values: Values, details: Sequence[ErrorDetails]) -> dict[str, BaseMod
 def _rule_faults(rules: Sequence[Rule], tables: Mapping[str, Any]) -> list[Fault]:
     faults: list[Fault] = []
     for rule in rules:
-        read = [tables.get(name) for name in inspect.signature(rule).parameters]
-        if None not in read:
-            faults += rule(*read)
+        arguments = [tables.get(name) for name in inspect.signature(rule).parameters]
+        if None not in arguments:
+            faults += rule(*arguments)
     return faults
 
 
 def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fault]:
-    """One fault a key, though pydantic reports each branch of `int | tuple` and each element."""
+    """Yield one fault per key; pydantic reports each branch of `int | tuple` and each element."""
     kinds: dict[str, set[str]] = {}
     for detail in details:
         if detail["type"] == "extra_forbidden":
@@ -79,20 +79,20 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
             yield Fault(key, detail["input"], f"is not a key{did_you_mean(_nearest_key(key))}")
         else:
             kinds.setdefault(_known_key(detail["loc"]), set()).add(detail["type"])
-    for key, found in kinds.items():
-        if "missing" in found:
+    for key, types_of_key in kinds.items():
+        if "missing" in types_of_key:
             yield Fault(key, None, f"is missing; allowed: {allowed_text(key)}")
         else:
             value = _at(values, key.split("."))
-            yield Fault(key, value, _value_problem(key, value, found))
+            yield Fault(key, value, _value_problem(key, value, types_of_key))
 
 
-def _at(values: Any, way: Sequence[int | str]) -> Any:
-    return reduce(getitem, way, values)
+def _at(values: Any, path: Sequence[int | str]) -> Any:
+    return reduce(getitem, path, values)
 
 
 def _known_key(location: Sequence[int | str]) -> str:
-    """The key of a location, which may go on into a union's branch and a list's index."""
+    """Return the key of a location, which may include a union's branch and a list's index."""
     parts = list(map(str, location))
     while ".".join(parts) not in keys():
         parts.pop()
@@ -100,7 +100,7 @@ def _known_key(location: Sequence[int | str]) -> str:
 
 
 def _value_problem(key: str, value: object, kinds: set[str]) -> str:
-    # A choice of words has no type of its own: what is no word is of the wrong one.
+    # A choice of strings has no type of its own: other types than strings are wrong ones.
     if all(
         k.endswith("_type") or (not isinstance(value, str) and k == "literal_error") for k in kinds
     ):
@@ -112,9 +112,9 @@ def _value_problem(key: str, value: object, kinds: set[str]) -> str:
 
 
 def value_text(value: object) -> str:
-    """A value as TOML would write it, on one line."""
+    """Return a value as TOML on one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name} = {value_text(each)}" for name, each in value.items()) + "}"
+        return "{" + ", ".join(f"{name} = {value_text(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(value_text, value))}]"
     if isinstance(value, str | bool):
@@ -123,7 +123,7 @@ def value_text(value: object) -> str:
 
 
 def shorten(text: str) -> str:
-    """A value or a key in a message: its beginning, and how long it is, where it is long."""
+    """Return a text; of a long one its beginning and its length."""
     return text if len(text) <= LONGEST else f"{text[:BEGINNING]}… ({len(text):,} characters)"
 
 
@@ -141,7 +141,7 @@ def _kind(value: object) -> str:
 
 @cache
 def keys() -> dict[str, FieldInfo]:
-    """Every dotted key, tables included: `optim`, `optim.lr`, `mix.cutmix.prob`."""
+    """Return every dotted key, tables included: `optim`, `optim.lr`, `mix.cutmix.prob`."""
     return dict(_keys(Recipe, ""))
 
 
@@ -155,7 +155,7 @@ def _keys(table: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
 
 @cache
 def switches() -> frozenset[str]:
-    """The keys of tables that `false` turns off."""
+    """Return the keys of tables that `false` turns off."""
     return frozenset(k for k, field in keys().items() if _table(field) and _may_be_absent(field))
 
 
@@ -164,7 +164,7 @@ def _always_there() -> list[str]:
 
 
 def _table(field: FieldInfo) -> type[BaseModel] | None:
-    """The model of a field that is a table, or a table or None."""
+    """Return the model of a field that is a table, optional or not; otherwise None."""
     for kind in get_args(field.annotation) or (field.annotation,):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -176,7 +176,7 @@ def _may_be_absent(field: FieldInfo) -> bool:
 
 
 def allowed_text(key: str) -> str:
-    """What a key takes, in words: `a number (at least 0, below 1)`."""
+    """Describe the allowed values of a key: `a number (at least 0, below 1)`."""
     if _table(keys()[key]) is not None:
         return (
             "a table ({} for its defaults), or false for none" if key in switches() else "a table"
@@ -199,7 +199,7 @@ TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a n
 
 
 def schema_text(schema: Values) -> str:
-    """A JSON schema in English."""
+    """Describe a JSON schema in English."""
     if "anyOf" in schema:
         branches = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
         return " or ".join(map(schema_text, branches))
@@ -211,12 +211,12 @@ def schema_text(schema: Values) -> str:
     if schema["type"] == "array" and _differ(schema.get("prefixItems", ())):
         return "[" + ", ".join(map(schema_text, schema["prefixItems"])) + "]"
     if schema["type"] == "array":
-        each = schema["items"] if "items" in schema else schema["prefixItems"][0]
+        element = schema["items"] if "items" in schema else schema["prefixItems"][0]
         least = f" of at least {schema['minItems']}" if schema.get("minItems") else ""
         number = f" of {schema['maxItems']}" if "maxItems" in schema else least
-        return f"a list{number}, each {schema_text(each)}"
+        return f"a list{number}, each {schema_text(element)}"
     bounds = [
-        f"{word} {_bound(schema[bound])}" for bound, word in BOUNDS.items() if bound in schema
+        f"{text} {_bound(schema[bound])}" for bound, text in BOUNDS.items() if bound in schema
     ]
     return TYPES.get(schema["type"], "text") + (f" ({', '.join(bounds)})" if bounds else "")
 
@@ -226,23 +226,23 @@ def _differ(schemas: Sequence[Values]) -> bool:
 
 
 def _bound(number: float) -> str:
-    """A bound as TOML would have it: 1_000_000, 0.5, 1e+30."""
+    """Return a bound as in TOML: 1_000_000, 0.5, 1e+30."""
     is_long = 10_000 <= number < 1e15 and number == int(number)
     return f"{int(number):_}" if is_long else str(number)
 
 
 def _choices(schema: Values) -> list[str]:
-    """The words that a JSON schema lists."""
+    """Return the strings that a JSON schema lists."""
     inner = [choice for branch in schema.get("anyOf", ()) for choice in _choices(branch)]
     return [schema["const"]] if "const" in schema else [*schema.get("enum", ()), *inner]
 
 
 def _nearest_key(key: str) -> str | None:
-    """A slip of the pen, else the same last name in another table, else the most alike."""
-    same = [known for known in keys() if known.split(".")[-1] == key.split(".")[-1]]
+    """Return the key of a typing error, else the same name in another table, else the nearest."""
+    same_name = [other for other in keys() if other.split(".")[-1] == key.split(".")[-1]]
     near = (
         get_close_matches(key, keys(), n=1, cutoff=0.8)
-        or get_close_matches(key, same, n=1, cutoff=0)
+        or get_close_matches(key, same_name, n=1, cutoff=0)
         or get_close_matches(key, keys(), n=1)
     )
     return near[0] if near else None

@@ -94,9 +94,7 @@ def test_a_second_run_in_the_folder_is_refused_by_name(
 
 def test_to_resume_is_to_name_a_run(door: Door, pets: Path) -> None:
     same = ("distill", *SMALL, *ALONE, "--data", pets, "--resume")
-    refused(
-        door(*same), "--resume goes on with a run, and none was named.\nType it with --out RUN."
-    )
+    refused(door(*same), "--resume continues a run, and none was named.\nType it with --out RUN.")
     begun = Path("runs/begun")
     begun.mkdir(parents=True)
     (begun / "recipe.toml").touch()
@@ -143,7 +141,7 @@ def test_a_disk_that_is_full_ends_the_run_and_leaves_the_checkpoint(
     assert done.returncode == 1, done.stderr
     first, second = done.stderr.splitlines()[-2:]
     assert first == f"The run in {run} failed: File too large."
-    assert second.startswith("Its last checkpoint is whole. To go on, type the same command with ")
+    assert second.startswith("Its last checkpoint is intact. To go on, type the same command with ")
     assert "Traceback" not in done.stderr
     assert saved_step(run) > 0
 
@@ -252,7 +250,7 @@ def test_a_teacher_and_images_that_go_while_it_trains(
         patched.setattr(Journal, "__call__", write_and_move)
         said = door(*same)
     assert said.code == 1 and "Traceback" not in said.err
-    assert "Its last checkpoint is whole. To go on, type the same command" in said.err
+    assert "Its last checkpoint is intact. To go on, type the same command" in said.err
     (pets / "elsewhere").rename(pets / "test")
     refused(
         door(*same, "--resume"),
@@ -299,7 +297,7 @@ def test_fetch_and_verify_at_the_door(
 
 def test_images_that_are_not_the_published_ones_do_not_verify(door: Door, pets: Path) -> None:
     said = door("data", "verify", pets)
-    assert said.code == 1 and "and is not the published CIFAR-10" in said.err
+    assert said.code == 1 and "but is not the published CIFAR-10" in said.err
 
 
 RUN = """trap "sleep 0.2; echo saved >> said; exit 143" TERM

@@ -64,13 +64,13 @@ def in_words(ask: Callable[[], object]) -> None:
 
 @often
 @given(st.lists(names, min_size=1, max_size=3), overrides)
-def test_any_composition_is_answered(parts: Sequence[str], sets: list[str]) -> None:
+def test_any_composition_loads_or_is_refused(parts: Sequence[str], sets: list[str]) -> None:
     in_words(lambda: recipes.load("+".join(parts), sets))
 
 
 @often
 @given(st.sampled_from([p.read_text() for p in shipped_paths()]), st.data())
-def test_any_damaged_recipe_is_answered(text: str, data: st.DataObject) -> None:
+def test_any_damaged_recipe_loads_or_is_refused(text: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(text)))
     until = data.draw(st.integers(at, min(len(text), at + 30)))
     between = data.draw(st.text(max_size=30))
@@ -79,7 +79,7 @@ def test_any_damaged_recipe_is_answered(text: str, data: st.DataObject) -> None:
 
 @often
 @given(st.text(max_size=300))
-def test_any_text_is_answered(text: str) -> None:
+def test_any_text_loads_or_is_refused(text: str) -> None:
     in_words(lambda: recipes.loads(text, "text.toml"))
 
 
@@ -124,7 +124,7 @@ def archive(tmp_path: Path) -> bytes:
 
 @often
 @given(damages)
-def test_any_damage_to_an_archive_is_answered(
+def test_any_damaged_archive_loads_or_is_refused(
     archive: bytes, tmp_path: Path, damage: tuple[str, float]
 ) -> None:
     """Refused in words; or read as it was, where the bit is one that says nothing."""
@@ -150,14 +150,14 @@ def folder(tmp_path: Path) -> Path:
 
 @often
 @given(st.binary(max_size=400))
-def test_any_bytes_for_a_batch_are_answered(folder: Path, content: bytes) -> None:
+def test_any_bytes_as_batch_load_or_are_refused(folder: Path, content: bytes) -> None:
     (folder / "data_batch_1").write_bytes(content)
     in_words(lambda: cifar.load(cifar.Batches(folder, CIFAR10), "train"))
 
 
 @often
 @given(st.binary(max_size=400))
-def test_any_bytes_for_an_archive_are_answered(tmp_path: Path, content: bytes) -> None:
+def test_any_bytes_as_archive_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any.tar.gz"
     path.write_bytes(content)
     with pytest.raises(UserError, match="any.tar.gz"):

@@ -96,7 +96,7 @@ def test_pipe_and_folder_are_refused(run: RunFolder) -> None:
 @pytest.mark.parametrize("content", [{"a": []}, {"a": {"top1/test": "1"}}, []])
 def test_wrong_type_in_test_curve_is_named(run: RunFolder, content: object) -> None:
     run.test_curve.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="test_curve.json is damaged: .*\nDelete it: what it"):
+    with pytest.raises(UserError, match="test_curve.json is damaged: .*\nDelete it: its measures"):
         json_files.test_curve(run.test_curve)
 
 

@@ -11,7 +11,7 @@ from distill.files import safe_text
 from tests.hostile import NAMES
 
 
-def test_there_are_hundreds_of_names():
+def test_there_are_hundreds_of_hostile_names():
     assert len(NAMES) > 200
 
 
@@ -45,7 +45,7 @@ def test_markdown_keeps_a_harmless_name():
     assert safe_text.markdown_block("a\n```\nb", "toml") == "````toml\na\n```\nb\n````"
 
 
-def test_a_csv_cell_is_no_formula_and_a_number_stays():
+def test_csv_cell_is_not_a_formula():
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([safe_text.csv_cell(name)] for name in NAMES)
     read = [row[0] for row in csv.reader(io.StringIO(file.getvalue()))]

@@ -58,7 +58,7 @@ def test_a_message_of_a_driver_is_shown_without_secrets(url):
         "a:b@c",
     ],
 )
-def test_what_holds_no_secret_is_unchanged(text):
+def test_text_without_secrets_is_unchanged(text):
     assert urls.hide_secrets(text) == text
 
 

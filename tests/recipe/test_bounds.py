@@ -56,7 +56,7 @@ BEYOND = [
 
 
 @pytest.mark.parametrize("setting", HANGING)
-def test_a_setting_ends_no_process(setting: str) -> None:
+def test_large_setting_does_not_kill_the_process(setting: str) -> None:
     code = f"from distill.recipe import recipes as recipe\nrecipe.load({RECIPE!r}, [{setting!r}])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
@@ -67,20 +67,20 @@ def test_a_setting_ends_no_process(setting: str) -> None:
 
 
 @pytest.mark.parametrize("setting", BEYOND, ids=lambda setting: setting[:40])
-def test_a_setting_beyond_use_is_one_short_message(setting: str) -> None:
+def test_out_of_range_setting_is_one_short_message(setting: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipes.load(RECIPE, [setting])
     assert len(str(caught.value)) < 700
     assert setting.split("=")[0].split(".")[0] in str(caught.value)
 
 
-def test_ricap_takes_no_beta_beyond_use() -> None:
+def test_ricap_refuses_out_of_range_beta() -> None:
     with pytest.raises(RecipeError, match=r"mix.ricap.beta = 1e-300 .* \(at least 0.01, at most 1"):
         recipes.load("kd", ["mix.ricap.beta=1e-300"])
 
 
 @pytest.mark.parametrize("value", [DIGITS, HEXADECIMAL, f"[{DIGITS}]", f"{{ a = {HEXADECIMAL} }}"])
-def test_a_file_holds_no_number_beyond_64_bits(value: str) -> None:
+def test_numbers_beyond_64_bits_are_refused(value: str) -> None:
     with pytest.raises(RecipeError, match="a whole number of more than 64 bits") as caught:
         recipes.loads(f"[optim]\nlr = {value}\n", "a.toml")
     assert len(str(caught.value)) < 300
@@ -127,10 +127,10 @@ recipe = "quickstart+kd"
             "grids cross to 96,059,601 trials; allowed: 100,000",
         ),
         ("heartbeat_s = 9000000000", "optim.lr = { grid = [0.1] }", "study.heartbeat_s = 90000000"),
-        ("trials = 3", "#" + "x" * LONGEST, "has more than 100,000 letters"),
+        ("trials = 3", "#" + "x" * LONGEST, "has more than 100,000 characters"),
     ],
 )  # fmt: skip
-def test_a_sweep_beyond_use_is_one_message(
+def test_out_of_range_sweep_is_one_message(
     study: str, space: str, fault: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.toml"
@@ -140,7 +140,7 @@ def test_a_sweep_beyond_use_is_one_message(
     assert len(str(caught.value)) < 1000
 
 
-def test_trials_of_the_command_line_have_a_bound(tmp_path: Path) -> None:
+def test_trials_option_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text(SWEEP.format(study="", space="optim.lr = { log = [0.01, 0.5] }"))
     with pytest.raises(UserError, match="study.trials = 1000000000000 is refused"):
@@ -161,5 +161,5 @@ def test_trials_of_the_command_line_have_a_bound(tmp_path: Path) -> None:
         "train.log_every=1000000000",
     ],
 )
-def test_the_bounds_themselves_are_taken(setting: str) -> None:
+def test_values_at_the_bounds_are_accepted(setting: str) -> None:
     recipes.load(RECIPE, [setting])

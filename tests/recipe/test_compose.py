@@ -31,7 +31,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return at
 
 
-def test_later_wins_left_to_right_then_the_file_then_set(write: Write) -> None:
+def test_later_layers_override_earlier_ones(write: Write) -> None:
     write(
         "recipes/one.toml", f"{WHOLE}[optim]\nlr = 0.1\nmomentum = 0.1\nclip = 1\n[data]\nseed = 1"
     )
@@ -57,7 +57,7 @@ def test_base_is_a_list_of_one(write: Write) -> None:
     assert load("by_base").recipe == load("by_list").recipe
 
 
-def test_a_plus_composes_on_the_spot_as_a_file_would(write: Write) -> None:
+def test_plus_composes_like_a_file(write: Write) -> None:
     write("recipes/one.toml", f"{WHOLE}[optim]\nlr = 0.1\nmomentum = 0.1")
     write("recipes/two.toml", "[optim]\nlr = 0.2")
     write("recipes/both.toml", 'compose = ["one", "two"]')
@@ -189,11 +189,14 @@ def test_the_last_of_two_overrides_wins(write: Write) -> None:
     [
         ("optim.lr", "--set optim.lr has no value; type key=value"),
         ("optim.lr=", "--set optim.lr= has no value; type key=value"),
-        ("=0.1", "--set =0.1 has no key: '' is none; type key=value"),
-        ("optim..lr=0.1", r"--set optim..lr=0.1 has no key: 'optim..lr' is none"),
-        ("student.blocks=[4,4", r"--set student.blocks=\[4,4 is malformed: \[4,4 is no TOML value"),
-        ('data.source="x', '--set data.source="x is malformed: "x is no TOML value'),
-        ("optim.lr=1\ntrain.epochs=3", "is malformed: 1\ntrain.epochs=3 is no TOML value"),
+        ("=0.1", "--set =0.1 has no key: '' is not one; type key=value"),
+        ("optim..lr=0.1", r"--set optim..lr=0.1 has no key: 'optim..lr' is not one"),
+        (
+            "student.blocks=[4,4",
+            r"--set student.blocks=\[4,4 is malformed: \[4,4 is not a TOML value",
+        ),
+        ('data.source="x', '--set data.source="x is malformed: "x is not a TOML value'),
+        ("optim.lr=1\ntrain.epochs=3", "is malformed: 1\ntrain.epochs=3 is not a TOML value"),
     ],
 )
 def test_a_malformed_override_is_refused(write: Write, override: str, fault: str) -> None:
@@ -226,7 +229,7 @@ def test_one_name_for_two_files_is_refused(write: Write) -> None:
         load("one")
 
 
-def test_a_cycle_is_refused_with_its_way(write: Write) -> None:
+def test_cycle_is_refused_with_its_path(write: Write) -> None:
     write("recipes/a.toml", f'base = "b"\n{WHOLE}')
     write("recipes/b.toml", 'base = "c"')
     write("recipes/c.toml", 'base = "b"')
@@ -237,7 +240,7 @@ def test_a_cycle_is_refused_with_its_way(write: Write) -> None:
         load("a")
 
 
-def test_the_same_part_twice_is_no_cycle(write: Write) -> None:
+def test_same_part_twice_is_not_a_cycle(write: Write) -> None:
     write("recipes/one.toml", WHOLE)
     write("recipes/two.toml", 'base = "one"')
     assert load("one+two+one").recipe.train.epochs == 2
@@ -248,10 +251,10 @@ def test_the_same_part_twice_is_no_cycle(write: Write) -> None:
     [
         ("[optim]\nlr = = 1", r"a.toml is not TOML: .* \(at line 2, column 6\)"),
         ("[optim]\nlr = [1,", r"a.toml is not TOML: .* \(at line 2, the end\)"),
-        ('base = "b"\ncompose = ["b"]', "base and compose both stand in a.toml"),
-        ("compose = [3]", r"3 \(a.toml\) is no name of a recipe"),
-        ("base = true", r"true \(a.toml\) is no name of a recipe"),
-        ('base = "b.toml"', "b.toml is not there; `python cli.py recipes` lists them"),
+        ('base = "b"\ncompose = ["b"]', "base and compose are both in a.toml"),
+        ("compose = [3]", r"3 \(a.toml\) is not the name of a recipe"),
+        ("base = true", r"true \(a.toml\) is not the name of a recipe"),
+        ('base = "b.toml"', "b.toml does not exist; `python cli.py recipes` lists them"),
         ('base = "folder.toml"', "folder.toml cannot be read: .*[Dd]irectory"),
         ('base = "latin.toml"', "latin.toml cannot be read: .*utf-8"),
     ],
@@ -265,7 +268,7 @@ def test_a_file_that_cannot_be_used_is_refused(write: Write, text: str, fault: s
         load("a.toml")
 
 
-def test_an_unreadable_part_hides_no_other_fault_and_invents_none(write: Write) -> None:
+def test_unreadable_part_neither_hides_nor_adds_faults(write: Write) -> None:
     write("recipes/one.toml", "[optim]\nlrr = 1")
     with pytest.raises(RecipeError) as error:
         load("one+gone", ["a"])
@@ -340,7 +343,7 @@ def test_a_part_that_replaces_a_network_is_noted() -> None:
         ("student_alone", []),  # a recipe and what it is based on are one part
     ],
 )
-def test_what_replaces_no_network_is_not_noted(spec: str, overrides: list[str]) -> None:
+def test_part_without_new_network_is_not_noted(spec: str, overrides: list[str]) -> None:
     assert load(spec, overrides).replaced == {}
 
 

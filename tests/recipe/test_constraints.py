@@ -31,26 +31,26 @@ def faults(spec: str, *overrides: str) -> list[str]:
     return [line.strip() for line in str(error.value).splitlines()[1:]]
 
 
-def test_a_loss_of_one_label_and_mixing_name_both_files() -> None:
+def test_one_label_loss_with_mixing_names_both_files() -> None:
     assert faults("kd_cutmix", DKD) == [
-        "loss.dkd (--set) reads one class a sample, and mix.cutmix "
-        "(recipes/ingredients/cutmix.toml) makes it several; "
+        "loss.dkd (--set) reads one class per sample, and mix.cutmix "
+        "(recipes/ingredients/cutmix.toml) makes several of them; "
         "type --set mix.cutmix=false or --set loss.dkd=false"
     ]
 
 
 @pytest.mark.parametrize("way", ["mixup", "cutmix", "ricap"])
-def test_every_way_of_mixing_is_refused_for_a_loss_of_samples(way: str) -> None:
+def test_sample_index_loss_refuses_every_mixing(way: str) -> None:
     (line,) = faults("kd", "loss.crd.weight=1", f"mix.{way}.prob=0.5")
     assert line == (
-        f"loss.crd (--set) knows each image by its sample's number, and mix.{way} (--set) makes "
-        f"one of several; type --set mix.{way}=false or --set loss.crd=false"
+        f"loss.crd (--set) knows each image by its index, and mix.{way} (--set) mixes several "
+        f"images into one; type --set mix.{way}=false or --set loss.crd=false"
     )
 
 
-def test_stored_targets_and_a_loss_of_maps() -> None:
+def test_cache_with_a_loss_on_maps_is_refused() -> None:
     assert faults("kd", AT, "cache.views=3") == [
-        "loss.at (--set) reads the teacher's maps, and cache (--set) stores its logits alone; "
+        "loss.at (--set) reads the teacher's maps, and cache (--set) stores only its logits; "
         "type --set cache=false or --set loss.at=false"
     ]
 
@@ -63,7 +63,7 @@ def test_stored_targets_and_a_loss_of_maps() -> None:
         ("teacher.weights=[1, 2]", "means several teachers", "weights=[]"),
     ],
 )
-def test_maps_are_read_of_one_teacher(setting: str, why: str, remedy: str) -> None:
+def test_loss_on_maps_needs_one_teacher(setting: str, why: str, remedy: str) -> None:
     key = setting.split("=")[0]
     assert faults("kd", AT, setting) == [
         f"loss.at (--set) reads the maps of one teacher, and {key} (--set) {why}; "
@@ -81,9 +81,9 @@ def test_faulty_keys_of_several_teachers_are_one_message() -> None:
     ]
 
 
-def test_a_map_that_is_not_there_with_those_that_are() -> None:
+def test_unknown_map_is_refused_with_allowed_ones() -> None:
     assert faults("kd", AT, 'loss.at.student_taps=["stages.0", "stages.1", "stages.3"]') == [
-        'loss.at.student_taps = "stages.3" (--set) names no map of the student; '
+        'loss.at.student_taps = "stages.3" (--set) is not a map of the student; '
         "allowed: stem, stages.0, stages.1, stages.2, maps, features; did you mean stages.2?"
     ]
     (line,) = faults("kd", "loss.simkd.weight=1")
@@ -92,49 +92,52 @@ def test_a_map_that_is_not_there_with_those_that_are() -> None:
     )
 
 
-def test_as_many_maps_of_both() -> None:
+def test_numbers_of_taps_must_match() -> None:
     assert faults("kd", AT, 'loss.at.teacher_taps=["stages.0"]') == [
-        'loss.at.student_taps = ["stages.0", "stages.1", "stages.2"] (default) are 3 of the '
-        "student's, and loss.at.teacher_taps are 1; allowed: as many of both"
+        'loss.at.student_taps = ["stages.0", "stages.1", "stages.2"] (default) has 3 maps, and '
+        "loss.at.teacher_taps has 1; allowed: the same number in both"
     ]
 
 
-def test_mixed_answers_want_mixed_images_of_two() -> None:
+def test_soft_mix_needs_images_mixed_from_two() -> None:
     assert faults("kd", "loss.soft_mix.weight=1") == [
-        "loss.soft_mix mixes the teacher's answers as images are mixed, and none are; "
+        "loss.soft_mix mixes the teacher's logits as the images are mixed, and none are; "
         "type --set mix.cutmix.prob=0.5"
     ]
     assert faults("kd", "loss.soft_mix.weight=1", "mix.ricap.prob=0.5") == [
-        "loss.soft_mix (--set) mixes the answers for two images, and mix.ricap (--set) makes one "
-        "of four; type --set mix.ricap=false"
+        "loss.soft_mix (--set) mixes the logits of two images, and mix.ricap (--set) mixes "
+        "four; type --set mix.ricap=false"
     ]
 
 
-def test_weights_all_zero() -> None:
+def test_all_weights_zero_is_refused() -> None:
     assert faults("kd", "loss.hard.weight=0", "loss.kd.weight=0") == [
-        "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt; "
+        "loss.hard.weight = 0.0 (--set) leaves no term with a weight above 0, so nothing would "
+        "be learnt; "
         "type --set loss.hard.weight=1"
     ]
 
 
-def test_something_is_learnt_at_every_moment() -> None:
+def test_some_term_is_active_at_every_moment() -> None:
     alone = ["loss.hard=false", "loss.kd.when.begin=0.25", "loss.fitnet.weight=1"]
-    way_out = "begin one by then, or type --set loss.hard.weight=1"
+    way_out = "let one begin by then, or type --set loss.hard.weight=1"
     assert faults("kd", *alone, "loss.fitnet.when.end=0.125") == [
-        f"loss has no term above 0 at 0.125 of the training; {way_out}"
+        f"loss has no term with a weight above 0 at 0.125 of the training; {way_out}"
     ]
     load("kd", [*alone, "loss.fitnet.when.end=0.25"])
-    assert faults("kd", *alone[:2]) == [f"loss has no term above 0 at 0 of the training; {way_out}"]
+    assert faults("kd", *alone[:2]) == [
+        f"loss has no term with a weight above 0 at 0 of the training; {way_out}"
+    ]
     load("kd", [*alone[1:2], "loss.hard.weight=1"])
 
 
-def test_a_term_has_time() -> None:
+def test_term_must_end_after_its_warmup() -> None:
     assert faults("kd", "loss.kd.when.warmup=0.5", "loss.kd.when.end=0.5") == [
         "loss.kd.when.begin = 0.0 (default) plus warmup = 0.5 is not before end = 0.5"
     ]
 
 
-def test_shares_of_all_ways_of_mixing_add_up() -> None:
+def test_mixing_probabilities_add_up_to_at_most_1() -> None:
     (line,) = faults("kd", "mix.mixup.prob=0.5", "mix.cutmix.prob=0.4", "mix.ricap.prob=0.2")
     assert line == (
         "mix.mixup.prob = 0.5 (--set) and mix.cutmix.prob = 0.4 and mix.ricap.prob = 0.2 add up "
@@ -152,18 +155,18 @@ RESNET = ["teacher.network=resnet", "teacher.stages=2", "teacher.blocks=1", "tea
 def test_keys_of_another_network_are_refused_all_at_once() -> None:
     assert faults("fast_teacher", "teacher.depth=16", "teacher.dropout=0.1") == [
         f"teacher.{key} (--set) is a key of wrn, and teacher.network (recipes/fast_teacher.toml) "
-        "is resnet; take it out, or type --set teacher.network=wrn"
+        "is resnet; remove it, or type --set teacher.network=wrn"
         for key in ("depth = 16", "dropout = 0.1")
     ]
     load("fast_teacher", ["teacher.depth=16", "teacher.dropout=0.1", "teacher.network=wrn"])
     lines = faults("kd", "teacher.channels=[4,8]", "teacher.kernel=5")
     assert lines == [
         f"teacher.{key} (--set) is a key of resnet, and teacher.network (default) is wrn; "
-        "take it out, or type --set teacher.network=resnet"
+        "remove it, or type --set teacher.network=resnet"
         for key in ("channels = [4, 8]", "kernel = 5")
     ]
     (line,) = faults("kd", "teacher.network=timm/{0}", "teacher.pool=4")
-    assert "and teacher.network (--set) is timm; take it out" in line
+    assert "and teacher.network (--set) is timm; remove it" in line
     load("kd", ["teacher.network=timm/resnet18", "teacher.depth=16"])  # as older runs have it
 
 
@@ -217,50 +220,50 @@ def test_suggested_shares_are_valid_as_typed(shares: list[float]) -> None:
     load("kd", [*asked, *typed(line)])
 
 
-def test_spans_go_up() -> None:
+def test_ranges_must_be_ascending() -> None:
     assert faults("kd", "augment.erase.area=[0.3, 0.1]") == [
         "augment.erase.area = [0.3, 0.1] (--set) is out of order; allowed: the smaller first"
     ]
 
 
-def test_an_optimizer_is_given_what_it_takes() -> None:
+def test_optimizer_refuses_invalid_arguments() -> None:
     assert faults("kd", "optim.momentum=0") == [
-        "optim.momentum = 0.0 (--set) does not go with sgd, which is Nesterov's; "
+        "optim.momentum = 0.0 (--set) cannot be used with sgd, which is Nesterov's; "
         "type --set optim.name=momentum"
     ]
     load("kd", ["optim.momentum=0", "optim.name=momentum"])
     assert faults("kd", "optim.name=adan", "optim.betas=[0.9, 0.99]") == [
-        "optim.betas = [0.9, 0.99] (--set) are two, and adan has three of its own; "
-        "take them out, or another optimizer"
+        "optim.betas = [0.9, 0.99] (--set) has two values, and adan has three of its own; "
+        "remove it, or use another optimizer"
     ]
 
 
-def test_what_an_optimizer_would_not_read_is_not_given() -> None:
+def test_ignored_optimizer_arguments_are_refused() -> None:
     adamw = ("optim.name=adamw", "optim.betas=[0.9, 0.99]", "optim.eps=1e-6")
     load("kd", adamw)
     assert faults("kd", *adamw, "optim.name=sgd") == [
-        f"optim.{given} (--set) is not read where optim.name (--set) is sgd; take it out"
+        f"optim.{given} (--set) has no effect if optim.name (--set) is sgd; remove it"
         for given in ("betas = [0.9, 0.99]", "eps = 1e-06")
     ]
 
 
 @pytest.mark.parametrize("name", get_args(OptimizerName))
-def test_what_an_optimizer_reads_is_what_timm_says(name: str) -> None:
+def test_optimizer_arguments_match_timm(name: str) -> None:
     known = get_optimizer_info(name)
     assert known.has_betas == (name not in WITHOUT_BETAS)
     assert known.has_eps == (name not in WITHOUT_EPS)
 
 
-def test_a_schedule_that_warms_up_takes_no_warmup() -> None:
+def test_one_cycle_refuses_warmup() -> None:
     one_cycle = "optim.schedule=one_cycle"
     assert faults("kd", one_cycle) == [
-        "optim.warmup_epochs = 5.0 (recipes/kd.toml) is not read where optim.schedule (--set) "
-        "is one_cycle, which warms up by itself; type --set optim.warmup_epochs=0"
+        "optim.warmup_epochs = 5.0 (recipes/kd.toml) has no effect if optim.schedule (--set) "
+        "is one_cycle, which has its own warmup; type --set optim.warmup_epochs=0"
     ]
     load("kd", [one_cycle, "optim.warmup_epochs=0"])
 
 
-def test_a_floor_is_below_the_peak_and_read_by_the_schedule() -> None:
+def test_min_lr_must_be_below_lr_and_used() -> None:
     for floor in ("0.2", "0.5"):
         assert faults("kd", f"optim.min_lr={floor}") == [
             f"optim.min_lr = {floor} (--set) is not below optim.lr (recipes/kd.toml), which is "
@@ -268,7 +271,7 @@ def test_a_floor_is_below_the_peak_and_read_by_the_schedule() -> None:
         ]
     constant = "optim.schedule=constant"
     assert faults("kd", "optim.min_lr=0.3", constant) == [
-        "optim.min_lr = 0.3 (--set) is not read where optim.schedule (--set) is constant; "
+        "optim.min_lr = 0.3 (--set) has no effect if optim.schedule (--set) is constant; "
         "type --set optim.min_lr=0"
     ]
     load("kd", ["optim.min_lr=0", constant])
@@ -278,17 +281,17 @@ def test_a_floor_is_below_the_peak_and_read_by_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("term", ["fitnet.student_tap", "vid.student_taps", "at.teacher_taps"])
-def test_places_are_not_compared_where_none_are_left(term: str) -> None:
+def test_terms_on_maps_refuse_pooled_features(term: str) -> None:
     name, key = term.split(".")
     tap = '"features"' if key.endswith("tap") else '["features", "maps", "maps"]'
     (line,) = faults("kd", f"loss.{name}.weight=1", f"loss.{term}={tap}")
     assert line == (
-        f'loss.{term} = "features" (--set) is pooled, and this term reads places of a map; '
+        f'loss.{term} = "features" (--set) is pooled, and this term reads positions of a map; '
         "allowed: one of the maps"
     )
 
 
-def test_minutes_and_epochs_take_each_other_s_place() -> None:
+def test_minutes_and_epochs_replace_each_other() -> None:
     timed = load("kd", ["train.minutes=10"]).recipe.train
     assert (timed.minutes, timed.epochs) == (10.0, None)
     assert faults("kd", "train.minutes=10", "train.epochs=9") == [
@@ -301,7 +304,7 @@ def test_minutes_and_epochs_take_each_other_s_place() -> None:
     load("kd", ["train.minutes=1", "optim.warmup_epochs=500"])  # known when the pace is
 
 
-def test_a_decay_and_a_half_life_take_each_other_s_place() -> None:
+def test_decay_and_half_life_replace_each_other() -> None:
     ema = load("kd+ema", ["ema.half_life=1"]).recipe.ema
     assert ema is not None and (ema.half_life, ema.decay) == (1.0, None)
     fresh = load("kd", ["ema.half_life=2"]).recipe.ema
@@ -317,7 +320,7 @@ def test_a_decay_and_a_half_life_take_each_other_s_place() -> None:
         loads("[loss.hard]\n[train]\nepochs = 1\n[ema]\nhalf_life = 1\ndecay = 0.9", "a.toml")
 
 
-def test_a_recipe_with_a_half_life_is_read_as_it_was_written() -> None:
+def test_half_life_survives_writing_and_reading() -> None:
     recipe = load("kd+ema", ["ema.half_life=1"]).recipe
     assert loads(dumps(recipe), "again") == recipe
 
@@ -327,7 +330,7 @@ def test_all_conflicts_at_once() -> None:
     assert len(lines) == 4
 
 
-def test_taps_are_read_off_the_tables() -> None:
+def test_taps_returns_keys_and_names() -> None:
     asked = Losses.model_validate({"at": {}, "fitnet": {"student_tap": "stem"}, "kd": {}})
     assert [list(taps(term, "student")) for term in asked.terms().values()] == [
         [],
@@ -343,7 +346,8 @@ def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
 
 def test_an_ingredient_is_checked_key_by_key(tmp_path) -> None:
     assert check_report("recipes/ingredients/ema.toml") == (
-        "recipes/ingredients/ema.toml: no fault; an ingredient, made to be composed: kd+ema"
+        "recipes/ingredients/ema.toml: no fault; "
+        "an ingredient, to be composed with a recipe: kd+ema"
     )
     with pytest.raises(RecipeError, match=r"ema.decy = 0.5 \(--set\) is not a key"):
         check_report("ema", ["ema.decy=0.5"])
@@ -359,7 +363,7 @@ def test_a_file_is_checked_with_all_its_faults(tmp_path) -> None:
     assert check_report(str(file)) == f"{file}: no fault"
 
 
-def test_what_differs_and_who_set_it() -> None:
+def test_differences_name_values_and_origins() -> None:
     assert differences_with_origins(load("kd"), load("kd", ["optim.lr=0.3", "ema.decay=0.5"])) == [
         "optim.lr: 0.2 (recipes/kd.toml) -> 0.3 (--set)",
         "ema.decay: absent -> 0.5 (--set)",
@@ -376,7 +380,7 @@ POOLED = (
 def test_a_resolution_begins_at_0_and_rises() -> None:
     shown = "train.resolution = [[0.2, 24], [0.1, 20]] (--set)"
     assert faults("kd", "train.resolution=[[0.2, 24], [0.1, 20]]") == [
-        f"{shown} says nothing of the beginning; the first share must be 0: [0.0, 24]",
+        f"{shown} has no side for the beginning; the first share must be 0: [0.0, 24]",
         f"{shown} has share 0.1 after 0.2; the shares must rise",
         f"{shown} has side 20 after 24; the sides must rise",
     ]
@@ -404,7 +408,7 @@ def test_a_side_too_small_for_the_student_is_refused(options, refused, smallest)
     (line,) = faults("kd", *options, "train.resolution=[[0, 8], [0.5, 28], [0.7, 32]]")
     assert line == (
         "train.resolution = [[0.0, 8], [0.5, 28], [0.7, 32]] (--set) has side "
-        f"{refused}, too small for this student's maps or its pool; the smallest side that it "
-        f"takes is {smallest}"
+        f"{refused}, too small for this student's maps or its pool; the smallest side that "
+        f"fits is {smallest}"
     )
     load("kd", [*options, f"train.resolution=[[0, {smallest}]]"])

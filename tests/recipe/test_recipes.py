@@ -36,7 +36,7 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
     assert recipes.loads(recipes.dumps(resolved.recipe), spec) == resolved.recipe
 
 
-def test_what_was_loaded_is_what_lies_in_the_folders() -> None:
+def test_loaded_recipes_are_all_files_in_the_folders() -> None:
     assert {"kd.toml", "tiny.toml", "ingredients/cutmix.toml"} <= {p.as_posix() for p in FILES}
     found = recipes.shipped()
     assert sorted(path.relative_to(REPO / "recipes") for _, path, _ in found) == FILES
@@ -64,7 +64,7 @@ def test_a_measured_accuracy_is_that_of_the_text() -> None:
     assert 100 * made["metrics"]["top1/test"] == measured["fast_teacher"].measured_accuracy
 
 
-def test_the_commands_of_two_cores_are_what_was_measured() -> None:
+def test_two_cores_commands_match_the_measurement() -> None:
     """Every key that results/ has of the runs; keys that came later are at their defaults."""
     made = json.loads((REPO / "results" / "two_cores_kd_cutmix.json").read_text())
     about = next(about for name, _, about in recipes.shipped() if name == "two_cores")
@@ -100,14 +100,14 @@ def test_student_alone_is_the_control_of_kd_cutmix() -> None:
     assert keys == {"loss.hard.weight", *(key for key in keys if key.startswith("loss.kd."))}
 
 
-def test_a_control_adds_the_labels_where_there_were_none() -> None:
+def test_control_adds_a_term_on_labels() -> None:
     loss = recipes.control_recipe(load("tiny", ["loss.hard=false"]).recipe).loss
     assert loss.kd is None
     assert loss.hard is not None
     assert loss.hard.weight == 1.0
 
 
-def test_what_the_shipped_recipes_say() -> None:
+def test_shipped_recipes_have_their_documented_values() -> None:
     assert (
         recipes.count_networks("kd")["parameters"] == 4_697_162
     )  # reference count of [4, 4, 3] 64-128-256
@@ -126,7 +126,7 @@ def test_what_the_shipped_recipes_say() -> None:
 
 
 @pytest.mark.parametrize("name", ["kd", "teacher_wrn"])
-def test_ricap_turns_off_the_random_crop_alone(name: str) -> None:
+def test_ricap_disables_only_the_random_crop(name: str) -> None:
     before = load(name, ["mix.cutmix=false"]).recipe
     after = load(f"{name}+ricap", ["mix.cutmix=false"]).recipe
     assert before.augment.crop is not None
@@ -179,7 +179,7 @@ def test_a_recipe_that_needs_a_teacher_is_refused_by_train_teacher() -> None:
         recipes.check_teacher(load("kd"))
     assert str(error.value).splitlines() == [
         "RecipeError: 2 faults in kd",
-        "  teacher is missing; train-teacher wants a [teacher] table",
+        "  teacher is missing; train-teacher needs a [teacher] table",
         "  loss.kd (recipes/kd.toml) needs a teacher, and train-teacher has none; "
         "type --set loss.kd=false --set loss.hard.weight=1",
     ]
@@ -222,7 +222,7 @@ def test_a_run_reads_the_recipe_it_wrote(tmp_path: Path) -> None:
     path.write_text(recipes.dumps(recipe).replace("lr =", "lrr ="))
     with pytest.raises(RecipeError, match=r"optim.lrr = 0.2 .*recipe.toml\) is not a key"):
         recipes.read(path)
-    with pytest.raises(RecipeError, match="gone.toml is not there"):
+    with pytest.raises(RecipeError, match="gone.toml does not exist"):
         recipes.read(tmp_path / "gone.toml")
     with pytest.raises(RecipeError, match="x is not TOML: .*line 2"):
         recipes.loads("a = 1\nb = = 2", "x")
@@ -277,7 +277,7 @@ def test_the_fingerprint_is_of_what_is_trained() -> None:
         ("kd+quickstart", [], "009aae711aff1ddd4ad94779f3f65956a975ba395ed5911e1a9b79dff0f35dbf"),
     ],
 )
-def test_fingerprints_from_before_residual_teachers_hold(
+def test_older_fingerprints_are_unchanged(
     spec: str, overrides: list[str], fingerprint: str
 ) -> None:
     """As they were before [teacher] had the keys of a residual network."""
@@ -341,7 +341,7 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
         assert recipes.fingerprint(load("tiny", [change]).recipe) != recipes.fingerprint(tiny)
 
 
-def test_taught_by_leaves_one_teacher() -> None:
+def test_with_single_teacher_selects_one_teacher() -> None:
     several = ["teacher.runs=['a', 'b']", "teacher.draw=one", "teacher.weights=[1, 2]"]
     mirrored = "teacher.mirror=true"
     alone = recipes.with_single_teacher(load("kd", [*several, mirrored]).recipe, 1)
@@ -367,7 +367,7 @@ def test_needs_are_those_of_the_terms() -> None:
     assert list(load("kd").recipe.loss.terms()) == ["hard", "kd"]
 
 
-def test_a_teacher_and_a_source_can_be_put_in() -> None:
+def test_with_teacher_and_with_source_replace_values() -> None:
     kd = load("kd").recipe
     taught = recipes.with_source(recipes.with_teacher(kd, ["runs/a", "runs/b"]), "synthetic")
     assert taught.teacher is not None
@@ -378,7 +378,7 @@ def test_a_teacher_and_a_source_can_be_put_in() -> None:
     assert taught == load("kd", overrides).recipe
 
 
-def test_the_spec_of_a_student_is_what_a_design_takes() -> None:
+def test_student_spec_matches_design_arguments() -> None:
     student = load("kd").recipe.student
     assert student is not None
     assert Design.of(**student.spec(), classes=100).classes == 100
@@ -400,7 +400,7 @@ def test_a_broken_file_among_the_shipped_is_named(
     ]
 
 
-def test_a_refusal_can_travel_between_processes() -> None:
+def test_recipe_error_can_be_pickled() -> None:
     error = RecipeError("kd", ["a", "b"])
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
@@ -422,7 +422,7 @@ def test_reading_recipes_needs_no_torch() -> None:
     assert done.stdout.strip() == ""
 
 
-def test_an_ingredient_alone_is_told_how_to_be_used() -> None:
+def test_ingredient_alone_is_refused_with_advice() -> None:
     with pytest.raises(RecipeError, match=r"mixup is an ingredient, .* type kd\+mixup"):
         load("mixup")
 
@@ -436,5 +436,5 @@ def test_an_ingredient_alone_is_told_how_to_be_used() -> None:
         ("mine", "teacher_wrn"),
     ],
 )
-def test_a_recipe_says_how_its_teacher_is_made(name: str, teacher: str) -> None:
+def test_teacher_for_returns_the_teacher_command(name: str, teacher: str) -> None:
     assert recipes.teacher_for(name) == teacher

@@ -137,14 +137,14 @@ def test_a_faulty_key_is_one_line(override: str, line: str) -> None:
         ("ema.decay", "1", "0.999"),
     ],
 )
-def test_a_range_ends_where_it_should(key: str, refused: str, taken: str) -> None:
+def test_range_bounds_are_enforced(key: str, refused: str, taken: str) -> None:
     load("tiny", [f"{key}={taken}"])
     (line,) = faults(f"{key}={refused}")
     assert line.startswith(f"{key} = ")
     assert "(--set) is out of range; allowed: a " in line
 
 
-def test_a_whole_number_may_stand_for_a_number_and_not_the_reverse() -> None:
+def test_integer_is_accepted_for_float_not_vice_versa() -> None:
     assert isinstance(load("tiny", ["optim.lr=1"]).recipe.optim.lr, float)
     assert faults("train.epochs=2.0") == [
         "train.epochs = 2.0 (--set) is a number; allowed: a whole number (at least 1, at most "
@@ -152,7 +152,7 @@ def test_a_whole_number_may_stand_for_a_number_and_not_the_reverse() -> None:
     ]
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_key_is_named() -> None:
     with pytest.raises(RecipeError) as error:
         loads("[loss.hard]\n[student]\nblocks = 1", "a.toml")
     assert sorted(error.value.faults) == [
@@ -178,8 +178,8 @@ def test_what_is_missing_is_named() -> None:
         (["loss.hard=false", "loss.kd=false"], "loss has no term; add [loss.hard] or [loss.kd]"),
         (
             ["loss.hard.weight=0", "loss.kd.weight=0"],
-            "loss.hard.weight = 0.0 (--set) leaves no term above 0, so nothing would be learnt; "
-            "type --set loss.hard.weight=1",
+            "loss.hard.weight = 0.0 (--set) leaves no term with a weight above 0, so "
+            "nothing would be learnt; type --set loss.hard.weight=1",
         ),
         (
             ["teacher.network=resnte"],
@@ -192,7 +192,7 @@ def test_what_is_missing_is_named() -> None:
         ),
         (
             ["teacher.depth=27"],
-            "teacher.depth = 27 (--set) is no depth of wrn; allowed: 10, 16, 22, 28 …",
+            "teacher.depth = 27 (--set) is not a depth of wrn; allowed: 10, 16, 22, 28 …",
         ),
         (
             ["student.kernel=4"],
@@ -214,7 +214,7 @@ def test_a_timm_network_has_no_depth_to_check() -> None:
     load("tiny", ["teacher.network=timm/resnet18", "teacher.depth=27"])
 
 
-def test_every_fault_of_a_design_is_there_under_its_key() -> None:
+def test_design_faults_are_listed_under_their_keys() -> None:
     found = faults("student.kernel=[3,5,7]", "student.stem_kernel=4", "student.pool=99")
     assert len(found) == 3
     assert found[0].startswith("student.kernel = [3, 5, 7] (--set) has length 3")
@@ -237,7 +237,7 @@ def test_the_budget_is_strict() -> None:
     assert "1 too many" in line
 
 
-def test_an_unknown_key_hides_no_rule_of_its_table() -> None:
+def test_unknown_key_does_not_hide_rule_faults() -> None:
     mixing = ["mix.cut=1", "mix.cutmix.prob=0.6", "mix.mixup.prob=0.6"]
     found = faults("optim.lrr=1", "optim.warmup_epochs=9", *mixing)
     assert [line.split(" = ")[0] for line in found] == [
@@ -253,14 +253,14 @@ def test_a_key_in_quotes_with_a_dot_is_named() -> None:
         loads('[loss.hard]\n[train]\nepochs = 1\n[optim]\n"a.b" = 1', "a.toml")
 
 
-def test_parts_that_cannot_be_read_leave_nothing_missing() -> None:
+def test_unreadable_parts_report_no_missing_keys() -> None:
     assert check({}, whole=False)[1] == []
     recipe, found = check({"train": EPOCHS, "loss": HARD})
     assert recipe is not None
     assert found == []
 
 
-def test_every_key_says_what_it_takes() -> None:
+def test_allowed_values_are_described_for_every_key() -> None:
     texts = {key: allowed_text(key) for key in keys()}
     assert len(texts) > 60
     assert all(text and "None" not in text and "null" not in text for text in texts.values())

@@ -313,7 +313,7 @@ def test_no_runs_and_no_folder(
             cli.main()
     said = capsys.readouterr()
     assert said.out.splitlines() == [
-        f"no runs in {place}; python cli.py train-teacher begins one"
+        f"no runs in {place}; python cli.py train-teacher starts one"
         for place in ("runs", tmp_path)
     ]
     assert said.err.startswith(f"{tmp_path / 'none'} is no folder.\n")

@@ -20,14 +20,14 @@ SYSTEMS = {  # recipe: (source, name) in architectures.json
 }
 
 
-def test_every_system_has_a_recipe_and_every_recipe_is_one() -> None:
+def test_report_systems_and_recipes_correspond() -> None:
     shipped = {path.stem for path in (ROOT / "recipes/reports").glob("*.toml")}
     assert shipped == set(SYSTEMS)
     print(f"{len(shipped)} systems")
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_recipe_is_the_network_that_its_report_counts(name: str) -> None:
+def test_recipe_has_the_reported_parameters(name: str) -> None:
     source, system = SYSTEMS[name]
     (row,) = (r for r in KNOWN if r["source"].startswith(source) and r["name"] == system)
     resolved = recipes.load(name)
@@ -86,7 +86,7 @@ def test_it_runs_for_any_number_of_epochs(name: str, epochs: int) -> None:
     assert not recipes.has_teacher(recipe) and list(recipe.loss.terms()) == ["hard"]
 
 
-def test_the_one_over_budget_says_so() -> None:
+def test_recipe_over_budget_is_refused() -> None:
     assert "5,000,266" in recipes.load("nyu2023_og_64").recipe.about.claim
     with pytest.raises(recipes.RecipeError, match="has 5,000,266 parameters, 267 too many"):
         recipes.load("nyu2023_og_64", ["student.max_params=5_000_000"])
@@ -94,7 +94,7 @@ def test_the_one_over_budget_says_so() -> None:
 
 @pytest.mark.parametrize("name", ["adadelta", "adam", "rmsprop", "momentum"])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "tanh"])
-def test_the_studies_of_2023_are_within_reach(name: str, activation: str) -> None:
+def test_sweeps_of_the_2023_report_can_be_expressed(name: str, activation: str) -> None:
     sets = [f"optim.name={name}", f"student.activation={activation}"]
     recipe = recipes.load("nyu2023_res_512_d", sets).recipe
     assert (recipe.optim.name, recipe.student.activation) == (name, activation)

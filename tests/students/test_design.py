@@ -30,7 +30,7 @@ def test_every_network_of_the_reports_has_its_stated_parameters():
     assert found == {(row["source"], row["name"]): stated_parameters(row) for row in ROWS}
 
 
-def test_the_misprints_of_the_reports_are_told_by_the_count():
+def test_misprints_of_reports_differ_from_the_count():
     by_name = {row["name"]: row for row in ROWS}
     printed_width = shape_of(by_name["table8-19"]) | {"width": 20}
 
@@ -154,7 +154,7 @@ def test_a_whitened_stem_is_as_wide_as_its_filters(kernel, width):
 
     assert Design.of(**spec).stem_width == width
     assert Design.of(**spec, stem_width=width) == Design.of(**spec)
-    with pytest.raises(UserError, match=rf"which makes {width} filters .* take it out, or give"):
+    with pytest.raises(UserError, match=rf"which makes {width} filters .* remove it, or give"):
         Design.of(**spec, stem_width=width - 1)
 
 
@@ -175,7 +175,7 @@ def test_a_pooled_stage_by_hand():
     assert design.macs == (108 + 144) * 32**2 + (288 + 288) * 16**2 + 80
 
 
-def test_a_pool_drops_what_is_left_over():
+def test_pool_drops_the_remainder():
     design = Design.of(stages=2, blocks=1, width=4, downsample="pool", stage_strides=[3, 2], pool=1)
 
     assert [each.size for each in design.convolutions()] == [32, 32, 10, 10, 10, 5, 5]
@@ -189,7 +189,7 @@ POOLED = {"stages": 3, "blocks": 2, "width": 8, "downsample": "pool"}
     ("change", "message"),
     [
         ({"downsample": "max"}, 'downsample = \'max\' must be "stride" or "pool"'),
-        ({"blocks": [0, 0, 0]}, r"blocks = \[0, 0, 0\] leaves no residual block; give one stage 1"),
+        ({"blocks": [0, 0, 0]}, r"blocks = \[0, 0, 0\] has no residual block; give one stage 1"),
         ({"blocks": 0}, "blocks = 0 must be a positive integer or a list"),
         ({"blocks": [1, -1, 0]}, r"blocks = \[1, -1, 0\] must be a positive integer or a list"),
         ({"blocks": [1, False, 1]}, r"blocks = \[1, False, 1\] must be a positive integer"),
@@ -309,7 +309,7 @@ def test_widest_is_strict(width):
     assert widest(parameters + 1, stages=2, blocks=1) == width
 
 
-def test_widest_sees_the_width_that_is_smaller_for_having_no_skip():
+def test_widest_finds_width_without_skip_convolution():
     """A stem of 128 before one stage: 128 needs no skip, so it fits where 43 to 127 do not."""
     kernels = {"kernel": 1, "skip_kernel": 3, "stem_kernel": 3}
     spec = {"stages": 1, "blocks": 1, "stem_width": 128, **kernels}
@@ -346,7 +346,7 @@ def test_over_budget_names_the_excess_and_the_widest_width():
     assert message.endswith(f"the widest that fits is width = {fits}, the stem as wide")
 
 
-def test_over_budget_keeps_a_stem_of_its_own_width():
+def test_over_budget_preserves_a_separate_stem_width():
     spec = {"stages": 3, "blocks": 4, "stem_width": 16}
     message = over_budget(Design.of(width=100, **spec), 1_000_000)
 
@@ -362,7 +362,7 @@ def test_over_budget_of_given_channels_says_so():
     assert f"width = {fits}" in message
 
 
-def test_over_budget_where_no_width_fits():
+def test_over_budget_says_if_no_width_fits():
     message = over_budget(Design.of(stages=3, blocks=2, width=4), 50)
 
     assert message.endswith("no width of these stages and blocks fits: take fewer stages or blocks")

@@ -20,7 +20,7 @@ ROWS = json.loads((Path(__file__).parent / "architectures.json").read_text())["r
 TABLE_8 = [row["spec"] for row in ROWS if row["name"].startswith("table8-")]
 
 
-def test_the_rows_of_table_8_come_out_under_their_own_pooling() -> None:
+def test_widest_reproduces_table_8() -> None:
     """But for three, where the report has missed a wider legal network."""
     found = {}
     for spec in TABLE_8:
@@ -56,9 +56,7 @@ def rule_sets(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=1000, deadline=None)
 @given(spec=rule_sets(), least_too_many=st.integers(1, 3_000))
-def test_the_widest_of_a_thousand_rule_sets_is_that_of_trying_all(
-    spec: dict[str, Any], least_too_many: int
-) -> None:
+def test_widest_matches_exhaustive_search(spec: dict[str, Any], least_too_many: int) -> None:
     try:
         legal = [
             width
@@ -70,14 +68,14 @@ def test_the_widest_of_a_thousand_rule_sets_is_that_of_trying_all(
     assert widest(least_too_many, **spec) == max(legal, default=None)
 
 
-def test_the_whole_default_grid_is_a_matter_of_less_than_two_seconds() -> None:
+def test_default_grid_takes_less_than_two_seconds() -> None:
     began = time.process_time()
     rows = widest_of_each(5_000_000, range(2, 6), range(1, 8))
     assert time.process_time() - began < 2
     assert len(rows) == 28
 
 
-def test_a_row_says_what_the_design_counts() -> None:
+def test_row_matches_its_design() -> None:
     [row] = widest_of_each(5_000_000, [3], [4])
     design = Design.of(stages=3, blocks=4, width=row["width"])
     assert row == {
@@ -90,13 +88,13 @@ def test_a_row_says_what_the_design_counts() -> None:
     }
 
 
-def test_asymmetric_blocks_only_when_asked() -> None:
+def test_asymmetric_blocks_only_on_request() -> None:
     assert [row["blocks"] for row in widest_of_each(10**6, [2], [1, 2])] == [1, 2]
     every = widest_of_each(10**6, [2], [1, 2], asymmetric=True)
     assert [row["blocks"] for row in every] == [[1, 1], [1, 2], [2, 1], [2, 2]]
 
 
-def test_pooled_stages_may_be_without_blocks_though_not_all_of_them() -> None:
+def test_some_pooled_stages_may_have_no_blocks() -> None:
     rows = widest_of_each(10**5, [2], [0, 1], asymmetric=True, downsample="pool")
     assert [row["blocks"] for row in rows] == [[0, 1], [1, 0], [1, 1]]
     for row in rows:
@@ -117,15 +115,15 @@ LEGAL = {"stages": 3, "blocks": [2, 1, 4], "width": 16}
         ({"stem_stride": 2}, "relu", "keeps 32x32"),
         ({"stem_pool": True}, "relu", "keeps 32x32"),
         ({"stem_norm": False}, "relu", "followed by bn and relu: it has no bn"),
-        ({"stage_strides": [1, 1, 2]}, "relu", r"its are \[1, 1, 2\]"),
+        ({"stage_strides": [1, 1, 2]}, "relu", r"its strides are \[1, 1, 2\]"),
         ({"convs_per_block": 3}, "relu", "two convolutions: it has 3"),
         ({"downsample": "pool"}, "relu", "of stride 2: its layers begin with max pools"),
-        ({"projector_width": 64}, "relu", "a projector lies between"),
+        ({"projector_width": 64}, "relu", "a projector is between them"),
         ({}, "silu", "end in relu: they end in silu"),
         ({"width": 200}, "relu", "fewer than 5,000,000 parameters: it has"),
     ],
 )
-def test_each_clause_of_2022_is_told_apart(
+def test_each_clause_of_2022_is_reported(
     change: dict[str, Any], activation: str, clause: str
 ) -> None:
     course = course_rules.rules_by_name("nyu2022")
@@ -153,12 +151,12 @@ def test_2025_allows_a_network_of_exactly_the_budget() -> None:
     assert row["width"] == 9
 
 
-def test_rules_of_nobody_are_refused() -> None:
-    with pytest.raises(UserError, match="--rules nyu1999 are not known; known: nyu2022, nyu2025"):
+def test_unknown_rules_are_refused() -> None:
+    with pytest.raises(UserError, match="--rules nyu1999 are unknown; allowed: nyu2022, nyu2025"):
         course_rules.rules_by_name("nyu1999")
 
 
-def test_the_default_grid_takes_no_torch() -> None:
+def test_default_grid_imports_no_torch() -> None:
     code = (
         "import sys; from students.design_space import widest_of_each;"
         "assert len(widest_of_each(5_000_000, range(2, 6), range(1, 8))) == 28;"

@@ -47,7 +47,7 @@ def test_every_network_of_the_reports_is_built_with_its_stated_parameters(row):
 
 
 @pytest.mark.parametrize("name", ["table1-N6", "table5-P3", "table6-K3", "og.resnet", "ResBlock"])
-def test_macs_are_those_that_run(name):
+def test_macs_match_a_forward_pass(name):
     spec = next(row["spec"] for row in ROWS if row["name"] == name)
 
     assert Design.of(**spec).macs == counted_macs(built(spec))
@@ -76,7 +76,7 @@ POOLED = [
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("kernel", [2, 3])
 @pytest.mark.parametrize("norm", [False, True])
-def test_a_whitened_stem_is_what_its_design_counts(kernel, norm, frozen):
+def test_whitened_stem_matches_its_design(kernel, norm, frozen):
     design = Design.of(
         stages=2, blocks=1, width=4, pool=2, stem_init="whiten",
         stem_kernel=kernel, stem_norm=norm, stem_frozen=frozen,
@@ -244,7 +244,7 @@ def test_the_skip_is_a_convolution_only_where_the_shape_changes():
     assert isinstance(wide_stem.stages[0][0].skip, nn.Sequential)
 
 
-def test_block_dropout_stands_between_the_first_norm_and_its_activation():
+def test_block_dropout_follows_the_first_norm():
     net = ResNet(TINY, block_dropout=0.1, head_dropout=0.2)
     block = net.stages[0][0]
 
@@ -269,7 +269,7 @@ def test_weights_have_the_same_names_with_and_without_dropout():
     assert list(ResNet(TINY).state_dict()) == list(with_dropout.state_dict())
 
 
-def test_every_parameter_gets_a_gradient_and_taps_keep_their_maps():
+def test_every_parameter_gets_a_gradient_with_taps():
     net = ResNet(TINY)
     nn.init.ones_(net.stages[0][0].last_norm.weight)
     taps = {}
@@ -299,7 +299,7 @@ def test_the_network_is_one_graph():
     assert explained.graph_break_count == 0
 
 
-def test_wrong_words_and_shares_come_in_one_message():
+def test_invalid_arguments_are_one_message():
     with pytest.raises(UserError, match=r'"swish" is not one of relu, leaky_relu') as caught:
         ResNet(TINY, "swish", block_dropout=1.0, head_dropout=-0.1, norm_momentum=0.0)
 

@@ -56,7 +56,7 @@ def test_the_largest_entry_of_each_filter_of_the_first_half_is_positive() -> Non
     assert (first.gather(1, first.abs().argmax(1, keepdim=True)) > 0).all()
 
 
-def test_threads_and_the_order_of_images_leave_every_bit() -> None:
+def test_filters_do_not_depend_on_threads_or_order() -> None:
     images, std, threads = pictures(300), torch.tensor(STD), torch.get_num_threads()
     found = []
     try:
@@ -71,7 +71,7 @@ def test_threads_and_the_order_of_images_leave_every_bit() -> None:
     assert torch.equal(found[0], found[2])
 
 
-def test_a_stem_reads_the_first_images_alone_and_keeps_its_bias() -> None:
+def test_whiten_reads_first_images_and_preserves_bias() -> None:
     few = torch.randint(0, 256, (N_IMAGES + 9, 3, 4, 4), dtype=torch.uint8)
     net = ResNet(
         Design.of(

@@ -252,7 +252,7 @@ def test_only_students_that_keep_the_rules(machine) -> None:
 
 
 def test_unknown_rules_are_refused_before_any_work(machine) -> None:
-    with pytest.raises(UserError, match="--rules nyu1999 are not known; known: nyu2022, nyu2025"):
+    with pytest.raises(UserError, match="--rules nyu1999 are unknown; allowed: nyu2022, nyu2025"):
         machine.plan(120, rules="nyu1999")
     assert machine.timed == []
 

@@ -193,7 +193,7 @@ def test_a_signal_saves_the_trial_for_the_next_worker(
         patch.setattr(room.PruningCallback, "__call__", told_to_stop)
         code, _, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 143
-    assert "its trial is left to the others. Type the same again" in err
+    assert "another worker takes its trial. Type the same command again" in err
     code, out, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 0, err
     assert "1 taken up again, after a worker was gone" in out
@@ -226,8 +226,8 @@ def test_what_cannot_be_asked(door: Door, tmp_path: Path, monkeypatch: pytest.Mo
     assert "too many for fewer than 5,000" in err
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = door("sweep", file, "--out", tmp_path / "out")
-    assert (code, err) == (2, "a sweep's worker is one process; start several, each by the same "
-                              "command.\n")  # fmt: skip
+    assert (code, err) == (2, "a sweep's worker is one process; type the same command once for "
+                              "each worker.\n")  # fmt: skip
 
 
 # Several workers

@@ -60,13 +60,13 @@ def test_the_kd_term_sees_the_softened_mean():
     assert KD(T)(answers).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_softmax_of_the_answer_is_the_answer():
+def test_softmax_of_output_is_mean_probability():
     answer = Ensemble([Says(0.0, 3.0), Says(5.0, -1.0), Says(1.0, 1.0)])(IMAGES)
 
     torch.testing.assert_close(answer.log_softmax(-1), answer)
 
 
-def test_one_member_says_what_it_says_alone():
+def test_ensemble_of_one_equals_its_member():
     answer = Ensemble([Says(0.0, 3.0, -2.0)])(IMAGES)
 
     torch.testing.assert_close(answer[0], torch.tensor([0.0, 3.0, -2.0]).log_softmax(-1))
@@ -80,7 +80,7 @@ def test_extreme_logits_stay_finite():
     assert answer[0, 0].item() == pytest.approx(-600 - torch.tensor(2.0).log().item())
 
 
-def test_the_answer_is_float32_whatever_the_members_precision():
+def test_output_is_float32_for_any_precision():
     answer = Ensemble([Says(0.0, 1.0, dtype=torch.bfloat16), Says(2.0, 0.0)])(IMAGES)
 
     assert answer.dtype == torch.float32
@@ -92,8 +92,8 @@ def test_members_are_saved_and_moved_with_the_ensemble():
     assert list(ensemble.state_dict()) == ["members.0.logits", "members.1.logits"]
 
 
-def test_an_ensemble_of_nobody_is_refused():
-    with pytest.raises(UserError, match="an ensemble of 0 networks cannot answer"):
+def test_empty_ensemble_is_refused():
+    with pytest.raises(UserError, match="an ensemble needs at least one network"):
         Ensemble([])
 
 
@@ -125,7 +125,7 @@ def test_equal_weights_are_the_plain_mean_bit_for_bit():
     assert torch.equal(Ensemble(members, [2.0, 2.0, 2.0])(IMAGES), plain)
 
 
-def test_weights_are_shares_whatever_their_sum():
+def test_weights_are_normalised():
     members = [Says(0.0, 0.3, 9.1), Says(1.0, -2.7, 3.3)]
 
     assert torch.equal(Ensemble(members, [1.0, 3.0])(IMAGES), Ensemble(members, [2.0, 6.0])(IMAGES))
@@ -150,7 +150,7 @@ def test_mirror_averages_the_probabilities_of_both_images():
     assert [member.n_images for member in members] == [4, 4]
 
 
-def test_apart_each_member_is_a_teacher_of_its_own():
+def test_single_teachers_returns_each_member():
     images = torch.rand(2, 1, 1, 3)
     members = [Pixels(), Pixels(-0.5)]
 

@@ -16,7 +16,7 @@ def test_a_classifier_takes_small_images(name):
     assert "normalize.std" in net.state_dict()
 
 
-def test_a_network_that_takes_a_size_is_built_for_it():
+def test_image_size_is_passed_to_networks_that_accept_it():
     net = timm_classifier("test_vit", classes=10, image_size=48)
 
     assert net.net.patch_embed.img_size == (48, 48)
@@ -41,7 +41,7 @@ def test_weights_come_from_the_random_state_alone():
     assert not torch.equal(first_weights(1), first_weights(2))
 
 
-def test_trying_leaves_the_batch_norms_alone():
+def test_trial_forward_preserves_batch_norms():
     buffers = dict(timm_classifier("test_resnet", classes=10).named_buffers())
     counts = [value for name, value in buffers.items() if name.endswith("num_batches_tracked")]
 
@@ -49,7 +49,7 @@ def test_trying_leaves_the_batch_norms_alone():
     assert all(count == 0 for count in counts)
 
 
-def test_a_network_that_fails_on_small_images_is_refused_with_its_reason():
+def test_network_failing_on_small_images_is_refused():
     with pytest.raises(
         UserError,
         match=r"timm/inception_v3 does not take 32x32 images: RuntimeError: .*Kernel size",
@@ -57,22 +57,22 @@ def test_a_network_that_fails_on_small_images_is_refused_with_its_reason():
         timm_classifier("inception_v3", classes=10)
 
 
-def test_a_network_that_cannot_be_built_small_is_refused_with_its_reason():
+def test_network_not_buildable_small_is_refused():
     with pytest.raises(UserError, match="timm/test_vit does not take 0x0 images: "):
         timm_classifier("test_vit", classes=10, image_size=0)
 
 
-def test_a_network_that_is_no_classifier_is_refused(monkeypatch):
+def test_network_that_is_not_a_classifier_is_refused(monkeypatch):
     maps = torch.nn.Conv2d(3, 10, 3)
     monkeypatch.setattr(timm_teachers.timm, "create_model", lambda *_args, **_options: maps)
 
     with pytest.raises(
-        UserError, match=r"no classifier: two images gave \[2, 10, 30, 30\] instead"
+        UserError, match=r"not a classifier: two images gave \[2, 10, 30, 30\] instead"
     ):
         timm_classifier("test_resnet", classes=10)
 
 
-def test_a_type_error_about_something_else_is_not_taken_for_a_missing_img_size(monkeypatch):
+def test_other_type_errors_are_not_swallowed(monkeypatch):
     calls = []
 
     def create_model(_name, **options):
@@ -94,13 +94,13 @@ def test_pretrained_weights_are_refused():
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(
-        UserError, match=r"timm/resnt18 is none of timm's \d+ networks; .*/resnet18"
+        UserError, match=r"timm/resnt18 is not one of timm's \d+ networks; .*/resnet18"
     ):
         build("timm/resnt18")
 
 
-def test_a_name_like_no_other_is_refused_with_one_that_works():
-    with pytest.raises(UserError, match=r"timm/@@@@ is none of .*; try timm/resnet18$"):
+def test_name_without_near_match_suggests_resnet18():
+    with pytest.raises(UserError, match=r"timm/@@@@ is not one of .*; try timm/resnet18$"):
         timm_classifier("@@@@", classes=10)
 
 
@@ -111,7 +111,7 @@ def test_timm_by_name():
     assert summary("timm/test_resnet") == "timm/test_resnet"
 
 
-def test_dropout_is_not_ignored_in_silence():
+def test_dropout_is_refused_for_timm():
     with pytest.raises(UserError, match="dropout = 0.2 belongs to wrn; timm/test_resnet takes 0"):
         build("timm/test_resnet", dropout=0.2)
 

@@ -44,7 +44,7 @@ def test_the_closed_form_counts_what_is_built(depth, widen, classes):
     assert design.summary == summary("wrn", depth, widen)
 
 
-def test_classes_change_the_head_alone():
+def test_classes_change_only_the_head():
     with torch.device("meta"):
         net = WideResNet(16, 2, classes=100)
 
@@ -70,7 +70,7 @@ def test_a_widening_block_shares_its_activated_input_with_the_skip():
     torch.testing.assert_close(block(maps), block.skip(active) + hidden)
 
 
-def test_other_blocks_pass_their_input_untouched():
+def test_other_blocks_have_identity_skips():
     block = WideResNet(16, 1).eval().stages[1][1]
     torch.nn.init.zeros_(block.conv2.weight)
     maps = torch.randn(2, 32, 4, 4)
@@ -125,6 +125,8 @@ def test_wrn_by_name():
     assert summary("wrn", 10, 2) == "WRN-10-2"
 
 
-def test_wrn_takes_its_size_beside_its_name():
-    with pytest.raises(UserError, match="wrn/28-10 is no network; type wrn, with depth and widen"):
+def test_wrn_name_with_a_size_is_refused():
+    with pytest.raises(
+        UserError, match="wrn/28-10 is not a network; type wrn, and set depth and widen"
+    ):
         build("wrn/28-10")
