@@ -70,7 +70,7 @@ def test_a_rehearsal_asks_the_teacher_unless_all_its_answers_are_stored(teacher)
             loop.step(run, k + epoch * run.loader.steps_per_epoch)
     again = prepared(*stored)
     assert budget._teacher_to_time(again) is again.teacher
-    assert budget._teacher_to_time(again).is_complete
+    assert budget._teacher_to_time(again).is_fully_cached
 
 
 class Clock:
