@@ -1,10 +1,11 @@
-"""Settings of the C library's memory allocator that make training on a CPU faster.
+"""Configure the C library's memory allocator for faster training on a CPU.
 
 torch takes the memory of every tensor from malloc and frees it after use. glibc returns each large
-block to the system at once, so that every step has its pages zeroed anew: a quarter of the time of
-a frozen teacher's forward. Kept blocks are used again as they are; their fragments cost some
-memory. Small pages (4 KiB) cost time again, since a virtual machine translates their addresses
-through two page tables; huge pages (2 MiB) need 512 times fewer translations.
+block to the system at once, so that the kernel zeroes its pages again in every step: a quarter of
+the time of a frozen teacher's forward pass. Blocks that stay in the heap are reused unchanged;
+their fragments cost some memory. Small pages (4 KiB) cost time too, since a virtual machine
+translates their addresses through two page tables; huge pages (2 MiB) need 512 times fewer
+translations.
 """
 
 import ctypes
@@ -26,8 +27,8 @@ STRICT = "2"  # address space that is never touched counts as used
 def keep_freed_memory() -> bool:
     """Keep freed memory in the heap, in huge pages if the kernel has them.
 
-    Returns whether the allocator accepted the first; False without glibc, where nothing is done.
-    Call it before the large tensors are allocated. The second is a hint: where it is not taken,
+    Return whether the allocator accepted the first; False without glibc, when nothing is done.
+    Call it before the large tensors are allocated. The second is a hint: if the kernel ignores it,
     training is slower and otherwise the same.
     """
     if not sys.platform.startswith("linux"):
@@ -38,16 +39,16 @@ def keep_freed_memory() -> bool:
         return False
     no_mmap: int = mallopt(M_MMAP_MAX, 0)
     no_trim: int = mallopt(M_TRIM_THRESHOLD, NEVER)
-    kept = bool(no_mmap and no_trim)
-    if kept and OVERCOMMIT.read_text().strip() != STRICT:
+    is_accepted = bool(no_mmap and no_trim)
+    if is_accepted and OVERCOMMIT.read_text().strip() != STRICT:
         _grow_in_huge_pages(libc)
-    return kept
+    return is_accepted
 
 
 def _grow_in_huge_pages(libc: ctypes.CDLL) -> None:
-    """Extend the heap by address space of half the machine's memory, and ask for huge pages there.
+    """Extend the heap by address space of half the machine's memory, and request huge pages there.
 
-    Nothing of it is touched: it becomes memory when tensors are allocated in it.
+    Nothing of it is touched: it occupies memory once tensors are allocated in it.
     """
     page = os.sysconf("SC_PAGE_SIZE")
     size = os.sysconf("SC_PHYS_PAGES") // 2 * page

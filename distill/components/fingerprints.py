@@ -1,6 +1,6 @@
-"""Fingerprints that tie a run to its data, classes, teachers and recipe.
+"""Compute the fingerprints of a run's data, classes, teachers, recipe and test split.
 
-A checkpoint holds them, a resumed run must have the same, and result.json takes them from here.
+Checkpoints and result.json store them; a resumed run must have the same.
 """
 
 from distill.components.test_split import SplitIdentity
@@ -8,8 +8,8 @@ from distill.data.images import ImageSet, fingerprint_of_names
 from distill.recipe.recipes import Recipe
 from distill.runs import run_folder
 
-CACHED = ("data", "teacher")  # those that teacher logits depend on
-CALLED = {  # in a message
+CACHED = ("data", "teacher")  # the fingerprints that teacher logits depend on
+CALLED = {  # the names in messages
     "data": "data",
     "teacher": "teacher",
     "class_names": "class names",
@@ -21,14 +21,14 @@ CALLED = {  # in a message
 def identity(
     recipe: Recipe, images: ImageSet, teachers: str, test: SplitIdentity | None = None
 ) -> dict[str, str]:
-    """Return fingerprints by name: `data` (of the train split), `teacher` (`teachers`, computed by
+    """Fingerprints by name: `data` (of the train split), `teacher` (`teachers`, from
     `selection.teachers_fingerprint`), `class_names`, `recipe` (see `run_folder`), and `test` if the
     test split is known.
     """
-    known = {
+    fingerprints = {
         "data": images.fingerprint,
         "teacher": teachers,
         "class_names": fingerprint_of_names(images.class_names),
         "recipe": run_folder.training_fingerprint(recipe),
     }
-    return known if test is None else known | {"test": test.fingerprint}
+    return fingerprints if test is None else fingerprints | {"test": test.fingerprint}

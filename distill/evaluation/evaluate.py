@@ -34,7 +34,7 @@ TAUGHT = ("teacher_agreement", "teacher_kl")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What is wanted beside the figures that always are. `data=None`: the run's own source."""
+    """Figures to compute beside those that always are. `data=None`: the run's own source."""
 
     data: str | None = None
     against: Path | None = None  # another finished run
@@ -47,7 +47,7 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run with its network, and what that says of the test split today."""
+    """A run with its network, and the network's logits on the test split."""
 
     folder: RunFolder
     net: nn.Module
@@ -56,16 +56,16 @@ class EvaluatedRun:
     accelerator: Accelerator
     logits: Tensor  # [N, C], on the host
     labels: Tensor  # [N]
-    kept: dict[str, Tensor]  # of evaluation.npz, where it speaks of the same network and images
+    saved: dict[str, Tensor]  # of evaluation.npz, if it has the same network and images
 
 
 def evaluate_run(
     folder: RunFolder, options: EvalOptions | None = None, *, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The figures of a finished run on a test split, in float32; called by all processes.
+    """Compute the figures of a finished run on a test split, in float32; called by all processes.
 
-    Figures that cannot be had are None, and `absent` says why. Raises UserError where the data has
-    other classes than the run was trained for, or another run another test split.
+    Figures that cannot be computed are None, and `absent` has the reasons. Raises UserError if the
+    data has other classes than the run was trained for, or the other run another test split.
     """
     options = options or EvalOptions()
     run = _load(folder, options.data, progress)
@@ -81,73 +81,73 @@ def evaluate_run(
 
 
 def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> dict[str, Any]:
-    """What needs images held out or a teacher; None, and why, where these are not there."""
+    """Figures that need held-out images or a teacher; without them None, with the reason."""
     parts: dict[tuple[str, ...], Callable[[], dict[str, float]]] = {
         CALIBRATED: lambda: calibrate(_held_out(run, progress), run.logits, run.labels),
         TAUGHT: lambda: figures.compare_with_teacher(run.logits, _teacher_logits(run)),
     }
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     absent: dict[str, str] = {}
-    for names, find in parts.items():
+    for names, compute in parts.items():
         try:
-            found |= find()
+            values |= compute()
         except UserError as fault:
-            found |= dict.fromkeys(names)
+            values |= dict.fromkeys(names)
             absent[names[0]] = str(fault).splitlines()[0]
-    return found | {"absent": absent}
+    return values | {"absent": absent}
 
 
 def _optional_figures(
     run: EvaluatedRun, other: EvaluatedRun | None, options: EvalOptions, progress: Progress | None
 ) -> dict[str, Any]:
-    """What takes longer, each under a name of its own."""
-    found: dict[str, Any] = {}
+    """The requested figures that take longer, each under its own name."""
+    values: dict[str, Any] = {}
     if other is not None:
-        found["against"] = {
+        values["against"] = {
             **_description(other),
             **figures.headline_measures(other.logits, run.labels),
             **figures.compare_networks(run.logits, other.logits, run.labels),
         }
     if options.mirror:
         both, labels = logits_and_labels(FlipTTA(run.net), run.test, run.accelerator)
-        found["mirror"] = figures.headline_measures(both.cpu(), labels.cpu())
+        values["mirror"] = figures.headline_measures(both.cpu(), labels.cpu())
     if options.six_views:
         mean, labels = logits_and_labels(SixViewTTA(run.net), run.test, run.accelerator)
-        found["test_time_augmentation"] = {
+        values["test_time_augmentation"] = {
             "views": 6,
             **figures.headline_measures(mean.cpu(), labels.cpu()),
         }
     if options.latency:
-        if run.accelerator.is_main_process:  # alone: the others would take its time
-            found["latency_ms"] = cost.measure_latency(run.net)
+        if run.accelerator.is_main_process:  # alone: other processes would slow it down
+            values["latency_ms"] = cost.measure_latency(run.net)
         run.accelerator.wait_for_everyone()
     if options.robustness:
         n_images = options.robustness_images
-        found["robustness"] = robustness(run.net, run.test, run.accelerator, n_images, progress)
-    return found
+        values["robustness"] = robustness(run.net, run.test, run.accelerator, n_images, progress)
+    return values
 
 
 def _load(folder: RunFolder, source: str | None, progress: Progress | None) -> EvaluatedRun:
     accel = evaluation_accelerator()
-    wanted = source or _own_source(folder)
-    with accel.main_process_first():  # one process decodes, the others find the cache
-        test = test_split(wanted, progress=progress)
+    chosen = source or _own_source(folder)
+    with accel.main_process_first():  # one process decodes, the others read the cache
+        test = test_split(chosen, progress=progress)
     if source is None:
-        _check_classes(folder, wanted, test)
-        check_tested(folder, test, wanted)
-    return _predict_test(folder, wanted, test, accel)
+        _check_classes(folder, chosen, test)
+        check_tested(folder, test, chosen)
+    return _predict_test(folder, chosen, test, accel)
 
 
 def _predict_test(
     folder: RunFolder, source: str, test: ImageSet, accel: Accelerator
 ) -> EvaluatedRun:
-    """The network asked about every image."""
+    """Predict every test image with the run's network."""
     _check_classes(folder, source, test)
     net = to_device(load_trained(folder), accel.device)
-    logits, labels = (each.cpu() for each in logits_and_labels(net, test, accel))
+    logits, labels = (tensor.cpu() for tensor in logits_and_labels(net, test, accel))
     check_finite(logits, folder)
-    kept = results.read_evaluation(folder, logits)
-    return EvaluatedRun(folder, net, source, test, accel, logits, labels, kept)
+    saved = results.read_evaluation(folder, logits)
+    return EvaluatedRun(folder, net, source, test, accel, logits, labels, saved)
 
 
 def _own_source(folder: RunFolder) -> str:
@@ -156,13 +156,13 @@ def _own_source(folder: RunFolder) -> str:
 
 
 def _description(run: EvaluatedRun) -> dict[str, Any]:
-    """Which run, which network, on what."""
-    known = run.folder.result()
+    """The run, its network and the data, as shown above the figures."""
+    result = run.folder.result()
     macs = run.net.design.macs if isinstance(run.net, ResNet) else cost.count_macs(run.net)
     return {
         "run": str(run.folder.path),
-        "role": known["role"],
-        "network": known["network"],
+        "role": result["role"],
+        "network": result["network"],
         "parameters": cost.count_parameters(run.net),
         "macs": macs,
         "data": run.source,
@@ -171,80 +171,76 @@ def _description(run: EvaluatedRun) -> dict[str, Any]:
 
 
 def _check_classes(folder: RunFolder, source: str, test: ImageSet) -> None:
-    known = folder.result()["class_names"]
-    if list(test.class_names) != known:
-        ours, theirs = describe_class_difference(known, test.class_names)
+    class_names = folder.result()["class_names"]
+    if list(test.class_names) != class_names:
+        of_run, of_source = describe_class_difference(class_names, test.class_names)
         raise UserError(
-            f"run {folder.path} knows the classes {ours}; {source} has {theirs}.\n"
+            f"run {folder.path} has the classes {of_run}; {source} has {of_source}.\n"
             "Give --data with the run's own classes."
         )
 
 
 def _load_other(run: EvaluatedRun, options: EvalOptions, progress: Progress | None) -> EvaluatedRun:
-    """The run to compare with, asked about the very same images."""
+    """The run to compare with, evaluated on the same images."""
     assert options.against is not None
     folder = run_folder.open_finished(options.against)
     if folder.result()["class_names"] != run.folder.result()["class_names"]:
         raise UserError(
-            f"{run.folder.path} and {folder.path} know other classes: no images are for both.\n"
+            f"{run.folder.path} and {folder.path} have different classes: no images fit both.\n"
             "Give --against a run of the same data."
         )
-    if options.data is None and (theirs := _own_source(folder)) != run.source:
-        fingerprints = [
-            each.fingerprint for each in (run.test, test_split(theirs, progress=progress))
-        ]
-        if fingerprints[0] != fingerprints[1]:
-            ours, other = (each[:12] for each in fingerprints)
+    if options.data is None and (source := _own_source(folder)) != run.source:
+        expected = run.test.fingerprint
+        found = test_split(source, progress=progress).fingerprint
+        if found != expected:
             raise UserError(
                 f"{run.folder.path} and {folder.path} have different test splits: {run.source} "
-                f"(fingerprint {ours}) and {theirs} ({other}).\n"
+                f"(fingerprint {expected[:12]}) and {source} ({found[:12]}).\n"
                 "Give --data to measure both on the same images."
             )
     return _predict_test(folder, run.source, run.test, run.accelerator)
 
 
 def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Tensor, Tensor]:
-    """Logits [V, C] and labels [V] of the held-out part, as the run kept them or predicted again.
+    """Logits [V, C] and labels [V] of the held-out part, saved by the run or predicted again.
 
-    Raises UserError where nothing was held out or the images are not to be had.
+    Raises UserError if nothing was held out or the images do not exist any more.
     """
-    known = run.folder.result()["data"]
-    if not known["val_images"]:
-        raise UserError("data.holdout = 0: nothing was held out that it could be fitted on")
-    if "val_logits" in run.kept:
-        return run.kept["val_logits"], run.kept["val_labels"]
+    data = run.folder.result()["data"]
+    if not data["val_images"]:
+        raise UserError("data.holdout = 0: nothing was held out to fit it on")
+    if "val_logits" in run.saved:
+        return run.saved["val_logits"], run.saved["val_labels"]
     recipe = recipes.read(run.folder.recipe)
     for source in dict.fromkeys((recipe.data.source, run.source)):
-        with suppress(UserError):  # it may lie elsewhere by now: then --data says where
+        with suppress(UserError):  # the images may have moved to the folder that --data names
             images = image_set.load(source, "train", progress=progress)
-            if images.fingerprint == known["fingerprint"]:
-                return _predicted(run, split_images(recipe, images).held_out)
-    raise UserError(
-        f"the images that the run held out are not to be had from {recipe.data.source} any more"
-    )
+            if images.fingerprint == data["fingerprint"]:
+                return _predict(run, split_images(recipe, images).held_out)
+    raise UserError(f"the images that the run held out are not in {recipe.data.source} any more")
 
 
-def _predicted(run: EvaluatedRun, images: ImageSet | None) -> tuple[Tensor, Tensor]:
+def _predict(run: EvaluatedRun, images: ImageSet | None) -> tuple[Tensor, Tensor]:
     assert images is not None
     logits, labels = logits_and_labels(run.net, images, run.accelerator)
     return logits.cpu(), labels.cpu()
 
 
 def _teacher_logits(run: EvaluatedRun) -> Tensor:
-    """What taught says of the test split [N, C], as the run kept it or asked again.
+    """The teacher's logits [N, C] on the test split, saved by the run or computed again.
 
-    Raises UserError where nobody taught, or who did is gone or another by now.
+    Raises UserError if the run had no teacher, or if the teacher is gone or has changed.
     """
     known = run.folder.result()["teacher"]
     if not known["runs"]:
-        raise UserError("nobody taught this run")
-    if "teacher_logits" in run.kept:
-        return run.kept["teacher_logits"]
+        raise UserError("this run had no teacher")
+    if "teacher_logits" in run.saved:
+        return run.saved["teacher_logits"]
     folders = [run_folder.open_finished(path) for path in known["runs"]]
-    nets = [load_trained(each) for each in folders]
-    weights = [checkpoint.weights_fingerprint(each.weights(each.role)) for each in folders]
+    nets = [load_trained(folder) for folder in folders]
+    weights = [checkpoint.weights_fingerprint(folder.weights(folder.role)) for folder in folders]
     if "+".join(weights) != known["fingerprint"]:
-        raise UserError(f"{' + '.join(known['runs'])} has other weights than when it taught")
-    as_it_taught = combine_teachers(recipes.read(run.folder.recipe), nets)
-    teacher = to_device(as_it_taught, run.accelerator.device)
+        raise UserError(f"{' + '.join(known['runs'])} has other weights than during the training")
+    combined = combine_teachers(recipes.read(run.folder.recipe), nets)
+    teacher = to_device(combined, run.accelerator.device)
     return logits_and_labels(teacher, run.test, run.accelerator)[0].cpu()

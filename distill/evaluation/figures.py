@@ -1,4 +1,4 @@
-"""Accuracy with intervals, confusion, agreement and McNemar's test, from logits.
+"""Compute accuracy with intervals, confusion, agreement and McNemar's test from logits.
 
 All take logits [N, C] and labels int64 [N] on the host. Intervals are at 95 %, [low, high].
 """
@@ -18,7 +18,7 @@ from distill.runs import saved_predictions
 def headline_measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """`top1`, `top5`, `nll`, `ece`, each with its interval.
 
-    `top5` is None where there are five classes or fewer: nobody could be wrong.
+    `top5` is None with five classes or fewer: no prediction could be wrong.
     """
     nll = cross_entropy(logits.double(), labels, reduction="none").numpy()
     return measures(logits, labels) | {
@@ -26,14 +26,14 @@ def headline_measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "top5": None,
         "top5_interval": None,
         **_top5(logits, labels),
-        "nll_interval": list(statistics.bootstrap(lambda each: float(each.mean()), nll)),
+        "nll_interval": list(statistics.bootstrap(lambda sample: float(sample.mean()), nll)),
         "ece_interval": _ece_interval(logits, labels),
     }
 
 
 def _ece_interval(logits: Tensor, labels: Tensor) -> list[float]:
-    confidence, answer = logits.double().softmax(dim=-1).max(dim=-1)
-    return list(saved_predictions.ece_interval(confidence.numpy(), (answer == labels).numpy()))
+    confidence, predicted = logits.double().softmax(dim=-1).max(dim=-1)
+    return list(saved_predictions.ece_interval(confidence.numpy(), (predicted == labels).numpy()))
 
 
 def _top5(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -44,18 +44,18 @@ def _top5(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def _hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether the label is among the k largest: bool [N]."""
+    """Whether the label is among the k largest logits: bool [N]."""
     return (logits.topk(k, dim=-1).indices == labels[:, None]).any(dim=-1)
 
 
 def _share_with_interval(hits: Tensor) -> tuple[float | None, list[float] | None]:
-    """The share and its interval; of nothing, nothing."""
+    """The share of hits and its interval; None without images."""
     right, total = int(hits.sum()), len(hits)
     return (right / total, list(statistics.wilson(right, total))) if total else (None, None)
 
 
 def per_class(logits: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """`name`, `n`, `accuracy` and `interval` of each class; None where there is no image of it."""
+    """`name`, `n`, `accuracy` and `interval` of each class; None if it has no image."""
     hits = _hits(logits, labels, 1)
     rows = []
     for label, name in enumerate(names):
@@ -66,30 +66,30 @@ def per_class(logits: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict
 
 
 def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:
-    """How many of each class (row) were called what (column): [C][C]."""
+    """The confusion matrix [C][C]: rows are the labels, columns the predictions."""
     n_classes = logits.shape[-1]
-    counted = multiclass_confusion_matrix(logits.argmax(dim=-1), labels, num_classes=n_classes)
-    rows: list[list[int]] = counted.tolist()
+    matrix = multiclass_confusion_matrix(logits.argmax(dim=-1), labels, num_classes=n_classes)
+    rows: list[list[int]] = matrix.tolist()
     return rows
 
 
 def compare_with_teacher(logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
-    """The share of images on which both answer the same, and the mean KL(teacher || student), nats.
+    """The share of images with the same prediction, and the mean KL(teacher || student) in nats.
 
     Stanton et al., NeurIPS 2021, arXiv 2106.05945: the fidelity of a student, which is not its
     accuracy.
     """
-    student, teacher = (each.double().log_softmax(dim=-1) for each in (logits, teacher_logits))
+    student, teacher = (z.double().log_softmax(dim=-1) for z in (logits, teacher_logits))
     kl = kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean()
     agreement = (student.argmax(dim=-1) == teacher.argmax(dim=-1)).double().mean()
     return {"teacher_agreement": agreement.item(), "teacher_kl": kl.item()}
 
 
 def compare_networks(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Two networks on the same images: who alone is right how often, McNemar's p, and which of them
-    is `better`, "a" or "b"; None where nothing is shown.
+    """Compare two networks on the same images: on how many only one is right, McNemar's p, and
+    which is `better`, "a" or "b"; None if the difference is not significant.
     """
-    pairs = statistics.count_pairs(*(_hits(each, labels, 1).numpy() for each in (a, b)))
+    pairs = statistics.count_pairs(*(_hits(logits, labels, 1).numpy() for logits in (a, b)))
     leader = "a" if pairs.only_a > pairs.only_b else "b"
     return {
         "only_a": pairs.only_a,

@@ -1,4 +1,4 @@
-"""Measure a run on the test split, once: when it ends, or later if it was the best of a sweep."""
+"""Measure a run on the test split once: when it ends, or later for the best trial of a sweep."""
 
 from contextlib import suppress
 
@@ -33,29 +33,31 @@ def measure(
 ) -> dict[str, float]:
     """`top1/test`, `nll/test` and `ece/test` of a network in float32; called by all processes.
 
-    Writes evaluation.npz: what network and teacher return for the test split and what the network
-    returns for the held-out part.
+    Writes evaluation.npz: the logits of network and teacher on the test split, and those of the
+    network on the held-out part.
     """
     logits, labels = logits_and_labels(net, test, accel)
-    tested = {measure_name(name, "test"): value for name, value in measures(logits, labels).items()}
+    metrics = {
+        measure_name(name, "test"): value for name, value in measures(logits, labels).items()
+    }
     teacher_logits = None if teacher is None else logits_and_labels(teacher, test, accel)[0]
-    validated = None if held_out is None else logits_and_labels(net, held_out, accel)
+    of_held_out = None if held_out is None else logits_and_labels(net, held_out, accel)
     if accel.is_main_process:
-        results.write_evaluation(folder, test, logits, teacher_logits, validated)
-    return tested
+        results.write_evaluation(folder, test, logits, teacher_logits, of_held_out)
+    return metrics
 
 
 def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> None:
-    """Measure a finished trial that was not measured on the test split, and add that to its files.
+    """Measure a finished trial on the test split, and add the measures to its files.
 
-    Does nothing if it was, or if another process does it now. Called by one process. Raises
-    UserError if images or teacher are not those of the run any more.
+    Does nothing if it is measured already, or if another process measures it now. Called by one
+    process. Raises UserError if images or teacher are not those of the run any more.
     """
     with suppress(lock.InUse), lock.hold_lock(folder.path):
-        known = dict(folder.result())
-        if is_tested(known):
+        result = dict(folder.result())
+        if is_tested(result):
             return
-        del known[IS_TESTED]
+        del result[IS_TESTED]
         recipe = recipes.read(folder.recipe)
         accel, source = build_accelerator(recipe), recipe.data.source
         images = image_set.load(source, "train", progress=progress)
@@ -66,6 +68,6 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
         if teacher is not None:
             to_device(teacher, accel.device)
         net = to_device(load_trained(folder), accel.device)
-        known["metrics"] |= measure(folder, net, teacher, split.held_out, test, accel)
-        known["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
-        write_json(folder.result_file, known)
+        result["metrics"] |= measure(folder, net, teacher, split.held_out, test, accel)
+        result["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
+        write_json(folder.result_file, result)

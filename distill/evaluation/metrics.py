@@ -1,4 +1,4 @@
-"""Top-1 accuracy, NLL and ECE of predictions; running means that stay on the device."""
+"""Compute top-1 accuracy, NLL and ECE of predictions; accumulate running means on the device."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from distill.runs import saved_predictions
 def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """`top1`, `nll` (nats) and `ece` of logits [N, C] against int64 labels [N], on the host."""
     logits, labels = logits.float().cpu(), labels.cpu()  # not every device has float64
-    confidence, answer = logits.double().softmax(dim=-1).max(dim=-1)
-    right = (answer == labels).double()
+    confidence, predicted = logits.double().softmax(dim=-1).max(dim=-1)
+    right = (predicted == labels).double()
     nll = cross_entropy(logits.double(), labels).item()
     ece = saved_predictions.ece(confidence.numpy(), right.numpy())
     return dict(zip(MEASURES, (right.mean().item(), nll, ece), strict=True))
@@ -26,7 +26,7 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}  # a term may be on for a part of the steps
+        self.counts: dict[str, int] = {}  # a term may be active in a part of the steps
         self.count = 0  # steps
 
     def add(self, values: dict[str, Tensor]) -> None:
@@ -36,21 +36,21 @@ class RunningMeans:
         self.count += 1
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
-        """What was added so far, by every process. Called by all of them."""
-        mine = torch.stack(list(self.sums.values()))[None] if self.sums else None
-        every = None if mine is None else accelerator.gather(mine)
-        return {"counts": dict(self.counts), "count": self.count, "sums": every}
+        """The counts, and the sums of every process. Called by all processes."""
+        own = torch.stack(list(self.sums.values()))[None] if self.sums else None
+        all_sums = None if own is None else accelerator.gather(own)
+        return {"counts": dict(self.counts), "count": self.count, "sums": all_sums}
 
     def load_state_dict(self, state: dict[str, Any], accelerator: Accelerator) -> None:
-        """Each process goes on with its own; with the mean of all where their number changed."""
+        """Load this process's own sums; the mean of all if the number of processes changed."""
         self.counts, self.count, self.sums = dict(state["counts"]), state["count"], {}
-        if (every := state["sums"]) is not None:
-            is_same = len(every) == accelerator.num_processes
-            mine = every[accelerator.process_index] if is_same else every.mean(0)
-            self.sums = dict(zip(self.counts, mine.to(accelerator.device), strict=True))
+        if (all_sums := state["sums"]) is not None:
+            is_same = len(all_sums) == accelerator.num_processes
+            own = all_sums[accelerator.process_index] if is_same else all_sums.mean(0)
+            self.sums = dict(zip(self.counts, own.to(accelerator.device), strict=True))
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes since the last read, in one transfer; then begins anew."""
+        """Means over steps and processes since the last read, in one transfer; resets them."""
         if not self.count:
             return {}
         stacked = torch.stack([total / self.counts[name] for name, total in self.sums.items()])

@@ -16,10 +16,10 @@ from distill.errors import UserError
 from distill.evaluation.metrics import measures
 from distill.runs.run_folder import RunFolder
 
-BATCH = 500  # images a forward: large enough to fill a GPU, small enough for two gigabytes
+BATCH = 500  # images per forward pass: enough to fill a GPU, within two gigabytes
 
 Pixels = NDArray[np.uint8]
-Change = Callable[[Pixels, NDArray[np.int64]], Pixels]  # images [n, 3, H, W], their rows in the set
+Change = Callable[[Pixels, NDArray[np.int64]], Pixels]  # images [n, 3, H, W], their indices
 
 
 @torch.inference_mode()
@@ -32,7 +32,7 @@ def predict(
 ) -> Tensor:
     """Logits float32 [N, C] on the device for uint8 images [N, 3, H, W].
 
-    `between` is called after each forward, and may leave by an exception.
+    `between` is called after each forward pass, and may raise an exception to stop.
     """
     chunks = []
     for chunk in images.split(batch):
@@ -52,27 +52,27 @@ def logits_and_labels(
     """Logits [N, C] and labels [N] of the whole set, in its order, on every process.
 
     Each process predicts its own share; no sample is counted twice whatever N and the number of
-    processes. `change` alters the images before they are seen. The network's mode is restored.
+    processes. `change` alters the images before prediction. The network's mode is restored.
     """
     processes, n = accelerator.num_processes, len(images.labels)
     pixels, labels = share(images, accelerator.process_index, processes)
     if change is not None:
-        rows = np.arange(accelerator.process_index, n, processes)
-        pixels = torch.from_numpy(change(pixels.numpy(), rows))
+        indices = np.arange(accelerator.process_index, n, processes)
+        pixels = torch.from_numpy(change(pixels.numpy(), indices))
     was_training = net.training
     net.eval()
-    mine = predict(net, pixels, accelerator.device, between=between)
+    logits = predict(net, pixels, accelerator.device, between=between)
     net.train(was_training)
-    answers = torch.cat([mine, labels.to(mine)[:, None]], dim=1)
+    rows = torch.cat([logits, labels.to(logits)[:, None]], dim=1)
     if processes > 1:  # shares differ by one sample at most: pad, gather, interleave, cut
-        padding = -(-n // processes) - len(answers)
-        gathered: Tensor = accelerator.gather(nn.functional.pad(answers, (0, 0, 0, padding)))
-        answers = rearrange(gathered, "(p n) c -> (n p) c", p=processes)[:n]
-    return answers[:, :-1], answers[:, -1].long()
+        padding = -(-n // processes) - len(rows)
+        gathered: Tensor = accelerator.gather(nn.functional.pad(rows, (0, 0, 0, padding)))
+        rows = rearrange(gathered, "(p n) c -> (n p) c", p=processes)[:n]
+    return rows[:, :-1], rows[:, -1].long()
 
 
 def check_finite(logits: Tensor, folder: RunFolder) -> None:
-    """Raises UserError for a run whose network returns NaN or infinity."""
+    """Raise UserError if the run's network returns NaN or infinity."""
     if not logits.isfinite().all():
         raise UserError(
             f"the network of {folder.path} returns no finite numbers: its weights are damaged or "
@@ -87,17 +87,17 @@ def measure(
     between: Callable[[], None] = lambda: None,
     change: Change | None = None,
 ) -> dict[str, float]:
-    """`top1`, `nll`, `ece` of a network on a set, the same number on every process."""
+    """`top1`, `nll`, `ece` of a network on a set, the same values on every process."""
     return measures(*logits_and_labels(net, images, accelerator, between, change))
 
 
 class FlipTTA(nn.Module):
-    """Images [B, 3, H, W] to the mean of a network's logits of each image and of its mirror."""
+    """Return the mean of a network's logits of each image [B, 3, H, W] and of its mirror image."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.train(net.training)  # a wrapper begins in train mode, and would leave it in that
+        self.train(net.training)  # a new module is in train mode, which would be restored later
 
     def forward(self, images: Tensor) -> Tensor:
         mean: Tensor = (self.net(images) + self.net(images.flip(-1))) / 2
@@ -105,7 +105,7 @@ class FlipTTA(nn.Module):
 
 
 class SixViewTTA(nn.Module):
-    """Images [B, 3, H, W] to a weighted mean of a network's logits of six views of each image.
+    """Return a weighted mean of a network's logits of six views of each image [B, 3, H, W].
 
     The views are the image and its mirror image, each in three positions: unshifted (weight 1/2)
     and shifted by one pixel up-left and down-right, the border filled by reflection (weight 1/4

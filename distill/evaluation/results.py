@@ -1,4 +1,4 @@
-"""Write the results of a finished run: weights, metrics, predictions, mistakes."""
+"""Write the results of a finished run: metrics, predictions, mistakes."""
 
 import io
 import time
@@ -18,8 +18,8 @@ from distill.recipe.recipes import Recipe
 from distill.runs import saved_predictions
 from distill.runs.run_folder import IS_TESTED, RunFolder, write_bytes, write_json
 
-N_MISTAKES = 64  # the most confident ones, kept with their pixels
-ROUNDING = 1e-3  # of the largest logit: what another device, or another number of processes, may do
+N_MISTAKES = 64  # the most confident ones, saved with their pixels
+ROUNDING = 1e-3  # of the largest logit: the rounding of other devices or numbers of processes
 
 
 def write_result(
@@ -32,7 +32,7 @@ def write_result(
     *,
     is_tested: bool = True,
 ) -> None:
-    """result.json, the last file of a run: its presence says that the run is finished.
+    """Write result.json, the last file of a run: the run is finished once it exists.
 
     `is_tested`: whether `end` has the figures of the test split.
     `data`: `fingerprint` and `class_names` of the train split, `test_fingerprint`, `test_images`
@@ -83,45 +83,47 @@ def write_evaluation(
     teacher_logits: Tensor | None,
     held_out: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """evaluation.npz: logits [N, C] and labels [N] in the split's order, the teacher's logits
-    [N, C], and the most confident mistakes: indices [M] and pixels [M, 3, H, W]. Of the held-out
-    part, where there is one, `val_logits` [V, C] and `val_labels` [V] in its order.
+    """Write evaluation.npz: logits [N, C] and labels [N] in the split's order, the teacher's logits
+    [N, C], and the most confident mistakes: indices [M] and pixels [M, 3, H, W]. If images are held
+    out, also their `val_logits` [V, C] and `val_labels` [V] in order.
     """
-    ours = logits.cpu()
-    confidence, answer = ours.softmax(dim=-1).max(dim=-1)
-    wrong = torch.nonzero(answer != torch.from_numpy(test.labels)).flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True)][:N_MISTAKES].numpy()
+    logits = logits.cpu()
+    confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
+    wrong = torch.nonzero(predicted != torch.from_numpy(test.labels)).flatten()
+    mistakes = wrong[confidence[wrong].argsort(descending=True)][:N_MISTAKES].numpy()
     arrays = {
-        "logits": ours.numpy(),
+        "logits": logits.numpy(),
         "labels": test.labels,
-        "mistakes": worst,
-        "mistake_pixels": test.images[worst],
+        "mistakes": mistakes,
+        "mistake_pixels": test.images[mistakes],
     }
     if teacher_logits is not None:
         arrays["teacher_logits"] = teacher_logits.cpu().numpy()
     if held_out is not None:
-        arrays["val_logits"], arrays["val_labels"] = (each.cpu().numpy() for each in held_out)
+        arrays["val_logits"], arrays["val_labels"] = (tensor.cpu().numpy() for tensor in held_out)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(folder.evaluation, buffer.getvalue())
 
 
 def read_evaluation(folder: RunFolder, logits: Tensor) -> dict[str, Tensor]:
-    """The arrays of evaluation.npz, where the network's logits [N, C] today are those in it; none
-    where they are not, or where the file is gone or damaged.
+    """The arrays of evaluation.npz, if its logits are the network's logits [N, C] of today; none if
+    they differ, or if the file is gone or damaged.
 
-    So many numbers that agree say at once that the weights and the images are the same.
+    Equal logits show that both the weights and the images are the same.
     """
-    answers = None
+    predictions = None
     with suppress(UserError):
-        answers = saved_predictions.read_run(folder)
-    if answers is None:
+        predictions = saved_predictions.read_run(folder)
+    if predictions is None:
         return {}
-    known, today = torch.from_numpy(answers.logits), logits.cpu()
-    if known.shape != today.shape:
+    saved, today = torch.from_numpy(predictions.logits), logits.cpu()
+    if saved.shape != today.shape:
         return {}
-    kept = {
-        name: torch.from_numpy(array) for name, array in vars(answers).items() if array is not None
+    arrays = {
+        name: torch.from_numpy(array)
+        for name, array in vars(predictions).items()
+        if array is not None
     }
-    is_same = (known - today).abs().max() <= ROUNDING * today.abs().max()
-    return kept if is_same else {}
+    is_same = (saved - today).abs().max() <= ROUNDING * today.abs().max()
+    return arrays if is_same else {}

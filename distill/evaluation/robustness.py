@@ -28,16 +28,16 @@ def robustness(
 ) -> dict[str, Any]:
     """`accuracy` of each corruption at severities 1 to 5, and `mean_error` over all of them.
 
-    The mean error is the plain one: the paper divides each by AlexNet's before. `n_images` of the
-    test split, drawn at random, where all would take too long; `clean` is the accuracy on the same
-    images as they are.
+    The mean error is not normalised: the paper first divides each by AlexNet's. `n_images`: use
+    that many random images of the test split; None uses all. `clean` is the accuracy on the same
+    images without corruption.
     """
-    chosen = _chosen(len(test.labels), n_images)
-    part = image_set.subset(test, chosen)
+    indices = _sample(len(test.labels), n_images)
+    images = image_set.subset(test, indices)
 
     def top1(name: str, severity: int) -> float:
-        change = partial(_corrupted, chosen, name, severity)
-        return measure(net, part, accelerator, change=change)["top1"]
+        change = partial(_corrupt, indices, name, severity)
+        return measure(net, images, accelerator, change=change)["top1"]
 
     accuracy: dict[str, list[float]] = {}
     for done, name in enumerate(CORRUPTIONS, start=1):
@@ -45,8 +45,8 @@ def robustness(
         if progress:
             progress("corruptions", done, len(CORRUPTIONS))
     return {
-        "n": len(chosen),
-        "clean": measure(net, part, accelerator)["top1"],
+        "n": len(indices),
+        "clean": measure(net, images, accelerator)["top1"],
         "severities": list(SEVERITIES),
         "accuracy": accuracy,
         "mean_error": 1 - float(np.mean(list(accuracy.values()))),
@@ -55,13 +55,13 @@ def robustness(
     }
 
 
-def _chosen(n: int, n_images: int | None) -> Rows:
-    """Which images, ascending: a split may be sorted by class, so the first ones would not do."""
+def _sample(n: int, n_images: int | None) -> Rows:
+    """Random indices, ascending: a split may be sorted by class, so the first ones would not do."""
     if n_images is None or n_images >= n:
         return np.arange(n)
     return np.sort(rng.permutation(SEED, 0, Stream.CORRUPTION, n)[:n_images])
 
 
-def _corrupted(chosen: Rows, name: str, severity: int, images: Pixels, rows: Rows) -> Pixels:
-    """A sample keeps its number in the whole split, so that fewer images are the same ones."""
-    return corrupt(images, name, severity, samples=chosen[rows], seed=SEED)
+def _corrupt(indices: Rows, name: str, severity: int, images: Pixels, rows: Rows) -> Pixels:
+    """Corrupt images by their indices in the whole split, so that a subset has the same images."""
+    return corrupt(images, name, severity, samples=indices[rows], seed=SEED)

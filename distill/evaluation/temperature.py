@@ -7,13 +7,13 @@ from distill.evaluation.metrics import measures
 
 
 def calibrate(held_out: tuple[Tensor, Tensor], logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """`temperature` of the held-out logits [V, C] and labels [V]; `nll_calibrated` and
-    `ece_calibrated` of others divided by it. Images that were trained on would not do.
+    """Fit `temperature` on held-out logits [V, C] and labels [V]; return it with `nll_calibrated`
+    and `ece_calibrated` of `logits` divided by it. Training images are unsuitable for the fit.
     """
-    fitted = statistics.fit_temperature(*(each.numpy() for each in held_out))
-    after = measures(logits.double() / fitted, labels)
+    temperature = statistics.fit_temperature(*(tensor.numpy() for tensor in held_out))
+    calibrated = measures(logits.double() / temperature, labels)
     return {
-        "temperature": fitted,
-        "nll_calibrated": after["nll"],
-        "ece_calibrated": after["ece"],
+        "temperature": temperature,
+        "nll_calibrated": calibrated["nll"],
+        "ece_calibrated": calibrated["ece"],
     }

@@ -23,45 +23,47 @@ from distill.runs.run_folder import RunFolder, write_json
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 TESTED_MEASURES = {measure_name(measure, split) for measure in MEASURES for split in SPLITS}
-TRAIN_IMAGES = 5000  # half a point of doubt, for half of what the test split costs
+TRAIN_IMAGES = 5000  # accurate to half a point, at half the cost of the test split
 
 
 def measure_epochs(
     folder: RunFolder, *, progress: Progress | None = None
 ) -> dict[int, dict[str, float]]:
-    """`top1/test`, `nll/test` and `ece/test` of each kept epoch of a finished run, in float32, and
+    """`top1/test`, `nll/test` and `ece/test` of each saved epoch of a finished run, in float32, and
     the same `/train` on 5,000 images of the training part, neither augmented nor mixed.
 
-    Remembered in the folder, if it can be written, by the fingerprint of the weights: what was
-    measured before is not measured again. Raises UserError where the run is not finished, kept
-    nothing, or the images have other classes than it was trained for.
+    The measures are cached in the folder, if it can be written, by the fingerprint of the weights.
+    Raises UserError if the run is not finished or has no saved epochs, or if the images have other
+    classes than it was trained for.
     """
-    result, found = folder.result(), saved_epochs(folder)
-    if not found:
+    result, epochs = folder.result(), saved_epochs(folder)
+    if not epochs:
         raise UserError(
-            f"run {folder.path} kept the weights of no epoch, so it has no test curve.\n"
+            f"run {folder.path} saved the weights of no epoch, so it has no test curve.\n"
             "Train it with --set train.keep_epochs=1, and draw the curve of that run."
         )
     weights = {
-        epoch: checkpoint.weights_fingerprint(weights_path(folder, epoch)) for epoch in found
+        epoch: checkpoint.weights_fingerprint(weights_path(folder, epoch)) for epoch in epochs
     }
-    known = _cached_measures(folder)
-    if any(known.get(sha256) is None for sha256 in weights.values()):
+    cached = _cached_measures(folder)
+    if any(cached.get(sha256) is None for sha256 in weights.values()):
         for sha256, measures in _measure_new(
-            folder, result["class_names"], weights, known, progress
+            folder, result["class_names"], weights, cached, progress
         ):
-            known[sha256] = measures
+            cached[sha256] = measures
             with suppress(OSError):  # a full or read-only disk: measured again the next time
-                write_json(folder.test_curve, known)
-    return {epoch: known[sha256] for epoch, sha256 in weights.items()}
+                write_json(folder.test_curve, cached)
+    return {epoch: cached[sha256] for epoch, sha256 in weights.items()}
 
 
 def _cached_measures(folder: RunFolder) -> dict[str, dict[str, float]]:
-    """Measures by the fingerprint of their weights; those of another version are not known."""
+    """Measures by the fingerprint of their weights, without incomplete ones of another version."""
     file = folder.test_curve
-    known = json_files.test_curve(file) if file.exists() else {}
+    cached = json_files.test_curve(file) if file.exists() else {}
     return {
-        sha256: measures for sha256, measures in known.items() if measures.keys() >= TESTED_MEASURES
+        sha256: measures
+        for sha256, measures in cached.items()
+        if measures.keys() >= TESTED_MEASURES
     }
 
 
@@ -69,17 +71,17 @@ def _measure_new(
     folder: RunFolder,
     class_names: list[str],
     weights: dict[int, str],
-    known: dict[str, Any],
+    cached: dict[str, Any],
     progress: Progress | None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """(fingerprint, measures) of the weights that are not known."""
+    """Yield (fingerprint, measures) of the weights whose measures are not cached."""
     recipe, accel = recipes.read(folder.recipe), evaluation_accelerator()
     splits = _splits(folder, recipe, class_names, progress)
     net = to_device(build_network(recipe, folder.role, len(class_names)), accel.device)
     for done, (epoch, sha256) in enumerate(weights.items()):
         if progress is not None:
-            progress("measuring the kept epochs", done, len(weights))
-        if sha256 not in known:
+            progress("measuring the saved epochs", done, len(weights))
+        if sha256 not in cached:
             checkpoint.load_weights(weights_path(folder, epoch), net, sha256)
             yield (
                 sha256,
@@ -94,17 +96,17 @@ def _measure_new(
 def _splits(
     folder: RunFolder, recipe: Recipe, class_names: list[str], progress: Progress | None
 ) -> dict[Split, ImageSet]:
-    """The images of each curve. The training part lies in the order of digests, so that its first
-    images are a sample of it.
+    """The images of each curve. The training part is sorted by digests, so that its first images
+    are a random sample of it.
     """
     test = test_split(recipe.data.source, progress=progress)
     if list(test.class_names) != class_names:
-        ours, theirs = describe_class_difference(class_names, test.class_names)
+        of_run, of_source = describe_class_difference(class_names, test.class_names)
         raise UserError(
-            f"run {folder.path} knows the classes {ours}; {recipe.data.source} has {theirs} now.\n"
-            "Bring the former images back."
+            f"run {folder.path} has the classes {of_run}; {recipe.data.source} now has "
+            f"{of_source}.\nBring the former images back."
         )
     check_tested(folder, test, recipe.data.source)
     images = image_set.load(recipe.data.source, "train", progress=progress)
-    chosen, _ = split_indices(recipe, images)
-    return {"train": image_set.subset(images, chosen[:TRAIN_IMAGES]), "test": test}
+    indices, _ = split_indices(recipe, images)
+    return {"train": image_set.subset(images, indices[:TRAIN_IMAGES]), "test": test}

@@ -1,7 +1,7 @@
 """Compare two finished runs on the same test images.
 
-Everything is computed from the answers that the runs left in evaluation.npz. What a difference on
-these images says is about these two networks: another seed of either recipe is another network.
+Everything is computed from the predictions in the runs' evaluation.npz. A difference on these
+images is one of these two networks: another seed of either recipe trains another network.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from distill.statistics import SIGNIFICANT, Interval, bootstrap, count_pairs, wi
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the two, in figures: shares 0..1, nll in nats."""
+    """The figures of one of the two runs: shares 0..1, nll in nats."""
 
     run: str
     recipe: str
@@ -35,14 +35,14 @@ class ComparedRun:
     nll_test: float
     nll_test_interval: Interval  # bootstrap
     ece_test: float
-    top1_val: float | None  # of the kept weights, on the held-out part
+    top1_val: float | None  # of the final weights, on the held-out part
     elapsed_s: float
     weights: str  # sha256
 
 
 @dataclass(frozen=True)
 class ClassDifference:
-    """One class: how many images it has, and who is right on how many of them."""
+    """One class: the number of its images, and how many each run predicts correctly."""
 
     name: str
     n: int
@@ -54,7 +54,7 @@ class ClassDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A on N images; a difference is B − A."""
+    """The comparison of B with A on N images; a difference is B − A."""
 
     a: ComparedRun
     b: ComparedRun
@@ -66,34 +66,34 @@ class Comparison:
     difference: float  # of the accuracies
     difference_interval: Interval  # paired bootstrap: the same images of both
     p: float  # McNemar's exact test of "both are right equally often"
-    agreement: float  # share of images with the same answer, right or wrong
+    agreement: float  # share of images with the same prediction, right or wrong
     agreement_interval: Interval  # Wilson's
     classes: tuple[ClassDifference, ...]
     recipes: tuple[str, ...]  # `optim.lr: 0.1 -> 0.2`
-    says: str  # what is shown and what is not
+    says: str  # the findings and limitations
 
 
 def compare(path_a: Path, path_b: Path) -> Comparison:
-    """Run B against run A.
+    """Compare run B with run A.
 
-    Raises UserError where one is not finished, has lost its answers or figures, or was measured on
+    Raises UserError if one is not finished, has lost its predictions or figures, or was measured on
     other images.
     """
     return _compare(open_finished(path_a), open_finished(path_b))
 
 
 def _compare(a: RunFolder, b: RunFolder) -> Comparison:
-    ours, theirs = _predictions(a), _predictions(b)
-    _check_same_images(a, b, ours, theirs)
-    right_a, right_b, n = ours.is_right, theirs.is_right, len(ours.labels)
+    of_a, of_b = _predictions(a), _predictions(b)
+    _check_same_images(a, b, of_a, of_b)
+    right_a, right_b, n = of_a.is_right, of_b.is_right, len(of_a.labels)
     pairs = count_pairs(right_a, right_b)
     gain = right_b.astype(float) - right_a.astype(float)
-    same = int((ours.logits.argmax(axis=1) == theirs.logits.argmax(axis=1)).sum())
+    same = int((of_a.logits.argmax(axis=1) == of_b.logits.argmax(axis=1)).sum())
     interval = bootstrap(_mean, gain)
-    sides = _describe(a, ours), _describe(b, theirs)
+    runs = _describe(a, of_a), _describe(b, of_b)
     return Comparison(
-        a=sides[0],
-        b=sides[1],
+        a=runs[0],
+        b=runs[1],
         n=n,
         only_a=pairs.only_a,
         only_b=pairs.only_b,
@@ -104,15 +104,15 @@ def _compare(a: RunFolder, b: RunFolder) -> Comparison:
         p=pairs.p,
         agreement=same / n,
         agreement_interval=wilson(same, n),
-        classes=_by_class(a, ours, theirs),
+        classes=_by_class(a, of_a, of_b),
         recipes=tuple(_differences(a, b)),
-        says=" ".join([*_findings(sides, n, interval, pairs.p), *_limitations(a, b)]),
+        says=" ".join([*_findings(runs, n, interval, pairs.p), *_limitations(a, b)]),
     )
 
 
 def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """What differs between the recipes. Of students not the network in [teacher], which describes
-    nobody: who taught is `teacher.runs`, and how, TEACHING.
+    """The differences of the recipes. Two students leave out the network in [teacher], which a
+    student's recipe does not use: it has `teacher.runs` and the keys in TEACHING.
     """
     are_students = {a.result()["role"], b.result()["role"]} == {"student"}
     for line in recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe)):
@@ -128,41 +128,41 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _predictions(run: RunFolder) -> Predictions:
     run_folder.check_is_tested(run)
-    found = saved_predictions.read_run(run)
-    if found is None:
+    predictions = saved_predictions.read_run(run)
+    if predictions is None:
         raise UserError(
-            f"{run.evaluation} is not there: without its answers a run cannot be compared.\n"
+            f"{run.evaluation} is not there: without its predictions a run cannot be compared.\n"
             "Bring the file back, or train the run again in another --out."
         )
-    return found
+    return predictions
 
 
-def _check_same_images(a: RunFolder, b: RunFolder, ours: Predictions, theirs: Predictions) -> None:
-    """The fingerprints of the test split, labels and class names say whether both were tested on
-    the same images.
+def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Predictions) -> None:
+    """Raise UserError if fingerprints, labels or class names show that the runs were tested on
+    different images.
     """
     advice = "Two runs are compared on the same test split; choose two of one data source."
     names = [run.result()["class_names"] for run in (a, b)]
-    found = ""
-    apart = run_folder.test_split_differences([a.result(), b.result()])
+    problem = ""
+    differing = run_folder.test_split_differences([a.result(), b.result()])
     if names[0] != names[1]:
-        found = "other classes: " + " / ".join(describe_class_difference(*names))
-    elif len(ours.labels) != len(theirs.labels):
-        found = f"{len(ours.labels):,} / {len(theirs.labels):,} images"
-    elif (ours.labels != theirs.labels).any():
-        k = int((ours.labels != theirs.labels).sum())
-        found = f"other labels, {k:,} of {len(ours.labels):,}, or the same in another order"
-    elif apart:
-        verb = "differs" if len(apart) == 1 and not apart[0].endswith("s") else "differ"
-        found = f"other images: their {' and '.join(apart)} {verb}"
-    if found:
-        raise UserError(f"{a.path} and {b.path} were measured on {found}.\n{advice}")
+        problem = "other classes: " + " / ".join(describe_class_difference(*names))
+    elif len(of_a.labels) != len(of_b.labels):
+        problem = f"{len(of_a.labels):,} / {len(of_b.labels):,} images"
+    elif (of_a.labels != of_b.labels).any():
+        n = int((of_a.labels != of_b.labels).sum())
+        problem = f"other labels, {n:,} of {len(of_a.labels):,}, or the same in another order"
+    elif differing:
+        verb = "differs" if len(differing) == 1 and not differing[0].endswith("s") else "differ"
+        problem = f"other images: their {' and '.join(differing)} {verb}"
+    if problem:
+        raise UserError(f"{a.path} and {b.path} were measured on {problem}.\n{advice}")
 
 
-def _describe(run: RunFolder, answers: Predictions) -> ComparedRun:
+def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
     result, row = run.result(), figures("", run)
-    nll = saved_predictions.nll(answers.logits, answers.labels)
-    right = int(answers.is_right.sum())
+    nll = saved_predictions.nll(predictions.logits, predictions.labels)
+    right = int(predictions.is_right.sum())
     return ComparedRun(
         run=str(run.path),
         recipe=result["recipe"],
@@ -179,25 +179,30 @@ def _describe(run: RunFolder, answers: Predictions) -> ComparedRun:
     )
 
 
-def _by_class(a: RunFolder, ours: Predictions, theirs: Predictions) -> tuple[ClassDifference, ...]:
-    right_a, right_b = ours.is_right, theirs.is_right
+def _by_class(a: RunFolder, of_a: Predictions, of_b: Predictions) -> tuple[ClassDifference, ...]:
+    right_a, right_b = of_a.is_right, of_b.is_right
     rows = []
     for label, name in enumerate(a.result()["class_names"]):
-        here = ours.labels == label
-        counts = (here, here & right_a, here & right_b)
-        alone = (here & right_a & ~right_b, here & right_b & ~right_a)
-        rows.append(ClassDifference(name, *(int(which.sum()) for which in (*counts, *alone))))
+        in_class = of_a.labels == label
+        masks = (
+            in_class,
+            in_class & right_a,
+            in_class & right_b,
+            in_class & right_a & ~right_b,
+            in_class & right_b & ~right_a,
+        )
+        rows.append(ClassDifference(name, *(int(mask.sum()) for mask in masks)))
     return tuple(rows)
 
 
 def _findings(
-    sides: tuple[ComparedRun, ComparedRun], n: int, interval: Interval, p: float
+    runs: tuple[ComparedRun, ComparedRun], n: int, interval: Interval, p: float
 ) -> Iterator[str]:
-    """The finding in words, with its limits."""
-    a, b = sides
+    """Sentences on what the comparison shows and what it does not."""
+    a, b = runs
     low, high = (f"{100 * end:+.2f}" for end in interval)
     if a.weights == b.weights:
-        yield "Both hold the same weights: there is nothing to compare."
+        yield "Both have the same weights: there is nothing to compare."
         return
     if p < SIGNIFICANT:
         better, worse = (a, b) if b.top1_test < a.top1_test else (b, a)
@@ -211,13 +216,13 @@ def _findings(
             f"{high} points."
         )
     yield (
-        "Not shown: that one recipe is better. One run of each says nothing about another seed; "
+        "Not shown: that one recipe is better. One run of each shows nothing about another seed; "
         "for that, train several of each."
     )
 
 
 def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """What the results do not say of the images."""
+    """Sentences on what the results leave open about the images."""
     results = [run.result() for run in (a, b)]
     unnamed = run_folder.test_split_unnamed(results)
     yield from unnamed

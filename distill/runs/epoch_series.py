@@ -23,15 +23,15 @@ class Line(NamedTuple):
 class Curves:
     """Every metric of a journal, by its name in `distill/events.py`."""
 
-    steps: Mapping[str, Line]  # means since the event before, several an epoch
+    steps: Mapping[str, Line]  # means since the previous event, several per epoch
     epochs: Mapping[str, Line]  # at the end of each epoch
 
     @property
     def terms(self) -> list[str]:
         """The names of the loss terms, the total last."""
-        begin, total = loss_name(""), loss_name(TOTAL)
+        prefix, total = loss_name(""), loss_name(TOTAL)
         names = {**self.epochs, **self.steps}
-        return [name for name in names if name.startswith(begin) and name != total] + [
+        return [name for name in names if name.startswith(prefix) and name != total] + [
             name for name in names if name == total
         ]
 
@@ -41,7 +41,7 @@ class Curves:
 
 
 def curves(events: Sequence[Event]) -> Curves:
-    """The lines of a run's events; empty where it had none yet."""
+    """The lines of a run's events; empty before its first step."""
     starts = [event for event in events if isinstance(event, Start)]
     per_epoch = starts[-1].steps_per_epoch if starts else 1
     steps = [(e.step / per_epoch, e.metrics) for e in events if isinstance(e, Step)]
@@ -50,7 +50,7 @@ def curves(events: Sequence[Event]) -> Curves:
 
 
 def _lines(points: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, Line]:
-    """One line a metric, in the order in which they first occur."""
+    """One line per metric, in the order in which they first occur."""
     names = dict.fromkeys(name for _, metrics in points for name in metrics)
     lines = {}
     for name in names:

@@ -44,7 +44,7 @@ LARGEST = 1 << 30  # bytes of a journal
 
 
 def _schema(kind: type[Event]) -> type[BaseModel]:
-    """The types of an event's fields, those of seconds bounded so that they can be shown."""
+    """The types of an event's fields; seconds are bounded so that they can be formatted."""
     types = get_type_hints(kind)
     fields = {name: (SECONDS if name.endswith("_s") else types[name], ...) for name in types}
     return create_model(kind.__name__, __config__=json_files.OPEN, **fields)  # type: ignore[call-overload, no-any-return]
@@ -54,28 +54,28 @@ SCHEMAS = {name: _schema(kind) for name, kind in KINDS.items()}
 
 
 class Journal:
-    """Appends each event it is called with; a resumed run leaves no step in it twice."""
+    """Append events to a journal; a resumed run leaves no step in it twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __call__(self, event: Event) -> None:
-        """Append one line. A `Start` first drops what an interrupted run wrote past its step,
-        a `Retry` what is not true any more."""
+        """Append one line. A `Start` or `Retry` first drops the lines after the step from which it
+        continues."""
         if isinstance(event, Start):
             rewind(self.path, event.first_step, event.first_epoch, event.retries)
         if isinstance(event, Retry):
             rewind(self.path, event.first_step, event.first_epoch)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Opened per line: whoever reads the file sees whole lines, and a kill loses none.
+        # Opened for each line: readers see complete lines, and a kill loses none.
         with open(self.path, "a", opener=lock.without_following) as file:
             file.write(line(event) + "\n")
             file.flush()
-            os.fsync(file.fileno())  # before the checkpoint that has it behind it
+            os.fsync(file.fileno())  # before the checkpoint that includes the event is written
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal, [] where there is none yet.
+    """The lines of a journal; [] if there is none yet.
 
     A last line that a kill cut short is left out; any other that is not JSON raises UserError.
     """
@@ -103,7 +103,7 @@ def _text(path: Path) -> str:
 
 
 def _row(text: str) -> dict[str, Any]:
-    """One line. Raises Invalid if it is not JSON or no event."""
+    """Parse one line. Raises Invalid if it is not JSON or no event."""
     try:
         row = json_files.parsed(text)
     except Invalid as fault:
@@ -118,13 +118,13 @@ def _row(text: str) -> dict[str, Any]:
         )
     except Invalid as fault:
         raise Invalid(f"is not an event: {fault}") from None
-    known: dict[str, Any] = row
-    return known
+    checked: dict[str, Any] = row
+    return checked
 
 
 def events(path: Path) -> list[Event]:
-    """The journal as the events that were written, `null` numbers as nan. Raises UserError as
-    `read`, and if an event lacks a field.
+    """The events of a journal, with nan for `null` numbers. Raises the UserErrors of `read`, and
+    one if an event lacks a field.
     """
     try:
         return [event(row) for row in read(path)]
@@ -135,21 +135,21 @@ def events(path: Path) -> list[Event]:
 
 
 def line(event: Event) -> str:
-    """One event as one line of JSON, without the line's end."""
+    """One event as a line of JSON, without a newline."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     row = {"event": type(event).__name__.lower(), "at": at, **asdict(event)}
     return json.dumps(without_nan(row), allow_nan=False)
 
 
 def event(row: dict[str, Any]) -> Event:
-    """The event of one line; the reverse of `line`."""
+    """The event of one line; the inverse of `line`."""
     kind = KINDS[row["event"]]
-    known = kind.__dataclass_fields__
-    return kind(**{key: field_value(key, value) for key, value in row.items() if key in known})
+    fields = kind.__dataclass_fields__
+    return kind(**{key: field_value(key, value) for key, value in row.items() if key in fields})
 
 
 def field_value(key: str, value: Any) -> Any:
-    """One field as the event holds it: JSON has no tuple and no nan."""
+    """Convert a field's JSON value to the event's: JSON has no tuple and no nan."""
     if key == "metrics" and isinstance(value, dict):
         return {name: math.nan if number is None else number for name, number in value.items()}
     if key == "notes" and isinstance(value, list):
@@ -158,31 +158,31 @@ def field_value(key: str, value: Any) -> Any:
 
 
 def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = None) -> None:
-    """Drop what lies after so many steps and epochs, whole or not at all.
+    """Drop the lines after so many steps and epochs, by an atomic rewrite.
 
-    A retry stands where its checkpoint does: of these, those after the first `retries` were told
-    by a process that was killed before it had saved them, and go too.
+    Of the retries, which have the step of their checkpoint, only the first `retries` stay: a later
+    one was written by a process that was killed before its checkpoint was.
     """
     rows = read(path)
-    if path.exists():  # written anew in any case: neither half a line nor a hard link stays
-        kept = [row for row in rows if is_before(row, first_step, first_epoch)]
-        untold = [row for row in kept if row["event"] == "retry"][retries:]
+    if path.exists():  # rewritten in any case, to drop a partial line or a hard link
+        before = [row for row in rows if is_before(row, first_step, first_epoch)]
+        unsaved = [row for row in before if row["event"] == "retry"][retries:]
         if retries is not None:
-            kept = [row for row in kept if row not in untold]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+            before = [row for row in before if row not in unsaved]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in before))
 
 
 def is_before(row: dict[str, Any], step: int, epoch: int) -> bool:
-    """Whether a line was written when no more than so many steps and epochs were done.
+    """Whether a line was written when at most so many steps and epochs were done.
 
-    The end of an epoch and its last step have the same number of steps; an `End` lies behind all.
+    The end of an epoch and its last step have the same number of steps; an `End` is after all.
     """
     steps, epochs = (row.get(key, row.get(f"first_{key}", 0)) for key in ("step", "epoch"))
     return bool(row["event"] != "end" and steps <= step and epochs <= epoch)
 
 
 def without_nan(value: Any) -> Any:
-    """The same value with None for every float that JSON has no word for."""
+    """The same value with None for every float that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
 """List the runs in a folder with their results and states.
 
-Looks at files alone and changes none. A run that cannot be read is a row that says so.
+Only reads files. A run that cannot be read is a row with the reason.
 """
 
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeErro
 
 @dataclass(frozen=True)
 class RunListing:
-    """One run, raw: shares 0..1, seconds since 1970; None where a figure is not known."""
+    """One run, unformatted: shares 0..1, seconds since 1970; None if a figure is unknown."""
 
     path: str
-    updated_at: float  # when it finished, or when something was last written
+    updated_at: float  # when it finished, or when a file was last written
     state: State = "never began"
     recipe: str | None = None
     teachers: tuple[str, ...] = ()  # run folders
@@ -36,16 +36,16 @@ class RunListing:
     top1_test: float | None = None
     top1_test_interval: Interval | None = None  # Wilson's, 95 %
     test_images: int | None = None
-    top1_val: float | None = None  # of the kept weights, on the held-out part
-    step: int | None = None  # that a stopped run would go on from, or the newest one logged
+    top1_val: float | None = None  # of the final weights, on the held-out part
+    step: int | None = None  # from which a stopped run would continue, or the newest one logged
     total_steps: int | None = None
     fault: str | None = None  # why it is damaged
 
 
 def list_runs(folder: Path) -> list[RunListing]:
-    """Every run in `folder` and in its groups one level below, in no order; or `folder` itself.
+    """List the runs in `folder` and in its groups one level below, unordered; or `folder` itself.
 
-    Raises UserError where there is no such folder; `runs` need not be there before the first run.
+    Raises UserError if there is no such folder, except for `runs`, which the first run creates.
     """
     if folder == RUNS and not folder.exists():
         return []
@@ -58,9 +58,9 @@ def _runs(folder: Path) -> Iterator[RunFolder]:
     if RunFolder(folder).is_run:
         yield RunFolder(folder)
         return
-    for place in (folder, *_groups(folder)):
-        yield from runs_in(place)
-        yield from (RunFolder(path) for path in _subfolders(place) if _lost_its_recipe(path))
+    for parent in (folder, *_groups(folder)):
+        yield from runs_in(parent)
+        yield from (RunFolder(path) for path in _subfolders(parent) if _lost_its_recipe(path))
 
 
 def _groups(folder: Path) -> list[Path]:
@@ -77,64 +77,64 @@ def _lost_its_recipe(path: Path) -> bool:
 
 
 def _list_run(run: RunFolder) -> RunListing:
-    known = RunListing(str(run.path), _modified_at(run))
+    row = RunListing(str(run.path), _modified_at(run))
     if not run.is_run:
-        return replace(known, state="damaged", fault=f"{run.recipe.name} is gone")
+        return replace(row, state="damaged", fault=f"{run.recipe.name} is gone")
     try:
         recipe = recipes.read(run.recipe)
         if recipes.has_teacher(recipe) and recipe.teacher:
-            known = replace(known, teachers=recipe.teacher.runs)
-        return _finished(run, known) if run.is_finished else _unfinished(run, known)
+            row = replace(row, teachers=recipe.teacher.runs)
+        return _finished(run, row) if run.is_finished else _unfinished(run, row)
     except UNREADABLE as fault:
-        return replace(known, state="damaged", fault=_first_line(fault))
+        return replace(row, state="damaged", fault=_first_line(fault))
 
 
 def _first_line(fault: Exception) -> str:
-    """The first thing wrong, in one line."""
+    """The first problem in an error, on one line."""
     if isinstance(fault, recipes.RecipeError):
         return fault.faults[0]
     if isinstance(fault, UserError):
         return str(fault).splitlines()[0]
-    return f"its files do not say what they should ({type(fault).__name__}: {fault})"
+    return f"its files do not have the expected content ({type(fault).__name__}: {fault})"
 
 
-def _finished(run: RunFolder, known: RunListing) -> RunListing:
-    result, row = run.result(), figures("", run)
+def _finished(run: RunFolder, row: RunListing) -> RunListing:
+    result, summary = run.result(), figures("", run)
     if not run.weights(run.role).exists():
         raise UserError(f"{run.weights(run.role).name} is gone")
     n = _test_images(run)
-    right = None if n is None or row.top1_test is None else round(row.top1_test * n)
+    right = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
     return replace(
-        known,
+        row,
         state="finished",
         recipe=result["recipe"],
-        parameters=row.parameters,
-        top1_test=row.top1_test,
+        parameters=summary.parameters,
+        top1_test=summary.top1_test,
         top1_test_interval=None if n is None or right is None else wilson(right, n),
         test_images=n,
-        top1_val=row.top1_val,
+        top1_val=summary.top1_val,
         updated_at=datetime.fromisoformat(result["finished_at"]).timestamp(),
     )
 
 
 def _test_images(run: RunFolder) -> int | None:
-    """How many images the accuracy is of; None where the answers are not there any more."""
+    """The number of test images; None if the predictions do not exist any more."""
     with suppress(UserError):
-        if (answers := saved_predictions.read_run(run)) is not None:
-            return len(answers.labels)
+        if (predictions := saved_predictions.read_run(run)) is not None:
+            return len(predictions.labels)
     return None
 
 
-def _unfinished(run: RunFolder, known: RunListing) -> RunListing:
-    somebody, is_alive = lock.read_holder(run.path)
-    rows = journal.read(run.journal)
-    starts = [row for row in rows if row["event"] == "start"]
+def _unfinished(run: RunFolder, row: RunListing) -> RunListing:
+    holder, is_alive = lock.read_holder(run.path)
+    events = journal.read(run.journal)
+    starts = [event for event in events if event["event"] == "start"]
     if starts:
         start = journal.event(starts[-1])
         assert isinstance(start, Start)
-        state: State = "killed" if somebody else "stopped"
-        known = replace(
-            known,
+        state: State = "killed" if holder else "stopped"
+        row = replace(
+            row,
             state=state,
             recipe=start.recipe,
             parameters=start.parameters,
@@ -142,16 +142,16 @@ def _unfinished(run: RunFolder, known: RunListing) -> RunListing:
             total_steps=total_steps(start),
         )
     if is_alive:
-        newest = [row["step"] for row in rows if "step" in row][-1:]
-        known = replace(known, state="training", step=newest[0] if newest else known.step)
-    return known
+        newest = [event["step"] for event in events if "step" in event][-1:]
+        row = replace(row, state="training", step=newest[0] if newest else row.step)
+    return row
 
 
 def _saved_step(run: RunFolder) -> int:
-    """Of the newest checkpoint that can be read; 0 where there is none."""
-    for place in (run.last, run.last.with_name(f"{run.last.name}.old")):
+    """The step of the newest readable checkpoint; 0 if there is none."""
+    for folder in (run.last, run.last.with_name(f"{run.last.name}.old")):
         with suppress(UserError, KeyError):
-            return int(json_files.progress(place / "progress.json")["step"])
+            return int(json_files.progress(folder / "progress.json")["step"])
     return 0
 
 

@@ -1,8 +1,7 @@
 """Lock a run folder while a process trains in it, and record which process that is.
 
-The lock is the operating system's, on the file `.lock`: it ends with its process, however that
-ends. Who holds it stands in `running.json`; where that is there and the lock is free, the last run
-was killed.
+The operating system's lock on the file `.lock` ends with its process, however that ends.
+`running.json` names the process; if it exists and the lock is free, that process was killed.
 """
 
 import json
@@ -42,11 +41,11 @@ HOLDER = TypeAdapter(LockHolder)
 
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
-    """Hold a run's folder. Yields who was killed in it, if somebody was.
+    """Hold the lock of a run folder. Yields the process that was killed in it, if any.
 
-    Raises InUse where somebody else holds it, by host and process.
+    Raises InUse, with host and process, if another process holds the lock.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "running.json"
     lock = FileLock(folder / ".lock", blocking=False)
@@ -59,15 +58,15 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
         killed = _read(record)
         now = LockHolder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
         if not record.is_symlink():
-            record.unlink(missing_ok=True)  # a new file: what it was linked to stays as it is
+            record.unlink(missing_ok=True)  # a new file, so that no other hard link changes
         with open(record, "w", opener=without_following) as file:
             file.write(json.dumps(asdict(now)) + "\n")
         yield killed
     finally:
         record.unlink(missing_ok=True)
-        if made and [file.name for file in folder.iterdir()] == [".lock"]:  # nothing was begun
+        if created and [file.name for file in folder.iterdir()] == [".lock"]:  # no run began
             (folder / ".lock").unlink()
-            _remove_empty(made)
+            _remove_empty(created)
         lock.release()
 
 
@@ -79,13 +78,13 @@ def without_following(path: str, flags: int) -> int:
 
 
 def _check_lock_file(folder: Path) -> None:
-    """To take the lock empties its file. Raises UserError if that would empty another file: if it
-    is a symbolic link, or a hard link to something that is not empty.
+    """Raise UserError if acquiring the lock, which empties its file, would empty another file: if
+    it is a symbolic link, or a hard link to a file that is not empty.
     """
     path = folder / ".lock"
     if path.is_symlink():
         raise UserError(f"{path} is a symbolic link.\nDelete it, or choose another --out.")
-    if path.exists() and (known := path.stat()).st_nlink > 1 and known.st_size:
+    if path.exists() and (status := path.stat()).st_nlink > 1 and status.st_size:
         raise UserError(
             f"{path} is a hard link to a file that is not empty, and would be emptied.\n"
             "Delete it, or choose another --out."
@@ -93,23 +92,24 @@ def _check_lock_file(folder: Path) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises UserError where somebody trains in a folder."""
-    somebody, is_alive = read_holder(folder)
+    """Raise InUse if a process trains in a folder."""
+    holder, is_alive = read_holder(folder)
     if is_alive:
-        raise _in_use(folder, somebody)
+        raise _in_use(folder, holder)
 
 
-def _in_use(folder: Path, somebody: LockHolder | None) -> InUse:
+def _in_use(folder: Path, holder: LockHolder | None) -> InUse:
     return InUse(
-        f"{folder} is in use: {somebody or 'another process'} trains in it.\n"
+        f"{folder} is in use: {holder or 'another process'} trains in it.\n"
         "Wait for it or stop it there, or choose another --out."
     )
 
 
 def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
-    """Who trains in a folder, or was killed in it, and whether they still train; leaves nothing.
+    """The process that trains in a folder or was killed in it, and whether it still trains.
 
-    Where the lock cannot be asked (a folder of somebody else's), the record is believed.
+    Changes no file. If the lock cannot be tried (in a folder of another user), the recorded process
+    counts as training.
     """
     recorded = _read(folder / "running.json")
     if recorded is None:
@@ -124,15 +124,15 @@ def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
     return recorded, False
 
 
-def _remove_empty(places: list[Path]) -> None:
-    """Folders, the innermost first, as far as they are empty."""
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders, the innermost first, until one is not empty."""
     with suppress(OSError):
-        for place in places:
-            place.rmdir()
+        for folder in folders:
+            folder.rmdir()
 
 
 def _read(record: Path) -> LockHolder | None:
-    """Who stands in a record; None where there is none, or none that can be read."""
+    """The process in a running.json; None if the file is absent or unreadable."""
     try:
         return HOLDER.validate_python(json_files.read(record))
     except (UserError, ValueError):

@@ -16,12 +16,12 @@ from distill.runs import journal
 from distill.runs.run_folder import Role, RunFolder
 from distill.runs.saved_predictions import Predictions, read_run
 
-TestCurve = Mapping[int, Mapping[str, float]]  # of each kept epoch `top1/test`, `top1/train` …
+TestCurve = Mapping[int, Mapping[str, float]]  # epoch -> `top1/test`, `top1/train`, …
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. `result` is empty where it is not finished, `environment` where nothing says it."""
+    """One run. `result` is empty before it is finished, `environment` if the file is absent."""
 
     folder: RunFolder
     recipe: Recipe
@@ -33,12 +33,12 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """Of the folder, as a person calls the run."""
+        """The name of the folder."""
         return visible(self.folder.path.resolve().name)
 
     @property
     def start(self) -> Start | None:
-        """The newest head in the journal."""
+        """The newest start event in the journal."""
         starts = [event for event in self.events if isinstance(event, Start)]
         return starts[-1] if starts else None
 
@@ -48,7 +48,7 @@ class RunRecord:
 
     @property
     def role(self) -> Role | None:
-        """None where neither result nor journal tell what was trained."""
+        """None if neither result nor journal has the role."""
         role: Role | None = self._from_result_or_start("role")
         return role
 
@@ -63,12 +63,12 @@ class RunRecord:
 
     @property
     def requested_recipe(self) -> str | None:
-        """The recipe's name as it was asked for."""
+        """The recipe's name as requested."""
         return self._named("recipe")
 
     @property
     def network(self) -> str | None:
-        """Its name in a table."""
+        """The network's name in tables."""
         return self._named("network")
 
     @property
@@ -82,19 +82,19 @@ class RunRecord:
 
     @property
     def val_images(self) -> int | None:
-        """Images held out."""
+        """The number of held-out images."""
         n: int | None = self.result["data"]["val_images"] if self.result else None
         return n if self.result or self.start is None else self.start.val_images
 
     @property
     def teacher_top1(self) -> float | None:
-        """The teacher's accuracy on held-out images, before the run; None where nobody taught."""
+        """The teacher's accuracy on held-out images, before the run; None without a teacher."""
         top1: float | None = self.result["teacher"]["top1"] if self.result else None
         return top1 if self.result or self.start is None else self.start.teacher_top1
 
     @property
     def teachers(self) -> list[str]:
-        """The names of their run folders."""
+        """The names of the teachers' run folders."""
         runs = self.result["teacher"]["runs"] if self.result else []
         if not self.result and self.start is not None and self.start.teacher:
             runs = self.start.teacher.split(" + ")
@@ -102,7 +102,7 @@ class RunRecord:
 
     @property
     def data(self) -> str:
-        """The fingerprint of its images; where they lie, before the first checkpoint says it."""
+        """The fingerprint of its images; before the first checkpoint, their source."""
         if self.result:
             return str(self.result["data"]["fingerprint"])
         with suppress(UserError, KeyError):
@@ -125,39 +125,41 @@ class RunRecord:
 
     @property
     def is_averaged(self) -> bool:
-        """Whether the weights to use are a running mean."""
+        """Whether the final weights are a running mean."""
         return self.recipe.ema is not None
 
     def _named(self, name: str) -> str | None:
-        """The same of text, on one line."""
-        known: str | None = self._from_result_or_start(name)
-        return None if known is None else visible(known)
+        """A text from the result or the start event, on one line."""
+        text: str | None = self._from_result_or_start(name)
+        return None if text is None else visible(text)
 
     def _from_result_or_start(self, name: str) -> Any:
-        """What result and head of a run call alike; None where there is neither."""
+        """A value that the result and the start event have by the same name; None without both."""
         return self.result[name] if self.result else getattr(self.start, name, None)
 
     def test_metric(self, measure: str) -> float | None:
-        """`top1`, `nll` or `ece` of the kept weights on the test split."""
+        """`top1`, `nll` or `ece` of the final weights on the test split."""
         return self._metric(measure_name(measure, "test"))
 
     def val_metric(self, measure: str) -> float | None:
-        """The same on the held-out part; it chose the epoch."""
+        """`top1`, `nll` or `ece` of the final weights on the held-out part, which selects the
+        epoch.
+        """
         averaged = self._metric(measure_name(measure, "val_ema"))
         return self._metric(measure_name(measure, "val")) if averaged is None else averaged
 
     def _metric(self, name: str) -> float | None:
-        """Of the kept weights; of the best so far where the run is not finished."""
+        """A metric of the final weights; of the best so far if the run is not finished."""
         best = [
             event.metrics for event in self.events if isinstance(event, Epoch) and event.is_best
         ]
-        known = self.result["metrics"] if self.result else best[-1] if best else {}
-        value: float | None = known.get(name)
+        metrics = self.result["metrics"] if self.result else best[-1] if best else {}
+        value: float | None = metrics.get(name)
         return value
 
 
 def read(folder: RunFolder, test_curve: TestCurve | None = None) -> RunRecord:
-    """A run's record. Raises UserError where there is no run, and for files that are damaged."""
+    """Read a run's record. Raises UserError if there is no run or a file is damaged."""
     return RunRecord(
         folder,
         recipes.read(folder.recipe),

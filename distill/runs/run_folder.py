@@ -1,15 +1,15 @@
-"""The files of a run folder, and atomic writing.
+"""Name, check and find run folders; write their files atomically.
 
-recipe.toml          resolved, whole
+recipe.toml          the resolved recipe, with every value
 journal.jsonl        every event of the training loop
-last/ last.old/      state to resume from, and the one before it
+last/ last.old/      the newest checkpoint and the previous one
 best/                weights of the best epoch on the held-out part
-epochs/              weights of the epochs that train.keep_epochs wants kept
-running.json .lock   who trains here, while somebody does
-student.safetensors  the weights to use (teacher.safetensors from train-teacher)
-evaluation.npz       predictions on test split and held-out part, the teacher's opinion, mistakes
+epochs/              weights of every train.keep_epochs-th epoch
+running.json .lock   the process that trains here, while it does
+student.safetensors  the final weights (teacher.safetensors from train-teacher)
+evaluation.npz       predictions on test split and held-out part, teacher logits, mistakes
 environment.json     versions, hardware, command, source hash
-test_curve.json      what the kept epochs gave on training and test images, once asked
+test_curve.json      measures of the saved epochs on training and test images, once computed
 result.json          the figures; written last, so its presence means "finished"
 """
 
@@ -36,8 +36,8 @@ from distill.recipe.schema import Teacher
 from distill.runs import lock
 
 Role = Literal["teacher", "student"]
-# What a resumed run may do otherwise: how often it speaks, saves and keeps, what else it measures,
-# and if it goes back.
+# The keys that a resumed run may change: how often it logs and saves, what it validates, and
+# whether it retries after diverging.
 NOT_FINGERPRINTED = {
     f"train.{key}"
     for key in (
@@ -51,7 +51,7 @@ NOT_FINGERPRINTED = {
         "retry_lr",
     )
 }
-TESTED = {  # keys of "data" in result.json that say on what a run was tested
+TESTED = {  # keys of "data" in result.json that identify the test split
     "test split": "test_fingerprint",
     "class names": "class_names_fingerprint",
 }
@@ -62,12 +62,12 @@ FILES = (
 FOLDERS = ("last", "last.old", "last.new", "last.damaged", "best", "epochs")
 ADVICE = "Choose another --out."
 IS_TESTED = "is_tested"  # false in result.json of a trial without figures of the test split
-RUNS = Path("runs")  # where runs lie unless --out says otherwise
+RUNS = Path("runs")  # the default parent folder of runs
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and small files of one run; creates nothing until something is written."""
+    """Paths and small files of one run; creates nothing before something is written."""
 
     path: Path
 
@@ -120,13 +120,13 @@ class RunFolder:
 
     @property
     def role(self) -> Role:
-        """What the finished run trained. Raises UserError where it is not finished."""
+        """The role of the network that the finished run trained. Raises UserError if unfinished."""
         role: Role = self.result()["role"]
         return role
 
     def result(self) -> dict[str, Any]:
         """The figures of a finished run. Raises UserError if it is not finished, if result.json is
-        damaged, and later if a key is read that it does not have.
+        damaged, and later if a missing key is read.
         """
         if not self.is_finished:
             raise UserError(
@@ -136,7 +136,7 @@ class RunFolder:
         return json_files.result(self.result_file)
 
     def check_result(self) -> None:
-        """result.json has all that another run needs of it. Raises UserError otherwise."""
+        """Raise UserError if result.json lacks a value that other runs need."""
         result = self.result()
         for key in ("role", "class_names", "metrics", "weights", "finished_at"):
             result[key]
@@ -144,9 +144,9 @@ class RunFolder:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write whole or not at all: a new file, flushed to disk, renamed over the old one."""
+    """Write atomically: a new file, flushed to disk, renamed over the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A number that no other writer has, whatever the machine: process ids come twice.
+    # A number that no other writer has: process ids of several machines may be equal.
     new = path.with_name(f".{path.name}.{uuid4().int % 10**12}")
     try:
         with new.open("xb") as file:
@@ -155,34 +155,34 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         new.replace(path)
     except OSError:
-        new.unlink(missing_ok=True)  # on a full disk the half of it is in the way
+        new.unlink(missing_ok=True)  # a partial file takes space on a full disk
         raise
 
 
 def delete_partial_files(folder: RunFolder) -> None:
-    """Delete what a process that was killed while it wrote has left: no file has such a name."""
+    """Delete the temporary files of a process that was killed while it wrote."""
     for path in folder.path.glob(".*.*"):
         if path.suffix[1:].isdecimal() and path.is_file():
             path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    write_bytes(path, text.encode())  # TOML is UTF-8 wherever we run
+    """Write a text atomically, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write whole or not at all, keys sorted."""
+    """Write JSON atomically, with sorted keys."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
-    """The run began with this recipe. Raises UserError naming the keys that differ.
+    """Raise UserError, with the keys that differ, if the run began with another recipe.
 
-    Teachers that are not named are those the run has. Those that are named may be in other folders
-    than they were: their weights must be the same, which are compared here if the run is finished,
-    and with the checkpoint when it is resumed. A run that began with the TrivialAugment of an
-    earlier version, whose strengths and place differ, is refused too.
+    Without named teachers the recipe has those of the run. Named teachers may be in other folders
+    than before: their weights must be the same, which are compared here if the run is finished, and
+    with the checkpoint when it is resumed. A run that began with the TrivialAugment of an earlier
+    version, which has other strengths and another position, is refused too.
     """
     began_with = recipes.read(folder.recipe)
     if began_with.augment.trivial and "before_crop" not in folder.recipe.read_text():
@@ -207,12 +207,12 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
-    """A line if the teachers that the recipe names have other weights than those that a finished
-    run had; none if they are the same. Raises UserError if one is no finished run.
+    """A line if the recipe's teachers have other weights than those of a finished run; none if they
+    are the same. Raises UserError if one is no finished run.
     """
-    known = folder.result()["teacher"]["fingerprint"]
+    before = folder.result()["teacher"]["fingerprint"]
     today = teachers_fingerprint(open_finished(path) for path in (recipe.teacher or Teacher()).runs)
-    return [] if today == known else [f"the teacher's weights: {known} -> {today}"]
+    return [] if today == before else [f"the teacher's weights: {before} -> {today}"]
 
 
 def teachers_fingerprint(runs: Iterable[RunFolder]) -> str:
@@ -231,14 +231,14 @@ def _weights(run: RunFolder) -> bytes:
 
 
 def check_role(folder: RunFolder, role: Role) -> None:
-    """The run, if there is one, trains a network of that role. Raises UserError otherwise."""
-    known = _role_begun(folder)
-    if known in (None, role):
+    """Raise UserError if the folder has a run that trains a network of another role."""
+    found = _role_begun(folder)
+    if found in (None, role):
         return
     command = {"teacher": "train-teacher", "student": "distill"}
     raise UserError(
-        f"{folder.path} is the run of a {known}, and {command[role]} trains a {role}.\n"
-        f"Go on with it by python cli.py {command.get(str(known), 'distill')}, or choose another "
+        f"{folder.path} is the run of a {found}, and {command[role]} trains a {role}.\n"
+        f"Go on with it by python cli.py {command.get(str(found), 'distill')}, or choose another "
         "--out."
     )
 
@@ -262,7 +262,7 @@ def is_tested(result: Mapping[str, Any]) -> bool:
 
 
 def check_is_tested(folder: RunFolder) -> None:
-    """Raises UserError if a finished run has no figures of the test split."""
+    """Raise UserError if a finished run has no figures of the test split."""
     if is_tested(folder.result()):
         return
     verb = "train-teacher" if folder.role == "teacher" else "distill"
@@ -274,18 +274,18 @@ def check_is_tested(folder: RunFolder) -> None:
 
 
 def test_split_differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In which of TESTED the results differ. One of an earlier version, which lacks the keys,
-    differs from none.
+    """The names in TESTED by which the results differ. A result of an earlier version, which lacks
+    the keys, differs from none.
     """
-    known = {
-        what: {result["data"].get(key) for result in results} - {None}
-        for what, key in TESTED.items()
+    fingerprints = {
+        name: {result["data"].get(key) for result in results} - {None}
+        for name, key in TESTED.items()
     }
-    return [what for what, fingerprints in known.items() if len(fingerprints) > 1]
+    return [name for name, values in fingerprints.items() if len(values) > 1]
 
 
 def test_split_unnamed(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A note if some of the results do not name their test split; none if all do."""
+    """A note if some results have no fingerprint of their test split; none if all have."""
     n = sum(TESTED["test split"] not in result["data"] for result in results)
     if not n:
         return []
@@ -297,8 +297,8 @@ def test_split_unnamed(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def training_fingerprint(recipe: Recipe) -> str:
-    """SHA-256, hex, of what a recipe trains: of the keys that differ from their defaults, without
-    [about], HABITS, and the paths of images and teachers, which have fingerprints of their own.
+    """SHA-256, hex, of the keys that differ from their defaults, without [about],
+    NOT_FINGERPRINTED, and the paths of images and teachers, which have fingerprints of their own.
 
     A key that a later version adds, at its default, does not change it.
     """
@@ -316,9 +316,9 @@ def default_path(name: str, runs: Path = RUNS) -> Path:
 
 
 def check_out(folder: RunFolder, resume: bool) -> None:
-    """A run may be written here. Raises UserError where one lies here already and is not to be
-    resumed, where no file can be written, and if a file of the run is a link or a device; leaves
-    nothing behind.
+    """Raise UserError if no run may be written here: if the folder has a run that is not to be
+    resumed, if no file can be written, or if a file of the run is a link or a device. Leaves no
+    file behind.
     """
     check_inside_folder(folder)
     if folder.is_run and not resume:
@@ -331,12 +331,12 @@ def check_out(folder: RunFolder, resume: bool) -> None:
 
 
 def check_inside_folder(folder: RunFolder) -> None:
-    """All that a run writes is inside its folder. Raises UserError if one of its files or folders
-    is a symbolic link, a pipe or a device: writing or deleting would change something elsewhere.
+    """Raise UserError if a file or folder of the run is a symbolic link, a pipe or a device:
+    writing or deleting would change something outside the run folder.
 
-    Hard links, as copies by `cp -l` have them, change nothing elsewhere: a run replaces its files
-    by new ones, also the journal (`journal.rewind`) before it appends to it, and running.json; of
-    the lock's file see `lock.hold_lock`.
+    Hard links, as in copies by `cp -l`, are safe: a run replaces its files by new ones, also the
+    journal (`journal.rewind`) before it appends to it, and running.json; for the lock file see
+    `lock.hold_lock`.
     """
     for path in _own_paths(folder):
         try:
@@ -354,47 +354,47 @@ def check_inside_folder(folder: RunFolder) -> None:
 
 
 def _own_paths(folder: RunFolder) -> Iterator[Path]:
-    """Every file and folder that a run may write; a folder before what is in it."""
+    """Every file and folder that a run may write; a folder before its content."""
     yield from (folder.path / name for name in FILES)
     for name in FOLDERS:
-        place = folder.path / name
-        yield place
+        subfolder = folder.path / name
+        yield subfolder
         with suppress(OSError):
-            yield from place.iterdir()
+            yield from subfolder.iterdir()
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Files can be written in `folder`, which need not be there yet; `what` it shall be, in words.
+    """Raise UserError if files cannot be written in `folder`, which need not exist yet.
 
-    Raises UserError otherwise; leaves nothing behind.
+    `what`: the purpose of the folder in the message, such as "a run folder". Leaves no file behind.
     """
     advice = "Choose another --out."
     if not is_utf8(str(folder)):  # safetensors takes no other path
         raise UserError(f"{folder} cannot be {what}: its name is not UTF-8.\n{advice}")
-    # The folder itself, or what it would be made in.
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    if not place.is_dir():
-        raise UserError(f"{folder} cannot be {what}: {place} is a file.\n{ADVICE}")
+    # The folder itself, or its nearest parent that exists.
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{folder} cannot be {what}: {existing} is a file.\n{ADVICE}")
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be {what}: nothing can be written in {place} "
+            f"{folder} cannot be {what}: nothing can be written in {existing} "
             f"({error.strerror}).\n{ADVICE}"
         ) from error
 
 
 def open_finished(path: str | Path) -> RunFolder:
-    """The finished run at `path`. Raises UserError where there is none."""
+    """Return the finished run at `path`. Raises UserError if there is none."""
     folder = open_run(path)
     folder.result()
     return folder
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """The run at `path`. Raises UserError where there is none, naming those that may be meant, and
-    if one of its files is a pipe or a device, for which reading might wait for ever.
+    """Return the run at `path`. Raises UserError if there is none, with suggestions, and if one of
+    its files is a pipe or a device, for which reading might wait for ever.
     """
     folder = RunFolder(Path(path))
     if folder.is_run:
@@ -410,44 +410,46 @@ def _check_readable(folder: RunFolder) -> None:
     for path in (folder.path / name for name in FILES):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError(
-                f"{path} is a pipe or a device: a run has files alone.\n"
+                f"{path} is a pipe or a device: a run has only files.\n"
                 "Put the file itself there, or name another run."
             )
 
 
 def _suggestions(path: Path) -> str:
-    """The run that a path lies in; else those in it, beside it and in runs/, the likest first."""
+    """A sentence with the run that contains the path; else with the runs in it, or with those
+    beside it and in runs/, the most similar names first.
+    """
     if RunFolder(path.parent).is_run:
         return f"Its run is {path.parent}."
-    groups = [each for each in RUNS.iterdir() if each.is_dir()] if RUNS.is_dir() else []
-    places = dict.fromkeys([path, path.parent, RUNS, *groups])
-    known = {str(run.path): run.path.name for place in places for run in runs_in(place)}
-    likest = get_close_matches(path.name, known.values(), n=5, cutoff=0.5)
-    inside = [run for run in known if Path(run).parent == path]
-    named = inside or [run for name in likest for run in known if known[run] == name] or [*known]
-    if not named:
+    groups = [entry for entry in RUNS.iterdir() if entry.is_dir()] if RUNS.is_dir() else []
+    folders = dict.fromkeys([path, path.parent, RUNS, *groups])
+    names = {str(run.path): run.path.name for folder in folders for run in runs_in(folder)}
+    similar = get_close_matches(path.name, names.values(), n=5, cutoff=0.5)
+    inside = [run for run in names if Path(run).parent == path]
+    listed = inside or [run for name in similar for run in names if names[run] == name] or [*names]
+    if not listed:
         return f"There are no runs in {path.parent}."
-    return f"Runs there are: {', '.join([*dict.fromkeys(named)][:5])}."
+    return f"Runs there are: {', '.join([*dict.fromkeys(listed)][:5])}."
 
 
 def unfinished_in(folder: Path) -> str:
-    """`; unfinished in runs: a, b`, the newest first, for a message; empty where there is none."""
-    found = [str(run.path) for run in runs_in(folder) if not run.is_finished][:5]
-    return f"; unfinished there: {', '.join(found)}" if found else ""
+    """`; unfinished there: a, b`, the newest first, for a message; empty if there is none."""
+    paths = [str(run.path) for run in runs_in(folder) if not run.is_finished][:5]
+    return f"; unfinished there: {', '.join(paths)}" if paths else ""
 
 
 def runs_in(folder: Path) -> Iterator[RunFolder]:
     """The runs directly in a folder, the newest first."""
     if not folder.is_dir():
         return
-    found: list[tuple[float, RunFolder]] = []
+    runs: list[tuple[float, RunFolder]] = []
     for path in folder.iterdir():
         run = RunFolder(path)
         with suppress(OSError):  # no run, deleted meanwhile, or not readable for this user
-            known = run.recipe.stat()
-            if stat.S_ISREG(known.st_mode):  # reading a pipe would wait for ever
-                found.append((known.st_mtime, run))
-    yield from (run for _, run in sorted(found, key=lambda each: each[0], reverse=True))
+            status = run.recipe.stat()
+            if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                runs.append((status.st_mtime, run))
+    yield from (run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True))
 
 
 def broken_in(folder: Path) -> list[str]:

@@ -15,9 +15,9 @@ from distill.files.arrays import LARGEST, open_npz
 from distill.runs.run_folder import RunFolder
 from distill.statistics import LEVEL, RESAMPLES, Interval
 
-BINS = 15  # of the calibration, as in the paper
+BINS = 15  # of the calibration curve, as in the paper
 
-ADVICE = "Bring it back, or move it away: most of what is asked of a run goes without it."
+ADVICE = "Bring it back, or move it away: most commands do without it."
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 Array = NDArray[Any]
@@ -27,7 +27,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """The arrays of evaluation.npz; None for what a run does not have."""
+    """The arrays of evaluation.npz; None for those that a run does not have."""
 
     logits: Array  # [N, C], on the test split in its order
     labels: Array  # [N]
@@ -39,7 +39,7 @@ class Predictions:
 
     @property
     def is_right(self) -> NDArray[np.bool_]:
-        """[N]: whether the answer is the label."""
+        """[N]: whether the prediction is the label."""
         return is_right(self.logits, self.labels)
 
 
@@ -64,41 +64,43 @@ class CalibrationCurve:
 
 
 def read(path: Path) -> Predictions | None:
-    """The arrays of evaluation.npz; None where there is none. Raises UserError if it is damaged, or
-    if an array has another shape, type or range than `Predictions` names.
+    """Read evaluation.npz; None if the file is absent.
+
+    Raises UserError if it is damaged, or if an array has another shape, type or range than
+    `Predictions` states.
     """
     if not path.exists():
         return None
-    known = Predictions.__dataclass_fields__
+    fields = Predictions.__dataclass_fields__
     try:
         with open_npz(path) as arrays:
-            predictions = Predictions(**{name: arrays[name] for name in arrays if name in known})
+            predictions = Predictions(**{name: arrays[name] for name in arrays if name in fields})
         _check(predictions)
         return predictions
     except UNREADABLE as fault:
         raise _unreadable(path, fault) from fault
 
 
-def _check(answers: Predictions) -> None:
-    """Raises ValueError, naming the array, if shapes, types or ranges do not fit each other."""
-    n, n_classes = _check_logits("logits", answers.logits)
-    _check_integers("labels", answers.labels, n, n_classes)
-    if answers.teacher_logits is not None:
-        _check_logits("teacher_logits", answers.teacher_logits, (n, n_classes))
-    if (answers.val_logits is None) != (answers.val_labels is None):
+def _check(predictions: Predictions) -> None:
+    """Raise ValueError, naming the array, if shapes, types or ranges do not fit each other."""
+    n, n_classes = _check_logits("logits", predictions.logits)
+    _check_integers("labels", predictions.labels, n, n_classes)
+    if predictions.teacher_logits is not None:
+        _check_logits("teacher_logits", predictions.teacher_logits, (n, n_classes))
+    if (predictions.val_logits is None) != (predictions.val_labels is None):
         raise ValueError("val_logits without val_labels, or the reverse")
-    if answers.val_logits is not None:
-        n_val, _ = _check_logits("val_logits", answers.val_logits, (None, n_classes))
-        _check_integers("val_labels", answers.val_labels, n_val, n_classes)
-    if answers.mistakes is not None and len(answers.mistakes):
-        _check_integers("mistakes", answers.mistakes, len(answers.mistakes), n)
-        _check_pixels(answers.mistake_pixels, len(answers.mistakes))
+    if predictions.val_logits is not None:
+        n_val, _ = _check_logits("val_logits", predictions.val_logits, (None, n_classes))
+        _check_integers("val_labels", predictions.val_labels, n_val, n_classes)
+    if predictions.mistakes is not None and len(predictions.mistakes):
+        _check_integers("mistakes", predictions.mistakes, len(predictions.mistakes), n)
+        _check_pixels(predictions.mistake_pixels, len(predictions.mistakes))
 
 
 def _check_logits(
     name: str, array: Array, wanted: tuple[int | None, int] | None = None
 ) -> tuple[int, int]:
-    """The shape of floats [N, C], neither of them 0; `wanted` is the shape, None for any N."""
+    """Return the shape of floats [N, C], neither of them 0; None in `wanted` allows any N."""
     rows, columns = wanted or (None, None)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name} has the shape {list(array.shape)} instead of [images, classes]")
@@ -121,7 +123,7 @@ def _check_integers(name: str, array: Array | None, n: int, end: int) -> None:
 
 
 def _check_pixels(array: Array | None, n: int) -> None:
-    """Images uint8 [n, 3, H, W], or none."""
+    """Raise ValueError unless the array is uint8 [n, 3, H, W] or None."""
     if array is None:
         return
     if array.ndim != 4 or array.shape[:2] != (n, 3) or not array.size:
@@ -136,15 +138,16 @@ def _unreadable(path: Path, fault: object) -> UserError:
 
 
 def read_run(run: RunFolder) -> Predictions | None:
-    """The arrays of a run's evaluation.npz; None where there is none.
+    """Read a run's evaluation.npz; None if the file is absent.
 
-    Raises UserError if it is damaged, is of another number of classes than the run, or is not the
-    file whose sha256 result.json has. A result of an earlier version has none: any is accepted.
+    Raises UserError if it is damaged, has another number of classes than the run, or is not the
+    file whose sha256 result.json has. A result of an earlier version has no sha256: the file is not
+    checked.
     """
     path = run.evaluation
     result = run.result() if run.is_finished else {}
-    written = result.get("evaluation")
-    if written is not None and path.exists() and _sha256(path) != written:
+    expected = result.get("evaluation")
+    if expected is not None and path.exists() and _sha256(path) != expected:
         raise UserError(
             f"{path} is not the file that its run wrote: its sha256 is not the one in "
             f"{run.result_file.name}.\n{ADVICE}"
@@ -173,13 +176,13 @@ def probabilities(logits: Array, temperature: float = 1.0) -> Floats:
 
 
 def is_right(logits: Array, labels: Array) -> NDArray[np.bool_]:
-    """[N]: whether the largest logit is that of the label; no row with a NaN is right."""
+    """[N]: whether the largest logit is that of the label; false for a row with a NaN."""
     right: NDArray[np.bool_] = (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
     return right
 
 
 def confusion(logits: Array, labels: Array) -> Counts:
-    """[C, C]: how many of class i (the row) were taken for class j."""
+    """[C, C]: how many images of class i (the row) were predicted as class j."""
     n_classes = logits.shape[1]
     pairs = labels.astype(np.int64) * n_classes + logits.argmax(axis=1)
     counts: Counts = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -187,12 +190,12 @@ def confusion(logits: Array, labels: Array) -> Counts:
 
 
 def most_confused(counts: Counts, most: int) -> list[tuple[int, int, int]]:
-    """(class, taken for, how many) of the pairs that are confused most often, at least once."""
+    """(label, prediction, count) of the at most `most` pairs that are confused most often."""
     wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     rows, columns = np.unravel_index(order, wrong.shape)
-    found = zip(rows.tolist(), columns.tolist(), wrong[rows, columns].tolist(), strict=True)
-    return [(i, j, n) for i, j, n in found if n]
+    pairs = zip(rows.tolist(), columns.tolist(), wrong[rows, columns].tolist(), strict=True)
+    return [(i, j, n) for i, j, n in pairs if n]
 
 
 def nll(logits: Array, labels: Array) -> Floats:
@@ -207,23 +210,23 @@ def nll(logits: Array, labels: Array) -> Floats:
 def kl_divergence(p: Array, q: Array) -> Floats:
     """[N]: KL(softmax(p) || softmax(q)) of logits [N, C], in nats."""
     with np.errstate(invalid="ignore"):  # a NaN stays one
-        ours, theirs = (
+        log_p, log_q = (
             z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), axis=1, keepdims=True)
             for z in (p, q)
         )
-        values: Floats = (np.exp(ours) * (ours - theirs)).sum(axis=1)
+        values: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return values
 
 
 def is_in_top(k: int, logits: Array, labels: Array) -> NDArray[np.bool_]:
-    """[N]: whether the label is among the k largest."""
+    """[N]: whether the label is among the k largest logits."""
     largest = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     hits: NDArray[np.bool_] = (largest == labels[:, None]).any(axis=1)
     return hits
 
 
 def calibration_curve(shares: Array, labels: Array) -> CalibrationCurve:
-    """Of probabilities [N, C]. The bins are open below and closed above."""
+    """The calibration curve of probabilities [N, C], in bins open below and closed above."""
     confidence, right = shares.max(axis=1), is_right(shares, labels)
     bins = _bins(confidence)
     counts = np.bincount(bins, minlength=BINS)
@@ -236,25 +239,26 @@ def calibration_curve(shares: Array, labels: Array) -> CalibrationCurve:
 
 
 def ece(confidence: Array, right: Array) -> float:
-    """The expected calibration error, 0..1, of answers [N] and whether each is right [N]."""
+    """The expected calibration error, 0..1, of confidences [N] and whether each is right [N]."""
     return float(np.abs(np.bincount(_bins(confidence), right - confidence)).sum() / len(right))
 
 
 def ece_interval(confidence: Array, right: Array) -> Interval:
-    """At 95 %, of the expected calibration error, which is never below zero and so biased upward.
+    """The 95 % interval of the expected calibration error, which is never negative and so biased
+    upward, by the basic bootstrap.
 
-    From zero on where a network that means what it says would show as much on so many images: 1,000
-    draws of `right` by its confidences tell. Else by the basic bootstrap.
+    It begins at zero if a perfectly calibrated network would have such an error on so many images:
+    that is simulated by 1,000 draws of `right` with the confidences as probabilities.
     """
-    found = ece(confidence, right)
+    measured = ece(confidence, right)
     low, high = statistics.bootstrap(ece, confidence, right, basic=True)
     draws = np.random.default_rng(0)
-    meant = [ece(confidence, draws.random(len(right)) < confidence) for _ in range(RESAMPLES)]
-    is_within = found <= np.quantile(meant, (1 + LEVEL) / 2)
-    return (0.0 if is_within else max(0.0, low)), max(high, found)
+    calibrated = [ece(confidence, draws.random(len(right)) < confidence) for _ in range(RESAMPLES)]
+    is_within = measured <= np.quantile(calibrated, (1 + LEVEL) / 2)
+    return (0.0 if is_within else max(0.0, low)), max(high, measured)
 
 
 def _bins(confidence: Array) -> NDArray[np.int64]:
-    """Of equal width, open below and closed above: a confidence of one is in the last."""
+    """Bins of equal width, open below and closed above: a confidence of one is in the last."""
     bins: NDArray[np.int64] = np.ceil(np.nan_to_num(confidence) * BINS).astype(np.int64) - 1
     return bins.clip(0, BINS - 1)

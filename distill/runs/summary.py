@@ -23,9 +23,9 @@ class ClosingRow:
 
 
 def closing_rows(run: RunFolder) -> list[ClosingRow]:
-    """Rows of a finished run and of the finished runs it is read beside.
+    """Rows of a finished run, its teachers and the same student trained without a teacher.
 
-    Raises UserError where the run is not finished.
+    Raises UserError if the run is not finished.
     """
     result = run.result()
     if result["role"] == "teacher":
@@ -44,33 +44,33 @@ def closing_rows(run: RunFolder) -> list[ClosingRow]:
 def student_alone(run: RunFolder) -> RunFolder | None:
     """The newest finished control beside a distilled run: the same recipe without a teacher.
 
-    Data is compared by its images, not by the path they were read from.
+    Data is compared by its images, not by its path.
     """
     result = run.result()
-    ours = "student", result["data"]["fingerprint"]
-    wanted = _comparable(recipes.control_recipe(recipes.read(run.recipe)))
-    for other in runs_in(run.path.parent):
+    role_and_data = "student", result["data"]["fingerprint"]
+    control = _comparable(recipes.control_recipe(recipes.read(run.recipe)))
+    for candidate in runs_in(run.path.parent):
         try:
-            known = other.result()
-            theirs = known["role"], known["data"]["fingerprint"]
-            if test_split_differences([result, known]):
+            other = candidate.result()
+            if test_split_differences([result, other]):
                 continue
-            is_wanted = theirs == ours and _comparable(recipes.read(other.recipe)) == wanted
-            if is_wanted and summary_row("alone", other).top1_test is not None:
-                return other
+            is_same = (other["role"], other["data"]["fingerprint"]) == role_and_data
+            is_control = is_same and _comparable(recipes.read(candidate.recipe)) == control
+            if is_control and summary_row("alone", candidate).top1_test is not None:
+                return candidate
         except (UserError, OSError):
-            continue  # unfinished, broken or of another version: a neighbour ends no command
+            continue  # unfinished, broken or of another version: not an error of this run
     return None
 
 
 def _comparable(recipe: Recipe) -> str:
-    """The identity of a recipe but for what may differ from a control: who teaches, the path."""
-    anywhere = recipes.with_source(recipe, "")
-    return recipes.fingerprint(anywhere.model_copy(update={"teacher": None}))
+    """The fingerprint of a recipe without what may differ from a control: the teacher, the path."""
+    without_path = recipes.with_source(recipe, "")
+    return recipes.fingerprint(without_path.model_copy(update={"teacher": None}))
 
 
 def _teacher_row(run: RunFolder) -> ClosingRow:
-    """Its figures; a teacher that is gone or broken by now is named in its row."""
+    """The teacher's figures; its row shows if it is gone or damaged."""
     if not run.is_finished:
         return ClosingRow("teacher", f"{run.path} is gone")
     try:
@@ -80,7 +80,7 @@ def _teacher_row(run: RunFolder) -> ClosingRow:
 
 
 def summary_row(name: str, run: RunFolder) -> ClosingRow:
-    """The figures of the kept weights, which are averaged ones where the run has them."""
+    """The figures of the final weights, which are averaged if the run averages them."""
     result = run.result()
     metrics = result["metrics"]
     averaged = metrics.get(measure_name("top1", "val_ema"))

@@ -1,7 +1,7 @@
 """Send metrics and recipe to experiment trackers through accelerate.
 
-A tracker is a reader of the same events as the journal. The journal is the run's own record: a
-tracker that fails is left out from there on, with a warning, and the training goes on.
+A tracker reads the same events as the journal. The journal is the run's own record: a tracker that
+fails is left out from then on, with a warning, and the training continues.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +28,13 @@ from distill.recipe import recipes
 from distill.recipe.validation import value_text
 from distill.runs.run_folder import RunFolder
 
-PROJECT = "understudy"  # as trackers that keep many runs together call it
+PROJECT = "understudy"  # the project's name in trackers that collect many runs
 TENSORBOARD = "tensorboard"
-PLAIN = (bool, int, float, str)  # what a tracker takes as a value of the recipe
+PLAIN = (bool, int, float, str)  # the types of recipe values that a tracker accepts
 
 
 def check(names: Sequence[str]) -> None:
-    """Every one is known and installed. Raises UserError that says which are, and what to type."""
+    """Raise UserError if a tracker is unknown or not installed, with those that are installed."""
     known = sorted(tracking.LOGGER_TYPE_TO_CLASS)
     installed = [name for name in known if name in map(str, tracking.get_available_trackers())]
     faults = []
@@ -42,17 +42,17 @@ def check(names: Sequence[str]) -> None:
         near = get_close_matches(name, known, n=1)
         if name not in known:
             hint = f"; did you mean {near[0]}?" if near else ""
-            faults.append(f"--tracker {name} is none that accelerate knows{hint}")
+            faults.append(f"--tracker {name} is not a tracker of accelerate{hint}")
         elif name not in installed:
             package = name.replace("_", "-")
             faults.append(f"--tracker {name} is not installed; type pip install {package}")
     if faults:
-        here = ", ".join(installed) or "none; type pip install tensorboard"
-        raise UserError("\n".join([*faults, f"Known: {', '.join(known)}. Installed: {here}."]))
+        listed = ", ".join(installed) or "none; type pip install tensorboard"
+        raise UserError("\n".join([*faults, f"Known: {', '.join(known)}. Installed: {listed}."]))
 
 
 class Trackers:
-    """Called with each event, inside `with`, by one process; `warn` is told what fails."""
+    """Send each event to the trackers, inside `with`, in one process; failures go to `warn`."""
 
     def __init__(
         self, names: Sequence[str], folder: RunFolder, warn: Callable[[str], None]
@@ -74,8 +74,8 @@ class Trackers:
         self._each(lambda _, tracker: tracker.finish())
 
     def __call__(self, event: Event) -> None:
-        """Hand on one event that has metrics. The trackers are opened by the first, a `Start`: not
-        before accelerate knows the processes."""
+        """Log the metrics of an event. The first event, a `Start`, opens the trackers: accelerate
+        must know the processes before."""
         if isinstance(event, Estimate):
             return
         if isinstance(event, Start | Retry):
@@ -86,34 +86,34 @@ class Trackers:
         self._each(lambda _, tracker: tracker.log(values, step=self._step))
 
     def _begin(self, first_step: int) -> None:
-        """Open each anew: what an interrupted run told past this step is not true any more."""
+        """Reopen each tracker at this step: values that were logged after it are obsolete."""
         self._each(lambda _, tracker: tracker.finish())
         self._step = first_step
         self._open = dict.fromkeys(self.names)
         self._each(lambda name, _: self._start(name))
 
     def _start(self, name: str) -> None:
-        goes_on = name == TENSORBOARD and (self.folder.path / name).exists()
+        is_continued = name == TENSORBOARD and (self.folder.path / name).exists()
         self._open[name] = tracker = open_tracker(name, self.folder.path, self._step)
         tracker.start()
-        if not goes_on:
+        if not is_continued:
             tracker.store_init_configuration(flat_recipe(self.folder))
 
     def _each(self, do: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 do(name, tracker)
-            except Exception as fault:  # whatever it is, it is not worth a training
+            except Exception as error:  # no error of a tracker may end a training
                 del self._open[name]
                 self.names.remove(name)
-                self.warn(f"tracker {name} failed and is left out: {type(fault).__name__}: {fault}")
+                self.warn(f"tracker {name} failed and is left out: {type(error).__name__}: {error}")
 
 
 def open_tracker(name: str, run: Path, first_step: int) -> Any:
-    """accelerate's tracker of that name, not started yet.
+    """Create accelerate's tracker of that name, not started yet.
 
-    TensorBoard keeps its files in the run folder, so that a resumed run goes on in them; what they
-    have from later steps is dropped when they are read. Others open a run of their own each time.
+    TensorBoard's files are in the run folder, and a resumed run continues them; what they have from
+    later steps is dropped when they are read. Others open a new run of their own each time.
     """
     kind = tracking.LOGGER_TYPE_TO_CLASS[name]
     if name == TENSORBOARD:
@@ -129,10 +129,10 @@ def flat_recipe(folder: RunFolder) -> dict[str, Any]:
 
 
 def metrics(event: Step | Epoch | End) -> Mapping[str, float]:
-    """What an event has to say that no other says.
+    """The metrics of an event that no other event has.
 
     The mean losses of an epoch are `epoch/loss/…`: the last step of the epoch has others by the
-    same names. An `End` repeats the measures of the kept epoch; those of the test split are new.
+    same names. An `End` repeats the measures of the best epoch; those of the test split are new.
     """
     if isinstance(event, Step):
         return event.metrics

@@ -1,8 +1,8 @@
 """Time steps to turn a budget in minutes into steps, and to decide on compilation.
 
-A budget in minutes becomes a number of steps here, so that the learning rate ends at zero in time;
-`train.compile = "auto"` is decided here, by what it saves over what it costs. All that is trained
-meanwhile is undone.
+A budget in minutes becomes a number of steps, so that the learning rate schedule ends in time.
+`train.compile = "auto"` compiles if the time that it saves exceeds the time that it costs. All
+changes of the measured steps are undone.
 """
 
 import copy
@@ -26,36 +26,36 @@ from distill.training import build, loop
 from distill.training.estimate import LEAST_S, LEAST_STEPS, WARMUP_STEPS, synchronize
 from distill.training.state import TrainState
 
-MOST_SHARE = 0.05  # of a budget goes into a measurement at most, if LEAST_STEPS allow it
-SPARE = 0.03  # of a budget: checkpoints, and steps that take longer than those that were measured
-LEAST_RUN_S = 600.0  # a compiler takes a minute or two: shorter runs do not ask it
-WORTH = 0.97  # of the plain step: a compiled one that takes longer is not worth its risk
+MOST_SHARE = 0.05  # of a budget, spent on a measurement at most, if LEAST_STEPS allow it
+SPARE = 0.03  # of a budget, for checkpoints and for steps slower than the measured ones
+LEAST_RUN_S = 600.0  # compiling takes a minute or two: shorter runs are not compiled
+WORTH = 0.97  # of the plain step's time: a compiled step that takes longer is not worth its risk
 
 
-def steps_within(run: TrainState, minutes: float, began_at: float) -> int:
-    """How many optimizer steps, epochs' ends included, a budget allows.
+def steps_within(state: TrainState, minutes: float, began_at: float) -> int:
+    """How many optimizer steps fit a budget, with the ends of epochs.
 
-    It began at `began_at` of time.monotonic: measuring is part of it. Views that come again are
-    asked once and then read: their steps are shorter by what the teacher takes. Raises UserError
-    where not one step fits.
+    The budget began at `began_at` of time.monotonic: measuring is part of it. The teacher computes
+    its logits for a view once and reads them from the cache later: these steps are shorter by the
+    time of the teacher. Raises UserError if not one step fits.
     """
-    budget_s, steps_per_epoch = 60 * minutes, run.loader.steps_per_epoch
-    with restore_afterwards(run):
-        asked_s = _mean_step(run, MOST_SHARE * budget_s)
-        read_s = asked_s - teacher_seconds(run)
-        epoch_s = time_work(run, lambda: _run_end_of_epoch(run))
+    budget_s, steps_per_epoch = 60 * minutes, state.loader.steps_per_epoch
+    with restore_afterwards(state):
+        step_s = _mean_step(state, MOST_SHARE * budget_s)
+        cached_step_s = step_s - teacher_seconds(state)
+        epoch_s = time_work(state, lambda: _run_end_of_epoch(state))
     spent_s = time.monotonic() - began_at
     left_s = (1 - SPARE) * budget_s - spent_s
-    steps = most_steps(left_s, asked_s, epoch_s, steps_per_epoch)
-    asked = _steps_until_cached(run)
-    if asked is not None and steps > asked:
-        rest_s = left_s - asked * asked_s - asked / steps_per_epoch * epoch_s
-        steps = asked + most_steps(rest_s, read_s, epoch_s, steps_per_epoch)
+    steps = most_steps(left_s, step_s, epoch_s, steps_per_epoch)
+    uncached = _steps_until_cached(state)
+    if uncached is not None and steps > uncached:
+        rest_s = left_s - uncached * step_s - uncached / steps_per_epoch * epoch_s
+        steps = uncached + most_steps(rest_s, cached_step_s, epoch_s, steps_per_epoch)
     [steps] = broadcast_object_list([steps])
     if steps < 1:
-        one_epoch_s = (steps_per_epoch * asked_s + epoch_s + spent_s) / (1 - SPARE)
+        one_epoch_s = (steps_per_epoch * step_s + epoch_s + spent_s) / (1 - SPARE)
         raise UserError(
-            f"train.minutes = {minutes:g} is too short: here a step takes {asked_s:.2g} s, the end "
+            f"train.minutes = {minutes:g} is too short: here a step takes {step_s:.2g} s, the end "
             f"of an epoch {epoch_s:.2g} s.\n"
             f"Type --set train.minutes={math.ceil(one_epoch_s / 6) / 10:g}, which holds an epoch."
         )
@@ -63,102 +63,105 @@ def steps_within(run: TrainState, minutes: float, began_at: float) -> int:
 
 
 def most_steps(left_s: float, step_s: float, epoch_s: float, steps_per_epoch: int) -> int:
-    """The largest n with n steps and an end after every epoch, the broken last one too, in time."""
-    whole = max(0, math.floor(left_s / (steps_per_epoch * step_s + epoch_s)))
-    rest_s = left_s - whole * (steps_per_epoch * step_s + epoch_s) - epoch_s
-    return whole * steps_per_epoch + max(0, math.floor(rest_s / step_s))
-
-
-def _mean_step(run: TrainState, most_s: float) -> float:
-    """Seconds of a step over the whole run: terms come and go, and images grow, each for its share
-    of it. The sides rise and an epoch has one, so that what is planned never takes longer.
+    """The largest number of steps that fit `left_s`, with the end of every epoch, also a partial
+    last one.
     """
-    shares = [share for share, _ in run.loader.schedule.spans]
-    moments = sorted({*run.loss.change_points, *shares, 1.0})
-    spans = [(begin, end - begin) for begin, end in pairwise(moments)]
-    asked, mean_s = replace(run, teacher=_teacher_to_time(run)), 0.0  # at each side the same source
+    epochs = max(0, math.floor(left_s / (steps_per_epoch * step_s + epoch_s)))
+    rest_s = left_s - epochs * (steps_per_epoch * step_s + epoch_s) - epoch_s
+    return epochs * steps_per_epoch + max(0, math.floor(rest_s / step_s))
+
+
+def _mean_step(state: TrainState, most_s: float) -> float:
+    """Mean seconds of a step over the whole run, in which loss terms and image sides change.
+
+    Sides only grow and an epoch has one side, so that the run never takes longer than planned.
+    """
+    shares = [share for share, _ in state.loader.schedule.spans]
+    change_points = sorted({*state.loss.change_points, *shares, 1.0})
+    spans = [(begin, end - begin) for begin, end in pairwise(change_points)]
+    timed, mean_s = replace(state, teacher=_teacher_to_time(state)), 0.0  # the same at every side
     for begin, share in spans:
-        with run.loader.at_side(_side_at(run, begin)):
-            mean_s += share * step_seconds(asked, most_s / len(spans), at=begin)
+        with state.loader.at_side(_side_at(state, begin)):
+            mean_s += share * step_seconds(timed, most_s / len(spans), at=begin)
     return mean_s
 
 
-def _side_at(run: TrainState, share: float) -> int | None:
-    """The side of the images at this share of the training; None for full size."""
-    return [side for begin, side in run.loader.schedule.spans if begin <= share][-1]
+def _side_at(state: TrainState, share: float) -> int | None:
+    """The image side at this share of the training; None for full size."""
+    return [side for begin, side in state.loader.schedule.spans if begin <= share][-1]
 
 
-def teacher_seconds(run: TrainState) -> float:
-    """Of one step, what goes into asking; 0 where nobody is, or nobody will have to be."""
-    if run.online_teacher is None or _teacher_to_time(run) is run.teacher:
+def teacher_seconds(state: TrainState) -> float:
+    """Seconds of a step spent in the teacher; 0 without a teacher, or if every view is cached."""
+    if state.online_teacher is None or _teacher_to_time(state) is state.teacher:
         return 0.0
-    begins, sides = zip(*run.loader.schedule.spans, strict=True)
+    begins, sides = zip(*state.loader.schedule.spans, strict=True)
     mean_s = 0.0
     for share, side in zip(map(sub, (*begins[1:], 1.0), begins), sides, strict=True):
-        with run.loader.at_side(side):
-            mean_s += share * _forward_seconds(run, _slowest(run, run.online_teacher))
-    return len(run.loader.batches(0)) * mean_s
+        with state.loader.at_side(side):
+            mean_s += share * _forward_seconds(state, _slowest(state, state.online_teacher))
+    return len(state.loader.batches(0)) * mean_s
 
 
-def _forward_seconds(run: TrainState, teacher: OnlineTeacher) -> float:
-    """What a teacher takes for its part of a batch."""
-    [(view, rows), *_] = run.loader.batches(0)
-    images = run.loader.resized(view, run.loader.augment(view, rows))
-    return time_work(run, lambda: teacher.mixed(view, rows, images))
+def _forward_seconds(state: TrainState, teacher: OnlineTeacher) -> float:
+    """Seconds of a teacher's forward pass on one micro-batch."""
+    [(view, rows), *_] = state.loader.batches(0)
+    images = state.loader.resized(view, state.loader.augment(view, rows))
+    return time_work(state, lambda: teacher.mixed(view, rows, images))
 
 
-def _slowest(run: TrainState, live: OnlineTeacher | OneTeacherPerView) -> OnlineTeacher:
+def _slowest(state: TrainState, online: OnlineTeacher | OneTeacherPerView) -> OnlineTeacher:
     """The slowest teacher. If one is drawn for each view, planning with it keeps the run within its
     minutes, whichever teachers are drawn.
     """
-    if len(live.networks) == 1:
-        return live.networks[0]
-    for teacher in live.networks:
-        _forward_seconds(run, teacher)  # kernels are chosen, memory is taken
-    return max(live.networks, key=lambda teacher: _forward_seconds(run, teacher))
+    if len(online.networks) == 1:
+        return online.networks[0]
+    for teacher in online.networks:
+        _forward_seconds(state, teacher)  # warm-up: kernels are chosen, memory is allocated
+    return max(online.networks, key=lambda teacher: _forward_seconds(state, teacher))
 
 
-def _steps_until_cached(run: TrainState) -> int | None:
-    """After how many steps every view is known; None where views never come again.
+def _steps_until_cached(state: TrainState) -> int | None:
+    """The number of steps after which every view is cached; None if views never repeat.
 
-    With images of several sides that many at most: each view is asked again at each.
+    If the images change their side it is an upper bound: each view is computed at each side.
     """
-    schedule = run.loader.schedule
-    if not run.teacher.is_cached or schedule.views is None:
+    schedule = state.loader.schedule
+    if not state.teacher.is_cached or schedule.views is None:
         return None
-    return schedule.views * len(schedule.spans) * run.loader.steps_per_epoch
+    return schedule.views * len(schedule.spans) * state.loader.steps_per_epoch
 
 
-def _run_end_of_epoch(run: TrainState) -> None:
-    """All that is done between two epochs: the next view is drawn, measures, weights, a save."""
-    run.loader.view.cache_clear()
-    run.loader.view(0)
-    loop.re_estimate_batch_norm(run)
-    loop.broadcast_buffers(run)
-    loop.validate(run)
-    checkpoint.copy_weights(run.final_weights)
-    if run.accelerator.is_main_process:
-        states = {name: part.state_dict() for name, part in run.stateful.items()}
-        with tempfile.TemporaryDirectory() as place:
-            checkpoint.save(Path(place) / "last", states, {})
-    run.accelerator.wait_for_everyone()
+def _run_end_of_epoch(state: TrainState) -> None:
+    """Do the work between two epochs: draw the next view, validate, copy weights, save."""
+    state.loader.view.cache_clear()
+    state.loader.view(0)
+    loop.re_estimate_batch_norm(state)
+    loop.broadcast_buffers(state)
+    loop.validate(state)
+    checkpoint.copy_weights(state.final_weights)
+    if state.accelerator.is_main_process:
+        states = {name: part.state_dict() for name, part in state.stateful.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder) / "last", states, {})
+    state.accelerator.wait_for_everyone()
 
 
-def choose_compilation(run: TrainState, run_s: float | None) -> str:
-    """Leave the run compiled or as it is, whichever takes its steps faster; say why.
+def choose_compilation(state: TrainState, run_s: float | None) -> str:
+    """Compile the networks if that makes a step faster; return the decision and its reason.
 
-    `run_s`: seconds that the run may take, if that is known. Networks that the compiler fails on
-    stay as they are. Measured on images of the last side, which take the longest.
+    `run_s`: seconds that the run may take, if known. Networks on which the compiler fails stay
+    uncompiled. Measured on images of the last side, which take the longest.
     """
-    with restore_afterwards(run), run.loader.at_side(run.loader.schedule.spans[-1][1]):
-        plain_s = step_seconds(run, LEAST_S)
-        [run_s] = broadcast_object_list([run_s or plain_s * run.total_steps])
+    with restore_afterwards(state), state.loader.at_side(state.loader.schedule.spans[-1][1]):
+        plain_s = step_seconds(state, LEAST_S)
+        [run_s] = broadcast_object_list([run_s or plain_s * state.total_steps])
         if run_s < LEAST_RUN_S:
             return f"not compiled: the run takes less than {LEAST_RUN_S / 60:.0f} minutes"
-        began_at, undo = time.monotonic(), build.compile_networks(run)
+        began_at, undo = time.monotonic(), build.compile_networks(state)
         try:
-            compiled_s = step_seconds(run, LEAST_S)
-        except Exception as fault:  # of a compiler that is missing or fails, anything
+            compiled_s = step_seconds(state, LEAST_S)
+        except Exception as fault:  # a compiler that is missing or fails raises anything
             undo()
             return f"not compiled: {type(fault).__name__}, {str(fault).partition(chr(10))[0]}"
         spent_s = time.monotonic() - began_at
@@ -171,63 +174,63 @@ def choose_compilation(run: TrainState, run_s: float | None) -> str:
     )
 
 
-def step_seconds(run: TrainState, most_s: float, at: float = 0.0) -> float:
-    """Seconds of a step, the mean over as many as LEAST_S or, where that is less, `most_s` hold.
+def step_seconds(state: TrainState, most_s: float, at: float = 0.0) -> float:
+    """Mean seconds of a step, over as many steps as fit LEAST_S or `most_s`, whichever is less.
 
-    `at`: the share of the training at which the terms are those of these steps.
+    `at`: the share of the training whose loss terms the steps compute.
     """
-    take = repeated_step(run, at)
-    take(WARMUP_STEPS)
-    first_s = time_work(run, lambda: take(LEAST_STEPS)) / LEAST_STEPS
+    take_steps = repeated_step(state, at)
+    take_steps(WARMUP_STEPS)
+    first_s = time_work(state, lambda: take_steps(LEAST_STEPS)) / LEAST_STEPS
     enough = math.ceil(min(LEAST_S, most_s) / first_s)
     more = int(broadcast_object_list([enough - LEAST_STEPS])[0])
     if more <= 0:
         return first_s
-    return time_work(run, lambda: take(more)) / more
+    return time_work(state, lambda: take_steps(more)) / more
 
 
-def repeated_step(run: TrainState, at: float = 0.0) -> Callable[[int], None]:
-    """A function that takes so many steps, all the same one; `at` as for `step_seconds`."""
-    run.model_ddp.train()
-    rehearsing = replace(run, teacher=_teacher_to_time(run))
-    rehearsing.total_steps = run.loader.steps_per_epoch  # so that no second view is drawn
-    k = math.ceil(at * rehearsing.total_steps) % rehearsing.total_steps
+def repeated_step(state: TrainState, at: float = 0.0) -> Callable[[int], None]:
+    """Return a function that repeats one step n times; `at` as for `step_seconds`."""
+    state.model_ddp.train()
+    timed = replace(state, teacher=_teacher_to_time(state))
+    timed.total_steps = state.loader.steps_per_epoch  # so that no second view is drawn
+    k = math.ceil(at * timed.total_steps) % timed.total_steps
 
-    def take(n: int) -> None:
+    def take_steps(n: int) -> None:
         for _ in range(n):
-            loop.step(rehearsing, k)
+            loop.step(timed, k)
 
-    return take
+    return take_steps
 
 
 @contextmanager
-def restore_afterwards(run: TrainState) -> Iterator[None]:
-    """What is trained meanwhile is undone: weights, averages, optimizer, terms, scaler."""
-    kept = copy.deepcopy({name: part.state_dict() for name, part in run.stateful.items()})
-    accumulated, at_once = run.accelerator.step, run.divergence.at_once
-    run.divergence.at_once = False  # a rehearsal has no step to name
+def restore_afterwards(state: TrainState) -> Iterator[None]:
+    """Undo what is trained inside `with`: weights, averages, optimizer, terms, scaler."""
+    saved = copy.deepcopy({name: part.state_dict() for name, part in state.stateful.items()})
+    accumulated, at_once = state.accelerator.step, state.divergence.at_once
+    state.divergence.at_once = False  # a timed step has no number to report
     try:
         yield
     finally:
-        run.divergence.at_once = at_once
-        run.divergence.reset()
-        run.accelerator.step = accumulated  # a step may have broken off between two parts
-        for name, part in run.stateful.items():
-            part.load_state_dict(kept[name])
-        run.optimizer.zero_grad()
+        state.divergence.at_once = at_once
+        state.divergence.reset()
+        state.accelerator.step = accumulated  # a step may have failed between two micro-batches
+        for name, part in state.stateful.items():
+            part.load_state_dict(saved[name])
+        state.optimizer.zero_grad()
 
 
-def _teacher_to_time(run: TrainState) -> Teacher:
-    """The teacher, unless all its answers are stored: what is half stored would be too fast."""
-    if run.online_teacher is None or on_all_processes(run.teacher.is_fully_cached):
-        return run.teacher
-    return Teacher(_slowest(run, run.online_teacher))
+def _teacher_to_time(state: TrainState) -> Teacher:
+    """The teacher if all its logits are cached, else its network: a partial cache is too fast."""
+    if state.online_teacher is None or on_all_processes(state.teacher.is_fully_cached):
+        return state.teacher
+    return Teacher(_slowest(state, state.online_teacher))
 
 
-def time_work(run: TrainState, work: Callable[[], object]) -> float:
-    """Of some work, from an idle device to an idle device."""
-    synchronize(run.accelerator.device)
+def time_work(state: TrainState, work: Callable[[], object]) -> float:
+    """Seconds that `work` takes, from an idle device to an idle device."""
+    synchronize(state.accelerator.device)
     began_at = time.monotonic()
     work()
-    synchronize(run.accelerator.device)
+    synchronize(state.accelerator.device)
     return time.monotonic() - began_at

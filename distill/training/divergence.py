@@ -17,45 +17,46 @@ class Diverged(Exception):
 
 
 class DivergenceMonitor:
-    """The first step whose loss or gradient was not finite.
+    """Record the first step whose loss or gradient is not finite.
 
-    On a CPU it is read at once, before the weights have it. On a GPU it stays on the device, which
-    nobody waits for, and is read by `check`: where losses are logged and before anything is saved;
-    what the weights became meanwhile is thrown away.
+    On a CPU it is read at once, before the weights change. On a GPU it stays on the device, so that
+    no step waits for it, and is read by `raise_if_diverged` when losses are logged and before
+    anything is saved; the weights of the steps in between are discarded.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.first = torch.full((), NEVER, device=accelerator.device)
         self.gradient: Tensor | None = None  # of the last step, its norm
-        self.at_once = accelerator.device.type == "cpu"  # where reading a value is free
+        self.at_once = accelerator.device.type == "cpu"  # reading a value is free there
 
     def record(self, step: int, loss: Tensor, gradient: Tensor | None) -> None:
-        """Step `step` (from 1): its loss, of this process, and the gradient's norm, of all.
+        """Record this process's loss and the gradient norm of all processes in `step` (from 1).
 
-        Raises Diverged on a CPU.
+        Raises Diverged on a CPU if one is not finite.
         """
         self.gradient = gradient
         values = torch.stack([v.detach().float() for v in (loss, gradient) if v is not None])
         is_finite = values.isfinite()
         self.first = torch.where(is_finite.all(), self.first, self.first.clamp(max=step))
         if self.at_once:
-            # All processes leave together: of several, by what is the same for all of them.
-            known = is_finite if self.accelerator.num_processes == 1 else is_finite[1:]
-            if not known.all():
+            # All processes must raise together: several check only the gradient norm, which is the
+            # same in all of them.
+            checked = is_finite if self.accelerator.num_processes == 1 else is_finite[1:]
+            if not checked.all():
                 raise Diverged(step)
 
     def raise_if_diverged(self) -> None:
-        """Raises Diverged on all processes where any has seen it; waits for the device."""
+        """Raise Diverged on all processes if any of them recorded it; waits for the device."""
         first = int(self.accelerator.gather(self.first[None]).min())
         if first != NEVER:
             raise Diverged(first)
 
     def reset(self) -> None:
-        """What was seen is undone."""
+        """Forget what was recorded."""
         self.first = torch.full_like(self.first, NEVER)
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """The norm of the whole gradient. One pass over it."""
+    """The norm of the whole gradient, in one pass over it."""
     return get_total_norm([p.grad for p in parameters if p.grad is not None])

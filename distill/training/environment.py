@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "einops", "numpy", "sa
 
 
 def describe(accelerator: Accelerator) -> dict[str, Any]:
-    """Versions, hardware, processes, precision, the command, the hash of our source."""
+    """The contents of environment.json: command, versions, hardware, precision, source hash."""
     device = accelerator.device
     on_gpu = device.type == "cuda"
     return {
@@ -37,30 +37,30 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def precision_name(accelerator: Accelerator) -> str:
-    """`fp32`, `bf16` or `fp16`: accelerate calls the first `no`."""
+    """`fp32`, `bf16` or `fp16`; accelerate names the first `no`."""
     mixed: str = accelerator.mixed_precision
     return "fp32" if mixed == "no" else mixed
 
 
 def source_hash() -> str:
-    """sha256 over our Python files, by path: two results of one hash came from one program."""
+    """sha256 over this program's Python files and paths: equal hashes mean the same program."""
     digest = hashlib.sha256()
-    for room in SOURCE_FOLDERS:
-        here = ROOT / room
-        for file in sorted(here.rglob("*.py")) if here.is_dir() else [here]:
+    for name in SOURCE_FOLDERS:
+        path = ROOT / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
 def earlier_source_hashes(path: Path) -> list[str]:
-    """The hashes of our source that a run has been trained with, in order, from its
-    environment.json; none if the file is absent or damaged.
+    """The source hashes that a run was trained with, in order, from its environment.json; none if
+    the file is absent or damaged.
     """
     try:
-        known = json_files.environment(path)
+        environment = json_files.environment(path)
     except UserError:
         return []
-    return list(known.get("sources") or filter(None, [known.get("source")]))
+    return list(environment.get("sources") or filter(None, [environment.get("source")]))
 
 
 def _version(package: str) -> str | None:

@@ -7,17 +7,17 @@ from statistics import fmean, stdev
 
 import torch
 
-WARMUP_STEPS = 3  # not counted: kernels are chosen, memory is taken
+WARMUP_STEPS = 3  # not timed: kernels are chosen, memory is allocated
 LEAST_STEPS, LEAST_S = 3, 5.0  # of a measurement, whichever lasts longer
-BLOCK_S = 1.0  # shorter steps are timed together, so that a GPU is seldom waited for
-LEAST_DOUBT = 0.15  # of a mean: other work on the machine comes and goes
-FEW_DOUBT = 0.5  # where fewer than LEAST_STEPS were timed, or later steps take another time
-FORWARD_SHARE = 1 / 3  # of a training step, which computes about twice as much backward
+BLOCK_S = 1.0  # shorter steps are timed together, so that the host seldom waits for a GPU
+LEAST_DOUBT = 0.15  # relative to a mean: other work on the machine varies
+FEW_DOUBT = 0.5  # if fewer than LEAST_STEPS were timed, or if later steps take a different time
+FORWARD_SHARE = 1 / 3  # of a training step, whose backward pass computes about twice as much
 
 
 @dataclass(frozen=True)
 class TimeRange:
-    """A mean of `n` times in seconds, and the range in which the mean of many more may lie."""
+    """The mean of `n` times in seconds, and a range for the mean of many more."""
 
     mean: float
     low: float
@@ -25,15 +25,15 @@ class TimeRange:
     n: int
 
     def scaled(self, factor: float) -> "TimeRange":
-        """The same for `factor` times the work."""
+        """The range for `factor` times the work."""
         return TimeRange(factor * self.mean, factor * self.low, factor * self.high, self.n)
 
 
 def time_range(seconds: Sequence[float], least_doubt: float = LEAST_DOUBT) -> TimeRange:
-    """Two standard deviations of the times to each side, and 15 % of the mean at least.
+    """The mean of the times, with two standard deviations to each side, at least 15 % of the mean.
 
-    The range is wider above: downward it is divided by, so that it stays positive. Raises
-    StatisticsError if there are no times.
+    With a relative doubt d the range is mean / (1 + d) to mean * (1 + d), which stays positive.
+    Raises StatisticsError if there are no times.
     """
     mean, n = fmean(seconds), len(seconds)
     doubt = max(least_doubt, FEW_DOUBT if n < LEAST_STEPS else 2 * stdev(seconds) / mean)
@@ -42,25 +42,25 @@ def time_range(seconds: Sequence[float], least_doubt: float = LEAST_DOUBT) -> Ti
 
 @dataclass
 class FirstSteps:
-    """Times the first steps of a process in blocks of a second or of one step, if that is longer.
+    """Time the first steps of a process in blocks of a second, or of one step if that is longer.
 
-    Nothing is measured any more once there are three blocks and five seconds of them.
+    Timing ends once there are three blocks and five seconds of them.
     """
 
     n_seen: int = 0  # steps, those of the warm-up included
-    n_open: int = 0  # steps of the block that is not complete
-    began_at: float = 0.0  # when that block began, by time.monotonic
+    n_open: int = 0  # steps of the current block
+    began_at: float = 0.0  # begin of the current block, by time.monotonic
     n_timed: int = 0
-    block_means: list[float] = field(default_factory=list)  # seconds of a step
+    block_means: list[float] = field(default_factory=list)  # seconds per step
     timed_s: float = 0.0
     is_done: bool = False
 
     def restart(self) -> None:
-        """Begin a new block: what came before it was no step."""
+        """Begin a new block, so that the time since the last step is not counted."""
         self.n_open, self.began_at = 0, time.monotonic()
 
     def count_step(self, device: torch.device) -> bool:
-        """Count one step; true once, when enough have been timed. Waits for a GPU at the end of
+        """Count one step; return True once, when enough are timed. Waits for a GPU at the end of
         each block.
         """
         if self.is_done:
@@ -87,6 +87,6 @@ class FirstSteps:
 
 
 def synchronize(device: torch.device) -> None:
-    """Until the device has done what it was given; a CPU does it at once."""
+    """Wait until the device has finished its work; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

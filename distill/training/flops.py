@@ -2,7 +2,7 @@
 
 A multiply-accumulate is two operations. A training step costs a forward pass and about twice as
 much for the gradients of activations and weights (Kaplan et al. 2020, arXiv 2001.08361, section
-2.1), a teacher a forward pass of each image that it is asked about:
+2.1), a teacher a forward pass of each image whose logits are not cached:
 
     FLOP = images x 3 x 2 x MACs + teacher images x 2 x MACs of the teacher
 
@@ -22,13 +22,13 @@ from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Train
 from distill.runs.run_folder import Role
 
-TRAINED = 6  # operations for each multiply-accumulate of an image that is trained on
-FORWARD = 2  # and of one that is only predicted
+TRAINED = 6  # operations for each multiply-accumulate of a training image
+FORWARD = 2  # operations for each multiply-accumulate of a forward pass
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """A network in numbers: its parameters, and its multiply-accumulates for one image."""
+    """The number of parameters of a network, and its multiply-accumulates for one image."""
 
     name: str
     parameters: int
@@ -37,23 +37,23 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """How many images a training computes, counted again in every epoch."""
+    """The number of images that a training computes, counted again in every epoch."""
 
     trained: int
-    cached: int  # of them, those whose teacher logits are read from the cache
-    passes: float  # forward passes of the teacher for each of the others; 0 without one
-    validated: int  # forward passes, on the held-out part
+    cached: int  # trained images whose teacher logits are read from the cache
+    passes: float  # the teacher's forward passes for each other trained image; 0 without a teacher
+    validated: int  # forward passes on the held-out part
 
     @property
     def teacher_forwards(self) -> float:
-        """Forward passes of the teacher."""
+        """The number of forward passes of the teacher."""
         return (self.trained - self.cached) * self.passes
 
 
 def network_cost(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
-    """The network that a recipe trains in one role, counted without memory for its weights.
+    """The cost of the network that a recipe trains in a role, counted without allocating weights.
 
-    Raises UserError as `build.network` does.
+    Raises the UserErrors of `build.network`.
     """
     tables = Recipe(teacher=recipe.teacher, student=recipe.student, train=Train(epochs=1))
     return _count_network(tables, role, n_classes)
@@ -68,7 +68,7 @@ def _count_network(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
 
 
 def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
-    """How many images a whole training processes, given a train split of `n_images`.
+    """Count the images that a whole training processes, given a train split of `n_images`.
 
     The images that the recipe holds out are not trained on, nor is the last partial batch of an
     epoch. Cached teacher logits are computed once for each view. None for a recipe with
@@ -90,21 +90,21 @@ def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
 
 
 def split_sizes(recipe: Recipe, n_images: int) -> tuple[int, int]:
-    """How many of `n_images` are trained on and how many held out, but for rounding by class."""
+    """The numbers of training and held-out images, except for rounding by class."""
     n_held_out = round(recipe.data.holdout * n_images)
-    rest = n_images - n_held_out
-    return min(rest, recipe.data.train_images or rest), n_held_out
+    n_train = n_images - n_held_out
+    return min(n_train, recipe.data.train_images or n_train), n_held_out
 
 
 def teacher_passes(recipe: Recipe) -> float:
-    """Forward passes of the teacher for one image that is trained on, the mean over the training:
-    one if some term reads it, two more if one reads both images of a mixed pair.
+    """The mean number of the teacher's forward passes for a training image: one if a loss term
+    reads its outputs, two more if a term reads those of both images of a mixed pair.
     """
     terms = list(recipe.loss.terms().values())
-    moments = sorted({0.0, 1.0, *(at for t in terms for at in (t.when.begin, t.when.end))})
+    change_points = sorted({0.0, 1.0, *(at for t in terms for at in (t.when.begin, t.when.end))})
     return sum(
         (end - begin) * _passes([t for t in terms if t.when.begin <= begin < t.when.end])
-        for begin, end in pairwise(moments)
+        for begin, end in pairwise(change_points)
     )
 
 
@@ -113,7 +113,7 @@ def _passes(terms: list[Term]) -> int:
     return bool(needs & (TEACHERS - {"pair"})) + 2 * ("pair" in needs)
 
 
-def training_flop(seen: ImageCounts, student: NetworkCost, teacher: NetworkCost | None) -> float:
-    """Floating-point operations of a training, without validation."""
-    asked = 0.0 if teacher is None else FORWARD * seen.teacher_forwards * teacher.macs
-    return TRAINED * seen.trained * student.macs + asked
+def training_flop(images: ImageCounts, student: NetworkCost, teacher: NetworkCost | None) -> float:
+    """The number of floating-point operations of a training, without validation."""
+    teacher_flop = 0.0 if teacher is None else FORWARD * images.teacher_forwards * teacher.macs
+    return TRAINED * images.trained * student.macs + teacher_flop

@@ -16,122 +16,122 @@ from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs.run_folder import RunFolder
 from distill.training.state import BestEpoch, TrainState
 
-ALWAYS = ("data", "teacher")  # the fingerprints that every checkpoint has
+ALWAYS = ("data", "teacher")  # the fingerprints that checkpoints of every version have
 BRING_BACK = "Bring the checkpoint back, or begin anew in another --out."
-# What a run needs to be resumed from; the rest has a default.
+# The values that a checkpoint needs for resuming; the others have a default.
 NEEDED = ("step", "epoch", "retries", "lr_factor", "elapsed_s", "best")
 
 
-def save(run: TrainState) -> None:
+def save(state: TrainState) -> None:
     """Write `best/`, if there is a new one, and `last/`: enough to resume exactly, at any step.
 
-    Raises Diverged where what would be saved is no good, OSError where the disk does not take it;
-    the checkpoints that are there stay as they are. Called by all processes.
+    Raises Diverged if the state is not finite, OSError if the disk cannot hold it; existing
+    checkpoints then stay unchanged. Called by all processes.
     """
-    run.divergence.raise_if_diverged()
-    run.teacher.save()
-    tensors = {name: part.state_dict() for name, part in run.stateful.items()}
+    state.divergence.raise_if_diverged()
+    state.teacher.save()
+    tensors = {name: part.state_dict() for name, part in state.stateful.items()}
     tensors["losses"] = {
-        "epoch": run.epoch_losses.state_dict(run.accelerator),
-        "log": run.log_losses.state_dict(run.accelerator),
+        "epoch": state.epoch_losses.state_dict(state.accelerator),
+        "log": state.log_losses.state_dict(state.accelerator),
     }
-    if run.accelerator.is_main_process:
-        if run.best_weights is not None:
-            path = best_file(run.folder, run.best)
-            run.best.weights = checkpoint.save_weights(path, run.best_weights)
-        checkpoint.save(run.folder.last, tensors, _progress(run))
-        _delete_unreferenced_weights(run.folder)
-    run.best_weights = None
-    [run.best.weights] = broadcast_object_list([run.best.weights])
-    run.mark_saved()
+    if state.accelerator.is_main_process:
+        if state.best_weights is not None:
+            path = best_file(state.folder, state.best)
+            state.best.weights = checkpoint.save_weights(path, state.best_weights)
+        checkpoint.save(state.folder.last, tensors, _progress(state))
+        _delete_unreferenced_weights(state.folder)
+    state.best_weights = None
+    [state.best.weights] = broadcast_object_list([state.best.weights])
+    state.mark_saved()
 
 
-def _progress(run: TrainState) -> dict[str, Any]:
+def _progress(state: TrainState) -> dict[str, Any]:
     return {
-        "role": run.role,
-        "step": run.step,
-        "epoch": run.epoch,
-        "total_steps": run.total_steps,
-        "compiled": run.compiled,
-        "elapsed_s": run.elapsed_s,
-        "retries": run.retries,
-        "lr_factor": run.lr_factor,
-        "best": vars(run.best),
-    } | run.identity
+        "role": state.role,
+        "step": state.step,
+        "epoch": state.epoch,
+        "total_steps": state.total_steps,
+        "compiled": state.compiled,
+        "elapsed_s": state.elapsed_s,
+        "retries": state.retries,
+        "lr_factor": state.lr_factor,
+        "best": vars(state.best),
+    } | state.identity
 
 
 def best_file(folder: RunFolder, best: BestEpoch) -> Path:
-    """The weights of the best epoch. Named by it, so that no checkpoint finds another's."""
+    """Path of the best epoch's weights, named by epoch: each checkpoint refers to its own file."""
     return folder.best / f"epoch-{best.epoch}.safetensors"
 
 
 def _delete_unreferenced_weights(folder: RunFolder) -> None:
-    """Weights that no checkpoint speaks of."""
-    spoken_of = set()
-    for place in checkpoint.checkpoint_folders(folder.last):
+    """Delete weights in `best/` that no checkpoint refers to, and partial files."""
+    referenced = set()
+    for path in checkpoint.checkpoint_folders(folder.last):
         with suppress(DamagedCheckpoint):
-            spoken_of.add(best_file(folder, _best_of(checkpoint.read_progress(place) or {}, place)))
-    for path in (*folder.best.glob("epoch-*"), *folder.best.glob(".epoch-*")):  # and halves of them
-        if path not in spoken_of:
-            path.unlink()
+            referenced.add(best_file(folder, _best_of(checkpoint.read_progress(path) or {}, path)))
+    for file in (*folder.best.glob("epoch-*"), *folder.best.glob(".epoch-*")):
+        if file not in referenced:
+            file.unlink()
 
 
 class Resumed(NamedTuple):
-    """What a checkpoint says beside its tensors, and what was wrong with newer ones."""
+    """The progress in a checkpoint, and notes, such as on newer checkpoints that are damaged."""
 
     progress: dict[str, Any]
     notes: tuple[str, ...]
 
 
-def resume(run: TrainState) -> Resumed:
-    """Put the run back to its newest sound checkpoint; to the start where there is none.
+def resume(state: TrainState) -> Resumed:
+    """Restore the newest sound checkpoint; without any checkpoint, start from step 0.
 
-    Raises UserError where there are some and none is sound, or where data or teacher are others.
+    Raises UserError if there are checkpoints and all are damaged, or if data or teacher changed.
     """
-    found = _newest_sound(run.folder) if run.accelerator.is_main_process else None
-    [found] = broadcast_object_list([found])  # on a network, disks may show each another state
-    place, damaged = found
-    if place is None:
+    newest = _newest_sound(state.folder) if state.accelerator.is_main_process else None
+    [newest] = broadcast_object_list([newest])  # ranks may see a network disk in different states
+    path, damaged = newest
+    if path is None:
         if damaged:
             nothing = "Nothing is left of it: begin anew in another --out."
             raise UserError("\n".join([*dict.fromkeys(damaged), nothing]))
         return Resumed({}, ())
     try:
-        tensors, progress = checkpoint.load(place)
-    except DamagedCheckpoint as fault:  # to this process alone
+        tensors, progress = checkpoint.load(path)
+    except DamagedCheckpoint as fault:  # as this process reads it: rank 0 found it sound
         raise UserError(
-            f"{fault}, as process {run.accelerator.process_index} reads it.\n{BRING_BACK}"
+            f"{fault}, as process {state.accelerator.process_index} reads it.\n{BRING_BACK}"
         ) from fault
-    check_identity(run, progress)
-    restore_from(run, place, tensors, progress)
-    if run.accelerator.is_main_process:
-        epoch_weights.delete_later(run.folder, run.epoch)
+    check_identity(state, progress)
+    restore_from(state, path, tensors, progress)
+    if state.accelerator.is_main_process:
+        epoch_weights.delete_later(state.folder, state.epoch)
     if damaged:
-        _set_damaged_aside(run)
-    went = f"gone on from the one before, after step {run.step:,}"
-    notes = [f"{fault}: {went}" for fault in damaged]
-    return Resumed(progress, (*notes, *_missing_fingerprints(run, progress)))
+        _set_damaged_aside(state)
+    continued = f"gone on from the one before, after step {state.step:,}"
+    notes = [f"{damage}: {continued}" for damage in damaged]
+    return Resumed(progress, (*notes, *_missing_fingerprints(state, progress)))
 
 
-def _check_complete(run: TrainState, place: Path, tensors: dict[str, Any]) -> None:
-    """Raises UserError if a checkpoint lacks a part of the training state.
+def _check_complete(state: TrainState, path: Path, tensors: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint lacks a part of the training state.
 
     The scaler of fp16 may be absent: it is new if the device changed.
     """
-    missing = [name for name in (*run.stateful, "losses") if name not in tensors]
+    missing = [name for name in (*state.stateful, "losses") if name not in tensors]
     missing = [name for name in missing if name != "scaler"]
     if missing:
         raise UserError(
-            f"{place} is no checkpoint of this run: it has no state of {' and '.join(missing)}.\n"
+            f"{path} is no checkpoint of this run: it has no state of {' and '.join(missing)}.\n"
             f"{BRING_BACK}"
         )
 
 
-def _missing_fingerprints(run: TrainState, progress: dict[str, Any]) -> Iterator[str]:
-    """The fingerprints that a checkpoint of an earlier version lacks."""
-    lacking = [CALLED[name] for name in run.identity if name not in progress]
-    if lacking:
-        names = " and ".join(reversed(lacking))
+def _missing_fingerprints(state: TrainState, progress: dict[str, Any]) -> Iterator[str]:
+    """A note on the fingerprints that a checkpoint of an earlier version lacks."""
+    missing = [CALLED[name] for name in state.identity if name not in progress]
+    if missing:
+        names = " and ".join(reversed(missing))
         yield (
             f"the checkpoint is of an earlier version: it does not name its {names}, which is "
             "therefore not compared with today's"
@@ -139,96 +139,95 @@ def _missing_fingerprints(run: TrainState, progress: dict[str, Any]) -> Iterator
 
 
 def restore_from(
-    run: TrainState, place: Path, tensors: dict[str, Any], progress: dict[str, Any]
+    state: TrainState, path: Path, tensors: dict[str, Any], progress: dict[str, Any]
 ) -> None:
-    """`restore`, from the checkpoint at `place`. Raises UserError if it lacks a part of the
-    training state, or if a part does not fit this run.
+    """Check and restore the state read from the checkpoint at `path`.
+
+    Raises UserError if it lacks a part of the training state, or if a part does not fit this run.
     """
-    _check_complete(run, place, tensors)
+    _check_complete(state, path, tensors)
     try:
-        restore(run, tensors, progress)
+        restore(state, tensors, progress)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as fault:
         if out_of_memory.is_out_of_memory(fault):
             raise
         reason = (str(fault).splitlines() or [""])[0][:LONGEST_REASON]
         raise UserError(
-            f"{place} does not hold the state of this run ({type(fault).__name__}: {reason}).\n"
+            f"{path} does not hold the state of this run ({type(fault).__name__}: {reason}).\n"
             f"{BRING_BACK}"
         ) from fault
 
 
-def _best_of(progress: dict[str, Any], place: Path) -> BestEpoch:
-    """The best epoch by a checkpoint. Raises Damaged if a value to resume from is missing."""
+def _best_of(progress: dict[str, Any], path: Path) -> BestEpoch:
+    """The best epoch in a checkpoint. Raises DamagedCheckpoint if a necessary value is missing."""
     missing = [name for name in NEEDED if name not in progress]
     missing += [
         f"best.{name}" for name in vars(BestEpoch()) if name not in progress.get("best", {})
     ]
     if missing:
-        raise DamagedCheckpoint(
-            f"{place} is damaged: its progress.json has no {', '.join(missing)}"
-        )
+        raise DamagedCheckpoint(f"{path} is damaged: its progress.json has no {', '.join(missing)}")
     return BestEpoch(**progress["best"])
 
 
 def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what is wrong with newer ones."""
+    """The newest checkpoint that is not damaged, and the damage of newer ones."""
     damaged: list[str] = []
-    for place in filter(Path.exists, checkpoint.checkpoint_folders(folder.last)):
+    for path in filter(Path.exists, checkpoint.checkpoint_folders(folder.last)):
         try:
-            _check_best(folder, _best_of(checkpoint.read_verified(place)[1], place))
+            _check_best(folder, _best_of(checkpoint.read_verified(path)[1], path))
         except DamagedCheckpoint as fault:
             damaged.append(str(fault))
             continue
         except UserError:
-            pass  # of another format: all processes are to refuse it
-        return place, damaged
+            pass  # of another format: every process refuses it when it loads it
+        return path, damaged
     return None, damaged
 
 
-def _set_damaged_aside(run: TrainState) -> None:
-    """The damaged checkpoint out of the way: the next save must not take it for the one before."""
-    run.accelerator.wait_for_everyone()  # all have read the one before
-    newest = run.folder.last
-    if run.accelerator.is_main_process and newest.exists():
+def _set_damaged_aside(state: TrainState) -> None:
+    """Rename the damaged checkpoint: the next save must not keep it as the previous one."""
+    state.accelerator.wait_for_everyone()  # all have read the previous one
+    newest = state.folder.last
+    if state.accelerator.is_main_process and newest.exists():
         aside = newest.with_name(newest.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         newest.rename(aside)
 
 
-def restore(run: TrainState, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Everything as the checkpoint has it."""
-    for name, part in run.stateful.items():
-        if name in tensors:  # a scaler is new where the device changed, and begins anew
+def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Set the training state to that of a checkpoint."""
+    for name, part in state.stateful.items():
+        if name in tensors:  # a scaler is new if the device changed, and keeps its initial state
             part.load_state_dict(tensors[name])
-    accelerator = run.accelerator
-    run.epoch_losses.load_state_dict(tensors["losses"]["epoch"], accelerator)
-    run.log_losses.load_state_dict(tensors["losses"]["log"], accelerator)
-    run.step, run.epoch = progress["step"], progress["epoch"]
-    run.retries, run.lr_factor = progress["retries"], progress["lr_factor"]
-    run.best, run.best_weights = BestEpoch(**progress["best"]), None
-    run.start_clock(earlier_s=progress["elapsed_s"])
+    accelerator = state.accelerator
+    state.epoch_losses.load_state_dict(tensors["losses"]["epoch"], accelerator)
+    state.log_losses.load_state_dict(tensors["losses"]["log"], accelerator)
+    state.step, state.epoch = progress["step"], progress["epoch"]
+    state.retries, state.lr_factor = progress["retries"], progress["lr_factor"]
+    state.best, state.best_weights = BestEpoch(**progress["best"]), None
+    state.start_clock(earlier_s=progress["elapsed_s"])
 
 
-def check_identity(run: TrainState, progress: dict[str, Any]) -> None:
-    """Raises UserError if the checkpoint is of other data, another teacher, test split or recipe.
+def check_identity(state: TrainState, progress: dict[str, Any]) -> None:
+    """Raise UserError if the checkpoint has other data or another teacher, test split or recipe.
 
     A checkpoint of an earlier version lacks some of these fingerprints: they are not compared.
     """
     changed = [
         CALLED[name]
-        for name, value in run.identity.items()
+        for name, value in state.identity.items()
         if progress.get(name, None if name in ALWAYS else value) != value
     ]
     if changed:
         raise UserError(
-            f"{run.folder.path} cannot be resumed: its {' and '.join(changed)} changed since "
+            f"{state.folder.path} cannot be resumed: its {' and '.join(changed)} changed since "
             "it began.\n"
             "Bring the former back, or begin anew with another --out."
         )
 
 
 def _check_best(folder: RunFolder, best: BestEpoch) -> None:
-    """Raises Damaged where the weights that a checkpoint speaks of are not as they were."""
+    """Raise DamagedCheckpoint if the best weights that a checkpoint refers to are not unchanged."""
     path = best_file(folder, best)
     if best.weights and (not path.exists() or checkpoint.weights_fingerprint(path) != best.weights):
         raise DamagedCheckpoint(f"{path} is {'damaged' if path.exists() else 'not there any more'}")

@@ -48,44 +48,43 @@ from distill.training.resume import Resumed
 from distill.training.signals import StopSignal
 from distill.training.state import TrainState
 
-TEACHER_CHECK_IMAGES = 1024  # of the held-out ones: enough to see a teacher asleep, seconds to ask
+TEACHER_CHECK_IMAGES = 1024  # held-out ones: enough to detect an untrained teacher, in seconds
 AMX_CHANNELS = 128  # narrower networks were not measured in bf16 (docs/performance.md)
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What was asked for. `out=None` names the folder by recipe and time."""
+    """A training to run. `out=None` names the folder by recipe and time."""
 
     role: Role
     recipe: Recipe
-    name: str  # of the recipe, as it was asked for
+    name: str  # of the recipe, as requested
     out: Path | None = None
     resume: bool = False
     stop: StopSignal = field(default_factory=StopSignal)
-    origins: Mapping[str, str] = field(default_factory=dict)  # who set each value, for the record
-    notes: tuple[str, ...] = ()  # on the recipe, for the head
-    is_tested: bool = True  # whether the test split is measured at the end: not of a trial
+    origins: Mapping[str, str] = field(default_factory=dict)  # where each value was set
+    notes: tuple[str, ...] = ()  # on the recipe, for the start event
+    is_tested: bool = True  # whether the test split is measured at the end; a trial's is not
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A request with everything it needs, ready to train."""
+    """A request with its data, teacher and training state, ready to train."""
 
     request: TrainingRequest
     split: TrainValSplit
     teacher: FrozenTeacher | None
     state: TrainState
-    test: SplitIdentity  # compared once the run has trained
-    notes: tuple[str, ...]  # on how long and how it trains
+    test: SplitIdentity  # compared with the test split after training
+    notes: tuple[str, ...]  # on resuming, teachers, compilation and length
 
 
 def run(request: TrainingRequest, *, progress: Progress | None = None) -> Generator[Event]:
-    """Train, select, then read the test split once, if the request asks for it.
+    """Train, select the best epoch, then measure it on the test split once, if requested.
 
-    Yields nothing where the run is finished already. Raises UserError before any work where the
-    request cannot be met or somebody else trains in the folder; Full where the device's memory is
-    too small for it; Diverged where training fails; Stopped where `request.stop` was asked for,
-    once all is saved.
+    Yields nothing if the run is finished already. Raises UserError before any work if the request
+    cannot be met or another process trains in the folder; OutOfMemory if the memory is too small;
+    Diverged if training fails; Stopped once all is saved, if `request.stop` requests it.
     """
     accel = build_accelerator(request.recipe)
     folder = _run_folder(request)
@@ -95,14 +94,14 @@ def run(request: TrainingRequest, *, progress: Progress | None = None) -> Genera
         return
     run_folder.check_out(folder, request.resume)
     with _locked(folder, accel) as killed, out_of_memory.explain_out_of_memory(request.recipe):
-        run_folder.check_out(folder, request.resume)  # nobody else may have begun meanwhile
+        run_folder.check_out(folder, request.resume)  # another process may have begun meanwhile
         ready = _prepare(request, folder, accel, progress)
         start = _start_event(ready, killed)
         yield start
         yield from loop.train(ready.state)
         try:
             end = _finish(ready, start, progress)
-        except UserError as fault:  # what was asked was right when it began
+        except UserError as fault:  # the request was valid when the run began
             raise Failure(str(fault)) from fault
         yield end
         if accel.is_main_process:
@@ -112,8 +111,8 @@ def run(request: TrainingRequest, *, progress: Progress | None = None) -> Genera
 
 @contextmanager
 def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None]:
-    """Rank 0 holds the folder's lock for all. Yields who was killed in it; raises UserError on all
-    processes where somebody holds it.
+    """Hold the folder's lock, by rank 0 for all. Yields the process that was killed in it, if any;
+    raises UserError on all processes if another run holds the lock.
     """
     with ExitStack() as stack:
         killed, refusal = None, None
@@ -131,18 +130,18 @@ def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None
 
 
 def _run_folder(request: TrainingRequest) -> RunFolder:
-    """The run's folder, named once by rank 0."""
-    named = [str(request.out or run_folder.default_path(request.name))]
-    return RunFolder(Path(broadcast_object_list(named)[0]))
+    """The run's folder; rank 0 chooses its name for all."""
+    path = [str(request.out or run_folder.default_path(request.name))]
+    return RunFolder(Path(broadcast_object_list(path)[0]))
 
 
 def _prepare(
     request: TrainingRequest, folder: RunFolder, accel: Accelerator, progress: Progress | None
 ) -> PreparedRun:
-    """Data, teacher and network, and the folder with what describes the run."""
+    """Load data and teacher, build the state, and write recipe and environment to the folder."""
     source = request.recipe.data.source
-    image_set.check(source)  # a missing test split is known now, not after the last epoch
-    with accel.main_process_first():  # one process decodes, the others find the cache
+    image_set.check(source)  # a missing test split fails now, not after the last epoch
+    with accel.main_process_first():  # one process decodes, the others read the cache
         images = image_set.load(source, "train", progress=progress)
         test = identify_test(source, images, progress=progress)
     split = split_images(request.recipe, images)
@@ -152,16 +151,16 @@ def _prepare(
     chosen = selection.resolve_teachers(
         request.recipe, images, split, earlier, places, request.name
     )
-    [(recipe, choice)] = broadcast_object_list([chosen])  # another rank may see other runs
+    [(recipe, teacher_notes)] = broadcast_object_list([chosen])  # other ranks may see other runs
     request = replace(request, recipe=recipe)
     _check_resumable(folder, request)
     teacher = selection.load_teacher(recipe, images, split)
     if teacher is not None:
         to_device(teacher, accel.device)
-    known = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe), test)
-    training = build.build_state(recipe, request.role, split, teacher, folder, accel, known)
-    training.stop_signal = request.stop
-    resumed = checkpoints.resume(training) if request.resume else Resumed({}, ())
+    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe), test)
+    state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
+    state.stop_signal = request.stop
+    resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
     hashes = _sources(folder) if request.resume else [environment.source_hash()]
     lost = earlier is not None and not resumed.progress
     is_new = request.resume and earlier is None
@@ -171,20 +170,20 @@ def _prepare(
         *resumed.notes,
         *passed_over,
         *_changed_source(hashes),
-        *choice,
-        *_set_length(training, recipe, resumed.progress),
+        *teacher_notes,
+        *_set_length(state, recipe, resumed.progress),
     )
-    accel.wait_for_everyone()  # all have looked at the folder before it is written
+    accel.wait_for_everyone()  # all have read the folder before it is written
     if accel.is_main_process:
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
         described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
         described |= {"sources": hashes} if len(hashes) > 1 else {}
         run_folder.write_json(folder.environment, described)
-    return PreparedRun(request, split, teacher, training, test, notes)
+    return PreparedRun(request, split, teacher, state, test, notes)
 
 
 def _sources(folder: RunFolder) -> list[str]:
-    """The hashes of our source that the run has been trained with, today's last."""
+    """The source hashes that the run was trained with, today's last."""
     earlier, today = (
         environment.earlier_source_hashes(folder.environment),
         environment.source_hash(),
@@ -202,48 +201,49 @@ def _changed_source(hashes: list[str]) -> Iterator[str]:
         )
 
 
-def _set_length(training: TrainState, recipe: Recipe, decided: dict[str, Any]) -> tuple[str, ...]:
-    """How many steps, compiled or not: as the recipe says, as was decided before, or as measured.
+def _set_length(state: TrainState, recipe: Recipe, decided: dict[str, Any]) -> tuple[str, ...]:
+    """Decide on compilation and on the number of steps; return notes on both.
 
-    `decided`: what the checkpoint of a resumed run says.
+    `decided`: the progress in the checkpoint of a resumed run, which decided both before.
     """
     began_at, minutes, notes = time.monotonic(), recipe.train.minutes, []
     if recipe.train.compile is True or decided.get("compiled"):
-        build.compile_networks(training)
+        build.compile_networks(state)
         notes.append("the networks are compiled at the first step, which may take minutes")
-    # On a CPU it never paid (docs/performance.md), and a plain run is the same in every bit.
-    elif recipe.train.compile == "auto" and not decided and _on_gpu(training):
+    # On a CPU it never paid (docs/performance.md), and only an uncompiled run is reproducible in
+    # every bit.
+    elif recipe.train.compile == "auto" and not decided and _on_gpu(state):
         run_s = None if minutes is None else 60 * minutes
-        notes.append(f"train.compile = auto: {budget.choose_compilation(training, run_s)}")
+        notes.append(f"train.compile = auto: {budget.choose_compilation(state, run_s)}")
     if minutes is not None:
-        steps = decided.get("total_steps") or budget.steps_within(training, minutes, began_at)
-        build.set_total_steps(training, recipe, steps)
+        steps = decided.get("total_steps") or budget.steps_within(state, minutes, began_at)
+        build.set_total_steps(state, recipe, steps)
         fitting = counted(steps, "step fits", "steps fit")
         notes.append(f"train.minutes = {minutes:g}: {fitting}, of training alone")
     return tuple(notes)
 
 
-def _on_gpu(training: TrainState) -> bool:
-    return bool(training.accelerator.device.type == "cuda")
+def _on_gpu(state: TrainState) -> bool:
+    return bool(state.accelerator.device.type == "cuda")
 
 
 def _check_resumable(folder: RunFolder, request: TrainingRequest) -> None:
-    """Raises UserError where the folder may not be resumed."""
+    """Raise UserError if the folder's run has another recipe than the request."""
     if folder.is_run:
         run_folder.check_same(folder, request.recipe)
 
 
 def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
-    """Say what will be trained; the teacher is asked here, before hours are spent on its word."""
-    request, split, training = ready.request, ready.split, ready.state
-    accel, recipe = training.accelerator, request.recipe
+    """The start event, with notes; measures the teacher's accuracy before hours of training."""
+    request, split, state = ready.request, ready.split, ready.state
+    accel, recipe = state.accelerator, request.recipe
     teacher_top1 = None if ready.teacher is None else _measure_teacher(ready.teacher, ready)
     return Start(
-        run=str(training.folder.path),
+        run=str(state.folder.path),
         role=request.role,
         recipe=request.name,
         network=network_name(recipe, request.role, split.train.n_classes),
-        parameters=count_parameters(training.model),
+        parameters=count_parameters(state.model),
         data=recipe.data.source,
         train_images=len(split.train.labels),
         val_images=0 if split.held_out is None else len(split.held_out.labels),
@@ -252,30 +252,30 @@ def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
         device=accel.device.type,  # each process has its own of these
         precision=environment.precision_name(accel),
         batch_size=recipe.train.batch_size,
-        epochs=training.epochs,
-        steps_per_epoch=training.loader.steps_per_epoch,
-        total_steps=None if recipe.train.minutes is None else training.total_steps,
-        first_step=training.step,
-        first_epoch=training.epoch,
-        retries=training.retries,
+        epochs=state.epochs,
+        steps_per_epoch=state.loader.steps_per_epoch,
+        total_steps=None if recipe.train.minutes is None else state.total_steps,
+        first_step=state.step,
+        first_epoch=state.epoch,
+        retries=state.retries,
         teacher=" + ".join(str(run.path) for run in selection.named_teachers(recipe)) or None,
         teacher_top1=teacher_top1,
         notes=(
             *_killed_note(killed),
             *request.notes,
             *ready.notes,
-            *_resolution(training),
-            *_views_per_teacher_note(training, recipe),
-            *_cache_notes(training),
+            *_resolution(state),
+            *_views_per_teacher_note(state, recipe),
+            *_cache_notes(state),
             *_overlap_note(ready.test),
             *_notes(recipe, split, accel, teacher_top1),
-            *_cpu_precision(training, recipe),
+            *_cpu_precision(state, recipe),
         ),
     )
 
 
 def _overlap_note(test: SplitIdentity) -> Iterator[str]:
-    """How many test images are training images."""
+    """A note on how many test images are training images."""
     if test.n_in_train:
         verb = "is" if test.n_in_train == 1 else "are"
         yield (
@@ -284,12 +284,12 @@ def _overlap_note(test: SplitIdentity) -> Iterator[str]:
         )
 
 
-def _views_per_teacher_note(training: TrainState, recipe: Recipe) -> Iterator[str]:
-    """How many views each teacher has, where one is drawn for each."""
-    if not isinstance(training.online_teacher, OneTeacherPerView):
+def _views_per_teacher_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
+    """A note on how many views each teacher has, if one is drawn for each view."""
+    if not isinstance(state.online_teacher, OneTeacherPerView):
         return
-    views = {training.loader.schedule.view(epoch) for epoch in range(training.epochs)}
-    counts = Counter(training.online_teacher.choice(view) for view in views)
+    views = {state.loader.schedule.view(epoch) for epoch in range(state.epochs)}
+    counts = Counter(state.online_teacher.choice(view) for view in views)
     shared = ", ".join(
         f"{run.path} {counts[i]}" for i, run in enumerate(selection.named_teachers(recipe))
     )
@@ -305,23 +305,22 @@ def _killed_note(killed: LockHolder | None) -> Iterator[str]:
 
 
 def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
-    """The teacher's accuracy on some held-out images; on training images where none are.
+    """The teacher's accuracy on some held-out images; on training images if none are held out.
 
-    Measured once for these weights and images, and remembered in the cache folder.
+    Measured once for these weights and images, and stored in the cache folder.
     """
     accel, images = ready.state.accelerator, ready.split.held_out or ready.split.train
-    some = image_set.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
-    combined = "".join(
+    checked = image_set.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
+    combination = "".join(
         f" {key}={value}" for key, value in combination_identity(ready.request.recipe).items()
     )
-    asked = ready.state.identity["teacher"] + combined + some.fingerprint
-    key = f"teachers/{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
-    [known] = broadcast_object_list(
-        [array_cache.load_cached(key, (), np.float64)]
-    )  # rank 0 decides for all
-    if known is not None:
-        return float(known)
-    top1 = measure(teacher, some, accel)["top1"]
+    identity = ready.state.identity["teacher"] + combination + checked.fingerprint
+    key = f"teachers/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+    cached = array_cache.load_cached(key, (), np.float64)
+    [cached] = broadcast_object_list([cached])  # rank 0 decides for all
+    if cached is not None:
+        return float(cached)
+    top1 = measure(teacher, checked, accel)["top1"]
     if accel.is_main_process:
         array_cache.save_cached(key, np.array(top1))
     return top1
@@ -330,11 +329,11 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
 def _notes(
     recipe: Recipe, split: TrainValSplit, accel: Accelerator, teacher_top1: float | None
 ) -> Iterator[str]:
-    """What the user should know before hours are spent."""
+    """Notes on the request that the user should read before hours of training."""
     if recipe.data.source == "cifar10" and split.fingerprint not in image_set.GENUINE:
         yield "these are not the published images: python cli.py data verify cifar10"
     if split.held_out is None:
-        yield "data.holdout = 0: nothing is selected, the last epoch is kept"
+        yield "data.holdout = 0: no epoch is selected, the last epoch's weights are saved"
         if teacher_top1 is not None:
             yield "nothing is held out: the teacher's accuracy is that of training images"
     if teacher_top1 is not None and teacher_top1 < 2 / split.train.n_classes:
@@ -350,22 +349,22 @@ def _notes(
             "train.validate_both = true has no effect: the recipe has no [ema], so there is one "
             "network to measure; type --set ema={} for averaged weights"
         )
-    compares = recipe.loss.terms().keys() & {"dist", "sp", "pkt", "rkd"}
-    if recipe.train.accumulate > 1 and compares:
-        names = " and ".join(sorted(compares))
+    relational = recipe.loss.terms().keys() & {"dist", "sp", "pkt", "rkd"}
+    if recipe.train.accumulate > 1 and relational:
+        names = " and ".join(sorted(relational))
         yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
 
 
-def _cpu_precision(training: TrainState, recipe: Recipe) -> Iterator[str]:
+def _cpu_precision(state: TrainState, recipe: Recipe) -> Iterator[str]:
     """A note if this CPU computes the network faster in another precision than the recipe's."""
-    if training.accelerator.device.type != "cpu":
+    if state.accelerator.device.type != "cpu":
         return
-    precision = environment.precision_name(training.accelerator)
+    precision = environment.precision_name(state.accelerator)
     has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
     if precision == "fp16" or (precision == "bf16" and not has_amx):
         yield f"this CPU does not compute {precision} natively: it is many times slower than fp32"
-    convolutions = (each for each in training.model.modules() if isinstance(each, nn.Conv2d))
-    is_wide = max((each.out_channels for each in convolutions), default=0) >= AMX_CHANNELS
+    convolutions = (module for module in state.model.modules() if isinstance(module, nn.Conv2d))
+    is_wide = max((conv.out_channels for conv in convolutions), default=0) >= AMX_CHANNELS
     if has_amx and is_wide and recipe.train.precision == "auto":
         yield (
             f"this CPU has AMX: --set train.precision=bf16 trains networks of {AMX_CHANNELS} "
@@ -373,7 +372,7 @@ def _cpu_precision(training: TrainState, recipe: Recipe) -> Iterator[str]:
         )
 
 
-DEPENDS = {  # what stored answers depend on, as a person calls it
+DEPENDS = {  # what cached logits depend on, by the names in messages
     "teacher": "the teacher's weights",
     "mirror": "teacher.mirror",
     "weights": "teacher.weights",
@@ -386,23 +385,23 @@ DEPENDS = {  # what stored answers depend on, as a person calls it
 }
 
 
-def _resolution(training: TrainState) -> Iterator[str]:
+def _resolution(state: TrainState) -> Iterator[str]:
     """Notes on `train.resolution`: the epochs at each image side, and sides that no epoch uses."""
-    schedule, epochs = training.loader.schedule, training.epochs
+    schedule, epochs = state.loader.schedule, state.epochs
     if not schedule.sides:
         return
     side_of = [schedule.side(epoch) for epoch in range(epochs)]
-    said, unused = [], []
+    sizes, unused = [], []
     for _, side in schedule.sides:
-        pixels, n = side or training.loader.size, side_of.count(side)
+        pixels, n = side or state.loader.size, side_of.count(side)
         if n:
             first = side_of.index(side) + 1
-            said.append(f"{_epoch_range(first, first + n - 1)} at {pixels} pixels")
+            sizes.append(f"{_epoch_range(first, first + n - 1)} at {pixels} pixels")
         else:
             unused.append(str(pixels))
     yield (
-        f"train.resolution: {', '.join(said)}; validation and test at full size, "
-        f"{training.loader.size} pixels"
+        f"train.resolution: {', '.join(sizes)}; validation and test at full size, "
+        f"{state.loader.size} pixels"
     )
     if unused:
         yield (
@@ -415,47 +414,47 @@ def _epoch_range(first: int, last: int) -> str:
     return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
-def _cache_notes(training: TrainState) -> Iterator[str]:
-    """Where the teacher's answers are kept, how many are there, and why others are not taken."""
-    kept = training.teacher.source
-    if not isinstance(kept, CachedTeacher):
+def _cache_notes(state: TrainState) -> Iterator[str]:
+    """Notes on the teacher cache: its folder, the number of cached views, why others are unused."""
+    cache = state.teacher.source
+    if not isinstance(cache, CachedTeacher):
         return
-    wanted, found, damaged = kept.count_views(training.epochs)
-    n_bytes = wanted * training.loader.targets.numel() * cache_files.BYTES
-    verb = "is" if wanted == 1 else "are"
+    needed, found, damaged = cache.count_views(state.epochs)
+    n_bytes = needed * state.loader.targets.numel() * cache_files.BYTES
+    verb = "is" if needed == 1 else "are"
     yield (
-        f"{found} of {counted(wanted, 'view')} of the teacher's answers {verb} stored in "
+        f"{found} of {counted(needed, 'view')} of the teacher's logits {verb} cached in "
         f"{cache_files.logits_folder()}, "
-        f"{format_size(n_bytes)} when all are; a view that is there is not asked again"
+        f"{format_size(n_bytes)} when all are; a cached view is not computed again"
     )
     if damaged:
         verb = "is" if damaged == 1 else "are"
-        yield f"{damaged} of the stored views {verb} damaged: asked and stored anew"
-    if not found and (missed := kept.mismatched_keys()):
-        differs = " and ".join(DEPENDS.get(name, name) for name in missed)
-        yield f"the nearest answers that are stored differ in {differs}: they are not taken"
-    yield from _shared_cache_note(kept.folders(training.epochs))
-    if kept.matches_teacher(training.step) is False:
-        yield "what is stored is not what the teacher says today: all is asked and stored anew"
+        yield f"{damaged} of the cached views {verb} damaged: computed and cached again"
+    if not found and (mismatched := cache.mismatched_keys()):
+        differs = " and ".join(DEPENDS.get(name, name) for name in mismatched)
+        yield f"the most similar cached logits differ in {differs}: they are not used"
+    yield from _shared_cache_note(cache.folders(state.epochs))
+    if cache.matches_teacher(state.step) is False:
+        yield "the cached logits differ from the teacher's of today: all are computed again"
 
 
 def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
-    """A note if other users may change cached teacher outputs: of one batch alone it is checked
-    that they are the teacher's.
+    """A note if other users may change cached logits: only one batch of them is compared with the
+    teacher's.
     """
     for folder in folders:
         if why := array_cache.writable_by_others(folder):
             yield (
-                f"other users may change what is stored in {folder}: {why}; use it only if you "
+                f"other users may change the cached logits in {folder}: {why}; use it only if you "
                 "trust them, or set UNDERSTUDY_CACHE to a folder of your own"
             )
             return
 
 
 def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
-    """Read the kept weights back and save them; measure them on the test split, if it is asked."""
-    request, split, training = ready.request, ready.split, ready.state
-    accel, folder, best = training.accelerator, training.folder, training.best
+    """Load the best weights and save them as the result; measure the test split if requested."""
+    request, split, state = ready.request, ready.split, ready.state
+    accel, folder, best = state.accelerator, state.folder, state.best
     net = build_network(request.recipe, request.role, split.train.n_classes)
     checkpoint.load_weights(checkpoints.best_file(folder, best), net, best.weights)
     to_device(net, accel.device)
@@ -466,7 +465,7 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
         check_test(test, ready.test)
         tested = final_test.measure(folder, net, ready.teacher, split.held_out, test, accel)
     weights = folder.weights(request.role)
-    end = End(best.epoch, best.metrics | tested, start.parameters, training.elapsed_s, str(weights))
+    end = End(best.epoch, best.metrics | tested, start.parameters, state.elapsed_s, str(weights))
     if accel.is_main_process:
         checkpoint.save_weights(weights, checkpoint.copy_weights(net))
     accel.wait_for_everyone()
@@ -474,17 +473,17 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
 
 
 def _write_result(ready: PreparedRun, start: Start, end: End) -> None:
-    """The run's last file. Once it is there, what the run would be resumed from is not needed."""
+    """Write result.json, the run's last file: the run is finished once it exists."""
     split, folder = ready.split, ready.state.folder
-    known = ready.state.identity
+    identity = ready.state.identity
     data = {
         "fingerprint": split.fingerprint,
         "class_names": list(split.train.class_names),
-        "test_fingerprint": known["test"],
+        "test_fingerprint": identity["test"],
         "test_images": ready.test.n_images,
-        "class_names_fingerprint": known["class_names"],
+        "class_names_fingerprint": identity["class_names"],
     }
-    teachers = known["teacher"]
+    teachers = identity["teacher"]
     request = ready.request
     results.write_result(
         folder, request.recipe, start, end, data, teachers, is_tested=request.is_tested
@@ -496,9 +495,9 @@ OPEN = ContextVar("OPEN", default=False)
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Leaves the process group cleanly: the last line on the screen is not torch's warning.
+    """Destroy the process group at the end, so that torch prints no warning.
 
-    Of several, one within another, the outermost does: the group is for all runs of a process.
+    If such contexts are nested, the outermost destroys it: all runs of a process share the group.
     """
     if OPEN.get():
         yield

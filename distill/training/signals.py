@@ -4,56 +4,73 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import NoReturn
 
-INTERRUPTED, TERMINATED = 130, 143  # the shell's words for a process that a signal ended
-# SIGUSR1 is what a scheduler sends some time before it takes the machine away, SIGHUP what the
-# system sends when the terminal or the connection to it is closed.
-CODES = {
-    getattr(signal, name): code
-    for name, code in (
-        ("SIGINT", INTERRUPTED),
-        ("SIGTERM", TERMINATED),
-        ("SIGUSR1", TERMINATED),
-        ("SIGHUP", TERMINATED),
+
+class Request(IntEnum):
+    """What a process requests between two steps. Across processes the largest counts."""
+
+    NONE = 0
+    SAVE = 1
+    INTERRUPT = 2  # save and stop
+    TERMINATE = 3  # save and stop
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run stops."""
+        return self > Request.SAVE
+
+
+# The exit codes by which a shell reports a process that SIGINT or SIGTERM ended.
+EXIT_CODES = {Request.INTERRUPT: 130, Request.TERMINATE: 143}
+# A scheduler sends SIGUSR1 some time before it takes the machine away; the system sends SIGHUP when
+# the terminal or the connection to it is closed.
+REQUESTS = {
+    getattr(signal, name): request
+    for name, request in (
+        ("SIGINT", Request.INTERRUPT),
+        ("SIGTERM", Request.TERMINATE),
+        ("SIGUSR1", Request.TERMINATE),
+        ("SIGHUP", Request.TERMINATE),
     )
     if hasattr(signal, name)
 }
 
 
 class Stopped(Exception):
-    """The run was asked to stop and is saved. `code`: what the process exits with."""
+    """The run stopped on request and is saved. `code`: the exit code of the process."""
 
-    def __init__(self, code: int, step: int) -> None:
+    def __init__(self, request: Request, step: int) -> None:
         super().__init__(f"stopped after step {step:,}, and saved")
-        self.code = code
+        self.code = EXIT_CODES[request]
 
 
 class StopSignal:
-    """What was asked for, 0 or an exit code; read by the loop between two steps."""
+    """The first request that a signal made; the loop reads it between two steps."""
 
     def __init__(self) -> None:
-        self.code = 0
+        self.request = Request.NONE
         self.interrupts = 0
-        self.can_wait = False  # whether anybody will look: else a signal ends the process at once
+        self.can_wait = False  # whether the loop reads it: if not, a signal ends the process
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Take the signals, and give them back at the end.
+        """Install the signal handlers, and restore the previous ones at the end.
 
-        SIGHUP stays ignored if it is: nohup asks for that.
+        SIGHUP stays ignored if it is, as `nohup` requires.
         """
-        taken = [number for number in CODES if not _is_ignored_hangup(number)]
-        before = {number: signal.signal(number, self._on_signal) for number in taken}
+        handled = [number for number in REQUESTS if not _is_ignored_hangup(number)]
+        previous = {number: signal.signal(number, self._on_signal) for number in handled}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """While the loop runs, it is asked; before and after there is nothing to save."""
+        """Let signals wait for the loop. Before and after it there is nothing to save."""
         self.can_wait = True
         try:
             yield
@@ -62,13 +79,13 @@ class StopSignal:
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self.interrupts += number == signal.SIGINT
-        again = self.interrupts > 1 and not is_launched()
-        self.code = self.code or CODES[number]
-        if again or not self.can_wait:
-            self._leave()
+        is_repeated = self.interrupts > 1 and not is_launched()
+        self.request = self.request or REQUESTS[number]
+        if is_repeated or not self.can_wait:
+            self._exit()
 
-    def _leave(self) -> NoReturn:
-        raise SystemExit(self.code)
+    def _exit(self) -> NoReturn:
+        raise SystemExit(EXIT_CODES[self.request])
 
 
 def _is_ignored_hangup(number: int) -> bool:
@@ -77,7 +94,7 @@ def _is_ignored_hangup(number: int) -> bool:
 
 
 def is_launched() -> bool:
-    """By torchrun or accelerate, whose Ctrl-C reaches a process twice: from the terminal and from
-    the launcher.
+    """Whether torchrun or accelerate launched this process: Ctrl-C then reaches it twice, from the
+    terminal and from the launcher.
     """
     return "TORCHELASTIC_RUN_ID" in os.environ

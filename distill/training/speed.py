@@ -1,8 +1,8 @@
 """Measure the training speed of a recipe on random images, within seconds.
 
-The step is the recipe's own, with its terms, augmentation, optimizer and precision. Its batch is
-smaller if a step of the whole one lasts too long. The networks have random weights: what a step
-costs does not depend on them.
+The step has the recipe's own terms, augmentation, optimizer and precision. Its batch is smaller
+than the recipe's if a step would last too long. The networks have random weights: the time of a
+step does not depend on them.
 """
 
 import math
@@ -26,24 +26,24 @@ from distill.training import budget, build
 from distill.training.estimate import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
 from distill.training.state import TrainState
 
-FIRST_BATCH = 8  # of the first two steps, which say how large a batch can be timed
-MOST_STEP_S = 1.5  # seconds that a timed step should last at most
+FIRST_BATCH = 8  # of the first two steps, which show how large a batch can be timed
+MOST_STEP_S = 1.5  # the most seconds that a timed step should last
 ENOUGH_S = 2.5  # seconds of timed steps
 SMALLER_DOUBT = 0.25  # of a batch smaller than the recipe's, whose images take longer (bf16: 40 %)
-MUCH_SLOWER = 2.0  # than the time of a rival: an image that takes so long is not timed further
+MUCH_SLOWER = 2.0  # relative to a rival: a recipe whose images take so much longer is not timed on
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one training image, and how much of them its teacher takes; 0 without one."""
+    """Seconds per training image."""
 
     image: TimeRange
-    teacher_s: float
-    fastest_s: float  # of an image, in the fastest step: the least disturbed by other programs
+    teacher_s: float  # the part of them that the teacher takes; 0 without one
+    fastest_s: float  # per image of the fastest step: the least disturbed by other programs
 
 
 def random_images(n: int, n_classes: int) -> ImageSet:
-    """`n` images of noise, each class as often as the others."""
+    """`n` images of noise with balanced classes."""
     pixels = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE, CHANNELS), dtype=np.uint8)
     names = tuple(f"class {c}" for c in range(n_classes))
     return ImageSet(pixels.transpose(0, 3, 1, 2), np.arange(n) % n_classes, names)
@@ -58,12 +58,12 @@ def device_name() -> str:
 
 
 def processor_share(processor_s: float, wall_s: float) -> float:
-    """How much of its threads' time this program had, 0..1; less beside other programs."""
+    """The share of its threads' time that this program got, 0..1; less beside other programs."""
     return min(1.0, processor_s / (wall_s * torch.get_num_threads()))
 
 
 def is_on_cpu() -> bool:
-    """Whether trainings run on the CPU here."""
+    """Whether this machine trains on its CPU."""
     return not torch.accelerator.is_available()
 
 
@@ -75,40 +75,41 @@ def measure(
     until: float,
     rival_s: float = math.inf,
 ) -> Speed:
-    """Times steps of a recipe on `images`, taught by an untrained network of the recipe `teacher`.
+    """Time steps of a recipe on `images`, with an untrained teacher network of recipe `teacher`.
 
-    Two steps at least are taken, of which the first is not counted; no more are begun that would
-    end after `until`, by time.monotonic, or if an image takes much longer than `rival_s`. Raises
-    UserError where the recipe does not fit the images.
+    At least two steps are taken, of which the first is not timed. No step starts that would end
+    after `until`, by time.monotonic, nor if an image takes much longer than `rival_s`. Raises
+    UserError if the recipe does not fit the images.
     """
-    run = _build_state(recipe, role, teacher, images)
-    take = budget.repeated_step(run)
-    take(1)
-    tried = [budget.time_work(run, lambda: take(1)) / FIRST_BATCH]
-    if tried[0] > MUCH_SLOWER * rival_s:
-        return Speed(time_range(tried), 0.0, tried[0])
-    size = _batch_size(recipe, tried[0], until)
+    state = _build_state(recipe, role, teacher, images)
+    take_steps = budget.repeated_step(state)
+    take_steps(1)
+    first_s = budget.time_work(state, lambda: take_steps(1)) / FIRST_BATCH
+    if first_s > MUCH_SLOWER * rival_s:
+        return Speed(time_range([first_s]), 0.0, first_s)
+    size = _batch_size(recipe, first_s, until)
     if size != FIRST_BATCH:
-        run.loader = build_loader(_with_batch_size(recipe, size), images, run.accelerator)
-    spans = list(pairwise([*run.loss.change_points, 1.0]))  # terms come and go
-    found = [
-        _image_seconds(run, size, begin, ENOUGH_S / len(spans), until, tried) for begin, _ in spans
+        state.loader = build_loader(_with_batch_size(recipe, size), images, state.accelerator)
+    spans = list(pairwise([*state.loss.change_points, 1.0]))  # the active terms change in between
+    image_s = [
+        _image_seconds(state, size, begin, ENOUGH_S / len(spans), until, first_s)
+        for begin, _ in spans
     ]
-    image = _mean_over_training(found, [end - begin for begin, end in spans], size, recipe)
+    image = _mean_over_training(image_s, [end - begin for begin, end in spans], size, recipe)
     teacher_s = 0.0
     if recipe.cache is not None and time.monotonic() < until:
-        teacher_s = min(budget.teacher_seconds(run) / size, image.mean)
-    return Speed(image, teacher_s, min(map(min, found)))
+        teacher_s = min(budget.teacher_seconds(state) / size, image.mean)
+    return Speed(image, teacher_s, min(map(min, image_s)))
 
 
 def _mean_over_training(
-    found: list[list[float]], shares: list[float], size: int, recipe: Recipe
+    image_s: list[list[float]], shares: list[float], size: int, recipe: Recipe
 ) -> TimeRange:
-    """Seconds of an image, the mean over parts of the training, each with its share of it."""
-    is_whole = size == recipe.train.batch_size // recipe.train.accumulate
-    doubt = LEAST_DOUBT if is_whole else SMALLER_DOUBT
+    """Mean seconds per image over the spans of the training, weighted by their shares of it."""
+    is_full_size = size == recipe.train.batch_size // recipe.train.accumulate
+    doubt = LEAST_DOUBT if is_full_size else SMALLER_DOUBT
     parts = [
-        time_range(each, doubt).scaled(share) for each, share in zip(found, shares, strict=True)
+        time_range(times, doubt).scaled(share) for times, share in zip(image_s, shares, strict=True)
     ]
     return TimeRange(
         mean=sum(part.mean for part in parts),
@@ -121,20 +122,20 @@ def _mean_over_training(
 def _build_state(
     recipe: Recipe, role: Role, teacher: Recipe | None, images: ImageSet
 ) -> TrainState:
-    """A run of the recipe that is never saved, in small batches, without cached teacher logits."""
-    AcceleratorState._reset_state()  # it keeps one precision for a process; recipes have several
+    """Build a state of the recipe that is never saved, with small batches and no teacher cache."""
+    AcceleratorState._reset_state()  # it has one precision per process, and recipes differ in it
     small = _with_batch_size(recipe, FIRST_BATCH)
     accel = build_accelerator(small)
     frozen = None
     if teacher is not None:
         frozen = FrozenTeacher(build_network(teacher, "teacher", images.n_classes))
         to_device(frozen, accel.device)
-    split, nowhere = TrainValSplit("", images, None), RunFolder(Path("unused"))
-    return build.build_state(small, role, split, frozen, nowhere, accel, {})
+    split, unused = TrainValSplit("", images, None), RunFolder(Path("unused"))
+    return build.build_state(small, role, split, frozen, unused, accel, {})
 
 
 def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
-    """One epoch of the same recipe in other batches."""
+    """One epoch of the recipe with another batch size, without accumulation and cache."""
     changed = {"batch_size": size, "accumulate": 1, "epochs": 1, "minutes": None}
     return recipe.model_copy(
         update={"cache": None, "train": recipe.train.model_copy(update=changed)}
@@ -142,7 +143,7 @@ def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
 
 
 def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
-    """The largest power of two, or the recipe's own batch, that can be timed in a short step."""
+    """The largest power of two, or the recipe's own batch size, that fits in a short step."""
     most = recipe.train.batch_size // recipe.train.accumulate
     if is_on_cpu():
         left_s = max(0.0, until - time.monotonic())
@@ -152,16 +153,16 @@ def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
 
 
 def _image_seconds(
-    run: TrainState, size: int, at: float, enough_s: float, until: float, tried: list[float]
+    state: TrainState, size: int, at: float, enough_s: float, until: float, first_s: float
 ) -> list[float]:
-    """Seconds of an image in each timed step, while the terms are those of `at`; `tried`, those of
-    an earlier step, if there is no time for more.
+    """Seconds per image of each timed step with the loss terms of share `at` of the training; only
+    `first_s`, that of an earlier step, if there is no time for more.
     """
-    take, found = budget.repeated_step(run, at), list[float]()
-    if time.monotonic() + size * tried[0] < until:
-        take(1)
-    while time.monotonic() + size * tried[0] < until and (
-        len(found) < LEAST_STEPS or size * sum(found) < enough_s
+    take_steps, image_s = budget.repeated_step(state, at), list[float]()
+    if time.monotonic() + size * first_s < until:
+        take_steps(1)
+    while time.monotonic() + size * first_s < until and (
+        len(image_s) < LEAST_STEPS or size * sum(image_s) < enough_s
     ):
-        found.append(budget.time_work(run, lambda: take(1)) / size)
-    return found or tried
+        image_s.append(budget.time_work(state, lambda: take_steps(1)) / size)
+    return image_s or [first_s]

@@ -1,4 +1,4 @@
-"""Everything that a training consists of, and its position."""
+"""Hold the state of a training: its networks, data, optimizer, settings and progress."""
 
 import math
 import time
@@ -25,7 +25,7 @@ from distill.training.signals import StopSignal
 
 @dataclass
 class BestEpoch:
-    """The epoch whose weights are kept, by `top1` on the held-out part."""
+    """The epoch whose weights are saved: the best by `top1` on the held-out part."""
 
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class BestEpoch:
 
 @dataclass(frozen=True)
 class LoggingAndSaving:
-    """How often a run speaks, saves and keeps, what it measures, what it does if it diverges."""
+    """How often a run logs and saves, what it validates, and what it does if it diverges."""
 
     log_every: int  # steps
     save_every: int  # epochs
@@ -48,26 +48,24 @@ class LoggingAndSaving:
 
 @dataclass
 class TrainState:
-    """Everything a run is made of. Built in `build.py`; nothing here knows where it came from."""
+    """Everything that a training reads and changes. Built by `build.state`."""
 
     role: Role
     accelerator: Accelerator
     loader: Loader
-    model_ddp: nn.Module  # prepared: DDP where there are several processes
-    model: nn.Module  # the same network, bare
-    online_teacher: (
-        OnlineTeacher | OneTeacherPerView | None
-    )  # the teacher itself, where there is one
+    model_ddp: nn.Module  # prepared: DDP if there are several processes
+    model: nn.Module  # the same network without DDP
+    online_teacher: OnlineTeacher | OneTeacherPerView | None  # computes, never reads the cache
     teacher: Teacher
-    loss_ddp: nn.Module  # prepared: DDP where its terms have parameters
-    loss: Objective  # the same, bare
+    loss_ddp: nn.Module  # prepared: DDP if its terms have parameters
+    loss: Objective  # the same without DDP
     optimizer: Any  # accelerate's wrapper of a torch optimizer
     lr: Callable[[int], float]
     clip: float | None
     ema: ModelEmaV3 | None
     held_out: ImageSet | None
     norm_images: Tensor | None  # uint8 [n, 3, H, W], for the averaged weights' batch norms
-    seed: int  # of dropout; initial weights are already drawn
+    seed: int  # of dropout; the initial weights are drawn already
     total_steps: int
     settings: LoggingAndSaving
     folder: RunFolder
@@ -78,13 +76,11 @@ class TrainState:
     first_steps: FirstSteps = field(default_factory=FirstSteps)  # of this process, timed
     compiled: bool = False
     step: int = 0  # optimizer steps done
-    epoch: int = 0  # epochs done, measured and told
-    epoch_losses: RunningMeans = field(
-        default_factory=RunningMeans
-    )  # of the epoch that is going on
+    epoch: int = 0  # epochs trained, validated and reported
+    epoch_losses: RunningMeans = field(default_factory=RunningMeans)  # of the current epoch
     log_losses: RunningMeans = field(default_factory=RunningMeans)  # since the last Step event
     retries: int = 0
-    lr_factor: float = 1.0  # less after each retry
+    lr_factor: float = 1.0  # smaller after each retry
     best: BestEpoch = field(default_factory=BestEpoch)
     best_weights: dict[str, Tensor] | None = None  # not yet on disk
     earlier_s: float = 0.0  # of training, by processes before this one
@@ -95,17 +91,17 @@ class TrainState:
 
     @property
     def epochs(self) -> int:
-        """Of which the last one may be broken off: a budget in minutes is one in steps."""
+        """The number of epochs. The last may be partial: a budget in minutes becomes steps."""
         return -(-self.total_steps // self.loader.steps_per_epoch)
 
     @property
     def end_of_epoch(self) -> int:
-        """The steps that are done when the epoch that is going on ends."""
+        """The number of steps done when the current epoch ends."""
         return min((self.epoch + 1) * self.loader.steps_per_epoch, self.total_steps)
 
     @property
     def stateful(self) -> dict[str, Any]:
-        """All that a step changes, by name: what has a `state_dict`."""
+        """All objects that a step changes and that have a `state_dict`, by name."""
         parts = {"student": self.model, "optimizer": self.optimizer}
         if self.ema is not None:
             parts["ema"] = self.ema.module
@@ -117,13 +113,13 @@ class TrainState:
 
     @property
     def final_weights(self) -> nn.Module:
-        """The network to keep: the average where the run has one."""
+        """The network whose weights are saved: the average if the run has one, else the model."""
         return self.model if self.ema is None else self.ema.module
 
     @property
     def networks_to_validate(self) -> dict[Split, nn.Module]:
-        """The networks to measure after each epoch, by the split that their measures name: the
-        final weights (the average, if there is one), and with `validate_both` the network too.
+        """The networks to validate after each epoch, by the split name in their measures: the final
+        weights (the average, if there is one), and with `validate_both` the model too.
         """
         if self.ema is None:
             return {"val": self.model}
@@ -131,11 +127,11 @@ class TrainState:
         return trained | {"val_ema": self.ema.module}
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained: the student's, and those of the terms."""
+        """All trained parameters: the model's and those of the loss terms."""
         return [*self.model_ddp.parameters(), *self.loss_ddp.parameters()]
 
     def start_clock(self, earlier_s: float | None = None) -> None:
-        """Time is counted from here, after `earlier_s` of other processes."""
+        """Count time from here, after `earlier_s` seconds in earlier processes."""
         self.began_at = self.saved_at = time.monotonic()
         self.began_step = self.saved_step = self.step
         self.earlier_s = self.earlier_s if earlier_s is None else earlier_s
@@ -152,15 +148,15 @@ class TrainState:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds to the last step, at the pace since this process began; nan where it has none.
+        """Seconds to the last step, at the pace since this process began; nan before its first.
 
-        A step counts as much as its images have pixels.
+        A step is weighted by the number of pixels of its images.
         """
         done = self._work(self.began_step, self.step)
         return self.process_s / done * self._work(self.step, self.total_steps) if done else math.nan
 
     def _work(self, begin: int, end: int) -> float:
-        """The steps from `begin` to before `end`, one with smaller images being less than 1."""
+        """The number of steps in [begin, end); a step with smaller images counts less than 1."""
         if not self.loader.schedule.sides:
             return end - begin
         per_epoch, full, work = self.loader.steps_per_epoch, self.loader.size, 0.0
@@ -172,7 +168,7 @@ class TrainState:
 
     @property
     def is_step_to_save(self) -> bool:
-        """Whether a checkpoint is due by the steps since the last: in all processes, or in none."""
+        """Whether a checkpoint is due by the steps since the last; the same in all processes."""
         steps = self.settings.save_steps
         return steps is not None and self.step - self.saved_step >= steps
 
@@ -183,5 +179,5 @@ class TrainState:
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def mark_saved(self) -> None:
-        """A checkpoint stands here."""
+        """Record that a checkpoint was written now."""
         self.saved_at, self.saved_step = time.monotonic(), self.step

@@ -910,15 +910,15 @@ def test_cache_info_lists_entries(stored: Said, door: Door, teacher: Path) -> No
 
 def test_head_says_how_many_views_are_cached(stored: Said, door: Door, teacher: Path) -> None:
     taught = ("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher)
-    assert "0 of 2 views of the teacher's answers are stored" in unfolded(stored.err)
+    assert "0 of 2 views of the teacher's logits are cached" in unfolded(stored.err)
     again = door(*taught, "--set", "train.epochs=3", "--out", "again")
-    assert "2 of 3 views of the teacher's answers are stored" in unfolded(again.err)
+    assert "2 of 3 views of the teacher's logits are cached" in unfolded(again.err)
     for key, why in (
         ("data.seed=7", "data.seed"),
         ("augment.flip=false", "augmentation, mixing or resolution"),
     ):
         other = door(*taught, "--set", "train.epochs=1", "--set", key, "--out", key)
-        assert f"the nearest answers that are stored differ in {why}:" in unfolded(other.err)
+        assert f"the most similar cached logits differ in {why}:" in unfolded(other.err)
 
 
 def test_cache_verify_compares_with_the_teacher(stored: Said, door: Door) -> None:
@@ -953,7 +953,7 @@ def test_logits_that_no_longer_match_are_recomputed(
             np.savez(view, array=kept["array"][::-1])
     command = ("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher)
     again = door(*command, "--set", "train.epochs=2", "--out", "again")
-    assert "what is stored is not what the teacher says today" in unfolded(again.err)
+    assert "the cached logits differ from the teacher's of today" in unfolded(again.err)
     weights = [Path(run, "student.safetensors").read_bytes() for run in ("first", "again")]
     assert weights[0] == weights[1]
     assert door("cache", "verify").code == 0, "they were written anew"
@@ -987,8 +987,8 @@ def test_foreign_files_in_the_cache_are_skipped(stored: Said, door: Door, teache
         *("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher),
         *("--set", "train.epochs=2", "--out", "again"),
     )
-    assert "1 of 2 views of the teacher's answers are stored" in unfolded(again.err)
-    assert "1 of the stored views is damaged: asked and stored anew" in unfolded(again.err)
+    assert "1 of 2 views of the teacher's logits are cached" in unfolded(again.err)
+    assert "1 of the cached views is damaged: computed and cached again" in unfolded(again.err)
     (again_row,) = stocks(door)
     assert again_row["teacher"] == [str(teacher)], "it says again what it holds"
     door("cache", "drop", "--all")

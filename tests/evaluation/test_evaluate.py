@@ -122,7 +122,7 @@ def test_held_out_images_that_are_gone_are_named(taught, tmp_path) -> None:
     folder = copied(taught, tmp_path / "run", data=data)
     folder.evaluation.unlink()
     reason = evaluate.evaluate_run(folder)["absent"]["temperature"]
-    assert reason == "the images that the run held out are not to be had from synthetic any more"
+    assert reason == "the images that the run held out are not in synthetic any more"
 
 
 def test_a_teacher_that_is_gone_or_another_is_not_compared_with(taught, tmp_path) -> None:
@@ -134,8 +134,11 @@ def test_a_teacher_that_is_gone_or_another_is_not_compared_with(taught, tmp_path
     for change, reason in (
         ({"runs": [str(tmp_path / "bare")]}, "teacher.safetensors cannot be read as weights"),
         ({"runs": [str(tmp_path / "gone")]}, f"{tmp_path / 'gone'} is not a run"),
-        ({"fingerprint": "other"}, f"{known['runs'][0]} has other weights than when it taught"),
-        ({"runs": []}, "nobody taught this run"),
+        (
+            {"fingerprint": "other"},
+            f"{known['runs'][0]} has other weights than during the training",
+        ),
+        ({"runs": []}, "this run had no teacher"),
     ):
         write_json(folder.result_file, result | {"teacher": known | change})
         found = evaluate.evaluate_run(folder)
@@ -152,7 +155,7 @@ def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
     second = 256 * (144 * 32 + 288 * 32 + 16 * 32)
     third = 64 * (288 * 64 + 576 * 64 + 32 * 64)
     assert found["macs"] == stem + first + second + third + 640
-    assert found["absent"]["teacher_agreement"] == "nobody taught this run"
+    assert found["absent"]["teacher_agreement"] == "this run had no teacher"
 
 
 def test_an_image_and_its_mirror_are_answered_alike(taught, measured) -> None:
@@ -227,7 +230,7 @@ def test_runs_of_different_test_splits_are_not_compared(taught, tmp_path, monkey
 
 def test_robustness_is_the_accuracy_on_corrupted_images(taught) -> None:
     net = load_trained(taught[0])
-    test, chosen = image_set.load("synthetic", "test"), robustness_room._chosen(2000, 33)
+    test, chosen = image_set.load("synthetic", "test"), robustness_room._sample(2000, 33)
     images, labels = test.images[chosen], torch.from_numpy(test.labels[chosen])
 
     def right(pixels: np.ndarray) -> float:
@@ -250,13 +253,13 @@ def test_robustness_is_the_accuracy_on_corrupted_images(taught) -> None:
 
 def test_fewer_images_are_the_same_ones_corrupted_alike(taught) -> None:
     test = image_set.load("synthetic", "test")
-    chosen = robustness_room._chosen(2000, 33)
+    chosen = robustness_room._sample(2000, 33)
     assert len(set(chosen)) == 33 and (np.diff(chosen) > 0).all() and chosen[-1] > 1500
-    assert set(chosen) < set(robustness_room._chosen(2000, 64))
-    assert np.array_equal(robustness_room._chosen(5, 9), np.arange(5))
+    assert set(chosen) < set(robustness_room._sample(2000, 64))
+    assert np.array_equal(robustness_room._sample(5, 9), np.arange(5))
     rows = np.arange(1, 33, 2)  # those of the second of two processes
     part = image_set.subset(test, chosen)
-    found = robustness_room._corrupted(chosen, "gaussian_noise", 5, part.images[rows], rows)
+    found = robustness_room._corrupt(chosen, "gaussian_noise", 5, part.images[rows], rows)
     whole = corrupt(test.images, "gaussian_noise", 5, samples=np.arange(2000))
     assert np.array_equal(found, whole[chosen[rows]])
 
@@ -278,7 +281,7 @@ class Rank:
 def test_two_processes_corrupt_and_mirror_the_same_images(taught, n: int) -> None:
     net = FlipTTA(load_trained(taught[0]))
     some = image_set.subset(image_set.load("synthetic", "test"), np.arange(n))
-    change = partial(robustness_room._corrupted, np.arange(n), "shot_noise", 5)
+    change = partial(robustness_room._corrupt, np.arange(n), "shot_noise", 5)
     alone = logits_and_labels(net, some, Accelerator(), change=change)
     told: list[torch.Tensor] = []
     for rank in (0, 1):

@@ -20,7 +20,7 @@ from distill.models import epoch_weights
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, check_same
 from distill.training.run import TrainingRequest, run
-from distill.training.signals import Stopped
+from distill.training.signals import Request, Stopped
 from tests.make_runs import train, two_epochs
 from tests.training.test_run import digest
 
@@ -62,7 +62,7 @@ def test_a_resumed_run_leaves_no_gap_and_the_same_bits(
     with pytest.raises(Stopped):
         for event in run(request):
             if isinstance(event, Step) and event.step == stop_at:
-                request.stop.code = 143
+                request.stop.request = Request.TERMINATE
     folder, _ = train(tmp_path / "run", *overrides, resume=True)
     for epoch in (1, 2):
         assert digest(epoch_weights.weights_path(folder, epoch)) == digest(
@@ -122,7 +122,7 @@ def test_weights_that_are_others_by_now_are_measured_again(keeping: RunFolder) -
 
 
 def test_a_run_that_kept_nothing_is_told_how(taught: tuple[RunFolder, object]) -> None:
-    with pytest.raises(UserError, match=r"kept the weights of no epoch.*\n.*train.keep_epochs=1"):
+    with pytest.raises(UserError, match=r"saved the weights of no epoch.*\n.*train.keep_epochs=1"):
         test_curve.measure_epochs(taught[0])
 
 
@@ -138,7 +138,7 @@ def test_other_classes_than_the_runs_are_refused(
     keeping.test_curve.unlink(missing_ok=True)
     known = keeping.result() | {"class_names": ["cat", "dog"]}
     monkeypatch.setattr(RunFolder, "result", lambda _: known)
-    with pytest.raises(UserError, match=re.escape("knows the classes cat, dog; synthetic has")):
+    with pytest.raises(UserError, match=re.escape("has the classes cat, dog; synthetic now has")):
         test_curve.measure_epochs(keeping)
 
 

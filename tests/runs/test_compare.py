@@ -103,7 +103,7 @@ def test_a_difference_that_is_shown(tmp_path: Path) -> None:
     assert it.says == (
         f"Shown: on images like these 400 the network of {tmp_path / 'b'} is right more often than "
         f"that of {tmp_path / 'a'}; B − A is between {low} and {high} points. Not shown: that one "
-        "recipe is better. One run of each says nothing about another seed; for that, train "
+        "recipe is better. One run of each shows nothing about another seed; for that, train "
         "several of each."
     )
 
@@ -118,7 +118,7 @@ def test_the_same_weights_and_other_images(tmp_path: Path) -> None:
     a = finished(tmp_path / "a", ANSWERS_A)
     again = finished(tmp_path / "b", ANSWERS_A, weights="a")
     assert compare(a.path, again.path).says == (
-        "Both hold the same weights: there is nothing to compare."
+        "Both have the same weights: there is nothing to compare."
     )
     elsewhere = {"fingerprint": "beef", "test_fingerprint": "7e57"}
     other = finished(tmp_path / "c", ANSWERS_B, data=elsewhere)
@@ -198,7 +198,7 @@ def test_lost_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="b/evaluation.npz cannot be read"):
         compare(a.path, b.path)
     b.evaluation.unlink()
-    with pytest.raises(UserError, match="b/evaluation.npz is not there: without its answers"):
+    with pytest.raises(UserError, match="b/evaluation.npz is not there: without its predictions"):
         compare(a.path, b.path)
     finished(tmp_path / "b", ANSWERS_B)
     write_json(b.result_file, {k: v for k, v in b.result().items() if k != "weights"})

@@ -196,7 +196,7 @@ def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
     else:
         started(run.path)
     os.mkfifo(run.path / name)
-    with pytest.raises(UserError, match=f"run/{name} is a pipe or a device: a run has files alone"):
+    with pytest.raises(UserError, match=f"run/{name} is a pipe or a device: a run has only files"):
         open_run(run.path)
     if name == "recipe.toml":
         with pytest.raises(UserError, match="recipe.toml is a pipe or a device, not a file that"):

@@ -208,9 +208,9 @@ def test_unknown_and_missing_trackers_are_refused_together() -> None:
     with pytest.raises(UserError) as refused:
         check(["tensorbord", "tensorboard", "comet_ml", "x"])
     assert str(refused.value).splitlines() == [
-        "--tracker tensorbord is none that accelerate knows; did you mean tensorboard?",
+        "--tracker tensorbord is not a tracker of accelerate; did you mean tensorboard?",
         "--tracker comet_ml is not installed; type pip install comet-ml",
-        "--tracker x is none that accelerate knows",
+        "--tracker x is not a tracker of accelerate",
         f"Known: {', '.join(sorted(tracking.LOGGER_TYPE_TO_CLASS))}. Installed: tensorboard.",
     ]
 

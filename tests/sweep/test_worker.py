@@ -214,8 +214,8 @@ def test_the_teacher_answers_once_for_all_trials(
     code, _, err = door("sweep", file, "--teacher", teacher, "--out", tmp_path / "out")
     assert code == 0, err
     assert "note: the teacher's answers are stored by the first trials and read" in err
-    assert "0 of 1 view of the teacher's answers is stored" in err
-    assert "1 of 1 view of the teacher's answers is stored" in err
+    assert "0 of 1 view of the teacher's logits is cached" in err
+    assert "1 of 1 view of the teacher's logits is cached" in err
 
 
 def test_what_cannot_be_asked(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,19 +273,19 @@ def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(
         own_cache.chmod(0o700 if i == 1 else 0o777)
         runs.append(train(tmp_path / str(i), *taught, *more))
     exposed = [
-        [note for note in events[0].notes if note.startswith("other users may change what")]
+        [note for note in events[0].notes if note.startswith("other users may change the")]
         for _, events in runs
     ]
     assert exposed[0] == [
-        f"other users may change what is stored in {own_cache}: every user may write in it; use it "
-        "only if you trust them, or set UNDERSTUDY_CACHE to a folder of your own"
+        f"other users may change the cached logits in {own_cache}: every user may write in it; use "
+        "it only if you trust them, or set UNDERSTUDY_CACHE to a folder of your own"
     ]
     assert exposed[1] == exposed[2] == []
     assert re.search(
-        r"0 of 1 view of the teacher's answers is stored in \S+/targets, [0-9.]+ kB when all are",
+        r"0 of 1 view of the teacher's logits is cached in \S+/targets, [0-9.]+ kB when all are",
         runs[0][1][0].notes[0],
     )
-    assert not any("stored in" in note and "of 1 view" in note for note in runs[2][1][0].notes)
+    assert not any("cached in" in note and "of 1 view" in note for note in runs[2][1][0].notes)
     first, second, fresh = (folder.weights("student").read_bytes() for folder, _ in runs)
     assert first == second != fresh  # without views = 1 each epoch has a view of its own
     losses = [[e.metrics["loss/kd"] for e in events if isinstance(e, Step)] for _, events in runs]

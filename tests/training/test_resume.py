@@ -18,7 +18,7 @@ from distill.runs.journal import Journal, read
 from distill.runs.run_folder import RunFolder
 from distill.training import resume as checkpoints
 from distill.training import run
-from distill.training.signals import Stopped
+from distill.training.signals import Request, Stopped
 from distill.training.state import TrainState
 from tests.make_runs import prepared, train, two_epochs
 from tests.training.test_run import digest, same
@@ -34,7 +34,7 @@ def journalled(
     for event in run.run(request):
         journal(event)
         if isinstance(event, Step) and event.step == stop_at:
-            request.stop.code = 143
+            request.stop.request = Request.TERMINATE
     return RunFolder(out)
 
 
@@ -76,7 +76,7 @@ def test_a_stop_while_it_is_measured_begins_there_again(
 
     def asked(*given: object) -> object:
         if request.stop.can_wait:  # not of the teacher, before the loop
-            request.stop.code = 130
+            request.stop.request = Request.INTERRUPT
         return measure(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run.loop, "measure", asked)

@@ -228,7 +228,7 @@ def test_without_held_out_images_the_last_epoch_is_kept(teacher, tmp_path) -> No
     _, events = train(tmp_path / "all", *two_epochs(teacher), "data.holdout=0")
     assert events[-1].epoch == 2
     assert "top1/val" not in events[-1].metrics
-    assert any("nothing is selected" in note for note in events[0].notes)
+    assert any("no epoch is selected" in note for note in events[0].notes)
 
 
 def test_several_teachers_are_one(teacher, tmp_path) -> None:
@@ -436,7 +436,7 @@ def test_other_classes_cannot_be_evaluated(taught, tmp_path) -> None:
             folder = tmp_path / "pets" / split / name
             folder.mkdir(parents=True)
             Image.new("RGB", (32, 32), len(str(folder))).save(folder / "1.png")
-    with pytest.raises(UserError, match="knows the classes striped disc"):
+    with pytest.raises(UserError, match="has the classes striped disc"):
         evaluate_run(taught[0], EvalOptions(str(tmp_path / "pets")))
 
 
