@@ -14,8 +14,8 @@ from distill.errors import UserError
 from distill.evaluation.predict import check_tested, measure, test_split
 from distill.events import MEASURES, Split, measure_name
 from distill.files import json_files
+from distill.format import describe_class_difference
 from distill.models import checkpoint
-from distill.phrases import describe_class_difference
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder, write_json

@@ -16,7 +16,7 @@ from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet, Progress
 from distill.errors import UserError
 from distill.evaluation.metrics import measures
-from distill.phrases import describe_class_difference
+from distill.format import describe_class_difference
 from distill.runs.run_folder import RunFolder
 
 BATCH = 500  # images a forward: large enough to fill a GPU, small enough for two gigabytes

@@ -23,6 +23,7 @@ from distill.export.finished_run import FinishedRun, load_finished
 from distill.export.formats import Format
 from distill.files import json_files
 from distill.files.safe_text import is_utf8
+from distill.format import p_equation, percent, percent_number
 from distill.runs.run_folder import RunFolder, write_json
 from distill.statistics import count_pairs
 
@@ -256,13 +257,14 @@ def _line(known: dict[str, Any]) -> str:
     facts = [
         files,
         f"max |Δlogit| {known['max_logit_difference']:.1e}",
-        f"same predictions {known['same_predictions']:.2%}",
+        f"same predictions {percent(known['same_predictions'])}",
     ]
     if "top1" in known:
         facts += [
-            f"right on {known['top1']:.2%} of {known['n_test']:,} test images, "
-            f"the float network on {known['float_top1']:.2%}: {100 * abs(known['lost']):.2f} "
-            f"points {'lost' if known['lost'] > 0 else 'gained'} (McNemar's p = {known['p']:.2g}), "
-            f"same predictions {known['same_predictions_on_test']:.2%}"
+            f"right on {percent(known['top1'])} of {known['n_test']:,} test images, "
+            f"the float network on {percent(known['float_top1'])}: "
+            f"{percent_number(abs(known['lost']))} points "
+            f"{'lost' if known['lost'] > 0 else 'gained'} (McNemar's {p_equation(known['p'])}), "
+            f"same predictions {percent(known['same_predictions_on_test'])}"
         ]
     return "; ".join(facts)

@@ -14,7 +14,7 @@ from distill.data.sources import image_set, synthetic
 from distill.errors import UserError
 from distill.evaluation import saved_predictions
 from distill.events import measure_name
-from distill.phrases import describe_class_difference
+from distill.format import describe_class_difference
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder, check_is_tested

@@ -11,7 +11,7 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.export.finished_run import FinishedRun
 from distill.files.safe_text import markdown, markdown_block, markdown_code
-from distill.phrases import counted
+from distill.format import counted, interval_text, percent, percent_number
 from distill.recipe import recipes
 from distill.recipe.schema import Teacher
 from distill.runs import run_folder
@@ -78,7 +78,7 @@ def _teacher(known: dict[str, Any]) -> str:
             top1 = told["metrics"][measure_name("top1", "test")]
             named.append(
                 f"a {markdown(told['network'])} of {told['parameters']:,} parameters that is right "
-                f"on {top1:.2%} of the test images"
+                f"on {percent(top1)} of the test images"
             )
     if len(named) != len(known["runs"]) or not named:
         named = ["a teacher" if len(known["runs"]) < 2 else f"{len(known['runs'])} teachers"]
@@ -133,11 +133,10 @@ def _results(finished: FinishedRun) -> str:
     n = f"{finished.n_test:,} test images" if finished.n_test else "test split"
     reach = ""
     if finished.interval is not None:
-        low, high = finished.interval
-        reach = f"| 95 % interval (Wilson) | {low:.2%} to {high:.2%} |\n"
+        reach = f"| 95 % interval (Wilson) | {interval_text(finished.interval)} |\n"
     return (
         f"| {n} | |\n|---|---|\n"
-        f"| right | {finished.top1:.2%} |\n"
+        f"| right | {percent(finished.top1)} |\n"
         f"{reach}"
         f"| log-likelihood, negative | {nll:.4f} nats |\n"
         f"| calibration error, 15 bins | {ece:.4f} |\n\n"
@@ -156,9 +155,9 @@ def _spread(finished: FinishedRun) -> str:
     known = statistics.mean_and_interval(list(seeds.values()))
     assert known.std is not None
     return (
-        f"This is one run of {known.n} that differ in their seeds alone: {known.mean:.2%} ± "
-        f"{100 * known.std:.2f} points, mean and standard deviation. The interval is the doubt "
-        "that the number of test images leaves."
+        f"This is one run of {known.n} that differ in their seeds alone: {percent(known.mean)} ± "
+        f"{percent_number(known.std)} points, mean and standard deviation. The interval is the "
+        "doubt that the number of test images leaves."
     )
 
 

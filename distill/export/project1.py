@@ -18,7 +18,7 @@ from distill.export.finished_run import FinishedRun
 from distill.export.formats import PredictFn
 from distill.export.grader import Grader
 from distill.files.safe_text import visible
-from distill.phrases import counted
+from distill.format import counted, interval_text, percent
 from distill.runs.run_folder import write_bytes, write_text
 from distill.training import build
 from students.normalize import MEAN, STD
@@ -110,7 +110,7 @@ def _docstring(finished: FinishedRun) -> str:
     )
     facts = (
         f"{visible(finished.result['network'])} with {finished.n_parameters:,} parameters. Right "
-        f"on {finished.top1:.2%} of {_tested(finished)}. Trained by Understudy's recipe "
+        f"on {percent(finished.top1)} of {_tested(finished)}. Trained by Understudy's recipe "
         f"{visible(finished.result['recipe'])} for {counted(finished.result['epochs'], 'epoch')}."
     )
     expects = (
@@ -131,8 +131,7 @@ def _tested(finished: FinishedRun) -> str:
     """How many test images, and how sure that makes it; less where nothing tells."""
     if finished.interval is None:
         return "the test images"
-    low, high = finished.interval
     return (
-        f"{finished.n_test:,} test images (95 % interval of this one run, Wilson's: {low:.2%} to "
-        f"{high:.2%})"
+        f"{finished.n_test:,} test images (95 % interval of this one run, Wilson's: "
+        f"{interval_text(finished.interval)})"
     )

@@ -5,22 +5,29 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.phrases import counted
+from distill.format import (
+    UNKNOWN,
+    counted,
+    duration,
+    grouped,
+    interval_text,
+    p_value,
+    percent,
+    percent_number,
+    points,
+)
 from distill.recipe import recipes
 from distill.report import page as pages
 from distill.report import plots
 from distill.report.group_curves import group_colour, overlay_curves
 from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
-from distill.report.test_sections import interval_text, test_interval
+from distill.report.test_sections import test_interval
 from distill.report.value_table import Column, ValueTable
 from distill.runs import run_folder
 from distill.runs.groups import Group, group_differences, groups, without_seeds
 from distill.runs.record import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
 from distill.statistics import Interval, MeanAndInterval
-from distill.terminal.progress import UNKNOWN, duration, grouped, percent
-
-SMALL_P = 0.0001
 
 
 def write(
@@ -39,7 +46,7 @@ def page(records: Sequence[RunRecord]) -> Page:
     found = groups(records)
     return Page(
         title=" · ".join(group.name for group in found),
-        lead=f"{counted(len(records), 'run', 'runs')} in {counted(len(found), 'group', 'groups')}; "
+        lead=f"{counted(len(records), 'run')} in {counted(len(found), 'group')}; "
         "the runs of a group differ in their seeds alone.",
         facts=[_head_figure(group) for group in found],
         notes=list(_notes(records, found)),
@@ -63,7 +70,7 @@ def _head_figure(group: Group) -> HeadFigure:
 def _beside(known: MeanAndInterval) -> str:
     if known.std is None:
         return "test accuracy of one run"
-    return f"± {100 * known.std:.2f} over {known.n} seeds"
+    return f"± {percent_number(known.std)} over {known.n} seeds"
 
 
 def _notes(records: Sequence[RunRecord], found: Sequence[Group]) -> Iterator[str]:
@@ -134,7 +141,7 @@ def _pair(known: MeanAndInterval | None) -> tuple[float, float | None] | None:
 
 def _mean_std(pair: tuple[float, float | None]) -> str:
     mean, std = pair
-    return percent(mean) if std is None else f"{100 * mean:.2f} ± {100 * std:.2f} %"
+    return percent(mean) if std is None else f"{percent_number(mean)} ± {percent(std)}"
 
 
 def _plain_mean_std(pair: tuple[float, float | None]) -> str:
@@ -154,9 +161,9 @@ def _group_differences(found: Sequence[Group]) -> Iterator[Block]:
     columns = (
         Column("first", is_number=False),
         Column("second", is_number=False),
-        Column("difference", _points),
+        Column("difference", points),
         Column("95 % interval", _points_interval, ("low", "high")),
-        Column("p", _p),
+        Column("p", p_value),
         Column("by", is_number=False),
     )
     rows = [(v.a, v.b, v.difference, v.interval, v.p, v.method) for v in known]
@@ -169,16 +176,8 @@ def _group_differences(found: Sequence[Group]) -> Iterator[Block]:
     )
 
 
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f}".replace("-", "−")
-
-
 def _points_interval(interval: Interval) -> str:
-    return " to ".join(map(_points, interval))
-
-
-def _p(p: float) -> str:
-    return f"< {SMALL_P:.4f}" if p < SMALL_P else f"{p:.4f}"
+    return " to ".join(map(points, interval))
 
 
 def _runs(found: Sequence[Group]) -> Table:

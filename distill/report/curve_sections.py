@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from distill.events import TOTAL, VALIDATED, Split, loss_name, measure_name
+from distill.format import percent
 from distill.report import plots
 from distill.report.page import Block, FigureBlock, Paragraph, Section
 from distill.report.plots import Series
 from distill.report.style import BLUE, FAINT, GREEN, INK, RED
 from distill.runs.epoch_series import Curves, Line, curves
 from distill.runs.record import RunRecord
-from distill.terminal.progress import percent
 
 KEPT: tuple[Split, ...] = ("train", "test")  # measured afterwards, by the weights of kept epochs
 POINTS = 400  # of a faint line: more cannot be told apart in a column

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from distill.errors import Failure, UserError
-from distill.phrases import counted
+from distill.format import counted
 from distill.report.style import SERIES
 from distill.runs.run_folder import write_bytes
 

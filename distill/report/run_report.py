@@ -8,17 +8,16 @@ from typing import Any
 from distill.errors import UserError
 from distill.events import Epoch
 from distill.files import urls
-from distill.phrases import counted
+from distill.format import UNKNOWN, counted, duration, grouped, interval_text, percent
 from distill.recipe import recipes
 from distill.report import page as pages
 from distill.report.curve_sections import learning_curves
 from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted, Section, Table
-from distill.report.test_sections import interval_text, result_sections, test_interval
+from distill.report.test_sections import result_sections, test_interval
 from distill.report.value_table import Column, ValueTable
 from distill.runs.record import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
 from distill.statistics import Interval
-from distill.terminal.progress import UNKNOWN, duration, grouped, percent
 
 PAGE = "report.html"
 TAUGHT = {"distill", "seeds", "sweep", "search"}  # commands with --teacher
@@ -88,7 +87,7 @@ def _notes(record: RunRecord) -> Iterator[str]:
     if not record.is_finished:
         planned = f" of {record.start.epochs}" if record.start else ""
         done = max((e.epoch for e in record.events if isinstance(e, Epoch)), default=0)
-        epochs = counted(done, "epoch", "epochs")
+        epochs = counted(done, "epoch")
         yield (
             f"This run is not finished: {epochs}{planned} are told here, and nothing "
             "was measured on the test split. Its own command with --resume goes on with it."

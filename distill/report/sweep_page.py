@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from distill.phrases import counted
+from distill.format import counted
 from distill.report import sweep_plots
 from distill.report.page import (
     Block,
@@ -126,7 +126,7 @@ def _rungs(said: SweepSummary) -> Table:
     names = sorted(
         found, key=lambda name: (-len(found[name]), *(sign * v for v in found[name][-1:]))
     )
-    lengths = [counted(rung["epochs"], "epoch", "epochs") for rung in said["rungs"]]
+    lengths = [counted(rung["epochs"], "epoch") for rung in said["rungs"]]
     columns = (Column("design", is_number=False), *(Column(each, value_text) for each in lengths))
     cells = [(name, *(rung.get(name) for rung in rungs)) for name in names]
     return Table(ValueTable("rungs", "", columns, cells))

@@ -19,7 +19,7 @@ from distill.evaluation.saved_predictions import (
     most_confused,
     probabilities,
 )
-from distill.phrases import counted
+from distill.format import counted, grouped, interval_text, percent
 from distill.report import plots
 from distill.report.page import (
     Block,
@@ -35,17 +35,10 @@ from distill.report.value_table import Column, ValueTable
 from distill.runs.record import RunRecord
 from distill.runs.run_folder import is_tested
 from distill.statistics import Interval
-from distill.terminal.progress import grouped, percent
 
 MOST_CONFUSED = 10  # pairs
 SHOWN = 24  # mistakes
 LIKELIEST = 3  # classes of an opinion
-
-
-def interval_text(reach: Interval) -> str:
-    """(0.7121, 0.7297) as `71.21 – 72.97 %`."""
-    low, high = (f"{100 * each:.2f}" for each in reach)
-    return f"{low} – {high} %"
 
 
 CLASS_COLUMNS = (
@@ -106,7 +99,7 @@ def _figures(answers: Predictions) -> Iterator[Block]:
         rows.append(("top 5", percent(five.mean()), interval_text(_share(five))))
     mean = float(nll.mean())
     low, high = statistics.bootstrap(lambda values: float(values.mean()), nll)
-    rows.append(("NLL, nats", f"{mean:.4f}", f"{low:.4f} – {high:.4f}"))
+    rows.append(("NLL, nats", f"{mean:.4f}", interval_text((low, high), "{:.4f}".format)))
     error = saved_predictions.ece(confidence, right)
     rows.append(("calibration error", percent(error), interval_text(reach)))
     if answers.teacher_logits is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.files.safe_text import csv_cell, latex
-from distill.terminal.progress import UNKNOWN
+from distill.format import UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from distill.errors import UserError
 from distill.evaluation import saved_predictions
 from distill.evaluation.saved_predictions import Predictions
 from distill.events import measure_name
-from distill.phrases import describe_class_difference
+from distill.format import describe_class_difference, points
 from distill.recipe import recipes
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder, open_finished
@@ -196,7 +196,7 @@ def _findings(
 ) -> Iterator[str]:
     """The finding in words, with its limits."""
     a, b = sides
-    low, high = (f"{100 * end:+.2f}" for end in interval)
+    low, high = map(points, interval)
     if a.weights == b.weights:
         yield "Both hold the same weights: there is nothing to compare."
         return

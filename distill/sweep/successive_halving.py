@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.validation import value_text

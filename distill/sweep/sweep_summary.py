@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from distill.errors import Failure
 from distill.evaluation.final_test import measure_later
 from distill.events import MEASURES, measure_name
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import About
 from distill.runs.run_folder import write_json, write_text

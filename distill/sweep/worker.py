@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from distill.errors import UnsuitableRecipe, UserError
 from distill.events import Epoch, Event, Start
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
 from distill.runs.run_folder import RunFolder

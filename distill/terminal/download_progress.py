@@ -13,7 +13,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from distill.terminal.progress import UNKNOWN, duration, quarters_done
+from distill.format import UNKNOWN, duration
+from distill.terminal.progress import quarters_done
 
 SPEED_OVER_S = 30.0  # the official host's speed swings; a mean of seconds says nothing
 TELL_EVERY_S = 60.0

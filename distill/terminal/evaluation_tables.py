@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from distill.files.safe_text import visible
-from distill.phrases import counted
-from distill.terminal.progress import UNKNOWN, grouped, label_line, percent
+from distill.format import UNKNOWN, counted, grouped, interval_text, nats, p_equation, percent
+from distill.terminal.progress import label_line
+from distill.terminal.table_style import blank_table
 
 Figures = Mapping[str, Any]
 CONFUSED_WITH = 2  # classes named beside each
@@ -52,7 +52,7 @@ def headline_table(figures: Figures) -> Table:
             table.add_row(
                 Text(name, "bold"),
                 Text(shown(figures[measure]), "bold" if measure == "top1" else ""),
-                interval(figures[f"{measure}_interval"], shown),
+                interval_text(figures[f"{measure}_interval"], shown),
                 *([shown(after) if after is not None else ""] if calibrated else []),
             )
     return table
@@ -92,7 +92,7 @@ def class_table(classes: Sequence[Figures], confusion: Sequence[Sequence[int]]) 
             Text(visible(each["name"]), "bold"),
             grouped(each["n"]),
             percent(each["accuracy"]),
-            interval(each["interval"], percent),
+            interval_text(each["interval"]),
             Text(", ".join(frequent_mistakes(names, label, confusion[label]))),
         )
     return table
@@ -119,7 +119,7 @@ def against_block(figures: Figures) -> RenderableType:
         table.add_row(
             Text(each["run"], "bold"),
             percent(each["top1"]),
-            interval(each["top1_interval"], percent),
+            interval_text(each["top1_interval"]),
             grouped(alone),
             both,
         )
@@ -128,7 +128,7 @@ def against_block(figures: Figures) -> RenderableType:
 
 def mcnemar_text(run: str, other: Figures) -> str:
     """McNemar's p in words."""
-    p = "McNemar's p " + ("< 0.0001" if other["p"] < 1e-4 else f"= {other['p']:.4f}")
+    p = f"McNemar's {p_equation(other['p'])}"
     if other["better"] is None:
         return f"No difference is shown: {p}, both may be right equally often."
     better = run if other["better"] == "a" else other["run"]
@@ -158,9 +158,7 @@ def views_block(figures: Figures) -> RenderableType:
 def latency_block(figures: Figures) -> RenderableType:
     """Milliseconds a call."""
     found = figures["latency_ms"]
-    where = (
-        f"{found['device']}, {counted(found['threads'], 'thread', 'threads')}, {found['precision']}"
-    )
+    where = f"{found['device']}, {counted(found['threads'], 'thread')}, {found['precision']}"
     return Text("\n").join(
         [
             label_line("latency", f"{found['batch_1']:,.3g} ms for 1 image  ({where}, median)"),
@@ -191,24 +189,6 @@ def robustness_block(figures: Figures) -> RenderableType:
         "photographs.",
     )
     return Group(table, Text("\n".join(words)))
-
-
-def blank_table() -> Table:
-    """A table without a frame."""
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-
-
-def interval(ends: Sequence[float] | None, shown: Callable[[float], str]) -> str:
-    """`71.21 – 72.97 %`, the unit once."""
-    if ends is None:
-        return UNKNOWN
-    low, high = map(shown, ends)
-    return f"{low.split(' ')[0]} – {high}"
-
-
-def nats(value: float) -> str:
-    """A log-likelihood or a divergence."""
-    return f"{value:.4f} nats"
 
 
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distill.phrases import counted
-from distill.terminal.progress import UNKNOWN, grouped, rounded_time, time_with_range
+from distill.format import UNKNOWN, counted, grouped, rounded_time, time_with_range
+from distill.terminal.table_style import blank_table
 
 Row = Mapping[str, Any]
 BUSY = 0.7  # share of the processor below which other programs are mentioned
@@ -47,7 +46,7 @@ def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
 
 
 def _fitting(rows: Sequence[Row]) -> Table:
-    table = _table()
+    table = blank_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("network, parameters", overflow="fold")
     for heading in ("accuracy", "teacher", "student", "together"):
@@ -73,7 +72,7 @@ def _commands(best: Row) -> list[Text]:
 
 def _slower_recipes(rows: Sequence[Row]) -> Table:
     """Recipes of the same networks and the same time are one row."""
-    table = _table()
+    table = blank_table()
     for heading in ("recipe", "network"):
         table.add_column(heading, overflow="fold")
     for heading in ("accuracy", "together"):
@@ -93,15 +92,11 @@ def _grouping_key(row: Row) -> tuple[object, ...]:
     return row["training"]["network"], row["accuracy"], _time_with_range(row)
 
 
-def _table() -> Table:
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-
-
 def _accuracy(row: Row) -> str:
     """What was measured on CIFAR-10's test split, and over how many seeds."""
     if row["accuracy"] is None:
         return "not measured"
-    seeds = "" if row["seeds"] is None else f", {counted(row['seeds'], 'seed', 'seeds')}"
+    seeds = "" if row["seeds"] is None else f", {counted(row['seeds'], 'seed')}"
     return f"{row['accuracy']:.2f} %{seeds}"
 
 
@@ -131,6 +126,6 @@ def _notes(planned: Mapping[str, Any]) -> list[str]:
             f"all times are shorter, to {share:.0%} at best.".replace("%", " %")
         )
     if planned["against_the_rules"]:
-        n = counted(len(planned["against_the_rules"]), "recipe", "recipes")
+        n = counted(len(planned["against_the_rules"]), "recipe")
         notes.append(f"{n} left out: no student, or one against the rules {planned['rules']}.")
     return notes

@@ -6,12 +6,10 @@ terminal the bars live below the epochs' lines; elsewhere only lines are written
 and they say themselves how fast it goes and how long it still takes.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -35,12 +33,8 @@ from distill.events import (
     measure_name,
 )
 from distill.files.safe_text import visible
-from distill.phrases import counted
-
-UNKNOWN = "–"
-DAY_S = 86_400
-UNITS = (("s", 1), ("min", 60), ("h", 3_600), ("days", DAY_S))
-GAP = "  "
+from distill.format import DAY_S, UNKNOWN, counted, duration, grouped, percent, time_with_range
+from distill.terminal.table_style import GAP, blank_table
 
 
 @dataclass(frozen=True)
@@ -213,7 +207,7 @@ def retry_line(retry: Retry) -> Text:
 def estimate_line(estimate: Estimate) -> Text:
     """How long the run takes in all, with its range, and from how many steps that is known."""
     total = time_with_range(estimate.total_s, estimate.low_s, estimate.high_s)
-    steps = counted(estimate.steps, "step", "steps")
+    steps = counted(estimate.steps, "step")
     return Text(f"about {total} in all, from the first {steps}")
 
 
@@ -229,8 +223,8 @@ def head_lines(start: Start) -> Iterator[Text]:
     yield label_line("data", f"{start.data}, {classes}, {images}")
     processes = counted(start.processes, "process", "processes")
     yield label_line("on", f"{start.device}, {start.precision}, {processes}")
-    epochs = counted(start.epochs, "epoch", "epochs")
-    steps = counted(start.steps_per_epoch, "step", "steps")
+    epochs = counted(start.epochs, "epoch")
+    steps = counted(start.steps_per_epoch, "step")
     if start.total_steps is not None and start.total_steps % start.steps_per_epoch:
         epochs += " (the last one broken off)"
     yield label_line("for", f"{epochs} of {steps}, batches of {start.batch_size:,}")
@@ -295,7 +289,7 @@ def quarters_done(done: int, total: int) -> int:
 
 def closing_table(rows: Sequence[ClosingRow]) -> Table:
     """Teacher, student alone and distilled student side by side."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = blank_table()
     table.add_column("", no_wrap=True)
     table.add_column("network", overflow="fold")
     for heading in (
@@ -338,58 +332,9 @@ def accuracy_text(metrics: Mapping[str, float], split: Split) -> str:
     return f"{name} {percent(metrics.get(name))}"
 
 
-def percent(share: float | None) -> str:
-    """0.7117 as `71.17 %`."""
-    return UNKNOWN if share is None or math.isnan(share) else f"{share:.2%}".replace("%", " %")
-
-
 def rate(images_per_s: float | None) -> str:
     """Training images of all processes a second."""
     return f"{UNKNOWN if images_per_s is None else f'{images_per_s:,.0f}'} images/s"
-
-
-def duration(seconds: float | None) -> str:
-    """151 s as `2:31`, 3,723 s as `1:02:03`."""
-    if seconds is None or not math.isfinite(seconds):
-        return UNKNOWN
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
-
-
-def time_with_range(seconds: float, low_s: float, high_s: float) -> str:
-    """`29 min (25 to 33)`: a time to two or three digits, its range in the same unit."""
-    name, unit_s = _unit(high_s)
-    value, low, high = (_digits(each / unit_s) for each in (seconds, low_s, high_s))
-    return f"{value} {name} ({low} to {high})"
-
-
-def rounded_time(seconds: float) -> str:
-    """`29 min`: a time to two or three digits."""
-    name, unit_s = _unit(seconds)
-    return f"{_digits(seconds / unit_s)} {name}"
-
-
-def _unit(seconds: float) -> tuple[str, int]:
-    """The shortest in which a time has two digits, with its seconds."""
-    return next((unit for unit in UNITS if seconds < 100 * unit[1]), UNITS[-1])
-
-
-def _digits(value: float) -> str:
-    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
-
-
-def grouped(number: int | None) -> str:
-    """4697162 as `4,697,162`."""
-    return UNKNOWN if number is None else f"{number:,}"
-
-
-def shorten(text: str, width: int) -> str:
-    """The text in up to `width` letters; of a longer one the beginning and the end: `see…d-2`."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) + 1 + head - width :]}"
 
 
 def total_steps(start: Start) -> int:

@@ -7,16 +7,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from distill.errors import UserError
 from distill.files.safe_text import visible
+from distill.format import DAY_S, UNKNOWN, grouped, percent_number, shorten
 from distill.runs.listing import RunListing
 from distill.statistics import Interval
-from distill.terminal.progress import DAY_S, UNKNOWN, grouped, shorten
+from distill.terminal.table_style import blank_table
 
 LEGEND = "test: ± half of Wilson's 95 % interval; val: the held-out images"
 WIDE = 100  # characters from which on the columns stand two spaces apart
@@ -72,7 +71,7 @@ def runs_table(
     taken = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
     gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
     widths = fit_widths(width - taken - gaps, names)
-    table = Table(box=SIMPLE_HEAD, padding=(0, padding, 0, 0), show_edge=False, pad_edge=False)
+    table = blank_table(padding)
     for heading, each in zip(NAMES, widths, strict=True):
         table.add_column(heading, no_wrap=True, width=each)
     for heading in FIGURES:
@@ -170,7 +169,7 @@ def accuracy_text(share: float | None, interval: Interval | None) -> str:
     if share is None:
         return UNKNOWN
     spread = "" if interval is None else f" ±{50 * (interval[1] - interval[0]):.2f}"
-    return f"{100 * share:.2f}{spread}"
+    return f"{percent_number(share)}{spread}"
 
 
 def age_text(seconds: float) -> str:

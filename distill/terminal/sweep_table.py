@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distill.phrases import counted
-from distill.terminal.progress import GAP, UNKNOWN, shorten
+from distill.format import UNKNOWN, counted, shorten
+from distill.terminal.table_style import GAP, blank_table
 
 SweepSummary = Mapping[str, Any]
 MOST = 10  # trials in the table; all are in sweep.json
@@ -65,7 +64,7 @@ def _tables(said: SweepSummary, rows: Sequence[Mapping[str, Any]], width: int) -
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = blank_table()
     for head, cells in columns.items():
         is_text = any(" " in cell or "\n" in cell for cell in cells)
         table.add_column(head, justify="left" if is_text else "right", no_wrap=True)
@@ -103,8 +102,7 @@ def heads(names: Sequence[str]) -> dict[str, str]:
 def rung_lines(said: SweepSummary) -> list[str]:
     """Of a search: how many designs each rung had, and for how long."""
     return [
-        f"rung {n}: {counted(len(rung['values']), 'design', 'designs')}, "
-        f"{counted(rung['epochs'], 'epoch', 'epochs')}"
+        f"rung {n}: {counted(len(rung['values']), 'design')}, {counted(rung['epochs'], 'epoch')}"
         for n, rung in enumerate(said.get("rungs", ()), start=1)
     ]
 
@@ -131,7 +129,7 @@ def few_trials_warning(n: int) -> str | None:
     if n >= ENOUGH:
         return None
     return (
-        f"This importance uses {counted(n, 'finished trial', 'finished trials')} and may be noise: "
+        f"This importance uses {counted(n, 'finished trial')} and may be noise: "
         "the shares add up to 100 % even if no key matters, and Optuna advises at least 5 trials "
         f"in the best tenth, which takes {ENOUGH}."
     )
@@ -145,7 +143,7 @@ def n_complete(said: SweepSummary) -> int:
 
 def counted_trials(n: int) -> str:
     """`1 trial`, `20 trials`."""
-    return counted(n, "trial", "trials")
+    return counted(n, "trial")
 
 
 def counts_text(said: SweepSummary) -> str:

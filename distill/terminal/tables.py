@@ -6,21 +6,21 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
 from distill.files.safe_text import visible
+from distill.format import UNKNOWN, grouped
 from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps
-from distill.terminal.progress import GAP, UNKNOWN, grouped
+from distill.terminal.table_style import GAP, blank_table
 
 BESIDE = {"ingredients": "to be composed with a recipe: kd+cutmix+ema"}
 
 
 def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
     """Name, claim and measured accuracy of every shipped recipe, folder by folder."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = blank_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("claim")
     table.add_column("accuracy", max_width=18)
@@ -40,7 +40,7 @@ def recipe_origins(resolved: ResolvedRecipe) -> Text:
 
 def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The stored answers, a line for each set of things that they depend on."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = blank_table()
     table.add_column("key", no_wrap=True)
     for heading in ("teacher", "data", "what is done to the images"):
         table.add_column(heading, overflow="fold")
@@ -68,7 +68,7 @@ def _operations(pipeline: str) -> str:
 
 def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The widest design of each depth, a line each; sections of the same number of stages."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = blank_table()
     for heading in ("stages", "blocks", "width", "parameters", "MACs", "MACs per parameter"):
         table.add_column(heading, justify="right", no_wrap=True)
     for _, same in groupby(rows, key=lambda row: row["stages"]):

@@ -36,6 +36,7 @@ from distill.export import (
 from distill.export.finished_run import load_finished
 from distill.export.formats import NAMES
 from distill.export.grader import Grader
+from distill.format import interval_text, percent
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
@@ -245,8 +246,8 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
     run = load_finished(student, None, None)
 
     for part in (
-        f"| right | {run.top1:.2%} |",
-        f"{run.interval[0]:.2%} to {run.interval[1]:.2%}",
+        f"| right | {percent(run.top1)} |",
+        interval_text(run.interval),
         "This is one run.",
         "2,000 test images",
         "import distill.export.timm_models",
@@ -521,7 +522,7 @@ def test_a_person_reads_a_line_a_format(shipped):
 
     assert [name for name in lines if name in NAMES] == list(NAMES)
     assert "std (0.2471, 0.2435, 0.2616)" in lines["to use project1"]
-    rounding = r"max \|Δlogit\| (0\.0e\+00|\d\.\de-0[6-9]); same predictions 100\.00%"
+    rounding = r"max \|Δlogit\| (0\.0e\+00|\d\.\de-0[6-9]); same predictions 100\.00 %"
     assert re.search(rounding, lines["project1"])
     assert re.search(r"points (lost|gained) \(McNemar's p = ", lines["onnx-int8"])
 

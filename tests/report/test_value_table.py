@@ -2,8 +2,8 @@ import csv
 import io
 
 from distill.files.safe_text import latex
+from distill.format import percent
 from distill.report.value_table import Column, ValueTable
-from distill.terminal.progress import percent
 
 GRID = ValueTable(
     "results",

@@ -117,8 +117,8 @@ def test_what_was_asked_for_follows() -> None:
 def test_the_verdict_names_the_better_run_or_nothing() -> None:
     other = {"run": "b", "p": 0.0312, "better": "b"}
     assert mcnemar_text("a", other).startswith(
-        "On images like these the network of b is right more often: McNemar's p = 0.0312.\n"
+        "On images like these the network of b is right more often: McNemar's p = 0.031.\n"
     )
     assert mcnemar_text("a", other | {"better": None, "p": 0.4}) == (
-        "No difference is shown: McNemar's p = 0.4000, both may be right equally often."
+        "No difference is shown: McNemar's p = 0.4, both may be right equally often."
     )
