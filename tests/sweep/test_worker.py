@@ -171,7 +171,7 @@ def test_typed_again_it_has_nothing_to_do(door: Door, place: Path) -> None:
     before = (place / "out" / "sweep.json").read_bytes()
     code, out, err = door("sweep", place / "mine.toml", "--out", place / "out")
     assert code == 0
-    assert "4 trials, 0 to go" in err
+    assert "4 trials, 0 left" in err
     assert "4 trials: 2 complete, 2 infeasible" in out
     assert (place / "out" / "sweep.json").read_bytes() == before
 
@@ -212,7 +212,7 @@ def test_the_teacher_answers_once_for_all_trials(
     assert not (tmp_path / "out" / "sweep.db").exists(), "the right one may be named then"
     code, _, err = door("sweep", file, "--teacher", teacher, "--out", tmp_path / "out")
     assert code == 0, err
-    assert "note: the teacher's answers are stored by the first trials and read" in err
+    assert "note: the teacher's logits are cached by the first trials and read" in err
     assert "0 of 1 view of the teacher's answers is stored" in err
     assert "1 of 1 view of the teacher's answers is stored" in err
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_asked(door: Door, tmp_path: Path, monkeypatch: pytest.Mo
     file = written(tmp_path, *ALONE, trials=2, space="student.width = { integer = [20, 30] }")
     code, _, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 1
-    assert "no trial was trained to its end: there is no best" in err
+    assert "no trial was trained to its end, so there is no best one" in err
     assert "too many for fewer than 5,000" in err
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = door("sweep", file, "--out", tmp_path / "out")
