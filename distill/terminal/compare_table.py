@@ -21,11 +21,11 @@ from distill.runs.compare import ClassDifference, ComparedRun, Comparison
 from distill.statistics import Interval
 from distill.terminal.table_style import blank_table
 
-MOST_CLASSES = 10  # listed, those that differ most; --json has all
+MOST_CLASSES = 10  # shown, those that differ most; --json has all
 
 
 def comparison_tables(compared: Comparison) -> RenderableType:
-    """Both side by side, the test of their difference, their recipes, and what it says."""
+    """Show both runs side by side, the test of their difference, recipes, classes and findings."""
     return Group(
         _side_by_side(compared.a, compared.b),
         Text(),
@@ -70,7 +70,7 @@ def _test_lines(compared: Comparison) -> list[Text]:
         "only one right": f"A {compared.only_a:,}, B {compared.only_b:,} of {compared.n:,} images; "
         f"McNemar's {p_equation(compared.p)}",
         "both": f"right {compared.both_right:,}, wrong {compared.both_wrong:,}",
-        "same answer": _within(compared.agreement, compared.agreement_interval),
+        "same prediction": _within(compared.agreement, compared.agreement_interval),
     }
     return [Text.assemble((f"{name:<20}", "bold"), text) for name, text in rows.items()]
 

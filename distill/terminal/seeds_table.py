@@ -14,19 +14,19 @@ Figures = Mapping[str, Any]
 
 
 def seeds_table(summary: Figures) -> RenderableType:
-    """A line a seed, then mean and spread; the difference to the control where there is one.
+    """Show one line per seed, then mean and spread, and the difference from the control if any.
 
-    `said`: what `study.seeds.summary` found; shares are shown in per cent.
+    `summary`: the result of `distill.sweep.seeds.summary`; shares are shown in percent.
     """
     has_control = "control" in summary
     table = blank_table(padding=2)
     for heading in ("seed", "test %", *(["control", "difference"] if has_control else [])):
         table.add_column(heading, justify="right", no_wrap=True)
-    known = {(row["seed"], row.get("is_control", False)): row["top1"] for row in summary["runs"]}
-    for seed in sorted({seed for seed, _ in known}):
-        ours, control = known[seed, False], known.get((seed, True))
-        beside = [] if control is None else [percent_number(control), points(ours - control)]
-        table.add_row(str(seed), percent_number(ours), *beside)
+    top1 = {(row["seed"], row.get("is_control", False)): row["top1"] for row in summary["runs"]}
+    for seed in sorted({seed for seed, _ in top1}):
+        own, control = top1[seed, False], top1.get((seed, True))
+        comparison = [] if control is None else [percent_number(control), points(own - control)]
+        table.add_row(str(seed), percent_number(own), *comparison)
     table.add_section()
     spreads = [summary[name] for name in ("top1", "control", "difference") if name in summary]
     table.add_row("mean ± std", *map(mean_text, spreads), style="bold")
@@ -35,18 +35,22 @@ def seeds_table(summary: Figures) -> RenderableType:
 
 
 def finding_text(summary: Figures) -> str:
-    """Which network, and what the paired difference shows."""
+    """Return the network and the conclusion from the paired differences."""
     about = f"{summary['network']}, {summary['parameters']:,} parameters."
     if "control" not in summary:
         return about
     p = summary["p"]
     if p is None:
-        return f"{about}\nStudent's t says nothing of differences that do not differ."
+        return f"{about}\nAll differences are equal: Student's t test is not defined."
     shown = (
-        "The recipe is better than" if summary["difference"]["mean"] > 0 else "The recipe is below"
+        "The recipe is better than"
+        if summary["difference"]["mean"] > 0
+        else "The recipe is worse than"
     )
-    word = f"{shown} its control" if p < SIGNIFICANT else "No difference to the control is shown"
-    return f"{about}\n{word}: {p_equation(p)}, Student's t over {summary['difference']['n']} pairs."
+    finding = f"{shown} its control" if p < SIGNIFICANT else "No difference to the control is shown"
+    return (
+        f"{about}\n{finding}: {p_equation(p)}, Student's t over {summary['difference']['n']} pairs."
+    )
 
 
 def mean_text(spread: Figures) -> str:

@@ -195,7 +195,7 @@ def test_a_signal_saves_the_trial_for_the_next_worker(
     assert "its trial is left to the others. Type the same again" in err
     code, out, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 0, err
-    assert "1 taken up again, after a worker was gone" in out
+    assert "1 resumed after a worker died" in out
     starts = [row["first_step"] for row in read(tmp_path / "out/trial-0000/journal.jsonl")
               if row["event"] == "start"]  # fmt: skip
     assert starts == [0, 3]

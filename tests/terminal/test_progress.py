@@ -95,7 +95,7 @@ def test_the_head_of_a_teacher_names_no_teacher_of_its_own() -> None:
 
 
 def test_the_head_of_a_student_alone_and_of_an_unmeasured_teacher() -> None:
-    assert re.search(r"teacher +nobody, the labels alone", logged(replace(START, teacher=None)))
+    assert re.search(r"teacher +none, labels only", logged(replace(START, teacher=None)))
     assert "runs/teacher[1], top1/val –" in logged(replace(START, teacher_top1=None))
 
 
@@ -138,7 +138,7 @@ def test_steps_write_no_line_to_a_log() -> None:
 def test_the_end_names_the_kept_epoch_its_accuracy_and_the_file() -> None:
     *_, kept, weights = logged(START, END).splitlines()
     assert kept == (
-        "kept the weights of epoch 28  top1/val 95.10 %  top1/test 94.82 %  trained for 1:02:03"
+        "final weights: epoch 28  top1/val 95.10 %  top1/test 94.82 %  trained for 1:02:03"
     )
     assert weights.split() == ["weights", "runs/x/s.safetensors"]
 
