@@ -113,13 +113,13 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES:,} more"
 
 
-def describe_class_difference(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str]:
+def describe_class_difference(first: Sequence[str], second: Sequence[str]) -> tuple[str, str]:
     """Describe two lists of class names that differ: each in full if both are short, otherwise by
     its length and the names that the other lacks.
     """
-    if max(len(ours), len(theirs)) <= MOST_NAMES:
-        return ", ".join(ours), ", ".join(theirs)
-    return _count_and_extra(ours, theirs), _count_and_extra(theirs, ours)
+    if max(len(first), len(second)) <= MOST_NAMES:
+        return ", ".join(first), ", ".join(second)
+    return _count_and_extra(first, second), _count_and_extra(second, first)
 
 
 def _count_and_extra(names: Sequence[str], others: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def place_labels(points: Sequence[Point]) -> list[Point]:
     """Return each label's offset from its point, so that labels touch neither each other nor a
     point: the nearest free position on rings around it. All in 1 / 72 inch.
     """
-    taken, places = list(points), []
+    occupied, places = list(points), []
     for x, y in points:
         rings = (
             (radius * cos(angle), radius * sin(angle))
@@ -62,10 +62,10 @@ def place_labels(points: Sequence[Point]) -> list[Point]:
         free = (
             (dx, dy)
             for dx, dy in rings
-            if all(hypot(x + dx - a, y + dy - b) >= CLEAR for a, b in taken)
+            if all(hypot(x + dx - a, y + dy - b) >= CLEAR for a, b in occupied)
         )
         dx, dy = next(free, (CLEAR, CLEAR))
-        taken.append((x + dx, y + dy))
+        occupied.append((x + dx, y + dy))
         places.append((dx, dy))
     return places
 

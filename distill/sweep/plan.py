@@ -264,18 +264,18 @@ def _row(
 def _training_row(
     training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs, machine: Machine
 ) -> dict[str, Any]:
-    taken, is_timed = machine.time_of(training, teacher, costs)
+    total_s, is_timed = machine.time_of(training, teacher, costs)
     return {
         "recipe": training.recipe_spec,
         "overrides": list(training.overrides),
         "network": costs.network.name,
         "parameters": costs.network.parameters,
         "flop": costs.flop or None,
-        "minutes": taken.mean / 60,
-        "low": taken.low / 60,
-        "high": taken.high / 60,
+        "minutes": total_s.mean / 60,
+        "low": total_s.low / 60,
+        "high": total_s.high / 60,
         "is_timed": is_timed,
-        "steps": taken.n,
+        "steps": total_s.n,
     }
 
 

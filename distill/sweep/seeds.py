@@ -88,17 +88,17 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
     names or teacher.
     """
     _check_alike(planned)
-    ours, controls = (
+    own, controls = (
         {each.seed: _top1(each.folder) for each in planned if each.is_control is is_control}
         for is_control in (False, True)
     )
     result: dict[str, Any] = {
         "network": planned[0].folder.result()["network"],
         "parameters": planned[0].folder.result()["parameters"],
-        "top1": asdict(mean_and_interval(list(ours.values()))),
+        "top1": asdict(mean_and_interval(list(own.values()))),
     }
     if controls:
-        difference, p = paired_difference(list(ours.values()), [controls[seed] for seed in ours])
+        difference, p = paired_difference(list(own.values()), [controls[seed] for seed in own])
         result |= {
             "control": asdict(mean_and_interval(list(controls.values()))),
             "difference": asdict(difference),

@@ -110,14 +110,14 @@ class Trials:
             trial.should_prune()  # records the rung that it reached; it was not pruned there
         return trial
 
-    def mark_full(self, taken: ClaimedTrial) -> bool:
+    def mark_full(self, claimed: ClaimedTrial) -> bool:
         """Record that the device's memory was full. Return whether that ends the trial without a
         value: if it happened twice, and now before any epoch. The first time another process may
         have used the memory.
         """
-        attempts = self.attempts()[taken.number]
-        self.storage.rows.set_trial_user_attr(taken.row, FULL, True)
-        reported = self.storage.rows.get_trial(taken.row).intermediate_values
+        attempts = self.attempts()[claimed.number]
+        self.storage.rows.set_trial_user_attr(claimed.row, FULL, True)
+        reported = self.storage.rows.get_trial(claimed.row).intermediate_values
         return not reported and any(FULL in attempt.user_attrs for attempt in attempts)
 
     def release(self, worker: str) -> None:

@@ -148,10 +148,10 @@ def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lamb
         is_waiting = False
         while trials.n_open():
             trials.release_dead()
-            taken = trials.claim(name)
-            if taken is not None:
+            claimed = trials.claim(name)
+            if claimed is not None:
                 is_waiting = False
-                _attempt(trials, taken, train, say)
+                _attempt(trials, claimed, train, say)
                 done()
                 continue
             if not is_waiting:
@@ -161,32 +161,32 @@ def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lamb
             time.sleep(LOOK_S)
 
 
-def _attempt(trials: Trials, taken: ClaimedTrial, train: Train, say: Say) -> None:
+def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, say: Say) -> None:
     """Run one trial: draw its values, train, and store its end."""
-    storage, sweep, folder = trials.storage, trials.sweep, trials.folder(taken.number)
-    with _stop_if_lost(taken, say), storage.heartbeat(taken.row):
+    storage, sweep, folder = trials.storage, trials.sweep, trials.folder(claimed.number)
+    with _stop_if_lost(claimed, say), storage.heartbeat(claimed.row):
         try:
-            resolved = _draw_recipe(taken, sweep, say)
-            train(resolved, folder, PruningCallback(taken, sweep.metric))
+            resolved = _draw_recipe(claimed, sweep, say)
+            train(resolved, folder, PruningCallback(claimed, sweep.metric))
         except (RecipeError, UnsuitableRecipe, OutOfMemory) as fault:
-            if isinstance(fault, OutOfMemory) and not trials.mark_full(taken):
+            if isinstance(fault, OutOfMemory) and not trials.mark_full(claimed):
                 raise
             why = _reason(fault)
-            taken.trial.set_user_attr(INFEASIBLE, why)
-            _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is infeasible: {why}")
+            claimed.trial.set_user_attr(INFEASIBLE, why)
+            _end(storage, claimed, TrialState.PRUNED)
+            say(f"trial {claimed.number} is infeasible: {why}")
         except TrialPruned:
-            _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is pruned: {folder.path} remains as a stopped run")
+            _end(storage, claimed, TrialState.PRUNED)
+            say(f"trial {claimed.number} is pruned: {folder.path} remains as a stopped run")
         except Diverged as fault:
-            taken.trial.set_user_attr(DIVERGED, str(fault))
-            _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is pruned: {fault}")
+            claimed.trial.set_user_attr(DIVERGED, str(fault))
+            _end(storage, claimed, TrialState.PRUNED)
+            say(f"trial {claimed.number} is pruned: {fault}")
         else:
             _check_inputs(trials.inputs, folder)
             value = float(folder.result()["metrics"][sweep.metric])
-            _end(storage, taken, TrialState.COMPLETE, value)
-            say(f"trial {taken.number} is done: {sweep.metric} {value:.4f}")
+            _end(storage, claimed, TrialState.COMPLETE, value)
+            say(f"trial {claimed.number} is done: {sweep.metric} {value:.4f}")
 
 
 def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
@@ -207,12 +207,12 @@ def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
         )
 
 
-def _draw_recipe(taken: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecipe:
+def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecipe:
     """Draw a trial's values, store them, and return its recipe. Values that cannot be trained are
     redrawn, up to DRAWS draws in all. Raises RecipeError if the last ones cannot be trained either.
     """
-    trial, file = taken.trial, sweep.file
-    stored = trial.storage.get_trial(taken.row)
+    trial, file = claimed.trial, sweep.file
+    stored = trial.storage.get_trial(claimed.row)
     is_fixed = file.space.keys() <= stored.params.keys()  # a cell of a grid, or a later attempt
     values, n_drawn, refusal = dict[str, Any](), 0, None
     while n_drawn < (1 if is_fixed else DRAWS):
@@ -222,9 +222,9 @@ def _draw_recipe(taken: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecipe:
             break
         except RecipeError as fault:
             refusal = fault
-    optuna_space.store_values(trial, taken.row, file, values)
+    optuna_space.store_values(trial, claimed.row, file, values)
     shown = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
-    say(f"trial {taken.number} of {sweep.n_trials}: {shown}")
+    say(f"trial {claimed.number} of {sweep.n_trials}: {shown}")
     if n_drawn > 1 and refusal is not None:
         trial.set_user_attr(REDRAWN, n_drawn - 1)
         say(f"note: drawn {n_drawn} times; one that cannot be trained: {_reason(refusal)}")
@@ -238,20 +238,20 @@ def _reason(fault: Exception) -> str:
 
 
 def _end(
-    storage: Storage, taken: ClaimedTrial, state: TrialState, value: float | None = None
+    storage: Storage, claimed: ClaimedTrial, state: TrialState, value: float | None = None
 ) -> None:
     """Store the end of an attempt. Raises TrialLost if another worker has ended it."""
-    if not storage.end(taken.row, state, value):
+    if not storage.end(claimed.row, state, value):
         raise TrialLost
 
 
 @contextmanager
-def _stop_if_lost(taken: ClaimedTrial, say: Say) -> Iterator[None]:
+def _stop_if_lost(claimed: ClaimedTrial, say: Say) -> Iterator[None]:
     """Abandon a trial that another worker has taken over."""
     try:
         yield
     except (TrialLost, UpdateFinishedTrialError):
-        say(f"trial {taken.number} was taken over by another worker, and is left to it")
+        say(f"trial {claimed.number} was taken over by another worker, and is left to it")
 
 
 class PruningCallback:
@@ -260,9 +260,9 @@ class PruningCallback:
     Raises TrialPruned, or TrialLost if another worker has taken over the trial.
     """
 
-    def __init__(self, taken: ClaimedTrial, metric: str) -> None:
-        self.trial, self.metric = taken.trial, metric
-        self.reported = set(taken.trial.storage.get_trial(taken.row).intermediate_values)
+    def __init__(self, claimed: ClaimedTrial, metric: str) -> None:
+        self.trial, self.metric = claimed.trial, metric
+        self.reported = set(claimed.trial.storage.get_trial(claimed.row).intermediate_values)
         self.epochs = 0
 
     def __call__(self, event: Event) -> None:

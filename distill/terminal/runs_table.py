@@ -68,9 +68,9 @@ def runs_table(
     names = [_names(run, folder) for run in runs]
     figures = [_figures(run, now) for run in runs]
     padding = 1 if width >= WIDE else 0
-    taken = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
+    used = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
     gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
-    widths = fit_widths(width - taken - gaps, names)
+    widths = fit_widths(width - used - gaps, names)
     table = blank_table(padding)
     for heading, column_width in zip(NAMES, widths, strict=True):
         table.add_column(heading, no_wrap=True, width=column_width)

@@ -141,7 +141,7 @@ def test_a_trial_without_test_figures_is_listed_and_refused_where_it_needs_them(
         assert err.endswith(f"as a run: python cli.py distill --recipe {other}/recipe.toml\n")
     code, _, err = door("report", other, "--out", place / "report")
     assert code == 0, err
-    assert "of which only the best is measured there" in (place / "report/report.html").read_text()
+    assert "only the best trial is tested" in (place / "report/report.html").read_text()
 
 
 def test_typed_again_measures_no_trial_again(
