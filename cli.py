@@ -44,7 +44,7 @@ from distill.cli.options import (
 )
 from distill.cli.train_commands import resolve, train
 from distill.errors import Failure, UserError
-from distill.phrases import counted
+from distill.format import counted
 
 if TYPE_CHECKING:
     from distill.report.run_report import LayerRow

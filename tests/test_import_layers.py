@@ -20,12 +20,11 @@ PACKAGES = ("files", "runs")  # their modules belong to several layers
 TERMS = (  # plain values: no recipe, no tensors
     "distill.errors",
     "distill.events",
-    "distill.phrases",
+    "distill.format",
     "distill.files.json_files",
     "distill.files.safe_text",
     "distill.files.urls",
     "distill.runs.lock",
-    "distill.phrases",
     "distill.runs.run_folder",
     "students.design",
     "teachers.wrn_design",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet, Progress
 from distill.errors import UserError
-from distill.phrases import describe_class_difference
+from distill.format import describe_class_difference
 from distill.runs.run_folder import RunFolder
 
 

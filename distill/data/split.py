@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distill.data.images import ImageSet
 from distill.data.problems import data_error
 from distill.errors import UserError
-from distill.phrases import counted
+from distill.format import counted
 
 Indices = NDArray[np.int64]
 

@@ -20,8 +20,8 @@ from distill.evaluation import figures, results
 from distill.evaluation.predict import FlipTTA, SixViewTTA, check_finite, logits_and_labels
 from distill.evaluation.robustness import robustness
 from distill.evaluation.temperature import calibrate
+from distill.format import describe_class_difference
 from distill.models import checkpoint, cost
-from distill.phrases import describe_class_difference
 from distill.recipe import recipes
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder

@@ -14,9 +14,9 @@ from distill.errors import UserError
 from distill.evaluation.predict import measure
 from distill.events import MEASURES, Split, measure_name
 from distill.files import json_files
+from distill.format import describe_class_difference
 from distill.models import checkpoint
 from distill.models.epoch_weights import saved_epochs, weights_path
-from distill.phrases import describe_class_difference
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder, write_json

@@ -21,7 +21,7 @@ except ImportError:  # not POSIX: folders have no locks there
 def temporary_folder(out: Path) -> Iterator[Path]:
     """A new folder beside `out` that no other process uses; deleted at the end unless renamed.
 
-    What an export that was killed has left there is deleted first. Raises OSError.
+    Leftovers of a killed export are deleted first. Raises OSError.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.parent):
@@ -82,7 +82,7 @@ def _prefix(out: Path) -> str:
 
 
 def _lock(folder: Path, wait: bool) -> int | None:
-    """The handle that holds the lock; None if the file system has none for folders. Raises
+    """Return the handle that holds the lock; None if the file system cannot lock folders. Raises
     BlockingIOError if another process holds it and `wait` is False.
     """
     if fcntl is None:

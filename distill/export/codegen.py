@@ -1,7 +1,7 @@
 """Generate readable Python source for a student network.
 
-Only what the design uses is written: no skip where no block changes the shape, no dropout at 0, an
-argument of a block only where two stages differ in it. The lines are as `ruff format` leaves them.
+Only what the design uses is written: no skip if no block changes the shape, no dropout at 0, and an
+argument of a block only if stages differ in it. The lines are formatted as by `ruff format`.
 """
 
 import re
@@ -22,7 +22,7 @@ ACTIVATIONS = {
     "silu": "F.silu",
 }
 CELU = f'''def celu(x):
-    """With the alpha that it was trained with; torch's own is 1."""
+    """CELU with the alpha of the training; the default of torch is 1."""
     return F.celu(x, {CELU_ALPHA})
 '''
 CONV = '''def conv(inputs, outputs, kernel, stride=1):
@@ -37,7 +37,7 @@ MODEL = '''def project1_model():
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """All that the file is written from."""
+    """Everything from which the file is generated."""
 
     design: Design
     activation: str
@@ -47,9 +47,9 @@ class StudentSpec:
 
 
 def generate(student: StudentSpec, docstring: str) -> str:
-    """The whole file: `project1_model()` takes no argument and returns the network.
+    """Return the whole file: `project1_model()` takes no argument and returns the network.
 
-    `docstring` is plain text, escaped here; names in it come from the run's files.
+    `docstring` is plain text with names from the run's files; it is escaped here.
     """
     needs_torch = student.activation == "tanh" or student.renormalise is not None
     imports = [
@@ -62,7 +62,7 @@ def generate(student: StudentSpec, docstring: str) -> str:
 
 
 def generated_name(name: str) -> str | None:
-    """A weight's name in the file, from its name in `students.resnet`; None where it has none."""
+    """Return a weight's name in the file from its name in `students.resnet`; None if absent."""
     for pattern, into in (
         (r"stem\.0\.", "conv1."),
         (r"stem\.1\.", "bn1."),
@@ -77,14 +77,14 @@ def generated_name(name: str) -> str | None:
         return f"layer{int(stage) + 1}.0.{'conv' if kind == 'conv' else 'bn'}.{what}"
     block = re.match(r"stages\.(\d+)\.(\d+)\.(\w+)\.(\d+)\.(\w+)", name)
     if block is None:
-        return None  # the normalisation's
+        return None  # a buffer of the normalisation
     stage, number, part, index, what = block.groups()
-    place = f"layer{int(stage) + 1}.{number}"
+    prefix = f"layer{int(stage) + 1}.{number}"
     if part == "skip":
-        return f"{place}.skip.{index}.{what}"
+        return f"{prefix}.skip.{index}.{what}"
     triple, position = divmod(int(index), 3)  # conv, bn, dropout; then act, conv, bn, repeated
     kind = "conv" if position == (1 if triple else 0) else "bn"
-    return f"{place}.{kind}{triple + 1}.{what}"
+    return f"{prefix}.{kind}{triple + 1}.{what}"
 
 
 def _definitions(student: StudentSpec) -> Iterator[str]:
@@ -100,7 +100,7 @@ def _definitions(student: StudentSpec) -> Iterator[str]:
 
 
 def _skips(design: Design) -> list[int]:
-    """The kernels of the skips that are convolutions: where a first block changes the shape."""
+    """Return the kernels of convolutional skips: of first blocks that change the shape."""
     if design.downsample == "pool":
         return []
     before = (design.stem_width, *design.channels)
@@ -112,30 +112,30 @@ def _skips(design: Design) -> list[int]:
 
 
 def _arguments(design: Design) -> dict[str, Sequence[int]]:
-    """What a stage must be told beside its channels, and its value in each stage."""
-    told: dict[str, Sequence[int]] = {}
+    """Return a stage's arguments besides its channels, with their value in each stage."""
+    arguments: dict[str, Sequence[int]] = {}
     if design.downsample == "pool":
         if len(set(design.stage_strides)) > 1:
-            told["pool"] = design.stage_strides
+            arguments["pool"] = design.stage_strides
     elif any(stride != 1 for stride in design.stage_strides):
-        told["stride"] = design.stage_strides
+        arguments["stride"] = design.stage_strides
     if len(set(design.kernels)) > 1:
-        told["kernel"] = design.kernels
+        arguments["kernel"] = design.kernels
     if len(set(_skips(design))) > 1:
-        told["skip_kernel"] = design.skip_kernels
-    return told
+        arguments["skip_kernel"] = design.skip_kernels
+    return arguments
 
 
 def _pooled(student: StudentSpec) -> Iterator[str]:
-    """The head of a pooled stage."""
-    design, told = student.design, _arguments(student.design)
-    side = "pool" if "pool" in told else str(design.stage_strides[0])
-    kernel = "kernel" if "kernel" in told else str(design.kernels[0])
+    """Yield the class for the first layer of a pooled stage."""
+    design, arguments = student.design, _arguments(student.design)
+    side = "pool" if "pool" in arguments else str(design.stage_strides[0])
+    kernel = "kernel" if "kernel" in arguments else str(design.kernels[0])
     pools = side != "1"
     sizes = f"H // {side}, W // {side}" if pools else "H, W"
     yield "class PooledConv(nn.Module):"
     yield f'    """[B, inputs, H, W] to [B, outputs, {sizes}]."""\n'
-    yield f"    def __init__(self, {', '.join(['inputs', 'outputs', *told])}):"
+    yield f"    def __init__(self, {', '.join(['inputs', 'outputs', *arguments])}):"
     yield "        super().__init__()"
     yield f"        self.conv = conv(inputs, outputs, {kernel})"
     if pools:
@@ -148,16 +148,16 @@ def _pooled(student: StudentSpec) -> Iterator[str]:
 
 def _block(student: StudentSpec) -> Iterator[str]:
     design, act = student.design, ACTIVATIONS[student.activation]
-    told = _block_arguments(design)
-    kernel = "kernel" if "kernel" in told else str(design.kernels[0])
-    stride = ", stride" if "stride" in told else ""
+    arguments = _block_arguments(design)
+    kernel = "kernel" if "kernel" in arguments else str(design.kernels[0])
+    stride = ", stride" if "stride" in arguments else ""
     sizes = "H/stride, W/stride" if stride else "H, W"
     numbers = range(2, design.convs_per_block + 1)
     channels = ["channels"] if design.downsample == "pool" else ["inputs", "outputs"]
     inputs, outputs = channels[0], channels[-1]
     yield "class BasicBlock(nn.Module):"
     yield f'    """[B, {inputs}, H, W] to [B, {outputs}, {sizes}] (arXiv 1512.03385)."""\n'
-    yield f"    def __init__(self, {', '.join([*channels, *told])}):"
+    yield f"    def __init__(self, {', '.join([*channels, *arguments])}):"
     yield "        super().__init__()"
     yield f"        self.conv1 = conv({inputs}, {outputs}, {kernel}{stride})"
     yield f"        self.bn1 = nn.BatchNorm2d({outputs})"
@@ -167,7 +167,7 @@ def _block(student: StudentSpec) -> Iterator[str]:
         yield f"        self.conv{i} = conv({outputs}, {outputs}, {kernel})"
         yield f"        self.bn{i} = nn.BatchNorm2d({outputs})"
     if _skips(design):
-        yield from _skip(design, bool(stride), "skip_kernel" in told)
+        yield from _skip(design, bool(stride), "skip_kernel" in arguments)
     yield "\n    def forward(self, x):"
     first = "self.bn1(self.conv1(x))"
     yield f"        out = {f'self.dropout({first})' if student.block_dropout else first}"
@@ -188,7 +188,7 @@ def _skip(design: Design, strided: bool, several: bool) -> Iterator[str]:
 
 
 def _block_arguments(design: Design) -> list[str]:
-    """What a block must be told: of a pooled stage, all but the pool."""
+    """Return a block's arguments besides its channels: all of its stage but the pool."""
     return [name for name in _arguments(design) if name != "pool"]
 
 
@@ -196,21 +196,21 @@ def _layer(design: Design) -> Iterator[str]:
     if design.downsample == "pool":
         yield from _pooled_layer(design)
         return
-    told = list(_arguments(design))
-    rest = ["1" if name == "stride" else name for name in told]
-    yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *told])}):"
-    yield '    """A stage: so many blocks, of which the first alone may change the shape."""'
-    yield f"    stage = [BasicBlock({', '.join(['inputs', 'outputs', *told])})]"
+    arguments = list(_arguments(design))
+    rest = ["1" if name == "stride" else name for name in arguments]
+    yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *arguments])}):"
+    yield '    """A stage of `blocks` blocks; only the first may change the shape."""'
+    yield f"    stage = [BasicBlock({', '.join(['inputs', 'outputs', *arguments])})]"
     yield "    for _ in range(blocks - 1):"
     yield f"        stage.append(BasicBlock({', '.join(['outputs', 'outputs', *rest])}))"
     yield "    return nn.Sequential(*stage)"
 
 
 def _pooled_layer(design: Design) -> Iterator[str]:
-    told = list(_arguments(design))
-    yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *told])}):"
-    yield '    """A stage: a convolution that may pool, then so many blocks."""'
-    yield f"    stage = [PooledConv({', '.join(['inputs', 'outputs', *told])})]"
+    arguments = list(_arguments(design))
+    yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *arguments])}):"
+    yield '    """A stage: a convolution that may pool, then `blocks` blocks."""'
+    yield f"    stage = [PooledConv({', '.join(['inputs', 'outputs', *arguments])})]"
     yield "    for _ in range(blocks):"
     yield f"        stage.append(BasicBlock({', '.join(['outputs', *_block_arguments(design)])}))"
     yield "    return nn.Sequential(*stage)"
@@ -239,7 +239,7 @@ def _network(student: StudentSpec) -> Iterator[str]:
 
 
 def _modules(student: StudentSpec) -> Iterator[str]:
-    """The lines that make the parts of the network."""
+    """Yield the lines that create the layers of the network."""
     design = student.design
     if student.renormalise:
         yield from _renormalising(*student.renormalise)
@@ -258,7 +258,7 @@ def _modules(student: StudentSpec) -> Iterator[str]:
 
 
 def _stem_conv(design: Design) -> str:
-    """Written out if it has a bias, or a kernel of 2, which has no padding."""
+    """Return the stem's convolution: `nn.Conv2d` for a bias or an even kernel, else `conv`."""
     strided = f", stride={design.stem_stride}" if design.stem_stride != 1 else ""
     sizes = f"{IMAGE_CHANNELS}, {design.stem_width}, {design.stem_kernel}{strided}"
     padding = (design.stem_kernel - 1) // 2
@@ -271,14 +271,14 @@ def _stem_conv(design: Design) -> str:
 def _stages(design: Design) -> Iterator[str]:
     inputs = design.stem_width
     for stage, outputs in enumerate(design.channels):
-        told = [f"{name}={values[stage]}" for name, values in _arguments(design).items()]
-        arguments = [str(inputs), str(outputs), f"blocks={design.blocks[stage]}", *told]
+        named = [f"{name}={values[stage]}" for name, values in _arguments(design).items()]
+        arguments = [str(inputs), str(outputs), f"blocks={design.blocks[stage]}", *named]
         yield f"self.layer{stage + 1} = layer({', '.join(arguments)})"
         inputs = outputs
 
 
 def _projector(design: Design) -> Iterator[str]:
-    """Three convolutions to the teacher's width; its names are those of `students.resnet`."""
+    """Yield three convolutions to the teacher's width, named as in `students.resnet`."""
     if design.projector_width is None:
         return
     inner = design.projector_width // design.projector_factor
@@ -295,8 +295,8 @@ def _projector(design: Design) -> Iterator[str]:
 
 
 def _renormalising(scale: Sequence[float], shift: Sequence[float]) -> Iterator[str]:
-    """Before the stem, whose zero padding must stay zero: it cannot go into the kernels."""
-    yield "# From the grader's mean and std to those that the weights learnt on. Not saved."
+    """Yield buffers used before the stem: its zero padding must stay zero, so do not fold them."""
+    yield "# From the grader's mean and std to those of the training images. Not saved."
     for name, values in (("scale", scale), ("shift", shift)):
         yield f"{name} = torch.tensor([{_numbers(values)}]).view(3, 1, 1)"
         yield f'self.register_buffer("{name}", {name}, persistent=False)'

@@ -1,7 +1,7 @@
 """Export a finished run: write, read back, compare, then name the files.
 
-A folder that a command wrote before holds `export.json`, which names its files; it may be replaced
-when that is asked for. A folder with anything else in it is left alone.
+An earlier export has an `export.json`, which names its files; it is replaced on request. A folder
+that contains anything else is left alone.
 """
 
 import hashlib
@@ -24,15 +24,16 @@ from distill.export.finished_run import FinishedRun, load_finished
 from distill.export.formats import Format
 from distill.files import json_files
 from distill.files.safe_text import is_utf8
+from distill.format import p_equation, percent, percent_number
 from distill.runs.run_folder import RunFolder, write_json
 from distill.statistics import count_pairs
 
 REPORT = "export.json"
-# Of max |Δlogit|, in shares of the largest |logit|, at least 1. Float32 sums in another order
+# Largest allowed |Δlogit|, relative to the largest |logit| or 1. Float32 sums in another order
 # differ by 1e-5 (measured: 9e-6 on a WRN-16-2); another network differs by far more.
 TOLERANCE = 1e-4
-LEAST_AGREEMENT = 0.9  # of a format that rounds, with the network: below, it is another one
-BATCH = 100  # 256 images are two batches and a smaller one: the batch must be free
+LEAST_AGREEMENT = 0.9  # of predictions of a quantised format with the network's
+BATCH = 100  # 256 images make two batches and a smaller one: this tests the free batch size
 HOST = torch.device("cpu")
 
 
@@ -45,94 +46,95 @@ def export(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a run in these formats into the folder `out`; what was written and how it compares.
+    """Write a run in these formats into the folder `out`; return the files and their comparison.
 
     A format that fails is left out; `failed` has the reason by its name, and is absent if none
-    failed. Raises UserError for a format that is unknown or not installed, and where the folder may
-    not be written. If no format is left, raises what the format raised: UserError if it is not for
-    this run, Failure where what was written does not answer as the run does; nothing new lies under
-    the final name then.
+    failed. Raises UserError for a format that is unknown or not installed, and if the folder may
+    not be written. If all formats fail, raises what the format raised: UserError if it does not
+    support this run, Failure if the written network's outputs differ from the run's; `out` is then
+    unchanged.
     """
-    asked = formats.load_formats(names)
+    requested = formats.load_formats(names)
     out = out.absolute()
     check_out(out, replace)
-    shipped = load_finished(run, data, progress)
+    finished = load_finished(run, data, progress)
     try:
         with atomic_folder.temporary_folder(out) as new:
-            report, failed = _report(shipped, asked, new)
+            report, failed = _report(finished, requested, new)
             write_json(new / REPORT, report)
             atomic_folder.rename(new, out, partial(check_out, out, replace))
     except OSError as fault:
         raise Failure(
-            f"{out} could not be written: {fault.strerror or fault}. Nothing new was kept.\n"
-            "Make room, or choose another --out."
+            f"{out} could not be written: {fault.strerror or fault}. Nothing was changed.\n"
+            "Free some space, or choose another --out."
         ) from fault
-    known = {"out": str(out), "run": str(run.path), "data": shipped.source} | report
-    return known | ({"failed": failed} if failed else {})
+    result = {"out": str(out), "run": str(run.path), "data": finished.source} | report
+    return result | ({"failed": failed} if failed else {})
 
 
 def check_out(out: Path, replace: bool) -> None:
-    """Raises UserError where the folder holds anything, or an earlier export not to be replaced."""
+    """Raise UserError if `out` contains other files, or an export without `replace`."""
     if not is_utf8(str(out)):  # safetensors takes no other path
         raise UserError(f"the name of {out} is not UTF-8.\nChoose another --out.")
     if not out.exists():
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file, and an export is a folder.\nChoose another --out.")
-    there = {
+    existing = {
         path.relative_to(out).as_posix()
         for path in out.rglob("*")
-        if not path.is_dir() and path.parent.name != "__pycache__"  # left by who imported the .py
+        if not path.is_dir() and path.parent.name != "__pycache__"  # left by an import of the .py
     }
-    foreign = sorted(there - _earlier_files(out))
+    foreign = sorted(existing - _earlier_files(out))
     if foreign:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise UserError(
-            f"{out} holds what no export wrote: {', '.join(foreign[:3])}{more}.\n"
+            f"{out} contains files that no export wrote: {', '.join(foreign[:3])}{more}.\n"
             "Choose another --out."
         )
-    if there and not replace:
+    if existing and not replace:
         raise UserError(
-            f"{out} already holds an export.\n"
-            "Have it replaced with --replace, or choose another --out."
+            f"{out} already contains an export.\n"
+            "Replace it with --replace, or choose another --out."
         )
 
 
 def _earlier_files(out: Path) -> set[str]:
-    """The files of the export that lies there, if one does."""
+    """Return the files of an earlier export in `out`; empty if there is none."""
     try:
-        report = json_files.read(out / REPORT)
-        return {REPORT, *(name for each in report["formats"].values() for name in each["files"])}
+        described = json_files.read(out / REPORT)["formats"].values()
+        return {REPORT, *(name for format_ in described for name in format_["files"])}
     except (UserError, KeyError, TypeError, AttributeError):
         return set()
 
 
 def _report(
-    shipped: FinishedRun, asked: dict[str, Format], new: Path
+    finished: FinishedRun, requested: dict[str, Format], new: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every format written and compared, and why some failed, whose files are deleted.
+    """Write and compare every format; return the report, and why some failed.
 
-    The first goes with the files: no path of this machine. Raises if all failed.
+    The files of failed formats are deleted. The report is published with the files: it contains no
+    path of this machine. Raises if all failed.
     """
-    images, what = shipped.comparison_images()
-    logits = predict(shipped.net, images, HOST, BATCH)
-    check_finite(logits, shipped.folder)
+    images, what = finished.comparison_images()
+    logits = predict(finished.net, images, HOST, BATCH)
+    check_finite(logits, finished.folder)
     described, failed = dict[str, Any](), dict[str, Exception]()
-    for name, format_ in asked.items():
+    for name, format_ in requested.items():
         before = set(new.iterdir())
         try:
-            described[name] = _write_and_compare(name, format_, shipped, new, images, logits)
-        except OSError:  # a disk that takes one format's files takes no other's
+            described[name] = _write_and_compare(name, format_, finished, new, images, logits)
+        except OSError:  # a full disk fails every format
             raise
-        except Exception as fault:  # of a format's own package, anything
+        except Exception as fault:  # a format's package may raise anything
             failed[name] = fault
             _delete(set(new.iterdir()) - before)
     if not described:
         raise _all_failed(failed)
     report = {
-        "network": shipped.result["network"],
-        "parameters": shipped.n_parameters,
-        "weights": shipped.result["weights"],
+        "network": finished.result["network"],
+        "parameters": finished.n_parameters,
+        "weights": finished.result["weights"],
         "compared_on": f"{len(images)} {what}",
         "formats": described,
     }
@@ -140,17 +142,17 @@ def _report(
 
 
 def _write_and_compare(
-    name: str, format_: Format, shipped: FinishedRun, new: Path, images: Tensor, logits: Tensor
+    name: str, format_: Format, finished: FinishedRun, new: Path, images: Tensor, logits: Tensor
 ) -> dict[str, Any]:
-    """One format written into `new` and compared; its files and how they compare."""
+    """Write one format into `new`; return its files and their comparison with the network."""
     before = set(new.iterdir())
     with formats.explain_missing_package(name):
-        format_.write(shipped, new)
+        format_.write(finished, new)
     files = sorted(set(new.iterdir()) - before)
     return {
         "files": {path.name: _file_facts(path) for path in files},
         **_compare(name, format_, new, images, logits),
-        **({} if format_.IS_FLOAT else _test_accuracy(shipped, format_, new)),
+        **({} if format_.IS_FLOAT else _test_accuracy(finished, format_, new)),
     }
 
 
@@ -163,7 +165,7 @@ def _delete(paths: set[Path]) -> None:
 
 
 def _all_failed(failed: dict[str, Exception]) -> Exception:
-    """What to raise if every format failed: the only error, or one message of all."""
+    """Return the error to raise if every format failed: the only one, or one that lists all."""
     faults = list(failed.values())
     if len(faults) == 1:
         return faults[0]
@@ -172,22 +174,22 @@ def _all_failed(failed: dict[str, Exception]) -> Exception:
 
 
 def _reason(name: str, fault: Exception) -> str:
-    """Why a format failed, which it names."""
+    """Return the name of a format and why it failed."""
     text = str(fault)
     if not isinstance(fault, UserError | Failure):
         first = (text.splitlines() or [""])[0]
-        text = f"{type(fault).__name__}: {first}\nExport it alone for the whole traceback."
+        text = f"{type(fault).__name__}: {first}\nExport it alone to see the traceback."
     return text if text.startswith("--format ") else f"--format {name}: {text}"
 
 
 def failure_message(report: dict[str, Any]) -> str | None:
-    """What to tell a person of the formats that failed; None if none did."""
+    """Return a message on the formats that failed; None if none did."""
     failed = report.get("failed", {})
     if not failed:
         return None
-    n, kept = len(failed), ", ".join(report["formats"])
+    n, written = len(failed), ", ".join(report["formats"])
     return "\n".join(
-        [f"{n} of {n + len(report['formats'])} formats failed; {report['out']} has {kept}."]
+        [f"{n} of {n + len(report['formats'])} formats failed; {report['out']} has {written}."]
         + [text.replace("\n", "\n  ") for text in failed.values()]
     )
 
@@ -200,41 +202,42 @@ def _file_facts(path: Path) -> dict[str, Any]:
 def _compare(
     name: str, format_: Format, new: Path, images: Tensor, logits: Tensor
 ) -> dict[str, float]:
-    """What is read from the files against the network. Raises Failure where it is another one."""
-    answers = predict(format_.read(new), images, HOST, BATCH)
-    delta = (answers - logits).abs().max().item()
+    """Compare the network read from the files with the run's. Raises Failure if they differ."""
+    exported = predict(format_.read(new), images, HOST, BATCH)
+    delta = (exported - logits).abs().max().item()
     bound = TOLERANCE * max(1.0, logits.abs().max().item())
     if format_.IS_FLOAT and not delta <= bound:  # a NaN is not
         raise Failure(
-            f"--format {name}: what was written does not answer as the run does: logits differ by "
-            f"up to {delta:.2g}, more than {bound:.2g}. It is not kept.\n"
-            "That is an error of this program or of the format's package: try another version of "
+            f"--format {name}: the exported network does not compute the run's outputs: logits "
+            f"differ by up to {delta:.2g}, more than {bound:.2g}. Its files were deleted.\n"
+            "This is an error of this program or of the format's package: try another version of "
             "it, or another --format."
         )
-    return {"max_logit_difference": delta, "same_predictions": _agreement(answers, logits)}
+    return {"max_logit_difference": delta, "same_predictions": _agreement(exported, logits)}
 
 
-def _test_accuracy(shipped: FinishedRun, format_: Format, new: Path) -> dict[str, float]:
-    """What a format that rounds costs: the test split's accuracy beside the network's own."""
-    test = test_split(shipped.source, progress=shipped.progress)
+def _test_accuracy(finished: FinishedRun, format_: Format, new: Path) -> dict[str, float]:
+    """Measure a quantised format on the test split, compared with the network itself."""
+    test = test_split(finished.source, progress=finished.progress)
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
-    ours = predict(shipped.net, images, HOST, BATCH)
-    theirs = predict(format_.read(new), images, HOST, BATCH)
-    agreement = _agreement(theirs, ours)
-    if not (theirs.isfinite().all() and agreement >= LEAST_AGREEMENT):
+    original = predict(finished.net, images, HOST, BATCH)
+    exported = predict(format_.read(new), images, HOST, BATCH)
+    agreement = _agreement(exported, original)
+    if not (exported.isfinite().all() and agreement >= LEAST_AGREEMENT):
         raise Failure(
-            f"what was written answers as the run does on {agreement:.1%} of the test images, less "
-            f"than {LEAST_AGREEMENT:.0%}, or with no number at all. It is not kept.\n"
-            "This network does not bear 8 bits: choose --format onnx."
+            f"the exported network predicts as the run does on {percent(agreement)} of the test "
+            f"images, less than {percent(LEAST_AGREEMENT)}, or its logits are not finite. Its "
+            "files were deleted.\n"
+            "This network is too inaccurate in 8 bits: choose --format onnx."
         )
-    pairs = count_pairs(*((each.argmax(-1) == labels).numpy() for each in (theirs, ours)))
-    top1, float_top1 = (measures(each, labels)["top1"] for each in (theirs, ours))
+    pairs = count_pairs(*((logits.argmax(-1) == labels).numpy() for logits in (exported, original)))
+    top1, float_top1 = (measures(logits, labels)["top1"] for logits in (exported, original))
     return {
         "n_test": len(labels),
         "top1": top1,
         "float_top1": float_top1,
         "lost": float_top1 - top1,
-        "p": pairs.p,  # McNemar's, of "nothing is lost"
+        "p": pairs.p,  # McNemar's, of equal accuracies
         "same_predictions_on_test": agreement,
     }
 
@@ -244,26 +247,28 @@ def _agreement(a: Tensor, b: Tensor) -> float:
 
 
 def report_lines(report: dict[str, Any]) -> dict[str, Any]:
-    """The report a line a fact, for a person."""
+    """Return the report as one line per fact, for the terminal."""
     hidden = ("formats", "weights", "failed")
     lines = {key: value for key, value in report.items() if key not in hidden}
-    known = report["formats"]
-    use = {f"to use {name}": text for name, text in formats.USE.items() if name in known}
-    return lines | {name: _line(known[name]) for name in known} | use
+    written = report["formats"]
+    use = {f"to use {name}": text for name, text in formats.USE.items() if name in written}
+    return lines | {name: _line(facts) for name, facts in written.items()} | use
 
 
-def _line(known: dict[str, Any]) -> str:
-    files = ", ".join(f"{file} {each['bytes']:,} bytes" for file, each in known["files"].items())
+def _line(compared: dict[str, Any]) -> str:
+    files = ", ".join(f"{name} {file['bytes']:,} bytes" for name, file in compared["files"].items())
     facts = [
         files,
-        f"max |Δlogit| {known['max_logit_difference']:.1e}",
-        f"same predictions {known['same_predictions']:.2%}",
+        f"max |Δlogit| {compared['max_logit_difference']:.1e}",
+        f"same predictions {percent(compared['same_predictions'])}",
     ]
-    if "top1" in known:
+    if "top1" in compared:
         facts += [
-            f"right on {known['top1']:.2%} of {known['n_test']:,} test images, "
-            f"the float network on {known['float_top1']:.2%}: {100 * abs(known['lost']):.2f} "
-            f"points {'lost' if known['lost'] > 0 else 'gained'} (McNemar's p = {known['p']:.2g}), "
-            f"same predictions {known['same_predictions_on_test']:.2%}"
+            f"right on {percent(compared['top1'])} of {compared['n_test']:,} test images, "
+            f"the float network on {percent(compared['float_top1'])}: "
+            f"{percent_number(abs(compared['lost']))} points "
+            f"{'lost' if compared['lost'] > 0 else 'gained'} "
+            f"(McNemar's {p_equation(compared['p'])}), "
+            f"same predictions {percent(compared['same_predictions_on_test'])}"
         ]
     return "; ".join(facts)

@@ -15,7 +15,7 @@ from distill.data.images import ImageSet, Progress
 from distill.data.sources import image_set, synthetic
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.phrases import describe_class_difference
+from distill.format import describe_class_difference
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import saved_predictions
@@ -35,7 +35,7 @@ class FinishedRun:
     result: dict[str, Any]
     net: nn.Module
     source: str
-    is_own_data: bool  # nobody said --data
+    is_own_data: bool  # without --data
     progress: Progress | None
 
     @property
@@ -50,23 +50,23 @@ class FinishedRun:
 
     @property
     def top1(self) -> float:
-        """Share of the test split that is right, as the run measured it."""
+        """Accuracy on the test split, 0..1, as the run measured it."""
         share: float = self.result["metrics"][measure_name("top1", "test")]
         return share
 
     @cached_property
     def n_test(self) -> int | None:
-        """Images of the test split that the run was measured on; None where its evaluation.npz is
-        gone or damaged: an export goes without.
+        """Number of test images that the run was measured on; None if its evaluation.npz is missing
+        or damaged, without which an export is possible.
         """
         with suppress(UserError):
-            if (answers := saved_predictions.read_run(self.folder)) is not None:
-                return len(answers.labels)
+            if (predictions := saved_predictions.read_run(self.folder)) is not None:
+                return len(predictions.labels)
         return None
 
     @property
     def interval(self) -> Interval | None:
-        """Wilson's, of `top1`: the doubt that the number of test images leaves."""
+        """Wilson's 95 % interval of `top1`, from the number of test images."""
         n = self.n_test
         return None if n is None else wilson(round(self.top1 * n), n)
 
@@ -76,43 +76,43 @@ class FinishedRun:
 
     @cached_property
     def train_split(self) -> ImageSet:
-        """Raises UserError where the data is not there or has other classes than the run."""
+        """The training data. Raises UserError if it is missing or its classes are not the run's."""
         images = image_set.load(self.source, "train", progress=self.progress)
         if list(images.class_names) != self.class_names:
-            ours, theirs = describe_class_difference(self.class_names, images.class_names)
+            of_run, of_data = describe_class_difference(self.class_names, images.class_names)
             raise UserError(
-                f"run {self.folder.path} knows the classes {ours}; {self.source} has {theirs}.\n"
-                "Give --data with the run's own classes."
+                f"run {self.folder.path} knows the classes {of_run}; {self.source} has {of_data}.\n"
+                "Give --data with the same classes as the run."
             )
         return images
 
     def comparison_images(self) -> tuple[Tensor, str]:
-        """Images uint8 [N, 3, 32, 32] to hold an export against the network, and what they are.
+        """Return images uint8 [N, 3, 32, 32] to compare an export with the network, and their kind.
 
-        256 held-out ones; training images where fewer are held out; drawn ones where the run's own
-        data is gone. Raises UserError where --data is not there.
+        256 held-out images; training images if fewer are held out; synthetic ones if the run's own
+        data is missing. Raises UserError if --data is missing.
         """
         try:
             images = self.train_split
         except UserError:
             if not self.is_own_data:
                 raise
-            drawn = synthetic.draw("train").images[:N_COMPARED]
-            return torch.from_numpy(drawn), "procedural images, for the run's own are not there"
+            images_drawn = synthetic.draw("train").images[:N_COMPARED]
+            return torch.from_numpy(images_drawn), "synthetic images, as the run's own are missing"
         train, held_out = split_indices(self.recipe, images)
         is_enough = len(held_out) >= N_COMPARED
         chosen = (held_out if is_enough else train)[:N_COMPARED]
         return _pixels(images, chosen), "held-out images" if is_enough else "training images"
 
     def calibration_images(self) -> Tensor:
-        """Training images uint8 [N, 3, 32, 32], as they are; never held-out or test ones."""
+        """Return training images uint8 [N, 3, 32, 32], unaugmented; never held-out or test ones."""
         train, _ = split_indices(self.recipe, self.train_split)
         return _pixels(self.train_split, train[:N_CALIBRATION])
 
 
 def load_finished(folder: RunFolder, data: str | None, progress: Progress | None) -> FinishedRun:
-    """Raises UserError where the run is not finished, was not measured on the test split, or its
-    weights are not its own.
+    """Load a finished run. Raises UserError if it is not finished, was not measured on the test
+    split, or its weights are not those that it saved.
     """
     check_is_tested(folder)
     recipe = recipes.read(folder.recipe)

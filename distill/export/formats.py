@@ -14,18 +14,18 @@ PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1
 
 
 class Format(Protocol):
-    """One file of this room."""
+    """A module of this package that implements one export format."""
 
-    IS_FLOAT: bool  # it computes in float32: its logits are the network's, but for rounding
+    IS_FLOAT: bool  # it computes in float32: its logits equal the network's up to rounding
 
     def write(self, finished: FinishedRun, folder: Path) -> None:
-        """Put its files into a folder that is there. Raises UserError for a run it cannot take."""
+        """Write its files into an existing folder. Raises UserError for an unsupported run."""
 
     def read(self, folder: Path) -> PredictFn:
-        """The network, from nothing but those files."""
+        """Load the network from those files alone."""
 
 
-USE = {  # what its receiver must know and the files do not say by themselves
+USE = {  # what a recipient needs to know that is not in the files
     "project1": "images in [0, 1], normalised by mean (0.4914, 0.4822, 0.4465) and std (0.2471, "
     "0.2435, 0.2616); project1_model() and its state dict, strict",
     "safetensors": "its README.md says how timm loads it",
@@ -35,20 +35,20 @@ NAMES = ("project1", "safetensors", "onnx", "torch-export", "onnx-int8")
 
 
 def load_formats(names: Sequence[str]) -> dict[str, Format]:
-    """The files of these formats, each once. Raises UserError for those that are unknown and where
-    a package that only one format needs is not installed.
+    """Import the modules of these formats, each once. Raises UserError for unknown formats and if a
+    package that a format needs is not installed.
     """
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise UserError(
             f"--format {', '.join(unknown)}: there is no such format; there are "
             f"{', '.join(NAMES)}.\n"
-            "Type python cli.py export RUN --format onnx --out DIR, for one."
+            "Type for example python cli.py export RUN --format onnx --out DIR."
         )
-    return {name: _imported(name) for name in dict.fromkeys(names)}
+    return {name: _import(name) for name in dict.fromkeys(names)}
 
 
-def _imported(name: str) -> Format:
+def _import(name: str) -> Format:
     with explain_missing_package(name):
         if name == "project1":
             from distill.export import project1
@@ -73,7 +73,7 @@ def _imported(name: str) -> Format:
 
 @contextmanager
 def explain_missing_package(name: str) -> Iterator[None]:
-    """A package that is missing is said with what to type."""
+    """Turn a missing package into a UserError with the command that installs it."""
     try:
         yield
     except ModuleNotFoundError as fault:

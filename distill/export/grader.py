@@ -1,4 +1,4 @@
-"""Check a hand-in in a separate process that can import torch only.
+"""Run a course hand-in in a separate process that can import torch only.
 
 The written file holds names from a run's files. It is never imported into this process.
 """
@@ -20,7 +20,7 @@ from distill.data.images import CHANNELS, SIDE
 from distill.errors import Failure
 from distill.files.safe_text import visible
 
-# All of the environment that the process gets: what torch needs to load, and its threads.
+# The only environment variables of the process: what torch needs to load, and its threads.
 ENVIRONMENT = (
     "PATH",
     "LD_LIBRARY_PATH",
@@ -38,7 +38,7 @@ PROGRAM = """
 import os, sys
 for name in ("distill", "students", "teachers", "cli"):
     sys.modules[name] = None
-answers = os.fdopen(os.dup(1), "wb")
+output = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
 import numpy, torch
 folder, code, weights, channels, side = sys.argv[1:]
@@ -52,8 +52,8 @@ model.eval()
 def integer():
     return int.from_bytes(sys.stdin.buffer.read(8), "little")
 def reply(number, content=b""):
-    answers.write(number.to_bytes(8, "little") + content)
-    answers.flush()
+    output.write(number.to_bytes(8, "little") + content)
+    output.flush()
 reply(sum(p.numel() for p in model.parameters()))
 shape = (-1, int(channels), int(side), int(side))
 while n := integer():
@@ -66,10 +66,10 @@ while n := integer():
 
 
 class Grader:
-    """The network of a hand-in, in a process of its own that ends with this object.
+    """The network of a hand-in, in a separate process that ends with this object.
 
-    Called with images float32 [B, 3, 32, 32] as the file's network takes them; returns logits
-    [B, C]. Raises Failure where the file cannot be run or does not return.
+    Call it with normalised images float32 [B, 3, 32, 32]; it returns logits [B, C]. Raises Failure
+    if the file cannot be run or the process ends.
     """
 
     def __init__(self, folder: Path, code: str, weights: str) -> None:
@@ -88,7 +88,7 @@ class Grader:
         self.n_parameters = self._integer()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of one batch, on the host."""
+        """Return the logits of one batch, on the host."""
         n, content = len(images), images.detach().cpu().numpy().astype("<f4").tobytes()
         assert self._process.stdin is not None
         try:
@@ -116,8 +116,8 @@ class Grader:
         lines = self._errors.read().decode(errors="backslashreplace").strip().splitlines()
         why = visible(lines[-1]) if lines else "no message"
         return Failure(
-            f"{self._code} fails in a process of its own, exit code {code}: {why}. It is "
-            "not kept.\nThat is an error of this program; try another --format."
+            f"{self._code} fails in a separate process, exit code {code}: {why}. Its files were "
+            "deleted.\nThis is an error of this program; try another --format."
         )
 
 
@@ -127,7 +127,7 @@ def _end(process: "subprocess.Popen[bytes]", errors: IO[bytes]) -> None:
     errors.close()
     for stream in (process.stdin, process.stdout):
         assert stream is not None
-        with suppress(OSError):  # what was not sent to a process that is gone
+        with suppress(OSError):  # unsent data to a process that has ended
             stream.close()
 
 

@@ -1,7 +1,7 @@
 """Export safetensors, config and model card in the layout of the Hugging Face hub and timm.
 
-The students and the wide residual networks are told to timm by `distill/export/timm_models.py`; a
-teacher from timm becomes plain timm again, with its mean and std in the config instead of inside.
+`distill/export/timm_models.py` registers the students and the wide residual networks with timm. A
+teacher from timm is exported as plain timm, with its mean and std in the config.
 """
 
 from dataclasses import asdict
@@ -29,7 +29,7 @@ INSIDE = {"mean": [0.0] * CHANNELS, "std": [1.0] * CHANNELS}  # the network norm
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """The bytes of the weights depend on the weights alone."""
+    """Write weights, config and model card. The weight file depends on the weights alone."""
     net = finished.net if needs_registration(finished.net) else finished.net.net
     assert isinstance(net, nn.Module)
     checkpoint.save_weights(folder / WEIGHTS, checkpoint.copy_weights(net))
@@ -40,30 +40,30 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """Through timm; images are normalised as the config says."""
+    """Load through timm; images are normalised with the config's mean and std."""
     net = load(folder)
-    known: Any = net.pretrained_cfg
-    mean, std = (torch.tensor(known[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    pretrained: Any = net.pretrained_cfg
+    mean, std = (torch.tensor(pretrained[name]).view(-1, 1, 1) for name in ("mean", "std"))
 
-    def answers(images: Tensor) -> Tensor:
+    def predict(images: Tensor) -> Tensor:
         logits: Tensor = net((images - mean) / std)
         return logits
 
-    return answers
+    return predict
 
 
 def load(folder: Path) -> nn.Module:
-    """The network that timm makes of the folder, in eval mode."""
+    """Load the folder's network through timm, in eval mode."""
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
 def needs_registration(net: nn.Module) -> bool:
-    """Whether timm must be told of it."""
+    """Whether the network must be registered with timm."""
     return isinstance(net, ResNet | WideResNet)
 
 
 def config(finished: FinishedRun) -> dict[str, Any]:
-    """What timm builds the network from."""
+    """Return the config from which timm builds the network."""
     architecture, arguments = _architecture(finished)
     return {
         "architecture": architecture,
@@ -82,27 +82,26 @@ def config(finished: FinishedRun) -> dict[str, Any]:
 
 
 def _architecture(finished: FinishedRun) -> tuple[str, dict[str, Any]]:
-    """timm's name and the arguments it is called with."""
+    """Return the name of the network in timm and its arguments."""
     recipe, net = finished.recipe, finished.net
     if isinstance(net, ResNet):
         rates = network_table(recipe, finished.role).rates()
         return "understudy_resnet", timm_models.resnet_arguments(net.design, **rates)
     assert recipe.teacher is not None
     if isinstance(net, WideResNet):
-        told = recipe.teacher.model_dump(include={"depth", "widen", "dropout"})
-        return "understudy_wrn", told
+        return "understudy_wrn", recipe.teacher.model_dump(include={"depth", "widen", "dropout"})
     return recipe.teacher.network.removeprefix("timm/"), {}
 
 
 def _source(net: nn.Module) -> dict[str, Any]:
-    """Normalisation, and what timm must know to give the network other classes or channels."""
+    """Return normalisation, and the layers that timm replaces for other classes or channels."""
     if isinstance(net, ResNet):
         return INSIDE | {"first_conv": "stem.0", "classifier": "head"}
     if isinstance(net, WideResNet):
         return INSIDE | {"first_conv": "stem", "classifier": "head"}
-    known: Any = net.net
-    plain = asdict(PretrainedCfg()) | known.pretrained_cfg
-    kept = {k: plain[k] for k in ("first_conv", "classifier", "fixed_input_size")}
+    network: Any = net.net
+    plain = asdict(PretrainedCfg()) | network.pretrained_cfg
+    layers = {k: plain[k] for k in ("first_conv", "classifier", "fixed_input_size")}
     normalise: Any = net.normalize
     buffers = {"mean": normalise.mean, "std": normalise.std}
-    return kept | {name: buffer.flatten().tolist() for name, buffer in buffers.items()}
+    return layers | {name: buffer.flatten().tolist() for name, buffer in buffers.items()}

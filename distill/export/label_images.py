@@ -30,57 +30,57 @@ HEADER = ("ID", "Labels")
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class LabelledImages:
-    """What the network says of each image, in the order of the input."""
+    """The network's predictions for each image, in the order of the input."""
 
     ids: tuple[str, ...]
     probabilities: NDArray[np.float64]  # [N, C], each row sums to 1
-    class_names: tuple[str, ...]  # of the run: a label is a position here
-    notes: tuple[str, ...]  # on the reading of the images
+    class_names: tuple[str, ...]  # of the run; a label is an index into it
+    notes: tuple[str, ...]  # on reading the images
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """[N], the most probable class of each."""
-        most: NDArray[np.int64] = self.probabilities.argmax(axis=1)
-        return most
+        """The most probable class of each image, [N]."""
+        labels: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return labels
 
     def counts(self) -> dict[str, int]:
-        """How many images were given each class, none left out."""
+        """Return the number of images predicted as each class, zeros included."""
         n = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return dict(zip(self.class_names, n, strict=True))
 
 
 def check_out(out: Path, source: Path) -> None:
-    """Predictions of `source` can be written to `out`. Raises UserError; leaves nothing behind."""
+    """Raise UserError if predictions of `source` cannot be written to `out`. Writes nothing."""
     advice = "Give --out the name of a file, such as predictions.csv."
     if out.is_dir():
         raise UserError(f"--out {out} is a folder.\n{advice}")
     if out.exists() and source.exists() and out.samefile(source):
-        raise UserError(f"--out {out} is the input itself, which would be lost.\n{advice}")
+        raise UserError(f"--out {out} is the input itself, which would be overwritten.\n{advice}")
     if out.suffix.lower() != ".csv":
-        raise UserError(f"--out {out} has not the name of a CSV.\n{advice}")
+        raise UserError(f"--out {out} is not named as a CSV.\n{advice}")
     run_folder.check_writable(out.parent, f"the folder of {out.name}")
 
 
 def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> LabelledImages:
-    """What a finished run says of the images at `source`, in float32, the same on every process.
+    """Predict the images at `source` by a finished run in float32, the same on every process.
 
-    Raises UserError where the run is not finished or an image cannot be used.
+    Raises UserError if the run is not finished or an image cannot be used.
     """
     accel = evaluation_accelerator()
-    asked = unlabelled.load(source, progress=progress)
+    inputs = unlabelled.load(source, progress=progress)
     class_names = tuple(folder.result()["class_names"])
     net = to_device(load_trained(folder), accel.device)
-    nobody_knows = np.zeros(len(asked.ids), np.int64)
-    images = ImageSet(asked.images, nobody_knows, class_names)
-    done = _ImageCounter(-(-len(asked.ids) // accel.num_processes), progress)
-    logits, _ = logits_and_labels(net, images, accel, between=done)
+    placeholder_labels = np.zeros(len(inputs.ids), np.int64)
+    images = ImageSet(inputs.images, placeholder_labels, class_names)
+    counter = _ImageCounter(-(-len(inputs.ids) // accel.num_processes), progress)
+    logits, _ = logits_and_labels(net, images, accel, between=counter)
     check_finite(logits, folder)
     probabilities = logits.cpu().double().softmax(dim=-1).numpy()
-    return LabelledImages(asked.ids, probabilities, class_names, asked.notes)
+    return LabelledImages(inputs.ids, probabilities, class_names, inputs.notes)
 
 
 class _ImageCounter:
-    """Counts this process's forwards in images."""
+    """Count the images that this process has predicted, and report progress."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.done, self.total, self.progress = 0, total, progress
@@ -92,7 +92,7 @@ class _ImageCounter:
 
 
 def numbers_out_of_order(class_names: Sequence[str]) -> str | None:
-    """A note if class names are numbers and not their own positions: as text, 10 is before 2."""
+    """Return a note if class names are numbers but not their own positions: '10' < '2' as text."""
     are_numbers = all(name.isdecimal() for name in class_names)
     for position, name in enumerate(class_names if are_numbers else ()):
         if name != str(position):
@@ -106,9 +106,9 @@ def numbers_out_of_order(class_names: Sequence[str]) -> str | None:
 def write(
     predictions: LabelledImages, out: Path, *, probabilities: bool = False, names: bool = False
 ) -> None:
-    """The CSV, whole or not at all; one that is there is replaced. Raises Failure.
+    """Write the CSV completely or not at all, replacing an earlier one. Raises Failure.
 
-    With `names`, Labels are the classes' names and not their positions.
+    With `names`, Labels are the classes' names instead of their positions.
     """
     text = io.StringIO()
     ids = [csv_cell(name) for name in predictions.ids]
@@ -121,9 +121,11 @@ def write(
         table.writerow(HEADER)
         labels = predictions.labels.tolist()
         class_cells = [csv_cell(name) for name in predictions.class_names]
-        written = [class_cells[label] for label in labels] if names else labels
-        table.writerows(zip(ids, written, strict=True))
+        cells = [class_cells[label] for label in labels] if names else labels
+        table.writerows(zip(ids, cells, strict=True))
     try:
         run_folder.write_text(out, text.getvalue())
     except OSError as error:
-        raise Failure(f"{out} could not be written ({error.strerror}); nothing was.") from error
+        raise Failure(
+            f"{out} could not be written ({error.strerror}); nothing was written."
+        ) from error

@@ -11,19 +11,19 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.export.finished_run import FinishedRun
 from distill.files.safe_text import markdown, markdown_block, markdown_code
-from distill.phrases import counted
+from distill.format import counted, interval_text, nats, percent, percent_number
 from distill.recipe import recipes
 from distill.recipe.schema import Teacher
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 
 # The one import: from the root of this project's checkout, or with that on PYTHONPATH.
-IMPORT = "import distill.export.timm_models  # tells timm of this network"
+IMPORT = "import distill.export.timm_models  # registers this network with timm"
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 
 
 def generate(finished: FinishedRun, *, needs_import: bool) -> str:
-    """Markdown, with the head that the Hugging Face hub reads."""
+    """Return the card as Markdown, with the metadata that the Hugging Face hub reads."""
     result = finished.result
     sections = {
         "Data": _data(finished),
@@ -60,42 +60,43 @@ def _is_cifar10(finished: FinishedRun) -> bool:
 
 def _summary(finished: FinishedRun) -> str:
     result, teacher = finished.result, finished.result["teacher"]
-    taught = "trained from scratch on labels"
+    training = "trained from scratch on labels"
     if teacher["fingerprint"]:
-        taught = f"distilled from {_teacher(teacher)}"
+        training = f"distilled from {_teacher(teacher)}"
     return (
-        f"A classifier of 32×32 images with {finished.n_parameters:,} parameters, {taught}. "
+        f"A classifier of 32×32 images with {finished.n_parameters:,} parameters, {training}. "
         f"Made by Understudy, as a {markdown(result['role'])}."
     )
 
 
-def _teacher(known: dict[str, Any]) -> str:
-    """Who taught: its network where its run is still there, its weights in any case."""
-    named = []
-    for path in known["runs"]:
+def _teacher(teacher: dict[str, Any]) -> str:
+    """Describe the teacher: its network if its run still exists, and its weights."""
+    described = []
+    for path in teacher["runs"]:
         with suppress(UserError):
-            told = run_folder.open_finished(path).result()
-            top1 = told["metrics"][measure_name("top1", "test")]
-            named.append(
-                f"a {markdown(told['network'])} of {told['parameters']:,} parameters that is right "
-                f"on {top1:.2%} of the test images"
+            result = run_folder.open_finished(path).result()
+            top1 = result["metrics"][measure_name("top1", "test")]
+            described.append(
+                f"a {markdown(result['network'])} of {result['parameters']:,} parameters with "
+                f"{percent(top1)} accuracy on the test images"
             )
-    if len(named) != len(known["runs"]) or not named:
-        named = ["a teacher" if len(known["runs"]) < 2 else f"{len(known['runs'])} teachers"]
-    return f"{' and '.join(named)} (weights {markdown_code(known['fingerprint'][:16])})"
+    if len(described) != len(teacher["runs"]) or not described:
+        n = len(teacher["runs"])
+        described = ["a teacher" if n < 2 else f"{n} teachers"]
+    return f"{' and '.join(described)} (weights {markdown_code(teacher['fingerprint'][:16])})"
 
 
 def _data(finished: FinishedRun) -> str:
     data = finished.result["data"]
-    known = "CIFAR-10, the published images" if _is_cifar10(finished) else "not CIFAR-10's"
-    chosen = (
-        f"the epoch was chosen on {data['val_images']:,} more that were held out"
+    source = "CIFAR-10, the published images" if _is_cifar10(finished) else "not CIFAR-10's"
+    selection = (
+        f"the best epoch was selected on {data['val_images']:,} held-out images"
         if data["val_images"]
-        else "nothing was held out and the last epoch kept"
+        else "no images were held out, and the last epoch was used"
     )
     return (
-        f"Trained on {counted(data['train_images'], 'image')} of the train split; {chosen}. "
-        f"Measured on the test split, which chose nothing. The train split is {known} "
+        f"Trained on {counted(data['train_images'], 'image')} of the train split; {selection}. "
+        f"Measured on the test split, which selected nothing. The train split is {source} "
         f"(fingerprint {markdown_code(data['fingerprint'][:16])}). "
         f"Classes: {', '.join(map(markdown, finished.class_names))}."
     )
@@ -104,8 +105,8 @@ def _data(finished: FinishedRun) -> str:
 def _recipe(finished: FinishedRun) -> str:
     result = finished.result
     return (
-        f"{markdown_code(result['recipe'])}, {counted(result['epochs'], 'epoch')}, of which epoch "
-        f"{result['epoch']} is kept; precision {markdown(result['precision'])}, on "
+        f"{markdown_code(result['recipe'])}, {counted(result['epochs'], 'epoch')}, weights of "
+        f"epoch {result['epoch']}; precision {markdown(result['precision'])}, on "
         f"{markdown(result['device'])}. Fingerprint "
         f"{markdown_code(result['recipe_fingerprint'][:16])}. Its tables:\n\n"
         f"{markdown_block(_tables(finished), 'toml')}"
@@ -113,9 +114,8 @@ def _recipe(finished: FinishedRun) -> str:
 
 
 def _tables(finished: FinishedRun) -> str:
-    """The recipe as it was run, without its lab note, the paths of the machine it ran on and, of a
-    student, the network of a teacher that it did not train: what is left of [teacher] is how
-    several, or mirror images, were combined.
+    """Return the recipe without [about] and paths of this machine. Of a student's [teacher] only
+    the keys that combine several teachers or mirror images are left.
     """
     combined = recipes.ensemble_keys(finished.recipe)
     teacher: dict[str, bool] | bool = True
@@ -131,44 +131,43 @@ def _results(finished: FinishedRun) -> str:
     metrics = finished.result["metrics"]
     nll, ece = (metrics[measure_name(name, "test")] for name in ("nll", "ece"))
     n = f"{finished.n_test:,} test images" if finished.n_test else "test split"
-    reach = ""
+    interval = ""
     if finished.interval is not None:
-        low, high = finished.interval
-        reach = f"| 95 % interval (Wilson) | {low:.2%} to {high:.2%} |\n"
+        interval = f"| 95 % interval (Wilson) | {interval_text(finished.interval)} |\n"
     return (
         f"| {n} | |\n|---|---|\n"
-        f"| right | {finished.top1:.2%} |\n"
-        f"{reach}"
-        f"| log-likelihood, negative | {nll:.4f} nats |\n"
+        f"| accuracy | {percent(finished.top1)} |\n"
+        f"{interval}"
+        f"| negative log-likelihood | {nats(nll)} |\n"
         f"| calibration error, 15 bins | {ece:.4f} |\n\n"
         f"{_spread(finished)}"
     )
 
 
 def _spread(finished: FinishedRun) -> str:
-    """What other seeds of the same recipe gave, where their runs lie beside this one."""
+    """Describe the spread over seeds, from the runs of the same recipe beside this one."""
     seeds = {finished.folder.path: finished.top1} | _siblings(finished)
     if len(seeds) == 1:
         return (
-            "This is one run. The interval is the doubt that the number of test images leaves; how "
-            "far another seed would be from it is not known."
+            "This is one run. The interval reflects the number of test images; the spread over "
+            "seeds is unknown."
         )
-    known = statistics.mean_and_interval(list(seeds.values()))
-    assert known.std is not None
+    spread = statistics.mean_and_interval(list(seeds.values()))
+    assert spread.std is not None
     return (
-        f"This is one run of {known.n} that differ in their seeds alone: {known.mean:.2%} ± "
-        f"{100 * known.std:.2f} points, mean and standard deviation. The interval is the doubt "
-        "that the number of test images leaves."
+        f"This is one run of {spread.n} that differ in their seeds alone: {percent(spread.mean)} ± "
+        f"{percent_number(spread.std)} points, mean and standard deviation. The interval reflects "
+        "the number of test images."
     )
 
 
 def _siblings(finished: FinishedRun) -> dict[Path, float]:
-    """The accuracies of the finished runs beside this one that are it but for the seeds."""
-    ours, found = _but_for_seeds(finished.folder), {}
+    """Return accuracies of finished runs beside this one that differ from it in seeds alone."""
+    identity, found = _identity_without_seeds(finished.folder), {}
     result = finished.folder.result()
     for other in run_folder.runs_in(finished.folder.path.parent):
         with suppress(UserError, OSError):
-            if other.path == finished.folder.path or _but_for_seeds(other) != ours:
+            if other.path == finished.folder.path or _identity_without_seeds(other) != identity:
                 continue
             if not run_folder.test_split_differences([result, other.result()]):
                 metrics = other.result()["metrics"]
@@ -176,43 +175,43 @@ def _siblings(finished: FinishedRun) -> dict[Path, float]:
     return found
 
 
-def _but_for_seeds(folder: RunFolder) -> tuple[str, str, str]:
-    """The identity of a run without its seeds and without where its images lay."""
+def _identity_without_seeds(folder: RunFolder) -> tuple[str, str, str]:
+    """Return the fingerprints of recipe, teacher and data, without seeds and data path."""
     result, recipe = folder.result(), recipes.read(folder.recipe)
-    alike = recipes.with_source(recipes.with_seed(recipe, 0), "")
-    who = result["teacher"]["fingerprint"], result["data"]["fingerprint"]
-    return recipes.fingerprint(alike), *who
+    unseeded = recipes.with_source(recipes.with_seed(recipe, 0), "")
+    inputs = result["teacher"]["fingerprint"], result["data"]["fingerprint"]
+    return recipes.fingerprint(unseeded), *inputs
 
 
 def _limits(finished: FinishedRun) -> str:
     return (
-        f"It knows {len(finished.class_names)} classes and answers with one of them whatever it is "
-        "shown. It was measured on images like those it learnt from, of 32×32 pixels, and on no "
-        "others: neither on corrupted or attacked ones, nor on photographs scaled down. Its "
-        "probabilities are no more than the calibration error says."
+        f"It predicts one of {len(finished.class_names)} classes for any image. It was measured on "
+        "images like its training images, of 32×32 pixels, and on no others: neither on corrupted "
+        "or adversarial ones, nor on photographs scaled down. Its probabilities are only as "
+        "accurate as the calibration error shows."
     )
 
 
 def _use(finished: FinishedRun, needs_import: bool) -> str:
-    told = f"{IMPORT}\n" if needs_import else ""
+    registration = f"{IMPORT}\n" if needs_import else ""
     expects = (
-        "float32 images [B, 3, 32, 32] in [0, 1]; it normalises inside"
+        "float32 images [B, 3, 32, 32] in [0, 1]; it normalises them itself"
         if needs_import
-        else "float32 images [B, 3, 32, 32], normalised as `config.json` says"
+        else "float32 images [B, 3, 32, 32], normalised as in `config.json`"
     )
     return (
-        f"```python\nimport timm\n{told}"
+        f"```python\nimport timm\n{registration}"
         'net = timm.create_model("local-dir:DIR", pretrained=True).eval()\n```\n\n'
-        f"{'The import is from the root of the checkout of Understudy. ' if told else ''}"
+        f"{'The import is from the root of the checkout of Understudy. ' if registration else ''}"
         f"It takes {expects}, and returns logits [B, {len(finished.class_names)}]."
     )
 
 
 def citation() -> str:
-    """BibTeX, from CITATION.cff."""
+    """Return BibTeX made from CITATION.cff."""
     pairs = re.findall(r'(?m)^[ -]*(\w+): "?(.*?)"?$', CITATION.read_text())
-    known: dict[str, Any] = dict(pairs)
+    cited: dict[str, Any] = dict(pairs)
     return (
-        f"@software{{understudy,\n  title = {{{known['title']}}},\n"
-        f"  author = {{{{{known['name']}}}}},\n  version = {{{known['version']}}}\n}}"
+        f"@software{{understudy,\n  title = {{{cited['title']}}},\n"
+        f"  author = {{{{{cited['name']}}}}},\n  version = {{{cited['version']}}}\n}}"
     )

@@ -1,6 +1,7 @@
 """Export to ONNX in float32, for any batch size.
 
-Written by torch's exporter through onnxscript, read again by onnxruntime. It normalises inside.
+Written by torch's exporter through onnxscript and read back by onnxruntime. The network normalises
+its input itself.
 """
 
 import warnings
@@ -22,21 +23,21 @@ FILE = "model.onnx"
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """Checked by `onnx.checker`; says nothing of this machine."""
+    """Write the model, checked by `onnx.checker`, without paths of this machine."""
     model = to_onnx(finished.net)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(folder / FILE, model.SerializeToString(deterministic=True))
 
 
 def read(folder: Path) -> PredictFn:
-    """By onnxruntime, on the host."""
+    """Load by onnxruntime, on the host."""
     return session(folder / FILE)
 
 
 def to_onnx(net: nn.Module) -> onnx.ModelProto:
-    """The graph of a network in eval mode, its batch norms folded into the kernels."""
+    """Return the graph of a network in eval mode, batch norms folded into the kernels."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter tells of its own future
+        warnings.simplefilter("ignore")  # of torch's exporter: deprecations
         program = torch.onnx.export(
             net,
             (torch.zeros(2, CHANNELS, SIDE, SIDE),),
@@ -52,7 +53,7 @@ def to_onnx(net: nn.Module) -> onnx.ModelProto:
 
 
 def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the exporter's notes, among which are paths of the machine it ran on."""
+    """Remove the exporter's notes, which contain paths of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         del part.metadata_props[:]
@@ -63,14 +64,14 @@ def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def session(path: Path) -> PredictFn:
-    """The file's answers, by onnxruntime on the host."""
+    """Return a function that runs the file by onnxruntime on the host."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    running = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    runtime = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def answers(images: Tensor) -> Tensor:
+    def predict(images: Tensor) -> Tensor:
         pixels = np.ascontiguousarray(images.numpy())
-        (logits,) = running.run(["logits"], {"images": pixels})
+        (logits,) = runtime.run(["logits"], {"images": pixels})
         return torch.from_numpy(logits)
 
-    return answers
+    return predict

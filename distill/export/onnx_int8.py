@@ -1,16 +1,16 @@
 """Export to 8-bit ONNX, calibrated on training images.
 
 Quantised after training by onnxruntime (QDQ pairs): Jacob et al., CVPR 2018, arXiv 1712.05877. The
-ranges of the maps are measured on training images; weights have one scale an output channel.
+ranges of the maps are measured on training images; weights have one scale per output channel.
 
 Measured on a ResNet [1, 1, 1] 16-32-64 (72.10 % of CIFAR-10's test split in float), share of the
-10,000 predictions that are the float network's: per channel 98.65 %, per tensor 97.44 %, with
-ranges from the least to the largest value; the least relative entropy gives the same ranges,
-percentiles 98.62 %. Hence channels and least-to-largest.
+10,000 predictions that equal the float network's, with ranges from minimum to maximum: per channel
+98.65 %, per tensor 97.44 %. Minimal relative entropy gives the same ranges, percentiles 98.62 %.
+Hence per channel, with minimum and maximum.
 
 Weights have 7 bits: processors with AVX2 and without VNNI add two products of 8 bits in 16, which
 saturates at 255 · 127 · 2; 255 · 64 · 2 fits. It costs 0.8 points of that agreement and none of the
-accuracy, and the file is right wherever it goes.
+accuracy, and the file gives the same results on every processor.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ BATCH = 64
 
 
 class CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
-    """Images uint8 [N, 3, 32, 32], batch by batch, as onnxruntime asks for them."""
+    """Feed images uint8 [N, 3, 32, 32] to onnxruntime batch by batch."""
 
     def __init__(self, images: Tensor) -> None:
         self.batches: Iterator[NDArray[np.float32]] = (
@@ -55,10 +55,10 @@ class CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """Raises UserError where the data to calibrate on is not there."""
+    """Write the quantised model. Raises UserError if the calibration data is missing."""
     images = finished.calibration_images()
-    with TemporaryDirectory() as place:
-        plain, ready, quantised = (Path(place) / f"{i}.onnx" for i in range(3))
+    with TemporaryDirectory() as folder_name:
+        plain, ready, quantised = (Path(folder_name) / f"{i}.onnx" for i in range(3))
         onnx.save(to_onnx(finished.net), plain)
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         quantize_static(
@@ -79,10 +79,10 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def _unfolded_norms(model: onnx.ModelProto) -> list[str]:
-    """The batch norms that no kernel could take up, as those before a block: they stay float."""
+    """Return batch norms that could not be folded, such as before a block: they stay float."""
     return [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
 
 
 def read(folder: Path) -> PredictFn:
-    """By onnxruntime, on the host."""
+    """Load by onnxruntime, on the host."""
     return session(folder / FILE)

@@ -1,8 +1,8 @@
 """Export a course hand-in: `project1_model.py` and `project1_model.pt`.
 
 Its grader calls `project1_model()` without an argument, loads the weights strictly, normalises the
-test images by CIFAR-10's customary mean and std, and counts fewer than 5,000,000 parameters. So the
-file needs torch alone, and its network takes images that are normalised already.
+test images by CIFAR-10's usual mean and std, and requires fewer than 5,000,000 parameters. So the
+file needs torch alone, and its network takes normalised images.
 """
 
 import io
@@ -19,7 +19,7 @@ from distill.export.finished_run import FinishedRun
 from distill.export.formats import PredictFn
 from distill.export.grader import Grader
 from distill.files.safe_text import visible
-from distill.phrases import counted
+from distill.format import counted, interval_text, percent
 from distill.runs.run_folder import write_bytes, write_text
 from students.normalize import MEAN, STD
 from students.resnet import ResNet
@@ -27,11 +27,11 @@ from students.resnet import ResNet
 IS_FLOAT = True
 MAX_PARAMETERS = 5_000_000  # the network has strictly fewer
 CODE, WEIGHTS = "project1_model.py", "project1_model.pt"
-COLUMNS = 88  # ruff's default, for a file that is in no project
+COLUMNS = 88  # ruff's default line length
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """Raises UserError for a network that is no `ResNet` and for one that is too large."""
+    """Write code and weights. Raises UserError for a network other than `ResNet` or too large."""
     _check(finished)
     student = _student(finished)
     write_text(folder / CODE, codegen.generate(student, _docstring(finished)))
@@ -46,9 +46,9 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """As the grader does, in a process without this project.
+    """Load the network as the grader does, in a process without this project.
 
-    Raises UserError where the grader would count too many parameters, Failure where the file fails.
+    Raises UserError if the grader would count too many parameters, Failure if the file fails.
     """
     grader = Grader(folder, CODE, WEIGHTS)
     _check_count(grader.n_parameters, str(folder / CODE))
@@ -59,7 +59,7 @@ def read(folder: Path) -> PredictFn:
 def _check(finished: FinishedRun) -> None:
     if not isinstance(finished.net, ResNet):
         raise UserError(
-            f"--format project1 hands in a student, a ResNet of fewer than {MAX_PARAMETERS:,} "
+            f"--format project1 exports a student, a ResNet of fewer than {MAX_PARAMETERS:,} "
             f"parameters; {finished.folder.path} is a teacher, {finished.result['network']}.\n"
             "Give the run of a student, or another --format."
         )
@@ -69,16 +69,15 @@ def _check(finished: FinishedRun) -> None:
 def _check_count(n: int, what: str) -> None:
     if n >= MAX_PARAMETERS:
         raise UserError(
-            f"--format project1: {what} has {n:,} parameters; the course wants fewer than "
+            f"--format project1: {what} has {n:,} parameters; the course requires fewer than "
             f"{MAX_PARAMETERS:,}.\n"
-            "Train a narrower student, as `python cli.py params` counts it, or give another "
-            "--format."
+            "Train a narrower student (`python cli.py params` counts it), or give another --format."
         )
 
 
 def _student(finished: FinishedRun) -> codegen.StudentSpec:
     table = network_table(finished.recipe, finished.role)
-    assert isinstance(finished.net, ResNet)  # as `_check` made sure
+    assert isinstance(finished.net, ResNet)  # checked by `_check`
     return codegen.StudentSpec(
         design=finished.net.design,
         activation=table.activation,
@@ -89,34 +88,35 @@ def _student(finished: FinishedRun) -> codegen.StudentSpec:
 
 
 def renormalise(net: torch.nn.Module) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Scale and shift [3] that make of images normalised for the grader those of this network.
+    """Return scale and shift [3] from the grader's normalisation to this network's.
 
-    ((x − m)/s · S + M − mean)/std with M, S the grader's; None where both are the same. It cannot
-    be folded into the stem's kernels: they see zeros beyond the border, and those stay zeros.
+    The grader's images y = (x − M)/S become (y · S + M − mean)/std; None if both are the same. It
+    cannot be folded into the stem's kernels: zeros beyond the border must stay zeros.
     """
     mean, std = (torch.as_tensor(b).flatten() for b in (net.normalize.mean, net.normalize.std))
-    ours = torch.tensor(MEAN), torch.tensor(STD)
-    if torch.equal(mean, ours[0]) and torch.equal(std, ours[1]):
+    of_grader = torch.tensor(MEAN), torch.tensor(STD)
+    if torch.equal(mean, of_grader[0]) and torch.equal(std, of_grader[1]):
         return None
-    mean, std, graders_mean, graders_std = (t.double() for t in (mean, std, *ours))
+    mean, std, graders_mean, graders_std = (t.double() for t in (mean, std, *of_grader))
     return (graders_std / std).tolist(), ((graders_mean - mean) / std).tolist()
 
 
 def _docstring(finished: FinishedRun) -> str:
-    folded = (
-        "Its weights learnt on images with another mean and std: its first step renormalises."
+    renormalises = (
+        "It was trained on images with another mean and std, so its first step renormalises."
         if renormalise(finished.net)
         else ""
     )
     facts = (
-        f"{visible(finished.result['network'])} with {finished.n_parameters:,} parameters. Right "
-        f"on {finished.top1:.2%} of {_tested(finished)}. Trained by Understudy's recipe "
-        f"{visible(finished.result['recipe'])} for {counted(finished.result['epochs'], 'epoch')}."
+        f"{visible(finished.result['network'])} with {finished.n_parameters:,} parameters. Its "
+        f"accuracy is {percent(finished.top1)} on {_tested(finished)}. Trained by Understudy's "
+        f"recipe {visible(finished.result['recipe'])} for "
+        f"{counted(finished.result['epochs'], 'epoch')}."
     )
     expects = (
         f"It takes images [B, 3, 32, 32], in [0, 1] and then normalised by mean {MEAN} and std "
         f"{STD}, and returns logits [B, {len(finished.class_names)}] of "
-        f"{', '.join(map(visible, finished.class_names))}. {folded}"
+        f"{', '.join(map(visible, finished.class_names))}. {renormalises}"
     )
     how = (
         "    model = project1_model()\n"
@@ -128,11 +128,10 @@ def _docstring(finished: FinishedRun) -> str:
 
 
 def _tested(finished: FinishedRun) -> str:
-    """How many test images, and how sure that makes it; less where nothing tells."""
+    """Describe the test images and the accuracy's interval, if they are known."""
     if finished.interval is None:
         return "the test images"
-    low, high = finished.interval
     return (
-        f"{finished.n_test:,} test images (95 % interval of this one run, Wilson's: {low:.2%} to "
-        f"{high:.2%})"
+        f"{finished.n_test:,} test images (95 % interval of this one run, Wilson's: "
+        f"{interval_text(finished.interval)})"
     )

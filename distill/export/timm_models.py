@@ -4,8 +4,8 @@
     import distill.export.timm_models
     net = timm.create_model("local-dir:DIR", pretrained=True)
 
-They take images in [0, 1] and normalise inside, so a timm transform needs mean 0 and std 1, as
-their config says.
+They take images in [0, 1] and include the normalisation, so a timm transform needs mean 0 and std
+1, as in their config.
 """
 
 from dataclasses import asdict
@@ -21,26 +21,26 @@ from teachers.wrn import WideResNet
 
 __all__ = ["understudy_resnet", "understudy_wrn"]
 
-NOT_OURS = ("global_pool",)  # timm offers it to every network
+NOT_OURS = ("global_pool",)  # timm passes it to every network
 RATES = ("activation", "block_dropout", "head_dropout", "norm_momentum")
 
 
 def resnet_arguments(design: Design, **rates: Any) -> dict[str, Any]:
-    """The `model_args` of a student: what `understudy_resnet` builds it from."""
+    """Return the `model_args` from which `understudy_resnet` builds a student."""
     return {k: v for k, v in asdict(design).items() if k != "classes" and v is not None} | rates
 
 
 def understudy_resnet(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """A student: its `Design`, activation, dropouts and norm momentum by name."""
-    return _built(_resnet, "understudy_resnet", pretrained, arguments)
+    """Build a student from its `Design`, activation, dropouts and norm momentum by name."""
+    return _build(_resnet, "understudy_resnet", pretrained, arguments)
 
 
 def understudy_wrn(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """A wide residual network: `depth`, `widen`, `dropout`."""
-    return _built(_wrn, "understudy_wrn", pretrained, arguments)
+    """Build a wide residual network from `depth`, `widen` and `dropout`."""
+    return _build(_wrn, "understudy_wrn", pretrained, arguments)
 
 
-def _built(make: Any, name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+def _build(make: Any, name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     net: nn.Module = build_model_with_cfg(
         make, name, pretrained, kwargs_filter=NOT_OURS, **arguments
     )
@@ -50,7 +50,7 @@ def _built(make: Any, name: str, pretrained: bool, arguments: dict[str, Any]) ->
 def _resnet(num_classes: int, in_chans: int, **arguments: Any) -> ResNet:
     _check_channels(in_chans)
     rates = {name: arguments.pop(name) for name in RATES if name in arguments}
-    plain: dict[str, Any] = {  # JSON knows no tuples
+    plain: dict[str, Any] = {  # JSON has no tuples
         k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()
     }
     return ResNet(Design(classes=num_classes, **plain), **rates)

@@ -22,10 +22,10 @@ FILE = "model.pt2"
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """Says nothing of this machine."""
+    """Write the program without paths of this machine."""
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter tells of its own future
+        warnings.simplefilter("ignore")  # of torch's exporter: deprecations
         program = torch.export.export(
             finished.net,
             (torch.zeros(2, CHANNELS, SIDE, SIDE),),
@@ -38,11 +38,11 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """By torch alone."""
+    """Load by torch alone."""
     net = torch.export.load(folder / FILE).module()
 
-    def answers(images: Tensor) -> Tensor:
+    def predict(images: Tensor) -> Tensor:
         logits: Tensor = net(images.contiguous())
         return logits
 
-    return answers
+    return predict

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe.recipes import Recipe
 
 # The texts in the RuntimeErrors of torch's allocators on a CPU.

@@ -5,42 +5,50 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.phrases import counted
+from distill.format import (
+    UNKNOWN,
+    counted,
+    duration,
+    grouped,
+    interval_text,
+    p_value,
+    percent,
+    percent_number,
+    points,
+)
 from distill.recipe import recipes
 from distill.report import page as pages
 from distill.report import plots
 from distill.report.group_curves import group_colour, overlay_curves
 from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
-from distill.report.test_sections import interval_text, test_interval
+from distill.report.test_sections import test_interval
 from distill.report.value_table import Column, ValueTable
 from distill.runs import run_folder
 from distill.runs.groups import Group, group_differences, groups, without_seeds
 from distill.runs.record import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
 from distill.statistics import Interval, MeanAndInterval
-from distill.terminal.progress import UNKNOWN, duration, grouped, percent
-
-SMALL_P = 0.0001
 
 
 def write(
     folders: Sequence[RunFolder], path: Path, test_curves: Mapping[Path, TestCurve] | None = None
 ) -> Path:
-    """The page of several runs at `path`; the folder of its figures and tables.
+    """Write the page of several runs to `path`; return the folder of its figures and tables.
 
     `test_curves` by run folder. Raises UserError for damaged files.
     """
-    curves_of = test_curves or {}
-    return pages.write(page([read(each, curves_of.get(each.path)) for each in folders]), path)
+    curves = test_curves or {}
+    records = [read(folder, curves.get(folder.path)) for folder in folders]
+    return pages.write(page(records), path)
 
 
 def page(records: Sequence[RunRecord]) -> Page:
-    """The page of several runs, finished or not."""
+    """Build the page of several runs, finished or not."""
     found = groups(records)
     return Page(
         title=" · ".join(group.name for group in found),
-        lead=f"{counted(len(records), 'run', 'runs')} in {counted(len(found), 'group', 'groups')}; "
-        "the runs of a group differ in their seeds alone.",
+        lead=f"{counted(len(records), 'run')} in {counted(len(found), 'group')}; "
+        "runs of a group differ only in their seeds.",
         facts=[_head_figure(group) for group in found],
         notes=list(_notes(records, found)),
         sections=[
@@ -54,52 +62,58 @@ def page(records: Sequence[RunRecord]) -> Page:
 
 
 def _head_figure(group: Group) -> HeadFigure:
-    known = group.spread("top1")
-    if known is None:
+    spread = group.spread("top1")
+    if spread is None:
         return HeadFigure(group.name, UNKNOWN, "not finished")
-    return HeadFigure(group.name, percent(known.mean), _beside(known))
+    return HeadFigure(group.name, percent(spread.mean), _std_text(spread))
 
 
-def _beside(known: MeanAndInterval) -> str:
-    if known.std is None:
+def _std_text(spread: MeanAndInterval) -> str:
+    if spread.std is None:
         return "test accuracy of one run"
-    return f"± {100 * known.std:.2f} over {known.n} seeds"
+    return f"± {percent_number(spread.std)} over {spread.n} seeds"
 
 
 def _notes(records: Sequence[RunRecord], found: Sequence[Group]) -> Iterator[str]:
     unfinished = [record.name for record in records if not record.is_finished]
     if unfinished:
-        yield f"Not finished, and so without figures of the test split: {', '.join(unfinished)}."
+        yield f"Not finished, and so without test results: {', '.join(unfinished)}."
     for group in found:
         if group.duplicates:
             names = ", ".join(record.name for record in group.duplicates)
-            yield f"The seeds of {names} are in {group.name} already: they do not count twice."
+            yield f"{group.name} already has the seeds of {names}: they are not counted twice."
     images = {record.result["data"]["fingerprint"] for record in records if record.is_finished}
     if len(images) > 1:
-        yield "These runs were trained on different images: their figures are not to be compared."
+        yield "These runs were trained on different images: do not compare their results."
     results = [record.result for record in records if record.is_finished]
-    if apart := run_folder.test_split_differences(results):
+    if differing := run_folder.test_split_differences(results):
         yield (
-            f"These runs differ in their {' and '.join(apart)}: their test figures are not to be "
-            "compared."
+            f"These runs differ in their {' and '.join(differing)}: do not compare their test "
+            "results."
         )
     yield from run_folder.test_split_unnamed(results)
     if any(record.test_curve for record in records):
-        yield "The test curves were drawn after the runs by kept weights; they chose nothing."
+        yield "Test curves were computed after the runs from saved weights, and selected nothing."
 
 
 def _test_results(found: Sequence[Group]) -> Iterator[Block]:
-    finished = [(group, known) for group in found if (known := group.spread("top1")) is not None]
+    finished = [(g, spread) for g in found if (spread := g.spread("top1")) is not None]
     if not finished:
         yield Paragraph("No run is finished.")
         return
     rows = [
-        (group.name, np.array(group.tested), known.mean, known.interval, group_colour(found, group))
-        for group, known in finished
+        (
+            group.name,
+            np.array(group.tested),
+            spread.mean,
+            spread.interval,
+            group_colour(found, group),
+        )
+        for group, spread in finished
     ]
     caption = (
-        "Accuracy on the test split: a point a run, a bar at the mean of a group, and the mean's "
-        "95 % interval by Student's t where there are several seeds."
+        "Accuracy on the test split: a point per run, a bar at the mean of a group, and the mean's "
+        "95 % interval by Student's t if there are several seeds."
     )
     yield FigureBlock("groups", caption, plots.seeds(rows))
     columns = (
@@ -115,26 +129,26 @@ def _test_results(found: Sequence[Group]) -> Iterator[Block]:
     table = [
         (
             group.name,
-            known.n,
-            _pair(known),
-            known.interval,
+            spread.n,
+            _pair(spread),
+            spread.interval,
             _pair(group.spread("nll")),
             _pair(group.spread("ece")),
             group.records[0].parameters,
             _mean_time(group),
         )
-        for group, known in finished
+        for group, spread in finished
     ]
     yield Table(ValueTable("groups", "", columns, table))
 
 
-def _pair(known: MeanAndInterval | None) -> tuple[float, float | None] | None:
-    return None if known is None else (known.mean, known.std)
+def _pair(spread: MeanAndInterval | None) -> tuple[float, float | None] | None:
+    return None if spread is None else (spread.mean, spread.std)
 
 
 def _mean_std(pair: tuple[float, float | None]) -> str:
     mean, std = pair
-    return percent(mean) if std is None else f"{100 * mean:.2f} ± {100 * std:.2f} %"
+    return percent(mean) if std is None else f"{percent_number(mean)} ± {percent(std)}"
 
 
 def _plain_mean_std(pair: tuple[float, float | None]) -> str:
@@ -147,38 +161,30 @@ def _mean_time(group: Group) -> float:
 
 
 def _group_differences(found: Sequence[Group]) -> Iterator[Block]:
-    known = group_differences(found)
-    if not known:
-        yield Paragraph("There is one group alone.")
+    differences = group_differences(found)
+    if not differences:
+        yield Paragraph("There is only one group.")
         return
     columns = (
         Column("first", is_number=False),
         Column("second", is_number=False),
-        Column("difference", _points),
+        Column("difference", points),
         Column("95 % interval", _points_interval, ("low", "high")),
-        Column("p", _p),
+        Column("p", p_value),
         Column("by", is_number=False),
     )
-    rows = [(v.a, v.b, v.difference, v.interval, v.p, v.method) for v in known]
+    rows = [(d.a, d.b, d.difference, d.interval, d.p, d.method) for d in differences]
     yield Table(ValueTable("between", "", columns, rows))
     yield Paragraph(
-        "Differences of accuracy on the test split, first less second, in points. p is the "
-        "probability of a difference as large where there is none, of one comparison alone: of "
-        "twenty such, one is below 0.05 by chance. McNemar's test compares two networks, not the "
-        "recipes behind them."
+        "Differences of accuracy on the test split, first minus second, in points. p is the "
+        "probability of a difference at least as large if there is none, without correction for "
+        "multiple comparisons: one in twenty is below 0.05 by chance. McNemar's test compares two "
+        "networks, not their recipes."
     )
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f}".replace("-", "−")
 
 
 def _points_interval(interval: Interval) -> str:
-    return " to ".join(map(_points, interval))
-
-
-def _p(p: float) -> str:
-    return f"< {SMALL_P:.4f}" if p < SMALL_P else f"{p:.4f}"
+    return " to ".join(map(points, interval))
 
 
 def _runs(found: Sequence[Group]) -> Table:
@@ -215,19 +221,19 @@ def _runs(found: Sequence[Group]) -> Table:
 
 
 def _differences(found: Sequence[Group]) -> Iterator[Block]:
-    """Key by key, each group against the first."""
+    """Show the recipe keys in which each group differs from the first."""
     first, *others = found
     if not others:
-        yield Paragraph("Nothing but the seeds.")
+        yield Paragraph("Only the seeds.")
     columns = (
         Column("key", is_number=False),
         Column(f"{first.name} → the other", is_number=False),
     )
     for number, group in enumerate(others, start=1):
-        ours, theirs = (without_seeds(each.records[0]) for each in (first, group))
-        rows = [line.split(": ", 1) for line in recipes.differences(ours, theirs)]
+        pair = (without_seeds(member.records[0]) for member in (first, group))
+        rows = [line.split(": ", 1) for line in recipes.differences(*pair)]
         if not rows:
-            why = "differ in what they were trained on or as, not in their recipes."
+            why = "differ in data, teacher or role, not in their recipes."
             yield Paragraph(f"{first.name} and {group.name} {why}")
             continue
         shown = [(key, change.replace(" -> ", " → ")) for key, change in rows]

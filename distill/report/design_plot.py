@@ -10,34 +10,34 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from distill.errors import Failure, UserError
-from distill.phrases import counted
+from distill.format import counted
 from distill.report.style import SERIES
 from distill.runs.run_folder import write_bytes
 
 FORMATS = (".svg", ".png", ".pdf")
-CLEAR = 8  # from one label or point to another, 1 / 72 inch
+CLEAR = 8  # distance from one label or point to another, 1 / 72 inch
 Point = tuple[float, float]
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A point a design: millions of parameters across, of MACs upwards; a colour a number of
-    stages, beside each point its blocks where they are a number.
+    """Plot each design as a point: millions of parameters against millions of MACs, one colour per
+    number of stages, labelled with the blocks per stage if they are equal.
     """
     drawn = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = drawn.subplots()
     labels: dict[Point, tuple[str, str]] = {}
-    for n, (stages, same) in enumerate(groupby(rows, key=lambda row: row["stages"])):
-        points = {(row["parameters"] / 1e6, row["macs"] / 1e6): row["blocks"] for row in same}
+    for n, (stages, group) in enumerate(groupby(rows, key=lambda row: row["stages"])):
+        points = {(row["parameters"] / 1e6, row["macs"] / 1e6): row["blocks"] for row in group}
         colour = SERIES[n % len(SERIES)]
         across, upwards = zip(*points, strict=True)
         axes.scatter(across, upwards, s=14, color=colour, label=counted(stages, "stage"))
         labels |= {point: (str(n), colour) for point, n in points.items() if isinstance(n, int)}
     axes.set_yscale("log")
     axes.set_xlabel("parameters (millions)")
-    axes.set_ylabel("multiply-accumulates for an image (millions)")
-    axes.legend(frameon=False, fontsize=8, title="beside a point: blocks a stage", title_fontsize=8)
+    axes.set_ylabel("multiply-accumulates per image (millions)")
+    axes.legend(frameon=False, fontsize=8, title="label: blocks per stage", title_fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    drawn.draw_without_rendering()  # from here on it is known where a point lies on the page
+    drawn.draw_without_rendering()  # fixes the points' positions on the page
     on_page = [axes.transData.transform(point) * 72 / drawn.dpi for point in labels]
     places = place_labels([(float(x), float(y)) for x, y in on_page])
     for (point, (text, colour)), (x, y) in zip(labels.items(), places, strict=True):
@@ -49,10 +49,10 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def place_labels(points: Sequence[Point]) -> list[Point]:
-    """Where to write beside each point, from the point, so that no two labels touch and none lies
-    on a point: the nearest free one of rings of places. All in points of the page, 1 / 72 inch.
+    """Return each label's offset from its point, so that labels touch neither each other nor a
+    point: the nearest free position on rings around it. All in 1 / 72 inch.
     """
-    taken, places = list(points), []
+    occupied, places = list(points), []
     for x, y in points:
         rings = (
             (radius * cos(angle), radius * sin(angle))
@@ -62,17 +62,17 @@ def place_labels(points: Sequence[Point]) -> list[Point]:
         free = (
             (dx, dy)
             for dx, dy in rings
-            if all(hypot(x + dx - a, y + dy - b) >= CLEAR for a, b in taken)
+            if all(hypot(x + dx - a, y + dy - b) >= CLEAR for a, b in occupied)
         )
         dx, dy = next(free, (CLEAR, CLEAR))
-        taken.append((x + dx, y + dy))
+        occupied.append((x + dx, y + dy))
         places.append((dx, dy))
     return places
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the figure of some designs. Raises UserError where there is none, or for another ending
-    than .svg, .png or .pdf; Failure where the disk does not take it.
+    """Write the figure of designs. Raises UserError if there is none, or for another suffix than
+    .svg, .png or .pdf; Failure if it cannot be written.
     """
     if path.suffix not in FORMATS:
         raise UserError(f"--plot {path} must end in {', '.join(FORMATS)}.")
@@ -85,10 +85,10 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     except OSError as fault:
         raise Failure(
             f"--plot {path} cannot be written: {fault.strerror or fault}.\n"
-            "Make room, or give another --plot FILE."
+            "Free some space, or give another --plot FILE."
         ) from fault
 
 
 def _undated(suffix: str) -> dict[str, None]:
-    """The same rows give the same file."""
+    """Return metadata without dates, so that the same rows give the same file."""
     return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})

@@ -14,16 +14,16 @@ from distill.runs.epoch_series import Line, curves
 from distill.runs.groups import Group
 from distill.runs.record import RunRecord
 
-LineOf = Callable[[RunRecord, str], Line | None]  # of a run and a measure
+LineOf = Callable[[RunRecord, str], Line | None]  # the line of a run and a measure
 
 
 def group_colour(found: Sequence[Group], group: Group) -> str:
-    """The same for a group in every figure."""
+    """Return a group's colour, the same in every figure."""
     return SERIES[list(found).index(group) % len(SERIES)]
 
 
 def overlay_curves(found: Sequence[Group]) -> list[Block]:
-    """Faint a run, strong the mean of its group; what is not known is said."""
+    """Plot each run faintly and the mean of its group strongly; note if nothing was measured."""
     drawn = [
         ("error", "top1", "held-out error", _held_out, "Error on the held-out images"),
         (
@@ -40,7 +40,7 @@ def overlay_curves(found: Sequence[Group]) -> list[Block]:
         series = list(_series(found, measure, line_of))
         if series:
             figure = plots.over_epochs(series, label, is_share=measure == "top1")
-            under = f"{caption}: faint a run, strong the mean of its group."
+            under = f"{caption}: each run faint, the mean of its group strong."
             blocks.append(FigureBlock(name, under, figure))
     return blocks or [Paragraph("No epoch of these runs was measured.")]
 
@@ -58,14 +58,14 @@ def _series(found: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[S
 
 
 def _held_out(record: RunRecord, measure: str) -> Line | None:
-    """Of the weights to use: the average's, where the run has one."""
-    known = curves(record.events).epochs
-    net, averaged = (known.get(measure_name(measure, split)) for split in ("val", "val_ema"))
+    """Return a measure of the final weights: the averaged ones if the run has them."""
+    epochs = curves(record.events).epochs
+    net, averaged = (epochs.get(measure_name(measure, split)) for split in ("val", "val_ema"))
     return averaged if averaged is not None else net
 
 
 def mean_line(lines: Sequence[Line]) -> Line:
-    """The mean at the epochs that all have."""
+    """Return the mean at the epochs that all lines have."""
     common = sorted(set.intersection(*(set(line.x.tolist()) for line in lines)))
     at = [dict(zip(line.x.tolist(), line.y.tolist(), strict=True)) for line in lines]
     values = [float(np.mean([line[x] for line in at])) for x in common]

@@ -1,7 +1,7 @@
 """Build an HTML page of sections, with its figures and tables in files beside it.
 
-Whatever came from outside (names, paths, claims, classes) is text here and is escaped by the
-template; the drawings alone are markup, and matplotlib has escaped the text in them.
+External text (names, paths, claims, classes) is escaped by the template. Only figures are markup,
+in which matplotlib has escaped the text.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Preformatted:
-    """Text as it is, line by line."""
+    """Text whose lines are preserved."""
 
     kind: ClassVar[str] = "listing"
     text: str
@@ -39,7 +39,7 @@ class Preformatted:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A figure; `name` is that of its files, `caption` says what is to be seen."""
+    """A figure; `name` is the stem of its files."""
 
     kind: ClassVar[str] = "drawing"
     name: str
@@ -48,13 +48,13 @@ class FigureBlock:
 
     @property
     def svg(self) -> str:
-        """For the inside of the page."""
+        """The figure as inline SVG."""
         return style.svg(self.figure, self.name)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A grid; a long one is folded until it is asked for, the row `marked` (from 0) stands out."""
+    """A table; a long one is collapsed at first, and the row `marked` (from 0) is highlighted."""
 
     kind: ClassVar[str] = "table"
     grid: ValueTable
@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class ClassProbabilities:
-    """What a network holds of one image: (class, probability), the likeliest first."""
+    """A network's prediction for one image: (class, probability), the most probable first."""
 
     whose: str
     shares: Sequence[tuple[str, float]]
@@ -72,7 +72,7 @@ class ClassProbabilities:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One image that was taken for something else. `picture` is a data: address of a PNG."""
+    """A misclassified image. `picture` is a data: URL of a PNG."""
 
     picture: str
     title: str
@@ -93,14 +93,14 @@ Block = Paragraph | Preformatted | FigureBlock | Table | Gallery
 
 @dataclass(frozen=True)
 class Section:
-    """A title and what stands under it."""
+    """A title and its blocks."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def parts(self) -> list[list[Block]]:
-        """The blocks in order; drawings that follow each other are one part, side by side."""
+        """The blocks in order; consecutive figures are one part, side by side."""
         parts: list[list[Block]] = []
         for block in self.blocks:
             if parts and block.kind == "drawing" == parts[-1][-1].kind:
@@ -112,7 +112,7 @@ class Section:
 
 @dataclass(frozen=True)
 class HeadFigure:
-    """One figure of the head: its name, itself, what stands under it."""
+    """One number of the head: its name, value and a remark below."""
 
     name: str
     value: str
@@ -121,7 +121,7 @@ class HeadFigure:
 
 @dataclass(frozen=True)
 class Page:
-    """A report. `lead` is the sentence under its title, `notes` what must be known first."""
+    """A report. `lead` is the sentence under its title; `notes` are shown before the sections."""
 
     title: str
     lead: str
@@ -131,10 +131,10 @@ class Page:
 
 
 def write(page: Page, path: Path) -> Path:
-    """The page at `path`, and `<its stem>_files/` with `figures/` and `tables/` beside it.
+    """Write the page to `path`, and `<its stem>_files/` with `figures/` and `tables/` beside it.
 
-    What an earlier report left there under the same names is overwritten. Returns the folder.
-    Raises Failure where the disk does not take it.
+    Files of an earlier report with the same names are overwritten. Returns the folder. Raises
+    Failure if it cannot be written.
     """
     beside = path.with_name(f"{path.stem}_files")
     try:
@@ -145,13 +145,13 @@ def write(page: Page, path: Path) -> Path:
     except OSError as fault:
         raise Failure(
             f"The report cannot be written: {fault.filename or path}: {fault.strerror or fault}.\n"
-            "Give it another place: --out DIR."
+            "Choose another folder: --out DIR."
         ) from fault
     return beside
 
 
 def _write_files(block: Block, beside: Path) -> None:
-    """What a block leaves for a paper."""
+    """Write a block's files for use in a paper."""
     if isinstance(block, FigureBlock):
         write_bytes(beside / "figures" / f"{block.name}.pdf", style.pdf(block.figure))
         write_bytes(beside / "figures" / f"{block.name}.png", style.png(block.figure))
@@ -161,12 +161,12 @@ def _write_files(block: Block, beside: Path) -> None:
 
 
 def _finalized(value: Any) -> Any:
-    """Text without control characters; drawings, which are markup, as they are."""
+    """Escape control characters in text; leave figures, which are markup."""
     return visible_lines(value) if type(value) is str else value
 
 
 def html(page: Page) -> str:
-    """The page as one file that asks for nothing beside itself."""
+    """Return the page as one file without external resources."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -16,9 +16,9 @@ from distill.report.style import BLUE, COLUMN, FAINT, HEIGHT, INK, ORANGE, PAPER
 from distill.runs.epoch_series import Floats, Line
 from distill.runs.saved_predictions import BINS, CalibrationCurve, Counts
 
-LONGEST_NAME = 18  # letters of a class beside an axis
-MANY_CLASSES = 20  # from here on a matrix has no figures in its cells
-FAINTEST = 0.01  # of an ink: a cell that is fainter cannot be seen
+LONGEST_NAME = 18  # characters of a class name beside an axis
+MANY_CLASSES = 20  # above it a matrix has no numbers in its cells
+FAINTEST = 0.01  # opacity: a fainter cell is invisible
 in_style = matplotlib.rc_context(STYLE)
 
 
@@ -35,13 +35,13 @@ class Series:
 
 
 def new_figure(height: float = HEIGHT) -> Figure:
-    """An empty figure as wide as a column; `height` in inches."""
+    """Return an empty figure as wide as a column; `height` in inches."""
     return Figure(figsize=(COLUMN, height), layout="constrained")
 
 
 @in_style
 def over_epochs(series: Sequence[Series], label: str, *, is_share: bool = False) -> Figure:
-    """Lines over the epochs; `is_share` writes 0.28 as 28 %."""
+    """Plot lines over the epochs; `is_share` writes 0.28 as 28 %."""
     figure = new_figure()
     axes = figure.add_subplot()
     _draw(axes, series)
@@ -55,7 +55,7 @@ def over_epochs(series: Sequence[Series], label: str, *, is_share: bool = False)
 
 @in_style
 def stacked_panels(panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
-    """One small panel under the other, each with a scale of its own: terms of a loss."""
+    """Plot small panels below each other, each with its own scale: the terms of a loss."""
     figure = new_figure(0.35 + 0.95 * len(panels))
     every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, series) in zip(every, panels, strict=True):
@@ -69,7 +69,7 @@ def stacked_panels(panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
 
 @in_style
 def confusion(counts: Counts, names: Sequence[str]) -> Figure:
-    """Each row is a class, in percent of its images; the mistakes have a scale of their own."""
+    """Plot a confusion matrix in percent of each row; mistakes have their own colour scale."""
     n = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     worst = max(float((shares * (1 - np.eye(n))).max()), 1e-9)
@@ -86,7 +86,7 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
         text = f"{100 * shares[i, j]:.0f}"
         axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=size)
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal")
-    axes.set(xlabel="taken for", ylabel="is")
+    axes.set(xlabel="prediction", ylabel="label")
     axes.grid(visible=False)
     axes.tick_params(length=0)
     if n <= MANY_CLASSES:
@@ -99,9 +99,9 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
 def by_class(
     shares: Floats, intervals: Floats, names: Sequence[str], others: Floats | None, other: str
 ) -> Figure:
-    """Bars of the accuracy of each class [C] with its interval [C, 2]; `others` [C] are marks.
+    """Plot the accuracy of each class [C] as a bar with its interval [C, 2], the best at the top.
 
-    `other` is whose they are. Sorted, the best above.
+    `others` [C] are marked with diamonds, named `other` in the legend.
     """
     order = np.argsort(shares, kind="stable")
     n, places = len(order), np.arange(len(order))
@@ -109,11 +109,11 @@ def by_class(
     figure = new_figure(min(0.6 + 0.19 * n, 9.0))
     axes = figure.add_subplot()
     axes.barh(places, shares[order], color=BLUE, alpha=0.45, height=0.72, label="accuracy")
-    reach = np.abs(intervals[order].T - shares[order])
+    error_bars = np.abs(intervals[order].T - shares[order])
     axes.errorbar(
         shares[order],
         places,
-        xerr=reach,
+        xerr=error_bars,
         label="95 % interval",
         fmt="none",
         ecolor=INK,
@@ -133,23 +133,25 @@ def by_class(
 
 @in_style
 def reliability(plain: CalibrationCurve, scaled: CalibrationCurve | None = None) -> Figure:
-    """Accuracy over confidence, above how many answers have it; the diagonal is honesty."""
+    """Plot accuracy over confidence, and below it the share of predictions; the diagonal is
+    perfect calibration.
+    """
     figure = new_figure(2.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), "--", color=FAINT, linewidth=0.8)
-    both = [(plain, BLUE, "as it is", "o"), (scaled, RED, "temperature scaled", "s")]
-    for known, colour, name, marker in both:
-        if known is not None:
-            some = known.counts > 0
-            x, y = known.confidence[some], known.accuracy[some]
-            label = f"{name}, ECE {known.ece:.3f}"
+    both = [(plain, BLUE, "unscaled", "o"), (scaled, RED, "temperature scaled", "s")]
+    for curve, colour, name, marker in both:
+        if curve is not None:
+            filled = curve.counts > 0
+            x, y = curve.confidence[filled], curve.accuracy[filled]
+            label = f"{name}, ECE {curve.ece:.3f}"
             upper.plot(x, y, marker=marker, color=colour, label=label, clip_on=False)
             edges = np.arange(BINS + 1) / BINS
-            shares = known.counts / known.counts.sum()
-            lower.stairs(shares, edges, color=colour, alpha=0.35, fill=known is plain)
+            shares = curve.counts / curve.counts.sum()
+            lower.stairs(shares, edges, color=colour, alpha=0.35, fill=curve is plain)
             lower.stairs(shares, edges, color=colour)
     upper.set(ylabel="accuracy", ylim=(0, 1.02))
-    lower.set(xlabel="confidence", ylabel="answers", xlim=(0, 1))
+    lower.set(xlabel="confidence", ylabel="predictions", xlim=(0, 1))
     lower.yaxis.set_major_locator(MaxNLocator(2))
     lower.yaxis.set_major_formatter(FuncFormatter(_percent))
     figure.align_ylabels()
@@ -159,7 +161,10 @@ def reliability(plain: CalibrationCurve, scaled: CalibrationCurve | None = None)
 
 @in_style
 def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None, str]]) -> Figure:
-    """Of each group its name, a point a run, the mean, the mean's interval, and its colour."""
+    """Plot a point per run, a bar at each group's mean, and the mean's interval.
+
+    `groups`: (name, values, mean, interval, colour).
+    """
     figure = new_figure(0.5 + 0.34 * len(groups))
     axes = figure.add_subplot()
     for place, (_, values, mean, interval, colour) in enumerate(reversed(groups)):
@@ -177,7 +182,7 @@ def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None,
 
 
 def short_name(name: str) -> str:
-    """A class's name that fits beside an axis."""
+    """Shorten a name to fit beside an axis."""
     shown = visible(name)
     return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
 
@@ -209,7 +214,7 @@ def _percent(share: float, _: int) -> str:
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """Above the axes, where no line is; none where nothing has a name."""
+    """Put the legend above the axes; none if no line has a name."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=columns)

@@ -1,8 +1,8 @@
 """Figure sizes and colours; export to SVG, PDF and PNG.
 
-A figure is drawn once, in the colours of paper. In a page its colours become CSS variables, so that
-the same drawing is read in light and dark. Colours: Okabe and Ito, "Color Universal Design", 2008,
-told apart by people with any colour vision.
+A figure is drawn once, with colours for print. In a page its colours become CSS variables, so that
+the same figure works in light and dark mode. Colours: Okabe and Ito, "Color Universal Design",
+2008, distinguishable with any colour vision.
 """
 
 import io
@@ -18,10 +18,10 @@ POINTS = 8  # of all text
 
 INK, FAINT, RULE, PAPER = "#1b1e23", "#6a707b", "#dadde3", "#ffffff"
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
-PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#b8a200"  # the yellow darker than theirs, on white
+PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#b8a200"  # yellow darker than the original, for white
 SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW, INK)
 
-# The names of the colours in a page; `report.html.j2` says what they are in light and dark.
+# CSS names of the colours; `report.html.j2` defines them for light and dark mode.
 ON_PAGE = {
     INK: "currentColor", FAINT: "var(--faint)", RULE: "var(--rule)", PAPER: "var(--paper)",
     BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)", RED: "var(--red)",
@@ -70,9 +70,9 @@ STYLE: dict[Any, Any] = {
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The figure for the inside of a page: its text is text, its colours are the page's.
+    """Return the figure as inline SVG, with selectable text and the page's colours.
 
-    The same figure and name give the same letters. Text is escaped by matplotlib.
+    The same figure and name give the same output. Matplotlib escapes the text.
     """
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -80,9 +80,9 @@ def svg(figure: Figure, name: str) -> str:
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=nothing)
     drawing = file.getvalue()
-    drawing = drawing[drawing.index("<svg") :]  # inside a page there is no prologue
+    drawing = drawing[drawing.index("<svg") :]  # without the XML prologue
     drawing = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", drawing, count=1)
-    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # nobody asks for them, and pages have many
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # unused, and not unique within a page
     drawing = re.sub(r" xmlns(:\w+)?=\"[^\"]*\"| version=\"1.1\"", "", drawing)
     drawing = re.sub(r"xlink:href", "href", drawing)
     for colour, variable in ON_PAGE.items():
@@ -91,17 +91,17 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def pdf(figure: Figure) -> bytes:
-    """Vectors with TrueType fonts inside, no date: what conferences take."""
+    """Return a PDF with embedded TrueType fonts and no date, as conferences require."""
     nothing = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-    return _saved(figure, "pdf", {"pdf.fonttype": 42}, metadata=nothing)
+    return _save(figure, "pdf", {"pdf.fonttype": 42}, metadata=nothing)
 
 
 def png(figure: Figure) -> bytes:
-    """300 dots an inch, on white."""
-    return _saved(figure, "png", {}, metadata={"Software": None}, dpi=300, facecolor=PAPER)
+    """Return a PNG with 300 dots per inch, on white."""
+    return _save(figure, "png", {}, metadata={"Software": None}, dpi=300, facecolor=PAPER)
 
 
-def _saved(figure: Figure, kind: str, style: dict[Any, Any], **options: Any) -> bytes:
+def _save(figure: Figure, kind: str, style: dict[Any, Any], **options: Any) -> bytes:
     with matplotlib.rc_context(STYLE | style):
         _fix_layout(figure)
         file = io.BytesIO()
@@ -110,7 +110,7 @@ def _saved(figure: Figure, kind: str, style: dict[Any, Any], **options: Any) -> 
 
 
 def _fix_layout(figure: Figure) -> None:
-    """Lay the figure out once: each drawing would move it a little further."""
+    """Compute the layout once: each drawing would shift it slightly."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")

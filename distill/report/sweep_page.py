@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from distill.phrases import counted
+from distill.format import counted
 from distill.report import sweep_plots
 from distill.report.page import (
     Block,
@@ -30,76 +30,76 @@ from distill.terminal.sweep_table import (
 )
 
 
-def write(said: SweepSummary, path: Path) -> None:
-    """The page, whole or not at all."""
-    write_text(path, html(page(said)))
+def write(summary: SweepSummary, path: Path) -> None:
+    """Write the page, completely or not at all."""
+    write_text(path, html(page(summary)))
 
 
-def page(said: SweepSummary) -> Page:
-    """The page of a sweep; `said`: what `study.sweep_summary` found."""
-    most = "largest" if said["goal"] == "maximize" else "smallest"
+def page(summary: SweepSummary) -> Page:
+    """Build the page of a sweep from its summary (`sweep_summary.summary`)."""
+    most = "largest" if summary["goal"] == "maximize" else "smallest"
     return Page(
-        title=said["sweep"],
-        lead=f"The recipe {said['recipe']}, varied for the {most} {said['metric']} on held-out "
-        f"images. {counts_text(said)}.",
-        facts=list(_head_figures(said)),
-        notes=() if said["best"] else ["No trial was trained to its end: there is no best one."],
-        sections=list(_sections(said)),
+        title=summary["sweep"],
+        lead=f"The recipe {summary['recipe']}, varied for the {most} {summary['metric']} on "
+        f"held-out images. {counts_text(summary)}.",
+        facts=list(_head_figures(summary)),
+        notes=() if summary["best"] else ["No trial was trained to its end: there is no best one."],
+        sections=list(_sections(summary)),
     )
 
 
-def _head_figures(said: SweepSummary) -> Iterator[HeadFigure]:
-    """The best trial."""
-    best = said["best"]
+def _head_figures(summary: SweepSummary) -> Iterator[HeadFigure]:
+    """Yield the best trial's value, keys and test metrics."""
+    best = summary["best"]
     if best:
         yield HeadFigure(
-            said["metric"], value_text(best["value"]), f"trial {best['trial']}, the best"
+            summary["metric"], value_text(best["value"]), f"trial {best['trial']}, the best"
         )
-        for name, head in heads(list(said["space"])).items():
-            yield HeadFigure(head, key_text(said, name, best["values"].get(name)))
-        for measure, value in (said.get("test") or {}).items():
+        for name, head in heads(list(summary["space"])).items():
+            yield HeadFigure(head, key_text(summary, name, best["values"].get(name)))
+        for measure, value in (summary.get("test") or {}).items():
             yield HeadFigure(measure, value_text(value), f"trial {best['trial']}, measured once")
 
 
-def _sections(said: SweepSummary) -> Iterator[Section]:
-    if said.get("rungs"):
-        yield Section("Rungs", [_rungs(said)])
-    if drawings := list(_figures(said)):
+def _sections(summary: SweepSummary) -> Iterator[Section]:
+    if summary.get("rungs"):
+        yield Section("Rungs", [_rungs(summary)])
+    if drawings := list(_figures(summary)):
         yield Section("History", drawings)
-    if said["importance"]:
-        yield Section("Importance", list(_importance(said)))
-    yield Section("Trials", [_trials(said)])
+    if summary["importance"]:
+        yield Section("Importance", list(_importance(summary)))
+    yield Section("Trials", [_trials(summary)])
 
 
-def _figures(said: SweepSummary) -> Iterator[FigureBlock]:
-    """None of one trial alone."""
-    if len(said["trials"]) < 2:
+def _figures(summary: SweepSummary) -> Iterator[FigureBlock]:
+    """Yield the figures of the history; none for a single trial."""
+    if len(summary["trials"]) < 2:
         return
-    over_trials, through = sweep_plots.history(said), sweep_plots.parallel(said)
+    over_trials, through = sweep_plots.history(summary), sweep_plots.parallel(summary)
     if over_trials is not None:
-        told = "What each trial reached, one after the other, and the best so far."
-        yield FigureBlock("history", told, over_trials)
+        caption = "The value of each trial in order, and the best so far."
+        yield FigureBlock("history", caption, over_trials)
     if through is not None:
-        told = "Parallel coordinates: a line is a trial, through its values to what it reached."
-        yield FigureBlock("parallel", f"{told} The best one is thick.", through)
+        caption = "Parallel coordinates: each line is a trial, from its keys to its metric."
+        yield FigureBlock("parallel", f"{caption} The best one is thick.", through)
 
 
-def _importance(said: SweepSummary) -> Iterator[Block]:
-    if (warning := few_trials_warning(n_complete(said))) is not None:
+def _importance(summary: SweepSummary) -> Iterator[Block]:
+    if (warning := few_trials_warning(n_complete(summary))) is not None:
         yield Paragraph(warning)
-    told = "The share of each key in what tells the best tenth of the trials from the others."
-    drawn = sweep_plots.importance(said)
-    yield FigureBlock("importance", f"{told} PED-ANOVA, arXiv 2304.10255.", drawn)
+    caption = "The share of each key in what separates the best tenth of the trials from the rest."
+    drawn = sweep_plots.importance(summary)
+    yield FigureBlock("importance", f"{caption} PED-ANOVA, arXiv 2304.10255.", drawn)
 
 
-def _trials(said: SweepSummary) -> Table:
-    """Every trial, the best first and marked; why where some were not trained."""
-    rows, names = in_order(said), list(said["space"])
+def _trials(summary: SweepSummary) -> Table:
+    """Return every trial, the best first and marked, with reasons if some were not trained."""
+    rows, names = in_order(summary), list(summary["space"])
     columns = [Column("trial"), Column("state", is_number=False)]
-    columns.append(Column(said["metric"], value_text))
+    columns.append(Column(summary["metric"], value_text))
     for name in names:
-        is_number = not {"grid", "choice"} & set(said["space"][name])
-        columns.append(Column(name, partial(key_text, said, name), is_number=is_number))
+        is_number = not {"grid", "choice"} & set(summary["space"][name])
+        columns.append(Column(name, partial(key_text, summary, name), is_number=is_number))
     columns += [Column("epochs"), Column("why", is_number=False)]
     cells = [
         [
@@ -110,23 +110,26 @@ def _trials(said: SweepSummary) -> Table:
         for row in rows
     ]
     if not any(row["why"] for row in rows):
-        columns, cells = columns[:-1], [each[:-1] for each in cells]
+        columns, cells = columns[:-1], [row_cells[:-1] for row_cells in cells]
     return Table(
-        ValueTable("trials", "", tuple(columns), cells), marked=0 if said["best"] else None
+        ValueTable("trials", "", tuple(columns), cells), marked=0 if summary["best"] else None
     )
 
 
-def _rungs(said: SweepSummary) -> Table:
-    """Of a search: every design's value in each rung, those that went furthest first, of these the
-    best.
+def _rungs(summary: SweepSummary) -> Table:
+    """Return every design's value in each rung of a search, those in most rungs first, then by
+    value.
     """
-    rungs = [rung["values"] for rung in said["rungs"]]
+    rungs = [rung["values"] for rung in summary["rungs"]]
     found = {name: [r[name] for r in rungs if r.get(name) is not None] for name in rungs[0]}
-    sign = -1 if said["goal"] == "maximize" else 1
+    sign = -1 if summary["goal"] == "maximize" else 1
     names = sorted(
         found, key=lambda name: (-len(found[name]), *(sign * v for v in found[name][-1:]))
     )
-    lengths = [counted(rung["epochs"], "epoch", "epochs") for rung in said["rungs"]]
-    columns = (Column("design", is_number=False), *(Column(each, value_text) for each in lengths))
+    lengths = [counted(rung["epochs"], "epoch") for rung in summary["rungs"]]
+    columns = (
+        Column("design", is_number=False),
+        *(Column(length, value_text) for length in lengths),
+    )
     cells = [(name, *(rung.get(name) for rung in rungs)) for name in names]
     return Table(ValueTable("rungs", "", columns, cells))

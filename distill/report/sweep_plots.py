@@ -8,20 +8,20 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from distill.format import shorten
 from distill.report.plots import in_style, legend, new_figure
 from distill.report.style import BLUE, FAINT, PAPER, POINTS, RED
-from distill.terminal.progress import shorten
 from distill.terminal.sweep_table import by_importance, heads, key_text, ranked, value_text
 
 SweepSummary = Mapping[str, Any]
-LETTERS = 36  # that fit beside each other below an axis
+LETTERS = 36  # characters that fit below an axis
 
 
 @in_style
-def history(said: SweepSummary) -> Figure | None:
-    """A point a trial; a line at the best so far; crosses where a trial was ended early."""
-    done = [row for row in said["trials"] if row["value"] is not None]
-    ended = [row for row in said["trials"] if row["value"] is None and row["epochs"]]
+def history(summary: SweepSummary) -> Figure | None:
+    """Plot trials as points, a line at the best so far, and pruned trials as crosses."""
+    done = [row for row in summary["trials"] if row["value"] is not None]
+    ended = [row for row in summary["trials"] if row["value"] is None and row["epochs"]]
     if not done and not ended:
         return None
     figure = new_figure()
@@ -30,23 +30,23 @@ def history(said: SweepSummary) -> Figure | None:
     last = [row["epochs"][max(row["epochs"], key=int)] for row in ended]
     if done:
         axes.plot(numbers, found, "o", color=BLUE, label="complete")
-        best = [*accumulate(found, max if said["goal"] == "maximize" else min)]
-        until = max(row["trial"] for row in said["trials"])
+        best = [*accumulate(found, max if summary["goal"] == "maximize" else min)]
+        until = max(row["trial"] for row in summary["trials"])
         line = [*numbers, until], [*best, best[-1]]
         axes.step(*line, where="post", color=RED, label="best so far")
     if ended:
         axes.plot([row["trial"] for row in ended], last, "x", color=FAINT, label="ended early")
-    axes.set(xlabel="trial", ylabel=said["metric"])
+    axes.set(xlabel="trial", ylabel=summary["metric"])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend(figure, axes, columns=3)
     return figure
 
 
 @in_style
-def importance(said: SweepSummary) -> Figure:
-    """A bar a key, the longest above: its share in what tells the best trials from the others."""
-    short = heads(list(said["space"]))
-    names, shares = zip(*reversed(by_importance(said)), strict=True)
+def importance(summary: SweepSummary) -> Figure:
+    """Plot each key's importance as a bar, the longest at the top."""
+    short = heads(list(summary["space"]))
+    names, shares = zip(*reversed(by_importance(summary)), strict=True)
     figure = new_figure(0.5 + 0.25 * len(names))
     axes = figure.add_subplot()
     axes.barh([shorten(short[name], LETTERS // 2) for name in names], shares, color=BLUE)
@@ -58,11 +58,11 @@ def importance(said: SweepSummary) -> Figure:
 
 
 @in_style
-def parallel(said: SweepSummary) -> Figure | None:
-    """A line a trial from key to key downwards, through the values that it had; the last axis is
-    what it reached. The best one is red and thick.
+def parallel(summary: SweepSummary) -> Figure | None:
+    """Plot each trial as a line through its values of the keys, downwards to its metric. The best
+    one is red and thick.
     """
-    rows, names = ranked(said), list(said["space"])
+    rows, names = ranked(summary), list(summary["space"])
     if not rows:
         return None
     found = [row["value"] for row in rows]
@@ -70,11 +70,11 @@ def parallel(said: SweepSummary) -> Figure | None:
     figure = new_figure(0.4 * (len(names) + 2))
     axes = figure.add_subplot()
     for rank, row in reversed(list(enumerate(rows))):  # the best is drawn last, above the others
-        across = [axis_position(said, name, row["values"][name]) for name in names]
+        across = [axis_position(summary, name, row["values"][name]) for name in names]
         across.append((row["value"] - low) / spread)
         colour, width, alpha = (RED, 2.0, 1.0) if rank == 0 else (BLUE, 0.8, 0.5)
         axes.plot(across, range(len(across)), color=colour, linewidth=width, alpha=alpha)
-    marks = [_axis_labels(said, name) for name in names]
+    marks = [_axis_labels(summary, name) for name in names]
     marks.append([(value_text(v), (v - low) / spread) for v in sorted({min(found), max(found)})])
     for depth, each in enumerate(marks):
         for text, at in each:
@@ -85,19 +85,19 @@ def parallel(said: SweepSummary) -> Figure | None:
                 bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )  # fmt: skip
     short = [shorten(head, LETTERS // 2) for head in heads(names).values()]
-    axes.set_yticks(range(len(names) + 1), [*short, said["metric"]])
+    axes.set_yticks(range(len(names) + 1), [*short, summary["metric"]])
     axes.set_xticks([])
-    axes.set_ylim(len(names) + 0.5, -0.2)  # the first above
+    axes.set_ylim(len(names) + 0.5, -0.2)  # the first key at the top
     axes.tick_params(axis="y", length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
     return figure
 
 
-def axis_position(said: SweepSummary, name: str, value: Any) -> float:
-    """Where a value lies on the axis of its key, 0..1: options in the order of the file, numbers
-    as they were drawn.
+def axis_position(summary: SweepSummary, name: str, value: Any) -> float:
+    """Return the position of a value on the axis of its key, 0..1: options in the order of the
+    file, numbers on the scale of their range.
     """
-    [(kind, known)] = said["space"][name].items()
+    [(kind, known)] = summary["space"][name].items()
     if kind in ("grid", "choice"):
         at: float = list(known).index(value) / max(1, len(known) - 1)
         return at
@@ -106,12 +106,12 @@ def axis_position(said: SweepSummary, name: str, value: Any) -> float:
     return (scale(value) - low) / (high - low)
 
 
-def _axis_labels(said: SweepSummary, name: str) -> list[tuple[str, float]]:
-    """What is written below an axis, and where: every option, or the ends where room is short."""
-    [(_, known)] = said["space"][name].items()
+def _axis_labels(summary: SweepSummary, name: str) -> list[tuple[str, float]]:
+    """Return labels of an axis and their positions: every option, or the ends if space is short."""
+    [(_, known)] = summary["space"][name].items()
     fit = sum(len(str(each)) for each in known) + 2 * len(known) <= LETTERS
     shown = known if fit else [known[0], known[-1]]
     return [
-        (shorten(key_text(said, name, each), LETTERS // 2), axis_position(said, name, each))
+        (shorten(key_text(summary, name, each), LETTERS // 2), axis_position(summary, name, each))
         for each in shown
     ]

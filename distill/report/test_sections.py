@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from distill import statistics
-from distill.phrases import counted
+from distill.format import counted, grouped, interval_text, percent
 from distill.report import plots
 from distill.report.page import (
     Block,
@@ -35,17 +35,10 @@ from distill.runs.saved_predictions import (
     probabilities,
 )
 from distill.statistics import Interval
-from distill.terminal.progress import grouped, percent
 
 MOST_CONFUSED = 10  # pairs
 SHOWN = 24  # mistakes
-LIKELIEST = 3  # classes of an opinion
-
-
-def interval_text(reach: Interval) -> str:
-    """(0.7121, 0.7297) as `71.21 – 72.97 %`."""
-    low, high = (f"{100 * each:.2f}" for each in reach)
-    return f"{low} – {high} %"
+MOST_PROBABLE = 3  # classes shown for a mistake
 
 
 CLASS_COLUMNS = (
@@ -62,14 +55,14 @@ FIGURE_COLUMNS = (
 )
 PAIR_COLUMNS = (
     Column("class", is_number=False),
-    Column("taken for", is_number=False),
+    Column("predicted as", is_number=False),
     Column("images", grouped),
     Column("share of the class", percent),
 )
 
 
 def test_interval(record: RunRecord) -> Interval | None:
-    """Wilson's, of the accuracy on the test split; None where the predictions are not there."""
+    """Return Wilson's interval of the test accuracy; None without predictions."""
     if record.predictions is None:
         return None
     right = is_right(record.predictions.logits, record.predictions.labels)
@@ -77,27 +70,27 @@ def test_interval(record: RunRecord) -> Interval | None:
 
 
 def result_sections(record: RunRecord) -> list[Section]:
-    """The sections that are made of the predictions."""
-    answers = record.predictions
-    if answers is None:
-        why = "its evaluation.npz is gone" if record.is_finished else "the run is not finished"
+    """Return the sections that show the test predictions."""
+    predictions = record.predictions
+    if predictions is None:
+        why = "its evaluation.npz is missing" if record.is_finished else "the run is not finished"
         if not is_tested(record.result):
-            why = "the run is a trial of a sweep, of which only the best is measured there"
+            why = "the run is a trial of a sweep, and only the best trial is tested"
         return [Section("On the test split", [Paragraph(f"There are no predictions: {why}.")])]
-    names = record.class_names or tuple(map(str, range(answers.logits.shape[1])))
+    names = record.class_names or tuple(map(str, range(predictions.logits.shape[1])))
     return [
-        Section("On the test split", [*_figures(answers), *_classes(answers, names)]),
-        Section("Calibration", list(_calibration(answers))),
-        Section("The most confident mistakes", list(_mistakes(answers, names))),
+        Section("On the test split", [*_figures(predictions), *_classes(predictions, names)]),
+        Section("Calibration", list(_calibration(predictions))),
+        Section("The most confident mistakes", list(_mistakes(predictions, names))),
     ]
 
 
-def _figures(answers: Predictions) -> Iterator[Block]:
-    """The first table that a paper needs."""
-    logits, labels = answers.logits, answers.labels
-    right, nll = answers.is_right, saved_predictions.nll(logits, labels)
+def _figures(predictions: Predictions) -> Iterator[Block]:
+    """Show the main measures with their intervals."""
+    logits, labels = predictions.logits, predictions.labels
+    right, nll = predictions.is_right, saved_predictions.nll(logits, labels)
     confidence = probabilities(logits).max(axis=1)
-    reach = saved_predictions.ece_interval(confidence, right)
+    ece_interval = saved_predictions.ece_interval(confidence, right)
     rows: list[tuple[Any, ...]] = [
         ("accuracy", percent(right.mean()), interval_text(_share(right)))
     ]
@@ -106,15 +99,15 @@ def _figures(answers: Predictions) -> Iterator[Block]:
         rows.append(("top 5", percent(five.mean()), interval_text(_share(five))))
     mean = float(nll.mean())
     low, high = statistics.bootstrap(lambda values: float(values.mean()), nll)
-    rows.append(("NLL, nats", f"{mean:.4f}", f"{low:.4f} – {high:.4f}"))
+    rows.append(("NLL, nats", f"{mean:.4f}", interval_text((low, high), "{:.4f}".format)))
     error = saved_predictions.ece(confidence, right)
-    rows.append(("calibration error", percent(error), interval_text(reach)))
-    if answers.teacher_logits is not None:
-        same = logits.argmax(axis=1) == answers.teacher_logits.argmax(axis=1)
+    rows.append(("calibration error", percent(error), interval_text(ece_interval)))
+    if predictions.teacher_logits is not None:
+        same = logits.argmax(axis=1) == predictions.teacher_logits.argmax(axis=1)
         rows.append(
-            ("same answer as the teacher", percent(same.mean()), interval_text(_share(same)))
+            ("same prediction as the teacher", percent(same.mean()), interval_text(_share(same)))
         )
-        kl = saved_predictions.kl_divergence(answers.teacher_logits, logits)
+        kl = saved_predictions.kl_divergence(predictions.teacher_logits, logits)
         rows.append(("KL(teacher || student), nats", f"{kl.mean():.4f}", ""))
     yield Table(ValueTable("figures", "", FIGURE_COLUMNS, rows))
 
@@ -123,26 +116,27 @@ def _share(hits: Array) -> Interval:
     return statistics.wilson(int(hits.sum()), len(hits))
 
 
-def _classes(answers: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
-    counts = confusion(answers.logits, answers.labels)
+def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
+    counts = confusion(predictions.logits, predictions.labels)
     n, right = counts.sum(axis=1), np.diag(counts)
-    asked = [k for k in range(len(names)) if n[k]]  # a class without images has no accuracy
-    reach = [statistics.wilson(int(right[k]), int(n[k])) for k in asked]
-    shares = right[asked] / n[asked]
-    teacher = None if answers.teacher_logits is None else _by_class(answers, asked)
-    called = [names[k] for k in asked]
-    figure = plots.by_class(shares, np.array(reach), called, teacher, "the teacher")
+    present = [k for k in range(len(names)) if n[k]]  # a class without images has no accuracy
+    intervals = [statistics.wilson(int(right[k]), int(n[k])) for k in present]
+    shares = right[present] / n[present]
+    teacher = None if predictions.teacher_logits is None else _by_class(predictions, present)
+    class_names = [names[k] for k in present]
+    figure = plots.by_class(shares, np.array(intervals), class_names, teacher, "the teacher")
     beside = "" if teacher is None else " The diamonds are the teacher's accuracy."
-    yield FigureBlock("classes", f"Accuracy class by class, with 95 % intervals.{beside}", figure)
+    yield FigureBlock("classes", f"Accuracy of each class, with 95 % intervals.{beside}", figure)
     caption = (
-        "What each class is taken for, in percent of its images. Blue is right; orange is wrong, "
-        "on a scale of its own."
+        "Predictions for each class, in percent of its images. Blue is right; orange is wrong, "
+        "on a separate scale."
     )
     yield FigureBlock("confusion", caption, plots.confusion(counts, names))
     if teacher is None:
-        yield Paragraph("Nobody taught this run, so there is no teacher's opinion on these images.")
-    theirs = [None] * len(asked) if teacher is None else teacher.tolist()
-    rows = zip(called, n[asked].tolist(), shares.tolist(), reach, theirs, strict=True)
+        yield Paragraph("This run has no teacher's predictions to compare with.")
+    of_teacher = [None] * len(present) if teacher is None else teacher.tolist()
+    columns = class_names, n[present].tolist(), shares.tolist(), intervals, of_teacher
+    rows = zip(*columns, strict=True)
     yield Table(ValueTable("classes", "Class by class", CLASS_COLUMNS, list(rows)), is_long=True)
     pairs = [
         (names[i], names[j], m, m / int(n[i])) for i, j, m in most_confused(counts, MOST_CONFUSED)
@@ -150,15 +144,15 @@ def _classes(answers: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
     yield Table(ValueTable("confused", "Confused most often", PAIR_COLUMNS, pairs), is_long=True)
 
 
-def _by_class(answers: Predictions, asked: list[int]) -> Array:
-    """The teacher's accuracy of each class that has images."""
-    assert answers.teacher_logits is not None
-    right = is_right(answers.teacher_logits, answers.labels)
-    return np.array([right[answers.labels == k].mean() for k in asked])
+def _by_class(predictions: Predictions, classes: list[int]) -> Array:
+    """Return the teacher's accuracy on each of these classes."""
+    assert predictions.teacher_logits is not None
+    right = is_right(predictions.teacher_logits, predictions.labels)
+    return np.array([right[predictions.labels == k].mean() for k in classes])
 
 
-def _calibration(answers: Predictions) -> Iterator[Block]:
-    plain = calibration_curve(probabilities(answers.logits), answers.labels)
+def _calibration(predictions: Predictions) -> Iterator[Block]:
+    plain = calibration_curve(probabilities(predictions.logits), predictions.labels)
     scaled, note = (
         None,
         (
@@ -166,47 +160,54 @@ def _calibration(answers: Predictions) -> Iterator[Block]:
             "fitted: it may not be fitted on the test split."
         ),
     )
-    if answers.val_logits is not None and answers.val_labels is not None:
-        fitted = statistics.fit_temperature(answers.val_logits, answers.val_labels)
-        scaled = calibration_curve(probabilities(answers.logits, fitted), answers.labels)
+    if predictions.val_logits is not None and predictions.val_labels is not None:
+        fitted = statistics.fit_temperature(predictions.val_logits, predictions.val_labels)
+        scaled = calibration_curve(probabilities(predictions.logits, fitted), predictions.labels)
         leaning = "over" if fitted > 1 else "under"
         note = (
             f"Divided by the temperature {fitted:.3f}, fitted on the held-out images, the logits "
             f"of this {leaning}confident network have an expected calibration error of "
-            f"{scaled.ece:.4f} instead of {plain.ece:.4f}. No answer changes by it."
+            f"{scaled.ece:.4f} instead of {plain.ece:.4f}. No prediction changes."
         )
     caption = (
-        "Reliability in 15 bins: how often answers of some confidence are right, and how many "
-        "have it. On the dashed line the network knows what it knows."
+        "Reliability in 15 bins: the accuracy of predictions by their confidence, and their share. "
+        "The dashed line is perfect calibration."
     )
     yield FigureBlock("reliability", caption, plots.reliability(plain, scaled))
     yield Paragraph(note)
 
 
-def _mistakes(answers: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
-    if answers.mistakes is None or answers.mistake_pixels is None or not len(answers.mistakes):
+def _mistakes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
+    if (
+        predictions.mistakes is None
+        or predictions.mistake_pixels is None
+        or not len(predictions.mistakes)
+    ):
         yield Paragraph("There are none.")
         return
-    who = [("student" if answers.teacher_logits is not None else "network", answers.logits)]
-    if answers.teacher_logits is not None:
-        who.append(("teacher", answers.teacher_logits))
-    shown = min(SHOWN, len(answers.mistakes))
-    n = int((~is_right(answers.logits, answers.labels)).sum())
+    networks = [
+        ("student" if predictions.teacher_logits is not None else "network", predictions.logits)
+    ]
+    if predictions.teacher_logits is not None:
+        networks.append(("teacher", predictions.teacher_logits))
+    shown = min(SHOWN, len(predictions.mistakes))
+    n = int((~is_right(predictions.logits, predictions.labels)).sum())
     yield Paragraph(
         f"{shown} of {counted(n, 'mistake')}, "
-        "the most confident first: each image with its label, and what is held of it. Some labels "
-        "are wrong themselves."
+        "the most confident first: each image with its label and the most probable classes. Some "
+        "labels are wrong themselves."
     )
-    opinions = [(whose, probabilities(logits[answers.mistakes[:shown]])) for whose, logits in who]
+    chosen = predictions.mistakes[:shown]
+    shown_by = [(name, probabilities(logits[chosen])) for name, logits in networks]
     yield Gallery(
         [
             Mistake(
-                png_data_url(answers.mistake_pixels[k]),
-                f"test image {answers.mistakes[k]}",
-                names[answers.labels[answers.mistakes[k]]],
+                png_data_url(predictions.mistake_pixels[k]),
+                f"test image {predictions.mistakes[k]}",
+                names[predictions.labels[predictions.mistakes[k]]],
                 [
-                    ClassProbabilities(whose, _most_probable(shares[k], names))
-                    for whose, shares in opinions
+                    ClassProbabilities(name, _most_probable(shares[k], names))
+                    for name, shares in shown_by
                 ],
             )
             for k in range(shown)
@@ -215,12 +216,12 @@ def _mistakes(answers: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
 
 
 def _most_probable(shares: Array, names: tuple[str, ...]) -> list[tuple[str, float]]:
-    order = np.argsort(-shares, kind="stable")[:LIKELIEST]
+    order = np.argsort(-shares, kind="stable")[:MOST_PROBABLE]
     return [(names[k], float(shares[k])) for k in order]
 
 
 def png_data_url(pixels: Array) -> str:
-    """uint8 [3, H, W] as the address of a PNG that is inside of it."""
+    """Encode uint8 [3, H, W] as a data: URL of a PNG."""
     file = io.BytesIO()
     nothing: Any = {"Software": None}
     imsave(file, np.moveaxis(pixels, 0, -1), format="png", metadata=nothing)

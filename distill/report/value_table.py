@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.files.safe_text import csv_cell, latex
-from distill.terminal.progress import UNKNOWN
+from distill.format import UNKNOWN
 
 
 @dataclass(frozen=True)
 class Column:
-    """`show` writes a value for a person; None is always a dash.
+    """A column; `format` shows a value as text, and None is always a dash.
 
-    `parts` names the members of values that are tuples: in CSV each has a column of its own.
+    `parts` names the members of values that are tuples: in CSV each has its own column.
     """
 
     head: str
     format: Callable[[Any], str] = str
     parts: tuple[str, ...] = ()
-    is_number: bool = True  # set to the right
+    is_number: bool = True  # aligned right
 
     def cell(self, value: Any) -> str:
-        """The value as a person reads it."""
+        """Return the value as displayed text."""
         return UNKNOWN if value is None else self.format(value)
 
     def heads(self) -> list[str]:
-        """Of the columns in CSV."""
+        """Return the headings of its columns in CSV."""
         return [f"{self.head} {part}" for part in self.parts] if self.parts else [self.head]
 
     def csv_values(self, value: Any) -> list[Any]:
-        """The value as CSV has it, unrounded; nothing where it is not known."""
+        """Return the unrounded values for CSV; None if unknown."""
         if not self.parts:
             return [value]
         return [None] * len(self.parts) if value is None else list(value)
@@ -43,7 +43,7 @@ def _csv(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ValueTable:
-    """Rows of values under columns. `name` is that of its files."""
+    """Rows of values under columns. `name` is the stem of its files."""
 
     name: str
     title: str
@@ -52,14 +52,14 @@ class ValueTable:
 
     @property
     def cells(self) -> list[list[str]]:
-        """Row by row, for a person."""
+        """The displayed text of all cells, row by row."""
         return [
             [column.cell(value) for column, value in zip(self.columns, row, strict=True)]
             for row in self.rows
         ]
 
     def csv(self) -> str:
-        """Comma-separated, a head first (RFC 4180 with bare line feeds)."""
+        """Return CSV with a header row (RFC 4180 with bare line feeds)."""
         text = io.StringIO()
         write = csv.writer(text, lineterminator="\n").writerow
         write([csv_cell(head) for column in self.columns for head in column.heads()])
@@ -69,7 +69,7 @@ class ValueTable:
         return text.getvalue()
 
     def latex(self) -> str:
-        """A `tabular` with the rules of booktabs; every cell is escaped."""
+        """Return a LaTeX `tabular` with the rules of booktabs; every cell is escaped."""
         align = "".join("r" if column.is_number else "l" for column in self.columns)
         head, *rows = (
             " & ".join(map(latex, line)) + r" \\"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.phrases import describe_class_difference
+from distill.format import describe_class_difference, points
 from distill.recipe import recipes
 from distill.runs import run_folder, saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished
@@ -200,7 +200,7 @@ def _findings(
 ) -> Iterator[str]:
     """Sentences on what the comparison shows and what it does not."""
     a, b = runs
-    low, high = (f"{100 * end:+.2f}" for end in interval)
+    low, high = map(points, interval)
     if a.weights == b.weights:
         yield "Both have the same weights: there is nothing to compare."
         return

@@ -7,7 +7,7 @@ from itertools import combinations, takewhile
 import numpy as np
 
 from distill import statistics
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Train

@@ -20,7 +20,7 @@ PRECISION = "train.precision="
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """A training as it is typed: `overrides` are its --set options, `recipe` is what they make."""
+    """A training command: `recipe` is `recipe_spec` with the --set options `overrides`."""
 
     role: Role
     recipe_spec: str
@@ -28,8 +28,8 @@ class PlannedTraining:
     recipe: Recipe
 
     def command(self, data: str | None, *more: str) -> str:
-        """What to type for it, on the images `data`."""
-        sets = [word for each in self.overrides for word in ("--set", each)]
+        """Return the shell command that runs it on the images `data`."""
+        sets = [word for override in self.overrides for word in ("--set", override)]
         source = [] if data is None else ["--data", data]
         words = [
             "python",
@@ -45,21 +45,21 @@ class PlannedTraining:
 
     @property
     def in_default_precision(self) -> "PlannedTraining":
-        """The same without a precision of its own."""
-        others = tuple(each for each in self.overrides if not each.startswith(PRECISION))
+        """The same training without an override of `train.precision`."""
+        others = tuple(o for o in self.overrides if not o.startswith(PRECISION))
         return training(self.role, self.recipe_spec, others)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe that may be proposed: what is trained, who teaches it, what was measured."""
+    """A recipe that may be proposed: its training, its teacher's, and its [about] table."""
 
     about: About
     own: PlannedTraining
     teacher: PlannedTraining | None
 
     def commands(self, data: str | None) -> list[str]:
-        """What to type for its teacher, if it has one, and then for itself."""
+        """Return the commands that train its teacher, if it has one, and then itself."""
         if self.teacher is None:
             return [self.own.command(data)]
         run = f"runs/{self.own.recipe_spec}-teacher"
@@ -70,12 +70,12 @@ class Candidate:
 
 
 def training(role: Role, spec: str, overrides: tuple[str, ...]) -> PlannedTraining:
-    """Raises RecipeError as loading the recipe does."""
+    """Load a recipe for training. Raises RecipeError if it is invalid."""
     return PlannedTraining(role, spec, overrides, recipes.load(spec, overrides).recipe)
 
 
 def candidates() -> Iterator[Candidate]:
-    """Every shipped recipe that may be proposed."""
+    """Yield every shipped recipe that may be proposed."""
     for _, path, about in recipes.shipped():
         if path.parent.name == "ingredients" and about.measured_accuracy is None:
             continue
@@ -85,7 +85,7 @@ def candidates() -> Iterator[Candidate]:
 
 
 def _teacher_of(about: About, own: PlannedTraining) -> PlannedTraining | None:
-    """The teacher that [about] names, for a student that has one."""
+    """Return the training of the teacher that [about] names; None for a recipe without one."""
     if own.role == "teacher" or not recipes.has_teacher(own.recipe):
         return None
     is_named = about.teacher not in ("", "none", "that of the recipe")
@@ -94,7 +94,7 @@ def _teacher_of(about: About, own: PlannedTraining) -> PlannedTraining | None:
 
 
 def _training_of_command(command: str) -> PlannedTraining:
-    """The training that a command of [about] runs."""
+    """Parse the command in an [about] table."""
     words = shlex.split(command)
     pairs = list(pairwise(words))
     role: Role = "teacher" if VERBS["teacher"] in words else "student"

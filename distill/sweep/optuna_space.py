@@ -23,38 +23,37 @@ REDUCTION = 3  # of Hyperband: a third goes on (Li et al., JMLR 18, 2018, arXiv 
 
 
 def distributions(file: SweepFile) -> dict[str, BaseDistribution]:
-    """By name of the space; options are stored by their labels."""
+    """Return the distribution of each name in [space]; options are stored by their labels."""
     return {name: _distribution(space) for name, space in file.space.items()}
 
 
-def draw_values(study: optuna.Study, known: FrozenTrial, file: SweepFile) -> dict[str, Any]:
-    """What a trial might try: what is fixed already, the rest by the sampler. Nothing is kept.
+def draw_values(study: optuna.Study, trial: FrozenTrial, file: SweepFile) -> dict[str, Any]:
+    """Draw the values that a trial has not fixed yet from the sampler; store nothing.
 
     The sampler sees the trials of all of Hyperband's brackets.
     """
-    every = distributions(file).items()
-    drawn = {
-        name: study.sampler.sample_independent(study, known, name, distribution)
-        for name, distribution in every
-        if name not in known.params
+    return {
+        name: trial.params[name]
+        if name in trial.params
+        else study.sampler.sample_independent(study, trial, name, distribution)
+        for name, distribution in distributions(file).items()
     }
-    return {name: known.params[name] if name in known.params else drawn[name] for name, _ in every}
 
 
 def store_values(trial: Trial, row: int, file: SweepFile, values: Mapping[str, Any]) -> None:
-    """Writes down what a trial, a row of the storage, tries."""
-    known = trial.storage.get_trial(row).params
-    for name, each in distributions(file).items():
-        if name not in known:
-            internal = each.to_internal_repr(values[name])
-            trial.storage.set_trial_param(row, name, internal, each)
+    """Store the values of a trial, a row of the storage; those stored before stay."""
+    stored = trial.storage.get_trial(row).params
+    for name, distribution in distributions(file).items():
+        if name not in stored:
+            internal = distribution.to_internal_repr(values[name])
+            trial.storage.set_trial_param(row, name, internal, distribution)
 
 
 def sampler(study: Study, number: int) -> BaseSampler:
-    """Of one trial: its draws depend on the sweep's seed and the trial's number.
+    """Return the sampler of one trial, seeded by the sweep's seed and the trial's number.
 
     TPE: Bergstra et al., NeurIPS 2011; trials that still run count as bad, so that workers do not
-    all try the same place.
+    all try the same values.
     """
     digest = hashlib.sha256(f"{study.seed} {number}".encode()).digest()
     seed = int.from_bytes(digest[:4])
@@ -66,7 +65,7 @@ def sampler(study: Study, number: int) -> BaseSampler:
 
 
 def pruner(sweep: Sweep) -> BasePruner:
-    """Who ends a trial early, by its value after each epoch."""
+    """Return the pruner, which ends trials early by their value after each epoch."""
     study = sweep.file.study
     if study.pruner == "median":
         return MedianPruner(study.startup_trials, study.warmup_epochs)
@@ -80,14 +79,14 @@ def pruner(sweep: Sweep) -> BasePruner:
 
 
 def _most_epochs(sweep: Sweep) -> int:
-    known = [
+    epochs = [
         int(value)
         for name, space in sweep.file.space.items()
-        for each in space.options or space.bounds
-        for key, value in pairs(name, each)
+        for option in space.options or space.bounds
+        for key, value in pairs(name, option)
         if key == "train.epochs"
     ]
-    return max(known, default=sweep.base.recipe.train.epochs or 1)
+    return max(epochs, default=sweep.base.recipe.train.epochs or 1)
 
 
 def _distribution(space: Space) -> BaseDistribution:

@@ -1,9 +1,9 @@
 """Plan which recipes fit into a time budget on this machine.
 
 A recipe's accuracy is the one in its [about] table, measured by the command there, or unknown. Its
-time is computed: the images of the whole training times the seconds of one, which are timed here
-for the recipes that could fit; for the others, their floating-point operations by the speeds that
-were found.
+time is the number of images in the whole training times the seconds of one image, which are
+measured here for the recipes that could fit. For the others it is their floating-point operations
+divided by the measured speeds.
 """
 
 import json
@@ -26,24 +26,24 @@ from students import course_rules as courses
 from students.design import Design
 
 BUDGET_S = 45.0  # seconds of the program, imports included, in which speeds are measured
-FASTEST = 4.0  # so many times the highest speed so far another network may have
-ROUGH = 1.5  # the least factor, up and down, of a time that was not measured
+FASTEST = 4.0  # assumed bound: a network runs at most at this multiple of the best speed so far
+ROUGH = 1.5  # the smallest factor, up and down, in the range of a time that was not measured
 KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100)}  # training images, classes
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a training computes. `images` is None for a recipe of `train.minutes`."""
+    """The computation of a training. `images` is None for a recipe with `train.minutes`."""
 
     network: NetworkCost
     images: ImageCounts | None
-    flop: float  # of training; 0 if the images are not known
+    flop: float  # of training; 0 if the number of images is unknown
     validation_flop: float
 
 
 @dataclass(frozen=True)
 class CostedCandidate:
-    """A candidate with what it computes."""
+    """A candidate with the costs of its training and of its teacher's."""
 
     candidate: Candidate
     own: Costs
@@ -51,26 +51,27 @@ class CostedCandidate:
 
     @property
     def flop(self) -> float:
-        """Of both trainings, validation included."""
+        """Floating-point operations of both trainings, validation included."""
         return sum(c.flop + c.validation_flop for c in (self.own, self.teacher) if c is not None)
 
 
 @dataclass
 class Machine:
-    """The speeds that were measured on this machine, until a moment of time.monotonic."""
+    """Measures speeds on this machine until the time `until` (time.monotonic)."""
 
     images: ImageSet
     until: float
-    speeds: dict[str, Speed] = field(default_factory=dict)  # by the steps that they are of
-    rates: list[float] = field(default_factory=list)  # floating-point operations a second
-    longest_s: float = 0.0  # of a measurement
-    wall_s: float = 0.0  # of all measurements, and …
-    processor_s: float = 0.0  # … what the processor spent on them
+    speeds: dict[str, Speed] = field(default_factory=dict)  # by step_key
+    rates: list[float] = field(default_factory=list)  # floating-point operations per second
+    longest_s: float = 0.0  # of one measurement
+    wall_s: float = 0.0  # of all measurements
+    processor_s: float = 0.0  # processor time of all measurements
 
     def measure(self, priced: CostedCandidate, seconds: float) -> CostedCandidate:
-        """Time what is not known of a candidate, if it could fit into `seconds` and time is left.
+        """Time the steps of a candidate if it could fit into `seconds` and time is left.
 
-        On a CPU the precision of a lab note is given up for the default one, if that is faster.
+        On a CPU the precision in the [about] command is replaced by the default one if that is
+        faster.
         """
         if not self._could_fit(priced.flop, seconds):
             return priced
@@ -87,7 +88,7 @@ class Machine:
     def _faster(
         self, training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs
     ) -> PlannedTraining:
-        """The training, or the same in the default precision if an image takes less time so."""
+        """Return the training, or the same in the default precision if that is faster per image."""
         noted_s = self._time(training, teacher, costs)
         default = training.in_default_precision
         if noted_s is None or not speed.is_on_cpu() or default.overrides == training.overrides:
@@ -102,26 +103,26 @@ class Machine:
         costs: Costs,
         rival_s: float = float("inf"),
     ) -> float | None:
-        """Seconds of an image in the fastest step; None if none was timed and no time is left."""
+        """Return seconds per image in the fastest step; None if not timed and no time is left."""
         key = step_key(training, teacher)
         if key not in self.speeds:
             began_at, processor_at = time.monotonic(), time.process_time()
             if costs.images is None or (self.rates and began_at + self.longest_s > self.until):
                 return None
-            taught_by = None if teacher is None else teacher.recipe
-            found = speed.measure(
-                training.recipe, training.role, taught_by, self.images, self.until, rival_s
+            teacher_recipe = None if teacher is None else teacher.recipe
+            measured = speed.measure(
+                training.recipe, training.role, teacher_recipe, self.images, self.until, rival_s
             )
             taken_s = time.monotonic() - began_at
             self.longest_s, self.wall_s = max(self.longest_s, taken_s), self.wall_s + taken_s
             self.processor_s += time.process_time() - processor_at
-            self.speeds[key] = found
-            self.rates.append(costs.flop / costs.images.trained / found.image.mean)
+            self.speeds[key] = measured
+            self.rates.append(costs.flop / costs.images.trained / measured.image.mean)
         return self.speeds[key].fastest_s
 
     @property
     def share(self) -> float | None:
-        """Of the processor, that the measured steps had; None on a GPU."""
+        """The share of the processor that the measured steps had, 0..1; None on a GPU."""
         if not speed.is_on_cpu() or not self.wall_s:
             return None
         return speed.processor_share(self.processor_s, self.wall_s)
@@ -129,34 +130,34 @@ class Machine:
     def time_of(
         self, training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs
     ) -> tuple[TimeRange, bool]:
-        """Seconds of a training, and whether its own steps were timed."""
+        """Return seconds of a training, and whether its own steps were timed."""
         if training.recipe.train.minutes is not None:
             budget_s = 60 * training.recipe.train.minutes
             return TimeRange(budget_s, budget_s, budget_s, 0), True
-        found = self.speeds.get(step_key(training, teacher))
-        if found is None or costs.images is None:
-            return self._roughly(costs.flop + costs.validation_flop), False
-        student_share = 1 - found.teacher_s / found.image.mean
+        measured = self.speeds.get(step_key(training, teacher))
+        if measured is None or costs.images is None:
+            return self._estimate(costs.flop + costs.validation_flop), False
+        student_share = 1 - measured.teacher_s / measured.image.mean
         images = (
             costs.images.trained
             - costs.images.cached * (1 - student_share)
             + costs.images.validated * FORWARD_SHARE * student_share
         )
-        return found.image.scaled(images), True
+        return measured.image.scaled(images), True
 
-    def _roughly(self, flop: float) -> TimeRange:
-        """Seconds of so many operations at the speeds of other networks."""
+    def _estimate(self, flop: float) -> TimeRange:
+        """Estimate the seconds of `flop` operations from the speeds of other networks."""
         middle = statistics.median(self.rates)
         fast, slow = max(*self.rates, ROUGH * middle), min(*self.rates, middle / ROUGH)
         return TimeRange(flop / middle, flop / fast, flop / slow, 0)
 
 
 def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -> dict[str, Any]:
-    """The recipes that fit into `minutes`, best first, and those that do not.
+    """Return the recipes that fit into `minutes`, best first, and those that do not.
 
-    `rules`: a course's, by name. `began_at`: of the program, by time.monotonic. Times are in
-    minutes, each with its range; `accuracy` in % of CIFAR-10's test split. Raises UserError for
-    rules or images that are not known.
+    `rules`: the name of a course's rules. `began_at`: start of the program (time.monotonic). Times
+    are in minutes, each with its range; `accuracy` in % of CIFAR-10's test split. Raises UserError
+    for unknown rules or images.
     """
     course = None if rules is None else courses.rules_by_name(rules)
     n_images, n_classes = _size(data)
@@ -182,7 +183,7 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
 
 
 def _size(data: str | None) -> tuple[int, int]:
-    """Training images before any are held out, and classes."""
+    """Return the number of training images before any are held out, and of classes."""
     if data is None or data in KNOWN:
         return KNOWN[data or "cifar10"]
     image_set.check(data)
@@ -191,7 +192,7 @@ def _size(data: str | None) -> tuple[int, int]:
 
 
 def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
-    """Whether it trains a student that keeps a course's rules."""
+    """Whether it trains a student that follows a course's rules."""
     student = candidate.own.recipe.student
     if candidate.own.role == "teacher" or student is None:
         return False
@@ -201,7 +202,7 @@ def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
 def _cost_candidates(
     found: list[Candidate], n_images: int, n_classes: int
 ) -> Iterator[CostedCandidate]:
-    """Each that can be trained on so many classes."""
+    """Yield the costs of each candidate that can be trained on this number of classes."""
     for each in found:
         try:
             teacher = (
@@ -226,12 +227,12 @@ def _costs(
 
 
 def _measuring_order(priced: CostedCandidate) -> tuple[float, float]:
-    """Of measuring: the highest accuracy first, then the least work."""
+    """Sort key for measuring: the highest accuracy first, then the least work."""
     return -(priced.candidate.about.measured_accuracy or 0.0), priced.flop
 
 
 def _rank(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
-    """Of showing: what fits, students before teachers, the highest accuracy, the least time."""
+    """Sort key for display: fits, students before teachers, highest accuracy, least time."""
     return not row["fits"], row["role"] == "teacher", -(row["accuracy"] or 0.0), row["minutes"]
 
 
@@ -263,23 +264,23 @@ def _row(
 def _training_row(
     training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs, machine: Machine
 ) -> dict[str, Any]:
-    taken, is_timed = machine.time_of(training, teacher, costs)
+    total_s, is_timed = machine.time_of(training, teacher, costs)
     return {
         "recipe": training.recipe_spec,
         "overrides": list(training.overrides),
         "network": costs.network.name,
         "parameters": costs.network.parameters,
         "flop": costs.flop or None,
-        "minutes": taken.mean / 60,
-        "low": taken.low / 60,
-        "high": taken.high / 60,
+        "minutes": total_s.mean / 60,
+        "low": total_s.low / 60,
+        "high": total_s.high / 60,
         "is_timed": is_timed,
-        "steps": taken.n,
+        "steps": total_s.n,
     }
 
 
 def step_key(training: PlannedTraining, teacher: PlannedTraining | None) -> str:
-    """What a step's time depends on: the same for recipes that differ in their length or seeds."""
+    """Return a key of what a step's time depends on: not the recipe's length, nor its seeds."""
     recipe = recipes.with_seed(training.recipe, 0)
     once = recipe.train.model_copy(update={"epochs": 1, "minutes": None})
     parts = [training.role, recipes.fingerprint(recipe.model_copy(update={"train": once}))]

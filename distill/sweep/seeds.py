@@ -1,7 +1,7 @@
 """Train a recipe and its control with several seeds, and compare them in pairs.
 
-Data and weights are drawn from the same seed, so that a run and its control see the same images in
-the same order: they are compared pair by pair.
+A seed draws both data and weights, so that a run and its control see the same images in the same
+order: they are compared pair by pair.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,19 @@ class SeedRun:
 
     @property
     def role(self) -> Role:
-        """A recipe without a student is a teacher's."""
+        """'teacher' for a recipe without a student."""
         return "student" if self.resolved.recipe.student else "teacher"
 
 
 def plan(
     resolved: ResolvedRecipe, seeds: Sequence[int], place: Path, *, controls: bool
 ) -> list[SeedRun]:
-    """A run a seed in `place`, each followed by its control where the recipe has a teacher.
+    """Plan one run per seed in `place`, each followed by its control if the recipe has a teacher.
 
-    Raises UserError where fewer than two seeds are asked for: one says nothing of the spread.
+    Raises UserError for fewer than two seeds, which have no spread.
     """
     if len(set(seeds)) < 2:
-        raise UserError(
-            "one seed says nothing of the spread; type --n 2 at least, --n 5 where time allows."
-        )
+        raise UserError("one seed has no spread; type at least --n 2, or --n 5 if time allows.")
     runs = []
     for seed in seeds:
         recipe = recipes.with_seed(resolved.recipe, seed)
@@ -59,7 +57,7 @@ def plan(
 
 
 def check(planned: Sequence[SeedRun]) -> None:
-    """Raises UserError before any of them trains where a folder is not theirs to go on in."""
+    """Raise UserError if a folder cannot be resumed by its run, before any of them trains."""
     for each in planned:
         if each.folder.is_run:
             run_folder.check_same(each.folder, each.resolved.recipe)
@@ -68,8 +66,8 @@ def check(planned: Sequence[SeedRun]) -> None:
 
 
 def with_same_teacher(each: SeedRun, first: SeedRun) -> ResolvedRecipe:
-    """The recipe to train, by the teachers that the first run of the study has: one that is
-    finished meanwhile is newer and would be another.
+    """Return the recipe to train, with the teachers that the first run chose: a teacher that has
+    finished since would otherwise be chosen as the newest.
     """
     recipe = each.resolved.recipe
     if each.is_control or not first.folder.is_run or (recipe.teacher and recipe.teacher.runs):
@@ -81,51 +79,52 @@ def with_same_teacher(each: SeedRun, first: SeedRun) -> ResolvedRecipe:
 
 
 def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
-    """What finished runs say together: test accuracies, 0..1.
+    """Summarise the test accuracies of finished runs, 0..1.
 
-    Keys: `top1` (`n`, `mean`, `std`, `interval`: see statistics.Spread), `runs` (a line each), and
-    where there are controls `control` (like `top1`), `difference` (the same of run - control, seed
-    by seed) and `p` of "no difference"; `notes` if some do not name their test split. Raises
-    UserError where a run is not finished, or where they are not of the same images, test split,
-    class names and teacher.
+    Keys: `top1` (`n`, `mean`, `std`, `interval`: see statistics.MeanAndInterval), `runs` (one entry
+    each), and with controls `control` (like `top1`), `difference` (the same of run - control, seed
+    by seed) and `p` of "no difference"; `notes` if some results have no fingerprint of the test
+    split. Raises UserError if a run is not finished, or if they differ in images, test split, class
+    names or teacher.
     """
     _check_alike(planned)
-    ours, controls = (
+    own, controls = (
         {each.seed: _top1(each.folder) for each in planned if each.is_control is is_control}
         for is_control in (False, True)
     )
-    said: dict[str, Any] = {
+    result: dict[str, Any] = {
         "network": planned[0].folder.result()["network"],
         "parameters": planned[0].folder.result()["parameters"],
-        "top1": asdict(mean_and_interval(list(ours.values()))),
+        "top1": asdict(mean_and_interval(list(own.values()))),
     }
     if controls:
-        difference, p = paired_difference(list(ours.values()), [controls[seed] for seed in ours])
-        said |= {
+        difference, p = paired_difference(list(own.values()), [controls[seed] for seed in own])
+        result |= {
             "control": asdict(mean_and_interval(list(controls.values()))),
             "difference": asdict(difference),
             "p": p,
         }
     notes = run_folder.test_split_unnamed([each.folder.result() for each in planned])
-    said |= {"notes": notes} if notes else {}
-    said["runs"] = [
+    result |= {"notes": notes} if notes else {}
+    result["runs"] = [
         {"run": str(each.folder.path), "seed": each.seed, "top1": _top1(each.folder)}
         | ({"is_control": True} if each.is_control else {})
         for each in planned
     ]
-    return said
+    return result
 
 
 def _check_alike(planned: Sequence[SeedRun]) -> None:
-    """One data set and test split for all, one teacher for those that have one."""
+    """Raise UserError unless all have one data set and test split, and one teacher if any."""
     results = [each.folder.result() for each in planned]
-    known = {what: {r[what]["fingerprint"] for r in results} - {""} for what in ("data", "teacher")}
-    apart = [what for what, fingerprints in known.items() if len(fingerprints) > 1]
-    apart += run_folder.test_split_differences(results)
-    if apart:
+    seen = {what: {r[what]["fingerprint"] for r in results} - {""} for what in ("data", "teacher")}
+    differing = [what for what, fingerprints in seen.items() if len(fingerprints) > 1]
+    differing += run_folder.test_split_differences(results)
+    if differing:
         raise UserError(
-            f"the runs in {planned[0].folder.path.parent} differ in their {' and '.join(apart)}: "
-            "they say nothing together.\nBegin anew in another --out."
+            f"the runs in {planned[0].folder.path.parent} differ in their "
+            f"{' and '.join(differing)}: they cannot be summarised together.\n"
+            "Start again in another --out."
         )
 
 

@@ -21,25 +21,27 @@ from distill.files.safe_text import visible
 
 SILENT = 3  # heartbeats that a worker may miss
 BUSY_S = 60  # how long SQLite waits for another writer
-TRIES = 30  # at opening: of several workers that begin at once one makes the tables
+TRIES = 30  # to open: of several workers that start at once, one creates the tables
 
 
-def url_of(asked: str | None, place: Path) -> str:
-    """The storage's address as SQLAlchemy has it: `postgresql://` means psycopg 3."""
-    if asked is None:
+def url_of(requested: str | None, place: Path) -> str:
+    """Return the storage's SQLAlchemy URL, by default a file in `place`; `postgresql://` selects
+    psycopg 3.
+    """
+    if requested is None:
         return f"sqlite:///{place.resolve() / 'sweep.db'}"
-    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", asked)
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", requested)
 
 
-FINGERPRINT = "fingerprint."  # begins the lines of a definition that name images and teachers
+FINGERPRINT = "fingerprint."  # prefix of the lines of a definition for images and teachers
 
 
 class Storage:
-    """The rows of optuna's trials, with what several workers must not do at once.
+    """Optuna's rows of trials, safe for several workers at once.
 
-    The change of a row from WAITING to RUNNING, and from RUNNING to its end, is one transaction of
-    the database, and only one of several workers makes it. SQLite, as Python opens it, reads before
-    its transaction begins: there a lock file beside the database makes them one.
+    Each change of a row's state, from WAITING to RUNNING or from RUNNING to its end, is one
+    transaction of the database, which only one of several workers can make. SQLite, as Python opens
+    it, reads before its transaction begins: there a lock file beside the database serialises them.
     """
 
     def __init__(self, url: str, heartbeat_s: int) -> None:
@@ -52,10 +54,10 @@ class Storage:
             nullcontext() if file is None else FileLock(f"{file[1]}.lock")
         )
         with self.alone, self.explain_errors():
-            self.rows = self._opened(url, {} if file is None else {"timeout": BUSY_S})
+            self.rows = self._open(url, {} if file is None else {"timeout": BUSY_S})
 
-    def _opened(self, url: str, arguments: dict[str, int]) -> RDBStorage:
-        """Raises UserError where the address is none or its driver is absent."""
+    def _open(self, url: str, arguments: dict[str, int]) -> RDBStorage:
+        """Open the database. Raises UserError if the URL is invalid or its driver is missing."""
         for left in reversed(range(TRIES)):
             try:
                 with catch_warnings():
@@ -75,58 +77,58 @@ class Storage:
             except (SQLAlchemyError, StorageInternalError) as fault:
                 if not left or not re.search("exist|unique|duplicate", str(fault), re.IGNORECASE):
                     raise
-                time.sleep(0.2)  # somebody else makes the tables
+                time.sleep(0.2)  # another worker is creating the tables
         raise AssertionError
 
     def _reason(self, fault: BaseException) -> str:
-        """The first line of a driver's message, without a secret of the address."""
+        """Return the first line of a driver's message, without the URL's secrets."""
         text = urls.without_secrets(str(fault), self.url) or type(fault).__name__
         return visible(text.splitlines()[0])
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """A database that does not answer is one message, without its password."""
+        """Turn a database error into a Failure of one message, without the password."""
         try:
             yield
         except (SQLAlchemyError, StorageInternalError) as fault:
             why = self._reason(fault.__cause__ or fault)
             raise Failure(
                 f"The storage {self.shown} failed: {why}\n"
-                "Every trial that is done is kept there. Type the same command again to go on."
+                "Finished trials are saved there. Type the same command again to continue."
             ) from None
 
     def study(
         self, name: str, direction: str, definition: str, defaults: Collection[str] = ()
     ) -> optuna.Study:
-        """The study of that name, made where there is none. Raises UserError where it is another.
+        """Load or create the study of that name. Raises UserError if its definition differs.
 
-        `definition`: what all workers must have in common, a line for each key; one of `defaults`
-        may be absent from an older study, which was made before its key existed.
+        `definition`: what all workers must have in common, one line per key. A line in `defaults`
+        may be absent from an older study, created before its key existed.
         """
         with self.alone:
             try:
-                made = optuna.create_study(storage=self.rows, study_name=name, direction=direction)
-                made.set_user_attr("definition", definition)
+                study = optuna.create_study(storage=self.rows, study_name=name, direction=direction)
+                study.set_user_attr("definition", definition)
             except DuplicatedStudyError:
-                made = optuna.load_study(study_name=name, storage=self.rows)
-        _check_same(name, made, definition, defaults)
-        return made
+                study = optuna.load_study(study_name=name, storage=self.rows)
+        _check_same(name, study, definition, defaults)
+        return study
 
     def id_of(self, study: optuna.Study, attempt: FrozenTrial) -> int:
-        """The row of a trial."""
+        """Return the storage's row of an attempt."""
         study_id = self.rows.get_study_id_from_name(study.study_name)
         return self.rows.get_trial_id_from_study_id_trial_number(study_id, attempt.number)
 
     def take(self, row: int) -> bool:
-        """WAITING becomes RUNNING: true for one of those who ask, false where it is done by now."""
-        self.rows.record_heartbeat(row)  # before it runs: who dies now is noticed, too
+        """Change WAITING to RUNNING. True for one of several callers; False if it has ended."""
+        self.rows.record_heartbeat(row)  # before it runs: a death from now on is noticed
         try:
             return self.rows.set_trial_state_values(row, TrialState.RUNNING)
         except UpdateFinishedTrialError:
             return False
 
     def end(self, row: int, state: TrialState, value: float | None = None) -> bool:
-        """RUNNING becomes done: true for one of those who ask."""
+        """Change RUNNING to an end state. True for one of several callers."""
         with self.alone:
             try:
                 values = None if value is None else [value]
@@ -135,21 +137,21 @@ class Storage:
                 return False
 
     def fail_silent_trials(self, study: optuna.Study) -> None:
-        """FAIL for every row that runs and was not heard of for three heartbeats, by its clock."""
+        """Set every running row without a heartbeat for three intervals to FAIL."""
         with catch_warnings():
             simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
 
     @contextmanager
     def heartbeat(self, row: int) -> Iterator[None]:
-        """Says every so many seconds that the row's worker lives."""
+        """Record every `heartbeat_s` seconds, in a thread, that the row's worker is alive."""
         done = Event()
 
         def beat() -> None:
             while not done.wait(self.heartbeat_s):
                 try:
                     self.rows.record_heartbeat(row)
-                except Exception:  # the database is away for a while; the trial's own writes tell
+                except Exception:  # database unreachable: the trial's own writes will raise
                     continue
             self.rows.remove_session()
 
@@ -163,36 +165,36 @@ class Storage:
 
 
 def _is_older_than_key(key: str, keys: Collection[str], tables: Collection[str]) -> bool:
-    """Whether a study was made before `key` existed: it has its table, with other keys alone."""
+    """Whether a study was created before `key` existed: it has other keys of its table only."""
     return key not in keys and key.rpartition(".")[0] in tables
 
 
 def _check_same(name: str, study: optuna.Study, definition: str, defaults: Collection[str]) -> None:
-    """Raises UserError naming the lines in which a worker's sweep is not the study's."""
-    known = study.user_attrs.get("definition")
-    if known is None:  # its maker was killed before he said
+    """Raise UserError with the lines in which a worker's sweep differs from the study's."""
+    stored_definition = study.user_attrs.get("definition")
+    if stored_definition is None:  # its creator was killed before writing one
         study.set_user_attr("definition", definition)
-    if known in (None, definition):
+    if stored_definition in (None, definition):
         return
-    ours, theirs = definition.splitlines(), known.splitlines()
-    named = [[s for s in lines if s.startswith(FINGERPRINT)] for lines in (ours, theirs)]
-    if not all(named):  # an earlier version made it, or who asks has read no images
-        ours, theirs = (
-            [s for s in lines if not s.startswith(FINGERPRINT)] for lines in (ours, theirs)
+    here, stored = definition.splitlines(), stored_definition.splitlines()
+    prints = [[s for s in lines if s.startswith(FINGERPRINT)] for lines in (here, stored)]
+    if not all(prints):  # an earlier version created it, or this caller has read no images
+        here, stored = (
+            [s for s in lines if not s.startswith(FINGERPRINT)] for lines in (here, stored)
         )
-    keys = {line.partition(" = ")[0] for line in theirs}
+    keys = {line.partition(" = ")[0] for line in stored}
     tables = {key.rpartition(".")[0] for key in keys}
     added = {
         line for line in defaults if _is_older_than_key(line.partition(" = ")[0], keys, tables)
     }
-    differing = [f"here:   {line}" for line in ours if line not in theirs and line not in added]
-    differing += [f"stored: {line}" for line in theirs if line not in ours]
+    differing = [f"here:   {line}" for line in here if line not in stored and line not in added]
+    differing += [f"stored: {line}" for line in stored if line not in here]
     if not differing:
-        if named[0] and not named[1]:  # it takes the fingerprints of today
-            study.set_user_attr("definition", "\n".join([*theirs, *named[0]]))
+        if prints[0] and not prints[1]:  # add today's fingerprints
+            study.set_user_attr("definition", "\n".join([*stored, *prints[0]]))
         return
     raise UserError(
-        f"the storage holds another sweep of the name {name}:\n  "
+        f"the storage already has another sweep of the name {name}:\n  "
         + "\n  ".join(differing)
         + "\nGive the same file, options, images and teachers, or another --out; in a database "
         "another name, study.name in the file of a sweep, --name for a search."

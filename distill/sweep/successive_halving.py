@@ -1,9 +1,9 @@
 """Search a student design by successive halving.
 
-The legal set is the widest network of every depth within the budget. A rung is a sweep of its own,
-so that any number of workers share it. Each rung trains anew, so that every run has a whole
-schedule, whose learning rate falls to its end. To go on with the runs of the rung before would save
-less than 1 / eta of the work, and only where the schedule does not depend on the length.
+The candidates are the widest network of every depth within the budget. A rung is a sweep of its
+own, so that any number of workers share it. Each rung trains from scratch, so that every run has a
+complete learning-rate schedule. Continuing the runs of the previous rung would save less than
+1 / eta of the work, and only if the schedule did not depend on the length.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.validation import value_text
@@ -29,12 +29,12 @@ from students.design import Design
 from students.design_space import widest_of_each
 
 KEYS = ("stages", "blocks", "width")  # of a design
-GIVEN = {*KEYS, "channels"}  # what a recipe's student says and a search chooses
+GIVEN = {*KEYS, "channels"}  # keys of [student] that a search chooses
 
 
 @dataclass(frozen=True)
 class Search:
-    """What to search. `epochs`: of each design of the last rung."""
+    """A search. `epochs`: the length of each run in the last rung."""
 
     recipe: str
     overrides: tuple[str, ...]
@@ -46,19 +46,21 @@ class Search:
     name: str  # in the storage
 
     def lengths(self) -> list[int]:
-        """Epochs of each rung, the first one first: eta times as many in each, at least one."""
+        """Return the epochs of each rung: eta times those of the previous one, at least one."""
         powers = range(self.n_rungs - 1, -1, -1)
         return [max(1, round(self.epochs / self.eta**power)) for power in powers]
 
     def sizes(self) -> list[int]:
-        """Designs of each rung: the best of every eta go on."""
+        """Return the number of designs in each rung: one in eta advances."""
         return [ceil(len(self.designs) / self.eta**rung) for rung in range(self.n_rungs)]
 
     def rung(self, number: int, designs: Sequence[dict[str, Any]]) -> Sweep:
-        """The sweep of a rung, from 0. Raises UserError where the recipe cannot be trained so."""
+        """Return the sweep of a rung, counted from 0. Raises UserError if the recipe is invalid."""
         epochs = self.lengths()[number]
         base = recipes.load(self.recipe, [*self.overrides, f"train.epochs={self.epochs}"]).recipe
-        warmup = base.optim.warmup_epochs * epochs / self.epochs  # the same share of a shorter run
+        warmup = (
+            base.optim.warmup_epochs * epochs / self.epochs
+        )  # the same fraction of a shorter run
         settings = [f"train.epochs={epochs}", f"optim.warmup_epochs={value_text(warmup)}"]
         values = {
             "recipe": self.recipe,
@@ -80,65 +82,65 @@ def legal_designs(
     *,
     asymmetric: bool,
 ) -> tuple[list[dict[str, Any]], int]:
-    """The widest design of every depth that a course's rules allow, and the smallest number of
-    parameters that they do not. What else a design has, kernels, pool, stem, is the recipe's.
+    """Return the widest design of every depth that a course's rules allow, and the smallest number
+    of parameters that they forbid. Kernels, pool and stem are the recipe's.
 
-    Raises UserError where the recipe has no student or fewer than two designs are legal.
+    Raises UserError if the recipe has no student or fewer than two designs are legal.
     """
     if recipe.student is None:
-        raise UserError("a search looks for a student, and the recipe has no [student].")
+        raise UserError("a search varies the student, and the recipe has no [student].")
     rules, activation = courses.rules_by_name(course), recipe.student.activation
     spec = {name: value for name, value in recipe.student.spec().items() if name not in GIVEN}
     too_many = rules.least_too_many(budget)
     rows = widest_of_each(too_many, stages, blocks, asymmetric=asymmetric, **spec)
     designs = [{key: row[key] for key in KEYS} for row in rows]
-    kept = [d for d in designs if not [*rules.faults(Design.of(**d, **spec), activation)]]
-    if len(kept) < 2:
-        verb = "keeps" if len(kept) == 1 else "keep"
+    legal = [d for d in designs if not [*rules.faults(Design.of(**d, **spec), activation)]]
+    if len(legal) < 2:
+        verb = "follows" if len(legal) == 1 else "follow"
         raise UserError(
-            f"{counted(len(kept), 'design')} of fewer than {too_many:,} parameters {verb} the "
+            f"{counted(len(legal), 'design')} of fewer than {too_many:,} parameters {verb} the "
             f"rules of {rules.title}: there is nothing to choose.\n"
             "Type a larger --max-params, or wider --stages and --blocks."
         )
-    return kept, too_many
+    return legal, too_many
 
 
 def search(
-    asked: Search,
+    planned: Search,
     storage: Storage,
     place: Path,
     train: Train,
     say: Say,
     inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Rung by rung, each with all workers; what the last one found.
+    """Run rung after rung with all workers; return the summary of the last one.
 
-    Its summary (see `sweep_summary.summary`) under the search's own name, and `rungs`: of each
-    `epochs` and the value of every design by its label. Leaves `best.toml` and `sweep.json`; each
+    It is that of `sweep_summary.summary` under the search's name, with `rungs`: for each its
+    `epochs` and the value of every design by its label. Writes `best.toml` and `sweep.json`; each
     rung has its own in a folder.
     """
-    left, rungs, said = list(asked.designs), [], dict[str, Any]()
-    for number, (epochs, size) in enumerate(zip(asked.lengths(), asked.sizes(), strict=True)):
-        left = left[:size]
-        which = f"rung {number + 1} of {asked.n_rungs}"
-        say(f"{which}: {counted(len(left), 'design')}, {counted(epochs, 'epoch')} each, anew")
-        where = place / f"rung-{number + 1}"
-        is_last = number == asked.n_rungs - 1
-        rung = asked.rung(number, left)
-        said = run_sweep(rung, storage, where, train, say, inputs, is_tested=is_last)
-        values = {row["values"]["design"]: row["value"] for row in said["trials"]}
+    remaining, rungs, found = list(planned.designs), [], dict[str, Any]()
+    for number, (epochs, size) in enumerate(zip(planned.lengths(), planned.sizes(), strict=True)):
+        remaining = remaining[:size]
+        designs, length = counted(len(remaining), "design"), counted(epochs, "epoch")
+        say(f"rung {number + 1} of {planned.n_rungs}: {designs}, {length} each, from scratch")
+        folder = place / f"rung-{number + 1}"
+        is_last = number == planned.n_rungs - 1
+        rung = planned.rung(number, remaining)
+        found = run_sweep(rung, storage, folder, train, say, inputs, is_tested=is_last)
+        values = {row["values"]["design"]: row["value"] for row in found["trials"]}
         rungs.append({"epochs": epochs, "values": values})
-        left = ranked(left, values)
-    said |= {"sweep": asked.name, "rungs": rungs}
-    write_json(place / SUMMARY, said)
-    write_text(place / BEST, (where / BEST).read_text())
-    return said
+        remaining = ranked(remaining, values)
+    found |= {"sweep": planned.name, "rungs": rungs}
+    write_json(place / SUMMARY, found)
+    write_text(place / BEST, (folder / BEST).read_text())
+    return found
 
 
 def ranked(
     designs: Sequence[dict[str, Any]], values: dict[str, float | None]
 ) -> list[dict[str, Any]]:
-    """Those that were trained to the end, the best first; of equals the one that was first."""
-    found = [(values[option_label({"student": design})], design) for design in designs]
-    known = [(value, design) for value, design in found if value is not None]
-    return [design for _, design in sorted(known, key=lambda pair: -pair[0])]
+    """Return the designs that were trained to the end, the best first; ties keep their order."""
+    pairs = [(values[option_label({"student": design})], design) for design in designs]
+    complete = [(value, design) for value, design in pairs if value is not None]
+    return [design for _, design in sorted(complete, key=lambda pair: -pair[0])]

@@ -14,8 +14,8 @@
     [constraint]
     parameters = 5_000_000
 
-It is data, never code, and checked whole before anything is trained: tables and keys by themselves,
-then every key and bound of the space against the tables of a recipe.
+It is data, never code, and validated completely before anything is trained: first its tables and
+keys, then every key and bound of the space against the tables of a recipe.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ from distill.sweep.sweep_schema import KINDS, SweepFile, keys_set, option_label,
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep ready to be worked on. `base`: the recipe that every trial varies."""
+    """A validated sweep. `base`: the recipe that every trial varies."""
 
     name: str
     file: SweepFile
@@ -46,7 +46,7 @@ class Sweep:
 
     @property
     def cells(self) -> list[dict[str, str]]:
-        """The grids crossed: labels of options by name; one empty cell where there is no grid."""
+        """All combinations of the grids: option labels by name; one empty cell without a grid."""
         grids = {name: space.grid for name, space in self.file.space.items() if space.grid}
         labels = [[option_label(option) for option in options] for options in grids.values()]
         return [dict(zip(grids, cell, strict=True)) for cell in product(*labels)]
@@ -57,7 +57,7 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """By what a trial is judged: never the test split."""
+        """The metric by which trials are compared: never of the test split."""
         split: Split = "val" if self.base.recipe.ema is None else "val_ema"
         return self.file.study.metric or measure_name("top1", split)
 
@@ -66,9 +66,9 @@ class Sweep:
         return self.metric in {measure_name("top1", "val"), measure_name("top1", "val_ema")}
 
     def trial_recipe(self, values: Mapping[str, Any]) -> ResolvedRecipe:
-        """The recipe of a trial; `values` by name of the space, options by their labels.
+        """Return the recipe of a trial; `values` by name of the space, options by their labels.
 
-        Raises RecipeError where the values do not go together or the student is too large.
+        Raises RecipeError if the values contradict each other or the student is too large.
         """
         spaces = self.file.space
         chosen = [line for name in spaces for line in settings(name, spaces[name], values[name])]
@@ -76,7 +76,7 @@ class Sweep:
 
     @property
     def overrides(self) -> list[str]:
-        """What every trial sets over the recipe."""
+        """The overrides of the recipe that all trials share."""
         limit = self.file.constraint.parameters
         budget = [] if limit is None else [f"student.max_params={limit}"]
         both = ["train.validate_both=true"] if self._measures_both else []
@@ -84,14 +84,14 @@ class Sweep:
 
     @property
     def _measures_both(self) -> bool:
-        """Whether a trial that keeps an average is judged by the network itself."""
+        """Whether trials average their weights, and are compared by the unaveraged ones."""
         varied = {key.partition(".")[0] for key in keys_set(self.file)}
         averages = self.base.recipe.ema is not None or "ema" in varied
         return averages and self.metric in {measure_name(m, "val") for m in MEASURES}
 
 
 def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -> Sweep:
-    """The sweep of a file, under more overrides. Raises UserError with every fault."""
+    """Load a sweep file with further overrides. Raises UserError with every fault."""
     wrong: list[str] = []
     try:
         with path.open(encoding="utf-8") as file:
@@ -110,14 +110,14 @@ def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -
 
 
 def validate(values: Values, name: str, place: str) -> Sweep:
-    """The sweep that tables make; `place` stands in the message. Raises UserError."""
+    """Build a sweep from its tables; `place` names them in messages. Raises UserError."""
     if isinstance(values.get("space"), dict):
         values = values | {"space": dict(_flat(values["space"], ""))}
     try:
         file = SweepFile.model_validate(values)
     except ValidationError as error:
-        said = map(sweep_validation.in_words, error.errors(include_url=False))
-        raise _sweep_error(place, [*said, *sweep_validation.of_sound_spaces(values)]) from None
+        lines = map(sweep_validation.in_words, error.errors(include_url=False))
+        raise _sweep_error(place, [*lines, *sweep_validation.of_sound_spaces(values)]) from None
     if wrong := list(sweep_validation.of_file(file)):
         raise _sweep_error(place, wrong)
     sweep = Sweep(file.study.name or name, file, recipes.load(file.recipe, file.overrides))
@@ -127,44 +127,43 @@ def validate(values: Values, name: str, place: str) -> Sweep:
 
 
 def _recipe_faults(sweep: Sweep) -> Iterator[str]:
-    """What a sweep asks of its recipe."""
+    """Yield what a sweep requires and its recipe lacks."""
     recipe = sweep.base.recipe
     if recipe.data.holdout == 0:
-        yield "data.holdout = 0: trials are judged on held-out images; type data.holdout=0.1 in set"
+        yield "data.holdout = 0: trials need held-out images; type data.holdout=0.1 in set"
     if sweep.metric in {measure_name(m, "val_ema") for m in MEASURES}:
         yield from _without_average(sweep)
     if sweep.file.study.pruner == "hyperband" and recipe.train.epochs is None:
-        yield 'study.pruner = "hyperband" counts epochs, and the recipe says train.minutes'
+        yield 'study.pruner = "hyperband" counts epochs, and the recipe sets train.minutes'
     if recipe.student is None and sweep.file.constraint.parameters is not None:
-        yield "constraint.parameters is a student's, and the recipe has none"
+        yield "constraint.parameters limits a student, and the recipe has none"
     if recipes.has_teacher(recipe) and not (recipe.teacher and recipe.teacher.runs):
         yield (
-            f"{sweep.base.name} asks a teacher, and all trials shall have the same: name it, "
-            "--teacher RUN"
+            f"{sweep.base.name} needs a teacher, the same for all trials; name it: --teacher RUN"
         )
 
 
 def _without_average(sweep: Sweep) -> Iterator[str]:
-    """Why some trial has no average to be judged by."""
-    wanted = f'study.metric = "{sweep.metric}" wants [ema], and'
+    """Yield why some trial has no averaged weights to measure."""
+    needs = f'study.metric = "{sweep.metric}" needs [ema], and'
     if sweep.base.recipe.ema is None:
-        yield f"{wanted} the recipe has none"
+        yield f"{needs} the recipe has none"
     for name, space in sweep.file.space.items():
         if any(("ema", False) in pairs(name, option) for option in space.options):
             own = sweep.metric.removesuffix("_ema")
             yield (
-                f"{wanted} space.{name} turns it off in some trials; "
+                f"{needs} space.{name} turns it off in some trials; "
                 f'type metric = "{own}" in [study]'
             )
 
 
 def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
-    """`optim.lr = {…}` is a table in a table, `"optim.lr" = {…}` is none; both mean the key."""
+    """Yield keys with their spaces: `optim.lr = {…}` and `"optim.lr" = {…}` are the same key."""
     for name, value in tables.items():
         path = prefix + name
         is_table = isinstance(value, dict) and value and not value.keys() & set(KINDS)
-        is_recipes = any(key.startswith(f"{path}.") for key in keys())
-        if is_table and (is_recipes or all(isinstance(each, dict) for each in value.values())):
+        is_recipe_table = any(key.startswith(f"{path}.") for key in keys())
+        if is_table and (is_recipe_table or all(isinstance(each, dict) for each in value.values())):
             yield from _flat(value, f"{path}.")
         else:
             yield path, value

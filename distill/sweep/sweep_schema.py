@@ -18,11 +18,11 @@ KINDS = ("grid", "choice", "log", "uniform", "integer")
 
 
 class Space(BaseModel):
-    """What one key may be: one of these. Tables as options set several keys together."""
+    """The values of one key, by exactly one of these. A table as an option sets several keys."""
 
     model_config = STRICT
-    grid: Options | None = None  # each of them in turn, crossed with every other grid
-    choice: Options | None = None  # one of them, by the sampler
+    grid: Options | None = None  # every one in turn, combined with every other grid
+    choice: Options | None = None  # one, chosen by the sampler
     log: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None  # from, to
     uniform: Numbers | None = None
     integer: Annotated[tuple[int, int], Field(strict=False)] | None = None
@@ -39,40 +39,40 @@ class Space(BaseModel):
 
     @property
     def kind(self) -> str:
-        """Which of them it is."""
+        """The one of KINDS that is set."""
         (kind,) = self.model_fields_set
         return kind
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """Those of a grid or a choice."""
+        """The options of a grid or a choice."""
         return self.grid or self.choice or ()
 
     @property
     def bounds(self) -> tuple[float, ...]:
-        """The ends of a span of numbers."""
+        """The ends of a range of numbers."""
         return self.log or self.uniform or self.integer or ()
 
 
 class Study(BaseModel):
-    """How many trials, who chooses their values, who ends one early, and by what."""
+    """The number of trials, the sampler, the pruner and their metric."""
 
     model_config = STRICT
-    name: str | None = None  # in the storage; without it the file's
-    trials: Trials | None = None  # without it each cell of the grid once
+    name: str | None = None  # in the storage; by default the file's
+    trials: Trials | None = None  # by default each cell of the grid once
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "hyperband", "none"] = "median"
-    startup_trials: Trials = 5  # before sampler and pruner judge by what they have seen
+    startup_trials: Trials = 5  # before sampler and pruner use earlier trials
     warmup_epochs: Count = 1  # of a trial, before it may be pruned
-    metric: str | None = None  # top1/val …; without it that by which an epoch is kept
+    metric: str | None = None  # top1/val …; by default the one that selects the best epoch
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the sampler
     heartbeat_s: Annotated[int, Field(ge=1, le=86_400)] = (
-        20  # a worker that was silent for three of them is taken for dead
+        20  # a worker without a heartbeat for three of them counts as dead
     )
 
 
 class Constraint(BaseModel):
-    """What a trial must keep to be trained at all."""
+    """Limits that a trial must respect to be trained."""
 
     model_config = STRICT
     parameters: Annotated[int, Field(ge=1, le=MOST * 1_000)] | None = (
@@ -81,7 +81,7 @@ class Constraint(BaseModel):
 
 
 class SweepFile(BaseModel):
-    """A sweep as it is written down."""
+    """The tables of a sweep file."""
 
     model_config = STRICT
     recipe: str
@@ -92,8 +92,8 @@ class SweepFile(BaseModel):
 
 
 def option_label(option: Any) -> str:
-    """An option as it is stored and shown: TOML; of a table `blocks 1, width 20`, or the whole keys
-    where their last names are the same.
+    """Return an option as it is stored and shown: as TOML; a table as `blocks 1, width 20`, with
+    whole keys if their last parts are the same.
     """
     if not isinstance(option, dict):
         return value_text(option)
@@ -106,26 +106,26 @@ def option_label(option: Any) -> str:
 
 
 def settings(name: str, space: Space, value: Any) -> Iterator[str]:
-    """`optim.lr=0.1` of a name of the space and its value: one override, of a table several."""
-    chosen = (option for option in space.options if option_label(option) == value)
-    for key, each in pairs(name, next(chosen, value)):
-        yield f"{key}={value_text(each)}"
+    """Yield the overrides `optim.lr=0.1` of a name's value: one, or several for a table."""
+    matching = (option for option in space.options if option_label(option) == value)
+    for key, setting in pairs(name, next(matching, value)):
+        yield f"{key}={value_text(setting)}"
 
 
 def keys_set(file: SweepFile) -> list[str]:
-    """Every key of the recipe that some trial sets."""
+    """Return every key of the recipe that some trial sets."""
     every = (keys_of(name, space) for name, space in file.space.items())
     return list(dict.fromkeys(chain.from_iterable(every)))
 
 
 def keys_of(name: str, space: Space) -> list[str]:
-    """The keys of the recipe that a name of the space sets."""
+    """Return the keys of the recipe that a name of the space sets."""
     every = (key for value in space.options or space.bounds for key, _ in pairs(name, value))
     return list(dict.fromkeys(every))
 
 
 def pairs(name: str, value: Any) -> list[tuple[str, Any]]:
-    """What an option or the end of a span sets: the key it is named by, or those in its table."""
+    """Return the keys and values that an option sets: the key `name`, or those in its table."""
     if name in keys() or not isinstance(value, dict):
         return [(name, value)]
     return list(recipes.leaves(value))

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from distill.errors import Failure
 from distill.evaluation.final_test import measure_later
 from distill.events import MEASURES, measure_name
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import About
 from distill.runs.run_folder import write_json, write_text
@@ -33,7 +33,7 @@ from distill.sweep.worker import (
 )
 
 BEST, SUMMARY = "best.toml", "sweep.json"
-FEWEST = 4  # finished trials, for an importance
+FEWEST = 4  # finished trials from which importances are computed
 
 
 def run_sweep(
@@ -46,39 +46,44 @@ def run_sweep(
     *,
     is_tested: bool = True,
 ) -> dict[str, Any]:
-    """Work on a sweep until it is done; its summary, which is written beside the runs.
+    """Run trials until the sweep is done; return its summary, which is written beside the runs.
 
-    Trials are measured on held-out images alone. The best one is then measured on the test split,
+    Trials are measured on held-out images only. The best one is then measured on the test split,
     once, unless `is_tested` is False.
 
-    `inputs`: the fingerprints of images and teachers, see `sweep.opened`. Raises UserError where
-    the storage holds another sweep of its name, Failure where there is no
-    best, and what a run raises.
+    `inputs`: the fingerprints of images and teachers, see `worker.open_trials`. Raises UserError if
+    the storage has another sweep of this name, Failure if no trial was completed, and what a run
+    raises.
     """
     planned, note = with_cached_logits(planned)
     trials = open_trials(planned, storage, place, inputs)
     count = counted(planned.n_trials, "trial")
-    say(f"{planned.name}: {count}, {trials.n_open()} to go, {storage.shown}")
+    say(f"{planned.name}: {count}, {trials.n_open()} left, {storage.shown}")
     say(f"note: {note}")
     work(trials, train, say, done=lambda: write(trials, summary(trials)))
-    said = summary(trials)
-    write(trials, said)
-    if said["best"] is None:
-        reasons = dict.fromkeys(row["why"] for row in said["trials"] if row["why"])
-        raise Failure("\n  ".join(["no trial was trained to its end: there is no best", *reasons]))
+    found = summary(trials)
+    write(trials, found)
+    if found["best"] is None:
+        reasons = dict.fromkeys(row["why"] for row in found["trials"] if row["why"])
+        raise Failure(
+            "\n  ".join(["no trial was trained to its end, so there is no best one", *reasons])
+        )
     if is_tested:
-        said["test"] = _measure_on_test(trials, said["best"]["trial"], say)
-        write(trials, said)
-    return said
+        found["test"] = _measure_on_test(trials, found["best"]["trial"], say)
+        write(trials, found)
+    return found
 
 
 def _measure_on_test(trials: Trials, number: int, say: Say) -> dict[str, float] | None:
-    """The figures of a trial on the test split, which is measured now if it has not been; None if
-    its run is on another machine, or another worker measures it now.
+    """Return a trial's metrics on the test split, measured now if they have not been; None if its
+    run is on another machine, or another worker is measuring it.
     """
     folder = trials.folder(number)
     if not folder.is_finished:
-        say(f"note: {folder.path} is not here, so trial {number} is not measured on the test split")
+        say(
+            f"note: {folder.path} is not on this machine, so trial {number} is not measured on "
+            "the test split"
+        )
         return None
     measure_later(folder)
     metrics = folder.result()["metrics"]
@@ -87,16 +92,16 @@ def _measure_on_test(trials: Trials, number: int, say: Say) -> dict[str, float] 
 
 
 def summary(trials: Trials) -> dict[str, Any]:
-    """The trials of a sweep that are done, in plain values.
+    """Summarise the trials of a sweep that are done, in plain values.
 
     Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (by name: the kind, and its
     ends or the labels of its options), `asked`, `counts` (`complete`, `pruned`, `infeasible`,
     `diverged`: their sum is `asked` once all are done), `taken_up` (attempts whose worker ended
-    before they did), `redrawn` (values that could not be trained, and others were drawn), `best` (a
-    row of `trials`, or None), `test` (its figures on the test split, by `carried_out`, else None),
+    before they did), `redrawn` (drawn values that could not be trained), `best` (a row of `trials`,
+    or None), `test` (its metrics on the test split, set by `run_sweep`, else None),
     `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
     (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
-    who had it, in turn, `began`, `ended`).
+    those that ran it, in order, `began`, `ended`).
     """
     sweep, attempts = trials.sweep, trials.attempts()
     ended = {n: a for n, a in counted_attempts(attempts).items() if a.state.is_finished()}
@@ -126,8 +131,8 @@ def summary(trials: Trials) -> dict[str, Any]:
 
 
 def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
-    """The share of each key in what tells the better tenth from the rest: PED-ANOVA (Watanabe et
-    al., IJCAI 2023, arXiv 2304.10255). Empty below four finished trials.
+    """Return each key's share in what separates the best tenth of the trials from the rest:
+    PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255). Empty below four finished trials.
     """
     if len(complete) < FEWEST or len({trial.value for trial in complete}) == 1:
         return {}
@@ -137,25 +142,25 @@ def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[st
     return {name: float(share) for name, share in found.items()}
 
 
-def write(trials: Trials, said: dict[str, Any]) -> None:
-    """`sweep.json`, and once there is a best `best.toml`: a recipe that can be trained as it is."""
-    write_json(trials.place / SUMMARY, said)
-    best = said["best"]
+def write(trials: Trials, summarised: dict[str, Any]) -> None:
+    """Write `sweep.json`, and the best trial's complete recipe as `best.toml` if there is one."""
+    write_json(trials.place / SUMMARY, summarised)
+    best = summarised["best"]
     if best is None:
         return
     recipe = trials.sweep.trial_recipe(best["values"]).recipe
-    about = _about(trials.sweep, said, trials.place)
+    about = _about(trials.sweep, summarised, trials.place)
     path = trials.place / BEST
     write_text(path, recipes.dumps(recipe.model_copy(update={"about": about})))
 
 
-def _about(sweep: Sweep, said: dict[str, Any], place: Path) -> About:
-    best = said["best"]
+def _about(sweep: Sweep, summarised: dict[str, Any], place: Path) -> About:
+    best = summarised["best"]
     verb = "distill" if sweep.base.recipe.student else "train-teacher"
     runs = sweep.base.recipe.teacher.runs if sweep.base.recipe.teacher else ()
     return About(
-        claim=f"The best of {counted(said['asked'], 'trial')} of the sweep {sweep.name}: trial "
-        f"{best['trial']}, {sweep.metric} = {best['value']:.4f}, chosen on held-out images",
+        claim=f"The best of {counted(summarised['asked'], 'trial')} of the sweep {sweep.name}: "
+        f"trial {best['trial']}, {sweep.metric} = {best['value']:.4f}, chosen on held-out images",
         command=f"python cli.py {verb} --recipe {place / BEST}",
         teacher=" + ".join(runs) or "none",
         hardware="not yet run",
@@ -176,12 +181,12 @@ def _row(number: int, attempt: FrozenTrial, attempts: Sequence[FrozenTrial]) -> 
         "epochs": {str(epoch): value for epoch, value in attempt.intermediate_values.items()},
         "run": None if why == INFEASIBLE else marks.get(RUN),
         "why": marks.get(why) if why else None,
-        "workers": [each.user_attrs[WORKER] for each in attempts if WORKER in each.user_attrs],
+        "workers": [a.user_attrs[WORKER] for a in attempts if WORKER in a.user_attrs],
         "began": _iso(attempt.datetime_start),
         "ended": _iso(attempt.datetime_complete),
     }
 
 
 def _iso(moment: datetime | None) -> str | None:
-    """Local time of the worker's host."""
+    """Return local time of the worker's host in ISO format."""
     return None if moment is None else moment.isoformat(timespec="milliseconds")

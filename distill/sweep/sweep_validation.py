@@ -35,15 +35,13 @@ METRICS = [measure_name(name, split) for name in MEASURES for split in VALIDATED
 
 
 def of_file(file: SweepFile) -> Iterator[str]:
-    """What its tables say of each other, and of the keys of any recipe."""
+    """Yield contradictions between its tables, and keys and values that no recipe accepts."""
     yield from _study_faults(file)
     yield from _space_faults(file.space)
 
 
 def of_sound_spaces(values: Values) -> Iterator[str]:
-    """What is wrong with the keys and values of those spaces that can be read, where a table of the
-    file cannot.
-    """
+    """Yield faults in the keys and values of the valid spaces of a file that has other faults."""
     sound = dict[str, Space]()
     tables = values.get("space")
     for name, value in tables.items() if isinstance(tables, dict) else ():
@@ -54,42 +52,42 @@ def of_sound_spaces(values: Values) -> Iterator[str]:
 
 def _study_faults(file: SweepFile) -> Iterator[str]:
     if file.study.trials is None and any(not space.grid for space in file.space.values()):
-        yield "study.trials is missing: how many; only a sweep of grids alone ends by itself"
+        yield "study.trials is missing; only a sweep of grids alone needs none"
     cells = prod(len(space.grid) for space in file.space.values() if space.grid)
     if cells > MOST_TRIALS:
         yield f"space: its grids cross to {cells:,} trials; allowed: {MOST_TRIALS:,}"
     is_grid = all(space.grid for space in file.space.values())
     if is_grid and file.study.trials is not None and file.study.trials > cells:
         yield (
-            f"study.trials = {file.study.trials} is more than the {cells} of the grid: who is "
-            "trained twice by one seed says the same; add train.seed to the space"
+            f"study.trials = {file.study.trials} is more than the {cells} of the grid: training "
+            "twice with the same seed gives the same result; add train.seed to the space"
         )
     if file.study.metric is not None and file.study.metric not in METRICS:
         yield f'study.metric = "{file.study.metric}" is unknown; allowed: {", ".join(METRICS)}'
 
 
 def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
-    """Keys that no recipe has, values that no recipe takes, keys that are set twice."""
+    """Yield keys that no recipe has, values that no recipe accepts, and keys set twice."""
     seen: dict[str, str] = {}
     for name, space in spaces.items():
         for key in keys_of(name, space):
             if key not in keys():
                 near = get_close_matches(key, keys(), n=1)
-                yield f"space.{name}: {key} is no key of a recipe{did_you_mean(*near)}"
+                yield f"space.{name}: {key} is not a key of a recipe{did_you_mean(*near)}"
             elif key in seen:
                 yield f"space.{name} and space.{seen[key]} both set {key}; give one of them"
             elif key == "train.precision":
-                yield f"space.{name}: one process computes in one precision; type two sweeps"
+                yield f"space.{name}: a process computes in one precision only; run two sweeps"
             seen.setdefault(key, name)
-        for each in space.options or space.bounds:
-            known = [(key, value) for key, value in pairs(name, each) if key in keys()]
-            for fault in (f for key, value in known for f in _value_faults(key, value)):
+        for option in space.options or space.bounds:
+            settings = [(key, value) for key, value in pairs(name, option) if key in keys()]
+            for fault in (f for key, value in settings for f in _value_faults(key, value)):
                 value = shorten(value_text(fault.value))
                 yield f"space.{name}: {fault.key} = {value} {fault.problem}"
 
 
 def _value_faults(key: str, value: Any) -> list[Fault]:
-    """What is wrong with a value by itself; what goes with what is known when a trial begins."""
+    """Return faults of a single value; combinations of values are validated per trial."""
     return (
         [] if value is False and key in switches() else check(_nested(key, value), whole=False)[1]
     )
@@ -102,38 +100,38 @@ def _nested(key: str, value: Any) -> Values:
 
 
 def in_words(detail: ErrorDetails) -> str:
-    """What pydantic found, in the words of a recipe's faults."""
-    way = [str(part) for part in detail["loc"]]
-    key, kind = shorten(".".join(way)), detail["type"]
+    """Describe an error of pydantic in the same terms as a recipe's faults."""
+    path = [str(part) for part in detail["loc"]]
+    key, kind = shorten(".".join(path)), detail["type"]
     if kind == "missing":
         return f"{key} is missing"
-    table = _table(way[:-1] if kind == "extra_forbidden" else way)
+    table = _table(path[:-1] if kind == "extra_forbidden" else path)
     if kind == "extra_forbidden":
         known = [field.alias or name for name, field in table.model_fields.items()]
-        near = get_close_matches(way[-1], known, n=1)
+        near = get_close_matches(path[-1], known, n=1)
         return f"{key} is not a key{did_you_mean(*near)}; allowed: {', '.join(known)}"
     if kind == "value_error":
         return f"{key} = {shorten(value_text(detail['input']))}; {detail['ctx']['error']}"
-    if way == ["space"]:
+    if path == ["space"]:
         return (
             "space: nothing is varied; allowed: a table of keys, optim.lr = { log = [0.01, 0.5] }"
         )
-    if way[0] == "space" and len(way) == 2:
+    if path[0] == "space" and len(path) == 2:
         value = shorten(value_text(detail["input"]))
         return (
-            f"{key} = {value} is no space; allowed: a table of one of "
+            f"{key} = {value} is not a space; allowed: a table of one of "
             f"{', '.join(KINDS)}, {{ choice = [0.1, 0.2] }}"
         )
-    field = next((f for name, f in table.model_fields.items() if name in way[-3:]), None)
-    said = (
+    field = next((f for name, f in table.model_fields.items() if name in path[-3:]), None)
+    allowed = (
         schema_text(TypeAdapter(field.rebuild_annotation()).json_schema()) if field else "a table"
     )
-    return f"{key} = {shorten(value_text(detail['input']))} is refused; allowed: {said}"
+    return f"{key} = {shorten(value_text(detail['input']))} is refused; allowed: {allowed}"
 
 
-def _table(way: Sequence[str]) -> type[BaseModel]:
-    """The table that a location lies in."""
+def _table(path: Sequence[str]) -> type[BaseModel]:
+    """Return the table that contains a location."""
     tables: dict[str, type[BaseModel]] = {
         "study": Study, "constraint": Constraint, "space": Space,
     }  # fmt: skip
-    return tables.get(way[0], SweepFile) if way else SweepFile
+    return tables.get(path[0], SweepFile) if path else SweepFile

@@ -1,10 +1,10 @@
 """Assign trials to workers: none is lost, none runs twice.
 
-A sweep asks for trials 0 … n-1. An attempt at one is a row of the storage: WAITING, RUNNING, then
-COMPLETE or PRUNED; FAIL where its worker ended before it did. The attempt that counts for a trial
-is the first that did not fail; where all failed, whoever looks next adds one, with the same values.
-Where two add one at once the second never counts, and is taken back. A worker that was taken for
-dead and is not finds its attempt ended at its next write, and leaves it.
+A sweep has trials 0 … n-1. An attempt at a trial is a row of the storage: WAITING, RUNNING, then
+COMPLETE or PRUNED, or FAIL if its worker ended before it did. The attempt that counts for a trial
+is the first that did not fail. If all failed, the next worker that looks adds one with the same
+values. If two workers add one at once, the second never counts and is ended. A live worker that was
+taken for dead finds at its next write that its attempt has ended, and abandons it.
 """
 
 import socket
@@ -22,14 +22,14 @@ from distill.sweep import optuna_space
 from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
 
-# Attributes of an attempt: at which trial, by whom, in which folder, what those before it had told
-# by epoch, and that its device's memory was full.
+# Attributes of an attempt: its trial, worker and folder, the values by epoch that earlier attempts
+# reported, and whether the device's memory was full.
 NUMBER, WORKER, RUN, TOLD, FULL = "trial", "worker", "run", "told", "full"
 
 
 @dataclass(frozen=True)
 class ClaimedTrial:
-    """An attempt that is ours."""
+    """An attempt that this worker runs."""
 
     number: int  # of the trial, from 0
     row: int  # of the storage
@@ -38,33 +38,33 @@ class ClaimedTrial:
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of a sweep as one worker sees them; `place` holds their folders."""
+    """The trials of a sweep, for one worker; `place` contains their folders."""
 
     sweep: Sweep
     study: optuna.Study
     storage: Storage
     place: Path
-    inputs: Mapping[str, str] = field(default_factory=dict)  # fingerprints, see `sweep.opened`
+    inputs: Mapping[str, str] = field(default_factory=dict)  # fingerprints, see worker.open_trials
 
     def folder(self, number: int) -> RunFolder:
         return RunFolder(self.place / f"trial-{number:04}")
 
     def attempts(self) -> dict[int, list[FrozenTrial]]:
-        """Every attempt by the number of its trial, the first one first; those of trials that an
-        earlier worker was asked for, and this one is not, too.
+        """Return every attempt by the number of its trial, oldest first. Includes trials beyond
+        this worker's number of trials that an earlier worker had.
         """
-        found: dict[int, list[FrozenTrial]] = {n: [] for n in range(self.sweep.n_trials)}
+        by_trial: dict[int, list[FrozenTrial]] = {n: [] for n in range(self.sweep.n_trials)}
         rows = self.study.get_trials(deepcopy=False)
         for attempt in sorted(rows, key=lambda row: row.number):
-            found.setdefault(attempt.user_attrs[NUMBER], []).append(attempt)
-        return dict(sorted(found.items()))
+            by_trial.setdefault(attempt.user_attrs[NUMBER], []).append(attempt)
+        return dict(sorted(by_trial.items()))
 
     def counted_attempts(self) -> dict[int, FrozenTrial]:
-        """The attempt that counts, of every trial that has one."""
+        """Return the attempt that counts, for every trial that has one."""
         return counted_attempts(self.attempts())
 
     def n_open(self) -> int:
-        """How many trials are not done yet, by whomever."""
+        """Return the number of trials that are not done yet."""
         return self.sweep.n_trials - sum(
             attempt.state.is_finished()
             for number, attempt in self.counted_attempts().items()
@@ -72,9 +72,9 @@ class Trials:
         )
 
     def claim(self, worker: str) -> ClaimedTrial | None:
-        """The first trial that nobody has; None where all are done or somebody has them.
+        """Claim the first trial that no worker has; None if all are done or claimed.
 
-        One whose folder is in use is left to who is there: it will notice that it lost the trial.
+        A trial whose folder is locked is skipped: the process there will notice that it lost it.
         """
         with self.storage.alone:
             self._add_attempts()
@@ -92,50 +92,50 @@ class Trials:
         return None
 
     def _trial(self, number: int, row: int) -> Trial:
-        """What draws a trial's values, by what is known when it begins, and judges it.
+        """Return optuna's trial, which draws the values from what is known now and prunes.
 
-        A study of its own, since a study remembers what it has once read; a sampler of its own,
-        since workers that begin with one seed would draw the same values, and who takes a trial
-        must not decide what it is.
+        It has a study of its own, since a study caches what it has read, and a sampler of its own,
+        since workers that start with the same seed would draw the same values, and a trial's values
+        must not depend on its worker.
         """
         name, rows = self.study.study_name, self.storage.rows
         sampler = optuna_space.sampler(self.sweep.file.study, number)
-        fresh = optuna.load_study(
+        study = optuna.load_study(
             study_name=name, storage=rows, sampler=sampler, pruner=self.study.pruner
         )
-        fresh.get_trials(deepcopy=False)  # optuna writes to no row that it has not read
-        trial = Trial(fresh, row)
+        study.get_trials(deepcopy=False)  # optuna writes to no row that it has not read
+        trial = Trial(study, row)
         for epoch, value in trial.user_attrs.get(TOLD, {}).items():
             trial.report(value, int(epoch))
-            trial.should_prune()  # which marks how far it came; it went on then
+            trial.should_prune()  # records the rung that it reached; it was not pruned there
         return trial
 
-    def mark_full(self, taken: ClaimedTrial) -> bool:
-        """Marks that the device's memory was full. Says whether the trial ends by it, without a
-        value: where it was so before any epoch, twice. The first time somebody else may have had
-        it.
+    def mark_full(self, claimed: ClaimedTrial) -> bool:
+        """Record that the device's memory was full. Return whether that ends the trial without a
+        value: if it happened twice, and now before any epoch. The first time another process may
+        have used the memory.
         """
-        attempts = self.attempts()[taken.number]
-        self.storage.rows.set_trial_user_attr(taken.row, FULL, True)
-        told = self.storage.rows.get_trial(taken.row).intermediate_values
-        return not told and any(FULL in attempt.user_attrs for attempt in attempts)
+        attempts = self.attempts()[claimed.number]
+        self.storage.rows.set_trial_user_attr(claimed.row, FULL, True)
+        reported = self.storage.rows.get_trial(claimed.row).intermediate_values
+        return not reported and any(FULL in attempt.user_attrs for attempt in attempts)
 
     def release(self, worker: str) -> None:
-        """What a worker still has, for the others."""
+        """End the attempts that a worker still runs, so that others can claim their trials."""
         for row in self._rows_of({worker}):
             self.storage.end(row, TrialState.FAIL)
 
     def release_dead(self) -> None:
-        """What dead workers had: those of this host at once, by their lock; others when silent."""
+        """Release trials of dead workers: on this host by their lock, elsewhere by heartbeat."""
         with self.storage.alone:
             self.storage.fail_silent_trials(self.study)
-        here = {path.name for path in self._workers.glob("*") if _is_dead(path)}
-        for row in self._rows_of(here):
+        dead = {path.name for path in self._workers.glob("*") if _is_dead(path)}
+        for row in self._rows_of(dead):
             self.storage.end(row, TrialState.FAIL)
 
     @contextmanager
     def working(self, worker: str) -> Iterator[None]:
-        """Holds the lock by which others see that this worker lives; gives back what it had."""
+        """Hold the lock that shows that this worker is alive; release its trials at the end."""
         with lock.hold_lock(self._workers / worker):
             try:
                 yield
@@ -154,33 +154,33 @@ class Trials:
         ]
 
     def _add_attempts(self) -> None:
-        """One for each trial that has none: its cell of the grid, or the values it had before."""
+        """Add an attempt to each trial without one: its grid cell, or its earlier values."""
         cells = self.sweep.cells
         for number, failed in self.attempts().items():
             if number >= self.sweep.n_trials or any(a.state != TrialState.FAIL for a in failed):
                 continue
-            # Of those that failed the last that a worker had: others were added twice at once.
-            before = max(
+            # The last failed one that a worker ran: those without a worker were surplus.
+            previous = max(
                 failed, key=lambda row: (WORKER in row.user_attrs, row.number), default=None
             )
-            known, told = cells[number % len(cells)], dict[str, float]()
-            if before is not None and before.params:
-                known = before.params
-                told = before.user_attrs.get(TOLD, {}) | {
-                    str(epoch): value for epoch, value in before.intermediate_values.items()
+            params, reported = cells[number % len(cells)], dict[str, float]()
+            if previous is not None and previous.params:
+                params = previous.params
+                reported = previous.user_attrs.get(TOLD, {}) | {
+                    str(epoch): value for epoch, value in previous.intermediate_values.items()
                 }
-            every = optuna_space.distributions(self.sweep.file)
+            distributions = optuna_space.distributions(self.sweep.file)
             self.study.add_trial(
                 optuna.create_trial(
                     state=TrialState.WAITING,
-                    params=known,
-                    distributions={name: every[name] for name in known},
-                    user_attrs={NUMBER: number, TOLD: told},
+                    params=params,
+                    distributions={name: distributions[name] for name in params},
+                    user_attrs={NUMBER: number, TOLD: reported},
                 )
             )
 
     def _end_surplus(self) -> None:
-        """What another worker added at the same moment."""
+        """End attempts that another worker added at the same moment."""
         for attempts in self.attempts().values():
             alive = [attempt for attempt in attempts if attempt.state != TrialState.FAIL]
             for attempt in alive[1:]:
@@ -189,15 +189,15 @@ class Trials:
 
 
 def counted_attempts(attempts: Mapping[int, Sequence[FrozenTrial]]) -> dict[int, FrozenTrial]:
-    """Of each trial's attempts the first that did not fail, where there is one."""
+    """Return the first attempt that did not fail, for each trial that has one."""
     firsts = {
-        number: next((each for each in several if each.state != TrialState.FAIL), None)
-        for number, several in attempts.items()
+        number: next((a for a in of_trial if a.state != TrialState.FAIL), None)
+        for number, of_trial in attempts.items()
     }
     return {number: first for number, first in firsts.items() if first is not None}
 
 
 def _is_dead(worker: Path) -> bool:
-    """Whether a worker of this host was killed: its name is there, its lock is free."""
+    """Whether a worker of this host was killed: its file exists and its lock is free."""
     holder, is_alive = lock.read_holder(worker)
     return holder is not None and holder.host == socket.gethostname() and not is_alive

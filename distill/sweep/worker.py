@@ -1,7 +1,7 @@
 """Run trials of a sweep until all are done; any number of workers share one sweep.
 
-A trial is a run like any other, in a folder of its own. After each epoch its value on the held-out
-part goes to the study, and the study may end it: then its folder stays as a run that was stopped.
+A trial is an ordinary run in a folder of its own. After each epoch its value on the held-out images
+is reported to the study, which may prune the trial: its folder then remains as a stopped run.
 """
 
 import os
@@ -20,8 +20,8 @@ from optuna.trial import TrialState
 from distill.components.fingerprints import CALLED
 from distill.errors import UnsuitableRecipe, UserError
 from distill.events import Epoch, Event, Start
+from distill.format import counted
 from distill.models.out_of_memory import OutOfMemory
-from distill.phrases import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
 from distill.runs.run_folder import RunFolder
@@ -32,36 +32,37 @@ from distill.sweep.sweep_schema import keys_set, pairs
 from distill.sweep.trials import ClaimedTrial, Trials
 from distill.training.divergence import Diverged
 
-LOOK_S = 2.0  # between two looks of a worker that waits for the others
-# Attributes of an attempt: why it has no value, and how often its values were drawn again.
+LOOK_S = 2.0  # between two checks of a worker that waits for the others
+# Attributes of an attempt: why it has no value, and how often its values were redrawn.
 INFEASIBLE, DIVERGED, REDRAWN = "infeasible", "diverged", "redrawn"
-OF_RESULT = {  # where result.json has the fingerprints of a sweep
+OF_RESULT = {  # table and key in result.json of each fingerprint of a sweep
     "data": ("data", "fingerprint"),
     "test": ("data", "test_fingerprint"),
     "class_names": ("data", "class_names_fingerprint"),
     "teacher": ("teacher", "fingerprint"),
 }
-DRAWS = 20  # of a trial whose values cannot be trained
-# A key that is new and whose default is not what the program did before it existed.
+DRAWS = 20  # attempts to draw values that can be trained
+# New keys whose default differs from what the program did before they existed.
 CHANGES_OLD_SWEEPS = {"augment.trivial.before_crop"}
 VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
 
 Reader = Callable[[Event], None]
-Train = Callable[[ResolvedRecipe, RunFolder, Reader], None]  # one run, to its end
+Train = Callable[[ResolvedRecipe, RunFolder, Reader], None]  # trains one run to its end
 Say = Callable[[str], None]
 
 
 class TrialLost(Exception):
-    """Another worker has taken this worker's trial."""
+    """Another worker has taken over this worker's trial."""
 
 
 def open_trials(
     sweep: Sweep, storage: Storage, place: Path, inputs: Mapping[str, str] | None = None
 ) -> Trials:
-    """The sweep's trials, those that are done and those to come. Raises UserError where the storage
-    holds another sweep of this name, or one of other images or teachers.
+    """Open the sweep's trials, done or not. Raises UserError if the storage has another sweep of
+    this name, or one with other images or teachers.
 
-    `inputs`: the fingerprints of images and teachers by name, as `enlist.check` returns them.
+    `inputs`: the fingerprints of images and teachers by name, as `selection.check_teachers` returns
+    them.
     """
     inputs = inputs or {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -74,30 +75,30 @@ def open_trials(
 
 
 def _as_definition_keys(inputs: Mapping[str, str]) -> dict[str, str]:
-    """Fingerprints as keys of the definition."""
+    """Return fingerprints under their keys in the definition."""
     return {f"{FINGERPRINT}{name}": value for name, value in inputs.items()}
 
 
 def variants(sweep: Sweep) -> list[Recipe]:
-    """The base recipe with each data source and each list of teachers that the space has."""
-    recipe, found = sweep.base.recipe, list[Recipe]()
+    """Return the base recipe with each data source and each list of teachers in the space."""
+    recipe, varied = sweep.base.recipe, list[Recipe]()
     options = [(name, o) for name, space in sweep.file.space.items() for o in space.options]
     for key, value in (pair for name, option in options for pair in pairs(name, option)):
         if key == "data.source":
-            found.append(recipes.with_source(recipe, value))
+            varied.append(recipes.with_source(recipe, value))
         elif key == "teacher.runs":
-            found.append(recipes.with_teacher(recipe, value))
-    return found
+            varied.append(recipes.with_teacher(recipe, value))
+    return varied
 
 
 def definition(sweep: Sweep) -> str:
-    """What all workers of a sweep have in common, a line for each key."""
+    """Return what all workers of a sweep must have in common, one line per key."""
     file = sweep.file.model_dump(exclude={"study": {"trials", "heartbeat_s", "name"}})
     return "\n".join(_lines({**recipes.values(sweep.base.recipe), **dict(recipes.leaves(file))}))
 
 
 def _defaults(sweep: Sweep) -> list[str]:
-    """The lines of the definition that no file and no option has set."""
+    """Return the lines of the definition that neither a file nor an option has set."""
     origins = sweep.base.origins
     return _lines(
         {
@@ -113,117 +114,117 @@ def _lines(values: Mapping[str, Any]) -> list[str]:
 
 
 def with_cached_logits(sweep: Sweep) -> tuple[Sweep, str]:
-    """The teacher's answers kept for all trials, where they can be; what the head says of it."""
+    """Return the sweep with a teacher cache that trials share, if possible, and a note on it."""
     recipe = sweep.base.recipe
     if not recipes.has_teacher(recipe):
-        return sweep, "no trial asks a teacher"
+        return sweep, "no trial has a teacher"
     keys = keys_set(sweep.file)
     if varied := [key for key in keys if key.startswith(VIEWED)]:
         names = " and ".join(varied)
-        return sweep, f"{names} varies: only trials that agree in it can share stored answers"
-    shared = "the teacher's answers are stored by the first trials and read by the others"
+        return sweep, f"{names} varies: only trials with the same value can share cached logits"
+    shared = "the teacher's logits are cached by the first trials and read by the others"
     if recipe.cache is not None:
         return sweep, shared
     terms = {key.split(".")[1] for key in keys if key.startswith("loss.")}
-    try:  # without the budget, which the recipe's own student may be over
+    try:  # without the parameter limit, which the recipe's own student may exceed
         base = recipes.load(sweep.file.recipe, [*sweep.file.overrides, "cache={}"])
-        if not terms <= recipe.loss.terms().keys():  # what they read is not known before
+        if not terms <= recipe.loss.terms().keys():  # their inputs are unknown before the trial
             raise RecipeError(sweep.name, [])
     except RecipeError:
-        return sweep, "a term reads the teacher's maps, which are not stored: each trial asks it"
+        return sweep, "a term needs the teacher's maps, not cached: each trial computes its outputs"
     file = sweep.file.model_copy(update={"overrides": (*sweep.file.overrides, "cache={}")})
     return Sweep(sweep.name, file, base), shared
 
 
 def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lambda: None) -> None:
-    """Take trials until all are done. Another worker that dies meanwhile is replaced.
+    """Run trials until all are done, also those of workers that die meanwhile.
 
     `done` is called after each trial of this worker.
 
-    Raises what a run raises; the trial it befell is given back first.
+    Raises what a run raises, after releasing its trial.
     """
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     with trials.storage.explain_errors(), trials.working(name):
         is_waiting = False
         while trials.n_open():
             trials.release_dead()
-            taken = trials.claim(name)
-            if taken is not None:
+            claimed = trials.claim(name)
+            if claimed is not None:
                 is_waiting = False
-                _attempt(trials, taken, train, say)
+                _attempt(trials, claimed, train, say)
                 done()
                 continue
             if not is_waiting:
                 others = counted(trials.n_open(), "trial")
-                say(f"{others} with other workers: waiting, in case one dies")
+                say(f"{others} left with other workers: waiting, in case one of them dies")
             is_waiting = True
             time.sleep(LOOK_S)
 
 
-def _attempt(trials: Trials, taken: ClaimedTrial, train: Train, say: Say) -> None:
-    """One trial, from its values to its end in the storage."""
-    storage, sweep, folder = trials.storage, trials.sweep, trials.folder(taken.number)
-    with _stop_if_lost(taken, say), storage.heartbeat(taken.row):
+def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, say: Say) -> None:
+    """Run one trial: draw its values, train, and store its end."""
+    storage, sweep, folder = trials.storage, trials.sweep, trials.folder(claimed.number)
+    with _stop_if_lost(claimed, say), storage.heartbeat(claimed.row):
         try:
-            resolved = _draw_recipe(taken, sweep, say)
-            train(resolved, folder, PruningCallback(taken, sweep.metric))
+            resolved = _draw_recipe(claimed, sweep, say)
+            train(resolved, folder, PruningCallback(claimed, sweep.metric))
         except (RecipeError, UnsuitableRecipe, OutOfMemory) as fault:
-            if isinstance(fault, OutOfMemory) and not trials.mark_full(taken):
+            if isinstance(fault, OutOfMemory) and not trials.mark_full(claimed):
                 raise
             why = _reason(fault)
-            taken.trial.set_user_attr(INFEASIBLE, why)
-            _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is infeasible: {why}")
+            claimed.trial.set_user_attr(INFEASIBLE, why)
+            _end(storage, claimed, TrialState.PRUNED)
+            say(f"trial {claimed.number} is infeasible: {why}")
         except TrialPruned:
-            _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is pruned: {folder.path} stays as a run that was stopped")
+            _end(storage, claimed, TrialState.PRUNED)
+            say(f"trial {claimed.number} is pruned: {folder.path} remains as a stopped run")
         except Diverged as fault:
-            taken.trial.set_user_attr(DIVERGED, str(fault))
-            _end(storage, taken, TrialState.PRUNED)
-            say(f"trial {taken.number} is pruned: {fault}")
+            claimed.trial.set_user_attr(DIVERGED, str(fault))
+            _end(storage, claimed, TrialState.PRUNED)
+            say(f"trial {claimed.number} is pruned: {fault}")
         else:
             _check_inputs(trials.inputs, folder)
             value = float(folder.result()["metrics"][sweep.metric])
-            _end(storage, taken, TrialState.COMPLETE, value)
-            say(f"trial {taken.number} is done: {sweep.metric} {value:.4f}")
+            _end(storage, claimed, TrialState.COMPLETE, value)
+            say(f"trial {claimed.number} is done: {sweep.metric} {value:.4f}")
 
 
 def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
-    """Raises UserError if a trial was trained or tested on other images than the sweep has, or
-    with another teacher.
+    """Raise UserError if a trial was trained or tested on other images than the sweep's, or with
+    another teacher.
     """
     result = folder.result() if inputs else {}
-    apart = [
+    differing = [
         CALLED[name]
         for name, (table, key) in OF_RESULT.items()
         if name in inputs and result[table][key] not in inputs[name].split(" + ")
     ]
-    if apart:
+    if differing:
         raise UserError(
-            f"{folder.path} has another {' and '.join(apart)} than the sweep it belongs to: it "
-            "changed while the sweep was at work.\n"
-            "Bring the former back, delete that folder, and type the same command again."
+            f"{folder.path} has another {' and '.join(differing)} than the sweep it belongs to, "
+            "which changed while the sweep was running.\n"
+            "Restore the former, delete that folder, and type the same command again."
         )
 
 
-def _draw_recipe(taken: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecipe:
-    """The recipe of a trial, which is written down. What cannot be trained is drawn again, DRAWS
-    times in all. Raises RecipeError where the last of them cannot either.
+def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecipe:
+    """Draw a trial's values, store them, and return its recipe. Values that cannot be trained are
+    redrawn, up to DRAWS draws in all. Raises RecipeError if the last ones cannot be trained either.
     """
-    trial, file = taken.trial, sweep.file
-    known = trial.storage.get_trial(taken.row)
-    is_fixed = file.space.keys() <= known.params.keys()  # a cell of a grid, or taken up again
+    trial, file = claimed.trial, sweep.file
+    stored = trial.storage.get_trial(claimed.row)
+    is_fixed = file.space.keys() <= stored.params.keys()  # a cell of a grid, or a later attempt
     values, n_drawn, refusal = dict[str, Any](), 0, None
     while n_drawn < (1 if is_fixed else DRAWS):
-        values, n_drawn = optuna_space.draw_values(trial.study, known, file), n_drawn + 1
+        values, n_drawn = optuna_space.draw_values(trial.study, stored, file), n_drawn + 1
         try:
             sweep.trial_recipe(values)
             break
         except RecipeError as fault:
             refusal = fault
-    optuna_space.store_values(trial, taken.row, file, values)
-    said = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
-    say(f"trial {taken.number} of {sweep.n_trials}: {said}")
+    optuna_space.store_values(trial, claimed.row, file, values)
+    shown = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
+    say(f"trial {claimed.number} of {sweep.n_trials}: {shown}")
     if n_drawn > 1 and refusal is not None:
         trial.set_user_attr(REDRAWN, n_drawn - 1)
         say(f"note: drawn {n_drawn} times; one that cannot be trained: {_reason(refusal)}")
@@ -231,37 +232,37 @@ def _draw_recipe(taken: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecipe:
 
 
 def _reason(fault: Exception) -> str:
-    """On one line; what the sweep sets, it sets as --set does."""
+    """Return a fault on one line. The sweep sets values as --set does, so name the sweep."""
     faults = fault.faults if isinstance(fault, RecipeError) else str(fault).splitlines()
     return "; ".join(faults).replace("(--set)", "(the sweep)")
 
 
 def _end(
-    storage: Storage, taken: ClaimedTrial, state: TrialState, value: float | None = None
+    storage: Storage, claimed: ClaimedTrial, state: TrialState, value: float | None = None
 ) -> None:
-    """Raises Lost where somebody has ended it before."""
-    if not storage.end(taken.row, state, value):
+    """Store the end of an attempt. Raises TrialLost if another worker has ended it."""
+    if not storage.end(claimed.row, state, value):
         raise TrialLost
 
 
 @contextmanager
-def _stop_if_lost(taken: ClaimedTrial, say: Say) -> Iterator[None]:
-    """A trial that is ours no more is left."""
+def _stop_if_lost(claimed: ClaimedTrial, say: Say) -> Iterator[None]:
+    """Abandon a trial that another worker has taken over."""
     try:
         yield
     except (TrialLost, UpdateFinishedTrialError):
-        say(f"trial {taken.number} was taken over by another worker: left to it")
+        say(f"trial {claimed.number} was taken over by another worker, and is left to it")
 
 
 class PruningCallback:
-    """Reads a run's events; tells the study each epoch's value and ends the run when it says so.
+    """Report each epoch's value of a run to the study, and end the run if it is pruned.
 
-    Raises TrialPruned, or Lost where the trial is another worker's by now.
+    Raises TrialPruned, or TrialLost if another worker has taken over the trial.
     """
 
-    def __init__(self, taken: ClaimedTrial, metric: str) -> None:
-        self.trial, self.metric = taken.trial, metric
-        self.known = set(taken.trial.storage.get_trial(taken.row).intermediate_values)
+    def __init__(self, claimed: ClaimedTrial, metric: str) -> None:
+        self.trial, self.metric = claimed.trial, metric
+        self.reported = set(claimed.trial.storage.get_trial(claimed.row).intermediate_values)
         self.epochs = 0
 
     def __call__(self, event: Event) -> None:
@@ -270,7 +271,7 @@ class PruningCallback:
         if not isinstance(event, Epoch):
             return
         try:
-            if event.epoch not in self.known:  # by the worker that died
+            if event.epoch not in self.reported:  # by the worker that died
                 self.trial.report(event.metrics[self.metric], event.epoch)
         except UpdateFinishedTrialError as fault:
             raise TrialLost from fault

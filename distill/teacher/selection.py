@@ -10,7 +10,7 @@ from distill.components.test_split import identify_test
 from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet
 from distill.errors import UserError
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Teacher

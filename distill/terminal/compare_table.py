@@ -2,22 +2,30 @@
 
 from collections.abc import Callable, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from distill.events import measure_name
 from distill.files.safe_text import visible
+from distill.format import (
+    bracketed,
+    duration,
+    grouped,
+    p_equation,
+    percent,
+    percent_number,
+    points,
+)
 from distill.runs.compare import ClassDifference, ComparedRun, Comparison
 from distill.statistics import Interval
-from distill.terminal.progress import duration, grouped, percent
+from distill.terminal.table_style import blank_table
 
-MOST_CLASSES = 10  # listed, those that differ most; --json has all
+MOST_CLASSES = 10  # shown, those that differ most; --json has all
 
 
 def comparison_tables(compared: Comparison) -> RenderableType:
-    """Both side by side, the test of their difference, their recipes, and what it says."""
+    """Show both runs side by side, the test of their difference, recipes, classes and findings."""
     return Group(
         _side_by_side(compared.a, compared.b),
         Text(),
@@ -45,12 +53,8 @@ _ROWS: Sequence[tuple[str, Callable[[ComparedRun], str]]] = (
 )
 
 
-def _table() -> Table:
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-
-
 def _side_by_side(a: ComparedRun, b: ComparedRun) -> Table:
-    table = _table()
+    table = blank_table()
     table.add_column("", no_wrap=True)
     for name in "AB":
         table.add_column(name, overflow="fold")
@@ -60,19 +64,19 @@ def _side_by_side(a: ComparedRun, b: ComparedRun) -> Table:
 
 
 def _test_lines(compared: Comparison) -> list[Text]:
-    low, high = compared.difference_interval
+    interval = compared.difference_interval
     rows = {
-        "B − A": f"{points(compared.difference)} points [{points(low)}, {points(high)}]",
+        "B − A": f"{points(compared.difference)} points {bracketed(interval, points)}",
         "only one right": f"A {compared.only_a:,}, B {compared.only_b:,} of {compared.n:,} images; "
-        f"McNemar's {p_value(compared.p)}",
+        f"McNemar's {p_equation(compared.p)}",
         "both": f"right {compared.both_right:,}, wrong {compared.both_wrong:,}",
-        "same answer": _within(compared.agreement, compared.agreement_interval),
+        "same prediction": _within(compared.agreement, compared.agreement_interval),
     }
     return [Text.assemble((f"{name:<20}", "bold"), text) for name, text in rows.items()]
 
 
 def _classes(classes: Sequence[ClassDifference]) -> Table:
-    table = _table()
+    table = blank_table()
     listed = f", {MOST_CLASSES} of {len(classes)}" if len(classes) > MOST_CLASSES else ""
     table.add_column(f"class{listed}", overflow="fold")
     for heading in ("images", "A right", "B right", "B − A", "only A", "only B"):
@@ -91,20 +95,10 @@ def _classes(classes: Sequence[ClassDifference]) -> Table:
     return table
 
 
-def points(share: float) -> str:
-    """0.0123 as `+1.23`."""
-    return f"{100 * share:+.2f}"
-
-
-def p_value(p: float) -> str:
-    """`p = 0.13`; `p < 0.0001` where more would be false precision."""
-    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
-
-
 def _within(share: float, interval: Interval) -> str:
     """`72.10 % [71.21, 72.97]`."""
-    return f"{percent(share)} [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
+    return f"{percent(share)} {bracketed(interval, percent_number)}"
 
 
 def _nats(value: float, interval: Interval) -> str:
-    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return f"{value:.4f} {bracketed(interval, '{:.4f}'.format)}"

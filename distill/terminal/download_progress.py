@@ -13,16 +13,17 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from distill.terminal.progress import UNKNOWN, duration, quarters_done
+from distill.format import UNKNOWN, duration
+from distill.terminal.progress import quarters_done
 
-SPEED_OVER_S = 30.0  # the official host's speed swings; a mean of seconds says nothing
-TELL_EVERY_S = 60.0
+SPEED_OVER_S = 30.0  # the official host's speed varies: a mean over seconds is not useful
+PRINT_EVERY_S = 60.0
 
 
 class DownloadDisplay:
-    """Called with (what, bytes done, of how many), inside `with`.
+    """Callback with (what, bytes done, total bytes), to be used inside `with`.
 
-    Where there is no terminal, a line a quarter and a line a minute.
+    Without a terminal it prints a line per quarter and a line per minute.
     """
 
     def __init__(self, console: Console) -> None:
@@ -38,8 +39,8 @@ class DownloadDisplay:
             speed_estimate_period=SPEED_OVER_S,
         )
         self._task = None if not console.is_interactive else self._bars.add_task("", total=None)
-        self._began: tuple[float, int] | None = None  # when, at how many bytes
-        self._told: tuple[float, int] = (0.0, 0)
+        self._began: tuple[float, int] | None = None  # time and bytes
+        self._printed: tuple[float, int] = (0.0, 0)
 
     def __enter__(self) -> "DownloadDisplay":
         if self._task is not None:
@@ -56,14 +57,17 @@ class DownloadDisplay:
             self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Move the bar, or print a line where one is due."""
+        """Move the bar, or print a line if one is due."""
         if self._task is not None:
             self._bars.update(self._task, description=what, completed=done, total=total)
             return
         now = time.monotonic()
         began_at, first = self._began = self._began or (now, done)
-        told_at, told = self._told
-        if quarters_done(done, total) > quarters_done(told, total) or now - told_at > TELL_EVERY_S:
+        printed_at, printed = self._printed
+        if (
+            quarters_done(done, total) > quarters_done(printed, total)
+            or now - printed_at > PRINT_EVERY_S
+        ):
             speed = (done - first) / max(now - began_at, 1e-3)
             left = duration((total - done) / speed) if speed else UNKNOWN
             self.console.print(
@@ -71,4 +75,4 @@ class DownloadDisplay:
                 f"{left} left",
                 soft_wrap=True,
             )
-            self._told = now, done
+            self._printed = now, done

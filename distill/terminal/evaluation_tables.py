@@ -3,21 +3,21 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from distill.files.safe_text import visible
-from distill.phrases import counted
-from distill.terminal.progress import UNKNOWN, grouped, label_line, percent
+from distill.format import UNKNOWN, counted, grouped, interval_text, nats, p_equation, percent
+from distill.terminal.progress import label_line
+from distill.terminal.table_style import blank_table
 
 Figures = Mapping[str, Any]
-CONFUSED_WITH = 2  # classes named beside each
+CONFUSED_WITH = 2  # classes listed beside each class
 
 
 def evaluation_tables(figures: Figures) -> RenderableType:
-    """What `evaluate` found: the headline, each class, then whatever else was asked for."""
+    """Show the result of `evaluate`: headline, classes, then the optional measures."""
     blocks: list[RenderableType] = [
         Text("\n").join(head_lines(figures)),
         headline_table(figures),
@@ -27,12 +27,12 @@ def evaluation_tables(figures: Figures) -> RenderableType:
     for name, block in OPTIONAL.items():
         if name in figures:
             blocks.append(block(figures))
-    spaced = [each for block in blocks for each in (block, Text())]
+    spaced = [part for block in blocks for part in (block, Text())]
     return Group(*spaced[:-1])
 
 
 def head_lines(figures: Figures) -> Iterator[Text]:
-    """Which run, which network, on what."""
+    """Yield the lines on run, network and data."""
     size = f"{figures['parameters']:,} parameters, {figures['macs'] / 1e6:,.1f} M MACs an image"
     yield label_line("run", f"{figures['run']}, {figures['role']}")
     yield label_line("network", f"{figures['network']}, {size}")
@@ -40,26 +40,26 @@ def head_lines(figures: Figures) -> Iterator[Text]:
 
 
 def headline_table(figures: Figures) -> Table:
-    """Each measure with its interval, and what it is once calibrated."""
+    """Show each measure with its interval, and its value after calibration."""
     table = blank_table()
     table.add_column("", no_wrap=True)
     calibrated = figures.get("temperature") is not None
     for heading in ("test", "95 % interval", *(["calibrated"] if calibrated else [])):
         table.add_column(heading, justify="right", no_wrap=True)
-    for measure, (name, shown) in MEASURES.items():
+    for measure, (name, show) in MEASURES.items():
         if figures[measure] is not None:
             after = figures.get(f"{measure}_calibrated")
             table.add_row(
                 Text(name, "bold"),
-                Text(shown(figures[measure]), "bold" if measure == "top1" else ""),
-                interval(figures[f"{measure}_interval"], shown),
-                *([shown(after) if after is not None else ""] if calibrated else []),
+                Text(show(figures[measure]), "bold" if measure == "top1" else ""),
+                interval_text(figures[f"{measure}_interval"], show),
+                *([show(after) if after is not None else ""] if calibrated else []),
             )
     return table
 
 
 def remarks(figures: Figures) -> Iterator[Text]:
-    """How it was calibrated and how near the teacher is; or why that is not known."""
+    """Yield the temperature and the agreement with the teacher, or why they are unknown."""
     absent = figures["absent"]
     if figures["temperature"] is not None:
         temperature = f"temperature {figures['temperature']:.3f}, fitted on the held-out part"
@@ -67,7 +67,7 @@ def remarks(figures: Figures) -> Iterator[Text]:
     else:
         yield missing_line("scaling", absent["temperature"])
     if figures["teacher_kl"] is not None:
-        agreement = f"same answer on {percent(figures['teacher_agreement'])}"
+        agreement = f"same prediction on {percent(figures['teacher_agreement'])}"
         kl = f"KL(teacher || student) {nats(figures['teacher_kl'])}"
         yield label_line("teacher", f"{agreement}, {kl}")
     elif figures["role"] == "student":
@@ -75,51 +75,51 @@ def remarks(figures: Figures) -> Iterator[Text]:
 
 
 def missing_line(label: str, reason: str) -> Text:
-    """A fact that is not known, and why."""
+    """Return a line on an unknown fact, with the reason."""
     return Text.assemble((f"{label:<9}", "bold cyan"), (f"{UNKNOWN}  {reason}", "dim"))
 
 
 def class_table(classes: Sequence[Figures], confusion: Sequence[Sequence[int]]) -> Table:
-    """Each class, and what it is most often mistaken for."""
+    """Show each class with its accuracy and most frequent mistakes."""
     table = blank_table()
     table.add_column("class", overflow="fold")
     for heading in ("images", "accuracy", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("mistaken for", overflow="fold")
-    names = [each["name"] for each in classes]
-    for label, each in enumerate(classes):
+    names = [row["name"] for row in classes]
+    for label, row in enumerate(classes):
         table.add_row(
-            Text(visible(each["name"]), "bold"),
-            grouped(each["n"]),
-            percent(each["accuracy"]),
-            interval(each["interval"], percent),
+            Text(visible(row["name"]), "bold"),
+            grouped(row["n"]),
+            percent(row["accuracy"]),
+            interval_text(row["interval"]),
             Text(", ".join(frequent_mistakes(names, label, confusion[label]))),
         )
     return table
 
 
 def frequent_mistakes(names: Sequence[str], label: int, counts: Sequence[int]) -> Iterator[str]:
-    """`dog 178`: the classes that a class is most often called, the most frequent first."""
+    """Yield `dog 178`: the most frequent wrong predictions of a class, most frequent first."""
     others = [(count, other) for other, count in enumerate(counts) if count and other != label]
-    for count, other in sorted(others, key=lambda each: (-each[0], each[1]))[:CONFUSED_WITH]:
+    for count, other in sorted(others, key=lambda pair: (-pair[0], pair[1]))[:CONFUSED_WITH]:
         yield f"{visible(names[other])} {count:,}"
 
 
 def against_block(figures: Figures) -> RenderableType:
-    """Two runs on the same images, and whether one is shown to be better."""
+    """Compare two runs on the same images, with McNemar's test."""
     other = figures["against"]
     table = blank_table()
     table.add_column("against", overflow="fold")
     for heading in ("accuracy", "95 % interval", "right alone", "both right"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for each, alone, both in (
+    for run, alone, both in (
         (figures, other["only_a"], grouped(other["both"])),
         (other, other["only_b"], ""),
     ):
         table.add_row(
-            Text(each["run"], "bold"),
-            percent(each["top1"]),
-            interval(each["top1_interval"], percent),
+            Text(run["run"], "bold"),
+            percent(run["top1"]),
+            interval_text(run["top1_interval"]),
             grouped(alone),
             both,
         )
@@ -127,50 +127,49 @@ def against_block(figures: Figures) -> RenderableType:
 
 
 def mcnemar_text(run: str, other: Figures) -> str:
-    """McNemar's p in words."""
-    p = "McNemar's p " + ("< 0.0001" if other["p"] < 1e-4 else f"= {other['p']:.4f}")
+    """Return the conclusion from McNemar's test, with its p."""
+    p = f"McNemar's {p_equation(other['p'])}"
     if other["better"] is None:
         return f"No difference is shown: {p}, both may be right equally often."
     better = run if other["better"] == "a" else other["run"]
     return (
         f"On images like these the network of {better} is right more often: {p}.\n"
-        "One run of each says nothing of the recipes: python cli.py seeds."
+        "One run of each does not compare the recipes: type python cli.py seeds."
     )
 
 
 def mirror_block(figures: Figures) -> RenderableType:
-    """The same measures of the mean over an image and its mirror."""
-    title = Text("With each image's mirror (test-time augmentation), not in the figures above")
+    """Show the same measures of the mean over an image and its mirror image."""
+    title = Text("With each image's mirror (test-time augmentation), not in the table above")
     return Group(title, headline_table(figures["mirror"]))
 
 
 def views_block(figures: Figures) -> RenderableType:
-    """The same measures of the mean over several views, and the single view's accuracy."""
-    found = figures["test_time_augmentation"]
+    """Show the same measures of the mean over several views, and a single view's accuracy."""
+    averaged = figures["test_time_augmentation"]
     title = Text(
-        f"With {found['views']} views of each image (test-time augmentation), not in the figures "
+        f"With {averaged['views']} views of each image (test-time augmentation), not in the table "
         "above:\nthe image and its mirror, each also shifted by a pixel up-left and down-right."
     )
     single = Text(f"A single view, for comparison: accuracy {percent(figures['top1'])}.")
-    return Group(title, headline_table(found), single)
+    return Group(title, headline_table(averaged), single)
 
 
 def latency_block(figures: Figures) -> RenderableType:
-    """Milliseconds a call."""
-    found = figures["latency_ms"]
-    where = (
-        f"{found['device']}, {counted(found['threads'], 'thread', 'threads')}, {found['precision']}"
-    )
+    """Show milliseconds per call."""
+    latency = figures["latency_ms"]
+    threads = counted(latency["threads"], "thread")
+    setup = f"{latency['device']}, {threads}, {latency['precision']}"
     return Text("\n").join(
         [
-            label_line("latency", f"{found['batch_1']:,.3g} ms for 1 image  ({where}, median)"),
-            label_line("", f"{found['batch_128']:,.3g} ms for 128 images"),
+            label_line("latency", f"{latency['batch_1']:,.3g} ms for 1 image  ({setup}, median)"),
+            label_line("", f"{latency['batch_128']:,.3g} ms for 128 images"),
         ]
     )
 
 
 def robustness_block(figures: Figures) -> RenderableType:
-    """Accuracy by corruption and severity."""
+    """Show accuracy by corruption and severity."""
     found = figures["robustness"]
     table = blank_table()
     table.add_column("accuracy at severity", no_wrap=True)
@@ -185,30 +184,12 @@ def robustness_block(figures: Figures) -> RenderableType:
     table.add_row(Text("mean", "bold"), *map(percent, [*means, 1 - found["mean_error"]]))
     words = (
         f"Mean error {percent(found['mean_error'])} on {found['n']:,} images, "
-        f"{percent(1 - found['clean'])} on the same ones as they are.",
-        "The plain mean: the paper divides each error by AlexNet's before.",
+        f"{percent(1 - found['clean'])} on the same ones uncorrupted.",
+        "This is the plain mean: the paper first divides each error by AlexNet's.",
         f"Left out of the paper's corruptions: {', '.join(found['left_out'])}, which needs "
         "photographs.",
     )
     return Group(table, Text("\n".join(words)))
-
-
-def blank_table() -> Table:
-    """A table without a frame."""
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-
-
-def interval(ends: Sequence[float] | None, shown: Callable[[float], str]) -> str:
-    """`71.21 – 72.97 %`, the unit once."""
-    if ends is None:
-        return UNKNOWN
-    low, high = map(shown, ends)
-    return f"{low.split(' ')[0]} – {high}"
-
-
-def nats(value: float) -> str:
-    """A log-likelihood or a divergence."""
-    return f"{value:.4f} nats"
 
 
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {

@@ -5,21 +5,21 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distill.phrases import counted
-from distill.terminal.progress import UNKNOWN, grouped, rounded_time, time_with_range
+from distill.format import UNKNOWN, counted, grouped, rounded_time, time_with_range
+from distill.terminal.table_style import blank_table
 
 Row = Mapping[str, Any]
 BUSY = 0.7  # share of the processor below which other programs are mentioned
 
 
 def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
-    """`planned`: what `distill.sweep.plan.plan` found. A line of text is not to be broken, so that
-    a command can be copied.
+    """Return the parts of the output; `planned` is the result of `distill.sweep.plan.plan`.
+
+    Print a line of text without wrapping, so that a command can be copied.
     """
     fitting = [row for row in planned["recipes"] if row["fits"]]
     others = [row for row in planned["recipes"] if not row["fits"]]
@@ -33,21 +33,21 @@ def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
 
 def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
     unit = "minute" if planned["minutes"] == 1 else "minutes"
-    asked = f"{planned['minutes']:g} {unit} on {planned['device']}"
+    budget = f"{planned['minutes']:g} {unit} on {planned['device']}"
     if n_fitting:
-        return [f"{counted(n_fitting, 'recipe fits', 'recipes fit')} into {asked}."]
+        return [f"{counted(n_fitting, 'recipe fits', 'recipes fit')} into {budget}."]
     if not planned["recipes"]:
-        return [f"No recipe keeps the rules {planned['rules']}."]
+        return [f"No recipe follows the rules {planned['rules']}."]
     quickest = next(r for r in planned["recipes"] if r["recipe"] == planned["quickest"])
     return [
-        f"Nothing fits into {asked}.",
+        f"Nothing fits into {budget}.",
         f"The quickest is {quickest['recipe']}: about {_time_with_range(quickest)}.",
         f"Type --minutes {math.ceil(quickest['high'])}.",
     ]
 
 
 def _fitting(rows: Sequence[Row]) -> Table:
-    table = _table()
+    table = blank_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("network, parameters", overflow="fold")
     for heading in ("accuracy", "teacher", "student", "together"):
@@ -68,18 +68,18 @@ def _fitting(rows: Sequence[Row]) -> Table:
 
 def _commands(best: Row) -> list[Text]:
     heading = Text(f"For {best['recipe']}, type:", "bold")
-    return [Text(), heading, *(Text(f"  {each}") for each in best["commands"])]
+    return [Text(), heading, *(Text(f"  {command}") for command in best["commands"])]
 
 
 def _slower_recipes(rows: Sequence[Row]) -> Table:
-    """Recipes of the same networks and the same time are one row."""
-    table = _table()
+    """Show the recipes that do not fit; those with the same network and time share a row."""
+    table = blank_table()
     for heading in ("recipe", "network"):
         table.add_column(heading, overflow="fold")
     for heading in ("accuracy", "together"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for _, same in groupby(rows, key=_grouping_key):
-        alike = list(same)
+    for _, group in groupby(rows, key=_grouping_key):
+        alike = list(group)
         table.add_row(
             Text(", ".join(row["recipe"] for row in alike)),
             alike[0]["training"]["network"],
@@ -93,15 +93,11 @@ def _grouping_key(row: Row) -> tuple[object, ...]:
     return row["training"]["network"], row["accuracy"], _time_with_range(row)
 
 
-def _table() -> Table:
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-
-
 def _accuracy(row: Row) -> str:
-    """What was measured on CIFAR-10's test split, and over how many seeds."""
+    """Return the accuracy on CIFAR-10's test split, and its number of seeds."""
     if row["accuracy"] is None:
         return "not measured"
-    seeds = "" if row["seeds"] is None else f", {counted(row['seeds'], 'seed', 'seeds')}"
+    seeds = "" if row["seeds"] is None else f", {counted(row['seeds'], 'seed')}"
     return f"{row['accuracy']:.2f} %{seeds}"
 
 
@@ -116,21 +112,21 @@ def _short(part: Row | None) -> str:
 
 
 def _notes(planned: Mapping[str, Any]) -> list[str]:
-    """How the figures were found."""
+    """Return notes on how the figures were obtained."""
     notes = [
-        "Times are estimates, in brackets their ranges; those in which steps of the recipe itself",
-        f"were not timed have wide ones. Measured in {planned['measured_s']:.0f} s.",
+        "Times are estimates with ranges in brackets, which are wide if the recipe's own steps",
+        f"were not timed. Measured in {planned['measured_s']:.0f} s.",
         "Accuracies: CIFAR-10's test split, reached by the command in the recipe's [about].",
     ]
     if planned["data"] is not None:
-        notes.append(f"They are not those of {planned['data']}, unless that is CIFAR-10.")
+        notes.append(f"Accuracies on {planned['data']} differ, unless that is CIFAR-10.")
     share = planned["processor_share"]
     if share is not None and share < BUSY:
         notes.append(
-            f"Other programs are busy: the steps had {share:.0%} of the processor. Without them "
+            f"Other programs are running: the steps had {share:.0%} of the processor. Without them "
             f"all times are shorter, to {share:.0%} at best.".replace("%", " %")
         )
     if planned["against_the_rules"]:
-        n = counted(len(planned["against_the_rules"]), "recipe", "recipes")
-        notes.append(f"{n} left out: no student, or one against the rules {planned['rules']}.")
+        n = counted(len(planned["against_the_rules"]), "recipe")
+        notes.append(f"{n} left out: no student, or one that breaks the rules {planned['rules']}.")
     return notes

@@ -1,16 +1,13 @@
 """Display a training in the terminal: head, progress bars, one line per epoch, closing table.
 
-The display is a reader of `distill/events.py` and knows nothing else: what it draws is a function
-of the events so far, without a clock, so a journal replayed through it looks as the run did. On a
-terminal the bars live below the epochs' lines; elsewhere only lines are written, without colour,
-and they say themselves how fast it goes and how long it still takes.
+The display depends on the events of `distill/events.py` alone, without a clock, so a journal
+replayed through it looks like the run did. On a terminal the bars are below the epochs' lines;
+elsewhere only lines are written, without colour, that include speed and remaining time.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -35,17 +32,13 @@ from distill.events import (
     total_steps,
 )
 from distill.files.safe_text import visible
-from distill.phrases import counted
+from distill.format import DAY_S, UNKNOWN, counted, duration, grouped, percent, time_with_range
 from distill.runs.summary import ClosingRow
-
-UNKNOWN = "–"
-DAY_S = 86_400
-UNITS = (("s", 1), ("min", 60), ("h", 3_600), ("days", DAY_S))
-GAP = "  "
+from distill.terminal.table_style import GAP, blank_table
 
 
 class ProgressDisplay:
-    """Called with each event, inside `with`; `progress` is the callback for work before the run."""
+    """Callback for events, inside `with`; `progress` is the one for work before the run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -78,7 +71,7 @@ class ProgressDisplay:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take in one event, and print its lines."""
+        """Process one event and print its lines."""
         if isinstance(event, Start):
             self._begin(event)
         elif isinstance(event, Step):
@@ -94,7 +87,7 @@ class ProgressDisplay:
             self._print(*end_lines(event))
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` items of a preparation, "decoding images"; 0 as total where unknown."""
+        """Show `done` of `total` items of a preparation; `total` is 0 if unknown."""
         before, _ = self._preparing.get(what, (0, total))
         # A new dict: the thread that draws may be reading the old one.
         self._preparing = self._preparing | {what: (done, total)}
@@ -104,7 +97,7 @@ class ProgressDisplay:
             self._print(Text(f"{what}  {done:,} of {total:,}"))
 
     def bars(self) -> RenderableType:
-        """The moving part: work before the run, then the bars of epoch and step and the latest."""
+        """Return the moving part: work before the run, then bars of epoch and step and metrics."""
         if self._start is None:
             return preparation_bars(self._preparing)
         current = Table.grid(padding=(0, 1, 0, 0), expand=True)
@@ -137,12 +130,12 @@ class ProgressDisplay:
         if self._start and (steps := total_steps(self._start) - epoch.step) > 0:
             self._s_per_step = epoch.remaining_s / steps  # validation included
         epochs = self._start.epochs if self._start else epoch.epoch
-        # Where there are bars, they say the pace.
+        # If there are bars, they show the speed.
         self._print(
-            epoch_line(epoch, epochs, () if self.console.is_interactive else self._pace(epoch))
+            epoch_line(epoch, epochs, () if self.console.is_interactive else self._speed(epoch))
         )
 
-    def _pace(self, epoch: Epoch) -> list[str]:
+    def _speed(self, epoch: Epoch) -> list[str]:
         return [rate(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
 
     def _epoch_bar(self, start: Start) -> tuple[RenderableType, ...]:
@@ -167,7 +160,7 @@ class ProgressDisplay:
         )
 
     def _left_s(self, start: Start) -> float | None:
-        """To the end of the last epoch, by the newest epoch's estimate or else by the rate."""
+        """Return the remaining seconds, from the newest epoch's estimate or else from the rate."""
         steps = total_steps(start) - self._step
         if not steps:
             return 0.0
@@ -186,28 +179,28 @@ class ProgressDisplay:
 
     def _print(self, *lines: Text) -> None:
         for text in lines:
-            # A line of a log stays one line, however narrow rich believes the file to be.
+            # A line of a log file stays one line, whatever width rich assumes.
             self.console.print(text, soft_wrap=not self.console.is_interactive)
 
 
 def retry_line(retry: Retry) -> Text:
-    """Why it goes back, to where, and how it goes on."""
+    """Return why the run goes back, to which step, and with what learning rate."""
     return Text(
-        f"{retry.reason}: back to step {retry.first_step:,}, from there at {retry.lr_factor:g} of "
-        "the learning rate",
+        f"{retry.reason}: back to step {retry.first_step:,}, with {retry.lr_factor:g} times the "
+        "learning rate",
         "yellow",
     )
 
 
 def estimate_line(estimate: Estimate) -> Text:
-    """How long the run takes in all, with its range, and from how many steps that is known."""
+    """Return the estimated total time, with its range and the number of steps behind it."""
     total = time_with_range(estimate.total_s, estimate.low_s, estimate.high_s)
-    steps = counted(estimate.steps, "step", "steps")
+    steps = counted(estimate.steps, "step")
     return Text(f"about {total} in all, from the first {steps}")
 
 
 def head_lines(start: Start) -> Iterator[Text]:
-    """What will be trained, on what, by how many; notes as warnings."""
+    """Yield lines on what is trained, on what data and devices; notes as warnings."""
     yield label_line(start.role, f"{start.network}, {start.parameters:,} parameters")
     if start.role == "student":
         yield label_line("teacher", teacher_text(start))
@@ -218,10 +211,10 @@ def head_lines(start: Start) -> Iterator[Text]:
     yield label_line("data", f"{start.data}, {classes}, {images}")
     processes = counted(start.processes, "process", "processes")
     yield label_line("on", f"{start.device}, {start.precision}, {processes}")
-    epochs = counted(start.epochs, "epoch", "epochs")
-    steps = counted(start.steps_per_epoch, "step", "steps")
+    epochs = counted(start.epochs, "epoch")
+    steps = counted(start.steps_per_epoch, "step")
     if start.total_steps is not None and start.total_steps % start.steps_per_epoch:
-        epochs += " (the last one broken off)"
+        epochs += " (the last one incomplete)"
     yield label_line("for", f"{epochs} of {steps}, batches of {start.batch_size:,}")
     yield label_line("run", start.run)
     if start.first_step:
@@ -231,29 +224,29 @@ def head_lines(start: Start) -> Iterator[Text]:
 
 
 def label_line(label: str, text: str) -> Text:
-    """One line of the head."""
+    """Return a line with a label in front."""
     return Text.assemble((f"{label:<9}", "bold cyan"), visible(text))
 
 
 def teacher_text(start: Start) -> str:
-    """Who teaches, and how well on the held-out images."""
+    """Return the teacher and its accuracy on the held-out images."""
     if start.teacher is None:
-        return "nobody, the labels alone"
+        return "none, labels only"
     return f"{start.teacher}, {measure_name('top1', 'val')} {percent(start.teacher_top1)}"
 
 
-def epoch_line(epoch: Epoch, epochs: int, pace: Sequence[str] = ()) -> Text:
-    """One epoch on one line; `pace`: how fast and how long still, for who sees no bars."""
+def epoch_line(epoch: Epoch, epochs: int, speed: Sequence[str] = ()) -> Text:
+    """Return one epoch on one line; `speed`: images/s and remaining time if there are no bars."""
     count = f"epoch {epoch.epoch}/{epochs}".ljust(len(f"epoch {epochs}/{epochs}"))
-    parts = [count, losses_text(epoch.metrics), *accuracy_texts(epoch.metrics), *pace]
+    parts = [count, losses_text(epoch.metrics), *accuracy_texts(epoch.metrics), *speed]
     return Text.assemble(GAP.join(parts), (f"{GAP}best", "green") if epoch.is_best else "")
 
 
 def end_lines(end: End) -> Iterator[Text]:
-    """Which weights were kept, how good they are, where they lie."""
+    """Yield which epoch's weights are final, their accuracy, and their path."""
     is_averaged = measure_name("top1", "val_ema") in end.metrics
-    kept = [
-        f"kept the weights of epoch {end.epoch}",
+    summary = [
+        f"final weights: epoch {end.epoch}",
         accuracy_text(end.metrics, "val_ema" if is_averaged else "val"),
         *(
             [accuracy_text(end.metrics, "test")]
@@ -262,12 +255,12 @@ def end_lines(end: End) -> Iterator[Text]:
         ),
         f"trained for {duration(end.elapsed_s)}",
     ]
-    yield Text(GAP.join(kept), "bold")
+    yield Text(GAP.join(summary), "bold")
     yield label_line("weights", end.weights)
 
 
 def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
-    """A bar for each piece of work that is not done yet."""
+    """Return a bar for each unfinished preparation."""
     bars = Table.grid(padding=(0, 1, 0, 0))
     for what, (done, total) in preparing.items():
         if not total:
@@ -278,13 +271,13 @@ def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
 
 
 def quarters_done(done: int, total: int) -> int:
-    """How many quarters are done; where there is no terminal, each is worth a line."""
+    """Return how many quarters are done: without a terminal each prints a line."""
     return 4 * done // total if total else 0
 
 
 def closing_table(rows: Sequence[ClosingRow]) -> Table:
-    """Teacher, student alone and distilled student side by side."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    """Show the teacher, the student without a teacher, and the distilled student."""
+    table = blank_table()
     table.add_column("", no_wrap=True)
     table.add_column("network", overflow="fold")
     for heading in (
@@ -294,14 +287,14 @@ def closing_table(rows: Sequence[ClosingRow]) -> Table:
         "time",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for line in rows:
+    for row in rows:
         table.add_row(
-            Text(line.name, "bold"),
-            Text(line.network),
-            grouped(line.parameters),
-            percent(line.top1_val),
-            percent(line.top1_test),
-            duration(line.time_s),
+            Text(row.name, "bold"),
+            Text(row.network),
+            grouped(row.parameters),
+            percent(row.top1_val),
+            percent(row.top1_test),
+            duration(row.time_s),
         )
     return table
 
@@ -311,14 +304,16 @@ def losses_text(metrics: Mapping[str, float]) -> str:
     start = loss_name("")
     terms = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
     total = terms.pop(TOTAL, None)
-    each = ", ".join(f"{term} {value:.2f}" for term, value in terms.items())
-    return f"loss {UNKNOWN if total is None else f'{total:.3f}'}" + (f" ({each})" if each else "")
+    of_terms = ", ".join(f"{term} {value:.2f}" for term, value in terms.items())
+    return f"loss {UNKNOWN if total is None else f'{total:.3f}'}" + (
+        f" ({of_terms})" if of_terms else ""
+    )
 
 
 def accuracy_texts(metrics: Mapping[str, float]) -> list[str]:
-    """The accuracies on the held-out part: of the network, of its average, or of both."""
-    known = [split for split in VALIDATED if measure_name("top1", split) in metrics]
-    return [accuracy_text(metrics, split) for split in known] or [accuracy_text(metrics, "val")]
+    """Return the held-out accuracies of the network, its averaged weights, or both."""
+    measured = [split for split in VALIDATED if measure_name("top1", split) in metrics]
+    return [accuracy_text(metrics, split) for split in measured] or [accuracy_text(metrics, "val")]
 
 
 def accuracy_text(metrics: Mapping[str, float], split: Split) -> str:
@@ -327,55 +322,6 @@ def accuracy_text(metrics: Mapping[str, float], split: Split) -> str:
     return f"{name} {percent(metrics.get(name))}"
 
 
-def percent(share: float | None) -> str:
-    """0.7117 as `71.17 %`."""
-    return UNKNOWN if share is None or math.isnan(share) else f"{share:.2%}".replace("%", " %")
-
-
 def rate(images_per_s: float | None) -> str:
-    """Training images of all processes a second."""
+    """Return training images per second, of all processes."""
     return f"{UNKNOWN if images_per_s is None else f'{images_per_s:,.0f}'} images/s"
-
-
-def duration(seconds: float | None) -> str:
-    """151 s as `2:31`, 3,723 s as `1:02:03`."""
-    if seconds is None or not math.isfinite(seconds):
-        return UNKNOWN
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
-
-
-def time_with_range(seconds: float, low_s: float, high_s: float) -> str:
-    """`29 min (25 to 33)`: a time to two or three digits, its range in the same unit."""
-    name, unit_s = _unit(high_s)
-    value, low, high = (_digits(each / unit_s) for each in (seconds, low_s, high_s))
-    return f"{value} {name} ({low} to {high})"
-
-
-def rounded_time(seconds: float) -> str:
-    """`29 min`: a time to two or three digits."""
-    name, unit_s = _unit(seconds)
-    return f"{_digits(seconds / unit_s)} {name}"
-
-
-def _unit(seconds: float) -> tuple[str, int]:
-    """The shortest in which a time has two digits, with its seconds."""
-    return next((unit for unit in UNITS if seconds < 100 * unit[1]), UNITS[-1])
-
-
-def _digits(value: float) -> str:
-    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
-
-
-def grouped(number: int | None) -> str:
-    """4697162 as `4,697,162`."""
-    return UNKNOWN if number is None else f"{number:,}"
-
-
-def shorten(text: str, width: int) -> str:
-    """The text in up to `width` letters; of a longer one the beginning and the end: `see…d-2`."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) + 1 + head - width :]}"

@@ -7,25 +7,24 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from distill.errors import UserError
 from distill.files.safe_text import visible
+from distill.format import DAY_S, UNKNOWN, grouped, percent_number, shorten
 from distill.runs.listing import RunListing
 from distill.statistics import Interval
-from distill.terminal.progress import DAY_S, UNKNOWN, grouped, shorten
+from distill.terminal.table_style import blank_table
 
 LEGEND = "test: ± half of Wilson's 95 % interval; val: the held-out images"
-WIDE = 100  # characters from which on the columns stand two spaces apart
+WIDE = 100  # characters from which on columns are two spaces apart
 NAMES = ("run", "recipe", "teacher")
 FIGURES = ("params", "test %", "val %", "state", "age")
-# Where a name may go on in a second line: after / and a space, before +; else after - and _.
+# Where a name may be split into two lines: after / and a space, before +; else after - and _.
 JOINTS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
 
-# What each column says, raw; it is sorted by this.
+# The raw value of each column, by which it is sorted.
 COLUMNS: Mapping[str, Callable[[RunListing], Any]] = {
     "run": lambda run: run.path,
     "recipe": lambda run: run.recipe,
@@ -39,18 +38,18 @@ COLUMNS: Mapping[str, Callable[[RunListing], Any]] = {
 BEST_FIRST = ("parameters", "test", "val")
 
 
-ALSO = {"params": "parameters", "accuracy": "test", "top1": "test", "name": "run"}  # what is tried
+ALSO = {"params": "parameters", "accuracy": "test", "top1": "test", "name": "run"}  # likely guesses
 
 
 def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
-    """Words from A, figures from the largest, age from the newest; what has none comes last.
+    """Sort text from A, numbers from the largest, age from the newest; runs without a value last.
 
-    Raises UserError where there is no such column.
+    Raises UserError for an unknown column.
     """
     if column not in COLUMNS:
         near = [ALSO[column]] if column in ALSO else get_close_matches(column, COLUMNS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--sort {column} is no column{hint}\nType one of {', '.join(COLUMNS)}.")
+        raise UserError(f"--sort {column} is not a column{hint}\nType one of {', '.join(COLUMNS)}.")
     value = COLUMNS[column]
     newest = sorted(runs, key=lambda run: -run.updated_at)
     some = [run for run in newest if value(run) is not None]
@@ -61,7 +60,7 @@ def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
 def runs_table(
     runs: Sequence[RunListing], folder: Path, width: int, now: float | None = None
 ) -> RenderableType:
-    """One row a run of at most two lines, and below them why a damaged one is.
+    """Show one row of at most two lines per run, and below the faults of damaged ones.
 
     `width`: characters of the terminal; `now`: seconds since 1970.
     """
@@ -69,18 +68,18 @@ def runs_table(
     names = [_names(run, folder) for run in runs]
     figures = [_figures(run, now) for run in runs]
     padding = 1 if width >= WIDE else 0
-    taken = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
+    used = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
     gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
-    widths = fit_widths(width - taken - gaps, names)
-    table = Table(box=SIMPLE_HEAD, padding=(0, padding, 0, 0), show_edge=False, pad_edge=False)
-    for heading, each in zip(NAMES, widths, strict=True):
-        table.add_column(heading, no_wrap=True, width=each)
+    widths = fit_widths(width - used - gaps, names)
+    table = blank_table(padding)
+    for heading, column_width in zip(NAMES, widths, strict=True):
+        table.add_column(heading, no_wrap=True, width=column_width)
     for heading in FIGURES:
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
-    for run, texts, (*counts, become, since) in zip(runs, names, figures, strict=True):
+    for run, texts, (*counts, state, age) in zip(runs, names, figures, strict=True):
         name, *others = map(wrap_name, texts, widths)
         colour = "" if run.state == "finished" else "yellow"
-        table.add_row(Text(name, "bold"), *others, *counts, Text(become, colour), since)
+        table.add_row(Text(name, "bold"), *others, *counts, Text(state, colour), age)
     faults = [
         Text(f"{name}: {run.fault}", "yellow")
         for run, (name, *_) in zip(runs, names, strict=True)
@@ -90,7 +89,7 @@ def runs_table(
 
 
 def _names(run: RunListing, folder: Path) -> tuple[str, str, str]:
-    """Run, recipe and teachers, as long as they are."""
+    """Return the full names of run, recipe and teachers."""
     path = Path(run.path)
     name = str(path.relative_to(folder)) if path != folder else path.name
     teachers = " + ".join(Path(teacher).name for teacher in run.teachers)
@@ -98,7 +97,7 @@ def _names(run: RunListing, folder: Path) -> tuple[str, str, str]:
 
 
 def _figures(run: RunListing, now: float) -> tuple[str, ...]:
-    """What stands under FIGURES."""
+    """Return the cells under FIGURES."""
     return (
         grouped(run.parameters),
         accuracy_text(run.top1_test, run.top1_test_interval),
@@ -113,9 +112,10 @@ def _width(cell: str) -> int:
 
 
 def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
-    """How wide the columns of names are so that all fit into `width`: two lines first, then one.
+    """Return widths of the name columns that fit into `width`: names on one line if possible, else
+    on two.
 
-    Where that is too much the widest give way, all to the same.
+    If that is too wide, the widest columns are cut to the same width.
     """
     columns = list(zip(*names, strict=True))
     heads = [*map(len, NAMES)]
@@ -125,27 +125,27 @@ def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _up_to(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
-    """Between `least` and `most`, under the highest common limit at which the sum is `width`."""
+    """Clip `most` to the highest common limit at which the sum is at most `width`."""
     for limit in range(max(most), 0, -1):
-        each = [max(low, min(high, limit)) for low, high in zip(least, most, strict=True)]
-        if sum(each) <= width:
-            return each
+        widths = [max(low, min(high, limit)) for low, high in zip(least, most, strict=True)]
+        if sum(widths) <= width:
+            return widths
     return list(least)
 
 
 def two_line_width(name: str) -> int:
-    """The least width at which a name loses nothing in two lines."""
+    """Return the smallest width at which a name fits on two lines."""
     return min(max(map(len, lines)) for lines in _break_points(name))
 
 
 def wrap_name(name: str, width: int) -> str:
-    """A long name in two lines of up to `width`, broken at its joints: `kd_cutmix`, `+ema`.
+    """Split a long name into two lines of up to `width` at its joints: `kd_cutmix`, `+ema`.
 
-    What is still too long is cut in its middle.
+    A line that is still too long loses its middle.
     """
     if len(name) <= width:
         return name
-    # Of those that lose as little the first.
+    # The first split that loses the fewest characters.
     lines = min(
         _break_points(name), key=lambda pair: sum(max(0, len(line) - width) for line in pair)
     )
@@ -153,13 +153,13 @@ def wrap_name(name: str, width: int) -> str:
 
 
 def _break_points(name: str) -> list[tuple[str, ...]]:
-    """A name as it may be broken, the better joints first; whole where it has none."""
+    """Return the possible splits of a name, the better joints first; the name if there is none."""
     found = [match.start() for joint in JOINTS for match in re.finditer(joint, name)]
     return [(name[:k].rstrip(), name[k:]) for k in found if 0 < k < len(name)] or [(name,)]
 
 
 def state_text(run: RunListing) -> str:
-    """`finished`; `stopped` over `1,200/39,000`: steps done, of how many."""
+    """`finished`; `stopped` above `1,200/39,000`: steps done of all steps."""
     if run.step is None or run.total_steps is None:
         return run.state
     return f"{run.state}\n{run.step:,}/{run.total_steps:,}"
@@ -170,7 +170,7 @@ def accuracy_text(share: float | None, interval: Interval | None) -> str:
     if share is None:
         return UNKNOWN
     spread = "" if interval is None else f" ±{50 * (interval[1] - interval[0]):.2f}"
-    return f"{100 * share:.2f}{spread}"
+    return f"{percent_number(share)}{spread}"
 
 
 def age_text(seconds: float) -> str:

@@ -9,7 +9,7 @@ from distill.files.safe_text import visible_lines
 
 
 class SafeConsole(Console):
-    """A console to which every text is data; colours come from styles alone.
+    """A console that treats every text as data; colours come from styles alone.
 
     `[bold]` in a name is printed as it is. Control characters, bidirectional overrides and bytes
     that are not UTF-8 are printed as escapes; the console's own control codes pass.
@@ -21,6 +21,6 @@ class SafeConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """The segments of what is printed; tables and bars come here cell by cell."""
+        """Yield the segments to print, unsafe characters escaped; called for every cell."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible_lines(segment.text))

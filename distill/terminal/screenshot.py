@@ -2,7 +2,7 @@
 
     python -m distill.terminal.screenshot RUN --out docs/run.svg
 
-Shows what a person saw at three fifths of the run, and the closing table that stood at its end.
+Shows the display at three fifths of the run, and the closing table at its end.
 """
 
 import argparse
@@ -22,19 +22,19 @@ from distill.runs.summary import closing_rows
 from distill.terminal.progress import ProgressDisplay, closing_table
 
 WIDTH = 100  # characters
-MOMENT = 0.6  # of all steps: where the bars stand still
+MOMENT = 0.6  # fraction of all steps at which the bars are drawn
 EPOCH_LINES = 8
 
 
 def svg(journal_path: Path, out: Path) -> None:
-    """Draw the finished run that `journal_path` lies in.
+    """Draw the finished run whose journal is `journal_path`.
 
-    Raises UserError where the run is not finished or its journal holds no epoch.
+    Raises UserError if the run is not finished or its journal has no epoch.
     """
     events = journal.events(journal_path)
     start = first_start(journal_path, events)
     console = Console(record=True, width=WIDTH, file=StringIO(), force_interactive=True)
-    display = ProgressDisplay(console)  # never entered: nothing moves in a picture
+    display = ProgressDisplay(console)  # never entered: no animation in a picture
     for event in events_until(start, events):
         display(event)
     console.print(display.bars())
@@ -44,7 +44,7 @@ def svg(journal_path: Path, out: Path) -> None:
 
 
 def events_until(start: Start, events: Sequence[Event]) -> list[Event]:
-    """The head, the last few epochs before the moment, and every step up to it."""
+    """Return the start, the last few epochs before MOMENT, and every step before it."""
     moment = MOMENT * total_steps(start)
     passed = [e for e in events if isinstance(e, Step | Epoch) and e.step <= moment]
     epochs = [e for e in passed if isinstance(e, Epoch)]
@@ -53,18 +53,18 @@ def events_until(start: Start, events: Sequence[Event]) -> list[Event]:
 
 
 def first_start(journal_path: Path, events: Sequence[Event]) -> Start:
-    """The head of the run as it first began, however often it was resumed."""
+    """Return the first start of the run, however often it was resumed."""
     starts = [event for event in events if isinstance(event, Start)]
     if not starts or not any(isinstance(event, Epoch) for event in events):
         raise UserError(
-            f"{journal_path} holds {len(events)} events and no finished epoch, nothing to draw.\n"
-            "Train on: its own command with --resume, or take another run."
+            f"{journal_path} has {len(events)} events and no finished epoch: nothing to draw.\n"
+            "Continue it by its own command with --resume, or give another run."
         )
     return starts[0]
 
 
 def command(start: Start) -> str:
-    """What was typed, for the title of the window."""
+    """Return the command of the run, for the title of the window."""
     verb = "train-teacher" if start.role == "teacher" else "distill"
     return f"python cli.py {verb} --recipe {start.recipe}"
 

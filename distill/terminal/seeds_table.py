@@ -3,31 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from distill.format import UNKNOWN, bracketed, p_equation, percent_number, points
 from distill.statistics import SIGNIFICANT
-from distill.terminal.progress import UNKNOWN
+from distill.terminal.table_style import blank_table
 
 Figures = Mapping[str, Any]
 
 
 def seeds_table(summary: Figures) -> RenderableType:
-    """A line a seed, then mean and spread; the difference to the control where there is one.
+    """Show one line per seed, then mean and spread, and the difference from the control if any.
 
-    `said`: what `study.seeds.summary` found; shares are shown in per cent.
+    `summary`: the result of `distill.sweep.seeds.summary`; shares are shown in percent.
     """
     has_control = "control" in summary
-    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
+    table = blank_table(padding=2)
     for heading in ("seed", "test %", *(["control", "difference"] if has_control else [])):
         table.add_column(heading, justify="right", no_wrap=True)
-    known = {(row["seed"], row.get("is_control", False)): row["top1"] for row in summary["runs"]}
-    for seed in sorted({seed for seed, _ in known}):
-        ours, control = known[seed, False], known.get((seed, True))
-        beside = [] if control is None else [points(control), f"{100 * (ours - control):+.2f}"]
-        table.add_row(str(seed), points(ours), *beside)
+    top1 = {(row["seed"], row.get("is_control", False)): row["top1"] for row in summary["runs"]}
+    for seed in sorted({seed for seed, _ in top1}):
+        own, control = top1[seed, False], top1.get((seed, True))
+        comparison = [] if control is None else [percent_number(control), points(own - control)]
+        table.add_row(str(seed), percent_number(own), *comparison)
     table.add_section()
     spreads = [summary[name] for name in ("top1", "control", "difference") if name in summary]
     table.add_row("mean ± std", *map(mean_text, spreads), style="bold")
@@ -36,33 +35,31 @@ def seeds_table(summary: Figures) -> RenderableType:
 
 
 def finding_text(summary: Figures) -> str:
-    """Which network, and what the paired difference shows."""
+    """Return the network and the conclusion from the paired differences."""
     about = f"{summary['network']}, {summary['parameters']:,} parameters."
     if "control" not in summary:
         return about
     p = summary["p"]
     if p is None:
-        return f"{about}\nStudent's t says nothing of differences that do not differ."
+        return f"{about}\nAll differences are equal: Student's t test is not defined."
     shown = (
-        "The recipe is better than" if summary["difference"]["mean"] > 0 else "The recipe is below"
+        "The recipe is better than"
+        if summary["difference"]["mean"] > 0
+        else "The recipe is worse than"
     )
-    word = f"{shown} its control" if p < SIGNIFICANT else "No difference to the control is shown"
-    return f"{about}\n{word}: p = {p:.2g}, Student's t over {summary['difference']['n']} pairs."
-
-
-def points(share: float) -> str:
-    """Per cent, without the sign."""
-    return f"{100 * share:.2f}"
+    finding = f"{shown} its control" if p < SIGNIFICANT else "No difference to the control is shown"
+    return (
+        f"{about}\n{finding}: {p_equation(p)}, Student's t over {summary['difference']['n']} pairs."
+    )
 
 
 def mean_text(spread: Figures) -> str:
     """`71.46 ± 0.60`."""
-    return f"{points(spread['mean'])} ± {points(spread['std'] or 0)}"
+    return f"{percent_number(spread['mean'])} ± {percent_number(spread['std'] or 0)}"
 
 
 def interval_text(spread: Figures) -> str:
     """`[69.97, 72.95]`."""
     if spread["interval"] is None:
         return UNKNOWN
-    low, high = map(points, spread["interval"])
-    return f"[{low}, {high}]"
+    return bracketed(spread["interval"], percent_number)

@@ -6,25 +6,25 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
 from distill.files.safe_text import visible
+from distill.format import UNKNOWN, grouped
 from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps
-from distill.terminal.progress import GAP, UNKNOWN, grouped
+from distill.terminal.table_style import GAP, blank_table
 
-BESIDE = {"ingredients": "to be composed with a recipe: kd+cutmix+ema"}
+BESIDE = {"ingredients": "to compose with a recipe: kd+cutmix+ema"}
 
 
 def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
-    """Name, claim and measured accuracy of every shipped recipe, folder by folder."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    """Show name, claim and measured accuracy of every shipped recipe, grouped by folder."""
+    table = blank_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("claim")
     table.add_column("accuracy", max_width=18)
-    for folder, recipes in groupby(shipped, key=lambda each: each[1].parent.name):
+    for folder, recipes in groupby(shipped, key=lambda entry: entry[1].parent.name):
         if table.rows:
             table.add_section()
             table.add_row(Text(folder, "dim"), Text(BESIDE.get(folder, ""), "dim"))
@@ -34,21 +34,21 @@ def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
 
 
 def recipe_origins(resolved: ResolvedRecipe) -> Text:
-    """The resolved recipe as TOML, each value followed by the file that set it."""
+    """Return the resolved recipe as TOML, each value followed by the file that set it."""
     return Text(annotated(dumps(resolved.recipe), resolved.origins))
 
 
 def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The stored answers, a line for each set of things that they depend on."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    """Show the cached teacher logits, one line per cache entry."""
+    table = blank_table()
     table.add_column("key", no_wrap=True)
-    for heading in ("teacher", "data", "what is done to the images"):
+    for heading in ("teacher", "data", "augmentation"):
         table.add_column(heading, overflow="fold")
     for heading in ("seed", "views", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        known = row["teacher"], row["data"], row["pipeline"]
-        teacher, data, pipeline = (each or UNKNOWN for each in known)
+        cells = row["teacher"], row["data"], row["pipeline"]
+        teacher, data, pipeline = (cell or UNKNOWN for cell in cells)
         table.add_row(
             row["key"][:12],
             " + ".join(teacher),
@@ -62,19 +62,19 @@ def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _operations(pipeline: str) -> str:
-    """`Crop(padding=4) Flip(prob=0.5)`: what is on of a pipeline as it prints itself."""
+    """`Crop(padding=4) Flip(prob=0.5)`: the active operations in a pipeline's repr."""
     return " ".join(re.findall(r"[A-Z]\w*\([^()]*\)", pipeline.partition("(")[2])) or pipeline
 
 
 def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The widest design of each depth, a line each; sections of the same number of stages."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    """Show the widest design of each depth, in sections by number of stages."""
+    table = blank_table()
     for heading in ("stages", "blocks", "width", "parameters", "MACs", "MACs per parameter"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for _, same in groupby(rows, key=lambda row: row["stages"]):
+    for _, group in groupby(rows, key=lambda row: row["stages"]):
         if table.rows:
             table.add_section()
-        for row in same:
+        for row in group:
             table.add_row(
                 str(row["stages"]),
                 value_text(row["blocks"]),
@@ -87,7 +87,7 @@ def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def fact_lines(values: Mapping[str, Any]) -> Text:
-    """Names and values, one a line, nothing cut off."""
+    """Return names and values, one per line, never shortened."""
     width = max(map(len, values), default=0)
     lines = [
         Text.assemble((name.ljust(width), "bold"), GAP, value_text(value))
@@ -97,13 +97,13 @@ def fact_lines(values: Mapping[str, Any]) -> Text:
 
 
 def class_counts(counts: Mapping[str, int]) -> Columns:
-    """`airplane 1,012`: how many images were given each class, as many in a line as fit."""
+    """`airplane 1,012`: the number of images predicted as each class, as many per line as fit."""
     pairs = [f"{visible(name)} {grouped(n)}" for name, n in counts.items()]
     return Columns(pairs, padding=(0, len(GAP)), column_first=False)
 
 
 def value_text(value: object) -> str:
-    """A value for a person: 4697162 as `4,697,162`, true as `yes`, a list with commas."""
+    """Format a value: 4697162 as `4,697,162`, true as `yes`, a list with commas."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

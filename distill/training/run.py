@@ -29,9 +29,9 @@ from distill.errors import Failure, UserError
 from distill.evaluation import final_test, results
 from distill.evaluation.predict import measure
 from distill.events import End, Event, Start
+from distill.format import counted
 from distill.models import checkpoint, out_of_memory
 from distill.models.cost import count_parameters
-from distill.phrases import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import lock, run_folder

@@ -13,7 +13,7 @@ from distill.data.augment.pipeline import AugmentSchedule
 from distill.data.loader import View
 from distill.data.sources import image_set
 from distill.errors import UserError
-from distill.phrases import counted
+from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder

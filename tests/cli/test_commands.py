@@ -1019,7 +1019,7 @@ def unfolded(text: str) -> str:
     ("arguments", "found"),
     [
         (["nowhere"], "nowhere is not a run: there is no such folder"),
-        (["STUDENT", "TEACHER"], "2 runs were asked for, and their report lies in none of them"),
+        (["STUDENT", "TEACHER"], "a report of 2 runs belongs to none of their folders"),
         (["STUDENT", "--test-curve"], "Train it with --set train.keep_epochs=1"),
     ],
 )

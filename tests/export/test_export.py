@@ -38,6 +38,7 @@ from distill.export import (
 from distill.export.finished_run import load_finished
 from distill.export.formats import NAMES
 from distill.export.grader import Grader
+from distill.format import interval_text, percent
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
@@ -246,8 +247,8 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
     run = load_finished(student, None, None)
 
     for part in (
-        f"| right | {run.top1:.2%} |",
-        f"{run.interval[0]:.2%} to {run.interval[1]:.2%}",
+        f"| accuracy | {percent(run.top1)} |",
+        interval_text(run.interval),
         "This is one run.",
         "2,000 test images",
         "import distill.export.timm_models",
@@ -255,7 +256,7 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
         "author = {{The Understudy authors}}",
         "not CIFAR-10's",
         "distilled from a WRN-10-",
-        "parameters that is right on",
+        " accuracy on the test images",
         "[loss.kd]",
     ):
         assert part in text
@@ -361,7 +362,7 @@ def test_where_the_data_is_gone_drawn_images_are_compared(student, tmp_path, doo
     said = door("export", copy.path, "--format", "project1", "--out", tmp_path / "out", "--json")
     assert said.code == 0
     told = json.loads(said.out)
-    assert told["compared_on"] == "256 procedural images, for the run's own are not there"
+    assert told["compared_on"] == "256 synthetic images, as the run's own are missing"
     refused(
         door("export", copy.path, "-f", "project1", "--out", tmp_path / "b", "--data", "nowhere"),
         "data source 'nowhere' is neither",
@@ -377,7 +378,7 @@ def test_too_many_parameters_are_no_hand_in(student, tmp_path, monkeypatch):
     n = student.result()["parameters"]
     monkeypatch.setattr(project1, "MAX_PARAMETERS", n)
     with pytest.raises(
-        UserError, match=rf"has {n:,} parameters; the course wants fewer than {n:,}"
+        UserError, match=rf"has {n:,} parameters; the course requires fewer than {n:,}"
     ):
         export.export(student, ["project1"], tmp_path / "out")
 
@@ -394,7 +395,7 @@ def test_a_hand_in_renormalises_where_its_weights_learnt_on_other_images(student
     with torch.no_grad():
         torch.testing.assert_close(project1.read(tmp_path)(images), run.net(images))
     text = " ".join((tmp_path / "project1_model.py").read_text().split())
-    assert "another mean and std: its first step renormalises." in text
+    assert "another mean and std, so its first step renormalises." in text
 
 
 @pytest.mark.parametrize("factor", [2.0, float("nan")])
@@ -406,7 +407,7 @@ def test_what_answers_otherwise_is_not_kept(factor, student, tmp_path, monkeypat
     broken = SimpleNamespace(IS_FLOAT=True, write=project1.write, read=read)
     monkeypatch.setattr(formats, "load_formats", lambda names: {"project1": broken})
     (tmp_path / "out").mkdir()
-    with pytest.raises(Failure, match=r"logits differ by up to .*It is not kept"):
+    with pytest.raises(Failure, match=r"logits differ by up to .*Its files were deleted"):
         export.export(student, ["project1"], tmp_path / "out")
 
     assert not list((tmp_path / "out").iterdir())
@@ -421,7 +422,7 @@ def test_a_format_that_fails_discards_no_other(teacher, tmp_path, door: Door):
 
     assert said.code == 1
     assert "1 of 2 formats failed; " in said.err and f"{out} has safetensors.\n" in said.err
-    assert "--format project1 hands in a student, a ResNet of fewer than 5,000,000" in said.err
+    assert "--format project1 exports a student, a ResNet of fewer than 5,000,000" in said.err
     assert {path.name for path in out.iterdir()} == FILES["safetensors"] | {"export.json"}
     assert list(json.loads((out / "export.json").read_text())["formats"]) == ["safetensors"]
     told = json.loads(said.out)
@@ -462,7 +463,7 @@ def test_formats_that_all_fail_are_one_message(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(
         formats, "load_formats", lambda names: {"onnx": broken, "project1": project1}
     )
-    with pytest.raises(UserError, match=r"onnx is not for this run\n--format project1 hands in"):
+    with pytest.raises(UserError, match=r"onnx is not for this run\n--format project1 exports"):
         export.export(RunFolder(teacher), ["x"], tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -483,7 +484,7 @@ def test_an_earlier_export_is_replaced_only_when_asked(student, tmp_path, door: 
     asked = ["export", student.path, "--out", out, "--format"]
     assert door(*asked, "safetensors").code == 0
 
-    refused(door(*asked, "project1"), "already holds an export", "--replace")
+    refused(door(*asked, "project1"), "already contains an export", "--replace")
     assert (out / "model.safetensors").exists()
     assert door(*asked, "project1", "--replace").code == 0
     assert {path.name for path in out.iterdir()} == FILES["project1"] | {"export.json"}
@@ -493,10 +494,12 @@ def test_an_earlier_export_is_replaced_only_when_asked(student, tmp_path, door: 
     assert door(*asked, "project1", "--replace").code == 0
 
     (out / "report.tex").touch()
-    refused(door(*asked, "project1", "--replace"), "holds what no export wrote: report.tex")
+    refused(
+        door(*asked, "project1", "--replace"), "contains files that no export wrote: report.tex"
+    )
     refused(
         door("export", student.path, "--out", student.path, "-f", "onnx", "--replace"),
-        "holds what no export wrote: ",
+        "contains files that no export wrote: ",
     )
     assert student.is_finished
 
@@ -522,7 +525,7 @@ def test_a_person_reads_a_line_a_format(shipped):
 
     assert [name for name in lines if name in NAMES] == list(NAMES)
     assert "std (0.2471, 0.2435, 0.2616)" in lines["to use project1"]
-    rounding = r"max \|Δlogit\| (0\.0e\+00|\d\.\de-0[6-9]); same predictions 100\.00%"
+    rounding = r"max \|Δlogit\| (0\.0e\+00|\d\.\de-0[6-9]); same predictions 100\.00 %"
     assert re.search(rounding, lines["project1"])
     assert re.search(r"points (lost|gained) \(McNemar's p = ", lines["onnx-int8"])
 
@@ -612,7 +615,9 @@ def test_a_hand_in_that_fails_is_one_message(student, tmp_path):
     run = load_finished(student, None, None)
     project1.write(run, tmp_path)
     (tmp_path / "project1_model.py").write_text("raise ValueError('\x1b[31mred')")
-    with pytest.raises(Failure, match=r"exit code 1: ValueError: \\x1b\[31mred. It is not kept"):
+    with pytest.raises(
+        Failure, match=r"exit code 1: ValueError: \\x1b\[31mred. Its files were deleted"
+    ):
         project1.read(tmp_path)
 
 
@@ -643,7 +648,7 @@ def test_two_exports_into_one_folder_lose_nothing(replace, student, tmp_path, mo
     if replace:
         export.export(student, ["project1"], out, replace=True)
     else:
-        with pytest.raises(UserError, match="already holds an export"):
+        with pytest.raises(UserError, match="already contains an export"):
             export.export(student, ["project1"], out)
     files = FILES["project1" if replace else "safetensors"]
     assert {path.name for path in out.iterdir()} == files | {"export.json"}

@@ -63,9 +63,9 @@ def test_two_single_runs_are_told_image_by_image() -> None:
 @pytest.mark.parametrize(
     ("records", "said"),
     [
-        ([*KD, record("late", 9, finished=False)], "Not finished, and so without figures"),
-        ([*KD, record("kd-0-again", 16)], "The seeds of kd-0-again are in kd already"),
-        (KD, "There is one group alone."),
+        ([*KD, record("late", 9, finished=False)], "Not finished, and so without test results"),
+        ([*KD, record("kd-0-again", 16)], "kd already has the seeds of kd-0-again"),
+        (KD, "There is only one group."),
         ([replace(KD[0], result={}), replace(LONE[0], result={})], "No run is finished."),
         (
             [KD[0], replace(LONE[0], result=LONE[0].result | {"data": {"fingerprint": "g"}})],
@@ -73,11 +73,11 @@ def test_two_single_runs_are_told_image_by_image() -> None:
         ),
         (
             [replace(KD[0], test_curve=curve_of(0.5)), LONE[0]],
-            "drawn after the runs by kept weights",
+            "computed after the runs from saved weights",
         ),
         (
             [KD[0], replace(KD[0], result=KD[0].result | {"data": {"fingerprint": "g"}})],
-            "differ in what they were trained on or as",
+            "differ in data, teacher or role",
         ),
         ([replace(run, events=()) for run in (KD[0], LONE[0])], "No epoch of these runs"),
     ],

@@ -30,7 +30,7 @@ def test_a_plot_that_cannot_be_written_is_one_message(place, tmp_path, door: Doo
     Path("file").touch()
     said = door("design", "--stages", "3", "--blocks", "1-2", "--plot", place)
     assert said.code == 1 and said.out == ""
-    assert re.match(rf"--plot {place} cannot be written: .*\nMake room", said.err), said.err
+    assert re.match(rf"--plot {place} cannot be written: .*\nFree some space", said.err), said.err
 
 
 def test_a_full_disk_is_one_message(tmp_path, monkeypatch, door: Door):

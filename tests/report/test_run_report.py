@@ -185,23 +185,29 @@ def test_held_out_answers_give_a_temperature() -> None:
     ("known", "said"),
     [
         (record("a", 15), "no temperature was fitted: it may not be fitted on the test split"),
-        (record("a", 15), "Nobody taught this run"),
+        (record("a", 15), "This run has no teacher's predictions"),
         (record("a", 15), "There is no environment.json"),
         (record("a", 20), "There are none."),
-        (record("a", 9, finished=False), "not finished: 2 epochs of 5 are told here"),
+        (record("a", 9, finished=False), "not finished: this page shows 2 epochs of 5"),
         (record("a", 9, finished=False), "There are no predictions: the run is not finished"),
-        (replace(record("a", 9), predictions=None), "no predictions: its evaluation.npz is gone"),
-        (replace(record("a", 9), events=()), "The journal holds no epoch and no step yet"),
-        (replace(record("a", 9), events=()), "The journal has no head"),
-        (replace(record("a", 9, finished=False), events=()), "is not finished: 0 epochs"),
+        (
+            replace(record("a", 9), predictions=None),
+            "no predictions: its evaluation.npz is missing",
+        ),
+        (replace(record("a", 9), events=()), "The journal has no epoch and no step yet"),
+        (replace(record("a", 9), events=()), "The journal has no start event"),
+        (
+            replace(record("a", 9, finished=False), events=()),
+            "is not finished: this page shows 0 epochs",
+        ),
         (record("a", 9), "a note of the head"),
         (
             replace(record("a", 9), result=record("a", 9).result | {"recipe": "my_own"}),
-            "No recipe of the name my_own comes with the program",
+            "No recipe named my_own comes with the program",
         ),
         (
             replace(record("a", 9), test_curve=curve_of(0.4)),
-            "weights of 1 kept epochs, on images as they are. Nothing was chosen by them",
+            "weights of 1 saved epoch, on unaugmented images. They selected nothing",
         ),
     ],
 )
@@ -210,7 +216,7 @@ def test_what_is_missing_is_said(known: RunRecord, said: str) -> None:
 
 
 def test_a_network_that_nobody_knows_is_said() -> None:
-    assert "What was trained is not known" in words(run_report.page(record("a", 9), []))
+    assert "The network is unknown" in words(run_report.page(record("a", 9), []))
 
 
 def test_a_measured_accuracy_of_the_recipe_is_shown() -> None:
@@ -228,7 +234,7 @@ def test_an_unfinished_run_is_read_as_far_as_it_got(written: Path, tmp_path: Pat
         shutil.copy(written.parent / name, run.path / name)
     known = read(run)
     assert not known.is_finished and known.role == "student" and known.n_classes == 10
-    assert "not finished: 2 epochs of 2" in words(run_report.page(known, LAYERS))
+    assert "not finished: this page shows 2 epochs of 2" in words(run_report.page(known, LAYERS))
 
 
 @pytest.mark.parametrize(
@@ -247,12 +253,14 @@ def test_where_it_goes(runs: list[str], out: str | None, path: str) -> None:
 
 def test_several_runs_want_to_be_told_where() -> None:
     folders = [RunFolder(Path("a")), RunFolder(Path("b"))]
-    with pytest.raises(UserError, match=r"2 runs were asked for.*\n.*--out DIR"):
+    with pytest.raises(UserError, match=r"a report of 2 runs.*\n.*--out DIR"):
         run_report.report_path(folders, None)
 
 
 def test_a_report_is_a_page_or_in_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x.htm is no place for a report.\nGive DIR, or NAME.html"):
+    with pytest.raises(
+        UserError, match=r"x.htm is neither a folder nor an HTML file.\nGive DIR, or NAME.html"
+    ):
         run_report.report_path([RunFolder(tmp_path)], tmp_path / "x.htm")
 
 
@@ -328,4 +336,4 @@ def test_the_command_to_repeat_names_the_teacher(
     assert listing.text.endswith(listed)
     notes = [b.text for b in made.sections[-1].blocks if isinstance(b, Paragraph)]
     is_added = runs and typed == TYPED
-    assert any("The run chose its teacher itself" in note for note in notes) == bool(is_added)
+    assert any("The run selected its teacher itself" in note for note in notes) == bool(is_added)

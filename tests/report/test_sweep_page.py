@@ -59,7 +59,7 @@ def shown(said: dict[str, Any], width: int = 80) -> list[str]:
 def test_the_best_come_first_and_all_are_accounted_for() -> None:
     lines = shown(SAID, 100)
     assert [line.split()[0] for line in lines[2:5]] == ["2", "4", "0"]
-    assert "5 trials: 3 complete, 1 pruned, 1 infeasible; 1 taken up again" in lines[5]
+    assert "5 trials: 3 complete, 1 pruned, 1 infeasible; 1 resumed" in lines[5]
     shares = "importance (PED-ANOVA, of 3 trials): optim.lr 75 %, augment.crop 25 %"
     assert lines[6].strip() == shares
     least = shown(SAID | {"goal": "minimize"})
@@ -153,9 +153,7 @@ def test_numbers_of_a_key_have_the_same_digits() -> None:
 
 def test_what_was_drawn_again_is_counted() -> None:
     text = counts_text(SAID | {"redrawn": 3})
-    assert text.endswith(
-        "; 1 taken up again, after a worker was gone; 3 draws that could not be trained"
-    )
+    assert text.endswith("; 1 resumed after a worker died; 3 draws that could not be trained")
 
 
 def test_the_history_has_the_best_so_far_up_to_the_last_trial() -> None:

@@ -2,10 +2,10 @@ import csv
 import io
 
 from distill.files.safe_text import latex
+from distill.format import percent
 from distill.report import page
 from distill.report.page import Page, Section, Table
 from distill.report.value_table import Column, ValueTable
-from distill.terminal.progress import percent
 
 GRID = ValueTable(
     "results",

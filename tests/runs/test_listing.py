@@ -203,7 +203,9 @@ def test_sorted_by(column: str, order: str) -> None:
 
 
 def test_no_such_column() -> None:
-    with pytest.raises(UserError, match="--sort tset is no column; did you mean test\\?\nType one"):
+    with pytest.raises(
+        UserError, match="--sort tset is not a column; did you mean test\\?\nType one"
+    ):
         sort_runs([], "tset")
 
 

@@ -34,7 +34,7 @@ def test_who_has_no_teacher_has_no_control(tmp_path: Path) -> None:
 
 
 def test_one_seed_is_no_study(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="one seed says nothing of the spread; type --n 2"):
+    with pytest.raises(UserError, match="one seed has no spread; type at least --n 2"):
         seeds.plan(recipes.load("kd"), [0], tmp_path, controls=True)
 
 
@@ -69,7 +69,7 @@ def test_runs_of_other_images_say_nothing_together(tmp_path: Path) -> None:
     planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     finished(planned[:1], [0.7])
     finished(planned[1:], [0.7], data="other")
-    with pytest.raises(UserError, match="differ in their data: they say nothing together"):
+    with pytest.raises(UserError, match="differ in their data: they cannot be summarised together"):
         seeds.summary(planned)
 
 
@@ -81,7 +81,9 @@ def test_runs_of_other_test_splits_are_not_averaged(tmp_path: Path, key: str, wh
     planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     finished(planned[:1], [0.7], **{key: "a"})
     finished(planned[1:], [0.7], **{key: "b"})
-    with pytest.raises(UserError, match=f"differ in their {what}: they say nothing together"):
+    with pytest.raises(
+        UserError, match=f"differ in their {what}: they cannot be summarised together"
+    ):
         seeds.summary(planned)
 
 

@@ -56,10 +56,10 @@ def test_the_legal_set_is_the_widest_of_every_depth_with_the_recipes_other_parts
 
 def test_a_courses_rules_are_kept() -> None:
     recipe = recipes.load("tiny", [*ALONE, "student.activation=gelu"]).recipe
-    with pytest.raises(UserError, match=r"0 designs .* keep the rules of NYU ECE-GY 7123"):
+    with pytest.raises(UserError, match=r"0 designs .* follow the rules of NYU ECE-GY 7123"):
         room.legal_designs(recipe, "nyu2022", 60_000, [1, 2], [1, 2], asymmetric=False)
     assert room.legal_designs(recipe, "nyu2025", 60_000, [1, 2], [1], asymmetric=False)[1] == 60_001
-    with pytest.raises(UserError, match=r"^1 design of fewer than 60,001 parameters keeps the rul"):
+    with pytest.raises(UserError, match=r"^1 design of fewer than 60,001 parameters follows"):
         room.legal_designs(recipe, "nyu2025", 60_000, [1], [1], asymmetric=False)
     with pytest.raises(UserError, match="has no \\[student\\]"):
         room.legal_designs(
@@ -93,9 +93,9 @@ def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert best.student is not None
     assert (best.student.width, best.train.epochs) == (10, 9)
     assert [line for line in said if line.startswith("rung")] == [
-        "rung 1 of 3: 9 designs, 1 epoch each, anew",
-        "rung 2 of 3: 3 designs, 3 epochs each, anew",
-        "rung 3 of 3: 1 design, 9 epochs each, anew",
+        "rung 1 of 3: 9 designs, 1 epoch each, from scratch",
+        "rung 2 of 3: 3 designs, 3 epochs each, from scratch",
+        "rung 3 of 3: 1 design, 9 epochs each, from scratch",
     ]
     again = room.search(search, opened, tmp_path, train, said.append)
     assert again["best"] == found["best"]

@@ -70,9 +70,9 @@ def test_every_fault_at_once() -> None:
         "space.train.epochs = {integer = [9, 3]}; allowed: the smaller first, then the larger",
         "space.x = {}; allowed: one of grid, choice, log, uniform, integer",
         'constraint.parameters = "many" is refused; allowed: a whole number',
-        "space.optim.momentum = [0.8, 0.9] is no space; allowed: a table of one of grid, choice",
+        "space.optim.momentum = [0.8, 0.9] is not a space; allowed: a table of one of grid, choice",
         "space.loss.kd.temperature.choice = [] is refused; allowed: a list of at least 1",
-        "space.optim.lrr: optim.lrr is no key of a recipe; did you mean optim.lr?",
+        "space.optim.lrr: optim.lrr is not a key of a recipe; did you mean optim.lr?",
     ):
         assert found in text, text
 
@@ -91,10 +91,10 @@ def test_keys_and_values_are_held_against_those_of_a_recipe() -> None:
     )
     text = "\n".join(lines)
     for found in (
-        "space.optim.lrr: optim.lrr is no key of a recipe; did you mean optim.lr?",
+        "space.optim.lrr: optim.lrr is not a key of a recipe; did you mean optim.lr?",
         "space.optim.momentum: optim.momentum = 1.0 is out of range; allowed: a number",
         'space.optim.name: optim.name = "sdg" is unknown',
-        "space.train.precision: one process computes in one precision",
+        "space.train.precision: a process computes in one precision only",
         "space.size: student.width = 0 is out of range",
         "space.student.width and space.size both set student.width",
         'study.metric = "top1/test" is unknown; allowed: top1/val, top1/val_ema',
@@ -139,15 +139,15 @@ def test_a_trial_measures_what_it_is_judged_by(
 @pytest.mark.parametrize(
     ("tables", "found"),
     [
-        ({"set": [*ALONE, "data.holdout=0"]}, "data.holdout = 0: trials are judged on held-out"),
-        ({"set": []}, "tiny asks a teacher, and all trials shall have the same: name it"),
-        ({"study": {"trials": 2, "metric": "nll/val_ema"}}, "wants [ema], and the recipe has none"),
+        ({"set": [*ALONE, "data.holdout=0"]}, "data.holdout = 0: trials need held-out"),
+        ({"set": []}, "tiny needs a teacher, the same for all trials; name it: --teacher"),
+        ({"study": {"trials": 2, "metric": "nll/val_ema"}}, "needs [ema], and the recipe has none"),
         (
             {"set": AVERAGED, "space": {"ema": EMA}},
-            'study.metric = "top1/val_ema" wants [ema], and space.ema turns it off in some '
+            'study.metric = "top1/val_ema" needs [ema], and space.ema turns it off in some '
             'trials; type metric = "top1/val" in [study]',
         ),
-        ({"study": {}}, "study.trials is missing: how many"),
+        ({"study": {}}, "study.trials is missing; only a sweep of grids"),
         ({"space": {}}, "space: nothing is varied; allowed: a table of keys"),
         (
             {"set": [*ALONE, "train.minutes=1"], "study": {"trials": 2, "pruner": "hyperband"}},
@@ -198,19 +198,19 @@ def test_the_teachers_answers_are_shared_where_trials_see_the_same_images() -> N
     taught = [*ALONE[1:], "teacher.runs=['t']"]
     sweep, said = with_cached_logits(made(set=taught))
     assert sweep.base.recipe.cache is not None
-    assert "stored by the first trials and read by the others" in said
+    assert "cached by the first trials and read by the others" in said
     assert sweep.trial_recipe({"optim.lr": 0.1}).recipe.cache is not None
     for space, found in (
         ({"mix.cutmix.prob": {"uniform": [0.1, 0.9]}}, "mix.cutmix.prob varies"),
-        ({"loss.at.weight": {"uniform": [0.1, 0.9]}}, "each trial asks it"),
+        ({"loss.at.weight": {"uniform": [0.1, 0.9]}}, "each trial computes its outputs"),
     ):
         sweep, said = with_cached_logits(made(set=taught, space=space))
         assert sweep.base.recipe.cache is None
         assert found in said
-    assert with_cached_logits(made())[1] == "no trial asks a teacher"
+    assert with_cached_logits(made())[1] == "no trial has a teacher"
     narrow = made(set=taught, constraint={"parameters": 500})  # fewer than the recipe's own student
     sweep, said = with_cached_logits(narrow)
-    assert "stored by the first trials" in said and sweep.base.recipe.cache is not None
+    assert "cached by the first trials" in said and sweep.base.recipe.cache is not None
 
 
 def test_the_shipped_sweeps_can_be_read() -> None:

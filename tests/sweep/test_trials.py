@@ -384,7 +384,7 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     assert (0.6, 2) not in seen and (0.05, 2) in seen
     assert told["best"]["trial"] == 6 and told["best"]["value"] == 0.95
     assert set(told["importance"]) == {"optim.lr"}
-    assert "trial 4 is pruned: " in "".join(said) and "stays as a run that was stopped" in said[-5]
+    assert "trial 4 is pruned: " in "".join(said) and "remains as a stopped run" in said[-5]
     assert said[-1].startswith("trial 7 is infeasible: train.batch_size = 4096")
 
 

@@ -142,7 +142,7 @@ def test_a_trial_without_test_figures_is_listed_and_refused_where_it_needs_them(
         assert err.endswith(f"as a run: python cli.py distill --recipe {other}/recipe.toml\n")
     code, _, err = door("report", other, "--out", place / "report")
     assert code == 0, err
-    assert "of which only the best is measured there" in (place / "report/report.html").read_text()
+    assert "only the best trial is tested" in (place / "report/report.html").read_text()
 
 
 def test_typed_again_measures_no_trial_again(
@@ -172,7 +172,7 @@ def test_typed_again_it_has_nothing_to_do(door: Door, place: Path) -> None:
     before = (place / "out" / "sweep.json").read_bytes()
     code, out, err = door("sweep", place / "mine.toml", "--out", place / "out")
     assert code == 0
-    assert "4 trials, 0 to go" in err
+    assert "4 trials, 0 left" in err
     assert "4 trials: 2 complete, 2 infeasible" in out
     assert (place / "out" / "sweep.json").read_bytes() == before
 
@@ -196,7 +196,7 @@ def test_a_signal_saves_the_trial_for_the_next_worker(
     assert "another worker takes its trial. Type the same command again" in err
     code, out, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 0, err
-    assert "1 taken up again, after a worker was gone" in out
+    assert "1 resumed after a worker died" in out
     starts = [row["first_step"] for row in read(tmp_path / "out/trial-0000/journal.jsonl")
               if row["event"] == "start"]  # fmt: skip
     assert starts == [0, 3]
@@ -213,7 +213,7 @@ def test_the_teacher_answers_once_for_all_trials(
     assert not (tmp_path / "out" / "sweep.db").exists(), "the right one may be named then"
     code, _, err = door("sweep", file, "--teacher", teacher, "--out", tmp_path / "out")
     assert code == 0, err
-    assert "note: the teacher's answers are stored by the first trials and read" in err
+    assert "note: the teacher's logits are cached by the first trials and read" in err
     assert "0 of 1 view of the teacher's logits is cached" in err
     assert "1 of 1 view of the teacher's logits is cached" in err
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_asked(door: Door, tmp_path: Path, monkeypatch: pytest.Mo
     file = written(tmp_path, *ALONE, trials=2, space="student.width = { integer = [20, 30] }")
     code, _, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 1
-    assert "no trial was trained to its end: there is no best" in err
+    assert "no trial was trained to its end, so there is no best one" in err
     assert "too many for fewer than 5,000" in err
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = door("sweep", file, "--out", tmp_path / "out")

@@ -18,7 +18,7 @@ from distill.data.problems import data_error
 from distill.data.sources import unpickle
 from distill.errors import UserError
 from distill.files.archives import InvalidArray, Member, content_of, open_tar
-from distill.phrases import counted
+from distill.format import counted
 
 IMAGE_BYTES = CHANNELS * SIDE * SIDE
 MOST_CLASSES = 1 << 16  # a label is hashed as at most two bytes

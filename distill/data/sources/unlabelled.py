@@ -26,7 +26,7 @@ from distill.data.sources.pictures import DecodedPictures
 from distill.errors import UserError
 from distill.files.archives import content_of
 from distill.files.arrays import MAGIC, InvalidArray, open_npz, read_npy
-from distill.phrases import counted
+from distill.format import counted
 
 ADVICE = (
     "Give --input Kaggle's pickle of data and ids, a .npy or .npz of uint8 images, a folder of "

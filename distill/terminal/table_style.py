@@ -1,0 +1,11 @@
+"""The style that all terminal tables share: a rule below the head, no frame."""
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+GAP = "  "  # between two values on a line
+
+
+def blank_table(padding: int = 1) -> Table:
+    """An empty table; `padding` characters beside the one that separates columns."""
+    return Table(box=SIMPLE_HEAD, padding=(0, padding, 0, 0), show_edge=False, pad_edge=False)
