@@ -23,7 +23,7 @@ from distill.format import (
 )
 from distill.runs.run_folder import test_split_unnamed as unnamed
 from distill.teacher.selection import _count_problems
-from distill.teacher.verify_cache import CacheCheck
+from distill.training.verify_cache import CacheCheck
 from tests.recipe.test_recipes import load
 
 HUNDRED = [f"class {i}" for i in range(100)]
