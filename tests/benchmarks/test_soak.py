@@ -124,7 +124,7 @@ def test_a_writer_without_escapes_is_noticed(
 def test_a_url_with_its_secret_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.soak.urls import url_secrets
 
-    monkeypatch.setattr(urls, "shown", lambda text: text)
+    monkeypatch.setattr(urls, "hide_secrets", lambda text: text)
     outcomes = url_secrets(tmp_path, 5, 0)
     assert [each.survived < each.tried for each in outcomes].count(True) >= 2
 

@@ -80,7 +80,7 @@ def test_quick_measures_every_stage(
     [
         (["--rounds", "0"], "--rounds 0 measures nothing; type 1 or more"),
         (["--recipe", "tinny"], "'tinny' is not in recipes/; did you mean tiny"),
-        (["--recipe", "teacher_wrn"], "student is missing; distill wants a"),
+        (["--recipe", "teacher_wrn"], "student is missing; distill needs a"),
         (["--quick", "--batch", "321"], "train.batch_size = 321 is more than the 320 training"),
     ],
 )
