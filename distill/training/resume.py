@@ -14,6 +14,7 @@ from distill.files.json_files import LONGEST_REASON
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs.run_folder import RunFolder
+from distill.training import optimizer_state
 from distill.training.state import BestEpoch, TrainState
 
 ALWAYS = ("data", "teacher")  # the fingerprints that checkpoints of every version have
@@ -197,7 +198,9 @@ def _set_damaged_aside(state: TrainState) -> None:
 def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
     """Set the training state to that of a checkpoint."""
     for name, part in state.stateful.items():
-        if name in tensors:  # a scaler is new if the device changed, and keeps its initial state
+        if name == "optimizer":
+            optimizer_state.load(part.optimizer, tensors[name])
+        elif name in tensors:  # a scaler is new if the device changed, and keeps its initial state
             part.load_state_dict(tensors[name])
     accelerator = state.accelerator
     state.epoch_losses.load_state_dict(tensors["losses"]["epoch"], accelerator)
