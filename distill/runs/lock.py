@@ -7,6 +7,7 @@ The operating system's lock on the file `.lock` ends with its process, however t
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,7 +50,7 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "running.json"
     lock = FileLock(folder / ".lock", blocking=False)
-    _check_lock_file(folder)
+    check_lock_file(folder / ".lock")
     try:
         lock.acquire()
     except Timeout:
@@ -77,17 +78,21 @@ def without_following(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def _check_lock_file(folder: Path) -> None:
-    """Raise UserError if acquiring the lock, which empties its file, would empty another file: if
-    it is a symbolic link, or a hard link to a file that is not empty.
+def check_lock_file(path: Path) -> None:
+    """Raise UserError if taking the lock would change another file: if its file is a symbolic link,
+    a hard link to a file that is not empty, a pipe or a device.
     """
-    path = folder / ".lock"
+    advice = "Delete it, or choose another --out."
     if path.is_symlink():
-        raise UserError(f"{path} is a symbolic link.\nDelete it, or choose another --out.")
-    if path.exists() and (status := path.stat()).st_nlink > 1 and status.st_size:
+        raise UserError(f"{path} is a symbolic link.\n{advice}")
+    if not path.exists():
+        return
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is a pipe or a device.\n{advice}")
+    if status.st_nlink > 1 and status.st_size:
         raise UserError(
-            f"{path} is a hard link to a file that is not empty, and would be emptied.\n"
-            "Delete it, or choose another --out."
+            f"{path} is a hard link to a file that is not empty, and would be emptied.\n{advice}"
         )
 
 
@@ -116,7 +121,7 @@ def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
         return None, False
     lock = FileLock(folder / ".lock", blocking=False)
     try:
-        _check_lock_file(folder)
+        check_lock_file(folder / ".lock")
         lock.acquire()
     except (UserError, Timeout, OSError):
         return recorded, True

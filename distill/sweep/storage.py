@@ -4,8 +4,10 @@ import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import optuna
@@ -13,23 +15,28 @@ from filelock import FileLock
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from distill.errors import Failure, UserError
 from distill.files import urls
 from distill.files.safe_text import visible
+from distill.runs import lock
+from distill.sweep import sqlite_file
+from distill.sweep.sqlite_file import SQLiteFile
 
 SILENT = 3  # heartbeats that a worker may miss
 BUSY_S = 60  # how long SQLite waits for another writer
 TRIES = 30  # to open: of several workers that start at once, one creates the tables
 
 
-def url_of(requested: str | None, place: Path) -> str:
+def url_of(requested: str | None, place: Path) -> str | URL:
     """Return the storage's SQLAlchemy URL, by default a file in `place`; `postgresql://` selects
     psycopg 3.
     """
     if requested is None:
-        return f"sqlite:///{place.resolve() / 'sweep.db'}"
+        return URL.create("sqlite", database=str(place.resolve() / "sweep.db"))
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", requested)
 
 
@@ -44,41 +51,59 @@ class Storage:
     it, reads before its transaction begins: there a lock file beside the database serialises them.
     """
 
-    def __init__(self, url: str, heartbeat_s: int) -> None:
-        self.url, self.shown = url, visible(urls.hide_secrets(url))
+    def __init__(self, url: str | URL, heartbeat_s: int) -> None:
+        """Raises UserError if the URL is invalid, its driver is missing, or the file is not one
+        that a sweep wrote; Failure if the database cannot be reached.
+        """
+        self.url = url if isinstance(url, str) else f"sqlite:///{url.database}"
+        self.shown = visible(urls.hide_secrets(url) if isinstance(url, str) else self.url)
         self.heartbeat_s = heartbeat_s
-        file = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", url)
+        self.alone: AbstractContextManager[object] = nullcontext()
+        with self._explain_url():
+            file = sqlite_file.of_url(url)
         if file is not None:
-            Path(file[1]).parent.mkdir(parents=True, exist_ok=True)
-        self.alone: AbstractContextManager[object] = (
-            nullcontext() if file is None else FileLock(f"{file[1]}.lock")
-        )
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+            lock_file = Path(f"{file.path}.lock")
+            lock.check_lock_file(lock_file)
+            self.alone = FileLock(lock_file)
         with self.alone, self.explain_errors():
-            self.rows = self._open(url, {} if file is None else {"timeout": BUSY_S})
+            if file is not None:
+                file.check()
+            self.rows = self._open(file)
 
-    def _open(self, url: str, arguments: dict[str, int]) -> RDBStorage:
+    def _open(self, file: SQLiteFile | None) -> RDBStorage:
         """Open the database. Raises UserError if the URL is invalid or its driver is missing."""
+        url, options = self.url, dict[str, Any](pool_pre_ping=True)
+        if file is not None:  # optuna takes no URL object, and replaces braces in a text
+            url = f"{file.url.drivername}://"
+            options |= {"creator": partial(file.connect, timeout=BUSY_S), "poolclass": QueuePool}
         for left in reversed(range(TRIES)):
             try:
-                with catch_warnings():
+                with catch_warnings(), self._explain_url():
                     simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     return RDBStorage(
                         url,
-                        engine_kwargs={"connect_args": arguments, "pool_pre_ping": True},
+                        engine_kwargs=options,
                         heartbeat_interval=self.heartbeat_s,
                         grace_period=SILENT * self.heartbeat_s,
                     )
-            except (ArgumentError, ImportError, ValueError) as fault:
-                why = self._reason(fault)
-                raise UserError(
-                    f"--storage {self.shown} cannot be opened: {why}\n"
-                    "Type it as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE."
-                ) from None
             except (SQLAlchemyError, StorageInternalError) as fault:
                 if not left or not re.search("exist|unique|duplicate", str(fault), re.IGNORECASE):
                     raise
                 time.sleep(0.2)  # another worker is creating the tables
         raise AssertionError
+
+    @contextmanager
+    def _explain_url(self) -> Iterator[None]:
+        """Turn the error of a URL that is invalid, or whose driver is missing, into a UserError."""
+        try:
+            yield
+        except (ArgumentError, ImportError, ValueError) as fault:
+            why = self._reason(fault)
+            raise UserError(
+                f"--storage {self.shown} cannot be opened: {why}\n"
+                "Type it as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE."
+            ) from None
 
     def _reason(self, fault: BaseException) -> str:
         """Return the first line of a driver's message, without the URL's secrets."""

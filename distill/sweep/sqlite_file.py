@@ -1,0 +1,117 @@
+"""Check a SQLite database, which others may have made, before SQLite opens it.
+
+SQLite trusts the files beside a database. It deletes the file that a rollback journal names as its
+super-journal, and writes into the journal, the write-ahead log and its index through links
+(https://sqlite.org/fileformat.html#the_rollback_journal, https://sqlite.org/howtocorrupt.html).
+A sweep's database has a rollback journal, never a write-ahead log. A super-journal is written only
+for several attached databases, which a sweep does not use.
+"""
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import URL, make_url
+
+from distill.errors import UserError
+
+MAGIC = bytes.fromhex("d9d505f920a163d7")  # at both ends of a journal that has a super-journal
+FORMATS = slice(18, 20)  # bytes of a database's header: write and read format, 2 for WAL
+WRITE_AHEAD_LOG = 2
+ADVICE = "Bring back the file that the sweep wrote, or choose another --out."
+
+
+@dataclass(frozen=True)
+class SQLiteFile:
+    """The database file that a URL names."""
+
+    url: URL
+    path: Path
+
+    def connect(self, **options: Any) -> Any:
+        """Return a new connection of the URL's driver; `options` are added to the URL's."""
+        kind = self.url.get_dialect()
+        dialect = kind(dbapi=kind.import_dbapi())  # type: ignore[call-arg]
+        arguments, of_url = dialect.create_connect_args(self.url)
+        return dialect.connect(*arguments, **{**of_url, **options})
+
+    def check(self) -> None:
+        """Raise UserError if opening the database would change a file elsewhere: if it, its journal
+        or its write-ahead log is a link, a pipe or a device, if the journal names another file, or
+        if it has a write-ahead log.
+        """
+        check_regular(self.path)
+        if WRITE_AHEAD_LOG in _content(self.path, 0)[FORMATS]:
+            raise UserError(f"{self.path} uses a write-ahead log, which no sweep uses.\n{ADVICE}")
+        for log in (self._beside("-wal"), self._beside("-shm")):
+            check_regular(log)
+            if log.exists():
+                raise UserError(
+                    f"{log} belongs to a write-ahead log, which no sweep uses.\n{ADVICE}"
+                )
+        journal = self._beside("-journal")
+        check_regular(journal)
+        if _content(journal, -len(MAGIC)) == MAGIC:
+            raise UserError(
+                f"{journal} names another file, which SQLite would delete: no sweep writes such "
+                "a journal.\nDelete the journal, or choose another --out."
+            )
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+
+def of_url(url: str | URL) -> SQLiteFile | None:
+    """Return the file of a SQLite URL; None for a database in memory or on a server.
+
+    Raises ValueError for SQLite's own URIs, and ArgumentError for a URL that cannot be parsed.
+    """
+    if isinstance(url, str) and not url.startswith("sqlite"):
+        return None
+    parsed = make_url(url)
+    if parsed.database in (None, "", ":memory:"):
+        return None
+    if "uri" in parsed.query:
+        raise ValueError("it is a URI of SQLite instead of a file")
+    return SQLiteFile(parsed, Path(parsed.database))
+
+
+def check_regular(path: Path) -> None:
+    """Raise UserError if a path exists and is no regular file, or a file with other names."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.\n{ADVICE}") from None
+    if kind := _other_kind(status):
+        raise UserError(
+            f"{path} is a {kind}: a sweep writes inside its own folder only.\n"
+            "Put the file itself there, or choose another --out."
+        )
+
+
+def _other_kind(status: os.stat_result) -> str:
+    """Return what a path is unless it is a regular file with one name; empty if it is."""
+    if stat.S_ISLNK(status.st_mode):
+        return "symbolic link"
+    if stat.S_ISDIR(status.st_mode):
+        return "folder"
+    if not stat.S_ISREG(status.st_mode):
+        return "pipe or a device"
+    # SQLite writes in place, which would change the file under its other names.
+    return "hard link" if status.st_nlink > 1 else ""
+
+
+def _content(path: Path, start: int) -> bytes:
+    """Return up to 20 bytes of a file from `start`, negative from its end; none if another worker
+    has deleted it meanwhile.
+    """
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(start if start >= 0 else max(0, size + start))
+        return file.read(FORMATS.stop)
+    return b""

@@ -1,0 +1,146 @@
+"""A sweep's SQLite file, as others may have made it: nothing outside its folder is changed."""
+
+import os
+import shutil
+import sqlite3
+import struct
+from pathlib import Path
+
+import pytest
+
+from distill.errors import UserError
+from distill.sweep.storage import Storage, url_of
+from tests.sweep.test_trials import opened
+
+MAGIC = bytes.fromhex("d9d505f920a163d7")  # https://sqlite.org/fileformat.html#the_rollback_journal
+
+
+def open_storage(folder: Path) -> None:
+    Storage(url_of(None, folder), 1)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """The folder of a sweep."""
+    opened(tmp_path / "sweep")
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A file elsewhere, which must stay as it is."""
+    path = tmp_path / "mine.txt"
+    path.write_text("mine")
+    return path
+
+
+def write_super_journal(database: Path, name: bytes) -> None:
+    """A hot rollback journal without pages that belongs to the super-journal `name`."""
+    content = database.read_bytes()
+    page_size = int.from_bytes(content[16:18])
+    header = MAGIC + struct.pack(">IIIII", 0, 0, len(content) // page_size, 512, page_size)
+    lock_page = struct.pack(">I", (1 << 30) // page_size + 1)
+    end = struct.pack(">II", len(name), sum(name)) + MAGIC
+    journal = header.ljust(512, b"\0") + lock_page + name + end
+    database.with_name("sweep.db-journal").write_bytes(journal)
+
+
+def test_journal_that_names_another_file_is_refused(sweep: Path, mine: Path) -> None:
+    """SQLite deletes the file that a journal names as its super-journal."""
+    write_super_journal(sweep / "sweep.db", str(mine).encode())
+    with pytest.raises(UserError, match=r"sweep\.db-journal names another file, which .*\nDelete "):
+        open_storage(sweep)
+    assert mine.read_text() == "mine"
+
+
+def test_journal_of_a_killed_worker_is_rolled_back(sweep: Path, tmp_path: Path) -> None:
+    """The copy is what a worker leaves that is killed in the middle of a transaction."""
+    insert = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, ?, ?)"
+    with sqlite3.connect(sweep / "sweep.db") as rows:
+        rows.execute("PRAGMA cache_size = 5")
+        rows.executemany(insert, [(f"key {n}", f'"{"x" * 900}"') for n in range(500)])
+        shutil.copytree(sweep, tmp_path / "copy")
+        rows.rollback()
+    journal = tmp_path / "copy" / "sweep.db-journal"
+    assert journal.read_bytes().startswith(MAGIC)
+    assert (tmp_path / "copy" / "sweep.db").stat().st_size > 2 * (sweep / "sweep.db").stat().st_size
+    trials = opened(tmp_path / "copy")
+    assert set(trials.study.user_attrs) == {"definition"} and trials.n_open() == 6
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize("name", ["sweep.db-journal", "sweep.db-wal", "sweep.db-shm", "sweep.db"])
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "pipe"])
+def test_file_that_is_elsewhere_is_refused(sweep: Path, mine: Path, name: str, kind: str) -> None:
+    if name == "sweep.db":
+        shutil.move(sweep / name, mine)
+    else:
+        mine.write_bytes(b"\0mine")  # SQLite writes over a journal that begins with zero
+    before = mine.read_bytes()
+    if kind == "pipe":
+        os.mkfifo(sweep / name)
+    elif kind == "hard link":
+        (sweep / name).hardlink_to(mine)
+    else:
+        (sweep / name).symlink_to(mine)
+    with pytest.raises(UserError, match=rf"{name} is a {kind}.*:.*\n.*--out"):
+        open_storage(sweep)
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["wal", "shm"])
+def test_write_ahead_log_is_refused(sweep: Path, suffix: str) -> None:
+    (sweep / f"sweep.db-{suffix}").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"sweep\.db-{suffix} .*no sweep uses\.\n.*--out"):
+        open_storage(sweep)
+
+
+def test_database_with_a_write_ahead_log_is_refused(sweep: Path) -> None:
+    rows = sqlite3.connect(sweep / "sweep.db")
+    rows.execute("PRAGMA journal_mode = WAL")
+    rows.close()
+    with pytest.raises(UserError, match=r"sweep\.db uses a write-ahead log, which no sweep"):
+        open_storage(sweep)
+
+
+def test_linked_lock_is_named_and_its_target_unchanged(sweep: Path, mine: Path) -> None:
+    lock = sweep / "sweep.db.lock"
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(mine)
+    with pytest.raises(UserError, match=rf"^{lock} is a symbolic link\.\nDelete it, or choose "):
+        open_storage(sweep)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["hard link", "pipe"])
+def test_lock_that_is_no_file_of_its_own(sweep: Path, mine: Path, kind: str) -> None:
+    lock = sweep / "sweep.db.lock"
+    lock.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.hardlink_to(mine)
+    with pytest.raises(UserError, match=rf"^{lock} is a {kind}.*\nDelete it, or choose "):
+        open_storage(sweep)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["what?x", "a#b", "a%41b", "{SCHEMA_VERSION}", "{x", "a b", "é"])
+def test_database_is_in_the_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    trials = opened(tmp_path / name)
+    assert (tmp_path / name / "sweep.db").is_file()
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+    assert trials.storage.shown == f"sqlite:///{tmp_path / name / 'sweep.db'}"
+    opened(tmp_path / "plain", study={"trials": 1, "heartbeat_s": 1, "sampler": "random"})
+
+
+def test_lock_is_beside_the_database_that_a_url_names(tmp_path: Path) -> None:
+    Storage(f"sqlite:///{tmp_path}/a.db?timeout=7", 1)
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.db", "a.db.lock"}
+    assert (tmp_path / "a.db").is_file()
+
+
+def test_storage_that_is_a_uri_file_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--storage .*uri=true cannot be opened: .*\nType it as "):
+        Storage(f"sqlite:///file:{tmp_path}/a.db?uri=true", 1)
+    assert list(tmp_path.iterdir()) == []
