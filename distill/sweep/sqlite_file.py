@@ -8,6 +8,7 @@ for several attached databases, which a sweep does not use.
 """
 
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ from distill.errors import UserError
 MAGIC = bytes.fromhex("d9d505f920a163d7")  # at both ends of a journal that has a super-journal
 FORMATS = slice(18, 20)  # bytes of a database's header: write and read format, 2 for WAL
 WRITE_AHEAD_LOG = 2
+# Definitions of names, types and constants alone, with the one check of optuna's tables.
+TABLE = re.compile(r'CREATE TABLE [\w\s(),"]*')
+INDEX = re.compile(r'CREATE (UNIQUE )?INDEX "?\w+"? ON "?\w+"? \([\w\s,"]*\)')
+COMPUTED = re.compile(r"\b(AS|CHECK|USING|DEFAULT\s*\()", re.IGNORECASE)
+CHECK_OF_OPTUNA = re.compile(r"CHECK \(version_info_id ?= ?1\)")
 ADVICE = "Bring back the file that the sweep wrote, or choose another --out."
 
 
@@ -32,11 +38,16 @@ class SQLiteFile:
     path: Path
 
     def connect(self, **options: Any) -> Any:
-        """Return a new connection of the URL's driver; `options` are added to the URL's."""
+        """Return a new connection of the URL's driver; `options` are added to the URL's.
+
+        Raises UserError if the schema has what would run code or compute values.
+        """
         kind = self.url.get_dialect()
         dialect = kind(dbapi=kind.import_dbapi())  # type: ignore[call-arg]
         arguments, of_url = dialect.create_connect_args(self.url)
-        return dialect.connect(*arguments, **{**of_url, **options})
+        connection = dialect.connect(*arguments, **{**of_url, **options})
+        self._check_schema(connection)
+        return connection
 
     def check(self) -> None:
         """Raise UserError if opening the database would change a file elsewhere: if it, its journal
@@ -60,6 +71,18 @@ class SQLiteFile:
                 "a journal.\nDelete the journal, or choose another --out."
             )
 
+    def _check_schema(self, connection: Any) -> None:
+        """Raise UserError unless all is a plain table or index: a view may have endless rows, a
+        trigger or a computed column changes what a sweep writes.
+        """
+        rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+        for kind, name, sql in rows:
+            if sql is not None and not _is_plain(kind, str(sql)):
+                connection.close()
+                raise UserError(
+                    f"{self.path} is damaged: its {kind} {name!r} is none of a sweep's.\n{ADVICE}"
+                )
+
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
 
@@ -67,7 +90,8 @@ class SQLiteFile:
 def of_url(url: str | URL) -> SQLiteFile | None:
     """Return the file of a SQLite URL; None for a database in memory or on a server.
 
-    Raises ValueError for SQLite's own URIs, and ArgumentError for a URL that cannot be parsed.
+    Raises ValueError for SQLite's own URIs, ArgumentError for a URL that cannot be parsed, and
+    ImportError if its driver is missing.
     """
     if isinstance(url, str) and not url.startswith("sqlite"):
         return None
@@ -76,6 +100,7 @@ def of_url(url: str | URL) -> SQLiteFile | None:
         return None
     if "uri" in parsed.query:
         raise ValueError("it is a URI of SQLite instead of a file")
+    parsed.get_dialect().import_dbapi()
     return SQLiteFile(parsed, Path(parsed.database))
 
 
@@ -92,6 +117,13 @@ def check_regular(path: Path) -> None:
             f"{path} is a {kind}: a sweep writes inside its own folder only.\n"
             "Put the file itself there, or choose another --out."
         )
+
+
+def _is_plain(kind: str, sql: str) -> bool:
+    """Whether a definition in the schema is a table or an index that computes nothing."""
+    sql = CHECK_OF_OPTUNA.sub("", sql)
+    pattern = {"table": TABLE, "index": INDEX}.get(kind)
+    return pattern is not None and bool(pattern.fullmatch(sql)) and not COMPUTED.search(sql)
 
 
 def _other_kind(status: os.stat_result) -> str:

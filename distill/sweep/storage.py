@@ -66,7 +66,7 @@ class Storage:
             lock_file = Path(f"{file.path}.lock")
             lock.check_lock_file(lock_file)
             self.alone = FileLock(lock_file)
-        with self.alone, self.explain_errors():
+        with self.alone, self.explain_errors(), self._explain_damage():
             if file is not None:
                 file.check()
             self.rows = self._open(file)
@@ -112,15 +112,42 @@ class Storage:
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """Turn a database error into a Failure of one message, without the password."""
+        """Turn a database error into one message, without the password: a UserError if the
+        database is damaged, else a Failure.
+        """
         try:
             yield
         except (SQLAlchemyError, StorageInternalError) as fault:
             why = self._reason(fault.__cause__ or fault)
+            if _is_damage(fault):
+                raise self.damaged(why) from None
             raise Failure(
                 f"The storage {self.shown} failed: {why}\n"
                 "Finished trials are saved there. Type the same command again to continue."
             ) from None
+
+    @contextmanager
+    def _explain_damage(self) -> Iterator[None]:
+        """Turn what optuna raises when it reads values that it did not write into a UserError."""
+        try:
+            yield
+        except (UserError, OSError, SQLAlchemyError, StorageInternalError):
+            raise
+        except Exception as fault:  # ValueError, KeyError, AssertionError, …
+            raise self.damaged(self._reason(fault)) from None
+
+    def damaged(self, why: str) -> UserError:
+        """Return the message about a storage that no sweep has written."""
+        return UserError(
+            f"The storage {self.shown} is damaged: {why}\n"
+            "Bring it back as the sweep wrote it, or choose another --out or --storage."
+        )
+
+    def read_attempts(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Return all attempts of a study. Raises UserError if they cannot be read."""
+        with self._explain_damage():  # a study's own cache has one attempt per number
+            study_id = self.rows.get_study_id_from_name(study.study_name)
+            return self.rows.get_all_trials(study_id, deepcopy=False)
 
     def study(
         self, name: str, direction: str, definition: str, defaults: Collection[str] = ()
@@ -130,13 +157,17 @@ class Storage:
         `definition`: what all workers must have in common, one line per key. A line in `defaults`
         may be absent from an older study, created before its key existed.
         """
-        with self.alone:
+        with self.alone, self._explain_damage():
             try:
                 study = optuna.create_study(storage=self.rows, study_name=name, direction=direction)
                 study.set_user_attr("definition", definition)
             except DuplicatedStudyError:
                 study = optuna.load_study(study_name=name, storage=self.rows)
-        _check_same(name, study, definition, defaults)
+            if [each.name.lower() for each in study.directions] != [direction]:
+                raise self.damaged(f"the study does not {direction} one value.")
+            if not isinstance(study.user_attrs.get("definition", ""), str):
+                raise self.damaged("its definition is no text.")
+            _check_same(name, study, definition, defaults)
         return study
 
     def id_of(self, study: optuna.Study, attempt: FrozenTrial) -> int:
@@ -163,7 +194,7 @@ class Storage:
 
     def fail_silent_trials(self, study: optuna.Study) -> None:
         """Set every running row without a heartbeat for three intervals to FAIL."""
-        with catch_warnings():
+        with catch_warnings(), self._explain_damage():
             simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
 
@@ -187,6 +218,15 @@ class Storage:
         finally:
             done.set()
             thread.join()
+
+
+def _is_damage(fault: BaseException) -> bool:
+    """Whether a database error shows that the content is damaged: SQLite cannot read the file, or a
+    table or a column is missing.
+    """
+    while fault.__cause__ is not None:
+        fault = fault.__cause__
+    return type(fault).__name__ == "DatabaseError" or "no such " in str(fault)
 
 
 def _is_older_than_key(key: str, keys: Collection[str], tables: Collection[str]) -> bool:

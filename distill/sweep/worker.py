@@ -25,7 +25,7 @@ from distill.models.out_of_memory import OutOfMemory
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
 from distill.runs.run_folder import RunFolder
-from distill.sweep import optuna_space
+from distill.sweep import optuna_space, stored_trials
 from distill.sweep.storage import FINGERPRINT, Storage
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import keys_set, pairs
@@ -59,7 +59,7 @@ def open_trials(
     sweep: Sweep, storage: Storage, place: Path, inputs: Mapping[str, str] | None = None
 ) -> Trials:
     """Open the sweep's trials, done or not. Raises UserError if the storage has another sweep of
-    this name, or one with other images or teachers.
+    this name, one with other images or teachers, or attempts that this sweep cannot have stored.
 
     `inputs`: the fingerprints of images and teachers by name, as `selection.check_teachers` returns
     them.
@@ -70,6 +70,8 @@ def open_trials(
     with storage.explain_errors():
         common = "\n".join([definition(sweep), *_lines(_as_definition_keys(inputs))])
         study = storage.study(sweep.name, direction, common, _defaults(sweep))
+        if fault := stored_trials.fault_of(storage.read_attempts(study), sweep):
+            raise storage.damaged(fault)
     study.pruner = optuna_space.pruner(sweep)
     return Trials(sweep, study, storage, place, inputs)
 
