@@ -353,6 +353,19 @@ def check_inside_folder(folder: RunFolder) -> None:
             )
 
 
+def check_subfolder(path: Path) -> None:
+    """A folder that a command makes inside the one that its user named. Raises UserError if it is a
+    symbolic link, which would lead out of the named folder, or no folder.
+    """
+    if path.is_symlink():
+        fault = "is a symbolic link: all is written inside the folder that --out names"
+    elif path.exists() and not path.is_dir():
+        fault = "is no folder: a run is to be written there"
+    else:
+        return
+    raise UserError(f"{path} {fault}.\nDelete it, or choose another --out.")
+
+
 def _own_paths(folder: RunFolder) -> Iterator[Path]:
     """Every file and folder that a run may write; a folder before its content."""
     yield from (folder.path / name for name in FILES)

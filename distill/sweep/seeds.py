@@ -59,6 +59,7 @@ def plan(
 def check(planned: Sequence[SeedRun]) -> None:
     """Raise UserError if a folder cannot be resumed by its run, before any of them trains."""
     for each in planned:
+        run_folder.check_subfolder(each.folder.path)
         if each.folder.is_run:
             run_folder.check_same(each.folder, each.resolved.recipe)
         else:

@@ -17,6 +17,7 @@ from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.validation import value_text
+from distill.runs import run_folder
 from distill.runs.run_folder import write_json, write_text
 from distill.sweep import sweep_file
 from distill.sweep.storage import Storage
@@ -117,8 +118,11 @@ def search(
 
     It is that of `sweep_summary.summary` under the search's name, with `rungs`: for each its
     `epochs` and the value of every design by its label. Writes `best.toml` and `sweep.json`; each
-    rung has its own in a folder.
+    rung has its own in a folder. Raises UserError if one of these folders is a symbolic link, and
+    what `run_sweep` raises.
     """
+    for number in range(planned.n_rungs):
+        run_folder.check_subfolder(place / f"rung-{number + 1}")
     remaining, rungs, found = list(planned.designs), [], dict[str, Any]()
     for number, (epochs, size) in enumerate(zip(planned.lengths(), planned.sizes(), strict=True)):
         remaining = remaining[:size]

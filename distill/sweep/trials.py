@@ -7,6 +7,7 @@ values. If two workers add one at once, the second never counts and is ended. A 
 taken for dead finds at its next write that its attempt has ended, and abandons it.
 """
 
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from distill.runs import lock
+from distill.runs import lock, run_folder
 from distill.runs.run_folder import RunFolder
 from distill.sweep import optuna_space
 from distill.sweep.storage import Storage
@@ -48,6 +49,13 @@ class Trials:
 
     def folder(self, number: int) -> RunFolder:
         return RunFolder(self.place / f"trial-{number:04}")
+
+    def check_folders(self) -> None:
+        """Raise UserError if the folder of a trial or of a worker is a symbolic link."""
+        trials = (p for p in self.place.glob("trial-*") if re.fullmatch(r"trial-\d+", p.name))
+        links = (p for p in self._workers.glob("*") if p.is_symlink())
+        for path in (*trials, self._workers, *links):
+            run_folder.check_subfolder(path)
 
     def attempts(self) -> dict[int, list[FrozenTrial]]:
         """Return every attempt by the number of its trial, oldest first. Includes trials beyond

@@ -59,7 +59,8 @@ def open_trials(
     sweep: Sweep, storage: Storage, place: Path, inputs: Mapping[str, str] | None = None
 ) -> Trials:
     """Open the sweep's trials, done or not. Raises UserError if the storage has another sweep of
-    this name, one with other images or teachers, or attempts that this sweep cannot have stored.
+    this name, one with other images or teachers, or attempts that this sweep cannot have stored,
+    and if a folder in `place` is a symbolic link.
 
     `inputs`: the fingerprints of images and teachers by name, as `selection.check_teachers` returns
     them.
@@ -73,7 +74,9 @@ def open_trials(
         if fault := stored_trials.fault_of(storage.read_attempts(study), sweep):
             raise storage.damaged(fault)
     study.pruner = optuna_space.pruner(sweep)
-    return Trials(sweep, study, storage, place, inputs)
+    trials = Trials(sweep, study, storage, place, inputs)
+    trials.check_folders()
+    return trials
 
 
 def _as_definition_keys(inputs: Mapping[str, str]) -> dict[str, str]:

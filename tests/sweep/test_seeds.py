@@ -124,3 +124,18 @@ def test_a_folder_of_another_recipe_is_refused_before_any_trains(tmp_path: Path)
     last.recipe.write_text(recipes.dumps(recipes.load("kd", ["optim.lr=0.7"]).recipe))
     with pytest.raises(UserError, match="seed-1 cannot be resumed: the recipe is not the one"):
         seeds.check(planned)
+
+
+@pytest.mark.parametrize("name", ["seed-0", "control-1"])
+@pytest.mark.parametrize("is_run", [True, False])
+def test_folder_of_a_seed_that_is_a_link(tmp_path: Path, name: str, is_run: bool) -> None:
+    planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path / "seeds", controls=True)
+    [linked] = [each for each in planned if each.folder.path.name == name]
+    (tmp_path / "elsewhere").mkdir()
+    if is_run:
+        recipe = recipes.dumps(linked.resolved.recipe)
+        (tmp_path / "elsewhere" / "recipe.toml").write_text(recipe)
+    linked.folder.path.parent.mkdir()
+    linked.folder.path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"^{linked.folder.path} is a symbolic link: .*\nDelete "):
+        seeds.check(planned)

@@ -100,3 +100,14 @@ def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     again = room.search(search, opened, tmp_path, train, said.append)
     assert again["best"] == found["best"]
     assert sum(map(len, trained.values())) == 13, "what is done is not repeated"
+
+
+def test_folder_of_a_rung_that_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    place = tmp_path / "search"
+    place.mkdir()
+    (place / "rung-2").symlink_to(tmp_path / "elsewhere")
+    opened = Storage(url_of(None, place), 20)
+    with pytest.raises(UserError, match=rf"^{place}/rung-2 is a symbolic link: .*\nDelete "):
+        room.search(asked(9, epochs=9, eta=3), opened, place, pytest.fail, print)
+    assert list((tmp_path / "elsewhere").iterdir()) == []

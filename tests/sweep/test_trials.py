@@ -536,3 +536,30 @@ def test_the_environment_holds_a_command_without_secrets(monkeypatch) -> None:
     assert "s3cret" not in " ".join(command)
     assert command[:3] == words[:3] and command[-2:] == ["--out", "a"]
     assert command[3] == "postgresql://me:***@h/d?sslpassword=***"
+
+
+@pytest.mark.parametrize("name", ["trial-0001", "workers", "workers/host-1-abcdef"])
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere", "file"])
+def test_folder_of_a_sweep_that_is_a_link(tmp_path: Path, name: str, target: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "file").touch()
+    link = tmp_path / "sweep" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=rf"^{link} is a symbolic link: .*\nDelete .*--out"):
+        sweep_worker.work(opened(tmp_path / "sweep"), pytest.fail, print)
+    assert list((tmp_path / "elsewhere").iterdir()) == [] and not (tmp_path / "nowhere").exists()
+
+
+def test_folder_of_a_trial_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "trial-0001").touch()
+    with pytest.raises(UserError, match=rf"^{tmp_path}/trial-0001 is no folder: .*\nDelete "):
+        opened(tmp_path)
+
+
+def test_folder_of_a_sweep_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "workers").mkdir(parents=True)
+    for name in ("trial-notes.txt", "workers/.DS_Store"):
+        (tmp_path / "disk" / name).touch()
+    (tmp_path / "sweep").symlink_to(tmp_path / "disk")
+    assert opened(tmp_path / "sweep").n_open() == 6
