@@ -16,7 +16,7 @@ from distill.errors import Failure
 from distill.files.safe_text import visible_lines
 from distill.report import style
 from distill.report.value_table import ValueTable
-from distill.runs.run_folder import write_bytes, write_text
+from distill.runs.run_folder import check_subfolder, write_bytes, write_text
 
 TEMPLATE = "report.html.j2"
 
@@ -134,9 +134,11 @@ def write(page: Page, path: Path) -> Path:
     """Write the page to `path`, and `<its stem>_files/` with `figures/` and `tables/` beside it.
 
     Files of an earlier report with the same names are overwritten. Returns the folder. Raises
-    Failure if it cannot be written.
+    Failure if it cannot be written, UserError if one of the folders is a symbolic link.
     """
     beside = path.with_name(f"{path.stem}_files")
+    for folder in (beside, beside / "figures", beside / "tables"):
+        check_subfolder(folder)
     try:
         for section in page.sections:
             for block in section.blocks:

@@ -59,7 +59,10 @@ FILES = (
     "recipe.toml", "journal.jsonl", "running.json", ".lock", "student.safetensors",
     "teacher.safetensors", "evaluation.npz", "environment.json", "test_curve.json", "result.json",
 )  # fmt: skip
-FOLDERS = ("last", "last.old", "last.new", "last.damaged", "best", "epochs")
+FOLDERS = (
+    "last", "last.old", "last.new", "last.damaged", "best", "epochs", "tensorboard",
+    "report_files", "report_files/figures", "report_files/tables",
+)  # fmt: skip
 ADVICE = "Choose another --out."
 IS_TESTED = "is_tested"  # false in result.json of a trial without figures of the test split
 RUNS = Path("runs")  # the default parent folder of runs
@@ -358,9 +361,9 @@ def check_subfolder(path: Path) -> None:
     symbolic link, which would lead out of the named folder, or no folder.
     """
     if path.is_symlink():
-        fault = "is a symbolic link: all is written inside the folder that --out names"
+        fault = "is a symbolic link: all is written inside the folder that was named"
     elif path.exists() and not path.is_dir():
-        fault = "is no folder: a run is to be written there"
+        fault = "is no folder, and files are to be written in it"
     else:
         return
     raise UserError(f"{path} {fault}.\nDelete it, or choose another --out.")

@@ -26,7 +26,7 @@ from distill.events import (
 )
 from distill.recipe import recipes
 from distill.recipe.validation import value_text
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, check_subfolder
 
 PROJECT = "understudy"  # the project's name in trackers that collect many runs
 TENSORBOARD = "tensorboard"
@@ -114,7 +114,9 @@ def open_tracker(name: str, run: Path, first_step: int) -> Any:
 
     TensorBoard's files are in the run folder, and a resumed run continues them; what they have from
     later steps is dropped when they are read. Others open a new run of their own each time.
+    Raises UserError if that folder is a symbolic link.
     """
+    check_subfolder(run / name)
     kind = tracking.LOGGER_TYPE_TO_CLASS[name]
     if name == TENSORBOARD:
         return kind(name, run, purge_step=first_step + 1)

@@ -271,6 +271,32 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
         page.write(made, tmp_path / "a" / "report.html")
 
 
+@pytest.mark.parametrize("name", ["report_files", "report_files/figures", "report_files/tables"])
+def test_report_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine"
+    for file in ("loss.pdf", "layers.csv", "figures/loss.pdf", "tables/layers.csv"):
+        (mine / file).parent.mkdir(parents=True, exist_ok=True)
+        (mine / file).write_text("mine")
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine)
+    with pytest.raises(UserError, match=rf"^{link} is a symbolic link: .*\nDelete it, or .*--out"):
+        page.write(run_report.page(record("a", 9), LAYERS), tmp_path / "run" / "report.html")
+    assert {file.read_text() for file in mine.rglob("*.*")} == {"mine"}
+    assert len(list(mine.rglob("*"))) == 6
+
+
+def test_linked_files_of_a_report_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    tables = tmp_path / "run" / "report_files" / "tables"
+    tables.mkdir(parents=True)
+    for link in (tables / "layers.csv", tmp_path / "run" / "report.html"):
+        link.symlink_to(tmp_path / "mine")
+    page.write(run_report.page(record("a", 9), LAYERS), tmp_path / "run" / "report.html")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tables / "layers.csv").read_text().startswith("layer,kind,output,parameters")
+
+
 def test_an_unfinished_run_shows_the_best_so_far() -> None:
     facts = {
         each.name: each for each in run_report.page(record("a", 9, finished=False), LAYERS).facts

@@ -127,6 +127,8 @@ def test_a_run_is_written_over_only_to_resume_it(tmp_path: Path) -> None:
 LINKS = (
     "running.json", "journal.jsonl", ".lock", "evaluation.npz", "recipe.toml", "last", "last.old",
     "last.new", "best", "epochs", "last/state.pt", "best/epoch-1.safetensors", "epochs/epoch-1.x",
+    "report_files", "report_files/figures", "report_files/tables/a.csv", "tensorboard",
+    "tensorboard/events",
 )  # fmt: skip
 
 

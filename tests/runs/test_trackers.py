@@ -15,7 +15,7 @@ from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
 from distill.recipe import recipes
 from distill.runs.journal import Journal, events
 from distill.runs.run_folder import RunFolder
-from distill.runs.trackers import Trackers, check, flat_recipe
+from distill.runs.trackers import Trackers, check, flat_recipe, open_tracker
 from distill.training.run import TrainingRequest, run
 from tests.cli.test_commands import write_pets
 from tests.runs.test_listing import START, begun
@@ -229,3 +229,12 @@ def test_the_door_refuses_before_any_work(
         cli.main()
     assert capsys.readouterr().err.startswith("--tracker wandb is not installed; type pip install")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tracker_does_not_write_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"run/tensorboard is a symbolic link: .*\nDelete it"):
+        open_tracker("tensorboard", tmp_path / "run", 0).start()
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -553,7 +553,7 @@ def test_folder_of_a_sweep_that_is_a_link(tmp_path: Path, name: str, target: str
 
 def test_folder_of_a_trial_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "trial-0001").touch()
-    with pytest.raises(UserError, match=rf"^{tmp_path}/trial-0001 is no folder: .*\nDelete "):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/trial-0001 is no folder, .*\nDelete "):
         opened(tmp_path)
 
 
