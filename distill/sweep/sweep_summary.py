@@ -10,13 +10,14 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from distill.errors import Failure
+from distill.errors import Failure, UserError
 from distill.evaluation.final_test import measure_later
 from distill.events import MEASURES, measure_name
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import About
-from distill.runs.run_folder import write_json, write_text
+from distill.runs import run_folder
+from distill.runs.run_folder import RunFolder, training_fingerprint, write_json, write_text
 from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import option_label
@@ -27,6 +28,7 @@ from distill.sweep.worker import (
     REDRAWN,
     Say,
     Train,
+    differing_inputs,
     open_trials,
     with_cached_logits,
     work,
@@ -69,26 +71,55 @@ def run_sweep(
             "\n  ".join(["no trial was trained to its end, so there is no best one", *reasons])
         )
     if is_tested:
-        found["test"] = _measure_on_test(trials, found["best"]["trial"], say)
+        found["test"] = _measure_on_test(trials, found["best"], say)
         write(trials, found)
     return found
 
 
-def _measure_on_test(trials: Trials, number: int, say: Say) -> dict[str, float] | None:
-    """Return a trial's metrics on the test split, measured now if they have not been; None if its
-    run is on another machine, or another worker is measuring it.
+def _measure_on_test(trials: Trials, best: Mapping[str, Any], say: Say) -> dict[str, float] | None:
+    """Return the best trial's metrics on the test split, measured now if they have not been; `best`
+    is its row of the summary. None if its run is not that of the trial or is on another machine, or
+    if another worker is measuring it.
     """
-    folder = trials.folder(number)
-    if not folder.is_finished:
-        say(
-            f"note: {folder.path} is not on this machine, so trial {number} is not measured on "
-            "the test split"
-        )
+    folder = trials.folder(best["trial"])
+    if reason := _difference(trials, best, folder):
+        say(f"note: {reason}, so trial {best['trial']} is not measured on the test split")
         return None
     measure_later(folder)
     metrics = folder.result()["metrics"]
     names = [measure_name(measure, "test") for measure in MEASURES]
     return {name: metrics[name] for name in names if name in metrics} or None
+
+
+def _difference(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -> str:
+    """Return why a folder does not have the finished run that gave a trial its value; empty if it
+    has: then recipe, images, teachers and the value on held-out images are those of the trial.
+    """
+    if not (folder.is_run and folder.is_finished):
+        return f"{folder.path} is not on this machine"
+    metric = trials.sweep.metric
+    try:
+        run_folder.check_inside_folder(folder)
+        planned, recipe = (
+            trials.sweep.trial_recipe(best["values"]).recipe,
+            recipes.read(folder.recipe),
+        )
+        if training_fingerprint(planned) != training_fingerprint(recipe):
+            return f"{folder.path} has another run: its recipe is not that of the trial"
+        result = folder.result()
+        prints = recipes.fingerprint_as_written(folder.recipe), recipes.fingerprint(recipe)
+        if result["recipe_fingerprint"] not in prints:
+            return f"{folder.path} has another run's result.json: it is not of its recipe"
+        if differing := differing_inputs(trials.inputs, folder):
+            return f"{folder.path} has another {' and '.join(differing)} than the sweep"
+        if result["metrics"][metric] != best["value"]:
+            return (
+                f"{folder.path} has another run: its {metric} is {result['metrics'][metric]:.6g}, "
+                f"and the storage has {best['value']:.6g}"
+            )
+    except UserError as fault:
+        return str(fault).splitlines()[0].rstrip(".")
+    return ""
 
 
 def summary(trials: Trials) -> dict[str, Any]:

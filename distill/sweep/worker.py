@@ -24,6 +24,7 @@ from distill.format import counted
 from distill.models.out_of_memory import OutOfMemory
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
+from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 from distill.sweep import optuna_space, stored_trials
 from distill.sweep.storage import FINGERPRINT, Storage
@@ -172,6 +173,7 @@ def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, say: Say) -> N
     with _stop_if_lost(claimed, say), storage.heartbeat(claimed.row):
         try:
             resolved = _draw_recipe(claimed, sweep, say)
+            _check_recipe(folder, resolved)
             train(resolved, folder, PruningCallback(claimed, sweep.metric))
         except (RecipeError, UnsuitableRecipe, OutOfMemory) as fault:
             if isinstance(fault, OutOfMemory) and not trials.mark_full(claimed):
@@ -194,17 +196,33 @@ def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, say: Say) -> N
             say(f"trial {claimed.number} is done: {sweep.metric} {value:.4f}")
 
 
-def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
-    """Raise UserError if a trial was trained or tested on other images than the sweep's, or with
-    another teacher.
+def _check_recipe(folder: RunFolder, resolved: ResolvedRecipe) -> None:
+    """Raise UserError if a trial's folder has the run, finished or not, of another recipe."""
+    if not folder.is_run:
+        return
+    try:
+        run_folder.check_same(folder, resolved.recipe)
+    except RecipeError as fault:  # in the file, which does not make the trial infeasible
+        raise UserError(f"{fault}\nDelete {folder.path}, or choose another --out.") from None
+
+
+def differing_inputs(inputs: Mapping[str, str], folder: RunFolder) -> list[str]:
+    """Return in which of images and teachers, by their names in a message, a finished trial differs
+    from the sweep.
     """
     result = folder.result() if inputs else {}
-    differing = [
+    return [
         CALLED[name]
         for name, (table, key) in OF_RESULT.items()
         if name in inputs and result[table][key] not in inputs[name].split(" + ")
     ]
-    if differing:
+
+
+def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
+    """Raise UserError if a trial was trained or tested on other images than the sweep's, or with
+    another teacher.
+    """
+    if differing := differing_inputs(inputs, folder):
         raise UserError(
             f"{folder.path} has another {' and '.join(differing)} than the sweep it belongs to, "
             "which changed while the sweep was running.\n"

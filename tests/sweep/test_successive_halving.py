@@ -7,7 +7,7 @@ import pytest
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import ResolvedRecipe
-from distill.runs.run_folder import RunFolder, write_json
+from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.sweep import successive_halving as room
 from distill.sweep import sweep_summary
 from distill.sweep.storage import Storage, url_of
@@ -77,7 +77,9 @@ def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert recipe.student is not None and recipe.student.width is not None
         assert recipe.train.epochs is not None
         trained.setdefault(recipe.train.epochs, []).append(recipe.student.width)
-        write_json(folder.result_file, {"metrics": {"top1/val": recipe.student.width / 100}})
+        write_text(folder.recipe, recipes.dumps(recipe))
+        result = {"metrics": {"top1/val": recipe.student.width / 100}}
+        write_json(folder.result_file, result | {"recipe_fingerprint": recipes.fingerprint(recipe)})
 
     search = asked(9, epochs=9, eta=3)
     opened = Storage(url_of(None, tmp_path), 20)

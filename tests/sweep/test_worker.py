@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +155,95 @@ def test_typed_again_measures_no_trial_again(
     assert code == 0, err
     best = json.loads((place / "out" / "sweep.json").read_text())["best"]["trial"]
     assert f"trial {best}, the best, on the test split: top1/test 0." in out
+
+
+def swap_recipe(best: Path, other: Path) -> None:
+    shutil.rmtree(best)
+    shutil.copytree(other, best)
+
+
+def change_value(best: Path, other: Path) -> None:
+    change_result(best, "metrics", "top1/val", 0.987)
+
+
+def change_test_split(best: Path, other: Path) -> None:
+    change_result(best, "data", "test_fingerprint", "another")
+
+
+def change_recipe(best: Path, other: Path) -> None:
+    shutil.copy(other / "recipe.toml", best / "recipe.toml")
+
+
+def swap_result(best: Path, other: Path) -> None:
+    value = json.loads((best / "result.json").read_text())["metrics"]["top1/val"]
+    shutil.copy(other / "result.json", best / "result.json")
+    change_result(best, "metrics", "top1/val", value)
+
+
+def delete_recipe(best: Path, other: Path) -> None:
+    (best / "recipe.toml").unlink()
+
+
+def damage_result(best: Path, other: Path) -> None:
+    change_result(best, "metrics", "top1/val", "x")
+
+
+def link_evaluation(best: Path, other: Path) -> None:
+    (best / "evaluation.npz").unlink()
+    (best / "evaluation.npz").symlink_to(other / "result.json")
+
+
+def change_result(run: Path, table: str, key: str, value: object) -> None:
+    path = run / "result.json"
+    result = json.loads(path.read_text())
+    result[table][key] = value
+    path.write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (swap_recipe, "its recipe is not that of the trial"),
+        (change_recipe, "its recipe is not that of the trial"),
+        (swap_result, r"has another run's result\.json: it is not of its recipe"),
+        (delete_recipe, "is not on this machine"),
+        (change_value, r"its top1/val is 0\.987, and the storage has 0\.\d+"),
+        (change_test_split, "has another test split than the sweep"),
+        (damage_result, r"result\.json is damaged"),
+        (link_evaluation, r"evaluation\.npz is a symbolic link"),
+    ],
+)
+def test_figures_of_another_run_are_not_those_of_the_best(
+    door: Door, place: Path, tmp_path: Path, change: Callable[[Path, Path], None], reason: str
+) -> None:
+    """Also if that run has figures of the test split."""
+    shutil.copytree(place / "out", tmp_path / "out")
+    best, other = (tmp_path / "out" / run.name for run in complete(place))
+    change_result(other, "metrics", "top1/test", 0.99)
+    change(best, other)
+    arguments = (place / "mine.toml", "--out", tmp_path / "out", "--json")
+    code, out, err = door("sweep", *arguments)
+    assert code == 0, err
+    assert json.loads(out)["test"] is None and "0.99" not in out
+    assert re.search(rf"note: .*{best}.*{reason}.*is not measured on the test split", err), err
+    assert "the best, measured once" not in (tmp_path / "out" / "sweep.html").read_text()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_finished_run_of_another_recipe_is_no_trial(
+    door: Door, place: Path, tmp_path: Path, damaged: bool
+) -> None:
+    run = tmp_path / "out" / "trial-0000"
+    shutil.copytree(complete(place)[1], run)
+    if damaged:
+        (run / "recipe.toml").write_text("train.epochs = -1\n")
+    before = (run / "result.json").read_bytes()
+    file = written(tmp_path, *ALONE, trials=1, space="optim.lr = { choice = [0.07] }")
+    code, _, err = door("sweep", file, "--out", tmp_path / "out")
+    expected = "recipe.toml" if damaged else "cannot be resumed: the recipe is not the one it began"
+    assert code == 2 and f"{run}" in err and expected in err
+    assert not (tmp_path / "out" / "sweep.json").exists()
+    assert (run / "result.json").read_bytes() == before
 
 
 def test_trials_with_and_without_an_average_are_judged_by_one_metric(
