@@ -1,17 +1,18 @@
-"""What each system reaches in the same time on one core.
+"""Compare the accuracy that systems reach in the same time on one core.
 
     python -m benchmarks.race --teacher RUN [--minutes 60] [--names NAME…] [--data PATH]
                               [--set KEY=VALUE…]
 
 Trains each entry of `ENTRIES` for the same minutes (`train.minutes`, which plans the learning rate
 for that time), one after the other, with one thread, into `runs/race/<name>`. A finished run is not
-repeated and an interrupted one is resumed. All entries hold out the same tenth of the training
-images, so the teacher must have been trained with `data.holdout=0.1` too. Its time is not counted
-in the distilled entry and is stated beside it; `distilled` reads cached teacher logits if a run of
-the same recipe and data seed left them, and computes and caches them if none did.
+repeated and an interrupted one is resumed. All entries train on all images: nothing is held out,
+and the last epoch's weights are the result. The teacher's time is not counted in the distilled
+entry and is stated beside it; `distilled` reads cached teacher logits if a run of the same recipe
+and data seed left them, and computes and caches them if none did.
 
-Writes `results/race.json` and `results/race.svg` (held-out accuracy against minutes) and prints the
-table. The test split is measured once for each, after training.
+Writes `results/race.json` and `results/race.svg` (test accuracy against minutes) and prints the
+table. The weights of every epoch are saved and measured on the test split after the training:
+nothing is selected by them.
 """
 
 import argparse
@@ -26,14 +27,15 @@ import matplotlib
 from benchmarks.claim import RESULTS, environment, figures, top1
 from benchmarks.methods import ROOT, train
 from distill.errors import UserError
+from distill.evaluation import test_curve
 from distill.events import measure_name
 from distill.report import style
 from distill.report.plots import new_figure
-from distill.runs import journal, saved_predictions
+from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 from distill.statistics import wilson
 
-HELD_OUT = 0.1
+ALL_IMAGES = ("data.holdout=0", "train.keep_epochs=1")
 
 
 class Entry(NamedTuple):
@@ -57,7 +59,7 @@ ENTRIES = {
 
 def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
     """One run, as a person would type it."""
-    sets = [*entry.overrides, f"train.minutes={given.minutes:g}", f"data.holdout={HELD_OUT}"]
+    sets = [*entry.overrides, f"train.minutes={given.minutes:g}", *ALL_IMAGES]
     options = [part for each in [*sets, *given.overrides] for part in ("--set", each)]
     if given.data:
         options += ["--data", given.data]
@@ -68,10 +70,10 @@ def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
 
 
 def row(name: str, run: RunFolder) -> dict[str, Any]:
-    """What one entry reached: shares of the test split and of the held-out part, and its cost."""
-    answers = saved_predictions.read_run(run)
-    assert answers is not None, f"{run.evaluation} is missing"
-    right = saved_predictions.is_right(answers.logits, answers.labels)
+    """The accuracy of one entry on the test split, its curve, and its cost."""
+    predictions = saved_predictions.read_run(run)
+    assert predictions is not None, f"{run.evaluation} is missing"
+    right = saved_predictions.is_right(predictions.logits, predictions.labels)
     low, high = wilson(int(right.sum()), len(right))
     return figures(run) | {
         "name": name,
@@ -83,18 +85,15 @@ def row(name: str, run: RunFolder) -> dict[str, Any]:
 
 
 def curve(run: RunFolder) -> list[list[float]]:
-    """Minutes of training and held-out top-1 after each epoch.
+    """Minutes of training and test top-1 after each epoch.
 
-    Epochs take the same time, so that an interrupted run's minutes are right too.
+    All epochs take the same time, so that an interrupted run's minutes are right too.
     """
     result = run.result()
     minutes = result["elapsed_s"] / 60 / result["epochs"]
-    epochs = [line for line in journal.read(run.journal) if line["event"] == "epoch"]
-    names = [measure_name("top1", "val_ema"), measure_name("top1", "val")]
-    return [
-        [each["epoch"] * minutes, next(each["metrics"][n] for n in names if n in each["metrics"])]
-        for each in epochs
-    ]
+    name = measure_name("top1", "test")
+    measured = sorted(test_curve.measure_epochs(run).items())
+    return [[epoch * minutes, measures[name]] for epoch, measures in measured]
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -113,14 +112,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def drawing(rows: Sequence[dict[str, Any]]) -> str:
-    """Held-out accuracy against minutes as an SVG of its own."""
+    """Test accuracy against minutes as an SVG."""
     with matplotlib.rc_context(style.STYLE | {"svg.hashsalt": "race"}):
         figure = new_figure(2.8)
         axes = figure.add_subplot()
         for each, colour in zip(rows, style.SERIES, strict=False):
             minutes, shares = zip(*each["curve"], strict=True)
             axes.plot(minutes, [100 * share for share in shares], color=colour, label=each["title"])
-        axes.set(xlabel="minutes of one core", ylabel="held-out accuracy, %")
+        axes.set(xlabel="minutes of one core", ylabel="test accuracy, %")
         axes.set_xlim(left=0)
         figure.legend(loc="outside upper left", ncols=2)
         file = io.StringIO()
