@@ -794,6 +794,13 @@ def test_a_plan_of_every_recipe_takes_less_than_a_minute() -> None:
     assert len(json.loads(made.stdout)["recipes"]) > 20
 
 
+@pytest.mark.parametrize("recipe", ["fast_2022_kd", "fast_2022_alone"])
+def test_recipes_for_the_rules_of_2022_follow_them(recipe: str, door: Door) -> None:
+    checked = door("design", "--rules", "nyu2022", "--check", recipe)
+    assert checked.code == 0
+    assert "follows the rules of NYU ECE-GY 7123, 2022: 4,903,242 parameters" in checked.out
+
+
 def test_design_checks_a_recipe_against_rules(door: Door) -> None:
     legal = door("design", "--rules", "nyu2022", "--check", "nyu2022_n3_b2_c85")
     assert legal.out == (
