@@ -5,6 +5,7 @@ Later values win: the recipes named by `compose` from left to right, then the fi
 checks that the parts exist and can be read.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -33,9 +34,23 @@ RIVALS = {
 }
 LONGEST = 100_000  # characters of a recipe; ours have 3,000
 DEEPEST = 8  # tables and lists inside each other; ours have 4
+MOST_PARTS = 64  # files of a recipe, each repetition counted; ours have 6
 INT64 = range(-(1 << 63), 1 << 63)  # TOML's whole numbers
 TOO_LONG = "a whole number of more than 64 bits"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+STRING_OR_COMMENT = re.compile(  # unfinished ones match too, so that the time is linear
+    r'"""(?:\\.|[^\\])*?(?:"""|\\?\Z)'
+    r"|'''.*?(?:'''|\Z)"
+    r'|"(?:\\[^\n]|[^"\\\n])*"?'
+    r"|'[^'\n]*'?"
+    r"|#[^\n]*",
+    re.DOTALL,
+)
+NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_. \t-]+")
+
+
+class _TooManyParts(Exception):
+    """More than MOST_PARTS recipes are composed."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +90,19 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     origins: dict[str, str] = {}
     parts = _parts(spec, Path())
     networks, last = list[tuple[str, Values]](), list[Layer]()
-    for part in parts:
-        last = list(_layers(part, Path(), (), faults))
-        for layer in last:
-            _merge(values, origins, layer, "")
-        networks.append((_name_of(part), _networks(values)))
+    visits = iter(range(MOST_PARTS))
+    try:
+        for part in parts:
+            last = list(_layers(part, Path(), (), visits, faults))
+            for layer in last:
+                _merge(values, origins, layer, "")
+            networks.append((_name_of(part), _networks(values)))
+    except _TooManyParts:
+        values, origins, networks = {}, {}, []
+        faults = [
+            f"{shorten(spec)} is composed of more than {MOST_PARTS} recipes, each counted as often "
+            "as it is named; remove some of them from base, compose or the command"
+        ]
     chosen = list(_override_layers(overrides, faults))
     faults += _rivals_of_one_command(chosen)
     idle: list[str] = []
@@ -114,9 +137,16 @@ def _networks(values: Values) -> Values:
     return {name: dict(table) for name, table in tables.items() if isinstance(table, dict)}
 
 
-def _layers(spec: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Iterator[Layer]:
-    """Yield the files of `spec` in merging order; paths are relative to `beside`."""
+def _layers(
+    spec: str, beside: Path, trail: tuple[Path, ...], visits: Iterator[int], faults: list[str]
+) -> Iterator[Layer]:
+    """Yield the files of `spec` in merging order; paths are relative to `beside`.
+
+    Raises _TooManyParts when `visits`, of which each part uses one, is exhausted.
+    """
     for part in _parts(spec, beside):
+        if next(visits, None) is None:
+            raise _TooManyParts
         path = _find_file(part, beside, trail, faults)
         if path in trail:
             cycle = " -> ".join(map(label, (*trail[trail.index(path) :], path)))
@@ -124,13 +154,13 @@ def _layers(spec: str, beside: Path, trail: tuple[Path, ...], faults: list[str])
         elif path is not None:
             values = parsed(path, faults)
             for base in _bases(values, path, faults):
-                yield from _layers(base, path.parent, (*trail, path), faults)
+                yield from _layers(base, path.parent, (*trail, path), visits, faults)
             yield Layer(label(path), values)
 
 
 def _parts(spec: str, beside: Path) -> list[str]:
     """Split `a+b+c` into its parts, unless it is one file whose name has a plus."""
-    return [spec] if (beside / spec).is_file() else spec.split("+")
+    return [spec] if os.path.isfile(beside / spec) else spec.split("+")
 
 
 def _bases(values: Values, path: Path, faults: list[str]) -> list[str]:
@@ -147,7 +177,13 @@ def _bases(values: Values, path: Path, faults: list[str]) -> list[str]:
 def _find_file(part: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Path | None:
     """Return the file of a name or path; None, and add a fault, unless there is exactly one."""
     if part.endswith(".toml"):
-        return (beside / Path(part).expanduser()).resolve()
+        try:
+            path = (beside / Path(part).expanduser()).resolve()
+            path.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such user
+            faults.append(f"{shorten(part)!r} is not a path: {shorten(str(error))}")
+            return None
+        return path
     paths = shipped_paths()
     hits = [path for path in paths if path.stem == part]
     if len(hits) == 1:
@@ -158,11 +194,11 @@ def _find_file(part: str, beside: Path, trail: tuple[Path, ...], faults: list[st
         faults.append(f"recipe {part}{named_in} is two files, {several}; give one by its path")
         return None
     if "/" in part:
-        faults.append(f"{part}{named_in} is not a recipe file: its path must end in .toml")
+        faults.append(f"{shorten(part)}{named_in} is not a recipe file: its path must end in .toml")
         return None
     near = get_close_matches(part, [path.stem for path in paths], n=1)
     guess = f"did you mean {near[0]}? " if near else ""
-    faults.append(f"recipe {part!r}{named_in} is not in recipes/; {guess}{LIST_THEM}")
+    faults.append(f"recipe {shorten(part)!r}{named_in} is not in recipes/; {guess}{LIST_THEM}")
     return None
 
 
@@ -200,7 +236,7 @@ def toml(text: str, name: str, faults: list[str]) -> Values:
         return {}
     values: Values | None
     try:
-        values = tomllib.loads(text)
+        values = None if has_long_key(text) else tomllib.loads(text)
     except ValueError as error:  # also raised for a number of thousands of digits
         end = f"line {len(text.splitlines())}, the end"
         faults.append(f"{name} is not TOML: {str(error).replace('end of document', end)}")
@@ -214,6 +250,14 @@ def toml(text: str, name: str, faults: list[str]) -> Values:
         faults.append(f"{name} has {TOO_LONG}")
         return {}
     return values
+
+
+def has_long_key(text: str) -> bool:
+    """Whether a TOML text has a dotted key of more than DEEPEST names, for which `tomllib` needs
+    quadratic time.
+    """
+    keys = NOT_IN_KEY.split(STRING_OR_COMMENT.sub("x", text))
+    return any(key.count(".") >= DEEPEST for key in keys)
 
 
 def has_long_number(value: Any) -> bool:
@@ -296,6 +340,9 @@ def _override_layer(text: str) -> Layer:
 
 def _override_value(raw: str) -> Any:
     """Parse a TOML value; other bare text is a string, so that paths need no quotes."""
+    is_structured = raw[0] in "[{\"'" or "\n" in raw
+    if is_structured and has_long_key(raw):
+        raise ValueError(f"is nested deeper than {DEEPEST} tables and lists")
     try:
         table = tomllib.loads(f"value = {raw}")
     except (ValueError, RecursionError):
@@ -306,7 +353,7 @@ def _override_value(raw: str) -> Any:
         raise ValueError(f"has {TOO_LONG}")
     if table.keys() == {"value"}:
         return table["value"]
-    if raw[0] in "[{\"'" or "\n" in raw:
+    if is_structured:
         raise ValueError(f"is malformed: {shorten(raw)} is not a TOML value")
     return raw
 

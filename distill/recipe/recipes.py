@@ -71,7 +71,10 @@ class RecipeError(UserError):
 
     def __str__(self) -> str:
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        lines = [f"RecipeError: {count} in {self.name}", *(f"  {fault}" for fault in self.faults)]
+        lines = [
+            f"RecipeError: {count} in {shorten(self.name)}",
+            *(f"  {fault}" for fault in self.faults),
+        ]
         return "\n".join(lines)
 
 

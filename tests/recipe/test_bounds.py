@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.recipe.compose import LONGEST
+from distill.recipe.compose import DEEPEST, LONGEST, MOST_PARTS, toml
 from distill.recipe.recipes import RecipeError
 from distill.recipe.validation import _schema, keys
 from distill.sweep import sweep_file
@@ -163,3 +164,88 @@ def test_trials_option_is_bounded(tmp_path: Path) -> None:
 )
 def test_values_at_the_bounds_are_accepted(setting: str) -> None:
     recipes.load(RECIPE, [setting])
+
+
+def fault_within_a_second(spec: str, overrides: list[str]) -> str:
+    start = time.process_time()
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(spec, overrides)
+    assert time.process_time() - start < 1
+    assert len(str(caught.value)) < 1000
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["base", "compose"])
+def test_recipes_that_multiply_are_one_fault(key: str, tmp_path: Path) -> None:
+    for level in range(3):  # 40 ** 3 files, about a minute
+        names = ", ".join([f'"{level + 1}.toml"'] * 40)
+        (tmp_path / f"{level}.toml").write_text(f"{key} = [{names}]\n")
+    (tmp_path / "3.toml").write_text("[train]\nepochs = 1\n")
+    fault = fault_within_a_second(str(tmp_path / "0.toml"), [])
+    assert f"is composed of more than {MOST_PARTS} recipes" in fault
+    assert fault.startswith("RecipeError: 1 fault in")
+
+
+def test_thousands_of_unknown_parts_are_one_fault() -> None:
+    fault = fault_within_a_second("+".join(f"kd{number}" for number in range(5000)), [])
+    assert f"is composed of more than {MOST_PARTS} recipes" in fault
+
+
+@pytest.mark.parametrize("base", ["x" * 5000, "x" * 5000 + ".toml", "\\u0000.toml", "~no/a.toml"])
+def test_impossible_path_is_one_fault(base: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(f'base = "{base}"')
+    assert "1 fault in" in fault_within_a_second(str(tmp_path / "a.toml"), [])
+
+
+def test_recipe_of_the_most_parts_is_accepted() -> None:
+    recipes.load("+".join(["tiny"] + ["ema"] * (MOST_PARTS // 2)))
+
+
+DOTS = ".".join("a" * 20_000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{DOTS} = 1",
+        f"{DOTS.replace('.', ' . ')} = 1",
+        f"[{DOTS}]",
+        f"[[{DOTS}]]",
+        f"x = {{ {DOTS} = 1 }}",
+        f"x = [{{ {DOTS} = 1 }}]",
+        ".".join(['"a"'] * 20_000) + " = 1",
+        ".".join(["'#'"] * 20_000) + " = 1",
+        f'x = "a\\"" # "\n{DOTS} = 1',
+        f'x = """a"\\""""\n{DOTS} = 1',
+        f"x = '''a\\'''\n{DOTS} = 1",
+    ],
+    ids=range(11),
+)
+def test_long_dotted_key_is_one_fault(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    assert f"nested deeper than {DEEPEST} tables" in fault_within_a_second(str(path), [])
+
+
+@pytest.mark.parametrize("value", [f"{{ {DOTS} = 1 }}", f"[{{ {DOTS} = 1 }}]", f"1\n{DOTS} = 1"])
+def test_long_dotted_key_in_a_value_is_refused(value: str) -> None:
+    assert f"is nested deeper than {DEEPEST}" in fault_within_a_second("kd", [f"optim.lr={value}"])
+
+
+@pytest.mark.parametrize("quotes", ['"""\\', "'''", '"\\', "'", '"a', "a" * 9 + " "])
+def test_unfinished_text_is_read_in_linear_time(quotes: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("x = " + quotes * (90_000 // len(quotes)))
+    assert "is not TOML" in fault_within_a_second(str(path), [])
+
+
+def test_dots_outside_of_keys_are_accepted() -> None:
+    dots = ".".join("a" * 100)
+    faults: list[str] = []
+    text = (
+        f"a.b.c.d.e.f.g.h = '{dots}'\nx = \"{dots}\" # {dots}\n"
+        f'y = [{"0.1, " * 100}]\nz = \'\'\'\n{dots}\n\'\'\'\nw = """\n{dots}"{dots}\n"""\n'
+    )
+    assert toml(text, "a.toml", faults)["x"] == dots
+    assert faults == []
+    assert recipes.load("kd", [f"about.claim={dots}"]).recipe.about.claim == dots
