@@ -7,7 +7,8 @@ and `distill.files.arrays` makes the array from bytes and the name of a plain ty
 
 Bounds: `MOST_STEPS` instructions, `DEEPEST` nested containers, whole numbers of 64 bits, text as
 keys. Every declared size is compared with the bytes that are left before it is used. A container
-may occur only once, so that the result is never larger than the file.
+may occur only once, except as the value of several keys, and a state is set only once, so that size
+and time are linear in the file.
 """
 
 import codecs
@@ -26,6 +27,8 @@ DEEPEST = 8  # nested containers
 MOST_TEXT = 1 << 28  # characters in lists, repeated text counted each time
 INT64 = range(-(1 << 63), 1 << 64)  # signed or unsigned
 LONGEST_NUMBER = 25  # characters of a number written as text
+LONGEST_KEY = 1000  # characters: equal keys are compared character by character
+LONGEST_STATE = 9  # items of a type's state
 LONGEST_NAME = 80  # characters of a foreign name in a message
 
 
@@ -49,6 +52,7 @@ class _Unfinished:
     """An array whose content has not been read yet, and its slots in the memo."""
 
     slots: list[int] = field(default_factory=list)
+    is_built: bool = False
 
 
 _FUNCTIONS = {
@@ -73,8 +77,9 @@ def loads(content: bytes) -> dict[str, object]:
         if not isinstance(loaded, dict):
             kind = type(loaded).__name__.strip("_").lower()
             raise InvalidArray(f"holds a {kind}, not a dictionary")
-        for value in loaded.values():
-            _Check().value(value, 1)
+        check = _Check()
+        for value in {id(value): value for value in loaded.values()}.values():
+            check.value(value, 1)
     except InvalidArray:
         raise
     except Exception as error:  # a damaged program may fail in any way
@@ -96,7 +101,7 @@ def _name_text(value: object) -> str:
 
 
 class _Check:
-    """Checks that a value of the dictionary is plain, shallow and without repeated containers."""
+    """Checks that all values are plain, shallow and without repeated containers."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -226,9 +231,14 @@ class _Machine:
         """Set the content of an array, or the byte order of a type."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _Dtype):
+            if len(state) > LONGEST_STATE:
+                raise InvalidArray("truncated or damaged (the state of a type is too long)")
             target.order = _byte_order(target, *state[1:])
         elif isinstance(target, _Unfinished):
+            if target.is_built:
+                raise InvalidArray("truncated or damaged (has the state of an array twice)")
             array = _array(*state)
+            target.is_built = True
             self.stack[-1] = array
             self.memo.update(dict.fromkeys(target.slots, array))
         else:
@@ -277,10 +287,14 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
     for key in keys:
         if not isinstance(key, str | bytes):
             raise InvalidArray(f"a key is a {type(key).__name__.strip('_').lower()}, not text")
+        if len(key) > LONGEST_KEY:
+            raise InvalidArray(
+                f"a key has {len(key):,} characters; at most {LONGEST_KEY:,} are read"
+            )
     return dict(zip(keys, items[1::2], strict=True))
 
 
-def _dtype(name: str | bytes, *_: object) -> _Dtype:
+def _dtype(name: str | bytes, _align: object = False, _copy: object = False) -> _Dtype:
     """Make a plain type from the arguments of `numpy.dtype("u1", False, True)`."""
     type_name = _name_text(name)
     plain_dtype(type_name)

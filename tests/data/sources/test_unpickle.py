@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -277,3 +278,74 @@ def test_views_across_protocols_keep_their_rows() -> None:
 def test_arrays_of_anything_else_are_refused(values: object) -> None:
     with pytest.raises(ValueError, match=r"wants (arrays of|to run code)"):
         unpickle.loads(pickle.dumps({"data": np.array(values)}, 2))
+
+
+U1 = b"cnumpy\ndtype\nU\x02u1\x85R"
+STATE = b"(K\x01K\x01\x85" + U1 + b"\x89C\x01xt"  # of an array of one byte
+UNFINISHED = b"cnumpy.core.multiarray\n_reconstruct\n)R"
+
+
+def cpu_seconds(content: bytes, fault: str) -> float:
+    start = time.process_time()
+    with pytest.raises(ValueError, match=fault):
+        unpickle.loads(content)
+    return time.process_time() - start
+
+
+def test_an_array_built_many_times_is_refused() -> None:
+    n = 8000  # 64 million slots, 7 s
+    content = b"\x80\x02}" + STATE + b"q\x000" + UNFINISHED
+    content += b"q\x01" * n + b"h\x01" * n + b"h\x00b0" * n + b"0."
+    assert cpu_seconds(content, "has the state of an array twice") < 1
+
+
+@pytest.mark.parametrize("wrapped", [b"h\x00", b"](h\x00e"], ids=["itself", "in a list"])
+def test_one_list_under_many_keys_costs_linear_time(wrapped: bytes) -> None:
+    n = 2000  # keys of one list of 2,000 items: 4 million checks, 1 s
+    keys = b"".join(b"U\x04" + i.to_bytes(4, "little") + wrapped for i in range(n))
+    content = b"\x80\x02}](" + b"N" * n + b"eq\x000(" + keys + b"u."
+    start = time.process_time()
+    if wrapped == b"h\x00":
+        assert unpickle.loads(content)["\1\0\0\0"] == [None] * n
+    else:
+        with pytest.raises(ValueError, match="has the same list several times"):
+            unpickle.loads(content)
+    assert time.process_time() - start < 0.5
+
+
+LONG = b"(" + b"N" * 10_000 + b"tq\x000"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LONG + U1 + b"h\x00b" * 10_000,
+        b"(U\x02u1" + b"N" * 10_000 + b"tq\x000" + b"cnumpy\ndtype\nh\x00R0" * 10_000,
+        b"(K\x01U\x01<NNNK\x01" + b"N" * 10_000 + b"tq\x000" + U1 + b"h\x00b" * 10_000,
+    ],
+    ids=["state", "arguments", "plain state"],
+)
+def test_a_long_tuple_for_a_type_is_refused(content: bytes) -> None:
+    assert cpu_seconds(b"\x80\x02" + content + b"0}.", "compound|damaged") < 0.5
+
+
+def test_a_long_key_is_refused() -> None:
+    text = b"X" + (100_000).to_bytes(4, "little") + b"x" * 100_000  # compared each time
+    content = b"\x80\x02" + text + b"q\x000" + text + b"q\x010}h\x00Ns" + b"h\x01Ns" * 100_000
+    assert cpu_seconds(content + b".", "a key has 100,000 characters") < 0.5
+
+
+def test_text_of_all_keys_is_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpickle, "MOST_TEXT", 100)
+    text = "x" * 60
+    assert unpickle.loads(pickle.dumps({"a": text}))["a"] == text
+    with pytest.raises(ValueError, match="has more than 100 characters of text"):
+        unpickle.loads(pickle.dumps({"a": text, "b": "y" * 60}))
+
+
+def test_an_array_memoized_twice_is_one_array() -> None:
+    content = b"\x80\x02}U\x01a" + UNFINISHED + b"q\x01q\x02" + STATE + b"bs."
+    assert unpickle.loads(content)["a"].tolist() == [120]  # type: ignore[attr-defined]
+    both = content[:-1] + b"U\x01b](h\x01h\x02es."
+    with pytest.raises(ValueError, match="has the same ndarray several times"):
+        unpickle.loads(both)
