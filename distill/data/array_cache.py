@@ -27,9 +27,11 @@ def cache_folder() -> Path:
 def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray[Any] | None:
     """Load the array cached under `key`, `folder/name`.
 
-    Returns None if it is absent, damaged, of another dtype or of another shape; without a `shape`,
-    any shape will do.
+    Returns None if it is absent, damaged, behind a linked folder, of another dtype or of another
+    shape; without a `shape`, any shape will do.
     """
+    if is_linked(_path(key)):
+        return None
     try:
         with open_npz(_path(key)) as archive:
             array = archive["array"]  # the zip's CRC-32 is checked here
@@ -40,12 +42,23 @@ def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> ND
 
 def is_cached(key: str) -> bool:
     """Whether there is an array under `key`, whole or damaged."""
-    return _path(key).exists()
+    return _path(key).exists() and not is_linked(_path(key))
+
+
+def is_linked(path: Path) -> bool:
+    """Whether a folder between the cache folder and a file in it is a symbolic link.
+
+    Other users of a shared cache could let it lead anywhere, so it is not followed.
+    """
+    inner = path.parent.relative_to(cache_folder())
+    return any((cache_folder() / part).is_symlink() for part in (inner, *inner.parents[:-1]))
 
 
 def save_cached(key: str, array: NDArray[Any]) -> None:
     """Write an array whole or not at all: a temporary file beside the target, then a rename."""
     path = _path(key)
+    if is_linked(path):
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

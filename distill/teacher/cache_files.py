@@ -6,13 +6,15 @@ targets/<key>/view-00007.npz logits of view 7, float16 [N, C]; NaN if not comput
 The key is a digest of everything that the logits depend on: a run that differs in any of it has
 another key, and `mismatched_keys` lists the differences. Files are written under a temporary name
 and renamed: a kill leaves no partial file, and two writers of a view write the same bytes.
+
+Other users may share the cache. Nothing is read, written or deleted through a folder that is a
+symbolic link; the cache folder itself may be one.
 """
 
 import hashlib
 import json
 import re
 import shutil
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +25,15 @@ from numpy.typing import NDArray
 
 from distill.data import array_cache
 from distill.errors import UserError
+from distill.files import json_files
+from distill.recipe.compose import toml
 from distill.runs.run_folder import write_json
 
 FOLDER = "targets"  # below the cache folder
 BYTES = 2  # of a float16
 ABOUT = "about.json"
+LARGEST_ABOUT = 1 << 20  # bytes; ours have 3 kB
+MOST_DEPENDS, LONGEST_NAME = 64, 100  # keys that the logits depend on; ours are 10 short names
 KEY, VIEW = re.compile("[0-9a-f]{32}"), re.compile(r"view-(\d{5,})[.]npz")
 
 
@@ -53,8 +59,9 @@ class CacheEntry:
 
     @property
     def n_bytes(self) -> int:
-        """Size of all files, including those of a killed writer."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        """Size of all files, including those in a killed writer's temporary folder."""
+        files = [*self.path.glob("*"), *self.path.glob("*/*")]
+        return sum(file.lstat().st_size for file in files if file.is_file())
 
     def read(self, view: int) -> NDArray[np.float16] | None:
         """Return the logits of a view, float16 [N, C]; None if they are absent or damaged."""
@@ -64,6 +71,15 @@ class CacheEntry:
 def logits_folder() -> Path:
     """Return the folder of all cached logits."""
     return array_cache.cache_folder() / FOLDER
+
+
+def check_not_linked() -> None:
+    """Raise UserError if the folder of all cached logits is a symbolic link."""
+    if logits_folder().is_symlink():
+        raise UserError(
+            f"{logits_folder()} is a symbolic link: nothing is read, written or deleted through "
+            "it.\nRemove the link, or set UNDERSTUDY_CACHE to the folder that is to hold the cache."
+        )
 
 
 def cache_key(depends: dict[str, Any]) -> str:
@@ -80,7 +96,7 @@ def view_name(view: int) -> str:
 def write_description(depends: dict[str, Any], recipe: str) -> None:
     """Write what the logits depend on to their folder; ignore a disk that cannot be written."""
     path = array_cache.cache_folder() / cache_key(depends) / ABOUT
-    if _open_entry(path.parent).depends_on:
+    if array_cache.is_linked(path) or _open_entry(path.parent).depends_on:
         return
     try:
         write_json(path, {"depends": depends, "recipe": recipe})
@@ -89,9 +105,15 @@ def write_description(depends: dict[str, Any], recipe: str) -> None:
 
 
 def list_entries() -> list[CacheEntry]:
-    """Return all cache entries, the oldest first."""
+    """Return all cache entries, the oldest first; other files and links are ignored.
+
+    Raises UserError as `check_not_linked` does.
+    """
+    check_not_linked()
     folders = [
-        path for path in logits_folder().glob("*") if path.is_dir() and KEY.fullmatch(path.name)
+        path
+        for path in logits_folder().glob("*")
+        if KEY.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
     ]
     return [_open_entry(path) for path in sorted(folders, key=lambda path: path.stat().st_mtime)]
 
@@ -151,24 +173,41 @@ def format_size(n_bytes: int) -> str:
 
 
 def delete_entry(entry: CacheEntry) -> None:
-    """Delete an entry. A run that is writing to it creates it again."""
-    shutil.rmtree(entry.path)
+    """Delete an entry. A run that is writing to it creates it again.
+
+    Raises UserError if it cannot be deleted. Links in it are deleted, not what they lead to.
+    """
+    try:
+        shutil.rmtree(entry.path)
+    except (OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{entry.path} cannot be deleted: {reason}.\nDelete it by hand.") from error
 
 
 def _open_entry(path: Path) -> CacheEntry:
+    """Open an entry; without a sound about.json, what it depends on is unknown."""
     try:
-        description = json.loads((path / ABOUT).read_text())
-        depends, text = dict(description["depends"]), description["recipe"]
-        recipe = tomllib.loads(text)
-        teachers = recipe.get("teacher", {}).get("runs", ())
-        source = recipe.get("data", {}).get("source")
-        return CacheEntry(path, depends, text, tuple(teachers), source)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ):  # damaged in any way
+        return _described(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged in any way
         return CacheEntry(path)
+
+
+def _described(path: Path) -> CacheEntry:
+    """Read an entry's about.json. May raise the errors that `_open_entry` catches."""
+    description = json_files.parsed(json_files.content_of(path / ABOUT, LARGEST_ABOUT))
+    depends, text = dict(description["depends"]), description["recipe"]
+    faults: list[str] = []
+    recipe = toml(text, ABOUT, faults)
+    teachers = recipe.get("teacher", {}).get("runs", [])
+    source = recipe.get("data", {}).get("source")
+    texts = [*teachers, source or "", depends.get("pipeline") or ""]
+    is_plain = isinstance(teachers, list) and all(isinstance(text, str) for text in texts)
+    if faults or not is_plain or not _are_plain_names(depends):
+        raise ValueError("about.json is damaged")
+    return CacheEntry(path, depends, text, tuple(teachers), source)
+
+
+def _are_plain_names(depends: dict[str, Any]) -> bool:
+    """Whether the keys are few and short, and the seed is a whole number if there is one."""
+    names_fit = len(depends) <= MOST_DEPENDS and max(map(len, depends), default=0) <= LONGEST_NAME
+    return names_fit and isinstance(depends.get("seed", 0), int)

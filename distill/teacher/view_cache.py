@@ -55,7 +55,8 @@ class CachedTeacher:
     view's number, if views have different teachers. `pairs`: whether the logits are those of the
     images before mixing. A view is written when all its batches are computed, and as far as it is
     computed with every checkpoint, by rank 0, as a temporary file that is renamed: a resumed run
-    finds its logits again, and two writers write the same bytes.
+    finds its logits again, and two writers write the same bytes. Raises UserError if the folder of
+    all cached logits is a symbolic link.
     """
 
     is_cached = True
@@ -71,6 +72,7 @@ class CachedTeacher:
         pairs: bool = False,
         origin: Callable[[int], ViewOrigin] | None = None,
     ) -> None:
+        cache_files.check_not_linked()
         self.source, self.loader, self.accelerator = source, loader, accelerator
         self.origin = origin or (lambda view: ViewOrigin(identity, recipe))
         self.caches_mixed = not pairs

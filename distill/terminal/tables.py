@@ -51,9 +51,9 @@ def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         teacher, data, pipeline = (cell or UNKNOWN for cell in cells)
         table.add_row(
             row["key"][:12],
-            " + ".join(teacher),
-            data,
-            _operations(pipeline),
+            Text(visible(" + ".join(teacher))),
+            Text(visible(data)),
+            Text(visible(_operations(pipeline))),
             UNKNOWN if row["seed"] is None else str(row["seed"]),
             str(row["views"]),
             row["size"],
