@@ -9,6 +9,8 @@ import re
 from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
+PAIR = re.compile("[^&;]+")  # of a query
+PATH = ("/", "./", "../", "~")  # a path begins with it
 URL = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*://)"
     r"(?:(?P<user>[^:/@?]*)(?P<password>:.*)?@)?"  # greedy: up to the last @
@@ -27,9 +29,10 @@ def hide_secrets(text: str) -> str:
     """Hide the secrets of a URL, or of a command's argument that contains one.
 
     The password becomes `***`; so does the user of http and https, which may be a token, and the
-    value of every query key outside `HARMLESS`: `?sslpassword=***`. Other text is unchanged.
+    value of every query key outside `HARMLESS`: `?sslpassword=***`. Other text is unchanged, paths
+    and a part of a SQLite file's path after a `?` among it.
     """
-    match = URL.search(text)
+    match = None if text.startswith(PATH) else URL.search(text)
     return text if match is None else text[: match.start()] + _redacted(match)
 
 
@@ -38,15 +41,20 @@ def _redacted(match: re.Match[str]) -> str:
     if user is not None:
         user = HIDDEN if scheme.lower().startswith("http") else user
         address = f"{user}{f':{HIDDEN}' if password else ''}@{address}"
-    hidden = "" if query is None else f"?{'&'.join(map(_pair, re.split('[&;]', query)))}"
+    hidden = "" if query is None else "?" + PAIR.sub(lambda pair: _pair(pair[0], scheme), query)
     return f"{scheme}{address}{hidden}"
 
 
-def _pair(pair: str) -> str:
+def _pair(pair: str, scheme: str) -> str:
     key, equals, _ = pair.partition("=")
     if not equals:
-        return HIDDEN if key else ""
+        return pair if _is_file(scheme) else HIDDEN
     return pair if unquote(key).lower() in HARMLESS else f"{key}={HIDDEN}"
+
+
+def _is_file(scheme: str) -> bool:
+    """Whether the URL is that of a SQLite file, in which text without `=` is a part of the path."""
+    return scheme.lower().startswith("sqlite")
 
 
 def without_secrets(message: str, url: str) -> str:
@@ -73,7 +81,8 @@ def _secrets(url: str) -> set[str]:
     raw += [piece for piece in pieces if len(piece) >= PIECE]
     for pair in re.split("[&;]", match["query"] or ""):
         key, equals, value = pair.partition("=")
-        if unquote(key).lower() not in HARMLESS:
+        is_path = not equals and _is_file(match["scheme"])
+        if not is_path and unquote(key).lower() not in HARMLESS:
             secret = value if equals else key
             inner = re.split(r"[;\s]", unquote_plus(secret))
             raw += [secret, *(each.partition("=")[2] for each in inner)]

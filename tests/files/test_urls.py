@@ -30,6 +30,7 @@ LEAKING = [
     f"mssql+pyodbc:///?odbc_connect={ODBC}",
     f"https://{SECRET}@example.org/file",
     f"https://u:{SECRET}@example.org/file?X-Amz-Signature={SECRET}",
+    f"sqlite:////what?x/sweep.db&key={SECRET}",
     f"--storage=postgresql://u:{SECRET}@h/d",
 ]
 
@@ -55,11 +56,22 @@ def test_a_message_of_a_driver_is_shown_without_secrets(url):
         "--set",
         "loss.kd.temperature=4",
         "runs/a?b@c",
+        "sqlite:////runs/what?x/sweep.db",
+        "sqlite+pysqlite:///what?x&y/sweep.db&mode=ro",
+        "sqlite:///what?x;y/sweep.db",
+        "/runs/a://what?x",
+        "./a://what?x",
+        "~/a://b:c@what?x",
         "a:b@c",
     ],
 )
 def test_text_without_secrets_is_unchanged(text):
     assert urls.hide_secrets(text) == text
+
+
+def test_message_keeps_the_path_of_a_file() -> None:
+    message = "cannot open what?extra/sweep.db"
+    assert urls.without_secrets(message, "sqlite:///what?extra/sweep.db") == message
 
 
 @pytest.mark.parametrize("user", ["u", "", "a%40b"])
