@@ -88,15 +88,21 @@ def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
         images, targets = run.loader.mix(view, rows, images, targets)
         images = run.loader.resized(view, images)
     with timed("teacher forward"):
-        lesson = run.teacher(view, rows, images, run.loss.needs(progress))
+        teacher = run.teacher(view, rows, images, run.loss.needs(progress))
     with timed("student forward"):
         torch.manual_seed(rng.torch_seed(run.seed, k, 0, 0))
-        said, samples = run.model_ddp(images), rows.to(images.device)
+        student, samples = run.model_ddp(images), rows.to(images.device)
     with timed("loss"):
-        answers = LossInputs(
-            said.logits, targets, lesson.logits, said.taps, lesson.taps, samples, lesson.unmixed
+        inputs = LossInputs(
+            student.logits,
+            targets,
+            teacher.logits,
+            student.taps,
+            teacher.taps,
+            samples,
+            teacher.unmixed,
         )
-        losses = run.loss_ddp(answers, progress)
+        losses = run.loss_ddp(inputs, progress)
     with timed("backward"):
         run.accelerator.backward(losses[TOTAL])
         run.loss.clear_inactive_grads(progress)
@@ -204,7 +210,7 @@ def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:
         overrides.append(f"train.batch_size={batch}")
     loaded = recipes.load(spec, overrides)
     recipes.check_student(loaded)
-    return recipes.with_teacher(loaded.recipe, ())  # [teacher] as it stands, else the default
+    return recipes.with_teacher(loaded.recipe, ())  # the recipe's [teacher], or the default
 
 
 def shares(spans_s: dict[str, float], steps_per_epoch: int) -> dict[str, dict[str, float]]:

@@ -81,16 +81,16 @@ def required_taps(
     Raises UnsuitableRecipe if the network has no map of such a name.
     """
     points = tap_points(net)
-    asked = [
+    needed = [
         (f"loss.{name}.{key}", tap)
         for name, term in recipe.loss.terms().items()
         for key, tap in taps(term, whose)
     ]
     faults = [
         f'{key}: "{tap}" names no map of the {whose}; allowed: {", ".join(points) or "none"}'
-        for key, tap in asked
+        for key, tap in needed
         if tap not in points
     ]
     if faults:
         raise UnsuitableRecipe("\n".join(faults))
-    return list(dict.fromkeys(tap for _, tap in asked))
+    return list(dict.fromkeys(tap for _, tap in needed))

@@ -38,30 +38,30 @@ def identify_test(
 
 
 def check_test(test: ImageSet, known: SplitIdentity) -> None:
-    """Raises UserError if the test split or its class names are not those that a run began with."""
-    found = ""
+    """Raise UserError if the test split or its class names are not those `known` from the start."""
+    problem = ""
     if test.class_names != known.class_names:
         names = describe_class_difference(known.class_names, test.class_names)
-        found = f"the class names of {known.source} changed while the run trained: "
-        found += " / ".join(names)
+        problem = f"the class names of {known.source} changed while the run trained: "
+        problem += " / ".join(names)
     elif test.fingerprint != known.fingerprint:
         prints = (known.fingerprint[:12], test.fingerprint[:12])
-        found = f"the test split of {known.source} changed while the run trained: fingerprint "
-        found += " / ".join(prints)
-    if found:
-        raise UserError(f"{found}.\nBring the former images and class folders back.")
+        problem = f"the test split of {known.source} changed while the run trained: fingerprint "
+        problem += " / ".join(prints)
+    if problem:
+        raise UserError(f"{problem}.\nBring the former images and class folders back.")
 
 
 def check_tested(folder: RunFolder, test: ImageSet, source: str) -> None:
-    """Raises UserError if a finished run was tested on other images than `test`, of `source`.
+    """Raise UserError if a finished run was tested on other images than `test`, of `source`.
 
     A run of an earlier version has no fingerprint of its test split: it is not compared.
     """
-    known = folder.result()["data"].get("test_fingerprint")
-    if known not in (None, test.fingerprint):
+    tested_on = folder.result()["data"].get("test_fingerprint")
+    if tested_on not in (None, test.fingerprint):
         raise UserError(
             f"the test split of {source} is not the one that run {folder.path} was tested on: "
-            f"fingerprint {test.fingerprint[:12]}, then {str(known)[:12]}.\n"
+            f"fingerprint {test.fingerprint[:12]}, then {str(tested_on)[:12]}.\n"
             "Bring the former images back; python cli.py evaluate RUN --data SOURCE measures the "
             "run on others."
         )

@@ -109,7 +109,7 @@ def resume(state: TrainState) -> Resumed:
         epoch_weights.delete_later(state.folder, state.epoch)
     if damaged:
         _set_damaged_aside(state)
-    continued = f"gone on from the one before, after step {state.step:,}"
+    continued = f"resumed from the previous one, after step {state.step:,}"
     notes = [f"{damage}: {continued}" for damage in damaged]
     return Resumed(progress, (*notes, *_missing_fingerprints(state, progress)))
 

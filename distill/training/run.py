@@ -165,8 +165,8 @@ def _prepare(
     lost = earlier is not None and not resumed.progress
     is_new = request.resume and earlier is None
     notes = (
-        *(["no checkpoint is left of this run: it begins at the start"] if lost else []),
-        *(["no run was here to go on with: it begins at the start"] if is_new else []),
+        *(["this run has no checkpoint: it starts from the beginning"] if lost else []),
+        *(["there is no run to resume here: it starts from the beginning"] if is_new else []),
         *resumed.notes,
         *passed_over,
         *_changed_source(hashes),

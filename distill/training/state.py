@@ -48,7 +48,7 @@ class LoggingAndSaving:
 
 @dataclass
 class TrainState:
-    """Everything that a training reads and changes. Built by `build.state`."""
+    """Everything that a training reads and changes. Built by `build_state`."""
 
     role: Role
     accelerator: Accelerator

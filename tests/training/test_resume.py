@@ -147,8 +147,8 @@ def test_the_one_before_is_used_and_that_is_said(
     start, *_, end = list(run.run(request))
     assert isinstance(start, Start) and start.first_step == 6 and isinstance(end, End)
     assert start.notes[0].endswith(
-        "last is damaged: its sha256 is not the one it was written with: gone on from the one "
-        "before, after step 6"
+        "last is damaged: its sha256 is not the one it was written with: resumed from the "
+        "previous one, after step 6"
     )
     assert same(whole, resumed)
     assert (tmp_path / "run" / "last.damaged").exists()
