@@ -16,7 +16,6 @@ from distill.events import MEASURES, measure_name
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import About
-from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder, training_fingerprint, write_json, write_text
 from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
@@ -99,12 +98,8 @@ def _difference(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -> s
         return f"{folder.path} is not on this machine"
     metric = trials.sweep.metric
     try:
-        run_folder.check_inside_folder(folder)
-        planned, recipe = (
-            trials.sweep.trial_recipe(best["values"]).recipe,
-            recipes.read(folder.recipe),
-        )
-        if training_fingerprint(planned) != training_fingerprint(recipe):
+        recipe, planned = recipes.read(folder.recipe), trials.sweep.trial_recipe(best["values"])
+        if training_fingerprint(recipe) != training_fingerprint(planned.recipe):
             return f"{folder.path} has another run: its recipe is not that of the trial"
         result = folder.result()
         prints = recipes.fingerprint_as_written(folder.recipe), recipes.fingerprint(recipe)

@@ -51,11 +51,17 @@ class Trials:
         return RunFolder(self.place / f"trial-{number:04}")
 
     def check_folders(self) -> None:
-        """Raise UserError if the folder of a trial or of a worker is a symbolic link."""
-        trials = (p for p in self.place.glob("trial-*") if re.fullmatch(r"trial-\d+", p.name))
-        links = (p for p in self._workers.glob("*") if p.is_symlink())
-        for path in (*trials, self._workers, *links):
+        """Raise UserError if the folder of a trial or of a worker is a symbolic link, or if a file
+        or folder of a trial is one.
+        """
+        links = (path for path in self._workers.glob("*") if path.is_symlink())
+        for path in (self._workers, *links):
             run_folder.check_subfolder(path)
+        for path in self.place.glob("trial-*"):
+            if re.fullmatch(r"trial-\d+", path.name):
+                run_folder.check_subfolder(path)
+                run_folder.check_inside_folder(RunFolder(path))
+                lock.check_lock_file(path / ".lock")
 
     def attempts(self) -> dict[int, list[FrozenTrial]]:
         """Return every attempt by the number of its trial, oldest first. Includes trials beyond

@@ -551,6 +551,28 @@ def test_folder_of_a_sweep_that_is_a_link(tmp_path: Path, name: str, target: str
     assert list((tmp_path / "elsewhere").iterdir()) == [] and not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("name", [".lock", "last", "running.json"])
+def test_linked_file_of_a_trial_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    """A worker would wait without end for the one that seems to hold a linked lock."""
+    trial = tmp_path / "sweep" / "trial-0003"
+    trial.mkdir(parents=True)
+    (trial / "running.json").write_text('{"host": "h", "process": 1, "since": "s"}')
+    (trial / name).unlink(missing_ok=True)
+    (trial / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"^{trial}/{name} is a symbolic link"):
+        opened(tmp_path / "sweep")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_lock_of_a_trial_that_is_a_hard_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "sweep" / "trial-0000").mkdir(parents=True)
+    (tmp_path / "sweep" / "trial-0000" / ".lock").hardlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"trial-0000/\.lock is a hard link .*\nDelete it"):
+        opened(tmp_path / "sweep")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_folder_of_a_trial_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "trial-0001").touch()
     with pytest.raises(UserError, match=rf"^{tmp_path}/trial-0001 is no folder, .*\nDelete "):

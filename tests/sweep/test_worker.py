@@ -188,11 +188,6 @@ def damage_result(best: Path, other: Path) -> None:
     change_result(best, "metrics", "top1/val", "x")
 
 
-def link_evaluation(best: Path, other: Path) -> None:
-    (best / "evaluation.npz").unlink()
-    (best / "evaluation.npz").symlink_to(other / "result.json")
-
-
 def change_result(run: Path, table: str, key: str, value: object) -> None:
     path = run / "result.json"
     result = json.loads(path.read_text())
@@ -210,7 +205,6 @@ def change_result(run: Path, table: str, key: str, value: object) -> None:
         (change_value, r"its top1/val is 0\.987, and the storage has 0\.\d+"),
         (change_test_split, "has another test split than the sweep"),
         (damage_result, r"result\.json is damaged"),
-        (link_evaluation, r"evaluation\.npz is a symbolic link"),
     ],
 )
 def test_figures_of_another_run_are_not_those_of_the_best(
