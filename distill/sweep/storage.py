@@ -134,12 +134,17 @@ class Storage:
         except (UserError, OSError, SQLAlchemyError, StorageInternalError):
             raise
         except Exception as fault:  # ValueError, KeyError, AssertionError, …
-            raise self.damaged(self._reason(fault)) from None
+            if type(fault) is not RuntimeError:
+                raise self.damaged(self._reason(fault)) from None
+            raise UserError(
+                f"The storage {self.shown} is of another version of optuna: {self._reason(fault)}\n"
+                "Install that version, or choose another --out or --storage."
+            ) from None
 
     def damaged(self, why: str) -> UserError:
         """Return the message about a storage that no sweep has written."""
         return UserError(
-            f"The storage {self.shown} is damaged: {why}\n"
+            f"The storage {self.shown} is damaged: {why.rstrip('.')}.\n"
             "Bring it back as the sweep wrote it, or choose another --out or --storage."
         )
 
@@ -164,9 +169,9 @@ class Storage:
             except DuplicatedStudyError:
                 study = optuna.load_study(study_name=name, storage=self.rows)
             if [each.name.lower() for each in study.directions] != [direction]:
-                raise self.damaged(f"the study does not {direction} one value.")
+                raise self.damaged(f"the study does not {direction} one value")
             if not isinstance(study.user_attrs.get("definition", ""), str):
-                raise self.damaged("its definition is no text.")
+                raise self.damaged("its definition is no text")
             _check_same(name, study, definition, defaults)
         return study
 
