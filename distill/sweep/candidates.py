@@ -85,12 +85,17 @@ def candidates() -> Iterator[Candidate]:
 
 
 def _teacher_of(about: About, own: PlannedTraining) -> PlannedTraining | None:
-    """Return the training of the teacher that [about] names; None for a recipe without one."""
+    """Return the training of the teacher that [about] names; None for a recipe without one.
+
+    A teacher that is one recipe is trained by the command in its own [about], which its accuracy
+    belongs to.
+    """
     if own.role == "teacher" or not recipes.has_teacher(own.recipe):
         return None
     is_named = about.teacher not in ("", "none", "that of the recipe")
     spec = about.teacher if is_named else recipes.teacher_for(own.recipe_spec)
-    return _training_of_command(f"{VERBS['teacher']} --recipe {spec}")
+    commands = {name: note.command for name, _, note in recipes.shipped()}
+    return _training_of_command(commands.get(spec) or f"{VERBS['teacher']} --recipe {spec}")
 
 
 def _training_of_command(command: str) -> PlannedTraining:

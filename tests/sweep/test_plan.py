@@ -95,6 +95,13 @@ def test_teachers_and_controls_have_no_teacher() -> None:
     assert found["kd"].teacher is not None and found["kd"].teacher.recipe_spec == "teacher_wrn"
 
 
+def test_a_teacher_is_trained_as_its_own_lab_note_says() -> None:
+    found = {each.own.recipe_spec: each for each in candidates.candidates()}
+    taught = found["fast_kd"].teacher
+    assert taught == found["fast_teacher"].own
+    assert taught.overrides == ("train.precision=bf16",)
+
+
 def test_what_is_not_for_cifar10_is_not_proposed() -> None:
     found = {each.own.recipe_spec for each in candidates.candidates()}
     assert not found & {"tiny", "kd_cutmix+quickstart", "kd+cutmix", "kd+ricap"}
