@@ -1,11 +1,11 @@
-"""What this machine can do at best: a matrix product, a convolution, a copy.
+"""Measure the peak speed of this machine: a matrix product, a convolution, a copy.
 
     python -m benchmarks.ceilings [--quick] [--json]
 
-Each is repeated for some seconds and its fastest time counts; where `typical`, the median, is far
-below 1 of it, the machine had other work to do. Operations are counted as two a
-multiply-add; a copy as bytes read plus bytes written. float32 on a CPU, bfloat16 on a GPU, where
-everything is random: zeros run faster there.
+Each is repeated for some seconds, and the fastest call counts. `typical` is the rate of the median
+call divided by that of the fastest; if it is far below 1, other programs used the machine. A
+multiply-add counts as two operations, a copy as the bytes read plus the bytes written. The type is
+float32 on a CPU and bfloat16 on a GPU. All values are random, because zeros run faster on a GPU.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-SECONDS = 2.0  # of each
+SECONDS = 2.0  # per measurement
 
 
 SHOWN = (
@@ -31,33 +31,34 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Rate:
-    """Operations or bytes a second: of the fastest call, and the median's share of that."""
+    """Operations or bytes per second of the fastest call, and the median's share of that."""
 
     best: float
     typical: float
 
     @classmethod
-    def of(cls, work: float, taken: Sequence[float]) -> "Rate":
-        return cls(work / min(taken), min(taken) / median(taken))
+    def of(cls, work: float, spans_s: Sequence[float]) -> "Rate":
+        """The rate of calls that do `work` operations (or bytes) each and took `spans_s`."""
+        return cls(work / min(spans_s), min(spans_s) / median(spans_s))
 
 
 def spans(work: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each of many calls, from an idle device to an idle device."""
-    taken: list[float] = []
+    """Call `work` for some seconds; return the seconds of each call, device work included."""
+    spans_s: list[float] = []
     end = time.perf_counter() + seconds
     with torch.inference_mode():
         work()
-        while not taken or time.perf_counter() < end:
+        while not spans_s or time.perf_counter() < end:
             began_at = time.perf_counter()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - began_at)
-    return taken
+            spans_s.append(time.perf_counter() - began_at)
+    return spans_s
 
 
 def convolution(device: torch.device, seconds: float = SECONDS) -> Rate:
-    """Operations of a 3x3 convolution of 256 channels, channels last, forward."""
+    """Measure the operations per second of a 3x3 convolution, 256 channels, NHWC, forward."""
     n, channels, side = (1024 if device.type == "cuda" else 64), 256, 16
     layer: Any = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     layer = layer.to(device, _dtype(device), memory_format=torch.channels_last)
@@ -68,14 +69,14 @@ def convolution(device: torch.device, seconds: float = SECONDS) -> Rate:
 
 
 def product(device: torch.device, seconds: float = SECONDS) -> Rate:
-    """Operations of a product of two square matrices."""
+    """Measure the operations per second of a product of two square matrices."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=_dtype(device)) for _ in range(2))
     return Rate.of(2 * n**3, spans(lambda: a @ b, device, seconds))
 
 
 def copy(device: torch.device, seconds: float = SECONDS) -> Rate:
-    """Bytes, read plus written, of a copy that no cache holds."""
+    """Measure the bytes per second, read plus written, of a copy larger than any cache."""
     n_bytes = 2**32 if device.type == "cuda" else 2**28
     source = torch.randint(0, 255, (n_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -83,7 +84,7 @@ def copy(device: torch.device, seconds: float = SECONDS) -> Rate:
 
 
 def report(seconds: float) -> dict[str, Any]:
-    """All three, ready for JSON."""
+    """Return all three measurements as values for JSON."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured = {
         "product_flops": product(device, seconds),
@@ -104,7 +105,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ceilings", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="a tenth of the time")
@@ -115,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(content))
     else:
         print("{device}, {type}, {threads} thread(s)".format_map(content))
-        for what, name, unit in SHOWN:
+        for title, name, unit in SHOWN:
             best, typical = content[name] / 1e9, content["typical"][name]
-            print(f"{what:<15} {best:10,.1f} G{unit}/s, its median {typical:.0%} of that")
+            print(f"{title:<15} {best:10,.1f} G{unit}/s, median {typical:.0%} of that")
 
 
 if __name__ == "__main__":

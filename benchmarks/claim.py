@@ -1,8 +1,10 @@
-"""A claim from finished runs: `python -m benchmarks.claim NAME --claim "…" --runs R… --control C…`.
+"""Write the evidence for a claim from finished runs and their controls.
 
-Writes `results/NAME.json`: the test accuracy of the runs and of their controls, n, mean and sample
-standard deviation of each and of the difference of the pairs, in the order given. A pair must share
-seeds and data and be each other's control; nothing is chosen, every run that is named counts.
+    python -m benchmarks.claim NAME --claim "…" --runs R… --control C…
+
+Writes `results/NAME.json`: the test accuracies of the runs, of their controls, and the paired
+differences in the given order, each with n, mean and sample standard deviation. The runs of a pair
+must share seeds and data, and the second must be the control of the first. No run is left out.
 """
 
 import argparse
@@ -22,7 +24,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def claim(text: str, runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -> dict[str, Any]:
-    """What is written. Raises UserError where the runs are not pairs."""
+    """Return the content of the file. Raises UserError if the runs do not form pairs."""
     check_pairs(runs, controls)
     differences = [top1(a) - top1(b) for a, b in zip(runs, controls, strict=True)]
     teachers = {path for run in runs for path in run.result()["teacher"]["runs"]}
@@ -40,7 +42,7 @@ def claim(text: str, runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """n, mean and sample standard deviation; the values themselves."""
+    """Return n, mean, sample standard deviation and the values themselves."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {
         "n": len(values),
@@ -51,13 +53,13 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def top1(run: RunFolder) -> float:
-    """The share of the test split that the kept weights get right."""
-    share: float = run.result()["metrics"][measure_name("top1", "test")]
-    return share
+    """Return a run's top-1 accuracy, 0..1, on the test split."""
+    accuracy: float = run.result()["metrics"][measure_name("top1", "test")]
+    return accuracy
 
 
 def figures(run: RunFolder) -> dict[str, Any]:
-    """One run in a few lines."""
+    """Return the main figures of one run."""
     result = run.result()
     keys = ("network", "parameters", "epoch", "epochs", "metrics", "elapsed_s", "device", "weights")
     return {
@@ -69,7 +71,7 @@ def figures(run: RunFolder) -> dict[str, Any]:
 
 
 def resolved(run: RunFolder) -> dict[str, Any]:
-    """The recipe of a run, folders by their names alone."""
+    """Return the recipe of a run, with folder names in place of paths."""
     recipe = recipes.read(run.recipe)
     recipe = recipes.with_source(recipe, Path(recipe.data.source).name)
     if recipe.teacher is not None:
@@ -80,71 +82,73 @@ def resolved(run: RunFolder) -> dict[str, Any]:
 
 
 def environment(run: RunFolder) -> dict[str, Any]:
-    """Hardware, versions and source hash, without the paths of the command."""
-    known: dict[str, Any] = json.loads(run.environment.read_text())
-    return {key: value for key, value in known.items() if key != "command"}
+    """Return hardware, versions and source hash of a run, without its command and paths."""
+    content: dict[str, Any] = json.loads(run.environment.read_text())
+    return {key: value for key, value in content.items() if key != "command"}
 
 
 def check_pairs(runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -> None:
-    """Every run and its control share seeds, images and student; no run counts twice.
+    """Check that each run and its control share seeds, images and student, and none is repeated.
 
-    Raises UserError with every fault.
+    Raises UserError with all errors.
     """
     if len(runs) != len(controls):
         raise UserError(
-            f"{len(runs)} runs and {len(controls)} controls make no pairs; give as many."
+            f"{len(runs)} runs and {len(controls)} controls do not form pairs; "
+            "give the same number of both."
         )
-    every = [*runs, *controls]
+    all_runs = [*runs, *controls]
     faults = []
-    for what, values in {
-        "weights": [run.result()["weights"] for run in every],
+    for name, values in {
+        "weights": [run.result()["weights"] for run in all_runs],
         "seeds of the runs": [seeds(run) for run in runs],
     }.items():
         if len({str(value) for value in values}) < len(values):
-            faults.append(f"the {what} are not all different: a repeated run is no evidence")
-    for what in ("data", "teacher"):
-        known = {r.result()[what]["fingerprint"] for r in (every if what == "data" else runs)}
-        if len(known) > 1:
+            faults.append(f"the {name} are not all different: a repeated run is no evidence")
+    for name, compared in (("data", all_runs), ("teacher", runs)):
+        fingerprints = {run.result()[name]["fingerprint"] for run in compared}
+        if len(fingerprints) > 1:
             faults.append(
-                f"the runs differ in their {what}: fingerprints {', '.join(sorted(known))}"
+                f"the runs differ in their {name}: fingerprints {', '.join(sorted(fingerprints))}"
             )
-    for a, b in zip(runs, controls, strict=True):
-        wanted = alone(recipes.control_recipe(recipes.read(a.recipe)))
-        differ = recipes.differences(wanted, alone(recipes.read(b.recipe)))
-        faults += [f"{b.path} is not the control of {a.path}: {key}" for key in differ]
+    for run, control in zip(runs, controls, strict=True):
+        expected = alone(recipes.control_recipe(recipes.read(run.recipe)))
+        differences = recipes.differences(expected, alone(recipes.read(control.recipe)))
+        faults += [f"{control.path} is not the control of {run.path}: {d}" for d in differences]
     if faults:
-        raise UserError("no claim can be made of these runs:\n  " + "\n  ".join(faults))
+        raise UserError("these runs do not support a claim:\n  " + "\n  ".join(faults))
 
 
 def seeds(run: RunFolder) -> dict[str, int]:
-    """Of the weights and of the data."""
+    """Return the seeds of the weights and of the data."""
     recipe = recipes.read(run.recipe)
     return {"train": recipe.train.seed, "data": recipe.data.seed}
 
 
 def alone(recipe: recipes.Recipe) -> recipes.Recipe:
-    """The recipe without the teacher, which a control has no use for."""
+    """Return the recipe without its teacher, which a control does not use."""
     return recipe.model_copy(update={"teacher": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claim", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name")
     parser.add_argument("--claim", required=True)
     parser.add_argument("--runs", nargs="+", required=True)
     parser.add_argument("--control", nargs="+", required=True)
     given = parser.parse_args(arguments)
     try:
-        made = claim(
+        content = claim(
             given.claim,
             *([open_finished(Path(p)) for p in ps] for ps in (given.runs, given.control)),
         )
     except UserError as fault:
         parser.error(str(fault))
-    write_json(RESULTS / f"{given.name}.json", made)
+    write_json(RESULTS / f"{given.name}.json", content)
     for key in ("runs", "control", "difference"):
-        n, mean, spread = (made[key][name] for name in ("n", "mean", "std"))
+        n, mean, spread = (content[key][name] for name in ("n", "mean", "std"))
         print(f"{key:<11} {mean:.2%} ± {spread or 0:.2%} (n = {n})")
 
 

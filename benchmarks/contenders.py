@@ -1,16 +1,15 @@
-"""The training loops that `benchmarks/peers.py` sets side by side, each in a process of its own.
+"""The training loops that `benchmarks/peers.py` compares, each in its own process.
 
-All distil the same student from the same teacher with the job of `benchmarks/pairs.py`. The peers
-are written as their documentation writes them: torchvision's transforms on Pillow images and a
-DataLoader, then a plain loop (`naive`), timm's task, or torchdistill's loss in torchdistill's box.
-`memory` is a plain loop too, on a uint8 set in memory that is augmented as a batch, channels last.
-`online` and `cached` are this project's own step and loader, `cached` with the teacher's answers
-stored before.
+All distil the same student from the same teacher with the settings of `benchmarks/pairs.py`. The
+peers follow their documentation: torchvision's transforms on Pillow images and a DataLoader, then a
+plain loop (`naive`), timm's task, or torchdistill's loss in torchdistill's box. `memory` is a plain
+loop on uint8 images in memory that are augmented as a batch, channels last. `online` and `cached`
+are this project's step and loader; `cached` reads teacher logits that were cached before.
 
     python -m benchmarks.contenders NAME FOLDER
 
-builds one of them from what `peers.py` put into FOLDER and obeys: each line on stdin is a number of
-steps, answered on stdout by a line of JSON once they are done.
+builds one of them from the files that `peers.py` wrote to FOLDER. Each line on stdin is a number of
+steps; when they are done, the process writes a line of JSON to stdout.
 """
 
 import json
@@ -42,9 +41,9 @@ Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] in [0, 1], int64 [B]
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders get, read from the folder that `peers.py` prepared."""
+    """The settings that all contenders share, read from the folder that `peers.py` prepared."""
 
-    place: Path
+    folder: Path
     pair: str
     data: str
     batch: int
@@ -52,41 +51,45 @@ class Setting:
     device: torch.device
 
     @classmethod
-    def read(cls, place: Path) -> "Setting":
-        told = json.loads((place / "setting.json").read_text())
-        return cls(place, device=torch.device(told.pop("device")), **told)
+    def read(cls, folder: Path) -> "Setting":
+        """Read `setting.json` of a prepared folder."""
+        content = json.loads((folder / "setting.json").read_text())
+        return cls(folder, device=torch.device(content.pop("device")), **content)
 
     def network(self, role: str) -> nn.Module:
-        """A network with the common weights, on the device."""
+        """Build the student or the teacher with the shared weights, on the device."""
         net = getattr(PAIRS[self.pair], role)()
-        net.load_state_dict(load_file(self.place / f"{role}.safetensors"))
+        net.load_state_dict(load_file(self.folder / f"{role}.safetensors"))
         moved: nn.Module = net.to(self.device)
         return moved
 
     def array(self, name: str) -> NDArray[Any]:
-        """`images` uint8 [N, 32, 32, 3], `labels` int64 [N]; `pixels` and `classes` of a batch."""
-        read: NDArray[Any] = np.load(self.place / f"{name}.npy")
-        return read
+        """Load `images` uint8 [N, 32, 32, 3], `labels` int64 [N], or a batch's `pixels`, `classes`.
+
+        `pixels` is float32 [B, 3, 32, 32] in [0, 1], `classes` int64 [B].
+        """
+        loaded: NDArray[Any] = np.load(self.folder / f"{name}.npy")
+        return loaded
 
     def autocast(self) -> torch.autocast:
-        """bf16 on a GPU, as this project's `precision = "auto"`; nothing on a CPU."""
+        """Return bf16 autocast on a GPU, as this project's `precision = "auto"`; none on a CPU."""
         on_gpu = self.device.type == "cuda"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu)
 
 
 class Contender(Protocol):
-    """A loop that can be driven a few steps at a time."""
+    """A training loop that runs a few steps at a time."""
 
     def on_fixed_batch(self) -> float:
-        """One step on the common batch: its loss before the step."""
+        """Take one step on the shared batch and return the loss before the step."""
 
     def train(self, steps: int) -> None:
-        """So many steps on batches of its own loader."""
+        """Take `steps` steps on batches of its own loader."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A contender that is not ours: any loader, any step."""
+    """A contender that does not use this project's code: a loader and a step."""
 
     fixed: Batch
     batches: Iterator[Batch]
@@ -101,9 +104,9 @@ class Loop:
 
 
 class Ours:
-    """This project's step and loader, by the recipe of the pair.
+    """This project's step and loader, with the recipe of the pair.
 
-    What it needs is imported here: the other processes shall not hold it in memory.
+    Imports are inside the constructor, so that the other contenders' processes do not load them.
     """
 
     def __init__(self, setting: Setting, *, stored: bool) -> None:
@@ -119,16 +122,16 @@ class Ours:
         split = split_images(recipe, image_set.load(setting.data, "train"))
         teacher = FrozenTeacher(setting.network("teacher"))
         to_device(teacher, accel.device)
-        identity = {"teacher": (setting.place / "teacher.txt").read_text()}
-        nowhere = RunFolder(setting.place / "unused")
-        self.run = build.build_state(recipe, pair.role, split, teacher, nowhere, accel, identity)
+        identity = {"teacher": (setting.folder / "teacher.txt").read_text()}
+        unused = RunFolder(setting.folder / "unused")
+        self.run = build.build_state(recipe, pair.role, split, teacher, unused, accel, identity)
         self.run.model_ddp.train()
         self.k = 1
         if stored:
             self._fill()
 
     def on_fixed_batch(self) -> float:
-        """Step 0: `peers.py` took the common batch from the same loader."""
+        """Take step 0, whose batch is the shared one: `peers.py` took it from the same loader."""
         return self.step(self.run, 0)["total"].item()
 
     def train(self, steps: int) -> None:
@@ -137,7 +140,7 @@ class Ours:
         self.k += steps
 
     def _fill(self) -> None:
-        """Every answer of view 0, as the epoch of a first student would have asked for them."""
+        """Cache the teacher's logits of view 0, as the first epoch of a first student does."""
         needs = self.run.loss.needs(0.0)
         for k in range(self.run.loader.steps_per_epoch):
             [(view, rows)] = self.run.loader.batches(k)
@@ -145,19 +148,25 @@ class Ours:
 
 
 def naive(setting: Setting) -> Loop:
-    """The loop of a tutorial."""
+    """Build the loop of a PyTorch tutorial."""
     student, teacher = setting.network("student"), setting.network("teacher").eval()
-    return Loop(_fixed(setting), _pictures(setting), _plain_step(setting, student, teacher))
+    return Loop(
+        _shared_batch(setting), _pillow_batches(setting), _plain_step(setting, student, teacher)
+    )
 
 
 def timm_task(setting: Setting) -> Loop:
-    """timm's task. It renormalises the images for its teacher; here both nets do so inside."""
+    """Build a loop with timm's distillation task.
+
+    The task normalises the images again for its teacher. Here both networks normalise their own
+    input, so its mean is 0 and its std 1.
+    """
     from timm.task import LogitDistillationTask
 
     student, teacher = setting.network("student"), setting.network("teacher")
-    facts: Any = {"pretrained_cfg": {"mean": (0.0,) * 3, "std": (1.0,) * 3}}
+    attributes: Any = {"pretrained_cfg": {"mean": (0.0,) * 3, "std": (1.0,) * 3}}
     for net in (student, teacher):
-        vars(net).update(facts | {"num_classes": 10, "in_chans": 3})
+        vars(net).update(attributes | {"num_classes": 10, "in_chans": 3})
     task = LogitDistillationTask(
         student,
         teacher,
@@ -178,11 +187,11 @@ def timm_task(setting: Setting) -> Loop:
         optimizer.step()
         return loss.detach()
 
-    return Loop(_fixed(setting), _pictures(setting), step)
+    return Loop(_shared_batch(setting), _pillow_batches(setting), step)
 
 
 def torchdistill_box(setting: Setting) -> Loop:
-    """torchdistill's loss in torchdistill's box, which is told its optimizer by name."""
+    """Build a loop with torchdistill's loss and `DistillationBox`, which builds the optimizer."""
     from torchdistill.core.distillation import DistillationBox
 
     logits = {
@@ -218,17 +227,17 @@ def torchdistill_box(setting: Setting) -> Loop:
         box.post_forward_process(loss=loss)
         return loss.detach()
 
-    return Loop(_fixed(setting), _pictures(setting), step)
+    return Loop(_shared_batch(setting), _pillow_batches(setting), step)
 
 
 def memory(setting: Setting) -> Loop:
-    """A plain loop on a set in memory."""
+    """Build a plain loop on images in memory, channels last."""
     student, teacher = (
         _channels_last(setting.network(role), setting.device) for role in ("student", "teacher")
     )
-    images, labels = _fixed(setting)
+    images, labels = _shared_batch(setting)
     fixed = images.contiguous(memory_format=torch.channels_last), labels
-    return Loop(fixed, _in_memory(setting), _plain_step(setting, student, teacher.eval()))
+    return Loop(fixed, _memory_batches(setting), _plain_step(setting, student, teacher.eval()))
 
 
 CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
@@ -248,8 +257,8 @@ def _channels_last(net: Any, device: torch.device) -> nn.Module:
 
 
 def _sgd(net: nn.Module) -> torch.optim.Optimizer:
-    chosen: Any = SGD
-    return torch.optim.SGD(net.parameters(), **chosen)
+    options: Any = SGD
+    return torch.optim.SGD(net.parameters(), **options)
 
 
 def _plain_step(
@@ -260,14 +269,14 @@ def _plain_step(
     def step(images: Tensor, labels: Tensor) -> Tensor:
         with setting.autocast():
             with torch.no_grad():
-                taught = teacher(images)
-            said = student(images)
+                teacher_logits = teacher(images)
+            logits = student(images)
             soft = F.kl_div(
-                F.log_softmax(said / TEMPERATURE, dim=1),
-                F.softmax(taught / TEMPERATURE, dim=1),
+                F.log_softmax(logits / TEMPERATURE, dim=1),
+                F.softmax(teacher_logits / TEMPERATURE, dim=1),
                 reduction="batchmean",
             )
-            loss = HARD * F.cross_entropy(said, labels) + SOFT * TEMPERATURE**2 * soft
+            loss = HARD * F.cross_entropy(logits, labels) + SOFT * TEMPERATURE**2 * soft
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -276,13 +285,13 @@ def _plain_step(
     return step
 
 
-def _fixed(setting: Setting) -> Batch:
+def _shared_batch(setting: Setting) -> Batch:
     pixels, classes = (torch.from_numpy(setting.array(name)) for name in ("pixels", "classes"))
     return pixels.to(setting.device), classes.to(setting.device)
 
 
-class Pictures(Dataset[tuple[Any, int]]):
-    """As torchvision's CIFAR10: from the array one Pillow image at a time, then the transform."""
+class PillowImages(Dataset[tuple[Any, int]]):
+    """A data set like torchvision's CIFAR10: one Pillow image at a time, then the transform."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         self.images, self.labels = images, labels
@@ -301,9 +310,9 @@ class Pictures(Dataset[tuple[Any, int]]):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def _pictures(setting: Setting) -> Iterator[Batch]:
+def _pillow_batches(setting: Setting) -> Iterator[Batch]:
     loader = DataLoader(
-        Pictures(setting.array("images"), setting.array("labels")),
+        PillowImages(setting.array("images"), setting.array("labels")),
         setting.batch,
         shuffle=True,
         drop_last=True,
@@ -316,40 +325,38 @@ def _pictures(setting: Setting) -> Iterator[Batch]:
             yield images, labels
 
 
-def _in_memory(setting: Setting) -> Iterator[Batch]:
+def _memory_batches(setting: Setting) -> Iterator[Batch]:
     border = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
     images = torch.from_numpy(np.pad(setting.array("images"), border, "reflect")).to(setting.device)
     labels = torch.from_numpy(setting.array("labels")).to(setting.device)
     axis = torch.arange(SIZE, device=setting.device)
     while True:
         order = torch.randperm(len(labels), device=setting.device)
-        for rows in order.unfold(0, setting.batch, setting.batch):  # whole batches
+        for rows in order.unfold(0, setting.batch, setting.batch):  # full batches only
             corner = torch.randint(2 * PADDING + 1, (2, len(rows), 1), device=setting.device)
             mirrored = torch.rand(len(rows), 1, device=setting.device) < 0.5
-            down, across = (
-                corner[0] + axis,
-                corner[1] + torch.where(mirrored, SIZE - 1 - axis, axis),
-            )
-            cut = images[rows[:, None, None], down[:, :, None], across[:, None]]
-            yield cut.permute(0, 3, 1, 2).float() / 255, labels[rows]
+            ys = corner[0] + axis
+            xs = corner[1] + torch.where(mirrored, SIZE - 1 - axis, axis)
+            crops = images[rows[:, None, None], ys[:, :, None], xs[:, None]]
+            yield crops.permute(0, 3, 1, 2).float() / 255, labels[rows]
 
 
-def main(name: str, place: str) -> None:
-    """Build, take two steps on the common batch, say so; then train as told, until stdin ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the loops print is no answer
-    setting = Setting.read(Path(place))
+def main(name: str, folder: str) -> None:
+    """Take two steps on the shared batch and print their losses, then read steps from stdin."""
+    replies, sys.stdout = sys.stdout, sys.stderr  # the loops may print: keep replies separate
+    setting = Setting.read(Path(folder))
     contender = CONTENDERS[name](setting)
-    _say(answers, losses=[contender.on_fixed_batch(), contender.on_fixed_batch()])
+    _write(replies, losses=[contender.on_fixed_batch(), contender.on_fixed_batch()])
     for line in sys.stdin:
         began_at = time.perf_counter()
         contender.train(int(line))
         if setting.device.type == "cuda":
             torch.cuda.synchronize()
-        _say(answers, seconds=time.perf_counter() - began_at)
+        _write(replies, seconds=time.perf_counter() - began_at)
 
 
-def _say(to: TextIO, **answer: Any) -> None:
-    print(json.dumps(answer), file=to, flush=True)
+def _write(file: TextIO, **content: Any) -> None:
+    print(json.dumps(content), file=file, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in sections of ten minutes at most.
+# Run the benchmarks that need a GPU, in sections of ten minutes at most.
 #
 #   OUT=folder benchmarks/h200.sh [--quick] [SECTION…]
 #
-# Sections: ceilings stages peers-wrn peers-resnet teacher student compiled cached. Each writes a file into
-# OUT (default results/h200) and is skipped where that file is there: a call that was cut off is
-# typed again, and runs go on from their checkpoints. --quick is the same in the size of a CPU.
-# DATA is the set, a name or a path (default cifar10, found in ./data). Packages that a machine lacks (pydantic and tomli-w,
-# say) may lie in ./.whl as wheels; torch 2.11 and newer is enough.
+# Sections: ceilings stages peers-wrn peers-resnet teacher student compiled cached. Each writes a file to
+# OUT (default results/h200) and is skipped if that file exists. If a call was interrupted, repeat it: runs
+# continue from their checkpoints. --quick runs small versions that a CPU can do. DATA is the data set, a
+# name or a path (default cifar10, found in ./data). Missing packages (such as pydantic and tomli-w) may be
+# wheels in ./.whl; torch 2.11 or newer is required.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,16 +37,16 @@ else
     stages=(--recipe kd_cutmix --rounds 20)
     peers=(--data "$data" --batch 512 --rounds 8 --steps 40)
     ceilings=()
-    # WRN-16-8 takes less than a third of a WRN-28-10's operations, so that a call holds its training.
+    # WRN-16-8 needs less than a third of the operations of WRN-28-10, so that its training fits into a section.
     teacher=(--recipe teacher_wrn --set teacher.depth=16 --set teacher.widen=8 --set train.minutes=7.5)
     student=(--recipe kd_cutmix --set train.minutes=7.5)
 fi
 
-kept() {  # kept FILE COMMAND…: its standard output, whole or not at all
+save() {  # save FILE COMMAND…: the command's standard output, complete or not at all
     local file=$out/$1
     shift
     if [[ -e $file ]]; then
-        echo "$file is there" >&2
+        echo "$file exists" >&2
     else
         echo "$file: $*" >&2
         "$@" > "$file.part"
@@ -67,20 +67,20 @@ result() {  # result FILE RUN COMMAND…: the run's result.json
 
 section() {
     case $1 in
-        ceilings) kept ceilings.json "$python" -m benchmarks.ceilings --json "${ceilings[@]}" ;;
-        stages) kept stages.json "$python" -m benchmarks.stages --json "${stages[@]}" ;;
+        ceilings) save ceilings.json "$python" -m benchmarks.ceilings --json "${ceilings[@]}" ;;
+        stages) save stages.json "$python" -m benchmarks.stages --json "${stages[@]}" ;;
         peers-wrn | peers-resnet)
             [[ $quick ]] || peers+=(--pair "${1#peers-}")
-            kept "$1.json" "$python" -m benchmarks.peers --json "${peers[@]}" ;;
+            save "$1.json" "$python" -m benchmarks.peers --json "${peers[@]}" ;;
         teacher) result teacher.json "$runs/teacher" "$python" cli.py train-teacher "${teacher[@]}" ;;
         student | compiled | cached)
             local more=(--teacher "$runs/teacher")
             [[ $1 == cached ]] && more+=(--set cache.views=10)
             [[ $1 == compiled ]] && more+=(--set train.compile=true)
-            [[ $1 == compiled && $quick ]] && more+=(--set train.minutes=1) # compiling counts
+            [[ $1 == compiled && $quick ]] && more+=(--set train.minutes=1) # the time includes compiling
             result "$1.json" "$runs/$1" "$python" cli.py distill "${student[@]}" "${more[@]}" ;;
         *)
-            echo "no section $1; there are ceilings stages peers-wrn peers-resnet teacher student compiled cached" >&2
+            echo "unknown section $1; allowed: ceilings stages peers-wrn peers-resnet teacher student compiled cached" >&2
             exit 2 ;;
     esac
 }

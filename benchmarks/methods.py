@@ -1,15 +1,15 @@
-"""The same student under many methods, some seeds each, and beside no teacher.
+"""Train the same student with many distillation methods, and without a teacher, on several seeds.
 
     python -m benchmarks.methods NAME --teacher RUN [--recipes R…] [--seeds S…] [--workers N]
                                       [--with INGREDIENT] [--set KEY=VALUE…]
 
 Runs `python cli.py distill` for every recipe and seed, and for the control of each (the same recipe
-without a teacher; recipes that differ in the teacher's term alone share one), `--workers` at a time
-with one thread each, into `runs/NAME/<recipe>-<seed>`; a finished run is not repeated. Data and
-weights are drawn from the same seed, so that runs of one seed see the same images, and recipes
-whose terms read logits share stored targets. Then writes `results/NAME.json`: of each recipe the
-test accuracies, their mean and sample standard deviation, and the differences to its control, seed
-by seed. Every recipe that is named is in the table.
+without a teacher; recipes that differ only in the teacher's term share one), `--workers` at a time
+with one thread each, into `runs/NAME/<recipe>-<seed>`. A finished run is not repeated. Data and
+weights have the same seed, so that runs of one seed see the same images, and recipes whose terms
+need only logits share cached ones. Then writes `results/NAME.json`: for each recipe the test
+accuracies, their mean and sample standard deviation, and the differences to its control, seed by
+seed. No recipe is left out of the table.
 """
 
 import argparse
@@ -37,81 +37,79 @@ METHODS = (
 def command(
     spec: str, recipe: Recipe, seed: int, out: Path, overrides: Sequence[str], teacher: str
 ) -> list[str]:
-    """One run, as a person would type it; its teacher's answers stored where they may be."""
-    taught = recipes.has_teacher(recipe)
+    """Return the command of one run; it caches the teacher's logits if its terms allow that."""
+    has_teacher = recipes.has_teacher(recipe)
     sets = [*overrides, f"train.seed={seed}", f"data.seed={seed}"]
-    if taught and "live teacher" not in recipes.required_inputs(recipe):
+    if has_teacher and "live teacher" not in recipes.required_inputs(recipe):
         sets.append("cache={}")
-    asked = ["--teacher", teacher] if taught else []
-    typed = [
-        "distill",
-        "--recipe",
-        spec,
-        *asked,
-        *(part for each in sets for part in ("--set", each)),
-    ]
-    return [sys.executable, "cli.py", *typed, "--out", str(out), "--resume"]
+    options = ["--teacher", teacher] if has_teacher else []
+    options += [part for override in sets for part in ("--set", override)]
+    arguments = ["distill", "--recipe", spec, *options, "--out", str(out), "--resume"]
+    return [sys.executable, "cli.py", *arguments]
 
 
 def control(recipe: Recipe, folder: Path) -> Path:
-    """The recipe without its teacher, as a file named by what it says."""
-    alone = recipes.control_recipe(recipe).model_copy(
+    """Write the recipe without its teacher to a file named by its fingerprint; return the path."""
+    no_teacher = recipes.control_recipe(recipe).model_copy(
         update={"teacher": None, "about": recipes.About()}
     )
-    path = folder / f"alone-{recipes.fingerprint(alone)[:8]}.toml"
-    write_text(path, recipes.dumps(alone))
+    path = folder / f"alone-{recipes.fingerprint(no_teacher)[:8]}.toml"
+    write_text(path, recipes.dumps(no_teacher))
     return path
 
 
 def train(line: Sequence[str], out: Path) -> None:
-    """Run to the end on one core; what it prints goes beside the run."""
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    """Run a command with one thread, with its output in a log file beside the run.
+
+    Raises UserError if it fails.
+    """
+    one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_suffix(".log").open("w") as log:
         done = subprocess.run(
-            line, cwd=ROOT, env=os.environ | quiet, stdout=log, stderr=log, check=False
+            line, cwd=ROOT, env=os.environ | one_thread, stdout=log, stderr=log, check=False
         )
     if done.returncode:
-        raise UserError(f"{out} ended with {done.returncode}; read {out.with_suffix('.log')}")
+        raise UserError(
+            f"The run {out} failed with exit code {done.returncode}; see {out.with_suffix('.log')}"
+        )
 
 
 def table(runs: dict[str, list[RunFolder]], controls: dict[str, str]) -> dict[str, Any]:
-    """Of each recipe the accuracies, and the differences to its control's."""
+    """Return for each recipe its accuracies, and the differences to those of its control."""
     rows = {}
     for name, folders in runs.items():
-        values, spent_s = (
-            [top1(run) for run in folders],
-            [run.result()["elapsed_s"] for run in folders],
-        )
-        row: dict[str, Any] = {"top1": summary(values), "elapsed_s": summary(spent_s)}
+        values = [top1(run) for run in folders]
+        elapsed_s = [run.result()["elapsed_s"] for run in folders]
+        row: dict[str, Any] = {"top1": summary(values), "elapsed_s": summary(elapsed_s)}
         if name in controls:
-            alone = [top1(run) for run in runs[controls[name]]]
-            gains = [value - without for value, without in zip(values, alone, strict=True)]
-            row |= {"control": controls[name], "difference": summary(gains)}
+            control_values = [top1(run) for run in runs[controls[name]]]
+            differences = [a - b for a, b in zip(values, control_values, strict=True)]
+            row |= {"control": controls[name], "difference": summary(differences)}
         rows[name] = row
     return rows
 
 
 def markdown(rows: dict[str, Any]) -> str:
-    """The table for a page, best first."""
+    """Return the table as Markdown, the best recipe first."""
     lines = [
         "| recipe | top-1, test | above its control | minutes |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["top1"]["mean"]):
-        gain = f"{percent(row['difference'])} points" if "difference" in row else "a control"
+        difference = f"{percent(row['difference'])} points" if "difference" in row else "a control"
         minutes = row["elapsed_s"]["mean"] / 60
-        lines.append(f"| `{name}` | {percent(row['top1'])} % | {gain} | {minutes:.1f} |")
+        lines.append(f"| `{name}` | {percent(row['top1'])} % | {difference} | {minutes:.1f} |")
     return "\n".join(lines)
 
 
 def percent(values: dict[str, Any]) -> str:
-    """`71.46 ± 0.60`."""
+    """Return mean and standard deviation in percent, such as `71.46 ± 0.60`."""
     return f"{100 * values['mean']:.2f} ± {100 * (values['std'] or 0):.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name")
@@ -128,40 +126,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as fault:
         parser.error(str(fault))
     rows = table(runs, controls)
-    made = {
+    content = {
         "command": f"python -m benchmarks.methods {' '.join(sys.argv[1:])}",
         "table": rows,
         "teacher": figures(RunFolder(Path(given.teacher))),
         "each": [figures(run) for folders in runs.values() for run in folders],
         "environment": environment(next(iter(runs.values()))[0]),
     }
-    write_json(RESULTS / f"{given.name}.json", made)
+    write_json(RESULTS / f"{given.name}.json", content)
     print(markdown(rows))
 
 
 def trained(
     given: argparse.Namespace, folder: Path
 ) -> tuple[dict[str, list[RunFolder]], dict[str, str]]:
-    """Every run, by recipe or control, and each recipe's control."""
+    """Train every run; return the runs by recipe or control, and the control of each recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     planned: dict[str, tuple[str, Recipe, Sequence[str]]] = {}
     controls = {}
     for name in given.recipes:
         spec = f"{name}+{given.ingredient}"
         recipe = recipes.load(spec, given.overrides).recipe
-        alone = control(recipe, folder)
-        planned[alone.stem] = (str(alone), recipes.read(alone), ())
+        control_path = control(recipe, folder)
+        planned[control_path.stem] = (str(control_path), recipes.read(control_path), ())
         planned[name] = (spec, recipe, given.overrides)
-        controls[name] = alone.stem
+        controls[name] = control_path.stem
     outs = {name: [folder / f"{name}-{seed}" for seed in given.seeds] for name in planned}
     with ThreadPoolExecutor(given.workers) as pool:
-        waiting = [
+        futures = [
             pool.submit(train, command(spec, recipe, seed, out, overrides, given.teacher), out)
             for name, (spec, recipe, overrides) in planned.items()
             for seed, out in zip(given.seeds, outs[name], strict=True)
         ]
-        for each in waiting:
-            each.result()
+        for future in futures:
+            future.result()
     return {
         name: [open_finished(out) for out in folders] for name, folders in outs.items()
     }, controls

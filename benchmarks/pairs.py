@@ -1,4 +1,4 @@
-"""The two pairs of networks that loops are compared on, and the job they all do."""
+"""The pairs of networks and the settings with which training loops are compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from students.design import Design
 from students.resnet import ResNet
 from teachers.wrn import WideResNet
 
-if TYPE_CHECKING:  # peers are measured in processes that hold nothing of ours but the networks
+if TYPE_CHECKING:  # the peers' processes load nothing of this project but the networks
     from distill.recipe.recipes import Recipe
     from distill.runs.run_folder import Role
 
@@ -21,22 +21,22 @@ SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, a student and the recipe by which this project trains that student.
+    """A teacher, a student and the recipe with which this project trains that student.
 
-    `role`: a Wide ResNet is a network that `train-teacher` trains, whoever teaches it.
+    `role` is the recipe table that describes the student: a Wide ResNet is in `[teacher]`.
     """
 
     title: str
     teacher: Callable[[], nn.Module]
     student: Callable[[], nn.Module]
     role: "Role"
-    network: tuple[str, ...] = field(repr=False)  # the student's, as --set has it
+    network: tuple[str, ...] = field(repr=False)  # the student, as arguments of --set
 
     def recipe(self, data: str, batch: int, *, stored: bool) -> "Recipe":
-        """The job as a recipe, at a constant learning rate; `stored` with the targets kept."""
+        """Return the recipe, at a constant learning rate; `stored` caches the teacher's logits."""
         from distill.recipe import recipes
 
-        job = {
+        settings = {
             "data.source": data,
             "train.batch_size": batch,
             "train.precision": "auto",
@@ -50,14 +50,14 @@ class Pair:
             "loss.kd.temperature": TEMPERATURE,
         }
         spec = "kd+cached_targets" if stored else "kd"
-        overrides = [*(f"{key}={value}" for key, value in job.items()), *self.network]
+        overrides = [*(f"{key}={value}" for key, value in settings.items()), *self.network]
         if stored:
             overrides.append("cache.views=1")
         return recipes.with_teacher(recipes.load(spec, overrides).recipe, ())
 
 
 def cifar_resnet(depth: int, width: int = 16) -> nn.Module:
-    """ResNet-`depth` = 6n + 2 of arXiv 1512.03385, 4.2, with convolutional skips."""
+    """Build ResNet-`depth` (depth = 6n + 2) of arXiv 1512.03385, 4.2, with convolutional skips."""
     return ResNet(Design.of(stages=3, blocks=(depth - 2) // 6, width=width))
 
 

@@ -1,18 +1,18 @@
-"""This project's training loop beside others: the same networks, weights, batch and augmentation.
+"""Compare the speed of this project's training loop with other libraries' loops.
 
     python -m benchmarks.peers [--pair wrn|resnet] [--data D] [--rounds N] [--steps N] [--json]
 
-Each contender (`benchmarks/contenders.py`) is a process of its own, all stay alive, and rounds of a
-few steps go around among them, in turning order: what slows the machine down slows all. The speed
-is the median over rounds. Nobody wins by doing other work: the loss of the first step and of the
-second on the same batch must be the same for all, which takes the same networks, loss, gradient
-and optimizer; the benchmark fails where they are not.
+All contenders (`benchmarks/contenders.py`) have the same networks, weights, batch and augmentation.
+Each is a separate process. They take turns of a few steps, in rotating order, so that anything that
+slows the machine down affects them all. The speed is the median over rounds. All do the same work:
+the losses of the first and second step on one shared batch must be equal, which requires the same
+networks, loss, gradient and optimizer. The benchmark fails if they differ.
 
 Memory is the peak of the proportional set size, summed over a contender's processes, from its start
-through a round, measured before the race while no other contender runs. `share_of_peak`, "of the
-peak": floating-point operations of its steps, over those of a 3x3 convolution of 256 channels,
-forward, on this machine in the same call. With stored targets there are fewer operations: the
-teacher's are not counted there. `memory` is shown, and is no peer.
+through one round, measured while no other contender runs. `share_of_peak` ("of the peak") is the
+floating-point operations per second of its steps, divided by those of a 3x3 convolution of 256
+channels, forward, measured in the same call. `cached` does not run the teacher, so the teacher's
+operations are not counted there. `memory` is reported, but it is not one of the peers.
 """
 
 import argparse
@@ -50,18 +50,18 @@ from distill.errors import UserError
 from distill.training import environment
 
 TOLERANCE = 1e-3  # of the first two losses, relative
-WATCH_EVERY_S = 0.05
-CALIBRATION = 8  # batches that give the teacher's batch norms their statistics
+POLL_EVERY_S = 0.05
+CALIBRATION = 8  # batches from which the teacher's batch norms take their statistics
 REPOSITORY = Path(__file__).parents[1]
 
 
 class Unequal(Exception):
-    """A contender does other work than the others."""
+    """A contender does not do the same work as the others."""
 
 
 @dataclass
 class Entrant:
-    """A contender's process and what was seen of it."""
+    """A contender's process and its measurements."""
 
     name: str
     process: subprocess.Popen[str]
@@ -70,46 +70,46 @@ class Entrant:
     peak_mib: float = 0.0
 
     def answer(self) -> dict[str, Any]:
-        """What it says next. Raises RuntimeError where it died instead."""
+        """Read its next line of JSON. Raises RuntimeError if the process ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
-        told: dict[str, Any] = json.loads(line)
-        return told
+        content: dict[str, Any] = json.loads(line)
+        return content
 
     def train(self, steps: int) -> float:
-        """Seconds of so many steps."""
+        """Take `steps` steps and return their seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         return float(self.answer()["seconds"])
 
     def end(self) -> None:
-        """Its process and all that it holds are gone."""
+        """Kill the process and close its pipes."""
         self.process.kill()
         self.process.communicate()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """The highest memory seen meanwhile is kept."""
-        over = threading.Event()
+        """Record the peak memory of the process inside the `with` block."""
+        done = threading.Event()
 
-        def look() -> None:
-            while not over.wait(WATCH_EVERY_S):
+        def poll() -> None:
+            while not done.wait(POLL_EVERY_S):
                 self.peak_mib = max(self.peak_mib, memory_mib(self.process.pid))
 
-        watcher = threading.Thread(target=look)
-        watcher.start()
+        thread = threading.Thread(target=poll)
+        thread.start()
         try:
             yield
         finally:
-            over.set()
-            watcher.join()
+            done.set()
+            thread.join()
 
 
 def memory_mib(pid: int) -> float:
-    """Proportional set size of a process and all below it; 0 where the system does not tell."""
+    """Return the proportional set size of a process and its descendants, MiB; 0 if unknown."""
     total = 0.0
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -117,39 +117,39 @@ def memory_mib(pid: int) -> float:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             children = (thread / "children").read_text().split()
             total += sum(memory_mib(int(child)) for child in children)
-    except OSError:  # gone since, or no Linux
+    except OSError:  # the process has ended, or the system is not Linux
         pass
     return total
 
 
-def prepare(place: Path, name: str, data: str, batch: int) -> dict[str, float]:
-    """Write what all contenders share into `place`; returns the operations of an image."""
+def prepare(folder: Path, name: str, data: str, batch: int) -> dict[str, float]:
+    """Write what all contenders share into `folder`; return the operations per image."""
     pair = PAIRS[name]
     recipe = pair.recipe(data, batch, stored=False)
     accel = build_accelerator(recipe)
     images = image_set.load(data, "train")
-    np.save(place / "images.npy", np.ascontiguousarray(images.images.transpose(0, 2, 3, 1)))
-    np.save(place / "labels.npy", images.labels)
+    np.save(folder / "images.npy", np.ascontiguousarray(images.images.transpose(0, 2, 3, 1)))
+    np.save(folder / "labels.npy", images.labels)
     split = split_images(recipe, images)
     loader = build_loader(recipe, split.train, accel)
     [(view, rows)] = loader.batches(0)
     pixels = loader.augment(view, rows)
-    np.save(place / "pixels.npy", pixels.cpu().numpy())
-    np.save(place / "classes.npy", split.train.labels[rows.cpu().numpy()])
-    torch.manual_seed(recipe.train.seed)  # as the run itself draws its weights
+    np.save(folder / "pixels.npy", pixels.cpu().numpy())
+    np.save(folder / "classes.npy", split.train.labels[rows.cpu().numpy()])
+    torch.manual_seed(recipe.train.seed)  # as a run initialises its weights
     student = build_network(recipe, pair.role, images.n_classes)
     teacher = calibrated(pair.teacher(), [loader.augment(view, rows).cpu()] * CALIBRATION)
     for role, net in (("student", student), ("teacher", teacher)):
-        save_file(net.state_dict(), place / f"{role}.safetensors")
-    (place / "teacher.txt").write_text(f"random weights of {name}, calibrated")
-    told = {"pair": name, "data": data, "batch": batch, "device": str(accel.device)}
+        save_file(net.state_dict(), folder / f"{role}.safetensors")
+    (folder / "teacher.txt").write_text(f"random weights of {name}, calibrated")
+    setting = {"pair": name, "data": data, "batch": batch, "device": str(accel.device)}
     workers = 2 if accel.device.type == "cpu" else min(16, os.cpu_count() or 1)
-    (place / "setting.json").write_text(json.dumps(told | {"workers": workers}))
+    (folder / "setting.json").write_text(json.dumps(setting | {"workers": workers}))
     return operations(student, teacher, pixels[:1].cpu())
 
 
 def calibrated(net: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
-    """Batch norms that know their inputs: in eval mode fresh ones would answer in thousands."""
+    """Set the batch norms' running statistics; without them, random logits are in the thousands."""
     with torch.no_grad():
         for images in batches:
             net.train()(images)
@@ -157,21 +157,21 @@ def calibrated(net: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
 
 
 def operations(student: nn.Module, teacher: nn.Module, image: Tensor) -> dict[str, float]:
-    """Floating-point operations of an image: what the student's step takes, and the teacher."""
-    counted = {}
+    """Count operations per image: the student's forward and backward, the teacher's forward."""
+    flops = {}
     with FlopCounterMode(display=False) as counter:
         student.eval()(image).sum().backward()
-    counted["student"] = float(counter.get_total_flops())
+    flops["student"] = float(counter.get_total_flops())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         teacher(image)
-    counted["teacher"] = float(counter.get_total_flops())
-    return counted
+    flops["teacher"] = float(counter.get_total_flops())
+    return flops
 
 
-def entered(name: str, place: Path, environ: dict[str, str]) -> Entrant:
-    """A contender's process, which is at once about to build itself."""
+def start(name: str, folder: Path, environ: dict[str, str]) -> Entrant:
+    """Start a contender's process, without waiting until it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.contenders", name, str(place)],
+        [sys.executable, "-m", "benchmarks.contenders", name, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -181,9 +181,9 @@ def entered(name: str, place: Path, environ: dict[str, str]) -> Entrant:
     return Entrant(name, process)
 
 
-def alone(name: str, place: Path, steps: int, environ: dict[str, str]) -> float:
-    """The peak of a contender's memory, MiB, with nobody to share a page with."""
-    entrant = entered(name, place, environ)
+def measure_memory(name: str, folder: Path, steps: int, environ: dict[str, str]) -> float:
+    """Return a contender's peak memory, MiB, while no other contender shares its pages."""
+    entrant = start(name, folder, environ)
     try:
         with entrant.watched():
             entrant.answer()
@@ -193,24 +193,24 @@ def alone(name: str, place: Path, steps: int, environ: dict[str, str]) -> float:
     return entrant.peak_mib
 
 
-def contest(names: Sequence[str], place: Path, rounds: int, steps: int) -> list[Entrant]:
-    """All contenders through all rounds."""
-    # Targets that are stored for this measurement are of no use to anybody else.
-    environ = {**os.environ, "UNDERSTUDY_CACHE": str(place / "cache")}
+def contest(names: Sequence[str], folder: Path, rounds: int, steps: int) -> list[Entrant]:
+    """Measure the memory of all contenders, then their speed in all rounds."""
+    # The teacher logits of this measurement are temporary: not in the user's cache.
+    environ = {**os.environ, "UNDERSTUDY_CACHE": str(folder / "cache")}
     peaks = {}
     for name in names:
-        print(f"{name} alone …", file=sys.stderr)
-        peaks[name] = alone(name, place, steps, environ)
+        print(f"{name}: memory …", file=sys.stderr)
+        peaks[name] = measure_memory(name, folder, steps, environ)
     entrants: list[Entrant] = []
     try:
         for name in names:
             print(f"{name} …", file=sys.stderr)
-            entrants.append(entered(name, place, environ))
+            entrants.append(start(name, folder, environ))
             entrants[-1].losses = entrants[-1].answer()["losses"]
             entrants[-1].peak_mib = peaks[name]
         check_equal(entrants)
         for entrant in entrants:
-            entrant.train(steps)  # warm
+            entrant.train(steps)  # warm-up
         for turn in range(rounds):
             for entrant in entrants[turn % len(names) :] + entrants[: turn % len(names)]:
                 entrant.seconds.append(entrant.train(steps))
@@ -221,32 +221,35 @@ def contest(names: Sequence[str], place: Path, rounds: int, steps: int) -> list[
 
 
 def check_equal(entrants: Sequence[Entrant]) -> None:
-    """Raises Unequal where a loss differs from the first entrant's by more than TOLERANCE of it."""
+    """Check that all entrants have the same losses.
+
+    Raises Unequal if a loss differs from the first entrant's by more than TOLERANCE, relative.
+    """
     first = entrants[0]
     for other in entrants[1:]:
-        for ours, theirs in zip(first.losses, other.losses, strict=True):
-            if not abs(ours - theirs) <= TOLERANCE * abs(ours):  # what is no number is not equal
+        for expected, loss in zip(first.losses, other.losses, strict=True):
+            if not abs(expected - loss) <= TOLERANCE * abs(expected):  # true for NaN too
                 raise Unequal(
-                    f"{other.name} does other work than {first.name}: on the same batch its first "
-                    f"two losses are {other.losses}, those of {first.name} {first.losses}"
+                    f"{other.name} does not do the same work as {first.name}: the first two losses "
+                    f"on the same batch are {other.losses}, those of {first.name} {first.losses}"
                 )
 
 
 def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[str, Any]:
-    """The measurement of one pair, ready for JSON."""
+    """Return the measurement of one pair as values for JSON."""
     names = [n for n in CONTENDERS if n != "torchdistill" or find_spec(n)]
-    for absent in CONTENDERS.keys() - set(names):
+    for missing in CONTENDERS.keys() - set(names):
         print(
-            f"{absent} is not installed, and left out; type uv pip install -r pyproject.toml "
+            f"{missing} is not installed and is left out; type uv pip install -r pyproject.toml "
             "--extra bench",
             file=sys.stderr,
         )
     with tempfile.TemporaryDirectory() as folder:
-        counted = prepare(Path(folder), name, data, batch)
+        flops = prepare(Path(folder), name, data, batch)
         entrants = contest(names, Path(folder), rounds, steps)
     accel = build_accelerator(PAIRS[name].recipe(data, batch, stored=False))
     peak = ceilings.convolution(accel.device).best
-    figures = {e.name: _figures(e, batch * steps, counted, peak) for e in entrants}
+    figures = {e.name: _figures(e, batch * steps, flops, peak) for e in entrants}
     best_peer = max(figures[peer]["images_per_s"] for peer in PEERS if peer in figures)
     return {
         "pair": name,
@@ -263,11 +266,9 @@ def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[st
     }
 
 
-def _figures(
-    entrant: Entrant, images: int, counted: dict[str, float], peak: float
-) -> dict[str, Any]:
+def _figures(entrant: Entrant, images: int, flops: dict[str, float], peak: float) -> dict[str, Any]:
     images_per_s = images / median(entrant.seconds)
-    an_image = counted["student"] + (0 if entrant.name == "cached" else counted["teacher"])
+    per_image = flops["student"] + (0 if entrant.name == "cached" else flops["teacher"])
     return {
         "images_per_s": images_per_s,
         "slowest": images / max(entrant.seconds),
@@ -275,29 +276,29 @@ def _figures(
         "peak_mib": entrant.peak_mib,
         "first_loss": entrant.losses[0],
         "second_loss": entrant.losses[1],
-        "share_of_peak": images_per_s * an_image / peak,
+        "share_of_peak": images_per_s * per_image / peak,
     }
 
 
 def typed(module: str) -> list[str]:
-    """The command of a benchmark as it is typed, without a place of this machine."""
+    """Return the command of a benchmark as typed, without paths of this machine."""
     return ["python", "-m", module, *sys.argv[1:]]
 
 
 def table(content: dict[str, Any]) -> Table:
-    """One line a contender, in the order of their speed."""
-    title = "{networks}\nbatches of {batch_size}, rounds: {rounds}, steps of a round: {steps}"
-    drawn = Table(box=SIMPLE_HEAD, title=title.format_map(content))
+    """Return a table with one line per contender, the slowest first."""
+    title = "{networks}\nbatch size {batch_size}, {rounds} rounds of {steps} steps"
+    result = Table(box=SIMPLE_HEAD, title=title.format_map(content))
     compared = ", ".join(peer for peer in PEERS if peer in content["contenders"])
-    drawn.caption = "online {:.2f} x the best of {}, cached {:.2f} x".format(
+    result.caption = "online {:.2f} x the best of {}, cached {:.2f} x".format(
         content["online_over_best_peer"], compared, content["cached_over_best_peer"]
     )
-    drawn.add_column("loop")
+    result.add_column("loop")
     for heading in ("images/s", "slowest … fastest", "of the peak", "MiB", "first loss"):
-        drawn.add_column(heading, justify="right")
+        result.add_column(heading, justify="right")
     by_speed = sorted(content["contenders"].items(), key=lambda item: item[1]["images_per_s"])
     for name, figures in by_speed:
-        drawn.add_row(
+        result.add_row(
             name,
             f"{figures['images_per_s']:,.1f}",
             f"{figures['slowest']:,.1f} … {figures['fastest']:,.1f}",
@@ -305,18 +306,18 @@ def table(content: dict[str, Any]) -> Table:
             f"{figures['peak_mib']:,.0f}",
             f"{figures['first_loss']:.4f}",
         )
-    return drawn
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--pair", choices=PAIRS, default="wrn")
-    parser.add_argument("--data", help="the set [cifar10 where it is found, else synthetic]")
+    parser.add_argument("--data", help="the data set [cifar10 if it is found, else synthetic]")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=8, help="of one round [8]")
+    parser.add_argument("--steps", type=int, default=8, help="steps per round [8]")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     try:
@@ -334,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def found_data() -> str:
-    """CIFAR-10 where it is, else the drawn set."""
+    """Return "cifar10" if the data set is found, else "synthetic"."""
     try:
         image_set.check("cifar10")
     except UserError:

@@ -1,11 +1,11 @@
-"""Whether several processes train as good a student as one: `python -m benchmarks.processes`.
+"""Measure whether several processes train as good a student as one.
 
     python -m benchmarks.processes --teacher RUN [--seeds S…] [--processes N…] [--set KEY=VALUE…]
 
-The same recipe, seed by seed, over `accelerate launch` with so many processes, into
-`runs/processes/<N>-<seed>`; a finished run is not repeated. The batches are the same to the bit,
-and what each process normalises by is its own share of them: this is what that costs. Writes
-`results/processes.json`: of each number of processes the test accuracies with their mean and
+Trains the same recipe with each seed and number of processes, through `accelerate launch`, into
+`runs/processes/<N>-<seed>`; a finished run is not repeated. The batches are equal bit for bit, but
+batch norm uses the statistics of each process's rows; this measures what that costs. Writes
+`results/processes.json`: for each number of processes the test accuracies with their mean and
 sample standard deviation, and the differences to one process, seed by seed, with their interval.
 """
 
@@ -24,25 +24,26 @@ from distill.statistics import mean_and_interval, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "kd_cutmix+two_cores+cached_targets"
-# A run is a few minutes: there are seeds times numbers of processes of them.
+# A run takes a few minutes, and there is one per seed and number of processes.
 SHORT = ("data.train_images=10000", "train.epochs=8")
 
 
 def command(
     processes: int, seed: int, out: Path, teacher: str, overrides: Sequence[str]
 ) -> list[str]:
-    """One run, as a person would type it."""
+    """Return the command of one run."""
     launch = [sys.executable]
     if processes > 1:
-        launch += ["-m", "accelerate.commands.launch", "--multi_gpu"]  # the flag for several
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu"]  # on CPUs too
         launch += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     sets = [*SHORT, *overrides, f"train.seed={seed}", f"data.seed={seed}"]
-    asked = ["--recipe", RECIPE, "--teacher", teacher, "--out", str(out), "--resume"]
-    return [*launch, "cli.py", "distill", *asked, *(w for each in sets for w in ("--set", each))]
+    options = ["--recipe", RECIPE, "--teacher", teacher, "--out", str(out), "--resume"]
+    options += [word for override in sets for word in ("--set", override)]
+    return [*launch, "cli.py", "distill", *options]
 
 
 def table(runs: dict[int, list[RunFolder]]) -> dict[str, Any]:
-    """Of each number of processes the accuracies, and what they differ from one process by."""
+    """Return the accuracies for each number of processes, and the differences to one process."""
     one = [top1(run) for run in runs[1]]
     rows: dict[str, Any] = {}
     for processes, folders in runs.items():
@@ -57,18 +58,18 @@ def table(runs: dict[int, list[RunFolder]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, print, write."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--set", dest="overrides", nargs="*", default=[])
-    asked = parser.parse_args(arguments)
-    runs: dict[int, list[RunFolder]] = {n: [] for n in asked.processes}
-    for seed in asked.seeds:
-        for n in asked.processes:
+    given = parser.parse_args(arguments)
+    runs: dict[int, list[RunFolder]] = {n: [] for n in given.processes}
+    for seed in given.seeds:
+        for n in given.processes:
             out = ROOT / "runs" / "processes" / f"{n}-{seed}"
-            train(command(n, seed, out, asked.teacher, asked.overrides), out)
+            train(command(n, seed, out, given.teacher, given.overrides), out)
             runs[n].append(open_finished(out))
             print(f"seed {seed}, {n} processes: {top1(runs[n][-1]):.2%}", flush=True)
     rows = table(runs)
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "claim": "1, 2 and 4 processes train equally good students",
             "command": f"python -m benchmarks.processes {' '.join(sys.argv[1:])}",
             "processes": rows,
-            "teacher": figures(RunFolder(Path(asked.teacher))),
+            "teacher": figures(RunFolder(Path(given.teacher))),
             "each": [figures(run) for folders in runs.values() for run in folders],
             "environment": environment(first),
             "recipe": resolved(first),

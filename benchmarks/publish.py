@@ -1,12 +1,12 @@
-"""A finished run as a small folder of results/.
+"""Publish a finished run as a small folder in results/.
 
     python -m benchmarks.publish RUN NAME [--data PATH]
 
 Copies recipe, journal, environment, evaluation and result to `results/NAME`, without checkpoints,
 images and paths of this machine, with the weights as float16. The copy is read back and measured on
-the test split of `--data` (default: the run's own data): `result.json` and `evaluation.npz` hold
-what the float16 weights give, and `published` in `result.json` what the run had measured. `python
-cli.py evaluate results/NAME --data …` and `export` then work with it as with any run.
+the test split of `--data` (default: the run's own data): `result.json` and `evaluation.npz` contain
+the results of the float16 weights, and `published` in `result.json` those of the original run.
+`python cli.py evaluate results/NAME --data …` and `export` then work as with any other run.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from distill.recipe.recipes import Recipe
 from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 
-MAX_BYTES = 10_000_000  # of the weights: the folder lives in a repository
-EXTRA = ("mistakes", "mistake_pixels", "val_logits", "val_labels")  # images, or of no use here
+MAX_BYTES = 10_000_000  # of the weights: the folder is committed to a repository
+EXTRA = ("mistakes", "mistake_pixels", "val_logits", "val_labels")  # images, or not needed here
 
 
 def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
-    """Write the folder; the result of the float16 weights on the test split of `source`.
+    """Write the folder; return the result of the float16 weights on the test split of `source`.
 
     Raises UserError if the weights take more than MAX_BYTES.
     """
@@ -48,7 +48,7 @@ def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
     if n_bytes > MAX_BYTES:
         raise UserError(
             f"the weights of {run.path} take {n_bytes:,} bytes as float16; a published folder "
-            f"holds at most {MAX_BYTES:,}.\nTake a smaller network, or keep them elsewhere."
+            f"may have at most {MAX_BYTES:,}.\nPublish a smaller network, or store them elsewhere."
         )
     recipe = without_paths(recipes.read(run.recipe), result["data"]["fingerprint"])
     write_text(to.recipe, recipes.dumps(recipe))
@@ -69,12 +69,12 @@ def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
 
 
 def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Floating-point tensors as float16, the others as they are."""
+    """Convert floating-point tensors to float16; leave the others unchanged."""
     return {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
 
 
 def without_paths(recipe: Recipe, fingerprint: str) -> Recipe:
-    """The recipe with its data by name and its teachers by the names of their folders."""
+    """Return the recipe with names in place of the paths of its data and teachers."""
     is_cifar10 = fingerprint in image_set.GENUINE
     recipe = recipes.with_source(recipe, "cifar10" if is_cifar10 else Path(recipe.data.source).name)
     if recipe.teacher is not None:
@@ -83,7 +83,7 @@ def without_paths(recipe: Recipe, fingerprint: str) -> Recipe:
 
 
 def named(value: Any) -> Any:
-    """The same JSON, each absolute path as the name of its file or folder."""
+    """Replace each absolute path in a JSON value by the name of its file or folder."""
     if isinstance(value, dict):
         return {key: named(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -93,22 +93,25 @@ def named(value: Any) -> Any:
 
 
 def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
-    """What the published weights give on the test split; writes evaluation.npz."""
+    """Measure the published weights on the test split and write evaluation.npz.
+
+    Raises UserError if `source` is not the test split of the run.
+    """
     accel = evaluation_accelerator()
     net = to_device(load_trained(to), accel.device)
     logits, labels = logits_and_labels(net, test_split(source), accel)
-    answers = saved_predictions.read_run(run)
-    assert answers is not None, f"{run.evaluation} is missing"
-    if not np.array_equal(answers.labels, labels.cpu().numpy()):
+    predictions = saved_predictions.read_run(run)
+    assert predictions is not None, f"{run.evaluation} is missing"
+    if not np.array_equal(predictions.labels, labels.cpu().numpy()):
         raise UserError(f"{source} is not the test split on which {run.path} was measured.")
-    arrays = vars(answers) | {"logits": logits.cpu().numpy()} | dict.fromkeys(EXTRA)
+    arrays = vars(predictions) | {"logits": logits.cpu().numpy()} | dict.fromkeys(EXTRA)
     arrays = {name: array for name, array in arrays.items() if array is not None}
     np.savez_compressed(to.evaluation, **arrays)
     return {f"{name}/test": value for name, value in measures(logits, labels).items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path)

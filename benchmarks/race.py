@@ -39,7 +39,7 @@ ALL_IMAGES = ("data.holdout=0", "train.keep_epochs=1")
 
 
 class Entry(NamedTuple):
-    """A system: what it is, and the arguments of `distill` that train it."""
+    """One system: its title and the arguments of `distill` that train it."""
 
     title: str
     recipe: str
@@ -58,7 +58,7 @@ ENTRIES = {
 
 
 def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
-    """One run, as a person would type it."""
+    """Return the command of one run."""
     sets = [*entry.overrides, f"train.minutes={given.minutes:g}", *ALL_IMAGES]
     options = [part for each in [*sets, *given.overrides] for part in ("--set", each)]
     if given.data:
@@ -70,7 +70,7 @@ def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
 
 
 def row(name: str, run: RunFolder) -> dict[str, Any]:
-    """The accuracy of one entry on the test split, its curve, and its cost."""
+    """Return the accuracy of one entry on the test split, its curve and its cost."""
     predictions = saved_predictions.read_run(run)
     assert predictions is not None, f"{run.evaluation} is missing"
     right = saved_predictions.is_right(predictions.logits, predictions.labels)
@@ -85,9 +85,9 @@ def row(name: str, run: RunFolder) -> dict[str, Any]:
 
 
 def curve(run: RunFolder) -> list[list[float]]:
-    """Minutes of training and test top-1 after each epoch.
+    """Return [minutes of training, test top-1] after each epoch.
 
-    All epochs take the same time, so that an interrupted run's minutes are right too.
+    Assumes that all epochs take the same time, which also holds for an interrupted run.
     """
     result = run.result()
     minutes = result["elapsed_s"] / 60 / result["epochs"]
@@ -97,7 +97,7 @@ def curve(run: RunFolder) -> list[list[float]]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table for a page, best first."""
+    """Return the table as Markdown, the best system first."""
     lines = [
         "| system | parameters | epochs | top-1, test | 95 % interval |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -112,7 +112,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def drawing(rows: Sequence[dict[str, Any]]) -> str:
-    """Test accuracy against minutes as an SVG."""
+    """Plot test accuracy against minutes as an SVG."""
     with matplotlib.rc_context(style.STYLE | {"svg.hashsalt": "race"}):
         figure = new_figure(2.8)
         axes = figure.add_subplot()
@@ -129,7 +129,7 @@ def drawing(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--teacher", required=True)
@@ -150,13 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as fault:
         parser.error(str(fault))
     rows = [row(name, run) for name, run in runs.items()]
-    made = {
+    content = {
         "minutes": given.minutes,
         "teacher": figures(teacher),
         "table": rows,
         "environment": environment(next(iter(runs.values()))),
     }
-    write_json(given.results / "race.json", made)
+    write_json(given.results / "race.json", content)
     write_text(given.results / "race.svg", drawing(rows))
     print(markdown(rows))
 

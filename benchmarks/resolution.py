@@ -1,11 +1,12 @@
-"""What a training step costs on smaller images, side by side.
+"""Measure the speed of a training step on images of different sizes.
 
     python -m benchmarks.resolution [--recipe R] [--set KEY=VALUE …] [--sides 20 26 32] [--rounds N]
 
-One run of a recipe, whole steps at each side in turn, there and back, in one process. Medians over
-the rounds; warm-up steps do not count. `images_per_s` is by the clock, `images_per_cpu_s` by the
-processor's time, which other programs disturb less; `speedup` is that over the largest side's.
-For CPUs: a GPU is not waited for.
+Takes full steps at each side length in turn, in one process; the order is reversed from round to
+round. Reports medians over the rounds; warm-up steps do not count.
+`images_per_s` is by wall-clock time, `images_per_cpu_s` by CPU time, which other programs affect
+less; `speedup` is in CPU time, relative to the largest side. For CPUs only: the benchmark does not
+synchronise with a GPU.
 """
 
 import argparse
@@ -24,18 +25,18 @@ from distill.recipe import recipes
 from distill.training import environment, loop
 from distill.training.state import TrainState
 
-WARMUP_STEPS = 2  # of each side
+WARMUP_STEPS = 2  # per side length
 
 
 def measured(run: TrainState, sides: Sequence[int], rounds: int) -> dict[int, dict[str, float]]:
-    """Images a second at each side, in pixels."""
+    """Measure the images per second at each side length, in pixels."""
     wall_s: dict[int, list[float]] = defaultdict(list)
     cpu_s: dict[int, list[float]] = defaultdict(list)
     run.model_ddp.train()
     for turn in range(-1, rounds):  # the first is the warm-up
         for side in sides if turn % 2 else reversed(sides):
             with run.loader.at_side(None if side == run.loader.size else side):
-                run.loader.view(0)  # the view is drawn once an epoch: not a part of the step
+                run.loader.view(0)  # drawn once per epoch, so it is not part of the step
                 for _ in range(WARMUP_STEPS if turn < 0 else 1):
                     began_at, began_cpu_at = time.perf_counter(), time.process_time()
                     loop.step(run, 0)
@@ -54,7 +55,7 @@ def measured(run: TrainState, sides: Sequence[int], rounds: int) -> dict[int, di
 
 
 def report(spec: str, sets: Sequence[str], sides: Sequence[int], rounds: int) -> dict[str, Any]:
-    """The measurement of one recipe on procedural images, ready for JSON."""
+    """Return the measurement of one recipe on synthetic images as values for JSON."""
     recipe = recipes.load(spec, ["data.source=synthetic", *sets]).recipe
     accel = build_accelerator(recipe)
     run = prepared(recipe, accel)
@@ -68,7 +69,7 @@ def report(spec: str, sets: Sequence[str], sides: Sequence[int], rounds: int) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module: prints JSON."""
+    """Run the command line of this module; it prints JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resolution", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--recipe", default="fast_teacher")

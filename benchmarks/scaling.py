@@ -1,13 +1,14 @@
-"""How the cost of a run grows with images, parameters, batch, views and processes.
+"""Measure how the cost of a run grows with images, parameters, batch size, views and processes.
 
     python -m benchmarks.scaling [images parameters batch views processes] [--rounds N] [--json]
 
-Each point is a whole run in a process of its own: a small teacher teaches a small student for some
-epochs. `startup_s` is from the end of the imports to the head of the run, `epoch_s` the
-median of the epochs after the first, validation and checkpoint included, `ms` the same for an
-image. Points are measured in rounds, there and back, so that a slow minute falls on all; medians
-count. `ratio` is the cost of an image over that at the first point: 1 along `images` is an epoch
-that is proportional to them.
+Each point is a complete run in a separate process: a small student is distilled from a small
+teacher for some epochs. `startup_s` is the time from the end of the imports to the first lines of
+the run, `epoch_s` the median of the epochs after the first, including validation and checkpoint,
+and `ms` the same per image. Points are measured in rounds whose order alternates, so that a slow
+minute affects all of them; the median over rounds is reported. `ratio` is the cost of an image
+divided by that at the first point: on the axis `images`, 1 means that the time of an epoch is
+proportional to the number of images.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from distill.training import environment
 from distill.training.run import TrainingRequest, process_group, run
 
 ROOT = Path(__file__).resolve().parents[1]
-# A student of 19,954 parameters and a teacher of as little: seconds an epoch on two cores.
+# A student of 19,954 parameters and a teacher as small: seconds per epoch on two cores.
 SMALL = (
     "student.stages=3", "student.blocks=1", "student.width=8", "optim.warmup_epochs=0",
     "train.batch_size=128", "train.epochs=3", "train.log_every=1000", "data.train_images=5000",
@@ -48,11 +49,11 @@ TEACHER = ("teacher.depth=10", "teacher.widen=1", "mix.cutmix=false", "train.epo
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied, by which keys, and what the cost of an image should be proportional to."""
+    """A quantity that is varied: its name, and the recipe overrides of each of its values."""
 
     name: str
-    points: dict[int, tuple[str, ...]]  # by the value on the axis
-    processes: dict[int, int] | None = None
+    points: dict[int, tuple[str, ...]]  # overrides by value
+    processes: dict[int, int] | None = None  # number of processes by value; None is one
 
 
 AXES = {
@@ -72,7 +73,7 @@ QUICK = {"images": (160, 320), "parameters": (4, 8), "batch": (8, 16), "views": 
 
 
 def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """One run, measured from here."""
+    """Train one run in this process and measure it."""
     resolved = recipes.load("kd", [*SMALL, f"data.source={data}", *overrides])
     recipe = recipes.with_teacher(resolved.recipe, [teacher])
     began_at = time.perf_counter()
@@ -97,20 +98,21 @@ def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[s
 
 
 def measured(axis: Axis, teacher: Path, data: str, rounds: int) -> dict[int, dict[str, float]]:
-    """Every point of an axis, the median of its rounds."""
-    seen: dict[int, list[dict[str, float]]] = {value: [] for value in axis.points}
+    """Measure every point of an axis; return the medians over the rounds."""
+    results: dict[int, list[dict[str, float]]] = {value: [] for value in axis.points}
     for turn in range(rounds):
         values = list(axis.points)
         for value in values if turn % 2 == 0 else reversed(values):
-            with tempfile.TemporaryDirectory() as place:
-                environ = {**os.environ, "UNDERSTUDY_CACHE": f"{place}/cache"}
+            with tempfile.TemporaryDirectory() as folder:
+                environ = {**os.environ, "UNDERSTUDY_CACHE": f"{folder}/cache"}
                 count = (axis.processes or {}).get(value, 1)
-                seen[value].append(_child(axis.points[value], teacher, data, place, count, environ))
-                line = "{epoch_s:.2f} s an epoch".format_map(seen[value][-1])
+                result = _child(axis.points[value], teacher, data, folder, count, environ)
+                results[value].append(result)
+                line = "{epoch_s:.2f} s per epoch".format_map(result)
                 print(f"round {turn + 1}, {axis.name} {value}: {line}", file=sys.stderr)
     return {
-        value: {name: median(each[name] for each in all_) for name in all_[0]}
-        for value, all_ in seen.items()
+        value: {name: median(row[name] for row in rows) for name in rows[0]}
+        for value, rows in results.items()
     }
 
 
@@ -118,10 +120,11 @@ def _child(
     overrides: Sequence[str],
     teacher: Path,
     data: str,
-    place: str,
+    folder: str,
     count: int,
     environ: dict[str, str],
 ) -> dict[str, float]:
+    """Measure one point in `count` new processes."""
     launch = [sys.executable]
     if count > 1:
         launch += [
@@ -130,8 +133,8 @@ def _child(
             f"--nproc_per_node={count}",
             f"--master_port={free_port()}",
         ]
-    asked = json.dumps([str(teacher), data, f"{place}/run", list(overrides)])
-    command = [*launch, "-m", "benchmarks.scaling", "--point", asked]
+    arguments = json.dumps([str(teacher), data, f"{folder}/run", list(overrides)])
+    command = [*launch, "-m", "benchmarks.scaling", "--point", arguments]
     if count > 1:
         environ = environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
     done = subprocess.run(
@@ -139,12 +142,12 @@ def _child(
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """Return a local TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -152,9 +155,9 @@ def free_port() -> int:
 
 
 def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[str, Any]:
-    """All axes, ready for JSON."""
-    with tempfile.TemporaryDirectory() as place:
-        teacher = Path(place) / "teacher"
+    """Return the measurements of these axes as values for JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Path(folder) / "teacher"
         sets = [
             *SMALL,
             *TEACHER,
@@ -177,9 +180,9 @@ def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[st
 
 
 def _small(axis: Axis) -> Axis:
-    """Two points of an axis on a few hundred images."""
+    """Return the axis with two points, on a few hundred images."""
     few = ("data.train_images=320", "train.batch_size=16")
-    name = next(name for name, each in AXES.items() if each is axis)
+    name = next(name for name, known in AXES.items() if known is axis)
     values = QUICK.get(name, tuple(axis.points))
     keys = {
         "images": "data.train_images",
@@ -192,12 +195,12 @@ def _small(axis: Axis) -> Axis:
 
 
 def _work(axis: str) -> str:
-    """What a cost is held against: seconds of an epoch for images, of an image else."""
+    """Return the key that is compared: seconds per epoch for images, ms per image otherwise."""
     return "epoch_s" if axis == "images" else "ms"
 
 
 def ratios(points: dict[int, dict[str, float]], by: str) -> dict[int, dict[str, float]]:
-    """`ratio`: the cost of an image over that at the first point."""
+    """Add `ratio`, the cost of an image divided by that at the first point."""
     first = next(iter(points))
     return {
         value: figures
@@ -207,30 +210,30 @@ def ratios(points: dict[int, dict[str, float]], by: str) -> dict[int, dict[str, 
 
 
 def table(name: str, points: dict[int, dict[str, float]]) -> Table:
-    """One axis."""
-    drawn = Table(box=SIMPLE_HEAD, title=name)
-    for heading in (AXES[name].name, "start-up s", "epoch s", "images/s", "ms an image", "ratio"):
-        drawn.add_column(heading, justify="right")
-    for value, each in points.items():
-        drawn.add_row(
+    """Return the table of one axis."""
+    result = Table(box=SIMPLE_HEAD, title=name)
+    for heading in (AXES[name].name, "start-up s", "epoch s", "images/s", "ms/image", "ratio"):
+        result.add_column(heading, justify="right")
+    for value, figures in points.items():
+        result.add_row(
             f"{value:,}",
-            f"{each['startup_s']:.2f}",
-            f"{each['epoch_s']:.2f}",
-            f"{each['images_per_s']:,.0f}",
-            f"{each['ms']:.3f}",
-            f"{each['ratio']:.2f}",
+            f"{figures['startup_s']:.2f}",
+            f"{figures['epoch_s']:.2f}",
+            f"{figures['images_per_s']:,.0f}",
+            f"{figures['ms']:.3f}",
+            f"{figures['ratio']:.2f}",
         )
-    return drawn
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"of {', '.join(AXES)} [all]")
-    parser.add_argument("--data", help="the set [cifar10 where it is found, else synthetic]")
+    parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"any of {', '.join(AXES)} [all]")
+    parser.add_argument("--data", help="the data set [cifar10 if it is found, else synthetic]")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="two points an axis, 320 images")
+    parser.add_argument("--quick", action="store_true", help="two points per axis, 320 images")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -241,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     unknown = sorted(set(given.axes) - set(AXES))
     if unknown:
-        parser.error(f"no axis {', '.join(unknown)}; there are {', '.join(AXES)}")
+        parser.error(f"unknown axis {', '.join(unknown)}; allowed: {', '.join(AXES)}")
     try:
         data = given.data or ("synthetic" if given.quick else found_data())
         content = report(given.axes or list(AXES), data, given.rounds, given.quick)

@@ -1,12 +1,12 @@
-"""Does a flipped sign show? Every sign of every loss file, one at a time.
+"""Check that the tests detect a flipped sign in any loss (mutation testing).
 
     python -m benchmarks.signs [TERM…]
 
-In a copy of the tree, each + and - of the code of `distill/losses/<term>.py` is turned into the
-other and the tests of the losses and the golden numbers are run. Wanted: tests of this very term
-fail, its golden number fails, and no other term's do (multi_temperature is made of kd, and may).
-Renews these terms in `results/signs.json`; exit 1 where a flip passes unseen or breaks another
-term.
+In a copy of the tree, flips each + and - in the code of `distill/losses/<term>.py`, one at a time,
+and runs the tests of the losses and the golden numbers. Tests of this term and its golden number
+must fail, and those of no other term (except multi_temperature, which is computed with kd). Updates
+these terms in `results/signs.json`; the exit code is 1 if a flip is not detected or makes tests of
+another term fail.
 """
 
 import argparse
@@ -27,32 +27,32 @@ from distill.recipe.loss_schema import Losses
 from distill.runs.run_folder import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("distill", "students", "teachers", "recipes", "tests", "cli.py", "pyproject.toml")
+COPIED = ("distill", "students", "teachers", "recipes", "tests", "cli.py", "pyproject.toml")
 GOLDEN = "tests/training/test_golden.py"
-MADE_OF = {"kd": {"multi_temperature"}}
+USED_BY = {"kd": {"multi_temperature"}}  # other terms that are computed with a term
 FLIPPED = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.USub: ("-", "+")}
 
 
 def signs(source: str) -> Iterator[tuple[int, str]]:
-    """(line, source with that one sign flipped) for each sign that computes something."""
+    """Yield (line, source with one sign flipped) for each sign in an arithmetic expression."""
     lines, nodes = source.splitlines(keepends=True), list(ast.walk(ast.parse(source)))
     computed = {id(s) for n in nodes if isinstance(n, ast.BinOp) for s in (n.left, n.right)}
     for node in nodes:
-        place = _place(node, lines, is_computed=id(node) in computed)
-        if place is not None:
-            line, column, sign = place
+        position = _position(node, lines, is_computed=id(node) in computed)
+        if position is not None:
+            line, column, sign = position
             text = lines[line]
             flipped = text[:column] + sign + text[column + 1 :]
             yield line + 1, "".join([*lines[:line], flipped, *lines[line + 1 :]])
 
 
-def _place(
+def _position(
     node: ast.AST, lines: Sequence[str], *, is_computed: bool
 ) -> tuple[int, int, str] | None:
-    """Where a node's sign stands, and its opposite; None for a node without, and for `dim=-1`."""
+    """Return line, column and opposite of a node's sign; None if it has none, or for `dim=-1`."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         if isinstance(node.operand, ast.Constant) and not is_computed:
-            return None  # an index or a dimension: no arithmetic of the formula
+            return None  # an index or a dimension, not part of the formula
         return node.lineno - 1, node.col_offset, "+"
     if isinstance(node, ast.BinOp) and type(node.op) in FLIPPED:
         sign, opposite = FLIPPED[type(node.op)]
@@ -66,7 +66,7 @@ def _place(
 
 
 def failed(tree: Path) -> set[str]:
-    """The ids of the tests that fail in a tree."""
+    """Run the tests in a tree and return the ids of those that fail."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/losses", GOLDEN, "-q", "-rfE", "--no-header", "-p",
          "no:cacheprovider", "--tb=no", "--durations=0", "--durations-min=99", "-W", "ignore"],
@@ -79,7 +79,7 @@ def failed(tree: Path) -> set[str]:
 
 
 def whose(test: str) -> str:
-    """The term that a test's id speaks of."""
+    """Return the loss term that a test belongs to, by its id."""
     inside = re.search(r"\[([a-z_]+)", test)
     for name in [inside[1]] if inside else []:
         for term in sorted(Losses.model_fields, key=len, reverse=True):
@@ -90,16 +90,16 @@ def whose(test: str) -> str:
 
 
 def verdict(term: str, tests: set[str]) -> dict[str, Any]:
-    """What a flip in a term's file did."""
-    by_term = {test: whose(test) for test in tests}
-    golden = [t for t in tests if t.startswith(GOLDEN) and by_term[t] == term]
-    own = [t for t in tests if not t.startswith(GOLDEN) and by_term[t] == term]
-    strange = {name for name in by_term.values() if name != term} - MADE_OF.get(term, set())
-    return {"own": len(own), "golden": bool(golden), "others": sorted(strange)}
+    """Classify the tests that fail after a flip in a term's file."""
+    term_of = {test: whose(test) for test in tests}
+    golden = [t for t in tests if t.startswith(GOLDEN) and term_of[t] == term]
+    own = [t for t in tests if not t.startswith(GOLDEN) and term_of[t] == term]
+    others = {name for name in term_of.values() if name != term} - USED_BY.get(term, set())
+    return {"own": len(own), "golden": bool(golden), "others": sorted(others)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.signs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("terms", nargs="*", default=list(Losses.model_fields))
@@ -107,12 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        for room in ROOMS:
-            copy = shutil.copytree if (ROOT / room).is_dir() else shutil.copy
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             tree.mkdir(exist_ok=True)
-            copy(ROOT / room, tree / room)
-        if before := failed(tree):
-            sys.exit(f"tests fail before any sign is flipped: {', '.join(sorted(before))}")
+            copy(ROOT / name, tree / name)
+        if failing := failed(tree):
+            sys.exit(f"tests fail before any sign is flipped: {', '.join(sorted(failing))}")
         for term in given.terms:
             file = tree / f"distill/losses/{term}.py"
             source = file.read_text()
@@ -123,15 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(term, found[term][-1], flush=True)
             file.write_text(source)
     file = RESULTS / "signs.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    write_json(file, known | found)
+    previous = json.loads(file.read_text()) if file.exists() else {}
+    write_json(file, previous | found)
     missed = [
         f"{term}.py:{flip['line']}"
         for term, flips in found.items()
         for flip in flips
         if not flip["own"] or not flip["golden"] or flip["others"]
     ]
-    print(f"{sum(map(len, found.values()))} signs; not as wanted: {', '.join(missed) or 'none'}")
+    print(f"{sum(map(len, found.values()))} signs; not detected: {', '.join(missed) or 'none'}")
     sys.exit(bool(missed))
 
 

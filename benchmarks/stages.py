@@ -1,17 +1,17 @@
-"""Where the time of a distillation step goes, stage by stage.
+"""Measure the time of each stage of a distillation step.
 
     python -m benchmarks.stages [--recipe R | --pair wrn|resnet] [--batch N] [--rounds N]
                                 [--operations N] [--json] [--quick]
 
-Every part is the one that a run uses, built from the recipe by `distill/training/build.py`. The
-images are the procedural set and the teacher's weights are random: the stages take as long as on
-any others. Of each stage the median over rounds counts; warm-up rounds do not. A view is drawn and
-the held-out part evaluated once an epoch: their time is shared out over the epoch's steps.
-`--pair` takes the networks and the job of `benchmarks/peers.py`; `--operations N` lists the N
-operations of torch in which most of a whole step goes.
+All parts are those of a run, built from the recipe by `distill/training/build.py`. The images are
+synthetic and the teacher's weights random, which does not change the time. The time of a stage is
+the median over rounds; warm-up rounds do not count. A view is drawn and the held-out images are
+evaluated once per epoch: their time is divided by the steps of an epoch. `--pair` uses the networks
+and settings of `benchmarks/peers.py`; `--operations N` lists the N torch operations that take most
+of a step's time.
 
-On a GPU each stage waits until the one before is done. A run does not wait, so the whole step is
-timed beside its stages, and `images_per_s` is the whole step's.
+On a GPU each stage is timed until the device is idle. A run does not wait, so a whole step is also
+timed without waiting inside it, and `images_per_s` is that of the whole step.
 """
 
 import argparse
@@ -49,13 +49,13 @@ from distill.training import build, environment, loop, optim
 from distill.training.state import TrainState
 
 WARMUP_ROUNDS = 2
-ONCE_AN_EPOCH = ("draw of a view", "evaluation")
+ONCE_PER_EPOCH = ("draw of a view", "evaluation")
 WHOLE = "whole step"
 QUICK = "tiny+cutmix+ema"
 
 
 class Stopwatch:
-    """`with timed("loss"): …` adds a span to the stage; a GPU's queue is empty at both ends."""
+    """Time stages: `with timed("loss"): …`; waits until a GPU is idle before and after."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -75,11 +75,11 @@ class Stopwatch:
 
 
 def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
-    """Optimizer step k as `train.step` takes it, stage by stage; one process, one part."""
+    """Take optimizer step k as `loop.step` does, stage by stage; one process, no accumulation."""
     progress = k / run.total_steps
     for group in run.optimizer.param_groups:
         group["lr"] = optim.group_lr(group, run.lr(k))
-    with timed("draw of a view"):  # nothing to do where the last step had the same view
+    with timed("draw of a view"):  # does nothing if the last step had the same view
         run.loader.view(k // run.loader.steps_per_epoch)
     with timed("augment"):
         [(view, rows)] = run.loader.batches(k)
@@ -117,7 +117,7 @@ def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
 
 
 def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> TrainState:
-    """A run at step 0, never to be saved; its teacher, where a term asks one, knows nothing."""
+    """Build the state of a run at step 0 that is never saved; its teacher has random weights."""
     split = split_images(recipe, image_set.load(recipe.data.source, "train"))
     teacher = None
     if recipes.has_teacher(recipe):
@@ -125,32 +125,32 @@ def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> Tr
         net = pair.teacher() if pair else build_network(recipe, "teacher", n_classes)
         teacher = FrozenTeacher(combine_teachers(recipe, [net]))
         to_device(teacher, accel.device)
-    nowhere, role = RunFolder(Path("unused")), pair.role if pair else "student"
-    return build.build_state(recipe, role, split, teacher, nowhere, accel, identity={})
+    unused, role = RunFolder(Path("unused")), pair.role if pair else "student"
+    return build.build_state(recipe, role, split, teacher, unused, accel, identity={})
 
 
 def operations(run: TrainState, most: int) -> list[dict[str, Any]]:
-    """Torch's operations in a whole step: name, calls, own seconds and share, the dearest first."""
+    """Profile a step: name, calls, seconds and share of each torch operation, slowest first."""
     loop.step(run, 0)
     on_gpu = run.accelerator.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with profile(activities=[activity]) as profiler:
         loop.step(run, 1)
-    seen = [
+    rows = [
         {
-            "name": each.key,
-            "calls": each.count,
-            "span_s": (each.self_device_time_total if on_gpu else each.self_cpu_time_total) / 1e6,
+            "name": op.key,
+            "calls": op.count,
+            "span_s": (op.self_device_time_total if on_gpu else op.self_cpu_time_total) / 1e6,
         }
-        for each in profiler.key_averages()
+        for op in profiler.key_averages()
     ]
-    whole_s = sum(each["span_s"] for each in seen)
-    dearest = sorted(seen, key=lambda each: -each["span_s"])[:most]
-    return [each | {"share": each["span_s"] / whole_s} for each in dearest]
+    total_s = sum(row["span_s"] for row in rows)
+    slowest = sorted(rows, key=lambda row: -row["span_s"])[:most]
+    return [row | {"share": row["span_s"] / total_s} for row in slowest]
 
 
 def measured(run: TrainState, rounds: int) -> dict[str, float]:
-    """Median seconds of each stage and of the whole step over `rounds` epochs, each of one step."""
+    """Return the median seconds of each stage and of the whole step, over one step per epoch."""
     timed = Stopwatch(run.accelerator.device)
     for epoch in range(WARMUP_ROUNDS + rounds):
         if epoch == WARMUP_ROUNDS:
@@ -167,7 +167,10 @@ def measured(run: TrainState, rounds: int) -> dict[str, float]:
 def report(
     spec: str, batch: int | None, rounds: int, pair: Pair | None = None, most: int = 0
 ) -> dict[str, Any]:
-    """The measurement of one recipe, ready for JSON. Raises UserError where it cannot be run."""
+    """Return the measurement of one recipe as values for JSON.
+
+    Raises UserError if the recipe cannot be trained.
+    """
     recipe = (
         pair.recipe(image_set.SYNTHETIC, batch or BATCH, stored=False)
         if pair
@@ -194,16 +197,16 @@ def report(
 
 
 def _names(recipe: Recipe, run: TrainState) -> tuple[str, str]:
-    """Of the teacher and of the student."""
+    """Return the names of the teacher and of the student."""
     n_classes = run.loader.targets.shape[1]
     student = network_name(recipe, "student", n_classes)
     if not recipes.has_teacher(recipe):
-        return "nobody", student
+        return "no teacher", student
     return network_name(recipe, "teacher", n_classes), student
 
 
 def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:
-    """The recipe on procedural images, an epoch for each round, every step in one part."""
+    """Load the recipe with synthetic images, one epoch per round and no gradient accumulation."""
     overrides = ["data.source=synthetic", "train.accumulate=1", "optim.warmup_epochs=0"]
     overrides.append(f"train.epochs={WARMUP_ROUNDS + rounds}")
     if batch is not None:
@@ -214,8 +217,8 @@ def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:
 
 
 def shares(spans_s: dict[str, float], steps_per_epoch: int) -> dict[str, dict[str, float]]:
-    """Of each stage the seconds of one call and the share, 0..1, of a step's time over an epoch."""
-    calls = {stage: 1 / steps_per_epoch if stage in ONCE_AN_EPOCH else 1.0 for stage in spans_s}
+    """Return the seconds per call of each stage and its share, 0..1, of the time of an epoch."""
+    calls = {stage: 1 / steps_per_epoch if stage in ONCE_PER_EPOCH else 1.0 for stage in spans_s}
     step_s = sum(span * calls[stage] for stage, span in spans_s.items())
     return {
         stage: {"span_s": span, "share": span * calls[stage] / step_s}
@@ -224,49 +227,49 @@ def shares(spans_s: dict[str, float], steps_per_epoch: int) -> dict[str, dict[st
 
 
 def table(content: dict[str, Any]) -> Table:
-    """The stages in the order of a step."""
-    title = "{student} taught by {teacher}, batches of {batch_size}".format_map(content)
-    where = "{device}, {precision}, {threads} thread(s)".format_map(content["environment"])
+    """Return the table of the stages, in the order of a step."""
+    title = "{student} trained with {teacher}, batch size {batch_size}".format_map(content)
+    machine = "{device}, {precision}, {threads} thread(s)".format_map(content["environment"])
     whole = "whole step {:.1f} ms, {:,.0f} images/s".format(
         1000 * content["whole_step_s"], content[IMAGES_PER_S]
     )
-    drawn = Table(box=SIMPLE_HEAD, title=f"{title}\n{where}", caption=whole)
-    drawn.add_column("stage")
-    drawn.add_column("once a")
+    result = Table(box=SIMPLE_HEAD, title=f"{title}\n{machine}", caption=whole)
+    result.add_column("stage")
+    result.add_column("once per")
     for heading in ("ms", "share of a step"):
-        drawn.add_column(heading, justify="right")
+        result.add_column(heading, justify="right")
     for stage, figures in content["stages"].items():
-        period = "epoch" if stage in ONCE_AN_EPOCH else "step"
-        drawn.add_row(stage, period, f"{1000 * figures['span_s']:.2f}", f"{figures['share']:.1%}")
-    return drawn
+        period = "epoch" if stage in ONCE_PER_EPOCH else "step"
+        result.add_row(stage, period, f"{1000 * figures['span_s']:.2f}", f"{figures['share']:.1%}")
+    return result
 
 
 def operations_table(content: dict[str, Any]) -> Table:
-    """Torch's operations, the dearest first."""
-    drawn = Table(box=SIMPLE_HEAD)
-    drawn.add_column("operation", overflow="fold")
+    """Return the table of torch operations, the slowest first."""
+    result = Table(box=SIMPLE_HEAD)
+    result.add_column("operation", overflow="fold")
     for heading in ("calls", "ms", "share of a step"):
-        drawn.add_column(heading, justify="right")
-    for each in content["operations"]:
-        span, share = f"{1000 * each['span_s']:.2f}", f"{each['share']:.1%}"
-        drawn.add_row(each["name"], str(each["calls"]), span, share)
-    return drawn
+        result.add_column(heading, justify="right")
+    for row in content["operations"]:
+        span, share = f"{1000 * row['span_s']:.2f}", f"{row['share']:.1%}"
+        result.add_row(row["name"], str(row["calls"]), span, share)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
-    fitting = "kd_cutmix" if torch.cuda.is_available() else "kd_cutmix+quickstart"
+    """Run the command line of this module."""
+    default = "kd_cutmix" if torch.cuda.is_available() else "kd_cutmix+quickstart"
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--recipe", help=f"a name, a path or a+b+c [here: {fitting}]")
-    parser.add_argument("--pair", choices=PAIRS, help="instead of a recipe: the networks of peers")
-    parser.add_argument("--batch", type=int, help="images of one step [the recipe's]")
-    parser.add_argument("--operations", type=int, default=0, metavar="N", help="list the N dearest")
-    parser.add_argument("--rounds", type=int, help="measured epochs of one step each [10]")
+    parser.add_argument("--recipe", help=f"a name, a path or a+b+c [here: {default}]")
+    parser.add_argument("--pair", choices=PAIRS, help="use networks of benchmarks.peers instead")
+    parser.add_argument("--batch", type=int, help="images per step [the recipe's]")
+    parser.add_argument("--operations", type=int, default=0, metavar="N", help="list the N slowest")
+    parser.add_argument("--rounds", type=int, help="epochs to measure, with one step each [10]")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK}, 2 rounds: seconds")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK}, 2 rounds: some seconds")
     given = parser.parse_args(arguments)
-    spec = given.recipe or (QUICK if given.quick else fitting)
+    spec = given.recipe or (QUICK if given.quick else default)
     rounds = (2 if given.quick else 10) if given.rounds is None else given.rounds
     if rounds < 1:
         parser.error(f"--rounds {rounds} measures nothing; type 1 or more")

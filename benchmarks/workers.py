@@ -1,10 +1,11 @@
-"""How many trials an hour two workers of a sweep do beside one: `python -m benchmarks.workers`.
+"""Compare the trials per hour of two workers of a sweep with those of one.
 
-The same sweep, without pruning, is worked on by one process and by two, on SQLite or the --storage
-that is given; each worker computes with one thread. Rounds go there and back, so that a slow minute
-falls on both; medians count. An hour's trials are the sweep's number over the time from its first
-trial's beginning to its last one's end: what a worker takes to start is left out, and its waiting
-for the other at the end is not. Writes `results/sweep_workers.json`.
+`python -m benchmarks.workers` runs the same sweep, without pruning, with one process and with two,
+in SQLite or in the given --storage; each worker computes with one thread. The order alternates from
+round to round, so that a slow minute affects both; the medians are compared. Trials per hour are
+the sweep's trials divided by the time from the start of the first to the end of the last: a
+worker's start-up does not count, its waiting for the other at the end does. Writes
+`results/sweep_workers.json`.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from distill.training.environment import source_hash
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "sweep_workers.json"
 WORKERS = (1, 2)
-# A student of 78,042 parameters on drawn pictures: seconds a trial on one core, most of it steps.
+# A student of 78,042 parameters on synthetic images: seconds per trial on one core, mostly steps.
 SWEEP = """
 recipe = "student_alone+two_cores"
 set = ["data.source=synthetic", "data.holdout=0.1", "data.train_images=2000", "train.epochs=2",
@@ -43,7 +44,7 @@ optim.lr = {{ log = [0.02, 0.5] }}
 
 
 def measured(n_workers: int, trials: int, name: str, storage: str | None) -> float:
-    """Trials an hour of so many workers on a fresh sweep."""
+    """Run a new sweep with `n_workers` workers and return the trials per hour."""
     with tempfile.TemporaryDirectory() as folder:
         out, file = Path(folder) / "out", Path(folder) / "sweep.toml"
         file.write_text(SWEEP.format(name=name, trials=trials))
@@ -51,55 +52,57 @@ def measured(n_workers: int, trials: int, name: str, storage: str | None) -> flo
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         if storage is not None:
             environment["UNDERSTUDY_STORAGE"] = storage
-        running = [
+        processes = [
             subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
             )
             for _ in range(n_workers)
         ]
-        for each in running:
-            said = each.communicate()[1]
-            if each.returncode:
-                raise SystemExit(said.decode())
+        for process in processes:
+            stderr = process.communicate()[1]
+            if process.returncode:
+                raise SystemExit(stderr.decode())
         return hourly(json.loads((out / "sweep.json").read_text())["trials"], n_workers)
 
 
 def hourly(rows: Sequence[dict[str, Any]], n_workers: int) -> float:
-    """Trials an hour, from the first one's beginning to the last one's end.
+    """Return the trials per hour, from the start of the first trial to the end of the last.
 
-    Raises SystemExit where a worker had none, which measures something else.
+    Raises SystemExit if a worker had no trial, since fewer workers would then be measured.
     """
-    took_part = set(chain.from_iterable(row["workers"] for row in rows))
-    if len(took_part) != n_workers:
-        raise SystemExit(f"{len(took_part)} of {n_workers} workers had a trial; type --trials more")
+    active = set(chain.from_iterable(row["workers"] for row in rows))
+    if len(active) != n_workers:
+        raise SystemExit(
+            f"only {len(active)} of {n_workers} workers had a trial; type --trials with more"
+        )
     began = min(datetime.fromisoformat(row["began"]) for row in rows)
     ended = max(datetime.fromisoformat(row["ended"]) for row in rows)
     return 3600 * len(rows) / (ended - began).total_seconds()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--trials", type=int, default=12, help="of each sweep")
+    parser.add_argument("--trials", type=int, default=12, help="trials per sweep [12]")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--storage", help="an address; without it SQLite")
-    asked = parser.parse_args(arguments)
-    found: dict[int, list[float]] = {n: [] for n in WORKERS}
-    for number in range(asked.rounds):
+    parser.add_argument("--storage", help="the URL of a database [a SQLite file]")
+    given = parser.parse_args(arguments)
+    per_hour: dict[int, list[float]] = {n: [] for n in WORKERS}
+    for number in range(given.rounds):
         for n in WORKERS if number % 2 == 0 else WORKERS[::-1]:
             name = f"workers-{os.getpid()}-{number}-{n}"
-            found[n].append(measured(n, asked.trials, name, asked.storage))
-            print(f"round {number + 1}, {n} workers: {found[n][-1]:.0f} trials an hour")
-    one, two = (median(found[n]) for n in WORKERS)
-    print(f"two workers do {two / one:.2f} times as many")
+            per_hour[n].append(measured(n, given.trials, name, given.storage))
+            print(f"round {number + 1}, {n} workers: {per_hour[n][-1]:.0f} trials per hour")
+    one, two = (median(per_hour[n]) for n in WORKERS)
+    print(f"two workers do {two / one:.2f} times as many trials as one")
     write_json(
         RESULT,
         {
             "claim": "Two workers of a sweep on two cores do 1.7 times the trials of one",
             "ratio": two / one,
-            "trials_per_hour": {str(n): values for n, values in found.items()},
-            "trials": asked.trials,
-            "storage": "SQLite" if asked.storage is None else asked.storage.split(":")[0],
+            "trials_per_hour": {str(n): values for n, values in per_hour.items()},
+            "trials": given.trials,
+            "storage": "SQLite" if given.storage is None else given.storage.split(":")[0],
             "sweep": SWEEP.strip(),
             "hardware": {"cores": os.cpu_count(), "processor": platform.processor()},
             "source": source_hash(),

@@ -28,7 +28,7 @@ PICTURE = ROOT / "docs" / "run.svg"
 COLUMNS = ("recipe", "claim", "measured")
 NOT_YET = "not yet run"
 LOSS_HELPERS = ("exact", "gather", "objective", "sizes")
-# In the order of the list; `distill` before its packages, which follow the way of a recipe.
+# In the order of the list, which follows the flow of a recipe through the program.
 PACKAGES = (
     "distill/cli", "distill", "distill/recipe", "distill/files", "distill/data",
     "distill/data/sources", "distill/data/augment", "distill/data/corruptions", "students",
@@ -39,7 +39,7 @@ PACKAGES = (
 
 
 def recipe_table() -> str:
-    """Every recipe and ingredient in Markdown, in the order of `python cli.py recipes`."""
+    """Return all recipes and ingredients in Markdown, in the order of `python cli.py recipes`."""
     rows = [_cells(name, path, about) for name, path, about in recipes.shipped()]
     return "\n".join(map(_line, [COLUMNS, ("---",) * len(COLUMNS), *rows]))
 
@@ -56,7 +56,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def module_list() -> str:
-    """Every module with the first line of its docstring, package by package."""
+    """Return every module with the first line of its docstring, package by package."""
     lines = [_module(ROOT / "cli.py", 0)]
     for package in PACKAGES:
         lines.append(f"{package}/")
@@ -79,7 +79,7 @@ def _module(path: Path, depth: int) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document that is generated, between `<!-- NAME:begin -->` and `… :end -->`."""
+    """A generated part of a document, between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
 
     document: Path
     name: str
@@ -94,17 +94,17 @@ class Section:
         return f"<!-- {self.name}:end -->"
 
     def rebuilt(self, written: str) -> str:
-        """The document's text with this section generated anew.
+        """Return the document's text with this section regenerated.
 
-        Raises UserError unless both markers are in it once, the begin before the end.
+        Raises UserError unless it has each marker once, the begin before the end.
         """
         before, begin, rest = written.partition(self.begin)
         _, end, after = rest.partition(self.end)
         if not (begin and end) or self.begin in rest or self.end in before + after:
             raise UserError(
                 f"{self.document.name} has {written.count(self.begin)} {self.begin} and "
-                f"{written.count(self.end)} {self.end}; wanted is one of each, in this order.\n"
-                f"Put them where the {self.name} belong."
+                f"{written.count(self.end)} {self.end}; it must have one of each, in this order.\n"
+                f"Put them around the generated {self.name}."
             )
         return f"{before}{self.begin}\n{self.text()}\n{self.end}{after}"
 
@@ -114,7 +114,7 @@ MODULES = Section(ARCHITECTURE, "modules", module_list)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m docs.build", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--run", metavar="RUN", help="a finished run, to draw docs/run.svg from")

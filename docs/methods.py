@@ -1,13 +1,13 @@
-"""The table of `docs/methods.md`: what each term of the loss costs, and the test that pins it.
+"""Generate the table of `docs/methods.md`: the cost of each loss term, and its test.
 
     python -m docs.methods            count, time (some minutes on two cores), write
-    python -m docs.methods --check    exit 1 where what was counted is not what the file says
+    python -m docs.methods --check    exit 1 if a count differs from the one in the file
 
-Counted for the shipped pair, the recipe's own (WRN-28-10 to a ResNet under 5M parameters), on
-torch's meta device: parameters that the term adds to training, and the peak of what its forward
-and backward hold beside the networks' maps. Timed for that recipe's `two_cores` version with
-synthetic images and an untrained teacher: the term's forward and backward, and the whole step,
-in turns.
+Counted on torch's meta device for the networks of the term's recipe (WRN-28-10 and a ResNet under
+5M parameters): the parameters that the term adds to training, and the peak memory of its forward
+and backward in addition to the networks' feature maps. Timed for that recipe with `two_cores`,
+synthetic images and an untrained teacher: the term's forward and backward, and the whole step, in
+turn.
 """
 
 import argparse
@@ -49,13 +49,13 @@ COLUMNS = (
     "parameters it adds",
     "MiB at batch 128",
     "MiB at batch 512",
-    "ms a step",
+    "ms per step",
     "share of the step",
-    "pinned by",
+    "test",
 )
-COUNTED = 5  # columns that do not depend on the machine, but for the last
-RECIPES = {"hard": "student_alone"}  # a term's recipe has its name, but for this one
-SMALL = {"simkd": ["student.projector_width=128"]}  # of the teacher of `two_cores`
+COUNTED = 5  # the first columns, which do not depend on the machine; nor does the last
+RECIPES = {"hard": "student_alone"}  # the other terms have a recipe of the same name
+SMALL = {"simkd": ["student.projector_width=128"]}  # the width of the teacher of `two_cores`
 CLASSES, SIDE = 10, 32
 LABELS = torch.arange(45_000) % CLASSES
 ROUNDS, WARMUP = 5, 2
@@ -63,14 +63,14 @@ ROUNDS, WARMUP = 5, 2
 
 @dataclass(frozen=True)
 class Count:
-    """What a term costs in the shipped pair."""
+    """The cost of a term: the parameters that it adds, and its peak memory."""
 
     parameters: int
-    bytes_at: dict[int, int]  # by batch
+    bytes_at: dict[int, int]  # by batch size
 
 
 class Held(TorchDispatchMode):
-    """The bytes of all tensors that are made and alive inside this mode, now and at most."""
+    """Track the bytes of all live tensors that are created inside this mode: `now` and `peak`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -78,14 +78,14 @@ class Held(TorchDispatchMode):
         self.alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for each in tree_leaves(made):
-            if isinstance(each, Tensor):
-                self._hold(each.untyped_storage())
-        return made
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf.untyped_storage())
+        return result
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
-        """Those are somebody else's."""
+        """Do not count these tensors."""
         self.alive.update(t.untyped_storage()._cdata for t in tensors)
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
@@ -102,38 +102,41 @@ class Held(TorchDispatchMode):
 
 
 def counted(name: str) -> Count:
-    """The cost of a term in its recipe's own pair, on the meta device."""
+    """Compute the cost of a term with the networks of its recipe, on the meta device."""
     recipe = recipes.load(RECIPES.get(name, name)).recipe
-    recipe = recipes.with_teacher(recipe, ())  # teacher_wrn's, where it names none
+    recipe = recipes.with_teacher(recipe, ())  # the teacher of teacher_wrn by default
     with torch.device("meta"):
         student = FeatureExtractor(*_with_taps(recipe, "student"))
         teacher = FeatureExtractor(*_with_taps(recipe, "teacher"))
-        ours, theirs = tap_shapes(student, SIDE), tap_shapes(teacher, SIDE)
+        student_shapes, teacher_shapes = tap_shapes(student, SIDE), tap_shapes(teacher, SIDE)
         objective = build_objective(
-            recipe, student_shapes=ours, teacher_shapes=theirs, labels=LABELS
+            recipe, student_shapes=student_shapes, teacher_shapes=teacher_shapes, labels=LABELS
         )
     term = objective.terms[name].loss
     module = term if isinstance(term, nn.Module) else nn.Module()
-    learns = [p for p in module.to("meta").parameters() if p.requires_grad]
+    trained = [p for p in module.to("meta").parameters() if p.requires_grad]
     projector = [p for n, p in student.net.named_parameters() if n.startswith("projector")]
+    inputs = {batch: _inputs(batch, student_shapes, teacher_shapes) for batch in (128, 512)}
     return Count(
-        sum(p.numel() for p in [*learns, *projector]),
-        {b: _peak(term, _answers(b, ours, theirs), module) for b in (128, 512)},
+        sum(p.numel() for p in [*trained, *projector]),
+        {batch: _peak(term, inputs[batch], module) for batch in inputs},
     )
 
 
-def _with_taps(recipe: Recipe, whose: Any) -> tuple[nn.Module, list[str]]:
-    net = build_network(recipe, whose, CLASSES)
-    return net, required_taps(recipe, whose, net)
+def _with_taps(recipe: Recipe, role: Any) -> tuple[nn.Module, list[str]]:
+    net = build_network(recipe, role, CLASSES)
+    return net, required_taps(recipe, role, net)
 
 
-def _answers(batch: int, ours: dict[str, Any], theirs: dict[str, Any]) -> LossInputs:
-    """Answers of the right shapes, of nothing."""
+def _inputs(
+    batch: int, student_shapes: dict[str, Any], teacher_shapes: dict[str, Any]
+) -> LossInputs:
+    """Return loss inputs of the right shapes, without values."""
 
-    def maps(of: dict[str, Any], *, learns: bool) -> dict[str, Tensor]:
+    def maps(shapes: dict[str, Any], *, requires_grad: bool) -> dict[str, Tensor]:
         return {
-            name: torch.empty(batch, *shape, device="meta", requires_grad=learns)
-            for name, shape in of.items()
+            name: torch.empty(batch, *shape, device="meta", requires_grad=requires_grad)
+            for name, shape in shapes.items()
         }
 
     logits, teacher, own = (torch.empty(batch, CLASSES, device="meta") for _ in range(3))
@@ -141,25 +144,25 @@ def _answers(batch: int, ours: dict[str, Any], theirs: dict[str, Any]) -> LossIn
         logits.requires_grad_(),
         teacher,
         teacher,
-        maps(ours, learns=True),
-        maps(theirs, learns=False),
+        maps(student_shapes, requires_grad=True),
+        maps(teacher_shapes, requires_grad=False),
         torch.empty(batch, dtype=torch.int64, device="meta"),
         UnmixedTeacherLogits(own, own, torch.empty(batch, 1, device="meta")),
     )
 
 
-def _peak(term: Any, answers: LossInputs, module: nn.Module) -> int:
-    """Bytes that forward and backward hold at most, the answers themselves not counted."""
+def _peak(term: Any, inputs: LossInputs, module: nn.Module) -> int:
+    """Return the peak bytes of forward and backward, not counting the inputs."""
     held = Held()
-    given = [t for t in tree_leaves(vars(answers)) if isinstance(t, Tensor)]
-    held.ignore([*given, *module.parameters(), *module.buffers()])
+    tensors = [t for t in tree_leaves(vars(inputs)) if isinstance(t, Tensor)]
+    held.ignore([*tensors, *module.parameters(), *module.buffers()])
     with held:
-        term(answers).backward()
+        term(inputs).backward()
     return held.peak
 
 
 def timed(name: str) -> tuple[float, float]:
-    """Milliseconds of the term's forward and backward, and of the whole step; medians."""
+    """Return the median milliseconds of the term's forward and backward, and of the step."""
     recipe = recipes.load(
         f"{RECIPES.get(name, name)}+two_cores",
         ["data.source=synthetic", "data.train_images=2000", *SMALL.get(name, [])],
@@ -170,31 +173,34 @@ def timed(name: str) -> tuple[float, float]:
     images, targets = run.loader.mix(view, rows, images, targets)
     images = run.loader.resized(view, images)
     term, spans = run.loss.terms[name], ([], [])  # type: ignore[var-annotated]
-    lesson = run.teacher(view, rows, images, term.needs)
-    said = run.model_ddp(images)
+    teacher = run.teacher(view, rows, images, term.needs)
+    student = run.model_ddp(images)
     for _ in range(WARMUP + ROUNDS):
-        leaves = {tap: t.detach().requires_grad_() for tap, t in said.taps.items()}
-        answers = LossInputs(
-            said.logits.detach().requires_grad_(), targets, lesson.logits, leaves, lesson.taps,
-            rows, lesson.unmixed,
+        leaves = {tap: t.detach().requires_grad_() for tap, t in student.taps.items()}
+        inputs = LossInputs(
+            student.logits.detach().requires_grad_(), targets, teacher.logits, leaves,
+            teacher.taps, rows, teacher.unmixed,
         )  # fmt: skip
         began_at = time.perf_counter()
-        term.loss(answers).backward()
+        term.loss(inputs).backward()
         between_at = time.perf_counter()
         loop.step(run, 0)
         spans[0].append(between_at - began_at)
         spans[1].append(time.perf_counter() - between_at)
-    own, whole = (1000 * median(each[WARMUP:]) for each in spans)
+    own, whole = (1000 * median(spans_s[WARMUP:]) for spans_s in spans)
     return own, whole
 
 
 def row(name: str) -> list[str]:
-    """The counted columns of a term; the timed ones are empty."""
+    """Return the columns of a term, with the timed ones empty.
+
+    Raises UserError if the term has no test or names no paper.
+    """
     file = f"distill/losses/{name}.py"
     cost = counted(name)
     test = f"tests/losses/test_{name}.py"
     if not (ROOT / test).exists():
-        raise UserError(f"{test} is not there: what pins loss.{name}?")
+        raise UserError(f"{test} is missing: loss.{name} has no test.")
     mebibytes = [f"{size / 2**20:.1f}" for size in cost.bytes_at.values()]
     return [
         f"[`{name}`](../{file})",
@@ -208,21 +214,24 @@ def row(name: str) -> list[str]:
 
 
 def paper(file: Path) -> str:
-    """The first arXiv number of a file's docstring."""
+    """Return the first arXiv number or DOI in a file's docstring.
+
+    Raises UserError if there is none.
+    """
     head = ast.get_docstring(ast.parse(file.read_text())) or ""
     found = re.search(r"arXiv\s+(\d{4}\.\d{4,5})|(10\.\d{4,9}/[\w./-]+\w)", head)
     if found is None:
-        raise UserError(f"{file} names no paper")
+        raise UserError(f"The docstring of {file} has no arXiv number or DOI.")
     return f"arXiv {found[1]}" if found[1] else f"DOI {found[2]}"
 
 
 def stale(page: str) -> list[str]:
-    """The terms whose counted columns are not what the page says."""
-    known = {cells[0]: cells for cells in _cells(page)}
+    """Return the terms whose counted columns differ from those of the page."""
+    rows = {cells[0]: cells for cells in _cells(page)}
     return [
         name
         for name in Losses.model_fields
-        if (fresh := row(name)) and _fixed(known.get(fresh[0], [])) != _fixed(fresh)
+        if (fresh := row(name)) and _fixed(rows.get(fresh[0], [])) != _fixed(fresh)
     ]
 
 
@@ -237,7 +246,7 @@ def _cells(page: str) -> list[list[str]]:
 
 
 def table() -> str:
-    """The whole table in Markdown, timed on this machine."""
+    """Return the whole table in Markdown, timed on this machine."""
     lines = [COLUMNS, ("---", "---", *("---:",) * 5, "---")]
     for name in Losses.model_fields:
         cells = row(name)
@@ -249,7 +258,7 @@ def table() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m docs.methods", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")

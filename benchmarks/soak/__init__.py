@@ -1,1 +1,1 @@
-"""Tries faults and attacks many times; `python -m benchmarks.soak`."""
+"""Try faults and attacks many times: `python -m benchmarks.soak`."""

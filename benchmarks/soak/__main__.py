@@ -52,11 +52,11 @@ TRIES = {
 }  # fmt: skip
 
 
-def table(known: dict[str, list[dict[str, Any]]]) -> str:
-    """The table in Markdown: the rows of every part that was run, in the order of PARTS."""
+def table(rows_of: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the table in Markdown: the rows of every part that was run, in the order of PARTS."""
     lines = ["| fault | tried | survived | what the user sees |", "| --- | ---: | ---: | --- |"]
     for part in PARTS:
-        for row in known.get(part, []):
+        for row in rows_of.get(part, []):
             took = "" if row["longest_s"] is None else f"; at most {row['longest_s']:.1f} s"
             cells = row["fault"], f"{row['tried']:,}", f"{row['survived']:,}", row["seen"] + took
             lines.append(f"| {' | '.join(cells)} |")
@@ -64,7 +64,7 @@ def table(known: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("parts", nargs="*", metavar="PART", default=list(PARTS))
@@ -74,23 +74,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - PARTS.keys():
         parser.error(f"{', '.join(unknown)} is not a part; allowed: {', '.join(PARTS)}")
-    tries = TRIES | {part: int(n) for part, _, n in (each.partition("=") for each in given.tries)}
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    tries = TRIES | {part: int(n) for part, _, n in (text.partition("=") for text in given.tries)}
+    rows_of = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     failures = []
-    with chdir(Path.cwd()), tempfile.TemporaryDirectory() as temporary:  # some parts change it
+    with chdir(Path.cwd()), tempfile.TemporaryDirectory() as temporary:  # some parts change the cwd
         for part in given.parts:
-            place = (given.place or Path(temporary)) / part
-            place.mkdir(parents=True, exist_ok=True)
-            outcomes = PARTS[part](place, tries[part], given.seed)
+            folder = (given.place or Path(temporary)) / part
+            folder.mkdir(parents=True, exist_ok=True)
+            outcomes = PARTS[part](folder, tries[part], given.seed)
             for outcome in outcomes:
                 print(f"{outcome.fault}: {outcome.survived} of {outcome.tried}", flush=True)
                 failures += outcome.failures
-            known = {name: rows for name, rows in known.items() if name in PARTS}
-            known[part] = [asdict(outcome) for outcome in outcomes]
-            write_json(RESULTS, known)
+            rows_of = {name: rows for name, rows in rows_of.items() if name in PARTS}
+            rows_of[part] = [asdict(outcome) for outcome in outcomes]
+            write_json(RESULTS, rows_of)
             before, _, rest = PAGE.read_text().partition(BEGIN)
             after = rest.partition(END)[2]
-            write_text(PAGE, f"{before}{BEGIN}\n{table(known)}\n{END}{after}")
+            write_text(PAGE, f"{before}{BEGIN}\n{table(rows_of)}\n{END}{after}")
     print("\n".join(failures))
     sys.exit(bool(failures))
 

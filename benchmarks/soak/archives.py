@@ -1,4 +1,4 @@
-"""Hostile archives, generated: tar archives of images, .npy and .npz; in little memory."""
+"""Generate hostile archives (tar, .npy, .npz); each must be refused without using much memory."""
 
 import bz2
 import gzip
@@ -50,32 +50,32 @@ PIECES = 17  # more than the reader's bound of 1 GiB
 
 @cache
 def deflated() -> bytes:
-    """ZEROS zero bytes as a deflate block that may be repeated."""
+    """Return ZEROS zero bytes as a deflate block that may be repeated."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     return packer.compress(bytes(ZEROS)) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
 @cache
 def gzipped() -> bytes:
-    """ZEROS zero bytes as a gzip member; a file may have several."""
+    """Return ZEROS zero bytes as a gzip member; a file may have several."""
     return gzip.compress(bytes(ZEROS), 1)
 
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
-    """One block of 512 bytes."""
+    """Return one tar header, a block of 512 bytes."""
     info = tarfile.TarInfo(name)
     info.size, info.type, info.linkname = size, kind, link
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 def extension(kind: bytes, content: bytes, size: int | None = None) -> bytes:
-    """A pax header (`x`, `g`) or a long name (`L`, `K`); `size` is what it announces."""
+    """Return a pax header (`x`, `g`) or a long name (`L`, `K`); `size` is the declared size."""
     padding = b"\0" * (-len(content) % 512)
     return header("x", len(content) if size is None else size, kind) + content + padding
 
 
 def record(key: str, value: str) -> bytes:
-    """One record of a pax header, with its length before it."""
+    """Return one record of a pax header, with its length before it."""
     body = f" {key}={value}\n".encode(errors="surrogateescape")
     length = len(body) + 1
     while len(str(length)) + len(body) != length:
@@ -84,7 +84,7 @@ def record(key: str, value: str) -> bytes:
 
 
 def climbing(mark: str, chance: random.Random) -> str:
-    """A path that leaves the archive's folder."""
+    """Return a path that leaves the archive's folder."""
     up = "../" * chance.randrange(1, 12)
     return chance.choice([
         mark, f"/{mark}", f"{up}x", f"{CIFAR10.folder}/{up}../x", f"a/./{up}../../x", "..",
@@ -92,14 +92,14 @@ def climbing(mark: str, chance: random.Random) -> str:
     ])  # fmt: skip
 
 
-def tars(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """`tries` archives of each kind, loaded as a data set."""
+def tars(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Load `tries` archives of each kind as a data set."""
     chance = random.Random(seed)
-    neighbour = Neighbour(place / "neighbour")
-    write_batches(place / "sound" / CIFAR10.folder)
+    neighbour = Neighbour(folder / "neighbour")
+    write_batches(folder / "sound" / CIFAR10.folder)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(place / "sound" / CIFAR10.folder, CIFAR10.folder)
+        archive.add(folder / "sound" / CIFAR10.folder, CIFAR10.folder)
     sound, mark = packed.getvalue(), str(neighbour.mark)
     member = header(f"{CIFAR10.folder}/batches.meta", 5) + b"hello".ljust(512, b"\0")
     kinds: dict[str, Callable[[], bytes]] = {
@@ -114,19 +114,19 @@ def tars(place: Path, tries: int, seed: int) -> list[Outcome]:
         outcome = Outcome(f"a tar archive {what}", SEEN[what])
         for n in range(tries):
             content = make()
-            folder = sound[:512] if chance.random() < 0.3 and "bytes" not in what else b""
-            path = place / "a.tar.gz"
-            path.write_bytes(chance.choice(COMPRESSIONS)(folder + content))
+            start = sound[:512] if chance.random() < 0.3 and "bytes" not in what else b""
+            path = folder / "a.tar.gz"
+            path.write_bytes(chance.choice(COMPRESSIONS)(start + content))
             fault = _read(partial(image_set.load, str(path), "train"), "bytes" in what)
             fault = fault or neighbour.change()
             outcome.count(not fault, f"{seed}/{what}/{n}: {fault}: {content[:160]!r}")
         outcomes.append(outcome)
-    outcomes.append(_tar_bombs(place, -(-tries // 10), chance))
-    return [*outcomes, *arrays(place, tries, chance, neighbour)]
+    outcomes.append(_tar_bombs(folder, -(-tries // 10), chance))
+    return [*outcomes, *arrays(folder, tries, chance, neighbour)]
 
 
-def _tar_bombs(place: Path, tries: int, chance: random.Random) -> Outcome:
-    """Archives of some hundred kilobytes that unpack to more than a gigabyte of zeros."""
+def _tar_bombs(folder: Path, tries: int, chance: random.Random) -> Outcome:
+    """Load archives of a few hundred kilobytes that unpack to more than a gigabyte of zeros."""
     outcome = Outcome(
         "a tar archive that unpacks to more than a gigabyte", "“… unpacks to more than … bytes”"
     )
@@ -134,7 +134,7 @@ def _tar_bombs(place: Path, tries: int, chance: random.Random) -> Outcome:
         size = chance.choice([ZEROS * PIECES - 512, MB, 1 << 30])
         name = chance.choice(["x", CIFAR10.meta, *CIFAR10.files["train"]])
         start = header(f"{CIFAR10.folder}/{name}", size)
-        path = place / "bomb.tar.gz"
+        path = folder / "bomb.tar.gz"
         path.write_bytes(gzip.compress(start) + gzipped() * PIECES)
         fault = _read(partial(image_set.load, str(path), "train"), False)
         outcome.count(not fault, f"bomb {n}: {size} {name}: {fault}")
@@ -142,7 +142,10 @@ def _tar_bombs(place: Path, tries: int, chance: random.Random) -> Outcome:
 
 
 def _read(load: Callable[[], object], may_succeed: bool) -> str:
-    """What is wrong with how an archive was read: not refused, without words, or in much memory."""
+    """Return what is wrong with how an archive was read; empty if nothing is.
+
+    It must be refused with a message, or be read if it may be, in little memory.
+    """
     tracemalloc.start()
     try:
         load()
@@ -157,7 +160,7 @@ def _read(load: Callable[[], object], may_succeed: bool) -> str:
 
 
 def _many_headers(chance: random.Random) -> bytes:
-    """More extension headers before a member than any archive has, or a huge one."""
+    """Return more extension headers before a member than any archive has, or a huge one."""
     if chance.random() < 0.3:
         size = chance.choice([2 * MB, 1 << 30, (1 << 31) - 1, (8 << 30) - 1])
         return extension(chance.choice([b"x", b"g", b"L", b"K"]), bytes(1024), size) + bytes(2048)
@@ -174,7 +177,7 @@ def _many_headers(chance: random.Random) -> bytes:
 
 
 def _wrong(chance: random.Random) -> bytes:
-    """A pax header whose records or sizes lie, or a member that announces too much."""
+    """Return a pax header with wrong records or sizes, or a member that declares too many bytes."""
     digits = "9" * chance.choice([1, 5, 12, 13, 400, 5000])
     value = chance.choice([digits, f"-{digits}", "1e9", "", "0x10", "²", "１２", "1_000", " 5"])
     kind = chance.choice([b"x", b"g"])
@@ -191,7 +194,7 @@ def _wrong(chance: random.Random) -> bytes:
 
 
 def _climbs(mark: str, chance: random.Random) -> bytes:
-    """A member outside, named in its header, in a pax record or in a long name."""
+    """Return a member outside the folder, named in its header, a pax record or a long name."""
     path = climbing(mark, chance)
     encoded = path.encode()
     inner = header(f"{CIFAR10.folder}/data_batch_1", 5) + b"hello".ljust(512, b"\0")
@@ -204,7 +207,7 @@ def _climbs(mark: str, chance: random.Random) -> bytes:
 
 
 def _links(mark: str, chance: random.Random) -> bytes:
-    """A member that is no plain file."""
+    """Return a member that is not a regular file."""
     name = f"{CIFAR10.folder}/{chance.choice(['data_batch_1', 'batches.meta', 'x', 'test_batch'])}"
     target = chance.choice([mark, "/etc/passwd", "../x", name, "data_batch_2", "/dev/zero"])
     kind = chance.choice(LINKS)
@@ -220,7 +223,7 @@ def _links(mark: str, chance: random.Random) -> bytes:
 
 
 def _harmed(sound: bytes, chance: random.Random) -> bytes:
-    """A sound archive with bytes of its headers changed; half of the time the checksum fits."""
+    """Return a valid archive with bytes of its headers changed; half have a valid checksum."""
     content = bytearray(sound)
     starts = [at for at in range(0, len(content), 512) if content[at + 257 : at + 262] == b"ustar"]
     at = chance.choice(starts)
@@ -232,8 +235,8 @@ def _harmed(sound: bytes, chance: random.Random) -> bytes:
     return bytes(content)
 
 
-def arrays(place: Path, tries: int, chance: random.Random, neighbour: Neighbour) -> list[Outcome]:
-    """`tries` hostile .npy and .npz each, read as images to predict and as predictions."""
+def arrays(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour) -> list[Outcome]:
+    """Read `tries` hostile .npy and .npz each as images to predict and as predictions."""
     outcomes = []
     kinds = {
         "an .npy with a hostile header, or of Python objects": ("npy", _npy),
@@ -245,7 +248,7 @@ def arrays(place: Path, tries: int, chance: random.Random, neighbour: Neighbour)
             seen = "“… unpacks to … bytes”, “… is larger than the file”, or what is wrong"
         outcome = Outcome(what, seen)
         for n in range(tries):
-            path = place / f"images.{suffix}"
+            path = folder / f"images.{suffix}"
             path.write_bytes(make(chance, str(neighbour.mark)))
             fault = _read(partial(unlabelled.load, path), False)
             if suffix == "npz":
@@ -257,7 +260,7 @@ def arrays(place: Path, tries: int, chance: random.Random, neighbour: Neighbour)
 
 
 def _npy(chance: random.Random, mark: str) -> bytes:
-    """An array whose header says something else than its bytes."""
+    """Return an array whose header does not match its bytes."""
     if chance.random() < 0.2:
         return _objects(mark)
     descr = chance.choice([
@@ -277,7 +280,7 @@ def _npy(chance: random.Random, mark: str) -> bytes:
 
 
 def _objects(mark: str) -> bytes:
-    """An array of Python objects that leave a mark when they are unpickled."""
+    """Return an array of Python objects that leave a mark when they are unpickled."""
 
     class Touch:
         def __reduce__(self) -> tuple[object, ...]:
@@ -289,7 +292,7 @@ def _objects(mark: str) -> bytes:
 
 
 def _npz(chance: random.Random, mark: str) -> bytes:
-    """A zip archive of arrays that is damaged, hostile or larger than it says."""
+    """Return a zip archive of arrays that is damaged, hostile or larger than declared."""
     if chance.random() < 0.2:
         return _npz_bomb(chance)
     name = chance.choice(["data", "images", "logits", "ids", "labels"])
@@ -310,7 +313,7 @@ def _npz(chance: random.Random, mark: str) -> bytes:
 
 
 def _npz_bomb(chance: random.Random) -> bytes:
-    """An archive whose member unpacks to more than a gigabyte, and says so or less."""
+    """Return an archive whose member unpacks to more than a gigabyte; it may declare less."""
     n_bytes = ZEROS * PIECES
     shape = chance.choice([f"({n_bytes},)", f"({n_bytes // 3072}, 3072)", "(8, 3072)"])
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
@@ -318,9 +321,9 @@ def _npz_bomb(chance: random.Random) -> bytes:
     packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     packed = packer.compress(start) + packer.flush(zlib.Z_FULL_FLUSH)
     packed += deflated() * PIECES + b"\x03\x00"  # the last block, empty
-    said = chance.choice([n_bytes + len(start), len(start) + 8 * 3072, 1 << 30])
+    declared = chance.choice([n_bytes + len(start), len(start) + 8 * 3072, 1 << 30])
     name = chance.choice(["data", "images"]).encode() + b".npy"
-    fields = [20, 0, 8, 0, 0, 0, len(packed), said, len(name), 0]
+    fields = [20, 0, 8, 0, 0, 0, len(packed), declared, len(name), 0]
     local = b"PK\x03\x04" + struct.pack("<HHHHHIIIHH", *fields) + name
     central = b"PK\x01\x02\x14\x00" + struct.pack("<HHHHHIIIHH", *fields)
     central += bytes(14) + name  # no comment; disk 0; the member begins at byte 0

@@ -1,4 +1,4 @@
-"""Run a command of the CLI inside this process, and judge what it did and printed."""
+"""Run a command of the CLI in this process, and check its result and its output."""
 
 import io
 import signal
@@ -31,9 +31,9 @@ class Hanging(BaseException):
 
 
 def run(*arguments: object) -> Ended:
-    """`python cli.py …` in this process."""
+    """Run `python cli.py …` in this process."""
     out, err = io.StringIO(), io.StringIO()
-    code, exception, known = None, "", sys.argv
+    code, exception, previous = None, "", sys.argv
     sys.argv = ["cli.py", *map(str, arguments)]
     try:
         with _limited(LIMIT_S), redirect_stdout(out), redirect_stderr(err):
@@ -45,30 +45,30 @@ def run(*arguments: object) -> Ended:
             raise
         exception = f"{type(fault).__name__}: {fault}"[:300]
     finally:
-        sys.argv = known
+        sys.argv = previous
     return Ended(code, exception, out.getvalue(), err.getvalue())
 
 
 @contextmanager
 def _limited(seconds: int) -> Iterator[None]:
-    """Raises Hanging in the main thread after so many seconds."""
+    """Raise Hanging in the main thread after `seconds`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hanging(f"runs for more than {seconds} s")
 
-    known = signal.signal(signal.SIGALRM, stop)
+    previous = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
     try:
         yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, known)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def fault_of(ended: Ended, *names: str) -> str:
-    """What is wrong with how a command ended; empty if nothing is.
+    """Return what is wrong with how a command ended; empty if nothing is.
 
-    It must end with success or with one message, which names one of `names`; without a traceback,
+    It must end with success, or with one message that contains one of `names`; without a traceback,
     and without a character that a terminal would interpret.
     """
     printed = ended.out + ended.err
@@ -88,7 +88,7 @@ def fault_of(ended: Ended, *names: str) -> str:
 
 
 def unsafe_in(text: str) -> set[str]:
-    """The characters of a text that are no letters, for a terminal or a page, but instructions."""
+    """Return the characters of a text that a terminal or a page would interpret."""
     return {
         letter
         for letter in set(text)

@@ -1,4 +1,4 @@
-"""Files that are cut short or have one bit changed: noticed by their readers."""
+"""Truncate files or flip one bit, and check that their readers detect it."""
 
 import gzip
 import os
@@ -34,10 +34,10 @@ SEEN = {
 }
 
 
-def damage(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """Files cut short or with one bit flipped, each at a random position; `tries` in all."""
+def damage(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Truncate files or flip one bit, each at a random position; `tries` in all."""
     chance = random.Random(seed)
-    samples = place / "samples"
+    samples = folder / "samples"
     shutil.rmtree(samples, ignore_errors=True)
     readers = dict(_samples(samples))
     outcomes = []
@@ -56,7 +56,7 @@ def damage(place: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _damaged(content: bytes, chance: random.Random) -> bytes:
-    """The content with one bit flipped, or cut."""
+    """Return the content with one bit flipped, or truncated."""
     changed = bytearray(content)
     if chance.random() < 0.5:
         changed[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
@@ -65,25 +65,25 @@ def _damaged(content: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
-def _samples(place: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]]]:
-    """For each kind of file: an undamaged one, and a check that its reader notices damage.
+def _samples(folder: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]]]:
+    """Yield for each kind of file an undamaged one, and a check that its reader detects damage.
 
-    A reader may also read the same content as before: some bits of a file have no effect.
+    The reader may also return the same content as before: some bits of a file have no effect.
     """
-    yield from _checkpoint(place / "last")
-    weights = place / "teacher.safetensors"
+    yield from _checkpoint(folder / "last")
+    weights = folder / "teacher.safetensors"
     net = torch.nn.Linear(64, 64)
     sha256 = checkpoint.save_weights(weights, checkpoint.copy_weights(net))
     yield (
         "a teacher's weights",
         (weights, lambda: _refuses(lambda: checkpoint.load_weights(weights, net, sha256))),
     )
-    yield _cached(place / "cache")
-    yield from _archives(place)
+    yield _cached(folder / "cache")
+    yield from _archives(folder)
 
 
 def _checkpoint(last: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]]]:
-    """The two files of a checkpoint."""
+    """Yield the two files of a checkpoint."""
     checkpoint.save(last, {"student": {"weight": torch.randn(64, 64)}}, {"step": 7, "epoch": 1})
     progress = checkpoint.load(last)[1]
 
@@ -98,7 +98,7 @@ def _checkpoint(last: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool
 
 
 def _cached(cache: Path) -> tuple[str, tuple[Path, Callable[[], bool]]]:
-    """A view in the teacher cache."""
+    """Return a view of the teacher cache."""
     os.environ["UNDERSTUDY_CACHE"] = str(cache)
     logits = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float16)
     array_cache.save_cached("targets/view", logits)
@@ -110,19 +110,19 @@ def _cached(cache: Path) -> tuple[str, tuple[Path, Callable[[], bool]]]:
     return "cached teacher logits", (cache / "targets" / "view.npz", is_noticed)
 
 
-def _archives(place: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]]]:
-    """A downloaded archive whose md5 is known, and one that a user packed."""
-    archive = place / CIFAR10.archive
+def _archives(folder: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]]]:
+    """Yield a downloaded archive whose md5 is known, and one that a user packed."""
+    archive = folder / CIFAR10.archive
     archive.write_bytes(gzip.compress(os.urandom(20_000)))
     official = Archive(archive.name, download.md5_of(archive), archive.stat().st_size, ())
     yield (
         "the official archive",
         (archive, lambda: _refuses(lambda: download.check(archive, official))),
     )
-    folder, packed = place / CIFAR10.folder, place / "packed.tar.gz"
-    write_batches(folder)
+    batches, packed = folder / CIFAR10.folder, folder / "packed.tar.gz"
+    write_batches(batches)
     with tarfile.open(packed, "w:gz") as file:
-        file.add(folder, folder.name)
+        file.add(batches, batches.name)
     fingerprint = image_set.load(str(packed), "train").fingerprint
 
     def is_same() -> bool:
@@ -132,7 +132,7 @@ def _archives(place: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]
 
 
 def _refuses(read: Callable[[], object]) -> bool:
-    """Whether the reader raises UserError."""
+    """Return whether the reader raises UserError."""
     try:
         read()
     except UserError:

@@ -1,4 +1,4 @@
-"""Hostile run folders, generated: links, pipes, foreign checkpoints, files of other runs."""
+"""Generate hostile run folders: links, pipes, foreign checkpoints, files of other runs."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from benchmarks.soak.outcome import Outcome
 from benchmarks.soak.tiny_set import NO_TEACHER, Runs
 from benchmarks.soak.watched import SECRET, Neighbour
 
-# Everything that a run writes or reads, and names that an earlier writer used.
+# All files that a run writes or reads, and names that earlier versions used.
 PLACES = (
     "running.json", ".lock", "journal.jsonl", "recipe.toml", "environment.json", "result.json",
     "evaluation.npz", ".evaluation.new.npz", ".evaluation.npz.123", "test_curve.json",
@@ -22,11 +22,11 @@ PLACES = (
 )  # fmt: skip
 
 
-def folders(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """`tries` folders of each kind, each given to one command."""
+def folders(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Give `tries` folders of each kind to one command each."""
     chance = random.Random(seed)
-    runs = Runs(place.parent / "runs of others")
-    neighbour = Neighbour(place / "neighbour")
+    runs = Runs(folder.parent / "runs of others")
+    neighbour = Neighbour(folder / "neighbour")
     linked = Outcome(
         "a run folder with links, pipes or devices in place of its files",
         "the result without it, or “… is a symbolic link: a run writes inside its own folder”",
@@ -53,7 +53,7 @@ def folders(place: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _choice(runs: Runs, n: int) -> tuple[tuple[object, ...], Path]:
-    """A command, and the run that it is given."""
+    """Return a command, and the run that it is given."""
     student, unfinished = Path("runs/student"), Path("runs/unfinished")
     export = ("--format", "safetensors", "--out", "runs/new")
     resume = runs.command("distill", "unfinished", *runs.with_teacher, "--resume")
@@ -79,12 +79,12 @@ def _link(run: Path, neighbour: Neighbour, chance: random.Random) -> str:
     if chance.random() < 0.2:
         path = path.with_name(chance.choice(["epoch-2.safetensors", "x", ".x.12", "progress.json"]))
     is_folder = path.suffix == "" and not path.name.startswith(".")
-    target = neighbour.place / ("epochs" if is_folder else "file")
+    target = neighbour.folder / ("epochs" if is_folder else "file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = path.with_name("moved") if path.exists() else None
-    if known is not None:
-        shutil.rmtree(known, ignore_errors=True)
-        path.rename(known)
+    moved = path.with_name("moved") if path.exists() else None
+    if moved is not None:
+        shutil.rmtree(moved, ignore_errors=True)
+        path.rename(moved)
     kind = chance.choice(["symbolic", "symbolic", "hard", "pipe", "dangling", "device", "own"])
     if kind == "hard" and not is_folder:
         os.link(target, path)
@@ -93,21 +93,21 @@ def _link(run: Path, neighbour: Neighbour, chance: random.Random) -> str:
     elif kind == "device":
         path.symlink_to("/dev/zero")
     elif kind == "dangling":
-        path.symlink_to(neighbour.place / "new")
-    elif kind == "own" and known is not None:  # the true content, elsewhere
-        path.symlink_to(known.name)
+        path.symlink_to(neighbour.folder / "new")
+    elif kind == "own" and moved is not None:  # the original content under another name
+        path.symlink_to(moved.name)
     else:
         path.symlink_to(target)
     return f"{kind} {path}"
 
 
 def _leaks(ended: commands.Ended) -> str:
-    """Whether the content of a file outside was printed."""
+    """Return a message if the content of a file outside the run was printed."""
     return "printed a file outside" if SECRET in ended.out + ended.err else ""
 
 
 def _mix(runs: Runs, n: int, chance: random.Random) -> tuple[tuple[object, ...], str]:
-    """Put files of one run into another; a command that has to refuse it."""
+    """Put files of one run into another; return a command that must refuse it, and the change."""
     resume = runs.command("distill", "unfinished", *runs.with_teacher, "--resume")
     student = Path("runs/student")
     readers: dict[str, list[tuple[object, ...]]] = {
@@ -138,7 +138,7 @@ def _mix(runs: Runs, n: int, chance: random.Random) -> tuple[tuple[object, ...],
 
 
 def _damage_predictions(path: Path, other: Path, chance: random.Random) -> None:
-    """Another run's predictions, or this one's with a byte changed."""
+    """Replace the predictions by another run's, or add or remove a byte."""
     change: Callable[[], object] = chance.choice([
         lambda: _copy(other, path),
         lambda: path.write_bytes(path.read_bytes() + b"\0"),
@@ -148,7 +148,7 @@ def _damage_predictions(path: Path, other: Path, chance: random.Random) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A file or folder in place of another."""
+    """Copy a file or folder over another."""
     if source.is_dir():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)

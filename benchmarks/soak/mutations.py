@@ -22,10 +22,10 @@ ODD: list[Any] = [
 
 
 def change_value(value: Any, chance: random.Random) -> Any:
-    """The value with one part of it, at any depth, replaced, left out, renamed or repeated."""
+    """Return the value with one part, at any depth, replaced, removed, renamed or repeated."""
     if isinstance(value, dict) and value and chance.random() < 0.9:
         key = chance.choice(sorted(value))
-        rest = {name: each for name, each in value.items() if name != key}
+        rest = {name: item for name, item in value.items() if name != key}
         kind = chance.random()
         if kind < 0.2:
             return rest
@@ -42,7 +42,7 @@ def change_value(value: Any, chance: random.Random) -> Any:
 
 
 def change_text(text: bytes, chance: random.Random) -> bytes:
-    """The content of a text file, damaged or replaced."""
+    """Return the content of a text file, damaged or replaced."""
     at = chance.randrange(len(text) + 1)
     return chance.choice([
         b"", b"[]", b"null", b"0", b'"x"', b"{}", b"\xff\xfe\x00", b"\xef\xbb\xbf" + text,
@@ -69,13 +69,13 @@ def change_json(path: Path, chance: random.Random) -> None:
 
 
 def change_progress(path: Path, chance: random.Random) -> None:
-    """Change the progress.json of a checkpoint; half of the time its digest fits."""
+    """Change the progress.json of a checkpoint; half of the time its digest is valid."""
     if chance.random() < 0.5:
         change_json(path, chance)
         return
     progress = json.loads(path.read_text())
-    known = {key: value for key, value in progress.items() if key not in ("sha256", "format")}
-    changed = change_value(known, chance)
+    fields = {key: value for key, value in progress.items() if key not in ("sha256", "format")}
+    changed = change_value(fields, chance)
     if isinstance(changed, dict):
         changed |= {"format": progress["format"]}
         digest = checkpoint.digest_of((path.parent / "state.pt").read_bytes(), changed)
@@ -84,31 +84,30 @@ def change_progress(path: Path, chance: random.Random) -> None:
 
 
 def change_arrays(path: Path, chance: random.Random) -> None:
-    """Change an .npz: one of its arrays, or its bytes. Half of the time result.json accepts it."""
+    """Change an array or the bytes of an .npz; often result.json gets its new fingerprint."""
     content = path.read_bytes()
     if chance.random() < 0.3:
         at = chance.randrange(len(content))
-        harmed = chance.choice([b"", content[:at], content[:at] + b"\xff" + content[at + 1 :]])
-        path.write_bytes(harmed)
+        damaged = chance.choice([b"", content[:at], content[:at] + b"\xff" + content[at + 1 :]])
+        path.write_bytes(damaged)
     else:
-        with np.load(path) as arrays:
-            known = dict(arrays)
+        with np.load(path) as file:
+            arrays = dict(file)
         for _ in range(chance.choice([1, 1, 2])):
-            name = chance.choice(sorted(known))
-            known[name] = change_array(known[name], chance)
-        kept = {name: array for name, array in known.items() if array is not None}
-        file = io.BytesIO()
-        np.savez(file, **kept)
-        path.write_bytes(file.getvalue())
-    result = path.with_name("result.json")
-    if chance.random() < 0.7 and result.exists():
-        known = json.loads(result.read_text())
-        known["evaluation"] = checkpoint.weights_fingerprint(path)
-        result.write_text(json.dumps(known))
+            name = chance.choice(sorted(arrays))
+            arrays[name] = change_array(arrays[name], chance)
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+        path.write_bytes(buffer.getvalue())
+    result_file = path.with_name("result.json")
+    if chance.random() < 0.7 and result_file.exists():
+        result = json.loads(result_file.read_text())
+        result["evaluation"] = checkpoint.weights_fingerprint(path)
+        result_file.write_text(json.dumps(result))
 
 
 def change_array(array: Any, chance: random.Random) -> Any:
-    """Another shape, type or other elements; None to leave it out."""
+    """Return the array with another shape, type or other elements; None to remove it."""
     if array is None or not array.size:
         return np.zeros((3, 3))
     filled = np.full(array.shape, chance.choice([np.nan, np.inf, -1.0, 1e30, 99.0]))

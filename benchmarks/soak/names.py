@@ -1,4 +1,4 @@
-"""Hostile class, run, recipe and network names, generated, through every writer of names."""
+"""Generate hostile class, run, recipe and network names and write them in every output format."""
 
 import ast
 import csv
@@ -54,10 +54,10 @@ PARTS = [
     "/",
     "../", "x" * 200, "import os;", "#!", "eval(", "lambda:", ";",
 ]  # fmt: skip
-CODE = 'open("PWNED","w").write("x")'  # what a name that runs leaves behind
-FILES = re.compile(r"[=@\t\r]|[+-](?![\d.])")  # how a cell begins that a spreadsheet runs
-Write = Callable[[list[str]], str]  # writes four names; what is wrong with the text, or nothing
-# Run the written files in a process with nothing of this project in it.
+CODE = 'open("PWNED","w").write("x")'  # leaves a file behind if it is executed
+FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.])")  # the start of a cell that a spreadsheet evaluates
+Write = Callable[[list[str]], str]  # writes four names; returns what is wrong, or ""
+# Run the written files in a process that has not imported this project.
 CHILD = """
 import pathlib, sys
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
@@ -66,25 +66,25 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
 
 
 def name(chance: random.Random) -> str:
-    """One name; code in a third of them."""
+    """Return one name; a third of them contain code."""
     parts = chance.choices(PARTS, k=chance.randrange(1, 8))
     if chance.random() < 0.35:
         parts.insert(chance.randrange(len(parts) + 1), chance.choice([f";{CODE};", f"\n{CODE}\n"]))
     return "".join(parts)
 
 
-def names(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """`tries` sets of four names through each writer."""
+def names(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Write `tries` sets of four names with each writer."""
     chance = random.Random(seed)
-    runs = Runs(place.parent / "runs of others")
-    run = load_finished(RunFolder(runs.place / "runs/student"), None, None)
-    written = place / "written"
+    runs = Runs(folder.parent / "runs of others")
+    run = load_finished(RunFolder(runs.folder / "runs/student"), None, None)
+    written = folder / "written"
     written.mkdir(parents=True, exist_ok=True)
     writers: dict[str, Write] = {
         "the terminal": _terminal,
         "an HTML report": _html,
         "LaTeX and CSV tables": _tables,
-        "the CSV of predictions": partial(_predictions, place / "predictions.csv"),
+        "the CSV of predictions": partial(_predictions, folder / "predictions.csv"),
         "the exported project1 code": partial(_code, run, written),
         "the Markdown model card": partial(_card, run),
         "the JSON config of an export": partial(_config, run),
@@ -117,7 +117,7 @@ SEEN = {
 
 
 def _renamed(run: FinishedRun, four: list[str]) -> FinishedRun:
-    """The run with two class names, a recipe's and a network's."""
+    """Return the run with other names: two classes, its recipe and its network."""
     changes = {"class_names": four[:2], "recipe": four[2], "network": four[3]}
     return replace(run, result=run.result | changes)
 
@@ -145,7 +145,7 @@ class _Elements(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag != "wbr":  # where a long name may be broken
+        if tag != "wbr":  # a line break opportunity in a long name
             self.found.append((tag, *(attribute for attribute, _ in attrs)))
 
 
@@ -161,8 +161,8 @@ def _page(four: list[str]) -> Page:
     opinion = ClassProbabilities(four[0], [(four[1], 0.5)])
     gallery = Gallery([Mistake("data:,", four[2], four[3], [opinion])])
     blocks: list[Block] = [Paragraph(four[1]), Preformatted(four[2]), Table(_grid(four)), gallery]
-    facts = [HeadFigure(four[0], four[1], four[2])]
-    return Page(four[0], four[3], facts, [Section(four[3], blocks)], notes=[four[2]])
+    figures = [HeadFigure(four[0], four[1], four[2])]
+    return Page(four[0], four[3], figures, [Section(four[3], blocks)], notes=[four[2]])
 
 
 def _grid(four: list[str]) -> ValueTable:
@@ -188,15 +188,15 @@ LATEX = {
 
 
 def _commands_of(latex: str) -> set[str]:
-    """The names of the commands in LaTeX."""
+    """Return the names of the commands in LaTeX."""
     return set(re.findall(r"\\([A-Za-z]+)", latex.replace("\\\\", " ")))
 
 
 def _cells(rows: list[list[str]], n_rows: int, n_columns: int) -> str:
-    """What is wrong with the cells of a CSV."""
+    """Return what is wrong with the cells of a CSV."""
     if len(rows) != n_rows or {len(row) for row in rows} != {n_columns}:
         return f"CSV has {len(rows)} rows of {[len(row) for row in rows]} cells"
-    formulas = [cell for row in rows for cell in row if FILES.match(cell)]
+    formulas = [cell for row in rows for cell in row if FORMULA.match(cell)]
     return f"CSV has {formulas}" if formulas else ""
 
 
@@ -223,7 +223,7 @@ def _code(run: FinishedRun, folder: Path, four: list[str]) -> str:
 
 
 def _executed(folder: Path) -> str:
-    """What the written files do when they run."""
+    """Run the written files and return what they left behind or printed as an error."""
     empty = folder.parent / "empty"
     empty.mkdir(exist_ok=True)
     done = subprocess.run(
@@ -245,7 +245,7 @@ def _card(run: FinishedRun, four: list[str]) -> str:
 
 
 def _markdown(card: str) -> Iterator[str]:
-    """What CommonMark and GitHub's tables make of a card, without its text."""
+    """Yield the types of a card's Markdown elements, without its text."""
     tokens = MarkdownIt("commonmark").enable("table").parse(card.partition("\n---\n")[2])
     for token in tokens:
         for each in (token, *(token.children or ())):
@@ -259,7 +259,7 @@ def _config(run: FinishedRun, four: list[str]) -> str:
 
 
 def _commands(runs: Runs, tries: int, chance: random.Random) -> Outcome:
-    """A run whose result.json and folder have such names, and the commands that print them."""
+    """Give hostile names to a run's result.json and folder, and run commands that print them."""
     outcome = Outcome(
         "hostile names of runs, classes, recipes and networks in the output of commands",
         "the names with escapes in place of control characters, or one message",

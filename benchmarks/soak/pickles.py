@@ -1,7 +1,7 @@
-"""Hostile pickles of images and hostile checkpoints, generated: no code runs, one message each.
+"""Generate hostile pickles and checkpoints; each must be refused with a message and run no code.
 
-A pickle is written as the instructions of its stack machine, so that a case can call anything,
-declare any size, and nest anything inside anything.
+A pickle is written as the instructions of its stack machine, so that a case can call any function,
+declare any size, and nest any containers.
 """
 
 import io
@@ -57,25 +57,25 @@ CALLS: list[tuple[str, str, Callable[[str], tuple[Any, ...]]]] = [
 
 
 def text(value: str) -> bytes:
-    """The instruction that pushes text."""
+    """Return the instruction that pushes text."""
     content = value.encode()
     return b"X" + len(content).to_bytes(4, "little") + content
 
 
 def pushed(value: Any) -> bytes:
-    """The instructions that push a plain value."""
+    """Return the instructions that push a plain value."""
     return pickle.dumps(value, 2)[2:-1]
 
 
 def looked_up(module: str, name: str, chance: random.Random) -> bytes:
-    """An instruction that pushes a function."""
+    """Return an instruction that pushes a function."""
     if chance.random() < 0.5:
         return f"c{module}\n{name}\n".encode()
     return text(module) + text(name) + b"\x93"
 
 
 def any_callable(chance: random.Random) -> tuple[str, str]:
-    """The module and name of any callable that this process has imported."""
+    """Return the module and name of any callable that this process has imported."""
     while True:
         module = chance.choice(sorted(sys.modules))
         names = [name for name in vars(sys.modules[module]) if name.isidentifier()]
@@ -85,7 +85,7 @@ def any_callable(chance: random.Random) -> tuple[str, str]:
 
 
 def call(mark: str, chance: random.Random) -> bytes:
-    """The instructions that call something with some arguments, in one of the ways there are."""
+    """Return the instructions that call a function, in one of the ways that pickle has."""
     module, name, arguments = chance.choice(CALLS)
     values = arguments(mark)
     if chance.random() < 0.4:
@@ -108,12 +108,12 @@ def call(mark: str, chance: random.Random) -> bytes:
 
 
 def dtype(name: str, memo: int) -> bytes:
-    """Pushes a type by its name, and stores it."""
+    """Return the instructions that push a type by its name, and store it in the memo."""
     return b"cnumpy\ndtype\n(" + text(name) + b"\x89\x88tRq" + bytes([memo])
 
 
 def array(chance: random.Random) -> bytes:
-    """An array whose type, state, shape, strides or bytes are not those of numbers."""
+    """Return an array whose type, state, shape, strides or bytes are not those of numbers."""
     name = chance.choice(["V8", "O8", "O", "S8", "u1", "<f4", "U9999", "M8", "b1", "", "x" * 99])
     raw = bytes(chance.randrange(40))
     shape = chance.choice([
@@ -140,7 +140,7 @@ def array(chance: random.Random) -> bytes:
 
 
 def declared(chance: random.Random) -> bytes:
-    """An instruction that announces more bytes than follow."""
+    """Return an instruction that declares more bytes than follow."""
     code, width = chance.choice([
         (b"\x8e", 8), (b"\x96", 8), (b"\x8d", 8), (b"\x8b", 4), (b"T", 4), (b"B", 4), (b"X", 4),
         (b"r", 4), (b"\x95", 8), (b"U", 1), (b"\x8a", 1),
@@ -149,7 +149,7 @@ def declared(chance: random.Random) -> bytes:
 
 
 def nested(chance: random.Random) -> bytes:
-    """Containers in each other, many levels or many times."""
+    """Return containers that are nested many levels deep or repeated many times."""
     n = chance.choice([9, 100, 5000, 100_000])
     times = chance.randrange(2, 100)
     laughs = b"]q\x01(" + b"K\x01" * times + b"e0]q\x02(" + b"h\x01" * times + b"e0"
@@ -167,7 +167,7 @@ def nested(chance: random.Random) -> bytes:
 
 
 def harmed(sound: bytes, chance: random.Random) -> bytes:
-    """A sound pickle of images with some bytes changed, repeated or cut out."""
+    """Return a valid pickle of images with some bytes changed, inserted or removed."""
     content = bytearray(sound)
     for _ in range(chance.randrange(1, 6)):
         at = chance.randrange(min(len(content), 200)) if chance.random() < 0.8 else -1
@@ -182,14 +182,14 @@ def harmed(sound: bytes, chance: random.Random) -> bytes:
 
 
 def _images(call_: bytes, chance: random.Random) -> bytes:
-    """A dictionary as images are pickled, with this somewhere inside."""
+    """Return a pickled dictionary of images with these instructions inside."""
     head = bytes([0x80, chance.choice([2, 3, 4, 5])])
     key = chance.choice(["data", "labels", "ids", "label_names", "filenames"])
     inside = chance.choice([call_, b"]" + call_ + b"a", b"(" + call_ + b"t"])
     return head + b"}" + text(key) + inside + b"s."
 
 
-# What the user sees, and whether some of the kind are plain values, which are read.
+# What the user sees, and whether some pickles of the kind are plain values, which are read.
 SEEN = {
     "that calls a function": ("“… wants to run code (os.system)”, or what is damaged", False),
     "with an array of a hostile type, state, stride or shape": (
@@ -205,12 +205,12 @@ SEEN = {
 }  # fmt: skip
 
 
-def pickles(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """`tries` pickles of each kind, read as a batch of CIFAR-10 and as images to predict."""
+def pickles(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Read `tries` pickles of each kind as a batch of CIFAR-10 and as images to predict."""
     chance = random.Random(seed)
-    neighbour, folder = Neighbour(place / "neighbour"), place / CIFAR10.folder
-    write_batches(folder)
-    sound = (folder / CIFAR10.files["train"][0]).read_bytes()
+    neighbour, batches = Neighbour(folder / "neighbour"), folder / CIFAR10.folder
+    write_batches(batches)
+    sound = (batches / CIFAR10.files["train"][0]).read_bytes()
     mark = str(neighbour.mark)
     kinds: dict[str, Callable[[], bytes]] = {
         "that calls a function": lambda: _images(call(mark, chance), chance),
@@ -227,16 +227,16 @@ def pickles(place: Path, tries: int, seed: int) -> list[Outcome]:
         outcome = Outcome(f"a pickle {what}", seen)
         for n in range(tries):
             content = make()
-            fault = _read(content, folder, n, may_succeed) or neighbour.change()
+            fault = _read(content, batches, n, may_succeed) or neighbour.change()
             outcome.count(not fault, f"{seed}/{what}/{n}: {fault}: {content[:200]!r}")
         outcomes.append(outcome)
-    return [*outcomes, _checkpoints(place, tries, chance, neighbour)]
+    return [*outcomes, _checkpoints(folder, tries, chance, neighbour)]
 
 
 def _read(content: bytes, folder: Path, n: int, may_succeed: bool) -> str:
-    """What is wrong with how a pickle was read; empty if nothing is.
+    """Return what is wrong with how a pickle was read; empty if nothing is.
 
-    It must be refused in words or, if it may succeed, be plain values; in little memory.
+    It must be refused with a message or, if it may succeed, contain plain values; in little memory.
     """
     path = folder / CIFAR10.files["train"][0]
     other = folder.with_name("images.pkl")
@@ -263,7 +263,7 @@ def _read(content: bytes, folder: Path, n: int, may_succeed: bool) -> str:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is made of numbers, text and arrays of them."""
+    """Return whether a value consists of numbers, text and arrays of them."""
     if isinstance(value, dict):
         return all(map(_is_plain, [*value, *value.values()]))
     if isinstance(value, list | tuple):
@@ -273,12 +273,12 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, int | float | str | bytes)
 
 
-def _checkpoints(place: Path, tries: int, chance: random.Random, neighbour: Neighbour) -> Outcome:
-    """Checkpoints whose tensors are a hostile pickle, under a digest that fits."""
+def _checkpoints(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour) -> Outcome:
+    """Load checkpoints whose tensors are a hostile pickle, with a valid digest."""
     outcome = Outcome(
         "a checkpoint that calls a function", "“… wants to run code, and is not loaded”, or damaged"
     )
-    last = place / "last"
+    last = folder / "last"
     buffer = io.BytesIO()
     torch.save({"student": {"weight": torch.ones(2)}}, buffer)
     for n in range(tries):
@@ -298,17 +298,17 @@ def _checkpoints(place: Path, tries: int, chance: random.Random, neighbour: Neig
 
 
 def _repacked(state: bytes, program: bytes) -> bytes:
-    """What torch wrote, with another pickle in its archive."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(state)) as known, zipfile.ZipFile(made, "w") as archive:
-        for name in known.namelist():
-            content = program if name.endswith("data.pkl") else known.read(name)
+    """Replace the pickle in a torch archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(state)) as original, zipfile.ZipFile(buffer, "w") as archive:
+        for name in original.namelist():
+            content = program if name.endswith("data.pkl") else original.read(name)
             archive.writestr(name, content)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def forge(last: Path, state: bytes) -> None:
-    """Put another state into a checkpoint, under a digest that fits it."""
+    """Replace the state of a checkpoint and update its digest."""
     progress = json.loads((last / "progress.json").read_text())
     del progress["sha256"]
     (last / "state.pt").write_bytes(state)
@@ -317,7 +317,7 @@ def forge(last: Path, state: bytes) -> None:
 
 
 def write_batches(folder: Path) -> None:
-    """The official layout of CIFAR-10 with four images a file."""
+    """Write the official layout of CIFAR-10 with four images per file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CIFAR10.meta).write_bytes(pickle.dumps({"label_names": list("abcd")}))
     for name in (*CIFAR10.files["train"], *CIFAR10.files["test"]):

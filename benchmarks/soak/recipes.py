@@ -1,4 +1,4 @@
-"""Recipes of random parts, keys, values and damage: resolved, or all their errors at once."""
+"""Generate recipes of random parts, keys, values and damage; each is resolved or refused."""
 
 import random
 import string
@@ -13,8 +13,8 @@ from distill.recipe.compose import shipped_paths
 from distill.recipe.validation import keys
 
 
-def recipe_texts(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """Compositions of random names and overrides, and shipped recipes with random damage."""
+def recipe_texts(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Load compositions of random names and overrides, and shipped recipes with random damage."""
     chance = random.Random(seed)
     outcome = Outcome(
         "a recipe of random parts, keys, values and damage",
@@ -35,7 +35,7 @@ def recipe_texts(place: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _fault(load: Callable[[], object]) -> str:
-    """The exception by which a recipe is not refused in words; empty if there is none."""
+    """Load a recipe; return the exception if it is not a UserError with a message, else ""."""
     try:
         load()
     except UserError as refusal:
@@ -65,7 +65,7 @@ def _word(chance: random.Random) -> str:
 
 
 def _damaged(text: str, chance: random.Random) -> str:
-    """A text with a few letters changed, removed or doubled, then cut, or its lines shuffled."""
+    """Return the text with some letters changed, removed or doubled, truncated or shuffled."""
     letters = list(text)
     for _ in range(chance.randrange(1, 8)):
         at = chance.randrange(len(letters))

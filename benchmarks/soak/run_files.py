@@ -1,4 +1,4 @@
-"""Change the files of real runs at random, and give them to every command that reads runs."""
+"""Change the files of real runs at random, and run every command that reads runs on them."""
 
 import random
 from collections.abc import Callable
@@ -28,13 +28,13 @@ KIND = {
     "last/progress.json": "the progress.json of a checkpoint",
 }
 CHANGED = ("teacher", "student", "student", "unfinished")
-REPLACED = 0.1  # share of the cases in which the file itself is something else
+REPLACED = 0.1  # share of the cases in which the file is replaced by a link, folder or pipe
 
 
-def run_files(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """One outcome per kind of file, `tries` cases in all; a case is one change and one command."""
+def run_files(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Return one outcome per kind of file; each of `tries` cases is one change and one command."""
     chance = random.Random(seed)
-    runs, neighbour = Runs(place.parent / "runs of others"), Neighbour(place / "neighbour")
+    runs, neighbour = Runs(folder.parent / "runs of others"), Neighbour(folder / "neighbour")
     choices = list(_command_lines(runs))
     outcomes = []
     for name, change in FILES.items():
@@ -46,7 +46,7 @@ def run_files(place: Path, tries: int, seed: int) -> list[Outcome]:
             runs.restore()
             path = _chosen(runs, name, chance)
             if chance.random() < REPLACED:
-                mutations.replace_file(path, chance, neighbour.place / "file")
+                mutations.replace_file(path, chance, neighbour.folder / "file")
             else:
                 change(path, chance)
             command = choices[(n + chance.randrange(2)) % len(choices)]
@@ -58,12 +58,12 @@ def run_files(place: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _folders(path: Path) -> list[str]:
-    """The folders by which a message may name the file: its own, and its run's."""
-    return [str(each) for each in path.parents if each.name not in ("", "runs")]
+    """Return the folders by which a message may name the file: its own, and its run's."""
+    return [str(folder) for folder in path.parents if folder.name not in ("", "runs")]
 
 
 def _chosen(runs: Runs, name: str, chance: random.Random) -> Path:
-    """The file to change."""
+    """Choose the file to change."""
     if name == "export.json":
         return Path("runs/exported") / name
     if name == "about.json":
@@ -73,7 +73,7 @@ def _chosen(runs: Runs, name: str, chance: random.Random) -> Path:
 
 
 def _command_lines(runs: Runs) -> list[tuple[object, ...]]:
-    """The commands, the fast ones twice."""
+    """Return the commands, the fast ones twice."""
     student, other, teacher = "runs/student", "runs/other", "runs/teacher"
     export = ("--format", "safetensors", "--out", "runs/exported", "--replace")
     fast: list[tuple[object, ...]] = [

@@ -1,4 +1,4 @@
-"""Faults of real processes: kills, signals, dead ranks, full disks; then the run is resumed."""
+"""Disturb real processes by kills, signals, dead ranks and full disks, then resume the run."""
 
 import hashlib
 import itertools
@@ -39,9 +39,9 @@ KILLS_PER_RUN = 10  # at most; then the run is left to finish
 
 
 class Process:
-    """One `python cli.py …`, forked from a server that has imported the libraries already.
+    """One `python cli.py …`, forked from a server that has already imported the libraries.
 
-    The fork saves some seconds of imports per process; all else is as in a terminal.
+    The fork saves some seconds of imports per process; everything else is as in a terminal.
     """
 
     _context = multiprocessing.get_context("forkserver")
@@ -58,18 +58,18 @@ class Process:
         return self._process.exitcode
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if the process still runs."""
+        """Send a signal if the process still runs."""
         if self.code is None and self._process.pid is not None:
             os.kill(self._process.pid, number)
 
     def wait(self, seconds: float | None = None) -> str:
-        """Wait until the process exits; what it wrote to stderr."""
+        """Wait until the process exits; return what it wrote to stderr."""
         self._process.join(seconds)
         return self._stderr.read_text(errors="replace")
 
 
 def _run_cli(command: list[str], environ: dict[str, str], stderr: Path) -> None:
-    """In the child: `python cli.py COMMAND` with this environment, stderr in a file."""
+    """Run `python cli.py COMMAND` in the child with this environment and stderr in a file."""
     os.environ.update(environ)
     os.chdir(ROOT)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -79,32 +79,32 @@ def _run_cli(command: list[str], environ: dict[str, str], stderr: Path) -> None:
 
 
 class TinyRuns:
-    """Starts the same short run in folders of one place, and compares it with an undisturbed one.
+    """Starts the same short run in several folders, and compares it with an undisturbed one.
 
-    Trains the teacher and the undisturbed run first, if they are not there.
+    Trains the teacher and the undisturbed run first if they do not exist.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._numbers = itertools.count()  # thread-safe
         os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # before the first fork
-        self.teacher = place / "teacher"
+        self.teacher = folder / "teacher"
         teacher = ["train-teacher", "-r", "tiny", *_options(NO_TEACHER), "--out", str(self.teacher)]
         if not RunFolder(self.teacher).is_finished:
             self._finish(teacher)
-        self.undisturbed = RunFolder(place / "undisturbed")
+        self.undisturbed = RunFolder(folder / "undisturbed")
         if not self.undisturbed.is_finished:
             self._finish(self.command(self.undisturbed.path))
 
     def command(self, out: Path, *more: str) -> list[str]:
-        """The arguments that train the student in `out`."""
+        """Return the arguments that train the student in `out`."""
         return ["distill", "-r", "tiny+cutmix+ema", "--teacher", str(self.teacher),
                 *_options(SETTINGS), "--out", str(out), *more]  # fmt: skip
 
     def start(self, command: list[str], **environ: str) -> Process:
         """Start a process, without waiting."""
-        stderr = self.place / f"stderr-{next(self._numbers)}"
-        return Process(command, {"UNDERSTUDY_CACHE": str(self.place / "cache")} | environ, stderr)
+        stderr = self.folder / f"stderr-{next(self._numbers)}"
+        return Process(command, {"UNDERSTUDY_CACHE": str(self.folder / "cache")} | environ, stderr)
 
     def begin(self, command: list[str], out: Path, **environ: str) -> Process:
         """Start a process and wait until its journal has a new `start` event, or it has ended."""
@@ -116,7 +116,7 @@ class TinyRuns:
         return child
 
     def is_undisturbed(self, out: Path) -> bool:
-        """Whether the run in `out` ended exactly as the undisturbed one.
+        """Return whether the run in `out` ended exactly as the undisturbed one.
 
         Compares every tensor of the last checkpoint, the sha256 of the weights, and the journal
         without its times.
@@ -136,9 +136,9 @@ class TinyRuns:
             raise RuntimeError(printed)
 
 
-def kills(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """`kill -9` at random moments after the start of the training, until the run finishes."""
-    runs = TinyRuns(place)
+def kills(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Kill runs with `kill -9` at random moments after the start of the training, and resume."""
+    runs = TinyRuns(folder)
     workers = min(2, len(os.sched_getaffinity(0)))
     shares = [tries // workers + (worker < tries % workers) for worker in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
@@ -168,7 +168,7 @@ def _kill_and_resume(
     """
     finished, left = [], tries
     while left > 0:
-        out, killed = runs.place / f"{name}-{left}", 0
+        out, killed = runs.folder / f"{name}-{left}", 0
         while not RunFolder(out).is_finished:
             child = runs.begin(runs.command(out, "--resume"), out)
             if killed < min(left, KILLS_PER_RUN):
@@ -181,9 +181,9 @@ def _kill_and_resume(
     return finished
 
 
-def stops(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """SIGTERM, SIGUSR1 and Ctrl-C at random moments: exit code, time, and the resumed run."""
-    runs, chance = TinyRuns(place), random.Random(seed)
+def stops(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Send SIGTERM, SIGUSR1 or Ctrl-C at random moments; check exit code, time and resumed run."""
+    runs, chance = TinyRuns(folder), random.Random(seed)
     codes = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
     return [_stop(runs, number, code, tries, chance) for number, code in codes.items()]
 
@@ -198,7 +198,7 @@ def _stop(
         longest_s=0.0,
     )
     while outcome.tried < tries:
-        out = runs.place / f"stopped-{number.name}-{outcome.tried}"
+        out = runs.folder / f"stopped-{number.name}-{outcome.tried}"
         child = runs.begin(runs.command(out), out)
         time.sleep(chance.uniform(0, 1.5))
         sent_at = time.monotonic()
@@ -215,16 +215,16 @@ def _stop(
     return outcome
 
 
-def deaths(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """`kill -9` of one of two processes: the other one exits, and the run resumes."""
-    runs, chance = TinyRuns(place), random.Random(seed)
+def deaths(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Kill one of two processes with `kill -9`; the other must exit, and the run must resume."""
+    runs, chance = TinyRuns(folder), random.Random(seed)
     outcome = Outcome(
         "kill -9 of one of two processes",
         "the other one prints that a process of the run ended or hangs, exit 1",
         longest_s=0.0,
     )
     for attempt in range(tries):
-        out, environ = place / f"two-{seed}-{attempt}", _rendezvous()
+        out, environ = folder / f"two-{seed}-{attempt}", _rendezvous()
         command = ["distill", "-r", "tiny", *_options(ENDLESS), "--out", str(out)]
         first = runs.start(command, **environ, RANK="0", LOCAL_RANK="0")
         second = runs.begin(command, out, **environ, RANK="1", LOCAL_RANK="1")
@@ -247,7 +247,7 @@ def deaths(place: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _resumes(runs: TinyRuns, command: list[str], out: Path) -> bool:
-    """Whether the run continues at its last checkpoint in one process, and stops by SIGTERM."""
+    """Return whether the run resumes from its last checkpoint in one process; SIGTERM ends it."""
     step = checkpoint.load(out / "last")[1]["step"]
     child = runs.begin([*command, "--resume"], out)
     child.send(signal.SIGTERM)
@@ -256,15 +256,15 @@ def _resumes(runs: TinyRuns, command: list[str], out: Path) -> bool:
     return child.code == 143 and len(starts) == 2 and starts[-1]["first_step"] == step
 
 
-def disks(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """A file system that is full while the run writes, then has space again. Needs root."""
-    runs, chance = TinyRuns(place), random.Random(seed)
+def disks(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Run on a file system that becomes full, then resume with more space. Needs root."""
+    runs, chance = TinyRuns(folder), random.Random(seed)
     outcome = Outcome(
         "a disk that is full",
         "“No space left on device”, and that the last checkpoint is complete; exit 1",
     )
     for attempt in range(tries):
-        with _small_disk(place / f"disk-{attempt}", chance.randrange(150, 1200)) as disk:
+        with _small_disk(folder / f"disk-{attempt}", chance.randrange(150, 1200)) as disk:
             out = disk / "run"
             child = runs.begin(runs.command(out), out)
             printed = child.wait()
@@ -283,30 +283,30 @@ def disks(place: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 @contextmanager
-def _small_disk(place: Path, kilobytes: int) -> Iterator[Path]:
-    """A file system in memory of that size. Raises PermissionError without the right to mount."""
-    place.mkdir(parents=True)
-    _mount(f"size={kilobytes}k", place, new=True)
+def _small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """Mount a file system in memory of this size. Raises PermissionError if that is not allowed."""
+    folder.mkdir(parents=True)
+    _mount(f"size={kilobytes}k", folder, new=True)
     try:
-        yield place
+        yield folder
     finally:
-        subprocess.run(["umount", "-l", place], check=False)
+        subprocess.run(["umount", "-l", folder], check=False)
 
 
-def _mount(options: str, place: Path, *, new: bool = False) -> None:
+def _mount(options: str, folder: Path, *, new: bool = False) -> None:
     what = ["-t", "tmpfs", "tmpfs"] if new else []
-    for _ in range(50):  # a file that is being written makes it busy for a moment
+    for _ in range(50):  # a file that is being written makes the mount busy for a moment
         done = subprocess.run(
-            ["mount", "-o", options, *what, place], check=False, capture_output=True, text=True
+            ["mount", "-o", options, *what, folder], check=False, capture_output=True, text=True
         )
         if not done.returncode:
             return
         time.sleep(0.02)
-    raise PermissionError(f"mount -o {options} {place}: {done.stderr.strip()}")
+    raise PermissionError(f"mount -o {options} {folder}: {done.stderr.strip()}")
 
 
 def _rendezvous() -> dict[str, str]:
-    """Environment variables by which two processes find each other on a free port."""
+    """Return the environment variables with which two processes connect on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -319,7 +319,7 @@ def _rendezvous() -> dict[str, str]:
 
 
 def _options(overrides: tuple[str, ...]) -> list[str]:
-    return [word for each in overrides for word in ("--set", each)]
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def _count_starts(out: Path) -> int:
@@ -328,7 +328,7 @@ def _count_starts(out: Path) -> int:
 
 
 def _events(run: RunFolder) -> list[dict[str, Any]]:
-    """The journal without starts, estimates, times, paths and throughput."""
+    """Return the journal without starts, estimates, times, paths and throughput."""
     rows = [row for row in journal.read(run.journal) if row["event"] not in ("start", "estimate")]
     for row in rows:
         row["metrics"].pop("images_per_s", None)
@@ -336,7 +336,7 @@ def _events(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _tensors(run: RunFolder) -> dict[str, str]:
-    """The sha256 of every tensor in the last checkpoint, by its dotted name."""
+    """Return the sha256 of every tensor in the last checkpoint, by its dotted name."""
     found: dict[str, str] = {}
 
     def walk(name: str, value: object) -> None:

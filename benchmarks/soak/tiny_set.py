@@ -1,4 +1,4 @@
-"""A few images and some runs on them, trained in this process, for attacks to change."""
+"""Write a few images and train some small runs on them, which attacks then change."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ NO_TEACHER = ("--set", "loss.kd=false", "--set", "loss.hard.weight=1")
 
 
 def write_images(root: Path, classes: Sequence[str] = CLASSES) -> Path:
-    """Noise in class folders: 16 images of each class to train on, 8 to test."""
+    """Write noise to class folders: per class 16 training and 8 test images."""
     chance = np.random.default_rng(0)
     for split, n in (("train", 16), ("test", 8)):
         for name in classes:
@@ -32,28 +32,28 @@ def write_images(root: Path, classes: Sequence[str] = CLASSES) -> Path:
 
 
 class Runs:
-    """Runs in `place/runs`: teacher, student, other (another seed), unfinished, seeds/; and an
-    export. They are trained once, and used again if they are there.
+    """Small runs in `folder/runs`, trained once and reused if they exist.
 
-    The working directory is `place` while they are used: commands look for teachers in `runs/`.
+    The runs are teacher, student, other (another seed), unfinished, seeds/ and an export. The
+    working directory is `folder` while they are used: commands look for teachers in `runs/`.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.sound, self.cache = place, place / "sound", place / "cache"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.sound, self.cache = folder, folder / "sound", folder / "cache"
         os.environ["UNDERSTUDY_CACHE"] = str(self.cache)
         if not (self.sound / "cache").exists():
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
-            os.chdir(place)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            os.chdir(folder)
             self._make()
-        os.chdir(place)
+        os.chdir(folder)
         self.restore()
 
     def _make(self) -> None:
-        """Train, report and export once; `sound` has a copy of it all."""
-        place = self.place
-        write_images(place / "images")
-        np.save(place / "images.npy", np.zeros((2, 32, 32, 3), np.uint8))
+        """Train, report and export once; `sound` has a copy of everything."""
+        folder = self.folder
+        write_images(folder / "images")
+        np.save(folder / "images.npy", np.zeros((2, 32, 32, 3), np.uint8))
         self._train("train-teacher", "teacher", *NO_TEACHER)
         self._train("distill", "student", *self.with_teacher)
         self._train("distill", "other", *self.with_teacher, "--set", "train.seed=1")
@@ -61,7 +61,7 @@ class Runs:
         self._run("export", "runs/student", "--format", "safetensors", "--out", "runs/exported")
         shutil.copytree("runs/student", "runs/unfinished")
         for name in ("result.json", "evaluation.npz", "student.safetensors", "test_curve.json"):
-            (place / "runs/unfinished" / name).unlink()
+            (folder / "runs/unfinished" / name).unlink()
         shutil.rmtree("runs/unfinished/last")
         os.rename("runs/unfinished/last.old", "runs/unfinished/last")
         self._run("seeds", *self.seeds)
@@ -70,16 +70,16 @@ class Runs:
 
     @property
     def with_teacher(self) -> tuple[str, ...]:
-        """Options that train a student with the teacher."""
+        """The options that train a student with the teacher."""
         return ("--teacher", "runs/teacher", "--set", "cache.views=2")
 
     def command(self, verb: str, name: str, *more: object) -> tuple[object, ...]:
-        """The arguments that train a run."""
+        """Return the arguments that train a run."""
         return (verb, *SMALL, "--data", "images", "--out", f"runs/{name}", *more)
 
     @property
     def seeds(self) -> tuple[object, ...]:
-        """Options of `seeds`: runs that are finished, in a folder of their own."""
+        """The options of `seeds` for finished runs in a separate folder."""
         return (*SMALL, *NO_TEACHER, "--data", "images", "--n", 2, "--out", "runs/seeds")
 
     def restore(self) -> None:

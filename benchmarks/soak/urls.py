@@ -1,4 +1,4 @@
-"""URLs with secrets through everything that prints or writes them: the secret never appears."""
+"""Pass URLs with secrets to all code that prints or writes them; the secret must not appear."""
 
 import json
 import random
@@ -30,12 +30,12 @@ SERVER = "127.0.0.1:9"  # nothing listens there
 
 
 def secret_of(chance: random.Random) -> str:
-    """A word that no message has by itself."""
+    """Return a word that appears in no message."""
     return "Sw0rd" + "".join(chance.choices(string.ascii_letters + string.digits, k=12))
 
 
 def address(secret: str, chance: random.Random) -> str:
-    """A database's address with the secret in its password, its query, or both."""
+    """Return a database's URL with the secret in its password, its query, or both."""
     scheme, user = chance.choice(SCHEMES), chance.choice(["u", "a%40b", "", "u.v"])
     around = chance.choice(AROUND), chance.choice(AROUND)
     password = f"{around[0]}{secret}{around[1]}"
@@ -53,22 +53,22 @@ def address(secret: str, chance: random.Random) -> str:
 
 
 def web_address(secret: str, chance: random.Random) -> str:
-    """An address of http or https: a user name may be a token there."""
+    """Return an http or https URL with the secret in its user name, password or query."""
     login = chance.choice([f"u:{secret}@", f"{secret}@", f"{secret}:x@", ""])
     query = chance.choice(["", f"?sig={secret}"]) if login else f"?sig={secret}"
     return f"{chance.choice(['http', 'https', 'HTTP'])}://{login}{SERVER}/a.tar.gz{query}"
 
 
-def url_secrets(place: Path, tries: int, seed: int) -> list[Outcome]:
-    """`tries` addresses through each printer."""
+def url_secrets(folder: Path, tries: int, seed: int) -> list[Outcome]:
+    """Print `tries` URLs in each way."""
     chance = random.Random(seed)
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=True)
     printers: dict[str, Callable[[str, str], str]] = {
         "a command's arguments in environment.json": lambda url, _: _described(url, accelerator),
         "a driver's message that quotes it": _quoted,
-        "--storage, which is opened": lambda url, _: _opened(url, place),
-        "--mirror of `data fetch`": lambda url, _: _fetched(url, place),
+        "--storage, which is opened": lambda url, _: _opened(url, folder),
+        "--mirror of `data fetch`": lambda url, _: _fetched(url, folder),
     }
     outcomes = []
     for what, print_ in printers.items():
@@ -87,12 +87,12 @@ def url_secrets(place: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _described(url: str, accelerator: Accelerator) -> str:
-    """What environment.json has of a command."""
-    known, sys.argv = sys.argv, ["cli.py", "sweep", "--storage", url, f"--storage={url}"]
+    """Return the content of environment.json for a command with this URL."""
+    previous, sys.argv = sys.argv, ["cli.py", "sweep", "--storage", url, f"--storage={url}"]
     try:
         return json.dumps(environment.describe(accelerator))
     finally:
-        sys.argv = known
+        sys.argv = previous
 
 
 def _quoted(url: str, secret: str) -> str:
@@ -100,15 +100,15 @@ def _quoted(url: str, secret: str) -> str:
     return urls.without_secrets(message, url)
 
 
-def _opened(url: str, place: Path) -> str:
-    """The message of a storage that cannot be opened, and what was written."""
+def _opened(url: str, folder: Path) -> str:
+    """Return the message of a storage that cannot be opened."""
     try:
-        Storage(url_of(url, place / "sweep"), 60)
+        Storage(url_of(url, folder / "sweep"), 60)
     except (UserError, Failure) as refusal:
         return str(refusal)
     return "opened"
 
 
-def _fetched(url: str, place: Path) -> str:
-    ended = commands.run("data", "fetch", "--into", place / "data", "--mirror", url)
+def _fetched(url: str, folder: Path) -> str:
+    ended = commands.run("data", "fetch", "--into", folder / "data", "--mirror", url)
     return ended.out + ended.err + ended.exception

@@ -54,7 +54,7 @@ def test_what_is_no_pair_is_refused(pair, tmp_path) -> None:
         claim.claim("", [pair[0]], [other])
     with pytest.raises(claim.UserError, match="the weights are not all different"):
         claim.claim("", [pair[0], pair[0]], [pair[1], pair[1]])
-    with pytest.raises(claim.UserError, match="1 runs and 0 controls make no pairs"):
+    with pytest.raises(claim.UserError, match="1 runs and 0 controls do not form pairs"):
         claim.claim("", [pair[0]], [])
 
 
