@@ -19,7 +19,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, said bef
 import torch
 from accelerate.state import AcceleratorState
 
+import cli
 from distill.runs.run_folder import RunFolder
+from tests.cli.command_line import CommandResult, RunCli, write_pets
 from tests.make_runs import EFFICIENT, EFFICIENT_TEACHER, Events, train, two_epochs
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -75,7 +77,7 @@ def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def taught(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
+def distilled(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Events]:
     """A finished student of that teacher: two epochs, mixing, averaged weights."""
     return train(tmp_path_factory.mktemp("runs") / "student", *two_epochs(teacher))
 
@@ -99,3 +101,30 @@ def fresh_accelerate() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> RunCli:
+    """`python cli.py …` in this process, in an empty folder, with an empty cache."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> CommandResult:
+        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return CommandResult(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Return a folder of 32 training and 16 test images in two classes."""
+    return write_pets(tmp_path / "pets")

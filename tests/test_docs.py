@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import tomllib
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,11 +162,6 @@ def test_every_module_is_listed_with_the_first_line_of_its_docstring() -> None:
 
 def modules(package: str) -> list[Path]:
     return [path for path in (REPO / package).rglob("*.py") if path.name != "__init__.py"]
-
-
-def test_no_two_modules_have_the_same_name() -> None:
-    names = Counter(path.stem for package in OURS[1:] for path in modules(package))
-    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_every_path_of_the_architecture_exists() -> None:

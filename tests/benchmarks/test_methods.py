@@ -78,8 +78,8 @@ def test_a_study_ends_in_a_table_of_every_recipe_and_its_control(
     assert set(runs) == {"tiny", controls["tiny"]}
     rows = methods.table(runs, controls)
     gains = [
-        methods.top1(taught) - methods.top1(alone)
-        for taught, alone in zip(runs["tiny"], runs[controls["tiny"]], strict=True)
+        methods.top1(distilled) - methods.top1(alone)
+        for distilled, alone in zip(runs["tiny"], runs[controls["tiny"]], strict=True)
     ]
     assert rows["tiny"]["difference"]["values"] == gains
     printed = methods.markdown(rows).splitlines()

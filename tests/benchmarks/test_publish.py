@@ -14,9 +14,7 @@ from benchmarks import publish
 from distill.recipe import recipes
 from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder
-from tests.cli.test_commands import REPO, Door, door
-
-__all__ = ["door"]  # a fixture
+from tests.cli.command_line import REPO, RunCli
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def test_it_holds_half_the_bytes_no_images_and_no_paths(published) -> None:
     assert not any('"/' in text or "'/" in text for text in texts)
 
 
-def test_its_figures_are_those_of_the_halved_weights(published, door: Door) -> None:
+def test_its_figures_are_those_of_the_halved_weights(published, run_cli: RunCli) -> None:
     run, folder = published
     result = folder.result()
     answers = saved_predictions.read_run(folder)
@@ -61,23 +59,23 @@ def test_its_figures_are_those_of_the_halved_weights(published, door: Door) -> N
     assert result["metrics"]["top1/test"] == pytest.approx(float(answers.is_right.mean()))
     assert result["published"]["metrics"] == run.result()["metrics"]
     assert result["recipe_fingerprint"] == recipes.fingerprint(recipes.read(folder.recipe))
-    said = door("evaluate", str(folder.path), "--json")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["top1"] == pytest.approx(result["metrics"]["top1/test"])
+    evaluated = run_cli("evaluate", str(folder.path), "--json")
+    assert evaluated.code == 0, evaluated.err
+    assert json.loads(evaluated.out)["top1"] == pytest.approx(result["metrics"]["top1/test"])
 
 
-def test_it_is_exported(published, door: Door, tmp_path: Path) -> None:
+def test_it_is_exported(published, run_cli: RunCli, tmp_path: Path) -> None:
     _, folder = published
-    said = door("export", str(folder.path), "--format", "project1", "--out", str(tmp_path))
-    assert said.code == 0, said.err
+    result = run_cli("export", str(folder.path), "--format", "project1", "--out", str(tmp_path))
+    assert result.code == 0, result.err
 
 
 def test_weights_that_are_too_large_are_refused(
-    taught, tmp_path: Path, monkeypatch, capsys
+    distilled, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(publish, "MAX_BYTES", 100)
     with pytest.raises(SystemExit):
-        publish.main([str(taught[0].path), "small", "--results", str(tmp_path)])
+        publish.main([str(distilled[0].path), "small", "--results", str(tmp_path)])
     error = " ".join(capsys.readouterr().err.split())
     assert "a published folder may have at most 100." in error
     assert not (tmp_path / "small").exists()

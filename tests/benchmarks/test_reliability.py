@@ -22,20 +22,16 @@ from distill.data.sources import download
 from distill.models import checkpoint
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
-from tests.cli.test_commands import (
+from tests.cli.command_line import (
     ALONE,
     REPO,
     SMALL,
-    Door,
-    Said,
-    at_each_epoch,
-    door,
-    pets,
-    process,
-    refused,
+    CommandResult,
+    RunCli,
+    after_each_epoch,
+    assert_refused,
+    start_cli,
 )
-
-__all__ = ["door", "pets"]  # fixtures
 
 LONG = ["--set", "train.epochs=100000"]
 
@@ -49,7 +45,7 @@ def quiet(tmp_path: Path) -> dict[str, str]:
 def long_run(pets: Path, tmp_path: Path, quiet: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """A run in `tmp_path/run` that would never end, in its first epochs."""
     out = ["--out", str(tmp_path / "run"), "--data", str(pets)]
-    child = process("distill", *SMALL, *ALONE, *out, *LONG, **quiet)
+    child = start_cli("distill", *SMALL, *ALONE, *out, *LONG, **quiet)
     assert child.stderr is not None
     assert any(line.startswith("epoch 2/") for line in child.stderr), "it must have begun"
     yield child
@@ -71,38 +67,40 @@ def test_a_signal_ends_the_step_saves_and_leaves_in_time(
 ) -> None:
     long_run.send_signal(number)
     began_at = time.monotonic()
-    _, said = long_run.communicate(timeout=30)
+    _, result = long_run.communicate(timeout=30)
     assert long_run.returncode == code and time.monotonic() - began_at < 10
-    last = said.splitlines()[-1]
+    last = result.splitlines()[-1]
     assert last.startswith(f"Stopped after step {saved_step(tmp_path / 'run'):,}, and saved. To go")
-    assert "Traceback" not in said
+    assert "Traceback" not in result
     rows = [row for row in read(RunFolder(tmp_path / "run").journal) if row["event"] == "step"]
     assert rows[-1]["step"] == saved_step(tmp_path / "run")
 
 
 def test_a_second_run_in_the_folder_is_refused_by_name(
-    long_run: subprocess.Popen[str], door: Door, pets: Path, tmp_path: Path
+    long_run: subprocess.Popen[str], run_cli: RunCli, pets: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     same = ("distill", *SMALL, *ALONE, *LONG, "--data", pets, "--out", run, "--resume")
     for command in (same, same[:-1]):  # with --resume and without
-        refused(
-            door(*command), f"{run} is in use: process {long_run.pid} on {socket.gethostname()}"
+        assert_refused(
+            run_cli(*command), f"{run} is in use: process {long_run.pid} on {socket.gethostname()}"
         )
     assert long_run.poll() is None
 
 
-def test_to_resume_is_to_name_a_run(door: Door, pets: Path) -> None:
+def test_to_resume_is_to_name_a_run(run_cli: RunCli, pets: Path) -> None:
     same = ("distill", *SMALL, *ALONE, "--data", pets, "--resume")
-    refused(door(*same), "--resume continues a run, and none was named.\nType it with --out RUN.")
+    assert_refused(
+        run_cli(*same), "--resume continues a run, and none was named.\nType it with --out RUN."
+    )
     begun = Path("runs/begun")
     begun.mkdir(parents=True)
     (begun / "recipe.toml").touch()
-    refused(door(*same), "Type it with --out RUN; unfinished there: runs/begun.")
+    assert_refused(run_cli(*same), "Type it with --out RUN; unfinished there: runs/begun.")
 
 
 def test_who_was_killed_is_named_and_his_lock_taken(
-    long_run: subprocess.Popen[str], door: Door, pets: Path, tmp_path: Path
+    long_run: subprocess.Popen[str], run_cli: RunCli, pets: Path, tmp_path: Path
 ) -> None:
     long_run.kill()
     long_run.communicate()
@@ -116,7 +114,7 @@ def test_who_was_killed_is_named_and_his_lock_taken(
         half.touch()
     short = ["--set", "train.epochs=3"]
     same = ("distill", *SMALL, *ALONE, *short, "--data", pets, "--out", run, "--resume")
-    assert f"process {long_run.pid} on {socket.gethostname()}" in door(*same).err
+    assert f"process {long_run.pid} on {socket.gethostname()}" in run_cli(*same).err
     assert not any(half.exists() for half in halves), "what it had begun to write is gone"
 
 
@@ -163,7 +161,7 @@ def terminal(kind: str) -> tuple[TextIO, Callable[[], None]]:
     ],
 )
 def test_a_terminal_that_fails_ends_no_run(
-    door: Door, pets: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
+    run_cli: RunCli, pets: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
 ) -> None:
     stream, lose = terminal(kind)
     done: list[int] = []
@@ -175,13 +173,13 @@ def test_a_terminal_that_fails_ends_no_run(
                 os.write(stream.fileno(), b"x")
         done.append(1)
 
-    at_each_epoch(monkeypatch, at_an_epoch)
+    after_each_epoch(monkeypatch, at_an_epoch)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(sys, "stdout", stream)
     if kind == "full disk":  # which fails before the first epoch already
         done.append(0)
-    said = door("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
-    assert said.code == 0
+    result = run_cli("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
+    assert result.code == 0
     assert RunFolder(Path("runs/x")).is_finished
     stream.write("what is written later goes nowhere, and does not fail\n")
     stream.close()
@@ -230,11 +228,13 @@ def test_a_terminal_that_is_closed_stops_a_run_and_saves_it(
 
 
 def test_a_teacher_and_images_that_go_while_it_trains(
-    door: Door, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher is in memory; the test images are wanted at the end, and asked for again."""
-    taught = door("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")
-    assert taught.code == 0, taught.err
+    distilled = run_cli(
+        "train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t"
+    )
+    assert distilled.code == 0, distilled.err
     from distill.runs.journal import Journal
 
     write = Journal.__call__
@@ -248,34 +248,34 @@ def test_a_teacher_and_images_that_go_while_it_trains(
     same = ("distill", *SMALL, "--teacher", "t", "--data", pets, "--out", "s")
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "__call__", write_and_move)
-        said = door(*same)
-    assert said.code == 1 and "Traceback" not in said.err
-    assert "Its last checkpoint is intact. To go on, type the same command" in said.err
+        result = run_cli(*same)
+    assert result.code == 1 and "Traceback" not in result.err
+    assert "Its last checkpoint is intact. To go on, type the same command" in result.err
     (pets / "elsewhere").rename(pets / "test")
-    refused(
-        door(*same, "--resume"),
+    assert_refused(
+        run_cli(*same, "--resume"),
         "teacher t is not a run: there is no such folder",
         "If its folder was moved, name the new one, --teacher RUN",
     )
-    assert door(*same, "--teacher", "gone", "--resume").code == 2  # two teachers
+    assert run_cli(*same, "--teacher", "gone", "--resume").code == 2  # two teachers
     moved = ("gone" if each == "t" else each for each in same)
-    assert door(*moved, "--resume").code == 0
+    assert run_cli(*moved, "--resume").code == 0
 
 
-def test_a_teacher_whose_weights_are_damaged_is_refused(door: Door, pets: Path) -> None:
-    def taught(*more: object) -> Said:
-        return door("distill", *SMALL, "--teacher", "t", "--data", pets, "--out", "s", *more)
+def test_a_teacher_whose_weights_are_damaged_is_refused(run_cli: RunCli, pets: Path) -> None:
+    def distilled(*more: object) -> CommandResult:
+        return run_cli("distill", *SMALL, "--teacher", "t", "--data", pets, "--out", "s", *more)
 
-    door("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")
+    run_cli("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")
     weights = Path("t/teacher.safetensors")
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
     weights.write_bytes(content)
-    refused(taught(), "t/teacher.safetensors is not the file that its run wrote")
+    assert_refused(distilled(), "t/teacher.safetensors is not the file that its run wrote")
 
 
 def test_fetch_and_verify_at_the_door(
-    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = gzip.compress(b"images")
     archive = download.Archive("cifar-10-python.tar.gz", hashlib.md5(content).hexdigest(), 99, ())
@@ -283,21 +283,23 @@ def test_fetch_and_verify_at_the_door(
     (tmp_path / "by hand").mkdir()
     placed = tmp_path / "by hand" / archive.name
     placed.write_bytes(content)
-    found = door("data", "fetch", "--into", placed.parent)
+    found = run_cli("data", "fetch", "--into", placed.parent)
     assert (found.code, found.out) == (0, f"{placed}: the official archive, md5 {archive.md5}\n")
     placed.write_bytes(content[:-1])
-    refused(
-        door("data", "fetch", "--into", placed.parent),
+    assert_refused(
+        run_cli("data", "fetch", "--into", placed.parent),
         f"Delete it or move it away, and type python cli.py data fetch --into {placed.parent}",
     )
-    nobody = door("data", "fetch", "--into", tmp_path / "new", "--mirror", "http://127.0.0.1:9/a")
+    nobody = run_cli(
+        "data", "fetch", "--into", tmp_path / "new", "--mirror", "http://127.0.0.1:9/a"
+    )
     assert nobody.code == 1 and "Connection refused" in nobody.err
     assert "give another address with --mirror URL" in nobody.err
 
 
-def test_images_that_are_not_the_published_ones_do_not_verify(door: Door, pets: Path) -> None:
-    said = door("data", "verify", pets)
-    assert said.code == 1 and "but is not the published CIFAR-10" in said.err
+def test_images_that_are_not_the_published_ones_do_not_verify(run_cli: RunCli, pets: Path) -> None:
+    result = run_cli("data", "verify", pets)
+    assert result.code == 1 and "but is not the published CIFAR-10" in result.err
 
 
 RUN = """trap "sleep 0.2; echo saved >> said; exit 143" TERM
@@ -339,8 +341,8 @@ def test_the_slurm_script_saves_and_queues_again(
     tmp_path: Path, place: dict[str, str], verb: str, typed: str
 ) -> None:
     """With a scheduler of our own: a warning, the run's 143, and the job is queued again."""
-    said = warned(tmp_path, place, verb, signal.SIGUSR1)
-    assert said == [typed, "saved", "requeue 42"]
+    result = warned(tmp_path, place, verb, signal.SIGUSR1)
+    assert result == [typed, "saved", "requeue 42"]
 
 
 def test_of_an_array_one_task_is_queued_again(tmp_path: Path) -> None:
@@ -349,13 +351,15 @@ def test_of_an_array_one_task_is_queued_again(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_does_not_end_the_job_before_the_run_has_saved(tmp_path: Path) -> None:
-    said = warned(tmp_path, {}, "distill", signal.SIGUSR1, signal.SIGTERM)
-    assert said == ["cli.py distill --out runs/a --resume", "saved"], "cancelled after the warning"
+    result = warned(tmp_path, {}, "distill", signal.SIGUSR1, signal.SIGTERM)
+    assert result == ["cli.py distill --out runs/a --resume", "saved"], (
+        "cancelled after the warning"
+    )
 
 
 def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path: Path) -> None:
-    said = warned(tmp_path, {}, "distill", signal.SIGTERM)
-    assert said == ["cli.py distill --out runs/a --resume", "saved"]
+    result = warned(tmp_path, {}, "distill", signal.SIGTERM)
+    assert result == ["cli.py distill --out runs/a --resume", "saved"]
 
 
 def warned(tmp_path: Path, place: dict[str, str], verb: str, *by: signal.Signals) -> list[str]:
@@ -369,11 +373,11 @@ def warned(tmp_path: Path, place: dict[str, str], verb: str, *by: signal.Signals
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
     script = [str(REPO / "docs" / "slurm.sh"), verb, "--out", "runs/a"]
     job = subprocess.Popen(script, env=os.environ | environ | path)
-    said = tmp_path / "said"
-    while not said.exists() or not said.read_text():
+    result = tmp_path / "said"
+    while not result.exists() or not result.read_text():
         time.sleep(0.01)
     for each in by:
         job.send_signal(each)
         time.sleep(0.05)
     assert job.wait(10) == 143
-    return said.read_text().splitlines()
+    return result.read_text().splitlines()

@@ -38,31 +38,31 @@ def drawn_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def kept(taught) -> dict[str, np.ndarray]:
-    with np.load(taught[0].evaluation) as file:
+def kept(distilled) -> dict[str, np.ndarray]:
+    with np.load(distilled[0].evaluation) as file:
         return dict(file)
 
 
 @pytest.fixture(scope="module")
-def measured(taught) -> dict:
-    return evaluate.evaluate_run(taught[0])
+def measured(distilled) -> dict:
+    return evaluate.evaluate_run(distilled[0])
 
 
-def copied(taught, to: Path, **changes: object) -> RunFolder:
+def copied(distilled, to: Path, **changes: object) -> RunFolder:
     """The student's run elsewhere, these keys of its result.json otherwise."""
-    shutil.copytree(taught[0].path, to)
+    shutil.copytree(distilled[0].path, to)
     folder = RunFolder(to)
     write_json(folder.result_file, folder.result() | changes)
     return folder
 
 
-def test_a_run_keeps_what_it_says_of_the_held_out_part(taught, kept) -> None:
+def test_a_run_keeps_what_it_says_of_the_held_out_part(distilled, kept) -> None:
     assert kept["val_logits"].shape == (HELD_OUT, 10)
     right = (kept["val_logits"].argmax(1) == kept["val_labels"]).mean()
-    assert right == taught[0].result()["metrics"]["top1/val_ema"]
+    assert right == distilled[0].result()["metrics"]["top1/val_ema"]
 
 
-def test_a_run_that_held_nothing_out_keeps_nothing_of_it(taught, tmp_path) -> None:
+def test_a_run_that_held_nothing_out_keeps_nothing_of_it(distilled, tmp_path) -> None:
     some = image_set.subset(image_set.load("synthetic", "test"), np.arange(9))
     write_evaluation(RunFolder(tmp_path), some, torch.randn(9, 10), None, None)
     with np.load(tmp_path / "evaluation.npz") as file:
@@ -89,8 +89,8 @@ def recipe_of_tiny():
     return recipes.load("tiny").recipe
 
 
-def test_a_run_of_before_is_asked_again(taught, measured, tmp_path) -> None:
-    folder = copied(taught, tmp_path / "run")
+def test_a_run_of_before_is_asked_again(distilled, measured, tmp_path) -> None:
+    folder = copied(distilled, tmp_path / "run")
     folder.evaluation.unlink()
     again = evaluate.evaluate_run(folder)
     for name in ("temperature", "nll_calibrated", "teacher_agreement", "teacher_kl"):
@@ -110,24 +110,24 @@ def test_kept_predictions_of_other_weights_or_images_are_not_believed(kept, tmp_
     assert read_evaluation(folder, logits) == {}
 
 
-def test_a_run_that_held_nothing_out_has_no_temperature(taught, tmp_path) -> None:
-    data = taught[0].result()["data"] | {"val_images": 0}
-    found = evaluate.evaluate_run(copied(taught, tmp_path / "run", data=data))
+def test_a_run_that_held_nothing_out_has_no_temperature(distilled, tmp_path) -> None:
+    data = distilled[0].result()["data"] | {"val_images": 0}
+    found = evaluate.evaluate_run(copied(distilled, tmp_path / "run", data=data))
     assert [found[name] for name in evaluate.CALIBRATED] == [None] * 3
     assert "data.holdout = 0: nothing was held out" in found["absent"]["temperature"]
 
 
-def test_held_out_images_that_are_gone_are_named(taught, tmp_path) -> None:
-    data = taught[0].result()["data"] | {"fingerprint": "other"}
-    folder = copied(taught, tmp_path / "run", data=data)
+def test_held_out_images_that_are_gone_are_named(distilled, tmp_path) -> None:
+    data = distilled[0].result()["data"] | {"fingerprint": "other"}
+    folder = copied(distilled, tmp_path / "run", data=data)
     folder.evaluation.unlink()
     reason = evaluate.evaluate_run(folder)["absent"]["temperature"]
     assert reason == "the images that the run held out are not in synthetic any more"
 
 
-def test_a_teacher_that_is_gone_or_another_is_not_compared_with(taught, tmp_path) -> None:
-    known = taught[0].result()["teacher"]
-    folder, result = copied(taught, tmp_path / "run"), taught[0].result()
+def test_a_teacher_that_is_gone_or_another_is_not_compared_with(distilled, tmp_path) -> None:
+    known = distilled[0].result()["teacher"]
+    folder, result = copied(distilled, tmp_path / "run"), distilled[0].result()
     folder.evaluation.unlink()
     shutil.copytree(known["runs"][0], tmp_path / "bare")
     (tmp_path / "bare" / "teacher.safetensors").unlink()
@@ -158,14 +158,14 @@ def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
     assert found["absent"]["teacher_agreement"] == "this run had no teacher"
 
 
-def test_an_image_and_its_mirror_are_answered_alike(taught, measured) -> None:
-    net = load_trained(taught[0])
+def test_an_image_and_its_mirror_are_answered_alike(distilled, measured) -> None:
+    net = load_trained(distilled[0])
     images = torch.from_numpy(image_set.load("synthetic", "test").images[:8]) / 255
     with torch.no_grad():
         both = FlipTTA(net)(images)
         assert torch.allclose(both, FlipTTA(net)(images.flip(-1)), atol=1e-5)
         assert torch.allclose(both, (net(images) + net(images.flip(-1))) / 2, atol=1e-6)
-    found = evaluate.evaluate_run(taught[0], EvalOptions(mirror=True))
+    found = evaluate.evaluate_run(distilled[0], EvalOptions(mirror=True))
     assert found["mirror"]["nll"] != found["nll"]
     assert "mirror" not in measured
     assert {name: found[name] for name in measured} == measured, "the headline must be the same"
@@ -189,10 +189,10 @@ def test_six_views_are_the_weighted_mean_of_their_formula() -> None:
     assert not SixViewTTA(net.eval()).training
 
 
-def test_six_views_leave_the_headline_alone(taught, measured) -> None:
-    found = evaluate.evaluate_run(taught[0], EvalOptions(six_views=True))
+def test_six_views_leave_the_headline_alone(distilled, measured) -> None:
+    found = evaluate.evaluate_run(distilled[0], EvalOptions(six_views=True))
     augmented = found["test_time_augmentation"]
-    net, test = SixViewTTA(load_trained(taught[0])), image_set.load("synthetic", "test")
+    net, test = SixViewTTA(load_trained(distilled[0])), image_set.load("synthetic", "test")
     right = logits_and_labels(net, test, Accelerator())[0].argmax(1) == torch.from_numpy(
         test.labels
     )
@@ -203,8 +203,8 @@ def test_six_views_leave_the_headline_alone(taught, measured) -> None:
     assert "mirror" not in found and "test_time_augmentation" not in measured
 
 
-def test_a_run_against_its_teacher(taught, teacher, kept) -> None:
-    found = evaluate.evaluate_run(taught[0], EvalOptions(against=teacher))["against"]
+def test_a_run_against_its_teacher(distilled, teacher, kept) -> None:
+    found = evaluate.evaluate_run(distilled[0], EvalOptions(against=teacher))["against"]
     ours, theirs = (kept[n].argmax(1) == kept["labels"] for n in ("logits", "teacher_logits"))
     assert (found["only_a"], found["only_b"]) == ((ours & ~theirs).sum(), (theirs & ~ours).sum())
     assert found["both"] == (ours & theirs).sum()
@@ -212,8 +212,8 @@ def test_a_run_against_its_teacher(taught, teacher, kept) -> None:
     assert found["top1"] == theirs.mean()
 
 
-def test_runs_of_different_test_splits_are_not_compared(taught, tmp_path, monkeypatch) -> None:
-    folder = copied(taught, tmp_path / "run")
+def test_runs_of_different_test_splits_are_not_compared(distilled, tmp_path, monkeypatch) -> None:
+    folder = copied(distilled, tmp_path / "run")
     folder.recipe.write_text(folder.recipe.read_text().replace('"synthetic"', '"elsewhere"'))
     test = image_set.load("synthetic", "test")
     fewer = image_set.subset(test, np.arange(1999))
@@ -221,15 +221,15 @@ def test_runs_of_different_test_splits_are_not_compared(taught, tmp_path, monkey
         evaluate, "test_split", lambda name, progress: fewer if name == "elsewhere" else test
     )
     with pytest.raises(UserError, match="have different test splits: synthetic .* and elsewhere"):
-        evaluate.evaluate_run(taught[0], EvalOptions(against=folder.path))
-    same = evaluate.evaluate_run(taught[0], EvalOptions(data="synthetic", against=folder.path))[
+        evaluate.evaluate_run(distilled[0], EvalOptions(against=folder.path))
+    same = evaluate.evaluate_run(distilled[0], EvalOptions(data="synthetic", against=folder.path))[
         "against"
     ]
     assert (same["p"], same["better"], same["only_a"]) == (1.0, None, 0)
 
 
-def test_robustness_is_the_accuracy_on_corrupted_images(taught) -> None:
-    net = load_trained(taught[0])
+def test_robustness_is_the_accuracy_on_corrupted_images(distilled) -> None:
+    net = load_trained(distilled[0])
     test, chosen = image_set.load("synthetic", "test"), robustness_room._sample(2000, 33)
     images, labels = test.images[chosen], torch.from_numpy(test.labels[chosen])
 
@@ -251,7 +251,7 @@ def test_robustness_is_the_accuracy_on_corrupted_images(taught) -> None:
     assert found["mean_error"] == pytest.approx(1 - np.mean(list(by_hand.values())))
 
 
-def test_fewer_images_are_the_same_ones_corrupted_alike(taught) -> None:
+def test_fewer_images_are_the_same_ones_corrupted_alike(distilled) -> None:
     test = image_set.load("synthetic", "test")
     chosen = robustness_room._sample(2000, 33)
     assert len(set(chosen)) == 33 and (np.diff(chosen) > 0).all() and chosen[-1] > 1500
@@ -278,8 +278,8 @@ class Rank:
 
 
 @pytest.mark.parametrize("n", [33, 34])
-def test_two_processes_corrupt_and_mirror_the_same_images(taught, n: int) -> None:
-    net = FlipTTA(load_trained(taught[0]))
+def test_two_processes_corrupt_and_mirror_the_same_images(distilled, n: int) -> None:
+    net = FlipTTA(load_trained(distilled[0]))
     some = image_set.subset(image_set.load("synthetic", "test"), np.arange(n))
     change = partial(robustness_room._corrupt, np.arange(n), "shot_noise", 5)
     alone = logits_and_labels(net, some, Accelerator(), change=change)
@@ -290,8 +290,8 @@ def test_two_processes_corrupt_and_mirror_the_same_images(taught, n: int) -> Non
     assert torch.equal(together[1], alone[1])
 
 
-def test_images_are_changed_before_they_are_seen(taught) -> None:
-    net, test = load_trained(taught[0]), image_set.load("synthetic", "test")
+def test_images_are_changed_before_they_are_seen(distilled) -> None:
+    net, test = load_trained(distilled[0]), image_set.load("synthetic", "test")
     some = image_set.subset(test, np.arange(9))
     flipped = replace(some, images=some.images[..., ::-1].copy())
     seen, labels = logits_and_labels(
@@ -303,13 +303,13 @@ def test_images_are_changed_before_they_are_seen(taught) -> None:
 
 
 def test_what_is_asked_together_is_what_is_asked_alone(
-    taught, monkeypatch: pytest.MonkeyPatch
+    distilled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mirror, a stop-watch and a corruption, one after the other, on one network."""
     monkeypatch.setattr(robustness_room, "CORRUPTIONS", {"contrast": CORRUPTIONS["contrast"]})
     monkeypatch.setattr(evaluate.cost, "ENOUGH_S", 0.01)
-    alone = evaluate.evaluate_run(taught[0], EvalOptions(robustness=True, robustness_images=50))
+    alone = evaluate.evaluate_run(distilled[0], EvalOptions(robustness=True, robustness_images=50))
     together = evaluate.evaluate_run(
-        taught[0], EvalOptions(mirror=True, latency=True, robustness=True, robustness_images=50)
+        distilled[0], EvalOptions(mirror=True, latency=True, robustness=True, robustness_images=50)
     )
     assert together["robustness"] == alone["robustness"]

@@ -12,16 +12,14 @@ from safetensors.torch import load_file
 from distill.models import checkpoint
 from distill.runs.journal import without_nan
 from distill.runs.run_folder import RunFolder
-from tests.cli.test_commands import Door, door, refused
-
-__all__ = ["door"]
+from tests.cli.command_line import RunCli, assert_refused
 
 
 @pytest.fixture(scope="module")
-def broken(taught, tmp_path_factory) -> RunFolder:
+def broken(distilled, tmp_path_factory) -> RunFolder:
     """A finished run whose weights and logits are NaN, fingerprint and all."""
     path = tmp_path_factory.mktemp("broken") / "run"
-    run = RunFolder(Path(shutil.copytree(taught[0].path, path)))
+    run = RunFolder(Path(shutil.copytree(distilled[0].path, path)))
     weights = load_file(run.weights("student"))
     checkpoint.save_weights(
         run.weights("student"),
@@ -49,30 +47,30 @@ def test_json_has_null_for_a_number_in_a_tuple():
     }
 
 
-def test_compare_prints_json_of_numbers_that_are_none(broken, taught, door: Door):
-    said = door("compare", taught[0].path, broken.path, "--json")
-    assert said.code == 0, said.err
-    known = json.loads(said.out)
+def test_compare_prints_json_of_numbers_that_are_none(broken, distilled, run_cli: RunCli):
+    result = run_cli("compare", distilled[0].path, broken.path, "--json")
+    assert result.code == 0, result.err
+    known = json.loads(result.out)
     assert known["b"]["nll_test"] is None and known["b"]["nll_test_interval"] == [None, None]
-    said = door("compare", taught[0].path, broken.path)
-    assert said.code == 0 and "Traceback" not in said.err
+    result = run_cli("compare", distilled[0].path, broken.path)
+    assert result.code == 0 and "Traceback" not in result.err
 
 
 @pytest.mark.parametrize("command", ["export", "predict"])
-def test_a_network_of_nan_leaves_no_file(command, broken, door: Door):
+def test_a_network_of_nan_leaves_no_file(command, broken, run_cli: RunCli):
     np.save("images.npy", np.zeros((2, 32, 32, 3), np.uint8))
     more = {
         "export": ["--format", "project1", "--out", "out"],
         "predict": ["--input", "images.npy", "--out", "out.csv"],
     }[command]
-    refused(door(command, broken.path, *more), "returns no finite numbers")
+    assert_refused(run_cli(command, broken.path, *more), "returns no finite numbers")
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["images.npy"]
 
 
-def test_evaluate_of_a_network_of_nan_is_one_message(broken, door: Door):
-    refused(door("evaluate", broken.path, "--json"), "returns no finite numbers")
+def test_evaluate_of_a_network_of_nan_is_one_message(broken, run_cli: RunCli):
+    assert_refused(run_cli("evaluate", broken.path, "--json"), "returns no finite numbers")
 
 
-def test_a_report_of_a_network_of_nan_is_written(broken, door: Door):
-    said = door("report", broken.path, "--out", "a.html")
-    assert said.code == 0, said.err
+def test_a_report_of_a_network_of_nan_is_written(broken, run_cli: RunCli):
+    result = run_cli("report", broken.path, "--out", "a.html")
+    assert result.code == 0, result.err

@@ -33,13 +33,13 @@ def keeping(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 
 def test_the_weights_of_each_epoch_are_there_and_no_bit_of_the_run_is_another(
-    keeping: RunFolder, taught: tuple[RunFolder, object]
+    keeping: RunFolder, distilled: tuple[RunFolder, object]
 ) -> None:
     assert epoch_weights.saved_epochs(keeping) == [1, 2]
     best = keeping.result()["epoch"]
     # the weights to use: the average's, as in `best/`
     assert digest(epoch_weights.weights_path(keeping, best)) == digest(keeping.weights("student"))
-    assert digest(keeping.weights("student")) == digest(taught[0].weights("student"))
+    assert digest(keeping.weights("student")) == digest(distilled[0].weights("student"))
     first, second = (load_file(epoch_weights.weights_path(keeping, epoch)) for epoch in (1, 2))
     assert any(not first[name].equal(second[name]) for name in first)
 
@@ -121,9 +121,9 @@ def test_weights_that_are_others_by_now_are_measured_again(keeping: RunFolder) -
     assert test_curve.measure_epochs(keeping) == curve
 
 
-def test_a_run_that_kept_nothing_is_told_how(taught: tuple[RunFolder, object]) -> None:
+def test_a_run_that_kept_nothing_is_told_how(distilled: tuple[RunFolder, object]) -> None:
     with pytest.raises(UserError, match=r"saved the weights of no epoch.*\n.*train.keep_epochs=1"):
-        test_curve.measure_epochs(taught[0])
+        test_curve.measure_epochs(distilled[0])
 
 
 def test_an_unfinished_run_has_no_test_curve(tmp_path: Path) -> None:

@@ -42,20 +42,17 @@ from distill.format import interval_text, percent
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
-from tests.cli.test_commands import (
+from tests.cli.command_line import (
     ALONE,
     REPO,
     SMALL,
-    Door,
-    door,
-    refused,
+    RunCli,
+    assert_refused,
     write_batches,
     write_pets,
 )
 from tests.hostile import NAMES as HOSTILE
 from tests.hostile import PAYLOAD
-
-__all__ = ["door"]
 
 FILES = {
     "project1": {"project1_model.py", "project1_model.pt"},
@@ -96,8 +93,8 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="session")
-def student(taught) -> RunFolder:
-    return taught[0]
+def student(distilled) -> RunFolder:
+    return distilled[0]
 
 
 @pytest.fixture(scope="session")
@@ -112,11 +109,11 @@ def elsewhere(shipped, tmp_path_factory):
     """What a fresh process in another folder says of the files."""
     test, place = image_set.load("synthetic", "test"), tmp_path_factory.mktemp("elsewhere")
     np.savez(place / "test.npz", images=test.images, labels=test.labels)
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-I", "-c", ELSEWHERE, shipped[0], place / "test.npz"],
         capture_output=True, text=True, check=True, cwd=place,
     )  # fmt: skip
-    return json.loads(said.stdout)
+    return json.loads(result.stdout)
 
 
 def taught_on(student, tmp_path, source: str) -> RunFolder:
@@ -265,11 +262,11 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
 
 
 def test_the_card_says_how_several_teachers_were_combined():
-    taught = ("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.runs=['a', 'b']")
+    distilled = ("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.runs=['a', 'b']")
     for role, overrides, expected in (
         ("student", (), None),
-        ("student", taught, '[teacher]\ndraw = "one"\nweights = [1.0, 3.0]\n'),
-        ("teacher", taught, '[teacher]\nnetwork = "wrn"\n'),
+        ("student", distilled, '[teacher]\ndraw = "one"\nweights = [1.0, 3.0]\n'),
+        ("teacher", distilled, '[teacher]\nnetwork = "wrn"\n'),
     ):
         recipe = recipes.load("tiny", overrides).recipe
         tables = model_card._tables(SimpleNamespace(recipe=recipe, role=role))
@@ -356,19 +353,23 @@ def test_a_teacher_of_timm_is_exported(name, format_, teacher, tmp_path):
     assert "import distill" not in (tmp_path / "README.md").read_text()
 
 
-def test_where_the_data_is_gone_drawn_images_are_compared(student, tmp_path, door: Door):
+def test_where_the_data_is_gone_drawn_images_are_compared(student, tmp_path, run_cli: RunCli):
     copy = taught_on(student, tmp_path, "nowhere")
 
-    said = door("export", copy.path, "--format", "project1", "--out", tmp_path / "out", "--json")
-    assert said.code == 0
-    told = json.loads(said.out)
+    result = run_cli(
+        "export", copy.path, "--format", "project1", "--out", tmp_path / "out", "--json"
+    )
+    assert result.code == 0
+    told = json.loads(result.out)
     assert told["compared_on"] == "256 synthetic images, as the run's own are missing"
-    refused(
-        door("export", copy.path, "-f", "project1", "--out", tmp_path / "b", "--data", "nowhere"),
+    assert_refused(
+        run_cli(
+            "export", copy.path, "-f", "project1", "--out", tmp_path / "b", "--data", "nowhere"
+        ),
         "data source 'nowhere' is neither",
     )
-    refused(
-        door("export", copy.path, "-f", "onnx-int8", "--out", tmp_path / "b"),
+    assert_refused(
+        run_cli("export", copy.path, "-f", "onnx-int8", "--out", tmp_path / "b"),
         "Type --data NAME or --data PATH",
     )
     assert not (tmp_path / "b").exists()
@@ -414,18 +415,18 @@ def test_what_answers_otherwise_is_not_kept(factor, student, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_format_that_fails_discards_no_other(teacher, tmp_path, door: Door):
+def test_a_format_that_fails_discards_no_other(teacher, tmp_path, run_cli: RunCli):
     """The hand-in is of a residual network alone."""
     out = tmp_path / "out"
     asked = ["-f", "project1", "-f", "safetensors"]
-    said = door("export", teacher, *asked, "--out", out, "--json")
+    result = run_cli("export", teacher, *asked, "--out", out, "--json")
 
-    assert said.code == 1
-    assert "1 of 2 formats failed; " in said.err and f"{out} has safetensors.\n" in said.err
-    assert "--format project1 exports a student, a ResNet of fewer than 5,000,000" in said.err
+    assert result.code == 1
+    assert "1 of 2 formats failed; " in result.err and f"{out} has safetensors.\n" in result.err
+    assert "--format project1 exports a student, a ResNet of fewer than 5,000,000" in result.err
     assert {path.name for path in out.iterdir()} == FILES["safetensors"] | {"export.json"}
     assert list(json.loads((out / "export.json").read_text())["formats"]) == ["safetensors"]
-    told = json.loads(said.out)
+    told = json.loads(result.out)
     assert list(told["formats"]) == ["safetensors"] and list(told["failed"]) == ["project1"]
 
 
@@ -437,7 +438,7 @@ def test_a_format_that_fails_discards_no_other(teacher, tmp_path, door: Door):
     ],
 )
 def test_files_of_a_format_that_fails_are_deleted(
-    fault, message, student, tmp_path, monkeypatch, door: Door
+    fault, message, student, tmp_path, monkeypatch, run_cli: RunCli
 ):
     def half(run, folder):
         (folder / "model.onnx").touch()
@@ -448,9 +449,9 @@ def test_files_of_a_format_that_fails_are_deleted(
     monkeypatch.setattr(
         formats, "load_formats", lambda names: {"onnx": broken, "project1": project1}
     )
-    said = door("export", student.path, "-f", "x", "--out", tmp_path / "out")
+    result = run_cli("export", student.path, "-f", "x", "--out", tmp_path / "out")
 
-    assert said.code == 1 and message in said.err and "Traceback" not in said.err
+    assert result.code == 1 and message in result.err and "Traceback" not in result.err
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written - {"__pycache__"} == FILES["project1"] | {"export.json"}
 
@@ -479,45 +480,47 @@ def test_a_disk_that_takes_nothing_is_a_failure(student, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_earlier_export_is_replaced_only_when_asked(student, tmp_path, door: Door):
+def test_an_earlier_export_is_replaced_only_when_asked(student, tmp_path, run_cli: RunCli):
     out = tmp_path / "out"
     asked = ["export", student.path, "--out", out, "--format"]
-    assert door(*asked, "safetensors").code == 0
+    assert run_cli(*asked, "safetensors").code == 0
 
-    refused(door(*asked, "project1"), "already contains an export", "--replace")
+    assert_refused(run_cli(*asked, "project1"), "already contains an export", "--replace")
     assert (out / "model.safetensors").exists()
-    assert door(*asked, "project1", "--replace").code == 0
+    assert run_cli(*asked, "project1", "--replace").code == 0
     assert {path.name for path in out.iterdir()} == FILES["project1"] | {"export.json"}
 
     (out / "__pycache__").mkdir()
     (out / "__pycache__" / "project1_model.cpython-311.pyc").touch()
-    assert door(*asked, "project1", "--replace").code == 0
+    assert run_cli(*asked, "project1", "--replace").code == 0
 
     (out / "report.tex").touch()
-    refused(
-        door(*asked, "project1", "--replace"), "contains files that no export wrote: report.tex"
+    assert_refused(
+        run_cli(*asked, "project1", "--replace"), "contains files that no export wrote: report.tex"
     )
-    refused(
-        door("export", student.path, "--out", student.path, "-f", "onnx", "--replace"),
+    assert_refused(
+        run_cli("export", student.path, "--out", student.path, "-f", "onnx", "--replace"),
         "contains files that no export wrote: ",
     )
     assert student.is_finished
 
 
-def test_unknown_formats_are_named_with_those_there_are(student, tmp_path, door: Door):
-    said = door("export", student.path, "-f", "onxx", "-f", "h5", "-f", "onnx", "--out", tmp_path)
-    refused(said, "--format onxx, h5: there is no such format", ", ".join(NAMES))
+def test_unknown_formats_are_named_with_those_there_are(student, tmp_path, run_cli: RunCli):
+    result = run_cli(
+        "export", student.path, "-f", "onxx", "-f", "h5", "-f", "onnx", "--out", tmp_path
+    )
+    assert_refused(result, "--format onxx, h5: there is no such format", ", ".join(NAMES))
 
 
 def test_a_package_that_is_missing_is_named_with_what_to_type(
-    student, tmp_path, door: Door, monkeypatch
+    student, tmp_path, run_cli: RunCli, monkeypatch
 ):
     monkeypatch.delitem(sys.modules, "distill.export.onnx_float")
     monkeypatch.delattr("distill.export.onnx_float")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
 
-    said = door("export", student.path, "-f", "onnx", "--out", tmp_path / "out")
-    refused(said, "--format onnx needs the package onnxruntime", "--extra export")
+    result = run_cli("export", student.path, "-f", "onnx", "--out", tmp_path / "out")
+    assert_refused(result, "--format onnx needs the package onnxruntime", "--extra export")
 
 
 def test_a_person_reads_a_line_a_format(shipped):
@@ -558,13 +561,13 @@ def test_names_of_a_result_do_not_run_in_a_hand_in(student, tmp_path, monkeypatc
 
     assert not list(tmp_path.rglob("PWNED"))
     assert report["formats"]["project1"]["same_predictions"] == 1
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-I", "project1_model.py"],
         check=False,
         cwd=tmp_path / "out",
         capture_output=True,
     )
-    assert said.returncode == 0, said.stderr
+    assert result.returncode == 0, result.stderr
     assert not list(tmp_path.rglob("PWNED"))
 
 
@@ -582,32 +585,34 @@ def test_every_hostile_name_is_text_in_a_hand_in(student, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple'])
-def test_a_class_folder_does_not_run_in_a_hand_in(name, tmp_path, door: Door):
+def test_a_class_folder_does_not_run_in_a_hand_in(name, tmp_path, run_cli: RunCli):
     pets = write_pets(tmp_path / "pets", (name, "dog"))
     run = tmp_path / "run"
-    said = door("distill", *SMALL, *ALONE, "--set", "train.epochs=1", "--data", pets, "--out", run)
-    assert said.code == 0, said.err
+    result = run_cli(
+        "distill", *SMALL, *ALONE, "--set", "train.epochs=1", "--data", pets, "--out", run
+    )
+    assert result.code == 0, result.err
 
-    said = door("export", run, "--format", "project1", "--out", "out")
+    result = run_cli("export", run, "--format", "project1", "--out", "out")
 
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert not list(tmp_path.rglob("PWNED")) and not list(Path.cwd().rglob("PWNED"))
     compile(Path("out/project1_model.py").read_text(), "project1_model.py", "exec")
 
 
-def test_label_names_of_an_archive_do_not_run_in_a_hand_in(tmp_path, door: Door):
+def test_label_names_of_an_archive_do_not_run_in_a_hand_in(tmp_path, run_cli: RunCli):
     folder = write_batches(tmp_path)
     names = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple']
     meta = {"label_names": names, "num_cases_per_batch": 4}
     (folder / "batches.meta").write_bytes(pickle.dumps(meta))
     small = [*ALONE, "--recipe", "tiny", "--set", "data.holdout=0.2", "--set", "train.batch_size=4"]
     small += ["--set", "data.train_images=16"]
-    said = door("distill", *small, "--set", "train.epochs=1", "--data", folder, "--out", "run")
-    assert said.code == 0, said.err
+    result = run_cli("distill", *small, "--set", "train.epochs=1", "--data", folder, "--out", "run")
+    assert result.code == 0, result.err
 
-    said = door("export", "run", "--format", "project1", "--out", "out")
+    result = run_cli("export", "run", "--format", "project1", "--out", "out")
 
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert not list(tmp_path.rglob("PWNED"))
 
 
@@ -655,9 +660,9 @@ def test_two_exports_into_one_folder_lose_nothing(replace, student, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_of_several_processes_one_exports(student, tmp_path, door: Door, monkeypatch):
+def test_of_several_processes_one_exports(student, tmp_path, run_cli: RunCli, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert door("export", student.path, "--out", tmp_path / "out", "-f", "safetensors").code == 0
+    assert run_cli("export", student.path, "--out", tmp_path / "out", "-f", "safetensors").code == 0
     assert not (tmp_path / "out").exists()
 
 

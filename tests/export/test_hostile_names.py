@@ -26,13 +26,11 @@ from distill.runs.record import RunRecord
 from distill.runs.run_folder import RunFolder
 from distill.terminal.safe_console import SafeConsole
 from distill.terminal.tables import class_counts
-from tests.cli.test_commands import ALONE, REPO, SMALL, Door, door, refused, write_pets
+from tests.cli.command_line import ALONE, REPO, SMALL, RunCli, assert_refused, write_pets
 from tests.hostile import FOLDERS, NAMES
 from tests.make_runs import train
 from tests.report.test_run_report import LAYERS, Reader
 from tests.runs.records import answers, record
-
-__all__ = ["door"]
 
 TENS = [(NAMES[k:] + NAMES)[:10] for k in range(0, len(NAMES), 10)]
 ODD = ["[bold]x", ":smiley:", "\x1b[31mred", "a\nb", "\u202egnp", "caf\udce9", "=1+1", "<b>"]
@@ -57,7 +55,7 @@ def odd(tmp_path_factory) -> RunFolder:
     "command",
     ["evaluate", "compare", "predict", "runs", "export", "report"],
 )
-def test_the_terminal_gets_names_as_data(command, odd, door: Door, tmp_path):
+def test_the_terminal_gets_names_as_data(command, odd, run_cli: RunCli, tmp_path):
     np.save("images.npy", np.zeros((2, 32, 32, 3), np.uint8))
     more = {
         "evaluate": [],
@@ -68,12 +66,12 @@ def test_the_terminal_gets_names_as_data(command, odd, door: Door, tmp_path):
         "runs": [],
     }[command]
     run = odd.path.parent if command == "runs" else odd.path
-    said = door(command, run, *more)
-    assert said.code == 0, said.err
-    assert not unsafe(said.out + said.err)
+    result = run_cli(command, run, *more)
+    assert result.code == 0, result.err
+    assert not unsafe(result.out + result.err)
     if command in ("evaluate", "predict", "compare"):
         for name in ("[bold]x", ":smiley:", "\\x1b[31mred", "a\\nb", "\\u202egnp", "caf\\xe9"):
-            assert name in said.out, name
+            assert name in result.out, name
 
 
 def test_the_screen_prints_every_name_as_data(capsys):
@@ -91,10 +89,10 @@ def test_the_screen_prints_every_name_as_data(capsys):
         assert name in text
 
 
-def test_a_message_holds_no_control_character(door: Door):
-    said = door("evaluate", "runs/\x1b[31m\udcff\u202e")
-    refused(said, "runs/\\x1b[31m\\xff\\u202e is not a run")
-    assert not unsafe(said.err)
+def test_a_message_holds_no_control_character(run_cli: RunCli):
+    result = run_cli("evaluate", "runs/\x1b[31m\udcff\u202e")
+    assert_refused(result, "runs/\\x1b[31m\\xff\\u202e is not a run")
+    assert not unsafe(result.err)
 
 
 def test_a_terminal_of_ascii_alone_gets_everything(odd, tmp_path):
@@ -110,16 +108,20 @@ def test_a_terminal_of_ascii_alone_gets_everything(odd, tmp_path):
         assert ended.stdout.isascii() and b"Traceback" not in ended.stderr
 
 
-def test_class_folders_of_any_name_are_trained_on(odd, door: Door):
+def test_class_folders_of_any_name_are_trained_on(odd, run_cli: RunCli):
     assert odd.result()["class_names"] == sorted(ODD)
-    said = door("data", "info", odd.path.parents[1] / "pets")
-    assert said.code == 0 and not unsafe(said.out)
+    result = run_cli("data", "info", odd.path.parents[1] / "pets")
+    assert result.code == 0 and not unsafe(result.out)
 
 
-def test_a_path_that_is_not_utf8_is_refused_before_any_work(door: Door):
-    refused(door("distill", "--data", "a\udcff"), "a\\xff is not UTF-8", "Rename the folder")
-    refused(door("distill", "--teacher", "a\udcff"), "a\\xff is not UTF-8")
-    refused(door("distill", *SMALL, *ALONE, "--out", "a\udcff"), "a\\xff cannot be a run folder")
+def test_a_path_that_is_not_utf8_is_refused_before_any_work(run_cli: RunCli):
+    assert_refused(
+        run_cli("distill", "--data", "a\udcff"), "a\\xff is not UTF-8", "Rename the folder"
+    )
+    assert_refused(run_cli("distill", "--teacher", "a\udcff"), "a\\xff is not UTF-8")
+    assert_refused(
+        run_cli("distill", *SMALL, *ALONE, "--out", "a\udcff"), "a\\xff cannot be a run folder"
+    )
     assert not list(Path.cwd().iterdir())
 
 
@@ -133,7 +135,7 @@ def hostile(four: list[str]) -> RunRecord:
     }
     environment = {"command": ["cli.py", *four], four[3]: four[2]}
     return replace(
-        known, result=result, environment=environment, predictions=answers(15, taught=True)
+        known, result=result, environment=environment, predictions=answers(15, with_teacher=True)
     )
 
 
@@ -162,8 +164,8 @@ def test_pages_figures_and_tables_hold_names_as_text(k):
     page.html(comparison.page([hostile(four), record("b", 10)]))
 
 
-def test_the_model_card_holds_names_as_text(taught):
-    run = load_finished(taught[0], None, None)
+def test_the_model_card_holds_names_as_text(distilled):
+    run = load_finished(distilled[0], None, None)
     plain = model_card.generate(run, needs_import=True)
     for ten in TENS:
         names = {"class_names": ten, "recipe": ten[0], "network": ten[1], "device": ten[2]}
@@ -181,8 +183,8 @@ def elements(card: str) -> list[str]:
     return [each.type for each in every if each.type not in ("text", "text_special")]
 
 
-def test_the_config_of_the_hub_is_json(taught):
-    run = load_finished(taught[0], None, None)
+def test_the_config_of_the_hub_is_json(distilled):
+    run = load_finished(distilled[0], None, None)
     for ten in TENS:
         known = huggingface.config(replace(run, result=run.result | {"class_names": ten}))
         assert json.loads(json.dumps(known))["label_names"] == ten

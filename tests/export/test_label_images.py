@@ -21,7 +21,7 @@ from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
 
 REPO = Path(__file__).parents[2]
-Taught = tuple[RunFolder, Events]
+Distilled = tuple[RunFolder, Events]
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +35,9 @@ def kaggle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def answers(taught: Taught) -> dict[str, np.ndarray]:
+def answers(distilled: Distilled) -> dict[str, np.ndarray]:
     """What the run itself said of its test images."""
-    with np.load(taught[0].evaluation) as arrays:
+    with np.load(distilled[0].evaluation) as arrays:
         return {name: arrays[name] for name in ("logits", "labels")}
 
 
@@ -56,7 +56,7 @@ def rows(path: Path) -> list[list[str]]:
 
 
 def test_the_csv_is_what_the_run_said(
-    taught: Taught,
+    distilled: Distilled,
     kaggle: Path,
     answers: dict[str, np.ndarray],
     tmp_path: Path,
@@ -64,7 +64,7 @@ def test_the_csv_is_what_the_run_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "new" / "p.csv"
-    assert knock(monkeypatch, taught[0].path, "--input", kaggle, "--out", out) == 0
+    assert knock(monkeypatch, distilled[0].path, "--input", kaggle, "--out", out) == 0
     said = capsys.readouterr()
     assert out.read_bytes().startswith(b"ID,Labels\n1,")
     body = rows(out)[1:]
@@ -72,18 +72,18 @@ def test_the_csv_is_what_the_run_said(
     labels = np.array([int(label) for _, label in body])
     assert (labels == answers["logits"].argmax(1)).all()
     right = (labels == answers["labels"]).mean()
-    assert right == taught[0].result()["metrics"]["top1/test"]
+    assert right == distilled[0].result()["metrics"]["top1/test"]
     assert said.out.splitlines()[-1] == f"{out}: 2,000 images"
     assert "predicting  2,000 of 2,000" in said.err
     for name, n in zip(
-        taught[0].result()["class_names"], np.bincount(labels, minlength=10), strict=True
+        distilled[0].result()["class_names"], np.bincount(labels, minlength=10), strict=True
     ):
         assert f"{name} {n:,}" in said.out
     assert [path.name for path in out.parent.iterdir()] == ["p.csv"]
 
 
 def test_probabilities_have_a_column_a_class(
-    taught: Taught,
+    distilled: Distilled,
     kaggle: Path,
     answers: dict[str, np.ndarray],
     tmp_path: Path,
@@ -92,9 +92,9 @@ def test_probabilities_have_a_column_a_class(
     out = tmp_path / "p.csv"
     out.write_text("something else, and longer than nothing")
     told = ["--input", kaggle, "--out", out, "--probabilities"]
-    assert knock(monkeypatch, taught[0].path, *told) == 0
+    assert knock(monkeypatch, distilled[0].path, *told) == 0
     header, *body = rows(out)
-    assert header == ["ID", *taught[0].result()["class_names"]]
+    assert header == ["ID", *distilled[0].result()["class_names"]]
     exponents = np.exp(answers["logits"].astype(np.float64))
     shares = np.array(body)[:, 1:].astype(float)
     np.testing.assert_allclose(shares, exponents / exponents.sum(1, keepdims=True), atol=1e-6)
@@ -111,14 +111,14 @@ def numbered(folder: RunFolder, place: Path) -> list[str]:
 
 
 def test_numbers_in_text_order_are_named(
-    taught: Taught,
+    distilled: Distilled,
     kaggle: Path,
     answers: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = numbered(taught[0], tmp_path / "run")
+    names = numbered(distilled[0], tmp_path / "run")
     assert names[:4] == ["0", "1", "11", "2"]
     out = tmp_path / "p.csv"
     command = (tmp_path / "run", "--input", kaggle, "--out", out)
@@ -138,7 +138,7 @@ def test_names_that_no_position_is_taken_for(names: tuple[str, ...]) -> None:
 
 
 def test_pictures_say_what_was_done_to_them(
-    taught: Taught,
+    distilled: Distilled,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -146,14 +146,14 @@ def test_pictures_say_what_was_done_to_them(
     for name in ("2", "10"):
         Image.new("RGB", (50, 50), "red").save(tmp_path / f"{name}.png")
     out = tmp_path / "p.csv"
-    assert knock(monkeypatch, taught[0].path, "--input", tmp_path, "--out", out) == 0
+    assert knock(monkeypatch, distilled[0].path, "--input", tmp_path, "--out", out) == 0
     note = "note: 2 images resized to 32x32 from 50x50 (Pillow's bicubic)"
     assert note in capsys.readouterr().err.splitlines()
     assert [name for name, _ in rows(out)[1:]] == ["2", "10"]
 
 
 def test_an_unusable_image_leaves_nothing(
-    taught: Taught,
+    distilled: Distilled,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -164,7 +164,7 @@ def test_an_unusable_image_leaves_nothing(
     (images / "1.png").write_text("none")
     (images / "2.png").touch()
     out = tmp_path / "new" / "p.csv"
-    assert knock(monkeypatch, taught[0].path, "--input", images, "--out", out) == 2
+    assert knock(monkeypatch, distilled[0].path, "--input", images, "--out", out) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert f"2 faults in {images}:\n  1.png: unreadable" in said.err
@@ -204,9 +204,9 @@ def test_a_full_disk_is_said_and_keeps_what_was_there(
 
 
 def test_a_run_that_is_not_finished(
-    tmp_path: Path, taught: Taught, monkeypatch: pytest.MonkeyPatch, capsys
+    tmp_path: Path, distilled: Distilled, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    shutil.copytree(taught[0].path, tmp_path / "run")
+    shutil.copytree(distilled[0].path, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     assert knock(monkeypatch, tmp_path / "run", "--input", "none.npy") == 2
     assert "is not finished: it has no result.json" in capsys.readouterr().err
@@ -215,13 +215,13 @@ def test_a_run_that_is_not_finished(
 @pytest.mark.multi
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(
-    taught: Taught, tmp_path: Path, answers: dict[str, np.ndarray]
+    distilled: Distilled, tmp_path: Path, answers: dict[str, np.ndarray]
 ) -> None:
     n = 7  # odd: the shares differ by one
     np.save(tmp_path / "x.npy", image_set.load("synthetic", "test").images[:n])
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
-        *(REPO / "cli.py", "predict", taught[0].path, "-i", tmp_path / "x.npy"),
+        *(REPO / "cli.py", "predict", distilled[0].path, "-i", tmp_path / "x.npy"),
         *("-o", tmp_path / "p.csv"),
     ]
     ran = subprocess.run(

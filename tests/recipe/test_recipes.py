@@ -79,8 +79,8 @@ def test_two_cores_commands_match_the_measurement() -> None:
     assert resolved["loss.kd.temperature"] == 4.0
 
     spec, *options = shlex.split(about.teacher)
-    taught = load(spec, [option for option in options if option != "--set"]).recipe
-    assert (taught.mix.cutmix, taught.train.epochs) == (None, made["teacher"][0]["epochs"])
+    distilled = load(spec, [option for option in options if option != "--set"]).recipe
+    assert (distilled.mix.cutmix, distilled.train.epochs) == (None, made["teacher"][0]["epochs"])
     assert recipes.teacher_for("kd_cutmix+two_cores") == about.teacher
     for text in (about.command.partition(" distill ")[2], about.teacher):
         assert text in (REPO / "README.md").read_text()
@@ -93,11 +93,11 @@ def test_a_name_means_one_file() -> None:
 
 
 def test_student_alone_is_the_control_of_kd_cutmix() -> None:
-    taught, alone = load("kd_cutmix").recipe, load("student_alone").recipe
-    control = recipes.control_recipe(taught)
+    distilled, alone = load("kd_cutmix").recipe, load("student_alone").recipe
+    control = recipes.control_recipe(distilled)
     assert recipes.differences(control, alone) == []
     assert recipes.fingerprint(control) == recipes.fingerprint(alone)
-    keys = {line.split(":")[0] for line in recipes.differences(taught, alone)}
+    keys = {line.split(":")[0] for line in recipes.differences(distilled, alone)}
     assert keys == {"loss.hard.weight", *(key for key in keys if key.startswith("loss.kd."))}
 
 
@@ -370,13 +370,13 @@ def test_needs_are_those_of_the_terms() -> None:
 
 def test_with_teacher_and_with_source_replace_values() -> None:
     kd = load("kd").recipe
-    taught = recipes.with_source(recipes.with_teacher(kd, ["runs/a", "runs/b"]), "synthetic")
-    assert taught.teacher is not None
-    assert taught.teacher.runs == ("runs/a", "runs/b")
-    assert taught.data.source == "synthetic"
+    distilled = recipes.with_source(recipes.with_teacher(kd, ["runs/a", "runs/b"]), "synthetic")
+    assert distilled.teacher is not None
+    assert distilled.teacher.runs == ("runs/a", "runs/b")
+    assert distilled.data.source == "synthetic"
     assert kd.teacher is None
     overrides = ["teacher.runs=['runs/a','runs/b']", "data.source=synthetic"]
-    assert taught == load("kd", overrides).recipe
+    assert distilled == load("kd", overrides).recipe
 
 
 def test_student_spec_matches_design_arguments() -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from distill.report.design_plot import CLEAR, place_labels
-from tests.cli.test_commands import Door, door
-
-__all__ = ["door"]
+from tests.cli.command_line import RunCli
 
 
 def test_labels_stay_clear_of_points_and_of_each_other() -> None:
@@ -26,17 +24,17 @@ def test_a_label_lies_to_the_right_where_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("place", ["/proc/none/plot.svg", "file/plot.svg"])
-def test_a_plot_that_cannot_be_written_is_one_message(place, tmp_path, door: Door):
+def test_a_plot_that_cannot_be_written_is_one_message(place, tmp_path, run_cli: RunCli):
     Path("file").touch()
-    said = door("design", "--stages", "3", "--blocks", "1-2", "--plot", place)
+    said = run_cli("design", "--stages", "3", "--blocks", "1-2", "--plot", place)
     assert said.code == 1 and said.out == ""
     assert re.match(rf"--plot {place} cannot be written: .*\nFree some space", said.err), said.err
 
 
-def test_a_full_disk_is_one_message(tmp_path, monkeypatch, door: Door):
+def test_a_full_disk_is_one_message(tmp_path, monkeypatch, run_cli: RunCli):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("distill.report.design_plot.write_bytes", full)
-    said = door("design", "--stages", "3", "--blocks", "1-2", "--plot", "a.svg")
+    said = run_cli("design", "--stages", "3", "--blocks", "1-2", "--plot", "a.svg")
     assert said.code == 1 and "a.svg cannot be written: No space left on device" in said.err

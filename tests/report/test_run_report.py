@@ -63,9 +63,9 @@ def hostile_page() -> Reader:
 
 
 @pytest.fixture(scope="module")
-def written(taught: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(distilled: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a real run, with a journal as the door writes it."""
-    folder, events = taught
+    folder, events = distilled
     copy = tmp_path_factory.mktemp("reports") / "student"
     shutil.copytree(folder.path, copy)
     journal = Journal(copy / "journal.jsonl")
@@ -166,7 +166,7 @@ def test_several_runs_with_hostile_names_are_text_too() -> None:
 
 
 def test_mistakes_have_label_opinions_and_pixels() -> None:
-    text = shown(replace(record("kd", 18), predictions=answers(18, taught=True))).text
+    text = shown(replace(record("kd", 18), predictions=answers(18, with_teacher=True))).text
     assert "2 of 2 mistakes, the most confident first" in text
     # image 18 is of class 2, "c"; the student says d, the teacher c
     share = 100 * 2.718281828**4 / (2.718281828**4 + 3)

@@ -66,12 +66,12 @@ def averaged_alone(known: RunRecord) -> RunRecord:
     return replace(known, events=tuple(told), result=result)
 
 
-def answers(right: int, *, taught: bool = False, held_out: bool = False) -> Predictions:
+def answers(right: int, *, with_teacher: bool = False, held_out: bool = False) -> Predictions:
     """The first `right` answers are those of the labels, the others one class on."""
     said = 4 * np.eye(CLASSES)[np.where(np.arange(N) < right, LABELS, (LABELS + 1) % CLASSES)]
     mistakes = np.arange(right, N)
     pixels = np.full((len(mistakes), 3, 32, 32), 200, dtype=np.uint8)
-    more: dict[str, Any] = {"teacher_logits": 3 * np.eye(CLASSES)[LABELS]} if taught else {}
+    more: dict[str, Any] = {"teacher_logits": 3 * np.eye(CLASSES)[LABELS]} if with_teacher else {}
     if held_out:
         more |= {"val_logits": said, "val_labels": LABELS}
     return Predictions(said, LABELS, mistakes, pixels, **more)
@@ -110,7 +110,7 @@ def hostile() -> RunRecord:
         result=result,
         environment=environment,
         events=(start, *known.events[1:]),
-        predictions=answers(15, taught=True, held_out=True),
+        predictions=answers(15, with_teacher=True, held_out=True),
     )
 
 

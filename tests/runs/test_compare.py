@@ -74,8 +74,8 @@ def test_nll_is_that_of_the_logits(tmp_path: Path) -> None:
     assert it.a.nll_test_interval[0] < it.a.nll_test < it.a.nll_test_interval[1]
 
 
-def test_the_real_answers_give_the_real_figures(taught, teacher: Path) -> None:
-    run, metrics = taught[0], taught[0].result()["metrics"]
+def test_the_real_answers_give_the_real_figures(distilled, teacher: Path) -> None:
+    run, metrics = distilled[0], distilled[0].result()["metrics"]
     it = compare(teacher, run.path)
     assert it.b.top1_test == metrics["top1/test"]
     assert it.b.nll_test == pytest.approx(metrics["nll/test"], abs=1e-6)

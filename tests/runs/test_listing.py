@@ -330,8 +330,8 @@ def test_who_only_looks_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=repo, check=False).returncode == 0
 
 
-def test_a_real_run(taught) -> None:
-    folder, _ = taught
+def test_a_real_run(distilled) -> None:
+    folder, _ = distilled
     row = alone(folder.path)
     assert (row.state, row.test_images, row.fault) == ("finished", 2000, None)
     assert row.top1_test == folder.result()["metrics"]["top1/test"]

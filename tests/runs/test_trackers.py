@@ -17,7 +17,7 @@ from distill.runs.journal import Journal, events
 from distill.runs.run_folder import RunFolder
 from distill.runs.trackers import Trackers, check, flat_recipe, open_tracker
 from distill.training.run import TrainingRequest, run
-from tests.cli.test_commands import write_pets
+from tests.cli.command_line import write_pets
 from tests.runs.test_listing import START, begun
 
 SMALL = (

@@ -109,8 +109,8 @@ def test_the_teacher_of_the_first_run_teaches_all(tmp_path: Path) -> None:
     first.folder.path.mkdir()
     begun = recipes.with_teacher(first.resolved.recipe, ["runs/old"])
     first.folder.recipe.write_text(recipes.dumps(begun))
-    taught = seeds.with_same_teacher(second, first).recipe
-    assert taught.teacher is not None and taught.teacher.runs == ("runs/old",)
+    distilled = seeds.with_same_teacher(second, first).recipe
+    assert distilled.teacher is not None and distilled.teacher.runs == ("runs/old",)
     assert seeds.with_same_teacher(control, first) is control.resolved
     named = recipes.load("kd", ['teacher.runs=["runs/named"]'])
     asked = seeds.plan(named, [0, 1], tmp_path, controls=False)[1]

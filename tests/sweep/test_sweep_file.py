@@ -195,8 +195,8 @@ def test_the_constraint_is_the_recipes_own_budget() -> None:
 
 
 def test_the_teachers_answers_are_shared_where_trials_see_the_same_images() -> None:
-    taught = [*ALONE[1:], "teacher.runs=['t']"]
-    sweep, said = with_cached_logits(made(set=taught))
+    distilled = [*ALONE[1:], "teacher.runs=['t']"]
+    sweep, said = with_cached_logits(made(set=distilled))
     assert sweep.base.recipe.cache is not None
     assert "cached by the first trials and read by the others" in said
     assert sweep.trial_recipe({"optim.lr": 0.1}).recipe.cache is not None
@@ -204,11 +204,13 @@ def test_the_teachers_answers_are_shared_where_trials_see_the_same_images() -> N
         ({"mix.cutmix.prob": {"uniform": [0.1, 0.9]}}, "mix.cutmix.prob varies"),
         ({"loss.at.weight": {"uniform": [0.1, 0.9]}}, "each trial computes its outputs"),
     ):
-        sweep, said = with_cached_logits(made(set=taught, space=space))
+        sweep, said = with_cached_logits(made(set=distilled, space=space))
         assert sweep.base.recipe.cache is None
         assert found in said
     assert with_cached_logits(made())[1] == "no trial has a teacher"
-    narrow = made(set=taught, constraint={"parameters": 500})  # fewer than the recipe's own student
+    narrow = made(
+        set=distilled, constraint={"parameters": 500}
+    )  # fewer than the recipe's own student
     sweep, said = with_cached_logits(narrow)
     assert "cached by the first trials" in said and sweep.base.recipe.cache is not None
 

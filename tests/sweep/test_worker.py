@@ -34,7 +34,7 @@ SMALL = (
     "data.train_images=64", "data.holdout=0.01", "train.batch_size=32", "train.log_every=1",
 )  # fmt: skip
 ALONE = ("loss.kd=false", "loss.hard.weight=1")
-Door = Callable[..., tuple[int, str, str]]
+RunCli = Callable[..., tuple[int, str, str]]
 
 
 def written(
@@ -51,7 +51,7 @@ def written(
 
 
 @pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Door:
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
     """`python cli.py …` in this process."""
     monkeypatch.setenv("COLUMNS", "100")
 
@@ -70,10 +70,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweep")
 
 
-def test_a_sweep_leaves_runs_a_recipe_and_a_page(door: Door, place: Path) -> None:
+def test_a_sweep_leaves_runs_a_recipe_and_a_page(run_cli: RunCli, place: Path) -> None:
     space = "optim.lr = { log = [0.001, 0.5] }\nstudent.width = { grid = [3, 9] }"
     file = written(place, *ALONE, "train.epochs=2", trials=4, space=space, study="pruner='none'")
-    code, out, err = door("sweep", file, "--out", place / "out", "--json")
+    code, out, err = run_cli("sweep", file, "--out", place / "out", "--json")
     said = json.loads(out)
     assert code == 0, err
     assert said["counts"] == {"complete": 2, "pruned": 0, "infeasible": 2, "diverged": 0}
@@ -128,10 +128,10 @@ def test_the_best_trial_alone_is_measured_on_the_test_split(place: Path) -> None
 
 
 def test_a_trial_without_test_figures_is_listed_and_refused_where_it_needs_them(
-    door: Door, place: Path
+    run_cli: RunCli, place: Path
 ) -> None:
     best, other = complete(place)
-    code, out, err = door("runs", place / "out", "--json")
+    code, out, err = run_cli("runs", place / "out", "--json")
     listed = {row["path"]: row for row in json.loads(out)}
     assert code == 0 and listed[str(other)]["state"] == "finished"
     assert listed[str(other)]["top1_test"] is None and listed[str(best)]["top1_test"] is not None
@@ -139,19 +139,19 @@ def test_a_trial_without_test_figures_is_listed_and_refused_where_it_needs_them(
         ["compare", best, other],
         ["export", other, "-f", "onnx", "--out", place / "x"],
     ):
-        code, _, err = door(*command)
+        code, _, err = run_cli(*command)
         assert code == 2 and f"run {other} is a trial of a sweep, which was not measured on" in err
         assert err.endswith(f"as a run: python cli.py distill --recipe {other}/recipe.toml\n")
-    code, _, err = door("report", other, "--out", place / "report")
+    code, _, err = run_cli("report", other, "--out", place / "report")
     assert code == 0, err
     assert "only the best trial is tested" in (place / "report/report.html").read_text()
 
 
 def test_typed_again_measures_no_trial_again(
-    door: Door, place: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(final_test, "measure", lambda *_: pytest.fail("measured twice"))
-    code, out, err = door("sweep", place / "mine.toml", "--out", place / "out")
+    code, out, err = run_cli("sweep", place / "mine.toml", "--out", place / "out")
     assert code == 0, err
     best = json.loads((place / "out" / "sweep.json").read_text())["best"]["trial"]
     assert f"trial {best}, the best, on the test split: top1/test 0." in out
@@ -208,7 +208,7 @@ def change_result(run: Path, table: str, key: str, value: object) -> None:
     ],
 )
 def test_figures_of_another_run_are_not_those_of_the_best(
-    door: Door, place: Path, tmp_path: Path, change: Callable[[Path, Path], None], reason: str
+    run_cli: RunCli, place: Path, tmp_path: Path, change: Callable[[Path, Path], None], reason: str
 ) -> None:
     """Also if that run has figures of the test split."""
     shutil.copytree(place / "out", tmp_path / "out")
@@ -216,7 +216,7 @@ def test_figures_of_another_run_are_not_those_of_the_best(
     change_result(other, "metrics", "top1/test", 0.99)
     change(best, other)
     arguments = (place / "mine.toml", "--out", tmp_path / "out", "--json")
-    code, out, err = door("sweep", *arguments)
+    code, out, err = run_cli("sweep", *arguments)
     assert code == 0, err
     assert json.loads(out)["test"] is None and "0.99" not in out
     assert re.search(rf"note: .*{best}.*{reason}.*is not measured on the test split", err), err
@@ -225,7 +225,7 @@ def test_figures_of_another_run_are_not_those_of_the_best(
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_finished_run_of_another_recipe_is_no_trial(
-    door: Door, place: Path, tmp_path: Path, damaged: bool
+    run_cli: RunCli, place: Path, tmp_path: Path, damaged: bool
 ) -> None:
     run = tmp_path / "out" / "trial-0000"
     shutil.copytree(complete(place)[1], run)
@@ -233,7 +233,7 @@ def test_finished_run_of_another_recipe_is_no_trial(
         (run / "recipe.toml").write_text("train.epochs = -1\n")
     before = (run / "result.json").read_bytes()
     file = written(tmp_path, *ALONE, trials=1, space="optim.lr = { choice = [0.07] }")
-    code, _, err = door("sweep", file, "--out", tmp_path / "out")
+    code, _, err = run_cli("sweep", file, "--out", tmp_path / "out")
     expected = "recipe.toml" if damaged else "cannot be resumed: the recipe is not the one it began"
     assert code == 2 and f"{run}" in err and expected in err
     assert not (tmp_path / "out" / "sweep.json").exists()
@@ -241,11 +241,11 @@ def test_finished_run_of_another_recipe_is_no_trial(
 
 
 def test_trials_with_and_without_an_average_are_judged_by_one_metric(
-    door: Door, tmp_path: Path
+    run_cli: RunCli, tmp_path: Path
 ) -> None:
     space = "ema = { grid = [false, { decay = 0.9 }] }"
     file = written(tmp_path, *ALONE, trials=2, space=space, study="pruner='none'")
-    code, out, err = door("sweep", file, "--out", tmp_path / "out", "--json")
+    code, out, err = run_cli("sweep", file, "--out", tmp_path / "out", "--json")
     assert code == 0, err
     for row in json.loads(out)["trials"]:
         metrics = RunFolder(Path(row["run"])).result()["metrics"]
@@ -253,9 +253,9 @@ def test_trials_with_and_without_an_average_are_judged_by_one_metric(
         assert ("top1/val_ema" in metrics) == (row["values"]["ema"] != "false")
 
 
-def test_typed_again_it_has_nothing_to_do(door: Door, place: Path) -> None:
+def test_typed_again_it_has_nothing_to_do(run_cli: RunCli, place: Path) -> None:
     before = (place / "out" / "sweep.json").read_bytes()
-    code, out, err = door("sweep", place / "mine.toml", "--out", place / "out")
+    code, out, err = run_cli("sweep", place / "mine.toml", "--out", place / "out")
     assert code == 0
     assert "4 trials, 0 left" in err
     assert "4 trials: 2 complete, 2 infeasible" in out
@@ -263,7 +263,7 @@ def test_typed_again_it_has_nothing_to_do(door: Door, place: Path) -> None:
 
 
 def test_a_signal_saves_the_trial_for_the_next_worker(
-    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = "optim.lr = { log = [0.001, 0.5] }"
     file = written(tmp_path, *ALONE, "train.epochs=2", trials=2, space=space)
@@ -276,10 +276,10 @@ def test_a_signal_saves_the_trial_for_the_next_worker(
 
     with monkeypatch.context() as patch:
         patch.setattr(room.PruningCallback, "__call__", told_to_stop)
-        code, _, err = door("sweep", file, "--out", tmp_path / "out")
+        code, _, err = run_cli("sweep", file, "--out", tmp_path / "out")
     assert code == 143
     assert "another worker takes its trial. Type the same command again" in err
-    code, out, err = door("sweep", file, "--out", tmp_path / "out")
+    code, out, err = run_cli("sweep", file, "--out", tmp_path / "out")
     assert code == 0, err
     assert "1 resumed after a worker died" in out
     starts = [row["first_step"] for row in read(tmp_path / "out/trial-0000/journal.jsonl")
@@ -288,29 +288,31 @@ def test_a_signal_saves_the_trial_for_the_next_worker(
 
 
 def test_the_teacher_answers_once_for_all_trials(
-    door: Door, tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli, tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     space = "loss.kd.temperature = { uniform = [1.0, 6.0] }"
     file = written(tmp_path, "train.epochs=1", trials=2, space=space)
-    code, _, err = door("sweep", file, "--teacher", tmp_path, "--out", tmp_path / "out")
+    code, _, err = run_cli("sweep", file, "--teacher", tmp_path, "--out", tmp_path / "out")
     assert code == 2 and f"{tmp_path} is not a run" in err
     assert not (tmp_path / "out" / "sweep.db").exists(), "the right one may be named then"
-    code, _, err = door("sweep", file, "--teacher", teacher, "--out", tmp_path / "out")
+    code, _, err = run_cli("sweep", file, "--teacher", teacher, "--out", tmp_path / "out")
     assert code == 0, err
     assert "note: the teacher's logits are cached by the first trials and read" in err
     assert "0 of 1 view of the teacher's logits is cached" in err
     assert "1 of 1 view of the teacher's logits is cached" in err
 
 
-def test_what_cannot_be_asked(door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_asked(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = written(tmp_path, *ALONE, trials=2, space="student.width = { integer = [20, 30] }")
-    code, _, err = door("sweep", file, "--out", tmp_path / "out")
+    code, _, err = run_cli("sweep", file, "--out", tmp_path / "out")
     assert code == 1
     assert "no trial was trained to its end, so there is no best one" in err
     assert "too many for fewer than 5,000" in err
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = door("sweep", file, "--out", tmp_path / "out")
+    code, _, err = run_cli("sweep", file, "--out", tmp_path / "out")
     assert (code, err) == (2, "a sweep's worker is one process; type the same command once for "
                               "each worker.\n")  # fmt: skip
 

@@ -266,12 +266,12 @@ def test_a_damaged_file_is_asked_anew(own_cache: Path, damage: bytes | None) -> 
 def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(
     teacher, tmp_path, own_cache
 ) -> None:
-    taught = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
+    distilled = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
     own_cache.mkdir()
     runs = []
     for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []]):
         own_cache.chmod(0o700 if i == 1 else 0o777)
-        runs.append(train(tmp_path / str(i), *taught, *more))
+        runs.append(train(tmp_path / str(i), *distilled, *more))
     exposed = [
         [note for note in events[0].notes if note.startswith("other users may change the")]
         for _, events in runs

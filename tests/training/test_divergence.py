@@ -129,8 +129,8 @@ def test_a_step_that_is_none(whole_or_taught: RunFolder) -> None:
 
 
 @pytest.fixture(name="whole_or_taught")
-def finished(taught: tuple[RunFolder, object]) -> RunFolder:
-    return taught[0]
+def finished(distilled: tuple[RunFolder, object]) -> RunFolder:
+    return distilled[0]
 
 
 def test_a_run_without_checkpoint_has_no_steps(teacher: Path, tmp_path: Path) -> None:

@@ -232,13 +232,13 @@ def test_the_program_over_torchrun_and_accelerate_launch(teacher, tmp_path) -> N
 
 
 @pytest.mark.slow
-def test_a_run_measured_by_two_processes_is_the_same_run(taught) -> None:
+def test_a_run_measured_by_two_processes_is_the_same_run(distilled) -> None:
     """2,000 and 33 images, mirrored and corrupted: no share is counted twice."""
     asked = EvalOptions(mirror=True, robustness=True, robustness_images=33)
     options = ["--mirror", "--robustness", "--robustness-images", 33, "--json"]
-    command = ["cli.py", "evaluate", taught[0].path, *options]
+    command = ["cli.py", "evaluate", distilled[0].path, *options]
     two = json.loads(launch(*TORCHRUN, *torchrun_options(2), *command).stdout)
-    one = evaluate_run(taught[0], asked)
+    one = evaluate_run(distilled[0], asked)
     assert two["n"] == 2000 and two["robustness"]["n"] == 33
     for name in ("top1", "confusion", "per_class"):
         assert two[name] == one[name], name

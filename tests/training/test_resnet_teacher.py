@@ -21,11 +21,9 @@ from distill.training.loop import step
 from distill.training.replay import replay
 from students.design import Design
 from students.resnet import ResNet
-from tests.cli.test_commands import Door, door
+from tests.cli.command_line import RunCli
 from tests.make_runs import EFFICIENT_TEACHER, Events, drawn, prepared, train
 from tests.training.test_run import digest, same
-
-__all__ = ["door"]
 
 Finished = tuple[RunFolder, Events]
 DESIGN = [
@@ -123,14 +121,14 @@ def test_a_step_of_it_is_replayed(resnet_teacher: Finished) -> None:
     assert again["loss/total"] == pytest.approx(metrics(events)[0]["loss/total"])
 
 
-def taught(folder: RunFolder, *more: str) -> list[str]:
+def distilled(folder: RunFolder, *more: str) -> list[str]:
     return [f"teacher.runs=['{folder.path}']", "student.stages=3", *more]
 
 
 def test_logits_teach_live_and_cached(resnet_teacher: Finished) -> None:
     """Cached ones are rounded to float16."""
-    live = prepared(*taught(resnet_teacher[0]))
-    cached = [prepared(*taught(resnet_teacher[0], "cache.views=1")) for _ in range(2)]
+    live = prepared(*distilled(resnet_teacher[0]))
+    cached = [prepared(*distilled(resnet_teacher[0], "cache.views=1")) for _ in range(2)]
     losses = [float(step(made, 0)["kd"]) for made in (live, *cached)]
 
     assert losses[0] > 0
@@ -138,7 +136,7 @@ def test_logits_teach_live_and_cached(resnet_teacher: Finished) -> None:
 
 
 def test_what_is_asked_is_the_trained_network(resnet_teacher: Finished) -> None:
-    made = prepared(*taught(resnet_teacher[0]))
+    made = prepared(*distilled(resnet_teacher[0]))
     trained = load_trained(resnet_teacher[0])
     images = to_float(torch.from_numpy(drawn().images[:16]))
     assert made.online_teacher is not None
@@ -153,7 +151,7 @@ def test_what_is_asked_is_the_trained_network(resnet_teacher: Finished) -> None:
     "name", ["fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd"]
 )
 def test_its_maps_teach(resnet_teacher: Finished, name: str) -> None:
-    made = prepared(*taught(resnet_teacher[0], f"loss.{name}.weight=1"))
+    made = prepared(*distilled(resnet_teacher[0], f"loss.{name}.weight=1"))
     losses = step(made, 0)
 
     assert set(losses) == {"hard", "kd", name, TOTAL}
@@ -176,15 +174,15 @@ def test_simkd_reuses_its_classifier(tmp_path: Path, pool: str, features: int) -
     assert torch.equal(made.model.head.weight, load_trained(folder).get_submodule("head").weight)
 
 
-def test_it_is_trained_and_teaches_from_the_command_line(door: Door, tmp_path: Path) -> None:
+def test_it_is_trained_and_teaches_from_the_command_line(run_cli: RunCli, tmp_path: Path) -> None:
     small = ["--set", "data.train_images=24", "--set", "train.batch_size=8"]
     design = [word for each in DESIGN for word in ("--set", each)]
     alone = ["--set", "loss.kd=false", "--set", "loss.hard.weight=1"]
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    said = door("train-teacher", "-r", "tiny", *small, *design, *alone, "--out", teacher)
-    assert said.code == 0, said.err
-    assert "ResNet [1, 1] 4-6" in said.err
+    result = run_cli("train-teacher", "-r", "tiny", *small, *design, *alone, "--out", teacher)
+    assert result.code == 0, result.err
+    assert "ResNet [1, 1] 4-6" in result.err
 
-    said = door("distill", "-r", "tiny", *small, "--teacher", teacher, "--out", student)
-    assert said.code == 0, said.err
+    result = run_cli("distill", "-r", "tiny", *small, "--teacher", teacher, "--out", student)
+    assert result.code == 0, result.err
     assert json.loads((student / "result.json").read_text())["teacher"]["runs"] == [str(teacher)]

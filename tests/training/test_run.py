@@ -54,19 +54,19 @@ def same(one: RunFolder, other: RunFolder) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_same_seed_twice_gives_the_same_bits(taught, teacher, tmp_path) -> None:
+def test_the_same_seed_twice_gives_the_same_bits(distilled, teacher, tmp_path) -> None:
     again, _ = train(tmp_path / "again", *two_epochs(teacher))
-    assert same(taught[0], again)
-    assert digest(taught[0].weights("student")) == digest(again.weights("student"))
+    assert same(distilled[0], again)
+    assert digest(distilled[0].weights("student")) == digest(again.weights("student"))
 
 
-def test_another_seed_gives_others(taught, teacher, tmp_path) -> None:
+def test_another_seed_gives_others(distilled, teacher, tmp_path) -> None:
     for key in ("train.seed", "data.seed"):
         other, _ = train(tmp_path / key, *two_epochs(teacher), f"{key}=1")
-        assert not same(taught[0], other)
+        assert not same(distilled[0], other)
 
 
-def test_resumed_is_uninterrupted_bit_for_bit(taught, teacher, tmp_path) -> None:
+def test_resumed_is_uninterrupted_bit_for_bit(distilled, teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     resolved = recipes.load("tiny", two_epochs(teacher))
     events = run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out))
@@ -75,14 +75,14 @@ def test_resumed_is_uninterrupted_bit_for_bit(taught, teacher, tmp_path) -> None
             break  # killed in the middle of epoch 2
     events.close()  # type: ignore[attr-defined]
     assert not RunFolder(out).is_finished
-    assert not same(taught[0], RunFolder(out)), "the cut run must not be finished already"
+    assert not same(distilled[0], RunFolder(out)), "the cut run must not be finished already"
 
     resumed, later = train(out, *two_epochs(teacher), resume=True)
     assert isinstance(later[0], Start) and later[0].first_step == 10
-    assert same(taught[0], resumed)
-    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
-    assert isinstance(later[-1], End) and isinstance(taught[1][-1], End)
-    assert later[-1].metrics == taught[1][-1].metrics
+    assert same(distilled[0], resumed)
+    assert digest(distilled[0].weights("student")) == digest(resumed.weights("student"))
+    assert isinstance(later[-1], End) and isinstance(distilled[1][-1], End)
+    assert later[-1].metrics == distilled[1][-1].metrics
 
 
 def test_killed_for_real_and_resumed_is_uninterrupted(teacher, tmp_path) -> None:
@@ -134,11 +134,11 @@ def test_a_broken_folder_among_the_runs_is_passed_over(teacher, tmp_path, text) 
         train(tmp_path / "other", f"teacher.runs=['{tmp_path / 'broken'}']")
 
 
-def test_resume_of_a_finished_run_does_nothing(taught, teacher) -> None:
-    before = digest(taught[0].result_file)
-    _, events = train(taught[0].path, *two_epochs(teacher), resume=True)
+def test_resume_of_a_finished_run_does_nothing(distilled, teacher) -> None:
+    before = digest(distilled[0].result_file)
+    _, events = train(distilled[0].path, *two_epochs(teacher), resume=True)
     assert events == []
-    assert digest(taught[0].result_file) == before
+    assert digest(distilled[0].result_file) == before
 
 
 def test_resume_where_nothing_is_begins_at_the_start(teacher, tmp_path) -> None:
@@ -165,8 +165,8 @@ def test_the_teacher_is_the_same_before_and_after(teacher, tmp_path, monkeypatch
     assert digest(RunFolder(teacher).weights("teacher")) == before
 
 
-def test_events_come_in_order_and_add_up(taught: tuple[RunFolder, Events]) -> None:
-    events = taught[1]
+def test_events_come_in_order_and_add_up(distilled: tuple[RunFolder, Events]) -> None:
+    events = distilled[1]
     assert [type(e) for e in events] == [Start, *[Step] * 10, Epoch, *[Step] * 10, Epoch, End]
     for event in events[1:-1]:
         m = event.metrics
@@ -174,8 +174,8 @@ def test_events_come_in_order_and_add_up(taught: tuple[RunFolder, Events]) -> No
         assert m[loss_name(TOTAL)] == pytest.approx(weighted, rel=1e-6)
 
 
-def test_the_result_is_what_the_weights_file_answers(taught: tuple[RunFolder, Events]) -> None:
-    folder, events = taught
+def test_the_result_is_what_the_weights_file_answers(distilled: tuple[RunFolder, Events]) -> None:
+    folder, events = distilled
     test = image_set.load("synthetic", "test")
     measured = evaluate_run(folder)
     assert measured["n"] == len(test.labels) == 2000
@@ -188,8 +188,8 @@ def test_the_result_is_what_the_weights_file_answers(taught: tuple[RunFolder, Ev
     assert saved["teacher_logits"].shape == (2000, 10)
 
 
-def test_the_worst_mistakes_are_mistakes_most_confident_first(taught) -> None:
-    saved = np.load(taught[0].evaluation)
+def test_the_worst_mistakes_are_mistakes_most_confident_first(distilled) -> None:
+    saved = np.load(distilled[0].evaluation)
     logits, labels, worst = saved["logits"], saved["labels"], saved["mistakes"]
     p = np.exp(logits - logits.max(1, keepdims=True))
     confidence = (p / p.sum(1, keepdims=True)).max(1)[worst]
@@ -200,8 +200,8 @@ def test_the_worst_mistakes_are_mistakes_most_confident_first(taught) -> None:
     )
 
 
-def test_weights_hold_no_metadata_and_the_folder_its_files(taught) -> None:
-    folder, _ = taught
+def test_weights_hold_no_metadata_and_the_folder_its_files(distilled) -> None:
+    folder, _ = distilled
     raw = folder.weights("student").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert "__metadata__" not in header
@@ -254,9 +254,9 @@ def test_no_teacher_anywhere(tmp_path, monkeypatch) -> None:
         train(tmp_path / "student")
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(taught, teacher) -> None:
+def test_a_folder_that_holds_a_run_is_not_overwritten(distilled, teacher) -> None:
     with pytest.raises(UserError, match=r"already holds a run.\nContinue it with --resume"):
-        train(taught[0].path, *two_epochs(teacher))
+        train(distilled[0].path, *two_epochs(teacher))
 
 
 def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
@@ -278,7 +278,7 @@ def cut_short(teacher: Path, out: Path) -> RunFolder:
     return RunFolder(out)
 
 
-def test_a_moved_teacher_is_named_by_its_new_path(taught, teacher, tmp_path) -> None:
+def test_a_moved_teacher_is_named_by_its_new_path(distilled, teacher, tmp_path) -> None:
     """Its weights decide whether a run is resumed."""
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(teacher, old)
@@ -291,15 +291,15 @@ def test_a_moved_teacher_is_named_by_its_new_path(taught, teacher, tmp_path) -> 
             train(cut.path, *named, resume=True)
     resumed, events = train(cut.path, *two_epochs(new), resume=True)
     assert isinstance(events[0], Start) and events[0].first_step == 10
-    assert same(taught[0], resumed)
+    assert same(distilled[0], resumed)
     assert recipes.read(resumed.recipe).teacher.runs == (str(new),)
 
 
 def test_a_run_is_not_resumed_with_another_teacher(
-    taught, teacher, other_teacher, tmp_path
+    distilled, teacher, other_teacher, tmp_path
 ) -> None:
     shutil.copytree(teacher, tmp_path / "moved")
-    shutil.copytree(taught[0].path, tmp_path / "run")
+    shutil.copytree(distilled[0].path, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     run.run_folder.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
     weights = RunFolder(other_teacher).result()["weights"]
@@ -310,20 +310,20 @@ def test_a_run_is_not_resumed_with_another_teacher(
         train(folder.path, *two_epochs(other_teacher), resume=True)
 
 
-def test_a_resumed_run_may_measure_the_network_too(taught, teacher, tmp_path) -> None:
+def test_a_resumed_run_may_measure_the_network_too(distilled, teacher, tmp_path) -> None:
     """What is told of it is more; what is trained and kept is the same."""
     folder = cut_short(teacher, tmp_path / "cut")
     both = [*two_epochs(teacher), "train.validate_both=true"]
     resumed, events = train(folder.path, *both, resume=True)
-    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
+    assert digest(distilled[0].weights("student")) == digest(resumed.weights("student"))
     [epoch] = [event for event in events if isinstance(event, Epoch)]
-    [alone] = [event for event in taught[1] if isinstance(event, Epoch) and event.epoch == 2]
+    [alone] = [event for event in distilled[1] if isinstance(event, Epoch) and event.epoch == 2]
     more = {"top1/val", "nll/val", "ece/val"}
     assert epoch.metrics.keys() - alone.metrics.keys() == more
     assert {name: epoch.metrics[name] for name in alone.metrics} == alone.metrics
 
 
-def test_a_run_from_before_these_keys_is_resumed(taught, teacher, tmp_path) -> None:
+def test_a_run_from_before_these_keys_is_resumed(distilled, teacher, tmp_path) -> None:
     folder = cut_short(teacher, tmp_path / "cut")
     text = folder.recipe.read_text()
     older = re.sub("(min_lr|validate_both) = .*\n", "", text)
@@ -331,12 +331,12 @@ def test_a_run_from_before_these_keys_is_resumed(taught, teacher, tmp_path) -> N
     folder.recipe.write_text(older)
     resumed, events = train(folder.path, *two_epochs(teacher), resume=True)
     assert events[0].first_step == 10
-    assert digest(taught[0].weights("student")) == digest(resumed.weights("student"))
+    assert digest(distilled[0].weights("student")) == digest(resumed.weights("student"))
 
 
-def test_the_end_tells_the_accuracy_of_what_was_kept(taught) -> None:
+def test_the_end_tells_the_accuracy_of_what_was_kept(distilled) -> None:
     """Of a run with averaged weights, no other is measured."""
-    folder, events = taught
+    folder, events = distilled
     told = [event.metrics for event in events if isinstance(event, Epoch | End)]
     assert all("top1/val_ema" in each and "top1/val" not in each for each in told)
     assert folder.result()["metrics"] == events[-1].metrics
@@ -428,7 +428,7 @@ def test_a_batch_that_does_not_divide_is_refused(teacher, tmp_path) -> None:
         train(tmp_path / "s", f"teacher.runs=['{teacher}']", "train.accumulate=3")
 
 
-def test_other_classes_cannot_be_evaluated(taught, tmp_path) -> None:
+def test_other_classes_cannot_be_evaluated(distilled, tmp_path) -> None:
     from PIL import Image
 
     for split in ("train", "test"):
@@ -437,7 +437,7 @@ def test_other_classes_cannot_be_evaluated(taught, tmp_path) -> None:
             folder.mkdir(parents=True)
             Image.new("RGB", (32, 32), len(str(folder))).save(folder / "1.png")
     with pytest.raises(UserError, match="has the classes striped disc"):
-        evaluate_run(taught[0], EvalOptions(str(tmp_path / "pets")))
+        evaluate_run(distilled[0], EvalOptions(str(tmp_path / "pets")))
 
 
 def test_an_unfinished_teacher_is_refused(teacher, tmp_path) -> None:
@@ -448,8 +448,8 @@ def test_an_unfinished_teacher_is_refused(teacher, tmp_path) -> None:
         train(tmp_path / "student", f"teacher.runs=['{other}']")
 
 
-def test_weights_of_another_network_are_refused(teacher, taught) -> None:
-    net = load_trained(taught[0])
+def test_weights_of_another_network_are_refused(teacher, distilled) -> None:
+    net = load_trained(distilled[0])
     with pytest.raises(
         UserError, match=r"of this network: \d+ missing, stem.0.weight first; \d+ unknown"
     ):

@@ -1,0 +1,56 @@
+"""`data info`: counts, names, genuine images and faults."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distill.data.sources import image_set
+from tests.cli.command_line import RunCli, assert_refused, write_batches
+
+
+def test_info_counts_and_names(run_cli: RunCli, pets: Path) -> None:
+    result = run_cli("data", "info", pets, "--json")
+    facts = json.loads(result.out)
+    assert result.code == 0
+    assert (facts["train_images"], facts["test_images"], facts["classes"]) == (32, 16, 2)
+    assert facts["class_names"] == ["cat", "dog"]
+    assert facts["train_fingerprint"] == image_set.load(str(pets), "train").fingerprint
+    assert facts["genuine"] == "no"
+    assert facts["faults"] == []
+    result = run_cli("data", "info", "--data", pets)
+    assert re.search(r"^class_names +cat, dog$", result.out, re.MULTILINE)
+
+
+def test_info_knows_the_genuine_images(
+    run_cli: RunCli, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = (image_set.load(str(pets), split).fingerprint for split in ("train", "test"))
+    monkeypatch.setattr(
+        image_set, "GENUINE", {train: "PETS, train split", test: "PETS, test split"}
+    )
+    assert image_set.info(str(pets))["genuine"] == "PETS, train split; PETS, test split"
+    monkeypatch.setattr(image_set, "GENUINE", {train: "PETS, train split"})
+    assert image_set.info(str(pets))["genuine"] == "PETS, train split; test: no"
+
+
+def test_info_describes_an_incomplete_set(run_cli: RunCli, pets: Path) -> None:
+    shutil.rmtree(pets / "test")
+    result = run_cli("data", "info", pets, "--json")
+    facts = json.loads(result.out)
+    assert (result.code, facts["train_images"]) == (2, 32)
+    assert "test_images" not in facts
+    (fault,) = facts["faults"]
+    assert fault.startswith(f"1 fault in {pets}:\n  test/: missing")
+    assert result.err.endswith(f"\n{fault}\n")
+    assert "Traceback" not in result.err
+
+
+def test_info_of_unreadable_set_is_refused(run_cli: RunCli, tmp_path: Path) -> None:
+    folder = write_batches(tmp_path / "set")
+    (folder / "batches.meta").unlink()
+    result = run_cli("data", "info", folder)
+    assert result.err.count("batches.meta: missing") == 1
+    assert_refused(result, f"1 fault in {folder}")
