@@ -57,6 +57,13 @@ def probabilities(logits: Array, temperature: float = 1.0) -> Floats:
     return shares
 
 
+def _log_probabilities(logits: Array) -> Floats:
+    with np.errstate(invalid="ignore"):  # a NaN stays one
+        z = logits - logits.max(axis=1, keepdims=True).astype(np.float64)
+        log_shares: Floats = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return log_shares
+
+
 def is_right(logits: Array, labels: Array) -> NDArray[np.bool_]:
     """[N]: whether the largest logit is that of the label; false for a row with a NaN."""
     right: NDArray[np.bool_] = (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
@@ -82,10 +89,7 @@ def most_confused(counts: Counts, most: int) -> list[tuple[int, int, int]]:
 
 def nll(logits: Array, labels: Array) -> Floats:
     """[N]: minus the logarithm of the probability of each label, in nats."""
-    z = logits.astype(np.float64)
-    of_labels = np.take_along_axis(z, labels[:, None], axis=1)[:, 0]
-    with np.errstate(invalid="ignore"):  # a NaN stays one
-        values: Floats = np.logaddexp.reduce(z, axis=1) - of_labels
+    values: Floats = -np.take_along_axis(_log_probabilities(logits), labels[:, None], axis=1)[:, 0]
     return values
 
 
@@ -97,12 +101,8 @@ def is_same_prediction(a: Array, b: Array) -> NDArray[np.bool_]:
 
 def kl_divergence(p: Array, q: Array) -> Floats:
     """[N]: KL(softmax(p) || softmax(q)) of logits [N, C], in nats."""
-    with np.errstate(invalid="ignore"):  # a NaN stays one
-        log_p, log_q = (
-            z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), axis=1, keepdims=True)
-            for z in (p, q)
-        )
-        values: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    log_p, log_q = _log_probabilities(p), _log_probabilities(q)
+    values: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return values
 
 
