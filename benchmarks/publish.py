@@ -25,8 +25,8 @@ from distill.components.network import load_trained, to_device
 from distill.components.test_split import test_split
 from distill.data.sources import image_set
 from distill.errors import UserError
-from distill.evaluation.metrics import measures
-from distill.evaluation.predict import logits_and_labels
+from distill.evaluation.predict import logits_and_labels, to_host
+from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
@@ -99,12 +99,12 @@ def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
     """
     accel = evaluation_accelerator()
     net = to_device(load_trained(to), accel.device)
-    logits, labels = logits_and_labels(net, test_split(source), accel)
+    logits, labels = to_host(logits_and_labels(net, test_split(source), accel))
     predictions = saved_predictions.read_run(run)
     assert predictions is not None, f"{run.evaluation} is missing"
-    if not np.array_equal(predictions.labels, labels.cpu().numpy()):
+    if not np.array_equal(predictions.labels, labels):
         raise UserError(f"{source} is not the test split on which {run.path} was measured.")
-    arrays = vars(predictions) | {"logits": logits.cpu().numpy()} | dict.fromkeys(EXTRA)
+    arrays = vars(predictions) | {"logits": logits} | dict.fromkeys(EXTRA)
     arrays = {name: array for name, array in arrays.items() if array is not None}
     np.savez_compressed(to.evaluation, **arrays)
     return {f"{name}/test": value for name, value in measures(logits, labels).items()}

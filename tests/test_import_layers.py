@@ -33,7 +33,7 @@ RECIPE = ("distill.recipe",)
 WORDS = (*TERMS, *RECIPE)
 CLI = ("cli", "distill.cli")
 FILES = ("distill.files.arrays", "distill.files.archives")
-STATISTICS = ("distill.statistics", "distill.runs.saved_predictions")
+STATISTICS = ("distill.statistics", "distill.metrics", "distill.runs.saved_predictions")
 PARTS = ("teachers", "students", "distill.data", "distill.losses")
 ENGINE = (
     "distill.models",
@@ -71,7 +71,7 @@ TABLE = (
     Layer(
         ENGINE,
         (*WORDS, *PARTS, *STATISTICS),
-        ("torch", "timm", "einops", "numpy", "safetensors", "torchmetrics", "accelerate"),
+        ("torch", "timm", "einops", "numpy", "safetensors", "accelerate"),
     ),
     # 3 what people see · exports · sweeps
     Layer(RUNS, (*WORDS, *STATISTICS), (*DISPLAY, "pydantic")),

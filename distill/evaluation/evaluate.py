@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from distill.components.data_pipeline import split_images
 from distill.components.device import evaluation_accelerator
@@ -17,10 +17,16 @@ from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet, Progress
 from distill.errors import UserError
 from distill.evaluation import figures, results
-from distill.evaluation.predict import FlipTTA, SixViewTTA, check_finite, logits_and_labels
+from distill.evaluation.predict import (
+    FlipTTA,
+    SixViewTTA,
+    check_finite,
+    logits_and_labels,
+    to_host,
+)
 from distill.evaluation.robustness import robustness
-from distill.evaluation.temperature import calibrate
 from distill.format import describe_class_difference
+from distill.metrics import Array, confusion
 from distill.models import checkpoint, cost
 from distill.recipe import recipes
 from distill.runs import run_folder
@@ -54,9 +60,9 @@ class EvaluatedRun:
     source: str
     test: ImageSet
     accelerator: Accelerator
-    logits: Tensor  # [N, C], on the host
-    labels: Tensor  # [N]
-    saved: dict[str, Tensor]  # of evaluation.npz, if it has the same network and images
+    logits: Array  # [N, C]
+    labels: Array  # [N]
+    saved: dict[str, Array]  # of evaluation.npz, if it has the same network and images
 
 
 def evaluate_run(
@@ -75,7 +81,7 @@ def evaluate_run(
         **figures.headline_measures(run.logits, run.labels),
         **_calibration_and_agreement(run, progress),
         "per_class": figures.per_class(run.logits, run.labels, run.test.class_names),
-        "confusion": figures.confusion(run.logits, run.labels),
+        "confusion": confusion(run.logits, run.labels).tolist(),
         **_optional_figures(run, other, options, progress),
     }
 
@@ -83,7 +89,7 @@ def evaluate_run(
 def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> dict[str, Any]:
     """Figures that need held-out images or a teacher; without them None, with the reason."""
     parts: dict[tuple[str, ...], Callable[[], dict[str, float]]] = {
-        CALIBRATED: lambda: calibrate(_held_out(run, progress), run.logits, run.labels),
+        CALIBRATED: lambda: figures.calibrate(_held_out(run, progress), run.logits, run.labels),
         TAUGHT: lambda: figures.compare_with_teacher(run.logits, _teacher_logits(run)),
     }
     values: dict[str, Any] = {}
@@ -109,14 +115,10 @@ def _optional_figures(
             **figures.compare_networks(run.logits, other.logits, run.labels),
         }
     if options.mirror:
-        both, labels = logits_and_labels(FlipTTA(run.net), run.test, run.accelerator)
-        values["mirror"] = figures.headline_measures(both.cpu(), labels.cpu())
+        values["mirror"] = figures.headline_measures(*_predict(run, run.test, FlipTTA(run.net)))
     if options.six_views:
-        mean, labels = logits_and_labels(SixViewTTA(run.net), run.test, run.accelerator)
-        values["test_time_augmentation"] = {
-            "views": 6,
-            **figures.headline_measures(mean.cpu(), labels.cpu()),
-        }
+        predicted = _predict(run, run.test, SixViewTTA(run.net))
+        values["test_time_augmentation"] = {"views": 6, **figures.headline_measures(*predicted)}
     if options.latency:
         if run.accelerator.is_main_process:  # alone: other processes would slow it down
             values["latency_ms"] = cost.measure_latency(run.net)
@@ -144,8 +146,9 @@ def _predict_test(
     """Predict every test image with the run's network."""
     _check_classes(folder, source, test)
     net = to_device(load_trained(folder), accel.device)
-    logits, labels = (tensor.cpu() for tensor in logits_and_labels(net, test, accel))
-    check_finite(logits, folder)
+    outputs = logits_and_labels(net, test, accel)
+    check_finite(outputs[0], folder)
+    logits, labels = to_host(outputs)
     saved = results.read_evaluation(folder, logits)
     return EvaluatedRun(folder, net, source, test, accel, logits, labels, saved)
 
@@ -201,7 +204,7 @@ def _load_other(run: EvaluatedRun, options: EvalOptions, progress: Progress | No
     return _predict_test(folder, run.source, run.test, run.accelerator)
 
 
-def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Tensor, Tensor]:
+def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Array]:
     """Logits [V, C] and labels [V] of the held-out part, saved by the run or predicted again.
 
     Raises UserError if nothing was held out or the images do not exist any more.
@@ -216,17 +219,18 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Tensor, Ten
         with suppress(UserError):  # the images may have moved to the folder that --data names
             images = image_set.load(source, "train", progress=progress)
             if images.fingerprint == data["fingerprint"]:
-                return _predict(run, split_images(recipe, images).held_out)
+                held_out = split_images(recipe, images).held_out
+                assert held_out is not None
+                return _predict(run, held_out, run.net)
     raise UserError(f"the images that the run held out are not in {recipe.data.source} any more")
 
 
-def _predict(run: EvaluatedRun, images: ImageSet | None) -> tuple[Tensor, Tensor]:
-    assert images is not None
-    logits, labels = logits_and_labels(run.net, images, run.accelerator)
-    return logits.cpu(), labels.cpu()
+def _predict(run: EvaluatedRun, images: ImageSet, net: nn.Module) -> tuple[Array, Array]:
+    """Logits [n, C] and labels [n] of a network on the run's device."""
+    return to_host(logits_and_labels(net, images, run.accelerator))
 
 
-def _teacher_logits(run: EvaluatedRun) -> Tensor:
+def _teacher_logits(run: EvaluatedRun) -> Array:
     """The teacher's logits [N, C] on the test split, saved by the run or computed again.
 
     Raises UserError if the run had no teacher, or if the teacher is gone or has changed.
@@ -243,4 +247,4 @@ def _teacher_logits(run: EvaluatedRun) -> Tensor:
         raise UserError(f"{' + '.join(known['runs'])} has other weights than during the training")
     combined = combine_teachers(recipes.read(run.folder.recipe), nets)
     teacher = to_device(combined, run.accelerator.device)
-    return logits_and_labels(teacher, run.test, run.accelerator)[0].cpu()
+    return _predict(run, run.test, teacher)[0]

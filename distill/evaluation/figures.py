@@ -1,62 +1,58 @@
-"""Compute accuracy with intervals, confusion, agreement and McNemar's test from logits.
+"""Compute accuracy with intervals, agreement, McNemar's test and calibration from logits.
 
-All take logits [N, C] and labels int64 [N] on the host. Intervals are at 95 %, [low, high].
+All take arrays of logits [N, C] and labels [N]. Intervals are at 95 %, [low, high].
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
-from torchmetrics.functional.classification import multiclass_confusion_matrix
-
 from distill import statistics
-from distill.evaluation.metrics import measures
-from distill.runs import saved_predictions
+from distill.metrics import (
+    Array,
+    ece_interval,
+    is_in_top,
+    is_right,
+    is_same_prediction,
+    kl_divergence,
+    measures,
+    nll,
+    probabilities,
+)
 
 
-def headline_measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def headline_measures(logits: Array, labels: Array) -> dict[str, Any]:
     """`top1`, `top5`, `nll`, `ece`, each with its interval.
 
     `top5` is None with five classes or fewer: no prediction could be wrong.
     """
-    nll = cross_entropy(logits.double(), labels, reduction="none").numpy()
+    right, confidence = is_right(logits, labels), probabilities(logits).max(axis=1)
+    nlls = nll(logits, labels)
     return measures(logits, labels) | {
-        "top1_interval": _share_with_interval(_hits(logits, labels, 1))[1],
+        "top1_interval": _share_with_interval(right)[1],
         "top5": None,
         "top5_interval": None,
         **_top5(logits, labels),
-        "nll_interval": list(statistics.bootstrap(lambda sample: float(sample.mean()), nll)),
-        "ece_interval": _ece_interval(logits, labels),
+        "nll_interval": list(statistics.bootstrap(lambda sample: float(sample.mean()), nlls)),
+        "ece_interval": list(ece_interval(confidence, right)),
     }
 
 
-def _ece_interval(logits: Tensor, labels: Tensor) -> list[float]:
-    confidence, predicted = logits.double().softmax(dim=-1).max(dim=-1)
-    return list(saved_predictions.ece_interval(confidence.numpy(), (predicted == labels).numpy()))
-
-
-def _top5(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    if logits.shape[-1] <= 5:
+def _top5(logits: Array, labels: Array) -> dict[str, Any]:
+    if logits.shape[1] <= 5:
         return {}
-    top5, interval = _share_with_interval(_hits(logits, labels, 5))
+    top5, interval = _share_with_interval(is_in_top(5, logits, labels))
     return {"top5": top5, "top5_interval": interval}
 
 
-def _hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether the label is among the k largest logits: bool [N]."""
-    return (logits.topk(k, dim=-1).indices == labels[:, None]).any(dim=-1)
-
-
-def _share_with_interval(hits: Tensor) -> tuple[float | None, list[float] | None]:
+def _share_with_interval(hits: Array) -> tuple[float | None, list[float] | None]:
     """The share of hits and its interval; None without images."""
     right, total = int(hits.sum()), len(hits)
     return (right / total, list(statistics.wilson(right, total))) if total else (None, None)
 
 
-def per_class(logits: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+def per_class(logits: Array, labels: Array, names: Sequence[str]) -> list[dict[str, Any]]:
     """`name`, `n`, `accuracy` and `interval` of each class; None if it has no image."""
-    hits = _hits(logits, labels, 1)
+    hits = is_right(logits, labels)
     rows = []
     for label, name in enumerate(names):
         accuracy, interval = _share_with_interval(hits[labels == label])
@@ -65,31 +61,23 @@ def per_class(logits: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict
     return rows
 
 
-def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:
-    """The confusion matrix [C][C]: rows are the labels, columns the predictions."""
-    n_classes = logits.shape[-1]
-    matrix = multiclass_confusion_matrix(logits.argmax(dim=-1), labels, num_classes=n_classes)
-    rows: list[list[int]] = matrix.tolist()
-    return rows
-
-
-def compare_with_teacher(logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
+def compare_with_teacher(logits: Array, teacher_logits: Array) -> dict[str, float]:
     """The share of images with the same prediction, and the mean KL(teacher || student) in nats.
 
     Stanton et al., NeurIPS 2021, arXiv 2106.05945: the fidelity of a student, which is not its
     accuracy.
     """
-    student, teacher = (z.double().log_softmax(dim=-1) for z in (logits, teacher_logits))
-    kl = kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean()
-    agreement = (student.argmax(dim=-1) == teacher.argmax(dim=-1)).double().mean()
-    return {"teacher_agreement": agreement.item(), "teacher_kl": kl.item()}
+    return {
+        "teacher_agreement": float(is_same_prediction(logits, teacher_logits).mean()),
+        "teacher_kl": float(kl_divergence(teacher_logits, logits).mean()),
+    }
 
 
-def compare_networks(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Any]:
+def compare_networks(a: Array, b: Array, labels: Array) -> dict[str, Any]:
     """Compare two networks on the same images: on how many only one is right, McNemar's p, and
     which is `better`, "a" or "b"; None if the difference is not significant.
     """
-    pairs = statistics.count_pairs(*(_hits(logits, labels, 1).numpy() for logits in (a, b)))
+    pairs = statistics.count_pairs(is_right(a, labels), is_right(b, labels))
     leader = "a" if pairs.only_a > pairs.only_b else "b"
     return {
         "only_a": pairs.only_a,
@@ -97,4 +85,17 @@ def compare_networks(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Any]:
         "both": pairs.both,
         "p": pairs.p,
         "better": leader if pairs.p < statistics.SIGNIFICANT else None,
+    }
+
+
+def calibrate(held_out: tuple[Array, Array], logits: Array, labels: Array) -> dict[str, float]:
+    """Fit `temperature` on held-out logits [V, C] and labels [V]; return it with `nll_calibrated`
+    and `ece_calibrated` of `logits` divided by it. Training images are unsuitable for the fit.
+    """
+    temperature = statistics.fit_temperature(*held_out)
+    calibrated = measures(logits / temperature, labels)
+    return {
+        "temperature": temperature,
+        "nll_calibrated": calibrated["nll"],
+        "ece_calibrated": calibrated["ece"],
     }

@@ -12,9 +12,9 @@ from distill.components.test_split import check_tested, test_split
 from distill.data.sources import image_set
 from distill.data.sources.image_set import ImageSet, Progress
 from distill.evaluation import results
-from distill.evaluation.metrics import measures
-from distill.evaluation.predict import logits_and_labels
+from distill.evaluation.predict import logits_and_labels, to_host
 from distill.events import measure_name
+from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs import lock
@@ -37,9 +37,8 @@ def measure(
     network on the held-out part.
     """
     logits, labels = logits_and_labels(net, test, accel)
-    metrics = {
-        measure_name(name, "test"): value for name, value in measures(logits, labels).items()
-    }
+    measured = measures(*to_host((logits, labels)))
+    metrics = {measure_name(name, "test"): value for name, value in measured.items()}
     teacher_logits = None if teacher is None else logits_and_labels(teacher, test, accel)[0]
     of_held_out = None if held_out is None else logits_and_labels(net, held_out, accel)
     if accel.is_main_process:

@@ -13,7 +13,7 @@ from distill.data.augment.crop_flip import to_float
 from distill.data.loader import share
 from distill.data.sources.image_set import ImageSet
 from distill.errors import UserError
-from distill.evaluation.metrics import measures
+from distill.metrics import Array, measures
 from distill.runs.run_folder import RunFolder
 
 BATCH = 500  # images per forward pass: enough to fill a GPU, within two gigabytes
@@ -71,6 +71,12 @@ def logits_and_labels(
     return rows[:, :-1], rows[:, -1].long()
 
 
+def to_host(tensors: tuple[Tensor, Tensor]) -> tuple[Array, Array]:
+    """Return logits and labels as arrays."""
+    logits, labels = tensors
+    return logits.cpu().numpy(), labels.cpu().numpy()
+
+
 def check_finite(logits: Tensor, folder: RunFolder) -> None:
     """Raise UserError if the run's network returns NaN or infinity."""
     if not logits.isfinite().all():
@@ -88,7 +94,7 @@ def measure(
     change: Change | None = None,
 ) -> dict[str, float]:
     """`top1`, `nll`, `ece` of a network on a set, the same values on every process."""
-    return measures(*logits_and_labels(net, images, accelerator, between, change))
+    return measures(*to_host(logits_and_labels(net, images, accelerator, between, change)))
 
 
 class FlipTTA(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 from distill.data.sources.image_set import ImageSet
 from distill.errors import UserError
 from distill.events import End, Start
+from distill.metrics import Array
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
@@ -106,7 +107,7 @@ def write_evaluation(
     write_bytes(folder.evaluation, buffer.getvalue())
 
 
-def read_evaluation(folder: RunFolder, logits: Tensor) -> dict[str, Tensor]:
+def read_evaluation(folder: RunFolder, logits: Array) -> dict[str, Array]:
     """The arrays of evaluation.npz, if its logits are the network's logits [N, C] of today; none if
     they differ, or if the file is gone or damaged.
 
@@ -117,13 +118,9 @@ def read_evaluation(folder: RunFolder, logits: Tensor) -> dict[str, Tensor]:
         predictions = saved_predictions.read_run(folder)
     if predictions is None:
         return {}
-    saved, today = torch.from_numpy(predictions.logits), logits.cpu()
-    if saved.shape != today.shape:
+    saved = predictions.logits
+    if saved.shape != logits.shape:
         return {}
-    arrays = {
-        name: torch.from_numpy(array)
-        for name, array in vars(predictions).items()
-        if array is not None
-    }
-    is_same = (saved - today).abs().max() <= ROUNDING * today.abs().max()
+    is_same = np.abs(saved - logits).max() <= ROUNDING * np.abs(logits).max()
+    arrays = {name: array for name, array in vars(predictions).items() if array is not None}
     return arrays if is_same else {}

@@ -17,7 +17,6 @@ from torch import Tensor
 from distill.components.test_split import test_split
 from distill.data.images import Progress
 from distill.errors import Failure, UserError
-from distill.evaluation.metrics import measures
 from distill.evaluation.predict import check_finite, predict
 from distill.export import atomic_folder, formats
 from distill.export.finished_run import FinishedRun, load_finished
@@ -25,6 +24,7 @@ from distill.export.formats import Format
 from distill.files import json_files
 from distill.files.safe_text import is_utf8
 from distill.format import p_equation, percent, percent_number
+from distill.metrics import is_right, is_same_prediction
 from distill.runs.run_folder import RunFolder, write_json
 from distill.statistics import count_pairs
 
@@ -219,7 +219,7 @@ def _compare(
 def _test_accuracy(finished: FinishedRun, format_: Format, new: Path) -> dict[str, float]:
     """Measure a quantised format on the test split, compared with the network itself."""
     test = test_split(finished.source, progress=finished.progress)
-    images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
+    images, labels = torch.from_numpy(test.images), test.labels
     original = predict(finished.net, images, HOST, BATCH)
     exported = predict(format_.read(new), images, HOST, BATCH)
     agreement = _agreement(exported, original)
@@ -230,20 +230,20 @@ def _test_accuracy(finished: FinishedRun, format_: Format, new: Path) -> dict[st
             "files were deleted.\n"
             "This network is too inaccurate in 8 bits: choose --format onnx."
         )
-    pairs = count_pairs(*((logits.argmax(-1) == labels).numpy() for logits in (exported, original)))
-    top1, float_top1 = (measures(logits, labels)["top1"] for logits in (exported, original))
+    right, float_right = (is_right(logits.numpy(), labels) for logits in (exported, original))
+    top1, float_top1 = float(right.mean()), float(float_right.mean())
     return {
         "n_test": len(labels),
         "top1": top1,
         "float_top1": float_top1,
         "lost": float_top1 - top1,
-        "p": pairs.p,  # McNemar's, of equal accuracies
+        "p": count_pairs(right, float_right).p,  # McNemar's, of equal accuracies
         "same_predictions_on_test": agreement,
     }
 
 
 def _agreement(a: Tensor, b: Tensor) -> float:
-    return (a.argmax(-1) == b.argmax(-1)).double().mean().item()
+    return float(is_same_prediction(a.numpy(), b.numpy()).mean())
 
 
 def report_lines(report: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill import metrics
 from distill.components.device import evaluation_accelerator
 from distill.components.network import load_trained, to_device
 from distill.data.images import ImageSet, Progress
@@ -75,7 +76,7 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     counter = _ImageCounter(-(-len(inputs.ids) // accel.num_processes), progress)
     logits, _ = logits_and_labels(net, images, accel, between=counter)
     check_finite(logits, folder)
-    probabilities = logits.cpu().double().softmax(dim=-1).numpy()
+    probabilities = metrics.probabilities(logits.cpu().numpy())
     return LabelledImages(inputs.ids, probabilities, class_names, inputs.notes)
 
 

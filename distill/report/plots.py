@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill.files.safe_text import visible
+from distill.metrics import BINS, CalibrationCurve, Counts
 from distill.report.style import BLUE, COLUMN, FAINT, HEIGHT, INK, ORANGE, PAPER, POINTS, RED, STYLE
 from distill.runs.epoch_series import Floats, Line
-from distill.runs.saved_predictions import BINS, CalibrationCurve, Counts
 
 LONGEST_NAME = 18  # characters of a class name beside an axis
 MANY_CLASSES = 20  # above it a matrix has no numbers in its cells

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.image import imsave
 
-from distill import statistics
+from distill import metrics, statistics
 from distill.format import counted, grouped, interval_text, percent
+from distill.metrics import Array, calibration_curve, confusion, most_confused, probabilities
 from distill.report import plots
 from distill.report.page import (
     Block,
@@ -22,18 +23,9 @@ from distill.report.page import (
     Table,
 )
 from distill.report.value_table import Column, ValueTable
-from distill.runs import saved_predictions
 from distill.runs.record import RunRecord
 from distill.runs.run_folder import is_tested
-from distill.runs.saved_predictions import (
-    Array,
-    Predictions,
-    calibration_curve,
-    confusion,
-    is_right,
-    most_confused,
-    probabilities,
-)
+from distill.runs.saved_predictions import Predictions
 from distill.statistics import Interval
 
 MOST_CONFUSED = 10  # pairs
@@ -65,8 +57,7 @@ def test_interval(record: RunRecord) -> Interval | None:
     """Return Wilson's interval of the test accuracy; None without predictions."""
     if record.predictions is None:
         return None
-    right = is_right(record.predictions.logits, record.predictions.labels)
-    return statistics.wilson(int(right.sum()), len(right))
+    return _share(record.predictions.is_right)
 
 
 def result_sections(record: RunRecord) -> list[Section]:
@@ -88,26 +79,26 @@ def result_sections(record: RunRecord) -> list[Section]:
 def _figures(predictions: Predictions) -> Iterator[Block]:
     """Show the main measures with their intervals."""
     logits, labels = predictions.logits, predictions.labels
-    right, nll = predictions.is_right, saved_predictions.nll(logits, labels)
+    right, nll = predictions.is_right, metrics.nll(logits, labels)
     confidence = probabilities(logits).max(axis=1)
-    ece_interval = saved_predictions.ece_interval(confidence, right)
+    ece_interval = metrics.ece_interval(confidence, right)
     rows: list[tuple[Any, ...]] = [
         ("accuracy", percent(right.mean()), interval_text(_share(right)))
     ]
     if logits.shape[1] > 5:
-        five = saved_predictions.is_in_top(5, logits, labels)
+        five = metrics.is_in_top(5, logits, labels)
         rows.append(("top 5", percent(five.mean()), interval_text(_share(five))))
     mean = float(nll.mean())
     low, high = statistics.bootstrap(lambda values: float(values.mean()), nll)
     rows.append(("NLL, nats", f"{mean:.4f}", interval_text((low, high), "{:.4f}".format)))
-    error = saved_predictions.ece(confidence, right)
+    error = metrics.ece(confidence, right)
     rows.append(("calibration error", percent(error), interval_text(ece_interval)))
     if predictions.teacher_logits is not None:
-        same = logits.argmax(axis=1) == predictions.teacher_logits.argmax(axis=1)
+        same = metrics.is_same_prediction(logits, predictions.teacher_logits)
         rows.append(
             ("same prediction as the teacher", percent(same.mean()), interval_text(_share(same)))
         )
-        kl = saved_predictions.kl_divergence(predictions.teacher_logits, logits)
+        kl = metrics.kl_divergence(predictions.teacher_logits, logits)
         rows.append(("KL(teacher || student), nats", f"{kl.mean():.4f}", ""))
     yield Table(ValueTable("figures", "", FIGURE_COLUMNS, rows))
 
@@ -147,7 +138,7 @@ def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block
 def _by_class(predictions: Predictions, classes: list[int]) -> Array:
     """Return the teacher's accuracy on each of these classes."""
     assert predictions.teacher_logits is not None
-    right = is_right(predictions.teacher_logits, predictions.labels)
+    right = metrics.is_right(predictions.teacher_logits, predictions.labels)
     return np.array([right[predictions.labels == k].mean() for k in classes])
 
 
@@ -191,7 +182,7 @@ def _mistakes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Bloc
     if predictions.teacher_logits is not None:
         networks.append(("teacher", predictions.teacher_logits))
     shown = min(SHOWN, len(predictions.mistakes))
-    n = int((~is_right(predictions.logits, predictions.labels)).sum())
+    n = int((~predictions.is_right).sum())
     yield Paragraph(
         f"{shown} of {counted(n, 'mistake')}, "
         "the most confident first: each image with its label and the most probable classes. Some "

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill import metrics
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.format import describe_class_difference, points
@@ -88,7 +89,7 @@ def _compare(a: RunFolder, b: RunFolder) -> Comparison:
     right_a, right_b, n = of_a.is_right, of_b.is_right, len(of_a.labels)
     pairs = count_pairs(right_a, right_b)
     gain = right_b.astype(float) - right_a.astype(float)
-    same = int((of_a.logits.argmax(axis=1) == of_b.logits.argmax(axis=1)).sum())
+    same = int(metrics.is_same_prediction(of_a.logits, of_b.logits).sum())
     interval = bootstrap(_mean, gain)
     runs = _describe(a, of_a), _describe(b, of_b)
     return Comparison(
@@ -161,7 +162,7 @@ def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Pred
 
 def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
     result, row = run.result(), figures("", run)
-    nll = saved_predictions.nll(predictions.logits, predictions.labels)
+    nll = metrics.nll(predictions.logits, predictions.labels)
     right = int(predictions.is_right.sum())
     return ComparedRun(
         run=str(run.path),

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from distill.data.images import ImageSet
 from distill.data.loader import Loader
-from distill.evaluation.metrics import RunningMeans
 from distill.events import Split
 from distill.losses.objective import Objective
 from distill.runs.run_folder import Role, RunFolder
@@ -20,6 +19,7 @@ from distill.teacher.teacher import OneTeacherPerView, OnlineTeacher, Teacher
 from distill.training.divergence import DivergenceMonitor
 from distill.training.estimate import FirstSteps
 from distill.training.ranks import RankAgreement
+from distill.training.running_means import RunningMeans
 from distill.training.signals import StopSignal
 
 

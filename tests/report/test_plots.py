@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from distill.metrics import calibration_curve
 from distill.report import plots, style
 from distill.report.plots import Series
 from distill.runs.epoch_series import Line
-from distill.runs.saved_predictions import calibration_curve
 
 NAMES = ["<script>alert(1)</script>", "$\\frac{a}{$ & co", "]]>", "plain"]
 COUNTS = np.array([[8, 2, 0, 0], [0, 9, 1, 0], [3, 0, 7, 0], [0, 0, 0, 10]])

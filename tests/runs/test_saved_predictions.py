@@ -9,10 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from distill.errors import UserError
-from distill.evaluation.metrics import measures
-from distill.runs.run_folder import write_json
-from distill.runs.saved_predictions import (
-    Predictions,
+from distill.metrics import (
     calibration_curve,
     confusion,
     ece,
@@ -20,12 +17,13 @@ from distill.runs.saved_predictions import (
     is_in_top,
     is_right,
     kl_divergence,
+    measures,
     most_confused,
     nll,
     probabilities,
-    read,
-    read_run,
 )
+from distill.runs.run_folder import write_json
+from distill.runs.saved_predictions import Predictions, read, read_run
 from tests.runs.test_compare import ANSWERS_A, finished
 
 CHANCE = np.random.default_rng(0)
@@ -49,7 +47,7 @@ def test_probabilities_are_those_of_torch_and_do_not_overflow() -> None:
 
 def test_the_error_of_the_bins_is_the_one_that_a_run_measures() -> None:
     known = calibration_curve(probabilities(LOGITS), LABELS)
-    expected = measures(torch.from_numpy(LOGITS), torch.from_numpy(LABELS))["ece"]
+    expected = measures(LOGITS, LABELS)["ece"]
     assert known.ece == pytest.approx(expected, abs=1e-6)
     assert known.counts.sum() == 400
 
@@ -147,7 +145,7 @@ def test_a_confidence_of_one_is_in_the_last_bin() -> None:
     by_hand = abs(right.sum() - shares.max(axis=1).sum()) / 10  # one bin
     assert calibration_curve(shares, labels).ece == pytest.approx(by_hand)
     assert ece(shares.max(axis=1), right) == pytest.approx(by_hand)
-    sure = measures(torch.tensor([[40.0, 0.0]] * 9 + [[3.5, 0.0]]), torch.from_numpy(labels))
+    sure = measures(np.array([[40.0, 0.0]] * 9 + [[3.5, 0.0]]), labels)
     assert sure["ece"] == pytest.approx(by_hand, abs=1e-3)
 
 

@@ -2,18 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from distill.evaluation.metrics import RunningMeans, measures
 from distill.evaluation.predict import measure
+from distill.metrics import measures
 from distill.models import checkpoint
 from distill.teacher.teacher import FrozenTeacher, OnlineTeacher, Teacher, TeacherOutput
 from distill.training import loop
 from distill.training.divergence import Diverged
+from distill.training.running_means import RunningMeans
 from tests.make_runs import prepared, train
 
 ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
@@ -101,7 +103,7 @@ def test_the_mean_of_a_term_that_begins_later_is_over_its_own_steps() -> None:
 def test_measures_by_hand() -> None:
     # Two classes; p = 0.8 right, 0.8 wrong, 0.6 right: top1 2/3.
     p = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6]])
-    values = measures(p.log(), torch.tensor([0, 1, 1]))
+    values = measures(p.log().numpy(), np.array([0, 1, 1]))
     assert values["top1"] == pytest.approx(2 / 3)
     assert values["nll"] == pytest.approx(-(math.log(0.8) + math.log(0.2) + math.log(0.6)) / 3)
     # Bins: {0.8, 0.8} with accuracy 1/2, {0.6} with accuracy 1.

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.evaluation.metrics import RunningMeans
 from distill.recipe import recipes
 from distill.training.loop import step
+from distill.training.running_means import RunningMeans
 from tests.make_runs import prepared
 from tests.training.test_shipped_recipes import INGREDIENTS, WHOLE, in_small
 

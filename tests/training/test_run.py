@@ -19,8 +19,8 @@ from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.evaluation import results as result
 from distill.evaluation.evaluate import EvalOptions, evaluate_run
-from distill.evaluation.metrics import measures
 from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
+from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
@@ -183,7 +183,7 @@ def test_the_result_is_what_the_weights_file_answers(distilled: tuple[RunFolder,
     assert np.array_equal(saved["labels"], test.labels)
     by_hand = (saved["logits"].argmax(1) == test.labels).sum() / 2000
     assert measured["top1"] == by_hand == events[-1].metrics["top1/test"]
-    again = measures(torch.from_numpy(saved["logits"]), torch.from_numpy(saved["labels"]))
+    again = measures(saved["logits"], saved["labels"])
     assert again["nll"] == pytest.approx(measured["nll"])
     assert saved["teacher_logits"].shape == (2000, 10)
 

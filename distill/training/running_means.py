@@ -1,24 +1,10 @@
-"""Compute top-1 accuracy, NLL and ECE of predictions; accumulate running means on the device."""
+"""Accumulate means of named losses on the device."""
 
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-
-from distill.events import MEASURES
-from distill.runs import saved_predictions
-
-
-def measures(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1`, `nll` (nats) and `ece` of logits [N, C] against int64 labels [N], on the host."""
-    logits, labels = logits.float().cpu(), labels.cpu()  # not every device has float64
-    confidence, predicted = logits.double().softmax(dim=-1).max(dim=-1)
-    right = (predicted == labels).double()
-    nll = cross_entropy(logits.double(), labels).item()
-    ece = saved_predictions.ece(confidence.numpy(), right.numpy())
-    return dict(zip(MEASURES, (right.mean().item(), nll, ece), strict=True))
 
 
 class RunningMeans:
