@@ -14,7 +14,8 @@ from distill.files.json_files import LONGEST_REASON
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs.run_folder import RunFolder
-from distill.training import optimizer_state
+from distill.training import saved_state
+from distill.training.saved_state import UnfitState
 from distill.training.state import BestEpoch, TrainState
 
 ALWAYS = ("data", "teacher")  # the fingerprints that checkpoints of every version have
@@ -149,6 +150,10 @@ def restore_from(
     _check_complete(state, path, tensors)
     try:
         restore(state, tensors, progress)
+    except UnfitState as fault:
+        raise UserError(
+            f"{path} does not hold the state of this run: {fault}.\n{BRING_BACK}"
+        ) from fault
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as fault:
         if out_of_memory.is_out_of_memory(fault):
             raise
@@ -196,12 +201,14 @@ def _set_damaged_aside(state: TrainState) -> None:
 
 
 def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Set the training state to that of a checkpoint."""
+    """Set the training state to that of a checkpoint.
+
+    Raises UnfitState, before anything is loaded, if a part does not fit this run.
+    """
+    fitting = saved_state.checked(state, tensors, progress["step"])
     for name, part in state.stateful.items():
-        if name == "optimizer":
-            optimizer_state.load(part.optimizer, tensors[name])
-        elif name in tensors:  # a scaler is new if the device changed, and keeps its initial state
-            part.load_state_dict(tensors[name])
+        if name in fitting:  # a scaler is new if the device changed, and keeps its initial state
+            part.load_state_dict(fitting[name])
     accelerator = state.accelerator
     state.epoch_losses.load_state_dict(tensors["losses"]["epoch"], accelerator)
     state.log_losses.load_state_dict(tensors["losses"]["log"], accelerator)

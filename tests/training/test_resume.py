@@ -5,7 +5,6 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -277,35 +276,7 @@ def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
     training.folder = RunFolder(tmp_path)
     tensors = {"student": {"weight": torch.ones(2)}, "optimizer": {}, "losses": {}}
     checkpoint.save(tmp_path / "last", tensors, SOUND | training.identity)
-    with pytest.raises(UserError, match="last does not hold the state of this run .(Runtime|Key)"):
-        checkpoints.resume(training)
-
-
-@pytest.mark.parametrize(
-    ("part", "content", "message"),
-    [
-        (
-            "optimizer", {0: {"momentum_buffer": torch.zeros(1)}},
-            r"parameter 0 has float32 \[1\] as momentum_buffer instead of float32 \[",
-        ),
-        ("losses", {"total": "3"}, r"counts of the running means are not numbers of steps: \['3'"),
-        ("losses", {"total": 0}, "counts of the running means are not numbers of steps: .0"),
-    ],
-)  # fmt: skip
-def test_a_state_of_wrong_shapes_or_types_is_refused(
-    tmp_path: Path, part: str, content: dict[Any, Any], message: str
-) -> None:
-    """Of a checkpoint whose digest is right: the training would crash or go wrong later."""
-    training = prepared("loss.kd=false", "loss.hard.weight=1.0")
-    training.folder = RunFolder(tmp_path)
-    checkpoints.save(training)
-    tensors, progress = checkpoint.load(training.folder.last)
-    if part == "optimizer":
-        tensors["optimizer"]["state"] = content
-    else:
-        tensors["losses"]["epoch"] = {"counts": content, "count": 1, "sums": torch.ones(1, 1)}
-    checkpoint.save(training.folder.last, tensors, progress)
-    with pytest.raises(UserError, match=f"does not hold the state of this run .*{message}"):
+    with pytest.raises(UserError, match="state of this run: its student has no head.bias"):
         checkpoints.resume(training)
 
 

@@ -1,0 +1,266 @@
+"""Check the state in a checkpoint against the run that is to load it.
+
+A checkpoint may come from elsewhere. Some kernels of torch's optimizers trust the shape, type and
+memory layout of their buffers and crash the process otherwise; a loaded optimizer would also take
+its options, such as the weight decay, from the checkpoint instead of the recipe.
+"""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from distill.events import TOTAL
+from distill.training.state import TrainState
+
+LONGEST_NAME = 60  # characters of a name or value in a message
+
+
+class UnfitState(Exception):
+    """A part of a checkpoint that does not fit the run; its text names the part and the fault."""
+
+
+def checked(state: TrainState, tensors: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return the state dicts to load into `state.stateful`, by name.
+
+    `steps`: the optimizer steps before the checkpoint. Options of the optimizer and of the loss
+    scaler are those of this run. Raises UnfitState unless every tensor has the shape and type that
+    this run has there and is finite, and every number is in its range.
+    """
+    fitting: dict[str, Any] = {}
+    for name, part in state.stateful.items():
+        if name not in tensors:  # only a scaler may be absent
+            continue
+        saved = _table(tensors[name], f"its {name}")
+        if name == "optimizer":
+            fitting[name] = _optimizer_state(part, saved, steps)
+        elif name == "scaler":
+            fitting[name] = _scaler_state(part, saved)
+        else:
+            _check_module(name, part, saved)
+            fitting[name] = saved
+    losses = _table(tensors["losses"], "its losses")
+    for name in ("epoch", "log"):
+        _check_means(name, _table(losses.get(name), f"its {name} losses"), state.loss.terms, steps)
+    return fitting
+
+
+def _check_module(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Raise UnfitState unless the tensors are those of the module."""
+    expected = module.state_dict()
+    missing, unknown = expected.keys() - saved.keys(), saved.keys() - expected.keys()
+    if missing:
+        raise UnfitState(f"its {name} has no {_shortened(min(missing))}")
+    if unknown:
+        raise UnfitState(f"its {name} has {_shortened(min(map(str, unknown)))}, which is unknown")
+    for key, tensor in expected.items():
+        _check_tensor(f"its {name}'s {key}", saved[key], tensor)
+
+
+def _optimizer_state(optimizer: Any, saved: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return the state dict to load: the checkpoint's buffers, and this run's options.
+
+    A parameter may have no state: it had no gradient yet.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    stepped = _after_a_step(getattr(optimizer, "optimizer", optimizer))
+    groups = _groups(saved)
+    if [group.get("params") for group in groups] != [group["params"] for group in own]:
+        raise UnfitState("its optimizer has other groups of parameters")
+    state = _table(saved.get("state"), "its optimizer's state")
+    unknown = state.keys() - stepped["state"].keys()
+    if unknown:
+        raise UnfitState(f"its optimizer has a state of {_shortened(min(map(str, unknown)))}")
+    return {
+        "state": {
+            index: _buffers(f"parameter {index}", values, stepped["state"][index], steps)
+            for index, values in state.items()
+        },
+        "param_groups": [
+            _group(f"group {index}", *pair, steps)
+            for index, pair in enumerate(zip(own, groups, stepped["param_groups"], strict=True))
+        ],
+    }
+
+
+def _groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    groups = saved.get("param_groups")
+    if not isinstance(groups, list):
+        raise UnfitState(f"its optimizer's param_groups is {_type_name(groups)}, not a list")
+    return [dict(_table(group, "its optimizer's group")) for group in groups]
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state dict after a step, with tensors of shapes alone: nothing is computed.
+
+    It shows which buffers this optimizer makes for each parameter. The optimizer is not changed.
+    """
+    groups = [
+        copy.deepcopy(options) | {"params": [_shape_alone(each) for each in parameters]}
+        for parameters, options in map(_parameters_and_options, optimizer.param_groups)
+    ]
+    example: Any = object.__new__(type(optimizer))
+    example.__setstate__(
+        {"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups}
+    )
+    example.step()
+    stepped: dict[str, Any] = example.state_dict()
+    return stepped
+
+
+def _parameters_and_options(group: dict[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
+    return group["params"], {key: value for key, value in group.items() if key != "params"}
+
+
+def _shape_alone(parameter: Tensor) -> nn.Parameter:
+    """A parameter of the same shape and type, with a gradient, that has no memory."""
+    alone = nn.Parameter(torch.empty_like(parameter, device="meta"))
+    alone.grad = torch.empty_like(alone)
+    return alone
+
+
+def _group(
+    name: str,
+    own: dict[str, Any],
+    saved: dict[str, Any],
+    stepped: dict[str, Any],
+    steps: int,
+) -> dict[str, Any]:
+    """This run's options of a parameter group, and the checkpoint's count of steps, if it has one.
+
+    timm's lamb and adan count the steps in the group.
+    """
+    counted = {key for key in stepped if key != "params" and stepped[key] != own.get(key)}
+    group = {key: value for key, value in own.items() if key not in counted}
+    for key in counted & saved.keys():
+        _check_buffer(f"its optimizer's {key} of {name}", key, saved[key], stepped[key], steps)
+        group[key] = _copied(saved[key])
+    return group
+
+
+def _buffers(name: str, saved: Any, expected: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Copies of a parameter's buffers: loaded tensors may share or repeat memory."""
+    saved = _table(saved, f"its optimizer's state of {name}")
+    if saved.keys() != expected.keys():
+        found, wanted = (
+            ", ".join(sorted(map(str, keys))) or "nothing" for keys in (saved, expected)
+        )
+        raise UnfitState(f"its optimizer's {name} has {_shortened(found)}, not {wanted}")
+    for key, example in expected.items():
+        _check_buffer(f"its optimizer's {key} of {name}", key, saved[key], example, steps)
+    return {key: _copied(value) for key, value in saved.items()}
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _check_buffer(name: str, key: str, value: Any, example: Any, steps: int) -> None:
+    """Raise UnfitState unless a value in an optimizer's state is like that of the example."""
+    if isinstance(example, Tensor):
+        _check_tensor(name, value, example)
+        if key == "step":
+            _check_number(name, value.item(), float, 0, steps)
+            if not value.item().is_integer():
+                raise UnfitState(f"{name} is {value.item():g}, not a whole number")
+        elif key == "mu_product":  # nadam divides by 1 minus this product of factors below 1
+            _check_number(name, value.item(), float, 0, 1)
+    elif key == "step":
+        _check_number(name, value, int, 0, steps)
+    elif type(value) is not type(example) or value != example:
+        raise UnfitState(f"{name} is {_shortened(value)}, not {example}")
+
+
+def _scaler_state(scaler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The scaler's own options, with the checkpoint's scale and its steps since the last change."""
+    own: dict[str, Any] = scaler.state_dict()
+    scale, tracker = saved.get("scale"), saved.get("_growth_tracker")
+    _check_type("its scaler's scale", scale, float)
+    if not 0 < cast("float", scale) < math.inf:
+        raise UnfitState(f"its scaler's scale is {scale}, not a finite number above 0")
+    _check_number("its scaler's _growth_tracker", tracker, int, 0, own["growth_interval"] - 1)
+    return own | {"scale": scale, "_growth_tracker": tracker}
+
+
+def _check_means(name: str, saved: Mapping[str, Any], terms: Collection[str], steps: int) -> None:
+    """Raise UnfitState unless these are running means of the run's loss terms."""
+    name = f"its {name} losses'"
+    _check_number(f"{name} count", saved.get("count"), int, 0, steps)
+    counts, sums = _table(saved.get("counts"), f"{name} counts"), saved.get("sums")
+    for term, count in counts.items():
+        if term not in {*terms, TOTAL}:
+            raise UnfitState(f"{name} counts name {_shortened(repr(term))}, which is no loss term")
+        _check_number(f"{name} count of {term}", count, int, 1, saved["count"])
+    if not counts and sums is None:
+        return
+    if not isinstance(sums, Tensor):
+        raise UnfitState(f"{name} sums is {_type_name(sums)}, not a tensor")
+    if not _is_plain(sums) or not sums.is_contiguous():  # repeated rows take no memory, but time
+        raise UnfitState(f"{name} sums is no plain tensor")
+    if sums.dim() != 2 or not len(sums) or sums.shape[1] != len(counts):
+        raise UnfitState(f"{name} sums have shape {[*sums.shape]}, not [processes, {len(counts)}]")
+    if not sums.is_floating_point():
+        raise UnfitState(f"{name} sums are {_dtype_name(sums)}, not floating-point numbers")
+
+
+def _check_tensor(name: str, value: Any, expected: Tensor) -> None:
+    """Raise UnfitState unless the value is a finite tensor of the expected shape and type."""
+    if not isinstance(value, Tensor):
+        raise UnfitState(f"{name} is {_type_name(value)}, not a tensor")
+    if not _is_plain(value):
+        raise UnfitState(f"{name} is no plain tensor")
+    if value.shape != expected.shape:
+        raise UnfitState(f"{name} has shape {[*value.shape]}, not {[*expected.shape]}")
+    if value.dtype != expected.dtype:
+        raise UnfitState(f"{name} is {_dtype_name(value)}, not {_dtype_name(expected)}")
+    if not value.isfinite().all():
+        raise UnfitState(f"{name} is not finite")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense and in the host's memory, where checkpoints are loaded to."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_nested or tensor.is_quantized)
+    )
+
+
+def _check_number(name: str, value: Any, kind: type, least: int, most: int) -> None:
+    """Raise UnfitState unless the value is of this type and in [least, most]."""
+    _check_type(name, value, kind)
+    if not least <= value <= most:
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        raise UnfitState(f"{name} is {_shortened(shown)}, not one of {least} to {most}")
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    if type(value) is not kind:
+        raise UnfitState(f"{name} is {_type_name(value)}, not {_article(kind.__name__)}")
+
+
+def _table(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UnfitState(f"{name} is {_type_name(value)}, not a table")
+    return value
+
+
+def _type_name(value: object) -> str:
+    return "missing" if value is None else _article(type(value).__name__)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _shortened(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
