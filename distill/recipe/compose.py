@@ -32,7 +32,7 @@ RIVALS = {
     "ema.decay": "half_life",
     "ema.half_life": "decay",
 }
-LONGEST = 100_000  # characters of a recipe; ours have 3,000
+LONGEST = 100_000  # characters of a recipe with all its files; ours have 3,000
 DEEPEST = 8  # tables and lists inside each other; ours have 4
 MOST_PARTS = 64  # files of a recipe, each repetition counted; ours have 6
 INT64 = range(-(1 << 63), 1 << 63)  # TOML's whole numbers
@@ -49,8 +49,34 @@ STRING_OR_COMMENT = re.compile(  # unfinished ones match too, so that the time i
 NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_. \t-]+")
 
 
-class _TooManyParts(Exception):
-    """More than MOST_PARTS recipes are composed."""
+class _TooLarge(Exception):
+    """A recipe is composed of too many files, or of too many characters."""
+
+
+@dataclass
+class _Size:
+    """The number of files read for a recipe, each repetition counted, and their characters."""
+
+    parts: int = 0
+    characters: int = 0
+
+    def add_part(self) -> None:
+        """Raises _TooLarge for more than MOST_PARTS."""
+        self.parts += 1
+        if self.parts > MOST_PARTS:
+            raise _TooLarge(
+                f"is composed of more than {MOST_PARTS} recipes, each counted as often as it is "
+                "named; remove some of them from base, compose or the command"
+            )
+
+    def add_text(self, text: str) -> None:
+        """Raises _TooLarge for more than LONGEST characters in several files."""
+        self.characters += len(text)
+        if self.characters > LONGEST >= len(text):
+            raise _TooLarge(
+                f"is composed of files with more than {LONGEST:,} characters in all; a recipe has "
+                "fewer"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,19 +116,16 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     origins: dict[str, str] = {}
     parts = _parts(spec, Path())
     networks, last = list[tuple[str, Values]](), list[Layer]()
-    visits = iter(range(MOST_PARTS))
+    size = _Size()
     try:
         for part in parts:
-            last = list(_layers(part, Path(), (), visits, faults))
+            last = list(_layers(part, Path(), (), size, faults))
             for layer in last:
                 _merge(values, origins, layer, "")
             networks.append((_name_of(part), _networks(values)))
-    except _TooManyParts:
+    except _TooLarge as fault:
         values, origins, networks = {}, {}, []
-        faults = [
-            f"{shorten(spec)} is composed of more than {MOST_PARTS} recipes, each counted as often "
-            "as it is named; remove some of them from base, compose or the command"
-        ]
+        faults = [f"{shorten(spec)} {fault}"]
     chosen = list(_override_layers(overrides, faults))
     faults += _rivals_of_one_command(chosen)
     idle: list[str] = []
@@ -138,23 +161,22 @@ def _networks(values: Values) -> Values:
 
 
 def _layers(
-    spec: str, beside: Path, trail: tuple[Path, ...], visits: Iterator[int], faults: list[str]
+    spec: str, beside: Path, trail: tuple[Path, ...], size: _Size, faults: list[str]
 ) -> Iterator[Layer]:
     """Yield the files of `spec` in merging order; paths are relative to `beside`.
 
-    Raises _TooManyParts when `visits`, of which each part uses one, is exhausted.
+    Adds the files to `size`. Raises _TooLarge.
     """
     for part in _parts(spec, beside):
-        if next(visits, None) is None:
-            raise _TooManyParts
+        size.add_part()
         path = _find_file(part, beside, trail, faults)
         if path in trail:
             cycle = " -> ".join(map(label, (*trail[trail.index(path) :], path)))
             faults.append(f"{label(path)} is composed of itself: {cycle}; remove one of them")
         elif path is not None:
-            values = parsed(path, faults)
+            values = parsed(path, faults, size)
             for base in _bases(values, path, faults):
-                yield from _layers(base, path.parent, (*trail, path), visits, faults)
+                yield from _layers(base, path.parent, (*trail, path), size, faults)
             yield Layer(label(path), values)
 
 
@@ -207,8 +229,11 @@ def shipped_paths() -> list[Path]:
     return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.toml"))]
 
 
-def parsed(path: Path, faults: list[str]) -> Values:
-    """Return the tables of a file; none, and add a fault, if it cannot be read."""
+def parsed(path: Path, faults: list[str], size: _Size | None = None) -> Values:
+    """Return the tables of a file; none, and add a fault, if it cannot be read.
+
+    `size`: of the files of one recipe; this one is added. Raises _TooLarge.
+    """
     if path.exists() and not (path.is_file() or path.is_dir()):  # reading it might block forever
         faults.append(
             f"{label(path)} is a pipe or a device, not a file that can be read as a recipe"
@@ -222,6 +247,8 @@ def parsed(path: Path, faults: list[str]) -> Values:
     except (OSError, UnicodeDecodeError) as error:
         faults.append(f"{label(path)} cannot be read: {error}")
     else:
+        if size is not None:
+            size.add_text(text)
         return toml(text, label(path), faults)
     return {}
 

@@ -25,6 +25,7 @@ from distill.recipe.schema import Recipe
 Values = dict[str, Any]  # parsed TOML tables
 LONGEST = 200  # characters of a value in a message; a longer one is cut to …
 BEGINNING = 60  # … this many
+MOST_FAULTS = 100  # of keys in one message; to find the nearest key takes a millisecond each
 
 
 def check(
@@ -39,7 +40,10 @@ def check(
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        faults = [f for f in _key_faults(details, values) if whole or f.value is not None]
+        listed = _key_faults(details[:MOST_FAULTS], values)
+        faults = [fault for fault in listed if whole or fault.value is not None]
+        if len(details) > MOST_FAULTS:
+            faults.append(Fault("the recipe", None, "has more faults, which are not listed"))
         return None, faults + (_rule_faults(rules, _sound(values, details)) if whole else [])
     return recipe, _rule_faults(rules, dict(recipe)) if whole else []
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import DateTime, Integer, column, func, select, table
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
@@ -28,6 +29,7 @@ from distill.sweep.sqlite_file import SQLiteFile
 
 SILENT = 3  # heartbeats that a worker may miss
 BUSY_S = 60  # how long SQLite waits for another writer
+HEARTBEATS = table("trial_heartbeats", column("trial_id", Integer), column("heartbeat", DateTime))
 TRIES = 30  # to open: of several workers that start at once, one creates the tables
 
 
@@ -56,7 +58,8 @@ class Storage:
         that a sweep wrote; Failure if the database cannot be reached.
         """
         self.url = url if isinstance(url, str) else f"sqlite:///{url.database}"
-        self.shown = visible(urls.hide_secrets(url) if isinstance(url, str) else self.url)
+        self.is_typed = isinstance(url, str)  # else it is a path, which has no secret
+        self.shown = visible(urls.hide_secrets(self.url) if self.is_typed else self.url)
         self.heartbeat_s = heartbeat_s
         self.alone: AbstractContextManager[object] = nullcontext()
         with self._explain_url():
@@ -85,7 +88,7 @@ class Storage:
                         url,
                         engine_kwargs=options,
                         heartbeat_interval=self.heartbeat_s,
-                        grace_period=SILENT * self.heartbeat_s,
+                        grace_period=self.silence_s,
                     )
             except (SQLAlchemyError, StorageInternalError) as fault:
                 if not left or not re.search("exist|unique|duplicate", str(fault), re.IGNORECASE):
@@ -107,8 +110,8 @@ class Storage:
 
     def _reason(self, fault: BaseException) -> str:
         """Return the first line of a driver's message, without the URL's secrets."""
-        text = urls.without_secrets(str(fault), self.url) or type(fault).__name__
-        return visible(text.splitlines()[0])
+        text = urls.without_secrets(str(fault), self.url) if self.is_typed else str(fault)
+        return visible((text or type(fault).__name__).splitlines()[0])
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
@@ -197,11 +200,39 @@ class Storage:
             except UpdateFinishedTrialError:
                 return False
 
-    def fail_silent_trials(self, study: optuna.Study) -> None:
-        """Set every running row without a heartbeat for three intervals to FAIL."""
+    @property
+    def silence_s(self) -> int:
+        """Seconds without a heartbeat after which a running attempt is failed."""
+        return SILENT * self.heartbeat_s
+
+    def fail_silent_trials(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Set every running row without a heartbeat for `silence_s` seconds to FAIL.
+
+        No worker leaves a running row without a heartbeat, or with one that is further in the
+        future than this; another program may. Its seconds are counted from this call, which
+        returns the attempts of such rows.
+        """
         with catch_warnings(), self._explain_damage():
             simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(study)
+            uncounted = self._without_heartbeat(study)
+            for row in uncounted:
+                self.rows.record_heartbeat(row)
+        return list(uncounted.values())
+
+    def _without_heartbeat(self, study: optuna.Study) -> dict[int, FrozenTrial]:
+        """Return the running attempts by row that have no heartbeat yet."""
+        running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        attempts = {self.id_of(study, attempt): attempt for attempt in running}
+        query = select(HEARTBEATS.c.trial_id, HEARTBEATS.c.heartbeat, func.now())
+        with self.rows.engine.connect() as connection:
+            found = connection.execute(query.where(HEARTBEATS.c.trial_id.in_(attempts))).all()
+        counted = {
+            row
+            for row, heartbeat, now in found
+            if (heartbeat - now.replace(tzinfo=None)).total_seconds() <= self.silence_s
+        }
+        return {row: attempt for row, attempt in attempts.items() if row not in counted}
 
     @contextmanager
     def heartbeat(self, row: int) -> Iterator[None]:

@@ -139,13 +139,17 @@ class Trials:
         for row in self._rows_of({worker}):
             self.storage.end(row, TrialState.FAIL)
 
-    def release_dead(self) -> None:
-        """Release trials of dead workers: on this host by their lock, elsewhere by heartbeat."""
+    def release_dead(self) -> list[int]:
+        """Release trials of dead workers: on this host by their lock, elsewhere by heartbeat.
+
+        Returns the trials that have no heartbeat: their silence is counted from now.
+        """
         with self.storage.alone:
-            self.storage.fail_silent_trials(self.study)
+            uncounted = self.storage.fail_silent_trials(self.study)
         dead = {path.name for path in self._workers.glob("*") if _is_dead(path)}
         for row in self._rows_of(dead):
             self.storage.end(row, TrialState.FAIL)
+        return [attempt.user_attrs[NUMBER] for attempt in uncounted]
 
     @contextmanager
     def working(self, worker: str) -> Iterator[None]:

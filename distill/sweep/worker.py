@@ -153,7 +153,11 @@ def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lamb
     with trials.storage.explain_errors(), trials.working(name):
         is_waiting = False
         while trials.n_open():
-            trials.release_dead()
+            for number in trials.release_dead():
+                say(
+                    f"note: trial {number} is stored as running, without a heartbeat of a worker: "
+                    f"unless one follows within {trials.storage.silence_s} s, it is trained again"
+                )
             claimed = trials.claim(name)
             if claimed is not None:
                 is_waiting = False

@@ -157,6 +157,7 @@ def build_state(
         norm_images=batch_norm_images(recipe, split.train),
         seed=recipe.train.seed,
         total_steps=0,
+        is_timed=recipe.train.minutes is not None,
         settings=LoggingAndSaving(**recipe.train.model_dump(include=LOGGING_AND_SAVING)),
         folder=folder,
         identity=identity,

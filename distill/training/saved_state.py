@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distill.events import TOTAL
 from distill.training.state import TrainState
 
+MOST_EPOCHS = 1_000_000  # of a run
 LONGEST_NAME = 60  # characters of a name or value in a message
 
 
@@ -24,13 +25,17 @@ class UnfitState(Exception):
     """A part of a checkpoint that does not fit the run; its text names the part and the fault."""
 
 
-def checked(state: TrainState, tensors: Mapping[str, Any], steps: int) -> dict[str, Any]:
+def checked(
+    state: TrainState, tensors: Mapping[str, Any], progress: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the state dicts to load into `state.stateful`, by name.
 
-    `steps`: the optimizer steps before the checkpoint. Options of the optimizer and of the loss
-    scaler are those of this run. Raises UnfitState unless every tensor has the shape and type that
-    this run has there and is finite, and every number is in its range.
+    Options of the optimizer and of the loss scaler are those of this run. Raises UnfitState unless
+    every tensor has the shape and type that this run has there and is finite, every number is in
+    its range, and the numbers of steps and epochs fit each other.
     """
+    _check_progress(state, progress)
+    steps = progress["step"]
     fitting: dict[str, Any] = {}
     for name, part in state.stateful.items():
         if name not in tensors:  # only a scaler may be absent
@@ -47,6 +52,26 @@ def checked(state: TrainState, tensors: Mapping[str, Any], steps: int) -> dict[s
     for name in ("epoch", "log"):
         _check_means(name, _table(losses.get(name), f"its {name} losses"), state.loss.terms, steps)
     return fitting
+
+
+def _check_progress(state: TrainState, progress: Mapping[str, Any]) -> None:
+    """Raise UnfitState unless the numbers are those of one moment of this run."""
+    per_epoch = state.loader.steps_per_epoch
+    least, most = state.total_steps, state.total_steps
+    if state.is_timed:  # the run has measured how many fit into its minutes
+        least, most = 1, MOST_EPOCHS * per_epoch
+    total = progress.get("total_steps", state.total_steps)
+    _check_number("its total_steps", total, int, least, most)
+    epoch, step = progress["epoch"], progress["step"]
+    _check_number("its epoch", epoch, int, 0, -(-total // per_epoch))
+    first, last = (min(number * per_epoch, total) for number in (epoch, epoch + 1))
+    _check_number(f"its step after {epoch} epochs", step, int, first, last)
+    best = progress["best"]["epoch"]
+    _check_number("its best epoch", best, int, 0, epoch)
+    if (progress["best"]["weights"] or progress["best"]["metrics"]) and not best:
+        raise UnfitState("its best epoch is 0, which has neither measures nor weights")
+    if not progress["retries"] and progress["lr_factor"] != 1:
+        raise UnfitState(f"its lr_factor is {progress['lr_factor']:g}, not 1, without a retry")
 
 
 def _check_module(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
@@ -235,7 +260,8 @@ def _check_number(name: str, value: Any, kind: type, least: int, most: int) -> N
     _check_type(name, value, kind)
     if not least <= value <= most:
         shown = f"{value:g}" if isinstance(value, float) else str(value)
-        raise UnfitState(f"{name} is {_shortened(shown)}, not one of {least} to {most}")
+        wanted = f"one of {least} to {most}" if least < most else str(least)
+        raise UnfitState(f"{name} is {_shortened(shown)}, not {wanted}")
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

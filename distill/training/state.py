@@ -74,6 +74,7 @@ class TrainState:
     divergence: DivergenceMonitor
     stop_signal: StopSignal = field(default_factory=StopSignal)
     first_steps: FirstSteps = field(default_factory=FirstSteps)  # of this process, timed
+    is_timed: bool = False  # the number of steps is measured, to fit into the recipe's minutes
     compiled: bool = False
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epochs trained, validated and reported

@@ -105,14 +105,17 @@ def test_who_was_killed_is_named_and_his_lock_taken(
     long_run.kill()
     long_run.communicate()
     run = tmp_path / "run"
-    (run / "recipe.toml").write_text((run / "recipe.toml").read_text().replace("100000", "3"))
     tensors, progress = checkpoint.load(run / "last")
+    epochs = progress["epoch"] + 1
+    recipe = (run / "recipe.toml").read_text().replace("100000", str(epochs))
+    (run / "recipe.toml").write_text(recipe)
     del progress["recipe"]  # so that the shorter recipe is taken for its own
+    progress["total_steps"] = progress["total_steps"] // 100000 * epochs
     checkpoint.save(run / "last", tensors, progress)
     halves = run / f".result.json.{long_run.pid}", run / ".journal.jsonl.1"
     for half in halves:
         half.touch()
-    short = ["--set", "train.epochs=3"]
+    short = ["--set", f"train.epochs={epochs}"]
     same = ("distill", *SMALL, *ALONE, *short, "--data", pets, "--out", run, "--resume")
     assert f"process {long_run.pid} on {socket.gethostname()}" in run_cli(*same).err
     assert not any(half.exists() for half in halves), "what it had begun to write is gone"

@@ -31,6 +31,10 @@ LEAKING = [
     f"https://{SECRET}@example.org/file",
     f"https://u:{SECRET}@example.org/file?X-Amz-Signature={SECRET}",
     f"sqlite:////what?x/sweep.db&key={SECRET}",
+    f"sqlite+pysqlcipher://:{SECRET}@/d.db",
+    f"sqlite+pysqlcipher:///d.db?passphrase={SECRET}",
+    f"sqlite:///file:d.db?key={SECRET}&uri=true",
+    f"sqlite://u:{SECRET}@h/d?x",
     f"--storage=postgresql://u:{SECRET}@h/d",
 ]
 

@@ -186,6 +186,21 @@ def test_recipes_that_multiply_are_one_fault(key: str, tmp_path: Path) -> None:
     assert fault.startswith("RecipeError: 1 fault in")
 
 
+def test_characters_of_all_files_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "large.toml").write_text("#" * (LONGEST // 4) + "\n")
+    (tmp_path / "a.toml").write_text(f"compose = {['large.toml'] * 4}\n")
+    fault = fault_within_a_second(str(tmp_path / "a.toml"), [])
+    assert "a.toml is composed of files with more than 100,000 characters in all" in fault
+
+
+def test_number_of_listed_faults_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("".join(f"a{i} = 1\n" for i in range(5000)))
+    with pytest.raises(RecipeError, match="the recipe has more faults, which are not") as caught:
+        recipes.load(str(path))
+    assert "a99 = 1" in str(caught.value) and "a100 = 1" not in str(caught.value)
+
+
 def test_thousands_of_unknown_parts_are_one_fault() -> None:
     fault = fault_within_a_second("+".join(f"kd{number}" for number in range(5000)), [])
     assert f"is composed of more than {MOST_PARTS} recipes" in fault

@@ -1,14 +1,16 @@
 """A sweep's SQLite file, as others may have made it: nothing outside its folder is changed."""
 
 import os
+import re
 import shutil
 import sqlite3
 import struct
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
 
-from distill.errors import UserError
+from distill.errors import Failure, UserError
 from distill.sweep.storage import Storage, url_of
 from tests.sweep.test_trials import opened
 
@@ -132,6 +134,14 @@ def test_database_is_in_the_folder_of_any_name(tmp_path: Path, name: str) -> Non
     assert list(tmp_path.iterdir()) == [tmp_path / name]
     assert trials.storage.shown == f"sqlite:///{tmp_path / name / 'sweep.db'}"
     opened(tmp_path / "plain", study={"trials": 1, "heartbeat_s": 1, "sampler": "random"})
+
+
+def test_folder_of_any_name_is_shown_whole_in_a_message(tmp_path: Path) -> None:
+    storage = Storage(url_of(None, tmp_path / "what?x=folder"), 1)
+    path = tmp_path / "what?x=folder" / "sweep.db"
+    message = re.escape(f"sqlite:///{path} failed: no access to {path}")
+    with pytest.raises(Failure, match=message), storage.explain_errors():
+        raise StorageInternalError(f"no access to {path}")
 
 
 def test_lock_is_beside_the_database_that_a_url_names(tmp_path: Path) -> None:

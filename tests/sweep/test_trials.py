@@ -252,6 +252,48 @@ def test_a_worker_of_another_host_is_known_by_its_silence(trials: Trials) -> Non
     assert 0 not in trials.counted_attempts()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM trial_heartbeats",
+        "UPDATE trial_heartbeats SET heartbeat = '9999-12-31 23:59:59'",
+        "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '+9 seconds')",
+    ],
+)
+def test_running_trial_without_a_heartbeat_is_failed_in_time(trials: Trials, change: str) -> None:
+    """Of another program's file: workers would wait for it for good."""
+    mine = trials.claim("unknown")
+    assert mine is not None
+    with sqlite3.connect(trials.place / "sweep.db") as rows:
+        rows.execute(change)
+    assert trials.release_dead() == [0]
+    assert trials.release_dead() == []
+    assert trials.counted_attempts()[0].state == TrialState.RUNNING
+    with sqlite3.connect(trials.place / "sweep.db") as rows:
+        rows.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-4 seconds')")
+    trials.release_dead()
+    assert 0 not in trials.counted_attempts()
+
+
+def test_running_trial_without_a_heartbeat_is_noted(trials: Trials) -> None:
+    claimed = [trials.claim("unknown") for _ in range(6)]
+    assert all(claimed)
+    with sqlite3.connect(trials.place / "sweep.db") as rows:
+        rows.execute("UPDATE trials SET state = 'PRUNED' WHERE number != 4")
+        rows.execute("DELETE FROM trial_heartbeats")
+    notes: list[str] = []
+
+    def stop(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
+        raise UserError("trained")
+
+    with pytest.raises(UserError, match="trained"):
+        sweep_worker.work(trials, stop, notes.append)
+    assert [note for note in notes if note.startswith("note: ")] == [
+        "note: trial 4 is stored as running, without a heartbeat of a worker: unless one follows "
+        "within 3 s, it is trained again"
+    ]
+
+
 def test_who_lives_is_heard_of(trials: Trials) -> None:
     mine = trials.claim("w")
     assert mine is not None

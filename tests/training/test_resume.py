@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_what_was_there(
 
 
 SOUND = {
-    "role": "student", "step": 7, "epoch": 1, "total_steps": 20, "compiled": False,
+    "role": "student", "step": 10, "epoch": 1, "total_steps": 10, "compiled": False,
     "elapsed_s": 2.0, "retries": 0, "lr_factor": 1.0,
     "best": {"epoch": 1, "metrics": {"top1/val": 0.5}, "weights": ""},
 }  # fmt: skip

@@ -198,6 +198,40 @@ def test_unfit_numbers_of_an_optimizer_are_refused(
     assert fault in str(refused.value) and len(str(refused.value)) < 600
 
 
+BEST = {"epoch": 0, "metrics": {}, "weights": ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"total_steps": 11}, "its total_steps is 11, not 10"),
+        ({"step": 11}, "its step after 0 epochs is 11, not one of 0 to 10"),
+        ({"epoch": 1}, "its step after 1 epochs is 2, not 10"),
+        ({"epoch": 2, "step": 10}, "its epoch is 2, not one of 0 to 1"),
+        ({"best": BEST | {"epoch": 1}}, "its best epoch is 1, not 0"),
+        ({"best": BEST | {"metrics": {"top1/val": 0.9}}}, "its best epoch is 0, which has neither"),
+        ({"lr_factor": 0.5}, "its lr_factor is 0.5, not 1, without a retry"),
+    ],
+)
+def test_progress_of_no_single_run_is_refused(
+    adam: TrainState, tmp_path: Path, change: dict[str, object], fault: str
+) -> None:
+    tensors, progress = checkpoint.load(adam.folder.last)
+    checkpoint.save(tmp_path / "last", tensors, progress | change)
+    with pytest.raises(UserError, match=f"does not hold the state of this run: {fault}"):
+        resume.resume(replace(adam, folder=RunFolder(tmp_path)))
+
+
+def test_timed_run_has_its_own_number_of_steps(adam: TrainState, tmp_path: Path) -> None:
+    tensors, progress = checkpoint.load(adam.folder.last)
+    state = replace(adam, folder=RunFolder(tmp_path), is_timed=True)
+    checkpoint.save(tmp_path / "last", tensors, progress | {"total_steps": 7})
+    assert resume.resume(state).progress["total_steps"] == 7
+    checkpoint.save(tmp_path / "last", tensors, progress | {"total_steps": 2**53})
+    with pytest.raises(UserError, match="its total_steps is 9007199254740992, not one of 1 to"):
+        resume.resume(state)
+
+
 def test_buffers_that_share_memory_are_copied(adam: TrainState, tmp_path: Path) -> None:
     """A step would fail on an expanded buffer, and mix the state of two parameters in one."""
     tensors, progress = checkpoint.load(adam.folder.last)
