@@ -316,6 +316,11 @@ class Optim(Table):
     clip: Positive | None = None  # the largest norm of the gradient
 
 
+# Marks the keys of [train] that a resumed run may change, and that are in no fingerprint: how often
+# it logs and saves, what it validates, and whether it retries after diverging.
+MAY_CHANGE = "may change"
+
+
 class Train(Table):
     """Length, batch size, precision, saving and retries of the training."""
 
@@ -331,17 +336,23 @@ class Train(Table):
     compile: bool | Literal["auto"] = "auto"  # auto: on a GPU, if a measured step is faster
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     sync_batch_norm: bool = False  # mean and variance over all GPUs, not per GPU
-    log_every: Count = 50  # steps
-    save_every: Count = 1  # epochs; and in the middle of one …
-    save_steps: Count | None = None  # … every this many steps
-    save_minutes: Positive | None = 10.0  # … and after this many minutes
-    keep_epochs: Count | None = None  # save the weights every this many epochs, and after the last
+    log_every: Annotated[Count, MAY_CHANGE] = 50  # steps
+    save_every: Annotated[Count, MAY_CHANGE] = 1  # epochs; and in the middle of one …
+    save_steps: Annotated[Count | None, MAY_CHANGE] = None  # … every this many steps
+    save_minutes: Annotated[Positive | None, MAY_CHANGE] = 10.0  # … and after this many minutes
+    # Save the weights every this many epochs, and after the last.
+    keep_epochs: Annotated[Count | None, MAY_CHANGE] = None
     # With [ema], validate the network too, not only its average; no effect without.
-    validate_both: bool = False
-    retries: Annotated[int, Field(ge=0, le=1_000)] = (
-        0  # if the loss diverges, go back to the last checkpoint …
-    )
-    retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … with the learning rate times this
+    validate_both: Annotated[bool, MAY_CHANGE] = False
+    # If the loss diverges, go back to the last checkpoint …
+    retries: Annotated[int, Field(ge=0, le=1_000), MAY_CHANGE] = 0
+    # … with the learning rate times this.
+    retry_lr: Annotated[float, Field(gt=0, lt=1), MAY_CHANGE] = 0.5
+
+
+LOGGING_AND_SAVING = frozenset(
+    name for name, field in Train.model_fields.items() if MAY_CHANGE in field.metadata
+)
 
 
 class Ema(Table):
