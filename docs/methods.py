@@ -166,17 +166,15 @@ def timed(name: str) -> tuple[float, float]:
     ).recipe
     run = prepared(recipe, build_accelerator(recipe))
     view, rows = run.loader.batches(0)[0]
-    images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
-    images, targets = run.loader.mix(view, rows, images, targets)
-    images = run.loader.resized(view, images)
+    batch = run.loader.batch(view, rows)
     term, spans = run.loss.terms[name], ([], [])  # type: ignore[var-annotated]
-    lesson = run.teacher(view, rows, images, term.needs)
-    said = run.model_ddp(images)
+    lesson = run.teacher(batch, term.needs)
+    said = run.model_ddp(batch.images)
     for _ in range(WARMUP + ROUNDS):
         leaves = {tap: t.detach().requires_grad_() for tap, t in said.taps.items()}
         answers = LossInputs(
-            said.logits.detach().requires_grad_(), targets, lesson.logits, leaves, lesson.taps,
-            rows, lesson.unmixed,
+            said.logits.detach().requires_grad_(), batch.targets, lesson.logits, leaves,
+            lesson.taps, rows, lesson.unmixed,
         )  # fmt: skip
         began_at = time.perf_counter()
         term.loss(answers).backward()
