@@ -250,7 +250,7 @@ def test_cache_verify_asks_the_teacher_of_the_view(two, own_cache) -> None:
     asked_all(two, ONE, MIRROR, epochs=2)
     first, second = cache_files.list_entries()
     verdict = verify_cache.verify(first)
-    assert verdict.is_sound and verdict.n_matching == 1, str(verdict)
+    assert verdict.is_sound and verdict.n_views_compared == 1, str(verdict)
     files = [next(stock.path.glob("view-*.npz")) for stock in (first, second)]
     with np.load(files[0]) as kept:
         np.savez(files[1], array=kept["array"])

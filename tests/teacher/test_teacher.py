@@ -203,8 +203,8 @@ def test_a_map_that_the_teacher_lacks_is_refused_with_those_it_has(teacher: Path
     with pytest.raises(UserError) as error:
         prepared(f"teacher.runs=['{teacher}']", THREE, "loss.at.weight=1", taps)
     assert str(error.value) == (
-        'loss.at.teacher_taps: "layer4" names no map of the teacher; allowed: stem, stages.0, '
-        "stages.1, stages.2, maps, features"
+        'loss.at.teacher_taps: "layer4" is not a feature map of the teacher; allowed: stem, '
+        "stages.0, stages.1, stages.2, maps, features"
     )
 
 
