@@ -144,7 +144,7 @@ class Ours:
         needs = self.run.loss.needs(0.0)
         for k in range(self.run.loader.steps_per_epoch):
             [(view, rows)] = self.run.loader.batches(k)
-            self.run.teacher(view, rows, self.run.loader.augment(view, rows), needs)
+            self.run.teacher(self.run.loader.batch(view, rows), needs)
 
 
 def naive(setting: Setting) -> Loop:

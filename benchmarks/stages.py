@@ -36,10 +36,10 @@ from distill.components.data_pipeline import split_images
 from distill.components.device import build_accelerator
 from distill.components.network import build_network, network_name, to_device
 from distill.data import rng
+from distill.data.loader import Batch
 from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.events import IMAGES_PER_S, TOTAL
-from distill.losses.objective import LossInputs
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder
@@ -86,23 +86,14 @@ def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
         images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
     with timed("mix"):
         images, targets = run.loader.mix(view, rows, images, targets)
-        images = run.loader.resized(view, images)
+        batch = Batch(view, rows, run.loader.resized(view, images), targets)
     with timed("teacher forward"):
-        teacher = run.teacher(view, rows, images, run.loss.needs(progress))
+        teacher = run.teacher(batch, run.loss.needs(progress))
     with timed("student forward"):
         torch.manual_seed(rng.torch_seed(run.seed, k, 0, 0))
-        student, samples = run.model_ddp(images), rows.to(images.device)
+        student = run.model_ddp(batch.images)
     with timed("loss"):
-        inputs = LossInputs(
-            student.logits,
-            targets,
-            teacher.logits,
-            student.taps,
-            teacher.taps,
-            samples,
-            teacher.unmixed,
-        )
-        losses = run.loss_ddp(inputs, progress)
+        losses = run.loss_ddp(loop.loss_inputs(batch, student, teacher), progress)
     with timed("backward"):
         run.accelerator.backward(losses[TOTAL])
         run.loss.clear_inactive_grads(progress)

@@ -169,16 +169,14 @@ def timed(name: str) -> tuple[float, float]:
     ).recipe
     run = prepared(recipe, build_accelerator(recipe))
     view, rows = run.loader.batches(0)[0]
-    images, targets = run.loader.augment(view, rows), run.loader.one_hot(rows)
-    images, targets = run.loader.mix(view, rows, images, targets)
-    images = run.loader.resized(view, images)
+    batch = run.loader.batch(view, rows)
     term, spans = run.loss.terms[name], ([], [])  # type: ignore[var-annotated]
-    teacher = run.teacher(view, rows, images, term.needs)
-    student = run.model_ddp(images)
+    teacher = run.teacher(batch, term.needs)
+    student = run.model_ddp(batch.images)
     for _ in range(WARMUP + ROUNDS):
         leaves = {tap: t.detach().requires_grad_() for tap, t in student.taps.items()}
         inputs = LossInputs(
-            student.logits.detach().requires_grad_(), targets, teacher.logits, leaves,
+            student.logits.detach().requires_grad_(), batch.targets, teacher.logits, leaves,
             teacher.taps, rows, teacher.unmixed,
         )  # fmt: skip
         began_at = time.perf_counter()

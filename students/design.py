@@ -17,17 +17,27 @@ negatives (`students/whiten.py`). Parameters that are not trained count like any
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any, Literal, NamedTuple, get_args
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from distill.errors import UserError
-
-IMAGE_CHANNELS = 3
-ODD, EVEN = 3, 2  # kernels of the stem: any odd one, and one even
-Pool = int | Literal["global"]
-Downsample = Literal["stride", "pool"]
-StemInit = Literal["random", "whiten"]
-NormScale = Literal["trained", "frozen"]
-PerStage = int | Sequence[int]
+from students.design_spec import (
+    IMAGE_CHANNELS,
+    Downsample,
+    NormScale,
+    PerStage,
+    Pool,
+    StemInit,
+    first_map,
+    last_map,
+    reduced,
+    spec_faults,
+    spread,
+    stem_map,
+    strided,
+    strides_of,
+    whitening_filters,
+)
 
 
 class Convolution(NamedTuple):
@@ -116,48 +126,19 @@ class Design:
         "pool", where a stage may have 0 blocks. `stem_width` is by default the first stage's, and
         6 k² for a whitened stem of kernel k. Raises UserError with every fault of the spec.
         """
-        size_faults = [
-            *_count_faults(stages=stages, stem_stride=stem_stride, image_size=image_size),
-            *_per_stage_faults(stages, stage_strides=stage_strides),
-            *_choice_faults(Downsample, downsample=downsample),
-        ]
-        faults = [
-            *size_faults,
-            *_count_faults(
-                width=width, stem_width=stem_width, stem_kernel=stem_kernel, classes=classes
-            ),
-            *_blocks_faults(stages, blocks, downsample),
-            *_per_stage_faults(stages, channels=channels),
-            *_per_stage_faults(stages, kernel=kernel, skip_kernel=skip_kernel),
-            *_width_faults(width, channels),
-            *_even_faults(kernel=kernel, skip_kernel=skip_kernel),
-            *_stem_kernel_faults(stem_kernel),
-            *_choice_faults(StemInit, stem_init=stem_init),
-            *_choice_faults(NormScale, norm_scale=norm_scale),
-            *_whitening_faults(stem_init, stem_width, stem_kernel, kernel),
-            *_skip_faults(skip_kernel, downsample),
-            *_block_faults(convs_per_block),
-            *_projector_faults(projector_width, projector_factor),
-        ]
-        if not size_faults:
-            strides = _strides(stage_strides, stages, downsample)
-            first_map = _first_map(image_size, stem_kernel or ODD, stem_stride, stem_pool)
-            last_map = _last_map(first_map, strides, downsample)
-            faults += _map_faults(first_map, last_map, strides, is_given=stage_strides is not None)
-            faults += _pool_faults(pool, last_map) if last_map else ()
-        if faults:
+        if faults := spec_faults(SimpleNamespace(**locals())):
             raise UserError(_faults_message(faults))
 
-        kernels = _spread(kernel, stages)
+        kernels = spread(kernel, stages)
         stem_kernel = kernels[0] if stem_kernel is None else stem_kernel
         widths = doubling(width, stages) if width is not None else tuple(channels or ())
-        filters = _filters(stem_kernel) if stem_init == "whiten" else widths[0]
+        filters = whitening_filters(stem_kernel) if stem_init == "whiten" else widths[0]
         return cls(
-            blocks=_spread(blocks, stages),
+            blocks=spread(blocks, stages),
             channels=widths,
             kernels=kernels,
-            skip_kernels=_spread(skip_kernel, stages),
-            stage_strides=strides,
+            skip_kernels=spread(skip_kernel, stages),
+            stage_strides=strides_of(stage_strides, stages, downsample),
             stem_kernel=stem_kernel,
             stem_width=filters if stem_width is None else stem_width,
             stem_stride=stem_stride,
@@ -189,9 +170,9 @@ class Design:
     @property
     def features(self) -> int:
         """Inputs of the linear layer: channels of the last maps times pixels of the pooled map."""
-        first_map = _first_map(self.image_size, self.stem_kernel, self.stem_stride, self.stem_pool)
-        last_map = _last_map(first_map, self.stage_strides, self.downsample)
-        pooled = 1 if self.pool == "global" else last_map // self.pool
+        first = first_map(self.image_size, self.stem_kernel, self.stem_stride, self.stem_pool)
+        last = last_map(first, self.stage_strides, self.downsample)
+        pooled = 1 if self.pool == "global" else last // self.pool
         return (self.projector_width or self.channels[-1]) * pooled**2
 
     @property
@@ -222,16 +203,16 @@ class Design:
 
     def convolutions(self) -> Iterator[Convolution]:
         """Yield every convolution, starting with the stem's."""
-        size = _stem_map(self.image_size, self.stem_kernel, self.stem_stride)
+        size = stem_map(self.image_size, self.stem_kernel, self.stem_stride)
         yield Convolution(
             IMAGE_CHANNELS, self.stem_width, self.stem_kernel, size, has_norm=self.stem_norm
         )
         if self.stem_pool:
-            size = _strided(size, 2)
+            size = strided(size, 2)
         inputs = self.stem_width
         for stage, outputs in enumerate(self.channels):
             yield from self._stage(stage, inputs, size)
-            inputs, size = outputs, _reduced(size, self.stage_strides[stage], self.downsample)
+            inputs, size = outputs, reduced(size, self.stage_strides[stage], self.downsample)
         yield from self._projector(inputs, size)
 
     def block_stride(self, stage: int, block: int) -> int:
@@ -247,7 +228,7 @@ class Design:
             inputs, size = outputs, size // self.stage_strides[stage]
         for block in range(self.blocks[stage]):
             stride = self.block_stride(stage, block)
-            size = _strided(size, stride)
+            size = strided(size, stride)
             if stride != 1 or inputs != outputs:
                 yield Convolution(inputs, outputs, self.skip_kernels[stage], size)
             for _ in range(self.convs_per_block):
@@ -335,173 +316,6 @@ def _widest(max_params: int, at: Callable[[int], Design]) -> int | None:
     return max((w for w in widths if w >= 1 and at(w).parameters < max_params), default=None)
 
 
-def _strided(size: int, stride: int) -> int:
-    """Return ceil(size / stride): the map's side after any odd kernel with padding (k-1)//2."""
-    return -(-size // stride)
-
-
-def _reduced(size: int, by: int, downsample: Downsample) -> int:
-    """Return the side of a stage's maps: a max pool drops the remainder, a stride does not."""
-    return size // by if downsample == "pool" else _strided(size, by)
-
-
-def _stem_map(image_size: int, kernel: int, stride: int) -> int:
-    """Return the side of the map after the stem's convolution: a kernel of 2 has no padding."""
-    return _strided(image_size - (kernel == EVEN), stride)
-
-
-def _first_map(image_size: int, stem_kernel: int, stem_stride: int, stem_pool: bool) -> int:
-    """Return the side of the first stage's input maps."""
-    return _strided(_stem_map(image_size, stem_kernel, stem_stride), 2 if stem_pool else 1)
-
-
-def _last_map(first_map: int, strides: Sequence[int], downsample: Downsample) -> int:
-    """Return the side of the last stage's output maps; 0 if the pools leave none."""
-    size = first_map
-    for by in strides:
-        size = _reduced(size, by, downsample)
-    return size
-
-
-def _strides(
-    stage_strides: PerStage | None, stages: int, downsample: Downsample
-) -> tuple[int, ...]:
-    """Return the strides; by default each stage halves the maps, except the first with strides."""
-    if stage_strides is None:
-        return (2 if downsample == "pool" else 1, *(2,) * (stages - 1))
-    return _spread(stage_strides, stages)
-
-
-def _spread(value: PerStage, stages: int) -> tuple[int, ...]:
-    return (value,) * stages if isinstance(value, int) else tuple(value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _faults_message(faults: Sequence[str]) -> str:
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     return "\n".join([f"{count} in the student's design:", *(f"  {fault}" for fault in faults)])
-
-
-def _count_faults(**counts: object) -> Iterator[str]:
-    for name, value in counts.items():
-        if value is not None and not _is_count(value):
-            yield f"{name} = {value!r} must be a positive integer"
-
-
-def _per_stage_faults(stages: object, **values: object) -> Iterator[str]:
-    for name, value in values.items():
-        if value is None or _is_count(value):
-            continue
-        if not isinstance(value, list | tuple) or not all(map(_is_count, value)):
-            yield f"{name} = {value!r} must be a positive integer or a list of them, one a stage"
-        elif _is_count(stages) and len(value) != stages:
-            yield f"{name} = {list(value)} has length {len(value)}; stages is {stages}"
-
-
-def _choice_faults(choices: Any, **values: object) -> Iterator[str]:
-    for name, value in values.items():
-        if value not in get_args(choices):
-            allowed = " or ".join(f'"{choice}"' for choice in get_args(choices))
-            yield f"{name} = {value!r} must be {allowed}"
-
-
-def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterator[str]:
-    """Yield faults of `blocks`: with pooled stages some of them, not all, may have no block."""
-    numbers = list(blocks) if isinstance(blocks, list | tuple) else []
-    are_whole = all(type(number) is int and number >= 0 for number in numbers)
-    if not are_whole or 0 not in numbers:
-        yield from _per_stage_faults(stages, blocks=blocks)
-    elif downsample != "pool":
-        yield (
-            f"blocks = {numbers} must be a positive integer or a list of them, one a stage; "
-            'a stage without blocks needs downsample = "pool"'
-        )
-    elif _is_count(stages) and len(numbers) != stages:
-        yield f"blocks = {numbers} has length {len(numbers)}; stages is {stages}"
-    elif not any(numbers):
-        yield f"blocks = {numbers} has no residual block; give one stage 1 or more"
-
-
-def _skip_faults(skip_kernel: object, downsample: object) -> Iterator[str]:
-    kernels = skip_kernel if isinstance(skip_kernel, list | tuple) else [skip_kernel]
-    if downsample == "pool" and any(kernel != 1 for kernel in kernels):
-        yield (
-            f'skip_kernel = {skip_kernel} has no effect with downsample = "pool", whose blocks '
-            "keep their shape and need no skip convolution; remove it"
-        )
-
-
-def _map_faults(
-    first_map: int, last_map: int, strides: Sequence[int], *, is_given: bool
-) -> Iterator[str]:
-    if last_map == 0:
-        key = f"stage_strides = {list(strides)}" if is_given else f"stages = {len(strides)}"
-        yield (
-            f"{key} pool a {first_map}x{first_map} map to nothing; take fewer stages, or "
-            "stage_strides with some 1, which do not pool"
-        )
-
-
-def _width_faults(width: object, channels: object) -> Iterator[str]:
-    if width is None and channels is None:
-        yield "neither width nor channels is given; width = 64 doubles stage by stage"
-    if width is not None and channels is not None:
-        yield f"width = {width} and channels = {channels} exclude each other; give one of them"
-    if isinstance(channels, int):
-        yield f"channels = {channels} must be a list, one a stage; width = {channels} doubles"
-
-
-def _even_faults(**kernels: object) -> Iterator[str]:
-    for name, value in kernels.items():
-        sizes = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(size, int) and size > 0 and size % 2 == 0 for size in sizes):
-            yield f"{name} = {value} must be odd: padding (k-1)//2 centres odd kernels only"
-
-
-def _stem_kernel_faults(kernel: object) -> Iterator[str]:
-    if kernel != EVEN and any(_even_faults(stem_kernel=kernel)):
-        yield f"stem_kernel = {kernel} must be odd or {EVEN}, which has no padding"
-
-
-def _filters(kernel: int) -> int:
-    """Return the number of a whitened stem's filters: twice the number of values in a patch."""
-    return 2 * IMAGE_CHANNELS * kernel**2
-
-
-def _whitening_faults(
-    stem_init: object, stem_width: object, stem_kernel: object, kernel: object
-) -> Iterator[str]:
-    first = kernel[0] if isinstance(kernel, list | tuple) and kernel else kernel
-    side = first if stem_kernel is None else stem_kernel
-    if stem_init != "whiten" or not _is_count(stem_width) or not isinstance(side, int):
-        return
-    if stem_width != _filters(side):
-        yield (
-            f'stem_width = {stem_width} does not fit stem_init = "whiten", which makes '
-            f"{_filters(side)} filters of {side}x{side} pixels; remove it, or give "
-            f"{_filters(side)}"
-        )
-
-
-def _block_faults(convs_per_block: object) -> Iterator[str]:
-    # With one convolution there is no place for block_dropout, which follows the first of several.
-    if not isinstance(convs_per_block, int) or convs_per_block < 2:
-        yield f"convs_per_block = {convs_per_block!r} must be 2 or more"
-
-
-def _projector_faults(width: object, factor: object) -> Iterator[str]:
-    yield from _count_faults(projector_width=width, projector_factor=factor)
-    if isinstance(width, int) and isinstance(factor, int) and factor > width > 0:
-        yield f"projector_factor = {factor} leaves no channel of projector_width = {width}"
-
-
-def _pool_faults(pool: Pool, last_map: int) -> Iterator[str]:
-    if pool == "global":
-        return
-    if not _is_count(pool):
-        yield f'pool = {pool!r} must be "global" or a positive integer'
-    elif pool > last_map:
-        yield f'pool = {pool} is larger than the last map, {last_map}x{last_map}; "global" fits any'

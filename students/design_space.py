@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any
 
-from students.design import Design, PerStage, widest
+from students.design import Design, widest
+from students.design_spec import PerStage
 
 
 def widest_of_each(

@@ -10,7 +10,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from students.design import IMAGE_CHANNELS, Design
+from students.design import Design
+from students.design_spec import IMAGE_CHANNELS
 from students.normalize import Normalize
 
 CELU_ALPHA = 0.075  # D. Page's (davidcpage/cifar10-fast); torch's own is 1

@@ -27,6 +27,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.runs.lock",
     "distill.runs.run_folder",
     "students.design",
+    "students.design_spec",
     "teachers.wrn_design",
 )
 RECIPE = ("distill.recipe",)

@@ -14,9 +14,9 @@ import pytest
 REPO = Path(__file__).parents[1]
 SOURCE_ROOTS = ("distill", "teachers", "students", "cli.py")
 SILENT = ("distill/models/", "distill/teacher/", "distill/training/", "distill/evaluation/")
-# Project classes that others may extend: `except UserError` catches every refusal; two tables of a
-# recipe share keys, for which pydantic needs a base class.
-SHARED_BASES = {"UserError", "ResNetKeys"}
+# Project classes that others may extend: `except UserError` catches every refusal; tables of a
+# recipe share settings and keys, for which pydantic needs a base class.
+SHARED_BASES = {"UserError", "Table", "Term", "ResNetKeys"}
 METRIC = re.compile(r"loss/\w*|(top1|nll|ece)/\w*|/(val|val_ema|test)|images_per_s")
 PAPER = re.compile(r"arxiv[:. /]*(abs/)?\d{4}\.\d{4,5}|\b10\.\d{4,9}/\S+", re.IGNORECASE)
 

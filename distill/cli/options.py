@@ -49,6 +49,10 @@ TrackerOption = Annotated[
         show_default=False,
     ),
 ]
+RulesOption = Annotated[
+    str | None,
+    typer.Option("--rules", help="Rules of a course: nyu2022 or nyu2025.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeysArgument = Annotated[
     list[str],

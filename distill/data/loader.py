@@ -55,6 +55,16 @@ class View:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Samples `rows` of a view, as the student sees them: mixed, and resized to the view's side."""
+
+    view: View
+    rows: Tensor  # int64 [b], indices in the training images
+    images: Tensor  # float32 [b, 3, H, W] in [0, 1], channels_last
+    targets: Tensor  # float32 [b, C], the labels as distributions, mixed like the images
+
+
+@dataclass(frozen=True)
 class Shard:
     """A process's share of each global batch: `rank` of `processes`, in `accumulate` parts."""
 
@@ -142,6 +152,11 @@ class Loader:
         batch = view.order[position * self.batch_size :][: self.batch_size]
         parts = rearrange(batch, "(a p b) -> a p b", a=self.part.accumulate, p=self.part.processes)
         return [(view, rows) for rows in parts[:, self.part.rank]]
+
+    def batch(self, view: View, rows: Tensor) -> Batch:
+        """Augment, mix and resize the samples `rows` of a view."""
+        images, targets = self.mix(view, rows, self.augment(view, rows), self.one_hot(rows))
+        return Batch(view, rows, self.resized(view, images), targets)
 
     def augment(self, view: View, rows: Tensor) -> Tensor:
         """Apply each image's operations, crop and flip: float32 [b, 3, H, W], channels_last."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from distill.files.safe_text import python_docstring
-from students.design import IMAGE_CHANNELS, Design
+from students.design import Design
+from students.design_spec import IMAGE_CHANNELS
 from students.resnet import CELU_ALPHA
 
 ACTIVATIONS = {

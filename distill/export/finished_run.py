@@ -1,5 +1,6 @@
 """A finished run as the export formats need it."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from distill.statistics import Interval, wilson
 
 N_COMPARED = 256  # images: enough to see another network, few enough for a large teacher on a CPU
 N_CALIBRATION = 512  # images; from 128 to 1,024 the agreement with float is 97.6 to 97.9 %
+
+PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,12 @@
 """The export formats, each imported when it is requested."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
-
 from distill.errors import UserError
-from distill.export.finished_run import FinishedRun
-
-PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
+from distill.export.finished_run import FinishedRun, PredictFn
 
 
 class Format(Protocol):

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from distill.components.network import network_table
 from distill.data.images import CHANNELS, SIDE
 from distill.export import model_card, timm_models
-from distill.export.finished_run import FinishedRun
-from distill.export.formats import PredictFn
+from distill.export.finished_run import FinishedRun, PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
 from students.resnet import ResNet

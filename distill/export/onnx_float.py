@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.images import CHANNELS, SIDE
-from distill.export.finished_run import FinishedRun
-from distill.export.formats import PredictFn
+from distill.export.finished_run import FinishedRun, PredictFn
 from distill.runs.run_folder import write_bytes
 
 IS_FLOAT = True

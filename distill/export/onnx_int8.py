@@ -31,8 +31,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from distill.data.augment.crop_flip import to_float
-from distill.export.finished_run import FinishedRun
-from distill.export.formats import PredictFn
+from distill.export.finished_run import FinishedRun, PredictFn
 from distill.export.onnx_float import session, strip_metadata, to_onnx
 from distill.runs.run_folder import write_bytes
 

@@ -15,8 +15,7 @@ import torch
 from distill.components.network import network_table
 from distill.errors import UserError
 from distill.export import codegen
-from distill.export.finished_run import FinishedRun
-from distill.export.formats import PredictFn
+from distill.export.finished_run import FinishedRun, PredictFn
 from distill.export.grader import Grader
 from distill.files.safe_text import visible
 from distill.format import counted, interval_text, percent

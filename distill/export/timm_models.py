@@ -15,7 +15,8 @@ from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from distill.errors import UserError
-from students.design import IMAGE_CHANNELS, Design
+from students.design import Design
+from students.design_spec import IMAGE_CHANNELS
 from students.resnet import ResNet
 from teachers.wrn import WideResNet
 

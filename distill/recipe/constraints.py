@@ -201,7 +201,9 @@ def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
                     if tap == "projector"
                     else did_you_mean(*get_close_matches(tap, allowed, n=1))
                 )
-                problem = f"is not a map of the student; allowed: {', '.join(allowed)}{hint}"
+                problem = (
+                    f"is not a feature map of the student; allowed: {', '.join(allowed)}{hint}"
+                )
                 yield Fault(f"loss.{name}.{key}", tap, problem)
 
 

@@ -11,8 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 # Upper bounds are far beyond use: float32 holds the product of two, and such loops still end.
@@ -32,87 +30,80 @@ MAPS = frozenset({"live teacher", "taps"})
 STAGES = ("stages.0", "stages.1", "stages.2")
 
 
-class When(BaseModel):
+class Table(BaseModel):
+    """A table of a recipe or a sweep file: frozen, strict types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class When(Table):
     """When a term is active, in shares of the training."""
 
-    model_config = STRICT
     begin: ShareBelowOne = 0.0
     end: Annotated[float, Field(gt=0, le=1)] = 1.0
     warmup: ShareBelowOne = 0.0  # the share over which the weight rises from 0
     fade_to: NotNegative = 1.0  # the factor on the weight at the end
 
 
-class Hard(BaseModel):
-    """Cross-entropy with the labels."""
+class Term(Table):
+    """A loss term: its factor in the total, and when it is active."""
 
-    model_config = STRICT
-    needs: ClassVar = LABELS
+    needs: ClassVar[frozenset[str]]
     weight: NotNegative = 1.0
     when: When = When()
+
+
+class Hard(Term):
+    """Cross-entropy with the labels."""
+
+    needs: ClassVar = LABELS
     label_smoothing: ShareBelowOne = 0.0
 
 
-class Kd(BaseModel):
+class Kd(Term):
     """Hinton's knowledge distillation, arXiv 1503.02531."""
 
-    model_config = STRICT
     needs: ClassVar = LOGITS
     weight: NotNegative = 0.9
-    when: When = When()
     temperature: Temperature = 4.0
 
 
-class Dkd(BaseModel):
+class Dkd(Term):
     """Decoupled knowledge distillation, arXiv 2203.08679."""
 
-    model_config = STRICT
     needs: ClassVar = ONE_LABEL
-    weight: NotNegative = 1.0
-    when: When = When()
     alpha: NotNegative = 1.0
     beta: NotNegative = 2.0
     temperature: Temperature = 4.0
 
 
-class Dist(BaseModel):
+class Dist(Term):
     """Relations between and within classes, arXiv 2205.10536."""
 
-    model_config = STRICT
     needs: ClassVar = LOGITS
-    weight: NotNegative = 1.0
-    when: When = When()
     beta: NotNegative = 1.0
     gamma: NotNegative = 1.0
     temperature: Temperature = 4.0
 
 
-class LogitStd(BaseModel):
+class LogitStd(Term):
     """KD of standardised logits, arXiv 2403.01427."""
 
-    model_config = STRICT
     needs: ClassVar = LOGITS
-    weight: NotNegative = 1.0
-    when: When = When()
     temperature: Temperature = 1.0
 
 
-class Mse(BaseModel):
+class Mse(Term):
     """Squared distance of logits, arXiv 1312.6184."""
 
-    model_config = STRICT
     needs: ClassVar = LOGITS
-    weight: NotNegative = 1.0
-    when: When = When()
     centred: bool = True
 
 
-class MultiTemperature(BaseModel):
+class MultiTemperature(Term):
     """KD at several temperatures at once."""
 
-    model_config = STRICT
     needs: ClassVar = LOGITS
-    weight: NotNegative = 1.0
-    when: When = When()
     temperatures: Annotated[tuple[Temperature, ...], Field(strict=False, min_length=1)] = (
         1.0,
         2.0,
@@ -120,81 +111,60 @@ class MultiTemperature(BaseModel):
     )
 
 
-class SoftMix(BaseModel):
+class SoftMix(Term):
     """KD with the teacher's outputs of two images, mixed as the images are."""
 
-    model_config = STRICT
     needs: ClassVar = frozenset({"pair"})
-    weight: NotNegative = 1.0
-    when: When = When()
     temperature: Temperature = 4.0
 
 
-class FitNet(BaseModel):
+class FitNet(Term):
     """Hints, arXiv 1412.6550."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     student_tap: str = "stages.1"
     teacher_tap: str = "stages.1"
 
 
-class At(BaseModel):
+class At(Term):
     """Attention transfer, arXiv 1612.03928."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     student_taps: Taps = STAGES
     teacher_taps: Taps = STAGES
     reduction: Literal["mean", "paper"] = "mean"
 
 
-class Sp(BaseModel):
+class Sp(Term):
     """Similarity-preserving distillation, arXiv 1907.09682."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
     reduction: Literal["scale_free", "paper"] = "scale_free"
 
 
-class Nst(BaseModel):
+class Nst(Term):
     """Neuron selectivity transfer, arXiv 1707.01219."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
 
 
-class Pkt(BaseModel):
+class Pkt(Term):
     """Probabilistic knowledge transfer, arXiv 1803.10837."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     student_tap: str = "features"
     teacher_tap: str = "features"
     reduction: Literal["scale_free", "paper"] = "scale_free"
 
 
-class Rkd(BaseModel):
+class Rkd(Term):
     """Relational knowledge distillation, arXiv 1904.05068."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     distance: NotNegative = 1.0
     angle: NotNegative = 2.0
     rows: Annotated[int, Field(ge=3, le=65_536)] = 128  # of a batch, at most, in the angles
@@ -202,24 +172,18 @@ class Rkd(BaseModel):
     teacher_tap: str = "features"
 
 
-class Vid(BaseModel):
+class Vid(Term):
     """Variational information distillation, arXiv 1904.05835."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     student_taps: Taps = STAGES
     teacher_taps: Taps = STAGES
 
 
-class Crd(BaseModel):
+class Crd(Term):
     """Contrastive representation distillation, arXiv 1910.10699."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS | {"sample index"}
-    weight: NotNegative = 1.0
-    when: When = When()
     student_tap: str = "features"
     teacher_tap: str = "features"
     dims: Channels = 128
@@ -230,55 +194,26 @@ class Crd(BaseModel):
     momentum: ShareBelowOne = 0.5
 
 
-class ReviewKd(BaseModel):
+class ReviewKd(Term):
     """Knowledge review, arXiv 2104.09044."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     student_taps: Taps = (*STAGES, "features")
     teacher_taps: Taps = (*STAGES, "features")
     width: Channels = 64  # channels of the fused maps
 
 
-class SimKd(BaseModel):
+class SimKd(Term):
     """The teacher's classifier on projected maps, arXiv 2203.14001."""
 
-    model_config = STRICT
     needs: ClassVar = MAPS
-    weight: NotNegative = 1.0
-    when: When = When()
     student_tap: str = "projector"
     teacher_tap: str = "maps"
 
 
-Term = (
-    Hard
-    | Kd
-    | Dkd
-    | Dist
-    | LogitStd
-    | Mse
-    | MultiTemperature
-    | SoftMix
-    | FitNet
-    | At
-    | Sp
-    | Nst
-    | Pkt
-    | Rkd
-    | Vid
-    | Crd
-    | ReviewKd
-    | SimKd
-)
-
-
-class Losses(BaseModel):
+class Losses(Table):
     """The terms of the objective, by name."""
 
-    model_config = STRICT
     hard: Hard | None = None
     kd: Kd | None = None
     dkd: Dkd | None = None

@@ -7,7 +7,6 @@ keys refused. `None` is an absent key; an absent table is off.
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -16,7 +15,6 @@ from pydantic import (
 
 from distill.recipe.loss_schema import (
     MOST,
-    STRICT,
     Channels,
     Count,
     Losses,
@@ -25,6 +23,7 @@ from distill.recipe.loss_schema import (
     Positive,
     Share,
     ShareBelowOne,
+    Table,
 )
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -58,10 +57,9 @@ OptimizerName = Literal[
 ]  # fmt: skip
 
 
-class About(BaseModel):
+class About(Table):
     """The lab note: a claim, how to reproduce it, its cost. Not in the fingerprint."""
 
-    model_config = STRICT
     claim: str = ""
     command: str = ""
     teacher: str = ""
@@ -73,103 +71,91 @@ class About(BaseModel):
     seeds: Count | None = None  # … over this many runs
 
 
-class Data(BaseModel):
+class Data(Table):
     """The images, and which of them are held out for selection."""
 
-    model_config = STRICT
     source: str = "cifar10"  # synthetic, cifar10, cifar100 or a path
     seed: Seed = 0  # order, augmentation and mixing
     holdout: ShareBelowOne = 0.1
     train_images: Count | None = None  # only this many of the training images, class by class
 
 
-class Crop(BaseModel):
+class Crop(Table):
     """A random crop out of the padded image."""
 
-    model_config = STRICT
     padding: Annotated[int, Field(ge=1, le=16)] = 4  # pixels on each side
 
 
-class Flip(BaseModel):
+class Flip(Table):
     """A mirror image, left to right."""
 
-    model_config = STRICT
     prob: Share = 0.5
     alternate: bool = False  # drawn once, then mirrored every other epoch
 
 
-class Translate(BaseModel):
+class Translate(Table):
     """A shift by whole pixels, filled with black."""
 
-    model_config = STRICT
     pixels: Annotated[int, Field(ge=1, le=16)] = 4  # at most, on each axis
 
 
-class Affine(BaseModel):
+class Affine(Table):
     """Rotation, shift, scale and shear in one resampling."""
 
-    model_config = STRICT
     degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # at most, either way
     translate: ShareBelowOne = 0.0  # of the side, at most
     scale: Ratios = (1.0, 1.0)
     shear: Annotated[float, Field(ge=0, lt=90)] = 0.0  # degrees, at most
 
 
-class Rotate(BaseModel):
+class Rotate(Table):
     """A rotation about the centre."""
 
-    model_config = STRICT
     degrees: Annotated[float, Field(gt=0, le=180)] = 15.0  # at most, either way
 
 
-class Jitter(BaseModel):
+class Jitter(Table):
     """Random brightness, contrast, saturation and hue."""
 
-    model_config = STRICT
     brightness: Spread = 0.0  # a factor in [1 - b, 1 + b]; the next two alike
     contrast: Spread = 0.0
     saturation: Spread = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # a share of the colour circle
 
 
-class Trivial(BaseModel):
+class Trivial(Table):
     """TrivialAugment, arXiv 2103.10158: one operation at a random strength."""
 
-    model_config = STRICT
     space: Space = "standard"
     before_crop: bool = True  # on whole images, before crop and flip, as its authors have it
 
 
-class Rand(BaseModel):
+class Rand(Table):
     """RandAugment, arXiv 1909.13719: several operations at one strength."""
 
-    model_config = STRICT
     ops: Annotated[int, Field(ge=1, le=4)] = 3
     magnitude: Annotated[int, Field(ge=0, le=30)] = 15
     space: Space = "standard"
 
 
-class Cutout(BaseModel):
+class Cutout(Table):
     """Hide a square, arXiv 1708.04552."""
 
-    model_config = STRICT
     size: Annotated[int, Field(ge=1, le=1_000)] = 16  # its side in pixels
     prob: Share = 1.0
 
 
-class Erase(BaseModel):
+class Erase(Table):
     """Hide a rectangle, arXiv 1708.04896."""
 
-    model_config = STRICT
     prob: Share = 0.25
     area: Areas = (0.02, 0.33)  # shares of the image
     ratio: Ratios = (0.3, 3.3)  # height over width
 
 
-class Augment(BaseModel):
+class Augment(Table):
     """Augmentations of one image, in this order; `trivial` is first if `before_crop`."""
 
-    model_config = STRICT
     crop: Crop | None = None
     flip: Flip | None = None
     translate: Translate | None = None
@@ -184,34 +170,30 @@ class Augment(BaseModel):
     off_last: ShareBelowOne = 0.0
 
 
-class Mixup(BaseModel):
+class Mixup(Table):
     """Blending two images; lambda ~ Beta(alpha, alpha)."""
 
-    model_config = STRICT
     prob: Share = 1.0
     alpha: Concentration = 1.0
 
 
-class Cutmix(BaseModel):
+class Cutmix(Table):
     """A box of one image pasted into another; area from Beta(alpha, alpha)."""
 
-    model_config = STRICT
     prob: Share = 1.0
     alpha: Concentration = 1.0
 
 
-class Ricap(BaseModel):
+class Ricap(Table):
     """Four images in one, arXiv 1811.09030; boundary from Beta(beta, beta)."""
 
-    model_config = STRICT
     prob: Share = 1.0
     beta: Concentration = 0.3
 
 
-class Mix(BaseModel):
+class Mix(Table):
     """Mixing of images; each sample is mixed in at most one way."""
 
-    model_config = STRICT
     mixup: Mixup | None = None
     cutmix: Cutmix | None = None
     ricap: Ricap | None = None
@@ -223,10 +205,9 @@ class Mix(BaseModel):
         return {name: way for name, way in self if isinstance(way, Mixup | Cutmix | Ricap)}
 
 
-class ResNetKeys(BaseModel):
+class ResNetKeys(Table):
     """A residual network: the arguments of `Design.of`, activation, dropout and norm momentum."""
 
-    model_config = STRICT
     stages: Stages | None = None
     blocks: Blocks | BlocksEach | None = None  # with downsample "pool" a stage may have 0
     width: Channels | None = None  # of the first stage, doubling; either this or channels
@@ -312,10 +293,9 @@ class Student(ResNetKeys):
     )
 
 
-class Optim(BaseModel):
+class Optim(Table):
     """The optimizer, by timm's names: `sgd` is Nesterov's, `momentum` the plain one."""
 
-    model_config = STRICT
     name: OptimizerName = "sgd"
     lr: Rate = 0.1  # the peak
     bias_lr: Annotated[float, Field(ge=0.001, le=10_000)] = (
@@ -336,10 +316,14 @@ class Optim(BaseModel):
     clip: Positive | None = None  # the largest norm of the gradient
 
 
-class Train(BaseModel):
+# Marks the keys of [train] that a resumed run may change, and that are in no fingerprint: how often
+# it logs and saves, what it validates, and whether it retries after diverging.
+MAY_CHANGE = "may change"
+
+
+class Train(Table):
     """Length, batch size, precision, saving and retries of the training."""
 
-    model_config = STRICT
     epochs: Epochs | None = None  # either this or minutes
     minutes: Positive | None = None  # of training: the first steps are timed to plan how many fit
     # Of the training images only, [[share of the epochs, side], ...]; absent: always 32.
@@ -352,23 +336,28 @@ class Train(BaseModel):
     compile: bool | Literal["auto"] = "auto"  # auto: on a GPU, if a measured step is faster
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     sync_batch_norm: bool = False  # mean and variance over all GPUs, not per GPU
-    log_every: Count = 50  # steps
-    save_every: Count = 1  # epochs; and in the middle of one …
-    save_steps: Count | None = None  # … every this many steps
-    save_minutes: Positive | None = 10.0  # … and after this many minutes
-    keep_epochs: Count | None = None  # save the weights every this many epochs, and after the last
+    log_every: Annotated[Count, MAY_CHANGE] = 50  # steps
+    save_every: Annotated[Count, MAY_CHANGE] = 1  # epochs; and in the middle of one …
+    save_steps: Annotated[Count | None, MAY_CHANGE] = None  # … every this many steps
+    save_minutes: Annotated[Positive | None, MAY_CHANGE] = 10.0  # … and after this many minutes
+    # Save the weights every this many epochs, and after the last.
+    keep_epochs: Annotated[Count | None, MAY_CHANGE] = None
     # With [ema], validate the network too, not only its average; no effect without.
-    validate_both: bool = False
-    retries: Annotated[int, Field(ge=0, le=1_000)] = (
-        0  # if the loss diverges, go back to the last checkpoint …
-    )
-    retry_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5  # … with the learning rate times this
+    validate_both: Annotated[bool, MAY_CHANGE] = False
+    # If the loss diverges, go back to the last checkpoint …
+    retries: Annotated[int, Field(ge=0, le=1_000), MAY_CHANGE] = 0
+    # … with the learning rate times this.
+    retry_lr: Annotated[float, Field(gt=0, lt=1), MAY_CHANGE] = 0.5
 
 
-class Ema(BaseModel):
+LOGGING_AND_SAVING = frozenset(
+    name for name, field in Train.model_fields.items() if MAY_CHANGE in field.metadata
+)
+
+
+class Ema(Table):
     """An exponential moving average of the weights."""
 
-    model_config = STRICT
     decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999  # per step; either this or half_life
     half_life: Annotated[float, Field(ge=0.001, le=MOST)] | None = (
         None  # epochs: decay = 0.5 ** (1 / (half_life * steps an epoch))
@@ -385,17 +374,15 @@ class Ema(BaseModel):
         return {"decay": None} | values if has_half_life else values
 
 
-class Cache(BaseModel):
+class Cache(Table):
     """The cache of teacher logits, stored by view."""
 
-    model_config = STRICT
     views: Epochs | None = None  # epoch e trains on view e mod views; by default on view e
 
 
-class Recipe(BaseModel):
+class Recipe(Table):
     """A whole, resolved recipe. `distill.recipe.recipes` builds it from files and options."""
 
-    model_config = STRICT
     about: About = About()
     data: Data = Data()
     augment: Augment = Augment()

@@ -10,9 +10,8 @@ from distill import statistics
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.recipe.schema import Train
+from distill.recipe.schema import LOGGING_AND_SAVING, Train
 from distill.runs.record import RunRecord
-from distill.runs.run_folder import NOT_FINGERPRINTED
 from distill.statistics import Interval, MeanAndInterval
 
 Seeds = tuple[int, int]  # train.seed, data.seed
@@ -81,8 +80,7 @@ def without_seeds(record: RunRecord) -> Recipe:
     recipe = record.recipe
     if record.role == "student" and not recipes.has_teacher(recipe):
         recipe = recipe.model_copy(update={"teacher": None})
-    names = {key.partition(".")[2] for key in NOT_FINGERPRINTED}
-    defaults = {name: Train.model_fields[name].default for name in names}
+    defaults = {name: Train.model_fields[name].default for name in LOGGING_AND_SAVING}
     train = recipe.train.model_copy(update=defaults | {"seed": 0})
     data = recipe.data.model_copy(update={"seed": 0, "source": ""})
     return recipe.model_copy(update={"train": train, "data": data})

@@ -32,25 +32,11 @@ from distill.files import json_files
 from distill.files.safe_text import is_utf8
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.recipe.schema import Teacher
+from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
 from distill.runs import lock
 
 Role = Literal["teacher", "student"]
-# The keys that a resumed run may change: how often it logs and saves, what it validates, and
-# whether it retries after diverging.
-NOT_FINGERPRINTED = {
-    f"train.{key}"
-    for key in (
-        "log_every",
-        "save_every",
-        "save_steps",
-        "save_minutes",
-        "keep_epochs",
-        "validate_both",
-        "retries",
-        "retry_lr",
-    )
-}
+NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}
 TESTED = {  # keys of "data" in result.json that identify the test split
     "test split": "test_fingerprint",
     "class names": "class_names_fingerprint",

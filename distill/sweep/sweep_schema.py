@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from distill.recipe import recipes
-from distill.recipe.loss_schema import MOST, STRICT, Count, Names, Positive
+from distill.recipe.loss_schema import MOST, Count, Names, Positive, Table
 from distill.recipe.validation import keys, value_text
 
 Options = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
@@ -17,10 +17,9 @@ Trials = Annotated[int, Field(ge=1, le=MOST_TRIALS)]
 KINDS = ("grid", "choice", "log", "uniform", "integer")
 
 
-class Space(BaseModel):
+class Space(Table):
     """The values of one key, by exactly one of these. A table as an option sets several keys."""
 
-    model_config = STRICT
     grid: Options | None = None  # every one in turn, combined with every other grid
     choice: Options | None = None  # one, chosen by the sampler
     log: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None  # from, to
@@ -54,10 +53,9 @@ class Space(BaseModel):
         return self.log or self.uniform or self.integer or ()
 
 
-class Study(BaseModel):
+class Study(Table):
     """The number of trials, the sampler, the pruner and their metric."""
 
-    model_config = STRICT
     name: str | None = None  # in the storage; by default the file's
     trials: Trials | None = None  # by default each cell of the grid once
     sampler: Literal["tpe", "random"] = "tpe"
@@ -71,19 +69,17 @@ class Study(BaseModel):
     )
 
 
-class Constraint(BaseModel):
+class Constraint(Table):
     """Limits that a trial must respect to be trained."""
 
-    model_config = STRICT
     parameters: Annotated[int, Field(ge=1, le=MOST * 1_000)] | None = (
         None  # the student has strictly fewer
     )
 
 
-class SweepFile(BaseModel):
+class SweepFile(Table):
     """The tables of a sweep file."""
 
-    model_config = STRICT
     recipe: str
     overrides: Names = Field((), alias="set")
     study: Study = Study()

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.data import rng
-from distill.data.loader import Loader, View
+from distill.data.loader import Batch, Loader, View
 from distill.data.rng import Stream
 from distill.losses.objective import UnmixedTeacherLogits
 from distill.models.features import FeatureExtractor, ModelOutput
@@ -71,10 +71,8 @@ class Teacher:
         if self.source is not None:
             self.source.save()
 
-    def __call__(
-        self, view: View, rows: Tensor, images: Tensor, needs: frozenset[str]
-    ) -> TeacherOutput:
-        """The outputs for `images` [b, 3, H, W], the student's input: samples `rows` of `view`.
+    def __call__(self, batch: Batch, needs: frozenset[str]) -> TeacherOutput:
+        """The outputs for the student's input.
 
         `needs`: the inputs that the active loss terms read, by the names in
         `distill/recipe/loss_schema.py`.
@@ -85,8 +83,9 @@ class Teacher:
         taps: Mapping[str, Tensor] = {}
         unmixed = None
         if needs & {"teacher", "live teacher"}:
-            logits, taps = self.source.mixed(view, rows, images)
+            logits, taps = self.source.mixed(batch.view, batch.rows, batch.images)
         if "pair" in needs:
+            view, rows = batch.view, batch.rows
             own, partner = (self.source.unmixed(view, r) for r in (rows, view.partners(rows)))
             share = view.own_share(rows).to(own.device)
             unmixed = UnmixedTeacherLogits(own, partner, share)

@@ -160,9 +160,7 @@ class CachedTeacher:
         """Compute logits [b, C] without reading the cache."""
         if not self.caches_mixed:
             return self.source.unmixed(view, rows)
-        images, targets = self.loader.augment(view, rows), self.loader.one_hot(rows)
-        images, _ = self.loader.mix(view, rows, images, targets)
-        return self.source.mixed(view, rows, self.loader.resized(view, images)).logits
+        return self.source.mixed(view, rows, self.loader.batch(view, rows).images).logits
 
     def depends_on(self, view: int, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
         """Return all that a view's logits depend on beside the view and the sample."""

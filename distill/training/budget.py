@@ -106,7 +106,7 @@ def teacher_seconds(state: TrainState) -> float:
 def _forward_seconds(state: TrainState, teacher: OnlineTeacher) -> float:
     """Seconds of a teacher's forward pass on one micro-batch."""
     [(view, rows), *_] = state.loader.batches(0)
-    images = state.loader.resized(view, state.loader.augment(view, rows))
+    images = state.loader.batch(view, rows).images
     return time_work(state, lambda: teacher.mixed(view, rows, images))
 
 

@@ -1,7 +1,6 @@
 """Assemble the training state from a recipe."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from itertools import product
 from typing import cast
@@ -33,7 +32,7 @@ from distill.teacher.teacher import (
 from distill.training import optim
 from distill.training.divergence import DivergenceMonitor
 from distill.training.ranks import RankAgreement
-from distill.training.state import LoggingAndSaving, TrainState
+from distill.training.state import TrainState
 from students.resnet import ResNet
 
 OPTIMIZER_KEYS = {
@@ -59,9 +58,6 @@ def lr_schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[i
         step_epochs=recipe.optim.step_epochs,
         gamma=recipe.optim.gamma,
     )
-
-
-LOGGING_AND_SAVING = {field.name for field in fields(LoggingAndSaving)}
 
 
 def check_sides(
@@ -157,8 +153,7 @@ def build_state(
         norm_images=batch_norm_images(recipe, split.train),
         seed=recipe.train.seed,
         total_steps=0,
-        is_timed=recipe.train.minutes is not None,
-        settings=LoggingAndSaving(**recipe.train.model_dump(include=LOGGING_AND_SAVING)),
+        settings=recipe.train,
         folder=folder,
         identity=identity,
         ranks=RankAgreement(accel),

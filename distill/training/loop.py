@@ -8,7 +8,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from distill.data import rng
-from distill.data.loader import View
+from distill.data.loader import Batch
 from distill.errors import Failure, UserError
 from distill.evaluation.predict import measure
 from distill.events import (
@@ -47,14 +47,13 @@ def step(state: TrainState, k: int) -> dict[str, Tensor]:
     for group in state.optimizer.param_groups:
         group["lr"] = optim.group_lr(group, state.lr(k) * state.lr_factor)
     micro_batches = state.loader.batches(k)
-    for micro_step, (view, indices) in enumerate(micro_batches):
+    for micro_step, (view, rows) in enumerate(micro_batches):
         with state.accelerator.accumulate(state.model_ddp, state.loss_ddp):
-            images, targets = _load(state, view, indices)
-            teacher = state.teacher(view, indices, images, needs)  # on the student's pixels
+            batch = state.loader.batch(view, rows)  # augmented and mixed
+            teacher = state.teacher(batch, needs)  # on the same pixels, without gradient
             _seed_dropout(state, k, micro_step)
-            student = state.model_ddp(images)
-            inputs = _loss_inputs(student, teacher, targets, indices)
-            losses = state.loss_ddp(inputs, progress)
+            student = state.model_ddp(batch.images)
+            losses = state.loss_ddp(loss_inputs(batch, student, teacher), progress)
             state.accelerator.backward(losses[TOTAL])
             state.loss.clear_inactive_grads(progress)
             for name, loss in losses.items():
@@ -68,29 +67,20 @@ def step(state: TrainState, k: int) -> dict[str, Tensor]:
     return means
 
 
-def _load(state: TrainState, view: View, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [b, 3, H, W], augmented and mixed, and their targets [b, C]."""
-    images, targets = state.loader.augment(view, indices), state.loader.one_hot(indices)
-    images, targets = state.loader.mix(view, indices, images, targets)
-    return state.loader.resized(view, images), targets
-
-
 def _seed_dropout(state: TrainState, k: int, micro_step: int) -> None:
     """Seed by the step and the process, so that a resumed run draws the same masks."""
     torch.manual_seed(rng.torch_seed(state.seed, k, micro_step, state.accelerator.process_index))
 
 
-def _loss_inputs(
-    student: ModelOutput, teacher: TeacherOutput, targets: Tensor, indices: Tensor
-) -> LossInputs:
-    """The outputs of both networks, with the targets and sample numbers of the micro-batch."""
+def loss_inputs(batch: Batch, student: ModelOutput, teacher: TeacherOutput) -> LossInputs:
+    """Collect what the loss terms read of a batch."""
     return LossInputs(
         student=student.logits,
-        targets=targets,
+        targets=batch.targets,
         teacher=teacher.logits,
         student_taps=student.taps,
         teacher_taps=teacher.taps,
-        samples=indices.to(targets.device),
+        samples=batch.rows.to(batch.targets.device),
         unmixed=teacher.unmixed,
     )
 

@@ -58,7 +58,7 @@ def _check_progress(state: TrainState, progress: Mapping[str, Any]) -> None:
     """Raise UnfitState unless the numbers are those of one moment of this run."""
     per_epoch = state.loader.steps_per_epoch
     least, most = state.total_steps, state.total_steps
-    if state.is_timed:  # the run has measured how many fit into its minutes
+    if state.settings.minutes is not None:  # the run has measured how many fit into its minutes
         least, most = 1, MOST_EPOCHS * per_epoch
     total = progress.get("total_steps", state.total_steps)
     _check_number("its total_steps", total, int, least, most)

@@ -14,6 +14,7 @@ from distill.data.images import ImageSet
 from distill.data.loader import Loader
 from distill.events import Split
 from distill.losses.objective import Objective
+from distill.recipe.schema import Train
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import OneTeacherPerView, OnlineTeacher, Teacher
 from distill.training.divergence import DivergenceMonitor
@@ -30,20 +31,6 @@ class BestEpoch:
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     weights: str = ""  # the fingerprint of their file
-
-
-@dataclass(frozen=True)
-class LoggingAndSaving:
-    """How often a run logs and saves, what it validates, and what it does if it diverges."""
-
-    log_every: int  # steps
-    save_every: int  # epochs
-    save_steps: int | None = None
-    save_minutes: float | None = None
-    keep_epochs: int | None = None
-    validate_both: bool = False
-    retries: int = 0
-    retry_lr: float = 0.5
 
 
 @dataclass
@@ -67,14 +54,13 @@ class TrainState:
     norm_images: Tensor | None  # uint8 [n, 3, H, W], for the averaged weights' batch norms
     seed: int  # of dropout; the initial weights are drawn already
     total_steps: int
-    settings: LoggingAndSaving
+    settings: Train  # how often it logs and saves, what it validates, whether it retries
     folder: RunFolder
     identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
     ranks: RankAgreement
     divergence: DivergenceMonitor
     stop_signal: StopSignal = field(default_factory=StopSignal)
     first_steps: FirstSteps = field(default_factory=FirstSteps)  # of this process, timed
-    is_timed: bool = False  # the number of steps is measured, to fit into the recipe's minutes
     compiled: bool = False
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epochs trained, validated and reported

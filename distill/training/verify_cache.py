@@ -33,7 +33,7 @@ class CacheCheck:
     damaged: list[int] = field(default_factory=list)  # views whose file cannot be read
     differing: list[int] = field(default_factory=list)  # whose logits the teacher contradicts
     n_compared: int = 0  # samples whose logits were recomputed …
-    n_matching: int = 0  # … in so many views
+    n_views_compared: int = 0  # … and the views that they are from
     why_not_compared: str = ""  # why the teacher could not be run
 
     @property
@@ -48,7 +48,7 @@ class CacheCheck:
             views = ", ".join(map(str, self.differing))
             parts.append(f"the teacher now computes other logits for: {views}")
         if self.n_compared:
-            views = counted(self.n_matching, "view")
+            views = counted(self.n_views_compared, "view")
             parts.append(f"logits of {self.n_compared} samples in {views} recomputed")
         if self.why_not_compared:
             parts.append(f"the teacher could not be run: {self.why_not_compared}")
@@ -118,6 +118,6 @@ def _compare_view(view: View, entry: CacheEntry, teacher: CachedTeacher, check: 
         return
     computed = teacher.recompute(view, rows).cpu()
     check.n_compared += len(rows)
-    check.n_matching += 1
+    check.n_views_compared += 1
     if not logits_match(computed, cached[rows.cpu()]):
         check.differing.append(view.number)

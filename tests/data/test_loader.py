@@ -42,9 +42,8 @@ def batch(loader: Loader, step: int) -> list[tuple[torch.Tensor, torch.Tensor, t
     """Sample index, mixed image and mixed targets of this process's rows of a step."""
     rows = []
     for view, indices in loader.batches(step):
-        plain = loader.augment(view, indices), loader.one_hot(indices)
-        images, targets = loader.mix(view, indices, *plain)
-        rows.append((indices, loader.resized(view, images), targets))
+        drawn = loader.batch(view, indices)
+        rows.append((indices, drawn.images, drawn.targets))
     return rows
 
 

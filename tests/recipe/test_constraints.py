@@ -83,7 +83,7 @@ def test_faulty_keys_of_several_teachers_are_one_message() -> None:
 
 def test_unknown_map_is_refused_with_allowed_ones() -> None:
     assert faults("kd", AT, 'loss.at.student_taps=["stages.0", "stages.1", "stages.3"]') == [
-        'loss.at.student_taps = "stages.3" (--set) is not a map of the student; '
+        'loss.at.student_taps = "stages.3" (--set) is not a feature map of the student; '
         "allowed: stem, stages.0, stages.1, stages.2, maps, features; did you mean stages.2?"
     ]
     (line,) = faults("kd", "loss.simkd.weight=1")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from distill.errors import UserError
 from students import design as design_module
+from students import design_spec
 from students.design import Design, over_budget, widest
 
 ROWS = json.loads((Path(__file__).parent / "architectures.json").read_text())["rows"]
@@ -369,8 +370,11 @@ def test_over_budget_says_if_no_width_fits():
 
 
 def test_design_imports_no_torch():
-    tree = ast.parse(Path(design_module.__file__).read_text())
-    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    imported = set[str | None]()
+    for module in (design_module, design_spec):
+        tree = ast.parse(Path(module.__file__).read_text())
+        imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
 
-    assert imported == {"collections.abc", "dataclasses", "math", "typing", "distill.errors"}
+    standard = {"collections.abc", "dataclasses", "math", "types", "typing"}
+    assert imported == {*standard, "distill.errors", "students.design_spec"}

@@ -52,10 +52,10 @@ def networks(*teachers: Path) -> list[nn.Module]:
 def batch(run: TrainState, epoch: int = 0) -> tuple[Tensor, Tensor]:
     """The mixed images of an epoch's first batch, and the teacher's logits of them."""
     [(view, rows)] = run.loader.batches(epoch * run.loader.steps_per_epoch)
-    images, _ = run.loader.mix(view, rows, run.loader.augment(view, rows), run.loader.one_hot(rows))
-    logits = run.teacher(view, rows, images, NEEDS).logits
+    drawn = run.loader.batch(view, rows)
+    logits = run.teacher(drawn, NEEDS).logits
     assert logits is not None
-    return images, logits
+    return drawn.images, logits
 
 
 def drawn(view: int, weights: list[float]) -> int:
@@ -118,9 +118,8 @@ def test_draw_one_leaves_the_other_teachers_alone() -> None:
     source = Teacher(OneTeacherPerView(lives, [1.0, 1.0, 1.0], seed=0))
     for number in range(12):
         [(view, rows)] = run.loader.batches(number * run.loader.steps_per_epoch)
-        images = run.loader.augment(view, rows)
         before = [each.n for each in teachers]
-        source(view, rows, images, NEEDS)
+        source(run.loader.batch(view, rows), NEEDS)
         asked = [each.n - n for each, n in zip(teachers, before, strict=True)]
         assert asked == [int(i == drawn(number, [1.0] * 3)) for i in range(3)]
     assert all(each.n for each in teachers)
@@ -131,7 +130,7 @@ def test_a_pair_is_asked_of_the_drawn_teacher(two) -> None:
     run = prepared(two, ONE, *soft)
     [(view, rows)] = run.loader.batches(0)
     images = run.loader.augment(view, rows)
-    pair = run.teacher(view, rows, images, frozenset({"pair"})).unmixed
+    pair = run.teacher(run.loader.batch(view, rows), frozenset({"pair"})).unmixed
     alone = run.online_teacher.networks[drawn(0, [1, 1])].mixed(view, rows, images).logits
     assert torch.equal(pair.own, alone)
 
@@ -200,7 +199,7 @@ def asked_all(*overrides: str, epochs: int = 1) -> TrainState:
     ready = prepared("cache={}", f"train.epochs={epochs}", *overrides)
     for step in range(epochs * ready.loader.steps_per_epoch):
         [(view, rows)] = ready.loader.batches(step)
-        ready.teacher(view, rows, ready.loader.augment(view, rows), NEEDS)
+        ready.teacher(ready.loader.batch(view, rows), NEEDS)
     ready.teacher.save()
     return ready
 
@@ -251,7 +250,7 @@ def test_cache_verify_asks_the_teacher_of_the_view(two, own_cache) -> None:
     asked_all(two, ONE, MIRROR, epochs=2)
     first, second = cache_files.list_entries()
     verdict = verify_cache.verify(first)
-    assert verdict.is_sound and verdict.n_matching == 1, str(verdict)
+    assert verdict.is_sound and verdict.n_views_compared == 1, str(verdict)
     files = [next(stock.path.glob("view-*.npz")) for stock in (first, second)]
     with np.load(files[0]) as kept:
         np.savez(files[1], array=kept["array"])

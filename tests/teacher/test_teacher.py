@@ -9,6 +9,7 @@ from torch import nn
 
 from distill.components.data_pipeline import split_images
 from distill.components.network import build_network
+from distill.data.loader import Batch
 from distill.errors import UserError
 from distill.events import TOTAL
 from distill.losses.objective import LossInputs, UnmixedTeacherLogits
@@ -94,7 +95,8 @@ class HalfMixed:
 )
 def test_the_teacher_is_asked_for_what_is_needed_and_no_more(needs, mixed, plain) -> None:
     source, rows = Source(), torch.tensor([3, 5])
-    output = Teacher(source)(HalfMixed(), rows, torch.rand(2, 3, 4, 4), frozenset(needs))
+    batch = Batch(HalfMixed(), rows, torch.rand(2, 3, 4, 4), torch.zeros(2, 10))
+    output = Teacher(source)(batch, frozenset(needs))
     assert (source.mixed_asked, source.plain_asked) == (mixed, plain)
     assert (output.logits is not None) == bool(mixed)
     assert (needs & TEACHERS != set()) == bool(mixed + plain)
@@ -201,8 +203,8 @@ def test_a_map_that_the_teacher_lacks_is_refused_with_those_it_has(teacher: Path
     with pytest.raises(UserError) as error:
         prepared(f"teacher.runs=['{teacher}']", THREE, "loss.at.weight=1", taps)
     assert str(error.value) == (
-        'loss.at.teacher_taps: "layer4" names no map of the teacher; allowed: stem, stages.0, '
-        "stages.1, stages.2, maps, features"
+        'loss.at.teacher_taps: "layer4" is not a feature map of the teacher; allowed: stem, '
+        "stages.0, stages.1, stages.2, maps, features"
     )
 
 

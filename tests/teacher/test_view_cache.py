@@ -75,10 +75,7 @@ def through(store: CachedTeacher, number: int, needs: str = "teacher") -> list[t
     ours, outputs = store.loader, []
     for step in range(number * ours.steps_per_epoch, (number + 1) * ours.steps_per_epoch):
         for view, rows in ours.batches(step):
-            images, targets = ours.augment(view, rows), ours.one_hot(rows)
-            images, _ = ours.mix(view, rows, images, targets)
-            images = ours.resized(view, images)
-            outputs.append(Teacher(store)(view, rows, images, frozenset({needs})))
+            outputs.append(Teacher(store)(ours.batch(view, rows), frozenset({needs})))
     if needs == "pair":
         return [half for output in outputs for half in (output.unmixed.own, output.unmixed.partner)]
     return [output.logits for output in outputs]

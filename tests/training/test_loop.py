@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from distill.data.loader import Batch
 from distill.evaluation.predict import measure
 from distill.metrics import measures
 from distill.models import checkpoint
@@ -62,7 +63,8 @@ def test_a_live_teacher_answers_in_float32_without_a_graph() -> None:
     assert answers.dtype == torch.float32 and not answers.requires_grad
     assert not answers.is_inference()
     assert torch.equal(answers, net(images))
-    assert Teacher()(view, rows, images, frozenset({"teacher"})) == TeacherOutput()  # type: ignore[arg-type]
+    batch = Batch(view, rows, images, torch.zeros(2, 10))  # type: ignore[arg-type]
+    assert Teacher()(batch, frozenset({"teacher"})) == TeacherOutput()
 
 
 def test_the_average_warms_up_as_the_formula_says() -> None:

@@ -224,7 +224,8 @@ def test_progress_of_no_single_run_is_refused(
 
 def test_timed_run_has_its_own_number_of_steps(adam: TrainState, tmp_path: Path) -> None:
     tensors, progress = checkpoint.load(adam.folder.last)
-    state = replace(adam, folder=RunFolder(tmp_path), is_timed=True)
+    settings = adam.settings.model_copy(update={"minutes": 1.0})
+    state = replace(adam, folder=RunFolder(tmp_path), settings=settings)
     checkpoint.save(tmp_path / "last", tensors, progress | {"total_steps": 7})
     assert resume.resume(state).progress["total_steps"] == 7
     checkpoint.save(tmp_path / "last", tensors, progress | {"total_steps": 2**53})

@@ -45,11 +45,10 @@ def global_batch(run: TrainState, k: int) -> str:
     """A hash of what all processes see in a step: images and targets, mixed, by sample."""
     rows: list[tuple[int, bytes]] = []
     for view, indices in run.loader.batches(k):
-        plain = run.loader.augment(view, indices), run.loader.one_hot(indices)
-        images, targets = run.loader.mix(view, indices, *plain)
+        batch = run.loader.batch(view, indices)
         parts = [
             run.accelerator.gather(each.contiguous()).flatten(1).cpu().numpy()
-            for each in (indices[:, None], images, targets)
+            for each in (indices[:, None], batch.images, batch.targets)
         ]
         rows += [(int(i[0]), x.tobytes() + y.tobytes()) for i, x, y in zip(*parts, strict=True)]
     return hashlib.sha256(b"".join(row for _, row in sorted(rows))).hexdigest()

@@ -1,0 +1,226 @@
+"""The commands on recipes and networks: params, plan, design and recipes."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distill.cli.console import echo, echo_json, print_facts, stdout
+from distill.cli.options import (
+    AsymmetricOption,
+    BlocksOption,
+    BudgetOption,
+    DataOption,
+    JsonOption,
+    RecipeOption,
+    RulesOption,
+    SetOption,
+    StagesOption,
+    numbers,
+)
+from distill.errors import Failure, UserError
+from distill.format import counted
+
+
+def params(
+    recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
+) -> None:
+    """Count a recipe's parameters and MACs: the student's, and those of a wrn or resnet teacher."""
+    from distill.recipe import recipes
+
+    print_facts(recipes.count_networks(recipe, set_), as_json)
+
+
+def plan(
+    minutes: Annotated[
+        float,
+        typer.Option("--minutes", min=0.1, help="Time budget; the teacher's training included."),
+    ] = 120.0,
+    rules: RulesOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the recipes that fit into a time budget on this machine, and the commands of the best.
+
+    Measures the machine's speed for less than a minute and saves nothing.
+    """
+    began_at = time.monotonic()
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("plan measures one process; type it without accelerate launch or torchrun.")
+    from distill.sweep.plan import plan as make_plan
+
+    plan_ = make_plan(minutes, rules, data, began_at)
+    if as_json:
+        echo_json(plan_)
+    else:
+        from rich.text import Text
+
+        from distill.terminal.plan_table import plan_blocks
+
+        for block in plan_blocks(plan_):
+            stdout().print(block, highlight=False, soft_wrap=isinstance(block, Text))
+
+
+def design(
+    max_params: BudgetOption = 5_000_000,
+    stages: StagesOption = "2-5",
+    blocks: BlocksOption = "1-7",
+    asymmetric: AsymmetricOption = False,
+    kernel: Annotated[int, typer.Option("--kernel", help="Kernel size of the blocks; odd.")] = 3,
+    skip_kernel: Annotated[
+        int, typer.Option("--skip-kernel", help="Kernel size of the skips; odd.")
+    ] = 1,
+    pool: Annotated[
+        str, typer.Option("--pool", help="Average pool: global, or its side in pixels.")
+    ] = "global",
+    downsample: Annotated[
+        str,
+        typer.Option("--downsample", help="stride, or pool: each stage begins with a max pool."),
+    ] = "stride",
+    rules: RulesOption = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check", metavar="RECIPE", help="List the clauses of --rules that its student breaks."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Plot parameters and MACs to this file."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the widest network of each depth within a budget, or check one against a course's rules.
+
+    Each width is the largest: one more channel exceeds the budget.
+    """
+    from students import course_rules as courses
+    from students.design_space import widest_of_each
+
+    course = courses.rules_by_name(rules or "nyu2022")
+    if rules is not None and max_params > courses.BUDGET:
+        raise UserError(
+            f"--max-params {max_params} is more than the rules of {course.title} allow: "
+            f"{course.bound} {courses.BUDGET:,}."
+        )
+    if check is not None:
+        if plot is not None:
+            raise UserError("--check and --plot exclude each other; give one of them")
+        _check_rules(check, rules, max_params, as_json)
+        return
+    rows = widest_of_each(
+        course.least_too_many(max_params),
+        numbers("--stages", stages),
+        numbers("--blocks", blocks, 0 if asymmetric else 1),
+        asymmetric=asymmetric,
+        downsample=downsample,
+        kernel=kernel,
+        skip_kernel=skip_kernel,
+        pool=int(pool) if pool.isdecimal() else pool,  # Design.of refuses any other text
+    )
+    if not rows:
+        raise UserError(
+            f"no network of {stages} stages and {blocks} blocks has "
+            f"{course.bound} {max_params:,} parameters.\n"
+            "Give a larger --max-params, or fewer --stages and --blocks."
+        )
+    _show_designs(rows, downsample, plot, as_json)
+
+
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME|A+B|FILE", help="Print this recipe, resolved, with each value's origin."
+        ),
+    ] = None,
+    set_: SetOption = [],
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check", metavar="NAME|FILE", help="Check a recipe and print all its faults."
+        ),
+    ] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--diff",
+            metavar="A B",
+            help="Print what differs, and which file set it.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """List the recipes, print one with its resolved values, check one, or compare two."""
+    from distill.recipe import recipes
+    from distill.terminal.tables import recipe_origins, recipe_table
+
+    if sum(value is not None for value in (name, check, diff)) > 1:
+        raise UserError(
+            "a recipe to print, --check and --diff exclude each other; give one of them"
+        )
+    if check is not None:
+        echo(recipes.check_report(check, set_))
+    elif diff is not None:
+        a, b = (recipes.load(spec, set_) for spec in diff)
+        echo(
+            "\n".join(recipes.differences_with_origins(a, b))
+            or f"{a.name} and {b.name} are the same"
+        )
+    elif name is None:
+        stdout().print(recipe_table(recipes.shipped()))
+    else:
+        resolved = recipes.load(name, set_)
+        stdout().print(recipe_origins(resolved), highlight=False, soft_wrap=True)
+        for note in (*resolved.replaced.values(), *resolved.idle):
+            echo(f"note: {note}", err=True)
+
+
+def _show_designs(
+    rows: Sequence[Mapping[str, Any]], downsample: str, plot: Path | None, as_json: bool
+) -> None:
+    """Print the designs, and plot them if requested."""
+    if plot is not None:
+        from distill.report.design_plot import draw
+
+        draw(rows, plot)
+        echo(f"{plot}: {counted(len(rows), 'design')}", err=True)
+    if as_json:
+        echo_json(rows)
+    else:
+        from distill.terminal.tables import design_table
+
+        stdout().print(design_table(rows))
+        pooled = " --set student.downsample=pool" if downsample == "pool" else ""
+        echo(
+            "To train one: --set student.stages=… --set student.blocks=… --set student.width=…"
+            f"{pooled}",
+            err=True,
+        )
+
+
+def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> None:
+    """Print whether a recipe's student follows a course's rules; exit 1 if it does not."""
+    from distill.recipe import recipes
+    from students import course_rules as courses
+
+    if rules is None:
+        raise UserError(
+            "--check compares a recipe's student with the rules of a course, and none was named.\n"
+            f"Type it with --rules {' or --rules '.join(courses.RULES)}."
+        )
+    course, (student, activation) = courses.rules_by_name(rules), recipes.design_of(recipe)
+    faults = courses.broken_clauses(course, student, activation, budget)
+    if as_json:
+        keeps, parameters = not faults, student.parameters
+        facts = {"recipe": recipe, "rules": rules, "keeps": keeps, "parameters": parameters}
+        echo_json(facts | {"broken": faults})
+        if faults:
+            raise typer.Exit(1)
+        return
+    if faults:
+        raise Failure("\n  ".join([f"{recipe} breaks the rules of {course.title}:", *faults]))
+    echo(f"{recipe} follows the rules of {course.title}: {student.parameters:,} parameters")

@@ -1,0 +1,286 @@
+"""The commands on runs: evaluate, predict, runs, compare, export, replay and report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.cli.console import echo, echo_json, is_main, print_facts, stderr, stdout
+from distill.cli.options import DataOption, JsonOption, LabelStyle, RunArgument
+from distill.errors import Failure, UserError
+from distill.format import counted
+
+if TYPE_CHECKING:
+    from distill.report.run_report import LayerRow
+    from distill.runs.record import TestCurve
+    from distill.runs.run_folder import RunFolder
+
+VIEWS = (2, 6)  # of each image, over which test-time augmentation can average
+
+
+def evaluate(
+    run: RunArgument,
+    data: DataOption = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="RUN", help="Compare with this run (McNemar's test)."),
+    ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Also average over each image and its mirror image.")
+    ] = False,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            "--views",
+            metavar="2|6",
+            help="Also average over 2 or 6 views of each image; 2 is --mirror, 6 adds shifts.",
+        ),
+    ] = None,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Also evaluate on 14 image corruptions; takes minutes."),
+    ] = False,
+    robustness_images: Annotated[
+        int | None,
+        typer.Option(
+            "--robustness-images",
+            min=1,
+            help="Number of random test images for --robustness.",
+            show_default="all",
+        ),
+    ] = None,
+    latency: Annotated[
+        bool,
+        typer.Option("--latency", help="Also measure the latency of 1 and of 128 images, in ms."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a finished run on the test split: accuracy, NLL, calibration, per-class accuracy."""
+    from distill.runs import run_folder
+
+    folder = run_folder.open_finished(run)  # refused before torch is imported
+    if against is not None:
+        run_folder.open_finished(against)
+    if views not in (None, *VIEWS):
+        raise UserError(
+            f"--views {views} is not supported; allowed: 2 (each image and its mirror image, as "
+            "--mirror) or 6 (both, and each shifted by one pixel up-left and down-right).\n"
+            "The figures of a single view are always shown."
+        )
+    if robustness_images is not None and not robustness:
+        raise UserError(
+            f"--robustness-images {robustness_images} is the number of images for --robustness, "
+            "which was not requested; type --robustness with it."
+        )
+    from distill.evaluation.evaluate import EvalOptions, evaluate_run
+    from distill.terminal.evaluation_tables import evaluation_tables
+    from distill.terminal.progress import ProgressDisplay
+    from distill.training.run import process_group
+
+    mirror = mirror or views == 2
+    options = EvalOptions(data, against, mirror, latency, robustness, robustness_images, views == 6)
+    with process_group(), ProgressDisplay(stderr()) as display:
+        measured = evaluate_run(folder, options, progress=display.progress)
+    if as_json:
+        print_facts(measured, as_json)
+    else:
+        stdout().print(evaluation_tables(measured))
+
+
+def predict(
+    run: RunArgument,
+    source: Annotated[
+        Path,
+        typer.Option(
+            "--input",
+            "-i",
+            help="Images: Kaggle's pickle, .npy, .npz, a picture or a folder of pictures.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The CSV file; an existing one is replaced.")
+    ] = Path("predictions.csv"),
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities", help="Write the probability of each class instead of Labels."
+        ),
+    ] = False,
+    labels: Annotated[
+        LabelStyle,
+        typer.Option("--labels", help="Write labels as positions in the class names, or as names."),
+    ] = LabelStyle.POSITIONS,
+) -> None:
+    """Predict the classes of unlabelled images and write them as a CSV file for Kaggle."""
+    from distill.runs import run_folder
+
+    folder = run_folder.open_finished(run)  # refused before torch is imported
+    from distill.export import label_images
+    from distill.terminal.progress import ProgressDisplay
+    from distill.terminal.tables import class_counts
+    from distill.training.run import process_group
+
+    label_images.check_out(out, source)
+    with process_group(), ProgressDisplay(stderr()) as display:
+        predictions = label_images.predict(folder, source, progress=display.progress)
+    is_named = labels is LabelStyle.NAMES
+    by_number = None if is_named else label_images.numbers_out_of_order(predictions.class_names)
+    for note in filter(None, [*predictions.notes, by_number]):
+        echo(f"note: {note}", err=True)
+    if is_main():
+        label_images.write(predictions, out, probabilities=probabilities, names=is_named)
+    stdout().print(class_counts(predictions.counts()), highlight=False)
+    echo(f"{out}: {counted(len(predictions.ids), 'image')}")
+
+
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER", help="A folder of runs or of groups of runs.", show_default="runs"
+        ),
+    ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", help="Sort by this column: age, run, recipe, test …")
+    ] = "age",
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs in a folder with their state and accuracy."""
+    from dataclasses import asdict
+
+    from distill.runs import run_folder
+    from distill.runs.listing import list_runs
+    from distill.terminal.runs_table import runs_table, sort_runs
+
+    folder = folder or run_folder.RUNS
+    listings = sort_runs(list_runs(folder), sort)
+    if as_json:
+        echo_json([asdict(run) for run in listings])
+    elif listings:
+        console = stdout()
+        console.print(runs_table(listings, folder, console.width), highlight=False)
+    else:
+        echo(f"no runs in {folder}; python cli.py train-teacher starts one")
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A finished run.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another finished run.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two finished runs on the same test images."""
+    from dataclasses import asdict
+
+    from distill.runs.compare import compare as compare_runs
+    from distill.terminal.compare_table import comparison_tables
+
+    comparison = compare_runs(a, b)
+    if as_json:
+        echo_json(asdict(comparison))
+    else:
+        stdout().print(comparison_tables(comparison), highlight=False)
+
+
+def export(
+    run: RunArgument,
+    format_: Annotated[
+        list[str],
+        typer.Option(
+            "--format",
+            "-f",
+            help="project1, safetensors, onnx, torch-export, onnx-int8; repeatable.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the files.")],
+    data: DataOption = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace an earlier export in --out.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a finished run's network, read the files back and compare their outputs with it."""
+    from distill.runs import run_folder
+
+    if not is_main():  # only the first process writes
+        return
+    folder = run_folder.open_finished(run)
+    from distill.export.export import export as export_run
+    from distill.export.export import failure_message, report_lines
+    from distill.terminal.progress import ProgressDisplay
+
+    with ProgressDisplay(stderr()) as display:
+        report = export_run(folder, format_, out, data, replace=replace, progress=display.progress)
+    print_facts(report if as_json else report_lines(report), as_json)
+    if message := failure_message(report):
+        raise Failure(message)
+
+
+def replay(
+    run: RunArgument,
+    step: Annotated[int, typer.Option("--step", help="The step's number in the journal, from 1.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat one step of a run and print its loss terms: a step that diverged, for instance."""
+    from distill.runs import run_folder
+
+    folder = run_folder.open_run(run)
+    from distill.terminal.progress import ProgressDisplay
+    from distill.training.replay import replay as replay_step
+    from distill.training.run import process_group
+
+    with process_group(), ProgressDisplay(stderr()) as display:
+        facts = replay_step(folder, step, progress=display.progress)
+    print_facts(facts, as_json)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="An .html file, or a folder for it.", show_default="RUN/report.html"
+        ),
+    ] = None,
+    test_curve: Annotated[
+        bool,
+        typer.Option(
+            "--test-curve", help="Also measure the saved epochs on training and test images."
+        ),
+    ] = False,
+) -> None:
+    """Write an HTML report: curves, results and mistakes of one run, or a comparison of several."""
+    from distill.runs import run_folder
+
+    folders = [run_folder.open_run(run) for run in dict.fromkeys(runs)]
+    from distill.report import comparison, run_report
+
+    path = run_report.report_path(folders, out)
+    curves = _test_curves(folders) if test_curve else {}
+    if len(folders) == 1:
+        files = run_report.write(folders[0], path, _layers(folders[0]), curves.get(folders[0].path))
+    else:
+        files = comparison.write(folders, path, curves)
+    echo(path)
+    echo(f"Figures and tables for a paper: {files}", err=True)
+
+
+def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
+    """Measure each run's saved epochs on training and test images; keys are run folders."""
+    from distill.evaluation.test_curve import measure_epochs
+    from distill.terminal.progress import ProgressDisplay
+    from distill.training.run import process_group
+
+    with process_group(), ProgressDisplay(stderr()) as display:
+        return {run.path: measure_epochs(run, progress=display.progress) for run in folders}
+
+
+def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
+    """Return the layers of a run's network; empty if the run does not record what it trained."""
+    from distill.components import layers
+    from distill.runs.record import read
+
+    record = read(folder)
+    if record.role is None or record.n_classes is None:
+        return ()
+    return layers.layers_of_recipe(record.recipe, record.role, record.n_classes)
