@@ -33,8 +33,8 @@ def test_recipe_has_the_reported_parameters(name: str) -> None:
     resolved = recipes.load(name)
     expected = row.get("parameters_of_described_network", row["parameters"])
     assert recipes.count_networks(name)["parameters"] == expected
-    said = f"{100 * row['reported_test_accuracy']:g} %"
-    assert f"The report says {said} on test" in resolved.recipe.about.claim
+    accuracy = f"{100 * row['reported_test_accuracy']:g} %"
+    assert f"the report gives {accuracy} on test" in resolved.recipe.about.claim
     for key in ("activation", "block_dropout"):
         assert getattr(resolved.recipe.student, key) == row["spec"].get(
             key, {"activation": "relu", "block_dropout": 0.0}[key]
