@@ -14,7 +14,7 @@ def drawn(n: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tens
     return scale * z, labels
 
 
-def test_a_calibrated_network_is_likelier_and_its_confidence_means_more() -> None:
+def test_temperature_improves_nll_and_calibration() -> None:
     logits, labels = drawn(4000, 3.0, seed=1)
     found = calibrate(drawn(4000, 3.0), logits, labels)
     assert found["nll_calibrated"] < cross_entropy(logits, labels) - 0.3
