@@ -5,10 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 OLDEST := .venv-oldest
+QUICK := "not gpu and not slow and not long and not multi and not browser"
 EXTRAS := --extra dev --extra export --extra sweep --extra track
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-oldest lint bench docs
+.PHONY: help venv quickstart check test test-slow test-oldest lint bench docs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,12 +29,18 @@ quickstart: $(STAMP)  ## teacher, student alone, distilled student: minutes on a
 	$(BIN)/python cli.py distill --recipe student_alone+quickstart --out runs/quickstart-alone --resume
 	$(BIN)/python cli.py distill --recipe kd_cutmix+quickstart --teacher runs/quickstart-teacher --out runs/quickstart-distilled --resume
 
+check: lint  ## lint and the quick tests, for every day: no long one, several processes or browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --no-cov -m $(QUICK)
+
 test: lint  ## lint, then every test that needs neither network nor GPU, with coverage
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
+test-slow: $(STAMP)  ## the tests marked slow: those of benchmarks/, and some that take minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --no-cov -m "slow and not gpu"
+
 test-oldest: $(OLDEST)/.installed  ## the quick tests with the oldest libraries that pyproject.toml allows
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --no-cov -m "not gpu and not slow and not multi"
-	$(OLDEST)/bin/python -m pytest --no-cov tests/training/test_processes.py -k "terms_that_compare"
+	$(OLDEST)/bin/python -m pytest --no-cov tests/training/test_processes.py -k terms_that_compare
 
 $(OLDEST)/.installed: $(STAMP)
 	$(PYTHON) -m venv --clear $(OLDEST)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, said before torch looks
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, set before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch

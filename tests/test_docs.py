@@ -32,7 +32,7 @@ def test_generated_sections_are_up_to_date() -> None:
         assert section.rebuilt(written) == written, "stale; type: python -m docs.build"
 
 
-def test_each_recipe_has_a_row_with_its_own_lab_note() -> None:
+def test_each_recipe_has_a_row_with_its_facts() -> None:
     rows = build.recipe_table().splitlines()[2:]
     paths = [path for _, path, _ in recipes.shipped()]
     assert len(rows) == len(paths) > 0
@@ -60,7 +60,7 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_stale_readme_is_reported_and_changed_between_the_markers_only(readme: Path) -> None:
+def test_stale_readme_is_rebuilt_between_markers(readme: Path) -> None:
     before = readme.read_text()
     with pytest.raises(SystemExit, match=r"README.md is stale.*python -m docs.build"):
         build.main(["--check"])
@@ -148,7 +148,7 @@ def quoted(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
-def test_every_module_is_listed_with_the_first_line_of_its_docstring() -> None:
+def test_every_module_is_listed_with_its_docstring() -> None:
     listed = build.module_list()
     paths = [p for name in OURS for p in ([REPO / name] if name.endswith(".py") else modules(name))]
     assert len(paths) > 150
@@ -173,53 +173,53 @@ def test_every_path_of_the_architecture_exists() -> None:
 
 
 def test_the_command_line_is_the_one_described() -> None:
-    said = {}
-    for verb, _ in rows("The command line"):
-        if verb.startswith("`"):  # the other table is that of the exit codes
-            first, *options = quoted(verb)
-            said[re.split(" [A-Z[]", first)[0]] = set(options)
-    assert said == dict(verbs(typer.main.get_command(cli.app), ""))
+    documented = {}
+    for command, _ in rows("The command line"):
+        if command.startswith("`"):  # the other table is that of the exit codes
+            first, *options = quoted(command)
+            documented[re.split(" [A-Z[]", first)[0]] = set(options)
+    assert documented == dict(commands(typer.main.get_command(cli.app), ""))
 
 
-def verbs(command: object, name: str) -> list[tuple[str, set[str]]]:
+def commands(command: object, name: str) -> list[tuple[str, set[str]]]:
     inner = getattr(command, "commands", None)
     if inner is not None:
         return [
-            pair for key, each in inner.items() for pair in verbs(each, f"{name} {key}".strip())
+            pair for key, each in inner.items() for pair in commands(each, f"{name} {key}".strip())
         ]
     return [(name, {o for p in command.params for o in p.opts if o.startswith("--")})]
 
 
 def test_the_keys_of_a_recipe_are_those_described() -> None:
-    said = {
+    documented = {
         f"{table}.{key}"
         for name, cell in rows("Recipes")
         for table in tables(name.strip("`"))
         for key in quoted(cell)
     }
     known = validation.keys()
-    assert said == {key for key in known if not any(k.startswith(f"{key}.") for k in known)}
+    assert documented == {key for key in known if not any(k.startswith(f"{key}.") for k in known)}
 
 
 def tables(name: str) -> list[str]:
-    """`loss.*` stands for every term."""
+    """Return the tables; `loss.*` is one per term."""
     return [f"loss.{term}" for term in Losses.model_fields] if name == "loss.*" else [name]
 
 
 def test_the_libraries_are_those_declared_and_used() -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     declared = {re.split("[><=]", each)[0] for each in project["dependencies"]}
-    said = dict(rows("Libraries"))
-    assert set(said) == declared
+    documented = dict(rows("Libraries"))
+    assert set(documented) == declared
     paths = [p for root in OURS[1:] for p in (REPO / root).rglob("*.py")] + [REPO / "cli.py"]
     source = "\n".join(path.read_text() for path in paths)
-    for name, why in said.items():
+    for name, why in documented.items():
         module = {"Pillow": "PIL", "tomli-w": "tomli_w"}.get(name, name)
         imported = re.search(rf"^\s*(import|from) {module}\b", source, re.MULTILINE) is not None
-        assert imported == (re.search("no (file|room of ours) imports it", why) is None), name
+        assert imported == (re.search("no file imports it", why) is None), name
 
 
-def test_the_measured_figures_of_the_readme_are_those_of_results() -> None:
+def test_measured_figures_of_readme_are_those_of_results() -> None:
     readme = (REPO / "README.md").read_text()
     made = json.loads((REPO / "results" / "two_cores_kd_cutmix.json").read_text())
     for key in ("runs", "control"):
@@ -236,7 +236,7 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
     assert [link for link in links if not (REPO / link).exists()] == []
 
 
-def test_how_far_many_gpus_go_is_the_arithmetic_of_the_shipped_student() -> None:
+def test_cluster_table_matches_the_shipped_student() -> None:
     student = recipes.count_networks("kd_cutmix")
     teacher_macs = 5.2433e9  # of a WRN-28-10 on 32x32 pixels
     ring_bytes = 4 * student["parameters"]

@@ -24,7 +24,7 @@ def pictures(notebook: Any) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_the_committed_one_was_run_whole_and_tells_of_no_machine() -> None:
+def test_committed_notebook_was_run_without_machine_paths() -> None:
     notebook = nbformat.read(TOUR, 4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -102,7 +102,7 @@ def test_a_rounded_time_has_two_or_three_digits() -> None:
     ]
 
 
-def test_long_lists_of_classes_show_what_the_other_lacks() -> None:
+def test_long_lists_of_classes_show_what_other_lacks() -> None:
     assert describe_class_difference(["a", "b"], ["b", "c"]) == ("a, b", "b, c")
     other = [*HUNDRED[:60], "zebra", *HUNDRED[61:]]
     ours, theirs = describe_class_difference(HUNDRED, other)

@@ -121,7 +121,7 @@ def faults(path: Path, source: str | None = None) -> list[str]:
 
 
 def torch_at_the_top(path: Path, tree: ast.Module, module: str) -> list[str]:
-    """`--help` answers without torch: at its top level the command line imports layer 0 only."""
+    """`--help` works without torch: at its top level the command line imports layer 0 only."""
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)])
     return [
         f"{path}:{line}: {module} may import {target} inside a command only"
@@ -216,7 +216,7 @@ def called(node: ast.Call) -> str:
         ("distill/utils.py", "", "distill.utils is in no layer"),
     ],
 )
-def test_a_wrong_import_is_named_with_file_and_line(path: str, source: str, fault: str) -> None:
+def test_wrong_import_is_named_with_file_and_line(path: str, source: str, fault: str) -> None:
     (found,) = faults(Path(path), source)
     assert re.search(fault, found)
 

@@ -1,5 +1,6 @@
-"""The layout of the tree: no file name twice, and tests in the folders of what they test."""
+"""The layout of the tree: unique file names, tests in their packages' folders, short test names."""
 
+import ast
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,6 +59,18 @@ def test_tests_mirror_the_packages() -> None:
     tests = [path for path in python_files() if path.startswith("tests/")]
     assert len(tests) > 100
     assert in_no_package(tests) == []
+
+
+def test_test_names_have_at_most_eight_words() -> None:
+    trees = [ast.parse((REPO / path).read_text()) for path in python_files() if "/test_" in path]
+    names = [
+        node.name
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(names) > 1000
+    assert [name for name in names if len(name.removeprefix("test_").split("_")) > 8] == []
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,14 @@ def test_mcnemar_counts_the_tails_of_a_coin() -> None:
     assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
 
 
-def test_a_bootstrapped_mean_has_the_interval_of_the_normal_law() -> None:
+def test_bootstrapped_mean_has_interval_of_normal_law() -> None:
     values = np.random.default_rng(1).normal(3.0, 2.0, 2000)
     low, high = bootstrap(lambda v: float(v.mean()), values)
     half = Z * values.std() / sqrt(2000)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
 
 
-def test_a_bootstrap_draws_the_same_samples_of_each_array() -> None:
+def test_bootstrap_draws_same_samples_of_each_array() -> None:
     values = np.arange(100.0)
     assert bootstrap(lambda a, b: float((a - b).sum()), values, values) == (0.0, 0.0)
 
@@ -54,7 +54,7 @@ def test_the_interval_over_seeds_is_student_s() -> None:
     assert known.interval == pytest.approx((72 - half, 72 + half))
 
 
-def test_one_seed_says_nothing_of_the_spread() -> None:
+def test_one_seed_has_no_spread() -> None:
     assert (mean_and_interval([70.0]).std, mean_and_interval([70.0]).interval) == (None, None)
     with pytest.raises(ValueError, match="no values"):
         mean_and_interval([])
@@ -103,6 +103,6 @@ def test_no_other_temperature_is_likelier() -> None:
     assert nll(best) < min(nll(0.99 * best), nll(1.01 * best))
 
 
-def test_where_all_is_right_or_wrong_it_ends_at_its_bound() -> None:
+def test_interval_of_extreme_share_ends_at_bound() -> None:
     assert fit_temperature(np.eye(5), np.arange(5)) == COLDEST
     assert fit_temperature(np.eye(2), np.array([1, 0])) == HOTTEST

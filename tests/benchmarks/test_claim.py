@@ -10,6 +10,8 @@ from benchmarks import claim
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import train
 
+pytestmark = pytest.mark.slow  # a benchmark's script, not the library
+
 
 @pytest.fixture(scope="module")
 def pair(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder]:

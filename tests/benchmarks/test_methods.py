@@ -1,46 +1,18 @@
-"""The study of many methods, the flipping of signs, and the page of costs."""
+"""The study of many methods, and the flipping of signs."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from benchmarks import methods, signs
 from distill.recipe import recipes
-from distill.recipe.loss_schema import Losses
-from docs import methods as page
 from tests.make_runs import train
 
-
-def test_the_page_says_what_is_counted() -> None:
-    """Parameters, memory, paper and test of every term; only the times are this machine's."""
-    assert page.stale(page.PAGE.read_text()) == [], "stale; type: python -m docs.methods"
-    rows = page._cells(page.PAGE.read_text())
-    assert len(rows) == len(Losses.model_fields)
-    assert all(float(row[5]) > 0 and row[6].endswith("%") for row in rows)
+pytestmark = pytest.mark.slow  # a benchmark's script, not the library
 
 
-def test_a_changed_cost_is_told() -> None:
-    stale = page.PAGE.read_text().replace("| [`sp`]", "| [`sq`]")
-    assert page.stale(stale) == ["sp"]
-
-
-def test_held_bytes_are_those_alive_at_once() -> None:
-    held = page.Held()
-    mine = torch.empty(100)
-    held.ignore([mine])
-    with held:
-        a = mine + 1  # 400 bytes
-        b = a * 2  # 400 more
-        del a
-        c = b + 1
-        view = c[:10]
-        assert held.now == 800
-    assert held.peak == 800 and view.numel() == 10
-
-
-def test_a_control_is_written_once_for_recipes_that_differ_in_the_teacher_alone(tmp_path) -> None:
+def test_recipes_that_differ_in_teacher_share_a_control(tmp_path) -> None:
     one, two, mixed = (
         methods.control(recipes.load(f"{name}+two_cores").recipe, tmp_path)
         for name in ("kd", "at", "soft_mix")
@@ -49,7 +21,7 @@ def test_a_control_is_written_once_for_recipes_that_differ_in_the_teacher_alone(
     assert list(recipes.read(one).loss.terms()) == ["hard"]
 
 
-def test_a_study_s_runs_are_typed_as_a_person_would() -> None:
+def test_runs_of_a_study_are_typed_commands() -> None:
     kd, at = (recipes.load(f"{name}+two_cores").recipe for name in ("kd", "at"))
     alone = recipes.control_recipe(kd)
     typed = [
@@ -66,7 +38,7 @@ def test_a_study_s_runs_are_typed_as_a_person_would() -> None:
     assert all("train.seed=3" in line and "data.seed=3" in line for line in typed)
 
 
-def test_a_study_ends_in_a_table_of_every_recipe_and_its_control(
+def test_study_tabulates_every_recipe_and_its_control(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(methods, "train", in_this_process)
@@ -113,11 +85,11 @@ def test_every_sign_of_the_arithmetic_is_flipped_once() -> None:
         ("tests/losses/test_properties.py::test_of_all", "properties"),
     ],
 )
-def test_a_test_speaks_of_a_term(test: str, term: str) -> None:
+def test_term_of_a_test_is_found(test: str, term: str) -> None:
     assert signs.whose(test) == term
 
 
-def test_a_flip_is_wanted_to_fail_its_own_tests_and_no_other() -> None:
+def test_flip_must_fail_its_own_tests_only() -> None:
     golden = f"{signs.GOLDEN}::test_golden_losses_of_every_term"
     own = "tests/losses/test_kd.py::test_x"
     assert signs.verdict("kd", {own, f"{golden}[kd]", f"{golden}[multi_temperature]"}) == {

@@ -16,6 +16,8 @@ from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder
 from tests.cli.command_line import REPO, RunCli
 
+pytestmark = pytest.mark.slow  # a benchmark's script, not the library
+
 
 @pytest.fixture(scope="module")
 def published(
@@ -29,7 +31,7 @@ def published(
     return RunFolder(place / "run"), RunFolder(place / "small")
 
 
-def test_it_holds_half_the_bytes_no_images_and_no_paths(published) -> None:
+def test_published_folder_has_half_the_bytes_no_paths(published) -> None:
     run, folder = published
     names = {path.name for path in folder.path.iterdir()}
     assert names == {
@@ -54,9 +56,9 @@ def test_it_holds_half_the_bytes_no_images_and_no_paths(published) -> None:
 def test_its_figures_are_those_of_the_halved_weights(published, run_cli: RunCli) -> None:
     run, folder = published
     result = folder.result()
-    answers = saved_predictions.read_run(folder)
-    assert answers is not None
-    assert result["metrics"]["top1/test"] == pytest.approx(float(answers.is_right.mean()))
+    predictions = saved_predictions.read_run(folder)
+    assert predictions is not None
+    assert result["metrics"]["top1/test"] == pytest.approx(float(predictions.is_right.mean()))
     assert result["published"]["metrics"] == run.result()["metrics"]
     assert result["recipe_fingerprint"] == recipes.fingerprint(recipes.read(folder.recipe))
     evaluated = run_cli("evaluate", str(folder.path), "--json")

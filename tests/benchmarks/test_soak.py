@@ -15,6 +15,8 @@ from benchmarks.soak import commands, names, pickles, run_files, watched
 from benchmarks.soak.outcome import Outcome
 from distill.files import urls
 
+pytestmark = pytest.mark.slow  # a benchmark's script, not the library
+
 FAST = {"recipes": 300, "damage": 100, "pickles": 10, "archives": 10, "urls": 10}
 ON_RUNS = {"names": 10, "folders": 4, "run_files": 18}  # these train some tiny runs first
 
@@ -50,7 +52,6 @@ def test_hostile_files_are_refused_in_words(
     assert sum(line.startswith("| ") for line in lines) == 2 + sum(map(len, known.values()))
 
 
-@pytest.mark.slow
 def test_killed_processes_resume(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = [f"--tries={part}=1" for part in ("kills", "deaths")]
     with pytest.raises(SystemExit) as ended:

@@ -18,6 +18,8 @@ from distill.components.network import build_network
 from distill.training import loop
 from distill.training.state import TrainState
 
+pytestmark = pytest.mark.slow  # a benchmark's script, not the library
+
 REPOSITORY = Path(__file__).parents[2]
 LOSSES = {"honest": [0.25, 0.24], "lazy": [0.25, 0.2405]}  # two thousandths apart
 ORDER = [
@@ -54,7 +56,7 @@ def test_the_stages_are_the_step_of_a_run() -> None:
     assert [len(spans) for spans in timed.spans_s.values()] == [3] * (len(ORDER) - 1)
 
 
-def test_a_stage_of_an_epoch_is_shared_out_over_its_steps() -> None:
+def test_stage_of_an_epoch_is_shared_among_steps() -> None:
     shares = stages.shares({"evaluation": 4.0, "backward": 3.0}, steps_per_epoch=4)
     assert shares["evaluation"] == {"span_s": 4.0, "share": 0.25}  # 1 s of 1 + 3
     assert shares["backward"] == {"span_s": 3.0, "share": 0.75}
@@ -110,7 +112,6 @@ def raced() -> dict[str, Any]:
     return content
 
 
-@pytest.mark.slow
 def test_every_contender_is_measured(raced: dict[str, Any]) -> None:
     assert raced["pair"] == "tiny"
     assert set(raced["contenders"]) >= set(CONTENDERS) - {"torchdistill"}
@@ -127,7 +128,6 @@ def test_every_contender_is_measured(raced: dict[str, Any]) -> None:
         assert raced[f"{ours}_over_best_peer"] == pytest.approx(speed / fastest)
 
 
-@pytest.mark.slow
 def test_all_contenders_do_the_same_work(raced: dict[str, Any]) -> None:
     """The same first loss takes the same networks, batch and loss; the second, the same step."""
     for which in ("first_loss", "second_loss"):
@@ -140,7 +140,6 @@ def test_all_contenders_do_the_same_work(raced: dict[str, Any]) -> None:
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="memory is Linux's to tell"
 )
-@pytest.mark.slow
 def test_the_memory_is_that_of_all_processes(raced: dict[str, Any]) -> None:
     grown = "import time; held = bytearray(300 << 20); print(flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grown!r}])"
@@ -156,8 +155,8 @@ def test_the_memory_is_that_of_all_processes(raced: dict[str, Any]) -> None:
 def test_other_work_is_seen() -> None:
     honest, lazy = (Entrant(name, None, losses) for name, losses in LOSSES.items())  # type: ignore[arg-type]
     peers.check_equal([honest, honest])
-    nobody = Entrant("nobody", None, [float("nan"), 0.24])  # type: ignore[arg-type]
-    for pair in ([honest, nobody], [nobody, honest], [nobody, nobody]):
+    unmeasured = Entrant("unmeasured", None, [float("nan"), 0.24])  # type: ignore[arg-type]
+    for pair in ([honest, unmeasured], [unmeasured, honest], [unmeasured, unmeasured]):
         with pytest.raises(Unequal, match="does not do the same work"):
             peers.check_equal(pair)
     with pytest.raises(
@@ -195,7 +194,6 @@ def test_growth_is_measured_against_the_first_point() -> None:
     assert [each["ratio"] for each in by_cost.values()] == [1.0, 1.5]
 
 
-@pytest.mark.slow
 def test_a_point_of_growth_is_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     scaling.main(["images", "--quick", "--rounds", "1", "--json"])
     content = json.loads(capsys.readouterr().out)
@@ -249,7 +247,6 @@ def test_a_section_that_is_there_is_not_repeated(tmp_path: Path) -> None:
     assert "unknown section ceiling; allowed: ceilings stages" in wrong.stderr
 
 
-@pytest.mark.slow
 def test_all_sections_in_the_size_of_a_cpu(tmp_path: Path) -> None:
     done = h200(tmp_path, "--quick")
     assert done.returncode == 0, done.stderr
@@ -268,7 +265,7 @@ def test_all_sections_in_the_size_of_a_cpu(tmp_path: Path) -> None:
     }
 
 
-def test_trials_an_hour_are_those_between_the_first_beginning_and_the_last_end() -> None:
+def test_trials_per_hour_exclude_start_and_end() -> None:
     rows = [
         {"began": "2026-01-01T10:00:00.000", "ended": "2026-01-01T10:00:30.000", "workers": ["a"]},
         {"began": "2026-01-01T10:00:10.000", "ended": "2026-01-01T10:00:50.000", "workers": ["b"]},

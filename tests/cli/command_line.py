@@ -29,7 +29,7 @@ SMALL = [
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What one command said, and how it ended."""
+    """Exit code and output of one command."""
 
     code: int
     out: str

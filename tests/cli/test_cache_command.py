@@ -9,10 +9,12 @@ import pytest
 
 from tests.cli.command_line import CommandResult, RunCli, assert_refused, unfolded
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def cached_run(run_cli: RunCli, teacher: Path) -> CommandResult:
-    """A run of two epochs whose teacher's answers were stored."""
+    """A run of two epochs that cached its teacher's logits."""
     result = run_cli(
         *("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher),
         *("--set", "train.epochs=2", "--out", "first"),
@@ -47,18 +49,18 @@ def test_cache_info_lists_entries(
     assert "Crop(padding=4)" in table
 
 
-def test_head_says_how_many_views_are_cached(
+def test_head_counts_cached_views(
     cached_run: CommandResult, run_cli: RunCli, teacher: Path
 ) -> None:
-    distilled = ("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher)
+    command = ("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher)
     assert "0 of 2 views of the teacher's logits are cached" in unfolded(cached_run.err)
-    again = run_cli(*distilled, "--set", "train.epochs=3", "--out", "again")
+    again = run_cli(*command, "--set", "train.epochs=3", "--out", "again")
     assert "2 of 3 views of the teacher's logits are cached" in unfolded(again.err)
     for key, why in (
         ("data.seed=7", "data.seed"),
         ("augment.flip=false", "augmentation, mixing or resolution"),
     ):
-        other = run_cli(*distilled, "--set", "train.epochs=1", "--set", key, "--out", key)
+        other = run_cli(*command, "--set", "train.epochs=1", "--set", key, "--out", key)
         assert f"the most similar cached logits differ in {why}:" in unfolded(other.err)
 
 
@@ -76,8 +78,8 @@ def test_cache_verify_finds_damage_and_foreign_logits(
     cached_run: CommandResult, run_cli: RunCli, tmp_path: Path
 ) -> None:
     first, second = sorted((tmp_path / "cache" / "targets").rglob("view-*.npz"))
-    with np.load(second) as kept:
-        np.savez(second, array=kept["array"][::-1])  # another sample's answers
+    with np.load(second) as cached:
+        np.savez(second, array=cached["array"][::-1])  # another sample's logits
     first.write_bytes(first.read_bytes()[:-40])
     result = run_cli("cache", "verify")
     assert result.code == 1
@@ -92,8 +94,8 @@ def test_logits_that_no_longer_match_are_recomputed(
     cached_run: CommandResult, run_cli: RunCli, teacher: Path, tmp_path: Path
 ) -> None:
     for view in (tmp_path / "cache" / "targets").rglob("view-*.npz"):
-        with np.load(view) as kept:
-            np.savez(view, array=kept["array"][::-1])
+        with np.load(view) as cached:
+            np.savez(view, array=cached["array"][::-1])
     command = ("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher)
     again = run_cli(*command, "--set", "train.epochs=2", "--out", "again")
     assert "the cached logits differ from the teacher's of today" in unfolded(again.err)

@@ -1,4 +1,4 @@
-"""Whatever is typed or read, the answer is a recipe or a sentence, never a traceback."""
+"""Whatever is typed or read ends in a recipe or a message, never in a traceback."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -62,6 +62,7 @@ def in_words(ask: Callable[[], object]) -> None:
         assert str(fault).strip()
 
 
+@pytest.mark.long
 @often
 @given(st.lists(names, min_size=1, max_size=3), overrides)
 def test_any_composition_loads_or_is_refused(parts: Sequence[str], sets: list[str]) -> None:
@@ -122,6 +123,7 @@ def archive(tmp_path: Path) -> bytes:
     return pack(write(tmp_path, CIFAR10), tmp_path / "a.tar.gz").read_bytes()
 
 
+@pytest.mark.long
 @often
 @given(damages)
 def test_any_damaged_archive_loads_or_is_refused(

@@ -40,7 +40,7 @@ def test_five_faults_are_five_lines(run_cli: RunCli) -> None:
     assert_refused(result, "5 faults in kd_cutmix", *(f"\n  {key} = " for key in keys), lines=6)
 
 
-def test_student_over_budget_is_refused_with_width_that_fits(run_cli: RunCli) -> None:
+def test_student_over_budget_is_refused_with_fitting_width(run_cli: RunCli) -> None:
     result = run_cli("distill", "--recipe", "kd", "--set", "student.width=128")
     ours, fits, too_wide = (
         Design.of(stages=3, blocks=[4, 4, 3], width=width).parameters for width in (128, 66, 67)

@@ -23,6 +23,7 @@ def test_evaluate_needs_a_finished_run(run_cli: RunCli, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_evaluate_json_matches_the_run(run_cli: RunCli, distilled) -> None:
     folder, _ = distilled
     result = run_cli("evaluate", folder.path, "--json")
@@ -123,13 +124,14 @@ def test_report_refuses_wrong_requests(
     assert_refused(run_cli("report", *(runs.get(word, word) for word in arguments)), found, lines=2)
 
 
+@pytest.mark.long
 def test_a_report_of_one_run_and_of_two(
     run_cli: RunCli, distilled: tuple[RunFolder, object], teacher: Path, tmp_path: Path
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two.html"
     result = run_cli(
         "report", distilled[0].path, distilled[0].path, "--out", one
-    )  # the same one, said twice
+    )  # the same run twice
     assert (result.code, result.out) == (0, f"{one / 'report.html'}\n")
     assert "A student, ResNet" in (one / "report.html").read_text()
     result = run_cli("report", distilled[0].path, teacher, "--out", two)

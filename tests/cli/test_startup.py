@@ -78,6 +78,7 @@ def test_help_shows_text_in_brackets(run_cli: RunCli) -> None:
     assert "runs/<recipe>-<time>" in result.out
 
 
+@pytest.mark.long
 def test_a_real_process_ends_as_the_shell_expects(pets: Path, tmp_path: Path) -> None:
     out = tmp_path / "the run"
     command = ["distill", *SMALL, *ALONE, "--data", str(pets), "--out", str(out)]

@@ -8,6 +8,7 @@ import pytest
 from tests.cli.command_line import ALONE, SMALL, RunCli, assert_refused
 
 
+@pytest.mark.long
 def test_several_seeds_are_trained_once_and_compared(run_cli: RunCli, pets: Path) -> None:
     """The second call trains nothing and says the same."""
     run_cli("train-teacher", "-r", "tiny", *SMALL[2:], *ALONE, "--data", pets, "--out", "t")

@@ -73,7 +73,7 @@ def test_file_is_refused_as_run_folder(run_cli: RunCli, tmp_path: Path, out: str
     assert_refused(result, f"{tmp_path / out} cannot be a run folder: {file} is a file.", lines=2)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nobody, not even root, writes in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="not even root writes in /proc")
 def test_unwritable_folder_is_refused(run_cli: RunCli) -> None:
     result = run_cli("distill", *SMALL, *ALONE, "--out", "/proc/run")
     assert_refused(
@@ -103,6 +103,7 @@ def test_every_unsuitable_teacher_is_named(
     assert_refused(result, "runs/none is not a run: there is no such folder")
 
 
+@pytest.mark.long
 def test_train_distill_evaluate_and_resume(run_cli: RunCli, tmp_path: Path) -> None:
     data = write_pets(tmp_path / 'it\'s "my" 🐈')
     result = run_cli("train-teacher", *SMALL, *ALONE, "--data", data, "--out", "runs/teacher")
@@ -138,7 +139,7 @@ def test_train_distill_evaluate_and_resume(run_cli: RunCli, tmp_path: Path) -> N
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
-def test_a_stopped_run_says_how_to_go_on(
+def test_stopped_run_names_the_command_that_resumes(
     run_cli: RunCli, pets: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(number)
@@ -182,7 +183,7 @@ def test_hangup_ignored_by_nohup_is_ignored(
     assert RunFolder(Path("runs/x")).is_finished
 
 
-def test_note_says_that_a_part_replaces_the_network(run_cli: RunCli, pets: Path) -> None:
+def test_note_names_a_replaced_network(run_cli: RunCli, pets: Path) -> None:
     Path("mine.toml").write_text("[student]\nwidth = 5\n[teacher]\nwiden = 2\n")
     result = run_cli("distill", *SMALL, "--recipe", "tiny+mine.toml", *ALONE, "--data", pets)
     assert result.code == 0, result.err
@@ -197,7 +198,7 @@ def test_note_says_that_a_part_replaces_the_network(run_cli: RunCli, pets: Path)
     )
 
 
-def test_note_says_what_has_no_effect(run_cli: RunCli, pets: Path) -> None:
+def test_note_lists_keys_without_effect(run_cli: RunCli, pets: Path) -> None:
     idle = ["loss.hard.weight=0", "loss.hard.label_smoothing=0.1", "loss.kd.weight=0"]
     more = [*idle, "loss.mse={}", "train.validate_both=true", "loss.at=false"]
     sets = [word for each in more for word in ("--set", each)]
@@ -230,9 +231,9 @@ def test_a_diverged_run_fails_with_one_message(run_cli: RunCli, pets: Path) -> N
 def test_a_device_without_enough_memory_is_one_message(
     run_cli: RunCli, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said by whichever process it befell."""
+    """Whichever process runs out of memory prints it."""
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(sys, "__stderr__", told := StringIO())
+    monkeypatch.setattr(sys, "__stderr__", message := StringIO())
 
     def fill(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
@@ -241,8 +242,8 @@ def test_a_device_without_enough_memory_is_one_message(
     result = run_cli("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
     assert (result.code, result.out) == (1, "")
     full = "the device's memory is full: CUDA out of memory. Tried to allocate 9 GiB.\n"
-    assert full in told.getvalue()
-    assert "--set train.accumulate=2, the same batch in smaller parts" in told.getvalue()
+    assert full in message.getvalue()
+    assert "--set train.accumulate=2, the same batch in smaller parts" in message.getvalue()
 
 
 def allocate_too_much(*_: object) -> None:
@@ -254,7 +255,7 @@ def too_large_for_numpy(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fill", "told"),
+    ("fill", "message"),
     [
         (allocate_too_much, "the host's memory is full: 400000.0 GB more could not be allocated"),
         (too_large_for_numpy, "the host's memory is full: Unable to allocate 7.11 PiB for an"),
@@ -265,14 +266,14 @@ def test_a_host_without_enough_memory_is_one_message(
     pets: Path,
     monkeypatch: pytest.MonkeyPatch,
     fill: Callable[..., None],
-    told: str,
+    message: str,
 ) -> None:
     """On a CPU torch raises a bare RuntimeError."""
     monkeypatch.setattr(sys, "__stderr__", stderr := StringIO())
     monkeypatch.setattr(loop, "step", fill)
     result = run_cli("distill", *SMALL, *ALONE, "--data", pets, "--out", "runs/x")
     assert (result.code, result.out) == (1, "")
-    assert f"The run in runs/x failed: {told}" in stderr.getvalue()
+    assert f"The run in runs/x failed: {message}" in stderr.getvalue()
     assert "A step has 8 images (train.batch_size). " in stderr.getvalue()
     assert "--set train.accumulate=2, the same batch in smaller parts" in stderr.getvalue()
     assert "Traceback" not in result.err + stderr.getvalue()

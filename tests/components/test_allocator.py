@@ -1,4 +1,4 @@
-"""Freed memory is kept: a step after the first touches no new page."""
+"""Freed memory is reused: a step after the first touches no new page."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ FAULTS_OF_A_STEP = """
 import resource, sys, torch
 from distill.components.allocator import keep_freed_memory
 
-if sys.argv[1] == "kept":
+if sys.argv[1] == "reuse":
     assert keep_freed_memory()
 convolution = torch.nn.Conv2d(16, 16, 3, padding=1)
 def step():
@@ -33,12 +33,13 @@ def faults(how: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is meant")
 def test_a_step_takes_no_new_pages() -> None:
-    usual = faults("as it is")
+    usual = faults("unchanged")
     if usual < 1000:
         pytest.skip("this kernel gives memory in huge pages, or this libc keeps it by itself")
-    assert faults("kept") < usual / 8
+    assert faults("reuse") < usual / 8
 
 
 FLAGS_OF_A_TENSOR = """
@@ -57,6 +58,7 @@ for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not Path("/sys/kernel/mm/transparent_hugepage").exists()
     or allocator.OVERCOMMIT.read_text().strip() == allocator.STRICT,
@@ -68,8 +70,9 @@ def test_large_tensors_lie_in_huge_pages() -> None:
     assert "hg" in flags  # proc_pid_smaps(5): advised to use huge pages
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is meant")
-def test_a_limit_on_address_space_leaves_training_as_it_is() -> None:
+def test_limited_address_space_changes_nothing() -> None:
     limited = (
         "import resource, torch; from distill.components.allocator import keep_freed_memory;"
         "resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31));"

@@ -32,7 +32,7 @@ def test_shapes_and_parameters_are_those_of_the_design() -> None:
     assert found["head"] == ("head", "Linear", (7,), 8 * 7 + 7)
 
 
-def test_a_layer_used_twice_is_counted_once_and_the_mode_comes_back() -> None:
+def test_layer_used_twice_is_counted_once() -> None:
     same = nn.Conv2d(3, 3, 1)
     net = nn.Sequential(same, nn.Identity(), same, nn.Dropout(0.5)).train()
     before = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Arrays kept between runs: whole or not at all, whoever writes and however it ends."""
+"""Arrays cached between runs: whole or absent, also after a crash or a concurrent writer."""
 
 import grp
 import os
@@ -46,6 +46,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.long
 def test_two_writers_and_a_reader_never_meet() -> None:
     writers = [writer(), writer()]
     try:
@@ -71,7 +72,7 @@ def test_a_kill_while_writing_leaves_what_was_there() -> None:
         assert (found == 7).all()
 
 
-def test_what_cannot_be_written_is_not_kept(own_cache: Path) -> None:
+def test_unwritable_array_is_not_cached(own_cache: Path) -> None:
     (own_cache / "targets").write_text("a file where a folder should be")
     array_cache.save_cached(KEY, np.zeros(SHAPE, np.float16))
     assert array_cache.load_cached(KEY, SHAPE, np.float16) is None
@@ -111,7 +112,7 @@ def test_a_folder_of_another_user_is_found(tmp_path: Path, monkeypatch: pytest.M
     assert array_cache.writable_by_others(tmp_path) == "it belongs to another user"
 
 
-def test_a_group_of_one_user_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_of_one_user_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
     user = pwd.struct_passwd(("me", "", 7, 8, "", "", ""))
     monkeypatch.setattr(pwd, "getpwuid", lambda _: user)
     for members, is_private in (([], True), (["me"], True), (["me", "you"], False)):

@@ -30,26 +30,22 @@ shares = st.floats(0.06, 0.9)
 
 @settings(max_examples=40, deadline=None)
 @given(sets, shares)
-def test_disjoint_exhaustive_balanced_and_in_the_order_of_the_digests(
-    images: ImageSet, share: float
-) -> None:
-    train, held = split(images, holdout=share)
-    assert train.dtype == held.dtype == np.int64
-    assert sorted([*train, *held]) == list(range(len(images.labels)))
+def test_parts_are_disjoint_exhaustive_balanced_and_ordered(images: ImageSet, share: float) -> None:
+    train, held_out = split(images, holdout=share)
+    assert train.dtype == held_out.dtype == np.int64
+    assert sorted([*train, *held_out]) == list(range(len(images.labels)))
     for found, of_class in zip(
-        per_class(images, held), per_class(images, [*train, *held]), strict=True
+        per_class(images, held_out), per_class(images, [*train, *held_out]), strict=True
     ):
         assert abs(found - share * of_class) <= 0.5 + 1e-9
-    for part in (train, held):
+    for part in (train, held_out):
         digests = [images.digests[i] for i in part]
         assert digests == sorted(digests)
 
 
 @settings(max_examples=40, deadline=None)
 @given(sets, shares, st.randoms(use_true_random=False))
-def test_another_order_of_the_container_gives_the_same_sequence_of_images(
-    images: ImageSet, share: float, random
-) -> None:
+def test_file_order_does_not_change_the_sequence(images: ImageSet, share: float, random) -> None:
     order = list(range(len(images.labels)))
     random.shuffle(order)
     turned = subset(images, order)
@@ -65,46 +61,46 @@ def test_another_order_of_the_container_gives_the_same_sequence_of_images(
 
 @settings(max_examples=40, deadline=None)
 @given(sets, shares, shares)
-def test_a_smaller_share_lies_within_a_larger_one(images: ImageSet, a: float, b: float) -> None:
+def test_smaller_share_is_contained_in_larger(images: ImageSet, a: float, b: float) -> None:
     small, large = (set(split(images, holdout=share)[1].tolist()) for share in sorted((a, b)))
     assert small <= large
 
 
-def test_the_first_by_digest_of_each_class_are_held_out() -> None:
+def test_first_digests_of_each_class_are_separated() -> None:
     images = some([10, 20])
-    _, held = split(images, holdout=0.2)
+    _, held_out = split(images, holdout=0.2)
     expected = {
         i
         for c, n in ((0, 2), (1, 4))
         for i in sorted(np.flatnonzero(images.labels == c), key=lambda i: images.digests[i])[:n]
     }
-    assert set(held.tolist()) == expected
+    assert set(held_out.tolist()) == expected
 
 
-def test_nothing_held_out() -> None:
+def test_no_share_holds_out_nothing() -> None:
     images = some([3, 4])
-    train, held = split(images, holdout=0)
-    assert held.shape == (0,)
-    assert held.dtype == np.int64
+    train, held_out = split(images, holdout=0)
+    assert held_out.shape == (0,)
+    assert held_out.dtype == np.int64
     assert sorted(train) == list(range(7))
 
 
-def test_equal_images_stand_on_one_side_of_the_border() -> None:
+def test_equal_images_are_on_one_side() -> None:
     pairs = np.zeros((8, 3, 32, 32), dtype=np.uint8)
     pairs[:, 0, 0, 0] = [0, 1, 2, 3, 0, 1, 2, 3]
     images = ImageSet(pairs, np.zeros(8, dtype=np.int64), ("all",))
-    train, held = split(images, holdout=0.125)  # one of eight, and so its twin
-    assert len(held) == 2 and len(train) == 6
-    assert not {images.digests[i] for i in held} & {images.digests[i] for i in train}
+    train, held_out = split(images, holdout=0.125)  # one of eight, and so its twin
+    assert len(held_out) == 2 and len(train) == 6
+    assert not {images.digests[i] for i in held_out} & {images.digests[i] for i in train}
 
 
 def test_fewer_training_images_are_shared_among_the_classes() -> None:
     images = some([20, 20, 20])
-    train, held = split(images, holdout=0.1, train_images=11)
+    train, held_out = split(images, holdout=0.1, train_images=11)
     assert per_class(images, train) == [4, 4, 3]
-    assert per_class(images, held) == [2, 2, 2]
+    assert per_class(images, held_out) == [2, 2, 2]
     whole, held_of_all = split(images, holdout=0.1)
-    assert (held == held_of_all).all()
+    assert (held_out == held_of_all).all()
     for c, n in enumerate((4, 4, 3)):  # the first by digest of those that are left
         of_class = [i for i in whole.tolist() if images.labels[i] == c]
         assert [i for i in train.tolist() if images.labels[i] == c] == of_class[:n]
@@ -112,8 +108,8 @@ def test_fewer_training_images_are_shared_among_the_classes() -> None:
 
 def test_the_procedural_set_is_split_evenly() -> None:
     images = synthetic.draw("train")
-    train, held = split(images, holdout=0.1)
-    assert per_class(images, held) == [60] * 10
+    train, held_out = split(images, holdout=0.1)
+    assert per_class(images, held_out) == [60] * 10
     assert per_class(images, train) == [540] * 10
     fewer, _ = split(images, holdout=0.1, train_images=1000)
     assert per_class(images, fewer) == [100] * 10
@@ -125,7 +121,7 @@ def test_a_share_out_of_range(share: float) -> None:
         split(some([5]), holdout=share)
 
 
-def test_every_class_without_a_held_out_image_is_named() -> None:
+def test_classes_without_separated_images_are_named() -> None:
     expected = (
         r"2 faults in data.holdout = 0.1 of 26 images:\n"
         r"  class 'c0' has no held-out image: of 3 images 0 held out, 3 left to train on\n"
@@ -156,7 +152,7 @@ def test_too_few_training_images() -> None:
 
 
 @pytest.mark.parametrize("n", [0, -5])
-def test_no_training_images_asked_for(n: int) -> None:
+def test_zero_training_images_are_refused(n: int) -> None:
     expected = r"class 'c0' has no training image: of 5 images 0 held out, 5 left.*, 0 requested"
     with pytest.raises(UserError, match=expected):
         split(some([5, 5]), holdout=0, train_images=n)

@@ -19,14 +19,14 @@ def definition(image: np.ndarray, label: int) -> bytes:
     return sha256(bytes([label, *interleaved])).digest()
 
 
-def test_a_digest_is_sha256_of_the_label_byte_and_the_interleaved_rows() -> None:
+def test_digest_is_sha256_of_label_and_rows() -> None:
     images = some()
     expected = [definition(i, int(n)) for i, n in zip(images.images, images.labels, strict=True)]
     assert images.digests == expected
     assert images.fingerprint == sha256(b"".join(sorted(expected))).hexdigest()
 
 
-def test_digests_do_not_depend_on_how_many_are_read_at_once() -> None:
+def test_digests_do_not_depend_on_chunk_size() -> None:
     images = some(1003)
     assert images.digests[-1] == definition(images.images[-1], int(images.labels[-1]))
     assert len(set(images.digests)) == 1003
@@ -51,7 +51,7 @@ def test_the_fingerprint_forgets_the_order_and_nothing_else() -> None:
     assert subset(images, range(6)).fingerprint != images.fingerprint
 
 
-def test_a_subset_keeps_order_labels_and_all_class_names() -> None:
+def test_subset_keeps_order_labels_and_all_class_names() -> None:
     images = some()
     part = subset(images, [5, 0])
     assert (part.images == images.images[[5, 0]]).all()

@@ -56,7 +56,7 @@ def by_sample(batches) -> dict[int, tuple[bytes, bytes]]:  # type: ignore[no-unt
 
 
 @pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (1, 3), (4, 2)])
-def test_the_global_batch_does_not_depend_on_processes_or_accumulation(
+def test_global_batch_is_independent_of_processes(
     images: ImageSet, processes: int, accumulate: int
 ) -> None:
     for step in (0, 3, 7):
@@ -69,7 +69,7 @@ def test_the_global_batch_does_not_depend_on_processes_or_accumulation(
         assert {k: v for part in parts for k, v in part.items()} == whole
 
 
-def test_a_step_can_be_replayed_alone_and_in_any_order(images: ImageSet) -> None:
+def test_steps_can_be_replayed_in_any_order(images: ImageSet) -> None:
     straight = loader(images)
     sequence = [by_sample(batch(straight, step)) for step in range(9)]
     for step in (8, 0, 5):
@@ -77,7 +77,7 @@ def test_a_step_can_be_replayed_alone_and_in_any_order(images: ImageSet) -> None
     assert sequence[0] != sequence[4]  # step 0 of another view
 
 
-def test_an_epoch_visits_each_sample_at_most_once_and_drops_the_rest(images: ImageSet) -> None:
+def test_epoch_visits_each_sample_at_most_once(images: ImageSet) -> None:
     ours = loader(images)
     assert ours.steps_per_epoch == 4
     visited = [int(i) for step in range(4) for indices, _, _ in batch(ours, step) for i in indices]
@@ -87,13 +87,13 @@ def test_an_epoch_visits_each_sample_at_most_once_and_drops_the_rest(images: Ima
     ]
 
 
-def test_a_sample_looks_the_same_in_batches_of_another_size(images: ImageSet) -> None:
+def test_sample_looks_same_in_batches_of_another_size(images: ImageSet) -> None:
     large = by_sample(batch(loader(images, batch_size=N), 0))
     small = by_sample(b for step in range(4) for b in batch(loader(images), step))
     assert small.items() <= large.items()
 
 
-def test_pixels_and_targets_carry_the_same_share_of_the_partner(images: ImageSet) -> None:
+def test_pixels_and_targets_carry_same_share_of_partner(images: ImageSet) -> None:
     flat = ImageSet(
         np.broadcast_to((np.arange(N) * 2)[:, None, None, None], (N, 3, 32, 32)).astype(np.uint8),
         np.arange(N),
@@ -114,7 +114,7 @@ def test_without_mixing_the_targets_are_the_labels(images: ImageSet) -> None:
     assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_set_in_host_memory_gives_the_same_batches(images: ImageSet) -> None:
+def test_set_in_host_memory_gives_same_batches(images: ImageSet) -> None:
     on_host = loader(images, resident=False)
     assert by_sample(batch(on_host, 2)) == by_sample(batch(loader(images), 2))
 
@@ -124,8 +124,8 @@ def test_a_set_smaller_than_a_batch_is_refused(images: ImageSet) -> None:
         loader(images, batch_size=101)
 
 
-def test_the_whole_of_cifar10_with_all_its_draws_takes_a_quarter_of_a_gib() -> None:
-    """What lies beside the networks on a GPU: the set, the labels, one view with everything on."""
+def test_cifar10_and_its_draws_take_quarter_gib() -> None:
+    """GPU memory beside the networks: the set, the labels, one view with everything on."""
     n = 50_000
     everything = Pipeline(
         Crop(4),
@@ -140,20 +140,22 @@ def test_the_whole_of_cifar10_with_all_its_draws_takes_a_quarter_of_a_gib() -> N
         images, batch_size=512, seed=0, pipeline=everything, device=CPU, shard=Shard()
     )
     view = on_device.view(0)
-    n_bytes = sum(tensor.nbytes for tensor in [on_device.pixels, on_device.targets, *held(view)])
+    n_bytes = sum(
+        tensor.nbytes for tensor in [on_device.pixels, on_device.targets, *tensors_of(view)]
+    )
     assert n * 3 * 32 * 32 < n_bytes < 2**30 / 4
 
 
-def held(part: object) -> list[torch.Tensor]:
+def tensors_of(part: object) -> list[torch.Tensor]:
     """Every tensor of a view, however deep."""
     if isinstance(part, torch.Tensor):
         return [part]
     if isinstance(part, dict):
-        return [tensor for each in part.values() for tensor in held(each)]
+        return [tensor for each in part.values() for tensor in tensors_of(each)]
     if isinstance(part, tuple):
-        return [tensor for each in part for tensor in held(each)]
+        return [tensor for each in part for tensor in tensors_of(each)]
     inner = vars(part).values() if is_dataclass(part) else ()
-    return [tensor for each in inner for tensor in held(each)]
+    return [tensor for each in inner for tensor in tensors_of(each)]
 
 
 def test_everything_fits_on_the_host() -> None:
@@ -186,7 +188,7 @@ class Inverted:
         return torch.where(drawn["used"][:, None, None, None], 255 - pixels, pixels)
 
 
-def test_operations_act_after_crop_and_flip_on_partners_too(images: ImageSet) -> None:
+def test_operations_follow_crop_and_flip_on_partners(images: ImageSet) -> None:
     plain = Pipeline(Crop(4), Flip())
     with_op = replace(plain, operations=(Inverted(),))
     view, rows = loader(images, pipeline=plain).batches(0)[0]
@@ -238,7 +240,7 @@ def test_trivial_can_act_after_crop_and_flip(images: ImageSet) -> None:
         assert torch.equal(image, expected.float() / 255)
 
 
-def test_operations_and_mixing_end_when_the_calendar_says(images: ImageSet) -> None:
+def test_operations_and_mixing_end_on_schedule(images: ImageSet) -> None:
     whole = replace(WHOLE, operations=(Inverted(),))
     ours = loader(images, pipeline=whole, schedule=AugmentSchedule(operations_end=2, mixing_end=1))
     seen = [ours.view(epoch) for epoch in range(3)]
@@ -255,7 +257,7 @@ SIDES = ((0.0, 20), (0.5, 26), (0.75, None))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 7, 10, 100])
-def test_an_epoch_has_the_last_side_whose_share_has_come(epochs: int) -> None:
+def test_epoch_has_last_side_whose_share_has_come(epochs: int) -> None:
     for shares in (("0", "0.5", "0.75"), ("0", "0.07", "0.29"), ("0", "0.1", "0.7")):
         sides = tuple(zip(map(float, shares), (20, 26, None), strict=True))
         schedule = AugmentSchedule(sides=sides, epochs=epochs)

@@ -7,7 +7,7 @@ from distill.data import rng
 from distill.data.rng import Stream
 
 
-def test_the_generator_is_philox_4x64_10_of_the_paper() -> None:
+def test_generator_is_philox_4x64_10_of_paper() -> None:
     # Known answer of Random123's kat_vectors: key 0, counter 0. numpy counts up before it draws.
     before_zero = np.array([2**64 - 1] * 4, dtype=np.uint64)
     generator = np.random.Philox(key=np.zeros(2, dtype=np.uint64), counter=before_zero)
@@ -19,7 +19,7 @@ def test_the_generator_is_philox_4x64_10_of_the_paper() -> None:
     ]
 
 
-def test_a_sample_draws_the_same_whatever_the_size_of_the_set() -> None:
+def test_sample_draws_same_whatever_size_of_set() -> None:
     few, many = (rng.words(3, 7, Stream.CROP, n) for n in (10, 1000))
     assert np.array_equal(few, many[:10])
 
@@ -59,7 +59,7 @@ def test_permutation_is_one_and_differs_by_view() -> None:
     assert not np.array_equal(first, second)
 
 
-def test_torch_seed_depends_on_seed_step_part_and_rank() -> None:
+def test_torch_seed_depends_on_step_and_rank() -> None:
     seeds = {rng.torch_seed(*key) for key in np.ndindex(3, 3, 3, 3)}
     assert len(seeds) == 81
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -75,7 +75,7 @@ def test_a_choice_has_the_shares_of_its_weights() -> None:
     assert drawn[:50] != [rng.choice(4, view, Stream.TEACHER, weights) for view in range(50)]
 
 
-def test_a_choice_is_the_first_draw_of_its_view() -> None:
+def test_choice_is_first_draw_of_its_view() -> None:
     """The share of the unit interval that it falls into; other runs have these teachers stored."""
     for view in range(50):
         u = rng.uniform(rng.words(3, view, Stream.TEACHER, 1)[:, 0])[0]

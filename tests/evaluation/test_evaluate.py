@@ -1,4 +1,4 @@
-"""A finished run measured again: what is kept, what is predicted again, what cannot be had."""
+"""Evaluate a finished run: saved predictions, new ones, and absent figures."""
 
 import json
 import shutil
@@ -16,8 +16,7 @@ from distill.components.network import build_design, load_trained
 from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt
 from distill.data.sources import image_set
 from distill.errors import UserError
-from distill.evaluation import evaluate, figures
-from distill.evaluation import robustness as robustness_room
+from distill.evaluation import evaluate, figures, robustness
 from distill.evaluation.evaluate import EvalOptions
 from distill.evaluation.predict import FlipTTA, SixViewTTA, logits_and_labels
 from distill.evaluation.results import read_evaluation, write_evaluation
@@ -38,7 +37,7 @@ def drawn_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def kept(distilled) -> dict[str, np.ndarray]:
+def saved(distilled) -> dict[str, np.ndarray]:
     with np.load(distilled[0].evaluation) as file:
         return dict(file)
 
@@ -56,27 +55,27 @@ def copied(distilled, to: Path, **changes: object) -> RunFolder:
     return folder
 
 
-def test_a_run_keeps_what_it_says_of_the_held_out_part(distilled, kept) -> None:
-    assert kept["val_logits"].shape == (HELD_OUT, 10)
-    right = (kept["val_logits"].argmax(1) == kept["val_labels"]).mean()
+def test_run_saves_predictions_of_held_out_images(distilled, saved) -> None:
+    assert saved["val_logits"].shape == (HELD_OUT, 10)
+    right = (saved["val_logits"].argmax(1) == saved["val_labels"]).mean()
     assert right == distilled[0].result()["metrics"]["top1/val_ema"]
 
 
-def test_a_run_that_held_nothing_out_keeps_nothing_of_it(distilled, tmp_path) -> None:
+def test_run_without_hold_out_saves_no_such_predictions(distilled, tmp_path) -> None:
     some = image_set.subset(image_set.load("synthetic", "test"), np.arange(9))
     write_evaluation(RunFolder(tmp_path), some, torch.randn(9, 10), None, None)
     with np.load(tmp_path / "evaluation.npz") as file:
         assert set(file.files) == {"logits", "labels", "mistakes", "mistake_pixels"}
 
 
-def test_the_figures_are_those_of_the_kept_predictions(measured, kept) -> None:
-    logits, labels = (kept[name] for name in ("logits", "labels"))
+def test_figures_match_the_saved_predictions(measured, saved) -> None:
+    logits, labels = (saved[name] for name in ("logits", "labels"))
     wanted = figures.headline_measures(logits, labels)
     for name in ("top1", "top5", "nll", "ece", "top1_interval", "nll_interval"):
         assert measured[name] == pytest.approx(wanted[name], rel=1e-5), name
-    fitted = fit_temperature(kept["val_logits"], kept["val_labels"])
+    fitted = fit_temperature(saved["val_logits"], saved["val_labels"])
     assert measured["temperature"] == pytest.approx(fitted, rel=1e-5)
-    by_hand = (kept["logits"].argmax(1) == kept["teacher_logits"].argmax(1)).mean()
+    by_hand = (saved["logits"].argmax(1) == saved["teacher_logits"].argmax(1)).mean()
     assert measured["teacher_agreement"] == pytest.approx(by_hand)
     assert np.trace(measured["confusion"]) / measured["n"] == measured["top1"]
     assert sum(each["n"] for each in measured["per_class"]) == measured["n"] == 2000
@@ -89,7 +88,8 @@ def recipe_of_tiny():
     return recipes.load("tiny").recipe
 
 
-def test_a_run_of_before_is_asked_again(distilled, measured, tmp_path) -> None:
+@pytest.mark.long
+def test_run_of_earlier_version_is_predicted_again(distilled, measured, tmp_path) -> None:
     folder = copied(distilled, tmp_path / "run")
     folder.evaluation.unlink()
     again = evaluate.evaluate_run(folder)
@@ -97,27 +97,28 @@ def test_a_run_of_before_is_asked_again(distilled, measured, tmp_path) -> None:
         assert again[name] == pytest.approx(measured[name], rel=1e-4), name
 
 
-def test_kept_predictions_of_other_weights_or_images_are_not_believed(kept, tmp_path) -> None:
-    folder, logits = RunFolder(tmp_path), kept["logits"]
+def test_saved_predictions_of_other_weights_are_not_used(saved, tmp_path) -> None:
+    folder, logits = RunFolder(tmp_path), saved["logits"]
     assert read_evaluation(folder, logits) == {}
     folder.evaluation.write_bytes(b"no archive")
     assert read_evaluation(folder, logits) == {}
-    np.savez(folder.evaluation, **kept)
-    assert read_evaluation(folder, logits + 1e-5).keys() == kept.keys()
+    np.savez(folder.evaluation, **saved)
+    assert read_evaluation(folder, logits + 1e-5).keys() == saved.keys()
     assert read_evaluation(folder, logits[::-1]) == {}
     assert read_evaluation(folder, logits[1:]) == {}
     folder.evaluation.write_bytes(folder.evaluation.read_bytes()[:5000])
     assert read_evaluation(folder, logits) == {}
 
 
-def test_a_run_that_held_nothing_out_has_no_temperature(distilled, tmp_path) -> None:
+def test_run_without_hold_out_has_no_temperature(distilled, tmp_path) -> None:
     data = distilled[0].result()["data"] | {"val_images": 0}
     found = evaluate.evaluate_run(copied(distilled, tmp_path / "run", data=data))
     assert [found[name] for name in evaluate.CALIBRATED] == [None] * 3
     assert "data.holdout = 0: nothing was held out" in found["absent"]["temperature"]
 
 
-def test_held_out_images_that_are_gone_are_named(distilled, tmp_path) -> None:
+@pytest.mark.long
+def test_missing_hold_out_images_are_named(distilled, tmp_path) -> None:
     data = distilled[0].result()["data"] | {"fingerprint": "other"}
     folder = copied(distilled, tmp_path / "run", data=data)
     folder.evaluation.unlink()
@@ -125,7 +126,8 @@ def test_held_out_images_that_are_gone_are_named(distilled, tmp_path) -> None:
     assert reason == "the images that the run held out are not in synthetic any more"
 
 
-def test_a_teacher_that_is_gone_or_another_is_not_compared_with(distilled, tmp_path) -> None:
+@pytest.mark.long
+def test_missing_or_changed_teacher_is_not_compared(distilled, tmp_path) -> None:
     known = distilled[0].result()["teacher"]
     folder, result = copied(distilled, tmp_path / "run"), distilled[0].result()
     folder.evaluation.unlink()
@@ -146,6 +148,7 @@ def test_a_teacher_that_is_gone_or_another_is_not_compared_with(distilled, tmp_p
         assert reason in found["absent"]["teacher_agreement"]
 
 
+@pytest.mark.long
 def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
     found = evaluate.evaluate_run(RunFolder(teacher))
     assert found["role"] == "teacher"
@@ -158,7 +161,7 @@ def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
     assert found["absent"]["teacher_agreement"] == "this run had no teacher"
 
 
-def test_an_image_and_its_mirror_are_answered_alike(distilled, measured) -> None:
+def test_image_and_mirror_have_equal_predictions(distilled, measured) -> None:
     net = load_trained(distilled[0])
     images = torch.from_numpy(image_set.load("synthetic", "test").images[:8]) / 255
     with torch.no_grad():
@@ -171,7 +174,7 @@ def test_an_image_and_its_mirror_are_answered_alike(distilled, measured) -> None
     assert {name: found[name] for name in measured} == measured, "the headline must be the same"
 
 
-def test_six_views_are_the_weighted_mean_of_their_formula() -> None:
+def test_six_views_are_weighted_mean_of_their_formula() -> None:
     """airbench94's multi-crop, with positions read by index and each view's logits summed."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
@@ -189,6 +192,7 @@ def test_six_views_are_the_weighted_mean_of_their_formula() -> None:
     assert not SixViewTTA(net.eval()).training
 
 
+@pytest.mark.long
 def test_six_views_leave_the_headline_alone(distilled, measured) -> None:
     found = evaluate.evaluate_run(distilled[0], EvalOptions(six_views=True))
     augmented = found["test_time_augmentation"]
@@ -203,15 +207,17 @@ def test_six_views_leave_the_headline_alone(distilled, measured) -> None:
     assert "mirror" not in found and "test_time_augmentation" not in measured
 
 
-def test_a_run_against_its_teacher(distilled, teacher, kept) -> None:
+@pytest.mark.long
+def test_a_run_against_its_teacher(distilled, teacher, saved) -> None:
     found = evaluate.evaluate_run(distilled[0], EvalOptions(against=teacher))["against"]
-    ours, theirs = (kept[n].argmax(1) == kept["labels"] for n in ("logits", "teacher_logits"))
+    ours, theirs = (saved[n].argmax(1) == saved["labels"] for n in ("logits", "teacher_logits"))
     assert (found["only_a"], found["only_b"]) == ((ours & ~theirs).sum(), (theirs & ~ours).sum())
     assert found["both"] == (ours & theirs).sum()
     assert found["run"] == str(teacher)
     assert found["top1"] == theirs.mean()
 
 
+@pytest.mark.long
 def test_runs_of_different_test_splits_are_not_compared(distilled, tmp_path, monkeypatch) -> None:
     folder = copied(distilled, tmp_path / "run")
     folder.recipe.write_text(folder.recipe.read_text().replace('"synthetic"', '"elsewhere"'))
@@ -228,21 +234,22 @@ def test_runs_of_different_test_splits_are_not_compared(distilled, tmp_path, mon
     assert (same["p"], same["better"], same["only_a"]) == (1.0, None, 0)
 
 
+@pytest.mark.long
 def test_robustness_is_the_accuracy_on_corrupted_images(distilled) -> None:
     net = load_trained(distilled[0])
-    test, chosen = image_set.load("synthetic", "test"), robustness_room._sample(2000, 33)
+    test, chosen = image_set.load("synthetic", "test"), robustness._sample(2000, 33)
     images, labels = test.images[chosen], torch.from_numpy(test.labels[chosen])
 
     def right(pixels: np.ndarray) -> float:
         with torch.no_grad():
-            answers = net(torch.from_numpy(pixels) / 255).argmax(1)
-        return (answers == labels).double().mean().item()
+            classes = net(torch.from_numpy(pixels) / 255).argmax(1)
+        return (classes == labels).double().mean().item()
 
     by_hand = {
         name: [right(corrupt(images, name, severity, samples=chosen)) for severity in SEVERITIES]
         for name in CORRUPTIONS
     }
-    found = robustness_room.robustness(net, test, Accelerator(), 33)
+    found = robustness.robustness(net, test, Accelerator(), 33)
     assert (found["n"], found["left_out"]) == (33, ["frost"])
     assert found["clean"] == pytest.approx(right(images))
     assert found["accuracy"].keys() == CORRUPTIONS.keys()
@@ -253,13 +260,13 @@ def test_robustness_is_the_accuracy_on_corrupted_images(distilled) -> None:
 
 def test_fewer_images_are_the_same_ones_corrupted_alike(distilled) -> None:
     test = image_set.load("synthetic", "test")
-    chosen = robustness_room._sample(2000, 33)
+    chosen = robustness._sample(2000, 33)
     assert len(set(chosen)) == 33 and (np.diff(chosen) > 0).all() and chosen[-1] > 1500
-    assert set(chosen) < set(robustness_room._sample(2000, 64))
-    assert np.array_equal(robustness_room._sample(5, 9), np.arange(5))
+    assert set(chosen) < set(robustness._sample(2000, 64))
+    assert np.array_equal(robustness._sample(5, 9), np.arange(5))
     rows = np.arange(1, 33, 2)  # those of the second of two processes
     part = image_set.subset(test, chosen)
-    found = robustness_room._corrupt(chosen, "gaussian_noise", 5, part.images[rows], rows)
+    found = robustness._corrupt(chosen, "gaussian_noise", 5, part.images[rows], rows)
     whole = corrupt(test.images, "gaussian_noise", 5, samples=np.arange(2000))
     assert np.array_equal(found, whole[chosen[rows]])
 
@@ -269,23 +276,23 @@ class Rank:
 
     num_processes, device = 2, torch.device("cpu")
 
-    def __init__(self, process_index: int, told: list[torch.Tensor]) -> None:
-        self.process_index, self.told = process_index, told
+    def __init__(self, process_index: int, gathered: list[torch.Tensor]) -> None:
+        self.process_index, self.gathered = process_index, gathered
 
     def gather(self, mine: torch.Tensor) -> torch.Tensor:
-        self.told.append(mine)
-        return torch.cat([self.told[0], self.told[-1]])  # the first has nobody yet but itself
+        self.gathered.append(mine)
+        return torch.cat([self.gathered[0], self.gathered[-1]])  # the first has only itself
 
 
 @pytest.mark.parametrize("n", [33, 34])
 def test_two_processes_corrupt_and_mirror_the_same_images(distilled, n: int) -> None:
     net = FlipTTA(load_trained(distilled[0]))
     some = image_set.subset(image_set.load("synthetic", "test"), np.arange(n))
-    change = partial(robustness_room._corrupt, np.arange(n), "shot_noise", 5)
+    change = partial(robustness._corrupt, np.arange(n), "shot_noise", 5)
     alone = logits_and_labels(net, some, Accelerator(), change=change)
-    told: list[torch.Tensor] = []
+    gathered: list[torch.Tensor] = []
     for rank in (0, 1):
-        together = logits_and_labels(net, some, Rank(rank, told), change=change)  # type: ignore[arg-type]
+        together = logits_and_labels(net, some, Rank(rank, gathered), change=change)  # type: ignore[arg-type]
     assert torch.allclose(together[0], alone[0], atol=1e-5)
     assert torch.equal(together[1], alone[1])
 
@@ -302,11 +309,12 @@ def test_images_are_changed_before_they_are_seen(distilled) -> None:
     assert np.array_equal(labels, some.labels)
 
 
-def test_what_is_asked_together_is_what_is_asked_alone(
+@pytest.mark.long
+def test_measurements_do_not_depend_on_each_other(
     distilled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mirror, a stop-watch and a corruption, one after the other, on one network."""
-    monkeypatch.setattr(robustness_room, "CORRUPTIONS", {"contrast": CORRUPTIONS["contrast"]})
+    monkeypatch.setattr(robustness, "CORRUPTIONS", {"contrast": CORRUPTIONS["contrast"]})
     monkeypatch.setattr(evaluate.cost, "ENOUGH_S", 0.01)
     alone = evaluate.evaluate_run(distilled[0], EvalOptions(robustness=True, robustness_images=50))
     together = evaluate.evaluate_run(

@@ -16,7 +16,7 @@ LOGITS = 2 * DRAWS.normal(size=(300, 8))
 LABELS = np.where(DRAWS.random(300) < 0.5, LOGITS.argmax(1), DRAWS.integers(8, size=300))
 
 
-def test_the_headline_is_counted_and_its_intervals_hold_it() -> None:
+def test_headline_is_counted_and_its_intervals_hold_it() -> None:
     found = figures.headline_measures(LOGITS, LABELS)
     ranks = (-LOGITS).argsort(axis=1)
     for k, name in ((1, "top1"), (5, "top5")):
@@ -31,7 +31,7 @@ def test_the_headline_is_counted_and_its_intervals_hold_it() -> None:
     assert found["ece_interval"][0] < found["ece_interval"][1]
 
 
-def test_five_of_five_classes_say_nothing() -> None:
+def test_top5_of_five_classes_is_omitted() -> None:
     found = figures.headline_measures(LOGITS[:, :5], LABELS % 5)
     assert (found["top5"], found["top5_interval"]) == (None, None)
 
@@ -47,7 +47,7 @@ def test_classes_are_counted() -> None:
     assert rows[3]["interval"] is None
 
 
-def test_the_divergence_is_the_teacher_s_from_the_student() -> None:
+def test_divergence_is_teacher_s_from_student() -> None:
     teacher, student = (
         np.array([[0.9, 0.1], [0.4, 0.6]]),
         np.array([[0.3, 0.7], [0.2, 0.8]]),
@@ -65,7 +65,7 @@ def test_the_divergence_is_the_teacher_s_from_the_student() -> None:
     assert same == pytest.approx({"teacher_agreement": 1.0, "teacher_kl": 0.0}, abs=1e-6)
 
 
-def test_two_networks_are_told_apart_by_who_is_right_alone() -> None:
+def test_mcnemar_counts_images_only_one_gets_right() -> None:
     labels = np.zeros(40, dtype=np.int64)
     right, wrong = [1.0, 0.0], [0.0, 1.0]
     a = np.array([right] * 30 + [wrong] * 10)

@@ -1,4 +1,4 @@
-"""The weights kept of some epochs: which, whole after a stop, and measured once."""
+"""Saved epoch weights: which epochs, complete after a stop, and measured once."""
 
 import json
 import re
@@ -24,20 +24,22 @@ from distill.training.signals import Request, Stopped
 from tests.make_runs import train, two_epochs
 from tests.training.test_run import digest
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def keeping(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """As `taught`, and every epoch's weights kept."""
+    """As `distilled`, with the weights of every epoch saved."""
     out = tmp_path_factory.mktemp("runs") / "keeping"
     return train(out, *two_epochs(teacher), "train.keep_epochs=1")[0]
 
 
-def test_the_weights_of_each_epoch_are_there_and_no_bit_of_the_run_is_another(
+def test_saving_epoch_weights_changes_no_bit(
     keeping: RunFolder, distilled: tuple[RunFolder, object]
 ) -> None:
     assert epoch_weights.saved_epochs(keeping) == [1, 2]
     best = keeping.result()["epoch"]
-    # the weights to use: the average's, as in `best/`
+    # the final weights: the average's, as in `best/`
     assert digest(epoch_weights.weights_path(keeping, best)) == digest(keeping.weights("student"))
     assert digest(keeping.weights("student")) == digest(distilled[0].weights("student"))
     first, second = (load_file(epoch_weights.weights_path(keeping, epoch)) for epoch in (1, 2))
@@ -52,7 +54,7 @@ def test_every_so_many_and_the_last(tmp_path: Path, every: int, epochs: list[int
 
 
 @pytest.mark.parametrize("stop_at", [10, 14])
-def test_a_resumed_run_leaves_no_gap_and_the_same_bits(
+def test_resumed_run_leaves_no_gap_and_same_bits(
     keeping: RunFolder, teacher: Path, tmp_path: Path, stop_at: int
 ) -> None:
     overrides = [*two_epochs(teacher), "train.keep_epochs=1"]
@@ -70,11 +72,11 @@ def test_a_resumed_run_leaves_no_gap_and_the_same_bits(
         )
 
 
-def test_it_is_a_habit_that_a_resumed_run_may_change(keeping: RunFolder, teacher: Path) -> None:
+def test_it_is_habit_that_resumed_run_may_change(keeping: RunFolder, teacher: Path) -> None:
     check_same(keeping, recipes.load("tiny", two_epochs(teacher)).recipe)
 
 
-def test_what_lies_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
+def test_epoch_weights_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     alone = ["loss.kd=false", "loss.hard.weight=1", "data.train_images=40", "train.keep_epochs=1"]
     resolved = recipes.load("tiny", [*alone, "train.epochs=2"])
     request = TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
@@ -90,20 +92,20 @@ def test_what_lies_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     assert not later.exists()
 
 
-def test_the_test_curve_is_that_of_evaluate_and_is_remembered(
+def test_test_curve_matches_evaluate_and_is_cached(
     keeping: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeping.test_curve.unlink(missing_ok=True)
     curve = test_curve.measure_epochs(keeping)
     assert set(curve) == {1, 2}
-    asked = evaluate_run(keeping)
+    evaluated = evaluate_run(keeping)
     chosen = curve[keeping.result()["epoch"]]
     for name in ("top1", "nll", "ece"):
-        assert chosen[f"{name}/test"] == asked[name]
+        assert chosen[f"{name}/test"] == evaluated[name]
     recipe = recipes.read(keeping.recipe)
     split = split_images(recipe, image_set.load("synthetic", "train"))
     on_train = measure(load_trained(keeping), split.train, evaluation_accelerator())
-    assert chosen["top1/train"] == on_train["top1"], "the whole training part, as it is"
+    assert chosen["top1/train"] == on_train["top1"], "the whole training part, not augmented"
     assert len(json.loads(keeping.test_curve.read_text())) == 2
 
     def never(*_: object, **__: object) -> None:
@@ -113,7 +115,7 @@ def test_the_test_curve_is_that_of_evaluate_and_is_remembered(
     assert test_curve.measure_epochs(keeping) == curve
 
 
-def test_weights_that_are_others_by_now_are_measured_again(keeping: RunFolder) -> None:
+def test_changed_epoch_weights_are_measured_again(keeping: RunFolder) -> None:
     curve = test_curve.measure_epochs(keeping)
     known = json.loads(keeping.test_curve.read_text())
     gone = next(iter(known))
@@ -121,7 +123,7 @@ def test_weights_that_are_others_by_now_are_measured_again(keeping: RunFolder) -
     assert test_curve.measure_epochs(keeping) == curve
 
 
-def test_a_run_that_kept_nothing_is_told_how(distilled: tuple[RunFolder, object]) -> None:
+def test_run_without_epoch_weights_is_explained(distilled: tuple[RunFolder, object]) -> None:
     with pytest.raises(UserError, match=r"saved the weights of no epoch.*\n.*train.keep_epochs=1"):
         test_curve.measure_epochs(distilled[0])
 
@@ -142,7 +144,7 @@ def test_other_classes_than_the_runs_are_refused(
         test_curve.measure_epochs(keeping)
 
 
-def test_a_full_disk_does_not_cost_the_test_curve(
+def test_full_disk_does_not_cost_test_curve(
     keeping: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeping.test_curve.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ def same(student: StudentSpec) -> None:
 
 
 def shrunk(spec: dict) -> StudentSpec:
-    """A row of the reports' table with few channels: its shape, blocks and kernels are kept."""
+    """A row of the reports' table with few channels: its shape, blocks and kernels are the same."""
     small = {k: v for k, v in spec.items() if k not in ("activation", "block_dropout")}
     if small.get("channels"):
         small["channels"] = [max(1, n // 64) for n in small["channels"]]
@@ -110,7 +110,8 @@ def shrunk(spec: dict) -> StudentSpec:
     return plain(Design.of(**small), *rates)
 
 
-def test_every_network_of_the_reports_is_written_as_it_is():
+@pytest.mark.long
+def test_networks_of_the_reports_are_written_exactly():
     rows = json.loads(REPORTS.read_text())["rows"]
     students = list(dict.fromkeys(shrunk(row["spec"]) for row in rows))
     print(f"{len(rows)} rows, {len(students)} shapes")
@@ -125,11 +126,12 @@ def test_every_network_of_the_reports_is_written_as_it_is():
     [ODD, FLAT, POOLED, RESNET_9, WHITENED],
     ids=["odd", "flat", "pooled", "resnet9", "whitened"],
 )
-def test_an_odd_design_with_any_activation_is_written_as_it_is(design, activation):
+def test_odd_design_is_written_exactly(design, activation):
     assert set(BUILT) == set(ACTIVATIONS)
     same(plain(design, activation, 0.2, 0.3))
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_design_is_written_as_it_is(data):
@@ -195,13 +197,13 @@ def test_dropout_drops_where_it_dropped():
     student = plain(ODD, "relu", 0.4, 0.4)
     net = network(student)
     model = built(student, net)
-    answers = []
+    outputs = []
     for mode, images in ((model, NORMALISED), (net, IMAGES)):
         torch.manual_seed(1)
-        answers.append(mode.train()(images))
+        outputs.append(mode.train()(images))
 
-    assert torch.equal(*answers)
-    assert not torch.equal(answers[0], net.eval()(IMAGES))
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], net.eval()(IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_the_file_is_as_ruff_leaves_it(tmp_path):
         ["check", "--select=E,F,W,I"],
     ):
         ruff = Path(sys.executable).with_name("ruff")
-        said = subprocess.run(
+        done = subprocess.run(
             [ruff, *command, "--isolated", tmp_path], capture_output=True, text=True, check=False
         )
-        assert said.returncode == 0, said.stdout + said.stderr
+        assert done.returncode == 0, done.stdout + done.stderr

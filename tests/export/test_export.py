@@ -54,6 +54,8 @@ from tests.cli.command_line import (
 from tests.hostile import NAMES as HOSTILE
 from tests.hostile import PAYLOAD
 
+pytestmark = pytest.mark.long
+
 FILES = {
     "project1": {"project1_model.py", "project1_model.pt"},
     "safetensors": {"model.safetensors", "config.json", "README.md"},
@@ -99,7 +101,7 @@ def student(distilled) -> RunFolder:
 
 @pytest.fixture(scope="session")
 def shipped(student, tmp_path_factory):
-    """The student in every format, in one folder, and what was said of it."""
+    """The student in every format, in one folder, and the report."""
     out = tmp_path_factory.mktemp("export") / "all"
     return out, export.export(student, NAMES, out)
 
@@ -109,11 +111,11 @@ def elsewhere(shipped, tmp_path_factory):
     """What a fresh process in another folder says of the files."""
     test, place = image_set.load("synthetic", "test"), tmp_path_factory.mktemp("elsewhere")
     np.savez(place / "test.npz", images=test.images, labels=test.labels)
-    result = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-I", "-c", ELSEWHERE, shipped[0], place / "test.npz"],
         capture_output=True, text=True, check=True, cwd=place,
     )  # fmt: skip
-    return json.loads(result.stdout)
+    return json.loads(done.stdout)
 
 
 def taught_on(student, tmp_path, source: str) -> RunFolder:
@@ -124,7 +126,7 @@ def taught_on(student, tmp_path, source: str) -> RunFolder:
     return copy
 
 
-def test_every_format_is_written_and_answers_as_the_run_does(shipped):
+def test_every_format_predicts_as_the_run_does(shipped):
     out, report = shipped
     every = set().union(*FILES.values())
 
@@ -140,7 +142,7 @@ def test_every_format_is_written_and_answers_as_the_run_does(shipped):
     )
 
 
-def test_the_report_lies_beside_the_files_and_names_their_bytes(shipped):
+def test_report_is_beside_files_with_their_bytes(shipped):
     out, report = shipped
     kept = json.loads((out / "export.json").read_text())
 
@@ -162,14 +164,14 @@ def test_a_program_of_torch_runs_without_this_project(elsewhere, student):
     assert elsewhere["one"] == [1, 10]
 
 
-def test_no_file_tells_of_this_machine(shipped):
+def test_no_file_names_this_machine(shipped):
     for path in filter(Path.is_file, shipped[0].iterdir()):
         content = path.read_bytes()
         for place in (str(REPO), str(Path.home()), sys.prefix):
             assert place.encode() not in content, (path.name, place)
 
 
-def test_files_may_be_read_by_whom_the_umask_lets(shipped, tmp_path):
+def test_files_may_be_read_by_whom_umask_lets(shipped, tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     checkpoint.save_weights(tmp_path / "student.safetensors", {"a": torch.zeros(1)})
@@ -200,7 +202,7 @@ def test_onnx_names_its_ends_and_takes_any_batch(shipped, student):
         torch.testing.assert_close(onnx_float.read(out)(images[:n]), expected)
 
 
-def test_int8_weights_leave_room_for_two_products_in_sixteen_bits(shipped):
+def test_int8_weights_fit_two_products_in_int16(shipped):
     out, report = shipped
     weights = [
         numpy_helper.to_array(each)
@@ -218,7 +220,7 @@ def test_int8_weights_leave_room_for_two_products_in_sixteen_bits(shipped):
     assert known["same_predictions_on_test"] > 0.9
 
 
-def test_int8_is_calibrated_on_images_that_were_trained_on(student):
+def test_int8_is_calibrated_on_training_images(student):
     run = load_finished(student, None, None)
     train, held_out = split_indices(run.recipe, run.train_split)
     seen = {image.tobytes() for image in run.calibration_images().numpy()}
@@ -228,7 +230,7 @@ def test_int8_is_calibrated_on_images_that_were_trained_on(student):
     assert not seen & {image.tobytes() for image in run.train_split.images[held_out]}
 
 
-def test_training_images_are_compared_where_few_are_held_out(student):
+def test_training_images_are_compared_without_hold_out(student):
     run = load_finished(student, None, None)
     table = run.recipe.data.model_copy(update={"holdout": 0.02})  # 120 of 6,000
     recipe = run.recipe.model_copy(update={"data": table})
@@ -239,7 +241,7 @@ def test_training_images_are_compared_where_few_are_held_out(student):
     assert np.array_equal(images.numpy(), run.train_split.images[train[:256]])
 
 
-def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
+def test_card_states_figures_and_their_uncertainty(shipped, student):
     text = (shipped[0] / "README.md").read_text()
     run = load_finished(student, None, None)
 
@@ -261,7 +263,7 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is(shipped, student):
     assert "- cifar10" not in text
 
 
-def test_the_card_says_how_several_teachers_were_combined():
+def test_card_states_how_teachers_were_combined():
     distilled = ("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.runs=['a', 'b']")
     for role, overrides, expected in (
         ("student", (), None),
@@ -302,7 +304,7 @@ def test_a_teacher_is_exported_in_every_other_format(teacher, tmp_path):
         pytest.param(["onnx", "torch-export", "onnx-int8"], marks=pytest.mark.slow),
     ],
 )
-def test_a_residual_teacher_is_exported_as_a_student_is(resnet_teacher, tmp_path, names):
+def test_residual_teacher_is_exported_as_student_is(resnet_teacher, tmp_path, names):
     """Its course's rules ask for a residual network, not for a student."""
     folder, _ = resnet_teacher
     report = export.export(folder, names, tmp_path / "out")
@@ -353,7 +355,7 @@ def test_a_teacher_of_timm_is_exported(name, format_, teacher, tmp_path):
     assert "import distill" not in (tmp_path / "README.md").read_text()
 
 
-def test_where_the_data_is_gone_drawn_images_are_compared(student, tmp_path, run_cli: RunCli):
+def test_where_data_is_gone_drawn_images_are_compared(student, tmp_path, run_cli: RunCli):
     copy = taught_on(student, tmp_path, "nowhere")
 
     result = run_cli(
@@ -386,7 +388,7 @@ def test_too_many_parameters_are_no_hand_in(student, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_hand_in_renormalises_where_its_weights_learnt_on_other_images(student, tmp_path):
+def test_hand_in_renormalises_for_other_training_images(student, tmp_path):
     run = load_finished(student, None, None)
     run.net.normalize.mean.fill_(0.5)
     run.net.normalize.std.fill_(0.25)
@@ -400,10 +402,10 @@ def test_a_hand_in_renormalises_where_its_weights_learnt_on_other_images(student
 
 
 @pytest.mark.parametrize("factor", [2.0, float("nan")])
-def test_what_answers_otherwise_is_not_kept(factor, student, tmp_path, monkeypatch):
+def test_format_with_other_predictions_is_deleted(factor, student, tmp_path, monkeypatch):
     def read(folder):
-        answers = project1.read(folder)
-        return lambda images: answers(images) * factor
+        predict = project1.read(folder)
+        return lambda images: predict(images) * factor
 
     broken = SimpleNamespace(IS_FLOAT=True, write=project1.write, read=read)
     monkeypatch.setattr(formats, "load_formats", lambda names: {"project1": broken})
@@ -480,7 +482,7 @@ def test_a_disk_that_takes_nothing_is_a_failure(student, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_earlier_export_is_replaced_only_when_asked(student, tmp_path, run_cli: RunCli):
+def test_earlier_export_is_replaced_only_with_replace(student, tmp_path, run_cli: RunCli):
     out = tmp_path / "out"
     asked = ["export", student.path, "--out", out, "--format"]
     assert run_cli(*asked, "safetensors").code == 0
@@ -512,9 +514,7 @@ def test_unknown_formats_are_named_with_those_there_are(student, tmp_path, run_c
     assert_refused(result, "--format onxx, h5: there is no such format", ", ".join(NAMES))
 
 
-def test_a_package_that_is_missing_is_named_with_what_to_type(
-    student, tmp_path, run_cli: RunCli, monkeypatch
-):
+def test_missing_package_is_named_with_its_command(student, tmp_path, run_cli: RunCli, monkeypatch):
     monkeypatch.delitem(sys.modules, "distill.export.onnx_float")
     monkeypatch.delattr("distill.export.onnx_float")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -533,7 +533,7 @@ def test_a_person_reads_a_line_a_format(shipped):
     assert re.search(r"points (lost|gained) \(McNemar's p = ", lines["onnx-int8"])
 
 
-def test_a_pooled_and_whitened_network_is_exported_in_every_format(efficient, tmp_path):
+def test_pooled_network_is_exported_in_every_format(efficient, tmp_path):
     run = efficient[0]
     report = export.export(run, NAMES, tmp_path / "out")
 
@@ -552,7 +552,7 @@ def renamed(student: RunFolder, place: Path, recipe: str, network: str, classes:
     return copy
 
 
-def test_names_of_a_result_do_not_run_in_a_hand_in(student, tmp_path, monkeypatch):
+def test_result_names_do_not_run_in_hand_in(student, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple', "a\n\x1b[31m", "\udcff", *"6789"]
     run = renamed(student, tmp_path / "run", names[0], names[0] + "\\", names)
@@ -571,7 +571,7 @@ def test_names_of_a_result_do_not_run_in_a_hand_in(student, tmp_path, monkeypatc
     assert not list(tmp_path.rglob("PWNED"))
 
 
-def test_every_hostile_name_is_text_in_a_hand_in(student, tmp_path, monkeypatch):
+def test_every_hostile_name_is_text_in_hand_in(student, tmp_path, monkeypatch):
     run = load_finished(student, None, None)
     for k in range(0, len(HOSTILE), 10):
         ten = (HOSTILE[k:] + HOSTILE)[:10]
@@ -585,7 +585,7 @@ def test_every_hostile_name_is_text_in_a_hand_in(student, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple'])
-def test_a_class_folder_does_not_run_in_a_hand_in(name, tmp_path, run_cli: RunCli):
+def test_class_folder_does_not_run_in_hand_in(name, tmp_path, run_cli: RunCli):
     pets = write_pets(tmp_path / "pets", (name, "dog"))
     run = tmp_path / "run"
     result = run_cli(
@@ -600,7 +600,7 @@ def test_a_class_folder_does_not_run_in_a_hand_in(name, tmp_path, run_cli: RunCl
     compile(Path("out/project1_model.py").read_text(), "project1_model.py", "exec")
 
 
-def test_label_names_of_an_archive_do_not_run_in_a_hand_in(tmp_path, run_cli: RunCli):
+def test_label_names_do_not_run_in_hand_in(tmp_path, run_cli: RunCli):
     folder = write_batches(tmp_path)
     names = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple']
     meta = {"label_names": names, "num_cases_per_batch": 4}

@@ -30,7 +30,7 @@ from tests.cli.command_line import ALONE, REPO, SMALL, RunCli, assert_refused, w
 from tests.hostile import FOLDERS, NAMES
 from tests.make_runs import train
 from tests.report.test_run_report import LAYERS, Reader
-from tests.runs.records import answers, record
+from tests.runs.records import predictions, record
 
 TENS = [(NAMES[k:] + NAMES)[:10] for k in range(0, len(NAMES), 10)]
 ODD = ["[bold]x", ":smiley:", "\x1b[31mred", "a\nb", "\u202egnp", "caf\udce9", "=1+1", "<b>"]
@@ -51,6 +51,7 @@ def odd(tmp_path_factory) -> RunFolder:
     return train(root / "runs" / "[bold]run\x1b[31m", *settings, f"data.source={source}")[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command",
     ["evaluate", "compare", "predict", "runs", "export", "report"],
@@ -95,6 +96,7 @@ def test_a_message_holds_no_control_character(run_cli: RunCli):
     assert not unsafe(result.err)
 
 
+@pytest.mark.long
 def test_a_terminal_of_ascii_alone_gets_everything(odd, tmp_path):
     for command in (["evaluate", odd.path], ["runs", odd.path.parent], ["--help"], ["recipes"]):
         ended = subprocess.run(
@@ -114,7 +116,7 @@ def test_class_folders_of_any_name_are_trained_on(odd, run_cli: RunCli):
     assert result.code == 0 and not unsafe(result.out)
 
 
-def test_a_path_that_is_not_utf8_is_refused_before_any_work(run_cli: RunCli):
+def test_path_that_is_not_utf8_is_refused(run_cli: RunCli):
     assert_refused(
         run_cli("distill", "--data", "a\udcff"), "a\\xff is not UTF-8", "Rename the folder"
     )
@@ -135,10 +137,14 @@ def hostile(four: list[str]) -> RunRecord:
     }
     environment = {"command": ["cli.py", *four], four[3]: four[2]}
     return replace(
-        known, result=result, environment=environment, predictions=answers(15, with_teacher=True)
+        known,
+        result=result,
+        environment=environment,
+        predictions=predictions(15, with_teacher=True),
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("k", range(0, len(NAMES), 48))
 def test_pages_figures_and_tables_hold_names_as_text(k):
     four = [NAMES[(k + 12 * i) % len(NAMES)] for i in range(4)]

@@ -1,4 +1,4 @@
-"""Predictions as they leave the house: the same answers as the run's own, in Kaggle's CSV."""
+"""Predictions of unlabelled images: equal to the run's own, in Kaggle's CSV."""
 
 import csv
 import json
@@ -35,13 +35,13 @@ def kaggle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def answers(distilled: Distilled) -> dict[str, np.ndarray]:
-    """What the run itself said of its test images."""
+def saved(distilled: Distilled) -> dict[str, np.ndarray]:
+    """The run's own predictions of its test images."""
     with np.load(distilled[0].evaluation) as arrays:
         return {name: arrays[name] for name in ("logits", "labels")}
 
 
-def knock(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+def predict(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["cli.py", "predict", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
@@ -55,47 +55,47 @@ def rows(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_the_csv_is_what_the_run_said(
+def test_csv_has_the_runs_predictions(
     distilled: Distilled,
     kaggle: Path,
-    answers: dict[str, np.ndarray],
+    saved: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "new" / "p.csv"
-    assert knock(monkeypatch, distilled[0].path, "--input", kaggle, "--out", out) == 0
-    said = capsys.readouterr()
+    assert predict(monkeypatch, distilled[0].path, "--input", kaggle, "--out", out) == 0
+    printed = capsys.readouterr()
     assert out.read_bytes().startswith(b"ID,Labels\n1,")
     body = rows(out)[1:]
     assert [name for name, _ in body] == [str(i) for i in range(1, 2001)]
     labels = np.array([int(label) for _, label in body])
-    assert (labels == answers["logits"].argmax(1)).all()
-    right = (labels == answers["labels"]).mean()
+    assert (labels == saved["logits"].argmax(1)).all()
+    right = (labels == saved["labels"]).mean()
     assert right == distilled[0].result()["metrics"]["top1/test"]
-    assert said.out.splitlines()[-1] == f"{out}: 2,000 images"
-    assert "predicting  2,000 of 2,000" in said.err
+    assert printed.out.splitlines()[-1] == f"{out}: 2,000 images"
+    assert "predicting  2,000 of 2,000" in printed.err
     for name, n in zip(
         distilled[0].result()["class_names"], np.bincount(labels, minlength=10), strict=True
     ):
-        assert f"{name} {n:,}" in said.out
+        assert f"{name} {n:,}" in printed.out
     assert [path.name for path in out.parent.iterdir()] == ["p.csv"]
 
 
 def test_probabilities_have_a_column_a_class(
     distilled: Distilled,
     kaggle: Path,
-    answers: dict[str, np.ndarray],
+    saved: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "p.csv"
     out.write_text("something else, and longer than nothing")
-    told = ["--input", kaggle, "--out", out, "--probabilities"]
-    assert knock(monkeypatch, distilled[0].path, *told) == 0
+    options = ["--input", kaggle, "--out", out, "--probabilities"]
+    assert predict(monkeypatch, distilled[0].path, *options) == 0
     header, *body = rows(out)
     assert header == ["ID", *distilled[0].result()["class_names"]]
-    exponents = np.exp(answers["logits"].astype(np.float64))
+    exponents = np.exp(saved["logits"].astype(np.float64))
     shares = np.array(body)[:, 1:].astype(float)
     np.testing.assert_allclose(shares, exponents / exponents.sum(1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
@@ -113,7 +113,7 @@ def numbered(folder: RunFolder, place: Path) -> list[str]:
 def test_numbers_in_text_order_are_named(
     distilled: Distilled,
     kaggle: Path,
-    answers: dict[str, np.ndarray],
+    saved: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -122,12 +122,12 @@ def test_numbers_in_text_order_are_named(
     assert names[:4] == ["0", "1", "11", "2"]
     out = tmp_path / "p.csv"
     command = (tmp_path / "run", "--input", kaggle, "--out", out)
-    assert knock(monkeypatch, *command) == 0
+    assert predict(monkeypatch, *command) == 0
     note = "label 2 is class '11'. Type --labels names for the names."
     assert note in capsys.readouterr().err
     positions = [int(label) for _, label in rows(out)[1:]]
-    assert positions == answers["logits"].argmax(1).tolist()
-    assert knock(monkeypatch, *command, "--labels", "names") == 0
+    assert positions == saved["logits"].argmax(1).tolist()
+    assert predict(monkeypatch, *command, "--labels", "names") == 0
     assert "--labels names" not in capsys.readouterr().err
     assert [label for _, label in rows(out)[1:]] == [names[label] for label in positions]
 
@@ -137,7 +137,7 @@ def test_names_that_no_position_is_taken_for(names: tuple[str, ...]) -> None:
     assert room.numbers_out_of_order(names) is None
 
 
-def test_pictures_say_what_was_done_to_them(
+def test_conversion_of_pictures_is_reported(
     distilled: Distilled,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -146,7 +146,7 @@ def test_pictures_say_what_was_done_to_them(
     for name in ("2", "10"):
         Image.new("RGB", (50, 50), "red").save(tmp_path / f"{name}.png")
     out = tmp_path / "p.csv"
-    assert knock(monkeypatch, distilled[0].path, "--input", tmp_path, "--out", out) == 0
+    assert predict(monkeypatch, distilled[0].path, "--input", tmp_path, "--out", out) == 0
     note = "note: 2 images resized to 32x32 from 50x50 (Pillow's bicubic)"
     assert note in capsys.readouterr().err.splitlines()
     assert [name for name, _ in rows(out)[1:]] == ["2", "10"]
@@ -164,7 +164,7 @@ def test_an_unusable_image_leaves_nothing(
     (images / "1.png").write_text("none")
     (images / "2.png").touch()
     out = tmp_path / "new" / "p.csv"
-    assert knock(monkeypatch, distilled[0].path, "--input", images, "--out", out) == 2
+    assert predict(monkeypatch, distilled[0].path, "--input", images, "--out", out) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert f"2 faults in {images}:\n  1.png: unreadable" in said.err
@@ -187,7 +187,7 @@ def test_where_the_csv_cannot_lie(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_full_disk_is_said_and_keeps_what_was_there(
+def test_full_disk_is_reported_and_old_file_remains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -208,14 +208,14 @@ def test_a_run_that_is_not_finished(
 ) -> None:
     shutil.copytree(distilled[0].path, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
-    assert knock(monkeypatch, tmp_path / "run", "--input", "none.npy") == 2
+    assert predict(monkeypatch, tmp_path / "run", "--input", "none.npy") == 2
     assert "is not finished: it has no result.json" in capsys.readouterr().err
 
 
 @pytest.mark.multi
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(
-    distilled: Distilled, tmp_path: Path, answers: dict[str, np.ndarray]
+    distilled: Distilled, tmp_path: Path, saved: dict[str, np.ndarray]
 ) -> None:
     n = 7  # odd: the shares differ by one
     np.save(tmp_path / "x.npy", image_set.load("synthetic", "test").images[:n])
@@ -228,7 +228,7 @@ def test_two_processes_write_what_one_does(
         list(map(str, command)), capture_output=True, text=True, cwd=REPO, timeout=120, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    expected = answers["logits"][:n].argmax(1)
+    expected = saved["logits"][:n].argmax(1)
     assert rows(tmp_path / "p.csv") == [
         ["ID", "Labels"],
         *([str(i), str(label)] for i, label in enumerate(expected)),

@@ -87,6 +87,7 @@ def names(path: Path) -> list[str]:
         return [member.name for member in archive]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_archive_is_refused_with_a_message(name: str, tmp_path: Path) -> None:
     content, fault = HOSTILE[name]
@@ -102,7 +103,7 @@ def test_gigabytes_of_zeros_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "a.tar.gz"
     for content in (
         (header(f"{FOLDER}/a", 4 * MB) + bytes(4 * MB)) * 3,  # members
-        extension(b"x", record("comment", "x" * 500_000)) * 3 * 8,  # what is said of none
+        extension(b"x", record("comment", "x" * 500_000)) * 3 * 8,  # a comment of no member
         MEMBER + END + bytes(9 * MB),  # behind the end
     ):
         path.write_bytes(gzip.compress(content, 1))
@@ -113,7 +114,7 @@ def test_gigabytes_of_zeros_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
             names(path)
 
 
-def test_a_member_out_of_proportion_is_not_held(
+def test_member_out_of_proportion_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 MB of zeros in a file of 64 kB, which would be read as pickled images."""
@@ -142,7 +143,7 @@ def test_members_out_of_proportion_are_counted_together(
         [archive.read() for _ in archive]
 
 
-def test_a_member_that_nobody_asks_for_is_not_held(tmp_path: Path) -> None:
+def test_unrequested_member_is_not_read(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "more").write_bytes(bytes(64 * MB))
     path = pack(folder, tmp_path / "a.tar.gz")

@@ -26,8 +26,8 @@ def npy(array: np.ndarray, **header: str) -> bytes:
     content = file.getvalue()
     if not header:
         return content
-    said = {"descr": "'|u1'", "fortran_order": "False", "shape": str(array.shape)} | header
-    text = "{" + ", ".join(f"'{name}': {value}" for name, value in said.items()) + ", }"
+    header_items = {"descr": "'|u1'", "fortran_order": "False", "shape": str(array.shape)} | header
+    text = "{" + ", ".join(f"'{name}': {value}" for name, value in header_items.items()) + ", }"
     text = text.ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + array.tobytes()
 
@@ -118,8 +118,8 @@ def test_bomb_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         archive.writestr("labels.npy", npy(np.zeros(2, np.int64)))
     with little_memory():
         assert len(unlabelled.load(path).ids) == 2
-        answers = saved_predictions.read(path)
-    assert answers is not None and answers.logits.shape == (2, 3)
+        predictions = saved_predictions.read(path)
+    assert predictions is not None and predictions.logits.shape == (2, 3)
 
 
 def test_a_bomb_among_predictions_is_refused(

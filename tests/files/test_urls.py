@@ -47,9 +47,9 @@ def test_no_secret_is_shown(url):
 
 
 @pytest.mark.parametrize("url", LEAKING)
-def test_a_message_of_a_driver_is_shown_without_secrets(url):
-    said = f"cannot connect to {url} (password {SECRET}, {quote(SECRET)})"
-    assert SECRET not in urls.without_secrets(said, url)
+def test_message_of_driver_is_shown_without_secrets(url):
+    message = f"cannot connect to {url} (password {SECRET}, {quote(SECRET)})"
+    assert SECRET not in urls.without_secrets(message, url)
 
 
 @pytest.mark.parametrize(

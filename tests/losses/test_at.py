@@ -42,7 +42,7 @@ def test_equals_the_papers_norm_written_out() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_the_papers_norm_has_a_gradient_where_maps_agree(scale: float) -> None:
+def test_papers_norm_has_gradient_where_maps_agree(scale: float) -> None:
     """A root's at 0 is infinite."""
     given = loss_inputs(dtype=torch.float32)
     maps = scale * given.teacher_taps["stages.1"]
@@ -68,7 +68,7 @@ def test_the_square_comes_before_the_pooling() -> None:
     assert torch.isclose(AT(("stages.0",), ONE)(given), AT(ONE, ONE)(by_hand), rtol=1e-9)
 
 
-def test_the_size_of_a_map_and_the_signs_in_it_do_not_matter() -> None:
+def test_scale_and_signs_of_maps_do_not_matter() -> None:
     given = loss_inputs()
     for change in (3.0, -1.0):
         taps = {name: change * tap for name, tap in given.student_taps.items()}

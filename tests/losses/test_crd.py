@@ -50,7 +50,7 @@ def test_equals_the_nce_written_out() -> None:
     assert term(given).item() == pytest.approx(total, rel=1e-5)
 
 
-def test_negatives_are_of_other_classes_and_all_of_them() -> None:
+def test_negatives_are_all_samples_of_other_classes() -> None:
     term = made(negatives=4000)
     others = term._negatives(torch.arange(B))
     for row in range(B):
@@ -60,7 +60,7 @@ def test_negatives_are_of_other_classes_and_all_of_them() -> None:
         assert counts.min() > 150 and counts.max() < 400  # of 250 each
 
 
-def test_the_score_s_size_is_that_of_the_first_batch_and_stays() -> None:
+def test_normalizer_is_fixed_by_the_first_batch() -> None:
     term = made()
     assert term.student_z == term.teacher_z == 0
     term(loss_inputs())
@@ -109,7 +109,7 @@ def test_a_sample_near_its_own_row_is_better() -> None:
     assert term(given) < far
 
 
-def test_without_sample_numbers_it_says_so() -> None:
+def test_missing_sample_numbers_are_reported() -> None:
     with pytest.raises(ValueError, match="crd term needs each image's sample number; none"):
         made()(replace(loss_inputs(), samples=None))
 
@@ -170,7 +170,7 @@ def test_two_processes_keep_the_same_banks_and_sizes(tmp_path: Path) -> None:
         assert first[f"{name}_z"] == second[f"{name}_z"] == pytest.approx(mean.item())
 
 
-def test_of_one_class_there_is_nothing_to_tell_it_from() -> None:
+def test_one_class_has_no_negatives() -> None:
     shapes = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
     with pytest.raises(ValueError, match="images of different classes, and all 7 are of one class"):
         CRD(**shapes, labels=torch.zeros(7, dtype=torch.int64))

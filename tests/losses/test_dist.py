@@ -35,7 +35,7 @@ def test_the_recipe_has_the_authors_setting_for_cifar() -> None:
     assert ours == pytest.approx(2.0 * (inter + intra), rel=1e-6)
 
 
-def test_scale_and_shift_of_a_row_of_probabilities_change_no_correlation() -> None:
+def test_scale_and_shift_change_no_correlation() -> None:
     a, b = torch.rand(4, 6, dtype=torch.float64), torch.rand(4, 6, dtype=torch.float64)
     scale, shift = torch.rand(4, 1) + 0.5, torch.randn(4, 1)
     assert torch.allclose(correlation(a * scale + shift, b), correlation(a, b), rtol=1e-6)
@@ -50,7 +50,7 @@ def test_agreement_is_rewarded() -> None:
     assert DIST()(same) < DIST()(given) < DIST()(opposite)
 
 
-def test_a_class_that_never_varies_is_zero_over_nothing() -> None:
+def test_class_that_never_varies_is_zero_over_nothing() -> None:
     student = torch.zeros(B, C, requires_grad=True)
     loss = DIST(temperature=1)(LossInputs(student, torch.eye(C), torch.zeros(B, C)))
     loss.backward()

@@ -35,7 +35,7 @@ def test_equals_the_sums_written_out(alpha: float, beta: float, t: float) -> Non
     assert DKD(alpha, beta, t)(given).item() == pytest.approx(total, rel=1e-9)
 
 
-def test_kd_is_the_target_part_plus_the_others_muted_by_what_is_left() -> None:
+def test_kd_is_target_part_plus_weighted_rest() -> None:
     """KL(p_t || p_s) = TCKD + (1 - p_t[y]) NCKD, sample by sample at T = 1."""
     given = loss_inputs()
     for row in range(B):

@@ -40,7 +40,7 @@ def test_a_constant_added_to_the_logits_changes_nothing() -> None:
     assert torch.isclose(kd(student + 7, teacher - 3, 4.0), kd(student, teacher, 4.0), rtol=1e-4)
 
 
-def test_tends_to_half_the_mean_square_of_the_centred_difference() -> None:
+def test_high_temperature_tends_to_half_mean_square() -> None:
     student, teacher = pair()
     gap = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
     limit = gap.square().sum(1).mean() / (2 * C)
@@ -55,7 +55,7 @@ def test_gradient_is_t_times_the_difference_of_probabilities() -> None:
     assert torch.allclose(student.grad, expected, atol=1e-6)
 
 
-def test_finite_in_bfloat16_with_a_logit_gap_of_100() -> None:
+def test_finite_in_bfloat16_with_logit_gap_of_100() -> None:
     student = torch.zeros(1, C, dtype=torch.bfloat16, requires_grad=True)
     teacher = torch.zeros(1, C, dtype=torch.bfloat16)
     teacher[0, 0] = 100
@@ -66,6 +66,6 @@ def test_finite_in_bfloat16_with_a_logit_gap_of_100() -> None:
     assert kd(teacher, student.detach(), 1.0).isfinite()
 
 
-def test_without_a_teacher_it_says_so() -> None:
+def test_missing_teacher_is_reported() -> None:
     with pytest.raises(ValueError, match="kd term needs a teacher's logits, and there is no"):
         KD()(LossInputs(torch.zeros(1, C), torch.zeros(1, C)))

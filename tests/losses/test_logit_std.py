@@ -35,7 +35,7 @@ def test_scale_and_shift_of_a_row_change_nothing() -> None:
     assert not torch.isclose(LogitStd()(replace(given, student=-given.student)), LogitStd()(given))
 
 
-def test_no_margin_is_above_the_root_of_the_number_of_classes() -> None:
+def test_no_margin_is_above_root_of_class_count() -> None:
     sure = torch.zeros(1, C, dtype=torch.float64)
     sure[0, 2] = 100
     top, second = standardised(sure)[0].sort(descending=True).values[:2]
@@ -49,7 +49,7 @@ def test_a_constant_row_is_near_zeros_in_float32(constant: float) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-4, 1e-2])
-def test_a_student_that_says_nothing_yet_has_a_bounded_gradient(spread: float) -> None:
+def test_constant_logits_have_a_bounded_gradient(spread: float) -> None:
     given = loss_inputs(dtype=torch.float32)
     student = (3.1 + spread * given.student).requires_grad_()
     LogitStd(1.0)(LossInputs(student, given.targets, given.teacher)).backward()

@@ -22,7 +22,7 @@ def test_equals_the_sum_written_out() -> None:
     assert MSE()(given).item() == pytest.approx(by_hand(*centred))
 
 
-def test_a_constant_added_to_a_row_counts_where_rows_are_not_centred() -> None:
+def test_constant_added_to_uncentred_row_counts() -> None:
     given = loss_inputs()
     moved = replace(given, student=given.student + 5)
     assert torch.isclose(MSE()(moved), MSE()(given))

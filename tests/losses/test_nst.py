@@ -49,7 +49,7 @@ def test_agreement_on_many_pixels_is_zero_and_finite(scale: float) -> None:
 
 
 @pytest.mark.parametrize(("side", "channels"), [(32, 8), (4, 128)])
-def test_nothing_larger_than_the_maps_is_kept(side: int, channels: int) -> None:
+def test_nothing_larger_than_the_maps_is_saved(side: int, channels: int) -> None:
     """The other form's matrix, of all pixels or of all channels, is 64 or 16 times the two maps."""
     ours, theirs = torch.rand(2, B, channels, side, side)
     given = replace(
@@ -57,10 +57,10 @@ def test_nothing_larger_than_the_maps_is_kept(side: int, channels: int) -> None:
         student_taps={"maps": ours.requires_grad_()},
         teacher_taps={"maps": theirs},
     )
-    kept = []
-    with saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    sizes = []
+    with saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         NST("maps", "maps")(given)
-    assert 0 < max(kept) <= 2 * ours.numel()
+    assert 0 < max(sizes) <= 2 * ours.numel()
 
 
 @pytest.mark.parametrize("tap", [FEW_PIXELS, MANY_PIXELS])

@@ -11,19 +11,19 @@ from distill.losses.hard import Hard
 from distill.losses.kd import KD
 from distill.losses.objective import LossInputs, LossSchedule, LossTerm, Objective
 
-ANSWERS = LossInputs(torch.randn(4, 10), torch.eye(10)[:4], torch.randn(4, 10))
+INPUTS = LossInputs(torch.randn(4, 10), torch.eye(10)[:4], torch.randn(4, 10))
 
 
 @given(st.floats(0, 10), st.floats(0, 10))
 def test_total_is_the_weighted_sum(hard: float, kd: float) -> None:
     objective = Objective({"hard": LossTerm(hard, Hard()), "kd": LossTerm(kd, KD())})
-    terms = objective(ANSWERS)
+    terms = objective(INPUTS)
     assert list(terms) == ["hard", "kd", TOTAL]
     assert torch.isclose(terms[TOTAL], hard * terms["hard"] + kd * terms["kd"])
 
 
 def test_each_term_is_logged_without_its_weight() -> None:
-    one, ten = (Objective({"kd": LossTerm(w, KD())})(ANSWERS)["kd"] for w in (1.0, 10.0))
+    one, ten = (Objective({"kd": LossTerm(w, KD())})(INPUTS)["kd"] for w in (1.0, 10.0))
     assert torch.equal(one, ten)
 
 
@@ -34,32 +34,32 @@ def test_a_term_rises_stays_and_ends() -> None:
     assert [when.is_on(p) for p in (0.19, 0.2, 0.79, 0.8)] == [False, True, True, False]
 
 
-def test_a_term_fades_in_a_line_from_its_warmup_to_its_end() -> None:
+def test_term_fades_linearly_after_its_warmup() -> None:
     when = LossSchedule(warmup=0.5, fade_to=0.2)
     assert [when(p) for p in (0.25, 0.5, 0.75, 1 - 1e-12)] == pytest.approx([0.5, 1, 0.6, 0.2])
     assert LossSchedule()(0.0) == LossSchedule()(0.7) == 1
 
 
-def test_a_term_that_is_off_is_not_asked_and_not_logged() -> None:
+def test_inactive_term_is_neither_computed_nor_logged() -> None:
     terms = {
         "hard": LossTerm(1.0, Hard(), needs=frozenset({"labels"})),
         "kd": LossTerm(2.0, KD(), LossSchedule(begin=0.5), frozenset({"teacher"})),
     }
     objective = Objective(terms)
-    untaught = LossInputs(ANSWERS.student, ANSWERS.targets)
-    assert list(objective(untaught, 0.4)) == ["hard", TOTAL]
+    without_teacher = LossInputs(INPUTS.student, INPUTS.targets)
+    assert list(objective(without_teacher, 0.4)) == ["hard", TOTAL]
     assert objective.needs(0.4) == {"labels"} and objective.needs(0.5) == {"labels", "teacher"}
-    later = objective(ANSWERS, 0.5)
+    later = objective(INPUTS, 0.5)
     assert torch.isclose(later[TOTAL], later["hard"] + 2 * later["kd"])
 
 
 @given(st.floats(0, 0.999), st.floats(0.1, 9), st.floats(0, 0.4), st.floats(0, 3))
-def test_the_total_is_the_sum_of_weight_times_factor_times_term(
+def test_total_sums_weight_times_factor_times_term(
     progress: float, weight: float, warmup: float, fade_to: float
 ) -> None:
     when = LossSchedule(warmup=warmup, fade_to=fade_to)
     terms = {"hard": LossTerm(1.0, Hard()), "kd": LossTerm(weight, KD(), when)}
-    values = Objective(terms)(ANSWERS, progress)
+    values = Objective(terms)(INPUTS, progress)
     expected = values["hard"] + weight * when(progress) * values["kd"]
     assert torch.isclose(values[TOTAL], expected)
 
@@ -71,8 +71,8 @@ class Learning(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, answers: LossInputs) -> Tensor:
-        return self.scale * answers.student.square().mean()
+    def forward(self, inputs: LossInputs) -> Tensor:
+        return self.scale * inputs.student.square().mean()
 
 
 def test_parameters_of_terms_belong_to_the_objective() -> None:
@@ -84,14 +84,14 @@ def test_parameters_of_terms_belong_to_the_objective() -> None:
     assert restored.losses["hint"].scale.item() == 5
 
 
-def test_a_term_that_is_off_leaves_its_parameters_a_gradient_of_zero() -> None:
+def test_inactive_term_leaves_zero_gradients() -> None:
     """DistributedDataParallel waits for one."""
     hint = Learning()
     objective = Objective(
         {"hard": LossTerm(1.0, Hard()), "hint": LossTerm(1.0, hint, LossSchedule(end=0.5))}
     )
-    student = ANSWERS.student.clone().requires_grad_()
-    objective(LossInputs(student, ANSWERS.targets), 0.5)[TOTAL].backward()
+    student = INPUTS.student.clone().requires_grad_()
+    objective(LossInputs(student, INPUTS.targets), 0.5)[TOTAL].backward()
     assert hint.scale.grad.item() == 0 and student.grad.abs().sum() > 0
 
 
@@ -104,7 +104,7 @@ def test_a_term_that_has_ended_rests() -> None:
     sgd = torch.optim.SGD(objective.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     seen = []
     for progress in (0.0, 0.4, 0.5, 0.9):
-        objective(ANSWERS, progress)[TOTAL].backward()
+        objective(INPUTS, progress)[TOTAL].backward()
         objective.clear_inactive_grads(progress)
         sgd.step()
         sgd.zero_grad()
@@ -113,24 +113,24 @@ def test_a_term_that_has_ended_rests() -> None:
 
 
 @pytest.mark.parametrize("needs", [frozenset({"live teacher"}), frozenset({"teacher"})])
-def test_where_maps_alone_are_read_the_logits_still_have_a_gradient(needs: frozenset[str]) -> None:
+def test_logits_have_gradient_if_only_maps_are_read(needs: frozenset[str]) -> None:
     """Of zero, which DistributedDataParallel waits for; where logits are read it is theirs."""
-    logits = ANSWERS.student.clone().requires_grad_()
+    logits = INPUTS.student.clone().requires_grad_()
     maps = torch.ones(4, requires_grad=True)
-    term = LossTerm(1.0, lambda answers: answers.student_taps["maps"].sum(), needs=needs)
+    term = LossTerm(1.0, lambda inputs: inputs.student_taps["maps"].sum(), needs=needs)
     objective = Objective({"hint": term})
-    objective(LossInputs(logits, ANSWERS.targets, student_taps={"maps": maps}))[TOTAL].backward()
+    objective(LossInputs(logits, INPUTS.targets, student_taps={"maps": maps}))[TOTAL].backward()
     assert maps.grad.sum() == 4
     assert (logits.grad is not None and not logits.grad.any()) == ("live teacher" in needs)
 
 
 def test_terms_are_in_float32_under_autocast() -> None:
     class Product:
-        def __call__(self, answers: LossInputs) -> Tensor:
-            return (answers.student @ answers.student.T).sum()
+        def __call__(self, inputs: LossInputs) -> Tensor:
+            return (inputs.student @ inputs.student.T).sum()
 
     objective = Objective({"product": LossTerm(1.0, Product())})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = objective(ANSWERS)["product"]
+        value = objective(INPUTS)["product"]
     assert value.dtype == torch.float32
-    assert torch.equal(value, (ANSWERS.student @ ANSWERS.student.T).sum())
+    assert torch.equal(value, (INPUTS.student @ INPUTS.student.T).sum())

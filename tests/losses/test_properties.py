@@ -56,7 +56,7 @@ def value(term: Any, given: LossInputs) -> Tensor:
     return result
 
 
-def test_every_term_is_tested_and_has_a_file_of_its_own() -> None:
+def test_every_term_is_tested_and_has_a_file() -> None:
     assert set(EVERY) == set(Losses.model_fields) == set(LOSSES)
     here = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
     assert {f"test_{name}" for name in EVERY} <= here
@@ -126,7 +126,7 @@ def test_finite_under_bfloat16_autocast(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - {"hard", *LEARNING}))
-def test_zero_where_the_student_is_the_teacher_and_more_elsewhere(name: str) -> None:
+def test_zero_if_student_equals_teacher(name: str) -> None:
     given = loss_inputs(like_teacher=True)
     same = replace(
         given,
@@ -211,14 +211,14 @@ def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*ON_LOGITS} - {"hard", "soft_mix"}))
-def test_without_a_teacher_it_says_so(name: str) -> None:
-    said = f"the {name} term needs a teacher's logits, and there is no teacher"
-    with pytest.raises(ValueError, match=said):
+def test_missing_teacher_is_reported(name: str) -> None:
+    message = f"the {name} term needs a teacher's logits, and there is no teacher"
+    with pytest.raises(ValueError, match=message):
         made(name)(replace(loss_inputs(), teacher=None))
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_what_a_term_learns_is_learnt_and_kept(name: str) -> None:
+def test_parameters_of_a_term_are_trained_and_saved(name: str) -> None:
     term = made(name, torch.float32)
     given = loss_inputs(dtype=torch.float32)
     before = {key: t.clone() for key, t in term.state_dict().items()}
@@ -233,7 +233,7 @@ def test_what_a_term_learns_is_learnt_and_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "dist", "mse", "multi_temperature", "soft_mix"])
-def test_a_constant_added_to_a_row_of_logits_changes_nothing(name: str) -> None:
+def test_constant_added_to_row_of_logits_changes_nothing(name: str) -> None:
     given, shift = loss_inputs(), torch.linspace(-5, 5, B, dtype=torch.float64)[:, None]
     pair = UnmixedTeacherLogits(
         given.unmixed.own - shift, given.unmixed.partner + 2, given.unmixed.lam

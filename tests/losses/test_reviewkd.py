@@ -25,7 +25,7 @@ def test_the_distance_is_the_papers_pyramid(side: int, weights: dict[int, float]
     assert torch.isclose(hierarchical(a, b), total / (1 + sum(weights.values())), rtol=1e-9)
 
 
-def test_the_fusion_weighs_the_map_and_what_is_deeper() -> None:
+def test_fusion_weighs_map_and_what_is_deeper() -> None:
     torch.manual_seed(0)
     fusion = Fusion(3, 2, 5, joins=True).double().eval()
     maps, deeper = torch.randn(1, 3, 4, 4).double(), torch.randn(1, 2, 2, 2).double()
@@ -37,7 +37,7 @@ def test_the_fusion_weighs_the_map_and_what_is_deeper() -> None:
     assert torch.allclose(out, fusion.expand(fused)) and out.shape == (1, 5, 4, 4)
 
 
-def test_every_map_hears_the_deeper_ones_and_the_sum_is_taken() -> None:
+def test_every_map_is_fused_with_deeper_ones() -> None:
     torch.manual_seed(0)
     taps = ("stages.0", "stages.2", "features")
     shapes = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
@@ -72,7 +72,7 @@ def test_a_larger_map_of_the_teacher_is_pooled() -> None:
     assert torch.isclose(term(whole), term(small), rtol=1e-9)
 
 
-def test_zero_where_the_fused_maps_are_the_teachers_and_more_elsewhere() -> None:
+def test_zero_if_fused_maps_equal_the_teachers() -> None:
     torch.manual_seed(0)
     taps, given = ("stages.0", "features"), loss_inputs()
     term = ReviewKD(taps, taps, 3, student_shapes=STUDENT, teacher_shapes=TEACHER).double().eval()

@@ -1,4 +1,4 @@
-"""The mixture of two loss_inputs, which is not the answer to the mixture."""
+"""The mixture of two images' logits, which differs from the logits of the mixed image."""
 
 from dataclasses import replace
 
@@ -48,6 +48,6 @@ def test_own_and_partner_are_not_the_same() -> None:
     assert torch.isclose(SoftMix()(replace(given, unmixed=back)), SoftMix()(given), rtol=1e-9)
 
 
-def test_without_the_answers_before_mixing_it_says_so() -> None:
+def test_missing_unmixed_logits_are_reported() -> None:
     with pytest.raises(ValueError, match="soft_mix term needs the teacher's logits before mixing"):
         SoftMix()(replace(loss_inputs(), unmixed=None))

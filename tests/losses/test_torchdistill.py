@@ -143,8 +143,8 @@ def test_vid() -> None:
     }
     place = [{"path": tap, "io": "output"} for tap in TAPS]
     pairs = {p["path"]: {"student": p, "teacher": p} for p in place}
-    said = {tap: {"output": guess} for tap, guess in guesses.items()}
-    same(term(given), theirs.VIDLoss(pairs)(said, io(given)[1]))
+    io_dict = {tap: {"output": guess} for tap, guess in guesses.items()}
+    same(term(given), theirs.VIDLoss(pairs)(io_dict, io(given)[1]))
 
 
 def crd(labels: Tensor, dims: int, negatives: int) -> tuple[CRD, Any]:
@@ -160,7 +160,7 @@ def crd(labels: Tensor, dims: int, negatives: int) -> tuple[CRD, Any]:
 
 
 def test_crd() -> None:
-    """Three batches: the first fixes Z, each renews the banks. 1e-7 stands in their quotients."""
+    """Three batches: the first fixes Z, each renews the banks. Their quotients contain 1e-7."""
     ours, other = crd(torch.arange(30) % C, dims=4, negatives=8)
     for seed in range(3):
         given = loss_inputs(seed=seed)
@@ -169,11 +169,11 @@ def test_crd() -> None:
         torch.manual_seed(seed)
         chosen = torch.cat([given.samples[:, None], ours._negatives(given.samples)], dim=1)
         torch.manual_seed(seed)
-        said = {
+        io_dict = {
             "student": {"output": v_s},
             "given": {"input": {"pos_idx": given.samples, "contrast_idx": chosen}},
         }
-        same(ours(given), other(said, {"teacher": {"output": v_t}}).squeeze(), rtol=1e-5)
+        same(ours(given), other(io_dict, {"teacher": {"output": v_t}}).squeeze(), rtol=1e-5)
         assert torch.allclose(ours.student_bank, other.memory_v1)
         assert torch.allclose(ours.teacher_bank, other.memory_v2)
     # Theirs count networks by who is asked, ours by whose bank is looked up.

@@ -16,7 +16,7 @@ from students.resnet import ResNet
         {"stages": 3, "blocks": [1, 2, 1], "width": 4, "skip_kernel": 3, "stem_stride": 2},
     ],
 )
-def test_what_is_counted_is_the_design_s_closed_form(spec) -> None:
+def test_what_is_counted_is_design_s_closed_form(spec) -> None:
     design = Design.of(**spec)
     net = ResNet(design).eval()
     assert cost.count_macs(net) == design.macs
@@ -30,7 +30,7 @@ def test_a_convolution_and_a_linear_layer_by_hand() -> None:
     assert cost.count_macs(net) == 16 * 16 * 4 * 3 * 9 + 4 * 16 * 16 * 7
 
 
-def test_a_latency_says_what_it_was_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_names_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "ENOUGH_S", 0.0)
     seen: list[int] = []
 

@@ -28,19 +28,19 @@ def test_a_student_has_the_taps_of_its_design(design: Design) -> None:
     [ResNet(DESIGN), ResNet(PROJECTED), build("wrn", depth=10, widen=1)],
     ids=["student", "projected", "wrn"],
 )
-def test_features_are_the_pooled_maps_and_what_the_head_reads(net: nn.Module) -> None:
+def test_features_are_pooled_maps_and_what_head_reads(net: nn.Module) -> None:
     logits, taps = FeatureExtractor(net.eval(), ["maps", "features"])(IMAGES)
     assert torch.allclose(taps["maps"].mean((2, 3)), taps["features"], atol=1e-6)
     assert torch.equal(net.get_submodule("head")(taps["features"]), logits)
     assert torch.equal(net(IMAGES), logits)
 
 
-def test_maps_of_a_wide_resnet_are_activated_and_its_stages_are_not() -> None:
+def test_wide_resnet_maps_are_activated_stages_not() -> None:
     _, taps = FeatureExtractor(build("wrn", depth=10, widen=1).eval(), ["stages.2", "maps"])(IMAGES)
     assert taps["maps"].min() >= 0 > taps["stages.2"].min()
 
 
-def test_what_was_asked_for_and_nothing_else() -> None:
+def test_only_requested_features_are_returned() -> None:
     tapped = FeatureExtractor(ResNet(DESIGN), ["stages.1", "stem", "stages.1"])
     assert tap_shapes(tapped, 32) == {"stem": (4, 32, 32), "stages.1": (8, 16, 16)}
     assert FeatureExtractor(ResNet(DESIGN))(IMAGES).taps == {}
@@ -61,7 +61,7 @@ def test_measuring_the_network_itself_keeps_nothing() -> None:
     [ResNet(PROJECTED), ResNet(DESIGN, activation="leaky_relu"), build("wrn", depth=10, widen=1)],
     ids=["student", "leaky", "wrn"],
 )
-def test_a_tap_is_not_changed_after_it_was_read(net: nn.Module, training: bool) -> None:
+def test_tap_is_not_changed_after_it_was_read(net: nn.Module, training: bool) -> None:
     """Activations work in place: never on what a tap has read."""
     names = tuple(tap_points(net))
     when_read: dict[str, torch.Tensor] = {}
@@ -94,7 +94,7 @@ def test_timm_names_its_own_maps() -> None:
     assert found == {"layer4": (512, 1, 1), "features": (512,)}
 
 
-def test_a_tap_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_unknown_tap_is_refused_with_existing_ones() -> None:
     allowed = "stem, stages.0, stages.1, maps, features"
     with pytest.raises(UserError, match=re.escape(f"ResNet has no map stages.7; it has {allowed}")):
         FeatureExtractor(ResNet(DESIGN), ["stem", "stages.7"])

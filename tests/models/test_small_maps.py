@@ -50,7 +50,7 @@ def test_outputs_and_gradients_equal_the_convolution_in_float64(
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_under_autocast_it_computes_in_bfloat16_as_the_convolution_does(size: int) -> None:
+def test_autocast_computes_in_bfloat16(size: int) -> None:
     torch.manual_seed(0)
     plain = wide(bias=True)
     changed = copy.deepcopy(plain)
@@ -127,7 +127,7 @@ def pooled() -> ResNet:
     return ResNet(design)
 
 
-def test_a_network_on_the_cpu_gives_the_same_logits_with_the_same_weights() -> None:
+def test_network_on_cpu_gives_same_logits() -> None:
     plain = pooled().eval()
     moved = to_device(to_device(copy.deepcopy(plain), CPU), CPU)
     assert sum(isinstance(module, SmallMapConv2d) for module in moved.modules()) == 2

@@ -39,7 +39,7 @@ def test_subsampling_first_is_the_same_function(stride: int | tuple[int, int], s
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_a_network_on_the_cpu_has_no_strided_pointwise_kernel_and_its_old_weights() -> None:
+def test_cpu_network_has_no_strided_pointwise_kernel() -> None:
     net = ResNet(Design.of(stages=3, blocks=1, width=4))
     plain = copy.deepcopy(net)
     moved = to_device(to_device(net, CPU), CPU)  # the second call changes nothing
@@ -64,6 +64,7 @@ def test_padded_and_larger_kernels_keep_their_stride() -> None:
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("instructions", ["AVX2", *(["DEFAULT"] if HAS_AVX512 else [])])
 def test_gradients_of_every_convolution_equal_float64(instructions: str) -> None:
     """In a child process: oneDNN's faulty kernels write past their memory, or end the process."""

@@ -87,7 +87,7 @@ def test_numbers_beyond_64_bits_are_refused(value: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_every_number_of_a_recipe_has_an_upper_bound() -> None:
+def test_every_number_of_recipe_has_upper_bound() -> None:
     def unbounded(schema: dict) -> bool:
         inner = [*schema.get("anyOf", ()), *schema.get("prefixItems", ())]
         inner += [schema["items"]] if isinstance(schema.get("items"), dict) else []

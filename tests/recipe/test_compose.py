@@ -68,7 +68,7 @@ def test_plus_composes_like_a_file(write: Write) -> None:
     assert spot.name == "one+three"
 
 
-def test_a_path_in_a_file_is_relative_to_the_file(write: Write) -> None:
+def test_path_in_file_is_relative_to_file(write: Write) -> None:
     write("mine/parts/base.toml", WHOLE)
     path = write("mine/recipe.toml", 'base = "parts/base.toml"')
     resolved = load(str(path))
@@ -76,19 +76,19 @@ def test_a_path_in_a_file_is_relative_to_the_file(write: Write) -> None:
     assert resolved.origins["train.epochs"] == "mine/parts/base.toml"
 
 
-def test_a_file_with_a_plus_in_its_name_is_one_file(write: Write) -> None:
+def test_file_name_may_contain_a_plus(write: Write) -> None:
     write("a+b.toml", WHOLE)
     assert load("a+b.toml").name == "a+b"
 
 
-def test_tables_merge_key_by_key_and_lists_are_replaced(write: Write) -> None:
+def test_tables_merge_by_key_and_replace_lists(write: Write) -> None:
     write("recipes/one.toml", f"{WHOLE}[student]\nstages = 2\nblocks = [1, 2]\nwidth = 8")
     student = load("one", ["student.blocks=[2,1]"]).recipe.student
     assert student is not None
     assert (student.stages, student.blocks, student.width) == (2, (2, 1), 8)
 
 
-def test_false_removes_an_inherited_table_and_all_its_keys(write: Write) -> None:
+def test_false_removes_inherited_table_and_all_its_keys(write: Write) -> None:
     write("recipes/one.toml", f"{WHOLE}[mix.cutmix]\nprob = 0.3\nalpha = 0.7")
     write("recipes/off.toml", 'base = "one"\n[mix]\ncutmix = false')
     write("recipes/again.toml", 'base = "off"\n[mix.cutmix]\nprob = 0.1')
@@ -157,7 +157,7 @@ def test_two_networks_in_one_layer_are_a_fault(write: Write) -> None:
         load("a.toml", overrides)
 
 
-def test_width_and_channels_in_one_file_are_a_fault(write: Write) -> None:
+def test_width_and_channels_in_one_file_are_fault(write: Write) -> None:
     write("a.toml", f"{WHOLE}[student]\nstages = 2\nblocks = 1\nwidth = 8\nchannels = [8, 9]")
     with pytest.raises(RecipeError, match=r"student.width = 8 \(a.toml\) and channels = \[8, 9\]"):
         load("a.toml")
@@ -291,8 +291,8 @@ def test_ingredients_of_different_tables_commute() -> None:
 def test_any_two_ingredients_that_touch_different_keys_commute() -> None:
     """Of all that are shipped: order matters only where both say something of the same key."""
     folder = Path(__file__).parents[2] / "recipes/ingredients"
-    said = {path.stem: keys_of(tomllib.loads(path.read_text())) for path in folder.glob("*.toml")}
-    pairs = [(a, b) for a, b in itertools.combinations(sorted(said), 2) if not said[a] & said[b]]
+    keys = {path.stem: keys_of(tomllib.loads(path.read_text())) for path in folder.glob("*.toml")}
+    pairs = [(a, b) for a, b in itertools.combinations(sorted(keys), 2) if not keys[a] & keys[b]]
     assert len(pairs) > 60
     for a, b in pairs:
         assert load_or_fault(f"kd+{a}+{b}") == load_or_fault(f"kd+{b}+{a}"), (a, b)
@@ -347,7 +347,7 @@ def test_part_without_new_network_is_not_noted(spec: str, overrides: list[str]) 
     assert load(spec, overrides).replaced == {}
 
 
-def test_a_faulty_network_is_a_fault_and_no_note(write: Write) -> None:
+def test_faulty_network_is_fault_and_no_note(write: Write) -> None:
     write("a.toml", f"{WHOLE}[student]\nstages = 2\nblocks = 1\nwidth = 8")
     write("b.toml", "[student]\nstages = 0")
     with pytest.raises(RecipeError, match="student.stages = 0"):

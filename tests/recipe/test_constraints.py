@@ -152,7 +152,7 @@ def test_mixing_probabilities_add_up_to_at_most_1() -> None:
 RESNET = ["teacher.network=resnet", "teacher.stages=2", "teacher.blocks=1", "teacher.width=4"]
 
 
-def test_keys_of_another_network_are_refused_all_at_once() -> None:
+def test_keys_of_another_network_are_refused_together() -> None:
     assert faults("fast_teacher", "teacher.depth=16", "teacher.dropout=0.1") == [
         f"teacher.{key} (--set) is a key of wrn, and teacher.network (recipes/fast_teacher.toml) "
         "is resnet; remove it, or type --set teacher.network=wrn"
@@ -212,12 +212,12 @@ def test_function_matching_with_ricap_suggests_valid_shares() -> None:
 @example([0.5, 0.5 + 2**-51, 0.0])  # what is left is 0.5 to sixteen digits
 def test_suggested_shares_are_valid_as_typed(shares: list[float]) -> None:
     ways = zip(("mixup", "cutmix", "ricap"), shares, strict=True)
-    asked = [f"mix.{way}.prob={share}" for way, share in ways]
+    overrides = [f"mix.{way}.prob={share}" for way, share in ways]
     if fsum(shares) <= 1 + ROUNDING:
-        load("kd", asked)
+        load("kd", overrides)
         return
-    (line,) = faults("kd", *asked)
-    load("kd", [*asked, *typed(line)])
+    (line,) = faults("kd", *overrides)
+    load("kd", [*overrides, *typed(line)])
 
 
 def test_ranges_must_be_ascending() -> None:
@@ -331,15 +331,15 @@ def test_all_conflicts_at_once() -> None:
 
 
 def test_taps_returns_keys_and_names() -> None:
-    asked = Losses.model_validate({"at": {}, "fitnet": {"student_tap": "stem"}, "kd": {}})
-    assert [list(taps(term, "student")) for term in asked.terms().values()] == [
+    losses = Losses.model_validate({"at": {}, "fitnet": {"student_tap": "stem"}, "kd": {}})
+    assert [list(taps(term, "student")) for term in losses.terms().values()] == [
         [],
         [("student_tap", "stem")],
         [("student_taps", f"stages.{i}") for i in range(3)],
     ]
 
 
-def test_every_rule_has_a_docstring_and_a_name_of_its_own() -> None:
+def test_every_rule_has_a_docstring_and_name() -> None:
     assert len({rule.__name__ for rule in RULES}) == len(RULES) == 24
     assert all(rule.__doc__ for rule in RULES)
 
@@ -404,7 +404,7 @@ def test_a_resolution_of_other_values_is_refused(value: str) -> None:
         (("student.stages=3", "student.blocks=1", "student.pool=4"), "8 and 28", 30),
     ],
 )
-def test_a_side_too_small_for_the_student_is_refused(options, refused, smallest) -> None:
+def test_side_too_small_for_student_is_refused(options, refused, smallest) -> None:
     (line,) = faults("kd", *options, "train.resolution=[[0, 8], [0.5, 28], [0.7, 32]]")
     assert line == (
         "train.resolution = [[0.0, 8], [0.5, 28], [0.7, 32]] (--set) has side "

@@ -79,8 +79,8 @@ def test_two_cores_commands_match_the_measurement() -> None:
     assert resolved["loss.kd.temperature"] == 4.0
 
     spec, *options = shlex.split(about.teacher)
-    distilled = load(spec, [option for option in options if option != "--set"]).recipe
-    assert (distilled.mix.cutmix, distilled.train.epochs) == (None, made["teacher"][0]["epochs"])
+    matched = load(spec, [option for option in options if option != "--set"]).recipe
+    assert (matched.mix.cutmix, matched.train.epochs) == (None, made["teacher"][0]["epochs"])
     assert recipes.teacher_for("kd_cutmix+two_cores") == about.teacher
     for text in (about.command.partition(" distill ")[2], about.teacher):
         assert text in (REPO / "README.md").read_text()
@@ -135,8 +135,8 @@ def test_ricap_disables_only_the_random_crop(name: str) -> None:
     assert after.augment == before.augment.model_copy(update={"crop": None})
     assert after.mix.ricap is not None
     assert (after.mix.ricap.prob, after.mix.ricap.beta) == (1.0, 0.3)
-    asked = load(f"{name}+ricap", ["mix.cutmix=false", "augment.crop.padding=4"]).recipe
-    assert asked.augment == before.augment
+    with_ricap = load(f"{name}+ricap", ["mix.cutmix=false", "augment.crop.padding=4"]).recipe
+    assert with_ricap.augment == before.augment
 
 
 def test_label_smoothing_ingredient_is_a_hundredth() -> None:
@@ -153,7 +153,7 @@ def test_every_student_stays_under_five_million(name: str) -> None:
     assert counted["within_budget"]
 
 
-def test_a_student_over_budget_is_counted_and_not_trained() -> None:
+def test_student_over_budget_is_counted_and_not_trained() -> None:
     overrides = ["student.width=128"]
     counted = recipes.count_networks("kd", overrides)
     design = Design.of(stages=3, blocks=[4, 4, 3], width=128)
@@ -165,7 +165,7 @@ def test_a_student_over_budget_is_counted_and_not_trained() -> None:
         recipes.count_networks("kd", ["student.kernel=2"])
 
 
-def test_a_recipe_without_a_student_is_refused_by_distill() -> None:
+def test_recipe_without_student_is_refused_by_distill() -> None:
     with pytest.raises(RecipeError, match=r"1 fault in teacher_wrn\n  student is missing; distill"):
         recipes.check_student(load("teacher_wrn"))
     with pytest.raises(RecipeError, match="student is missing"):
@@ -175,7 +175,7 @@ def test_a_recipe_without_a_student_is_refused_by_distill() -> None:
     recipes.check_teacher(load("fast_teacher"))
 
 
-def test_a_recipe_that_needs_a_teacher_is_refused_by_train_teacher() -> None:
+def test_train_teacher_refuses_recipe_with_a_teacher() -> None:
     with pytest.raises(RecipeError) as error:
         recipes.check_teacher(load("kd"))
     assert str(error.value).splitlines() == [
@@ -211,7 +211,7 @@ def test_every_value_has_an_origin() -> None:
     }
     assert resolved.origins["train.seed"] == "--set"
     assert resolved.origins["loss.kd.temperature"] == "recipes/kd_cutmix.toml"
-    assert "optim.clip" not in resolved.origins  # nobody set it and it has no default
+    assert "optim.clip" not in resolved.origins  # it is not set and has no default
 
 
 def test_a_run_reads_the_recipe_it_wrote(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_run_reads_the_recipe_it_wrote(tmp_path: Path) -> None:
         recipes.loads("a = 1\nb = = 2", "x")
 
 
-def test_a_resolution_is_written_on_one_line_and_absent_by_default() -> None:
+def test_resolution_is_one_line_or_absent() -> None:
     plain, rising = load("kd").recipe, load("kd", ["train.resolution=[[0, 20], [0.5, 32]]"]).recipe
     text = recipes.dumps(rising)
     assert "\nresolution = [[0.0, 20], [0.5, 32]]\n" in text

@@ -222,7 +222,7 @@ def test_design_faults_are_listed_under_their_keys() -> None:
     assert any(line.startswith("student.pool = 99 (--set) is larger than") for line in found)
 
 
-def test_a_design_without_a_width_says_so() -> None:
+def test_design_without_width_is_reported() -> None:
     with pytest.raises(RecipeError, match="student is incomplete: neither width nor channels"):
         loads("[loss.hard]\n[train]\nepochs = 1\n[student]\nstages = 1\nblocks = 1", "a.toml")
 
@@ -248,7 +248,7 @@ def test_unknown_key_does_not_hide_rule_faults() -> None:
     ]
 
 
-def test_a_key_in_quotes_with_a_dot_is_named() -> None:
+def test_key_in_quotes_with_dot_is_named() -> None:
     with pytest.raises(RecipeError, match=r"optim.a.b = 1 \(a.toml\) is not a key"):
         loads('[loss.hard]\n[train]\nepochs = 1\n[optim]\n"a.b" = 1', "a.toml")
 

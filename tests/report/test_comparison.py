@@ -42,26 +42,26 @@ def test_between_them_seeds_are_paired() -> None:
     assert how == "Student's t on 2 common seeds"
 
 
-def test_every_run_has_a_line_with_its_own_interval() -> None:
+def test_every_run_has_line_with_its_own_interval() -> None:
     rows = grids([*KD, *LONE])["runs"]
     assert [row[0] for row in rows] == ["kd-0", "kd-1", "alone-0", "alone-1"]
     assert rows[1][2:7] == ["1", "1", "1", "50.00 %", "90.00 %"]
     assert rows[0][7] == "58.40 – 91.93 %"  # Wilson's of 16 in 20
 
 
-def test_what_differs_is_said_key_by_key() -> None:
+def test_differences_are_listed_key_by_key() -> None:
     rows = grids([*KD, *LONE])["differences_1"]
     assert ["loss.hard.weight", "0.1 → 1.0"] in rows and ["loss.kd.weight", "0.9 → absent"] in rows
     assert not [key for key, _ in rows if "seed" in key]
 
 
-def test_two_single_runs_are_told_image_by_image() -> None:
+def test_single_runs_are_compared_by_image() -> None:
     ((*_, how),) = grids([KD[0], LONE[0]])["between"]
     assert how == "McNemar, a run each: right in the first alone 4 images, in the second 0"
 
 
 @pytest.mark.parametrize(
-    ("records", "said"),
+    ("records", "message"),
     [
         ([*KD, record("late", 9, finished=False)], "Not finished, and so without test results"),
         ([*KD, record("kd-0-again", 16)], "kd already has the seeds of kd-0-again"),
@@ -82,8 +82,8 @@ def test_two_single_runs_are_told_image_by_image() -> None:
         ([replace(run, events=()) for run in (KD[0], LONE[0])], "No epoch of these runs"),
     ],
 )
-def test_what_must_be_known_first_is_said(records: list[RunRecord], said: str) -> None:
-    assert said in text(records)
+def test_warning_about_the_comparison_is_shown(records: list[RunRecord], message: str) -> None:
+    assert message in text(records)
 
 
 def test_curves_of_runs_whose_average_alone_was_measured() -> None:
@@ -94,7 +94,7 @@ def test_curves_of_runs_whose_average_alone_was_measured() -> None:
     assert lines == [[1.4, 1.4]] * 3, "one a run, and their mean"
 
 
-def test_the_mean_of_lines_is_at_the_epochs_that_all_have() -> None:
+def test_mean_curve_covers_common_epochs() -> None:
     short, long = (
         Line(np.arange(n) + 1.0, np.arange(n) * scale) for n, scale in ((2, 1.0), (3, 3.0))
     )

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from distill.report import comparison, page, run_report, sweep_page
 from tests.report.test_run_report import LAYERS
-from tests.report.test_sweep_page import CROWD, CROWDED, SAID
+from tests.report.test_sweep_page import CROWD, CROWDED, SUMMARY
 from tests.runs.records import SCRIPT, hostile, record
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -20,7 +20,10 @@ QUIET = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 A4 = 680  # CSS pixels between the margins
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pages = {
         "one": run_report.page(hostile(), LAYERS),
         "several": comparison.page([hostile(), record("b" * 80, 12)]),
-        "sweep": sweep_page.page(SAID | {"sweep": SCRIPT}),
+        "sweep": sweep_page.page(SUMMARY | {"sweep": SCRIPT}),
     }
     for name, made in pages.items():
         (folder / f"{name}.html").write_text(page.html(made))
@@ -44,7 +47,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "text"),
     [("one", SCRIPT), ("several", "<b onclick=alert(1)>run"), ("sweep", SCRIPT)],
     ids=["one", "several", "sweep"],
 )
@@ -52,23 +55,23 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("width", [1200, 390])
 def test_it_is_shown_whole_and_in_silence(
     browser: "playwright.Browser", reports: dict[str, Path], tmp_path: Path,
-    name: str, told: str, scheme: str, width: int,
+    name: str, text: str, scheme: str, width: int,
 ) -> None:  # fmt: skip
     shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    said: list[str] = []
-    asked: list[str] = []
-    shown.on("console", lambda message: said.append(message.text))
-    shown.on("pageerror", lambda error: said.append(str(error)))
-    shown.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    shown.on("request", lambda request: asked.append(request.url))
+    messages: list[str] = []
+    requests: list[str] = []
+    shown.on("console", lambda message: messages.append(message.text))
+    shown.on("pageerror", lambda error: messages.append(str(error)))
+    shown.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+    shown.on("request", lambda request: requests.append(request.url))
     shown.goto(reports[name].as_uri())
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [reports[name].as_uri()]
+    assert messages == []
+    assert [url for url in requests if not url.startswith("data:")] == [reports[name].as_uri()]
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     assert shown.evaluate("document.scripts.length") == 0
     clipped = "[...document.querySelectorAll('figure svg')].filter(e => e.clientWidth > innerWidth)"
     assert shown.evaluate(f"{clipped}.length") == 0
-    assert told in shown.inner_text("body"), "markup from outside is shown as text"
+    assert text in shown.inner_text("body"), "markup from outside is shown as text"
     picture = imread(tmp_path / shot(shown, tmp_path))[..., :3]
     assert picture.std() > 0.02
     corner = picture[2, 2].mean()  # the paper
@@ -98,9 +101,9 @@ def test_figures_take_the_colours_of_the_page(
 
 def test_a_sweep_of_many_keys_fits_on_paper(browser: "playwright.Browser", tmp_path: Path) -> None:
     values = dict(zip(CROWD, CROWDED, strict=True))
-    trial = SAID["trials"][0] | {"values": values}
+    trial = SUMMARY["trials"][0] | {"values": values}
     many = {"space": CROWD, "trials": [trial], "best": trial, "importance": {}}
-    made = sweep_page.page(SAID | many)
+    made = sweep_page.page(SUMMARY | many)
     (tmp_path / "sweep.html").write_text(page.html(made))
     shown = browser.new_page(viewport={"width": A4, "height": 1000})
     shown.goto((tmp_path / "sweep.html").as_uri())

@@ -42,7 +42,7 @@ def test_a_class_is_text_whatever_it_is_called(draw: object) -> None:
     assert {plots.short_name(name) for name in NAMES} <= set(texts(drawing))
 
 
-def test_the_drawing_asks_for_nothing_and_has_the_colours_of_the_page() -> None:
+def test_drawing_loads_nothing_and_uses_page_colours() -> None:
     drawing = style.svg(confusion(), "a")
     assert not re.search(r"https?:|<metadata|<!DOCTYPE|@import|url\((?!#)", drawing)
     assert "var(--blue)" in drawing and "currentColor" in drawing
@@ -50,12 +50,13 @@ def test_the_drawing_asks_for_nothing_and_has_the_colours_of_the_page() -> None:
     assert named <= {"#ffffff"} or not named, named
 
 
+@pytest.mark.long
 def test_the_same_figure_is_the_same_bytes() -> None:
     for leave in (lambda figure: style.svg(figure, "a"), style.pdf, style.png):
         assert leave(curve()) == leave(curve())
 
 
-def test_a_pdf_fits_a_column_and_has_truetype_inside_and_no_date() -> None:
+def test_pdf_fits_column_without_date() -> None:
     content = style.pdf(curve())
     box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", content)
     assert box is not None and float(box[1]) == pytest.approx(3.3 * 72, abs=0.1)
@@ -63,16 +64,16 @@ def test_a_pdf_fits_a_column_and_has_truetype_inside_and_no_date() -> None:
     assert b"CreationDate" not in content and b"Matplotlib" not in content
 
 
-def test_all_text_is_eight_points_but_the_cells_of_a_matrix() -> None:
+def test_text_is_eight_points_outside_the_matrix() -> None:
     sizes = set(re.findall(r"font(?:-size)?: ([\d.]+)px", style.svg(curve(), "a")))
     assert sizes == {"8"}
 
 
-def test_the_cells_of_a_matrix_are_percents_of_their_row() -> None:
+def test_cells_of_matrix_are_percents_of_their_row() -> None:
     assert {"80", "20", "90", "10", "30", "70", "100"} <= set(texts(style.svg(confusion(), "a")))
 
 
-def test_a_hundred_classes_have_no_figures_in_their_cells() -> None:
+def test_hundred_classes_have_no_figures_in_their_cells() -> None:
     counts = np.eye(100, dtype=int) * 5 + 1
     (axes,) = plots.confusion(counts, [str(k) for k in range(100)]).axes
     (cells,) = axes.collections
@@ -89,7 +90,7 @@ def test_reliability_shows_one_line_or_two() -> None:
     assert len(upper.lines) == 3
 
 
-def test_the_best_class_stands_above() -> None:
+def test_best_class_is_first() -> None:
     (axes,) = bars().axes
     assert [label.get_text() for label in axes.get_yticklabels()][-1] == "plain"
 

@@ -1,4 +1,4 @@
-"""The page of one run: what it says, what it leaves, and that all it was told is text."""
+"""The page of one run: its sections, what it omits, and hostile names as text."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ from distill.runs.journal import Journal
 from distill.runs.record import RunRecord, read
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
-from tests.runs.records import SCRIPT, answers, averaged_alone, curve_of, hostile, record
+from tests.runs.records import SCRIPT, averaged_alone, curve_of, hostile, predictions, record
 
 LAYERS = [("conv", "Conv2d", (4, 32, 32), 108), ("head", "Linear", (10,), 50)]
 
@@ -64,7 +64,7 @@ def hostile_page() -> Reader:
 
 @pytest.fixture(scope="module")
 def written(distilled: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a real run, with a journal as the door writes it."""
+    """The report of a real run, with a journal as the CLI writes it."""
     folder, events = distilled
     copy = tmp_path_factory.mktemp("reports") / "student"
     shutil.copytree(folder.path, copy)
@@ -80,7 +80,7 @@ def written(distilled: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPa
     return path
 
 
-def test_a_real_run_is_told_whole(written: Path) -> None:
+def test_report_of_a_real_run_is_complete(written: Path) -> None:
     known, text = read(RunFolder(written.parent)), Reader(written.read_text()).text
     top1 = known.test_metric("top1")
     assert top1 is not None and known.predictions is not None
@@ -111,7 +111,7 @@ def test_figures_and_tables_lie_beside_it(written: Path) -> None:
     assert text[0] == "layer,kind,output,parameters"
 
 
-def test_the_page_asks_for_nothing(written: Path) -> None:
+def test_page_loads_nothing(written: Path) -> None:
     text = written.read_text()
     tags = Reader(text).tags
     (policy,) = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
@@ -124,6 +124,7 @@ def test_the_page_asks_for_nothing(written: Path) -> None:
     assert not re.search(r"@import|@font-face|url\((?!['\"]?(#|data:))", text)
 
 
+@pytest.mark.long
 def test_the_same_run_is_the_same_page(written: Path) -> None:
     known = read(RunFolder(written.parent))
     rows = layers.layers_of_recipe(known.recipe, "student", 10)
@@ -143,7 +144,7 @@ def test_whatever_came_from_outside_is_text(hostile_page: Reader) -> None:
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
     sources = [attributes["src"] for tag, attributes in tags if tag == "img"]
     assert sources and all(each and each.startswith("data:image/png;base64,") for each in sources)
-    for told in (
+    for text in (
         SCRIPT,
         "</title><script>alert(2)</script>",
         "<svg onload=alert(1)>",
@@ -153,7 +154,7 @@ def test_whatever_came_from_outside_is_text(hostile_page: Reader) -> None:
         "<i>cpu</i>",
         "<b>2</b>",
     ):
-        assert told in hostile_page.text, told
+        assert text in hostile_page.text, text
     assert hostile_page.text.count(SCRIPT) > 8
 
 
@@ -165,8 +166,9 @@ def test_several_runs_with_hostile_names_are_text_too() -> None:
     assert not [name for _, known in read_back.tags for name in known if name == "onclick"]
 
 
+@pytest.mark.long
 def test_mistakes_have_label_opinions_and_pixels() -> None:
-    text = shown(replace(record("kd", 18), predictions=answers(18, with_teacher=True))).text
+    text = shown(replace(record("kd", 18), predictions=predictions(18, with_teacher=True))).text
     assert "2 of 2 mistakes, the most confident first" in text
     # image 18 is of class 2, "c"; the student says d, the teacher c
     share = 100 * 2.718281828**4 / (2.718281828**4 + 3)
@@ -174,15 +176,15 @@ def test_mistakes_have_label_opinions_and_pixels() -> None:
     assert "teacher c " in text
 
 
-def test_held_out_answers_give_a_temperature() -> None:
-    known = replace(record("kd", 15), predictions=answers(15, held_out=True))
+def test_held_out_logits_give_a_temperature() -> None:
+    known = replace(record("kd", 15), predictions=predictions(15, held_out=True))
     text = shown(known).text
     assert "Divided by the temperature" in text and "overconfident" in text
-    assert "temperature scaled, ECE 0.000" in text  # fitted on the very same answers
+    assert "temperature scaled, ECE 0.000" in text  # fitted on the same logits
 
 
 @pytest.mark.parametrize(
-    ("known", "said"),
+    ("known", "message"),
     [
         (record("a", 15), "no temperature was fitted: it may not be fitted on the test split"),
         (record("a", 15), "This run has no teacher's predictions"),
@@ -211,11 +213,11 @@ def test_held_out_answers_give_a_temperature() -> None:
         ),
     ],
 )
-def test_what_is_missing_is_said(known: RunRecord, said: str) -> None:
-    assert said in words(run_report.page(known, LAYERS))
+def test_missing_parts_are_explained(known: RunRecord, message: str) -> None:
+    assert message in words(run_report.page(known, LAYERS))
 
 
-def test_a_network_that_nobody_knows_is_said() -> None:
+def test_unknown_network_is_reported() -> None:
     assert "The network is unknown" in words(run_report.page(record("a", 9), []))
 
 
@@ -227,7 +229,7 @@ def test_a_measured_accuracy_of_the_recipe_is_shown() -> None:
     assert "71.46" in text and "measured_accuracy" in text
 
 
-def test_an_unfinished_run_is_read_as_far_as_it_got(written: Path, tmp_path: Path) -> None:
+def test_unfinished_run_is_reported_partly(written: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     for name in ("recipe.toml", "journal.jsonl"):
@@ -251,13 +253,13 @@ def test_where_it_goes(runs: list[str], out: str | None, path: str) -> None:
     assert run_report.report_path(folders, Path(out) if out else None) == Path(path)
 
 
-def test_several_runs_want_to_be_told_where() -> None:
+def test_several_runs_need_an_output_folder() -> None:
     folders = [RunFolder(Path("a")), RunFolder(Path("b"))]
     with pytest.raises(UserError, match=r"a report of 2 runs.*\n.*--out DIR"):
         run_report.report_path(folders, None)
 
 
-def test_a_report_is_a_page_or_in_a_folder(tmp_path: Path) -> None:
+def test_report_is_page_or_in_folder(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"x.htm is neither a folder nor an HTML file.\nGive DIR, or NAME.html"
     ):
@@ -286,6 +288,7 @@ def test_report_is_not_written_through_a_link(tmp_path: Path, name: str) -> None
     assert len(list(mine.rglob("*"))) == 6
 
 
+@pytest.mark.long
 def test_linked_files_of_a_report_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     tables = tmp_path / "run" / "report_files" / "tables"
@@ -307,7 +310,7 @@ def test_an_unfinished_run_shows_the_best_so_far() -> None:
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_whose_average_alone_was_measured(finished: bool) -> None:
-    """Its curves are drawn, its accuracy is told, and nothing says that no image was held out."""
+    """Its curves and accuracy are shown, and no note on missing held-out images."""
     made = run_report.page(averaged_alone(record("a", 9, finished=finished)), LAYERS)
     facts = {each.name: each for each in made.facts}
     assert facts["held-out accuracy"].value == "50.00 %"
@@ -318,7 +321,7 @@ def test_a_run_whose_average_alone_was_measured(finished: bool) -> None:
     assert error.name == "error" and names == ["held-out, averaged"]
 
 
-def test_a_run_without_held_out_images_says_so() -> None:
+def test_run_without_hold_out_is_explained() -> None:
     known = averaged_alone(record("a", 9))
     losses = [
         replace(event, metrics={k: v for k, v in event.metrics.items() if "/val" not in k})
@@ -331,7 +334,8 @@ def test_a_run_without_held_out_images_says_so() -> None:
     )
 
 
-def test_the_command_of_an_older_run_is_shown_without_its_password():
+@pytest.mark.long
+def test_old_command_is_shown_without_password():
     command = ["cli.py", "sweep", "--storage", "postgresql://u:a/s3cret@h/d?sslpassword=s3cret"]
     text = shown(replace(record("run", 15), environment={"command": command})).text
     assert "s3cret" not in text and "postgresql://u:***@h/d?sslpassword=***" in text

@@ -38,7 +38,7 @@ ROWS = [
     row(3, "infeasible", None, 0.5, "false"),
     row(4, "complete", 0.625, 0.1, "false"),
 ]
-SAID: dict[str, Any] = {
+SUMMARY: dict[str, Any] = {
     "sweep": "mine <1>", "recipe": "kd", "metric": "top1/val", "goal": "maximize", "asked": 5,
     "space": {"optim.lr": {"log": [0.01, 1.0]}, "augment.crop": {"choice": ["false", "padding 4"]}},
     "counts": {"complete": 3, "pruned": 1, "infeasible": 1, "diverged": 0}, "taken_up": 1,
@@ -47,28 +47,28 @@ SAID: dict[str, Any] = {
 }  # fmt: skip
 
 
-def shown(said: dict[str, Any], width: int = 80) -> list[str]:
+def shown(summary: dict[str, Any], width: int = 80) -> list[str]:
     console = Console(file=StringIO(), width=width)
-    console.print(sweep_table(said, width), highlight=False)
+    console.print(sweep_table(summary, width), highlight=False)
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined, no-any-return]
 
 
 # On the terminal
 
 
-def test_the_best_come_first_and_all_are_accounted_for() -> None:
-    lines = shown(SAID, 100)
+def test_best_trials_come_first() -> None:
+    lines = shown(SUMMARY, 100)
     assert [line.split()[0] for line in lines[2:5]] == ["2", "4", "0"]
     assert "5 trials: 3 complete, 1 pruned, 1 infeasible; 1 resumed" in lines[5]
     shares = "importance (PED-ANOVA, of 3 trials): optim.lr 75 %, augment.crop 25 %"
     assert lines[6].strip() == shares
-    least = shown(SAID | {"goal": "minimize"})
+    least = shown(SUMMARY | {"goal": "minimize"})
     assert [line.split()[0] for line in least[2:5]] == ["0", "4", "2"]
 
 
 def of_trials(n: int) -> dict[str, Any]:
     """The sweep as if `n` trials were complete."""
-    return SAID | {"counts": {"complete": n}}
+    return SUMMARY | {"counts": {"complete": n}}
 
 
 @pytest.mark.parametrize("n", [1, 8, 49])
@@ -84,18 +84,18 @@ def test_importance_of_few_trials_is_warned_of(n: int) -> None:
     assert few_trials_warning(n) == words
 
 
-@pytest.mark.parametrize("said", [of_trials(50), SAID | {"importance": {}}])
-def test_no_warning_where_none_is_due(said: dict[str, Any]) -> None:
+@pytest.mark.parametrize("summary", [of_trials(50), SUMMARY | {"importance": {}}])
+def test_no_warning_where_none_is_due(summary: dict[str, Any]) -> None:
     """With 50 complete trials, and without an importance."""
     assert few_trials_warning(50) is None
-    assert "chance alone" not in " ".join(line.strip() for line in shown(said))
-    assert "chance alone" not in html(page(said))
+    assert "chance alone" not in " ".join(line.strip() for line in shown(summary))
+    assert "chance alone" not in html(page(summary))
 
 
 def test_one_is_not_many() -> None:
     one = {"asked": 1, "counts": {"complete": 1}, "trials": ROWS[:1], "importance": {}}
     rungs = [{"epochs": 1, "values": {"a": 0.1}}]
-    assert shown(SAID | one | {"taken_up": 0, "rungs": rungs})[3:] == [
+    assert shown(SUMMARY | one | {"taken_up": 0, "rungs": rungs})[3:] == [
         "rung 1: 1 design, 1 epoch",
         "1 trial: 1 complete",
     ]
@@ -109,7 +109,7 @@ def test_one_is_not_many() -> None:
         (["a.width", "width"], ["a.width", "width"]),
     ],
 )
-def test_a_key_is_as_short_as_it_can_be_told_apart(names: list[str], short: list[str]) -> None:
+def test_keys_are_shortened_but_distinct(names: list[str], short: list[str]) -> None:
     assert list(heads(names).values()) == short
 
 
@@ -129,7 +129,7 @@ CROWDED = [
 def test_no_word_is_cut_where_keys_are_many(width: int) -> None:
     trial = ROWS[0] | {"values": dict(zip(CROWD, CROWDED, strict=True))}
     shares = dict.fromkeys(CROWD, 0.125)
-    lines = shown(SAID | {"space": CROWD, "trials": [trial], "importance": shares}, width)
+    lines = shown(SUMMARY | {"space": CROWD, "trials": [trial], "importance": shares}, width)
     assert max(len(line.rstrip()) for line in lines) <= width
     words = " ".join(lines).split()
     assert {"temperature", "kd.weight", "hard.weight", "batch_size", "random_erasing"} <= {*words}
@@ -138,27 +138,27 @@ def test_no_word_is_cut_where_keys_are_many(width: int) -> None:
 
 
 def test_numbers_of_a_key_have_the_same_digits() -> None:
-    said = {"space": CROWD}
-    assert [key_text(said, "optim.lr", lr) for lr in (0.02, 0.11, 0.48564674)] == [
+    summary = {"space": CROWD}
+    assert [key_text(summary, "optim.lr", lr) for lr in (0.02, 0.11, 0.48564674)] == [
         "0.0200", "0.1100", "0.4856",
     ]  # fmt: skip
-    assert [key_text(said, "loss.kd.temperature", t) for t in (1.0, 3.071)] == ["1.00", "3.07"]
-    assert key_text(said, "optim.weight_decay", 0.01) == "1.00e-02"
-    assert key_text(said, "student.blocks", 2) == "2"
-    assert key_text(said, "train.batch_size", None) == "–"
+    assert [key_text(summary, "loss.kd.temperature", t) for t in (1.0, 3.071)] == ["1.00", "3.07"]
+    assert key_text(summary, "optim.weight_decay", 0.01) == "1.00e-02"
+    assert key_text(summary, "student.blocks", 2) == "2"
+    assert key_text(summary, "train.batch_size", None) == "–"
 
 
 # In figures
 
 
 def test_what_was_drawn_again_is_counted() -> None:
-    text = counts_text(SAID | {"redrawn": 3})
+    text = counts_text(SUMMARY | {"redrawn": 3})
     assert text.endswith("; 1 resumed after a worker died; 3 draws that could not be trained")
 
 
-def test_the_history_has_the_best_so_far_up_to_the_last_trial() -> None:
+def test_history_shows_the_best_so_far() -> None:
     late = [*ROWS, row(5, "pruned", None, 0.1, "false")]
-    figure = history(SAID | {"trials": late})
+    figure = history(SUMMARY | {"trials": late})
     assert figure is not None
     [line] = [each for each in figure.axes[0].lines if each.get_label() == "best so far"]
     assert list(line.get_xdata()) == [0, 2, 4, 5]  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ def test_the_history_has_the_best_so_far_up_to_the_last_trial() -> None:
 
 
 def test_parallel_coordinates_go_through_the_values() -> None:
-    figure = parallel(SAID)
+    figure = parallel(SUMMARY)
     assert figure is not None
     across = [list(line.get_xdata()) for line in figure.axes[0].lines]  # type: ignore[arg-type]
     worst, middle, best = across  # the best is drawn last
@@ -179,21 +179,21 @@ def test_parallel_coordinates_go_through_the_values() -> None:
 
 def test_figures_stay_as_narrow_as_a_column() -> None:
     trial = ROWS[0] | {"values": dict(zip(CROWD, CROWDED, strict=True))}
-    figure = parallel(SAID | {"space": CROWD, "trials": [trial]})
+    figure = parallel(SUMMARY | {"space": CROWD, "trials": [trial]})
     assert figure is not None and figure.get_figwidth() == COLUMN
 
 
 # In the page
 
 
-def test_without_an_importance_nothing_is_said_of_it() -> None:
-    assert "Importance" in html(page(SAID))
-    assert "Importance" not in html(page(SAID | {"importance": {}}))
+def test_missing_importance_has_no_section() -> None:
+    assert "Importance" in html(page(SUMMARY))
+    assert "Importance" not in html(page(SUMMARY | {"importance": {}}))
 
 
-def test_the_head_tells_the_best() -> None:
-    told = [(fact.name, fact.value, fact.beside) for fact in page(SAID).facts]
-    assert told == [
+def test_head_shows_the_best() -> None:
+    facts = [(fact.name, fact.value, fact.beside) for fact in page(SUMMARY).facts]
+    assert facts == [
         ("top1/val", "0.7500", "trial 2, the best"),
         ("lr", "1.0000", ""),
         ("crop", "padding 4", ""),
@@ -201,7 +201,7 @@ def test_the_head_tells_the_best() -> None:
 
 
 def test_trials_are_ranked_and_the_best_is_marked() -> None:
-    trials = page(SAID).sections[-1].blocks[0]
+    trials = page(SUMMARY).sections[-1].blocks[0]
     assert isinstance(trials, Table) and trials.marked == 0
     assert [cells[:4] for cells in trials.grid.cells] == [
         ["2", "complete", "0.7500", "1.0000"],
@@ -211,11 +211,11 @@ def test_trials_are_ranked_and_the_best_is_marked() -> None:
         ["3", "infeasible", "–", "0.5000"],
     ]
     assert [column.head for column in trials.grid.columns][-1] == "why"
-    assert html(page(SAID)).count('<tr class="marked">') == 1
+    assert html(page(SUMMARY)).count('<tr class="marked">') == 1
 
 
-def test_the_page_needs_nothing_beside_it_and_means_what_it_says() -> None:
-    text = html(page(SAID))
+def test_page_is_self_contained_and_reproducible() -> None:
+    text = html(page(SUMMARY))
     assert "mine &lt;1&gt;" in text and "a &lt;b&gt; &amp; c" in text
     assert not re.search(r"(src|href)=[\"'](?!#|data:)", text)
     drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
@@ -224,13 +224,13 @@ def test_the_page_needs_nothing_beside_it_and_means_what_it_says() -> None:
         ElementTree.fromstring(drawn)
         assert not re.search(r"(fill|stroke): #", drawn), "its colours are the page's"
     assert "prefers-color-scheme: dark" in text
-    assert text == html(page(SAID)), "the same sweep gives the same page"
+    assert text == html(page(SUMMARY)), "the same sweep gives the same page"
 
 
-def test_a_sweep_without_a_trained_trial_says_so() -> None:
+def test_sweep_without_trained_trial_is_explained() -> None:
     counts = {"complete": 0, "infeasible": 1}
     none = {"best": None, "trials": ROWS[3:4], "importance": {}, "counts": counts}
-    text = html(page(SAID | none))
+    text = html(page(SUMMARY | none))
     assert "No trial was trained to its end" in text
     assert "<svg" not in text and "marked" not in text.split("</style>")[1]
 
@@ -238,7 +238,7 @@ def test_a_sweep_without_a_trained_trial_says_so() -> None:
 def test_the_rungs_of_a_search() -> None:
     first = {"a": 0.1, "gone": None, "b": 0.4, "c": 0.3}
     rungs = [{"epochs": 1, "values": first}, {"epochs": 3, "values": {"b": 0.5}}]
-    table = page(SAID | {"rungs": rungs}).sections[0].blocks[0]
+    table = page(SUMMARY | {"rungs": rungs}).sections[0].blocks[0]
     assert isinstance(table, Table)
     assert [column.head for column in table.grid.columns] == ["design", "1 epoch", "3 epochs"]
     assert table.grid.cells == [
@@ -248,6 +248,6 @@ def test_the_rungs_of_a_search() -> None:
         ["gone", "–", "–"],
     ]
     last = {"trials": [ROWS[2]], "importance": {}, "rungs": rungs}
-    titles = [section.title for section in page(SAID | last).sections]
+    titles = [section.title for section in page(SUMMARY | last).sections]
     assert titles == ["Rungs", "Trials"], "nothing is drawn of one trial alone"
-    assert "rung 2: 1 design, 3 epochs" in shown(SAID | {"rungs": rungs})
+    assert "rung 2: 1 design, 3 epochs" in shown(SUMMARY | {"rungs": rungs})

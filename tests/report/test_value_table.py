@@ -29,7 +29,7 @@ def test_a_page_escapes_control_characters_in_column_heads() -> None:
     assert ">optim.<wbr>lr\\x1b[31m\\u2028</th>" in text
 
 
-def test_csv_has_the_numbers_unrounded_and_a_column_for_each_part() -> None:
+def test_csv_has_unrounded_numbers_in_columns() -> None:
     rows = list(csv.reader(io.StringIO(GRID.csv())))
     assert rows == [
         ["run & seed", "top1", "interval low", "interval high"],
@@ -38,7 +38,7 @@ def test_csv_has_the_numbers_unrounded_and_a_column_for_each_part() -> None:
     ]
 
 
-def test_latex_is_a_tabular_with_rules_and_every_cell_escaped() -> None:
+def test_latex_is_an_escaped_tabular() -> None:
     assert GRID.latex() == (
         "\\begin{tabular}{lrr}\n"
         "\\toprule\n"

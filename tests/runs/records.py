@@ -37,7 +37,9 @@ def record(name: str, right: int, *overrides: str, finished: bool = True) -> Run
         "metrics": {"top1/test": right / N, "nll/test": 1.0, "ece/test": 0.1, "top1/val": 0.5},
         "weights": "cd34",
     }
-    known = RunRecord(RunFolder(Path("runs") / name), recipe, events(), result, {}, answers(right))
+    known = RunRecord(
+        RunFolder(Path("runs") / name), recipe, events(), result, {}, predictions(right)
+    )
     return known if finished else replace(known, result={}, predictions=None)
 
 
@@ -55,7 +57,7 @@ def events() -> tuple[Event, ...]:
 
 def averaged_alone(known: RunRecord) -> RunRecord:
     """The same run with measures of the averaged weights and of no others."""
-    told = [
+    changed = [
         replace(event, metrics={k: v for k, v in event.metrics.items() if not k.endswith("/val")})
         if isinstance(event, Epoch)
         else event
@@ -63,18 +65,18 @@ def averaged_alone(known: RunRecord) -> RunRecord:
     ]
     metrics = {"top1/test": 0.45, "nll/test": 1.0, "ece/test": 0.1, "top1/val_ema": 0.5}
     result = {**known.result, "metrics": metrics} if known.result else {}
-    return replace(known, events=tuple(told), result=result)
+    return replace(known, events=tuple(changed), result=result)
 
 
-def answers(right: int, *, with_teacher: bool = False, held_out: bool = False) -> Predictions:
-    """The first `right` answers are those of the labels, the others one class on."""
-    said = 4 * np.eye(CLASSES)[np.where(np.arange(N) < right, LABELS, (LABELS + 1) % CLASSES)]
+def predictions(right: int, *, with_teacher: bool = False, held_out: bool = False) -> Predictions:
+    """The first `right` predictions are the labels, the others the next class."""
+    logits = 4 * np.eye(CLASSES)[np.where(np.arange(N) < right, LABELS, (LABELS + 1) % CLASSES)]
     mistakes = np.arange(right, N)
     pixels = np.full((len(mistakes), 3, 32, 32), 200, dtype=np.uint8)
     more: dict[str, Any] = {"teacher_logits": 3 * np.eye(CLASSES)[LABELS]} if with_teacher else {}
     if held_out:
-        more |= {"val_logits": said, "val_labels": LABELS}
-    return Predictions(said, LABELS, mistakes, pixels, **more)
+        more |= {"val_logits": logits, "val_labels": LABELS}
+    return Predictions(logits, LABELS, mistakes, pixels, **more)
 
 
 def hostile() -> RunRecord:
@@ -110,12 +112,12 @@ def hostile() -> RunRecord:
         result=result,
         environment=environment,
         events=(start, *known.events[1:]),
-        predictions=answers(15, with_teacher=True, held_out=True),
+        predictions=predictions(15, with_teacher=True, held_out=True),
     )
 
 
 def curve_of(top1: float) -> TestCurve:
-    """One kept epoch, right on such a share of both splits."""
+    """One epoch with saved weights, with this accuracy on both splits."""
     measures = {"top1": top1, "nll": 1.0, "ece": 0.1}
     return {
         1: {f"{name}/{split}": v for name, v in measures.items() for split in ("train", "test")}

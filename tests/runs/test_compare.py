@@ -28,9 +28,9 @@ ANSWERS_B = [1, 0, 0, 1, 1, 1, 0, 0]
 
 
 def finished(
-    path: Path, answers: list[int], *overrides: str, labels: list[int] = LABELS, **changes: object
+    path: Path, classes: list[int], *overrides: str, labels: list[int] = LABELS, **changes: object
 ) -> RunFolder:
-    """A run that gave these answers, each with logit 2 against 0."""
+    """A run that predicted these classes, each with logit 2 against 0."""
     run = RunFolder(path)
     write_text(run.recipe, recipes.dumps(recipes.load("tiny", overrides).recipe))
     result: dict[str, Any] = {
@@ -41,7 +41,7 @@ def finished(
         "elapsed_s": 61.0, "weights": path.name,
     } | changes  # fmt: skip
     write_json(run.result_file, result)
-    logits = 2 * np.eye(len(result["class_names"]), dtype=np.float32)[answers]
+    logits = 2 * np.eye(len(result["class_names"]), dtype=np.float32)[classes]
     np.savez(run.evaluation, logits=logits, labels=np.array(labels))
     return run
 
@@ -74,7 +74,7 @@ def test_nll_is_that_of_the_logits(tmp_path: Path) -> None:
     assert it.a.nll_test_interval[0] < it.a.nll_test < it.a.nll_test_interval[1]
 
 
-def test_the_real_answers_give_the_real_figures(distilled, teacher: Path) -> None:
+def test_real_predictions_give_real_figures(distilled, teacher: Path) -> None:
     run, metrics = distilled[0], distilled[0].result()["metrics"]
     it = compare(teacher, run.path)
     assert it.b.top1_test == metrics["top1/test"]
@@ -122,11 +122,13 @@ def test_the_same_weights_and_other_images(tmp_path: Path) -> None:
     )
     elsewhere = {"fingerprint": "beef", "test_fingerprint": "7e57"}
     other = finished(tmp_path / "c", ANSWERS_B, data=elsewhere)
-    said = compare(a.path, other.path).says
-    assert said.endswith("Their training images differ; those they were tested on are the same.")
+    sentence = compare(a.path, other.path).says
+    assert sentence.endswith(
+        "Their training images differ; those they were tested on are the same."
+    )
 
 
-def test_results_of_an_earlier_version_are_compared_with_a_note(tmp_path: Path) -> None:
+def test_results_of_earlier_version_are_compared_with_note(tmp_path: Path) -> None:
     a = finished(tmp_path / "a", ANSWERS_A)
     b = finished(tmp_path / "b", ANSWERS_B, data={"fingerprint": "f00d"})
     it = compare(a.path, b.path)
@@ -176,7 +178,7 @@ def test_other_images_are_refused(tmp_path: Path, changes: dict, found: str) -> 
         compare(a.path, b.path)
 
 
-def test_another_test_split_of_the_same_labels_is_refused(tmp_path: Path) -> None:
+def test_another_test_split_of_same_labels_is_refused(tmp_path: Path) -> None:
     a = finished(tmp_path / "a", ANSWERS_A)
     replaced = {"fingerprint": "f00d", "test_fingerprint": "0dd"}
     b = finished(tmp_path / "b", ANSWERS_B, data=replaced)
@@ -217,13 +219,13 @@ def test_json_has_all_of_it(
     )
     with pytest.raises(SystemExit, match="0"):
         cli.main()
-    said = json.loads(capsys.readouterr().out)
-    assert (said["p"], said["only_b"], said["says"]) == (it.p, 3, it.says)
-    assert said["classes"][0]["name"] == "cat"
-    assert said["a"]["top1_test_interval"] == list(wilson(3, 8))
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["p"], printed["only_b"], printed["says"]) == (it.p, 3, it.says)
+    assert printed["classes"][0]["name"] == "cat"
+    assert printed["a"]["top1_test_interval"] == list(wilson(3, 8))
 
 
-def test_a_student_s_teacher_is_its_run_and_not_the_table_beside_it(tmp_path: Path) -> None:
+def test_teacher_of_a_student_is_its_run(tmp_path: Path) -> None:
     a = finished(tmp_path / "a", ANSWERS_A, "teacher.depth=16", 'teacher.runs=["x"]')
     b = finished(tmp_path / "b", ANSWERS_A, 'teacher.runs=["y"]', "teacher.mirror=true")
     assert compare(a.path, b.path).recipes == (

@@ -25,7 +25,7 @@ def test_steps_and_epochs_stand_on_one_axis() -> None:
     assert known.lr is not None and known.lr.y.tolist() == [0.1, 0.2, 0.1]
 
 
-def test_a_term_that_is_on_for_a_part_has_a_line_for_that_part() -> None:
+def test_partial_term_has_a_partial_line() -> None:
     known = curves(EVENTS)
     assert known.steps["loss/at"].x.tolist() == [1.5]
     assert known.terms == ["loss/kd", "loss/at", "loss/total"]
@@ -35,7 +35,7 @@ def test_a_run_that_only_began_has_no_line() -> None:
     assert curves(EVENTS[:1]).epochs == {} and curves([]).lr is None
 
 
-def test_a_long_line_is_thinned_from_end_to_end() -> None:
+def test_long_line_is_thinned_from_end_to_end() -> None:
     x = np.arange(10_000.0)
     thin = thin_out(Line(x, x))
     assert len(thin.x) <= POINTS and thin.x[0] == 0 and thin.x[-1] == 9_999

@@ -19,7 +19,7 @@ def seeded(name: str, rights: list[int], *overrides: str) -> list[RunRecord]:
     ]
 
 
-def test_what_differs_in_seeds_habits_and_an_idle_teacher_alone_is_one_group() -> None:
+def test_seeds_and_logging_options_do_not_split_groups() -> None:
     habits = ("train.log_every=7", "train.keep_epochs=1", "train.validate_both=true")
     runs = [
         record("kd-0", 15),
@@ -56,7 +56,7 @@ def test_groups_that_begin_alike_are_numbered() -> None:
     assert [group.name for group in groups(runs)] == ["run (1)", "run (2)"]
 
 
-def test_groups_with_common_seeds_are_paired_by_seed_in_any_order() -> None:
+def test_groups_with_common_seeds_are_paired() -> None:
     a, b = seeded("kd", [15, 16, 18]), seeded("alone", [12, 15, 14], *ALONE)
     (found,) = group_differences(groups([*a, *reversed(b)]))
     known, p = statistics.paired_difference([0.75, 0.8, 0.9], [0.6, 0.75, 0.7])
@@ -86,7 +86,7 @@ def test_two_single_runs_are_compared_image_by_image() -> None:
         ),
     ],
 )
-def test_what_cannot_be_compared_is_said(b: RunRecord, why: str) -> None:
+def test_incomparable_groups_are_explained(b: RunRecord, why: str) -> None:
     one, other = groups([record("a", 15), b])
     found = group_difference(one, other)
     assert why in found.method and found.p is None and found.difference is None

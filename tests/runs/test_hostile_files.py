@@ -48,6 +48,7 @@ def runs(tmp_path: Path) -> tuple[RunFolder, RunFolder]:
     return a, b
 
 
+@pytest.mark.long
 def test_hostile_values_give_messages(runs: tuple[RunFolder, RunFolder]) -> None:
     a, b = runs
     chance = random.Random(0)

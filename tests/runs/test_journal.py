@@ -53,7 +53,7 @@ def write(path: Path, *events: Event) -> None:
         record(event)
 
 
-def test_every_event_is_one_line_of_json_that_reads_back_as_the_event(tmp_path: Path) -> None:
+def test_every_event_is_one_json_line(tmp_path: Path) -> None:
     path, written = tmp_path / "new" / "journal.jsonl", [start(), step(10), epoch(1), end()]
     write(path, *written)
     assert journal.events(path) == written
@@ -63,7 +63,7 @@ def test_every_event_is_one_line_of_json_that_reads_back_as_the_event(tmp_path: 
     assert lines[1]["metrics"] == {"loss/total": 0.1, "lr": 0.1}
 
 
-def test_a_line_is_in_the_file_when_the_call_returns(tmp_path: Path) -> None:
+def test_line_is_in_file_when_call_returns(tmp_path: Path) -> None:
     record, path = Journal(tmp_path / "journal.jsonl"), tmp_path / "journal.jsonl"
     for n, event in enumerate([start(), step(1), step(2)], start=1):
         record(event)
@@ -78,7 +78,7 @@ def test_at_is_the_utc_time_of_writing(tmp_path: Path) -> None:
     assert abs(datetime.now(at.tzinfo) - at) < timedelta(seconds=60)
 
 
-def test_a_number_that_is_not_finite_is_null_in_the_file_and_nan_again_when_read(
+def test_nan_is_null_in_the_file(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "journal.jsonl"
@@ -154,15 +154,15 @@ def test_no_journal_has_no_lines(tmp_path: Path) -> None:
     assert journal.read(tmp_path / "journal.jsonl") == []
 
 
-def test_a_resumed_run_drops_the_lines_past_its_step(tmp_path: Path) -> None:
+def test_resumed_run_drops_lines_past_its_step(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write(path, start(), step(5), step(10), epoch(1), step(15), step(20), epoch(2), end())
     write(path, start(first_step=15))
-    kept = [start(), step(5), step(10), epoch(1), step(15), start(first_step=15)]
-    assert journal.events(path) == kept
+    written = [start(), step(5), step(10), epoch(1), step(15), start(first_step=15)]
+    assert journal.events(path) == written
 
 
-def test_an_interrupted_and_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
+def test_interrupted_and_resumed_run_leaves_each_step_once(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write(path, start(), *(step(k) for k in range(1, 18)))
     with path.open("a") as file:
@@ -172,7 +172,7 @@ def test_an_interrupted_and_resumed_run_leaves_each_step_once(tmp_path: Path) ->
     assert steps == list(range(1, 31))
 
 
-def test_an_epoch_that_was_not_saved_is_told_again(tmp_path: Path) -> None:
+def test_unsaved_epoch_is_written_again(tmp_path: Path) -> None:
     """Its last step and its end have the same number of steps; the checkpoint may lie between."""
     path = tmp_path / "journal.jsonl"
     write(path, start(), step(10), epoch(1), step(11))
@@ -188,7 +188,7 @@ def test_what_is_gone_back_from_is_taken_out(tmp_path: Path) -> None:
     assert journal.events(path) == [start(), step(10), epoch(1), step(12), back, step(13)]
 
 
-def test_a_retry_that_was_told_and_not_saved_is_told_once(tmp_path: Path) -> None:
+def test_unsaved_retry_is_written_once(tmp_path: Path) -> None:
     """It goes back to step 10; the process is killed before that is in a checkpoint, or after."""
     path, back = tmp_path / "journal.jsonl", Retry(12, 10, 1, 0.5, "not finite in step 12")
     before = [start(), step(10), epoch(1), back]
@@ -199,7 +199,7 @@ def test_a_retry_that_was_told_and_not_saved_is_told_once(tmp_path: Path) -> Non
     assert journal.events(path) == [start(), step(10), epoch(1), start(10), back]
 
 
-def test_what_lies_before_the_resumed_step_keeps_its_time(tmp_path: Path) -> None:
+def test_lines_before_resumed_step_are_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write(path, start(), step(5), step(15))
     before = journal.read(path)
@@ -220,7 +220,7 @@ def test_rewinding_leaves_no_other_file_behind(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
 
 
-def test_an_estimate_reads_back_and_goes_where_its_step_goes(tmp_path: Path) -> None:
+def test_estimate_is_dropped_with_its_step(tmp_path: Path) -> None:
     path, estimate = tmp_path / "journal.jsonl", Estimate(8, 0, 5, 90.0, 76.5, 103.5)
     write(path, start(), step(7), estimate, step(10))
     assert journal.events(path)[2] == estimate

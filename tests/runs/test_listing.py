@@ -84,11 +84,11 @@ def test_a_finished_run_in_figures(tmp_path: Path) -> None:
         top1_test=0.75,
         top1_test_interval=wilson(150, 200),
         test_images=200,
-        top1_val=0.8,  # of the averaged weights, which are the kept ones
+        top1_val=0.8,  # of the averaged weights, which are the saved ones
     )
 
 
-def test_without_its_answers_the_accuracy_has_no_interval(tmp_path: Path) -> None:
+def test_accuracy_without_predictions_has_no_interval(tmp_path: Path) -> None:
     run = finished(tmp_path / "a")
     run.evaluation.write_bytes(b"damaged")
     row = alone(tmp_path)
@@ -151,7 +151,7 @@ def fill(name: str, text: str) -> Callable[[RunFolder], None]:
         (fill("result.json", '{"role": "student"}'), "result.json has no 'metrics'"),
     ],
 )
-def test_a_damaged_run_is_a_row_that_says_so(
+def test_damaged_run_is_an_explained_row(
     tmp_path: Path, damage: Callable[[RunFolder], None], fault: str
 ) -> None:
     damage(finished(tmp_path / "a"))
@@ -237,7 +237,7 @@ def test_the_table_fits_and_loses_nothing(tmp_path: Path, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 100])
-def test_a_row_of_long_names_is_two_lines_at_most(tmp_path: Path, width: int) -> None:
+def test_long_names_take_two_lines(tmp_path: Path, width: int) -> None:
     group = tmp_path / "seeds-student_alone+two_cores"
     for seed in range(2):
         finished(group / f"seed-{seed}", recipe="kd_cutmix+quickstart (control)")
@@ -267,7 +267,7 @@ def test_names_break_where_words_end(name: str, width: int, lines: list[str]) ->
     assert wrap_name(name, width).split("\n") == lines
 
 
-def test_two_lines_come_before_one_and_the_widest_gives_way() -> None:
+def test_widest_column_is_shortened() -> None:
     names = [("student_alone+two_cores", "kd+ema", "wide")]
     assert fit_widths(40, names) == [23, 6, 7]
     assert fit_widths(35, names) == [22, 6, 7]
@@ -288,7 +288,7 @@ def test_small_words() -> None:
     assert accuracy_text(0.721, (0.71, 0.73)) == "72.10 ±1.00"
 
 
-# Through the door
+# From the command line
 
 
 def test_json_is_a_list_of_plain_objects(
@@ -299,10 +299,10 @@ def test_json_is_a_list_of_plain_objects(
     monkeypatch.setattr(sys, "argv", ["cli.py", "runs", str(tmp_path), "--json", "--sort", "run"])
     with pytest.raises(SystemExit, match="0"):
         cli.main()
-    said = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     expected = [asdict(row) for row in sort_runs(list_runs(tmp_path), "run")]
-    assert said == json.loads(json.dumps(expected))
-    assert [row["top1_test"] for row in said] == [0.75, None]
+    assert printed == json.loads(json.dumps(expected))
+    assert [row["top1_test"] for row in printed] == [0.75, None]
 
 
 def test_no_runs_and_no_folder(
@@ -313,14 +313,15 @@ def test_no_runs_and_no_folder(
         monkeypatch.setattr(sys, "argv", ["cli.py", "runs", *folder])
         with pytest.raises(SystemExit, match=str(code)):
             cli.main()
-    said = capsys.readouterr()
-    assert said.out.splitlines() == [
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
         f"no runs in {place}; python cli.py train-teacher starts one"
         for place in ("runs", tmp_path)
     ]
-    assert said.err.startswith(f"{tmp_path / 'none'} is no folder.\n")
+    assert printed.err.startswith(f"{tmp_path / 'none'} is no folder.\n")
 
 
+@pytest.mark.long
 def test_who_only_looks_needs_no_torch() -> None:
     code = (
         "import sys; import distill.terminal.runs_table, distill.runs.compare; "

@@ -31,7 +31,7 @@ def holding(folder: Path) -> subprocess.Popen[str]:
     return child
 
 
-def test_the_second_is_refused_with_host_and_process_of_the_first(tmp_path: Path) -> None:
+def test_second_is_refused_naming_the_first(tmp_path: Path) -> None:
     child = holding(tmp_path / "run")
     try:
         with pytest.raises(UserError) as refused, lock.hold_lock(tmp_path / "run"):
@@ -46,7 +46,7 @@ def test_the_second_is_refused_with_host_and_process_of_the_first(tmp_path: Path
     assert second == "Wait for it or stop it there, or choose another --out."
 
 
-def test_who_was_killed_leaves_no_lock_but_his_name(tmp_path: Path) -> None:
+def test_killed_process_leaves_a_name_without_lock(tmp_path: Path) -> None:
     child = holding(tmp_path / "run")
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -57,7 +57,7 @@ def test_who_was_killed_leaves_no_lock_but_his_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 1}'])
-def test_a_record_that_says_nothing_is_nobody(tmp_path: Path, text: str) -> None:
+def test_empty_record_names_no_process(tmp_path: Path, text: str) -> None:
     (tmp_path / "running.json").write_text(text)
     with lock.hold_lock(tmp_path) as killed:
         assert killed is None
@@ -72,7 +72,7 @@ def test_what_was_refused_leaves_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["running.json", ".lock"])
 def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
-    """A link made after the folder was checked: its target stays as it is."""
+    """A link made after the folder was checked: its target stays unchanged."""
     target, folder = tmp_path / "elsewhere", tmp_path / "run"
     target.write_text('{"host": "h", "process": 1, "since": "s"}')
     folder.mkdir()
@@ -86,7 +86,7 @@ def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
     assert target.read_text() == before
 
 
-def test_other_names_of_its_files_stay_as_they_are(tmp_path: Path) -> None:
+def test_other_hard_links_are_unchanged(tmp_path: Path) -> None:
     """Hard links, as `cp -l` makes them."""
     folder, record = tmp_path / "run", '{"host": "h", "process": 1, "since": "s"}'
     folder.mkdir()
@@ -99,7 +99,7 @@ def test_other_names_of_its_files_stay_as_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "running.json").read_text() == record
 
 
-def test_a_lock_that_would_empty_a_file_is_refused(tmp_path: Path) -> None:
+def test_lock_that_would_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").hardlink_to(tmp_path / "mine")

@@ -28,7 +28,7 @@ def started(path: Path, age_s: float = 0) -> RunFolder:
     return run
 
 
-def test_a_run_begins_with_its_recipe_and_ends_with_its_result(tmp_path: Path) -> None:
+def test_run_folder_gets_recipe_then_result(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     assert (run.is_run, run.is_finished) == (False, False)
     started(run.path)
@@ -56,9 +56,7 @@ def test_an_unfinished_run_has_no_result(tmp_path: Path) -> None:
     assert open_finished(run.path) == run
 
 
-def test_what_is_no_run_is_named_beside_those_that_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_run_names_existing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in it, beside it, in runs/ and its groups: the likest names first, else the newest."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="gone is not a run: .* folder.\nThere are no runs in a"):
@@ -106,7 +104,7 @@ def test_text_is_written_whole_or_not_at_all(
     assert file.read_text(encoding="utf-8") == "old 🐈\n"
 
 
-def test_json_reads_the_same_whatever_the_order_of_its_keys(tmp_path: Path) -> None:
+def test_json_does_not_depend_on_key_order(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"x": 1, "y": [2]})
     write_json(tmp_path / "b", {"y": [2], "x": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -117,7 +115,7 @@ def test_the_default_folder_is_recipe_and_time() -> None:
     assert re.fullmatch(r"runs/kd\+ema-\d{8}-\d{6}", path)
 
 
-def test_a_run_is_written_over_only_to_resume_it(tmp_path: Path) -> None:
+def test_run_is_written_over_only_to_resume_it(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     with pytest.raises(UserError, match=f"{run.path} already holds a run.\nContinue .* --resume"):
         check_out(run, resume=False)
@@ -166,7 +164,7 @@ def test_a_run_wants_a_folder(tmp_path: Path, name: str) -> None:
             check_out(RunFolder(tmp_path / name), resume)
 
 
-def test_a_relative_folder_lies_in_this_one(
+def test_relative_folder_is_in_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -174,7 +172,7 @@ def test_a_relative_folder_lies_in_this_one(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nobody, not even root, writes in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="not even root writes in /proc")
 def test_a_run_wants_a_folder_to_write_in() -> None:
     with pytest.raises(UserError, match=r"/proc/a/b cannot .* written in /proc \(.+\)"):
         check_out(RunFolder(Path("/proc/a/b")), resume=False)

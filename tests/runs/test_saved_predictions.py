@@ -39,13 +39,13 @@ def test_confusion_by_hand() -> None:
     assert is_right(logits, np.array([0, 0, 0, 2])).tolist() == [True, False, False, True]
 
 
-def test_probabilities_are_those_of_torch_and_do_not_overflow() -> None:
+def test_probabilities_equal_torch_without_overflow() -> None:
     expected = torch.from_numpy(LOGITS).double().div(2).softmax(-1).numpy()
     np.testing.assert_allclose(probabilities(LOGITS, 2), expected, atol=1e-12)
     assert np.isfinite(probabilities(np.array([[1e4, -1e4]]))).all()
 
 
-def test_the_error_of_the_bins_is_the_one_that_a_run_measures() -> None:
+def test_binned_error_is_the_measured_one() -> None:
     known = calibration_curve(probabilities(LOGITS), LABELS)
     expected = measures(LOGITS, LABELS)["ece"]
     assert known.ece == pytest.approx(expected, abs=1e-6)
@@ -58,7 +58,7 @@ def test_a_bin_is_open_below_and_closed_above() -> None:
     assert np.flatnonzero(counts).tolist() == [8, 9, 14]  # 0.6 = 9/15 ends bin 8
 
 
-def test_a_file_is_read_with_and_without_what_a_run_may_lack(tmp_path: Path) -> None:
+def test_file_is_read_without_optional_arrays(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.npz"
     assert read(path) is None
     least = {"logits": LOGITS, "labels": LABELS, "mistakes": [], "mistake_pixels": []}
@@ -137,8 +137,8 @@ def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
         read_run(run)
 
 
-def test_a_confidence_of_one_is_in_the_last_bin() -> None:
-    """Nine answers surer than float32 can tell from one, five of them right, and one of 0.97."""
+def test_confidence_of_one_is_in_last_bin() -> None:
+    """Nine predictions whose confidence float32 rounds to 1, five right, and one of 0.97."""
     shares = np.array([[1.0, 0.0]] * 9 + [[0.97, 0.03]])
     labels = np.array([0] * 5 + [1] * 4 + [0])
     right = is_right(shares, labels)
@@ -163,7 +163,8 @@ def test_likelihood_ranks_and_divergence_are_torch_s() -> None:
     assert np.allclose(kl_divergence(LOGITS, LOGITS[::-1]), kl.sum(1))
 
 
-def test_an_interval_of_the_calibration_error_holds_the_truth() -> None:
+@pytest.mark.long
+def test_interval_of_calibration_error_holds_truth() -> None:
     """Of networks that mean what they say, and of some that are right 0.2 less often."""
     draws = np.random.default_rng(0)
     honest, vain = 0, 0

@@ -65,7 +65,7 @@ def student(tmp_path: Path, teacher: RunFolder) -> RunFolder:
     return finished(tmp_path / "runs" / "student", *TAUGHT, teachers=[teacher.path])
 
 
-def test_a_teacher_stands_alone_with_the_accuracy_of_its_kept_weights(teacher: RunFolder) -> None:
+def test_teacher_is_listed_with_its_best_accuracy(teacher: RunFolder) -> None:
     row = ClosingRow("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 107_261.0)
     assert closing_rows(teacher) == [row]
 
@@ -76,12 +76,12 @@ def test_a_student_without_a_teacher(tmp_path: Path) -> None:
     assert closing_rows(run) == [row]
 
 
-def test_where_only_the_average_was_measured_its_accuracy_is_told(tmp_path: Path) -> None:
+def test_accuracy_of_the_average_is_shown(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", metrics={"top1/val_ema": 0.97, "top1/test": 0.96})
     assert closing_rows(run)[0].top1_val == 0.97
 
 
-def test_nothing_was_held_out(tmp_path: Path) -> None:
+def test_run_without_hold_out_is_summarized(tmp_path: Path) -> None:
     run = finished(tmp_path / "alone", *ALONE, metrics={"top1/test": 0.9})
     assert closing_rows(run)[0].top1_val is None
 
@@ -132,12 +132,12 @@ def test_other_images_are_no_control(student: RunFolder) -> None:
     assert student_alone(student) is None
 
 
-def test_a_teacher_of_the_same_recipe_is_no_control(student: RunFolder) -> None:
+def test_teacher_of_same_recipe_is_no_control(student: RunFolder) -> None:
     finished(student.path.parent / "x", *ALONE, role="teacher")
     assert student_alone(student) is None
 
 
-def test_what_lies_beside_spoils_nothing(student: RunFolder) -> None:
+def test_other_files_in_runs_are_ignored(student: RunFolder) -> None:
     beside = student.path.parent
     finished(beside / "unfinished", *ALONE).result_file.unlink()
     write_text(finished(beside / "other version", *ALONE).recipe, "[optim]\nlrr = 1\n")

@@ -1,4 +1,4 @@
-"""What a tracker is told is what the journal says, once."""
+"""A tracker gets every value of the journal, once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +57,7 @@ def scalars(folder: RunFolder, *, purge: bool = True) -> Scalars:
     return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
-def told(journal: list[Event]) -> Scalars:
+def expected_scalars(journal: list[Event]) -> Scalars:
     """What it should show, from the journal, in the float32 that TensorBoard keeps."""
     found: Scalars = {}
     step = 0
@@ -75,11 +75,11 @@ def told(journal: list[Event]) -> Scalars:
     return found
 
 
-def test_tensorboard_has_what_the_journal_says_also_of_a_resumed_run(tmp_path: Path) -> None:
+def test_tensorboard_matches_journal_after_resuming(tmp_path: Path) -> None:
     data = write_pets(tmp_path / "pets")
     folder = train(tmp_path / "run", data, until=5)
     train(tmp_path / "run", data, resume=True)
-    expected = told(events(folder.journal))
+    expected = expected_scalars(events(folder.journal))
     assert scalars(folder) == expected
     total = len(expected["loss/total"])
     assert [step for step, _ in expected["loss/total"]] == list(range(1, total + 1))
@@ -89,8 +89,8 @@ def test_tensorboard_has_what_the_journal_says_also_of_a_resumed_run(tmp_path: P
     # Without this the test would see no repeated step: the files hold some steps twice.
     again = [e.first_step + 1 for e in events(folder.journal) if isinstance(e, Start)][-1]
     assert again <= 5
-    kept = [step for step, _ in scalars(folder, purge=False)["loss/total"]]
-    assert kept == [*range(1, 6), *range(again, total + 1)]
+    steps = [step for step, _ in scalars(folder, purge=False)["loss/total"]]
+    assert steps == [*range(1, 6), *range(again, total + 1)]
 
 
 def test_the_recipe_is_handed_on_once(tmp_path: Path) -> None:
@@ -125,41 +125,41 @@ def test_what_diverged_is_not_shown(tmp_path: Path) -> None:
 
 
 class Diary(tracking.GeneralTracker):
-    """Writes down what it is told."""
+    """Records its calls."""
 
     name = "wandb"
     requires_logging_directory = False
     main_process_only = False
-    told: list[Any] = []  # noqa: RUF012 - of all diaries: accelerate makes them
+    calls: list[Any] = []  # noqa: RUF012 - of all diaries: accelerate makes them
 
     def __init__(self, project: str) -> None:
         super().__init__()
-        self.told.append(project)
+        self.calls.append(project)
 
     @property
     def tracker(self) -> list[Any]:
-        return self.told
+        return self.calls
 
     def start(self) -> None:
-        self.told.append("start")
+        self.calls.append("start")
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        self.told.append(values["run"])
+        self.calls.append(values["run"])
 
     def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
         if values.get("lr") == 13:
             raise ConnectionError("the net is down")
-        self.told.append((step, dict(values)))
+        self.calls.append((step, dict(values)))
 
     def finish(self) -> None:
-        self.told.append("finish")
+        self.calls.append("finish")
 
 
 @pytest.fixture
 def diary(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Diary)
-    monkeypatch.setattr(Diary, "told", [])
-    return Diary.told
+    monkeypatch.setattr(Diary, "calls", [])
+    return Diary.calls
 
 
 def test_every_event_in_order(tmp_path: Path, diary: list[Any]) -> None:
@@ -182,7 +182,7 @@ def test_every_event_in_order(tmp_path: Path, diary: list[Any]) -> None:
     ]
 
 
-def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path: Path, diary: list[Any]) -> None:
+def test_failing_tracker_is_dropped_with_one_note(tmp_path: Path, diary: list[Any]) -> None:
     folder, warnings = begun(tmp_path / "run"), []
     with Trackers(["wandb", "tensorboard"], folder, warnings.append) as tracked:
         for event in (START, Step(1, 0, {"lr": 13.0}), Step(2, 0, {"lr": 2.0})):
@@ -193,7 +193,7 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path: Path, diary: l
     assert scalars(folder, purge=False) == {"lr": [(1, 13.0), (2, 2.0)]}
 
 
-def test_nobody_watches(tmp_path: Path) -> None:
+def test_run_without_trackers_writes_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with Trackers([], folder, never) as tracked:
         tracked(START)
@@ -215,16 +215,16 @@ def test_unknown_and_missing_trackers_are_refused_together() -> None:
     ]
 
 
-@pytest.mark.parametrize("verb", ["train-teacher", "distill"])
-def test_the_door_refuses_before_any_work(
-    verb: str,
+@pytest.mark.parametrize("command", ["train-teacher", "distill"])
+def test_command_refuses_an_unknown_tracker_first(
+    command: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     alone = ["--recipe", "tiny", "--set", "loss.kd=false", "--set", "loss.hard.weight=1"]
-    monkeypatch.setattr("sys.argv", ["cli.py", verb, *alone, "--tracker", "wandb"])
+    monkeypatch.setattr("sys.argv", ["cli.py", command, *alone, "--tracker", "wandb"])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err.startswith("--tracker wandb is not installed; type pip install")

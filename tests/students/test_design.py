@@ -24,7 +24,7 @@ def stated_parameters(row):
     return row.get("parameters_of_described_network", row["parameters"])
 
 
-def test_every_network_of_the_reports_has_its_stated_parameters():
+def test_every_network_of_reports_has_its_stated_parameters():
     found = {(row["source"], row["name"]): Design.of(**shape_of(row)).parameters for row in ROWS}
 
     assert len(ROWS) == 62
@@ -64,7 +64,7 @@ def test_stem_stride_and_pool_divide_the_maps():
     assert strided.macs == 108 * 16**2 + 288 * 8**2 + 40
 
 
-def test_a_pool_that_does_not_divide_the_map_drops_the_rest():
+def test_pool_that_does_not_divide_map_drops_rest():
     assert Design.of(stages=4, blocks=1, width=8, pool=3).features == 64  # 4x4 -> 1x1
     assert Design.of(stages=4, blocks=1, width=8, pool=2).features == 64 * 4
 
@@ -140,7 +140,7 @@ def test_frozen_scales_are_counted_and_not_trained():
     assert design.parameters - design.trainable == 3 * 4 + 3 * 8  # the stem's, four, the skip's
 
 
-def test_a_stem_without_norm_and_of_kernel_2_by_hand():
+def test_stem_without_norm_is_counted_by_hand():
     plain = Design.of(stages=2, blocks=1, width=4)
     design = Design.of(stages=2, blocks=1, width=4, stem_kernel=2, stem_norm=False)
 
@@ -150,7 +150,7 @@ def test_a_stem_without_norm_and_of_kernel_2_by_hand():
 
 
 @pytest.mark.parametrize(("kernel", "width"), [(2, 24), (3, 54), (5, 150)])
-def test_a_whitened_stem_is_as_wide_as_its_filters(kernel, width):
+def test_whitened_stem_is_as_wide_as_its_filters(kernel, width):
     spec = {"stages": 2, "blocks": 1, "width": 8, "stem_init": "whiten", "stem_kernel": kernel}
 
     assert Design.of(**spec).stem_width == width
@@ -159,7 +159,7 @@ def test_a_whitened_stem_is_as_wide_as_its_filters(kernel, width):
         Design.of(**spec, stem_width=width - 1)
 
 
-def test_the_width_of_a_whitened_stem_does_not_follow_the_budget():
+def test_width_of_whitened_stem_does_not_follow_budget():
     """It has 24 filters, which may be as many as the first stage has by chance."""
     design = Design.of(stages=2, blocks=1, width=24, stem_init="whiten", stem_kernel=2)
     fits = widest(20_000, stages=2, blocks=1, stem_init="whiten", stem_kernel=2)
@@ -210,7 +210,7 @@ POOLED = {"stages": 3, "blocks": 2, "width": 8, "downsample": "pool"}
         ({"pool": 5}, "pool = 5 is larger than the last map, 4x4"),
     ],
 )
-def test_a_faulty_pooled_spec_is_refused_with_its_value(change, message):
+def test_faulty_pooled_spec_is_refused_with_its_value(change, message):
     with pytest.raises(UserError, match="1 fault in the student's design:\n  ") as caught:
         Design.of(**(POOLED | change))
 
@@ -319,7 +319,7 @@ def test_widest_finds_width_without_skip_convolution():
     assert widest(60_000, **spec) == 128
 
 
-def test_widest_of_a_budget_below_width_1_is_none():
+def test_widest_of_budget_below_width_1_is_none():
     assert widest(10, stages=2, blocks=1) is None
 
 
@@ -335,7 +335,7 @@ def test_a_design_within_the_budget_has_no_message():
     assert over_budget(student, student.parameters) is not None
 
 
-def test_over_budget_names_the_excess_and_the_widest_width():
+def test_over_budget_names_excess_and_fitting_width():
     spec = {"stages": 3, "blocks": [4, 4, 3]}
     message = over_budget(Design.of(width=70, **spec), 5_000_000)
 
@@ -354,7 +354,7 @@ def test_over_budget_preserves_a_separate_stem_width():
     assert message.endswith(f"the widest that fits is width = {widest(1_000_000, **spec)}")
 
 
-def test_over_budget_of_given_channels_says_so():
+def test_over_budget_of_given_channels_is_reported():
     og_64 = Design.of(stages=3, blocks=[4, 5, 3], channels=[64, 128, 257])
     message = over_budget(og_64, 5_000_000)
 
@@ -363,7 +363,7 @@ def test_over_budget_of_given_channels_says_so():
     assert f"width = {fits}" in message
 
 
-def test_over_budget_says_if_no_width_fits():
+def test_over_budget_reports_that_no_width_fits():
     message = over_budget(Design.of(stages=3, blocks=2, width=4), 50)
 
     assert message.endswith("no width of these stages and blocks fits: take fewer stages or blocks")

@@ -54,6 +54,7 @@ def rule_sets(draw: st.DrawFn) -> dict[str, Any]:
     } | draw(st.sampled_from([{}, {"downsample": "pool", "skip_kernel": 1}]))
 
 
+@pytest.mark.long
 @settings(max_examples=1000, deadline=None)
 @given(spec=rule_sets(), least_too_many=st.integers(1, 3_000))
 def test_widest_matches_exhaustive_search(spec: dict[str, Any], least_too_many: int) -> None:
@@ -64,7 +65,7 @@ def test_widest_matches_exhaustive_search(spec: dict[str, Any], least_too_many: 
             if Design.of(width=width, **spec).parameters < least_too_many
         ]
     except UserError:
-        reject()  # a pool that these strides leave no room for
+        reject()  # a pool that does not fit after these strides
     assert widest(least_too_many, **spec) == max(legal, default=None)
 
 

@@ -40,7 +40,7 @@ def counted_macs(net, image_size=32):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['source'][:3]}-{row['name']}")
-def test_every_network_of_the_reports_is_built_with_its_stated_parameters(row):
+def test_networks_of_the_reports_have_stated_parameters(row):
     stated = row.get("parameters_of_described_network", row["parameters"])
 
     assert sum(p.numel() for p in built(row["spec"]).parameters()) == stated
@@ -94,7 +94,7 @@ def test_whitened_stem_matches_its_design(kernel, norm, frozen):
     )
 
 
-def test_the_bias_of_a_stem_without_norm_begins_at_0_and_is_trained():
+def test_stem_bias_begins_at_zero_and_is_trained():
     net = ResNet(Design.of(stages=1, blocks=1, width=4, stem_norm=False, stem_frozen=True))
     net(torch.rand(2, 3, 8, 8)).square().sum().backward()
 
@@ -113,7 +113,7 @@ def test_pooled_networks_are_what_their_design_counts(spec):
     assert counted_macs(net) == design.macs
 
 
-def test_a_pooled_stage_is_convolution_pool_norm_activation_then_blocks():
+def test_pooled_stage_has_its_layers_in_order():
     net = ResNet(Design.of(stages=3, blocks=[1, 0, 2], width=4, downsample="pool"))
     heads = [[type(layer).__name__ for layer in stage[0]] for stage in net.stages]
 
@@ -137,7 +137,7 @@ def test_a_pooled_network_by_hand():
     torch.testing.assert_close(net.stages(maps), by_hand)
 
 
-def test_taps_of_a_pooled_network_are_those_of_the_design():
+def test_taps_of_pooled_network_are_those_of_design():
     design = Design.of(stages=3, blocks=[1, 0, 1], width=4, downsample="pool")
     net = ResNet(design)
     shapes = {}
@@ -205,7 +205,7 @@ def test_each_block_begins_as_its_skip():
 
 
 @pytest.mark.parametrize("spec", [{}, {"downsample": "pool"}, {"projector_width": 6}])
-def test_frozen_scales_are_1_at_the_ends_of_blocks_too(spec):
+def test_frozen_scales_are_one_everywhere(spec):
     design = Design.of(stages=2, blocks=1, width=4, norm_scale="frozen", **spec)
     net = ResNet(design)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -217,7 +217,7 @@ def test_frozen_scales_are_1_at_the_ends_of_blocks_too(spec):
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == design.trainable
 
 
-def test_norm_momentum_is_the_share_of_the_newest_batch():
+def test_norm_momentum_is_share_of_newest_batch():
     net = ResNet(TINY, norm_momentum=0.4)
     images = torch.rand(4, 3, 8, 8)
     maps = net.stem[0](net.normalize(images))
@@ -235,7 +235,7 @@ def test_convolutions_have_the_variance_of_he():
     assert conv.weight.var().item() == pytest.approx(2 / (64 * 9), rel=0.05)
 
 
-def test_the_skip_is_a_convolution_only_where_the_shape_changes():
+def test_skip_is_convolution_only_where_shape_changes():
     net = ResNet(Design.of(stages=2, blocks=2, width=4, stem_width=4))
     wide_stem = ResNet(Design.of(stages=1, blocks=1, width=4, stem_width=6))
 
@@ -263,7 +263,7 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(net(images), net(images))
 
 
-def test_weights_have_the_same_names_with_and_without_dropout():
+def test_weights_have_same_names_with_and_without_dropout():
     with_dropout = ResNet(TINY, activation="gelu", block_dropout=0.3, head_dropout=0.1)
 
     assert list(ResNet(TINY).state_dict()) == list(with_dropout.state_dict())
@@ -293,6 +293,7 @@ def test_channels_last_gives_the_same_logits():
     torch.testing.assert_close(plain, fast)
 
 
+@pytest.mark.long
 def test_the_network_is_one_graph():
     explained = torch._dynamo.explain(ResNet(TINY))(torch.rand(2, 3, 8, 8))
 

@@ -32,7 +32,7 @@ def patches(images: torch.Tensor, kernel: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kernel", [2, 3])
-def test_the_first_half_has_covariance_l_over_l_plus_eps(kernel: int) -> None:
+def test_first_half_whitens_the_covariance(kernel: int) -> None:
     images = pictures()
     filters = whitening_filters(images, torch.tensor(STD), kernel)
     half = filters[: 3 * kernel**2].flatten(1)
@@ -44,13 +44,13 @@ def test_the_first_half_has_covariance_l_over_l_plus_eps(kernel: int) -> None:
     assert found[0, 0] > 0.99 > found[-1, -1], "eps must count at one end alone"
 
 
-def test_the_second_half_is_the_negative_of_the_first() -> None:
+def test_second_half_is_negative_of_first() -> None:
     first, second = whitening_filters(pictures(), torch.tensor(STD), 2).chunk(2)
 
     assert torch.equal(second, -first)
 
 
-def test_the_largest_entry_of_each_filter_of_the_first_half_is_positive() -> None:
+def test_largest_entry_of_first_filters_is_positive() -> None:
     first = whitening_filters(pictures(), torch.tensor(STD), 3)[:27].flatten(1)
 
     assert (first.gather(1, first.abs().argmax(1, keepdim=True)) > 0).all()

@@ -61,4 +61,4 @@ def _await(asks: Path, port: int) -> None:
         if subprocess.run(question, capture_output=True, check=False).returncode == 0:
             return
         time.sleep(0.1)
-    raise TimeoutError("PostgreSQL does not answer")
+    raise TimeoutError("PostgreSQL does not accept connections")

@@ -23,7 +23,7 @@ RATE = 1e11  # operations a second of the machine below
 
 @dataclass
 class Machine:
-    """Stands for `speed.measure`: every network computes at one rate, a measurement takes 6 s."""
+    """Replaces `speed.measure`: every network computes at one rate, a measurement takes 6 s."""
 
     patch: pytest.MonkeyPatch
     rate: float = RATE
@@ -77,7 +77,7 @@ def alone(spec: str, *overrides: str, **about: Any) -> Candidate:
 # What is proposed
 
 
-def test_a_recipe_is_run_as_its_lab_note_says() -> None:
+def test_recipe_is_run_by_its_documented_command() -> None:
     found = {each.own.recipe_spec: each for each in candidates.candidates()}
     small = found["kd_cutmix+two_cores"]
     assert small.own.overrides == ("loss.kd.temperature=4",)
@@ -136,6 +136,7 @@ def test_the_time_is_the_operations_at_the_rate(machine, monkeypatch) -> None:
     assert found["is_timed"] and found["teacher"] is None
 
 
+@pytest.mark.long
 def test_a_teachers_time_is_added(machine) -> None:
     planned = machine.plan(1000)
     small = row(planned, "kd_cutmix+two_cores")
@@ -206,7 +207,7 @@ def test_measuring_keeps_its_time(takes_s: float, monkeypatch) -> None:
     assert len(planned["recipes"]) > 20
 
 
-def test_what_took_long_to_begin_with_leaves_less_time(machine) -> None:
+def test_slow_start_leaves_less_time(machine) -> None:
     planned = plan.plan(1e7, None, None, machine.now - 40.0)
     assert planned["measured_s"] <= max(BUDGET_S, 40 + machine.takes_s)
     assert len(machine.timed) == 1  # the first is timed in any case
@@ -228,7 +229,7 @@ def test_what_cannot_fit_is_not_timed(machine) -> None:
 # What is shown
 
 
-def test_what_fits_comes_first_and_the_best_of_it(machine) -> None:
+def test_what_fits_comes_first_and_best_of_it(machine) -> None:
     planned = machine.plan(600)
     fits = [row["fits"] for row in planned["recipes"]]
     assert fits == sorted(fits, reverse=True) and True in fits and False in fits
@@ -277,6 +278,7 @@ def test_nothing_fits_and_the_quickest_is_named(machine) -> None:
     assert planned["quickest"] == min(planned["recipes"], key=lambda r: r["minutes"])["recipe"]
 
 
+@pytest.mark.long
 def test_other_images_change_classes_and_commands(machine) -> None:
     planned = machine.plan(1e4, data="cifar100")
     kd = row(planned, "kd")
@@ -284,6 +286,7 @@ def test_other_images_change_classes_and_commands(machine) -> None:
     assert all("--data cifar100" in command for command in kd["commands"])
 
 
+@pytest.mark.long
 def test_images_of_a_path_are_counted(machine) -> None:
     few, many = (row(machine.plan(1e4, data=d), "nyu2022_2111") for d in ("synthetic", None))
     share = few["training"]["flop"] / many["training"]["flop"]
@@ -292,7 +295,7 @@ def test_images_of_a_path_are_counted(machine) -> None:
     assert share == pytest.approx(trained / 39_936)
 
 
-def test_the_command_of_a_training_quotes_what_a_shell_would_read() -> None:
+def test_command_quotes_special_characters() -> None:
     each = training("student", "student_alone", ("optim.betas=[0.9, 0.99]", "optim.name=adam"))
     assert "--set 'optim.betas=[0.9, 0.99]'" in each.command(None)
     assert isinstance(each, PlannedTraining)

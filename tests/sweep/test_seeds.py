@@ -11,7 +11,7 @@ from distill.sweep import seeds
 from distill.sweep.seeds import SeedRun
 
 
-def test_each_seed_has_its_control_of_the_same_seed(tmp_path: Path) -> None:
+def test_each_seed_has_its_control_of_same_seed(tmp_path: Path) -> None:
     planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=True)
     assert [(each.seed, each.folder.path.name) for each in planned] == [
         (0, "seed-0"), (0, "control-0"), (1, "seed-1"), (1, "control-1"),
@@ -55,17 +55,17 @@ def finished(
 
 def test_they_are_compared_pair_by_pair(tmp_path: Path) -> None:
     planned = seeds.plan(recipes.load("kd"), [0, 1, 2], tmp_path, controls=True)
-    said = seeds.summary(finished(planned, [0.72, 0.70, 0.74, 0.70, 0.77, 0.70]))
-    assert said["top1"]["mean"] == pytest.approx(0.7433333)
-    assert said["control"]["std"] == pytest.approx(0, abs=1e-12)
-    assert said["difference"]["mean"] == pytest.approx(0.0433333)
-    assert said["difference"]["std"] == pytest.approx(0.0251661)
+    figures = seeds.summary(finished(planned, [0.72, 0.70, 0.74, 0.70, 0.77, 0.70]))
+    assert figures["top1"]["mean"] == pytest.approx(0.7433333)
+    assert figures["control"]["std"] == pytest.approx(0, abs=1e-12)
+    assert figures["difference"]["mean"] == pytest.approx(0.0433333)
+    assert figures["difference"]["std"] == pytest.approx(0.0251661)
     t = 0.0433333 / (0.0251661 / 3**0.5)
-    assert said["p"] == pytest.approx(1 - t / (t * t + 2) ** 0.5, rel=1e-4)
-    assert [row["seed"] for row in said["runs"]] == [0, 0, 1, 1, 2, 2]
+    assert figures["p"] == pytest.approx(1 - t / (t * t + 2) ** 0.5, rel=1e-4)
+    assert [row["seed"] for row in figures["runs"]] == [0, 0, 1, 1, 2, 2]
 
 
-def test_runs_of_other_images_say_nothing_together(tmp_path: Path) -> None:
+def test_runs_on_other_images_are_not_averaged(tmp_path: Path) -> None:
     planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     finished(planned[:1], [0.7])
     finished(planned[1:], [0.7], data="other")
@@ -87,7 +87,7 @@ def test_runs_of_other_test_splits_are_not_averaged(tmp_path: Path, key: str, wh
         seeds.summary(planned)
 
 
-def test_runs_of_an_earlier_version_are_averaged_with_a_note(tmp_path: Path) -> None:
+def test_runs_of_earlier_version_are_averaged_with_note(tmp_path: Path) -> None:
     planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     finished(planned[:1], [0.7], test_fingerprint="a")
     finished(planned[1:], [0.8])
@@ -97,7 +97,7 @@ def test_runs_of_an_earlier_version_are_averaged_with_a_note(tmp_path: Path) -> 
     assert "notes" not in seeds.summary(planned)
 
 
-def test_a_recipe_without_a_student_is_a_teacher_s(tmp_path: Path) -> None:
+def test_recipe_without_student_is_teacher_s(tmp_path: Path) -> None:
     for name, role in (("teacher_wrn", "teacher"), ("kd", "student")):
         planned = seeds.plan(recipes.load(name), [0, 1], tmp_path, controls=False)
         assert {each.role for each in planned} == {role}
@@ -105,7 +105,7 @@ def test_a_recipe_without_a_student_is_a_teacher_s(tmp_path: Path) -> None:
 
 def test_the_teacher_of_the_first_run_teaches_all(tmp_path: Path) -> None:
     first, control, second, _ = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=True)
-    assert seeds.with_same_teacher(second, first) is second.resolved, "nobody has taught yet"
+    assert seeds.with_same_teacher(second, first) is second.resolved, "no teacher was chosen yet"
     first.folder.path.mkdir()
     begun = recipes.with_teacher(first.resolved.recipe, ["runs/old"])
     first.folder.recipe.write_text(recipes.dumps(begun))
@@ -113,11 +113,11 @@ def test_the_teacher_of_the_first_run_teaches_all(tmp_path: Path) -> None:
     assert distilled.teacher is not None and distilled.teacher.runs == ("runs/old",)
     assert seeds.with_same_teacher(control, first) is control.resolved
     named = recipes.load("kd", ['teacher.runs=["runs/named"]'])
-    asked = seeds.plan(named, [0, 1], tmp_path, controls=False)[1]
-    assert seeds.with_same_teacher(asked, first) is asked.resolved
+    random_teachers = seeds.plan(named, [0, 1], tmp_path, controls=False)[1]
+    assert seeds.with_same_teacher(random_teachers, first) is random_teachers.resolved
 
 
-def test_a_folder_of_another_recipe_is_refused_before_any_trains(tmp_path: Path) -> None:
+def test_folder_of_another_recipe_is_refused_first(tmp_path: Path) -> None:
     planned = seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     last = planned[-1].folder
     last.path.mkdir()

@@ -30,7 +30,7 @@ def sweep(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A file elsewhere, which must stay as it is."""
+    """A file elsewhere, which must stay unchanged."""
     path = tmp_path / "mine.txt"
     path.write_text("mine")
     return path
@@ -144,13 +144,13 @@ def test_folder_of_any_name_is_shown_whole_in_a_message(tmp_path: Path) -> None:
         raise StorageInternalError(f"no access to {path}")
 
 
-def test_lock_is_beside_the_database_that_a_url_names(tmp_path: Path) -> None:
+def test_lock_is_beside_database_that_url_names(tmp_path: Path) -> None:
     Storage(f"sqlite:///{tmp_path}/a.db?timeout=7", 1)
     assert {path.name for path in tmp_path.iterdir()} <= {"a.db", "a.db.lock"}
     assert (tmp_path / "a.db").is_file()
 
 
-def test_storage_that_is_a_uri_file_name_is_refused(tmp_path: Path) -> None:
+def test_storage_that_is_uri_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--storage .*uri=true cannot be opened: .*\nType it as "):
         Storage(f"sqlite:///file:{tmp_path}/a.db?uri=true", 1)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import ResolvedRecipe
 from distill.runs.run_folder import RunFolder, write_json, write_text
-from distill.sweep import successive_halving as room
+from distill.sweep import successive_halving as halving
 from distill.sweep import sweep_summary
 from distill.sweep.storage import Storage, url_of
 from distill.sweep.worker import Reader
@@ -17,31 +17,31 @@ from students.design import Design
 ALONE = ("loss.kd=false", "loss.hard.weight=1")
 
 
-def asked(n: int, **how: int) -> room.Search:
+def search_of(n: int, **how: int) -> halving.Search:
     designs = tuple({"stages": 1, "blocks": 1, "width": width} for width in range(2, 2 + n))
-    asked = {"epochs": 27, "n_rungs": 3, "eta": 3, "name": "search-tiny"}
-    return room.Search("tiny", ALONE, designs, 5_000_000, **asked | how)
+    options = {"epochs": 27, "n_rungs": 3, "eta": 3, "name": "search-tiny"}
+    return halving.Search("tiny", ALONE, designs, 5_000_000, **options | how)
 
 
-def test_each_rung_has_a_share_of_the_designs_for_as_many_times_the_epochs() -> None:
-    nine = asked(22)
+def test_each_rung_trains_a_share_for_longer() -> None:
+    nine = search_of(22)
     assert (nine.lengths(), nine.sizes()) == ([3, 9, 27], [22, 8, 3])
-    four = asked(6, epochs=8, eta=2, n_rungs=4)
+    four = search_of(6, epochs=8, eta=2, n_rungs=4)
     assert (four.lengths(), four.sizes()) == ([1, 2, 4, 8], [6, 3, 2, 1])
-    assert asked(4, epochs=2).lengths() == [1, 1, 2]
+    assert search_of(4, epochs=2).lengths() == [1, 1, 2]
 
 
 def test_the_warm_up_keeps_its_share() -> None:
     warm = (*ALONE, "optim.warmup_epochs=3")
-    search = room.Search("tiny", warm, asked(3).designs, 9_000, 27, 3, 3, "search-tiny")
+    search = halving.Search("tiny", warm, search_of(3).designs, 9_000, 27, 3, 3, "search-tiny")
     rungs = [search.rung(number, search.designs).base.recipe for number in range(3)]
     assert [each.optim.warmup_epochs for each in rungs] == pytest.approx([1 / 3, 1, 3])
     assert [each.train.epochs for each in rungs] == [3, 9, 27]
 
 
-def test_the_legal_set_is_the_widest_of_every_depth_with_the_recipes_other_parts() -> None:
+def test_legal_designs_are_widest_of_each_depth() -> None:
     recipe = recipes.load("tiny", [*ALONE, "student.kernel=5"]).recipe
-    designs, too_many = room.legal_designs(
+    designs, too_many = halving.legal_designs(
         recipe, "nyu2022", 60_000, range(1, 4), range(1, 3), asymmetric=False
     )
     assert too_many == 60_000
@@ -54,23 +54,26 @@ def test_the_legal_set_is_the_widest_of_every_depth_with_the_recipes_other_parts
         assert ours < too_many <= theirs
 
 
-def test_a_courses_rules_are_kept() -> None:
+def test_course_rules_are_followed() -> None:
     recipe = recipes.load("tiny", [*ALONE, "student.activation=gelu"]).recipe
     with pytest.raises(UserError, match=r"0 designs .* follow the rules of NYU ECE-GY 7123"):
-        room.legal_designs(recipe, "nyu2022", 60_000, [1, 2], [1, 2], asymmetric=False)
-    assert room.legal_designs(recipe, "nyu2025", 60_000, [1, 2], [1], asymmetric=False)[1] == 60_001
+        halving.legal_designs(recipe, "nyu2022", 60_000, [1, 2], [1, 2], asymmetric=False)
+    assert (
+        halving.legal_designs(recipe, "nyu2025", 60_000, [1, 2], [1], asymmetric=False)[1] == 60_001
+    )
     with pytest.raises(UserError, match=r"^1 design of fewer than 60,001 parameters follows"):
-        room.legal_designs(recipe, "nyu2025", 60_000, [1], [1], asymmetric=False)
+        halving.legal_designs(recipe, "nyu2025", 60_000, [1], [1], asymmetric=False)
     with pytest.raises(UserError, match="has no \\[student\\]"):
-        room.legal_designs(
+        halving.legal_designs(
             recipes.load("teacher_wrn").recipe, "nyu2022", 9, [1, 2], [1, 2], asymmetric=False
         )
 
 
+@pytest.mark.long
 def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The value of a design is its width here, and the widest is never trained to its end."""
     trained: dict[int, list[int]] = {}
-    said: list[str] = []
+    printed: list[str] = []
 
     def train(resolved: ResolvedRecipe, folder: RunFolder, read: Reader) -> None:
         recipe = resolved.recipe
@@ -81,11 +84,11 @@ def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         result = {"metrics": {"top1/val": recipe.student.width / 100}}
         write_json(folder.result_file, result | {"recipe_fingerprint": recipes.fingerprint(recipe)})
 
-    search = asked(9, epochs=9, eta=3)
+    search = search_of(9, epochs=9, eta=3)
     opened = Storage(url_of(None, tmp_path), 20)
     tested: list[Path] = []
     monkeypatch.setattr(sweep_summary, "measure_later", lambda folder: tested.append(folder.path))
-    found = room.search(search, opened, tmp_path, train, said.append)
+    found = halving.search(search, opened, tmp_path, train, printed.append)
     assert tested == [tmp_path / "rung-3" / "trial-0000"], "the designs of no other rung"
     assert trained == {1: list(range(2, 11)), 3: [10, 9, 8], 9: [10]}
     assert found["best"]["values"] == {"design": "stages 1, blocks 1, width 10"}
@@ -94,12 +97,12 @@ def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     best = recipes.load(str(tmp_path / "best.toml")).recipe
     assert best.student is not None
     assert (best.student.width, best.train.epochs) == (10, 9)
-    assert [line for line in said if line.startswith("rung")] == [
+    assert [line for line in printed if line.startswith("rung")] == [
         "rung 1 of 3: 9 designs, 1 epoch each, from scratch",
         "rung 2 of 3: 3 designs, 3 epochs each, from scratch",
         "rung 3 of 3: 1 design, 9 epochs each, from scratch",
     ]
-    again = room.search(search, opened, tmp_path, train, said.append)
+    again = halving.search(search, opened, tmp_path, train, printed.append)
     assert again["best"] == found["best"]
     assert sum(map(len, trained.values())) == 13, "what is done is not repeated"
 
@@ -111,5 +114,5 @@ def test_folder_of_a_rung_that_is_a_link(tmp_path: Path) -> None:
     (place / "rung-2").symlink_to(tmp_path / "elsewhere")
     opened = Storage(url_of(None, place), 20)
     with pytest.raises(UserError, match=rf"^{place}/rung-2 is a symbolic link: .*\nDelete "):
-        room.search(asked(9, epochs=9, eta=3), opened, place, pytest.fail, print)
+        halving.search(search_of(9, epochs=9, eta=3), opened, place, pytest.fail, print)
     assert list((tmp_path / "elsewhere").iterdir()) == []

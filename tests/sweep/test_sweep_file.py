@@ -30,12 +30,12 @@ def made(**tables: Any) -> sweep_file.Sweep:
 
 
 def refused(**tables: Any) -> list[str]:
-    with pytest.raises(UserError) as said:
+    with pytest.raises(UserError) as raised:
         made(**tables)
-    return str(said.value).splitlines()
+    return str(raised.value).splitlines()
 
 
-def test_a_file_and_the_doors_options(tmp_path: Path) -> None:
+def test_file_and_command_options_are_combined(tmp_path: Path) -> None:
     path = tmp_path / "lr.toml"
     path.write_text(
         'recipe = "tiny"\nset = ["loss.kd=false"]\n[study]\ntrials = 3\n[space]\n'
@@ -77,7 +77,7 @@ def test_every_fault_at_once() -> None:
         assert found in text, text
 
 
-def test_keys_and_values_are_held_against_those_of_a_recipe() -> None:
+def test_keys_and_values_are_checked_by_the_recipe() -> None:
     lines = refused(
         space={
             "optim.lrr": LR,
@@ -128,7 +128,7 @@ EMA = {"choice": [False, {"decay": 0.9}]}
 def test_a_trial_measures_what_it_is_judged_by(
     tables: dict[str, Any], values: dict[str, Any], metric: str | None, both: bool
 ) -> None:
-    """The network's own weights too, where they judge and an average is kept."""
+    """The network's own weights too, if they are the metric and an average exists."""
     sweep = made(**tables)
     assert sweep.metric == (metric or "nll/val_ema")
     recipe = sweep.trial_recipe({"optim.lr": 0.1} | values).recipe
@@ -155,7 +155,7 @@ def test_a_trial_measures_what_it_is_judged_by(
         ),
     ],
 )
-def test_what_a_sweep_asks_of_its_recipe(tables: dict[str, Any], found: str) -> None:
+def test_recipe_must_suit_a_sweep(tables: dict[str, Any], found: str) -> None:
     assert any(found in line for line in refused(**tables)), refused(**tables)
 
 
@@ -194,25 +194,25 @@ def test_the_constraint_is_the_recipes_own_budget() -> None:
     assert sweep.trial_recipe({"student.width": 3}).recipe.student is not None
 
 
-def test_the_teachers_answers_are_shared_where_trials_see_the_same_images() -> None:
-    distilled = [*ALONE[1:], "teacher.runs=['t']"]
-    sweep, said = with_cached_logits(made(set=distilled))
+def test_trials_with_same_images_share_cached_logits() -> None:
+    with_teacher = [*ALONE[1:], "teacher.runs=['t']"]
+    sweep, note = with_cached_logits(made(set=with_teacher))
     assert sweep.base.recipe.cache is not None
-    assert "cached by the first trials and read by the others" in said
+    assert "cached by the first trials and read by the others" in note
     assert sweep.trial_recipe({"optim.lr": 0.1}).recipe.cache is not None
     for space, found in (
         ({"mix.cutmix.prob": {"uniform": [0.1, 0.9]}}, "mix.cutmix.prob varies"),
         ({"loss.at.weight": {"uniform": [0.1, 0.9]}}, "each trial computes its outputs"),
     ):
-        sweep, said = with_cached_logits(made(set=distilled, space=space))
+        sweep, note = with_cached_logits(made(set=with_teacher, space=space))
         assert sweep.base.recipe.cache is None
-        assert found in said
+        assert found in note
     assert with_cached_logits(made())[1] == "no trial has a teacher"
     narrow = made(
-        set=distilled, constraint={"parameters": 500}
+        set=with_teacher, constraint={"parameters": 500}
     )  # fewer than the recipe's own student
-    sweep, said = with_cached_logits(narrow)
-    assert "cached by the first trials" in said and sweep.base.recipe.cache is not None
+    sweep, note = with_cached_logits(narrow)
+    assert "cached by the first trials" in note and sweep.base.recipe.cache is not None
 
 
 def test_the_shipped_sweeps_can_be_read() -> None:
@@ -223,7 +223,7 @@ def test_the_shipped_sweeps_can_be_read() -> None:
         assert sweep.n_trials > 0
 
 
-def test_table_8_is_the_widest_legal_network_of_each_depth_of_the_report() -> None:
+def test_table_8_has_widest_network_of_each_depth() -> None:
     sweep = sweep_file.load(REPO / "recipes" / "sweeps" / "report_table8.toml")
     depths = [
         (row["spec"]["stages"], row["spec"]["blocks"])
@@ -250,12 +250,12 @@ def test_the_file_in_the_documents_is_taken(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_keys_in_the_documents_are_those_of_the_tables() -> None:
+def test_keys_in_documents_are_those_of_tables() -> None:
     keys = DOCUMENT.split("## The keys")[1].split("\n- ")[0]
     cells = re.findall(r"^\| (`[\w.*]+`)? ?\| (.*`) \|$", keys, re.MULTILINE)
-    said = {name.strip("`"): set(re.findall(r"`(\w+)`", keys)) for name, keys in cells}
+    documented = {name.strip("`"): set(re.findall(r"`(\w+)`", keys)) for name, keys in cells}
     aliases = {field.alias or name for name, field in SweepFile.model_fields.items()}
-    assert said == {
+    assert documented == {
         "": aliases,
         "study": set(Study.model_fields),
         "constraint": set(Constraint.model_fields),

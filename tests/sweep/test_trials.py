@@ -55,14 +55,15 @@ def trials(tmp_path: Path) -> Iterator[Trials]:
     yield opened(tmp_path)
 
 
-def test_every_trial_is_taken_once_and_no_more_than_asked_for(trials: Trials) -> None:
+def test_every_requested_trial_is_claimed_once(trials: Trials) -> None:
     taken = [trials.claim(f"worker {n % 2}") for n in range(6)]
     assert [each.number for each in taken if each] == [0, 1, 2, 3, 4, 5]
     assert trials.claim("worker 0") is None
     assert trials.n_open() == 6
 
 
-def test_of_many_that_ask_at_once_one_gets_each(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_concurrent_workers_claim_distinct_trials(tmp_path: Path) -> None:
     """On SQLite, whose transactions begin too late to tell."""
     taken: list[int] = []
 
@@ -77,7 +78,7 @@ def test_of_many_that_ask_at_once_one_gets_each(tmp_path: Path) -> None:
     assert sorted(taken) == list(range(12))
 
 
-def test_the_grid_goes_round_and_the_rest_is_drawn(trials: Trials) -> None:
+def test_grid_goes_round_and_rest_is_drawn(trials: Trials) -> None:
     found = []
     while taken := trials.claim("w"):
         found.append(drawn(taken, trials))
@@ -87,16 +88,17 @@ def test_the_grid_goes_round_and_the_rest_is_drawn(trials: Trials) -> None:
     assert all(0.01 <= rate <= 0.5 for rate in rates)
 
 
-def test_what_a_trial_is_does_not_depend_on_who_takes_it(tmp_path: Path) -> None:
+def test_trial_values_do_not_depend_on_worker(tmp_path: Path) -> None:
     """Two workers of one seed do not draw the same values; two sweeps of one seed do."""
     a, b = opened(tmp_path / "a"), opened(tmp_path / "b")
     for trials in (a, b):
-        trials.claim("w")  # the first is left as it is: the second of `b` does not know its values
+        trials.claim("w")  # the first is unchanged: the second of `b` does not know its values
     found = [drawn(t.claim("w"), t) for t in (a, b)]
     assert found[0] == found[1]
 
 
-def test_the_sampler_knows_what_was_found_after_the_first_trial_too(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_sampler_uses_values_of_earlier_trials(tmp_path: Path) -> None:
     """The first five are drawn at random, the others come closer to the best rate."""
 
     def rates_of(sampler: str) -> list[float]:
@@ -111,7 +113,7 @@ def test_the_sampler_knows_what_was_found_after_the_first_trial_too(tmp_path: Pa
             rates.append(resolved.recipe.optim.lr)
             write_json(folder.result_file, {"metrics": {"top1/val": 1 - abs(rates[-1] - 0.3)}})
 
-        sweep_worker.work(trials, train, lambda said: None)
+        sweep_worker.work(trials, train, lambda line: None)
         return rates
 
     tpe, random = rates_of("tpe"), rates_of("random")
@@ -120,7 +122,7 @@ def test_the_sampler_knows_what_was_found_after_the_first_trial_too(tmp_path: Pa
     assert away[0] < away[1] / 2
 
 
-def test_who_was_killed_is_replaced_with_the_same_values_and_what_he_told(trials: Trials) -> None:
+def test_killed_trial_is_repeated_with_its_values(trials: Trials) -> None:
     mine = trials.claim("gone")
     assert mine is not None
     values = drawn(mine, trials)
@@ -139,7 +141,7 @@ def test_who_was_killed_is_replaced_with_the_same_values_and_what_he_told(trials
     assert drawn(third, trials) == values
 
 
-def test_what_another_worker_added_at_once_is_not_taken_for_what_was_tried(trials: Trials) -> None:
+def test_trial_added_concurrently_is_not_a_duplicate(trials: Trials) -> None:
     """It has no values: the successor of the one that was tried must have that one's."""
     trials._add_attempts()
     for attempt in trials.study.get_trials():
@@ -165,7 +167,7 @@ def test_a_row_that_ended_meanwhile_is_not_taken(trials: Trials) -> None:
     assert not trials.storage.take(row)
 
 
-def test_a_trial_that_is_taken_up_again_stands_on_the_rungs_that_it_had_come_to(
+def test_resumed_trial_stays_on_its_rungs(
     tmp_path: Path,
 ) -> None:
     """By its value after three epochs, where its bracket looks first; not by the last, 0.4."""
@@ -182,7 +184,7 @@ def test_a_trial_that_is_taken_up_again_stands_on_the_rungs_that_it_had_come_to(
     assert marks == {"completed_rung_0": pytest.approx(0.3)}
 
 
-def test_the_longest_trial_is_known_where_a_table_sets_the_epochs() -> None:
+def test_longest_trial_is_known_where_table_sets_epochs() -> None:
     sizes = [{"train.epochs": 3, "student.width": 2}, {"train.epochs": 27, "student.width": 4}]
     planned = sweep_file.validate(
         VALUES | {"study": {"pruner": "hyperband"}, "space": {"size": {"grid": sizes}}}, "a", "a"
@@ -191,7 +193,7 @@ def test_the_longest_trial_is_known_where_a_table_sets_the_epochs() -> None:
     assert pruner._max_resource == 27
 
 
-def test_who_was_taken_for_dead_and_is_not_loses_the_trial(trials: Trials) -> None:
+def test_worker_presumed_dead_loses_its_trial(trials: Trials) -> None:
     mine = trials.claim("slow")
     assert mine is not None
     trials.release("slow")
@@ -205,7 +207,8 @@ def test_who_was_taken_for_dead_and_is_not_loses_the_trial(trials: Trials) -> No
     assert trials.counted_attempts()[0].value == 0.4
 
 
-def test_a_second_attempt_that_was_added_at_once_never_counts(trials: Trials) -> None:
+@pytest.mark.long
+def test_concurrent_second_attempt_never_counts(trials: Trials) -> None:
     mine = trials.claim("gone")
     assert mine is not None
     trials.release("gone")
@@ -219,7 +222,8 @@ def test_a_second_attempt_that_was_added_at_once_never_counts(trials: Trials) ->
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.FAIL]
 
 
-def test_a_worker_that_died_on_this_host_is_known_by_its_lock(trials: Trials) -> None:
+@pytest.mark.long
+def test_dead_worker_here_is_recognized_by_lock(trials: Trials) -> None:
     context = multiprocessing.get_context("spawn")
     dying = context.Process(target=_die_with_a_trial, args=(trials.place,))
     dying.start()
@@ -241,7 +245,7 @@ def _die_with_a_trial(place: Path) -> None:
         os._exit(9)
 
 
-def test_a_worker_of_another_host_is_known_by_its_silence(trials: Trials) -> None:
+def test_dead_worker_elsewhere_is_recognized_by_silence(trials: Trials) -> None:
     mine = trials.claim("far away")
     assert mine is not None
     trials.release_dead()
@@ -308,21 +312,21 @@ def test_who_lives_is_heard_of(trials: Trials) -> None:
     assert trials.counted_attempts()[0].state == TrialState.RUNNING
 
 
-def test_a_folder_that_somebody_trains_in_is_left_to_him(trials: Trials) -> None:
+def test_folder_in_use_is_not_claimed(trials: Trials) -> None:
     with lock.hold_lock(trials.folder(0).path):
         taken = trials.claim("w")
     assert taken is not None
     assert taken.number == 1
 
 
-def test_a_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
+def test_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
     with trials.working("w"):
         assert trials.claim("w")
     assert not (trials.place / "workers").exists()
     assert 0 not in trials.counted_attempts()
 
 
-def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Trials) -> None:
+def test_only_trial_count_may_change_later(trials: Trials) -> None:
     more = opened(trials.place, study=VALUES["study"] | {"trials": 8})
     assert more.n_open() == 8
     mine = more.claim("w")
@@ -334,7 +338,7 @@ def test_more_trials_may_be_asked_for_later_and_nothing_else_changed(trials: Tri
         opened(trials.place, space={"optim.lr": {"log": [0.02, 0.5]}})
 
 
-def test_a_sweep_from_before_a_key_existed_goes_on_with_its_default(trials: Trials) -> None:
+def test_old_sweep_continues_with_new_keys_default(trials: Trials) -> None:
     lines = trials.study.user_attrs["definition"].splitlines()
     added = {
         "optim.min_lr", "optim.bias_lr", "train.validate_both", "student.downsample",
@@ -361,7 +365,7 @@ def reopened(place: Path, **changes: str) -> Trials:
     )
 
 
-def test_other_images_or_teachers_do_not_continue_a_sweep(tmp_path: Path) -> None:
+def test_other_images_or_teachers_do_not_continue_sweep(tmp_path: Path) -> None:
     assert reopened(tmp_path).n_open() == 6
     assert reopened(tmp_path).n_open() == 6
     for name in INPUTS:
@@ -389,12 +393,13 @@ def test_a_trial_of_other_images_has_no_value(tmp_path: Path) -> None:
     assert all(a.state != TrialState.COMPLETE for each in trials.attempts().values() for a in each)
 
 
-def test_each_image_set_and_teacher_of_a_space_is_a_variant() -> None:
+def test_each_image_set_and_teacher_is_checked() -> None:
     varied = {"mine": {"choice": [{"data.source": "a"}, {"data.source": "b"}]}}
     planned = sweep_file.validate(VALUES | {"space": varied}, "mine", "mine.toml")
     assert [each.data.source for each in sweep_worker.variants(planned)] == ["a", "b"]
 
 
+@pytest.mark.long
 def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     """Without training: the value falls with the learning rate, one is no number."""
     rates = [0.1, 0.2, 0.3, 0.4, 0.6, 0.5, 0.05, 0.7]
@@ -403,7 +408,7 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
         study={"trials": 8, "startup_trials": 3},
         space={"optim.lr": {"grid": rates}},
     )
-    seen, said = [], list[str]()
+    seen, printed = [], list[str]()
 
     def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         lr = resolved.recipe.optim.lr
@@ -417,35 +422,33 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
             read(Epoch(epoch, epoch, {"top1/val": 1 - lr}, True, 1.0, 1.0))
         write_json(folder.result_file, {"metrics": {"top1/val": 1 - lr}})
 
-    sweep_worker.work(trials, train, said.append)
-    told = summary(trials)
-    states = [row["state"] for row in told["trials"]]
+    sweep_worker.work(trials, train, printed.append)
+    report = summary(trials)
+    states = [row["state"] for row in report["trials"]]
     ended = ["complete"] * 3 + ["diverged", "pruned", "pruned", "complete", "infeasible"]
     assert states == ended
-    assert told["counts"] == {"complete": 4, "pruned": 2, "infeasible": 1, "diverged": 1}
+    assert report["counts"] == {"complete": 4, "pruned": 2, "infeasible": 1, "diverged": 1}
     assert (0.6, 2) not in seen and (0.05, 2) in seen
-    assert told["best"]["trial"] == 6 and told["best"]["value"] == 0.95
-    assert set(told["importance"]) == {"optim.lr"}
-    assert "trial 4 is pruned: " in "".join(said) and "remains as a stopped run" in said[-5]
-    assert said[-1].startswith("trial 7 is infeasible: train.batch_size = 4096")
+    assert report["best"]["trial"] == 6 and report["best"]["value"] == 0.95
+    assert set(report["importance"]) == {"optim.lr"}
+    assert "trial 4 is pruned: " in "".join(printed) and "remains as a stopped run" in printed[-5]
+    assert printed[-1].startswith("trial 7 is infeasible: train.batch_size = 4096")
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_a_memory_that_is_full_ends_the_worker_once_and_then_the_trial(
-    tmp_path: Path, told: bool
-) -> None:
-    """Somebody else may have had it the first time; one that came through an epoch fits."""
+@pytest.mark.parametrize("is_reported", [False, True])
+def test_full_memory_ends_worker_then_trial(tmp_path: Path, is_reported: bool) -> None:
+    """Another process may have used it the first time; a trial that finished an epoch fits."""
     trials = opened(tmp_path, study={"trials": 1}, space={"student.width": {"grid": [2]}})
 
     def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         read(head(epochs=2))
-        if told:
+        if is_reported:
             read(Epoch(1, 1, {"top1/val": 0.5}, True, 1.0, 1.0))
         raise OutOfMemory("the device's memory is full: CUDA out of memory")
 
     with pytest.raises(OutOfMemory):
         sweep_worker.work(trials, train, print)
-    if told:
+    if is_reported:
         with pytest.raises(OutOfMemory):
             sweep_worker.work(trials, train, print)
         return
@@ -453,15 +456,15 @@ def test_a_memory_that_is_full_ends_the_worker_once_and_then_the_trial(
     assert summary(trials)["counts"]["infeasible"] == 1
 
 
-def test_fewer_trials_asked_for_later_forget_none(trials: Trials) -> None:
+def test_fewer_trials_later_drop_none(trials: Trials) -> None:
     def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         write_json(folder.result_file, {"metrics": {"top1/val": int(folder.path.name[-1]) / 10}})
 
     sweep_worker.work(trials, train, print)
     fewer = opened(trials.place, study=VALUES["study"] | {"trials": 2})
     assert fewer.n_open() == 0 and fewer.claim("w") is None
-    said = summary(fewer)
-    assert (said["asked"], said["best"]["trial"]) == (6, 5)
+    report = summary(fewer)
+    assert (report["asked"], report["best"]["trial"]) == (6, 5)
 
 
 def test_values_that_cannot_be_trained_are_drawn_again(tmp_path: Path) -> None:
@@ -472,23 +475,23 @@ def test_values_that_cannot_be_trained_are_drawn_again(tmp_path: Path) -> None:
         space={"student.width": {"integer": [2, 12]}},
         constraint={"parameters": 3_000},
     )
-    said, kept = list[str](), list[int]()
+    printed, widths = list[str](), list[int]()
 
     def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         assert resolved.recipe.student is not None
-        kept.append(resolved.recipe.student.width or 0)
-        write_json(folder.result_file, {"metrics": {"top1/val": kept[-1] / 100}})
+        widths.append(resolved.recipe.student.width or 0)
+        write_json(folder.result_file, {"metrics": {"top1/val": widths[-1] / 100}})
 
-    sweep_worker.work(trials, train, said.append, done=lambda: write(trials, summary(trials)))
-    told = json.loads((tmp_path / "sweep.json").read_text())
-    again = [line for line in said if line.startswith("note: drawn ")]
-    assert told["counts"]["complete"] == 5 and told["redrawn"] >= len(again) > 0
+    sweep_worker.work(trials, train, printed.append, done=lambda: write(trials, summary(trials)))
+    report = json.loads((tmp_path / "sweep.json").read_text())
+    again = [line for line in printed if line.startswith("note: drawn ")]
+    assert report["counts"]["complete"] == 5 and report["redrawn"] >= len(again) > 0
     assert all("too many for fewer than 3,000" in line and "--set" not in line for line in again)
-    assert told["best"]["value"] == max(kept) / 100
+    assert report["best"]["value"] == max(widths) / 100
     assert (tmp_path / "best.toml").exists()
 
 
-def test_values_of_which_none_can_be_trained_end_without_one(tmp_path: Path) -> None:
+def test_space_without_trainable_values_ends(tmp_path: Path) -> None:
     trials = opened(
         tmp_path,
         study={"trials": 1, "pruner": "none"},
@@ -496,13 +499,13 @@ def test_values_of_which_none_can_be_trained_end_without_one(tmp_path: Path) -> 
         constraint={"parameters": 500},
     )
     sweep_worker.work(trials, pytest.fail, print)
-    told = summary(trials)
-    assert (told["counts"]["infeasible"], told["redrawn"]) == (1, DRAWS - 1)
-    assert "too many for fewer than 500" in told["trials"][0]["why"]
+    report = summary(trials)
+    assert (report["counts"]["infeasible"], report["redrawn"]) == (1, DRAWS - 1)
+    assert "too many for fewer than 500" in report["trials"][0]["why"]
 
 
 @pytest.mark.parametrize("kind", ["median", "hyperband"])
-def test_nobody_is_ended_before_the_warm_up(tmp_path: Path, kind: str) -> None:
+def test_no_trial_is_pruned_during_warm_up(tmp_path: Path, kind: str) -> None:
     """The second of four epochs is the first after which a trial may be."""
     trials = opened(
         tmp_path,
@@ -542,13 +545,13 @@ def head(epochs: int) -> Start:
     )  # fmt: skip
 
 
-def test_an_address_is_checked_and_its_password_never_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--storage nonsense cannot be opened") as said:
+def test_address_is_checked_and_its_password_hidden(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--storage nonsense cannot be opened") as raised:
         Storage("nonsense", 1)
-    nobody = "postgresql://me:s3cret@127.0.0.1:1/none?password=s3cret"
-    with pytest.raises(Failure, match=r"me:\*\*\*@127.0.0.1:1") as said:
-        Storage(url_of(nobody, tmp_path), 1)
-    assert "s3cret" not in str(said.value)
+    unreachable = "postgresql://me:s3cret@127.0.0.1:1/none?password=s3cret"
+    with pytest.raises(Failure, match=r"me:\*\*\*@127.0.0.1:1") as raised:
+        Storage(url_of(unreachable, tmp_path), 1)
+    assert "s3cret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -594,7 +597,7 @@ def test_folder_of_a_sweep_that_is_a_link(tmp_path: Path, name: str, target: str
 
 
 @pytest.mark.parametrize("name", [".lock", "last", "running.json"])
-def test_linked_file_of_a_trial_is_refused_at_once(tmp_path: Path, name: str) -> None:
+def test_linked_file_of_trial_is_refused_at_once(tmp_path: Path, name: str) -> None:
     """A worker would wait without end for the one that seems to hold a linked lock."""
     trial = tmp_path / "sweep" / "trial-0003"
     trial.mkdir(parents=True)
@@ -606,7 +609,7 @@ def test_linked_file_of_a_trial_is_refused_at_once(tmp_path: Path, name: str) ->
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_lock_of_a_trial_that_is_a_hard_link(tmp_path: Path) -> None:
+def test_lock_of_trial_that_is_hard_link(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "sweep" / "trial-0000").mkdir(parents=True)
     (tmp_path / "sweep" / "trial-0000" / ".lock").hardlink_to(tmp_path / "mine")
@@ -621,7 +624,7 @@ def test_folder_of_a_trial_that_is_a_file(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_folder_of_a_sweep_itself_may_be_a_link(tmp_path: Path) -> None:
+def test_folder_of_sweep_itself_may_be_link(tmp_path: Path) -> None:
     (tmp_path / "disk" / "workers").mkdir(parents=True)
     for name in ("trial-notes.txt", "workers/.DS_Store"):
         (tmp_path / "disk" / name).touch()

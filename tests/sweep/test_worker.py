@@ -1,4 +1,4 @@
-"""Whole sweeps through the door: what is left of them, and what outlives a signal or a kill."""
+"""Whole sweeps from the command line: their files, and what survives a signal or a kill."""
 
 import json
 import os
@@ -23,11 +23,13 @@ from distill.runs import saved_predictions
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
 from distill.sweep import sweep_file
-from distill.sweep import worker as room
+from distill.sweep import worker as sweep_worker
 from distill.sweep.storage import Storage, url_of
 from distill.sweep.trials import WORKER, Trials
 from distill.teacher import selection
 from tests.sweep import databases
+
+pytestmark = pytest.mark.long
 
 REPO = Path(__file__).parents[2]
 SMALL = (
@@ -70,16 +72,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweep")
 
 
-def test_a_sweep_leaves_runs_a_recipe_and_a_page(run_cli: RunCli, place: Path) -> None:
+def test_sweep_leaves_runs_recipe_and_page(run_cli: RunCli, place: Path) -> None:
     space = "optim.lr = { log = [0.001, 0.5] }\nstudent.width = { grid = [3, 9] }"
     file = written(place, *ALONE, "train.epochs=2", trials=4, space=space, study="pruner='none'")
     code, out, err = run_cli("sweep", file, "--out", place / "out", "--json")
-    said = json.loads(out)
+    summary = json.loads(out)
     assert code == 0, err
-    assert said["counts"] == {"complete": 2, "pruned": 0, "infeasible": 2, "diverged": 0}
-    assert [row["state"] for row in said["trials"]] == ["complete", "infeasible"] * 2
+    assert summary["counts"] == {"complete": 2, "pruned": 0, "infeasible": 2, "diverged": 0}
+    assert [row["state"] for row in summary["trials"]] == ["complete", "infeasible"] * 2
     assert "266 too many" not in err and "too many for fewer than 5,000" in err
-    for row in said["trials"]:
+    for row in summary["trials"]:
         if row["state"] == "infeasible":
             assert row["run"] is None and not (place / "out" / f"trial-{row['trial']:04}").exists()
             continue
@@ -87,8 +89,10 @@ def test_a_sweep_leaves_runs_a_recipe_and_a_page(run_cli: RunCli, place: Path) -
         assert run.result()["metrics"]["top1/val"] == row["value"]
         assert recipes.read(run.recipe).optim.lr == row["values"]["optim.lr"]
         assert list(row["epochs"]) == ["1", "2"]
-    best = said["best"]
-    assert best["value"] == max(row["value"] for row in said["trials"] if row["value"] is not None)
+    best = summary["best"]
+    assert best["value"] == max(
+        row["value"] for row in summary["trials"] if row["value"] is not None
+    )
     made = recipes.load(str(place / "out" / "best.toml"))
     assert recipes.fingerprint(made.recipe) == recipes.fingerprint(
         recipes.read(RunFolder(Path(best["run"])).recipe)
@@ -101,19 +105,19 @@ def test_a_sweep_leaves_runs_a_recipe_and_a_page(run_cli: RunCli, place: Path) -
 
 def complete(place: Path) -> tuple[Path, Path]:
     """The runs of the best trial and of the other one."""
-    said = json.loads((place / "out" / "sweep.json").read_text())
+    summary = json.loads((place / "out" / "sweep.json").read_text())
     [other] = [
-        row for row in said["trials"] if row["run"] and row["trial"] != said["best"]["trial"]
+        row for row in summary["trials"] if row["run"] and row["trial"] != summary["best"]["trial"]
     ]
-    return Path(said["best"]["run"]), Path(other["run"])
+    return Path(summary["best"]["run"]), Path(other["run"])
 
 
-def test_the_best_trial_alone_is_measured_on_the_test_split(place: Path) -> None:
-    said = json.loads((place / "out" / "sweep.json").read_text())
+def test_best_trial_alone_is_measured_on_test_split(place: Path) -> None:
+    summary = json.loads((place / "out" / "sweep.json").read_text())
     best, other = map(RunFolder, complete(place))
     metrics = best.result()["metrics"]
     tested = {name: value for name, value in metrics.items() if name.endswith("/test")}
-    assert list(tested) == ["ece/test", "nll/test", "top1/test"] and tested == said["test"]
+    assert list(tested) == ["ece/test", "nll/test", "top1/test"] and tested == summary["test"]
     assert "is_tested" not in best.result() and best.evaluation.exists()
     known = saved_predictions.read(best.evaluation)
     assert known is not None and known.is_right.mean() == pytest.approx(tested["top1/test"])
@@ -127,9 +131,7 @@ def test_the_best_trial_alone_is_measured_on_the_test_split(place: Path) -> None
     assert "measured once" in page and f"{tested['top1/test']:.4f}" in page
 
 
-def test_a_trial_without_test_figures_is_listed_and_refused_where_it_needs_them(
-    run_cli: RunCli, place: Path
-) -> None:
+def test_trial_without_test_figures_is_refused_when_needed(run_cli: RunCli, place: Path) -> None:
     best, other = complete(place)
     code, out, err = run_cli("runs", place / "out", "--json")
     listed = {row["path"]: row for row in json.loads(out)}
@@ -207,7 +209,7 @@ def change_result(run: Path, table: str, key: str, value: object) -> None:
         (damage_result, r"result\.json is damaged"),
     ],
 )
-def test_figures_of_another_run_are_not_those_of_the_best(
+def test_figures_of_another_run_are_refused(
     run_cli: RunCli, place: Path, tmp_path: Path, change: Callable[[Path, Path], None], reason: str
 ) -> None:
     """Also if that run has figures of the test split."""
@@ -240,9 +242,7 @@ def test_finished_run_of_another_recipe_is_no_trial(
     assert (run / "result.json").read_bytes() == before
 
 
-def test_trials_with_and_without_an_average_are_judged_by_one_metric(
-    run_cli: RunCli, tmp_path: Path
-) -> None:
+def test_trials_are_compared_by_one_metric(run_cli: RunCli, tmp_path: Path) -> None:
     space = "ema = { grid = [false, { decay = 0.9 }] }"
     file = written(tmp_path, *ALONE, trials=2, space=space, study="pruner='none'")
     code, out, err = run_cli("sweep", file, "--out", tmp_path / "out", "--json")
@@ -262,20 +262,20 @@ def test_typed_again_it_has_nothing_to_do(run_cli: RunCli, place: Path) -> None:
     assert (place / "out" / "sweep.json").read_bytes() == before
 
 
-def test_a_signal_saves_the_trial_for_the_next_worker(
+def test_signal_saves_trial_for_next_worker(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = "optim.lr = { log = [0.001, 0.5] }"
     file = written(tmp_path, *ALONE, "train.epochs=2", trials=2, space=space)
-    judge = room.PruningCallback.__call__
+    judge = sweep_worker.PruningCallback.__call__
 
-    def told_to_stop(self: room.PruningCallback, event: Event) -> None:
+    def stop_at_rung(self: sweep_worker.PruningCallback, event: Event) -> None:
         judge(self, event)
         if isinstance(event, Step) and event.step == 3:
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(room.PruningCallback, "__call__", told_to_stop)
+        patch.setattr(sweep_worker.PruningCallback, "__call__", stop_at_rung)
         code, _, err = run_cli("sweep", file, "--out", tmp_path / "out")
     assert code == 143
     assert "another worker takes its trial. Type the same command again" in err
@@ -287,7 +287,7 @@ def test_a_signal_saves_the_trial_for_the_next_worker(
     assert starts == [0, 3]
 
 
-def test_the_teacher_answers_once_for_all_trials(
+def test_teacher_runs_once_for_all_trials(
     run_cli: RunCli, tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
@@ -303,7 +303,7 @@ def test_the_teacher_answers_once_for_all_trials(
     assert "1 of 1 view of the teacher's logits is cached" in err
 
 
-def test_what_cannot_be_asked(
+def test_impossible_sweeps_are_refused(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = written(tmp_path, *ALONE, trials=2, space="student.width = { integer = [20, 30] }")
@@ -348,9 +348,7 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.multi
-def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_doubled(
-    url: str, tmp_path: Path
-) -> None:
+def test_killed_worker_loses_and_repeats_no_trial(url: str, tmp_path: Path) -> None:
     """On PostgreSQL. The trial of the dead goes on from its last checkpoint."""
     out, n = tmp_path / "out", 3
     file = written(
@@ -361,7 +359,7 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_doubled(
     inputs = selection.check_teachers(planned.base.recipe)  # before: it takes longer than a trial
     two = [worker(file, out, UNDERSTUDY_STORAGE=url) for _ in range(2)]
     until(lambda: list(out.glob("trial-000[01]/last")))
-    trials = room.open_trials(planned, Storage(url_of(url, out), 1), out, inputs)
+    trials = sweep_worker.open_trials(planned, Storage(url_of(url, out), 1), out, inputs)
 
     def of_the_first() -> FrozenTrial | None:
         """What the first worker is in the middle of."""
@@ -379,10 +377,10 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_or_doubled(
     orphan = until(of_the_first)
     two[0].kill()
     two[0].wait(10)
-    said, _ = two[1].communicate(timeout=90)
-    assert two[1].returncode == 0, said
+    output, _ = two[1].communicate(timeout=90)
+    assert two[1].returncode == 0, output
     check(trials, orphan, n)
-    for each in [said, *(p.read_text(errors="replace") for p in out.rglob("*") if p.is_file())]:
+    for each in [output, *(p.read_text(errors="replace") for p in out.rglob("*") if p.is_file())]:
         assert databases.PASSWORD not in each
 
 

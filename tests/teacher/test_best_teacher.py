@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from distill.events import End, Start
 from distill.runs.run_folder import RunFolder
 from distill.teacher.best_teacher import choose_best
@@ -22,12 +24,13 @@ def edited(
     result["finished_at"] = DAYS[day]
     if n_held_out is not None:
         result["data"]["val_images"] = n_held_out
-    kept = {name: value for name, value in result["metrics"].items() if "top1/val" not in name}
-    result["metrics"] = kept | {f"top1/{split}": value for split, value in metrics.items()}
+    others = {name: value for name, value in result["metrics"].items() if "top1/val" not in name}
+    result["metrics"] = others | {f"top1/{split}": value for split, value in metrics.items()}
     (out / "result.json").write_text(json.dumps(result))
     return out
 
 
+@pytest.mark.long
 def test_the_better_teacher_is_taken_not_the_newest(teacher: Path, tmp_path: Path) -> None:
     edited(teacher, tmp_path / "older", "monday", val_ema=0.28)
     edited(teacher, tmp_path / "newer", "tuesday", val_ema=0.16)
@@ -44,7 +47,7 @@ def test_the_better_teacher_is_taken_not_the_newest(teacher: Path, tmp_path: Pat
     assert folder.result()["teacher"]["runs"] == [str(tmp_path / "older")]
 
 
-def test_without_held_out_images_the_newest_teacher(teacher: Path, tmp_path: Path) -> None:
+def test_newest_teacher_wins_without_hold_out(teacher: Path, tmp_path: Path) -> None:
     older = edited(teacher, tmp_path / "older", "monday", 0)
     newer = edited(teacher, tmp_path / "newer", "tuesday", 0)
     chosen, [note] = choose_best([RunFolder(older), RunFolder(newer)], 0)
@@ -55,7 +58,7 @@ def test_without_held_out_images_the_newest_teacher(teacher: Path, tmp_path: Pat
     )
 
 
-def test_teachers_with_the_same_held_out_images_come_first(teacher: Path, tmp_path: Path) -> None:
+def test_teachers_with_same_hold_out_come_first(teacher: Path, tmp_path: Path) -> None:
     """An accuracy on other images is no reason to take a teacher."""
     same = edited(teacher, tmp_path / "same", "monday", 500, val=0.3)
     other = edited(teacher, tmp_path / "other", "tuesday", 1000, val=0.9)
@@ -74,8 +77,8 @@ def test_accuracies_on_different_images_are_not_compared(teacher: Path, tmp_path
     assert chosen.path == newer and "the newest of 2, since they have no accuracy" in note
 
 
-def test_the_accuracy_of_the_weights_that_were_kept_counts(teacher: Path, tmp_path: Path) -> None:
-    """With `train.validate_both` the network itself is measured too, but the average is kept."""
+def test_accuracy_of_best_weights_counts(teacher: Path, tmp_path: Path) -> None:
+    """With `train.validate_both` the network itself is measured too, but the average is saved."""
     both = edited(teacher, tmp_path / "both", "monday", 500, val=0.9, val_ema=0.2)
     own = edited(teacher, tmp_path / "own", "monday", 500, val=0.3)
     assert choose_best([RunFolder(both), RunFolder(own)], 500)[0].path == own
@@ -92,7 +95,8 @@ def test_a_teacher_alone_is_taken_without_a_note(teacher: Path, tmp_path: Path) 
     assert choose_best([alone], 500) == (alone, [])
 
 
-def test_a_run_found_by_two_paths_is_one_teacher(
+@pytest.mark.long
+def test_run_found_by_two_paths_is_one_teacher(
     teacher: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """The folder beside --out may be `runs/` itself."""

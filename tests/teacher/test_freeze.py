@@ -1,4 +1,4 @@
-"""A network made ready to be asked: fewer operations, the same answers."""
+"""A frozen network: fewer operations, the same logits."""
 
 import pytest
 import torch
@@ -61,14 +61,16 @@ IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
         (lambda: lived(networks.build("timm/resnet18", depth=0, widen=0, classes=10)), 0),
     ],
 )
-def test_folded_norms_leave_the_answers(made, left) -> None:  # type: ignore[no-untyped-def]
+def test_folded_norms_preserve_the_logits(made, left) -> None:  # type: ignore[no-untyped-def]
     net = made()
     ready = freeze.prepare_for_inference(net, 32)
     assert norms(ready) == left < norms(net), "the copy alone is changed"
     with torch.no_grad():
-        said, asked = ready(IMAGES), net(IMAGES)
-    assert (said - asked).abs().max() <= 1e-4 * asked.abs().max()
-    assert not torch.equal(said, asked), "folding rounds; equal bits would mean that nothing was"
+        folded, expected = ready(IMAGES), net(IMAGES)
+    assert (folded - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert not torch.equal(folded, expected), (
+        "folding rounds; equal bits would mean that nothing was"
+    )
 
 
 @pytest.mark.parametrize("made", [wide, residual, pooled])
@@ -115,7 +117,7 @@ def test_what_cannot_be_folded_stays(net: nn.Module) -> None:
     assert torch.equal(ready(IMAGES), net(IMAGES))
 
 
-def test_a_folding_that_changes_the_answers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folding_that_changes_logits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Module:
         return convolution  # forgets the norm
 
@@ -125,7 +127,7 @@ def test_a_folding_that_changes_the_answers_is_not_used(monkeypatch: pytest.Monk
     assert torch.equal(freeze.prepare_for_inference(net, 32)(IMAGES), net(IMAGES))
 
 
-def test_a_shorter_type_says_what_autocast_said() -> None:
+def test_shorter_type_matches_autocast() -> None:
     net = residual()
     unfolded = freeze.prepare_for_inference(net, 32)
     short = freeze.prepare_for_inference(net, 32, torch.bfloat16)

@@ -29,6 +29,8 @@ from teachers.ensemble import Ensemble
 from tests.make_runs import drawn as drawn_images
 from tests.make_runs import prepared, train
 
+pytestmark = pytest.mark.long
+
 NEEDS = frozenset({"teacher"})
 ONE, MIRROR, WEIGHTS = "teacher.draw=one", "teacher.mirror=true", "teacher.weights=[1, 3]"
 EVERYTHING = (ONE, MIRROR, WEIGHTS, "train.epochs=2", "train.save_steps=3")
@@ -82,7 +84,7 @@ def test_mirror_of_one_teacher(teacher) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("mirror", [False, True])
-def test_draw_one_asks_the_drawn_teacher(two, teacher, other_teacher, mirror) -> None:
+def test_draw_one_uses_the_drawn_teacher(two, teacher, other_teacher, mirror) -> None:
     run = prepared(two, ONE, WEIGHTS, *[MIRROR] * mirror, "train.epochs=6")
     nets = networks(teacher, other_teacher)
     chosen = [drawn(view, [1, 3]) for view in range(6)]
@@ -93,7 +95,7 @@ def test_draw_one_asks_the_drawn_teacher(two, teacher, other_teacher, mirror) ->
         assert torch.allclose(logits, expected, atol=1e-3), epoch
 
 
-def test_a_view_that_comes_again_has_the_same_teacher(two) -> None:
+def test_view_that_comes_again_has_same_teacher(two) -> None:
     ready = prepared(two, ONE, "cache.views=2", "train.epochs=4")
     logits = [batch(ready, epoch)[1] for epoch in range(4)]
     assert all(torch.equal(logits[i], logits[i + 2]) for i in range(2))
@@ -120,12 +122,12 @@ def test_draw_one_leaves_the_other_teachers_alone() -> None:
         [(view, rows)] = run.loader.batches(number * run.loader.steps_per_epoch)
         before = [each.n for each in teachers]
         source(run.loader.batch(view, rows), NEEDS)
-        asked = [each.n - n for each, n in zip(teachers, before, strict=True)]
-        assert asked == [int(i == drawn(number, [1.0] * 3)) for i in range(3)]
+        batches = [each.n - n for each, n in zip(teachers, before, strict=True)]
+        assert batches == [int(i == drawn(number, [1.0] * 3)) for i in range(3)]
     assert all(each.n for each in teachers)
 
 
-def test_a_pair_is_asked_of_the_drawn_teacher(two) -> None:
+def test_pair_is_computed_by_the_drawn_teacher(two) -> None:
     soft = ["loss.kd=false", "loss.soft_mix.weight=0.9", "mix.cutmix.prob=0.5"]
     run = prepared(two, ONE, *soft)
     [(view, rows)] = run.loader.batches(0)
@@ -143,7 +145,7 @@ def finished(teacher, other_teacher, tmp_path_factory) -> tuple[RunFolder, Start
     return folder, events[0]
 
 
-def test_a_run_resumed_in_the_middle_of_a_view_draws_the_same(finished, two, tmp_path) -> None:
+def test_run_resumed_within_a_view_draws_same(finished, two, tmp_path) -> None:
     assert drawn(0, [1, 3]) != drawn(1, [1, 3]), "the second view has another teacher"
     resolved = recipes.load("tiny", [two, *EVERYTHING])
     request = TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "cut", resume=True)
@@ -158,15 +160,15 @@ def test_a_run_resumed_in_the_middle_of_a_view_draws_the_same(finished, two, tmp
 
 def test_evaluate_compares_with_the_mean_of_all(finished) -> None:
     folder, _ = finished
-    kept = evaluate_run(folder)
+    saved = evaluate_run(folder)
     aside = folder.evaluation.rename(folder.path / "aside.npz")
-    asked = evaluate_run(folder)
+    computed = evaluate_run(folder)
     aside.rename(folder.evaluation)
-    assert asked["teacher_agreement"] == kept["teacher_agreement"] is not None
-    assert asked["teacher_kl"] == pytest.approx(kept["teacher_kl"], rel=1e-4)
+    assert computed["teacher_agreement"] == saved["teacher_agreement"] is not None
+    assert computed["teacher_kl"] == pytest.approx(saved["teacher_kl"], rel=1e-4)
 
 
-def test_the_head_says_how_often_each_is_drawn(finished, teacher, other_teacher) -> None:
+def test_head_shows_how_often_each_is_drawn(finished, teacher, other_teacher) -> None:
     counts = Counter(drawn(view, [1, 3]) for view in range(2))
     assert (
         f"teacher.draw = one: of 2 views have {teacher} {counts[0]}, {other_teacher} {counts[1]}; "
@@ -194,7 +196,7 @@ def test_the_accuracy_is_remembered_by_weights_and_mirror(two, other_teacher) ->
     assert len({both, heavy, top1(two, MIRROR)}) == 3
 
 
-def asked_all(*overrides: str, epochs: int = 1) -> TrainState:
+def compute_all(*overrides: str, epochs: int = 1) -> TrainState:
     """A run whose teachers were asked for every view, and whose logits are cached."""
     ready = prepared("cache={}", f"train.epochs={epochs}", *overrides)
     for step in range(epochs * ready.loader.steps_per_epoch):
@@ -211,11 +213,11 @@ def survey(*overrides: str, epochs: int = 1) -> tuple[int, list[str]]:
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_views_of_a_drawn_teacher_are_cached_as_its_own(two, teacher, other_teacher) -> None:
+def test_views_are_cached_for_the_drawn_teacher(two, teacher, other_teacher) -> None:
     """A student of that teacher alone, and one that draws otherwise, find them."""
     chosen = [drawn(view, [1, 1]) for view in range(4)]
-    asked_all(two, ONE, MIRROR, epochs=4)
-    assert {stock.teachers: stock.views for stock in cache_files.list_entries()} == {
+    compute_all(two, ONE, MIRROR, epochs=4)
+    assert {entry.teachers: entry.views for entry in cache_files.list_entries()} == {
         (str(path),): [view for view in range(4) if chosen[view] == i]
         for i, path in enumerate((teacher, other_teacher))
     }
@@ -233,7 +235,7 @@ def test_views_of_a_drawn_teacher_are_cached_as_its_own(two, teacher, other_teac
 def test_cached_logits_depend_on_mirror_and_weights(two) -> None:
     for overrides in ([], [WEIGHTS], [MIRROR]):
         assert survey(two, *overrides)[0] == 0
-        asked_all(two, *overrides)
+        compute_all(two, *overrides)
         assert survey(two, *overrides)[0] == 1
     assert survey(two, "teacher.weights=[2, 2]")[0] == 1
     assert survey(two, "teacher.weights=[2, 6]")[0] == 1
@@ -242,28 +244,28 @@ def test_cached_logits_depend_on_mirror_and_weights(two) -> None:
 
 @pytest.mark.usefixtures("own_cache")
 def test_a_plain_mean_finds_that_others_are_mirrored(two) -> None:
-    asked_all(two, MIRROR)
+    compute_all(two, MIRROR)
     assert survey(two) == (0, ["mirror"])
 
 
-def test_cache_verify_asks_the_teacher_of_the_view(two, own_cache) -> None:
-    asked_all(two, ONE, MIRROR, epochs=2)
+def test_cache_verify_runs_the_views_teacher(two, own_cache) -> None:
+    compute_all(two, ONE, MIRROR, epochs=2)
     first, second = cache_files.list_entries()
     verdict = verify_cache.verify(first)
     assert verdict.is_sound and verdict.n_views_compared == 1, str(verdict)
-    files = [next(stock.path.glob("view-*.npz")) for stock in (first, second)]
-    with np.load(files[0]) as kept:
-        np.savez(files[1], array=kept["array"])
+    files = [next(entry.path.glob("view-*.npz")) for entry in (first, second)]
+    with np.load(files[0]) as cached:
+        np.savez(files[1], array=cached["array"])
     assert len(verify_cache.verify(second).differing) == 1
 
 
 @pytest.mark.usefixtures("own_cache")
 def test_cached_logits_of_another_teacher_are_not_used(two) -> None:
     """The first rows are asked again, of the teacher that the view draws."""
-    assert asked_all(two, ONE).teacher.source.matches_teacher(0)
-    [file] = next(stock.path for stock in cache_files.list_entries()).glob("view-*.npz")
-    with np.load(file) as kept:
-        np.savez(file, array=kept["array"][::-1])
+    assert compute_all(two, ONE).teacher.source.matches_teacher(0)
+    [file] = next(entry.path for entry in cache_files.list_entries()).glob("view-*.npz")
+    with np.load(file) as cached:
+        np.savez(file, array=cached["array"][::-1])
     assert prepared(two, ONE, "cache={}").teacher.source.matches_teacher(0) is False
 
 
@@ -311,7 +313,7 @@ def test_a_teacher_found_alone_is_not_drawn(teacher, tmp_path) -> None:
         train(teacher.parent / "student", ONE)
 
 
-def test_a_student_without_a_teacher_ignores_how_several_are_asked(tmp_path) -> None:
+def test_student_without_teacher_ignores_how_they_combine(tmp_path) -> None:
     alone = ["loss.kd=false", "loss.hard.weight=1"]
     runs = [
         train(tmp_path / str(i), *alone, *more)[0] for i, more in enumerate([[], [ONE, MIRROR]])

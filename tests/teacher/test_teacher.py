@@ -28,7 +28,7 @@ FREE_TERMS = ("labels", "teacher", "taps", "sample index", "pair")
 
 
 class Watched:
-    """Answers that remember what was read of them."""
+    """Loss inputs that remember which were read."""
 
     def __init__(self, given: LossInputs) -> None:
         self.given, self.read = given, set[str]()
@@ -55,7 +55,7 @@ def test_a_term_needs_what_it_reads(name: str) -> None:
     assert ("live teacher" in declared) == reads["taps"]
 
 
-def test_one_label_is_needed_by_what_changes_with_the_labels_beside_the_largest() -> None:
+def test_terms_that_need_one_label_are_known() -> None:
     mixed = loss_inputs()
     blurred = LossInputs(mixed.student, 0.6 * mixed.targets + 0.08, mixed.teacher)
     sharp = LossInputs(mixed.student, mixed.targets, mixed.teacher)
@@ -93,7 +93,7 @@ class HalfMixed:
     ("needs", "mixed", "plain"),
     [({"labels"}, 0, 0), ({"teacher"}, 1, 0), ({"live teacher", "taps"}, 1, 0), ({"pair"}, 0, 2)],
 )
-def test_the_teacher_is_asked_for_what_is_needed_and_no_more(needs, mixed, plain) -> None:
+def test_teacher_computes_only_what_is_needed(needs, mixed, plain) -> None:
     source, rows = Source(), torch.tensor([3, 5])
     batch = Batch(HalfMixed(), rows, torch.rand(2, 3, 4, 4), torch.zeros(2, 10))
     output = Teacher(source)(batch, frozenset(needs))
@@ -107,17 +107,17 @@ def test_the_teacher_is_asked_for_what_is_needed_and_no_more(needs, mixed, plain
         assert output.unmixed.lam.flatten().tolist() == [0.75, 0.75]
 
 
-def test_a_teacher_whose_terms_have_ended_is_not_asked(teacher: Path) -> None:
+def test_teacher_without_active_terms_is_not_run(teacher: Path) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", "loss.kd.when.end=0.35", "train.epochs=1")
-    asked = []
+    calls = []
     source = run.teacher.source
-    ask, source.mixed = source.mixed, lambda *a: asked.append(1) or ask(*a)
+    mixed, source.mixed = source.mixed, lambda *a: calls.append(1) or mixed(*a)
     losses = [step(run, k) for k in range(6)]
-    assert len(asked) == 4  # of ten steps, those before 0.35
+    assert len(calls) == 4  # of ten steps, those before 0.35
     assert [set(each) == {"hard", TOTAL} for each in losses] == [False] * 4 + [True] * 2
 
 
-def test_parameters_of_terms_are_trained_clipped_and_kept(teacher: Path, tmp_path: Path) -> None:
+def test_parameters_of_terms_are_trained_and_saved(teacher: Path, tmp_path: Path) -> None:
     sets = [f"teacher.runs=['{teacher}']", THREE, "loss.vid.weight=1", "optim.clip=0.001"]
     run = prepared(*sets, "optim.name=momentum", "optim.momentum=0.0", "optim.weight_decay=0.0")
     own = list(run.loss.parameters())
@@ -133,6 +133,7 @@ def test_parameters_of_terms_are_trained_clipped_and_kept(teacher: Path, tmp_pat
     assert any(not torch.equal(p, old) for p, old in zip(own, before[-len(own) :], strict=True))
 
 
+@pytest.mark.long
 def test_a_term_s_own_state_is_resumed(teacher: Path, tmp_path: Path) -> None:
     """CRD's banks and the size of its scores go on where they stood, bit for bit."""
     sets = [
@@ -153,7 +154,7 @@ def test_a_term_s_own_state_is_resumed(teacher: Path, tmp_path: Path) -> None:
     assert again.weights("student").read_bytes() == whole.weights("student").read_bytes()
 
 
-def test_simkd_reuses_the_teachers_classifier_and_leaves_it_alone(teacher: Path) -> None:
+def test_simkd_reuses_teachers_classifier_unchanged(teacher: Path) -> None:
     sets = [f"teacher.runs=['{teacher}']", THREE, "loss.kd=false", "loss.simkd.weight=1"]
     run = prepared(*sets, "student.projector_width=64", "ema.decay=0.5")
     theirs = run.teacher.source.extractor.net.head
@@ -163,7 +164,7 @@ def test_simkd_reuses_the_teachers_classifier_and_leaves_it_alone(teacher: Path)
     assert not any(p.requires_grad for p in run.model.head.parameters())
 
 
-def test_a_classifier_that_does_not_fit_is_refused_with_the_width_that_does(teacher: Path) -> None:
+def test_wrong_classifier_is_refused_with_fitting_width(teacher: Path) -> None:
     sets = [f"teacher.runs=['{teacher}']", THREE, "loss.kd=false", "loss.simkd.weight=1"]
     with pytest.raises(UserError, match="reads 64 features; the student's reads 40") as error:
         prepared(*sets, "student.projector_width=40")
@@ -198,7 +199,7 @@ def test_a_mean_of_one_teacher_twice_is_refused(teacher: Path) -> None:
         prepared(f"teacher.runs=['{teacher}', '{teacher}/']", THREE)
 
 
-def test_a_map_that_the_teacher_lacks_is_refused_with_those_it_has(teacher: Path) -> None:
+def test_missing_map_is_refused_with_existing_ones(teacher: Path) -> None:
     taps = 'loss.at.teacher_taps=["stages.0", "stages.1", "layer4"]'
     with pytest.raises(UserError) as error:
         prepared(f"teacher.runs=['{teacher}']", THREE, "loss.at.weight=1", taps)
@@ -208,6 +209,7 @@ def test_a_map_that_the_teacher_lacks_is_refused_with_those_it_has(teacher: Path
     )
 
 
+@pytest.mark.long
 def test_a_student_may_teach_the_next(teacher: Path, tmp_path: Path) -> None:
     """Self-distillation and assistants: any finished run on this data, by its own name."""
     first, _ = train(tmp_path / "first", f"teacher.runs=['{teacher}']")
@@ -225,7 +227,7 @@ def test_a_student_may_teach_the_next(teacher: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.filterwarnings("ignore")
 def test_a_teacher_teaches_in_mixed_precision_too(teacher) -> None:
-    """On a GPU that is the default. Its kernels are kept in bfloat16, and maps may be asked for."""
+    """On a GPU that is the default. Its kernels are in bfloat16, and maps may be requested."""
     options = [f"teacher.runs=['{teacher}']", "train.precision='bf16'"]
     for more in ([], ["student.stages=3", "loss.at.weight=1"]):
         run = prepared(*options, *more)

@@ -1,4 +1,4 @@
-"""Answers kept by view: what is asked, what is read again, and what is not found."""
+"""Teacher logits cached by view: computed, read again, or missing."""
 
 import re
 from dataclasses import replace
@@ -31,13 +31,13 @@ KEY = {"teacher": "a", "part": "b"}
 
 
 class CountingSource:
-    """Answers by the pixels' means, and counts how often it is asked."""
+    """Logits are the pixels' means; counts its calls."""
 
     def __init__(self, loader: Loader) -> None:
-        self.loader, self.asked = loader, 0
+        self.loader, self.queries = loader, 0
 
     def mixed(self, view, rows, images) -> ModelOutput:  # type: ignore[no-untyped-def]
-        self.asked += 1
+        self.queries += 1
         return ModelOutput(images.mean((2, 3)) @ torch.linspace(-9, 9, 3 * C).reshape(3, C), {})
 
     def unmixed(self, view, rows):  # type: ignore[no-untyped-def]
@@ -67,7 +67,7 @@ def loader(**changes: object) -> Loader:
 def epoch(
     teacher: CountingSource, number: int = 0, identity: dict[str, str] = KEY, needs: str = "teacher"
 ) -> list[torch.Tensor]:
-    """The answers of an epoch, in order, through a store of its own."""
+    """The logits of an epoch, in order, through a cache of its own."""
     return through(CachedTeacher(teacher, teacher.loader, Accelerator(), identity), number, needs)
 
 
@@ -85,61 +85,61 @@ def live(teacher: CountingSource, number: int = 0, needs: str = "teacher") -> li
     return through(teacher, number, needs)  # type: ignore[arg-type]
 
 
-def test_the_second_student_costs_no_teacher_and_hears_the_same() -> None:
+def test_second_student_reads_the_same_cached_logits() -> None:
     first, second = CountingSource(loader()), CountingSource(loader())
     heard = epoch(first)
-    assert first.asked == N // BATCH
+    assert first.queries == N // BATCH
     again = epoch(second)
-    assert second.asked == 0
+    assert second.queries == 0
     assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
 
 
-def test_a_view_that_was_just_written_is_not_asked_again() -> None:
+def test_view_just_written_is_not_computed_again() -> None:
     teacher = CountingSource(loader())
     store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     heard, again = through(store, 0), through(store, 0)
-    assert teacher.asked == N // BATCH
+    assert teacher.queries == N // BATCH
     assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
 
 
-def test_a_view_that_another_machine_lacks_is_asked_again(monkeypatch) -> None:
-    """Each machine may have a cache folder of its own: nobody reads what one of them has not."""
+def test_view_missing_elsewhere_is_computed_again(monkeypatch) -> None:
+    """Machines may have separate cache folders: no process reads a view that another lacks."""
     epoch(CountingSource(loader()))
     monkeypatch.setattr(view_cache, "gather_object", lambda here: [*here, False])
     teacher = CountingSource(loader())
     epoch(teacher)
-    assert teacher.asked == N // BATCH
+    assert teacher.queries == N // BATCH
 
 
-def test_stored_answers_are_the_live_ones_to_float16_rounding() -> None:
-    stored, asked = epoch(CountingSource(loader())), live(CountingSource(loader()))
-    for a, b in zip(stored, asked, strict=True):
+def test_cached_logits_are_float16_of_live_ones() -> None:
+    cached, computed = epoch(CountingSource(loader())), live(CountingSource(loader()))
+    for a, b in zip(cached, computed, strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, b.half().float())
 
 
-def test_a_view_that_comes_again_is_not_asked_again() -> None:
+def test_repeated_view_is_not_computed_again() -> None:
     teacher = CountingSource(loader(schedule=AugmentSchedule(views=2)))
     store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     heard = [through(store, number) for number in range(4)]
-    assert teacher.asked == 2 * (N // BATCH)
+    assert teacher.queries == 2 * (N // BATCH)
     for now, later in ((0, 2), (1, 3)):
         assert all(torch.equal(a, b) for a, b in zip(heard[now], heard[later], strict=True))
     assert not torch.equal(heard[0][0], heard[1][0])
 
 
-def test_pairs_are_stored_before_they_are_mixed() -> None:
+def test_pairs_are_cached_before_they_are_mixed() -> None:
     first, second = CountingSource(loader()), CountingSource(loader())
     heard = epoch(first, needs="pair")
     other_mix = replace(MIXED, cutmix=Cutmix(prob=0.1))
     again = epoch(second, needs="pair")
-    assert second.asked == 0
+    assert second.queries == 0
     assert all(torch.equal(a, b) for a, b in zip(heard, again, strict=True))
-    asked = live(CountingSource(loader()), needs="pair")
-    assert all(torch.equal(a, b.half().float()) for a, b in zip(heard, asked, strict=True))
+    computed = live(CountingSource(loader()), needs="pair")
+    assert all(torch.equal(a, b.half().float()) for a, b in zip(heard, computed, strict=True))
     third = CountingSource(loader(pipeline=other_mix))
     epoch(third, needs="pair")
-    assert third.asked == 0  # how they will be mixed changes nothing about the parts
+    assert third.queries == 0  # how they will be mixed changes nothing about the parts
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_differs_in_anything_finds_nothing(changes, identity, number) -> No
     epoch(CountingSource(loader()))
     teacher = CountingSource(loader(**changes))
     epoch(teacher, number, identity)
-    assert teacher.asked == N // BATCH
+    assert teacher.queries == N // BATCH
 
 
 def test_cache_identity_has_the_place_of_trivial_augment() -> None:
@@ -202,8 +202,8 @@ def test_a_view_at_another_side_is_another_view(needs: str) -> None:
     first = CountingSource(loader(schedule=RISING))
     store = CachedTeacher(first, first.loader, Accelerator(), KEY)
     small, full = (through(store, number, needs) for number in (0, 1))
-    asked, a_view = first.asked, (N // BATCH) * (2 if needs == "pair" else 1)
-    assert asked == 2 * a_view
+    queries, a_view = first.queries, (N // BATCH) * (2 if needs == "pair" else 1)
+    assert queries == 2 * a_view
     assert not torch.equal(small[0], full[0])
     if needs == "teacher":
         assert store.count_views(2) == (2, 2, 0)
@@ -212,14 +212,14 @@ def test_a_view_at_another_side_is_another_view(needs: str) -> None:
     for number, heard in ((0, small), (1, full)):
         for a, b in zip(through(again, number, needs), heard, strict=True):
             assert torch.equal(a, b)
-    assert second.asked == 0
+    assert second.queries == 0
     plain = CountingSource(loader(schedule=AugmentSchedule(views=1)))
     for a, b in zip(epoch(plain, needs=needs), full, strict=True):
         assert torch.equal(a, b)
-    assert plain.asked == 0, "at full size it is the view of a run without sides"
+    assert plain.queries == 0, "at full size it is the view of a run without sides"
 
 
-def test_answers_are_complete_when_every_side_is_there() -> None:
+def test_view_is_complete_with_every_side() -> None:
     teacher = CountingSource(loader(schedule=RISING))
     store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     through(store, 0)
@@ -229,18 +229,18 @@ def test_answers_are_complete_when_every_side_is_there() -> None:
     assert teacher.loader.schedule == RISING
 
 
-def test_another_batch_size_asks_for_what_is_missing_alone_once() -> None:
+def test_another_batch_size_computes_only_missing_logits() -> None:
     """The last partial batch is dropped, so that other batches leave out other samples."""
     epoch(CountingSource(loader()))  # 48 of 50
     ten = CountingSource(loader(batch_size=10))
     epoch(ten)  # all 50: two are missing
-    assert ten.asked == 5
+    assert ten.queries == 5
     again = CountingSource(loader(batch_size=10))
     epoch(again)
-    assert again.asked == 0
+    assert again.queries == 0
 
 
-def test_a_run_that_ends_within_a_view_leaves_no_half_of_one(own_cache: Path) -> None:
+def test_run_ending_within_view_leaves_no_half(own_cache: Path) -> None:
     teacher = CountingSource(loader())
     store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     ((view, rows),) = teacher.loader.batches(0)
@@ -249,7 +249,7 @@ def test_a_run_that_ends_within_a_view_leaves_no_half_of_one(own_cache: Path) ->
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
-def test_a_damaged_file_is_asked_anew(own_cache: Path, damage: bytes | None) -> None:
+def test_damaged_file_is_computed_again(own_cache: Path, damage: bytes | None) -> None:
     epoch(CountingSource(loader()))
     (file,) = own_cache.rglob("view-*")
     whole = file.read_bytes()
@@ -257,18 +257,17 @@ def test_a_damaged_file_is_asked_anew(own_cache: Path, damage: bytes | None) -> 
     file.write_bytes(flipped if damage is None else damage)
     teacher = CountingSource(loader())
     epoch(teacher)
-    assert teacher.asked == N // BATCH
+    assert teacher.queries == N // BATCH
 
 
-def test_a_run_gives_the_same_weights_whatever_was_stored_before_it(
-    teacher, tmp_path, own_cache
-) -> None:
-    distilled = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
+@pytest.mark.long
+def test_weights_do_not_depend_on_the_cache(teacher, tmp_path, own_cache) -> None:
+    overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
     own_cache.mkdir()
     runs = []
     for i, more in enumerate([["cache.views=1"], ["cache.views=1"], []]):
         own_cache.chmod(0o700 if i == 1 else 0o777)
-        runs.append(train(tmp_path / str(i), *distilled, *more))
+        runs.append(train(tmp_path / str(i), *overrides, *more))
     exposed = [
         [note for note in events[0].notes if note.startswith("other users may change the")]
         for _, events in runs

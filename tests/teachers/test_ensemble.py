@@ -10,7 +10,7 @@ from teachers.ensemble import Ensemble
 IMAGES = torch.zeros(2, 3, 1, 1)
 
 
-class Says(nn.Module):
+class Constant(nn.Module):
     """A network that gives the same logits whatever it sees."""
 
     def __init__(self, *logits, dtype=torch.float32):
@@ -24,10 +24,10 @@ class Says(nn.Module):
 def test_probabilities_are_averaged_not_logits():
     first, second = [0.0, 0.0, 9.0], [1.0, 2.0, 3.0]
     logits = torch.tensor([first, second])
-    answer = Ensemble([Says(*first), Says(*second)])(IMAGES)
+    combined = Ensemble([Constant(*first), Constant(*second)])(IMAGES)
 
-    torch.testing.assert_close(answer.exp(), logits.softmax(-1).mean(0).expand(2, -1))
-    assert not torch.allclose(answer.softmax(-1)[0], logits.mean(0).softmax(-1), atol=1e-3)
+    torch.testing.assert_close(combined.exp(), logits.softmax(-1).mean(0).expand(2, -1))
+    assert not torch.allclose(combined.softmax(-1)[0], logits.mean(0).softmax(-1), atol=1e-3)
 
 
 def test_a_temperature_softens_the_mean_of_probabilities():
@@ -35,7 +35,7 @@ def test_a_temperature_softens_the_mean_of_probabilities():
     members' softened probabilities (arithmetic) nor softmax(mean logits / T) (geometric)."""
     T = 4.0
     members = torch.tensor([[0.0, 0.0, 9.0], [1.0, 2.0, 3.0]])
-    seen = (Ensemble(Says(*logits) for logits in members.tolist())(IMAGES)[0] / T).softmax(-1)
+    seen = (Ensemble(Constant(*logits) for logits in members.tolist())(IMAGES)[0] / T).softmax(-1)
 
     power = members.softmax(-1).mean(0) ** (1 / T)
     torch.testing.assert_close(seen, power / power.sum())
@@ -51,43 +51,43 @@ def test_a_temperature_softens_the_mean_of_probabilities():
 def test_the_kd_term_sees_the_softened_mean():
     T, z = 4.0, torch.tensor([[0.5, -1.0, 2.0]]).expand(2, -1)
     members = torch.tensor([[0.0, 0.0, 9.0], [1.0, 2.0, 3.0]])
-    teacher = Ensemble(Says(*logits) for logits in members.tolist())(IMAGES)
+    teacher = Ensemble(Constant(*logits) for logits in members.tolist())(IMAGES)
     power = members.softmax(-1).mean(0) ** (1 / T)
     p, log_q = power / power.sum(), (z[0] / T).log_softmax(-1)
 
-    answers = LossInputs(z, torch.eye(3)[:2], teacher)
+    inputs = LossInputs(z, torch.eye(3)[:2], teacher)
     expected = T**2 * (p * (p.log() - log_q)).sum().item()
-    assert KD(T)(answers).item() == pytest.approx(expected, rel=1e-5)
+    assert KD(T)(inputs).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_softmax_of_output_is_mean_probability():
-    answer = Ensemble([Says(0.0, 3.0), Says(5.0, -1.0), Says(1.0, 1.0)])(IMAGES)
+    combined = Ensemble([Constant(0.0, 3.0), Constant(5.0, -1.0), Constant(1.0, 1.0)])(IMAGES)
 
-    torch.testing.assert_close(answer.log_softmax(-1), answer)
+    torch.testing.assert_close(combined.log_softmax(-1), combined)
 
 
 def test_ensemble_of_one_equals_its_member():
-    answer = Ensemble([Says(0.0, 3.0, -2.0)])(IMAGES)
+    combined = Ensemble([Constant(0.0, 3.0, -2.0)])(IMAGES)
 
-    torch.testing.assert_close(answer[0], torch.tensor([0.0, 3.0, -2.0]).log_softmax(-1))
+    torch.testing.assert_close(combined[0], torch.tensor([0.0, 3.0, -2.0]).log_softmax(-1))
 
 
 def test_extreme_logits_stay_finite():
-    answer = Ensemble([Says(-300.0, 300.0), Says(-400.0, 400.0)])(IMAGES)
+    combined = Ensemble([Constant(-300.0, 300.0), Constant(-400.0, 400.0)])(IMAGES)
 
-    assert answer.isfinite().all()
+    assert combined.isfinite().all()
     # log((e^-600 + e^-800) / 2), whose second term vanishes
-    assert answer[0, 0].item() == pytest.approx(-600 - torch.tensor(2.0).log().item())
+    assert combined[0, 0].item() == pytest.approx(-600 - torch.tensor(2.0).log().item())
 
 
 def test_output_is_float32_for_any_precision():
-    answer = Ensemble([Says(0.0, 1.0, dtype=torch.bfloat16), Says(2.0, 0.0)])(IMAGES)
+    combined = Ensemble([Constant(0.0, 1.0, dtype=torch.bfloat16), Constant(2.0, 0.0)])(IMAGES)
 
-    assert answer.dtype == torch.float32
+    assert combined.dtype == torch.float32
 
 
 def test_members_are_saved_and_moved_with_the_ensemble():
-    ensemble = Ensemble(iter([Says(0.0, 1.0), Says(1.0, 0.0)]))
+    ensemble = Ensemble(iter([Constant(0.0, 1.0), Constant(1.0, 0.0)]))
 
     assert list(ensemble.state_dict()) == ["members.0.logits", "members.1.logits"]
 
@@ -112,41 +112,41 @@ class Pixels(nn.Module):
 
 def test_weights_are_those_of_the_mean_of_probabilities():
     members = torch.tensor([[0.0, 0.0, 9.0], [1.0, 2.0, 3.0], [4.0, -1.0, 0.0]])
-    answer = Ensemble([Says(*logits) for logits in members.tolist()], [1.0, 2.0, 5.0])(IMAGES)
+    combined = Ensemble([Constant(*logits) for logits in members.tolist()], [1.0, 2.0, 5.0])(IMAGES)
 
     mean = (torch.tensor([[1 / 8], [2 / 8], [5 / 8]]) * members.softmax(-1)).sum(0)
-    torch.testing.assert_close(answer.exp(), mean.expand(2, -1))
+    torch.testing.assert_close(combined.exp(), mean.expand(2, -1))
 
 
-def test_equal_weights_are_the_plain_mean_bit_for_bit():
-    members = [Says(0.0, 0.3, 9.1), Says(1.0, -2.7, 3.3), Says(0.1, 0.2, 0.3)]
+def test_equal_weights_are_plain_mean_bit_for_bit():
+    members = [Constant(0.0, 0.3, 9.1), Constant(1.0, -2.7, 3.3), Constant(0.1, 0.2, 0.3)]
     plain = Ensemble(members)(IMAGES)
 
     assert torch.equal(Ensemble(members, [2.0, 2.0, 2.0])(IMAGES), plain)
 
 
 def test_weights_are_normalised():
-    members = [Says(0.0, 0.3, 9.1), Says(1.0, -2.7, 3.3)]
+    members = [Constant(0.0, 0.3, 9.1), Constant(1.0, -2.7, 3.3)]
 
     assert torch.equal(Ensemble(members, [1.0, 3.0])(IMAGES), Ensemble(members, [2.0, 6.0])(IMAGES))
 
 
 @pytest.mark.parametrize("weights", [[1e308, 1.7e308], [1e-320, 1.0]])
 def test_weights_of_any_size_are_finite(weights):
-    assert Ensemble([Says(0.0, 3.0), Says(1.0, -2.0)], weights)(IMAGES).isfinite().all()
+    assert Ensemble([Constant(0.0, 3.0), Constant(1.0, -2.0)], weights)(IMAGES).isfinite().all()
 
 
 def test_mirror_averages_the_probabilities_of_both_images():
     images = torch.tensor([[0.0, 1.0, 5.0], [2.0, -1.0, 0.5]])[:, None, None]
     members = [Pixels(), Pixels(-0.5)]
-    answer = Ensemble(members, [1.0, 3.0], mirror=True)(images)
+    combined = Ensemble(members, [1.0, 3.0], mirror=True)(images)
 
     def mean(scale):
         rows = scale * images[:, 0, 0]
         return (rows.softmax(-1) + rows.flip(-1).softmax(-1)) / 2
 
-    torch.testing.assert_close(answer.exp(), 0.25 * mean(1.0) + 0.75 * mean(-0.5))
-    torch.testing.assert_close(answer, answer.flip(-1))  # no side is preferred
+    torch.testing.assert_close(combined.exp(), 0.25 * mean(1.0) + 0.75 * mean(-0.5))
+    torch.testing.assert_close(combined, combined.flip(-1))  # no side is preferred
     assert [member.n_images for member in members] == [4, 4]
 
 

@@ -16,7 +16,7 @@ def test_a_classifier_takes_small_images(name):
     assert "normalize.std" in net.state_dict()
 
 
-def test_image_size_is_passed_to_networks_that_accept_it():
+def test_image_size_is_passed_if_accepted():
     net = timm_classifier("test_vit", classes=10, image_size=48)
 
     assert net.net.patch_embed.img_size == (48, 48)

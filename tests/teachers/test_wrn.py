@@ -61,7 +61,7 @@ def test_stages_halve_the_map_and_double_the_channels():
     assert shapes == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
 
 
-def test_a_widening_block_shares_its_activated_input_with_the_skip():
+def test_widening_block_shares_its_activated_input_with_skip():
     block = WideResNet(10, 2).eval().stages[0][0]
     maps = torch.randn(2, 16, 4, 4)
     active = torch.relu(block.norm1(maps))

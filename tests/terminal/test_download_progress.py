@@ -9,7 +9,7 @@ from distill.terminal import download_progress
 from distill.terminal.download_progress import DownloadDisplay
 
 
-def test_a_log_has_a_line_a_quarter_with_speed_and_time_left(
+def test_log_has_a_line_per_quarter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter([0.0, 10.0, 20.0, 30.0, 40.0])
@@ -24,7 +24,7 @@ def test_a_log_has_a_line_a_quarter_with_speed_and_time_left(
     ]
 
 
-def test_a_slow_one_says_so_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_download_reports_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 30.0, 61.0])
     monkeypatch.setattr(download_progress.time, "monotonic", lambda: next(clock))  # type: ignore[attr-defined]
     console = Console(file=io.StringIO(), width=200)

@@ -28,7 +28,7 @@ FIGURES: dict[str, Any] = HEADLINE | {
     "confusion": [[716, 102, 182], [96, 904, 0], [0, 0, 0]],
     "absent": {},
 }  # fmt: skip
-ASKED: dict[str, Any] = {
+MEASURED: dict[str, Any] = {
     "against": HEADLINE
     | {"run": "runs/real/alone-0", "top1": 0.6512, "top1_interval": [0.6418, 0.6605]}
     | {"only_a": 1220, "only_b": 522, "both": 5990, "p": 1e-60, "better": "a"},
@@ -58,7 +58,7 @@ def words(figures: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_everything_fits_and_nothing_is_cut(width: int) -> None:
-    found = lines(FIGURES | ASKED, width)
+    found = lines(FIGURES | MEASURED, width)
     assert max(map(len, found)) <= width
     assert not any("…" in line for line in found)
     assert set(" ".join(CLASSES).split()) <= set(" ".join(found).split())
@@ -83,18 +83,18 @@ def test_the_headline_comes_first_with_its_intervals() -> None:
         assert unasked not in found
 
 
-def test_what_is_not_known_is_said_with_its_reason() -> None:
-    reasons = {"temperature": "nothing was held out", "teacher_agreement": "nobody taught"}
+def test_unknown_figures_have_a_reason() -> None:
+    reasons = {"temperature": "nothing was held out", "teacher_agreement": "no teacher"}
     names = ("temperature", "nll_calibrated", "ece_calibrated", "teacher_agreement", "teacher_kl")
     unknown = FIGURES | dict.fromkeys((*names, "top5", "top5_interval")) | {"absent": reasons}
     found = words(unknown)
-    assert "scaling – nothing was held out teacher – nobody taught" in found
+    assert "scaling – nothing was held out teacher – no teacher" in found
     assert "top 5" not in found and "calibrated" not in found
-    assert "nobody taught" not in words(unknown | {"role": "teacher"}), "nobody expects one"
+    assert "no teacher" not in words(unknown | {"role": "teacher"}), "a teacher needs none"
 
 
-def test_what_was_asked_for_follows() -> None:
-    found = words(FIGURES | ASKED)
+def test_requested_measurements_follow() -> None:
+    found = words(FIGURES | MEASURED)
     for part in (
         "runs/real/kd-0 72.10 % 71.21 – 72.97 % 1,220 5,990",
         "runs/real/alone-0 65.12 % 64.18 – 66.05 % 522",

@@ -62,7 +62,7 @@ DISTILLED = row(
 )  # fmt: skip
 
 
-def test_accuracy_teacher_student_and_sum_are_beside_each_other() -> None:
+def test_row_shows_accuracy_and_times() -> None:
     text = shown(planned(DISTILLED, row("new", 5.0)))
     assert "2 recipes fit into 120 minutes on cpu, 2 threads." in text
     (line,) = [line for line in text.splitlines() if line.startswith("fast_kd ")]
@@ -74,7 +74,7 @@ def test_accuracy_teacher_student_and_sum_are_beside_each_other() -> None:
     assert "not measured" in new and "%" not in new
 
 
-def test_nothing_is_cut_off_and_commands_are_one_line() -> None:
+def test_commands_are_whole_lines() -> None:
     text = shown(planned(DISTILLED, row("kd_cutmix+two_cores", 5.0)))
     assert f"  {LONG}\n" in text
     assert "For fast_kd, type:" in text
@@ -84,7 +84,7 @@ def test_nothing_is_cut_off_and_commands_are_one_line() -> None:
     assert table and max(map(len, table)) <= 80
 
 
-def test_what_does_not_fit_has_its_time_and_equals_share_a_row() -> None:
+def test_recipes_that_do_not_fit_show_time() -> None:
     others = [row(name, 200_000.0, fits=False) for name in ("at", "crd", "kd")]
     text = shown(planned(DISTILLED, *others))
     assert "These do not fit:" in text

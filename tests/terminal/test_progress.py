@@ -75,7 +75,7 @@ def bars(*events: Start | Step | Epoch) -> str:
     return shown(out)
 
 
-def test_the_head_says_what_is_trained_on_what_by_how_many() -> None:
+def test_head_names_network_data_and_processes() -> None:
     head = logged(START)
     assert "ResNet [4, 4, 3] 64-128-256, 4,697,162 parameters" in head
     assert "runs/teacher[1], top1/val 95.31 %" in head
@@ -87,23 +87,23 @@ def test_the_head_says_what_is_trained_on_what_by_how_many() -> None:
     assert "resumed" not in head
 
 
-def test_the_head_of_a_teacher_names_no_teacher_of_its_own() -> None:
+def test_head_of_a_teacher_names_no_teacher() -> None:
     head = logged(replace(START, role="teacher", teacher=None, processes=1))
     assert "1 process\n" in head
     assert "nobody" not in head
     assert re.search(r"^teacher +ResNet", head)
 
 
-def test_the_head_of_a_student_alone_and_of_an_unmeasured_teacher() -> None:
+def test_head_of_student_alone_and_of_unmeasured_teacher() -> None:
     assert re.search(r"teacher +none, labels only", logged(replace(START, teacher=None)))
     assert "runs/teacher[1], top1/val –" in logged(replace(START, teacher_top1=None))
 
 
-def test_a_resumed_run_says_where_it_goes_on() -> None:
+def test_resumed_run_shows_its_first_step() -> None:
     assert re.search(r"resumed +at step 1,120", logged(replace(START, first_step=1120)))
 
 
-def test_without_a_terminal_an_epoch_is_one_plain_line() -> None:
+def test_without_terminal_epoch_is_one_plain_line() -> None:
     text = logged(START, Step(120, 2, {"images_per_s": 412.3}), EPOCH)
     assert text.splitlines()[-1] == (
         "epoch 3/30   loss 1.234 (hard 0.51, kd 0.80)  top1/val 71.17 %  top1/val_ema 73.00 %"
@@ -118,7 +118,7 @@ def test_lines_of_different_epochs_stand_in_columns() -> None:
     assert lines[0].endswith("best") and not lines[1].endswith("best")
 
 
-def test_the_average_alone_is_told_where_it_alone_was_measured() -> None:
+def test_average_alone_is_shown_if_only_measured() -> None:
     epoch = replace(EPOCH, metrics=LOSSES | {"top1/val_ema": 0.73})
     line = logged(START, epoch).splitlines()[-1]
     assert "(hard 0.51, kd 0.80)  top1/val_ema 73.00 %  " in line
@@ -135,22 +135,22 @@ def test_steps_write_no_line_to_a_log() -> None:
     assert logged(START, Step(1, 0, LOSSES), Step(2, 0, LOSSES)) == logged(START)
 
 
-def test_the_end_names_the_kept_epoch_its_accuracy_and_the_file() -> None:
-    *_, kept, weights = logged(START, END).splitlines()
-    assert kept == (
+def test_end_names_best_epoch_accuracy_and_file() -> None:
+    *_, best, weights = logged(START, END).splitlines()
+    assert best == (
         "final weights: epoch 28  top1/val 95.10 %  top1/test 94.82 %  trained for 1:02:03"
     )
     assert weights.split() == ["weights", "runs/x/s.safetensors"]
 
 
-def test_the_end_of_a_run_with_averaged_weights_names_the_accuracy_of_what_was_kept() -> None:
+def test_end_names_accuracy_of_averaged_weights() -> None:
     metrics = END.metrics | {"top1/val_ema": 0.9533}
-    *_, kept, _ = logged(START, replace(END, metrics=metrics)).splitlines()
-    assert "epoch 28  top1/val_ema 95.33 %  top1/test 94.82 %" in kept
-    assert "95.10 %" not in kept, "those of the last step are not kept"
+    *_, best, _ = logged(START, replace(END, metrics=metrics)).splitlines()
+    assert "epoch 28  top1/val_ema 95.33 %  top1/test 94.82 %" in best
+    assert "95.10 %" not in best, "the weights of the last step are not saved"
 
 
-def test_the_bars_stand_where_the_run_stands() -> None:
+def test_bars_match_the_progress() -> None:
     text = bars(START, Step(110, 2, LOSSES | {"lr": 0.0812, "images_per_s": 400.0}))
     assert re.search(r"epoch +3/30 ", text)
     assert re.search(r"step +30/40 ", text)
@@ -160,7 +160,7 @@ def test_the_bars_stand_where_the_run_stands() -> None:
     assert "loss 1.234 (hard 0.51, kd 0.80)  lr 0.0812  top1/val –" in text
 
 
-def test_the_step_bar_is_filled_by_the_share_of_the_epoch_done() -> None:
+def test_step_bar_shows_share_of_epoch() -> None:
     def cells(step: int) -> int:
         # Without colour only the part that is done is drawn.
         (line,) = [x for x in bars(START, Step(step, 0, {})).splitlines() if x.startswith("step")]
@@ -171,7 +171,7 @@ def test_the_step_bar_is_filled_by_the_share_of_the_epoch_done() -> None:
     assert abs(half - 2 * quarter) <= 1
 
 
-def test_time_left_follows_the_estimate_of_the_last_epoch() -> None:
+def test_time_left_follows_estimate_of_last_epoch() -> None:
     # 151.4 s for the 1,080 steps after epoch 3; 540 steps later half of it is left.
     assert "1:16 left" in bars(START, EPOCH, Step(660, 16, {"images_per_s": 9999.0}))
 
@@ -182,20 +182,20 @@ def test_bars_remember_accuracy_and_best_epoch_between_epochs() -> None:
     assert re.search(r"step +10/40", text)
 
 
-def test_after_the_last_epoch_the_bars_do_not_count_further() -> None:
+def test_after_last_epoch_bars_do_not_count_further() -> None:
     text = bars(START, replace(EPOCH, epoch=30, step=1200, remaining_s=0.0))
     assert re.search(r"epoch +30/30", text)
     assert re.search(r"step +40/40", text)
     assert "0:00 left" in text
 
 
-def test_a_resumed_run_begins_its_bars_where_it_goes_on() -> None:
+def test_resumed_run_starts_its_bars_later() -> None:
     text = bars(replace(START, first_step=410, first_epoch=10))
     assert re.search(r"epoch +11/30", text)
     assert re.search(r"step +10/40", text)
 
 
-def test_a_terminal_shows_bars_that_go_away_and_lines_that_stay() -> None:
+def test_bars_disappear_and_lines_remain() -> None:
     out = console(terminal=True)
     with ProgressDisplay(out) as display:
         for event in (START, Step(110, 2, {"images_per_s": 400.0}), EPOCH):
@@ -207,7 +207,7 @@ def test_a_terminal_shows_bars_that_go_away_and_lines_that_stay() -> None:
     assert "images/s" not in next(line for line in text.splitlines() if "epoch 3/30   loss" in line)
 
 
-def test_a_narrow_terminal_breaks_lines_between_words_and_a_log_breaks_none() -> None:
+def test_narrow_terminal_wraps_between_words() -> None:
     def lines(terminal: bool) -> list[str]:
         out = console(terminal)
         out.width = 60
@@ -219,7 +219,7 @@ def test_a_narrow_terminal_breaks_lines_between_words_and_a_log_breaks_none() ->
     assert len(lines(terminal=False)) == 1
 
 
-def test_the_terminal_is_given_back_when_the_run_fails() -> None:
+def test_terminal_is_given_back_when_run_fails() -> None:
     out = console(terminal=True)
     with pytest.raises(RuntimeError, match="boom 7"), ProgressDisplay(out) as display:
         display(START)
@@ -227,7 +227,7 @@ def test_the_terminal_is_given_back_when_the_run_fails() -> None:
     assert shown(out).count(f"{ESCAPE}[?25h") == 1
 
 
-def test_preparing_speaks_once_a_quarter_in_a_log() -> None:
+def test_log_reports_preparing_once_a_quarter() -> None:
     out = console(terminal=False)
     with ProgressDisplay(out) as display:
         for done in range(0, 50_001, 100):
@@ -252,7 +252,7 @@ def test_preparing_is_a_bar_until_it_is_done() -> None:
     assert "decoding images" not in shown(out)
 
 
-def test_the_closing_table_sets_the_three_side_by_side() -> None:
+def test_closing_table_sets_three_side_by_side() -> None:
     out = console(terminal=False)
     out.print(
         closing_table(
@@ -272,7 +272,7 @@ def test_the_closing_table_sets_the_three_side_by_side() -> None:
     assert lines[3] == ["alone", "ResNet [4, 4, 3] 64-128-256", "4,697,162", *"–––"]
 
 
-def test_a_run_of_days_says_so_at_its_first_steps_and_once() -> None:
+def test_long_run_is_announced_once() -> None:
     total = START.epochs * START.steps_per_epoch
     slow = START.batch_size / (3 * 86_400 / total)  # images/s at which the run takes three days
     steps = [Step(k, 0, {"images_per_s": slow}) for k in (1, 2)]
@@ -282,5 +282,5 @@ def test_a_run_of_days_says_so_at_its_first_steps_and_once() -> None:
 
 
 def test_an_estimate_is_one_line_with_its_range() -> None:
-    said = logged(START, Estimate(9, 0, 6, 29 * 60.0, 25.2 * 60, 33.4 * 60))
-    assert said.splitlines()[-1] == "about 29 min (25 to 33) in all, from the first 6 steps"
+    lines = logged(START, Estimate(9, 0, 6, 29 * 60.0, 25.2 * 60, 33.4 * 60))
+    assert lines.splitlines()[-1] == "about 29 min (25 to 33) in all, from the first 6 steps"

@@ -62,7 +62,7 @@ def run(folder: Path, start: Start = START, split: str = "val") -> Path:
 
 
 def text_of(picture: Path) -> str:
-    """What stands in the picture, line by line."""
+    """The text of the picture, line by line."""
     texts = re.findall(r"<text[^>]* y=\"([\d.]+)\"[^>]*>(.*?)</text>", picture.read_text())
     lines: dict[str, str] = {}
     for y, text in texts:
@@ -70,7 +70,7 @@ def text_of(picture: Path) -> str:
     return "\n".join(lines.values())
 
 
-def test_the_picture_shows_head_epochs_bars_in_the_middle_and_the_closing_table(
+def test_picture_shows_every_part_of_the_display(
     tmp_path: Path,
 ) -> None:
     svg(run(tmp_path / "a") / "journal.jsonl", tmp_path / "docs" / "run.svg")
@@ -84,7 +84,7 @@ def test_the_picture_shows_head_epochs_bars_in_the_middle_and_the_closing_table(
     ElementTree.parse(tmp_path / "docs" / "run.svg")
 
 
-def test_the_picture_of_a_run_whose_average_alone_was_measured(tmp_path: Path) -> None:
+def test_picture_of_a_run_measuring_only_average(tmp_path: Path) -> None:
     svg(run(tmp_path / "a", split="val_ema") / "journal.jsonl", tmp_path / "run.svg")
     text = text_of(tmp_path / "run.svg")
     assert text.count("top1/val_ema 30.00 %") == 2  # the last epoch's line, and the bars
@@ -92,13 +92,13 @@ def test_the_picture_of_a_run_whose_average_alone_was_measured(tmp_path: Path) -
     assert re.search(r"alone.*50\.00 %.*46\.25 %.*1:01", text)
 
 
-def test_the_bars_stand_inside_an_epoch_where_the_moment_does(tmp_path: Path) -> None:
+def test_bars_show_the_chosen_moment(tmp_path: Path) -> None:
     start = replace(START, epochs=21)  # the journal stops short of the plan: 567 steps of 945
     svg(run(tmp_path / "a", start) / "journal.jsonl", tmp_path / "run.svg")
     assert re.search(r"step +25/45", text_of(tmp_path / "run.svg"))
 
 
-def test_the_picture_is_the_same_each_time_and_asks_nothing_of_a_network(tmp_path: Path) -> None:
+def test_picture_is_reproducible_and_loads_nothing(tmp_path: Path) -> None:
     journal = run(tmp_path / "a") / "journal.jsonl"
     svg(journal, tmp_path / "1.svg")
     svg(journal, tmp_path / "2.svg")

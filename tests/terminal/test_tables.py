@@ -52,19 +52,19 @@ def test_a_printed_recipe_is_a_recipe(spec: str) -> None:
 
 def test_each_value_is_followed_by_who_set_it() -> None:
     resolved = recipes.load("kd_cutmix+quickstart", ["optim.lr=0.3"])
-    table, said = "", {}
+    table, origins = "", {}
     for line in printed(recipe_origins(resolved), 40, soft_wrap=True):
         if line.startswith("["):
             table = line.strip("[]")
         elif line:
             value, _, origin = line.rpartition("  # ")
-            said[f"{table}.{value.split(' = ')[0]}"] = origin
-    assert said == {key: origin for key, origin in resolved.origins.items() if key in said}
-    assert said.keys() == resolved.origins.keys()
-    assert said["optim.lr"] == "--set"
-    assert said["loss.kd.temperature"] == "recipes/kd_cutmix.toml"
-    assert said["data.source"] == "recipes/ingredients/quickstart.toml"
-    assert said["train.seed"] == "default"
+            origins[f"{table}.{value.split(' = ')[0]}"] = origin
+    assert origins == {key: origin for key, origin in resolved.origins.items() if key in origins}
+    assert origins.keys() == resolved.origins.keys()
+    assert origins["optim.lr"] == "--set"
+    assert origins["loss.kd.temperature"] == "recipes/kd_cutmix.toml"
+    assert origins["data.source"] == "recipes/ingredients/quickstart.toml"
+    assert origins["train.seed"] == "default"
 
 
 def test_facts_are_one_a_line_however_long() -> None:

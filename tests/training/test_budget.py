@@ -44,6 +44,7 @@ def leaves(state: object) -> list[object]:
     return [state]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OptimizerName.__args__)
 def test_a_rehearsal_leaves_nothing_behind(name: str, teacher) -> None:
     """With every optimizer: the steps after it are those of a run that did not rehearse."""
@@ -61,14 +62,14 @@ def test_a_rehearsal_leaves_nothing_behind(name: str, teacher) -> None:
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, part
 
 
-def test_a_rehearsal_asks_the_teacher_unless_all_its_answers_are_stored(teacher) -> None:
-    stored = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=2"]
-    run = prepared(*stored)
+def test_rehearsal_runs_teacher_unless_logits_are_cached(teacher) -> None:
+    overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=2"]
+    run = prepared(*overrides)
     for epoch in range(2):
         assert budget._teacher_to_time(run).source is run.online_teacher
         for k in range(run.loader.steps_per_epoch):
             loop.step(run, k + epoch * run.loader.steps_per_epoch)
-    again = prepared(*stored)
+    again = prepared(*overrides)
     assert budget._teacher_to_time(again) is again.teacher
     assert budget._teacher_to_time(again).is_fully_cached
 
@@ -88,6 +89,7 @@ class Clock:
         monkeypatch.setattr(loop, "step", step)
 
 
+@pytest.mark.long
 def test_minutes_become_steps_that_end_in_time(teacher, tmp_path, monkeypatch) -> None:
     clock = Clock(monkeypatch)
     folder, events = trained(tmp_path / "run", f"teacher.runs=['{teacher}']", "train.minutes=1.0")
@@ -103,7 +105,7 @@ def test_minutes_become_steps_that_end_in_time(teacher, tmp_path, monkeypatch) -
     assert "minutes = 1.0" in folder.recipe.read_text()
 
 
-def test_the_learning_rate_ends_at_zero_with_the_minutes(teacher) -> None:
+def test_learning_rate_ends_at_zero_with_minutes(teacher) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", "train.minutes=5.0", "optim.warmup_epochs=9.0")
     steps = run.loader.steps_per_epoch * 2 + 3
     recipe = recipes.load("tiny", ["train.minutes=5.0", "optim.warmup_epochs=9.0"]).recipe
@@ -114,7 +116,7 @@ def test_the_learning_rate_ends_at_zero_with_the_minutes(teacher) -> None:
     assert run.lr(steps - 1) < 0.01 * peak
 
 
-def test_the_learning_rate_ends_at_its_floor_with_the_minutes(teacher) -> None:
+def test_learning_rate_ends_at_its_floor_with_minutes(teacher) -> None:
     sets = ["train.minutes=5.0", "optim.min_lr=0.01"]
     run = prepared(f"teacher.runs=['{teacher}']", *sets)
     steps = run.loader.steps_per_epoch * 2 + 3
@@ -131,7 +133,7 @@ def test_minutes_too_short_for_a_step_are_refused(teacher, monkeypatch) -> None:
 
 
 class Compiler:
-    """Stands for torch.compile: a switch, and steps that take as long as it says."""
+    """Replaces torch.compile: a switch, and steps of given lengths."""
 
     def __init__(self, monkeypatch, plain_s: float, compiled_s: float | Exception) -> None:  # type: ignore[no-untyped-def]
         self.on, seconds = False, (plain_s, compiled_s)
@@ -204,7 +206,7 @@ def test_steps_of_every_side_count_for_their_share(teacher, monkeypatch) -> None
     assert run.loader.schedule == schedule
 
 
-def test_cached_views_are_asked_again_at_every_side(teacher) -> None:
+def test_cached_views_are_computed_at_every_side(teacher) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", SIDES, "cache.views=2", "train.epochs=12")
     assert budget._steps_until_cached(run) == 3 * 2 * run.loader.steps_per_epoch
 

@@ -22,7 +22,7 @@ from distill.errors import UserError
 from distill.recipe import recipes
 
 
-def test_the_cpu_is_taken_where_accelerate_is_told_to_or_nothing_else_is(monkeypatch) -> None:
+def test_cpu_is_used_on_request_or_alone(monkeypatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     assert not _is_on_cpu()
@@ -37,7 +37,7 @@ def test_the_cpu_is_taken_where_accelerate_is_told_to_or_nothing_else_is(monkeyp
     ("device", "has_bf16", "precision"),
     [("cpu", True, "fp32"), ("mps", True, "fp32"), ("cuda", True, "bf16"), ("cuda", False, "fp16")],
 )
-def test_the_native_precision_is_what_the_device_in_use_has(
+def test_native_precision_is_what_device_in_use_has(
     monkeypatch, device, has_bf16, precision
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
@@ -45,7 +45,7 @@ def test_the_native_precision_is_what_the_device_in_use_has(
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_cpu_run_on_a_machine_with_a_gpu_is_fp32_on_the_cpu(monkeypatch) -> None:
+def test_cpu_run_beside_a_gpu_is_fp32(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -64,25 +64,25 @@ def on(device: str, processes: int) -> Any:
     return SimpleNamespace(device=torch.device(device), num_processes=processes)
 
 
-def test_norms_are_synchronised_where_asked_for_and_keep_their_parameters() -> None:
-    asked = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
-    net = build_network(asked, "student", 10)
+def test_synchronised_norms_have_the_same_parameters() -> None:
+    recipe = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
+    net = build_network(recipe, "student", 10)
     names, weights = list(net.state_dict()), list(net.parameters())
     plain = convert_sync_bn(net, recipes.load("kd").recipe, on("cuda", 2))
-    alone = convert_sync_bn(net, asked, on("cuda", 1))
+    alone = convert_sync_bn(net, recipe, on("cuda", 1))
     assert not any(isinstance(m, nn.SyncBatchNorm) for m in [*plain.modules(), *alone.modules()])
-    shared = convert_sync_bn(net, asked, on("cuda", 2))
+    shared = convert_sync_bn(net, recipe, on("cuda", 2))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in shared.modules())
     assert list(shared.state_dict()) == names
     assert all(a is b for a, b in zip(shared.parameters(), weights, strict=True))
 
 
 def test_synchronised_norms_without_gpus_are_refused() -> None:
-    asked = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
+    recipe = recipes.load("kd", ["train.sync_batch_norm=true"]).recipe
     with pytest.raises(
         UserError, match=r"the 2 processes compute on the CPU: .* needs GPUs.\n"
     ) as e:
-        convert_sync_bn(nn.BatchNorm2d(2), asked, on("cpu", 2))
+        convert_sync_bn(nn.BatchNorm2d(2), recipe, on("cpu", 2))
     assert "--set train.sync_batch_norm=false" in str(e.value)
 
 
@@ -91,8 +91,8 @@ def test_trivial_augment_ingredient_is_the_authors_setting() -> None:
     made = build_pipeline(recipes.load("kd+trivial_augment").recipe)
     assert (made.crop, made.flip) == (Crop(4), Flip(0.5))
     assert made.operations == (TrivialAugment("standard", before_crop=True), Cutout(16, 1.0))
-    asked = ["augment.trivial.space=wide", "augment.trivial.before_crop=false"]
-    made = build_pipeline(recipes.load("kd+trivial_augment", asked).recipe)
+    overrides = ["augment.trivial.space=wide", "augment.trivial.before_crop=false"]
+    made = build_pipeline(recipes.load("kd+trivial_augment", overrides).recipe)
     assert made.operations[0] == TrivialAugment("wide", before_crop=False)
 
 

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number: named, not kept, gone back from, and seen again."""
+"""A loss or gradient that is not finite: reported, not saved, rolled back and replayed."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_on_a_cpu_it_is_known_at_once(loss: torch.Tensor, gradient: torch.Tensor
         watch.record(7, loss, gradient)
 
 
-def test_elsewhere_when_it_is_asked_for_and_the_first_is_named() -> None:
+def test_deferred_divergence_names_the_first_step() -> None:
     watch = DivergenceMonitor(Accelerator())
     watch.at_once = False
     for step, loss in ((1, ONE), (2, NAN), (3, ONE), (4, NAN)):
@@ -55,6 +55,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
     monkeypatch.setattr(loop, "clip_gradient", clipped)
 
 
+@pytest.mark.long
 def test_it_reaches_neither_weights_nor_checkpoint(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +68,8 @@ def test_it_reaches_neither_weights_nor_checkpoint(
     assert all(tensor.isfinite().all() for tensor in tensors["student"].values())
 
 
-def test_it_goes_back_at_a_lower_rate_as_often_as_the_recipe_says(
+@pytest.mark.long
+def test_rollback_lowers_rate_as_often_as_allowed(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poisoned(monkeypatch, at=13, times=2)
@@ -84,6 +86,7 @@ def test_it_goes_back_at_a_lower_rate_as_often_as_the_recipe_says(
     assert checkpoint.load(folder.last)[1]["retries"] == 2
 
 
+@pytest.mark.long
 def test_without_a_retry_left_it_ends(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +99,7 @@ def test_without_a_retry_left_it_ends(
     events.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_any_step_can_be_seen_again(teacher: Path, tmp_path: Path) -> None:
     """Its losses and rate are the journal's, whatever checkpoint it begins at."""
     sets = [*two_epochs(teacher), "train.save_steps=4"]
@@ -113,6 +117,7 @@ def test_any_step_can_be_seen_again(teacher: Path, tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_step_that_diverged_shows_what_it_was(teacher: Path, tmp_path: Path) -> None:
     sets = [f"teacher.runs=['{teacher}']", "optim.lr=1e30", "optim.schedule='constant'"]
     with pytest.raises(Diverged) as diverged:

@@ -47,7 +47,7 @@ def test_after_a_half_life_half_is_left() -> None:
 RE_ESTIMATED = ("loss.kd=false", "loss.hard.weight=1", "ema.norm_statistics=re-estimated")
 
 
-def test_re_estimated_statistics_are_those_of_the_averaged_weights() -> None:
+def test_re_estimated_statistics_are_those_of_averaged_weights() -> None:
     """On 320 images: one batch of the first 250 of the training part, neither cropped nor mixed."""
     run = prepared(*RE_ESTIMATED, "student.block_dropout=0.5")
     assert run.ema is not None and run.norm_images is not None
@@ -107,9 +107,9 @@ def test_bfloat16_is_averaged_too() -> None:
     nn.init.zeros_(net.weight)
     ema = ModelEmaV3(net, decay=0.5, use_warmup=True, warmup_gamma=9, warmup_power=1)
     nn.init.ones_(net.weight)
-    kept = 1.0
+    share = 1.0
     for t in range(4):
         ema.update(net, step=t + 2)
-        kept *= min(0.5, (1 + t) / (10 + t))
+        share *= min(0.5, (1 + t) / (10 + t))
     assert ema.module.weight.dtype == torch.bfloat16
-    assert ema.module.weight.float().mean().item() == pytest.approx(1 - kept, abs=2**-8)
+    assert ema.module.weight.float().mean().item() == pytest.approx(1 - share, abs=2**-8)

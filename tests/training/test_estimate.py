@@ -50,7 +50,7 @@ def test_long_steps_are_timed_one_by_one(monkeypatch) -> None:
     assert (first.block_means, first.n_timed) == ([2.0, 3.0, 4.0], 3)
 
 
-def test_short_steps_are_timed_in_blocks_of_a_second(monkeypatch) -> None:
+def test_short_steps_are_timed_in_blocks_of_second(monkeypatch) -> None:
     clock, first, waits = Clock(monkeypatch), FirstSteps(), []
     monkeypatch.setattr(
         "distill.training.estimate.synchronize", lambda device: waits.append(clock.now)
@@ -66,7 +66,7 @@ def test_short_steps_are_timed_in_blocks_of_a_second(monkeypatch) -> None:
     assert all(later - earlier == 1.0 for earlier, later in pairwise(waits))
 
 
-def test_what_lies_between_epochs_is_no_step(monkeypatch) -> None:
+def test_time_between_epochs_is_no_step(monkeypatch) -> None:
     clock, first = Clock(monkeypatch), FirstSteps(n_seen=3)
     first.restart()
     for _ in range(3):
@@ -89,7 +89,8 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> Clock:
     return clock
 
 
-def test_a_run_says_early_how_long_it_takes(teacher, tmp_path, monkeypatch) -> None:
+@pytest.mark.long
+def test_run_estimates_its_time_early(teacher, tmp_path, monkeypatch) -> None:
     clock = slow_steps(monkeypatch, 10.0)
     began_at = clock.now
     _, events = trained(tmp_path / "run", f"teacher.runs=['{teacher}']", "train.epochs=2")
@@ -108,12 +109,14 @@ def test_a_run_says_early_how_long_it_takes(teacher, tmp_path, monkeypatch) -> N
     assert events.index(estimate) < [isinstance(event, Epoch) for event in events].index(True)
 
 
-def test_a_short_run_says_nothing(teacher, tmp_path, monkeypatch) -> None:
+@pytest.mark.long
+def test_short_run_has_no_estimate(teacher, tmp_path, monkeypatch) -> None:
     slow_steps(monkeypatch, 2.0)  # ten of them
     _, events = trained(tmp_path / "run", f"teacher.runs=['{teacher}']", "data.holdout=0.01")
     assert [event for event in events if isinstance(event, Estimate)] == []
 
 
+@pytest.mark.long
 def test_terms_that_come_and_go_widen_the_range(teacher, tmp_path, monkeypatch) -> None:
     slow_steps(monkeypatch, 10.0)
     sets = (f"teacher.runs=['{teacher}']", "train.epochs=2", "loss.kd.when.begin=0.5")

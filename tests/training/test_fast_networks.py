@@ -4,17 +4,15 @@ Their norms' scales are frozen, their biases are trained faster, and the average
 statistics of their own.
 """
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from distill.components.data_pipeline import split_images
 from distill.components.network import load_trained
-from distill.events import TOTAL, Step, loss_name
+from distill.events import Step
 from distill.models import batch_norm
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
@@ -22,13 +20,14 @@ from distill.training import build, run
 from distill.training.loop import step
 from students.whiten import whitening_filters
 from tests.make_runs import EFFICIENT, Events, drawn, prepared, train
-from tests.training.test_processes import TORCHRUN, launch, losses, torchrun_options
 from tests.training.test_run import digest, same
+
+pytestmark = pytest.mark.long
 
 Finished = tuple[RunFolder, Events]
 
 
-def test_the_stem_is_whitened_by_the_training_part_alone() -> None:
+def test_stem_is_whitened_by_training_part_alone() -> None:
     made = prepared(*EFFICIENT)
     split = split_images(recipes.load("tiny", EFFICIENT).recipe, drawn())
     parts = [split.train, split.held_out]
@@ -42,7 +41,7 @@ def test_the_stem_is_whitened_by_the_training_part_alone() -> None:
     assert not torch.equal(made.model.stem[0].weight, others)
 
 
-def test_two_seeds_have_the_same_stem_and_other_stages() -> None:
+def test_two_seeds_have_same_stem_and_other_stages() -> None:
     one, two = (prepared(*EFFICIENT, f"train.seed={seed}").model for seed in (0, 1))
 
     assert torch.equal(one.stem[0].weight, two.stem[0].weight)
@@ -79,7 +78,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(efficient: Finished, tmp_path: Pat
     assert digest(efficient[0].weights("student")) == digest(resumed.weights("student"))
 
 
-def test_biases_follow_the_schedule_and_its_retries_at_their_own_scale() -> None:
+def test_biases_follow_schedule_at_their_own_scale() -> None:
     made = prepared(*EFFICIENT, "optim.schedule=constant", "optim.lr=0.01")
     made.lr_factor = 0.5
     step(made, 0)
@@ -100,7 +99,7 @@ def test_biases_follow_the_schedule_and_its_retries_at_their_own_scale() -> None
     assert not any(name.endswith("norm.weight") for name in rates)
 
 
-def test_what_is_kept_has_the_statistics_that_were_measured(efficient: Finished) -> None:
+def test_saved_weights_have_the_measured_statistics(efficient: Finished) -> None:
     """Of the weights' file: measured again, they are what they are."""
     folder, _ = efficient
     recipe = recipes.load("tiny", EFFICIENT).recipe
@@ -112,20 +111,3 @@ def test_what_is_kept_has_the_statistics_that_were_measured(efficient: Finished)
 
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6, msg=name)
-
-
-@pytest.mark.multi
-def test_two_processes_have_the_same_stem_and_nearly_the_same_losses(
-    efficient: Finished, tmp_path: Path
-) -> None:
-    options = [word for value in EFFICIENT for word in ("--set", value)]
-    command = ["cli.py", "distill", "--recipe", "tiny", "--out", tmp_path, *options]
-    launch(*TORCHRUN, *torchrun_options(2), *command)
-    folder, events = efficient
-    one, two = (load_file(each / "student.safetensors") for each in (folder.path, tmp_path))
-    alone = [each.metrics[loss_name(TOTAL)] for each in events if isinstance(each, Step)]
-
-    assert json.loads((tmp_path / "result.json").read_text())["processes"] == 2
-    assert torch.equal(one["stem.0.weight"], two["stem.0.weight"])
-    # Each process normalises its half of a batch by that half's statistics.
-    assert losses(tmp_path)[:5] == pytest.approx(alone[:5], rel=0.1)

@@ -134,7 +134,7 @@ def add_class(root: Path) -> None:
         (add_class, r"the class names of .* changed while the run trained: a, b / a, b, c"),
     ],
 )
-def test_what_changed_while_a_run_trained_is_not_measured(
+def test_what_changed_while_run_trained_is_not_measured(
     change: Any, message: str, pictures: Path, tmp_path: Path
 ) -> None:
     events = begun(tmp_path / "run", *of(pictures))
@@ -145,7 +145,7 @@ def test_what_changed_while_a_run_trained_is_not_measured(
     assert not RunFolder(tmp_path / "run").is_finished
 
 
-def test_a_finished_run_is_measured_on_its_own_test_split(pictures: Path, tmp_path: Path) -> None:
+def test_finished_run_needs_its_own_test_split(pictures: Path, tmp_path: Path) -> None:
     folder, _ = train(tmp_path / "run", *of(pictures))
     replace_test(pictures)
     with pytest.raises(UserError, match="is not the one that run .* was tested on: fingerprint"):
@@ -196,7 +196,7 @@ def test_a_checkpoint_of_other_shapes_is_not_resumed(pictures: Path, tmp_path: P
         train(folder.path, *of(pictures), resume=True)
 
 
-def test_a_changed_source_is_noted_and_every_hash_kept(
+def test_changed_source_is_noted_with_every_hash(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = cut(tmp_path / "run", *of(pictures))
@@ -221,7 +221,7 @@ def test_a_damaged_environment_has_no_hashes(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_a_student_s_run_is_not_resumed_as_a_teacher_s(
+def test_student_run_is_not_resumed_as_teacher(
     is_finished: bool, pictures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -244,7 +244,7 @@ def test_predictions_of_another_run_are_not_read(pictures: Path, tmp_path: Path)
     assert compare(a.path, b.path).n == 20
 
 
-def test_the_head_counts_test_images_that_are_trained_on(pictures: Path, tmp_path: Path) -> None:
+def test_head_counts_test_images_that_are_trained_on(pictures: Path, tmp_path: Path) -> None:
     for i in range(3):
         name = f"{i:03}.png"
         shutil.copy(pictures / "train" / "a" / name, pictures / "test" / "b" / name)

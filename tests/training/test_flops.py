@@ -35,7 +35,7 @@ def test_a_wide_resnet_has_the_published_operations() -> None:
 
 
 @pytest.mark.parametrize("spec", ["kd", "simkd", "fast_kd", "nyu2022_2111", "nyu2023_og"])
-def test_a_network_without_memory_counts_as_its_design_does(spec: str) -> None:
+def test_network_without_memory_counts_as_its_design_does(spec: str) -> None:
     resolved = recipes.load(spec)
     counted, planned = (
         flops.network_cost(resolved.recipe, "student", 10),
@@ -45,7 +45,7 @@ def test_a_network_without_memory_counts_as_its_design_does(spec: str) -> None:
     assert counted.macs == planned["macs"]
 
 
-def test_a_network_without_memory_counts_as_a_real_one() -> None:
+def test_network_without_memory_counts_as_real_one() -> None:
     recipe = recipes.load("teacher_wrn+two_cores").recipe
     net = build_network(recipe, "teacher", 10).eval()
     counted = flops.network_cost(recipe, "teacher", 10)
@@ -58,7 +58,7 @@ def test_more_classes_may_be_over_the_budget() -> None:
         flops.network_cost(recipe, "student", 100)
 
 
-def test_a_student_asks_its_teacher_about_each_image() -> None:
+def test_teacher_counts_once_per_image() -> None:
     # 45,000 images in batches of 512: 87 steps, 44,544 images an epoch.
     seen = images("kd", "train.epochs=30")
     assert seen == ImageCounts(trained=30 * 44_544, cached=0, passes=1, validated=30 * 5_000)
@@ -67,7 +67,7 @@ def test_a_student_asks_its_teacher_about_each_image() -> None:
     assert flops.training_flop(seen, student, teacher) == 30 * 44_544 * (600 + 14_000)
 
 
-def test_cached_logits_are_asked_once_a_view() -> None:
+def test_cached_logits_count_once_a_view() -> None:
     seen = images("kd+cached_targets", "train.epochs=50", "cache.views=20")
     assert seen is not None
     assert (seen.cached, seen.teacher_forwards) == (30 * 44_544, 20 * 44_544)
@@ -75,7 +75,7 @@ def test_cached_logits_are_asked_once_a_view() -> None:
     assert every is not None and every.cached == 0
 
 
-def test_the_teacher_is_asked_while_a_term_reads_it() -> None:
+def test_teacher_counts_while_a_term_reads_it() -> None:
     def passes(spec: str, *overrides: str) -> float:
         return flops.teacher_passes(recipes.load(spec, overrides).recipe)
 
@@ -92,5 +92,5 @@ def test_fewer_images_and_both_networks_validated() -> None:
     assert seen == ImageCounts(trained=2 * 117 * 128, cached=0, passes=1, validated=2 * 2 * 2_000)
 
 
-def test_a_budget_in_minutes_has_no_number_of_images() -> None:
+def test_budget_in_minutes_has_no_number_of_images() -> None:
     assert images("kd", "train.minutes=3.0") is None

@@ -23,6 +23,7 @@ ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
 MEASURES = ("top1", "nll", "ece")
 
 
+@pytest.mark.long
 def test_golden_losses_of_tiny(teacher, tmp_path) -> None:
     """Ten steps of everything. A sign flipped in any loss, draw or augmentation shows here."""
     _, events = train(tmp_path / "golden", f"teacher.runs=['{teacher}']")
@@ -48,26 +49,26 @@ def test_a_frozen_network_cannot_wake() -> None:
     frozen.train()
     nn.Sequential(frozen).train()
     images = torch.rand(4, 3, 8, 8)
-    answers = [frozen(images) for _ in range(10)]
+    logits = [frozen(images) for _ in range(10)]
     assert not frozen.training and not net.training and not net[1].training
-    assert all(torch.equal(a, answers[0]) for a in answers)
+    assert all(torch.equal(a, logits[0]) for a in logits)
     for name, t in frozen.state_dict().items():
         assert torch.equal(t, before[name])
 
 
-def test_a_live_teacher_answers_in_float32_without_a_graph() -> None:
+def test_online_teacher_returns_float32_without_graph() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
     live = OnlineTeacher(FrozenTeacher(net), Accelerator(), loader=None)  # type: ignore[arg-type]
     view, rows, images = None, torch.arange(2), torch.rand(2, 3, 2, 2)
-    answers = live.mixed(view, rows, images).logits  # type: ignore[arg-type]
-    assert answers.dtype == torch.float32 and not answers.requires_grad
-    assert not answers.is_inference()
-    assert torch.equal(answers, net(images))
+    logits = live.mixed(view, rows, images).logits  # type: ignore[arg-type]
+    assert logits.dtype == torch.float32 and not logits.requires_grad
+    assert not logits.is_inference()
+    assert torch.equal(logits, net(images))
     batch = Batch(view, rows, images, torch.zeros(2, 10))  # type: ignore[arg-type]
     assert Teacher()(batch, frozenset({"teacher"})) == TeacherOutput()
 
 
-def test_the_average_warms_up_as_the_formula_says() -> None:
+def test_average_warms_up_by_the_formula() -> None:
     """min(d, (1 + t) / (10 + t)) at update t = 0, 1, …, parameters and running statistics alike."""
     net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     ema = ModelEmaV3(net, decay=0.3, use_warmup=True, warmup_gamma=9, warmup_power=1)
@@ -85,7 +86,7 @@ def test_the_average_warms_up_as_the_formula_says() -> None:
     assert ema.module[1].num_batches_tracked.item() == 5  # copied, not averaged
 
 
-def test_means_are_over_what_was_added_since_the_last_read() -> None:
+def test_means_cover_values_since_last_read() -> None:
     means = RunningMeans()
     for value in (1.0, 2.0, 6.0):
         means.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
@@ -95,7 +96,7 @@ def test_means_are_over_what_was_added_since_the_last_read() -> None:
     assert means.read(Accelerator()) == {"a": 5.0}
 
 
-def test_the_mean_of_a_term_that_begins_later_is_over_its_own_steps() -> None:
+def test_mean_of_later_term_covers_its_steps() -> None:
     means = RunningMeans()
     means.add({"a": torch.tensor(1.0)})
     means.add({"a": torch.tensor(3.0), "b": torch.tensor(8.0)})
@@ -112,12 +113,13 @@ def test_measures_by_hand() -> None:
     assert values["ece"] == pytest.approx(2 / 3 * 0.3 + 1 / 3 * 0.4, abs=1e-6)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(teacher, tmp_path) -> None:
+@pytest.mark.long
+def test_non_finite_loss_ends_run_before_saving(teacher, tmp_path) -> None:
     huge = ["optim.lr=1e30", "optim.schedule='constant'", "train.log_every=100"]
     with pytest.raises(Diverged, match="the loss or its gradient is not finite in step 2"):
         train(tmp_path / "s", f"teacher.runs=['{teacher}']", *huge)
     tensors, progress = checkpoint.load(tmp_path / "s" / "last")
-    assert progress["step"] == 0, "what was there before it is what is kept"
+    assert progress["step"] == 0, "the state before it is the saved one"
     assert all(value.isfinite().all() for value in tensors["student"].values())
 
 
@@ -128,6 +130,7 @@ FASTER = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("amx", "precision", "widen", "notes"),
     [
@@ -139,7 +142,7 @@ FASTER = (
         (True, "fp32", 2, set()),
     ],
 )
-def test_a_cpu_says_which_precision_is_fast(
+def test_cpu_reports_its_fast_precision(
     fresh_accelerate, tmp_path, monkeypatch, amx: bool, precision: str, widen: int, notes: set[str]
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
@@ -160,7 +163,7 @@ def test_a_cpu_says_which_precision_is_fast(
         (("ema.decay=0.9", "train.validate_both=true", "data.holdout=0"), []),
     ],
 )
-def test_validation_measures_what_is_kept_unless_asked(settings, splits, monkeypatch) -> None:
+def test_validation_measures_only_the_average_by_default(settings, splits, monkeypatch) -> None:
     """Each network once, and no other."""
     run = prepared(*ALONE, *settings)
     measured = []

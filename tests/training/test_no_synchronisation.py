@@ -18,6 +18,8 @@ from distill.training.running_means import RunningMeans
 from tests.make_runs import prepared
 from tests.training.test_shipped_recipes import INGREDIENTS, WHOLE, in_small
 
+pytestmark = pytest.mark.long
+
 ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
 
 
@@ -30,7 +32,7 @@ class Questions(TorchDispatchMode):
     def __init__(self, at_home: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.at_home = {t.data_ptr() for t in at_home}
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         self.operations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -38,7 +40,7 @@ class Questions(TorchDispatchMode):
         name = func.overloadpacket.__name__
         asks = name in ASKING and args[0].data_ptr() not in self.at_home
         if asks or (name.startswith("index") and self._by_mask(args)):
-            self.asked.append(str(func))
+            self.calls.append(str(func))
         return func(*args, **(kwargs or {}))
 
     @staticmethod
@@ -60,9 +62,9 @@ class Questions(TorchDispatchMode):
     ],
 )
 def test_a_question_is_seen(ask) -> None:  # type: ignore[no-untyped-def]
-    with Questions() as questions:
+    with Questions() as recorder:
         ask(torch.randn(4))
-    assert questions.asked
+    assert recorder.calls
 
 
 @pytest.mark.parametrize("spec", [*(p.stem for p in WHOLE), *(f"kd+{p.stem}" for p in INGREDIENTS)])
@@ -73,8 +75,8 @@ def test_no_step_waits_for_the_device(spec: str, teacher: Path) -> None:
     means = RunningMeans()
     means.add(step(run, 0))  # draws the view, once an epoch
     counters = [s["step"] for s in run.optimizer.state.values() if torch.is_tensor(s.get("step"))]
-    with Questions(counters) as questions:
+    with Questions(counters) as recorder:
         for k in (1, 2):
             means.add(step(run, k))
-    assert questions.operations > 100
-    assert not questions.asked
+    assert recorder.operations > 100
+    assert not recorder.calls

@@ -98,7 +98,7 @@ def test_floored_step_never_falls_below() -> None:
 
 
 @pytest.mark.parametrize("total", [20, 47, 1000])
-def test_floored_one_cycle_is_torch_s_final_div_factor(total: int) -> None:
+def test_floored_one_cycle_equals_torchs_final_div_factor(total: int) -> None:
     """torch's last rate is peak / 25 / final_div_factor."""
     factor = 0.4 / 25 / FLOOR
     theirs = torchs(
@@ -110,7 +110,7 @@ def test_floored_one_cycle_is_torch_s_final_div_factor(total: int) -> None:
     assert rates[0] == pytest.approx(0.4 / 25), "the rise is not bounded"
 
 
-def test_one_cycle_ends_no_lower_for_a_tiny_floor() -> None:
+def test_one_cycle_ends_no_lower_for_tiny_floor() -> None:
     assert ours("one_cycle", 20, 0.4, min_lr=1e-9) == ours("one_cycle", 20, 0.4)
 
 
@@ -214,7 +214,7 @@ def test_every_optimizer_makes_a_step_with_scaled_biases(name: str) -> None:
     assert all(moved) and all(p.isfinite().all() for p in net.parameters())
 
 
-def test_the_scale_is_part_of_the_optimizer_s_state() -> None:
+def test_scale_is_part_of_optimizer_s_state() -> None:
     _, made = small_with_biases("sgd", momentum=0.9)
     _, other = small_with_biases("sgd", momentum=0.9)
     for group in other.param_groups:
@@ -269,7 +269,7 @@ def test_which_decay_is_decoupled() -> None:
     assert decoupled == {"adamw", "nadamw", "lion", "muon", "adan", "adafactor"}
 
 
-def test_muon_takes_kernels_as_matrices_and_leaves_norms_and_biases_to_adamw() -> None:
+def test_muon_updates_kernels_and_adamw_the_rest() -> None:
     """A step of a kernel [8, 4, 3, 3] is lr * 0.2 * sqrt(36) times a near-orthogonal [8, 36]."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5))
@@ -297,7 +297,7 @@ def test_sgd_is_nesterovs_and_momentum_is_plain() -> None:
     assert made("momentum").param_groups[0]["nesterov"] is False
 
 
-def test_adamw_decays_by_what_it_was_told() -> None:
+def test_adamw_decays_by_its_setting() -> None:
     adamw = made("adamw")
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.param_groups[0]["weight_decay"] == 5e-4

@@ -1,4 +1,4 @@
-"""Two processes over gloo are one process: the same batches, the same student."""
+"""Several processes over gloo train as one: the same batches, the same student."""
 
 import json
 import os
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.multi
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -42,7 +42,7 @@ def torchrun_options(processes: int) -> list[object]:
 
 
 def launcher(processes: int) -> list[object]:
-    """What starts so many of them; one needs nobody."""
+    """The command that starts so many processes; one needs no launcher."""
     return [sys.executable] if processes == 1 else [*TORCHRUN, *torchrun_options(processes)]
 
 
@@ -65,124 +65,128 @@ def launch(*command: object, **variables: str) -> subprocess.CompletedProcess[st
     return done
 
 
-MIXED = ("mix.cutmix.prob=0.5",)
 RELATIONS = (
     "optim.lr=0.01",
     *(f"loss.{term}.weight=1" for term in ("dist", "sp", "pkt", "rkd", "vid")),
-    *(f'loss.sp.{whose}_tap="maps"' for whose in ("student", "teacher")),
-    *(f'loss.vid.{whose}_taps=["maps"]' for whose in ("student", "teacher")),
+    *(f'loss.sp.{network}_tap="maps"' for network in ("student", "teacher")),
+    *(f'loss.vid.{network}_taps=["maps"]' for network in ("student", "teacher")),
 )
-HINT_THEN_ANSWERS = (
+HINT_THEN_LOGITS = (
     "loss.hard=false",
     "loss.vid.weight=1",
-    *(f'loss.vid.{whose}_taps=["maps"]' for whose in ("student", "teacher")),
+    *(f'loss.vid.{network}_taps=["maps"]' for network in ("student", "teacher")),
     "loss.vid.when.end=0.4",
     "loss.kd.when.begin=0.4",
 )
+CASES = {
+    "relations": RELATIONS,
+    "hint": HINT_THEN_LOGITS,
+    "mixed": ("mix.cutmix.prob=0.5",),
+    "accumulated": ("mix.cutmix.prob=0.5", "train.accumulate=2"),
+    # The 8 steps are more than one epoch of 7.
+    "cached": ("train.epochs=2", "train.batch_size=44", "cache={}"),
+    # 8 steps are two epochs of 4.
+    "one_teacher_per_view": (
+        *("train.epochs=2", "train.batch_size=70", "cache={}", "teacher.runs=['a', 'b']"),
+        *("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.mirror=true"),
+    ),
+}
+Saved = dict[str, np.ndarray]
 
 
-def steps(
-    out: Path, processes: int, accumulate: int = 1, overrides: tuple[str, ...] = MIXED
-) -> dict[str, np.ndarray]:
-    """A few steps of a network without batch norm; see two_processes.py."""
+def train_cases(folder: Path, processes: int, *names: str) -> Path:
+    """A few steps of a network without batch norm for each case; see two_processes.py."""
     script = ROOT / "tests" / "training" / "two_processes.py"
-    done = launch(*launcher(processes), script, out, accumulate, *overrides)
+    cases = json.dumps({name: CASES[name] for name in names})
+    done = launch(*launcher(processes), script, folder, cases)
     assert "FutureWarning" not in done.stderr, "a function that the next torch may not have"
-    return dict(np.load(out))
+    return folder
 
 
-def test_terms_that_compare_samples_see_the_whole_batch_and_learn_in_all_processes(
-    tmp_path,
-) -> None:
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """Every case in one process."""
+    return train_cases(tmp_path_factory.mktemp("one"), 1, *CASES)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Every case in two processes."""
+    return train_cases(tmp_path_factory.mktemp("two"), 2, *CASES)
+
+
+def load(folder: Path, case: str) -> Saved:
+    return dict(np.load(folder / f"{case}.npz"))
+
+
+def assert_same_training(one: Saved, other: Saved, tolerance: float) -> None:
+    for name in ("losses", "weights", "average"):
+        assert np.allclose(one[name], other[name], atol=tolerance), name
+
+
+def test_terms_that_compare_samples_see_whole_batch(one: Path, two: Path) -> None:
     """Relations of a half batch are others; what a term has learnt must be the same everywhere."""
-    one = steps(tmp_path / "one.npz", 1, overrides=RELATIONS)
-    two = steps(tmp_path / "two.npz", 2, overrides=RELATIONS)
-    for name in ("losses", "weights", "average"):
-        assert np.allclose(one[name], two[name], atol=1e-4), name
-    assert np.ptp(one["losses"]) > 1e-3, "the net must have moved"
+    alone = load(one, "relations")
+    assert_same_training(alone, load(two, "relations"), 1e-4)
+    assert np.ptp(alone["losses"]) > 1e-3, "the net must have moved"
 
 
-def test_a_hint_of_maps_alone_and_then_answers_are_the_same_in_two_processes(tmp_path) -> None:
-    """The hint leaves the classifier, and the answers leave the hint's layer, without a reader."""
-    one = steps(tmp_path / "one.npz", 1, overrides=HINT_THEN_ANSWERS)
-    two = steps(tmp_path / "two.npz", 2, overrides=HINT_THEN_ANSWERS)
-    for name in ("losses", "weights", "average"):
-        assert np.allclose(one[name], two[name], atol=1e-5), name
-    assert one["losses"][:4].min() > one["losses"][4:].max(), "another term must have begun"
+def test_hint_then_logits_train_equally_in_two_processes(one: Path, two: Path) -> None:
+    """The hint does not use the classifier, and the logits do not use the hint's layer."""
+    alone = load(one, "hint")
+    assert_same_training(alone, load(two, "hint"), 1e-5)
+    assert alone["losses"][:4].min() > alone["losses"][4:].max(), "another term must have begun"
 
 
-def test_accumulating_and_four_processes_see_the_same_batches_and_train_the_same_net(
-    tmp_path,
-) -> None:
+def test_accumulating_and_four_processes_train_equally(one: Path, two: Path, tmp_path) -> None:
     """Without batch norm: each process would normalise by its own rows."""
-    one = steps(tmp_path / "one.npz", 1)
-    assert len(set(one["batches"])) == len(one["batches"]) == 8
-    assert np.ptp(one["losses"]) > 1e-3, "the net must have moved"
-    for processes, accumulate in ((2, 2), (4, 1)):
-        other = steps(tmp_path / "other.npz", processes, accumulate)
+    alone = load(one, "mixed")
+    assert len(set(alone["batches"])) == len(alone["batches"]) == 8
+    assert np.ptp(alone["losses"]) > 1e-3, "the net must have moved"
+    four = train_cases(tmp_path, 4, "mixed")
+    for processes, other in ((2, load(two, "accumulated")), (4, load(four, "mixed"))):
         assert other["n"] == processes
-        assert list(other["batches"]) == list(one["batches"]), "to the bit"
-        for name in ("losses", "weights", "average"):
-            assert np.allclose(one[name], other[name], atol=1e-5), name
+        assert list(other["batches"]) == list(alone["batches"]), "to the bit"
+        assert_same_training(alone, other, 1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
-def test_with_synchronised_batch_norm_two_gpus_train_the_same_net(tmp_path) -> None:
-    sets = (*MIXED, "train.sync_batch_norm=true", "train.precision='fp32'")
+def test_synchronised_batch_norm_trains_equally_on_two_gpus(tmp_path) -> None:
+    cases = json.dumps(
+        {"synchronised": [*CASES["mixed"], "train.sync_batch_norm=true", "train.precision='fp32'"]}
+    )
     script = ROOT / "tests" / "training" / "two_processes.py"
     for n in (1, 2):
-        options = [*TORCHRUN, *torchrun_options(n), script, tmp_path / f"{n}.npz", 1, *sets]
+        options = [*TORCHRUN, *torchrun_options(n), script, tmp_path / str(n), cases]
         launch(*options, CUDA_VISIBLE_DEVICES="0,1")
-    one, two = (dict(np.load(tmp_path / f"{n}.npz")) for n in (1, 2))
-    for name in ("losses", "weights", "average"):
-        assert np.allclose(one[name], two[name], atol=1e-4), name
+    assert_same_training(*(load(tmp_path / str(n), "synchronised") for n in (1, 2)), 1e-4)
 
 
-def test_what_the_teacher_told_each_process_is_stored_together(tmp_path) -> None:
-    script = ROOT / "tests" / "training" / "two_processes.py"
-    kept = []
-    for processes in (1, 2):
-        place = tmp_path / str(processes)
-        sets = (
-            "train.epochs=2",
-            "train.batch_size=44",
-            "cache={}",
-        )  # the 8 steps are more than one epoch of 7
-        launch(
-            *launcher(processes), script, tmp_path / "out.npz", 1, *sets,
-            UNDERSTUDY_CACHE=str(place),
-        )  # fmt: skip
-        (file,) = place.rglob("view-*.npz")
-        kept.append(np.load(file)["array"])
-    one, two = kept
-    assert np.array_equal(np.isnan(one), np.isnan(two)) and 0.9 < (~np.isnan(one)).mean() < 1
-    assert np.allclose(one, two, atol=1e-3, equal_nan=True)
+def test_logits_of_each_process_are_cached_together(one: Path, two: Path) -> None:
+    files = [
+        file for folder in (one, two) for file in (folder / "cached-cache").rglob("view-*.npz")
+    ]
+    alone, shared = (np.load(file)["array"] for file in files)
+    assert np.array_equal(np.isnan(alone), np.isnan(shared)) and 0.9 < (~np.isnan(alone)).mean() < 1
+    assert np.allclose(alone, shared, atol=1e-3, equal_nan=True)
 
 
-def test_one_of_several_teachers_is_the_same_in_two_processes(tmp_path) -> None:
+def test_one_teacher_per_view_in_two_processes(one: Path, two: Path) -> None:
     """Each of two views has a teacher, weighed and mirrored; their logits are cached together."""
-    script = ROOT / "tests" / "training" / "two_processes.py"
-    kept = []
-    for processes in (1, 2):
-        place = tmp_path / str(processes)
-        sets = (
-            *("train.epochs=2", "train.batch_size=70", "cache={}", "teacher.runs=['a', 'b']"),
-            *("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.mirror=true"),
-        )  # 8 steps are two epochs of 4
-        launch(
-            *launcher(processes), script, tmp_path / "out.npz", 1, *sets,
-            UNDERSTUDY_CACHE=str(place),
-        )  # fmt: skip
-        kept.append({})
-        for about in place.rglob("about.json"):
-            teacher = json.loads(about.read_text())["depends"]["teacher"]
-            [view] = about.parent.glob("view-*.npz")
-            kept[-1][teacher, view.name] = np.load(view)["array"]
-    one, two = kept
-    assert one.keys() == two.keys() == {("b", "view-00000.npz"), ("a", "view-00001.npz")}
-    for key, logits in one.items():
-        assert np.allclose(logits, two[key], atol=1e-3, equal_nan=True), key
+    alone, shared = map(views_by_teacher, (one, two))
+    assert alone.keys() == shared.keys() == {("b", "view-00000.npz"), ("a", "view-00001.npz")}
+    for key, logits in alone.items():
+        assert np.allclose(logits, shared[key], atol=1e-3, equal_nan=True), key
+
+
+def views_by_teacher(folder: Path) -> dict[tuple[str, str], np.ndarray]:
+    views = {}
+    for about in (folder / "one_teacher_per_view-cache").rglob("about.json"):
+        teacher = json.loads(about.read_text())["depends"]["teacher"]
+        [view] = about.parent.glob("view-*.npz")
+        views[teacher, view.name] = np.load(view)["array"]
+    return views
 
 
 def student(out: Path, teacher: Path, *launcher: object, **variables: str) -> list[float]:
@@ -198,7 +202,7 @@ def losses(run: Path) -> list[float]:
             if row["event"] == "step"]  # fmt: skip
 
 
-def assert_kept_is_what_was_measured(run: RunFolder) -> None:
+def assert_saved_weights_have_the_measured_figures(run: RunFolder) -> None:
     """One process, measuring the weights file, finds what the run's processes found together."""
     images = image_set.load("synthetic", "train")
     held_out = split_images(recipes.read(run.recipe), images).held_out
@@ -208,7 +212,7 @@ def assert_kept_is_what_was_measured(run: RunFolder) -> None:
     assert found["nll"] == pytest.approx(known["nll/val_ema"], rel=1e-5)
 
 
-def test_the_program_over_torchrun_and_accelerate_launch(teacher, tmp_path) -> None:
+def test_torchrun_and_accelerate_launch_run_the_program(teacher, tmp_path) -> None:
     port = ["--main_process_port", free_port()]
     one = student(tmp_path / "one", teacher, sys.executable)
     torchrun = student(tmp_path / "torchrun", teacher, *TORCHRUN, *torchrun_options(2))
@@ -226,19 +230,19 @@ def test_the_program_over_torchrun_and_accelerate_launch(teacher, tmp_path) -> N
         head = journal.read(tmp_path / name / "journal.jsonl")[0]
         assert head["processes"] == processes
     for name in ("one", "torchrun"):
-        assert_kept_is_what_was_measured(RunFolder(tmp_path / name))
+        assert_saved_weights_have_the_measured_figures(RunFolder(tmp_path / name))
     sizes = {len(journal.read(tmp_path / name / "journal.jsonl")) for name in ("one", "torchrun")}
     assert len(sizes) == 1, "one process alone writes the journal"
 
 
 @pytest.mark.slow
-def test_a_run_measured_by_two_processes_is_the_same_run(distilled) -> None:
+def test_evaluate_is_equal_in_two_processes(distilled) -> None:
     """2,000 and 33 images, mirrored and corrupted: no share is counted twice."""
-    asked = EvalOptions(mirror=True, robustness=True, robustness_images=33)
+    requested = EvalOptions(mirror=True, robustness=True, robustness_images=33)
     options = ["--mirror", "--robustness", "--robustness-images", 33, "--json"]
     command = ["cli.py", "evaluate", distilled[0].path, *options]
     two = json.loads(launch(*TORCHRUN, *torchrun_options(2), *command).stdout)
-    one = evaluate_run(distilled[0], asked)
+    one = evaluate_run(distilled[0], requested)
     assert two["n"] == 2000 and two["robustness"]["n"] == 33
     for name in ("top1", "confusion", "per_class"):
         assert two[name] == one[name], name

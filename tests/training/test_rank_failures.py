@@ -1,4 +1,4 @@
-"""Of several processes one is asked to stop, or dies: all stop, or all leave; nothing is lost."""
+"""One of several processes is stopped, hangs or dies: all stop, and nothing saved is lost."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def pair(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     children = [of_two(rank, port, tmp_path / "run", *LONG) for rank in (0, 1)]
     journal = tmp_path / "run" / "journal.jsonl"
     until = time.monotonic() + 60
-    # The second epoch is told once the first is saved.
+    # The second epoch is in the journal once the first is saved.
     while (journal.read_text() if journal.exists() else "").count('"event": "epoch"') < 2:
         assert time.monotonic() < until and all(child.poll() is None for child in children)
         time.sleep(0.05)
@@ -59,30 +59,34 @@ def saved(out: Path) -> dict[str, object]:
     return checkpoint.load(out / "last")[1]
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_whoever_is_asked_to_stop_all_save_and_leave(
-    pair: list[subprocess.Popen[str]], tmp_path: Path, asked: int
+def test_signal_to_first_process_stops_both(
+    pair: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    pair[asked].send_signal(signal.SIGTERM)
-    said = [child.communicate(timeout=90)[1] for child in pair]
-    assert [child.returncode for child in pair] == [143, 143], said
-    assert f"Stopped after step {saved(tmp_path / 'run')['step']:,}, and saved." in said[0]
-    steps = [r["step"] for r in read(tmp_path / "run" / "journal.jsonl") if r["event"] == "step"]
-    assert steps == list(range(1, saved(tmp_path / "run")["step"] + 1))  # type: ignore[operator]
+    pair[0].send_signal(signal.SIGTERM)
+    assert_both_stopped(pair, tmp_path / "run")
+
+
+def assert_both_stopped(pair: list[subprocess.Popen[str]], run: Path) -> None:
+    """Both end after the same step, which is saved, and the journal has every step up to it."""
+    output = [child.communicate(timeout=90)[1] for child in pair]
+    assert [child.returncode for child in pair] == [143, 143], output
+    assert f"Stopped after step {saved(run)['step']:,}, and saved." in output[0]
+    steps = [row["step"] for row in read(run / "journal.jsonl") if row["event"] == "step"]
+    assert steps == list(range(1, saved(run)["step"] + 1))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("dies", [0, 1])
-def test_when_one_dies_the_other_leaves_with_an_error(
+def test_when_one_dies_the_other_fails(
     pair: list[subprocess.Popen[str]], tmp_path: Path, dies: int
 ) -> None:
     pair[dies].kill()
-    _, said = pair[1 - dies].communicate(timeout=120)
-    assert pair[1 - dies].returncode == 1, said
-    assert "failed: another of its processes ended or hangs." in said
+    _, output = pair[1 - dies].communicate(timeout=120)
+    assert pair[1 - dies].returncode == 1, output
+    assert "failed: another of its processes ended or hangs." in output
     assert saved(tmp_path / "run")["step"] >= 10  # type: ignore[operator]
 
 
-def test_every_text_of_a_lost_connection_is_known_and_no_other_fault_is() -> None:
+def test_lost_connections_are_distinguished_from_other_faults() -> None:
     """Those of gloo's transport that do not name it came without a warning."""
     for text in (
         "Application timeout caused pair closure",
@@ -96,7 +100,7 @@ def test_every_text_of_a_lost_connection_is_known_and_no_other_fault_is() -> Non
         assert not is_lost_process(RuntimeError(text)), text
 
 
-def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:
+def test_process_that_hangs_is_awaited_until_timeout(tmp_path: Path) -> None:
     """Three seconds in place of ten minutes."""
     impatient = (
         "import runpy, sys; from datetime import timedelta; from distill.components import device;"
@@ -110,27 +114,27 @@ def test_one_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> N
         time.sleep(0.02)
     pair[1].send_signal(signal.SIGSTOP)
     try:
-        _, said = pair[0].communicate(timeout=90)
+        _, output = pair[0].communicate(timeout=90)
     finally:
         pair[1].kill()
         pair[1].communicate()
-    assert pair[0].returncode == 1, said
-    assert "failed: another of its processes ended or hangs." in said
+    assert pair[0].returncode == 1, output
+    assert "failed: another of its processes ended or hangs." in output
 
 
-def test_a_divergence_ends_all_of_them_at_its_step(tmp_path: Path) -> None:
+def test_divergence_ends_both_processes(tmp_path: Path) -> None:
     port, rate = free_port(), ["--set", "optim.lr=1e30"]
     pair = [of_two(rank, port, tmp_path / "run", *LONG, *rate) for rank in (0, 1)]
-    said = [child.communicate(timeout=120)[1] for child in pair]
-    assert [child.returncode for child in pair] == [1, 1], said
-    assert "the loss or its gradient is not finite in step" in said[0]
-    assert "--step" in said[0] and "Traceback" not in said[0] + said[1]
+    output = [child.communicate(timeout=120)[1] for child in pair]
+    assert [child.returncode for child in pair] == [1, 1], output
+    assert "the loss or its gradient is not finite in step" in output[0]
+    assert "--step" in output[0] and "Traceback" not in output[0] + output[1]
     tensors = checkpoint.load(tmp_path / "run" / "last")[0]
     assert all(tensor.isfinite().all() for tensor in tensors["student"].values())
 
 
-def test_two_processes_stopped_and_resumed_are_uninterrupted(tmp_path: Path) -> None:
-    """Bit for bit, with as many processes."""
+def test_signal_to_second_process_stops_both_and_resumes(tmp_path: Path) -> None:
+    """Resumed by two processes, the run is bit for bit the uninterrupted one."""
     four = [*SETS, "--set", "train.epochs=3"]
     options = [ROOT / "cli.py", "distill", *four, "--out"]
     launch(*TORCHRUN, *torchrun_options(2), *options, tmp_path / "whole")
@@ -142,9 +146,7 @@ def test_two_processes_stopped_and_resumed_are_uninterrupted(tmp_path: Path) -> 
         assert all(child.poll() is None for child in children)
         time.sleep(0.01)
     children[1].send_signal(signal.SIGUSR1)
-    assert [child.wait(90) for child in children] == [143, 143]
-    for child in children:
-        child.communicate()
+    assert_both_stopped(children, cut)
     assert 10 < saved(cut)["step"] < 30  # type: ignore[operator]
     launch(*TORCHRUN, *torchrun_options(2), *options, cut, "--resume")
     one, other = (

@@ -54,6 +54,7 @@ def test_losses_are_those_of_the_same_student(
     assert digest(weights[0]) == digest(weights[1])
 
 
+@pytest.mark.long
 def test_a_resumed_teacher_is_the_uninterrupted_one(
     resnet_teacher: Finished, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_every_key_reaches_the_network() -> None:
     assert net.dropout.p == 0.2
 
 
+@pytest.mark.long
 def test_the_run_describes_its_network(resnet_teacher: Finished) -> None:
     folder, events = resnet_teacher
     start = events[0]
@@ -121,22 +123,22 @@ def test_a_step_of_it_is_replayed(resnet_teacher: Finished) -> None:
     assert again["loss/total"] == pytest.approx(metrics(events)[0]["loss/total"])
 
 
-def distilled(folder: RunFolder, *more: str) -> list[str]:
+def overrides(folder: RunFolder, *more: str) -> list[str]:
     return [f"teacher.runs=['{folder.path}']", "student.stages=3", *more]
 
 
 def test_logits_teach_live_and_cached(resnet_teacher: Finished) -> None:
     """Cached ones are rounded to float16."""
-    live = prepared(*distilled(resnet_teacher[0]))
-    cached = [prepared(*distilled(resnet_teacher[0], "cache.views=1")) for _ in range(2)]
+    live = prepared(*overrides(resnet_teacher[0]))
+    cached = [prepared(*overrides(resnet_teacher[0], "cache.views=1")) for _ in range(2)]
     losses = [float(step(made, 0)["kd"]) for made in (live, *cached)]
 
     assert losses[0] > 0
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-2)
 
 
-def test_what_is_asked_is_the_trained_network(resnet_teacher: Finished) -> None:
-    made = prepared(*distilled(resnet_teacher[0]))
+def test_teacher_is_the_trained_network(resnet_teacher: Finished) -> None:
+    made = prepared(*overrides(resnet_teacher[0]))
     trained = load_trained(resnet_teacher[0])
     images = to_float(torch.from_numpy(drawn().images[:16]))
     assert made.online_teacher is not None
@@ -151,13 +153,14 @@ def test_what_is_asked_is_the_trained_network(resnet_teacher: Finished) -> None:
     "name", ["fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd"]
 )
 def test_its_maps_teach(resnet_teacher: Finished, name: str) -> None:
-    made = prepared(*distilled(resnet_teacher[0], f"loss.{name}.weight=1"))
+    made = prepared(*overrides(resnet_teacher[0], f"loss.{name}.weight=1"))
     losses = step(made, 0)
 
     assert set(losses) == {"hard", "kd", name, TOTAL}
     assert all(map(torch.isfinite, losses.values()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("pool", "features"), [("global", 6), ("8", 24)])
 def test_simkd_reuses_its_classifier(tmp_path: Path, pool: str, features: int) -> None:
     """The message names the width and the pool that fit."""
@@ -174,7 +177,8 @@ def test_simkd_reuses_its_classifier(tmp_path: Path, pool: str, features: int) -
     assert torch.equal(made.model.head.weight, load_trained(folder).get_submodule("head").weight)
 
 
-def test_it_is_trained_and_teaches_from_the_command_line(run_cli: RunCli, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_it_is_trained_and_teaches_from_command_line(run_cli: RunCli, tmp_path: Path) -> None:
     small = ["--set", "data.train_images=24", "--set", "train.batch_size=8"]
     design = [word for each in DESIGN for word in ("--set", each)]
     alone = ["--set", "loss.kd=false", "--set", "loss.hard.weight=1"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import UnsuitableRecipe
@@ -11,6 +12,7 @@ from distill.evaluation import predict as prediction
 from distill.events import TOTAL, Step, loss_name
 from distill.recipe import recipes
 from distill.runs.journal import read
+from distill.runs.run_folder import RunFolder
 from distill.teacher import cache_files
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, loop, run, verify_cache
@@ -30,13 +32,13 @@ def sides_of(net: nn.Module) -> list[int]:
     return seen
 
 
-def test_both_networks_train_on_the_same_small_images_and_validate_full_ones(teacher) -> None:
+def test_small_images_train_and_full_ones_validate(teacher) -> None:
     options = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
     made = prepared(*options, GROWING)
     assert made.online_teacher is not None
     inputs: list[list[Tensor]] = [[], []]
-    for net, kept in zip((made.model, made.online_teacher.extractor.net), inputs, strict=True):
-        net.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0]))
+    for net, seen in zip((made.model, made.online_teacher.extractor.net), inputs, strict=True):
+        net.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
     for k in (0, made.loader.steps_per_epoch):
         loop.step(made, k)
     sides = [images.shape[-1] for images in inputs[0]]
@@ -46,7 +48,8 @@ def test_both_networks_train_on_the_same_small_images_and_validate_full_ones(tea
     assert {images.shape[-1] for images in inputs[0][2:]} == {32}
 
 
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_resumed_run_is_same_bit_for_bit(tmp_path: Path) -> None:
     options = [*EFFICIENT, GROWING]
     whole, events = trained(tmp_path / "whole", *options)
     assert events[0].notes[0] == (  # type: ignore[union-attr]
@@ -76,7 +79,7 @@ def test_sides_that_no_epoch_has_are_named() -> None:
     assert list(run._resolution(prepared(*EFFICIENT))) == []
 
 
-def test_with_minutes_the_shares_are_of_the_epochs_that_fit() -> None:
+def test_with_minutes_shares_are_of_epochs_that_fit() -> None:
     made = prepared(*EFFICIENT)
     sets = ["train.minutes=5.0", GROWING]
     per_epoch = made.loader.steps_per_epoch
@@ -116,7 +119,7 @@ class Fixed(nn.Module):
         return logits
 
 
-def test_a_teacher_that_does_not_take_a_side_is_refused(teacher: Path) -> None:
+def test_teacher_that_does_not_take_side_is_refused(teacher: Path) -> None:
     options = [f"teacher.runs=['{teacher}']", "train.epochs=2"]
     prepared(*options, "train.resolution=[[0, 32]]", teacher=FrozenTeacher(Fixed()))
     with pytest.raises(
@@ -127,12 +130,13 @@ def test_a_teacher_that_does_not_take_a_side_is_refused(teacher: Path) -> None:
         prepared(*options, GROWING, teacher=FrozenTeacher(Fixed()))
 
 
+@pytest.mark.long
 def test_cached_logits_of_small_images_are_verified(teacher, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     options = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=1", GROWING]
     _, events = trained(tmp_path / "run", *options)
     assert any("0 of 2 views" in note for note in events[0].notes)  # type: ignore[union-attr]
-    verdicts = [verify_cache.verify(stock) for stock in cache_files.list_entries()]
+    verdicts = [verify_cache.verify(entry) for entry in cache_files.list_entries()]
     assert len(verdicts) == 2
     assert all(verdict.is_sound and verdict.n_compared for verdict in verdicts), verdicts
     _, events = trained(tmp_path / "again", *options, "train.seed=1")
@@ -140,19 +144,23 @@ def test_cached_logits_of_small_images_are_verified(teacher, tmp_path, monkeypat
 
 
 @pytest.mark.multi
-def test_two_processes_train_on_the_same_sides(tmp_path: Path) -> None:
+def test_two_processes_have_same_sides_and_stem(tmp_path: Path) -> None:
+    """Each process normalises its half of a batch alone, so that the losses differ a little."""
     options = [*EFFICIENT, GROWING]
     one, events = trained(tmp_path / "one", *options)
     sets = [word for value in options for word in ("--set", value)]
     command = ["cli.py", "distill", "--recipe", "tiny", "--out", tmp_path / "two", *sets]
     launch(*TORCHRUN, *torchrun_options(2), *command)
+    two = RunFolder(tmp_path / "two")
     alone = [each.metrics[loss_name(TOTAL)] for each in events if isinstance(each, Step)]
-    # Each process normalises its half of a batch by that half's statistics.
-    assert losses(tmp_path / "two")[:5] == pytest.approx(alone[:5], rel=0.1)
-    assert read(tmp_path / "two" / "journal.jsonl")[0]["notes"][0] == events[0].notes[0]  # type: ignore[union-attr]
-    assert one.is_finished
+    assert losses(two.path)[:5] == pytest.approx(alone[:5], rel=0.1)
+    assert read(two.journal)[0]["notes"][0] == events[0].notes[0]  # type: ignore[union-attr]
+    assert two.result()["processes"] == 2 and one.is_finished
+    stems = [load_file(run.weights("student"))["stem.0.weight"] for run in (one, two)]
+    assert torch.equal(*stems), "whitened by the same images"
 
 
+@pytest.mark.long
 def test_the_test_split_is_measured_at_full_size(tmp_path, monkeypatch) -> None:
     seen: set[int] = set()
     predict = prediction.predict

@@ -23,11 +23,13 @@ from distill.training.state import TrainState
 from tests.make_runs import prepared, train, two_epochs
 from tests.training.test_run import digest, same
 
+pytestmark = pytest.mark.long
+
 
 def journalled(
     out: Path, overrides: list[str], *, resume: bool = False, stop_at: int | None = None
 ) -> RunFolder:
-    """A run as the door has it, with its journal; asked to stop after so many steps."""
+    """A run as the CLI trains it, with its journal, stopped after so many steps."""
     resolved = recipes.load("tiny", overrides)
     request = run.TrainingRequest("student", resolved.recipe, "tiny", out, resume)
     journal = Journal(RunFolder(out).journal)
@@ -38,13 +40,13 @@ def journalled(
     return RunFolder(out)
 
 
-def told(folder: RunFolder) -> list[dict[str, object]]:
+def records(folder: RunFolder) -> list[dict[str, object]]:
     """The journal without what a clock says, and without the heads of resumed runs."""
     rows = [row for row in read(folder.journal) if row["event"] != "start"]
-    clocks = {"at", "elapsed_s", "remaining_s", "weights"}
+    times = {"at", "elapsed_s", "remaining_s", "weights"}
     for row in rows:
         row["metrics"].pop("images_per_s", None)
-    return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+    return [{k: v for k, v in row.items() if k not in times} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -64,33 +66,33 @@ def test_stopped_at_any_step_and_resumed_is_uninterrupted(
     resumed = journalled(tmp_path / "run", two_epochs(teacher), resume=True)
     assert same(whole, resumed)
     assert digest(whole.weights("student")) == digest(resumed.weights("student"))
-    assert told(whole) == told(resumed)
+    assert records(whole) == records(resumed)
 
 
-def test_a_stop_while_it_is_measured_begins_there_again(
+def test_stop_during_validation_repeats_the_validation(
     whole: RunFolder, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolved = recipes.load("tiny", two_epochs(teacher))
     request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
     journal, measure = Journal(tmp_path / "run" / "journal.jsonl"), run.loop.measure
 
-    def asked(*given: object) -> object:
+    def interrupt(*given: object) -> object:
         if request.stop.can_wait:  # not of the teacher, before the loop
             request.stop.request = Request.INTERRUPT
         return measure(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run.loop, "measure", asked)
+    monkeypatch.setattr(run.loop, "measure", interrupt)
     with pytest.raises(Stopped):
         for event in run.run(request):
             assert not isinstance(event, Epoch)
             journal(event)
     monkeypatch.undo()
     resumed = journalled(tmp_path / "run", two_epochs(teacher), resume=True)
-    assert same(whole, resumed) and told(whole) == told(resumed)
+    assert same(whole, resumed) and records(whole) == records(resumed)
 
 
 @pytest.mark.parametrize("how", ["train.save_steps=3", "train.save_minutes=1e-6"])
-def test_in_the_middle_of_an_epoch_it_is_saved_too(
+def test_in_middle_of_epoch_it_is_saved_too(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     steps, save = [], checkpoints.save
@@ -134,7 +136,7 @@ def test_damage_anywhere_is_noticed(
             checkpoint.load(last)
 
 
-def test_the_one_before_is_used_and_that_is_said(
+def test_previous_checkpoint_is_used_with_a_note(
     whole: RunFolder, teacher: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
@@ -171,7 +173,7 @@ def test_weights_damaged_at_the_end_are_no_student(
     assert not RunFolder(tmp_path / "run").is_finished
 
 
-def test_how_often_is_saved_may_change_between_two_lives(teacher: Path, tmp_path: Path) -> None:
+def test_saving_interval_may_change_on_resuming(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         journalled(tmp_path / "run", two_epochs(teacher), stop_at=13)
     train(tmp_path / "run", *two_epochs(teacher), "train.retries=3", "train.save_steps=1",
@@ -287,7 +289,7 @@ def test_state_that_torch_cannot_load_is_damaged(tmp_path: Path) -> None:
         checkpoint.load(forged(tmp_path, dict(SOUND)).last)
 
 
-def test_a_full_memory_is_no_damage_of_a_checkpoint(
+def test_full_memory_is_no_damage_of_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be set aside, and the run would go on from an older one."""

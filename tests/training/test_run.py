@@ -54,18 +54,21 @@ def same(one: RunFolder, other: RunFolder) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.long
 def test_the_same_seed_twice_gives_the_same_bits(distilled, teacher, tmp_path) -> None:
     again, _ = train(tmp_path / "again", *two_epochs(teacher))
     assert same(distilled[0], again)
     assert digest(distilled[0].weights("student")) == digest(again.weights("student"))
 
 
+@pytest.mark.long
 def test_another_seed_gives_others(distilled, teacher, tmp_path) -> None:
     for key in ("train.seed", "data.seed"):
         other, _ = train(tmp_path / key, *two_epochs(teacher), f"{key}=1")
         assert not same(distilled[0], other)
 
 
+@pytest.mark.long
 def test_resumed_is_uninterrupted_bit_for_bit(distilled, teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     resolved = recipes.load("tiny", two_epochs(teacher))
@@ -85,6 +88,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(distilled, teacher, tmp_path) -> N
     assert later[-1].metrics == distilled[1][-1].metrics
 
 
+@pytest.mark.long
 def test_killed_for_real_and_resumed_is_uninterrupted(teacher, tmp_path) -> None:
     recipe = tmp_path / "three.toml"
     three = [*two_epochs(teacher), "train.epochs=3"]
@@ -106,7 +110,8 @@ def test_killed_for_real_and_resumed_is_uninterrupted(teacher, tmp_path) -> None
     assert digest(whole.weights("student")) == digest(resumed.weights("student"))
 
 
-def test_how_often_is_saved_does_not_change_what_is_kept(tmp_path) -> None:
+@pytest.mark.long
+def test_saving_interval_does_not_change_the_weights(tmp_path) -> None:
     # At a rising rate the best epoch is not the last: its weights must be those of its moment.
     alone = ["loss.kd=false", "loss.hard.weight=1.0", "train.epochs=4", "optim.warmup_epochs=3.9"]
     often, events = train(tmp_path / "often", *alone, "optim.lr=3.0")
@@ -118,20 +123,24 @@ def test_how_often_is_saved_does_not_change_what_is_kept(tmp_path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"role": 3}', '{"role": "teacher"}', "[" * 100_000]
-)
-def test_a_broken_folder_among_the_runs_is_passed_over(teacher, tmp_path, text) -> None:
+@pytest.mark.long
+def test_broken_folders_among_runs_are_passed_over(teacher, tmp_path) -> None:
+    """One run beside all of them: each has a note of its own, and none can be the teacher."""
+    texts = ["", "{}", "[]", '{"role": 3}', '{"role": "teacher"}', "[" * 100_000]
     shutil.copytree(teacher, tmp_path / "good")
-    shutil.copytree(teacher, tmp_path / "broken")
-    (tmp_path / "broken" / "result.json").write_text(text)
+    broken = [tmp_path / f"broken-{i}" for i in range(len(texts))]
+    for folder, text in zip(broken, texts, strict=True):
+        shutil.copytree(teacher, folder)
+        (folder / "result.json").write_text(text)
     _, events = train(tmp_path / "student")
     assert events[0].teacher == str(tmp_path / "good")
-    [note] = [note for note in events[0].notes if "is passed over" in note]
-    assert note.startswith(f"{tmp_path / 'broken'} is passed over: {tmp_path}/broken/result.json")
+    notes = "\n".join(note for note in events[0].notes if "passed over" in note)
+    for folder in broken:
+        assert f"{folder} is passed over: {folder}/result.json" in notes
     assert closing_rows(RunFolder(tmp_path / "student"))[0].top1_test is not None
-    with pytest.raises(UserError, match="has a damaged result.json"):
-        train(tmp_path / "other", f"teacher.runs=['{tmp_path / 'broken'}']")
+    for folder in broken:
+        with pytest.raises(UserError, match="has a damaged result.json"):
+            train(tmp_path / "other", f"teacher.runs=['{folder}']")
 
 
 def test_resume_of_a_finished_run_does_nothing(distilled, teacher) -> None:
@@ -141,12 +150,14 @@ def test_resume_of_a_finished_run_does_nothing(distilled, teacher) -> None:
     assert digest(distilled[0].result_file) == before
 
 
+@pytest.mark.long
 def test_resume_where_nothing_is_begins_at_the_start(teacher, tmp_path) -> None:
     folder, events = train(tmp_path / "new", f"teacher.runs=['{teacher}']", resume=True)
     assert isinstance(events[0], Start) and events[0].first_step == 0
     assert folder.is_finished
 
 
+@pytest.mark.long
 def test_the_teacher_is_the_same_before_and_after(teacher, tmp_path, monkeypatch) -> None:
     seen = []
     build = run.selection.load_teacher
@@ -174,7 +185,7 @@ def test_events_come_in_order_and_add_up(distilled: tuple[RunFolder, Events]) ->
         assert m[loss_name(TOTAL)] == pytest.approx(weighted, rel=1e-6)
 
 
-def test_the_result_is_what_the_weights_file_answers(distilled: tuple[RunFolder, Events]) -> None:
+def test_result_is_that_of_the_weights_file(distilled: tuple[RunFolder, Events]) -> None:
     folder, events = distilled
     test = image_set.load("synthetic", "test")
     measured = evaluate_run(folder)
@@ -200,7 +211,7 @@ def test_the_worst_mistakes_are_mistakes_most_confident_first(distilled) -> None
     )
 
 
-def test_weights_hold_no_metadata_and_the_folder_its_files(distilled) -> None:
+def test_folder_has_expected_files_without_metadata(distilled) -> None:
     folder, _ = distilled
     raw = folder.weights("student").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
@@ -209,10 +220,11 @@ def test_weights_hold_no_metadata_and_the_folder_its_files(distilled) -> None:
     assert names == {
         "recipe.toml", "last", "best", "student.safetensors", "result.json",
         "evaluation.npz", "environment.json", "last.old", ".lock",
-    }  # fmt: skip  # the journal is the door's
+    }  # fmt: skip  # the CLI writes the journal
 
 
-def test_the_test_split_is_measured_once_and_after_training(teacher, tmp_path, monkeypatch) -> None:
+@pytest.mark.long
+def test_test_split_is_measured_once_and_after_training(teacher, tmp_path, monkeypatch) -> None:
     order: list[str] = []
     load, step = image_set.load, run.loop.step
     monkeypatch.setattr(
@@ -224,23 +236,26 @@ def test_the_test_split_is_measured_once_and_after_training(teacher, tmp_path, m
     assert order == ["train", "test", *["step"] * 10, "test"]
 
 
-def test_without_held_out_images_the_last_epoch_is_kept(teacher, tmp_path) -> None:
+@pytest.mark.long
+def test_last_epoch_is_saved_without_hold_out(teacher, tmp_path) -> None:
     _, events = train(tmp_path / "all", *two_epochs(teacher), "data.holdout=0")
     assert events[-1].epoch == 2
     assert "top1/val" not in events[-1].metrics
     assert any("no epoch is selected" in note for note in events[0].notes)
 
 
+@pytest.mark.long
 def test_several_teachers_are_one(teacher, tmp_path) -> None:
     shutil.copytree(teacher, tmp_path / "other")
     runs = f"teacher.runs=['{teacher}', '{tmp_path / 'other'}']"
     _, events = train(tmp_path / "student", runs)
     _, alone = train(tmp_path / "alone", f"teacher.runs=['{teacher}']")
-    # Two equal teachers answer as one: their mean probability is its own.
+    # Two equal teachers predict as one: their mean probability is its own.
     for ours, theirs in zip(events[1:-1], alone[1:-1], strict=True):
         assert ours.metrics["loss/kd"] == pytest.approx(theirs.metrics["loss/kd"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_fitting_teacher_is_taken_and_named(teacher, tmp_path) -> None:
     shutil.copytree(teacher, tmp_path / "teacher")
     _, events = train(tmp_path / "student")
@@ -254,11 +269,12 @@ def test_no_teacher_anywhere(tmp_path, monkeypatch) -> None:
         train(tmp_path / "student")
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(distilled, teacher) -> None:
+def test_folder_that_holds_run_is_not_overwritten(distilled, teacher) -> None:
     with pytest.raises(UserError, match=r"already holds a run.\nContinue it with --resume"):
         train(distilled[0].path, *two_epochs(teacher))
 
 
+@pytest.mark.long
 def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     resolved = recipes.load("tiny", two_epochs(teacher))
@@ -278,7 +294,8 @@ def cut_short(teacher: Path, out: Path) -> RunFolder:
     return RunFolder(out)
 
 
-def test_a_moved_teacher_is_named_by_its_new_path(distilled, teacher, tmp_path) -> None:
+@pytest.mark.long
+def test_moved_teacher_is_named_by_its_new_path(distilled, teacher, tmp_path) -> None:
     """Its weights decide whether a run is resumed."""
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(teacher, old)
@@ -295,6 +312,7 @@ def test_a_moved_teacher_is_named_by_its_new_path(distilled, teacher, tmp_path) 
     assert recipes.read(resumed.recipe).teacher.runs == (str(new),)
 
 
+@pytest.mark.long
 def test_a_run_is_not_resumed_with_another_teacher(
     distilled, teacher, other_teacher, tmp_path
 ) -> None:
@@ -310,8 +328,9 @@ def test_a_run_is_not_resumed_with_another_teacher(
         train(folder.path, *two_epochs(other_teacher), resume=True)
 
 
+@pytest.mark.long
 def test_a_resumed_run_may_measure_the_network_too(distilled, teacher, tmp_path) -> None:
-    """What is told of it is more; what is trained and kept is the same."""
+    """More is measured; what is trained and saved is the same."""
     folder = cut_short(teacher, tmp_path / "cut")
     both = [*two_epochs(teacher), "train.validate_both=true"]
     resumed, events = train(folder.path, *both, resume=True)
@@ -323,6 +342,7 @@ def test_a_resumed_run_may_measure_the_network_too(distilled, teacher, tmp_path)
     assert {name: epoch.metrics[name] for name in alone.metrics} == alone.metrics
 
 
+@pytest.mark.long
 def test_a_run_from_before_these_keys_is_resumed(distilled, teacher, tmp_path) -> None:
     folder = cut_short(teacher, tmp_path / "cut")
     text = folder.recipe.read_text()
@@ -334,11 +354,11 @@ def test_a_run_from_before_these_keys_is_resumed(distilled, teacher, tmp_path) -
     assert digest(distilled[0].weights("student")) == digest(resumed.weights("student"))
 
 
-def test_the_end_tells_the_accuracy_of_what_was_kept(distilled) -> None:
+def test_end_event_has_accuracy_of_saved_weights(distilled) -> None:
     """Of a run with averaged weights, no other is measured."""
     folder, events = distilled
-    told = [event.metrics for event in events if isinstance(event, Epoch | End)]
-    assert all("top1/val_ema" in each and "top1/val" not in each for each in told)
+    metrics = [event.metrics for event in events if isinstance(event, Epoch | End)]
+    assert all("top1/val_ema" in each and "top1/val" not in each for each in metrics)
     assert folder.result()["metrics"] == events[-1].metrics
 
 
@@ -371,7 +391,7 @@ def test_a_teacher_without_weights_is_refused(teacher, tmp_path) -> None:
         train(tmp_path / "student", f"teacher.runs=['{other}']")
 
 
-def test_a_teacher_that_saw_the_held_out_images_is_refused(teacher, tmp_path) -> None:
+def test_teacher_trained_on_hold_out_is_refused(teacher, tmp_path) -> None:
     # It held out 60 of 600 a class; with a fifth held out, half of those are what it learnt from.
     with pytest.raises(
         UserError, match=r"trained on 320 of the 1200 images .*\n.*data.holdout=0.1"
@@ -379,7 +399,7 @@ def test_a_teacher_that_saw_the_held_out_images_is_refused(teacher, tmp_path) ->
         train(tmp_path / "student", f"teacher.runs=['{teacher}']", "data.holdout=0.2")
 
 
-def test_a_teacher_with_another_recipe_than_it_finished_with_is_refused(teacher, tmp_path) -> None:
+def test_teacher_with_a_changed_recipe_is_refused(teacher, tmp_path) -> None:
     other = edited(teacher, tmp_path / "other")
     recipe = (other / "recipe.toml").read_text()
     assert "holdout = 0.1" in recipe
@@ -388,13 +408,14 @@ def test_a_teacher_with_another_recipe_than_it_finished_with_is_refused(teacher,
         train(tmp_path / "student", f"teacher.runs=['{other}']", "data.holdout=0.2")
 
 
-def test_a_teacher_that_held_out_fewer_images_is_refused(teacher, tmp_path) -> None:
+def test_teacher_with_smaller_hold_out_is_refused(teacher, tmp_path) -> None:
     data = RunFolder(teacher).result()["data"] | {"val_images": 0}
     other = edited(teacher, tmp_path / "other", data=data)
     with pytest.raises(UserError, match="held out 0 images, and its recipe holds out 600"):
         train(tmp_path / "student", f"teacher.runs=['{other}']")
 
 
+@pytest.mark.long
 def test_a_teacher_of_an_earlier_version_may_teach(teacher, tmp_path) -> None:
     """Its recipe.toml lacks keys that came later, and its fingerprint is of what it has."""
     other = edited(teacher, tmp_path / "other")
@@ -413,7 +434,7 @@ def test_a_teacher_of_an_earlier_version_may_teach(teacher, tmp_path) -> None:
     assert RunFolder(tmp_path / "student").is_finished
 
 
-def test_a_teacher_nobody_asks_is_refused(teacher, tmp_path) -> None:
+def test_unused_teacher_is_refused(teacher, tmp_path) -> None:
     with pytest.raises(UserError, match="no term of this recipe reads a teacher"):
         train(tmp_path / "student", f"teacher.runs=['{teacher}']", "loss.kd=false")
 
@@ -458,6 +479,7 @@ def test_weights_of_another_network_are_refused(teacher, distilled) -> None:
         checkpoint.load_weights(RunFolder(teacher).result_file, net)
 
 
+@pytest.mark.long
 def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2"]

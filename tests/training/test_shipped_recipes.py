@@ -27,7 +27,7 @@ RESNET = ["teacher.blocks=1", "teacher.width=4"]
 
 
 def in_small(spec: str, teacher: Path) -> list[str]:
-    """Overrides that make a recipe a matter of a second and leave what it teaches as it is."""
+    """Overrides that shorten a recipe to a second and leave its method unchanged."""
     recipe = recipes.load(spec).recipe
     if recipe.student is None:
         is_resnet = recipe.teacher is not None and recipe.teacher.network == "resnet"

@@ -45,7 +45,7 @@ def test_an_image_takes_what_its_steps_take(monkeypatch) -> None:
     assert found.fastest_s == pytest.approx(0.02)
 
 
-def test_a_long_step_is_timed_in_a_smaller_batch(monkeypatch) -> None:
+def test_long_step_is_timed_in_smaller_batch(monkeypatch) -> None:
     clock = Clock(monkeypatch, 0.07)
     found = speed.measure(tiny(), "student", tiny(), IMAGES, clock.now + 60)
     assert set(clock.batches) == {8, 16}  # 16 images take 1.12 s, 32 would take 2.24
@@ -61,7 +61,7 @@ def test_no_step_is_begun_that_ends_too_late(monkeypatch) -> None:
     assert found.image.n >= 1
 
 
-def test_a_machine_that_is_too_slow_is_known_from_one_step(monkeypatch) -> None:
+def test_slow_machine_is_recognized_after_one_step(monkeypatch) -> None:
     clock = Clock(monkeypatch, 3.0)
     found = speed.measure(tiny(), "student", tiny(), IMAGES, clock.now + 10)
     assert clock.batches == [8, 8]
@@ -69,14 +69,14 @@ def test_a_machine_that_is_too_slow_is_known_from_one_step(monkeypatch) -> None:
     assert found.image.high == 4.5  # one step says little
 
 
-def test_what_is_much_slower_than_its_rival_is_left(monkeypatch) -> None:
+def test_much_slower_recipe_is_abandoned(monkeypatch) -> None:
     clock = Clock(monkeypatch, 0.02)
     found = speed.measure(tiny(), "student", tiny(), IMAGES, clock.now + 60, rival_s=0.009)
     assert clock.batches == [8, 8]
     assert found.fastest_s == pytest.approx(0.02)
 
 
-def test_terms_that_come_and_go_are_timed_each_for_its_share(monkeypatch) -> None:
+def test_scheduled_terms_are_timed_by_their_share(monkeypatch) -> None:
     """A step without the teacher's term takes half the time here, for three quarters of the run."""
     clock = Clock(monkeypatch, 0.01)
     with_kd = loop.step
@@ -92,7 +92,8 @@ def test_terms_that_come_and_go_are_timed_each_for_its_share(monkeypatch) -> Non
     assert found.image.mean == pytest.approx(0.75 * 0.01 + 0.25 * 0.02)
 
 
-def test_a_recipe_that_caches_has_the_teachers_part_measured() -> None:
+@pytest.mark.long
+def test_recipe_that_caches_has_teachers_part_measured() -> None:
     recipe = tiny("cache.views=1")
     found = speed.measure(recipe, "student", tiny(), IMAGES, time.monotonic() + 5)
     assert 0 < found.teacher_s < found.image.mean
@@ -100,6 +101,7 @@ def test_a_recipe_that_caches_has_the_teachers_part_measured() -> None:
     assert plain.teacher_s == 0
 
 
+@pytest.mark.long
 def test_precisions_may_follow_each_other(fresh_accelerate) -> None:
     for precision in ("fp32", "bf16", "fp32"):
         recipe = tiny(f"train.precision={precision}", "loss.kd=false", "loss.hard.weight=1")

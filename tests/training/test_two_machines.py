@@ -73,8 +73,8 @@ def test_two_machines_are_two_processes(cabled: None, tmp_path: Path) -> None:
         )
         for rank, host in enumerate(HOSTS)
     ]  # fmt: skip
-    said = [machine.communicate(timeout=200)[1] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], said
+    outputs = [machine.communicate(timeout=200)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
     launch(*TORCHRUN, *torchrun_options(2), "cli.py", *RUN, "--out", tmp_path / "here",
            ACCELERATE_USE_CPU="true")  # fmt: skip
     there, here = (losses(tmp_path / name) for name in ("machines", "here"))

@@ -1,14 +1,18 @@
 """Run by torchrun: some steps of a small network without batch norm, through the real `step`.
 
-Writes what each step saw, its losses, and the parameters after the last, to the file named first.
+python two_processes.py FOLDER '{"case": ["optim.lr=0.01"]}'
 """
 
 import hashlib
+import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from distill.components.data_pipeline import split_images
@@ -54,13 +58,12 @@ def global_batch(run: TrainState, k: int) -> str:
     return hashlib.sha256(b"".join(row for _, row in sorted(rows))).hexdigest()
 
 
-def main(out: Path, accumulate: int, *overrides: str) -> None:
-    """Train for a few steps and keep what came out."""
+def train(out: Path, overrides: Sequence[str]) -> None:
+    """Train for a few steps, and save what each saw, its losses and the weights after the last."""
     recipe = recipes.load(
         "tiny+ema",
         [
             "teacher.runs=['none']",
-            f"train.accumulate={accumulate}",
             "optim.clip=1.0",
             *overrides,
         ],
@@ -85,9 +88,16 @@ def main(out: Path, accumulate: int, *overrides: str) -> None:
             out, losses=losses, weights=weights, average=average, batches=batches,
             n=accelerator.num_processes,
         )  # fmt: skip
-    del run  # DistributedDataParallel goes before its process group
-    accelerator.end_training()
+
+
+def main(folder: Path, cases: dict[str, list[str]]) -> None:
+    """Train each case, overrides by name, with a cache of its own, and save it as NAME.npz."""
+    folder.mkdir(exist_ok=True)
+    for name, overrides in cases.items():
+        os.environ["UNDERSTUDY_CACHE"] = str(folder / f"{name}-cache")
+        train(folder / f"{name}.npz", overrides)
+    Accelerator().end_training()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -69,7 +69,7 @@ def test_a_similarity_is_torchvision_s(degrees, x, y, scale, shear) -> None:
     [Translate(4), Rotate(20.0), Affine(15.0, 0.1, (0.8, 1.2), 10.0)],
     ids=["translate", "rotate", "affine"],
 )
-def test_an_operation_is_a_function_of_seed_view_and_sample(operation) -> None:
+def test_operation_is_function_of_seed_view_and_sample(operation) -> None:
     drawn = operation.draw(3, 7, N, SIZE)
     assert torch.equal(operation.draw(3, 7, 2 * N, SIZE)["map"][:N], drawn["map"])
     for seed, view in ((4, 7), (3, 8)):
@@ -80,7 +80,7 @@ def test_an_operation_is_a_function_of_seed_view_and_sample(operation) -> None:
     assert whole.dtype == torch.uint8 and not torch.equal(whole, PIXELS)
 
 
-def test_what_is_drawn_keeps_its_bounds_and_reaches_them() -> None:
+def test_draws_fill_their_bounds() -> None:
     fixed = Translate(2).draw(0, 0, 4000, SIZE)["map"].double() / 2**16
     assert (
         set((fixed[:, 2] - 0.5).tolist()) == {-2, -1, 0, 1, 2} == set((fixed[:, 5] - 0.5).tolist())
@@ -99,7 +99,7 @@ def turn_scale_lean(fixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     return turn.rad2deg(), scale, torch.atan(-along / scale).rad2deg()
 
 
-def test_an_affine_draws_each_of_its_parts_evenly_and_alone() -> None:
+def test_affine_draws_each_part_evenly_and_independently() -> None:
     drawn = Affine(20.0, 0.0, (0.8, 1.4), 10.0).draw(0, 0, 4000, SIZE)["map"]
     parts = torch.stack(turn_scale_lean(drawn))
     bounds = ((-20, 20), (0.8, 1.4), (-10, 10))
@@ -112,14 +112,14 @@ def test_an_affine_draws_each_of_its_parts_evenly_and_alone() -> None:
     assert torch.equal(Affine().draw(0, 0, 5, SIZE)["map"], still.expand(5, 6))
 
 
-def test_an_affine_shifts_by_whole_pixels_up_to_a_share_of_the_side() -> None:
+def test_affine_shifts_by_whole_pixels_within_bound() -> None:
     shifts = Affine(translate=0.1).draw(0, 0, 4000, SIZE)["map"][:, [2, 5]].double() / 2**16 - 0.5
     for axis in shifts.T:  # 3.2 pixels, rounded
         assert set(axis.tolist()) == set(range(-3, 4))
     assert abs(torch.corrcoef(shifts.T)[0, 1]) < 0.06
 
 
-def test_what_comes_from_outside_is_black_and_channels_are_last_in_memory() -> None:
+def test_affine_fills_black_and_keeps_channels_last() -> None:
     away = moved(affine.translation(np.full(N, 40.0), np.zeros(N)))
     assert not away.any() and away.is_contiguous(memory_format=torch.channels_last)
 

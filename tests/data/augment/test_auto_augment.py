@@ -60,12 +60,12 @@ def test_the_strengths_are_torchvision_s(space: str, reference) -> None:
         assert np.allclose(ours[name], expected, atol=1e-5), name
 
 
-def test_wide_shifts_are_whole_where_they_are_meant_to_be() -> None:
+def test_wide_shifts_are_whole_pixels() -> None:
     shift = auto_augment.strengths("wide", SIZE)["translate_x"]
     assert np.trunc(shift).tolist() == [32 * step // 30 for step in range(STEPS)]
 
 
-def test_samples_of_one_batch_take_operations_of_their_own() -> None:
+def test_samples_of_a_batch_have_own_operations() -> None:
     trivial = TrivialAugment("wide")
     drawn = trivial.draw(1, 2, N, SIZE)
     ours = trivial(PIXELS, drawn)
@@ -105,6 +105,7 @@ def by_its_authors(image: Image.Image, name: str, level: int, sign: int) -> Imag
     }[name]()
 
 
+@pytest.mark.long
 def test_trivial_standard_space_is_its_authors() -> None:
     """Bit for bit, every operation, level and sign; a sample's words say which."""
     n, trivial = 3000, TrivialAugment()
@@ -175,7 +176,7 @@ def test_one_magnitude_for_all() -> None:
 
 
 @pytest.mark.parametrize("policy", [TrivialAugment(), RandAugment()], ids=["trivial", "rand"])
-def test_a_policy_is_a_function_of_seed_view_and_sample(policy) -> None:
+def test_policy_is_function_of_seed_view_and_sample(policy) -> None:
     drawn, longer = policy.draw(3, 7, N, SIZE), policy.draw(3, 7, 3 * N, SIZE)
     assert all(torch.equal(longer[name][:N], rows) for name, rows in drawn.items())
     other = policy.draw(3, 8, N, SIZE)

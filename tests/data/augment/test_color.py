@@ -116,7 +116,7 @@ def test_factors_are_uniform_within_their_bounds() -> None:
     assert turns.min() == -63 and turns.max() == 63
 
 
-def test_jitter_is_a_function_of_seed_view_and_sample() -> None:
+def test_jitter_is_function_of_seed_view_and_sample() -> None:
     jitter = ColourJitter(0.4, 0.4, 0.4, 0.1)
     drawn = jitter.draw(3, 7, N, SIZE)
     longer, other = jitter.draw(3, 7, 2 * N, SIZE), jitter.draw(3, 8, N, SIZE)

@@ -24,7 +24,7 @@ def interleaved(images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4, 16])
-def test_what_lies_outside_is_numpys_reflection(images: torch.Tensor, padding: int) -> None:
+def test_pixels_outside_are_numpys_reflection(images: torch.Tensor, padding: int) -> None:
     border = (padding, padding)
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), border, border), "reflect")
     for top in {0, padding, 2 * padding}:
@@ -79,7 +79,7 @@ def test_without_alternation_each_view_draws_its_own_sides() -> None:
 
 
 @pytest.mark.parametrize("prob", [0.0, 0.2, 0.5])
-def test_alternating_sides_are_drawn_once_and_change_every_view(prob: float) -> None:
+def test_alternating_sides_change_every_view(prob: float) -> None:
     first = crop_flip.draw_crop_flip(4, 0, 2000, None, Flip(prob)).mirrored
     for view in range(5):
         side = crop_flip.draw_crop_flip(4, view, 2000, None, Flip(prob, alternate=True)).mirrored

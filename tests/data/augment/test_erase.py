@@ -14,7 +14,7 @@ PIXELS = torch.from_numpy(
 )
 
 
-def test_inside_the_box_is_the_mean_colour_and_outside_the_image() -> None:
+def test_inside_box_is_mean_colour_and_outside_image() -> None:
     boxes = torch.tensor([[0, 5, 0, 7], [10, 32, 20, 21], [4, 4, 0, 9]])
     hidden = hide(PIXELS[:3], boxes)
     for row, (top, bottom, left, right) in enumerate(boxes.tolist()):
@@ -24,7 +24,7 @@ def test_inside_the_box_is_the_mean_colour_and_outside_the_image() -> None:
 
 
 @pytest.mark.parametrize("operation", [Cutout(12), Erase(0.7)], ids=["cutout", "erase"])
-def test_each_image_is_torchvision_s_erased_in_its_own_box(operation) -> None:
+def test_each_image_equals_torchvisions_erase(operation) -> None:
     drawn = operation.draw(0, 0, len(PIXELS), SIZE)
     colour = torch.tensor(MEAN_COLOUR, dtype=torch.uint8)[:, None, None]
     hidden = operation(PIXELS, drawn)
@@ -44,7 +44,7 @@ def test_what_is_hidden_is_nothing_to_a_network() -> None:
     assert Normalize()(image).abs().max() < 0.01
 
 
-def test_a_square_about_any_pixel_clipped_at_the_border() -> None:
+def test_square_about_any_pixel_clipped_at_border() -> None:
     top, bottom, left, right = Cutout(16).draw(0, 0, N, SIZE)["box"].T
     assert (top == 0).any() and (bottom == SIZE).any() and (left == 0).any()
     whole = (bottom - top == 16) & (right - left == 16)
@@ -61,7 +61,7 @@ def test_for_a_share_of_the_samples() -> None:
         assert used == pytest.approx(share, abs=0.03)
 
 
-def test_rectangles_lie_within_the_image_and_have_the_areas_asked_for() -> None:
+def test_rectangles_are_inside_and_have_requested_areas() -> None:
     top, bottom, left, right = Erase(1.0, (0.1, 0.2), (0.5, 2.0)).draw(0, 0, N, SIZE)["box"].T
     assert top.min() == 0 and bottom.max() == SIZE and left.min() == 0 and right.max() == SIZE
     share = (bottom - top) * (right - left) / SIZE**2
@@ -76,7 +76,7 @@ def test_one_too_long_is_cut() -> None:
 
 
 @pytest.mark.parametrize("operation", [Cutout(), Erase(1.0)], ids=["cutout", "erase"])
-def test_an_operation_is_a_function_of_seed_view_and_sample(operation) -> None:
+def test_operation_is_function_of_seed_view_and_sample(operation) -> None:
     box = operation.draw(3, 7, 12, SIZE)["box"]
     assert torch.equal(operation.draw(3, 7, 40, SIZE)["box"][:12], box)
     assert not torch.equal(operation.draw(3, 8, 12, SIZE)["box"], box)

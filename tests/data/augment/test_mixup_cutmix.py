@@ -82,7 +82,7 @@ def test_beta_quantile_has_the_variance_of_the_law(alpha: float) -> None:
     assert np.isclose(x.var(), 1 / (4 * (2 * alpha + 1)), rtol=1e-3)
 
 
-def test_each_kind_has_its_share_and_no_sample_has_both() -> None:
+def test_mixup_and_cutmix_have_their_shares() -> None:
     drawn = mixup_cutmix.draw_mix(0, 0, N, SIZE, Mixup(prob=0.3), Cutmix(prob=0.5))
     blended = drawn.blend < 1
     boxed = (drawn.box != 0).any(dim=1)
@@ -99,7 +99,7 @@ def test_partners_are_a_permutation_per_view() -> None:
     assert not torch.equal(one, other)
 
 
-def test_a_samples_mixture_does_not_depend_on_the_size_of_the_set() -> None:
+def test_mixture_does_not_depend_on_set_size() -> None:
     few, many = (mixup_cutmix.draw_mix(0, 0, n, SIZE, None, Cutmix()) for n in (100, N))
     assert torch.equal(few.box, many.box[:100])
     assert torch.equal(few.lam, many.lam[:100])

@@ -65,7 +65,7 @@ def test_a_function_of_seed_view_and_sample() -> None:
     assert not torch.equal(draw_ricap(3, 8, N, SIZE, Ricap(), low=0.0).corner, drawn.corner)
 
 
-def test_a_batch_of_some_is_those_of_the_whole() -> None:
+def test_batch_of_some_is_those_of_whole() -> None:
     drawn = patchwork()
     images = torch.from_numpy(RANDOM.random((4, N, 3, SIZE, SIZE), dtype=np.float32))
     some = torch.tensor([17, 0, 150])

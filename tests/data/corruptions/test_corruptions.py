@@ -32,7 +32,7 @@ def grey(value: int, n: int = 4) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_corruption_is_a_function_of_its_sample_alone(name: str, images: np.ndarray) -> None:
+def test_corruption_is_function_of_its_sample_alone(name: str, images: np.ndarray) -> None:
     before = images.copy()
     whole = corrupt(images, name, 3, samples=SAMPLES)
     assert (whole.shape, whole.dtype) == (images.shape, np.uint8)
@@ -96,7 +96,7 @@ def test_photons_are_counted_by_poisson_s_law(photons: int) -> None:
     assert 1 - stats.poisson.cdf(k[-1], photons) < 1e-12, "the table is long enough"
 
 
-def test_shot_noise_counts_as_many_photons_as_there_is_light() -> None:
+def test_shot_noise_counts_photons_by_brightness() -> None:
     draw = lambda n: rng.sample_words((0, 0), Stream.CORRUPTION, np.arange(16), n)  # noqa: E731
     for level in (0, 51, 128):
         counts = 75 * noise.shot_noise(grey(level, 16) / np.float32(255), 4, draw)
@@ -121,7 +121,7 @@ def test_normal_words_are_normal() -> None:
 # Blur
 
 
-def test_a_disk_of_radius_one_is_a_plus_and_all_light_is_kept() -> None:
+def test_disk_of_radius_one_preserves_light() -> None:
     plus = blur.disk(1, 0.01)  # hardly smoothed
     wanted = np.zeros((5, 5))
     wanted[2, 1:4] = wanted[1:4, 2] = 0.2
@@ -135,7 +135,7 @@ def test_what_has_one_colour_cannot_be_blurred(name: str) -> None:
     assert np.abs(corrupt(grey(77), name, 5, samples=SAMPLES[:4]).astype(int) - 77).max() <= 1
 
 
-def test_glass_takes_a_neighbour_from_above_or_from_the_left(images: np.ndarray) -> None:
+def test_glass_takes_neighbour_from_above_or_from_left(images: np.ndarray) -> None:
     seen = corrupt(images, "glass_blur", 1, samples=SAMPLES)  # its smoothing is none
     assert np.array_equal(seen[:, :, :2], images[:, :, :2])
     inner, moves = seen[:, :, 2:, 2:], [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -157,7 +157,7 @@ def test_zoom_blur_is_the_mean_of_the_zooms(images: np.ndarray) -> None:
 # Weather
 
 
-def test_brightness_raises_the_value_and_keeps_hue_and_saturation(images: np.ndarray) -> None:
+def test_brightness_raises_value_and_keeps_hue_and_saturation(images: np.ndarray) -> None:
     import colorsys
 
     found = weather.brightness(images / np.float32(255), 3, lambda n: None)  # type: ignore[arg-type,return-value]
@@ -176,7 +176,7 @@ def test_fog_dims_so_that_the_brightest_stays() -> None:
     assert (found.min(axis=1) == int(255 * v * v / (v + thickness))).all()
 
 
-def test_clouds_fill_zero_to_one_and_are_smoother_the_larger_the_decay() -> None:
+def test_clouds_fill_unit_range_and_decay_smooths() -> None:
     chances = np.random.default_rng(0).random((8, 1023))
     rough, smooth = (weather.plasma(chances, 32, decay) for decay in (1.75, 3))
     for cloud in (rough, smooth):
@@ -198,7 +198,7 @@ def corners_of(cloud: np.ndarray) -> np.ndarray:
     return sum(cloud[:, i:-1:2, j:-1:2][:, :15, :15] for i in (0, 2) for j in (0, 2)) / 4
 
 
-def test_snow_is_paler_and_falls_the_same_way_round_from_both_ends() -> None:
+def test_snow_is_paler_and_symmetric() -> None:
     found = corrupt(grey(100), "snow", 2, samples=SAMPLES[:4]).astype(int)
     assert np.abs(found - found[:, :, ::-1, ::-1]).max() <= 1
     pale = 0.9 * 100 + 0.1 * (150 + 127.5)
@@ -209,7 +209,7 @@ def test_snow_is_paler_and_falls_the_same_way_round_from_both_ends() -> None:
 # Machines
 
 
-def test_contrast_is_drawn_to_the_mean_of_each_colour(images: np.ndarray) -> None:
+def test_contrast_is_drawn_to_mean_of_each_colour(images: np.ndarray) -> None:
     x = images / 255
     mean = x.mean(axis=(2, 3), keepdims=True)
     found = corrupt(images, "contrast", 5, samples=SAMPLES)

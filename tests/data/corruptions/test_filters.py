@@ -56,13 +56,13 @@ def test_places_between_pixels_and_beyond_are_scipy_s(fold, theirs: str) -> None
             assert np.allclose(ours[n, channel], wanted, atol=1e-12)
 
 
-def test_a_smear_draws_half_a_gaussian_along_its_angle() -> None:
+def test_smear_draws_half_gaussian_along_its_angle() -> None:
     point = np.zeros((3, 1, 32, 32))
     point[:, 0, 16, 16] = 1.0
     smeared = smear(point, np.array([0.0, -90.0, 45.0]), radius=3, sigma=1.0)[:, 0]
     weights = np.exp(-0.5 * np.arange(7) ** 2)
     weights /= weights.sum()
-    # A pixel takes what lies ahead of it, so a point is drawn out backwards.
+    # A pixel takes the pixels ahead of it, so a point is smeared backwards.
     assert np.allclose(smeared[0, 16, 16:9:-1], weights)
     assert np.allclose(smeared[1, 16:23, 16], weights)
     steps = np.ceil(np.arange(7) / np.sqrt(2) - 0.5).astype(int)

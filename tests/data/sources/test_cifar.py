@@ -114,7 +114,7 @@ def test_every_missing_file_is_named_at_once(tmp_path: Path) -> None:
         image_set.load(str(folder), "test")
 
 
-def test_without_a_meta_file_the_batches_are_still_looked_at(tmp_path: Path) -> None:
+def test_without_meta_file_batches_are_still_looked_at(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "batches.meta").unlink()
     (folder / "test_batch").write_bytes(b"")
@@ -242,8 +242,8 @@ def test_a_truncated_archive(tmp_path: Path) -> None:
             action()
 
 
-def test_a_bit_that_turned_in_an_archive_is_no_other_pixel(tmp_path: Path) -> None:
-    """gzip's checksum stands behind the last member, where nothing else is read."""
+def test_flipped_bit_of_an_archive_is_refused(tmp_path: Path) -> None:
+    """gzip's checksum follows the last member, and nothing else reads it."""
     archive = pack(write(tmp_path), tmp_path / "a.tar.gz")
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
@@ -266,7 +266,7 @@ def test_an_archive_of_something_else(tmp_path: Path) -> None:
         image_set.check(str(archive))
 
 
-def test_a_file_in_another_folder_of_the_archive_does_not_count(tmp_path: Path) -> None:
+def test_archive_files_in_other_folders_are_ignored(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "old").mkdir()
     (folder / "test_batch").rename(folder / "old" / "test_batch")

@@ -114,7 +114,7 @@ def test_an_image_that_cannot_be_used_is_named(spoil, fault: str, tmp_path: Path
     assert len(image_set.load(str(root), "test").labels) == 6
 
 
-def test_files_that_the_system_will_not_read_are_named(
+def test_files_that_system_will_not_read_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write(tmp_path / "set")
@@ -131,7 +131,7 @@ def test_files_that_the_system_will_not_read_are_named(
         image_set.load(str(root), "train")
 
 
-def test_ten_faulty_images_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+def test_ten_faulty_images_are_named_and_rest_counted(tmp_path: Path) -> None:
     root = write(tmp_path / "set", per_class=12)
     for i in range(12):
         (root / f"train/ant/{i}.png").write_bytes(b"nothing")
@@ -245,32 +245,30 @@ def test_changed_content_is_decoded_anew(change: str, tmp_path: Path, own_cache:
 def test_a_damaged_cache_file_is_rebuilt(damage: str, tmp_path: Path, own_cache: Path) -> None:
     root = write(tmp_path / "set")
     first = image_set.load(str(root), "train")
-    (kept,) = own_cache.rglob("*.npz")
-    content = bytearray(kept.read_bytes())
+    (cached,) = own_cache.rglob("*.npz")
+    content = bytearray(cached.read_bytes())
     if damage == "truncated":
-        kept.write_bytes(content[:-500])
+        cached.write_bytes(content[:-500])
     elif damage == "flipped":
         content[len(content) // 2] ^= 1
-        kept.write_bytes(content)
+        cached.write_bytes(content)
     elif damage == "empty":
-        kept.write_bytes(b"")
+        cached.write_bytes(b"")
     elif damage == "other shape":
-        np.savez(kept, array=first.images[:-1])
+        np.savez(cached, array=first.images[:-1])
     else:
-        np.savez(kept, pictures=first.images)
+        np.savez(cached, pictures=first.images)
     assert (image_set.load(str(root), "train").images == first.images).all()
-    with np.load(kept) as rebuilt:
+    with np.load(cached) as rebuilt:
         assert (rebuilt["array"] == first.images).all()
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
-    tmp_path: Path, own_cache: Path
-) -> None:
+def test_unwritable_cache_costs_only_time(tmp_path: Path, own_cache: Path) -> None:
     own_cache.write_text("a file where the folder should be")
     assert len(image_set.load(str(write(tmp_path / "set")), "train").labels) == 6
 
 
-def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert array_cache.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("UNDERSTUDY_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -297,7 +295,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
 def test_images_that_were_decoded_otherwise_are_decoded_again(
     tmp_path: Path, own_cache: Path
 ) -> None:
-    """What an earlier version kept, without orientation, has another key."""
+    """Images cached by an earlier version, without orientation, have another key."""
     root = write(tmp_path / "set")
     paths = sorted((root / "train").rglob("*.png"))
     state = sha256(f"Pillow {PIL.__version__}".encode())
@@ -321,7 +319,7 @@ def test_a_film_is_refused(name: str, tmp_path: Path) -> None:
         unlabelled.load(root / "train/bee")
 
 
-def test_a_file_too_large_for_a_picture_is_not_read(
+def test_file_too_large_for_picture_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures, "LARGEST", 10_000)

@@ -28,17 +28,17 @@ HALF = len(CONTENT) // 2
 class Server(BaseHTTPRequestHandler):
     """Each path is a way to behave; `asked` keeps (path, Range) in order."""
 
-    asked: list[tuple[str, str | None]] = []  # noqa: RUF012 - emptied by the fixture
+    requests: list[tuple[str, str | None]] = []  # noqa: RUF012 - emptied by the fixture
 
     def do_GET(self) -> None:
-        self.asked.append((self.path, self.headers.get("Range")))
+        self.requests.append((self.path, self.headers.get("Range")))
         getattr(self, self.path.strip("/"))()
 
     def send(self, content: bytes, *, length: int | None = None, ranged: bool = True) -> None:
-        asked = self.headers.get("Range") if ranged else None
-        first = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        self.send_response(206 if asked else 200)
-        if asked:
+        wanted = self.headers.get("Range") if ranged else None
+        first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        if wanted:
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Type", "application/x-gzip")
         self.send_header("Content-Length", str(len(content) - first if length is None else length))
@@ -120,7 +120,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setitem(download.ARCHIVES, "small", ARCHIVE)
     monkeypatch.delenv(download.MIRRORS, raising=False)
     monkeypatch.setattr(ThreadingHTTPServer, "handle_error", lambda *_: None)
-    Server.asked.clear()
+    Server.requests.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as listening:
         threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{listening.server_address[1]}/"
@@ -141,19 +141,19 @@ def failed(server: str, folder: Path, *ways: str, **limits: float) -> list[str]:
     return [line.strip().removeprefix(server) for line in str(error.value).splitlines()]
 
 
-def test_it_arrives_whole_and_nothing_is_left_beside_it(server: str, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_download_is_complete_without_leftovers(server: str, tmp_path: Path) -> None:
+    reported: list[tuple[int, int]] = []
     path = download.fetch(
         "small", tmp_path, mirrors=[server + "good"],
-        progress=lambda _, done, total: told.append((done, total)),
+        progress=lambda _, done, total: reported.append((done, total)),
     )  # fmt: skip
     assert path.read_bytes() == CONTENT
-    assert told[-1] == (len(CONTENT), len(CONTENT)) and told == sorted(told)
+    assert reported[-1] == (len(CONTENT), len(CONTENT)) and reported == sorted(reported)
     assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(
-    ("way", "said"),
+    ("way", "message"),
     [
         ("half", f"ended at {HALF:,} of {len(CONTENT):,} bytes"),
         ("long_lie", f"is longer than the {len(CONTENT):,} bytes of small.tar.gz"),
@@ -165,12 +165,12 @@ def test_it_arrives_whole_and_nothing_is_left_beside_it(server: str, tmp_path: P
         ("circle", "replied 302 The HTTP server returned a redirect error that would lead to an"),
     ],
 )
-def test_what_an_address_does_wrong_is_said(
-    server: str, tmp_path: Path, way: str, said: str
+def test_fault_of_an_address_is_reported(
+    server: str, tmp_path: Path, way: str, message: str
 ) -> None:
     lines = failed(server, tmp_path, way)
     assert lines[0].startswith("small.tar.gz could not be downloaded; ")
-    assert lines[1].startswith(f"{way}: {said}")
+    assert lines[1].startswith(f"{way}: {message}")
     assert lines[-1] == (
         "Type the same command again to continue, give another address with --mirror URL, or put "
         f"the file into {tmp_path} by hand."
@@ -180,13 +180,13 @@ def test_what_an_address_does_wrong_is_said(
 @pytest.mark.parametrize(
     "way", ["half", "short_lie", "long_lie", "html", "missing", "evil", "evil_half", "reset"]
 )
-def test_the_next_address_is_asked(server: str, tmp_path: Path, way: str) -> None:
+def test_next_address_is_tried(server: str, tmp_path: Path, way: str) -> None:
     assert fetched(server, tmp_path, way, "good") == CONTENT
 
 
-def test_a_stall_ends_and_the_next_goes_on_from_there(server: str, tmp_path: Path) -> None:
+def test_stall_ends_and_next_goes_on_from_there(server: str, tmp_path: Path) -> None:
     assert fetched(server, tmp_path, "stall", "good", stall_s=0.3) == CONTENT
-    assert Server.asked[-1] == ("/good", "bytes=1000-")
+    assert Server.requests[-1] == ("/good", "bytes=1000-")
 
 
 def test_a_trickle_is_a_stall(server: str, tmp_path: Path) -> None:
@@ -194,14 +194,14 @@ def test_a_trickle_is_a_stall(server: str, tmp_path: Path) -> None:
     assert lines[1].startswith("trickle: stalled: ")
 
 
-def test_what_was_begun_is_gone_on_with_at_the_next_call(server: str, tmp_path: Path) -> None:
+def test_partial_download_continues_at_the_next_call(server: str, tmp_path: Path) -> None:
     failed(server, tmp_path, "half")
     assert fetched(server, tmp_path, "good") == CONTENT
-    assert Server.asked[-1] == ("/good", f"bytes={HALF}-")
+    assert Server.requests[-1] == ("/good", f"bytes={HALF}-")
 
 
 @pytest.mark.parametrize("way", ["html", "nameless_html", "missing", "no_range_stall"])
-def test_what_is_there_is_not_lost_by_a_bad_answer(server: str, tmp_path: Path, way: str) -> None:
+def test_bad_response_loses_no_downloaded_bytes(server: str, tmp_path: Path, way: str) -> None:
     failed(server, tmp_path, "half")
     failed(server, tmp_path, way, stall_s=0.3)
     assert (tmp_path / f".{ARCHIVE.name}.part").stat().st_size == HALF
@@ -225,9 +225,9 @@ def test_a_server_without_ranges_begins_anew(server: str, tmp_path: Path) -> Non
     assert fetched(server, tmp_path, "no_range") == CONTENT
 
 
-def test_a_reset_is_gone_on_with_at_the_same_address(server: str, tmp_path: Path) -> None:
+def test_download_continues_after_a_reset(server: str, tmp_path: Path) -> None:
     lines = failed(server, tmp_path, "reset")
-    assert len(Server.asked) > 1  # asked again, since the first time brought something
+    assert len(Server.requests) > 1  # asked again, since the first time brought something
     assert "reset" in lines[1] or "ended at" in lines[1]
 
 
@@ -235,7 +235,7 @@ def test_a_redirect_is_followed(server: str, tmp_path: Path) -> None:
     assert fetched(server, tmp_path, "redirect") == CONTENT
 
 
-def test_nobody_listens(tmp_path: Path, server: str) -> None:
+def test_address_without_server_is_reported(tmp_path: Path, server: str) -> None:
     with pytest.raises(Failure, match="Connection refused"):
         fetched("http://127.0.0.1:9/", tmp_path, "good")
 
@@ -245,22 +245,22 @@ def test_the_time_is_limited_in_all(server: str, tmp_path: Path) -> None:
     assert lines[1] == "stopped after 0.005 minutes"
 
 
-def test_a_file_placed_by_hand_is_found_and_checked(server: str, tmp_path: Path) -> None:
+def test_file_placed_by_hand_is_found_and_checked(server: str, tmp_path: Path) -> None:
     (tmp_path / ARCHIVE.name).write_bytes(CONTENT)
-    assert fetched(server, tmp_path) == CONTENT and not Server.asked
+    assert fetched(server, tmp_path) == CONTENT and not Server.requests
     (tmp_path / ARCHIVE.name).write_bytes(OTHER)
     with pytest.raises(UserError, match=f"its md5 is .*not {ARCHIVE.md5}.*\nDelete it or move"):
         fetched(server, tmp_path, "good")
 
 
-def test_addresses_come_by_option_then_environment_then_the_list(
+def test_order_of_addresses_is_option_environment_list(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     official = Archive(ARCHIVE.name, ARCHIVE.md5, ARCHIVE.n_bytes, (server + "good",))
     monkeypatch.setitem(download.ARCHIVES, "small", official)
     monkeypatch.setenv(download.MIRRORS, f"{server}missing {server}html")
     assert fetched(server, tmp_path, "nameless_html") == CONTENT
-    assert [path for path, _ in Server.asked] == ["/nameless_html", "/missing", "/html", "/good"]
+    assert [path for path, _ in Server.requests] == ["/nameless_html", "/missing", "/html", "/good"]
 
 
 def test_what_is_no_address_is_refused(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_two_downloads_into_one_folder(server: str, tmp_path: Path) -> None:
         fetched(server, tmp_path, "good")
 
 
-def test_a_disk_that_takes_no_more_is_no_fault_of_the_net(
+def test_full_disk_is_not_a_network_fault(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / f".{ARCHIVE.name}.part").symlink_to("/dev/full")
@@ -284,13 +284,13 @@ def test_a_disk_that_takes_no_more_is_no_fault_of_the_net(
         fetched(server, tmp_path, "good")
 
 
-def test_the_addresses_of_cifar_10_are_the_official_one_first() -> None:
+def test_official_address_of_cifar10_is_first() -> None:
     archive = download.ARCHIVES["cifar10"]
     assert archive.addresses[0] == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
     assert archive.md5 == "c58f30108f718f92721af3b95e74349a" and archive.n_bytes == 170_498_071
 
 
-def test_a_mirror_that_fails_is_named_without_its_secrets(tmp_path, monkeypatch):
+def test_mirror_that_fails_is_named_without_its_secrets(tmp_path, monkeypatch):
     address = "http://token:Sw0rdf1sh@127.0.0.1:9/cifar-10-python.tar.gz?sig=Sw0rdf1sh"
     monkeypatch.setitem(download.ARCHIVES, "cifar10", ARCHIVE)
     with pytest.raises(Failure) as failed:

@@ -48,7 +48,7 @@ def grey_of(source: str) -> int:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_name_is_looked_up_here_first_then_in_the_cache(name: str, tmp_path: Path) -> None:
+def test_name_is_searched_here_then_in_cache(name: str, tmp_path: Path) -> None:
     write_folders(tmp_path / "cache" / name, 1)
     assert grey_of(name) == 1
     write_batches(tmp_path / "cache", LAYOUTS[name], 2)
@@ -60,7 +60,7 @@ def test_a_name_is_looked_up_here_first_then_in_the_cache(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_name_that_is_nowhere_says_where_it_looked(name: str, tmp_path: Path) -> None:
+def test_unknown_name_lists_searched_places(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]
     with pytest.raises(UserError) as caught:
         image_set.check(name)
@@ -129,13 +129,13 @@ def test_the_genuine_images_are_known_and_split() -> None:
     assert image_set.describe(train) == "CIFAR-10, train split"
     assert image_set.describe(test) == "CIFAR-10, test split"
     assert train.class_names[::9] == ("airplane", "truck")
-    kept, held = split(train, holdout=0.1)
-    assert np.bincount(train.labels[held]).tolist() == [500] * 10
-    assert np.bincount(train.labels[kept]).tolist() == [4500] * 10
+    train_part, held_out = split(train, holdout=0.1)
+    assert np.bincount(train.labels[held_out]).tolist() == [500] * 10
+    assert np.bincount(train.labels[train_part]).tolist() == [4500] * 10
 
 
-@pytest.mark.parametrize("source", ["x" * 300, "x" * 100_000, "~nobody-of-this-name/x", "a\0b"])
-def test_a_name_that_no_file_can_have_is_a_message(source: str) -> None:
+@pytest.mark.parametrize("source", ["x" * 300, "x" * 100_000, "~no-such-user/x", "a\0b"])
+def test_name_that_no_file_can_have_is_message(source: str) -> None:
     with pytest.raises(UserError, match="is neither synthetic, cifar10, cifar100 nor") as caught:
         image_set.load(source, "train")
     assert len(str(caught.value)) < 400
@@ -146,7 +146,7 @@ def swapped(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_genuine_images_under_other_names_are_not_the_published_set(
+def test_images_with_swapped_class_names_are_not_genuine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = test_cifar.write(tmp_path)

@@ -1,4 +1,4 @@
-"""The procedural set: always the same bits, balanced, distinct, and not to be told by colour."""
+"""The procedural set: always the same bits, balanced, distinct; colour is no cue to the class."""
 
 import numpy as np
 import pytest
@@ -44,6 +44,7 @@ def test_check_has_nothing_to_look_for() -> None:
     image_set.check("synthetic")
 
 
+@pytest.mark.long
 def test_pixels_alone_do_not_tell_the_class(train_set: ImageSet, other_set: ImageSet) -> None:
     """Ridge regression on the pixels (in blocks of 2x2) and their squares stays near chance."""
     small = [
@@ -56,7 +57,7 @@ def test_pixels_alone_do_not_tell_the_class(train_set: ImageSet, other_set: Imag
     assert ((x_test @ weights).argmax(axis=1) == other_set.labels).mean() < 0.4
 
 
-def test_neither_colour_nor_contrast_tells_the_class(train_set: ImageSet) -> None:
+def test_colour_and_contrast_do_not_reveal_the_class(train_set: ImageSet) -> None:
     """Class means of channel mean and spread lie within chance of the mean over all."""
     flat = train_set.images.reshape(len(train_set.labels), 3, -1).astype(np.float64)
     features = np.hstack([flat.mean(axis=2), flat.std(axis=2)])

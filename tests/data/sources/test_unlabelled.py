@@ -67,14 +67,14 @@ def test_every_layout_is_the_same_images(tmp_path: Path, layout: str, container:
     assert any("numbered 0..3" in note for note in read.notes) == (container == "npy")
 
 
-def test_arrays_of_another_size_are_resized_as_pillow_does(tmp_path: Path) -> None:
+def test_arrays_of_other_sizes_are_resized_by_pillow(tmp_path: Path) -> None:
     large = np.random.default_rng(1).integers(256, size=(2, 40, 64, 3), dtype=np.uint8)
     np.save(tmp_path / "x.npy", large)
     read = unlabelled.load(tmp_path / "x.npy")
     by_hand = Image.fromarray(large[1]).resize((32, 32), Image.Resampling.BICUBIC)
     assert (read.images[1] == np.asarray(by_hand).transpose(2, 0, 1)).all()
-    said = "2 images resized to 32x32 from 64x40 (Pillow's bicubic); 2 not square and squeezed"
-    assert said in read.notes
+    note = "2 images resized to 32x32 from 64x40 (Pillow's bicubic); 2 not square and squeezed"
+    assert note in read.notes
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_arrays_of_another_size_are_resized_as_pillow_does(tmp_path: Path) -> No
         ({"data": PIXELS, "ids": [1, 2, 2, 2]}, "id 2 occurs 3 times"),
     ],
 )
-def test_what_is_no_such_file_says_why(tmp_path: Path, values: object, found: str) -> None:
+def test_file_of_wrong_kind_is_explained(tmp_path: Path, values: object, found: str) -> None:
     message = refusal(pickled(tmp_path / "x.pkl", values, 5))
     assert message.startswith("1 fault in ")
     assert found in message
@@ -147,7 +147,7 @@ def test_a_damaged_file(tmp_path: Path, name: str) -> None:
 # Pictures
 
 
-def test_numbered_pictures_come_by_number_and_others_by_name(tmp_path: Path) -> None:
+def test_pictures_are_ordered_by_number_or_name(tmp_path: Path) -> None:
     for i, stem in enumerate(["10", "9", "100"]):
         picture(tmp_path / f"{stem}.png", PIXELS[i])
     read = unlabelled.load(tmp_path)
@@ -163,7 +163,7 @@ def test_one_picture(tmp_path: Path) -> None:
     assert (read.images == PLANES[2:3]).all()
 
 
-def test_pictures_of_every_kind_are_made_rgb_and_said(tmp_path: Path) -> None:
+def test_pictures_become_rgb_with_a_note(tmp_path: Path) -> None:
     red = np.full((32, 32, 3), (200, 10, 10), np.uint8)
     picture(tmp_path / "grey.png", red, "L")
     picture(tmp_path / "palette.png", red, "P")

@@ -1,4 +1,4 @@
-"""What befalls a run from outside, to real processes: one message, nothing lost."""
+"""Real processes under signals, full disks and closed terminals: one message, nothing lost."""
 
 import gzip
 import hashlib
@@ -33,6 +33,8 @@ from tests.cli.command_line import (
     start_cli,
 )
 
+pytestmark = pytest.mark.long
+
 LONG = ["--set", "train.epochs=100000"]
 
 
@@ -62,7 +64,7 @@ def saved_step(run: Path) -> int:
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
-def test_a_signal_ends_the_step_saves_and_leaves_in_time(
+def test_signal_ends_step_saves_and_leaves_in_time(
     long_run: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     long_run.send_signal(number)
@@ -76,7 +78,7 @@ def test_a_signal_ends_the_step_saves_and_leaves_in_time(
     assert rows[-1]["step"] == saved_step(tmp_path / "run")
 
 
-def test_a_second_run_in_the_folder_is_refused_by_name(
+def test_second_run_in_a_folder_is_refused(
     long_run: subprocess.Popen[str], run_cli: RunCli, pets: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -99,7 +101,7 @@ def test_to_resume_is_to_name_a_run(run_cli: RunCli, pets: Path) -> None:
     assert_refused(run_cli(*same), "Type it with --out RUN; unfinished there: runs/begun.")
 
 
-def test_who_was_killed_is_named_and_his_lock_taken(
+def test_lock_of_a_killed_process_is_taken(
     long_run: subprocess.Popen[str], run_cli: RunCli, pets: Path, tmp_path: Path
 ) -> None:
     long_run.kill()
@@ -127,7 +129,7 @@ def limited(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_a_disk_that_is_full_ends_the_run_and_leaves_the_checkpoint(
+def test_full_disk_ends_the_run_and_leaves_checkpoint(
     pets: Path, tmp_path: Path, quiet: dict[str, str]
 ) -> None:
     """The journal grows over what a file may have; what is saved is whole."""
@@ -210,7 +212,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_a_terminal_that_is_closed_stops_a_run_and_saves_it(
+def test_closed_terminal_saves_and_stops_the_run(
     pets: Path, tmp_path: Path, quiet: dict[str, str]
 ) -> None:
     """With the hangup that its session gets, as if somebody closed the window."""
@@ -230,7 +232,7 @@ def test_a_terminal_that_is_closed_stops_a_run_and_saves_it(
     assert rows[-1]["step"] == saved_step(tmp_path / "run")
 
 
-def test_a_teacher_and_images_that_go_while_it_trains(
+def test_teacher_and_images_that_go_while_it_trains(
     run_cli: RunCli, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher is in memory; the test images are wanted at the end, and asked for again."""
@@ -277,7 +279,7 @@ def test_a_teacher_whose_weights_are_damaged_is_refused(run_cli: RunCli, pets: P
     assert_refused(distilled(), "t/teacher.safetensors is not the file that its run wrote")
 
 
-def test_fetch_and_verify_at_the_door(
+def test_fetch_and_verify_from_the_command_line(
     run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = gzip.compress(b"images")
@@ -293,32 +295,32 @@ def test_fetch_and_verify_at_the_door(
         run_cli("data", "fetch", "--into", placed.parent),
         f"Delete it or move it away, and type python cli.py data fetch --into {placed.parent}",
     )
-    nobody = run_cli(
+    unreachable = run_cli(
         "data", "fetch", "--into", tmp_path / "new", "--mirror", "http://127.0.0.1:9/a"
     )
-    assert nobody.code == 1 and "Connection refused" in nobody.err
-    assert "give another address with --mirror URL" in nobody.err
+    assert unreachable.code == 1 and "Connection refused" in unreachable.err
+    assert "give another address with --mirror URL" in unreachable.err
 
 
-def test_images_that_are_not_the_published_ones_do_not_verify(run_cli: RunCli, pets: Path) -> None:
+def test_other_images_do_not_verify(run_cli: RunCli, pets: Path) -> None:
     result = run_cli("data", "verify", pets)
     assert result.code == 1 and "but is not the published CIFAR-10" in result.err
 
 
-RUN = """trap "sleep 0.2; echo saved >> said; exit 143" TERM
-echo {} "$@" > said
+RUN = """trap "sleep 0.2; echo saved >> calls; exit 143" TERM
+echo {} "$@" > calls
 while :; do sleep 0.05; done"""
 CLUSTER = {
     "python": RUN.format(""),
     "accelerate": RUN.format("accelerate"),
     "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_NODEID=1 exec "$@"',
-    "scontrol": '[[ $1 == show ]] && { echo node7; echo node8; } || echo "$@" >> said',
+    "scontrol": '[[ $1 == show ]] && { echo node7; echo node8; } || echo "$@" >> calls',
 }
 MEETING = "--multi_gpu --num_machines 2 --num_processes 8 --main_process_ip node7"
 
 
 @pytest.mark.parametrize(
-    ("place", "verb", "typed"),
+    ("place", "command", "typed"),
     [
         ({}, "distill", "cli.py distill --out runs/a --resume"),
         ({}, "sweep", "cli.py sweep --out runs/a"),
@@ -341,10 +343,10 @@ MEETING = "--multi_gpu --num_machines 2 --num_processes 8 --main_process_ip node
     ],
 )
 def test_the_slurm_script_saves_and_queues_again(
-    tmp_path: Path, place: dict[str, str], verb: str, typed: str
+    tmp_path: Path, place: dict[str, str], command: str, typed: str
 ) -> None:
     """With a scheduler of our own: a warning, the run's 143, and the job is queued again."""
-    result = warned(tmp_path, place, verb, signal.SIGUSR1)
+    result = warned(tmp_path, place, command, signal.SIGUSR1)
     assert result == [typed, "saved", "requeue 42"]
 
 
@@ -353,19 +355,19 @@ def test_of_an_array_one_task_is_queued_again(tmp_path: Path) -> None:
     assert warned(tmp_path, array, "sweep", signal.SIGUSR1)[-1] == "requeue 42_7"
 
 
-def test_a_second_signal_does_not_end_the_job_before_the_run_has_saved(tmp_path: Path) -> None:
+def test_second_signal_waits_until_the_run_has_saved(tmp_path: Path) -> None:
     result = warned(tmp_path, {}, "distill", signal.SIGUSR1, signal.SIGTERM)
     assert result == ["cli.py distill --out runs/a --resume", "saved"], (
         "cancelled after the warning"
     )
 
 
-def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path: Path) -> None:
+def test_cancelled_job_saves_and_is_not_requeued(tmp_path: Path) -> None:
     result = warned(tmp_path, {}, "distill", signal.SIGTERM)
     assert result == ["cli.py distill --out runs/a --resume", "saved"]
 
 
-def warned(tmp_path: Path, place: dict[str, str], verb: str, *by: signal.Signals) -> list[str]:
+def warned(tmp_path: Path, place: dict[str, str], command: str, *by: signal.Signals) -> list[str]:
     """What the job's tools were asked, line by line."""
     tools = tmp_path / ".venv" / "bin"
     tools.mkdir(parents=True)
@@ -374,9 +376,9 @@ def warned(tmp_path: Path, place: dict[str, str], verb: str, *by: signal.Signals
         (tools / name).chmod(0o755)
     environ = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "42"} | place
     path = {"PATH": f"{tools}:{os.environ['PATH']}"}
-    script = [str(REPO / "docs" / "slurm.sh"), verb, "--out", "runs/a"]
+    script = [str(REPO / "docs" / "slurm.sh"), command, "--out", "runs/a"]
     job = subprocess.Popen(script, env=os.environ | environ | path)
-    result = tmp_path / "said"
+    result = tmp_path / "calls"
     while not result.exists() or not result.read_text():
         time.sleep(0.01)
     for each in by:
