@@ -155,8 +155,6 @@ def _prepare(
     request = replace(request, recipe=recipe)
     _check_resumable(folder, request)
     teacher = selection.load_teacher(recipe, images, split)
-    if teacher is not None:
-        to_device(teacher, accel.device)
     identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe), test)
     state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
     state.stop_signal = request.stop
