@@ -33,7 +33,6 @@ from torchvision import transforms
 from benchmarks.pairs import HARD, PAIRS, SGD, SOFT, TEMPERATURE
 from distill.components.data_pipeline import split_images
 from distill.components.device import build_accelerator
-from distill.components.network import to_device
 
 PADDING, SIZE = 4, 32
 Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] in [0, 1], int64 [B]
@@ -121,7 +120,6 @@ class Ours:
         accel = build_accelerator(recipe)
         split = split_images(recipe, image_set.load(setting.data, "train"))
         teacher = FrozenTeacher(setting.network("teacher"))
-        to_device(teacher, accel.device)
         identity = {"teacher": (setting.folder / "teacher.txt").read_text()}
         unused = RunFolder(setting.folder / "unused")
         self.run = build.build_state(recipe, pair.role, split, teacher, unused, accel, identity)

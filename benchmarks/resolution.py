@@ -58,7 +58,7 @@ def report(spec: str, sets: Sequence[str], sides: Sequence[int], rounds: int) ->
     """Return the measurement of one recipe on synthetic images as values for JSON."""
     recipe = recipes.load(spec, ["data.source=synthetic", *sets]).recipe
     accel = build_accelerator(recipe)
-    run = prepared(recipe, accel)
+    run = prepared(recipe)
     return {
         "recipe": spec,
         "batch_size": run.loader.batch_size,

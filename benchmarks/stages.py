@@ -25,16 +25,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.pairs import BATCH, PAIRS, Pair
-from distill.components.data_pipeline import split_images
 from distill.components.device import build_accelerator
-from distill.components.network import build_network, network_name, to_device
+from distill.components.network import build_network, network_name
 from distill.data import rng
 from distill.data.loader import Batch
 from distill.data.sources import image_set
@@ -107,17 +105,14 @@ def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
             run.ema.update(run.model, step=k + 2)
 
 
-def prepared(recipe: Recipe, accel: Accelerator, pair: Pair | None = None) -> TrainState:
+def prepared(recipe: Recipe, pair: Pair | None = None) -> TrainState:
     """Build the state of a run at step 0 that is never saved; its teacher has random weights."""
-    split = split_images(recipe, image_set.load(recipe.data.source, "train"))
-    teacher = None
+    images, teacher = image_set.load(recipe.data.source, "train"), None
     if recipes.has_teacher(recipe):
-        n_classes = split.train.n_classes
-        net = pair.teacher() if pair else build_network(recipe, "teacher", n_classes)
+        net = pair.teacher() if pair else build_network(recipe, "teacher", images.n_classes)
         teacher = FrozenTeacher(combine_teachers(recipe, [net]))
-        to_device(teacher, accel.device)
     unused, role = RunFolder(Path("unused")), pair.role if pair else "student"
-    return build.build_state(recipe, role, split, teacher, unused, accel, identity={})
+    return build.build(recipe, role, unused, images=images, teacher=teacher)
 
 
 def operations(run: TrainState, most: int) -> list[dict[str, Any]]:
@@ -168,7 +163,7 @@ def report(
         else resolved(spec, batch, rounds)
     )
     accel = build_accelerator(recipe)
-    run = prepared(recipe, accel, pair)
+    run = prepared(recipe, pair)
     spans_s = measured(run, rounds)
     whole_s = spans_s.pop(WHOLE)
     teacher, student = pair.title.split(" -> ") if pair else _names(recipe, run)

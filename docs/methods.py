@@ -28,7 +28,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.stages import prepared
-from distill.components.device import build_accelerator
 from distill.components.loss_terms import build_objective, required_taps
 from distill.components.network import build_network
 from distill.errors import UserError
@@ -167,7 +166,7 @@ def timed(name: str) -> tuple[float, float]:
         f"{RECIPES.get(name, name)}+two_cores",
         ["data.source=synthetic", "data.train_images=2000", *SMALL.get(name, [])],
     ).recipe
-    run = prepared(recipe, build_accelerator(recipe))
+    run = prepared(recipe)
     view, rows = run.loader.batches(0)[0]
     batch = run.loader.batch(view, rows)
     term, spans = run.loss.terms[name], ([], [])  # type: ignore[var-annotated]

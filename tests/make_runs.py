@@ -3,15 +3,11 @@
 from functools import cache
 from pathlib import Path
 
-from distill.components import fingerprints
-from distill.components.data_pipeline import split_images
-from distill.components.device import build_accelerator
 from distill.data.images import ImageSet
 from distill.data.sources import image_set
 from distill.events import Event
 from distill.recipe import recipes
 from distill.runs.run_folder import Role, RunFolder
-from distill.teacher import selection
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
 from distill.training.run import TrainingRequest, run
@@ -63,13 +59,8 @@ def prepared(
 ) -> TrainState:
     """A run at step 0, with its teacher or this one, never to be saved: for tests of some steps."""
     resolved = recipes.load(recipe, overrides).recipe
-    images = drawn()
-    split = split_images(resolved, images)
-    teacher = teacher or selection.load_teacher(resolved, images, split)
-    accelerator = build_accelerator(resolved)
     nowhere = RunFolder(Path("unused"))
-    known = fingerprints.identity(resolved, images, selection.teachers_fingerprint(resolved))
-    return build.build_state(resolved, role, split, teacher, nowhere, accelerator, known)
+    return build.build(resolved, role, nowhere, images=drawn(), teacher=teacher)
 
 
 @cache

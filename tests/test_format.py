@@ -21,7 +21,7 @@ from distill.format import (
     shorten,
     time_with_range,
 )
-from distill.runs.run_folder import test_split_unnamed as unnamed
+from distill.runs.run_identity import test_split_unnamed as unnamed
 from distill.teacher.selection import _count_problems
 from distill.training.verify_cache import CacheCheck
 from tests.recipe.test_recipes import load

@@ -26,6 +26,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.files.urls",
     "distill.runs.lock",
     "distill.runs.run_folder",
+    "distill.runs.run_identity",
     "students.design",
     "students.design_spec",
     "teachers.wrn_design",

@@ -101,11 +101,11 @@ def finish(
     """Train the rest of a run; do nothing if it is finished. `go_on` is the advice to print if it
     ends early.
     """
-    from distill.runs import run_folder
+    from distill.runs import run_folder, run_identity
 
     if resume and folder.is_finished:
         run_folder.check_role(folder, role)
-        run_folder.check_same(folder, resolved.recipe)
+        run_identity.check_same(folder, resolved.recipe)
         echo(f"{folder.path} is finished: nothing to do.", err=True)
         return
     run_folder.check_out(folder, resume)

@@ -6,7 +6,7 @@ Checkpoints and result.json store them; a resumed run must have the same.
 from distill.components.test_split import SplitIdentity
 from distill.data.images import ImageSet, fingerprint_of_names
 from distill.recipe.recipes import Recipe
-from distill.runs import run_folder
+from distill.runs import run_identity
 
 CACHED = ("data", "teacher")  # the fingerprints that teacher logits depend on
 CALLED = {  # the names in messages
@@ -22,13 +22,13 @@ def identity(
     recipe: Recipe, images: ImageSet, teachers: str, test: SplitIdentity | None = None
 ) -> dict[str, str]:
     """Fingerprints by name: `data` (of the train split), `teacher` (`teachers`, from
-    `selection.teachers_fingerprint`), `class_names`, `recipe` (see `run_folder`), and `test` if the
-    test split is known.
+    `selection.teachers_fingerprint`), `class_names`, `recipe` (see `run_identity`), and `test`
+    if the test split is known.
     """
     fingerprints = {
         "data": images.fingerprint,
         "teacher": teachers,
         "class_names": fingerprint_of_names(images.class_names),
-        "recipe": run_folder.training_fingerprint(recipe),
+        "recipe": run_identity.training_fingerprint(recipe),
     }
     return fingerprints if test is None else fingerprints | {"test": test.fingerprint}

@@ -20,6 +20,7 @@ NotNegative = Annotated[float, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Channels = Annotated[int, Field(ge=1, le=65_536)]
 Temperature = Annotated[float, Field(ge=0.001, le=1_000_000)]
+Temperatures = Annotated[tuple[Temperature, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, frozen models need tuples
 Taps = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
@@ -104,11 +105,7 @@ class MultiTemperature(Term):
     """KD at several temperatures at once."""
 
     needs: ClassVar = LOGITS
-    temperatures: Annotated[tuple[Temperature, ...], Field(strict=False, min_length=1)] = (
-        1.0,
-        2.0,
-        4.0,
-    )
+    temperatures: Temperatures = (1.0, 2.0, 4.0)
 
 
 class SoftMix(Term):

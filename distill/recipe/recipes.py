@@ -27,34 +27,7 @@ from distill.recipe.validation import Values, check, shorten, value_text
 from students.design import Design
 from teachers.wrn_design import WrnDesign
 
-__all__ = [
-    "About",
-    "Recipe",
-    "RecipeError",
-    "ResolvedRecipe",
-    "check_report",
-    "check_student",
-    "check_teacher",
-    "control_recipe",
-    "count_networks",
-    "differences",
-    "differences_with_origins",
-    "dumps",
-    "ensemble_keys",
-    "fingerprint",
-    "fingerprint_as_written",
-    "has_teacher",
-    "leaves",
-    "load",
-    "loads",
-    "read",
-    "required_inputs",
-    "shipped",
-    "values",
-    "with_single_teacher",
-    "with_source",
-    "with_teacher",
-]
+__all__ = ["About", "Recipe"]  # of schema.py, for those who import them from here
 
 # Keys of [teacher] that older fingerprints do not include.
 LATER_KEYS = {"draw", "mirror", "weights"}

@@ -176,11 +176,9 @@ def _mistakes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Bloc
     ):
         yield Paragraph("There are none.")
         return
-    networks = [
-        ("student" if predictions.teacher_logits is not None else "network", predictions.logits)
-    ]
+    networks = [("network", predictions.logits)]
     if predictions.teacher_logits is not None:
-        networks.append(("teacher", predictions.teacher_logits))
+        networks = [("student", predictions.logits), ("teacher", predictions.teacher_logits)]
     shown = min(SHOWN, len(predictions.mistakes))
     n = int((~predictions.is_right).sum())
     yield Paragraph(

@@ -16,10 +16,11 @@ from distill.events import MEASURES, measure_name
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import About
-from distill.runs.run_folder import RunFolder, training_fingerprint, write_json, write_text
+from distill.runs.run_folder import RunFolder, write_json, write_text
+from distill.runs.run_identity import training_fingerprint
 from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
-from distill.sweep.sweep_schema import option_label
+from distill.sweep.sweep_schema import Space, option_label
 from distill.sweep.trials import RUN, WORKER, Trials, counted_attempts
 from distill.sweep.worker import (
     DIVERGED,
@@ -51,7 +52,6 @@ def run_sweep(
 
     Trials are measured on held-out images only. The best one is then measured on the test split,
     once, unless `is_tested` is False.
-
     `inputs`: the fingerprints of images and teachers, see `worker.open_trials`. Raises UserError if
     the storage has another sweep of this name, Failure if no trial was completed, and what a run
     raises.
@@ -117,6 +117,11 @@ def _difference(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -> s
     return ""
 
 
+def _values(space: Space) -> dict[str, Any]:
+    """The kind of a space, with the labels of its options or its ends."""
+    return {space.kind: [*map(option_label, space.options)] or list(space.bounds)}
+
+
 def summary(trials: Trials) -> dict[str, Any]:
     """Summarise the trials of a sweep that are done, in plain values.
 
@@ -140,10 +145,7 @@ def summary(trials: Trials) -> dict[str, Any]:
         "recipe": sweep.base.name,
         "metric": sweep.metric,
         "goal": "maximize" if sweep.is_maximized else "minimize",
-        "space": {
-            name: {space.kind: [*map(option_label, space.options)] or list(space.bounds)}
-            for name, space in sweep.file.space.items()
-        },
+        "space": {name: _values(space) for name, space in sweep.file.space.items()},
         "asked": max(sweep.n_trials, len(rows)),
         "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
         "taken_up": sum(len(row["workers"]) - 1 for row in rows),

@@ -15,7 +15,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Teacher
 from distill.recipe.validation import value_text
-from distill.runs import run_folder
+from distill.runs import run_identity
 from distill.runs.run_folder import RunFolder, broken_in, open_finished, open_run, runs_in
 from distill.teacher import best_teacher
 from distill.teacher.build_teacher import combine_teachers
@@ -195,7 +195,7 @@ def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
 
 def teachers_fingerprint(recipe: Recipe) -> str:
     """Return the fingerprints of the teachers' weights, joined by `+`; empty without a teacher."""
-    return run_folder.teachers_fingerprint(named_teachers(recipe))
+    return run_identity.teachers_fingerprint(named_teachers(recipe))
 
 
 def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:

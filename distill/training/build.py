@@ -10,18 +10,28 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from distill.components.data_pipeline import TrainValSplit, augment_schedule, build_loader
-from distill.components.fingerprints import CACHED
+from distill.components import fingerprints
+from distill.components.data_pipeline import (
+    TrainValSplit,
+    augment_schedule,
+    build_loader,
+    split_images,
+)
+from distill.components.device import build_accelerator
 from distill.components.loss_terms import build_objective, required_taps
 from distill.components.network import build_network, convert_sync_bn, initialise_stem, to_device
 from distill.data.images import SIDE
-from distill.data.sources.image_set import ImageSet
+from distill.data.loader import Loader
+from distill.data.sources import image_set
+from distill.data.sources.image_set import ImageSet, Progress
 from distill.errors import UnsuitableRecipe
+from distill.losses.objective import Objective
 from distill.models import batch_norm
 from distill.models.features import FeatureExtractor, tap_shapes
 from distill.recipe import schema
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
+from distill.teacher import selection
 from distill.teacher.build_teacher import build_online_teacher, build_teacher
 from distill.teacher.reused_classifier import reuse_classifier
 from distill.teacher.teacher import (
@@ -85,6 +95,28 @@ def check_sides(
             ) from fault
 
 
+def build(
+    recipe: Recipe,
+    role: Role,
+    folder: RunFolder,
+    *,
+    images: ImageSet | None = None,
+    teacher: FrozenTeacher | None = None,
+    progress: Progress | None = None,
+) -> TrainState:
+    """Build the training state of a recipe at step 0, with the images and teachers that it names.
+
+    `images`, `teacher`: the train split and the teacher, if they are loaded already. Raises
+    UserError if they cannot be read or do not fit.
+    """
+    accel = build_accelerator(recipe)
+    images = images or image_set.load(recipe.data.source, "train", progress=progress)
+    split = split_images(recipe, images)
+    teacher = teacher or selection.load_teacher(recipe, images, split)
+    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
+    return build_state(recipe, role, split, teacher, folder, accel, identity)
+
+
 def build_state(
     recipe: Recipe,
     role: Role,
@@ -94,57 +126,39 @@ def build_state(
     accel: Accelerator,
     identity: dict[str, str],
 ) -> TrainState:
-    """Build the training state at step 0; a resumed run must have the same `identity`."""
-    batches = build_loader(recipe, split.train, accel)
-    torch.manual_seed(recipe.train.seed)  # initial weights
-    student = build_network(recipe, role, split.train.n_classes)
-    initialise_stem(student, split.train)
-    if recipe.loss.simkd is not None and frozen is not None:
-        reuse_classifier(student, frozen.net)
-    student = to_device(convert_sync_bn(student, recipe, accel), accel.device)
-    ema = None
-    if recipe.ema is not None:  # copied before hooks are set and accelerate wraps the forward
-        ema = ModelEmaV3(
-            student,
-            decay=ema_decay(recipe.ema, batches.steps_per_epoch),
-            use_warmup=recipe.ema.warmup,
-            warmup_gamma=9,
-            warmup_power=1,
-        )
-    tapped = FeatureExtractor(student, required_taps(recipe, "student", student))
-    live = None
+    """Build the training state at step 0; a resumed run must have the same `identity`.
+
+    Moves `frozen` to the device.
+    """
+    loader = build_loader(recipe, split.train, accel)
     if frozen is not None:
-        live = build_online_teacher(recipe, frozen, batches, accel)
-    check_sides(recipe, student, live, accel)
-    depends = {name: value for name, value in identity.items() if name in CACHED}
-    depends |= {"part": split.train.fingerprint, "precision": accel.mixed_precision}
-    with accel.autocast():  # the teacher's kernels may be in its type
-        teacher_shapes = tap_shapes(live.networks[0].extractor, batches.size) if live else {}
-    criterion = build_objective(
-        recipe,
-        student_shapes=tap_shapes(tapped, batches.size),
-        teacher_shapes=teacher_shapes,
-        labels=torch.from_numpy(split.train.labels),
-    )
-    criterion = convert_sync_bn(criterion, recipe, accel).to(accel.device)
-    bare = optim.optimizer(
-        nn.ModuleList([student, criterion]),
+        to_device(frozen, accel.device)
+    torch.manual_seed(recipe.train.seed)  # initial weights
+    model = _build_model(recipe, role, split.train, frozen, accel)
+    ema = _build_ema(recipe, model, loader)  # before accelerate wraps the forward and hooks are set
+    extractor = FeatureExtractor(model, required_taps(recipe, "student", model))
+    online = None if frozen is None else build_online_teacher(recipe, frozen, loader, accel)
+    check_sides(recipe, model, online, accel)
+    loss = _build_loss(recipe, extractor, online, split.train, loader.size, accel)
+    optimizer = optim.optimizer(
+        nn.ModuleList([model, loss]),
         **recipe.optim.model_dump(include=OPTIMIZER_KEYS),
-        biases=fast_biases(student),
+        biases=fast_biases(model),
     )
-    net, optimizer = accel.prepare(tapped, bare)
-    learns = any(parameter.requires_grad for parameter in criterion.parameters())
-    prepared = accel.prepare(criterion) if learns else criterion
-    run = TrainState(
+    model_ddp, optimizer = accel.prepare(extractor, optimizer)
+    learns = any(parameter.requires_grad for parameter in loss.parameters())
+    depends = {name: value for name, value in identity.items() if name in fingerprints.CACHED}
+    depends |= {"part": split.train.fingerprint, "precision": accel.mixed_precision}
+    state = TrainState(
         role=role,
         accelerator=accel,
-        loader=batches,
-        model_ddp=net,
-        model=student,
-        online_teacher=live,
-        teacher=build_teacher(recipe, live, depends),
-        loss_ddp=prepared,
-        loss=criterion,
+        loader=loader,
+        model_ddp=model_ddp,
+        model=model,
+        online_teacher=online,
+        teacher=build_teacher(recipe, online, depends),
+        loss_ddp=accel.prepare(loss) if learns else loss,
+        loss=loss,
         optimizer=optimizer,
         lr=lambda step: recipe.optim.lr,
         clip=recipe.optim.clip,
@@ -160,8 +174,53 @@ def build_state(
         divergence=DivergenceMonitor(accel),
     )
     # With a budget in minutes: one epoch, until the speed is measured.
-    set_total_steps(run, recipe, (recipe.train.epochs or 1) * batches.steps_per_epoch)
-    return run
+    set_total_steps(state, recipe, (recipe.train.epochs or 1) * loader.steps_per_epoch)
+    return state
+
+
+def _build_model(
+    recipe: Recipe,
+    role: Role,
+    images: ImageSet,
+    frozen: FrozenTeacher | None,
+    accel: Accelerator,
+) -> nn.Module:
+    """Build the network to train, with its initial weights, on the device."""
+    model = build_network(recipe, role, images.n_classes)
+    initialise_stem(model, images)
+    if recipe.loss.simkd is not None and frozen is not None:
+        reuse_classifier(model, frozen.net)
+    return to_device(convert_sync_bn(model, recipe, accel), accel.device)
+
+
+def _build_loss(
+    recipe: Recipe,
+    student: FeatureExtractor,
+    online: OnlineTeacher | OneTeacherPerView | None,
+    images: ImageSet,
+    size: int,
+    accel: Accelerator,
+) -> Objective:
+    """Build the loss for maps of these networks on images of `size` pixels, on the device."""
+    with accel.autocast():  # the teacher's kernels may be in its type
+        teacher_shapes = tap_shapes(online.networks[0].extractor, size) if online else {}
+    loss = build_objective(
+        recipe,
+        student_shapes=tap_shapes(student, size),
+        teacher_shapes=teacher_shapes,
+        labels=torch.from_numpy(images.labels),
+    )
+    return convert_sync_bn(loss, recipe, accel).to(accel.device)
+
+
+def _build_ema(recipe: Recipe, model: nn.Module, loader: Loader) -> ModelEmaV3 | None:
+    """Build the average of the weights; None without `[ema]`."""
+    if recipe.ema is None:
+        return None
+    decay = ema_decay(recipe.ema, loader.steps_per_epoch)
+    return ModelEmaV3(
+        model, decay=decay, use_warmup=recipe.ema.warmup, warmup_gamma=9, warmup_power=1
+    )
 
 
 def ema_decay(ema: schema.Ema, steps_per_epoch: int) -> float:

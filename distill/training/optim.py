@@ -134,11 +134,8 @@ def lr_at(
     progress = (step - warmup) / max(1, total - warmup)
     if schedule == "step":
         return max(peak * gamma ** (step // (steps_per_epoch * step_epochs)), min_lr)
-    factor = {
-        "cosine": (1 + math.cos(math.pi * progress)) / 2,
-        "linear": 1 - progress,
-        "constant": 1.0,
-    }[schedule]
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    factor = {"cosine": cosine, "linear": 1 - progress, "constant": 1.0}[schedule]
     return min_lr + (peak - min_lr) * factor
 
 

@@ -3,11 +3,6 @@
 import math
 from typing import Any
 
-from distill.components import fingerprints
-from distill.components.data_pipeline import split_images
-from distill.components.device import build_accelerator
-from distill.components.network import to_device
-from distill.data.sources import image_set
 from distill.data.sources.image_set import Progress
 from distill.errors import UserError
 from distill.events import loss_name
@@ -15,7 +10,6 @@ from distill.models import checkpoint
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
-from distill.teacher import selection
 from distill.training import build, loop, resume
 from distill.training.state import TrainState
 
@@ -40,14 +34,7 @@ def replay(folder: RunFolder, step: int, *, progress: Progress | None = None) ->
     total_steps = newest["total_steps"]
     if not 1 <= step <= total_steps:
         raise UserError(f"--step {step} is no step of {folder.path}; allowed: 1 to {total_steps}.")
-    accel = build_accelerator(recipe)
-    images = image_set.load(recipe.data.source, "train", progress=progress)
-    split = split_images(recipe, images)
-    teacher = selection.load_teacher(recipe, images, split)
-    if teacher is not None:
-        to_device(teacher, accel.device)
-    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
-    state = build.build_state(recipe, newest["role"], split, teacher, folder, accel, identity)
+    state = build.build(recipe, newest["role"], folder, progress=progress)
     resume.check_identity(state, newest)
     build.set_total_steps(state, recipe, total_steps)
     _restore_before(state, step)

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 
 from distill.components.data_pipeline import TrainValSplit, build_loader
 from distill.components.device import build_accelerator
-from distill.components.network import build_network, to_device
+from distill.components.network import build_network
 from distill.data.images import CHANNELS, SIDE, ImageSet
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
@@ -129,7 +129,6 @@ def _build_state(
     frozen = None
     if teacher is not None:
         frozen = FrozenTeacher(build_network(teacher, "teacher", images.n_classes))
-        to_device(frozen, accel.device)
     split, unused = TrainValSplit("", images, None), RunFolder(Path("unused"))
     return build.build_state(small, role, split, frozen, unused, accel, {})
 

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import torch
 
-from distill.components import fingerprints
-from distill.components.data_pipeline import split_images
 from distill.components.device import build_accelerator
 from distill.data.augment.pipeline import AugmentSchedule
 from distill.data.loader import View
-from distill.data.sources import image_set
 from distill.errors import UserError
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
-from distill.teacher import cache_files, selection
+from distill.teacher import cache_files
 from distill.teacher.cache_files import CacheEntry
 from distill.teacher.view_cache import CachedTeacher, logits_match
 from distill.training import build
@@ -79,18 +76,12 @@ def _rebuild_teacher(entry: CacheEntry) -> CachedTeacher:
     if not entry.recipe:
         raise UserError(f"{entry.path} has no readable {cache_files.ABOUT}")
     recipe: Recipe = recipes.loads(entry.recipe, str(entry.path / cache_files.ABOUT))
-    images = image_set.load(recipe.data.source, "train")
-    split = split_images(recipe, images)
-    network = selection.load_teacher(recipe, images, split)
     try:
-        accel = build_accelerator(recipe)
+        build_accelerator(recipe)
     except ValueError as fault:  # accelerate has one precision a process
         raise UserError("an entry of another precision came first; verify it alone") from fault
-    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
-    unused = RunFolder(Path("unused"))
     role: Role = "student" if recipe.student else "teacher"
-    run = build.build_state(recipe, role, split, network, unused, accel, identity)
-    teacher = run.teacher.source
+    teacher = build.build(recipe, role, RunFolder(Path("unused"))).teacher.source
     if not isinstance(teacher, CachedTeacher):
         raise UserError("its recipe caches no teacher logits")
     sides = (None, *(side for _, side in teacher.loader.schedule.sides))

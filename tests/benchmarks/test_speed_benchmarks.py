@@ -13,7 +13,6 @@ from benchmarks import ceilings, peers, resolution, scaling, stages, workers
 from benchmarks.contenders import CONTENDERS
 from benchmarks.pairs import PAIRS
 from benchmarks.peers import Entrant, Unequal
-from distill.components.device import build_accelerator
 from distill.components.network import build_network
 from distill.training import loop
 from distill.training.state import TrainState
@@ -39,7 +38,7 @@ ORDER = [
 def fresh_run() -> TrainState:
     recipe = stages.resolved(f"{stages.QUICK}+mixup", batch=16, rounds=1)
     torch.manual_seed(5)  # of the teacher
-    return stages.prepared(recipe, build_accelerator(recipe))
+    return stages.prepared(recipe)
 
 
 def test_the_stages_are_the_step_of_a_run() -> None:

@@ -18,7 +18,8 @@ from distill.evaluation.predict import measure
 from distill.events import Step
 from distill.models import epoch_weights
 from distill.recipe import recipes
-from distill.runs.run_folder import RunFolder, check_same
+from distill.runs.run_folder import RunFolder
+from distill.runs.run_identity import check_same
 from distill.training.run import TrainingRequest, run
 from distill.training.signals import Request, Stopped
 from tests.make_runs import train, two_epochs

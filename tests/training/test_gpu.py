@@ -3,14 +3,9 @@
 import pytest
 import torch
 
-from distill.components.data_pipeline import split_images
-from distill.components.device import build_accelerator
-from distill.components.network import to_device
-from distill.data.sources import image_set
 from distill.events import Epoch
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
-from distill.teacher import selection
 from distill.training import build
 from distill.training.loop import step
 from distill.training.run import TrainingRequest, run
@@ -22,13 +17,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fresh_accelerate")]
 def test_a_step_waits_for_nothing(teacher, tmp_path) -> None:
     everything = [*two_epochs(teacher), "train.precision='bf16'"]
     recipe = recipes.load("tiny", everything).recipe
-    accelerator = build_accelerator(recipe)
-    images = image_set.load("synthetic", "train")
-    split = split_images(recipe, images)
-    frozen = selection.load_teacher(recipe, images, split)
-    to_device(frozen, accelerator.device)
-    folder = RunFolder(tmp_path)
-    ready = build.build_state(recipe, "student", split, frozen, folder, accelerator, {})
+    ready = build.build(recipe, "student", RunFolder(tmp_path))
     step(ready, 0)  # draws the view, and lets the libraries choose their kernels
     torch.cuda.set_sync_debug_mode("error")
     try:

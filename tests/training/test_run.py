@@ -23,6 +23,7 @@ from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes
+from distill.runs import run_identity
 from distill.runs.run_folder import RunFolder
 from distill.runs.summary import closing_rows
 from distill.training import run
@@ -319,10 +320,10 @@ def test_a_run_is_not_resumed_with_another_teacher(
     shutil.copytree(teacher, tmp_path / "moved")
     shutil.copytree(distilled[0].path, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    run.run_folder.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
+    run_identity.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
     weights = RunFolder(other_teacher).result()["weights"]
     with pytest.raises(UserError, match=rf"\n  the teacher's weights: \w+ -> {weights}\nGive the"):
-        run.run_folder.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
+        run_identity.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
     folder.result_file.unlink()
     with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it began"):
         train(folder.path, *two_epochs(other_teacher), resume=True)

@@ -18,18 +18,8 @@ from distill.data.sources.cifar import Batches, Layout
 from distill.data.sources.class_folders import ClassFolders
 from distill.errors import UserError
 
-__all__ = [
-    "GENUINE",
-    "ImageSet",
-    "Progress",
-    "Split",
-    "check",
-    "count_shared_images",
-    "describe",
-    "info",
-    "load",
-    "subset",
-]
+# Of images.py, for those who import them from here.
+__all__ = ["ImageSet", "Progress", "Split", "count_shared_images", "subset"]
 
 SYNTHETIC = "synthetic"
 LONGEST = 200  # characters of a source in a message

@@ -1,0 +1,109 @@
+"""Compare runs: their recipes, their teachers' weights and the test splits that measured them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from distill.errors import UserError
+from distill.recipe import recipes
+from distill.recipe.recipes import Recipe
+from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
+from distill.runs.run_folder import RunFolder, open_finished
+
+NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}
+TESTED = {  # keys of "data" in result.json that identify the test split
+    "test split": "test_fingerprint",
+    "class names": "class_names_fingerprint",
+}
+
+
+def check_same(folder: RunFolder, recipe: Recipe) -> None:
+    """Raise UserError, with the keys that differ, if the run began with another recipe.
+
+    Without named teachers the recipe has those of the run. Named teachers may be in other folders
+    than before: their weights must be the same, which are compared here if the run is finished, and
+    with the checkpoint when it is resumed. A run that began with the TrivialAugment of an earlier
+    version, which has other strengths and another position, is refused too.
+    """
+    began_with = recipes.read(folder.recipe)
+    if began_with.augment.trivial and "before_crop" not in folder.recipe.read_text():
+        raise UserError(
+            f"{folder.path} cannot be resumed: it began with another augment.trivial, which had "
+            "no before_crop and other strengths.\nChoose another --out."
+        )
+    if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
+        recipe = recipes.with_teacher(recipe, began_with.teacher.runs)
+    differing = {line.split(":")[0]: line for line in recipes.differences(began_with, recipe)}
+    changed = [
+        line for key, line in differing.items() if key not in {*NOT_FINGERPRINTED, "teacher.runs"}
+    ]
+    if not changed and "teacher.runs" in differing and folder.is_finished:
+        changed = _changed_teachers(folder, recipe)
+    if changed:
+        raise UserError(
+            f"{folder.path} cannot be resumed: the recipe is not the one it began with:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the same recipe and --set values, or choose another --out."
+        )
+
+
+def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
+    """A line if the recipe's teachers have other weights than those of a finished run; none if they
+    are the same. Raises UserError if one is no finished run.
+    """
+    before = folder.result()["teacher"]["fingerprint"]
+    today = teachers_fingerprint(open_finished(path) for path in (recipe.teacher or Teacher()).runs)
+    return [] if today == before else [f"the teacher's weights: {before} -> {today}"]
+
+
+def teachers_fingerprint(runs: Iterable[RunFolder]) -> str:
+    """The identity of the teachers' weights: the sha256 of each file, hex, joined by `+`; empty
+    without a teacher.
+    """
+    return "+".join(hashlib.sha256(_weights(run)).hexdigest() for run in runs)
+
+
+def _weights(run: RunFolder) -> bytes:
+    path = run.weights(run.role)
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise UserError(f"{path} cannot be read as weights: {fault.strerror}.") from fault
+
+
+def training_fingerprint(recipe: Recipe) -> str:
+    """SHA-256, hex, of the keys that differ from their defaults, without [about],
+    NOT_FINGERPRINTED, and the paths of images and teachers, which have fingerprints of their own.
+
+    A key that a later version adds, at its default, does not change it.
+    """
+    content = recipe.model_dump(mode="json", exclude={"about"}, exclude_defaults=True)
+    for key in (*NOT_FINGERPRINTED, "data.source", "teacher.runs"):
+        table, _, name = key.partition(".")
+        content.get(table, {}).pop(name, None)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_split_differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names in TESTED by which the results differ. A result of an earlier version, which lacks
+    the keys, differs from none.
+    """
+    fingerprints = {
+        name: {result["data"].get(key) for result in results} - {None}
+        for name, key in TESTED.items()
+    }
+    return [name for name, values in fingerprints.items() if len(values) > 1]
+
+
+def test_split_unnamed(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A note if some results have no fingerprint of their test split; none if all have."""
+    n = sum(TESTED["test split"] not in result["data"] for result in results)
+    if not n:
+        return []
+    verbs = ("is", "has") if n == 1 else ("are", "have")
+    return [
+        f"{n} of {len(results)} results {verbs[0]} of an earlier version and {verbs[1]} no "
+        "fingerprint of the test split: that all were tested on the same images is not checked."
+    ]

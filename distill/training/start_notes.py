@@ -1,0 +1,185 @@
+"""Notes at the start of a run, to be read before hours of training."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distill.components.data_pipeline import TrainValSplit
+from distill.components.test_split import SplitIdentity
+from distill.data import array_cache
+from distill.data.sources import image_set
+from distill.format import counted
+from distill.recipe.recipes import Recipe
+from distill.teacher import cache_files, selection
+from distill.teacher.cache_files import format_size
+from distill.teacher.teacher import OneTeacherPerView
+from distill.teacher.view_cache import CachedTeacher
+from distill.training import environment
+from distill.training.state import TrainState
+
+AMX_CHANNELS = 128  # narrower networks were not measured in bf16 (docs/performance.md)
+DEPENDS = {  # what cached logits depend on, by the names in messages
+    "teacher": "the teacher's weights",
+    "mirror": "teacher.mirror",
+    "weights": "teacher.weights",
+    "data": "the images",
+    "part": "the training part",
+    "precision": "train.precision",
+    "seed": "data.seed",
+    "pipeline": "augmentation, mixing or resolution",
+    "format": "the version of this program",
+}
+
+
+def start_notes(
+    state: TrainState,
+    recipe: Recipe,
+    split: TrainValSplit,
+    test: SplitIdentity,
+    teacher_top1: float | None,
+) -> Iterator[str]:
+    """Yield the notes on what a run will do, and on settings that have no effect or cost time."""
+    yield from _resolution(state)
+    yield from _views_per_teacher_note(state, recipe)
+    yield from _cache_notes(state)
+    yield from _overlap_note(test)
+    yield from _notes(recipe, split, teacher_top1)
+    yield from _cpu_precision(state, recipe)
+
+
+def _resolution(state: TrainState) -> Iterator[str]:
+    """Notes on `train.resolution`: the epochs at each image side, and sides that no epoch uses."""
+    schedule, epochs = state.loader.schedule, state.epochs
+    if not schedule.sides:
+        return
+    side_of = [schedule.side(epoch) for epoch in range(epochs)]
+    sizes, unused = [], []
+    for _, side in schedule.sides:
+        pixels, n = side or state.loader.size, side_of.count(side)
+        if n:
+            first = side_of.index(side) + 1
+            sizes.append(f"{_epoch_range(first, first + n - 1)} at {pixels} pixels")
+        else:
+            unused.append(str(pixels))
+    yield (
+        f"train.resolution: {', '.join(sizes)}; validation and test at full size, "
+        f"{state.loader.size} pixels"
+    )
+    if unused:
+        yield (
+            f"train.resolution: no epoch of {epochs} trains at {' or '.join(unused)} pixels; a "
+            "side begins with the first epoch at or after its share"
+        )
+
+
+def _epoch_range(first: int, last: int) -> str:
+    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
+
+
+def _views_per_teacher_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
+    """A note on how many views each teacher has, if one is drawn for each view."""
+    if not isinstance(state.online_teacher, OneTeacherPerView):
+        return
+    views = {state.loader.schedule.view(epoch) for epoch in range(state.epochs)}
+    counts = Counter(state.online_teacher.choice(view) for view in views)
+    shared = ", ".join(
+        f"{run.path} {counts[i]}" for i, run in enumerate(selection.named_teachers(recipe))
+    )
+    have = counted(len(views), "view has", "views have")
+    yield (
+        f"teacher.draw = one: of {have} {shared}; the teacher's accuracy is that of the mean of all"
+    )
+
+
+def _cache_notes(state: TrainState) -> Iterator[str]:
+    """Notes on the teacher cache: its folder, the number of cached views, why others are unused."""
+    cache = state.teacher.source
+    if not isinstance(cache, CachedTeacher):
+        return
+    needed, found, damaged = cache.count_views(state.epochs)
+    n_bytes = needed * state.loader.targets.numel() * cache_files.BYTES
+    verb = "is" if needed == 1 else "are"
+    yield (
+        f"{found} of {counted(needed, 'view')} of the teacher's logits {verb} cached in "
+        f"{cache_files.logits_folder()}, "
+        f"{format_size(n_bytes)} when all are; a cached view is not computed again"
+    )
+    if damaged:
+        verb = "is" if damaged == 1 else "are"
+        yield f"{damaged} of the cached views {verb} damaged: computed and cached again"
+    if not found and (mismatched := cache.mismatched_keys()):
+        differs = " and ".join(DEPENDS.get(name, name) for name in mismatched)
+        yield f"the most similar cached logits differ in {differs}: they are not used"
+    yield from _shared_cache_note(cache.folders(state.epochs))
+    if cache.matches_teacher(state.step) is False:
+        yield "the cached logits differ from the teacher's of today: all are computed again"
+
+
+def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
+    """A note if other users may change cached logits: only one batch of them is compared with the
+    teacher's.
+    """
+    for folder in folders:
+        if why := array_cache.writable_by_others(folder):
+            yield (
+                f"other users may change the cached logits in {folder}: {why}; use it only if you "
+                "trust them, or set UNDERSTUDY_CACHE to a folder of your own"
+            )
+            return
+
+
+def _overlap_note(test: SplitIdentity) -> Iterator[str]:
+    """A note on how many test images are training images."""
+    if test.n_in_train:
+        verb = "is" if test.n_in_train == 1 else "are"
+        yield (
+            f"{test.n_in_train:,} of the {test.n_images:,} test images {verb} in the train split "
+            "too, pixel by pixel: the test accuracy is not of unseen images alone"
+        )
+
+
+def _notes(recipe: Recipe, split: TrainValSplit, teacher_top1: float | None) -> Iterator[str]:
+    """Notes on the recipe's data, teacher and loss terms."""
+    if recipe.data.source == "cifar10" and split.fingerprint not in image_set.GENUINE:
+        yield "these are not the published images: python cli.py data verify cifar10"
+    if split.held_out is None:
+        yield "data.holdout = 0: no epoch is selected, the last epoch's weights are saved"
+        if teacher_top1 is not None:
+            yield "nothing is held out: the teacher's accuracy is that of training images"
+    if teacher_top1 is not None and teacher_top1 < 2 / split.train.n_classes:
+        yield f"the teacher is hardly above chance ({teacher_top1:.1%}): look at its run"
+    hard = recipe.loss.hard
+    if hard is not None and hard.weight == 0 and hard.label_smoothing > 0:
+        yield (
+            f"loss.hard.label_smoothing = {hard.label_smoothing:g} has no effect: loss.hard.weight "
+            "is 0; type --set loss.hard.weight=1 to train on labels"
+        )
+    if recipe.train.validate_both and recipe.ema is None:
+        yield (
+            "train.validate_both = true has no effect: the recipe has no [ema], so there is one "
+            "network to measure; type --set ema={} for averaged weights"
+        )
+    relational = recipe.loss.terms().keys() & {"dist", "sp", "pkt", "rkd"}
+    if recipe.train.accumulate > 1 and relational:
+        names = " and ".join(sorted(relational))
+        yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
+
+
+def _cpu_precision(state: TrainState, recipe: Recipe) -> Iterator[str]:
+    """A note if this CPU computes the network faster in another precision than the recipe's."""
+    if state.accelerator.device.type != "cpu":
+        return
+    precision = environment.precision_name(state.accelerator)
+    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    if precision == "fp16" or (precision == "bf16" and not has_amx):
+        yield f"this CPU does not compute {precision} natively: it is many times slower than fp32"
+    convolutions = (module for module in state.model.modules() if isinstance(module, nn.Conv2d))
+    is_wide = max((conv.out_channels for conv in convolutions), default=0) >= AMX_CHANNELS
+    if has_amx and is_wide and recipe.train.precision == "auto":
+        yield (
+            f"this CPU has AMX: --set train.precision=bf16 trains networks of {AMX_CHANNELS} "
+            "channels or more 2 to 3 times as fast"
+        )
