@@ -306,7 +306,7 @@ def replay(
     step: Annotated[int, typer.Option("--step", help="The step's number in the journal, from 1.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Repeat one step of a run and print its loss terms: a step that diverged, for instance."""
+    """Repeat one step of a run, such as one that diverged, and print its loss terms."""
     from distill.runs import run_folder
 
     folder = run_folder.open_run(run)
@@ -365,7 +365,7 @@ def params(
 def plan(
     minutes: Annotated[
         float,
-        typer.Option("--minutes", min=0.1, help="Time budget; the teacher's training included."),
+        typer.Option("--minutes", min=0.1, help="Time budget, including the teacher's training."),
     ] = 120.0,
     rules: Annotated[
         str | None,
@@ -493,7 +493,7 @@ def recipes(
     check: Annotated[
         str | None,
         typer.Option(
-            "--check", metavar="NAME|FILE", help="Check a recipe and print all its faults."
+            "--check", metavar="NAME|FILE", help="Check a recipe and print all its errors."
         ),
     ] = None,
     diff: Annotated[
@@ -501,7 +501,7 @@ def recipes(
         typer.Option(
             "--diff",
             metavar="A B",
-            help="Print what differs, and which file set it.",
+            help="Print the differences and the files that set them.",
             show_default=False,
         ),
     ] = None,
@@ -559,7 +559,7 @@ def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> 
 
     if rules is None:
         raise UserError(
-            "--check compares a recipe's student with the rules of a course, and none was named.\n"
+            "--check compares a recipe's student with the rules of a course, but none was named.\n"
             f"Type it with --rules {' or --rules '.join(courses.RULES)}."
         )
     course, (student, activation) = courses.rules_by_name(rules), recipes.design_of(recipe)

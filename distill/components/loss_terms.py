@@ -87,7 +87,7 @@ def required_taps(
         for key, tap in taps(term, whose)
     ]
     faults = [
-        f'{key}: "{tap}" names no map of the {whose}; allowed: {", ".join(points) or "none"}'
+        f'{key}: "{tap}" is not a map of the {whose}; allowed: {", ".join(points) or "none"}'
         for key, tap in needed
         if tap not in points
     ]

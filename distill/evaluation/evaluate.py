@@ -217,7 +217,7 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Tensor, Ten
             images = image_set.load(source, "train", progress=progress)
             if images.fingerprint == data["fingerprint"]:
                 return _predict(run, split_images(recipe, images).held_out)
-    raise UserError(f"the images that the run held out are not in {recipe.data.source} any more")
+    raise UserError(f"the images that the run held out are no longer in {recipe.data.source}")
 
 
 def _predict(run: EvaluatedRun, images: ImageSet | None) -> tuple[Tensor, Tensor]:

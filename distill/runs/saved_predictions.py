@@ -17,7 +17,7 @@ from distill.statistics import LEVEL, RESAMPLES, Interval
 
 BINS = 15  # of the calibration curve, as in the paper
 
-ADVICE = "Bring it back, or move it away: most commands do without it."
+ADVICE = "Restore it, or move it away: most commands work without it."
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 Array = NDArray[Any]

@@ -232,8 +232,8 @@ def test_set_wins_over_the_options_of_its_key(capsys: pytest.CaptureFixture[str]
     assert recipe.data.source == "b"
     assert recipe.teacher is not None and recipe.teacher.runs == ("t",)
     assert capsys.readouterr().err.splitlines() == [
-        "note: --set data.source=b wins: --data is not used",
-        "note: --set teacher={runs=['t']} wins: --teacher is not used",
+        "note: --set data.source=b overrides --data, which is not used",
+        "note: --set teacher={runs=['t']} overrides --teacher, which is not used",
     ]
     assert resolve("tiny", "a", ["optim.lr=0.3"], None).recipe.data.source == "a"
     assert capsys.readouterr().err == ""
@@ -506,13 +506,13 @@ def test_a_stopped_run_says_how_to_go_on(
         at_each_epoch(patched, lambda: os.kill(os.getpid(), number))
         several = door("seeds", *SMALL, *ALONE, "--data", pets, "--n", 2, "--out", "s")
     assert several.code == code
-    again = "Stopped after step 4, and saved. To go on, type the same command again"
+    again = "Stopped after step 4, and saved. To continue, type the same command again"
     assert several.err.splitlines()[-1] == again
 
     (run,) = Path("runs").iterdir()
     advice = said.err.splitlines()[-1]
     assert advice == (
-        "Stopped after step 4, and saved. To go on, type the same command with "
+        "Stopped after step 4, and saved. To continue, type the same command with "
         f"--out {run} --resume"
     )
     resumed = door(*command, *shlex.split(advice.split("with ")[-1]))
@@ -960,7 +960,7 @@ def test_logits_that_no_longer_match_are_recomputed(
             np.savez(view, array=kept["array"][::-1])
     command = ("distill", "--recipe", "tiny+cached_targets", "--teacher", teacher)
     again = door(*command, "--set", "train.epochs=2", "--out", "again")
-    assert "the cached logits differ from the teacher's of today" in unfolded(again.err)
+    assert "the cached logits differ from the teacher's current logits" in unfolded(again.err)
     weights = [Path(run, "student.safetensors").read_bytes() for run in ("first", "again")]
     assert weights[0] == weights[1]
     assert door("cache", "verify").code == 0, "they were written anew"

@@ -66,7 +66,7 @@ def test_what_is_no_run_is_named_beside_those_that_are(
     started(tmp_path / "a" / "old", age_s=60)
     started(tmp_path / "a" / "new")
     (tmp_path / "a" / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no recipe.toml.\nRuns there are: a/new, a/old.$"):
+    with pytest.raises(UserError, match="contains no recipe.toml.\nRuns there are: a/new, a/old.$"):
         open_run("a/empty")
     with pytest.raises(UserError, match="Runs there are: a/new, a/old.$"):
         open_run("a")

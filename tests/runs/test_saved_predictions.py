@@ -79,7 +79,7 @@ def test_a_file_is_read_with_and_without_what_a_run_may_lack(tmp_path: Path) -> 
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "evaluation.npz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"npz cannot be read as predictions.*\nBring it back, or"):
+    with pytest.raises(UserError, match=r"npz cannot be read as predictions.*\nRestore it, or"):
         read(path)
 
 

@@ -239,7 +239,7 @@ def test_table_8_is_the_widest_legal_network_of_each_depth_of_the_report() -> No
 
 
 def test_the_file_in_the_documents_is_taken(tmp_path: Path) -> None:
-    indented = re.findall(r"^    (.*)$|^$", DOCUMENT.split("Saved as")[0], re.MULTILINE)
+    indented = re.findall(r"^    (.*)$|^$", DOCUMENT.split("If the file is")[0], re.MULTILINE)
     (tmp_path / "mine.toml").write_text("\n".join(indented))
     planned = sweep_file.load(tmp_path / "mine.toml", ["teacher.runs=['RUN']"], None)
     assert (planned.n_trials, planned.file.constraint.parameters) == (24, 100_000)

@@ -278,7 +278,7 @@ def test_a_signal_saves_the_trial_for_the_next_worker(
         patch.setattr(room.PruningCallback, "__call__", told_to_stop)
         code, _, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 143
-    assert "another worker takes its trial. Type the same command again" in err
+    assert "another worker continues its trial. Type the same command again" in err
     code, out, err = door("sweep", file, "--out", tmp_path / "out")
     assert code == 0, err
     assert "1 resumed after a worker died" in out

@@ -185,7 +185,7 @@ def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) 
     other = shutil.copytree(teacher, tmp_path / "other")
     two = f"teacher.runs=['{teacher}', '{other}']"
     with pytest.raises(
-        UserError, match="loss.at reads a teacher's maps, and 2 teachers were given"
+        UserError, match="loss.at reads a teacher's maps, but 2 teachers were given"
     ):
         prepared(two, THREE, "loss.at.weight=1")
     assert set(step(prepared(two, THREE), 0)) == {"hard", "kd", TOTAL}
@@ -201,7 +201,7 @@ def test_a_map_that_the_teacher_lacks_is_refused_with_those_it_has(teacher: Path
     with pytest.raises(UserError) as error:
         prepared(f"teacher.runs=['{teacher}']", THREE, "loss.at.weight=1", taps)
     assert str(error.value) == (
-        'loss.at.teacher_taps: "layer4" names no map of the teacher; allowed: stem, stages.0, '
+        'loss.at.teacher_taps: "layer4" is not a map of the teacher; allowed: stem, stages.0, '
         "stages.1, stages.2, maps, features"
     )
 

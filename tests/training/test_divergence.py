@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number: named, not kept, gone back from, and seen again."""
+"""A loss or a gradient that is not a number: named, not kept, gone back from, and seen again."""
 
 from pathlib import Path
 
@@ -122,9 +122,9 @@ def test_a_step_that_diverged_shows_what_it_was(teacher: Path, tmp_path: Path) -
 
 
 def test_a_step_that_is_none(whole_or_taught: RunFolder) -> None:
-    with pytest.raises(UserError, match=r"--step 21 is no step of .*; allowed: 1 to 20"):
+    with pytest.raises(UserError, match=r"--step 21 is not a step of .*; allowed: 1 to 20"):
         replay(whole_or_taught, 21)
-    with pytest.raises(UserError, match=r"--step 0 is no step of"):
+    with pytest.raises(UserError, match=r"--step 0 is not a step of"):
         replay(whole_or_taught, 0)
 
 
@@ -136,5 +136,5 @@ def finished(taught: tuple[RunFolder, object]) -> RunFolder:
 def test_a_run_without_checkpoint_has_no_steps(teacher: Path, tmp_path: Path) -> None:
     recipe = RunFolder(teacher).recipe.read_text()
     (tmp_path / "recipe.toml").write_text(recipe)
-    with pytest.raises(UserError, match="has no checkpoint: nothing is known of its steps"):
+    with pytest.raises(UserError, match="has no checkpoint: so none of its steps can be repeated"):
         replay(RunFolder(tmp_path), 1)

@@ -306,7 +306,7 @@ def test_a_run_is_not_resumed_with_another_teacher(
     with pytest.raises(UserError, match=rf"\n  the teacher's weights: \w+ -> {weights}\nGive the"):
         run.run_folder.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
     folder.result_file.unlink()
-    with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it began"):
+    with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it started"):
         train(folder.path, *two_epochs(other_teacher), resume=True)
 
 
@@ -391,7 +391,7 @@ def test_a_teacher_with_another_recipe_than_it_finished_with_is_refused(teacher,
 def test_a_teacher_that_held_out_fewer_images_is_refused(teacher, tmp_path) -> None:
     data = RunFolder(teacher).result()["data"] | {"val_images": 0}
     other = edited(teacher, tmp_path / "other", data=data)
-    with pytest.raises(UserError, match="held out 0 images, and its recipe holds out 600"):
+    with pytest.raises(UserError, match="held out 0 images, but its recipe holds out 600"):
         train(tmp_path / "student", f"teacher.runs=['{other}']")
 
 
@@ -467,7 +467,7 @@ def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
             break
     tensors, progress = checkpoint.load(out / "last")
     checkpoint.save(out / "last", tensors, progress | {"data": "other"})
-    with pytest.raises(UserError, match="cannot be resumed: its data changed since it began"):
+    with pytest.raises(UserError, match="cannot be resumed: its data changed since it started"):
         train(out, *overrides, resume=True)
 
 
