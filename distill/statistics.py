@@ -98,7 +98,7 @@ def mean_and_interval(values: Sequence[float]) -> MeanAndInterval:
     Raises ValueError if there is no value.
     """
     if not values:
-        raise ValueError("no values: nothing has a mean")
+        raise ValueError("the mean of no values is not defined")
     mean = float(np.mean(values))
     if len(values) == 1:
         return MeanAndInterval(1, mean, None, None)

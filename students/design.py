@@ -272,7 +272,7 @@ def over_budget(design: Design, max_params: int) -> str | None:
 
 def _advice(design: Design, width: int | None) -> str:
     if width is None:
-        return "no width of these stages and blocks fits: take fewer stages or blocks"
+        return "no width of these stages and blocks fits: use fewer stages or blocks"
     stem = ", the stem as wide" if _stem_follows_width(design) else ""
     if design.channels == doubling(design.channels[0], design.stages):
         return f"the widest that fits is width = {width}{stem}"

@@ -18,7 +18,7 @@ def widest_of_each(
 ) -> list[dict[str, Any]]:
     """Return a row for each number of stages and choice of blocks that has a legal width.
 
-    Keys: `stages`, `blocks` (a number for all stages; `asymmetric`: a list, one a stage), `width`,
+    Keys: `stages`, `blocks` (a number for all stages; `asymmetric`: one per stage), `width`,
     `parameters`, `macs`, `macs_per_parameter`. `spec`: more arguments of `Design.of`. Costs five
     counts per row; with `asymmetric` there are blocks ** stages rows. Pooled stages (`downsample`
     "pool") may have 0 blocks, though not all of them. Raises UserError for an invalid spec, for

@@ -117,7 +117,7 @@ def _per_stage_faults(stages: object, **values: object) -> Iterator[str]:
         if value is None or _is_count(value):
             continue
         if not isinstance(value, list | tuple) or not all(map(_is_count, value)):
-            yield f"{name} = {value!r} must be a positive integer or a list of them, one a stage"
+            yield f"{name} = {value!r} must be a positive integer or a list of them, one per stage"
         elif _is_count(stages) and len(value) != stages:
             yield f"{name} = {list(value)} has length {len(value)}; stages is {stages}"
 
@@ -137,7 +137,7 @@ def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterat
         yield from _per_stage_faults(stages, blocks=blocks)
     elif downsample != "pool":
         yield (
-            f"blocks = {numbers} must be a positive integer or a list of them, one a stage; "
+            f"blocks = {numbers} must be a positive integer or a list of them, one per stage; "
             'a stage without blocks needs downsample = "pool"'
         )
     elif _is_count(stages) and len(numbers) != stages:
@@ -161,7 +161,7 @@ def _map_faults(
     if last_map == 0:
         key = f"stage_strides = {list(strides)}" if is_given else f"stages = {len(strides)}"
         yield (
-            f"{key} pool a {first_map}x{first_map} map to nothing; take fewer stages, or "
+            f"{key} pool a {first_map}x{first_map} map to nothing; use fewer stages, or "
             "stage_strides with some 1, which do not pool"
         )
 
@@ -172,7 +172,7 @@ def _width_faults(width: object, channels: object) -> Iterator[str]:
     if width is not None and channels is not None:
         yield f"width = {width} and channels = {channels} exclude each other; give one of them"
     if isinstance(channels, int):
-        yield f"channels = {channels} must be a list, one a stage; width = {channels} doubles"
+        yield f"channels = {channels} must be a list, one per stage; width = {channels} doubles"
 
 
 def _even_faults(**kernels: object) -> Iterator[str]:

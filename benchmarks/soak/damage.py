@@ -27,7 +27,7 @@ SEEN = {
         "“… is damaged: its sha256 is not the one it was written with”; the previous one is used"
     ),
     "a checkpoint's progress": "the same",
-    "a teacher's weights": "“… is not the file that its run wrote: its sha256 is another.”, exit 2",
+    "a teacher's weights": "“… is not the file that its run wrote: its sha256 differs.”, exit 2",
     "cached teacher logits": "computed and cached again; the run's notes and `cache verify` say so",
     "the official archive": "“… is not the official cifar-10-python.tar.gz: its md5 is …”",
     "an archive of images": "“… unreadable, truncated or damaged (CRC check failed …)”, exit 2",

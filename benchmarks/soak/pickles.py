@@ -191,9 +191,9 @@ def _images(call_: bytes, chance: random.Random) -> bytes:
 
 # What the user sees, and whether some pickles of the kind are plain values, which are read.
 SEEN = {
-    "that calls a function": ("“… wants to run code (os.system)”, or what is damaged", False),
+    "that calls a function": ("“… tries to run code (os.system)”, or what is damaged", False),
     "with an array of a hostile type, state, stride or shape": (
-        "“… wants arrays of 'V8'; only plain numbers and text are read”, or what is wrong", True,
+        "“… has arrays of 'V8'; only plain numbers and text are read”, or what is wrong", True,
     ),
     "that announces more bytes than it has": (
         "“… 4,096 bytes are announced, 3 are left”, or what is damaged", False,
@@ -276,7 +276,7 @@ def _is_plain(value: object) -> bool:
 def _checkpoints(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour) -> Outcome:
     """Load checkpoints whose tensors are a hostile pickle, with a valid digest."""
     outcome = Outcome(
-        "a checkpoint that calls a function", "“… wants to run code, and is not loaded”, or damaged"
+        "a checkpoint that calls a function", "“… tries to run code, and is not loaded”, or damaged"
     )
     last = folder / "last"
     buffer = io.BytesIO()

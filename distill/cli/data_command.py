@@ -20,7 +20,7 @@ def info(
     data: SameDataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe a data set, and whether it is the genuine CIFAR-10, in any container or order."""
+    """Describe a data set, and check if it is the genuine CIFAR-10, in any container or order."""
     from distill.data.sources import image_set
     from distill.terminal.progress import ProgressDisplay
 
@@ -41,7 +41,7 @@ def fetch(
         list[str],
         typer.Option(
             "--mirror",
-            help="URL of the file itself, tried first; repeatable. $UNDERSTUDY_MIRRORS may hold "
+            help="URL of the file itself, tried first; repeatable. $UNDERSTUDY_MIRRORS may list "
             "more, separated by spaces.",
             show_default=False,
         ),

@@ -37,7 +37,7 @@ def params(
 def plan(
     minutes: Annotated[
         float,
-        typer.Option("--minutes", min=0.1, help="Time budget; the teacher's training included."),
+        typer.Option("--minutes", min=0.1, help="Time budget, including the teacher's training."),
     ] = 120.0,
     rules: RulesOption = None,
     data: DataOption = None,
@@ -141,7 +141,7 @@ def recipes(
     check: Annotated[
         str | None,
         typer.Option(
-            "--check", metavar="NAME|FILE", help="Check a recipe and print all its faults."
+            "--check", metavar="NAME|FILE", help="Check a recipe and print all its errors."
         ),
     ] = None,
     diff: Annotated[
@@ -149,7 +149,7 @@ def recipes(
         typer.Option(
             "--diff",
             metavar="A B",
-            help="Print what differs, and which file set it.",
+            help="Print the differences and the files that set them.",
             show_default=False,
         ),
     ] = None,
@@ -209,7 +209,7 @@ def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> 
 
     if rules is None:
         raise UserError(
-            "--check compares a recipe's student with the rules of a course, and none was named.\n"
+            "--check compares a recipe's student with the rules of a course, but none was named.\n"
             f"Type it with --rules {' or --rules '.join(courses.RULES)}."
         )
     course, (student, activation) = courses.rules_by_name(rules), recipes.design_of(recipe)

@@ -221,7 +221,7 @@ def replay(
     step: Annotated[int, typer.Option("--step", help="The step's number in the journal, from 1.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Repeat one step of a run and print its loss terms: a step that diverged, for instance."""
+    """Repeat one step of a run, such as one that diverged, and print its loss terms."""
     from distill.runs import run_folder
 
     folder = run_folder.open_run(run)

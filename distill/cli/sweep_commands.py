@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from distill.sweep.storage import Storage
     from distill.sweep.worker import Reader, Say, Train
 
-GO_ON = "Another worker takes its trial. Type the same command again to go on."
+GO_ON = "Another worker continues its trial. Type the same command again to continue."
 HEARTBEAT_S = 20  # of a search's workers; one that is silent for three counts as dead
 
 
@@ -62,7 +62,7 @@ def seeds(
     resolved = resolve(recipe, data, set_, teacher)
     if fixed := [key for key in ("train.seed", "data.seed") if resolved.origins[key] == "--set"]:
         raise UserError(
-            f"seeds varies {' and '.join(fixed)} itself, from 0 on.\n"
+            f"seeds sets {' and '.join(fixed)} itself, starting at 0.\n"
             "Remove that --set; --n is the number of seeds."
         )
     folder = out or run_folder.RUNS / f"seeds-{resolved.name}"
@@ -73,7 +73,7 @@ def seeds(
     with process_group():
         for run in planned:
             recipe_of_run = seed_runs.with_same_teacher(run, planned[0])
-            resume, go_on = run.folder.is_run, "To go on, type the same command again"
+            resume, go_on = run.folder.is_run, "To continue, type the same command again"
             finish(run.role, recipe_of_run, run.folder, resume, [], go_on)
     summary = seed_runs.summary(planned)
     for note in summary.get("notes", []):
@@ -252,8 +252,8 @@ def _explain_abandoned_trial(folder: Path) -> Iterator[None]:
     from distill.training.signals import Stopped
 
     message = (
-        "Stopped; another worker takes its trial. "
-        f"Type the same command again to go on in {folder}."
+        "Stopped; another worker continues its trial. "
+        f"Type the same command again to continue in {folder}."
     )
     try:
         yield
@@ -264,7 +264,7 @@ def _explain_abandoned_trial(folder: Path) -> Iterator[None]:
         echo(message, err=True)
         raise
     except OutOfMemory as fault:
-        raise Failure(f"The sweep in {folder} ends here: {fault}\n{GO_ON}") from None
+        raise Failure(f"The sweep in {folder} stopped: {fault}\n{GO_ON}") from None
     except OSError as fault:
         raise Failure(
             f"The sweep in {folder} failed: {system_error_text(fault)}.\n{GO_ON}"

@@ -42,8 +42,8 @@ def combined_overrides(
     for path in filter(None, [data, *(teachers or [])]):
         if not is_utf8(path):
             raise UserError(
-                f"{path} is not UTF-8, and recipe.toml cannot hold it.\n"
-                "Rename the folder, or give a link to it that has another name."
+                f"the name of {path} is not UTF-8, so recipe.toml cannot contain it.\n"
+                "Rename the folder, or give a link to it with another name."
             )
 
     chosen = []
@@ -51,7 +51,7 @@ def combined_overrides(
     for option, (key, value) in options.items():
         override = override_of(key, overrides)
         if value is not None and override is not None:
-            echo(f"note: --set {override} wins: {option} is not used", err=True)
+            echo(f"note: --set {override} overrides {option}, which is not used", err=True)
         elif value is not None:
             chosen.append(f"{key}={value_text(value)}")
     return [*overrides, *chosen]
@@ -74,7 +74,7 @@ def train(
 
     if resume and out is None:
         raise UserError(
-            "--resume continues a run, and none was named.\n"
+            "--resume continues a run, but no run was named.\n"
             f"Type it with --out RUN{run_folder.unfinished_in(run_folder.RUNS)}."
         )
     if trackers:  # refused before any work
@@ -83,7 +83,7 @@ def train(
         check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     quoted = shlex.quote(str(folder.path))
-    go_on = f"To go on, type the same command with --out {quoted} --resume"
+    go_on = f"To continue, type the same command with --out {quoted} --resume"
     finish(role, resolved, folder, resume, trackers, go_on)
     if is_main():
         with quiet_on_error("stdout"):  # the run is finished, even if its table cannot be printed

@@ -49,7 +49,7 @@ def check_test(test: ImageSet, known: SplitIdentity) -> None:
         problem = f"the test split of {known.source} changed while the run trained: fingerprint "
         problem += " / ".join(prints)
     if problem:
-        raise UserError(f"{problem}.\nBring the former images and class folders back.")
+        raise UserError(f"{problem}.\nRestore the original images and class folders.")
 
 
 def check_tested(folder: RunFolder, test: ImageSet, source: str) -> None:
@@ -62,6 +62,6 @@ def check_tested(folder: RunFolder, test: ImageSet, source: str) -> None:
         raise UserError(
             f"the test split of {source} is not the one that run {folder.path} was tested on: "
             f"fingerprint {test.fingerprint[:12]}, then {str(tested_on)[:12]}.\n"
-            "Bring the former images back; python cli.py evaluate RUN --data SOURCE measures the "
+            "Restore the original images; python cli.py evaluate RUN --data SOURCE measures the "
             "run on others."
         )

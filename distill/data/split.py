@@ -86,5 +86,5 @@ def _check(
     if faults:
         share = f"data.holdout = {holdout} of {sum(held) + sum(left):,} images"
         raise data_error(
-            share, faults, "Choose another share, fewer training images, or bring more images."
+            share, faults, "Choose another share, fewer training images, or add more images."
         )

@@ -222,7 +222,7 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Arra
                 held_out = split_images(recipe, images).held_out
                 assert held_out is not None
                 return _predict(run, held_out, run.net)
-    raise UserError(f"the images that the run held out are not in {recipe.data.source} any more")
+    raise UserError(f"the images that the run held out are no longer in {recipe.data.source}")
 
 
 def _predict(run: EvaluatedRun, images: ImageSet, net: nn.Module) -> tuple[Array, Array]:

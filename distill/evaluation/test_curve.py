@@ -104,7 +104,7 @@ def _splits(
         of_run, of_source = describe_class_difference(class_names, test.class_names)
         raise UserError(
             f"run {folder.path} has the classes {of_run}; {recipe.data.source} now has "
-            f"{of_source}.\nBring the former images back."
+            f"{of_source}.\nRestore the original images."
         )
     check_tested(folder, test, recipe.data.source)
     images = image_set.load(recipe.data.source, "train", progress=progress)

@@ -225,7 +225,7 @@ def _test_accuracy(finished: FinishedRun, format_: Format, new: Path) -> dict[st
     agreement = _agreement(exported, original)
     if not (exported.isfinite().all() and agreement >= LEAST_AGREEMENT):
         raise Failure(
-            f"the exported network predicts as the run does on {percent(agreement)} of the test "
+            f"the exported network agrees with the run on {percent(agreement)} of the test "
             f"images, less than {percent(LEAST_AGREEMENT)}, or its logits are not finite. Its "
             "files were deleted.\n"
             "This network is too inaccurate in 8 bits: choose --format onnx."
@@ -264,7 +264,7 @@ def _line(compared: dict[str, Any]) -> str:
     ]
     if "top1" in compared:
         facts += [
-            f"right on {percent(compared['top1'])} of {compared['n_test']:,} test images, "
+            f"correct on {percent(compared['top1'])} of {compared['n_test']:,} test images, "
             f"the float network on {percent(compared['float_top1'])}: "
             f"{percent_number(abs(compared['lost']))} points "
             f"{'lost' if compared['lost'] > 0 else 'gained'} "

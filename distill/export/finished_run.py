@@ -84,7 +84,7 @@ class FinishedRun:
         if list(images.class_names) != self.class_names:
             of_run, of_data = describe_class_difference(self.class_names, images.class_names)
             raise UserError(
-                f"run {self.folder.path} knows the classes {of_run}; {self.source} has {of_data}.\n"
+                f"run {self.folder.path} has the classes {of_run}; {self.source} has {of_data}.\n"
                 "Give --data with the same classes as the run."
             )
         return images

@@ -37,7 +37,7 @@ def load_formats(names: Sequence[str]) -> dict[str, Format]:
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise UserError(
-            f"--format {', '.join(unknown)}: there is no such format; there are "
+            f"--format {', '.join(unknown)}: unknown format; allowed: "
             f"{', '.join(NAMES)}.\n"
             "Type for example python cli.py export RUN --format onnx --out DIR."
         )

@@ -58,7 +58,7 @@ def check_out(out: Path, source: Path) -> None:
     if out.exists() and source.exists() and out.samefile(source):
         raise UserError(f"--out {out} is the input itself, which would be overwritten.\n{advice}")
     if out.suffix.lower() != ".csv":
-        raise UserError(f"--out {out} is not named as a CSV.\n{advice}")
+        raise UserError(f"--out {out} does not end in .csv.\n{advice}")
     run_folder.check_writable(out.parent, f"the folder of {out.name}")
 
 
@@ -98,7 +98,7 @@ def numbers_out_of_order(class_names: Sequence[str]) -> str | None:
     for position, name in enumerate(class_names if are_numbers else ()):
         if name != str(position):
             return (
-                "Labels are positions in the run's class names, which are numbers in the order of "
+                "Labels are positions in the run's class names, which are numbers sorted as "
                 f"text: label {position} is class {name!r}. Type --labels names for the names."
             )
     return None

@@ -104,7 +104,7 @@ class Tar:
         self._n_held += n
         if self._n_held > max(HELD, RATIO * self._n_bytes):
             raise InvalidArray(
-                f"wants {self._n_held:,} bytes in memory, more than {RATIO} times its own "
+                f"needs {self._n_held:,} bytes of memory, more than {RATIO} times its own "
                 f"{self._n_bytes:,}"
             )
         return self._take(n)

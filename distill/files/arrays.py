@@ -43,7 +43,7 @@ class InvalidArray(ValueError):
 def plain_dtype(name: str) -> np.dtype[Any]:
     """Return the type named `u1`, `<f4` …. Raises InvalidArray unless it is numbers or text."""
     if not PLAIN.fullmatch(name):
-        raise InvalidArray(f"wants arrays of {name[:20]!r}; only plain numbers and text are read")
+        raise InvalidArray(f"has arrays of {name[:20]!r}; only plain numbers and text are read")
     return np.dtype(name)
 
 

@@ -22,7 +22,7 @@ LARGEST = 16 << 20  # bytes of a file; result.json of 1,000 classes has about 30
 DEEPEST = 32  # levels of nested lists and tables; the program writes 3
 LARGEST_INTEGER = 2**63 - 1
 LONGEST_REASON = 200  # characters
-RETRAIN = "Bring the file back, or train that run again in another --out."
+RETRAIN = "Restore the file, or train that run again in another --out."
 
 Text = Annotated[str, Field(max_length=4096)]
 Count = Annotated[int, Field(ge=0, le=2**53)]

@@ -91,7 +91,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:  # our checkpoints call no functions
         raise DamagedCheckpoint(
-            f"{folder} wants to run code, and is not loaded: {fault}"
+            f"{folder} tries to run code, and is not loaded: {fault}"
         ) from fault
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as fault:
         if out_of_memory.is_out_of_memory(fault):
@@ -177,8 +177,8 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise UserError(
-                f"{path} is not the file that its run wrote: its sha256 is another.\n"
-                "Bring it back, or train it again in another --out."
+                f"{path} is not the file that its run wrote: its sha256 differs.\n"
+                "Restore it, or train it again in another --out."
             )
         weights = from_bytes(content)
     except (OSError, SafetensorError) as fault:

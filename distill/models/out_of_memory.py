@@ -32,7 +32,7 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
         raise OutOfMemory(
             f"{_which_memory(error)}\n"
             f"A step has {counted(train.batch_size, 'image')} (train.batch_size). "
-            f"Begin anew with --set train.accumulate={2 * train.accumulate}, the same batch "
+            f"Start again with --set train.accumulate={2 * train.accumulate}, the same batch "
             "in smaller parts, or with a smaller train.batch_size."
         ) from None
 

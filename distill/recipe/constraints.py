@@ -94,7 +94,7 @@ def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
     for name, value in teacher:
         if name in foreign_keys(teacher.network) & teacher.model_fields_set:
             problem = (
-                f"is a key of {owner}, and {{}} is {family}; remove it, "
+                f"is a key of {owner}, but {{}} is {family}; remove it, "
                 f"or type --set teacher.network={owner}"
             )
             value = list(value) if isinstance(value, tuple) else value
@@ -134,8 +134,8 @@ def one_label_is_unmixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
     """A term that reads one class per sample, or the sample's index, is not used with mixing."""
     for name, term in loss.terms().items():
         reads = {
-            "one label": "reads one class per sample, and {} makes several of them",
-            "sample index": "knows each image by its index, and {} mixes several images into one",
+            "one label": "reads one class per sample, but {} makes several of them",
+            "sample index": "knows each image by its index, but {} mixes several images into one",
         }
         for need in reads.keys() & term.needs:
             for way in mix.ways():
@@ -152,7 +152,7 @@ def pairs_are_mixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
             problem = "mixes the teacher's logits as the images are mixed, and none are; type "
             yield Fault(f"loss.{name}", None, problem + "--set mix.cutmix.prob=0.5")
         if mix.ricap is not None:
-            problem = "mixes the logits of two images, and {} mixes four; type "
+            problem = "mixes the logits of two images, but {} mixes four; type "
             remedy = "--set mix.ricap=false"
             yield Fault(f"loss.{name}", None, problem + remedy, against="mix.ricap")
 
@@ -164,7 +164,7 @@ def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
     """
     for name, term in loss.terms().items():
         if "live teacher" in term.needs:
-            problem = "reads the teacher's maps, and {} stores only its logits; type "
+            problem = "reads the teacher's maps, but {} caches only its logits; type "
             remedy = f"--set cache=false or --set loss.{name}=false"
             yield Fault(f"loss.{name}", None, problem + remedy, against="cache")
 
@@ -181,7 +181,7 @@ def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
             continue
         for key, (default, means, is_set) in combined.items():
             if is_set:
-                problem = f"reads the maps of one teacher, and {{}} {means}; type "
+                problem = f"reads the maps of one teacher, but {{}} {means}; type "
                 remedy = f"--set teacher.{key}={default} or --set loss.{name}=false"
                 yield Fault(f"loss.{name}", None, problem + remedy, against=f"teacher.{key}")
 
@@ -249,7 +249,7 @@ def optimizer_takes_its_arguments(optim: Optim) -> Iterator[Fault]:
         yield Fault("optim.momentum", optim.momentum, problem)
     if optim.name == "adan" and optim.betas is not None:
         problem = (
-            "has two values, and adan has three of its own; remove it, or use another optimizer"
+            "has two values, but adan has three of its own; remove it, or use another optimizer"
         )
         yield Fault("optim.betas", list(optim.betas), problem)
 

@@ -244,13 +244,13 @@ def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
     """
     if not _is_ingredient(spec):
         load(spec, overrides)
-        return f"{spec}: no fault"
+        return f"{spec}: no faults"
     composed = compose(spec, overrides)
     wrong = check(composed.values, whole=False)[1]
     faults = [*composed.faults, *(_line(fault, composed.origins) for fault in wrong)]
     if faults:
         raise RecipeError(spec, faults)
-    return f"{spec}: no fault; an ingredient, to be composed with a recipe: kd+{Path(spec).stem}"
+    return f"{spec}: no faults; an ingredient, to be composed with a recipe: kd+{Path(spec).stem}"
 
 
 def control_recipe(recipe: Recipe) -> Recipe:
@@ -338,7 +338,7 @@ def check_teacher(resolved: ResolvedRecipe) -> None:
         if term.needs & TEACHERS:
             origin = origins[f"loss.{name}.weight"]
             faults.append(
-                f"loss.{name} ({origin}) needs a teacher, and train-teacher has none; "
+                f"loss.{name} ({origin}) needs a teacher, but train-teacher has none; "
                 f"type --set loss.{name}=false{_labels_alone(recipe)}"
             )
     if faults:

@@ -132,8 +132,8 @@ def _predictions(run: RunFolder) -> Predictions:
     predictions = saved_predictions.read_run(run)
     if predictions is None:
         raise UserError(
-            f"{run.evaluation} is not there: without its predictions a run cannot be compared.\n"
-            "Bring the file back, or train the run again in another --out."
+            f"{run.evaluation} is missing: a run cannot be compared without its predictions.\n"
+            "Restore the file, or train the run again in another --out."
         )
     return predictions
 
@@ -208,17 +208,17 @@ def _findings(
     if p < SIGNIFICANT:
         better, worse = (a, b) if b.top1_test < a.top1_test else (b, a)
         yield (
-            f"Shown: on images like these {n:,} the network of {better.run} is right more often "
+            f"Shown: on images like these {n:,} the network of {better.run} is correct more often "
             f"than that of {worse.run}; B − A is between {low} and {high} points."
         )
     else:
         yield (
-            f"No difference is shown: these {n:,} images fit a B − A of anything between {low} and "
-            f"{high} points."
+            f"No difference is shown: with these {n:,} images B − A may be anything between {low} "
+            f"and {high} points."
         )
     yield (
-        "Not shown: that one recipe is better. One run of each shows nothing about another seed; "
-        "for that, train several of each."
+        "Not shown: that one recipe is better. One run of each shows nothing about other seeds; "
+        "train several of each for that."
     )
 
 
@@ -231,8 +231,8 @@ def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
         return
     if unnamed:
         yield (
-            "Their training images differ, and so perhaps those they were tested on: only the "
-            "labels of these are known to be the same."
+            "Their training images differ, and their test images may differ too: only the labels "
+            "of these are known to be the same."
         )
     else:
-        yield "Their training images differ; those they were tested on are the same."
+        yield "Their training images differ; their test images are the same."

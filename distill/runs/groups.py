@@ -102,7 +102,7 @@ def group_difference(a: Group, b: Group) -> GroupDifference:
         if of_a.is_finished and of_b.is_finished
     ]
     if len({record.test for pair in common for record in pair} - {""}) > 1:
-        return GroupDifference(a.name, b.name, "they were tested on other images")
+        return GroupDifference(a.name, b.name, "they were tested on different images")
     if len(common) > 1:
         accuracies = (Group(a.name, runs).tested for runs in zip(*common, strict=True))
         difference, p = statistics.paired_difference(*accuracies)
@@ -118,18 +118,18 @@ def _between_two(
 ) -> GroupDifference:
     """McNemar's test on the images that only one of two networks has right."""
     if not common:
-        return GroupDifference(a.name, b.name, "no common seeds, nothing is paired")
+        return GroupDifference(a.name, b.name, "no common seeds, so no pairs")
     (run_a, run_b), *_ = common
     of_a, of_b = run_a.predictions, run_b.predictions
     if of_a is None or of_b is None:
-        return GroupDifference(a.name, b.name, "the predictions of one are not there")
+        return GroupDifference(a.name, b.name, "the predictions of one are missing")
     is_known = run_a.test and run_b.test
     if (is_known and run_a.test != run_b.test) or not np.array_equal(of_a.labels, of_b.labels):
-        return GroupDifference(a.name, b.name, "they were tested on other images")
+        return GroupDifference(a.name, b.name, "they were tested on different images")
     pairs = statistics.count_pairs(of_a.is_right, of_b.is_right)
     method = (
-        "McNemar, a run each: right in the first alone "
-        f"{counted(pairs.only_a, 'image')}, in the second {pairs.only_b:,}"
+        "McNemar's test, one run each: correct in the first only "
+        f"{counted(pairs.only_a, 'image')}, in the second only {pairs.only_b:,}"
     )
     difference = (pairs.only_a - pairs.only_b) / len(of_a.labels)
     return GroupDifference(a.name, b.name, method, difference, None, pairs.p)

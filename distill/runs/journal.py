@@ -26,7 +26,7 @@ from distill.runs.run_folder import write_text
 
 def _in_range(seconds: float) -> float:
     if abs(seconds) > 1e12:
-        raise ValueError("it is no time in seconds")
+        raise ValueError("it is not a time in seconds")
     return seconds
 
 

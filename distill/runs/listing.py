@@ -50,7 +50,7 @@ def list_runs(folder: Path) -> list[RunListing]:
     if folder == RUNS and not folder.exists():
         return []
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder.\nGive a folder of runs, or none for runs/.")
+        raise UserError(f"{folder} is not a folder.\nGive a folder of runs, or none for runs/.")
     return [_list_run(run) for run in _runs(folder)]
 
 
@@ -79,7 +79,7 @@ def _lost_its_recipe(path: Path) -> bool:
 def _list_run(run: RunFolder) -> RunListing:
     row = RunListing(str(run.path), _modified_at(run))
     if not run.is_run:
-        return replace(row, state="damaged", fault=f"{run.recipe.name} is gone")
+        return replace(row, state="damaged", fault=f"{run.recipe.name} is missing")
     try:
         recipe = recipes.read(run.recipe)
         if recipes.has_teacher(recipe) and recipe.teacher:
@@ -101,7 +101,7 @@ def _first_line(fault: Exception) -> str:
 def _finished(run: RunFolder, row: RunListing) -> RunListing:
     result, summary = run.result(), figures("", run)
     if not run.weights(run.role).exists():
-        raise UserError(f"{run.weights(run.role).name} is gone")
+        raise UserError(f"{run.weights(run.role).name} is missing")
     n = _test_images(run)
     right = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
     return replace(

@@ -111,7 +111,7 @@ class RunFolder:
         if not self.is_finished:
             raise UserError(
                 f"run {self.path} is not finished: it has no {self.result_file.name}.\n"
-                "Finish it by its own command with --resume."
+                "Finish it with its own command and --resume."
             )
         return json_files.result(self.result_file)
 
@@ -164,7 +164,7 @@ def check_role(folder: RunFolder, role: Role) -> None:
     command = {"teacher": "train-teacher", "student": "distill"}
     raise UserError(
         f"{folder.path} is the run of a {found}, and {command[role]} trains a {role}.\n"
-        f"Go on with it by python cli.py {command.get(str(found), 'distill')}, or choose another "
+        f"Continue it with python cli.py {command.get(str(found), 'distill')}, or choose another "
         "--out."
     )
 
@@ -247,9 +247,9 @@ def check_subfolder(path: Path) -> None:
     symbolic link, which would lead out of the named folder, or no folder.
     """
     if path.is_symlink():
-        fault = "is a symbolic link: all is written inside the folder that was named"
+        fault = "is a symbolic link: files are written only inside the named folder"
     elif path.exists() and not path.is_dir():
-        fault = "is no folder, and files are to be written in it"
+        fault = "is not a folder, so no file can be written in it"
     else:
         return
     raise UserError(f"{path} {fault}.\nDelete it, or choose another --out.")
@@ -303,7 +303,9 @@ def open_run(path: str | Path) -> RunFolder:
         _check_readable(folder)
         return folder
     found = (
-        "it exists but holds no recipe.toml" if folder.path.exists() else "there is no such folder"
+        "it exists but contains no recipe.toml"
+        if folder.path.exists()
+        else "there is no such folder"
     )
     raise UserError(f"{path} is not a run: {found}.\n{_suggestions(folder.path)}")
 

@@ -105,5 +105,5 @@ def test_split_unnamed(results: Sequence[Mapping[str, Any]]) -> list[str]:
     verbs = ("is", "has") if n == 1 else ("are", "have")
     return [
         f"{n} of {len(results)} results {verbs[0]} of an earlier version and {verbs[1]} no "
-        "fingerprint of the test split: that all were tested on the same images is not checked."
+        "fingerprint of the test split: it is unknown whether all were tested on the same images."
     ]

@@ -13,7 +13,7 @@ from distill.files.arrays import LARGEST, open_npz
 from distill.metrics import Array, is_right
 from distill.runs.run_folder import RunFolder
 
-ADVICE = "Bring it back, or move it away: most commands do without it."
+ADVICE = "Restore it, or move it away: most commands work without it."
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 

@@ -73,7 +73,7 @@ def _comparable(recipe: Recipe) -> str:
 def _teacher_row(run: RunFolder) -> ClosingRow:
     """The teacher's figures; its row shows if it is gone or damaged."""
     if not run.is_finished:
-        return ClosingRow("teacher", f"{run.path} is gone")
+        return ClosingRow("teacher", f"{run.path} is missing")
     try:
         return summary_row("teacher", run)
     except UserError:

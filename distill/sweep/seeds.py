@@ -41,7 +41,9 @@ def plan(
     Raises UserError for fewer than two seeds, which have no spread.
     """
     if len(set(seeds)) < 2:
-        raise UserError("one seed has no spread; type at least --n 2, or --n 5 if time allows.")
+        raise UserError(
+            "one seed has no standard deviation; type at least --n 2, or --n 5 if time allows."
+        )
     runs = []
     for seed in seeds:
         recipe = recipes.with_seed(resolved.recipe, seed)

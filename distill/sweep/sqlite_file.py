@@ -27,7 +27,7 @@ TABLE = re.compile(r'CREATE TABLE [\w\s(),"]*')
 INDEX = re.compile(r'CREATE (UNIQUE )?INDEX "?\w+"? ON "?\w+"? \([\w\s,"]*\)')
 COMPUTED = re.compile(r"\b(AS|CHECK|USING|DEFAULT\s*\()", re.IGNORECASE)
 CHECK_OF_OPTUNA = re.compile(r"CHECK \(version_info_id ?= ?1\)")
-ADVICE = "Bring back the file that the sweep wrote, or choose another --out."
+ADVICE = "Restore the file that the sweep wrote, or choose another --out."
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def of_url(url: str | URL) -> SQLiteFile | None:
 
 
 def check_regular(path: Path) -> None:
-    """Raise UserError if a path exists and is no regular file, or a file with other names."""
+    """Raise UserError if a path exists and is not a regular file, or a file with other names."""
     try:
         status = path.lstat()
     except FileNotFoundError:

@@ -148,7 +148,7 @@ class Storage:
         """Return the message about a storage that no sweep has written."""
         return UserError(
             f"The storage {self.shown} is damaged: {why.rstrip('.')}.\n"
-            "Bring it back as the sweep wrote it, or choose another --out or --storage."
+            "Restore it as the sweep wrote it, or choose another --out or --storage."
         )
 
     def read_attempts(self, study: optuna.Study) -> list[FrozenTrial]:
@@ -174,7 +174,7 @@ class Storage:
             if [each.name.lower() for each in study.directions] != [direction]:
                 raise self.damaged(f"the study does not {direction} one value")
             if not isinstance(study.user_attrs.get("definition", ""), str):
-                raise self.damaged("its definition is no text")
+                raise self.damaged("its definition is not text")
             _check_same(name, study, definition, defaults)
         return study
 

@@ -43,7 +43,7 @@ def fault_of(attempts: Sequence[FrozenTrial], sweep: Sweep) -> str | None:
     """Return why no worker of the sweep can have stored one of the attempts; None if all fit."""
     for number, count in Counter(attempt.number for attempt in attempts).items():
         if not isinstance(number, int) or count > 1:
-            return f"{counted(count, 'attempt')} of the number {number}"
+            return f"{counted(count, 'attempt')} with the number {number}"
     expected = optuna_space.distributions(sweep.file)
     for attempt in attempts:
         for fault in _faults(attempt, sweep, expected):
@@ -75,7 +75,7 @@ def _attribute_faults(attempt: FrozenTrial) -> Iterator[str]:
         if not RUNG.fullmatch(name):
             yield f"a sweep sets no {name[:40]!r}"
         elif not isinstance(value, float | int):
-            yield f"{name} is no number"
+            yield f"{name} is not a number"
 
 
 def _value_faults(
@@ -105,7 +105,7 @@ def _measured_faults(attempt: FrozenTrial, metric: str) -> Iterator[str]:
     measured = [*attempt.intermediate_values.values(), *reported.values(), *(attempt.values or ())]
     for value in measured:
         if not isinstance(value, float | int):
-            yield f"{metric} = {str(value)[:40]!r} is no number"
+            yield f"{metric} = {str(value)[:40]!r} is not a number"
         elif not _is_possible(value, metric.partition("/")[0]):
             yield f"{metric} = {value} cannot have been measured"
 

@@ -89,7 +89,7 @@ def legal_designs(
     Raises UserError if the recipe has no student or fewer than two designs are legal.
     """
     if recipe.student is None:
-        raise UserError("a search varies the student, and the recipe has no [student].")
+        raise UserError("a search varies the student, but the recipe has no [student].")
     rules, activation = courses.rules_by_name(course), recipe.student.activation
     spec = {name: value for name, value in recipe.student.spec().items() if name not in GIVEN}
     too_many = rules.least_too_many(budget)

@@ -134,9 +134,9 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
     if sweep.metric in {measure_name(m, "val_ema") for m in MEASURES}:
         yield from _without_average(sweep)
     if sweep.file.study.pruner == "hyperband" and recipe.train.epochs is None:
-        yield 'study.pruner = "hyperband" counts epochs, and the recipe sets train.minutes'
+        yield 'study.pruner = "hyperband" counts epochs, but the recipe sets train.minutes'
     if recipe.student is None and sweep.file.constraint.parameters is not None:
-        yield "constraint.parameters limits a student, and the recipe has none"
+        yield "constraint.parameters limits a student, but the recipe has none"
     if recipes.has_teacher(recipe) and not (recipe.teacher and recipe.teacher.runs):
         yield (
             f"{sweep.base.name} needs a teacher, the same for all trials; name it: --teacher RUN"

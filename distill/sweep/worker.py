@@ -166,7 +166,7 @@ def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lamb
                 continue
             if not is_waiting:
                 others = counted(trials.n_open(), "trial")
-                say(f"{others} left with other workers: waiting, in case one of them dies")
+                say(f"{others} left with other workers: waiting in case one of them dies")
             is_waiting = True
             time.sleep(LOOK_S)
 
@@ -254,7 +254,7 @@ def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecip
     say(f"trial {claimed.number} of {sweep.n_trials}: {shown}")
     if n_drawn > 1 and refusal is not None:
         trial.set_user_attr(REDRAWN, n_drawn - 1)
-        say(f"note: drawn {n_drawn} times; one that cannot be trained: {_reason(refusal)}")
+        say(f"note: drawn {n_drawn} times; one draw cannot be trained: {_reason(refusal)}")
     return sweep.trial_recipe(values)
 
 

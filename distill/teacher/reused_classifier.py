@@ -20,7 +20,7 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
     own, reused = student.get_submodule("head"), _find_classifier(teacher)
     if not isinstance(own, nn.Linear) or not isinstance(reused, nn.Linear):
         raise UnsuitableRecipe(
-            "loss.simkd reuses a linear classifier, and this teacher has none.\n"
+            "loss.simkd reuses a linear classifier, but this teacher has none.\n"
             "Type --set loss.simkd=false, or give it a teacher whose last layer is linear."
         )
     if own.weight.shape != reused.weight.shape:

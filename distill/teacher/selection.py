@@ -49,7 +49,7 @@ def resolve_teachers(
     if not recipes.has_teacher(recipe):
         if given:
             raise UserError(
-                f"--teacher {given[0]} was given, and no term of this recipe reads a teacher.\n"
+                f"--teacher {given[0]} was given, but no term of this recipe reads a teacher.\n"
                 "Leave --teacher out, or choose a recipe with one, such as kd."
             )
         return recipe, []
@@ -113,13 +113,13 @@ def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> Froz
     faults = [fault for run in runs for fault in _problems(run, images, split)]
     places = [run.path.resolve() for run in runs]
     faults += [
-        f"teacher {place} was given {places.count(place)} times; a mean needs different ones"
+        f"teacher {place} was given {places.count(place)} times; an ensemble needs different ones"
         for place in dict.fromkeys(places)
         if places.count(place) > 1
     ]
     if len(runs) > 1:
         faults += [
-            f"loss.{name} reads a teacher's maps, and {len(runs)} teachers were given, which have "
+            f"loss.{name} reads a teacher's maps, but {len(runs)} teachers were given, which have "
             f"none in common; give one --teacher, or type --set loss.{name}=false"
             for name, term in recipe.loss.terms().items()
             if "live teacher" in term.needs
@@ -138,24 +138,24 @@ def _open_run(run: RunFolder) -> RunFolder:
         return open_run(run.path)
     except UserError as fault:
         raise UserError(
-            f"teacher {fault}\nIf its folder was moved, name the new one, --teacher RUN: a resumed "
-            "run compares the teacher's weights, not its path."
+            f"teacher {fault}\nIf its folder was moved, give the new one with --teacher RUN: a "
+            "resumed run compares the teacher's weights, not its path."
         ) from fault
 
 
 def _count_problems(recipe: Recipe, n: int) -> Iterator[str]:
     """Yield a line for each key of [teacher] that does not fit `n` teachers."""
     options = recipe.teacher or Teacher()
-    more = "name several with --teacher A --teacher B"
+    more = "give several with --teacher A --teacher B"
     if n == 1 and options.draw == "one":
         yield (
-            'teacher.draw = "one" draws one of several teachers for each view, and 1 was given; '
+            'teacher.draw = "one" draws one of several teachers for each view, but 1 was given; '
             f"{more}, or type --set teacher.draw=all"
         )
     weights = f"teacher.weights = {value_text(options.weights)}"
     if options.weights and n == 1:
         yield (
-            f"{weights} is for several teachers, and 1 was given; "
+            f"{weights} is for several teachers, but 1 was given; "
             f"{more}, or type --set teacher.weights=[]"
         )
     elif options.weights and len(options.weights) != n:
@@ -222,8 +222,8 @@ def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[st
     if fingerprint != images.fingerprint:
         return [
             f"teacher {run.path} was trained on other images (fingerprint "
-            f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so whether it "
-            f"has seen what is held out is unknown; {RETRAIN}"
+            f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so it is unknown "
+            f"whether it was trained on images that are held out here; {RETRAIN}"
         ]
     return [] if split.held_out is None else _held_out_problem(run, images, split.held_out)
 
@@ -238,15 +238,16 @@ def _held_out_problem(run: RunFolder, images: ImageSet, held_out: ImageSet) -> l
     prints = recipes.fingerprint_as_written(run.recipe), recipes.fingerprint(teacher_recipe)
     if result.get("recipe_fingerprint") not in prints:
         return [
-            f"{run.recipe} is not the recipe that teacher {run.path} finished with, so whether it "
-            f"has seen what is held out is unknown; bring the file back, or {RETRAIN}"
+            f"{run.recipe} is not the recipe that teacher {run.path} finished with, so it is "
+            "unknown whether it was trained on images that are held out here; restore the file, "
+            f"or {RETRAIN}"
         ]
     trained_on, teacher_held_out = split_indices(teacher_recipe, images)
     if result["data"].get("val_images", len(teacher_held_out)) != len(teacher_held_out):
         return [
-            f"teacher {run.path} held out {result['data']['val_images']} images, and its recipe "
-            f"holds out {len(teacher_held_out)}: whether it has seen what is held out is unknown; "
-            f"{RETRAIN}"
+            f"teacher {run.path} held out {result['data']['val_images']} images, but its recipe "
+            f"holds out {len(teacher_held_out)}: it is unknown whether it was trained on images "
+            f"that are held out here; {RETRAIN}"
         ]
     seen = {images.digests[i] for i in trained_on} & set(held_out.digests)
     if not seen:

@@ -33,7 +33,7 @@ def evaluation_tables(figures: Figures) -> RenderableType:
 
 def head_lines(figures: Figures) -> Iterator[Text]:
     """Yield the lines on run, network and data."""
-    size = f"{figures['parameters']:,} parameters, {figures['macs'] / 1e6:,.1f} M MACs an image"
+    size = f"{figures['parameters']:,} parameters, {figures['macs'] / 1e6:,.1f} M MACs per image"
     yield label_line("run", f"{figures['run']}, {figures['role']}")
     yield label_line("network", f"{figures['network']}, {size}")
     yield label_line("data", f"{figures['data']}, {figures['n']:,} test images")
@@ -62,7 +62,7 @@ def remarks(figures: Figures) -> Iterator[Text]:
     """Yield the temperature and the agreement with the teacher, or why they are unknown."""
     absent = figures["absent"]
     if figures["temperature"] is not None:
-        temperature = f"temperature {figures['temperature']:.3f}, fitted on the held-out part"
+        temperature = f"temperature {figures['temperature']:.3f}, fitted on held-out images"
         yield label_line("scaling", temperature)
     else:
         yield missing_line("scaling", absent["temperature"])
@@ -130,10 +130,10 @@ def mcnemar_text(run: str, other: Figures) -> str:
     """Return the conclusion from McNemar's test, with its p."""
     p = f"McNemar's {p_equation(other['p'])}"
     if other["better"] is None:
-        return f"No difference is shown: {p}, both may be right equally often."
+        return f"No difference is shown: {p}, both may be correct equally often."
     better = run if other["better"] == "a" else other["run"]
     return (
-        f"On images like these the network of {better} is right more often: {p}.\n"
+        f"On images like these the network of {better} is correct more often: {p}.\n"
         "One run of each does not compare the recipes: type python cli.py seeds."
     )
 

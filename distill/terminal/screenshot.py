@@ -58,7 +58,7 @@ def first_start(journal_path: Path, events: Sequence[Event]) -> Start:
     if not starts or not any(isinstance(event, Epoch) for event in events):
         raise UserError(
             f"{journal_path} has {len(events)} events and no finished epoch: nothing to draw.\n"
-            "Continue it by its own command with --resume, or give another run."
+            "Continue it with its own command and --resume, or give another run."
         )
     return starts[0]
 

@@ -57,7 +57,7 @@ def steps_within(state: TrainState, minutes: float, began_at: float) -> int:
         raise UserError(
             f"train.minutes = {minutes:g} is too short: here a step takes {step_s:.2g} s, the end "
             f"of an epoch {epoch_s:.2g} s.\n"
-            f"Type --set train.minutes={math.ceil(one_epoch_s / 6) / 10:g}, which holds an epoch."
+            f"Type --set train.minutes={math.ceil(one_epoch_s / 6) / 10:g}, enough for one epoch."
         )
     return int(steps)
 
@@ -169,8 +169,8 @@ def choose_compilation(state: TrainState, run_s: float | None) -> str:
         if not pays:
             undo()
     return (
-        f"{'compiled' if pays else 'not compiled'}: compiled a step takes {1000 * compiled_s:.1f} "
-        f"ms, else {1000 * plain_s:.1f} ms; it took {spent_s:.0f} s to know"
+        f"{'compiled' if pays else 'not compiled'}: a step takes {1000 * compiled_s:.1f} ms "
+        f"compiled, {1000 * plain_s:.1f} ms otherwise; compiling and timing took {spent_s:.0f} s"
     )
 
 

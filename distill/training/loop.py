@@ -217,7 +217,7 @@ def _rollback(state: TrainState, error: Diverged) -> Retry:
     try:
         notes = resume.resume(state).notes
     except UserError as lost:  # every checkpoint is damaged
-        raise Failure(f"{error}, and there is nothing to go back to: {lost}") from lost
+        raise Failure(f"{error}, and there is no checkpoint to return to: {lost}") from lost
     state.start_clock(earlier_s=spent_s)  # the time of the diverged steps counts
     state.retries, state.lr_factor = retries, factor
     state.optimizer.zero_grad()  # the gradients are not finite

@@ -28,12 +28,14 @@ def replay(folder: RunFolder, step: int, *, progress: Progress | None = None) ->
     )
     if newest is None:
         raise UserError(
-            f"run {folder.path} has no checkpoint: nothing is known of its steps.\n"
-            "Begin it by its own command with --resume."
+            f"run {folder.path} has no checkpoint, so none of its steps can be repeated.\n"
+            "Start it with its own command and --resume."
         )
     total_steps = newest["total_steps"]
     if not 1 <= step <= total_steps:
-        raise UserError(f"--step {step} is no step of {folder.path}; allowed: 1 to {total_steps}.")
+        raise UserError(
+            f"--step {step} is not a step of {folder.path}; allowed: 1 to {total_steps}."
+        )
     state = build.build(recipe, newest["role"], folder, progress=progress)
     resume.check_identity(state, newest)
     build.set_total_steps(state, recipe, total_steps)

@@ -19,7 +19,7 @@ from distill.training.saved_state import UnfitState
 from distill.training.state import BestEpoch, TrainState
 
 ALWAYS = ("data", "teacher")  # the fingerprints that checkpoints of every version have
-BRING_BACK = "Bring the checkpoint back, or begin anew in another --out."
+BRING_BACK = "Restore the checkpoint, or start again in another --out."
 # The values that a checkpoint needs for resuming; the others have a default.
 NEEDED = ("step", "epoch", "retries", "lr_factor", "elapsed_s", "best")
 
@@ -95,7 +95,7 @@ def resume(state: TrainState) -> Resumed:
     path, damaged = newest
     if path is None:
         if damaged:
-            nothing = "Nothing is left of it: begin anew in another --out."
+            nothing = "No checkpoint is left: start again in another --out."
             raise UserError("\n".join([*dict.fromkeys(damaged), nothing]))
         return Resumed({}, ())
     try:
@@ -124,7 +124,7 @@ def _check_complete(state: TrainState, path: Path, tensors: dict[str, Any]) -> N
     missing = [name for name in missing if name != "scaler"]
     if missing:
         raise UserError(
-            f"{path} is no checkpoint of this run: it has no state of {' and '.join(missing)}.\n"
+            f"{path} is not a checkpoint of this run: it has no state of {' and '.join(missing)}.\n"
             f"{BRING_BACK}"
         )
 
@@ -135,8 +135,8 @@ def _missing_fingerprints(state: TrainState, progress: dict[str, Any]) -> Iterat
     if missing:
         names = " and ".join(reversed(missing))
         yield (
-            f"the checkpoint is of an earlier version: it does not name its {names}, which is "
-            "therefore not compared with today's"
+            f"the checkpoint was written by an earlier version without its {names}, which is "
+            "therefore not compared with the current one"
         )
 
 
@@ -231,8 +231,8 @@ def check_identity(state: TrainState, progress: dict[str, Any]) -> None:
     if changed:
         raise UserError(
             f"{state.folder.path} cannot be resumed: its {' and '.join(changed)} changed since "
-            "it began.\n"
-            "Bring the former back, or begin anew with another --out."
+            "it started.\n"
+            "Restore it, or start again in another --out."
         )
 
 
@@ -240,4 +240,4 @@ def _check_best(folder: RunFolder, best: BestEpoch) -> None:
     """Raise DamagedCheckpoint if the best weights that a checkpoint refers to are not unchanged."""
     path = best_file(folder, best)
     if best.weights and (not path.exists() or checkpoint.weights_fingerprint(path) != best.weights):
-        raise DamagedCheckpoint(f"{path} is {'damaged' if path.exists() else 'not there any more'}")
+        raise DamagedCheckpoint(f"{path} is {'damaged' if path.exists() else 'missing'}")

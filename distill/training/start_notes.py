@@ -115,7 +115,7 @@ def _cache_notes(state: TrainState) -> Iterator[str]:
         yield f"the most similar cached logits differ in {differs}: they are not used"
     yield from _shared_cache_note(cache.folders(state.epochs))
     if cache.matches_teacher(state.step) is False:
-        yield "the cached logits differ from the teacher's of today: all are computed again"
+        yield "the cached logits differ from the teacher's current logits: all are computed again"
 
 
 def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
@@ -137,7 +137,7 @@ def _overlap_note(test: SplitIdentity) -> Iterator[str]:
         verb = "is" if test.n_in_train == 1 else "are"
         yield (
             f"{test.n_in_train:,} of the {test.n_images:,} test images {verb} in the train split "
-            "too, pixel by pixel: the test accuracy is not of unseen images alone"
+            "too, pixel by pixel: the test accuracy does not only measure unseen images"
         )
 
 

@@ -107,8 +107,8 @@ def test_set_wins_over_the_options_of_its_key(capsys: pytest.CaptureFixture[str]
     assert recipe.data.source == "b"
     assert recipe.teacher is not None and recipe.teacher.runs == ("t",)
     assert capsys.readouterr().err.splitlines() == [
-        "note: --set data.source=b wins: --data is not used",
-        "note: --set teacher={runs=['t']} wins: --teacher is not used",
+        "note: --set data.source=b overrides --data, which is not used",
+        "note: --set teacher={runs=['t']} overrides --teacher, which is not used",
     ]
     assert resolve("tiny", "a", ["optim.lr=0.3"], None).recipe.data.source == "a"
     assert capsys.readouterr().err == ""

@@ -93,7 +93,7 @@ def test_second_run_in_a_folder_is_refused(
 def test_to_resume_is_to_name_a_run(run_cli: RunCli, pets: Path) -> None:
     same = ("distill", *SMALL, *ALONE, "--data", pets, "--resume")
     assert_refused(
-        run_cli(*same), "--resume continues a run, and none was named.\nType it with --out RUN."
+        run_cli(*same), "--resume continues a run, but no run was named.\nType it with --out RUN."
     )
     begun = Path("runs/begun")
     begun.mkdir(parents=True)
@@ -144,7 +144,9 @@ def test_full_disk_ends_the_run_and_leaves_checkpoint(
     assert done.returncode == 1, done.stderr
     first, second = done.stderr.splitlines()[-2:]
     assert first == f"The run in {run} failed: File too large."
-    assert second.startswith("Its last checkpoint is intact. To go on, type the same command with ")
+    assert second.startswith(
+        "Its last checkpoint is intact. To continue, type the same command with "
+    )
     assert "Traceback" not in done.stderr
     assert saved_step(run) > 0
 
@@ -260,7 +262,7 @@ def test_teacher_and_images_that_go_while_it_trains(
     assert_refused(
         run_cli(*same, "--resume"),
         "teacher t is not a run: there is no such folder",
-        "If its folder was moved, name the new one, --teacher RUN",
+        "If its folder was moved, give the new one with --teacher RUN",
     )
     assert run_cli(*same, "--teacher", "gone", "--resume").code == 2  # two teachers
     moved = ("gone" if each == "t" else each for each in same)

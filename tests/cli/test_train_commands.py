@@ -155,13 +155,13 @@ def test_stopped_run_names_the_command_that_resumes(
         after_each_epoch(patched, lambda: os.kill(os.getpid(), number))
         several = run_cli("seeds", *SMALL, *ALONE, "--data", pets, "--n", 2, "--out", "s")
     assert several.code == code
-    again = "Stopped after step 4, and saved. To go on, type the same command again"
+    again = "Stopped after step 4, and saved. To continue, type the same command again"
     assert several.err.splitlines()[-1] == again
 
     (run,) = Path("runs").iterdir()
     advice = result.err.splitlines()[-1]
     assert advice == (
-        "Stopped after step 4, and saved. To go on, type the same command with "
+        "Stopped after step 4, and saved. To continue, type the same command with "
         f"--out {run} --resume"
     )
     resumed = run_cli(*command, *shlex.split(advice.split("with ")[-1]))

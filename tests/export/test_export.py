@@ -511,7 +511,7 @@ def test_unknown_formats_are_named_with_those_there_are(student, tmp_path, run_c
     result = run_cli(
         "export", student.path, "-f", "onxx", "-f", "h5", "-f", "onnx", "--out", tmp_path
     )
-    assert_refused(result, "--format onxx, h5: there is no such format", ", ".join(NAMES))
+    assert_refused(result, "--format onxx, h5: unknown format; allowed: ", ", ".join(NAMES))
 
 
 def test_missing_package_is_named_with_its_command(student, tmp_path, run_cli: RunCli, monkeypatch):

@@ -181,7 +181,7 @@ def test_where_the_csv_cannot_lie(tmp_path: Path) -> None:
         room.check_out(tmp_path / "." / "x.pkl", source)
     with pytest.raises(UserError, match="x.pkl cannot be the folder of p.csv: .* is a file"):
         room.check_out(source / "p.csv", source)
-    with pytest.raises(UserError, match="recipe.toml is not named as a CSV.\nGive --out"):
+    with pytest.raises(UserError, match="recipe.toml does not end in .csv.\nGive --out"):
         room.check_out(tmp_path / "recipe.toml", source)
     room.check_out(tmp_path / "a" / "b" / "p.csv", source)
     assert list(tmp_path.iterdir()) == [source]

@@ -122,7 +122,7 @@ def test_member_out_of_proportion_is_not_read(
     content = header(f"{FOLDER}/batches.meta", 64 * MB) + bytes(64 * MB) + END
     path = tmp_path / "a.tar.gz"
     path.write_bytes(gzip.compress(content, 6))
-    wanted = r"wants 67,108,864 bytes in memory, more than 20 times its own [\d,]+"
+    wanted = r"needs 67,108,864 bytes of memory, more than 20 times its own [\d,]+"
     with little_memory(), pytest.raises(UserError, match=wanted):
         image_set.load(str(path), "train")
     path.write_bytes(content)  # the same, not compressed
@@ -138,7 +138,7 @@ def test_members_out_of_proportion_are_counted_together(
     path.write_bytes(gzip.compress((header(f"{FOLDER}/a", 3 * MB) + bytes(3 * MB)) * 3 + END, 6))
     with (
         open_tar(path) as archive,
-        pytest.raises(InvalidArray, match="wants 9,437,184 bytes in memory"),
+        pytest.raises(InvalidArray, match="needs 9,437,184 bytes of memory"),
     ):
         [archive.read() for _ in archive]
 

@@ -70,7 +70,7 @@ def test_damaged_file_is_one_message(run: RunFolder, name: str) -> None:
 @pytest.mark.parametrize(("key", "value"), WRONG)
 def test_wrong_type_in_result_is_named(run: RunFolder, key: str, value: object) -> None:
     write_json(run.result_file, SOUND | {key: value})
-    with pytest.raises(UserError, match=f"result.json is damaged: '{key}.*\nBring the file back"):
+    with pytest.raises(UserError, match=f"result.json is damaged: '{key}.*\nRestore the file"):
         run.result()
 
 

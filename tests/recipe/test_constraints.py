@@ -33,7 +33,7 @@ def faults(spec: str, *overrides: str) -> list[str]:
 
 def test_one_label_loss_with_mixing_names_both_files() -> None:
     assert faults("kd_cutmix", DKD) == [
-        "loss.dkd (--set) reads one class per sample, and mix.cutmix "
+        "loss.dkd (--set) reads one class per sample, but mix.cutmix "
         "(recipes/ingredients/cutmix.toml) makes several of them; "
         "type --set mix.cutmix=false or --set loss.dkd=false"
     ]
@@ -43,14 +43,14 @@ def test_one_label_loss_with_mixing_names_both_files() -> None:
 def test_sample_index_loss_refuses_every_mixing(way: str) -> None:
     (line,) = faults("kd", "loss.crd.weight=1", f"mix.{way}.prob=0.5")
     assert line == (
-        f"loss.crd (--set) knows each image by its index, and mix.{way} (--set) mixes several "
+        f"loss.crd (--set) knows each image by its index, but mix.{way} (--set) mixes several "
         f"images into one; type --set mix.{way}=false or --set loss.crd=false"
     )
 
 
 def test_cache_with_a_loss_on_maps_is_refused() -> None:
     assert faults("kd", AT, "cache.views=3") == [
-        "loss.at (--set) reads the teacher's maps, and cache (--set) stores only its logits; "
+        "loss.at (--set) reads the teacher's maps, but cache (--set) caches only its logits; "
         "type --set cache=false or --set loss.at=false"
     ]
 
@@ -66,7 +66,7 @@ def test_cache_with_a_loss_on_maps_is_refused() -> None:
 def test_loss_on_maps_needs_one_teacher(setting: str, why: str, remedy: str) -> None:
     key = setting.split("=")[0]
     assert faults("kd", AT, setting) == [
-        f"loss.at (--set) reads the maps of one teacher, and {key} (--set) {why}; "
+        f"loss.at (--set) reads the maps of one teacher, but {key} (--set) {why}; "
         f"type --set teacher.{remedy} or --set loss.at=false"
     ]
     load("kd", [AT, f"teacher.{remedy}"])
@@ -105,7 +105,7 @@ def test_soft_mix_needs_images_mixed_from_two() -> None:
         "type --set mix.cutmix.prob=0.5"
     ]
     assert faults("kd", "loss.soft_mix.weight=1", "mix.ricap.prob=0.5") == [
-        "loss.soft_mix (--set) mixes the logits of two images, and mix.ricap (--set) mixes "
+        "loss.soft_mix (--set) mixes the logits of two images, but mix.ricap (--set) mixes "
         "four; type --set mix.ricap=false"
     ]
 
@@ -154,19 +154,19 @@ RESNET = ["teacher.network=resnet", "teacher.stages=2", "teacher.blocks=1", "tea
 
 def test_keys_of_another_network_are_refused_together() -> None:
     assert faults("fast_teacher", "teacher.depth=16", "teacher.dropout=0.1") == [
-        f"teacher.{key} (--set) is a key of wrn, and teacher.network (recipes/fast_teacher.toml) "
+        f"teacher.{key} (--set) is a key of wrn, but teacher.network (recipes/fast_teacher.toml) "
         "is resnet; remove it, or type --set teacher.network=wrn"
         for key in ("depth = 16", "dropout = 0.1")
     ]
     load("fast_teacher", ["teacher.depth=16", "teacher.dropout=0.1", "teacher.network=wrn"])
     lines = faults("kd", "teacher.channels=[4,8]", "teacher.kernel=5")
     assert lines == [
-        f"teacher.{key} (--set) is a key of resnet, and teacher.network (default) is wrn; "
+        f"teacher.{key} (--set) is a key of resnet, but teacher.network (default) is wrn; "
         "remove it, or type --set teacher.network=resnet"
         for key in ("channels = [4, 8]", "kernel = 5")
     ]
     (line,) = faults("kd", "teacher.network=timm/{0}", "teacher.pool=4")
-    assert "and teacher.network (--set) is timm; remove it" in line
+    assert "but teacher.network (--set) is timm; remove it" in line
     load("kd", ["teacher.network=timm/resnet18", "teacher.depth=16"])  # as older runs have it
 
 
@@ -233,7 +233,7 @@ def test_optimizer_refuses_invalid_arguments() -> None:
     ]
     load("kd", ["optim.momentum=0", "optim.name=momentum"])
     assert faults("kd", "optim.name=adan", "optim.betas=[0.9, 0.99]") == [
-        "optim.betas = [0.9, 0.99] (--set) has two values, and adan has three of its own; "
+        "optim.betas = [0.9, 0.99] (--set) has two values, but adan has three of its own; "
         "remove it, or use another optimizer"
     ]
 
@@ -346,7 +346,7 @@ def test_every_rule_has_a_docstring_and_name() -> None:
 
 def test_an_ingredient_is_checked_key_by_key(tmp_path) -> None:
     assert check_report("recipes/ingredients/ema.toml") == (
-        "recipes/ingredients/ema.toml: no fault; "
+        "recipes/ingredients/ema.toml: no faults; "
         "an ingredient, to be composed with a recipe: kd+ema"
     )
     with pytest.raises(RecipeError, match=r"ema.decy = 0.5 \(--set\) is not a key"):
@@ -360,7 +360,7 @@ def test_a_file_is_checked_with_all_its_faults(tmp_path) -> None:
         check_report(str(file))
     assert "did you mean optim.lr?" in str(error.value)
     file.write_text('base = "kd"\n')
-    assert check_report(str(file)) == f"{file}: no fault"
+    assert check_report(str(file)) == f"{file}: no faults"
 
 
 def test_differences_name_values_and_origins() -> None:

@@ -181,7 +181,7 @@ def test_train_teacher_refuses_recipe_with_a_teacher() -> None:
     assert str(error.value).splitlines() == [
         "RecipeError: 2 faults in kd",
         "  teacher is missing; train-teacher needs a [teacher] table",
-        "  loss.kd (recipes/kd.toml) needs a teacher, and train-teacher has none; "
+        "  loss.kd (recipes/kd.toml) needs a teacher, but train-teacher has none; "
         "type --set loss.kd=false --set loss.hard.weight=1",
     ]
     recipes.check_teacher(load("tiny", ["loss.kd=false"]))

@@ -57,7 +57,10 @@ def test_differences_are_listed_key_by_key() -> None:
 
 def test_single_runs_are_compared_by_image() -> None:
     ((*_, how),) = grids([KD[0], LONE[0]])["between"]
-    assert how == "McNemar, a run each: right in the first alone 4 images, in the second 0"
+    assert (
+        how
+        == "McNemar's test, one run each: correct in the first only 4 images, in the second only 0"
+    )
 
 
 @pytest.mark.parametrize(

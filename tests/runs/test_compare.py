@@ -101,17 +101,17 @@ def test_a_difference_that_is_shown(tmp_path: Path) -> None:
     assert it.p == pytest.approx(stats.binomtest(10, 60).pvalue)
     low, high = (f"{100 * end:+.2f}".replace("-", "−") for end in it.difference_interval)
     assert it.says == (
-        f"Shown: on images like these 400 the network of {tmp_path / 'b'} is right more often than "
-        f"that of {tmp_path / 'a'}; B − A is between {low} and {high} points. Not shown: that one "
-        "recipe is better. One run of each shows nothing about another seed; for that, train "
-        "several of each."
+        f"Shown: on images like these 400 the network of {tmp_path / 'b'} is correct more often "
+        f"than that of {tmp_path / 'a'}; B − A is between {low} and {high} points. Not shown: that "
+        "one recipe is better. One run of each shows nothing about other seeds; train several of "
+        "each for that."
     )
 
 
 def test_a_difference_that_is_not(tmp_path: Path) -> None:
     it = many(tmp_path, better=2)
     assert it.p > 0.05
-    assert it.says.startswith("No difference is shown: these 400 images fit a B − A of anything")
+    assert it.says.startswith("No difference is shown: with these 400 images B − A may be anything")
 
 
 def test_the_same_weights_and_other_images(tmp_path: Path) -> None:
@@ -123,9 +123,7 @@ def test_the_same_weights_and_other_images(tmp_path: Path) -> None:
     elsewhere = {"fingerprint": "beef", "test_fingerprint": "7e57"}
     other = finished(tmp_path / "c", ANSWERS_B, data=elsewhere)
     sentence = compare(a.path, other.path).says
-    assert sentence.endswith(
-        "Their training images differ; those they were tested on are the same."
-    )
+    assert sentence.endswith("Their training images differ; their test images are the same.")
 
 
 def test_results_of_earlier_version_are_compared_with_note(tmp_path: Path) -> None:
@@ -134,11 +132,14 @@ def test_results_of_earlier_version_are_compared_with_note(tmp_path: Path) -> No
     it = compare(a.path, b.path)
     assert it.n == 8
     assert it.says.endswith(
-        "1 of 2 results is of an earlier version and has no fingerprint of the test split: that "
-        "all were tested on the same images is not checked."
+        "1 of 2 results is of an earlier version and has no fingerprint of the test split: it is "
+        "unknown whether all were tested on the same images."
     )
     other = finished(tmp_path / "c", ANSWERS_B, data={"fingerprint": "beef"})
-    assert "Their training images differ, and so perhaps" in compare(a.path, other.path).says
+    assert (
+        "Their training images differ, and their test images may differ too"
+        in compare(a.path, other.path).says
+    )
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -199,7 +200,9 @@ def test_lost_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="b/evaluation.npz cannot be read"):
         compare(a.path, b.path)
     b.evaluation.unlink()
-    with pytest.raises(UserError, match="b/evaluation.npz is not there: without its predictions"):
+    with pytest.raises(
+        UserError, match="b/evaluation.npz is missing: a run cannot be compared without"
+    ):
         compare(a.path, b.path)
     finished(tmp_path / "b", ANSWERS_B)
     write_json(b.result_file, {k: v for k, v in b.result().items() if k != "weights"})

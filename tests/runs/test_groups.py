@@ -67,7 +67,7 @@ def test_groups_with_common_seeds_are_paired() -> None:
 def test_two_single_runs_are_compared_image_by_image() -> None:
     (found,) = group_differences(groups([record("a", 15), record("b", 9, "student.width=8")]))
     assert found.p == statistics.mcnemar(6, 0) and found.difference == pytest.approx(0.3)
-    assert found.method.endswith("right in the first alone 6 images, in the second 0")
+    assert found.method.endswith("correct in the first only 6 images, in the second only 0")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_two_single_runs_are_compared_image_by_image() -> None:
                     np.eye(4)[LABELS], LABELS[::-1], np.array([]), np.array([])
                 ),
             ),
-            "tested on other images",
+            "tested on different images",
         ),
     ],
 )
@@ -105,10 +105,10 @@ def test_seeds_of_different_test_splits_are_no_group() -> None:
     assert (one.tested, other.tested) == ([0.75], [0.8])
     alone = record("alone-0", 12, *ALONE, "train.seed=0")
     one, other = groups([on(a, "x"), on(alone, "y")])
-    assert group_difference(one, other).method == "they were tested on other images"
+    assert group_difference(one, other).method == "they were tested on different images"
 
 
 def test_groups_without_a_common_seed_are_not_paired() -> None:
     a, b = seeded("kd", [15, 16]), [record("b", 9, *ALONE, "train.seed=7")]
     one, other = groups([*a, *b])
-    assert group_difference(one, other).method == "no common seeds, nothing is paired"
+    assert group_difference(one, other).method == "no common seeds, so no pairs"

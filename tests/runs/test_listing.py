@@ -142,8 +142,8 @@ def fill(name: str, text: str) -> Callable[[RunFolder], None]:
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (drop("recipe.toml"), "recipe.toml is gone"),
-        (drop("student.safetensors"), "student.safetensors is gone"),
+        (drop("recipe.toml"), "recipe.toml is missing"),
+        (drop("student.safetensors"), "student.safetensors is missing"),
         (fill("recipe.toml", "x = 1"), "x = 1 (.*) is not a key"),
         (fill("recipe.toml", "\0"), "a/recipe.toml"),
         (fill("result.json", "{"), "result.json is damaged: it is not JSON"),
@@ -318,7 +318,7 @@ def test_no_runs_and_no_folder(
         f"no runs in {place}; python cli.py train-teacher starts one"
         for place in ("runs", tmp_path)
     ]
-    assert printed.err.startswith(f"{tmp_path / 'none'} is no folder.\n")
+    assert printed.err.startswith(f"{tmp_path / 'none'} is not a folder.\n")
 
 
 @pytest.mark.long

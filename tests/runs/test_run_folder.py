@@ -64,7 +64,7 @@ def test_missing_run_names_existing_runs(tmp_path: Path, monkeypatch: pytest.Mon
     started(tmp_path / "a" / "old", age_s=60)
     started(tmp_path / "a" / "new")
     (tmp_path / "a" / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no recipe.toml.\nRuns there are: a/new, a/old.$"):
+    with pytest.raises(UserError, match="contains no recipe.toml.\nRuns there are: a/new, a/old.$"):
         open_run("a/empty")
     with pytest.raises(UserError, match="Runs there are: a/new, a/old.$"):
         open_run("a")

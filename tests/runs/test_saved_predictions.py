@@ -77,7 +77,7 @@ def test_file_is_read_without_optional_arrays(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "evaluation.npz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"npz cannot be read as predictions.*\nBring it back, or"):
+    with pytest.raises(UserError, match=r"npz cannot be read as predictions.*\nRestore it, or"):
         read(path)
 
 

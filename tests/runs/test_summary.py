@@ -153,7 +153,7 @@ def test_other_files_in_runs_are_ignored(student: RunFolder) -> None:
 
 def test_a_teacher_that_is_gone_is_named(student: RunFolder, teacher: RunFolder) -> None:
     shutil.rmtree(teacher.path)
-    assert closing_rows(student)[0] == ClosingRow("teacher", f"{teacher.path} is gone")
+    assert closing_rows(student)[0] == ClosingRow("teacher", f"{teacher.path} is missing")
 
 
 def test_a_teacher_that_is_damaged_is_named(student: RunFolder, teacher: RunFolder) -> None:

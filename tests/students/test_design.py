@@ -197,14 +197,14 @@ POOLED = {"stages": 3, "blocks": 2, "width": 8, "downsample": "pool"}
         ({"blocks": [1, 0]}, r"blocks = \[1, 0\] has length 2; stages is 3"),
         (
             {"downsample": "stride", "blocks": [1, 0, 1]},
-            "must be a positive integer or a list of them, one a stage; a stage without blocks "
+            "must be a positive integer or a list of them, one per stage; a stage without blocks "
             'needs downsample = "pool"',
         ),
         ({"skip_kernel": 3}, 'skip_kernel = 3 has no effect with downsample = "pool", whose'),
         ({"skip_kernel": [1, 3, 1]}, r"skip_kernel = \[1, 3, 1\] has no effect"),
         (
             {"stage_strides": [2, 20, 2]},
-            r"stage_strides = \[2, 20, 2\] pool a 32x32 map to nothing; take fewer stages, or",
+            r"stage_strides = \[2, 20, 2\] pool a 32x32 map to nothing; use fewer stages, or",
         ),
         ({"stages": 6, "width": 1}, "stages = 6 pool a 32x32 map to nothing"),
         ({"pool": 5}, "pool = 5 is larger than the last map, 4x4"),
@@ -234,7 +234,7 @@ GOOD = {"stages": 3, "blocks": 2, "width": 8}
         ({"width": True}, "width = True must be a positive integer"),
         ({"width": None}, "neither width nor channels is given; width = 64 doubles"),
         ({"channels": [8, 8, 8]}, r"width = 8 and channels = \[8, 8, 8\] exclude each other"),
-        ({"width": None, "channels": 9}, "channels = 9 must be a list, one a stage"),
+        ({"width": None, "channels": 9}, "channels = 9 must be a list, one per stage"),
         ({"kernel": 4}, "kernel = 4 must be odd"),
         ({"skip_kernel": [1, 2, 1]}, r"skip_kernel = \[1, 2, 1\] must be odd"),
         ({"stem_kernel": 6}, "stem_kernel = 6 must be odd or 2, which has no padding"),
@@ -366,7 +366,7 @@ def test_over_budget_of_given_channels_is_reported():
 def test_over_budget_reports_that_no_width_fits():
     message = over_budget(Design.of(stages=3, blocks=2, width=4), 50)
 
-    assert message.endswith("no width of these stages and blocks fits: take fewer stages or blocks")
+    assert message.endswith("no width of these stages and blocks fits: use fewer stages or blocks")
 
 
 def test_design_imports_no_torch():

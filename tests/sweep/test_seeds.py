@@ -34,7 +34,7 @@ def test_who_has_no_teacher_has_no_control(tmp_path: Path) -> None:
 
 
 def test_one_seed_is_no_study(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="one seed has no spread; type at least --n 2"):
+    with pytest.raises(UserError, match="one seed has no standard deviation; type at least --n 2"):
         seeds.plan(recipes.load("kd"), [0], tmp_path, controls=True)
 
 

@@ -62,7 +62,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
         (parameter("optim.lr", param_value="300.0"),),
         r"attempt 1: optim\.lr = 300\.0 is not in the space",
     ),
-    "value that is no number": ((parameter("optim.lr", param_value="'NaN'"),), "damaged"),
+    "value that is not a number": ((parameter("optim.lr", param_value="'NaN'"),), "damaged"),
     "value that is text": ((parameter("optim.lr", param_value="'abc'"),), "damaged"),
     "value that is bytes": ((parameter("optim.lr", param_value="x'00ff'"),), "damaged"),
     "value without a fraction": (
@@ -118,7 +118,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "rung that is text": (
         (system_attribute("completed_rung_0", '"x"'),),
-        "attempt 1: completed_rung_0 is no number",
+        "attempt 1: completed_rung_0 is not a number",
     ),
     "unknown state": (("UPDATE trials SET state = 'XX' WHERE trial_id = 2",), "damaged"),
     "date that is none": (
@@ -128,7 +128,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
     "attempt without a number": (("UPDATE trials SET number = NULL WHERE trial_id = 2",), "damage"),
     "two attempts of one number": (
         ("UPDATE trials SET number = 0 WHERE trial_id = 2",),
-        "2 attempts of the number 0",
+        "2 attempts with the number 0",
     ),
     "infinite accuracy": (
         ("UPDATE trial_values SET value = NULL, value_type = 'INF_POS' WHERE trial_id = 2",),
@@ -155,7 +155,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "definition that is a number": (
         ("UPDATE study_user_attributes SET value_json = '5' WHERE key = 'definition'",),
-        r"damaged: its definition is no text\.",
+        r"damaged: its definition is not text\.",
     ),
     "definition that is no JSON": (
         ("UPDATE study_user_attributes SET value_json = '{' WHERE key = 'definition'",),

@@ -401,7 +401,7 @@ def test_each_image_set_and_teacher_is_checked() -> None:
 
 @pytest.mark.long
 def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
-    """Without training: the value falls with the learning rate, one is no number."""
+    """Without training: the value falls with the learning rate, one is not a number."""
     rates = [0.1, 0.2, 0.3, 0.4, 0.6, 0.5, 0.05, 0.7]
     trials = opened(
         tmp_path,
@@ -620,7 +620,7 @@ def test_lock_of_trial_that_is_hard_link(tmp_path: Path) -> None:
 
 def test_folder_of_a_trial_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "trial-0001").touch()
-    with pytest.raises(UserError, match=rf"^{tmp_path}/trial-0001 is no folder, .*\nDelete "):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/trial-0001 is not a folder, .*\nDelete "):
         opened(tmp_path)
 
 

@@ -281,7 +281,7 @@ def test_identity_of_cached_logits_is_unchanged_by_defaults(two) -> None:
     ("n", "overrides", "found"),
     [
         (1, [ONE], ['teacher.draw = "one" draws one of several teachers']),
-        (1, [WEIGHTS], ["teacher.weights = [1.0, 3.0] is for several teachers, and 1 was given"]),
+        (1, [WEIGHTS], ["teacher.weights = [1.0, 3.0] is for several teachers, but 1 was given"]),
         (1, ["teacher.weights=[1]"], ["teacher.weights = [1.0] is for several teachers"]),
         (2, ["teacher.weights=[1, 2, 3]"], ["has 3 weights for 2 teachers", "weights=[1,1]"]),
         (

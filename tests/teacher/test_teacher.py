@@ -188,7 +188,7 @@ def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) 
     other = shutil.copytree(teacher, tmp_path / "other")
     two = f"teacher.runs=['{teacher}', '{other}']"
     with pytest.raises(
-        UserError, match="loss.at reads a teacher's maps, and 2 teachers were given"
+        UserError, match="loss.at reads a teacher's maps, but 2 teachers were given"
     ):
         prepared(two, THREE, "loss.at.weight=1")
     assert set(step(prepared(two, THREE), 0)) == {"hard", "kd", TOTAL}

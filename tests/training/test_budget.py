@@ -159,8 +159,8 @@ class Compiler:
 @pytest.mark.parametrize(
     ("plain_s", "compiled_s", "on", "note"),
     [
-        (0.1, 0.08, True, "^compiled: compiled a step takes 80.0 ms, else 100.0 ms"),
-        (0.1, 0.099, False, "^not compiled: compiled a step takes 99.0 ms, else 100.0 ms"),
+        (0.1, 0.08, True, "^compiled: a step takes 80.0 ms compiled, 100.0 ms otherwise"),
+        (0.1, 0.099, False, "^not compiled: a step takes 99.0 ms compiled, 100.0 ms otherwise"),
         (0.1, RuntimeError("no g++\nat all"), False, "^not compiled: RuntimeError, no g[+][+]$"),
     ],
 )

@@ -126,20 +126,20 @@ def test_a_step_that_diverged_shows_what_it_was(teacher: Path, tmp_path: Path) -
     assert taken["step"] == diverged.value.step and not taken["is_finite"]
 
 
-def test_a_step_that_is_none(whole_or_taught: RunFolder) -> None:
-    with pytest.raises(UserError, match=r"--step 21 is no step of .*; allowed: 1 to 20"):
-        replay(whole_or_taught, 21)
-    with pytest.raises(UserError, match=r"--step 0 is no step of"):
-        replay(whole_or_taught, 0)
+def test_a_step_that_is_none(finished_run: RunFolder) -> None:
+    with pytest.raises(UserError, match=r"--step 21 is not a step of .*; allowed: 1 to 20"):
+        replay(finished_run, 21)
+    with pytest.raises(UserError, match=r"--step 0 is not a step of"):
+        replay(finished_run, 0)
 
 
-@pytest.fixture(name="whole_or_taught")
-def finished(distilled: tuple[RunFolder, object]) -> RunFolder:
+@pytest.fixture
+def finished_run(distilled: tuple[RunFolder, object]) -> RunFolder:
     return distilled[0]
 
 
 def test_a_run_without_checkpoint_has_no_steps(teacher: Path, tmp_path: Path) -> None:
     recipe = RunFolder(teacher).recipe.read_text()
     (tmp_path / "recipe.toml").write_text(recipe)
-    with pytest.raises(UserError, match="has no checkpoint: nothing is known of its steps"):
+    with pytest.raises(UserError, match="has no checkpoint, so none of its steps can be repeated"):
         replay(RunFolder(tmp_path), 1)

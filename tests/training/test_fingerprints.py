@@ -93,7 +93,9 @@ def test_class_names_have_a_fingerprint_of_their_own(pictures: Path) -> None:
 def test_a_replaced_test_split_is_not_resumed(pictures: Path, tmp_path: Path) -> None:
     folder = cut(tmp_path / "run", *of(pictures))
     replace_test(pictures)
-    with pytest.raises(UserError, match="cannot be resumed: its test split changed since it began"):
+    with pytest.raises(
+        UserError, match="cannot be resumed: its test split changed since it started"
+    ):
         train(folder.path, *of(pictures), resume=True)
 
 
@@ -112,7 +114,7 @@ def test_a_run_from_before_these_fingerprints_is_resumed(pictures: Path, tmp_pat
     checkpoint.save(folder.last, tensors, older)
     resumed, events = train(folder.path, *of(pictures), resume=True)
     assert isinstance(events[0], Start) and resumed.is_finished
-    assert "of an earlier version: it does not name its test split" in " ".join(events[0].notes)
+    assert "by an earlier version without its test split" in " ".join(events[0].notes)
 
 
 def rename(root: Path) -> None:
@@ -159,7 +161,7 @@ def test_the_checkpoint_of_another_recipe_is_not_resumed(pictures: Path, tmp_pat
     for name in ("last", "best"):
         shutil.rmtree(folder.path / name)
         shutil.copytree(other.path / name, folder.path / name)
-    with pytest.raises(UserError, match="cannot be resumed: its recipe changed since it began"):
+    with pytest.raises(UserError, match="cannot be resumed: its recipe changed since it started"):
         train(folder.path, *of(pictures), resume=True)
 
 
@@ -171,7 +173,9 @@ def test_a_checkpoint_without_a_part_is_not_resumed(
     tensors, progress = checkpoint.load(folder.last)
     del tensors[part]
     checkpoint.save(folder.last, tensors, progress)
-    with pytest.raises(UserError, match=f"is no checkpoint of this run: it has no state of {part}"):
+    with pytest.raises(
+        UserError, match=f"is not a checkpoint of this run: it has no state of {part}"
+    ):
         train(folder.path, *of(pictures), resume=True)
 
 
@@ -180,7 +184,9 @@ def test_a_checkpoint_without_a_part_is_not_replayed(pictures: Path, tmp_path: P
     tensors, progress = checkpoint.load(folder.last)
     del tensors["student"]
     checkpoint.save(folder.last, tensors, progress)
-    with pytest.raises(UserError, match="is no checkpoint of this run: it has no state of student"):
+    with pytest.raises(
+        UserError, match="is not a checkpoint of this run: it has no state of student"
+    ):
         replay(folder, progress["step"] + 1)
 
 

@@ -325,7 +325,7 @@ def test_a_run_is_not_resumed_with_another_teacher(
     with pytest.raises(UserError, match=rf"\n  the teacher's weights: \w+ -> {weights}\nGive the"):
         run_identity.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
     folder.result_file.unlink()
-    with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it began"):
+    with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it started"):
         train(folder.path, *two_epochs(other_teacher), resume=True)
 
 
@@ -412,7 +412,7 @@ def test_teacher_with_a_changed_recipe_is_refused(teacher, tmp_path) -> None:
 def test_teacher_with_smaller_hold_out_is_refused(teacher, tmp_path) -> None:
     data = RunFolder(teacher).result()["data"] | {"val_images": 0}
     other = edited(teacher, tmp_path / "other", data=data)
-    with pytest.raises(UserError, match="held out 0 images, and its recipe holds out 600"):
+    with pytest.raises(UserError, match="held out 0 images, but its recipe holds out 600"):
         train(tmp_path / "student", f"teacher.runs=['{other}']")
 
 
@@ -490,7 +490,7 @@ def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
             break
     tensors, progress = checkpoint.load(out / "last")
     checkpoint.save(out / "last", tensors, progress | {"data": "other"})
-    with pytest.raises(UserError, match="cannot be resumed: its data changed since it began"):
+    with pytest.raises(UserError, match="cannot be resumed: its data changed since it started"):
         train(out, *overrides, resume=True)
 
 

@@ -140,7 +140,7 @@ class Download:
                 raise NotServed("sent a web page, not the archive")
             first = _begins_at(response) if response.status == 206 else 0
             if first not in (0, offset):
-                raise NotServed(f"sent bytes from {first} on instead of from {offset}")
+                raise NotServed(f"sent bytes from {first} instead of {offset}")
             self._append(response, first, offset)
         if self.n_received < self.archive.n_bytes:
             raise NotServed(f"ended at {self.n_received:,} of {self.archive.n_bytes:,} bytes")
@@ -208,7 +208,7 @@ def fetch(
     if wrong := [url for url in addresses if not url.startswith(("https://", "http://"))]:
         raise UserError(
             f"{', '.join(map(hide_secrets, wrong))}: not the address of a file on the web.\n"
-            f"Give --mirror https://…/{archive.name}; a file that is here already goes into "
+            f"Give --mirror https://…/{archive.name}; if you already have the file, put it into "
             f"{folder}."
         )
     download = Download(archive, folder, progress, stall_s, total_s)
@@ -274,5 +274,5 @@ def _network_errors() -> Iterator[None]:
     except (OSError, HTTPException, ValueError) as error:  # an address may be malformed
         reason = getattr(error, "reason", error)
         stalled = isinstance(reason, TimeoutError)
-        message = "stalled: no byte came" if stalled else str(reason) or type(reason).__name__
+        message = "stalled: no bytes received" if stalled else str(reason) or type(reason).__name__
         raise NotServed(message) from error

@@ -135,7 +135,7 @@ def _list_pictures(folder: Path) -> tuple[list[Path], list[str], list[str]]:
         return [], [], [f"no picture is directly in this folder{inside}"]
     if all(file.stem.isdecimal() for file in files):
         files.sort(key=lambda file: int(file.stem))
-    return files, [f"ignored, since not pictures: {named}"] if others else [], []
+    return files, [f"ignored, not pictures: {named}"] if others else [], []
 
 
 def some(names: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def _arrays(path: Path) -> Iterator[Mapping[str, Any]]:
     Raises InvalidArray or OSError if it cannot be read, ValueError for a pickle.
     """
     if not path.is_file():
-        raise InvalidArray("is no regular file")
+        raise InvalidArray("is not a regular file")
     with path.open("rb") as file:
         begin = file.read(len(MAGIC))
     if begin == MAGIC:

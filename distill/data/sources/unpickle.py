@@ -224,7 +224,7 @@ class _Machine:
             )
         self.n_encoded += len(content)
         if self.n_encoded > len(self.content):
-            raise InvalidArray(f"makes more bytes than its own {len(self.content):,}")
+            raise InvalidArray(f"produces more bytes than its own {len(self.content):,}")
         return content.encode("latin1")
 
     def build(self) -> None:
@@ -278,7 +278,7 @@ class _Machine:
 
 def _code_error(name: str) -> InvalidArray:
     """Return the error for a name, escaped so that it cannot write lines or terminal codes."""
-    return InvalidArray(f"wants to run code ({ascii(name[:LONGEST_NAME])[1:-1]}); images need none")
+    return InvalidArray(f"tries to run code ({ascii(name[:LONGEST_NAME])[1:-1]}); images need none")
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
@@ -309,7 +309,7 @@ def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
     parent, names, fields, size, *_ = rest
     is_plain = parent is None and names is None and fields is None
     if not is_plain or size not in (-1, plain_dtype(dtype.name).itemsize):
-        raise InvalidArray("wants arrays of a compound type; only plain numbers and text are read")
+        raise InvalidArray("has arrays of a compound type; only plain numbers and text are read")
     if _name_text(order) not in tuple("<>|="):
         raise InvalidArray("truncated or damaged (a type without byte order)")
     return _name_text(order)
@@ -318,7 +318,7 @@ def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
 def _array(_version: int, shape: tuple[Any, ...], dtype: _Dtype, fortran: bool, raw: bytes) -> Any:
     """Make an array from its state in protocols up to 4."""
     if not isinstance(raw, bytes):
-        raise InvalidArray("wants arrays of objects; only plain numbers and text are read")
+        raise InvalidArray("has arrays of objects; only plain numbers and text are read")
     return from_bytes(raw, plain_dtype(dtype.order + dtype.name), shape, fortran=bool(fortran))
 
 

@@ -199,7 +199,7 @@ def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
 def test_a_batch_that_wants_to_run_code(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "data_batch_3").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
-    with pytest.raises(UserError, match=r"data_batch_3: wants to run code \(posix.system\)"):
+    with pytest.raises(UserError, match=r"data_batch_3: tries to run code \(posix.system\)"):
         image_set.load(str(folder), "train")
 
 

@@ -123,7 +123,7 @@ def test_a_file_that_runs_code_runs_none(
     else:
         np.savez(tmp_path / name, data=objects)
     message = refusal(tmp_path / name)
-    assert ("wants to run code" if name == "x.pkl" else "Python objects ('|O')") in message
+    assert ("tries to run code" if name == "x.pkl" else "Python objects ('|O')") in message
     assert not (tmp_path / "ran").exists()
 
 
@@ -179,7 +179,7 @@ def test_pictures_become_rgb_with_a_note(tmp_path: Path) -> None:
     assert (images["transparent"] == 255).all()
     assert np.ptp(images["grey"], axis=0).max() == 0
     assert read.notes == (
-        "ignored, since not pictures: sample.csv, train/",
+        "ignored, not pictures: sample.csv, train/",
         "2 images of grey levels or a palette, converted to RGB",
         "2 images with an alpha channel, transparency replaced by white",
     )
