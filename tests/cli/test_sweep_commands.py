@@ -33,7 +33,7 @@ def test_several_seeds_are_trained_once_and_compared(run_cli: RunCli, pets: Path
         (["search", "--set", "train.epochs=7"], "search sets train.epochs itself"),
         (["search", "--set", "train.epochs=7"], "--epochs N"),
         (["search", "-r", "tiny", "--set", "train.minutes=1"], "does not take train.minutes"),
-        (["seeds", "-r", "kd", "--set", "train.seed=3"], "seeds varies train.seed itself"),
+        (["seeds", "-r", "kd", "--set", "train.seed=3"], "seeds sets train.seed itself"),
     ],
 )
 def test_keys_that_a_command_sets_are_refused(

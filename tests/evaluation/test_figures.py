@@ -89,7 +89,7 @@ def drawn(n: int, scale: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (scale * z).numpy(), labels.numpy()
 
 
-def test_a_calibrated_network_is_likelier_and_its_confidence_means_more() -> None:
+def test_calibration_lowers_nll_and_ece() -> None:
     logits, labels = drawn(4000, 3.0, seed=1)
     found = figures.calibrate(drawn(4000, 3.0), logits, labels)
     assert found["nll_calibrated"] < nll(logits, labels).mean() - 0.3

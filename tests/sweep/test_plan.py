@@ -95,7 +95,7 @@ def test_teachers_and_controls_have_no_teacher() -> None:
     assert found["kd"].teacher is not None and found["kd"].teacher.recipe_spec == "teacher_wrn"
 
 
-def test_a_teacher_is_trained_as_its_own_lab_note_says() -> None:
+def test_teacher_is_trained_by_its_noted_command() -> None:
     found = {each.own.recipe_spec: each for each in candidates.candidates()}
     taught = found["fast_kd"].teacher
     assert taught == found["fast_teacher"].own

@@ -136,7 +136,7 @@ def test_database_is_in_the_folder_of_any_name(tmp_path: Path, name: str) -> Non
     opened(tmp_path / "plain", study={"trials": 1, "heartbeat_s": 1, "sampler": "random"})
 
 
-def test_folder_of_any_name_is_shown_whole_in_a_message(tmp_path: Path) -> None:
+def test_messages_show_any_folder_name_whole(tmp_path: Path) -> None:
     storage = Storage(url_of(None, tmp_path / "what?x=folder"), 1)
     path = tmp_path / "what?x=folder" / "sweep.db"
     message = re.escape(f"sqlite:///{path} failed: no access to {path}")

@@ -264,7 +264,7 @@ def test_dead_worker_elsewhere_is_recognized_by_silence(trials: Trials) -> None:
         "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '+9 seconds')",
     ],
 )
-def test_running_trial_without_a_heartbeat_is_failed_in_time(trials: Trials, change: str) -> None:
+def test_running_trial_without_heartbeat_fails(trials: Trials, change: str) -> None:
     """Of another program's file: workers would wait for it for good."""
     mine = trials.claim("unknown")
     assert mine is not None
