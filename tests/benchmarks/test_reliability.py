@@ -252,7 +252,7 @@ def test_a_teacher_and_images_that_go_while_it_trains(
         patched.setattr(Journal, "__call__", write_and_move)
         said = door(*same)
     assert said.code == 1 and "Traceback" not in said.err
-    assert "Its last checkpoint is intact. To go on, type the same command" in said.err
+    assert "Its last checkpoint is intact. To continue, type the same command" in said.err
     (pets / "elsewhere").rename(pets / "test")
     refused(
         door(*same, "--resume"),

@@ -829,7 +829,7 @@ def test_design_checks_a_recipe_against_rules(door: Door) -> None:
         door("search", "--set", "train.epochs=7"), "search sets train.epochs itself", "--epochs N"
     )
     refused(door("design", "--max-params", 9), "has fewer than 9 parameters", "larger --max-params")
-    refused(door("seeds", "-r", "kd", "--set", "train.seed=3"), "seeds varies train.seed itself")
+    refused(door("seeds", "-r", "kd", "--set", "train.seed=3"), "seeds sets train.seed itself")
     refused(
         door("design", "--stages", "5-2"), "--stages 5-2 is not a range of numbers of at least 1"
     )

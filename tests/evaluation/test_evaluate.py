@@ -122,7 +122,7 @@ def test_held_out_images_that_are_gone_are_named(taught, tmp_path) -> None:
     folder = copied(taught, tmp_path / "run", data=data)
     folder.evaluation.unlink()
     reason = evaluate.evaluate_run(folder)["absent"]["temperature"]
-    assert reason == "the images that the run held out are not in synthetic any more"
+    assert reason == "the images that the run held out are no longer in synthetic"
 
 
 def test_a_teacher_that_is_gone_or_another_is_not_compared_with(taught, tmp_path) -> None:

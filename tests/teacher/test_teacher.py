@@ -192,7 +192,7 @@ def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) 
 
 
 def test_a_mean_of_one_teacher_twice_is_refused(teacher: Path) -> None:
-    with pytest.raises(UserError, match=r"/teacher was given 2 times; a mean needs different"):
+    with pytest.raises(UserError, match=r"/teacher was given 2 times; an ensemble needs different"):
         prepared(f"teacher.runs=['{teacher}', '{teacher}/']", THREE)
 
 

@@ -136,5 +136,5 @@ def finished(taught: tuple[RunFolder, object]) -> RunFolder:
 def test_a_run_without_checkpoint_has_no_steps(teacher: Path, tmp_path: Path) -> None:
     recipe = RunFolder(teacher).recipe.read_text()
     (tmp_path / "recipe.toml").write_text(recipe)
-    with pytest.raises(UserError, match="has no checkpoint: so none of its steps can be repeated"):
+    with pytest.raises(UserError, match="has no checkpoint, so none of its steps can be repeated"):
         replay(RunFolder(tmp_path), 1)

@@ -197,7 +197,7 @@ def test_a_checkpoint_of_other_shapes_is_not_resumed(pictures: Path, tmp_path: P
     checkpoint.save(folder.last, tensors, progress)
     with pytest.raises(
         UserError,
-        match=r"last does not hold the state of this run .*\nBring the checkpoint back, or",
+        match=r"last does not hold the state of this run .*\nRestore the checkpoint, or",
     ):
         train(folder.path, *of(pictures), resume=True)
 
