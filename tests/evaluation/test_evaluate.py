@@ -123,7 +123,7 @@ def test_missing_hold_out_images_are_named(distilled, tmp_path) -> None:
     folder = copied(distilled, tmp_path / "run", data=data)
     folder.evaluation.unlink()
     reason = evaluate.evaluate_run(folder)["absent"]["temperature"]
-    assert reason == "the images that the run held out are not in synthetic any more"
+    assert reason == "the images that the run held out are no longer in synthetic"
 
 
 @pytest.mark.long

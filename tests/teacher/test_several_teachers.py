@@ -309,7 +309,7 @@ def test_faulty_keys_and_folders_are_one_message(teacher) -> None:
 
 
 def test_a_teacher_found_alone_is_not_drawn(teacher, tmp_path) -> None:
-    with pytest.raises(UserError, match="draws one of several teachers for each view, and 1"):
+    with pytest.raises(UserError, match="draws one of several teachers for each view, but 1"):
         train(teacher.parent / "student", ONE)
 
 

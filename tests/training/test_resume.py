@@ -168,7 +168,7 @@ def test_weights_damaged_at_the_end_are_no_student(
                 flipped(path, 9_999)
 
     monkeypatch.setattr(checkpoints, "save", save_and_damage)
-    with pytest.raises(Failure, match="is not the file that its run wrote: its sha256 is another"):
+    with pytest.raises(Failure, match="is not the file that its run wrote: its sha256 differs"):
         train(tmp_path / "run", *two_epochs(teacher))
     assert not RunFolder(tmp_path / "run").is_finished
 
@@ -187,7 +187,7 @@ def test_damaged_weights_of_the_best_epoch_are_noticed(teacher: Path, tmp_path: 
     flipped(best, 9_999)
     with pytest.raises(
         UserError,
-        match=r"epoch-1.safetensors is damaged\nNothing is left of it: begin anew in another --out",
+        match=r"epoch-1.safetensors is damaged\nNo checkpoint is left: start again in another",
     ):
         train(tmp_path / "run", *two_epochs(teacher), resume=True)
 
@@ -199,7 +199,7 @@ def test_where_none_is_sound_all_are_named(whole: RunFolder, teacher: Path, tmp_
         (tmp_path / "run" / name / "progress.json").write_text("{")
     with pytest.raises(
         UserError,
-        match=r"last is damaged: .*\n.*last.old is damaged: .*\nNothing is left of it: begin anew",
+        match=r"last is damaged: .*\n.*last.old is damaged: .*\nNo checkpoint is left: start again",
     ):
         train(tmp_path / "run", *two_epochs(teacher), resume=True)
 
