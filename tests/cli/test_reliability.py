@@ -255,15 +255,9 @@ def test_teacher_and_images_that_go_while_it_trains(
     same = ("distill", *SMALL, "--teacher", "t", "--data", pets, "--out", "s")
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "__call__", write_and_move)
-<<<<<<< HEAD:tests/cli/test_reliability.py
         result = run_cli(*same)
     assert result.code == 1 and "Traceback" not in result.err
-    assert "Its last checkpoint is intact. To go on, type the same command" in result.err
-=======
-        said = door(*same)
-    assert said.code == 1 and "Traceback" not in said.err
-    assert "Its last checkpoint is intact. To continue, type the same command" in said.err
->>>>>>> words:tests/benchmarks/test_reliability.py
+    assert "Its last checkpoint is intact. To continue, type the same command" in result.err
     (pets / "elsewhere").rename(pets / "test")
     assert_refused(
         run_cli(*same, "--resume"),
