@@ -11,9 +11,9 @@ import typer
 from distill.cli import (
     cache_command,
     data_command,
+    multi_run_commands,
     recipe_commands,
     run_commands,
-    sweep_commands,
 )
 from distill.cli.console import echo, escape_unencodable, only_first_process_prints, quiet_on_error
 from distill.cli.options import (
@@ -85,9 +85,9 @@ for _command in (
     recipe_commands.plan,
     recipe_commands.design,
     recipe_commands.recipes,
-    sweep_commands.seeds,
-    sweep_commands.sweep,
-    sweep_commands.search,
+    multi_run_commands.seeds,
+    multi_run_commands.sweep,
+    multi_run_commands.search,
 ):
     app.command()(_command)
 

@@ -109,7 +109,7 @@ class Ours:
     """
 
     def __init__(self, setting: Setting, *, stored: bool) -> None:
-        from distill.data.sources import image_set
+        from distill.data.sources import load_data_set
         from distill.runs.run_folder import RunFolder
         from distill.teacher.teacher import FrozenTeacher
         from distill.training import build, loop
@@ -118,7 +118,7 @@ class Ours:
         pair = PAIRS[setting.pair]
         recipe = pair.recipe(setting.data, setting.batch, stored=stored)
         accel = build_accelerator(recipe)
-        split = split_images(recipe, image_set.load(setting.data, "train"))
+        split = split_images(recipe, load_data_set.load(setting.data, "train"))
         teacher = FrozenTeacher(setting.network("teacher"))
         identity = {"teacher": (setting.folder / "teacher.txt").read_text()}
         unused = RunFolder(setting.folder / "unused")

@@ -45,7 +45,7 @@ from benchmarks.pairs import BATCH, PAIRS
 from distill.components.data_pipeline import build_loader, split_images
 from distill.components.device import build_accelerator
 from distill.components.network import build_network
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.training import environment
 
@@ -127,7 +127,7 @@ def prepare(folder: Path, name: str, data: str, batch: int) -> dict[str, float]:
     pair = PAIRS[name]
     recipe = pair.recipe(data, batch, stored=False)
     accel = build_accelerator(recipe)
-    images = image_set.load(data, "train")
+    images = load_data_set.load(data, "train")
     np.save(folder / "images.npy", np.ascontiguousarray(images.images.transpose(0, 2, 3, 1)))
     np.save(folder / "labels.npy", images.labels)
     split = split_images(recipe, images)
@@ -337,9 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def found_data() -> str:
     """Return "cifar10" if the data set is found, else "synthetic"."""
     try:
-        image_set.check("cifar10")
+        load_data_set.check("cifar10")
     except UserError:
-        return image_set.SYNTHETIC
+        return load_data_set.SYNTHETIC
     return "cifar10"
 
 

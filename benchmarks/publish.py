@@ -22,8 +22,8 @@ from torch import Tensor
 from benchmarks.claim import RESULTS
 from distill.components.device import evaluation_accelerator
 from distill.components.network import load_trained, to_device
-from distill.components.test_split import test_split
-from distill.data.sources import image_set
+from distill.components.read_test_split import test_split
+from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation.predict import logits_and_labels, to_host
 from distill.metrics import measures
@@ -75,7 +75,7 @@ def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def without_paths(recipe: Recipe, fingerprint: str) -> Recipe:
     """Return the recipe with names in place of the paths of its data and teachers."""
-    is_cifar10 = fingerprint in image_set.GENUINE
+    is_cifar10 = fingerprint in load_data_set.GENUINE
     recipe = recipes.with_source(recipe, "cifar10" if is_cifar10 else Path(recipe.data.source).name)
     if recipe.teacher is not None:
         recipe = recipes.with_teacher(recipe, [Path(path).name for path in recipe.teacher.runs])

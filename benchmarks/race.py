@@ -29,7 +29,7 @@ from benchmarks.methods import ROOT, train
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.events import measure_name
-from distill.report import style
+from distill.report import figure_style
 from distill.report.plots import new_figure
 from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
@@ -113,10 +113,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def drawing(rows: Sequence[dict[str, Any]]) -> str:
     """Plot test accuracy against minutes as an SVG."""
-    with matplotlib.rc_context(style.STYLE | {"svg.hashsalt": "race"}):
+    with matplotlib.rc_context(figure_style.STYLE | {"svg.hashsalt": "race"}):
         figure = new_figure(2.8)
         axes = figure.add_subplot()
-        for each, colour in zip(rows, style.SERIES, strict=False):
+        for each, colour in zip(rows, figure_style.SERIES, strict=False):
             minutes, shares = zip(*each["curve"], strict=True)
             axes.plot(minutes, [100 * share for share in shares], color=colour, label=each["title"])
         axes.set(xlabel="minutes of one core", ylabel="test accuracy, %")
@@ -124,7 +124,7 @@ def drawing(rows: Sequence[dict[str, Any]]) -> str:
         figure.legend(loc="outside upper left", ncols=2)
         file = io.StringIO()
         undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=undated, facecolor=style.PAPER)
+        figure.savefig(file, format="svg", metadata=undated, facecolor=figure_style.PAPER)
     return file.getvalue()
 
 

@@ -35,7 +35,7 @@ from distill.components.device import build_accelerator
 from distill.components.network import build_network, network_name
 from distill.data import rng
 from distill.data.loader import Batch
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.events import IMAGES_PER_S, TOTAL
 from distill.recipe import recipes
@@ -107,7 +107,7 @@ def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
 
 def prepared(recipe: Recipe, pair: Pair | None = None) -> TrainState:
     """Build the state of a run at step 0 that is never saved; its teacher has random weights."""
-    images, teacher = image_set.load(recipe.data.source, "train"), None
+    images, teacher = load_data_set.load(recipe.data.source, "train"), None
     if recipes.has_teacher(recipe):
         net = pair.teacher() if pair else build_network(recipe, "teacher", images.n_classes)
         teacher = FrozenTeacher(combine_teachers(recipe, [net]))
@@ -158,7 +158,7 @@ def report(
     Raises UserError if the recipe cannot be trained.
     """
     recipe = (
-        pair.recipe(image_set.SYNTHETIC, batch or BATCH, stored=False)
+        pair.recipe(load_data_set.SYNTHETIC, batch or BATCH, stored=False)
         if pair
         else resolved(spec, batch, rounds)
     )

@@ -3,6 +3,10 @@
 The text states what was requested, what was found and what to type next; cli.py prints it.
 """
 
+from collections.abc import Sequence
+
+LISTED = 10  # faults of a data set in one message; the others are counted
+
 
 class UserError(Exception):
     """The request was wrong: recipe, data, arguments. Exit 2."""
@@ -16,3 +20,12 @@ class UnsuitableRecipe(UserError):
 
 class Failure(Exception):
     """The request was right but could not be carried out: disk, network, divergence. Exit 1."""
+
+
+def data_error(source: str, faults: Sequence[str], advice: str) -> UserError:
+    """Return an error that names the data source, up to ten faults and what to do next."""
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    lines = [f"{count} in {source}:", *(f"  {fault}" for fault in faults[:LISTED])]
+    if len(faults) > LISTED:
+        lines.append(f"  and {len(faults) - LISTED} more")
+    return UserError("\n".join([*lines, advice]))

@@ -34,7 +34,7 @@ PACKAGES = (
     "distill/data/sources", "distill/data/augment", "distill/data/corruptions", "students",
     "teachers", "distill/losses", "distill/models", "distill/components", "distill/teacher",
     "distill/training", "distill/evaluation", "distill/runs", "distill/terminal",
-    "distill/report", "distill/export", "distill/sweep",
+    "distill/report", "distill/export", "distill/sweep", "distill/time_plan",
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def _wrn(name: str, *, depth: int, widen: int, dropout: float, classes: int) -> 
 
 
 def _timm(name: str, *, depth: int, widen: int, dropout: float, classes: int) -> nn.Module:
-    from teachers.timm_teachers import timm_classifier  # timm takes seconds to import
+    from teachers.timm_from_scratch import timm_classifier  # timm takes seconds to import
 
     if dropout:
         raise UserError(f"dropout = {dropout} belongs to wrn; timm/{name} takes 0")
@@ -56,7 +56,7 @@ def summary(network: str, depth: int = 28, widen: int = 10) -> str:
 
 
 def _nearest(network: str) -> str:
-    from teachers.timm_teachers import names  # a slow import, needed for wrong names only
+    from teachers.timm_from_scratch import names  # a slow import, needed for wrong names only
 
     known = ["wrn", *(f"timm/{name}" for name in names())]
     return ", ".join(difflib.get_close_matches(network, known) or ["wrn"])

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distill.errors import UserError
 from students.normalize import Normalize
-from teachers.wrn_design import STEM_WIDTH
+from teachers.wrn_cost import STEM_WIDTH
 
 
 class WideResNet(nn.Module):

@@ -3,8 +3,8 @@
 from functools import cache
 from pathlib import Path
 
-from distill.data.images import ImageSet
-from distill.data.sources import image_set
+from distill.data.image_set import ImageSet
+from distill.data.sources import load_data_set
 from distill.events import Event
 from distill.recipe import recipes
 from distill.runs.run_folder import Role, RunFolder
@@ -66,7 +66,7 @@ def prepared(
 @cache
 def drawn() -> ImageSet:
     """The procedural training images."""
-    return image_set.load("synthetic", "train")
+    return load_data_set.load("synthetic", "train")
 
 
 def two_epochs(teacher: Path) -> list[str]:

@@ -21,20 +21,20 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.errors",
     "distill.events",
     "distill.format",
-    "distill.files.json_files",
+    "distill.files.run_json",
     "distill.files.safe_text",
-    "distill.files.urls",
+    "distill.files.redact_urls",
     "distill.runs.lock",
     "distill.runs.run_folder",
     "distill.runs.run_identity",
     "students.design",
     "students.design_spec",
-    "teachers.wrn_design",
+    "teachers.wrn_cost",
 )
 RECIPE = ("distill.recipe",)
 WORDS = (*TERMS, *RECIPE)
 CLI = ("cli", "distill.cli")
-FILES = ("distill.files.arrays", "distill.files.archives")
+FILES = ("distill.files.arrays", "distill.files.tar_archives")
 STATISTICS = ("distill.statistics", "distill.metrics", "distill.runs.saved_predictions")
 PARTS = ("teachers", "students", "distill.data", "distill.losses")
 ENGINE = (
@@ -88,6 +88,7 @@ TABLE = (
         (*WORDS, *PARTS, *STATISTICS, *ENGINE),
         ("optuna", "sqlalchemy", "pydantic", "pydantic_core", "filelock"),
     ),
+    Layer(("distill.time_plan",), (*WORDS, *PARTS, *STATISTICS, *ENGINE), ()),
     # 4 the command line
     Layer(CLI, ("distill", "teachers", "students"), ("typer", "rich")),
 )
@@ -193,7 +194,11 @@ def called(node: ast.Call) -> str:
         ("distill/report/a.py", "import torch", "distill.report.a may not import torch"),
         ("distill/report/a.py", "from accelerate import tracking", "import accelerate.tracking"),
         ("distill/runs/trackers.py", "from accelerate import Accelerator", "accelerate.Accel"),
-        ("distill/export/a.py", "from distill.sweep import seeds", "distill.sweep.seeds"),
+        (
+            "distill/export/a.py",
+            "from distill.sweep import paired_seeds",
+            "distill.sweep.paired_seeds",
+        ),
         ("distill/events.py", "import torch", "distill.events may not import torch"),
         ("distill/events.py", "import cli", "distill.events may not import cli"),
         ("distill/__init__.py", "from distill import events", "__init__ may not import"),

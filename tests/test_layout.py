@@ -11,7 +11,11 @@ REPO = Path(__file__).parents[1]
 ROOTS = ("distill", "teachers", "students", "docs", "benchmarks", "tests")
 EVERYWHERE = {"__init__", "__main__", "conftest"}
 # Scripts named after what they measure, build or attack; nothing imports them.
-SCRIPTS = {"build", "methods", "archives", "recipes", "urls"}
+SCRIPTS = {
+    "build",
+    "methods",
+    "recipes",
+}
 
 
 def python_files() -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.soak.outcome import Outcome
 from benchmarks.soak.pickles import write_batches
 from benchmarks.soak.watched import Neighbour
-from distill.data.sources import image_set, unlabelled
+from distill.data.sources import images_to_predict, load_data_set
 from distill.data.sources.cifar import CIFAR10
 from distill.errors import UserError
 from distill.runs import saved_predictions
@@ -117,7 +117,7 @@ def tars(folder: Path, tries: int, seed: int) -> list[Outcome]:
             start = sound[:512] if chance.random() < 0.3 and "bytes" not in what else b""
             path = folder / "a.tar.gz"
             path.write_bytes(chance.choice(COMPRESSIONS)(start + content))
-            fault = _read(partial(image_set.load, str(path), "train"), "bytes" in what)
+            fault = _read(partial(load_data_set.load, str(path), "train"), "bytes" in what)
             fault = fault or neighbour.change()
             outcome.count(not fault, f"{seed}/{what}/{n}: {fault}: {content[:160]!r}")
         outcomes.append(outcome)
@@ -136,7 +136,7 @@ def _tar_bombs(folder: Path, tries: int, chance: random.Random) -> Outcome:
         start = header(f"{CIFAR10.folder}/{name}", size)
         path = folder / "bomb.tar.gz"
         path.write_bytes(gzip.compress(start) + gzipped() * PIECES)
-        fault = _read(partial(image_set.load, str(path), "train"), False)
+        fault = _read(partial(load_data_set.load, str(path), "train"), False)
         outcome.count(not fault, f"bomb {n}: {size} {name}: {fault}")
     return outcome
 
@@ -250,7 +250,7 @@ def arrays(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour
         for n in range(tries):
             path = folder / f"images.{suffix}"
             path.write_bytes(make(chance, str(neighbour.mark)))
-            fault = _read(partial(unlabelled.load, path), False)
+            fault = _read(partial(images_to_predict.load, path), False)
             if suffix == "npz":
                 fault = fault or _read(partial(saved_predictions.read, path), False)
             fault = fault or neighbour.change()

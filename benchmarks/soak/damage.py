@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.soak.outcome import Outcome
 from benchmarks.soak.pickles import write_batches
-from distill.data import array_cache
-from distill.data.sources import download, image_set
+from distill.data import user_cache
+from distill.data.sources import download, load_data_set
 from distill.data.sources.cifar import CIFAR10
 from distill.data.sources.download import Archive
 from distill.errors import UserError
@@ -101,10 +101,10 @@ def _cached(cache: Path) -> tuple[str, tuple[Path, Callable[[], bool]]]:
     """Return a view of the teacher cache."""
     os.environ["UNDERSTUDY_CACHE"] = str(cache)
     logits = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float16)
-    array_cache.save_cached("targets/view", logits)
+    user_cache.save_cached("targets/view", logits)
 
     def is_noticed() -> bool:
-        found = array_cache.load_cached("targets/view", (100, 10), np.float16)
+        found = user_cache.load_cached("targets/view", (100, 10), np.float16)
         return found is None or np.array_equal(found, logits)
 
     return "cached teacher logits", (cache / "targets" / "view.npz", is_noticed)
@@ -123,10 +123,10 @@ def _archives(folder: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool
     write_batches(batches)
     with tarfile.open(packed, "w:gz") as file:
         file.add(batches, batches.name)
-    fingerprint = image_set.load(str(packed), "train").fingerprint
+    fingerprint = load_data_set.load(str(packed), "train").fingerprint
 
     def is_same() -> bool:
-        return image_set.load(str(packed), "train").fingerprint == fingerprint
+        return load_data_set.load(str(packed), "train").fingerprint == fingerprint
 
     yield "an archive of images", (packed, lambda: _refuses(is_same) or is_same())
 

@@ -36,10 +36,10 @@ from distill.report.page import (
     Section,
     Table,
 )
-from distill.report.value_table import Column, ValueTable
+from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.runs.run_folder import RunFolder
+from distill.terminal.recipe_and_cache_tables import class_counts
 from distill.terminal.safe_console import SafeConsole
-from distill.terminal.tables import class_counts
 
 PARTS = [
     '"""', "'''", '"', "'", "\\", "\\\\", "\n", "\r", "\t", "\0", "\x1b[31m", "\x1b]0;t\x07",

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.soak.outcome import Outcome
 from benchmarks.soak.watched import Neighbour
-from distill.data.sources import cifar, unlabelled, unpickle
+from distill.data.sources import cifar, images_to_predict, unpickle
 from distill.data.sources.cifar import CIFAR10
 from distill.errors import UserError
 from distill.files.arrays import InvalidArray
@@ -243,7 +243,7 @@ def _read(content: bytes, folder: Path, n: int, may_succeed: bool) -> str:
     readers: list[Callable[[], object]] = [
         lambda: unpickle.loads(content),
         lambda: cifar.load(cifar.Batches(folder, CIFAR10), "train"),
-        lambda: unlabelled.load(other),
+        lambda: images_to_predict.load(other),
     ]
     (path if n % 3 == 1 else other).write_bytes(content)
     tracemalloc.start()

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from benchmarks.soak import commands
 from benchmarks.soak.outcome import Outcome
 from distill.errors import Failure, UserError
-from distill.files import urls
+from distill.files import redact_urls
 from distill.sweep.storage import Storage, url_of
 from distill.training import environment
 
@@ -97,7 +97,7 @@ def _described(url: str, accelerator: Accelerator) -> str:
 
 def _quoted(url: str, secret: str) -> str:
     message = f"cannot connect to {url} (password {secret}, {quote(secret)}): no such server"
-    return urls.without_secrets(message, url)
+    return redact_urls.without_secrets(message, url)
 
 
 def _opened(url: str, folder: Path) -> str:

@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="List, verify and delete cached tea
 def info(as_json: JsonOption = False) -> None:
     """List the cached logits: their teacher, number of views and size."""
     from distill.teacher import cache_files
-    from distill.terminal.tables import cache_table
+    from distill.terminal.recipe_and_cache_tables import cache_table
 
     rows = cache_files.entry_rows()
     if as_json:

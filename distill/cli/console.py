@@ -37,7 +37,7 @@ def stdout() -> "Console":
 
 def print_facts(values: dict[str, Any], as_json: bool) -> None:
     """Print names and values, one a line, or as JSON."""
-    from distill.terminal.tables import fact_lines
+    from distill.terminal.recipe_and_cache_tables import fact_lines
 
     if as_json:
         echo_json(values)

@@ -21,11 +21,11 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a data set, and check if it is the genuine CIFAR-10, in any container or order."""
-    from distill.data.sources import image_set
+    from distill.data.sources import load_data_set
     from distill.terminal.progress import ProgressDisplay
 
     with ProgressDisplay(stderr()) as display:
-        facts = image_set.info(data or source, progress=display.progress)
+        facts = load_data_set.info(data or source, progress=display.progress)
     print_facts(facts, as_json)
     if facts["faults"]:
         raise UserError("\n".join(facts["faults"]))
@@ -68,12 +68,12 @@ def verify(
     data: SameDataOption = None,
 ) -> None:
     """Read every image; exit 1 unless they are exactly the published CIFAR-10."""
-    from distill.data.sources import image_set
+    from distill.data.sources import load_data_set
     from distill.terminal.progress import ProgressDisplay
 
     source = data or source
     with ProgressDisplay(stderr()) as display:
-        facts = image_set.info(source, progress=display.progress)
+        facts = load_data_set.info(source, progress=display.progress)
     if facts["faults"]:
         raise Failure("\n".join(facts["faults"]))
     if not facts["is_genuine"]:

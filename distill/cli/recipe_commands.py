@@ -50,7 +50,7 @@ def plan(
     began_at = time.monotonic()
     if "WORLD_SIZE" in os.environ:
         raise UserError("plan measures one process; type it without accelerate launch or torchrun.")
-    from distill.sweep.plan import plan as make_plan
+    from distill.time_plan.time_plan import plan as make_plan
 
     plan_ = make_plan(minutes, rules, data, began_at)
     if as_json:
@@ -58,7 +58,7 @@ def plan(
     else:
         from rich.text import Text
 
-        from distill.terminal.plan_table import plan_blocks
+        from distill.terminal.time_plan_table import plan_blocks
 
         for block in plan_blocks(plan_):
             stdout().print(block, highlight=False, soft_wrap=isinstance(block, Text))
@@ -98,7 +98,7 @@ def design(
     Each width is the largest: one more channel exceeds the budget.
     """
     from students import course_rules as courses
-    from students.design_space import widest_of_each
+    from students.widest_designs import widest_of_each
 
     course = courses.rules_by_name(rules or "nyu2022")
     if rules is not None and max_params > courses.BUDGET:
@@ -156,7 +156,7 @@ def recipes(
 ) -> None:
     """List the recipes, print one with its resolved values, check one, or compare two."""
     from distill.recipe import recipes
-    from distill.terminal.tables import recipe_origins, recipe_table
+    from distill.terminal.recipe_and_cache_tables import recipe_origins, recipe_table
 
     if sum(value is not None for value in (name, check, diff)) > 1:
         raise UserError(
@@ -184,14 +184,14 @@ def _show_designs(
 ) -> None:
     """Print the designs, and plot them if requested."""
     if plot is not None:
-        from distill.report.design_plot import draw
+        from distill.report.design_size_plot import draw
 
         draw(rows, plot)
         echo(f"{plot}: {counted(len(rows), 'design')}", err=True)
     if as_json:
         echo_json(rows)
     else:
-        from distill.terminal.tables import design_table
+        from distill.terminal.recipe_and_cache_tables import design_table
 
         stdout().print(design_table(rows))
         pooled = " --set student.downsample=pool" if downsample == "pool" else ""

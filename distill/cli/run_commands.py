@@ -13,7 +13,7 @@ from distill.format import counted
 
 if TYPE_CHECKING:
     from distill.report.run_report import LayerRow
-    from distill.runs.record import TestCurve
+    from distill.runs.load_run import TestCurve
     from distill.runs.run_folder import RunFolder
 
 VIEWS = (2, 6)  # of each image, over which test-time augmentation can average
@@ -118,7 +118,7 @@ def predict(
     folder = run_folder.open_finished(run)  # refused before torch is imported
     from distill.export import label_images
     from distill.terminal.progress import ProgressDisplay
-    from distill.terminal.tables import class_counts
+    from distill.terminal.recipe_and_cache_tables import class_counts
     from distill.training.run import process_group
 
     label_images.check_out(out, source)
@@ -172,7 +172,7 @@ def compare(
     """Compare two finished runs on the same test images."""
     from dataclasses import asdict
 
-    from distill.runs.compare import compare as compare_runs
+    from distill.runs.compare_two_runs import compare as compare_runs
     from distill.terminal.compare_table import comparison_tables
 
     comparison = compare_runs(a, b)
@@ -226,7 +226,7 @@ def replay(
 
     folder = run_folder.open_run(run)
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.replay import replay as replay_step
+    from distill.training.repeat_step import replay as replay_step
     from distill.training.run import process_group
 
     with process_group(), ProgressDisplay(stderr()) as display:
@@ -277,10 +277,10 @@ def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
 
 def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
     """Return the layers of a run's network; empty if the run does not record what it trained."""
-    from distill.components import layers
-    from distill.runs.record import read
+    from distill.components import layer_summary
+    from distill.runs.load_run import read
 
     record = read(folder)
     if record.role is None or record.n_classes is None:
         return ()
-    return layers.layers_of_recipe(record.recipe, record.role, record.n_classes)
+    return layer_summary.layers_of_recipe(record.recipe, record.role, record.n_classes)

@@ -187,7 +187,7 @@ def _raise_explained(folder: "RunFolder", fault: Exception, go_on: str) -> None:
     """Raise the message for a failure that training defines; return for any other exception."""
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
-    from distill.training.ranks import is_lost_process
+    from distill.training.rank_agreement import is_lost_process
     from distill.training.signals import Stopped
 
     if isinstance(fault, Stopped):
@@ -221,7 +221,7 @@ def _what_is_saved(folder: "RunFolder") -> str:
 
 def _print_closing_table(folder: "RunFolder") -> None:
     """Print the finished run beside its teacher and its control."""
-    from distill.runs.summary import closing_rows
+    from distill.runs.teacher_student_summary import closing_rows
     from distill.terminal.progress import closing_table
 
     stdout().print(closing_table(closing_rows(folder)))

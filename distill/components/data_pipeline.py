@@ -7,11 +7,11 @@ from accelerate import Accelerator
 
 from distill.data import split as data_split
 from distill.data.augment import affine, auto_augment, color, crop_flip, erase, mixup_cutmix, ricap
-from distill.data.augment.pipeline import AugmentSchedule, Operation, Pipeline
-from distill.data.images import SIDE
+from distill.data.augment.augment_schedule import AugmentSchedule, Operation, Pipeline
+from distill.data.image_set import SIDE
 from distill.data.loader import Loader, Shard
-from distill.data.sources import image_set
-from distill.data.sources.image_set import ImageSet
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe
 from distill.recipe.recipes import Recipe
 
@@ -39,8 +39,8 @@ def split_images(recipe: Recipe, images: ImageSet) -> TrainValSplit:
     train, held_out = split_indices(recipe, images)
     return TrainValSplit(
         images.fingerprint,
-        image_set.subset(images, train),
-        image_set.subset(images, held_out) if len(held_out) else None,
+        load_data_set.subset(images, train),
+        load_data_set.subset(images, held_out) if len(held_out) else None,
     )
 
 

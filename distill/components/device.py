@@ -10,7 +10,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
-from distill.components.allocator import keep_freed_memory
+from distill.components.cpu_malloc import keep_freed_memory
 from distill.recipe.recipes import Recipe
 
 # How long a process may be silent before it counts as hanging; one that ends is noticed at once.

@@ -3,8 +3,8 @@
 Checkpoints and result.json store them; a resumed run must have the same.
 """
 
-from distill.components.test_split import SplitIdentity
-from distill.data.images import ImageSet, fingerprint_of_names
+from distill.components.read_test_split import SplitIdentity
+from distill.data.image_set import ImageSet, fingerprint_of_names
 from distill.recipe.recipes import Recipe
 from distill.runs import run_identity
 

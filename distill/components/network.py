@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from distill.data.sources.image_set import ImageSet
+from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
 from distill.models import checkpoint
 from distill.models.small_maps import use_matrix_products

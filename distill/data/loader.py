@@ -19,12 +19,12 @@ from torch.nn.functional import one_hot
 
 from distill.data import rng
 from distill.data.augment import crop_flip, mixup_cutmix, ricap
+from distill.data.augment.augment_schedule import AugmentSchedule, OperationParams, Pipeline
 from distill.data.augment.crop_flip import CropFlipParams
 from distill.data.augment.mixup_cutmix import MixParams
-from distill.data.augment.pipeline import AugmentSchedule, OperationParams, Pipeline
 from distill.data.augment.ricap import RicapParams
 from distill.data.rng import Stream
-from distill.data.sources.image_set import ImageSet
+from distill.data.sources.load_data_set import ImageSet
 
 # A set may take this share of the device's free memory; the rest is for weights and activations.
 RESIDENT_SHARE = 0.25

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.images import ImageSet
-from distill.data.problems import data_error
-from distill.errors import UserError
+from distill.data.image_set import ImageSet
+from distill.errors import UserError, data_error
 from distill.format import counted
 
 Indices = NDArray[np.int64]

@@ -12,11 +12,11 @@ from torch import nn
 from distill.components.data_pipeline import split_images
 from distill.components.device import evaluation_accelerator
 from distill.components.network import load_trained, to_device
-from distill.components.test_split import check_tested, test_split
-from distill.data.sources import image_set
-from distill.data.sources.image_set import ImageSet, Progress
+from distill.components.read_test_split import check_tested, test_split
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UserError
-from distill.evaluation import figures, results
+from distill.evaluation import accuracy_statistics, write_results
 from distill.evaluation.predict import (
     FlipTTA,
     SixViewTTA,
@@ -78,9 +78,9 @@ def evaluate_run(
     other = None if options.against is None else _load_other(run, options, progress)
     return {
         **_description(run),
-        **figures.headline_measures(run.logits, run.labels),
+        **accuracy_statistics.headline_measures(run.logits, run.labels),
         **_calibration_and_agreement(run, progress),
-        "per_class": figures.per_class(run.logits, run.labels, run.test.class_names),
+        "per_class": accuracy_statistics.per_class(run.logits, run.labels, run.test.class_names),
         "confusion": confusion(run.logits, run.labels).tolist(),
         **_optional_figures(run, other, options, progress),
     }
@@ -89,8 +89,10 @@ def evaluate_run(
 def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> dict[str, Any]:
     """Figures that need held-out images or a teacher; without them None, with the reason."""
     parts: dict[tuple[str, ...], Callable[[], dict[str, float]]] = {
-        CALIBRATED: lambda: figures.calibrate(_held_out(run, progress), run.logits, run.labels),
-        TAUGHT: lambda: figures.compare_with_teacher(run.logits, _teacher_logits(run)),
+        CALIBRATED: lambda: accuracy_statistics.calibrate(
+            _held_out(run, progress), run.logits, run.labels
+        ),
+        TAUGHT: lambda: accuracy_statistics.compare_with_teacher(run.logits, _teacher_logits(run)),
     }
     values: dict[str, Any] = {}
     absent: dict[str, str] = {}
@@ -111,14 +113,19 @@ def _optional_figures(
     if other is not None:
         values["against"] = {
             **_description(other),
-            **figures.headline_measures(other.logits, run.labels),
-            **figures.compare_networks(run.logits, other.logits, run.labels),
+            **accuracy_statistics.headline_measures(other.logits, run.labels),
+            **accuracy_statistics.compare_networks(run.logits, other.logits, run.labels),
         }
     if options.mirror:
-        values["mirror"] = figures.headline_measures(*_predict(run, run.test, FlipTTA(run.net)))
+        values["mirror"] = accuracy_statistics.headline_measures(
+            *_predict(run, run.test, FlipTTA(run.net))
+        )
     if options.six_views:
         predicted = _predict(run, run.test, SixViewTTA(run.net))
-        values["test_time_augmentation"] = {"views": 6, **figures.headline_measures(*predicted)}
+        values["test_time_augmentation"] = {
+            "views": 6,
+            **accuracy_statistics.headline_measures(*predicted),
+        }
     if options.latency:
         if run.accelerator.is_main_process:  # alone: other processes would slow it down
             values["latency_ms"] = cost.measure_latency(run.net)
@@ -149,7 +156,7 @@ def _predict_test(
     outputs = logits_and_labels(net, test, accel)
     check_finite(outputs[0], folder)
     logits, labels = to_host(outputs)
-    saved = results.read_evaluation(folder, logits)
+    saved = write_results.read_evaluation(folder, logits)
     return EvaluatedRun(folder, net, source, test, accel, logits, labels, saved)
 
 
@@ -217,7 +224,7 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Arra
     recipe = recipes.read(run.folder.recipe)
     for source in dict.fromkeys((recipe.data.source, run.source)):
         with suppress(UserError):  # the images may have moved to the folder that --data names
-            images = image_set.load(source, "train", progress=progress)
+            images = load_data_set.load(source, "train", progress=progress)
             if images.fingerprint == data["fingerprint"]:
                 held_out = split_images(recipe, images).held_out
                 assert held_out is not None

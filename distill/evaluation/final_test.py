@@ -8,10 +8,10 @@ from torch import nn
 from distill.components.data_pipeline import split_images
 from distill.components.device import build_accelerator
 from distill.components.network import load_trained, to_device
-from distill.components.test_split import check_tested, test_split
-from distill.data.sources import image_set
-from distill.data.sources.image_set import ImageSet, Progress
-from distill.evaluation import results
+from distill.components.read_test_split import check_tested, test_split
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import ImageSet, Progress
+from distill.evaluation import write_results
 from distill.evaluation.predict import logits_and_labels, to_host
 from distill.events import measure_name
 from distill.metrics import measures
@@ -42,7 +42,7 @@ def measure(
     teacher_logits = None if teacher is None else logits_and_labels(teacher, test, accel)[0]
     of_held_out = None if held_out is None else logits_and_labels(net, held_out, accel)
     if accel.is_main_process:
-        results.write_evaluation(folder, test, logits, teacher_logits, of_held_out)
+        write_results.write_evaluation(folder, test, logits, teacher_logits, of_held_out)
     return metrics
 
 
@@ -59,7 +59,7 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
         del result[IS_TESTED]
         recipe = recipes.read(folder.recipe)
         accel, source = build_accelerator(recipe), recipe.data.source
-        images = image_set.load(source, "train", progress=progress)
+        images = load_data_set.load(source, "train", progress=progress)
         test = test_split(source, progress=progress)
         check_tested(folder, test, source)
         split = split_images(recipe, images)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.data.augment.crop_flip import to_float
 from distill.data.loader import share
-from distill.data.sources.image_set import ImageSet
+from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UserError
 from distill.metrics import Array, measures
 from distill.runs.run_folder import RunFolder

@@ -11,8 +11,8 @@ from torch import nn
 from distill.data import rng
 from distill.data.corruptions.catalogue import CORRUPTIONS, LEFT_OUT, SEVERITIES, corrupt
 from distill.data.rng import Stream
-from distill.data.sources import image_set
-from distill.data.sources.image_set import ImageSet, Progress
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.evaluation.predict import Pixels, measure
 
 Rows = NDArray[np.int64]
@@ -33,7 +33,7 @@ def robustness(
     images without corruption.
     """
     indices = _sample(len(test.labels), n_images)
-    images = image_set.subset(test, indices)
+    images = load_data_set.subset(test, indices)
 
     def top1(name: str, severity: int) -> float:
         change = partial(_corrupt, indices, name, severity)

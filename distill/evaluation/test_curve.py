@@ -7,13 +7,13 @@ from typing import Any
 from distill.components.data_pipeline import split_indices
 from distill.components.device import evaluation_accelerator
 from distill.components.network import build_network, to_device
-from distill.components.test_split import check_tested, test_split
-from distill.data.sources import image_set
-from distill.data.sources.image_set import ImageSet, Progress
+from distill.components.read_test_split import check_tested, test_split
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UserError
 from distill.evaluation.predict import measure
 from distill.events import MEASURES, Split, measure_name
-from distill.files import json_files
+from distill.files import run_json
 from distill.format import describe_class_difference
 from distill.models import checkpoint
 from distill.models.epoch_weights import saved_epochs, weights_path
@@ -59,7 +59,7 @@ def measure_epochs(
 def _cached_measures(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Measures by the fingerprint of their weights, without incomplete ones of another version."""
     file = folder.test_curve
-    cached = json_files.test_curve(file) if file.exists() else {}
+    cached = run_json.test_curve(file) if file.exists() else {}
     return {
         sha256: measures
         for sha256, measures in cached.items()
@@ -107,6 +107,6 @@ def _splits(
             f"{of_source}.\nRestore the original images."
         )
     check_tested(folder, test, recipe.data.source)
-    images = image_set.load(recipe.data.source, "train", progress=progress)
+    images = load_data_set.load(recipe.data.source, "train", progress=progress)
     indices, _ = split_indices(recipe, images)
-    return {"train": image_set.subset(images, indices[:TRAIN_IMAGES]), "test": test}
+    return {"train": load_data_set.subset(images, indices[:TRAIN_IMAGES]), "test": test}

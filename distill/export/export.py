@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.components.test_split import test_split
-from distill.data.images import Progress
+from distill.components.read_test_split import test_split
+from distill.data.image_set import Progress
 from distill.errors import Failure, UserError
 from distill.evaluation.predict import check_finite, predict
 from distill.export import atomic_folder, formats
 from distill.export.finished_run import FinishedRun, load_finished
 from distill.export.formats import Format
-from distill.files import json_files
+from distill.files import run_json
 from distill.files.safe_text import is_utf8
 from distill.format import p_equation, percent, percent_number
 from distill.metrics import is_right, is_same_prediction
@@ -102,7 +102,7 @@ def check_out(out: Path, replace: bool) -> None:
 def _earlier_files(out: Path) -> set[str]:
     """Return the files of an earlier export in `out`; empty if there is none."""
     try:
-        described = json_files.read(out / REPORT)["formats"].values()
+        described = run_json.read(out / REPORT)["formats"].values()
         return {REPORT, *(name for format_ in described for name in format_["files"])}
     except (UserError, KeyError, TypeError, AttributeError):
         return set()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from distill.components.data_pipeline import split_indices
 from distill.components.network import load_trained
-from distill.data.images import ImageSet, Progress
-from distill.data.sources import image_set, synthetic
+from distill.data.image_set import ImageSet, Progress
+from distill.data.sources import load_data_set, synthetic
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.format import describe_class_difference
@@ -80,7 +80,7 @@ class FinishedRun:
     @cached_property
     def train_split(self) -> ImageSet:
         """The training data. Raises UserError if it is missing or its classes are not the run's."""
-        images = image_set.load(self.source, "train", progress=self.progress)
+        images = load_data_set.load(self.source, "train", progress=self.progress)
         if list(images.class_names) != self.class_names:
             of_run, of_data = describe_class_difference(self.class_names, images.class_names)
             raise UserError(

@@ -1,7 +1,7 @@
 """Export safetensors, config and model card in the layout of the Hugging Face hub and timm.
 
-`distill/export/timm_models.py` registers the students and the wide residual networks with timm. A
-teacher from timm is exported as plain timm, with its mean and std in the config.
+`distill/export/timm_registration.py` registers the students and the wide residual networks with
+timm. A teacher from timm is exported as plain timm, with its mean and std in the config.
 """
 
 from dataclasses import asdict
@@ -14,8 +14,8 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from distill.components.network import network_table
-from distill.data.images import CHANNELS, SIDE
-from distill.export import model_card, timm_models
+from distill.data.image_set import CHANNELS, SIDE
+from distill.export import model_card, timm_registration
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
@@ -85,7 +85,7 @@ def _architecture(finished: FinishedRun) -> tuple[str, dict[str, Any]]:
     recipe, net = finished.recipe, finished.net
     if isinstance(net, ResNet):
         rates = network_table(recipe, finished.role).rates()
-        return "understudy_resnet", timm_models.resnet_arguments(net.design, **rates)
+        return "understudy_resnet", timm_registration.resnet_arguments(net.design, **rates)
     assert recipe.teacher is not None
     if isinstance(net, WideResNet):
         return "understudy_wrn", recipe.teacher.model_dump(include={"depth", "widen", "dropout"})

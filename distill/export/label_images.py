@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from distill import metrics
 from distill.components.device import evaluation_accelerator
 from distill.components.network import load_trained, to_device
-from distill.data.images import ImageSet, Progress
-from distill.data.sources import unlabelled
+from distill.data.image_set import ImageSet, Progress
+from distill.data.sources import images_to_predict
 from distill.errors import Failure, UserError
 from distill.evaluation.predict import BATCH, check_finite, logits_and_labels
 from distill.files.safe_text import csv_cell
@@ -68,7 +68,7 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     Raises UserError if the run is not finished or an image cannot be used.
     """
     accel = evaluation_accelerator()
-    inputs = unlabelled.load(source, progress=progress)
+    inputs = images_to_predict.load(source, progress=progress)
     class_names = tuple(folder.result()["class_names"])
     net = to_device(load_trained(folder), accel.device)
     unknown_labels = np.zeros(len(inputs.ids), np.int64)

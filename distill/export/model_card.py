@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import statistics
-from distill.data.sources.image_set import GENUINE
+from distill.data.sources.load_data_set import GENUINE
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.export.finished_run import FinishedRun
@@ -18,7 +18,7 @@ from distill.runs import run_folder, run_identity
 from distill.runs.run_folder import RunFolder
 
 # The one import: from the root of this project's checkout, or with that on PYTHONPATH.
-IMPORT = "import distill.export.timm_models  # registers this network with timm"
+IMPORT = "import distill.export.timm_registration  # registers this network with timm"
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from distill.data.images import CHANNELS, SIDE
+from distill.data.image_set import CHANNELS, SIDE
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.runs.run_folder import write_bytes
 

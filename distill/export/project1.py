@@ -16,7 +16,7 @@ from distill.components.network import network_table
 from distill.errors import UserError
 from distill.export import codegen
 from distill.export.finished_run import FinishedRun, PredictFn
-from distill.export.grader import Grader
+from distill.export.isolated_grader import Grader
 from distill.files.safe_text import visible
 from distill.format import counted, interval_text, percent
 from distill.runs.run_folder import write_bytes, write_text

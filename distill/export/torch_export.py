@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.data.images import CHANNELS, SIDE
+from distill.data.image_set import CHANNELS, SIDE
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.runs.run_folder import write_bytes
 

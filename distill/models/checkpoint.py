@@ -22,7 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.files import json_files
+from distill.files import run_json
 from distill.models import out_of_memory
 from distill.runs.run_folder import write_bytes
 
@@ -107,7 +107,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """Return (the tensors' bytes, progress) of a checkpoint; raises the same errors as `load`."""
     try:
-        progress = json_files.parsed(json_files.content_of(folder / "progress.json"))
+        progress = run_json.parsed(run_json.content_of(folder / "progress.json"))
         state = (folder / "state.pt").read_bytes()
         format_, digest = progress["format"], progress.pop("sha256", None)
     except OSError as fault:
@@ -129,8 +129,8 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
             f"{folder} is damaged: its sha256 is not the one it was written with"
         )
     try:
-        json_files.check(json_files.Progress, progress)
-    except json_files.Invalid as fault:
+        run_json.check(run_json.Progress, progress)
+    except run_json.Invalid as fault:
         raise DamagedCheckpoint(f"{folder} is damaged: its progress.json has {fault}") from None
     return state, progress
 

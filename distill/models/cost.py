@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.data.images import CHANNELS, SIDE
+from distill.data.image_set import CHANNELS, SIDE
 
 BATCHES = (1, 128)
 WARM_UP = 10  # calls that are not measured: kernels are chosen, memory is allocated

@@ -25,7 +25,7 @@ from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
 from distill.recipe.schema import About, Recipe, Student, Teacher
 from distill.recipe.validation import Values, check, shorten, value_text
 from students.design import Design
-from teachers.wrn_design import WrnDesign
+from teachers.wrn_cost import WrnDesign
 
 __all__ = ["About", "Recipe"]  # of schema.py, for those who import them from here
 

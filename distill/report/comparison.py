@@ -21,11 +21,11 @@ from distill.report import page as pages
 from distill.report import plots
 from distill.report.group_curves import group_colour, overlay_curves
 from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
+from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.report.test_sections import test_interval
-from distill.report.value_table import Column, ValueTable
 from distill.runs import run_identity
 from distill.runs.groups import Group, group_differences, groups, without_seeds
-from distill.runs.record import RunRecord, TestCurve, read
+from distill.runs.load_run import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
 from distill.statistics import Interval, MeanAndInterval
 

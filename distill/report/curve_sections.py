@@ -7,11 +7,11 @@ import numpy as np
 from distill.events import TOTAL, VALIDATED, Split, loss_name, measure_name
 from distill.format import counted, percent
 from distill.report import plots
+from distill.report.figure_style import BLUE, FAINT, GREEN, INK, RED
 from distill.report.page import Block, FigureBlock, Paragraph, Section
 from distill.report.plots import Series
-from distill.report.style import BLUE, FAINT, GREEN, INK, RED
 from distill.runs.epoch_series import Curves, Line, curves
-from distill.runs.record import RunRecord
+from distill.runs.load_run import RunRecord
 
 AFTERWARDS: tuple[Split, ...] = ("train", "test")  # measured with saved epoch weights
 POINTS = 400  # of a faint line: more are indistinguishable in a column

@@ -7,12 +7,12 @@ import numpy as np
 from distill.events import measure_name
 from distill.report import plots
 from distill.report.curve_sections import epoch_weights_line, error_line
+from distill.report.figure_style import SERIES
 from distill.report.page import Block, FigureBlock, Paragraph
 from distill.report.plots import Series
-from distill.report.style import SERIES
 from distill.runs.epoch_series import Line, curves
 from distill.runs.groups import Group
-from distill.runs.record import RunRecord
+from distill.runs.load_run import RunRecord
 
 LineOf = Callable[[RunRecord, str], Line | None]  # the line of a run and a measure
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from distill.errors import Failure
 from distill.files.safe_text import visible_lines
-from distill.report import style
-from distill.report.value_table import ValueTable
+from distill.report import figure_style
+from distill.report.table_html_csv_latex import ValueTable
 from distill.runs.run_folder import check_subfolder, write_bytes, write_text
 
 TEMPLATE = "report.html.j2"
@@ -49,7 +49,7 @@ class FigureBlock:
     @property
     def svg(self) -> str:
         """The figure as inline SVG."""
-        return style.svg(self.figure, self.name)
+        return figure_style.svg(self.figure, self.name)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def write(page: Page, path: Path) -> Path:
 def _write_files(block: Block, beside: Path) -> None:
     """Write a block's files for use in a paper."""
     if isinstance(block, FigureBlock):
-        write_bytes(beside / "figures" / f"{block.name}.pdf", style.pdf(block.figure))
-        write_bytes(beside / "figures" / f"{block.name}.png", style.png(block.figure))
+        write_bytes(beside / "figures" / f"{block.name}.pdf", figure_style.pdf(block.figure))
+        write_bytes(beside / "figures" / f"{block.name}.png", figure_style.png(block.figure))
     elif isinstance(block, Table):
         write_text(beside / "tables" / f"{block.grid.name}.csv", block.grid.csv())
         write_text(beside / "tables" / f"{block.grid.name}.tex", block.grid.latex())

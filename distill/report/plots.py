@@ -13,7 +13,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill.files.safe_text import visible
 from distill.metrics import BINS, CalibrationCurve, Counts
-from distill.report.style import BLUE, COLUMN, FAINT, HEIGHT, INK, ORANGE, PAPER, POINTS, RED, STYLE
+from distill.report.figure_style import (
+    BLUE,
+    COLUMN,
+    FAINT,
+    HEIGHT,
+    INK,
+    ORANGE,
+    PAPER,
+    POINTS,
+    RED,
+    STYLE,
+)
 from distill.runs.epoch_series import Floats, Line
 
 LONGEST_NAME = 18  # characters of a class name beside an axis

@@ -7,15 +7,15 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.events import Epoch
-from distill.files import urls
+from distill.files import redact_urls
 from distill.format import UNKNOWN, counted, duration, grouped, interval_text, percent
 from distill.recipe import recipes
 from distill.report import page as pages
 from distill.report.curve_sections import learning_curves
 from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted, Section, Table
+from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.report.test_sections import result_sections, test_interval
-from distill.report.value_table import Column, ValueTable
-from distill.runs.record import RunRecord, TestCurve, read
+from distill.runs.load_run import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
 from distill.statistics import Interval
 
@@ -195,7 +195,9 @@ def _reproduction(record: RunRecord) -> Iterator[Block]:
     if environment.get("command"):
         typed, teacher = environment["command"], _unnamed_teacher(record)
         # A run of an earlier version may contain a password.
-        yield Preformatted(f"python {shlex.join(map(urls.hide_secrets, [*typed, *teacher]))}")
+        yield Preformatted(
+            f"python {shlex.join(map(redact_urls.hide_secrets, [*typed, *teacher]))}"
+        )
         if teacher:
             yield Paragraph(
                 "The run selected its teacher itself; --teacher is added here to name it."

@@ -16,7 +16,7 @@ from distill.report.page import (
     Table,
     html,
 )
-from distill.report.value_table import Column, ValueTable
+from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.runs.run_folder import write_text
 from distill.terminal.sweep_table import (
     SweepSummary,

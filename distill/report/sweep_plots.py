@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from distill.format import shorten
+from distill.report.figure_style import BLUE, FAINT, PAPER, POINTS, RED
 from distill.report.plots import in_style, legend, new_figure
-from distill.report.style import BLUE, FAINT, PAPER, POINTS, RED
 from distill.terminal.sweep_table import by_importance, heads, key_text, ranked, value_text
 
 SweepSummary = Mapping[str, Any]

@@ -22,8 +22,8 @@ from distill.report.page import (
     Section,
     Table,
 )
-from distill.report.value_table import Column, ValueTable
-from distill.runs.record import RunRecord
+from distill.report.table_html_csv_latex import Column, ValueTable
+from distill.runs.load_run import RunRecord
 from distill.runs.run_folder import is_tested
 from distill.runs.saved_predictions import Predictions
 from distill.statistics import Interval

@@ -11,7 +11,7 @@ from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Train
-from distill.runs.record import RunRecord
+from distill.runs.load_run import RunRecord
 from distill.statistics import Interval, MeanAndInterval
 
 Seeds = tuple[int, int]  # train.seed, data.seed

@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BaseModel, create_model
 
 from distill.errors import UserError
 from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
-from distill.files import json_files
-from distill.files.json_files import Invalid
+from distill.files import run_json
+from distill.files.run_json import Invalid
 from distill.runs import lock
 from distill.runs.run_folder import write_text
 
@@ -47,7 +47,7 @@ def _schema(kind: type[Event]) -> type[BaseModel]:
     """The types of an event's fields; seconds are bounded so that they can be formatted."""
     types = get_type_hints(kind)
     fields = {name: (SECONDS if name.endswith("_s") else types[name], ...) for name in types}
-    return create_model(kind.__name__, __config__=json_files.OPEN, **fields)  # type: ignore[call-overload, no-any-return]
+    return create_model(kind.__name__, __config__=run_json.OPEN, **fields)  # type: ignore[call-overload, no-any-return]
 
 
 SCHEMAS = {name: _schema(kind) for name, kind in KINDS.items()}
@@ -95,9 +95,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _text(path: Path) -> str:
     try:
-        return json_files.content_of(path, LARGEST).decode(errors="replace")
+        return run_json.content_of(path, LARGEST).decode(errors="replace")
     except Invalid as fault:
-        raise json_files.damaged(path, str(fault), "Move it away.") from None
+        raise run_json.damaged(path, str(fault), "Move it away.") from None
     except OSError as fault:
         raise UserError(f"{path} cannot be read: {fault.strerror or fault}.") from fault
 
@@ -105,7 +105,7 @@ def _text(path: Path) -> str:
 def _row(text: str) -> dict[str, Any]:
     """Parse one line. Raises Invalid if it is not JSON or no event."""
     try:
-        row = json_files.parsed(text)
+        row = run_json.parsed(text)
     except Invalid as fault:
         reason = f"JSON: {fault.syntax}" if fault.syntax else f"an event: {fault}"
         raise Invalid(f"is not {reason}", fault.syntax) from None
@@ -113,9 +113,7 @@ def _row(text: str) -> dict[str, Any]:
     if not isinstance(name, str) or name not in KINDS:
         raise Invalid(f"is not an event: its `event` is none of {', '.join(KINDS)}")
     try:
-        json_files.check(
-            SCHEMAS[name], {key: field_value(key, value) for key, value in row.items()}
-        )
+        run_json.check(SCHEMAS[name], {key: field_value(key, value) for key, value in row.items()})
     except Invalid as fault:
         raise Invalid(f"is not an event: {fault}") from None
     checked: dict[str, Any] = row
@@ -129,9 +127,7 @@ def events(path: Path) -> list[Event]:
     try:
         return [event(row) for row in read(path)]
     except TypeError as fault:
-        raise json_files.damaged(
-            path, f"an event lacks a field ({fault})", "Move it away."
-        ) from None
+        raise run_json.damaged(path, f"an event lacks a field ({fault})", "Move it away.") from None
 
 
 def line(event: Event) -> str:

@@ -12,11 +12,11 @@ from typing import Literal
 
 from distill.errors import UserError
 from distill.events import Start, total_steps
-from distill.files import json_files
+from distill.files import run_json
 from distill.recipe import recipes
 from distill.runs import journal, lock, saved_predictions
 from distill.runs.run_folder import RUNS, RunFolder, runs_in
-from distill.runs.summary import summary_row as figures
+from distill.runs.teacher_student_summary import summary_row as figures
 from distill.statistics import Interval, wilson
 
 State = Literal["finished", "training", "stopped", "killed", "never began", "damaged"]
@@ -151,7 +151,7 @@ def _saved_step(run: RunFolder) -> int:
     """The step of the newest readable checkpoint; 0 if there is none."""
     for folder in (run.last, run.last.with_name(f"{run.last.name}.old")):
         with suppress(UserError, KeyError):
-            return int(json_files.progress(folder / "progress.json")["step"])
+            return int(run_json.progress(folder / "progress.json")["step"])
     return 0
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from distill.errors import UserError
-from distill.files import json_files
+from distill.files import run_json
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,6 @@ def _remove_empty(folders: list[Path]) -> None:
 def _read(record: Path) -> LockHolder | None:
     """The process in a running.json; None if the file is absent or unreadable."""
     try:
-        return HOLDER.validate_python(json_files.read(record))
+        return HOLDER.validate_python(run_json.read(record))
     except (UserError, ValueError):
         return None

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from distill.errors import UserError
-from distill.files import json_files
+from distill.files import run_json
 from distill.files.safe_text import is_utf8
 from distill.runs import lock
 
@@ -113,7 +113,7 @@ class RunFolder:
                 f"run {self.path} is not finished: it has no {self.result_file.name}.\n"
                 "Finish it with its own command and --resume."
             )
-        return json_files.result(self.result_file)
+        return run_json.result(self.result_file)
 
     def check_result(self) -> None:
         """Raise UserError if result.json lacks a value that other runs need."""
@@ -178,7 +178,7 @@ def _role_begun(folder: RunFolder) -> str | None:
     )
     for file in files:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json_files.parsed(json_files.content_of(file))["role"])
+            return str(run_json.parsed(run_json.content_of(file))["role"])
     return None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import UserError
-from distill.files import json_files
+from distill.files import run_json
 from distill.files.arrays import LARGEST, open_npz
 from distill.metrics import Array, is_right
 from distill.runs.run_folder import RunFolder
@@ -134,6 +134,6 @@ def read_run(run: RunFolder) -> Predictions | None:
 def _sha256(path: Path) -> str:
     """The digest of a file, hex. Raises UserError if it cannot be read."""
     try:
-        return hashlib.sha256(json_files.content_of(path, LARGEST)).hexdigest()
+        return hashlib.sha256(run_json.content_of(path, LARGEST)).hexdigest()
     except UNREADABLE as fault:
         raise _unreadable(path, fault) from fault

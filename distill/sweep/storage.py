@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from distill.errors import Failure, UserError
-from distill.files import urls
+from distill.files import redact_urls
 from distill.files.safe_text import visible
 from distill.runs import lock
 from distill.sweep import sqlite_file
@@ -59,7 +59,7 @@ class Storage:
         """
         self.url = url if isinstance(url, str) else f"sqlite:///{url.database}"
         self.is_typed = isinstance(url, str)  # else it is a path, which has no secret
-        self.shown = visible(urls.hide_secrets(self.url) if self.is_typed else self.url)
+        self.shown = visible(redact_urls.hide_secrets(self.url) if self.is_typed else self.url)
         self.heartbeat_s = heartbeat_s
         self.alone: AbstractContextManager[object] = nullcontext()
         with self._explain_url():
@@ -110,7 +110,7 @@ class Storage:
 
     def _reason(self, fault: BaseException) -> str:
         """Return the first line of a driver's message, without the URL's secrets."""
-        text = urls.without_secrets(str(fault), self.url) if self.is_typed else str(fault)
+        text = redact_urls.without_secrets(str(fault), self.url) if self.is_typed else str(fault)
         return visible((text or type(fault).__name__).splitlines()[0])
 
     @contextmanager

@@ -27,7 +27,7 @@ from distill.sweep.sweep_summary import BEST, SUMMARY, run_sweep
 from distill.sweep.worker import Say, Train
 from students import course_rules as courses
 from students.design import Design
-from students.design_space import widest_of_each
+from students.widest_designs import widest_of_each
 
 KEYS = ("stages", "blocks", "width")  # of a design
 GIVEN = {*KEYS, "channels"}  # keys of [student] that a search chooses

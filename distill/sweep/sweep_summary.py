@@ -18,10 +18,10 @@ from distill.recipe import recipes
 from distill.recipe.recipes import About
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.runs.run_identity import training_fingerprint
+from distill.sweep.assign_trials import RUN, WORKER, Trials, counted_attempts
 from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import Space, option_label
-from distill.sweep.trials import RUN, WORKER, Trials, counted_attempts
 from distill.sweep.worker import (
     DIVERGED,
     INFEASIBLE,

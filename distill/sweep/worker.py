@@ -26,11 +26,11 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
 from distill.runs import run_identity
 from distill.runs.run_folder import RunFolder
-from distill.sweep import optuna_space, stored_trials
+from distill.sweep import check_stored_trials, optuna_space
+from distill.sweep.assign_trials import ClaimedTrial, Trials
 from distill.sweep.storage import FINGERPRINT, Storage
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import keys_set, pairs
-from distill.sweep.trials import ClaimedTrial, Trials
 from distill.training.divergence import Diverged
 
 LOOK_S = 2.0  # between two checks of a worker that waits for the others
@@ -72,7 +72,7 @@ def open_trials(
     with storage.explain_errors():
         common = "\n".join([definition(sweep), *_lines(_as_definition_keys(inputs))])
         study = storage.study(sweep.name, direction, common, _defaults(sweep))
-        if fault := stored_trials.fault_of(storage.read_attempts(study), sweep):
+        if fault := check_stored_trials.fault_of(storage.read_attempts(study), sweep):
             raise storage.damaged(fault)
     study.pruner = optuna_space.pruner(sweep)
     trials = Trials(sweep, study, storage, place, inputs)

@@ -12,7 +12,7 @@ from distill.components.network import to_device
 from distill.data.loader import Loader
 from distill.recipe import recipes, schema
 from distill.recipe.recipes import Recipe
-from distill.teacher import freeze
+from distill.teacher import fold_batch_norm
 from distill.teacher.teacher import (
     FrozenTeacher,
     OneTeacherPerView,
@@ -66,7 +66,9 @@ def _online_teacher(
     recipe: Recipe, net: nn.Module, batches: Loader, accel: Accelerator
 ) -> OnlineTeacher:
     taps = tuple(required_taps(recipe, "teacher", net))
-    ready = freeze.prepare_for_inference(net, batches.size, AUTOCAST.get(accel.mixed_precision))
+    ready = fold_batch_norm.prepare_for_inference(
+        net, batches.size, AUTOCAST.get(accel.mixed_precision)
+    )
     return OnlineTeacher(FrozenTeacher(to_device(ready, accel.device)), accel, batches, taps)
 
 

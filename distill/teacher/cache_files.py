@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data import array_cache
+from distill.data import user_cache
 from distill.errors import UserError
-from distill.files import json_files
+from distill.files import run_json
 from distill.recipe.compose import toml
 from distill.runs.run_folder import write_json
 
@@ -65,12 +65,12 @@ class CacheEntry:
 
     def read(self, view: int) -> NDArray[np.float16] | None:
         """Return the logits of a view, float16 [N, C]; None if they are absent or damaged."""
-        return array_cache.load_cached(f"{FOLDER}/{self.key}/{view_name(view)}", None, np.float16)
+        return user_cache.load_cached(f"{FOLDER}/{self.key}/{view_name(view)}", None, np.float16)
 
 
 def logits_folder() -> Path:
     """Return the folder of all cached logits."""
-    return array_cache.cache_folder() / FOLDER
+    return user_cache.cache_folder() / FOLDER
 
 
 def check_not_linked() -> None:
@@ -95,8 +95,8 @@ def view_name(view: int) -> str:
 
 def write_description(depends: dict[str, Any], recipe: str) -> None:
     """Write what the logits depend on to their folder; ignore a disk that cannot be written."""
-    path = array_cache.cache_folder() / cache_key(depends) / ABOUT
-    if array_cache.is_linked(path) or _open_entry(path.parent).depends_on:
+    path = user_cache.cache_folder() / cache_key(depends) / ABOUT
+    if user_cache.is_linked(path) or _open_entry(path.parent).depends_on:
         return
     try:
         write_json(path, {"depends": depends, "recipe": recipe})
@@ -194,7 +194,7 @@ def _open_entry(path: Path) -> CacheEntry:
 
 def _described(path: Path) -> CacheEntry:
     """Read an entry's about.json. May raise the errors that `_open_entry` catches."""
-    description = json_files.parsed(json_files.content_of(path / ABOUT, LARGEST_ABOUT))
+    description = run_json.parsed(run_json.content_of(path / ABOUT, LARGEST_ABOUT))
     depends, text = dict(description["depends"]), description["recipe"]
     faults: list[str] = []
     recipe = toml(text, ABOUT, faults)

@@ -6,9 +6,9 @@ from pathlib import Path
 from distill.components.data_pipeline import TrainValSplit, split_images, split_indices
 from distill.components.fingerprints import identity
 from distill.components.network import load_trained
-from distill.components.test_split import identify_test
-from distill.data.sources import image_set
-from distill.data.sources.image_set import ImageSet
+from distill.components.read_test_split import identify_test
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UserError
 from distill.format import counted
 from distill.recipe import recipes
@@ -173,12 +173,12 @@ def check_teachers(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str,
     `identity`); with `variants`, which have other images or teachers, those of each are joined.
     Raises UserError as a run would later. Costs reading both splits and the teachers.
     """
-    image_set.check(recipe.data.source)
-    images = image_set.load(recipe.data.source, "train")
+    load_data_set.check(recipe.data.source)
+    images = load_data_set.load(recipe.data.source, "train")
     load_teacher(recipe, images, split_images(recipe, images))
     prints = [_input_fingerprints(recipe, images)]
     prints += [
-        _input_fingerprints(variant, image_set.load(variant.data.source, "train"))
+        _input_fingerprints(variant, load_data_set.load(variant.data.source, "train"))
         for variant in variants
     ]
     return {name: " + ".join(dict.fromkeys(p[name] for p in prints)) for name in prints[0]}

@@ -17,7 +17,7 @@ from distill.format import (
     percent_number,
     points,
 )
-from distill.runs.compare import ClassDifference, ComparedRun, Comparison
+from distill.runs.compare_two_runs import ClassDifference, ComparedRun, Comparison
 from distill.statistics import Interval
 from distill.terminal.table_style import blank_table
 

@@ -18,7 +18,7 @@ from distill.errors import UserError
 from distill.events import Epoch, Event, Start, Step, total_steps
 from distill.runs import journal
 from distill.runs.run_folder import RunFolder, open_run, write_text
-from distill.runs.summary import closing_rows
+from distill.runs.teacher_student_summary import closing_rows
 from distill.terminal.progress import ProgressDisplay, closing_table
 
 WIDTH = 100  # characters

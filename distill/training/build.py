@@ -20,10 +20,10 @@ from distill.components.data_pipeline import (
 from distill.components.device import build_accelerator
 from distill.components.loss_terms import build_objective, required_taps
 from distill.components.network import build_network, convert_sync_bn, initialise_stem, to_device
-from distill.data.images import SIDE
+from distill.data.image_set import SIDE
 from distill.data.loader import Loader
-from distill.data.sources import image_set
-from distill.data.sources.image_set import ImageSet, Progress
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UnsuitableRecipe
 from distill.losses.objective import Objective
 from distill.models import batch_norm
@@ -41,7 +41,7 @@ from distill.teacher.teacher import (
 )
 from distill.training import optim
 from distill.training.divergence import DivergenceMonitor
-from distill.training.ranks import RankAgreement
+from distill.training.rank_agreement import RankAgreement
 from distill.training.state import TrainState
 from students.resnet import ResNet
 
@@ -110,7 +110,7 @@ def build(
     UserError if they cannot be read or do not fit.
     """
     accel = build_accelerator(recipe)
-    images = images or image_set.load(recipe.data.source, "train", progress=progress)
+    images = images or load_data_set.load(recipe.data.source, "train", progress=progress)
     split = split_images(recipe, images)
     teacher = teacher or selection.load_teacher(recipe, images, split)
     identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))

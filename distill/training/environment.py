@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.errors import UserError
-from distill.files import json_files, urls
+from distill.files import redact_urls, run_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FOLDERS = ("distill", "teachers", "students", "cli.py")
@@ -23,7 +23,7 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     on_gpu = device.type == "cuda"
     return {
-        "command": list(map(urls.hide_secrets, sys.argv)),
+        "command": list(map(redact_urls.hide_secrets, sys.argv)),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -57,7 +57,7 @@ def earlier_source_hashes(path: Path) -> list[str]:
     the file is absent or damaged.
     """
     try:
-        environment = json_files.environment(path)
+        environment = run_json.environment(path)
     except UserError:
         return []
     return list(environment.get("sources") or filter(None, [environment.get("source")]))

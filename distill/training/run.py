@@ -19,12 +19,12 @@ from distill.components import fingerprints
 from distill.components.data_pipeline import TrainValSplit, split_images
 from distill.components.device import build_accelerator
 from distill.components.network import build_network, network_name, to_device
-from distill.components.test_split import SplitIdentity, check_test, identify_test, test_split
-from distill.data import array_cache
-from distill.data.sources import image_set
-from distill.data.sources.image_set import Progress
+from distill.components.read_test_split import SplitIdentity, check_test, identify_test, test_split
+from distill.data import user_cache
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import Progress
 from distill.errors import Failure, UserError
-from distill.evaluation import final_test, results
+from distill.evaluation import final_test, write_results
 from distill.evaluation.predict import measure
 from distill.events import End, Event, Start
 from distill.format import counted
@@ -38,7 +38,7 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
 from distill.teacher.build_teacher import combination_identity
 from distill.teacher.teacher import FrozenTeacher
-from distill.training import budget, build, environment, loop
+from distill.training import build, environment, loop, minutes_to_steps
 from distill.training import resume as checkpoints
 from distill.training.resume import Resumed
 from distill.training.signals import StopSignal
@@ -136,9 +136,9 @@ def _prepare(
 ) -> PreparedRun:
     """Load data and teacher, build the state, and write recipe and environment to the folder."""
     source = request.recipe.data.source
-    image_set.check(source)  # a missing test split fails now, not after the last epoch
+    load_data_set.check(source)  # a missing test split fails now, not after the last epoch
     with accel.main_process_first():  # one process decodes, the others read the cache
-        images = image_set.load(source, "train", progress=progress)
+        images = load_data_set.load(source, "train", progress=progress)
         test = identify_test(source, images, progress=progress)
     split = split_images(request.recipe, images)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
@@ -208,9 +208,11 @@ def _set_length(state: TrainState, recipe: Recipe, decided: dict[str, Any]) -> t
     # every bit.
     elif recipe.train.compile == "auto" and not decided and _on_gpu(state):
         run_s = None if minutes is None else 60 * minutes
-        notes.append(f"train.compile = auto: {budget.choose_compilation(state, run_s)}")
+        notes.append(f"train.compile = auto: {minutes_to_steps.choose_compilation(state, run_s)}")
     if minutes is not None:
-        steps = decided.get("total_steps") or budget.steps_within(state, minutes, began_at)
+        steps = decided.get("total_steps") or minutes_to_steps.steps_within(
+            state, minutes, began_at
+        )
         build.set_total_steps(state, recipe, steps)
         fitting = counted(steps, "step fits", "steps fit")
         notes.append(f"train.minutes = {minutes:g}: {fitting}, of training alone")
@@ -274,19 +276,19 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
     Measured once for these weights and images, and stored in the cache folder.
     """
     accel, images = ready.state.accelerator, ready.split.held_out or ready.split.train
-    checked = image_set.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
+    checked = load_data_set.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
     combination = "".join(
         f" {key}={value}" for key, value in combination_identity(ready.request.recipe).items()
     )
     identity = ready.state.identity["teacher"] + combination + checked.fingerprint
     key = f"teachers/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
-    cached = array_cache.load_cached(key, (), np.float64)
+    cached = user_cache.load_cached(key, (), np.float64)
     [cached] = broadcast_object_list([cached])  # rank 0 decides for all
     if cached is not None:
         return float(cached)
     top1 = measure(teacher, checked, accel)["top1"]
     if accel.is_main_process:
-        array_cache.save_cached(key, np.array(top1))
+        user_cache.save_cached(key, np.array(top1))
     return top1
 
 
@@ -324,7 +326,7 @@ def _write_result(ready: PreparedRun, start: Start, end: End) -> None:
     }
     teachers = identity["teacher"]
     request = ready.request
-    results.write_result(
+    write_results.write_result(
         folder, request.recipe, start, end, data, teachers, is_tested=request.is_tested
     )
 

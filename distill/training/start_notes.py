@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from distill.components.data_pipeline import TrainValSplit
-from distill.components.test_split import SplitIdentity
-from distill.data import array_cache
-from distill.data.sources import image_set
+from distill.components.read_test_split import SplitIdentity
+from distill.data import user_cache
+from distill.data.sources import load_data_set
 from distill.format import counted
 from distill.recipe.recipes import Recipe
 from distill.teacher import cache_files, selection
@@ -123,7 +123,7 @@ def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
     teacher's.
     """
     for folder in folders:
-        if why := array_cache.writable_by_others(folder):
+        if why := user_cache.writable_by_others(folder):
             yield (
                 f"other users may change the cached logits in {folder}: {why}; use it only if you "
                 "trust them, or set UNDERSTUDY_CACHE to a folder of your own"
@@ -143,7 +143,7 @@ def _overlap_note(test: SplitIdentity) -> Iterator[str]:
 
 def _notes(recipe: Recipe, split: TrainValSplit, teacher_top1: float | None) -> Iterator[str]:
     """Notes on the recipe's data, teacher and loss terms."""
-    if recipe.data.source == "cifar10" and split.fingerprint not in image_set.GENUINE:
+    if recipe.data.source == "cifar10" and split.fingerprint not in load_data_set.GENUINE:
         yield "these are not the published images: python cli.py data verify cifar10"
     if split.held_out is None:
         yield "data.holdout = 0: no epoch is selected, the last epoch's weights are saved"

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from distill.data.images import ImageSet
+from distill.data.image_set import ImageSet
 from distill.data.loader import Loader
 from distill.events import Split
 from distill.losses.objective import Objective
@@ -19,7 +19,7 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import OneTeacherPerView, OnlineTeacher, Teacher
 from distill.training.divergence import DivergenceMonitor
 from distill.training.estimate import FirstSteps
-from distill.training.ranks import RankAgreement
+from distill.training.rank_agreement import RankAgreement
 from distill.training.running_means import RunningMeans
 from distill.training.signals import StopSignal
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from distill.components.device import build_accelerator
-from distill.data.augment.pipeline import AugmentSchedule
+from distill.data.augment.augment_schedule import AugmentSchedule
 from distill.data.loader import View
 from distill.errors import UserError
 from distill.format import counted

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.soak import __main__ as soak
 from benchmarks.soak import commands, names, pickles, run_files, watched
 from benchmarks.soak.outcome import Outcome
-from distill.files import urls
+from distill.files import redact_urls
 
 pytestmark = pytest.mark.slow  # a benchmark's script, not the library
 
@@ -107,8 +107,8 @@ def test_a_changed_neighbour_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("writer", "module", "function"),
     [
-        (names._tables, "distill.report.value_table", "csv_cell"),
-        (names._tables, "distill.report.value_table", "latex"),
+        (names._tables, "distill.report.table_html_csv_latex", "csv_cell"),
+        (names._tables, "distill.report.table_html_csv_latex", "latex"),
         (names._html, "distill.report.page", "visible_lines"),
         (names._terminal, "distill.terminal.safe_console", "visible_lines"),
     ],
@@ -125,7 +125,7 @@ def test_a_writer_without_escapes_is_noticed(
 def test_a_url_with_its_secret_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.soak.urls import url_secrets
 
-    monkeypatch.setattr(urls, "hide_secrets", lambda text: text)
+    monkeypatch.setattr(redact_urls, "hide_secrets", lambda text: text)
     outcomes = url_secrets(tmp_path, 5, 0)
     assert [each.survived < each.tried for each in outcomes].count(True) >= 2
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from tests.cli.command_line import RunCli, assert_refused, write_batches
 
 
@@ -17,7 +17,7 @@ def test_info_counts_and_names(run_cli: RunCli, pets: Path) -> None:
     assert result.code == 0
     assert (facts["train_images"], facts["test_images"], facts["classes"]) == (32, 16, 2)
     assert facts["class_names"] == ["cat", "dog"]
-    assert facts["train_fingerprint"] == image_set.load(str(pets), "train").fingerprint
+    assert facts["train_fingerprint"] == load_data_set.load(str(pets), "train").fingerprint
     assert facts["genuine"] == "no"
     assert facts["faults"] == []
     result = run_cli("data", "info", "--data", pets)
@@ -27,13 +27,13 @@ def test_info_counts_and_names(run_cli: RunCli, pets: Path) -> None:
 def test_info_knows_the_genuine_images(
     run_cli: RunCli, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, test = (image_set.load(str(pets), split).fingerprint for split in ("train", "test"))
+    train, test = (load_data_set.load(str(pets), split).fingerprint for split in ("train", "test"))
     monkeypatch.setattr(
-        image_set, "GENUINE", {train: "PETS, train split", test: "PETS, test split"}
+        load_data_set, "GENUINE", {train: "PETS, train split", test: "PETS, test split"}
     )
-    assert image_set.info(str(pets))["genuine"] == "PETS, train split; PETS, test split"
-    monkeypatch.setattr(image_set, "GENUINE", {train: "PETS, train split"})
-    assert image_set.info(str(pets))["genuine"] == "PETS, train split; test: no"
+    assert load_data_set.info(str(pets))["genuine"] == "PETS, train split; PETS, test split"
+    monkeypatch.setattr(load_data_set, "GENUINE", {train: "PETS, train split"})
+    assert load_data_set.info(str(pets))["genuine"] == "PETS, train split; test: no"
 
 
 def test_info_describes_an_incomplete_set(run_cli: RunCli, pets: Path) -> None:

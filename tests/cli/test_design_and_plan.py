@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from distill.recipe import recipes
-from distill.sweep import plan
-from distill.sweep.candidates import Candidate, training
+from distill.time_plan import time_plan
+from distill.time_plan.shipped_candidates import Candidate, training
 from tests.cli.command_line import REPO, RunCli, assert_refused
 
 
@@ -44,7 +44,7 @@ def planned_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = ("student.width=4", "train.epochs=2", "data.train_images=1000")
     small = training("student", "student_alone+two_cores", sets)
     about = recipes.About(measured_accuracy=41.5, seeds=2)
-    monkeypatch.setattr(plan, "candidates", lambda: iter([Candidate(about, small, None)]))
+    monkeypatch.setattr(time_plan, "candidates", lambda: iter([Candidate(about, small, None)]))
 
 
 @pytest.mark.long
@@ -79,7 +79,7 @@ def test_a_plan_as_a_table_and_as_json(run_cli: RunCli, planned_recipe: None) ->
 def test_plan_without_a_fit_names_the_quickest(
     run_cli: RunCli, planned_recipe: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "FORWARD_SHARE", 1e6)  # hours of validation
+    monkeypatch.setattr(time_plan, "FORWARD_SHARE", 1e6)  # hours of validation
     result = run_cli("plan", "--minutes", 1)
     assert result.code == 0
     assert "Nothing fits into 1 minute on" in result.out

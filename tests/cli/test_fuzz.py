@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.data.sources import cifar, image_set
+from distill.data.sources import cifar, load_data_set
 from distill.data.sources.cifar import CIFAR10
 from distill.errors import UserError
 from distill.models import checkpoint
@@ -134,7 +134,7 @@ def test_any_damaged_archive_loads_or_is_refused(
 
     def read(content: bytes) -> Any:
         path.write_bytes(content)
-        return image_set.load(str(path), "train").fingerprint
+        return load_data_set.load(str(path), "train").fingerprint
 
     whole = read(archive)
     in_words(lambda: _same(read(damaged(archive, *damage)), whole))
@@ -163,4 +163,4 @@ def test_any_bytes_as_archive_are_refused(tmp_path: Path, content: bytes) -> Non
     path = tmp_path / "any.tar.gz"
     path.write_bytes(content)
     with pytest.raises(UserError, match="any.tar.gz"):
-        image_set.load(str(path), "test")
+        load_data_set.load(str(path), "test")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.data.images import ImageSet, subset
+from distill.data.image_set import ImageSet, subset
 from distill.data.sources import synthetic
 from distill.data.split import split
 from distill.errors import UserError

@@ -9,14 +9,14 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from distill.data.augment.affine import Affine, Rotate, Translate
+from distill.data.augment.augment_schedule import AugmentSchedule, Pipeline
 from distill.data.augment.auto_augment import RandAugment, TrivialAugment
 from distill.data.augment.color import ColourJitter
 from distill.data.augment.crop_flip import Crop, Flip, resize
 from distill.data.augment.erase import Cutout
 from distill.data.augment.mixup_cutmix import Cutmix, Mixup
-from distill.data.augment.pipeline import AugmentSchedule, Pipeline
 from distill.data.augment.ricap import Ricap
-from distill.data.images import ImageSet
+from distill.data.image_set import ImageSet
 from distill.data.loader import Loader, Shard, View, fits, share
 
 CPU = torch.device("cpu")

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 
 from distill.components.network import build_design, load_trained
 from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.errors import UserError
-from distill.evaluation import evaluate, figures, robustness
+from distill.evaluation import accuracy_statistics, evaluate, robustness
 from distill.evaluation.evaluate import EvalOptions
 from distill.evaluation.predict import FlipTTA, SixViewTTA, logits_and_labels
-from distill.evaluation.results import read_evaluation, write_evaluation
+from distill.evaluation.write_results import read_evaluation, write_evaluation
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json
 from distill.statistics import fit_temperature
@@ -31,8 +31,10 @@ HELD_OUT = 600  # a tenth of the procedural training images
 def drawn_once() -> Iterator[None]:
     """The procedural images are drawn and hashed once for all tests here."""
     with pytest.MonkeyPatch.context() as patch:
-        load = cache(image_set.load)
-        patch.setattr(image_set, "load", lambda source, split, progress=None: load(source, split))
+        load = cache(load_data_set.load)
+        patch.setattr(
+            load_data_set, "load", lambda source, split, progress=None: load(source, split)
+        )
         yield
 
 
@@ -62,7 +64,7 @@ def test_run_saves_predictions_of_held_out_images(distilled, saved) -> None:
 
 
 def test_run_without_hold_out_saves_no_such_predictions(distilled, tmp_path) -> None:
-    some = image_set.subset(image_set.load("synthetic", "test"), np.arange(9))
+    some = load_data_set.subset(load_data_set.load("synthetic", "test"), np.arange(9))
     write_evaluation(RunFolder(tmp_path), some, torch.randn(9, 10), None, None)
     with np.load(tmp_path / "evaluation.npz") as file:
         assert set(file.files) == {"logits", "labels", "mistakes", "mistake_pixels"}
@@ -70,7 +72,7 @@ def test_run_without_hold_out_saves_no_such_predictions(distilled, tmp_path) -> 
 
 def test_figures_match_the_saved_predictions(measured, saved) -> None:
     logits, labels = (saved[name] for name in ("logits", "labels"))
-    wanted = figures.headline_measures(logits, labels)
+    wanted = accuracy_statistics.headline_measures(logits, labels)
     for name in ("top1", "top5", "nll", "ece", "top1_interval", "nll_interval"):
         assert measured[name] == pytest.approx(wanted[name], rel=1e-5), name
     fitted = fit_temperature(saved["val_logits"], saved["val_labels"])
@@ -163,7 +165,7 @@ def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
 
 def test_image_and_mirror_have_equal_predictions(distilled, measured) -> None:
     net = load_trained(distilled[0])
-    images = torch.from_numpy(image_set.load("synthetic", "test").images[:8]) / 255
+    images = torch.from_numpy(load_data_set.load("synthetic", "test").images[:8]) / 255
     with torch.no_grad():
         both = FlipTTA(net)(images)
         assert torch.allclose(both, FlipTTA(net)(images.flip(-1)), atol=1e-5)
@@ -196,7 +198,7 @@ def test_six_views_are_weighted_mean_of_their_formula() -> None:
 def test_six_views_leave_the_headline_alone(distilled, measured) -> None:
     found = evaluate.evaluate_run(distilled[0], EvalOptions(six_views=True))
     augmented = found["test_time_augmentation"]
-    net, test = SixViewTTA(load_trained(distilled[0])), image_set.load("synthetic", "test")
+    net, test = SixViewTTA(load_trained(distilled[0])), load_data_set.load("synthetic", "test")
     right = logits_and_labels(net, test, Accelerator())[0].argmax(1) == torch.from_numpy(
         test.labels
     )
@@ -221,8 +223,8 @@ def test_a_run_against_its_teacher(distilled, teacher, saved) -> None:
 def test_runs_of_different_test_splits_are_not_compared(distilled, tmp_path, monkeypatch) -> None:
     folder = copied(distilled, tmp_path / "run")
     folder.recipe.write_text(folder.recipe.read_text().replace('"synthetic"', '"elsewhere"'))
-    test = image_set.load("synthetic", "test")
-    fewer = image_set.subset(test, np.arange(1999))
+    test = load_data_set.load("synthetic", "test")
+    fewer = load_data_set.subset(test, np.arange(1999))
     monkeypatch.setattr(
         evaluate, "test_split", lambda name, progress: fewer if name == "elsewhere" else test
     )
@@ -237,7 +239,7 @@ def test_runs_of_different_test_splits_are_not_compared(distilled, tmp_path, mon
 @pytest.mark.long
 def test_robustness_is_the_accuracy_on_corrupted_images(distilled) -> None:
     net = load_trained(distilled[0])
-    test, chosen = image_set.load("synthetic", "test"), robustness._sample(2000, 33)
+    test, chosen = load_data_set.load("synthetic", "test"), robustness._sample(2000, 33)
     images, labels = test.images[chosen], torch.from_numpy(test.labels[chosen])
 
     def right(pixels: np.ndarray) -> float:
@@ -259,13 +261,13 @@ def test_robustness_is_the_accuracy_on_corrupted_images(distilled) -> None:
 
 
 def test_fewer_images_are_the_same_ones_corrupted_alike(distilled) -> None:
-    test = image_set.load("synthetic", "test")
+    test = load_data_set.load("synthetic", "test")
     chosen = robustness._sample(2000, 33)
     assert len(set(chosen)) == 33 and (np.diff(chosen) > 0).all() and chosen[-1] > 1500
     assert set(chosen) < set(robustness._sample(2000, 64))
     assert np.array_equal(robustness._sample(5, 9), np.arange(5))
     rows = np.arange(1, 33, 2)  # those of the second of two processes
-    part = image_set.subset(test, chosen)
+    part = load_data_set.subset(test, chosen)
     found = robustness._corrupt(chosen, "gaussian_noise", 5, part.images[rows], rows)
     whole = corrupt(test.images, "gaussian_noise", 5, samples=np.arange(2000))
     assert np.array_equal(found, whole[chosen[rows]])
@@ -287,7 +289,7 @@ class Rank:
 @pytest.mark.parametrize("n", [33, 34])
 def test_two_processes_corrupt_and_mirror_the_same_images(distilled, n: int) -> None:
     net = FlipTTA(load_trained(distilled[0]))
-    some = image_set.subset(image_set.load("synthetic", "test"), np.arange(n))
+    some = load_data_set.subset(load_data_set.load("synthetic", "test"), np.arange(n))
     change = partial(robustness._corrupt, np.arange(n), "shot_noise", 5)
     alone = logits_and_labels(net, some, Accelerator(), change=change)
     gathered: list[torch.Tensor] = []
@@ -298,8 +300,8 @@ def test_two_processes_corrupt_and_mirror_the_same_images(distilled, n: int) -> 
 
 
 def test_images_are_changed_before_they_are_seen(distilled) -> None:
-    net, test = load_trained(distilled[0]), image_set.load("synthetic", "test")
-    some = image_set.subset(test, np.arange(9))
+    net, test = load_trained(distilled[0]), load_data_set.load("synthetic", "test")
+    some = load_data_set.subset(test, np.arange(9))
     flipped = replace(some, images=some.images[..., ::-1].copy())
     seen, labels = logits_and_labels(
         net, some, Accelerator(), change=lambda images, rows: images[..., ::-1].copy()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from distill.components.data_pipeline import split_images
 from distill.components.device import evaluation_accelerator
 from distill.components.network import load_trained
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.evaluation.evaluate import evaluate_run
@@ -104,7 +104,7 @@ def test_test_curve_matches_evaluate_and_is_cached(
     for name in ("top1", "nll", "ece"):
         assert chosen[f"{name}/test"] == evaluated[name]
     recipe = recipes.read(keeping.recipe)
-    split = split_images(recipe, image_set.load("synthetic", "train"))
+    split = split_images(recipe, load_data_set.load("synthetic", "train"))
     on_train = measure(load_trained(keeping), split.train, evaluation_accelerator())
     assert chosen["top1/train"] == on_train["top1"], "the whole training part, not augmented"
     assert len(json.loads(keeping.test_curve.read_text())) == 2

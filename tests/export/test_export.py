@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from distill.components.data_pipeline import split_indices
 from distill.components.network import build_network, load_trained
 from distill.data.augment.crop_flip import to_float
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
 from distill.evaluation.evaluate import evaluate_run
 from distill.export import (
@@ -37,7 +37,7 @@ from distill.export import (
 )
 from distill.export.finished_run import load_finished
 from distill.export.formats import NAMES
-from distill.export.grader import Grader
+from distill.export.isolated_grader import Grader
 from distill.format import interval_text, percent
 from distill.models import checkpoint
 from distill.recipe import recipes
@@ -109,7 +109,7 @@ def shipped(student, tmp_path_factory):
 @pytest.fixture(scope="session")
 def elsewhere(shipped, tmp_path_factory):
     """What a fresh process in another folder says of the files."""
-    test, place = image_set.load("synthetic", "test"), tmp_path_factory.mktemp("elsewhere")
+    test, place = load_data_set.load("synthetic", "test"), tmp_path_factory.mktemp("elsewhere")
     np.savez(place / "test.npz", images=test.images, labels=test.labels)
     done = subprocess.run(
         [sys.executable, "-I", "-c", ELSEWHERE, shipped[0], place / "test.npz"],
@@ -191,7 +191,7 @@ def test_the_weights_file_depends_on_the_weights_alone(shipped, student, tmp_pat
 def test_onnx_names_its_ends_and_takes_any_batch(shipped, student):
     out, _ = shipped
     graph = onnx.load(out / "model.onnx").graph
-    images = to_float(torch.from_numpy(image_set.load("synthetic", "test").images[:3]))
+    images = to_float(torch.from_numpy(load_data_set.load("synthetic", "test").images[:3]))
 
     shapes = {end.name: end.type.tensor_type.shape.dim for end in (*graph.input, *graph.output)}
     assert list(shapes) == ["images", "logits"]
@@ -250,7 +250,7 @@ def test_card_states_figures_and_their_uncertainty(shipped, student):
         interval_text(run.interval),
         "This is one run.",
         "2,000 test images",
-        "import distill.export.timm_models",
+        "import distill.export.timm_registration",
         "Understudy: knowledge distillation for small residual networks",
         "author = {{The Understudy authors}}",
         "not CIFAR-10's",

@@ -20,12 +20,12 @@ from rich.text import Text
 
 from distill.export import huggingface, label_images, model_card
 from distill.export.finished_run import load_finished
-from distill.report import comparison, page, run_report, value_table
+from distill.report import comparison, page, run_report, table_html_csv_latex
 from distill.report.page import FigureBlock, Table
-from distill.runs.record import RunRecord
+from distill.runs.load_run import RunRecord
 from distill.runs.run_folder import RunFolder
+from distill.terminal.recipe_and_cache_tables import class_counts
 from distill.terminal.safe_console import SafeConsole
-from distill.terminal.tables import class_counts
 from tests.cli.command_line import ALONE, REPO, SMALL, RunCli, assert_refused, write_pets
 from tests.hostile import FOLDERS, NAMES
 from tests.make_runs import train
@@ -212,5 +212,8 @@ def test_predictions_are_a_csv_of_as_many_rows(tmp_path):
 def test_there_are_names_for_folders():
     assert len(FOLDERS) > 100
     assert (
-        value_table.ValueTable("a", "a", (value_table.Column("=1"),), [("x",)]).csv() == "'=1\nx\n"
+        table_html_csv_latex.ValueTable(
+            "a", "a", (table_html_csv_latex.Column("=1"),), [("x",)]
+        ).csv()
+        == "'=1\nx\n"
     )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import cli
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
 from distill.export import label_images as room
 from distill.runs import run_folder
@@ -27,7 +27,7 @@ Distilled = tuple[RunFolder, Events]
 @pytest.fixture(scope="session")
 def kaggle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The drawn test images as Kaggle's file would hold them, their ids from 1."""
-    images = image_set.load("synthetic", "test").images
+    images = load_data_set.load("synthetic", "test").images
     path = tmp_path_factory.mktemp("kaggle") / "cifar_test_nolabel.pkl"
     pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     path.write_bytes(pickle.dumps({b"data": pixels, b"ids": np.arange(1, len(pixels) + 1)}))
@@ -218,7 +218,7 @@ def test_two_processes_write_what_one_does(
     distilled: Distilled, tmp_path: Path, saved: dict[str, np.ndarray]
 ) -> None:
     n = 7  # odd: the shares differ by one
-    np.save(tmp_path / "x.npy", image_set.load("synthetic", "test").images[:n])
+    np.save(tmp_path / "x.npy", load_data_set.load("synthetic", "test").images[:n])
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
         *(REPO / "cli.py", "predict", distilled[0].path, "-i", tmp_path / "x.npy"),

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.data.sources import unlabelled
+from distill.data.sources import images_to_predict
 from distill.errors import UserError
 from distill.files import arrays
 from distill.files.arrays import InvalidArray, open_npz, read_npy
 from distill.runs import saved_predictions
-from tests.files.test_archives import little_memory
+from tests.files.test_tar_archives import little_memory
 
 MB = 1 << 20
 PIXELS = np.arange(2 * 3072, dtype=np.int64).astype(np.uint8).reshape(2, 32, 32, 3)
@@ -89,7 +89,7 @@ def test_hostile_npy_is_refused_with_a_message(content: bytes, fault: str, tmp_p
     zipped(tmp_path / "a.npz", data=content)
     for name in ("a.npy", "a.npz"):
         with little_memory(), pytest.raises(UserError, match=fault) as caught:
-            unlabelled.load(tmp_path / name)
+            images_to_predict.load(tmp_path / name)
         assert "1 fault in" in str(caught.value)
 
 
@@ -111,13 +111,13 @@ def test_bomb_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = bomb(tmp_path / "a.npz", "data", 64 * MB)
     assert path.stat().st_size < MB
     with little_memory(), pytest.raises(UserError, match="unpacks to 67,108,992 bytes"):
-        unlabelled.load(path)
+        images_to_predict.load(path)
     with zipfile.ZipFile(bomb(path, "more", 64 * MB), "a") as archive:
         archive.writestr("data.npy", npy(PIXELS))
         archive.writestr("logits.npy", npy(np.zeros((2, 3), np.float32)))
         archive.writestr("labels.npy", npy(np.zeros(2, np.int64)))
     with little_memory():
-        assert len(unlabelled.load(path).ids) == 2
+        assert len(images_to_predict.load(path).ids) == 2
         predictions = saved_predictions.read(path)
     assert predictions is not None and predictions.logits.shape == (2, 3)
 
@@ -154,7 +154,7 @@ def test_false_member_sizes_are_refused(
     content[at : at + len(value)] = value
     (tmp_path / "a.npz").write_bytes(content)
     with little_memory(), pytest.raises(UserError, match=fault):
-        unlabelled.load(tmp_path / "a.npz")
+        images_to_predict.load(tmp_path / "a.npz")
 
 
 def test_very_long_name_is_not_quoted(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_very_long_name_is_not_quoted(tmp_path: Path) -> None:
     content[26:28] = (6000).to_bytes(2, "little")  # the name's length in the member's own header
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match="BadZipFile: File name in directory") as caught:
-        unlabelled.load(tmp_path / "a.npz")
+        images_to_predict.load(tmp_path / "a.npz")
     assert len(str(caught.value)) < 500
 
 
@@ -175,21 +175,21 @@ def test_a_list_of_a_hundred_thousand_members(tmp_path: Path) -> None:
     end = b"PK\x05\x06" + bytes(8) + (n * 46).to_bytes(4, "little") + bytes(6)
     path.write_bytes(b"PK\x03\x04" + entry * n + end)
     with little_memory(), pytest.raises(UserError, match="list of its members has more than"):
-        unlabelled.load(path)
+        images_to_predict.load(path)
 
 
 def test_endless_input_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (Path("/dev/zero"), tmp_path / "pipe"):
         with little_memory(), pytest.raises(UserError, match="is not a regular file"):
-            unlabelled.load(path)
+            images_to_predict.load(path)
 
 
 def test_a_pickle_larger_than_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unlabelled, "LARGEST", MB)
+    monkeypatch.setattr(images_to_predict, "LARGEST", MB)
     (tmp_path / "x.pkl").write_bytes(bytes(MB + 1))
     with pytest.raises(UserError, match=r"has more than 1,048,576 bytes"):
-        unlabelled.load(tmp_path / "x.pkl")
+        images_to_predict.load(tmp_path / "x.pkl")
 
 
 def test_the_type_of_an_array_is_plain() -> None:

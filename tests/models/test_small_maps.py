@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distill.components.network import to_device
 from distill.models.small_maps import MIN_CHANNELS, SmallMapConv2d, use_matrix_products
-from distill.teacher import freeze
+from distill.teacher import fold_batch_norm
 from students.design import Design
 from students.resnet import ResNet
 
@@ -144,6 +144,6 @@ def test_batch_norms_behind_it_are_folded_into_it() -> None:
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    folded = freeze.prepare_for_inference(moved, 32)
+    folded = fold_batch_norm.prepare_for_inference(moved, 32)
     left = [name for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert left == [f"stages.{i}.0.norm" for i in range(3)]  # those behind a max pool

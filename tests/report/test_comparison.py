@@ -10,7 +10,7 @@ from distill.report.group_curves import mean_line, overlay_curves
 from distill.report.page import FigureBlock, Table
 from distill.runs.epoch_series import Line
 from distill.runs.groups import groups
-from distill.runs.record import RunRecord
+from distill.runs.load_run import RunRecord
 from tests.report.test_run_report import words
 from tests.runs.records import ALONE, averaged_alone, curve_of, record
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from distill.metrics import calibration_curve
-from distill.report import plots, style
+from distill.report import figure_style, plots
 from distill.report.plots import Series
 from distill.runs.epoch_series import Line
 
@@ -28,7 +28,7 @@ def bars() -> Figure:
 
 
 def curve() -> Figure:
-    return plots.over_epochs([Series(LINE, style.BLUE, NAMES[0])], "error", is_share=True)
+    return plots.over_epochs([Series(LINE, figure_style.BLUE, NAMES[0])], "error", is_share=True)
 
 
 def texts(drawing: str) -> list[str]:
@@ -37,13 +37,13 @@ def texts(drawing: str) -> list[str]:
 
 @pytest.mark.parametrize("draw", [confusion, bars])
 def test_a_class_is_text_whatever_it_is_called(draw: object) -> None:
-    drawing = style.svg(draw(), "a")  # type: ignore[operator]
+    drawing = figure_style.svg(draw(), "a")  # type: ignore[operator]
     assert "<script" not in drawing
     assert {plots.short_name(name) for name in NAMES} <= set(texts(drawing))
 
 
 def test_drawing_loads_nothing_and_uses_page_colours() -> None:
-    drawing = style.svg(confusion(), "a")
+    drawing = figure_style.svg(confusion(), "a")
     assert not re.search(r"https?:|<metadata|<!DOCTYPE|@import|url\((?!#)", drawing)
     assert "var(--blue)" in drawing and "currentColor" in drawing
     named = set(re.findall(r"(?:fill|stroke): (#\w+)", drawing))
@@ -52,12 +52,12 @@ def test_drawing_loads_nothing_and_uses_page_colours() -> None:
 
 @pytest.mark.long
 def test_the_same_figure_is_the_same_bytes() -> None:
-    for leave in (lambda figure: style.svg(figure, "a"), style.pdf, style.png):
+    for leave in (lambda figure: figure_style.svg(figure, "a"), figure_style.pdf, figure_style.png):
         assert leave(curve()) == leave(curve())
 
 
 def test_pdf_fits_column_without_date() -> None:
-    content = style.pdf(curve())
+    content = figure_style.pdf(curve())
     box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", content)
     assert box is not None and float(box[1]) == pytest.approx(3.3 * 72, abs=0.1)
     assert b"/FontFile2" in content and b"/Type3" not in content
@@ -65,12 +65,14 @@ def test_pdf_fits_column_without_date() -> None:
 
 
 def test_text_is_eight_points_outside_the_matrix() -> None:
-    sizes = set(re.findall(r"font(?:-size)?: ([\d.]+)px", style.svg(curve(), "a")))
+    sizes = set(re.findall(r"font(?:-size)?: ([\d.]+)px", figure_style.svg(curve(), "a")))
     assert sizes == {"8"}
 
 
 def test_cells_of_matrix_are_percents_of_their_row() -> None:
-    assert {"80", "20", "90", "10", "30", "70", "100"} <= set(texts(style.svg(confusion(), "a")))
+    assert {"80", "20", "90", "10", "30", "70", "100"} <= set(
+        texts(figure_style.svg(confusion(), "a"))
+    )
 
 
 def test_hundred_classes_have_no_figures_in_their_cells() -> None:
@@ -97,14 +99,14 @@ def test_best_class_is_first() -> None:
 
 def test_panels_share_their_epochs() -> None:
     figure = plots.stacked_panels(
-        [("hard", [Series(LINE, style.BLUE)]), ("kd", [Series(LINE, style.RED)])]
+        [("hard", [Series(LINE, figure_style.BLUE)]), ("kd", [Series(LINE, figure_style.RED)])]
     )
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["hard", "kd"]
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
 
 
 def test_seeds_are_points_and_their_mean_a_bar() -> None:
-    groups = [("kd", np.array([0.7, 0.8]), 0.75, (0.6, 0.9), style.BLUE)]
+    groups = [("kd", np.array([0.7, 0.8]), 0.75, (0.6, 0.9), figure_style.BLUE)]
     (axes,) = plots.seeds(groups).axes
     drawn = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
     assert drawn == [[0.6, 0.9], [0.75, 0.75], [0.7, 0.8]]

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from distill import statistics
-from distill.components import layers
+from distill.components import layer_summary
 from distill.errors import Failure, UserError
 from distill.events import Epoch
 from distill.report import comparison, page, run_report
 from distill.report.page import FigureBlock, Page, Paragraph, Preformatted
 from distill.runs.journal import Journal
-from distill.runs.record import RunRecord, read
+from distill.runs.load_run import RunRecord, read
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
 from tests.runs.records import SCRIPT, averaged_alone, curve_of, hostile, predictions, record
@@ -74,7 +74,7 @@ def written(distilled: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPa
     run = RunFolder(copy)
     known = read(run)
     assert known.role is not None
-    rows = layers.layers_of_recipe(known.recipe, known.role, 10)
+    rows = layer_summary.layers_of_recipe(known.recipe, known.role, 10)
     path = run_report.report_path([run], None)
     assert run_report.write(run, path, rows) == copy / "report_files"
     return path
@@ -127,7 +127,7 @@ def test_page_loads_nothing(written: Path) -> None:
 @pytest.mark.long
 def test_the_same_run_is_the_same_page(written: Path) -> None:
     known = read(RunFolder(written.parent))
-    rows = layers.layers_of_recipe(known.recipe, "student", 10)
+    rows = layer_summary.layers_of_recipe(known.recipe, "student", 10)
     assert page.html(run_report.page(known, rows)) == written.read_text()
 
 

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from distill.report.figure_style import COLUMN
 from distill.report.page import Table, html
-from distill.report.style import COLUMN
 from distill.report.sweep_page import page
 from distill.report.sweep_plots import history, parallel
 from distill.terminal.sweep_table import (

@@ -8,7 +8,7 @@ import numpy as np
 
 from distill.events import Epoch, Event, Step
 from distill.recipe import recipes
-from distill.runs.record import RunRecord, TestCurve
+from distill.runs.load_run import RunRecord, TestCurve
 from distill.runs.run_folder import RunFolder
 from distill.runs.saved_predictions import Predictions
 from tests.terminal.test_screenshot import START

@@ -7,7 +7,7 @@ import pytest
 
 from distill import statistics
 from distill.runs.groups import group_difference, group_differences, groups
-from distill.runs.record import RunRecord
+from distill.runs.load_run import RunRecord
 from distill.runs.saved_predictions import Predictions
 from tests.runs.records import ALONE, LABELS, record
 

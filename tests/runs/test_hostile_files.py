@@ -12,13 +12,13 @@ import pytest
 from distill.errors import UserError
 from distill.report import run_report
 from distill.runs import run_folder
-from distill.runs.compare import compare
+from distill.runs.compare_two_runs import compare
 from distill.runs.journal import line
 from distill.runs.listing import list_runs
 from distill.runs.run_folder import RunFolder
-from distill.runs.summary import closing_rows
+from distill.runs.teacher_student_summary import closing_rows
 from tests.runs import records
-from tests.runs.test_compare import ANSWERS_A, ANSWERS_B, finished
+from tests.runs.test_compare_two_runs import ANSWERS_A, ANSWERS_B, finished
 
 VALUES: list[Any] = [
     None, True, -1, 0, 2**62, 1e308, float("inf"), float("nan"), "", "x" * 9000, "\0", "[bold]",

@@ -324,7 +324,7 @@ def test_no_runs_and_no_folder(
 @pytest.mark.long
 def test_who_only_looks_needs_no_torch() -> None:
     code = (
-        "import sys; import distill.terminal.runs_table, distill.runs.compare; "
+        "import sys; import distill.terminal.runs_table, distill.runs.compare_two_runs; "
         "sys.exit('torch' in sys.modules)"
     )
     repo = Path(__file__).parents[2]

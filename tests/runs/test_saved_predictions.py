@@ -24,7 +24,7 @@ from distill.metrics import (
 )
 from distill.runs.run_folder import write_json
 from distill.runs.saved_predictions import Predictions, read, read_run
-from tests.runs.test_compare import ANSWERS_A, finished
+from tests.runs.test_compare_two_runs import ANSWERS_A, finished
 
 CHANCE = np.random.default_rng(0)
 LOGITS = 3 * CHANCE.normal(size=(400, 5)).astype(np.float32)

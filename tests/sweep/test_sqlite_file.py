@@ -12,7 +12,7 @@ from optuna.exceptions import StorageInternalError
 
 from distill.errors import Failure, UserError
 from distill.sweep.storage import Storage, url_of
-from tests.sweep.test_trials import opened
+from tests.sweep.test_assign_trials import opened
 
 MAGIC = bytes.fromhex("d9d505f920a163d7")  # https://sqlite.org/fileformat.html#the_rollback_journal
 

@@ -13,7 +13,7 @@ from distill.recipe.recipes import RecipeError
 from distill.sweep import sweep_file
 from distill.sweep.sweep_schema import Constraint, Space, Study, SweepFile
 from distill.sweep.worker import with_cached_logits
-from students.design_space import widest_of_each
+from students.widest_designs import widest_of_each
 
 REPO = Path(__file__).parents[2]
 ROWS = json.loads((REPO / "tests" / "students" / "architectures.json").read_text())["rows"]

@@ -24,8 +24,8 @@ from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
 from distill.sweep import sweep_file
 from distill.sweep import worker as sweep_worker
+from distill.sweep.assign_trials import WORKER, Trials
 from distill.sweep.storage import Storage, url_of
-from distill.sweep.trials import WORKER, Trials
 from distill.teacher import selection
 from tests.sweep import databases
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distill.components.data_pipeline import split_images
 from distill.components.network import load_trained
-from distill.components.test_split import identify_test
+from distill.components.read_test_split import identify_test
 from distill.data import rng
 from distill.data.rng import Stream
 from distill.errors import UserError
@@ -21,7 +21,7 @@ from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.teacher import cache_files, selection
 from distill.teacher.teacher import FrozenTeacher, OneTeacherPerView, OnlineTeacher, Teacher
-from distill.training import budget, build, verify_cache
+from distill.training import build, minutes_to_steps, verify_cache
 from distill.training import run as runs
 from distill.training.run import TrainingRequest, run
 from distill.training.state import TrainState
@@ -325,9 +325,11 @@ def test_student_without_teacher_ignores_how_they_combine(tmp_path) -> None:
 def test_minutes_are_planned_by_the_slowest_teacher(two, monkeypatch) -> None:
     run = prepared(two, ONE)
     slow = run.online_teacher.networks[1]
-    monkeypatch.setattr(budget, "_forward_seconds", lambda _, teacher: 1.0 + (teacher is slow))
-    assert budget.teacher_seconds(run) == 2.0
-    assert budget._teacher_to_time(run).source is slow
+    monkeypatch.setattr(
+        minutes_to_steps, "_forward_seconds", lambda _, teacher: 1.0 + (teacher is slow)
+    )
+    assert minutes_to_steps.teacher_seconds(run) == 2.0
+    assert minutes_to_steps._teacher_to_time(run).source is slow
 
 
 def test_a_compiled_run_compiles_every_drawn_teacher(two, monkeypatch) -> None:

@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from distill.data.augment.affine import Affine, Rotate, Translate
+from distill.data.augment.augment_schedule import AugmentSchedule, Pipeline
 from distill.data.augment.auto_augment import RandAugment, TrivialAugment
 from distill.data.augment.color import ColourJitter
 from distill.data.augment.crop_flip import Crop, Flip
 from distill.data.augment.erase import Cutout, Erase
 from distill.data.augment.mixup_cutmix import Cutmix
-from distill.data.augment.pipeline import AugmentSchedule, Pipeline
-from distill.data.images import ImageSet
+from distill.data.image_set import ImageSet
 from distill.data.loader import Loader, Shard
 from distill.events import Step
 from distill.models.features import ModelOutput

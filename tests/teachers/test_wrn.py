@@ -5,7 +5,7 @@ from distill.errors import UserError
 from distill.models import cost
 from teachers.networks import build, summary
 from teachers.wrn import WideResNet
-from teachers.wrn_design import WrnDesign
+from teachers.wrn_cost import WrnDesign
 
 
 def by_formula(depth, widen, classes):

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from distill.events import End, Epoch, Estimate, Start, Step
-from distill.runs.summary import ClosingRow
+from distill.runs.teacher_student_summary import ClosingRow
 from distill.terminal.progress import (
     ProgressDisplay,
     closing_table,

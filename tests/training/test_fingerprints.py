@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
 from distill.evaluation.evaluate import EvalOptions, evaluate_run
 from distill.events import Epoch, Event, Start
 from distill.models import checkpoint
 from distill.recipe import recipes
-from distill.runs.compare import compare
+from distill.runs.compare_two_runs import compare
 from distill.runs.run_folder import RunFolder, write_json
 from distill.training import environment, run
-from distill.training.replay import replay
+from distill.training.repeat_step import replay
 from tests.make_runs import train
 
 SMALL = (
@@ -75,17 +75,17 @@ def cut(out: Path, *overrides: str) -> RunFolder:
 
 def test_a_result_names_test_split_and_class_names(pictures: Path, tmp_path: Path) -> None:
     folder, _ = train(tmp_path / "run", *of(pictures))
-    known, test = folder.result()["data"], image_set.load(str(pictures), "test")
+    known, test = folder.result()["data"], load_data_set.load(str(pictures), "test")
     assert known["test_fingerprint"] == test.fingerprint
     assert known["class_names_fingerprint"] == test.class_names_fingerprint
     assert known["test_images"] == 20
 
 
 def test_class_names_have_a_fingerprint_of_their_own(pictures: Path) -> None:
-    before = image_set.load(str(pictures), "test")
+    before = load_data_set.load(str(pictures), "test")
     for split in ("train", "test"):
         (pictures / split / "b").rename(pictures / split / "c")
-    after = image_set.load(str(pictures), "test")
+    after = load_data_set.load(str(pictures), "test")
     assert before.fingerprint == after.fingerprint
     assert before.class_names_fingerprint != after.class_names_fingerprint
 
@@ -263,5 +263,5 @@ def test_head_counts_test_images_that_are_trained_on(pictures: Path, tmp_path: P
     )
     shutil.rmtree(pictures / "test")
     shutil.copytree(pictures / "train", pictures / "test")
-    facts = image_set.info(str(pictures))
+    facts = load_data_set.info(str(pictures))
     assert facts["test_images_in_train"] == 100

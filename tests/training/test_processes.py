@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from distill.components.data_pipeline import split_images
 from distill.components.network import load_trained
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.evaluation.evaluate import EvalOptions, evaluate_run
 from distill.evaluation.predict import measure
 from distill.recipe import recipes
@@ -204,7 +204,7 @@ def losses(run: Path) -> list[float]:
 
 def assert_saved_weights_have_the_measured_figures(run: RunFolder) -> None:
     """One process, measuring the weights file, finds what the run's processes found together."""
-    images = image_set.load("synthetic", "train")
+    images = load_data_set.load("synthetic", "train")
     held_out = split_images(recipes.read(run.recipe), images).held_out
     found = measure(load_trained(run), held_out, Accelerator())
     known = run.result()["metrics"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.components import layers
+from distill.components import layer_summary
 from distill.components.network import build_design, build_network, load_trained, network_name
 from distill.data.augment.crop_flip import to_float
 from distill.errors import UserError
@@ -18,7 +18,7 @@ from distill.runs.run_folder import RunFolder
 from distill.terminal.progress import head_lines
 from distill.training import run
 from distill.training.loop import step
-from distill.training.replay import replay
+from distill.training.repeat_step import replay
 from students.design import Design
 from students.resnet import ResNet
 from tests.cli.command_line import RunCli
@@ -109,7 +109,7 @@ def test_the_run_describes_its_network(resnet_teacher: Finished) -> None:
     recipe = recipes.read(folder.recipe)
     planned = build_design(recipe, 10, "teacher")
     assert (measured["macs"], measured["parameters"]) == (planned.macs, planned.parameters)
-    shown = layers.layers_of_recipe(recipe, "teacher", 10)
+    shown = layer_summary.layers_of_recipe(recipe, "teacher", 10)
     assert sum(layer.parameters for layer in shown) == planned.parameters
     out = folder.path.parent / "report.html"
     run_report.write(folder, out, shown)

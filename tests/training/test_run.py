@@ -15,9 +15,9 @@ import torch
 from safetensors.numpy import load_file
 
 from distill.components.network import build_design, load_trained
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.errors import UserError
-from distill.evaluation import results as result
+from distill.evaluation import write_results as result
 from distill.evaluation.evaluate import EvalOptions, evaluate_run
 from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
 from distill.metrics import measures
@@ -25,7 +25,7 @@ from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs import run_identity
 from distill.runs.run_folder import RunFolder
-from distill.runs.summary import closing_rows
+from distill.runs.teacher_student_summary import closing_rows
 from distill.training import run
 from tests.make_runs import Events, train, two_epochs
 
@@ -188,7 +188,7 @@ def test_events_come_in_order_and_add_up(distilled: tuple[RunFolder, Events]) ->
 
 def test_result_is_that_of_the_weights_file(distilled: tuple[RunFolder, Events]) -> None:
     folder, events = distilled
-    test = image_set.load("synthetic", "test")
+    test = load_data_set.load("synthetic", "test")
     measured = evaluate_run(folder)
     assert measured["n"] == len(test.labels) == 2000
     saved = np.load(folder.evaluation)
@@ -208,7 +208,7 @@ def test_the_worst_mistakes_are_mistakes_most_confident_first(distilled) -> None
     assert (logits[worst].argmax(1) != labels[worst]).all()
     assert (np.diff(confidence) <= 1e-6).all()
     assert np.array_equal(
-        saved["mistake_pixels"], image_set.load("synthetic", "test").images[worst]
+        saved["mistake_pixels"], load_data_set.load("synthetic", "test").images[worst]
     )
 
 
@@ -227,9 +227,9 @@ def test_folder_has_expected_files_without_metadata(distilled) -> None:
 @pytest.mark.long
 def test_test_split_is_measured_once_and_after_training(teacher, tmp_path, monkeypatch) -> None:
     order: list[str] = []
-    load, step = image_set.load, run.loop.step
+    load, step = load_data_set.load, run.loop.step
     monkeypatch.setattr(
-        image_set, "load", lambda s, split, **kw: order.append(split) or load(s, split, **kw)
+        load_data_set, "load", lambda s, split, **kw: order.append(split) or load(s, split, **kw)
     )
     monkeypatch.setattr(run.loop, "step", lambda *a: order.append("step") or step(*a))
     train(tmp_path / "student", f"teacher.runs=['{teacher}']")
@@ -514,7 +514,7 @@ def test_evaluation_follows_no_link(tmp_path) -> None:
     (tmp_path / "elsewhere").write_text("mine")
     for name in (".evaluation.new.npz", "evaluation.npz"):
         (tmp_path / name).symlink_to(tmp_path / "elsewhere")
-    test = image_set.subset(image_set.load("synthetic", "train"), np.arange(20))
+    test = load_data_set.subset(load_data_set.load("synthetic", "train"), np.arange(20))
     result.write_evaluation(RunFolder(tmp_path), test, torch.zeros(20, 10), None, None)
     assert (tmp_path / "elsewhere").read_text() == "mine"
     assert (tmp_path / "evaluation.npz").stat().st_size > 100

@@ -17,7 +17,7 @@ from torch import nn
 
 from distill.components.data_pipeline import split_images
 from distill.components.device import build_accelerator
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 from distill.events import TOTAL
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
@@ -69,7 +69,7 @@ def train(out: Path, overrides: Sequence[str]) -> None:
         ],
     ).recipe
     accelerator = build_accelerator(recipe)
-    images = image_set.load("synthetic", "train")
+    images = load_data_set.load("synthetic", "train")
     split = split_images(recipe, images)
     middle = nn.BatchNorm2d(8) if recipe.train.sync_batch_norm else None
     build.build_network = lambda *_: PlainNet(0, middle)  # type: ignore[assignment]

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.images import CHANNELS, SIDE, ImageSet, Split
-from distill.data.problems import data_error
+from distill.data.image_set import CHANNELS, SIDE, ImageSet, Split
 from distill.data.sources import unpickle
-from distill.errors import UserError
-from distill.files.archives import InvalidArray, Member, content_of, open_tar
+from distill.errors import UserError, data_error
+from distill.files.tar_archives import InvalidArray, Member, content_of, open_tar
 from distill.format import counted
 
 IMAGE_BYTES = CHANNELS * SIDE * SIDE

@@ -15,12 +15,12 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.data import array_cache
-from distill.data.images import CHANNELS, SIDE, ImageSet, Progress, Split
-from distill.data.problems import data_error
+from distill.data import user_cache
+from distill.data.image_set import CHANNELS, SIDE, ImageSet, Progress, Split
 from distill.data.sources import pictures
 from distill.data.sources.pictures import MODES, SUFFIXES
-from distill.files.archives import InvalidArray, content_of
+from distill.errors import data_error
+from distill.files.tar_archives import InvalidArray, content_of
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 REPORT_EVERY = 500  # images between two calls of the progress callback
@@ -78,10 +78,10 @@ def load(folders: ClassFolders, split: Split, progress: Progress | None = None) 
     key = (
         f"decoded/{_key(folders, paths, _ProgressReport(f'reading {split}', len(paths), progress))}"
     )
-    images = array_cache.load_cached(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
+    images = user_cache.load_cached(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
     if images is None:
         images = _decode(folders, paths, _ProgressReport(f"decoding {split}", len(paths), progress))
-        array_cache.save_cached(key, images)
+        user_cache.save_cached(key, images)
     counts = [len(files) for files in listing.files]
     labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return ImageSet(images, labels, listing.class_names)

@@ -18,9 +18,9 @@ from urllib.error import HTTPError
 
 from filelock import FileLock, Timeout
 
-from distill.data.images import Progress
+from distill.data.image_set import Progress
 from distill.errors import Failure, UserError
-from distill.files.urls import hide_secrets
+from distill.files.redact_urls import hide_secrets
 
 MIRRORS = "UNDERSTUDY_MIRRORS"  # environment variable: more addresses, separated by spaces
 CHUNK = 1 << 16  # bytes: one second of the official server at its slowest

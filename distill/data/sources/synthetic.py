@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 
-from distill.data.images import SIDE, ImageSet, Split
+from distill.data.image_set import SIDE, ImageSet, Split
 
 SIZES: dict[Split, int] = {"train": 6000, "test": 2000}
 SEEDS: dict[Split, int] = {"train": 20_260_101, "test": 20_260_102}

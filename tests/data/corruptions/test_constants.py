@@ -10,7 +10,7 @@ import pytest
 
 from distill.data.corruptions import blur, digital, noise, weather
 from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 
 # In the order of its functions' tuples, `c`; severity 1 first.
 PUBLISHED: dict[str, list] = {
@@ -95,7 +95,7 @@ TOLERANCE = 0.02
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     """The same bits on every machine: test_procedural.py."""
-    return image_set.load("synthetic", "test").images[:16]
+    return load_data_set.load("synthetic", "test").images[:16]
 
 
 def test_every_corruption_is_pinned() -> None:

@@ -11,7 +11,7 @@ from distill.data import rng
 from distill.data.corruptions import blur, digital, noise, weather
 from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt, to_pixels
 from distill.data.rng import Stream
-from distill.data.sources import image_set
+from distill.data.sources import load_data_set
 
 N = 24
 SAMPLES = np.arange(N)
@@ -22,7 +22,7 @@ NOT_MONOTONE = {"glass_blur", "elastic_transform"}
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    pixels = image_set.load("synthetic", "test").images[:N]
+    pixels = load_data_set.load("synthetic", "test").images[:N]
     assert pixels.std() > 20
     return pixels
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.data.sources import cifar, image_set
+from distill.data.sources import cifar, load_data_set
 from distill.data.sources.cifar import CIFAR10, CIFAR100, Layout
 from distill.errors import UserError
 
@@ -62,8 +62,8 @@ def rewrite(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize("layout", [CIFAR10, CIFAR100], ids=lambda layout: layout.title)
 def test_planes_labels_and_names(layout: Layout, text: type, protocol: int, tmp_path: Path) -> None:
     folder = write(tmp_path, layout, text, protocol)
-    image_set.check(str(folder))
-    train = image_set.load(str(folder), "train")
+    load_data_set.check(str(folder))
+    train = load_data_set.load(str(folder), "train")
     n_files = len(layout.files["train"])
     assert train.class_names == NAMES
     assert train.images.shape == (n_files * PER_FILE, 3, 32, 32)
@@ -73,7 +73,7 @@ def test_planes_labels_and_names(layout: Layout, text: type, protocol: int, tmp_
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2] * n_files
     first = content_of(0, "labels", str)["data"]
     assert train.images[1, 2, 3, 4] == first[1, 2 * 1024 + 3 * 32 + 4]  # blue, row 3, column 4
-    test = image_set.load(str(folder), "test")
+    test = load_data_set.load(str(folder), "test")
     assert (test.images.reshape(-1, 3072) == content_of(n_files, "labels", str)["data"]).all()
 
 
@@ -85,14 +85,14 @@ def test_folder_parent_and_archive_hold_the_same(layout: Layout, tmp_path: Path)
     pack(folder, tmp_path / "b" / layout.archive)
     places = [folder, folder.parent, archive, tmp_path / "b"]
     for place in places:
-        image_set.check(str(place))
-    prints = {image_set.load(str(place), "train").fingerprint for place in places}
+        load_data_set.check(str(place))
+    prints = {load_data_set.load(str(place), "train").fingerprint for place in places}
     assert len(prints) == 1
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [layout.archive]  # not extracted
 
 
 def test_a_small_set_is_not_the_genuine_one(tmp_path: Path) -> None:
-    assert image_set.describe(image_set.load(str(write(tmp_path)), "train")) is None
+    assert load_data_set.describe(load_data_set.load(str(write(tmp_path)), "train")) is None
 
 
 def test_every_missing_file_is_named_at_once(tmp_path: Path) -> None:
@@ -103,15 +103,15 @@ def test_every_missing_file_is_named_at_once(tmp_path: Path) -> None:
         r"3 faults in .*\n  data_batch_2: missing\n  data_batch_4: missing\n  test_batch: miss"
     )
     with pytest.raises(UserError, match=expected):
-        image_set.check(str(folder))
+        load_data_set.check(str(folder))
     with pytest.raises(
         UserError, match=r"2 faults.*\n  data_batch_2: missing\n  data_batch_4: mis"
     ):
-        image_set.load(str(folder), "train")
+        load_data_set.load(str(folder), "train")
     with pytest.raises(
         UserError, match="put the official archive cifar-10-python.tar.gz in ./data"
     ):
-        image_set.load(str(folder), "test")
+        load_data_set.load(str(folder), "test")
 
 
 def test_without_meta_file_batches_are_still_looked_at(tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_without_meta_file_batches_are_still_looked_at(tmp_path: Path) -> None:
     (folder / "test_batch").write_bytes(b"")
     expected = r"2 faults.*\n  batches.meta: missing\n  test_batch: truncated, 0 bytes"
     with pytest.raises(UserError, match=expected):
-        image_set.check(str(folder))
+        load_data_set.check(str(folder))
     with pytest.raises(
         UserError, match=r"batches.meta: missing\n  test_batch: truncated or damaged"
     ):
-        image_set.load(str(folder), "test")
+        load_data_set.load(str(folder), "test")
 
 
 def test_a_missing_file_of_an_archive(tmp_path: Path) -> None:
@@ -132,10 +132,10 @@ def test_a_missing_file_of_an_archive(tmp_path: Path) -> None:
     (folder / "test_batch").unlink()
     archive = pack(folder, tmp_path / "c.tar.gz")
     with pytest.raises(UserError, match=r"1 fault in .*c.tar.gz:\n  test_batch: missing"):
-        image_set.check(str(archive))
+        load_data_set.check(str(archive))
     with pytest.raises(UserError, match="test_batch: missing"):
-        image_set.load(str(archive), "test")
-    assert len(image_set.load(str(archive), "train").labels) == 5 * PER_FILE
+        load_data_set.load(str(archive), "test")
+    assert len(load_data_set.load(str(archive), "train").labels) == 5 * PER_FILE
 
 
 def test_faults_of_many_kinds_in_one_message(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_faults_of_many_kinds_in_one_message(tmp_path: Path) -> None:
     whole = (folder / "data_batch_5").read_bytes()
     (folder / "data_batch_5").write_bytes(whole[:-1000])
     with pytest.raises(UserError) as caught:
-        image_set.load(str(folder), "train")
+        load_data_set.load(str(folder), "train")
     lines = str(caught.value).splitlines()
     assert lines[0] == f"5 faults in {folder}:"
     assert lines[1] == "  data_batch_1: 6 images but 5 labels"
@@ -180,27 +180,27 @@ def test_one_faulty_batch(changes: dict, fault: str, tmp_path: Path) -> None:
     folder = write(tmp_path)
     rewrite(folder / "data_batch_1", **changes)
     with pytest.raises(UserError, match=fault):
-        image_set.load(str(folder), "train")
+        load_data_set.load(str(folder), "train")
 
 
 def test_labels_in_an_array_are_labels(tmp_path: Path) -> None:
     folder = write(tmp_path)
     rewrite(folder / "test_batch", labels=np.array([2, 1, 0, 2, 1, 0], dtype=np.uint8))
-    assert image_set.load(str(folder), "test").labels.tolist() == [2, 1, 0, 2, 1, 0]
+    assert load_data_set.load(str(folder), "test").labels.tolist() == [2, 1, 0, 2, 1, 0]
 
 
 def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path)
     rewrite(folder / "test_batch", labels=[0, 0, 0, 2, 2, 2])
     with pytest.raises(UserError, match="class 'bee' has no test image"):
-        image_set.load(str(folder), "test")
+        load_data_set.load(str(folder), "test")
 
 
 def test_a_batch_that_wants_to_run_code(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "data_batch_3").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
     with pytest.raises(UserError, match=r"data_batch_3: tries to run code \(posix.system\)"):
-        image_set.load(str(folder), "train")
+        load_data_set.load(str(folder), "train")
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_a_faulty_meta_file(meta: object, fault: str, tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "batches.meta").write_bytes(pickle.dumps(meta))
     with pytest.raises(UserError, match=fault):
-        image_set.load(str(folder), "train")
+        load_data_set.load(str(folder), "train")
     with pytest.raises(UserError, match=fault):
-        image_set.check(str(folder))
+        load_data_set.check(str(folder))
 
 
 def test_check_sees_a_short_file_without_reading_it(tmp_path: Path) -> None:
@@ -228,15 +228,15 @@ def test_check_sees_a_short_file_without_reading_it(tmp_path: Path) -> None:
     (folder / "test_batch").write_bytes(b"x" * 1000)
     expected = r"test_batch: truncated, 1,000 bytes, while its images need 18,432"
     with pytest.raises(UserError, match=expected):
-        image_set.check(str(folder))
+        load_data_set.check(str(folder))
 
 
 def test_a_truncated_archive(tmp_path: Path) -> None:
     archive = pack(write(tmp_path), tmp_path / "c.tar.gz")
     archive.write_bytes(archive.read_bytes()[:-40_000])
     for action in (
-        lambda: image_set.check(str(archive)),
-        lambda: image_set.load(str(archive), "train"),
+        lambda: load_data_set.check(str(archive)),
+        lambda: load_data_set.load(str(archive), "train"),
     ):
         with pytest.raises(UserError, match=r"c.tar.gz:\n  unreadable, truncated or damaged \("):
             action()
@@ -249,13 +249,13 @@ def test_flipped_bit_of_an_archive_is_refused(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)
     with pytest.raises(UserError, match="unreadable, truncated or damaged"):
-        image_set.load(str(archive), "train")
+        load_data_set.load(str(archive), "train")
 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "c.tar.gz").write_bytes(b"<html>404</html>")
     with pytest.raises(UserError, match=r"c.tar.gz:\n  not a readable tar archive"):
-        image_set.load(str(tmp_path / "c.tar.gz"), "train")
+        load_data_set.load(str(tmp_path / "c.tar.gz"), "train")
 
 
 def test_an_archive_of_something_else(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_an_archive_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "holiday" / "a.txt").write_text("sun")
     archive = pack(tmp_path / "holiday", tmp_path / "c.tar.gz")
     with pytest.raises(UserError, match="begins with 'holiday', not with cifar-10-batches-py/ or"):
-        image_set.check(str(archive))
+        load_data_set.check(str(archive))
 
 
 def test_archive_files_in_other_folders_are_ignored(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import PIL
 import pytest
 from PIL import Image
 
-from distill.data import array_cache
-from distill.data.sources import class_folders, image_set, pictures, unlabelled
+from distill.data import user_cache
+from distill.data.sources import class_folders, images_to_predict, load_data_set, pictures
 from distill.errors import UserError
 
 CLASSES = ("ant", "bee")
@@ -37,15 +37,15 @@ def write(root: Path, per_class: int = 3) -> Path:
 
 def test_sorted_classes_and_files(tmp_path: Path) -> None:
     root = write(tmp_path / "set")
-    image_set.check(str(root))
-    train = image_set.load(str(root), "train")
+    load_data_set.check(str(root))
+    train = load_data_set.load(str(root), "train")
     assert train.class_names == CLASSES
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert train.labels.dtype == np.int64
     assert train.images.flags.c_contiguous
     seeds = (0, 1, 2, 10, 11, 12)
     assert (train.images == np.stack([pixels(s).transpose(2, 0, 1) for s in seeds])).all()
-    assert (image_set.load(str(root), "test").images[3] == pixels(110).transpose(2, 0, 1)).all()
+    assert (load_data_set.load(str(root), "test").images[3] == pixels(110).transpose(2, 0, 1)).all()
 
 
 def test_greyscale_palette_and_bilevel_become_rgb(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_greyscale_palette_and_bilevel_become_rgb(tmp_path: Path) -> None:
     Image.fromarray(grey).save(root / "train/ant/0.png")
     Image.fromarray(grey).convert("P").save(root / "train/ant/1.png")
     Image.fromarray(grey).convert("1").save(root / "train/ant/2.png")
-    images = image_set.load(str(root), "train").images
+    images = load_data_set.load(str(root), "train").images
     assert (images[0] == grey).all()  # in all three channels
     assert (images[1] == grey).all()
     assert set(np.unique(images[2])) == {0, 255}
@@ -66,7 +66,7 @@ def test_jpeg_and_webp_are_read(tmp_path: Path) -> None:
     Image.fromarray(flat).save(root / "train/ant/a.JPG", format="JPEG", quality=95)
     Image.fromarray(flat).save(root / "train/ant/b.jpeg", quality=95)
     Image.fromarray(flat).save(root / "train/ant/c.webp", lossless=True)
-    images = image_set.load(str(root), "train").images.astype(int)
+    images = load_data_set.load(str(root), "train").images.astype(int)
     assert len(images) == 9
     for image in images[3:6]:
         assert np.abs(image - flat.transpose(2, 0, 1)).max() <= 3
@@ -76,8 +76,8 @@ def test_what_systems_hide_in_folders_is_passed_over(tmp_path: Path) -> None:
     root = write(tmp_path / "set")
     (root / "train/ant/.DS_Store").write_bytes(b"x")
     (root / "train/.cache").mkdir()
-    image_set.check(str(root))
-    assert len(image_set.load(str(root), "train").labels) == 6
+    load_data_set.check(str(root))
+    assert len(load_data_set.load(str(root), "train").labels) == 6
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_an_image_that_cannot_be_used_is_named(spoil, fault: str, tmp_path: Path
     root = write(tmp_path / "set")
     spoil(root / "train/bee/0.png")
     with pytest.raises(UserError, match=fault):
-        image_set.load(str(root), "train")
+        load_data_set.load(str(root), "train")
     with pytest.raises(UserError, match=fault):
-        image_set.check(str(root))  # the first image of each class
-    assert len(image_set.load(str(root), "test").labels) == 6
+        load_data_set.check(str(root))  # the first image of each class
+    assert len(load_data_set.load(str(root), "test").labels) == 6
 
 
 def test_files_that_system_will_not_read_are_named(
@@ -128,7 +128,7 @@ def test_files_that_system_will_not_read_are_named(
     monkeypatch.setattr(class_folders, "content_of", denied)
     expected = r"2 faults.*\n  train/ant/1.png: unreadable \(Permission denied\)\n  train/bee/1.png"
     with pytest.raises(UserError, match=expected):
-        image_set.load(str(root), "train")
+        load_data_set.load(str(root), "train")
 
 
 def test_ten_faulty_images_are_named_and_rest_counted(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_ten_faulty_images_are_named_and_rest_counted(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"13 faults in [^\n]*(\n  train/ant/.*){10}\n  and 3 more\n"
     ):
-        image_set.load(str(root), "train")
+        load_data_set.load(str(root), "train")
 
 
 def test_what_would_be_left_out_is_refused(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_what_would_be_left_out_is_refused(tmp_path: Path) -> None:
     (root / "train/bee/more").mkdir()
     Image.fromarray(pixels(0)).save(root / "train/loose.png")
     with pytest.raises(UserError) as caught:
-        image_set.load(str(root), "train")
+        load_data_set.load(str(root), "train")
     assert str(caught.value).splitlines()[:4] == [
         f"3 faults in {root}:",
         "  train/ant/notes.txt: not one of .png, .jpg, .jpeg, .webp",
@@ -161,7 +161,10 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
     root = write(tmp_path / "set")
     for path in (root / "test/bee").iterdir():
         path.unlink()
-    for action in (lambda: image_set.load(str(root), "test"), lambda: image_set.check(str(root))):
+    for action in (
+        lambda: load_data_set.load(str(root), "test"),
+        lambda: load_data_set.check(str(root)),
+    ):
         with pytest.raises(UserError, match="test/bee/: the class has no image"):
             action()
 
@@ -173,7 +176,10 @@ def test_a_class_of_one_split_alone_is_named(tmp_path: Path) -> None:
         r"2 faults.*\n  train/bee/: this class is only in train\n"
         r"  test/bees/: this class is only in test"
     )
-    for action in (lambda: image_set.load(str(root), "train"), lambda: image_set.check(str(root))):
+    for action in (
+        lambda: load_data_set.load(str(root), "train"),
+        lambda: load_data_set.check(str(root)),
+    ):
         with pytest.raises(UserError, match=expected):
             action()
 
@@ -184,16 +190,16 @@ def test_a_missing_split_is_known_before_training(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"test/: missing, or without class folders\nLay the images"
     ):
-        image_set.check(str(root))
+        load_data_set.check(str(root))
     with pytest.raises(UserError, match="test/: missing"):
-        image_set.load(str(root), "test")
-    assert len(image_set.load(str(root), "train").labels) == 6
+        load_data_set.load(str(root), "test")
+    assert len(load_data_set.load(str(root), "train").labels) == 6
 
 
 def test_a_split_without_classes(tmp_path: Path) -> None:
     (tmp_path / "set/train").mkdir(parents=True)
     with pytest.raises(UserError, match="train/: missing, or without class folders"):
-        image_set.load(str(tmp_path / "set"), "train")
+        load_data_set.load(str(tmp_path / "set"), "train")
 
 
 def test_progress_reaches_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +210,7 @@ def test_progress_reaches_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def progress(what: str, done: int, total: int) -> None:
         calls.append((what, done, total))
 
-    image_set.load(str(root), "train", progress=progress)
+    load_data_set.load(str(root), "train", progress=progress)
     assert calls == [
         ("reading train", 4, 6),
         ("reading train", 6, 6),
@@ -217,24 +223,24 @@ def test_the_second_load_decodes_nothing(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write(tmp_path / "set")
-    first = image_set.load(str(root), "train")
+    first = load_data_set.load(str(root), "train")
     assert len(list(own_cache.rglob("*"))) == 2  # decoded/ and one file in it
     moved = root.rename(tmp_path / "elsewhere")
     monkeypatch.setattr(class_folders, "_picture", None)
-    assert (image_set.load(str(moved), "train").images == first.images).all()
+    assert (load_data_set.load(str(moved), "train").images == first.images).all()
 
 
 @pytest.mark.parametrize("change", ["bytes", "name", "class"])
 def test_changed_content_is_decoded_anew(change: str, tmp_path: Path, own_cache: Path) -> None:
     root = write(tmp_path / "set")
-    image_set.load(str(root), "train")
+    load_data_set.load(str(root), "train")
     if change == "bytes":
         Image.fromarray(pixels(999)).save(root / "train/ant/1.png")
     elif change == "name":
         (root / "train/ant/0.png").rename(root / "train/ant/9.png")
     else:
         (root / "train/ant/2.png").rename(root / "train/bee/20.png")
-    again = image_set.load(str(root), "train")
+    again = load_data_set.load(str(root), "train")
     assert len(list(own_cache.rglob("*.npz"))) == 2
     expected = {"bytes": pixels(999), "name": pixels(2), "class": pixels(1)}[change]
     assert (again.images[1] == expected.transpose(2, 0, 1)).all()
@@ -244,7 +250,7 @@ def test_changed_content_is_decoded_anew(change: str, tmp_path: Path, own_cache:
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other shape", "other key"])
 def test_a_damaged_cache_file_is_rebuilt(damage: str, tmp_path: Path, own_cache: Path) -> None:
     root = write(tmp_path / "set")
-    first = image_set.load(str(root), "train")
+    first = load_data_set.load(str(root), "train")
     (cached,) = own_cache.rglob("*.npz")
     content = bytearray(cached.read_bytes())
     if damage == "truncated":
@@ -258,24 +264,24 @@ def test_a_damaged_cache_file_is_rebuilt(damage: str, tmp_path: Path, own_cache:
         np.savez(cached, array=first.images[:-1])
     else:
         np.savez(cached, pictures=first.images)
-    assert (image_set.load(str(root), "train").images == first.images).all()
+    assert (load_data_set.load(str(root), "train").images == first.images).all()
     with np.load(cached) as rebuilt:
         assert (rebuilt["array"] == first.images).all()
 
 
 def test_unwritable_cache_costs_only_time(tmp_path: Path, own_cache: Path) -> None:
     own_cache.write_text("a file where the folder should be")
-    assert len(image_set.load(str(write(tmp_path / "set")), "train").labels) == 6
+    assert len(load_data_set.load(str(write(tmp_path / "set")), "train").labels) == 6
 
 
 def test_cache_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert array_cache.cache_folder() == tmp_path / "cache"
+    assert user_cache.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("UNDERSTUDY_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert array_cache.cache_folder() == tmp_path / "xdg/understudy"
+    assert user_cache.cache_folder() == tmp_path / "xdg/understudy"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert array_cache.cache_folder() == tmp_path / "home/.cache/understudy"
+    assert user_cache.cache_folder() == tmp_path / "home/.cache/understudy"
 
 
 def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -286,8 +292,8 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     for name in ("a.png", "a.webp"):
         Image.fromarray(pixels(7)).save(root / "train/ant" / name, exif=exif, lossless=True)
     upright = np.rot90(pixels(7), -1).transpose(2, 0, 1)
-    trained = image_set.load(str(root), "train").images[3:5]
-    predicted = unlabelled.load(root / "train/ant/a.png").images
+    trained = load_data_set.load(str(root), "train").images[3:5]
+    predicted = images_to_predict.load(root / "train/ant/a.png").images
     assert (trained == upright).all()
     assert (predicted == upright).all()
 
@@ -303,8 +309,8 @@ def test_images_that_were_decoded_otherwise_are_decoded_again(
         content, name = path.read_bytes(), path.relative_to(root).as_posix()
         state.update(f"\n{name}\n{len(content)}\n".encode() + content)
     stale = np.zeros((len(paths), 3, 32, 32), np.uint8)
-    array_cache.save_cached(f"decoded/{state.hexdigest()}", stale)
-    assert image_set.load(str(root), "train").images.any()
+    user_cache.save_cached(f"decoded/{state.hexdigest()}", stale)
+    assert load_data_set.load(str(root), "train").images.any()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp"])
@@ -314,9 +320,9 @@ def test_a_film_is_refused(name: str, tmp_path: Path) -> None:
     first.save(root / "train/bee" / name, save_all=True, append_images=[second], lossless=True)
     expected = rf"1 fault in .*\n  train/bee/{name}: is an animation, not one picture"
     with pytest.raises(UserError, match=expected):
-        image_set.load(str(root), "train")
+        load_data_set.load(str(root), "train")
     with pytest.raises(UserError, match=f"{name}: is an animation, not one picture"):
-        unlabelled.load(root / "train/bee")
+        images_to_predict.load(root / "train/bee")
 
 
 def test_file_too_large_for_picture_is_not_read(
@@ -327,8 +333,11 @@ def test_file_too_large_for_picture_is_not_read(
     with (root / "train/bee/0.png").open("ab") as file:
         file.truncate(1 << 40)  # a sparse file
     with pytest.raises(UserError, match="0.png: has more than 10,000 bytes"):
-        image_set.load(str(root), "train")
+        load_data_set.load(str(root), "train")
     expected = "0.png: has 1,099,511,627,776 bytes; the maximum is 10,000"
-    for read in (lambda: image_set.check(str(root)), lambda: unlabelled.load(root / "train/bee")):
+    for read in (
+        lambda: load_data_set.check(str(root)),
+        lambda: images_to_predict.load(root / "train/bee"),
+    ):
         with pytest.raises(UserError, match=expected):
             read()

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from distill.data.images import ImageSet
-from distill.data.sources import image_set, synthetic
+from distill.data.image_set import ImageSet
+from distill.data.sources import load_data_set, synthetic
 
 
 @pytest.fixture(scope="module")
 def train_set() -> ImageSet:
-    return image_set.load("synthetic", "train")
+    return load_data_set.load("synthetic", "train")
 
 
 @pytest.fixture(scope="module")
 def other_set() -> ImageSet:
-    return image_set.load("synthetic", "test")
+    return load_data_set.load("synthetic", "test")
 
 
 def test_the_same_bits_on_every_machine(train_set: ImageSet, other_set: ImageSet) -> None:
@@ -41,7 +41,7 @@ def test_all_images_differ(train_set: ImageSet, other_set: ImageSet) -> None:
 
 
 def test_check_has_nothing_to_look_for() -> None:
-    image_set.check("synthetic")
+    load_data_set.check("synthetic")
 
 
 @pytest.mark.long

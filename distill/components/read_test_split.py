@@ -1,0 +1,67 @@
+"""Read the test split, and tie a run to it by fingerprint; no other module reads it."""
+
+from dataclasses import dataclass
+
+from distill.data.sources import load_data_set
+from distill.data.sources.load_data_set import ImageSet, Progress
+from distill.errors import UserError
+from distill.format import describe_class_difference
+from distill.runs.run_folder import RunFolder
+
+
+def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
+    """Load the test split of a source. It is measured after a run, never to train or to select."""
+    return load_data_set.load(source, "test", progress=progress)
+
+
+@dataclass(frozen=True)
+class SplitIdentity:
+    """The identity of a test split, for a run while it trains: no image, label or prediction."""
+
+    source: str
+    fingerprint: str  # of images and labels, in any order
+    class_names: tuple[str, ...]
+    n_images: int
+    n_in_train: int  # test images that are training images too, pixel by pixel
+
+
+def identify_test(
+    source: str, train: ImageSet, *, progress: Progress | None = None
+) -> SplitIdentity:
+    """The identity of the test split of a source, recorded when a run begins.
+
+    It is compared for equality and never used to train or to select.
+    """
+    test = test_split(source, progress=progress)
+    in_train = load_data_set.count_shared_images(test, train)
+    return SplitIdentity(source, test.fingerprint, test.class_names, len(test.labels), in_train)
+
+
+def check_test(test: ImageSet, known: SplitIdentity) -> None:
+    """Raise UserError if the test split or its class names are not those `known` from the start."""
+    problem = ""
+    if test.class_names != known.class_names:
+        names = describe_class_difference(known.class_names, test.class_names)
+        problem = f"the class names of {known.source} changed while the run trained: "
+        problem += " / ".join(names)
+    elif test.fingerprint != known.fingerprint:
+        prints = (known.fingerprint[:12], test.fingerprint[:12])
+        problem = f"the test split of {known.source} changed while the run trained: fingerprint "
+        problem += " / ".join(prints)
+    if problem:
+        raise UserError(f"{problem}.\nRestore the original images and class folders.")
+
+
+def check_tested(folder: RunFolder, test: ImageSet, source: str) -> None:
+    """Raise UserError if a finished run was tested on other images than `test`, of `source`.
+
+    A run of an earlier version has no fingerprint of its test split: it is not compared.
+    """
+    tested_on = folder.result()["data"].get("test_fingerprint")
+    if tested_on not in (None, test.fingerprint):
+        raise UserError(
+            f"the test split of {source} is not the one that run {folder.path} was tested on: "
+            f"fingerprint {test.fingerprint[:12]}, then {str(tested_on)[:12]}.\n"
+            "Restore the original images; python cli.py evaluate RUN --data SOURCE measures the "
+            "run on others."
+        )

@@ -1,0 +1,175 @@
+"""Read unlabelled images to predict: Kaggle's pickle, arrays or pictures.
+
+- Kaggle's pickle: a dictionary with `data` and `ids`, its keys text or bytes
+- `.npy`, `.npz`: the same arrays; in an archive `data` or `images`, beside it `ids`
+- a folder of pictures, or one picture (`pictures.py`)
+
+Arrays are uint8: [N, H, W, 3], [N, 3, H, W], or flat planes [N, 3072] like CIFAR-10's batches.
+No image is dropped or changed silently: `notes` lists all changes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.image_set import CHANNELS, SIDE, Progress
+from distill.data.sources import pictures, unpickle
+from distill.data.sources.cifar import IMAGE_BYTES
+from distill.data.sources.pictures import DecodedPictures
+from distill.errors import UserError, data_error
+from distill.files.arrays import MAGIC, InvalidArray, open_npz, read_npy
+from distill.files.tar_archives import content_of
+from distill.format import counted
+
+ADVICE = (
+    "Give --input Kaggle's pickle of data and ids, a .npy or .npz of uint8 images, a folder of "
+    f"pictures, or one picture ({', '.join(pictures.SUFFIXES)})."
+)
+PIXELS = ("data", "images")  # names of the images' array
+NAMES = (int, str, bytes, np.integer)  # types of ids
+ZIP = b"PK\x03\x04"  # the first bytes of .npz
+LONGEST_ID = 1000  # characters
+LARGEST = 1 << 32  # bytes of a pickle
+NAMED = 80  # characters of a name in a message
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+class Unlabelled:
+    """Images and their ids, in the order of the file."""
+
+    images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB
+    ids: tuple[str, ...]  # unique
+    notes: tuple[str, ...] = ()  # changes to images, and ignored files
+
+
+def load(path: Path, *, progress: Progress | None = None) -> Unlabelled:
+    """Load all images at `path`, resized to 32x32.
+
+    Raises UserError, naming up to ten faults, if any image cannot be used.
+    `progress` is called while pictures are decoded.
+    """
+    if not path.exists():
+        raise UserError(f"input {path} does not exist.\n{ADVICE}")
+    is_picture = path.is_dir() or path.suffix.lower() in pictures.SUFFIXES
+    found = pictures.read(path, progress) if is_picture else _from_arrays(path)
+    faults = [*found.faults, *_repeated(found.ids)]
+    if faults:
+        raise data_error(str(path), faults, ADVICE)
+    return Unlabelled(found.images, found.ids, tuple(found.notes))
+
+
+def _from_arrays(path: Path) -> DecodedPictures:
+    notes: list[str] = []
+    nothing = np.empty((0, CHANNELS, SIDE, SIDE), np.uint8)
+    try:
+        with _arrays(path) as arrays:
+            planes = _planes(_pixels(arrays), notes)
+            ids = _ids(arrays, len(planes), notes)
+    except (InvalidArray, OSError, MemoryError) as error:
+        return DecodedPictures(nothing, (), notes, [f"unreadable ({error})"])
+    except ValueError as error:
+        return DecodedPictures(nothing, (), notes, [str(error)])
+    return DecodedPictures(_resize(planes, notes), ids, notes, [])
+
+
+@contextmanager
+def _arrays(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Open a file's arrays by name; of an .npz only requested members are read. Runs no code.
+
+    Raises InvalidArray or OSError if it cannot be read, ValueError for a pickle.
+    """
+    if not path.is_file():
+        raise InvalidArray("is not a regular file")
+    with path.open("rb") as file:
+        begin = file.read(len(MAGIC))
+    if begin == MAGIC:
+        yield {PIXELS[0]: read_npy(path)}
+    elif begin.startswith(ZIP):
+        with open_npz(path) as arrays:
+            yield arrays
+    else:
+        yield _unpickle(content_of(path, LARGEST))
+
+
+def _unpickle(content: bytes) -> dict[str, object]:
+    try:
+        return unpickle.loads(content)
+    except ValueError as error:
+        raise ValueError(f"read as a pickle, {error}") from error
+
+
+def _pixels(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return the array of images; the only array if it has another name."""
+    names = [name for name in PIXELS if name in arrays] or [n for n in arrays if n != "ids"]
+    if len(names) != 1:
+        found = pictures.some([repr(name[:NAMED]) for name in arrays]) or "nothing"
+        raise ValueError(f"holds {found}; the images must be called {' or '.join(PIXELS)}")
+    array = arrays[names[0]]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{names[0]} is a {type(array).__name__}, not an array")
+    if array.dtype.kind == "f":
+        raise ValueError(
+            f"{names[0]} is {array.dtype}: whether it is scaled or normalised is unknown. "
+            "Save the pixels, 0..255: (255 * images).round().astype('uint8') if they are in 0..1"
+        )
+    if array.dtype != np.uint8:
+        raise ValueError(f"{names[0]} is {array.dtype}, not uint8")
+    return array
+
+
+def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
+    """Convert any of the three layouts to [N, 3, H, W]."""
+    if array.size == 0:
+        raise ValueError(f"holds no image: the shape is {list(array.shape)}")
+    if array.ndim == 4 and array.shape[3] == CHANNELS:
+        return array.transpose(0, 3, 1, 2)
+    if array.ndim == 4 and array.shape[1] == CHANNELS:
+        return array
+    if array.ndim == 2 and array.shape[1] == IMAGE_BYTES:
+        notes.append("the images are flat: read like CIFAR-10's, all red, then green, then blue")
+        return array.reshape(-1, CHANNELS, SIDE, SIDE)
+    layouts = f"[N, H, W, {CHANNELS}], [N, {CHANNELS}, H, W] or [N, {IMAGE_BYTES}]"
+    raise ValueError(f"the images have the shape {list(array.shape)}, not {layouts}")
+
+
+def _resize(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
+    height, width = planes.shape[2:]
+    if (height, width) == (SIDE, SIDE):
+        return np.require(planes, requirements=["C", "W"])  # a pickle's arrays are read-only
+    notes += pictures.resized_notes(Counter({(width, height): len(planes)}))
+    return np.stack([pictures.resize(image.transpose(1, 2, 0)) for image in planes])
+
+
+def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]:
+    """Return an id per image, whole numbers or text; numbers from 0 if the file has none."""
+    if "ids" not in arrays:
+        notes.append(f"the file has no ids: the images are numbered 0..{n - 1:,}")
+        return tuple(map(str, range(n)))
+    ids = arrays["ids"]
+    values = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise ValueError(f"ids is {type(ids).__name__}, not a list of [{n}]")
+    if len(values) != n:
+        raise ValueError(f"{counted(n, 'image')} but {counted(len(values), 'id')}")
+    invalid = [v for v in values if isinstance(v, bool) or not isinstance(v, NAMES)]
+    if invalid:
+        raise ValueError(f"an id is {_shown(invalid[0])}; ids are whole numbers or text")
+    names = tuple(map(unpickle.text, values))
+    if (longest := max(map(len, names), default=0)) > LONGEST_ID:
+        raise ValueError(f"an id has {longest:,} characters; the maximum is {LONGEST_ID:,}")
+    return names
+
+
+def _shown(value: object) -> str:
+    """Format a value for a message; a list, which may be long, by its type."""
+    return f"a {type(value).__name__}" if isinstance(value, list | dict | tuple) else repr(value)
+
+
+def _repeated(ids: Sequence[str]) -> list[str]:
+    return [f"id {name} occurs {k} times" for name, k in Counter(ids).items() if k > 1]

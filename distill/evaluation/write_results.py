@@ -1,0 +1,126 @@
+"""Write the results of a finished run: metrics, predictions, mistakes."""
+
+import io
+import time
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.sources.load_data_set import ImageSet
+from distill.errors import UserError
+from distill.events import End, Start
+from distill.metrics import Array
+from distill.models import checkpoint
+from distill.recipe import recipes
+from distill.recipe.recipes import Recipe
+from distill.runs import saved_predictions
+from distill.runs.run_folder import IS_TESTED, RunFolder, write_bytes, write_json
+
+N_MISTAKES = 64  # the most confident ones, saved with their pixels
+ROUNDING = 1e-3  # of the largest logit: the rounding of other devices or numbers of processes
+
+
+def write_result(
+    folder: RunFolder,
+    recipe: Recipe,
+    start: Start,
+    end: End,
+    data: dict[str, Any],
+    teachers: str,
+    *,
+    is_tested: bool = True,
+) -> None:
+    """Write result.json, the last file of a run: the run is finished once it exists.
+
+    `is_tested`: whether `end` has the figures of the test split.
+    `data`: `fingerprint` and `class_names` of the train split, `test_fingerprint`, `test_images`
+    and `class_names_fingerprint`; `teachers`: the fingerprint of their weights.
+    """
+    result = {
+        "role": start.role,
+        "recipe": start.recipe,
+        "recipe_fingerprint": recipes.fingerprint(recipe),
+        "network": start.network,
+        "parameters": end.parameters,
+        "class_names": data["class_names"],
+        "data": {
+            "source": start.data,
+            "fingerprint": data["fingerprint"],
+            "test_fingerprint": data["test_fingerprint"],
+            "test_images": data["test_images"],
+            "class_names_fingerprint": data["class_names_fingerprint"],
+            "train_images": start.train_images,
+            "val_images": start.val_images,
+        },
+        "teacher": {
+            "runs": list(recipe.teacher.runs) if recipe.teacher and teachers else [],
+            "fingerprint": teachers,
+            "top1": start.teacher_top1,
+        },
+        "epoch": end.epoch,
+        "epochs": start.epochs,
+        "metrics": end.metrics,
+        "elapsed_s": end.elapsed_s,
+        "device": start.device,
+        "precision": start.precision,
+        "processes": start.processes,
+        "weights": checkpoint.weights_fingerprint(folder.weights(start.role)),
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if is_tested:
+        result["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
+    else:
+        result[IS_TESTED] = False
+    write_json(folder.result_file, result)
+
+
+def write_evaluation(
+    folder: RunFolder,
+    test: ImageSet,
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    held_out: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Write evaluation.npz: logits [N, C] and labels [N] in the split's order, the teacher's logits
+    [N, C], and the most confident mistakes: indices [M] and pixels [M, 3, H, W]. If images are held
+    out, also their `val_logits` [V, C] and `val_labels` [V] in order.
+    """
+    logits = logits.cpu()
+    confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
+    wrong = torch.nonzero(predicted != torch.from_numpy(test.labels)).flatten()
+    mistakes = wrong[confidence[wrong].argsort(descending=True)][:N_MISTAKES].numpy()
+    arrays = {
+        "logits": logits.numpy(),
+        "labels": test.labels,
+        "mistakes": mistakes,
+        "mistake_pixels": test.images[mistakes],
+    }
+    if teacher_logits is not None:
+        arrays["teacher_logits"] = teacher_logits.cpu().numpy()
+    if held_out is not None:
+        arrays["val_logits"], arrays["val_labels"] = (tensor.cpu().numpy() for tensor in held_out)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(folder.evaluation, buffer.getvalue())
+
+
+def read_evaluation(folder: RunFolder, logits: Array) -> dict[str, Array]:
+    """The arrays of evaluation.npz, if its logits are the network's logits [N, C] of today; none if
+    they differ, or if the file is gone or damaged.
+
+    Equal logits show that both the weights and the images are the same.
+    """
+    predictions = None
+    with suppress(UserError):
+        predictions = saved_predictions.read_run(folder)
+    if predictions is None:
+        return {}
+    saved = predictions.logits
+    if saved.shape != logits.shape:
+        return {}
+    is_same = np.abs(saved - logits).max() <= ROUNDING * np.abs(logits).max()
+    arrays = {name: array for name, array in vars(predictions).items() if array is not None}
+    return arrays if is_same else {}

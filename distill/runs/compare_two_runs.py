@@ -1,0 +1,238 @@
+"""Compare two finished runs on the same test images.
+
+Everything is computed from the predictions in the runs' evaluation.npz. A difference on these
+images is one of these two networks: another seed of either recipe trains another network.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill import metrics
+from distill.errors import UserError
+from distill.events import measure_name
+from distill.format import describe_class_difference, points
+from distill.recipe import recipes
+from distill.runs import run_folder, run_identity, saved_predictions
+from distill.runs.run_folder import RunFolder, open_finished
+from distill.runs.saved_predictions import Predictions
+from distill.runs.teacher_student_summary import summary_row as figures
+from distill.statistics import SIGNIFICANT, Interval, bootstrap, count_pairs, wilson
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """The figures of one of the two runs: shares 0..1, nll in nats."""
+
+    run: str
+    recipe: str
+    network: str
+    parameters: int
+    top1_test: float
+    top1_test_interval: Interval  # Wilson's
+    nll_test: float
+    nll_test_interval: Interval  # bootstrap
+    ece_test: float
+    top1_val: float | None  # of the final weights, on the held-out part
+    elapsed_s: float
+    weights: str  # sha256
+
+
+@dataclass(frozen=True)
+class ClassDifference:
+    """One class: the number of its images, and how many each run predicts correctly."""
+
+    name: str
+    n: int
+    right_a: int
+    right_b: int
+    only_a: int  # right by A alone
+    only_b: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The comparison of B with A on N images; a difference is B − A."""
+
+    a: ComparedRun
+    b: ComparedRun
+    n: int
+    only_a: int  # images that A alone has right
+    only_b: int
+    both_right: int
+    both_wrong: int
+    difference: float  # of the accuracies
+    difference_interval: Interval  # paired bootstrap: the same images of both
+    p: float  # McNemar's exact test of "both are right equally often"
+    agreement: float  # share of images with the same prediction, right or wrong
+    agreement_interval: Interval  # Wilson's
+    classes: tuple[ClassDifference, ...]
+    recipes: tuple[str, ...]  # `optim.lr: 0.1 -> 0.2`
+    says: str  # the findings and limitations
+
+
+def compare(path_a: Path, path_b: Path) -> Comparison:
+    """Compare run B with run A.
+
+    Raises UserError if one is not finished, has lost its predictions or figures, or was measured on
+    other images.
+    """
+    return _compare(open_finished(path_a), open_finished(path_b))
+
+
+def _compare(a: RunFolder, b: RunFolder) -> Comparison:
+    of_a, of_b = _predictions(a), _predictions(b)
+    _check_same_images(a, b, of_a, of_b)
+    right_a, right_b, n = of_a.is_right, of_b.is_right, len(of_a.labels)
+    pairs = count_pairs(right_a, right_b)
+    gain = right_b.astype(float) - right_a.astype(float)
+    same = int(metrics.is_same_prediction(of_a.logits, of_b.logits).sum())
+    interval = bootstrap(_mean, gain)
+    runs = _describe(a, of_a), _describe(b, of_b)
+    return Comparison(
+        a=runs[0],
+        b=runs[1],
+        n=n,
+        only_a=pairs.only_a,
+        only_b=pairs.only_b,
+        both_right=pairs.both,
+        both_wrong=pairs.neither,
+        difference=float(gain.mean()),
+        difference_interval=interval,
+        p=pairs.p,
+        agreement=same / n,
+        agreement_interval=wilson(same, n),
+        classes=_by_class(a, of_a, of_b),
+        recipes=tuple(_differences(a, b)),
+        says=" ".join([*_findings(runs, n, interval, pairs.p), *_limitations(a, b)]),
+    )
+
+
+def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
+    """The differences of the recipes. Two students leave out the network in [teacher], which a
+    student's recipe does not use: it has `teacher.runs` and the keys in TEACHING.
+    """
+    are_students = {a.result()["role"], b.result()["role"]} == {"student"}
+    for line in recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe)):
+        key = line.partition(":")[0]
+        table, _, name = key.partition(".")
+        if not (are_students and table == "teacher" and name not in recipes.TEACHING):
+            yield line
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean())
+
+
+def _predictions(run: RunFolder) -> Predictions:
+    run_folder.check_is_tested(run)
+    predictions = saved_predictions.read_run(run)
+    if predictions is None:
+        raise UserError(
+            f"{run.evaluation} is missing: a run cannot be compared without its predictions.\n"
+            "Restore the file, or train the run again in another --out."
+        )
+    return predictions
+
+
+def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Predictions) -> None:
+    """Raise UserError if fingerprints, labels or class names show that the runs were tested on
+    different images.
+    """
+    advice = "Two runs are compared on the same test split; choose two of one data source."
+    names = [run.result()["class_names"] for run in (a, b)]
+    problem = ""
+    differing = run_identity.test_split_differences([a.result(), b.result()])
+    if names[0] != names[1]:
+        problem = "other classes: " + " / ".join(describe_class_difference(*names))
+    elif len(of_a.labels) != len(of_b.labels):
+        problem = f"{len(of_a.labels):,} / {len(of_b.labels):,} images"
+    elif (of_a.labels != of_b.labels).any():
+        n = int((of_a.labels != of_b.labels).sum())
+        problem = f"other labels, {n:,} of {len(of_a.labels):,}, or the same in another order"
+    elif differing:
+        verb = "differs" if len(differing) == 1 and not differing[0].endswith("s") else "differ"
+        problem = f"other images: their {' and '.join(differing)} {verb}"
+    if problem:
+        raise UserError(f"{a.path} and {b.path} were measured on {problem}.\n{advice}")
+
+
+def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
+    result, row = run.result(), figures("", run)
+    nll = metrics.nll(predictions.logits, predictions.labels)
+    right = int(predictions.is_right.sum())
+    return ComparedRun(
+        run=str(run.path),
+        recipe=result["recipe"],
+        network=row.network,
+        parameters=result["parameters"],
+        top1_test=right / len(nll),
+        top1_test_interval=wilson(right, len(nll)),
+        nll_test=float(nll.mean()),
+        nll_test_interval=bootstrap(_mean, nll),
+        ece_test=result["metrics"][measure_name("ece", "test")],
+        top1_val=row.top1_val,
+        elapsed_s=result["elapsed_s"],
+        weights=result["weights"],
+    )
+
+
+def _by_class(a: RunFolder, of_a: Predictions, of_b: Predictions) -> tuple[ClassDifference, ...]:
+    right_a, right_b = of_a.is_right, of_b.is_right
+    rows = []
+    for label, name in enumerate(a.result()["class_names"]):
+        in_class = of_a.labels == label
+        masks = (
+            in_class,
+            in_class & right_a,
+            in_class & right_b,
+            in_class & right_a & ~right_b,
+            in_class & right_b & ~right_a,
+        )
+        rows.append(ClassDifference(name, *(int(mask.sum()) for mask in masks)))
+    return tuple(rows)
+
+
+def _findings(
+    runs: tuple[ComparedRun, ComparedRun], n: int, interval: Interval, p: float
+) -> Iterator[str]:
+    """Sentences on what the comparison shows and what it does not."""
+    a, b = runs
+    low, high = map(points, interval)
+    if a.weights == b.weights:
+        yield "Both have the same weights: there is nothing to compare."
+        return
+    if p < SIGNIFICANT:
+        better, worse = (a, b) if b.top1_test < a.top1_test else (b, a)
+        yield (
+            f"Shown: on images like these {n:,} the network of {better.run} is correct more often "
+            f"than that of {worse.run}; B − A is between {low} and {high} points."
+        )
+    else:
+        yield (
+            f"No difference is shown: with these {n:,} images B − A may be anything between {low} "
+            f"and {high} points."
+        )
+    yield (
+        "Not shown: that one recipe is better. One run of each shows nothing about other seeds; "
+        "train several of each for that."
+    )
+
+
+def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
+    """Sentences on what the results leave open about the images."""
+    results = [run.result() for run in (a, b)]
+    unnamed = run_identity.test_split_unnamed(results)
+    yield from unnamed
+    if results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]:
+        return
+    if unnamed:
+        yield (
+            "Their training images differ, and their test images may differ too: only the labels "
+            "of these are known to be the same."
+        )
+    else:
+        yield "Their training images differ; their test images are the same."

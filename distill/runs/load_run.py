@@ -1,0 +1,171 @@
+"""Load everything that a run folder contains, finished or not."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError
+from distill.events import Epoch, Event, Start, measure_name
+from distill.files import run_json
+from distill.files.safe_text import visible
+from distill.recipe import recipes
+from distill.recipe.recipes import Recipe
+from distill.runs import journal
+from distill.runs.run_folder import Role, RunFolder
+from distill.runs.saved_predictions import Predictions, read_run
+
+TestCurve = Mapping[int, Mapping[str, float]]  # epoch -> `top1/test`, `top1/train`, …
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. `result` is empty before it is finished, `environment` if the file is absent."""
+
+    folder: RunFolder
+    recipe: Recipe
+    events: tuple[Event, ...]
+    result: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    predictions: Predictions | None = None  # on the test split
+    test_curve: TestCurve = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return visible(self.folder.path.resolve().name)
+
+    @property
+    def start(self) -> Start | None:
+        """The newest start event in the journal."""
+        starts = [event for event in self.events if isinstance(event, Start)]
+        return starts[-1] if starts else None
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.result)
+
+    @property
+    def role(self) -> Role | None:
+        """None if neither result nor journal has the role."""
+        role: Role | None = self._from_result_or_start("role")
+        return role
+
+    @property
+    def n_classes(self) -> int | None:
+        return len(self.class_names) or (self.start.n_classes if self.start else None)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Empty before the run is finished."""
+        return tuple(map(visible, self.result.get("class_names", ())))
+
+    @property
+    def requested_recipe(self) -> str | None:
+        """The recipe's name as requested."""
+        return self._named("recipe")
+
+    @property
+    def network(self) -> str | None:
+        """The network's name in tables."""
+        return self._named("network")
+
+    @property
+    def parameters(self) -> int | None:
+        n: int | None = self._from_result_or_start("parameters")
+        return n
+
+    @property
+    def device(self) -> str | None:
+        return self._named("device")
+
+    @property
+    def val_images(self) -> int | None:
+        """The number of held-out images."""
+        n: int | None = self.result["data"]["val_images"] if self.result else None
+        return n if self.result or self.start is None else self.start.val_images
+
+    @property
+    def teacher_top1(self) -> float | None:
+        """The teacher's accuracy on held-out images, before the run; None without a teacher."""
+        top1: float | None = self.result["teacher"]["top1"] if self.result else None
+        return top1 if self.result or self.start is None else self.start.teacher_top1
+
+    @property
+    def teachers(self) -> list[str]:
+        """The names of the teachers' run folders."""
+        runs = self.result["teacher"]["runs"] if self.result else []
+        if not self.result and self.start is not None and self.start.teacher:
+            runs = self.start.teacher.split(" + ")
+        return [visible(Path(run).name) for run in runs]
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of its images; before the first checkpoint, their source."""
+        if self.result:
+            return str(self.result["data"]["fingerprint"])
+        with suppress(UserError, KeyError):
+            return str(run_json.progress(self.folder.last / "progress.json")["data"])
+        return self.recipe.data.source
+
+    @property
+    def test(self) -> str:
+        """The fingerprint of its test split; empty if an earlier version wrote the run."""
+        if self.result:
+            return str(self.result["data"].get("test_fingerprint", ""))
+        with suppress(UserError, KeyError):
+            return str(run_json.progress(self.folder.last / "progress.json")["test"])
+        return ""
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """`train.seed` and `data.seed`."""
+        return self.recipe.train.seed, self.recipe.data.seed
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the final weights are a running mean."""
+        return self.recipe.ema is not None
+
+    def _named(self, name: str) -> str | None:
+        """A text from the result or the start event, on one line."""
+        text: str | None = self._from_result_or_start(name)
+        return None if text is None else visible(text)
+
+    def _from_result_or_start(self, name: str) -> Any:
+        """A value that the result and the start event have by the same name; None without both."""
+        return self.result[name] if self.result else getattr(self.start, name, None)
+
+    def test_metric(self, measure: str) -> float | None:
+        """`top1`, `nll` or `ece` of the final weights on the test split."""
+        return self._metric(measure_name(measure, "test"))
+
+    def val_metric(self, measure: str) -> float | None:
+        """`top1`, `nll` or `ece` of the final weights on the held-out part, which selects the
+        epoch.
+        """
+        averaged = self._metric(measure_name(measure, "val_ema"))
+        return self._metric(measure_name(measure, "val")) if averaged is None else averaged
+
+    def _metric(self, name: str) -> float | None:
+        """A metric of the final weights; of the best so far if the run is not finished."""
+        best = [
+            event.metrics for event in self.events if isinstance(event, Epoch) and event.is_best
+        ]
+        metrics = self.result["metrics"] if self.result else best[-1] if best else {}
+        value: float | None = metrics.get(name)
+        return value
+
+
+def read(folder: RunFolder, test_curve: TestCurve | None = None) -> RunRecord:
+    """Read a run's record. Raises UserError if there is no run or a file is damaged."""
+    return RunRecord(
+        folder,
+        recipes.read(folder.recipe),
+        tuple(journal.events(folder.journal)),
+        folder.result() if folder.is_finished else {},
+        run_json.environment(folder.environment) if folder.environment.exists() else {},
+        read_run(folder),
+        test_curve or {},
+    )

@@ -1,0 +1,132 @@
+"""Terminal table of a plan: which recipes fit, and the commands to type."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from distill.format import UNKNOWN, counted, grouped, rounded_time, time_with_range
+from distill.terminal.table_style import blank_table
+
+Row = Mapping[str, Any]
+BUSY = 0.7  # share of the processor below which other programs are mentioned
+
+
+def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
+    """Return the parts of the output; `planned` is the result of `time_plan.plan`.
+
+    Print a line of text without wrapping, so that a command can be copied.
+    """
+    fitting = [row for row in planned["recipes"] if row["fits"]]
+    others = [row for row in planned["recipes"] if not row["fits"]]
+    blocks: list[RenderableType] = [Text(line) for line in _head(planned, len(fitting))]
+    if fitting:
+        blocks += [Text(), _fitting(fitting), *_commands(fitting[0])]
+    if others:
+        blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(others)]
+    return [*blocks, Text(), *(Text(note, "dim") for note in _notes(planned))]
+
+
+def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
+    unit = "minute" if planned["minutes"] == 1 else "minutes"
+    budget = f"{planned['minutes']:g} {unit} on {planned['device']}"
+    if n_fitting:
+        return [f"{counted(n_fitting, 'recipe fits', 'recipes fit')} into {budget}."]
+    if not planned["recipes"]:
+        return [f"No recipe follows the rules {planned['rules']}."]
+    quickest = next(r for r in planned["recipes"] if r["recipe"] == planned["quickest"])
+    return [
+        f"Nothing fits into {budget}.",
+        f"The quickest is {quickest['recipe']}: about {_time_with_range(quickest)}.",
+        f"Type --minutes {math.ceil(quickest['high'])}.",
+    ]
+
+
+def _fitting(rows: Sequence[Row]) -> Table:
+    table = blank_table()
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("network, parameters", overflow="fold")
+    for heading in ("accuracy", "teacher", "student", "together"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        teacher, own = row["teacher"], row["training"]
+        is_teacher = row["role"] == "teacher"
+        table.add_row(
+            Text(row["recipe"], "bold"),
+            f"{own['network']}, {grouped(own['parameters'])}",
+            _accuracy(row).replace(", ", "\n"),
+            _short(own if is_teacher else teacher),
+            _short(None if is_teacher else own),
+            _time_with_range(row).replace(" (", "\n("),
+        )
+    return table
+
+
+def _commands(best: Row) -> list[Text]:
+    heading = Text(f"For {best['recipe']}, type:", "bold")
+    return [Text(), heading, *(Text(f"  {command}") for command in best["commands"])]
+
+
+def _slower_recipes(rows: Sequence[Row]) -> Table:
+    """Show the recipes that do not fit; those with the same network and time share a row."""
+    table = blank_table()
+    for heading in ("recipe", "network"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("accuracy", "together"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for _, group in groupby(rows, key=_grouping_key):
+        alike = list(group)
+        table.add_row(
+            Text(", ".join(row["recipe"] for row in alike)),
+            alike[0]["training"]["network"],
+            _accuracy(alike[0]),
+            _time_with_range(alike[0]),
+        )
+    return table
+
+
+def _grouping_key(row: Row) -> tuple[object, ...]:
+    return row["training"]["network"], row["accuracy"], _time_with_range(row)
+
+
+def _accuracy(row: Row) -> str:
+    """Return the accuracy on CIFAR-10's test split, and its number of seeds."""
+    if row["accuracy"] is None:
+        return "not measured"
+    seeds = "" if row["seeds"] is None else f", {counted(row['seeds'], 'seed')}"
+    return f"{row['accuracy']:.2f} %{seeds}"
+
+
+def _time_with_range(row: Row) -> str:
+    """`48 min (41 to 55)`."""
+    return time_with_range(60 * row["minutes"], 60 * row["low"], 60 * row["high"])
+
+
+def _short(part: Row | None) -> str:
+    """`48 min`."""
+    return UNKNOWN if part is None else rounded_time(60 * part["minutes"])
+
+
+def _notes(planned: Mapping[str, Any]) -> list[str]:
+    """Return notes on how the figures were obtained."""
+    notes = [
+        "Times are estimates with ranges in brackets, which are wide if the recipe's own steps",
+        f"were not timed. Measured in {planned['measured_s']:.0f} s.",
+        "Accuracies: CIFAR-10's test split, reached by the command in the recipe's [about].",
+    ]
+    if planned["data"] is not None:
+        notes.append(f"Accuracies on {planned['data']} differ, unless that is CIFAR-10.")
+    share = planned["processor_share"]
+    if share is not None and share < BUSY:
+        notes.append(
+            f"Other programs are running: the steps had {share:.0%} of the processor. Without them "
+            f"all times are shorter, to {share:.0%} at best.".replace("%", " %")
+        )
+    if planned["against_the_rules"]:
+        n = counted(len(planned["against_the_rules"]), "recipe")
+        notes.append(f"{n} left out: no student, or one that breaks the rules {planned['rules']}.")
+    return notes

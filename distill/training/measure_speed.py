@@ -1,0 +1,167 @@
+"""Measure the training speed of a recipe on random images, within seconds.
+
+The step has the recipe's own terms, augmentation, optimizer and precision. Its batch is smaller
+than the recipe's if a step would last too long. The networks have random weights: the time of a
+step does not depend on them.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+
+from distill.components.data_pipeline import TrainValSplit, build_loader
+from distill.components.device import build_accelerator
+from distill.components.network import build_network
+from distill.data.image_set import CHANNELS, SIDE, ImageSet
+from distill.recipe.recipes import Recipe
+from distill.runs.run_folder import Role, RunFolder
+from distill.teacher.teacher import FrozenTeacher
+from distill.training import build, minutes_to_steps
+from distill.training.estimate import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
+from distill.training.state import TrainState
+
+FIRST_BATCH = 8  # of the first two steps, which show how large a batch can be timed
+MOST_STEP_S = 1.5  # the most seconds that a timed step should last
+ENOUGH_S = 2.5  # seconds of timed steps
+SMALLER_DOUBT = 0.25  # of a batch smaller than the recipe's, whose images take longer (bf16: 40 %)
+MUCH_SLOWER = 2.0  # relative to a rival: a recipe whose images take so much longer is not timed on
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per training image."""
+
+    image: TimeRange
+    teacher_s: float  # the part of them that the teacher takes; 0 without one
+    fastest_s: float  # per image of the fastest step: the least disturbed by other programs
+
+
+def random_images(n: int, n_classes: int) -> ImageSet:
+    """`n` images of noise with balanced classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE, CHANNELS), dtype=np.uint8)
+    names = tuple(f"class {c}" for c in range(n_classes))
+    return ImageSet(pixels.transpose(0, 3, 1, 2), np.arange(n) % n_classes, names)
+
+
+def device_name() -> str:
+    """`NVIDIA H100`, or `cpu` with the number of threads that torch uses."""
+    if torch.accelerator.is_available() and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def processor_share(processor_s: float, wall_s: float) -> float:
+    """The share of its threads' time that this program got, 0..1; less beside other programs."""
+    return min(1.0, processor_s / (wall_s * torch.get_num_threads()))
+
+
+def is_on_cpu() -> bool:
+    """Whether this machine trains on its CPU."""
+    return not torch.accelerator.is_available()
+
+
+def measure(
+    recipe: Recipe,
+    role: Role,
+    teacher: Recipe | None,
+    images: ImageSet,
+    until: float,
+    rival_s: float = math.inf,
+) -> Speed:
+    """Time steps of a recipe on `images`, with an untrained teacher network of recipe `teacher`.
+
+    At least two steps are taken, of which the first is not timed. No step starts that would end
+    after `until`, by time.monotonic, nor if an image takes much longer than `rival_s`. Raises
+    UserError if the recipe does not fit the images.
+    """
+    state = _build_state(recipe, role, teacher, images)
+    take_steps = minutes_to_steps.repeated_step(state)
+    take_steps(1)
+    first_s = minutes_to_steps.time_work(state, lambda: take_steps(1)) / FIRST_BATCH
+    if first_s > MUCH_SLOWER * rival_s:
+        return Speed(time_range([first_s]), 0.0, first_s)
+    size = _batch_size(recipe, first_s, until)
+    if size != FIRST_BATCH:
+        state.loader = build_loader(_with_batch_size(recipe, size), images, state.accelerator)
+    spans = list(pairwise([*state.loss.change_points, 1.0]))  # the active terms change in between
+    image_s = [
+        _image_seconds(state, size, begin, ENOUGH_S / len(spans), until, first_s)
+        for begin, _ in spans
+    ]
+    image = _mean_over_training(image_s, [end - begin for begin, end in spans], size, recipe)
+    teacher_s = 0.0
+    if recipe.cache is not None and time.monotonic() < until:
+        teacher_s = min(minutes_to_steps.teacher_seconds(state) / size, image.mean)
+    return Speed(image, teacher_s, min(map(min, image_s)))
+
+
+def _mean_over_training(
+    image_s: list[list[float]], shares: list[float], size: int, recipe: Recipe
+) -> TimeRange:
+    """Mean seconds per image over the spans of the training, weighted by their shares of it."""
+    is_full_size = size == recipe.train.batch_size // recipe.train.accumulate
+    doubt = LEAST_DOUBT if is_full_size else SMALLER_DOUBT
+    parts = [
+        time_range(times, doubt).scaled(share) for times, share in zip(image_s, shares, strict=True)
+    ]
+    return TimeRange(
+        mean=sum(part.mean for part in parts),
+        low=sum(part.low for part in parts),
+        high=sum(part.high for part in parts),
+        n=sum(part.n for part in parts),
+    )
+
+
+def _build_state(
+    recipe: Recipe, role: Role, teacher: Recipe | None, images: ImageSet
+) -> TrainState:
+    """Build a state of the recipe that is never saved, with small batches and no teacher cache."""
+    AcceleratorState._reset_state()  # it has one precision per process, and recipes differ in it
+    small = _with_batch_size(recipe, FIRST_BATCH)
+    accel = build_accelerator(small)
+    frozen = None
+    if teacher is not None:
+        frozen = FrozenTeacher(build_network(teacher, "teacher", images.n_classes))
+    split, unused = TrainValSplit("", images, None), RunFolder(Path("unused"))
+    return build.build_state(small, role, split, frozen, unused, accel, {})
+
+
+def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
+    """One epoch of the recipe with another batch size, without accumulation and cache."""
+    changed = {"batch_size": size, "accumulate": 1, "epochs": 1, "minutes": None}
+    return recipe.model_copy(
+        update={"cache": None, "train": recipe.train.model_copy(update=changed)}
+    )
+
+
+def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
+    """The largest power of two, or the recipe's own batch size, that fits in a short step."""
+    most = recipe.train.batch_size // recipe.train.accumulate
+    if is_on_cpu():
+        left_s = max(0.0, until - time.monotonic())
+        step_s = min(MOST_STEP_S, left_s / (LEAST_STEPS + 2))
+        most = min(most, 2 ** max(0, math.floor(math.log2(max(1.0, step_s / image_s)))))
+    return max(FIRST_BATCH, most)
+
+
+def _image_seconds(
+    state: TrainState, size: int, at: float, enough_s: float, until: float, first_s: float
+) -> list[float]:
+    """Seconds per image of each timed step with the loss terms of share `at` of the training; only
+    `first_s`, that of an earlier step, if there is no time for more.
+    """
+    take_steps, image_s = minutes_to_steps.repeated_step(state, at), list[float]()
+    if time.monotonic() + size * first_s < until:
+        take_steps(1)
+    while time.monotonic() + size * first_s < until and (
+        len(image_s) < LEAST_STEPS or size * sum(image_s) < enough_s
+    ):
+        image_s.append(minutes_to_steps.time_work(state, lambda: take_steps(1)) / size)
+    return image_s or [first_s]

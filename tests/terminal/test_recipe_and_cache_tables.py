@@ -1,0 +1,86 @@
+"""Tables on a narrow and a wide terminal; a printed recipe is still a recipe."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console, RenderableType
+
+from distill.recipe import recipes
+from distill.terminal.recipe_and_cache_tables import fact_lines, recipe_origins, recipe_table
+
+SHIPPED = recipes.shipped()
+INGREDIENTS = [name for name, path, _ in SHIPPED if path.parent.name == "ingredients"]
+ALONE = [name for name, path, _ in SHIPPED if path.parent.name == "recipes"]
+REPORTS = [name for name, path, _ in SHIPPED if path.parent.name == "reports"]
+
+
+def printed(what: RenderableType, width: int, *, soft_wrap: bool = False) -> list[str]:
+    out = StringIO()
+    console = Console(file=out, width=width, color_system=None)
+    console.print(what, soft_wrap=soft_wrap, highlight=False)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_listing_fits_and_loses_nothing(width: int) -> None:
+    lines = printed(recipe_table(SHIPPED), width)
+    words = " ".join(lines).split()
+    assert max(map(len, lines)) <= width
+    assert not any("…" in word for word in words)
+    for _, _, about in SHIPPED:
+        assert set(about.claim.split()) <= set(words)
+        assert set(about.accuracy.split()) <= set(words)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_ingredients_stand_under_their_own_heading(width: int) -> None:
+    names = [line.split("  ")[0] for line in printed(recipe_table(SHIPPED), width)]
+    names = [name for name in names if name and not name.startswith("─")]
+    assert len(ALONE) > 0 and len(INGREDIENTS) > 0 and len(REPORTS) > 0
+    assert names == ["recipe", *ALONE, "ingredients", *INGREDIENTS, "reports", *REPORTS]
+
+
+SPECS = [*ALONE, *(f"tiny+{name}" for name in INGREDIENTS), "kd_cutmix+quickstart"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_printed_recipe_is_a_recipe(spec: str) -> None:
+    resolved = recipes.load(spec, ["data.source='a = \"b\" # [c] \\ 🐈'"])
+    lines = printed(recipe_origins(resolved), 40, soft_wrap=True)
+    assert recipes.loads("\n".join(lines), spec) == resolved.recipe
+
+
+def test_each_value_is_followed_by_who_set_it() -> None:
+    resolved = recipes.load("kd_cutmix+quickstart", ["optim.lr=0.3"])
+    table, origins = "", {}
+    for line in printed(recipe_origins(resolved), 40, soft_wrap=True):
+        if line.startswith("["):
+            table = line.strip("[]")
+        elif line:
+            value, _, origin = line.rpartition("  # ")
+            origins[f"{table}.{value.split(' = ')[0]}"] = origin
+    assert origins == {key: origin for key, origin in resolved.origins.items() if key in origins}
+    assert origins.keys() == resolved.origins.keys()
+    assert origins["optim.lr"] == "--set"
+    assert origins["loss.kd.temperature"] == "recipes/kd_cutmix.toml"
+    assert origins["data.source"] == "recipes/ingredients/quickstart.toml"
+    assert origins["train.seed"] == "default"
+
+
+def test_facts_are_one_a_line_however_long() -> None:
+    facts = {
+        "parameters": 4_697_162,
+        "top1": 0.94817,
+        "within_budget": False,
+        "fingerprint": "0123456789abcdef" * 4,
+        "class_names": ["cat", "dog"],
+        "faults": [],
+    }
+    assert printed(fact_lines(facts), 40, soft_wrap=True) == [
+        "parameters     4,697,162",
+        "top1           0.9482",
+        "within_budget  no",
+        "fingerprint    " + "0123456789abcdef" * 4,
+        "class_names    cat, dog",
+        "faults         –",
+    ]

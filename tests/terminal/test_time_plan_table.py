@@ -1,0 +1,121 @@
+"""A plan on 80 columns."""
+
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from distill.terminal.time_plan_table import plan_blocks
+
+
+def part(minutes: float, network: str = "ResNet [1, 1, 1] 96-256-320 pooled") -> dict[str, Any]:
+    return {"network": network, "parameters": 4_175_490, "minutes": minutes}
+
+
+def row(name: str, minutes: float, **more: Any) -> dict[str, Any]:
+    return {
+        "recipe": name,
+        "role": "student",
+        "accuracy": None,
+        "seeds": None,
+        "fits": True,
+        "minutes": minutes,
+        "low": 0.85 * minutes,
+        "high": 1.15 * minutes,
+        "teacher": None,
+        "training": part(minutes),
+        "commands": [f"python cli.py distill --recipe {name}"],
+        **more,
+    }
+
+
+def planned(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    fitting = [each["recipe"] for each in rows if each["fits"]]
+    return {
+        "minutes": 120.0,
+        "rules": None,
+        "data": None,
+        "device": "cpu, 2 threads",
+        "processor_share": 0.97,
+        "best": fitting[0] if fitting else None,
+        "quickest": min(rows, key=lambda r: r["minutes"])["recipe"] if rows else None,
+        "recipes": list(rows),
+        "against_the_rules": [],
+        "measured_s": 41.2,
+        **more,
+    }
+
+
+def shown(plan: dict[str, Any]) -> str:
+    console = Console(file=StringIO(), width=80, _environ={})
+    for block in plan_blocks(plan):
+        console.print(block, highlight=False, soft_wrap=isinstance(block, Text))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+LONG = "python cli.py train-teacher --recipe fast_teacher --set train.precision=bf16 --out runs/a-b"
+DISTILLED = row(
+    "fast_kd", 90.0, accuracy=93.4, seeds=3, teacher=part(30.0), training=part(60.0),
+    commands=[LONG, "python cli.py distill --recipe fast_kd --teacher runs/a-b"],
+)  # fmt: skip
+
+
+def test_row_shows_accuracy_and_times() -> None:
+    text = shown(planned(DISTILLED, row("new", 5.0)))
+    assert "2 recipes fit into 120 minutes on cpu, 2 threads." in text
+    (line,) = [line for line in text.splitlines() if line.startswith("fast_kd ")]
+    assert [" ".join(cell.split()) for cell in line.split("  ") if cell.strip()][-4:] == [
+        "93.40 %", "30 min", "60 min", "1.5 h",
+    ]  # fmt: skip
+    assert "3 seeds" in text and "(1.3 to 1.7)" in text and "4,175,490" in text
+    (new,) = [line for line in text.splitlines() if line.startswith("new ")]
+    assert "not measured" in new and "%" not in new
+
+
+def test_commands_are_whole_lines() -> None:
+    text = shown(planned(DISTILLED, row("kd_cutmix+two_cores", 5.0)))
+    assert f"  {LONG}\n" in text
+    assert "For fast_kd, type:" in text
+    assert "…" not in text
+    assert "kd_cutmix+two_cores" in text
+    table = [line for line in text.splitlines() if " min" in line or "ResNet" in line]
+    assert table and max(map(len, table)) <= 80
+
+
+def test_recipes_that_do_not_fit_show_time() -> None:
+    others = [row(name, 200_000.0, fits=False) for name in ("at", "crd", "kd")]
+    text = shown(planned(DISTILLED, *others))
+    assert "These do not fit:" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("at, crd, kd")]
+    assert "not measured" in line and "139 days (118 to 160)" in line
+
+
+def test_nothing_fits() -> None:
+    text = shown(planned(row("a", 300.0, fits=False), row("b", 500.0, fits=False)))
+    assert "Nothing fits into 120 minutes on cpu, 2 threads." in text
+    assert "The quickest is a: about 5.0 h (4.2 to 5.8)." in text
+    assert "Type --minutes 345." in text
+    assert "type:" not in text
+
+
+def test_rules_that_no_recipe_keeps() -> None:
+    text = shown(planned(rules="nyu2025", against_the_rules=["a", "b"]))
+    assert "No recipe follows the rules nyu2025." in text
+    assert "2 recipes left out" in text
+
+
+def test_a_busy_machine_and_other_images_are_mentioned() -> None:
+    text = shown(planned(DISTILLED, processor_share=0.25, data="cifar100"))
+    assert "the steps had 25 % of the processor" in text
+    assert "Accuracies on cifar100 differ" in text
+    quiet = shown(planned(DISTILLED, processor_share=None))
+    assert "processor" not in quiet and "differ" not in quiet
+
+
+def test_a_teacher_alone_is_in_the_teachers_column() -> None:
+    text = shown(planned(row("teacher_wrn", 50.0, role="teacher")))
+    (line,) = [line for line in text.splitlines() if line.startswith("teacher_wrn ")]
+    cells = [cell.strip() for cell in line.split("  ") if cell.strip()]
+    assert cells[-3:] == ["50 min", "–", "50 min"]
