@@ -304,7 +304,7 @@ def test_moved_teacher_is_named_by_its_new_path(distilled, teacher, tmp_path) ->
     old.rename(new)
     for named in (two_epochs(old), two_epochs(old)[1:]):
         with pytest.raises(
-            UserError, match=r"teacher .*/old is not a run: .*\n.*\nIf its folder was moved, name"
+            UserError, match=r"teacher .*/old is not a run: .*\n.*\nIf its folder was moved, give"
         ):
             train(cut.path, *named, resume=True)
     resumed, events = train(cut.path, *two_epochs(new), resume=True)
