@@ -10,6 +10,7 @@ Only the text between the two marker lines of a document is written.
 
 import argparse
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,12 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "run.svg"
 COLUMNS = ("recipe", "claim", "measured")
 NOT_YET = "not yet run"
-LOSS_HELPERS = ("exact", "gather", "objective", "sizes")
+# Files that share one line of the list: a pattern of their names and what each contains.
+GROUPED = {
+    "distill/losses": (r"(?!(exact|gather|objective|sizes)$).*", "one file per loss"),
+    "distill/data/corruptions": (r"blur|digital|noise|weather", "one file per kind of corruption"),
+    "distill/terminal": (r".*_tables?", "one file per kind of terminal table"),
+}
 # In the order of the list, which follows the flow of a recipe through the program.
 PACKAGES = (
     "distill/cli", "distill", "distill/recipe", "distill/files", "distill/data",
@@ -62,13 +68,11 @@ def module_list() -> str:
         lines.append(f"{package}/")
         paths = sorted((ROOT / package).glob("*.py"))
         modules = [path for path in paths if path.name != "__init__.py"]
-        if (
-            package == "distill/losses"
-        ):  # the others are listed with their papers in docs/methods.md
-            losses = [path for path in modules if path.stem not in LOSS_HELPERS]
-            modules = [path for path in modules if path.stem in LOSS_HELPERS]
-            lines.append(f"  {', '.join(path.stem for path in losses)}: one file per loss")
-        lines += [_module(path, 1) for path in modules]
+        names, summary = GROUPED.get(package, (r"(?!)", ""))
+        grouped = [path.stem for path in modules if re.fullmatch(names, path.stem)]
+        if grouped:
+            lines.append(f"  {', '.join(grouped)}: {summary}")
+        lines += [_module(path, 1) for path in modules if path.stem not in grouped]
     return "\n".join(f"    {line}" for line in lines)
 
 
