@@ -11,6 +11,7 @@ the results of the float16 weights, and `published` in `result.json` those of th
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 
 MAX_BYTES = 10_000_000  # of the weights: the folder is committed to a repository
+ABSOLUTE_PATH = re.compile(r"(?<![^\s'\"(=])/[^\s,;:'\")]+")
 EXTRA = ("mistakes", "mistake_pixels", "val_logits", "val_labels")  # images, or not needed here
 
 
@@ -83,13 +85,19 @@ def without_paths(recipe: Recipe, fingerprint: str) -> Recipe:
 
 
 def named(value: Any) -> Any:
-    """Replace each absolute path in a JSON value by the name of its file or folder."""
+    """Replace each absolute path in a JSON value, also inside a text, by its last part.
+
+    A text of several lines, such as the recipe, is left unchanged.
+    """
     if isinstance(value, dict):
         return {key: named(each) for key, each in value.items()}
     if isinstance(value, list):
         return [named(each) for each in value]
-    is_path = isinstance(value, str) and value.startswith("/") and "\n" not in value
-    return Path(value).name if is_path else value
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    if value.startswith("/"):
+        return Path(value).name
+    return ABSOLUTE_PATH.sub(lambda found: Path(found[0]).name, value)
 
 
 def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:

@@ -53,6 +53,22 @@ def test_published_folder_has_half_the_bytes_no_paths(published) -> None:
     assert not any('"/' in text or "'/" in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/home/me/my runs/teacher", "teacher"),
+        (
+            "0 of 2 views are cached in /home/me/.cache/targets, 20 MB",
+            "0 of 2 views are cached in targets, 20 MB",
+        ),
+        (["--data=/home/me/data", {"out": "(/tmp/x)"}], ["--data=data", {"out": "(x)"}]),
+        ("12/20 epochs, 3 images/s, runs/a", "12/20 epochs, 3 images/s, runs/a"),
+    ],
+)
+def test_paths_are_replaced_by_their_names(value: object, expected: object) -> None:
+    assert publish.named(value) == expected
+
+
 def test_its_figures_are_those_of_the_halved_weights(published, run_cli: RunCli) -> None:
     run, folder = published
     result = folder.result()
