@@ -12,6 +12,7 @@ comparisons and floor, which IEEE 754 rounds exactly; one rounding to uint8 at t
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.random import Philox
@@ -28,8 +29,12 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+@cache  # 0.5 s for train, 0.15 s for test, and a run reads the test split twice
 def draw(split: Split) -> ImageSet:
-    """Draw a split, labels 0, 1, …, 9, 0, 1, …: 600 pictures per class in train, 200 in test."""
+    """Draw a split, labels 0, 1, …, 9, 0, 1, …: 600 pictures per class in train, 200 in test.
+
+    Each process draws a split once; callers must not change its arrays.
+    """
     bits = Philox(SEEDS[split])
     chunks = [_chunk(bits) for _ in range(SIZES[split] // CHUNK)]
     labels = np.arange(SIZES[split], dtype=np.int64) % len(CLASS_NAMES)
