@@ -15,7 +15,18 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
-ROOTS = ("cli.py", "distill", "students", "teachers", "tests")
+ROOTS = (
+    "cli.py",
+    "distill",
+    "students",
+    "teachers",
+    "tests",
+    "benchmarks",
+    "docs",
+    "recipes",
+    "README.md",
+    "CONTRIBUTING.md",
+)
 ENDINGS = {".py", ".md", ".toml", ".j2"}
 WORDS = (
     "room", "rooms", "house", "houses", "door", "doors", "verb", "verbs",

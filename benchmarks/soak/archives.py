@@ -240,7 +240,7 @@ def arrays(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour
     outcomes = []
     kinds = {
         "an .npy with a hostile header, or of Python objects": ("npy", _npy),
-        "an .npz that lies about its members, or unpacks to gigabytes": ("npz", _npz),
+        "an .npz with wrong sizes of its members, or that unpacks to gigabytes": ("npz", _npz),
     }
     for what, (suffix, make) in kinds.items():
         seen = "“… holds Python objects, which could run code”, or what is wrong with the header"
