@@ -21,8 +21,10 @@ from filelock import FileLock, Timeout
 from distill.data.image_set import Progress
 from distill.errors import Failure, UserError
 from distill.files.redact_urls import hide_secrets
+from distill.files.regular_file import InvalidFile, open_regular
 
 MIRRORS = "UNDERSTUDY_MIRRORS"  # environment variable: more addresses, separated by spaces
+LARGEST = 1 << 40  # bytes of a file whose md5 is computed; the message then has its size
 CHUNK = 1 << 16  # bytes: one second of the official server at its slowest
 GZIP = b"\x1f\x8b"
 SLOWEST = 1_000  # bytes a second; a lower rate for STALL_S is a stall
@@ -219,6 +221,10 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{download.part}.lock", blocking=False):
             return download.run(list(dict.fromkeys(addresses)))
+    except InvalidFile as fault:
+        raise UserError(
+            f"{download.target} cannot be read: {fault}.\nDelete it, or type --into ANOTHER_FOLDER."
+        ) from fault
     except Timeout:
         raise Failure(f"another download into {folder} is running; wait for it.") from None
     except OSError as error:
@@ -240,7 +246,7 @@ def check(path: Path, archive: Archive) -> None:
 
 def md5_of(path: Path) -> str:
     """Return the hex md5, the publishers' checksum; it does not protect against forgery."""
-    with path.open("rb") as file:
+    with open_regular(path, LARGEST) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
