@@ -21,6 +21,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.errors",
     "distill.events",
     "distill.format",
+    "distill.files.regular_file",
     "distill.files.run_json",
     "distill.files.safe_text",
     "distill.files.redact_urls",

@@ -19,10 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.files.regular_file import InvalidFile, open_regular
+
 # Integers, floats, byte strings and text. No booleans: a byte may be neither 0 nor 1.
 PLAIN = re.compile(r"[<>|=]?([iu][1248]|f[248]|[SU][1-9]\d{0,3})")
 DIMENSIONS = 8
 LONGEST_SIDE = 1 << 40
+LARGEST_FILE = 1 << 34  # bytes of a file
 LARGEST = 1 << 30  # bytes that a compressed member may become
 DEFLATE = 1032  # the largest ratio of unpacked to compressed bytes of deflate
 CHUNK = 1 << 20  # bytes of one read; a zip archive's list of members must fit
@@ -71,8 +74,11 @@ def from_bytes(
 
 def read_npy(path: Path) -> NDArray[Any]:
     """Read the array of an .npy. Raises InvalidArray if it is damaged or of objects; OSError."""
-    with path.open("rb") as file:
-        return _npy(file, os.fstat(file.fileno()).st_size)
+    try:
+        with open_regular(path, LARGEST_FILE) as file:
+            return _npy(file, os.fstat(file.fileno()).st_size)
+    except InvalidFile as error:
+        raise InvalidArray(str(error)) from None
 
 
 class Npz(Mapping[str, NDArray[Any]]):
@@ -117,13 +123,15 @@ class Npz(Mapping[str, NDArray[Any]]):
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
     """Open an .npz. Raises InvalidArray if it is damaged, a pipe or a device; OSError."""
-    if path.exists() and not path.is_file():
-        raise InvalidArray("it is not a regular file")
-    with _LimitedReads(io.FileIO(path)) as file:
-        with _faults_of_zip():
-            archive = zipfile.ZipFile(file)
-        with archive:
-            yield Npz(archive, os.fstat(file.fileno()).st_size)
+    try:
+        with open_regular(path, LARGEST_FILE) as opened:
+            file = _LimitedReads(opened.raw)
+            with _faults_of_zip():
+                archive = zipfile.ZipFile(file)
+            with archive:
+                yield Npz(archive, os.fstat(file.fileno()).st_size)
+    except InvalidFile as error:
+        raise InvalidArray(str(error)) from None
 
 
 class _LimitedReads(io.BufferedReader):

@@ -7,8 +7,6 @@ missing key is an error only when it is read.
 
 import json
 import math
-import os
-import stat
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from distill.errors import UserError
+from distill.files import regular_file
+from distill.files.regular_file import InvalidFile
 
 LARGEST = 16 << 20  # bytes of a file; result.json of 1,000 classes has about 30 kB
 DEEPEST = 32  # levels of nested lists and tables; the program writes 3
@@ -215,18 +215,10 @@ def content_of(path: Path, largest: int = LARGEST) -> bytes:
     """Read a regular file. Raises OSError, and Invalid for a pipe, a device or more than `largest`
     bytes.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise Invalid("it is not a regular file")
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise Invalid(f"it has more than {largest:,} bytes")
-    return content
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open with O_NONBLOCK: opening a pipe that has no writer would block."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return regular_file.content_of(path, largest)
+    except InvalidFile as fault:
+        raise Invalid(str(fault)) from None
 
 
 def parsed(text: bytes | str) -> Any:

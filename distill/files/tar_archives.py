@@ -14,6 +14,7 @@ declared size reserves no memory.
 import bz2
 import gzip
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from distill.files import regular_file
 from distill.files.arrays import CHUNK, LARGEST, InvalidArray
+from distill.files.regular_file import InvalidFile, open_regular
 
 __all__ = ["LARGEST", "InvalidArray", "Member", "Tar", "content_of", "open_tar"]
 
@@ -56,13 +59,10 @@ class Member:
 
 def content_of(path: Path, most: int = LARGEST) -> bytes:
     """Read a regular file. Raises InvalidArray if it has more than `most` bytes; OSError."""
-    if not path.is_file():
-        raise InvalidArray("is not a regular file")
-    with path.open("rb") as file:
-        content = file.read(min(path.stat().st_size, most) + 1)
-    if len(content) > most:
-        raise InvalidArray(f"has more than {most:,} bytes")
-    return content
+    try:
+        return regular_file.content_of(path, most)
+    except InvalidFile as error:
+        raise InvalidArray(str(error)) from None
 
 
 @contextmanager
@@ -72,9 +72,9 @@ def open_tar(path: Path) -> Iterator["Tar"]:
     Raises InvalidArray, also while members are read, if it is damaged or exceeds a bound.
     """
     try:
-        with path.open("rb") as file, _unpacked(file) as stream:
-            yield Tar(stream, path.stat().st_size)
-    except FAULTS as error:
+        with open_regular(path, LARGEST) as file, _unpacked(file) as stream:
+            yield Tar(stream, os.fstat(file.fileno()).st_size)
+    except (InvalidFile, *FAULTS) as error:
         raise InvalidArray(str(error) or type(error).__name__) from error
 
 

@@ -22,11 +22,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.files import run_json
+from distill.files import regular_file, run_json
+from distill.files.regular_file import InvalidFile
 from distill.models import out_of_memory
 from distill.runs.run_folder import write_bytes
 
 FORMAT = 2
+LARGEST_STATE = 16 << 30  # bytes: a network of 10^9 weights, its average and Adam's two buffers
+LARGEST_HEADER = 16 << 20  # bytes of a weights file beside its tensors
 
 
 class DamagedCheckpoint(Exception):
@@ -108,12 +111,14 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """Return (the tensors' bytes, progress) of a checkpoint; raises the same errors as `load`."""
     try:
         progress = run_json.parsed(run_json.content_of(folder / "progress.json"))
-        state = (folder / "state.pt").read_bytes()
+        state = regular_file.content_of(folder / "state.pt", LARGEST_STATE)
         format_, digest = progress["format"], progress.pop("sha256", None)
     except OSError as fault:
         raise DamagedCheckpoint(
             f"{folder} cannot be read: {fault.strerror} ({fault.filename})"
         ) from fault
+    except InvalidFile as fault:
+        raise DamagedCheckpoint(f"{folder} is damaged: its state.pt, {fault}") from fault
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise DamagedCheckpoint(
             f"{folder} is damaged: its progress.json is not what was written"
@@ -173,17 +178,18 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
 
     Raises UserError if it cannot be read, has another digest than `sha256`, or does not fit.
     """
+    expected = net.state_dict()
+    n_bytes = sum(tensor.nbytes for tensor in expected.values())
     try:
-        content = path.read_bytes()
+        content = regular_file.content_of(path, n_bytes + LARGEST_HEADER)
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise UserError(
                 f"{path} is not the file that its run wrote: its sha256 differs.\n"
                 "Restore it, or train it again in another --out."
             )
         weights = from_bytes(content)
-    except (OSError, SafetensorError) as fault:
+    except (OSError, InvalidFile, SafetensorError) as fault:
         raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
-    expected = net.state_dict()
     misfits = {
         "missing": [name for name in expected if name not in weights],
         "unknown": [name for name in weights if name not in expected],
@@ -200,5 +206,13 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
 
 
 def weights_fingerprint(path: Path) -> str:
-    """Return the sha256 of a weights file, which identifies a teacher."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the sha256 of a weights file, which identifies a teacher.
+
+    Raises UserError if it is no file or too large; OSError.
+    """
+    try:
+        return regular_file.sha256_of(path, LARGEST_STATE)
+    except InvalidFile as fault:
+        raise UserError(
+            f"{path} cannot be read as weights: {fault}.\n{run_json.RETRAIN}"
+        ) from fault

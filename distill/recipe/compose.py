@@ -5,6 +5,7 @@ Later values win: the recipes named by `compose` from left to right, then the fi
 checks that the parts exist and can be read.
 """
 
+import io
 import os
 import re
 import tomllib
@@ -15,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
+from distill.files.regular_file import InvalidFile, content_of
 from distill.recipe.schema import foreign_keys
 from distill.recipe.validation import Values, shorten, switches, value_text
 
@@ -33,6 +35,7 @@ RIVALS = {
     "ema.half_life": "decay",
 }
 LONGEST = 100_000  # characters of a recipe with all its files; ours have 3,000
+LARGEST = 4 * LONGEST  # bytes of them in UTF-8
 DEEPEST = 8  # tables and lists inside each other; ours have 4
 MOST_PARTS = 64  # files of a recipe, each repetition counted; ours have 6
 INT64 = range(-(1 << 63), 1 << 63)  # TOML's whole numbers
@@ -234,14 +237,10 @@ def parsed(path: Path, faults: list[str], size: _Size | None = None) -> Values:
 
     `size`: of the files of one recipe; this one is added. Raises _TooLarge.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):  # reading it might block forever
-        faults.append(
-            f"{label(path)} is a pipe or a device, not a file that can be read as a recipe"
-        )
-        return {}
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(LONGEST + 1)
+        text = text_of(path)
+    except InvalidFile as error:
+        faults.append(f"{label(path)} cannot be read as a recipe: {error}")
     except FileNotFoundError:
         faults.append(f"{label(path)} does not exist; {LIST_THEM}")
     except (OSError, UnicodeDecodeError) as error:
@@ -251,6 +250,11 @@ def parsed(path: Path, faults: list[str], size: _Size | None = None) -> Values:
             size.add_text(text)
         return toml(text, label(path), faults)
     return {}
+
+
+def text_of(path: Path) -> str:
+    """Read a TOML file as text. Raises InvalidFile, OSError, UnicodeDecodeError."""
+    return io.StringIO(content_of(path, LARGEST).decode(), newline=None).read()
 
 
 def toml(text: str, name: str, faults: list[str]) -> Values:

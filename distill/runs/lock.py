@@ -78,11 +78,41 @@ def without_following(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def check_lock_file(path: Path) -> None:
+def without_links(path: str, flags: int) -> int:
+    """An opener that refuses a symbolic link, a pipe, a device, and a file that has another name
+    too: writing would change something else. Raises OSError or UserError.
+    """
+    descriptor = without_following(path, flags | getattr(os, "O_NONBLOCK", 0))
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise UserError(f"{path} is no regular file or has several hard links.\nDelete it.")
+    return descriptor
+
+
+def check_single_file(path: Path, option: str) -> None:
+    """Raise UserError if writing to a file would change another one or might block: if it is a
+    link, a pipe, a device or a folder. `option` names another place in the message.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder"}
+    if not stat.S_ISREG(status.st_mode):
+        found = kinds.get(stat.S_IFMT(status.st_mode), "a pipe or a device")
+    elif status.st_nlink > 1:
+        found = "a hard link to another file, which would be changed"
+    else:
+        return
+    raise UserError(f"{path} is {found}.\nDelete it, or choose another {option}.")
+
+
+def check_lock_file(path: Path, option: str = "--out") -> None:
     """Raise UserError if taking the lock would change another file: if its file is a symbolic link,
     a hard link to a file that is not empty, a pipe or a device.
     """
-    advice = "Delete it, or choose another --out."
+    advice = f"Delete it, or choose another {option}."
     if path.is_symlink():
         raise UserError(f"{path} is a symbolic link.\n{advice}")
     if not path.exists():

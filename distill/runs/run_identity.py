@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill.errors import UserError
+from distill.files import regular_file, run_json
+from distill.files.regular_file import InvalidFile
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
 from distill.runs.run_folder import RunFolder, open_finished
 
+LARGEST_WEIGHTS = 16 << 30  # bytes of a weights file
 NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}
 TESTED = {  # keys of "data" in result.json that identify the test split
     "test split": "test_fingerprint",
@@ -61,13 +64,17 @@ def teachers_fingerprint(runs: Iterable[RunFolder]) -> str:
     """The identity of the teachers' weights: the sha256 of each file, hex, joined by `+`; empty
     without a teacher.
     """
-    return "+".join(hashlib.sha256(_weights(run)).hexdigest() for run in runs)
+    return "+".join(map(_weights_sha256, runs))
 
 
-def _weights(run: RunFolder) -> bytes:
+def _weights_sha256(run: RunFolder) -> str:
     path = run.weights(run.role)
     try:
-        return path.read_bytes()
+        return regular_file.sha256_of(path, LARGEST_WEIGHTS)
+    except InvalidFile as fault:
+        raise UserError(
+            f"{path} cannot be read as weights: {fault}.\n{run_json.RETRAIN}"
+        ) from fault
     except OSError as fault:
         raise UserError(f"{path} cannot be read as weights: {fault.strerror}.") from fault
 

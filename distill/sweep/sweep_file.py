@@ -28,8 +28,9 @@ from pydantic import ValidationError
 
 from distill.errors import UserError
 from distill.events import MEASURES, Split, measure_name
+from distill.files.regular_file import InvalidFile
 from distill.recipe import recipes
-from distill.recipe.compose import LONGEST, toml
+from distill.recipe.compose import text_of, toml
 from distill.recipe.recipes import ResolvedRecipe
 from distill.recipe.validation import Values, keys
 from distill.sweep import sweep_validation
@@ -94,8 +95,9 @@ def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -
     """Load a sweep file with further overrides. Raises UserError with every fault."""
     wrong: list[str] = []
     try:
-        with path.open(encoding="utf-8") as file:
-            values = toml(file.read(LONGEST + 1), str(path), wrong)
+        values = toml(text_of(path), str(path), wrong)
+    except InvalidFile as error:
+        raise UserError(f"{path} cannot be read as a sweep: {error}.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -199,7 +199,7 @@ def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"run/{name} is a pipe or a device: a run has only files"):
         open_run(run.path)
     if name == "recipe.toml":
-        with pytest.raises(UserError, match="recipe.toml is a pipe or a device, not a file that"):
+        with pytest.raises(UserError, match="recipe.toml cannot be read as a recipe: it is not"):
             recipes.read(run.recipe)
     if name == "evaluation.npz":
         with pytest.raises(UserError, match="as predictions: it is not a regular file"):

@@ -21,8 +21,11 @@ from filelock import FileLock, Timeout
 from distill.data.image_set import Progress
 from distill.errors import Failure, UserError
 from distill.files.redact_urls import hide_secrets
+from distill.files.regular_file import InvalidFile, open_regular
+from distill.runs import lock
 
 MIRRORS = "UNDERSTUDY_MIRRORS"  # environment variable: more addresses, separated by spaces
+LARGEST = 1 << 40  # bytes of a file whose md5 is computed; the message then has its size
 CHUNK = 1 << 16  # bytes: one second of the official server at its slowest
 GZIP = b"\x1f\x8b"
 SLOWEST = 1_000  # bytes a second; a lower rate for STALL_S is a stall
@@ -148,7 +151,7 @@ class Download:
     def _append(self, response: HTTPResponse, first: int, offset: int) -> None:
         """Append a response that begins at byte `first` to the `offset` bytes of the part."""
         try:
-            with self.part.open("ab") as file:
+            with open(self.part, "ab", opener=lock.without_links) as file:
                 for chunk in self._chunks(response, first):
                     file.write(chunk[max(0, offset - first) :])
                     first += len(chunk)
@@ -217,8 +220,15 @@ def fetch(
             check(download.target, archive)
             return download.target
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{download.part}.lock", blocking=False):
+        lock_file = Path(f"{download.part}.lock")
+        lock.check_single_file(download.part, "--into")
+        lock.check_lock_file(lock_file, "--into")
+        with FileLock(lock_file, blocking=False):
             return download.run(list(dict.fromkeys(addresses)))
+    except InvalidFile as fault:
+        raise UserError(
+            f"{download.target} cannot be read: {fault}.\nDelete it, or type --into ANOTHER_FOLDER."
+        ) from fault
     except Timeout:
         raise Failure(f"another download into {folder} is running; wait for it.") from None
     except OSError as error:
@@ -240,7 +250,7 @@ def check(path: Path, archive: Archive) -> None:
 
 def md5_of(path: Path) -> str:
     """Return the hex md5, the publishers' checksum; it does not protect against forgery."""
-    with path.open("rb") as file:
+    with open_regular(path, LARGEST) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 

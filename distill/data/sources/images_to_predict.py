@@ -23,7 +23,8 @@ from distill.data.sources import pictures, unpickle
 from distill.data.sources.cifar import IMAGE_BYTES
 from distill.data.sources.pictures import DecodedPictures
 from distill.errors import UserError, data_error
-from distill.files.arrays import MAGIC, InvalidArray, open_npz, read_npy
+from distill.files.arrays import LARGEST_FILE, MAGIC, InvalidArray, open_npz, read_npy
+from distill.files.regular_file import InvalidFile, open_regular
 from distill.files.tar_archives import content_of
 from distill.format import counted
 
@@ -84,10 +85,11 @@ def _arrays(path: Path) -> Iterator[Mapping[str, Any]]:
 
     Raises InvalidArray or OSError if it cannot be read, ValueError for a pickle.
     """
-    if not path.is_file():
-        raise InvalidArray("is not a regular file")
-    with path.open("rb") as file:
-        begin = file.read(len(MAGIC))
+    try:
+        with open_regular(path, LARGEST_FILE) as file:
+            begin = file.read(len(MAGIC))
+    except InvalidFile as error:
+        raise InvalidArray(str(error)) from None
     if begin == MAGIC:
         yield {PIXELS[0]: read_npy(path)}
     elif begin.startswith(ZIP):

@@ -6,6 +6,7 @@ since training images should not depend on a decoder. Here any photograph is acc
 change is reported in a note.
 """
 
+import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from distill.data.image_set import CHANNELS, SIDE, Progress
+from distill.files.regular_file import InvalidFile, content_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -65,16 +67,15 @@ def decode(
     has another size, which is checked before it is decoded.
     """
     try:
-        if (n_bytes := path.stat().st_size) > LARGEST:
-            raise UnusablePicture(f"has {n_bytes:,} bytes; the maximum is {LARGEST:,}")
-        with Image.open(path, formats=FORMATS) as image:
+        content = io.BytesIO(content_of(path, LARGEST))
+        with Image.open(content, formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise UnusablePicture("is an animation, not one picture")
             if side is not None and image.size != (side, side):
                 width, height = image.size
                 raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")
             return as_rgb(ImageOps.exif_transpose(image))
-    except UnusablePicture:
+    except (UnusablePicture, InvalidFile):
         raise
     except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, …
         raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import random
 import socket
 import struct
@@ -279,9 +280,40 @@ def test_two_downloads_into_one_folder(server: str, tmp_path: Path) -> None:
 def test_full_disk_is_not_a_network_fault(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / f".{ARCHIVE.name}.part").symlink_to("/dev/full")
+    full = lambda _, flags: os.open("/dev/full", flags)  # noqa: E731
+    monkeypatch.setattr(download.lock, "without_links", full)
     with pytest.raises(Failure, match="part cannot be written: No space left on device"):
         fetched(server, tmp_path, "good")
+
+
+@pytest.mark.parametrize("name", [".small.tar.gz.part", ".small.tar.gz.part.lock"])
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "pipe", "folder"])
+def test_download_changes_no_linked_file(server: str, tmp_path: Path, name: str, kind: str) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "set" / name
+    path.parent.mkdir()
+    victim.write_bytes(b"mine")
+    {
+        "symbolic link": lambda: path.symlink_to(victim),
+        "hard link": lambda: path.hardlink_to(victim),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[kind]()
+    with pytest.raises(UserError, match=f"{name} is .*\nDelete it, or choose another --into"):
+        fetched(server, path.parent, "good")
+    assert victim.read_bytes() == b"mine"
+    assert not (path.parent / ARCHIVE.name).exists()
+
+
+def test_part_linked_after_check_is_unchanged(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, part = tmp_path / "victim", tmp_path / f".{ARCHIVE.name}.part"
+    victim.write_bytes(b"mine")
+    part.hardlink_to(victim)
+    monkeypatch.setattr(download.lock, "check_single_file", lambda *_: None)
+    with pytest.raises(UserError, match="has several hard links"):
+        fetched(server, tmp_path, "good")
+    assert victim.read_bytes() == b"mine"
 
 
 def test_official_address_of_cifar10_is_first() -> None:
