@@ -22,7 +22,7 @@ class Rules:
         """`fewer than` or `at most`, to be followed by the budget."""
         return "at most" if self.may_equal else "fewer than"
 
-    def least_too_many(self, budget: int) -> int:
+    def exclusive_limit(self, budget: int) -> int:
         """The smallest number of parameters that is not allowed."""
         return budget + self.may_equal
 
@@ -32,7 +32,7 @@ def broken_clauses(
 ) -> list[str]:
     """Return the clauses that a design breaks, each with what was found; empty if it is legal."""
     faults = list(rules.faults(design, activation))
-    if design.parameters >= rules.least_too_many(budget):
+    if design.parameters >= rules.exclusive_limit(budget):
         faults.append(f"{rules.bound} {budget:,} parameters: it has {design.parameters:,}")
     return faults
 

@@ -8,8 +8,8 @@ from students.design import Design, widest
 from students.design_spec import PerStage
 
 
-def widest_of_each(
-    least_too_many: int,
+def widest_designs(
+    max_params: int,
     stages: Iterable[int],
     blocks: Iterable[int],
     *,
@@ -26,7 +26,7 @@ def widest_of_each(
     """
     rows = []
     for n, n_blocks in _choices(stages, list(blocks), asymmetric):
-        width = widest(least_too_many, stages=n, blocks=n_blocks, **spec)
+        width = widest(max_params, stages=n, blocks=n_blocks, **spec)
         if width is not None:
             design = Design.of(stages=n, blocks=n_blocks, width=width, **spec)
             rows.append(

@@ -73,9 +73,7 @@ def _build_term(name: str, term: Term, facts: dict[str, Any]) -> LossTerm:
     return LossTerm(term.weight, loss, LossSchedule(**term.when.model_dump()), term.needs)
 
 
-def required_taps(
-    recipe: Recipe, whose: Literal["student", "teacher"], net: nn.Module
-) -> list[str]:
+def required_taps(recipe: Recipe, role: Literal["student", "teacher"], net: nn.Module) -> list[str]:
     """Return the names of the feature maps that the terms read from a network.
 
     Raises UnsuitableRecipe if the network has no map of such a name.
@@ -84,11 +82,10 @@ def required_taps(
     needed = [
         (f"loss.{name}.{key}", tap)
         for name, term in recipe.loss.terms().items()
-        for key, tap in taps(term, whose)
+        for key, tap in taps(term, role)
     ]
     faults = [
-        f'{key}: "{tap}" is not a feature map of the {whose}; '
-        f"allowed: {', '.join(points) or 'none'}"
+        f'{key}: "{tap}" is not a feature map of the {role}; allowed: {", ".join(points) or "none"}'
         for key, tap in needed
         if tap not in points
     ]

@@ -90,18 +90,18 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     return moved  # torch's annotations of `to` know no memory format
 
 
-def convert_sync_bn(net: Module, recipe: Recipe, accel: Accelerator) -> Module:
+def convert_sync_bn(net: Module, recipe: Recipe, accelerator: Accelerator) -> Module:
     """Replace batch norms by SyncBatchNorm, over all processes, if the recipe requests it.
 
     Parameters keep their names. Raises UnsuitableRecipe for several processes on CPUs: torch has
     SyncBatchNorm for GPUs only.
     """
-    if not recipe.train.sync_batch_norm or accel.num_processes == 1:
+    if not recipe.train.sync_batch_norm or accelerator.num_processes == 1:
         return net
-    if accel.device.type == "cpu":
+    if accelerator.device.type == "cpu":
         raise UnsuitableRecipe(
-            f"train.sync_batch_norm = true, and the {accel.num_processes} processes compute on the "
-            "CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
+            f"train.sync_batch_norm = true, and the {accelerator.num_processes} processes compute on "
+            "the CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
         )
     converted: Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     return converted

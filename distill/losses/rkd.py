@@ -6,9 +6,9 @@
 
 student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are
 flattened. Shifting, rotating or scaling all features of a network changes nothing.
-`distance` and `angle` are in the paper's ratio 1 : 2; its weights, 25 and 50, are a term weight of
-25. The batch is the whole global batch; angles are those of its first `rows`, which are in random
-order.
+The defaults of `distance` and `angle` have the paper's ratio 1 : 2; its weights, 25 and 50,
+correspond to a term weight of 25. The batch is the whole global batch, which is shuffled; angles
+are computed for its first `rows` samples only.
 Memory: B x B for distances; for R rows two arrays [R, R, D] of directions and two [R, R, R] of
 cosines: 121 MiB at batch 128 and 126 MiB at 512 for R = 128 and D = 640.
 """
@@ -45,7 +45,9 @@ class RKD:
 
 
 def _distances(features: Tensor) -> Tensor:
-    """Return the distance of every pair, divided by their mean: [B, D] -> [B, B]."""
+    """Return the distance between every two samples, divided by the mean distance: [B, D] -> [B,
+    B].
+    """
     squares = features.square().sum(-1)
     squared = squares[:, None] + squares[None] - 2 * features @ features.T
     # The minimum avoids the root's infinite gradient at 0; the mask makes the diagonal 0 again.

@@ -5,9 +5,9 @@
     L = || G_s - G_t ||_F^2 / B^2        reduction "paper"
 
 student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
-Rows of G have norm 1, so that the paper's value falls as 1 / B; "scale_free" is B times it, the
-mean over samples. The batch is the whole global batch. torchdistill's `normalize(G, 1)` takes L1
-norms, since its second argument is p.
+Rows of G have norm 1, so that the paper's value falls as 1 / B; "scale_free" is B times that value:
+the mean over samples. The batch is the whole global batch. torchdistill's `normalize(G, 1)` takes
+L1 norms, since its second argument is p.
 Memory: F_s once more and its gradient, B C H W floats each, and some B x B matrices: 24 MiB at
 batch 128, 96 MiB at 512 for 256 channels of 8x8.
 """

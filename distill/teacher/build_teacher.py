@@ -15,8 +15,8 @@ from distill.recipe.recipes import Recipe
 from distill.teacher import fold_batch_norm
 from distill.teacher.teacher import (
     FrozenTeacher,
+    LiveTeacher,
     OneTeacherPerView,
-    OnlineTeacher,
     Teacher,
 )
 from distill.teacher.view_cache import CachedTeacher, ViewOrigin
@@ -48,32 +48,34 @@ def combination_identity(recipe: Recipe) -> dict[str, str]:
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_online_teacher(
-    recipe: Recipe, frozen: FrozenTeacher, batches: Loader, accel: Accelerator
-) -> OnlineTeacher | OneTeacherPerView:
+def build_live_teacher(
+    recipe: Recipe, frozen: FrozenTeacher, batches: Loader, accelerator: Accelerator
+) -> LiveTeacher | OneTeacherPerView:
     """Prepare a copy of the teacher for fast inference; `frozen` stays unchanged."""
     wanted = recipe.teacher or schema.Teacher()
     if wanted.draw == "one" and isinstance(frozen.net, Ensemble):
         lives = [
-            _online_teacher(recipe, net, batches, accel) for net in frozen.net.single_teachers()
+            _live_teacher(recipe, net, batches, accelerator) for net in frozen.net.single_teachers()
         ]
         weights = wanted.weights or [1.0] * len(lives)
         return OneTeacherPerView(lives, weights, recipe.data.seed)
-    return _online_teacher(recipe, frozen.net, batches, accel)
+    return _live_teacher(recipe, frozen.net, batches, accelerator)
 
 
-def _online_teacher(
-    recipe: Recipe, net: nn.Module, batches: Loader, accel: Accelerator
-) -> OnlineTeacher:
+def _live_teacher(
+    recipe: Recipe, net: nn.Module, batches: Loader, accelerator: Accelerator
+) -> LiveTeacher:
     taps = tuple(required_taps(recipe, "teacher", net))
     ready = fold_batch_norm.prepare_for_inference(
-        net, batches.size, AUTOCAST.get(accel.mixed_precision)
+        net, batches.size, AUTOCAST.get(accelerator.mixed_precision)
     )
-    return OnlineTeacher(FrozenTeacher(to_device(ready, accel.device)), accel, batches, taps)
+    return LiveTeacher(
+        FrozenTeacher(to_device(ready, accelerator.device)), accelerator, batches, taps
+    )
 
 
 def build_teacher(
-    recipe: Recipe, live: OnlineTeacher | OneTeacherPerView | None, depends: dict[str, str]
+    recipe: Recipe, live: LiveTeacher | OneTeacherPerView | None, depends: dict[str, str]
 ) -> Teacher:
     """Build the teacher of a training: online, cached if the recipe has `[cache]`, or none.
 

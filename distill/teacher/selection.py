@@ -85,7 +85,7 @@ def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool
         if not run.is_finished or run.role != "teacher":
             return False
         run.check_result()
-        return not _problems(run, images, split)
+        return not _reasons_against(run, images, split)
     except (UserError, OSError):
         return False
 
@@ -110,7 +110,7 @@ def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> Froz
     the keys of [teacher] require another number of teachers.
     """
     runs = [_open_run(run) for run in named_teachers(recipe)]
-    faults = [fault for run in runs for fault in _problems(run, images, split)]
+    faults = [fault for run in runs for fault in _reasons_against(run, images, split)]
     places = [run.path.resolve() for run in runs]
     faults += [
         f"teacher {place} was given {places.count(place)} times; an ensemble needs different ones"
@@ -198,7 +198,7 @@ def teachers_fingerprint(recipe: Recipe) -> str:
     return run_identity.teachers_fingerprint(named_teachers(recipe))
 
 
-def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
+def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
     """Return why a run cannot be the teacher on these images, one line each."""
     if not run.is_finished:
         return [f"teacher {run.path} is not finished: it has no {run.result_file.name}; {RETRAIN}"]
@@ -225,10 +225,10 @@ def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[st
             f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so it is unknown "
             f"whether it was trained on images that are held out here; {RETRAIN}"
         ]
-    return [] if split.held_out is None else _held_out_problem(run, images, split.held_out)
+    return [] if split.held_out is None else _held_out_overlap(run, images, split.held_out)
 
 
-def _held_out_problem(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
+def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
     """Return a line if a teacher was trained on held-out images, which its recipe determines.
 
     Its recipe.toml counts only if result.json has its fingerprint and its number of held-out

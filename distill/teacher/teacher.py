@@ -109,7 +109,7 @@ class FrozenTeacher(nn.Module):
         return logits
 
 
-class OnlineTeacher:
+class LiveTeacher:
     """The frozen teacher, run for every batch; in no optimizer, no DDP, no checkpoint."""
 
     def __init__(
@@ -136,7 +136,7 @@ class OnlineTeacher:
         """Do nothing: the logits are computed anew for every batch."""
 
     @property
-    def networks(self) -> "tuple[OnlineTeacher, ...]":
+    def networks(self) -> "tuple[LiveTeacher, ...]":
         """This teacher alone."""
         return (self,)
 
@@ -155,7 +155,7 @@ class OneTeacherPerView:
     """
 
     def __init__(
-        self, teachers: Sequence[OnlineTeacher], weights: Sequence[float], seed: int
+        self, teachers: Sequence[LiveTeacher], weights: Sequence[float], seed: int
     ) -> None:
         self.networks, self.weights, self.seed = tuple(teachers), tuple(weights), seed
 
