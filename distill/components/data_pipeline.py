@@ -44,7 +44,7 @@ def split_images(recipe: Recipe, images: ImageSet) -> TrainValSplit:
     )
 
 
-# Applied in this order; those that are `before_crop` first.
+# Applied in this order, those with `before_crop` first.
 OPERATIONS: dict[str, Callable[..., Operation]] = {
     "translate": affine.Translate,
     "affine": affine.Affine,
@@ -105,10 +105,10 @@ def build_pipeline(recipe: Recipe) -> Pipeline:
 
 
 def augment_schedule(recipe: Recipe, epochs: int) -> AugmentSchedule:
-    """Build the schedule of views, of the ends of augmentation and mixing, and of image sides.
+    """Build the schedule of views, augmentation, mixing and image sizes over the epochs.
 
-    A side equal to the images' own becomes None (no resizing), so that such views share cached
-    logits with recipes without `train.resolution`.
+    A size equal to the images' own becomes None (no resizing), so that these views share cached
+    logits with recipes that have no `train.resolution`.
     """
     resolution = recipe.train.resolution or ()
     return AugmentSchedule(
@@ -121,7 +121,7 @@ def augment_schedule(recipe: Recipe, epochs: int) -> AugmentSchedule:
 
 
 def _first_unaugmented_epoch(epochs: int, off_last: float) -> int:
-    """Return the first epoch of the last share `off_last` of a training.
+    """Return the first epoch of the last share `off_last`, in which augmentation is off.
 
     A share above 0 covers at least one epoch (rounding alone would drop 5 % of 10 epochs:
     round(9.5) is 10), except in a training of a single epoch.

@@ -20,7 +20,7 @@ TIMEOUT = timedelta(minutes=10)
 def build_accelerator(recipe: Recipe) -> Accelerator:
     """Open the Accelerator of a training: device, precision and processes.
 
-    `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere.
+    `auto` is bf16 on GPUs that support it, fp16 on older GPUs, fp32 on other devices.
     """
     precision: str = recipe.train.precision
     if precision == "auto":
@@ -36,7 +36,7 @@ def evaluation_accelerator() -> Accelerator:
 def _open_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
     if _is_on_cpu():
         keep_freed_memory()
-    # float32 is float32: on NVIDIA cards convolutions would otherwise take the shorter TF32.
+    # On NVIDIA GPUs convolutions in float32 would otherwise be computed in the shorter TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return Accelerator(
         cpu=_is_on_cpu(),
@@ -49,7 +49,7 @@ def _open_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
 
 
 def _is_on_cpu() -> bool:
-    """Whether trainings run on the CPU. Without this flag accelerate joins no CPU processes."""
+    """Whether trainings run on the CPU; accelerate needs the flag to connect CPU processes."""
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 

@@ -14,16 +14,16 @@ PASSIVE = (nn.Identity, nn.Sequential)  # without child modules they return thei
 
 
 class LayerSummary(NamedTuple):
-    """A module without child modules, or with parameters of its own beside them."""
+    """A module that has no child modules, or has parameters of its own."""
 
-    name: str  # in the network, "stages.0.0.conv1"
+    name: str  # path in the network, "stages.0.0.conv1"
     kind: str  # its class, "Conv2d"
     output: tuple[int, ...]  # shape for one image, the batch left out
-    parameters: int  # its own; 0 if it was listed before
+    parameters: int  # its own; those that an earlier layer shares are not counted
 
 
 def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[LayerSummary]:
-    """List the layers of the network that a recipe describes, with initial weights."""
+    """List the layers of the network that a recipe describes, built with initial weights."""
     return list_layers(build_network(recipe, role, n_classes))
 
 
@@ -31,8 +31,8 @@ def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[LayerSu
 def list_layers(net: nn.Module) -> list[LayerSummary]:
     """List the layers in the order of their outputs, like `torchsummary`.
 
-    Costs one forward of one black image, in eval mode; the network's mode is restored. The
-    parameters sum to the network's. Functions that are not modules are not listed.
+    Costs one forward pass of one black image, in eval mode; the network's mode is restored. The
+    layers' parameters add up to the network's. Functions that are not modules are not listed.
     """
     found: list[LayerSummary] = []
     counted: set[nn.Parameter] = set()

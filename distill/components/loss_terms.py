@@ -55,9 +55,9 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
 def build_objective(recipe: Recipe, **facts: Any) -> Objective:
     """Build the objective of a recipe, with one loss object per term.
 
-    A loss gets its term's keys, and those of `facts` that its constructor takes: `student_shapes`
-    and `teacher_shapes` (of the required feature maps) and `labels` [N] of the training images.
-    Raises UnsuitableRecipe if a loss cannot be used with these images or maps.
+    A loss is constructed from its term's keys and those of `facts` that its constructor accepts:
+    `student_shapes` and `teacher_shapes` (of the required feature maps) and `labels` [N] of the
+    training images. Raises UnsuitableRecipe if a loss cannot be used with these images or maps.
     """
     return Objective(
         {name: _build_term(name, term, facts) for name, term in recipe.loss.terms().items()}
@@ -68,7 +68,7 @@ def _build_term(name: str, term: Term, facts: dict[str, Any]) -> LossTerm:
     taken = facts.keys() & inspect.signature(LOSSES[name]).parameters
     try:
         loss = LOSSES[name](**arguments(term), **{fact: facts[fact] for fact in taken})
-    except ValueError as fault:  # these images or these maps are not for this term
+    except ValueError as fault:  # the loss cannot use these images or maps
         raise UnsuitableRecipe(f"loss.{name}: {fault}.\nType --set loss.{name}=false.") from fault
     return LossTerm(term.weight, loss, LossSchedule(**term.when.model_dump()), term.needs)
 
@@ -76,7 +76,7 @@ def _build_term(name: str, term: Term, facts: dict[str, Any]) -> LossTerm:
 def required_taps(recipe: Recipe, role: Literal["student", "teacher"], net: nn.Module) -> list[str]:
     """Return the names of the feature maps that the terms read from a network.
 
-    Raises UnsuitableRecipe if the network has no map of such a name.
+    Raises UnsuitableRecipe if the network has no map of one of these names.
     """
     points = tap_points(net)
     needed = [

@@ -78,7 +78,7 @@ def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, its kernels in channels_last, which convolutions read fastest.
+    """Move a network to a device, in channels_last, the fastest memory format of convolutions.
 
     On a CPU some convolutions are replaced in place, see `strided_pointwise.py` and
     `small_maps.py` in `distill/models/`.
@@ -100,8 +100,8 @@ def convert_sync_bn(net: Module, recipe: Recipe, accelerator: Accelerator) -> Mo
         return net
     if accelerator.device.type == "cpu":
         raise UnsuitableRecipe(
-            f"train.sync_batch_norm = true, and the {accelerator.num_processes} processes compute on "
-            "the CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
+            f"train.sync_batch_norm = true, and the {accelerator.num_processes} processes compute "
+            "on the CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
         )
     converted: Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     return converted

@@ -31,7 +31,7 @@ SIDES = (4, 2, 1)  # in pixels, of the pooled maps
 
 
 class ReviewKD(nn.Module):
-    """Match each map of the teacher by a fusion of the student's map at its level and deeper ones."""
+    """Match each teacher map by a fusion of the student's map at its level and deeper ones."""
 
     def __init__(
         self,

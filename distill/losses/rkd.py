@@ -45,9 +45,7 @@ class RKD:
 
 
 def _distances(features: Tensor) -> Tensor:
-    """Return the distance between every two samples, divided by the mean distance: [B, D] -> [B,
-    B].
-    """
+    """Return the distances of all pairs, divided by their mean: [B, D] -> [B, B]."""
     squares = features.square().sum(-1)
     squared = squares[:, None] + squares[None] - 2 * features @ features.T
     # The minimum avoids the root's infinite gradient at 0; the mask makes the diagonal 0 again.

@@ -1,6 +1,5 @@
-"""KL divergence to the teacher's predictions, mixed like the images: mixup (Zhang et al., ICLR
-2018,
-arXiv 1710.09412) with a teacher's labels in place of the data's.
+"""KL divergence to the teacher's predictions, mixed like the images: mixup with a teacher's labels
+in place of the data's (mixup: Zhang et al., ICLR 2018, arXiv 1710.09412).
 
     L = T^2 mean_b KL( lam p(z_i; T) + (1 - lam) p(z_j; T) || p(z_s; T) )
 

@@ -107,7 +107,7 @@ def _forward_seconds(state: TrainState, teacher: LiveTeacher) -> float:
     """Seconds of a teacher's forward pass on one micro-batch."""
     [(view, rows), *_] = state.loader.batches(0)
     images = state.loader.batch(view, rows).images
-    return time_work(state, lambda: teacher.mixed(view, rows, images))
+    return time_work(state, lambda: teacher.mixed_outputs(view, rows, images))
 
 
 def _slowest(state: TrainState, online: LiveTeacher | OneTeacherPerView) -> LiveTeacher:

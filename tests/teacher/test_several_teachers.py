@@ -133,7 +133,7 @@ def test_pair_is_computed_by_the_drawn_teacher(two) -> None:
     [(view, rows)] = run.loader.batches(0)
     images = run.loader.augment(view, rows)
     pair = run.teacher(run.loader.batch(view, rows), frozenset({"pair"})).unmixed
-    alone = run.online_teacher.networks[drawn(0, [1, 1])].mixed(view, rows, images).logits
+    alone = run.online_teacher.networks[drawn(0, [1, 1])].mixed_outputs(view, rows, images).logits
     assert torch.equal(pair.own, alone)
 
 

@@ -70,11 +70,11 @@ class Source:
     def __init__(self) -> None:
         self.mixed_asked = self.plain_asked = 0
 
-    def mixed(self, view, rows, images):  # type: ignore[no-untyped-def]
+    def mixed_outputs(self, view, rows, images):  # type: ignore[no-untyped-def]
         self.mixed_asked += 1
         return ModelOutput(torch.zeros(len(rows), 10), {"maps": images})
 
-    def unmixed(self, view, rows):  # type: ignore[no-untyped-def]
+    def unmixed_logits(self, view, rows):  # type: ignore[no-untyped-def]
         self.plain_asked += 1
         return rows[:, None].float()
 

@@ -60,7 +60,7 @@ def test_online_teacher_returns_float32_without_graph() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
     live = LiveTeacher(FrozenTeacher(net), Accelerator(), loader=None)  # type: ignore[arg-type]
     view, rows, images = None, torch.arange(2), torch.rand(2, 3, 2, 2)
-    logits = live.mixed(view, rows, images).logits  # type: ignore[arg-type]
+    logits = live.mixed_outputs(view, rows, images).logits  # type: ignore[arg-type]
     assert logits.dtype == torch.float32 and not logits.requires_grad
     assert not logits.is_inference()
     assert torch.equal(logits, net(images))

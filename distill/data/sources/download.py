@@ -119,9 +119,7 @@ class Download:
         raise self._failure(*(f"{hide_secrets(url)}: {error}" for url, error in faults.items()))
 
     def _download_from(self, address: str) -> bool:
-        """Download the missing bytes from an address; return whether the whole file has the right
-        md5.
-        """
+        """Download the missing bytes; return whether the whole file then has the right md5."""
         if self.n_received < self.archive.n_bytes:
             self._receive(address)
         if md5_of(self.part) == self.archive.md5:
