@@ -19,7 +19,7 @@ class Rules:
 
     @property
     def bound(self) -> str:
-        """`fewer than` or `at most`, to be followed by the budget."""
+        """Return `fewer than` or `at most`, which precedes the budget in messages."""
         return "at most" if self.may_equal else "fewer than"
 
     def exclusive_limit(self, budget: int) -> int:
@@ -38,7 +38,7 @@ def broken_clauses(
 
 
 def rules_by_name(name: str) -> Rules:
-    """Return the rules of that name. Raises UserError if there are none."""
+    """Return the rules called `name`. Raises UserError if there are none."""
     if name not in RULES:
         raise UserError(f"--rules {name} are unknown; allowed: {', '.join(RULES)}.")
     return RULES[name]

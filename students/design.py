@@ -42,7 +42,7 @@ from students.design_spec import (
 
 
 class Convolution(NamedTuple):
-    """One convolution without bias and the batch norm after it, or one with bias alone."""
+    """A convolution without bias and its batch norm, or one with bias and no batch norm."""
 
     inputs: int
     outputs: int
@@ -57,12 +57,12 @@ class Convolution(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """The kernel's weights and the batch norm's scale and shift, or the bias."""
+        """The number of parameters: kernel weights, and batch-norm scale and shift or bias."""
         return self.weights + (2 if self.has_norm else 1) * self.outputs
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image: every weight is used once at each output pixel."""
+        """The multiply-accumulates for one image: every weight is used once per output pixel."""
         return self.weights * self.size**2
 
 
@@ -199,7 +199,7 @@ class Design:
 
     @property
     def macs(self) -> int:
-        """The number of multiply-accumulates for one image: all convolutions and the linear layer."""
+        """The multiply-accumulates for one image: all convolutions and the linear layer."""
         return sum(conv.macs for conv in self.convolutions()) + self.features * self.classes
 
     def convolutions(self) -> Iterator[Convolution]:
@@ -249,12 +249,12 @@ class Design:
 
 
 def doubling(width: int, stages: int) -> tuple[int, ...]:
-    """Return the channels of each stage: `width`, twice as many, four times as many ..."""
+    """Return the channels of each stage: `width`, 2 `width`, 4 `width` …"""
     return tuple(width * 2**stage for stage in range(stages))
 
 
 def widest(max_params: int, **spec: Any) -> int | None:
-    """Return the largest `width` with fewer than `max_params` parameters; None if no width has.
+    """Return the largest `width` with fewer than `max_params` parameters; None if there is none.
 
     `spec` holds the arguments of `Design.of` without `width` and `channels`. Raises UserError for
     its faults.

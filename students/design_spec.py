@@ -50,12 +50,12 @@ def strides_of(
 
 
 def spread(value: PerStage, stages: int) -> tuple[int, ...]:
-    """Return one number per stage."""
+    """Return one number per stage: `value` repeated, or its own numbers."""
     return (value,) * stages if isinstance(value, int) else tuple(value)
 
 
 def whitening_filters(kernel: int) -> int:
-    """Return the number of a whitened stem's filters: twice the number of values in a patch."""
+    """Return the number of filters of a whitened stem: twice the number of values in a patch."""
     return 2 * IMAGE_CHANNELS * kernel**2
 
 
@@ -130,7 +130,7 @@ def _choice_faults(choices: Any, **values: object) -> Iterator[str]:
 
 
 def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterator[str]:
-    """Yield faults of `blocks`: with pooled stages some of them, not all, may have no block."""
+    """Yield faults of `blocks`. Pooled stages may have 0 blocks, but not all of them."""
     numbers = list(blocks) if isinstance(blocks, list | tuple) else []
     are_whole = all(type(number) is int and number >= 0 for number in numbers)
     if not are_whole or 0 not in numbers:

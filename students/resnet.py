@@ -72,7 +72,7 @@ class ResNet(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """The module whose output is the tap, by the tap's name."""
+        """Return, by tap name, the module whose output is that tap."""
         points = {"stem": self.stem} | {f"stages.{i}": s for i, s in enumerate(self.stages)}
         if len(self.projector):
             points["projector"] = self.projector
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
 
     @property
     def stem_conv(self) -> nn.Conv2d:
-        """The first convolution; a whitened stem's filters are computed from images."""
+        """Return the first convolution; a whitened stem's filters are computed from images."""
         first = self.stem[0]
         assert isinstance(first, nn.Conv2d)
         return first
@@ -191,7 +191,7 @@ def _stages(design: Design, activation: str, dropout: float) -> nn.Sequential:
 def _blocks(
     design: Design, stage: int, inputs: int, activation: str, dropout: float
 ) -> Iterator[nn.Module]:
-    """Yield the parts of one stage; only the first has the stage's stride or pool and `inputs`."""
+    """Yield the modules of one stage; only the first has the stage's stride or pool."""
     outputs = design.channels[stage]
     if design.downsample == "pool":
         side = design.stage_strides[stage]

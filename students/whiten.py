@@ -21,7 +21,7 @@ CHUNK = 100  # images at a time: 100 MB of patches in float64
 
 
 def whiten(stem: nn.Conv2d, images: Tensor, std: Tensor) -> None:
-    """Set a stem's filters from the first 5,000 of uint8 images [N, 3, H, W].
+    """Set a stem's filters from the first 5,000 of `images`, uint8 [N, 3, H, W].
 
     `std`: the 3 standard deviations of the network's normalisation. The stem must have 6 k² filters
     of k x k pixels. Its bias, if it has one, is unchanged.

@@ -13,8 +13,8 @@ class Ensemble(nn.Module):
     """Map images [B, 3, H, W] to the log of the members' mean probabilities [B, classes], float32.
 
     `weights`: one per member, above 0, of any sum: the mean is sum_m w_m softmax(z_m) / sum_m w_m.
-    By default all are equal. `mirror`: a member's probabilities are the mean of those of the image
-    and of its horizontal mirror image, for twice the forward cost.
+    By default all weights are equal. `mirror`: a member's probabilities are the mean over the image
+    and its horizontal mirror image, at twice the forward cost.
 
     Log-probabilities are valid logits: their softmax is the mean itself. Probabilities
     are averaged, not logits, because logits have no common scale (a confident member would outvote

@@ -29,7 +29,10 @@ class TimmClassifier(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """The module whose output is the tap, by the tap's name: timm's names, and `features`."""
+        """Return, by tap name, the module whose output is that tap.
+
+        The names are timm's own, and `features`.
+        """
         info: Any = getattr(self.net, "feature_info", ())
         modules = dict.fromkeys(stage["module"] for stage in info if isinstance(stage, dict))
         points = {name: self.net.get_submodule(name) for name in modules if name}

@@ -51,7 +51,7 @@ class WideResNet(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """The module whose output is the tap, by the tap's name."""
+        """Return, by tap name, the module whose output is that tap."""
         stages = {f"stages.{i}": stage for i, stage in enumerate(self.stages)}
         return {"stem": self.stem, **stages, "maps": self.activation, "features": self.pool}
 

@@ -21,7 +21,7 @@ class WrnDesign(NamedTuple):
 
     @property
     def features(self) -> int:
-        """The inputs of the linear layer: the channels of the last stage."""
+        """The number of inputs of the linear layer: the channels of the last stage."""
         return self._blocks()[-1][1]
 
     @property
@@ -32,7 +32,7 @@ class WrnDesign(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image: convolutions, skips included, and linear layer."""
+        """The multiply-accumulates for one image: all convolutions and the linear layer."""
         return (
             sum(weights * side**2 for weights, side in self._kernels())
             + self.features * self.classes

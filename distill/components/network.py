@@ -23,7 +23,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def network_table(recipe: Recipe, role: Role) -> schema.Student | schema.Teacher:
-    """Return the recipe's table of a role's network. Raises UserError if there is none."""
+    """Return the recipe's table [student] or [teacher]. Raises UserError if it is absent."""
     found = recipe.student if role == "student" else recipe.teacher
     if found is None:
         raise UserError(f"the recipe has no [{role}] table, so it describes no {role}")

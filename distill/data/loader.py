@@ -33,7 +33,7 @@ EVERY_EPOCH = AugmentSchedule()
 
 @dataclass(frozen=True)
 class View:
-    """Everything random about one pass over the set, drawn before its first batch."""
+    """All random parameters of one pass over the set, drawn before its first batch."""
 
     number: int
     pipeline: Pipeline

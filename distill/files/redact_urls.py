@@ -26,7 +26,7 @@ PIECE = 4  # shortest part of a password, in characters, that is replaced in a m
 
 
 def hide_secrets(text: str) -> str:
-    """Hide the secrets of a URL, or of a command's argument that contains one.
+    """Hide the secrets in a URL, or in a command's argument that contains a URL.
 
     The password becomes `***`. So do the user name in http and https URLs, which may be a token,
     and the value of every query key that is not in `HARMLESS`: `?sslpassword=***`. Other text is

@@ -74,7 +74,7 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return a code span, delimited by more backticks than the text has in a row."""
+    """Return text as a Markdown code span, with more backticks than the text has in a row."""
     shown = visible(text)
     fence = "`" * (_longest_run(shown) + 1)
     gap = " " if shown.startswith("`") or shown.endswith("`") else ""
@@ -82,7 +82,7 @@ def markdown_code(text: str) -> str:
 
 
 def markdown_block(text: str, language: str) -> str:
-    """Return a fenced code block, delimited by more backticks than the text has in a row."""
+    """Return text as a Markdown code block, with a longer fence than any in the text."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{visible_lines(text)}\n{fence}"
 

@@ -23,7 +23,7 @@ from distill.losses.sizes import pool_to_same_size
 
 
 class FitNet(nn.Module):
-    """Regress one map of the teacher from one of the student."""
+    """Predict a map of the teacher from a map of the student by a regressor."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ def whole_batch(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole_batch_without_grad(rows: Tensor) -> Tensor:
-    """Gather like `whole_batch`, without a gradient: for integers and for memory banks."""
+    """Gather like `whole_batch`, but without gradients: for integers and memory banks."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
     return _gathered(rows)

@@ -108,7 +108,7 @@ class Objective(nn.Module):
 
     @property
     def change_points(self) -> list[float]:
-        """Return the shares of the training at which terms begin or end, 0 first, all below 1."""
+        """Return the shares of the training, 0 and those below 1 at which a term begins or ends."""
         schedules = [term.schedule for term in self.terms.values()]
         return sorted({0.0, *(at for s in schedules for at in (s.begin, s.end) if at < 1)})
 

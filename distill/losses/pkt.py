@@ -28,7 +28,7 @@ EPS = 1e-7
 
 @dataclass(frozen=True)
 class PKT:
-    """Match the probabilities of samples being neighbours in the batch."""
+    """Match the probabilities that samples of the batch are neighbours."""
 
     student_tap: str = "features"
     teacher_tap: str = "features"

@@ -25,7 +25,7 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class SP:
-    """Match which samples of the batch are similar."""
+    """Match the similarities between the samples of the batch."""
 
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
@@ -39,6 +39,6 @@ class SP:
 
 
 def similarities(maps: Tensor) -> Tensor:
-    """Return inner products of the samples' maps, each row of norm 1: [B, ...] -> [B, B]."""
+    """Return the inner products of the samples' maps, each row of norm 1: [B, ...] -> [B, B]."""
     flat = at_least_float32(maps).flatten(1)
     return normalize(flat @ flat.T, p=2, dim=1)

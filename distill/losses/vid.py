@@ -30,7 +30,7 @@ INITIAL_VARIANCE = 5.0
 
 
 class VID(nn.Module):
-    """Negative log-likelihood of the teacher's maps given the student's."""
+    """The negative log-likelihood of the teacher's maps given the student's."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ def saved_epochs(folder: RunFolder) -> list[int]:
 
 
 def save(folder: RunFolder, epoch: int, net: nn.Module) -> None:
-    """Save a network's weights as those of an epoch. Raises OSError if they cannot be written."""
+    """Save a network's weights after an epoch. Raises OSError if they cannot be written."""
     checkpoint.save_weights(weights_path(folder, epoch), checkpoint.copy_weights(net))
 
 

@@ -39,7 +39,7 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error of torch or Python means that the device's or host's memory is full."""
+    """Whether an error of torch or Python means that the device's or the host's memory is full."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OF_CPU)

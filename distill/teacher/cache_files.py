@@ -90,7 +90,7 @@ def cache_key(depends: dict[str, Any]) -> str:
 
 
 def view_name(view: int) -> str:
-    """Return the file name of a view without its suffix, as in the cache's keys."""
+    """Return the name of a view's file without suffix, as used in keys of the user's cache."""
     return f"view-{view:05}"
 
 
@@ -209,6 +209,6 @@ def _described(path: Path) -> CacheEntry:
 
 
 def _are_plain_names(depends: dict[str, Any]) -> bool:
-    """Whether the keys are few and short, and the seed is a whole number if there is one."""
+    """Whether `depends` has few, short keys, and an integer seed if it has a seed."""
     names_fit = len(depends) <= MOST_DEPENDS and max(map(len, depends), default=0) <= LONGEST_NAME
     return names_fit and isinstance(depends.get("seed", 0), int)

@@ -67,7 +67,7 @@ class Teacher:
 
     @property
     def is_fully_cached(self) -> bool:
-        """Whether the teacher's network will not run any more; true without a teacher."""
+        """Whether the run needs no more forward passes of the teacher; true without a teacher."""
         return self.source is None or self.source.is_fully_cached
 
     def save(self) -> None:
@@ -99,7 +99,7 @@ class Teacher:
 
 
 class FrozenTeacher(nn.Module):
-    """A network without gradients that is always in eval mode, also after `train()`."""
+    """A network without gradients that stays in eval mode even after `train()`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -115,16 +115,7 @@ class FrozenTeacher(nn.Module):
         return logits
 
 
-class UncachedSource:
-    """A source of teacher outputs that computes them anew for every batch."""
-
-    is_cached = is_fully_cached = False
-
-    def save(self) -> None:
-        """Do nothing: there are no cached logits."""
-
-
-class LiveTeacher(UncachedSource):
+class LiveTeacher:
     """A frozen teacher that computes its outputs for every batch.
 
     It is not part of the optimizer, of DDP or of checkpoints.
@@ -148,6 +139,11 @@ class LiveTeacher(UncachedSource):
             output.logits.float(), {name: t.float() for name, t in output.taps.items()}
         )
 
+    is_cached = is_fully_cached = False
+
+    def save(self) -> None:
+        """Do nothing: the logits are computed anew for every batch and never cached."""
+
     @property
     def networks(self) -> "tuple[LiveTeacher, ...]":
         """Return the live teachers that are queried: this one alone."""
@@ -158,7 +154,7 @@ class LiveTeacher(UncachedSource):
         return self.mixed_outputs(view, rows, images).logits
 
 
-class OneTeacherPerView(UncachedSource):
+class OneTeacherPerView:
     """Query one of several live teachers for each view, at the cost of one forward pass.
 
     Blakeney et al. (2022, arXiv 2211.00683) draw a teacher for each step and find the gain of the
@@ -181,3 +177,8 @@ class OneTeacherPerView(UncachedSource):
 
     def unmixed_logits(self, view: View, rows: Tensor) -> Tensor:
         return self.networks[self.choice(view.number)].unmixed_logits(view, rows)
+
+    is_cached = is_fully_cached = False
+
+    def save(self) -> None:
+        """Do nothing: the logits are computed anew for every batch and never cached."""

@@ -155,7 +155,7 @@ class CachedTeacher:
         return self.trusted
 
     def recompute(self, view: View, rows: Tensor) -> Tensor:
-        """Compute logits [b, C] without reading the cache."""
+        """Return the logits [b, C] of samples `rows`, computed without reading the cache."""
         if not self.caches_mixed:
             return self.source.unmixed_logits(view, rows)
         return self.source.mixed_outputs(view, rows, self.loader.batch(view, rows).images).logits
@@ -228,7 +228,7 @@ class ViewCache:
         self.logits = torch.from_numpy(logits).to(teacher.accelerator.device)
 
     def put(self, rows: Tensor, logits: Tensor) -> None:
-        """Add logits [b, C]; write the view after its last batch."""
+        """Store the logits [b, C] of samples `rows`; write the view after its last batch."""
         self.logits[rows.to(self.logits.device)] = logits.half()
         self.is_unsaved = True
         self.batches_left -= 1

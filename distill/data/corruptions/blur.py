@@ -34,7 +34,7 @@ def defocus_blur(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def disk(radius: float, smoothing: float) -> Floats:
-    """Return a disk of this radius, smoothed by a Gaussian of three taps: [5, 5], sum 1."""
+    """Return the kernel of a disk, [5, 5] with sum 1, smoothed by a 3x3 Gaussian."""
     at = np.arange(-2, 3)
     filled = (at**2 + at[:, None] ** 2 <= radius**2).astype(float)
     taps = np.exp(-0.5 * (np.arange(-1, 2) / smoothing) ** 2)

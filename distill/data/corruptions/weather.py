@@ -98,7 +98,7 @@ def plasma(uniforms: Floats, size: int, decay: float) -> Floats:
 
 
 def brightness(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Raise the HSV value at constant hue and saturation: one factor for a pixel's colours."""
+    """Raise the HSV value at constant hue and saturation: scale a pixel's colours by one factor."""
     value = images.max(axis=1, keepdims=True)
     raised = np.minimum(value + np.float32(BRIGHTER[severity - 1]), 1)
     factor = np.divide(raised, value, out=np.zeros_like(value), where=value > 0)

@@ -180,7 +180,7 @@ class _Machine:
         return int.from_bytes(self.take(width), "little")
 
     def sized(self, width: int) -> bytes:
-        """Read a length of `width` bytes, then as many bytes."""
+        """Read a length, a number of `width` bytes, and then that many bytes."""
         return self.take(self.number(width))
 
     def line(self) -> bytes:
