@@ -1,4 +1,4 @@
-"""Build the loss of a recipe: one object per term, and the feature maps that the terms read."""
+"""Build the loss terms of a recipe; find the feature maps that they read."""
 
 import inspect
 from collections.abc import Callable

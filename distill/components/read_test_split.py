@@ -1,4 +1,4 @@
-"""Read the test split, and tie a run to it by fingerprint; no other module reads it."""
+"""Read the test split and compare its fingerprint with a run's; no other module reads it."""
 
 from dataclasses import dataclass
 

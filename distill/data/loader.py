@@ -1,9 +1,9 @@
 """Load augmented batches for each process from a training set that is on the device.
 
-No workers and no queue: the uint8 set is small enough to fit beside the network (CIFAR-10: 154 MB),
-so a batch is one gather. A set that is too large stays in host memory behind the same interface,
-and costs one transfer per batch. The loader is stateless: step k can be computed at any time, in
-any order.
+There are no workers and no queue: the uint8 set is small enough to fit beside the network
+(CIFAR-10: 154 MB), so a batch is one gather. A set that is too large stays in host memory behind
+the same interface, and costs one transfer per batch. The loader is stateless: step k can be
+computed at any time, in any order.
 """
 
 from collections.abc import Iterator

@@ -13,7 +13,7 @@ authors' loader, but drawn with replacement: drawing without replacement would n
 numbers per row. Z is N times the mean score of the first batch, over all processes, and then
 constant: it is a buffer, so that a resumed run has the same Z.
 h is a sigmoid of log s - log(K / N), which no score drives to log 0: the authors add 1e-7 instead.
-Negatives are drawn by torch on the device, which the training seeds before each forward. Each
+Negatives are drawn by torch on the device, which the training seeds before each forward pass. Each
 process contrasts its own rows with its own negatives; the banks are updated with the rows of all
 processes, so that they are the same on all. They are initialised by a separate generator: the
 student's weights do not depend on them.

@@ -8,9 +8,9 @@ arXiv 2205.10536, eqs. 7-10.
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
 Relations are matched, not values: scaling or shifting a row of Y_s does not change inter.
 `intra` compares the samples of the whole global batch. There is no factor T^2: KD needs it because
-its gradient falls with T^2, while rho does not depend on scale. The paper has no such factor, nor
-has its pseudocode (appendix A.1), nor the authors' segmentation code (hunto/DIST_KD), which has no
-temperature. Their classification code (hunto/image_classification_sota,
+its gradient shrinks as 1 / T^2, while rho does not depend on scale. The paper has no such factor,
+nor has its pseudocode (appendix A.1), nor the authors' segmentation code (hunto/DIST_KD), which has
+no temperature. Their classification code (hunto/image_classification_sota,
 lib/models/losses/dist_kd.py) multiplies both parts by T^2 since its release for CIFAR-100, with T =
 4 and weight 2, as do mmrazor and torchdistill; this corresponds to a weight of 32 here.
 Correlations are computed in float32, with norms of at least 1e-6: the released 1e-8 rounds to 0 in

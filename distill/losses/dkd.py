@@ -5,7 +5,7 @@ eq. 7.
     TCKD = T^2 mean_b KL(b_t || b_s),  b = [p_y, 1 - p_y]
     NCKD = T^2 mean_b KL(q_t || q_s),  q = softmax over the classes that are not y of z / T
 
-student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: y, one class a row [B, C] (the
+student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: y, one class per row [B, C] (the
 largest entry of a row; mixed labels have no single class). With two classes NCKD is 0: only one
 other class is left to compare.
 KD is TCKD + (1 - p_t[y]) NCKD, sample by sample at T = 1: the factor suppresses NCKD if the

@@ -1,4 +1,4 @@
-"""The weighted sum of named loss terms, each logged unweighted.
+"""Compute the weighted sum of loss terms, and each term unweighted for the log.
 
 A term reads `LossInputs` and returns one scalar. The objective returns every term's unweighted
 value under its name beside the weighted total, so that the logged values always add up to the

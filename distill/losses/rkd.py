@@ -1,7 +1,7 @@
 """Relational knowledge distillation: Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068, eqs. 4-8.
 
     L = distance L_D + angle L_A
-    L_D = mean_ij  huber( d_ij^s - d_ij^t ),   d_ij = ||f_i - f_j|| / mean of those of the batch
+    L_D = mean_ij  huber( d_ij^s - d_ij^t ),   d_ij = ||f_i - f_j|| / mean distance in the batch
     L_A = mean_ijk huber( a_ijk^s - a_ijk^t ), a_ijk = cos of the angle at i between j and k
 
 student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are

@@ -111,7 +111,8 @@ def test_teacher_without_active_terms_is_not_run(teacher: Path) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", "loss.kd.when.end=0.35", "train.epochs=1")
     calls = []
     source = run.teacher.source
-    mixed, source.mixed = source.mixed, lambda *a: calls.append(1) or mixed(*a)
+    query = source.mixed_outputs
+    source.mixed_outputs = lambda *a: calls.append(1) or query(*a)
     losses = [step(run, k) for k in range(6)]
     assert len(calls) == 4  # of ten steps, those before 0.35
     assert [set(each) == {"hard", TOTAL} for each in losses] == [False] * 4 + [True] * 2

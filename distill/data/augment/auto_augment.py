@@ -1,4 +1,4 @@
-"""TrivialAugment and RandAugment on a batch.
+"""Apply TrivialAugment or RandAugment to a batch.
 
 TrivialAugment: Müller, Hutter, ICCV 2021, arXiv 2103.10158; code: automl/trivialaugment.
 RandAugment: Cubuk, Zoph, Shlens, Le, NeurIPS 2020, arXiv 1909.13719. The operations are Pillow's,

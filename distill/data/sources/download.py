@@ -1,4 +1,4 @@
-"""Download the official archives: resumable and verified.
+"""Download the official archives; resume interrupted downloads and verify checksums.
 
 A file is downloaded as `.NAME.part` and renamed once its md5 is right. An interrupted download is
 continued by a range request, from the next address or in the next call.

@@ -2,8 +2,8 @@
 
 Class folders (`class_folders.py`) use `decode` too, so that a network sees the same pixels of a
 file in training and in prediction. Class folders are stricter in size and colour, since training
-images should not depend on a decoder. Here any photograph is accepted, and every change is reported
-in a note.
+images should not depend on a decoder's resizing or colour conversion. In prediction any photograph
+is accepted, and every change is reported in a note.
 """
 
 from collections import Counter
