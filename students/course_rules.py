@@ -1,4 +1,4 @@
-"""Course rules: what a student network may contain, clause by clause."""
+"""Check students against the rules of courses, clause by clause."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,33 +19,33 @@ class Rules:
 
     @property
     def bound(self) -> str:
-        """`fewer than` or `at most`, to be followed by the budget."""
+        """Return `fewer than` or `at most`, which precedes the budget in messages."""
         return "at most" if self.may_equal else "fewer than"
 
-    def least_too_many(self, budget: int) -> int:
-        """The smallest number of parameters that is not allowed."""
+    def exclusive_limit(self, budget: int) -> int:
+        """Return the smallest number of parameters that is not allowed."""
         return budget + self.may_equal
 
 
 def broken_clauses(
     rules: Rules, design: Design, activation: str, budget: int = BUDGET
 ) -> list[str]:
-    """Return the clauses that a design breaks, each with what was found; empty if it is legal."""
+    """Return the clauses that a design breaks, each with what was found; may be empty."""
     faults = list(rules.faults(design, activation))
-    if design.parameters >= rules.least_too_many(budget):
+    if design.parameters >= rules.exclusive_limit(budget):
         faults.append(f"{rules.bound} {budget:,} parameters: it has {design.parameters:,}")
     return faults
 
 
 def rules_by_name(name: str) -> Rules:
-    """Return the rules of that name. Raises UserError if there are none."""
+    """Return the rules called `name`. Raises UserError if there are none."""
     if name not in RULES:
         raise UserError(f"--rules {name} are unknown; allowed: {', '.join(RULES)}.")
     return RULES[name]
 
 
 def _nyu2022(design: Design, activation: str) -> Iterator[str]:
-    """Yield broken clauses: only N, B_i, C_1, F_i, K_i and P of the network may be chosen."""
+    """Yield the broken clauses of 2022: only N, B_i, C_1, F_i, K_i and P may be chosen."""
     first = design.channels[0]
     if design.channels != doubling(first, design.stages):
         yield f"C_(i+1) = 2 C_i: its channels are {'-'.join(map(str, design.channels))}"
@@ -63,7 +63,7 @@ def _nyu2022(design: Design, activation: str) -> Iterator[str]:
 
 
 def _input_layer(design: Design) -> Iterator[str]:
-    """Yield broken clauses of 2022 on the input layer; how it is initialised is free."""
+    """Yield the broken clauses of 2022 on the input layer; its initialisation is free."""
     first = design.channels[0]
     if design.stem_width != first:
         yield f"the input layer has C_1 = {first} channels: it has {design.stem_width}"
@@ -79,7 +79,7 @@ def _input_layer(design: Design) -> Iterator[str]:
 
 
 def _nyu2025(design: Design, activation: str) -> Iterator[str]:
-    """Yield nothing: every `Design` is a residual convolutional network, which is all they ask."""
+    """Yield nothing: the rules require a residual convolutional network, which a `Design` is."""
     yield from ()
 
 

@@ -1,14 +1,15 @@
 """A student network described by plain numbers, with its parameter and MAC counts in closed form.
 
-The convention is the one that reproduces the counts of the source reports
-(tests/students/architectures.json): convolutions have no bias and a batch norm after each; the
-skip is a convolution only if the shape changes, otherwise the identity (He et al. 2016,
-arXiv 1512.03385, option B); one linear layer with bias.
+Layers are counted as in the published reports listed in tests/students/architectures.json: a
+convolution has no bias and is followed by a batch norm; the skip is a convolution only if the shape
+changes, otherwise the identity (He et al. 2016, arXiv 1512.03385, option B); there is one linear
+layer, with bias.
 
 Stages halve their maps by `downsample`. "stride": the first block of a stage has a stride. "pool":
 each stage begins with a convolution, a max pool, a batch norm and an activation, and its residual
-blocks, if any, keep the shape. That is the layout of the ResNet-9 of D. Page (davidcpage/
-cifar10-fast) and, with one block a stage, of airbench96 (K. Jordan, arXiv 2404.00498).
+blocks, if any, do not change the shape. That is the layout of the ResNet-9 of D. Page
+(davidcpage/cifar10-fast) and, with one block per stage, of airbench96 (K. Jordan, arXiv
+2404.00498).
 
 A whitened stem has 6 k² filters of k x k pixels: the eigenvectors of the images' patches and their
 negatives (`students/whiten.py`). Parameters that are not trained count like any other.
@@ -41,27 +42,27 @@ from students.design_spec import (
 
 
 class Convolution(NamedTuple):
-    """One convolution without bias and the batch norm after it, or one with bias alone."""
+    """A convolution without bias and its batch norm, or one with bias and no batch norm."""
 
     inputs: int
     outputs: int
     kernel: int
-    size: int  # side of the output map in pixels
+    size: int  # height and width of the output map in pixels
     has_norm: bool = True
 
     @property
     def weights(self) -> int:
-        """The kernel's weights, the batch norm's not among them."""
+        """The number of the kernel's weights, without those of the batch norm."""
         return self.kernel**2 * self.inputs * self.outputs
 
     @property
     def parameters(self) -> int:
-        """The kernel's weights and the batch norm's scale and shift, or the bias."""
+        """The number of parameters: kernel weights, and batch-norm scale and shift or bias."""
         return self.weights + (2 if self.has_norm else 1) * self.outputs
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image: every weight is used once at each output pixel."""
+        """The multiply-accumulates for one image: every weight is used once per output pixel."""
         return self.weights * self.size**2
 
 
@@ -76,20 +77,20 @@ class Design:
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
     skip_kernels: tuple[int, ...]
-    stage_strides: tuple[int, ...]  # with downsample "pool": the side of each stage's max pool
+    stage_strides: tuple[int, ...]  # with downsample "pool": the size of each stage's max pool
     stem_kernel: int
     stem_width: int
     stem_stride: int
     stem_pool: bool  # 3x3 max pool, stride 2, padding 1
     convs_per_block: int
-    pool: Pool  # side and stride of the average pool
+    pool: Pool  # size and stride of the average pool
     classes: int
-    image_size: int  # side in pixels
+    image_size: int  # height and width in pixels
     projector_width: int | None = None  # channels of a projector's output, the classifier's input
-    projector_factor: int = 2  # its inner maps are narrower by this factor
+    projector_factor: int = 2  # the projector's inner maps have fewer channels by this factor
     downsample: Downsample = "stride"
     stem_init: StemInit = "random"  # "whiten": the caller computes the stem's filters from images
-    stem_frozen: bool = False  # its kernels are not trained; norm or bias are
+    stem_frozen: bool = False  # the stem's kernels are not trained; its norm or bias is
     stem_norm: bool = True  # a batch norm after the stem's convolution, else a bias
     norm_scale: NormScale = "trained"  # "frozen": every norm's scale stays 1
 
@@ -162,14 +163,14 @@ class Design:
 
     @property
     def summary(self) -> str:
-        """A short name, `ResNet [4, 4, 3] 64-128-256`; designs that differ elsewhere share it."""
+        """A short name, `ResNet [4, 4, 3] 64-128-256`, which does not show every field."""
         pooled = " pooled" if self.downsample == "pool" else ""
         projector = f" + projector {self.projector_width}" if self.projector_width else ""
         return f"ResNet {list(self.blocks)} {'-'.join(map(str, self.channels))}{pooled}{projector}"
 
     @property
     def features(self) -> int:
-        """Inputs of the linear layer: channels of the last maps times pixels of the pooled map."""
+        """The number of inputs of the linear layer: channels times pixels of the pooled maps."""
         first = first_map(self.image_size, self.stem_kernel, self.stem_stride, self.stem_pool)
         last = last_map(first, self.stage_strides, self.downsample)
         pooled = 1 if self.pool == "global" else last // self.pool
@@ -184,13 +185,13 @@ class Design:
 
     @property
     def parameters(self) -> int:
-        """All parameters, those of the batch norms and the linear layer's bias included."""
+        """The number of all parameters, including batch norms and the linear layer's bias."""
         convolutions = sum(conv.parameters for conv in self.convolutions())
         return convolutions + (self.features + 1) * self.classes
 
     @property
     def trainable(self) -> int:
-        """Parameters that are trained: all but a frozen stem's kernels and frozen norm scales."""
+        """The number of trained parameters: all but frozen stem kernels and frozen norm scales."""
         stem, *others = self.convolutions()
         kernels = stem.weights if self.stem_frozen else 0
         scales = sum(conv.outputs for conv in (stem, *others) if conv.has_norm)
@@ -198,7 +199,7 @@ class Design:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image: convolutions, skips included, and linear layer."""
+        """The multiply-accumulates for one image: all convolutions and the linear layer."""
         return sum(conv.macs for conv in self.convolutions()) + self.features * self.classes
 
     def convolutions(self) -> Iterator[Convolution]:
@@ -216,12 +217,15 @@ class Design:
         yield from self._projector(inputs, size)
 
     def block_stride(self, stage: int, block: int) -> int:
-        """Return a block's stride: its stage's for the first block, with downsample "stride"."""
+        """Return a block's stride: 1, except for the first block with downsample "stride"."""
         is_first = block == 0 and self.downsample == "stride"
         return self.stage_strides[stage] if is_first else 1
 
     def _stage(self, stage: int, inputs: int, size: int) -> Iterator[Convolution]:
-        """Yield a stage's convolutions, for maps of `inputs` channels and side `size`."""
+        """Yield a stage's convolutions.
+
+        `inputs`, `size`: the channels of its input maps, and their height and width in pixels.
+        """
         outputs, kernel = self.channels[stage], self.kernels[stage]
         if self.downsample == "pool":
             yield Convolution(inputs, outputs, kernel, size)
@@ -236,7 +240,7 @@ class Design:
                 inputs = outputs
 
     def _projector(self, inputs: int, size: int) -> Iterator[Convolution]:
-        """Yield 1x1, 3x3, 1x1 to the teacher's width (Chen et al. 2022, arXiv 2203.14001)."""
+        """Yield the projector's convolutions, 1x1, 3x3, 1x1 (Chen et al., arXiv 2203.14001)."""
         if self.projector_width is not None:
             inner = self.projector_width // self.projector_factor
             yield Convolution(inputs, inner, 1, size)
@@ -245,12 +249,12 @@ class Design:
 
 
 def doubling(width: int, stages: int) -> tuple[int, ...]:
-    """Return the channels of each stage: `width`, twice as many, four times as many ..."""
+    """Return the channels of each stage: `width`, 2 `width`, 4 `width` …"""
     return tuple(width * 2**stage for stage in range(stages))
 
 
 def widest(max_params: int, **spec: Any) -> int | None:
-    """Return the largest `width` with fewer than `max_params` parameters; None if no width has.
+    """Return the largest `width` with fewer than `max_params` parameters; None if there is none.
 
     `spec` holds the arguments of `Design.of` without `width` and `channels`. Raises UserError for
     its faults.
@@ -259,7 +263,10 @@ def widest(max_params: int, **spec: Any) -> int | None:
 
 
 def over_budget(design: Design, max_params: int) -> str | None:
-    """Describe a design's excess over fewer than `max_params`, and a width that fits; or None."""
+    """Return by how much a design exceeds the budget, with advice; None if it does not.
+
+    A design must have fewer than `max_params` parameters.
+    """
     excess = design.parameters - max_params + 1
     if excess <= 0:
         return None
@@ -288,7 +295,10 @@ def _stem_follows_width(design: Design) -> bool:
 
 
 def _with_width(design: Design, width: int) -> Design:
-    """Return the design with another doubling width; a stem as wide as the first stage follows."""
+    """Return the design with another doubling width.
+
+    A stem that is as wide as the first stage gets that width too.
+    """
     follows = _stem_follows_width(design)
     return replace(
         design,
@@ -298,13 +308,14 @@ def _with_width(design: Design, width: int) -> Design:
 
 
 def _widest(max_params: int, at: Callable[[int], Design]) -> int | None:
-    """Return the widest width in closed form: kernels grow with the width or its square, batch
-    norms with the width, so that the number of parameters is quadratic in it.
+    """Return the largest width in closed form; None if none fits.
 
-    There is one exception: if the stem has a fixed width and the first stage has the same width,
-    that stage needs no skip convolution, and a wider network may have fewer parameters.
+    Kernels grow with the width or its square, batch norms with the width, so that the number of
+    parameters is quadratic in the width. There is one exception: if the stem has a fixed width and
+    the first stage has the same width, that stage needs no skip convolution, and a wider network
+    may have fewer parameters.
     """
-    stem = at(1).stem_width  # if it follows the width, that of width 1
+    stem = at(1).stem_width  # at width 1, if the stem follows the width
     first, second, third = (at(stem + more).parameters for more in (1, 2, 3))
     # At stem + 1 + t it has (a t^2 + b t) / 2 + first parameters, in integers.
     a = third - 2 * second + first

@@ -1,10 +1,10 @@
-"""Sizes of a student's maps, and every fault of the numbers that describe it."""
+"""Compute the sizes of a student's maps; check the numbers that describe a student."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 IMAGE_CHANNELS = 3
-ODD, EVEN = 3, 2  # kernels of the stem: any odd one, and one even
+ODD, EVEN = 3, 2  # kernel sizes of the stem: the default odd one, and the only even one
 Pool = int | Literal["global"]
 Downsample = Literal["stride", "pool"]
 StemInit = Literal["random", "whiten"]
@@ -13,27 +13,27 @@ PerStage = int | Sequence[int]
 
 
 def strided(size: int, stride: int) -> int:
-    """Return ceil(size / stride): the map's side after any odd kernel with padding (k-1)//2."""
+    """Return ceil(size / stride): the map size after any odd kernel with padding (k-1)//2."""
     return -(-size // stride)
 
 
 def reduced(size: int, by: int, downsample: Downsample) -> int:
-    """Return the side of a stage's maps: a max pool drops the remainder, a stride does not."""
+    """Return the size of a stage's maps: a max pool rounds size / by down, a stride up."""
     return size // by if downsample == "pool" else strided(size, by)
 
 
 def stem_map(image_size: int, kernel: int, stride: int) -> int:
-    """Return the side of the map after the stem's convolution: a kernel of 2 has no padding."""
+    """Return the size of the map after the stem's convolution; a kernel of 2 has no padding."""
     return strided(image_size - (kernel == EVEN), stride)
 
 
 def first_map(image_size: int, stem_kernel: int, stem_stride: int, stem_pool: bool) -> int:
-    """Return the side of the first stage's input maps."""
+    """Return the size of the first stage's input maps."""
     return strided(stem_map(image_size, stem_kernel, stem_stride), 2 if stem_pool else 1)
 
 
 def last_map(first: int, strides: Sequence[int], downsample: Downsample) -> int:
-    """Return the side of the last stage's output maps; 0 if the pools leave none."""
+    """Return the size of the last stage's output maps; 0 if the pools leave no pixel."""
     size = first
     for by in strides:
         size = reduced(size, by, downsample)
@@ -43,19 +43,19 @@ def last_map(first: int, strides: Sequence[int], downsample: Downsample) -> int:
 def strides_of(
     stage_strides: PerStage | None, stages: int, downsample: Downsample
 ) -> tuple[int, ...]:
-    """Return the strides; by default each stage halves the maps, except the first with strides."""
+    """Return the stride of each stage: by default 2, except 1 for the first if they do not pool."""
     if stage_strides is None:
         return (2 if downsample == "pool" else 1, *(2,) * (stages - 1))
     return spread(stage_strides, stages)
 
 
 def spread(value: PerStage, stages: int) -> tuple[int, ...]:
-    """Return one number a stage."""
+    """Return one number per stage: `value` repeated, or its own numbers."""
     return (value,) * stages if isinstance(value, int) else tuple(value)
 
 
 def whitening_filters(kernel: int) -> int:
-    """Return the number of a whitened stem's filters: twice the number of values in a patch."""
+    """Return the number of filters of a whitened stem: twice the number of values in a patch."""
     return 2 * IMAGE_CHANNELS * kernel**2
 
 
@@ -93,7 +93,7 @@ def spec_faults(spec: Any) -> list[str]:
 
 
 def _last_map_faults(spec: Any) -> Iterator[str]:
-    """Yield faults of the maps' sizes, which need sound strides."""
+    """Yield faults of the maps' sizes; the spec's strides must be valid."""
     strides = strides_of(spec.stage_strides, spec.stages, spec.downsample)
     first = first_map(spec.image_size, spec.stem_kernel or ODD, spec.stem_stride, spec.stem_pool)
     last = last_map(first, strides, spec.downsample)
@@ -130,7 +130,7 @@ def _choice_faults(choices: Any, **values: object) -> Iterator[str]:
 
 
 def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterator[str]:
-    """Yield faults of `blocks`: with pooled stages some of them, not all, may have no block."""
+    """Yield faults of `blocks`. Pooled stages may have 0 blocks, but not all of them."""
     numbers = list(blocks) if isinstance(blocks, list | tuple) else []
     are_whole = all(type(number) is int and number >= 0 for number in numbers)
     if not are_whole or 0 not in numbers:
@@ -203,7 +203,7 @@ def _whitening_faults(
 
 
 def _block_faults(convs_per_block: object) -> Iterator[str]:
-    # With one convolution there is no place for block_dropout, which follows the first of several.
+    # One is too few: block_dropout acts between the first convolution of a block and the second.
     if not isinstance(convs_per_block, int) or convs_per_block < 2:
         yield f"convs_per_block = {convs_per_block!r} must be 2 or more"
 

@@ -13,7 +13,7 @@ STD = (0.2471, 0.2435, 0.2616)
 
 
 class Normalize(nn.Module):
-    """(images - mean) / std, channel by channel, for float images [B, 3, H, W] in [0, 1].
+    """Compute (images - mean) / std per channel, for float images [B, 3, H, W] in [0, 1].
 
     Mean and std are buffers: they are saved with the weights but are not parameters.
     """

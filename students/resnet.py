@@ -31,10 +31,10 @@ class ResNet(nn.Module):
     """Map images [B, 3, H, W] in [0, 1] to logits [B, classes]; normalises its input.
 
     `tap_points` has the maps of `Design.taps`. With a projector it is SimKD's student (arXiv
-    2203.14001): a teacher's classifier, of its width, on projected maps. `block_dropout` acts
-    between the first batch norm of each block and its activation (as in res_512_d of the 2023
-    report), `head_dropout` before the linear layer; both are probabilities in [0, 1).
-    `norm_momentum` is torch's: a batch's share of the running statistics, in (0, 1]. Raises
+    2203.14001): its classifier, which is a teacher's, reads the pooled projected maps.
+    `block_dropout` acts between the first batch norm of each block and its activation (as in
+    res_512_d of the 2023 report), `head_dropout` before the linear layer; both are probabilities in
+    [0, 1). `norm_momentum` is torch's: a batch's share of the running statistics, in (0, 1]. Raises
     UserError for an unknown activation and for a dropout or momentum out of range.
     """
 
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """The module of each tap, by the tap's name: the tap is its output."""
+        """Return, by tap name, the module whose output is that tap."""
         points = {"stem": self.stem} | {f"stages.{i}": s for i, s in enumerate(self.stages)}
         if len(self.projector):
             points["projector"] = self.projector
@@ -81,14 +81,16 @@ class ResNet(nn.Module):
 
     @property
     def stem_conv(self) -> nn.Conv2d:
-        """The first convolution; a whitened stem's filters are computed from images."""
+        """Return the first convolution; a whitened stem's filters are computed from images."""
         first = self.stem[0]
         assert isinstance(first, nn.Conv2d)
         return first
 
     def _initialise(self) -> None:
-        """Initialise convolutions as He et al. (2015, arXiv 1502.01852), and the scale of each
-        block's last norm with 0, or with 1 if frozen, as in airbench96: at 0 no block would learn.
+        """Initialise convolutions as He et al. (2015, arXiv 1502.01852), and the scales of norms.
+
+        The scale of each block's last norm begins at 0. If scales are frozen it is 1, as in
+        airbench96: at 0 no block would learn.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -189,7 +191,7 @@ def _stages(design: Design, activation: str, dropout: float) -> nn.Sequential:
 def _blocks(
     design: Design, stage: int, inputs: int, activation: str, dropout: float
 ) -> Iterator[nn.Module]:
-    """Yield the parts of one stage; only the first has the stage's stride or pool and `inputs`."""
+    """Yield the modules of one stage; only the first has the stage's stride or pool."""
     outputs = design.channels[stage]
     if design.downsample == "pool":
         side = design.stage_strides[stage]
@@ -209,10 +211,10 @@ def _blocks(
 
 
 def _pooled(inputs: int, outputs: int, kernel: int, side: int, activation: str) -> nn.Sequential:
-    """Build a pooled convolution, to [B, outputs, H // side, W // side]; a side of 1 does not pool.
+    """Build convolution, max pool, norm and activation, to [B, outputs, H // side, W // side].
 
-    The norm comes after the pool, which makes it `side`² times cheaper (D. Page, davidcpage/
-    cifar10-fast, "bag of tricks": about as accurate).
+    A `side` of 1 does not pool. The norm comes after the pool, which makes it `side`² times cheaper
+    (D. Page, davidcpage/cifar10-fast, "bag of tricks": about as accurate).
     """
     pool = {"pool": nn.MaxPool2d(side)} if side != 1 else {}
     layers: dict[str, nn.Module] = {
@@ -225,7 +227,10 @@ def _pooled(inputs: int, outputs: int, kernel: int, side: int, activation: str) 
 
 
 def _projector(design: Design) -> nn.Sequential:
-    """Build 1x1, 3x3, 1x1, each with batch norm and ReLU like the teacher's maps, or nothing."""
+    """Build the projector, or an empty module: 1x1, 3x3, 1x1, each with batch norm and ReLU.
+
+    It ends in a ReLU like the teacher's maps.
+    """
     projector = nn.Sequential()
     if design.projector_width is not None:
         inner = design.projector_width // design.projector_factor

@@ -1,4 +1,4 @@
-"""Whitening filters for a stem: eigenvectors of training image patches and their negatives.
+"""Compute whitening filters for a stem: eigenvectors of image patches and their negatives.
 
 D. Page, "How to train your ResNet 8: bag of tricks" (davidcpage/cifar10-fast), and K. Jordan,
 "94% on CIFAR-10 in 3.29 seconds on a single A100", arXiv 2404.00498. Of patches x of k x k pixels,
@@ -21,10 +21,10 @@ CHUNK = 100  # images at a time: 100 MB of patches in float64
 
 
 def whiten(stem: nn.Conv2d, images: Tensor, std: Tensor) -> None:
-    """Set a stem's filters from the first 5,000 of uint8 images [N, 3, H, W].
+    """Set a stem's filters from the first 5,000 of `images`, uint8 [N, 3, H, W].
 
-    `std`: of the network's normalisation, 3 values. The stem must have 6 k² filters of k x k
-    pixels. Its bias, if it has one, is unchanged.
+    `std`: the 3 standard deviations of the network's normalisation. The stem must have 6 k² filters
+    of k x k pixels. Its bias, if it has one, is unchanged.
     """
     filters = whitening_filters(images[:N_IMAGES], std, stem.kernel_size[0])
     with torch.no_grad():
@@ -34,8 +34,8 @@ def whiten(stem: nn.Conv2d, images: Tensor, std: Tensor) -> None:
 def whitening_filters(images: Tensor, std: Tensor, kernel: int) -> Tensor:
     """Return the filters, float64 [6 k², 3, k, k], for uint8 images [N, 3, H, W], on the CPU.
 
-    The same bits for any number of threads: sums over pixels are of whole numbers below 2^53,
-    which float64 adds without rounding in any order.
+    They are the same bit for bit with any number of threads: sums over pixels are of whole numbers
+    below 2^53, which float64 adds without rounding in any order.
     """
     covariance = _covariance(images, kernel) / 255**2
     scale = std.double().flatten().cpu().repeat_interleave(kernel**2)  # of each value of a patch
@@ -60,6 +60,9 @@ def _covariance(images: Tensor, kernel: int) -> Tensor:
 
 
 def _with_sign(vectors: Tensor) -> Tensor:
-    """Flip columns so that the largest entry of each is positive: an eigenvector's sign is free."""
+    """Flip the sign of columns so that each one's largest entry is positive.
+
+    The sign of an eigenvector is arbitrary.
+    """
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * largest.sign()

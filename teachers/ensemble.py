@@ -1,4 +1,4 @@
-"""Average the probabilities of several teachers, optionally over mirror images too."""
+"""Average the probabilities of several teachers, and optionally of mirrored images."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,8 +13,8 @@ class Ensemble(nn.Module):
     """Map images [B, 3, H, W] to the log of the members' mean probabilities [B, classes], float32.
 
     `weights`: one per member, above 0, of any sum: the mean is sum_m w_m softmax(z_m) / sum_m w_m.
-    By default all are equal. `mirror`: a member's probabilities are the mean of those of the image
-    and of its horizontal mirror image, for twice the forward cost.
+    By default all weights are equal. `mirror`: a member's probabilities are the mean over the image
+    and its horizontal mirror image, at twice the forward cost.
 
     Log-probabilities are valid logits: their softmax is the mean itself. Probabilities
     are averaged, not logits, because logits have no common scale (a confident member would outvote
@@ -58,7 +58,7 @@ class Ensemble(nn.Module):
         return torch.stack(log_probs).logsumexp(0) - self.log_total
 
     def single_teachers(self) -> list[nn.Module]:
-        """Return each member as a single teacher, with mirror images if the ensemble has them."""
+        """Return each member as a teacher of its own, with the same use of mirrored images."""
         return [Ensemble([net], mirror=True) if self.mirror else net for net in self.members]
 
     def _log_probs(self, member: nn.Module, images: Tensor) -> Tensor:
@@ -66,13 +66,13 @@ class Ensemble(nn.Module):
         if not self.mirror:
             log_probs: Tensor = member(images).float().log_softmax(-1)
             return log_probs
-        # One call: batch norms of a module that is called twice are not folded (`freeze.py`).
+        # One call: a batch norm that is called twice is not folded (`fold_batch_norm.py`).
         both = member(torch.cat([images, images.flip(-1)])).float().log_softmax(-1).chunk(2)
         return torch.logaddexp(both[0], both[1]) - math.log(2)  # torch.fx cannot trace `*both`
 
 
 def _log_shares(weights: Sequence[float]) -> list[float]:
-    """Return the logs of w / sum w; without overflow for weights of any size."""
+    """Return log(w / sum w) of each weight, without overflow for weights of any size."""
     largest = max(weights)
     log_sum = math.log(largest) + math.log(math.fsum(weight / largest for weight in weights))
     return [math.log(weight) - log_sum for weight in weights]

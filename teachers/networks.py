@@ -10,7 +10,7 @@ from teachers.wrn import WideResNet
 
 
 class Builder(Protocol):
-    """Builds a network of one family; `name` is the part after the slash, empty without one."""
+    """Builds a network of one family; `name` follows the slash in `family/name`, or is empty."""
 
     def __call__(
         self, name: str, *, depth: int, widen: int, dropout: float, classes: int
@@ -39,7 +39,7 @@ def build(
 ) -> nn.Module:
     """Build `wrn` or `timm/NAME` with random weights; `depth` and `widen` are for `wrn` only.
 
-    It takes images [B, 3, H, W] in [0, 1] and returns logits [B, classes]. Raises UserError for an
+    The network maps images [B, 3, H, W] in [0, 1] to logits [B, classes]. Raises UserError for an
     unknown network, naming the nearest, and for arguments that the network refuses.
     """
     family, _, name = network.partition("/")

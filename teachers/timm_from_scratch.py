@@ -29,7 +29,10 @@ class TimmClassifier(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """The module of each tap, by the tap's name: timm's own names, and `features`."""
+        """Return, by tap name, the module whose output is that tap.
+
+        The names are timm's own, and `features`.
+        """
         info: Any = getattr(self.net, "feature_info", ())
         modules = dict.fromkeys(stage["module"] for stage in info if isinstance(stage, dict))
         points = {name: self.net.get_submodule(name) for name in modules if name}
@@ -43,10 +46,10 @@ def names() -> Sequence[str]:
 
 
 def timm_classifier(name: str, classes: int, image_size: int = 32) -> TimmClassifier:
-    """Build the architecture `name` with random weights; try it on two images of this size.
+    """Build the architecture `name` with random weights and check it on two images.
 
     Raises UserError for a name that timm does not know, one with a tag of pretrained weights, and a
-    network that cannot be built for, or fails on, images of this size.
+    network that cannot be built for, or fails on, images of `image_size` pixels.
     """
     _check_name(name)
     try:
@@ -66,7 +69,7 @@ def timm_classifier(name: str, classes: int, image_size: int = 32) -> TimmClassi
 
 
 def _build(name: str, classes: int, image_size: int) -> nn.Module:
-    """Build with `img_size`, and without it if the constructor does not accept it."""
+    """Build a timm network, passing `img_size` if its constructor accepts that."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=classes, img_size=image_size)
     except TypeError as error:

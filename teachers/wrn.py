@@ -14,8 +14,8 @@ from teachers.wrn_cost import STEM_WIDTH
 class WideResNet(nn.Module):
     """WRN-`depth`-`widen`, from images [B, 3, H, W] in [0, 1] to logits [B, classes].
 
-    `depth` = 6n + 4: three stages of n blocks with two convolutions each, the stem, the skips of
-    the three widening blocks. `dropout`, a probability in [0, 1), acts before the second
+    `depth` = 6n + 4 counts three stages of n blocks with two convolutions each, the stem, and the
+    skips of the three widening blocks. `dropout`, a probability in [0, 1), acts before the second
     convolution of each block. The taps `stem` and `stages.0` ... `stages.2` are sums before the
     next batch norm, with negative values; `maps` is after the last batch norm and ReLU, before
     pooling. Raises UserError for a depth, widen or dropout out of range.
@@ -51,16 +51,16 @@ class WideResNet(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """The module of each tap, by the tap's name: the tap is its output."""
+        """Return, by tap name, the module whose output is that tap."""
         stages = {f"stages.{i}": stage for i, stage in enumerate(self.stages)}
         return {"stem": self.stem, **stages, "maps": self.activation, "features": self.pool}
 
 
 class PreActivationBlock(nn.Module):
-    """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]: skip + (BN-ReLU-conv, twice).
+    """Compute skip + (BN-ReLU-conv, twice): [B, inputs, H, W] to [B, outputs, H/s, W/s].
 
-    The skip is the identity; if the shape changes it is a 1x1 convolution of the activated input,
-    as in the authors' code.
+    s is the stride. The skip is the identity; if the shape changes it is a 1x1 convolution of the
+    activated input, as in the authors' code.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:

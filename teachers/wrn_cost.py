@@ -1,9 +1,9 @@
-"""The parameters and MACs of a Wide ResNet in closed form (`teachers/wrn.py` builds it)."""
+"""Count the parameters and MACs of a Wide ResNet (`teachers/wrn.py`) in closed form."""
 
 from typing import NamedTuple
 
 STEM_WIDTH = 16
-IMAGE_SIZE = 32  # side in pixels
+IMAGE_SIZE = 32  # height and width in pixels
 N_STAGES = 3
 
 
@@ -21,25 +21,25 @@ class WrnDesign(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Inputs of the linear layer: the channels of the last stage."""
+        """The number of inputs of the linear layer: the channels of the last stage."""
         return self._blocks()[-1][1]
 
     @property
     def parameters(self) -> int:
-        """Kernels, scale and shift of each batch norm, and the linear layer with its bias."""
+        """The number of parameters: kernels, batch norms, and the linear layer with its bias."""
         kernels = sum(weights for weights, _ in self._kernels())
         return kernels + 2 * sum(self._norms()) + (self.features + 1) * self.classes
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image: convolutions, skips included, and linear layer."""
+        """The multiply-accumulates for one image: all convolutions and the linear layer."""
         return (
             sum(weights * side**2 for weights, side in self._kernels())
             + self.features * self.classes
         )
 
     def _blocks(self) -> list[tuple[int, int, int]]:
-        """Return (input channels, output channels, side of the output maps) of each block."""
+        """Return (input channels, output channels, size of the output maps) of each block."""
         n, inputs, blocks = (self.depth - 4) // 6, STEM_WIDTH, []
         for stage in range(N_STAGES):
             outputs = STEM_WIDTH * self.widen * 2**stage
@@ -49,7 +49,7 @@ class WrnDesign(NamedTuple):
         return blocks
 
     def _kernels(self) -> list[tuple[int, int]]:
-        """Return (weights, side of the output map) of each convolution."""
+        """Return (weights, size of the output map) of each convolution."""
         kernels = [(3 * 3 * 3 * STEM_WIDTH, IMAGE_SIZE)]
         for inputs, outputs, side in self._blocks():
             kernels += [(9 * inputs * outputs, side), (9 * outputs * outputs, side)]

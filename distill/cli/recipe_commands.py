@@ -98,7 +98,7 @@ def design(
     Each width is the largest: one more channel exceeds the budget.
     """
     from students import course_rules as courses
-    from students.widest_designs import widest_of_each
+    from students.widest_designs import widest_designs
 
     course = courses.rules_by_name(rules or "nyu2022")
     if rules is not None and max_params > courses.BUDGET:
@@ -111,8 +111,8 @@ def design(
             raise UserError("--check and --plot exclude each other; give one of them")
         _check_rules(check, rules, max_params, as_json)
         return
-    rows = widest_of_each(
-        course.least_too_many(max_params),
+    rows = widest_designs(
+        course.exclusive_limit(max_params),
         numbers("--stages", stages),
         numbers("--blocks", blocks, 0 if asymmetric else 1),
         asymmetric=asymmetric,

@@ -25,11 +25,11 @@ STRICT = "2"  # address space that is never touched counts as used
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the heap, in huge pages if the kernel has them.
+    """Make malloc keep freed memory in the heap, in huge pages if the kernel has them.
 
-    Return whether the allocator accepted the first; False without glibc, when nothing is done.
-    Call it before the large tensors are allocated. The second is a hint: if the kernel ignores it,
-    training is slower and otherwise the same.
+    Returns whether malloc will keep freed memory; without glibc nothing is done and the result is
+    False. Call it before the large tensors are allocated. Huge pages are only a hint: if the kernel
+    ignores it, training is slower and otherwise the same.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -46,9 +46,9 @@ def keep_freed_memory() -> bool:
 
 
 def _grow_in_huge_pages(libc: ctypes.CDLL) -> None:
-    """Extend the heap by address space of half the machine's memory, and request huge pages there.
+    """Extend the heap by half the machine's memory and request huge pages for the extension.
 
-    Nothing of it is touched: it occupies memory once tensors are allocated in it.
+    Only address space is reserved: it occupies memory once tensors are allocated in it.
     """
     page = os.sysconf("SC_PAGE_SIZE")
     size = os.sysconf("SC_PHYS_PAGES") // 2 * page

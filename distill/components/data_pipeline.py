@@ -44,7 +44,7 @@ def split_images(recipe: Recipe, images: ImageSet) -> TrainValSplit:
     )
 
 
-# Applied in this order; those that are `before_crop` first.
+# Applied in this order, those with `before_crop` first.
 OPERATIONS: dict[str, Callable[..., Operation]] = {
     "translate": affine.Translate,
     "affine": affine.Affine,
@@ -57,18 +57,18 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {
 }
 
 
-def build_loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader:
+def build_loader(recipe: Recipe, images: ImageSet, accelerator: Accelerator) -> Loader:
     """Build the loader of this process's batches.
 
     Raises UnsuitableRecipe if the batch cannot be divided over the processes, or if it is larger
     than the training set.
     """
-    parts = accel.num_processes * recipe.train.accumulate
+    parts = accelerator.num_processes * recipe.train.accumulate
     batch_size = recipe.train.batch_size
     if batch_size % parts:
         raise UnsuitableRecipe(
             f"train.batch_size = {batch_size} is the global batch and must be divisible by "
-            f"processes x accumulate = {accel.num_processes} x {recipe.train.accumulate}.\n"
+            f"processes x accumulate = {accelerator.num_processes} x {recipe.train.accumulate}.\n"
             f"Type --set train.batch_size={-(-batch_size // parts) * parts}."
         )
     n = len(images.labels)
@@ -82,8 +82,8 @@ def build_loader(recipe: Recipe, images: ImageSet, accel: Accelerator) -> Loader
         batch_size=batch_size,
         seed=recipe.data.seed,
         pipeline=build_pipeline(recipe),
-        device=accel.device,
-        shard=Shard(accel.process_index, accel.num_processes, recipe.train.accumulate),
+        device=accelerator.device,
+        shard=Shard(accelerator.process_index, accelerator.num_processes, recipe.train.accumulate),
     )
 
 
@@ -105,23 +105,23 @@ def build_pipeline(recipe: Recipe) -> Pipeline:
 
 
 def augment_schedule(recipe: Recipe, epochs: int) -> AugmentSchedule:
-    """Build the schedule of views, of the ends of augmentation and mixing, and of image sides.
+    """Build the schedule of views, augmentation, mixing and image sizes over the epochs.
 
-    A side equal to the images' own becomes None (no resizing), so that such views share cached
-    logits with recipes without `train.resolution`.
+    A size equal to the images' own becomes None (no resizing), so that these views share cached
+    logits with recipes that have no `train.resolution`.
     """
     resolution = recipe.train.resolution or ()
     return AugmentSchedule(
         views=recipe.cache.views if recipe.cache else None,
-        operations_end=_clean_from(epochs, recipe.augment.off_last),
-        mixing_end=_clean_from(epochs, recipe.mix.off_last),
+        operations_end=_first_unaugmented_epoch(epochs, recipe.augment.off_last),
+        mixing_end=_first_unaugmented_epoch(epochs, recipe.mix.off_last),
         sides=tuple((share, None if side == SIDE else side) for share, side in resolution),
         epochs=epochs,
     )
 
 
-def _clean_from(epochs: int, off_last: float) -> int:
-    """Return the first epoch of the last share `off_last` of a training.
+def _first_unaugmented_epoch(epochs: int, off_last: float) -> int:
+    """Return the first epoch of the last share `off_last`, in which augmentation is off.
 
     A share above 0 covers at least one epoch (rounding alone would drop 5 % of 10 epochs:
     round(9.5) is 10), except in a training of a single epoch.

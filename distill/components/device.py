@@ -1,4 +1,4 @@
-"""Open accelerate's Accelerator: device, precision and processes."""
+"""Create accelerate's Accelerator, which sets device, precision and processes."""
 
 from datetime import timedelta
 
@@ -18,25 +18,25 @@ TIMEOUT = timedelta(minutes=10)
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Open the Accelerator of a training: device, precision and processes.
+    """Create the Accelerator of a training, which sets device, precision and processes.
 
-    `auto` is bf16 where the GPU has it, fp16 on older ones, fp32 elsewhere.
+    `auto` is bf16 on GPUs that support it, fp16 on older GPUs, fp32 on other devices.
     """
     precision: str = recipe.train.precision
     if precision == "auto":
         precision = _native_precision(PartialState(cpu=_is_on_cpu()).device)
-    return _open_accelerator("no" if precision == "fp32" else precision, recipe.train.accumulate)
+    return _create_accelerator("no" if precision == "fp32" else precision, recipe.train.accumulate)
 
 
 def evaluation_accelerator() -> Accelerator:
-    """Open an Accelerator for evaluation: float32, whatever the precision of the training."""
-    return _open_accelerator("no", 1)
+    """Create an Accelerator for evaluation in float32, whatever the precision of the training."""
+    return _create_accelerator("no", 1)
 
 
-def _open_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
+def _create_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
     if _is_on_cpu():
         keep_freed_memory()
-    # float32 is float32: on NVIDIA cards convolutions would otherwise take the shorter TF32.
+    # On NVIDIA GPUs convolutions in float32 would otherwise be computed in the shorter TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return Accelerator(
         cpu=_is_on_cpu(),
@@ -49,7 +49,7 @@ def _open_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
 
 
 def _is_on_cpu() -> bool:
-    """Whether trainings run on the CPU. Without this flag accelerate joins no CPU processes."""
+    """Whether trainings run on the CPU; accelerate needs the flag to connect CPU processes."""
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 

@@ -8,7 +8,7 @@ from distill.data.image_set import ImageSet, fingerprint_of_names
 from distill.recipe.recipes import Recipe
 from distill.runs import run_identity
 
-CACHED = ("data", "teacher")  # the fingerprints that teacher logits depend on
+CACHED = ("data", "teacher")  # fingerprints of what cached teacher logits depend on
 CALLED = {  # the names in messages
     "data": "data",
     "teacher": "teacher",
@@ -21,9 +21,11 @@ CALLED = {  # the names in messages
 def identity(
     recipe: Recipe, images: ImageSet, teachers: str, test: SplitIdentity | None = None
 ) -> dict[str, str]:
-    """Fingerprints by name: `data` (of the train split), `teacher` (`teachers`, from
-    `selection.teachers_fingerprint`), `class_names`, `recipe` (see `run_identity`), and `test`
-    if the test split is known.
+    """Return the fingerprints of a run's inputs by name.
+
+    Names: `data` (the train split), `teacher` (the argument `teachers`, which is from
+    `selection.teachers_fingerprint`), `class_names`, `recipe` (see `run_identity`), and `test` if
+    the test split is known.
     """
     fingerprints = {
         "data": images.fingerprint,

@@ -13,28 +13,28 @@ SIDE = 32  # of the images, in pixels
 PASSIVE = (nn.Identity, nn.Sequential)  # without child modules they return their input
 
 
-class Layer(NamedTuple):
-    """A module without child modules, or with parameters of its own beside them."""
+class LayerSummary(NamedTuple):
+    """A module that has no child modules, or has parameters of its own."""
 
-    name: str  # in the network, "stages.0.0.conv1"
+    name: str  # path in the network, "stages.0.0.conv1"
     kind: str  # its class, "Conv2d"
     output: tuple[int, ...]  # shape for one image, the batch left out
-    parameters: int  # its own; 0 if it was listed before
+    parameters: int  # its own; those that an earlier layer shares are not counted
 
 
-def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[Layer]:
-    """List the layers of the network that a recipe describes, with initial weights."""
+def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[LayerSummary]:
+    """List the layers of the network that a recipe describes, built with initial weights."""
     return list_layers(build_network(recipe, role, n_classes))
 
 
 @torch.no_grad()
-def list_layers(net: nn.Module) -> list[Layer]:
+def list_layers(net: nn.Module) -> list[LayerSummary]:
     """List the layers in the order of their outputs, like `torchsummary`.
 
-    Costs one forward of one black image, in eval mode; the network's mode is restored. The
-    parameters sum to the network's. Functions that are not modules are not listed.
+    Costs one forward pass of one black image, in eval mode; the network's mode is restored. The
+    layers' parameters add up to the network's. Functions that are not modules are not listed.
     """
-    found: list[Layer] = []
+    found: list[LayerSummary] = []
     counted: set[nn.Parameter] = set()
     handles = [
         module.register_forward_hook(_layer_hook(name, found, counted))
@@ -57,13 +57,13 @@ def _is_listed(module: nn.Module) -> bool:
     return not isinstance(module, PASSIVE)
 
 
-def _layer_hook(name: str, found: list[Layer], counted: set[nn.Parameter]) -> Any:
+def _layer_hook(name: str, found: list[LayerSummary], counted: set[nn.Parameter]) -> Any:
     """Return a forward hook that adds the module to `found`."""
 
     def hook(module: nn.Module, _: Any, output: Tensor) -> None:
         own = [p for p in module.parameters(recurse=False) if p not in counted]
         counted.update(own)
         size = sum(p.numel() for p in own)
-        found.append(Layer(name, type(module).__name__, tuple(output.shape[1:]), size))
+        found.append(LayerSummary(name, type(module).__name__, tuple(output.shape[1:]), size))
 
     return hook

@@ -1,4 +1,4 @@
-"""Build the loss of a recipe: one object per term, and the feature maps that the terms read."""
+"""Build the loss terms of a recipe; find the feature maps that they read."""
 
 import inspect
 from collections.abc import Callable
@@ -55,9 +55,9 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
 def build_objective(recipe: Recipe, **facts: Any) -> Objective:
     """Build the objective of a recipe, with one loss object per term.
 
-    A loss gets its term's keys, and those of `facts` that its constructor takes: `student_shapes`
-    and `teacher_shapes` (of the required feature maps) and `labels` [N] of the training images.
-    Raises UnsuitableRecipe if a loss cannot be used with these images or maps.
+    A loss is constructed from its term's keys and those of `facts` that its constructor accepts:
+    `student_shapes` and `teacher_shapes` (of the required feature maps) and `labels` [N] of the
+    training images. Raises UnsuitableRecipe if a loss cannot be used with these images or maps.
     """
     return Objective(
         {name: _build_term(name, term, facts) for name, term in recipe.loss.terms().items()}
@@ -68,27 +68,24 @@ def _build_term(name: str, term: Term, facts: dict[str, Any]) -> LossTerm:
     taken = facts.keys() & inspect.signature(LOSSES[name]).parameters
     try:
         loss = LOSSES[name](**arguments(term), **{fact: facts[fact] for fact in taken})
-    except ValueError as fault:  # these images or these maps are not for this term
+    except ValueError as fault:  # the loss cannot use these images or maps
         raise UnsuitableRecipe(f"loss.{name}: {fault}.\nType --set loss.{name}=false.") from fault
     return LossTerm(term.weight, loss, LossSchedule(**term.when.model_dump()), term.needs)
 
 
-def required_taps(
-    recipe: Recipe, whose: Literal["student", "teacher"], net: nn.Module
-) -> list[str]:
+def required_taps(recipe: Recipe, role: Literal["student", "teacher"], net: nn.Module) -> list[str]:
     """Return the names of the feature maps that the terms read from a network.
 
-    Raises UnsuitableRecipe if the network has no map of such a name.
+    Raises UnsuitableRecipe if the network has no map of one of these names.
     """
     points = tap_points(net)
     needed = [
         (f"loss.{name}.{key}", tap)
         for name, term in recipe.loss.terms().items()
-        for key, tap in taps(term, whose)
+        for key, tap in taps(term, role)
     ]
     faults = [
-        f'{key}: "{tap}" is not a feature map of the {whose}; '
-        f"allowed: {', '.join(points) or 'none'}"
+        f'{key}: "{tap}" is not a feature map of the {role}; allowed: {", ".join(points) or "none"}'
         for key, tap in needed
         if tap not in points
     ]

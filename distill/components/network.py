@@ -23,7 +23,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def network_table(recipe: Recipe, role: Role) -> schema.Student | schema.Teacher:
-    """Return the recipe's table of a role's network. Raises UserError if there is none."""
+    """Return the recipe's table [student] or [teacher]. Raises UserError if it is absent."""
     found = recipe.student if role == "student" else recipe.teacher
     if found is None:
         raise UserError(f"the recipe has no [{role}] table, so it describes no {role}")
@@ -78,7 +78,7 @@ def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, its kernels in channels_last, which convolutions read fastest.
+    """Move a network to a device, in channels_last, the fastest memory format of convolutions.
 
     On a CPU some convolutions are replaced in place, see `strided_pointwise.py` and
     `small_maps.py` in `distill/models/`.
@@ -90,18 +90,18 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     return moved  # torch's annotations of `to` know no memory format
 
 
-def convert_sync_bn(net: Module, recipe: Recipe, accel: Accelerator) -> Module:
+def convert_sync_bn(net: Module, recipe: Recipe, accelerator: Accelerator) -> Module:
     """Replace batch norms by SyncBatchNorm, over all processes, if the recipe requests it.
 
     Parameters keep their names. Raises UnsuitableRecipe for several processes on CPUs: torch has
     SyncBatchNorm for GPUs only.
     """
-    if not recipe.train.sync_batch_norm or accel.num_processes == 1:
+    if not recipe.train.sync_batch_norm or accelerator.num_processes == 1:
         return net
-    if accel.device.type == "cpu":
+    if accelerator.device.type == "cpu":
         raise UnsuitableRecipe(
-            f"train.sync_batch_norm = true, and the {accel.num_processes} processes compute on the "
-            "CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
+            f"train.sync_batch_norm = true, and the {accelerator.num_processes} processes compute "
+            "on the CPU: torch's SyncBatchNorm needs GPUs.\nType --set train.sync_batch_norm=false."
         )
     converted: Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     return converted

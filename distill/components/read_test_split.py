@@ -1,4 +1,4 @@
-"""Read the test split, and tie a run to it by fingerprint; no other module reads it."""
+"""Read the test split and compare its fingerprint with a run's; no other module reads it."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from distill.runs.run_folder import RunFolder
 
 
 def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
-    """Load the test split of a source. It is measured after a run, never to train or to select."""
+    """Load the test split of a source, which is evaluated after a run, never to train or select."""
     return load_data_set.load(source, "test", progress=progress)
 
 
 @dataclass(frozen=True)
 class SplitIdentity:
-    """The identity of a test split, for a run while it trains: no image, label or prediction."""
+    """Identifies a test split without giving its images or labels to the run that trains."""
 
     source: str
     fingerprint: str  # of images and labels, in any order
@@ -28,7 +28,7 @@ class SplitIdentity:
 def identify_test(
     source: str, train: ImageSet, *, progress: Progress | None = None
 ) -> SplitIdentity:
-    """The identity of the test split of a source, recorded when a run begins.
+    """Return the identity of the test split of a source, recorded when a run begins.
 
     It is compared for equality and never used to train or to select.
     """
@@ -38,7 +38,7 @@ def identify_test(
 
 
 def check_test(test: ImageSet, known: SplitIdentity) -> None:
-    """Raise UserError if the test split or its class names are not those `known` from the start."""
+    """Raise UserError if a test split's images or class names differ from the `known` identity."""
     problem = ""
     if test.class_names != known.class_names:
         names = describe_class_difference(known.class_names, test.class_names)
@@ -53,9 +53,9 @@ def check_test(test: ImageSet, known: SplitIdentity) -> None:
 
 
 def check_tested(folder: RunFolder, test: ImageSet, source: str) -> None:
-    """Raise UserError if a finished run was tested on other images than `test`, of `source`.
+    """Raise UserError if a finished run was tested on other images than `test`, from `source`.
 
-    A run of an earlier version has no fingerprint of its test split: it is not compared.
+    A run of an earlier version, which has no fingerprint of its test split, is not checked.
     """
     tested_on = folder.result()["data"].get("test_fingerprint")
     if tested_on not in (None, test.fingerprint):

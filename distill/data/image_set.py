@@ -31,9 +31,10 @@ class ImageSet:
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """Return the sha256 of each image: label byte, then 3,072 bytes by row, RGB interleaved.
+        """Return the sha256 of each image and its label.
 
-        A label above 255 takes two bytes, little-endian.
+        Hashed are the label in one byte (above 255 in two, little-endian), then the 3,072 pixel
+        values row by row, with red, green and blue interleaved.
         """
         heads = [n.to_bytes(1 if n < 256 else 2, "little") for n in self.labels.tolist()]
         return [sha256(h + row).digest() for h, row in zip(heads, _rows(self.images), strict=True)]
@@ -50,12 +51,12 @@ class ImageSet:
 
 
 def fingerprint_of_names(class_names: Sequence[str]) -> str:
-    """Return the hex sha256 of class names as JSON, which is unique for each list."""
+    """Return the hex sha256 of a list of class names, encoded as JSON."""
     return sha256(json.dumps(list(class_names)).encode()).hexdigest()
 
 
 def count_shared_images(test: ImageSet, train: ImageSet) -> int:
-    """Count the test images that are also training images, pixel by pixel, whatever their labels.
+    """Count the test images whose pixels equal a training image's; labels are ignored.
 
     Costs a copy of the test images in memory and a pass over the training images.
     """
@@ -65,16 +66,17 @@ def count_shared_images(test: ImageSet, train: ImageSet) -> int:
 
 
 def _rows(images: NDArray[np.uint8]) -> Iterator[bytes]:
-    """Yield the bytes of each image by row, RGB interleaved."""
+    """Yield each image's bytes row by row, with red, green and blue interleaved."""
     for start in range(0, len(images), 1000):  # 3 MB at a time stay in the processor's cache
         red, green, blue = images[start : start + 1000].swapaxes(0, 1)
         yield from map(bytes, np.stack([red, green, blue], axis=-1))
 
 
 def subset(images: ImageSet, indices: ArrayLike) -> ImageSet:
-    """Return the images at `indices`, in that order, with all class names.
+    """Return an ImageSet of the images at `indices`, in that order, with all class names.
 
-    Channels are last in memory, as networks read them, so that no second copy is needed.
+    Channels are last in memory, the order in which networks read them, so that no second copy is
+    needed.
     """
     chosen = np.asarray(indices, dtype=np.int64)
     interleaved = images.images.transpose(0, 2, 3, 1)

@@ -1,9 +1,9 @@
 """Load augmented batches for each process from a training set that is on the device.
 
-No workers and no queue: the uint8 set is small enough to fit beside the network (CIFAR-10: 154 MB),
-so a batch is one gather. A set that is too large stays in host memory behind the same interface,
-and costs one transfer per batch. The loader is stateless: step k can be computed at any time, in
-any order.
+There are no workers and no queue: the uint8 set is small enough to fit beside the network
+(CIFAR-10: 154 MB), so a batch is one gather. A set that is too large stays in host memory behind
+the same interface, and costs one transfer per batch. The loader is stateless: step k can be
+computed at any time, in any order.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ EVERY_EPOCH = AugmentSchedule()
 
 @dataclass(frozen=True)
 class View:
-    """Everything random about one pass over the set, drawn before its first batch."""
+    """All random parameters of one pass over the set, drawn before its first batch."""
 
     number: int
     pipeline: Pipeline
@@ -44,11 +44,14 @@ class View:
     ricap: RicapParams | None
 
     def partners(self, rows: Tensor) -> Tensor:
-        """Return the mixing partner of each sample, int64 [b]; the sample itself without mixing."""
+        """Return the mixing partner of each sample, int64 [b].
+
+        A view without mixup and cutmix returns `rows`: each sample is its own partner.
+        """
         return rows if self.mix is None else self.mix.partner[rows]
 
     def own_share(self, rows: Tensor) -> Tensor:
-        """Return each sample's share in its own mixed image: float32 [b, 1]."""
+        """Return the share of each sample in its mixed image, float32 [b, 1]; 1 if not mixed."""
         if self.mix is None:
             return torch.ones(len(rows), 1, device=rows.device)
         return self.mix.lam[rows, None]
@@ -56,7 +59,7 @@ class View:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples `rows` of a view, as the student sees them: mixed, and resized to the view's side."""
+    """Samples `rows` of a view as the student sees them: mixed and resized."""
 
     view: View
     rows: Tensor  # int64 [b], indices in the training images
@@ -66,7 +69,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Shard:
-    """A process's share of each global batch: `rank` of `processes`, in `accumulate` parts."""
+    """The part of each global batch that one process computes.
+
+    The batch is divided into `accumulate` micro-batches, each of them over `processes`; this
+    process is number `rank`.
+    """
 
     rank: int = 0
     processes: int = 1
@@ -74,11 +81,12 @@ class Shard:
 
 
 class Loader:
-    """Mixed, augmented training batches as a function of (view, sample).
+    """Compute augmented, mixed training batches; each image depends on (view, sample) alone.
 
-    `batch_size` is global: of one optimizer step over all processes. The last partial batch is
-    dropped. With `resident=None` the set is on the device if its free memory allows it. Raises
-    ValueError if the set is smaller than one batch.
+    `batch_size` counts the images of one optimizer step over all processes. The last, partial batch
+    of an epoch is dropped. `resident`: whether the images are stored on the device; None stores
+    them there if its free memory allows. Raises ValueError if there are fewer images than one
+    batch.
     """
 
     def __init__(
@@ -113,7 +121,7 @@ class Loader:
 
     @contextmanager
     def at_side(self, side: int | None) -> Iterator[None]:
-        """Temporarily use images of this side, in pixels, in every view; None for full size."""
+        """Resize the images of every view to `side` x `side` pixels; None: full size."""
         schedule = self.schedule
         self.set_schedule(schedule.at(side))
         try:
@@ -143,9 +151,9 @@ class Loader:
         )
 
     def batches(self, step: int) -> list[tuple[View, Tensor]]:
-        """Return this process's rows of optimizer step `step`: (view, rows [b]) for each part.
+        """Return (view, rows [b]) of each micro-batch of this process in optimizer step `step`.
 
-        Together the processes and parts have the same indices whatever their number.
+        All processes and micro-batches together have the same rows, however many there are.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         view = self.view(epoch)
@@ -159,7 +167,7 @@ class Loader:
         return Batch(view, rows, self.resized(view, images), targets)
 
     def augment(self, view: View, rows: Tensor) -> Tensor:
-        """Apply each image's operations, crop and flip: float32 [b, 3, H, W], channels_last."""
+        """Return samples, augmented but not mixed: float32 [b, 3, H, W], channels_last."""
         pixels = _apply_operations(view, rows, self._crop_and_flip(view, rows), before_crop=False)
         return crop_flip.to_float(pixels.to(self.device, non_blocking=True))
 
@@ -181,7 +189,7 @@ class Loader:
     def mix(
         self, view: View, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mix images and targets with their partners of the view; unchanged without mixing."""
+        """Mix images and targets with the partners that `view` assigns, if any."""
         if view.mix is not None:
             images, targets = self._blend(view, view.mix, rows, images, targets)
         if view.ricap is not None:
@@ -189,7 +197,7 @@ class Loader:
         return images, targets
 
     def resized(self, view: View, images: Tensor) -> Tensor:
-        """Resize images [b, 3, H, W] to the view's side, after mixing."""
+        """Resize images [b, 3, H, W], which are already mixed, to the view's image size."""
         side = view.pipeline.side
         return images if side is None else crop_flip.resize(images, side)
 
@@ -225,7 +233,7 @@ class Loader:
 
 
 def _apply_operations(view: View, rows: Tensor, pixels: Tensor, *, before_crop: bool) -> Tensor:
-    """Apply to pixels uint8 [b, 3, H, W] the operations before, or those after, the crop."""
+    """Apply the operations before the crop, or those after it, to pixels uint8 [b, 3, H, W]."""
     for operation, drawn in zip(view.pipeline.operations, view.drawn, strict=True):
         if operation.before_crop == before_crop:
             pixels = operation(pixels, {name: of[rows] for name, of in drawn.items()})
@@ -233,7 +241,7 @@ def _apply_operations(view: View, rows: Tensor, pixels: Tensor, *, before_crop: 
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:
-    """Whether a set of `n_bytes` fits on the device; on a GPU, in a share of its free memory."""
+    """Whether `n_bytes` of images fit in a share of a GPU's free memory; true for other devices."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
@@ -241,9 +249,10 @@ def fits(n_bytes: int, device: torch.device) -> bool:
 
 
 def share(images: ImageSet, rank: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
-    """Return this process's share of an evaluation set: uint8 [n, 3, H, W], int64 [n], on the host.
+    """Return the images uint8 [n, 3, H, W] and labels int64 [n] that one process evaluates.
 
-    Every sample is in exactly one share, so that gathered counts need no correction for padding.
+    Both are on the host. Every sample belongs to exactly one process, so that gathered counts need
+    no correction for padding.
     """
     own = np.arange(rank, len(images.labels), processes)
     return torch.from_numpy(images.images[own]), torch.from_numpy(images.labels[own])

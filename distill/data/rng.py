@@ -1,11 +1,11 @@
 """Counter-based random numbers: every draw is a function of (data seed, view, sample).
 
-Raw 64-bit words of the counter-based generator Philox-4x64-10 (Salmon et al., SC 2011, "Parallel
-random numbers: as easy as 1, 2, 3", DOI 10.1145/2063384.2063405), by numpy. Key = (seed, view), the
-counter's high word = the stream (one per operation, so that a new operation shifts no other), its
-low word = the sample. So sample i draws the same four words whatever the set's size, the batch, the
-number of processes, the device, or what ran before. Only `random_raw` is used: numpy guarantees its
-bits, not those of its distributions.
+The generator is numpy's Philox-4x64-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy
+as 1, 2, 3", DOI 10.1145/2063384.2063405). Its key is (seed, view); the high word of its counter is
+the stream, the low word the sample. Each operation has its own stream, so adding an operation does
+not change the draws of the others. Sample i draws the same four words whatever the size of the set,
+the batch, the number of processes, the device or what ran before. Only the raw 64-bit words of
+`random_raw` are used: numpy guarantees its bits, but not those of its distributions.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Draw = Callable[[int], Words]  # n words for each sample: [N, n]
 
 
 class Stream(IntEnum):
-    """One fixed number per operation: changing a number changes every cached target."""
+    """The number of each operation's random stream; fixed, since cached logits depend on it."""
 
     ORDER = 0
     CROP = 1
@@ -49,7 +49,7 @@ class Stream(IntEnum):
 
 
 def words(seed: int, view: int, stream: Stream, n: int) -> Words:
-    """Return four raw words for each of samples 0..n-1: uint64 [n, 4]."""
+    """Return four raw words for each of the samples 0..n-1: uint64 [n, 4]."""
     generator = np.random.Philox(
         key=np.array([seed, view], dtype=np.uint64),
         counter=np.array([0, 0, 0, stream], dtype=np.uint64),
@@ -59,9 +59,10 @@ def words(seed: int, view: int, stream: Stream, n: int) -> Words:
 
 
 def sample_words(key: tuple[int, int], stream: Stream, samples: NDArray[np.int64], n: int) -> Words:
-    """Return `n` raw words for each sample, whatever the other samples: uint64 [len(samples), n].
+    """Return `n` raw words for each sample: uint64 [len(samples), n].
 
-    The sample is the counter's second word here, so that each has 2^64 blocks of its own.
+    A sample's words do not depend on the other samples: its number is the second word of the
+    counter, so that each sample has 2^64 blocks of its own.
     """
     drawn = np.empty((len(samples), n), dtype=np.uint64)
     for row, sample in enumerate(samples):
@@ -77,7 +78,7 @@ def integers(column: Words, bound: int) -> NDArray[np.int64]:
 
 
 def uniform(column: Words) -> NDArray[np.float64]:
-    """Return floats in [0, 1) from words [n]: their top 53 bits, exactly."""
+    """Return floats in [0, 1) from the top 53 bits of words [n], without rounding."""
     return (column >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -94,8 +95,8 @@ def halves(column: Words) -> tuple[Words, Words]:
 def normal(words: Words) -> NDArray[np.float64]:
     """Return two standard normal values from each word: [N, n] to [N, 2n].
 
-    Box and Muller, Annals of Mathematical Statistics 29, 1958; with 32 bits each, no value exceeds
-    6.7 standard deviations.
+    The method is that of Box and Muller, Annals of Mathematical Statistics 29, 1958. Each of its
+    two uniform numbers has 32 bits, so no value exceeds 6.7 standard deviations.
     """
     radius, angle = (half * 2.0**-32 for half in halves(words))
     radius, angle = np.sqrt(-2 * np.log(1 - radius)), 2 * np.pi * angle
@@ -103,19 +104,19 @@ def normal(words: Words) -> NDArray[np.float64]:
 
 
 def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:
-    """Return a permutation of 0..n-1: the order of the samples' words, ties by index."""
+    """Return a random permutation of 0..n-1, which sorts the samples' words; ties by index."""
     return np.argsort(words(seed, view, stream, n)[:, 0], kind="stable")
 
 
 def choice(seed: int, view: int, stream: Stream, weights: Sequence[float]) -> int:
-    """Draw one of 0..len(weights)-1 for a view with probabilities w / sum w; weights above 0."""
+    """Draw an index 0..len(weights)-1 for a view, with probability w / sum w (weights above 0)."""
     ends = np.cumsum(np.array(weights, dtype=np.float64) / max(weights))
     drawn = uniform(words(seed, view, stream, 1)[0, :1]) * ends[-1]
     return min(int(np.searchsorted(ends, drawn[0], side="right")), len(weights) - 1)
 
 
 def torch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
-    """Return torch's seed before one forward (dropout), a function of (train seed, step, rank)."""
+    """Return the seed of torch for one forward pass (dropout), a function of the arguments."""
     key = np.array([seed, step], dtype=np.uint64)
     counter = np.array([0, micro_batch, rank, Stream.FORWARD], dtype=np.uint64)
     return int(np.random.Philox(key=key, counter=counter).random_raw()) >> 1

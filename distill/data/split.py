@@ -2,8 +2,8 @@
 
 Within each class the images are ranked by their digest; the first are held out. Neither a seed nor
 the file order matters: every run on the same data, in any file format, holds out the same images,
-so that a teacher was never trained on the images that select its student. A smaller share is
-contained in a larger one.
+so that a teacher was never trained on the images that select its student. The images held out with
+a smaller share are also held out with a larger one.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ def split(
 ) -> tuple[Indices, Indices]:
     """Return (training indices, held-out indices), both in the order of the digests.
 
-    `holdout` is a share in [0, 1): the nearest integer to holdout * n of a class of n images are
-    held out, and further ones that equal the last of them. Of the rest, the first `train_images`
-    are used, divided equally between the classes; any remainder goes to the first classes. None
-    means all.
+    `holdout` is a share in [0, 1): of a class of n images the first holdout * n, rounded to the
+    nearest integer, are held out, and further images that equal the last of these. Of the remaining
+    images, the first `train_images` are used for training, divided equally between the classes; any
+    remainder goes to the first classes. None means all.
 
     Raises UserError if `holdout` is out of range, or if a class would have no training image, no
     held-out image (`holdout` > 0), or fewer images than its part of `train_images`.
@@ -50,7 +50,7 @@ def split(
 
 
 def _with_duplicates(n: int, digests: Sequence[bytes]) -> int:
-    """Return `n`, or more so that no equal images are on both sides of the boundary."""
+    """Return `n`, increased if necessary so that equal images are on the same side of the split."""
     while 0 < n < len(digests) and digests[n] == digests[n - 1]:
         n += 1
     return n

@@ -1,7 +1,7 @@
 """Cache arrays between runs in the user's cache folder.
 
-The cache saves time and does not affect results: what cannot be read is computed again, what cannot
-be written is not cached.
+The cache saves time and does not affect results: an array that cannot be read is computed again,
+one that cannot be written is not cached.
 """
 
 import os
@@ -17,7 +17,10 @@ from distill.files.arrays import open_npz
 
 
 def cache_folder() -> Path:
-    """Return `$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`."""
+    """Return the folder of all cached files.
+
+    It is `$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`.
+    """
     if chosen := os.environ.get("UNDERSTUDY_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -25,10 +28,10 @@ def cache_folder() -> Path:
 
 
 def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray[Any] | None:
-    """Load the array cached under `key`, `folder/name`.
+    """Return the array cached under `key` (`folder/name`); None if it cannot be used.
 
-    Returns None if it is absent, damaged, behind a linked folder, of another dtype or of another
-    shape; without a `shape`, any shape will do.
+    It cannot be used if it is absent or damaged, if one of its folders is a symbolic link, or if it
+    has another dtype or shape. `shape` None allows any shape.
     """
     if is_linked(_path(key)):
         return None
@@ -41,21 +44,24 @@ def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> ND
 
 
 def is_cached(key: str) -> bool:
-    """Whether there is an array under `key`, whole or damaged."""
+    """Whether an array is cached under `key`; it may be damaged."""
     return _path(key).exists() and not is_linked(_path(key))
 
 
 def is_linked(path: Path) -> bool:
     """Whether a folder between the cache folder and a file in it is a symbolic link.
 
-    Other users of a shared cache could let it lead anywhere, so it is not followed.
+    Other users of a shared cache could point such a link anywhere, so links are not followed.
     """
     inner = path.parent.relative_to(cache_folder())
     return any((cache_folder() / part).is_symlink() for part in (inner, *inner.parents[:-1]))
 
 
 def save_cached(key: str, array: NDArray[Any]) -> None:
-    """Write an array whole or not at all: a temporary file beside the target, then a rename."""
+    """Cache an array under `key`; do nothing if it cannot be written.
+
+    The file is written under a temporary name and renamed, so a partial one is never read.
+    """
     path = _path(key)
     if is_linked(path):
         return
@@ -70,10 +76,11 @@ def save_cached(key: str, array: NDArray[Any]) -> None:
 
 
 def writable_by_others(folder: Path) -> str:
-    """Return why other users may change the files in a folder; empty if none may or it is absent.
+    """Return why other users could change the files in a folder; empty if they cannot.
 
-    The superuser always may. With the sticky bit, as on /tmp, users cannot replace the files of
-    others; a group whose only member is this user, common on many systems, does not count.
+    Empty also if the folder does not exist. The superuser, who always can, is not counted. With the
+    sticky bit, as on /tmp, users cannot replace the files of others. A group whose only member is
+    this user, common on many systems, does not count.
     """
     try:
         status = folder.stat()
@@ -93,7 +100,7 @@ def writable_by_others(folder: Path) -> str:
 
 
 def _is_private(group: int) -> bool:
-    """Whether a group is this user's alone: primary, of the user's name, without other members."""
+    """Whether only this user is in a group, which must be the user's primary and namesake group."""
     import grp
     import pwd
 

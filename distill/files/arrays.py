@@ -1,7 +1,7 @@
 """Read untrusted .npy and .npz files: plain numbers and text, sizes checked before allocation.
 
-The only module that converts untrusted bytes to arrays. Only listed types are accepted; a shape is
-compared with the number of bytes before memory is reserved. The formats are those of numpy
+This is the only module that converts untrusted bytes to arrays. Only listed types are accepted; a
+shape is compared with the number of bytes before memory is reserved. The formats are those of numpy
 (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html); a `.npz` is a zip archive
 whose members are read one at a time, when they are accessed.
 """
@@ -28,7 +28,7 @@ LONGEST_SIDE = 1 << 40
 LARGEST_FILE = 1 << 34  # bytes of a file
 LARGEST = 1 << 30  # bytes that a compressed member may become
 DEFLATE = 1032  # the largest ratio of unpacked to compressed bytes of deflate
-CHUNK = 1 << 20  # bytes of one read; a zip archive's list of members must fit
+CHUNK = 1 << 20  # bytes of one read, and the most of a zip archive's list of members
 LONGEST_HEADER = 10_000  # bytes, as in numpy
 LONGEST_REASON = 100  # characters of a library's message
 MAGIC = b"\x93NUMPY"
@@ -51,7 +51,7 @@ def plain_dtype(name: str) -> np.dtype[Any]:
 
 
 def check_shape(shape: Sequence[object], dtype: np.dtype[Any], n_bytes: int) -> tuple[int, ...]:
-    """Return the shape. Raises InvalidArray unless an array of it has exactly `n_bytes`."""
+    """Return `shape`. Raises InvalidArray unless an array of this shape has exactly `n_bytes`."""
     sides = tuple(side for side in shape if type(side) is int and 0 <= side <= LONGEST_SIDE)
     if len(sides) != len(shape) or len(sides) > DIMENSIONS:
         raise InvalidArray(
@@ -66,14 +66,17 @@ def check_shape(shape: Sequence[object], dtype: np.dtype[Any], n_bytes: int) -> 
 def from_bytes(
     content: bytes, dtype: np.dtype[Any], shape: Sequence[object], *, fortran: bool
 ) -> NDArray[Any]:
-    """Return `content` as an array of that shape, without a copy. Raises InvalidArray."""
+    """Return `content` as an array, without a copy. Raises InvalidArray if it does not fit."""
     sides = check_shape(shape, dtype, len(content))
     flat = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
     return flat.reshape(sides, order="F" if fortran else "C")
 
 
 def read_npy(path: Path) -> NDArray[Any]:
-    """Read the array of an .npy. Raises InvalidArray if it is damaged or of objects; OSError."""
+    """Read the array in an .npy file.
+
+    Raises InvalidArray if it is damaged or holds objects, OSError if it cannot be read.
+    """
     try:
         with open_regular(path, LARGEST_FILE) as file:
             return _npy(file, os.fstat(file.fileno()).st_size)
@@ -82,7 +85,10 @@ def read_npy(path: Path) -> NDArray[Any]:
 
 
 class Npz(Mapping[str, NDArray[Any]]):
-    """The arrays of an open .npz, by name; each access reads one. Raises InvalidArray."""
+    """The arrays of an open .npz file by name; each access reads one.
+
+    An access raises InvalidArray if the array is damaged, too large or holds objects.
+    """
 
     def __init__(self, archive: zipfile.ZipFile, n_bytes: int) -> None:
         self._archive, self._n_bytes = archive, n_bytes
@@ -122,7 +128,10 @@ class Npz(Mapping[str, NDArray[Any]]):
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
-    """Open an .npz. Raises InvalidArray if it is damaged, a pipe or a device; OSError."""
+    """Open an .npz file.
+
+    Raises InvalidArray if it is damaged or not a regular file, OSError if it cannot be read.
+    """
     try:
         with open_regular(path, LARGEST_FILE) as opened:
             file = _LimitedReads(opened.raw)
@@ -161,7 +170,7 @@ def _faults_of_zip() -> Iterator[None]:
 
 
 def _npy(file: Any, n_bytes: int) -> NDArray[Any]:
-    """Read an .npy of `n_bytes`; its size is checked before memory is reserved."""
+    """Read an .npy file of `n_bytes`; its size is checked before memory is reserved."""
     header, length = _header(file)
     fields = HEADER.fullmatch(header)
     if fields is None:
@@ -178,7 +187,7 @@ def _npy(file: Any, n_bytes: int) -> NDArray[Any]:
 
 
 def _header(file: BinaryIO) -> tuple[str, int]:
-    """Return the header's text and the number of bytes before the elements."""
+    """Return an .npy file's header text and the number of bytes before its elements."""
     begin = file.read(8)
     if len(begin) != 8 or begin[:6] != MAGIC or begin[6] not in (1, 2):
         raise InvalidArray("is not an .npy of version 1 or 2, or is truncated")
@@ -190,7 +199,7 @@ def _header(file: BinaryIO) -> tuple[str, int]:
 
 
 def _fill(file: BinaryIO, array: NDArray[Any]) -> None:
-    """Read the array's elements in its memory order."""
+    """Fill `array` with the elements in a file, in its memory order."""
     flat = array.reshape(-1, order="A").view(np.uint8)
     for start in range(0, len(flat), CHUNK):
         part = flat[start : start + CHUNK]

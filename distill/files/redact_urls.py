@@ -1,15 +1,15 @@
 """Print URLs without passwords, tokens or secret query parameters.
 
 The grammar is SQLAlchemy's (`sqlalchemy.engine.make_url`), which allows spaces, `/` and `?` in a
-password; a test compares the two. SQLAlchemy itself is an optional dependency, but a training
-command may contain such a URL without it.
+password; a test compares the two. SQLAlchemy itself is an optional dependency, but URLs in a
+training command must be hidden even if it is not installed.
 """
 
 import re
 from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
-PAIR = re.compile("[^&;]+")  # of a query
+PAIR = re.compile("[^&;]+")  # one key=value of a query
 PATH = ("/", "./", "../", "~")  # a path begins with it
 URL = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*://)"
@@ -26,11 +26,11 @@ PIECE = 4  # shortest part of a password, in characters, that is replaced in a m
 
 
 def hide_secrets(text: str) -> str:
-    """Hide the secrets of a URL, or of a command's argument that contains one.
+    """Hide the secrets in a URL, or in a command's argument that contains a URL.
 
-    The password becomes `***`; so does the user of http and https, which may be a token, and the
-    value of every query key outside `HARMLESS`: `?sslpassword=***`. Other text is unchanged, paths
-    and a part of a SQLite file's path after a `?` among it.
+    The password becomes `***`. So do the user name in http and https URLs, which may be a token,
+    and the value of every query key that is not in `HARMLESS`: `?sslpassword=***`. Other text is
+    unchanged, including paths and, in the URL of a SQLite file, a part of its path after a `?`.
     """
     match = None if text.startswith(PATH) else URL.search(text)
     return text if match is None else text[: match.start()] + _redacted(match)
@@ -53,7 +53,7 @@ def _pair(pair: str, scheme: str) -> str:
 
 
 def _is_file(scheme: str) -> bool:
-    """Whether the URL is that of a SQLite file, in which text without `=` is a part of the path."""
+    """Whether a URL is a SQLite file's, in whose query text without `=` is a part of the path."""
     return scheme.lower().startswith("sqlite")
 
 
@@ -66,8 +66,9 @@ def without_secrets(message: str, url: str) -> str:
 
 
 def _secrets(url: str) -> set[str]:
-    """Return the password, the hidden values of the query and the values inside them (`PWD=x`), as
-    typed and decoded.
+    """Return every secret in a URL, both as typed and URL-decoded.
+
+    They are the password, the query values to hide and the values nested in them: x in `PWD=x`.
     """
     match = URL.search(url)
     if match is None:

@@ -45,7 +45,7 @@ class Invalid(ValueError):
 
 
 class DataOfResult(BaseModel):
-    """`data` in result.json."""
+    """The table `data` in result.json."""
 
     model_config = OPEN
 
@@ -56,7 +56,7 @@ class DataOfResult(BaseModel):
 
 
 class TeacherOfResult(BaseModel):
-    """`teacher` in result.json; `top1` is None if no teacher was used."""
+    """The table `teacher` in result.json; `top1` is None if no teacher was used."""
 
     model_config = OPEN
 
@@ -66,7 +66,7 @@ class TeacherOfResult(BaseModel):
 
 
 class Result(BaseModel):
-    """result.json."""
+    """The content of result.json."""
 
     model_config = OPEN
 
@@ -110,7 +110,7 @@ class Result(BaseModel):
 
 
 class Environment(BaseModel):
-    """environment.json."""
+    """The content of environment.json."""
 
     model_config = OPEN
 
@@ -122,7 +122,7 @@ class Environment(BaseModel):
 
 
 class BestOfProgress(BaseModel):
-    """`best` in progress.json; `epoch` is part of a file name."""
+    """The table `best` in progress.json; `epoch` is part of a file name."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -132,7 +132,7 @@ class BestOfProgress(BaseModel):
 
 
 class Progress(BaseModel):
-    """progress.json of a checkpoint."""
+    """The content of a checkpoint's progress.json."""
 
     model_config = OPEN
 
@@ -177,12 +177,12 @@ def result(path: Path) -> JsonObject:
 
 
 def environment(path: Path) -> dict[str, Any]:
-    """Read environment.json. Raises UserError as `result`."""
+    """Read environment.json. Raises UserError like `result`."""
     return _checked(path, Environment, "Delete it: the report works without it.")
 
 
 def test_curve(path: Path) -> dict[str, dict[str, float]]:
-    """Read test_curve.json: measures by sha256 of the weights. Raises UserError as `result`."""
+    """Read test_curve.json: measures by sha256 of the weights. Raises UserError like `result`."""
     advice = "Delete it: its measures are computed again."
     content = read(path, advice)
     try:
@@ -192,7 +192,7 @@ def test_curve(path: Path) -> dict[str, dict[str, float]]:
 
 
 def progress(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's progress.json. Raises UserError as `result`."""
+    """Read a checkpoint's progress.json. Raises UserError like `result`."""
     return _checked(path, Progress, "Choose another --out.")
 
 
@@ -207,13 +207,15 @@ def read(path: Path, advice: str = RETRAIN) -> Any:
 
 
 def damaged(path: Path, reason: str, advice: str = RETRAIN) -> UserError:
-    """Return the error about a damaged file."""
+    """Return the error for a damaged file."""
     return UserError(f"{path} is damaged: {reason}.\n{advice}")
 
 
 def content_of(path: Path, largest: int = LARGEST) -> bytes:
-    """Read a regular file. Raises OSError, and Invalid for a pipe, a device or more than `largest`
-    bytes.
+    """Read a regular file.
+
+    Raises OSError if it cannot be read, Invalid if it is a pipe or a device or has more than
+    `largest` bytes.
     """
     try:
         return regular_file.content_of(path, largest)
@@ -222,9 +224,11 @@ def content_of(path: Path, largest: int = LARGEST) -> bytes:
 
 
 def parsed(text: bytes | str) -> Any:
-    """Parse JSON text. Raises Invalid if it is not JSON, is nested too deeply, or has an integer
-    beyond 64 bits or a lone surrogate, except those with which Python represents file names that
-    are not UTF-8.
+    """Parse JSON text.
+
+    Raises Invalid if it is not JSON, is nested too deeply, has an integer of more than 64 bits, or
+    has a lone surrogate other than those with which Python represents file names that are not
+    UTF-8.
     """
     try:
         value = json.loads(text, parse_int=_integer)
@@ -248,7 +252,7 @@ def _integer(text: str) -> int:
 
 
 def _is_shallow(value: Any) -> bool:
-    """Whether nothing is nested more than DEEPEST levels deep; without recursion."""
+    """Whether lists and tables are nested at most DEEPEST levels deep, without recursion."""
     level = [value]
     for _ in range(DEEPEST):
         level = [
@@ -289,8 +293,10 @@ def _checked(path: Path, model: type[BaseModel], advice: str) -> dict[str, Any]:
 
 
 def _reason(fault: ValidationError) -> str:
-    """Return the first error, empty if there is none. Missing keys are no errors, nor are names
-    that are not UTF-8, which pydantic does not accept as text.
+    """Return the first error; empty if there is none.
+
+    Missing keys are not errors, nor are names that are not UTF-8, which pydantic does not accept as
+    text.
     """
     for error in fault.errors(include_url=False, include_input=False, include_context=False):
         if error["type"] not in ("missing", "string_unicode"):

@@ -63,18 +63,18 @@ def python_docstring(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """Escape text for LaTeX; any whitespace becomes one space."""
+    """Escape text for LaTeX; each run of whitespace becomes one space."""
     return "".join(LATEX.get(letter, letter) for letter in visible(" ".join(text.split())))
 
 
 def markdown(text: str) -> str:
-    """Escape text inside a line of Markdown: no markup, link, mention or HTML."""
+    """Escape text inside a line of Markdown, so that it forms no markup, link, mention or HTML."""
     inert = MARKDOWN.sub(r"\\\g<0>", visible(text))
     return re.sub(r"(?i)\bwww\.", lambda prefix: f"{prefix[0][:-1]}\\.", inert)
 
 
 def markdown_code(text: str) -> str:
-    """Return a code span, delimited by more backticks than the text has in a row."""
+    """Return text as a Markdown code span, with more backticks than the text has in a row."""
     shown = visible(text)
     fence = "`" * (_longest_run(shown) + 1)
     gap = " " if shown.startswith("`") or shown.endswith("`") else ""
@@ -82,7 +82,7 @@ def markdown_code(text: str) -> str:
 
 
 def markdown_block(text: str, language: str) -> str:
-    """Return a fenced code block, delimited by more backticks than the text has in a row."""
+    """Return text as a Markdown code block, with a longer fence than any in the text."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{visible_lines(text)}\n{fence}"
 
@@ -92,7 +92,7 @@ def _longest_run(text: str) -> int:
 
 
 def csv_cell(text: str) -> str:
-    """Escape a CSV value so that no spreadsheet runs it: `'` before `=`, `+`, `-`, `@`.
+    """Escape a CSV value by a `'` before `=`, `+`, `-` or `@`, so that no spreadsheet runs it.
 
     Signed numbers are unchanged. The csv module quotes commas, quotes and line ends.
     """

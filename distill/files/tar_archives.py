@@ -5,10 +5,14 @@ byte to its last, so that a compressed one needs no second pass and its checksum
 Headers are those of ustar, GNU tar (long names) and pax (`path` and `size`); sparse members, links
 and devices are refused (https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
 
-Bounds: `LARGEST` bytes in all when unpacked, `MEMBERS` members, `EXTENSIONS` headers of at most
-`LARGEST_HEADER` bytes before a member, and in memory `HELD` bytes of members or `RATIO` times the
-file's own size, whichever is more: images hardly compress. Reads are of `CHUNK` bytes, so that a
-declared size reserves no memory.
+Bounds:
+
+- the unpacked archive: `LARGEST` bytes and `MEMBERS` members
+- before a member: `EXTENSIONS` headers of `LARGEST_HEADER` bytes each
+- members in memory: `HELD` bytes or `RATIO` times the file's own size, whichever is larger (images
+  hardly compress)
+
+Reads are of `CHUNK` bytes, so that a declared size reserves no memory.
 """
 
 import bz2
@@ -36,7 +40,7 @@ LARGEST_HEADER = 1 << 20  # bytes of one header; macOS writes file attributes th
 HELD = 256 << 20  # bytes; CIFAR-10 has 185,000,000
 RATIO = 20
 LONGEST_NAME = 80  # characters of a member's name in a message
-DIGITS = 12  # of a record's length or a member's size
+DIGITS = 12  # at most, of a record's length or a member's size
 LONG_NAME, LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 PAX, PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
 FAULTS = (
@@ -49,7 +53,7 @@ class Member:
     """A file or a folder in an archive."""
 
     name: str
-    size: int  # bytes; 0 of a folder
+    size: int  # bytes; 0 for a folder
     is_file: bool
 
     @property
@@ -58,7 +62,11 @@ class Member:
 
 
 def content_of(path: Path, most: int = LARGEST) -> bytes:
-    """Read a regular file. Raises InvalidArray if it has more than `most` bytes; OSError."""
+    """Read a regular file.
+
+    Raises InvalidArray if it is not one or has more than `most` bytes, OSError if it cannot be
+    read.
+    """
     try:
         return regular_file.content_of(path, most)
     except InvalidFile as error:
@@ -69,7 +77,7 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
 def open_tar(path: Path) -> Iterator["Tar"]:
     """Open an archive that is compressed with gzip, bzip2 or xz, or not compressed.
 
-    Raises InvalidArray, also while members are read, if it is damaged or exceeds a bound.
+    Raises InvalidArray, on opening or while members are read, if it is damaged or exceeds a bound.
     """
     try:
         with open_regular(path, LARGEST) as file, _unpacked(file) as stream:
@@ -83,13 +91,13 @@ class Tar:
 
     def __init__(self, stream: BinaryIO, n_bytes: int) -> None:
         self._stream, self._n_bytes = stream, n_bytes
-        self._n_read = 0
-        self._n_held = 0  # of those, bytes that `read` returned
+        self._n_read = 0  # unpacked bytes
+        self._n_held = 0  # bytes that `read` returned
         self._left = 0  # bytes of the newest member
-        self._padding = 0  # zeros after them
+        self._padding = 0  # zeros after the newest member
 
     def __iter__(self) -> Iterator[Member]:
-        """Yield every member; at the end of the archive the rest of the file is read too."""
+        """Yield every member; then read the rest of the file."""
         for _ in range(MEMBERS):
             member = self._next()
             if member is None:
@@ -141,7 +149,10 @@ class Tar:
         return attributes
 
     def _member(self, header: tarfile.TarInfo, attributes: dict[str, str]) -> Member:
-        """Return the member. Raises InvalidArray unless it is a file or folder in the archive."""
+        """Return the member that a header describes, which must be a file or folder.
+
+        Raises InvalidArray for links, devices, sparse files and paths outside the archive.
+        """
         name = attributes.get("path", header.name)
         shown = f"its member {name[:LONGEST_NAME]!r}"
         path = PurePosixPath(name)
@@ -163,7 +174,7 @@ class Tar:
             self._take(min(CHUNK, n - start))
 
     def _read_to_end(self) -> None:
-        """Read the rest: gzip's checksum, which detects a flipped bit, comes last."""
+        """Read the rest of the file: gzip's checksum, which detects a flipped bit, comes last."""
         while self._read(CHUNK):
             pass
 

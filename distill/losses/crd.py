@@ -6,20 +6,20 @@
         of the student's v among the teacher's m, plus of the teacher's v among the student's m
 
 student: features [B, D_s]; teacher: features [B, D_t]; targets: not read; samples: int64 [B].
-v are features under a linear map to `dims`, of norm 1; m are rows of two banks [N, dims], running
-means of the v of each sample (`momentum` weighs the old one), of norm 1. s+ is the score of the
-sample's own row, s_k those of K negatives. These are of other classes, as in the authors' loader,
-but drawn with replacement: without, N random numbers a row would have to be sorted. Z is N times
-the mean score of the first batch, over all processes, and constant: it is a buffer, so that a
-resumed run has the same.
+v are features, projected linearly to `dims` and scaled to norm 1; m are rows of two banks [N,
+dims]: running means of each sample's v (`momentum` weighs the old mean), of norm 1. s+ is the score
+of the sample's own row, s_k are those of K negatives. Negatives are of other classes, as in the
+authors' loader, but drawn with replacement: drawing without replacement would need to sort N random
+numbers per row. Z is N times the mean score of the first batch, over all processes, and then
+constant: it is a buffer, so that a resumed run has the same Z.
 h is a sigmoid of log s - log(K / N), which no score drives to log 0: the authors add 1e-7 instead.
-Negatives are drawn by torch on the device, which the training seeds before each forward. Each
-process contrasts its own rows with its own negatives; the banks take the rows of all processes, so
-that they stay equal. They are initialised by a separate generator: the student's weights do not
-depend on them.
-Memory: the authors gather [B, K, dims] rows twice, 8.6 GB at batch 512. Here all B x N scores are
-one product, of which each row takes K: forward and backward hold 180 MiB at batch 128 and 588 MiB
-at 512 for N = 45,000 and K = 16,384, and the banks, 2 N dims floats, are 44 MiB.
+Negatives are drawn by torch on the device, which the training seeds before each forward pass. Each
+process contrasts its own rows with its own negatives; the banks are updated with the rows of all
+processes, so that they are the same on all. They are initialised by a separate generator: the
+student's weights do not depend on them.
+Memory: the authors gather [B, K, dims] rows twice, 8.6 GB at batch 512. Here one matrix product
+computes all B x N scores, of which each row selects K: forward and backward hold 180 MiB at batch
+128 and 588 MiB at 512 for N = 45,000 and K = 16,384, and the banks, 2 N dims floats, are 44 MiB.
 torchdistill's CRDLoss has the same formula, with 1e-7; its draw of negatives reads an attribute
 that is never set.
 """
@@ -38,9 +38,9 @@ BANK_SEED = 0
 
 
 class CRD(nn.Module):
-    """Tell each image from many of other classes. `labels` [N]: of the training images.
+    """Learn to tell each image from many images of other classes.
 
-    Raises ValueError if they are all of one class.
+    `labels` [N]: those of the training images. Raises ValueError if all are of one class.
     """
 
     student_bank: Tensor
@@ -107,7 +107,7 @@ class CRD(nn.Module):
         return normalize(embed(at_least_float32(features).flatten(1)), dim=-1)
 
     def _negatives(self, samples: Tensor) -> Tensor:
-        """Draw K samples of other classes for each of [b], with replacement: int64 [b, K]."""
+        """Draw K samples of other classes, with replacement, for each sample [b]: int64 [b, K]."""
         label = self.labels[samples]
         before, within = self.before[label, None], self.within[label, None]
         n_others = len(self.labels) - within
@@ -116,7 +116,10 @@ class CRD(nn.Module):
         return self.by_class[torch.where(index < before, index, index + within)]
 
     def _contrast(self, anchors: Tensor, bank: Tensor, z: Tensor, chosen: Tensor) -> Tensor:
-        """Return the NCE of anchors [b, dims] and rows `chosen` [b, 1 + K], the positive first."""
+        """Return the loss of anchors [b, dims] and the bank's rows `chosen` [b, 1 + K].
+
+        The first of the chosen rows is the positive.
+        """
         # A copy: the bank is updated in place before backward needs it.
         scores = (anchors @ bank.clone().T).gather(1, chosen) / self.temperature  # log of s Z
         with torch.no_grad():  # no branch on the host: only the first batch sets z

@@ -7,14 +7,14 @@ arXiv 2205.10536, eqs. 7-10.
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
 Relations are matched, not values: scaling or shifting a row of Y_s does not change inter.
-`intra` compares the samples of the whole global batch. No factor T^2, which KD needs because its
-gradient falls with T^2: rho is independent of scale. The paper has none either, nor has its
-pseudocode (appendix A.1), nor the authors' segmentation code (hunto/DIST_KD), which has no
-temperature. Their classification code (hunto/image_classification_sota,
-lib/models/losses/dist_kd.py) multiplies both parts by T^2 since its release for CIFAR-100, where T
-= 4 and the weight is 2; so do mmrazor and
-torchdistill. A weight of 32 here is that setting. In float32, with norms of at least 1e-6: the
-released 1e-8 rounds to 0 in half precision, and a constant column would be 0 / 0.
+`intra` compares the samples of the whole global batch. There is no factor T^2: KD needs it because
+its gradient shrinks as 1 / T^2, while rho does not depend on scale. The paper has no such factor,
+nor has its pseudocode (appendix A.1), nor the authors' segmentation code (hunto/DIST_KD), which has
+no temperature. Their classification code (hunto/image_classification_sota,
+lib/models/losses/dist_kd.py) multiplies both parts by T^2 since its release for CIFAR-100, with T =
+4 and weight 2, as do mmrazor and torchdistill; this corresponds to a weight of 32 here.
+Correlations are computed in float32, with norms of at least 1e-6: the released 1e-8 rounds to 0 in
+half precision, and a constant column would be 0 / 0.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,10 @@ class DIST:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Pearson's correlation of each pair of rows [M, N]: [M], in -1..1; 0 if constant."""
+    """Return Pearson's correlation of each pair of rows [M, N]: [M], in -1..1.
+
+    It is 0 if a row is constant.
+    """
     a, b = (rows - rows.mean(dim=-1, keepdim=True) for rows in (a, b))
     lengths = [rows.square().sum(-1).clamp_min(EPS**2).sqrt() for rows in (a, b)]
     return (a * b).sum(-1) / (lengths[0] * lengths[1])

@@ -5,9 +5,9 @@ eq. 7.
     TCKD = T^2 mean_b KL(b_t || b_s),  b = [p_y, 1 - p_y]
     NCKD = T^2 mean_b KL(q_t || q_s),  q = softmax over the classes that are not y of z / T
 
-student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: y, one class a row [B, C] (the
-largest entry of a row; mixed labels have no single class). With two classes NCKD is 0: only one is
-left to compare.
+student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: y, one class per row [B, C] (the
+largest entry of a row; mixed labels have no single class). With two classes NCKD is 0: only one
+other class is left to compare.
 KD is TCKD + (1 - p_t[y]) NCKD, sample by sample at T = 1: the factor suppresses NCKD if the
 teacher is confident. The authors' code computes q by adding -1000 to z_y and takes the log of
 summed probabilities, which is infinite once a student is confident; here log(1 - p_y) is a
@@ -26,7 +26,7 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class DKD:
-    """Weigh the target class's divergence by `alpha`, that of the other classes by `beta`."""
+    """Weigh the target class's divergence by `alpha`, the other classes' by `beta`."""
 
     alpha: float = 1.0
     beta: float = 2.0
@@ -48,7 +48,7 @@ class DKD:
 
 
 def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log b [B, 2] and log q [B, C - 1] of logits [B, C] at the labels [B, 1]."""
+    """Return log b [B, 2] and log q [B, C - 1] (see the module) of logits [B, C], labels [B, 1]."""
     classes = torch.arange(logits.shape[-1] - 1, device=logits.device).expand(len(logits), -1)
     others = logits.gather(-1, classes + (classes >= label))  # all but the label's
     total = logits.logsumexp(-1, keepdim=True)

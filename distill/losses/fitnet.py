@@ -4,12 +4,12 @@ nets", ICLR 2015, arXiv 1412.6550, eq. 3.
     L = mean (r(F_s) - F_t)^2       over samples, channels and pixels
 
 student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
-The regressor r is a 1x1 convolution and batch norm, trained with the student and then discarded.
-The paper's is a larger valid convolution if the maps differ in size; here the larger map is pooled.
-It ends without a ReLU: a WRN's stages are sums with negative values, which a ReLU cannot match (the
-regressors of mdistiller and RepDistiller end in one). The paper halves the square and sums over the
-map; a mean does not grow with the network. Its two stages, hint and then KD, are set by the terms'
-schedules.
+The regressor r is a 1x1 convolution and batch norm, trained with the student and then discarded. If
+the maps differ in size, the paper's regressor is a larger convolution without padding; here the
+larger map is pooled. The regressor ends without a ReLU: a WRN's stages are sums with negative
+values, which a ReLU cannot match (the regressors of mdistiller and RepDistiller end in one). The
+paper halves the square and sums over the map; a mean does not grow with the network. Its two
+stages, hint and then KD, are set by the terms' schedules.
 Memory: three maps of the teacher's width, 3 B C_t H W floats: 120 MiB at batch 128, 480 MiB at 512
 for 320 channels of 16x16.
 """
@@ -23,7 +23,7 @@ from distill.losses.sizes import pool_to_same_size
 
 
 class FitNet(nn.Module):
-    """Regress one map of the teacher from one of the student."""
+    """Predict a map of the teacher from a map of the student by a regressor."""
 
     def __init__(
         self,

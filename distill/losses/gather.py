@@ -1,8 +1,8 @@
 """Gather the batch of all processes, for terms that compare its samples.
 
-The relations within one process's rows are not those of the batch: DIST's classes, SP's and RKD's
-pairs would change with the number of processes. With gradient accumulation it is the batch of one
-part: the activations of the others are already freed.
+Relational losses (DIST, PKT, RKD, SP) compare the samples of a batch: computed within each process,
+they would depend on the number of processes. With gradient accumulation only the samples of one
+micro-batch are compared: the activations of the others are already freed.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 def whole_batch(rows: Tensor) -> Tensor:
     """Gather the rows [b, ...] of all P processes to [B, ...], in the order of ranks.
 
-    A single process gets the same tensor. Differentiable: each process computes the same loss of
-    all rows and gets P times the gradient of its own; the mean over processes is the gradient of
-    the global batch.
+    A single process gets `rows` itself. The gradient passes through: each process computes the same
+    loss of all rows, its own rows get P times their gradient, and the mean over the P processes is
+    the gradient of the global batch.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
@@ -27,14 +27,14 @@ def whole_batch(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole_batch_without_grad(rows: Tensor) -> Tensor:
-    """Gather like `whole_batch`, without a gradient: for integers and for memory banks."""
+    """Gather like `whole_batch`, but without gradients: for integers and memory banks."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
     return _gathered(rows)
 
 
 class _GatherRows(torch.autograd.Function):
-    """Gather rows [b, ...] to [P b, ...]; backward sums the gradients of all processes.
+    """Gather rows [b, ...] to [P b, ...]; sum the gradients of all processes in backward.
 
     Every process has the same number of rows b.
     """

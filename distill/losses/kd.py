@@ -4,9 +4,9 @@
     L = T^2 mean_b KL( p(z_t; T) || p(z_s; T) ),      p(z; T) = softmax(z / T)
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C] on the same pixels; targets: not read.
-Summed over classes, mean over the batch. T^2 keeps the gradient's size as T grows; it is always
-applied. In float32: in bfloat16 a logit gap of 9 already rounds 1 - p to zero. As T grows the loss
-tends to the squared distance of the centred logits over 2C.
+L is summed over classes and is a mean over the batch. T^2, which is always applied, preserves the
+gradient's size as T grows. L is computed in float32: in bfloat16 a logit gap of 9 already rounds
+1 - p to zero. As T grows L tends to the squared distance of the centred logits over 2C.
 torchdistill's KDLoss has no T^2 if its `alpha` is None or 0.
 """
 
@@ -21,7 +21,7 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class KD:
-    """KL to the teacher's softened predictions at `temperature` T > 0."""
+    """KL divergence to the teacher's predictions, softened by `temperature` T > 0."""
 
     temperature: float = 4.0
 

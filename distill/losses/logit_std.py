@@ -8,9 +8,9 @@ student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
 Shifting or scaling a student's row changes nothing: without a weighted label term its confidence is
 arbitrary. No z-score of C classes is more than sqrt(C) above the next, so the published T = 2 for
 100 classes corresponds to 0.6 to 1.2 for 10.
-A constant row standardises to zeros, and no row's gradient grows by more than 1 / 0.01. The
-authors add 1e-7 to std: there the rounding errors of a constant row, as large in float32, become
-z-scores near 1, and the gradient of a student with constant outputs grows by millions.
+A constant row standardises to zeros, and no row's gradient grows by more than 1 / 0.01. The authors
+add 1e-7 to std. In float32 the rounding errors of a constant row are of that size too, so that they
+become z-scores near 1, and the gradient of a student with constant outputs grows by millions.
 torchdistill's LogitStdKDLoss has no T^2 if its `alpha` is None or 0.
 """
 
@@ -27,7 +27,7 @@ FLOOR = 0.01  # of a row's standard deviation; that of trained logits is above 1
 
 @dataclass(frozen=True)
 class LogitStd:
-    """KL of standardised logits at `temperature` T > 0."""
+    """KL divergence of standardised logits at `temperature` T > 0."""
 
     temperature: float = 1.0
 

@@ -5,9 +5,9 @@ distillation", CVPR 2023, DOI 10.1109/CVPR52729.2023.02325, section 3.2 ("predic
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
 KD itself is Hinton's (arXiv 1503.02531). Low temperatures weigh the likely classes, high ones
-all of them. The authors' code sums over five (4, 3, 5, 2, 6); with a mean the weight does not
-depend on their number. It also sums over strong and weak views and masks a mean; neither is done
-here.
+all of them. The authors' code sums over five temperatures (4, 3, 5, 2, 6); with a mean the weight
+does not depend on their number. Their code also sums over strongly and weakly augmented views, and
+leaves some samples out of a mean by the teacher's confidence; neither is done here.
 """
 
 from dataclasses import dataclass

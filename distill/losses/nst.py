@@ -5,10 +5,10 @@ selectivity transfer", 2017, arXiv 1707.01219, eqs. 5-7.
     L = mean_b  mean_ij k(f_i^s, f_j^s) + mean_ij k(f_i^t, f_j^t) - 2 mean_ij k(f_i^s, f_j^t)
 
 student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
-The squared maximum mean discrepancy between two sets of channels, whose numbers may differ; larger
-maps are pooled to the smaller size. sum_ij (f_i . g_j)^2 is the inner product of the two matrices
-of pixels F^T F, so that L = mean_b || F_s^T F_s / C_s - F_t^T F_t / C_t ||_F^2: this is computed
-if there are fewer pixels than channels of both maps, otherwise the sum over pairs.
+L is the squared maximum mean discrepancy between two sets of channels, whose numbers may differ;
+larger maps are pooled to the smaller size. sum_ij (f_i . g_j)^2 is the inner product of the two
+matrices of pixels F^T F, so that L = mean_b || F_s^T F_s / C_s - F_t^T F_t / C_t ||_F^2: this is
+computed if there are fewer pixels than channels of both maps, otherwise the sum over pairs.
 Memory: normalised maps, and matrices [B, HW, HW] or [B, C_s + C_t, C_s + C_t], none larger than the
 two maps: 40 MiB at batch 128, 161 MiB at 512 for 8x8 maps of 640 and 256 channels; 0.4 and 1.4 GiB
 for 32x32 maps of 160 and 64.
@@ -44,22 +44,22 @@ class NST:
 
 
 def _channels(maps: Tensor) -> Tensor:
-    """Flatten channels over pixels, each to norm 1: [B, C, H, W] -> [B, C, HW]."""
+    """Flatten each channel's pixels and scale them to L2 norm 1: [B, C, H, W] -> [B, C, HW]."""
     return normalize(rearrange(maps, "b c h w -> b c (h w)"), dim=-1)
 
 
 def _over_pixels(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the means of f f^T: [B, C_s, HW], [B, C_t, HW] -> [B]."""
+    """Return the squared distance of the means of f f^T: [B, C_s, HW], [B, C_t, HW] -> [B]."""
     return (_selectivity(student) - _selectivity(teacher)).square().sum((1, 2))
 
 
 def _selectivity(channels: Tensor) -> Tensor:
-    """Mean over channels of f f^T: [B, C, HW] -> [B, HW, HW]."""
+    """Return the mean over channels of f f^T: [B, C, HW] -> [B, HW, HW]."""
     return channels.mT @ channels / channels.shape[1]
 
 
 def _over_pairs(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum of kernels over pairs, weighted 1 / C_s (student) and -1 / C_t (teacher): [B]."""
+    """Return the sum over pairs of k, weighted 1 / C_s (student), -1 / C_t (teacher): [B]."""
     both, n, m = torch.cat([student, teacher], dim=1), student.shape[1], teacher.shape[1]
     weights = torch.cat([both.new_full((n,), 1 / n), both.new_full((m,), -1 / m)])
     return weights @ (both @ both.mT).square() @ weights

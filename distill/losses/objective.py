@@ -1,4 +1,4 @@
-"""The weighted sum of named loss terms, each logged unweighted.
+"""Compute the weighted sum of loss terms, and each term unweighted for the log.
 
 A term reads `LossInputs` and returns one scalar. The objective returns every term's unweighted
 value under its name beside the weighted total, so that the logged values always add up to the
@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # the same without the batch: (C, H, W) 
 
 @dataclass(frozen=True)
 class UnmixedTeacherLogits:
-    """The teacher's logits for the two images of each mixed one, before they were mixed.
+    """The teacher's logits for the two images of each mixed image, before they were mixed.
 
     `own`, `partner`: logits [B, C]; `lam`: [B, 1], the share of `own` in the mixed image.
     """
@@ -32,7 +32,7 @@ class UnmixedTeacherLogits:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss terms read of one batch, float32.
+    """The inputs of the loss terms for one batch, float32.
 
     `student`: logits [B, C]; `targets`: the labels as distributions [B, C], mixed like the images;
     `teacher`: logits [B, C] on the same pixels, or None without a teacher. `student_taps` and
@@ -79,7 +79,7 @@ class LossSchedule:
         return 1 + (self.fade_to - 1) * (progress - warm) / (self.end - warm)
 
     def is_on(self, progress: float) -> bool:
-        """Whether the term is computed; during warm-up it is, even at a factor of 0."""
+        """Whether the term is computed, which it is during warm-up, even at a factor of 0."""
         return self.begin <= progress < self.end
 
 
@@ -94,7 +94,7 @@ class LossTerm:
 
 
 class Objective(nn.Module):
-    """total = sum of weight x factor x term, over the terms that are on.
+    """The sum of weight x schedule factor x loss over the terms that are on.
 
     A term of weight 0 is logged and has no gradient; a term that is off is not computed.
     """
@@ -108,12 +108,12 @@ class Objective(nn.Module):
 
     @property
     def change_points(self) -> list[float]:
-        """Return the shares of the training at which terms begin or end, 0 first, all below 1."""
+        """Return the shares of the training, 0 and those below 1 at which a term begins or ends."""
         schedules = [term.schedule for term in self.terms.values()]
         return sorted({0.0, *(at for s in schedules for at in (s.begin, s.end) if at < 1)})
 
     def needs(self, progress: float) -> frozenset[str]:
-        """Return the inputs that the terms that are on at `progress` read."""
+        """Return the names of the inputs read by the terms that are on at `progress`."""
         on = (term.needs for term in self.terms.values() if term.schedule.is_on(progress))
         return frozenset[str]().union(*on)
 
@@ -145,7 +145,7 @@ class Objective(nn.Module):
         return 0 * unused
 
     def clear_inactive_grads(self, progress: float) -> None:
-        """Drop the gradients of terms that are off: their parameters get no decay, no momentum."""
+        """Drop the gradients of terms that are off, so that no decay or momentum changes them."""
         for parameter in self._inactive_parameters(progress):
             parameter.grad = None
 

@@ -8,8 +8,8 @@ probabilistic knowledge transfer", ECCV 2018, arXiv 1803.10837, eqs. 3-8.
 student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are
 flattened. Only angles matter: the networks' widths and the lengths of features may differ.
 The authors' code takes a mean over the matrix, so that its value falls as 1 / B; "scale_free" is B
-times it, the mean over samples of a divergence. Like theirs, the matrix includes the diagonal
-p_i|i. The batch is the whole global batch.
+times that value: the mean over samples of a divergence. As in their code, the matrix includes the
+diagonal p_i|i. The batch is the whole global batch.
 Memory: some B x B matrices: 0.7 MiB at batch 128, 8.5 MiB at 512.
 """
 
@@ -28,7 +28,7 @@ EPS = 1e-7
 
 @dataclass(frozen=True)
 class PKT:
-    """Match the probabilities of samples being neighbours in the batch."""
+    """Match the probabilities that samples of the batch are neighbours."""
 
     student_tap: str = "features"
     teacher_tap: str = "features"
@@ -42,7 +42,7 @@ class PKT:
 
 
 def neighbours(features: Tensor) -> Tensor:
-    """Return p_j|i, rows of sum 1: [B, ...] -> [B, B]."""
+    """Return the probabilities p_j|i, whose rows sum to 1: [B, ...] -> [B, B]."""
     unit = normalize(at_least_float32(features).flatten(1), dim=-1, eps=EPS)
     kernel = (unit @ unit.T + 1) / 2
     return kernel / kernel.sum(-1, keepdim=True)

@@ -5,16 +5,17 @@ arXiv 2104.09044, eqs. 5-7, figures 3 and 4.
     x_i = a x'_i + b up(x_{i+1}),  (a, b) = sigmoid(conv[x'_i, up(x_{i+1})]),  x' = conv1x1(F_s^i)
     out_i = conv3x3(x_i)
     HCL(u, v) = ( mse(u, v) + sum_l w_l mse(pool_l u, pool_l v) ) / (1 + sum_l w_l)
-                l = 4, 2, 1 pixels a side (those below the map's own), w = 1/2, then halved
+                l: those of 4, 2, 1 pixels below the map's width; w = 1/2, 1/4, 1/8 in this order
 
-student: maps F_s^i [B, C_i, H, W], shallow to deep, at the end features [B, D] as a map of one
-pixel; teacher: as many, F_t^i; targets: not read.
-A map of the teacher is compared with the student's own and all deeper ones, fused (ABF). `width`
-is the fused maps' channels (the paper's: 512 at most). Maps of different sizes are compared at the
-smaller one. Taps are compared as they are: a WRN's stages before activation, like the authors' code
-for the teacher, and the student's after.
-Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 796 MiB at batch 128, 3.1
-GiB at 512 for three stages of WRN-28-10.
+student: maps F_s^i [B, C_i, H, W], shallow to deep; the last may be features [B, D], treated as 1x1
+maps; teacher: as many maps F_t^i; targets: not read.
+Each map of the teacher is compared with a fusion (ABF) of the student's map of the same level and
+all deeper ones. `width` is the fused maps' channels (the paper's: 512 at most). Maps of different
+sizes are compared at the smaller one. Taps are compared without a further activation: a WRN's
+stages are sums before activation, as in the authors' code for the teacher, and the student's are
+after it.
+Memory: about four maps of the teacher's width per tap, 4 B C_t H W floats: 796 MiB at batch 128,
+3.1 GiB at 512 for three stages of WRN-28-10.
 """
 
 import torch
@@ -30,7 +31,7 @@ SIDES = (4, 2, 1)  # in pixels, of the pooled maps
 
 
 class ReviewKD(nn.Module):
-    """Match each map of the teacher by a fusion of the student's own and deeper maps."""
+    """Match each teacher map by a fusion of the student's map at its level and deeper ones."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class Fusion(nn.Module):
 
 
 def hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return HCL, the squared distance of two maps [B, C, H, W] at several resolutions."""
+    """Return HCL, the mean squared distance of two maps [B, C, H, W] at several resolutions."""
     sides = [side for side in SIDES if side < student.shape[-1]]
     levels = {side: 2.0 ** -(i + 1) for i, side in enumerate(sides)}  # as in the authors' code
     total = mse_loss(student, teacher)
@@ -93,5 +94,5 @@ def hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _as_map(tap: Tensor) -> Tensor:
-    """Reshape features [B, D] to a map of one pixel [B, D, 1, 1]; maps are unchanged."""
+    """Return maps unchanged, and features [B, D] as 1x1 maps [B, D, 1, 1]."""
     return at_least_float32(tap if tap.dim() == 4 else tap[:, :, None, None])

@@ -1,14 +1,14 @@
 """Relational knowledge distillation: Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068, eqs. 4-8.
 
     L = distance L_D + angle L_A
-    L_D = mean_ij  huber( d_ij^s - d_ij^t ),   d_ij = ||f_i - f_j|| / mean of those of the batch
+    L_D = mean_ij  huber( d_ij^s - d_ij^t ),   d_ij = ||f_i - f_j|| / mean distance in the batch
     L_A = mean_ijk huber( a_ijk^s - a_ijk^t ), a_ijk = cos of the angle at i between j and k
 
 student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are
 flattened. Shifting, rotating or scaling all features of a network changes nothing.
-`distance` and `angle` are in the paper's ratio 1 : 2; its weights, 25 and 50, are a term weight of
-25. The batch is the whole global batch; angles are those of its first `rows`, which are in random
-order.
+The defaults of `distance` and `angle` have the paper's ratio 1 : 2; its weights, 25 and 50,
+correspond to a term weight of 25. The batch is the whole global batch, which is shuffled; angles
+are computed for its first `rows` samples only.
 Memory: B x B for distances; for R rows two arrays [R, R, D] of directions and two [R, R, R] of
 cosines: 121 MiB at batch 128 and 126 MiB at 512 for R = 128 and D = 640.
 """
@@ -45,7 +45,7 @@ class RKD:
 
 
 def _distances(features: Tensor) -> Tensor:
-    """Return the distance of every pair, divided by their mean: [B, D] -> [B, B]."""
+    """Return the distances of all pairs, divided by their mean: [B, D] -> [B, B]."""
     squares = features.square().sum(-1)
     squared = squares[:, None] + squares[None] - 2 * features @ features.T
     # The minimum avoids the root's infinite gradient at 0; the mask makes the diagonal 0 again.

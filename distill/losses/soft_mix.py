@@ -1,13 +1,13 @@
-"""KL to the teacher's predictions, mixed like the images: mixup (Zhang et al., ICLR 2018,
-arXiv 1710.09412) with a teacher's labels in place of the data's.
+"""KL divergence to the teacher's predictions, mixed like the images: mixup with a teacher's labels
+in place of the data's (mixup: Zhang et al., ICLR 2018, arXiv 1710.09412).
 
     L = T^2 mean_b KL( lam p(z_i; T) + (1 - lam) p(z_j; T) || p(z_s; T) )
 
 student: logits z_s [B, C] of the mixed image; teacher: logits z_i, z_j [B, C] of the two images
 before they were mixed, and lam [B, 1]; targets: not read.
-Not function matching: the teacher does not see the mixed image, and the student learns to be linear
-between two predictions (like the "recall" of TinyViT, arXiv 2207.10666). The teacher's logits are
-those of single images and can be cached whatever the mixing.
+This is not function matching: the teacher does not see the mixed image, and the student learns to
+be linear between two predictions (like the "recall" of TinyViT, arXiv 2207.10666). The teacher's
+logits are those of single images and can be cached whatever the mixing.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class SoftMix:
-    """KL to the mixture of two teacher predictions at `temperature` T > 0."""
+    """KL divergence to the mixture of two teacher predictions at `temperature` T > 0."""
 
     temperature: float = 4.0
 

@@ -5,9 +5,9 @@
     L = || G_s - G_t ||_F^2 / B^2        reduction "paper"
 
 student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
-Rows of G have norm 1, so that the paper's value falls as 1 / B; "scale_free" is B times it, the
-mean over samples. The batch is the whole global batch. torchdistill's `normalize(G, 1)` takes L1
-norms, since its second argument is p.
+Rows of G have norm 1, so that the paper's value falls as 1 / B; "scale_free" is B times that value:
+the mean over samples. The batch is the whole global batch. torchdistill's `normalize(G, 1)` takes
+L1 norms, since its second argument is p.
 Memory: F_s once more and its gradient, B C H W floats each, and some B x B matrices: 24 MiB at
 batch 128, 96 MiB at 512 for 256 channels of 8x8.
 """
@@ -25,7 +25,7 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class SP:
-    """Match which samples of the batch are similar."""
+    """Match the similarities between the samples of the batch."""
 
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
@@ -39,6 +39,6 @@ class SP:
 
 
 def similarities(maps: Tensor) -> Tensor:
-    """Return inner products of the samples' maps, each row of norm 1: [B, ...] -> [B, B]."""
+    """Return the inner products of the samples' maps, each row of norm 1: [B, ...] -> [B, B]."""
     flat = at_least_float32(maps).flatten(1)
     return normalize(flat @ flat.T, p=2, dim=1)

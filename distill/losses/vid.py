@@ -5,12 +5,12 @@ arXiv 1904.05835, eqs. 4-6.
     var_c = softplus(alpha_c) + 1e-5
 
 student: maps F_s [B, C_s, H, W]; teacher: as many maps F_t [B, C_t, H, W]; targets: not read.
-The teacher's maps under a Gaussian whose mean mu is regressed from the student's by three 1x1
-convolutions (no ReLU at the end: a WRN's sums are negative too) and whose variance is learnt, one
-per channel. alpha is a parameter: mdistiller has it in a plain list, where it is not trained. L is
-a log-likelihood and may be negative. The larger map is pooled.
-Memory: some four maps of the teacher's width a tap, 4 B C_t H W floats: 749 MiB at batch 128, 2.9
-GiB at 512 for three stages of WRN-28-10.
+L is the negative log-likelihood, up to a constant, of the teacher's maps under a Gaussian; it may
+be below 0. The mean mu is predicted from the student's maps by three 1x1 convolutions (without a
+ReLU at the end: a WRN's sums may be negative); the variance is learnt, one per channel. alpha is a
+parameter: mdistiller has it in a plain list, where it is not trained. The larger map is pooled.
+Memory: about four maps of the teacher's width per tap, 4 B C_t H W floats: 749 MiB at batch 128,
+2.9 GiB at 512 for three stages of WRN-28-10.
 """
 
 import math
@@ -30,7 +30,7 @@ INITIAL_VARIANCE = 5.0
 
 
 class VID(nn.Module):
-    """Negative log-likelihood of the teacher's maps given the student's."""
+    """The negative log-likelihood of the teacher's maps given the student's."""
 
     def __init__(
         self,

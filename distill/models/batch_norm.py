@@ -1,7 +1,7 @@
 """Re-estimate batch-norm statistics for averaged weights.
 
 The statistics of averaged weights are not the average of the statistics. Izmailov et al., UAI 2018,
-arXiv 1803.05407, section 3.2, measure them anew by a pass over training images.
+arXiv 1803.05407, section 3.2, recompute them by a pass over training images.
 """
 
 import torch
@@ -15,12 +15,12 @@ BATCH = 250
 
 
 @torch.no_grad()
-def re_estimate(net: nn.Module, images: Tensor, device: torch.device) -> None:
-    """Set the running mean and variance of each batch norm from uint8 images [N, 3, H, W].
+def recompute_statistics(net: nn.Module, images: Tensor, device: torch.device) -> None:
+    """Recompute the running mean and variance of each batch norm from uint8 images [N, 3, H, W].
 
-    Each is the plain mean over batches of 250, or over one batch if there are fewer images; a
-    partial last batch is not read. Only the norms are in train mode meanwhile: no dropout. The
-    network is in eval mode afterwards.
+    Each is the plain mean over batches of 250 images, or over one batch if there are fewer; a
+    partial last batch is not read. Meanwhile only the batch norms are in train mode, so dropout is
+    off. Afterwards the network is in eval mode.
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -1,9 +1,9 @@
 """Save and load weights and training checkpoints.
 
 All randomness is a function of (seed, view, sample) or (seed, step, rank), so no random state is
-saved. Neither is the teacher: its fingerprint is in the result. A checkpoint is written under a
-temporary name, read again, and only then renamed; the previous one stays, in case the disk damages
-the new one. One digest covers the whole checkpoint.
+saved. The teacher is not saved either: its fingerprint is in the result. A checkpoint is written
+under a temporary name, read again, and only then renamed; the previous checkpoint is retained in
+case the disk damages the new one. One digest covers the whole checkpoint.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
     """Write `tensors` (state dicts by name) and `progress` (plain JSON) as one checkpoint.
 
     Raises OSError if it cannot be written or reads back differently; the previous checkpoint is
-    still whole then.
+    then intact.
     """
     new, (_, old) = folder.with_name(folder.name + ".new"), checkpoint_folders(folder)
     shutil.rmtree(new, ignore_errors=True)
@@ -54,7 +54,7 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
     except OSError:
         shutil.rmtree(new, ignore_errors=True)  # on a full disk a partial one takes space
         raise
-    if folder.exists():  # else `old` is the only whole one and stays until the rename
+    if folder.exists():  # else `old` is the only complete one and stays until the rename
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
@@ -62,7 +62,7 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
 
 
 def _write_and_verify(new: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Write both files and read them again."""
+    """Write both files of a checkpoint. Raises OSError if they read back differently."""
     new.mkdir(parents=True)
     buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
     torch.save(tensors, buffer)
@@ -141,14 +141,14 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def digest_of(state: bytes, progress: dict[str, Any]) -> str:
-    """Return the sha256 over both parts; floats survive JSON exactly."""
+    """Return the sha256 of a checkpoint's tensors and progress; JSON preserves floats exactly."""
     digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode() + b"\0")
     digest.update(state)
     return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the renames in a folder to disk; only POSIX can."""
+    """Flush the renames in a folder to disk; do nothing on systems other than POSIX."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -176,7 +176,8 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> str:
 def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
     """Load all weights of `net` from a safetensors file.
 
-    Raises UserError if it cannot be read, has another digest than `sha256`, or does not fit.
+    Raises UserError if it cannot be read, has another digest than `sha256`, or does not fit the
+    network.
     """
     expected = net.state_dict()
     n_bytes = sum(tensor.nbytes for tensor in expected.values())

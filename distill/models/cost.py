@@ -17,15 +17,15 @@ ENOUGH_S = 2.0
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Count all parameters."""
+    """Count a network's parameters, trained or not."""
     return sum(p.numel() for p in net.parameters())
 
 
 def count_macs(net: nn.Module) -> int:
     """Count the multiply-accumulates of one image's forward pass.
 
-    Convolutions and matrix products count: of the networks here that is convolutions, linear layers
-    and the attention of some timm networks.
+    Only convolutions and matrix products are counted; in these networks they are the convolutions,
+    the linear layers and the attention of some timm networks.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(_grey_images(net, 1))
@@ -68,12 +68,12 @@ def _time_call(net: nn.Module, images: Tensor) -> float:
 
 
 def _synchronize(images: Tensor) -> None:
-    """Wait until the device has finished; a CPU always has."""
+    """Wait until the device of `images` has finished its work; a CPU needs no waiting."""
     if images.device.type != "cpu":
         torch.accelerator.synchronize(images.device)
 
 
 def _grey_images(net: nn.Module, n: int) -> Tensor:
-    """Return grey images: a convolution's cost does not depend on the pixels."""
+    """Return `n` grey images on the network's device; the cost does not depend on the pixels."""
     images = torch.full((n, CHANNELS, SIDE, SIDE), 0.5, device=next(net.parameters()).device)
     return images.to(memory_format=torch.channels_last)

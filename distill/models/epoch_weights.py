@@ -9,23 +9,23 @@ from distill.runs.run_folder import RunFolder
 
 
 def weights_path(folder: RunFolder, epoch: int) -> Path:
-    """The file of an epoch's weights; epochs count from 1."""
+    """Return the path of an epoch's weights; epochs count from 1."""
     return folder.epochs / f"epoch-{epoch}.safetensors"
 
 
 def saved_epochs(folder: RunFolder) -> list[int]:
-    """The epochs whose weights are saved, ascending."""
+    """Return the epochs whose weights are saved, in ascending order."""
     names = (path.stem for path in folder.epochs.glob("epoch-*.safetensors"))
     return sorted(int(name.removeprefix("epoch-")) for name in names)
 
 
 def save(folder: RunFolder, epoch: int, net: nn.Module) -> None:
-    """Save a network's weights as those of an epoch. Raises OSError if they cannot be written."""
+    """Save a network's weights after an epoch. Raises OSError if they cannot be written."""
     checkpoint.save_weights(weights_path(folder, epoch), checkpoint.copy_weights(net))
 
 
-def delete_later(folder: RunFolder, epoch: int) -> None:
-    """Delete the weights of later epochs: a run that resumed before them computes others."""
+def delete_after(folder: RunFolder, epoch: int) -> None:
+    """Delete the weights of epochs after `epoch`: a resumed run trains those epochs again."""
     for later in saved_epochs(folder):
         if later > epoch:
             weights_path(folder, later).unlink()

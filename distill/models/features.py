@@ -50,14 +50,17 @@ class FeatureExtractor(nn.Module):
 
 
 def tap_points(net: nn.Module) -> Mapping[str, nn.Module]:
-    """Return the modules whose outputs can be tapped, by name; empty if the network names none."""
+    """Return the modules whose outputs can be tapped, by tap name; empty if there are none."""
     points: Mapping[str, nn.Module] = getattr(net, "tap_points", {})
     return points
 
 
 @torch.no_grad()
 def tap_shapes(extractor: FeatureExtractor, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Return each tap's shape for one image, without the batch; the network's mode is restored."""
+    """Return each tap's shape for one image, without the batch dimension.
+
+    The network's mode is restored.
+    """
     net, device = extractor.net, next(extractor.net.parameters()).device
     was_training = net.training
     net.eval()

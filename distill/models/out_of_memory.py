@@ -20,8 +20,9 @@ class OutOfMemory(Exception):
 
 @contextmanager
 def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
-    """Raise OutOfMemory instead of torch's or Python's error, which references what fills the
-    memory.
+    """Raise OutOfMemory instead of torch's or Python's error for a full memory.
+
+    The original error is dropped: its traceback refers to the tensors that fill the memory.
     """
     try:
         yield
@@ -38,14 +39,14 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error of torch or Python means that the device's or host's memory is full."""
+    """Whether an error of torch or Python means that the device's or the host's memory is full."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OF_CPU)
 
 
 def _which_memory(error: BaseException) -> str:
-    """Which memory is full, on one line."""
+    """Return a line on which memory is full: the device's or the host's."""
     first_line = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"the device's memory is full: {first_line}"

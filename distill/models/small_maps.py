@@ -14,14 +14,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 MIN_CHANNELS = 256  # of input and output: with fewer, the gathering costs more than it saves
-MAX_PIXELS = {torch.bfloat16: 16, torch.float32: 9}  # of a map, by the type computed in
+MAX_PIXELS = {torch.bfloat16: 16, torch.float32: 9}  # of a map, by the dtype of the computation
 
 
 def use_matrix_products(net: nn.Module) -> None:
-    """Make a network's wide 3x3 convolutions, in place, use matrix products on small maps.
+    """Replace a network's wide 3x3 convolutions by SmallMapConv2d, in place.
 
-    Outputs and gradients are the same up to rounding; parameters and their names stay. Calling it
-    again changes nothing.
+    Outputs and gradients are the same up to rounding; parameters and their names do not change.
+    Calling it again changes nothing.
     """
     for module in net.modules():
         if type(module) is nn.Conv2d and _is_eligible(module):
@@ -40,7 +40,7 @@ def _is_eligible(convolution: nn.Conv2d) -> bool:
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A 3x3 convolution of stride 1 and zero padding 1 that is a matrix product on small maps."""
+    """A 3x3 convolution (stride 1, zero padding 1) computed as a matrix product on small maps."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         dtype = input.dtype

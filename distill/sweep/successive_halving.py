@@ -27,7 +27,7 @@ from distill.sweep.sweep_summary import BEST, SUMMARY, run_sweep
 from distill.sweep.worker import Say, Train
 from students import course_rules as courses
 from students.design import Design
-from students.widest_designs import widest_of_each
+from students.widest_designs import widest_designs
 
 KEYS = ("stages", "blocks", "width")  # of a design
 GIVEN = {*KEYS, "channels"}  # keys of [student] that a search chooses
@@ -92,8 +92,8 @@ def legal_designs(
         raise UserError("a search varies the student, but the recipe has no [student].")
     rules, activation = courses.rules_by_name(course), recipe.student.activation
     spec = {name: value for name, value in recipe.student.spec().items() if name not in GIVEN}
-    too_many = rules.least_too_many(budget)
-    rows = widest_of_each(too_many, stages, blocks, asymmetric=asymmetric, **spec)
+    too_many = rules.exclusive_limit(budget)
+    rows = widest_designs(too_many, stages, blocks, asymmetric=asymmetric, **spec)
     designs = [{key: row[key] for key in KEYS} for row in rows]
     legal = [d for d in designs if not [*rules.faults(Design.of(**d, **spec), activation)]]
     if len(legal) < 2:

@@ -11,11 +11,12 @@ from distill.runs.run_folder import RunFolder
 
 
 def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder, list[str]]:
-    """Return the chosen one of at least one finished teachers on one data set, and notes on it.
+    """Return the best of the finished teachers `found` on one data set, and notes on the choice.
 
-    `n_held_out`: images that the run holds out. Teachers that hold out the same ones are preferred.
-    Of them the best on these images is taken; the newest if their accuracies are missing
-    (`data.holdout = 0`) or of different images.
+    `found` is not empty. `n_held_out`: the number of images that the student's run holds out.
+    Teachers that hold out the same images are preferred. Among them the one with the best accuracy
+    on these images is chosen; the newest if accuracies are missing (`data.holdout = 0`) or were
+    measured on different images.
     """
     by_age = sorted(found, key=lambda run: str(run.result()["finished_at"]), reverse=True)
     preferred = [run for run in by_age if _n_held_out(run) == n_held_out] or by_age
@@ -33,7 +34,7 @@ def _n_held_out(run: RunFolder) -> int | None:
 
 
 def _val_accuracy(run: RunFolder) -> float | None:
-    """Return the accuracy, 0..1, of its final weights on its held-out images; None without any."""
+    """Return the held-out accuracy, 0..1, of a run's final weights; None if it has none."""
     metrics = run.result()["metrics"]
     averaged, own = (metrics.get(measure_name("top1", split)) for split in ("val_ema", "val"))
     top1: float | None = own if averaged is None else averaged
@@ -41,7 +42,7 @@ def _val_accuracy(run: RunFolder) -> float | None:
 
 
 def _notes_on_best(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
-    """Return the note on the teacher of the best accuracy; none if there was no choice."""
+    """Return a note on the teacher with the best accuracy; empty if only one was found."""
     if len(found) == 1:
         return []
     first, *others = ranked
@@ -55,7 +56,7 @@ def _notes_on_best(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> l
 
 
 def _notes_on_newest(preferred: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
-    """Return the note on the newest teacher; none if there was no choice."""
+    """Return a note on the newest teacher; empty if only one was found."""
     if len(found) == 1:
         return []
     first, *others = preferred

@@ -1,4 +1,4 @@
-"""Build a teacher from frozen networks: one, an ensemble, or one per view; online or cached."""
+"""Build a teacher from frozen networks: one, an ensemble, or one per view; live or cached."""
 
 from collections.abc import Callable, Sequence
 from math import fsum
@@ -15,8 +15,8 @@ from distill.recipe.recipes import Recipe
 from distill.teacher import fold_batch_norm
 from distill.teacher.teacher import (
     FrozenTeacher,
+    LiveTeacher,
     OneTeacherPerView,
-    OnlineTeacher,
     Teacher,
 )
 from distill.teacher.view_cache import CachedTeacher, ViewOrigin
@@ -24,10 +24,10 @@ from teachers.ensemble import Ensemble
 
 
 def combine_teachers(recipe: Recipe, nets: Sequence[nn.Module]) -> nn.Module:
-    """Combine finished networks into one teacher, with the recipe's weights and mirror images.
+    """Combine trained networks into one teacher, with the recipe's weights and mirrored images.
 
-    With `teacher.draw = "one"` it is the mean of all as well: the mean is evaluated, while training
-    queries one network per view.
+    With `teacher.draw = "one"` the result is the same mean: it is evaluated, while training queries
+    one network per view.
     """
     wanted = recipe.teacher or schema.Teacher()
     if len(nets) == 1 and not wanted.mirror:
@@ -36,7 +36,7 @@ def combine_teachers(recipe: Recipe, nets: Sequence[nn.Module]) -> nn.Module:
 
 
 def combination_identity(recipe: Recipe) -> dict[str, str]:
-    """Return what the combination depends on besides the networks; empty for a plain mean."""
+    """Return the settings that a combined teacher's logits depend on; empty for a plain mean."""
     wanted = recipe.teacher or schema.Teacher()
     mirror = {"mirror": "true"} if wanted.mirror else {}
     if len(set(wanted.weights)) < 2:
@@ -48,37 +48,42 @@ def combination_identity(recipe: Recipe) -> dict[str, str]:
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_online_teacher(
-    recipe: Recipe, frozen: FrozenTeacher, batches: Loader, accel: Accelerator
-) -> OnlineTeacher | OneTeacherPerView:
-    """Prepare a copy of the teacher for fast inference; `frozen` stays unchanged."""
+def build_live_teacher(
+    recipe: Recipe, frozen: FrozenTeacher, batches: Loader, accelerator: Accelerator
+) -> LiveTeacher | OneTeacherPerView:
+    """Return a live teacher: a copy of `frozen` prepared for fast inference.
+
+    With `teacher.draw = "one"` it queries one of the networks for each view. `frozen` is unchanged.
+    """
     wanted = recipe.teacher or schema.Teacher()
     if wanted.draw == "one" and isinstance(frozen.net, Ensemble):
         lives = [
-            _online_teacher(recipe, net, batches, accel) for net in frozen.net.single_teachers()
+            _live_teacher(recipe, net, batches, accelerator) for net in frozen.net.single_teachers()
         ]
         weights = wanted.weights or [1.0] * len(lives)
         return OneTeacherPerView(lives, weights, recipe.data.seed)
-    return _online_teacher(recipe, frozen.net, batches, accel)
+    return _live_teacher(recipe, frozen.net, batches, accelerator)
 
 
-def _online_teacher(
-    recipe: Recipe, net: nn.Module, batches: Loader, accel: Accelerator
-) -> OnlineTeacher:
+def _live_teacher(
+    recipe: Recipe, net: nn.Module, batches: Loader, accelerator: Accelerator
+) -> LiveTeacher:
     taps = tuple(required_taps(recipe, "teacher", net))
     ready = fold_batch_norm.prepare_for_inference(
-        net, batches.size, AUTOCAST.get(accel.mixed_precision)
+        net, batches.size, AUTOCAST.get(accelerator.mixed_precision)
     )
-    return OnlineTeacher(FrozenTeacher(to_device(ready, accel.device)), accel, batches, taps)
+    return LiveTeacher(
+        FrozenTeacher(to_device(ready, accelerator.device)), accelerator, batches, taps
+    )
 
 
 def build_teacher(
-    recipe: Recipe, live: OnlineTeacher | OneTeacherPerView | None, depends: dict[str, str]
+    recipe: Recipe, live: LiveTeacher | OneTeacherPerView | None, depends: dict[str, str]
 ) -> Teacher:
-    """Build the teacher of a training: online, cached if the recipe has `[cache]`, or none.
+    """Build the teacher of a training: cached if the recipe has `[cache]`, live if not, or none.
 
-    `depends`: what a view's logits depend on besides the view; its `teacher` joins the fingerprints
-    of several teachers by `+`.
+    `depends`: what a view's logits depend on besides the view, by name; its value `teacher` has the
+    teachers' fingerprints, joined by `+`.
     """
     if live is None:
         return Teacher()
@@ -102,9 +107,10 @@ def build_teacher(
 def _origin_of_views(
     recipe: Recipe, drawn: OneTeacherPerView, depends: dict[str, str]
 ) -> Callable[[int], ViewOrigin]:
-    """Return the identity under which each view's logits are cached: that of its drawn teacher.
+    """Return a function from a view to the identity of its drawn teacher, for the cache key.
 
-    A student with that teacher alone, or one that draws it for the same view, reads the same entry.
+    A student with that teacher alone, or one that draws it for the same view, reads the same cache
+    entry.
     """
     fingerprints = depends.get("teacher", "").split("+")
     alone = [recipes.with_single_teacher(recipe, i) for i in range(len(drawn.networks))]

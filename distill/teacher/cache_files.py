@@ -5,7 +5,8 @@ targets/<key>/view-00007.npz logits of view 7, float16 [N, C]; NaN if not comput
 
 The key is a digest of everything that the logits depend on: a run that differs in any of it has
 another key, and `mismatched_keys` lists the differences. Files are written under a temporary name
-and renamed: a kill leaves no partial file, and two writers of a view write the same bytes.
+and renamed: a killed process leaves no partial file, and two writers of a view write the same
+bytes.
 
 Other users may share the cache. Nothing is read, written or deleted through a folder that is a
 symbolic link; the cache folder itself may be one.
@@ -43,9 +44,9 @@ class CacheEntry:
 
     path: Path
     depends_on: dict[str, Any] = field(default_factory=dict)  # empty without a sound about.json
-    recipe: str = ""  # TOML of the recipe that first requested them …
-    teachers: tuple[str, ...] = ()  # … its teachers' run folders …
-    source: str | None = None  # … and its data
+    recipe: str = ""  # TOML of the recipe that first requested the logits
+    teachers: tuple[str, ...] = ()  # run folders of that recipe's teachers
+    source: str | None = None  # data source of that recipe
 
     @property
     def key(self) -> str:
@@ -53,13 +54,13 @@ class CacheEntry:
 
     @property
     def views(self) -> list[int]:
-        """Numbers of the views that have a file, whole or partial; other files are ignored."""
+        """The numbers of the views that have a file, which may be partial."""
         names = (VIEW.fullmatch(file.name) for file in self.path.glob("view-*.npz"))
         return sorted(int(match[1]) for match in names if match)
 
     @property
     def n_bytes(self) -> int:
-        """Size of all files, including those in a killed writer's temporary folder."""
+        """The size of all files, including those in a killed writer's temporary folder."""
         files = [*self.path.glob("*"), *self.path.glob("*/*")]
         return sum(file.lstat().st_size for file in files if file.is_file())
 
@@ -83,18 +84,18 @@ def check_not_linked() -> None:
 
 
 def cache_key(depends: dict[str, Any]) -> str:
-    """Return the folder, below the cache folder, of the logits that depend on exactly this."""
+    """Return the folder, relative to the cache folder, of the logits that depend on `depends`."""
     canonical = json.dumps(depends, sort_keys=True)
     return f"{FOLDER}/{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
 
 
 def view_name(view: int) -> str:
-    """Return the file name of a view without its suffix, as in the cache's keys."""
+    """Return the name of a view's file without suffix, as used in keys of the user's cache."""
     return f"view-{view:05}"
 
 
 def write_description(depends: dict[str, Any], recipe: str) -> None:
-    """Write what the logits depend on to their folder; ignore a disk that cannot be written."""
+    """Write about.json for the logits that depend on `depends`; ignore errors in writing."""
     path = user_cache.cache_folder() / cache_key(depends) / ABOUT
     if user_cache.is_linked(path) or _open_entry(path.parent).depends_on:
         return
@@ -119,7 +120,7 @@ def list_entries() -> list[CacheEntry]:
 
 
 def entry_rows() -> list[dict[str, Any]]:
-    """Return a row for each entry: its key, teachers, data, size and what it depends on."""
+    """Return a dictionary for each cache entry: key, teachers, data, size and `depends_on`."""
     return [
         {
             "key": entry.key,
@@ -138,9 +139,9 @@ def entry_rows() -> list[dict[str, Any]]:
 
 
 def find_entries(keys: Sequence[str]) -> list[CacheEntry]:
-    """Return the entry whose key begins with each of `keys`.
+    """Return the cache entries whose keys begin with `keys`, one entry for each of them.
 
-    Raises UserError if the beginning fits no entry or several.
+    Raises UserError if no entry, or more than one, begins with one of `keys`.
     """
     entries = list_entries()
     found, faults = [], []
@@ -155,7 +156,7 @@ def find_entries(keys: Sequence[str]) -> list[CacheEntry]:
 
 
 def mismatched_keys(depends: dict[str, Any]) -> list[str]:
-    """Return the keys in which the most similar entry differs from `depends`; empty without one."""
+    """Return the keys in which the most similar entry differs from `depends`, if there is one."""
     others = (entry.depends_on for entry in list_entries() if entry.depends_on)
     differing = [
         [name for name in depends | other if other.get(name) != depends.get(name)]
@@ -175,7 +176,7 @@ def format_size(n_bytes: int) -> str:
 def delete_entry(entry: CacheEntry) -> None:
     """Delete an entry. A run that is writing to it creates it again.
 
-    Raises UserError if it cannot be deleted. Links in it are deleted, not what they lead to.
+    Raises UserError if it cannot be deleted. Links in it are deleted, but not their targets.
     """
     try:
         shutil.rmtree(entry.path)
@@ -185,7 +186,7 @@ def delete_entry(entry: CacheEntry) -> None:
 
 
 def _open_entry(path: Path) -> CacheEntry:
-    """Open an entry; without a sound about.json, what it depends on is unknown."""
+    """Open an entry; `depends_on` is empty if its about.json is missing or damaged."""
     try:
         return _described(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged in any way
@@ -208,6 +209,6 @@ def _described(path: Path) -> CacheEntry:
 
 
 def _are_plain_names(depends: dict[str, Any]) -> bool:
-    """Whether the keys are few and short, and the seed is a whole number if there is one."""
+    """Whether `depends` has few, short keys, and an integer seed if it has a seed."""
     names_fit = len(depends) <= MOST_DEPENDS and max(map(len, depends), default=0) <= LONGEST_NAME
     return names_fit and isinstance(depends.get("seed", 0), int)

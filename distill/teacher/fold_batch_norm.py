@@ -1,8 +1,8 @@
 """Fold batch norms and cast weights of a frozen network, for fast inference.
 
-In eval mode a batch norm is an affine map of each channel. One that follows a convolution whose
-output nothing else reads is multiplied into the kernel (Jacob et al., CVPR 2018, arXiv 1712.05877,
-section 3.2). Weights that autocast would cast for every forward are cast once.
+In eval mode a batch norm is an affine map of each channel. If it is the only reader of a
+convolution's output, it is multiplied into the convolution's kernel (Jacob et al., CVPR 2018, arXiv
+1712.05877, section 3.2). Weights that autocast would cast in every forward pass are cast once.
 """
 
 import copy
@@ -16,17 +16,17 @@ from distill.models.features import tap_points
 from distill.models.small_maps import SmallMapConv2d
 
 CHECKED_IMAGES = 16
-TOLERANCE = 1e-4  # of the largest logit, in float32: some hundred roundings
+TOLERANCE = 1e-4  # share of the largest logit, in float32: about a hundred roundings
 
 
 def prepare_for_inference(
     net: nn.Module, image_size: int, dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """Return a copy of a network in eval mode for fast inference, [B, 3, H, W] to logits [B, C].
+    """Return a copy of a network in eval mode that infers faster: [B, 3, H, W] to logits [B, C].
 
     Batch norms are folded if the network can be traced and its outputs on random images stay the
-    same; otherwise the copy is not folded. `dtype` is the one that autocast will choose: kernels
-    and matrices are cast to it.
+    same; otherwise they are not. `dtype`: the type that autocast will use, to which the weights of
+    convolutions and linear layers are cast.
     """
     copied = copy.deepcopy(net).eval()
     folded = fold_batch_norms(copy.deepcopy(copied))
@@ -66,14 +66,17 @@ def outputs_match(net: nn.Module, other: nn.Module, image_size: int) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Trace our convolutions as one operation each, like torch's."""
+    """Traces a SmallMapConv2d as one operation, like torch's own convolutions."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, SmallMapConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _foldable_pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of each convolution and the batch norm that alone reads it; none if tracing fails."""
+    """Yield the names of each convolution and the batch norm that is its only reader.
+
+    Yields nothing if the network cannot be traced.
+    """
     try:
         graph = _Tracer().trace(net)
     except Exception:  # control flow on values may raise anything
@@ -91,5 +94,8 @@ def _foldable_pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _is_call_of(net: nn.Module, node: fx.Node, *kinds: type[nn.Module]) -> bool:
-    """Whether a node calls a module of exactly one of these kinds: a subclass may do more."""
+    """Whether a node calls a module whose type is in `kinds`.
+
+    Subclasses are excluded: they may do more.
+    """
     return node.op == "call_module" and type(net.get_submodule(str(node.target))) in kinds

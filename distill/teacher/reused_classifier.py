@@ -15,7 +15,7 @@ from students.resnet import ResNet
 def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
     """Copy the teacher's linear classifier into the student and freeze it there.
 
-    Raises UnsuitableRecipe if it does not fit.
+    Raises UnsuitableRecipe if it is not linear or does not fit the student.
     """
     own, reused = student.get_submodule("head"), _find_classifier(teacher)
     if not isinstance(own, nn.Linear) or not isinstance(reused, nn.Linear):
@@ -37,7 +37,7 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def _find_classifier(teacher: nn.Module) -> nn.Module | None:
-    """Return the layer that computes the logits."""
+    """Return the teacher's last layer, which computes the logits; None if there is none."""
     inner: Any = getattr(teacher, "net", teacher)  # a wrapped timm network has get_classifier()
     found = inner.get_classifier() if hasattr(inner, "get_classifier") else inner.head
     return found if isinstance(found, nn.Module) else None

@@ -25,7 +25,7 @@ RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_
 
 
 def named_teachers(recipe: Recipe) -> list[RunFolder]:
-    """Return the teacher runs that the recipe names; none if no term reads a teacher."""
+    """Return the teacher runs that the recipe names; empty if no loss term reads a teacher."""
     if recipe.teacher is None or not recipes.has_teacher(recipe):
         return []
     return [RunFolder(Path(path)) for path in recipe.teacher.runs]
@@ -41,9 +41,10 @@ def resolve_teachers(
 ) -> tuple[Recipe, list[str]]:
     """Return the recipe with its teachers filled in, and notes on the choice.
 
-    The teachers are those that the recipe names, else those of `earlier`, else the best finished
-    teacher that fits (see `best_teacher`). Raises UserError if none fits, or if a teacher was named
-    and no term reads one.
+    The teachers are those that the recipe names, else those of `earlier` (the recipe of the run
+    that is resumed), else the best finished teacher in the folders `places` that fits (see
+    `best_teacher`). `name`: the recipe's name, for the error. Raises UserError if none fits, or if
+    a teacher was named and no loss term reads one.
     """
     given = recipe.teacher.runs if recipe.teacher else ()
     if not recipes.has_teacher(recipe):
@@ -80,12 +81,12 @@ def _choose_teacher(
 
 
 def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool:
-    """Whether a run is a finished teacher that fits; false for a broken or foreign folder."""
+    """Whether a run is a finished teacher that fits; false if its folder is broken."""
     try:
         if not run.is_finished or run.role != "teacher":
             return False
         run.check_result()
-        return not _problems(run, images, split)
+        return not _reasons_against(run, images, split)
     except (UserError, OSError):
         return False
 
@@ -93,7 +94,7 @@ def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool
 def notes_on_broken_runs(
     recipe: Recipe, earlier: Recipe | None, places: Iterable[Path]
 ) -> list[str]:
-    """Return notes on broken runs in the folders searched for a teacher; none if one is named."""
+    """Return notes on broken runs in the folders `places`; empty if they are not searched."""
     for candidate in (recipe, earlier):
         if candidate is not None and candidate.teacher and candidate.teacher.runs:
             return []
@@ -103,14 +104,14 @@ def notes_on_broken_runs(
 
 
 def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> FrozenTeacher | None:
-    """Load the teacher's network, several as an ensemble; None if no term reads a teacher.
+    """Load the recipe's teacher, several as an ensemble; None if no loss term reads a teacher.
 
-    Raises UserError, naming every faulty folder and key, if a folder is no finished run, has no
+    Raises UserError, naming every faulty folder and key, if a folder is not a finished run, has no
     weights, other classes or other data, or was trained on images that this run holds out, or if
-    the keys of [teacher] require another number of teachers.
+    keys of [teacher] require another number of teachers.
     """
     runs = [_open_run(run) for run in named_teachers(recipe)]
-    faults = [fault for run in runs for fault in _problems(run, images, split)]
+    faults = [fault for run in runs for fault in _reasons_against(run, images, split)]
     places = [run.path.resolve() for run in runs]
     faults += [
         f"teacher {place} was given {places.count(place)} times; an ensemble needs different ones"
@@ -133,7 +134,7 @@ def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> Froz
 
 
 def _open_run(run: RunFolder) -> RunFolder:
-    """Open a run. Raises UserError if it is missing, with what to type if its folder was moved."""
+    """Open a run. Raises UserError, which advises on a moved folder, if it is missing."""
     try:
         return open_run(run.path)
     except UserError as fault:
@@ -144,7 +145,7 @@ def _open_run(run: RunFolder) -> RunFolder:
 
 
 def _count_problems(recipe: Recipe, n: int) -> Iterator[str]:
-    """Yield a line for each key of [teacher] that does not fit `n` teachers."""
+    """Yield a message for each key of [teacher] that does not fit `n` teachers."""
     options = recipe.teacher or Teacher()
     more = "give several with --teacher A --teacher B"
     if n == 1 and options.draw == "one":
@@ -170,8 +171,8 @@ def check_teachers(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str,
     """Check that the images can be read and that the teachers, if any are named, fit them.
 
     Returns the fingerprints of train split, test split, class names and teachers by name (see
-    `identity`); with `variants`, which have other images or teachers, those of each are joined.
-    Raises UserError as a run would later. Costs reading both splits and the teachers.
+    `identity`), joined with those of `variants`, which have other images or teachers. Raises the
+    UserErrors that a run would raise later. Costs reading both splits and the teachers.
     """
     load_data_set.check(recipe.data.source)
     images = load_data_set.load(recipe.data.source, "train")
@@ -194,12 +195,12 @@ def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
 
 
 def teachers_fingerprint(recipe: Recipe) -> str:
-    """Return the fingerprints of the teachers' weights, joined by `+`; empty without a teacher."""
+    """Return the fingerprints of the teachers' weights, joined by `+`; empty if there is none."""
     return run_identity.teachers_fingerprint(named_teachers(recipe))
 
 
-def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
-    """Return why a run cannot be the teacher on these images, one line each."""
+def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
+    """Return the reasons why a run cannot be the teacher on these images, one line each."""
     if not run.is_finished:
         return [f"teacher {run.path} is not finished: it has no {run.result_file.name}; {RETRAIN}"]
     try:
@@ -225,14 +226,14 @@ def _problems(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[st
             f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so it is unknown "
             f"whether it was trained on images that are held out here; {RETRAIN}"
         ]
-    return [] if split.held_out is None else _held_out_problem(run, images, split.held_out)
+    return [] if split.held_out is None else _held_out_overlap(run, images, split.held_out)
 
 
-def _held_out_problem(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
-    """Return a line if a teacher was trained on held-out images, which its recipe determines.
+def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
+    """Return a line if a teacher was, or may have been, trained on images that a run holds out.
 
-    Its recipe.toml counts only if result.json has its fingerprint and its number of held-out
-    images, since the file can be edited.
+    The teacher's recipe determines its training images. Its recipe.toml is trusted only if
+    result.json has the same fingerprint and number of held-out images, since it can be edited.
     """
     result, teacher_recipe = run.result(), recipes.read(run.recipe)
     prints = recipes.fingerprint_as_written(run.recipe), recipes.fingerprint(teacher_recipe)

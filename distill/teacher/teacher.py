@@ -1,7 +1,8 @@
-"""Query the teacher for the batch that the student sees: a frozen network, or none.
+"""Query the frozen teacher, if there is one, for exactly the batch that the student sees.
 
-Beyer et al., CVPR 2022, arXiv 2106.05237: a good teacher is consistent; targets for another crop or
-an un-mixed image look good early and end lower.
+Beyer et al., CVPR 2022, arXiv 2106.05237: a good teacher is consistent; targets that were computed
+for another crop or an unmixed image give better accuracy early in the training and worse at its
+end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from distill.models.features import FeatureExtractor, ModelOutput
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """The teacher's outputs for one batch; empty except for what the loss terms read."""
+    """The teacher's outputs for one batch, restricted to those that the loss terms read."""
 
     logits: Tensor | None = None  # float32 [b, C], of the mixed images
     taps: Mapping[str, Tensor] = field(default_factory=dict)
@@ -33,11 +34,14 @@ class LogitSource(Protocol):
 
     is_cached: bool  # whether logits are written to the cache and read from it
 
-    def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
-        """Outputs for `images` [b, 3, H, W], the student's input: samples `rows` of `view`."""
+    def mixed_outputs(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
+        """Return the outputs for `images` [b, 3, H, W], the student's input.
 
-    def unmixed(self, view: View, rows: Tensor) -> Tensor:
-        """Logits [b, C] of samples `rows` of `view`, augmented but not mixed."""
+        They are the samples `rows` of `view`, mixed.
+        """
+
+    def unmixed_logits(self, view: View, rows: Tensor) -> Tensor:
+        """Return the logits [b, C] of samples `rows` of `view`, augmented but not mixed."""
 
     @property
     def is_fully_cached(self) -> bool:
@@ -63,7 +67,7 @@ class Teacher:
 
     @property
     def is_fully_cached(self) -> bool:
-        """Whether the teacher's network will not run any more; true without a teacher."""
+        """Whether the run needs no more forward passes of the teacher; true without a teacher."""
         return self.source is None or self.source.is_fully_cached
 
     def save(self) -> None:
@@ -72,7 +76,7 @@ class Teacher:
             self.source.save()
 
     def __call__(self, batch: Batch, needs: frozenset[str]) -> TeacherOutput:
-        """The outputs for the student's input.
+        """Return the teacher's outputs for the student's input.
 
         `needs`: the inputs that the active loss terms read, by the names in
         `distill/recipe/loss_schema.py`.
@@ -83,17 +87,19 @@ class Teacher:
         taps: Mapping[str, Tensor] = {}
         unmixed = None
         if needs & {"teacher", "live teacher"}:
-            logits, taps = self.source.mixed(batch.view, batch.rows, batch.images)
+            logits, taps = self.source.mixed_outputs(batch.view, batch.rows, batch.images)
         if "pair" in needs:
             view, rows = batch.view, batch.rows
-            own, partner = (self.source.unmixed(view, r) for r in (rows, view.partners(rows)))
+            own, partner = (
+                self.source.unmixed_logits(view, r) for r in (rows, view.partners(rows))
+            )
             share = view.own_share(rows).to(own.device)
             unmixed = UnmixedTeacherLogits(own, partner, share)
         return TeacherOutput(logits, taps, unmixed)
 
 
 class FrozenTeacher(nn.Module):
-    """A network without gradients that is always in eval mode, also after `train()`."""
+    """A network without gradients that stays in eval mode even after `train()`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -101,7 +107,7 @@ class FrozenTeacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Ignore `mode`: a loop that calls `train()` on all must not move batch statistics."""
+        """Stay in eval mode, whatever `mode`, so that batch-norm statistics never change."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -109,8 +115,11 @@ class FrozenTeacher(nn.Module):
         return logits
 
 
-class OnlineTeacher:
-    """The frozen teacher, run for every batch; in no optimizer, no DDP, no checkpoint."""
+class LiveTeacher:
+    """A frozen teacher that computes its outputs for every batch.
+
+    It is not part of the optimizer, of DDP or of checkpoints.
+    """
 
     def __init__(
         self,
@@ -123,7 +132,7 @@ class OnlineTeacher:
         self.accelerator, self.loader = accelerator, loader
 
     @torch.no_grad()  # not inference_mode: a loss may save these outputs for its backward
-    def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
+    def mixed_outputs(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
         with self.accelerator.autocast():
             output: ModelOutput = self.extractor(images)
         return ModelOutput(
@@ -133,43 +142,43 @@ class OnlineTeacher:
     is_cached = is_fully_cached = False
 
     def save(self) -> None:
-        """Do nothing: the logits are computed anew for every batch."""
+        """Do nothing: the logits are computed anew for every batch and never cached."""
 
     @property
-    def networks(self) -> "tuple[OnlineTeacher, ...]":
-        """This teacher alone."""
+    def networks(self) -> "tuple[LiveTeacher, ...]":
+        """Return the live teachers that are queried: this one alone."""
         return (self,)
 
-    def unmixed(self, view: View, rows: Tensor) -> Tensor:
+    def unmixed_logits(self, view: View, rows: Tensor) -> Tensor:
         images = self.loader.resized(view, self.loader.augment(view, rows))
-        return self.mixed(view, rows, images).logits
+        return self.mixed_outputs(view, rows, images).logits
 
 
 class OneTeacherPerView:
-    """One of several online teachers for each view, at the cost of one forward.
+    """Query one of several live teachers for each view, at the cost of one forward pass.
 
     Blakeney et al. (2022, arXiv 2211.00683) draw a teacher for each step and find the gain of the
     ensemble. Here the draw is a function of (data seed, view): all processes and a resumed run use
-    the same teacher, and a view's cached logits are those of one teacher. `weights`: one for each
-    teacher, above 0, of any sum; each teacher is drawn with the probability w / sum w.
+    the same teacher, and a view's cached logits are those of one teacher. `weights`: one per
+    teacher, above 0, of any sum; a teacher is drawn with the probability w / sum w.
     """
 
     def __init__(
-        self, teachers: Sequence[OnlineTeacher], weights: Sequence[float], seed: int
+        self, teachers: Sequence[LiveTeacher], weights: Sequence[float], seed: int
     ) -> None:
         self.networks, self.weights, self.seed = tuple(teachers), tuple(weights), seed
 
     def choice(self, view: int) -> int:
-        """The index of the teacher of a view."""
+        """Return the index of the teacher that is queried for a view."""
         return rng.choice(self.seed, view, Stream.TEACHER, self.weights)
 
-    def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
-        return self.networks[self.choice(view.number)].mixed(view, rows, images)
+    def mixed_outputs(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
+        return self.networks[self.choice(view.number)].mixed_outputs(view, rows, images)
 
-    def unmixed(self, view: View, rows: Tensor) -> Tensor:
-        return self.networks[self.choice(view.number)].unmixed(view, rows)
+    def unmixed_logits(self, view: View, rows: Tensor) -> Tensor:
+        return self.networks[self.choice(view.number)].unmixed_logits(view, rows)
 
     is_cached = is_fully_cached = False
 
     def save(self) -> None:
-        """Do nothing: the logits are computed anew for every batch."""
+        """Do nothing: the logits are computed anew for every batch and never cached."""

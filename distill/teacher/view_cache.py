@@ -3,7 +3,7 @@
 Everything random about a sample is a function of (data seed, view, sample), its mixing partner
 included, so the logits of (view, sample) never change. They are cached as float16, one file per
 view: 20 bytes a sample of 10 classes, 0.9 MB a view of CIFAR-10. The folder's name is a digest of
-everything that the logits depend on, so that a change in any of it leads to another folder.
+everything that the logits depend on, so that a change in any of these leads to another folder.
 
 Apple's ml-dr and TinyViT (Wu et al., ECCV 2022, arXiv 2207.10666) also cache by the seed of the
 augmentation; a cache by sample alone would return the logits of another crop.
@@ -27,20 +27,20 @@ from distill.models.features import ModelOutput
 from distill.teacher import cache_files
 from distill.teacher.teacher import LogitSource
 
-FORMAT = 2  # of the files, and of how a sample's draws become pixels: a change empties the cache
-DOUBT = 0.05  # of the range of a batch's logits: how far cached and computed ones may differ
+FORMAT = 2  # of the files and of how draws become pixels; if it changes, no entry is reused
+DOUBT = 0.05  # share of a batch's range of logits by which cached and computed ones may differ
 
 
 class CachedViews(NamedTuple):
-    """How many views a run needs, how many of them are cached and how many of those are damaged."""
+    """How many views a run needs, how many are cached, and how many cached ones are damaged."""
 
     wanted: int
-    found: int  # readable, whole or partial
+    found: int  # readable; may be partial
     damaged: int
 
 
 class ViewOrigin(NamedTuple):
-    """What a view's logits depend on beside the view, and the TOML of a recipe that uses them."""
+    """What a view's logits depend on besides the view, and the TOML of a recipe that uses them."""
 
     identity: dict[str, str]
     recipe: str
@@ -50,13 +50,13 @@ class CachedTeacher:
     """A source that computes only the logits that are not cached yet, and caches them.
 
     Logits are rounded to float16 before their first use too, so that a run ends with the same
-    weights whatever was cached before it. `identity`: what the logits depend on beside the view:
-    teacher, images, precision. `recipe`: TOML, written beside the logits. `origin`: both by the
-    view's number, if views have different teachers. `pairs`: whether the logits are those of the
-    images before mixing. A view is written when all its batches are computed, and as far as it is
-    computed with every checkpoint, by rank 0, as a temporary file that is renamed: a resumed run
-    finds its logits again, and two writers write the same bytes. Raises UserError if the folder of
-    all cached logits is a symbolic link.
+    weights whatever was cached before it. `identity`: what the logits depend on besides the view:
+    teacher, images, precision. `recipe`: TOML, written beside the logits. `origin`: a function from
+    a view's number to both, if views have different teachers. `pairs`: whether the logits are those
+    of the images before mixing. Rank 0 writes a view when all its batches are computed, and a
+    partial view with every checkpoint, as a temporary file that is renamed: a resumed run finds its
+    logits again, and two writers write the same bytes. Raises UserError if the folder of all cached
+    logits is a symbolic link.
     """
 
     is_cached = True
@@ -79,28 +79,28 @@ class CachedTeacher:
         self.view_caches: dict[bool, ViewCache] = {}  # by whether the images are mixed
         self.trusted = True
 
-    def mixed(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
+    def mixed_outputs(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
         cache = self._view_cache(view, mixed=True)
         if not cache.complete:
-            cache.put(rows, self.source.mixed(view, rows, images).logits)
+            cache.put(rows, self.source.mixed_outputs(view, rows, images).logits)
         return ModelOutput(cache.get(rows), {})
 
-    def unmixed(self, view: View, rows: Tensor) -> Tensor:
+    def unmixed_logits(self, view: View, rows: Tensor) -> Tensor:
         cache = self._view_cache(view, mixed=False)
         if not cache.complete:
-            cache.put(rows, self.source.unmixed(view, rows))
+            cache.put(rows, self.source.unmixed_logits(view, rows))
         return cache.get(rows)
 
     @property
     def is_fully_cached(self) -> bool:
-        """Whether all repeated views are cached, every sample of each, at every image side."""
+        """Whether every sample of all repeated views is cached at every image size."""
         schedule = self.loader.schedule
         if schedule.views is None or not self.caches_mixed:
             return False
         return all(self._has_all(schedule.views, side) for _, side in schedule.spans)
 
     def _has_all(self, views: int, side: int | None) -> bool:
-        """Whether the first `views` views are cached for images of one side."""
+        """Whether the first `views` views are cached for one image size."""
         with self.loader.at_side(side):
             return all(
                 self._view_cache(self.loader.view(epoch), mixed=True).complete
@@ -114,7 +114,7 @@ class CachedTeacher:
                 cache.write()
 
     def count_views(self, epochs: int) -> CachedViews:
-        """Count the cached views of so many epochs. Reads every file once."""
+        """Count the cached views of the first `epochs` epochs. Reads every file once."""
         shape = tuple(self.loader.targets.shape)
         keys = list(self._keys(epochs))
         cached = [key for key in keys if user_cache.is_cached(key)]
@@ -122,7 +122,7 @@ class CachedTeacher:
         return CachedViews(len(keys), readable, len(cached) - readable)
 
     def folders(self, epochs: int) -> list[Path]:
-        """Return the cache folder and the folders below it that the views of so many epochs use."""
+        """Return the cache folder and all folders in it that the first `epochs` epochs use."""
         top = user_cache.cache_folder()
         return [
             top,
@@ -142,8 +142,8 @@ class CachedTeacher:
     def matches_teacher(self, step: int) -> bool | None:
         """Whether the teacher's logits for a step's first rows equal the cached ones.
 
-        None if they are not cached. If they differ, nothing in the cache is used any more: the
-        teacher computes everything again. Costs one forward pass.
+        Returns None if they are not cached. If they differ, the cache is no longer read and the
+        teacher computes all logits again. Costs one forward pass.
         """
         view, rows = self.loader.batches(step)[0]
         cache = self._view_cache(view, mixed=self.caches_mixed)
@@ -155,13 +155,13 @@ class CachedTeacher:
         return self.trusted
 
     def recompute(self, view: View, rows: Tensor) -> Tensor:
-        """Compute logits [b, C] without reading the cache."""
+        """Return the logits [b, C] of samples `rows`, computed without reading the cache."""
         if not self.caches_mixed:
-            return self.source.unmixed(view, rows)
-        return self.source.mixed(view, rows, self.loader.batch(view, rows).images).logits
+            return self.source.unmixed_logits(view, rows)
+        return self.source.mixed_outputs(view, rows, self.loader.batch(view, rows).images).logits
 
     def depends_on(self, view: int, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
-        """Return all that a view's logits depend on beside the view and the sample."""
+        """Return everything that a view's logits depend on besides view and sample, by name."""
         used = pipeline if mixed else pipeline.without(operations=False, mixing=True)
         return self.origin(view).identity | {
             "format": FORMAT,
@@ -170,16 +170,19 @@ class CachedTeacher:
         }
 
     def requests_per_view(self, mixed: bool) -> int:
-        """How often a process requests a view's logits: once per batch part, twice for pairs."""
+        """Return how often a process requests a view's logits.
+
+        It does so once per micro-batch, or twice if both images of mixed pairs are needed.
+        """
         return self.loader.steps_per_epoch * self.loader.part.accumulate * (1 if mixed else 2)
 
     def key(self, view: int, pipeline: Pipeline, *, mixed: bool) -> str:
-        """Return the array cache's key of a view's logits."""
+        """Return the key of a view's logits in the user's cache."""
         depends = self.depends_on(view, pipeline, mixed=mixed)
         return f"{cache_files.cache_key(depends)}/{cache_files.view_name(view)}"
 
     def _keys(self, epochs: int) -> Iterator[str]:
-        """Yield the keys of the views of so many epochs, each once."""
+        """Yield the keys of the views of the first `epochs` epochs, each once."""
         schedule = self.loader.schedule
         views = {
             (schedule.view(epoch), schedule.pipeline(self.loader.pipeline, epoch))
@@ -188,7 +191,7 @@ class CachedTeacher:
         return (self.key(view, pipeline, mixed=self.caches_mixed) for view, pipeline in views)
 
     def _view_cache(self, view: View, *, mixed: bool) -> "ViewCache":
-        """Return the view's logits, read from disk for its first batch."""
+        """Return the cache of a view, which is read from disk for the view's first batch."""
         cache = self.view_caches.get(mixed)
         if cache is None or cache.view is not view:
             if cache is not None and cache.is_unsaved:
@@ -225,7 +228,7 @@ class ViewCache:
         self.logits = torch.from_numpy(logits).to(teacher.accelerator.device)
 
     def put(self, rows: Tensor, logits: Tensor) -> None:
-        """Add logits [b, C]; write the view after its last batch."""
+        """Store the logits [b, C] of samples `rows`; write the view after its last batch."""
         self.logits[rows.to(self.logits.device)] = logits.half()
         self.is_unsaved = True
         self.batches_left -= 1
@@ -233,11 +236,11 @@ class ViewCache:
             self.write()
 
     def get(self, rows: Tensor) -> Tensor:
-        """Return logits float32 [b, C]."""
+        """Return the cached logits of samples `rows`, float32 [b, C]; NaN if not computed yet."""
         return self.logits[rows.to(self.logits.device)].float()
 
     def write(self) -> None:
-        """Gather the rows of all processes and write them. Called by all processes.
+        """Gather the logits of all processes and write them. Called by all processes.
 
         Costs one transfer to the host.
         """
@@ -254,6 +257,9 @@ class ViewCache:
 
 
 def _required_samples(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:
-    """Return the samples of an epoch's full batches, if unmixed with their mixing partners."""
+    """Return the samples whose logits an epoch needs: those of its full batches.
+
+    If logits are computed before mixing, their mixing partners too.
+    """
     order = view.order[: loader.steps_per_epoch * loader.batch_size]
     return (order if mixed else torch.cat([order, view.partners(order)])).cpu().numpy()

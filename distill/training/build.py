@@ -32,12 +32,12 @@ from distill.recipe import schema
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
-from distill.teacher.build_teacher import build_online_teacher, build_teacher
+from distill.teacher.build_teacher import build_live_teacher, build_teacher
 from distill.teacher.reused_classifier import reuse_classifier
 from distill.teacher.teacher import (
     FrozenTeacher,
+    LiveTeacher,
     OneTeacherPerView,
-    OnlineTeacher,
 )
 from distill.training import optim
 from distill.training.divergence import DivergenceMonitor
@@ -73,7 +73,7 @@ def lr_schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[i
 def check_sides(
     recipe: Recipe,
     net: nn.Module,
-    live: OnlineTeacher | OneTeacherPerView | None,
+    live: LiveTeacher | OneTeacherPerView | None,
     accel: Accelerator,
 ) -> None:
     """Raise UnsuitableRecipe if the network or its teacher rejects images of a training side.
@@ -137,7 +137,7 @@ def build_state(
     model = _build_model(recipe, role, split.train, frozen, accel)
     ema = _build_ema(recipe, model, loader)  # before accelerate wraps the forward and hooks are set
     extractor = FeatureExtractor(model, required_taps(recipe, "student", model))
-    online = None if frozen is None else build_online_teacher(recipe, frozen, loader, accel)
+    online = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
     check_sides(recipe, model, online, accel)
     loss = _build_loss(recipe, extractor, online, split.train, loader.size, accel)
     optimizer = optim.optimizer(
@@ -196,7 +196,7 @@ def _build_model(
 def _build_loss(
     recipe: Recipe,
     student: FeatureExtractor,
-    online: OnlineTeacher | OneTeacherPerView | None,
+    online: LiveTeacher | OneTeacherPerView | None,
     images: ImageSet,
     size: int,
     accel: Accelerator,

@@ -237,7 +237,9 @@ def re_estimate_batch_norm(state: TrainState) -> None:
     """
     if state.ema is not None and state.norm_images is not None:
         with state.accelerator.autocast():
-            batch_norm.re_estimate(state.ema.module, state.norm_images, state.accelerator.device)
+            batch_norm.recompute_statistics(
+                state.ema.module, state.norm_images, state.accelerator.device
+            )
 
 
 def broadcast_buffers(state: TrainState) -> None:

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 
 from distill.errors import UserError
 from distill.models import checkpoint
-from distill.teacher.teacher import OneTeacherPerView, OnlineTeacher, Teacher
+from distill.teacher.teacher import LiveTeacher, OneTeacherPerView, Teacher
 from distill.teacher.view_cache import on_all_processes
 from distill.training import build, loop
 from distill.training.estimate import LEAST_S, LEAST_STEPS, WARMUP_STEPS, synchronize
@@ -103,14 +103,14 @@ def teacher_seconds(state: TrainState) -> float:
     return len(state.loader.batches(0)) * mean_s
 
 
-def _forward_seconds(state: TrainState, teacher: OnlineTeacher) -> float:
+def _forward_seconds(state: TrainState, teacher: LiveTeacher) -> float:
     """Seconds of a teacher's forward pass on one micro-batch."""
     [(view, rows), *_] = state.loader.batches(0)
     images = state.loader.batch(view, rows).images
-    return time_work(state, lambda: teacher.mixed(view, rows, images))
+    return time_work(state, lambda: teacher.mixed_outputs(view, rows, images))
 
 
-def _slowest(state: TrainState, online: OnlineTeacher | OneTeacherPerView) -> OnlineTeacher:
+def _slowest(state: TrainState, online: LiveTeacher | OneTeacherPerView) -> LiveTeacher:
     """The slowest teacher. If one is drawn for each view, planning with it keeps the run within its
     minutes, whichever teachers are drawn.
     """

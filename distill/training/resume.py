@@ -107,7 +107,7 @@ def resume(state: TrainState) -> Resumed:
     check_identity(state, progress)
     restore_from(state, path, tensors, progress)
     if state.accelerator.is_main_process:
-        epoch_weights.delete_later(state.folder, state.epoch)
+        epoch_weights.delete_after(state.folder, state.epoch)
     if damaged:
         _set_damaged_aside(state)
     continued = f"resumed from the previous one, after step {state.step:,}"

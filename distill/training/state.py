@@ -16,7 +16,7 @@ from distill.events import Split
 from distill.losses.objective import Objective
 from distill.recipe.schema import Train
 from distill.runs.run_folder import Role, RunFolder
-from distill.teacher.teacher import OneTeacherPerView, OnlineTeacher, Teacher
+from distill.teacher.teacher import LiveTeacher, OneTeacherPerView, Teacher
 from distill.training.divergence import DivergenceMonitor
 from distill.training.estimate import FirstSteps
 from distill.training.rank_agreement import RankAgreement
@@ -42,7 +42,7 @@ class TrainState:
     loader: Loader
     model_ddp: nn.Module  # prepared: DDP if there are several processes
     model: nn.Module  # the same network without DDP
-    online_teacher: OnlineTeacher | OneTeacherPerView | None  # computes, never reads the cache
+    online_teacher: LiveTeacher | OneTeacherPerView | None  # computes, never reads the cache
     teacher: Teacher
     loss_ddp: nn.Module  # prepared: DDP if its terms have parameters
     loss: Objective  # the same without DDP

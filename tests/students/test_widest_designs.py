@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distill.errors import UserError
 from students import course_rules
 from students.design import Design, widest
-from students.widest_designs import widest_of_each
+from students.widest_designs import widest_designs
 
 ROWS = json.loads((Path(__file__).parent / "architectures.json").read_text())["rows"]
 TABLE_8 = [row["spec"] for row in ROWS if row["name"].startswith("table8-")]
@@ -25,7 +25,7 @@ def test_widest_reproduces_table_8() -> None:
     found = {}
     for spec in TABLE_8:
         n, blocks = spec["stages"], spec["blocks"]
-        [row] = widest_of_each(5_000_000, [n], [blocks], pool=spec["pool"])
+        [row] = widest_designs(5_000_000, [n], [blocks], pool=spec["pool"])
         found[n, blocks] = row["width"] - spec["width"]
     missed = {depth: more for depth, more in found.items() if more}
     assert len(found) == 22 and missed == {(2, 1): 1, (2, 2): 1, (3, 1): 1}
@@ -71,13 +71,13 @@ def test_widest_matches_exhaustive_search(spec: dict[str, Any], least_too_many: 
 
 def test_default_grid_takes_less_than_two_seconds() -> None:
     began = time.process_time()
-    rows = widest_of_each(5_000_000, range(2, 6), range(1, 8))
+    rows = widest_designs(5_000_000, range(2, 6), range(1, 8))
     assert time.process_time() - began < 2
     assert len(rows) == 28
 
 
 def test_row_matches_its_design() -> None:
-    [row] = widest_of_each(5_000_000, [3], [4])
+    [row] = widest_designs(5_000_000, [3], [4])
     design = Design.of(stages=3, blocks=4, width=row["width"])
     assert row == {
         "stages": 3,
@@ -90,13 +90,13 @@ def test_row_matches_its_design() -> None:
 
 
 def test_asymmetric_blocks_only_on_request() -> None:
-    assert [row["blocks"] for row in widest_of_each(10**6, [2], [1, 2])] == [1, 2]
-    every = widest_of_each(10**6, [2], [1, 2], asymmetric=True)
+    assert [row["blocks"] for row in widest_designs(10**6, [2], [1, 2])] == [1, 2]
+    every = widest_designs(10**6, [2], [1, 2], asymmetric=True)
     assert [row["blocks"] for row in every] == [[1, 1], [1, 2], [2, 1], [2, 2]]
 
 
 def test_some_pooled_stages_may_have_no_blocks() -> None:
-    rows = widest_of_each(10**5, [2], [0, 1], asymmetric=True, downsample="pool")
+    rows = widest_designs(10**5, [2], [0, 1], asymmetric=True, downsample="pool")
     assert [row["blocks"] for row in rows] == [[0, 1], [1, 0], [1, 1]]
     for row in rows:
         spec = {"stages": 2, "blocks": row["blocks"], "downsample": "pool"}
@@ -148,7 +148,7 @@ def test_2025_allows_a_network_of_exactly_the_budget() -> None:
         )
         assert (not faults) is legal
     exactly = Design.of(stages=1, blocks=1, width=9).parameters
-    [row] = widest_of_each(course_rules.rules_by_name("nyu2025").least_too_many(exactly), [1], [1])
+    [row] = widest_designs(course_rules.rules_by_name("nyu2025").exclusive_limit(exactly), [1], [1])
     assert row["width"] == 9
 
 
@@ -159,8 +159,8 @@ def test_unknown_rules_are_refused() -> None:
 
 def test_default_grid_imports_no_torch() -> None:
     code = (
-        "import sys; from students.widest_designs import widest_of_each;"
-        "assert len(widest_of_each(5_000_000, range(2, 6), range(1, 8))) == 28;"
+        "import sys; from students.widest_designs import widest_designs;"
+        "assert len(widest_designs(5_000_000, range(2, 6), range(1, 8))) == 28;"
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

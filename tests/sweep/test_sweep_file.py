@@ -13,7 +13,7 @@ from distill.recipe.recipes import RecipeError
 from distill.sweep import sweep_file
 from distill.sweep.sweep_schema import Constraint, Space, Study, SweepFile
 from distill.sweep.worker import with_cached_logits
-from students.widest_designs import widest_of_each
+from students.widest_designs import widest_designs
 
 REPO = Path(__file__).parents[2]
 ROWS = json.loads((REPO / "tests" / "students" / "architectures.json").read_text())["rows"]
@@ -230,7 +230,7 @@ def test_table_8_has_widest_network_of_each_depth() -> None:
         for row in ROWS
         if row["name"].startswith("table8-")
     ]
-    widest = [widest_of_each(5_000_000, [n], [blocks])[0] for n, blocks in depths]
+    widest = [widest_designs(5_000_000, [n], [blocks])[0] for n, blocks in depths]
     assert sweep.n_trials == 22
     for cell, row in zip(sweep.cells, widest, strict=True):
         student = sweep.trial_recipe(cell).recipe.student

@@ -20,7 +20,7 @@ from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.teacher import cache_files, selection
-from distill.teacher.teacher import FrozenTeacher, OneTeacherPerView, OnlineTeacher, Teacher
+from distill.teacher.teacher import FrozenTeacher, LiveTeacher, OneTeacherPerView, Teacher
 from distill.training import build, minutes_to_steps, verify_cache
 from distill.training import run as runs
 from distill.training.run import TrainingRequest, run
@@ -116,7 +116,7 @@ class Counts(nn.Module):
 def test_draw_one_leaves_the_other_teachers_alone() -> None:
     run = prepared()
     teachers = [Counts(), Counts(), Counts()]
-    lives = [OnlineTeacher(FrozenTeacher(each), run.accelerator, run.loader) for each in teachers]
+    lives = [LiveTeacher(FrozenTeacher(each), run.accelerator, run.loader) for each in teachers]
     source = Teacher(OneTeacherPerView(lives, [1.0, 1.0, 1.0], seed=0))
     for number in range(12):
         [(view, rows)] = run.loader.batches(number * run.loader.steps_per_epoch)
@@ -133,7 +133,7 @@ def test_pair_is_computed_by_the_drawn_teacher(two) -> None:
     [(view, rows)] = run.loader.batches(0)
     images = run.loader.augment(view, rows)
     pair = run.teacher(run.loader.batch(view, rows), frozenset({"pair"})).unmixed
-    alone = run.online_teacher.networks[drawn(0, [1, 1])].mixed(view, rows, images).logits
+    alone = run.online_teacher.networks[drawn(0, [1, 1])].mixed_outputs(view, rows, images).logits
     assert torch.equal(pair.own, alone)
 
 

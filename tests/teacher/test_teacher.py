@@ -70,11 +70,11 @@ class Source:
     def __init__(self) -> None:
         self.mixed_asked = self.plain_asked = 0
 
-    def mixed(self, view, rows, images):  # type: ignore[no-untyped-def]
+    def mixed_outputs(self, view, rows, images):  # type: ignore[no-untyped-def]
         self.mixed_asked += 1
         return ModelOutput(torch.zeros(len(rows), 10), {"maps": images})
 
-    def unmixed(self, view, rows):  # type: ignore[no-untyped-def]
+    def unmixed_logits(self, view, rows):  # type: ignore[no-untyped-def]
         self.plain_asked += 1
         return rows[:, None].float()
 
@@ -111,7 +111,8 @@ def test_teacher_without_active_terms_is_not_run(teacher: Path) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", "loss.kd.when.end=0.35", "train.epochs=1")
     calls = []
     source = run.teacher.source
-    mixed, source.mixed = source.mixed, lambda *a: calls.append(1) or mixed(*a)
+    query = source.mixed_outputs
+    source.mixed_outputs = lambda *a: calls.append(1) or query(*a)
     losses = [step(run, k) for k in range(6)]
     assert len(calls) == 4  # of ten steps, those before 0.35
     assert [set(each) == {"hard", TOTAL} for each in losses] == [False] * 4 + [True] * 2

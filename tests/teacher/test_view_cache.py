@@ -36,13 +36,13 @@ class CountingSource:
     def __init__(self, loader: Loader) -> None:
         self.loader, self.queries = loader, 0
 
-    def mixed(self, view, rows, images) -> ModelOutput:  # type: ignore[no-untyped-def]
+    def mixed_outputs(self, view, rows, images) -> ModelOutput:  # type: ignore[no-untyped-def]
         self.queries += 1
         return ModelOutput(images.mean((2, 3)) @ torch.linspace(-9, 9, 3 * C).reshape(3, C), {})
 
-    def unmixed(self, view, rows):  # type: ignore[no-untyped-def]
+    def unmixed_logits(self, view, rows):  # type: ignore[no-untyped-def]
         images = self.loader.resized(view, self.loader.augment(view, rows))
-        return self.mixed(view, rows, images).logits
+        return self.mixed_outputs(view, rows, images).logits
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +244,7 @@ def test_run_ending_within_view_leaves_no_half(own_cache: Path) -> None:
     teacher = CountingSource(loader())
     store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)
     ((view, rows),) = teacher.loader.batches(0)
-    store.mixed(view, rows, teacher.loader.augment(view, rows))
+    store.mixed_outputs(view, rows, teacher.loader.augment(view, rows))
     assert not list(own_cache.rglob("view-*"))
 
 

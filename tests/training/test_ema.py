@@ -5,7 +5,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from distill.models.batch_norm import re_estimate as re_estimate_norms
+from distill.models.batch_norm import recompute_statistics
 from distill.training.loop import re_estimate_batch_norm, step
 from tests.make_runs import prepared
 
@@ -82,7 +82,7 @@ def test_statistics_are_the_plain_mean_over_batches() -> None:
     """What is left over after whole batches of 250 is not read."""
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Dropout(0.5)).train()
     images = torch.randint(0, 256, (520, 3, 4, 4), dtype=torch.uint8)
-    re_estimate_norms(net, images, torch.device("cpu"))
+    recompute_statistics(net, images, torch.device("cpu"))
     batches = [part.float() / 255 for part in images[:500].split(250)]
     for name, of in (("running_mean", torch.mean), ("running_var", torch.var)):
         mean = sum(of(batch, (0, 2, 3)) for batch in batches) / 2

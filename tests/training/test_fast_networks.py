@@ -107,7 +107,7 @@ def test_saved_weights_have_the_measured_statistics(efficient: Finished) -> None
     before = {name: value.clone() for name, value in net.state_dict().items()}
     images = build.batch_norm_images(recipe, split.train)
     assert images is not None
-    batch_norm.re_estimate(net, images, torch.device("cpu"))
+    batch_norm.recompute_statistics(net, images, torch.device("cpu"))
 
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -13,7 +13,7 @@ from distill.data.loader import Batch
 from distill.evaluation.predict import measure
 from distill.metrics import measures
 from distill.models import checkpoint
-from distill.teacher.teacher import FrozenTeacher, OnlineTeacher, Teacher, TeacherOutput
+from distill.teacher.teacher import FrozenTeacher, LiveTeacher, Teacher, TeacherOutput
 from distill.training import loop
 from distill.training.divergence import Diverged
 from distill.training.running_means import RunningMeans
@@ -58,9 +58,9 @@ def test_a_frozen_network_cannot_wake() -> None:
 
 def test_online_teacher_returns_float32_without_graph() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
-    live = OnlineTeacher(FrozenTeacher(net), Accelerator(), loader=None)  # type: ignore[arg-type]
+    live = LiveTeacher(FrozenTeacher(net), Accelerator(), loader=None)  # type: ignore[arg-type]
     view, rows, images = None, torch.arange(2), torch.rand(2, 3, 2, 2)
-    logits = live.mixed(view, rows, images).logits  # type: ignore[arg-type]
+    logits = live.mixed_outputs(view, rows, images).logits  # type: ignore[arg-type]
     assert logits.dtype == torch.float32 and not logits.requires_grad
     assert not logits.is_inference()
     assert torch.equal(logits, net(images))

@@ -1,11 +1,11 @@
-"""Translate, rotate, shear and scale a batch with Pillow's nearest sampling.
+"""Translate, rotate, shear and scale a batch with Pillow's nearest-neighbour sampling.
 
 An operation is an affine map from the pixels of the result back to those of the image, six numbers
-per sample: (x, y) <- (a x + b y + c, d x + e y + f), pixel centres at one half. Pillow rounds them
-to sixteen bits after the point and then adds integers; so does `affine`, with the six numbers
-computed on the host: the same bits on every device, equal to Pillow's. (A pure scale, without
-rotation, is the one map that Pillow samples in floating point: there a row may be off by one.)
-Pixels from outside the image are black.
+per sample: (x, y) <- (a x + b y + c, d x + e y + f), with pixel centres at one half. Pillow rounds
+these coefficients to 16 fractional bits and continues in integer arithmetic. `affine` does the
+same, with the coefficients computed on the host, so that the result equals Pillow's bit for bit on
+every device. There is one exception: Pillow samples a pure scale, without rotation, in floating
+point, and there the sampled row may differ by one. Pixels from outside the image are black.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from distill.data import rng
 from distill.data.rng import Stream
 
 Floats = NDArray[np.float64]
-BITS = 16  # after the point
+BITS = 16  # of a fraction
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Affine:
-    """Rotate, shift, scale and shear at once, like torchvision's RandomAffine.
+    """Rotate, shift, scale and shear by one affine map, like torchvision's RandomAffine.
 
     `degrees` and `shear` (degrees, along x): maxima in either direction; `translate`: maximum as a
-    share of the side, rounded to whole pixels; `scale`: range of the factor.
+    share of the image size, rounded to whole pixels; `scale`: range of the factor.
     """
 
     degrees: float = 0.0
@@ -74,7 +74,7 @@ class Affine:
         shift = self.translate * size
         return {
             "map": fixed_point(
-                similarity(
+                affine_maps(
                     rng.between(angle, -self.degrees, self.degrees),
                     np.rint(rng.between(x, -shift, shift)),
                     np.rint(rng.between(y, -shift, shift)),
@@ -92,19 +92,22 @@ class Affine:
 
 
 def translation(x: Floats, y: Floats) -> Floats:
-    """Return maps [n, 6] that shift the image by x pixels to the right and y down."""
+    """Return affine maps [n, 6] that shift the image by x pixels to the right and y down."""
     one, zero = np.ones_like(x), np.zeros_like(x)
     return np.stack([one, zero, -x, zero, one, -y], axis=1)
 
 
 def shear(x: Floats, y: Floats) -> Floats:
-    """Return maps [n, 6] that shear by x pixels a row and y pixels a column, about the corner."""
+    """Return affine maps [n, 6] that shear by x pixels per row and y per column.
+
+    The top left corner does not move.
+    """
     one, zero = np.ones_like(x), np.zeros_like(x)
     return np.stack([one, x, zero, y, one, zero], axis=1)
 
 
 def rotation(degrees: Floats, size: int) -> Floats:
-    """Return maps [n, 6] that rotate anticlockwise about the centre, like `Image.rotate`."""
+    """Return affine maps [n, 6] that rotate anticlockwise about the centre, like `Image.rotate`."""
     angle = -np.radians(degrees % 360)
     cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
     middle = size / 2
@@ -113,10 +116,14 @@ def rotation(degrees: Floats, size: int) -> Floats:
     return np.stack([cos, sin, x, -sin, cos, y], axis=1)
 
 
-def similarity(
+def affine_maps(
     degrees: Floats, x: Floats, y: Floats, scale: Floats, shear_x: Floats, size: int
 ) -> Floats:
-    """Return maps [n, 6]: scale, shear along x, rotate clockwise about the centre, then shift."""
+    """Return affine maps [n, 6] that scale, shear, rotate and shift, in this order.
+
+    They shear along x, rotate clockwise about the centre, and shift by x pixels to the right and y
+    down. Angles are in degrees.
+    """
     turn, lean = np.radians(degrees), np.radians(shear_x)
     a, b = np.cos(turn), -np.cos(turn) * np.tan(lean) - np.sin(turn)
     c, d = np.sin(turn), -np.sin(turn) * np.tan(lean) + np.cos(turn)
@@ -127,14 +134,20 @@ def similarity(
 
 
 def fixed_point(coefficients: Floats) -> Tensor:
-    """Round maps [n, 6] like Pillow: int64, constant terms for the centre of the first pixel."""
+    """Convert affine maps [n, 6] to Pillow's fixed point, int64 [n, 6].
+
+    The constant terms are those of the centre of the first pixel.
+    """
     a, b, c, d, e, f = coefficients.T
     at_centre = np.stack([a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5], axis=1)
     return torch.from_numpy(np.floor(at_centre * 2.0**BITS + 0.5).astype(np.int64))
 
 
 def affine(pixels: Tensor, fixed: Tensor) -> Tensor:
-    """Apply maps [B, 6] of `fixed_point` to uint8 [B, 3, H, W]; channels last in memory."""
+    """Apply maps [B, 6] made by `fixed_point` to images uint8 [B, 3, H, W].
+
+    The result has channels last in memory.
+    """
     height, width = pixels.shape[-2:]
     a, b, c, d, e, f = (column[:, None, None] for column in fixed.unbind(1))
     down = torch.arange(height, device=pixels.device)[:, None]

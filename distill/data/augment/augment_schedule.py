@@ -19,19 +19,20 @@ class Operation(Protocol):
     def before_crop(self) -> bool: ...
 
     def draw(self, seed: int, view: int, n: int, size: int) -> OperationParams:
-        """Draw everything random about samples 0..n-1 of a view, on the host."""
+        """Draw the random parameters of samples 0..n-1 of a view, on the host."""
 
     def __call__(self, pixels: Tensor, drawn: OperationParams) -> Tensor:
-        """Apply the draws of B samples to their pixels: uint8 [B, 3, H, W] to the same."""
+        """Apply the parameters `drawn` for B samples to their pixels, uint8 [B, 3, H, W]."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The augmentations of a view's images, in this order; None is off.
+    """The augmentations of a view's images, in this order; None turns one off.
 
-    Operations that are `before_crop` come first, on whole images; the others after the flip. Images
-    are mixed at their full size and then resized to `side` pixels. The cache keys of
-    teacher logits contain the repr: it must change when pixels do, and only then.
+    Operations with `before_crop` are applied first, to uncropped images; the others after the flip.
+    Images are mixed at their full size and then resized to `side` x `side` pixels. The cache keys
+    of teacher logits contain the repr of this class: it must change if the pixels do, and only
+    then.
     """
 
     crop: Crop | None = None
@@ -43,7 +44,7 @@ class Pipeline:
     side: int | None = None
 
     def __repr__(self) -> str:
-        """Return the generated repr, without `side` if it is None, for earlier cache keys."""
+        """Return a dataclass's repr, without `side` if it is None, as in older cache keys."""
         values = [(field.name, getattr(self, field.name)) for field in fields(self)]
         shown = [f"{name}={value!r}" for name, value in values if (name, value) != ("side", None)]
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -53,7 +54,7 @@ class Pipeline:
         return any((self.mixup, self.cutmix, self.ricap))
 
     def without(self, *, operations: bool, mixing: bool) -> "Pipeline":
-        """Return a copy with operations or mixing off."""
+        """Return a copy without the operations, without mixing, or without both."""
         changed = self
         if operations:
             changed = replace(changed, operations=())
@@ -64,12 +65,13 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class AugmentSchedule:
-    """The view, augmentations and image side of each epoch.
+    """The view, augmentations and image size of each epoch.
 
-    `views`: epoch e trains on view e mod `views`; None gives each epoch its own. Operations are on
-    before epoch `operations_end`, mixing before epoch `mixing_end`; None means always. `sides`:
-    (share, side in pixels, None for full size), shares increasing from 0: epoch e, counted from 0,
-    of `epochs` has the last side whose share is at most e / `epochs`. Empty means full size.
+    `views`: epoch e trains on view e mod `views`; None gives each epoch its own view. Operations
+    are on before epoch `operations_end`, mixing before epoch `mixing_end`; None means always.
+    `sides`: pairs of a share, increasing from 0, and an image size in pixels, None for full size.
+    Epoch e of `epochs`, counted from 0, has the size of the last pair whose share is at most e /
+    `epochs`. Empty means full size in every epoch.
     """
 
     views: int | None = None
@@ -79,24 +81,24 @@ class AugmentSchedule:
     epochs: int = 1
 
     def side(self, epoch: int) -> int | None:
-        """Return the side of an epoch's images; None for full size."""
+        """Return the size of an epoch's images in pixels; None means full size."""
         begun = [side for share, side in self.sides if share <= epoch / self.epochs]
         return begun[-1] if begun else None
 
     @property
     def spans(self) -> tuple[tuple[float, int | None], ...]:
-        """Return (share, side) from 0 on, with full size if there are no sides."""
+        """Return `sides`, or one pair of full size if it is empty."""
         return self.sides or ((0.0, None),)
 
     def at(self, side: int | None) -> "AugmentSchedule":
-        """Return a copy with one side throughout."""
+        """Return a copy with images of `side` x `side` pixels in every epoch; None: full size."""
         return replace(self, sides=((0.0, side),))
 
     def view(self, epoch: int) -> int:
         return epoch % self.views if self.views else epoch
 
     def pipeline(self, whole: Pipeline, epoch: int) -> Pipeline:
-        """Return the part of a pipeline that is on in an epoch."""
+        """Return a copy of `whole` with what is on in an epoch, and with its image size."""
         on = whole.without(
             operations=self.operations_end is not None and epoch >= self.operations_end,
             mixing=self.mixing_end is not None and epoch >= self.mixing_end,

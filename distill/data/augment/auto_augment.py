@@ -1,24 +1,24 @@
-"""TrivialAugment and RandAugment on a batch.
+"""Apply TrivialAugment or RandAugment to a batch.
 
 TrivialAugment: Müller, Hutter, ICCV 2021, arXiv 2103.10158; code: automl/trivialaugment.
-RandAugment: Cubuk, Zoph, Shlens, Le, NeurIPS 2020, arXiv 1909.13719. Operations are Pillow's, each
-with 31 strengths. There are three sets of strengths, under two names:
+RandAugment: Cubuk, Zoph, Shlens, Le, NeurIPS 2020, arXiv 1909.13719. The operations are Pillow's,
+each with 31 strengths. There are three sets of strengths:
 
-- "standard" of TrivialAugment: its authors' `fixed_standard` (aug_lib.py), which they recommend for
-  networks as small as WRN-40-2. Shifts are 10 pixels at most.
-- "standard" of RandAugment: torchvision's RandAugment. Shifts are 150 / 331 of the side at most, 14
-  pixels of 32 (TrivialAugment's authors give RandAugment 14.4 too, so this stays). Posterize rounds
-  the number of bits, where TrivialAugment truncates it; solarize starts at 255, not at 256; the
-  factors of brightness, colour, contrast and sharpness are 31 on either side of 1, not 31 in all.
-- "wide", of both: torchvision's TrivialAugmentWide, whose shifts may move a 32x32 image out
-completely.
-  TrivialAugment's authors recommend wide strengths for all larger networks; theirs differ from
-  torchvision's in the same rounding, and in factors from 0.01 to 2.0.
+- TrivialAugment's "standard": its authors' `fixed_standard` (aug_lib.py), which they recommend for
+  networks as small as WRN-40-2. Shifts are at most 10 pixels.
+- RandAugment's "standard": torchvision's RandAugment. Shifts are at most 150 / 331 of the image
+  size, 14 pixels of 32 (TrivialAugment's authors use 14.4 for RandAugment too). Posterize rounds
+  the number of bits, which TrivialAugment truncates; solarize starts at 255, not at 256;
+  brightness, colour, contrast and sharpness have 31 factors on either side of 1, not 31 in all.
+- "wide", for both: torchvision's TrivialAugmentWide, whose shifts may move a 32x32 image out
+  completely. TrivialAugment's authors recommend wide strengths for all larger networks; theirs
+  differ from torchvision's in the same rounding, and in factors from 0.01 to 2.0.
 
-Each sample passes one resampling, one lookup table, one blend with its grey version and one with
-its smoothed version; all but its own operation leave it unchanged. So every operation runs on the
-whole batch, and the host need not know which sample takes it: 174 kernels per batch, and on one CPU
-core some 0.1 ms per image, a little less than torchvision takes on Pillow.
+Each batch goes through one resampling, one lookup table, one blend with its grey version and one
+with its smoothed version; a step that is not a sample's own operation leaves the sample unchanged.
+So every operation runs on the whole batch, and the host need not know which sample has which
+operation. This takes 174 kernels per batch, and on one CPU core about 0.1 ms per image, a little
+less than torchvision takes with Pillow.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ ROUNDS = (Stream.RAND_1, Stream.RAND_2, Stream.RAND_3, Stream.RAND_4)
 
 
 class Ranges(NamedTuple):
-    """The 31 strengths of each operation, in its own units, and the operations of random sign."""
+    """The 31 strengths of each operation, in its units, and the operations with a random sign."""
 
     strengths: dict[str, Floats]
     signed: frozenset[str]
@@ -57,9 +57,9 @@ class Ranges(NamedTuple):
 class TrivialAugment:
     """Apply one operation at one of 31 strengths, all equally likely.
 
-    `before_crop`: on whole images, as in the authors' code (TrivialAugment/data.py: it comes first,
-    then crop, flip, and a cutout of 16 pixels). torchvision's training scripts crop and flip
-    first.
+    `before_crop`: whether it is applied to uncropped images, as in the authors' code
+    (TrivialAugment/data.py: then follow crop, flip and a cutout of 16 pixels), or after crop and
+    flip, as in torchvision's training scripts.
     """
 
     space: Space = "standard"
@@ -69,7 +69,7 @@ class TrivialAugment:
         which, step, sign, _ = rng.words(seed, view, Stream.TRIVIAL, n).T
         wide = self.space == "wide"
         ranges = Ranges(strengths("wide", size), SIGNED) if wide else fixed_standard()
-        return drawn(which, rng.integers(step, STEPS), sign, ranges, size)
+        return draw_operations(which, rng.integers(step, STEPS), sign, ranges, size)
 
     def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         return operate(pixels, drawn)
@@ -79,11 +79,11 @@ class TrivialAugment:
 class RandAugment:
     """Apply `ops` operations in sequence, up to four, each at step `magnitude` of 0..30.
 
-    The paper's magnitudes are in 0..10 and three times smaller: its best for WRN-28-10 on CIFAR-10,
-    three operations at 5, is step 15 here; for WRN-28-2, three at 4, step 12. One difference
-    remains: the authors' code (tensorflow/tpu, autoaugment.py) blends by 0.1 + 0.18 M without a
-    sign, so that brightness, colour, contrast and sharpness are unchanged at 5; in torchvision and
-    here they are at 0.
+    The paper's magnitudes M are in 0..10, a third of these steps: its best setting for WRN-28-10 on
+    CIFAR-10, three operations at M = 5, is step 15 here; for WRN-28-2, three at M = 4, step 12. One
+    difference remains: the authors' code (tensorflow/tpu, autoaugment.py) blends by the factor 0.1
+    + 0.18 M without a sign, so that brightness, colour, contrast and sharpness change nothing at M
+    = 5; in torchvision and here they change nothing at step 0.
     """
 
     ops: int = 3
@@ -97,7 +97,7 @@ class RandAugment:
         for number, stream in enumerate(ROUNDS[: self.ops]):
             which, _, sign, _ = rng.words(seed, view, stream, n).T
             steps = np.full(n, self.magnitude)
-            each = drawn(which, steps, sign, ranges, size)
+            each = draw_operations(which, steps, sign, ranges, size)
             rounds |= {f"{name}_{number}": rows for name, rows in each.items()}
         return rounds
 
@@ -112,8 +112,8 @@ class RandAugment:
 def strengths(space: Space, size: int) -> dict[str, Floats]:
     """Return the strengths of each operation's 31 steps in torchvision, in its own units.
 
-    Spaced in float64 and rounded once. torch.linspace also rounds in between: there the wide
-    space's 16 pixels, step 15, are 15.999999 and move an image by 15.
+    The values are computed in float64 and rounded once. torch.linspace also rounds in between: it
+    makes 15.999999 of the 16 pixels of the wide set's step 15, and the image would move by 15.
     """
     wide = space == "wide"
     shear, blend = (0.99, 0.99) if wide else (0.3, 0.9)
@@ -136,10 +136,10 @@ def strengths(space: Space, size: int) -> dict[str, Floats]:
 
 
 def fixed_standard() -> Ranges:
-    """Return TrivialAugment's standard space for 32x32: whole pixels, degrees, bits and levels.
+    """Return TrivialAugment's standard strengths, for images of 32x32 pixels.
 
-    The factors of brightness, colour, contrast and sharpness range from 0.1 to 1.9, without a sign;
-    their strength is the factor minus 1.
+    Shifts are whole pixels, rotations whole degrees. The factors of brightness, colour, contrast
+    and sharpness range from 0.1 to 1.9, without a sign; their strength is the factor minus 1.
     """
     step = np.arange(STEPS)
     last = STEPS - 1
@@ -156,10 +156,13 @@ def fixed_standard() -> Ranges:
     return Ranges({name: each.astype(np.float64) for name, each in table.items()}, GEOMETRIC)
 
 
-def drawn(
+def draw_operations(
     which: Words, step: NDArray[np.int64], sign: Words, ranges: Ranges, size: int
 ) -> dict[str, Tensor]:
-    """Draw one operation per sample from its words [n] and steps [n]."""
+    """Draw one operation per sample and return the inputs of `operate`.
+
+    `which` and `sign` are random words [n], `step` is the number of each sample's strength [n].
+    """
     operation = rng.integers(which, len(OPERATIONS))
     table = np.stack([ranges.strengths[name] for name in OPERATIONS]).astype(np.float64)
     signed = np.isin(operation, [OPERATIONS.index(name) for name in ranges.signed])
@@ -196,7 +199,7 @@ def of_strength(operation: NDArray[np.int64], strength: Floats, size: int) -> di
 
 
 def operate(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-    """Apply each sample's own operation: uint8 [B, 3, H, W]."""
+    """Apply each sample's own operation to pixels uint8 [B, 3, H, W]."""
     pixels = affine.affine(pixels, drawn["map"])
     pixels = color.look_up(pixels, _table(pixels, drawn))
     pixels = color.saturation(pixels, drawn["color"])
@@ -204,7 +207,7 @@ def operate(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
 
 
 def _table(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-    """Return the table of each sample's point operation, the identity if it has none."""
+    """Return the lookup table of each sample's operation, the identity if it does not use one."""
     counts = color.histogram(pixels)
     tables = {
         "brightness": color.brightness_table(drawn["brightness"]),

@@ -1,9 +1,9 @@
-"""Colour operations on a batch, each sample with its own strength, as in Pillow.
+"""Apply Pillow's colour operations to a batch, with a strength for each sample.
 
-Point operations are a table of 256 entries per sample and channel, applied by one gather. What
-Pillow computes in float32 is float32 here too, with the same roundings and truncation; the rest is
-integers. Pixels are uint8 [B, 3, H, W] throughout, factors float32 [B]; a factor of 1 changes
-nothing. Tests compare every operation with Pillow's, bit for bit.
+A point operation is a lookup table of 256 entries per sample and channel, applied by one gather.
+Values that Pillow computes in float32 are float32 here too, with the same roundings and truncation;
+all others are integers. Pixels are uint8 [B, 3, H, W] throughout, factors float32 [B]; a factor of
+1 changes nothing. Tests compare every operation with Pillow's, bit for bit.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ LEVELS = 256
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Change brightness, contrast, saturation and hue, in this order (torchvision draws it).
+    """Change brightness, contrast, saturation and hue, in this order (torchvision draws one).
 
-    A factor is uniform in [max(0, 1 - v), 1 + v]; the hue rotates by a share of the circle in
-    [-hue, hue].
+    The factor of a strength v is uniform in [max(0, 1 - v), 1 + v]; the hue is rotated by a share
+    of the circle, uniform in [-hue, hue].
     """
 
     brightness: float = 0.0
@@ -61,13 +61,13 @@ class ColourJitter:
 
 
 def look_up(pixels: Tensor, table: Tensor) -> Tensor:
-    """Replace every pixel by its entry in the table [B, 3, 256] of its sample and channel."""
+    """Replace every pixel value by its entry in the table [B, 3, 256] of its sample and channel."""
     replaced = table.gather(2, pixels.flatten(2).long()).reshape(pixels.shape)
     return replaced.contiguous(memory_format=torch.channels_last)
 
 
 def levels(pixels: Tensor) -> Tensor:
-    """Return the identity table: uint8 [B, 3, 256]."""
+    """Return the lookup table that changes nothing: uint8 [B, 3, 256]."""
     ramp = torch.arange(LEVELS, dtype=torch.uint8, device=pixels.device)
     return ramp.expand(len(pixels), 3, LEVELS)
 
@@ -79,20 +79,20 @@ def blend(first: Tensor, second: Tensor, factor: Tensor) -> Tensor:
 
 
 def grey(pixels: Tensor) -> Tensor:
-    """Return the luma by Pillow's 16-bit weights: uint8 [B, 1, H, W]."""
+    """Return the grey images, by Pillow's 16-bit weights: uint8 [B, 1, H, W]."""
     r, g, b = (channel.int() for channel in pixels.unbind(1))
     return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).to(torch.uint8)[:, None]
 
 
 def brightness_table(factor: Tensor) -> Tensor:
-    """Return the table of a blend with black, which is factor 0: uint8 [B, 3, 256]."""
+    """Return the lookup table of a blend with black (factor 0): uint8 [B, 3, 256]."""
     ramp = torch.arange(LEVELS, device=factor.device)
     table = blend(torch.zeros_like(ramp), ramp, factor[:, None])
     return table[:, None].expand(-1, 3, -1)
 
 
 def contrast_table(pixels: Tensor, factor: Tensor) -> Tensor:
-    """Return the table of a blend with the rounded mean grey, which is factor 0."""
+    """Return the lookup table of a blend with the image's rounded mean grey (factor 0)."""
     total = grey(pixels).flatten(1).long().sum(1)
     n = pixels.shape[-2] * pixels.shape[-1]
     mean = ((2 * total + n) // (2 * n))[:, None]
@@ -101,14 +101,14 @@ def contrast_table(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def saturation(pixels: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image, which is factor 0."""
+    """Blend each image with its grey version (factor 0)."""
     return blend(grey(pixels), pixels, factor[:, None, None, None])
 
 
 def sharpness(pixels: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image smoothed by (1 1 1; 1 5 1; 1 1 1) / 13, which is factor 0.
+    """Blend each image with its smoothed version (factor 0).
 
-    The border is not smoothed.
+    The filter is (1 1 1; 1 5 1; 1 1 1) / 13; the border is not smoothed.
     """
     whole = pixels.int()
     sides = (slice(None, -2), slice(1, -1), slice(2, None))
@@ -123,14 +123,14 @@ def sharpness(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize_table(bits: Tensor) -> Tensor:
-    """Return the table that keeps the highest `bits` [B] of each level."""
+    """Return the lookup table that clears all but the highest `bits` [B] of each level."""
     ramp = torch.arange(LEVELS, device=bits.device)
     dropped = (8 - bits)[:, None]
     return ((ramp >> dropped) << dropped).to(torch.uint8)[:, None].expand(-1, 3, -1)
 
 
 def solarize_table(threshold: Tensor) -> Tensor:
-    """Return the table that inverts levels of at least `threshold` [B]."""
+    """Return the lookup table that inverts levels of at least `threshold` [B]."""
     ramp = torch.arange(LEVELS, device=threshold.device)
     table = torch.where(ramp < threshold[:, None], ramp, 255 - ramp)
     return table.to(torch.uint8)[:, None].expand(-1, 3, -1)
@@ -144,7 +144,7 @@ def histogram(pixels: Tensor) -> Tensor:
 
 
 def autocontrast_table(counts: Tensor) -> Tensor:
-    """Return the table that maps each channel's darkest level to 0 and its lightest to 255."""
+    """Return the lookup table that maps each channel's darkest level to 0, its lightest to 255."""
     occurs = counts > 0
     ramp = torch.arange(LEVELS, device=counts.device)
     low = torch.where(occurs, ramp, LEVELS).amin(2, keepdim=True)
@@ -156,7 +156,7 @@ def autocontrast_table(counts: Tensor) -> Tensor:
 
 
 def equalize_table(counts: Tensor) -> Tensor:
-    """Return the table that equalizes each channel's histogram: uint8 [B, 3, 256]."""
+    """Return the lookup table that equalizes each channel's histogram: uint8 [B, 3, 256]."""
     ramp = torch.arange(LEVELS, device=counts.device)
     last = torch.where(counts > 0, ramp, -1).amax(2, keepdim=True)
     total = counts.sum(2, keepdim=True)

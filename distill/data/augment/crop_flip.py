@@ -1,8 +1,8 @@
-"""Random crop and flip of a batch as one gather on uint8.
+"""Crop and flip a batch at random, as one gather on uint8 images.
 
 A view has one crop offset and one flip per sample. `crop_and_flip` is a pure function of these
-draws: one gather from the padded set, no host synchronisation, the same bits on every device.
-Pixels become float once, at the end.
+draws: one gather without host synchronisation, which gives the same bits on every device. Pixels
+are converted to float once, at the end.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Crop:
 class Flip:
     """Random horizontal flip with probability `prob`.
 
-    `alternate`: drawn once, then inverted at every odd view, so that two successive views have each
-    image in both orientations (Jordan, 2024, arXiv 2404.00498, section 3.6).
+    `alternate`: orientations are drawn once and inverted in every odd view, so that two successive
+    views have each image in both orientations (Jordan, 2024, arXiv 2404.00498, section 3.6).
     """
 
     prob: float = 0.5
@@ -59,7 +59,7 @@ class CropFlipParams:
 def draw_crop_flip(
     seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None
 ) -> CropFlipParams:
-    """Draw crop and flip of samples 0..n-1 of a view; None changes nothing."""
+    """Draw the crop and flip of samples 0..n-1 of a view; None turns one off."""
     corner = np.zeros((n, 2), dtype=np.int64)
     mirrored: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
     if crop is not None:
@@ -75,10 +75,10 @@ def draw_crop_flip(
 def crop_and_flip(
     images: Tensor, indices: Tensor, placement: CropFlipParams, padding: int
 ) -> Tensor:
-    """Crop the samples `indices` [B] of a view from a set padded by reflection, and flip them.
+    """Pad the images `indices` [B] of a set by reflection, crop them and flip them.
 
-    images uint8 [N, H, W, C] -> uint8 [B, C, H, W], channels_last in memory. The set is never
-    actually padded: a position outside is read at its mirror position. `placement` has one entry
+    images uint8 [N, H, W, C] -> uint8 [B, C, H, W], channels_last in memory. No padded image is
+    stored: a position outside an image is read at its mirror position. `placement` has one entry
     per sample of the whole set.
     """
     height, width = images.shape[1:3]
@@ -92,7 +92,7 @@ def crop_and_flip(
 
 
 def _reflected(position: Tensor, size: int) -> Tensor:
-    """Map positions in -size < p < 2 size - 1 of a reflected axis to 0..size-1.
+    """Reflect positions in -size < p < 2 size - 1 to 0..size-1.
 
     The border pixel is not repeated.
     """
@@ -107,18 +107,19 @@ def to_float(pixels: Tensor) -> Tensor:
 def resize(images: Tensor, side: int) -> Tensor:
     """Resize float images [B, 3, H, W] in [0, 1] to [B, 3, side, side] with antialiasing.
 
-    torch's bilinear filter, widened by H / side as in Pillow, so that no frequency aliases.
-    Linear in the pixels; an image's result does not depend on the others of its batch.
+    The filter is torch's bilinear one, widened by H / side as in Pillow, so that no frequency
+    aliases. It is linear in the pixels; an image's result does not depend on the others of its
+    batch.
     """
     resized = interpolate(images, size=(side, side), mode="bilinear", antialias=True)
     return resized.contiguous(memory_format=torch.channels_last)
 
 
 def quotient(over: Tensor | float, under: Tensor | float) -> Tensor:
-    """Return over / under, rounded once on every device; one of them is a tensor.
+    """Return over / under, rounded once on every device; at least one is a tensor.
 
-    With a Python number torch multiplies by a reciprocal: always if it is the divisor, and on a GPU
-    if it is the dividend.
+    torch itself multiplies by a reciprocal if the divisor is a Python number, and on a GPU also if
+    the dividend is one.
     """
     like = over if isinstance(over, Tensor) else under
     assert isinstance(like, Tensor)

@@ -1,6 +1,6 @@
-"""Cutout and random erasing: one box per sample.
+"""Hide a box of each image: cutout and random erasing.
 
-cutout: DeVries, Taylor, 2017, arXiv 1708.04552. Random erasing: Zhong, Zheng, Kang, Li, Yang, AAAI
+Cutout: DeVries, Taylor, 2017, arXiv 1708.04552. Random erasing: Zhong, Zheng, Kang, Li, Yang, AAAI
 2020, arXiv 1708.04896, algorithm 1. Hidden pixels get the mean colour of CIFAR-10, which every
 network here normalises to about 0.
 """
@@ -21,7 +21,10 @@ MEAN_COLOUR = (125, 123, 114)  # 255 times (0.4914, 0.4822, 0.4465)
 
 @dataclass(frozen=True)
 class Cutout:
-    """Hide a square of `size` pixels about a uniform centre, clipped, for a share `prob`."""
+    """Hide a square of `size` x `size` pixels in a share `prob` of the images.
+
+    Its centre is uniform in the image, and it is clipped at the border.
+    """
 
     size: int = 16
     prob: float = 1.0
@@ -40,12 +43,13 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Erase:
-    """Hide a rectangle of uniform relative `area` and log-uniform height over width.
+    """Hide a rectangle inside the image, in a share `prob` of the images.
 
-    It is inside the image. The paper draws again until a rectangle fits; here a side that is too
-    long is clipped, 1 in 600 at the defaults on 32x32, so that one draw per sample is enough. The
-    ratio is log-uniform as in torchvision, so that tall and wide are equally likely; the paper's is
-    uniform, which favours tall.
+    Its `area`, a share of the image's, is uniform, its `ratio` of height to width log-uniform. The
+    paper draws again until a rectangle fits; here a side that is too long is clipped (in 1 of 600
+    rectangles at the defaults on 32x32), so that one draw per sample is enough. The ratio is
+    log-uniform as in torchvision, so that tall and wide rectangles are equally likely; the paper's
+    ratio is uniform, which favours tall ones.
     """
 
     prob: float = 0.25
@@ -68,7 +72,7 @@ class Erase:
 
 
 def _boxes(low: NDArray[np.int64], high: NDArray[np.int64], used: NDArray[np.bool_]) -> Tensor:
-    """Return top, bottom, left, right (half open): int64 [n, 4]; empty if not used."""
+    """Return boxes (top, bottom, left, right; half open), int64 [n, 4], empty if not `used`."""
     box = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
     return torch.from_numpy(np.where(used[:, None], box, 0))
 

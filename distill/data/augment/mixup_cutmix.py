@@ -1,11 +1,11 @@
-"""Mixup and cutmix as one weight map per sample.
+"""Mix pairs of images by mixup and cutmix, with one weight map per sample.
 
 mixup: Zhang et al., ICLR 2018, arXiv 1710.09412. cutmix: Yun et al., ICCV 2019, arXiv 1905.04899.
 With m in [0, 1] of shape [B, 1, H, W]: x' = m x + (1 - m) x[partner], y' = lam y + (1 - lam)
 y[partner], lam = mean(m). For mixup m is the constant lam; for cutmix m is 0 inside the box and 1
-outside, and lam is the area that is really left, after the box was clipped at the border (the
-paper's box may leave the image). The partner is a permutation of the set per view, so a mixed view
-does not depend on the batch.
+outside, and lam is the share of the area outside the box after the box was clipped at the border
+(the paper's box may leave the image). The partner is a permutation of the set per view, so a mixed
+view does not depend on the batch.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Mixup:
-    """Blend with lam ~ Beta(alpha, alpha), for a share `prob` of the samples."""
+    """Blend a share `prob` of the samples with their partners, with lam ~ Beta(alpha, alpha)."""
 
     prob: float = 1.0
     alpha: float = 1.0
@@ -32,7 +32,10 @@ class Mixup:
 
 @dataclass(frozen=True)
 class Cutmix:
-    """Paste a box of the partner, area 1 - lam before clipping, for a share `prob` of samples."""
+    """Paste a box of the partner's image into a share `prob` of the samples.
+
+    Its area before clipping is 1 - lam, with lam ~ Beta(alpha, alpha).
+    """
 
     prob: float = 1.0
     alpha: float = 1.0
@@ -60,7 +63,7 @@ class MixParams:
 def draw_mix(
     seed: int, view: int, n: int, size: int, mixup: Mixup | None, cutmix: Cutmix | None
 ) -> MixParams:
-    """Draw the mixture of samples 0..n-1 of one view; at most one kind per sample."""
+    """Draw how samples 0..n-1 of a view are mixed: by mixup, by cutmix, or not at all."""
     which, strength, *centre = rng.words(seed, view, Stream.MIX, n).T
     choice, u = rng.uniform(which), rng.uniform(strength)
     mixup_prob = mixup.prob if mixup else 0.0
@@ -104,9 +107,10 @@ def beta_quantile(alpha: float, u: Floats) -> Floats:
 
 @cache
 def _beta_table(alpha: float) -> tuple[Floats, Floats]:
-    """Return values x and the probability below x, up to 1/2, for Beta(alpha, alpha).
+    """Return values x in 0..1/2 and the probability below each x under Beta(alpha, alpha).
 
-    Integrated over t = x^root, whose density is finite at 0 even if that of x is not (alpha < 1).
+    The density is integrated over t = x^root: the density of t is finite at 0 even if that of x is
+    not (alpha < 1).
     """
     root = min(alpha, 1.0)
     t = np.linspace(0, 0.5**root, 1 << 14)
@@ -117,7 +121,10 @@ def _beta_table(alpha: float) -> tuple[Floats, Floats]:
 
 
 def weight_map(blend: Tensor, box: Tensor, size: int) -> Tensor:
-    """Return m of the formula above, float32 [B, 1, size, size], for blend [B] and box [B, 4]."""
+    """Return the weight maps m (see the module), float32 [B, 1, size, size].
+
+    A map is 0 inside its box [B, 4] and `blend` [B] outside.
+    """
     axis = torch.arange(size, device=box.device)
     top, bottom, left, right = (edge[:, None] for edge in box.unbind(1))
     rows, columns = (axis >= top) & (axis < bottom), (axis >= left) & (axis < right)

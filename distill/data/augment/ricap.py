@@ -30,12 +30,13 @@ class Ricap:
 
 @dataclass(frozen=True)
 class RicapParams:
-    """How each sample of a view is patched.
+    """How four images are combined for each sample of a view.
 
-    `used`: bool [N]. `partner`: int64 [N, 3], of the patches top right, bottom left, bottom right;
-    the sample itself is top left. `boundary`: int64 [N, 2], rows and columns of the first patch.
-    `corner`: int64 [N, 4, 2], row and column where each patch's crop begins. `share`: float32
-    [N, 4], of each image in the targets.
+    `used`: bool [N], whether the sample is combined with others. `partner`: int64 [N, 3], the
+    samples in the patches top right, bottom left, bottom right; the sample itself is top left.
+    `boundary`: int64 [N, 2], rows and columns of the first patch. `corner`: int64 [N, 4, 2], row
+    and column where each patch's crop begins. `share`: float32 [N, 4], the weight of each image's
+    label in the targets.
     """
 
     used: Tensor
@@ -49,10 +50,10 @@ class RicapParams:
 
 
 def draw_ricap(seed: int, view: int, n: int, size: int, ricap: Ricap, low: float) -> RicapParams:
-    """Draw the patchwork of samples 0..n-1 of one view.
+    """Draw how samples 0..n-1 of a view are combined with others.
 
-    The same uniform number chooses mixup or cutmix if it is below `low`, so that no sample is mixed
-    twice.
+    A sample's uniform number chooses RICAP if it is in [low, low + prob); below `low` the same
+    number chooses mixup or cutmix, so that no sample is mixed twice.
     """
     which = rng.uniform(rng.words(seed, view, Stream.MIX, n)[:, 0])
     position = rng.words(seed, view, Stream.RICAP, n)[:, :2]
@@ -71,14 +72,14 @@ def draw_ricap(seed: int, view: int, n: int, size: int, ricap: Ricap, low: float
 
 
 def _extents(boundary: np.ndarray, size: int) -> np.ndarray:
-    """Return the rows and columns of the four patches, [N, 4, 2], from the boundary [N, 2]."""
+    """Return the heights and widths of the four patches, [N, 4, 2], from the boundary [N, 2]."""
     (h, w), (rest_h, rest_w) = boundary.T, (size - boundary).T
     pairs = [(h, w), (h, rest_w), (rest_h, w), (rest_h, rest_w)]
     return np.stack([np.stack(pair, axis=-1) for pair in pairs], axis=1)
 
 
 def combine_four(images: Tensor, boundary: Tensor, corner: Tensor) -> Tensor:
-    """Combine four images per sample, [4, B, 3, H, W] to [B, 3, H, W], by gathers alone."""
+    """Combine four images per sample into one: [4, B, 3, H, W] to [B, 3, H, W]."""
     axis = torch.arange(images.shape[-1], device=images.device)
     below, right = (axis >= edge[:, None] for edge in boundary.unbind(1))  # [B, size] each
     quarter = 2 * below.long()[:, :, None] + right.long()[:, None, :]  # [B, H, W]

@@ -1,8 +1,9 @@
 """Blur corruptions: defocus, frosted glass, motion, zoom.
 
-Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
-github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
-and its draws, and returns images that are not yet clipped to [0, 1].
+Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
+`make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
+32] in [0, 1], a severity 1..5 and `draw`, which draws its random words, and returns images that are
+not yet clipped to [0, 1].
 """
 
 from functools import cache
@@ -21,7 +22,7 @@ from distill.data.corruptions.filters import (
 from distill.data.rng import Draw
 
 FOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))  # radius, smoothing, in pixels
-GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # smoothing, passes; by 1 pixel
+GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # smoothing in pixels, passes
 MOTION = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))  # radius, standard deviation, in pixels
 ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # the largest factor, in steps of 0.01 from 1
 ZOOM_STEP = 0.01
@@ -33,7 +34,7 @@ def defocus_blur(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def disk(radius: float, smoothing: float) -> Floats:
-    """Return a disk of this radius, smoothed by a Gaussian of three taps: [5, 5], sum 1."""
+    """Return the kernel of a disk, [5, 5] with sum 1, smoothed by a 3x3 Gaussian."""
     at = np.arange(-2, 3)
     filled = (at**2 + at[:, None] ** 2 <= radius**2).astype(float)
     taps = np.exp(-0.5 * (np.arange(-1, 2) / smoothing) ** 2)
@@ -46,7 +47,7 @@ def glass_blur(images: Floats, severity: int, draw: Draw) -> Floats:
     """Replace pixels by a neighbour above or to the left, between two smoothings.
 
     The paper swaps the two pixels. Its program swaps two views of one array, which only copies the
-    neighbour; the published images were made like this, and so are these, to be comparable.
+    neighbour; the published images were made so, and this function does the same, to be comparable.
     """
     smoothing, passes = GLASS[severity - 1]
     smoother = gaussian(images.shape[-1], smoothing, truncate=4, border="edge")
@@ -69,14 +70,14 @@ def motion_blur(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def zoom_blur(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Return the mean of the image and of its middle at increasing magnifications."""
+    """Return the mean of the image and of enlargements of its middle by increasing factors."""
     flat = images.reshape(-1, images.shape[-2] * images.shape[-1])
     return (flat @ zoom_mean(severity, images.shape[-1]).T).reshape(images.shape)
 
 
 @cache
 def zoom_mean(severity: int, size: int) -> Floats:
-    """Return a zoom blur as one matrix on pixels: float32 [size², size²], 4 MB."""
+    """Return a zoom blur as one matrix over all pixels: float32 [size², size²], 4 MB."""
     factors = np.arange(
         1, ZOOM[severity - 1], ZOOM_STEP
     )  # rounded by numpy: the end may be included

@@ -1,9 +1,9 @@
 """List common corruptions by name and apply them to images.
 
 Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019, arXiv 1903.12261. 14 of their 15: frost needs photographs. Computed here
-and not read from CIFAR-10-C: the same operations and constants with other random draws, so that
-mean accuracies are comparable and images are not identical.
+Perturbations", ICLR 2019, arXiv 1903.12261. It has 14 of their 15 corruptions: frost needs
+photographs. Images are computed here, not read from CIFAR-10-C, with the same operations and
+constants but other random draws: mean accuracies are comparable, individual images differ.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from distill.data.rng import Draw, Stream
 Pixels = NDArray[np.uint8]
 Corruption = Callable[[Floats, int, Draw], Floats]
 
-CORRUPTIONS: dict[str, Corruption] = {  # in the paper's order, which numbers their draws
+CORRUPTIONS: dict[str, Corruption] = {  # in the paper's order; draws depend on the position
     "gaussian_noise": noise.gaussian_noise,
     "shot_noise": noise.shot_noise,
     "impulse_noise": noise.impulse_noise,
@@ -47,8 +47,8 @@ def corrupt(
 ) -> Pixels:
     """Apply a corruption at a severity 1..5 to images uint8 [N, 3, 32, 32].
 
-    The result for an image is a function of (seed, corruption, severity, its number in `samples`
-    [N]), whatever the other images.
+    An image's result is a function of its pixels and (seed, corruption, severity, its number in
+    `samples` [N]), whatever the other images.
     """
     key = seed, len(SEVERITIES) * NUMBERS[name] + severity - 1
     chunks = []
@@ -61,7 +61,7 @@ def corrupt(
 
 
 def to_pixels(images: Floats) -> Pixels:
-    """Clip to [0, 1] and round down to uint8, like the authors' files.
+    """Clip to [0, 1], scale to 0..255 and round down to uint8, as in the published CIFAR-10-C.
 
     Values that float32 rounding leaves just below a whole number are rounded up to it.
     """

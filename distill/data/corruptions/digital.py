@@ -1,8 +1,9 @@
 """Digital corruptions: contrast, elastic displacement, pixelation, JPEG.
 
-Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
-github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
-and its draws, and returns images that are not yet clipped to [0, 1].
+Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
+`make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
+32] in [0, 1], a severity 1..5 and `draw`, which draws its random words, and returns images that are
+not yet clipped to [0, 1].
 """
 
 from collections.abc import Callable
@@ -15,15 +16,15 @@ from distill.data import rng
 from distill.data.corruptions.filters import (
     Floats,
     gaussian,
-    mirrored_about_border,
-    mirrored_about_pixel,
     on_both_axes,
+    reflect_with_edge,
+    reflect_without_edge,
     sample,
 )
 from distill.data.rng import Draw
 
 CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
-# Displacement of pixels, its smoothing, displacement of corners: shares of the side.
+# Displacement of pixels, its smoothing, displacement of corners, as shares of the image size.
 ELASTIC = (
     (0, 0, 0.08),
     (0.05, 0.2, 0.07),
@@ -31,7 +32,7 @@ ELASTIC = (
     (0.1, 0.04, 0.05),
     (0.1, 0.03, 0.03),
 )
-REDUCED = (0.95, 0.9, 0.85, 0.75, 0.65)  # of the side
+REDUCED = (0.95, 0.9, 0.85, 0.75, 0.65)  # of the image size
 QUALITY = (80, 65, 58, 50, 40)  # of a JPEG
 
 
@@ -43,24 +44,24 @@ def contrast(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def elastic_transform(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Apply an affine map of three displaced corners, then a smooth displacement of pixels."""
+    """Apply an affine map that displaces three corners, then displace pixels smoothly."""
     n, size = len(images), images.shape[-1]
     distance, smoothing, corners = (share * size for share in ELASTIC[severity - 1])
     uniforms = 2 * rng.uniform(draw(6 + 2 * size * size)) - 1
     row, column = np.mgrid[:size, :size].astype(np.float64)
-    back = affine_back(corners * uniforms[:, :6].reshape(n, 3, 2), size)
+    back = inverse_affine_maps(corners * uniforms[:, :6].reshape(n, 3, 2), size)
     grid = np.stack([column, row, np.ones_like(row)], axis=-1) @ back[:, None]
-    mapped = sample(images, grid[..., 1], grid[..., 0], mirrored_about_pixel)
+    mapped = sample(images, grid[..., 1], grid[..., 0], reflect_without_edge)
     smoother = gaussian(size, smoothing, truncate=3, border="symmetric")
     moves = distance * on_both_axes(smoother, uniforms[:, 6:].reshape(n, 2, size, size))
-    return sample(mapped, row + moves[:, 1], column + moves[:, 0], mirrored_about_border)
+    return sample(mapped, row + moves[:, 1], column + moves[:, 0], reflect_with_edge)
 
 
-def affine_back(moves: Floats, size: int) -> Floats:
-    """Return the inverse affine maps [N, 3, 2], to be multiplied by (x, y, 1).
+def inverse_affine_maps(moves: Floats, size: int) -> Floats:
+    """Return the inverses of affine maps that displace three corners by `moves` [N, 3, 2].
 
-    The maps move three corners by `moves` [N, 3, 2]: bottom right, top right and top left of a
-    centred square of 2/3 of the side.
+    The corners are the bottom right, top right and top left ones of a centred square whose width is
+    2/3 of the image's. The inverses are matrices [N, 3, 2] for row vectors (x, y, 1).
     """
     centre, half = size // 2, size // 3
     corners = centre + half * np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
@@ -92,7 +93,7 @@ def jpeg_compression(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def one_by_one(images: Floats, change: Callable[[Image.Image], Image.Image]) -> Floats:
-    """Apply a function on Pillow images to each image."""
+    """Apply `change`, a function of a Pillow image, to each image."""
     pixels = np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in pixels])
     return changed.transpose(0, 3, 1, 2).astype(np.float32) / 255

@@ -1,7 +1,7 @@
 """Smooth, zoom, shift and resample many images at once.
 
-A filter that is the same for rows and columns is a matrix [size, size]: row i has the weights of
-the old rows in the new row i.
+A separable filter that is the same along rows and columns is one matrix [size, size]; its row i
+holds the weights of the input rows in output row i.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.int64]
-Border = Literal["edge", "symmetric"]  # np.pad's: a|abc|c and a|abc|c b a, the edge repeated
+Border = Literal["edge", "symmetric"]  # modes of np.pad: a a|abc|c c and b a|abc|c b
 
 
 def on_both_axes(matrix: Floats, maps: Floats) -> Floats:
-    """Apply a matrix to rows and columns of maps [..., H, W]."""
+    """Apply a filter matrix [size, size] to the rows and the columns of maps [..., size, size]."""
     square = matrix.astype(maps.dtype)
     applied: Floats = square @ maps @ square.T
     return applied
 
 
 def gaussian(size: int, sigma: float, *, truncate: float, border: Border) -> Floats:
-    """Return the matrix of a Gaussian truncated at `truncate` standard deviations: [size, size]."""
+    """Return the filter matrix [size, size] of a Gaussian of `sigma` pixels.
+
+    It is truncated at `truncate` standard deviations.
+    """
     radius = int(truncate * sigma + 0.5)
     if not radius:
         return np.eye(size)
@@ -35,7 +38,10 @@ def gaussian(size: int, sigma: float, *, truncate: float, border: Border) -> Flo
 
 
 def magnifier(size: int, factor: float) -> Floats:
-    """Return the matrix that magnifies the middle linearly to fill the map: [size, size]."""
+    """Return the filter matrix [size, size] that enlarges the middle of a map by `factor`.
+
+    The map has the same size afterwards. Interpolation is linear.
+    """
     cropped = int(np.ceil(size / factor))
     whole = round(cropped * factor)  # pixels before the middle is cut out again
     first = (whole - size) // 2 + np.arange(size)
@@ -45,10 +51,10 @@ def magnifier(size: int, factor: float) -> Floats:
 
 
 def smear(maps: Floats, degrees: Floats, radius: int, sigma: float) -> Floats:
-    """Blur maps [N, C, H, W] by motion, each along its own angle [N].
+    """Apply motion blur to maps [N, C, H, W], each along its own angle [N] in degrees.
 
-    Like ImageMagick's MotionBlurImage: one half of a Gaussian, 2 radius + 1 taps along the line,
-    each at its nearest pixel; the edge is repeated beyond the border.
+    As in ImageMagick's MotionBlurImage, the weights are one half of a Gaussian over 2 radius + 1
+    points along the line, each read at its nearest pixel; the edge is repeated beyond the border.
     """
     taps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (taps / sigma) ** 2)
@@ -60,7 +66,7 @@ def smear(maps: Floats, degrees: Floats, radius: int, sigma: float) -> Floats:
     padded = np.pad(maps, ((0, 0), (0, 0), (pad, pad), (pad, pad)), mode="edge")
     smeared = np.zeros_like(maps)
     for tap, weight in enumerate(weights):
-        # Few offsets occur at one tap: each is a slice of many maps, not a gather of pixels.
+        # Few offsets occur at one point: each is a slice of many maps, not a gather of pixels.
         for down, right in np.unique(steps[:, tap], axis=0):
             same = (steps[:, tap] == (down, right)).all(axis=1)
             rows = slice(pad + down, pad + down + height)
@@ -80,14 +86,14 @@ def convolve(maps: Floats, kernel: Floats) -> Floats:
     return result
 
 
-def mirrored_about_pixel(index: Indices, size: int) -> Indices:
+def reflect_without_edge(index: Indices, size: int) -> Indices:
     """Reflect indices beyond 0..size-1 without repeating the edge: c b|abcd|c b."""
     period = 2 * (size - 1)
     folded: Indices = np.abs((index + size - 1) % period - (size - 1))
     return folded
 
 
-def mirrored_about_border(index: Indices, size: int) -> Indices:
+def reflect_with_edge(index: Indices, size: int) -> Indices:
     """Reflect indices beyond 0..size-1, repeating the edge: b a|abcd|d c."""
     folded = index % (2 * size)
     return np.minimum(folded, 2 * size - 1 - folded)
@@ -96,7 +102,10 @@ def mirrored_about_border(index: Indices, size: int) -> Indices:
 def sample(
     maps: Floats, down: Floats, right: Floats, fold: Callable[[Indices, int], Indices]
 ) -> Floats:
-    """Sample maps [N, C, H, W] at positions [N, H, W] in pixels by bilinear interpolation."""
+    """Interpolate maps [N, C, H, W] bilinearly at positions [N, H, W] in pixels.
+
+    `fold` maps indices outside a map to indices inside.
+    """
     n, channels, height, width = maps.shape
     flat = maps.reshape(n, channels, -1)
     top, left = np.floor(down).astype(np.int64), np.floor(right).astype(np.int64)

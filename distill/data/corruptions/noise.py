@@ -1,8 +1,9 @@
 """Noise corruptions: sensor noise, photon noise, defective pixels.
 
-Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
-github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
-and its draws, and returns images that are not yet clipped to [0, 1].
+Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
+`make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
+32] in [0, 1], a severity 1..5 and `draw`, which draws its random words, and returns images that are
+not yet clipped to [0, 1].
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ BROKEN = (0.01, 0.02, 0.03, 0.05, 0.07)  # share of the values, half black and h
 
 
 def gaussian_noise(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Add a normal value to each colour value."""
+    """Add Gaussian noise to each colour value."""
     noise = rng.normal(draw(images[0].size // 2)).reshape(images.shape)
     noisy: Floats = images + (STD[severity - 1] * noise).astype(np.float32)
     return noisy
@@ -45,7 +46,10 @@ def impulse_noise(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def poisson_distribution(means: Floats) -> Floats:
-    """Return P(count <= k) for each mean [M] and k = 0..K-1, the last one 1: [M, K]."""
+    """Return the Poisson probabilities P(count <= k), [M, K], for means [M] and k = 0..K-1.
+
+    The last one of each row is exactly 1.
+    """
     highest = means.max()
     k = np.arange(int(highest + 10 * np.sqrt(highest) + 10))
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(k[1:]))])

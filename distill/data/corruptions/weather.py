@@ -1,9 +1,9 @@
 """Weather corruptions: snow, fog, brightness.
 
-Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; constants of CIFAR-10-C, `make_cifar_c.py` in
-github.com/hendrycks/robustness. Each takes images float32 [N, 3, 32, 32] in [0, 1], a severity 1..5
-and its draws, and returns images that are not yet clipped to [0, 1]. Their frost is left out: it
-needs photographs.
+Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
+`make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
+32] in [0, 1], a severity 1..5 and `draw`, which draws its random words, and returns images that are
+not yet clipped to [0, 1]. The paper's frost is left out: it needs photographs.
 """
 
 from typing import NamedTuple
@@ -18,12 +18,12 @@ from distill.data.rng import Draw
 class Snow(NamedTuple):
     """Parameters of the snow at one severity."""
 
-    mean: float  # of the flakes' brightness, with
-    std: float  # its standard deviation
+    mean: float  # of the flakes' brightness
+    std: float  # standard deviation of the flakes' brightness
     zoom: float  # size of the flakes
     seen_from: float  # brightness below which a flake is invisible
-    radius: int  # of the motion blur, in pixels, with
-    sigma: float  # its standard deviation
+    radius: int  # of the motion blur, in pixels
+    sigma: float  # standard deviation of the motion blur, in pixels
     colour: float  # share of the original colours
 
 
@@ -34,13 +34,13 @@ SNOW = (
     Snow(0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
     Snow(0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
 )
-FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # thickness, how smooth
+FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # thickness, decay
 BRIGHTER = (0.05, 0.1, 0.15, 0.2, 0.3)
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R BT.601
 
 
 def snow(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Make colours paler and add falling flakes, as drawn and rotated by 180 degrees."""
+    """Make colours paler and add falling flakes, and a copy of them rotated by 180 degrees."""
     how, (n, _, height, width) = SNOW[severity - 1], images.shape
     words = draw(height * width // 2 + 1)
     flakes: Floats = how.mean + how.std * rng.normal(words[:, 1:]).reshape(n, 1, height, width)
@@ -68,8 +68,8 @@ def fog(images: Floats, severity: int, draw: Draw) -> Floats:
 def plasma(uniforms: Floats, size: int, decay: float) -> Floats:
     """Generate clouds [N, size, size] in 0..1 by diamond-square, from uniforms [N, size² - 1].
 
-    Fournier, Fussell and Carpenter, Communications of the ACM 25, 1982. Each halving of the grid is
-    smoother than the last by `decay`; opposite borders match.
+    Fournier, Fussell and Carpenter, Communications of the ACM 25, 1982. Each halving of the grid
+    divides the random displacements by `decay`²; opposite borders match.
     """
     heights = np.zeros((len(uniforms), size, size))
     taken, step, rough = 0, size, 1.0  # any unit: the cloud is scaled to 0..1 at the end
@@ -98,7 +98,7 @@ def plasma(uniforms: Floats, size: int, decay: float) -> Floats:
 
 
 def brightness(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Raise the HSV value at constant hue and saturation: one factor for a pixel's colours."""
+    """Raise the HSV value at constant hue and saturation: scale a pixel's colours by one factor."""
     value = images.max(axis=1, keepdims=True)
     raised = np.minimum(value + np.float32(BRIGHTER[severity - 1]), 1)
     factor = np.divide(raised, value, out=np.zeros_like(value), where=value > 0)

@@ -34,7 +34,7 @@ class Layout:
     files: Mapping[Split, tuple[str, ...]]
     meta: str
     names_key: str  # of the class names, in the meta file
-    labels_key: str  # in each batch
+    labels_key: str  # of the labels, in each batch file
 
 
 CIFAR10 = Layout(
@@ -73,7 +73,7 @@ class _Meta:
 
 
 def find(folder: Path, layout: Layout) -> Batches | None:
-    """Find a layout's files in `folder`, in its official sub-folder, or in an archive there."""
+    """Find a layout's files in `folder`, its official sub-folder or its official archive."""
     members = (layout.meta, *layout.files["train"], *layout.files["test"])
     if any((folder / member).is_file() for member in members):
         return Batches(folder, layout)
@@ -85,9 +85,9 @@ def find(folder: Path, layout: Layout) -> Batches | None:
 
 
 def open_archive(path: Path) -> Batches:
-    """Open the archive at `path`, whatever its name; its first members determine which it is.
+    """Identify the official archive at `path` by its first member, whatever its file name.
 
-    Raises UserError if it is neither.
+    Raises UserError if it is neither CIFAR-10 nor CIFAR-100.
     """
     folders = " or ".join(f"{layout.folder}/" for layout in LAYOUTS)
     try:
@@ -107,7 +107,7 @@ def check(batches: Batches) -> None:
     Reads no image.
     """
     layout = batches.layout
-    sizes = _sizes(batches)
+    sizes = _file_sizes(batches)
     file_names = (*layout.files["train"], *layout.files["test"])
     faults = [f"{name}: missing" for name in (layout.meta, *file_names) if name not in sizes]
     least = IMAGE_BYTES
@@ -162,20 +162,21 @@ def _advice(*layouts: Layout) -> str:
     )
 
 
-def _sizes(batches: Batches) -> dict[str, int]:
+def _file_sizes(batches: Batches) -> dict[str, int]:
+    """Return the size in bytes of each file in the folder or archive, by name."""
     try:
         if batches.path.is_dir():
             files = (path for path in batches.path.iterdir() if path.is_file())
             return {path.name: path.stat().st_size for path in files}
         with open_tar(batches.path) as archive:
-            sizes = ((_member(m, batches.layout), m.size) for m in archive)
+            sizes = ((_member_file_name(m, batches.layout), m.size) for m in archive)
             return {name: size for name, size in sizes if name is not None}
     except (InvalidArray, OSError) as error:
         raise _damaged(batches, error) from error
 
 
 def _read(batches: Batches, names: Sequence[str]) -> dict[str, bytes]:
-    """Return the content of the named files by name, without those that do not exist."""
+    """Return the contents of the named files by name; missing files are left out."""
     contents: dict[str, bytes] = {}
     try:
         if batches.path.is_dir():
@@ -183,7 +184,7 @@ def _read(batches: Batches, names: Sequence[str]) -> dict[str, bytes]:
             return {path.name: content_of(path) for path in paths if path.is_file()}
         with open_tar(batches.path) as archive:
             for member in archive:
-                name = _member(member, batches.layout)
+                name = _member_file_name(member, batches.layout)
                 if name in names and name is not None:
                     contents[name] = archive.read()
     except (InvalidArray, OSError) as error:
@@ -191,8 +192,8 @@ def _read(batches: Batches, names: Sequence[str]) -> dict[str, bytes]:
     return contents
 
 
-def _member(member: Member, layout: Layout) -> str | None:
-    """Return the file's name if it is directly in the layout's folder, else None."""
+def _member_file_name(member: Member, layout: Layout) -> str | None:
+    """Return a member's file name if it is directly in the layout's folder, else None."""
     path = member.path
     return path.name if member.is_file and path.parent.name == layout.folder else None
 
@@ -220,7 +221,7 @@ def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
 
 
 def _check_names(names: Sequence[object], layout: Layout) -> None:
-    """Raise ValueError if they are not names, or more than labels can number."""
+    """Raise ValueError if class names are not text or too long, or exceed MOST_CLASSES."""
     if len(names) > MOST_CLASSES:
         raise ValueError(
             f"{layout.names_key} has {len(names):,} names; the maximum is {MOST_CLASSES:,}"

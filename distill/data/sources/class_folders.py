@@ -1,7 +1,7 @@
 """Read class folders: `train/<class>/*` and `test/<class>/*`, 32x32 png, jpg or webp.
 
-Labels number the sorted names of the class folders. Every file is decoded once and cached under a
-digest of all relative paths and all bytes.
+A label is the position of a class folder among the sorted folder names. Decoded images are cached
+under a digest of all relative paths and all bytes.
 """
 
 import os
@@ -45,14 +45,14 @@ class _Listing:
 
 
 def find(folder: Path) -> ClassFolders | None:
-    """Return the class folders in `folder`; None if it has none of the splits."""
+    """Return the class folders in `folder`; None if it has neither train/ nor test/."""
     return ClassFolders(folder) if any((folder / split).is_dir() for split in SPLITS) else None
 
 
 def check(folders: ClassFolders) -> None:
-    """Check that both splits have the same classes, each with images, and the first is usable.
+    """Raise UserError unless both splits have the same classes, each with a usable first image.
 
-    Raises UserError otherwise. Decodes one image per class.
+    Decodes one image per class and split.
     """
     faults = _class_faults(folders, SPLITS)
     for split in SPLITS:
@@ -160,7 +160,7 @@ def _relative_name(folders: ClassFolders, path: Path) -> str:
 
 
 def _key(folders: ClassFolders, paths: Sequence[Path], report: _ProgressReport) -> str:
-    """Return the sha256 of all relative paths, sizes and bytes, and of the decoder."""
+    """Return the sha256 of all relative paths, sizes and bytes, and of the decoder's version."""
     state = sha256(f"Pillow {PIL.__version__}, upright".encode())
     faults = []
     for _, path in report.over(paths):

@@ -1,4 +1,4 @@
-"""Download the official archives: resumable and verified.
+"""Download the official archives; resume interrupted downloads and verify checksums.
 
 A file is downloaded as `.NAME.part` and renamed once its md5 is right. An interrupted download is
 continued by a range request, from the next address or in the next call.
@@ -30,7 +30,7 @@ CHUNK = 1 << 16  # bytes: one second of the official server at its slowest
 GZIP = b"\x1f\x8b"
 SLOWEST = 1_000  # bytes a second; a lower rate for STALL_S is a stall
 STALL_S = 30.0
-WORTH = 0.01  # of the file: what a round of all addresses must add to start another one
+WORTH = 0.01  # share of the file that a round of all addresses must add for another round
 TOTAL_S = 2 * 3600.0  # at 60 kB/s the archive takes 47 minutes
 
 
@@ -122,7 +122,7 @@ class Download:
         raise self._failure(*(f"{hide_secrets(url)}: {error}" for url, error in faults.items()))
 
     def _download_from(self, address: str) -> bool:
-        """Download the missing bytes from an address; return whether the file is right then."""
+        """Download the missing bytes; return whether the whole file then has the right md5."""
         if self.n_received < self.archive.n_bytes:
             self._receive(address)
         if md5_of(self.part) == self.archive.md5:
@@ -149,7 +149,7 @@ class Download:
             raise NotServed(f"ended at {self.n_received:,} of {self.archive.n_bytes:,} bytes")
 
     def _append(self, response: HTTPResponse, first: int, offset: int) -> None:
-        """Append a response that begins at byte `first` to the `offset` bytes of the part."""
+        """Append a response that begins at byte `first` to a partial file of `offset` bytes."""
         try:
             with open(self.part, "ab", opener=lock.without_links) as file:
                 for chunk in self._chunks(response, first):
@@ -200,11 +200,11 @@ def fetch(
     stall_s: float = STALL_S,
     total_s: float = TOTAL_S,
 ) -> Path:
-    """Return the archive of `source` in `folder`; check an existing file, or download it.
+    """Return the path of a source's archive in `folder`; download it if it is missing.
 
-    Addresses: `mirrors`, then those of $UNDERSTUDY_MIRRORS, then the official ones. Raises
-    UserError if an existing file is not the archive or an address is invalid; Failure if no address
-    serves it or the disk cannot be written.
+    An existing file's md5 is checked. Addresses are tried in this order: `mirrors`, those of
+    $UNDERSTUDY_MIRRORS, the official ones. Raises UserError if an existing file is not the archive
+    or an address is invalid; Failure if no address serves it or the disk cannot be written.
     """
     archive = _known(source)
     addresses = [*mirrors, *os.environ.get(MIRRORS, "").split(), *archive.addresses]
@@ -249,7 +249,7 @@ def check(path: Path, archive: Archive) -> None:
 
 
 def md5_of(path: Path) -> str:
-    """Return the hex md5, the publishers' checksum; it does not protect against forgery."""
+    """Return a file's hex md5, the publishers' checksum; it does not protect against forgery."""
     with open_regular(path, LARGEST) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

@@ -1,7 +1,7 @@
 """Read unlabelled images to predict: Kaggle's pickle, arrays or pictures.
 
 - Kaggle's pickle: a dictionary with `data` and `ids`, its keys text or bytes
-- `.npy`, `.npz`: the same arrays; in an archive `data` or `images`, beside it `ids`
+- `.npy`: the array of images; `.npz`: `data` or `images`, with or without `ids`
 - a folder of pictures, or one picture (`pictures.py`)
 
 Arrays are uint8: [N, H, W, 3], [N, 3, H, W], or flat planes [N, 3072] like CIFAR-10's batches.
@@ -81,9 +81,10 @@ def _from_arrays(path: Path) -> DecodedPictures:
 
 @contextmanager
 def _arrays(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Open a file's arrays by name; of an .npz only requested members are read. Runs no code.
+    """Open a file as a mapping of names to arrays, without running code.
 
-    Raises InvalidArray or OSError if it cannot be read, ValueError for a pickle.
+    Members of an .npz are read when they are accessed. Raises InvalidArray or OSError if the file
+    cannot be read, ValueError if it is a pickle that cannot.
     """
     try:
         with open_regular(path, LARGEST_FILE) as file:
@@ -107,7 +108,7 @@ def _unpickle(content: bytes) -> dict[str, object]:
 
 
 def _pixels(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Return the array of images; the only array if it has another name."""
+    """Return the array named `data` or `images`, or else the only array besides `ids`."""
     names = [name for name in PIXELS if name in arrays] or [n for n in arrays if n != "ids"]
     if len(names) != 1:
         found = pictures.some([repr(name[:NAMED]) for name in arrays]) or "nothing"
@@ -149,7 +150,7 @@ def _resize(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
 
 
 def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]:
-    """Return an id per image, whole numbers or text; numbers from 0 if the file has none."""
+    """Return an id per image as text; they are 0, 1, … if the file has no ids."""
     if "ids" not in arrays:
         notes.append(f"the file has no ids: the images are numbered 0..{n - 1:,}")
         return tuple(map(str, range(n)))

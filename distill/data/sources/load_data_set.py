@@ -18,7 +18,7 @@ from distill.data.sources.class_folders import ClassFolders
 from distill.data.user_cache import cache_folder
 from distill.errors import UserError
 
-# Of images.py, for those who import them from here.
+# Re-exported from image_set.py.
 __all__ = ["ImageSet", "Progress", "Split", "count_shared_images", "subset"]
 
 SYNTHETIC = "synthetic"
@@ -26,7 +26,7 @@ LONGEST = 200  # characters of a source in a message
 SPLITS: tuple[Split, ...] = ("train", "test")
 NAMED: dict[str, Layout] = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
 
-# Order-free fingerprints of the published images, whatever container they came in.
+# Fingerprints of the published images, independent of their order and file format.
 GENUINE = {
     "d59acf989e068e709ce686cda292672c7b212c08d29d3d3e6d8c3aa99eba6a85": "CIFAR-10, train split",
     "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c": "CIFAR-10, test split",
@@ -52,7 +52,7 @@ def load(source: str, split: Split, *, progress: Progress | None = None) -> Imag
 
 
 def check(source: str) -> None:
-    """Raise UserError unless both splits exist and are of plausible size; decodes little."""
+    """Raise UserError unless both splits exist and are of plausible size; decodes few images."""
     if source == SYNTHETIC:
         return
     location = _locate(source)
@@ -63,19 +63,19 @@ def check(source: str) -> None:
 
 
 def describe(images: ImageSet) -> str | None:
-    """Return the name of the published split with exactly these images, in any order; else None."""
+    """Return the name of the published split with exactly these images, in any order, or None."""
     return GENUINE.get(images.fingerprint)
 
 
 def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
     """Describe a data source, for display or as JSON.
 
-    `faults`: why a missing or damaged split is not described. `genuine` names the
-    published split that each one is, image by image and in any order, and a class that has another
-    name than the published one; "no" where none is known; `test_images_in_train` counts the test
-    images that are training images too, pixel by pixel; `is_genuine` whether both are published
-    splits under the published names, or under numbers that are the labels.
-    Raises UserError if neither split can be read.
+    `faults`: the errors of a missing or damaged split. `genuine`: the name of the published split
+    that has exactly the images of each split, in any order, and the first class whose name differs
+    from the published one; "no" if neither split is a published one. `test_images_in_train`: how
+    many test images have the pixels of a training image. `is_genuine`: whether both are published
+    splits whose class names are the published ones or the labels. Raises UserError if neither split
+    can be read.
     """
     splits: dict[Split, ImageSet] = {}
     faults: list[str] = []
@@ -112,7 +112,7 @@ def _published_name(splits: Mapping[Split, ImageSet]) -> str:
 
 
 def _misnamed(images: ImageSet) -> str:
-    """Return a note on the first class that is not called by its published name; else empty."""
+    """Return a note on the first class that does not have its published name; empty if all do."""
     for label, (name, published) in enumerate(
         zip(images.class_names, CLASSES.get(describe(images) or "", ()), strict=False)
     ):

@@ -1,9 +1,9 @@
-"""Decode picture files of any size: upright, RGB, resized.
+"""Decode picture files of any size to upright, resized RGB images.
 
-`decode` reads all picture files, for class folders (`class_folders.py`) too: a network sees the
-same pixels of a file in training and in prediction. Class folders are stricter in size and colour,
-since training images should not depend on a decoder. Here any photograph is accepted, and every
-change is reported in a note.
+Class folders (`class_folders.py`) use `decode` too, so that a network sees the same pixels of a
+file in training and in prediction. Class folders are stricter in size and colour, since training
+images should not depend on a decoder's resizing or colour conversion. In prediction any photograph
+is accepted, and every change is reported in a note.
 """
 
 import io
@@ -39,10 +39,10 @@ class DecodedPictures:
 
 
 def read(path: Path, progress: Progress | None = None) -> DecodedPictures:
-    """Read the picture at `path`, or those directly in the folder; ids are names without suffix.
+    """Read one picture, or all pictures directly in a folder; ids are names without suffix.
 
-    In a folder whose pictures are all numbered (1.png … 10.png) they are in the order of their
-    numbers, else of their names.
+    A folder's pictures are sorted by number if all names are numbers (1.png … 10.png), otherwise by
+    name.
     """
     files, notes, faults = _list_pictures(path) if path.is_dir() else ([path], [], [])
     images = np.zeros((len(files), CHANNELS, SIDE, SIDE), np.uint8)
@@ -63,8 +63,8 @@ def decode(
 ) -> Image.Image:
     """Decode the picture in a file, rotate it by its EXIF orientation, and apply `as_rgb`.
 
-    Raises ValueError if it is damaged or animated, if `as_rgb` refuses it, or, with a `side`, if it
-    has another size, which is checked before it is decoded.
+    Raises ValueError if it is damaged or animated, if `as_rgb` refuses it, or if it is not `side` x
+    `side` pixels, which is checked before it is decoded; None allows any size.
     """
     try:
         content = io.BytesIO(content_of(path, LARGEST))
@@ -122,7 +122,10 @@ def _images(n: int) -> str:
 
 
 def _list_pictures(folder: Path) -> tuple[list[Path], list[str], list[str]]:
-    """Return a folder's pictures in order, a note on other files, and a fault without pictures."""
+    """Return a folder's picture files in order, notes and faults.
+
+    A note names ignored files; it is a fault if there is no picture.
+    """
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -140,7 +143,7 @@ def _list_pictures(folder: Path) -> tuple[list[Path], list[str], list[str]]:
 
 
 def some(names: Sequence[str]) -> str:
-    """Join the first names and the number of further ones."""
+    """Join the first names and the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 

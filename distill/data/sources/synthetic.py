@@ -1,14 +1,15 @@
 """Generate the synthetic set: ten classes of drawn 32x32 pictures, without a download.
 
 A class is a shape (disc, ring, square, cross, triangle) times a texture (stripes, checks). Colours,
-position, size, rotation, a gradient behind, half-size clutter taken from other pictures, a bar in
-front and noise are random and independent of the class. Two classes that share a shape differ only
-in the texture, two that share a texture only in the outline: some classes are similar, so soft
-targets carry information.
+position, size, rotation, a gradient in the background, half-size clutter taken from other pictures,
+a bar in front and noise are random and independent of the class. Two classes that share a shape
+differ only in the texture, two that share a texture only in the outline: some classes are similar,
+so soft targets carry information.
 
-The same bits on every machine: raw 64-bit words of a counter-based generator (Philox), whose stream
-numpy guarantees; angles from rational points of the circle; only additions, products, divisions,
-comparisons and floor, which IEEE 754 rounds exactly; one rounding to uint8 at the end.
+The images are the same bit for bit on every machine: random numbers are raw 64-bit words of a
+counter-based generator (Philox), whose stream numpy guarantees; angles are rational points of the
+unit circle; the only operations are additions, products, divisions, comparisons and floor, which
+IEEE 754 rounds exactly; pixels are rounded to uint8 once, at the end.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ Mask = NDArray[np.bool_]
 
 @cache  # 0.5 s for train, 0.15 s for test, and a run reads the test split twice
 def draw(split: Split) -> ImageSet:
-    """Draw a split, labels 0, 1, …, 9, 0, 1, …: 600 pictures per class in train, 200 in test.
+    """Draw a split: 600 pictures per class in train, 200 in test; labels are 0, 1, …, 9, 0, 1, …
 
     Each process draws a split once; callers must not change its arrays.
     """
@@ -48,7 +49,7 @@ def _uniform(bits: Philox, *shape: int, low: float = 0.0, high: float = 1.0) -> 
 
 
 def _direction(bits: Philox, tilt: float) -> tuple[Floats, Floats]:
-    """Draw points (cos, sin) [CHUNK, 1, 1] of the circle without trigonometric functions.
+    """Draw points (cos, sin) [CHUNK, 1, 1] of the unit circle without trigonometric functions.
 
     `tilt` is the tan of half the largest angle.
     """
@@ -108,7 +109,7 @@ def _outlines(bits: Philox) -> Mask:
 
 
 def _textures(bits: Philox) -> Mask:
-    """Return stripes for even labels, checks for odd ones, rotated: [CHUNK, 32, 32]."""
+    """Return masks of rotated stripes (even labels) or checks (odd labels): [CHUNK, 32, 32]."""
     cos, sin = _direction(bits, TILT)
     period = _uniform(bits, CHUNK, 1, 1, low=5.0, high=8.0)
     phase = _uniform(bits, 2, CHUNK, 1, 1)
@@ -119,7 +120,7 @@ def _textures(bits: Philox) -> Mask:
 
 
 def _wave(position: Floats) -> Mask:
-    """Return a square wave of period 1."""
+    """Whether each position is in the first half of its unit interval: a square wave."""
     fraction: Floats = position - np.floor(position)
     return fraction < 0.5
 
@@ -143,7 +144,7 @@ def _clutter(bits: Philox, outlines: Mask) -> Mask:
 
 
 def _paints(bits: Philox) -> Floats:
-    """Draw levels [5, CHUNK, 3, 1, 1] of background, object (two), clutter and bar.
+    """Draw colours [5, CHUNK, 3, 1, 1]: background, the object's two, clutter and bar.
 
     In each channel the background is between the object's two levels: every object differs from it,
     and a texture is always dark and light, so that minutes of training are enough.

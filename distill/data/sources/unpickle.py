@@ -1,14 +1,16 @@
 """Read pickles of plain containers and numpy arrays without running code.
 
-A pickle is a program for a small stack machine (https://docs.python.org/3/library/pickletools.html).
-This module is such a machine with the instructions for numbers, text, lists, tuples, dictionaries
-and arrays. It imports nothing: the four functions by which numpy pickles an array are tokens here,
-and `distill.files.arrays` makes the array from bytes and the name of a plain type.
+A pickle is a program for a small stack machine
+(https://docs.python.org/3/library/pickletools.html). This module is such a machine with the
+instructions for numbers, text, lists, tuples, dictionaries and arrays. It imports nothing: the four
+functions by which numpy pickles an array are placeholders here, and `distill.files.arrays` makes
+the array from bytes and the name of a plain type.
 
-Bounds: `MOST_STEPS` instructions, `DEEPEST` nested containers, whole numbers of 64 bits, text as
-keys. Every declared size is compared with the bytes that are left before it is used. A container
-may occur only once, except as the value of several keys, and a state is set only once, so that size
-and time are linear in the file.
+Bounds: a pickle has at most `MOST_STEPS` instructions and `DEEPEST` nested containers; integers
+have at most 64 bits; keys are text. Every declared size is compared with the bytes that are left
+before it is used. A container may be referenced only once, except that several keys of the
+dictionary may share a value, and the state of an array may be set only once. So memory and time are
+linear in the file's size.
 """
 
 import codecs
@@ -34,7 +36,7 @@ LONGEST_NAME = 80  # characters of a foreign name in a message
 
 @dataclass
 class _Function:
-    """A function in the pickles of numpy arrays."""
+    """Placeholder for a function that numpy's pickles refer to by name; it is never imported."""
 
     name: str
 
@@ -101,7 +103,7 @@ def _name_text(value: object) -> str:
 
 
 class _Check:
-    """Checks that all values are plain, shallow and without repeated containers."""
+    """Checks that values are plain, not nested too deeply, and contain no container twice."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -150,7 +152,7 @@ class _Machine:
             if action is None:
                 name = _NAMES.get(code)
                 raise (
-                    _code_error(f"instruction {name}")
+                    _would_run_code_error(f"instruction {name}")
                     if name
                     else InvalidArray(f"truncated or damaged (byte {code} is not an instruction)")
                 )
@@ -178,7 +180,7 @@ class _Machine:
         return int.from_bytes(self.take(width), "little")
 
     def sized(self, width: int) -> bytes:
-        """Read a length of `width` bytes, then as many bytes."""
+        """Read a length, a number of `width` bytes, and then that many bytes."""
         return self.take(self.number(width))
 
     def line(self) -> bytes:
@@ -197,7 +199,7 @@ class _Machine:
     def look_up(self, module: str | bytes, name: str | bytes) -> None:
         module, name = _name_text(module), _name_text(name)
         if (module, name) not in _FUNCTIONS:
-            raise _code_error(f"{module}.{name}")
+            raise _would_run_code_error(f"{module}.{name}")
         self.stack.append(_Function(_FUNCTIONS[module, name]))
 
     def reduce(self) -> None:
@@ -213,11 +215,11 @@ class _Machine:
         elif name == "encode":
             made = self.encode(*arguments)
         else:
-            raise _code_error(f"a call of {name}")
+            raise _would_run_code_error(f"a call of {name}")
         self.stack.append(made)
 
     def encode(self, content: str, codec: str | bytes) -> bytes:
-        """Return bytes that protocol 2 writes as latin1 text."""
+        """Convert the latin1 text in which protocol 2 writes bytes to bytes."""
         if _name_text(codec) != "latin1":
             raise InvalidArray(
                 f"bytes are written in the codec {_name_text(codec)[:20]!r}, not in latin1"
@@ -242,7 +244,7 @@ class _Machine:
             self.stack[-1] = array
             self.memo.update(dict.fromkeys(target.slots, array))
         else:
-            raise _code_error("the state of an object")
+            raise _would_run_code_error("the state of an object")
 
     # The memo
 
@@ -276,8 +278,11 @@ class _Machine:
         self.stack.append(tuple(items[::-1]))
 
 
-def _code_error(name: str) -> InvalidArray:
-    """Return the error for a name, escaped so that it cannot write lines or terminal codes."""
+def _would_run_code_error(name: str) -> InvalidArray:
+    """Return the error for a pickle that would run code.
+
+    `name` is escaped so that it cannot write lines or terminal codes.
+    """
     return InvalidArray(f"tries to run code ({ascii(name[:LONGEST_NAME])[1:-1]}); images need none")
 
 
@@ -302,9 +307,9 @@ def _dtype(name: str | bytes, _align: object = False, _copy: object = False) -> 
 
 
 def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
-    """Return the byte order in a type's state; the rest must be that of a plain type.
+    """Return the byte order from a type's state. Raises InvalidArray unless the type is plain.
 
-    `rest`: parent type, names, fields, bytes an element, alignment, flags.
+    `rest`: parent type, names, fields, bytes per element, alignment, flags.
     """
     parent, names, fields, size, *_ = rest
     is_plain = parent is None and names is None and fields is None
@@ -334,7 +339,7 @@ def _whole(number: int) -> int:
 
 
 def _from_text(line: bytes) -> int:
-    """Parse a whole number in digits, with Python 2's `L` after it."""
+    """Parse a whole number in digits, with or without the suffix `L` of Python 2."""
     if len(line) > LONGEST_NUMBER:
         raise InvalidArray("has a whole number of more than 64 bits")
     return _whole(int(line.removesuffix(b"L")))
@@ -350,7 +355,7 @@ def _int_or_bool(line: bytes) -> int:
 
 
 def _quoted(line: bytes) -> bytes:
-    """Parse Python 2's text with its quotes and escapes."""
+    """Parse a quoted, escaped string as Python 2 writes it in pickles."""
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise InvalidArray("truncated or damaged (text without quotes)")
     return codecs.escape_decode(line[1:-1])[0]

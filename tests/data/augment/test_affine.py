@@ -56,7 +56,7 @@ def test_a_translation_is_torchvision_s(x: int, y: int) -> None:
 )
 def test_a_similarity_is_torchvision_s(degrees, x, y, scale, shear) -> None:
     every = (np.full(N, float(v)) for v in (degrees, x, y, scale, shear))
-    ours = moved(affine.similarity(*every, SIZE))
+    ours = moved(affine.affine_maps(*every, SIZE))
     for row in range(N):
         theirs = F.affine(
             picture(row), angle=degrees, translate=[x, y], scale=scale, shear=[shear, 0]

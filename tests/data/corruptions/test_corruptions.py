@@ -224,7 +224,7 @@ def test_elastic_without_displacement_is_the_image(images: np.ndarray) -> None:
 
 def test_corners_that_move_carry_the_image_with_them() -> None:
     """All three by (2, -1): pixel (x, y) comes from (x - 2, y + 1)."""
-    back = digital.affine_back(np.tile([2.0, -1.0], (1, 3, 1)), 32)[0]
+    back = digital.inverse_affine_maps(np.tile([2.0, -1.0], (1, 3, 1)), 32)[0]
     assert np.allclose(np.array([10.0, 20.0, 1.0]) @ back, [8, 21])
 
 

@@ -8,9 +8,9 @@ from distill.data.corruptions.filters import (
     convolve,
     gaussian,
     magnifier,
-    mirrored_about_border,
-    mirrored_about_pixel,
     on_both_axes,
+    reflect_with_edge,
+    reflect_without_edge,
     sample,
     smear,
 )
@@ -44,7 +44,7 @@ def test_a_kernel_is_scipy_s() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fold", "theirs"), [(mirrored_about_pixel, "mirror"), (mirrored_about_border, "reflect")]
+    ("fold", "theirs"), [(reflect_without_edge, "mirror"), (reflect_with_edge, "reflect")]
 )
 def test_places_between_pixels_and_beyond_are_scipy_s(fold, theirs: str) -> None:
     down, right = np.random.default_rng(1).uniform(-9, 40, (2, 3, 32, 32))
