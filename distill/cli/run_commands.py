@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distill.runs.load_run import TestCurve
     from distill.runs.run_folder import RunFolder
 
-VIEWS = (2, 6)  # of each image, over which test-time augmentation can average
+VIEWS = (2, 6)  # numbers of views of each image that test-time augmentation can average
 
 
 def evaluate(
@@ -226,7 +226,7 @@ def replay(
 
     folder = run_folder.open_run(run)
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.repeat_step import replay as replay_step
+    from distill.training.repeat_step import repeat_step as replay_step
     from distill.training.run import process_group
 
     with process_group(), ProgressDisplay(stderr()) as display:

@@ -38,7 +38,7 @@ MODEL = '''def project1_model():
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """Everything from which the file is generated."""
+    """Everything needed to generate the file."""
 
     design: Design
     activation: str
@@ -48,7 +48,8 @@ class StudentSpec:
 
 
 def generate(student: StudentSpec, docstring: str) -> str:
-    """Return the whole file: `project1_model()` takes no argument and returns the network.
+    """Return the source of the whole file; `project1_model()` takes no argument and returns the
+    network.
 
     `docstring` is plain text with names from the run's files; it is escaped here.
     """
@@ -63,7 +64,9 @@ def generate(student: StudentSpec, docstring: str) -> str:
 
 
 def generated_name(name: str) -> str | None:
-    """Return a weight's name in the file from its name in `students.resnet`; None if absent."""
+    """Return the generated file's name for a weight of `students.resnet`; None if the file lacks
+    it.
+    """
     for pattern, into in (
         (r"stem\.0\.", "conv1."),
         (r"stem\.1\.", "bn1."),
@@ -101,7 +104,9 @@ def _definitions(student: StudentSpec) -> Iterator[str]:
 
 
 def _skips(design: Design) -> list[int]:
-    """Return the kernels of convolutional skips: of first blocks that change the shape."""
+    """Return the kernel sizes of convolutional skips: those of first blocks that change the
+    shape.
+    """
     if design.downsample == "pool":
         return []
     before = (design.stem_width, *design.channels)
@@ -128,7 +133,7 @@ def _arguments(design: Design) -> dict[str, Sequence[int]]:
 
 
 def _pooled(student: StudentSpec) -> Iterator[str]:
-    """Yield the class for the first layer of a pooled stage."""
+    """Yield the source of the class for the first layer of a pooled stage."""
     design, arguments = student.design, _arguments(student.design)
     side = "pool" if "pool" in arguments else str(design.stage_strides[0])
     kernel = "kernel" if "kernel" in arguments else str(design.kernels[0])
@@ -189,7 +194,7 @@ def _skip(design: Design, strided: bool, several: bool) -> Iterator[str]:
 
 
 def _block_arguments(design: Design) -> list[str]:
-    """Return a block's arguments besides its channels: all of its stage but the pool."""
+    """Return a block's arguments besides its channels: those of its stage except the pool."""
     return [name for name in _arguments(design) if name != "pool"]
 
 
@@ -296,7 +301,10 @@ def _projector(design: Design) -> Iterator[str]:
 
 
 def _renormalising(scale: Sequence[float], shift: Sequence[float]) -> Iterator[str]:
-    """Yield buffers used before the stem: its zero padding must stay zero, so do not fold them."""
+    """Yield the buffers that renormalise the input before the stem.
+
+    They cannot be folded into the stem: its zero padding must stay zero.
+    """
     yield "# From the grader's mean and std to those of the training images. Not saved."
     for name, values in (("scale", scale), ("shift", shift)):
         yield f"{name} = torch.tensor([{_numbers(values)}]).view(3, 1, 1)"

@@ -17,12 +17,12 @@ from distill.runs.load_run import RunRecord
 LineOf = Callable[[RunRecord, str], Line | None]  # the line of a run and a measure
 
 
-def group_colour(found: Sequence[Group], group: Group) -> str:
+def group_colour(run_groups: Sequence[Group], group: Group) -> str:
     """Return a group's colour, the same in every figure."""
-    return SERIES[list(found).index(group) % len(SERIES)]
+    return SERIES[list(run_groups).index(group) % len(SERIES)]
 
 
-def overlay_curves(found: Sequence[Group]) -> list[Block]:
+def overlay_curves(run_groups: Sequence[Group]) -> list[Block]:
     """Plot each run faintly and the mean of its group strongly; note if nothing was measured."""
     drawn = [
         ("error", "top1", "held-out error", _held_out, "Error on the held-out images"),
@@ -37,7 +37,7 @@ def overlay_curves(found: Sequence[Group]) -> list[Block]:
     ]
     blocks: list[Block] = []
     for name, measure, label, line_of, caption in drawn:
-        series = list(_series(found, measure, line_of))
+        series = list(_series(run_groups, measure, line_of))
         if series:
             figure = plots.over_epochs(series, label, is_share=measure == "top1")
             under = f"{caption}: each run faint, the mean of its group strong."
@@ -45,9 +45,9 @@ def overlay_curves(found: Sequence[Group]) -> list[Block]:
     return blocks or [Paragraph("No epoch of these runs was measured.")]
 
 
-def _series(found: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[Series]:
-    for group in found:
-        ink = group_colour(found, group)
+def _series(run_groups: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[Series]:
+    for group in run_groups:
+        ink = group_colour(run_groups, group)
         lines = [line for r in group.records if (line := line_of(r, measure)) is not None]
         lines = [error_line(line) if measure == "top1" else line for line in lines]
         if len(lines) > 1:

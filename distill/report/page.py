@@ -116,7 +116,7 @@ class HeadFigure:
 
     name: str
     value: str
-    beside: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,30 +136,30 @@ def write(page: Page, path: Path) -> Path:
     Files of an earlier report with the same names are overwritten. Returns the folder. Raises
     Failure if it cannot be written, UserError if one of the folders is a symbolic link.
     """
-    beside = path.with_name(f"{path.stem}_files")
-    for folder in (beside, beside / "figures", beside / "tables"):
+    files_folder = path.with_name(f"{path.stem}_files")
+    for folder in (files_folder, files_folder / "figures", files_folder / "tables"):
         check_subfolder(folder)
     try:
         for section in page.sections:
             for block in section.blocks:
-                _write_files(block, beside)
+                _write_files(block, files_folder)
         write_text(path, html(page))
     except OSError as fault:
         raise Failure(
             f"The report cannot be written: {fault.filename or path}: {fault.strerror or fault}.\n"
             "Choose another folder: --out DIR."
         ) from fault
-    return beside
+    return files_folder
 
 
-def _write_files(block: Block, beside: Path) -> None:
+def _write_files(block: Block, files_folder: Path) -> None:
     """Write a block's files for use in a paper."""
     if isinstance(block, FigureBlock):
-        write_bytes(beside / "figures" / f"{block.name}.pdf", figure_style.pdf(block.figure))
-        write_bytes(beside / "figures" / f"{block.name}.png", figure_style.png(block.figure))
+        write_bytes(files_folder / "figures" / f"{block.name}.pdf", figure_style.pdf(block.figure))
+        write_bytes(files_folder / "figures" / f"{block.name}.png", figure_style.png(block.figure))
     elif isinstance(block, Table):
-        write_text(beside / "tables" / f"{block.grid.name}.csv", block.grid.csv())
-        write_text(beside / "tables" / f"{block.grid.name}.tex", block.grid.latex())
+        write_text(files_folder / "tables" / f"{block.grid.name}.csv", block.grid.csv())
+        write_text(files_folder / "tables" / f"{block.grid.name}.tex", block.grid.latex())
 
 
 def _finalized(value: Any) -> Any:

@@ -104,17 +104,17 @@ def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:
     interval, epoch = test_interval(record), record.result.get("epoch")
     yield HeadFigure("test accuracy", percent(record.test_metric("top1")), _with_level(interval))
     if record.val_images:
-        beside = f"of {grouped(record.val_images)} images" + (
+        remark = f"of {grouped(record.val_images)} images" + (
             f"; selected epoch {epoch}" if epoch else ""
         )
-        yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), beside)
+        yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), remark)
     yield HeadFigure("parameters", grouped(record.parameters))
     if record.teacher_top1 is not None:
         yield HeadFigure(
             "its teacher", percent(record.teacher_top1), "on up to 1,024 held-out images"
         )
-    beside = f"on {record.device}" if record.device else ""
-    yield HeadFigure("training time", duration(record.result.get("elapsed_s")), beside)
+    remark = f"on {record.device}" if record.device else ""
+    yield HeadFigure("training time", duration(record.result.get("elapsed_s")), remark)
 
 
 def _with_level(interval: Interval | None) -> str:

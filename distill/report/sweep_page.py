@@ -22,10 +22,10 @@ from distill.terminal.sweep_table import (
     SweepSummary,
     counts_text,
     few_trials_warning,
-    heads,
     in_order,
     key_text,
     n_complete,
+    short_keys,
     value_text,
 )
 
@@ -55,7 +55,7 @@ def _head_figures(summary: SweepSummary) -> Iterator[HeadFigure]:
         yield HeadFigure(
             summary["metric"], value_text(best["value"]), f"trial {best['trial']}, the best"
         )
-        for name, head in heads(list(summary["space"])).items():
+        for name, head in short_keys(list(summary["space"])).items():
             yield HeadFigure(head, key_text(summary, name, best["values"].get(name)))
         for measure, value in (summary.get("test") or {}).items():
             yield HeadFigure(measure, value_text(value), f"trial {best['trial']}, measured once")
@@ -63,7 +63,7 @@ def _head_figures(summary: SweepSummary) -> Iterator[HeadFigure]:
 
 def _sections(summary: SweepSummary) -> Iterator[Section]:
     if summary.get("rungs"):
-        yield Section("Rungs", [_rungs(summary)])
+        yield Section("Rungs", [_values_by_rung(summary)])
     if drawings := list(_figures(summary)):
         yield Section("History", drawings)
     if summary["importance"]:
@@ -116,7 +116,7 @@ def _trials(summary: SweepSummary) -> Table:
     )
 
 
-def _rungs(summary: SweepSummary) -> Table:
+def _values_by_rung(summary: SweepSummary) -> Table:
     """Return every design's value in each rung of a search, those in most rungs first, then by
     value.
     """

@@ -26,7 +26,7 @@ class Column:
         """Return the value as displayed text."""
         return UNKNOWN if value is None else self.format(value)
 
-    def heads(self) -> list[str]:
+    def csv_heads(self) -> list[str]:
         """Return the headings of its columns in CSV."""
         return [f"{self.head} {part}" for part in self.parts] if self.parts else [self.head]
 
@@ -62,7 +62,7 @@ class ValueTable:
         """Return CSV with a header row (RFC 4180 with bare line feeds)."""
         text = io.StringIO()
         write = csv.writer(text, lineterminator="\n").writerow
-        write([csv_cell(head) for column in self.columns for head in column.heads()])
+        write([csv_cell(head) for column in self.columns for head in column.csv_heads()])
         for row in self.rows:
             pairs = zip(self.columns, row, strict=True)
             write([_csv(part) for column, value in pairs for part in column.csv_values(value)])

@@ -86,7 +86,7 @@ def compare(path_a: Path, path_b: Path) -> Comparison:
 def _compare(a: RunFolder, b: RunFolder) -> Comparison:
     of_a, of_b = _predictions(a), _predictions(b)
     _check_same_images(a, b, of_a, of_b)
-    right_a, right_b, n = of_a.is_right, of_b.is_right, len(of_a.labels)
+    right_a, right_b, n = of_a.is_correct, of_b.is_correct, len(of_a.labels)
     pairs = count_pairs(right_a, right_b)
     gain = right_b.astype(float) - right_a.astype(float)
     same = int(metrics.is_same_prediction(of_a.logits, of_b.logits).sum())
@@ -163,14 +163,14 @@ def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Pred
 def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
     result, row = run.result(), figures("", run)
     nll = metrics.nll(predictions.logits, predictions.labels)
-    right = int(predictions.is_right.sum())
+    n_correct = int(predictions.is_correct.sum())
     return ComparedRun(
         run=str(run.path),
         recipe=result["recipe"],
         network=row.network,
         parameters=result["parameters"],
-        top1_test=right / len(nll),
-        top1_test_interval=wilson(right, len(nll)),
+        top1_test=n_correct / len(nll),
+        top1_test_interval=wilson(n_correct, len(nll)),
         nll_test=float(nll.mean()),
         nll_test_interval=bootstrap(_mean, nll),
         ece_test=result["metrics"][measure_name("ece", "test")],
@@ -181,7 +181,7 @@ def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
 
 
 def _by_class(a: RunFolder, of_a: Predictions, of_b: Predictions) -> tuple[ClassDifference, ...]:
-    right_a, right_b = of_a.is_right, of_b.is_right
+    right_a, right_b = of_a.is_correct, of_b.is_correct
     rows = []
     for label, name in enumerate(a.result()["class_names"]):
         in_class = of_a.labels == label
@@ -225,7 +225,7 @@ def _findings(
 def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
     """Sentences on what the results leave open about the images."""
     results = [run.result() for run in (a, b)]
-    unnamed = run_identity.test_split_unnamed(results)
+    unnamed = run_identity.missing_test_split_note(results)
     yield from unnamed
     if results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]:
         return

@@ -30,7 +30,7 @@ class Group:
         return {record.seeds: record for record in self.records}
 
     @property
-    def tested(self) -> list[float]:
+    def test_accuracies(self) -> list[float]:
         """The test accuracies of the finished runs."""
         return [top1 for record in self.records if (top1 := record.test_metric("top1")) is not None]
 
@@ -104,7 +104,7 @@ def group_difference(a: Group, b: Group) -> GroupDifference:
     if len({record.test for pair in common for record in pair} - {""}) > 1:
         return GroupDifference(a.name, b.name, "they were tested on different images")
     if len(common) > 1:
-        accuracies = (Group(a.name, runs).tested for runs in zip(*common, strict=True))
+        accuracies = (Group(a.name, runs).test_accuracies for runs in zip(*common, strict=True))
         difference, p = statistics.paired_difference(*accuracies)
         method = f"Student's t on {len(common)} common seeds"
         return GroupDifference(a.name, b.name, method, difference.mean, difference.interval, p)
@@ -126,7 +126,7 @@ def _between_two(
     is_known = run_a.test and run_b.test
     if (is_known and run_a.test != run_b.test) or not np.array_equal(of_a.labels, of_b.labels):
         return GroupDifference(a.name, b.name, "they were tested on different images")
-    pairs = statistics.count_pairs(of_a.is_right, of_b.is_right)
+    pairs = statistics.count_pairs(of_a.is_correct, of_b.is_correct)
     method = (
         "McNemar's test, one run each: correct in the first only "
         f"{counted(pairs.only_a, 'image')}, in the second only {pairs.only_b:,}"

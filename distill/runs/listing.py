@@ -103,14 +103,14 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
     if not run.weights(run.role).exists():
         raise UserError(f"{run.weights(run.role).name} is missing")
     n = _test_images(run)
-    right = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
+    n_correct = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
     return replace(
         row,
         state="finished",
         recipe=result["recipe"],
         parameters=summary.parameters,
         top1_test=summary.top1_test,
-        top1_test_interval=None if n is None or right is None else wilson(right, n),
+        top1_test_interval=None if n is None or n_correct is None else wilson(n_correct, n),
         test_images=n,
         top1_val=summary.top1_val,
         updated_at=datetime.fromisoformat(result["finished_at"]).timestamp(),

@@ -97,7 +97,7 @@ def test_split_differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name, values in fingerprints.items() if len(values) > 1]
 
 
-def test_split_unnamed(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def missing_test_split_note(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """A note if some results have no fingerprint of their test split; none if all have."""
     n = sum(TESTED["test split"] not in result["data"] for result in results)
     if not n:

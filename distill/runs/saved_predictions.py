@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distill.errors import UserError
 from distill.files import run_json
 from distill.files.arrays import LARGEST, open_npz
-from distill.metrics import Array, is_right
+from distill.metrics import Array, is_correct
 from distill.runs.run_folder import RunFolder
 
 ADVICE = "Restore it, or move it away: most commands work without it."
@@ -30,12 +30,12 @@ class Predictions:
     val_labels: Array | None = None  # [V]
 
     @property
-    def is_right(self) -> NDArray[np.bool_]:
+    def is_correct(self) -> NDArray[np.bool_]:
         """[N]: whether the prediction is the label."""
-        return is_right(self.logits, self.labels)
+        return is_correct(self.logits, self.labels)
 
 
-def read(path: Path) -> Predictions | None:
+def read_if_present(path: Path) -> Predictions | None:
     """Read evaluation.npz; None if the file is absent.
 
     Raises UserError if it is damaged, or if an array has another shape, type or range than
@@ -124,7 +124,7 @@ def read_run(run: RunFolder) -> Predictions | None:
             f"{path} is not the file that its run wrote: its sha256 is not the one in "
             f"{run.result_file.name}.\n{ADVICE}"
         )
-    predictions, names = read(path), result.get("class_names")
+    predictions, names = read_if_present(path), result.get("class_names")
     if predictions is not None and names is not None and predictions.logits.shape[1] != len(names):
         found = f"logits of {predictions.logits.shape[1]} classes; {run.result_file.name} has"
         raise _unreadable(path, f"{found} {len(names)}")

@@ -14,7 +14,7 @@
     [constraint]
     parameters = 5_000_000
 
-It is data, never code, and validated completely before anything is trained: first its tables and
+A sweep file is data, never code, and is validated before anything is trained: first its tables and
 keys, then every key and bound of the space against the tables of a recipe.
 """
 
@@ -46,7 +46,9 @@ class Sweep:
 
     @property
     def cells(self) -> list[dict[str, str]]:
-        """All combinations of the grids: option labels by name; one empty cell without a grid."""
+        """The combinations of the grids' options, as labels by name; one empty cell without
+        a grid.
+        """
         grids = {name: space.grid for name, space in self.file.space.items() if space.grid}
         labels = [[option_label(option) for option in options] for options in grids.values()]
         return [dict(zip(grids, cell, strict=True)) for cell in product(*labels)]
@@ -57,7 +59,7 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """The metric by which trials are compared: never of the test split."""
+        """The metric by which trials are compared, which is never one of the test split."""
         split: Split = "val" if self.base.recipe.ema is None else "val_ema"
         return self.file.study.metric or measure_name("top1", split)
 
@@ -66,7 +68,8 @@ class Sweep:
         return self.metric in {measure_name("top1", "val"), measure_name("top1", "val_ema")}
 
     def trial_recipe(self, values: Mapping[str, Any]) -> ResolvedRecipe:
-        """Return the recipe of a trial; `values` by name of the space, options by their labels.
+        """Return the recipe of a trial, given its values: by name in [space], options by their
+        labels.
 
         Raises RecipeError if the values contradict each other or the student is too large.
         """
@@ -84,7 +87,9 @@ class Sweep:
 
     @property
     def _measures_both(self) -> bool:
-        """Whether trials average their weights, and are compared by the unaveraged ones."""
+        """Whether trials average their weights but are compared by the unaveraged ones, so that
+        both must be measured.
+        """
         varied = {key.partition(".")[0] for key in keys_set(self.file)}
         averages = self.base.recipe.ema is not None or "ema" in varied
         return averages and self.metric in {measure_name(m, "val") for m in MEASURES}
@@ -109,25 +114,27 @@ def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -
     return validate(values, path.stem, str(path))
 
 
-def validate(values: Values, name: str, place: str) -> Sweep:
-    """Build a sweep from its tables; `place` names them in messages. Raises UserError."""
+def validate(values: Values, name: str, location: str) -> Sweep:
+    """Build a sweep from its tables; `location` names them in messages. Raises UserError."""
     if isinstance(values.get("space"), dict):
         values = values | {"space": dict(_flat(values["space"], ""))}
     try:
         file = SweepFile.model_validate(values)
     except ValidationError as error:
-        lines = map(sweep_validation.in_words, error.errors(include_url=False))
-        raise _sweep_error(place, [*lines, *sweep_validation.of_sound_spaces(values)]) from None
-    if wrong := list(sweep_validation.of_file(file)):
-        raise _sweep_error(place, wrong)
+        lines = map(sweep_validation.error_text, error.errors(include_url=False))
+        raise _sweep_error(
+            location, [*lines, *sweep_validation.valid_space_faults(values)]
+        ) from None
+    if wrong := list(sweep_validation.file_faults(file)):
+        raise _sweep_error(location, wrong)
     sweep = Sweep(file.study.name or name, file, recipes.load(file.recipe, file.overrides))
     if wrong := list(_recipe_faults(sweep)):
-        raise _sweep_error(place, wrong)
+        raise _sweep_error(location, wrong)
     return sweep
 
 
 def _recipe_faults(sweep: Sweep) -> Iterator[str]:
-    """Yield what a sweep requires and its recipe lacks."""
+    """Yield a fault for each requirement of the sweep that its recipe does not meet."""
     recipe = sweep.base.recipe
     if recipe.data.holdout == 0:
         yield "data.holdout = 0: trials need held-out images; type data.holdout=0.1 in set"
@@ -144,7 +151,7 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
 
 
 def _without_average(sweep: Sweep) -> Iterator[str]:
-    """Yield why some trial has no averaged weights to measure."""
+    """Yield the reasons, if any, why a trial would have no averaged weights to measure."""
     needs = f'study.metric = "{sweep.metric}" needs [ema], and'
     if sweep.base.recipe.ema is None:
         yield f"{needs} the recipe has none"
@@ -158,7 +165,7 @@ def _without_average(sweep: Sweep) -> Iterator[str]:
 
 
 def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield keys with their spaces: `optim.lr = {…}` and `"optim.lr" = {…}` are the same key."""
+    """Yield each key and its space; `optim.lr = {…}` and `"optim.lr" = {…}` are the same key."""
     for name, value in tables.items():
         path = prefix + name
         is_table = isinstance(value, dict) and value and not value.keys() & set(KINDS)
@@ -169,7 +176,7 @@ def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _sweep_error(place: str, faults: Iterable[str]) -> UserError:
+def _sweep_error(location: str, faults: Iterable[str]) -> UserError:
     lines = list(dict.fromkeys(faults))
     count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
-    return UserError("\n  ".join([f"{count} in {place}", *lines]))
+    return UserError("\n  ".join([f"{count} in {location}", *lines]))

@@ -136,7 +136,7 @@ class ProgressDisplay:
         )
 
     def _speed(self, epoch: Epoch) -> list[str]:
-        return [rate(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
+        return [rate_text(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
 
     def _epoch_bar(self, start: Start) -> tuple[RenderableType, ...]:
         now = min(self._epoch + 1, start.epochs)
@@ -156,7 +156,7 @@ class ProgressDisplay:
             Text("step", "bold"),
             f"{done:,}/{total:,}",
             ProgressBar(total, done),
-            rate(self._metrics.get(IMAGES_PER_S)),
+            rate_text(self._metrics.get(IMAGES_PER_S)),
         )
 
     def _left_s(self, start: Start) -> float | None:
@@ -322,6 +322,6 @@ def accuracy_text(metrics: Mapping[str, float], split: Split) -> str:
     return f"{name} {percent(metrics.get(name))}"
 
 
-def rate(images_per_s: float | None) -> str:
+def rate_text(images_per_s: float | None) -> str:
     """Return training images per second, of all processes."""
     return f"{UNKNOWN if images_per_s is None else f'{images_per_s:,.0f}'} images/s"

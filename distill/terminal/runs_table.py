@@ -22,7 +22,7 @@ WIDE = 100  # characters from which on columns are two spaces apart
 NAMES = ("run", "recipe", "teacher")
 FIGURES = ("params", "test %", "val %", "state", "age")
 # Where a name may be split into two lines: after / and a space, before +; else after - and _.
-JOINTS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
+BREAKS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
 
 # The raw value of each column, by which it is sorted.
 COLUMNS: Mapping[str, Callable[[RunListing], Any]] = {
@@ -66,7 +66,7 @@ def runs_table(
     """
     now = time.time() if now is None else now
     names = [_names(run, folder) for run in runs]
-    figures = [_figures(run, now) for run in runs]
+    figures = [_number_cells(run, now) for run in runs]
     padding = 1 if width >= WIDE else 0
     used = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
     gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
@@ -96,7 +96,7 @@ def _names(run: RunListing, folder: Path) -> tuple[str, str, str]:
     return visible(name), visible(run.recipe or UNKNOWN), visible(teachers or UNKNOWN)
 
 
-def _figures(run: RunListing, now: float) -> tuple[str, ...]:
+def _number_cells(run: RunListing, now: float) -> tuple[str, ...]:
     """Return the cells under FIGURES."""
     return (
         grouped(run.parameters),
@@ -154,7 +154,7 @@ def wrap_name(name: str, width: int) -> str:
 
 def _break_points(name: str) -> list[tuple[str, ...]]:
     """Return the possible splits of a name, the better joints first; the name if there is none."""
-    found = [match.start() for joint in JOINTS for match in re.finditer(joint, name)]
+    found = [match.start() for joint in BREAKS for match in re.finditer(joint, name)]
     return [(name[:k].rstrip(), name[k:]) for k in found if 0 < k < len(name)] or [(name,)]
 
 

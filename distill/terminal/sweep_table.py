@@ -50,7 +50,7 @@ def _tables(summary: SweepSummary, rows: Sequence[Mapping[str, Any]], width: int
     }
     keys = {
         head: [key_text(summary, name, row["values"].get(name)) for row in rows]
-        for name, head in heads(list(summary["space"])).items()
+        for name, head in short_keys(list(summary["space"])).items()
     }
     available = width - _width(first)
     if _width(keys) > available:
@@ -86,7 +86,7 @@ def _stacked(label: str) -> str:
     return "\n".join(shorten(line, LONGEST) for line in label.replace(", ", ",\n").split("\n"))
 
 
-def heads(names: Sequence[str]) -> dict[str, str]:
+def short_keys(names: Sequence[str]) -> dict[str, str]:
     """Shorten each key to the last parts that identify it: `optim.lr` as `lr`."""
     ends = {
         name: [".".join(name.split(".")[-n:]) for n in range(1, name.count(".") + 2)]

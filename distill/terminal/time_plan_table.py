@@ -25,7 +25,7 @@ def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
     others = [row for row in planned["recipes"] if not row["fits"]]
     blocks: list[RenderableType] = [Text(line) for line in _head(planned, len(fitting))]
     if fitting:
-        blocks += [Text(), _fitting(fitting), *_commands(fitting[0])]
+        blocks += [Text(), _recipes_that_fit(fitting), *_commands(fitting[0])]
     if others:
         blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(others)]
     return [*blocks, Text(), *(Text(note, "dim") for note in _notes(planned))]
@@ -46,7 +46,7 @@ def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
     ]
 
 
-def _fitting(rows: Sequence[Row]) -> Table:
+def _recipes_that_fit(rows: Sequence[Row]) -> Table:
     table = blank_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("network, parameters", overflow="fold")

@@ -47,7 +47,7 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """The first request that a signal made; the loop reads it between two steps."""
+    """The first request made by a signal; the training loop reads it between two steps."""
 
     def __init__(self) -> None:
         self.request = Request.NONE
@@ -70,7 +70,10 @@ class StopSignal:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Let signals wait for the loop. Before and after it there is nothing to save."""
+        """Make signals wait for the training loop, inside this context.
+
+        Outside of it there is nothing to save, and a signal ends the process.
+        """
         self.can_wait = True
         try:
             yield

@@ -15,8 +15,8 @@ from distill.report.sweep_plots import history, parallel
 from distill.terminal.sweep_table import (
     counts_text,
     few_trials_warning,
-    heads,
     key_text,
+    short_keys,
     sweep_table,
 )
 
@@ -110,7 +110,7 @@ def test_one_is_not_many() -> None:
     ],
 )
 def test_keys_are_shortened_but_distinct(names: list[str], short: list[str]) -> None:
-    assert list(heads(names).values()) == short
+    assert list(short_keys(names).values()) == short
 
 
 LABELS = ["weight 0.5, weight 0.5", "weight 0.25, weight 0.75"]
@@ -192,7 +192,7 @@ def test_missing_importance_has_no_section() -> None:
 
 
 def test_head_shows_the_best() -> None:
-    facts = [(fact.name, fact.value, fact.beside) for fact in page(SUMMARY).facts]
+    facts = [(fact.name, fact.value, fact.remark) for fact in page(SUMMARY).facts]
     assert facts == [
         ("top1/val", "0.7500", "trial 2, the best"),
         ("lr", "1.0000", ""),

@@ -57,7 +57,7 @@ def test_resumed_run_is_same_bit_for_bit(tmp_path: Path) -> None:
         "size, 32 pixels"
     )
     recipe = recipes.load("tiny", options).recipe
-    begun = run.run(run.TrainingRequest("student", recipe, "tiny", tmp_path / "cut"))
+    begun = run.train_and_test(run.TrainingRequest("student", recipe, "tiny", tmp_path / "cut"))
     for event in begun:
         if isinstance(event, Step) and event.step == 13:
             break  # killed in the middle of epoch 2
