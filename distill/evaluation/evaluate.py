@@ -83,7 +83,7 @@ def evaluate_run(
         **_calibration_and_agreement(run, progress),
         "per_class": accuracy_statistics.per_class(run.logits, run.labels, run.test.class_names),
         "confusion": confusion(run.logits, run.labels).tolist(),
-        **_optional_figures(run, other, options, progress),
+        **_optional_measures(run, other, options, progress),
     }
 
 
@@ -108,7 +108,7 @@ def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> 
     return values | {"absent": absent}
 
 
-def _optional_figures(
+def _optional_measures(
     run: EvaluatedRun, other: EvaluatedRun | None, options: EvalOptions, progress: Progress | None
 ) -> dict[str, Any]:
     """Return the requested measures that take longer, each under its own name."""

@@ -20,9 +20,7 @@ from distill.runs import saved_predictions
 from distill.runs.run_folder import IS_TESTED, RunFolder, write_bytes, write_json
 
 N_MISTAKES = 64  # the most confident ones, saved with their pixels
-ROUNDING = (
-    1e-3  # tolerance, of the largest logit: other devices or process counts round otherwise
-)
+ROUNDING = 1e-3  # tolerance, of the largest logit: other devices or process counts round otherwise
 
 
 def write_result(

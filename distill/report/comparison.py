@@ -1,4 +1,4 @@
-"""The report that compares several runs, grouped by seeds."""
+"""Write the report that compares several runs, grouped by seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def write(
 ) -> Path:
     """Write the page of several runs to `path`; return the folder of its figures and tables.
 
-    `test_curves` by run folder. Raises UserError for damaged files.
+    `test_curves`: by run folder. Raises UserError for damaged files.
     """
     curves = test_curves or {}
     records = [read(folder, curves.get(folder.path)) for folder in folders]
@@ -221,7 +221,7 @@ def _runs(run_groups: Sequence[Group]) -> Table:
 
 
 def _differences(run_groups: Sequence[Group]) -> Iterator[Block]:
-    """Show the recipe keys in which each group differs from the first."""
+    """Yield the recipe keys in which each group differs from the first."""
     first, *others = run_groups
     if not others:
         yield Paragraph("Only the seeds.")

@@ -1,4 +1,4 @@
-"""Report sections with the curves of several runs, one colour per group."""
+"""Build the report sections with the curves of several runs, one colour per group."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -58,14 +58,16 @@ def _series(run_groups: Sequence[Group], measure: str, line_of: LineOf) -> Itera
 
 
 def _held_out(record: RunRecord, measure: str) -> Line | None:
-    """Return a measure of the final weights: the averaged ones if the run has them."""
+    """Return a measure of the final weights on the held-out part: the averaged weights if there are
+    any.
+    """
     epochs = curves(record.events).epochs
     net, averaged = (epochs.get(measure_name(measure, split)) for split in ("val", "val_ema"))
     return averaged if averaged is not None else net
 
 
 def mean_line(lines: Sequence[Line]) -> Line:
-    """Return the mean at the epochs that all lines have."""
+    """Return the mean of several lines, at the epochs that all of them have."""
     common = sorted(set.intersection(*(set(line.x.tolist()) for line in lines)))
     at = [dict(zip(line.x.tolist(), line.y.tolist(), strict=True)) for line in lines]
     values = [float(np.mean([line[x] for line in at])) for x in common]

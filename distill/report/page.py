@@ -1,7 +1,7 @@
 """Build an HTML page of sections, with its figures and tables in files beside it.
 
-External text (names, paths, claims, classes) is escaped by the template. Only figures are markup,
-in which matplotlib has escaped the text.
+External text (names, paths, claims, classes) is escaped by the template. Only figures are inserted
+as raw markup; matplotlib has already escaped their text.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Mistakes side by side."""
+    """A block that shows misclassified images side by side."""
 
     kind: ClassVar[str] = "gallery"
     mistakes: Sequence[Mistake]
@@ -93,14 +93,16 @@ Block = Paragraph | Preformatted | FigureBlock | Table | Gallery
 
 @dataclass(frozen=True)
 class Section:
-    """A title and its blocks."""
+    """A part of the page: a title and its blocks."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def parts(self) -> list[list[Block]]:
-        """The blocks in order; consecutive figures are one part, side by side."""
+        """The blocks in order, grouped for the layout: consecutive figures form one part, side by
+        side.
+        """
         parts: list[list[Block]] = []
         for block in self.blocks:
             if parts and block.kind == "drawing" == parts[-1][-1].kind:
@@ -112,7 +114,7 @@ class Section:
 
 @dataclass(frozen=True)
 class HeadFigure:
-    """One number of the head: its name, value and a remark below."""
+    """One number at the top of the page: its name, value and a remark below."""
 
     name: str
     value: str
@@ -153,7 +155,7 @@ def write(page: Page, path: Path) -> Path:
 
 
 def _write_files(block: Block, files_folder: Path) -> None:
-    """Write a block's files for use in a paper."""
+    """Write the figure or table of a block to files for use in a paper."""
     if isinstance(block, FigureBlock):
         write_bytes(files_folder / "figures" / f"{block.name}.pdf", figure_style.pdf(block.figure))
         write_bytes(files_folder / "figures" / f"{block.name}.png", figure_style.png(block.figure))
@@ -163,7 +165,7 @@ def _write_files(block: Block, files_folder: Path) -> None:
 
 
 def _finalized(value: Any) -> Any:
-    """Escape control characters in text; leave figures, which are markup."""
+    """Escape control characters in text; leave figures unchanged, which are markup."""
     return visible_lines(value) if type(value) is str else value
 
 

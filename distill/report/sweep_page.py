@@ -1,4 +1,4 @@
-"""The HTML page of a sweep: history, importance, parallel coordinates."""
+"""Write the HTML page of a sweep: history, importance, parallel coordinates."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -31,7 +31,7 @@ from distill.terminal.sweep_table import (
 
 
 def write(summary: SweepSummary, path: Path) -> None:
-    """Write the page, completely or not at all."""
+    """Write the page of a sweep, completely or not at all."""
     write_text(path, html(page(summary)))
 
 
@@ -72,7 +72,7 @@ def _sections(summary: SweepSummary) -> Iterator[Section]:
 
 
 def _figures(summary: SweepSummary) -> Iterator[FigureBlock]:
-    """Yield the figures of the history; none for a single trial."""
+    """Yield the figures of the sweep's history; none for a single trial."""
     if len(summary["trials"]) < 2:
         return
     over_trials, through = sweep_plots.history(summary), sweep_plots.parallel(summary)
@@ -117,8 +117,8 @@ def _trials(summary: SweepSummary) -> Table:
 
 
 def _values_by_rung(summary: SweepSummary) -> Table:
-    """Return every design's value in each rung of a search, those in most rungs first, then by
-    value.
+    """Return a table of every design's value in each rung of a search, those in most rungs first,
+    then by value.
     """
     rungs = [rung["values"] for rung in summary["rungs"]]
     found = {name: [r[name] for r in rungs if r.get(name) is not None] for name in rungs[0]}

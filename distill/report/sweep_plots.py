@@ -59,8 +59,8 @@ def importance(summary: SweepSummary) -> Figure:
 
 @in_style
 def parallel(summary: SweepSummary) -> Figure | None:
-    """Plot each trial as a line through its values of the keys, downwards to its metric. The best
-    one is red and thick.
+    """Plot each trial as a line from its value of each key down to its metric. The best one is red
+    and thick.
     """
     rows, names = ranked(summary), list(summary["space"])
     if not rows:
@@ -107,7 +107,9 @@ def axis_position(summary: SweepSummary, name: str, value: Any) -> float:
 
 
 def _axis_labels(summary: SweepSummary, name: str) -> list[tuple[str, float]]:
-    """Return labels of an axis and their positions: every option, or the ends if space is short."""
+    """Return the labels of an axis and their positions: every option, or only the ends if space is
+    short.
+    """
     [(_, known)] = summary["space"][name].items()
     fit = sum(len(str(each)) for each in known) + 2 * len(known) <= LETTERS
     shown = known if fit else [known[0], known[-1]]

@@ -1,4 +1,4 @@
-"""Report sections on the test split: classes, calibration, mistakes."""
+"""Build the report sections on the test split: classes, calibration, mistakes."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ from distill.runs.saved_predictions import Predictions
 from distill.statistics import Interval
 
 MOST_CONFUSED = 10  # pairs
-SHOWN = 24  # mistakes
+SHOWN = 24  # most mistakes shown
 MOST_PROBABLE = 3  # classes shown for a mistake
 
 
@@ -77,7 +77,7 @@ def result_sections(record: RunRecord) -> list[Section]:
 
 
 def _figures(predictions: Predictions) -> Iterator[Block]:
-    """Show the main measures with their intervals."""
+    """Yield a table of the main measures with their intervals."""
     logits, labels = predictions.logits, predictions.labels
     correct, nll = predictions.is_correct, metrics.nll(logits, labels)
     confidence = probabilities(logits).max(axis=1)
@@ -136,7 +136,7 @@ def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block
 
 
 def _by_class(predictions: Predictions, classes: list[int]) -> Array:
-    """Return the teacher's accuracy on each of these classes."""
+    """Return the teacher's accuracy on each of the given classes."""
     assert predictions.teacher_logits is not None
     correct = metrics.is_correct(predictions.teacher_logits, predictions.labels)
     return np.array([correct[predictions.labels == k].mean() for k in classes])

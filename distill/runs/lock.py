@@ -1,7 +1,7 @@
 """Lock a run folder while a process trains in it, and record which process that is.
 
-The operating system's lock on the file `.lock` ends with its process, however that ends.
-`running.json` names the process; if it exists and the lock is free, that process was killed.
+The operating system's lock on the file `.lock` ends with its process, for whatever reason that
+ends. `running.json` names the process; if it exists and the lock is free, that process was killed.
 """
 
 import json
@@ -72,15 +72,15 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
 
 
 def without_following(path: str, flags: int) -> int:
-    """An opener that fails with OSError if the file is a symbolic link, instead of writing to its
-    target.
+    """Open a file for `open(opener=...)`; raise OSError if it is a symbolic link, instead of
+    writing to its target.
     """
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def check_lock_file(path: Path) -> None:
-    """Raise UserError if taking the lock would change another file: if its file is a symbolic link,
-    a hard link to a file that is not empty, a pipe or a device.
+    """Raise UserError if taking the lock would change another file: if the lock file is a symbolic
+    link, a hard link to a file that is not empty, a pipe or a device.
     """
     advice = "Delete it, or choose another --out."
     if path.is_symlink():
@@ -111,7 +111,7 @@ def _in_use(folder: Path, holder: LockHolder | None) -> InUse:
 
 
 def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
-    """The process that trains in a folder or was killed in it, and whether it still trains.
+    """Return the process that trains in a folder or was killed in it, and whether it still trains.
 
     Changes no file. If the lock cannot be tried (in a folder of another user), the recorded process
     counts as training.
@@ -137,7 +137,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _read(record: Path) -> LockHolder | None:
-    """The process in a running.json; None if the file is absent or unreadable."""
+    """Return the process in a running.json; None if the file is absent or unreadable."""
     try:
         return HOLDER.validate_python(run_json.read(record))
     except (UserError, ValueError):

@@ -31,7 +31,7 @@ class Predictions:
 
     @property
     def is_correct(self) -> NDArray[np.bool_]:
-        """[N]: whether the prediction is the label."""
+        """For each image [N], whether the prediction is the label."""
         return is_correct(self.logits, self.labels)
 
 
@@ -72,7 +72,11 @@ def _check(predictions: Predictions) -> None:
 def _check_logits(
     name: str, array: Array, wanted: tuple[int | None, int] | None = None
 ) -> tuple[int, int]:
-    """Return the shape of floats [N, C], neither of them 0; None in `wanted` allows any N."""
+    """Raise ValueError unless `array` has floats [N, C], both above 0, in the `wanted` shape;
+    return the shape.
+
+    None in `wanted` allows any N.
+    """
     rows, columns = wanted or (None, None)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name} has the shape {list(array.shape)} instead of [images, classes]")
@@ -84,7 +88,7 @@ def _check_logits(
 
 
 def _check_integers(name: str, array: Array | None, n: int, end: int) -> None:
-    """Integers [n], 0..end-1."""
+    """Raise ValueError unless the array has n integers in 0..end-1."""
     if array is None or array.shape != (n,):
         found = None if array is None else list(array.shape)
         raise ValueError(f"{name} has the shape {found} instead of [{n}]")
@@ -132,7 +136,7 @@ def read_run(run: RunFolder) -> Predictions | None:
 
 
 def _sha256(path: Path) -> str:
-    """The digest of a file, hex. Raises UserError if it cannot be read."""
+    """Return the digest of a file, hex. Raises UserError if it cannot be read."""
     try:
         return hashlib.sha256(run_json.content_of(path, LARGEST)).hexdigest()
     except UNREADABLE as fault:

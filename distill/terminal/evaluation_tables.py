@@ -32,7 +32,7 @@ def evaluation_tables(results: Figures) -> RenderableType:
 
 
 def head_lines(results: Figures) -> Iterator[Text]:
-    """Yield the lines on run, network and data."""
+    """Yield the lines that describe run, network and data."""
     size = f"{results['parameters']:,} parameters, {results['macs'] / 1e6:,.1f} M MACs per image"
     yield label_line("run", f"{results['run']}, {results['role']}")
     yield label_line("network", f"{results['network']}, {size}")
@@ -75,7 +75,7 @@ def remarks(results: Figures) -> Iterator[Text]:
 
 
 def missing_line(label: str, reason: str) -> Text:
-    """Return a line on an unknown fact, with the reason."""
+    """Return a line on an unknown value, with the reason."""
     return Text.assemble((f"{label:<9}", "bold cyan"), (f"{UNKNOWN}  {reason}", "dim"))
 
 
@@ -99,14 +99,14 @@ def class_table(classes: Sequence[Figures], confusion: Sequence[Sequence[int]]) 
 
 
 def frequent_mistakes(names: Sequence[str], label: int, counts: Sequence[int]) -> Iterator[str]:
-    """Yield `dog 178`: the most frequent wrong predictions of a class, most frequent first."""
+    """Yield the most frequent wrong predictions of a class, most frequent first, as `dog 178`."""
     others = [(count, other) for other, count in enumerate(counts) if count and other != label]
     for count, other in sorted(others, key=lambda pair: (-pair[0], pair[1]))[:CONFUSED_WITH]:
         yield f"{visible(names[other])} {count:,}"
 
 
 def against_block(results: Figures) -> RenderableType:
-    """Compare two runs on the same images, with McNemar's test."""
+    """Show the comparison of two runs on the same images, with McNemar's test."""
     other = results["against"]
     table = blank_table()
     table.add_column("against", overflow="fold")
@@ -127,7 +127,7 @@ def against_block(results: Figures) -> RenderableType:
 
 
 def mcnemar_text(run: str, other: Figures) -> str:
-    """Return the conclusion from McNemar's test, with its p."""
+    """Return the conclusion from McNemar's test, with its p-value."""
     p = f"McNemar's {p_equation(other['p'])}"
     if other["better"] is None:
         return f"No difference is shown: {p}, both may be correct equally often."
@@ -139,13 +139,13 @@ def mcnemar_text(run: str, other: Figures) -> str:
 
 
 def mirror_block(results: Figures) -> RenderableType:
-    """Show the same measures of the mean over an image and its mirror image."""
+    """Show the measures of the mean over each image and its mirror image."""
     title = Text("With each image's mirror (test-time augmentation), not in the table above")
     return Group(title, headline_table(results["mirror"]))
 
 
 def views_block(results: Figures) -> RenderableType:
-    """Show the same measures of the mean over several views, and a single view's accuracy."""
+    """Show the measures of the mean over several views, and a single view's accuracy."""
     averaged = results["test_time_augmentation"]
     title = Text(
         f"With {averaged['views']} views of each image (test-time augmentation), not in the table "
@@ -156,7 +156,7 @@ def views_block(results: Figures) -> RenderableType:
 
 
 def latency_block(results: Figures) -> RenderableType:
-    """Show milliseconds per call."""
+    """Show the latency in milliseconds per call."""
     latency = results["latency_ms"]
     threads = counted(latency["threads"], "thread")
     setup = f"{latency['device']}, {threads}, {latency['precision']}"
