@@ -51,14 +51,14 @@ def measures(logits: Array, labels: Array) -> dict[str, float]:
 def probabilities(logits: Array, temperature: float = 1.0) -> Floats:
     """Return the softmax of logits [N, C] divided by the temperature."""
     scaled = logits.astype(np.float64) / temperature
-    with np.errstate(invalid="ignore"):  # a NaN stays one
+    with np.errstate(invalid="ignore"):  # a NaN stays NaN
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     shares: Floats = powers / powers.sum(axis=1, keepdims=True)
     return shares
 
 
 def _log_probabilities(logits: Array) -> Floats:
-    with np.errstate(invalid="ignore"):  # a NaN stays one
+    with np.errstate(invalid="ignore"):  # a NaN stays NaN
         z = logits - logits.max(axis=1, keepdims=True).astype(np.float64)
         log_shares: Floats = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     return log_shares

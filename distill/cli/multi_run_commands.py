@@ -73,8 +73,8 @@ def seeds(
     with process_group():
         for run in planned:
             recipe_of_run = seed_runs.with_same_teacher(run, planned[0])
-            resume, go_on = run.folder.is_run, "To continue, type the same command again"
-            finish(run.role, recipe_of_run, run.folder, resume, [], go_on)
+            resume, resume_hint = run.folder.is_run, "To continue, type the same command again"
+            finish(run.role, recipe_of_run, run.folder, resume, [], resume_hint)
     summary = seed_runs.summary(planned)
     for note in summary.get("notes", []):
         typer.echo(f"note: {note}", err=True)
@@ -114,13 +114,13 @@ def sweep(
     folder = out or run_folder.RUNS / f"sweep-{planned.name}"
     heartbeat_s = planned.file.study.heartbeat_s
     base = planned.base.recipe
-    with _worker(folder, storage, heartbeat_s) as (open_storage, train, say):
+    with _worker_functions(folder, storage, heartbeat_s) as (open_storage, train, print_line):
         from distill.sweep.sweep_summary import run_sweep
         from distill.sweep.worker import input_variants
         from distill.teacher import selection
 
         inputs = selection.check_teachers(base, input_variants(planned))
-        summary = run_sweep(planned, open_storage(), folder, train, say, inputs)
+        summary = run_sweep(planned, open_storage(), folder, train, print_line, inputs)
     _write_page_and_print(summary, folder, as_json)
 
 
@@ -174,7 +174,7 @@ def search(
     name = name or f"search-{resolved.name}"
     folder = out or run_folder.RUNS / name
     depths = numbers("--stages", stages), numbers("--blocks", blocks, 0 if asymmetric else 1)
-    with _worker(folder, storage, HEARTBEAT_S) as (open_storage, train, say):
+    with _worker_functions(folder, storage, HEARTBEAT_S) as (open_storage, train, print_line):
         from distill.sweep import successive_halving
         from distill.teacher import selection
 
@@ -185,12 +185,14 @@ def search(
             recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta, name
         )
         inputs = selection.check_teachers(resolved.recipe)
-        summary = successive_halving.search(planned, open_storage(), folder, train, say, inputs)
+        summary = successive_halving.search(
+            planned, open_storage(), folder, train, print_line, inputs
+        )
     _write_page_and_print(summary, folder, as_json)
 
 
 @contextmanager
-def _worker(
+def _worker_functions(
     sweep_folder: Path, url: str | None, heartbeat_s: int
 ) -> Iterator[tuple[Callable[[], "Storage"], "Train", "PrintLine"]]:
     """Yield what a sweep's worker needs: functions to open the storage, train a run and print.

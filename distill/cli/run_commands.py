@@ -125,7 +125,7 @@ def predict(
     with process_group(), ProgressDisplay(stderr()) as display:
         predictions = label_images.predict(folder, source, progress=display.progress)
     is_named = labels is LabelStyle.NAMES
-    by_number = None if is_named else label_images.numbers_out_of_order(predictions.class_names)
+    by_number = None if is_named else label_images.numeric_names_note(predictions.class_names)
     for note in filter(None, [*predictions.notes, by_number]):
         echo(f"note: {note}", err=True)
     if is_main():

@@ -85,8 +85,8 @@ def train(
         check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     quoted = shlex.quote(str(folder.path))
-    go_on = f"To continue, type the same command with --out {quoted} --resume"
-    finish(role, resolved, folder, resume, trackers, go_on)
+    resume_hint = f"To continue, type the same command with --out {quoted} --resume"
+    finish(role, resolved, folder, resume, trackers, resume_hint)
     if is_main():
         with quiet_on_error("stdout"):  # the run is finished, even if its table cannot be printed
             _print_closing_table(folder)

@@ -75,7 +75,7 @@ def evaluate_run(
     on another test split.
     """
     options = options or EvalOptions()
-    run = _load(folder, options.data, progress)
+    run = _load_and_predict(folder, options.data, progress)
     other = None if options.against is None else _load_other(run, options, progress)
     return {
         **_description(run),
@@ -139,7 +139,9 @@ def _optional_measures(
     return values
 
 
-def _load(folder: RunFolder, source: str | None, progress: Progress | None) -> EvaluatedRun:
+def _load_and_predict(
+    folder: RunFolder, source: str | None, progress: Progress | None
+) -> EvaluatedRun:
     accel = evaluation_accelerator()
     chosen = source or _own_source(folder)
     with accel.main_process_first():  # one process decodes, the others read the cache

@@ -118,8 +118,8 @@ class SixViewTTA(nn.Module):
 
     The views are the image and its mirror image, each in three positions: unshifted (weight 1/2)
     and shifted by one pixel up-left and down-right, the border filled by reflection (weight 1/4
-    each). This is the multi-crop evaluation of Jordan, 2024, arXiv 2404.00498, section 3.6, in his
-    airbench94.
+    each). This is the multi-crop evaluation of airbench94: Jordan, 2024, arXiv 2404.00498, section
+    3.6.
     """
 
     def __init__(self, net: nn.Module) -> None:

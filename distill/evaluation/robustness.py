@@ -33,7 +33,7 @@ def robustness(
     that many random images of the test split; None uses all. `clean` is the accuracy on the same
     images without corruption.
     """
-    indices = _sample(len(test.labels), n_images)
+    indices = _random_indices(len(test.labels), n_images)
     images = load_data_set.subset(test, indices)
 
     def top1(name: str, severity: int) -> float:
@@ -56,7 +56,7 @@ def robustness(
     }
 
 
-def _sample(n: int, n_images: int | None) -> Rows:
+def _random_indices(n: int, n_images: int | None) -> Rows:
     """Return random indices in ascending order: a split may be sorted by class, so the first images
     would not represent it.
     """

@@ -33,7 +33,7 @@ PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run and its network, on the host and in eval mode; `source` names its data."""
+    """A finished run and its network, on the CPU and in eval mode; `source` names its data."""
 
     folder: RunFolder
     recipe: Recipe

@@ -89,7 +89,7 @@ class Grader:
         self.n_parameters = self._integer()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits of one batch, on the host."""
+        """Return the logits of one batch, on the CPU."""
         n, content = len(images), images.detach().cpu().numpy().astype("<f4").tobytes()
         assert self._process.stdin is not None
         try:

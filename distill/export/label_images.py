@@ -92,7 +92,7 @@ class _ImageCounter:
             self.progress("predicting", self.done, self.total)
 
 
-def numbers_out_of_order(class_names: Sequence[str]) -> str | None:
+def numeric_names_note(class_names: Sequence[str]) -> str | None:
     """Return a note if class names are numbers that differ from their label positions, because
     names are sorted as text ('10' < '2'); otherwise None.
     """

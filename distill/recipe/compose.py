@@ -130,7 +130,7 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
         values, origins, networks = {}, {}, []
         faults = [f"{shorten(spec)} {fault}"]
     chosen = list(_override_layers(overrides, faults))
-    faults += _rivals_of_one_command(chosen)
+    faults += _conflicting_overrides(chosen)
     idle: list[str] = []
     for layer in chosen:
         idle += _removes_nothing(values, layer)
@@ -338,7 +338,7 @@ def override_of(key: str, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:
+def _conflicting_overrides(layers: Sequence[Layer]) -> Iterator[str]:
     """Yield a fault for each pair of overrides of one command that exclude each other.
 
     Between files this is no fault: the later one replaces the earlier one.

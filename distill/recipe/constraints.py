@@ -43,7 +43,7 @@ class Fault:
 
 Rule = Callable[..., Iterator[Fault]]
 
-SIDES = range(8, 33, 2)  # of training images, in pixels
+SIDES = range(8, 33, 2)  # allowed sides of training images, in pixels
 MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms that need maps, not pooled vectors
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}
 ROUNDING = 1e-9  # tolerance for shares that add up to 1: as floats 0.33 + 0.56 + 0.11 > 1
@@ -271,7 +271,9 @@ def epochs_or_minutes(train: Train) -> Iterator[Fault]:
 
 
 def resolution_rises(train: Train) -> Iterator[Fault]:
-    """Check that the first side starts at share 0, and that shares and sides rise."""
+    """Check that the first image side starts at share 0 of the training, and that shares and sides
+    rise.
+    """
     if train.resolution is None:
         return
     key, shown = "train.resolution", [list(stage) for stage in train.resolution]

@@ -247,10 +247,10 @@ def arguments(term: Term) -> dict[str, Any]:
     return term.model_dump(exclude={"weight", "when"})
 
 
-def taps(term: Term, whose: Literal["student", "teacher"]) -> Iterator[tuple[str, str]]:
+def taps(term: Term, network: Literal["student", "teacher"]) -> Iterator[tuple[str, str]]:
     """Yield (key, tap) of every map of the student or the teacher that a term reads."""
     for key, value in term:
-        if key == f"{whose}_tap":
+        if key == f"{network}_tap":
             yield key, value
-        elif key == f"{whose}_taps":
+        elif key == f"{network}_taps":
             yield from ((key, tap) for tap in value)

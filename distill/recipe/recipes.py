@@ -395,12 +395,12 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     about = {key: value for key, value in recipe.about if f"about.{key}" in origins}
     recipe = recipe.model_copy(update={"about": About(**about)})
     all_origins = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
-    idle = tuple(_removes_nothing(key, recipe) for key in dict.fromkeys(composed.idle))
+    idle = tuple(_removes_nothing_note(key, recipe) for key in dict.fromkeys(composed.idle))
     replaced = dict(_replaced(composed.networks))
     return ResolvedRecipe(recipe, all_origins, composed.name, replaced, idle)
 
 
-def _removes_nothing(key: str, recipe: Recipe) -> str:
+def _removes_nothing_note(key: str, recipe: Recipe) -> str:
     """Return the note on a `--set KEY=false` without a table to remove."""
     reason = f"the recipe has no [{key}]"
     if key.startswith("loss."):

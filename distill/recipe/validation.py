@@ -54,7 +54,7 @@ def _valid_tables(values: Values, details: Sequence[ErrorDetails]) -> dict[str, 
     for detail in details:
         *path, last = detail["loc"]
         if detail["type"] == "extra_forbidden":
-            del _at(values, path)[last]
+            del _value_at(values, path)[last]
         else:
             broken.add(path[0] if path else last)
     tables = {name: _table(field) for name, field in Recipe.model_fields.items()}
@@ -87,11 +87,11 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
         if "missing" in types_of_key:
             yield Fault(key, None, f"is missing; allowed: {allowed_text(key)}")
         else:
-            value = _at(values, key.split("."))
+            value = _value_at(values, key.split("."))
             yield Fault(key, value, _value_problem(key, value, types_of_key))
 
 
-def _at(values: Any, path: Sequence[int | str]) -> Any:
+def _value_at(values: Any, path: Sequence[int | str]) -> Any:
     return reduce(getitem, path, values)
 
 
@@ -106,7 +106,7 @@ def _known_key(location: Sequence[int | str]) -> str:
 
 
 def _value_problem(key: str, value: object, kinds: set[str]) -> str:
-    # A choice of strings has no type of its own: other types than strings are wrong ones.
+    # For a choice of strings pydantic reports a value of another type as a wrong literal.
     if all(
         k.endswith("_type") or (not isinstance(value, str) and k == "literal_error") for k in kinds
     ):

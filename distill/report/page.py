@@ -164,7 +164,7 @@ def _write_files(block: Block, files_folder: Path) -> None:
         write_text(files_folder / "tables" / f"{block.grid.name}.tex", block.grid.latex())
 
 
-def _finalized(value: Any) -> Any:
+def _escape_text(value: Any) -> Any:
     """Escape control characters in text; leave figures unchanged, which are markup."""
     return visible_lines(value) if type(value) is str else value
 
@@ -174,7 +174,7 @@ def html(page: Page) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        finalize=_finalized,
+        finalize=_escape_text,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

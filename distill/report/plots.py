@@ -1,4 +1,4 @@
-"""Plot figures of a report: arrays in, matplotlib figures out."""
+"""Plot the figures of a report: each function takes arrays and returns a matplotlib figure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

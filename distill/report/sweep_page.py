@@ -75,7 +75,7 @@ def _figures(summary: SweepSummary) -> Iterator[FigureBlock]:
     """Yield the figures of the sweep's history; none for a single trial."""
     if len(summary["trials"]) < 2:
         return
-    over_trials, through = sweep_plots.history(summary), sweep_plots.parallel(summary)
+    over_trials, through = sweep_plots.history(summary), sweep_plots.parallel_coordinates(summary)
     if over_trials is not None:
         caption = "The value of each trial in order, and the best so far."
         yield FigureBlock("history", caption, over_trials)

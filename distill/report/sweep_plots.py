@@ -58,7 +58,7 @@ def importance(summary: SweepSummary) -> Figure:
 
 
 @in_style
-def parallel(summary: SweepSummary) -> Figure | None:
+def parallel_coordinates(summary: SweepSummary) -> Figure | None:
     """Plot each trial as a line from its value of each key down to its metric. The best one is red
     and thick.
     """

@@ -70,13 +70,13 @@ def result_sections(record: RunRecord) -> list[Section]:
         return [Section("On the test split", [Paragraph(f"There are no predictions: {why}.")])]
     names = record.class_names or tuple(map(str, range(predictions.logits.shape[1])))
     return [
-        Section("On the test split", [*_figures(predictions), *_classes(predictions, names)]),
+        Section("On the test split", [*_main_measures(predictions), *_classes(predictions, names)]),
         Section("Calibration", list(_calibration(predictions))),
         Section("The most confident mistakes", list(_mistakes(predictions, names))),
     ]
 
 
-def _figures(predictions: Predictions) -> Iterator[Block]:
+def _main_measures(predictions: Predictions) -> Iterator[Block]:
     """Yield a table of the main measures with their intervals."""
     logits, labels = predictions.logits, predictions.labels
     correct, nll = predictions.is_correct, metrics.nll(logits, labels)

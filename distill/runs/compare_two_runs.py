@@ -140,7 +140,9 @@ def _predictions(run: RunFolder) -> Predictions:
     return predictions
 
 
-def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Predictions) -> None:
+def _check_same_images(
+    a: RunFolder, b: RunFolder, predictions_a: Predictions, predictions_b: Predictions
+) -> None:
     """Raise UserError if fingerprints, labels or class names show that the runs were tested on
     different images.
     """
@@ -150,11 +152,13 @@ def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Pred
     differing = run_identity.test_split_differences([a.result(), b.result()])
     if names[0] != names[1]:
         problem = "other classes: " + " / ".join(describe_class_difference(*names))
-    elif len(of_a.labels) != len(of_b.labels):
-        problem = f"{len(of_a.labels):,} / {len(of_b.labels):,} images"
-    elif (of_a.labels != of_b.labels).any():
-        n = int((of_a.labels != of_b.labels).sum())
-        problem = f"other labels, {n:,} of {len(of_a.labels):,}, or the same in another order"
+    elif len(predictions_a.labels) != len(predictions_b.labels):
+        problem = f"{len(predictions_a.labels):,} / {len(predictions_b.labels):,} images"
+    elif (predictions_a.labels != predictions_b.labels).any():
+        n = int((predictions_a.labels != predictions_b.labels).sum())
+        problem = (
+            f"other labels, {n:,} of {len(predictions_a.labels):,}, or the same in another order"
+        )
     elif differing:
         verb = "differs" if len(differing) == 1 and not differing[0].endswith("s") else "differ"
         problem = f"other images: their {' and '.join(differing)} {verb}"
@@ -182,11 +186,13 @@ def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
     )
 
 
-def _by_class(a: RunFolder, of_a: Predictions, of_b: Predictions) -> tuple[ClassDifference, ...]:
-    right_a, right_b = of_a.is_correct, of_b.is_correct
+def _by_class(
+    a: RunFolder, predictions_a: Predictions, predictions_b: Predictions
+) -> tuple[ClassDifference, ...]:
+    right_a, right_b = predictions_a.is_correct, predictions_b.is_correct
     rows = []
     for label, name in enumerate(a.result()["class_names"]):
-        in_class = of_a.labels == label
+        in_class = predictions_a.labels == label
         masks = (
             in_class,
             in_class & right_a,

@@ -71,7 +71,7 @@ class Journal:
             rewind(self.path, event.first_step, event.first_epoch)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened for each line: readers see complete lines, and a kill loses none.
-        with open(self.path, "a", opener=lock.without_following) as file:
+        with open(self.path, "a", opener=lock.open_without_following_links) as file:
             file.write(line(event) + "\n")
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that includes the event is written

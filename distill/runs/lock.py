@@ -60,7 +60,7 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
         now = LockHolder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
         if not record.is_symlink():
             record.unlink(missing_ok=True)  # a new file, so that no other hard link changes
-        with open(record, "w", opener=without_following) as file:
+        with open(record, "w", opener=open_without_following_links) as file:
             file.write(json.dumps(asdict(now)) + "\n")
         yield killed
     finally:
@@ -71,7 +71,7 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
         lock.release()
 
 
-def without_following(path: str, flags: int) -> int:
+def open_without_following_links(path: str, flags: int) -> int:
     """Open a file for `open(opener=...)`; raise OSError if it is a symbolic link, instead of
     writing to its target.
     """

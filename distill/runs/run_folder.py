@@ -229,7 +229,7 @@ def check_inside_folder(folder: RunFolder) -> None:
     journal (`journal.rewind`) before it appends to it, and running.json; for the lock file see
     `lock.hold_lock`.
     """
-    for path in _own_paths(folder):
+    for path in _run_paths(folder):
         try:
             mode = path.lstat().st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -257,7 +257,7 @@ def check_subfolder(path: Path) -> None:
     raise UserError(f"{path} {fault}.\nDelete it, or choose another --out.")
 
 
-def _own_paths(folder: RunFolder) -> Iterator[Path]:
+def _run_paths(folder: RunFolder) -> Iterator[Path]:
     """Yield every file and folder that a run may write; a folder before its content."""
     yield from (folder.path / name for name in FILES)
     for name in FOLDERS:
@@ -360,7 +360,7 @@ def runs_in(folder: Path) -> Iterator[RunFolder]:
     yield from (run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True))
 
 
-def broken_in(folder: Path) -> list[str]:
+def unreadable_results_in(folder: Path) -> list[str]:
     """Return one note for each finished run directly in a folder whose result.json cannot
     be read.
     """

@@ -70,14 +70,14 @@ def _check(predictions: Predictions) -> None:
 
 
 def _check_logits(
-    name: str, array: Array, wanted: tuple[int | None, int] | None = None
+    name: str, array: Array, expected_shape: tuple[int | None, int] | None = None
 ) -> tuple[int, int]:
     """Raise ValueError unless `array` has floats [N, C], both above 0, in the `wanted` shape;
     return the shape.
 
     None in `wanted` allows any N.
     """
-    rows, columns = wanted or (None, None)
+    rows, columns = expected_shape or (None, None)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name} has the shape {list(array.shape)} instead of [images, classes]")
     if rows not in (None, array.shape[0]) or columns not in (None, array.shape[1]):

@@ -71,7 +71,7 @@ class Trackers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._each(lambda _, tracker: tracker.finish())
+        self._for_each(lambda _, tracker: tracker.finish())
 
     def __call__(self, event: Event) -> None:
         """Log the metrics of an event.
@@ -85,14 +85,14 @@ class Trackers:
             return
         self._step = self._step if isinstance(event, End) else event.step
         values = metrics(event)
-        self._each(lambda _, tracker: tracker.log(values, step=self._step))
+        self._for_each(lambda _, tracker: tracker.log(values, step=self._step))
 
     def _begin(self, first_step: int) -> None:
         """Reopen each tracker at this step: values that were logged after it are obsolete."""
-        self._each(lambda _, tracker: tracker.finish())
+        self._for_each(lambda _, tracker: tracker.finish())
         self._step = first_step
         self._open = dict.fromkeys(self.names)
-        self._each(lambda name, _: self._start(name))
+        self._for_each(lambda name, _: self._start(name))
 
     def _start(self, name: str) -> None:
         is_continued = name == TENSORBOARD and (self.folder.path / name).exists()
@@ -101,7 +101,7 @@ class Trackers:
         if not is_continued:
             tracker.store_init_configuration(flat_recipe(self.folder))
 
-    def _each(self, do: Callable[[str, Any], None]) -> None:
+    def _for_each(self, do: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 do(name, tracker)

@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial
 
 from distill.sweep.sweep_file import Sweep
-from distill.sweep.sweep_schema import Space, Study, SweepFile, option_label, pairs
+from distill.sweep.sweep_schema import Space, Study, SweepFile, keys_and_values, option_label
 
 REDUCTION = (
     3  # of Hyperband: a third of the trials continue (Li et al., JMLR 18, 2018, arXiv 1603.06560)
@@ -85,7 +85,7 @@ def _most_epochs(sweep: Sweep) -> int:
         int(value)
         for name, space in sweep.file.space.items()
         for option in space.options or space.bounds
-        for key, value in pairs(name, option)
+        for key, value in keys_and_values(name, option)
         if key == "train.epochs"
     ]
     return max(epochs, default=sweep.base.recipe.train.epochs or 1)

@@ -71,17 +71,17 @@ def check(planned: Sequence[SeedRun]) -> None:
             run_folder.check_out(each.folder, resume=True)
 
 
-def with_same_teacher(each: SeedRun, first: SeedRun) -> ResolvedRecipe:
+def with_same_teacher(seed_run: SeedRun, first: SeedRun) -> ResolvedRecipe:
     """Return the recipe to train, with the teachers that the first run chose: otherwise a teacher
     that has finished since would be chosen as the newest.
     """
-    recipe = each.resolved.recipe
-    if each.is_control or not first.folder.is_run or (recipe.teacher and recipe.teacher.runs):
-        return each.resolved
+    recipe = seed_run.resolved.recipe
+    if seed_run.is_control or not first.folder.is_run or (recipe.teacher and recipe.teacher.runs):
+        return seed_run.resolved
     chosen = recipes.read(first.folder.recipe).teacher
     if chosen is None:
-        return each.resolved
-    return replace(each.resolved, recipe=recipes.with_teacher(recipe, chosen.runs))
+        return seed_run.resolved
+    return replace(seed_run.resolved, recipe=recipes.with_teacher(recipe, chosen.runs))
 
 
 def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:

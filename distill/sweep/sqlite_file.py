@@ -87,7 +87,7 @@ class SQLiteFile:
         return self.path.with_name(self.path.name + suffix)
 
 
-def of_url(url: str | URL) -> SQLiteFile | None:
+def from_url(url: str | URL) -> SQLiteFile | None:
     """Return the file of a SQLite URL; None for a database in memory or on a server.
 
     Raises ValueError for SQLite's own URIs, ArgumentError for a URL that cannot be parsed, and

@@ -66,7 +66,7 @@ class Storage:
         self.heartbeat_s = heartbeat_s
         self.alone: AbstractContextManager[object] = nullcontext()
         with self._explain_url():
-            file = sqlite_file.of_url(url)
+            file = sqlite_file.from_url(url)
         if file is not None:
             file.path.parent.mkdir(parents=True, exist_ok=True)
             lock_file = Path(f"{file.path}.lock")
@@ -210,7 +210,7 @@ class Storage:
 
     @property
     def silence_s(self) -> int:
-        """Seconds without a heartbeat after which a running attempt is failed."""
+        """The seconds without a heartbeat after which a running attempt counts as failed."""
         return SILENT * self.heartbeat_s
 
     def fail_silent_trials(self, study: optuna.Study) -> list[FrozenTrial]:

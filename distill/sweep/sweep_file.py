@@ -33,7 +33,14 @@ from distill.recipe.compose import LONGEST, toml
 from distill.recipe.recipes import ResolvedRecipe
 from distill.recipe.validation import Values, keys
 from distill.sweep import sweep_validation
-from distill.sweep.sweep_schema import KINDS, SweepFile, keys_set, option_label, pairs, settings
+from distill.sweep.sweep_schema import (
+    KINDS,
+    SweepFile,
+    keys_and_values,
+    keys_set,
+    option_label,
+    overrides_of,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,9 @@ class Sweep:
         Raises RecipeError if the values contradict each other or the student is too large.
         """
         spaces = self.file.space
-        chosen = [line for name in spaces for line in settings(name, spaces[name], values[name])]
+        chosen = [
+            line for name in spaces for line in overrides_of(name, spaces[name], values[name])
+        ]
         return recipes.load(self.file.recipe, [*self.overrides, *chosen])
 
     @property
@@ -117,7 +126,7 @@ def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -
 def validate(values: Values, name: str, location: str) -> Sweep:
     """Build a sweep from its tables; `location` names them in messages. Raises UserError."""
     if isinstance(values.get("space"), dict):
-        values = values | {"space": dict(_flat(values["space"], ""))}
+        values = values | {"space": dict(_keys_and_spaces(values["space"], ""))}
     try:
         file = SweepFile.model_validate(values)
     except ValidationError as error:
@@ -139,7 +148,7 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
     if recipe.data.holdout == 0:
         yield "data.holdout = 0: trials need held-out images; type data.holdout=0.1 in set"
     if sweep.metric in {measure_name(m, "val_ema") for m in MEASURES}:
-        yield from _without_average(sweep)
+        yield from _missing_average_faults(sweep)
     if sweep.file.study.pruner == "hyperband" and recipe.train.epochs is None:
         yield 'study.pruner = "hyperband" counts epochs, but the recipe sets train.minutes'
     if recipe.student is None and sweep.file.constraint.parameters is not None:
@@ -150,13 +159,13 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
         )
 
 
-def _without_average(sweep: Sweep) -> Iterator[str]:
+def _missing_average_faults(sweep: Sweep) -> Iterator[str]:
     """Yield the reasons, if any, why a trial would have no averaged weights to measure."""
     needs = f'study.metric = "{sweep.metric}" needs [ema], and'
     if sweep.base.recipe.ema is None:
         yield f"{needs} the recipe has none"
     for name, space in sweep.file.space.items():
-        if any(("ema", False) in pairs(name, option) for option in space.options):
+        if any(("ema", False) in keys_and_values(name, option) for option in space.options):
             own = sweep.metric.removesuffix("_ema")
             yield (
                 f"{needs} space.{name} turns it off in some trials; "
@@ -164,14 +173,14 @@ def _without_average(sweep: Sweep) -> Iterator[str]:
             )
 
 
-def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
+def _keys_and_spaces(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield each key and its space; `optim.lr = {…}` and `"optim.lr" = {…}` are the same key."""
     for name, value in tables.items():
         path = prefix + name
         is_table = isinstance(value, dict) and value and not value.keys() & set(KINDS)
         is_recipe_table = any(key.startswith(f"{path}.") for key in keys())
         if is_table and (is_recipe_table or all(isinstance(each, dict) for each in value.values())):
-            yield from _flat(value, f"{path}.")
+            yield from _keys_and_spaces(value, f"{path}.")
         else:
             yield path, value
 

@@ -103,12 +103,12 @@ def option_label(option: Any) -> str:
     )
 
 
-def settings(name: str, space: Space, value: Any) -> Iterator[str]:
+def overrides_of(name: str, space: Space, value: Any) -> Iterator[str]:
     """Yield the overrides, such as `optim.lr=0.1`, of a value in [space]: one, or several for a
     table.
     """
     matching = (option for option in space.options if option_label(option) == value)
-    for key, setting in pairs(name, next(matching, value)):
+    for key, setting in keys_and_values(name, next(matching, value)):
         yield f"{key}={value_text(setting)}"
 
 
@@ -120,11 +120,13 @@ def keys_set(file: SweepFile) -> list[str]:
 
 def keys_of(name: str, space: Space) -> list[str]:
     """Return the keys of the recipe that a name in [space] sets."""
-    every = (key for value in space.options or space.bounds for key, _ in pairs(name, value))
+    every = (
+        key for value in space.options or space.bounds for key, _ in keys_and_values(name, value)
+    )
     return list(dict.fromkeys(every))
 
 
-def pairs(name: str, value: Any) -> list[tuple[str, Any]]:
+def keys_and_values(name: str, value: Any) -> list[tuple[str, Any]]:
     """Return the keys and values that an option sets: of the key `name`, or of all keys in
     a table.
     """

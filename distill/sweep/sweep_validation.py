@@ -27,8 +27,8 @@ from distill.sweep.sweep_schema import (
     Space,
     Study,
     SweepFile,
+    keys_and_values,
     keys_of,
-    pairs,
 )
 
 METRICS = [measure_name(name, split) for name in MEASURES for split in VALIDATED]
@@ -82,7 +82,9 @@ def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
                 yield f"space.{name}: a process computes in one precision only; run two sweeps"
             seen.setdefault(key, name)
         for option in space.options or space.bounds:
-            settings = [(key, value) for key, value in pairs(name, option) if key in keys()]
+            settings = [
+                (key, value) for key, value in keys_and_values(name, option) if key in keys()
+            ]
             for fault in (f for key, value in settings for f in _value_faults(key, value)):
                 value = shorten(value_text(fault.value))
                 yield f"space.{name}: {fault.key} = {value} {fault.problem}"

@@ -30,7 +30,7 @@ from distill.sweep import check_stored_trials, optuna_space
 from distill.sweep.assign_trials import ClaimedTrial, Trials
 from distill.sweep.storage import FINGERPRINT, Storage
 from distill.sweep.sweep_file import Sweep
-from distill.sweep.sweep_schema import keys_set, pairs
+from distill.sweep.sweep_schema import keys_and_values, keys_set
 from distill.training.divergence import Diverged
 
 LOOK_S = 2.0  # between two checks by a worker that waits for the others
@@ -91,7 +91,7 @@ def input_variants(sweep: Sweep) -> list[Recipe]:
     """
     recipe, varied = sweep.base.recipe, list[Recipe]()
     options = [(name, o) for name, space in sweep.file.space.items() for o in space.options]
-    for key, value in (pair for name, option in options for pair in pairs(name, option)):
+    for key, value in (pair for name, option in options for pair in keys_and_values(name, option)):
         if key == "data.source":
             varied.append(recipes.with_source(recipe, value))
         elif key == "teacher.runs":

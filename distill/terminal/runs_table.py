@@ -122,10 +122,10 @@ def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
     heads = [*map(len, NAMES)]
     halves = [max(map(two_line_width, column)) for column in columns]
     whole = [max(map(len, column)) for column in columns]
-    return _up_to(width, whole, _up_to(width, [*map(max, heads, halves)], heads))
+    return _limit_widths(width, whole, _limit_widths(width, [*map(max, heads, halves)], heads))
 
 
-def _up_to(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
+def _limit_widths(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
     """Limit the widths in `most` to the highest common maximum, but not below `least`, at which the
     sum is at most `width`.
     """

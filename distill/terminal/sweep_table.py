@@ -54,7 +54,7 @@ def _tables(summary: SweepSummary, rows: Sequence[Mapping[str, Any]], width: int
     }
     available = width - _width(first)
     if _width(keys) > available:
-        keys = {head: [*map(_stacked, cells)] for head, cells in keys.items()}
+        keys = {head: [*map(_one_value_per_line, cells)] for head, cells in keys.items()}
     blocks: list[dict[str, list[str]]] = [{}]
     for head, cells in keys.items():
         if blocks[-1] and _width(blocks[-1] | {head: cells}) > available:
@@ -81,7 +81,7 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:
     )
 
 
-def _stacked(label: str) -> str:
+def _one_value_per_line(label: str) -> str:
     """Put each value of a label on a line of its own."""
     return "\n".join(shorten(line, LONGEST) for line in label.replace(", ", ",\n").split("\n"))
 

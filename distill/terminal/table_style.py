@@ -1,4 +1,4 @@
-"""The style that all terminal tables share: a rule below the head, no frame."""
+"""Define the style that all terminal tables share: a rule below the heading row, no frame."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table

@@ -59,8 +59,8 @@ def _recipes_that_fit(rows: Sequence[Row]) -> Table:
             Text(row["recipe"], "bold"),
             f"{own['network']}, {grouped(own['parameters'])}",
             _accuracy(row).replace(", ", "\n"),
-            _short(own if is_teacher else teacher),
-            _short(None if is_teacher else own),
+            _time_text(own if is_teacher else teacher),
+            _time_text(None if is_teacher else own),
             _time_with_range(row).replace(" (", "\n("),
         )
     return table
@@ -106,7 +106,7 @@ def _time_with_range(row: Row) -> str:
     return time_with_range(60 * row["minutes"], 60 * row["low"], 60 * row["high"])
 
 
-def _short(part: Row | None) -> str:
+def _time_text(part: Row | None) -> str:
     """Format a time without its range: `48 min`."""
     return UNKNOWN if part is None else rounded_time(60 * part["minutes"])
 

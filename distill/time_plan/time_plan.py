@@ -174,7 +174,7 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
     priced = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
     machine = Machine(measure_speed.random_images(n_images, n_classes), began_at + BUDGET_S)
     timed = [machine.measure(each, 60 * minutes) for each in priced]
-    rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_rank)
+    rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_display_order)
     fitting = [row for row in rows if row["fits"]]
     return {
         "minutes": minutes,
@@ -241,7 +241,7 @@ def _measuring_order(priced: CostedCandidate) -> tuple[float, float]:
     return -(priced.candidate.about.measured_accuracy or 0.0), priced.flop
 
 
-def _rank(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
+def _display_order(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
     """Return a sort key for display: fits, students before teachers, highest accuracy,
     least time.
     """

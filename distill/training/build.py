@@ -76,9 +76,10 @@ def check_sides(
     live: OnlineTeacher | OneTeacherPerView | None,
     accel: Accelerator,
 ) -> None:
-    """Raise UnsuitableRecipe if the network or its teacher rejects images of a training side.
+    """Raise UnsuitableRecipe if the network or its teacher rejects images of a size used in
+    training.
 
-    Costs one forward pass of one image per side and network.
+    Costs one forward pass of one image per size and network.
     """
     teachers = [("teacher", each.extractor.net) for each in live.networks] if live else []
     for (_, side), (role, each) in product(

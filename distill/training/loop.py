@@ -74,7 +74,7 @@ def _seed_dropout(state: TrainState, k: int, micro_step: int) -> None:
 
 
 def loss_inputs(batch: Batch, student: ModelOutput, teacher: TeacherOutput) -> LossInputs:
-    """Collect what the loss terms read of a batch."""
+    """Collect the inputs of the loss terms for a batch."""
     return LossInputs(
         student=student.logits,
         targets=batch.targets,
@@ -116,7 +116,7 @@ def train(state: TrainState) -> Iterator[Event]:
             except Diverged as error:
                 yield _rollback(state, error)
                 resume.save(state)  # with the number of retries
-        _stop_if_requested(state, state.ranks.now(state.stop_signal.request))
+        _stop_if_requested(state, state.ranks.agree_now(state.stop_signal.request))
 
 
 def _epoch(state: TrainState) -> Iterator[Event]:

@@ -29,7 +29,7 @@ from distill.training.state import TrainState
 FIRST_BATCH = 8  # of the first two steps, which show how large a batch can be timed
 MOST_STEP_S = 1.5  # the most seconds that a timed step should last
 ENOUGH_S = 2.5  # seconds of timed steps
-SMALLER_DOUBT = 0.25  # of a batch smaller than the recipe's, whose images take longer (bf16: 40 %)
+SMALLER_DOUBT = 0.25  # if the timed batch is smaller: its images take longer (bf16: 40 %)
 MUCH_SLOWER = 2.0  # timing ends if an image takes this many times as long as the rival's
 
 

@@ -102,7 +102,7 @@ def teacher_seconds(state: TrainState) -> float:
     mean_s = 0.0
     for share, side in zip(map(sub, (*begins[1:], 1.0), begins), sides, strict=True):
         with state.loader.at_side(side):
-            mean_s += share * _forward_seconds(state, _slowest(state, state.online_teacher))
+            mean_s += share * _forward_seconds(state, _slowest_teacher(state, state.online_teacher))
     return len(state.loader.batches(0)) * mean_s
 
 
@@ -113,7 +113,7 @@ def _forward_seconds(state: TrainState, teacher: OnlineTeacher) -> float:
     return time_work(state, lambda: teacher.mixed(view, rows, images))
 
 
-def _slowest(state: TrainState, online: OnlineTeacher | OneTeacherPerView) -> OnlineTeacher:
+def _slowest_teacher(state: TrainState, online: OnlineTeacher | OneTeacherPerView) -> OnlineTeacher:
     """Return the slowest teacher. If one is drawn for each view, planning with the slowest keeps
     the run within its minutes, whichever teachers are drawn.
     """
@@ -230,7 +230,7 @@ def _teacher_to_time(state: TrainState) -> Teacher:
     """
     if state.online_teacher is None or on_all_processes(state.teacher.is_fully_cached):
         return state.teacher
-    return Teacher(_slowest(state, state.online_teacher))
+    return Teacher(_slowest_teacher(state, state.online_teacher))
 
 
 def time_work(state: TrainState, work: Callable[[], object]) -> float:

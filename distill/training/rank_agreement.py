@@ -65,7 +65,7 @@ class RankAgreement:
         self.pending = work, largest
         return agreed
 
-    def now(self, request: Request) -> Request:
+    def agree_now(self, request: Request) -> Request:
         """Return the largest request of this step; every process waits for all others."""
         agreed = self(request)
         return agreed if self.group is None else self._receive()

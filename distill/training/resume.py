@@ -209,7 +209,7 @@ def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]
 
     Raises UnfitState, before anything is loaded, if a part does not fit this run.
     """
-    fitting = saved_state.checked(state, tensors, progress)
+    fitting = saved_state.checked_state(state, tensors, progress)
     for name, part in state.stateful.items():
         if name in fitting:  # a scaler is new if the device changed, and keeps its initial state
             part.load_state_dict(fitting[name])

@@ -160,7 +160,7 @@ def _prepare(
     state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
     state.stop_signal = request.stop
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
-    hashes = _sources(folder) if request.resume else [environment.source_hash()]
+    hashes = _source_hashes(folder) if request.resume else [environment.source_hash()]
     lost = earlier is not None and not resumed.progress
     is_new = request.resume and earlier is None
     notes = (
@@ -168,7 +168,7 @@ def _prepare(
         *(["there is no run to resume here: it starts from the beginning"] if is_new else []),
         *resumed.notes,
         *passed_over,
-        *_changed_source(hashes),
+        *_changed_source_note(hashes),
         *teacher_notes,
         *_decide_compilation_and_steps(state, recipe, resumed.progress),
     )
@@ -181,7 +181,7 @@ def _prepare(
     return PreparedRun(request, split, teacher, state, test, notes)
 
 
-def _sources(folder: RunFolder) -> list[str]:
+def _source_hashes(folder: RunFolder) -> list[str]:
     """Return the source hashes that the run was trained with, the current one last."""
     earlier, today = (
         environment.earlier_source_hashes(folder.environment),
@@ -190,7 +190,7 @@ def _sources(folder: RunFolder) -> list[str]:
     return earlier if earlier[-1:] == [today] else [*earlier, today]
 
 
-def _changed_source(hashes: list[str]) -> Iterator[str]:
+def _changed_source_note(hashes: list[str]) -> Iterator[str]:
     """Yield a note if the run has been trained with more than one version of the source."""
     if len(hashes) > 1:
         first, today = hashes[0][:12], hashes[-1][:12]

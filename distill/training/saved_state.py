@@ -25,7 +25,7 @@ class UnfitState(Exception):
     """A part of a checkpoint that does not fit the run; its text names the part and the fault."""
 
 
-def checked(
+def checked_state(
     state: TrainState, tensors: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the state dicts to load into `state.stateful`, by name.
@@ -92,7 +92,7 @@ def _optimizer_state(optimizer: Any, saved: Mapping[str, Any], steps: int) -> di
     A parameter may have no state: it had no gradient yet.
     """
     own = optimizer.state_dict()["param_groups"]
-    stepped = _after_a_step(getattr(optimizer, "optimizer", optimizer))
+    stepped = _state_after_a_step(getattr(optimizer, "optimizer", optimizer))
     groups = _groups(saved)
     if [group.get("params") for group in groups] != [group["params"] for group in own]:
         raise UnfitState("its optimizer has other groups of parameters")
@@ -119,14 +119,14 @@ def _groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(_table(group, "its optimizer's group")) for group in groups]
 
 
-def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the optimizer's state dict after a step, with tensors that have shapes but no data.
 
     It shows which buffers this optimizer makes for each parameter. Nothing is computed and the
     optimizer is not changed.
     """
     groups = [
-        copy.deepcopy(options) | {"params": [_shape_alone(each) for each in parameters]}
+        copy.deepcopy(options) | {"params": [_without_data(each) for each in parameters]}
         for parameters, options in map(_parameters_and_options, optimizer.param_groups)
     ]
     example: Any = object.__new__(type(optimizer))
@@ -142,7 +142,7 @@ def _parameters_and_options(group: dict[str, Any]) -> tuple[list[Tensor], dict[s
     return group["params"], {key: value for key, value in group.items() if key != "params"}
 
 
-def _shape_alone(parameter: Tensor) -> nn.Parameter:
+def _without_data(parameter: Tensor) -> nn.Parameter:
     """Return a parameter of the same shape and type, with a gradient, that has no memory."""
     alone = nn.Parameter(torch.empty_like(parameter, device="meta"))
     alone.grad = torch.empty_like(alone)

@@ -52,13 +52,13 @@ class StopSignal:
     def __init__(self) -> None:
         self.request = Request.NONE
         self.interrupts = 0
-        self.can_wait = False  # whether the loop reads it: if not, a signal ends the process
+        self.can_wait = False  # whether the loop reads requests; if not, a signal ends the process
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
         """Install the signal handlers, and restore the previous ones at the end.
 
-        SIGHUP stays ignored if it is, as `nohup` requires.
+        SIGHUP stays ignored if it was ignored before, as `nohup` requires.
         """
         handled = [number for number in REQUESTS if not _is_ignored_hangup(number)]
         previous = {number: signal.signal(number, self._on_signal) for number in handled}

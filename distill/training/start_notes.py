@@ -42,15 +42,15 @@ def start_notes(
     teacher_top1: float | None,
 ) -> Iterator[str]:
     """Yield the notes on what a run will do, and on settings that have no effect or cost time."""
-    yield from _resolution(state)
+    yield from _resolution_notes(state)
     yield from _views_per_teacher_note(state, recipe)
     yield from _cache_notes(state)
     yield from _overlap_note(test)
-    yield from _notes(recipe, split, teacher_top1)
-    yield from _cpu_precision(state, recipe)
+    yield from _recipe_notes(recipe, split, teacher_top1)
+    yield from _cpu_precision_note(state, recipe)
 
 
-def _resolution(state: TrainState) -> Iterator[str]:
+def _resolution_notes(state: TrainState) -> Iterator[str]:
     """Yield notes on `train.resolution`: the epochs at each image side, and sides that no epoch
     uses.
     """
@@ -145,7 +145,9 @@ def _overlap_note(test: SplitIdentity) -> Iterator[str]:
         )
 
 
-def _notes(recipe: Recipe, split: TrainValSplit, teacher_top1: float | None) -> Iterator[str]:
+def _recipe_notes(
+    recipe: Recipe, split: TrainValSplit, teacher_top1: float | None
+) -> Iterator[str]:
     """Yield notes on the recipe's data, teacher and loss terms."""
     if recipe.data.source == "cifar10" and split.fingerprint not in load_data_set.GENUINE:
         yield "these are not the published images: python cli.py data verify cifar10"
@@ -172,7 +174,7 @@ def _notes(recipe: Recipe, split: TrainValSplit, teacher_top1: float | None) -> 
         yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
 
 
-def _cpu_precision(state: TrainState, recipe: Recipe) -> Iterator[str]:
+def _cpu_precision_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
     """Yield a note if this CPU computes the network faster in another precision than the
     recipe's.
     """
