@@ -93,7 +93,9 @@ for _command in (
 
 
 def main() -> None:
-    """Run a command: a wrong request prints one message and exits 2, a failure exits 1."""
+    """Run the command line: a wrong request prints one message and exits with 2, a failure exits
+    with 1.
+    """
     escape_unencodable()
     with only_first_process_prints(), quiet_on_error("stderr"):
         try:

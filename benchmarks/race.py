@@ -73,7 +73,7 @@ def row(name: str, run: RunFolder) -> dict[str, Any]:
     """Return the accuracy of one entry on the test split, its curve and its cost."""
     predictions = saved_predictions.read_run(run)
     assert predictions is not None, f"{run.evaluation} is missing"
-    right = predictions.is_right
+    right = predictions.is_correct
     low, high = wilson(int(right.sum()), len(right))
     return figures(run) | {
         "name": name,

@@ -36,7 +36,7 @@ from distill.errors import UserError
 from distill.events import Epoch, Start
 from distill.recipe import recipes
 from distill.training import environment
-from distill.training.run import TrainingRequest, process_group, run
+from distill.training.run import TrainingRequest, process_group, train_and_test
 
 ROOT = Path(__file__).resolve().parents[1]
 # A student of 19,954 parameters and a teacher as small: seconds per epoch on two cores.
@@ -79,7 +79,7 @@ def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[s
     began_at = time.perf_counter()
     moments: list[float] = []
     with process_group():
-        for event in run(TrainingRequest("student", recipe, "kd", Path(out))):
+        for event in train_and_test(TrainingRequest("student", recipe, "kd", Path(out))):
             if isinstance(event, Start):
                 start, startup_s = event, time.perf_counter() - began_at
             if isinstance(event, Start | Epoch):
@@ -165,7 +165,7 @@ def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[st
             *(["data.train_images=320"] if quick else []),
         ]
         recipe = recipes.load("teacher_wrn", sets).recipe
-        list(run(TrainingRequest("teacher", recipe, "teacher_wrn", teacher)))
+        list(train_and_test(TrainingRequest("teacher", recipe, "teacher_wrn", teacher)))
         axes = {
             name: measured(_small(AXES[name]) if quick else AXES[name], teacher, data, rounds)
             for name in names

@@ -5,11 +5,11 @@ The text states what was requested, what was found and what to type next; cli.py
 
 from collections.abc import Sequence
 
-LISTED = 10  # faults of a data set in one message; the others are counted
+LISTED = 10  # most faults of a data set listed in one message; the others are only counted
 
 
 class UserError(Exception):
-    """The request was wrong: recipe, data, arguments. Exit 2."""
+    """An error in the user's request: recipe, data or arguments. Exit code 2."""
 
 
 class UnsuitableRecipe(UserError):
@@ -19,7 +19,7 @@ class UnsuitableRecipe(UserError):
 
 
 class Failure(Exception):
-    """The request was right but could not be carried out: disk, network, divergence. Exit 1."""
+    """A valid request could not be carried out: disk, network, divergence. Exit code 1."""
 
 
 def data_error(source: str, faults: Sequence[str], advice: str) -> UserError:

@@ -55,9 +55,9 @@ class Start:
     epochs: int
     steps_per_epoch: int
     first_step: int  # 0, or the steps done before a resumed run continues
-    first_epoch: int = 0  # epochs done by then
-    retries: int = 0  # done by then
-    total_steps: int | None = None  # if the last epoch ends early: train.minutes
+    first_epoch: int = 0  # epochs done before first_step
+    retries: int = 0  # done before first_step
+    total_steps: int | None = None  # set if the last epoch may be partial, by train.minutes
     teacher: str | None = None  # run folder(s) of the teacher
     teacher_top1: float | None = None  # on the held-out images, 0..1
     notes: tuple[str, ...] = ()  # what the user should know before a long training
@@ -65,7 +65,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Step:
-    """Every `train.log_every` steps: means of the losses since the last event, lr, images_per_s."""
+    """Yielded every `train.log_every` steps: lr, images_per_s, mean losses since the last event."""
 
     step: int  # optimizer steps done
     epoch: int  # epochs done
@@ -74,13 +74,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated time of the whole training, from the first steps of this process. Only runs
-    that take a minute or more yield it.
+    """The estimated time of the whole training, from the first steps of this process.
+
+    Yielded only by runs that take a minute or more.
     """
 
     step: int  # optimizer steps done
     epoch: int  # epochs done
-    steps: int  # that were timed
+    steps: int  # number of steps that were timed
     total_s: float  # seconds of training, those of earlier processes included
     low_s: float  # the range of total_s
     high_s: float
@@ -88,7 +89,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Epoch:
-    """At the end of each epoch: mean losses of the epoch and the measures on the held-out part."""
+    """Yielded at the end of each epoch: its mean losses, and the measures on the held-out part."""
 
     epoch: int  # epochs done, 1 after the first
     step: int
@@ -100,18 +101,18 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Retry:
-    """The training diverged and went back to the last checkpoint: `train.retries`."""
+    """Yielded when the training diverged and went back to the last checkpoint (`train.retries`)."""
 
-    diverged_step: int  # whose loss or gradient was not finite, from 1
+    diverged_step: int  # the step, from 1, whose loss or gradient was not finite
     first_step: int  # steps done at the checkpoint
     first_epoch: int  # epochs done
-    lr_factor: float  # on every learning rate from now on
+    lr_factor: float  # multiplies every learning rate from now on
     reason: str
 
 
 @dataclass(frozen=True)
 class End:
-    """The end of a run, after the test split was evaluated."""
+    """Yielded at the end of a run, after the test split was evaluated."""
 
     epoch: int  # the epoch of the final weights
     metrics: dict[str, float]  # .../val or .../val_ema of the final weights, and .../test
@@ -124,5 +125,5 @@ Event = Start | Step | Estimate | Epoch | Retry | End
 
 
 def total_steps(start: Start) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the number of optimizer steps of the whole run."""
     return start.total_steps or start.epochs * start.steps_per_epoch

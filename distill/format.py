@@ -10,31 +10,37 @@ UNKNOWN = "–"
 DAY_S = 86_400
 UNITS = (("s", 1), ("min", 60), ("h", 3_600), ("days", DAY_S))
 SMALLEST_P = 1e-4  # more decimals would be false precision
-MOST_NAMES = 10  # that a message lists
+MOST_NAMES = 10  # listed in a message
 
 
 def grouped(number: int | None) -> str:
-    """4697162 as `4,697,162`."""
+    """Format a whole number with thousands separators: 4697162 as `4,697,162`."""
     return UNKNOWN if number is None else f"{number:,}"
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:
-    """`1 process`, `2 processes`; `plural` is by default `singular` with an s."""
+    """Format a number and its noun: `1 process`, `2 processes`; `plural` is by default `singular` +
+    s.
+    """
     return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def percent(share: float | None) -> str:
-    """0.7117 as `71.17 %`."""
+    """Format a share in percent: 0.7117 as `71.17 %`."""
     return UNKNOWN if share is None or math.isnan(share) else f"{percent_number(share)} %"
 
 
 def percent_number(share: float) -> str:
-    """0.7117 as `71.17`, for a column whose heading has the unit."""
+    """Format a share in percent without the unit, for a column whose heading has it: 0.7117 as
+    `71.17`.
+    """
     return f"{100 * share:.2f}"
 
 
 def interval_text(interval: Sequence[float] | None, show: Callable[[float], str] = percent) -> str:
-    """(0.7121, 0.7297) as `71.21 – 72.97 %`: each end shown by `show`, the unit once."""
+    """Format an interval, each end with `show`, the unit once: (0.7121, 0.7297) as `71.21 – 72.97
+    %`.
+    """
     if interval is None:
         return UNKNOWN
     low, high = map(show, interval)
@@ -42,33 +48,33 @@ def interval_text(interval: Sequence[float] | None, show: Callable[[float], str]
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points: 0.0123 as `+1.23`."""
+    """Format a difference of two shares in percentage points: 0.0123 as `+1.23`."""
     return f"{100 * difference:+.2f}".replace("-", "−")
 
 
 def bracketed(interval: Sequence[float], show: Callable[[float], str]) -> str:
-    """`[71.21, 72.97]`: an interval beside its value, each end shown by `show`."""
+    """Format an interval to follow its value, each end with `show`: `[71.21, 72.97]`."""
     low, high = map(show, interval)
     return f"[{low}, {high}]"
 
 
 def nats(value: float) -> str:
-    """A negative log-likelihood or a divergence: `0.7749 nats`."""
+    """Format a negative log-likelihood or a divergence: `0.7749 nats`."""
     return f"{value:.4f} nats"
 
 
 def p_value(p: float) -> str:
-    """`0.13`, or `< 0.0001`."""
+    """Format a p-value: `0.13`, or `< 0.0001`."""
     return f"< {SMALLEST_P:.4f}" if p < SMALLEST_P else f"{p:.2g}"
 
 
 def p_equation(p: float) -> str:
-    """`p = 0.13`, or `p < 0.0001`."""
+    """Format a p-value with its symbol: `p = 0.13`, or `p < 0.0001`."""
     return f"p {p_value(p)}" if p < SMALLEST_P else f"p = {p_value(p)}"
 
 
 def duration(seconds: float | None) -> str:
-    """151 s as `2:31`, 3,723 s as `1:02:03`."""
+    """Format seconds as minutes or hours: 151 s as `2:31`, 3,723 s as `1:02:03`."""
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     minutes, s = divmod(round(seconds), 60)
@@ -77,20 +83,20 @@ def duration(seconds: float | None) -> str:
 
 
 def rounded_time(seconds: float) -> str:
-    """`29 min`: a time to two or three digits."""
+    """Format a time with two or three digits: `29 min`."""
     name, unit_s = _unit(seconds)
     return f"{_digits(seconds / unit_s)} {name}"
 
 
 def time_with_range(seconds: float, low_s: float, high_s: float) -> str:
-    """`29 min (25 to 33)`: a time to two or three digits, its range in the same unit."""
+    """Format a time with two or three digits, its range in the same unit: `29 min (25 to 33)`."""
     name, unit_s = _unit(high_s)
     value, low, high = (_digits(each / unit_s) for each in (seconds, low_s, high_s))
     return f"{value} {name} ({low} to {high})"
 
 
 def _unit(seconds: float) -> tuple[str, int]:
-    """The shortest unit in which a time is below 100, and its seconds."""
+    """Return the smallest unit in which a time is below 100, and that unit in seconds."""
     return next((unit for unit in UNITS if seconds < 100 * unit[1]), UNITS[-1])
 
 
@@ -99,23 +105,23 @@ def _digits(value: float) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """The text in up to `width` characters; a longer one without its middle: `see…d-2`."""
+    """Shorten a text that is longer than `width` characters by cutting its middle: `see…d-2`."""
     if len(text) <= width:
         return text
     head = (width - 1) // 2
     return f"{text[:head]}…{text[len(text) + 1 + head - width :]}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """`a, b, c`; of more than MOST_NAMES names the first ones: `a, b, … and 90 more`."""
+def join_shortened(names: Sequence[str]) -> str:
+    """Join names by commas; of more than MOST_NAMES show the first ones: `a, b, … and 90 more`."""
     if len(names) <= MOST_NAMES:
         return ", ".join(names)
     return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES:,} more"
 
 
 def describe_class_difference(first: Sequence[str], second: Sequence[str]) -> tuple[str, str]:
-    """Describe two lists of class names that differ: each in full if both are short, otherwise by
-    its length and the names that the other lacks.
+    """Describe two different lists of class names: each in full if both are short, otherwise by its
+    length and the names that the other list lacks.
     """
     if max(len(first), len(second)) <= MOST_NAMES:
         return ", ".join(first), ", ".join(second)
@@ -126,4 +132,4 @@ def _count_and_extra(names: Sequence[str], others: Sequence[str]) -> str:
     count, extra = counted(len(names), "class", "classes"), set(names) - set(others)
     if not extra:
         return f"{count}, none that the other lacks"
-    return f"{count}, among them {listed([name for name in names if name in extra])}"
+    return f"{count}, among them {join_shortened([name for name in names if name in extra])}"

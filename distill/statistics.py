@@ -14,14 +14,14 @@ from scipy import optimize, special, stats
 LEVEL = 0.95
 SIGNIFICANT = 0.05  # a difference is called significant below this p
 RESAMPLES = 1000
-COLDEST, HOTTEST = 0.01, 100.0  # if all predictions are right, no temperature is low enough
+COLDEST, HOTTEST = 0.01, 100.0  # if all predictions are correct, lower is always better
 
 Interval = tuple[float, float]
 
 
-def wilson(right: int, total: int) -> Interval:
-    """Return the interval of a share, `right` of `total` (Wilson, JASA 22, 1927, p. 209)."""
-    interval = stats.binomtest(right, total).proportion_ci(LEVEL, method="wilson")
+def wilson(n_correct: int, total: int) -> Interval:
+    """Return Wilson's interval of the share `n_correct` of `total` (JASA 22, 1927, p. 209)."""
+    interval = stats.binomtest(n_correct, total).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -33,7 +33,7 @@ def bootstrap(
 
     `basic`: the percentiles mirrored at the statistic itself, for a biased statistic: resampled
     values deviate from it as it deviates from the truth (Davison and Hinkley, 1997, section 5.2.1).
-    The seed is fixed: the same arrays have the same interval. Costs 1,000 calls.
+    The seed is fixed: the same arrays give the same interval. Costs 1,000 calls of `statistic`.
     """
     draws = np.random.default_rng(0)
     n = len(samples[0])
@@ -49,10 +49,10 @@ def bootstrap(
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided p of "both are right equally often", from the samples that only one of
-    them classifies correctly.
+    """Return the two-sided p-value of the null hypothesis that two classifiers are correct equally
+    often, from the numbers of samples that only one of them classifies correctly.
 
-    Exact, by the binomial distribution (McNemar, Psychometrika 12, 1947); 1 if there are none.
+    Exact, by the binomial distribution (McNemar, Psychometrika 12, 1947); 1 if both numbers are 0.
     """
     differ = only_a + only_b
     return float(stats.binomtest(only_a, differ).pvalue) if differ else 1.0
@@ -60,7 +60,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """Two classifiers on the same images: how many only a, only b, both or neither gets right."""
+    """The numbers of images that only a, only b, both or neither of two classifiers predicts
+    correctly.
+    """
 
     only_a: int
     only_b: int
@@ -69,19 +71,26 @@ class PairedCounts:
 
     @property
     def p(self) -> float:
-        """McNemar's p of "both are right equally often"."""
+        """McNemar's p-value of the null hypothesis that both are correct equally often."""
         return mcnemar(self.only_a, self.only_b)
 
 
-def count_pairs(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> PairedCounts:
-    """Count the pairs of two boolean arrays [N] of right predictions."""
-    kinds = (right_a & ~right_b, right_b & ~right_a, right_a & right_b, ~right_a & ~right_b)
+def count_pairs(correct_a: NDArray[np.bool_], correct_b: NDArray[np.bool_]) -> PairedCounts:
+    """Count the images that one, both or neither of two classifiers predicts correctly, from two
+    boolean arrays [N].
+    """
+    kinds = (
+        correct_a & ~correct_b,
+        correct_b & ~correct_a,
+        correct_a & correct_b,
+        ~correct_a & ~correct_b,
+    )
     return PairedCounts(*(int(kind.sum()) for kind in kinds))
 
 
 @dataclass(frozen=True)
 class MeanAndInterval:
-    """Mean, sample standard deviation and the interval of the mean, by Student's t, of `n` values.
+    """Mean, sample standard deviation, and Student's t interval of the mean, of `n` values.
 
     With one value `std` and `interval` are None.
     """
@@ -93,7 +102,7 @@ class MeanAndInterval:
 
 
 def mean_and_interval(values: Sequence[float]) -> MeanAndInterval:
-    """Compute mean, spread and interval of values, one a seed for instance.
+    """Compute mean, spread and interval of values, one per seed for instance.
 
     Raises ValueError if there is no value.
     """
@@ -110,11 +119,11 @@ def mean_and_interval(values: Sequence[float]) -> MeanAndInterval:
 def paired_difference(
     a: Sequence[float], b: Sequence[float]
 ) -> tuple[MeanAndInterval, float | None]:
-    """Return mean and interval of a − b over pairs, and the two-sided p of "no difference"
-    (Student's t).
+    """Return mean and interval of a − b over pairs, and the two-sided p-value of the null
+    hypothesis of no difference (Student's t).
 
-    p is None if there is one pair or all differences are the same. Raises ValueError if the
-    lengths differ.
+    The p-value is None if there is only one pair or all differences are equal. Raises ValueError if
+    the lengths differ.
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
     difference = mean_and_interval(differences)

@@ -10,7 +10,7 @@ from distill.recipe import recipes
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
-from distill.training.run import TrainingRequest, run
+from distill.training.run import TrainingRequest, train_and_test
 from distill.training.state import TrainState
 
 Events = list[Event]
@@ -48,7 +48,7 @@ def train(
     """Run a recipe to the end; the folder and the events it yielded."""
     resolved = recipes.load(recipe, overrides)
     request = TrainingRequest(role, resolved.recipe, resolved.name, out, resume)  # type: ignore[arg-type]
-    return RunFolder(out), list(run(request))
+    return RunFolder(out), list(train_and_test(request))
 
 
 def prepared(

@@ -10,7 +10,7 @@ from distill.format import (
     describe_class_difference,
     duration,
     interval_text,
-    listed,
+    join_shortened,
     nats,
     p_equation,
     p_value,
@@ -21,7 +21,7 @@ from distill.format import (
     shorten,
     time_with_range,
 )
-from distill.runs.run_identity import test_split_unnamed as unnamed
+from distill.runs.run_identity import missing_test_split_note as unnamed
 from distill.teacher.selection import _count_problems
 from distill.training.verify_cache import CacheCheck
 from tests.recipe.test_recipes import load
@@ -39,8 +39,8 @@ def test_a_number_and_its_noun() -> None:
 
 
 def test_a_long_list_is_cut() -> None:
-    assert listed(HUNDRED[:10]) == ", ".join(HUNDRED[:10])
-    assert listed(HUNDRED) == ", ".join(HUNDRED[:10]) + " and 90 more"
+    assert join_shortened(HUNDRED[:10]) == ", ".join(HUNDRED[:10])
+    assert join_shortened(HUNDRED) == ", ".join(HUNDRED[:10]) + " and 90 more"
 
 
 def test_percentages_have_two_decimals() -> None:

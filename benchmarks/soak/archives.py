@@ -252,7 +252,7 @@ def arrays(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour
             path.write_bytes(make(chance, str(neighbour.mark)))
             fault = _read(partial(images_to_predict.load, path), False)
             if suffix == "npz":
-                fault = fault or _read(partial(saved_predictions.read, path), False)
+                fault = fault or _read(partial(saved_predictions.read_if_present, path), False)
             fault = fault or neighbour.change()
             outcome.count(not fault, f"{what}/{n}: {fault}: {path.read_bytes()[:160]!r}")
         outcomes.append(outcome)

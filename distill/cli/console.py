@@ -36,7 +36,7 @@ def stdout() -> "Console":
 
 
 def print_facts(values: dict[str, Any], as_json: bool) -> None:
-    """Print names and values, one a line, or as JSON."""
+    """Print names and values, one per line, or as JSON."""
     from distill.terminal.recipe_and_cache_tables import fact_lines
 
     if as_json:
@@ -51,7 +51,7 @@ def echo(text: object, err: bool = False) -> None:
 
 
 def escape_unencodable() -> None:
-    """Let stdout print escapes for characters that its encoding lacks, as stderr does."""
+    """Make stdout print characters that its encoding lacks as escapes, as stderr does."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -67,8 +67,8 @@ class QuietOnError:
     """A text stream that becomes silent, instead of failing, once it cannot be written: its
     terminal was closed, its reader exited or its disk is full.
 
-    A display must not end a training. The file descriptor is redirected to the null device, so
-    that libraries, and Python when it exits, can still write.
+    A display must not end a training. The file descriptor is redirected to the null device, so that
+    libraries, and Python when it exits, can still write.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -102,7 +102,7 @@ class QuietOnError:
 
 @contextmanager
 def quiet_on_error(name: Literal["stdout", "stderr"]) -> Iterator[None]:
-    """Inside this context `sys.stdout` or `sys.stderr` becomes silent once it cannot be written.
+    """Make `sys.stdout` or `sys.stderr` silent, inside this context, once it cannot be written.
 
     The stream is None if the process was started without it.
     """
@@ -117,7 +117,9 @@ def quiet_on_error(name: Literal["stdout", "stderr"]) -> Iterator[None]:
 
 
 def print_from_any_process(text: str) -> None:
-    """Print a line on stderr from whichever process this is, if stderr can be written."""
+    """Print a line to stderr regardless of this process's rank; do nothing if stderr is not
+    writable.
+    """
     with suppress(OSError):
         print(visible_lines(text), file=sys.__stderr__, flush=True)
 
@@ -133,6 +135,6 @@ def only_first_process_prints() -> Iterator[None]:
 
 
 def system_error_text(fault: OSError) -> str:
-    """The operating system's message and the file: `No space left on device (runs/a/last)`."""
+    """Return the system's message and the file: `No space left on device (runs/a/last)`."""
     where = f" ({fault.filename})" if fault.filename else ""
     return f"{fault.strerror or fault}{where}"

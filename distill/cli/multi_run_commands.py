@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from distill.recipe.recipes import ResolvedRecipe
     from distill.runs.run_folder import Role, RunFolder
     from distill.sweep.storage import Storage
-    from distill.sweep.worker import Reader, Say, Train
+    from distill.sweep.worker import PrintLine, Reader, Train
 
 GO_ON = "Another worker continues its trial. Type the same command again to continue."
-HEARTBEAT_S = 20  # of a search's workers; one that is silent for three counts as dead
+HEARTBEAT_S = 20  # between heartbeats of a search's worker; if it misses three, it counts as dead
 
 
 def seeds(
@@ -73,8 +73,8 @@ def seeds(
     with process_group():
         for run in planned:
             recipe_of_run = seed_runs.with_same_teacher(run, planned[0])
-            resume, go_on = run.folder.is_run, "To continue, type the same command again"
-            finish(run.role, recipe_of_run, run.folder, resume, [], go_on)
+            resume, resume_hint = run.folder.is_run, "To continue, type the same command again"
+            finish(run.role, recipe_of_run, run.folder, resume, [], resume_hint)
     summary = seed_runs.summary(planned)
     for note in summary.get("notes", []):
         typer.echo(f"note: {note}", err=True)
@@ -114,14 +114,14 @@ def sweep(
     folder = out or run_folder.RUNS / f"sweep-{planned.name}"
     heartbeat_s = planned.file.study.heartbeat_s
     base = planned.base.recipe
-    with _worker(folder, storage, heartbeat_s) as (open_storage, train, say):
+    with _worker_functions(folder, storage, heartbeat_s) as (open_storage, train, print_line):
         from distill.sweep.sweep_summary import run_sweep
-        from distill.sweep.worker import variants
+        from distill.sweep.worker import input_variants
         from distill.teacher import selection
 
-        inputs = selection.check_teachers(base, variants(planned))
-        summary = run_sweep(planned, open_storage(), folder, train, say, inputs)
-    _show_sweep(summary, folder, as_json)
+        inputs = selection.check_teachers(base, input_variants(planned))
+        summary = run_sweep(planned, open_storage(), folder, train, print_line, inputs)
+    _write_page_and_print(summary, folder, as_json)
 
 
 def search(
@@ -174,7 +174,7 @@ def search(
     name = name or f"search-{resolved.name}"
     folder = out or run_folder.RUNS / name
     depths = numbers("--stages", stages), numbers("--blocks", blocks, 0 if asymmetric else 1)
-    with _worker(folder, storage, HEARTBEAT_S) as (open_storage, train, say):
+    with _worker_functions(folder, storage, HEARTBEAT_S) as (open_storage, train, print_line):
         from distill.sweep import successive_halving
         from distill.teacher import selection
 
@@ -185,18 +185,20 @@ def search(
             recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta, name
         )
         inputs = selection.check_teachers(resolved.recipe)
-        summary = successive_halving.search(planned, open_storage(), folder, train, say, inputs)
-    _show_sweep(summary, folder, as_json)
+        summary = successive_halving.search(
+            planned, open_storage(), folder, train, print_line, inputs
+        )
+    _write_page_and_print(summary, folder, as_json)
 
 
 @contextmanager
-def _worker(
+def _worker_functions(
     sweep_folder: Path, url: str | None, heartbeat_s: int
-) -> Iterator[tuple[Callable[[], "Storage"], "Train", "Say"]]:
+) -> Iterator[tuple[Callable[[], "Storage"], "Train", "PrintLine"]]:
     """Yield what a sweep's worker needs: functions to open the storage, train a run and print.
 
-    The storage is opened by a call because images and teachers are read first. If the worker ends
-    early, the user gets one message and an exit code.
+    The storage is opened only when its function is called, because images and teachers are read
+    first. An interruption or failure of the worker becomes one message and an exit code.
     """
     from distill.runs import run_folder
     from distill.training.signals import StopSignal
@@ -247,7 +249,7 @@ def _worker(
 
 @contextmanager
 def _explain_abandoned_trial(folder: Path) -> Iterator[None]:
-    """If a worker ends early, print what happens to its trial."""
+    """If the worker is interrupted or fails, print what happens to its trial."""
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.signals import Stopped
 
@@ -271,7 +273,7 @@ def _explain_abandoned_trial(folder: Path) -> Iterator[None]:
         ) from fault
 
 
-def _show_sweep(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
+def _write_page_and_print(summary: dict[str, Any], folder: Path, as_json: bool) -> None:
     """Write a sweep's HTML page into its folder and print its table."""
     from distill.report.sweep_page import write
     from distill.terminal.sweep_table import sweep_table

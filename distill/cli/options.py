@@ -71,7 +71,7 @@ StorageOption = Annotated[
 
 
 class LabelStyle(StrEnum):
-    """How `predict` writes a class."""
+    """How `predict` writes a class: as its position in the class names, or as its name."""
 
     POSITIONS = "positions"
     NAMES = "names"
@@ -93,7 +93,10 @@ AsymmetricOption = Annotated[
 
 
 def numbers(option: str, text: str, minimum: int = 1) -> range:
-    """Return the numbers of a range, `2-5` or `3`. Raises UserError for any other text."""
+    """Parse a range such as `2-5`, or a single number such as `3`.
+
+    Raises UserError, naming `option`, for any other text and for numbers below `minimum`.
+    """
     first, _, last = text.partition("-")
     is_range = first.isdecimal() and (last or first).isdecimal()
     if not (is_range and minimum <= int(first) <= int(last or first)):

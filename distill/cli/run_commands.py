@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distill.runs.load_run import TestCurve
     from distill.runs.run_folder import RunFolder
 
-VIEWS = (2, 6)  # of each image, over which test-time augmentation can average
+VIEWS = (2, 6)  # numbers of views of each image that test-time augmentation can average
 
 
 def evaluate(
@@ -125,7 +125,7 @@ def predict(
     with process_group(), ProgressDisplay(stderr()) as display:
         predictions = label_images.predict(folder, source, progress=display.progress)
     is_named = labels is LabelStyle.NAMES
-    by_number = None if is_named else label_images.numbers_out_of_order(predictions.class_names)
+    by_number = None if is_named else label_images.numeric_names_note(predictions.class_names)
     for note in filter(None, [*predictions.notes, by_number]):
         echo(f"note: {note}", err=True)
     if is_main():
@@ -226,7 +226,7 @@ def replay(
 
     folder = run_folder.open_run(run)
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.repeat_step import replay as replay_step
+    from distill.training.repeat_step import repeat_step as replay_step
     from distill.training.run import process_group
 
     with process_group(), ProgressDisplay(stderr()) as display:

@@ -1,4 +1,6 @@
-"""Run `train-teacher` and `distill`: start or resume, show progress, explain an early end."""
+"""Run `train-teacher` and `distill`: start or resume, show progress, explain interruptions and
+failures.
+"""
 
 import shlex
 from collections.abc import Iterator
@@ -77,14 +79,14 @@ def train(
             "--resume continues a run, but no run was named.\n"
             f"Type it with --out RUN{run_folder.unfinished_in(run_folder.RUNS)}."
         )
-    if trackers:  # refused before any work
+    if trackers:  # checked before any work
         from distill.runs.trackers import check
 
         check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     quoted = shlex.quote(str(folder.path))
-    go_on = f"To continue, type the same command with --out {quoted} --resume"
-    finish(role, resolved, folder, resume, trackers, go_on)
+    resume_hint = f"To continue, type the same command with --out {quoted} --resume"
+    finish(role, resolved, folder, resume, trackers, resume_hint)
     if is_main():
         with quiet_on_error("stdout"):  # the run is finished, even if its table cannot be printed
             _print_closing_table(folder)
@@ -96,10 +98,11 @@ def finish(
     folder: "RunFolder",
     resume: bool,
     trackers: list[str],
-    go_on: str,
+    resume_hint: str,
 ) -> None:
-    """Train the rest of a run; do nothing if it is finished. `go_on` is the advice to print if it
-    ends early.
+    """Train the rest of a run; do nothing if it is finished.
+
+    `resume_hint` is printed after an interruption or a failure: how to continue.
     """
     from distill.runs import run_folder, run_identity
 
@@ -114,7 +117,7 @@ def finish(
     stop = StopSignal()
     with (
         stop.handle_signals(),
-        explain_early_end(folder, go_on),
+        explain_interruption(folder, resume_hint),
     ):  # before the imports, which take seconds
         from distill.training.run import TrainingRequest
 
@@ -139,11 +142,14 @@ def follow(
     trackers: list[str],
     read: "Reader" = lambda event: None,
 ) -> None:
-    """Pass every event to display, journal, trackers and `read`, which may end the run."""
+    """Train, and pass every event to display, journal, trackers and `read`.
+
+    `read` may end the run by raising an exception.
+    """
     from distill.runs.journal import Journal
     from distill.runs.trackers import Trackers
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.run import process_group, run
+    from distill.training.run import process_group, train_and_test
 
     journal = Journal(folder.journal)
     all_trackers = Trackers(trackers, folder, partial(echo, err=True))
@@ -151,7 +157,7 @@ def follow(
         process_group(),
         ProgressDisplay(stderr()) as display,
         all_trackers,
-        closing(run(request, progress=display.progress)) as events,
+        closing(train_and_test(request, progress=display.progress)) as events,
     ):
         for event in events:
             if is_main():
@@ -162,36 +168,41 @@ def follow(
 
 
 @contextmanager
-def explain_early_end(folder: "RunFolder", go_on: str) -> Iterator[None]:
-    """Turn every early end of a run into one message, with what to type next, and an exit code."""
+def explain_interruption(folder: "RunFolder", resume_hint: str) -> Iterator[None]:
+    """Turn an interruption or failure of a run into one message and an exit code.
+
+    `resume_hint`: the part of the message that describes how to continue.
+    """
     try:
         yield
     except (UserError, typer.Exit):
         raise
     except Failure as fault:
-        raise Failure(f"{fault}\n{_what_is_saved(folder)}{go_on}") from fault
+        raise Failure(f"{fault}\n{_what_is_saved(folder)}{resume_hint}") from fault
     except OSError as fault:
         raise Failure(
             f"The run in {folder.path} failed: {system_error_text(fault)}.\n"
-            f"{_what_is_saved(folder)}{go_on}"
+            f"{_what_is_saved(folder)}{resume_hint}"
         ) from fault
     except SystemExit:
-        echo(f"Stopped. {go_on}", err=True)
+        echo(f"Stopped. {resume_hint}", err=True)
         raise
     except Exception as fault:
-        _raise_explained(folder, fault, go_on)
+        _raise_explained(folder, fault, resume_hint)
         raise
 
 
-def _raise_explained(folder: "RunFolder", fault: Exception, go_on: str) -> None:
-    """Raise the message for a failure that training defines; return for any other exception."""
+def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) -> None:
+    """Raise a message for the failures that training defines; return if `fault` is another
+    exception.
+    """
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
     from distill.training.rank_agreement import is_lost_process
     from distill.training.signals import Stopped
 
     if isinstance(fault, Stopped):
-        echo(f"{str(fault).capitalize()}. {go_on}", err=True)
+        echo(f"{str(fault).capitalize()}. {resume_hint}", err=True)
         raise typer.Exit(fault.code) from None
     if isinstance(fault, Diverged):
         raise Failure(
@@ -209,7 +220,7 @@ def _raise_explained(folder: "RunFolder", fault: Exception, go_on: str) -> None:
     if isinstance(fault, RuntimeError) and is_lost_process(fault):
         print_from_any_process(
             f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
-            f"{_what_is_saved(folder)}{go_on}"
+            f"{_what_is_saved(folder)}{resume_hint}"
         )
         raise typer.Exit(1) from fault
 

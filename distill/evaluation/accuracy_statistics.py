@@ -1,6 +1,6 @@
 """Compute accuracy with intervals, agreement, McNemar's test and calibration from logits.
 
-All take arrays of logits [N, C] and labels [N]. Intervals are at 95 %, [low, high].
+All functions take arrays of logits [N, C] and labels [N]. Intervals are at 95 %, [low, high].
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from distill import statistics
 from distill.metrics import (
     Array,
     ece_interval,
+    is_correct,
     is_in_top,
-    is_right,
     is_same_prediction,
     kl_divergence,
     measures,
@@ -21,19 +21,19 @@ from distill.metrics import (
 
 
 def headline_measures(logits: Array, labels: Array) -> dict[str, Any]:
-    """`top1`, `top5`, `nll`, `ece`, each with its interval.
+    """Return `top1`, `top5`, `nll` and `ece`, each with its interval.
 
     `top5` is None with five classes or fewer: no prediction could be wrong.
     """
-    right, confidence = is_right(logits, labels), probabilities(logits).max(axis=1)
+    correct, confidence = is_correct(logits, labels), probabilities(logits).max(axis=1)
     nlls = nll(logits, labels)
     return measures(logits, labels) | {
-        "top1_interval": _share_with_interval(right)[1],
+        "top1_interval": _share_with_interval(correct)[1],
         "top5": None,
         "top5_interval": None,
         **_top5(logits, labels),
         "nll_interval": list(statistics.bootstrap(lambda sample: float(sample.mean()), nlls)),
-        "ece_interval": list(ece_interval(confidence, right)),
+        "ece_interval": list(ece_interval(confidence, correct)),
     }
 
 
@@ -45,14 +45,16 @@ def _top5(logits: Array, labels: Array) -> dict[str, Any]:
 
 
 def _share_with_interval(hits: Array) -> tuple[float | None, list[float] | None]:
-    """The share of hits and its interval; None without images."""
-    right, total = int(hits.sum()), len(hits)
-    return (right / total, list(statistics.wilson(right, total))) if total else (None, None)
+    """Return the share of hits and its interval; None for both if there are no images."""
+    n_correct, total = int(hits.sum()), len(hits)
+    return (n_correct / total, list(statistics.wilson(n_correct, total))) if total else (None, None)
 
 
 def per_class(logits: Array, labels: Array, names: Sequence[str]) -> list[dict[str, Any]]:
-    """`name`, `n`, `accuracy` and `interval` of each class; None if it has no image."""
-    hits = is_right(logits, labels)
+    """Return `name`, `n`, `accuracy` and `interval` of each class; the last two are None without
+    images.
+    """
+    hits = is_correct(logits, labels)
     rows = []
     for label, name in enumerate(names):
         accuracy, interval = _share_with_interval(hits[labels == label])
@@ -62,7 +64,8 @@ def per_class(logits: Array, labels: Array, names: Sequence[str]) -> list[dict[s
 
 
 def compare_with_teacher(logits: Array, teacher_logits: Array) -> dict[str, float]:
-    """The share of images with the same prediction, and the mean KL(teacher || student) in nats.
+    """Return the share of images with the same prediction, and the mean KL(teacher || student) in
+    nats.
 
     Stanton et al., NeurIPS 2021, arXiv 2106.05945: the fidelity of a student, which is not its
     accuracy.
@@ -74,10 +77,11 @@ def compare_with_teacher(logits: Array, teacher_logits: Array) -> dict[str, floa
 
 
 def compare_networks(a: Array, b: Array, labels: Array) -> dict[str, Any]:
-    """Compare two networks on the same images: on how many only one is right, McNemar's p, and
-    which is `better`, "a" or "b"; None if the difference is not significant.
+    """Compare two networks on the same images: the numbers of images that only one of them predicts
+    correctly, McNemar's p-value, and which network is `better`, "a" or "b"; `better` is None if the
+    difference is not significant.
     """
-    pairs = statistics.count_pairs(is_right(a, labels), is_right(b, labels))
+    pairs = statistics.count_pairs(is_correct(a, labels), is_correct(b, labels))
     leader = "a" if pairs.only_a > pairs.only_b else "b"
     return {
         "only_a": pairs.only_a,

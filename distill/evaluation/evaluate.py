@@ -40,7 +40,7 @@ TAUGHT = ("teacher_agreement", "teacher_kl")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Figures to compute beside those that always are. `data=None`: the run's own source."""
+    """Measures to compute besides the standard ones. `data=None`: use the run's own data source."""
 
     data: str | None = None
     against: Path | None = None  # another finished run
@@ -62,19 +62,20 @@ class EvaluatedRun:
     accelerator: Accelerator
     logits: Array  # [N, C]
     labels: Array  # [N]
-    saved: dict[str, Array]  # of evaluation.npz, if it has the same network and images
+    saved: dict[str, Array]  # from evaluation.npz, if of the same network and images
 
 
 def evaluate_run(
     folder: RunFolder, options: EvalOptions | None = None, *, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Compute the figures of a finished run on a test split, in float32; called by all processes.
+    """Compute the measures of a finished run on a test split, in float32; called by all processes.
 
-    Figures that cannot be computed are None, and `absent` has the reasons. Raises UserError if the
-    data has other classes than the run was trained for, or the other run another test split.
+    Measures that cannot be computed are None, and `absent` has the reasons. Raises UserError if the
+    data has other classes than the run was trained for, or if the run to compare with was measured
+    on another test split.
     """
     options = options or EvalOptions()
-    run = _load(folder, options.data, progress)
+    run = _load_and_predict(folder, options.data, progress)
     other = None if options.against is None else _load_other(run, options, progress)
     return {
         **_description(run),
@@ -82,12 +83,14 @@ def evaluate_run(
         **_calibration_and_agreement(run, progress),
         "per_class": accuracy_statistics.per_class(run.logits, run.labels, run.test.class_names),
         "confusion": confusion(run.logits, run.labels).tolist(),
-        **_optional_figures(run, other, options, progress),
+        **_optional_measures(run, other, options, progress),
     }
 
 
 def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> dict[str, Any]:
-    """Figures that need held-out images or a teacher; without them None, with the reason."""
+    """Return the measures that need held-out images or a teacher; None, with the reason, without
+    them.
+    """
     parts: dict[tuple[str, ...], Callable[[], dict[str, float]]] = {
         CALIBRATED: lambda: accuracy_statistics.calibrate(
             _held_out(run, progress), run.logits, run.labels
@@ -105,10 +108,10 @@ def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> 
     return values | {"absent": absent}
 
 
-def _optional_figures(
+def _optional_measures(
     run: EvaluatedRun, other: EvaluatedRun | None, options: EvalOptions, progress: Progress | None
 ) -> dict[str, Any]:
-    """The requested figures that take longer, each under its own name."""
+    """Return the requested measures that take longer, each under its own name."""
     values: dict[str, Any] = {}
     if other is not None:
         values["against"] = {
@@ -136,7 +139,9 @@ def _optional_figures(
     return values
 
 
-def _load(folder: RunFolder, source: str | None, progress: Progress | None) -> EvaluatedRun:
+def _load_and_predict(
+    folder: RunFolder, source: str | None, progress: Progress | None
+) -> EvaluatedRun:
     accel = evaluation_accelerator()
     chosen = source or _own_source(folder)
     with accel.main_process_first():  # one process decodes, the others read the cache
@@ -166,7 +171,7 @@ def _own_source(folder: RunFolder) -> str:
 
 
 def _description(run: EvaluatedRun) -> dict[str, Any]:
-    """The run, its network and the data, as shown above the figures."""
+    """Return the run, its network and the data, as shown above the measures."""
     result = run.folder.result()
     macs = run.net.design.macs if isinstance(run.net, ResNet) else cost.count_macs(run.net)
     return {
@@ -191,7 +196,7 @@ def _check_classes(folder: RunFolder, source: str, test: ImageSet) -> None:
 
 
 def _load_other(run: EvaluatedRun, options: EvalOptions, progress: Progress | None) -> EvaluatedRun:
-    """The run to compare with, evaluated on the same images."""
+    """Load the run to compare with, and predict the same images with it."""
     assert options.against is not None
     folder = run_folder.open_finished(options.against)
     if folder.result()["class_names"] != run.folder.result()["class_names"]:
@@ -212,7 +217,8 @@ def _load_other(run: EvaluatedRun, options: EvalOptions, progress: Progress | No
 
 
 def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Array]:
-    """Logits [V, C] and labels [V] of the held-out part, saved by the run or predicted again.
+    """Return logits [V, C] and labels [V] of the held-out part, saved by the run or predicted
+    again.
 
     Raises UserError if nothing was held out or the images do not exist any more.
     """
@@ -233,12 +239,12 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Arra
 
 
 def _predict(run: EvaluatedRun, images: ImageSet, net: nn.Module) -> tuple[Array, Array]:
-    """Logits [n, C] and labels [n] of a network on the run's device."""
+    """Return logits [n, C] and labels [n] of a network, computed on the run's device."""
     return to_host(logits_and_labels(net, images, run.accelerator))
 
 
 def _teacher_logits(run: EvaluatedRun) -> Array:
-    """The teacher's logits [N, C] on the test split, saved by the run or computed again.
+    """Return the teacher's logits [N, C] on the test split, saved by the run or computed again.
 
     Raises UserError if the run had no teacher, or if the teacher is gone or has changed.
     """

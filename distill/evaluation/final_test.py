@@ -23,7 +23,7 @@ from distill.teacher import selection
 from distill.teacher.teacher import FrozenTeacher
 
 
-def measure(
+def measure_on_test(
     folder: RunFolder,
     net: nn.Module,
     teacher: FrozenTeacher | None,
@@ -31,7 +31,8 @@ def measure(
     test: ImageSet,
     accel: Accelerator,
 ) -> dict[str, float]:
-    """`top1/test`, `nll/test` and `ece/test` of a network in float32; called by all processes.
+    """Return `top1/test`, `nll/test` and `ece/test` of a network in float32; called by all
+    processes.
 
     Writes evaluation.npz: the logits of network and teacher on the test split, and those of the
     network on the held-out part.
@@ -49,7 +50,7 @@ def measure(
 def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> None:
     """Measure a finished trial on the test split, and add the measures to its files.
 
-    Does nothing if it is measured already, or if another process measures it now. Called by one
+    Does nothing if it is measured already, or if another process is measuring it. Called by one
     process. Raises UserError if images or teacher are not those of the run any more.
     """
     with suppress(lock.InUse), lock.hold_lock(folder.path):
@@ -67,6 +68,6 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
         if teacher is not None:
             to_device(teacher, accel.device)
         net = to_device(load_trained(folder), accel.device)
-        result["metrics"] |= measure(folder, net, teacher, split.held_out, test, accel)
+        result["metrics"] |= measure_on_test(folder, net, teacher, split.held_out, test, accel)
         result["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
         write_json(folder.result_file, result)

@@ -1,4 +1,4 @@
-"""Predict a whole split in batches, and measure the predictions."""
+"""Predict a whole split in batches, and compute measures of the predictions."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def predict(
     batch: int = BATCH,
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Logits float32 [N, C] on the device for uint8 images [N, 3, H, W].
+    """Return logits float32 [N, C], on the device, for uint8 images [N, 3, H, W].
 
     `between` is called after each forward pass, and may raise an exception to stop.
     """
@@ -49,10 +49,11 @@ def logits_and_labels(
     between: Callable[[], None] = lambda: None,
     change: Change | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits [N, C] and labels [N] of the whole set, in its order, on every process.
+    """Return logits [N, C] and labels [N] of a whole image set, in its order, on every process.
 
     Each process predicts its own share; no sample is counted twice whatever N and the number of
-    processes. `change` alters the images before prediction. The network's mode is restored.
+    processes. `change` alters the images before prediction. The network's train or eval mode is
+    restored.
     """
     processes, n = accelerator.num_processes, len(images.labels)
     pixels, labels = share(images, accelerator.process_index, processes)
@@ -86,14 +87,16 @@ def check_finite(logits: Tensor, folder: RunFolder) -> None:
         )
 
 
-def measure(
+def evaluate_network(
     net: nn.Module,
     images: ImageSet,
     accelerator: Accelerator,
     between: Callable[[], None] = lambda: None,
     change: Change | None = None,
 ) -> dict[str, float]:
-    """`top1`, `nll`, `ece` of a network on a set, the same values on every process."""
+    """Return `top1`, `nll` and `ece` of a network on an image set, the same values on every
+    process.
+    """
     return measures(*to_host(logits_and_labels(net, images, accelerator, between, change)))
 
 
@@ -115,8 +118,8 @@ class SixViewTTA(nn.Module):
 
     The views are the image and its mirror image, each in three positions: unshifted (weight 1/2)
     and shifted by one pixel up-left and down-right, the border filled by reflection (weight 1/4
-    each). This is the multi-crop evaluation of Jordan, 2024, arXiv 2404.00498, section 3.6, in his
-    airbench94.
+    each). This is the multi-crop evaluation of airbench94: Jordan, 2024, arXiv 2404.00498, section
+    3.6.
     """
 
     def __init__(self, net: nn.Module) -> None:

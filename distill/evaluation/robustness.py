@@ -13,7 +13,7 @@ from distill.data.corruptions.catalogue import CORRUPTIONS, LEFT_OUT, SEVERITIES
 from distill.data.rng import Stream
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
-from distill.evaluation.predict import Pixels, measure
+from distill.evaluation.predict import Pixels, evaluate_network
 
 Rows = NDArray[np.int64]
 SEED = 0
@@ -26,18 +26,19 @@ def robustness(
     n_images: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """`accuracy` of each corruption at severities 1 to 5, and `mean_error` over all of them.
+    """Return the `accuracy` of each corruption at severities 1 to 5, and `mean_error` over all of
+    them.
 
     The mean error is not normalised: the paper first divides each by AlexNet's. `n_images`: use
     that many random images of the test split; None uses all. `clean` is the accuracy on the same
     images without corruption.
     """
-    indices = _sample(len(test.labels), n_images)
+    indices = _random_indices(len(test.labels), n_images)
     images = load_data_set.subset(test, indices)
 
     def top1(name: str, severity: int) -> float:
         change = partial(_corrupt, indices, name, severity)
-        return measure(net, images, accelerator, change=change)["top1"]
+        return evaluate_network(net, images, accelerator, change=change)["top1"]
 
     accuracy: dict[str, list[float]] = {}
     for done, name in enumerate(CORRUPTIONS, start=1):
@@ -46,7 +47,7 @@ def robustness(
             progress("corruptions", done, len(CORRUPTIONS))
     return {
         "n": len(indices),
-        "clean": measure(net, images, accelerator)["top1"],
+        "clean": evaluate_network(net, images, accelerator)["top1"],
         "severities": list(SEVERITIES),
         "accuracy": accuracy,
         "mean_error": 1 - float(np.mean(list(accuracy.values()))),
@@ -55,13 +56,17 @@ def robustness(
     }
 
 
-def _sample(n: int, n_images: int | None) -> Rows:
-    """Random indices, ascending: a split may be sorted by class, so the first ones would not do."""
+def _random_indices(n: int, n_images: int | None) -> Rows:
+    """Return random indices in ascending order: a split may be sorted by class, so the first images
+    would not represent it.
+    """
     if n_images is None or n_images >= n:
         return np.arange(n)
     return np.sort(rng.permutation(SEED, 0, Stream.CORRUPTION, n)[:n_images])
 
 
 def _corrupt(indices: Rows, name: str, severity: int, images: Pixels, rows: Rows) -> Pixels:
-    """Corrupt images by their indices in the whole split, so that a subset has the same images."""
+    """Corrupt images by their indices in the whole split, so that a subset has the same corrupted
+    images.
+    """
     return corrupt(images, name, severity, samples=indices[rows], seed=SEED)

@@ -11,7 +11,7 @@ from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UserError
-from distill.evaluation.predict import measure
+from distill.evaluation.predict import evaluate_network
 from distill.events import MEASURES, Split, measure_name
 from distill.files import run_json
 from distill.format import describe_class_difference
@@ -29,10 +29,11 @@ TRAIN_IMAGES = 5000  # accurate to half a point, at half the cost of the test sp
 def measure_epochs(
     folder: RunFolder, *, progress: Progress | None = None
 ) -> dict[int, dict[str, float]]:
-    """`top1/test`, `nll/test` and `ece/test` of each saved epoch of a finished run, in float32, and
-    the same `/train` on 5,000 images of the training part, neither augmented nor mixed.
+    """Return `top1/test`, `nll/test` and `ece/test` of each saved epoch of a finished run, in
+    float32, and the same measures as `/train` on 5,000 images of the training part, neither
+    augmented nor mixed.
 
-    The measures are cached in the folder, if it can be written, by the fingerprint of the weights.
+    The measures are cached by the fingerprint of the weights in the run folder, if it is writable.
     Raises UserError if the run is not finished or has no saved epochs, or if the images have other
     classes than it was trained for.
     """
@@ -57,7 +58,9 @@ def measure_epochs(
 
 
 def _cached_measures(folder: RunFolder) -> dict[str, dict[str, float]]:
-    """Measures by the fingerprint of their weights, without incomplete ones of another version."""
+    """Return the cached measures by the fingerprint of their weights, without incomplete ones that
+    another version wrote.
+    """
     file = folder.test_curve
     cached = run_json.test_curve(file) if file.exists() else {}
     return {
@@ -88,7 +91,7 @@ def _measure_new(
                 {
                     measure_name(name, split): value
                     for split, images in splits.items()
-                    for name, value in measure(net, images, accel).items()
+                    for name, value in evaluate_network(net, images, accel).items()
                 },
             )
 
@@ -96,8 +99,8 @@ def _measure_new(
 def _splits(
     folder: RunFolder, recipe: Recipe, class_names: list[str], progress: Progress | None
 ) -> dict[Split, ImageSet]:
-    """The images of each curve. The training part is sorted by digests, so that its first images
-    are a random sample of it.
+    """Return the images for each curve. The training part is sorted by digests, so that its first
+    images are a random sample of it.
     """
     test = test_split(recipe.data.source, progress=progress)
     if list(test.class_names) != class_names:

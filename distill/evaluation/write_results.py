@@ -20,7 +20,7 @@ from distill.runs import saved_predictions
 from distill.runs.run_folder import IS_TESTED, RunFolder, write_bytes, write_json
 
 N_MISTAKES = 64  # the most confident ones, saved with their pixels
-ROUNDING = 1e-3  # of the largest logit: the rounding of other devices or numbers of processes
+ROUNDING = 1e-3  # tolerance, of the largest logit: other devices or process counts round otherwise
 
 
 def write_result(
@@ -35,9 +35,9 @@ def write_result(
 ) -> None:
     """Write result.json, the last file of a run: the run is finished once it exists.
 
-    `is_tested`: whether `end` has the figures of the test split.
-    `data`: `fingerprint` and `class_names` of the train split, `test_fingerprint`, `test_images`
-    and `class_names_fingerprint`; `teachers`: the fingerprint of their weights.
+    `is_tested`: whether `end` has the measures on the test split. `data`: `fingerprint` and
+    `class_names` of the train split, `test_fingerprint`, `test_images` and
+    `class_names_fingerprint`; `teachers`: the fingerprint of their weights.
     """
     result = {
         "role": start.role,
@@ -108,8 +108,8 @@ def write_evaluation(
 
 
 def read_evaluation(folder: RunFolder, logits: Array) -> dict[str, Array]:
-    """The arrays of evaluation.npz, if its logits are the network's logits [N, C] of today; none if
-    they differ, or if the file is gone or damaged.
+    """Return the arrays of evaluation.npz if its saved logits equal `logits` [N, C], just computed;
+    an empty dict if they differ, or if the file is missing or damaged.
 
     Equal logits show that both the weights and the images are the same.
     """

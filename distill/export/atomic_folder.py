@@ -13,13 +13,14 @@ from uuid import uuid4
 
 try:
     import fcntl
-except ImportError:  # not POSIX: folders have no locks there
+except ImportError:  # not POSIX: folders cannot be locked
     fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
-def temporary_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that no other process uses; deleted at the end unless renamed.
+def new_folder_beside(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside `out` that no other process uses; delete it at the end unless
+    renamed.
 
     Leftovers of a killed export are deleted first. Raises OSError.
     """
@@ -37,7 +38,8 @@ def temporary_folder(out: Path) -> Iterator[Path]:
 
 
 def rename(new: Path, out: Path, check: Callable[[], None]) -> None:
-    """Give `new` the name `out`. An earlier folder is renamed first, and restored if that fails.
+    """Rename the folder `new` to `out`. An earlier `out` is moved aside first, and restored on
+    failure.
 
     `check` runs while no other process can rename, and raises if `out` may not be replaced.
     """
@@ -58,7 +60,9 @@ def rename(new: Path, out: Path, check: Callable[[], None]) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait for the operating system's lock on a folder and hold it. It ends with its process."""
+    """Wait for the operating system's lock on a folder and hold it. The lock ends with its
+    process.
+    """
     handle = _lock(folder, wait=True)
     try:
         yield
@@ -67,7 +71,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _drop_abandoned(out: Path) -> None:
-    """Delete temporary folders whose process has ended, which no process locks."""
+    """Delete the temporary folders of `out` that no process locks: their processes have ended."""
     for path in out.parent.iterdir():
         if path.name.startswith(_prefix(out)) and path.is_dir() and not path.is_symlink():
             with suppress(BlockingIOError):

@@ -38,7 +38,7 @@ MODEL = '''def project1_model():
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """Everything from which the file is generated."""
+    """Everything needed to generate the file."""
 
     design: Design
     activation: str
@@ -48,7 +48,8 @@ class StudentSpec:
 
 
 def generate(student: StudentSpec, docstring: str) -> str:
-    """Return the whole file: `project1_model()` takes no argument and returns the network.
+    """Return the source of the whole file; `project1_model()` takes no argument and returns the
+    network.
 
     `docstring` is plain text with names from the run's files; it is escaped here.
     """
@@ -63,7 +64,9 @@ def generate(student: StudentSpec, docstring: str) -> str:
 
 
 def generated_name(name: str) -> str | None:
-    """Return a weight's name in the file from its name in `students.resnet`; None if absent."""
+    """Return the generated file's name for a weight of `students.resnet`; None if the file lacks
+    it.
+    """
     for pattern, into in (
         (r"stem\.0\.", "conv1."),
         (r"stem\.1\.", "bn1."),
@@ -100,8 +103,10 @@ def _definitions(student: StudentSpec) -> Iterator[str]:
     yield MODEL
 
 
-def _skips(design: Design) -> list[int]:
-    """Return the kernels of convolutional skips: of first blocks that change the shape."""
+def _skip_kernels(design: Design) -> list[int]:
+    """Return the kernel sizes of convolutional skips: those of first blocks that change the
+    shape.
+    """
     if design.downsample == "pool":
         return []
     before = (design.stem_width, *design.channels)
@@ -112,7 +117,7 @@ def _skips(design: Design) -> list[int]:
     ]
 
 
-def _arguments(design: Design) -> dict[str, Sequence[int]]:
+def _stage_arguments(design: Design) -> dict[str, Sequence[int]]:
     """Return a stage's arguments besides its channels, with their value in each stage."""
     arguments: dict[str, Sequence[int]] = {}
     if design.downsample == "pool":
@@ -122,14 +127,14 @@ def _arguments(design: Design) -> dict[str, Sequence[int]]:
         arguments["stride"] = design.stage_strides
     if len(set(design.kernels)) > 1:
         arguments["kernel"] = design.kernels
-    if len(set(_skips(design))) > 1:
+    if len(set(_skip_kernels(design))) > 1:
         arguments["skip_kernel"] = design.skip_kernels
     return arguments
 
 
 def _pooled(student: StudentSpec) -> Iterator[str]:
-    """Yield the class for the first layer of a pooled stage."""
-    design, arguments = student.design, _arguments(student.design)
+    """Yield the source of the class for the first layer of a pooled stage."""
+    design, arguments = student.design, _stage_arguments(student.design)
     side = "pool" if "pool" in arguments else str(design.stage_strides[0])
     kernel = "kernel" if "kernel" in arguments else str(design.kernels[0])
     pools = side != "1"
@@ -167,18 +172,18 @@ def _block(student: StudentSpec) -> Iterator[str]:
     for i in numbers:
         yield f"        self.conv{i} = conv({outputs}, {outputs}, {kernel})"
         yield f"        self.bn{i} = nn.BatchNorm2d({outputs})"
-    if _skips(design):
+    if _skip_kernels(design):
         yield from _skip(design, bool(stride), "skip_kernel" in arguments)
     yield "\n    def forward(self, x):"
     first = "self.bn1(self.conv1(x))"
     yield f"        out = {f'self.dropout({first})' if student.block_dropout else first}"
     for i in numbers:
         yield f"        out = self.bn{i}(self.conv{i}({act}(out)))"
-    yield f"        return {act}(out + {'self.skip(x)' if _skips(design) else 'x'})"
+    yield f"        return {act}(out + {'self.skip(x)' if _skip_kernels(design) else 'x'})"
 
 
 def _skip(design: Design, strided: bool, several: bool) -> Iterator[str]:
-    kernel = "skip_kernel" if several else _skips(design)[0]
+    kernel = "skip_kernel" if several else _skip_kernels(design)[0]
     changes = "stride != 1 or inputs != outputs" if strided else "inputs != outputs"
     yield "        self.skip = nn.Sequential()  # the identity, unless the shape changes"
     yield f"        if {changes}:"
@@ -189,15 +194,15 @@ def _skip(design: Design, strided: bool, several: bool) -> Iterator[str]:
 
 
 def _block_arguments(design: Design) -> list[str]:
-    """Return a block's arguments besides its channels: all of its stage but the pool."""
-    return [name for name in _arguments(design) if name != "pool"]
+    """Return a block's arguments besides its channels: those of its stage except the pool."""
+    return [name for name in _stage_arguments(design) if name != "pool"]
 
 
 def _layer(design: Design) -> Iterator[str]:
     if design.downsample == "pool":
         yield from _pooled_layer(design)
         return
-    arguments = list(_arguments(design))
+    arguments = list(_stage_arguments(design))
     rest = ["1" if name == "stride" else name for name in arguments]
     yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *arguments])}):"
     yield '    """A stage of `blocks` blocks; only the first may change the shape."""'
@@ -208,7 +213,7 @@ def _layer(design: Design) -> Iterator[str]:
 
 
 def _pooled_layer(design: Design) -> Iterator[str]:
-    arguments = list(_arguments(design))
+    arguments = list(_stage_arguments(design))
     yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *arguments])}):"
     yield '    """A stage: a convolution that may pool, then `blocks` blocks."""'
     yield f"    stage = [PooledConv({', '.join(['inputs', 'outputs', *arguments])})]"
@@ -272,7 +277,7 @@ def _stem_conv(design: Design) -> str:
 def _stages(design: Design) -> Iterator[str]:
     inputs = design.stem_width
     for stage, outputs in enumerate(design.channels):
-        named = [f"{name}={values[stage]}" for name, values in _arguments(design).items()]
+        named = [f"{name}={values[stage]}" for name, values in _stage_arguments(design).items()]
         arguments = [str(inputs), str(outputs), f"blocks={design.blocks[stage]}", *named]
         yield f"self.layer{stage + 1} = layer({', '.join(arguments)})"
         inputs = outputs
@@ -296,7 +301,10 @@ def _projector(design: Design) -> Iterator[str]:
 
 
 def _renormalising(scale: Sequence[float], shift: Sequence[float]) -> Iterator[str]:
-    """Yield buffers used before the stem: its zero padding must stay zero, so do not fold them."""
+    """Yield the buffers that renormalise the input before the stem.
+
+    They cannot be folded into the stem: its zero padding must stay zero.
+    """
     yield "# From the grader's mean and std to those of the training images. Not saved."
     for name, values in (("scale", scale), ("shift", shift)):
         yield f"{name} = torch.tensor([{_numbers(values)}]).view(3, 1, 1)"

@@ -1,6 +1,6 @@
-"""Export a finished run: write, read back, compare, then name the files.
+"""Export a finished run: write to a temporary folder, read back, compare, then rename into place.
 
-An earlier export has an `export.json`, which names its files; it is replaced on request. A folder
+An earlier export has an `export.json`, which lists its files; it is replaced on request. A folder
 that contains anything else is left alone.
 """
 
@@ -24,7 +24,7 @@ from distill.export.formats import Format
 from distill.files import run_json
 from distill.files.safe_text import is_utf8
 from distill.format import p_equation, percent, percent_number
-from distill.metrics import is_right, is_same_prediction
+from distill.metrics import is_correct, is_same_prediction
 from distill.runs.run_folder import RunFolder, write_json
 from distill.statistics import count_pairs
 
@@ -32,7 +32,7 @@ REPORT = "export.json"
 # Largest allowed |Δlogit|, relative to the largest |logit| or 1. Float32 sums in another order
 # differ by 1e-5 (measured: 9e-6 on a WRN-16-2); another network differs by far more.
 TOLERANCE = 1e-4
-LEAST_AGREEMENT = 0.9  # of predictions of a quantised format with the network's
+LEAST_AGREEMENT = 0.9  # share of equal predictions that a quantised format must reach
 BATCH = 100  # 256 images make two batches and a smaller one: this tests the free batch size
 HOST = torch.device("cpu")
 
@@ -48,9 +48,9 @@ def export(
 ) -> dict[str, Any]:
     """Write a run in these formats into the folder `out`; return the files and their comparison.
 
-    A format that fails is left out; `failed` has the reason by its name, and is absent if none
+    A format that fails is left out; `failed` maps its name to the reason, and is absent if none
     failed. Raises UserError for a format that is unknown or not installed, and if the folder may
-    not be written. If all formats fail, raises what the format raised: UserError if it does not
+    not be written. If all formats fail, raises the formats' error: UserError if a format does not
     support this run, Failure if the written network's outputs differ from the run's; `out` is then
     unchanged.
     """
@@ -59,8 +59,8 @@ def export(
     check_out(out, replace)
     finished = load_finished(run, data, progress)
     try:
-        with atomic_folder.temporary_folder(out) as new:
-            report, failed = _report(finished, requested, new)
+        with atomic_folder.new_folder_beside(out) as new:
+            report, failed = _write_formats(finished, requested, new)
             write_json(new / REPORT, report)
             atomic_folder.rename(new, out, partial(check_out, out, replace))
     except OSError as fault:
@@ -73,7 +73,9 @@ def export(
 
 
 def check_out(out: Path, replace: bool) -> None:
-    """Raise UserError if `out` contains other files, or an export without `replace`."""
+    """Raise UserError if `out` contains files that no export wrote, or if it contains an export and
+    `replace` is false.
+    """
     if not is_utf8(str(out)):  # safetensors takes no other path
         raise UserError(f"the name of {out} is not UTF-8.\nChoose another --out.")
     if not out.exists():
@@ -108,10 +110,10 @@ def _earlier_files(out: Path) -> set[str]:
         return set()
 
 
-def _report(
+def _write_formats(
     finished: FinishedRun, requested: dict[str, Format], new: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write and compare every format; return the report, and why some failed.
+    """Write and compare every format; return the report, and the reasons of failures by format.
 
     The files of failed formats are deleted. The report is published with the files: it contains no
     path of this machine. Raises if all failed.
@@ -138,7 +140,7 @@ def _report(
         "compared_on": f"{len(images)} {what}",
         "formats": described,
     }
-    return report, {name: _reason(name, fault) for name, fault in failed.items()}
+    return report, {name: _failure_text(name, fault) for name, fault in failed.items()}
 
 
 def _write_and_compare(
@@ -170,11 +172,11 @@ def _all_failed(failed: dict[str, Exception]) -> Exception:
     if len(faults) == 1:
         return faults[0]
     kind = UserError if all(isinstance(fault, UserError) for fault in faults) else Failure
-    return kind("\n".join(_reason(name, fault) for name, fault in failed.items()))
+    return kind("\n".join(_failure_text(name, fault) for name, fault in failed.items()))
 
 
-def _reason(name: str, fault: Exception) -> str:
-    """Return the name of a format and why it failed."""
+def _failure_text(name: str, fault: Exception) -> str:
+    """Return a format's name and why it failed."""
     text = str(fault)
     if not isinstance(fault, UserError | Failure):
         first = (text.splitlines() or [""])[0]
@@ -230,14 +232,14 @@ def _test_accuracy(finished: FinishedRun, format_: Format, new: Path) -> dict[st
             "files were deleted.\n"
             "This network is too inaccurate in 8 bits: choose --format onnx."
         )
-    right, float_right = (is_right(logits.numpy(), labels) for logits in (exported, original))
-    top1, float_top1 = float(right.mean()), float(float_right.mean())
+    correct, float_correct = (is_correct(logits.numpy(), labels) for logits in (exported, original))
+    top1, float_top1 = float(correct.mean()), float(float_correct.mean())
     return {
         "n_test": len(labels),
         "top1": top1,
         "float_top1": float_top1,
         "lost": float_top1 - top1,
-        "p": count_pairs(right, float_right).p,  # McNemar's, of equal accuracies
+        "p": count_pairs(correct, float_correct).p,  # McNemar's, of equal accuracies
         "same_predictions_on_test": agreement,
     }
 

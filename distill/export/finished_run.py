@@ -1,4 +1,4 @@
-"""A finished run as the export formats need it."""
+"""Load from a finished run everything that the export formats need."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +23,9 @@ from distill.runs import saved_predictions
 from distill.runs.run_folder import Role, RunFolder, check_is_tested
 from distill.statistics import Interval, wilson
 
-N_COMPARED = 256  # images: enough to see another network, few enough for a large teacher on a CPU
+N_COMPARED = (
+    256  # images: enough to detect another network, few enough for a large teacher on a CPU
+)
 N_CALIBRATION = 512  # images; from 128 to 1,024 the agreement with float is 97.6 to 97.9 %
 
 PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
@@ -31,14 +33,14 @@ PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run and its network, on the host and in eval mode; `source` names its data."""
+    """A finished run and its network, on the CPU and in eval mode; `source` names its data."""
 
     folder: RunFolder
     recipe: Recipe
     result: dict[str, Any]
     net: nn.Module
     source: str
-    is_own_data: bool  # without --data
+    is_own_data: bool  # whether the run's own data is used, without --data
     progress: Progress | None
 
     @property
@@ -59,8 +61,8 @@ class FinishedRun:
 
     @cached_property
     def n_test(self) -> int | None:
-        """Number of test images that the run was measured on; None if its evaluation.npz is missing
-        or damaged, without which an export is possible.
+        """Number of test images that the run was measured on; None if evaluation.npz, which an
+        export does not require, is missing or damaged.
         """
         with suppress(UserError):
             if (predictions := saved_predictions.read_run(self.folder)) is not None:

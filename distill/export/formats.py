@@ -15,13 +15,15 @@ class Format(Protocol):
     IS_FLOAT: bool  # it computes in float32: its logits equal the network's up to rounding
 
     def write(self, finished: FinishedRun, folder: Path) -> None:
-        """Write its files into an existing folder. Raises UserError for an unsupported run."""
+        """Write the format's files into an existing folder. Raises UserError for an unsupported
+        run.
+        """
 
     def read(self, folder: Path) -> PredictFn:
-        """Load the network from those files alone."""
+        """Load the network from the format's files alone; return its predict function."""
 
 
-USE = {  # what a recipient needs to know that is not in the files
+USE = {  # what a recipient needs to know besides the files
     "project1": "images in [0, 1], normalised by mean (0.4914, 0.4822, 0.4465) and std (0.2471, "
     "0.2435, 0.2616); project1_model() and its state dict, strict",
     "safetensors": "its README.md says how timm loads it",

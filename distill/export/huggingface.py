@@ -39,7 +39,7 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """Load through timm; images are normalised with the config's mean and std."""
+    """Load the network through timm; its images are normalised with the config's mean and std."""
     net = load(folder)
     pretrained: Any = net.pretrained_cfg
     mean, std = (torch.tensor(pretrained[name]).view(-1, 1, 1) for name in ("mean", "std"))

@@ -1,6 +1,7 @@
-"""Run a course hand-in in a separate process that can import torch only.
+"""Check a course submission in a separate process that can import torch only.
 
-The written file holds names from a run's files. It is never imported into this process.
+The generated file contains names from a run's files, which are not trusted, so it is never imported
+into this process.
 """
 
 import os
@@ -66,7 +67,7 @@ while n := integer():
 
 
 class Grader:
-    """The network of a hand-in, in a separate process that ends with this object.
+    """The network of a course submission, in a separate process that ends with this object.
 
     Call it with normalised images float32 [B, 3, 32, 32]; it returns logits [B, C]. Raises Failure
     if the file cannot be run or the process ends.
@@ -88,7 +89,7 @@ class Grader:
         self.n_parameters = self._integer()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits of one batch, on the host."""
+        """Return the logits of one batch, on the CPU."""
         n, content = len(images), images.detach().cpu().numpy().astype("<f4").tobytes()
         assert self._process.stdin is not None
         try:

@@ -63,7 +63,7 @@ def check_out(out: Path, source: Path) -> None:
 
 
 def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> LabelledImages:
-    """Predict the images at `source` by a finished run in float32, the same on every process.
+    """Predict the images at `source` with a finished run in float32; all processes return the same.
 
     Raises UserError if the run is not finished or an image cannot be used.
     """
@@ -92,8 +92,10 @@ class _ImageCounter:
             self.progress("predicting", self.done, self.total)
 
 
-def numbers_out_of_order(class_names: Sequence[str]) -> str | None:
-    """Return a note if class names are numbers but not their own positions: '10' < '2' as text."""
+def numeric_names_note(class_names: Sequence[str]) -> str | None:
+    """Return a note if class names are numbers that differ from their label positions, because
+    names are sorted as text ('10' < '2'); otherwise None.
+    """
     are_numbers = all(name.isdecimal() for name in class_names)
     for position, name in enumerate(class_names if are_numbers else ()):
         if name != str(position):

@@ -114,8 +114,9 @@ def _recipe(finished: FinishedRun) -> str:
 
 
 def _tables(finished: FinishedRun) -> str:
-    """Return the recipe without [about] and paths of this machine. Of a student's [teacher] only
-    the keys that combine several teachers or mirror images are left.
+    """Return the recipe without [about] and paths of this machine.
+
+    Of a student's [teacher] only the keys that combine several teachers or mirror images remain.
     """
     combined = recipes.ensemble_keys(finished.recipe)
     teacher: dict[str, bool] | bool = True
@@ -162,7 +163,9 @@ def _spread(finished: FinishedRun) -> str:
 
 
 def _siblings(finished: FinishedRun) -> dict[Path, float]:
-    """Return accuracies of finished runs beside this one that differ from it in seeds alone."""
+    """Return the accuracies of finished runs beside this one that differ from it only in their
+    seeds.
+    """
     identity, found = _identity_without_seeds(finished.folder), {}
     result = finished.folder.result()
     for other in run_folder.runs_in(finished.folder.path.parent):

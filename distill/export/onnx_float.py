@@ -29,7 +29,7 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """Load by onnxruntime, on the host."""
+    """Load the model with onnxruntime on the CPU; return its predict function."""
     return session(folder / FILE)
 
 
@@ -63,7 +63,7 @@ def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def session(path: Path) -> PredictFn:
-    """Return a function that runs the file by onnxruntime on the host."""
+    """Return a function that runs an ONNX file with onnxruntime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     runtime = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

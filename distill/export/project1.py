@@ -1,8 +1,8 @@
-"""Export a course hand-in: `project1_model.py` and `project1_model.pt`.
+"""Export a course submission: `project1_model.py` and `project1_model.pt`.
 
-Its grader calls `project1_model()` without an argument, loads the weights strictly, normalises the
-test images by CIFAR-10's usual mean and std, and requires fewer than 5,000,000 parameters. So the
-file needs torch alone, and its network takes normalised images.
+The course's grader calls `project1_model()` without an argument, loads the weights strictly,
+normalises the test images by CIFAR-10's usual mean and std, and requires fewer than 5,000,000
+parameters. So the file needs only torch, and its network takes normalised images.
 """
 
 import io

@@ -4,7 +4,7 @@
     import distill.export.timm_registration
     net = timm.create_model("local-dir:DIR", pretrained=True)
 
-They take images in [0, 1] and include the normalisation, so a timm transform needs mean 0 and std
+The networks take images in [0, 1] and normalise them, so a timm transform needs mean 0 and std
 1, as in their config.
 """
 
@@ -22,7 +22,7 @@ from teachers.wrn import WideResNet
 
 __all__ = ["understudy_resnet", "understudy_wrn"]
 
-NOT_OURS = ("global_pool",)  # timm passes it to every network
+NOT_OURS = ("global_pool",)  # passed by timm to every network, unused by ours
 RATES = ("activation", "block_dropout", "head_dropout", "norm_momentum")
 
 
@@ -32,7 +32,9 @@ def resnet_arguments(design: Design, **rates: Any) -> dict[str, Any]:
 
 
 def understudy_resnet(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Build a student from its `Design`, activation, dropouts and norm momentum by name."""
+    """Build a student from keyword arguments: the fields of its `Design`, activation, dropout rates
+    and batch-norm momentum.
+    """
     return _build(_resnet, "understudy_resnet", pretrained, arguments)
 
 

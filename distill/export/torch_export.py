@@ -37,7 +37,7 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """Load by torch alone."""
+    """Load the program with torch alone; return its predict function."""
     net = torch.export.load(folder / FILE).module()
 
     def predict(images: Tensor) -> Tensor:

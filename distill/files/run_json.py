@@ -44,7 +44,7 @@ class Invalid(ValueError):
         self.syntax = syntax
 
 
-class DataOfResult(BaseModel):
+class DataResult(BaseModel):
     """The table `data` in result.json."""
 
     model_config = OPEN
@@ -55,7 +55,7 @@ class DataOfResult(BaseModel):
     val_images: Count
 
 
-class TeacherOfResult(BaseModel):
+class TeacherResult(BaseModel):
     """The table `teacher` in result.json; `top1` is None if no teacher was used."""
 
     model_config = OPEN
@@ -76,8 +76,8 @@ class Result(BaseModel):
     network: Text
     parameters: Count
     class_names: list[Text]
-    data: DataOfResult
-    teacher: TeacherOfResult
+    data: DataResult
+    teacher: TeacherResult
     epoch: Count
     epochs: Count
     metrics: dict[str, float]
@@ -121,7 +121,7 @@ class Environment(BaseModel):
     sources: list[Text]  # every hash, if the source changed before a resume
 
 
-class BestOfProgress(BaseModel):
+class BestEpochProgress(BaseModel):
     """The table `best` in progress.json; `epoch` is part of a file name."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -143,7 +143,7 @@ class Progress(BaseModel):
     elapsed_s: Seconds
     retries: Count
     lr_factor: Annotated[float, Field(ge=0, le=1)]
-    best: BestOfProgress
+    best: BestEpochProgress
 
 
 TEST_CURVE = TypeAdapter(dict[str, dict[str, float]], config=ConfigDict(strict=True))

@@ -34,11 +34,11 @@ RIVALS = {
     "ema.decay": "half_life",
     "ema.half_life": "decay",
 }
-LONGEST = 100_000  # characters of a recipe with all its files; ours have 3,000
-LARGEST = 4 * LONGEST  # bytes of them in UTF-8
-DEEPEST = 8  # tables and lists inside each other; ours have 4
-MOST_PARTS = 64  # files of a recipe, each repetition counted; ours have 6
-INT64 = range(-(1 << 63), 1 << 63)  # TOML's whole numbers
+LONGEST = 100_000  # characters of a recipe with all its files; shipped ones have 3,000
+LARGEST = 4 * LONGEST  # bytes of a recipe with all its files, in UTF-8
+DEEPEST = 8  # levels of nested tables and lists; shipped recipes have 4
+MOST_PARTS = 64  # files of a recipe, each repetition counted; shipped ones have 6
+INT64 = range(-(1 << 63), 1 << 63)  # range of TOML's integers
 TOO_LONG = "a whole number of more than 64 bits"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 STRING_OR_COMMENT = re.compile(  # unfinished ones match too, so that the time is linear
@@ -58,13 +58,15 @@ class _TooLarge(Exception):
 
 @dataclass
 class _Size:
-    """The number of files read for a recipe, each repetition counted, and their characters."""
+    """The number of files read for a recipe and of their characters; a file read twice counts
+    twice.
+    """
 
     parts: int = 0
     characters: int = 0
 
     def add_part(self) -> None:
-        """Raises _TooLarge for more than MOST_PARTS."""
+        """Count one file. Raises _TooLarge above MOST_PARTS."""
         self.parts += 1
         if self.parts > MOST_PARTS:
             raise _TooLarge(
@@ -73,7 +75,7 @@ class _Size:
             )
 
     def add_text(self, text: str) -> None:
-        """Raises _TooLarge for more than LONGEST characters in several files."""
+        """Count a file's characters. Raises _TooLarge if several files have more than LONGEST."""
         self.characters += len(text)
         if self.characters > LONGEST >= len(text):
             raise _TooLarge(
@@ -84,7 +86,7 @@ class _Size:
 
 @dataclass(frozen=True)
 class Layer:
-    """The values of one file or one --set."""
+    """The values that one file or one --set contributes."""
 
     origin: str
     values: Values
@@ -94,16 +96,17 @@ class Layer:
 class Composition:
     """The merged tables of a recipe.
 
-    `origins`: dotted key to the file or --set that set it last. `name`: as requested; a path by its
-    stem. `own`: the origins whose [about] describes this recipe itself. `faults`: what could not be
-    read. `networks`: for each part of a+b+c its name, and [teacher] and [student] after it. `idle`:
-    tables that a `--set KEY=false` should remove, but that do not exist.
+    `origins`: by dotted key, the file or --set that set it last. `name`: as requested; for a path
+    its stem. `describing_origins`: the origins whose [about] describes this recipe itself.
+    `faults`: what could not be read. `networks`: for each part of a+b+c its name, and [teacher] and
+    [student] once it is merged. `idle`: tables that a `--set KEY=false` should remove, but that do
+    not exist.
     """
 
     values: Values
     origins: dict[str, str]
     name: str
-    own: frozenset[str]
+    describing_origins: frozenset[str]
     faults: list[str]
     networks: list[tuple[str, Values]]
     idle: list[str]
@@ -130,7 +133,7 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
         values, origins, networks = {}, {}, []
         faults = [f"{shorten(spec)} {fault}"]
     chosen = list(_override_layers(overrides, faults))
-    faults += _rivals_of_one_command(chosen)
+    faults += _conflicting_overrides(chosen)
     idle: list[str] = []
     for layer in chosen:
         idle += _removes_nothing(values, layer)
@@ -142,7 +145,7 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
 
 
 def _removes_nothing(values: Values, layer: Layer) -> Iterator[str]:
-    """Yield the key of a table that a --set removes, if no such table exists."""
+    """Yield a layer's key if it is a --set that removes a table and there is no such table."""
     key, override, existing = "", cast("Any", layer.values), cast("Any", values)
     while isinstance(override, dict) and len(override) == 1:
         [(name, override)] = override.items()
@@ -164,31 +167,31 @@ def _networks(values: Values) -> Values:
 
 
 def _layers(
-    spec: str, beside: Path, trail: tuple[Path, ...], size: _Size, faults: list[str]
+    spec: str, relative_to: Path, ancestors: tuple[Path, ...], size: _Size, faults: list[str]
 ) -> Iterator[Layer]:
     """Yield the files of `spec` in merging order; paths are relative to `beside`.
 
     Adds the files to `size`. Raises _TooLarge.
     """
-    for part in _parts(spec, beside):
+    for part in _parts(spec, relative_to):
         size.add_part()
-        path = _find_file(part, beside, trail, faults)
-        if path in trail:
-            cycle = " -> ".join(map(label, (*trail[trail.index(path) :], path)))
+        path = _find_file(part, relative_to, ancestors, faults)
+        if path in ancestors:
+            cycle = " -> ".join(map(label, (*ancestors[ancestors.index(path) :], path)))
             faults.append(f"{label(path)} is composed of itself: {cycle}; remove one of them")
         elif path is not None:
             values = parsed(path, faults, size)
-            for base in _bases(values, path, faults):
-                yield from _layers(base, path.parent, (*trail, path), size, faults)
+            for base in _pop_bases(values, path, faults):
+                yield from _layers(base, path.parent, (*ancestors, path), size, faults)
             yield Layer(label(path), values)
 
 
-def _parts(spec: str, beside: Path) -> list[str]:
+def _parts(spec: str, relative_to: Path) -> list[str]:
     """Split `a+b+c` into its parts, unless it is one file whose name has a plus."""
-    return [spec] if os.path.isfile(beside / spec) else spec.split("+")
+    return [spec] if os.path.isfile(relative_to / spec) else spec.split("+")
 
 
-def _bases(values: Values, path: Path, faults: list[str]) -> list[str]:
+def _pop_bases(values: Values, path: Path, faults: list[str]) -> list[str]:
     """Remove `base` and `compose` from a file's values; return the recipes that they name."""
     if "base" in values and "compose" in values:
         faults.append(f"base and compose are both in {label(path)}; list all of them in compose")
@@ -199,11 +202,13 @@ def _bases(values: Values, path: Path, faults: list[str]) -> list[str]:
     return [base for base in bases if isinstance(base, str)]
 
 
-def _find_file(part: str, beside: Path, trail: tuple[Path, ...], faults: list[str]) -> Path | None:
-    """Return the file of a name or path; None, and add a fault, unless there is exactly one."""
+def _find_file(
+    part: str, relative_to: Path, ancestors: tuple[Path, ...], faults: list[str]
+) -> Path | None:
+    """Return the file of a name or path; unless there is exactly one, add a fault, return None."""
     if part.endswith(".toml"):
         try:
-            path = (beside / Path(part).expanduser()).resolve()
+            path = (relative_to / Path(part).expanduser()).resolve()
             path.exists()
         except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such user
             faults.append(f"{shorten(part)!r} is not a path: {shorten(str(error))}")
@@ -213,7 +218,7 @@ def _find_file(part: str, beside: Path, trail: tuple[Path, ...], faults: list[st
     hits = [path for path in paths if path.stem == part]
     if len(hits) == 1:
         return hits[0]
-    named_in = f" ({label(trail[-1])})" if trail else ""
+    named_in = f" ({label(ancestors[-1])})" if ancestors else ""
     if hits:
         several = " and ".join(map(label, hits))
         faults.append(f"recipe {part}{named_in} is two files, {several}; give one by its path")
@@ -228,14 +233,14 @@ def _find_file(part: str, beside: Path, trail: tuple[Path, ...], faults: list[st
 
 
 def shipped_paths() -> list[Path]:
-    """Return every file that a bare name can mean."""
+    """Return the paths of all shipped recipes, which can be given by name alone."""
     return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.toml"))]
 
 
 def parsed(path: Path, faults: list[str], size: _Size | None = None) -> Values:
-    """Return the tables of a file; none, and add a fault, if it cannot be read.
+    """Return the tables of a file; if it cannot be read, add a fault and return no tables.
 
-    `size`: of the files of one recipe; this one is added. Raises _TooLarge.
+    `size`: counts the files of one recipe; this one is added. Raises _TooLarge.
     """
     try:
         text = text_of(path)
@@ -258,9 +263,10 @@ def text_of(path: Path) -> str:
 
 
 def toml(text: str, name: str, faults: list[str]) -> Values:
-    """Return the tables of a text; none, and add a fault with its line, if it is not TOML.
+    """Parse a TOML text into tables; if it is invalid, add a fault with the line and return no
+    tables.
 
-    Length, depth and whole numbers are bounded. Sweep files are read by it too.
+    Length, depth and integers are bounded. Sweep files are parsed here too.
     """
     if len(text) > LONGEST:
         faults.append(f"{name} has more than {LONGEST:,} characters; a recipe has fewer")
@@ -292,7 +298,7 @@ def has_long_key(text: str) -> bool:
 
 
 def has_long_number(value: Any) -> bool:
-    """Whether some whole number, in tables and lists too, exceeds TOML's 64 bits.
+    """Whether an integer exceeds TOML's 64 bits, also inside tables and lists.
 
     Recursive: the depth of the tables must have been checked.
     """
@@ -323,8 +329,9 @@ def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[La
 
 
 def override_of(key: str, overrides: Sequence[str]) -> str | None:
-    """Return the last override that sets `key` (`table.name`), or None; `data={source="x"}` sets
-    `data.source` too.
+    """Return the last override that sets `key` (`table.name`), or None.
+
+    An override such as `data={source="x"}` sets `data.source` too.
     """
     table, _, name = key.partition(".")
     for text in reversed(overrides):
@@ -335,10 +342,10 @@ def override_of(key: str, overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:
-    """Yield a fault for each two overrides of one command that exclude each other.
+def _conflicting_overrides(layers: Sequence[Layer]) -> Iterator[str]:
+    """Yield a fault for each pair of overrides of one command that exclude each other.
 
-    In files the later one replaces the earlier one instead.
+    Between files this is no fault: the later one replaces the earlier one.
     """
     keys = {
         f"{table}.{name}"
@@ -354,7 +361,7 @@ def _rivals_of_one_command(layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def _override_layer(text: str) -> Layer:
-    """Parse one `optim.lr=0.1` into tables. Raises ValueError if it is malformed."""
+    """Parse an override such as `optim.lr=0.1` into tables. Raises ValueError."""
     key, _, raw = text.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not all(map(BARE_KEY.fullmatch, names)):
@@ -370,7 +377,7 @@ def _override_layer(text: str) -> Layer:
 
 
 def _override_value(raw: str) -> Any:
-    """Parse a TOML value; other bare text is a string, so that paths need no quotes."""
+    """Parse a TOML value; text that is no TOML value is a string, so that paths need no quotes."""
     is_structured = raw[0] in "[{\"'" or "\n" in raw
     if is_structured and has_long_key(raw):
         raise ValueError(f"is nested deeper than {DEEPEST} tables and lists")
@@ -414,9 +421,9 @@ def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> 
 def _drop_other_network(
     teacher: Values, origins: dict[str, str], network: str, origin: str
 ) -> None:
-    """Remove keys of another teacher network that earlier layers set.
+    """Remove the keys of another teacher network that earlier layers set.
 
-    Keys of the same layer remain, to be refused: they contradict it.
+    Keys that the same layer sets remain and are refused later: they contradict its network.
     """
     for name in foreign_keys(network) & teacher.keys():
         if origins[f"teacher.{name}"] != origin:

@@ -30,7 +30,7 @@ from students.design import Design, over_budget
 
 @dataclass(frozen=True)
 class Fault:
-    """`key = value` and what is wrong with it; the value is None if the problem is the key itself.
+    """A faulty `key = value` and its problem; the value is None if the key itself is the problem.
 
     `against` is a second key, in conflict with the first; it replaces `{}` in the problem.
     """
@@ -43,26 +43,26 @@ class Fault:
 
 Rule = Callable[..., Iterator[Fault]]
 
-SIDES = range(8, 33, 2)  # of training images, in pixels
+SIDES = range(8, 33, 2)  # allowed sides of training images, in pixels
 MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms that need maps, not pooled vectors
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}
-ROUNDING = 1e-9  # of shares that add up to 1: as floats 0.33 + 0.56 + 0.11 > 1
+ROUNDING = 1e-9  # tolerance for shares that add up to 1: as floats 0.33 + 0.56 + 0.11 > 1
 WITHOUT_EPS = {"sgd", "momentum", "lion"}
 EXAMPLE = {"stages": 3, "blocks": 1, "width": 64}  # keys that a residual network needs
 
 
 def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
-    """The probabilities of the ways of mixing add up to at most 1."""
+    """Check that the probabilities of the ways of mixing add up to at most 1."""
     shares = {f"mix.{name}.prob": way.prob for name, way in mix.ways().items() if way.prob > 0}
     if fsum(shares.values()) > 1 + ROUNDING:
         (key, first), *rest = shares.items()
         others = " and ".join(f"{other} = {share}" for other, share in rest)
-        remedy = " ".join(f"--set {key}={share}" for key, share in _fitting(shares).items())
+        remedy = " ".join(f"--set {key}={share}" for key, share in _shares_that_fit(shares).items())
         problem = f"and {others} add up to more than 1; each sample is mixed in one way at most; "
         yield Fault(key, first, problem + f"type {remedy}")
 
 
-def _fitting(shares: dict[str, float]) -> dict[str, float]:
+def _shares_that_fit(shares: dict[str, float]) -> dict[str, float]:
     """Return shares that add up to 1: the first is lowered if that suffices, otherwise all are."""
     key, *others = shares
     left = 1 - fsum(shares[other] for other in others)
@@ -72,7 +72,9 @@ def _fitting(shares: dict[str, float]) -> dict[str, float]:
 
 
 def known_network(teacher: Teacher) -> Iterator[Fault]:
-    """The teacher's network has a builder; timm's own names are checked when timm is imported."""
+    """Check that the teacher's network can be built; timm's names are checked when timm is
+    imported.
+    """
     network, depth = teacher.network, teacher.depth
     if not _is_known(network):
         problem = 'is unknown; allowed: "wrn", "resnet" or "timm/NAME"'
@@ -86,7 +88,9 @@ def _is_known(network: str) -> bool:
 
 
 def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
-    """Keys of a Wide ResNet are used with `wrn` only, those of a residual network with `resnet`."""
+    """Check that keys of a Wide ResNet are used with `wrn` only, of a residual network with
+    `resnet`.
+    """
     if not _is_known(teacher.network):
         return  # known_network reports it
     family = teacher.network.partition("/")[0]
@@ -101,8 +105,8 @@ def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
             yield Fault(f"teacher.{name}", value, problem, against="teacher.network")
 
 
-def something_is_learnt(loss: Losses) -> Iterator[Fault]:
-    """At every moment of the training at least one term has a weight above 0."""
+def some_term_is_active(loss: Losses) -> Iterator[Fault]:
+    """Check that at every moment of the training at least one term has a weight above 0."""
     terms = loss.terms()
     if not terms:
         yield Fault("loss", None, "has no term; add [loss.hard] or [loss.kd]")
@@ -121,8 +125,8 @@ def something_is_learnt(loss: Losses) -> Iterator[Fault]:
             yield Fault("loss", None, problem)
 
 
-def terms_have_time(loss: Losses) -> Iterator[Fault]:
-    """A term's warmup ends before the term does."""
+def warmup_ends_before_term(loss: Losses) -> Iterator[Fault]:
+    """Check that the warmup of each term ends before the term does."""
     for name, term in loss.terms().items():
         when = term.when
         if when.begin + when.warmup >= when.end:
@@ -131,7 +135,9 @@ def terms_have_time(loss: Losses) -> Iterator[Fault]:
 
 
 def one_label_is_unmixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
-    """A term that reads one class per sample, or the sample's index, is not used with mixing."""
+    """Check that terms that read one class per sample, or the sample's index, are not used with
+    mixing.
+    """
     for name, term in loss.terms().items():
         reads = {
             "one label": "reads one class per sample, but {} makes several of them",
@@ -144,7 +150,7 @@ def one_label_is_unmixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
 
 
 def pairs_are_mixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
-    """A term that mixes the teacher's logits needs images that are mixed from two."""
+    """Check that images are mixed from two if a term mixes the teacher's logits."""
     for name, term in loss.terms().items():
         if "pair" not in term.needs:
             continue
@@ -158,7 +164,7 @@ def pairs_are_mixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
 
 
 def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
-    """Terms on maps need a live teacher: the cache has logits only.
+    """Check that terms on maps have a live teacher: the cache contains logits only.
 
     A map of 640 channels of 8x8 would take 82 kB per sample and view.
     """
@@ -170,7 +176,7 @@ def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
 
 
 def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
-    """Terms on maps need one teacher without mirroring: maps are not averaged."""
+    """Check that terms on maps have one teacher without mirroring: maps are not averaged."""
     combined = {
         "mirror": ("false", "means two forwards, whose maps are not averaged", teacher.mirror),
         "draw": ("all", "means several teachers", teacher.draw == "one"),
@@ -187,11 +193,11 @@ def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
 
 
 def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
-    """Every tap that a term reads of the student exists."""
+    """Check that every tap of the student that a term reads exists."""
     try:
         allowed = Design.of(**student.spec()).taps
     except UserError:
-        return  # legal_design reports it
+        return  # student_design_is_valid reports it
     for name, term in loss.terms().items():
         for key, tap in taps(term, "student"):
             if tap not in allowed:
@@ -207,8 +213,8 @@ def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
                 yield Fault(f"loss.{name}.{key}", tap, problem)
 
 
-def maps_have_places(loss: Losses) -> Iterator[Fault]:
-    """A term that compares positions or channels of maps does not read pooled features."""
+def maps_have_positions(loss: Losses) -> Iterator[Fault]:
+    """Check that terms that compare positions or channels of maps do not read pooled features."""
     for name in MAPS_ALONE & loss.terms().keys():
         term = loss.terms()[name]
         for key, tap in (*taps(term, "student"), *taps(term, "teacher")):
@@ -220,7 +226,7 @@ def maps_have_places(loss: Losses) -> Iterator[Fault]:
 
 
 def taps_are_pairs(loss: Losses) -> Iterator[Fault]:
-    """A term reads as many maps of the teacher as of the student."""
+    """Check that each term reads as many maps of the teacher as of the student."""
     for name, term in loss.terms().items():
         of_student, of_teacher = list(taps(term, "student")), list(taps(term, "teacher"))
         if len(of_student) != len(of_teacher):
@@ -231,8 +237,8 @@ def taps_are_pairs(loss: Losses) -> Iterator[Fault]:
             yield Fault(f"loss.{name}.student_taps", [tap for _, tap in of_student], problem)
 
 
-def areas_are_spans(augment: Augment) -> Iterator[Fault]:
-    """The smaller end of a range comes first."""
+def ranges_are_ascending(augment: Augment) -> Iterator[Fault]:
+    """Check that the smaller end of each range comes first."""
     for key, span in {
         "erase.area": augment.erase and augment.erase.area,
         "erase.ratio": augment.erase and augment.erase.ratio,
@@ -243,7 +249,7 @@ def areas_are_spans(augment: Augment) -> Iterator[Fault]:
 
 
 def optimizer_takes_its_arguments(optim: Optim) -> Iterator[Fault]:
-    """Nesterov's momentum is above 0, and Adan's three betas cannot be set."""
+    """Check that Nesterov's momentum is above 0, and that Adan's three betas are not set."""
     if optim.name == "sgd" and optim.momentum == 0:
         problem = "cannot be used with sgd, which is Nesterov's; type --set optim.name=momentum"
         yield Fault("optim.momentum", optim.momentum, problem)
@@ -255,7 +261,7 @@ def optimizer_takes_its_arguments(optim: Optim) -> Iterator[Fault]:
 
 
 def epochs_or_minutes(train: Train) -> Iterator[Fault]:
-    """Exactly one of `epochs` and `minutes` sets the length of the training."""
+    """Check that exactly one of `epochs` and `minutes` sets the length of the training."""
     if train.epochs is None and train.minutes is None:
         problem = "is missing; allowed: a whole number (at least 1), or train.minutes instead"
         yield Fault("train.epochs", None, problem)
@@ -265,7 +271,9 @@ def epochs_or_minutes(train: Train) -> Iterator[Fault]:
 
 
 def resolution_rises(train: Train) -> Iterator[Fault]:
-    """The first side starts at share 0, and shares and sides rise."""
+    """Check that the first image side starts at share 0 of the training, and that shares and sides
+    rise.
+    """
     if train.resolution is None:
         return
     key, shown = "train.resolution", [list(stage) for stage in train.resolution]
@@ -283,14 +291,14 @@ def resolution_rises(train: Train) -> Iterator[Fault]:
 
 
 def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
-    """The student's maps are large enough for the smallest images it is trained on."""
+    """Check that the student's maps are large enough for the smallest images it is trained on."""
     if train.resolution is None:
         return
     spec = student.spec()
     try:
         features = Design.of(**spec).features
     except UserError:
-        return  # legal_design reports it
+        return  # student_design_is_valid reports it
     fitting = [side for side in SIDES if _fits(spec, side, features)]
     smallest = next(s for s in SIDES if all(side in fitting for side in SIDES if side >= s))
     refused = [str(side) for _, side in train.resolution if side < smallest]
@@ -303,7 +311,7 @@ def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
 
 
 def _fits(spec: dict[str, Any], side: int, features: int) -> bool:
-    """Whether a design can take images of that side and then has as many features."""
+    """Whether a design accepts images of `side` pixels and then has `features` features."""
     try:
         return Design.of(**spec, image_size=side).features == features
     except UserError:
@@ -311,14 +319,14 @@ def _fits(spec: dict[str, Any], side: int, features: int) -> bool:
 
 
 def decay_or_half_life(ema: Ema) -> Iterator[Fault]:
-    """At most one of `decay` and `half_life` is set."""
+    """Check that at most one of `decay` and `half_life` is set."""
     if ema.decay is not None and ema.half_life is not None:
         problem = f"and ema.decay = {ema.decay} exclude each other; give one of them"
         yield Fault("ema.half_life", ema.half_life, problem)
 
 
 def arguments_have_effect(optim: Optim) -> Iterator[Fault]:
-    """No argument is set that the optimizer or the schedule ignores."""
+    """Check that no argument is set that the optimizer or the schedule ignores."""
     for key, without in (("betas", WITHOUT_BETAS), ("eps", WITHOUT_EPS)):
         value = getattr(optim, key)
         if value is not None and optim.name in without:
@@ -335,7 +343,7 @@ def arguments_have_effect(optim: Optim) -> Iterator[Fault]:
 
 
 def floor_is_below_the_peak(optim: Optim) -> Iterator[Fault]:
-    """The lowest learning rate is below the peak."""
+    """Check that the lowest learning rate is below the peak."""
     if optim.min_lr >= optim.lr and optim.schedule != "constant":  # constant ignores min_lr
         problem = f"is not below {{}}, which is {optim.lr:g}; type "
         problem += f"--set optim.min_lr={optim.lr / 100:g}, or 0 for none"
@@ -343,19 +351,21 @@ def floor_is_below_the_peak(optim: Optim) -> Iterator[Fault]:
 
 
 def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
-    """The warmup ends before the training does."""
+    """Check that the warmup ends before the training does."""
     if train.epochs is not None and optim.warmup_epochs >= train.epochs:
         problem = f"does not end before train.epochs = {train.epochs}; allowed: less than that"
         yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
 
 
-def legal_design(student: Student) -> Iterator[Fault]:
-    """`Design.of` accepts the keys of [student]."""
+def student_design_is_valid(student: Student) -> Iterator[Fault]:
+    """Check that `Design.of` accepts the keys of [student]."""
     yield from _design_faults("student", student)
 
 
-def legal_teacher_design(teacher: Teacher) -> Iterator[Fault]:
-    """`Design.of` accepts the keys of a teacher that is a residual network; it has no budget."""
+def teacher_design_is_valid(teacher: Teacher) -> Iterator[Fault]:
+    """Check that `Design.of` accepts the keys of a residual network in [teacher], which has no
+    budget.
+    """
     if teacher.network != "resnet":
         return
     has_width = teacher.width is not None or teacher.channels is not None
@@ -384,17 +394,17 @@ def _design_faults(name_of_table: str, table: ResNetKeys) -> Iterator[Fault]:
 
 
 def within_budget(student: Student) -> Iterator[Fault]:
-    """The student has strictly fewer parameters than `max_params`, for 10 classes."""
+    """Check that the student has strictly fewer parameters than `max_params`, for 10 classes."""
     try:
         excess = over_budget(Design.of(**student.spec()), student.max_params)
     except UserError:
-        return  # legal_design reports it
+        return  # student_design_is_valid reports it
     if excess:
         yield Fault("student.max_params", student.max_params, f"is exceeded: {excess}")
 
 
 def did_you_mean(near: str | None = None) -> str:
-    """Return the end of a fault: a suggestion, if there is one."""
+    """Return the end of a fault's message: a suggestion, or empty without one."""
     return f"; did you mean {near}?" if near else ""
 
 
@@ -402,8 +412,8 @@ RULES: tuple[Rule, ...] = (
     one_mix_a_sample,
     known_network,
     teacher_keys_fit,
-    something_is_learnt,
-    terms_have_time,
+    some_term_is_active,
+    warmup_ends_before_term,
     optimizer_takes_its_arguments,
     arguments_have_effect,
     floor_is_below_the_peak,
@@ -412,15 +422,15 @@ RULES: tuple[Rule, ...] = (
     maps_fit_every_side,
     decay_or_half_life,
     warmup_ends,
-    legal_design,
-    legal_teacher_design,
+    student_design_is_valid,
+    teacher_design_is_valid,
     student_taps_exist,
-    maps_have_places,
+    maps_have_positions,
     taps_are_pairs,
     one_label_is_unmixed,
     pairs_are_mixed,
     maps_are_live,
     maps_are_of_one_teacher,
-    areas_are_spans,
+    ranges_are_ascending,
     within_budget,
 )

@@ -164,7 +164,9 @@ class Rkd(Term):
     needs: ClassVar = MAPS
     distance: NotNegative = 1.0
     angle: NotNegative = 2.0
-    rows: Annotated[int, Field(ge=3, le=65_536)] = 128  # of a batch, at most, in the angles
+    rows: Annotated[int, Field(ge=3, le=65_536)] = (
+        128  # at most so many samples of a batch enter the angles
+    )
     student_tap: str = "features"
     teacher_tap: str = "features"
 
@@ -201,7 +203,9 @@ class ReviewKd(Term):
 
 
 class SimKd(Term):
-    """The teacher's classifier on projected maps, arXiv 2203.14001."""
+    """Squared distance of projected maps; the student reuses the teacher's classifier, arXiv
+    2203.14001.
+    """
 
     needs: ClassVar = MAPS
     student_tap: str = "projector"
@@ -235,7 +239,7 @@ class Losses(Table):
         return {name: term for name, term in self if term is not None}
 
 
-TEACHERS = frozenset({"teacher", "live teacher", "pair"})  # needs that only a teacher meets
+TEACHERS = frozenset({"teacher", "live teacher", "pair"})  # needs that only a teacher can meet
 
 
 def arguments(term: Term) -> dict[str, Any]:
@@ -243,10 +247,10 @@ def arguments(term: Term) -> dict[str, Any]:
     return term.model_dump(exclude={"weight", "when"})
 
 
-def taps(term: Term, whose: Literal["student", "teacher"]) -> Iterator[tuple[str, str]]:
+def taps(term: Term, network: Literal["student", "teacher"]) -> Iterator[tuple[str, str]]:
     """Yield (key, tap) of every map of the student or the teacher that a term reads."""
     for key, value in term:
-        if key == f"{whose}_tap":
+        if key == f"{network}_tap":
             yield key, value
-        elif key == f"{whose}_taps":
+        elif key == f"{network}_taps":
             yield from ((key, tap) for tap in value)

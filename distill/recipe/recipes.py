@@ -27,7 +27,7 @@ from distill.recipe.validation import Values, check, shorten, value_text
 from students.design import Design
 from teachers.wrn_cost import WrnDesign
 
-__all__ = ["About", "Recipe"]  # of schema.py, for those who import them from here
+__all__ = ["About", "Recipe"]  # re-exported from schema.py
 
 # Keys of [teacher] that older fingerprints do not include.
 LATER_KEYS = {"draw", "mirror", "weights"}
@@ -55,9 +55,9 @@ class RecipeError(UserError):
 class ResolvedRecipe:
     """A merged and validated recipe.
 
-    `origins`: dotted key to the file that set it, "--set" or "default". `name`: as requested,
-    "kd_cutmix+quickstart"; a path by its stem. `replaced`: for a+b, by table, a note on the network
-    of [teacher] or [student] that a describes and b replaces. `idle`: a note on each `--set
+    `origins`: by dotted key, the file that set it, "--set" or "default". `name`: as requested,
+    "kd_cutmix+quickstart"; for a path its stem. `replaced`: for a+b, by table, a note that b
+    replaces the network that a describes in [teacher] or [student]. `idle`: a note on each `--set
     KEY=false` that removes nothing.
     """
 
@@ -71,8 +71,8 @@ class ResolvedRecipe:
 def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
     """Load the recipe `spec` (a name, a path ending in .toml, or a+b+c) with `key=value` overrides.
 
-    `about` has only the values of the requested file: a claim is not inherited. Raises RecipeError
-    with every fault.
+    `about` comes from the requested file only: results of the recipes that it is composed of are
+    not inherited. Raises RecipeError with every fault.
     """
     return _load(spec, overrides, RULES)
 
@@ -80,9 +80,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
 def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Count parameters and MACs of a recipe's networks, for 10 classes, even if over the budget.
 
-    A teacher of network "wrn" or "resnet" is counted too, as `teacher`, `teacher_parameters` …, or
-    alone if the recipe has no student. Raises RecipeError with every other fault, also if the
-    recipe has neither.
+    A "wrn" or "resnet" teacher is counted too, under `teacher`, `teacher_parameters` …; a recipe
+    may have only such a teacher. Raises RecipeError for all faults but the budget, and if the
+    recipe has neither student nor teacher to count.
     """
     resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
     student, teacher = resolved.recipe.student, _counted_teacher(resolved.recipe.teacher)
@@ -126,14 +126,14 @@ def _counted_student(student: Student) -> dict[str, Any]:
 def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
     """Return the student's design, for 10 classes and even if over the budget, and its activation.
 
-    Raises as `count_networks` does.
+    Raises the errors of `count_networks`.
     """
     student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
     return Design.of(**student.spec()), student.activation
 
 
 def shipped() -> list[tuple[str, Path, About]]:
-    """Return every recipe and ingredient that a bare name can mean: name, file, lab note.
+    """Return name, file and [about] of every shipped recipe and ingredient.
 
     Raises RecipeError if a file is not TOML or its [about] is invalid.
     """
@@ -153,19 +153,19 @@ def shipped() -> list[tuple[str, Path, About]]:
 def read(path: Path) -> Recipe:
     """Load the recipe.toml of a finished or running run. Raises RecipeError."""
     faults: list[str] = []
-    return _whole(parsed(path, faults), str(path), faults)
+    return _validate_uncomposed(parsed(path, faults), str(path), faults)
 
 
 def loads(text: str, name: str) -> Recipe:
     """Load the TOML text that `dumps` wrote; `name` is its name in a RecipeError."""
     faults: list[str] = []
-    return _whole(toml(text, name, faults), name, faults)
+    return _validate_uncomposed(toml(text, name, faults), name, faults)
 
 
 def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
-    """Write the whole recipe as TOML, defaults included, absent keys left out.
+    """Write the whole recipe as TOML, including defaults but not absent keys.
 
-    `without`: more tables and keys to leave out, `{"about": True, "data": {"source": True}}`.
+    `without`: tables and keys to leave out too, `{"about": True, "data": {"source": True}}`.
     """
     text = tomli_w.dumps(recipe.model_dump(exclude_none=True, exclude=dict(without or {})))
     # tomli-w writes each element of a list on its own line; strings contain no line breaks.
@@ -175,7 +175,7 @@ def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
 
 
 def annotated(text: str, origins: Mapping[str, str]) -> str:
-    """Add to each value of a recipe's TOML text the file that set it, if `origins` has it."""
+    """Append a comment with its origin to each value of a recipe's TOML text that has one."""
     lines, table = [], ""
     for line in text.splitlines():
         if line.startswith("["):
@@ -186,16 +186,18 @@ def annotated(text: str, origins: Mapping[str, str]) -> str:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Return the SHA-256, hex, of everything but [about]; absent keys, and LATER_KEYS at their
-    defaults, are not included.
+    """Return the SHA-256, hex, of a recipe without [about], absent keys, and LATER_KEYS at
+    defaults.
     """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
     return _fingerprint_of(content, recipe)
 
 
 def fingerprint_as_written(path: Path) -> str:
-    """Return the `fingerprint` of only the keys in a run's recipe.toml: the same as in the version
-    that wrote it, even if keys were added since. Raises RecipeError.
+    """Return the `fingerprint` of only the keys in a run's recipe.toml.
+
+    It equals the one of the version that wrote the file, even if keys were added since. Raises
+    RecipeError.
     """
     recipe = read(path)
     content = {name: table for name, table in parsed(path, []).items() if name != "about"}
@@ -238,7 +240,7 @@ def differences_with_origins(a: ResolvedRecipe, b: ResolvedRecipe) -> list[str]:
 
 
 def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
-    """Check a recipe and return a sentence on it. Raises RecipeError with every fault.
+    """Check a recipe and return a sentence on the result. Raises RecipeError with every fault.
 
     An ingredient is not a whole recipe: only its keys are checked.
     """
@@ -306,8 +308,8 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def teacher_for(name: str) -> str:
-    """Return what to type after `train-teacher --recipe` for a teacher of the recipe `name`, from
-    the lab notes of its parts: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
+    """Return what to type after `train-teacher --recipe` to train a teacher for the recipe `name`,
+    from the [about] tables of its parts: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
     """
     first, *ingredients = name.split("+")
     note = ""
@@ -319,7 +321,9 @@ def teacher_for(name: str) -> str:
 
 
 def _teacher_options(base: str, ingredient: str) -> str:
-    """Return the --set options with which an ingredient's lab note trains the teacher `base`."""
+    """Return the --set options with which the command in an ingredient's [about] trains the teacher
+    `base`.
+    """
     with suppress(RecipeError):
         for name, _, about in shipped():
             spec, _, options = about.teacher.partition(" ")
@@ -346,7 +350,7 @@ def check_teacher(resolved: ResolvedRecipe) -> None:
 
 
 def _labels_alone(recipe: Recipe) -> str:
-    """Return the option that sets the term on labels to weight 1, if it is not."""
+    """Return the option that sets the weight of the term on labels to 1; empty if it is 1."""
     hard = recipe.loss.hard
     return " --set loss.hard.weight=1" if hard is None or hard.weight != 1 else ""
 
@@ -386,17 +390,17 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     origins = {
         key: origin
         for key, origin in composed.origins.items()
-        if origin in composed.own or not key.startswith("about.")
+        if origin in composed.describing_origins or not key.startswith("about.")
     }
     about = {key: value for key, value in recipe.about if f"about.{key}" in origins}
     recipe = recipe.model_copy(update={"about": About(**about)})
     all_origins = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
-    idle = tuple(_removes_nothing(key, recipe) for key in dict.fromkeys(composed.idle))
+    idle = tuple(_removes_nothing_note(key, recipe) for key in dict.fromkeys(composed.idle))
     replaced = dict(_replaced(composed.networks))
     return ResolvedRecipe(recipe, all_origins, composed.name, replaced, idle)
 
 
-def _removes_nothing(key: str, recipe: Recipe) -> str:
+def _removes_nothing_note(key: str, recipe: Recipe) -> str:
     """Return the note on a `--set KEY=false` without a table to remove."""
     reason = f"the recipe has no [{key}]"
     if key.startswith("loss."):
@@ -408,13 +412,13 @@ def _replaced(networks: Sequence[tuple[str, Values]]) -> Iterator[tuple[str, str
     """Yield (table, note) for each network that a later part of a+b+c replaces."""
     for i, ((_, before), (part, after)) in enumerate(pairwise(networks), start=1):
         for table in before.keys() & after.keys():
-            old, new = _summary(table, before[table]), _summary(table, after[table])
+            old, new = _network_name(table, before[table]), _network_name(table, after[table])
             if old and new and old != new:
                 earlier = "+".join(name for name, _ in networks[:i])
                 yield table, f"{part} replaces the network of {earlier}: {old} -> {new}"
 
 
-def _summary(table: str, values: Values) -> str | None:
+def _network_name(table: str, values: Values) -> str | None:
     """Return a network's short name; None if its table is incomplete or invalid."""
     try:
         if table == "student":
@@ -426,15 +430,15 @@ def _summary(table: str, values: Values) -> str | None:
 
 
 def _is_ingredient(spec: str) -> bool:
-    """Whether a name or a path is that of a shipped ingredient."""
+    """Whether a name or a path refers to a shipped ingredient."""
     return any(
         path.parent.name == "ingredients" and spec in (path.stem, label(path), str(path))
         for path in shipped_paths()
     )
 
 
-def _whole(values: Values, name: str, faults: list[str]) -> Recipe:
-    """Validate the values of a file that is composed of no other."""
+def _validate_uncomposed(values: Values, name: str, faults: list[str]) -> Recipe:
+    """Validate the values of a file that is not composed of others."""
     recipe, wrong = check(values, whole=not faults)
     faults += [_line(fault, {fault.key: name}) for fault in wrong]
     if faults or recipe is None:
@@ -454,7 +458,7 @@ def _line(fault: Fault, origins: dict[str, str]) -> str:
 
 
 def leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key that has a value: `("optim.lr", 0.1)`."""
+    """Yield the dotted key and value of every key in nested tables: `("optim.lr", 0.1)`."""
     for name, value in tables.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")

@@ -42,13 +42,15 @@ Area = Annotated[float, Field(gt=0, le=1)]
 Spread = Annotated[float, Field(ge=0, le=100)]
 Ratios = Annotated[tuple[Ratio, Ratio], Field(strict=False)]  # from, to
 Areas = Annotated[tuple[Area, Area], Field(strict=False)]  # from, to
-Concentration = Annotated[float, Field(ge=0.01, le=100)]  # of a symmetric beta distribution
-Rate = Annotated[float, Field(gt=0, le=1e30)]  # times bias_lr it still fits float32
+Concentration = Annotated[
+    float, Field(ge=0.01, le=100)
+]  # parameter of a symmetric beta distribution
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # its product with bias_lr still fits float32
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
 Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # pixels; the images have 32
-Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # from this share on, this side
+Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # share at which it begins, side
 Resolution = Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
 Space = Literal["standard", "wide"]
 OptimizerName = Literal[
@@ -58,7 +60,7 @@ OptimizerName = Literal[
 
 
 class About(Table):
-    """The lab note: a claim, how to reproduce it, its cost. Not in the fingerprint."""
+    """The [about] table: a claim, how to reproduce it, its cost. Not part of the fingerprint."""
 
     claim: str = ""
     command: str = ""
@@ -127,7 +129,7 @@ class Trivial(Table):
     """TrivialAugment, arXiv 2103.10158: one operation at a random strength."""
 
     space: Space = "standard"
-    before_crop: bool = True  # on whole images, before crop and flip, as its authors have it
+    before_crop: bool = True  # on whole images, before crop and flip, as in the authors' code
 
 
 class Rand(Table):
@@ -252,9 +254,10 @@ WRN_KEYS = frozenset({"depth", "widen", "dropout"})
 
 
 def foreign_keys(network: str) -> frozenset[str]:
-    """Return the keys of [teacher] that describe another network than this one.
+    """Return the keys of [teacher] that do not apply to this network.
 
-    timm's networks read neither; the Wide ResNet's keys are written with them, as in older recipes.
+    For timm's networks none apply; a Wide ResNet's keys are still written to recipes, as by older
+    versions.
     """
     return WRN_KEYS if network == "resnet" else RESNET_KEYS
 
@@ -271,7 +274,7 @@ class Teacher(ResNetKeys):
     dropout: ShareBelowOne = 0.0
     runs: Names = ()  # folders of trained teachers; several are an ensemble
     draw: Literal["all", "one"] = "all"  # their mean, or one of them for each view
-    mirror: bool = False  # the mean over each image and its mirror image, for twice the forward
+    mirror: bool = False  # average over each image and its mirror image: twice the forward passes
     weights: Weights = ()  # one per teacher, in the mean or in the draw; equal by default
 
     @model_serializer(mode="wrap")
@@ -299,7 +302,7 @@ class Optim(Table):
     name: OptimizerName = "sgd"
     lr: Rate = 0.1  # the peak
     bias_lr: Annotated[float, Field(ge=0.001, le=10_000)] = (
-        1.0  # times lr: of norms' biases, and of a stem's that has no norm
+        1.0  # factor on lr for biases of norms, and of a stem without norm
     )
     min_lr: Annotated[float, Field(ge=0, le=1e30)] = (
         0.0  # the lowest rate after the peak; retries lower it like every rate
@@ -381,7 +384,7 @@ class Cache(Table):
 
 
 class Recipe(Table):
-    """A whole, resolved recipe. `distill.recipe.recipes` builds it from files and options."""
+    """A complete, resolved recipe, which `distill.recipe.recipes` builds from files and options."""
 
     about: About = About()
     data: Data = Data()

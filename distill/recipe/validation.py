@@ -1,8 +1,8 @@
 """Validate merged tables and report every error at once, in terms of what the user wrote.
 
-`check` is the only way from merged tables to a `Recipe`. First each key by itself: pydantic finds
-the faults, and the messages are this module's own; then the rules between keys, for the tables that
-are valid.
+`check` is the only way from merged tables to a `Recipe`. It first checks each key by itself:
+pydantic finds the faults, and this module writes the messages. Then it checks the rules between
+keys, for the tables that are valid.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from distill.recipe.schema import Recipe
 Values = dict[str, Any]  # parsed TOML tables
 LONGEST = 200  # characters of a value in a message; a longer one is cut to …
 BEGINNING = 60  # … this many
-MOST_FAULTS = 100  # of keys in one message; to find the nearest key takes a millisecond each
+MOST_FAULTS = 100  # of keys in one message; finding the nearest key takes a millisecond each
 
 
 def check(
@@ -33,7 +33,7 @@ def check(
 ) -> tuple[Recipe | None, list[Fault]]:
     """Return the recipe of merged tables and every fault; no recipe if a key is faulty.
 
-    `whole=False`: parts could not be read, so missing keys are no faults.
+    `whole=False`: some parts could not be read, so a missing key is not a fault.
     """
     values = {name: {} for name in _always_there()} | values
     try:
@@ -44,17 +44,17 @@ def check(
         faults = [fault for fault in listed if whole or fault.value is not None]
         if len(details) > MOST_FAULTS:
             faults.append(Fault("the recipe", None, "has more faults, which are not listed"))
-        return None, faults + (_rule_faults(rules, _sound(values, details)) if whole else [])
+        return None, faults + (_rule_faults(rules, _valid_tables(values, details)) if whole else [])
     return recipe, _rule_faults(rules, dict(recipe)) if whole else []
 
 
-def _sound(values: Values, details: Sequence[ErrorDetails]) -> dict[str, BaseModel]:
+def _valid_tables(values: Values, details: Sequence[ErrorDetails]) -> dict[str, BaseModel]:
     """Return the tables whose known keys are valid, without their unknown keys."""
     values, broken = deepcopy(values), set()
     for detail in details:
         *path, last = detail["loc"]
         if detail["type"] == "extra_forbidden":
-            del _at(values, path)[last]
+            del _value_at(values, path)[last]
         else:
             broken.add(path[0] if path else last)
     tables = {name: _table(field) for name, field in Recipe.model_fields.items()}
@@ -87,16 +87,18 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
         if "missing" in types_of_key:
             yield Fault(key, None, f"is missing; allowed: {allowed_text(key)}")
         else:
-            value = _at(values, key.split("."))
+            value = _value_at(values, key.split("."))
             yield Fault(key, value, _value_problem(key, value, types_of_key))
 
 
-def _at(values: Any, path: Sequence[int | str]) -> Any:
+def _value_at(values: Any, path: Sequence[int | str]) -> Any:
     return reduce(getitem, path, values)
 
 
 def _known_key(location: Sequence[int | str]) -> str:
-    """Return the key of a location, which may include a union's branch and a list's index."""
+    """Return the recipe's key at pydantic's location, which may include a union's branch and a
+    list's index.
+    """
     parts = list(map(str, location))
     while ".".join(parts) not in keys():
         parts.pop()
@@ -104,7 +106,7 @@ def _known_key(location: Sequence[int | str]) -> str:
 
 
 def _value_problem(key: str, value: object, kinds: set[str]) -> str:
-    # A choice of strings has no type of its own: other types than strings are wrong ones.
+    # For a choice of strings pydantic reports a value of another type as a wrong literal.
     if all(
         k.endswith("_type") or (not isinstance(value, str) and k == "literal_error") for k in kinds
     ):
@@ -127,7 +129,7 @@ def value_text(value: object) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text; of a long one its beginning and its length."""
+    """Return `text` unchanged, or its beginning and its length if it is too long."""
     return text if len(text) <= LONGEST else f"{text[:BEGINNING]}… ({len(text):,} characters)"
 
 
@@ -242,7 +244,9 @@ def _choices(schema: Values) -> list[str]:
 
 
 def _nearest_key(key: str) -> str | None:
-    """Return the key of a typing error, else the same name in another table, else the nearest."""
+    """Return the key most similar to a mistyped one; of less similar ones, first the same name in
+    another table.
+    """
     same_name = [other for other in keys() if other.split(".")[-1] == key.split(".")[-1]]
     near = (
         get_close_matches(key, keys(), n=1, cutoff=0.8)

@@ -1,4 +1,4 @@
-"""The report that compares several runs, grouped by seeds."""
+"""Write the report that compares several runs, grouped by seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def write(
 ) -> Path:
     """Write the page of several runs to `path`; return the folder of its figures and tables.
 
-    `test_curves` by run folder. Raises UserError for damaged files.
+    `test_curves`: by run folder. Raises UserError for damaged files.
     """
     curves = test_curves or {}
     records = [read(folder, curves.get(folder.path)) for folder in folders]
@@ -44,19 +44,19 @@ def write(
 
 def page(records: Sequence[RunRecord]) -> Page:
     """Build the page of several runs, finished or not."""
-    found = groups(records)
+    run_groups = groups(records)
     return Page(
-        title=" · ".join(group.name for group in found),
-        lead=f"{counted(len(records), 'run')} in {counted(len(found), 'group')}; "
+        title=" · ".join(group.name for group in run_groups),
+        lead=f"{counted(len(records), 'run')} in {counted(len(run_groups), 'group')}; "
         "runs of a group differ only in their seeds.",
-        facts=[_head_figure(group) for group in found],
-        notes=list(_notes(records, found)),
+        facts=[_head_figure(group) for group in run_groups],
+        notes=list(_notes(records, run_groups)),
         sections=[
-            Section("On the test split", list(_test_results(found))),
-            Section("Learning", overlay_curves(found)),
-            Section("Between the groups", list(_group_differences(found))),
-            Section("Every run", [_runs(found)]),
-            Section("What differs", list(_differences(found))),
+            Section("On the test split", list(_test_results(run_groups))),
+            Section("Learning", overlay_curves(run_groups)),
+            Section("Between the groups", list(_group_differences(run_groups))),
+            Section("Every run", [_runs(run_groups)]),
+            Section("What differs", list(_differences(run_groups))),
         ],
     )
 
@@ -74,11 +74,11 @@ def _std_text(spread: MeanAndInterval) -> str:
     return f"± {percent_number(spread.std)} over {spread.n} seeds"
 
 
-def _notes(records: Sequence[RunRecord], found: Sequence[Group]) -> Iterator[str]:
+def _notes(records: Sequence[RunRecord], run_groups: Sequence[Group]) -> Iterator[str]:
     unfinished = [record.name for record in records if not record.is_finished]
     if unfinished:
         yield f"Not finished, and so without test results: {', '.join(unfinished)}."
-    for group in found:
+    for group in run_groups:
         if group.duplicates:
             names = ", ".join(record.name for record in group.duplicates)
             yield f"{group.name} already has the seeds of {names}: they are not counted twice."
@@ -91,23 +91,23 @@ def _notes(records: Sequence[RunRecord], found: Sequence[Group]) -> Iterator[str
             f"These runs differ in their {' and '.join(differing)}: do not compare their test "
             "results."
         )
-    yield from run_identity.test_split_unnamed(results)
+    yield from run_identity.missing_test_split_note(results)
     if any(record.test_curve for record in records):
         yield "Test curves were computed after the runs from saved weights, and selected nothing."
 
 
-def _test_results(found: Sequence[Group]) -> Iterator[Block]:
-    finished = [(g, spread) for g in found if (spread := g.spread("top1")) is not None]
+def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
+    finished = [(g, spread) for g in run_groups if (spread := g.spread("top1")) is not None]
     if not finished:
         yield Paragraph("No run is finished.")
         return
     rows = [
         (
             group.name,
-            np.array(group.tested),
+            np.array(group.test_accuracies),
             spread.mean,
             spread.interval,
-            group_colour(found, group),
+            group_colour(run_groups, group),
         )
         for group, spread in finished
     ]
@@ -160,8 +160,8 @@ def _mean_time(group: Group) -> float:
     return float(np.mean([r.result["elapsed_s"] for r in group.records if r.is_finished]))
 
 
-def _group_differences(found: Sequence[Group]) -> Iterator[Block]:
-    differences = group_differences(found)
+def _group_differences(run_groups: Sequence[Group]) -> Iterator[Block]:
+    differences = group_differences(run_groups)
     if not differences:
         yield Paragraph("There is only one group.")
         return
@@ -187,7 +187,7 @@ def _points_interval(interval: Interval) -> str:
     return " to ".join(map(points, interval))
 
 
-def _runs(found: Sequence[Group]) -> Table:
+def _runs(run_groups: Sequence[Group]) -> Table:
     columns = (
         Column("run", is_number=False),
         Column("group", is_number=False),
@@ -214,15 +214,15 @@ def _runs(found: Sequence[Group]) -> Table:
             record.test_metric("ece"),
             record.result.get("elapsed_s"),
         )
-        for group in found
+        for group in run_groups
         for record in (*group.records, *group.duplicates)
     ]
     return Table(ValueTable("runs", "", columns, rows))
 
 
-def _differences(found: Sequence[Group]) -> Iterator[Block]:
-    """Show the recipe keys in which each group differs from the first."""
-    first, *others = found
+def _differences(run_groups: Sequence[Group]) -> Iterator[Block]:
+    """Yield the recipe keys in which each group differs from the first."""
+    first, *others = run_groups
     if not others:
         yield Paragraph("Only the seeds.")
     columns = (

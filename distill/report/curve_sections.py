@@ -1,4 +1,4 @@
-"""Report sections with the training curves of a run."""
+"""Build the report sections with the training curves of a run."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from distill.report.plots import Series
 from distill.runs.epoch_series import Curves, Line, curves
 from distill.runs.load_run import RunRecord
 
-AFTERWARDS: tuple[Split, ...] = ("train", "test")  # measured with saved epoch weights
+AFTERWARDS: tuple[Split, ...] = ("train", "test")  # measured later, with saved epoch weights
 POINTS = 400  # of a faint line: more are indistinguishable in a column
 # Measures without augmentation, in the same colours everywhere.
 MEASURED: tuple[tuple[Split, str, str], ...] = (
@@ -25,7 +25,7 @@ MEASURED: tuple[tuple[Split, str, str], ...] = (
 
 
 def learning_curves(record: RunRecord) -> Section:
-    """Return the section of the curves, with notes on missing ones."""
+    """Return the section with the training curves, and notes on missing ones."""
     drawn = _with_test(curves(record.events), record)
     if not drawn.epochs and not drawn.steps:
         return Section("Learning", [Paragraph("The journal has no epoch and no step yet.")])
@@ -44,7 +44,7 @@ def epoch_weights_line(record: RunRecord, measure: str, split: Split = "test") -
 
 
 def error_line(line: Line) -> Line:
-    """Turn accuracies into errors."""
+    """Return a line of errors from a line of accuracies."""
     return Line(line.x, 1 - line.y)
 
 
@@ -118,7 +118,7 @@ def _lr(drawn: Curves) -> Iterator[Block]:
 
 
 def thin_out(line: Line) -> Line:
-    """Return at most POINTS of its points, evenly spaced, including the last."""
+    """Return a line with at most POINTS of the line's points, evenly spaced, including the last."""
     if len(line.x) <= POINTS:
         return line
     chosen = np.unique(np.linspace(0, len(line.x) - 1, POINTS).round().astype(int))

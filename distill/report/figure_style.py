@@ -13,8 +13,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 COLUMN = 3.3  # inches: a column of a two-column paper
-HEIGHT = 2.1  # of most figures
-POINTS = 8  # of all text
+HEIGHT = 2.1  # inches: of most figures
+POINTS = 8  # size of all text
 
 INK, FAINT, RULE, PAPER = "#1b1e23", "#6a707b", "#dadde3", "#ffffff"
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"

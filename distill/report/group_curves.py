@@ -1,4 +1,4 @@
-"""Report sections with the curves of several runs, one colour per group."""
+"""Build the report sections with the curves of several runs, one colour per group."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,12 +17,12 @@ from distill.runs.load_run import RunRecord
 LineOf = Callable[[RunRecord, str], Line | None]  # the line of a run and a measure
 
 
-def group_colour(found: Sequence[Group], group: Group) -> str:
+def group_colour(run_groups: Sequence[Group], group: Group) -> str:
     """Return a group's colour, the same in every figure."""
-    return SERIES[list(found).index(group) % len(SERIES)]
+    return SERIES[list(run_groups).index(group) % len(SERIES)]
 
 
-def overlay_curves(found: Sequence[Group]) -> list[Block]:
+def overlay_curves(run_groups: Sequence[Group]) -> list[Block]:
     """Plot each run faintly and the mean of its group strongly; note if nothing was measured."""
     drawn = [
         ("error", "top1", "held-out error", _held_out, "Error on the held-out images"),
@@ -37,7 +37,7 @@ def overlay_curves(found: Sequence[Group]) -> list[Block]:
     ]
     blocks: list[Block] = []
     for name, measure, label, line_of, caption in drawn:
-        series = list(_series(found, measure, line_of))
+        series = list(_series(run_groups, measure, line_of))
         if series:
             figure = plots.over_epochs(series, label, is_share=measure == "top1")
             under = f"{caption}: each run faint, the mean of its group strong."
@@ -45,9 +45,9 @@ def overlay_curves(found: Sequence[Group]) -> list[Block]:
     return blocks or [Paragraph("No epoch of these runs was measured.")]
 
 
-def _series(found: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[Series]:
-    for group in found:
-        ink = group_colour(found, group)
+def _series(run_groups: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[Series]:
+    for group in run_groups:
+        ink = group_colour(run_groups, group)
         lines = [line for r in group.records if (line := line_of(r, measure)) is not None]
         lines = [error_line(line) if measure == "top1" else line for line in lines]
         if len(lines) > 1:
@@ -58,14 +58,16 @@ def _series(found: Sequence[Group], measure: str, line_of: LineOf) -> Iterator[S
 
 
 def _held_out(record: RunRecord, measure: str) -> Line | None:
-    """Return a measure of the final weights: the averaged ones if the run has them."""
+    """Return a measure of the final weights on the held-out part: the averaged weights if there are
+    any.
+    """
     epochs = curves(record.events).epochs
     net, averaged = (epochs.get(measure_name(measure, split)) for split in ("val", "val_ema"))
     return averaged if averaged is not None else net
 
 
 def mean_line(lines: Sequence[Line]) -> Line:
-    """Return the mean at the epochs that all lines have."""
+    """Return the mean of several lines, at the epochs that all of them have."""
     common = sorted(set.intersection(*(set(line.x.tolist()) for line in lines)))
     at = [dict(zip(line.x.tolist(), line.y.tolist(), strict=True)) for line in lines]
     values = [float(np.mean([line[x] for line in at])) for x in common]

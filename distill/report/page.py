@@ -1,7 +1,7 @@
 """Build an HTML page of sections, with its figures and tables in files beside it.
 
-External text (names, paths, claims, classes) is escaped by the template. Only figures are markup,
-in which matplotlib has escaped the text.
+External text (names, paths, claims, classes) is escaped by the template. Only figures are inserted
+as raw markup; matplotlib has already escaped their text.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Mistakes side by side."""
+    """A block that shows misclassified images side by side."""
 
     kind: ClassVar[str] = "gallery"
     mistakes: Sequence[Mistake]
@@ -93,14 +93,16 @@ Block = Paragraph | Preformatted | FigureBlock | Table | Gallery
 
 @dataclass(frozen=True)
 class Section:
-    """A title and its blocks."""
+    """A part of the page: a title and its blocks."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def parts(self) -> list[list[Block]]:
-        """The blocks in order; consecutive figures are one part, side by side."""
+        """The blocks in order, grouped for the layout: consecutive figures form one part, side by
+        side.
+        """
         parts: list[list[Block]] = []
         for block in self.blocks:
             if parts and block.kind == "drawing" == parts[-1][-1].kind:
@@ -112,11 +114,11 @@ class Section:
 
 @dataclass(frozen=True)
 class HeadFigure:
-    """One number of the head: its name, value and a remark below."""
+    """One number at the top of the page: its name, value and a remark below."""
 
     name: str
     value: str
-    beside: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,34 +138,34 @@ def write(page: Page, path: Path) -> Path:
     Files of an earlier report with the same names are overwritten. Returns the folder. Raises
     Failure if it cannot be written, UserError if one of the folders is a symbolic link.
     """
-    beside = path.with_name(f"{path.stem}_files")
-    for folder in (beside, beside / "figures", beside / "tables"):
+    files_folder = path.with_name(f"{path.stem}_files")
+    for folder in (files_folder, files_folder / "figures", files_folder / "tables"):
         check_subfolder(folder)
     try:
         for section in page.sections:
             for block in section.blocks:
-                _write_files(block, beside)
+                _write_files(block, files_folder)
         write_text(path, html(page))
     except OSError as fault:
         raise Failure(
             f"The report cannot be written: {fault.filename or path}: {fault.strerror or fault}.\n"
             "Choose another folder: --out DIR."
         ) from fault
-    return beside
+    return files_folder
 
 
-def _write_files(block: Block, beside: Path) -> None:
-    """Write a block's files for use in a paper."""
+def _write_files(block: Block, files_folder: Path) -> None:
+    """Write the figure or table of a block to files for use in a paper."""
     if isinstance(block, FigureBlock):
-        write_bytes(beside / "figures" / f"{block.name}.pdf", figure_style.pdf(block.figure))
-        write_bytes(beside / "figures" / f"{block.name}.png", figure_style.png(block.figure))
+        write_bytes(files_folder / "figures" / f"{block.name}.pdf", figure_style.pdf(block.figure))
+        write_bytes(files_folder / "figures" / f"{block.name}.png", figure_style.png(block.figure))
     elif isinstance(block, Table):
-        write_text(beside / "tables" / f"{block.grid.name}.csv", block.grid.csv())
-        write_text(beside / "tables" / f"{block.grid.name}.tex", block.grid.latex())
+        write_text(files_folder / "tables" / f"{block.grid.name}.csv", block.grid.csv())
+        write_text(files_folder / "tables" / f"{block.grid.name}.tex", block.grid.latex())
 
 
-def _finalized(value: Any) -> Any:
-    """Escape control characters in text; leave figures, which are markup."""
+def _escape_text(value: Any) -> Any:
+    """Escape control characters in text; leave figures unchanged, which are markup."""
     return visible_lines(value) if type(value) is str else value
 
 
@@ -172,7 +174,7 @@ def html(page: Page) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        finalize=_finalized,
+        finalize=_escape_text,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

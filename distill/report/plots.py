@@ -1,4 +1,4 @@
-"""Plot figures of a report: arrays in, matplotlib figures out."""
+"""Plot the figures of a report: each function takes arrays and returns a matplotlib figure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from distill.report.figure_style import (
 from distill.runs.epoch_series import Floats, Line
 
 LONGEST_NAME = 18  # characters of a class name beside an axis
-MANY_CLASSES = 20  # above it a matrix has no numbers in its cells
+MANY_CLASSES = 20  # with more classes a matrix has no numbers in its cells
 FAINTEST = 0.01  # opacity: a fainter cell is invisible
 in_style = matplotlib.rc_context(STYLE)
 
@@ -66,7 +66,7 @@ def over_epochs(series: Sequence[Series], label: str, *, is_share: bool = False)
 
 @in_style
 def stacked_panels(panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
-    """Plot small panels below each other, each with its own scale: the terms of a loss."""
+    """Plot small panels below each other, each with its own scale, such as the terms of a loss."""
     figure = new_figure(0.35 + 0.95 * len(panels))
     every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, series) in zip(every, panels, strict=True):
@@ -225,7 +225,7 @@ def _percent(share: float, _: int) -> str:
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """Put the legend above the axes; none if no line has a name."""
+    """Put the legend above the axes, unless no line has a name."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=columns)

@@ -1,4 +1,4 @@
-"""The report of one run."""
+"""Write the report of one run."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from distill.runs.run_folder import RunFolder
 from distill.statistics import Interval
 
 PAGE = "report.html"
-TEACHER_COMMANDS = {"distill", "seeds", "sweep", "search"}  # have --teacher
+TEACHER_COMMANDS = {"distill", "seeds", "sweep", "search"}  # commands with --teacher
 TEACHER_KEY = "teacher.runs"
 LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output of one image, parameters
 
@@ -100,21 +100,21 @@ def _notes(record: RunRecord) -> Iterator[str]:
 
 
 def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:
-    """Yield the numbers that a reader looks for first."""
+    """Yield the numbers that are shown at the top of the page."""
     interval, epoch = test_interval(record), record.result.get("epoch")
     yield HeadFigure("test accuracy", percent(record.test_metric("top1")), _with_level(interval))
     if record.val_images:
-        beside = f"of {grouped(record.val_images)} images" + (
+        remark = f"of {grouped(record.val_images)} images" + (
             f"; selected epoch {epoch}" if epoch else ""
         )
-        yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), beside)
+        yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), remark)
     yield HeadFigure("parameters", grouped(record.parameters))
     if record.teacher_top1 is not None:
         yield HeadFigure(
             "its teacher", percent(record.teacher_top1), "on up to 1,024 held-out images"
         )
-    beside = f"on {record.device}" if record.device else ""
-    yield HeadFigure("training time", duration(record.result.get("elapsed_s")), beside)
+    remark = f"on {record.device}" if record.device else ""
+    yield HeadFigure("training time", duration(record.result.get("elapsed_s")), remark)
 
 
 def _with_level(interval: Interval | None) -> str:
@@ -150,13 +150,15 @@ def _recipe(record: RunRecord) -> Iterator[Block]:
 
 
 def _with_origins(record: RunRecord) -> str:
-    """Return the recipe, each value with the file that set it if the run recorded that."""
+    """Return the recipe's text, each value with the file that set it if the run recorded that."""
     text = recipes.dumps(record.recipe, {"about": True}).strip()
     return recipes.annotated(text, record.environment.get("recipe_origins", {}))
 
 
 def _provenance(record: RunRecord) -> Iterator[Block]:
-    """Yield what is known of where the values came from."""
+    """Yield the differences from the shipped recipe of that name, or a sentence if there are none
+    or if there is no such recipe.
+    """
     name = record.requested_recipe
     if name is None:
         return
@@ -182,7 +184,7 @@ def _provenance(record: RunRecord) -> Iterator[Block]:
 
 
 def _is_shipped(record: RunRecord) -> bool:
-    """Whether the recipe is a shipped one rather than a file of the same name."""
+    """Whether the recipe is a shipped one rather than a user's file of the same name."""
     command = record.environment.get("command") or ()
     return not any(str(word).endswith(".toml") for word in command)
 
@@ -219,8 +221,8 @@ def _reproduction(record: RunRecord) -> Iterator[Block]:
 
 
 def _unnamed_teacher(record: RunRecord) -> list[str]:
-    """Return the `--teacher RUN` options to add to the command to train with the same teachers;
-    empty if it names them.
+    """Return the `--teacher RUN` options to add to the command so that it trains with the same
+    teachers; empty if the command names them.
     """
     typed = record.environment["command"]
     is_named = any(word.startswith(("--teacher", "-t")) or TEACHER_KEY in word for word in typed)

@@ -1,4 +1,4 @@
-"""The HTML page of a sweep: history, importance, parallel coordinates."""
+"""Write the HTML page of a sweep: history, importance, parallel coordinates."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -22,16 +22,16 @@ from distill.terminal.sweep_table import (
     SweepSummary,
     counts_text,
     few_trials_warning,
-    heads,
     in_order,
     key_text,
     n_complete,
+    short_keys,
     value_text,
 )
 
 
 def write(summary: SweepSummary, path: Path) -> None:
-    """Write the page, completely or not at all."""
+    """Write the page of a sweep, completely or not at all."""
     write_text(path, html(page(summary)))
 
 
@@ -55,7 +55,7 @@ def _head_figures(summary: SweepSummary) -> Iterator[HeadFigure]:
         yield HeadFigure(
             summary["metric"], value_text(best["value"]), f"trial {best['trial']}, the best"
         )
-        for name, head in heads(list(summary["space"])).items():
+        for name, head in short_keys(list(summary["space"])).items():
             yield HeadFigure(head, key_text(summary, name, best["values"].get(name)))
         for measure, value in (summary.get("test") or {}).items():
             yield HeadFigure(measure, value_text(value), f"trial {best['trial']}, measured once")
@@ -63,7 +63,7 @@ def _head_figures(summary: SweepSummary) -> Iterator[HeadFigure]:
 
 def _sections(summary: SweepSummary) -> Iterator[Section]:
     if summary.get("rungs"):
-        yield Section("Rungs", [_rungs(summary)])
+        yield Section("Rungs", [_values_by_rung(summary)])
     if drawings := list(_figures(summary)):
         yield Section("History", drawings)
     if summary["importance"]:
@@ -72,10 +72,10 @@ def _sections(summary: SweepSummary) -> Iterator[Section]:
 
 
 def _figures(summary: SweepSummary) -> Iterator[FigureBlock]:
-    """Yield the figures of the history; none for a single trial."""
+    """Yield the figures of the sweep's history; none for a single trial."""
     if len(summary["trials"]) < 2:
         return
-    over_trials, through = sweep_plots.history(summary), sweep_plots.parallel(summary)
+    over_trials, through = sweep_plots.history(summary), sweep_plots.parallel_coordinates(summary)
     if over_trials is not None:
         caption = "The value of each trial in order, and the best so far."
         yield FigureBlock("history", caption, over_trials)
@@ -116,9 +116,9 @@ def _trials(summary: SweepSummary) -> Table:
     )
 
 
-def _rungs(summary: SweepSummary) -> Table:
-    """Return every design's value in each rung of a search, those in most rungs first, then by
-    value.
+def _values_by_rung(summary: SweepSummary) -> Table:
+    """Return a table of every design's value in each rung of a search, those in most rungs first,
+    then by value.
     """
     rungs = [rung["values"] for rung in summary["rungs"]]
     found = {name: [r[name] for r in rungs if r.get(name) is not None] for name in rungs[0]}

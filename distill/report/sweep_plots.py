@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from distill.format import shorten
 from distill.report.figure_style import BLUE, FAINT, PAPER, POINTS, RED
 from distill.report.plots import in_style, legend, new_figure
-from distill.terminal.sweep_table import by_importance, heads, key_text, ranked, value_text
+from distill.terminal.sweep_table import by_importance, key_text, ranked, short_keys, value_text
 
 SweepSummary = Mapping[str, Any]
 LETTERS = 36  # characters that fit below an axis
@@ -45,7 +45,7 @@ def history(summary: SweepSummary) -> Figure | None:
 @in_style
 def importance(summary: SweepSummary) -> Figure:
     """Plot each key's importance as a bar, the longest at the top."""
-    short = heads(list(summary["space"]))
+    short = short_keys(list(summary["space"]))
     names, shares = zip(*reversed(by_importance(summary)), strict=True)
     figure = new_figure(0.5 + 0.25 * len(names))
     axes = figure.add_subplot()
@@ -58,9 +58,9 @@ def importance(summary: SweepSummary) -> Figure:
 
 
 @in_style
-def parallel(summary: SweepSummary) -> Figure | None:
-    """Plot each trial as a line through its values of the keys, downwards to its metric. The best
-    one is red and thick.
+def parallel_coordinates(summary: SweepSummary) -> Figure | None:
+    """Plot each trial as a line from its value of each key down to its metric. The best one is red
+    and thick.
     """
     rows, names = ranked(summary), list(summary["space"])
     if not rows:
@@ -84,7 +84,7 @@ def parallel(summary: SweepSummary) -> Figure | None:
                 ha=side, va="top", fontsize=POINTS - 1,
                 bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )  # fmt: skip
-    short = [shorten(head, LETTERS // 2) for head in heads(names).values()]
+    short = [shorten(head, LETTERS // 2) for head in short_keys(names).values()]
     axes.set_yticks(range(len(names) + 1), [*short, summary["metric"]])
     axes.set_xticks([])
     axes.set_ylim(len(names) + 0.5, -0.2)  # the first key at the top
@@ -107,7 +107,9 @@ def axis_position(summary: SweepSummary, name: str, value: Any) -> float:
 
 
 def _axis_labels(summary: SweepSummary, name: str) -> list[tuple[str, float]]:
-    """Return labels of an axis and their positions: every option, or the ends if space is short."""
+    """Return the labels of an axis and their positions: every option, or only the ends if space is
+    short.
+    """
     [(_, known)] = summary["space"][name].items()
     fit = sum(len(str(each)) for each in known) + 2 * len(known) <= LETTERS
     shown = known if fit else [known[0], known[-1]]

@@ -1,4 +1,4 @@
-"""A table of values as HTML cells, CSV and LaTeX."""
+"""Convert a table of values to HTML cells, CSV and LaTeX."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from distill.format import UNKNOWN
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `format` shows a value as text, and None is always a dash.
+    """A column of a table; `format` shows a value as text, and None is always a dash.
 
     `parts` names the members of values that are tuples: in CSV each has its own column.
     """
@@ -26,12 +26,12 @@ class Column:
         """Return the value as displayed text."""
         return UNKNOWN if value is None else self.format(value)
 
-    def heads(self) -> list[str]:
-        """Return the headings of its columns in CSV."""
+    def csv_heads(self) -> list[str]:
+        """Return the headings of the column in CSV: one, or one for each of its parts."""
         return [f"{self.head} {part}" for part in self.parts] if self.parts else [self.head]
 
     def csv_values(self, value: Any) -> list[Any]:
-        """Return the unrounded values for CSV; None if unknown."""
+        """Return the unrounded values of a cell for CSV; None if unknown."""
         if not self.parts:
             return [value]
         return [None] * len(self.parts) if value is None else list(value)
@@ -43,7 +43,7 @@ def _csv(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ValueTable:
-    """Rows of values under columns. `name` is the stem of its files."""
+    """Rows of values, and the columns that format them. `name` is the stem of its files."""
 
     name: str
     title: str
@@ -62,7 +62,7 @@ class ValueTable:
         """Return CSV with a header row (RFC 4180 with bare line feeds)."""
         text = io.StringIO()
         write = csv.writer(text, lineterminator="\n").writerow
-        write([csv_cell(head) for column in self.columns for head in column.heads()])
+        write([csv_cell(head) for column in self.columns for head in column.csv_heads()])
         for row in self.rows:
             pairs = zip(self.columns, row, strict=True)
             write([_csv(part) for column, value in pairs for part in column.csv_values(value)])

@@ -1,4 +1,4 @@
-"""Report sections on the test split: classes, calibration, mistakes."""
+"""Build the report sections on the test split: classes, calibration, mistakes."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ from distill.runs.saved_predictions import Predictions
 from distill.statistics import Interval
 
 MOST_CONFUSED = 10  # pairs
-SHOWN = 24  # mistakes
+SHOWN = 24  # most mistakes shown
 MOST_PROBABLE = 3  # classes shown for a mistake
 
 
@@ -57,7 +57,7 @@ def test_interval(record: RunRecord) -> Interval | None:
     """Return Wilson's interval of the test accuracy; None without predictions."""
     if record.predictions is None:
         return None
-    return _share(record.predictions.is_right)
+    return _share(record.predictions.is_correct)
 
 
 def result_sections(record: RunRecord) -> list[Section]:
@@ -70,20 +70,20 @@ def result_sections(record: RunRecord) -> list[Section]:
         return [Section("On the test split", [Paragraph(f"There are no predictions: {why}.")])]
     names = record.class_names or tuple(map(str, range(predictions.logits.shape[1])))
     return [
-        Section("On the test split", [*_figures(predictions), *_classes(predictions, names)]),
+        Section("On the test split", [*_main_measures(predictions), *_classes(predictions, names)]),
         Section("Calibration", list(_calibration(predictions))),
         Section("The most confident mistakes", list(_mistakes(predictions, names))),
     ]
 
 
-def _figures(predictions: Predictions) -> Iterator[Block]:
-    """Show the main measures with their intervals."""
+def _main_measures(predictions: Predictions) -> Iterator[Block]:
+    """Yield a table of the main measures with their intervals."""
     logits, labels = predictions.logits, predictions.labels
-    right, nll = predictions.is_right, metrics.nll(logits, labels)
+    correct, nll = predictions.is_correct, metrics.nll(logits, labels)
     confidence = probabilities(logits).max(axis=1)
-    ece_interval = metrics.ece_interval(confidence, right)
+    ece_interval = metrics.ece_interval(confidence, correct)
     rows: list[tuple[Any, ...]] = [
-        ("accuracy", percent(right.mean()), interval_text(_share(right)))
+        ("accuracy", percent(correct.mean()), interval_text(_share(correct)))
     ]
     if logits.shape[1] > 5:
         five = metrics.is_in_top(5, logits, labels)
@@ -91,7 +91,7 @@ def _figures(predictions: Predictions) -> Iterator[Block]:
     mean = float(nll.mean())
     low, high = statistics.bootstrap(lambda values: float(values.mean()), nll)
     rows.append(("NLL, nats", f"{mean:.4f}", interval_text((low, high), "{:.4f}".format)))
-    error = metrics.ece(confidence, right)
+    error = metrics.ece(confidence, correct)
     rows.append(("calibration error", percent(error), interval_text(ece_interval)))
     if predictions.teacher_logits is not None:
         same = metrics.is_same_prediction(logits, predictions.teacher_logits)
@@ -109,17 +109,17 @@ def _share(hits: Array) -> Interval:
 
 def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block]:
     counts = confusion(predictions.logits, predictions.labels)
-    n, right = counts.sum(axis=1), np.diag(counts)
+    n, correct = counts.sum(axis=1), np.diag(counts)
     present = [k for k in range(len(names)) if n[k]]  # a class without images has no accuracy
-    intervals = [statistics.wilson(int(right[k]), int(n[k])) for k in present]
-    shares = right[present] / n[present]
+    intervals = [statistics.wilson(int(correct[k]), int(n[k])) for k in present]
+    shares = correct[present] / n[present]
     teacher = None if predictions.teacher_logits is None else _by_class(predictions, present)
     class_names = [names[k] for k in present]
     figure = plots.by_class(shares, np.array(intervals), class_names, teacher, "the teacher")
     beside = "" if teacher is None else " The diamonds are the teacher's accuracy."
     yield FigureBlock("classes", f"Accuracy of each class, with 95 % intervals.{beside}", figure)
     caption = (
-        "Predictions for each class, in percent of its images. Blue is right; orange is wrong, "
+        "Predictions for each class, in percent of its images. Blue is correct; orange is wrong, "
         "on a separate scale."
     )
     yield FigureBlock("confusion", caption, plots.confusion(counts, names))
@@ -136,10 +136,10 @@ def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block
 
 
 def _by_class(predictions: Predictions, classes: list[int]) -> Array:
-    """Return the teacher's accuracy on each of these classes."""
+    """Return the teacher's accuracy on each of the given classes."""
     assert predictions.teacher_logits is not None
-    right = metrics.is_right(predictions.teacher_logits, predictions.labels)
-    return np.array([right[predictions.labels == k].mean() for k in classes])
+    correct = metrics.is_correct(predictions.teacher_logits, predictions.labels)
+    return np.array([correct[predictions.labels == k].mean() for k in classes])
 
 
 def _calibration(predictions: Predictions) -> Iterator[Block]:
@@ -180,7 +180,7 @@ def _mistakes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Bloc
     if predictions.teacher_logits is not None:
         networks = [("student", predictions.logits), ("teacher", predictions.teacher_logits)]
     shown = min(SHOWN, len(predictions.mistakes))
-    n = int((~predictions.is_right).sum())
+    n = int((~predictions.is_correct).sum())
     yield Paragraph(
         f"{shown} of {counted(n, 'mistake')}, "
         "the most confident first: each image with its label and the most probable classes. Some "

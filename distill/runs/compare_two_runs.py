@@ -1,7 +1,7 @@
 """Compare two finished runs on the same test images.
 
-Everything is computed from the predictions in the runs' evaluation.npz. A difference on these
-images is one of these two networks: another seed of either recipe trains another network.
+Everything is computed from the predictions in the runs' evaluation.npz. A difference found here
+concerns these two trained networks, not their recipes: other seeds would give other networks.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from distill.recipe import recipes
 from distill.runs import run_folder, run_identity, saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished
 from distill.runs.saved_predictions import Predictions
-from distill.runs.teacher_student_summary import summary_row as figures
+from distill.runs.teacher_student_summary import summary_row
 from distill.statistics import SIGNIFICANT, Interval, bootstrap, count_pairs, wilson
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """The figures of one of the two runs: shares 0..1, nll in nats."""
+    """The measures of one of the two compared runs: shares 0..1, nll in nats."""
 
     run: str
     recipe: str
@@ -49,7 +49,7 @@ class ClassDifference:
     n: int
     right_a: int
     right_b: int
-    only_a: int  # right by A alone
+    only_a: int  # images that A alone predicts correctly
     only_b: int
 
 
@@ -60,14 +60,14 @@ class Comparison:
     a: ComparedRun
     b: ComparedRun
     n: int
-    only_a: int  # images that A alone has right
+    only_a: int  # images that only A predicts correctly
     only_b: int
     both_right: int
     both_wrong: int
     difference: float  # of the accuracies
     difference_interval: Interval  # paired bootstrap: the same images of both
-    p: float  # McNemar's exact test of "both are right equally often"
-    agreement: float  # share of images with the same prediction, right or wrong
+    p: float  # of McNemar's exact test that both are correct equally often
+    agreement: float  # share of images with the same prediction, correct or not
     agreement_interval: Interval  # Wilson's
     classes: tuple[ClassDifference, ...]
     recipes: tuple[str, ...]  # `optim.lr: 0.1 -> 0.2`
@@ -77,8 +77,8 @@ class Comparison:
 def compare(path_a: Path, path_b: Path) -> Comparison:
     """Compare run B with run A.
 
-    Raises UserError if one is not finished, has lost its predictions or figures, or was measured on
-    other images.
+    Raises UserError if one is not finished, has lost its predictions or measures, or was measured
+    on other images.
     """
     return _compare(open_finished(path_a), open_finished(path_b))
 
@@ -86,7 +86,7 @@ def compare(path_a: Path, path_b: Path) -> Comparison:
 def _compare(a: RunFolder, b: RunFolder) -> Comparison:
     of_a, of_b = _predictions(a), _predictions(b)
     _check_same_images(a, b, of_a, of_b)
-    right_a, right_b, n = of_a.is_right, of_b.is_right, len(of_a.labels)
+    right_a, right_b, n = of_a.is_correct, of_b.is_correct, len(of_a.labels)
     pairs = count_pairs(right_a, right_b)
     gain = right_b.astype(float) - right_a.astype(float)
     same = int(metrics.is_same_prediction(of_a.logits, of_b.logits).sum())
@@ -112,8 +112,10 @@ def _compare(a: RunFolder, b: RunFolder) -> Comparison:
 
 
 def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """The differences of the recipes. Two students leave out the network in [teacher], which a
-    student's recipe does not use: it has `teacher.runs` and the keys in TEACHING.
+    """Yield the differences of the recipes.
+
+    For two students the network in [teacher] is left out, which a student's recipe does not use: it
+    has `teacher.runs` and the keys in TEACHING.
     """
     are_students = {a.result()["role"], b.result()["role"]} == {"student"}
     for line in recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe)):
@@ -138,7 +140,9 @@ def _predictions(run: RunFolder) -> Predictions:
     return predictions
 
 
-def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Predictions) -> None:
+def _check_same_images(
+    a: RunFolder, b: RunFolder, predictions_a: Predictions, predictions_b: Predictions
+) -> None:
     """Raise UserError if fingerprints, labels or class names show that the runs were tested on
     different images.
     """
@@ -148,11 +152,13 @@ def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Pred
     differing = run_identity.test_split_differences([a.result(), b.result()])
     if names[0] != names[1]:
         problem = "other classes: " + " / ".join(describe_class_difference(*names))
-    elif len(of_a.labels) != len(of_b.labels):
-        problem = f"{len(of_a.labels):,} / {len(of_b.labels):,} images"
-    elif (of_a.labels != of_b.labels).any():
-        n = int((of_a.labels != of_b.labels).sum())
-        problem = f"other labels, {n:,} of {len(of_a.labels):,}, or the same in another order"
+    elif len(predictions_a.labels) != len(predictions_b.labels):
+        problem = f"{len(predictions_a.labels):,} / {len(predictions_b.labels):,} images"
+    elif (predictions_a.labels != predictions_b.labels).any():
+        n = int((predictions_a.labels != predictions_b.labels).sum())
+        problem = (
+            f"other labels, {n:,} of {len(predictions_a.labels):,}, or the same in another order"
+        )
     elif differing:
         verb = "differs" if len(differing) == 1 and not differing[0].endswith("s") else "differ"
         problem = f"other images: their {' and '.join(differing)} {verb}"
@@ -161,16 +167,16 @@ def _check_same_images(a: RunFolder, b: RunFolder, of_a: Predictions, of_b: Pred
 
 
 def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
-    result, row = run.result(), figures("", run)
+    result, row = run.result(), summary_row("", run)
     nll = metrics.nll(predictions.logits, predictions.labels)
-    right = int(predictions.is_right.sum())
+    n_correct = int(predictions.is_correct.sum())
     return ComparedRun(
         run=str(run.path),
         recipe=result["recipe"],
         network=row.network,
         parameters=result["parameters"],
-        top1_test=right / len(nll),
-        top1_test_interval=wilson(right, len(nll)),
+        top1_test=n_correct / len(nll),
+        top1_test_interval=wilson(n_correct, len(nll)),
         nll_test=float(nll.mean()),
         nll_test_interval=bootstrap(_mean, nll),
         ece_test=result["metrics"][measure_name("ece", "test")],
@@ -180,11 +186,13 @@ def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
     )
 
 
-def _by_class(a: RunFolder, of_a: Predictions, of_b: Predictions) -> tuple[ClassDifference, ...]:
-    right_a, right_b = of_a.is_right, of_b.is_right
+def _by_class(
+    a: RunFolder, predictions_a: Predictions, predictions_b: Predictions
+) -> tuple[ClassDifference, ...]:
+    right_a, right_b = predictions_a.is_correct, predictions_b.is_correct
     rows = []
     for label, name in enumerate(a.result()["class_names"]):
-        in_class = of_a.labels == label
+        in_class = predictions_a.labels == label
         masks = (
             in_class,
             in_class & right_a,
@@ -199,7 +207,7 @@ def _by_class(a: RunFolder, of_a: Predictions, of_b: Predictions) -> tuple[Class
 def _findings(
     runs: tuple[ComparedRun, ComparedRun], n: int, interval: Interval, p: float
 ) -> Iterator[str]:
-    """Sentences on what the comparison shows and what it does not."""
+    """Yield sentences on what the comparison shows and what it does not."""
     a, b = runs
     low, high = map(points, interval)
     if a.weights == b.weights:
@@ -223,9 +231,9 @@ def _findings(
 
 
 def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """Sentences on what the results leave open about the images."""
+    """Yield sentences on what the results leave open about the images."""
     results = [run.result() for run in (a, b)]
-    unnamed = run_identity.test_split_unnamed(results)
+    unnamed = run_identity.missing_test_split_note(results)
     yield from unnamed
     if results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]:
         return

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 class Line(NamedTuple):
-    """Values `y` [N] at `x` epochs done [N]."""
+    """Values `y` [N] after `x` [N] completed epochs."""
 
     x: Floats
     y: Floats
@@ -41,7 +41,7 @@ class Curves:
 
 
 def curves(events: Sequence[Event]) -> Curves:
-    """The lines of a run's events; empty before its first step."""
+    """Return the curves of a run's events; they are empty before its first step."""
     starts = [event for event in events if isinstance(event, Start)]
     per_epoch = starts[-1].steps_per_epoch if starts else 1
     steps = [(e.step / per_epoch, e.metrics) for e in events if isinstance(e, Step)]
@@ -50,7 +50,7 @@ def curves(events: Sequence[Event]) -> Curves:
 
 
 def _lines(points: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, Line]:
-    """One line per metric, in the order in which they first occur."""
+    """Return one line per metric, in the order in which the metrics first occur."""
     names = dict.fromkeys(name for _, metrics in points for name in metrics)
     lines = {}
     for name in names:

@@ -19,7 +19,7 @@ Seeds = tuple[int, int]  # train.seed, data.seed
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seeds, one per pair of seeds; the others are `duplicates`."""
+    """Runs that differ only in their seeds, one per pair of seeds; repetitions are `duplicates`."""
 
     name: str
     records: tuple[RunRecord, ...]
@@ -30,7 +30,7 @@ class Group:
         return {record.seeds: record for record in self.records}
 
     @property
-    def tested(self) -> list[float]:
+    def test_accuracies(self) -> list[float]:
         """The test accuracies of the finished runs."""
         return [top1 for record in self.records if (top1 := record.test_metric("top1")) is not None]
 
@@ -46,8 +46,8 @@ class Group:
 class GroupDifference:
     """The difference of group `a` and group `b` in accuracy on the test split.
 
-    `difference` is a − b, `p` that of "there is no difference"; None if unknown, and `method` has
-    the reason.
+    `difference` is a − b, `p` the p-value of the null hypothesis of no difference; both are None if
+    unknown, and `method` has the reason.
     """
 
     a: str
@@ -74,8 +74,8 @@ def groups(records: Sequence[RunRecord]) -> list[Group]:
 
 
 def without_seeds(record: RunRecord) -> Recipe:
-    """The recipe without what may differ in a group: seeds, logging and saving, the path of the
-    images, and a teacher that no loss term reads.
+    """Return the recipe without what may differ in a group: seeds, logging and saving, the path of
+    the images, and a teacher that no loss term reads.
     """
     recipe = record.recipe
     if record.role == "student" and not recipes.has_teacher(recipe):
@@ -87,13 +87,14 @@ def without_seeds(record: RunRecord) -> Recipe:
 
 
 def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
-    """The difference of each pair of groups, in order."""
+    """Return the difference of each pair of groups, in order."""
     return [group_difference(a, b) for a, b in combinations(groups, 2)]
 
 
 def group_difference(a: Group, b: Group) -> GroupDifference:
-    """Test two groups: by Student's t if they have two or more common seeds, else by McNemar's
-    test, which compares two networks and not their recipes.
+    """Test the difference of two groups, by Student's t if they have two or more common seeds.
+
+    Otherwise by McNemar's test, which compares two networks and not their recipes.
     """
     common = [
         (of_a, of_b)
@@ -104,7 +105,7 @@ def group_difference(a: Group, b: Group) -> GroupDifference:
     if len({record.test for pair in common for record in pair} - {""}) > 1:
         return GroupDifference(a.name, b.name, "they were tested on different images")
     if len(common) > 1:
-        accuracies = (Group(a.name, runs).tested for runs in zip(*common, strict=True))
+        accuracies = (Group(a.name, runs).test_accuracies for runs in zip(*common, strict=True))
         difference, p = statistics.paired_difference(*accuracies)
         method = f"Student's t on {len(common)} common seeds"
         return GroupDifference(a.name, b.name, method, difference.mean, difference.interval, p)
@@ -116,7 +117,7 @@ def group_difference(a: Group, b: Group) -> GroupDifference:
 def _between_two(
     a: Group, b: Group, common: Sequence[tuple[RunRecord, RunRecord]]
 ) -> GroupDifference:
-    """McNemar's test on the images that only one of two networks has right."""
+    """Compare two networks by McNemar's test on the images that only one predicts correctly."""
     if not common:
         return GroupDifference(a.name, b.name, "no common seeds, so no pairs")
     (run_a, run_b), *_ = common
@@ -126,7 +127,7 @@ def _between_two(
     is_known = run_a.test and run_b.test
     if (is_known and run_a.test != run_b.test) or not np.array_equal(of_a.labels, of_b.labels):
         return GroupDifference(a.name, b.name, "they were tested on different images")
-    pairs = statistics.count_pairs(of_a.is_right, of_b.is_right)
+    pairs = statistics.count_pairs(of_a.is_correct, of_b.is_correct)
     method = (
         "McNemar's test, one run each: correct in the first only "
         f"{counted(pairs.only_a, 'image')}, in the second only {pairs.only_b:,}"
@@ -136,7 +137,9 @@ def _between_two(
 
 
 def _common_settings(record: RunRecord) -> str:
-    """The key that the runs of a group share, beside the test split: recipe, data and role."""
+    """Return the key that the runs of a group share besides the test split: recipe, data
+    and role.
+    """
     return f"{recipes.fingerprint(without_seeds(record))} {record.data} {record.role}"
 
 
@@ -149,7 +152,9 @@ def _group(name: str, records: Sequence[RunRecord]) -> Group:
 
 
 def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """The common prefix of each group's folder names; numbered if two groups have the same."""
+    """Return the common prefix of each group's folder names; numbered if two groups have
+    the same.
+    """
     prefixes = [_common_prefix([record.name for record in records]) for records in groups]
     return [
         name if prefixes.count(name) == 1 else f"{name} ({prefixes[: i + 1].count(name)})"

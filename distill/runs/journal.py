@@ -44,7 +44,9 @@ LARGEST = 1 << 30  # bytes of a journal
 
 
 def _schema(kind: type[Event]) -> type[BaseModel]:
-    """The types of an event's fields; seconds are bounded so that they can be formatted."""
+    """Return a model of the types of an event's fields; seconds are bounded so that they can be
+    formatted.
+    """
     types = get_type_hints(kind)
     fields = {name: (SECONDS if name.endswith("_s") else types[name], ...) for name in types}
     return create_model(kind.__name__, __config__=run_json.OPEN, **fields)  # type: ignore[call-overload, no-any-return]
@@ -54,30 +56,32 @@ SCHEMAS = {name: _schema(kind) for name, kind in KINDS.items()}
 
 
 class Journal:
-    """Append events to a journal; a resumed run leaves no step in it twice."""
+    """Append events to a journal; after a resume, no step is in it twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __call__(self, event: Event) -> None:
-        """Append one line. A `Start` or `Retry` first drops the lines after the step from which it
-        continues."""
+        """Append one line. For a `Start` or `Retry`, first drop the lines after the step from which
+        it continues.
+        """
         if isinstance(event, Start):
             rewind(self.path, event.first_step, event.first_epoch, event.retries)
         if isinstance(event, Retry):
             rewind(self.path, event.first_step, event.first_epoch)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened for each line: readers see complete lines, and a kill loses none.
-        with open(self.path, "a", opener=lock.without_following) as file:
+        with open(self.path, "a", opener=lock.open_without_following_links) as file:
             file.write(line(event) + "\n")
             file.flush()
             os.fsync(file.fileno())  # before the checkpoint that includes the event is written
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal; [] if there is none yet.
+    """Return the lines of a journal; an empty list if there is none yet.
 
-    A last line that a kill cut short is left out; any other that is not JSON raises UserError.
+    A last line that was cut short by a kill is left out; any other that is not JSON raises
+    UserError.
     """
     texts = _text(path).splitlines() if path.exists() else []
     rows = []
@@ -103,7 +107,7 @@ def _text(path: Path) -> str:
 
 
 def _row(text: str) -> dict[str, Any]:
-    """Parse one line. Raises Invalid if it is not JSON or no event."""
+    """Parse one line. Raises Invalid if it is not JSON or not an event."""
     try:
         row = run_json.parsed(text)
     except Invalid as fault:
@@ -121,8 +125,9 @@ def _row(text: str) -> dict[str, Any]:
 
 
 def events(path: Path) -> list[Event]:
-    """The events of a journal, with nan for `null` numbers. Raises the UserErrors of `read`, and
-    one if an event lacks a field.
+    """Return the events of a journal, with nan for `null` numbers.
+
+    Raises the UserErrors of `read`, and one if an event lacks a field.
     """
     try:
         return [event(row) for row in read(path)]
@@ -131,21 +136,21 @@ def events(path: Path) -> list[Event]:
 
 
 def line(event: Event) -> str:
-    """One event as a line of JSON, without a newline."""
+    """Return one event as a line of JSON, without a newline."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     row = {"event": type(event).__name__.lower(), "at": at, **asdict(event)}
     return json.dumps(without_nan(row), allow_nan=False)
 
 
 def event(row: dict[str, Any]) -> Event:
-    """The event of one line; the inverse of `line`."""
+    """Return the event of one line; the inverse of `line`."""
     kind = KINDS[row["event"]]
     fields = kind.__dataclass_fields__
     return kind(**{key: field_value(key, value) for key, value in row.items() if key in fields})
 
 
 def field_value(key: str, value: Any) -> Any:
-    """Convert a field's JSON value to the event's: JSON has no tuple and no nan."""
+    """Convert a field's JSON value to the event's: lists to tuples, `null` numbers to nan."""
     if key == "metrics" and isinstance(value, dict):
         return {name: math.nan if number is None else number for name, number in value.items()}
     if key == "notes" and isinstance(value, list):
@@ -154,10 +159,10 @@ def field_value(key: str, value: Any) -> Any:
 
 
 def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = None) -> None:
-    """Drop the lines after so many steps and epochs, by an atomic rewrite.
+    """Drop the lines after `first_step` steps and `first_epoch` epochs, by an atomic rewrite.
 
-    Of the retries, which have the step of their checkpoint, only the first `retries` stay: a later
-    one was written by a process that was killed before its checkpoint was.
+    A retry's line has the step of its checkpoint. Only the first `retries` of them stay: a later
+    one was written by a process that was killed before its checkpoint was written.
     """
     rows = read(path)
     if path.exists():  # rewritten in any case, to drop a partial line or a hard link
@@ -169,7 +174,7 @@ def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = 
 
 
 def is_before(row: dict[str, Any], step: int, epoch: int) -> bool:
-    """Whether a line was written when at most so many steps and epochs were done.
+    """Whether a line was written when at most `step` steps and `epoch` epochs were done.
 
     The end of an epoch and its last step have the same number of steps; an `End` is after all.
     """
@@ -178,7 +183,7 @@ def is_before(row: dict[str, Any], step: int, epoch: int) -> bool:
 
 
 def without_nan(value: Any) -> Any:
-    """The same value with None for every float that JSON cannot represent."""
+    """Return the same value with None for every float that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
 """List the runs in a folder with their results and states.
 
-Only reads files. A run that cannot be read is a row with the reason.
+Only reads files. A run that cannot be read has a row with the reason.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from distill.files import run_json
 from distill.recipe import recipes
 from distill.runs import journal, lock, saved_predictions
 from distill.runs.run_folder import RUNS, RunFolder, runs_in
-from distill.runs.teacher_student_summary import summary_row as figures
+from distill.runs.teacher_student_summary import summary_row
 from distill.statistics import Interval, wilson
 
 State = Literal["finished", "training", "stopped", "killed", "never began", "damaged"]
@@ -25,7 +25,7 @@ UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeErro
 
 @dataclass(frozen=True)
 class RunListing:
-    """One run, unformatted: shares 0..1, seconds since 1970; None if a figure is unknown."""
+    """One run, unformatted: shares 0..1, seconds since 1970; None for an unknown value."""
 
     path: str
     updated_at: float  # when it finished, or when a file was last written
@@ -37,9 +37,9 @@ class RunListing:
     top1_test_interval: Interval | None = None  # Wilson's, 95 %
     test_images: int | None = None
     top1_val: float | None = None  # of the final weights, on the held-out part
-    step: int | None = None  # from which a stopped run would continue, or the newest one logged
+    step: int | None = None  # where a stopped run would continue, or the newest one logged
     total_steps: int | None = None
-    fault: str | None = None  # why it is damaged
+    fault: str | None = None  # why the run is damaged
 
 
 def list_runs(folder: Path) -> list[RunListing]:
@@ -90,7 +90,7 @@ def _list_run(run: RunFolder) -> RunListing:
 
 
 def _first_line(fault: Exception) -> str:
-    """The first problem in an error, on one line."""
+    """Return the first problem in an error, on one line."""
     if isinstance(fault, recipes.RecipeError):
         return fault.faults[0]
     if isinstance(fault, UserError):
@@ -99,18 +99,18 @@ def _first_line(fault: Exception) -> str:
 
 
 def _finished(run: RunFolder, row: RunListing) -> RunListing:
-    result, summary = run.result(), figures("", run)
+    result, summary = run.result(), summary_row("", run)
     if not run.weights(run.role).exists():
         raise UserError(f"{run.weights(run.role).name} is missing")
     n = _test_images(run)
-    right = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
+    n_correct = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
     return replace(
         row,
         state="finished",
         recipe=result["recipe"],
         parameters=summary.parameters,
         top1_test=summary.top1_test,
-        top1_test_interval=None if n is None or right is None else wilson(right, n),
+        top1_test_interval=None if n is None or n_correct is None else wilson(n_correct, n),
         test_images=n,
         top1_val=summary.top1_val,
         updated_at=datetime.fromisoformat(result["finished_at"]).timestamp(),
@@ -118,7 +118,7 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
 
 
 def _test_images(run: RunFolder) -> int | None:
-    """The number of test images; None if the predictions do not exist any more."""
+    """Return the number of test images; None if the predictions do not exist any more."""
     with suppress(UserError):
         if (predictions := saved_predictions.read_run(run)) is not None:
             return len(predictions.labels)
@@ -148,7 +148,7 @@ def _unfinished(run: RunFolder, row: RunListing) -> RunListing:
 
 
 def _saved_step(run: RunFolder) -> int:
-    """The step of the newest readable checkpoint; 0 if there is none."""
+    """Return the step of the newest readable checkpoint; 0 if there is none."""
     for folder in (run.last, run.last.with_name(f"{run.last.name}.old")):
         with suppress(UserError, KeyError):
             return int(run_json.progress(folder / "progress.json")["step"])

@@ -21,7 +21,9 @@ TestCurve = Mapping[int, Mapping[str, float]]  # epoch -> `top1/test`, `top1/tra
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. `result` is empty before it is finished, `environment` if the file is absent."""
+    """The content of one run's folder. `result` is empty before the run is finished, `environment`
+    if the file is absent.
+    """
 
     folder: RunFolder
     recipe: Recipe
@@ -48,7 +50,7 @@ class RunRecord:
 
     @property
     def role(self) -> Role | None:
-        """None if neither result nor journal has the role."""
+        """The role of the trained network; None if neither result nor journal has it."""
         role: Role | None = self._from_result_or_start("role")
         return role
 
@@ -58,7 +60,7 @@ class RunRecord:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Empty before the run is finished."""
+        """The names of the classes; empty before the run is finished."""
         return tuple(map(visible, self.result.get("class_names", ())))
 
     @property
@@ -102,7 +104,7 @@ class RunRecord:
 
     @property
     def data(self) -> str:
-        """The fingerprint of its images; before the first checkpoint, their source."""
+        """The fingerprint of the run's images; before the first checkpoint, their source."""
         if self.result:
             return str(self.result["data"]["fingerprint"])
         with suppress(UserError, KeyError):
@@ -111,7 +113,7 @@ class RunRecord:
 
     @property
     def test(self) -> str:
-        """The fingerprint of its test split; empty if an earlier version wrote the run."""
+        """The fingerprint of the run's test split; empty if an earlier version wrote the run."""
         if self.result:
             return str(self.result["data"].get("test_fingerprint", ""))
         with suppress(UserError, KeyError):
@@ -129,27 +131,29 @@ class RunRecord:
         return self.recipe.ema is not None
 
     def _named(self, name: str) -> str | None:
-        """A text from the result or the start event, on one line."""
+        """Return a text from the result or the start event, on one line."""
         text: str | None = self._from_result_or_start(name)
         return None if text is None else visible(text)
 
     def _from_result_or_start(self, name: str) -> Any:
-        """A value that the result and the start event have by the same name; None without both."""
+        """Return a value that the result and the start event have under the same name; None without
+        both.
+        """
         return self.result[name] if self.result else getattr(self.start, name, None)
 
     def test_metric(self, measure: str) -> float | None:
-        """`top1`, `nll` or `ece` of the final weights on the test split."""
+        """Return `top1`, `nll` or `ece` of the final weights on the test split."""
         return self._metric(measure_name(measure, "test"))
 
     def val_metric(self, measure: str) -> float | None:
-        """`top1`, `nll` or `ece` of the final weights on the held-out part, which selects the
-        epoch.
+        """Return `top1`, `nll` or `ece` of the final weights on the held-out part, which selects
+        the epoch.
         """
         averaged = self._metric(measure_name(measure, "val_ema"))
         return self._metric(measure_name(measure, "val")) if averaged is None else averaged
 
     def _metric(self, name: str) -> float | None:
-        """A metric of the final weights; of the best so far if the run is not finished."""
+        """Return a metric of the final weights; of the best so far if the run is not finished."""
         best = [
             event.metrics for event in self.events if isinstance(event, Epoch) and event.is_best
         ]

@@ -1,7 +1,7 @@
 """Lock a run folder while a process trains in it, and record which process that is.
 
-The operating system's lock on the file `.lock` ends with its process, however that ends.
-`running.json` names the process; if it exists and the lock is free, that process was killed.
+The operating system's lock on the file `.lock` ends with its process, for whatever reason that
+ends. `running.json` names the process; if it exists and the lock is free, that process was killed.
 """
 
 import json
@@ -60,7 +60,7 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
         now = LockHolder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
         if not record.is_symlink():
             record.unlink(missing_ok=True)  # a new file, so that no other hard link changes
-        with open(record, "w", opener=without_following) as file:
+        with open(record, "w", opener=open_without_following_links) as file:
             file.write(json.dumps(asdict(now)) + "\n")
         yield killed
     finally:
@@ -71,9 +71,9 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
         lock.release()
 
 
-def without_following(path: str, flags: int) -> int:
-    """An opener that fails with OSError if the file is a symbolic link, instead of writing to its
-    target.
+def open_without_following_links(path: str, flags: int) -> int:
+    """Open a file for `open(opener=...)`; raise OSError if it is a symbolic link, instead of
+    writing to its target.
     """
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
@@ -82,7 +82,7 @@ def without_links(path: str, flags: int) -> int:
     """An opener that refuses a symbolic link, a pipe, a device, and a file that has another name
     too: writing would change something else. Raises OSError or UserError.
     """
-    descriptor = without_following(path, flags | getattr(os, "O_NONBLOCK", 0))
+    descriptor = open_without_following_links(path, flags | getattr(os, "O_NONBLOCK", 0))
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
@@ -109,8 +109,8 @@ def check_single_file(path: Path, option: str) -> None:
 
 
 def check_lock_file(path: Path, option: str = "--out") -> None:
-    """Raise UserError if taking the lock would change another file: if its file is a symbolic link,
-    a hard link to a file that is not empty, a pipe or a device.
+    """Raise UserError if taking the lock would change another file: if the lock file is a symbolic
+    link, a hard link to a file that is not empty, a pipe or a device.
     """
     advice = f"Delete it, or choose another {option}."
     if path.is_symlink():
@@ -141,7 +141,7 @@ def _in_use(folder: Path, holder: LockHolder | None) -> InUse:
 
 
 def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
-    """The process that trains in a folder or was killed in it, and whether it still trains.
+    """Return the process that trains in a folder or was killed in it, and whether it still trains.
 
     Changes no file. If the lock cannot be tried (in a folder of another user), the recorded process
     counts as training.
@@ -167,7 +167,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _read(record: Path) -> LockHolder | None:
-    """The process in a running.json; None if the file is absent or unreadable."""
+    """Return the process in a running.json; None if the file is absent or unreadable."""
     try:
         return HOLDER.validate_python(run_json.read(record))
     except (UserError, ValueError):

@@ -10,7 +10,7 @@ student.safetensors  the final weights (teacher.safetensors from train-teacher)
 evaluation.npz       predictions on test split and held-out part, teacher logits, mistakes
 environment.json     versions, hardware, command, source hash
 test_curve.json      measures of the saved epochs on training and test images, once computed
-result.json          the figures; written last, so its presence means "finished"
+result.json          the measures; written last, so its presence means "finished"
 """
 
 import json
@@ -41,13 +41,13 @@ FOLDERS = (
     "report_files", "report_files/figures", "report_files/tables",
 )  # fmt: skip
 ADVICE = "Choose another --out."
-IS_TESTED = "is_tested"  # false in result.json of a trial without figures of the test split
+IS_TESTED = "is_tested"  # false in result.json of a trial not measured on the test split
 RUNS = Path("runs")  # the default parent folder of runs
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and small files of one run; creates nothing before something is written."""
+    """The paths and small files of one run; creates nothing before something is written."""
 
     path: Path
 
@@ -105,8 +105,10 @@ class RunFolder:
         return role
 
     def result(self) -> dict[str, Any]:
-        """The figures of a finished run. Raises UserError if it is not finished, if result.json is
-        damaged, and later if a missing key is read.
+        """Return the content of a finished run's result.json.
+
+        Raises UserError if the run is not finished, if the file is damaged, and later if a missing
+        key is read.
         """
         if not self.is_finished:
             raise UserError(
@@ -140,7 +142,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def delete_partial_files(folder: RunFolder) -> None:
-    """Delete the temporary files of a process that was killed while it wrote."""
+    """Delete the temporary files of a process that was killed while writing."""
     for path in folder.path.glob(".*.*"):
         if path.suffix[1:].isdecimal() and path.is_file():
             path.unlink()
@@ -170,7 +172,7 @@ def check_role(folder: RunFolder, role: Role) -> None:
 
 
 def _role_begun(folder: RunFolder) -> str | None:
-    """The role in the result, else in a checkpoint; None if neither has one."""
+    """Return the role in the result, else in a checkpoint; None if neither has one."""
     files = (
         folder.result_file,
         folder.last / "progress.json",
@@ -183,12 +185,12 @@ def _role_begun(folder: RunFolder) -> str | None:
 
 
 def is_tested(result: Mapping[str, Any]) -> bool:
-    """Whether a finished run was measured on the test split: trials of a sweep are not."""
+    """Whether a finished run was measured on the test split, which trials of a sweep are not."""
     return result.get(IS_TESTED, True) is not False
 
 
 def check_is_tested(folder: RunFolder) -> None:
-    """Raise UserError if a finished run has no figures of the test split."""
+    """Raise UserError if a finished run was not measured on the test split."""
     if is_tested(folder.result()):
         return
     verb = "train-teacher" if folder.role == "teacher" else "distill"
@@ -200,12 +202,12 @@ def check_is_tested(folder: RunFolder) -> None:
 
 
 def default_path(name: str, runs: Path = RUNS) -> Path:
-    """`runs/<recipe>-<time>`, local time to the second."""
+    """Return `runs/<recipe>-<time>`, with the local time to the second."""
     return runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_out(folder: RunFolder, resume: bool) -> None:
-    """Raise UserError if no run may be written here: if the folder has a run that is not to be
+    """Raise UserError if no run may be written to the folder: if it has a run that is not to be
     resumed, if no file can be written, or if a file of the run is a link or a device. Leaves no
     file behind.
     """
@@ -227,7 +229,7 @@ def check_inside_folder(folder: RunFolder) -> None:
     journal (`journal.rewind`) before it appends to it, and running.json; for the lock file see
     `lock.hold_lock`.
     """
-    for path in _own_paths(folder):
+    for path in _run_paths(folder):
         try:
             mode = path.lstat().st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -243,8 +245,8 @@ def check_inside_folder(folder: RunFolder) -> None:
 
 
 def check_subfolder(path: Path) -> None:
-    """A folder that a command makes inside the one that its user named. Raises UserError if it is a
-    symbolic link, which would lead out of the named folder, or no folder.
+    """Raise UserError if a subfolder that a command makes exists as something other than a folder,
+    or as a symbolic link, which would lead out of the folder that the user named.
     """
     if path.is_symlink():
         fault = "is a symbolic link: files are written only inside the named folder"
@@ -255,8 +257,8 @@ def check_subfolder(path: Path) -> None:
     raise UserError(f"{path} {fault}.\nDelete it, or choose another --out.")
 
 
-def _own_paths(folder: RunFolder) -> Iterator[Path]:
-    """Every file and folder that a run may write; a folder before its content."""
+def _run_paths(folder: RunFolder) -> Iterator[Path]:
+    """Yield every file and folder that a run may write; a folder before its content."""
     yield from (folder.path / name for name in FILES)
     for name in FOLDERS:
         subfolder = folder.path / name
@@ -320,8 +322,8 @@ def _check_readable(folder: RunFolder) -> None:
 
 
 def _suggestions(path: Path) -> str:
-    """A sentence with the run that contains the path; else with the runs in it, or with those
-    beside it and in runs/, the most similar names first.
+    """Return a sentence that names the run that contains the path; otherwise the runs in the path,
+    or those beside it and in runs/, the most similar names first.
     """
     if RunFolder(path.parent).is_run:
         return f"Its run is {path.parent}."
@@ -337,27 +339,31 @@ def _suggestions(path: Path) -> str:
 
 
 def unfinished_in(folder: Path) -> str:
-    """`; unfinished there: a, b`, the newest first, for a message; empty if there is none."""
+    """Return `; unfinished there: a, b`, the newest first, for a message; empty if there is
+    none.
+    """
     paths = [str(run.path) for run in runs_in(folder) if not run.is_finished][:5]
     return f"; unfinished there: {', '.join(paths)}" if paths else ""
 
 
 def runs_in(folder: Path) -> Iterator[RunFolder]:
-    """The runs directly in a folder, the newest first."""
+    """Yield the runs directly in a folder, the newest first."""
     if not folder.is_dir():
         return
     runs: list[tuple[float, RunFolder]] = []
     for path in folder.iterdir():
         run = RunFolder(path)
-        with suppress(OSError):  # no run, deleted meanwhile, or not readable for this user
+        with suppress(OSError):  # not a run, deleted meanwhile, or not readable for this user
             status = run.recipe.stat()
             if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
                 runs.append((status.st_mtime, run))
     yield from (run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True))
 
 
-def broken_in(folder: Path) -> list[str]:
-    """One note for each finished run directly in a folder whose result.json cannot be read."""
+def unreadable_results_in(folder: Path) -> list[str]:
+    """Return one note for each finished run directly in a folder whose result.json cannot
+    be read.
+    """
     notes = []
     for run in runs_in(folder):
         try:

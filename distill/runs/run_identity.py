@@ -1,4 +1,4 @@
-"""Compare runs: their recipes, their teachers' weights and the test splits that measured them."""
+"""Compare runs: their recipes, their teachers' weights and their test splits."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ TESTED = {  # keys of "data" in result.json that identify the test split
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
     """Raise UserError, with the keys that differ, if the run began with another recipe.
 
-    Without named teachers the recipe has those of the run. Named teachers may be in other folders
+    If the recipe names no teachers, it has those of the run. Named teachers may be in other folders
     than before: their weights must be the same, which are compared here if the run is finished, and
     with the checkpoint when it is resumed. A run that began with the TrivialAugment of an earlier
     version, which has other strengths and another position, is refused too.
@@ -52,8 +52,8 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
-    """A line if the recipe's teachers have other weights than those of a finished run; none if they
-    are the same. Raises UserError if one is no finished run.
+    """Return one line if the recipe's teachers have other weights than those that the finished run
+    used, otherwise an empty list. Raises UserError if a teacher is not a finished run.
     """
     before = folder.result()["teacher"]["fingerprint"]
     today = teachers_fingerprint(open_finished(path) for path in (recipe.teacher or Teacher()).runs)
@@ -61,8 +61,8 @@ def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
 
 
 def teachers_fingerprint(runs: Iterable[RunFolder]) -> str:
-    """The identity of the teachers' weights: the sha256 of each file, hex, joined by `+`; empty
-    without a teacher.
+    """Return the fingerprint of the teachers' weights: the sha256 of each file, hex, joined by `+`;
+    empty without a teacher.
     """
     return "+".join(map(_weights_sha256, runs))
 
@@ -80,7 +80,7 @@ def _weights_sha256(run: RunFolder) -> str:
 
 
 def training_fingerprint(recipe: Recipe) -> str:
-    """SHA-256, hex, of the keys that differ from their defaults, without [about],
+    """Return the SHA-256, hex, of the keys that differ from their defaults, without [about],
     NOT_FINGERPRINTED, and the paths of images and teachers, which have fingerprints of their own.
 
     A key that a later version adds, at its default, does not change it.
@@ -94,8 +94,8 @@ def training_fingerprint(recipe: Recipe) -> str:
 
 
 def test_split_differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names in TESTED by which the results differ. A result of an earlier version, which lacks
-    the keys, differs from none.
+    """Return the names in TESTED by which the results differ. A result of an earlier version, which
+    lacks the keys, differs from none.
     """
     fingerprints = {
         name: {result["data"].get(key) for result in results} - {None}
@@ -104,8 +104,10 @@ def test_split_differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name, values in fingerprints.items() if len(values) > 1]
 
 
-def test_split_unnamed(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A note if some results have no fingerprint of their test split; none if all have."""
+def missing_test_split_note(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a list with one note if some results have no fingerprint of their test split;
+    otherwise an empty list.
+    """
     n = sum(TESTED["test split"] not in result["data"] for result in results)
     if not n:
         return []

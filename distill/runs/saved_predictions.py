@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distill.errors import UserError
 from distill.files import run_json
 from distill.files.arrays import LARGEST, open_npz
-from distill.metrics import Array, is_right
+from distill.metrics import Array, is_correct
 from distill.runs.run_folder import RunFolder
 
 ADVICE = "Restore it, or move it away: most commands work without it."
@@ -30,12 +30,12 @@ class Predictions:
     val_labels: Array | None = None  # [V]
 
     @property
-    def is_right(self) -> NDArray[np.bool_]:
-        """[N]: whether the prediction is the label."""
-        return is_right(self.logits, self.labels)
+    def is_correct(self) -> NDArray[np.bool_]:
+        """For each image [N], whether the prediction is the label."""
+        return is_correct(self.logits, self.labels)
 
 
-def read(path: Path) -> Predictions | None:
+def read_if_present(path: Path) -> Predictions | None:
     """Read evaluation.npz; None if the file is absent.
 
     Raises UserError if it is damaged, or if an array has another shape, type or range than
@@ -70,10 +70,14 @@ def _check(predictions: Predictions) -> None:
 
 
 def _check_logits(
-    name: str, array: Array, wanted: tuple[int | None, int] | None = None
+    name: str, array: Array, expected_shape: tuple[int | None, int] | None = None
 ) -> tuple[int, int]:
-    """Return the shape of floats [N, C], neither of them 0; None in `wanted` allows any N."""
-    rows, columns = wanted or (None, None)
+    """Raise ValueError unless `array` has floats [N, C], both above 0, in the `wanted` shape;
+    return the shape.
+
+    None in `wanted` allows any N.
+    """
+    rows, columns = expected_shape or (None, None)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name} has the shape {list(array.shape)} instead of [images, classes]")
     if rows not in (None, array.shape[0]) or columns not in (None, array.shape[1]):
@@ -84,7 +88,7 @@ def _check_logits(
 
 
 def _check_integers(name: str, array: Array | None, n: int, end: int) -> None:
-    """Integers [n], 0..end-1."""
+    """Raise ValueError unless the array has n integers in 0..end-1."""
     if array is None or array.shape != (n,):
         found = None if array is None else list(array.shape)
         raise ValueError(f"{name} has the shape {found} instead of [{n}]")
@@ -124,7 +128,7 @@ def read_run(run: RunFolder) -> Predictions | None:
             f"{path} is not the file that its run wrote: its sha256 is not the one in "
             f"{run.result_file.name}.\n{ADVICE}"
         )
-    predictions, names = read(path), result.get("class_names")
+    predictions, names = read_if_present(path), result.get("class_names")
     if predictions is not None and names is not None and predictions.logits.shape[1] != len(names):
         found = f"logits of {predictions.logits.shape[1]} classes; {run.result_file.name} has"
         raise _unreadable(path, f"{found} {len(names)}")
@@ -132,7 +136,7 @@ def read_run(run: RunFolder) -> Predictions | None:
 
 
 def _sha256(path: Path) -> str:
-    """The digest of a file, hex. Raises UserError if it cannot be read."""
+    """Return the digest of a file, hex. Raises UserError if it cannot be read."""
     try:
         return hashlib.sha256(run_json.content_of(path, LARGEST)).hexdigest()
     except UNREADABLE as fault:

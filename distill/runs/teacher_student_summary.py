@@ -1,4 +1,6 @@
-"""Summarise a finished run: its teachers, the same student without a teacher, the student."""
+"""Summarise a finished run: the student beside its teachers and the same student without a
+teacher.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from distill.runs.run_identity import test_split_differences
 
 @dataclass(frozen=True)
 class ClosingRow:
-    """One network of the closing table; shares 0..1, None where a figure is not known."""
+    """One network of the closing table; shares 0..1, None for an unknown value."""
 
     name: str
     network: str
@@ -24,7 +26,7 @@ class ClosingRow:
 
 
 def closing_rows(run: RunFolder) -> list[ClosingRow]:
-    """Rows of a finished run, its teachers and the same student trained without a teacher.
+    """Return rows on a finished run, its teachers and the same student trained without a teacher.
 
     Raises UserError if the run is not finished.
     """
@@ -43,7 +45,7 @@ def closing_rows(run: RunFolder) -> list[ClosingRow]:
 
 
 def student_alone(run: RunFolder) -> RunFolder | None:
-    """The newest finished control beside a distilled run: the same recipe without a teacher.
+    """Return the newest finished control beside a distilled run: the same recipe without a teacher.
 
     Data is compared by its images, not by its path.
     """
@@ -65,13 +67,15 @@ def student_alone(run: RunFolder) -> RunFolder | None:
 
 
 def _comparable(recipe: Recipe) -> str:
-    """The fingerprint of a recipe without what may differ from a control: the teacher, the path."""
+    """Return the fingerprint of a recipe without what may differ from a control: the teacher, the
+    path.
+    """
     without_path = recipes.with_source(recipe, "")
     return recipes.fingerprint(without_path.model_copy(update={"teacher": None}))
 
 
 def _teacher_row(run: RunFolder) -> ClosingRow:
-    """The teacher's figures; its row shows if it is gone or damaged."""
+    """Return the row of a teacher, which shows if its run is missing or damaged."""
     if not run.is_finished:
         return ClosingRow("teacher", f"{run.path} is missing")
     try:
@@ -81,7 +85,7 @@ def _teacher_row(run: RunFolder) -> ClosingRow:
 
 
 def summary_row(name: str, run: RunFolder) -> ClosingRow:
-    """The figures of the final weights, which are averaged if the run averages them."""
+    """Return the row of a run's final weights, which are averaged if the run averages them."""
     result = run.result()
     metrics = result["metrics"]
     averaged = metrics.get(measure_name("top1", "val_ema"))

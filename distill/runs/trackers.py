@@ -1,6 +1,6 @@
 """Send metrics and recipe to experiment trackers through accelerate.
 
-A tracker reads the same events as the journal. The journal is the run's own record: a tracker that
+A tracker receives the same events as the journal, which is the run's own record: a tracker that
 fails is left out from then on, with a warning, and the training continues.
 """
 
@@ -34,7 +34,7 @@ PLAIN = (bool, int, float, str)  # the types of recipe values that a tracker acc
 
 
 def check(names: Sequence[str]) -> None:
-    """Raise UserError if a tracker is unknown or not installed, with those that are installed."""
+    """Raise UserError, listing the installed trackers, if a tracker is unknown or not installed."""
     known = sorted(tracking.LOGGER_TYPE_TO_CLASS)
     installed = [name for name in known if name in map(str, tracking.get_available_trackers())]
     faults = []
@@ -52,7 +52,7 @@ def check(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """Send each event to the trackers, inside `with`, in one process; failures go to `warn`."""
+    """Send each event to the trackers, in one process; failures go to `warn`. A context manager."""
 
     def __init__(
         self, names: Sequence[str], folder: RunFolder, warn: Callable[[str], None]
@@ -71,11 +71,13 @@ class Trackers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._each(lambda _, tracker: tracker.finish())
+        self._for_each(lambda _, tracker: tracker.finish())
 
     def __call__(self, event: Event) -> None:
-        """Log the metrics of an event. The first event, a `Start`, opens the trackers: accelerate
-        must know the processes before."""
+        """Log the metrics of an event.
+
+        The first event, a `Start`, opens the trackers: accelerate must set up the processes before.
+        """
         if isinstance(event, Estimate):
             return
         if isinstance(event, Start | Retry):
@@ -83,14 +85,14 @@ class Trackers:
             return
         self._step = self._step if isinstance(event, End) else event.step
         values = metrics(event)
-        self._each(lambda _, tracker: tracker.log(values, step=self._step))
+        self._for_each(lambda _, tracker: tracker.log(values, step=self._step))
 
     def _begin(self, first_step: int) -> None:
         """Reopen each tracker at this step: values that were logged after it are obsolete."""
-        self._each(lambda _, tracker: tracker.finish())
+        self._for_each(lambda _, tracker: tracker.finish())
         self._step = first_step
         self._open = dict.fromkeys(self.names)
-        self._each(lambda name, _: self._start(name))
+        self._for_each(lambda name, _: self._start(name))
 
     def _start(self, name: str) -> None:
         is_continued = name == TENSORBOARD and (self.folder.path / name).exists()
@@ -99,7 +101,7 @@ class Trackers:
         if not is_continued:
             tracker.store_init_configuration(flat_recipe(self.folder))
 
-    def _each(self, do: Callable[[str, Any], None]) -> None:
+    def _for_each(self, do: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 do(name, tracker)
@@ -112,9 +114,9 @@ class Trackers:
 def open_tracker(name: str, run: Path, first_step: int) -> Any:
     """Create accelerate's tracker of that name, not started yet.
 
-    TensorBoard's files are in the run folder, and a resumed run continues them; what they have from
-    later steps is dropped when they are read. Others open a new run of their own each time.
-    Raises UserError if that folder is a symbolic link.
+    TensorBoard's files are in the run folder, and a resumed run continues them; their entries of
+    later steps are dropped when they are read. Other trackers open a new run of their own each
+    time. Raises UserError if TensorBoard's folder is a symbolic link.
     """
     check_subfolder(run / name)
     kind = tracking.LOGGER_TYPE_TO_CLASS[name]
@@ -124,17 +126,20 @@ def open_tracker(name: str, run: Path, first_step: int) -> Any:
 
 
 def flat_recipe(folder: RunFolder) -> dict[str, Any]:
-    """The run and its recipe, flat: `{"run": "runs/x", "optim.lr": 0.1, …}`; lists as text."""
+    """Return the run and its recipe as one flat dict, `{"run": "runs/x", "optim.lr": 0.1, …}`, with
+    lists as text.
+    """
     values = recipes.values(recipes.read(folder.recipe))
     plain = {key: v if isinstance(v, PLAIN) else value_text(v) for key, v in values.items()}
     return {"run": str(folder.path), **plain}
 
 
 def metrics(event: Step | Epoch | End) -> Mapping[str, float]:
-    """The metrics of an event that no other event has.
+    """Return the metrics of an event that no other event has.
 
-    The mean losses of an epoch are `epoch/loss/…`: the last step of the epoch has others by the
-    same names. An `End` repeats the measures of the best epoch; those of the test split are new.
+    The mean losses of an epoch are `epoch/loss/…`, since the last step of the epoch has others by
+    the same names. An `End` repeats the measures of the best epoch; only those of the test split
+    are new.
     """
     if isinstance(event, Step):
         return event.metrics

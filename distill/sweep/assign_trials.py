@@ -1,10 +1,10 @@
-"""Assign trials to workers: none is lost, none runs twice.
+"""Assign trials to workers so that none is lost and none runs twice.
 
 A sweep has trials 0 … n-1. An attempt at a trial is a row of the storage: WAITING, RUNNING, then
-COMPLETE or PRUNED, or FAIL if its worker ended before it did. The attempt that counts for a trial
-is the first that did not fail. If all failed, the next worker that looks adds one with the same
-values. If two workers add one at once, the second never counts and is ended. A live worker that was
-taken for dead finds at its next write that its attempt has ended, and abandons it.
+COMPLETE or PRUNED, or FAIL if its worker ended before the trial did. The attempt that counts for a
+trial is the first that did not fail. If all failed, the next worker to notice adds one with the
+same values. If two workers add one at once, the second never counts and is ended. If a live worker
+was taken for dead, it finds at its next write that its attempt has ended, and abandons it.
 """
 
 import re
@@ -30,42 +30,43 @@ NUMBER, WORKER, RUN, TOLD, FULL = "trial", "worker", "run", "told", "full"
 
 @dataclass(frozen=True)
 class ClaimedTrial:
-    """An attempt that this worker runs."""
+    """A trial that this worker has claimed; `row` is the attempt's row in the storage."""
 
-    number: int  # of the trial, from 0
-    row: int  # of the storage
+    number: int  # number of the trial, from 0
+    row: int  # of its attempt in the storage
     trial: Trial
 
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of a sweep, for one worker; `place` contains their folders."""
+    """The trials of a sweep, as one worker sees them; `parent` contains their folders."""
 
     sweep: Sweep
     study: optuna.Study
     storage: Storage
-    place: Path
+    parent: Path
     inputs: Mapping[str, str] = field(default_factory=dict)  # fingerprints, see worker.open_trials
 
     def folder(self, number: int) -> RunFolder:
-        return RunFolder(self.place / f"trial-{number:04}")
+        return RunFolder(self.parent / f"trial-{number:04}")
 
     def check_folders(self) -> None:
         """Raise UserError if the folder of a trial or of a worker is a symbolic link, or if a file
-        or folder of a trial is one.
+        or folder inside a trial's folder is one.
         """
         links = (path for path in self._workers.glob("*") if path.is_symlink())
         for path in (self._workers, *links):
             run_folder.check_subfolder(path)
-        for path in self.place.glob("trial-*"):
+        for path in self.parent.glob("trial-*"):
             if re.fullmatch(r"trial-\d+", path.name):
                 run_folder.check_subfolder(path)
                 run_folder.check_inside_folder(RunFolder(path))
                 lock.check_lock_file(path / ".lock")
 
     def attempts(self) -> dict[int, list[FrozenTrial]]:
-        """Return every attempt by the number of its trial, oldest first. Includes trials beyond
-        this worker's number of trials that an earlier worker had.
+        """Return the attempts of each trial by its number, oldest first.
+
+        Includes trials beyond this worker's number of trials that an earlier worker had.
         """
         by_trial: dict[int, list[FrozenTrial]] = {n: [] for n in range(self.sweep.n_trials)}
         rows = self.study.get_trials(deepcopy=False)
@@ -74,7 +75,7 @@ class Trials:
         return dict(sorted(by_trial.items()))
 
     def counted_attempts(self) -> dict[int, FrozenTrial]:
-        """Return the attempt that counts, for every trial that has one."""
+        """Return, by the number of its trial, each attempt that counts; trials may have none."""
         return counted_attempts(self.attempts())
 
     def n_open(self) -> int:
@@ -88,7 +89,8 @@ class Trials:
     def claim(self, worker: str) -> ClaimedTrial | None:
         """Claim the first trial that no worker has; None if all are done or claimed.
 
-        A trial whose folder is locked is skipped: the process there will notice that it lost it.
+        A trial whose folder is locked is skipped: the process that still trains there will notice
+        that it no longer owns the trial.
         """
         with self.storage.alone:
             self._add_attempts()
@@ -106,11 +108,12 @@ class Trials:
         return None
 
     def _trial(self, number: int, row: int) -> Trial:
-        """Return optuna's trial, which draws the values from what is known now and prunes.
+        """Return an optuna trial that samples its values from the results so far and decides on
+        pruning.
 
-        It has a study of its own, since a study caches what it has read, and a sampler of its own,
-        since workers that start with the same seed would draw the same values, and a trial's values
-        must not depend on its worker.
+        It has its own study, since a study caches what it has read, and its own sampler, since
+        workers that start with the same seed would draw the same values, and a trial's values must
+        not depend on its worker.
         """
         name, rows = self.study.study_name, self.storage.rows
         sampler = optuna_space.sampler(self.sweep.file.study, number)
@@ -126,8 +129,10 @@ class Trials:
 
     def mark_full(self, claimed: ClaimedTrial) -> bool:
         """Record that the device's memory was full. Return whether that ends the trial without a
-        value: if it happened twice, and now before any epoch. The first time another process may
-        have used the memory.
+        value.
+
+        It does if the memory was full twice, and now before any epoch: the first time another
+        process may have used the memory.
         """
         attempts = self.attempts()[claimed.number]
         self.storage.rows.set_trial_user_attr(claimed.row, FULL, True)
@@ -142,7 +147,7 @@ class Trials:
     def release_dead(self) -> list[int]:
         """Release trials of dead workers: on this host by their lock, elsewhere by heartbeat.
 
-        Returns the trials that have no heartbeat: their silence is counted from now.
+        Returns the trials that have no heartbeat; the time without one is counted from now.
         """
         with self.storage.alone:
             uncounted = self.storage.fail_silent_trials(self.study)
@@ -162,7 +167,7 @@ class Trials:
 
     @property
     def _workers(self) -> Path:
-        return self.place / "workers"
+        return self.parent / "workers"
 
     def _rows_of(self, workers: set[str]) -> list[int]:
         return [
@@ -172,7 +177,7 @@ class Trials:
         ]
 
     def _add_attempts(self) -> None:
-        """Add an attempt to each trial without one: its grid cell, or its earlier values."""
+        """Add an attempt to each trial that has none, with its grid cell or its earlier values."""
         cells = self.sweep.cells
         for number, failed in self.attempts().items():
             if number >= self.sweep.n_trials or any(a.state != TrialState.FAIL for a in failed):
@@ -207,7 +212,7 @@ class Trials:
 
 
 def counted_attempts(attempts: Mapping[int, Sequence[FrozenTrial]]) -> dict[int, FrozenTrial]:
-    """Return the first attempt that did not fail, for each trial that has one."""
+    """Return the first attempt that did not fail, by trial, for each trial that has one."""
     firsts = {
         number: next((a for a in of_trial if a.state != TrialState.FAIL), None)
         for number, of_trial in attempts.items()
@@ -216,6 +221,6 @@ def counted_attempts(attempts: Mapping[int, Sequence[FrozenTrial]]) -> dict[int,
 
 
 def _is_dead(worker: Path) -> bool:
-    """Whether a worker of this host was killed: its file exists and its lock is free."""
+    """Whether a worker of this host has died: its file exists and no process locks it."""
     holder, is_alive = lock.read_holder(worker)
     return holder is not None and holder.host == socket.gethostname() and not is_alive

@@ -1,7 +1,7 @@
-"""Check the attempts of a study, which others may have stored, against its sweep.
+"""Validate the stored attempts of a study against its sweep file.
 
-What is stored is data: a trial's number becomes the name of a folder, its values become a recipe,
-and its result is reported as measured.
+The storage is not trusted, as others may write to it: a trial's number becomes the name of a
+folder, its values become a recipe, and its result is reported as measured.
 """
 
 import math
@@ -25,7 +25,7 @@ Epoch = Annotated[str, Field(pattern=r"^[1-9]\d{0,9}$")]
 
 
 class Attributes(BaseModel):
-    """The attributes of an attempt, by the names in `trials` and `worker`."""
+    """The attributes of a stored attempt, by the names that workers write."""
 
     model_config = OPEN
 
@@ -40,7 +40,9 @@ class Attributes(BaseModel):
 
 
 def fault_of(attempts: Sequence[FrozenTrial], sweep: Sweep) -> str | None:
-    """Return why no worker of the sweep can have stored one of the attempts; None if all fit."""
+    """Return why no worker of the sweep can have stored some attempt; None if all can be
+    genuine.
+    """
     for number, count in Counter(attempt.number for attempt in attempts).items():
         if not isinstance(number, int) or count > 1:
             return f"{counted(count, 'attempt')} with the number {number}"
@@ -81,7 +83,7 @@ def _attribute_faults(attempt: FrozenTrial) -> Iterator[str]:
 def _value_faults(
     attempt: FrozenTrial, spaces: dict[str, Space], expected: dict[str, BaseDistribution]
 ) -> Iterator[str]:
-    """Yield the values that are outside the sweep's space."""
+    """Yield a fault for each value outside the sweep's space."""
     for name, value in attempt.params.items():
         if attempt.distributions[name] != expected.get(name):
             yield f"{name[:40]} is not of this sweep's space"
@@ -97,7 +99,7 @@ def _contains(space: Space, value: object) -> bool:
 
 
 def _measured_faults(attempt: FrozenTrial, metric: str) -> Iterator[str]:
-    """Yield the values of the metric that cannot have been measured."""
+    """Yield a fault for each value of the metric that cannot have been measured."""
     reported = attempt.user_attrs.get("told", {})
     for epoch in attempt.intermediate_values:
         if epoch < 1:
@@ -111,7 +113,7 @@ def _measured_faults(attempt: FrozenTrial, metric: str) -> Iterator[str]:
 
 
 def _is_possible(value: float, measure: str) -> bool:
-    """Whether a measure can have a value; that of logits that are not finite is not a number."""
+    """Whether a measure can have this value; nll and ece are nan if the logits are not finite."""
     if math.isnan(value):
         return measure != "top1"
     return value >= 0 and (measure == "nll" or value <= 1)

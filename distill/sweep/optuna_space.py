@@ -17,13 +17,15 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial
 
 from distill.sweep.sweep_file import Sweep
-from distill.sweep.sweep_schema import Space, Study, SweepFile, option_label, pairs
+from distill.sweep.sweep_schema import Space, Study, SweepFile, keys_and_values, option_label
 
-REDUCTION = 3  # of Hyperband: a third goes on (Li et al., JMLR 18, 2018, arXiv 1603.06560)
+REDUCTION = (
+    3  # of Hyperband: a third of the trials continue (Li et al., JMLR 18, 2018, arXiv 1603.06560)
+)
 
 
 def distributions(file: SweepFile) -> dict[str, BaseDistribution]:
-    """Return the distribution of each name in [space]; options are stored by their labels."""
+    """Return optuna's distribution for each name in [space]; options are stored by their labels."""
     return {name: _distribution(space) for name, space in file.space.items()}
 
 
@@ -41,7 +43,7 @@ def draw_values(study: optuna.Study, trial: FrozenTrial, file: SweepFile) -> dic
 
 
 def store_values(trial: Trial, row: int, file: SweepFile, values: Mapping[str, Any]) -> None:
-    """Store the values of a trial, a row of the storage; those stored before stay."""
+    """Store the values of a trial in its row of the storage; values stored earlier stay."""
     stored = trial.storage.get_trial(row).params
     for name, distribution in distributions(file).items():
         if name not in stored:
@@ -83,7 +85,7 @@ def _most_epochs(sweep: Sweep) -> int:
         int(value)
         for name, space in sweep.file.space.items()
         for option in space.options or space.bounds
-        for key, value in pairs(name, option)
+        for key, value in keys_and_values(name, option)
         if key == "train.epochs"
     ]
     return max(epochs, default=sweep.base.recipe.train.epochs or 1)

@@ -1,7 +1,7 @@
 """Train a recipe and its control with several seeds, and compare them in pairs.
 
-A seed draws both data and weights, so that a run and its control see the same images in the same
-order: they are compared pair by pair.
+A seed determines both the data order and the initial weights, so a run and its control with the
+same seed see the same images in the same order and can be compared as a pair.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from distill.statistics import mean_and_interval, paired_difference
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One run of the study. `is_control`: without the teacher."""
+    """One run of the study. `is_control`: whether it trains without the teacher."""
 
     seed: int
     is_control: bool
@@ -29,14 +29,15 @@ class SeedRun:
 
     @property
     def role(self) -> Role:
-        """'teacher' for a recipe without a student."""
+        """The role of the trained network: 'teacher' for a recipe without a student."""
         return "student" if self.resolved.recipe.student else "teacher"
 
 
 def plan(
-    resolved: ResolvedRecipe, seeds: Sequence[int], place: Path, *, controls: bool
+    resolved: ResolvedRecipe, seeds: Sequence[int], parent: Path, *, controls: bool
 ) -> list[SeedRun]:
-    """Plan one run per seed in `place`, each followed by its control if the recipe has a teacher.
+    """Plan one run per seed in `parent`, each followed by its control if `controls` and if the
+    recipe has a teacher.
 
     Raises UserError for fewer than two seeds, which have no spread.
     """
@@ -48,18 +49,20 @@ def plan(
     for seed in seeds:
         recipe = recipes.with_seed(resolved.recipe, seed)
         seeded = replace(resolved, recipe=recipe)
-        runs.append(SeedRun(seed, False, seeded, RunFolder(place / f"seed-{seed}")))
+        runs.append(SeedRun(seed, False, seeded, RunFolder(parent / f"seed-{seed}")))
         if controls and recipes.has_teacher(recipe):
             alone = recipes.control_recipe(recipe).model_copy(
                 update={"teacher": None, "about": About()}
             )
             named = replace(resolved, recipe=alone, name=f"{resolved.name} (control)")
-            runs.append(SeedRun(seed, True, named, RunFolder(place / f"control-{seed}")))
+            runs.append(SeedRun(seed, True, named, RunFolder(parent / f"control-{seed}")))
     return runs
 
 
 def check(planned: Sequence[SeedRun]) -> None:
-    """Raise UserError if a folder cannot be resumed by its run, before any of them trains."""
+    """Raise UserError, before any training starts, if a run cannot resume from its existing
+    folder.
+    """
     for each in planned:
         run_folder.check_subfolder(each.folder.path)
         if each.folder.is_run:
@@ -68,27 +71,27 @@ def check(planned: Sequence[SeedRun]) -> None:
             run_folder.check_out(each.folder, resume=True)
 
 
-def with_same_teacher(each: SeedRun, first: SeedRun) -> ResolvedRecipe:
-    """Return the recipe to train, with the teachers that the first run chose: a teacher that has
-    finished since would otherwise be chosen as the newest.
+def with_same_teacher(seed_run: SeedRun, first: SeedRun) -> ResolvedRecipe:
+    """Return the recipe to train, with the teachers that the first run chose: otherwise a teacher
+    that has finished since would be chosen as the newest.
     """
-    recipe = each.resolved.recipe
-    if each.is_control or not first.folder.is_run or (recipe.teacher and recipe.teacher.runs):
-        return each.resolved
+    recipe = seed_run.resolved.recipe
+    if seed_run.is_control or not first.folder.is_run or (recipe.teacher and recipe.teacher.runs):
+        return seed_run.resolved
     chosen = recipes.read(first.folder.recipe).teacher
     if chosen is None:
-        return each.resolved
-    return replace(each.resolved, recipe=recipes.with_teacher(recipe, chosen.runs))
+        return seed_run.resolved
+    return replace(seed_run.resolved, recipe=recipes.with_teacher(recipe, chosen.runs))
 
 
 def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
     """Summarise the test accuracies of finished runs, 0..1.
 
     Keys: `top1` (`n`, `mean`, `std`, `interval`: see statistics.MeanAndInterval), `runs` (one entry
-    each), and with controls `control` (like `top1`), `difference` (the same of run - control, seed
-    by seed) and `p` of "no difference"; `notes` if some results have no fingerprint of the test
-    split. Raises UserError if a run is not finished, or if they differ in images, test split, class
-    names or teacher.
+    each), and with controls `control` (like `top1`), `difference` (like `top1`, of the paired
+    differences run - control) and `p` (the p-value of the null hypothesis of no difference);
+    `notes` if some results have no fingerprint of the test split. Raises UserError if a run is not
+    finished, or if they differ in images, test split, class names or teacher.
     """
     _check_alike(planned)
     own, controls = (
@@ -107,7 +110,7 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
             "difference": asdict(difference),
             "p": p,
         }
-    notes = run_identity.test_split_unnamed([each.folder.result() for each in planned])
+    notes = run_identity.missing_test_split_note([each.folder.result() for each in planned])
     result |= {"notes": notes} if notes else {}
     result["runs"] = [
         {"run": str(each.folder.path), "seed": each.seed, "top1": _top1(each.folder)}
@@ -118,7 +121,7 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
 
 
 def _check_alike(planned: Sequence[SeedRun]) -> None:
-    """Raise UserError unless all have one data set and test split, and one teacher if any."""
+    """Raise UserError unless all runs have the same data, test split and teacher, if any."""
     results = [each.folder.result() for each in planned]
     seen = {what: {r[what]["fingerprint"] for r in results} - {""} for what in ("data", "teacher")}
     differing = [what for what, fingerprints in seen.items() if len(fingerprints) > 1]

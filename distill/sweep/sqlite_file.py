@@ -38,9 +38,9 @@ class SQLiteFile:
     path: Path
 
     def connect(self, **options: Any) -> Any:
-        """Return a new connection of the URL's driver; `options` are added to the URL's.
+        """Return a new connection of the URL's driver; `options` are added to those of the URL.
 
-        Raises UserError if the schema has what would run code or compute values.
+        Raises UserError if the schema contains definitions that run code or compute values.
         """
         kind = self.url.get_dialect()
         dialect = kind(dbapi=kind.import_dbapi())  # type: ignore[call-arg]
@@ -50,9 +50,9 @@ class SQLiteFile:
         return connection
 
     def check(self) -> None:
-        """Raise UserError if opening the database would change a file elsewhere: if it, its journal
-        or its write-ahead log is a link, a pipe or a device, if the journal names another file, or
-        if it has a write-ahead log.
+        """Raise UserError if opening the database would change a file elsewhere: if the database,
+        its journal or its write-ahead log is a link, a pipe or a device, if the journal names
+        another file, or if there is a write-ahead log.
         """
         check_regular(self.path)
         if WRITE_AHEAD_LOG in _content(self.path, 0)[FORMATS]:
@@ -72,8 +72,8 @@ class SQLiteFile:
             )
 
     def _check_schema(self, connection: Any) -> None:
-        """Raise UserError unless all is a plain table or index: a view may have endless rows, a
-        trigger or a computed column changes what a sweep writes.
+        """Raise UserError unless the schema has plain tables and indexes only: a view may have
+        endless rows, a trigger or a computed column changes what a sweep writes.
         """
         rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
         for kind, name, sql in rows:
@@ -87,7 +87,7 @@ class SQLiteFile:
         return self.path.with_name(self.path.name + suffix)
 
 
-def of_url(url: str | URL) -> SQLiteFile | None:
+def from_url(url: str | URL) -> SQLiteFile | None:
     """Return the file of a SQLite URL; None for a database in memory or on a server.
 
     Raises ValueError for SQLite's own URIs, ArgumentError for a URL that cannot be parsed, and
@@ -105,7 +105,7 @@ def of_url(url: str | URL) -> SQLiteFile | None:
 
 
 def check_regular(path: Path) -> None:
-    """Raise UserError if a path exists and is not a regular file, or a file with other names."""
+    """Raise UserError if a path exists and is not a regular file, or if it has other hard links."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -127,7 +127,7 @@ def _is_plain(kind: str, sql: str) -> bool:
 
 
 def _other_kind(status: os.stat_result) -> str:
-    """Return what a path is unless it is a regular file with one name; empty if it is."""
+    """Return what a path is if it is not a regular file with one name; otherwise an empty text."""
     if stat.S_ISLNK(status.st_mode):
         return "symbolic link"
     if stat.S_ISDIR(status.st_mode):
@@ -139,8 +139,8 @@ def _other_kind(status: os.stat_result) -> str:
 
 
 def _content(path: Path, start: int) -> bytes:
-    """Return up to 20 bytes of a file from `start`, negative from its end; none if another worker
-    has deleted it meanwhile.
+    """Return up to 20 bytes of a file from `start`, negative from its end; empty if another worker
+    has deleted the file meanwhile.
     """
     with suppress(FileNotFoundError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)

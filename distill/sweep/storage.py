@@ -1,4 +1,4 @@
-"""Store trials in SQLite, or in a database for many hosts."""
+"""Store trials in a SQLite file, or in a database server that many hosts share."""
 
 import re
 import time
@@ -30,32 +30,35 @@ from distill.sweep.sqlite_file import SQLiteFile
 SILENT = 3  # heartbeats that a worker may miss
 BUSY_S = 60  # how long SQLite waits for another writer
 HEARTBEATS = table("trial_heartbeats", column("trial_id", Integer), column("heartbeat", DateTime))
-TRIES = 30  # to open: of several workers that start at once, one creates the tables
+TRIES = 30  # to open the storage: if several workers start at once, one creates the tables
 
 
-def url_of(requested: str | None, place: Path) -> str | URL:
-    """Return the storage's SQLAlchemy URL, by default a file in `place`; `postgresql://` selects
-    psycopg 3.
+def url_of(requested: str | None, parent: Path) -> str | URL:
+    """Return the storage's SQLAlchemy URL, by default that of a file in `parent`; `postgresql://`
+    selects psycopg 3.
     """
     if requested is None:
-        return URL.create("sqlite", database=str(place.resolve() / "sweep.db"))
+        return URL.create("sqlite", database=str(parent.resolve() / "sweep.db"))
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", requested)
 
 
-FINGERPRINT = "fingerprint."  # prefix of the lines of a definition for images and teachers
+FINGERPRINT = "fingerprint."  # prefix of a definition's lines on images and teachers
 
 
 class Storage:
     """Optuna's rows of trials, safe for several workers at once.
 
     Each change of a row's state, from WAITING to RUNNING or from RUNNING to its end, is one
-    transaction of the database, which only one of several workers can make. SQLite, as Python opens
-    it, reads before its transaction begins: there a lock file beside the database serialises them.
+    transaction of the database, in which only one of several workers succeeds. SQLite, as Python
+    opens it, reads before its transaction begins: there a lock file beside the database serialises
+    the changes.
     """
 
     def __init__(self, url: str | URL, heartbeat_s: int) -> None:
-        """Raises UserError if the URL is invalid, its driver is missing, or the file is not one
-        that a sweep wrote; Failure if the database cannot be reached.
+        """Open the storage.
+
+        Raises UserError if the URL is invalid, its driver is missing, or the file is not one that a
+        sweep wrote; Failure if the database cannot be reached.
         """
         self.url = url if isinstance(url, str) else f"sqlite:///{url.database}"
         self.is_typed = isinstance(url, str)  # else it is a path, which has no secret
@@ -63,7 +66,7 @@ class Storage:
         self.heartbeat_s = heartbeat_s
         self.alone: AbstractContextManager[object] = nullcontext()
         with self._explain_url():
-            file = sqlite_file.of_url(url)
+            file = sqlite_file.from_url(url)
         if file is not None:
             file.path.parent.mkdir(parents=True, exist_ok=True)
             lock_file = Path(f"{file.path}.lock")
@@ -77,7 +80,7 @@ class Storage:
     def _open(self, file: SQLiteFile | None) -> RDBStorage:
         """Open the database. Raises UserError if the URL is invalid or its driver is missing."""
         url, options = self.url, dict[str, Any](pool_pre_ping=True)
-        if file is not None:  # optuna takes no URL object, and replaces braces in a text
+        if file is not None:  # optuna accepts no URL object, and replaces braces in a text
             url = f"{file.url.drivername}://"
             options |= {"creator": partial(file.connect, timeout=BUSY_S), "poolclass": QueuePool}
         for left in reversed(range(TRIES)):
@@ -102,14 +105,14 @@ class Storage:
         try:
             yield
         except (ArgumentError, ImportError, ValueError) as fault:
-            why = self._reason(fault)
+            why = self._first_line_without_secrets(fault)
             raise UserError(
                 f"--storage {self.shown} cannot be opened: {why}\n"
                 "Type it as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE."
             ) from None
 
-    def _reason(self, fault: BaseException) -> str:
-        """Return the first line of a driver's message, without the URL's secrets."""
+    def _first_line_without_secrets(self, fault: BaseException) -> str:
+        """Return the first line of a driver's message, without the secrets in the URL."""
         text = redact_urls.without_secrets(str(fault), self.url) if self.is_typed else str(fault)
         return visible((text or type(fault).__name__).splitlines()[0])
 
@@ -121,7 +124,7 @@ class Storage:
         try:
             yield
         except (SQLAlchemyError, StorageInternalError) as fault:
-            why = self._reason(fault.__cause__ or fault)
+            why = self._first_line_without_secrets(fault.__cause__ or fault)
             if _is_damage(fault):
                 raise self.damaged(why) from None
             raise Failure(
@@ -131,21 +134,22 @@ class Storage:
 
     @contextmanager
     def _explain_damage(self) -> Iterator[None]:
-        """Turn what optuna raises when it reads values that it did not write into a UserError."""
+        """Turn the errors that optuna raises on values that it did not write into a UserError."""
         try:
             yield
         except (UserError, OSError, SQLAlchemyError, StorageInternalError):
             raise
         except Exception as fault:  # ValueError, KeyError, AssertionError, …
+            why = self._first_line_without_secrets(fault)
             if type(fault) is not RuntimeError:
-                raise self.damaged(self._reason(fault)) from None
+                raise self.damaged(why) from None
             raise UserError(
-                f"The storage {self.shown} is of another version of optuna: {self._reason(fault)}\n"
+                f"The storage {self.shown} is of another version of optuna: {why}\n"
                 "Install that version, or choose another --out or --storage."
             ) from None
 
     def damaged(self, why: str) -> UserError:
-        """Return the message about a storage that no sweep has written."""
+        """Return the error for a storage that was not written by a sweep."""
         return UserError(
             f"The storage {self.shown} is damaged: {why.rstrip('.')}.\n"
             "Restore it as the sweep wrote it, or choose another --out or --storage."
@@ -184,7 +188,9 @@ class Storage:
         return self.rows.get_trial_id_from_study_id_trial_number(study_id, attempt.number)
 
     def take(self, row: int) -> bool:
-        """Change WAITING to RUNNING. True for one of several callers; False if it has ended."""
+        """Change a row from WAITING to RUNNING; return whether this caller did, the only one of
+        several.
+        """
         self.rows.record_heartbeat(row)  # before it runs: a death from now on is noticed
         try:
             return self.rows.set_trial_state_values(row, TrialState.RUNNING)
@@ -192,7 +198,9 @@ class Storage:
             return False
 
     def end(self, row: int, state: TrialState, value: float | None = None) -> bool:
-        """Change RUNNING to an end state. True for one of several callers."""
+        """Change a row from RUNNING to an end state; return whether this caller did, the only one
+        of several.
+        """
         with self.alone:
             try:
                 values = None if value is None else [value]
@@ -202,15 +210,15 @@ class Storage:
 
     @property
     def silence_s(self) -> int:
-        """Seconds without a heartbeat after which a running attempt is failed."""
+        """The seconds without a heartbeat after which a running attempt counts as failed."""
         return SILENT * self.heartbeat_s
 
     def fail_silent_trials(self, study: optuna.Study) -> list[FrozenTrial]:
         """Set every running row without a heartbeat for `silence_s` seconds to FAIL.
 
-        No worker leaves a running row without a heartbeat, or with one that is further in the
-        future than this; another program may. Its seconds are counted from this call, which
-        returns the attempts of such rows.
+        No worker leaves a running row without any heartbeat, or with one further in the future than
+        `silence_s`; another program may. The silence of such rows is counted from this call, which
+        returns their attempts.
         """
         with catch_warnings(), self._explain_damage():
             simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -266,12 +274,14 @@ def _is_damage(fault: BaseException) -> bool:
 
 
 def _is_older_than_key(key: str, keys: Collection[str], tables: Collection[str]) -> bool:
-    """Whether a study was created before `key` existed: it has other keys of its table only."""
+    """Whether a study was created before `key` existed: it lacks the key but has others of its
+    table.
+    """
     return key not in keys and key.rpartition(".")[0] in tables
 
 
 def _check_same(name: str, study: optuna.Study, definition: str, defaults: Collection[str]) -> None:
-    """Raise UserError with the lines in which a worker's sweep differs from the study's."""
+    """Raise UserError, listing the lines that differ, if a worker's sweep is not the study's."""
     stored_definition = study.user_attrs.get("definition")
     if stored_definition is None:  # its creator was killed before writing one
         study.set_user_attr("definition", definition)
@@ -291,7 +301,7 @@ def _check_same(name: str, study: optuna.Study, definition: str, defaults: Colle
     differing = [f"here:   {line}" for line in here if line not in stored and line not in added]
     differing += [f"stored: {line}" for line in stored if line not in here]
     if not differing:
-        if prints[0] and not prints[1]:  # add today's fingerprints
+        if prints[0] and not prints[1]:  # add the current fingerprints
             study.set_user_attr("definition", "\n".join([*stored, *prints[0]]))
         return
     raise UserError(

@@ -1,9 +1,9 @@
-"""Search a student design by successive halving.
+"""Search for a student design by successive halving.
 
 The candidates are the widest network of every depth within the budget. A rung is a sweep of its
 own, so that any number of workers share it. Each rung trains from scratch, so that every run has a
-complete learning-rate schedule. Continuing the runs of the previous rung would save less than
-1 / eta of the work, and only if the schedule did not depend on the length.
+complete learning-rate schedule. Continuing the runs of the previous rung would save less than 1 /
+eta of the work, and only if the schedule did not depend on the length.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import option_label
 from distill.sweep.sweep_summary import BEST, SUMMARY, run_sweep
-from distill.sweep.worker import Say, Train
+from distill.sweep.worker import PrintLine, Train
 from students import course_rules as courses
 from students.design import Design
 from students.widest_designs import widest_designs
@@ -35,19 +35,21 @@ GIVEN = {*KEYS, "channels"}  # keys of [student] that a search chooses
 
 @dataclass(frozen=True)
 class Search:
-    """A search. `epochs`: the length of each run in the last rung."""
+    """A planned search. `epochs`: the length of each run in the last rung."""
 
     recipe: str
     overrides: tuple[str, ...]
     designs: tuple[dict[str, Any], ...]
-    least_too_many: int  # parameters
+    least_too_many: int  # smallest number of parameters that is not allowed
     epochs: int
     n_rungs: int
     eta: int
     name: str  # in the storage
 
     def lengths(self) -> list[int]:
-        """Return the epochs of each rung: eta times those of the previous one, at least one."""
+        """Return the epochs of each rung: each has eta times those of the previous one, and at
+        least one.
+        """
         powers = range(self.n_rungs - 1, -1, -1)
         return [max(1, round(self.epochs / self.eta**power)) for power in powers]
 
@@ -86,7 +88,7 @@ def legal_designs(
     """Return the widest design of every depth that a course's rules allow, and the smallest number
     of parameters that they forbid. Kernels, pool and stem are the recipe's.
 
-    Raises UserError if the recipe has no student or fewer than two designs are legal.
+    Raises UserError if the recipe has no student or if fewer than two designs are allowed.
     """
     if recipe.student is None:
         raise UserError("a search varies the student, but the recipe has no [student].")
@@ -109,42 +111,46 @@ def legal_designs(
 def search(
     planned: Search,
     storage: Storage,
-    place: Path,
+    parent: Path,
     train: Train,
-    say: Say,
+    print_line: PrintLine,
     inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Run rung after rung with all workers; return the summary of the last one.
+    """Run rung after rung, sharing each with other workers; return the summary of the last one.
 
-    It is that of `sweep_summary.summary` under the search's name, with `rungs`: for each its
-    `epochs` and the value of every design by its label. Writes `best.toml` and `sweep.json`; each
-    rung has its own in a folder. Raises UserError if one of these folders is a symbolic link, and
-    what `run_sweep` raises.
+    The summary is that of `sweep_summary.summary` under the search's name, with `rungs`: for each
+    its `epochs` and the value of every design by its label. Writes `best.toml` and `sweep.json`;
+    each rung has its own in a folder. Raises UserError if one of these folders is a symbolic link,
+    and what `run_sweep` raises.
     """
     for number in range(planned.n_rungs):
-        run_folder.check_subfolder(place / f"rung-{number + 1}")
+        run_folder.check_subfolder(parent / f"rung-{number + 1}")
     remaining, rungs, found = list(planned.designs), [], dict[str, Any]()
     for number, (epochs, size) in enumerate(zip(planned.lengths(), planned.sizes(), strict=True)):
         remaining = remaining[:size]
         designs, length = counted(len(remaining), "design"), counted(epochs, "epoch")
-        say(f"rung {number + 1} of {planned.n_rungs}: {designs}, {length} each, from scratch")
-        folder = place / f"rung-{number + 1}"
+        print_line(
+            f"rung {number + 1} of {planned.n_rungs}: {designs}, {length} each, from scratch"
+        )
+        folder = parent / f"rung-{number + 1}"
         is_last = number == planned.n_rungs - 1
         rung = planned.rung(number, remaining)
-        found = run_sweep(rung, storage, folder, train, say, inputs, is_tested=is_last)
+        found = run_sweep(rung, storage, folder, train, print_line, inputs, is_tested=is_last)
         values = {row["values"]["design"]: row["value"] for row in found["trials"]}
         rungs.append({"epochs": epochs, "values": values})
         remaining = ranked(remaining, values)
     found |= {"sweep": planned.name, "rungs": rungs}
-    write_json(place / SUMMARY, found)
-    write_text(place / BEST, (folder / BEST).read_text())
+    write_json(parent / SUMMARY, found)
+    write_text(parent / BEST, (folder / BEST).read_text())
     return found
 
 
 def ranked(
     designs: Sequence[dict[str, Any]], values: dict[str, float | None]
 ) -> list[dict[str, Any]]:
-    """Return the designs that were trained to the end, the best first; ties keep their order."""
+    """Return the designs that were trained to the end, best first; equal values keep their
+    order.
+    """
     pairs = [(values[option_label({"student": design})], design) for design in designs]
     complete = [(value, design) for value, design in pairs if value is not None]
     return [design for _, design in sorted(complete, key=lambda pair: -pair[0])]

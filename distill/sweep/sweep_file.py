@@ -14,7 +14,7 @@
     [constraint]
     parameters = 5_000_000
 
-It is data, never code, and validated completely before anything is trained: first its tables and
+A sweep file is data, never code, and is validated before anything is trained: first its tables and
 keys, then every key and bound of the space against the tables of a recipe.
 """
 
@@ -34,7 +34,14 @@ from distill.recipe.compose import text_of, toml
 from distill.recipe.recipes import ResolvedRecipe
 from distill.recipe.validation import Values, keys
 from distill.sweep import sweep_validation
-from distill.sweep.sweep_schema import KINDS, SweepFile, keys_set, option_label, pairs, settings
+from distill.sweep.sweep_schema import (
+    KINDS,
+    SweepFile,
+    keys_and_values,
+    keys_set,
+    option_label,
+    overrides_of,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ class Sweep:
 
     @property
     def cells(self) -> list[dict[str, str]]:
-        """All combinations of the grids: option labels by name; one empty cell without a grid."""
+        """The combinations of the grids' options, as labels by name; one empty cell without
+        a grid.
+        """
         grids = {name: space.grid for name, space in self.file.space.items() if space.grid}
         labels = [[option_label(option) for option in options] for options in grids.values()]
         return [dict(zip(grids, cell, strict=True)) for cell in product(*labels)]
@@ -58,7 +67,7 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """The metric by which trials are compared: never of the test split."""
+        """The metric by which trials are compared, which is never one of the test split."""
         split: Split = "val" if self.base.recipe.ema is None else "val_ema"
         return self.file.study.metric or measure_name("top1", split)
 
@@ -67,12 +76,15 @@ class Sweep:
         return self.metric in {measure_name("top1", "val"), measure_name("top1", "val_ema")}
 
     def trial_recipe(self, values: Mapping[str, Any]) -> ResolvedRecipe:
-        """Return the recipe of a trial; `values` by name of the space, options by their labels.
+        """Return the recipe of a trial, given its values: by name in [space], options by their
+        labels.
 
         Raises RecipeError if the values contradict each other or the student is too large.
         """
         spaces = self.file.space
-        chosen = [line for name in spaces for line in settings(name, spaces[name], values[name])]
+        chosen = [
+            line for name in spaces for line in overrides_of(name, spaces[name], values[name])
+        ]
         return recipes.load(self.file.recipe, [*self.overrides, *chosen])
 
     @property
@@ -85,7 +97,9 @@ class Sweep:
 
     @property
     def _measures_both(self) -> bool:
-        """Whether trials average their weights, and are compared by the unaveraged ones."""
+        """Whether trials average their weights but are compared by the unaveraged ones, so that
+        both must be measured.
+        """
         varied = {key.partition(".")[0] for key in keys_set(self.file)}
         averages = self.base.recipe.ema is not None or "ema" in varied
         return averages and self.metric in {measure_name(m, "val") for m in MEASURES}
@@ -111,30 +125,32 @@ def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -
     return validate(values, path.stem, str(path))
 
 
-def validate(values: Values, name: str, place: str) -> Sweep:
-    """Build a sweep from its tables; `place` names them in messages. Raises UserError."""
+def validate(values: Values, name: str, location: str) -> Sweep:
+    """Build a sweep from its tables; `location` names them in messages. Raises UserError."""
     if isinstance(values.get("space"), dict):
-        values = values | {"space": dict(_flat(values["space"], ""))}
+        values = values | {"space": dict(_keys_and_spaces(values["space"], ""))}
     try:
         file = SweepFile.model_validate(values)
     except ValidationError as error:
-        lines = map(sweep_validation.in_words, error.errors(include_url=False))
-        raise _sweep_error(place, [*lines, *sweep_validation.of_sound_spaces(values)]) from None
-    if wrong := list(sweep_validation.of_file(file)):
-        raise _sweep_error(place, wrong)
+        lines = map(sweep_validation.error_text, error.errors(include_url=False))
+        raise _sweep_error(
+            location, [*lines, *sweep_validation.valid_space_faults(values)]
+        ) from None
+    if wrong := list(sweep_validation.file_faults(file)):
+        raise _sweep_error(location, wrong)
     sweep = Sweep(file.study.name or name, file, recipes.load(file.recipe, file.overrides))
     if wrong := list(_recipe_faults(sweep)):
-        raise _sweep_error(place, wrong)
+        raise _sweep_error(location, wrong)
     return sweep
 
 
 def _recipe_faults(sweep: Sweep) -> Iterator[str]:
-    """Yield what a sweep requires and its recipe lacks."""
+    """Yield a fault for each requirement of the sweep that its recipe does not meet."""
     recipe = sweep.base.recipe
     if recipe.data.holdout == 0:
         yield "data.holdout = 0: trials need held-out images; type data.holdout=0.1 in set"
     if sweep.metric in {measure_name(m, "val_ema") for m in MEASURES}:
-        yield from _without_average(sweep)
+        yield from _missing_average_faults(sweep)
     if sweep.file.study.pruner == "hyperband" and recipe.train.epochs is None:
         yield 'study.pruner = "hyperband" counts epochs, but the recipe sets train.minutes'
     if recipe.student is None and sweep.file.constraint.parameters is not None:
@@ -145,13 +161,13 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
         )
 
 
-def _without_average(sweep: Sweep) -> Iterator[str]:
-    """Yield why some trial has no averaged weights to measure."""
+def _missing_average_faults(sweep: Sweep) -> Iterator[str]:
+    """Yield the reasons, if any, why a trial would have no averaged weights to measure."""
     needs = f'study.metric = "{sweep.metric}" needs [ema], and'
     if sweep.base.recipe.ema is None:
         yield f"{needs} the recipe has none"
     for name, space in sweep.file.space.items():
-        if any(("ema", False) in pairs(name, option) for option in space.options):
+        if any(("ema", False) in keys_and_values(name, option) for option in space.options):
             own = sweep.metric.removesuffix("_ema")
             yield (
                 f"{needs} space.{name} turns it off in some trials; "
@@ -159,19 +175,19 @@ def _without_average(sweep: Sweep) -> Iterator[str]:
             )
 
 
-def _flat(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield keys with their spaces: `optim.lr = {…}` and `"optim.lr" = {…}` are the same key."""
+def _keys_and_spaces(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield each key and its space; `optim.lr = {…}` and `"optim.lr" = {…}` are the same key."""
     for name, value in tables.items():
         path = prefix + name
         is_table = isinstance(value, dict) and value and not value.keys() & set(KINDS)
         is_recipe_table = any(key.startswith(f"{path}.") for key in keys())
         if is_table and (is_recipe_table or all(isinstance(each, dict) for each in value.values())):
-            yield from _flat(value, f"{path}.")
+            yield from _keys_and_spaces(value, f"{path}.")
         else:
             yield path, value
 
 
-def _sweep_error(place: str, faults: Iterable[str]) -> UserError:
+def _sweep_error(location: str, faults: Iterable[str]) -> UserError:
     lines = list(dict.fromkeys(faults))
     count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
-    return UserError("\n  ".join([f"{count} in {place}", *lines]))
+    return UserError("\n  ".join([f"{count} in {location}", *lines]))

@@ -18,10 +18,12 @@ KINDS = ("grid", "choice", "log", "uniform", "integer")
 
 
 class Space(Table):
-    """The values of one key, by exactly one of these. A table as an option sets several keys."""
+    """The values of one key, defined in exactly one of these ways. An option that is a table sets
+    several keys.
+    """
 
-    grid: Options | None = None  # every one in turn, combined with every other grid
-    choice: Options | None = None  # one, chosen by the sampler
+    grid: Options | None = None  # options to try in turn, combined with every other grid
+    choice: Options | None = None  # options from which the sampler chooses
     log: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None  # from, to
     uniform: Numbers | None = None
     integer: Annotated[tuple[int, int], Field(strict=False)] | None = None
@@ -49,7 +51,7 @@ class Space(Table):
 
     @property
     def bounds(self) -> tuple[float, ...]:
-        """The ends of a range of numbers."""
+        """The two ends of a range of numbers."""
         return self.log or self.uniform or self.integer or ()
 
 
@@ -60,7 +62,7 @@ class Study(Table):
     trials: Trials | None = None  # by default each cell of the grid once
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "hyperband", "none"] = "median"
-    startup_trials: Trials = 5  # before sampler and pruner use earlier trials
+    startup_trials: Trials = 5  # number of trials before sampler and pruner use earlier ones
     warmup_epochs: Count = 1  # of a trial, before it may be pruned
     metric: str | None = None  # top1/val …; by default the one that selects the best epoch
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the sampler
@@ -70,7 +72,7 @@ class Study(Table):
 
 
 class Constraint(Table):
-    """Limits that a trial must respect to be trained."""
+    """Limits on the trials: a trial that exceeds one is not trained."""
 
     parameters: Annotated[int, Field(ge=1, le=MOST * 1_000)] | None = (
         None  # the student has strictly fewer
@@ -88,8 +90,8 @@ class SweepFile(Table):
 
 
 def option_label(option: Any) -> str:
-    """Return an option as it is stored and shown: as TOML; a table as `blocks 1, width 20`, with
-    whole keys if their last parts are the same.
+    """Return an option as it is stored and shown: as TOML; for a table as `blocks 1, width 20`,
+    with whole keys if their last parts are the same.
     """
     if not isinstance(option, dict):
         return value_text(option)
@@ -101,10 +103,12 @@ def option_label(option: Any) -> str:
     )
 
 
-def settings(name: str, space: Space, value: Any) -> Iterator[str]:
-    """Yield the overrides `optim.lr=0.1` of a name's value: one, or several for a table."""
+def overrides_of(name: str, space: Space, value: Any) -> Iterator[str]:
+    """Yield the overrides, such as `optim.lr=0.1`, of a value in [space]: one, or several for a
+    table.
+    """
     matching = (option for option in space.options if option_label(option) == value)
-    for key, setting in pairs(name, next(matching, value)):
+    for key, setting in keys_and_values(name, next(matching, value)):
         yield f"{key}={value_text(setting)}"
 
 
@@ -115,13 +119,17 @@ def keys_set(file: SweepFile) -> list[str]:
 
 
 def keys_of(name: str, space: Space) -> list[str]:
-    """Return the keys of the recipe that a name of the space sets."""
-    every = (key for value in space.options or space.bounds for key, _ in pairs(name, value))
+    """Return the keys of the recipe that a name in [space] sets."""
+    every = (
+        key for value in space.options or space.bounds for key, _ in keys_and_values(name, value)
+    )
     return list(dict.fromkeys(every))
 
 
-def pairs(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the keys and values that an option sets: the key `name`, or those in its table."""
+def keys_and_values(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the keys and values that an option sets: of the key `name`, or of all keys in
+    a table.
+    """
     if name in keys() or not isinstance(value, dict):
         return [(name, value)]
     return list(recipes.leaves(value))

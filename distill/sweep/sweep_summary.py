@@ -1,4 +1,4 @@
-"""Summarise the trials of a sweep: the best, and which keys mattered."""
+"""Summarise the trials of a sweep: the best one, and which keys mattered."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -26,7 +26,7 @@ from distill.sweep.worker import (
     DIVERGED,
     INFEASIBLE,
     REDRAWN,
-    Say,
+    PrintLine,
     Train,
     differing_inputs,
     open_trials,
@@ -35,33 +35,33 @@ from distill.sweep.worker import (
 )
 
 BEST, SUMMARY = "best.toml", "sweep.json"
-FEWEST = 4  # finished trials from which importances are computed
+FEWEST = 4  # finished trials needed to compute importances
 
 
 def run_sweep(
     planned: Sweep,
     storage: Storage,
-    place: Path,
+    parent: Path,
     train: Train,
-    say: Say,
+    print_line: PrintLine,
     inputs: Mapping[str, str] | None = None,
     *,
     is_tested: bool = True,
 ) -> dict[str, Any]:
-    """Run trials until the sweep is done; return its summary, which is written beside the runs.
+    """Run trials until the sweep is done; return its summary, which is also written beside the
+    runs.
 
     Trials are measured on held-out images only. The best one is then measured on the test split,
-    once, unless `is_tested` is False.
-    `inputs`: the fingerprints of images and teachers, see `worker.open_trials`. Raises UserError if
-    the storage has another sweep of this name, Failure if no trial was completed, and what a run
-    raises.
+    once, unless `is_tested` is False. `inputs`: the fingerprints of images and teachers, see
+    `worker.open_trials`. Raises UserError if the storage has another sweep of this name, Failure if
+    no trial was completed, and what a run raises.
     """
     planned, note = with_cached_logits(planned)
-    trials = open_trials(planned, storage, place, inputs)
+    trials = open_trials(planned, storage, parent, inputs)
     count = counted(planned.n_trials, "trial")
-    say(f"{planned.name}: {count}, {trials.n_open()} left, {storage.shown}")
-    say(f"note: {note}")
-    work(trials, train, say, done=lambda: write(trials, summary(trials)))
+    print_line(f"{planned.name}: {count}, {trials.n_open()} left, {storage.shown}")
+    print_line(f"note: {note}")
+    work(trials, train, print_line, done=lambda: write(trials, summary(trials)))
     found = summary(trials)
     write(trials, found)
     if found["best"] is None:
@@ -70,19 +70,22 @@ def run_sweep(
             "\n  ".join(["no trial was trained to its end, so there is no best one", *reasons])
         )
     if is_tested:
-        found["test"] = _measure_on_test(trials, found["best"], say)
+        found["test"] = _measure_on_test(trials, found["best"], print_line)
         write(trials, found)
     return found
 
 
-def _measure_on_test(trials: Trials, best: Mapping[str, Any], say: Say) -> dict[str, float] | None:
-    """Return the best trial's metrics on the test split, measured now if they have not been; `best`
-    is its row of the summary. None if its run is not that of the trial or is on another machine, or
-    if another worker is measuring it.
+def _measure_on_test(
+    trials: Trials, best: Mapping[str, Any], print_line: PrintLine
+) -> dict[str, float] | None:
+    """Return the best trial's metrics on the test split, measured now if they have not been.
+
+    `best` is its row of the summary. Returns None if its folder has another run or is on another
+    machine, or if another worker is measuring it.
     """
     folder = trials.folder(best["trial"])
     if reason := _difference(trials, best, folder):
-        say(f"note: {reason}, so trial {best['trial']} is not measured on the test split")
+        print_line(f"note: {reason}, so trial {best['trial']} is not measured on the test split")
         return None
     measure_later(folder)
     metrics = folder.result()["metrics"]
@@ -91,8 +94,10 @@ def _measure_on_test(trials: Trials, best: Mapping[str, Any], say: Say) -> dict[
 
 
 def _difference(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -> str:
-    """Return why a folder does not have the finished run that gave a trial its value; empty if it
-    has: then recipe, images, teachers and the value on held-out images are those of the trial.
+    """Return why a folder does not contain the finished run that gave a trial its value.
+
+    Returns an empty text if it does: recipe, images, teachers and the value on held-out images are
+    those of the trial.
     """
     if not (folder.is_run and folder.is_finished):
         return f"{folder.path} is not on this machine"
@@ -118,7 +123,7 @@ def _difference(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -> s
 
 
 def _values(space: Space) -> dict[str, Any]:
-    """The kind of a space, with the labels of its options or its ends."""
+    """Return the kind of a space, and the labels of its options or its ends."""
     return {space.kind: [*map(option_label, space.options)] or list(space.bounds)}
 
 
@@ -159,7 +164,7 @@ def summary(trials: Trials) -> dict[str, Any]:
 
 
 def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Return each key's share in what separates the best tenth of the trials from the rest:
+    """Return each key's share in what distinguishes the best tenth of the trials from the rest:
     PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255). Empty below four finished trials.
     """
     if len(complete) < FEWEST or len({trial.value for trial in complete}) == 1:
@@ -171,25 +176,27 @@ def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[st
 
 
 def write(trials: Trials, summarised: dict[str, Any]) -> None:
-    """Write `sweep.json`, and the best trial's complete recipe as `best.toml` if there is one."""
-    write_json(trials.place / SUMMARY, summarised)
+    """Write `sweep.json`, and as `best.toml` the complete recipe of the best trial, if there is
+    one.
+    """
+    write_json(trials.parent / SUMMARY, summarised)
     best = summarised["best"]
     if best is None:
         return
     recipe = trials.sweep.trial_recipe(best["values"]).recipe
-    about = _about(trials.sweep, summarised, trials.place)
-    path = trials.place / BEST
+    about = _about(trials.sweep, summarised, trials.parent)
+    path = trials.parent / BEST
     write_text(path, recipes.dumps(recipe.model_copy(update={"about": about})))
 
 
-def _about(sweep: Sweep, summarised: dict[str, Any], place: Path) -> About:
+def _about(sweep: Sweep, summarised: dict[str, Any], parent: Path) -> About:
     best = summarised["best"]
     verb = "distill" if sweep.base.recipe.student else "train-teacher"
     runs = sweep.base.recipe.teacher.runs if sweep.base.recipe.teacher else ()
     return About(
         claim=f"The best of {counted(summarised['asked'], 'trial')} of the sweep {sweep.name}: "
         f"trial {best['trial']}, {sweep.metric} = {best['value']:.4f}, chosen on held-out images",
-        command=f"python cli.py {verb} --recipe {place / BEST}",
+        command=f"python cli.py {verb} --recipe {parent / BEST}",
         teacher=" + ".join(runs) or "none",
         hardware="not yet run",
         minutes="not yet run",
@@ -216,5 +223,5 @@ def _row(number: int, attempt: FrozenTrial, attempts: Sequence[FrozenTrial]) -> 
 
 
 def _iso(moment: datetime | None) -> str | None:
-    """Return local time of the worker's host in ISO format."""
+    """Return a moment in ISO format, in the local time of the worker's host; None without one."""
     return None if moment is None else moment.isoformat(timespec="milliseconds")

@@ -27,20 +27,22 @@ from distill.sweep.sweep_schema import (
     Space,
     Study,
     SweepFile,
+    keys_and_values,
     keys_of,
-    pairs,
 )
 
 METRICS = [measure_name(name, split) for name in MEASURES for split in VALIDATED]
 
 
-def of_file(file: SweepFile) -> Iterator[str]:
-    """Yield contradictions between its tables, and keys and values that no recipe accepts."""
+def file_faults(file: SweepFile) -> Iterator[str]:
+    """Yield contradictions between a sweep file's tables, and keys and values that no recipe
+    accepts.
+    """
     yield from _study_faults(file)
     yield from _space_faults(file.space)
 
 
-def of_sound_spaces(values: Values) -> Iterator[str]:
+def valid_space_faults(values: Values) -> Iterator[str]:
     """Yield faults in the keys and values of the valid spaces of a file that has other faults."""
     sound = dict[str, Space]()
     tables = values.get("space")
@@ -80,14 +82,16 @@ def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
                 yield f"space.{name}: a process computes in one precision only; run two sweeps"
             seen.setdefault(key, name)
         for option in space.options or space.bounds:
-            settings = [(key, value) for key, value in pairs(name, option) if key in keys()]
+            settings = [
+                (key, value) for key, value in keys_and_values(name, option) if key in keys()
+            ]
             for fault in (f for key, value in settings for f in _value_faults(key, value)):
                 value = shorten(value_text(fault.value))
                 yield f"space.{name}: {fault.key} = {value} {fault.problem}"
 
 
 def _value_faults(key: str, value: Any) -> list[Fault]:
-    """Return faults of a single value; combinations of values are validated per trial."""
+    """Return the faults of a single value; combinations of values are validated per trial."""
     return (
         [] if value is False and key in switches() else check(_nested(key, value), whole=False)[1]
     )
@@ -99,7 +103,7 @@ def _nested(key: str, value: Any) -> Values:
     return dict(value)
 
 
-def in_words(detail: ErrorDetails) -> str:
+def error_text(detail: ErrorDetails) -> str:
     """Describe an error of pydantic in the same terms as a recipe's faults."""
     path = [str(part) for part in detail["loc"]]
     key, kind = shorten(".".join(path)), detail["type"]
@@ -130,7 +134,7 @@ def in_words(detail: ErrorDetails) -> str:
 
 
 def _table(path: Sequence[str]) -> type[BaseModel]:
-    """Return the table that contains a location."""
+    """Return the model of the table that contains a location."""
     tables: dict[str, type[BaseModel]] = {
         "study": Study, "constraint": Constraint, "space": Space,
     }  # fmt: skip

@@ -30,10 +30,10 @@ from distill.sweep import check_stored_trials, optuna_space
 from distill.sweep.assign_trials import ClaimedTrial, Trials
 from distill.sweep.storage import FINGERPRINT, Storage
 from distill.sweep.sweep_file import Sweep
-from distill.sweep.sweep_schema import keys_set, pairs
+from distill.sweep.sweep_schema import keys_and_values, keys_set
 from distill.training.divergence import Diverged
 
-LOOK_S = 2.0  # between two checks of a worker that waits for the others
+LOOK_S = 2.0  # between two checks by a worker that waits for the others
 # Attributes of an attempt: why it has no value, and how often its values were redrawn.
 INFEASIBLE, DIVERGED, REDRAWN = "infeasible", "diverged", "redrawn"
 OF_RESULT = {  # table and key in result.json of each fingerprint of a sweep
@@ -42,14 +42,14 @@ OF_RESULT = {  # table and key in result.json of each fingerprint of a sweep
     "class_names": ("data", "class_names_fingerprint"),
     "teacher": ("teacher", "fingerprint"),
 }
-DRAWS = 20  # attempts to draw values that can be trained
+DRAWS = 20  # most attempts to draw values that can be trained
 # New keys whose default differs from what the program did before they existed.
 CHANGES_OLD_SWEEPS = {"augment.trivial.before_crop"}
 VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
 
 Reader = Callable[[Event], None]
 Train = Callable[[ResolvedRecipe, RunFolder, Reader], None]  # trains one run to its end
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class TrialLost(Exception):
@@ -57,14 +57,14 @@ class TrialLost(Exception):
 
 
 def open_trials(
-    sweep: Sweep, storage: Storage, place: Path, inputs: Mapping[str, str] | None = None
+    sweep: Sweep, storage: Storage, parent: Path, inputs: Mapping[str, str] | None = None
 ) -> Trials:
-    """Open the sweep's trials, done or not. Raises UserError if the storage has another sweep of
-    this name, one with other images or teachers, or attempts that this sweep cannot have stored,
-    and if a folder in `place` is a symbolic link.
+    """Open the sweep's trials, done or not.
 
-    `inputs`: the fingerprints of images and teachers by name, as `selection.check_teachers` returns
-    them.
+    Raises UserError if the storage has another sweep of this name, one with other images or
+    teachers, or attempts that this sweep cannot have stored, and if a folder in `parent` is a
+    symbolic link. `inputs`: the fingerprints of images and teachers by name, as
+    `selection.check_teachers` returns them.
     """
     inputs = inputs or {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -75,21 +75,23 @@ def open_trials(
         if fault := check_stored_trials.fault_of(storage.read_attempts(study), sweep):
             raise storage.damaged(fault)
     study.pruner = optuna_space.pruner(sweep)
-    trials = Trials(sweep, study, storage, place, inputs)
+    trials = Trials(sweep, study, storage, parent, inputs)
     trials.check_folders()
     return trials
 
 
 def _as_definition_keys(inputs: Mapping[str, str]) -> dict[str, str]:
-    """Return fingerprints under their keys in the definition."""
+    """Return the fingerprints under their keys in the sweep's definition."""
     return {f"{FINGERPRINT}{name}": value for name, value in inputs.items()}
 
 
-def variants(sweep: Sweep) -> list[Recipe]:
-    """Return the base recipe with each data source and each list of teachers in the space."""
+def input_variants(sweep: Sweep) -> list[Recipe]:
+    """Return the base recipe with each data source and each list of teachers in the sweep's
+    space.
+    """
     recipe, varied = sweep.base.recipe, list[Recipe]()
     options = [(name, o) for name, space in sweep.file.space.items() for o in space.options]
-    for key, value in (pair for name, option in options for pair in pairs(name, option)):
+    for key, value in (pair for name, option in options for pair in keys_and_values(name, option)):
         if key == "data.source":
             varied.append(recipes.with_source(recipe, value))
         elif key == "teacher.runs":
@@ -98,7 +100,7 @@ def variants(sweep: Sweep) -> list[Recipe]:
 
 
 def definition(sweep: Sweep) -> str:
-    """Return what all workers of a sweep must have in common, one line per key."""
+    """Return what all workers of a sweep must have in common, as lines of one key each."""
     file = sweep.file.model_dump(exclude={"study": {"trials", "heartbeat_s", "name"}})
     return "\n".join(_lines({**recipes.values(sweep.base.recipe), **dict(recipes.leaves(file))}))
 
@@ -120,7 +122,9 @@ def _lines(values: Mapping[str, Any]) -> list[str]:
 
 
 def with_cached_logits(sweep: Sweep) -> tuple[Sweep, str]:
-    """Return the sweep with a teacher cache that trials share, if possible, and a note on it."""
+    """Return the sweep with a teacher cache that its trials share, if possible, and a note
+    on it.
+    """
     recipe = sweep.base.recipe
     if not recipes.has_teacher(recipe):
         return sweep, "no trial has a teacher"
@@ -142,41 +146,42 @@ def with_cached_logits(sweep: Sweep) -> tuple[Sweep, str]:
     return Sweep(sweep.name, file, base), shared
 
 
-def work(trials: Trials, train: Train, say: Say, done: Callable[[], None] = lambda: None) -> None:
-    """Run trials until all are done, also those of workers that die meanwhile.
+def work(
+    trials: Trials, train: Train, print_line: PrintLine, done: Callable[[], None] = lambda: None
+) -> None:
+    """Run trials until all are done, including those of workers that die meanwhile.
 
-    `done` is called after each trial of this worker.
-
-    Raises what a run raises, after releasing its trial.
+    `done` is called after each trial of this worker. Raises what a run raises, after releasing its
+    trial.
     """
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     with trials.storage.explain_errors(), trials.working(name):
         is_waiting = False
         while trials.n_open():
             for number in trials.release_dead():
-                say(
+                print_line(
                     f"note: trial {number} is stored as running, without a heartbeat of a worker: "
                     f"unless one follows within {trials.storage.silence_s} s, it is trained again"
                 )
             claimed = trials.claim(name)
             if claimed is not None:
                 is_waiting = False
-                _attempt(trials, claimed, train, say)
+                _attempt(trials, claimed, train, print_line)
                 done()
                 continue
             if not is_waiting:
                 others = counted(trials.n_open(), "trial")
-                say(f"{others} left with other workers: waiting in case one of them dies")
+                print_line(f"{others} left with other workers: waiting in case one of them dies")
             is_waiting = True
             time.sleep(LOOK_S)
 
 
-def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, say: Say) -> None:
+def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, print_line: PrintLine) -> None:
     """Run one trial: draw its values, train, and store its end."""
     storage, sweep, folder = trials.storage, trials.sweep, trials.folder(claimed.number)
-    with _stop_if_lost(claimed, say), storage.heartbeat(claimed.row):
+    with _stop_if_lost(claimed, print_line), storage.heartbeat(claimed.row):
         try:
-            resolved = _draw_recipe(claimed, sweep, say)
+            resolved = _draw_recipe(claimed, sweep, print_line)
             _check_recipe(folder, resolved)
             train(resolved, folder, PruningCallback(claimed, sweep.metric))
         except (RecipeError, UnsuitableRecipe, OutOfMemory) as fault:
@@ -185,23 +190,23 @@ def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, say: Say) -> N
             why = _reason(fault)
             claimed.trial.set_user_attr(INFEASIBLE, why)
             _end(storage, claimed, TrialState.PRUNED)
-            say(f"trial {claimed.number} is infeasible: {why}")
+            print_line(f"trial {claimed.number} is infeasible: {why}")
         except TrialPruned:
             _end(storage, claimed, TrialState.PRUNED)
-            say(f"trial {claimed.number} is pruned: {folder.path} remains as a stopped run")
+            print_line(f"trial {claimed.number} is pruned: {folder.path} remains as a stopped run")
         except Diverged as fault:
             claimed.trial.set_user_attr(DIVERGED, str(fault))
             _end(storage, claimed, TrialState.PRUNED)
-            say(f"trial {claimed.number} is pruned: {fault}")
+            print_line(f"trial {claimed.number} is pruned: {fault}")
         else:
             _check_inputs(trials.inputs, folder)
             value = float(folder.result()["metrics"][sweep.metric])
             _end(storage, claimed, TrialState.COMPLETE, value)
-            say(f"trial {claimed.number} is done: {sweep.metric} {value:.4f}")
+            print_line(f"trial {claimed.number} is done: {sweep.metric} {value:.4f}")
 
 
 def _check_recipe(folder: RunFolder, resolved: ResolvedRecipe) -> None:
-    """Raise UserError if a trial's folder has the run, finished or not, of another recipe."""
+    """Raise UserError if a trial's folder contains a run, finished or not, of another recipe."""
     if not folder.is_run:
         return
     try:
@@ -211,7 +216,7 @@ def _check_recipe(folder: RunFolder, resolved: ResolvedRecipe) -> None:
 
 
 def differing_inputs(inputs: Mapping[str, str], folder: RunFolder) -> list[str]:
-    """Return in which of images and teachers, by their names in a message, a finished trial differs
+    """Return the names, for a message, of the images and teachers in which a finished trial differs
     from the sweep.
     """
     result = folder.result() if inputs else {}
@@ -234,9 +239,11 @@ def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
         )
 
 
-def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecipe:
-    """Draw a trial's values, store them, and return its recipe. Values that cannot be trained are
-    redrawn, up to DRAWS draws in all. Raises RecipeError if the last ones cannot be trained either.
+def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, print_line: PrintLine) -> ResolvedRecipe:
+    """Draw a trial's values, store them, and return its recipe.
+
+    Values that cannot be trained are redrawn, up to DRAWS draws in all. Raises RecipeError if the
+    last ones cannot be trained either.
     """
     trial, file = claimed.trial, sweep.file
     stored = trial.storage.get_trial(claimed.row)
@@ -251,15 +258,15 @@ def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, say: Say) -> ResolvedRecip
             refusal = fault
     optuna_space.store_values(trial, claimed.row, file, values)
     shown = ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
-    say(f"trial {claimed.number} of {sweep.n_trials}: {shown}")
+    print_line(f"trial {claimed.number} of {sweep.n_trials}: {shown}")
     if n_drawn > 1 and refusal is not None:
         trial.set_user_attr(REDRAWN, n_drawn - 1)
-        say(f"note: drawn {n_drawn} times; one draw cannot be trained: {_reason(refusal)}")
+        print_line(f"note: drawn {n_drawn} times; one draw cannot be trained: {_reason(refusal)}")
     return sweep.trial_recipe(values)
 
 
 def _reason(fault: Exception) -> str:
-    """Return a fault on one line. The sweep sets values as --set does, so name the sweep."""
+    """Return an error on one line. It names the sweep, which sets values as --set does."""
     faults = fault.faults if isinstance(fault, RecipeError) else str(fault).splitlines()
     return "; ".join(faults).replace("(--set)", "(the sweep)")
 
@@ -267,18 +274,18 @@ def _reason(fault: Exception) -> str:
 def _end(
     storage: Storage, claimed: ClaimedTrial, state: TrialState, value: float | None = None
 ) -> None:
-    """Store the end of an attempt. Raises TrialLost if another worker has ended it."""
+    """Store the end of an attempt. Raises TrialLost if another worker has ended it already."""
     if not storage.end(claimed.row, state, value):
         raise TrialLost
 
 
 @contextmanager
-def _stop_if_lost(claimed: ClaimedTrial, say: Say) -> Iterator[None]:
-    """Abandon a trial that another worker has taken over."""
+def _stop_if_lost(claimed: ClaimedTrial, print_line: PrintLine) -> Iterator[None]:
+    """Abandon the trial, inside this context, if another worker has taken it over."""
     try:
         yield
     except (TrialLost, UpdateFinishedTrialError):
-        say(f"trial {claimed.number} was taken over by another worker, and is left to it")
+        print_line(f"trial {claimed.number} was taken over by another worker, and is left to it")
 
 
 class PruningCallback:

@@ -16,7 +16,13 @@ from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Teacher
 from distill.recipe.validation import value_text
 from distill.runs import run_identity
-from distill.runs.run_folder import RunFolder, broken_in, open_finished, open_run, runs_in
+from distill.runs.run_folder import (
+    RunFolder,
+    open_finished,
+    open_run,
+    runs_in,
+    unreadable_results_in,
+)
 from distill.teacher import best_teacher
 from distill.teacher.build_teacher import combine_teachers
 from distill.teacher.teacher import FrozenTeacher
@@ -71,7 +77,7 @@ def _choose_teacher(
         return best_teacher.choose_best(
             found, 0 if split.held_out is None else len(split.held_out.labels)
         )
-    broken = "".join(f"\n{note}" for place in places for note in broken_in(place))
+    broken = "".join(f"\n{note}" for place in places for note in unreadable_results_in(place))
     raise UserError(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
         + " or ".join(f"{place}/" for place in places)
@@ -100,7 +106,7 @@ def notes_on_broken_runs(
             return []
     if not recipes.has_teacher(recipe):
         return []
-    return [note for place in places for note in broken_in(place)]
+    return [note for place in places for note in unreadable_results_in(place)]
 
 
 def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> FrozenTeacher | None:

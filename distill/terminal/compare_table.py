@@ -96,7 +96,7 @@ def _classes(classes: Sequence[ClassDifference]) -> Table:
 
 
 def _within(share: float, interval: Interval) -> str:
-    """`72.10 % [71.21, 72.97]`."""
+    """Format a share and its interval: `72.10 % [71.21, 72.97]`."""
     return f"{percent(share)} {bracketed(interval, percent_number)}"
 
 

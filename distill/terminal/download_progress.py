@@ -21,7 +21,7 @@ PRINT_EVERY_S = 60.0
 
 
 class DownloadDisplay:
-    """Callback with (what, bytes done, total bytes), to be used inside `with`.
+    """A callback that displays (what, bytes done, total bytes), to be used inside `with`.
 
     Without a terminal it prints a line per quarter and a line per minute.
     """

@@ -16,66 +16,66 @@ Figures = Mapping[str, Any]
 CONFUSED_WITH = 2  # classes listed beside each class
 
 
-def evaluation_tables(figures: Figures) -> RenderableType:
+def evaluation_tables(results: Figures) -> RenderableType:
     """Show the result of `evaluate`: headline, classes, then the optional measures."""
     blocks: list[RenderableType] = [
-        Text("\n").join(head_lines(figures)),
-        headline_table(figures),
-        Text("\n").join(remarks(figures)),
-        class_table(figures["per_class"], figures["confusion"]),
+        Text("\n").join(head_lines(results)),
+        headline_table(results),
+        Text("\n").join(remarks(results)),
+        class_table(results["per_class"], results["confusion"]),
     ]
     for name, block in OPTIONAL.items():
-        if name in figures:
-            blocks.append(block(figures))
+        if name in results:
+            blocks.append(block(results))
     spaced = [part for block in blocks for part in (block, Text())]
     return Group(*spaced[:-1])
 
 
-def head_lines(figures: Figures) -> Iterator[Text]:
-    """Yield the lines on run, network and data."""
-    size = f"{figures['parameters']:,} parameters, {figures['macs'] / 1e6:,.1f} M MACs per image"
-    yield label_line("run", f"{figures['run']}, {figures['role']}")
-    yield label_line("network", f"{figures['network']}, {size}")
-    yield label_line("data", f"{figures['data']}, {figures['n']:,} test images")
+def head_lines(results: Figures) -> Iterator[Text]:
+    """Yield the lines that describe run, network and data."""
+    size = f"{results['parameters']:,} parameters, {results['macs'] / 1e6:,.1f} M MACs per image"
+    yield label_line("run", f"{results['run']}, {results['role']}")
+    yield label_line("network", f"{results['network']}, {size}")
+    yield label_line("data", f"{results['data']}, {results['n']:,} test images")
 
 
-def headline_table(figures: Figures) -> Table:
+def headline_table(results: Figures) -> Table:
     """Show each measure with its interval, and its value after calibration."""
     table = blank_table()
     table.add_column("", no_wrap=True)
-    calibrated = figures.get("temperature") is not None
+    calibrated = results.get("temperature") is not None
     for heading in ("test", "95 % interval", *(["calibrated"] if calibrated else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for measure, (name, show) in MEASURES.items():
-        if figures[measure] is not None:
-            after = figures.get(f"{measure}_calibrated")
+        if results[measure] is not None:
+            after = results.get(f"{measure}_calibrated")
             table.add_row(
                 Text(name, "bold"),
-                Text(show(figures[measure]), "bold" if measure == "top1" else ""),
-                interval_text(figures[f"{measure}_interval"], show),
+                Text(show(results[measure]), "bold" if measure == "top1" else ""),
+                interval_text(results[f"{measure}_interval"], show),
                 *([show(after) if after is not None else ""] if calibrated else []),
             )
     return table
 
 
-def remarks(figures: Figures) -> Iterator[Text]:
+def remarks(results: Figures) -> Iterator[Text]:
     """Yield the temperature and the agreement with the teacher, or why they are unknown."""
-    absent = figures["absent"]
-    if figures["temperature"] is not None:
-        temperature = f"temperature {figures['temperature']:.3f}, fitted on held-out images"
+    absent = results["absent"]
+    if results["temperature"] is not None:
+        temperature = f"temperature {results['temperature']:.3f}, fitted on held-out images"
         yield label_line("scaling", temperature)
     else:
         yield missing_line("scaling", absent["temperature"])
-    if figures["teacher_kl"] is not None:
-        agreement = f"same prediction on {percent(figures['teacher_agreement'])}"
-        kl = f"KL(teacher || student) {nats(figures['teacher_kl'])}"
+    if results["teacher_kl"] is not None:
+        agreement = f"same prediction on {percent(results['teacher_agreement'])}"
+        kl = f"KL(teacher || student) {nats(results['teacher_kl'])}"
         yield label_line("teacher", f"{agreement}, {kl}")
-    elif figures["role"] == "student":
+    elif results["role"] == "student":
         yield missing_line("teacher", absent["teacher_agreement"])
 
 
 def missing_line(label: str, reason: str) -> Text:
-    """Return a line on an unknown fact, with the reason."""
+    """Return a line on an unknown value, with the reason."""
     return Text.assemble((f"{label:<9}", "bold cyan"), (f"{UNKNOWN}  {reason}", "dim"))
 
 
@@ -99,21 +99,21 @@ def class_table(classes: Sequence[Figures], confusion: Sequence[Sequence[int]]) 
 
 
 def frequent_mistakes(names: Sequence[str], label: int, counts: Sequence[int]) -> Iterator[str]:
-    """Yield `dog 178`: the most frequent wrong predictions of a class, most frequent first."""
+    """Yield the most frequent wrong predictions of a class, most frequent first, as `dog 178`."""
     others = [(count, other) for other, count in enumerate(counts) if count and other != label]
     for count, other in sorted(others, key=lambda pair: (-pair[0], pair[1]))[:CONFUSED_WITH]:
         yield f"{visible(names[other])} {count:,}"
 
 
-def against_block(figures: Figures) -> RenderableType:
-    """Compare two runs on the same images, with McNemar's test."""
-    other = figures["against"]
+def against_block(results: Figures) -> RenderableType:
+    """Show the comparison of two runs on the same images, with McNemar's test."""
+    other = results["against"]
     table = blank_table()
     table.add_column("against", overflow="fold")
     for heading in ("accuracy", "95 % interval", "right alone", "both right"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run, alone, both in (
-        (figures, other["only_a"], grouped(other["both"])),
+        (results, other["only_a"], grouped(other["both"])),
         (other, other["only_b"], ""),
     ):
         table.add_row(
@@ -123,11 +123,11 @@ def against_block(figures: Figures) -> RenderableType:
             grouped(alone),
             both,
         )
-    return Group(table, Text(mcnemar_text(figures["run"], other)))
+    return Group(table, Text(mcnemar_text(results["run"], other)))
 
 
 def mcnemar_text(run: str, other: Figures) -> str:
-    """Return the conclusion from McNemar's test, with its p."""
+    """Return the conclusion from McNemar's test, with its p-value."""
     p = f"McNemar's {p_equation(other['p'])}"
     if other["better"] is None:
         return f"No difference is shown: {p}, both may be correct equally often."
@@ -138,26 +138,26 @@ def mcnemar_text(run: str, other: Figures) -> str:
     )
 
 
-def mirror_block(figures: Figures) -> RenderableType:
-    """Show the same measures of the mean over an image and its mirror image."""
+def mirror_block(results: Figures) -> RenderableType:
+    """Show the measures of the mean over each image and its mirror image."""
     title = Text("With each image's mirror (test-time augmentation), not in the table above")
-    return Group(title, headline_table(figures["mirror"]))
+    return Group(title, headline_table(results["mirror"]))
 
 
-def views_block(figures: Figures) -> RenderableType:
-    """Show the same measures of the mean over several views, and a single view's accuracy."""
-    averaged = figures["test_time_augmentation"]
+def views_block(results: Figures) -> RenderableType:
+    """Show the measures of the mean over several views, and a single view's accuracy."""
+    averaged = results["test_time_augmentation"]
     title = Text(
         f"With {averaged['views']} views of each image (test-time augmentation), not in the table "
         "above:\nthe image and its mirror, each also shifted by a pixel up-left and down-right."
     )
-    single = Text(f"A single view, for comparison: accuracy {percent(figures['top1'])}.")
+    single = Text(f"A single view, for comparison: accuracy {percent(results['top1'])}.")
     return Group(title, headline_table(averaged), single)
 
 
-def latency_block(figures: Figures) -> RenderableType:
-    """Show milliseconds per call."""
-    latency = figures["latency_ms"]
+def latency_block(results: Figures) -> RenderableType:
+    """Show the latency in milliseconds per call."""
+    latency = results["latency_ms"]
     threads = counted(latency["threads"], "thread")
     setup = f"{latency['device']}, {threads}, {latency['precision']}"
     return Text("\n").join(
@@ -168,9 +168,9 @@ def latency_block(figures: Figures) -> RenderableType:
     )
 
 
-def robustness_block(figures: Figures) -> RenderableType:
+def robustness_block(results: Figures) -> RenderableType:
     """Show accuracy by corruption and severity."""
-    found = figures["robustness"]
+    found = results["robustness"]
     table = blank_table()
     table.add_column("accuracy at severity", no_wrap=True)
     for heading in (*map(str, found["severities"]), "mean"):

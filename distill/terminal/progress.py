@@ -1,8 +1,8 @@
-"""Display a training in the terminal: head, progress bars, one line per epoch, closing table.
+"""Display a training in the terminal: header, progress bars, one line per epoch, closing table.
 
-The display depends on the events of `distill/events.py` alone, without a clock, so a journal
-replayed through it looks like the run did. On a terminal the bars are below the epochs' lines;
-elsewhere only lines are written, without colour, that include speed and remaining time.
+The display uses only the events of `distill/events.py`, never the clock, so a journal replayed
+through it looks like the run did. On a terminal the bars are below the epochs' lines. Elsewhere
+only lines without colour are written, which include speed and remaining time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ from distill.terminal.table_style import GAP, blank_table
 
 
 class ProgressDisplay:
-    """Callback for events, inside `with`; `progress` is the one for work before the run."""
+    """A callback that displays events, inside `with`; `progress` displays work before the run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -97,7 +97,9 @@ class ProgressDisplay:
             self._print(Text(f"{what}  {done:,} of {total:,}"))
 
     def bars(self) -> RenderableType:
-        """Return the moving part: work before the run, then bars of epoch and step and metrics."""
+        """Return the moving part: bars of the work before the run, then of epoch and step, and
+        metrics.
+        """
         if self._start is None:
             return preparation_bars(self._preparing)
         current = Table.grid(padding=(0, 1, 0, 0), expand=True)
@@ -136,7 +138,7 @@ class ProgressDisplay:
         )
 
     def _speed(self, epoch: Epoch) -> list[str]:
-        return [rate(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
+        return [rate_text(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
 
     def _epoch_bar(self, start: Start) -> tuple[RenderableType, ...]:
         now = min(self._epoch + 1, start.epochs)
@@ -156,11 +158,13 @@ class ProgressDisplay:
             Text("step", "bold"),
             f"{done:,}/{total:,}",
             ProgressBar(total, done),
-            rate(self._metrics.get(IMAGES_PER_S)),
+            rate_text(self._metrics.get(IMAGES_PER_S)),
         )
 
     def _left_s(self, start: Start) -> float | None:
-        """Return the remaining seconds, from the newest epoch's estimate or else from the rate."""
+        """Return the remaining seconds, from the newest epoch's estimate or else from the step
+        rate.
+        """
         steps = total_steps(start) - self._step
         if not steps:
             return 0.0
@@ -184,7 +188,7 @@ class ProgressDisplay:
 
 
 def retry_line(retry: Retry) -> Text:
-    """Return why the run goes back, to which step, and with what learning rate."""
+    """Return a line with why the run goes back, to which step, and with what learning rate."""
     return Text(
         f"{retry.reason}: back to step {retry.first_step:,}, with {retry.lr_factor:g} times the "
         "learning rate",
@@ -193,14 +197,14 @@ def retry_line(retry: Retry) -> Text:
 
 
 def estimate_line(estimate: Estimate) -> Text:
-    """Return the estimated total time, with its range and the number of steps behind it."""
+    """Return a line with the estimated total time, its range and the number of timed steps."""
     total = time_with_range(estimate.total_s, estimate.low_s, estimate.high_s)
     steps = counted(estimate.steps, "step")
     return Text(f"about {total} in all, from the first {steps}")
 
 
 def head_lines(start: Start) -> Iterator[Text]:
-    """Yield lines on what is trained, on what data and devices; notes as warnings."""
+    """Yield lines on what is trained, on which data and devices, and the notes as warnings."""
     yield label_line(start.role, f"{start.network}, {start.parameters:,} parameters")
     if start.role == "student":
         yield label_line("teacher", teacher_text(start))
@@ -236,14 +240,14 @@ def teacher_text(start: Start) -> str:
 
 
 def epoch_line(epoch: Epoch, epochs: int, speed: Sequence[str] = ()) -> Text:
-    """Return one epoch on one line; `speed`: images/s and remaining time if there are no bars."""
+    """Return one line on an epoch; `speed`: images/s and remaining time if there are no bars."""
     count = f"epoch {epoch.epoch}/{epochs}".ljust(len(f"epoch {epochs}/{epochs}"))
     parts = [count, losses_text(epoch.metrics), *accuracy_texts(epoch.metrics), *speed]
     return Text.assemble(GAP.join(parts), (f"{GAP}best", "green") if epoch.is_best else "")
 
 
 def end_lines(end: End) -> Iterator[Text]:
-    """Yield which epoch's weights are final, their accuracy, and their path."""
+    """Yield lines with the epoch of the final weights, their accuracy, and their path."""
     is_averaged = measure_name("top1", "val_ema") in end.metrics
     summary = [
         f"final weights: epoch {end.epoch}",
@@ -271,7 +275,7 @@ def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
 
 
 def quarters_done(done: int, total: int) -> int:
-    """Return how many quarters are done: without a terminal each prints a line."""
+    """Return how many quarters are done; without a terminal a line is printed for each."""
     return 4 * done // total if total else 0
 
 
@@ -300,7 +304,9 @@ def closing_table(rows: Sequence[ClosingRow]) -> Table:
 
 
 def losses_text(metrics: Mapping[str, float]) -> str:
-    """`loss 1.234 (hard 0.51, kd 0.80)`: the weighted total, then each term unweighted."""
+    """Format the losses: the weighted total, then each term unweighted, `loss 1.234 (hard 0.51, kd
+    0.80)`.
+    """
     start = loss_name("")
     terms = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
     total = terms.pop(TOTAL, None)
@@ -317,11 +323,11 @@ def accuracy_texts(metrics: Mapping[str, float]) -> list[str]:
 
 
 def accuracy_text(metrics: Mapping[str, float], split: Split) -> str:
-    """`top1/val 71.17 %`."""
+    """Format the accuracy on a split: `top1/val 71.17 %`."""
     name = measure_name("top1", split)
     return f"{name} {percent(metrics.get(name))}"
 
 
-def rate(images_per_s: float | None) -> str:
-    """Return training images per second, of all processes."""
+def rate_text(images_per_s: float | None) -> str:
+    """Format the training images per second of all processes."""
     return f"{UNKNOWN if images_per_s is None else f'{images_per_s:,.0f}'} images/s"

@@ -39,7 +39,7 @@ def recipe_origins(resolved: ResolvedRecipe) -> Text:
 
 
 def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Show the cached teacher logits, one line per cache entry."""
+    """Show the cached teacher logits, one row per cache entry."""
     table = blank_table()
     table.add_column("key", no_wrap=True)
     for heading in ("teacher", "data", "augmentation"):
@@ -62,7 +62,7 @@ def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _operations(pipeline: str) -> str:
-    """`Crop(padding=4) Flip(prob=0.5)`: the active operations in a pipeline's repr."""
+    """Return the active operations in a pipeline's repr: `Crop(padding=4) Flip(prob=0.5)`."""
     return " ".join(re.findall(r"[A-Z]\w*\([^()]*\)", pipeline.partition("(")[2])) or pipeline
 
 
@@ -97,7 +97,9 @@ def fact_lines(values: Mapping[str, Any]) -> Text:
 
 
 def class_counts(counts: Mapping[str, int]) -> Columns:
-    """`airplane 1,012`: the number of images predicted as each class, as many per line as fit."""
+    """Show the number of images predicted as each class, as `airplane 1,012`, as many per line as
+    fit.
+    """
     pairs = [f"{visible(name)} {grouped(n)}" for name, n in counts.items()]
     return Columns(pairs, padding=(0, len(GAP)), column_first=False)
 

@@ -18,11 +18,11 @@ from distill.statistics import Interval
 from distill.terminal.table_style import blank_table
 
 LEGEND = "test: ± half of Wilson's 95 % interval; val: the held-out images"
-WIDE = 100  # characters from which on columns are two spaces apart
+WIDE = 100  # from this terminal width on, columns are two spaces apart
 NAMES = ("run", "recipe", "teacher")
 FIGURES = ("params", "test %", "val %", "state", "age")
 # Where a name may be split into two lines: after / and a space, before +; else after - and _.
-JOINTS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
+BREAKS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
 
 # The raw value of each column, by which it is sorted.
 COLUMNS: Mapping[str, Callable[[RunListing], Any]] = {
@@ -42,7 +42,8 @@ ALSO = {"params": "parameters", "accuracy": "test", "top1": "test", "name": "run
 
 
 def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
-    """Sort text from A, numbers from the largest, age from the newest; runs without a value last.
+    """Sort runs by a column: text from A, numbers from the largest, age from the newest; runs
+    without a value last.
 
     Raises UserError for an unknown column.
     """
@@ -60,13 +61,13 @@ def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
 def runs_table(
     runs: Sequence[RunListing], folder: Path, width: int, now: float | None = None
 ) -> RenderableType:
-    """Show one row of at most two lines per run, and below the faults of damaged ones.
+    """Show one row of at most two lines per run, and the faults of damaged runs below.
 
     `width`: characters of the terminal; `now`: seconds since 1970.
     """
     now = time.time() if now is None else now
     names = [_names(run, folder) for run in runs]
-    figures = [_figures(run, now) for run in runs]
+    figures = [_number_cells(run, now) for run in runs]
     padding = 1 if width >= WIDE else 0
     used = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
     gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
@@ -96,8 +97,8 @@ def _names(run: RunListing, folder: Path) -> tuple[str, str, str]:
     return visible(name), visible(run.recipe or UNKNOWN), visible(teachers or UNKNOWN)
 
 
-def _figures(run: RunListing, now: float) -> tuple[str, ...]:
-    """Return the cells under FIGURES."""
+def _number_cells(run: RunListing, now: float) -> tuple[str, ...]:
+    """Return the cells of the columns in FIGURES."""
     return (
         grouped(run.parameters),
         accuracy_text(run.top1_test, run.top1_test_interval),
@@ -115,17 +116,19 @@ def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
     """Return widths of the name columns that fit into `width`: names on one line if possible, else
     on two.
 
-    If that is too wide, the widest columns are cut to the same width.
+    If two lines are still too wide, the widest columns are cut to the same width.
     """
     columns = list(zip(*names, strict=True))
     heads = [*map(len, NAMES)]
     halves = [max(map(two_line_width, column)) for column in columns]
     whole = [max(map(len, column)) for column in columns]
-    return _up_to(width, whole, _up_to(width, [*map(max, heads, halves)], heads))
+    return _limit_widths(width, whole, _limit_widths(width, [*map(max, heads, halves)], heads))
 
 
-def _up_to(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
-    """Clip `most` to the highest common limit at which the sum is at most `width`."""
+def _limit_widths(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
+    """Limit the widths in `most` to the highest common maximum, but not below `least`, at which the
+    sum is at most `width`.
+    """
     for limit in range(max(most), 0, -1):
         widths = [max(low, min(high, limit)) for low, high in zip(least, most, strict=True)]
         if sum(widths) <= width:
@@ -139,7 +142,7 @@ def two_line_width(name: str) -> int:
 
 
 def wrap_name(name: str, width: int) -> str:
-    """Split a long name into two lines of up to `width` at its joints: `kd_cutmix`, `+ema`.
+    """Split a long name into two lines of up to `width` at a break point: `kd_cutmix`, `+ema`.
 
     A line that is still too long loses its middle.
     """
@@ -153,20 +156,26 @@ def wrap_name(name: str, width: int) -> str:
 
 
 def _break_points(name: str) -> list[tuple[str, ...]]:
-    """Return the possible splits of a name, the better joints first; the name if there is none."""
-    found = [match.start() for joint in JOINTS for match in re.finditer(joint, name)]
-    return [(name[:k].rstrip(), name[k:]) for k in found if 0 < k < len(name)] or [(name,)]
+    """Return the ways to split a name over two lines, best break points first; just the name if it
+    cannot be split.
+    """
+    starts = [match.start() for pattern in BREAKS for match in re.finditer(pattern, name)]
+    return [(name[:k].rstrip(), name[k:]) for k in starts if 0 < k < len(name)] or [(name,)]
 
 
 def state_text(run: RunListing) -> str:
-    """`finished`; `stopped` above `1,200/39,000`: steps done of all steps."""
+    """Return the state, such as `finished`; for an unfinished run a second line has the steps done
+    of all steps, `1,200/39,000`.
+    """
     if run.step is None or run.total_steps is None:
         return run.state
     return f"{run.state}\n{run.step:,}/{run.total_steps:,}"
 
 
 def accuracy_text(share: float | None, interval: Interval | None) -> str:
-    """0.721 as `72.10`, with half the width of its interval `72.10 ±0.88`, in per cent."""
+    """Format a share in per cent, 0.721 as `72.10`, or with half the width of its interval, `72.10
+    ±0.88`.
+    """
     if share is None:
         return UNKNOWN
     spread = "" if interval is None else f" ±{50 * (interval[1] - interval[0]):.2f}"
@@ -174,7 +183,7 @@ def accuracy_text(share: float | None, interval: Interval | None) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """`12 s`, `5 min`, `16 h`, `3 d`: the largest unit that fits, rounded down."""
+    """Format an age in the largest unit that fits, rounded down: `12 s`, `5 min`, `16 h`, `3 d`."""
     for unit_s, unit in ((DAY_S, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit_s:
             return f"{seconds // unit_s:,.0f} {unit}"

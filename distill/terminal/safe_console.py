@@ -9,7 +9,7 @@ from distill.files.safe_text import visible_lines
 
 
 class SafeConsole(Console):
-    """A console that treats every text as data; colours come from styles alone.
+    """A console that prints every text literally; colours come from styles alone.
 
     `[bold]` in a name is printed unchanged. Control characters, bidirectional overrides and bytes
     that are not UTF-8 are printed as escapes; the console's own control codes pass.

@@ -75,7 +75,7 @@ def without_remote_fonts(picture: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this module."""
+    """Run the command line of this module."""
     parser = argparse.ArgumentParser(
         prog="python -m distill.terminal.screenshot", description=__doc__
     )

@@ -14,7 +14,7 @@ Figures = Mapping[str, Any]
 
 
 def seeds_table(summary: Figures) -> RenderableType:
-    """Show one line per seed, then mean and spread, and the difference from the control if any.
+    """Show one row per seed, then mean and spread, and the difference from the control if any.
 
     `summary`: the result of `distill.sweep.paired_seeds.summary`; shares are shown in percent.
     """
@@ -54,12 +54,12 @@ def finding_text(summary: Figures) -> str:
 
 
 def mean_text(spread: Figures) -> str:
-    """`71.46 ± 0.60`."""
+    """Format a mean and its standard deviation: `71.46 ± 0.60`."""
     return f"{percent_number(spread['mean'])} ± {percent_number(spread['std'] or 0)}"
 
 
 def interval_text(spread: Figures) -> str:
-    """`[69.97, 72.95]`."""
+    """Format an interval in percent: `[69.97, 72.95]`."""
     if spread["interval"] is None:
         return UNKNOWN
     return bracketed(spread["interval"], percent_number)

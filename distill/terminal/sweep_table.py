@@ -14,8 +14,8 @@ from distill.terminal.table_style import GAP, blank_table
 SweepSummary = Mapping[str, Any]
 MOST = 10  # trials in the table; all are in sweep.json
 LONGEST = 40  # characters of one line of a value if space is short
-DIGITS = 3  # of a drawn number
-MOST_DECIMALS = 5  # with more, 1.23e-07
+DIGITS = 3  # significant digits shown of a drawn number
+MOST_DECIMALS = 5  # numbers that need more are written as 1.23e-07
 # Complete trials below which an importance is shown with a warning. Optuna on its PED-ANOVA: "it is
 # preferable to include at least 5 trials above target_quantile", which is the best tenth
 # (optuna.importance.PedAnovaImportanceEvaluator, 4.x).
@@ -23,7 +23,7 @@ ENOUGH = 50
 
 
 def sweep_table(summary: SweepSummary, width: int) -> RenderableType:
-    """Show the best trials, one line each, and the counts of all.
+    """Show the best trials, one row each, and the counts of all.
 
     `summary`: the result of `sweep_summary.summary`; `width`: characters of the terminal. Keys that
     do not fit beside each other are in further tables below.
@@ -41,7 +41,7 @@ def sweep_table(summary: SweepSummary, width: int) -> RenderableType:
 
 
 def _tables(summary: SweepSummary, rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
-    """Return one table of all keys, or several if they are too wide."""
+    """Return one table of all keys, or several if one would be too wide."""
     if not rows:
         return []
     first = {
@@ -50,11 +50,11 @@ def _tables(summary: SweepSummary, rows: Sequence[Mapping[str, Any]], width: int
     }
     keys = {
         head: [key_text(summary, name, row["values"].get(name)) for row in rows]
-        for name, head in heads(list(summary["space"])).items()
+        for name, head in short_keys(list(summary["space"])).items()
     }
     available = width - _width(first)
     if _width(keys) > available:
-        keys = {head: [*map(_stacked, cells)] for head, cells in keys.items()}
+        keys = {head: [*map(_one_value_per_line, cells)] for head, cells in keys.items()}
     blocks: list[dict[str, list[str]]] = [{}]
     for head, cells in keys.items():
         if blocks[-1] and _width(blocks[-1] | {head: cells}) > available:
@@ -81,13 +81,13 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:
     )
 
 
-def _stacked(label: str) -> str:
-    """Put the values of a label on one line each."""
+def _one_value_per_line(label: str) -> str:
+    """Put each value of a label on a line of its own."""
     return "\n".join(shorten(line, LONGEST) for line in label.replace(", ", ",\n").split("\n"))
 
 
-def heads(names: Sequence[str]) -> dict[str, str]:
-    """Shorten each key to the last parts that identify it: `optim.lr` as `lr`."""
+def short_keys(names: Sequence[str]) -> dict[str, str]:
+    """Shorten each key to its last parts that identify it: `optim.lr` as `lr`."""
     ends = {
         name: [".".join(name.split(".")[-n:]) for n in range(1, name.count(".") + 2)]
         for name in names
@@ -100,7 +100,7 @@ def heads(names: Sequence[str]) -> dict[str, str]:
 
 
 def rung_lines(summary: SweepSummary) -> list[str]:
-    """Return the number of designs and epochs of each rung of a search."""
+    """Return lines with the number of designs and epochs of each rung of a search."""
     return [
         f"rung {n}: {counted(len(rung['values']), 'design')}, {counted(rung['epochs'], 'epoch')}"
         for n, rung in enumerate(summary.get("rungs", ()), start=1)
@@ -114,7 +114,9 @@ def ranked(summary: SweepSummary) -> list[Mapping[str, Any]]:
 
 
 def in_order(summary: SweepSummary) -> list[Mapping[str, Any]]:
-    """Return every trial: the ranked ones, then the pruned, then those that were not trained."""
+    """Return every trial: the ranked ones, then the pruned ones, then those that were not
+    trained.
+    """
     others = [row for row in summary["trials"] if row["value"] is None]
     return ranked(summary) + sorted(
         others, key=lambda row: (row["state"] != "pruned", row["state"])
@@ -122,12 +124,14 @@ def in_order(summary: SweepSummary) -> list[Mapping[str, Any]]:
 
 
 def by_importance(summary: SweepSummary) -> list[tuple[str, float]]:
-    """Return keys and their importance, the largest first."""
+    """Return each key and its importance, the largest first."""
     return sorted(summary["importance"].items(), key=lambda pair: -pair[1])
 
 
 def few_trials_warning(n: int) -> str | None:
-    """Return a warning on an importance of `n` complete trials; None if they are enough."""
+    """Return a warning on importances computed from `n` complete trials; None if they are
+    enough.
+    """
     if n >= ENOUGH:
         return None
     return (
@@ -144,12 +148,14 @@ def n_complete(summary: SweepSummary) -> int:
 
 
 def counted_trials(n: int) -> str:
-    """`1 trial`, `20 trials`."""
+    """Format a number of trials: `1 trial`, `20 trials`."""
     return counted(n, "trial")
 
 
 def counts_text(summary: SweepSummary) -> str:
-    """`20 trials: 12 complete, 7 pruned, 1 infeasible; 2 resumed after …`."""
+    """Format the counts of all trials: `20 trials: 12 complete, 7 pruned, 1 infeasible; 2 resumed
+    after …`.
+    """
     counts = ", ".join(f"{n} {state}" for state, n in summary["counts"].items() if n)
     extra = {
         "resumed after a worker died": summary["taken_up"],
@@ -160,7 +166,9 @@ def counts_text(summary: SweepSummary) -> str:
 
 
 def test_text(summary: SweepSummary) -> str | None:
-    """`trial 7, the best, on the test split: top1/test 0.7123 …`; None before it is measured."""
+    """Format the test metrics, `trial 7, the best, on the test split: top1/test 0.7123 …`; None
+    before they are measured.
+    """
     if not summary.get("test"):
         return None
     figures = ", ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
@@ -168,12 +176,12 @@ def test_text(summary: SweepSummary) -> str | None:
 
 
 def value_text(value: float | None) -> str:
-    """Return a trial's value with four decimals."""
+    """Format a trial's value with four decimals."""
     return UNKNOWN if value is None else f"{value:.4f}"
 
 
 def key_text(summary: SweepSummary, name: str, value: object) -> str:
-    """Return a trial's value of a key. Numbers of one range have the same decimals, enough for
+    """Format a trial's value of a key. Numbers of one range have the same decimals, enough for
     three digits of its larger end, or of its smaller end if they were drawn on a log scale.
     """
     if not isinstance(value, float):

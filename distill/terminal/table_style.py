@@ -1,4 +1,4 @@
-"""The style that all terminal tables share: a rule below the head, no frame."""
+"""Define the style that all terminal tables share: a rule below the heading row, no frame."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -7,5 +7,7 @@ GAP = "  "  # between two values on a line
 
 
 def blank_table(padding: int = 1) -> Table:
-    """An empty table; `padding` characters beside the one that separates columns."""
+    """Return an empty table; `padding`: characters in addition to the one that separates
+    columns.
+    """
     return Table(box=SIMPLE_HEAD, padding=(0, padding, 0, 0), show_edge=False, pad_edge=False)

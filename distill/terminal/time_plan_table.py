@@ -19,13 +19,13 @@ BUSY = 0.7  # share of the processor below which other programs are mentioned
 def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
     """Return the parts of the output; `planned` is the result of `time_plan.plan`.
 
-    Print a line of text without wrapping, so that a command can be copied.
+    The caller should print a text without wrapping, so that the commands in it can be copied.
     """
     fitting = [row for row in planned["recipes"] if row["fits"]]
     others = [row for row in planned["recipes"] if not row["fits"]]
     blocks: list[RenderableType] = [Text(line) for line in _head(planned, len(fitting))]
     if fitting:
-        blocks += [Text(), _fitting(fitting), *_commands(fitting[0])]
+        blocks += [Text(), _recipes_that_fit(fitting), *_commands(fitting[0])]
     if others:
         blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(others)]
     return [*blocks, Text(), *(Text(note, "dim") for note in _notes(planned))]
@@ -46,7 +46,7 @@ def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
     ]
 
 
-def _fitting(rows: Sequence[Row]) -> Table:
+def _recipes_that_fit(rows: Sequence[Row]) -> Table:
     table = blank_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("network, parameters", overflow="fold")
@@ -59,8 +59,8 @@ def _fitting(rows: Sequence[Row]) -> Table:
             Text(row["recipe"], "bold"),
             f"{own['network']}, {grouped(own['parameters'])}",
             _accuracy(row).replace(", ", "\n"),
-            _short(own if is_teacher else teacher),
-            _short(None if is_teacher else own),
+            _time_text(own if is_teacher else teacher),
+            _time_text(None if is_teacher else own),
             _time_with_range(row).replace(" (", "\n("),
         )
     return table
@@ -102,17 +102,17 @@ def _accuracy(row: Row) -> str:
 
 
 def _time_with_range(row: Row) -> str:
-    """`48 min (41 to 55)`."""
+    """Format a time and its range: `48 min (41 to 55)`."""
     return time_with_range(60 * row["minutes"], 60 * row["low"], 60 * row["high"])
 
 
-def _short(part: Row | None) -> str:
-    """`48 min`."""
+def _time_text(part: Row | None) -> str:
+    """Format a time without its range: `48 min`."""
     return UNKNOWN if part is None else rounded_time(60 * part["minutes"])
 
 
 def _notes(planned: Mapping[str, Any]) -> list[str]:
-    """Return notes on how the figures were obtained."""
+    """Return notes on how the times were obtained."""
     notes = [
         "Times are estimates with ranges in brackets, which are wide if the recipe's own steps",
         f"were not timed. Measured in {planned['measured_s']:.0f} s.",

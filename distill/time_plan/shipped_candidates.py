@@ -1,7 +1,7 @@
-"""The shipped recipes that a plan chooses from.
+"""List the shipped recipes that `plan` can propose.
 
-An ingredient is proposed only if its command has been run on CIFAR-10. A recipe that brings its own
-synthetic images is not proposed.
+A recipe used as a component (an ingredient) is proposed only if its documented command has been run
+on CIFAR-10. A recipe with its own synthetic images is not proposed.
 """
 
 import shlex
@@ -28,7 +28,7 @@ class PlannedTraining:
     recipe: Recipe
 
     def command(self, data: str | None, *more: str) -> str:
-        """Return the shell command that runs it on the images `data`."""
+        """Return the shell command that runs this training on the images `data`."""
         sets = [word for override in self.overrides for word in ("--set", override)]
         source = [] if data is None else ["--data", data]
         words = [
@@ -55,17 +55,19 @@ class Candidate:
     """A recipe that may be proposed: its training, its teacher's, and its [about] table."""
 
     about: About
-    own: PlannedTraining
+    training: PlannedTraining
     teacher: PlannedTraining | None
 
     def commands(self, data: str | None) -> list[str]:
-        """Return the commands that train its teacher, if it has one, and then itself."""
+        """Return the commands that train the candidate's teacher, if it has one, and then the
+        candidate.
+        """
         if self.teacher is None:
-            return [self.own.command(data)]
-        run = f"runs/{self.own.recipe_spec}-teacher"
+            return [self.training.command(data)]
+        run = f"runs/{self.training.recipe_spec}-teacher"
         return [
             self.teacher.command(data, "--out", run),
-            self.own.command(data, "--teacher", run),
+            self.training.command(data, "--teacher", run),
         ]
 
 
@@ -84,16 +86,16 @@ def candidates() -> Iterator[Candidate]:
             yield Candidate(about, own, _teacher_of(about, own))
 
 
-def _teacher_of(about: About, own: PlannedTraining) -> PlannedTraining | None:
+def _teacher_of(about: About, student: PlannedTraining) -> PlannedTraining | None:
     """Return the training of the teacher that [about] names; None for a recipe without one.
 
-    A teacher that is one recipe is trained by the command in its own [about], which its accuracy
-    belongs to.
+    A teacher that is a single recipe is trained by the command in its own [about], which is the one
+    that its accuracy was measured with.
     """
-    if own.role == "teacher" or not recipes.has_teacher(own.recipe):
+    if student.role == "teacher" or not recipes.has_teacher(student.recipe):
         return None
     is_named = about.teacher not in ("", "none", "that of the recipe")
-    spec = about.teacher if is_named else recipes.teacher_for(own.recipe_spec)
+    spec = about.teacher if is_named else recipes.teacher_for(student.recipe_spec)
     commands = {name: note.command for name, _, note in recipes.shipped()}
     return _training_of_command(commands.get(spec) or f"{VERBS['teacher']} --recipe {spec}")
 

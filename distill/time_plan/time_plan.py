@@ -1,8 +1,8 @@
 """Plan which recipes fit into a time budget on this machine.
 
 A recipe's accuracy is the one in its [about] table, measured by the command there, or unknown. Its
-time is the number of images in the whole training times the seconds of one image, which are
-measured here for the recipes that could fit. For the others it is their floating-point operations
+time is the number of images in the whole training times the seconds per image, which are measured
+here for the recipes that could fit. For the others the time is their floating-point operations
 divided by the measured speeds.
 """
 
@@ -25,7 +25,7 @@ from distill.training.measure_speed import Speed
 from students import course_rules as courses
 from students.design import Design
 
-BUDGET_S = 45.0  # seconds of the program, imports included, in which speeds are measured
+BUDGET_S = 45.0  # seconds from the program's start, in which speeds are measured
 FASTEST = 4.0  # assumed bound: a network runs at most at this multiple of the best speed so far
 ROUGH = 1.5  # the smallest factor, up and down, in the range of a time that was not measured
 KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100)}  # training images, classes
@@ -33,7 +33,9 @@ KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100)}  # training images,
 
 @dataclass(frozen=True)
 class Costs:
-    """The computation of a training. `images` is None for a recipe with `train.minutes`."""
+    """The amount of computation of a training. `images` is None for a recipe with
+    `train.minutes`.
+    """
 
     network: NetworkCost
     images: ImageCounts | None
@@ -43,16 +45,16 @@ class Costs:
 
 @dataclass(frozen=True)
 class CostedCandidate:
-    """A candidate with the costs of its training and of its teacher's."""
+    """A candidate with the costs of its training and of its teacher's training."""
 
     candidate: Candidate
-    own: Costs
+    costs: Costs
     teacher: Costs | None
 
     @property
     def flop(self) -> float:
         """Floating-point operations of both trainings, validation included."""
-        return sum(c.flop + c.validation_flop for c in (self.own, self.teacher) if c is not None)
+        return sum(c.flop + c.validation_flop for c in (self.costs, self.teacher) if c is not None)
 
 
 @dataclass
@@ -70,17 +72,17 @@ class Machine:
     def measure(self, priced: CostedCandidate, seconds: float) -> CostedCandidate:
         """Time the steps of a candidate if it could fit into `seconds` and time is left.
 
-        On a CPU the precision in the [about] command is replaced by the default one if that is
-        faster.
+        Returns the candidate. On a CPU its precision from [about] is replaced by the default one if
+        that is faster.
         """
         if not self._could_fit(priced.flop, seconds):
             return priced
         candidate = priced.candidate
-        teacher, own = candidate.teacher, candidate.own
+        teacher, own = candidate.teacher, candidate.training
         if teacher is not None and priced.teacher is not None:
             teacher = self._faster(teacher, None, priced.teacher)
-        own = self._faster(own, teacher, priced.own)
-        return replace(priced, candidate=replace(candidate, own=own, teacher=teacher))
+        own = self._faster(own, teacher, priced.costs)
+        return replace(priced, candidate=replace(candidate, training=own, teacher=teacher))
 
     def _could_fit(self, flop: float, seconds: float) -> bool:
         return not self.rates or flop <= FASTEST * max(self.rates) * seconds
@@ -107,7 +109,9 @@ class Machine:
         costs: Costs,
         rival_s: float = float("inf"),
     ) -> float | None:
-        """Return seconds per image in the fastest step; None if not timed and no time is left."""
+        """Return the seconds per image of the fastest step; None if it was not timed and no time is
+        left.
+        """
         key = step_key(training, teacher)
         if key not in self.speeds:
             began_at, processor_at = time.monotonic(), time.process_time()
@@ -134,7 +138,7 @@ class Machine:
     def time_of(
         self, training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs
     ) -> tuple[TimeRange, bool]:
-        """Return seconds of a training, and whether its own steps were timed."""
+        """Return the seconds of a training, and whether they are based on its own timed steps."""
         if training.recipe.train.minutes is not None:
             budget_s = 60 * training.recipe.train.minutes
             return TimeRange(budget_s, budget_s, budget_s, 0), True
@@ -170,7 +174,7 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
     priced = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
     machine = Machine(measure_speed.random_images(n_images, n_classes), began_at + BUDGET_S)
     timed = [machine.measure(each, 60 * minutes) for each in priced]
-    rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_rank)
+    rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_display_order)
     fitting = [row for row in rows if row["fits"]]
     return {
         "minutes": minutes,
@@ -181,7 +185,7 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
         "best": fitting[0]["recipe"] if fitting else None,
         "quickest": min(rows, key=lambda row: row["minutes"], default={"recipe": None})["recipe"],
         "recipes": rows,
-        "against_the_rules": [each.own.recipe_spec for each in every if each not in legal],
+        "against_the_rules": [each.training.recipe_spec for each in every if each not in legal],
         "measured_s": time.monotonic() - began_at,
     }
 
@@ -196,23 +200,25 @@ def _size(data: str | None) -> tuple[int, int]:
 
 
 def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
-    """Whether it trains a student that follows a course's rules."""
-    student = candidate.own.recipe.student
-    if candidate.own.role == "teacher" or student is None:
+    """Whether a candidate trains a student that follows a course's rules."""
+    student = candidate.training.recipe.student
+    if candidate.training.role == "teacher" or student is None:
         return False
     return not courses.broken_clauses(course, Design.of(**student.spec()), student.activation)
 
 
 def _cost_candidates(
-    found: list[Candidate], n_images: int, n_classes: int
+    candidates: list[Candidate], n_images: int, n_classes: int
 ) -> Iterator[CostedCandidate]:
     """Yield the costs of each candidate that can be trained on this number of classes."""
-    for each in found:
+    for each in candidates:
         try:
             teacher = (
                 None if each.teacher is None else _costs(each.teacher, None, n_images, n_classes)
             )
-            yield CostedCandidate(each, _costs(each.own, teacher, n_images, n_classes), teacher)
+            yield CostedCandidate(
+                each, _costs(each.training, teacher, n_images, n_classes), teacher
+            )
         except UnsuitableRecipe:  # with more classes a student may be over its budget
             continue
 
@@ -231,12 +237,14 @@ def _costs(
 
 
 def _measuring_order(priced: CostedCandidate) -> tuple[float, float]:
-    """Sort key for measuring: the highest accuracy first, then the least work."""
+    """Return a sort key for measuring: the highest accuracy first, then the least work."""
     return -(priced.candidate.about.measured_accuracy or 0.0), priced.flop
 
 
-def _rank(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
-    """Sort key for display: fits, students before teachers, highest accuracy, least time."""
+def _display_order(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
+    """Return a sort key for display: fits, students before teachers, highest accuracy,
+    least time.
+    """
     return not row["fits"], row["role"] == "teacher", -(row["accuracy"] or 0.0), row["minutes"]
 
 
@@ -244,7 +252,7 @@ def _row(
     priced: CostedCandidate, machine: Machine, minutes: float, data: str | None
 ) -> dict[str, Any]:
     candidate = priced.candidate
-    teacher = own = _training_row(candidate.own, candidate.teacher, priced.own, machine)
+    teacher = own = _training_row(candidate.training, candidate.teacher, priced.costs, machine)
     parts = [own]
     if candidate.teacher is not None and priced.teacher is not None:
         teacher = _training_row(candidate.teacher, None, priced.teacher, machine)
@@ -252,8 +260,8 @@ def _row(
     total = {key: sum(part[key] for part in parts) for key in ("minutes", "low", "high")}
     about = candidate.about
     return {
-        "recipe": candidate.own.recipe_spec,
-        "role": candidate.own.role,
+        "recipe": candidate.training.recipe_spec,
+        "role": candidate.training.role,
         "accuracy": about.measured_accuracy,
         "seeds": about.seeds,
         "fits": total["minutes"] <= minutes,
@@ -284,7 +292,9 @@ def _training_row(
 
 
 def step_key(training: PlannedTraining, teacher: PlannedTraining | None) -> str:
-    """Return a key of what a step's time depends on: not the recipe's length, nor its seeds."""
+    """Return a key of what a step's time depends on, which excludes the recipe's length and
+    seeds.
+    """
     recipe = recipes.with_seed(training.recipe, 0)
     once = recipe.train.model_copy(update={"epochs": 1, "minutes": None})
     parts = [training.role, recipes.fingerprint(recipe.model_copy(update={"train": once}))]

@@ -76,9 +76,10 @@ def check_sides(
     live: LiveTeacher | OneTeacherPerView | None,
     accel: Accelerator,
 ) -> None:
-    """Raise UnsuitableRecipe if the network or its teacher rejects images of a training side.
+    """Raise UnsuitableRecipe if the network or its teacher rejects images of a size used in
+    training.
 
-    Costs one forward pass of one image per side and network.
+    Costs one forward pass of one image per size and network.
     """
     teachers = [("teacher", each.extractor.net) for each in live.networks] if live else []
     for (_, side), (role, each) in product(
@@ -224,7 +225,9 @@ def _build_ema(recipe: Recipe, model: nn.Module, loader: Loader) -> ModelEmaV3 |
 
 
 def ema_decay(ema: schema.Ema, steps_per_epoch: int) -> float:
-    """Return the decay of the average per step; after `half_life` epochs half of it remains."""
+    """Return the decay of the weight average per step; a `half_life` in epochs is converted to
+    steps.
+    """
     if ema.half_life is not None:
         return float(0.5 ** (1 / (ema.half_life * steps_per_epoch)))
     assert ema.decay is not None  # the recipe's constraints require one of the two
@@ -232,9 +235,11 @@ def ema_decay(ema: schema.Ema, steps_per_epoch: int) -> float:
 
 
 def fast_biases(net: nn.Module) -> list[nn.Parameter]:
-    """Return the biases that `optim.bias_lr` applies to: of batch norms, or of a stem without one.
+    """Return the biases that `optim.bias_lr` applies to: those of batch norms, and that of a stem
+    without batch norm.
 
-    D. Page's ResNet-9 scales all biases, airbench96 those of norms, airbench94_muon these.
+    D. Page's ResNet-9 scales all biases, airbench96 those of norms, airbench94_muon the same ones
+    as here.
     """
     biases = optim.batch_norm_biases(net)
     if isinstance(net, ResNet) and isinstance(net.stem_conv.bias, nn.Parameter):
@@ -243,7 +248,8 @@ def fast_biases(net: nn.Module) -> list[nn.Parameter]:
 
 
 def batch_norm_images(recipe: Recipe, images: ImageSet) -> Tensor | None:
-    """Return the images to re-estimate the averaged weights' batch norms on; None if not requested.
+    """Return the images on which the averaged weights' batch norms are re-estimated; None if not
+    requested.
 
     They are the first of the training images, which are ordered by digest: a random sample.
     """
@@ -262,8 +268,8 @@ def set_total_steps(run: TrainState, recipe: Recipe, steps: int) -> None:
 def compile_networks(run: TrainState) -> Callable[[], None]:
     """Compile the network and its teacher with torch.compile, from the next step on.
 
-    The plain networks share their parameters, and are still what is saved and evaluated. Returns a
-    function that undoes it.
+    The uncompiled networks share their parameters, and are still the ones that are saved and
+    evaluated. Returns a function that undoes the compilation.
     """
     net, teachers = run.model_ddp, () if run.online_teacher is None else run.online_teacher.networks
     tapped = [teacher.extractor for teacher in teachers]

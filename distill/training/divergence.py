@@ -1,4 +1,4 @@
-"""Detect losses and gradients that are not finite before they are saved."""
+"""Detect non-finite losses and gradients before weights damaged by them are saved."""
 
 import torch
 from accelerate import Accelerator
@@ -9,7 +9,9 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 class Diverged(Exception):
-    """The loss or the gradient of a step is not finite; the last checkpoint is from before it."""
+    """The loss or the gradient of a step is not finite; the last checkpoint is from an earlier
+    step.
+    """
 
     def __init__(self, step: int) -> None:
         super().__init__(f"the loss or its gradient is not finite in step {step:,}")
@@ -19,21 +21,22 @@ class Diverged(Exception):
 class DivergenceMonitor:
     """Record the first step whose loss or gradient is not finite.
 
-    On a CPU it is read at once, before the weights change. On a GPU it stays on the device, so that
-    no step waits for it, and is read by `raise_if_diverged` when losses are logged and before
-    anything is saved; the weights of the steps in between are discarded.
+    On a CPU the values are read at once, before the weights change. On a GPU they stay on the
+    device, so that no step waits for them, and `raise_if_diverged` reads them when losses are
+    logged and before anything is saved; the weights of the steps in between are discarded.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.first = torch.full((), NEVER, device=accelerator.device)
-        self.gradient: Tensor | None = None  # of the last step, its norm
+        self.gradient: Tensor | None = None  # norm of the last step's gradient
         self.at_once = accelerator.device.type == "cpu"  # reading a value is free there
 
     def record(self, step: int, loss: Tensor, gradient: Tensor | None) -> None:
         """Record this process's loss and the gradient norm of all processes in `step` (from 1).
 
-        Raises Diverged on a CPU if one is not finite.
+        On a CPU, raises Diverged if one is not finite. On a GPU nothing is read, which would wait
+        for it.
         """
         self.gradient = gradient
         values = torch.stack([v.detach().float() for v in (loss, gradient) if v is not None])
@@ -47,7 +50,9 @@ class DivergenceMonitor:
                 raise Diverged(step)
 
     def raise_if_diverged(self) -> None:
-        """Raise Diverged on all processes if any of them recorded it; waits for the device."""
+        """Raise Diverged on all processes if any has recorded a divergence; waits for the
+        device.
+        """
         first = int(self.accelerator.gather(self.first[None]).min())
         if first != NEVER:
             raise Diverged(first)
@@ -58,5 +63,5 @@ class DivergenceMonitor:
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """The norm of the whole gradient, in one pass over it."""
+    """Return the norm of the whole gradient, computed in one pass over it."""
     return get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -19,7 +19,9 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "einops", "numpy", "sa
 
 
 def describe(accelerator: Accelerator) -> dict[str, Any]:
-    """The contents of environment.json: command, versions, hardware, precision, source hash."""
+    """Return the contents of environment.json: command, versions, hardware, precision,
+    source hash.
+    """
     device = accelerator.device
     on_gpu = device.type == "cuda"
     return {
@@ -37,13 +39,15 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def precision_name(accelerator: Accelerator) -> str:
-    """`fp32`, `bf16` or `fp16`; accelerate names the first `no`."""
+    """Return `fp32`, `bf16` or `fp16`; accelerate calls the first one `no`."""
     mixed: str = accelerator.mixed_precision
     return "fp32" if mixed == "no" else mixed
 
 
 def source_hash() -> str:
-    """sha256 over this program's Python files and paths: equal hashes mean the same program."""
+    """Return the sha256 of this program's Python files and their paths: it identifies the
+    program.
+    """
     digest = hashlib.sha256()
     for name in SOURCE_FOLDERS:
         path = ROOT / name
@@ -53,8 +57,8 @@ def source_hash() -> str:
 
 
 def earlier_source_hashes(path: Path) -> list[str]:
-    """The source hashes that a run was trained with, in order, from its environment.json; none if
-    the file is absent or damaged.
+    """Return the source hashes that a run was trained with, in order, from its environment.json;
+    empty if the file is absent or damaged.
     """
     try:
         environment = run_json.environment(path)

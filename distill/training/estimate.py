@@ -25,12 +25,13 @@ class TimeRange:
     n: int
 
     def scaled(self, factor: float) -> "TimeRange":
-        """The range for `factor` times the work."""
+        """Return the range for `factor` times the work."""
         return TimeRange(factor * self.mean, factor * self.low, factor * self.high, self.n)
 
 
 def time_range(seconds: Sequence[float], least_doubt: float = LEAST_DOUBT) -> TimeRange:
-    """The mean of the times, with two standard deviations to each side, at least 15 % of the mean.
+    """Return the mean of the times, with two standard deviations to each side, at least 15 % of the
+    mean.
 
     With a relative doubt d the range is mean / (1 + d) to mean * (1 + d), which stays positive.
     Raises StatisticsError if there are no times.

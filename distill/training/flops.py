@@ -2,7 +2,7 @@
 
 A multiply-accumulate is two operations. A training step costs a forward pass and about twice as
 much for the gradients of activations and weights (Kaplan et al. 2020, arXiv 2001.08361, section
-2.1), a teacher a forward pass of each image whose logits are not cached:
+2.1). A teacher costs one forward pass for each image whose logits are not cached:
 
     FLOP = images x 3 x 2 x MACs + teacher images x 2 x MACs of the teacher
 
@@ -37,7 +37,7 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """The number of images that a training computes, counted again in every epoch."""
+    """The number of images that a training processes; an image counts again in every epoch."""
 
     trained: int
     cached: int  # trained images whose teacher logits are read from the cache
@@ -51,7 +51,7 @@ class ImageCounts:
 
 
 def network_cost(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
-    """The cost of the network that a recipe trains in a role, counted without allocating weights.
+    """Return the cost of the network that a recipe trains in a role, without allocating weights.
 
     Raises the UserErrors of `build.network`.
     """
@@ -71,7 +71,7 @@ def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
     """Count the images that a whole training processes, given a train split of `n_images`.
 
     The images that the recipe holds out are not trained on, nor is the last partial batch of an
-    epoch. Cached teacher logits are computed once for each view. None for a recipe with
+    epoch. Cached teacher logits are computed once for each view. Returns None for a recipe with
     `train.minutes`, whose number of steps depends on the machine.
     """
     epochs = recipe.train.epochs
@@ -90,30 +90,30 @@ def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
 
 
 def split_sizes(recipe: Recipe, n_images: int) -> tuple[int, int]:
-    """The numbers of training and held-out images, except for rounding by class."""
+    """Return the numbers of training and held-out images, except for rounding by class."""
     n_held_out = round(recipe.data.holdout * n_images)
     n_train = n_images - n_held_out
     return min(n_train, recipe.data.train_images or n_train), n_held_out
 
 
 def teacher_passes(recipe: Recipe) -> float:
-    """The mean number of the teacher's forward passes for a training image: one if a loss term
-    reads its outputs, two more if a term reads those of both images of a mixed pair.
+    """Return the mean number of the teacher's forward passes for a training image: one if a loss
+    term reads its outputs, two more if a term reads those of both images of a mixed pair.
     """
     terms = list(recipe.loss.terms().values())
     change_points = sorted({0.0, 1.0, *(at for t in terms for at in (t.when.begin, t.when.end))})
     return sum(
-        (end - begin) * _passes([t for t in terms if t.when.begin <= begin < t.when.end])
+        (end - begin) * _teacher_passes([t for t in terms if t.when.begin <= begin < t.when.end])
         for begin, end in pairwise(change_points)
     )
 
 
-def _passes(terms: list[Term]) -> int:
+def _teacher_passes(terms: list[Term]) -> int:
     needs = frozenset[str]().union(*(term.needs for term in terms))
     return bool(needs & (TEACHERS - {"pair"})) + 2 * ("pair" in needs)
 
 
 def training_flop(images: ImageCounts, student: NetworkCost, teacher: NetworkCost | None) -> float:
-    """The number of floating-point operations of a training, without validation."""
+    """Return the number of floating-point operations of a training, without validation."""
     teacher_flop = 0.0 if teacher is None else FORWARD * images.teacher_forwards * teacher.macs
     return TRAINED * images.trained * student.macs + teacher_flop

@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.data import rng
 from distill.data.loader import Batch
 from distill.errors import Failure, UserError
-from distill.evaluation.predict import measure
+from distill.evaluation.predict import evaluate_network
 from distill.events import (
     IMAGES_PER_S,
     LR,
@@ -38,8 +38,9 @@ LEAST_TOTAL_S = 60.0  # shorter runs get no estimate of the total time
 def step(state: TrainState, k: int) -> dict[str, Tensor]:
     """Take optimizer step k on the global batch, split equally over processes and accumulation.
 
-    Return every loss term, unweighted, and `total`, as scalars on the device, without host
-    synchronisation. Raises Diverged on a CPU, before the weights change.
+    Returns every loss term, unweighted, and `total`, as scalars on the device, without host
+    synchronisation. On a CPU, raises Diverged before the weights change if loss or gradient are not
+    finite.
     """
     means: dict[str, Tensor] = {}
     progress = k / state.total_steps
@@ -73,7 +74,7 @@ def _seed_dropout(state: TrainState, k: int, micro_step: int) -> None:
 
 
 def loss_inputs(batch: Batch, student: ModelOutput, teacher: TeacherOutput) -> LossInputs:
-    """Collect what the loss terms read of a batch."""
+    """Collect the inputs of the loss terms for a batch."""
     return LossInputs(
         student=student.logits,
         targets=batch.targets,
@@ -88,7 +89,7 @@ def loss_inputs(batch: Batch, student: ModelOutput, teacher: TeacherOutput) -> L
 def clip_gradient(state: TrainState) -> Tensor | None:
     """Clip the gradient to the recipe's norm, if any; return its norm before clipping.
 
-    None under a loss scaler, which handles gradients that overflow: it skips the step.
+    Returns None under a loss scaler, which handles gradients that overflow by skipping the step.
     """
     norm = None
     if state.clip is not None:
@@ -108,14 +109,14 @@ def train(state: TrainState) -> Iterator[Event]:
     state.start_clock()
     with state.stop_signal.defer():
         if state.step == 0:
-            resume.save(state)  # a disk that cannot hold it fails now
+            resume.save(state)  # so that a full disk fails now
         while state.epoch < state.epochs:
             try:
                 yield from _epoch(state)
             except Diverged as error:
                 yield _rollback(state, error)
                 resume.save(state)  # with the number of retries
-        _stop_if_requested(state, state.ranks.now(state.stop_signal.request))
+        _stop_if_requested(state, state.ranks.agree_now(state.stop_signal.request))
 
 
 def _epoch(state: TrainState) -> Iterator[Event]:
@@ -176,7 +177,7 @@ def _steps(state: TrainState) -> Iterator[Step | Estimate]:
 
 
 def _request(state: TrainState) -> Request:
-    """What this process requests after a step: a signal comes before the clock."""
+    """Return what this process requests after a step; a signal takes precedence over the clock."""
     if state.stop_signal.request is not Request.NONE:
         return state.stop_signal.request
     return Request.SAVE if state.is_time_to_save else Request.NONE
@@ -209,7 +210,9 @@ def _stop_if_requested(state: TrainState, request: Request) -> None:
 
 
 def _rollback(state: TrainState, error: Diverged) -> Retry:
-    """Restore the last checkpoint, lower the rate. Raises `error` if no retry is left."""
+    """Restore the last checkpoint and lower the learning rate. Raises `error` if no retry
+    is left.
+    """
     if state.retries >= state.settings.retries:
         raise error
     retries, factor = state.retries + 1, state.lr_factor * state.settings.retry_lr
@@ -243,21 +246,22 @@ def re_estimate_batch_norm(state: TrainState) -> None:
 
 
 def broadcast_buffers(state: TrainState) -> None:
-    """Give every process rank 0's running statistics, of the network and of its average.
+    """Copy the running statistics of rank 0, of the network and of its average, to every process.
 
-    Between two forward passes each process has its own; validation must measure those that are
-    saved.
+    Between two forward passes each process has its own statistics; validation must use those that
+    are saved.
     """
     for net in (state.model, state.ema.module) if state.ema is not None else (state.model,):
         broadcast(list(net.buffers()))
 
 
 def validate(state: TrainState) -> dict[str, float]:
-    """Measure the final weights on the held-out part, and with `train.validate_both` the student's.
+    """Measure the final weights on the held-out part, and with `train.validate_both` the unaveraged
+    ones too.
 
     Computed in the precision of the training: selection needs only a ranking, and on a GPU float32
-    without TF32 takes several times as long. Raises Stopped in the middle on request: the resumed
-    run begins with the validation.
+    without TF32 takes several times as long. Raises Stopped if a stop is requested meanwhile: the
+    resumed run begins with this validation.
     """
     if state.held_out is None:
         return {}
@@ -270,14 +274,16 @@ def validate(state: TrainState) -> dict[str, float]:
 
     metrics: dict[str, float] = {}
     for split, net in state.networks_to_validate.items():
-        with state.accelerator.autocast():  # accelerate wraps `model_ddp`, and neither of these
-            values = measure(net, state.held_out, state.accelerator, stop_early)
+        with state.accelerator.autocast():  # accelerate wraps `model_ddp`, but not these networks
+            values = evaluate_network(net, state.held_out, state.accelerator, stop_early)
         metrics |= {measure_name(name, split): value for name, value in values.items()}
     return metrics
 
 
 def _record_if_best(state: TrainState, metrics: dict[str, float]) -> bool:
-    """Copy the weights if this epoch is the best so far, always if nothing is held out."""
+    """Copy the weights if this epoch is the best so far, or if nothing is held out; return
+    whether.
+    """
     top1 = measure_name("top1", "val" if state.ema is None else "val_ema")
     is_best = state.held_out is None or metrics[top1] > state.best.metrics.get(top1, -1.0)
     if is_best:

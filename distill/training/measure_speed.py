@@ -29,8 +29,8 @@ from distill.training.state import TrainState
 FIRST_BATCH = 8  # of the first two steps, which show how large a batch can be timed
 MOST_STEP_S = 1.5  # the most seconds that a timed step should last
 ENOUGH_S = 2.5  # seconds of timed steps
-SMALLER_DOUBT = 0.25  # of a batch smaller than the recipe's, whose images take longer (bf16: 40 %)
-MUCH_SLOWER = 2.0  # relative to a rival: a recipe whose images take so much longer is not timed on
+SMALLER_DOUBT = 0.25  # if the timed batch is smaller: its images take longer (bf16: 40 %)
+MUCH_SLOWER = 2.0  # timing ends if an image takes this many times as long as the rival's
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,16 @@ class Speed:
 
 
 def random_images(n: int, n_classes: int) -> ImageSet:
-    """`n` images of noise with balanced classes."""
+    """Return `n` images of noise with balanced classes."""
     pixels = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE, CHANNELS), dtype=np.uint8)
     names = tuple(f"class {c}" for c in range(n_classes))
     return ImageSet(pixels.transpose(0, 3, 1, 2), np.arange(n) % n_classes, names)
 
 
 def device_name() -> str:
-    """`NVIDIA H100`, or `cpu` with the number of threads that torch uses."""
+    """Return the name of the GPU, such as `NVIDIA H100`, or `cpu` with torch's number of
+    threads.
+    """
     if torch.accelerator.is_available() and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
@@ -58,7 +60,7 @@ def device_name() -> str:
 
 
 def processor_share(processor_s: float, wall_s: float) -> float:
-    """The share of its threads' time that this program got, 0..1; less beside other programs."""
+    """Return the share of its threads' time that this program got, 0..1; less if others compete."""
     return min(1.0, processor_s / (wall_s * torch.get_num_threads()))
 
 
@@ -105,7 +107,9 @@ def measure(
 def _mean_over_training(
     image_s: list[list[float]], shares: list[float], size: int, recipe: Recipe
 ) -> TimeRange:
-    """Mean seconds per image over the spans of the training, weighted by their shares of it."""
+    """Return the mean seconds per image over the spans of the training, weighted by their shares of
+    it.
+    """
     is_full_size = size == recipe.train.batch_size // recipe.train.accumulate
     doubt = LEAST_DOUBT if is_full_size else SMALLER_DOUBT
     parts = [
@@ -134,7 +138,9 @@ def _build_state(
 
 
 def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
-    """One epoch of the recipe with another batch size, without accumulation and cache."""
+    """Return a copy of the recipe that trains one epoch with batch size `size`, without gradient
+    accumulation and cache.
+    """
     changed = {"batch_size": size, "accumulate": 1, "epochs": 1, "minutes": None}
     return recipe.model_copy(
         update={"cache": None, "train": recipe.train.model_copy(update=changed)}
@@ -142,7 +148,9 @@ def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
 
 
 def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
-    """The largest power of two, or the recipe's own batch size, that fits in a short step."""
+    """Return the largest power of two, at most the recipe's batch size, that fits in a
+    short step.
+    """
     most = recipe.train.batch_size // recipe.train.accumulate
     if is_on_cpu():
         left_s = max(0.0, until - time.monotonic())
@@ -154,8 +162,8 @@ def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
 def _image_seconds(
     state: TrainState, size: int, at: float, enough_s: float, until: float, first_s: float
 ) -> list[float]:
-    """Seconds per image of each timed step with the loss terms of share `at` of the training; only
-    `first_s`, that of an earlier step, if there is no time for more.
+    """Return the seconds per image of each timed step, with the loss terms at share `at` of the
+    training; only `first_s`, from an earlier step, if there is no time for more.
     """
     take_steps, image_s = minutes_to_steps.repeated_step(state, at), list[float]()
     if time.monotonic() + size * first_s < until:

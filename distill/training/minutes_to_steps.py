@@ -33,10 +33,10 @@ WORTH = 0.97  # of the plain step's time: a compiled step that takes longer is n
 
 
 def steps_within(state: TrainState, minutes: float, began_at: float) -> int:
-    """How many optimizer steps fit a budget, with the ends of epochs.
+    """Return how many optimizer steps fit a budget, including the work at the ends of epochs.
 
     The budget began at `began_at` of time.monotonic: measuring is part of it. The teacher computes
-    its logits for a view once and reads them from the cache later: these steps are shorter by the
+    its logits for a view once and reads them from the cache later: later steps are shorter by the
     time of the teacher. Raises UserError if not one step fits.
     """
     budget_s, steps_per_epoch = 60 * minutes, state.loader.steps_per_epoch
@@ -63,8 +63,8 @@ def steps_within(state: TrainState, minutes: float, began_at: float) -> int:
 
 
 def most_steps(left_s: float, step_s: float, epoch_s: float, steps_per_epoch: int) -> int:
-    """The largest number of steps that fit `left_s`, with the end of every epoch, also a partial
-    last one.
+    """Return the largest number of steps that fit `left_s`, including the work at the end of every
+    epoch, also of a partial last one.
     """
     epochs = max(0, math.floor(left_s / (steps_per_epoch * step_s + epoch_s)))
     rest_s = left_s - epochs * (steps_per_epoch * step_s + epoch_s) - epoch_s
@@ -72,7 +72,8 @@ def most_steps(left_s: float, step_s: float, epoch_s: float, steps_per_epoch: in
 
 
 def _mean_step(state: TrainState, most_s: float) -> float:
-    """Mean seconds of a step over the whole run, in which loss terms and image sides change.
+    """Return the mean seconds of a step over the whole run, in which loss terms and image sides
+    change.
 
     Sides only grow and an epoch has one side, so that the run never takes longer than planned.
     """
@@ -87,32 +88,34 @@ def _mean_step(state: TrainState, most_s: float) -> float:
 
 
 def _side_at(state: TrainState, share: float) -> int | None:
-    """The image side at this share of the training; None for full size."""
+    """Return the image side at this share of the training; None for full size."""
     return [side for begin, side in state.loader.schedule.spans if begin <= share][-1]
 
 
 def teacher_seconds(state: TrainState) -> float:
-    """Seconds of a step spent in the teacher; 0 without a teacher, or if every view is cached."""
+    """Return the seconds of a step spent in the teacher; 0 without one, or if every view is
+    cached.
+    """
     if state.online_teacher is None or _teacher_to_time(state) is state.teacher:
         return 0.0
     begins, sides = zip(*state.loader.schedule.spans, strict=True)
     mean_s = 0.0
     for share, side in zip(map(sub, (*begins[1:], 1.0), begins), sides, strict=True):
         with state.loader.at_side(side):
-            mean_s += share * _forward_seconds(state, _slowest(state, state.online_teacher))
+            mean_s += share * _forward_seconds(state, _slowest_teacher(state, state.online_teacher))
     return len(state.loader.batches(0)) * mean_s
 
 
 def _forward_seconds(state: TrainState, teacher: LiveTeacher) -> float:
-    """Seconds of a teacher's forward pass on one micro-batch."""
+    """Return the seconds of a teacher's forward pass on one micro-batch."""
     [(view, rows), *_] = state.loader.batches(0)
     images = state.loader.batch(view, rows).images
     return time_work(state, lambda: teacher.mixed_outputs(view, rows, images))
 
 
-def _slowest(state: TrainState, online: LiveTeacher | OneTeacherPerView) -> LiveTeacher:
-    """The slowest teacher. If one is drawn for each view, planning with it keeps the run within its
-    minutes, whichever teachers are drawn.
+def _slowest_teacher(state: TrainState, online: LiveTeacher | OneTeacherPerView) -> LiveTeacher:
+    """Return the slowest teacher. If one is drawn for each view, planning with the slowest keeps
+    the run within its minutes, whichever teachers are drawn.
     """
     if len(online.networks) == 1:
         return online.networks[0]
@@ -122,9 +125,9 @@ def _slowest(state: TrainState, online: LiveTeacher | OneTeacherPerView) -> Live
 
 
 def _steps_until_cached(state: TrainState) -> int | None:
-    """The number of steps after which every view is cached; None if views never repeat.
+    """Return the number of steps after which every view is cached; None if views never repeat.
 
-    If the images change their side it is an upper bound: each view is computed at each side.
+    If the images change their side this is an upper bound: each view is computed at each side.
     """
     schedule = state.loader.schedule
     if not state.teacher.is_cached or schedule.views is None:
@@ -175,7 +178,8 @@ def choose_compilation(state: TrainState, run_s: float | None) -> str:
 
 
 def step_seconds(state: TrainState, most_s: float, at: float = 0.0) -> float:
-    """Mean seconds of a step, over as many steps as fit LEAST_S or `most_s`, whichever is less.
+    """Return the mean seconds of a step, over as many steps as fit LEAST_S or `most_s`, whichever
+    is less.
 
     `at`: the share of the training whose loss terms the steps compute.
     """
@@ -221,14 +225,16 @@ def restore_afterwards(state: TrainState) -> Iterator[None]:
 
 
 def _teacher_to_time(state: TrainState) -> Teacher:
-    """The teacher if all its logits are cached, else its network: a partial cache is too fast."""
+    """Return the teacher if all its logits are cached, else its network: a partial cache is too
+    fast.
+    """
     if state.online_teacher is None or on_all_processes(state.teacher.is_fully_cached):
         return state.teacher
-    return Teacher(_slowest(state, state.online_teacher))
+    return Teacher(_slowest_teacher(state, state.online_teacher))
 
 
 def time_work(state: TrainState, work: Callable[[], object]) -> float:
-    """Seconds that `work` takes, from an idle device to an idle device."""
+    """Return the seconds that `work` takes, from an idle device to an idle device."""
     synchronize(state.accelerator.device)
     began_at = time.monotonic()
     work()

@@ -66,13 +66,13 @@ def optimizer(
 
 
 def batch_norm_biases(net: nn.Module) -> list[nn.Parameter]:
-    """The trainable biases of a network's batch norms."""
+    """Return the trainable biases of a network's batch norms."""
     norms = (module for module in net.modules() if isinstance(module, _BatchNorm))
     return [norm.bias for norm in norms if norm.affine and norm.bias.requires_grad]
 
 
 def group_lr(group: dict[str, Any], lr: float) -> float:
-    """The learning rate of a parameter group if that of the run is `lr`."""
+    """Return the learning rate of a parameter group if that of the run is `lr`."""
     return lr * float(group.get(LR_SCALE, 1.0))
 
 
@@ -85,7 +85,7 @@ def _parameter_groups(
     bias_lr: float,
     biases: Collection[nn.Parameter],
 ) -> list[dict[str, Any]]:
-    """timm's parameter groups; a group that contains some of `biases` is split in two."""
+    """Return timm's parameter groups; a group that contains some of `biases` is split in two."""
     scaled_ids = {id(bias) for bias in biases}
 
     def split(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -116,7 +116,7 @@ def lr_at(
     step_epochs: int = 10,
     gamma: float = 0.9,
 ) -> float:
-    """The learning rate of optimizer step `step` in 0..total-1.
+    """Return the learning rate of optimizer step `step` in 0..total-1.
 
     Over the first `warmup` steps it rises linearly from peak / warmup to peak, then it falls to
     `min_lr` in [0, peak), which step `total` (never taken) would reach. `cosine`: half a cosine

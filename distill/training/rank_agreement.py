@@ -1,9 +1,9 @@
 """Agree across ranks on saving and stopping.
 
 A signal or a clock reaches one process; all processes must act on it after the same step. After
-every step each process sends its request to the others, over a connection of the hosts (gloo)
-beside the one that moves gradients, and reads the result of the step before: no device is waited
-for, and a process that died is noticed, which NCCL alone would not do for minutes.
+every step each process exchanges its request with the others, over a separate connection between
+the CPUs (gloo), and reads the result of the previous step's exchange. So no process waits for a
+GPU, and a dead process is noticed at once; NCCL alone would take minutes.
 """
 
 from typing import Any
@@ -38,7 +38,11 @@ def is_lost_process(error: Exception) -> bool:
 
 
 class RankAgreement:
-    """The largest request of all processes; with several, that of the step before."""
+    """Agrees on the largest request among all processes: the most urgent one.
+
+    With more than one process a call returns the result of the previous step, so that no step waits
+    for communication.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         is_distributed = accelerator.num_processes > 1
@@ -48,7 +52,9 @@ class RankAgreement:
         self.pending: tuple[Any, torch.Tensor] | None = None  # the reduction in progress
 
     def __call__(self, request: Request) -> Request:
-        """Called by all processes, after each step."""
+        """Exchange this step's request and return the agreed one; called by all processes after
+        each step.
+        """
         if self.group is None:
             return request
         agreed = self._receive()
@@ -59,13 +65,13 @@ class RankAgreement:
         self.pending = work, largest
         return agreed
 
-    def now(self, request: Request) -> Request:
-        """The largest request of this step: every process waits for all others."""
+    def agree_now(self, request: Request) -> Request:
+        """Return the largest request of this step; every process waits for all others."""
         agreed = self(request)
         return agreed if self.group is None else self._receive()
 
     def reset(self) -> None:
-        """Discard the result in progress, which is acted on already. Called by all processes."""
+        """Discard the pending result, which was acted on already. Called by all processes."""
         self._receive()
 
     def _receive(self) -> Request:

@@ -14,7 +14,9 @@ from distill.training import build, loop, resume
 from distill.training.state import TrainState
 
 
-def replay(folder: RunFolder, step: int, *, progress: Progress | None = None) -> dict[str, Any]:
+def repeat_step(
+    folder: RunFolder, step: int, *, progress: Progress | None = None
+) -> dict[str, Any]:
     """Repeat step `step` (from 1, as in the journal) of a run; nothing is written.
 
     Starts from the newest checkpoint before it, or from step 0, and takes the steps in between.
@@ -56,7 +58,7 @@ def _restore_before(state: TrainState, step: int) -> None:
 
 
 def _repeat_until(state: TrainState, step: int, progress: Progress | None) -> dict[str, Any]:
-    """Take the steps up to `step`; return the report on that one."""
+    """Take the steps up to `step`; return the report on the last one."""
     from_step = state.step
     state.divergence.at_once = False  # a step that diverged is reported too
     state.model_ddp.train()

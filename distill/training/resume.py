@@ -63,7 +63,9 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def best_file(folder: RunFolder, best: BestEpoch) -> Path:
-    """Path of the best epoch's weights, named by epoch: each checkpoint refers to its own file."""
+    """Return the path of the best epoch's weights; each checkpoint refers to a file named
+    by epoch.
+    """
     return folder.best / f"epoch-{best.epoch}.safetensors"
 
 
@@ -130,7 +132,7 @@ def _check_complete(state: TrainState, path: Path, tensors: dict[str, Any]) -> N
 
 
 def _missing_fingerprints(state: TrainState, progress: dict[str, Any]) -> Iterator[str]:
-    """A note on the fingerprints that a checkpoint of an earlier version lacks."""
+    """Yield a note on the fingerprints that a checkpoint of an earlier version lacks."""
     missing = [CALLED[name] for name in state.identity if name not in progress]
     if missing:
         names = " and ".join(reversed(missing))
@@ -165,7 +167,9 @@ def restore_from(
 
 
 def _best_of(progress: dict[str, Any], path: Path) -> BestEpoch:
-    """The best epoch in a checkpoint. Raises DamagedCheckpoint if a necessary value is missing."""
+    """Return the best epoch in a checkpoint. Raises DamagedCheckpoint if a necessary value is
+    missing.
+    """
     missing = [name for name in NEEDED if name not in progress]
     missing += [
         f"best.{name}" for name in vars(BestEpoch()) if name not in progress.get("best", {})
@@ -176,7 +180,7 @@ def _best_of(progress: dict[str, Any], path: Path) -> BestEpoch:
 
 
 def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is not damaged, and the damage of newer ones."""
+    """Return the newest checkpoint that is not damaged, and the damage of newer ones."""
     damaged: list[str] = []
     for path in filter(Path.exists, checkpoint.checkpoint_folders(folder.last)):
         try:
@@ -205,7 +209,7 @@ def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]
 
     Raises UnfitState, before anything is loaded, if a part does not fit this run.
     """
-    fitting = saved_state.checked(state, tensors, progress)
+    fitting = saved_state.checked_state(state, tensors, progress)
     for name, part in state.stateful.items():
         if name in fitting:  # a scaler is new if the device changed, and keeps its initial state
             part.load_state_dict(fitting[name])
@@ -237,7 +241,9 @@ def check_identity(state: TrainState, progress: dict[str, Any]) -> None:
 
 
 def _check_best(folder: RunFolder, best: BestEpoch) -> None:
-    """Raise DamagedCheckpoint if the best weights that a checkpoint refers to are not unchanged."""
+    """Raise DamagedCheckpoint if the best weights that a checkpoint refers to are missing or
+    changed.
+    """
     path = best_file(folder, best)
     if best.weights and (not path.exists() or checkpoint.weights_fingerprint(path) != best.weights):
         raise DamagedCheckpoint(f"{path} is {'damaged' if path.exists() else 'missing'}")

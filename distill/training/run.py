@@ -25,7 +25,7 @@ from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
 from distill.errors import Failure, UserError
 from distill.evaluation import final_test, write_results
-from distill.evaluation.predict import measure
+from distill.evaluation.predict import evaluate_network
 from distill.events import End, Event, Start
 from distill.format import counted
 from distill.models import checkpoint, out_of_memory
@@ -75,12 +75,15 @@ class PreparedRun:
     notes: tuple[str, ...]  # on resuming, teachers, compilation and length
 
 
-def run(request: TrainingRequest, *, progress: Progress | None = None) -> Generator[Event]:
+def train_and_test(
+    request: TrainingRequest, *, progress: Progress | None = None
+) -> Generator[Event]:
     """Train, select the best epoch, then measure it on the test split once, if requested.
 
-    Yields nothing if the run is finished already. Raises UserError before any work if the request
-    cannot be met or another process trains in the folder; OutOfMemory if the memory is too small;
-    Diverged if training fails; Stopped once all is saved, if `request.stop` requests it.
+    Yields the training's events; none if the run is finished already. Raises UserError before any
+    work if the request cannot be met or another process trains in the folder; OutOfMemory if the
+    memory is too small; Diverged if training fails; Stopped once all is saved, if `request.stop`
+    requests it.
     """
     accel = build_accelerator(request.recipe)
     folder = _run_folder(request)
@@ -107,8 +110,10 @@ def run(request: TrainingRequest, *, progress: Progress | None = None) -> Genera
 
 @contextmanager
 def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None]:
-    """Hold the folder's lock, by rank 0 for all. Yields the process that was killed in it, if any;
-    raises UserError on all processes if another run holds the lock.
+    """Hold the folder's lock, taken by rank 0 for all processes.
+
+    Yields the process that was killed in the folder, if any; raises UserError on all processes if
+    another run holds the lock.
     """
     with ExitStack() as stack:
         killed, refusal = None, None
@@ -126,7 +131,7 @@ def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None
 
 
 def _run_folder(request: TrainingRequest) -> RunFolder:
-    """The run's folder; rank 0 chooses its name for all."""
+    """Return the run's folder; rank 0 chooses its name for all."""
     path = [str(request.out or run_folder.default_path(request.name))]
     return RunFolder(Path(broadcast_object_list(path)[0]))
 
@@ -155,7 +160,7 @@ def _prepare(
     state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
     state.stop_signal = request.stop
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
-    hashes = _sources(folder) if request.resume else [environment.source_hash()]
+    hashes = _source_hashes(folder) if request.resume else [environment.source_hash()]
     lost = earlier is not None and not resumed.progress
     is_new = request.resume and earlier is None
     notes = (
@@ -163,9 +168,9 @@ def _prepare(
         *(["there is no run to resume here: it starts from the beginning"] if is_new else []),
         *resumed.notes,
         *passed_over,
-        *_changed_source(hashes),
+        *_changed_source_note(hashes),
         *teacher_notes,
-        *_set_length(state, recipe, resumed.progress),
+        *_decide_compilation_and_steps(state, recipe, resumed.progress),
     )
     accel.wait_for_everyone()  # all have read the folder before it is written
     if accel.is_main_process:
@@ -176,8 +181,8 @@ def _prepare(
     return PreparedRun(request, split, teacher, state, test, notes)
 
 
-def _sources(folder: RunFolder) -> list[str]:
-    """The source hashes that the run was trained with, today's last."""
+def _source_hashes(folder: RunFolder) -> list[str]:
+    """Return the source hashes that the run was trained with, the current one last."""
     earlier, today = (
         environment.earlier_source_hashes(folder.environment),
         environment.source_hash(),
@@ -185,8 +190,8 @@ def _sources(folder: RunFolder) -> list[str]:
     return earlier if earlier[-1:] == [today] else [*earlier, today]
 
 
-def _changed_source(hashes: list[str]) -> Iterator[str]:
-    """A note if the run has been trained with more than one version of the source."""
+def _changed_source_note(hashes: list[str]) -> Iterator[str]:
+    """Yield a note if the run has been trained with more than one version of the source."""
     if len(hashes) > 1:
         first, today = hashes[0][:12], hashes[-1][:12]
         yield (
@@ -195,7 +200,9 @@ def _changed_source(hashes: list[str]) -> Iterator[str]:
         )
 
 
-def _set_length(state: TrainState, recipe: Recipe, decided: dict[str, Any]) -> tuple[str, ...]:
+def _decide_compilation_and_steps(
+    state: TrainState, recipe: Recipe, decided: dict[str, Any]
+) -> tuple[str, ...]:
     """Decide on compilation and on the number of steps; return notes on both.
 
     `decided`: the progress in the checkpoint of a resumed run, which decided both before.
@@ -204,8 +211,8 @@ def _set_length(state: TrainState, recipe: Recipe, decided: dict[str, Any]) -> t
     if recipe.train.compile is True or decided.get("compiled"):
         build.compile_networks(state)
         notes.append("the networks are compiled at the first step, which may take minutes")
-    # On a CPU it never paid (docs/performance.md), and only an uncompiled run is reproducible in
-    # every bit.
+    # On a CPU compiling never paid (docs/performance.md), and only an uncompiled run is
+    # reproducible in every bit.
     elif recipe.train.compile == "auto" and not decided and _on_gpu(state):
         run_s = None if minutes is None else 60 * minutes
         notes.append(f"train.compile = auto: {minutes_to_steps.choose_compilation(state, run_s)}")
@@ -230,7 +237,9 @@ def _check_resumable(folder: RunFolder, request: TrainingRequest) -> None:
 
 
 def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
-    """The start event, with notes; measures the teacher's accuracy before hours of training."""
+    """Return the start event, with notes; measures the teacher's accuracy before hours of
+    training.
+    """
     request, split, state = ready.request, ready.split, ready.state
     accel, recipe = state.accelerator, request.recipe
     teacher_top1 = None if ready.teacher is None else _measure_teacher(ready.teacher, ready)
@@ -245,7 +254,7 @@ def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
         val_images=0 if split.held_out is None else len(split.held_out.labels),
         n_classes=split.train.n_classes,
         processes=accel.num_processes,
-        device=accel.device.type,  # each process has its own of these
+        device=accel.device.type,  # each process has one of this type
         precision=environment.precision_name(accel),
         batch_size=recipe.train.batch_size,
         epochs=state.epochs,
@@ -271,7 +280,8 @@ def _killed_note(killed: LockHolder | None) -> Iterator[str]:
 
 
 def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
-    """The teacher's accuracy on some held-out images; on training images if none are held out.
+    """Return the teacher's accuracy on some held-out images; on training images if none are held
+    out.
 
     Measured once for these weights and images, and stored in the cache folder.
     """
@@ -286,7 +296,7 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
     [cached] = broadcast_object_list([cached])  # rank 0 decides for all
     if cached is not None:
         return float(cached)
-    top1 = measure(teacher, checked, accel)["top1"]
+    top1 = evaluate_network(teacher, checked, accel)["top1"]
     if accel.is_main_process:
         user_cache.save_cached(key, np.array(top1))
     return top1
@@ -304,7 +314,7 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
         with accel.main_process_first():
             test = test_split(request.recipe.data.source, progress=progress)
         check_test(test, ready.test)
-        tested = final_test.measure(folder, net, ready.teacher, split.held_out, test, accel)
+        tested = final_test.measure_on_test(folder, net, ready.teacher, split.held_out, test, accel)
     weights = folder.weights(request.role)
     end = End(best.epoch, best.metrics | tested, start.parameters, state.elapsed_s, str(weights))
     if accel.is_main_process:

@@ -22,7 +22,7 @@ class RunningMeans:
         self.count += 1
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
-        """The counts, and the sums of every process. Called by all processes."""
+        """Return the counts, and the sums of every process. Called by all processes."""
         own = torch.stack(list(self.sums.values()))[None] if self.sums else None
         all_sums = None if own is None else accelerator.gather(own)
         return {"counts": dict(self.counts), "count": self.count, "sums": all_sums}
@@ -36,7 +36,9 @@ class RunningMeans:
             self.sums = dict(zip(self.counts, own.to(accelerator.device), strict=True))
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes since the last read, in one transfer; resets them."""
+        """Return the means over steps and processes since the last read, in one transfer; reset
+        them.
+        """
         if not self.count:
             return {}
         stacked = torch.stack([total / self.counts[name] for name, total in self.sums.items()])

@@ -25,7 +25,7 @@ class UnfitState(Exception):
     """A part of a checkpoint that does not fit the run; its text names the part and the fault."""
 
 
-def checked(
+def checked_state(
     state: TrainState, tensors: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the state dicts to load into `state.stateful`, by name.
@@ -92,7 +92,7 @@ def _optimizer_state(optimizer: Any, saved: Mapping[str, Any], steps: int) -> di
     A parameter may have no state: it had no gradient yet.
     """
     own = optimizer.state_dict()["param_groups"]
-    stepped = _after_a_step(getattr(optimizer, "optimizer", optimizer))
+    stepped = _state_after_a_step(getattr(optimizer, "optimizer", optimizer))
     groups = _groups(saved)
     if [group.get("params") for group in groups] != [group["params"] for group in own]:
         raise UnfitState("its optimizer has other groups of parameters")
@@ -119,13 +119,14 @@ def _groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(_table(group, "its optimizer's group")) for group in groups]
 
 
-def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state dict after a step, with tensors of shapes alone: nothing is computed.
+def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the optimizer's state dict after a step, with tensors that have shapes but no data.
 
-    It shows which buffers this optimizer makes for each parameter. The optimizer is not changed.
+    It shows which buffers this optimizer makes for each parameter. Nothing is computed and the
+    optimizer is not changed.
     """
     groups = [
-        copy.deepcopy(options) | {"params": [_shape_alone(each) for each in parameters]}
+        copy.deepcopy(options) | {"params": [_without_data(each) for each in parameters]}
         for parameters, options in map(_parameters_and_options, optimizer.param_groups)
     ]
     example: Any = object.__new__(type(optimizer))
@@ -141,8 +142,8 @@ def _parameters_and_options(group: dict[str, Any]) -> tuple[list[Tensor], dict[s
     return group["params"], {key: value for key, value in group.items() if key != "params"}
 
 
-def _shape_alone(parameter: Tensor) -> nn.Parameter:
-    """A parameter of the same shape and type, with a gradient, that has no memory."""
+def _without_data(parameter: Tensor) -> nn.Parameter:
+    """Return a parameter of the same shape and type, with a gradient, that has no memory."""
     alone = nn.Parameter(torch.empty_like(parameter, device="meta"))
     alone.grad = torch.empty_like(alone)
     return alone
@@ -150,17 +151,18 @@ def _shape_alone(parameter: Tensor) -> nn.Parameter:
 
 def _group(
     name: str,
-    own: dict[str, Any],
+    current: dict[str, Any],
     saved: dict[str, Any],
     stepped: dict[str, Any],
     steps: int,
 ) -> dict[str, Any]:
-    """This run's options of a parameter group, and the checkpoint's count of steps, if it has one.
+    """Return this run's options of a parameter group, and the checkpoint's count of steps, if it
+    has one.
 
     timm's lamb and adan count the steps in the group.
     """
-    counted = {key for key in stepped if key != "params" and stepped[key] != own.get(key)}
-    group = {key: value for key, value in own.items() if key not in counted}
+    counted = {key for key in stepped if key != "params" and stepped[key] != current.get(key)}
+    group = {key: value for key, value in current.items() if key not in counted}
     for key in counted & saved.keys():
         _check_buffer(f"its optimizer's {key} of {name}", key, saved[key], stepped[key], steps)
         group[key] = _copied(saved[key])
@@ -168,7 +170,7 @@ def _group(
 
 
 def _buffers(name: str, saved: Any, expected: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Copies of a parameter's buffers: loaded tensors may share or repeat memory."""
+    """Return copies of a parameter's buffers: loaded tensors may share or repeat memory."""
     saved = _table(saved, f"its optimizer's state of {name}")
     if saved.keys() != expected.keys():
         found, wanted = (
@@ -185,7 +187,9 @@ def _copied(value: Any) -> Any:
 
 
 def _check_buffer(name: str, key: str, value: Any, example: Any, steps: int) -> None:
-    """Raise UnfitState unless a value in an optimizer's state is like that of the example."""
+    """Raise UnfitState unless a value in an optimizer's state has the type and shape of
+    `example`.
+    """
     if isinstance(example, Tensor):
         _check_tensor(name, value, example)
         if key == "step":
@@ -201,7 +205,9 @@ def _check_buffer(name: str, key: str, value: Any, example: Any, steps: int) -> 
 
 
 def _scaler_state(scaler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaler's own options, with the checkpoint's scale and its steps since the last change."""
+    """Return the scaler's own options, with the checkpoint's scale and its steps since the last
+    change.
+    """
     own: dict[str, Any] = scaler.state_dict()
     scale, tracker = saved.get("scale"), saved.get("_growth_tracker")
     _check_type("its scaler's scale", scale, float)
@@ -212,7 +218,7 @@ def _scaler_state(scaler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_means(name: str, saved: Mapping[str, Any], terms: Collection[str], steps: int) -> None:
-    """Raise UnfitState unless these are running means of the run's loss terms."""
+    """Raise UnfitState unless the values are running means of the run's loss terms."""
     name = f"its {name} losses'"
     _check_number(f"{name} count", saved.get("count"), int, 0, steps)
     counts, sums = _table(saved.get("counts"), f"{name} counts"), saved.get("sums")

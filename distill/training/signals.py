@@ -47,18 +47,18 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """The first request that a signal made; the loop reads it between two steps."""
+    """The first request made by a signal; the training loop reads it between two steps."""
 
     def __init__(self) -> None:
         self.request = Request.NONE
         self.interrupts = 0
-        self.can_wait = False  # whether the loop reads it: if not, a signal ends the process
+        self.can_wait = False  # whether the loop reads requests; if not, a signal ends the process
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
         """Install the signal handlers, and restore the previous ones at the end.
 
-        SIGHUP stays ignored if it is, as `nohup` requires.
+        SIGHUP stays ignored if it was ignored before, as `nohup` requires.
         """
         handled = [number for number in REQUESTS if not _is_ignored_hangup(number)]
         previous = {number: signal.signal(number, self._on_signal) for number in handled}
@@ -70,7 +70,10 @@ class StopSignal:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Let signals wait for the loop. Before and after it there is nothing to save."""
+        """Make signals wait for the training loop, inside this context.
+
+        Outside of it there is nothing to save, and a signal ends the process.
+        """
         self.can_wait = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Notes at the start of a run, to be read before hours of training."""
+"""Compose the notes at the start of a run, to be read before hours of training."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -42,16 +42,18 @@ def start_notes(
     teacher_top1: float | None,
 ) -> Iterator[str]:
     """Yield the notes on what a run will do, and on settings that have no effect or cost time."""
-    yield from _resolution(state)
+    yield from _resolution_notes(state)
     yield from _views_per_teacher_note(state, recipe)
     yield from _cache_notes(state)
     yield from _overlap_note(test)
-    yield from _notes(recipe, split, teacher_top1)
-    yield from _cpu_precision(state, recipe)
+    yield from _recipe_notes(recipe, split, teacher_top1)
+    yield from _cpu_precision_note(state, recipe)
 
 
-def _resolution(state: TrainState) -> Iterator[str]:
-    """Notes on `train.resolution`: the epochs at each image side, and sides that no epoch uses."""
+def _resolution_notes(state: TrainState) -> Iterator[str]:
+    """Yield notes on `train.resolution`: the epochs at each image side, and sides that no epoch
+    uses.
+    """
     schedule, epochs = state.loader.schedule, state.epochs
     if not schedule.sides:
         return
@@ -80,7 +82,7 @@ def _epoch_range(first: int, last: int) -> str:
 
 
 def _views_per_teacher_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
-    """A note on how many views each teacher has, if one is drawn for each view."""
+    """Yield a note on how many views each teacher has, if one is drawn for each view."""
     if not isinstance(state.online_teacher, OneTeacherPerView):
         return
     views = {state.loader.schedule.view(epoch) for epoch in range(state.epochs)}
@@ -95,7 +97,9 @@ def _views_per_teacher_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
 
 
 def _cache_notes(state: TrainState) -> Iterator[str]:
-    """Notes on the teacher cache: its folder, the number of cached views, why others are unused."""
+    """Yield notes on the teacher cache: its folder, its number of views, why other entries are
+    unused.
+    """
     cache = state.teacher.source
     if not isinstance(cache, CachedTeacher):
         return
@@ -119,8 +123,8 @@ def _cache_notes(state: TrainState) -> Iterator[str]:
 
 
 def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
-    """A note if other users may change cached logits: only one batch of them is compared with the
-    teacher's.
+    """Yield a note if other users may change cached logits: only one batch of them is compared with
+    the teacher's.
     """
     for folder in folders:
         if why := user_cache.writable_by_others(folder):
@@ -132,7 +136,7 @@ def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
 
 
 def _overlap_note(test: SplitIdentity) -> Iterator[str]:
-    """A note on how many test images are training images."""
+    """Yield a note on how many test images are training images."""
     if test.n_in_train:
         verb = "is" if test.n_in_train == 1 else "are"
         yield (
@@ -141,8 +145,10 @@ def _overlap_note(test: SplitIdentity) -> Iterator[str]:
         )
 
 
-def _notes(recipe: Recipe, split: TrainValSplit, teacher_top1: float | None) -> Iterator[str]:
-    """Notes on the recipe's data, teacher and loss terms."""
+def _recipe_notes(
+    recipe: Recipe, split: TrainValSplit, teacher_top1: float | None
+) -> Iterator[str]:
+    """Yield notes on the recipe's data, teacher and loss terms."""
     if recipe.data.source == "cifar10" and split.fingerprint not in load_data_set.GENUINE:
         yield "these are not the published images: python cli.py data verify cifar10"
     if split.held_out is None:
@@ -168,8 +174,10 @@ def _notes(recipe: Recipe, split: TrainValSplit, teacher_top1: float | None) -> 
         yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
 
 
-def _cpu_precision(state: TrainState, recipe: Recipe) -> Iterator[str]:
-    """A note if this CPU computes the network faster in another precision than the recipe's."""
+def _cpu_precision_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
+    """Yield a note if this CPU computes the network faster in another precision than the
+    recipe's.
+    """
     if state.accelerator.device.type != "cpu":
         return
     precision = environment.precision_name(state.accelerator)

@@ -45,14 +45,14 @@ class TrainState:
     online_teacher: LiveTeacher | OneTeacherPerView | None  # computes, never reads the cache
     teacher: Teacher
     loss_ddp: nn.Module  # prepared: DDP if its terms have parameters
-    loss: Objective  # the same without DDP
+    loss: Objective  # the same objective without DDP
     optimizer: Any  # accelerate's wrapper of a torch optimizer
     lr: Callable[[int], float]
     clip: float | None
     ema: ModelEmaV3 | None
     held_out: ImageSet | None
     norm_images: Tensor | None  # uint8 [n, 3, H, W], for the averaged weights' batch norms
-    seed: int  # of dropout; the initial weights are drawn already
+    seed: int  # of dropout; the initial weights are already drawn
     total_steps: int
     settings: Train  # how often it logs and saves, what it validates, whether it retries
     folder: RunFolder
@@ -69,7 +69,7 @@ class TrainState:
     retries: int = 0
     lr_factor: float = 1.0  # smaller after each retry
     best: BestEpoch = field(default_factory=BestEpoch)
-    best_weights: dict[str, Tensor] | None = None  # not yet on disk
+    best_weights: dict[str, Tensor] | None = None  # of the best epoch, not yet on disk
     earlier_s: float = 0.0  # of training, by processes before this one
     began_at: float = field(default_factory=time.monotonic)
     began_step: int = 0
@@ -100,7 +100,9 @@ class TrainState:
 
     @property
     def final_weights(self) -> nn.Module:
-        """The network whose weights are saved: the average if the run has one, else the model."""
+        """The network whose weights are saved: the average if the run has one, else the trained
+        network.
+        """
         return self.model if self.ema is None else self.ema.module
 
     @property
@@ -143,7 +145,9 @@ class TrainState:
         return self.process_s / done * self._work(self.step, self.total_steps) if done else math.nan
 
     def _work(self, begin: int, end: int) -> float:
-        """The number of steps in [begin, end); a step with smaller images counts less than 1."""
+        """Return the number of steps in [begin, end); a step with smaller images counts less than
+        1.
+        """
         if not self.loader.schedule.sides:
             return end - begin
         per_epoch, full, work = self.loader.steps_per_epoch, self.loader.size, 0.0

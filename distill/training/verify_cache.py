@@ -19,7 +19,7 @@ from distill.teacher.cache_files import CacheEntry
 from distill.teacher.view_cache import CachedTeacher, logits_match
 from distill.training import build
 
-VIEWS, SAMPLES = 4, 256  # recomputed: so many samples of so many views, evenly spaced
+VIEWS, SAMPLES = 4, 256  # recomputed: SAMPLES samples of each of VIEWS views, evenly spaced
 
 
 @dataclass
@@ -28,7 +28,7 @@ class CacheCheck:
 
     views: int
     damaged: list[int] = field(default_factory=list)  # views whose file cannot be read
-    differing: list[int] = field(default_factory=list)  # whose logits the teacher contradicts
+    differing: list[int] = field(default_factory=list)  # views whose logits are not the teacher's
     n_compared: int = 0  # samples whose logits were recomputed …
     n_views_compared: int = 0  # … and the views that they are from
     why_not_compared: str = ""  # why the teacher could not be run

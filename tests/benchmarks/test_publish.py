@@ -74,7 +74,7 @@ def test_its_figures_are_those_of_the_halved_weights(published, run_cli: RunCli)
     result = folder.result()
     predictions = saved_predictions.read_run(folder)
     assert predictions is not None
-    assert result["metrics"]["top1/test"] == pytest.approx(float(predictions.is_right.mean()))
+    assert result["metrics"]["top1/test"] == pytest.approx(float(predictions.is_correct.mean()))
     assert result["published"]["metrics"] == run.result()["metrics"]
     assert result["recipe_fingerprint"] == recipes.fingerprint(recipes.read(folder.recipe))
     evaluated = run_cli("evaluate", str(folder.path), "--json")

@@ -239,7 +239,7 @@ def test_runs_of_different_test_splits_are_not_compared(distilled, tmp_path, mon
 @pytest.mark.long
 def test_robustness_is_the_accuracy_on_corrupted_images(distilled) -> None:
     net = load_trained(distilled[0])
-    test, chosen = load_data_set.load("synthetic", "test"), robustness._sample(2000, 33)
+    test, chosen = load_data_set.load("synthetic", "test"), robustness._random_indices(2000, 33)
     images, labels = test.images[chosen], torch.from_numpy(test.labels[chosen])
 
     def right(pixels: np.ndarray) -> float:
@@ -262,10 +262,10 @@ def test_robustness_is_the_accuracy_on_corrupted_images(distilled) -> None:
 
 def test_fewer_images_are_the_same_ones_corrupted_alike(distilled) -> None:
     test = load_data_set.load("synthetic", "test")
-    chosen = robustness._sample(2000, 33)
+    chosen = robustness._random_indices(2000, 33)
     assert len(set(chosen)) == 33 and (np.diff(chosen) > 0).all() and chosen[-1] > 1500
-    assert set(chosen) < set(robustness._sample(2000, 64))
-    assert np.array_equal(robustness._sample(5, 9), np.arange(5))
+    assert set(chosen) < set(robustness._random_indices(2000, 64))
+    assert np.array_equal(robustness._random_indices(5, 9), np.arange(5))
     rows = np.arange(1, 33, 2)  # those of the second of two processes
     part = load_data_set.subset(test, chosen)
     found = robustness._corrupt(chosen, "gaussian_noise", 5, part.images[rows], rows)

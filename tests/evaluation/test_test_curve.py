@@ -14,13 +14,13 @@ from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.evaluation.evaluate import evaluate_run
-from distill.evaluation.predict import measure
+from distill.evaluation.predict import evaluate_network
 from distill.events import Step
 from distill.models import epoch_weights
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.runs.run_identity import check_same
-from distill.training.run import TrainingRequest, run
+from distill.training.run import TrainingRequest, train_and_test
 from distill.training.signals import Request, Stopped
 from tests.make_runs import train, two_epochs
 from tests.training.test_run import digest
@@ -63,7 +63,7 @@ def test_resumed_run_leaves_no_gap_and_same_bits(
         "student", recipes.load("tiny", overrides).recipe, "tiny", tmp_path / "run"
     )
     with pytest.raises(Stopped):
-        for event in run(request):
+        for event in train_and_test(request):
             if isinstance(event, Step) and event.step == stop_at:
                 request.stop.request = Request.TERMINATE
     folder, _ = train(tmp_path / "run", *overrides, resume=True)
@@ -81,7 +81,7 @@ def test_epoch_weights_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     alone = ["loss.kd=false", "loss.hard.weight=1", "data.train_images=40", "train.keep_epochs=1"]
     resolved = recipes.load("tiny", [*alone, "train.epochs=2"])
     request = TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
-    for event in run(request):
+    for event in train_and_test(request):
         if isinstance(event, Step):
             break  # as a kill would: no signal, no save
     folder = RunFolder(tmp_path / "run")
@@ -89,7 +89,7 @@ def test_epoch_weights_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     later.parent.mkdir(exist_ok=True)
     later.touch()
     request = TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run", resume=True)
-    next(run(request))
+    next(train_and_test(request))
     assert not later.exists()
 
 
@@ -105,7 +105,7 @@ def test_test_curve_matches_evaluate_and_is_cached(
         assert chosen[f"{name}/test"] == evaluated[name]
     recipe = recipes.read(keeping.recipe)
     split = split_images(recipe, load_data_set.load("synthetic", "train"))
-    on_train = measure(load_trained(keeping), split.train, evaluation_accelerator())
+    on_train = evaluate_network(load_trained(keeping), split.train, evaluation_accelerator())
     assert chosen["top1/train"] == on_train["top1"], "the whole training part, not augmented"
     assert len(json.loads(keeping.test_curve.read_text())) == 2
 

@@ -642,14 +642,14 @@ def test_a_grader_has_no_secret_of_the_environment(student, tmp_path, monkeypatc
 @pytest.mark.parametrize("replace", [False, True])
 def test_two_exports_into_one_folder_lose_nothing(replace, student, tmp_path, monkeypatch):
     """The second begins and ends while the first writes."""
-    out, report = tmp_path / "out", export._report
+    out, report = tmp_path / "out", export._write_formats
 
     def interrupted(shipped, asked, new):
-        monkeypatch.setattr(export, "_report", report)
+        monkeypatch.setattr(export, "_write_formats", report)
         export.export(student, ["safetensors"], out)
         return report(shipped, asked, new)
 
-    monkeypatch.setattr(export, "_report", interrupted)
+    monkeypatch.setattr(export, "_write_formats", interrupted)
     if replace:
         export.export(student, ["project1"], out, replace=True)
     else:
@@ -667,8 +667,8 @@ def test_of_several_processes_one_exports(student, tmp_path, run_cli: RunCli, mo
 
 
 def test_folder_of_a_killed_export_is_deleted(tmp_path):
-    with atomic_folder.temporary_folder(tmp_path / "out") as in_use:
+    with atomic_folder.new_folder_beside(tmp_path / "out") as in_use:
         (tmp_path / ".out.new-killed").mkdir()
-        with atomic_folder.temporary_folder(tmp_path / "out") as new:
+        with atomic_folder.new_folder_beside(tmp_path / "out") as new:
             assert set(tmp_path.iterdir()) == {in_use, new}
     assert not list(tmp_path.iterdir())

@@ -134,7 +134,7 @@ def test_numbers_in_text_order_are_named(
 
 @pytest.mark.parametrize("names", [("0", "1", "2"), ("cat", "10"), ("a",), ()])
 def test_names_that_no_position_is_taken_for(names: tuple[str, ...]) -> None:
-    assert room.numbers_out_of_order(names) is None
+    assert room.numeric_names_note(names) is None
 
 
 def test_conversion_of_pictures_is_reported(

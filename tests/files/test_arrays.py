@@ -118,7 +118,7 @@ def test_bomb_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         archive.writestr("labels.npy", npy(np.zeros(2, np.int64)))
     with little_memory():
         assert len(images_to_predict.load(path).ids) == 2
-        predictions = saved_predictions.read(path)
+        predictions = saved_predictions.read_if_present(path)
     assert predictions is not None and predictions.logits.shape == (2, 3)
 
 
@@ -128,7 +128,7 @@ def test_a_bomb_among_predictions_is_refused(
     monkeypatch.setattr(arrays, "LARGEST", 32 * MB)
     path = bomb(tmp_path / "evaluation.npz", "logits", 64 * MB)
     with little_memory(), pytest.raises(UserError, match="cannot be read as predictions: .*unpack"):
-        saved_predictions.read(path)
+        saved_predictions.read_if_present(path)
 
 
 @pytest.mark.parametrize(

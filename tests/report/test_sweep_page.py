@@ -11,12 +11,12 @@ from rich.console import Console
 from distill.report.figure_style import COLUMN
 from distill.report.page import Table, html
 from distill.report.sweep_page import page
-from distill.report.sweep_plots import history, parallel
+from distill.report.sweep_plots import history, parallel_coordinates
 from distill.terminal.sweep_table import (
     counts_text,
     few_trials_warning,
-    heads,
     key_text,
+    short_keys,
     sweep_table,
 )
 
@@ -110,7 +110,7 @@ def test_one_is_not_many() -> None:
     ],
 )
 def test_keys_are_shortened_but_distinct(names: list[str], short: list[str]) -> None:
-    assert list(heads(names).values()) == short
+    assert list(short_keys(names).values()) == short
 
 
 LABELS = ["weight 0.5, weight 0.5", "weight 0.25, weight 0.75"]
@@ -166,7 +166,7 @@ def test_history_shows_the_best_so_far() -> None:
 
 
 def test_parallel_coordinates_go_through_the_values() -> None:
-    figure = parallel(SUMMARY)
+    figure = parallel_coordinates(SUMMARY)
     assert figure is not None
     across = [list(line.get_xdata()) for line in figure.axes[0].lines]  # type: ignore[arg-type]
     worst, middle, best = across  # the best is drawn last
@@ -179,7 +179,7 @@ def test_parallel_coordinates_go_through_the_values() -> None:
 
 def test_figures_stay_as_narrow_as_a_column() -> None:
     trial = ROWS[0] | {"values": dict(zip(CROWD, CROWDED, strict=True))}
-    figure = parallel(SUMMARY | {"space": CROWD, "trials": [trial]})
+    figure = parallel_coordinates(SUMMARY | {"space": CROWD, "trials": [trial]})
     assert figure is not None and figure.get_figwidth() == COLUMN
 
 
@@ -192,7 +192,7 @@ def test_missing_importance_has_no_section() -> None:
 
 
 def test_head_shows_the_best() -> None:
-    facts = [(fact.name, fact.value, fact.beside) for fact in page(SUMMARY).facts]
+    facts = [(fact.name, fact.value, fact.remark) for fact in page(SUMMARY).facts]
     assert facts == [
         ("top1/val", "0.7500", "trial 2, the best"),
         ("lr", "1.0000", ""),

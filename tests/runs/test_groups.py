@@ -47,7 +47,7 @@ def test_a_seed_does_not_count_twice() -> None:
         [record("kd-0", 15), record("kd-0-again", 15), record("kd-1", 13, "train.seed=1")]
     )
     assert [r.name for r in group.duplicates] == ["kd-0-again"]
-    assert group.tested == [0.75, 0.65]
+    assert group.test_accuracies == [0.75, 0.65]
 
 
 def test_groups_that_begin_alike_are_numbered() -> None:
@@ -102,7 +102,7 @@ def test_seeds_of_different_test_splits_are_no_group() -> None:
     a, b = record("kd-0", 15, "train.seed=0"), record("kd-1", 16, "train.seed=1")
     assert len(groups([on(a, "x"), on(b, "x")])) == len(groups([on(a, "x"), b])) == 1
     one, other = groups([on(a, "x"), on(b, "y")])
-    assert (one.tested, other.tested) == ([0.75], [0.8])
+    assert (one.test_accuracies, other.test_accuracies) == ([0.75], [0.8])
     alone = record("alone-0", 12, *ALONE, "train.seed=0")
     one, other = groups([on(a, "x"), on(alone, "y")])
     assert group_difference(one, other).method == "they were tested on different images"

@@ -14,8 +14,8 @@ from distill.metrics import (
     confusion,
     ece,
     ece_interval,
+    is_correct,
     is_in_top,
-    is_right,
     kl_divergence,
     measures,
     most_confused,
@@ -23,7 +23,7 @@ from distill.metrics import (
     probabilities,
 )
 from distill.runs.run_folder import write_json
-from distill.runs.saved_predictions import Predictions, read, read_run
+from distill.runs.saved_predictions import Predictions, read_if_present, read_run
 from tests.runs.test_compare_two_runs import ANSWERS_A, finished
 
 CHANCE = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def test_confusion_by_hand() -> None:
     counts = confusion(logits, np.array([0, 0, 0, 2]))
     assert counts.tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
     assert most_confused(counts, most=5) == [(0, 1, 2)]
-    assert is_right(logits, np.array([0, 0, 0, 2])).tolist() == [True, False, False, True]
+    assert is_correct(logits, np.array([0, 0, 0, 2])).tolist() == [True, False, False, True]
 
 
 def test_probabilities_equal_torch_without_overflow() -> None:
@@ -60,15 +60,15 @@ def test_a_bin_is_open_below_and_closed_above() -> None:
 
 def test_file_is_read_without_optional_arrays(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.npz"
-    assert read(path) is None
+    assert read_if_present(path) is None
     least = {"logits": LOGITS, "labels": LABELS, "mistakes": [], "mistake_pixels": []}
     np.savez(path, **least, of_a_later_version=np.zeros(1))
-    known = read(path)
+    known = read_if_present(path)
     assert (
         isinstance(known, Predictions) and known.val_logits is None and known.teacher_logits is None
     )
     np.savez(path, **least, val_logits=LOGITS, val_labels=LABELS)
-    again = read(path)
+    again = read_if_present(path)
     assert again is not None and again.val_labels is not None
     np.testing.assert_array_equal(again.val_labels, LABELS)
 
@@ -78,13 +78,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "evaluation.npz"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"npz cannot be read as predictions.*\nRestore it, or"):
-        read(path)
+        read_if_present(path)
 
 
 def test_arrays_that_are_missing_are_a_fault(tmp_path: Path) -> None:
     np.savez(tmp_path / "evaluation.npz", logits=LOGITS)
     with pytest.raises(UserError, match="cannot be read as predictions: .*labels"):
-        read(tmp_path / "evaluation.npz")
+        read_if_present(tmp_path / "evaluation.npz")
 
 
 SOUND = {
@@ -123,11 +123,11 @@ def test_arrays_that_do_not_fit_are_refused(
 ) -> None:
     path = tmp_path / "evaluation.npz"
     np.savez(path, **SOUND)
-    assert read(path) is not None
+    assert read_if_present(path) is not None
     arrays = {name: array for name, array in (SOUND | changes).items() if array is not None}
     np.savez(path, **arrays)
     with pytest.raises(UserError, match=f"npz cannot be read as predictions: .*{re.escape(fault)}"):
-        read(path)
+        read_if_present(path)
 
 
 def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_confidence_of_one_is_in_last_bin() -> None:
     """Nine predictions whose confidence float32 rounds to 1, five right, and one of 0.97."""
     shares = np.array([[1.0, 0.0]] * 9 + [[0.97, 0.03]])
     labels = np.array([0] * 5 + [1] * 4 + [0])
-    right = is_right(shares, labels)
+    right = is_correct(shares, labels)
     by_hand = abs(right.sum() - shares.max(axis=1).sum()) / 10  # one bin
     assert calibration_curve(shares, labels).ece == pytest.approx(by_hand)
     assert ece(shares.max(axis=1), right) == pytest.approx(by_hand)

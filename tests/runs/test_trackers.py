@@ -16,7 +16,7 @@ from distill.recipe import recipes
 from distill.runs.journal import Journal, events
 from distill.runs.run_folder import RunFolder
 from distill.runs.trackers import Trackers, check, flat_recipe, open_tracker
-from distill.training.run import TrainingRequest, run
+from distill.training.run import TrainingRequest, train_and_test
 from tests.cli.command_line import write_pets
 from tests.runs.test_listing import START, begun
 
@@ -42,7 +42,7 @@ def train(out: Path, data: Path, *, resume: bool = False, until: int | None = No
     folder = RunFolder(out)
     journal = Journal(folder.journal)
     with Trackers(["tensorboard"], folder, never) as tracked:
-        for event in run(request):
+        for event in train_and_test(request):
             journal(event)
             tracked(event)
             if isinstance(event, Step) and event.step == until:

@@ -225,7 +225,7 @@ def test_concurrent_second_attempt_never_counts(trials: Trials) -> None:
 @pytest.mark.long
 def test_dead_worker_here_is_recognized_by_lock(trials: Trials) -> None:
     context = multiprocessing.get_context("spawn")
-    dying = context.Process(target=_die_with_a_trial, args=(trials.place,))
+    dying = context.Process(target=_die_with_a_trial, args=(trials.parent,))
     dying.start()
     dying.join(60)
     assert dying.exitcode == 9
@@ -250,7 +250,7 @@ def test_dead_worker_elsewhere_is_recognized_by_silence(trials: Trials) -> None:
     assert mine is not None
     trials.release_dead()
     assert trials.counted_attempts()[0].state == TrialState.RUNNING
-    with sqlite3.connect(trials.place / "sweep.db") as rows:
+    with sqlite3.connect(trials.parent / "sweep.db") as rows:
         rows.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-4 seconds')")
     trials.release_dead()
     assert 0 not in trials.counted_attempts()
@@ -268,12 +268,12 @@ def test_running_trial_without_heartbeat_fails(trials: Trials, change: str) -> N
     """Of another program's file: workers would wait for it for good."""
     mine = trials.claim("unknown")
     assert mine is not None
-    with sqlite3.connect(trials.place / "sweep.db") as rows:
+    with sqlite3.connect(trials.parent / "sweep.db") as rows:
         rows.execute(change)
     assert trials.release_dead() == [0]
     assert trials.release_dead() == []
     assert trials.counted_attempts()[0].state == TrialState.RUNNING
-    with sqlite3.connect(trials.place / "sweep.db") as rows:
+    with sqlite3.connect(trials.parent / "sweep.db") as rows:
         rows.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-4 seconds')")
     trials.release_dead()
     assert 0 not in trials.counted_attempts()
@@ -282,7 +282,7 @@ def test_running_trial_without_heartbeat_fails(trials: Trials, change: str) -> N
 def test_running_trial_without_a_heartbeat_is_noted(trials: Trials) -> None:
     claimed = [trials.claim("unknown") for _ in range(6)]
     assert all(claimed)
-    with sqlite3.connect(trials.place / "sweep.db") as rows:
+    with sqlite3.connect(trials.parent / "sweep.db") as rows:
         rows.execute("UPDATE trials SET state = 'PRUNED' WHERE number != 4")
         rows.execute("DELETE FROM trial_heartbeats")
     notes: list[str] = []
@@ -301,7 +301,7 @@ def test_running_trial_without_a_heartbeat_is_noted(trials: Trials) -> None:
 def test_who_lives_is_heard_of(trials: Trials) -> None:
     mine = trials.claim("w")
     assert mine is not None
-    with sqlite3.connect(trials.place / "sweep.db") as rows:
+    with sqlite3.connect(trials.parent / "sweep.db") as rows:
         rows.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-9 seconds')")
         with trials.storage.heartbeat(mine.row):
             import time
@@ -322,12 +322,12 @@ def test_folder_in_use_is_not_claimed(trials: Trials) -> None:
 def test_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
     with trials.working("w"):
         assert trials.claim("w")
-    assert not (trials.place / "workers").exists()
+    assert not (trials.parent / "workers").exists()
     assert 0 not in trials.counted_attempts()
 
 
 def test_only_trial_count_may_change_later(trials: Trials) -> None:
-    more = opened(trials.place, study=VALUES["study"] | {"trials": 8})
+    more = opened(trials.parent, study=VALUES["study"] | {"trials": 8})
     assert more.n_open() == 8
     mine = more.claim("w")
     assert mine is not None
@@ -335,7 +335,7 @@ def test_only_trial_count_may_change_later(trials: Trials) -> None:
     with pytest.raises(
         UserError, match=r"(?s)another sweep of the name mine:.*optim.lr.*--out.*--name"
     ):
-        opened(trials.place, space={"optim.lr": {"log": [0.02, 0.5]}})
+        opened(trials.parent, space={"optim.lr": {"log": [0.02, 0.5]}})
 
 
 def test_old_sweep_continues_with_new_keys_default(trials: Trials) -> None:
@@ -348,11 +348,11 @@ def test_old_sweep_continues_with_new_keys_default(trials: Trials) -> None:
     assert added < {line.partition(" = ")[0] for line in lines}
     older = [line for line in lines if line.partition(" = ")[0] not in added]
     trials.study.set_user_attr("definition", "\n".join(older))
-    assert opened(trials.place).n_open() == 6
+    assert opened(trials.parent).n_open() == 6
     with pytest.raises(UserError, match=r"another sweep of the name mine:\n  here:   optim.min_lr"):
-        opened(trials.place, set=[*ALONE, "optim.min_lr=0.001"])
+        opened(trials.parent, set=[*ALONE, "optim.min_lr=0.001"])
     with pytest.raises(UserError, match="here:   ema.decay = 0.999"):
-        opened(trials.place, set=[*ALONE, "ema.decay=0.999"])
+        opened(trials.parent, set=[*ALONE, "ema.decay=0.999"])
 
 
 INPUTS = {"data": "d", "test": "t", "class_names": "c", "teacher": ""}
@@ -374,10 +374,10 @@ def test_other_images_or_teachers_do_not_continue_sweep(tmp_path: Path) -> None:
 
 
 def test_a_sweep_from_before_fingerprints_takes_today_s(trials: Trials) -> None:
-    assert reopened(trials.place).n_open() == 6
-    assert opened(trials.place).n_open() == 6  # who has read no images compares the rest
+    assert reopened(trials.parent).n_open() == 6
+    assert opened(trials.parent).n_open() == 6  # who has read no images compares the rest
     with pytest.raises(UserError, match="stored: fingerprint.data = d\n"):
-        reopened(trials.place, data="new")
+        reopened(trials.parent, data="new")
 
 
 def test_a_trial_of_other_images_has_no_value(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_a_trial_of_other_images_has_no_value(tmp_path: Path) -> None:
 def test_each_image_set_and_teacher_is_checked() -> None:
     varied = {"mine": {"choice": [{"data.source": "a"}, {"data.source": "b"}]}}
     planned = sweep_file.validate(VALUES | {"space": varied}, "mine", "mine.toml")
-    assert [each.data.source for each in sweep_worker.variants(planned)] == ["a", "b"]
+    assert [each.data.source for each in sweep_worker.input_variants(planned)] == ["a", "b"]
 
 
 @pytest.mark.long
@@ -461,7 +461,7 @@ def test_fewer_trials_later_drop_none(trials: Trials) -> None:
         write_json(folder.result_file, {"metrics": {"top1/val": int(folder.path.name[-1]) / 10}})
 
     sweep_worker.work(trials, train, print)
-    fewer = opened(trials.place, study=VALUES["study"] | {"trials": 2})
+    fewer = opened(trials.parent, study=VALUES["study"] | {"trials": 2})
     assert fewer.n_open() == 0 and fewer.claim("w") is None
     report = summary(fewer)
     assert (report["asked"], report["best"]["trial"]) == (6, 5)

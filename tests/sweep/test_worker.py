@@ -119,8 +119,8 @@ def test_best_trial_alone_is_measured_on_test_split(place: Path) -> None:
     tested = {name: value for name, value in metrics.items() if name.endswith("/test")}
     assert list(tested) == ["ece/test", "nll/test", "top1/test"] and tested == summary["test"]
     assert "is_tested" not in best.result() and best.evaluation.exists()
-    known = saved_predictions.read(best.evaluation)
-    assert known is not None and known.is_right.mean() == pytest.approx(tested["top1/test"])
+    known = saved_predictions.read_if_present(best.evaluation)
+    assert known is not None and known.is_correct.mean() == pytest.approx(tested["top1/test"])
     assert known.val_logits is not None
 
     assert other.result()["is_tested"] is False and not other.evaluation.exists()
@@ -152,7 +152,7 @@ def test_trial_without_test_figures_is_refused_when_needed(run_cli: RunCli, plac
 def test_typed_again_measures_no_trial_again(
     run_cli: RunCli, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(final_test, "measure", lambda *_: pytest.fail("measured twice"))
+    monkeypatch.setattr(final_test, "measure_on_test", lambda *_: pytest.fail("measured twice"))
     code, out, err = run_cli("sweep", place / "mine.toml", "--out", place / "out")
     assert code == 0, err
     best = json.loads((place / "out" / "sweep.json").read_text())["best"]["trial"]

@@ -23,7 +23,7 @@ from distill.teacher import cache_files, selection
 from distill.teacher.teacher import FrozenTeacher, LiveTeacher, OneTeacherPerView, Teacher
 from distill.training import build, minutes_to_steps, verify_cache
 from distill.training import run as runs
-from distill.training.run import TrainingRequest, run
+from distill.training.run import TrainingRequest, train_and_test
 from distill.training.state import TrainState
 from teachers.ensemble import Ensemble
 from tests.make_runs import drawn as drawn_images
@@ -149,7 +149,7 @@ def test_run_resumed_within_a_view_draws_same(finished, two, tmp_path) -> None:
     assert drawn(0, [1, 3]) != drawn(1, [1, 3]), "the second view has another teacher"
     resolved = recipes.load("tiny", [two, *EVERYTHING])
     request = TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "cut", resume=True)
-    for event in run(request):
+    for event in train_and_test(request):
         if isinstance(event, Step) and event.step == 14:
             break
     known = checkpoint.read_progress(RunFolder(tmp_path / "cut").last)

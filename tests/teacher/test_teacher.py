@@ -142,13 +142,13 @@ def test_a_term_s_own_state_is_resumed(teacher: Path, tmp_path: Path) -> None:
         "loss.crd.weight=0.5", "loss.crd.negatives=32", "loss.crd.dims=8",
     ]  # fmt: skip
     whole, _ = train(tmp_path / "whole", *sets)
-    from distill.training.run import TrainingRequest, run
+    from distill.training.run import TrainingRequest, train_and_test
 
     resolved = recipes.load("tiny", sets)
     request = TrainingRequest(
         "student", resolved.recipe, resolved.name, tmp_path / "cut", resume=True
     )
-    for event in run(request):
+    for event in train_and_test(request):
         if type(event).__name__ == "Epoch":
             break
     again, _ = train(tmp_path / "cut", *sets, resume=True)

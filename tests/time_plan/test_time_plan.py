@@ -78,39 +78,43 @@ def alone(spec: str, *overrides: str, **about: Any) -> Candidate:
 
 
 def test_recipe_is_run_by_its_documented_command() -> None:
-    found = {each.own.recipe_spec: each for each in shipped_candidates.candidates()}
+    found = {each.training.recipe_spec: each for each in shipped_candidates.candidates()}
     small = found["kd_cutmix+two_cores"]
-    assert small.own.overrides == ("loss.kd.temperature=4",)
-    assert small.own.recipe.loss.kd is not None and small.own.recipe.loss.kd.temperature == 4
+    assert small.training.overrides == ("loss.kd.temperature=4",)
+    assert (
+        small.training.recipe.loss.kd is not None and small.training.recipe.loss.kd.temperature == 4
+    )
     assert small.teacher is not None and small.teacher.recipe_spec == "teacher_wrn+two_cores"
     assert small.teacher.overrides == ("mix.cutmix=false", "train.epochs=10")
     assert small.about.measured_accuracy == 71.46
 
 
 def test_teachers_and_controls_have_no_teacher() -> None:
-    found = {each.own.recipe_spec: each for each in shipped_candidates.candidates()}
-    assert found["teacher_wrn"].own.role == "teacher"
+    found = {each.training.recipe_spec: each for each in shipped_candidates.candidates()}
+    assert found["teacher_wrn"].training.role == "teacher"
     assert found["teacher_wrn"].teacher is None
     assert found["student_alone"].teacher is None
     assert found["kd"].teacher is not None and found["kd"].teacher.recipe_spec == "teacher_wrn"
 
 
 def test_teacher_is_trained_by_its_noted_command() -> None:
-    found = {each.own.recipe_spec: each for each in shipped_candidates.candidates()}
+    found = {each.training.recipe_spec: each for each in shipped_candidates.candidates()}
     taught = found["fast_kd"].teacher
-    assert taught == found["fast_teacher"].own
+    assert taught == found["fast_teacher"].training
     assert taught.overrides == ("train.precision=bf16",)
 
 
 def test_what_is_not_for_cifar10_is_not_proposed() -> None:
-    found = {each.own.recipe_spec for each in shipped_candidates.candidates()}
+    found = {each.training.recipe_spec for each in shipped_candidates.candidates()}
     assert not found & {"tiny", "kd_cutmix+quickstart", "kd+cutmix", "kd+ricap"}
     assert {"kd", "soft_mix", "nyu2022_2111"} <= found
 
 
 def test_commands_can_be_typed_as_they_are() -> None:
     (small,) = [
-        e for e in shipped_candidates.candidates() if e.own.recipe_spec == "kd_cutmix+two_cores"
+        e
+        for e in shipped_candidates.candidates()
+        if e.training.recipe_spec == "kd_cutmix+two_cores"
     ]
     assert small.commands("my data") == [
         "python cli.py train-teacher --recipe teacher_wrn+two_cores --set mix.cutmix=false "

@@ -12,7 +12,7 @@ from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.training import loop, run
 from distill.training.divergence import Diverged, DivergenceMonitor
-from distill.training.repeat_step import replay
+from distill.training.repeat_step import repeat_step
 from distill.training.signals import Stopped
 from tests.make_runs import two_epochs
 from tests.training.test_resume import journalled, read
@@ -92,7 +92,9 @@ def test_without_a_retry_left_it_ends(
 ) -> None:
     poisoned(monkeypatch, at=13, times=3)
     resolved = recipes.load("tiny", [*two_epochs(teacher), "train.retries=2"])
-    events = run.run(run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run"))
+    events = run.train_and_test(
+        run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
+    )
     seen: list[object] = []
     with pytest.raises(Diverged, match="not finite in step 14"):
         seen.extend(events)  # extend keeps what came before
@@ -109,7 +111,7 @@ def test_any_step_can_be_seen_again(teacher: Path, tmp_path: Path) -> None:
     rows = {r["step"]: r["metrics"] for r in read(folder.journal) if r["event"] == "step"}
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     for step, begins_at in ((3, 0), (16, 14), (17, 14)):
-        taken = replay(folder, step)
+        taken = repeat_step(folder, step)
         assert taken["from_step"] == begins_at and taken["is_finite"]
         for name in ("loss/hard", "loss/kd", "loss/total", "lr"):
             assert taken[name] == rows[step][name], (step, name)
@@ -122,15 +124,15 @@ def test_a_step_that_diverged_shows_what_it_was(teacher: Path, tmp_path: Path) -
     sets = [f"teacher.runs=['{teacher}']", "optim.lr=1e30", "optim.schedule='constant'"]
     with pytest.raises(Diverged) as diverged:
         journalled(tmp_path / "run", sets)
-    taken = replay(RunFolder(tmp_path / "run"), diverged.value.step)
+    taken = repeat_step(RunFolder(tmp_path / "run"), diverged.value.step)
     assert taken["step"] == diverged.value.step and not taken["is_finite"]
 
 
 def test_a_step_that_is_none(finished_run: RunFolder) -> None:
     with pytest.raises(UserError, match=r"--step 21 is not a step of .*; allowed: 1 to 20"):
-        replay(finished_run, 21)
+        repeat_step(finished_run, 21)
     with pytest.raises(UserError, match=r"--step 0 is not a step of"):
-        replay(finished_run, 0)
+        repeat_step(finished_run, 0)
 
 
 @pytest.fixture
@@ -142,4 +144,4 @@ def test_a_run_without_checkpoint_has_no_steps(teacher: Path, tmp_path: Path) ->
     recipe = RunFolder(teacher).recipe.read_text()
     (tmp_path / "recipe.toml").write_text(recipe)
     with pytest.raises(UserError, match="has no checkpoint, so none of its steps can be repeated"):
-        replay(RunFolder(tmp_path), 1)
+        repeat_step(RunFolder(tmp_path), 1)

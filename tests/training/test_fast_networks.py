@@ -66,7 +66,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(efficient: Finished, tmp_path: Pat
     request = run.TrainingRequest(
         "student", recipes.load("tiny", EFFICIENT).recipe, "tiny", tmp_path
     )
-    events = run.run(request)
+    events = run.train_and_test(request)
     for event in events:
         if isinstance(event, Step) and event.step == 13:
             break  # killed in the middle of epoch 2

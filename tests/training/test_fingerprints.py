@@ -19,7 +19,7 @@ from distill.recipe import recipes
 from distill.runs.compare_two_runs import compare
 from distill.runs.run_folder import RunFolder, write_json
 from distill.training import environment, run
-from distill.training.repeat_step import replay
+from distill.training.repeat_step import repeat_step
 from tests.make_runs import train
 
 SMALL = (
@@ -61,7 +61,7 @@ def of(root: Path, *more: str) -> tuple[str, ...]:
 def begun(out: Path, *overrides: str) -> Iterator[Event]:
     """A run's events, to be consumed as far as a test wants."""
     resolved = recipes.load("tiny", overrides)
-    return iter(run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out)))
+    return iter(run.train_and_test(run.TrainingRequest("student", resolved.recipe, "tiny", out)))
 
 
 def cut(out: Path, *overrides: str) -> RunFolder:
@@ -187,7 +187,7 @@ def test_a_checkpoint_without_a_part_is_not_replayed(pictures: Path, tmp_path: P
     with pytest.raises(
         UserError, match="is not a checkpoint of this run: it has no state of student"
     ):
-        replay(folder, progress["step"] + 1)
+        repeat_step(folder, progress["step"] + 1)
 
 
 def test_a_checkpoint_of_other_shapes_is_not_resumed(pictures: Path, tmp_path: Path) -> None:

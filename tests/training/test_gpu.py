@@ -8,7 +8,7 @@ from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.training import build
 from distill.training.loop import step
-from distill.training.run import TrainingRequest, run
+from distill.training.run import TrainingRequest, train_and_test
 from tests.make_runs import train, two_epochs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fresh_accelerate")]
@@ -32,7 +32,7 @@ def test_every_precision_trains_and_resumes(teacher, tmp_path, precision) -> Non
     chosen = [*two_epochs(teacher), f"train.precision='{precision}'"]
     resolved = recipes.load("tiny", chosen)
     out = tmp_path / precision
-    for event in run(TrainingRequest("student", resolved.recipe, "tiny", out)):
+    for event in train_and_test(TrainingRequest("student", resolved.recipe, "tiny", out)):
         if isinstance(event, Epoch) and event.epoch == 2:
             break
     folder, events = train(out, *chosen, resume=True)

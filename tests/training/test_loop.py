@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from distill.data.loader import Batch
-from distill.evaluation.predict import measure
+from distill.evaluation.predict import evaluate_network
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.teacher.teacher import FrozenTeacher, LiveTeacher, Teacher, TeacherOutput
@@ -167,8 +167,8 @@ def test_validation_measures_only_the_average_by_default(settings, splits, monke
     """Each network once, and no other."""
     run = prepared(*ALONE, *settings)
     measured = []
-    really = loop.measure
-    monkeypatch.setattr(loop, "measure", lambda *a: measured.append(a[0]) or really(*a))
+    really = loop.evaluate_network
+    monkeypatch.setattr(loop, "evaluate_network", lambda *a: measured.append(a[0]) or really(*a))
     names = loop.validate(run).keys()
     assert names == {f"{measure}/{split}" for split in splits for measure in MEASURES}
     nets = {"val": run.model, "val_ema": run.ema and run.ema.module}
@@ -185,7 +185,7 @@ def test_validation_computes_in_the_training_precision(fresh_accelerate, precisi
     found = loop.validate(run)
     for split, net in (("val", run.model), ("val_ema", run.ema.module)):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            expected = measure(net, run.held_out, run.accelerator)
-        exact = measure(net, run.held_out, run.accelerator)
+            expected = evaluate_network(net, run.held_out, run.accelerator)
+        exact = evaluate_network(net, run.held_out, run.accelerator)
         assert {name: found[f"{name}/{split}"] for name in MEASURES} == expected
         assert (expected["nll"] == exact["nll"]) == (precision == "fp32")

@@ -16,7 +16,7 @@ from distill.components.data_pipeline import split_images
 from distill.components.network import load_trained
 from distill.data.sources import load_data_set
 from distill.evaluation.evaluate import EvalOptions, evaluate_run
-from distill.evaluation.predict import measure
+from distill.evaluation.predict import evaluate_network
 from distill.recipe import recipes
 from distill.runs import journal
 from distill.runs.run_folder import RunFolder
@@ -206,7 +206,7 @@ def assert_saved_weights_have_the_measured_figures(run: RunFolder) -> None:
     """One process, measuring the weights file, finds what the run's processes found together."""
     images = load_data_set.load("synthetic", "train")
     held_out = split_images(recipes.read(run.recipe), images).held_out
-    found = measure(load_trained(run), held_out, Accelerator())
+    found = evaluate_network(load_trained(run), held_out, Accelerator())
     known = run.result()["metrics"]
     assert found["top1"] == known["top1/val_ema"]
     assert found["nll"] == pytest.approx(known["nll/val_ema"], rel=1e-5)

@@ -18,7 +18,7 @@ from distill.runs.run_folder import RunFolder
 from distill.terminal.progress import head_lines
 from distill.training import run
 from distill.training.loop import step
-from distill.training.repeat_step import replay
+from distill.training.repeat_step import repeat_step
 from students.design import Design
 from students.resnet import ResNet
 from tests.cli.command_line import RunCli
@@ -59,7 +59,7 @@ def test_a_resumed_teacher_is_the_uninterrupted_one(
     resnet_teacher: Finished, tmp_path: Path
 ) -> None:
     recipe = recipes.load("tiny", EFFICIENT_TEACHER).recipe
-    events = run.run(run.TrainingRequest("teacher", recipe, "tiny", tmp_path))
+    events = run.train_and_test(run.TrainingRequest("teacher", recipe, "tiny", tmp_path))
     for event in events:
         if isinstance(event, Step) and event.step == 13:
             break  # killed in the middle of epoch 2
@@ -118,7 +118,7 @@ def test_the_run_describes_its_network(resnet_teacher: Finished) -> None:
 
 def test_a_step_of_it_is_replayed(resnet_teacher: Finished) -> None:
     folder, events = resnet_teacher
-    again = replay(folder, 1)
+    again = repeat_step(folder, 1)
 
     assert again["loss/total"] == pytest.approx(metrics(events)[0]["loss/total"])
 

@@ -57,7 +57,7 @@ def test_resumed_run_is_same_bit_for_bit(tmp_path: Path) -> None:
         "size, 32 pixels"
     )
     recipe = recipes.load("tiny", options).recipe
-    begun = run.run(run.TrainingRequest("student", recipe, "tiny", tmp_path / "cut"))
+    begun = run.train_and_test(run.TrainingRequest("student", recipe, "tiny", tmp_path / "cut"))
     for event in begun:
         if isinstance(event, Step) and event.step == 13:
             break  # killed in the middle of epoch 2
@@ -70,13 +70,13 @@ def test_resumed_run_is_same_bit_for_bit(tmp_path: Path) -> None:
 
 def test_sides_that_no_epoch_has_are_named() -> None:
     made = prepared(*EFFICIENT, "train.resolution=[[0, 20], [0.5, 24], [0.75, 32]]")
-    assert list(start_notes._resolution(made)) == [
+    assert list(start_notes._resolution_notes(made)) == [
         "train.resolution: epoch 1 at 20 pixels, epoch 2 at 24 pixels; validation and test at full "
         "size, 32 pixels",
         "train.resolution: no epoch of 2 trains at 32 pixels; a side begins with the first epoch "
         "at or after its share",
     ]
-    assert list(start_notes._resolution(prepared(*EFFICIENT))) == []
+    assert list(start_notes._resolution_notes(prepared(*EFFICIENT))) == []
 
 
 def test_with_minutes_shares_are_of_epochs_that_fit() -> None:

@@ -33,7 +33,7 @@ def journalled(
     resolved = recipes.load("tiny", overrides)
     request = run.TrainingRequest("student", resolved.recipe, "tiny", out, resume)
     journal = Journal(RunFolder(out).journal)
-    for event in run.run(request):
+    for event in run.train_and_test(request):
         journal(event)
         if isinstance(event, Step) and event.step == stop_at:
             request.stop.request = Request.TERMINATE
@@ -74,16 +74,16 @@ def test_stop_during_validation_repeats_the_validation(
 ) -> None:
     resolved = recipes.load("tiny", two_epochs(teacher))
     request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
-    journal, measure = Journal(tmp_path / "run" / "journal.jsonl"), run.loop.measure
+    journal, measure = Journal(tmp_path / "run" / "journal.jsonl"), run.loop.evaluate_network
 
     def interrupt(*given: object) -> object:
         if request.stop.can_wait:  # not of the teacher, before the loop
             request.stop.request = Request.INTERRUPT
         return measure(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run.loop, "measure", interrupt)
+    monkeypatch.setattr(run.loop, "evaluate_network", interrupt)
     with pytest.raises(Stopped):
-        for event in run.run(request):
+        for event in run.train_and_test(request):
             assert not isinstance(event, Epoch)
             journal(event)
     monkeypatch.undo()
@@ -145,7 +145,7 @@ def test_previous_checkpoint_is_used_with_a_note(
     resumed = RunFolder(tmp_path / "run")
     resolved = recipes.load("tiny", [*two_epochs(teacher), "train.save_steps=3"])
     request = run.TrainingRequest("student", resolved.recipe, "tiny", resumed.path, resume=True)
-    start, *_, end = list(run.run(request))
+    start, *_, end = list(run.train_and_test(request))
     assert isinstance(start, Start) and start.first_step == 6 and isinstance(end, End)
     assert start.notes[0].endswith(
         "last is damaged: its sha256 is not the one it was written with: resumed from the "

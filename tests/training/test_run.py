@@ -73,7 +73,7 @@ def test_another_seed_gives_others(distilled, teacher, tmp_path) -> None:
 def test_resumed_is_uninterrupted_bit_for_bit(distilled, teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     resolved = recipes.load("tiny", two_epochs(teacher))
-    events = run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out))
+    events = run.train_and_test(run.TrainingRequest("student", resolved.recipe, "tiny", out))
     for event in events:
         if isinstance(event, Step) and event.step == 13:
             break  # killed in the middle of epoch 2
@@ -279,7 +279,7 @@ def test_folder_that_holds_run_is_not_overwritten(distilled, teacher) -> None:
 def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     resolved = recipes.load("tiny", two_epochs(teacher))
-    next(iter(run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out))))
+    next(iter(run.train_and_test(run.TrainingRequest("student", resolved.recipe, "tiny", out))))
     with pytest.raises(UserError, match=r"optim.lr: 0.05 -> 0.1"):
         train(out, *two_epochs(teacher), "optim.lr=0.1", resume=True)
 
@@ -287,7 +287,7 @@ def test_resume_names_the_keys_that_changed(teacher, tmp_path) -> None:
 def cut_short(teacher: Path, out: Path) -> RunFolder:
     """A run of two epochs that was killed in the second."""
     resolved = recipes.load("tiny", two_epochs(teacher))
-    events = run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out))
+    events = run.train_and_test(run.TrainingRequest("student", resolved.recipe, "tiny", out))
     for event in events:
         if isinstance(event, Step) and event.step == 13:
             break
@@ -485,7 +485,7 @@ def test_resume_on_other_images_is_refused(teacher, tmp_path) -> None:
     out = tmp_path / "cut"
     overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2"]
     resolved = recipes.load("tiny", overrides)
-    for event in run.run(run.TrainingRequest("student", resolved.recipe, "tiny", out)):
+    for event in run.train_and_test(run.TrainingRequest("student", resolved.recipe, "tiny", out)):
         if isinstance(event, Epoch):
             break
     tensors, progress = checkpoint.load(out / "last")
