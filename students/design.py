@@ -317,7 +317,7 @@ def _widest(max_params: int, at: Callable[[int], Design]) -> int | None:
     """
     stem = at(1).stem_width  # at width 1, if the stem follows the width
     first, second, third = (at(stem + more).parameters for more in (1, 2, 3))
-    # At stem + 1 + t it has (a t^2 + b t) / 2 + first parameters, in integers.
+    # At width stem + 1 + t it has (a t^2 + b t) / 2 + first parameters, in integers.
     a = third - 2 * second + first
     b = 2 * (second - first) - a
     under_root = b * b - 8 * a * (first - (max_params - 1))

@@ -9,7 +9,7 @@ from distill.components.network import build_network
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role
 
-SIDE = 32  # of the images, in pixels
+SIDE = 32  # height and width of the images in pixels
 PASSIVE = (nn.Identity, nn.Sequential)  # without child modules they return their input
 
 
@@ -18,7 +18,7 @@ class LayerSummary(NamedTuple):
 
     name: str  # path in the network, "stages.0.0.conv1"
     kind: str  # its class, "Conv2d"
-    output: tuple[int, ...]  # shape for one image, the batch left out
+    output: tuple[int, ...]  # shape for one image, without the batch dimension
     parameters: int  # its own; those that an earlier layer shares are not counted
 
 

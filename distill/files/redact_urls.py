@@ -10,7 +10,7 @@ from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
 PAIR = re.compile("[^&;]+")  # one key=value of a query
-PATH = ("/", "./", "../", "~")  # a path begins with it
+PATH = ("/", "./", "../", "~")  # beginnings of a path
 URL = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*://)"
     r"(?:(?P<user>[^:/@?]*)(?P<password>:.*)?@)?"  # greedy: up to the last @

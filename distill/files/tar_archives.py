@@ -93,7 +93,7 @@ class Tar:
         self._stream, self._n_bytes = stream, n_bytes
         self._n_read = 0  # unpacked bytes
         self._n_held = 0  # bytes that `read` returned
-        self._left = 0  # bytes of the newest member
+        self._left = 0  # unread bytes of the newest member
         self._padding = 0  # zeros after the newest member
 
     def __iter__(self) -> Iterator[Member]:

@@ -52,7 +52,7 @@ class AT:
         )
         if self.reduction == "mean":
             return gap.square().mean()
-        # The minimum keeps the root's gradient finite where the maps agree.
+        # The minimum keeps the root's gradient finite if the maps agree.
         lengths: Tensor = gap.square().sum(-1).clamp_min(EPS).sqrt()
         return lengths.mean()
 

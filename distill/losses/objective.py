@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.events import TOTAL
 
 Taps = Mapping[str, Tensor]  # name -> [B, C, H, W], or [B, D] for `features`
-Shapes = Mapping[str, tuple[int, ...]]  # the same without the batch: (C, H, W) or (D,)
+Shapes = Mapping[str, tuple[int, ...]]  # name -> shape without the batch: (C, H, W) or (D,)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def recompute_statistics(net: nn.Module, images: Tensor, device: torch.device) -
     net.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch: a plain mean
+        norm.momentum = None  # torch then computes a plain mean
         norm.train()
     size = min(BATCH, len(images))
     for batch in images[: len(images) // size * size].split(size):

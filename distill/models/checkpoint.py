@@ -92,7 +92,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     state, progress = read_verified(folder)
     try:
         tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as fault:  # our checkpoints call no functions
+    except pickle.UnpicklingError as fault:  # the program writes no calls
         raise DamagedCheckpoint(
             f"{folder} tries to run code, and is not loaded: {fault}"
         ) from fault

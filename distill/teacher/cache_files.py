@@ -33,8 +33,8 @@ from distill.runs.run_folder import write_json
 FOLDER = "targets"  # below the cache folder
 BYTES = 2  # of a float16
 ABOUT = "about.json"
-LARGEST_ABOUT = 1 << 20  # bytes; ours have 3 kB
-MOST_DEPENDS, LONGEST_NAME = 64, 100  # keys that the logits depend on; ours are 10 short names
+LARGEST_ABOUT = 1 << 20  # bytes; the program writes 3 kB
+MOST_DEPENDS, LONGEST_NAME = 64, 100  # of the keys in `depends`; the program writes 10
 KEY, VIEW = re.compile("[0-9a-f]{32}"), re.compile(r"view-(\d{5,})[.]npz")
 
 
@@ -43,7 +43,7 @@ class CacheEntry:
     """The cached logits in one folder."""
 
     path: Path
-    depends_on: dict[str, Any] = field(default_factory=dict)  # empty without a sound about.json
+    depends_on: dict[str, Any] = field(default_factory=dict)  # empty if about.json is damaged
     recipe: str = ""  # TOML of the recipe that first requested the logits
     teachers: tuple[str, ...] = ()  # run folders of that recipe's teachers
     source: str | None = None  # data source of that recipe

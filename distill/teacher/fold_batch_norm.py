@@ -89,7 +89,7 @@ def _foldable_pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
         [reader] = readers
         if _is_call_of(net, reader, nn.BatchNorm2d):
             pair = str(node.target), str(reader.target)
-            if all(calls.count(name) == 1 for name in pair):  # a shared module means two things
+            if all(calls.count(name) == 1 for name in pair):  # not if one is used twice
                 yield pair
 
 

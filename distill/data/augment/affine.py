@@ -21,7 +21,7 @@ from distill.data import rng
 from distill.data.rng import Stream
 
 Floats = NDArray[np.float64]
-BITS = 16  # of a fraction
+BITS = 16  # fractional bits
 
 
 @dataclass(frozen=True)
