@@ -25,6 +25,7 @@ from distill.cli.options import (
 )
 from distill.cli.train_commands import combined_overrides, finish, follow, resolve
 from distill.errors import Failure, UserError
+from distill.files.safe_text import is_file_name
 
 if TYPE_CHECKING:
     from distill.recipe.recipes import ResolvedRecipe
@@ -164,6 +165,7 @@ def search(
     from distill.recipe import recipes
     from distill.runs import run_folder
 
+    _check_name(name)
     chosen = combined_overrides(data, set_, teacher)
     resolved = recipes.load(recipe, chosen)
     if resolved.recipe.train.epochs is None or resolved.origins["train.epochs"] == "--set":
@@ -189,6 +191,18 @@ def search(
             planned, open_storage(), folder, train, print_line, inputs
         )
     _write_page_and_print(summary, folder, as_json)
+
+
+def _check_name(name: str | None) -> None:
+    """Raise UserError if the name of a search cannot name its folder in runs/."""
+    from distill.recipe.validation import shorten
+    from distill.sweep.sweep_schema import FOLDER_NAME
+
+    if name and not is_file_name(name):
+        raise UserError(
+            f"--name {shorten(repr(name))} is not {FOLDER_NAME}.\n"
+            "Type --name NAME, and the folder as --out FOLDER."
+        )
 
 
 @contextmanager

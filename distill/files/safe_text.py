@@ -24,6 +24,7 @@ LATEX = {
 MARKDOWN = re.compile(
     r"[\\`*_\[\]<>&|~$#!@:]"
 )  # emphasis, links, HTML, tables, mentions, addresses
+LONGEST_NAME = 200  # bytes of a name that a user chooses for a folder
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins with one
 
 
@@ -40,6 +41,14 @@ def visible(text: str) -> str:
 def is_utf8(text: str) -> bool:
     """Whether text can be written as UTF-8: a path read from the system need not be."""
     return not any(unicodedata.category(letter) == "Cs" for letter in text)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether text can name one file or folder in any folder: a path of several parts, `.` and `..`
+    cannot. File systems allow 255 bytes; LONGEST_NAME leaves space for a prefix.
+    """
+    is_short = len(text.encode(errors="surrogateescape")) <= LONGEST_NAME
+    return text not in ("", ".", "..") and is_short and not set(text) & set("/\\\0")
 
 
 def visible_lines(text: str) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from distill.files.safe_text import LONGEST_NAME, is_file_name
 from distill.recipe import recipes
 from distill.recipe.loss_schema import MOST, Count, Names, Positive, Table
 from distill.recipe.validation import keys, value_text
@@ -14,6 +15,7 @@ Options = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, float], Field(strict=False)]
 MOST_TRIALS = 100_000
 Trials = Annotated[int, Field(ge=1, le=MOST_TRIALS)]
+FOLDER_NAME = f"the name of one folder, of at most {LONGEST_NAME} bytes, without / and \\"
 KINDS = ("grid", "choice", "log", "uniform", "integer")
 
 
@@ -58,7 +60,7 @@ class Space(Table):
 class Study(Table):
     """The number of trials, the sampler, the pruner and their metric."""
 
-    name: str | None = None  # in the storage; by default the file's
+    name: str | None = None  # in the storage and of the runs' folder; by default the file's
     trials: Trials | None = None  # by default each cell of the grid once
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "hyperband", "none"] = "median"
@@ -69,6 +71,13 @@ class Study(Table):
     heartbeat_s: Annotated[int, Field(ge=1, le=86_400)] = (
         20  # a worker without a heartbeat for three of them counts as dead
     )
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str | None) -> str | None:
+        if name and not is_file_name(name):
+            raise ValueError(f"allowed: {FOLDER_NAME}")
+        return name
 
 
 class Constraint(Table):

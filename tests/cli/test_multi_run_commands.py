@@ -40,3 +40,11 @@ def test_keys_that_a_command_sets_are_refused(
     run_cli: RunCli, arguments: list[str], found: str
 ) -> None:
     assert_refused(run_cli(*arguments), found)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/escaped", "..", "a" * 201])
+def test_search_name_is_one_file_name(run_cli: RunCli, name: str) -> None:
+    """It names the folder of the runs."""
+    result = run_cli("search", "-r", "tiny", *ALONE, "--name", name)
+    assert_refused(result, "is not the name of one folder", "Type --name NAME")
+    assert list(Path().iterdir()) == []

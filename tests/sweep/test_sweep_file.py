@@ -48,6 +48,20 @@ def test_file_and_command_options_are_combined(tmp_path: Path) -> None:
     assert (recipe.optim.lr, recipe.student.width, recipe.loss.hard.weight) == (0.25, 6, 1)
 
 
+@pytest.mark.parametrize(
+    "name", ["x/../../../escaped", "/tmp/x", "..", ".", "a/b", "a\\b", "a\0b", "a" * 201]
+)
+def test_study_name_is_one_file_name(name: str) -> None:
+    """It names the folder of the runs."""
+    [_, line] = refused(study={"trials": 4, "name": name})
+    assert line.startswith("  study.name = ") and "allowed: the name of one folder" in line
+
+
+@pytest.mark.parametrize("name", ["..a", "lr sweep", "a" * 200, "é" * 100])
+def test_any_other_study_name_is_accepted(name: str) -> None:
+    assert made(study={"trials": 4, "name": name}).name == name
+
+
 def test_every_fault_at_once() -> None:
     """Of the tables, and of the keys of those spaces that can be read."""
     lines = refused(
