@@ -296,7 +296,7 @@ def test_other_images_change_classes_and_commands(machine) -> None:
 def test_images_of_a_path_are_counted(machine) -> None:
     few, many = (row(machine.plan(1e4, data=d), "nyu2022_2111") for d in ("synthetic", None))
     share = few["training"]["flop"] / many["training"]["flop"]
-    n = len(time_plan.image_set.load("synthetic", "train").labels)
+    n = len(time_plan.load_data_set.load("synthetic", "train").labels)
     trained = (n - round(0.2 * n)) // 128 * 128
     assert share == pytest.approx(trained / 39_936)
 
