@@ -23,6 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all convert to RGB
 LARGEST = 1 << 28  # bytes of a file
+MOST_PIXELS = 50_000_000  # of a picture, which takes up to 16 bytes for each while converted
 FILTER = Image.Resampling.BICUBIC  # Pillow widens it to shrink, so that no pixel is skipped
 ALPHA = ("RGBA", "LA", "PA")
 NAMED = 3  # sizes and files that a note names; the rest is counted
@@ -71,8 +72,12 @@ def decode(
         with Image.open(content, formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise UnusablePicture("is an animation, not one picture")
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise UnusablePicture(
+                    f"{width}x{height} pixels; at most {MOST_PIXELS:,} are read: make it smaller"
+                )
             if side is not None and image.size != (side, side):
-                width, height = image.size
                 raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")
             return as_rgb(ImageOps.exif_transpose(image))
     except (UnusablePicture, InvalidFile):
