@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distill.data import user_cache
-from distill.data.image_set import CHANNELS, SIDE, ImageSet, Progress, Split
+from distill.data.image_set import CHANNELS, SIDE, ImageSet, Progress, Split, fault_of_names
 from distill.data.sources import pictures
 from distill.data.sources.pictures import MODES, SUFFIXES
 from distill.errors import data_error
@@ -114,11 +114,16 @@ def _class_names(folders: ClassFolders, split: Split) -> tuple[str, ...]:
 
 
 def _class_faults(folders: ClassFolders, splits: Sequence[Split]) -> list[str]:
-    """Return a fault for each split without classes and each class missing from a split."""
+    """Return a fault for each split without classes or with unusable names, and each class missing
+    from a split.
+    """
     names = {split: _class_names(folders, split) for split in splits}
     missing = [
         f"{split}/: missing, or without class folders" for split in splits if not names[split]
     ]
+    unusable = [f"{split}/: {fault}" for split in splits if (fault := fault_of_names(names[split]))]
+    if unusable:
+        return unusable
     common = set.intersection(*(set(of_split) for of_split in names.values()))
     return missing or [
         f"{split}/{name}/: this class is only in {split}"

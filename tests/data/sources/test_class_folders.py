@@ -8,7 +8,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from distill.data import user_cache
+from distill.data import image_set, user_cache
 from distill.data.sources import class_folders, images_to_predict, load_data_set, pictures
 from distill.errors import UserError
 
@@ -341,3 +341,20 @@ def test_file_too_large_for_picture_is_not_read(
     ):
         with pytest.raises(UserError, match=expected):
             read()
+
+
+def test_class_names_that_look_equal_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path / "set")
+    for split in ("train", "test"):
+        (root / split / "ant").rename(root / split / "caf\xe9")
+        (root / split / "bee").rename(root / split / "cafe\u0301")
+    for read in (load_data_set.check, lambda source: load_data_set.load(source, "train")):
+        with pytest.raises(UserError, match="are equal, or differ in their Unicode form only"):
+            read(str(root))
+
+
+def test_too_many_classes_are_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_set, "MOST_CLASSES", 1)
+    for read in (load_data_set.check, lambda source: load_data_set.load(source, "train")):
+        with pytest.raises(UserError, match="2 classes; the maximum is 1"):
+            read(str(write(tmp_path / f"set{len([*tmp_path.iterdir()])}")))
