@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from distill.data.image_set import CHANNELS, SIDE, Progress
-from distill.files.regular_file import InvalidFile, content_of
+from distill.files.regular_file import content_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -60,16 +60,15 @@ def read(path: Path, progress: Progress | None = None) -> DecodedPictures:
 
 
 def decode(
-    path: Path, as_rgb: Callable[[Image.Image], Image.Image], side: int | None = None
+    content: bytes, as_rgb: Callable[[Image.Image], Image.Image], side: int | None = None
 ) -> Image.Image:
-    """Decode the picture in a file, rotate it by its EXIF orientation, and apply `as_rgb`.
+    """Decode the bytes of a picture file, rotate it by its EXIF orientation, and apply `as_rgb`.
 
     Raises ValueError if it is damaged or animated, if `as_rgb` refuses it, or, with a `side`, if it
     has another size, which is checked before it is decoded.
     """
     try:
-        content = io.BytesIO(content_of(path, LARGEST))
-        with Image.open(content, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise UnusablePicture("is an animation, not one picture")
             width, height = image.size
@@ -80,10 +79,18 @@ def decode(
             if side is not None and image.size != (side, side):
                 raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")
             return as_rgb(ImageOps.exif_transpose(image))
-    except (UnusablePicture, InvalidFile):
+    except UnusablePicture:
         raise
     except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, …
         raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error
+
+
+def content(path: Path) -> bytes:
+    """Read a picture file. Raises ValueError if it is not regular, too large or unreadable."""
+    try:
+        return content_of(path, LARGEST)
+    except OSError as error:
+        raise ValueError(f"unreadable ({error.strerror})") from error
 
 
 class UnusablePicture(ValueError):
@@ -152,7 +159,7 @@ def some(names: Sequence[str]) -> str:
 
 def _picture(path: Path, changes: _Changes) -> NDArray[np.uint8]:
     """Decode a file to [3, 32, 32]; raises ValueError if it cannot be used."""
-    upright = decode(path, lambda image: _rgb(image, changes))
+    upright = decode(content(path), lambda image: _rgb(image, changes))
     if upright.size != (SIDE, SIDE):
         changes.sizes[upright.size] += 1
     return _planes(upright)
