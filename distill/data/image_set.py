@@ -1,6 +1,7 @@
 """Hold images in memory; compute image digests and data set fingerprints."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 SIDE = 32  # pixels, height and width of every image
 CHANNELS = 3
+MOST_CLASSES = 1 << 16  # a label is hashed as at most two bytes
+NAMED = 80  # characters of a class name in a message
 
 Split = Literal["train", "test"]
 Progress = Callable[[str, int, int], None]  # activity, done, total
@@ -53,6 +56,30 @@ class ImageSet:
 def fingerprint_of_names(class_names: Sequence[str]) -> str:
     """Return the hex sha256 of a list of class names, encoded as JSON."""
     return sha256(json.dumps(list(class_names)).encode()).hexdigest()
+
+
+def fault_of_names(class_names: Sequence[str]) -> str:
+    """Return why these cannot be the names of classes; empty if they can.
+
+    They are written to JSON, where a lone surrogate is not allowed, except those with which Python
+    represents bytes that are not UTF-8. Tables count by name, so that no two may be equal.
+    """
+    if len(class_names) > MOST_CLASSES:
+        return f"{len(class_names):,} classes; the maximum is {MOST_CLASSES:,}"
+    seen: dict[str, str] = {}
+    for name in class_names:
+        try:
+            name.encode("utf-8", "surrogateescape")
+        except UnicodeError:
+            return f"the class name {name[:NAMED]!r} is not text: it has a lone surrogate"
+        form = unicodedata.normalize("NFC", name)
+        if form in seen:
+            return (
+                f"the class names {seen[form][:NAMED]!a} and {name[:NAMED]!a} are equal, or "
+                "differ in their Unicode form only"
+            )
+        seen[form] = name
+    return ""
 
 
 def count_shared_images(test: ImageSet, train: ImageSet) -> int:

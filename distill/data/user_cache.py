@@ -7,6 +7,7 @@ one that cannot be written is not cached.
 import os
 import stat
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from distill.files.arrays import open_npz
+
+DIGEST = "sha256"  # name of the digest beside an array
 
 
 def cache_folder() -> Path:
@@ -35,9 +38,40 @@ def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> ND
     """
     if is_linked(_path(key)):
         return None
+    return _load(key, shape, dtype)
+
+
+def load_verified(key: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any] | None:
+    """Load an array as `load_cached`, if no other user may have changed it.
+
+    Returns None also if other users may write its file or a folder between it and the cache folder,
+    or if its digest, of the key and the elements, is not the saved one.
+    """
+    path = _path(key)
+    places = [path, path.parent, cache_folder()]
+    if path.is_symlink() or is_linked(path) or any(map(writable_by_others, places)):
+        return None
+    array, digest = _load(key, shape, dtype), _load(key, (32,), np.uint8, DIGEST)
+    if array is None or digest is None or digest.tobytes() != _digest(key, array):
+        return None
+    return array
+
+
+def save_verified(key: str, array: NDArray[Any]) -> None:
+    """Write an array and its digest for `load_verified`."""
+    _save(key, array=array, **{DIGEST: np.frombuffer(_digest(key, array), np.uint8)})
+
+
+def _digest(key: str, array: NDArray[Any]) -> bytes:
+    return sha256(key.encode() + b"\0" + np.ascontiguousarray(array).tobytes()).digest()
+
+
+def _load(
+    key: str, shape: tuple[int, ...] | None, dtype: DTypeLike, name: str = "array"
+) -> NDArray[Any] | None:
     try:
         with open_npz(_path(key)) as archive:
-            array = archive["array"]  # the zip's CRC-32 is checked here
+            array = archive[name]  # the zip's CRC-32 is checked here
     except Exception:  # absent, or damaged, which may fail in any way
         return None
     return array if array.dtype == dtype and shape in (None, array.shape) else None
@@ -62,6 +96,10 @@ def save_cached(key: str, array: NDArray[Any]) -> None:
 
     The file is written under a temporary name and renamed, so a partial one is never read.
     """
+    _save(key, array=array)
+
+
+def _save(key: str, **arrays: NDArray[Any]) -> None:
     path = _path(key)
     if is_linked(path):
         return
@@ -69,16 +107,17 @@ def save_cached(key: str, array: NDArray[Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            np.savez(temporary, array=array)
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
             temporary.replace(path)
     except OSError:
         return  # full disk or no permission: the next run computes it again
 
 
 def writable_by_others(folder: Path) -> str:
-    """Return why other users could change the files in a folder; empty if they cannot.
+    """Return why other users could change a file, or those in a folder; empty if they cannot or it
+    is absent.
 
-    Empty also if the folder does not exist. The superuser, who always can, is not counted. With the
+    The superuser, who always can, is not counted. With the
     sticky bit, as on /tmp, users cannot replace the files of others. A group whose only member is
     this user, common on many systems, does not count.
     """

@@ -1,6 +1,7 @@
 """Write the results of a finished run: metrics, predictions, mistakes."""
 
 import io
+import json
 import time
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UserError
 from distill.events import End, Start
+from distill.files import run_json
 from distill.metrics import Array
 from distill.models import checkpoint
 from distill.recipe import recipes
@@ -39,7 +41,36 @@ def write_result(
     `class_names` of the train split, `test_fingerprint`, `test_images` and
     `class_names_fingerprint`; `teachers`: the fingerprint of their weights.
     """
-    result = {
+    result = _figures(recipe, start, end, data, teachers)
+    result["weights"] = checkpoint.weights_fingerprint(folder.weights(start.role))
+    if is_tested:
+        result["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
+    else:
+        result[IS_TESTED] = False
+    write_json(folder.result_file, result)
+
+
+def check_result(recipe: Recipe, start: Start, data: dict[str, Any], teachers: str) -> None:
+    """Raise UserError, before training, if the result of the run could not be read again.
+
+    Arguments as of `write_result`.
+    """
+    end = End(0, {}, start.parameters, 0.0, "")
+    try:
+        result = run_json.parsed(json.dumps(_figures(recipe, start, end, data, teachers)))
+        run_json.check(run_json.Result, result)
+    except run_json.Invalid as fault:
+        raise UserError(
+            f"this run could not be read once it is finished: in its result.json, {fault}.\n"
+            "Change that value in the recipe, the images or the teacher's run."
+        ) from None
+
+
+def _figures(
+    recipe: Recipe, start: Start, end: End, data: dict[str, Any], teachers: str
+) -> dict[str, Any]:
+    """The values of result.json, without the digests of the run's files."""
+    return {
         "role": start.role,
         "recipe": start.recipe,
         "recipe_fingerprint": recipes.fingerprint(recipe),
@@ -67,14 +98,8 @@ def write_result(
         "device": start.device,
         "precision": start.precision,
         "processes": start.processes,
-        "weights": checkpoint.weights_fingerprint(folder.weights(start.role)),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    if is_tested:
-        result["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
-    else:
-        result[IS_TESTED] = False
-    write_json(folder.result_file, result)
 
 
 def write_evaluation(

@@ -92,6 +92,7 @@ class Npz(Mapping[str, NDArray[Any]]):
 
     def __init__(self, archive: zipfile.ZipFile, n_bytes: int) -> None:
         self._archive, self._n_bytes = archive, n_bytes
+        self._read: dict[str, int] = {}  # bytes of each array that was read
         self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
     def __iter__(self) -> Iterator[str]:
@@ -99,6 +100,9 @@ class Npz(Mapping[str, NDArray[Any]]):
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._members  # without reading the array
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         member = self._members[name]
@@ -124,6 +128,10 @@ class Npz(Mapping[str, NDArray[Any]]):
             raise InvalidArray(
                 f"{name} unpacks to {member.file_size:,} bytes; at most {LARGEST:,} are allowed"
             )
+        self._read[member.filename] = member.file_size
+        most = max(LARGEST, self._n_bytes)
+        if sum(self._read.values()) > most:
+            raise InvalidArray(f"its members unpack to more than {most:,} bytes")
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from distill.runs.run_folder import write_bytes
 
 FORMAT = 2
 LARGEST_STATE = 16 << 30  # bytes: a network of 10^9 weights, its average and Adam's two buffers
+LARGEST_PICKLE = 8 << 20  # bytes of the description of a checkpoint's tensors
+CALLED_PACKAGES = ("torch", "collections")  # of the functions that this description calls
+LONGEST_NAME = 60  # characters of a function's name in a message
 LARGEST_HEADER = 16 << 20  # bytes of a weights file beside its tensors
 
 
@@ -90,6 +95,8 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises DamagedCheckpoint if it differs from what was written, UserError for another format.
     """
     state, progress = read_verified(folder)
+    if reason := _fault_of_archive(state):
+        raise DamagedCheckpoint(f"{folder} is damaged: its state.pt {reason}")
     try:
         tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:  # the program writes no calls
@@ -105,6 +112,35 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(tensors, dict):
         raise DamagedCheckpoint(f"{folder} is damaged: its state.pt holds no state dicts")
     return tensors, progress
+
+
+def _fault_of_archive(state: bytes) -> str:
+    """Return why a state.pt could take more memory than its size, or is not torch's; else empty.
+
+    torch stores its records uncompressed, and its pickle calls functions of torch and collections
+    only; torch.load would also call bytearray, with any number.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(state)) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                return "has compressed records"
+            pickles = [each for each in members if each.filename.lower().endswith(".pkl")]
+            if sum(member.file_size for member in pickles) > LARGEST_PICKLE:
+                return f"describes its tensors in more than {LARGEST_PICKLE:,} bytes"
+            return next(filter(None, (_fault_of_pickle(archive.read(p)) for p in pickles)), "")
+    except Exception:  # a damaged archive makes zipfile fail in many ways
+        return "is no zip archive that torch wrote"
+
+
+def _fault_of_pickle(content: bytes) -> str:
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "GLOBAL":
+            if str(argument).split()[0].split(".")[0] not in CALLED_PACKAGES:
+                return f"calls {str(argument)[:LONGEST_NAME]}"
+        elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            return f"has {opcode.name}, which torch does not write"
+    return ""
 
 
 def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
@@ -191,6 +227,10 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
         weights = from_bytes(content)
     except (OSError, InvalidFile, SafetensorError) as fault:
         raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
+    except KeyError as fault:  # safetensors knows this type, but its reader for torch does not
+        raise UserError(
+            f"{path} does not hold the weights of this network: it has tensors of type {fault}."
+        ) from fault
     misfits = {
         "missing": [name for name in expected if name not in weights],
         "unknown": [name for name in weights if name not in expected],
@@ -198,6 +238,11 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
             name
             for name in expected
             if name in weights and expected[name].shape != weights[name].shape
+        ],
+        "of another type": [
+            name
+            for name in expected
+            if name in weights and expected[name].dtype != weights[name].dtype
         ],
     }
     faults = [f"{len(n)} {what}, {n[0]} first" for what, n in misfits.items() if n]

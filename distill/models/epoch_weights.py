@@ -1,11 +1,14 @@
 """Save the weights of some epochs of a run, one file per epoch."""
 
+import re
 from pathlib import Path
 
 from torch import nn
 
 from distill.models import checkpoint
 from distill.runs.run_folder import RunFolder
+
+FILE_NAME = re.compile(r"epoch-([1-9][0-9]{0,8})\.safetensors")
 
 
 def weights_path(folder: RunFolder, epoch: int) -> Path:
@@ -14,9 +17,9 @@ def weights_path(folder: RunFolder, epoch: int) -> Path:
 
 
 def saved_epochs(folder: RunFolder) -> list[int]:
-    """Return the epochs whose weights are saved, in ascending order."""
-    names = (path.stem for path in folder.epochs.glob("epoch-*.safetensors"))
-    return sorted(int(name.removeprefix("epoch-")) for name in names)
+    """Return the epochs whose weights are saved, in ascending order; ignore other file names."""
+    names = (FILE_NAME.fullmatch(path.name) for path in folder.epochs.glob("epoch-*.safetensors"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def save(folder: RunFolder, epoch: int, net: nn.Module) -> None:

@@ -9,6 +9,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, create_model
 from distill.errors import UserError
 from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
 from distill.files import run_json
+from distill.files.regular_file import InvalidFile, open_regular
 from distill.files.run_json import Invalid
 from distill.runs import lock
 from distill.runs.run_folder import write_text
@@ -41,6 +43,8 @@ KINDS: dict[str, type[Event]] = {
     "end": End,
 }
 LARGEST = 1 << 30  # bytes of a journal
+MOST_LINES = 1_000_000
+LONGEST_LINE = 1 << 22  # bytes; a step has about 500
 
 
 def _schema(kind: type[Event]) -> type[BaseModel]:
@@ -83,13 +87,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     A last line that was cut short by a kill is left out; any other that is not JSON raises
     UserError.
     """
-    texts = _text(path).splitlines() if path.exists() else []
+    texts = _lines(path) if path.exists() else iter(())
     rows = []
     for number, text in enumerate(texts, start=1):
         try:
             rows.append(_row(text))
         except Invalid as fault:
-            if number == len(texts) and fault.syntax:
+            if fault.syntax and next(texts, None) is None:
                 break
             raise UserError(
                 f"{path}, line {number} {fault}.\nFound: {text[:80]!r}. Delete that line."
@@ -97,10 +101,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines one by one: parsed, short ones take many times their size."""
     try:
-        return run_json.content_of(path, LARGEST).decode(errors="replace")
-    except Invalid as fault:
+        with open_regular(path, LARGEST) as file:
+            number = 0
+            while text := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if number > MOST_LINES:
+                    raise InvalidFile(f"it has more than {MOST_LINES:,} lines")
+                if len(text) > LONGEST_LINE:
+                    raise InvalidFile(f"its line {number} has more than {LONGEST_LINE:,} bytes")
+                yield text.decode(errors="replace").rstrip("\r\n")
+    except InvalidFile as fault:
         raise run_json.damaged(path, str(fault), "Move it away.") from None
     except OSError as fault:
         raise UserError(f"{path} cannot be read: {fault.strerror or fault}.") from fault

@@ -96,6 +96,9 @@ def train_and_test(
         run_folder.check_out(folder, request.resume)  # another process may have begun meanwhile
         ready = _prepare(request, folder, accel, progress)
         start = _start_event(ready, killed)
+        write_results.check_result(
+            request.recipe, start, _data_of_result(ready), ready.state.identity["teacher"]
+        )
         yield start
         yield from loop.train(ready.state)
         try:
@@ -294,7 +297,7 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
     key = f"teachers/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
     cached = user_cache.load_cached(key, (), np.float64)
     [cached] = broadcast_object_list([cached])  # rank 0 decides for all
-    if cached is not None:
+    if cached is not None and 0 <= cached <= 1:  # another value is damage: measured again
         return float(cached)
     top1 = evaluate_network(teacher, checked, accel)["top1"]
     if accel.is_main_process:
@@ -325,20 +328,23 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
 
 def _write_result(ready: PreparedRun, start: Start, end: End) -> None:
     """Write result.json, the run's last file: the run is finished once it exists."""
-    split, folder = ready.split, ready.state.folder
+    request, state, data = ready.request, ready.state, _data_of_result(ready)
+    teachers = state.identity["teacher"]
+    write_results.write_result(
+        state.folder, request.recipe, start, end, data, teachers, is_tested=request.is_tested
+    )
+
+
+def _data_of_result(ready: PreparedRun) -> dict[str, Any]:
+    """The facts about the images that result.json has."""
     identity = ready.state.identity
-    data = {
-        "fingerprint": split.fingerprint,
-        "class_names": list(split.train.class_names),
+    return {
+        "fingerprint": ready.split.fingerprint,
+        "class_names": list(ready.split.train.class_names),
         "test_fingerprint": identity["test"],
         "test_images": ready.test.n_images,
         "class_names_fingerprint": identity["class_names"],
     }
-    teachers = identity["teacher"]
-    request = ready.request
-    write_results.write_result(
-        folder, request.recipe, start, end, data, teachers, is_tested=request.is_tested
-    )
 
 
 OPEN = ContextVar("OPEN", default=False)

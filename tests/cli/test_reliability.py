@@ -72,7 +72,9 @@ def test_signal_ends_step_saves_and_leaves_in_time(
     _, result = long_run.communicate(timeout=30)
     assert long_run.returncode == code and time.monotonic() - began_at < 10
     last = result.splitlines()[-1]
-    assert last.startswith(f"Stopped after step {saved_step(tmp_path / 'run'):,}, and saved. To continue")
+    assert last.startswith(
+        f"Stopped after step {saved_step(tmp_path / 'run'):,}, and saved. To continue"
+    )
     assert "Traceback" not in result
     rows = [row for row in read(RunFolder(tmp_path / "run").journal) if row["event"] == "step"]
     assert rows[-1]["step"] == saved_step(tmp_path / "run")

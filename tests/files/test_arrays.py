@@ -195,3 +195,14 @@ def test_a_pickle_larger_than_the_bound(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_type_of_an_array_is_plain() -> None:
     with pytest.raises(InvalidArray, match="only plain numbers and text"):
         arrays.plain_dtype("V8")
+
+
+def test_members_are_bounded_in_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "LARGEST", 5 * MB)
+    zeros = npy(np.zeros(2 * MB, np.uint8))
+    zipped(tmp_path / "a.npz", a=zeros, b=zeros, c=zeros)
+    with open_npz(tmp_path / "a.npz") as found:
+        assert "c" in found  # is not read
+        assert len(found["a"]) == len(found["b"]) == len(found["a"]) == 2 * MB
+        with pytest.raises(InvalidArray, match="unpack to more than 5,242,880 bytes"):
+            found["c"]

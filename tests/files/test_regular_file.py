@@ -47,7 +47,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "npz": lambda path: arrays.open_npz(path).__enter__(),
     "member": tar_archives.content_of,
     "tar": lambda path: tar_archives.open_tar(path).__enter__(),
-    "picture": lambda path: pictures.decode(path, lambda image: image),
+    "picture": pictures.content,
     "images": images_to_predict.load,
     "state": read_state,
     "weights": lambda path: checkpoint.load_weights(path, nn.Linear(2, 2)),

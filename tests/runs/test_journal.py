@@ -239,3 +239,21 @@ def test_a_resumed_journal_is_a_new_file(tmp_path: Path, text: str) -> None:
     write(path, start(), step(1))
     assert other.read_text() == text
     assert journal.events(path) == [start(), step(1)]
+
+
+def test_long_journal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "end"}\n' * 5)
+    monkeypatch.setattr(journal, "MOST_LINES", 5, raising=False)
+    assert len(journal.read(path)) == 5
+    monkeypatch.setattr(journal, "MOST_LINES", 4, raising=False)
+    with pytest.raises(UserError, match="journal.jsonl is damaged: it has more than 4 lines"):
+        journal.read(path)
+
+
+def test_long_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "end"}\n{"event": "end", "a": "bcd"}\n')
+    monkeypatch.setattr(journal, "LONGEST_LINE", 20, raising=False)
+    with pytest.raises(UserError, match="damaged: its line 2 has more than 20 bytes"):
+        journal.read(path)

@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 
 from distill.components.network import build_design, load_trained
+from distill.data import user_cache
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import write_results as result
@@ -518,3 +519,23 @@ def test_evaluation_follows_no_link(tmp_path) -> None:
     result.write_evaluation(RunFolder(tmp_path), test, torch.zeros(20, 10), None, None)
     assert (tmp_path / "elsewhere").read_text() == "mine"
     assert (tmp_path / "evaluation.npz").stat().st_size > 100
+
+
+def test_unreadable_result_is_refused_before_training(teacher, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "_measure_teacher", lambda *_: 7.0)
+    resolved = recipes.load("tiny", two_epochs(teacher))
+    request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
+    with pytest.raises(UserError, match="in its result.json, 'teacher.top1'.*\nChange that value"):
+        next(run.run(request))
+
+
+def test_cached_accuracy_above_one_is_measured_again(teacher, tmp_path, monkeypatch) -> None:
+    load = user_cache.load_cached
+
+    def forged(key: str, *kind: object) -> object:
+        return np.array(7.0) if key.startswith("teachers/") else load(key, *kind)
+
+    monkeypatch.setattr(user_cache, "load_cached", forged)
+    resolved = recipes.load("tiny", two_epochs(teacher))
+    request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
+    assert 0 <= next(run.run(request)).teacher_top1 <= 1

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.image_set import CHANNELS, SIDE, ImageSet, Split
+from distill.data.image_set import CHANNELS, MOST_CLASSES, SIDE, ImageSet, Split, fault_of_names
 from distill.data.sources import unpickle
 from distill.errors import UserError, data_error
 from distill.files.tar_archives import InvalidArray, Member, content_of, open_tar
 from distill.format import counted
 
 IMAGE_BYTES = CHANNELS * SIDE * SIDE
-MOST_CLASSES = 1 << 16  # a label is hashed as at most two bytes
 LONGEST_NAME = 1000  # characters of a class name
 
 
@@ -213,10 +212,12 @@ def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
         if not isinstance(names, list) or not names:
             raise ValueError(f"has no list {layout.names_key!r}")
         _check_names(names, layout)
+        class_names = tuple(unpickle.text(name) for name in names)
+        if fault := fault_of_names(class_names):
+            raise ValueError(fault)
         count = meta.get("num_cases_per_batch")
     except ValueError as error:
         raise ValueError(f"{layout.meta}: {error}") from error
-    class_names = tuple(unpickle.text(name) for name in names)
     return _Meta(class_names, count if isinstance(count, int) else None)
 
 

@@ -5,7 +5,7 @@ under a digest of all relative paths and all bytes.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distill.data import user_cache
-from distill.data.image_set import CHANNELS, SIDE, ImageSet, Progress, Split
+from distill.data.image_set import CHANNELS, SIDE, ImageSet, Progress, Split, fault_of_names
 from distill.data.sources import pictures
 from distill.data.sources.pictures import MODES, SUFFIXES
 from distill.errors import data_error
-from distill.files.tar_archives import InvalidArray, content_of
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 REPORT_EVERY = 500  # images between two calls of the progress callback
@@ -78,10 +77,11 @@ def load(folders: ClassFolders, split: Split, progress: Progress | None = None) 
     key = (
         f"decoded/{_key(folders, paths, _ProgressReport(f'reading {split}', len(paths), progress))}"
     )
-    images = user_cache.load_cached(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
+    images = user_cache.load_verified(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
     if images is None:
-        images = _decode(folders, paths, _ProgressReport(f"decoding {split}", len(paths), progress))
-        user_cache.save_cached(key, images)
+        report = _ProgressReport(f"decoding {split}", len(paths), progress)
+        images, decoded_key = _decode(folders, paths, report)
+        user_cache.save_verified(f"decoded/{decoded_key}", images)
     counts = [len(files) for files in listing.files]
     labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return ImageSet(images, labels, listing.class_names)
@@ -114,11 +114,16 @@ def _class_names(folders: ClassFolders, split: Split) -> tuple[str, ...]:
 
 
 def _class_faults(folders: ClassFolders, splits: Sequence[Split]) -> list[str]:
-    """Return a fault for each split without classes and each class missing from a split."""
+    """Return a fault for each split without classes or with unusable names, and each class missing
+    from a split.
+    """
     names = {split: _class_names(folders, split) for split in splits}
     missing = [
         f"{split}/: missing, or without class folders" for split in splits if not names[split]
     ]
+    unusable = [f"{split}/: {fault}" for split in splits if (fault := fault_of_names(names[split]))]
+    if unusable:
+        return unusable
     common = set.intersection(*(set(of_split) for of_split in names.values()))
     return missing or [
         f"{split}/{name}/: this class is only in {split}"
@@ -159,53 +164,74 @@ def _relative_name(folders: ClassFolders, path: Path) -> str:
     return path.relative_to(folders.path).as_posix()
 
 
+class _Digest:
+    """The sha256 of relative paths, sizes and bytes, and of the decoder."""
+
+    def __init__(self) -> None:
+        self._state = sha256(f"Pillow {PIL.__version__}, upright".encode())
+
+    def add(self, name: str, content: bytes) -> None:
+        self._state.update(b"\n%s\n%d\n" % (os.fsencode(name), len(content)))
+        self._state.update(content)
+
+    def __str__(self) -> str:
+        return self._state.hexdigest()
+
+
 def _key(folders: ClassFolders, paths: Sequence[Path], report: _ProgressReport) -> str:
-    """Return the sha256 of all relative paths, sizes and bytes, and of the decoder's version."""
-    state = sha256(f"Pillow {PIL.__version__}, upright".encode())
-    faults = []
-    for _, path in report.over(paths):
-        try:
-            content = content_of(path, pictures.LARGEST)
-        except OSError as error:
-            faults.append(f"{_relative_name(folders, path)}: unreadable ({error.strerror})")
-        except InvalidArray as error:
-            faults.append(f"{_relative_name(folders, path)}: {error}")
-        else:
-            state.update(b"\n%s\n%d\n" % (os.fsencode(_relative_name(folders, path)), len(content)))
-            state.update(content)
-    if faults:
-        raise data_error(str(folders.path), faults, ADVICE)
-    return state.hexdigest()
+    """Return the digest of all files, under which their images are cached."""
+    digest = _Digest()
+    _each_content(folders, report.over(paths), lambda _, name, content: digest.add(name, content))
+    return str(digest)
 
 
 def _decode(
     folders: ClassFolders, paths: Sequence[Path], report: _ProgressReport
-) -> NDArray[np.uint8]:
-    images = np.empty((len(paths), CHANNELS, SIDE, SIDE), dtype=np.uint8)
+) -> tuple[NDArray[np.uint8], str]:
+    """Return the images and the digest of the bytes that they were decoded from.
+
+    A file may have changed since `_key` read it.
+    """
+    images, digest = np.empty((len(paths), CHANNELS, SIDE, SIDE), dtype=np.uint8), _Digest()
+
+    def decode(i: int, name: str, content: bytes) -> None:
+        digest.add(name, content)
+        images[i] = _picture(content)
+
+    _each_content(folders, report.over(paths), decode)
+    return images, str(digest)
+
+
+def _each_content(
+    folders: ClassFolders,
+    paths: Iterable[tuple[int, Path]],
+    use: Callable[[int, str, bytes], None],
+) -> None:
+    """Call `use` with the number, relative name and bytes of each file. Raises UserError."""
     faults = []
-    for i, path in report.over(paths):
+    for i, path in paths:
+        name = _relative_name(folders, path)
         try:
-            images[i] = _picture(path)
+            use(i, name, pictures.content(path))
         except ValueError as error:
-            faults.append(f"{_relative_name(folders, path)}: {error}")
+            faults.append(f"{name}: {error}")
     if faults:
         raise data_error(str(folders.path), faults, ADVICE)
-    return images
 
 
 def _undecodable(folders: ClassFolders, paths: Sequence[Path]) -> list[str]:
     faults = []
     for path in paths:
         try:
-            _picture(path)
+            _picture(pictures.content(path))
         except ValueError as error:
             faults.append(f"{_relative_name(folders, path)}: {error}")
     return faults
 
 
-def _picture(path: Path) -> NDArray[np.uint8]:
-    """Decode a file to [3, 32, 32]; raises ValueError if it cannot be used."""
-    return np.asarray(pictures.decode(path, _rgb, SIDE)).transpose(2, 0, 1)
+def _picture(content: bytes) -> NDArray[np.uint8]:
+    """Decode a file's bytes to [3, 32, 32]; raises ValueError if they cannot be used."""
+    return np.asarray(pictures.decode(content, _rgb, SIDE)).transpose(2, 0, 1)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

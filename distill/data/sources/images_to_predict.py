@@ -37,6 +37,7 @@ NAMES = (int, str, bytes, np.integer)  # types of ids
 ZIP = b"PK\x03\x04"  # the first bytes of .npz
 LONGEST_ID = 1000  # characters
 LARGEST = 1 << 32  # bytes of a pickle
+LARGEST_RESIZED = 1 << 30  # bytes of images that are enlarged; Kaggle's 300,000 have fewer
 NAMED = 80  # characters of a name in a message
 
 
@@ -72,11 +73,13 @@ def _from_arrays(path: Path) -> DecodedPictures:
         with _arrays(path) as arrays:
             planes = _planes(_pixels(arrays), notes)
             ids = _ids(arrays, len(planes), notes)
-    except (InvalidArray, OSError, MemoryError) as error:
+        return DecodedPictures(_resize(planes, notes), ids, notes, [])
+    except MemoryError:
+        return DecodedPictures(nothing, (), notes, ["its images do not fit into memory"])
+    except (InvalidArray, OSError) as error:
         return DecodedPictures(nothing, (), notes, [f"unreadable ({error})"])
     except ValueError as error:
         return DecodedPictures(nothing, (), notes, [str(error)])
-    return DecodedPictures(_resize(planes, notes), ids, notes, [])
 
 
 @contextmanager
@@ -142,11 +145,21 @@ def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
 
 
 def _resize(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
+    """Resize to [N, 3, 32, 32]. Raises ValueError if that has more bytes than are allowed."""
     height, width = planes.shape[2:]
     if (height, width) == (SIDE, SIDE):
         return np.require(planes, requirements=["C", "W"])  # a pickle's arrays are read-only
+    n_bytes = len(planes) * IMAGE_BYTES
+    if n_bytes > max(LARGEST_RESIZED, planes.nbytes):  # small images become larger
+        raise ValueError(
+            f"{counted(len(planes), 'image')} of {width}x{height} pixels become {n_bytes:,} bytes "
+            f"at {SIDE}x{SIDE}; at most {LARGEST_RESIZED:,} are allowed. Split the file"
+        )
     notes += pictures.resized_notes(Counter({(width, height): len(planes)}))
-    return np.stack([pictures.resize(image.transpose(1, 2, 0)) for image in planes])
+    resized = np.empty((len(planes), CHANNELS, SIDE, SIDE), np.uint8)
+    for i, image in enumerate(planes):
+        resized[i] = pictures.resize(image.transpose(1, 2, 0))
+    return resized
 
 
 def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from distill.data.image_set import CHANNELS, SIDE, Progress
-from distill.files.regular_file import InvalidFile, content_of
+from distill.files.regular_file import content_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all convert to RGB
 LARGEST = 1 << 28  # bytes of a file
+MOST_PIXELS = 50_000_000  # of a picture, which takes up to 16 bytes for each while converted
 FILTER = Image.Resampling.BICUBIC  # Pillow widens it to shrink, so that no pixel is skipped
 ALPHA = ("RGBA", "LA", "PA")
 NAMED = 3  # sizes and files that a note names; the rest is counted
@@ -59,26 +60,37 @@ def read(path: Path, progress: Progress | None = None) -> DecodedPictures:
 
 
 def decode(
-    path: Path, as_rgb: Callable[[Image.Image], Image.Image], side: int | None = None
+    content: bytes, as_rgb: Callable[[Image.Image], Image.Image], side: int | None = None
 ) -> Image.Image:
-    """Decode the picture in a file, rotate it by its EXIF orientation, and apply `as_rgb`.
+    """Decode the bytes of a picture file, rotate it by its EXIF orientation, and apply `as_rgb`.
 
     Raises ValueError if it is damaged or animated, if `as_rgb` refuses it, or if it is not `side` x
     `side` pixels, which is checked before it is decoded; None allows any size.
     """
     try:
-        content = io.BytesIO(content_of(path, LARGEST))
-        with Image.open(content, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise UnusablePicture("is an animation, not one picture")
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise UnusablePicture(
+                    f"{width}x{height} pixels; at most {MOST_PIXELS:,} are read: make it smaller"
+                )
             if side is not None and image.size != (side, side):
-                width, height = image.size
                 raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")
             return as_rgb(ImageOps.exif_transpose(image))
-    except (UnusablePicture, InvalidFile):
+    except UnusablePicture:
         raise
     except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, …
         raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error
+
+
+def content(path: Path) -> bytes:
+    """Read a picture file. Raises ValueError if it is not regular, too large or unreadable."""
+    try:
+        return content_of(path, LARGEST)
+    except OSError as error:
+        raise ValueError(f"unreadable ({error.strerror})") from error
 
 
 class UnusablePicture(ValueError):
@@ -150,7 +162,7 @@ def some(names: Sequence[str]) -> str:
 
 def _picture(path: Path, changes: _Changes) -> NDArray[np.uint8]:
     """Decode a file to [3, 32, 32]; raises ValueError if it cannot be used."""
-    upright = decode(path, lambda image: _rgb(image, changes))
+    upright = decode(content(path), lambda image: _rgb(image, changes))
     if upright.size != (SIDE, SIDE):
         changes.sizes[upright.size] += 1
     return _planes(upright)

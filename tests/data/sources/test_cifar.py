@@ -209,6 +209,12 @@ def test_a_batch_that_wants_to_run_code(tmp_path: Path) -> None:
         ({"label_names": ["a", 3]}, "batches.meta: label_names holds a int, not a name"),
         ({"label_names": ["a" * 1001]}, "label_names holds a name of 1,001 characters"),
         ({"label_names": ["a"] * 70_000}, "label_names has 70,000 names; the maximum is 65,536"),
+        (
+            {"label_names": ["a", "b\ud800"]},
+            "the class name 'b\\\\ud800' is not text",
+        ),
+        ({"label_names": ["a", "b", "a"]}, "batches.meta: the class names 'a' and 'a' are equal"),
+        ({"label_names": ["\xe9", "e\u0301"]}, "are equal, or differ in their Unicode form only"),
         ({"label_names": 3}, "batches.meta: has no list 'label_names'"),
         ({"label_names": []}, "batches.meta: has no list 'label_names'"),
         ([1], "batches.meta: holds a list, not a dictionary"),

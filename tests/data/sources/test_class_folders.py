@@ -8,7 +8,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from distill.data import user_cache
+from distill.data import image_set, user_cache
 from distill.data.sources import class_folders, images_to_predict, load_data_set, pictures
 from distill.errors import UserError
 
@@ -118,14 +118,14 @@ def test_files_that_system_will_not_read_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write(tmp_path / "set")
-    read = class_folders.content_of
+    read = pictures.content_of
 
     def denied(path: Path, most: int) -> bytes:
         if path.name == "1.png":
             raise PermissionError(13, "Permission denied")
         return read(path, most)
 
-    monkeypatch.setattr(class_folders, "content_of", denied)
+    monkeypatch.setattr(pictures, "content_of", denied)
     expected = r"2 faults.*\n  train/ant/1.png: unreadable \(Permission denied\)\n  train/bee/1.png"
     with pytest.raises(UserError, match=expected):
         load_data_set.load(str(root), "train")
@@ -341,3 +341,68 @@ def test_file_too_large_for_picture_is_not_read(
     ):
         with pytest.raises(UserError, match=expected):
             read()
+
+
+def test_class_names_that_look_equal_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path / "set")
+    for split in ("train", "test"):
+        (root / split / "ant").rename(root / split / "caf\xe9")
+        (root / split / "bee").rename(root / split / "cafe\u0301")
+    for read in (load_data_set.check, lambda source: load_data_set.load(source, "train")):
+        with pytest.raises(UserError, match="are equal, or differ in their Unicode form only"):
+            read(str(root))
+
+
+def test_too_many_classes_are_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_set, "MOST_CLASSES", 1, raising=False)
+    for read in (load_data_set.check, lambda source: load_data_set.load(source, "train")):
+        with pytest.raises(UserError, match="2 classes; the maximum is 1"):
+            read(str(write(tmp_path / f"set{len([*tmp_path.iterdir()])}")))
+
+
+@pytest.mark.parametrize("change", ["pixels", "file mode", "folder mode", "link"])
+def test_cache_that_others_may_change_is_ignored(
+    change: str, tmp_path: Path, own_cache: Path
+) -> None:
+    root = write(tmp_path / "set")
+    first = load_data_set.load(str(root), "train").images
+    (cached,) = own_cache.rglob("*.npz")
+    with np.load(cached) as saved:
+        kept = {name: saved[name] for name in saved.files}
+    pixels_of_others = np.zeros_like(first)
+    if change == "pixels":  # their digest is that of other pixels
+        np.savez(cached, **kept | {"array": pixels_of_others})
+    else:  # a right digest, by whoever may write here
+        user_cache.save_verified(f"decoded/{cached.stem}", pixels_of_others)
+        if change == "file mode":
+            cached.chmod(0o666)
+        elif change == "folder mode":
+            cached.parent.chmod(0o777)
+        else:
+            cached.rename(tmp_path / "other.npz")
+            cached.symlink_to(tmp_path / "other.npz")
+    assert (load_data_set.load(str(root), "train").images == first).all()
+
+
+def test_images_are_cached_under_their_own_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that changes between the two readings, and back, must not stay in the cache."""
+    root = write(tmp_path / "set")
+    path = root / "train/ant/0.png"
+    before, key = path.read_bytes(), class_folders._key
+
+    def exchanged(*given: object) -> str:
+        found = key(*given)  # type: ignore[arg-type]
+        Image.fromarray(pixels(999)).save(path)
+        return found
+
+    monkeypatch.setattr(class_folders, "_key", exchanged)
+    assert (
+        load_data_set.load(str(root), "train").images[0] == pixels(999).transpose(2, 0, 1)
+    ).all()
+    monkeypatch.undo()
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    path.write_bytes(before)
+    after = load_data_set.load(str(root), "train").images[0]
+    assert (after == pixels(0).transpose(2, 0, 1)).all()

@@ -235,3 +235,27 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "iterdir", closed)
     assert "  unreadable (Permission denied)\n" in refusal(tmp_path)
+
+
+def test_small_images_are_bounded_before_resizing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_to_predict, "LARGEST_RESIZED", 100 * 3072, raising=False)
+    np.savez_compressed(tmp_path / "a.npz", data=np.zeros((101, 1, 1, 3), np.uint8))
+    assert "101 images of 1x1 pixels become 310,272 bytes" in refusal(tmp_path / "a.npz")
+    np.savez_compressed(tmp_path / "a.npz", data=np.full((100, 1, 1, 3), 7, np.uint8))
+    assert (images_to_predict.load(tmp_path / "a.npz").images == 7).all()
+
+
+def test_full_memory_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    np.savez(tmp_path / "a.npz", data=np.zeros((2, 1, 1, 3), np.uint8))
+    monkeypatch.setattr(images_to_predict.pictures, "resize", fail)
+    assert "do not fit into memory" in refusal(tmp_path / "a.npz")
+
+
+def test_picture_of_many_pixels_is_refused(tmp_path: Path) -> None:
+    Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
+    assert "9000x9000 pixels; at most 50,000,000 are read" in refusal(tmp_path / "a.png")
