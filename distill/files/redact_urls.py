@@ -10,6 +10,7 @@ from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
 PAIR = re.compile("[^&;]+")  # of a query
+PARAMETER = re.compile(r"(?P<key>;[^=;/#]*)=[^;/#]*")  # of a path: ;jsessionid=…
 PATH = ("/", "./", "../", "~")  # a path begins with it
 URL = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*://)"
@@ -29,7 +30,8 @@ def hide_secrets(text: str) -> str:
     """Hide the secrets of a URL, or of a command's argument that contains one.
 
     The password becomes `***`; so does the user of http and https, which may be a token, and the
-    value of every query key outside `HARMLESS`: `?sslpassword=***`. Other text is unchanged, paths
+    value of every query key outside `HARMLESS`: `?sslpassword=***`. Of http and https the fragment
+    and the parameters in the path are hidden too. Other text is unchanged, paths
     and a part of a SQLite file's path after a `?` among it.
     """
     match = None if text.startswith(PATH) else URL.search(text)
@@ -38,11 +40,19 @@ def hide_secrets(text: str) -> str:
 
 def _redacted(match: re.Match[str]) -> str:
     scheme, user, password, address, query = match.groups()
+    is_web = "http" in scheme.lower()  # git+https among them
+    fragment = ""
+    if is_web:
+        address = PARAMETER.sub(rf"\g<key>={HIDDEN}", address)
+        address, in_address, _ = address.partition("#")
+        query, in_query, _ = (None, "", "") if query is None else query.partition("#")
+        fragment = f"#{HIDDEN}" if in_address or in_query else ""
+        query = None if in_address else query  # it is a part of the fragment
     if user is not None:
-        user = HIDDEN if scheme.lower().startswith("http") else user
+        user = HIDDEN if is_web else user
         address = f"{user}{f':{HIDDEN}' if password else ''}@{address}"
     hidden = "" if query is None else "?" + PAIR.sub(lambda pair: _pair(pair[0], scheme), query)
-    return f"{scheme}{address}{hidden}"
+    return f"{scheme}{address}{hidden}{fragment}"
 
 
 def _pair(pair: str, scheme: str) -> str:
