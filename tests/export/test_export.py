@@ -662,6 +662,7 @@ def test_two_exports_into_one_folder_lose_nothing(replace, student, tmp_path, mo
 
 def test_of_several_processes_one_exports(student, tmp_path, run_cli: RunCli, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert run_cli("export", student.path, "--out", tmp_path / "out", "-f", "safetensors").code == 0
     assert not (tmp_path / "out").exists()
 
