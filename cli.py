@@ -15,7 +15,15 @@ from distill.cli import (
     recipe_commands,
     run_commands,
 )
-from distill.cli.console import echo, escape_unencodable, only_first_process_prints, quiet_on_error
+from distill.cli.console import (
+    echo,
+    escape_unencodable,
+    flush_stdout,
+    is_wrong_path,
+    limit_text,
+    only_first_process_prints,
+    quiet_on_error,
+)
 from distill.cli.options import (
     DataOption,
     OutOption,
@@ -99,10 +107,17 @@ def main() -> None:
     escape_unencodable()
     with only_first_process_prints(), quiet_on_error("stderr"):
         try:
-            app()
+            with flush_stdout():
+                app()
         except (UserError, Failure) as fault:
             echo(str(fault), err=True)
             sys.exit(2 if isinstance(fault, UserError) else 1)
+        except (OSError, MemoryError) as fault:
+            message = limit_text(fault)
+            if message is None:  # a fault of this program keeps its traceback
+                raise
+            echo(message, err=True)
+            sys.exit(2 if is_wrong_path(fault) else 1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Write results to stdout and everything else to stderr, from the first process only."""
 
+import errno
 import json
 import os
 import sys
@@ -16,9 +17,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)  # stdout itself
+LIMITS = (
+    *UNWRITABLE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ESTALE,
+)  # fmt: skip
+LONGEST_PATH = 80  # characters of a path in a message on paths that are too long
+
+
 def is_main() -> bool:
-    """Whether this is the first process, which prints and saves; needs no accelerate."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the first process, which prints and saves; needs no accelerate.
+
+    Without WORLD_SIZE there is one process: RANK alone may be left in the environment.
+    """
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def stderr() -> "Console":
@@ -138,3 +150,52 @@ def system_error_text(fault: OSError) -> str:
     """Return the system's message and the file: `No space left on device (runs/a/last)`."""
     where = f" ({fault.filename})" if fault.filename else ""
     return f"{fault.strerror or fault}{where}"
+
+
+@contextmanager
+def flush_stdout() -> Iterator[None]:
+    """Write what stdout holds back, so that a full disk is noticed; discard the rest if it is.
+
+    Raises OSError: Python itself would print a traceback when it exits.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as fault:
+        if fault.errno in UNWRITABLE and isinstance(sys.stdout, TextIOWrapper):
+            with suppress(OSError):  # it has no file descriptor
+                descriptor, null = sys.stdout.fileno(), os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, descriptor)
+                os.close(null)
+        raise
+
+
+def limit_text(fault: OSError | MemoryError) -> str | None:
+    """Return a message on a limit of the machine, or on a path that it refuses; None for an error
+    that another part of this program should have prevented.
+    """
+    if isinstance(fault, MemoryError):
+        return "The memory is too small for this command.\nEnd other programs, or name other files."
+    if is_wrong_path(fault):
+        name = shortened(str(fault.filename or ""))
+        return f"{name} is no path of a file: {fault.strerror}.\nName another path."
+    if fault.errno in LIMITS:
+        return (
+            f"The command failed: {system_error_text(fault)}.\nType it again once that is mended."
+        )
+    return None
+
+
+def is_wrong_path(fault: OSError | MemoryError) -> bool:
+    """Whether the operating system refuses a path itself: it is too long, or its links are a
+    loop.
+    """
+    return isinstance(fault, OSError) and fault.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def shortened(path: str) -> str:
+    """Return a path of at most LONGEST_PATH characters: a longer one by its beginning."""
+    return path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…"

@@ -13,6 +13,7 @@ from distill.models.small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
 from distill.recipe import recipes, schema
 from distill.recipe.recipes import Recipe
+from distill.runs import run_identity
 from distill.runs.run_folder import Role, RunFolder
 from students import whiten
 from students.design import Design, over_budget
@@ -108,7 +109,12 @@ def convert_sync_bn(net: Module, recipe: Recipe, accelerator: Accelerator) -> Mo
 
 
 def load_trained(run: RunFolder) -> nn.Module:
-    """Load a finished run's network with its final weights, on the host, in eval mode."""
+    """Load a finished run's network with its final weights, on the host, in eval mode.
+
+    Raises UserError if its recipe.toml is not the one that it finished with, or if the weights
+    are not its own.
+    """
+    run_identity.check_recipe_of_result(run)
     recipe, result = recipes.read(run.recipe), run.result()
     net = build_network(recipe, run.role, len(result["class_names"]))
     checkpoint.load_weights(run.weights(run.role), net, result["weights"])

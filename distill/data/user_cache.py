@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from distill.errors import UserError
 from distill.files.arrays import open_npz
 
 DIGEST = "sha256"  # name of the digest beside an array
@@ -22,10 +23,16 @@ DIGEST = "sha256"  # name of the digest beside an array
 def cache_folder() -> Path:
     """Return the folder of all cached files.
 
-    It is `$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`.
+    It is `$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`. Raises
+    UserError if it names the home folder of a user that does not exist.
     """
     if chosen := os.environ.get("UNDERSTUDY_CACHE"):
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError as fault:
+            raise UserError(
+                f"UNDERSTUDY_CACHE={chosen} is no path: {fault}\nSet it to a folder of your own."
+            ) from fault
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "understudy"
 

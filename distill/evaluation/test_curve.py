@@ -19,6 +19,7 @@ from distill.models import checkpoint
 from distill.models.epoch_weights import saved_epochs, weights_path
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
+from distill.runs import run_identity
 from distill.runs.run_folder import RunFolder, write_json
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -78,6 +79,7 @@ def _measure_new(
     progress: Progress | None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield (fingerprint, measures) of the weights whose measures are not cached."""
+    run_identity.check_recipe_of_result(folder)
     recipe, accel = recipes.read(folder.recipe), evaluation_accelerator()
     splits = _splits(folder, recipe, class_names, progress)
     net = to_device(build_network(recipe, folder.role, len(class_names)), accel.device)

@@ -5,16 +5,21 @@ the parent folder is held only while names change.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 try:
     import fcntl
 except ImportError:  # not POSIX: folders cannot be locked
     fcntl = None  # type: ignore[assignment]
+
+
+MARKER = ".understudy-temporary"  # a file in every folder that is deleted here
 
 
 @contextmanager
@@ -27,8 +32,7 @@ def new_folder_beside(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.parent):
         _drop_abandoned(out)
-        new = out.with_name(f"{_prefix(out)}{uuid4().hex[:12]}")
-        new.mkdir()
+        new = _create(out, "new")
         handle = _lock(new, wait=True)
     try:
         yield new
@@ -43,19 +47,29 @@ def rename(new: Path, out: Path, check: Callable[[], None]) -> None:
 
     `check` runs while no other process can rename, and raises if `out` may not be replaced.
     """
-    old = out.with_name(f".{out.name}.old")
     with locked(out.parent):
         check()
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
+        old = _create(out, "old") if out.exists() else None
+        if old is not None:
+            out.rename(old / out.name)
         try:
+            (new / MARKER).unlink()
             new.rename(out)
         except OSError:
-            if old.exists():
-                old.rename(out)
+            if old is not None:
+                (old / out.name).rename(out)
+                shutil.rmtree(old, ignore_errors=True)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _create(out: Path, use: Literal["new", "old"]) -> Path:
+    """Create a folder beside `out` with the marker, under a name that nothing else has."""
+    folder = out.with_name(f".{out.name}.{use}-{uuid4().hex[:12]}")
+    folder.mkdir()
+    (folder / MARKER).touch()
+    return folder
 
 
 @contextmanager
@@ -71,18 +85,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _drop_abandoned(out: Path) -> None:
-    """Delete the temporary folders of `out` that no process locks: their processes have ended."""
+    """Delete temporary folders whose process has ended, which no process locks.
+
+    Only the marker makes a folder a temporary one: its name alone may be the user's.
+    """
+    name = re.compile(rf"[.]{re.escape(out.name)}[.](new|old)-[0-9a-f]{{12}}")
     for path in out.parent.iterdir():
-        if path.name.startswith(_prefix(out)) and path.is_dir() and not path.is_symlink():
+        is_named = name.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        if is_named and (path / MARKER).is_file():
             with suppress(BlockingIOError):
                 handle = _lock(path, wait=False)
                 if handle is not None:
                     shutil.rmtree(path, ignore_errors=True)
                 _release(handle)
-
-
-def _prefix(out: Path) -> str:
-    return f".{out.name}.new-"
 
 
 def _lock(folder: Path, wait: bool) -> int | None:

@@ -1,7 +1,7 @@
 """Export a finished run: write to a temporary folder, read back, compare, then rename into place.
 
-An earlier export has an `export.json`, which lists its files; it is replaced on request. A folder
-that contains anything else is left alone.
+An earlier export has an `export.json` with the names and sha256 of its files; it is replaced on
+request. A folder that contains anything else, or a changed file, is left alone.
 """
 
 import hashlib
@@ -56,6 +56,8 @@ def export(
     """
     requested = formats.load_formats(names)
     out = out.absolute()
+    if out.is_symlink():  # replaced is the folder that it leads to, not the link
+        out = out.resolve()
     check_out(out, replace)
     finished = load_finished(run, data, progress)
     try:
@@ -82,12 +84,11 @@ def check_out(out: Path, replace: bool) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file, and an export is a folder.\nChoose another --out.")
-    existing = {
-        path.relative_to(out).as_posix()
-        for path in out.rglob("*")
-        if not path.is_dir() and path.parent.name != "__pycache__"  # left by an import of the .py
-    }
-    foreign = sorted(existing - _earlier_files(out))
+    existing = {path for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
+    earlier = _earlier_files(out)
+    foreign = sorted(
+        path.relative_to(out).as_posix() for path in existing if not _is_of_export(path, earlier)
+    )
     if foreign:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise UserError(
@@ -101,13 +102,36 @@ def check_out(out: Path, replace: bool) -> None:
         )
 
 
-def _earlier_files(out: Path) -> set[str]:
-    """Return the files of an earlier export in `out`; empty if there is none."""
+def _earlier_files(out: Path) -> dict[Path, str]:
+    """Return the files that the export.json in `out` names, with their sha256; empty without one.
+
+    The sha256 of export.json is empty: it cannot contain its own.
+    """
     try:
         described = run_json.read(out / REPORT)["formats"].values()
-        return {REPORT, *(name for format_ in described for name in format_["files"])}
+        files = {
+            out / name: str(facts["sha256"])
+            for format_ in described
+            for name, facts in format_["files"].items()
+        }
     except (UserError, KeyError, TypeError, AttributeError):
-        return set()
+        return {}
+    return files | {out / REPORT: ""}
+
+
+def _is_of_export(path: Path, earlier: dict[Path, str]) -> bool:
+    """Whether a file is one that an export wrote, unchanged, or what Python left when it imported
+    its .py. An export.json may be the user's own or another program's: a name in it proves nothing.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.name == REPORT and path in earlier:
+        return True
+    if path in earlier:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == earlier[path]
+    source = path.parent.parent / f"{path.name.partition('.')[0]}.py"
+    return path.parent.name == "__pycache__" and path.suffix == ".pyc" and source in earlier
 
 
 def _write_formats(

@@ -10,6 +10,7 @@ from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
 PAIR = re.compile("[^&;]+")  # one key=value of a query
+PARAMETER = re.compile(r"(?P<key>;[^=;/#]*)=[^;/#]*")  # in a path: ;jsessionid=…
 PATH = ("/", "./", "../", "~")  # beginnings of a path
 URL = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*://)"
@@ -29,8 +30,9 @@ def hide_secrets(text: str) -> str:
     """Hide the secrets in a URL, or in a command's argument that contains a URL.
 
     The password becomes `***`. So do the user name in http and https URLs, which may be a token,
-    and the value of every query key that is not in `HARMLESS`: `?sslpassword=***`. Other text is
-    unchanged, including paths and, in the URL of a SQLite file, a part of its path after a `?`.
+    and the value of every query key that is not in `HARMLESS`: `?sslpassword=***`. In http and
+    https URLs the fragment and the parameters of the path are hidden too. Other text is unchanged,
+    including paths and, in the URL of a SQLite file, a part of its path after a `?`.
     """
     match = None if text.startswith(PATH) else URL.search(text)
     return text if match is None else text[: match.start()] + _redacted(match)
@@ -38,11 +40,19 @@ def hide_secrets(text: str) -> str:
 
 def _redacted(match: re.Match[str]) -> str:
     scheme, user, password, address, query = match.groups()
+    is_web = "http" in scheme.lower()  # git+https among them
+    fragment = ""
+    if is_web:
+        address = PARAMETER.sub(rf"\g<key>={HIDDEN}", address)
+        address, in_address, _ = address.partition("#")
+        query, in_query, _ = (None, "", "") if query is None else query.partition("#")
+        fragment = f"#{HIDDEN}" if in_address or in_query else ""
+        query = None if in_address else query  # it is a part of the fragment
     if user is not None:
-        user = HIDDEN if scheme.lower().startswith("http") else user
+        user = HIDDEN if is_web else user
         address = f"{user}{f':{HIDDEN}' if password else ''}@{address}"
     hidden = "" if query is None else "?" + PAIR.sub(lambda pair: _pair(pair[0], scheme), query)
-    return f"{scheme}{address}{hidden}"
+    return f"{scheme}{address}{hidden}{fragment}"
 
 
 def _pair(pair: str, scheme: str) -> str:

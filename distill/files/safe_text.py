@@ -25,7 +25,8 @@ MARKDOWN = re.compile(
     r"[\\`*_\[\]<>&|~$#!@:]"
 )  # emphasis, links, HTML, tables, mentions, addresses
 LONGEST_NAME = 200  # bytes of a name that a user chooses for a folder
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins with one
+# A spreadsheet runs a cell that begins with one; the last four are full-width.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def visible(text: str) -> str:
@@ -101,7 +102,8 @@ def _longest_run(text: str) -> int:
 
 
 def csv_cell(text: str) -> str:
-    """Escape a CSV value by a `'` before `=`, `+`, `-` or `@`, so that no spreadsheet runs it.
+    """Escape a CSV value by a `'` before `=`, `+`, `-` or `@`, full-width ones included, so that no
+    spreadsheet runs it.
 
     Signed numbers are unchanged. The csv module quotes commas, quotes and line ends.
     """

@@ -19,11 +19,11 @@ import tomli_w
 from pydantic import ValidationError
 
 from distill.errors import UserError
-from distill.recipe.compose import compose, label, parsed, shipped_paths, toml
+from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipped_paths, toml
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
 from distill.recipe.schema import About, Recipe, Student, Teacher
-from distill.recipe.validation import Values, check, shorten, value_text
+from distill.recipe.validation import Values, check, keys, shorten, value_text
 from students.design import Design
 from teachers.wrn_cost import WrnDesign
 
@@ -249,7 +249,7 @@ def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
         return f"{spec}: no faults"
     composed = compose(spec, overrides)
     wrong = check(composed.values, whole=False)[1]
-    faults = [*composed.faults, *(_line(fault, composed.origins) for fault in wrong)]
+    faults = [*composed.faults, *_lines(spec, wrong, composed.origins)]
     if faults:
         raise RecipeError(spec, faults)
     return f"{spec}: no faults; an ingredient, to be composed with a recipe: kd+{Path(spec).stem}"
@@ -381,7 +381,7 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     composed = compose(spec, overrides)
     recipe, faults = check(composed.values, rules, whole=not composed.faults)
     if recipe is None or faults or composed.faults:
-        lines = [*composed.faults, *(_line(fault, composed.origins) for fault in faults)]
+        lines = [*composed.faults, *_lines(spec, faults, composed.origins)]
         if _is_ingredient(spec):
             lines.insert(
                 0, f"{spec} is an ingredient, to be composed with a recipe; type kd+{spec}"
@@ -444,6 +444,26 @@ def _validate_uncomposed(values: Values, name: str, faults: list[str]) -> Recipe
     if faults or recipe is None:
         raise RecipeError(name, faults)
     return recipe
+
+
+def _lines(spec: str, faults: Sequence[Fault], origins: dict[str, str]) -> Iterator[str]:
+    """Yield faults as lines, without the values of unknown keys in files that are neither shipped
+    nor in the folder of a recipe in `spec`: such a file may be no recipe and contain secrets.
+    """
+    own = {Path(part).expanduser().resolve().parent for part in [spec, *spec.split("+")]}
+    for fault in faults:
+        is_unknown = fault.key not in keys() and fault.value is not None
+        inside = (o for key, o in origins.items() if f"{key}.".startswith(f"{fault.key}."))
+        if is_unknown and any(_is_elsewhere(origin, own) for origin in inside):
+            fault = Fault(fault.key, None, f"({origins[fault.key]}) {fault.problem}")
+        yield _line(fault, origins)
+
+
+def _is_elsewhere(origin: str, own: set[Path]) -> bool:
+    """Whether an origin is a file outside these folders and the shipped recipes."""
+    path = ROOT / origin  # an absolute path stays itself
+    is_known = origin in (OVERRIDE, DEFAULT) or path.is_relative_to(ROOT / "recipes")
+    return not is_known and not any(path.is_relative_to(folder) for folder in own)
 
 
 def _line(fault: Fault, origins: dict[str, str]) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from distill.events import LR, TOTAL, Epoch, Event, Start, Step, loss_name
 
 Floats = NDArray[np.float64]
+LARGEST = 1e300  # of a figure's axis; a float32 is below 4e38
 
 
 class Line(NamedTuple):
@@ -50,11 +51,14 @@ def curves(events: Sequence[Event]) -> Curves:
 
 
 def _lines(points: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, Line]:
-    """Return one line per metric, in the order in which the metrics first occur."""
+    """Return one line per metric, in the order in which the metrics first occur.
+
+    Values beyond LARGEST become NaN.
+    """
     names = dict.fromkeys(name for _, metrics in points for name in metrics)
     lines = {}
     for name in names:
         pairs = [(x, metrics[name]) for x, metrics in points if name in metrics]
         x, y = np.array(pairs, dtype=np.float64).T
-        lines[name] = Line(x, y)
+        lines[name] = Line(x, np.where(abs(y) > LARGEST, np.nan, y))
     return lines

@@ -149,9 +149,12 @@ def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
     recorded = _read(folder / "running.json")
     if recorded is None:
         return None, False
-    lock = FileLock(folder / ".lock", blocking=False)
+    lock_file = folder / ".lock"
     try:
-        check_lock_file(folder / ".lock")
+        check_lock_file(lock_file)
+        if lock_file.exists() and lock_file.stat().st_size:
+            return recorded, False  # it is the user's: ours are empty, and taking it empties it
+        lock = FileLock(lock_file, blocking=False)
         lock.acquire()
     except (UserError, Timeout, OSError):
         return recorded, True

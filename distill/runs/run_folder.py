@@ -15,6 +15,7 @@ result.json          the measures; written last, so its presence means "finished
 
 import json
 import os
+import re
 import stat
 import tempfile
 import time
@@ -40,6 +41,12 @@ FOLDERS = (
     "last", "last.old", "last.new", "last.damaged", "best", "epochs", "tensorboard",
     "report_files", "report_files/figures", "report_files/tables",
 )  # fmt: skip
+AT_START = (".lock", "running.json")  # of a process that was killed before it wrote recipe.toml
+# Files are added to them under new names, or `report` writes them.
+NEVER_REPLACED = ("tensorboard", "report_files", "report_files/figures", "report_files/tables")
+PARTIAL_FILE = re.compile(
+    rf"[.]({'|'.join(map(re.escape, FILES))})[.][0-9a-f]{{12}}"  # by `write_bytes`
+)
 ADVICE = "Choose another --out."
 IS_TESTED = "is_tested"  # false in result.json of a trial not measured on the test split
 RUNS = Path("runs")  # the default parent folder of runs
@@ -128,8 +135,8 @@ class RunFolder:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write atomically: a new file, flushed to disk, renamed over the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A number that no other writer has: process ids of several machines may be equal.
-    new = path.with_name(f".{path.name}.{uuid4().int % 10**12}")
+    # A suffix that no other writer has: process ids of several machines may be equal.
+    new = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
     try:
         with new.open("xb") as file:
             file.write(content)
@@ -142,9 +149,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def delete_partial_files(folder: RunFolder) -> None:
-    """Delete the temporary files of a process that was killed while writing."""
+    """Delete the temporary files of a process that was killed while writing, and no other files."""
     for path in folder.path.glob(".*.*"):
-        if path.suffix[1:].isdecimal() and path.is_file():
+        if PARTIAL_FILE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             path.unlink()
 
 
@@ -207,18 +214,33 @@ def default_path(name: str, runs: Path = RUNS) -> Path:
 
 
 def check_out(folder: RunFolder, resume: bool) -> None:
-    """Raise UserError if no run may be written to the folder: if it has a run that is not to be
-    resumed, if no file can be written, or if a file of the run is a link or a device. Leaves no
-    file behind.
+    """Raise UserError if no run may be written here: if the folder has a run that is not to be
+    resumed, or no run but a file that one would replace or delete, if no file can be written, or
+    if a file of the run is a link or a device. Leaves no file behind.
     """
     check_inside_folder(folder)
-    if folder.is_run and not resume:
+    if not folder.is_run:
+        _check_nothing_replaced(folder)
+    elif not resume:
         lock.check_free(folder.path)
         raise UserError(
             f"{folder.path} already holds a run.\n"
             "Continue it with --resume, or choose another --out."
         )
     check_writable(folder.path, "a run folder")
+
+
+def _check_nothing_replaced(folder: RunFolder) -> None:
+    """Raise UserError if a folder without recipe.toml, which a run writes first, has a file or
+    folder that a run would replace or delete: it is the user's own.
+    """
+    names = [*FILES, *(name for name in FOLDERS if name not in NEVER_REPLACED)]
+    found = [name for name in names if name not in AT_START and (folder.path / name).exists()]
+    if found:
+        raise UserError(
+            f"{folder.path} has no run (no recipe.toml), but {', '.join(found)}, which a run would "
+            f"replace or delete.\nMove what is yours elsewhere. {ADVICE}"
+        )
 
 
 def check_inside_folder(folder: RunFolder) -> None:

@@ -79,6 +79,34 @@ def _weights_sha256(run: RunFolder) -> str:
         raise UserError(f"{path} cannot be read as weights: {fault.strerror}.") from fault
 
 
+def has_recipe_of_result(run: RunFolder) -> bool:
+    """Whether a finished run's recipe.toml is the one in its result.json, [about] aside. True for a
+    result of an earlier version without the fingerprint.
+
+    Two fingerprints are valid: of all keys, and of those in the file, which is what a version
+    without the later keys computed. Raises UserError if a file cannot be read.
+    """
+    recorded = run.result().get("recipe_fingerprint")
+    if recorded is None:
+        return True
+    prints = (
+        recipes.fingerprint(recipes.read(run.recipe)),
+        recipes.fingerprint_as_written(run.recipe),
+    )
+    return recorded in prints
+
+
+def check_recipe_of_result(run: RunFolder) -> None:
+    """Raise UserError if a finished run's recipe.toml was changed: it may describe another network
+    that takes the same weights.
+    """
+    if not has_recipe_of_result(run):
+        raise UserError(
+            f"{run.recipe} is not the recipe that its run finished with: its fingerprint is not "
+            f"the one in {run.result_file.name}.\nRestore the file, or train the run again."
+        )
+
+
 def training_fingerprint(recipe: Recipe) -> str:
     """Return the SHA-256, hex, of the keys that differ from their defaults, without [about],
     NOT_FINGERPRINTED, and the paths of images and teachers, which have fingerprints of their own.

@@ -1,6 +1,7 @@
 """Store trials in a SQLite file, or in a database server that many hosts share."""
 
 import re
+import shlex
 import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +12,7 @@ from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import optuna
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -64,18 +65,27 @@ class Storage:
         self.is_typed = isinstance(url, str)  # else it is a path, which has no secret
         self.shown = visible(redact_urls.hide_secrets(self.url) if self.is_typed else self.url)
         self.heartbeat_s = heartbeat_s
-        self.alone: AbstractContextManager[object] = nullcontext()
+        self._lock: FileLock | None = None
         with self._explain_url():
             file = sqlite_file.from_url(url)
+            if file is not None and "\0" in str(file.path):
+                raise ValueError("a file name cannot contain a NUL character")
         if file is not None:
             file.path.parent.mkdir(parents=True, exist_ok=True)
             lock_file = Path(f"{file.path}.lock")
             lock.check_lock_file(lock_file)
-            self.alone = FileLock(lock_file)
+            self._lock = FileLock(lock_file, timeout=BUSY_S)
         with self.alone, self.explain_errors(), self._explain_damage():
             if file is not None:
                 file.check()
             self.rows = self._open(file)
+
+    @property
+    def alone(self) -> AbstractContextManager[object]:
+        """A context in which no other worker writes the file. Raises Failure if another process
+        holds the lock for BUSY_S seconds.
+        """
+        return nullcontext() if self._lock is None else _hold(self._lock)
 
     def _open(self, file: SQLiteFile | None) -> RDBStorage:
         """Open the database. Raises UserError if the URL is invalid or its driver is missing."""
@@ -310,3 +320,21 @@ def _check_same(name: str, study: optuna.Study, definition: str, defaults: Colle
         + "\nGive the same file, options, images and teachers, or another --out; in a database "
         "another name, study.name in the file of a sweep, --name for a search."
     )
+
+
+@contextmanager
+def _hold(file_lock: FileLock) -> Iterator[None]:
+    """Hold a lock. Raises Failure if another process, such as a stopped one, keeps it."""
+    try:
+        file_lock.acquire()
+    except Timeout:
+        raise Failure(
+            f"The storage is locked: another process has held {file_lock.lock_file} for "
+            f"{file_lock.timeout:g} seconds.\nA worker holds it for a moment only: continue or end "
+            f"the process that holds it (fuser {shlex.quote(file_lock.lock_file)} names it), then "
+            "type the same command again."
+        ) from None
+    try:
+        yield
+    finally:
+        file_lock.release()

@@ -242,8 +242,7 @@ def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> l
     result.json has the same fingerprint and number of held-out images, since it can be edited.
     """
     result, teacher_recipe = run.result(), recipes.read(run.recipe)
-    prints = recipes.fingerprint_as_written(run.recipe), recipes.fingerprint(teacher_recipe)
-    if result.get("recipe_fingerprint") not in prints:
+    if "recipe_fingerprint" not in result or not run_identity.has_recipe_of_result(run):
         return [
             f"{run.recipe} is not the recipe that teacher {run.path} finished with, so it is "
             "unknown whether it was trained on images that are held out here; restore the file, "

@@ -1,5 +1,6 @@
 """A rich console that prints names from files literally."""
 
+import os
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,7 +17,10 @@ class SafeConsole(Console):
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False)
+        # A width of 0 columns would print blank lines.
+        unset = {"COLUMNS"} if os.environ.get("COLUMNS", "").strip("0") == "" else set[str]()
+        variables = {name: value for name, value in os.environ.items() if name not in unset}
+        super().__init__(stderr=stderr, markup=False, emoji=False, _environ=variables)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -1,5 +1,6 @@
 """Save and restore the training state."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +21,9 @@ from distill.training.state import BestEpoch, TrainState
 
 ALWAYS = ("data", "teacher")  # the fingerprints that checkpoints of every version have
 BRING_BACK = "Restore the checkpoint, or start again in another --out."
+OWN_FILE = re.compile(  # in best/; the second is a partial file of `run_folder.write_bytes`
+    r"epoch-\d+[.]safetensors|[.]epoch-\d+[.]safetensors[.][0-9a-f]{12}"
+)
 # The values that a checkpoint needs for resuming; the others have a default.
 NEEDED = ("step", "epoch", "retries", "lr_factor", "elapsed_s", "best")
 
@@ -75,8 +79,8 @@ def _delete_unreferenced_weights(folder: RunFolder) -> None:
     for path in checkpoint.checkpoint_folders(folder.last):
         with suppress(DamagedCheckpoint):
             referenced.add(best_file(folder, _best_of(checkpoint.read_progress(path) or {}, path)))
-    for file in (*folder.best.glob("epoch-*"), *folder.best.glob(".epoch-*")):
-        if file not in referenced:
+    for file in folder.best.glob("*"):
+        if OWN_FILE.fullmatch(file.name) and file not in referenced:
             file.unlink()
 
 

@@ -295,14 +295,24 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
     )
     identity = ready.state.identity["teacher"] + combination + checked.fingerprint
     key = f"teachers/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
-    cached = user_cache.load_cached(key, (), np.float64)
-    [cached] = broadcast_object_list([cached])  # rank 0 decides for all
-    if cached is not None and 0 <= cached <= 1:  # another value is damage: measured again
+    [cached] = broadcast_object_list([_cached_accuracy(key)])  # rank 0 decides for all
+    if cached is not None:
         return float(cached)
     top1 = evaluate_network(teacher, checked, accel)["top1"]
     if accel.is_main_process:
         user_cache.save_cached(key, np.array(top1))
     return top1
+
+
+def _cached_accuracy(key: str) -> float | None:
+    """A teacher's accuracy in the cache; None if it is absent, no accuracy, or if other users may
+    change it: result.json will contain it.
+    """
+    folders = user_cache.cache_folder(), user_cache.cache_folder() / "teachers"
+    if any(map(user_cache.writable_by_others, folders)):
+        return None
+    cached = user_cache.load_cached(key, (), np.float64)
+    return float(cached) if cached is not None and 0 <= cached <= 1 else None
 
 
 def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:

@@ -12,6 +12,7 @@ from tests.cli.command_line import ALONE, REPO, SMALL, RunCli, start_cli
 
 def test_only_the_first_process_prints(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in (["recipes", "nothing"], ["distil"], ["recipes"]):
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "0")
         first = run_cli(*arguments)
         monkeypatch.setenv("RANK", "1")
@@ -19,6 +20,13 @@ def test_only_the_first_process_prints(run_cli: RunCli, monkeypatch: pytest.Monk
         assert first.code == second.code
         assert first.out + first.err != ""
         assert second.out + second.err == ""
+
+
+def test_rank_without_world_size_prints(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable left in the environment must not silence the only process."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert run_cli("recipes").out != ""
 
 
 HEAVY = ("torch", "numpy", "timm", "accelerate", "PIL")

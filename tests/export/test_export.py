@@ -662,13 +662,90 @@ def test_two_exports_into_one_folder_lose_nothing(replace, student, tmp_path, mo
 
 def test_of_several_processes_one_exports(student, tmp_path, run_cli: RunCli, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert run_cli("export", student.path, "--out", tmp_path / "out", "-f", "safetensors").code == 0
     assert not (tmp_path / "out").exists()
 
 
 def test_folder_of_a_killed_export_is_deleted(tmp_path):
+    for use in ("new", "old"):
+        atomic_folder._create(tmp_path / "out", use)
     with atomic_folder.new_folder_beside(tmp_path / "out") as in_use:
-        (tmp_path / ".out.new-killed").mkdir()
+        atomic_folder._create(tmp_path / "out", "new")
         with atomic_folder.new_folder_beside(tmp_path / "out") as new:
             assert set(tmp_path.iterdir()) == {in_use, new}
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_the_user_beside_an_export_remain(tmp_path):
+    out = tmp_path / "out"
+    names = [".out.old", ".out.new-idea", ".out.new-0123456789ab", ".out.old-0123456789ab"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    for _ in range(2):  # the second replaces the first
+        with atomic_folder.new_folder_beside(out) as new:
+            (new / "file").touch()
+            atomic_folder.rename(new, out, lambda: None)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", *names}
+    assert all((tmp_path / name / "mine.txt").read_text() == "mine" for name in names)
+    assert [path.name for path in out.iterdir()] == ["file"]
+
+
+def test_file_of_the_user_beside_an_export_remains(tmp_path):
+    out, mine = tmp_path / "out", tmp_path / ".out.old"
+    mine.write_text("mine")
+    for _ in range(2):
+        with atomic_folder.new_folder_beside(out) as new:
+            atomic_folder.rename(new, out, lambda: None)
+    assert mine.read_text() == "mine" and {path.name for path in tmp_path.iterdir()} == {
+        "out",
+        ".out.old",
+    }
+
+
+def test_failed_rename_restores_the_earlier_folder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "earlier").touch()
+    with atomic_folder.new_folder_beside(out) as new:
+        shutil.rmtree(new)
+        with pytest.raises(OSError, match="No such file"):
+            atomic_folder.rename(new, out, lambda: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "earlier").exists()
+
+
+def test_export_through_a_link_replaces_its_target(student, tmp_path):
+    out, target = tmp_path / "link", tmp_path / "disk" / "target"
+    target.mkdir(parents=True)
+    out.symlink_to(target)
+    for replace in (False, True, True):
+        export.export(student, ["safetensors"], out, replace=replace)
+    assert out.is_symlink() and (target / "export.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "disk"}
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_replace_deletes_only_unchanged_files_of_an_export(student, tmp_path):
+    """Its export.json may name any file, and be another program's."""
+    out = tmp_path / "out"
+    export.export(student, ["safetensors"], out)
+    report = json.loads((out / "export.json").read_text())
+    for name in ("notes.txt", "config.json"):
+        (out / name).write_text("mine")
+    report["formats"]["safetensors"]["files"]["notes.txt"] = {"bytes": 4, "sha256": "0" * 64}
+    (out / "export.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match=r"files that no export wrote: config\.json, notes\.txt"):
+        export.export(student, ["project1"], out, replace=True)
+    assert (out / "notes.txt").read_text() == (out / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["__pycache__/mine.txt", "sub/__pycache__/a.pyc"])
+def test_replace_deletes_no_other_file_in_pycache(name, student, tmp_path):
+    out = tmp_path / "out"
+    export.export(student, ["safetensors"], out)
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match=re.escape(f"files that no export wrote: {name}")):
+        export.export(student, ["project1"], out, replace=True)
+    assert (out / name).read_text() == "mine"

@@ -90,3 +90,18 @@ def test_the_grammar_is_sqlalchemys(user, password, rest):
     assert parsed.password is None or parsed.password == redact_urls.unquote(password or "")
     assert redact_urls.hide_secrets(url).partition("@")[2] == rest
     assert make_url(redact_urls.hide_secrets(url)).host == parsed.host
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://h/x#access_token=s3cret", "https://h/x#***"),
+        ("https://h/x?mode=1#access_token=s3cret", "https://h/x?mode=1#***"),
+        ("https://h/#a?token=s3cret", "https://h/#***"),
+        ("https://h/x;jsessionid=s3cret/y", "https://h/x;jsessionid=***/y"),
+        ("git+https://s3cret@h/x.git", "git+https://***@h/x.git"),
+        ("sqlite:///a#b;c=d.db", "sqlite:///a#b;c=d.db"),
+    ],
+)
+def test_secrets_outside_the_query_are_hidden(url: str, shown: str) -> None:
+    assert redact_urls.hide_secrets(url) == shown

@@ -52,3 +52,8 @@ def test_csv_cell_is_not_a_formula():
     assert len(read) == len(NAMES)
     assert not [cell for cell in read if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
     assert safe_text.csv_cell("-1.5") == "-1.5" and safe_text.csv_cell("=1") == "'=1"
+
+
+@pytest.mark.parametrize("first", "\uff1d\uff0b\uff0d\uff20")
+def test_full_width_formulas_are_escaped_in_csv(first: str) -> None:
+    assert safe_text.csv_cell(f"{first}1") == f"'{first}1"

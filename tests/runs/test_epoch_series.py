@@ -40,3 +40,11 @@ def test_long_line_is_thinned_from_end_to_end() -> None:
     thin = thin_out(Line(x, x))
     assert len(thin.x) <= POINTS and thin.x[0] == 0 and thin.x[-1] == 9_999
     assert thin_out(Line(x[:5], x[:5])).x.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_values_that_no_axis_can_hold_are_absent() -> None:
+    """Matplotlib refuses an axis from -1e308 to 1e308: its length is infinite."""
+    values = [1e308, -1e308, 3e38, 1.0]
+    events = [Epoch(i, i, {"loss/kd": y}, True, 1.0, 1.0) for i, y in enumerate(values)]
+    y = curves(events).epochs["loss/kd"].y
+    np.testing.assert_array_equal(y, [np.nan, np.nan, 3e38, 1.0])

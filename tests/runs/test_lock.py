@@ -109,3 +109,11 @@ def test_lock_that_would_empty_file_is_refused(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_reading_empties_no_file(tmp_path: Path) -> None:
+    """A folder may have a .lock and a running.json of its user's."""
+    (tmp_path / ".lock").write_text("mine")
+    (tmp_path / "running.json").write_text('{"host": "h", "process": 1, "since": "s"}')
+    assert lock.read_holder(tmp_path)[1] is False
+    assert (tmp_path / ".lock").read_text() == "mine"

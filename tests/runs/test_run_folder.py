@@ -204,3 +204,49 @@ def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
     if name == "evaluation.npz":
         with pytest.raises(UserError, match="as predictions: it is not a regular file"):
             saved_predictions.read_run(run)
+
+
+WRITTEN = (
+    "last/mine", "last.old/mine", "last.new/mine", "best/epoch-12.pth", "epochs/mine",
+    "environment.json", "result.json", "student.safetensors", "evaluation.npz", "journal.jsonl",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_files_of_the_user_are_not_replaced(tmp_path: Path, name: str, resume: bool) -> None:
+    """A folder without recipe.toml has no run: what is there is the user's."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    found = name.split("/")[0]
+    with pytest.raises(UserError, match=f"has no run .* but {found}, which a run would replace"):
+        check_out(RunFolder(tmp_path), resume)
+
+
+@pytest.mark.parametrize("name", [".lock", "running.json", ".recipe.toml.0123456789ab", "notes.md"])
+def test_run_begins_beside_other_files(tmp_path: Path, name: str) -> None:
+    """Those of a start that was killed among them."""
+    (tmp_path / name).write_text("{}")
+    check_out(RunFolder(tmp_path), resume=False)
+
+
+def test_only_own_partial_files_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [
+        ".notes.2024", ".libfoo.so.1", ".recipe.toml.1", ".notes.0123456789ab", ".result.json.bak",
+        "recipe.toml.0123456789ab",
+    ]  # fmt: skip
+    for name in others:
+        (tmp_path / name).touch()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    for write in (run_folder.RunFolder(tmp_path).recipe, tmp_path / "result.json"):
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.write_text(write, "")
+    assert len(list(tmp_path.iterdir())) == len(others) + 2
+    run_folder.delete_partial_files(RunFolder(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == set(others)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from filelock import FileLock
 from optuna.trial import TrialState
 
 from distill.errors import Failure, UnsuitableRecipe, UserError
@@ -630,3 +631,17 @@ def test_folder_of_sweep_itself_may_be_link(tmp_path: Path) -> None:
         (tmp_path / "disk" / name).touch()
     (tmp_path / "sweep").symlink_to(tmp_path / "disk")
     assert opened(tmp_path / "sweep").n_open() == 6
+
+
+def test_lock_that_is_never_released_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a worker that was stopped, not ended."""
+    monkeypatch.setattr("distill.sweep.storage.BUSY_S", 0.2)
+    place = str(tmp_path / "sweep.db.lock")
+    with FileLock(place), pytest.raises(Failure, match=f"has held {place} for 0.2 seconds"):
+        Storage(url_of(None, tmp_path), 1)
+    Storage(url_of(None, tmp_path), 1)
+
+
+def test_a_file_name_with_a_nul_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot be opened: a file name cannot contain a NUL"):
+        Storage("sqlite:///a\0b", 1)

@@ -303,3 +303,14 @@ def test_full_memory_is_no_damage_of_checkpoint(
     monkeypatch.setattr(torch, "load", lambda *_, **__: torch.empty(10**14))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         checkpoint.load(tmp_path / "last")
+
+
+def test_only_own_files_in_best_are_deleted(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    own = ["epoch-1.safetensors", ".epoch-12.safetensors.0123456789ab"]
+    others = ["epoch-12.pth", "epoch-x.safetensors", ".epoch-notes", "epoch-1.safetensors.bak"]
+    folder.best.mkdir()
+    for name in (*own, *others):
+        (folder.best / name).touch()
+    checkpoints._delete_unreferenced_weights(folder)
+    assert {path.name for path in folder.best.iterdir()} == set(others)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -434,6 +435,27 @@ def test_a_teacher_of_an_earlier_version_may_teach(teacher, tmp_path) -> None:
     (other / "result.json").write_text(json.dumps(result | {"recipe_fingerprint": fingerprint}))
     train(tmp_path / "student", f"teacher.runs=['{other}']")
     assert RunFolder(tmp_path / "student").is_finished
+
+
+@pytest.mark.parametrize(
+    ("value", "mode"), [(7.0, 0o700), (-0.1, 0o700), (float("nan"), 0o700), (0.5, 0o777)]
+)
+def test_doubtful_cached_accuracy_is_measured(teacher, tmp_path, monkeypatch, value, mode) -> None:
+    """In a cache that others may write, any value is doubtful."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(cache))
+    resolved = recipes.load("tiny", [f"teacher.runs=['{teacher}']"])
+
+    def measured(name: str) -> float | None:
+        request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / name)
+        with closing(run.run(request)) as events:
+            return next(events).teacher_top1
+
+    top1 = measured("a")
+    [file] = (cache / "teachers").glob("*.npz")
+    np.savez(file, array=np.float64(value))
+    (cache / "teachers").chmod(mode)
+    assert measured("b") == top1 != value
 
 
 def test_unused_teacher_is_refused(teacher, tmp_path) -> None:
