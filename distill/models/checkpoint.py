@@ -130,7 +130,7 @@ def _fault_of_archive(state: bytes) -> str:
                 return f"describes its tensors in more than {LARGEST_PICKLE:,} bytes"
             return next(filter(None, (_fault_of_pickle(archive.read(p)) for p in pickles)), "")
     except Exception:  # a damaged archive makes zipfile fail in many ways
-        return "is no zip archive that torch wrote"
+        return "is not what torch wrote"
 
 
 def _fault_of_pickle(content: bytes) -> str:

@@ -69,7 +69,7 @@ def saved(tensors: object, method: int) -> bytes:
         (archive(b"\x80\x04\x8c\x08builtins\x8c\x09bytearray\x93."), "has STACK_GLOBAL"),
         (archive(b"]" * (checkpoint.LARGEST_PICKLE + 1)), "describes its tensors in more than"),
         (saved({"a": torch.zeros(1000)}, zipfile.ZIP_DEFLATED), "has compressed records"),
-        (call_of("builtins", "bytearray"), "is no zip archive"),
+        (call_of("builtins", "bytearray"), "is not what torch wrote"),
     ],
     ids=["builtins", "builtin", "stack", "long", "deflated", "legacy"],
 )
