@@ -124,6 +124,6 @@ def test_epoch_file_of_another_name_is_ignored(tmp_path: Path) -> None:
     for name in names:
         (folder.epochs / f"epoch-{name}.safetensors").write_bytes(b"")
     assert epoch_weights.saved_epochs(folder) == [2, 10]
-    epoch_weights.delete_later(folder, 2)
+    epoch_weights.delete_after(folder, 2)
     assert epoch_weights.saved_epochs(folder) == [2]
     assert len([*folder.epochs.iterdir()]) == len(names) - 1

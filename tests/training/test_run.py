@@ -448,7 +448,7 @@ def test_doubtful_cached_accuracy_is_measured(teacher, tmp_path, monkeypatch, va
 
     def measured(name: str) -> float | None:
         request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / name)
-        with closing(run.run(request)) as events:
+        with closing(run.train_and_test(request)) as events:
             return next(events).teacher_top1
 
     top1 = measured("a")
@@ -548,7 +548,7 @@ def test_unreadable_result_is_refused_before_training(teacher, tmp_path, monkeyp
     resolved = recipes.load("tiny", two_epochs(teacher))
     request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
     with pytest.raises(UserError, match="in its result.json, 'teacher.top1'.*\nChange that value"):
-        next(run.run(request))
+        next(run.train_and_test(request))
 
 
 def test_cached_accuracy_above_one_is_measured_again(teacher, tmp_path, monkeypatch) -> None:
@@ -560,4 +560,4 @@ def test_cached_accuracy_above_one_is_measured_again(teacher, tmp_path, monkeypa
     monkeypatch.setattr(user_cache, "load_cached", forged)
     resolved = recipes.load("tiny", two_epochs(teacher))
     request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
-    assert 0 <= next(run.run(request)).teacher_top1 <= 1
+    assert 0 <= next(run.train_and_test(request)).teacher_top1 <= 1
