@@ -26,7 +26,7 @@ from distill.components.network import load_trained, to_device
 from distill.components.read_test_split import test_split
 from distill.data.sources import load_data_set
 from distill.errors import UserError
-from distill.evaluation.predict import logits_and_labels, to_host
+from distill.evaluation.predict_split import logits_and_labels, to_host
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes

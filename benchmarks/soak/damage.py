@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.soak.outcome import Outcome
 from benchmarks.soak.pickles import write_batches
-from distill.data import user_cache
+from distill.data import array_cache
 from distill.data.sources import download, load_data_set
 from distill.data.sources.cifar import CIFAR10
 from distill.data.sources.download import Archive
@@ -101,10 +101,10 @@ def _cached(cache: Path) -> tuple[str, tuple[Path, Callable[[], bool]]]:
     """Return a view of the teacher cache."""
     os.environ["UNDERSTUDY_CACHE"] = str(cache)
     logits = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float16)
-    user_cache.save_cached("targets/view", logits)
+    array_cache.save_cached("targets/view", logits)
 
     def is_noticed() -> bool:
-        found = user_cache.load_cached("targets/view", (100, 10), np.float16)
+        found = array_cache.load_cached("targets/view", (100, 10), np.float16)
         return found is None or np.array_equal(found, logits)
 
     return "cached teacher logits", (cache / "targets" / "view.npz", is_noticed)

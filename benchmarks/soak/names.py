@@ -21,7 +21,7 @@ from rich.table import Table as RichTable
 from benchmarks.soak import commands
 from benchmarks.soak.outcome import Outcome
 from benchmarks.soak.tiny_set import Runs
-from distill.export import codegen, huggingface, label_images, model_card, project1
+from distill.export import codegen, huggingface, model_card, predictions_csv, project1
 from distill.export.finished_run import FinishedRun, load_finished
 from distill.report import page
 from distill.report.page import (
@@ -202,10 +202,10 @@ def _cells(rows: list[list[str]], n_rows: int, n_columns: int) -> str:
 
 def _predictions(path: Path, four: list[str]) -> str:
     shares = np.full((4, 4), 0.25)
-    found = label_images.LabelledImages(tuple(four), shares, tuple(four), ())
-    label_images.write(found, path, probabilities=True)
+    found = predictions_csv.LabelledImages(tuple(four), shares, tuple(four), ())
+    predictions_csv.write(found, path, probabilities=True)
     fault = _cells([*csv.reader(io.StringIO(path.read_text("utf-8")))], 5, 5)
-    label_images.write(found, path, names=True)
+    predictions_csv.write(found, path, names=True)
     return fault or _cells([*csv.reader(io.StringIO(path.read_text("utf-8")))], 5, 2)
 
 

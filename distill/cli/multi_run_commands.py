@@ -57,7 +57,7 @@ def seeds(
     Type the same command again to resume: finished runs are not repeated.
     """
     from distill.runs import run_folder
-    from distill.sweep import paired_seeds as seed_runs
+    from distill.sweep import recipe_and_control_seeds as seed_runs
     from distill.terminal.seeds_table import seeds_table
 
     resolved = resolve(recipe, data, set_, teacher)

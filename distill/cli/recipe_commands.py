@@ -184,7 +184,7 @@ def _show_designs(
 ) -> None:
     """Print the designs, and plot them if requested."""
     if plot is not None:
-        from distill.report.design_size_plot import draw
+        from distill.report.params_macs_plot import draw
 
         draw(rows, plot)
         echo(f"{plot}: {counted(len(rows), 'design')}", err=True)

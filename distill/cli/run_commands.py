@@ -116,20 +116,20 @@ def predict(
     from distill.runs import run_folder
 
     folder = run_folder.open_finished(run)  # refused before torch is imported
-    from distill.export import label_images
+    from distill.export import predictions_csv
     from distill.terminal.progress import ProgressDisplay
     from distill.terminal.recipe_and_cache_tables import class_counts
     from distill.training.run import process_group
 
-    label_images.check_out(out, source)
+    predictions_csv.check_out(out, source)
     with process_group(), ProgressDisplay(stderr()) as display:
-        predictions = label_images.predict(folder, source, progress=display.progress)
+        predictions = predictions_csv.predict(folder, source, progress=display.progress)
     is_named = labels is LabelStyle.NAMES
-    by_number = None if is_named else label_images.numeric_names_note(predictions.class_names)
+    by_number = None if is_named else predictions_csv.numeric_names_note(predictions.class_names)
     for note in filter(None, [*predictions.notes, by_number]):
         echo(f"note: {note}", err=True)
     if is_main():
-        label_images.write(predictions, out, probabilities=probabilities, names=is_named)
+        predictions_csv.write(predictions, out, probabilities=probabilities, names=is_named)
     stdout().print(class_counts(predictions.counts()), highlight=False)
     echo(f"{out}: {counted(len(predictions.ids), 'image')}")
 
@@ -226,7 +226,7 @@ def replay(
 
     folder = run_folder.open_run(run)
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.repeat_step import repeat_step as replay_step
+    from distill.training.reproduce_step import repeat_step as replay_step
     from distill.training.run import process_group
 
     with process_group(), ProgressDisplay(stderr()) as display:

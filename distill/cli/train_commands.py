@@ -104,11 +104,11 @@ def finish(
 
     `resume_hint` is printed after an interruption or a failure: how to continue.
     """
-    from distill.runs import run_folder, run_identity
+    from distill.runs import check_same_run, run_folder
 
     if resume and folder.is_finished:
         run_folder.check_role(folder, role)
-        run_identity.check_same(folder, resolved.recipe)
+        check_same_run.check_same(folder, resolved.recipe)
         echo(f"{folder.path} is finished: nothing to do.", err=True)
         return
     run_folder.check_out(folder, resume)
@@ -198,7 +198,7 @@ def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) ->
     """
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
-    from distill.training.rank_agreement import is_lost_process
+    from distill.training.process_agreement import is_lost_process
     from distill.training.signals import Stopped
 
     if isinstance(fault, Stopped):

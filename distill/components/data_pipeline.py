@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from distill.data import split as data_split
+from distill.data import split_by_content
 from distill.data.augment import affine, auto_augment, color, crop_flip, erase, mixup_cutmix, ricap
 from distill.data.augment.augment_schedule import AugmentSchedule, Operation, Pipeline
 from distill.data.image_set import SIDE
@@ -27,9 +27,9 @@ class TrainValSplit:
 
 def split_indices(
     recipe: Recipe, images: ImageSet
-) -> tuple[data_split.Indices, data_split.Indices]:
+) -> tuple[split_by_content.Indices, split_by_content.Indices]:
     """Return the indices of training and held-out images; they depend on `[data]` alone."""
-    return data_split.split(
+    return split_by_content.split(
         images, holdout=recipe.data.holdout, train_images=recipe.data.train_images
     )
 

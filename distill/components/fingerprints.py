@@ -6,7 +6,7 @@ Checkpoints and result.json store them; a resumed run must have the same.
 from distill.components.read_test_split import SplitIdentity
 from distill.data.image_set import ImageSet, fingerprint_of_names
 from distill.recipe.recipes import Recipe
-from distill.runs import run_identity
+from distill.runs import check_same_run
 
 CACHED = ("data", "teacher")  # fingerprints of what cached teacher logits depend on
 CALLED = {  # the names in messages
@@ -31,6 +31,6 @@ def identity(
         "data": images.fingerprint,
         "teacher": teachers,
         "class_names": fingerprint_of_names(images.class_names),
-        "recipe": run_identity.training_fingerprint(recipe),
+        "recipe": check_same_run.training_fingerprint(recipe),
     }
     return fingerprints if test is None else fingerprints | {"test": test.fingerprint}

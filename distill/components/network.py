@@ -13,7 +13,7 @@ from distill.models.small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
 from distill.recipe import recipes, schema
 from distill.recipe.recipes import Recipe
-from distill.runs import run_identity
+from distill.runs import check_same_run
 from distill.runs.run_folder import Role, RunFolder
 from students import whiten
 from students.design import Design, over_budget
@@ -114,7 +114,7 @@ def load_trained(run: RunFolder) -> nn.Module:
     Raises UserError if its recipe.toml is not the one that it finished with, or if the weights
     are not its own.
     """
-    run_identity.check_recipe_of_result(run)
+    check_same_run.check_recipe_of_result(run)
     recipe, result = recipes.read(run.recipe), run.result()
     net = build_network(recipe, run.role, len(result["class_names"]))
     checkpoint.load_weights(run.weights(run.role), net, result["weights"])

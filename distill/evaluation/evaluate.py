@@ -17,7 +17,7 @@ from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UserError
 from distill.evaluation import accuracy_statistics, write_results
-from distill.evaluation.predict import (
+from distill.evaluation.predict_split import (
     FlipTTA,
     SixViewTTA,
     check_finite,

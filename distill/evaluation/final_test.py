@@ -12,7 +12,7 @@ from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.evaluation import write_results
-from distill.evaluation.predict import logits_and_labels, to_host
+from distill.evaluation.predict_split import logits_and_labels, to_host
 from distill.events import measure_name
 from distill.metrics import measures
 from distill.models import checkpoint

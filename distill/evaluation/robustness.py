@@ -13,7 +13,7 @@ from distill.data.corruptions.catalogue import CORRUPTIONS, LEFT_OUT, SEVERITIES
 from distill.data.rng import Stream
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
-from distill.evaluation.predict import Pixels, evaluate_network
+from distill.evaluation.predict_split import Pixels, evaluate_network
 
 Rows = NDArray[np.int64]
 SEED = 0

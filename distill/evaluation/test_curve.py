@@ -11,7 +11,7 @@ from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UserError
-from distill.evaluation.predict import evaluate_network
+from distill.evaluation.predict_split import evaluate_network
 from distill.events import MEASURES, Split, measure_name
 from distill.files import run_json
 from distill.format import describe_class_difference
@@ -19,7 +19,7 @@ from distill.models import checkpoint
 from distill.models.epoch_weights import saved_epochs, weights_path
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import run_identity
+from distill.runs import check_same_run
 from distill.runs.run_folder import RunFolder, write_json
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -79,7 +79,7 @@ def _measure_new(
     progress: Progress | None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield (fingerprint, measures) of the weights whose measures are not cached."""
-    run_identity.check_recipe_of_result(folder)
+    check_same_run.check_recipe_of_result(folder)
     recipe, accel = recipes.read(folder.recipe), evaluation_accelerator()
     splits = _splits(folder, recipe, class_names, progress)
     net = to_device(build_network(recipe, folder.role, len(class_names)), accel.device)

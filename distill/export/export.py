@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.components.read_test_split import test_split
 from distill.data.image_set import Progress
 from distill.errors import Failure, UserError
-from distill.evaluation.predict import check_finite, predict
+from distill.evaluation.predict_split import check_finite, predict
 from distill.export import atomic_folder, formats
 from distill.export.finished_run import FinishedRun, load_finished
 from distill.export.formats import Format

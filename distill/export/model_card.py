@@ -14,7 +14,7 @@ from distill.files.safe_text import markdown, markdown_block, markdown_code
 from distill.format import counted, interval_text, nats, percent, percent_number
 from distill.recipe import recipes
 from distill.recipe.schema import Teacher
-from distill.runs import run_folder, run_identity
+from distill.runs import check_same_run, run_folder
 from distill.runs.run_folder import RunFolder
 
 # The one import: from the root of this project's checkout, or with that on PYTHONPATH.
@@ -172,7 +172,7 @@ def _siblings(finished: FinishedRun) -> dict[Path, float]:
         with suppress(UserError, OSError):
             if other.path == finished.folder.path or _identity_without_seeds(other) != identity:
                 continue
-            if not run_identity.test_split_differences([result, other.result()]):
+            if not check_same_run.test_split_differences([result, other.result()]):
                 metrics = other.result()["metrics"]
                 found[other.path] = float(metrics[measure_name("top1", "test")])
     return found

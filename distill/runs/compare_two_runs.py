@@ -16,7 +16,7 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.format import describe_class_difference, points
 from distill.recipe import recipes
-from distill.runs import run_folder, run_identity, saved_predictions
+from distill.runs import check_same_run, run_folder, saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished
 from distill.runs.saved_predictions import Predictions
 from distill.runs.teacher_student_summary import summary_row
@@ -149,7 +149,7 @@ def _check_same_images(
     advice = "Two runs are compared on the same test split; choose two of one data source."
     names = [run.result()["class_names"] for run in (a, b)]
     problem = ""
-    differing = run_identity.test_split_differences([a.result(), b.result()])
+    differing = check_same_run.test_split_differences([a.result(), b.result()])
     if names[0] != names[1]:
         problem = "other classes: " + " / ".join(describe_class_difference(*names))
     elif len(predictions_a.labels) != len(predictions_b.labels):
@@ -233,7 +233,7 @@ def _findings(
 def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
     """Yield sentences on what the results leave open about the images."""
     results = [run.result() for run in (a, b)]
-    unnamed = run_identity.missing_test_split_note(results)
+    unnamed = check_same_run.missing_test_split_note(results)
     yield from unnamed
     if results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]:
         return

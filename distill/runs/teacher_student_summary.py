@@ -9,8 +9,8 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
+from distill.runs.check_same_run import test_split_differences
 from distill.runs.run_folder import RunFolder, is_tested, runs_in
-from distill.runs.run_identity import test_split_differences
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Choose the best of several finished teachers if none is named.
 
 Teachers are compared by their accuracy on held-out images if these are the same for all. A data set
-and the number of its held-out images determine which ones they are (`distill/data/split.py`).
+and the number of its held-out images determine which ones they are
+(`distill/data/split_by_content.py`).
 """
 
 from collections.abc import Sequence

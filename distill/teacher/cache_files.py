@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data import user_cache
+from distill.data import array_cache
 from distill.errors import UserError
 from distill.files import run_json
 from distill.recipe.compose import toml
@@ -66,12 +66,12 @@ class CacheEntry:
 
     def read(self, view: int) -> NDArray[np.float16] | None:
         """Return the logits of a view, float16 [N, C]; None if they are absent or damaged."""
-        return user_cache.load_cached(f"{FOLDER}/{self.key}/{view_name(view)}", None, np.float16)
+        return array_cache.load_cached(f"{FOLDER}/{self.key}/{view_name(view)}", None, np.float16)
 
 
 def logits_folder() -> Path:
     """Return the folder of all cached logits."""
-    return user_cache.cache_folder() / FOLDER
+    return array_cache.cache_folder() / FOLDER
 
 
 def check_not_linked() -> None:
@@ -96,8 +96,8 @@ def view_name(view: int) -> str:
 
 def write_description(depends: dict[str, Any], recipe: str) -> None:
     """Write about.json for the logits that depend on `depends`; ignore errors in writing."""
-    path = user_cache.cache_folder() / cache_key(depends) / ABOUT
-    if user_cache.is_linked(path) or _open_entry(path.parent).depends_on:
+    path = array_cache.cache_folder() / cache_key(depends) / ABOUT
+    if array_cache.is_linked(path) or _open_entry(path.parent).depends_on:
         return
     try:
         write_json(path, {"depends": depends, "recipe": recipe})

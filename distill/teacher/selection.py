@@ -15,7 +15,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Teacher
 from distill.recipe.validation import value_text
-from distill.runs import run_identity
+from distill.runs import check_same_run
 from distill.runs.run_folder import (
     RunFolder,
     open_finished,
@@ -202,7 +202,7 @@ def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
 
 def teachers_fingerprint(recipe: Recipe) -> str:
     """Return the fingerprints of the teachers' weights, joined by `+`; empty if there is none."""
-    return run_identity.teachers_fingerprint(named_teachers(recipe))
+    return check_same_run.teachers_fingerprint(named_teachers(recipe))
 
 
 def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
@@ -242,7 +242,7 @@ def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> l
     result.json has the same fingerprint and number of held-out images, since it can be edited.
     """
     result, teacher_recipe = run.result(), recipes.read(run.recipe)
-    if "recipe_fingerprint" not in result or not run_identity.has_recipe_of_result(run):
+    if "recipe_fingerprint" not in result or not check_same_run.has_recipe_of_result(run):
         return [
             f"{run.recipe} is not the recipe that teacher {run.path} finished with, so it is "
             "unknown whether it was trained on images that are held out here; restore the file, "

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.data import user_cache
+from distill.data import array_cache
 from distill.data.augment.augment_schedule import Pipeline
 from distill.data.loader import Loader, View
 from distill.models.features import ModelOutput
@@ -117,13 +117,15 @@ class CachedTeacher:
         """Count the cached views of the first `epochs` epochs. Reads every file once."""
         shape = tuple(self.loader.targets.shape)
         keys = list(self._keys(epochs))
-        cached = [key for key in keys if user_cache.is_cached(key)]
-        readable = sum(user_cache.load_cached(key, shape, np.float16) is not None for key in cached)
+        cached = [key for key in keys if array_cache.is_cached(key)]
+        readable = sum(
+            array_cache.load_cached(key, shape, np.float16) is not None for key in cached
+        )
         return CachedViews(len(keys), readable, len(cached) - readable)
 
     def folders(self, epochs: int) -> list[Path]:
         """Return the cache folder and all folders in it that the first `epochs` epochs use."""
-        top = user_cache.cache_folder()
+        top = array_cache.cache_folder()
         return [
             top,
             cache_files.logits_folder(),
@@ -221,7 +223,7 @@ class ViewCache:
         self.is_unsaved = False
         shape = tuple(teacher.loader.targets.shape)
         self.required = _required_samples(view, teacher.loader, mixed=mixed)
-        found = user_cache.load_cached(self.key, shape, np.float16) if teacher.trusted else None
+        found = array_cache.load_cached(self.key, shape, np.float16) if teacher.trusted else None
         is_whole = found is not None and not np.isnan(found[self.required]).any()
         self.complete = on_all_processes(is_whole)
         logits = np.full(shape, np.nan, np.float16) if found is None else found
@@ -253,7 +255,7 @@ class ViewCache:
             number, teacher = self.view.number, self.teacher
             depends = teacher.depends_on(number, self.view.pipeline, mixed=self.mixed)
             cache_files.write_description(depends, teacher.origin(number).recipe)
-            user_cache.save_cached(self.key, logits)
+            array_cache.save_cached(self.key, logits)
 
 
 def _required_samples(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ Figures = Mapping[str, Any]
 def seeds_table(summary: Figures) -> RenderableType:
     """Show one row per seed, then mean and spread, and the difference from the control if any.
 
-    `summary`: the result of `distill.sweep.paired_seeds.summary`; shares are shown in percent.
+    `summary`: the result of `recipe_and_control_seeds.summary`; shares are shown in percent.
     """
     has_control = "control" in summary
     table = blank_table(padding=2)

@@ -41,7 +41,7 @@ from distill.teacher.teacher import (
 )
 from distill.training import optim
 from distill.training.divergence import DivergenceMonitor
-from distill.training.rank_agreement import RankAgreement
+from distill.training.process_agreement import ProcessAgreement
 from distill.training.state import TrainState
 from students.resnet import ResNet
 
@@ -171,7 +171,7 @@ def build_state(
         settings=recipe.train,
         folder=folder,
         identity=identity,
-        ranks=RankAgreement(accel),
+        ranks=ProcessAgreement(accel),
         divergence=DivergenceMonitor(accel),
     )
     # With a budget in minutes: one epoch, until the speed is measured.

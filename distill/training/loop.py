@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.data import rng
 from distill.data.loader import Batch
 from distill.errors import Failure, UserError
-from distill.evaluation.predict import evaluate_network
+from distill.evaluation.predict_split import evaluate_network
 from distill.events import (
     IMAGES_PER_S,
     LR,

@@ -15,8 +15,8 @@ from distill.files.run_json import LONGEST_REASON
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs.run_folder import RunFolder
-from distill.training import saved_state
-from distill.training.saved_state import UnfitState
+from distill.training import check_saved_state
+from distill.training.check_saved_state import UnfitState
 from distill.training.state import BestEpoch, TrainState
 
 ALWAYS = ("data", "teacher")  # the fingerprints that checkpoints of every version have
@@ -213,7 +213,7 @@ def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]
 
     Raises UnfitState, before anything is loaded, if a part does not fit this run.
     """
-    fitting = saved_state.checked_state(state, tensors, progress)
+    fitting = check_saved_state.checked_state(state, tensors, progress)
     for name, part in state.stateful.items():
         if name in fitting:  # a scaler is new if the device changed, and keeps its initial state
             part.load_state_dict(fitting[name])

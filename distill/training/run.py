@@ -20,19 +20,19 @@ from distill.components.data_pipeline import TrainValSplit, split_images
 from distill.components.device import build_accelerator
 from distill.components.network import build_network, network_name, to_device
 from distill.components.read_test_split import SplitIdentity, check_test, identify_test, test_split
-from distill.data import user_cache
+from distill.data import array_cache
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
 from distill.errors import Failure, UserError
 from distill.evaluation import final_test, write_results
-from distill.evaluation.predict import evaluate_network
+from distill.evaluation.predict_split import evaluate_network
 from distill.events import End, Event, Start
 from distill.format import counted
 from distill.models import checkpoint, out_of_memory
 from distill.models.cost import count_parameters
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import lock, run_folder, run_identity
+from distill.runs import check_same_run, lock, run_folder
 from distill.runs.lock import LockHolder
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
@@ -236,7 +236,7 @@ def _on_gpu(state: TrainState) -> bool:
 def _check_resumable(folder: RunFolder, request: TrainingRequest) -> None:
     """Raise UserError if the folder's run has another recipe than the request."""
     if folder.is_run:
-        run_identity.check_same(folder, request.recipe)
+        check_same_run.check_same(folder, request.recipe)
 
 
 def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
@@ -300,7 +300,7 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
         return float(cached)
     top1 = evaluate_network(teacher, checked, accel)["top1"]
     if accel.is_main_process:
-        user_cache.save_cached(key, np.array(top1))
+        array_cache.save_cached(key, np.array(top1))
     return top1
 
 
@@ -308,10 +308,10 @@ def _cached_accuracy(key: str) -> float | None:
     """A teacher's accuracy in the cache; None if it is absent, no accuracy, or if other users may
     change it: result.json will contain it.
     """
-    folders = user_cache.cache_folder(), user_cache.cache_folder() / "teachers"
-    if any(map(user_cache.writable_by_others, folders)):
+    folders = array_cache.cache_folder(), array_cache.cache_folder() / "teachers"
+    if any(map(array_cache.writable_by_others, folders)):
         return None
-    cached = user_cache.load_cached(key, (), np.float64)
+    cached = array_cache.load_cached(key, (), np.float64)
     return float(cached) if cached is not None and 0 <= cached <= 1 else None
 
 

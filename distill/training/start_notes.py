@@ -9,7 +9,7 @@ from torch import nn
 
 from distill.components.data_pipeline import TrainValSplit
 from distill.components.read_test_split import SplitIdentity
-from distill.data import user_cache
+from distill.data import array_cache
 from distill.data.sources import load_data_set
 from distill.format import counted
 from distill.recipe.recipes import Recipe
@@ -127,7 +127,7 @@ def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
     the teacher's.
     """
     for folder in folders:
-        if why := user_cache.writable_by_others(folder):
+        if why := array_cache.writable_by_others(folder):
             yield (
                 f"other users may change the cached logits in {folder}: {why}; use it only if you "
                 "trust them, or set UNDERSTUDY_CACHE to a folder of your own"

@@ -19,7 +19,7 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import LiveTeacher, OneTeacherPerView, Teacher
 from distill.training.divergence import DivergenceMonitor
 from distill.training.estimate import FirstSteps
-from distill.training.rank_agreement import RankAgreement
+from distill.training.process_agreement import ProcessAgreement
 from distill.training.running_means import RunningMeans
 from distill.training.signals import StopSignal
 
@@ -57,7 +57,7 @@ class TrainState:
     settings: Train  # how often it logs and saves, what it validates, whether it retries
     folder: RunFolder
     identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
-    ranks: RankAgreement
+    ranks: ProcessAgreement
     divergence: DivergenceMonitor
     stop_signal: StopSignal = field(default_factory=StopSignal)
     first_steps: FirstSteps = field(default_factory=FirstSteps)  # of this process, timed

@@ -18,7 +18,7 @@ from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import accuracy_statistics, evaluate, robustness
 from distill.evaluation.evaluate import EvalOptions
-from distill.evaluation.predict import FlipTTA, SixViewTTA, logits_and_labels
+from distill.evaluation.predict_split import FlipTTA, SixViewTTA, logits_and_labels
 from distill.evaluation.write_results import read_evaluation, write_evaluation
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json

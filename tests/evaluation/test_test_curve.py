@@ -14,12 +14,12 @@ from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.evaluation.evaluate import evaluate_run
-from distill.evaluation.predict import evaluate_network
+from distill.evaluation.predict_split import evaluate_network
 from distill.events import Step
 from distill.models import epoch_weights
 from distill.recipe import recipes
+from distill.runs.check_same_run import check_same
 from distill.runs.run_folder import RunFolder
-from distill.runs.run_identity import check_same
 from distill.training.run import TrainingRequest, train_and_test
 from distill.training.signals import Request, Stopped
 from tests.make_runs import train, two_epochs

@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from distill.export import huggingface, label_images, model_card
+from distill.export import huggingface, model_card, predictions_csv
 from distill.export.finished_run import load_finished
 from distill.report import comparison, page, run_report, table_html_csv_latex
 from distill.report.page import FigureBlock, Table
@@ -200,8 +200,10 @@ def test_predictions_are_a_csv_of_as_many_rows(tmp_path):
     for k, ten in enumerate(TENS):
         shares = np.full((10, 10), 0.1)
         out = tmp_path / f"{k}.csv"
-        label_images.write(
-            label_images.LabelledImages(tuple(ten), shares, tuple(ten), ()), out, probabilities=True
+        predictions_csv.write(
+            predictions_csv.LabelledImages(tuple(ten), shares, tuple(ten), ()),
+            out,
+            probabilities=True,
         )
         rows = [*csv.reader(io.StringIO(out.read_text("utf-8")))]
         assert len(rows) == 11 and {len(row) for row in rows} == {11}

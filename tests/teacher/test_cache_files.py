@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from distill.data import user_cache
+from distill.data import array_cache
 from distill.errors import UserError
 from distill.teacher import cache_files
 from distill.terminal.recipe_and_cache_tables import cache_table
@@ -108,8 +108,8 @@ def test_markup_and_escapes_are_shown_as_text(entry: Path) -> None:
 def test_linked_entry_is_not_used_or_deleted(entry: Path, elsewhere: Path) -> None:
     entry.rmdir()
     entry.symlink_to(elsewhere / KEY)
-    user_cache.save_cached(f"targets/{KEY}/view-00000", np.zeros(2))
-    assert not user_cache.is_cached(f"targets/{KEY}/file")
+    array_cache.save_cached(f"targets/{KEY}/view-00000", np.zeros(2))
+    assert not array_cache.is_cached(f"targets/{KEY}/file")
     assert cache_files.list_entries() == []
     with pytest.raises(UserError, match="cannot be deleted"):
         cache_files.delete_entry(cache_files.CacheEntry(entry))
@@ -120,7 +120,7 @@ def test_linked_array_is_not_read(entry: Path, elsewhere: Path) -> None:
     np.savez(elsewhere / KEY / "view-00000.npz", array=np.zeros(2))
     entry.rmdir()
     entry.symlink_to(elsewhere / KEY)
-    assert user_cache.load_cached(f"targets/{KEY}/view-00000", None, np.float64) is None
+    assert array_cache.load_cached(f"targets/{KEY}/view-00000", None, np.float64) is None
 
 
 def test_linked_entry_gets_no_description(entry: Path, elsewhere: Path) -> None:
@@ -142,7 +142,7 @@ def test_linked_folder_of_all_logits_is_refused(entry: Path, elsewhere: Path) ->
     ):
         with pytest.raises(UserError, match="targets is a symbolic link"):
             command()
-    user_cache.save_cached("targets/a/view-00000", np.zeros(2))
+    array_cache.save_cached("targets/a/view-00000", np.zeros(2))
     cache_files.write_description({"seed": 1}, "")
     assert os.listdir(elsewhere) == [KEY]
 
@@ -150,8 +150,8 @@ def test_linked_folder_of_all_logits_is_refused(entry: Path, elsewhere: Path) ->
 def test_linked_cache_folder_is_used(entry: Path, tmp_path: Path, elsewhere: Path) -> None:
     (tmp_path / "cache").rename(tmp_path / "disk")
     (tmp_path / "cache").symlink_to(tmp_path / "disk")
-    user_cache.save_cached(f"targets/{KEY}/view-00000", np.zeros(2))
-    assert user_cache.load_cached(f"targets/{KEY}/view-00000", None, np.float64) is not None
+    array_cache.save_cached(f"targets/{KEY}/view-00000", np.zeros(2))
+    assert array_cache.load_cached(f"targets/{KEY}/view-00000", None, np.float64) is not None
     assert [found.views for found in cache_files.list_entries()] == [[0]]
 
 

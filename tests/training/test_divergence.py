@@ -12,7 +12,7 @@ from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.training import loop, run
 from distill.training.divergence import Diverged, DivergenceMonitor
-from distill.training.repeat_step import repeat_step
+from distill.training.reproduce_step import repeat_step
 from distill.training.signals import Stopped
 from tests.make_runs import two_epochs
 from tests.training.test_resume import journalled, read

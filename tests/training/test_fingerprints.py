@@ -19,7 +19,7 @@ from distill.recipe import recipes
 from distill.runs.compare_two_runs import compare
 from distill.runs.run_folder import RunFolder, write_json
 from distill.training import environment, run
-from distill.training.repeat_step import repeat_step
+from distill.training.reproduce_step import repeat_step
 from tests.make_runs import train
 
 SMALL = (

@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from distill.data.loader import Batch
-from distill.evaluation.predict import evaluate_network
+from distill.evaluation.predict_split import evaluate_network
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.teacher.teacher import FrozenTeacher, LiveTeacher, Teacher, TeacherOutput

@@ -16,7 +16,7 @@ from torch.distributed import DistBackendError
 from distill.models import checkpoint
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
-from distill.training.rank_agreement import is_lost_process
+from distill.training.process_agreement import is_lost_process
 from tests.training.test_processes import ROOT, TORCHRUN, free_port, launch, torchrun_options
 
 pytestmark = pytest.mark.multi

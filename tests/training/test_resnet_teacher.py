@@ -18,7 +18,7 @@ from distill.runs.run_folder import RunFolder
 from distill.terminal.progress import head_lines
 from distill.training import run
 from distill.training.loop import step
-from distill.training.repeat_step import repeat_step
+from distill.training.reproduce_step import repeat_step
 from students.design import Design
 from students.resnet import ResNet
 from tests.cli.command_line import RunCli

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import UnsuitableRecipe
-from distill.evaluation import predict as prediction
+from distill.evaluation import predict_split as prediction
 from distill.events import TOTAL, Step, loss_name
 from distill.recipe import recipes
 from distill.runs.journal import read

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 from distill.components.network import build_design, load_trained
-from distill.data import user_cache
+from distill.data import array_cache
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import write_results as result
@@ -25,7 +25,7 @@ from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes
-from distill.runs import run_identity
+from distill.runs import check_same_run
 from distill.runs.run_folder import RunFolder
 from distill.runs.teacher_student_summary import closing_rows
 from distill.training import run
@@ -322,10 +322,10 @@ def test_a_run_is_not_resumed_with_another_teacher(
     shutil.copytree(teacher, tmp_path / "moved")
     shutil.copytree(distilled[0].path, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    run_identity.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
+    check_same_run.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
     weights = RunFolder(other_teacher).result()["weights"]
     with pytest.raises(UserError, match=rf"\n  the teacher's weights: \w+ -> {weights}\nGive the"):
-        run_identity.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
+        check_same_run.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
     folder.result_file.unlink()
     with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it started"):
         train(folder.path, *two_epochs(other_teacher), resume=True)
@@ -552,12 +552,12 @@ def test_unreadable_result_is_refused_before_training(teacher, tmp_path, monkeyp
 
 
 def test_cached_accuracy_above_one_is_measured_again(teacher, tmp_path, monkeypatch) -> None:
-    load = user_cache.load_cached
+    load = array_cache.load_cached
 
     def forged(key: str, *kind: object) -> object:
         return np.array(7.0) if key.startswith("teachers/") else load(key, *kind)
 
-    monkeypatch.setattr(user_cache, "load_cached", forged)
+    monkeypatch.setattr(array_cache, "load_cached", forged)
     resolved = recipes.load("tiny", two_epochs(teacher))
     request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
     assert 0 <= next(run.train_and_test(request)).teacher_top1 <= 1

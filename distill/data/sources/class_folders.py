@@ -15,7 +15,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.data import user_cache
+from distill.data import array_cache
 from distill.data.image_set import CHANNELS, SIDE, ImageSet, Progress, Split, fault_of_names
 from distill.data.sources import pictures
 from distill.data.sources.pictures import MODES, SUFFIXES
@@ -77,11 +77,11 @@ def load(folders: ClassFolders, split: Split, progress: Progress | None = None) 
     key = (
         f"decoded/{_key(folders, paths, _ProgressReport(f'reading {split}', len(paths), progress))}"
     )
-    images = user_cache.load_verified(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
+    images = array_cache.load_verified(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
     if images is None:
         report = _ProgressReport(f"decoding {split}", len(paths), progress)
         images, decoded_key = _decode(folders, paths, report)
-        user_cache.save_verified(f"decoded/{decoded_key}", images)
+        array_cache.save_verified(f"decoded/{decoded_key}", images)
     counts = [len(files) for files in listing.files]
     labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return ImageSet(images, labels, listing.class_names)

@@ -11,11 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from distill.data.array_cache import cache_folder
 from distill.data.image_set import ImageSet, Progress, Split, count_shared_images, subset
 from distill.data.sources import cifar, class_folders, synthetic
 from distill.data.sources.cifar import Batches, Layout
 from distill.data.sources.class_folders import ClassFolders
-from distill.data.user_cache import cache_folder
 from distill.errors import UserError
 
 # Re-exported from image_set.py.

@@ -8,7 +8,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from distill.data import image_set, user_cache
+from distill.data import array_cache, image_set
 from distill.data.sources import class_folders, images_to_predict, load_data_set, pictures
 from distill.errors import UserError
 
@@ -275,13 +275,13 @@ def test_unwritable_cache_costs_only_time(tmp_path: Path, own_cache: Path) -> No
 
 
 def test_cache_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert user_cache.cache_folder() == tmp_path / "cache"
+    assert array_cache.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("UNDERSTUDY_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert user_cache.cache_folder() == tmp_path / "xdg/understudy"
+    assert array_cache.cache_folder() == tmp_path / "xdg/understudy"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert user_cache.cache_folder() == tmp_path / "home/.cache/understudy"
+    assert array_cache.cache_folder() == tmp_path / "home/.cache/understudy"
 
 
 def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_images_that_were_decoded_otherwise_are_decoded_again(
         content, name = path.read_bytes(), path.relative_to(root).as_posix()
         state.update(f"\n{name}\n{len(content)}\n".encode() + content)
     stale = np.zeros((len(paths), 3, 32, 32), np.uint8)
-    user_cache.save_cached(f"decoded/{state.hexdigest()}", stale)
+    array_cache.save_cached(f"decoded/{state.hexdigest()}", stale)
     assert load_data_set.load(str(root), "train").images.any()
 
 
@@ -373,7 +373,7 @@ def test_cache_that_others_may_change_is_ignored(
     if change == "pixels":  # their digest is that of other pixels
         np.savez(cached, **kept | {"array": pixels_of_others})
     else:  # a right digest, by whoever may write here
-        user_cache.save_verified(f"decoded/{cached.stem}", pixels_of_others)
+        array_cache.save_verified(f"decoded/{cached.stem}", pixels_of_others)
         if change == "file mode":
             cached.chmod(0o666)
         elif change == "folder mode":

@@ -11,7 +11,7 @@ from PIL import Image
 from distill.cli import data_command
 from distill.data.sources import load_data_set
 from distill.data.sources.cifar import CIFAR10, CIFAR100, Layout
-from distill.data.split import split
+from distill.data.split_by_content import split
 from distill.errors import Failure, UserError
 from tests.data.sources import test_cifar
 

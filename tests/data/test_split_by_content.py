@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from distill.data.image_set import ImageSet, subset
 from distill.data.sources import synthetic
-from distill.data.split import split
+from distill.data.split_by_content import split
 from distill.errors import UserError
 
 

@@ -21,7 +21,7 @@ from distill.components.network import load_trained, to_device
 from distill.data.image_set import ImageSet, Progress
 from distill.data.sources import images_to_predict
 from distill.errors import Failure, UserError
-from distill.evaluation.predict import BATCH, check_finite, logits_and_labels
+from distill.evaluation.predict_split import BATCH, check_finite, logits_and_labels
 from distill.files.safe_text import csv_cell
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder

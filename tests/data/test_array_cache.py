@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.data import user_cache
+from distill.data import array_cache
 
 KEY, SHAPE = "targets/abc/view-00000", (2000, 1000)  # 4 MB: a write takes milliseconds
 OTHER_GROUP = 12_345
 WRITER = """
 import sys, numpy as np
-from distill.data import user_cache as cache
+from distill.data import array_cache as cache
 print(flush=True)
 while True:
     cache.save_cached(sys.argv[1], np.full((2000, 1000), 7, np.float16))
@@ -50,10 +50,10 @@ def end(process: subprocess.Popen[str]) -> None:
 def test_two_writers_and_a_reader_never_meet() -> None:
     writers = [writer(), writer()]
     try:
-        while not user_cache.is_cached(KEY):
+        while not array_cache.is_cached(KEY):
             time.sleep(0.01)
         for _ in range(50):
-            found = user_cache.load_cached(KEY, SHAPE, np.float16)
+            found = array_cache.load_cached(KEY, SHAPE, np.float16)
             assert found is not None
             assert (found == 7).all()
     finally:
@@ -62,28 +62,28 @@ def test_two_writers_and_a_reader_never_meet() -> None:
 
 
 def test_a_kill_while_writing_leaves_what_was_there() -> None:
-    user_cache.save_cached(KEY, np.full(SHAPE, 7, np.float16))
+    array_cache.save_cached(KEY, np.full(SHAPE, 7, np.float16))
     for milliseconds in range(0, 40, 8):
         process = writer()
         time.sleep(milliseconds / 1000)
         end(process)
-        found = user_cache.load_cached(KEY, SHAPE, np.float16)
+        found = array_cache.load_cached(KEY, SHAPE, np.float16)
         assert found is not None
         assert (found == 7).all()
 
 
 def test_unwritable_array_is_not_cached(own_cache: Path) -> None:
     (own_cache / "targets").write_text("a file where a folder should be")
-    user_cache.save_cached(KEY, np.zeros(SHAPE, np.float16))
-    assert user_cache.load_cached(KEY, SHAPE, np.float16) is None
-    assert not user_cache.is_cached(KEY)
+    array_cache.save_cached(KEY, np.zeros(SHAPE, np.float16))
+    assert array_cache.load_cached(KEY, SHAPE, np.float16) is None
+    assert not array_cache.is_cached(KEY)
 
 
 def test_another_kind_is_not_found() -> None:
-    user_cache.save_cached(KEY, np.zeros((3, 2), np.float16))
-    assert user_cache.load_cached(KEY, (2, 3), np.float16) is None
-    assert user_cache.load_cached(KEY, (3, 2), np.float32) is None
-    assert user_cache.load_cached(KEY, None, np.float16) is not None
+    array_cache.save_cached(KEY, np.zeros((3, 2), np.float16))
+    assert array_cache.load_cached(KEY, (2, 3), np.float16) is None
+    assert array_cache.load_cached(KEY, (3, 2), np.float32) is None
+    assert array_cache.load_cached(KEY, None, np.float16) is not None
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_a_folder_that_others_may_write_is_found(tmp_path: Path, mode: int, foun
     folder.chmod(mode)
     if os.geteuid() != 0 and mode == 0o775:  # only root gives a folder to another group
         found = ""
-    assert user_cache.writable_by_others(folder) == found
+    assert array_cache.writable_by_others(folder) == found
 
 
 def test_a_folder_of_another_user_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = os.stat_result((stat.S_IFDIR | 0o700, 0, 0, 1, os.geteuid() + 1, 0, 0, 0, 0, 0))
     monkeypatch.setattr(Path, "stat", lambda _: known)
-    assert user_cache.writable_by_others(tmp_path) == "it belongs to another user"
+    assert array_cache.writable_by_others(tmp_path) == "it belongs to another user"
 
 
 def test_group_of_one_user_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,5 +118,5 @@ def test_group_of_one_user_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> 
     for members, is_private in (([], True), (["me"], True), (["me", "you"], False)):
         group = grp.struct_group(("me", "", 8, members))
         monkeypatch.setattr(grp, "getgrgid", lambda _, group=group: group)
-        assert user_cache._is_private(8) == is_private
-    assert not user_cache._is_private(9)
+        assert array_cache._is_private(8) == is_private
+    assert not array_cache._is_private(9)

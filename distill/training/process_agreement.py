@@ -1,4 +1,4 @@
-"""Agree across ranks on saving and stopping.
+"""Agree across processes on saving and stopping.
 
 A signal or a clock reaches one process; all processes must act on it after the same step. After
 every step each process exchanges its request with the others, over a separate connection between
@@ -37,7 +37,7 @@ def is_lost_process(error: Exception) -> bool:
     )
 
 
-class RankAgreement:
+class ProcessAgreement:
     """Agrees on the largest request among all processes: the most urgent one.
 
     With more than one process a call returns the result of the previous step, so that no step waits

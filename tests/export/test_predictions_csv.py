@@ -15,7 +15,7 @@ from PIL import Image
 import cli
 from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
-from distill.export import label_images as room
+from distill.export import predictions_csv as room
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
