@@ -80,20 +80,26 @@ def _weights_sha256(run: RunFolder) -> str:
 
 
 def has_recipe_of_result(run: RunFolder) -> bool:
-    """Whether a finished run's recipe.toml is the one in its result.json, [about] aside. True for a
-    result of an earlier version without the fingerprint.
+    """Whether a finished run's recipe.toml is the one in its result.json, apart from [about] and
+    the paths of data and teachers, which may have been moved.
 
-    Two fingerprints are valid: of all keys, and of those in the file, which is what a version
-    without the later keys computed. Raises UserError if a file cannot be read.
+    True for a result of an earlier version without the fingerprint. Two fingerprints are valid: of
+    all keys, and of those in the file, which is what a version without the later keys computed.
+    Raises UserError if a file cannot be read.
     """
-    recorded = run.result().get("recipe_fingerprint")
+    result = run.result()
+    recorded = result.get("recipe_fingerprint")
     if recorded is None:
         return True
-    prints = (
-        recipes.fingerprint(recipes.read(run.recipe)),
+    recipe = recipes.read(run.recipe)
+    as_recorded = recipes.with_source(recipe, result["data"]["source"])
+    if recipe.teacher is not None and result.get("teacher"):
+        as_recorded = recipes.with_teacher(as_recorded, result["teacher"]["runs"])
+    return recorded in (
+        recipes.fingerprint(recipe),
+        recipes.fingerprint(as_recorded),
         recipes.fingerprint_as_written(run.recipe),
     )
-    return recorded in prints
 
 
 def check_recipe_of_result(run: RunFolder) -> None:

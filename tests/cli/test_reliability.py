@@ -116,7 +116,7 @@ def test_lock_of_a_killed_process_is_taken(
     del progress["recipe"]  # so that the shorter recipe is taken for its own
     progress["total_steps"] = progress["total_steps"] // 100000 * epochs
     checkpoint.save(run / "last", tensors, progress)
-    halves = run / f".result.json.{long_run.pid}", run / ".journal.jsonl.1"
+    halves = run / ".result.json.0123456789ab", run / ".journal.jsonl.ba9876543210"
     for half in halves:
         half.touch()
     short = ["--set", f"train.epochs={epochs}"]

@@ -36,6 +36,13 @@ def test_edited_activation_is_refused(distilled: tuple[RunFolder, object], tmp_p
         load_trained(run)
 
 
+def test_paths_may_be_edited(distilled: tuple[RunFolder, object], tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(distilled[0].path, tmp_path / "run"))
+    recipe = recipes.with_source(recipes.read(run.recipe), "moved/data")
+    run.recipe.write_text(recipes.dumps(recipes.with_teacher(recipe, ["moved/teacher"])))
+    load_trained(run)
+
+
 def test_lab_note_may_be_edited(copied: RunFolder) -> None:
     recipe = recipes.read(copied.recipe)
     about = recipe.about.model_copy(update={"claim": "mine"})
