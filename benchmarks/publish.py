@@ -32,7 +32,7 @@ from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import saved_predictions
-from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
+from distill.runs.run_folder import RunFolder, file_sha256, open_finished, write_json, write_text
 
 MAX_BYTES = 10_000_000  # of the weights: the folder is committed to a repository
 ABSOLUTE_PATH = re.compile(r"(?<![^\s'\"(=])/[^\s,;:'\")]+")
@@ -65,7 +65,7 @@ def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
     result["data"]["source"] = recipe.data.source
     write_json(to.result_file, named(result))
     result["metrics"] = result["metrics"] | measured(run, to, source)
-    result["evaluation"] = checkpoint.weights_fingerprint(to.evaluation)
+    result["evaluation"] = file_sha256(to.evaluation)
     write_json(to.result_file, named(result))
     return result
 

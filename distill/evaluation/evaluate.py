@@ -27,7 +27,7 @@ from distill.evaluation.predict_split import (
 from distill.evaluation.robustness import robustness
 from distill.format import describe_class_difference
 from distill.metrics import Array, confusion
-from distill.models import checkpoint, cost
+from distill.models import cost
 from distill.recipe import recipes
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
@@ -255,7 +255,7 @@ def _teacher_logits(run: EvaluatedRun) -> Array:
         return run.saved["teacher_logits"]
     folders = [run_folder.open_finished(path) for path in known["runs"]]
     nets = [load_trained(folder) for folder in folders]
-    weights = [checkpoint.weights_fingerprint(folder.weights(folder.role)) for folder in folders]
+    weights = [run_folder.file_sha256(folder.weights(folder.role)) for folder in folders]
     if "+".join(weights) != known["fingerprint"]:
         raise UserError(f"{' + '.join(known['runs'])} has other weights than during the training")
     combined = combine_teachers(recipes.read(run.folder.recipe), nets)

@@ -15,10 +15,9 @@ from distill.evaluation import write_results
 from distill.evaluation.predict_split import logits_and_labels, to_host
 from distill.events import measure_name
 from distill.metrics import measures
-from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs import lock
-from distill.runs.run_folder import IS_TESTED, RunFolder, is_tested, write_json
+from distill.runs.run_folder import IS_TESTED, RunFolder, file_sha256, is_tested, write_json
 from distill.teacher import selection
 from distill.teacher.teacher import FrozenTeacher
 
@@ -69,5 +68,5 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
             to_device(teacher, accel.device)
         net = to_device(load_trained(folder), accel.device)
         result["metrics"] |= measure_on_test(folder, net, teacher, split.held_out, test, accel)
-        result["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
+        result["evaluation"] = file_sha256(folder.evaluation)
         write_json(folder.result_file, result)

@@ -20,7 +20,7 @@ from distill.models.epoch_weights import saved_epochs, weights_path
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import check_same_run
-from distill.runs.run_folder import RunFolder, write_json
+from distill.runs.run_folder import RunFolder, file_sha256, write_json
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 TESTED_MEASURES = {measure_name(measure, split) for measure in MEASURES for split in SPLITS}
@@ -44,9 +44,7 @@ def measure_epochs(
             f"run {folder.path} saved the weights of no epoch, so it has no test curve.\n"
             "Train it with --set train.keep_epochs=1, and draw the curve of that run."
         )
-    weights = {
-        epoch: checkpoint.weights_fingerprint(weights_path(folder, epoch)) for epoch in epochs
-    }
+    weights = {epoch: file_sha256(weights_path(folder, epoch)) for epoch in epochs}
     cached = _cached_measures(folder)
     if any(cached.get(sha256) is None for sha256 in weights.values()):
         for sha256, measures in _measure_new(

@@ -15,11 +15,10 @@ from distill.errors import UserError
 from distill.events import End, Start
 from distill.files import run_json
 from distill.metrics import Array
-from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import saved_predictions
-from distill.runs.run_folder import IS_TESTED, RunFolder, write_bytes, write_json
+from distill.runs.run_folder import IS_TESTED, RunFolder, file_sha256, write_bytes, write_json
 
 N_MISTAKES = 64  # the most confident ones, saved with their pixels
 ROUNDING = 1e-3  # tolerance, of the largest logit: other devices or process counts round otherwise
@@ -42,9 +41,9 @@ def write_result(
     `class_names_fingerprint`; `teachers`: the fingerprint of their weights.
     """
     result = _figures(recipe, start, end, data, teachers)
-    result["weights"] = checkpoint.weights_fingerprint(folder.weights(start.role))
+    result["weights"] = file_sha256(folder.weights(start.role))
     if is_tested:
-        result["evaluation"] = checkpoint.weights_fingerprint(folder.evaluation)
+        result["evaluation"] = file_sha256(folder.evaluation)
     else:
         result[IS_TESTED] = False
     write_json(folder.result_file, result)

@@ -249,16 +249,3 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
     if faults:
         raise UserError(f"{path} does not hold the weights of this network: {'; '.join(faults)}.")
     net.load_state_dict(weights)
-
-
-def weights_fingerprint(path: Path) -> str:
-    """Return the sha256 of a weights file, which identifies a teacher.
-
-    Raises UserError if it is no file or too large; OSError.
-    """
-    try:
-        return regular_file.sha256_of(path, LARGEST_STATE)
-    except InvalidFile as fault:
-        raise UserError(
-            f"{path} cannot be read as weights: {fault}.\n{run_json.RETRAIN}"
-        ) from fault

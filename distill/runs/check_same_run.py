@@ -6,14 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill.errors import UserError
-from distill.files import regular_file, run_json
-from distill.files.regular_file import InvalidFile
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
-from distill.runs.run_folder import RunFolder, open_finished
+from distill.runs.run_folder import RunFolder, file_sha256, open_finished
 
-LARGEST_WEIGHTS = 16 << 30  # bytes of a weights file
 NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}
 TESTED = {  # keys of "data" in result.json that identify the test split
     "test split": "test_fingerprint",
@@ -64,19 +61,7 @@ def teachers_fingerprint(runs: Iterable[RunFolder]) -> str:
     """Return the fingerprint of the teachers' weights: the sha256 of each file, hex, joined by `+`;
     empty without a teacher.
     """
-    return "+".join(map(_weights_sha256, runs))
-
-
-def _weights_sha256(run: RunFolder) -> str:
-    path = run.weights(run.role)
-    try:
-        return regular_file.sha256_of(path, LARGEST_WEIGHTS)
-    except InvalidFile as fault:
-        raise UserError(
-            f"{path} cannot be read as weights: {fault}.\n{run_json.RETRAIN}"
-        ) from fault
-    except OSError as fault:
-        raise UserError(f"{path} cannot be read as weights: {fault.strerror}.") from fault
+    return "+".join(file_sha256(run.weights(run.role)) for run in runs)
 
 
 def has_recipe_of_result(run: RunFolder) -> bool:

@@ -110,7 +110,8 @@ def check_single_file(path: Path, option: str) -> None:
 
 def check_lock_file(path: Path, option: str = "--out") -> None:
     """Raise UserError if taking the lock would change another file: if the lock file is a symbolic
-    link, a hard link to a file that is not empty, a pipe or a device.
+    link, a pipe or a device, or is not empty: the program's lock files are empty, and taking a lock
+    empties the file.
     """
     advice = f"Delete it, or choose another {option}."
     if path.is_symlink():
@@ -120,9 +121,10 @@ def check_lock_file(path: Path, option: str = "--out") -> None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is a pipe or a device.\n{advice}")
-    if status.st_nlink > 1 and status.st_size:
+    if status.st_size:
         raise UserError(
-            f"{path} is a hard link to a file that is not empty, and would be emptied.\n{advice}"
+            f"{path} is not empty, so this program did not write it; locking would empty it.\n"
+            f"{advice}"
         )
 
 
@@ -151,9 +153,9 @@ def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
         return None, False
     lock_file = folder / ".lock"
     try:
+        if lock_file.is_file() and not lock_file.is_symlink() and lock_file.stat().st_size:
+            return recorded, False  # this program's lock files are empty
         check_lock_file(lock_file)
-        if lock_file.exists() and lock_file.stat().st_size:
-            return recorded, False  # it is the user's: ours are empty, and taking it empties it
         lock = FileLock(lock_file, blocking=False)
         lock.acquire()
     except (UserError, Timeout, OSError):

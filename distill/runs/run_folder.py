@@ -28,7 +28,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from distill.errors import UserError
-from distill.files import run_json
+from distill.files import regular_file, run_json
 from distill.files.safe_text import is_utf8
 from distill.runs import lock
 
@@ -47,6 +47,7 @@ NEVER_REPLACED = ("tensorboard", "report_files", "report_files/figures", "report
 PARTIAL_FILE = re.compile(
     rf"[.]({'|'.join(map(re.escape, FILES))})[.][0-9a-f]{{12}}"  # by `write_bytes`
 )
+LARGEST_FILE = 16 << 30  # bytes of weights or predictions
 ADVICE = "Choose another --out."
 IS_TESTED = "is_tested"  # false in result.json of a trial not measured on the test split
 RUNS = Path("runs")  # the default parent folder of runs
@@ -146,6 +147,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError:
         new.unlink(missing_ok=True)  # a partial file takes space on a full disk
         raise
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256, hex, of a run's file: weights or predictions.
+
+    Raises UserError if it cannot be read, is not a regular file or has more than 16 GiB.
+    """
+    try:
+        return regular_file.sha256_of(path, LARGEST_FILE)
+    except regular_file.InvalidFile as fault:
+        raise UserError(f"{path} cannot be read: {fault}.\n{run_json.RETRAIN}") from fault
+    except OSError as fault:
+        raise UserError(f"{path} cannot be read: {fault.strerror}.") from fault
 
 
 def delete_partial_files(folder: RunFolder) -> None:

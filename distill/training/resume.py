@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.files.run_json import LONGEST_REASON
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.checkpoint import DamagedCheckpoint
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, file_sha256
 from distill.training import check_saved_state
 from distill.training.check_saved_state import UnfitState
 from distill.training.state import BestEpoch, TrainState
@@ -249,5 +249,5 @@ def _check_best(folder: RunFolder, best: BestEpoch) -> None:
     changed.
     """
     path = best_file(folder, best)
-    if best.weights and (not path.exists() or checkpoint.weights_fingerprint(path) != best.weights):
+    if best.weights and (not path.exists() or file_sha256(path) != best.weights):
         raise DamagedCheckpoint(f"{path} is {'damaged' if path.exists() else 'missing'}")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from distill.models import checkpoint
 from distill.runs.journal import without_nan
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, file_sha256
 from tests.cli.command_line import RunCli, assert_refused
 
 
@@ -33,8 +33,8 @@ def broken(distilled, tmp_path_factory) -> RunFolder:
     arrays["logits"] = np.full_like(arrays["logits"], np.nan)
     np.savez(run.evaluation, **arrays)
     result = run.result() | {
-        "weights": checkpoint.weights_fingerprint(run.weights("student")),
-        "evaluation": checkpoint.weights_fingerprint(run.evaluation),
+        "weights": file_sha256(run.weights("student")),
+        "evaluation": file_sha256(run.evaluation),
     }
     run.result_file.write_text(json.dumps(result))
     return run

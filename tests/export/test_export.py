@@ -41,7 +41,7 @@ from distill.export.isolated_grader import Grader
 from distill.format import interval_text, percent
 from distill.models import checkpoint
 from distill.recipe import recipes
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, file_sha256
 from tests.cli.command_line import (
     ALONE,
     REPO,
@@ -150,7 +150,7 @@ def test_report_is_beside_files_with_their_bytes(shipped):
     assert set(report) - set(kept) == {"out", "run", "data"}
     for known in kept["formats"].values():
         for name, told in known["files"].items():
-            assert checkpoint.weights_fingerprint(out / name) == told["sha256"]
+            assert file_sha256(out / name) == told["sha256"]
 
 
 def test_the_graders_accuracy_is_that_of_evaluate(elsewhere, student):

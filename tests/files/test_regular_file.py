@@ -17,6 +17,7 @@ from distill.files.regular_file import InvalidFile
 from distill.models import checkpoint
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import compose
+from distill.runs.run_folder import file_sha256
 from distill.sweep import sweep_file
 
 REFUSALS = (UserError, ValueError, DamagedCheckpoint)
@@ -51,7 +52,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "images": images_to_predict.load,
     "state": read_state,
     "weights": lambda path: checkpoint.load_weights(path, nn.Linear(2, 2)),
-    "fingerprint": checkpoint.weights_fingerprint,
+    "fingerprint": file_sha256,
     "recipe": recipe_of,
     "sweep": sweep_file.load,
     "archive": fetched,

@@ -99,16 +99,20 @@ def test_other_hard_links_are_unchanged(tmp_path: Path) -> None:
     assert (tmp_path / "running.json").read_text() == record
 
 
-def test_lock_that_would_empty_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_linked", [True, False])
+def test_lock_that_would_empty_file_is_refused(tmp_path: Path, is_linked: bool) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".lock").hardlink_to(tmp_path / "mine")
+    if is_linked:
+        (tmp_path / "run" / ".lock").hardlink_to(tmp_path / "mine")
+    else:
+        (tmp_path / "run" / ".lock").write_text("mine")
     with (
-        pytest.raises(UserError, match=r"run/.lock is a hard link to a file that is not empty"),
+        pytest.raises(UserError, match=r"run/.lock is not empty, .*\nDelete it, or choose another"),
         lock.hold_lock(tmp_path / "run"),
     ):
         pass
-    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "run" / ".lock").read_text() == "mine"
 
 
 def test_reading_empties_no_file(tmp_path: Path) -> None:

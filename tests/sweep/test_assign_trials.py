@@ -614,7 +614,7 @@ def test_lock_of_trial_that_is_hard_link(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "sweep" / "trial-0000").mkdir(parents=True)
     (tmp_path / "sweep" / "trial-0000" / ".lock").hardlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match=r"trial-0000/\.lock is a hard link .*\nDelete it"):
+    with pytest.raises(UserError, match=r"trial-0000/\.lock is not empty, .*\nDelete it"):
         opened(tmp_path / "sweep")
     assert (tmp_path / "mine").read_text() == "mine"
 

@@ -122,7 +122,8 @@ def test_lock_that_is_no_file_of_its_own(sweep: Path, mine: Path, kind: str) -> 
         os.mkfifo(lock)
     else:
         lock.hardlink_to(mine)
-    with pytest.raises(UserError, match=rf"^{lock} is a {kind}.*\nDelete it, or choose "):
+    found = {"pipe": "a pipe", "hard link": "not empty"}[kind]
+    with pytest.raises(UserError, match=rf"^{lock} is {found}.*\nDelete it, or choose "):
         open_storage(sweep)
     assert mine.read_text() == "mine"
 
