@@ -23,8 +23,8 @@ from distill.data.augment.augment_schedule import AugmentSchedule, OperationPara
 from distill.data.augment.crop_flip import CropFlipParams
 from distill.data.augment.mixup_cutmix import MixParams
 from distill.data.augment.ricap import RicapParams
+from distill.data.image_set import ImageSet
 from distill.data.rng import Stream
-from distill.data.sources.load_data_set import ImageSet
 
 # A set may take this share of the device's free memory; the rest is for weights and activations.
 RESIDENT_SHARE = 0.25
