@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
 
 LEVEL = 0.95
 SIGNIFICANT = 0.05  # a difference is called significant below this p
@@ -21,7 +21,7 @@ Interval = tuple[float, float]
 
 def wilson(n_correct: int, total: int) -> Interval:
     """Return Wilson's interval of the share `n_correct` of `total` (JASA 22, 1927, p. 209)."""
-    interval = stats.binomtest(n_correct, total).proportion_ci(LEVEL, method="wilson")
+    interval = scipy.stats.binomtest(n_correct, total).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -55,7 +55,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Exact, by the binomial distribution (McNemar, Psychometrika 12, 1947); 1 if both numbers are 0.
     """
     differ = only_a + only_b
-    return float(stats.binomtest(only_a, differ).pvalue) if differ else 1.0
+    return float(scipy.stats.binomtest(only_a, differ).pvalue) if differ else 1.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def mean_and_interval(values: Sequence[float]) -> MeanAndInterval:
     if len(values) == 1:
         return MeanAndInterval(1, mean, None, None)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * std / len(values) ** 0.5
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * std / len(values) ** 0.5
     return MeanAndInterval(len(values), mean, std, (mean - half, mean + half))
 
 
@@ -127,7 +127,7 @@ def paired_difference(
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
     difference = mean_and_interval(differences)
-    p = float(stats.ttest_rel(a, b).pvalue) if difference.std else None
+    p = float(scipy.stats.ttest_rel(a, b).pvalue) if difference.std else None
     return difference, p
 
 
@@ -144,7 +144,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
 
     def slope(log_b: float) -> float:
         return (
-            float((special.softmax(z * np.exp(log_b), axis=1) * z).sum(axis=1).mean())
+            float((scipy.special.softmax(z * np.exp(log_b), axis=1) * z).sum(axis=1).mean())
             - mean_label_logit
         )
 
@@ -153,4 +153,4 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
         return HOTTEST
     if slope(cold) <= 0:
         return COLDEST
-    return float(np.exp(-optimize.brentq(slope, hot, cold)))
+    return float(np.exp(-scipy.optimize.brentq(slope, hot, cold)))

@@ -143,7 +143,7 @@ def _network(record: RunRecord, layers: Sequence[LayerRow]) -> list[Block]:
 def _recipe(record: RunRecord) -> Iterator[Block]:
     about = [(name, str(value)) for name, value in record.recipe.about if value]
     if about:
-        columns = (Column("what", is_number=False), Column("lab note", is_number=False))
+        columns = (Column("what", is_number=False), Column("value", is_number=False))
         yield Table(ValueTable("about", "", columns, about))
     yield from _provenance(record)
     yield Preformatted(_with_origins(record))
