@@ -27,7 +27,16 @@ from distill.recipe.loss_schema import Losses
 from distill.runs.run_folder import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("distill", "students", "teachers", "recipes", "tests", "cli.py", "pyproject.toml")
+COPIED = (
+    "distill",
+    "networks",
+    "students",
+    "teachers",
+    "recipes",
+    "tests",
+    "cli.py",
+    "pyproject.toml",
+)
 GOLDEN = "tests/training/test_golden.py"
 USED_BY = {"kd": {"multi_temperature"}}  # other terms that are computed with a term
 FLIPPED = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.USub: ("-", "+")}

@@ -37,8 +37,8 @@ GROUPED = {
 # In the order of the list, which follows the flow of a recipe through the program.
 PACKAGES = (
     "distill/cli", "distill", "distill/recipe", "distill/files", "distill/data",
-    "distill/data/sources", "distill/data/augment", "distill/data/corruptions", "students",
-    "teachers", "distill/losses", "distill/models", "distill/components", "distill/teacher",
+    "distill/data/sources", "distill/data/augment", "distill/data/corruptions", "networks",
+    "students", "teachers", "distill/losses", "distill/models", "distill/components", "distill/teacher",
     "distill/training", "distill/evaluation", "distill/runs", "distill/terminal",
     "distill/report", "distill/export", "distill/sweep", "distill/time_plan",
 )  # fmt: skip

@@ -34,8 +34,9 @@ class ResNet(nn.Module):
     2203.14001): its classifier, which is a teacher's, reads the pooled projected maps.
     `block_dropout` acts between the first batch norm of each block and its activation (as in
     res_512_d of the 2023 report), `head_dropout` before the linear layer; both are probabilities in
-    [0, 1). `norm_momentum` is torch's: a batch's share of the running statistics, in (0, 1]. Raises
-    UserError for an unknown activation and for a dropout or momentum out of range.
+    [0, 1). `norm_momentum` is torch's: a batch's share of the running statistics, in (0, 1].
+    `zero_gamma`: whether each block begins as its skip (Goyal et al. 2017, arXiv 1706.02677, 5.1).
+    Raises UserError for an unknown activation and for a dropout or momentum out of range.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ResNet(nn.Module):
         block_dropout: float = 0.0,
         head_dropout: float = 0.0,
         norm_momentum: float = 0.1,
+        zero_gamma: bool = True,
     ) -> None:
         super().__init__()
         _check(activation, norm_momentum, block_dropout=block_dropout, head_dropout=head_dropout)
@@ -59,7 +61,7 @@ class ResNet(nn.Module):
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(design.features, design.classes)
-        self._initialise()
+        self._initialise(zero_gamma)
         self._set_norms(norm_momentum)
         if design.stem_frozen:
             self.stem_conv.weight.requires_grad_(False)
@@ -86,18 +88,18 @@ class ResNet(nn.Module):
         assert isinstance(first, nn.Conv2d)
         return first
 
-    def _initialise(self) -> None:
+    def _initialise(self, zero_gamma: bool) -> None:
         """Initialise convolutions as He et al. (2015, arXiv 1502.01852), and the scales of norms.
 
-        The scale of each block's last norm begins at 0. If scales are frozen it is 1, as in
-        airbench96: at 0 no block would learn.
+        If `zero_gamma`, the scale of each block's last norm begins at 0. If scales are frozen it is
+        1, as in airbench96: at 0 no block would learn.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            if isinstance(module, Block) and self.design.norm_scale == "trained":
+            if zero_gamma and isinstance(module, Block) and self.design.norm_scale == "trained":
                 # Each block begins as its skip: the signal has the same scale at any depth, and
                 # high learning rates are safe from the first step (Goyal et al. 2017, arXiv
                 # 1706.02677, 5.1).

@@ -26,6 +26,7 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check(depth, widen, dropout)
+        self.depth, self.widen, self.dropout = depth, widen, dropout
         blocks = (depth - 4) // 6
         widths = (STEM_WIDTH, 16 * widen, 32 * widen, 64 * widen)
         self.normalize = Normalize()

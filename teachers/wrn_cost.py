@@ -31,6 +31,16 @@ class WrnDesign(NamedTuple):
         return kernels + 2 * sum(self._norms()) + (self.features + 1) * self.classes
 
     @property
+    def trainable(self) -> int:
+        """The number of trained parameters: all of them."""
+        return self.parameters
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The names of the maps that can be read."""
+        return ("stem", *(f"stages.{i}" for i in range(N_STAGES)), "maps", "features")
+
+    @property
     def macs(self) -> int:
         """The multiply-accumulates for one image: all convolutions and the linear layer."""
         return (

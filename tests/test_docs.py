@@ -19,7 +19,7 @@ from distill.runs.run_folder import write_json
 from docs import build
 
 REPO = Path(__file__).parents[1]
-OURS = ("cli.py", "distill", "students", "teachers")
+OURS = ("cli.py", "distill", "networks", "students", "teachers")
 PAGES = "".join(
     (REPO / "docs" / f"{name}.md").read_text() for name in ("reference", "architecture")
 )
@@ -165,7 +165,7 @@ def modules(package: str) -> list[Path]:
 
 
 def test_every_path_of_the_architecture_exists() -> None:
-    folders = ("distill/", "students/", "teachers/", "tests/", "docs/", "benchmarks/")
+    folders = ("distill/", "networks/", "students/", "teachers/", "tests/", "docs/", "benchmarks/")
     paths = [name for name in quoted(PAGES) if name.startswith(folders) and "NAME" not in name]
     assert len(paths) > 20
     assert [name for name in paths if not (REPO / name).exists()] == []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
-OURS = ("distill", "teachers", "students", "cli")
+OURS = ("distill", "networks", "teachers", "students", "cli")
 PACKAGES = ("files", "runs")  # their modules belong to several layers
 
 TERMS = (  # plain values: no recipe, no tensors
@@ -31,13 +31,14 @@ TERMS = (  # plain values: no recipe, no tensors
     "students.design",
     "students.design_spec",
     "teachers.wrn_cost",
+    "networks.catalogue",
 )
 RECIPE = ("distill.recipe",)
 WORDS = (*TERMS, *RECIPE)
 CLI = ("cli", "distill.cli")
 FILES = ("distill.files.arrays", "distill.files.tar_archives")
 STATISTICS = ("distill.statistics", "distill.metrics", "distill.runs.saved_predictions")
-PARTS = ("teachers", "students", "distill.data", "distill.losses")
+PARTS = ("networks", "teachers", "students", "distill.data", "distill.losses")
 ENGINE = (
     "distill.models",
     "distill.components",
@@ -68,6 +69,7 @@ TABLE = (
     # 1 parts: plain values only, so no recipe
     Layer(("teachers",), (*TERMS, "students.normalize"), TENSORS),
     Layer(("students",), TERMS, TENSORS),
+    Layer(("networks",), (*TERMS, "students", "teachers"), TENSORS),
     Layer(("distill.data",), (*TERMS, *FILES), (*TENSORS, "filelock")),
     Layer(("distill.losses",), TERMS, TENSORS),
     # 2 training and evaluation
@@ -91,7 +93,7 @@ TABLE = (
     ),
     Layer(("distill.time_plan",), (*WORDS, *PARTS, *STATISTICS, *ENGINE), ()),
     # 4 the command line
-    Layer(CLI, ("distill", "teachers", "students"), ("typer", "rich")),
+    Layer(CLI, ("distill", "networks", "teachers", "students"), ("typer", "rich")),
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
-ROOTS = ("distill", "teachers", "students", "docs", "benchmarks", "tests")
+ROOTS = ("distill", "networks", "teachers", "students", "docs", "benchmarks", "tests")
 EVERYWHERE = {"__init__", "__main__", "conftest"}
 # Scripts named after what they measure, build or attack; nothing imports them.
 SCRIPTS = {

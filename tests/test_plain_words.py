@@ -18,6 +18,7 @@ REPO = Path(__file__).parents[1]
 ROOTS = (
     "cli.py",
     "distill",
+    "networks",
     "students",
     "teachers",
     "tests",

@@ -8,17 +8,17 @@ from torch import nn
 
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
-from distill.models import checkpoint
+from distill.models import checkpoint, cost
 from distill.models.small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
-from distill.recipe import recipes, schema
+from distill.recipe import network_cost, recipes, schema
 from distill.recipe.recipes import Recipe
 from distill.runs import check_same_run
 from distill.runs.run_folder import Role, RunFolder
+from networks import by_name
 from students import whiten
-from students.design import Design, over_budget
+from students.design import Design
 from students.resnet import ResNet
-from teachers import networks
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,26 +37,35 @@ def build_design(recipe: Recipe, n_classes: int, role: Role = "student") -> Desi
     Raises UnsuitableRecipe if a student is over budget; a teacher has no budget.
     """
     described = network_table(recipe, role)
-    planned = Design.of(**described.spec(), classes=n_classes)
-    if isinstance(described, schema.Student):
-        fault = over_budget(planned, described.max_params)
-        if fault is not None:
-            raise UnsuitableRecipe(f"with {n_classes} classes, {fault}")
-    return planned
+    _check_budget(described, n_classes)
+    return Design.of(**described.spec(), classes=n_classes)
 
 
 def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
-    """Build the network that a run trains; initial weights are drawn from torch's generator."""
+    """Build the network that a run trains; initial weights are drawn from torch's generator.
+
+    Raises UnsuitableRecipe if a student is over budget, UserError if the network cannot be built.
+    """
     described = network_table(recipe, role)
-    if isinstance(described, schema.Teacher) and described.network != "resnet":
-        return networks.build(
-            described.network,
-            depth=described.depth,
-            widen=described.widen,
-            dropout=described.dropout,
-            classes=n_classes,
-        )
-    return ResNet(build_design(recipe, n_classes, role), **described.rates())
+    if network_cost.is_residual(described):
+        return ResNet(build_design(recipe, n_classes, role), **described.rates())
+    _check_budget(described, n_classes)
+    keys = described.model_dump(include=set(schema.WRN_KEYS))
+    net = by_name.build(described.network, **keys, classes=n_classes)
+    if isinstance(described, schema.Student):
+        _check(network_cost.size_fault(described, cost.count_parameters(net)), n_classes)
+    return net
+
+
+def _check_budget(described: schema.Student | schema.Teacher, n_classes: int) -> None:
+    """Raise UnsuitableRecipe if a student is over budget and its size is known without building."""
+    if isinstance(described, schema.Student):
+        _check(network_cost.budget_fault(described, n_classes), n_classes)
+
+
+def _check(fault: str | None, n_classes: int) -> None:
+    if fault is not None:
+        raise UnsuitableRecipe(f"with {n_classes} classes, {fault}")
 
 
 def initialise_stem(net: nn.Module, images: ImageSet) -> None:
@@ -71,11 +80,8 @@ def initialise_stem(net: nn.Module, images: ImageSet) -> None:
 
 
 def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
-    """Return a short name for tables: `WRN-28-10`, `ResNet [4, 4, 3] 64-128-256`."""
-    described = network_table(recipe, role)
-    if isinstance(described, schema.Teacher) and described.network != "resnet":
-        return networks.summary(described.network, depth=described.depth, widen=described.widen)
-    return build_design(recipe, n_classes, role).summary
+    """Return a short name for tables: `WRN-28-10`, `ResNet [4, 4, 3] 64-128-256`, `resnet20`."""
+    return network_cost.summary(network_table(recipe, role), n_classes)
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

@@ -19,7 +19,9 @@ from distill.export import model_card, timm_registration
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
+from networks.catalogue import FIXED
 from students.resnet import ResNet
+from teachers.timm_from_scratch import TimmClassifier
 from teachers.wrn import WideResNet
 
 IS_FLOAT = True
@@ -85,11 +87,14 @@ def _architecture(finished: FinishedRun) -> tuple[str, dict[str, Any]]:
     recipe, net = finished.recipe, finished.net
     if isinstance(net, ResNet):
         rates = network_table(recipe, finished.role).rates()
+        del rates["zero_gamma"]  # of initial weights only
         return "understudy_resnet", timm_registration.resnet_arguments(net.design, **rates)
-    assert recipe.teacher is not None
+    described = network_table(recipe, finished.role)
     if isinstance(net, WideResNet):
-        return "understudy_wrn", recipe.teacher.model_dump(include={"depth", "widen", "dropout"})
-    return recipe.teacher.network.removeprefix("timm/"), {}
+        return "understudy_wrn", {"depth": net.depth, "widen": net.widen, "dropout": net.dropout}
+    if described.network in FIXED:
+        return "understudy_network", {"network": described.network}
+    return described.network.removeprefix("timm/"), {}
 
 
 def _source(net: nn.Module) -> dict[str, Any]:
@@ -98,6 +103,8 @@ def _source(net: nn.Module) -> dict[str, Any]:
         return INSIDE | {"first_conv": "stem.0", "classifier": "head"}
     if isinstance(net, WideResNet):
         return INSIDE | {"first_conv": "stem", "classifier": "head"}
+    if not isinstance(net, TimmClassifier):
+        return INSIDE | {"first_conv": "stem.0", "classifier": "head"}
     network: Any = net.net
     plain = asdict(PretrainedCfg()) | network.pretrained_cfg
     layers = {k: plain[k] for k in ("first_conv", "classifier", "fixed_input_size")}

@@ -37,7 +37,7 @@ THREADS = ("OMP_", "MKL_", "KMP_", "DNNL_", "ONEDNN_")
 # N rows of logits. All little-endian, images and logits float32. N = 0 ends the process.
 PROGRAM = """
 import os, sys
-for name in ("distill", "students", "teachers", "cli"):
+for name in ("distill", "networks", "students", "teachers", "cli"):
     sys.modules[name] = None
 output = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)

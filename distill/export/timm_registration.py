@@ -15,12 +15,13 @@ from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from distill.errors import UserError
+from networks import by_name
 from students.design import Design
 from students.design_spec import IMAGE_CHANNELS
 from students.resnet import ResNet
 from teachers.wrn import WideResNet
 
-__all__ = ["understudy_resnet", "understudy_wrn"]
+__all__ = ["understudy_network", "understudy_resnet", "understudy_wrn"]
 
 NOT_OURS = ("global_pool",)  # passed by timm to every network, unused by ours
 RATES = ("activation", "block_dropout", "head_dropout", "norm_momentum")
@@ -41,6 +42,11 @@ def understudy_resnet(pretrained: bool = False, **arguments: Any) -> nn.Module:
 def understudy_wrn(pretrained: bool = False, **arguments: Any) -> nn.Module:
     """Build a wide residual network from `depth`, `widen` and `dropout`."""
     return _build(_wrn, "understudy_wrn", pretrained, arguments)
+
+
+def understudy_network(pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """Build a network of `networks/catalogue.py` from `network`, its name."""
+    return _build(_network, "understudy_network", pretrained, arguments)
 
 
 def _build(make: Any, name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
@@ -64,10 +70,16 @@ def _wrn(num_classes: int, in_chans: int, **arguments: Any) -> WideResNet:
     return WideResNet(classes=num_classes, **arguments)
 
 
+def _network(num_classes: int, in_chans: int, network: str) -> nn.Module:
+    _check_channels(in_chans)
+    return by_name.build(network, classes=num_classes)
+
+
 def _check_channels(n: int) -> None:
     if n != IMAGE_CHANNELS:
         raise UserError(f"in_chans = {n}; the networks of this project take {IMAGE_CHANNELS}")
 
 
+register_model(understudy_network)
 register_model(understudy_resnet)
 register_model(understudy_wrn)

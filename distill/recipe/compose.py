@@ -407,8 +407,8 @@ def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> 
             for removed in [k for k in origins if k.startswith(f"{key}.")]:
                 del origins[removed]
             continue
-        if key == "teacher.network" and isinstance(value, str):
-            _drop_other_network(into, origins, value, layer.origin)
+        if key in ("teacher.network", "student.network") and isinstance(value, str):
+            _drop_other_network(prefix, into, origins, value, layer.origin)
         origins[key] = layer.origin
         if isinstance(value, dict):
             if not isinstance(into.get(name), dict):
@@ -419,12 +419,12 @@ def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> 
 
 
 def _drop_other_network(
-    teacher: Values, origins: dict[str, str], network: str, origin: str
+    prefix: str, table: Values, origins: dict[str, str], network: str, origin: str
 ) -> None:
-    """Remove the keys of another teacher network that earlier layers set.
+    """Remove the keys of another network that earlier layers set in [teacher] or [student].
 
     Keys that the same layer sets remain and are refused later: they contradict its network.
     """
-    for name in foreign_keys(network) & teacher.keys():
-        if origins[f"teacher.{name}"] != origin:
-            del teacher[name], origins[f"teacher.{name}"]
+    for name in foreign_keys(network) & table.keys():
+        if origins[prefix + name] != origin:
+            del table[name], origins[prefix + name]

@@ -13,7 +13,9 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.recipe.loss_schema import Losses, taps
+from distill.recipe.network_cost import budget_fault, describe, is_residual
 from distill.recipe.schema import (
+    WRN_KEYS,
     Augment,
     Cache,
     Ema,
@@ -25,7 +27,8 @@ from distill.recipe.schema import (
     Train,
     foreign_keys,
 )
-from students.design import Design, over_budget
+from networks import catalogue
+from students.design import Design
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms that need maps, not pooled 
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}
 ROUNDING = 1e-9  # tolerance for shares that add up to 1: as floats 0.33 + 0.56 + 0.11 > 1
 WITHOUT_EPS = {"sgd", "momentum", "lion"}
+DEPTHS = "10, 16, 22, 28 …"
 EXAMPLE = {"stages": 3, "blocks": 1, "width": 64}  # keys that a residual network needs
 
 
@@ -71,38 +75,58 @@ def _shares_that_fit(shares: dict[str, float]) -> dict[str, float]:
     return {key: floor(round(10_000 * share, 6)) / 10_000 for key, share in fitting.items()}
 
 
-def known_network(teacher: Teacher) -> Iterator[Fault]:
+def teacher_network_is_known(teacher: Teacher) -> Iterator[Fault]:
     """Check that the teacher's network can be built; timm's names are checked when timm is
     imported.
     """
-    network, depth = teacher.network, teacher.depth
-    if not _is_known(network):
-        problem = 'is unknown; allowed: "wrn", "resnet" or "timm/NAME"'
-        yield Fault("teacher.network", network, problem)
-    if network == "wrn" and (depth < 10 or depth % 6 != 4):
-        yield Fault("teacher.depth", depth, "is not a depth of wrn; allowed: 10, 16, 22, 28 …")
+    yield from _network_faults("teacher", teacher.network, ("wrn", "resnet"))
+    if teacher.network == "wrn" and not catalogue.is_valid_depth(teacher.depth):
+        yield Fault("teacher.depth", teacher.depth, "is not a depth of wrn; allowed: " + DEPTHS)
 
 
-def _is_known(network: str) -> bool:
-    return network in ("wrn", "resnet") or re.fullmatch("timm/.+", network) is not None
+def student_network_is_known(student: Student) -> Iterator[Fault]:
+    """Check that the student's network can be built."""
+    yield from _network_faults("student", student.network, ("resnet",))
+
+
+def _network_faults(table: str, network: str, own: tuple[str, ...]) -> Iterator[Fault]:
+    fault = catalogue.fault_of_name(network)
+    if not fault and not _is_known(network, own):
+        names = ", ".join(f'"{name}"' for name in own)
+        fault = f'is unknown; allowed: {names}, "timm/NAME" or a name such as {catalogue.EXAMPLES}'
+        fault += did_you_mean(*catalogue.similar(network)[:1])
+    if fault:
+        yield Fault(f"{table}.network", network, fault)
+
+
+def _is_known(network: str, own: tuple[str, ...] = ("wrn", "resnet")) -> bool:
+    is_timm = re.fullmatch("timm/.+", network) is not None
+    return network in own or is_timm or catalogue.is_named(network)
 
 
 def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
-    """Check that keys of a Wide ResNet are used with `wrn` only, of a residual network with
-    `resnet`.
-    """
-    if not _is_known(teacher.network):
-        return  # known_network reports it
-    family = teacher.network.partition("/")[0]
-    owner = "wrn" if teacher.network == "resnet" else "resnet"
-    for name, value in teacher:
-        if name in foreign_keys(teacher.network) & teacher.model_fields_set:
+    """Check that the keys of a Wide ResNet or of a residual network are used with it only."""
+    yield from _foreign_key_faults("teacher", teacher)
+
+
+def student_keys_fit(student: Student) -> Iterator[Fault]:
+    """Check that the keys of a residual network are used with `resnet` only."""
+    yield from _foreign_key_faults("student", student)
+
+
+def _foreign_key_faults(name_of_table: str, table: Student | Teacher) -> Iterator[Fault]:
+    if not _is_known(table.network):
+        return  # another rule reports it
+    family = table.network.partition("/")[0]
+    for name, value in table:
+        if name in foreign_keys(table.network) & table.model_fields_set:
+            owner = "wrn" if name in WRN_KEYS else "resnet"
             problem = (
                 f"is a key of {owner}, but {{}} is {family}; remove it, "
-                f"or type --set teacher.network={owner}"
+                f"or type --set {name_of_table}.network={owner}"
             )
             value = list(value) if isinstance(value, tuple) else value
-            yield Fault(f"teacher.{name}", value, problem, against="teacher.network")
+            yield Fault(f"{name_of_table}.{name}", value, problem, f"{name_of_table}.network")
 
 
 def some_term_is_active(loss: Losses) -> Iterator[Fault]:
@@ -195,16 +219,19 @@ def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
 def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
     """Check that every tap of the student that a term reads exists."""
     try:
-        allowed = Design.of(**student.spec()).taps
+        described = describe(student)
     except UserError:
         return  # student_design_is_valid reports it
+    if described is None:
+        return  # its taps are known when it is built
+    allowed = described.taps
     for name, term in loss.terms().items():
         for key, tap in taps(term, "student"):
             if tap not in allowed:
                 hint = (
                     "; the student has no projector: type --set student.projector_width=, "
                     "the teacher's width"
-                    if tap == "projector"
+                    if tap == "projector" and is_residual(student)
                     else did_you_mean(*get_close_matches(tap, allowed, n=1))
                 )
                 problem = (
@@ -292,7 +319,7 @@ def resolution_rises(train: Train) -> Iterator[Fault]:
 
 def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
     """Check that the student's maps are large enough for the smallest images it is trained on."""
-    if train.resolution is None:
+    if train.resolution is None or not is_residual(student):
         return
     spec = student.spec()
     try:
@@ -358,25 +385,29 @@ def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
 
 
 def student_design_is_valid(student: Student) -> Iterator[Fault]:
-    """Check that `Design.of` accepts the keys of [student]."""
-    yield from _design_faults("student", student)
+    """Check that `Design.of` accepts the keys of a residual network in [student]."""
+    yield from _residual_faults("student", student)
 
 
 def teacher_design_is_valid(teacher: Teacher) -> Iterator[Fault]:
     """Check that `Design.of` accepts the keys of a residual network in [teacher], which has no
     budget.
     """
-    if teacher.network != "resnet":
+    yield from _residual_faults("teacher", teacher)
+
+
+def _residual_faults(name_of_table: str, table: Student | Teacher) -> Iterator[Fault]:
+    if table.network != "resnet":
         return
-    has_width = teacher.width is not None or teacher.channels is not None
-    given = {"stages": teacher.stages, "blocks": teacher.blocks, "width": has_width}
+    has_width = table.width is not None or table.channels is not None
+    given = {"stages": table.stages, "blocks": table.blocks, "width": has_width}
     missing = [name for name, value in given.items() if not value]
     for name in missing:
         problem = 'is missing, and network = "resnet" needs it; type '
-        problem += f"--set teacher.{name}={EXAMPLE[name]}"
-        yield Fault(f"teacher.{name}", None, problem)
+        problem += f"--set {name_of_table}.{name}={EXAMPLE[name]}"
+        yield Fault(f"{name_of_table}.{name}", None, problem)
     if not missing:
-        yield from _design_faults("teacher", teacher)
+        yield from _design_faults(name_of_table, table)
 
 
 def _design_faults(name_of_table: str, table: ResNetKeys) -> Iterator[Fault]:
@@ -396,7 +427,7 @@ def _design_faults(name_of_table: str, table: ResNetKeys) -> Iterator[Fault]:
 def within_budget(student: Student) -> Iterator[Fault]:
     """Check that the student has strictly fewer parameters than `max_params`, for 10 classes."""
     try:
-        excess = over_budget(Design.of(**student.spec()), student.max_params)
+        excess = budget_fault(student)
     except UserError:
         return  # student_design_is_valid reports it
     if excess:
@@ -410,8 +441,10 @@ def did_you_mean(near: str | None = None) -> str:
 
 RULES: tuple[Rule, ...] = (
     one_mix_a_sample,
-    known_network,
+    teacher_network_is_known,
+    student_network_is_known,
     teacher_keys_fit,
+    student_keys_fit,
     some_term_is_active,
     warmup_ends_before_term,
     optimizer_takes_its_arguments,

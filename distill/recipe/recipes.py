@@ -19,18 +19,22 @@ import tomli_w
 from pydantic import ValidationError
 
 from distill.errors import UserError
+from distill.recipe import network_cost
 from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipped_paths, toml
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
 from distill.recipe.schema import About, Recipe, Student, Teacher
 from distill.recipe.validation import Values, check, keys, shorten, value_text
 from students.design import Design
-from teachers.wrn_cost import WrnDesign
 
 __all__ = ["About", "Recipe"]  # re-exported from schema.py
 
-# Keys of [teacher] that older fingerprints do not include.
-LATER_KEYS = {"draw", "mirror", "weights"}
+# Keys that older fingerprints do not include, with their defaults as JSON.
+LATER_KEYS: dict[str, dict[str, Any]] = {
+    "teacher": {"draw": "all", "mirror": False, "weights": [], "zero_gamma": True},
+    "student": {"network": "resnet", "zero_gamma": True},
+}
+ENSEMBLE_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
 DEFAULT = "default"  # the origin of values that neither a file nor --set sets
 
@@ -94,41 +98,39 @@ def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _counted_teacher(teacher: Teacher | None) -> dict[str, Any]:
     """Count a teacher; empty for timm's networks, which only timm can count."""
-    design: Design | WrnDesign
-    if teacher is None or teacher.network not in ("wrn", "resnet"):
+    described = None if teacher is None else network_cost.describe(teacher)
+    if teacher is None or described is None:
         return {}
-    if teacher.network == "wrn":
-        design = WrnDesign(teacher.depth, teacher.widen)
-        trainable = design.parameters
-    else:
-        design = Design.of(**teacher.spec())
-        trainable = design.trainable
     return {
-        "teacher": design.summary,
-        "teacher_parameters": design.parameters,
-        "teacher_trainable": trainable,
-        "teacher_macs": design.macs,
+        "teacher": network_cost.summary(teacher),
+        "teacher_parameters": described.parameters,
+        "teacher_trainable": described.trainable,
+        "teacher_macs": described.macs,
     }
 
 
 def _counted_student(student: Student) -> dict[str, Any]:
-    design = Design.of(**student.spec())
+    described = network_cost.describe(student)
+    if described is None:
+        raise UserError(f"{student.network} is counted when it is built; type distill to build it.")
     return {
-        "network": design.summary,
-        "parameters": design.parameters,
-        "trainable": design.trainable,
-        "macs": design.macs,
+        "network": network_cost.summary(student),
+        "parameters": described.parameters,
+        "trainable": described.trainable,
+        "macs": described.macs,
         "max_params": student.max_params,
-        "within_budget": design.parameters < student.max_params,
+        "within_budget": described.parameters < student.max_params,
     }
 
 
 def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
     """Return the student's design, for 10 classes and even if over the budget, and its activation.
 
-    Raises the errors of `count_networks`.
+    Raises the errors of `count_networks`, and UserError if the student is not a residual network.
     """
     student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
+    if not network_cost.is_residual(student):
+        raise UserError(f"the student is {student.network}; the rules are for residual networks.")
     return Design.of(**student.spec()), student.activation
 
 
@@ -190,7 +192,7 @@ def fingerprint(recipe: Recipe) -> str:
     defaults.
     """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
-    return _fingerprint_of(content, recipe)
+    return _fingerprint_of(content)
 
 
 def fingerprint_as_written(path: Path) -> str:
@@ -199,18 +201,18 @@ def fingerprint_as_written(path: Path) -> str:
     It equals the one of the version that wrote the file, even if keys were added since. Raises
     RecipeError.
     """
-    recipe = read(path)
+    read(path)
     content = {name: table for name, table in parsed(path, []).items() if name != "about"}
-    return _fingerprint_of(content, recipe)
+    return _fingerprint_of(content)
 
 
-def _fingerprint_of(content: dict[str, Any], recipe: Recipe) -> str:
+def _fingerprint_of(content: dict[str, Any]) -> str:
     """Return the SHA-256 of a recipe's keys as canonical JSON, without LATER_KEYS at defaults."""
-    left_out = LATER_KEYS - ensemble_keys(recipe)
-    teacher = content.get("teacher", {})
-    hashed = {key: value for key, value in teacher.items() if key not in left_out}
-    content = content | ({"teacher": hashed} if "teacher" in content else {})
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    hashed = {
+        name: {k: v for k, v in table.items() if (k, v) not in LATER_KEYS.get(name, {}).items()}
+        for name, table in content.items()
+    }
+    canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -282,7 +284,7 @@ def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
 def ensemble_keys(recipe: Recipe) -> set[str]:
     """Return which of `draw`, `mirror` and `weights` differ from their defaults."""
     default, teacher = Teacher(), recipe.teacher or Teacher()
-    return {key for key in LATER_KEYS if getattr(teacher, key) != getattr(default, key)}
+    return {key for key in ENSEMBLE_KEYS if getattr(teacher, key) != getattr(default, key)}
 
 
 def with_single_teacher(recipe: Recipe, i: int) -> Recipe:
@@ -422,9 +424,8 @@ def _network_name(table: str, values: Values) -> str | None:
     """Return a network's short name; None if its table is incomplete or invalid."""
     try:
         if table == "student":
-            return Design.of(**Student.model_validate(values).spec()).summary
-        teacher = Teacher.model_validate(values)
-        return str(_counted_teacher(teacher).get("teacher", teacher.network))
+            return network_cost.summary(Student.model_validate(values))
+        return network_cost.summary(Teacher.model_validate(values))
     except (ValidationError, UserError):
         return None
 

@@ -25,6 +25,7 @@ from distill.recipe.loss_schema import (
     ShareBelowOne,
     Table,
 )
+from networks.catalogue import RESIDUAL, is_named, wide_resnet
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # The sizes of a student are bounded so that even the largest is counted within seconds.
@@ -210,6 +211,7 @@ class Mix(Table):
 class ResNetKeys(Table):
     """A residual network: the arguments of `Design.of`, activation, dropout and norm momentum."""
 
+    network: str = "resnet"  # described by the keys below, or a name of networks/catalogue.py
     stages: Stages | None = None
     blocks: Blocks | BlocksEach | None = None  # with downsample "pool" a stage may have 0
     width: Channels | None = None  # of the first stage, doubling; either this or channels
@@ -237,45 +239,19 @@ class ResNetKeys(Table):
     )
     block_dropout: ShareBelowOne = 0.0
     head_dropout: ShareBelowOne = 0.0
+    zero_gamma: bool = True  # the scale of each block's last norm begins at 0 instead of 1
 
     def spec(self) -> dict[str, Any]:
-        """Return the keyword arguments of `Design.of`."""
-        return self.model_dump(mode="json", include=DESIGN_KEYS)
+        """Return the keyword arguments of `Design.of`, if the network is residual."""
+        return self.model_dump(mode="json", include=DESIGN_KEYS) | RESIDUAL.get(self.network, {})
 
     def rates(self) -> dict[str, Any]:
-        """Return the keyword arguments of `students.resnet.ResNet` other than the design."""
-        return self.model_dump(include=NOT_IN_DESIGN)
+        """Return the keyword arguments of `students.resnet.ResNet` other than the design.
 
-
-NOT_IN_DESIGN = {"activation", "norm_momentum", "block_dropout", "head_dropout"}
-RESNET_KEYS = frozenset(ResNetKeys.model_fields)
-DESIGN_KEYS = {*RESNET_KEYS, "projector_width", "projector_factor"} - NOT_IN_DESIGN
-WRN_KEYS = frozenset({"depth", "widen", "dropout"})
-
-
-def foreign_keys(network: str) -> frozenset[str]:
-    """Return the keys of [teacher] that do not apply to this network.
-
-    For timm's networks none apply; a Wide ResNet's keys are still written to recipes, as by older
-    versions.
-    """
-    return WRN_KEYS if network == "resnet" else RESNET_KEYS
-
-
-class Teacher(ResNetKeys):
-    """The teacher's network, and the run folders of trained teachers.
-
-    Keys that describe another network are neither written to recipes nor fingerprinted.
-    """
-
-    network: str = "wrn"  # "resnet", described as a student is, or "timm/NAME"
-    depth: Annotated[int, Field(ge=1, le=2_000)] = 28
-    widen: Annotated[int, Field(ge=1, le=1_000)] = 10
-    dropout: ShareBelowOne = 0.0
-    runs: Names = ()  # folders of trained teachers; several are an ensemble
-    draw: Literal["all", "one"] = "all"  # their mean, or one of them for each view
-    mirror: bool = False  # average over each image and its mirror image: twice the forward passes
-    weights: Weights = ()  # one per teacher, in the mean or in the draw; equal by default
+        A named network begins with all scales at 1, as published.
+        """
+        values = {name: getattr(self, name) for name in NOT_IN_DESIGN}
+        return values | ({"zero_gamma": False} if self.network in RESIDUAL else {})
 
     @model_serializer(mode="wrap")
     def _without_foreign_keys(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -284,11 +260,44 @@ class Teacher(ResNetKeys):
         return {key: values[key] for key in sorted(present, key=lambda key: key != "network")}
 
 
+NOT_IN_DESIGN = {"activation", "norm_momentum", "block_dropout", "head_dropout", "zero_gamma"}
+RESNET_KEYS = frozenset(ResNetKeys.model_fields) - {"network"}
+DESIGN_KEYS = {*RESNET_KEYS, "projector_width", "projector_factor"} - NOT_IN_DESIGN
+WRN_KEYS = frozenset({"depth", "widen", "dropout"})
+
+
+def foreign_keys(network: str) -> frozenset[str]:
+    """Return the keys of [student] and [teacher] that do not apply to this network.
+
+    For timm's networks none apply; a Wide ResNet's keys are still written to recipes, as by older
+    versions.
+    """
+    if network == "resnet":
+        return WRN_KEYS
+    if wide_resnet(network) is not None:
+        return RESNET_KEYS | WRN_KEYS - {"dropout"}
+    return RESNET_KEYS | WRN_KEYS if is_named(network) else RESNET_KEYS
+
+
+class Teacher(ResNetKeys):
+    """The teacher's network, and the run folders of trained teachers.
+
+    Keys that describe another network are neither written to recipes nor fingerprinted.
+    """
+
+    network: str = "wrn"  # also "resnet", described as a student is, or a name as in [student]
+    depth: Annotated[int, Field(ge=1, le=2_000)] = 28
+    widen: Annotated[int, Field(ge=1, le=1_000)] = 10
+    dropout: ShareBelowOne = 0.0
+    runs: Names = ()  # folders of trained teachers; several are an ensemble
+    draw: Literal["all", "one"] = "all"  # their mean, or one of them for each view
+    mirror: bool = False  # average over each image and its mirror image: twice the forward passes
+    weights: Weights = ()  # one per teacher, in the mean or in the draw; equal by default
+
+
 class Student(ResNetKeys):
     """The student's network."""
 
-    stages: Stages
-    blocks: Blocks | BlocksEach
     projector_width: Channels | None = None  # SimKD's: the teacher's width, before its classifier
     projector_factor: Channels = 2  # the projector's inner maps are narrower by this factor
     max_params: Annotated[int, Field(ge=1, le=MOST * 1_000)] = (

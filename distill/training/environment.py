@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.files import redact_urls, run_json
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE_FOLDERS = ("distill", "teachers", "students", "cli.py")
+SOURCE_FOLDERS = ("distill", "networks", "teachers", "students", "cli.py")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "einops", "numpy", "safetensors")
 
 

@@ -89,7 +89,7 @@ print(json.dumps({
     "top1": (logits.argmax(1) == labels).double().mean().item(),
     "program_top1": (program.argmax(1) == labels).double().mean().item(),
     "one": list(one.shape),
-    "ours": [name for name in sys.modules if name.split(".")[0] in ("distill", "students")],
+    "ours": [n for n in sys.modules if n.split(".")[0] in ("distill", "networks", "students")],
 }))
 """
 

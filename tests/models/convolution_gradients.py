@@ -20,9 +20,9 @@ from distill.components.network import build_network, to_device
 from distill.recipe import recipes
 from distill.teacher.teacher import FrozenTeacher
 from distill.training.loop import step
+from networks import by_name
 from students.design import Design
 from students.resnet import ResNet
-from teachers import networks
 from tests.make_runs import prepared
 from tests.training.test_shipped_recipes import SMALL, STUDENT, WHOLE
 
@@ -63,7 +63,7 @@ def recorded(found: Convolutions) -> Iterator[None]:
 def of_networks(found: Convolutions) -> None:
     """Those of the networks of all shipped recipes, at full size, and of narrow designs."""
     nets: dict[str, nn.Module] = {
-        "timm/resnet18": networks.build("timm/resnet18"),
+        "timm/resnet18": by_name.build("timm/resnet18"),
         "strided stem": ResNet(
             Design.of(stages=2, blocks=1, width=8, stem_kernel=1, stem_stride=2)
         ),
@@ -87,7 +87,7 @@ def of_losses(found: Convolutions) -> None:
         if recipe.student is None or not recipes.has_teacher(recipe):
             continue
         projector = ["student.projector_width=64"] if recipe.student.projector_width else []
-        teacher = FrozenTeacher(networks.build("wrn", depth=10, widen=1))
+        teacher = FrozenTeacher(by_name.build("wrn", depth=10, widen=1))
         run = prepared(*SMALL, *STUDENT, *projector, "cache=false", recipe=name, teacher=teacher)
         with recorded(found):
             step(run, 0)

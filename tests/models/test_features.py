@@ -8,10 +8,10 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.models.features import FeatureExtractor, tap_points, tap_shapes
+from networks.by_name import build
 from students.design import Design
 from students.resnet import ResNet
 from teachers.ensemble import Ensemble
-from teachers.networks import build
 
 IMAGES = torch.rand(2, 3, 32, 32)
 DESIGN = Design.of(stages=2, blocks=1, width=4)

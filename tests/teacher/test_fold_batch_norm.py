@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from distill.models.features import FeatureExtractor, tap_points
 from distill.teacher import fold_batch_norm
+from networks import by_name
 from students.design import Design
 from students.resnet import ResNet
-from teachers import networks
 from teachers.ensemble import Ensemble
 from teachers.wrn import WideResNet
 
@@ -58,7 +58,7 @@ IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
         (wide, 13 - 6),  # pre-activation: the second norm of each of six blocks does
         (lambda: Ensemble([wide(), residual()]), 13 - 7),  # no taps here: the stem is folded too
         (lambda: Ensemble([wide(), residual()], [1.0, 3.0], mirror=True), 13 - 7),
-        (lambda: lived(networks.build("timm/resnet18", depth=0, widen=0, classes=10)), 0),
+        (lambda: lived(by_name.build("timm/resnet18", depth=0, widen=0, classes=10)), 0),
     ],
 )
 def test_folded_norms_preserve_the_logits(made, left) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,65 @@
+"""Build networks by name, in either role."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from distill.errors import UserError
+from networks.bottleneck_resnet import BottleneckResNet
+from networks.catalogue import FIXED, RESIDUAL, fault_of_name, similar, wide_resnet
+from networks.mobilenet_v2 import MobileNetV2
+from networks.shufflenet_v1 import ShuffleNetV1
+from networks.shufflenet_v2 import ShuffleNetV2
+from networks.vgg import VGG
+from students.design import Design
+from students.resnet import ResNet
+from teachers.wrn import WideResNet
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    **{f"vgg{depth}": partial(VGG, depth) for depth in (8, 11, 13, 16, 19)},
+    **{f"resnet{depth}": partial(BottleneckResNet, depth) for depth in (50, 101, 152)},
+    "mobilenetv2": partial(MobileNetV2, 0.5),
+    "shufflenetv1": ShuffleNetV1,
+    "shufflenetv2": ShuffleNetV2,
+}
+
+
+def build(
+    network: str, *, depth: int = 28, widen: int = 10, dropout: float = 0.0, classes: int = 10
+) -> nn.Module:
+    """Build a network of `networks/catalogue.py`, `wrn` or `timm/NAME`, with random weights.
+
+    It maps images [B, 3, H, W] in [0, 1] to logits [B, classes]. `depth` and `widen` apply to
+    `wrn`, `dropout` to `wrn` and `wrn-DEPTH-WIDEN`. A named residual network begins with scales of
+    1 in all batch norms, as published. Raises UserError for an unknown network, with similar names,
+    and for arguments that the network does not accept.
+    """
+    if network == "wrn":
+        return WideResNet(depth, widen, dropout, classes)
+    if fault := fault_of_name(network):
+        raise UserError(f'network = "{network}" {fault}')
+    design = wide_resnet(network)
+    if design is not None:
+        return WideResNet(design.depth, design.widen, dropout, classes)
+    if dropout:
+        raise UserError(f"dropout = {dropout} belongs to wrn; {network} takes 0")
+    if network in RESIDUAL:
+        return ResNet(Design.of(**RESIDUAL[network], classes=classes), zero_gamma=False)
+    if network in FIXED:
+        return BUILDERS[network](classes=classes)
+    family, _, name = network.partition("/")
+    if family == "timm" and name:
+        from teachers.timm_from_scratch import timm_classifier  # timm takes seconds to import
+
+        return timm_classifier(name, classes)
+    raise UserError(f'network = "{network}" is unknown; did you mean {_nearest(network)}?')
+
+
+def _nearest(network: str) -> str:
+    from teachers.timm_from_scratch import names  # a slow import, needed for wrong names only
+
+    known = [f"timm/{name}" for name in names()]
+    nearest = similar(network) or difflib.get_close_matches(network, known)
+    return ", ".join(nearest or ["wrn-16-2"])
