@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 import tomllib
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+MEMORY_DISK = Path("/dev/shm")  # of Linux; flushing a file to it costs no time
+if MEMORY_DISK.is_dir() and shutil.disk_usage(MEMORY_DISK).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))  # the parent of `tmp_path`s
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, set before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
