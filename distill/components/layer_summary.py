@@ -10,7 +10,7 @@ from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role
 
 SIDE = 32  # height and width of the images in pixels
-PASSIVE = (nn.Identity, nn.Sequential)  # without child modules they return their input
+PASSIVE = (nn.Identity, nn.Sequential)  # return their input if they have no child modules
 
 
 class LayerSummary(NamedTuple):

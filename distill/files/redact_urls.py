@@ -1,6 +1,6 @@
 """Print URLs without passwords, tokens or secret query parameters.
 
-URLs are parsed like in SQLAlchemy (`sqlalchemy.engine.make_url`), which allows spaces, `/` and `?`
+URLs are parsed as SQLAlchemy does (`sqlalchemy.engine.make_url`), which allows spaces, `/` and `?`
 in a password; a test compares both parsers. SQLAlchemy itself is an optional dependency, and the
 secrets in a training command must be hidden even if it is not installed.
 """

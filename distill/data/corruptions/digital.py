@@ -94,7 +94,7 @@ def jpeg_compression(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def one_by_one(images: Floats, change: Callable[[Image.Image], Image.Image]) -> Floats:
-    """Apply `change`, a function of a Pillow image, to each of images [N, 3, H, W] in [0, 1]."""
+    """Apply `change`, a function of a Pillow image, to each image of a batch [N, 3, H, W]."""
     pixels = np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in pixels])
     return changed.transpose(0, 3, 1, 2).astype(np.float32) / 255
