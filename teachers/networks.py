@@ -10,7 +10,10 @@ from teachers.wrn import WideResNet
 
 
 class Builder(Protocol):
-    """Builds a network of one family; `name` follows the slash in `family/name`, or is empty."""
+    """Builds a network of one family, for instance `timm`.
+
+    `name`: the part after the slash in `family/name`; empty without a slash.
+    """
 
     def __call__(
         self, name: str, *, depth: int, widen: int, dropout: float, classes: int
@@ -40,7 +43,7 @@ def build(
     """Build `wrn` or `timm/NAME` with random weights; `depth` and `widen` are for `wrn` only.
 
     The network maps images [B, 3, H, W] in [0, 1] to logits [B, classes]. Raises UserError for an
-    unknown network, naming the nearest, and for arguments that the network refuses.
+    unknown network, naming similar ones, and for arguments that are invalid for the network.
     """
     family, _, name = network.partition("/")
     if family not in NETWORKS:
@@ -51,7 +54,7 @@ def build(
 
 
 def summary(network: str, depth: int = 28, widen: int = 10) -> str:
-    """Return a short name, `WRN-28-10` or `timm/resnet18`."""
+    """Return a network's short name, `WRN-28-10` or `timm/resnet18`."""
     return f"WRN-{depth}-{widen}" if network == "wrn" else network
 
 
