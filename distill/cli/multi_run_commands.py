@@ -104,7 +104,7 @@ def sweep(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune keys of a recipe with trials sampled by TPE, as a sweep file describes; stop bad ones.
+    """Tune keys of a recipe as a sweep file describes: TPE samples trials, bad ones stop early.
 
     Type the same command again to resume, or on more machines with one --storage to share the work.
     """
@@ -158,7 +158,7 @@ def search(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search for a student design: train every one that the rules allow briefly, the best longer.
+    """Search for a student design: train each allowed design briefly, the best ones for longer.
 
     Type the same command again to resume, or on more machines with one --storage to share the work.
     """

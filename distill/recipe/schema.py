@@ -262,8 +262,8 @@ WRN_KEYS = frozenset({"depth", "widen", "dropout"})
 def foreign_keys(network: str) -> frozenset[str]:
     """Return the keys of [teacher] that are not allowed with this network.
 
-    Timm's networks have no keys, but those of a Wide ResNet are allowed and written to recipes for
-    them too, since earlier versions wrote them.
+    A network of timm uses no key, but the keys of a Wide ResNet are allowed with it and written to
+    recipes, as earlier versions did.
     """
     return WRN_KEYS if network == "resnet" else RESNET_KEYS
 

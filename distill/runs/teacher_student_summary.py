@@ -29,8 +29,8 @@ class ClosingRow:
 def closing_rows(run: RunFolder) -> list[ClosingRow]:
     """Return a row for a finished run, one for each teacher, and one for the student trained alone.
 
-    The last is left out if no such run exists (see `student_alone`). Raises UserError if the run is
-    not finished.
+    The student trained alone is left out if no such run is found (see `student_alone`). Raises
+    UserError if `run` is not finished.
     """
     result = run.result()
     if result["role"] == "teacher":

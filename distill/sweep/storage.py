@@ -229,7 +229,7 @@ class Storage:
 
     @property
     def silence_s(self) -> int:
-        """The seconds without a heartbeat after which a running attempt counts as failed."""
+        """How many seconds without a heartbeat make a running attempt count as failed."""
         return SILENT * self.heartbeat_s
 
     def fail_silent_trials(self, study: optuna.Study) -> list[FrozenTrial]:

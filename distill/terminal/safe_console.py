@@ -10,7 +10,7 @@ from distill.files.safe_text import visible_lines
 
 
 class SafeConsole(Console):
-    """A console that prints every text literally; colours come from styles alone.
+    """A console that prints every text literally; only styles set colours.
 
     Markup such as `[bold]` in a name is printed unchanged. Control characters, bidirectional
     overrides and bytes that are not UTF-8 are printed as escapes. The console's own control codes
