@@ -14,9 +14,6 @@ from pathlib import Path
 
 import pytest
 
-MEMORY_DISK = Path("/dev/shm")  # of Linux; flushing a file to it costs no time
-if MEMORY_DISK.is_dir() and shutil.disk_usage(MEMORY_DISK).free > 4 << 30:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))  # the parent of `tmp_path`s
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: a core each, set before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -31,6 +28,14 @@ from tests.make_runs import EFFICIENT, EFFICIENT_TEACHER, Events, train, two_epo
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 INSTALLED = Path(sys.prefix) / ".installed"  # touched by `make venv`
 WEEK_S = 7 * 24 * 3600
+MEMORY_DISK = Path("/dev/shm")  # of Linux; flushing a file to it costs no time
+LEAST_FREE = 4 << 30  # bytes
+
+
+def pytest_configure() -> None:
+    """Create the tests' temporary folders in memory if there is enough of it."""
+    if MEMORY_DISK.is_dir() and shutil.disk_usage(MEMORY_DISK).free > LEAST_FREE:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
 
 
 def pytest_report_header() -> list[str]:
