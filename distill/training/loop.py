@@ -61,7 +61,7 @@ def step(state: TrainState, k: int) -> dict[str, Tensor]:
                 means[name] = means.get(name, 0) + loss.detach() / len(micro_batches)
             if state.accelerator.sync_gradients:
                 state.divergence.record(k + 1, means[TOTAL], clip_gradient(state))
-            state.optimizer.step()  # accelerate skips it until the last micro-batch
+            state.optimizer.step()  # accelerate skips it for all but the last micro-batch
             state.optimizer.zero_grad()
     if state.ema is not None:
         state.ema.update(state.model, step=k + 2)  # timm's warm-up at t + 2 is (1 + t) / (10 + t)
@@ -111,7 +111,7 @@ def train(state: TrainState) -> Iterator[Event]:
     state.start_clock()
     with state.stop_signal.defer():
         if state.step == 0:
-            resume.save(state)  # so that a full disk fails now
+            resume.save(state)  # a full disk raises an error now, not after the first epoch
         while state.epoch < state.epochs:
             try:
                 yield from _epoch(state)
@@ -276,7 +276,8 @@ def validate(state: TrainState) -> dict[str, float]:
 
     def stop_early() -> None:
         request = state.stop_signal.request
-        if request.stops and state.accelerator.num_processes == 1:  # several would have to agree
+        # Several processes would have to agree first; they stop after the validation.
+        if request.stops and state.accelerator.num_processes == 1:
             resume.save(state)
             _stop_if_requested(state, request)
 

@@ -150,7 +150,7 @@ def lr_at(
 
 
 def _one_cycle(step: int, total: int, peak: float, min_lr: float) -> float:
-    top = RISE * total - 1  # the step of the peak as torch counts; may be fractional
+    top = RISE * total - 1  # the step of the peak in torch's version; may be fractional
     if step <= top:
         return _cosine(peak * FIRST, peak, step / top)
     last = max(peak * LAST, min_lr)

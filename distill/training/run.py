@@ -61,8 +61,8 @@ class TrainingRequest:
     out: Path | None = None
     resume: bool = False
     stop: StopSignal = field(default_factory=StopSignal)
-    origins: Mapping[str, str] = field(default_factory=dict)  # where each value was set
-    notes: tuple[str, ...] = ()  # on the recipe, for the start event
+    origins: Mapping[str, str] = field(default_factory=dict)  # where each recipe value was set
+    notes: tuple[str, ...] = ()  # for the user, on the recipe
     is_tested: bool = True  # whether to measure the test split at the end; False in a sweep's trial
 
 
@@ -75,7 +75,7 @@ class PreparedRun:
     teacher: FrozenTeacher | None
     state: TrainState
     test: SplitIdentity  # of the test split before training; checked again afterwards
-    notes: tuple[str, ...]  # on resuming, teachers, compilation and length
+    notes: tuple[str, ...]  # for the user, on resuming, teachers, compilation and number of steps
 
 
 def train_and_test(

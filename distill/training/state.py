@@ -54,7 +54,7 @@ class TrainState:
     norm_images: Tensor | None  # uint8 [n, 3, H, W], for the averaged weights' batch norms
     seed: int  # of dropout
     total_steps: int
-    settings: Train  # how often it logs and saves, what it validates, whether it retries
+    settings: Train  # the recipe's [train]: intervals of logging and saving, validation, retries
     folder: RunFolder
     identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
     ranks: ProcessAgreement
