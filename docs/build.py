@@ -89,7 +89,7 @@ class Section:
 
     document: Path
     name: str
-    text: Callable[[], str]
+    text: Callable[[], str]  # generates the part
 
     @property
     def begin(self) -> str:

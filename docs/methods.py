@@ -88,7 +88,7 @@ class Held(TorchDispatchMode):
         return result
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
-        """Do not count these tensors."""
+        """Exclude these tensors from the count."""
         self.alive.update(t.untyped_storage()._cdata for t in tensors)
 
     def _hold(self, storage: torch.UntypedStorage) -> None:

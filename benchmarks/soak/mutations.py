@@ -45,7 +45,7 @@ def change_value(value: Any, chance: random.Random) -> Any:
 
 
 def change_text(text: bytes, chance: random.Random) -> bytes:
-    """Return the content of a text file, damaged or replaced."""
+    """Return `text`, the content of a text file, damaged or replaced by something else."""
     at = chance.randrange(len(text) + 1)
     return chance.choice([
         b"", b"[]", b"null", b"0", b'"x"', b"{}", b"\xff\xfe\x00", b"\xef\xbb\xbf" + text,

@@ -1,4 +1,4 @@
-"""The export formats, each imported when it is requested."""
+"""List the export formats, and import the modules of those that are requested."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """Export safetensors, config and model card in the layout of the Hugging Face hub and timm.
 
 `distill/export/timm_registration.py` registers the students and the wide residual networks with
-timm. A teacher from timm is exported as plain timm, with its mean and std in the config.
+timm. A teacher from timm is exported under its name in timm, with its mean and std in the config.
 """
 
 from dataclasses import asdict

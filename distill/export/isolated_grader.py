@@ -1,4 +1,4 @@
-"""Check a course submission in a separate process that can import torch only.
+"""Check a course submission in a separate process that cannot import this project.
 
 The generated file contains names from a run's files, which are not trusted, so it is never imported
 into this process.

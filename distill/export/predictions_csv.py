@@ -64,9 +64,10 @@ def check_out(out: Path, source: Path) -> None:
 
 
 def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> LabelledImages:
-    """Predict the images at `source` with a finished run in float32; all processes return the same.
+    """Return the predictions of a finished run, in float32, for the images at `source`.
 
-    Raises UserError if the run is not finished or an image cannot be used.
+    Called by all processes; each returns all predictions. Raises UserError if the run is not
+    finished or an image cannot be used.
     """
     accel = evaluation_accelerator()
     inputs = images_to_predict.load(source, progress=progress)

@@ -1,4 +1,4 @@
-"""Write the report that compares several runs, grouped by seeds."""
+"""Write the report that compares several runs; runs that differ only in seeds form a group."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -109,7 +109,7 @@ class FrozenTeacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever `mode`, so that batch-norm statistics never change."""
+        """Ignore `mode` and stay in eval mode, so that batch-norm statistics never change."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -235,7 +235,7 @@ def _rollback(state: TrainState, error: Diverged) -> Retry:
 
 
 def _as_metrics(means: dict[str, float]) -> dict[str, float]:
-    """Return the mean losses under their metric names."""
+    """Return the mean losses with their metric names, such as `loss/kd`, as keys."""
     return {loss_name(name): value for name, value in means.items()}
 
 

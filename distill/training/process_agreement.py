@@ -67,7 +67,9 @@ class ProcessAgreement:
         return agreed
 
     def agree_now(self, request: Request) -> Request:
-        """Return the largest request of this step; every process waits for all others."""
+        """Return the largest request of all processes in this step. Each process waits for all
+        others.
+        """
         agreed = self(request)
         return agreed if self.group is None else self._receive()
 
