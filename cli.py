@@ -101,8 +101,9 @@ for _command in (
 
 
 def main() -> None:
-    """Run the command line: a wrong request prints one message and exits with 2, a failure exits
-    with 1.
+    """Run the command line.
+
+    An error prints one message and exits with 2 if the request was wrong, with 1 if the run failed.
     """
     escape_unencodable()
     with only_first_process_prints(), quiet_on_error("stderr"):
@@ -114,7 +115,7 @@ def main() -> None:
             sys.exit(2 if isinstance(fault, UserError) else 1)
         except (OSError, MemoryError) as fault:
             message = limit_text(fault)
-            if message is None:  # a fault of this program keeps its traceback
+            if message is None:  # an error in this program: Python prints the traceback
                 raise
             echo(message, err=True)
             sys.exit(2 if is_wrong_path(fault) else 1)

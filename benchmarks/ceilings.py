@@ -2,10 +2,11 @@
 
     python -m benchmarks.ceilings [--quick] [--json]
 
-Each is repeated for some seconds, and the fastest call counts. `typical` is the rate of the median
-call divided by that of the fastest; if it is far below 1, other programs used the machine. A
-multiply-add counts as two operations, a copy as the bytes read plus the bytes written. The type is
-float32 on a CPU and bfloat16 on a GPU. All values are random, because zeros run faster on a GPU.
+Each of the three is repeated for some seconds; the speed of the fastest call is reported. `typical`
+is the speed of the median call divided by the speed of the fastest one: far below 1, other programs
+used the machine. A multiply-add counts as two operations, a copy as the bytes read plus the bytes
+written. The data type is float32 on a CPU and bfloat16 on a GPU. All values are random, because a
+GPU computes faster on zeros.
 """
 
 import argparse
@@ -31,19 +32,23 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Rate:
-    """Operations or bytes per second of the fastest call, and the median's share of that."""
+    """The measured speed of a kind of call."""
 
-    best: float
-    typical: float
+    best: float  # operations or bytes per second of the fastest call
+    typical: float  # speed of the median call / speed of the fastest call, 0..1
 
     @classmethod
     def of(cls, work: float, spans_s: Sequence[float]) -> "Rate":
-        """The rate of calls that do `work` operations (or bytes) each and took `spans_s`."""
+        """Return the rate of calls of `work` operations (or bytes) each, which took `spans_s`
+        seconds.
+        """
         return cls(work / min(spans_s), min(spans_s) / median(spans_s))
 
 
 def spans(work: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
-    """Call `work` for some seconds; return the seconds of each call, device work included."""
+    """Call `work` repeatedly for `seconds`; return the seconds of each call, including its work on
+    the device.
+    """
     spans_s: list[float] = []
     end = time.perf_counter() + seconds
     with torch.inference_mode():
@@ -84,7 +89,7 @@ def copy(device: torch.device, seconds: float = SECONDS) -> Rate:
 
 
 def report(seconds: float) -> dict[str, Any]:
-    """Return all three measurements as values for JSON."""
+    """Return all three measurements, of `seconds` each, as values for JSON."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured = {
         "product_flops": product(device, seconds),

@@ -2,9 +2,10 @@
 
     python -m benchmarks.claim NAME --claim "…" --runs R… --control C…
 
-Writes `results/NAME.json`: the test accuracies of the runs, of their controls, and the paired
-differences in the given order, each with n, mean and sample standard deviation. The runs of a pair
-must share seeds and data, and the second must be the control of the first. No run is left out.
+A control is a run of the same recipe without a teacher. The n-th run is paired with the n-th
+control; both must have the same seeds and data. Writes `results/NAME.json`: the test accuracies of
+the runs and of the controls, and the difference of each pair, each with n, mean and sample standard
+deviation. No run is left out.
 """
 
 import argparse
@@ -24,7 +25,10 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def claim(text: str, runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -> dict[str, Any]:
-    """Return the content of the file. Raises UserError if the runs do not form pairs."""
+    """Return the content of `results/NAME.json` for the claim `text`.
+
+    Raises UserError if the runs and controls do not form pairs.
+    """
     check_pairs(runs, controls)
     differences = [top1(a) - top1(b) for a, b in zip(runs, controls, strict=True)]
     teachers = {path for run in runs for path in run.result()["teacher"]["runs"]}
@@ -42,7 +46,7 @@ def claim(text: str, runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Return n, mean, sample standard deviation and the values themselves."""
+    """Return `n`, `mean`, `std` (sample standard deviation; None for one value) and `values`."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {
         "n": len(values),
@@ -59,7 +63,7 @@ def top1(run: RunFolder) -> float:
 
 
 def figures(run: RunFolder) -> dict[str, Any]:
-    """Return the main figures of one run."""
+    """Return the facts and measures of one run that are published with a claim."""
     result = run.result()
     keys = ("network", "parameters", "epoch", "epochs", "metrics", "elapsed_s", "device", "weights")
     return {
@@ -88,9 +92,10 @@ def environment(run: RunFolder) -> dict[str, Any]:
 
 
 def check_pairs(runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -> None:
-    """Check that each run and its control share seeds, images and student, and none is repeated.
+    """Raise UserError, with all errors, unless the runs and controls form valid pairs.
 
-    Raises UserError with all errors.
+    Each control must have the recipe of its run without the teacher, including the seeds. All must
+    have the same data, all runs the same teacher, and no run may occur twice.
     """
     if len(runs) != len(controls):
         raise UserError(
@@ -120,13 +125,13 @@ def check_pairs(runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -> Non
 
 
 def seeds(run: RunFolder) -> dict[str, int]:
-    """Return the seeds of the weights and of the data."""
+    """Return a run's seeds, `train` of the weights and `data` of split, order and augmentation."""
     recipe = recipes.read(run.recipe)
     return {"train": recipe.train.seed, "data": recipe.data.seed}
 
 
 def alone(recipe: recipes.Recipe) -> recipes.Recipe:
-    """Return the recipe without its teacher, which a control does not use."""
+    """Return the recipe without its table [teacher], which a control does not use."""
     return recipe.model_copy(update={"teacher": None})
 
 

@@ -1,15 +1,16 @@
-"""The training loops that `benchmarks/peers.py` compares, each in its own process.
-
-All distil the same student from the same teacher with the settings of `benchmarks/pairs.py`. The
-peers follow their documentation: torchvision's transforms on Pillow images and a DataLoader, then a
-plain loop (`naive`), timm's task, or torchdistill's loss in torchdistill's box. `memory` is a plain
-loop on uint8 images in memory that are augmented as a batch, channels last. `online` and `cached`
-are this project's step and loader; `cached` reads teacher logits that were cached before.
+"""Run one of the training loops that `benchmarks/peers.py` compares.
 
     python -m benchmarks.contenders NAME FOLDER
 
-builds one of them from the files that `peers.py` wrote to FOLDER. Each line on stdin is a number of
-steps; when they are done, the process writes a line of JSON to stdout.
+All distil the same student from the same teacher, with the settings of `benchmarks/pairs.py`.
+`naive`, `timm` and `torchdistill` load images as these libraries document it: torchvision's
+transforms on Pillow images in a DataLoader. Their steps are a plain PyTorch step, timm's
+distillation task, and torchdistill's loss in its `DistillationBox`. `memory` is a plain step on
+uint8 images in memory, augmented as a batch, channels last. `online` and `cached` are this
+project's step and loader; `cached` reads teacher logits that were cached before.
+
+The process reads its networks and data from FOLDER, which `peers.py` prepared. Each line on stdin
+is a number of steps; when they are done, the process writes a line of JSON to stdout.
 """
 
 import json
@@ -43,10 +44,10 @@ class Setting:
     """The settings that all contenders share, read from the folder that `peers.py` prepared."""
 
     folder: Path
-    pair: str
-    data: str
-    batch: int
-    workers: int  # of a DataLoader
+    pair: str  # a key of PAIRS
+    data: str  # data source
+    batch: int  # batch size
+    workers: int  # processes of a DataLoader
     device: torch.device
 
     @classmethod
@@ -63,36 +64,39 @@ class Setting:
         return moved
 
     def array(self, name: str) -> NDArray[Any]:
-        """Load `images` uint8 [N, 32, 32, 3], `labels` int64 [N], or a batch's `pixels`, `classes`.
+        """Load the array `name` from the folder.
 
-        `pixels` is float32 [B, 3, 32, 32] in [0, 1], `classes` int64 [B].
+        `images` uint8 [N, 32, 32, 3] and `labels` int64 [N] are the train split; `pixels` float32
+        [B, 3, 32, 32] in [0, 1] and `classes` int64 [B] are the shared batch.
         """
         loaded: NDArray[Any] = np.load(self.folder / f"{name}.npy")
         return loaded
 
     def autocast(self) -> torch.autocast:
-        """Return bf16 autocast on a GPU, as this project's `precision = "auto"`; none on a CPU."""
+        """Return an autocast context: bf16 on a GPU, as this project's `precision = "auto"`, and
+        disabled on a CPU.
+        """
         on_gpu = self.device.type == "cuda"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu)
 
 
 class Contender(Protocol):
-    """A training loop that runs a few steps at a time."""
+    """A training loop that takes a few steps per call."""
 
     def on_fixed_batch(self) -> float:
-        """Take one step on the shared batch and return the loss before the step."""
+        """Take one step on the batch that all contenders share; return the loss before it."""
 
     def train(self, steps: int) -> None:
-        """Take `steps` steps on batches of its own loader."""
+        """Take `steps` steps on batches from the contender's own loader."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A contender that does not use this project's code: a loader and a step."""
+    """A contender that does not use this project's loader and step."""
 
-    fixed: Batch
+    fixed: Batch  # the batch that all contenders share
     batches: Iterator[Batch]
-    step: Callable[[Tensor, Tensor], Tensor]
+    step: Callable[[Tensor, Tensor], Tensor]  # takes a step on images and labels; returns the loss
 
     def on_fixed_batch(self) -> float:
         return self.step(*self.fixed).item()
@@ -103,9 +107,10 @@ class Loop:
 
 
 class Ours:
-    """This project's step and loader, with the recipe of the pair.
+    """The contender that uses this project's step and loader, with the recipe of the pair.
 
-    Imports are inside the constructor, so that the other contenders' processes do not load them.
+    `stored`: whether to cache the teacher's logits first and read them in every step. Imports are
+    inside the constructor, so that the processes of the other contenders do not load them.
     """
 
     def __init__(self, setting: Setting, *, stored: bool) -> None:
@@ -129,7 +134,7 @@ class Ours:
             self._fill()
 
     def on_fixed_batch(self) -> float:
-        """Take step 0, whose batch is the shared one: `peers.py` took it from the same loader."""
+        """Take step 0, which uses the shared batch: `peers.py` took it from this loader."""
         return self.step(self.run, 0)["total"].item()
 
     def train(self, steps: int) -> None:
@@ -138,7 +143,7 @@ class Ours:
         self.k += steps
 
     def _fill(self) -> None:
-        """Cache the teacher's logits of view 0, as the first epoch of a first student does."""
+        """Cache the teacher's logits of view 0, as the first epoch of a training does."""
         needs = self.run.loss.needs(0.0)
         for k in range(self.run.loader.steps_per_epoch):
             [(view, rows)] = self.run.loader.batches(k)
@@ -146,7 +151,7 @@ class Ours:
 
 
 def naive(setting: Setting) -> Loop:
-    """Build the loop of a PyTorch tutorial."""
+    """Build a loop as in PyTorch tutorials: DataLoader, plain step."""
     student, teacher = setting.network("student"), setting.network("teacher").eval()
     return Loop(
         _shared_batch(setting), _pillow_batches(setting), _plain_step(setting, student, teacher)
@@ -156,8 +161,8 @@ def naive(setting: Setting) -> Loop:
 def timm_task(setting: Setting) -> Loop:
     """Build a loop with timm's distillation task.
 
-    The task normalises the images again for its teacher. Here both networks normalise their own
-    input, so its mean is 0 and its std 1.
+    The task would normalise the images again for the teacher. Both networks normalise their input
+    themselves, so the task gets mean 0 and std 1.
     """
     from timm.task import LogitDistillationTask
 
@@ -229,7 +234,7 @@ def torchdistill_box(setting: Setting) -> Loop:
 
 
 def memory(setting: Setting) -> Loop:
-    """Build a plain loop on images in memory, channels last."""
+    """Build a loop with a plain step on images in memory, channels last."""
     student, teacher = (
         _channels_last(setting.network(role), setting.device) for role in ("student", "teacher")
     )
@@ -289,7 +294,7 @@ def _shared_batch(setting: Setting) -> Batch:
 
 
 class PillowImages(Dataset[tuple[Any, int]]):
-    """A data set like torchvision's CIFAR10: one Pillow image at a time, then the transform."""
+    """A data set like torchvision's CIFAR10: transforms one Pillow image at a time."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         self.images, self.labels = images, labels
@@ -340,8 +345,10 @@ def _memory_batches(setting: Setting) -> Iterator[Batch]:
 
 
 def main(name: str, folder: str) -> None:
-    """Take two steps on the shared batch and print their losses, then read steps from stdin."""
-    replies, sys.stdout = sys.stdout, sys.stderr  # the loops may print: keep replies separate
+    """Take two steps on the shared batch and write their losses to stdout; then, for each number of
+    steps on stdin, take them and write the seconds that they took.
+    """
+    replies, sys.stdout = sys.stdout, sys.stderr  # anything that the loops print goes to stderr
     setting = Setting.read(Path(folder))
     contender = CONTENDERS[name](setting)
     _write(replies, losses=[contender.on_fixed_batch(), contender.on_fixed_batch()])

@@ -3,13 +3,14 @@
     python -m benchmarks.methods NAME --teacher RUN [--recipes R…] [--seeds S…] [--workers N]
                                       [--with INGREDIENT] [--set KEY=VALUE…]
 
-Runs `python cli.py distill` for every recipe and seed, and for the control of each (the same recipe
-without a teacher; recipes that differ only in the teacher's term share one), `--workers` at a time
-with one thread each, into `runs/NAME/<recipe>-<seed>`. A finished run is not repeated. Data and
-weights have the same seed, so that runs of one seed see the same images, and recipes whose terms
-need only logits share cached ones. Then writes `results/NAME.json`: for each recipe the test
-accuracies, their mean and sample standard deviation, and the differences to its control, seed by
-seed. No recipe is left out of the table.
+Runs `python cli.py distill` for every recipe and seed, and for the control of each recipe, into
+`runs/NAME/<recipe>-<seed>`. A control is the same recipe without a teacher; recipes that differ
+only in the teacher's term share one. `--workers` runs are trained at a time, with one thread each.
+A finished run is not repeated. Data and weights have the same seed: runs of one seed see the same
+images, and recipes that need only the teacher's logits share the cache.
+
+Then writes `results/NAME.json`: for each recipe the test accuracies, their mean and sample standard
+deviation, and the differences to its control, seed by seed. No recipe is left out of the table.
 """
 
 import argparse
@@ -37,7 +38,12 @@ METHODS = (
 def command(
     spec: str, recipe: Recipe, seed: int, out: Path, overrides: Sequence[str], teacher: str
 ) -> list[str]:
-    """Return the command of one run; it caches the teacher's logits if its terms allow that."""
+    """Return the command of one run, which caches the teacher's logits unless a loss term needs the
+    teacher's feature maps.
+
+    `spec`: a recipe's name, path or composition a+b. `overrides`: KEY=VALUE. `teacher`: a run
+    folder.
+    """
     has_teacher = recipes.has_teacher(recipe)
     sets = [*overrides, f"train.seed={seed}", f"data.seed={seed}"]
     if has_teacher and "live teacher" not in recipes.required_inputs(recipe):
@@ -49,7 +55,10 @@ def command(
 
 
 def control(recipe: Recipe, folder: Path) -> Path:
-    """Write the recipe without its teacher to a file named by its fingerprint; return the path."""
+    """Write the control of a recipe, the recipe without its teacher, into `folder`.
+
+    Returns the path of the file, which is named by the fingerprint of the control.
+    """
     no_teacher = recipes.control_recipe(recipe).model_copy(
         update={"teacher": None, "about": recipes.About()}
     )
@@ -59,9 +68,9 @@ def control(recipe: Recipe, folder: Path) -> Path:
 
 
 def train(line: Sequence[str], out: Path) -> None:
-    """Run a command with one thread, with its output in a log file beside the run.
+    """Run a training command with one thread; write its output to a .log file beside `out`.
 
-    Raises UserError if it fails.
+    `out`: the run folder. Raises UserError if the command fails.
     """
     one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +85,11 @@ def train(line: Sequence[str], out: Path) -> None:
 
 
 def table(runs: dict[str, list[RunFolder]], controls: dict[str, str]) -> dict[str, Any]:
-    """Return for each recipe its accuracies, and the differences to those of its control."""
+    """Return the accuracies of each recipe, and their differences to its control's.
+
+    `runs`: by name of the recipe or control, in the order of the seeds. `controls`: the name of
+    each recipe's control.
+    """
     rows = {}
     for name, folders in runs.items():
         values = [top1(run) for run in folders]
@@ -91,7 +104,7 @@ def table(runs: dict[str, list[RunFolder]], controls: dict[str, str]) -> dict[st
 
 
 def markdown(rows: dict[str, Any]) -> str:
-    """Return the table as Markdown, the best recipe first."""
+    """Return the rows of `table` as a Markdown table, the best recipe first."""
     lines = [
         "| recipe | top-1, test | above its control | minutes |",
         "| --- | ---: | ---: | ---: |",
@@ -104,7 +117,7 @@ def markdown(rows: dict[str, Any]) -> str:
 
 
 def percent(values: dict[str, Any]) -> str:
-    """Return mean and standard deviation in percent, such as `71.46 ± 0.60`."""
+    """Format the mean and standard deviation of accuracies in percent, such as `71.46 ± 0.60`."""
     return f"{100 * values['mean']:.2f} ± {100 * (values['std'] or 0):.2f}"
 
 
@@ -140,7 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def trained(
     given: argparse.Namespace, folder: Path
 ) -> tuple[dict[str, list[RunFolder]], dict[str, str]]:
-    """Train every run; return the runs by recipe or control, and the control of each recipe."""
+    """Train every recipe and control with every seed, into `folder`.
+
+    Returns the runs by name of the recipe or control, and the name of each recipe's control.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     planned: dict[str, tuple[str, Recipe, Sequence[str]]] = {}
     controls = {}

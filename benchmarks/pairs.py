@@ -1,4 +1,4 @@
-"""The pairs of networks and the settings with which training loops are compared."""
+"""Define the teacher-student pairs and the settings with which training loops are compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,30 +10,31 @@ from students.design import Design
 from students.resnet import ResNet
 from teachers.wrn import WideResNet
 
-if TYPE_CHECKING:  # the peers' processes load nothing of this project but the networks
+if TYPE_CHECKING:  # the processes of other libraries' loops import only this project's networks
     from distill.recipe.recipes import Recipe
     from distill.runs.run_folder import Role
 
 BATCH = 128
-HARD, SOFT, TEMPERATURE = 0.1, 0.9, 4.0  # weights of the labels' and the teacher's term
+# Weights of the loss terms of the labels and of the teacher, and the teacher term's temperature.
+HARD, SOFT, TEMPERATURE = 0.1, 0.9, 4.0
 SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, a student and the recipe with which this project trains that student.
-
-    `role` is the recipe table that describes the student: a Wide ResNet is in `[teacher]`.
-    """
+    """A teacher, a student and the recipe with which this project trains that student."""
 
     title: str
-    teacher: Callable[[], nn.Module]
-    student: Callable[[], nn.Module]
-    role: "Role"
+    teacher: Callable[[], nn.Module]  # builds the network
+    student: Callable[[], nn.Module]  # builds the network
+    role: "Role"  # the recipe table that describes the student: a Wide ResNet is in [teacher]
     network: tuple[str, ...] = field(repr=False)  # the student, as arguments of --set
 
     def recipe(self, data: str, batch: int, *, stored: bool) -> "Recipe":
-        """Return the recipe, at a constant learning rate; `stored` caches the teacher's logits."""
+        """Return the recipe, with a constant learning rate.
+
+        `data`: data source. `batch`: batch size. `stored`: whether to cache the teacher's logits.
+        """
         from distill.recipe import recipes
 
         settings = {
@@ -57,7 +58,10 @@ class Pair:
 
 
 def cifar_resnet(depth: int, width: int = 16) -> nn.Module:
-    """Build ResNet-`depth` (depth = 6n + 2) of arXiv 1512.03385, 4.2, with convolutional skips."""
+    """Build the CIFAR ResNet of arXiv 1512.03385, section 4.2, with projection shortcuts.
+
+    `depth` = 6n + 2 for n blocks per stage. `width`: channels in the first stage.
+    """
     return ResNet(Design.of(stages=3, blocks=(depth - 2) // 6, width=width))
 
 

@@ -2,17 +2,18 @@
 
     python -m benchmarks.peers [--pair wrn|resnet] [--data D] [--rounds N] [--steps N] [--json]
 
-All contenders (`benchmarks/contenders.py`) have the same networks, weights, batch and augmentation.
-Each is a separate process. They take turns of a few steps, in rotating order, so that anything that
-slows the machine down affects them all. The speed is the median over rounds. All do the same work:
-the losses of the first and second step on one shared batch must be equal, which requires the same
-networks, loss, gradient and optimizer. The benchmark fails if they differ.
+All contenders (`benchmarks/contenders.py`) have the same networks, weights, batch size and
+augmentation. Each is a separate process. They take turns of a few steps, in rotating order, so that
+anything that slows the machine down affects all of them. The speed is the median over rounds. To
+check that all do the same work, each first takes two steps on one shared batch; the benchmark fails
+unless their losses are equal, which requires the same networks, loss, gradient and optimizer.
 
-Memory is the peak of the proportional set size, summed over a contender's processes, from its start
-through one round, measured while no other contender runs. `share_of_peak` ("of the peak") is the
-floating-point operations per second of its steps, divided by those of a 3x3 convolution of 256
-channels, forward, measured in the same call. `cached` does not run the teacher, so the teacher's
-operations are not counted there. `memory` is reported, but it is not one of the peers.
+The reported memory is the peak proportional set size of a contender's processes, from the start to
+the end of one round, while no other contender runs. `share_of_peak` ("of the peak") is the number
+of floating-point operations per second in the contender's steps, divided by that of a 3x3
+convolution of 256 channels, forward, measured in the same call. `cached` does not run the teacher,
+so the teacher's operations are not counted for it. `memory` is reported, but is not one of the
+libraries in "x the best of …".
 """
 
 import argparse
@@ -49,14 +50,14 @@ from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.training import environment
 
-TOLERANCE = 1e-3  # of the first two losses, relative
-POLL_EVERY_S = 0.05
-CALIBRATION = 8  # batches from which the teacher's batch norms take their statistics
+TOLERANCE = 1e-3  # allowed relative difference of the first two losses
+POLL_EVERY_S = 0.05  # interval between measurements of memory
+CALIBRATION = 8  # forward passes from which the teacher's batch norms take their statistics
 REPOSITORY = Path(__file__).parents[1]
 
 
 class Unequal(Exception):
-    """A contender does not do the same work as the others."""
+    """Raised if a contender does not do the same work as the others."""
 
 
 @dataclass
@@ -65,12 +66,12 @@ class Entrant:
 
     name: str
     process: subprocess.Popen[str]
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    peak_mib: float = 0.0
+    losses: list[float] = field(default_factory=list)  # of the two steps on the shared batch
+    seconds: list[float] = field(default_factory=list)  # of each round
+    peak_mib: float = 0.0  # peak memory
 
     def answer(self) -> dict[str, Any]:
-        """Read its next line of JSON. Raises RuntimeError if the process ended."""
+        """Read the process's next line of JSON. Raises RuntimeError if the process ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -79,7 +80,7 @@ class Entrant:
         return content
 
     def train(self, steps: int) -> float:
-        """Take `steps` steps and return their seconds."""
+        """Let the process take `steps` steps; return the seconds that they took."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
@@ -92,7 +93,7 @@ class Entrant:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Record the peak memory of the process inside the `with` block."""
+        """Measure the peak memory of the process inside this context."""
         done = threading.Event()
 
         def poll() -> None:
@@ -109,7 +110,7 @@ class Entrant:
 
 
 def memory_mib(pid: int) -> float:
-    """Return the proportional set size of a process and its descendants, MiB; 0 if unknown."""
+    """Return the proportional set size of a process and its descendants in MiB; 0 if unknown."""
     total = 0.0
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -123,7 +124,11 @@ def memory_mib(pid: int) -> float:
 
 
 def prepare(folder: Path, name: str, data: str, batch: int) -> dict[str, float]:
-    """Write what all contenders share into `folder`; return the operations per image."""
+    """Write the networks, images, shared batch and settings of all contenders into `folder`.
+
+    `name`: a key of PAIRS. `data`: data source. `batch`: batch size. Returns the floating-point
+    operations per image of `student` and `teacher`.
+    """
     pair = PAIRS[name]
     recipe = pair.recipe(data, batch, stored=False)
     accel = build_accelerator(recipe)
@@ -149,7 +154,10 @@ def prepare(folder: Path, name: str, data: str, batch: int) -> dict[str, float]:
 
 
 def calibrated(net: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
-    """Set the batch norms' running statistics; without them, random logits are in the thousands."""
+    """Set a network's batch-norm statistics by forward passes on `batches`; return it in eval mode.
+
+    Without them, the logits of a network with random weights are in the thousands.
+    """
     with torch.no_grad():
         for images in batches:
             net.train()(images)
@@ -157,7 +165,9 @@ def calibrated(net: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
 
 
 def operations(student: nn.Module, teacher: nn.Module, image: Tensor) -> dict[str, float]:
-    """Count operations per image: the student's forward and backward, the teacher's forward."""
+    """Count the floating-point operations per image: forward and backward of the student, forward
+    of the teacher.
+    """
     flops = {}
     with FlopCounterMode(display=False) as counter:
         student.eval()(image).sum().backward()
@@ -182,7 +192,10 @@ def start(name: str, folder: Path, environ: dict[str, str]) -> Entrant:
 
 
 def measure_memory(name: str, folder: Path, steps: int, environ: dict[str, str]) -> float:
-    """Return a contender's peak memory, MiB, while no other contender shares its pages."""
+    """Return a contender's peak memory in MiB, from its start to the end of one round.
+
+    No other contender may run: it would share memory pages, which count proportionally.
+    """
     entrant = start(name, folder, environ)
     try:
         with entrant.watched():
@@ -194,8 +207,11 @@ def measure_memory(name: str, folder: Path, steps: int, environ: dict[str, str])
 
 
 def contest(names: Sequence[str], folder: Path, rounds: int, steps: int) -> list[Entrant]:
-    """Measure the memory of all contenders, then their speed in all rounds."""
-    # The teacher logits of this measurement are temporary: not in the user's cache.
+    """Measure the memory of all contenders, one after the other, then their speed in all rounds.
+
+    Raises Unequal if they do not do the same work.
+    """
+    # Teacher logits are cached in the temporary folder, not in the user's cache.
     environ = {**os.environ, "UNDERSTUDY_CACHE": str(folder / "cache")}
     peaks = {}
     for name in names:
@@ -221,9 +237,8 @@ def contest(names: Sequence[str], folder: Path, rounds: int, steps: int) -> list
 
 
 def check_equal(entrants: Sequence[Entrant]) -> None:
-    """Check that all entrants have the same losses.
-
-    Raises Unequal if a loss differs from the first entrant's by more than TOLERANCE, relative.
+    """Raise Unequal if a contender's losses differ from the first one's by more than TOLERANCE,
+    relative.
     """
     first = entrants[0]
     for other in entrants[1:]:
@@ -236,7 +251,7 @@ def check_equal(entrants: Sequence[Entrant]) -> None:
 
 
 def report(name: str, data: str, batch: int, rounds: int, steps: int) -> dict[str, Any]:
-    """Return the measurement of one pair as values for JSON."""
+    """Measure all contenders on the pair `name`; return the results as values for JSON."""
     names = [n for n in CONTENDERS if n != "torchdistill" or find_spec(n)]
     for missing in CONTENDERS.keys() - set(names):
         print(
@@ -281,7 +296,7 @@ def _figures(entrant: Entrant, images: int, flops: dict[str, float], peak: float
 
 
 def typed(module: str) -> list[str]:
-    """Return the command of a benchmark as typed, without paths of this machine."""
+    """Return the command line of a benchmark as `python -m module …`, without Python's path."""
     return ["python", "-m", module, *sys.argv[1:]]
 
 

@@ -3,10 +3,11 @@
     python -m benchmarks.processes --teacher RUN [--seeds S…] [--processes N…] [--set KEY=VALUE…]
 
 Trains the same recipe with each seed and number of processes, through `accelerate launch`, into
-`runs/processes/<N>-<seed>`; a finished run is not repeated. The batches are equal bit for bit, but
-batch norm uses the statistics of each process's rows; this measures what that costs. Writes
-`results/processes.json`: for each number of processes the test accuracies with their mean and
-sample standard deviation, and the differences to one process, seed by seed, with their interval.
+`runs/processes/<N>-<seed>`; a finished run is not repeated. The global batches are equal bit for
+bit, but batch norm uses the statistics of each process's part of the batch; this benchmark measures
+how that affects the accuracy. Writes `results/processes.json`: for each number of processes the
+test accuracies with their mean and sample standard deviation, and the differences to one process,
+seed by seed, with their interval.
 """
 
 import argparse
@@ -24,17 +25,17 @@ from distill.statistics import mean_and_interval, paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "kd_cutmix+two_cores+cached_targets"
-# A run takes a few minutes, and there is one per seed and number of processes.
+# Overrides with which a run takes only a few minutes.
 SHORT = ("data.train_images=10000", "train.epochs=8")
 
 
 def command(
     processes: int, seed: int, out: Path, teacher: str, overrides: Sequence[str]
 ) -> list[str]:
-    """Return the command of one run."""
+    """Return the command of one run, with `processes` processes."""
     launch = [sys.executable]
     if processes > 1:
-        launch += ["-m", "accelerate.commands.launch", "--multi_gpu"]  # on CPUs too
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu"]  # needed on CPUs too
         launch += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     sets = [*SHORT, *overrides, f"train.seed={seed}", f"data.seed={seed}"]
     options = ["--recipe", RECIPE, "--teacher", teacher, "--out", str(out), "--resume"]
@@ -43,7 +44,10 @@ def command(
 
 
 def table(runs: dict[int, list[RunFolder]]) -> dict[str, Any]:
-    """Return the accuracies for each number of processes, and the differences to one process."""
+    """Return the accuracies for each number of processes, and the differences to one process.
+
+    `runs`: by number of processes, in the order of the seeds.
+    """
     one = [top1(run) for run in runs[1]]
     rows: dict[str, Any] = {}
     for processes, folders in runs.items():

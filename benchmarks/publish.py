@@ -2,10 +2,10 @@
 
     python -m benchmarks.publish RUN NAME [--data PATH]
 
-Copies recipe, journal, environment, evaluation and result to `results/NAME`, without checkpoints,
-images and paths of this machine, with the weights as float16. The copy is read back and measured on
+Copies recipe, journal, environment, evaluation, result and the weights as float16 to
+`results/NAME`; leaves out checkpoints, images and paths of this machine. The copy is measured on
 the test split of `--data` (default: the run's own data): `result.json` and `evaluation.npz` contain
-the results of the float16 weights, and `published` in `result.json` those of the original run.
+the results of the float16 weights, and `published` in `result.json` contains the original ones.
 `python cli.py evaluate results/NAME --data …` and `export` then work as with any other run.
 """
 
@@ -34,15 +34,17 @@ from distill.recipe.recipes import Recipe
 from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder, file_sha256, open_finished, write_json, write_text
 
-MAX_BYTES = 10_000_000  # of the weights: the folder is committed to a repository
+MAX_BYTES = 10_000_000  # of the weights, because the folder is committed to a Git repository
 ABSOLUTE_PATH = re.compile(r"(?<![^\s'\"(=])/[^\s,;:'\")]+")
-EXTRA = ("mistakes", "mistake_pixels", "val_logits", "val_labels")  # images, or not needed here
+# Arrays of evaluation.npz that are not published.
+EXTRA = ("mistakes", "mistake_pixels", "val_logits", "val_labels")
 
 
 def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
-    """Write the folder; return the result of the float16 weights on the test split of `source`.
+    """Write the published folder `to`; return its result.json.
 
-    Raises UserError if the weights take more than MAX_BYTES.
+    `source`: the data source on whose test split the float16 weights are measured. Raises UserError
+    if the weights take more than MAX_BYTES, or if `source` is not the data of the run.
     """
     result = run.result()
     weights = half(load_file(run.weights(run.role)))
@@ -101,9 +103,10 @@ def named(value: Any) -> Any:
 
 
 def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
-    """Measure the published weights on the test split and write evaluation.npz.
+    """Measure the published weights of `to` on the test split; write its evaluation.npz.
 
-    Raises UserError if `source` is not the test split of the run.
+    Returns `top1/test`, `nll/test` and `ece/test`. Raises UserError if the labels of `source`'s
+    test split are not those on which `run` was measured.
     """
     accel = evaluation_accelerator()
     net = to_device(load_trained(to), accel.device)

@@ -1,18 +1,19 @@
-"""Compare the accuracy that systems reach in the same time on one core.
+"""Compare the accuracies that several training systems reach in the same time on one core.
 
     python -m benchmarks.race --teacher RUN [--minutes 60] [--names NAME…] [--data PATH]
                               [--set KEY=VALUE…]
 
-Trains each entry of `ENTRIES` for the same minutes (`train.minutes`, which plans the learning rate
-for that time), one after the other, with one thread, into `runs/race/<name>`. A finished run is not
-repeated and an interrupted one is resumed. All entries train on all images: nothing is held out,
-and the last epoch's weights are the result. The teacher's time is not counted in the distilled
-entry and is stated beside it; `distilled` reads cached teacher logits if a run of the same recipe
-and data seed left them, and computes and caches them if none did.
+Trains each entry of `ENTRIES` for the same number of minutes, one after the other, with one thread,
+into `runs/race/<name>`. The learning-rate schedule is planned for that time (`train.minutes`). A
+finished run is not repeated, and an interrupted one is resumed. All entries train on all images:
+nothing is held out, and the last epoch's weights are the result. The entry `distilled` uses the
+teacher RUN, whose own training time is not counted but reported. It reads the teacher's logits from
+the cache if an earlier run with the same recipe and data seed has cached them, and computes and
+caches them if not.
 
-Writes `results/race.json` and `results/race.svg` (test accuracy against minutes) and prints the
-table. The weights of every epoch are saved and measured on the test split after the training:
-nothing is selected by them.
+Writes `results/race.json` and `results/race.svg` (test accuracy over minutes) and prints the table.
+The weights of every epoch are saved, and measured on the test split after the training; no epoch is
+selected by these measurements.
 """
 
 import argparse
@@ -39,12 +40,12 @@ ALL_IMAGES = ("data.holdout=0", "train.keep_epochs=1")
 
 
 class Entry(NamedTuple):
-    """One system: its title and the arguments of `distill` that train it."""
+    """One of the compared systems, and the arguments of `distill` that train it."""
 
     title: str
     recipe: str
-    overrides: tuple[str, ...] = ()
-    is_taught: bool = False
+    overrides: tuple[str, ...] = ()  # KEY=VALUE
+    is_taught: bool = False  # whether it has a teacher
 
 
 ENTRIES = {
@@ -58,7 +59,10 @@ ENTRIES = {
 
 
 def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
-    """Return the command of one run."""
+    """Return the command that trains an entry into the run folder `out`.
+
+    `given`: the arguments of this benchmark.
+    """
     sets = [*entry.overrides, f"train.minutes={given.minutes:g}", *ALL_IMAGES]
     options = [part for each in [*sets, *given.overrides] for part in ("--set", each)]
     if given.data:
@@ -70,7 +74,9 @@ def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
 
 
 def row(name: str, run: RunFolder) -> dict[str, Any]:
-    """Return the accuracy of one entry on the test split, its curve and its cost."""
+    """Return the facts and results of one entry: accuracy with interval, test curve, parameters,
+    time.
+    """
     predictions = saved_predictions.read_run(run)
     assert predictions is not None, f"{run.evaluation} is missing"
     right = predictions.is_correct
@@ -87,7 +93,7 @@ def row(name: str, run: RunFolder) -> dict[str, Any]:
 def curve(run: RunFolder) -> list[list[float]]:
     """Return [minutes of training, test top-1] after each epoch.
 
-    Assumes that all epochs take the same time, which also holds for an interrupted run.
+    The minutes assume that all epochs take the same time.
     """
     result = run.result()
     minutes = result["elapsed_s"] / 60 / result["epochs"]
@@ -97,7 +103,7 @@ def curve(run: RunFolder) -> list[list[float]]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table as Markdown, the best system first."""
+    """Return the rows as a Markdown table, the best system first."""
     lines = [
         "| system | parameters | epochs | top-1, test | 95 % interval |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -112,7 +118,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def drawing(rows: Sequence[dict[str, Any]]) -> str:
-    """Plot test accuracy against minutes as an SVG."""
+    """Plot the test accuracy of each system over the minutes; return the SVG."""
     with matplotlib.rc_context(figure_style.STYLE | {"svg.hashsalt": "race"}):
         figure = new_figure(2.8)
         axes = figure.add_subplot()

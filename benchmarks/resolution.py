@@ -2,10 +2,10 @@
 
     python -m benchmarks.resolution [--recipe R] [--set KEY=VALUE …] [--sides 20 26 32] [--rounds N]
 
-Takes full steps at each side length in turn, in one process; the order is reversed from round to
-round. Reports medians over the rounds; warm-up steps do not count.
-`images_per_s` is by wall-clock time, `images_per_cpu_s` by CPU time, which other programs affect
-less; `speedup` is in CPU time, relative to the largest side. For CPUs only: the benchmark does not
+Takes a full step at each image size, in one process; the order of the sizes is reversed from round
+to round. Reports medians over the rounds, without the warm-up. `images_per_s` is in wall-clock
+time, `images_per_cpu_s` in CPU time, which other programs affect less. `speedup` is the CPU time of
+a step at the largest size divided by that at this size. For CPUs only: the benchmark does not
 synchronise with a GPU.
 """
 
@@ -25,15 +25,18 @@ from distill.recipe import recipes
 from distill.training import environment, loop
 from distill.training.state import TrainState
 
-WARMUP_STEPS = 2  # per side length
+WARMUP_STEPS = 2  # per image size
 
 
 def measured(run: TrainState, sides: Sequence[int], rounds: int) -> dict[int, dict[str, float]]:
-    """Measure the images per second at each side length, in pixels."""
+    """Return `images_per_s`, `images_per_cpu_s` and `speedup` at each image size.
+
+    `sides`: the image sizes in pixels.
+    """
     wall_s: dict[int, list[float]] = defaultdict(list)
     cpu_s: dict[int, list[float]] = defaultdict(list)
     run.model_ddp.train()
-    for turn in range(-1, rounds):  # the first is the warm-up
+    for turn in range(-1, rounds):  # round -1 is the warm-up
         for side in sides if turn % 2 else reversed(sides):
             with run.loader.at_side(None if side == run.loader.size else side):
                 run.loader.view(0)  # drawn once per epoch, so it is not part of the step
@@ -55,7 +58,11 @@ def measured(run: TrainState, sides: Sequence[int], rounds: int) -> dict[int, di
 
 
 def report(spec: str, sets: Sequence[str], sides: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Return the measurement of one recipe on synthetic images as values for JSON."""
+    """Measure a recipe on synthetic images; return the results as values for JSON.
+
+    `spec`: a recipe's name, path or composition a+b. `sets`: KEY=VALUE. `sides`: image sizes in
+    pixels.
+    """
     recipe = recipes.load(spec, ["data.source=synthetic", *sets]).recipe
     accel = build_accelerator(recipe)
     run = prepared(recipe)

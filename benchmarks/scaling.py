@@ -2,13 +2,15 @@
 
     python -m benchmarks.scaling [images parameters batch views processes] [--rounds N] [--json]
 
-Each point is a complete run in a separate process: a small student is distilled from a small
-teacher for some epochs. `startup_s` is the time from the end of the imports to the first lines of
-the run, `epoch_s` the median of the epochs after the first, including validation and checkpoint,
-and `ms` the same per image. Points are measured in rounds whose order alternates, so that a slow
-minute affects all of them; the median over rounds is reported. `ratio` is the cost of an image
-divided by that at the first point: on the axis `images`, 1 means that the time of an epoch is
-proportional to the number of images.
+Varies one quantity at a time. Each point is a complete run in a separate process: a small student
+is distilled from a small teacher for some epochs. `startup_s` is the time from the end of the
+imports to the start event of the run, `epoch_s` the median time of the epochs after the first,
+including validation and checkpoint, and `ms` the milliseconds of such an epoch per image.
+
+Points are measured in rounds whose order alternates, so that a slow minute affects all of them; the
+median over rounds is reported. `ratio` is the time per image divided by the time per image at the
+first point: on the axis `images`, 1 means that the time of an epoch is proportional to the number
+of images.
 """
 
 import argparse
@@ -39,7 +41,7 @@ from distill.training import environment
 from distill.training.run import TrainingRequest, process_group, train_and_test
 
 ROOT = Path(__file__).resolve().parents[1]
-# A student of 19,954 parameters and a teacher as small: seconds per epoch on two cores.
+# A student of 19,954 parameters and a small teacher: an epoch takes seconds on two cores.
 SMALL = (
     "student.stages=3", "student.blocks=1", "student.width=8", "optim.warmup_epochs=0",
     "train.batch_size=128", "train.epochs=3", "train.log_every=1000", "data.train_images=5000",
@@ -49,11 +51,11 @@ TEACHER = ("teacher.depth=10", "teacher.widen=1", "mix.cutmix=false", "train.epo
 
 @dataclass(frozen=True)
 class Axis:
-    """A quantity that is varied: its name, and the recipe overrides of each of its values."""
+    """A quantity that is varied, and how a recipe is changed for each of its values."""
 
     name: str
-    points: dict[int, tuple[str, ...]]  # overrides by value
-    processes: dict[int, int] | None = None  # number of processes by value; None is one
+    points: dict[int, tuple[str, ...]]  # recipe overrides by value
+    processes: dict[int, int] | None = None  # number of processes by value; None: one for all
 
 
 AXES = {
@@ -73,7 +75,11 @@ QUICK = {"images": (160, 320), "parameters": (4, 8), "batch": (8, 16), "views": 
 
 
 def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Train one run in this process and measure it."""
+    """Train one student in this process; return its times, speed and number of parameters.
+
+    `teacher`: a run folder. `data`: data source. `out`: the run folder to write. `overrides`:
+    KEY=VALUE.
+    """
     resolved = recipes.load("kd", [*SMALL, f"data.source={data}", *overrides])
     recipe = recipes.with_teacher(resolved.recipe, [teacher])
     began_at = time.perf_counter()
@@ -124,7 +130,10 @@ def _child(
     count: int,
     environ: dict[str, str],
 ) -> dict[str, float]:
-    """Measure one point in `count` new processes."""
+    """Measure one point in a new process, or in `count` processes of one run.
+
+    `folder`: a temporary folder for the run. `environ`: environment variables.
+    """
     launch = [sys.executable]
     if count > 1:
         launch += [
@@ -155,7 +164,10 @@ def free_port() -> int:
 
 
 def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[str, Any]:
-    """Return the measurements of these axes as values for JSON."""
+    """Measure the axes `names`; return the results as values for JSON.
+
+    `quick`: measure two points per axis, on 320 images.
+    """
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher"
         sets = [
@@ -173,14 +185,14 @@ def report(names: Sequence[str], data: str, rounds: int, quick: bool) -> dict[st
     return {
         "data": data,
         "rounds": rounds,
-        "axes": {name: ratios(points, by=_work(name)) for name, points in axes.items()},
+        "axes": {name: ratios(points, by=_ratio_key(name)) for name, points in axes.items()},
         "environment": environment.describe(build_accelerator(recipe))
         | {"command": typed("benchmarks.scaling")},
     }
 
 
 def _small(axis: Axis) -> Axis:
-    """Return the axis with two points, on a few hundred images."""
+    """Return an axis with two points on 320 images, in place of `axis`."""
     few = ("data.train_images=320", "train.batch_size=16")
     name = next(name for name, known in AXES.items() if known is axis)
     values = QUICK.get(name, tuple(axis.points))
@@ -194,13 +206,16 @@ def _small(axis: Axis) -> Axis:
     return Axis(axis.name, points, axis.processes)
 
 
-def _work(axis: str) -> str:
-    """Return the key that is compared: seconds per epoch for images, ms per image otherwise."""
+def _ratio_key(axis: str) -> str:
+    """Return the key to compute `ratio` from: `epoch_s` on the axis `images`, else `ms`."""
     return "epoch_s" if axis == "images" else "ms"
 
 
 def ratios(points: dict[int, dict[str, float]], by: str) -> dict[int, dict[str, float]]:
-    """Add `ratio`, the cost of an image divided by that at the first point."""
+    """Add `ratio`, the time per image divided by the time per image at the first point.
+
+    `points`: measurements by value. `by`: the key that is compared, `ms` or `epoch_s`.
+    """
     first = next(iter(points))
     return {
         value: figures
@@ -210,7 +225,7 @@ def ratios(points: dict[int, dict[str, float]], by: str) -> dict[int, dict[str, 
 
 
 def table(name: str, points: dict[int, dict[str, float]]) -> Table:
-    """Return the table of one axis."""
+    """Return a table of the points of the axis `name`, for the terminal."""
     result = Table(box=SIMPLE_HEAD, title=name)
     for heading in (AXES[name].name, "start-up s", "epoch s", "images/s", "ms/image", "ratio"):
         result.add_column(heading, justify="right")

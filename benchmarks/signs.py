@@ -2,11 +2,11 @@
 
     python -m benchmarks.signs [TERM…]
 
-In a copy of the tree, flips each + and - in the code of `distill/losses/<term>.py`, one at a time,
-and runs the tests of the losses and the golden numbers. Tests of this term and its golden number
-must fail, and those of no other term (except multi_temperature, which is computed with kd). Updates
-these terms in `results/signs.json`; the exit code is 1 if a flip is not detected or makes tests of
-another term fail.
+In a copy of the repository, flips each + and - in `distill/losses/<term>.py`, one at a time, and
+runs the tests of the losses and of the golden numbers. A test of this term and its golden number
+must fail; tests of other terms must not (except multi_temperature, which is computed with kd).
+Updates the results of these terms in `results/signs.json`. The exit code is 1 if a flip is not
+detected or makes tests of another term fail.
 """
 
 import argparse
@@ -38,12 +38,14 @@ COPIED = (
     "pyproject.toml",
 )
 GOLDEN = "tests/training/test_golden.py"
-USED_BY = {"kd": {"multi_temperature"}}  # other terms that are computed with a term
-FLIPPED = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.USub: ("-", "+")}
+USED_BY = {"kd": {"multi_temperature"}}  # for a term, the other terms that call its code
+FLIPPED = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.USub: ("-", "+")}  # sign, opposite sign
 
 
 def signs(source: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, source with one sign flipped) for each sign in an arithmetic expression."""
+    """Yield (line from 1, source with this sign flipped) for each + and - in the arithmetic of a
+    source.
+    """
     lines, nodes = source.splitlines(keepends=True), list(ast.walk(ast.parse(source)))
     computed = {id(s) for n in nodes if isinstance(n, ast.BinOp) for s in (n.left, n.right)}
     for node in nodes:
@@ -58,7 +60,11 @@ def signs(source: str) -> Iterator[tuple[int, str]]:
 def _position(
     node: ast.AST, lines: Sequence[str], *, is_computed: bool
 ) -> tuple[int, int, str] | None:
-    """Return line, column and opposite of a node's sign; None if it has none, or for `dim=-1`."""
+    """Return line and column, both from 0, and the opposite of the sign that a node contains.
+
+    Returns None if the node has no sign, or is a constant such as -1 in `dim=-1`. `is_computed`:
+    whether the node is an operand of another operation.
+    """
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         if isinstance(node.operand, ast.Constant) and not is_computed:
             return None  # an index or a dimension, not part of the formula
@@ -75,7 +81,7 @@ def _position(
 
 
 def failed(tree: Path) -> set[str]:
-    """Run the tests in a tree and return the ids of those that fail."""
+    """Run the tests of the losses in a copy of the repository; return the ids that fail."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/losses", GOLDEN, "-q", "-rfE", "--no-header", "-p",
          "no:cacheprovider", "--tb=no", "--durations=0", "--durations-min=99", "-W", "ignore"],
@@ -88,7 +94,10 @@ def failed(tree: Path) -> set[str]:
 
 
 def whose(test: str) -> str:
-    """Return the loss term that a test belongs to, by its id."""
+    """Return the loss term that a test id belongs to, by its parameter or its file name.
+
+    Returns the id itself if it contains neither.
+    """
     inside = re.search(r"\[([a-z_]+)", test)
     for name in [inside[1]] if inside else []:
         for term in sorted(Losses.model_fields, key=len, reverse=True):
@@ -99,7 +108,11 @@ def whose(test: str) -> str:
 
 
 def verdict(term: str, tests: set[str]) -> dict[str, Any]:
-    """Classify the tests that fail after a flip in a term's file."""
+    """Classify the ids of the tests that fail after a flip in the file of `term`.
+
+    Returns `own`, the number of tests of the term that fail; `golden`, whether its golden number
+    does; and `others`, the other terms whose tests fail.
+    """
     term_of = {test: whose(test) for test in tests}
     golden = [t for t in tests if t.startswith(GOLDEN) and term_of[t] == term]
     own = [t for t in tests if not t.startswith(GOLDEN) and term_of[t] == term]

@@ -3,15 +3,15 @@
     python -m benchmarks.stages [--recipe R | --pair wrn|resnet] [--batch N] [--rounds N]
                                 [--operations N] [--json] [--quick]
 
-All parts are those of a run, built from the recipe by `distill/training/build.py`. The images are
-synthetic and the teacher's weights random, which does not change the time. The time of a stage is
-the median over rounds; warm-up rounds do not count. A view is drawn and the held-out images are
-evaluated once per epoch: their time is divided by the steps of an epoch. `--pair` uses the networks
-and settings of `benchmarks/peers.py`; `--operations N` lists the N torch operations that take most
-of a step's time.
+The training state is built from the recipe as in a run. The images are synthetic and the teacher's
+weights random, which does not change the time. The time of a stage is the median over rounds,
+without warm-up rounds. Drawing a view and evaluating the held-out images happen once per epoch, so
+their shares are computed from their time divided by the steps of an epoch. `--pair` uses the
+networks and settings of `benchmarks/peers.py`. `--operations N` lists the N torch operations that
+take most of a step's time.
 
-On a GPU each stage is timed until the device is idle. A run does not wait, so a whole step is also
-timed without waiting inside it, and `images_per_s` is that of the whole step.
+On a GPU each stage is timed until the device is idle. A run does not wait for the device, so a
+whole step is also timed without waiting inside it; `images_per_s` is the speed of the whole step.
 """
 
 import argparse
@@ -53,7 +53,10 @@ QUICK = "tiny+cutmix+ema"
 
 
 class Stopwatch:
-    """Time stages: `with timed("loss"): …`; waits until a GPU is idle before and after."""
+    """Times stages of a step: `with timed("loss"): …` adds the seconds to `timed.spans_s["loss"]`.
+
+    Waits until a GPU is idle, before and after the stage.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -73,7 +76,10 @@ class Stopwatch:
 
 
 def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
-    """Take optimizer step k as `loop.step` does, stage by stage; one process, no accumulation."""
+    """Take optimizer step k (from 0) as a training does, and time each stage.
+
+    Only for one process without gradient accumulation.
+    """
     progress = k / run.total_steps
     for group in run.optimizer.param_groups:
         group["lr"] = optim.group_lr(group, run.lr(k))
@@ -106,7 +112,10 @@ def staged_step(run: TrainState, k: int, timed: Stopwatch) -> None:
 
 
 def prepared(recipe: Recipe, pair: Pair | None = None) -> TrainState:
-    """Build the state of a run at step 0 that is never saved; its teacher has random weights."""
+    """Build the training state of a recipe at step 0, with a teacher of random weights.
+
+    `pair`: the networks to use instead of the recipe's teacher. The state is never saved.
+    """
     images, teacher = load_data_set.load(recipe.data.source, "train"), None
     if recipes.has_teacher(recipe):
         net = pair.teacher() if pair else build_network(recipe, "teacher", images.n_classes)
@@ -116,7 +125,10 @@ def prepared(recipe: Recipe, pair: Pair | None = None) -> TrainState:
 
 
 def operations(run: TrainState, most: int) -> list[dict[str, Any]]:
-    """Profile a step: name, calls, seconds and share of each torch operation, slowest first."""
+    """Profile a step; return the `most` slowest torch operations, the slowest first.
+
+    Each has `name`, `calls`, `span_s` (seconds) and `share`, its fraction of the step.
+    """
     loop.step(run, 0)
     on_gpu = run.accelerator.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
@@ -136,7 +148,10 @@ def operations(run: TrainState, most: int) -> list[dict[str, Any]]:
 
 
 def measured(run: TrainState, rounds: int) -> dict[str, float]:
-    """Return the median seconds of each stage and of the whole step, over one step per epoch."""
+    """Return the median seconds of each stage and of the whole step.
+
+    One step is timed in each of `rounds` epochs.
+    """
     timed = Stopwatch(run.accelerator.device)
     for epoch in range(WARMUP_ROUNDS + rounds):
         if epoch == WARMUP_ROUNDS:
@@ -153,9 +168,11 @@ def measured(run: TrainState, rounds: int) -> dict[str, float]:
 def report(
     spec: str, batch: int | None, rounds: int, pair: Pair | None = None, most: int = 0
 ) -> dict[str, Any]:
-    """Return the measurement of one recipe as values for JSON.
+    """Measure the stages of one recipe; return the results as values for JSON.
 
-    Raises UserError if the recipe cannot be trained.
+    `spec`: a recipe's name, path or composition a+b; ignored with `pair`. `batch`: batch size; None
+    for the recipe's. `most`: number of torch operations to list. Raises UserError if the recipe
+    cannot be trained.
     """
     recipe = (
         pair.recipe(load_data_set.SYNTHETIC, batch or BATCH, stored=False)
@@ -192,18 +209,23 @@ def _names(recipe: Recipe, run: TrainState) -> tuple[str, str]:
 
 
 def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:
-    """Load the recipe with synthetic images, one epoch per round and no gradient accumulation."""
+    """Load a recipe with synthetic images, one epoch per round and no gradient accumulation.
+
+    `spec`: its name, path or composition a+b. `batch`: batch size; None for the recipe's.
+    """
     overrides = ["data.source=synthetic", "train.accumulate=1", "optim.warmup_epochs=0"]
     overrides.append(f"train.epochs={WARMUP_ROUNDS + rounds}")
     if batch is not None:
         overrides.append(f"train.batch_size={batch}")
     loaded = recipes.load(spec, overrides)
     recipes.check_student(loaded)
-    return recipes.with_teacher(loaded.recipe, ())  # the recipe's [teacher], or the default
+    return recipes.with_teacher(loaded.recipe, ())  # adds the default [teacher] if it has none
 
 
 def shares(spans_s: dict[str, float], steps_per_epoch: int) -> dict[str, dict[str, float]]:
-    """Return the seconds per call of each stage and its share, 0..1, of the time of an epoch."""
+    """Return `span_s`, the seconds per call of each stage, and `share`, its fraction, 0..1, of the
+    time of an epoch.
+    """
     calls = {stage: 1 / steps_per_epoch if stage in ONCE_PER_EPOCH else 1.0 for stage in spans_s}
     step_s = sum(span * calls[stage] for stage, span in spans_s.items())
     return {
@@ -213,7 +235,7 @@ def shares(spans_s: dict[str, float], steps_per_epoch: int) -> dict[str, dict[st
 
 
 def table(content: dict[str, Any]) -> Table:
-    """Return the table of the stages, in the order of a step."""
+    """Return a table of the stages, in the order of a step, from the content of `report`."""
     title = "{student} trained with {teacher}, batch size {batch_size}".format_map(content)
     machine = "{device}, {precision}, {threads} thread(s)".format_map(content["environment"])
     whole = "whole step {:.1f} ms, {:,.0f} images/s".format(
@@ -231,7 +253,7 @@ def table(content: dict[str, Any]) -> Table:
 
 
 def operations_table(content: dict[str, Any]) -> Table:
-    """Return the table of torch operations, the slowest first."""
+    """Return a table of torch operations, the slowest first, from the content of `report`."""
     result = Table(box=SIMPLE_HEAD)
     result.add_column("operation", overflow="fold")
     for heading in ("calls", "ms", "share of a step"):

@@ -1,10 +1,12 @@
-"""Compare the trials per hour of two workers of a sweep with those of one.
+"""Compare the trials per hour of a sweep with one worker and with two.
 
-`python -m benchmarks.workers` runs the same sweep, without pruning, with one process and with two,
-in SQLite or in the given --storage; each worker computes with one thread. The order alternates from
-round to round, so that a slow minute affects both; the medians are compared. Trials per hour are
-the sweep's trials divided by the time from the start of the first to the end of the last: a
-worker's start-up does not count, its waiting for the other at the end does. Writes
+    python -m benchmarks.workers [--trials N] [--rounds N] [--storage URL]
+
+Runs the same sweep, without pruning, with one process and with two, in SQLite or in the given
+--storage; each worker computes with one thread. The order alternates from round to round, so that a
+slow minute affects both; the medians are compared. Trials per hour are the number of trials divided
+by the time from the start of the first trial to the end of the last one. This includes the time
+that one worker waits for the other at the end, but not their start-up. Writes
 `results/sweep_workers.json`.
 """
 
@@ -28,7 +30,7 @@ from distill.training.environment import source_hash
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "sweep_workers.json"
 WORKERS = (1, 2)
-# A student of 78,042 parameters on synthetic images: seconds per trial on one core, mostly steps.
+# A student of 78,042 parameters on synthetic images: a trial takes seconds on one core.
 SWEEP = """
 recipe = "student_alone+two_cores"
 set = ["data.source=synthetic", "data.holdout=0.1", "data.train_images=2000", "train.epochs=2",
@@ -44,7 +46,10 @@ optim.lr = {{ log = [0.02, 0.5] }}
 
 
 def measured(n_workers: int, trials: int, name: str, storage: str | None) -> float:
-    """Run a new sweep with `n_workers` workers and return the trials per hour."""
+    """Run a new sweep with `n_workers` workers; return the trials per hour.
+
+    `trials`: number of trials. `name`: of the sweep. `storage`: URL of a database; None for SQLite.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out, file = Path(folder) / "out", Path(folder) / "sweep.toml"
         file.write_text(SWEEP.format(name=name, trials=trials))
@@ -66,9 +71,10 @@ def measured(n_workers: int, trials: int, name: str, storage: str | None) -> flo
 
 
 def hourly(rows: Sequence[dict[str, Any]], n_workers: int) -> float:
-    """Return the trials per hour, from the start of the first trial to the end of the last.
+    """Return the trials per hour, from the start of the first trial to the end of the last one.
 
-    Raises SystemExit if a worker had no trial, since fewer workers would then be measured.
+    `rows`: the trials of sweep.json. Raises SystemExit if a worker had no trial, because fewer
+    than `n_workers` workers would then be measured.
     """
     active = set(chain.from_iterable(row["workers"] for row in rows))
     if len(active) != n_workers:

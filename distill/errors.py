@@ -5,7 +5,7 @@ The text states what was requested, what was found and what to type next; cli.py
 
 from collections.abc import Sequence
 
-LISTED = 10  # most faults of a data set listed in one message; the others are only counted
+LISTED = 10  # faults of a data set that one message lists; further ones are only counted
 
 
 class UserError(Exception):
@@ -13,8 +13,9 @@ class UserError(Exception):
 
 
 class UnsuitableRecipe(UserError):
-    """The recipe is valid but unsuitable for these images, this teacher or this machine; another
-    value of one of its keys would be suitable. A sweep counts it as a trial without a value.
+    """A valid recipe that is unsuitable for these images, this teacher or this machine.
+
+    Another value of one of its keys would be suitable. In a sweep such a trial has no value.
     """
 
 

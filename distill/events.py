@@ -1,17 +1,18 @@
 """Events that the training loop yields, and the only list of metric names.
 
-The loop prints nothing: it yields `Start`, then `Step`s, `Epoch`s and `Retry`s, then `End`; and an
-`Estimate` once the first steps are timed. The display and the journal read the same events; a sweep
-prunes a trial by leaving the loop.
+The loop prints nothing. It yields `Start`, then `Step`s, `Epoch`s and `Retry`s, then `End`. Once
+the first steps are timed, it also yields an `Estimate`. The display and the journal read the same
+events. A sweep prunes a trial by no longer iterating over the events.
 
 Metric names, everywhere (journal, display, result, report):
 
 - `loss/<term>`: one term of the objective, unweighted, mean over the batches since the last event;
   `loss/total`: the weighted sum that was minimised.
-- `top1` (share 0..1), `nll` (nats), `ece` (share 0..1, 15 bins), each with a suffix:
-  `/val` the held-out part of train, `/val_ema` the same for the averaged weights, `/test` the test
-  split. A run with averaged weights has `/val_ema` alone, unless `train.validate_both`.
-- `lr`: the learning rate of the step; `images_per_s`: training images of all processes a second.
+- `top1` (0..1), `nll` (nats), `ece` (0..1, 15 bins), each with a suffix: `/val` is measured on the
+  held-out images, `/val_ema` on the same images with the averaged weights, `/test` on the test
+  split. A run with averaged weights has only `/val_ema`, unless `train.validate_both` is true.
+- `lr`: the learning rate of the step; `images_per_s`: training images per second, all processes
+  together.
 """
 
 from dataclasses import dataclass, field
@@ -51,13 +52,13 @@ class Start:
     processes: int
     device: str
     precision: str
-    batch_size: int  # global, of one optimizer step
+    batch_size: int  # images of one optimizer step, all processes together
     epochs: int
     steps_per_epoch: int
     first_step: int  # 0, or the steps done before a resumed run continues
     first_epoch: int = 0  # epochs done before first_step
-    retries: int = 0  # done before first_step
-    total_steps: int | None = None  # set if the last epoch may be partial, by train.minutes
+    retries: int = 0  # number of retries after divergence before first_step
+    total_steps: int | None = None  # set with train.minutes: the last epoch may be partial
     teacher: str | None = None  # run folder(s) of the teacher
     teacher_top1: float | None = None  # on the held-out images, 0..1
     notes: tuple[str, ...] = ()  # what the user should know before a long training
@@ -82,14 +83,14 @@ class Estimate:
     step: int  # optimizer steps done
     epoch: int  # epochs done
     steps: int  # number of steps that were timed
-    total_s: float  # seconds of training, those of earlier processes included
+    total_s: float  # seconds of training, including the time before a resume
     low_s: float  # the range of total_s
     high_s: float
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Yielded at the end of each epoch: its mean losses, and the measures on the held-out part."""
+    """Yielded at the end of each epoch, with its mean losses and the held-out measures."""
 
     epoch: int  # epochs done, 1 after the first
     step: int

@@ -1,6 +1,6 @@
 """Format numbers, times and lists of names for people: in terminals, reports and messages.
 
-Every function that takes None returns `UNKNOWN` for it.
+A function that accepts None returns `UNKNOWN`, an en dash, for it.
 """
 
 import math
@@ -19,27 +19,27 @@ def grouped(number: int | None) -> str:
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:
-    """Format a number and its noun: `1 process`, `2 processes`; `plural` is by default `singular` +
-    s.
+    """Format a number and its noun: `1 process`, `2 processes`.
+
+    Without `plural`, the plural is `singular` with an s.
     """
     return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def percent(share: float | None) -> str:
-    """Format a share in percent: 0.7117 as `71.17 %`."""
+    """Format a fraction as a percentage: 0.7117 as `71.17 %`."""
     return UNKNOWN if share is None or math.isnan(share) else f"{percent_number(share)} %"
 
 
 def percent_number(share: float) -> str:
-    """Format a share in percent without the unit, for a column whose heading has it: 0.7117 as
-    `71.17`.
-    """
+    """Format a fraction as a percentage without the percent sign: 0.7117 as `71.17`."""
     return f"{100 * share:.2f}"
 
 
 def interval_text(interval: Sequence[float] | None, show: Callable[[float], str] = percent) -> str:
-    """Format an interval, each end with `show`, the unit once: (0.7121, 0.7297) as `71.21 – 72.97
-    %`.
+    """Format an interval with its unit only once: (0.7121, 0.7297) as `71.21 – 72.97 %`.
+
+    `show` formats one end of the interval, with its unit.
     """
     if interval is None:
         return UNKNOWN
@@ -48,12 +48,12 @@ def interval_text(interval: Sequence[float] | None, show: Callable[[float], str]
 
 
 def points(difference: float) -> str:
-    """Format a difference of two shares in percentage points: 0.0123 as `+1.23`."""
+    """Format a difference of two fractions in percentage points: 0.0123 as `+1.23`."""
     return f"{100 * difference:+.2f}".replace("-", "−")
 
 
 def bracketed(interval: Sequence[float], show: Callable[[float], str]) -> str:
-    """Format an interval to follow its value, each end with `show`: `[71.21, 72.97]`."""
+    """Format an interval in brackets: `[71.21, 72.97]`. `show` formats one end of it."""
     low, high = map(show, interval)
     return f"[{low}, {high}]"
 
@@ -83,20 +83,20 @@ def duration(seconds: float | None) -> str:
 
 
 def rounded_time(seconds: float) -> str:
-    """Format a time with two or three digits: `29 min`."""
+    """Format seconds in a suitable unit, rounded to two or three digits: `29 min`."""
     name, unit_s = _unit(seconds)
     return f"{_digits(seconds / unit_s)} {name}"
 
 
 def time_with_range(seconds: float, low_s: float, high_s: float) -> str:
-    """Format a time with two or three digits, its range in the same unit: `29 min (25 to 33)`."""
+    """Format seconds and their range in one unit, rounded: `29 min (25 to 33)`."""
     name, unit_s = _unit(high_s)
     value, low, high = (_digits(each / unit_s) for each in (seconds, low_s, high_s))
     return f"{value} {name} ({low} to {high})"
 
 
 def _unit(seconds: float) -> tuple[str, int]:
-    """Return the smallest unit in which a time is below 100, and that unit in seconds."""
+    """Return the name and the seconds of the smallest unit in which the time is below 100."""
     return next((unit for unit in UNITS if seconds < 100 * unit[1]), UNITS[-1])
 
 
@@ -105,7 +105,7 @@ def _digits(value: float) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Shorten a text that is longer than `width` characters by cutting its middle: `see…d-2`."""
+    """Cut the middle of a text that is longer than `width` characters: `see…d-2`."""
     if len(text) <= width:
         return text
     head = (width - 1) // 2
@@ -113,22 +113,24 @@ def shorten(text: str, width: int) -> str:
 
 
 def join_shortened(names: Sequence[str]) -> str:
-    """Join names by commas; of more than MOST_NAMES show the first ones: `a, b, … and 90 more`."""
+    """Join names by commas; of more than ten, show the first ten: `a, b, … and 90 more`."""
     if len(names) <= MOST_NAMES:
         return ", ".join(names)
     return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES:,} more"
 
 
 def describe_class_difference(first: Sequence[str], second: Sequence[str]) -> tuple[str, str]:
-    """Describe two different lists of class names: each in full if both are short, otherwise by its
-    length and the names that the other list lacks.
+    """Describe two different lists of class names for a message: one text for each list.
+
+    If both have at most ten names, a text has all names of its list; otherwise it has their number
+    and the names that the other list lacks.
     """
     if max(len(first), len(second)) <= MOST_NAMES:
         return ", ".join(first), ", ".join(second)
-    return _count_and_extra(first, second), _count_and_extra(second, first)
+    return _count_and_extra_names(first, second), _count_and_extra_names(second, first)
 
 
-def _count_and_extra(names: Sequence[str], others: Sequence[str]) -> str:
+def _count_and_extra_names(names: Sequence[str], others: Sequence[str]) -> str:
     count, extra = counted(len(names), "class", "classes"), set(names) - set(others)
     if not extra:
         return f"{count}, none that the other lacks"

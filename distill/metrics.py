@@ -13,7 +13,7 @@ from distill import statistics
 from distill.events import MEASURES
 from distill.statistics import LEVEL, RESAMPLES, Interval
 
-BINS = 15  # of the calibration curve, as in the paper
+BINS = 15  # of the calibration curve, as in Guo et al. (2017)
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -22,7 +22,9 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CalibrationCurve:
-    """Mean confidence and accuracy in equal bins of (0, 1]; both are nan in an empty bin.
+    """Mean confidence and accuracy of predictions in 15 bins of their confidence.
+
+    The bins divide (0, 1] into equal widths. In an empty bin both means are nan.
 
     Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv
     1706.04599, equations 1 to 5.
@@ -30,7 +32,7 @@ class CalibrationCurve:
 
     confidence: Floats  # [BINS], means
     accuracy: Floats  # [BINS]
-    counts: Counts  # [BINS]
+    counts: Counts  # [BINS], predictions in each bin
 
     @property
     def ece(self) -> float:
@@ -49,7 +51,7 @@ def measures(logits: Array, labels: Array) -> dict[str, float]:
 
 
 def probabilities(logits: Array, temperature: float = 1.0) -> Floats:
-    """Return the softmax of logits [N, C] divided by the temperature."""
+    """Return softmax(logits / temperature) of each row of logits [N, C]."""
     scaled = logits.astype(np.float64) / temperature
     with np.errstate(invalid="ignore"):  # a NaN stays NaN
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -65,15 +67,16 @@ def _log_probabilities(logits: Array) -> Floats:
 
 
 def is_correct(logits: Array, labels: Array) -> NDArray[np.bool_]:
-    """Return for each row [N] whether the largest logit is the label's; false if one is NaN."""
+    """Return for each row [N] whether the largest logit is the label's.
+
+    A row with a NaN is not correct.
+    """
     correct: NDArray[np.bool_] = (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
     return correct
 
 
 def confusion(logits: Array, labels: Array) -> Counts:
-    """Return counts [C, C]: row i, column j is the number of images of class i predicted as class
-    j.
-    """
+    """Return the confusion matrix [C, C]; entry i, j counts images of class i predicted as j."""
     n_classes = logits.shape[1]
     pairs = labels.astype(np.int64) * n_classes + logits.argmax(axis=1)
     counts: Counts = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -81,7 +84,10 @@ def confusion(logits: Array, labels: Array) -> Counts:
 
 
 def most_confused(counts: Counts, most: int) -> list[tuple[int, int, int]]:
-    """Return (label, prediction, count) of the at most `most` pairs confused most often."""
+    """Return up to `most` pairs of classes confused most often: (label, prediction, count).
+
+    `counts` is a confusion matrix. Pairs that are never confused are left out.
+    """
     wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     rows, columns = np.unravel_index(order, wrong.shape)
@@ -116,9 +122,9 @@ def is_in_top(k: int, logits: Array, labels: Array) -> NDArray[np.bool_]:
 
 
 def calibration_curve(shares: Array, labels: Array) -> CalibrationCurve:
-    """Return the calibration curve of probabilities [N, C]; bins include only their upper bound."""
+    """Return the calibration curve of predicted probabilities [N, C] (the argument `shares`)."""
     confidence, correct = shares.max(axis=1), is_correct(shares, labels)
-    bins = _bins(confidence)
+    bins = _bin_indices(confidence)
     counts = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
         mean, accuracy = (
@@ -129,17 +135,22 @@ def calibration_curve(shares: Array, labels: Array) -> CalibrationCurve:
 
 
 def ece(confidence: Array, correct: Array) -> float:
-    """Return the expected calibration error, 0..1, of confidences [N] and correctness [N]."""
-    return float(np.abs(np.bincount(_bins(confidence), correct - confidence)).sum() / len(correct))
+    """Return the expected calibration error, 0..1.
+
+    `confidence` [N]: the probability of each predicted class; `correct` bool [N].
+    """
+    return float(
+        np.abs(np.bincount(_bin_indices(confidence), correct - confidence)).sum() / len(correct)
+    )
 
 
 def ece_interval(confidence: Array, correct: Array) -> Interval:
-    """Return the 95 % interval of the expected calibration error by the basic bootstrap, since the
-    error is never negative and its estimate therefore biased upward.
+    """Return the 95 % interval of the expected calibration error.
 
-    The interval begins at zero if a perfectly calibrated network would have such an error on as
-    many images, which is simulated by 1,000 draws of `correct` with the confidences as
-    probabilities.
+    The error is never negative, so its estimate is biased upward; the basic bootstrap corrects for
+    that. The interval begins at zero if the error is no larger than a perfectly calibrated network
+    would have on as many images. Such a network is simulated by 1,000 draws of `correct`, with the
+    confidences as probabilities.
     """
     measured = ece(confidence, correct)
     low, high = statistics.bootstrap(ece, confidence, correct, basic=True)
@@ -151,9 +162,10 @@ def ece_interval(confidence: Array, correct: Array) -> Interval:
     return (0.0 if is_within else max(0.0, low)), max(high, measured)
 
 
-def _bins(confidence: Array) -> NDArray[np.int64]:
-    """Return the bin of each confidence. Bins have equal width and include only their upper bound,
-    so a confidence of one is in the last.
+def _bin_indices(confidence: Array) -> NDArray[np.int64]:
+    """Return the index of each confidence's bin.
+
+    A bin includes its upper bound but not its lower bound, so a confidence of 1 is in the last bin.
     """
     bins: NDArray[np.int64] = np.ceil(np.nan_to_num(confidence) * BINS).astype(np.int64) - 1
     return bins.clip(0, BINS - 1)

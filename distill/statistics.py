@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 SIGNIFICANT = 0.05  # a difference is called significant below this p
-RESAMPLES = 1000
-COLDEST, HOTTEST = 0.01, 100.0  # if all predictions are correct, lower is always better
+RESAMPLES = 1000  # bootstrap samples of an interval
+# Bounds of a fitted temperature: if all predictions are correct, the best temperature is 0.
+COLDEST, HOTTEST = 0.01, 100.0
 
 Interval = tuple[float, float]
 
 
 def wilson(n_correct: int, total: int) -> Interval:
-    """Return Wilson's interval of the share `n_correct` of `total` (JASA 22, 1927, p. 209)."""
+    """Return Wilson's interval of the fraction n_correct / total (JASA 22, 1927, p. 209)."""
     interval = scipy.stats.binomtest(n_correct, total).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -28,12 +29,14 @@ def wilson(n_correct: int, total: int) -> Interval:
 def bootstrap(
     statistic: Callable[..., float], *samples: NDArray[Any], basic: bool = False
 ) -> Interval:
-    """Return the interval of a statistic of arrays [N, …]: percentiles of its value on N samples
-    drawn with replacement, the same ones from each array (Efron, Annals of Statistics 7, 1979).
+    """Return the bootstrap interval of a statistic of arrays `samples`, [N, …] each.
 
-    `basic`: the percentiles mirrored at the statistic itself, for a biased statistic: resampled
-    values deviate from it as it deviates from the truth (Davison and Hinkley, 1997, section 5.2.1).
-    The seed is fixed: the same arrays give the same interval. Costs 1,000 calls of `statistic`.
+    The statistic is computed 1,000 times, each time on N rows drawn with replacement, the same rows
+    of every array; the interval is given by percentiles of these values (Efron, Annals of
+    Statistics 7, 1979). `basic` mirrors the percentiles at the statistic of the original arrays:
+    this corrects a biased statistic, if the resampled values deviate from it as it deviates from
+    the true value (Davison and Hinkley, 1997, section 5.2.1). The seed is fixed: the same arrays
+    give the same interval.
     """
     draws = np.random.default_rng(0)
     n = len(samples[0])
@@ -49,10 +52,11 @@ def bootstrap(
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided p-value of the null hypothesis that two classifiers are correct equally
-    often, from the numbers of samples that only one of them classifies correctly.
+    """Return McNemar's two-sided p-value for two classifiers tested on the same samples.
 
-    Exact, by the binomial distribution (McNemar, Psychometrika 12, 1947); 1 if both numbers are 0.
+    The null hypothesis is that both are correct equally often. `only_a`, `only_b`: how many samples
+    only the first or only the second classifies correctly. The test is the exact one, by the
+    binomial distribution (McNemar, Psychometrika 12, 1947). The p-value is 1 if both numbers are 0.
     """
     differ = only_a + only_b
     return float(scipy.stats.binomtest(only_a, differ).pvalue) if differ else 1.0
@@ -60,8 +64,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """The numbers of images that only a, only b, both or neither of two classifiers predicts
-    correctly.
+    """How many images are classified correctly by only a, only b, both or neither of a and b.
+
+    a and b are two classifiers tested on the same images.
     """
 
     only_a: int
@@ -76,8 +81,9 @@ class PairedCounts:
 
 
 def count_pairs(correct_a: NDArray[np.bool_], correct_b: NDArray[np.bool_]) -> PairedCounts:
-    """Count the images that one, both or neither of two classifiers predicts correctly, from two
-    boolean arrays [N].
+    """Count the images that one, both or neither of two classifiers classifies correctly.
+
+    `correct_a`, `correct_b`: bool [N], whether each image's prediction is correct.
     """
     kinds = (
         correct_a & ~correct_b,
@@ -102,7 +108,7 @@ class MeanAndInterval:
 
 
 def mean_and_interval(values: Sequence[float]) -> MeanAndInterval:
-    """Compute mean, spread and interval of values, one per seed for instance.
+    """Compute mean, standard deviation and interval of values, for instance one value per seed.
 
     Raises ValueError if there is no value.
     """
@@ -119,11 +125,10 @@ def mean_and_interval(values: Sequence[float]) -> MeanAndInterval:
 def paired_difference(
     a: Sequence[float], b: Sequence[float]
 ) -> tuple[MeanAndInterval, float | None]:
-    """Return mean and interval of a − b over pairs, and the two-sided p-value of the null
-    hypothesis of no difference (Student's t).
+    """Return (mean and interval of the differences a − b of pairs, p-value).
 
-    The p-value is None if there is only one pair or all differences are equal. Raises ValueError if
-    the lengths differ.
+    The p-value is two-sided, by Student's paired t-test of no difference; it is None if there is
+    only one pair or all differences are equal. Raises ValueError if the lengths differ.
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
     difference = mean_and_interval(differences)
@@ -132,8 +137,10 @@ def paired_difference(
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the temperature, between 0.01 and 100, that minimises the negative log-likelihood of
-    the labels [N] under logits [N, C] / T. Predicted classes stay the same.
+    """Return the temperature T, 0.01..100, that calibrates logits [N, C] by division.
+
+    T minimises the negative log-likelihood of the labels [N] under softmax(logits / T). The
+    predicted classes do not change.
 
     Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv
     1706.04599, section 4.2. The NLL is convex in b = 1 / T, so it is minimal where its slope, the

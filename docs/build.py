@@ -1,11 +1,12 @@
 """Generate parts of the documents: the README's recipes and picture, the list of modules.
 
-    python -m docs.build              the recipes, from their [about] tables, and the modules in
-                                      docs/architecture.md, from the first lines of their docstrings
-    python -m docs.build --run RUN    these, and docs/run.svg from a finished run's journal
-    python -m docs.build --check      exit 1 if one of them is stale
+    python -m docs.build              update the README's table of recipes, from their [about]
+                                      tables, and the list of modules in docs/architecture.md, from
+                                      the first lines of their docstrings
+    python -m docs.build --run RUN    also draw docs/run.svg from a finished run's journal
+    python -m docs.build --check      write nothing; exit 1 if the table or the list is stale
 
-Only the text between the two marker lines of a document is written.
+Of a document, only the text between the two marker lines is replaced.
 """
 
 import argparse
@@ -28,24 +29,25 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "run.svg"
 COLUMNS = ("recipe", "claim", "measured")
 NOT_YET = "not yet run"
-# Files that share one line of the list: a pattern of their names and what each contains.
+# Files that share one line in the list of modules, by package: a pattern of their names, and a
+# summary of their content.
 GROUPED = {
     "distill/losses": (r"(?!(exact|gather|objective|sizes)$).*", "one file per loss"),
     "distill/data/corruptions": (r"blur|digital|noise|weather", "one file per kind of corruption"),
     "distill/terminal": (r".*_tables?", "one file per kind of terminal table"),
 }
-# In the order of the list, which follows the flow of a recipe through the program.
+# The packages in the order of the list of modules: that in which a recipe passes through them.
 PACKAGES = (
     "distill/cli", "distill", "distill/recipe", "distill/files", "distill/data",
     "distill/data/sources", "distill/data/augment", "distill/data/corruptions", "networks",
-    "students", "teachers", "distill/losses", "distill/models", "distill/components", "distill/teacher",
-    "distill/training", "distill/evaluation", "distill/runs", "distill/terminal",
+    "students", "teachers", "distill/losses", "distill/models", "distill/components",
+    "distill/teacher", "distill/training", "distill/evaluation", "distill/runs", "distill/terminal",
     "distill/report", "distill/export", "distill/sweep", "distill/time_plan",
 )  # fmt: skip
 
 
 def recipe_table() -> str:
-    """Return all recipes and ingredients in Markdown, in the order of `python cli.py recipes`."""
+    """Return a Markdown table of all recipes and ingredients, in the order of `cli.py recipes`."""
     rows = [_cells(name, path, about) for name, path, about in recipes.shipped()]
     return "\n".join(map(_line, [COLUMNS, ("---",) * len(COLUMNS), *rows]))
 
@@ -62,7 +64,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def module_list() -> str:
-    """Return every module with the first line of its docstring, package by package."""
+    """Return the list of all modules by package, each with the first line of its docstring."""
     lines = [_module(ROOT / "cli.py", 0)]
     for package in PACKAGES:
         lines.append(f"{package}/")
@@ -87,7 +89,7 @@ class Section:
 
     document: Path
     name: str
-    text: Callable[[], str]
+    text: Callable[[], str]  # generates the part
 
     @property
     def begin(self) -> str:
@@ -98,9 +100,9 @@ class Section:
         return f"<!-- {self.name}:end -->"
 
     def rebuilt(self, written: str) -> str:
-        """Return the document's text with this section regenerated.
+        """Return the document's text `written` with this section regenerated.
 
-        Raises UserError unless it has each marker once, the begin before the end.
+        Raises UserError unless the text has each marker exactly once, the begin before the end.
         """
         before, begin, rest = written.partition(self.begin)
         _, end, after = rest.partition(self.end)

@@ -3,11 +3,11 @@
     python -m docs.methods            count, time (some minutes on two cores), write
     python -m docs.methods --check    exit 1 if a count differs from the one in the file
 
-Counted on torch's meta device for the networks of the term's recipe (WRN-28-10 and a ResNet under
-5M parameters): the parameters that the term adds to training, and the peak memory of its forward
-and backward in addition to the networks' feature maps. Timed for that recipe with `two_cores`,
-synthetic images and an untrained teacher: the term's forward and backward, and the whole step, in
-turn.
+For each term, its parameters and peak memory are counted on torch's meta device, with the networks
+of the term's recipe (WRN-28-10 and a ResNet under 5M parameters). The parameters are those that the
+term adds to training; the memory is that of its forward and backward, without the networks' feature
+maps. The term's forward and backward are timed in turn with whole steps, for that recipe with
+`two_cores`, synthetic images and an untrained teacher.
 """
 
 import argparse
@@ -52,9 +52,10 @@ COLUMNS = (
     "share of the step",
     "test",
 )
-COUNTED = 5  # the first columns, which do not depend on the machine; nor does the last
-RECIPES = {"hard": "student_alone"}  # the other terms have a recipe of the same name
-SMALL = {"simkd": ["student.projector_width=128"]}  # the width of the teacher of `two_cores`
+COUNTED = 5  # the first 5 columns, and the last one, do not depend on the machine
+RECIPES = {"hard": "student_alone"}  # every other term has a recipe of the same name
+# Overrides of a term's recipe for timing: simkd's projector has the width of two_cores' teacher.
+SMALL = {"simkd": ["student.projector_width=128"]}
 CLASSES, SIDE = 10, 32
 LABELS = torch.arange(45_000) % CLASSES
 ROUNDS, WARMUP = 5, 2
@@ -62,14 +63,17 @@ ROUNDS, WARMUP = 5, 2
 
 @dataclass(frozen=True)
 class Count:
-    """The cost of a term: the parameters that it adds, and its peak memory."""
+    """The cost of a loss term."""
 
-    parameters: int
-    bytes_at: dict[int, int]  # by batch size
+    parameters: int  # that the term adds to training
+    bytes_at: dict[int, int]  # peak memory of its forward and backward, by batch size
 
 
 class Held(TorchDispatchMode):
-    """Track the bytes of all live tensors that are created inside this mode: `now` and `peak`."""
+    """Tracks the total size of all live tensors that are created inside this mode.
+
+    `now` is the current number of bytes, `peak` the largest so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -84,7 +88,7 @@ class Held(TorchDispatchMode):
         return result
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
-        """Do not count these tensors."""
+        """Exclude these tensors from the count."""
         self.alive.update(t.untyped_storage()._cdata for t in tensors)
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
@@ -101,7 +105,7 @@ class Held(TorchDispatchMode):
 
 
 def counted(name: str) -> Count:
-    """Compute the cost of a term with the networks of its recipe, on the meta device."""
+    """Compute the cost of the loss term `name`, with its recipe's networks on the meta device."""
     recipe = recipes.load(RECIPES.get(name, name)).recipe
     recipe = recipes.with_teacher(recipe, ())  # the teacher of teacher_wrn by default
     with torch.device("meta"):
@@ -130,7 +134,10 @@ def _with_taps(recipe: Recipe, role: Any) -> tuple[nn.Module, list[str]]:
 def _inputs(
     batch: int, student_shapes: dict[str, Any], teacher_shapes: dict[str, Any]
 ) -> LossInputs:
-    """Return loss inputs of the right shapes, without values."""
+    """Return loss inputs on the meta device, which have shapes but no values.
+
+    `student_shapes`, `teacher_shapes`: the shapes of the feature maps for one image, by name.
+    """
 
     def maps(shapes: dict[str, Any], *, requires_grad: bool) -> dict[str, Tensor]:
         return {
@@ -151,7 +158,9 @@ def _inputs(
 
 
 def _peak(term: Any, inputs: LossInputs, module: nn.Module) -> int:
-    """Return the peak bytes of forward and backward, not counting the inputs."""
+    """Return the peak bytes of a loss term's forward and backward, not counting its inputs and
+    parameters.
+    """
     held = Held()
     tensors = [t for t in tree_leaves(vars(inputs)) if isinstance(t, Tensor)]
     held.ignore([*tensors, *module.parameters(), *module.buffers()])
@@ -161,7 +170,9 @@ def _peak(term: Any, inputs: LossInputs, module: nn.Module) -> int:
 
 
 def timed(name: str) -> tuple[float, float]:
-    """Return the median milliseconds of the term's forward and backward, and of the step."""
+    """Return the median milliseconds of the loss term `name`, forward and backward, and of a whole
+    training step.
+    """
     recipe = recipes.load(
         f"{RECIPES.get(name, name)}+two_cores",
         ["data.source=synthetic", "data.train_images=2000", *SMALL.get(name, [])],
@@ -189,9 +200,9 @@ def timed(name: str) -> tuple[float, float]:
 
 
 def row(name: str) -> list[str]:
-    """Return the columns of a term, with the timed ones empty.
+    """Return the table's cells for the loss term `name`; those with times are empty.
 
-    Raises UserError if the term has no test or names no paper.
+    Raises UserError if the term has no test file or its docstring names no paper.
     """
     file = f"distill/losses/{name}.py"
     cost = counted(name)
@@ -223,7 +234,7 @@ def paper(file: Path) -> str:
 
 
 def stale(page: str) -> list[str]:
-    """Return the terms whose counted columns differ from those of the page."""
+    """Return the loss terms whose cells, except for times, differ from those in the text `page`."""
     rows = {cells[0]: cells for cells in _cells(page)}
     return [
         name
@@ -243,7 +254,7 @@ def _cells(page: str) -> list[list[str]]:
 
 
 def table() -> str:
-    """Return the whole table in Markdown, timed on this machine."""
+    """Return the whole table in Markdown, with times measured on this machine."""
     lines = [COLUMNS, ("---", "---", *("---:",) * 5, "---")]
     for name in Losses.model_fields:
         cells = row(name)

@@ -1,4 +1,4 @@
-"""Check students against the rules of courses, clause by clause."""
+"""Check student networks against the rules of university courses, clause by clause."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ BUDGET = 5_000_000
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of a course. `faults` yields the clauses that a design and activation break."""
+    """The rules of a course; `faults` yields the clauses that a design and activation break."""
 
     title: str
     may_equal: bool  # whether a network of exactly the budget's size is allowed
@@ -19,18 +19,18 @@ class Rules:
 
     @property
     def bound(self) -> str:
-        """Return `fewer than` or `at most`, which precedes the budget in messages."""
+        """Return `fewer than` or `at most`, the words before the budget in messages."""
         return "at most" if self.may_equal else "fewer than"
 
     def exclusive_limit(self, budget: int) -> int:
-        """Return the smallest number of parameters that is not allowed."""
+        """Return the smallest number of parameters that these rules forbid."""
         return budget + self.may_equal
 
 
 def broken_clauses(
     rules: Rules, design: Design, activation: str, budget: int = BUDGET
 ) -> list[str]:
-    """Return the clauses that a design breaks, each with what was found; may be empty."""
+    """Return the clauses that a design breaks, each with the design's value; may be empty."""
     faults = list(rules.faults(design, activation))
     if design.parameters >= rules.exclusive_limit(budget):
         faults.append(f"{rules.bound} {budget:,} parameters: it has {design.parameters:,}")
@@ -45,7 +45,11 @@ def rules_by_name(name: str) -> Rules:
 
 
 def _nyu2022(design: Design, activation: str) -> Iterator[str]:
-    """Yield the broken clauses of 2022: only N, B_i, C_1, F_i, K_i and P may be chosen."""
+    """Yield the clauses of 2022 that are broken.
+
+    The rules leave only these free: N stages, B_i blocks, C_1 channels, F_i and K_i kernel sizes,
+    and the pool P.
+    """
     first = design.channels[0]
     if design.channels != doubling(first, design.stages):
         yield f"C_(i+1) = 2 C_i: its channels are {'-'.join(map(str, design.channels))}"
@@ -63,7 +67,10 @@ def _nyu2022(design: Design, activation: str) -> Iterator[str]:
 
 
 def _input_layer(design: Design) -> Iterator[str]:
-    """Yield the broken clauses of 2022 on the input layer; its initialisation is free."""
+    """Yield the clauses of 2022 on the input layer that are broken.
+
+    Any initialisation is allowed.
+    """
     first = design.channels[0]
     if design.stem_width != first:
         yield f"the input layer has C_1 = {first} channels: it has {design.stem_width}"

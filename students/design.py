@@ -5,14 +5,15 @@ convolution has no bias and is followed by a batch norm; the skip is a convoluti
 changes, otherwise the identity (He et al. 2016, arXiv 1512.03385, option B); there is one linear
 layer, with bias.
 
-Stages halve their maps by `downsample`. "stride": the first block of a stage has a stride. "pool":
-each stage begins with a convolution, a max pool, a batch norm and an activation, and its residual
-blocks, if any, do not change the shape. That is the layout of the ResNet-9 of D. Page
+`downsample` is how stages halve their maps. With "stride" the first block of a stage has a stride.
+With "pool" each stage begins with a convolution, a max pool, a batch norm and an activation, and
+its residual blocks, if any, do not change the shape. That is the layout of the ResNet-9 of D. Page
 (davidcpage/cifar10-fast) and, with one block per stage, of airbench96 (K. Jordan, arXiv
 2404.00498).
 
-A whitened stem has 6 k² filters of k x k pixels: the eigenvectors of the images' patches and their
-negatives (`students/whiten.py`). Parameters that are not trained count like any other.
+A whitened stem has 6 k² filters of k x k pixels: the eigenvectors of the covariance of image
+patches, and their negatives (`students/whiten.py`). Parameters that are not trained are counted
+too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,7 @@ from students.design_spec import (
 
 
 class Convolution(NamedTuple):
-    """A convolution without bias and its batch norm, or one with bias and no batch norm."""
+    """A convolution with a batch norm and no bias, or with a bias and no batch norm."""
 
     inputs: int
     outputs: int
@@ -52,12 +53,12 @@ class Convolution(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """The number of the kernel's weights, without those of the batch norm."""
+        """The number of weights of the kernel, without the batch norm or bias."""
         return self.kernel**2 * self.inputs * self.outputs
 
     @property
     def parameters(self) -> int:
-        """The number of parameters: kernel weights, and batch-norm scale and shift or bias."""
+        """The number of parameters: kernel weights, and batch-norm scale and shift, or bias."""
         return self.weights + (2 if self.has_norm else 1) * self.outputs
 
     @property
@@ -68,12 +69,13 @@ class Convolution(NamedTuple):
 
 @dataclass(frozen=True)
 class Design:
-    """A residual network: its shape, and which of its parameters are trained.
+    """Describes a residual network: its shape, and which of its parameters are trained.
 
-    `Design.of` validates a spec; the constructor does not validate.
+    `Design.of` validates its arguments; the constructor does not. Every tuple has one number per
+    stage.
     """
 
-    blocks: tuple[int, ...]  # one number per stage, as in every tuple here
+    blocks: tuple[int, ...]
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
     skip_kernels: tuple[int, ...]
@@ -81,17 +83,17 @@ class Design:
     stem_kernel: int
     stem_width: int
     stem_stride: int
-    stem_pool: bool  # 3x3 max pool, stride 2, padding 1
+    stem_pool: bool  # whether the stem ends in a 3x3 max pool with stride 2 and padding 1
     convs_per_block: int
-    pool: Pool  # size and stride of the average pool
+    pool: Pool  # size and stride of the average pool before the linear layer, or "global"
     classes: int
     image_size: int  # height and width in pixels
-    projector_width: int | None = None  # channels of a projector's output, the classifier's input
-    projector_factor: int = 2  # the projector's inner maps have fewer channels by this factor
+    projector_width: int | None = None  # output channels of SimKD's projector; None: no projector
+    projector_factor: int = 2  # its inner maps have projector_width // projector_factor channels
     downsample: Downsample = "stride"
     stem_init: StemInit = "random"  # "whiten": the caller computes the stem's filters from images
-    stem_frozen: bool = False  # the stem's kernels are not trained; its norm or bias is
-    stem_norm: bool = True  # a batch norm after the stem's convolution, else a bias
+    stem_frozen: bool = False  # True: the stem's kernels are not trained, only its norm or bias
+    stem_norm: bool = True  # whether the stem's convolution has a batch norm instead of a bias
     norm_scale: NormScale = "trained"  # "frozen": every norm's scale stays 1
 
     @classmethod
@@ -121,11 +123,13 @@ class Design:
         stem_norm: bool = True,
         norm_scale: NormScale = "trained",
     ) -> "Design":
-        """Return the design of a spec: `width` doubles stage by stage, `channels` sets each stage.
+        """Return the design with these numbers; raise UserError, naming all faults, if invalid.
 
-        `stage_strides` is by default 1, 2, 2 ... with downsample "stride" and 2 everywhere with
-        "pool", where a stage may have 0 blocks. `stem_width` is by default the first stage's, and
-        6 k² for a whitened stem of kernel k. Raises UserError with every fault of the spec.
+        The channels are either `width`, doubled from stage to stage, or `channels`, one number per
+        stage. Other arguments may be one number for all stages or a list. By default
+        `stage_strides` is 1, 2, 2, ... with downsample "stride" and 2, 2, ... with "pool". With
+        "pool" a stage may have 0 blocks. By default `stem_width` is the width of the first stage,
+        or 6 k² for a whitened stem of kernel k.
         """
         if faults := spec_faults(SimpleNamespace(**locals())):
             raise UserError(_faults_message(faults))
@@ -163,7 +167,7 @@ class Design:
 
     @property
     def summary(self) -> str:
-        """A short name, `ResNet [4, 4, 3] 64-128-256`, which does not show every field."""
+        """A short name, `ResNet [4, 4, 3] 64-128-256`: the blocks and channels of each stage."""
         pooled = " pooled" if self.downsample == "pool" else ""
         projector = f" + projector {self.projector_width}" if self.projector_width else ""
         return f"ResNet {list(self.blocks)} {'-'.join(map(str, self.channels))}{pooled}{projector}"
@@ -178,7 +182,7 @@ class Design:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The names of the maps that can be read; `maps` is the last one, before the pool."""
+        """The names of the available feature maps; `maps` is the last map before the pool."""
         stages = (f"stages.{stage}" for stage in range(self.stages))
         projector = ("projector",) if self.projector_width else ()
         return ("stem", *stages, *projector, "maps", "features")
@@ -203,7 +207,7 @@ class Design:
         return sum(conv.macs for conv in self.convolutions()) + self.features * self.classes
 
     def convolutions(self) -> Iterator[Convolution]:
-        """Yield every convolution, starting with the stem's."""
+        """Yield every convolution of the network, starting with the stem's."""
         size = stem_map(self.image_size, self.stem_kernel, self.stem_stride)
         yield Convolution(
             IMAGE_CHANNELS, self.stem_width, self.stem_kernel, size, has_norm=self.stem_norm
@@ -217,14 +221,14 @@ class Design:
         yield from self._projector(inputs, size)
 
     def block_stride(self, stage: int, block: int) -> int:
-        """Return a block's stride: 1, except for the first block with downsample "stride"."""
+        """Return a block's stride: 1, except in a stage's first block with downsample "stride"."""
         is_first = block == 0 and self.downsample == "stride"
         return self.stage_strides[stage] if is_first else 1
 
     def _stage(self, stage: int, inputs: int, size: int) -> Iterator[Convolution]:
         """Yield a stage's convolutions.
 
-        `inputs`, `size`: the channels of its input maps, and their height and width in pixels.
+        `inputs`: channels of the stage's input maps; `size`: their height and width in pixels.
         """
         outputs, kernel = self.channels[stage], self.kernels[stage]
         if self.downsample == "pool":
@@ -256,21 +260,21 @@ def doubling(width: int, stages: int) -> tuple[int, ...]:
 def widest(max_params: int, **spec: Any) -> int | None:
     """Return the largest `width` with fewer than `max_params` parameters; None if there is none.
 
-    `spec` holds the arguments of `Design.of` without `width` and `channels`. Raises UserError for
-    its faults.
+    `spec`: the arguments of `Design.of` except `width` and `channels`. Raises UserError if they are
+    invalid.
     """
-    return _widest(max_params, lambda width: Design.of(width=width, **spec))
+    return _widest_in_closed_form(max_params, lambda width: Design.of(width=width, **spec))
 
 
 def over_budget(design: Design, max_params: int) -> str | None:
-    """Return by how much a design exceeds the budget, with advice; None if it does not.
+    """Return a message, with advice, if a design has too many parameters; None if it does not.
 
     A design must have fewer than `max_params` parameters.
     """
     excess = design.parameters - max_params + 1
     if excess <= 0:
         return None
-    fitting = _widest(max_params, lambda width: _with_width(design, width))
+    fitting = _widest_in_closed_form(max_params, lambda width: _with_doubling_width(design, width))
     return (
         f"{design.summary} has {design.parameters:,} parameters, {excess:,} too many for fewer "
         f"than {max_params:,}; {_advice(design, fitting)}"
@@ -294,10 +298,10 @@ def _stem_follows_width(design: Design) -> bool:
     return design.stem_width == design.channels[0] and design.stem_init == "random"
 
 
-def _with_width(design: Design, width: int) -> Design:
-    """Return the design with another doubling width.
+def _with_doubling_width(design: Design, width: int) -> Design:
+    """Return the design with `width` channels in its first stage, doubled in every further stage.
 
-    A stem that is as wide as the first stage gets that width too.
+    If its stem is as wide as its first stage, the stem gets `width` channels too.
     """
     follows = _stem_follows_width(design)
     return replace(
@@ -307,17 +311,18 @@ def _with_width(design: Design, width: int) -> Design:
     )
 
 
-def _widest(max_params: int, at: Callable[[int], Design]) -> int | None:
-    """Return the largest width in closed form; None if none fits.
+def _widest_in_closed_form(max_params: int, at: Callable[[int], Design]) -> int | None:
+    """Return the largest width with fewer than `max_params` parameters; None if there is none.
 
-    Kernels grow with the width or its square, batch norms with the width, so that the number of
-    parameters is quadratic in the width. There is one exception: if the stem has a fixed width and
-    the first stage has the same width, that stage needs no skip convolution, and a wider network
-    may have fewer parameters.
+    `at(width)` returns the design of a width. The solution is in closed form: the number of
+    parameters is a quadratic polynomial in the width, since kernels grow with the width or its
+    square and batch norms with the width. There is one exception: if the stem has a fixed width, a
+    first stage of that width needs no skip convolution, so this network may have fewer parameters
+    than a narrower one.
     """
-    stem = at(1).stem_width  # at width 1, if the stem follows the width
+    stem = at(1).stem_width  # the fixed width of the stem; 1 if the stem is as wide as stage 1
     first, second, third = (at(stem + more).parameters for more in (1, 2, 3))
-    # At width stem + 1 + t it has (a t^2 + b t) / 2 + first parameters, in integers.
+    # The network of width stem + 1 + t has (a t^2 + b t) / 2 + first parameters, all integers.
     a = third - 2 * second + first
     b = 2 * (second - first) - a
     under_root = b * b - 8 * a * (first - (max_params - 1))

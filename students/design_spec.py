@@ -1,10 +1,10 @@
-"""Compute the sizes of a student's maps; check the numbers that describe a student."""
+"""Compute the sizes of a student's feature maps; check the numbers that describe a student."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 IMAGE_CHANNELS = 3
-ODD, EVEN = 3, 2  # kernel sizes of the stem: the default odd one, and the only even one
+ODD, EVEN = 3, 2  # kernel sizes of the stem: the default, and the only even size allowed
 Pool = int | Literal["global"]
 Downsample = Literal["stride", "pool"]
 StemInit = Literal["random", "whiten"]
@@ -13,17 +13,23 @@ PerStage = int | Sequence[int]
 
 
 def strided(size: int, stride: int) -> int:
-    """Return ceil(size / stride): the map size after any odd kernel with padding (k-1)//2."""
+    """Return ceil(size / stride), the map size after a convolution.
+
+    This holds for any odd kernel k with padding (k - 1) // 2.
+    """
     return -(-size // stride)
 
 
 def reduced(size: int, by: int, downsample: Downsample) -> int:
-    """Return the size of a stage's maps: a max pool rounds size / by down, a stride up."""
+    """Return the map size after a stage whose input maps have `size` x `size` pixels.
+
+    A max pool rounds size / by down, a stride rounds it up.
+    """
     return size // by if downsample == "pool" else strided(size, by)
 
 
 def stem_map(image_size: int, kernel: int, stride: int) -> int:
-    """Return the size of the map after the stem's convolution; a kernel of 2 has no padding."""
+    """Return the map size after the stem's convolution; a kernel of 2 has no padding."""
     return strided(image_size - (kernel == EVEN), stride)
 
 
@@ -43,24 +49,33 @@ def last_map(first: int, strides: Sequence[int], downsample: Downsample) -> int:
 def strides_of(
     stage_strides: PerStage | None, stages: int, downsample: Downsample
 ) -> tuple[int, ...]:
-    """Return the stride of each stage: by default 2, except 1 for the first if they do not pool."""
+    """Return the stride, or pool size, of each stage.
+
+    The default is 2, 2, ... with downsample "pool" and 1, 2, 2, ... with "stride".
+    """
     if stage_strides is None:
         return (2 if downsample == "pool" else 1, *(2,) * (stages - 1))
     return spread(stage_strides, stages)
 
 
 def spread(value: PerStage, stages: int) -> tuple[int, ...]:
-    """Return one number per stage: `value` repeated, or its own numbers."""
+    """Return one number per stage: `value` repeated if it is a number, else `value` as a tuple."""
     return (value,) * stages if isinstance(value, int) else tuple(value)
 
 
 def whitening_filters(kernel: int) -> int:
-    """Return the number of filters of a whitened stem: twice the number of values in a patch."""
+    """Return the number of filters of a whitened stem: twice the number of values in a patch.
+
+    A patch has `kernel` x `kernel` pixels of three channels.
+    """
     return 2 * IMAGE_CHANNELS * kernel**2
 
 
 def spec_faults(spec: Any) -> list[str]:
-    """Return every fault of a spec, whose attributes are the arguments of `Design.of`."""
+    """Return every fault of a design as a message.
+
+    `spec`: an object whose attributes are the arguments of `Design.of`.
+    """
     size_faults = [
         *_count_faults(
             stages=spec.stages, stem_stride=spec.stem_stride, image_size=spec.image_size
@@ -93,7 +108,7 @@ def spec_faults(spec: Any) -> list[str]:
 
 
 def _last_map_faults(spec: Any) -> Iterator[str]:
-    """Yield faults of the maps' sizes; the spec's strides must be valid."""
+    """Yield the faults of the sizes of feature maps; the strides of `spec` must be valid."""
     strides = strides_of(spec.stage_strides, spec.stages, spec.downsample)
     first = first_map(spec.image_size, spec.stem_kernel or ODD, spec.stem_stride, spec.stem_pool)
     last = last_map(first, strides, spec.downsample)
@@ -130,7 +145,10 @@ def _choice_faults(choices: Any, **values: object) -> Iterator[str]:
 
 
 def _blocks_faults(stages: object, blocks: object, downsample: object) -> Iterator[str]:
-    """Yield faults of `blocks`. Pooled stages may have 0 blocks, but not all of them."""
+    """Yield the faults of `blocks`.
+
+    With downsample "pool" some stages may have 0 blocks, but not all.
+    """
     numbers = list(blocks) if isinstance(blocks, list | tuple) else []
     are_whole = all(type(number) is int and number >= 0 for number in numbers)
     if not are_whole or 0 not in numbers:
@@ -203,7 +221,7 @@ def _whitening_faults(
 
 
 def _block_faults(convs_per_block: object) -> Iterator[str]:
-    # One is too few: block_dropout acts between the first convolution of a block and the second.
+    # One is too few, since block_dropout acts between the first two convolutions of a block.
     if not isinstance(convs_per_block, int) or convs_per_block < 2:
         yield f"convs_per_block = {convs_per_block!r} must be 2 or more"
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Red, green, blue over all pixels of CIFAR-10's 50,000 training images in [0, 1], to the customary
-# four digits; to eight digits they are 0.49139968 0.48215841 0.44653091 and 0.24703223 0.24348513
-# 0.26158784.
+# Mean and standard deviation of red, green and blue over all pixels of CIFAR-10's 50,000 training
+# images in [0, 1], rounded to the customary four digits. With eight digits they are 0.49139968
+# 0.48215841 0.44653091 and 0.24703223 0.24348513 0.26158784.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2471, 0.2435, 0.2616)
 
@@ -18,7 +18,7 @@ class Normalize(nn.Module):
     Mean and std are buffers: they are saved with the weights but are not parameters.
     """
 
-    mean: Tensor  # [1, 3, 1, 1], like std
+    mean: Tensor  # [1, 3, 1, 1]; std has the same shape
     std: Tensor
 
     def __init__(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:

@@ -14,9 +14,9 @@ from students.design import Design
 from students.design_spec import IMAGE_CHANNELS
 from students.normalize import Normalize
 
-CELU_ALPHA = 0.075  # D. Page's (davidcpage/cifar10-fast); torch's own is 1
-# In place where possible: the input is a norm's output, which no other module reads and no gradient
-# needs.
+CELU_ALPHA = 0.075  # as in davidcpage/cifar10-fast (D. Page); torch's default is 1
+# In place if torch offers that: the input is a norm's output, which no other module reads and no
+# gradient needs.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),
     "leaky_relu": partial(nn.LeakyReLU, inplace=True),
@@ -28,15 +28,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ResNet(nn.Module):
-    """Map images [B, 3, H, W] in [0, 1] to logits [B, classes]; normalises its input.
+    """The network of a `Design`: images [B, 3, H, W] in [0, 1] to logits [B, classes].
 
-    `tap_points` has the maps of `Design.taps`. With a projector it is SimKD's student (arXiv
-    2203.14001): its classifier, which is a teacher's, reads the pooled projected maps.
-    `block_dropout` acts between the first batch norm of each block and its activation (as in
-    res_512_d of the 2023 report), `head_dropout` before the linear layer; both are probabilities in
-    [0, 1). `norm_momentum` is torch's: a batch's share of the running statistics, in (0, 1].
-    `zero_gamma`: whether each block begins as its skip (Goyal et al. 2017, arXiv 1706.02677, 5.1).
-    Raises UserError for an unknown activation and for a dropout or momentum out of range.
+    It normalises its input. With a projector it is SimKD's student (arXiv 2203.14001), whose
+    classifier is copied from a teacher and reads the pooled output of the projector.
+    `block_dropout` acts in each block between the first batch norm and the activation (as in the
+    network res_512_d of tests/students/architectures.json), `head_dropout` before the linear layer;
+    both are probabilities in [0, 1). `norm_momentum`, in (0, 1], is the weight of a new batch in
+    the running statistics of batch norms, as in torch. `zero_gamma`: whether the scale of each
+    block's last norm begins at 0 instead of 1. Raises UserError if the activation is unknown, or a
+    dropout or the momentum is out of range.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """Return, by tap name, the module whose output is that tap."""
+        """Return the modules whose outputs are available as taps, by tap name."""
         points = {"stem": self.stem} | {f"stages.{i}": s for i, s in enumerate(self.stages)}
         if len(self.projector):
             points["projector"] = self.projector
@@ -83,16 +84,16 @@ class ResNet(nn.Module):
 
     @property
     def stem_conv(self) -> nn.Conv2d:
-        """Return the first convolution; a whitened stem's filters are computed from images."""
+        """Return the first convolution, whose filters the caller computes for a whitened stem."""
         first = self.stem[0]
         assert isinstance(first, nn.Conv2d)
         return first
 
     def _initialise(self, zero_gamma: bool) -> None:
-        """Initialise convolutions as He et al. (2015, arXiv 1502.01852), and the scales of norms.
+        """Initialise convolutions as in He et al. (2015, arXiv 1502.01852), and scales of norms.
 
         If `zero_gamma`, the scale of each block's last norm begins at 0. If scales are frozen it is
-        1, as in airbench96: at 0 no block would learn.
+        1, as in airbench96: with a constant scale of 0, blocks could not learn.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -100,9 +101,9 @@ class ResNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             if zero_gamma and isinstance(module, Block) and self.design.norm_scale == "trained":
-                # Each block begins as its skip: the signal has the same scale at any depth, and
-                # high learning rates are safe from the first step (Goyal et al. 2017, arXiv
-                # 1706.02677, 5.1).
+                # At first a block computes only its skip, so that the signal has the same scale at
+                # any depth and high learning rates are safe from the first step (Goyal et al. 2017,
+                # arXiv 1706.02677, 5.1).
                 nn.init.zeros_(module.last_norm.weight)
 
     def _set_norms(self, momentum: float) -> None:
@@ -134,7 +135,7 @@ class Block(nn.Module):
             if changes_shape
             else nn.Identity()
         )
-        # Dropout of 0 has no effect, but the names of the weights depend on its position.
+        # Dropout of 0 has no effect, but its position in `layers` is part of the weights' names.
         layers = [
             _conv(inputs, outputs, kernel, stride),
             nn.BatchNorm2d(outputs),
@@ -159,7 +160,7 @@ class Block(nn.Module):
         residual: Tensor = self.residual(maps)
         out: Tensor = self.activation(
             residual.add_(self.skip(maps))
-        )  # in place: a norm's output, read only here
+        )  # in place: nothing else reads the norm's output
         return out
 
 
@@ -184,20 +185,20 @@ def _stages(design: Design, activation: str, dropout: float) -> nn.Sequential:
     before = (design.stem_width, *design.channels)
     return nn.Sequential(
         *(
-            nn.Sequential(*_blocks(design, stage, before[stage], activation, dropout))
+            nn.Sequential(*_stage_modules(design, stage, before[stage], activation, dropout))
             for stage in range(design.stages)
         )
     )
 
 
-def _blocks(
+def _stage_modules(
     design: Design, stage: int, inputs: int, activation: str, dropout: float
 ) -> Iterator[nn.Module]:
-    """Yield the modules of one stage; only the first has the stage's stride or pool."""
+    """Yield the modules of one stage; only the first module has a stride or a pool."""
     outputs = design.channels[stage]
     if design.downsample == "pool":
         side = design.stage_strides[stage]
-        yield _pooled(inputs, outputs, design.kernels[stage], side, activation)
+        yield _conv_and_pool(inputs, outputs, design.kernels[stage], side, activation)
         inputs = outputs
     for block in range(design.blocks[stage]):
         yield Block(
@@ -212,11 +213,14 @@ def _blocks(
         )
 
 
-def _pooled(inputs: int, outputs: int, kernel: int, side: int, activation: str) -> nn.Sequential:
-    """Build convolution, max pool, norm and activation, to [B, outputs, H // side, W // side].
+def _conv_and_pool(
+    inputs: int, outputs: int, kernel: int, side: int, activation: str
+) -> nn.Sequential:
+    """Build a convolution, max pool, norm and activation, in this order.
 
-    A `side` of 1 does not pool. The norm comes after the pool, which makes it `side`² times cheaper
-    (D. Page, davidcpage/cifar10-fast, "bag of tricks": about as accurate).
+    `side`: size and stride of the pool; 1 means no pool. [B, inputs, H, W] becomes [B, outputs,
+    H // side, W // side]. The norm comes after the pool, where it costs `side`² times less; the
+    accuracy is about the same (D. Page, davidcpage/cifar10-fast, "bag of tricks").
     """
     pool = {"pool": nn.MaxPool2d(side)} if side != 1 else {}
     layers: dict[str, nn.Module] = {
@@ -229,9 +233,10 @@ def _pooled(inputs: int, outputs: int, kernel: int, side: int, activation: str) 
 
 
 def _projector(design: Design) -> nn.Sequential:
-    """Build the projector, or an empty module: 1x1, 3x3, 1x1, each with batch norm and ReLU.
+    """Build SimKD's projector; without `projector_width` an empty module.
 
-    It ends in a ReLU like the teacher's maps.
+    It has convolutions 1x1, 3x3 and 1x1, each with batch norm and ReLU. It ends in a ReLU because
+    the teacher's maps do.
     """
     projector = nn.Sequential()
     if design.projector_width is not None:

@@ -1,14 +1,14 @@
 """Compute whitening filters for a stem: eigenvectors of image patches and their negatives.
 
 D. Page, "How to train your ResNet 8: bag of tricks" (davidcpage/cifar10-fast), and K. Jordan,
-"94% on CIFAR-10 in 3.29 seconds on a single A100", arXiv 2404.00498. Of patches x of k x k pixels,
-normalised as the network normalises its images, with covariance C = V diag(l) V^T, the filters are
+"94% on CIFAR-10 in 3.29 seconds on a single A100", arXiv 2404.00498. Patches x of k x k pixels,
+normalised like the network's images, have the covariance C = V diag(l) V^T. The 6 k² filters are
 
-    +- v_i / sqrt(l_i + eps),   l_1 >= l_2 >= ...,   6 k² of them,
+    +- v_i / sqrt(l_i + eps),   l_1 >= l_2 >= ...,
 
-so that the outputs of the first half are uncorrelated, each of variance l / (l + eps). eps is that
-of airbench, 5e-4; Page has 1e-2 and no negatives. Both leave out the patches' mean, which is near 0
-in normalised CIFAR-10; here it is subtracted, as in a covariance.
+so that the outputs of the first half are uncorrelated, with variances l_i / (l_i + eps). eps is
+5e-4, as in airbench; Page's is 1e-2, and he has no negatives. Both do not subtract the mean of the
+patches, which is near 0 in normalised CIFAR-10; here it is subtracted, as in a covariance.
 """
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.functional import unfold
 
 N_IMAGES = 5_000  # the first training images, as many as in airbench
 EPS = 5e-4
-CHUNK = 100  # images at a time: 100 MB of patches in float64
+CHUNK = 100  # images at a time, whose patches take 100 MB in float64
 
 
 def whiten(stem: nn.Conv2d, images: Tensor, std: Tensor) -> None:
@@ -34,13 +34,14 @@ def whiten(stem: nn.Conv2d, images: Tensor, std: Tensor) -> None:
 def whitening_filters(images: Tensor, std: Tensor, kernel: int) -> Tensor:
     """Return the filters, float64 [6 k², 3, k, k], for uint8 images [N, 3, H, W], on the CPU.
 
-    They are the same bit for bit with any number of threads: sums over pixels are of whole numbers
-    below 2^53, which float64 adds without rounding in any order.
+    `std`: the 3 standard deviations of the network's normalisation; `kernel`: k. The filters are
+    the same bit for bit with any number of threads: the sums over pixels are integers below 2^53,
+    which float64 adds without rounding in any order.
     """
     covariance = _covariance(images, kernel) / 255**2
-    scale = std.double().flatten().cpu().repeat_interleave(kernel**2)  # of each value of a patch
+    scale = std.double().flatten().cpu().repeat_interleave(kernel**2)  # one per value of a patch
     values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
-    rows = (_with_sign(vectors) / (values.clamp(min=0) + EPS).sqrt()).T.flip(0)
+    rows = (_with_fixed_signs(vectors) / (values.clamp(min=0) + EPS).sqrt()).T.flip(0)
     half = rows.reshape(-1, images.shape[1], kernel, kernel)
     return torch.cat([half, -half])
 
@@ -59,10 +60,10 @@ def _covariance(images: Tensor, kernel: int) -> Tensor:
     return products / n - torch.outer(mean, mean)
 
 
-def _with_sign(vectors: Tensor) -> Tensor:
-    """Flip the sign of columns so that each one's largest entry is positive.
+def _with_fixed_signs(vectors: Tensor) -> Tensor:
+    """Multiply columns by -1 if necessary so that each column's largest entry is positive.
 
-    The sign of an eigenvector is arbitrary.
+    This makes the result unique: the sign of an eigenvector is arbitrary.
     """
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * largest.sign()

@@ -16,17 +16,18 @@ def widest_designs(
     asymmetric: bool = False,
     **spec: Any,
 ) -> list[dict[str, Any]]:
-    """Return the widest design for each number of stages and choice of blocks, if one fits.
+    """Return the widest design with fewer than `max_params` parameters for every depth.
 
-    A design has fewer than `max_params` parameters. Keys of each row: `stages`, `blocks` (a number
-    for all stages; `asymmetric`: one per stage), `width`, `parameters`, `macs`,
-    `macs_per_parameter`. `spec`: more arguments of `Design.of`. Costs five counts per row; with
-    `asymmetric` there are blocks ** stages rows. Pooled stages (`downsample` "pool") may have 0
-    blocks, though not all of them. Raises UserError for an invalid spec, for instance a pool larger
-    than the last map.
+    A depth is a number of stages from `stages` and a number of blocks per stage from `blocks`. All
+    stages have the same number of blocks; with `asymmetric` every combination is a depth, of which
+    there are len(blocks) ** stages. Depths for which no width fits are left out. `spec`: further
+    arguments of `Design.of`; with `downsample` "pool" some stages may have 0 blocks, but not all.
+    Each row has the keys `stages`, `blocks` (with `asymmetric` one number per stage), `width`,
+    `parameters`, `macs` and `macs_per_parameter`, and costs five counts of parameters. Raises
+    UserError if a design is invalid, for instance if a pool is larger than the last map.
     """
     rows = []
-    for n, n_blocks in _choices(stages, list(blocks), asymmetric):
+    for n, n_blocks in _depths(stages, list(blocks), asymmetric):
         width = widest(max_params, stages=n, blocks=n_blocks, **spec)
         if width is not None:
             design = Design.of(stages=n, blocks=n_blocks, width=width, **spec)
@@ -43,7 +44,7 @@ def widest_designs(
     return rows
 
 
-def _choices(
+def _depths(
     stages: Iterable[int], blocks: list[int], asymmetric: bool
 ) -> Iterator[tuple[int, PerStage]]:
     for n in stages:

@@ -1,6 +1,6 @@
 """Build any timm classifier that takes small images, with random initial weights.
 
-The one file that imports timm's models: that import alone takes seconds.
+Only this file imports timm's models, since the import takes seconds.
 """
 
 import difflib
@@ -29,9 +29,9 @@ class TimmClassifier(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """Return, by tap name, the module whose output is that tap.
+        """Return the modules whose outputs are available as taps, by tap name.
 
-        The names are timm's own, and `features`.
+        The names are those in timm's `feature_info`, and `features` for the pooled last map.
         """
         info: Any = getattr(self.net, "feature_info", ())
         modules = dict.fromkeys(stage["module"] for stage in info if isinstance(stage, dict))
@@ -41,15 +41,16 @@ class TimmClassifier(nn.Module):
 
 
 def names() -> Sequence[str]:
-    """Return every architecture of timm, without the tags of pretrained weights."""
+    """Return the names of timm's architectures, without the tags of pretrained weights."""
     return timm.list_models()
 
 
 def timm_classifier(name: str, classes: int, image_size: int = 32) -> TimmClassifier:
     """Build the architecture `name` with random weights and check it on two images.
 
-    Raises UserError for a name that timm does not know, one with a tag of pretrained weights, and a
-    network that cannot be built for, or fails on, images of `image_size` pixels.
+    Raises UserError if timm does not know the name, if it has a tag of pretrained weights, if the
+    network does not take images of `image_size` x `image_size` pixels, or if it is not a
+    classifier.
     """
     _check_name(name)
     try:
@@ -69,7 +70,7 @@ def timm_classifier(name: str, classes: int, image_size: int = 32) -> TimmClassi
 
 
 def _build(name: str, classes: int, image_size: int) -> nn.Module:
-    """Build a timm network, passing `img_size` if its constructor accepts that."""
+    """Build a timm network; pass `img_size` if its constructor accepts that argument."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=classes, img_size=image_size)
     except TypeError as error:
@@ -79,7 +80,10 @@ def _build(name: str, classes: int, image_size: int) -> nn.Module:
 
 
 def _logits_shape(net: nn.Module, image_size: int) -> torch.Size:
-    """Return the shape of the logits of two black images; eval mode preserves batch statistics."""
+    """Return the shape of the logits of two black images.
+
+    The images are computed in eval mode, which does not change batch-norm statistics.
+    """
     with torch.no_grad():
         logits: Tensor = net.eval()(torch.zeros(2, 3, image_size, image_size))
     net.train()

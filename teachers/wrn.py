@@ -12,13 +12,14 @@ from teachers.wrn_cost import STEM_WIDTH
 
 
 class WideResNet(nn.Module):
-    """WRN-`depth`-`widen`, from images [B, 3, H, W] in [0, 1] to logits [B, classes].
+    """The network WRN-`depth`-`widen`: images [B, 3, H, W] in [0, 1] to logits [B, classes].
 
-    `depth` = 6n + 4 counts three stages of n blocks with two convolutions each, the stem, and the
-    skips of the three widening blocks. `dropout`, a probability in [0, 1), acts before the second
-    convolution of each block. The taps `stem` and `stages.0` ... `stages.2` are sums before the
-    next batch norm, with negative values; `maps` is after the last batch norm and ReLU, before
-    pooling. Raises UserError for a depth, widen or dropout out of range.
+    `depth` = 6n + 4 counts convolutions: two in each of the n blocks of three stages, the stem, and
+    the skip convolutions of the three widening blocks. `widen` multiplies the channels 16, 32, 64
+    of the stages. `dropout`, a probability in [0, 1), acts before the second convolution of each
+    block. The taps `stem` and `stages.0` ... `stages.2` are before the next batch norm and ReLU, so
+    they have negative values; `maps` is after the last batch norm and ReLU, before pooling. Raises
+    UserError if `depth`, `widen` or `dropout` is out of range.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class WideResNet(nn.Module):
             )
         )
         self.norm = nn.BatchNorm2d(widths[-1])
-        self.activation = nn.ReLU()  # not in place: its output and its input may be tapped
+        self.activation = nn.ReLU()  # not in place: both its input and its output may be taps
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(widths[-1], classes)
         for module in self.modules():
@@ -52,7 +53,7 @@ class WideResNet(nn.Module):
 
     @property
     def tap_points(self) -> dict[str, nn.Module]:
-        """Return, by tap name, the module whose output is that tap."""
+        """Return the modules whose outputs are available as taps, by tap name."""
         stages = {f"stages.{i}": stage for i, stage in enumerate(self.stages)}
         return {"stem": self.stem, **stages, "maps": self.activation, "features": self.pool}
 
@@ -60,8 +61,8 @@ class WideResNet(nn.Module):
 class PreActivationBlock(nn.Module):
     """Compute skip + (BN-ReLU-conv, twice): [B, inputs, H, W] to [B, outputs, H/s, W/s].
 
-    s is the stride. The skip is the identity; if the shape changes it is a 1x1 convolution of the
-    activated input, as in the authors' code.
+    s is the stride. The skip is the identity. If the block changes the shape, the skip is instead a
+    1x1 convolution of the input after batch norm and ReLU, as in the authors' code.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
@@ -78,8 +79,8 @@ class PreActivationBlock(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        # In place: no other module reads the outputs of the norms and of the last kernel, and no
-        # gradient needs them.
+        # In place, since nothing else reads the outputs of the norms and of the last convolution,
+        # and no gradient is computed from them.
         active = F.relu(self.norm1(maps), inplace=True)
         skip = maps if self.skip is None else self.skip(active)
         hidden = F.relu(self.norm2(self.conv1(active)), inplace=True)

@@ -8,7 +8,7 @@ N_STAGES = 3
 
 
 class WrnDesign(NamedTuple):
-    """WRN-`depth`-`widen` for images of 32x32 pixels; depth = 6n + 4."""
+    """The Wide ResNet WRN-`depth`-`widen` for images of 32x32 pixels; depth = 6n + 4."""
 
     depth: int
     widen: int
@@ -63,7 +63,7 @@ class WrnDesign(NamedTuple):
         kernels = [(3 * 3 * 3 * STEM_WIDTH, IMAGE_SIZE)]
         for inputs, outputs, side in self._blocks():
             kernels += [(9 * inputs * outputs, side), (9 * outputs * outputs, side)]
-            if inputs != outputs:  # a skip by a 1x1 convolution
+            if inputs != outputs:  # the skip is a 1x1 convolution
                 kernels.append((inputs * outputs, side))
         return kernels
 

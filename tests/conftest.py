@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 import tomllib
@@ -27,6 +28,14 @@ from tests.make_runs import EFFICIENT, EFFICIENT_TEACHER, Events, train, two_epo
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 INSTALLED = Path(sys.prefix) / ".installed"  # touched by `make venv`
 WEEK_S = 7 * 24 * 3600
+MEMORY_DISK = Path("/dev/shm")  # of Linux; flushing a file to it costs no time
+LEAST_FREE = 4 << 30  # bytes
+
+
+def pytest_configure() -> None:
+    """Create the tests' temporary folders in memory if there is enough of it."""
+    if MEMORY_DISK.is_dir() and shutil.disk_usage(MEMORY_DISK).free > LEAST_FREE:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
 
 
 def pytest_report_header() -> list[str]:

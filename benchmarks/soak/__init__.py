@@ -1,1 +1,1 @@
-"""Try faults and attacks many times: `python -m benchmarks.soak`."""
+"""Test the program's reliability under many faults and attacks: `python -m benchmarks.soak`."""

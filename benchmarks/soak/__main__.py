@@ -3,10 +3,10 @@
     python -m benchmarks.soak [PART…] [--tries PART=N …] [--seed N] [--place DIR]
 
 The parts kills, stops, deaths and disks start real processes and take 20 minutes on one core;
-`disks` needs root. The others run in this process: run_files and folders take some minutes, the
-rest less. The number of tries is per row, of damage, recipes and run_files in all. Each part
-replaces its rows in `results/reliability.json` and in the table. Failed tries are printed, and the
-exit code is 1 if there are any.
+`disks` needs root. The other parts run in this process: run_files and folders take some minutes,
+the rest less. N tries are made for each row of a part; in the parts damage, recipes and run_files
+they are divided among the rows. Each part replaces its rows in `results/reliability.json` and in
+the table. Failed tries are printed, and the exit code is 1 if there are any.
 """
 
 import argparse
@@ -53,7 +53,10 @@ TRIES = {
 
 
 def table(rows_of: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the table in Markdown: the rows of every part that was run, in the order of PARTS."""
+    """Return the table in Markdown, in the order of PARTS.
+
+    `rows_of`: for each part that was ever run, its outcomes as dictionaries.
+    """
     lines = ["| fault | tried | survived | what the user sees |", "| --- | ---: | ---: | --- |"]
     for part in PARTS:
         for row in rows_of.get(part, []):

@@ -25,18 +25,19 @@ from distill.errors import UserError
 from distill.runs import saved_predictions
 
 MB = 1 << 20
-MOST_BYTES = 48 * MB  # of memory that a refusal may take
+MOST_BYTES = 48 * MB  # most memory that reading or refusing an archive may take
 COMPRESSIONS: list[Callable[[bytes], bytes]] = [
     bytes, lambda content: gzip.compress(content, 1), lambda content: bz2.compress(content, 1),
     lambda content: lzma.compress(content, preset=0),
 ]  # fmt: skip
+# Types of tar members that are not regular files.
 LINKS = (
     tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
     tarfile.CONTTYPE, b"V", b"M", b"\xff",
 )  # fmt: skip
 
 
-# What the user sees; each is a UserError, so the exit code is 2.
+# For each kind of archive, what the user sees: the message of a UserError, so the exit code is 2.
 SEEN = {
     "with thousands of pax headers or long names": "“… has more than 8 headers before a member”",
     "with pax records or sizes that are wrong": "“… has a pax header with a size …”",
@@ -44,38 +45,47 @@ SEEN = {
     "with a link, a device, a pipe or a sparse member": "“… is a link or a device”",
     "of images, with bytes of its headers changed": "what is wrong; or the images",
 }
-ZEROS = 64 * MB  # one compressed piece of a bomb, which repeats it
-PIECES = 17  # more than the reader's bound of 1 GiB
+# A bomb is an archive that unpacks to 17 pieces of 64 MiB of zeros, more than the reader's limit of
+# 1 GiB.
+ZEROS = 64 * MB
+PIECES = 17
 
 
 @cache
 def deflated() -> bytes:
-    """Return ZEROS zero bytes as a deflate block that may be repeated."""
+    """Return ZEROS zero bytes, compressed as a deflate block that may be repeated in a stream."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     return packer.compress(bytes(ZEROS)) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
 @cache
 def gzipped() -> bytes:
-    """Return ZEROS zero bytes as a gzip member; a file may have several."""
+    """Return ZEROS zero bytes, compressed as a gzip member; a file may have several members."""
     return gzip.compress(bytes(ZEROS), 1)
 
 
 def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
-    """Return one tar header, a block of 512 bytes."""
+    """Return a tar header, a block of 512 bytes.
+
+    `size`: the declared size of the member. `kind`: its type. `link`: the target of a link.
+    """
     info = tarfile.TarInfo(name)
     info.size, info.type, info.linkname = size, kind, link
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 def extension(kind: bytes, content: bytes, size: int | None = None) -> bytes:
-    """Return a pax header (`x`, `g`) or a long name (`L`, `K`); `size` is the declared size."""
+    """Return an extension header with its content: a pax header or a long name.
+
+    `kind`: `x` or `g` for pax, `L` or `K` for a long name or link. `size`: the declared size; None
+    for the actual one.
+    """
     padding = b"\0" * (-len(content) % 512)
     return header("x", len(content) if size is None else size, kind) + content + padding
 
 
 def record(key: str, value: str) -> bytes:
-    """Return one record of a pax header, with its length before it."""
+    """Return one record of a pax header, `<length> <key>=<value>` and a line feed."""
     body = f" {key}={value}\n".encode(errors="surrogateescape")
     length = len(body) + 1
     while len(str(length)) + len(body) != length:
@@ -84,7 +94,10 @@ def record(key: str, value: str) -> bytes:
 
 
 def climbing(mark: str, chance: random.Random) -> str:
-    """Return a path that leaves the archive's folder."""
+    """Return a path that leads out of the folder into which an archive is unpacked.
+
+    `mark`: the absolute path of a file outside it.
+    """
     up = "../" * chance.randrange(1, 12)
     return chance.choice([
         mark, f"/{mark}", f"{up}x", f"{CIFAR10.folder}/{up}../x", f"a/./{up}../../x", "..",
@@ -93,7 +106,10 @@ def climbing(mark: str, chance: random.Random) -> str:
 
 
 def tars(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Load `tries` archives of each kind as a data set."""
+    """Load `tries` hostile tar archives of each kind as a data set, and such arrays as images.
+
+    Returns one outcome per kind; each try must be refused with a message, without effects.
+    """
     chance = random.Random(seed)
     neighbour = Neighbour(folder / "neighbour")
     write_batches(folder / "sound" / CIFAR10.folder)
@@ -104,16 +120,17 @@ def tars(folder: Path, tries: int, seed: int) -> list[Outcome]:
     member = header(f"{CIFAR10.folder}/batches.meta", 5) + b"hello".ljust(512, b"\0")
     kinds: dict[str, Callable[[], bytes]] = {
         "with thousands of pax headers or long names": lambda: _many_headers(chance) + member,
-        "with pax records or sizes that are wrong": lambda: _wrong(chance) + member,
-        "with a path that climbs out of its folder": lambda: _climbs(mark, chance),
-        "with a link, a device, a pipe or a sparse member": lambda: _links(mark, chance),
-        "of images, with bytes of its headers changed": lambda: _harmed(sound, chance),
+        "with pax records or sizes that are wrong": lambda: _wrong_sizes(chance) + member,
+        "with a path that climbs out of its folder": lambda: _member_outside(mark, chance),
+        "with a link, a device, a pipe or a sparse member": lambda: _special_member(mark, chance),
+        "of images, with bytes of its headers changed": lambda: _changed_headers(sound, chance),
     }
     outcomes = []
     for what, make in kinds.items():
         outcome = Outcome(f"a tar archive {what}", SEEN[what])
         for n in range(tries):
             content = make()
+            # A valid header in front of some archives.
             start = sound[:512] if chance.random() < 0.3 and "bytes" not in what else b""
             path = folder / "a.tar.gz"
             path.write_bytes(chance.choice(COMPRESSIONS)(start + content))
@@ -142,9 +159,10 @@ def _tar_bombs(folder: Path, tries: int, chance: random.Random) -> Outcome:
 
 
 def _read(load: Callable[[], object], may_succeed: bool) -> str:
-    """Return what is wrong with how an archive was read; empty if nothing is.
+    """Read an archive by calling `load`; return what is wrong with the result, or "".
 
-    It must be refused with a message, or be read if it may be, in little memory.
+    The archive must be refused with a UserError; it may also be read if `may_succeed`. Both must
+    take less than MOST_BYTES of memory.
     """
     tracemalloc.start()
     try:
@@ -160,7 +178,9 @@ def _read(load: Callable[[], object], may_succeed: bool) -> str:
 
 
 def _many_headers(chance: random.Random) -> bytes:
-    """Return more extension headers before a member than any archive has, or a huge one."""
+    """Return many extension headers, more than a valid archive has before a member, or a huge
+    one.
+    """
     if chance.random() < 0.3:
         size = chance.choice([2 * MB, 1 << 30, (1 << 31) - 1, (8 << 30) - 1])
         return extension(chance.choice([b"x", b"g", b"L", b"K"]), bytes(1024), size) + bytes(2048)
@@ -176,7 +196,7 @@ def _many_headers(chance: random.Random) -> bytes:
     )
 
 
-def _wrong(chance: random.Random) -> bytes:
+def _wrong_sizes(chance: random.Random) -> bytes:
     """Return a pax header with wrong records or sizes, or a member that declares too many bytes."""
     digits = "9" * chance.choice([1, 5, 12, 13, 400, 5000])
     value = chance.choice([digits, f"-{digits}", "1e9", "", "0x10", "²", "１２", "1_000", " 5"])
@@ -193,8 +213,12 @@ def _wrong(chance: random.Random) -> bytes:
     ])  # fmt: skip
 
 
-def _climbs(mark: str, chance: random.Random) -> bytes:
-    """Return a member outside the folder, named in its header, a pax record or a long name."""
+def _member_outside(mark: str, chance: random.Random) -> bytes:
+    """Return a member whose path leads out of the archive's folder.
+
+    The path is in the member's header, in a pax record or in a long name. `mark`: the absolute path
+    of a file outside the folder.
+    """
     path = climbing(mark, chance)
     encoded = path.encode()
     inner = header(f"{CIFAR10.folder}/data_batch_1", 5) + b"hello".ljust(512, b"\0")
@@ -206,8 +230,11 @@ def _climbs(mark: str, chance: random.Random) -> bytes:
     ])  # fmt: skip
 
 
-def _links(mark: str, chance: random.Random) -> bytes:
-    """Return a member that is not a regular file."""
+def _special_member(mark: str, chance: random.Random) -> bytes:
+    """Return a member that is a link, a device, a pipe or a sparse file.
+
+    `mark`: the absolute path of a file outside the archive's folder, to which links may point.
+    """
     name = f"{CIFAR10.folder}/{chance.choice(['data_batch_1', 'batches.meta', 'x', 'test_batch'])}"
     target = chance.choice([mark, "/etc/passwd", "../x", name, "data_batch_2", "/dev/zero"])
     kind = chance.choice(LINKS)
@@ -222,8 +249,11 @@ def _links(mark: str, chance: random.Random) -> bytes:
     ])  # fmt: skip
 
 
-def _harmed(sound: bytes, chance: random.Random) -> bytes:
-    """Return a valid archive with bytes of its headers changed; half have a valid checksum."""
+def _changed_headers(sound: bytes, chance: random.Random) -> bytes:
+    """Return the valid archive `sound` with some bytes of a header changed.
+
+    In half of the cases the checksum of the header is updated.
+    """
     content = bytearray(sound)
     starts = [at for at in range(0, len(content), 512) if content[at + 257 : at + 262] == b"ustar"]
     at = chance.choice(starts)
@@ -236,7 +266,10 @@ def _harmed(sound: bytes, chance: random.Random) -> bytes:
 
 
 def arrays(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour) -> list[Outcome]:
-    """Read `tries` hostile .npy and .npz each as images to predict and as predictions."""
+    """Read `tries` hostile .npy files and as many .npz files as images to predict.
+
+    The .npz files are read as a run's predictions too.
+    """
     outcomes = []
     kinds = {
         "an .npy with a hostile header, or of Python objects": ("npy", _npy),
@@ -260,7 +293,9 @@ def arrays(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour
 
 
 def _npy(chance: random.Random, mark: str) -> bytes:
-    """Return an array whose header does not match its bytes."""
+    """Return a .npy file with a hostile header, or one of Python objects that create the file
+    `mark` when they are unpickled.
+    """
     if chance.random() < 0.2:
         return _objects(mark)
     descr = chance.choice([
@@ -280,7 +315,7 @@ def _npy(chance: random.Random, mark: str) -> bytes:
 
 
 def _objects(mark: str) -> bytes:
-    """Return an array of Python objects that leave a mark when they are unpickled."""
+    """Return a .npy file of Python objects that create the file `mark` when they are unpickled."""
 
     class Touch:
         def __reduce__(self) -> tuple[object, ...]:
@@ -292,7 +327,7 @@ def _objects(mark: str) -> bytes:
 
 
 def _npz(chance: random.Random, mark: str) -> bytes:
-    """Return a zip archive of arrays that is damaged, hostile or larger than declared."""
+    """Return a .npz file, a zip archive of hostile arrays, with a wrong field in its directory."""
     if chance.random() < 0.2:
         return _npz_bomb(chance)
     name = chance.choice(["data", "images", "logits", "ids", "labels"])
@@ -313,7 +348,7 @@ def _npz(chance: random.Random, mark: str) -> bytes:
 
 
 def _npz_bomb(chance: random.Random) -> bytes:
-    """Return an archive whose member unpacks to more than a gigabyte; it may declare less."""
+    """Return a .npz file whose array unpacks to more than a gigabyte; it may declare less."""
     n_bytes = ZEROS * PIECES
     shape = chance.choice([f"({n_bytes},)", f"({n_bytes // 3072}, 3072)", "(8, 3072)"])
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()

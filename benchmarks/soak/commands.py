@@ -12,7 +12,8 @@ from types import FrameType
 import cli
 
 LIMIT_S = 300  # a command that runs longer counts as hanging; a report takes 15 s on one core
-UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, overrides, surrogates, line separators
+# Unicode categories: control and format characters, surrogates, line and paragraph separators.
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 ALLOWED = "\n\u200c\u200d"  # joiners are part of the spelling of some words and emoji
 
 
@@ -27,11 +28,14 @@ class Ended:
 
 
 class Hanging(BaseException):
-    """A command that ran longer than LIMIT_S; no library catches it."""
+    """Raised if a command runs longer than LIMIT_S.
+
+    A BaseException, so that no `except Exception` catches it.
+    """
 
 
 def run(*arguments: object) -> Ended:
-    """Run `python cli.py …` in this process."""
+    """Run `python cli.py ARGUMENTS…` in this process, for at most LIMIT_S seconds."""
     out, err = io.StringIO(), io.StringIO()
     code, exception, previous = None, "", sys.argv
     sys.argv = ["cli.py", *map(str, arguments)]
@@ -51,7 +55,7 @@ def run(*arguments: object) -> Ended:
 
 @contextmanager
 def _limited(seconds: int) -> Iterator[None]:
-    """Raise Hanging in the main thread after `seconds`."""
+    """Raise Hanging in the main thread if the context takes longer than `seconds`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hanging(f"runs for more than {seconds} s")
@@ -68,8 +72,8 @@ def _limited(seconds: int) -> Iterator[None]:
 def fault_of(ended: Ended, *names: str) -> str:
     """Return what is wrong with how a command ended; empty if nothing is.
 
-    It must end with success, or with one message that contains one of `names`; without a traceback,
-    and without a character that a terminal would interpret.
+    A command must succeed, or fail with a message on stderr, which contains one of `names` if any
+    are given. It must not print a traceback or a character that a terminal would interpret.
     """
     printed = ended.out + ended.err
     if ended.exception:
@@ -88,7 +92,7 @@ def fault_of(ended: Ended, *names: str) -> str:
 
 
 def unsafe_in(text: str) -> set[str]:
-    """Return the characters of a text that a terminal or a page would interpret."""
+    """Return the characters of a text that a terminal or a web page would interpret."""
     return {
         letter
         for letter in set(text)

@@ -21,7 +21,7 @@ from distill.errors import UserError
 from distill.models import checkpoint
 from distill.models.checkpoint import DamagedCheckpoint
 
-# What the user sees when a file of each kind is damaged.
+# For each kind of file, what the user sees if it is damaged.
 SEEN = {
     "a checkpoint's tensors": (
         "“… is damaged: its sha256 is not the one it was written with”; the previous one is used"
@@ -35,7 +35,10 @@ SEEN = {
 
 
 def damage(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Truncate files or flip one bit, each at a random position; `tries` in all."""
+    """Truncate files or flip one bit, at random positions; count how often the reader detects it.
+
+    `tries`: number of damaged files, divided among the kinds of file.
+    """
     chance = random.Random(seed)
     samples = folder / "samples"
     shutil.rmtree(samples, ignore_errors=True)
@@ -66,9 +69,10 @@ def _damaged(content: bytes, chance: random.Random) -> bytes:
 
 
 def _samples(folder: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]]]:
-    """Yield for each kind of file an undamaged one, and a check that its reader detects damage.
+    """Yield (kind, (path, check)) of an undamaged file of each kind.
 
-    The reader may also return the same content as before: some bits of a file have no effect.
+    `check()` reads the file again after it was damaged. It returns whether the reader detects the
+    damage, or returns the original content, because some bits of a file have no effect.
     """
     yield from _checkpoint(folder / "last")
     weights = folder / "teacher.safetensors"
@@ -83,13 +87,13 @@ def _samples(folder: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]
 
 
 def _checkpoint(last: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]]]:
-    """Yield the two files of a checkpoint."""
+    """Yield (kind, (path, check)) of the two files of a checkpoint."""
     checkpoint.save(last, {"student": {"weight": torch.randn(64, 64)}}, {"step": 7, "epoch": 1})
     progress = checkpoint.load(last)[1]
 
     def is_noticed() -> bool:
         try:
-            return bool(checkpoint.load(last)[1] == progress)  # white space may change
+            return bool(checkpoint.load(last)[1] == progress)  # damaged white space has no effect
         except DamagedCheckpoint:
             return True
 
@@ -98,7 +102,7 @@ def _checkpoint(last: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool
 
 
 def _cached(cache: Path) -> tuple[str, tuple[Path, Callable[[], bool]]]:
-    """Return a view of the teacher cache."""
+    """Return (kind, (path, check)) of a view in the teacher cache."""
     os.environ["UNDERSTUDY_CACHE"] = str(cache)
     logits = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float16)
     array_cache.save_cached("targets/view", logits)
@@ -111,7 +115,9 @@ def _cached(cache: Path) -> tuple[str, tuple[Path, Callable[[], bool]]]:
 
 
 def _archives(folder: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool]]]]:
-    """Yield a downloaded archive whose md5 is known, and one that a user packed."""
+    """Yield (kind, (path, check)) of a downloaded archive, whose md5 is known, and of an archive
+    that a user packed.
+    """
     archive = folder / CIFAR10.archive
     archive.write_bytes(gzip.compress(os.urandom(20_000)))
     official = Archive(archive.name, download.md5_of(archive), archive.stat().st_size, ())
@@ -132,7 +138,7 @@ def _archives(folder: Path) -> Iterator[tuple[str, tuple[Path, Callable[[], bool
 
 
 def _refuses(read: Callable[[], object]) -> bool:
-    """Return whether the reader raises UserError."""
+    """Whether `read` raises UserError."""
     try:
         read()
     except UserError:

@@ -1,4 +1,4 @@
-"""Generate hostile run folders: links, pipes, foreign checkpoints, files of other runs."""
+"""Give hostile run folders to commands: with links or pipes, or with files of other runs."""
 
 import os
 import random
@@ -23,7 +23,9 @@ PLACES = (
 
 
 def folders(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Give `tries` folders of each kind to one command each."""
+    """Run a command on each of `tries` run folders with a link, pipe or device in place of a file,
+    and on as many with files of another run.
+    """
     chance = random.Random(seed)
     runs = Runs(folder.parent / "runs of others")
     neighbour = Neighbour(folder / "neighbour")
@@ -53,7 +55,7 @@ def folders(folder: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _choice(runs: Runs, n: int) -> tuple[tuple[object, ...], Path]:
-    """Return a command, and the run that it is given."""
+    """Return the command of the n-th try, and the run folder that it reads or writes."""
     student, unfinished = Path("runs/student"), Path("runs/unfinished")
     export = ("--format", "safetensors", "--out", "runs/new")
     resume = runs.command("distill", "unfinished", *runs.with_teacher, "--resume")
@@ -73,7 +75,10 @@ def _choice(runs: Runs, n: int) -> tuple[tuple[object, ...], Path]:
 
 
 def _link(run: Path, neighbour: Neighbour, chance: random.Random) -> str:
-    """Put a link, a pipe or a device in place of a file or folder of a run."""
+    """Put a link, a pipe or a link to a device in place of a random file or folder of a run.
+
+    Links may point to the files of `neighbour`. Returns a description of the change.
+    """
     name = chance.choice(PLACES)
     path = run / name
     if chance.random() < 0.2:
@@ -102,12 +107,16 @@ def _link(run: Path, neighbour: Neighbour, chance: random.Random) -> str:
 
 
 def _leaks(ended: commands.Ended) -> str:
-    """Return a message if the content of a file outside the run was printed."""
+    """Return a message if the command printed the content of a file outside the run, else ""."""
     return "printed a file outside" if SECRET in ended.out + ended.err else ""
 
 
 def _mix(runs: Runs, n: int, chance: random.Random) -> tuple[tuple[object, ...], str]:
-    """Put files of one run into another; return a command that must refuse it, and the change."""
+    """Put files of one run into another.
+
+    Returns a command that must refuse the changed run, and a description of the change. `n`: number
+    of the try, which selects the kind of file.
+    """
     resume = runs.command("distill", "unfinished", *runs.with_teacher, "--resume")
     student = Path("runs/student")
     readers: dict[str, list[tuple[object, ...]]] = {
@@ -138,7 +147,9 @@ def _mix(runs: Runs, n: int, chance: random.Random) -> tuple[tuple[object, ...],
 
 
 def _damage_predictions(path: Path, other: Path, chance: random.Random) -> None:
-    """Replace the predictions by another run's, or add or remove a byte."""
+    """Replace the predictions file `path` by `other`, that of another run, or add or remove a
+    byte.
+    """
     change: Callable[[], object] = chance.choice([
         lambda: _copy(other, path),
         lambda: path.write_bytes(path.read_bytes() + b"\0"),
@@ -148,7 +159,7 @@ def _damage_predictions(path: Path, other: Path, chance: random.Random) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder over another."""
+    """Copy a file or folder to `target`, which is replaced."""
     if source.is_dir():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)

@@ -1,4 +1,4 @@
-"""Random changes to a run's files: to single values, to the text, to the arrays, to the file."""
+"""Change a run's files at random: single values, text, arrays, or the whole file."""
 
 import io
 import json
@@ -14,6 +14,7 @@ import numpy as np
 from distill.models import checkpoint
 from distill.runs.run_folder import file_sha256
 
+# Values that replace a value in a JSON file.
 ODD: list[Any] = [
     None, True, False, -1, 0, 1, 3, 2**31, 2**62, 2**200, 1e308, -0.5, float("inf"), float("nan"),
     "", "x" * 9000, "\0", "[bold]x[/red]", "\x1b[31mred\x07", "\u202egnp", "\ud800", "\udcff",
@@ -23,7 +24,9 @@ ODD: list[Any] = [
 
 
 def change_value(value: Any, chance: random.Random) -> Any:
-    """Return the value with one part, at any depth, replaced, removed, renamed or repeated."""
+    """Return a JSON value in which one part, at any depth, is replaced, removed, renamed or
+    repeated.
+    """
     if isinstance(value, dict) and value and chance.random() < 0.9:
         key = chance.choice(sorted(value))
         rest = {name: item for name, item in value.items() if name != key}
@@ -43,7 +46,7 @@ def change_value(value: Any, chance: random.Random) -> Any:
 
 
 def change_text(text: bytes, chance: random.Random) -> bytes:
-    """Return the content of a text file, damaged or replaced."""
+    """Return `text`, the content of a text file, damaged or replaced by something else."""
     at = chance.randrange(len(text) + 1)
     return chance.choice([
         b"", b"[]", b"null", b"0", b'"x"', b"{}", b"\xff\xfe\x00", b"\xef\xbb\xbf" + text,
@@ -54,7 +57,7 @@ def change_text(text: bytes, chance: random.Random) -> bytes:
 
 
 def change_json(path: Path, chance: random.Random) -> None:
-    """Change a JSON file, or one line of a journal. Surrogates are written as `\\ud800`."""
+    """Change a JSON file, or one line of a journal (.jsonl)."""
     text = path.read_bytes()
     if chance.random() < 0.25:
         path.write_bytes(change_text(text, chance))
@@ -70,7 +73,7 @@ def change_json(path: Path, chance: random.Random) -> None:
 
 
 def change_progress(path: Path, chance: random.Random) -> None:
-    """Change the progress.json of a checkpoint; half of the time its digest is valid."""
+    """Change the progress.json of a checkpoint; in half of the cases update its digest."""
     if chance.random() < 0.5:
         change_json(path, chance)
         return
@@ -85,7 +88,7 @@ def change_progress(path: Path, chance: random.Random) -> None:
 
 
 def change_arrays(path: Path, chance: random.Random) -> None:
-    """Change an array or the bytes of an .npz; often result.json gets its new fingerprint."""
+    """Change an array or a byte of an .npz; in most cases update its fingerprint in result.json."""
     content = path.read_bytes()
     if chance.random() < 0.3:
         at = chance.randrange(len(content))
@@ -108,7 +111,7 @@ def change_arrays(path: Path, chance: random.Random) -> None:
 
 
 def change_array(array: Any, chance: random.Random) -> Any:
-    """Return the array with another shape, type or other elements; None to remove it."""
+    """Return an array of another shape, type or other elements; None means to remove the array."""
     if array is None or not array.size:
         return np.zeros((3, 3))
     filled = np.full(array.shape, chance.choice([np.nan, np.inf, -1.0, 1e30, 99.0]))
@@ -125,7 +128,7 @@ def change_array(array: Any, chance: random.Random) -> Any:
 
 
 def change_recipe(path: Path, chance: random.Random) -> None:
-    """Change letters or lines of a recipe."""
+    """Change the value of a key, or another line, of a recipe; sometimes damage the text too."""
     lines = path.read_text().splitlines()
     at = chance.randrange(len(lines))
     key, equals, _ = lines[at].partition(" = ")
@@ -137,7 +140,10 @@ def change_recipe(path: Path, chance: random.Random) -> None:
 
 
 def replace_file(path: Path, chance: random.Random, target: Path) -> None:
-    """Put something else in place of a file: a folder, a pipe, a link, or nothing."""
+    """Delete a file or folder, or put a folder, a pipe or a link in its place.
+
+    `target`: a file outside the run, to which the link may point.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

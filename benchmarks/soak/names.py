@@ -41,6 +41,7 @@ from distill.runs.run_folder import RunFolder
 from distill.terminal.recipe_and_cache_tables import class_counts
 from distill.terminal.safe_console import SafeConsole
 
+# Parts of which hostile names are made.
 PARTS = [
     '"""', "'''", '"', "'", "\\", "\\\\", "\n", "\r", "\t", "\0", "\x1b[31m", "\x1b]0;t\x07",
     "\x9b",
@@ -54,10 +55,10 @@ PARTS = [
     "/",
     "../", "x" * 200, "import os;", "#!", "eval(", "lambda:", ";",
 ]  # fmt: skip
-CODE = 'open("PWNED","w").write("x")'  # leaves a file behind if it is executed
+CODE = 'open("PWNED","w").write("x")'  # creates a file if it is executed
 FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.])")  # the start of a cell that a spreadsheet evaluates
 Write = Callable[[list[str]], str]  # writes four names; returns what is wrong, or ""
-# Run the written files in a process that has not imported this project.
+# A program that runs the exported Python files of a folder, without this project.
 CHILD = """
 import pathlib, sys
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
@@ -66,7 +67,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
 
 
 def name(chance: random.Random) -> str:
-    """Return one name; a third of them contain code."""
+    """Return a random hostile name; a third of the names contain Python code."""
     parts = chance.choices(PARTS, k=chance.randrange(1, 8))
     if chance.random() < 0.35:
         parts.insert(chance.randrange(len(parts) + 1), chance.choice([f";{CODE};", f"\n{CODE}\n"]))
@@ -74,7 +75,7 @@ def name(chance: random.Random) -> str:
 
 
 def names(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Write `tries` sets of four names with each writer."""
+    """Write `tries` sets of four hostile names in each output format, and check the output."""
     chance = random.Random(seed)
     runs = Runs(folder.parent / "runs of others")
     run = load_finished(RunFolder(runs.folder / "runs/student"), None, None)
@@ -117,7 +118,7 @@ SEEN = {
 
 
 def _renamed(run: FinishedRun, four: list[str]) -> FinishedRun:
-    """Return the run with other names: two classes, its recipe and its network."""
+    """Return the run with `four` as the names of its two classes, its recipe and its network."""
     changes = {"class_names": four[:2], "recipe": four[2], "network": four[3]}
     return replace(run, result=run.result | changes)
 
@@ -136,7 +137,7 @@ def _terminal(four: list[str]) -> str:
 
 
 class _Elements(HTMLParser):
-    """The elements of a page with the names of their attributes."""
+    """Parses a page; `found` lists its elements with the names of their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -188,12 +189,15 @@ LATEX = {
 
 
 def _commands_of(latex: str) -> set[str]:
-    """Return the names of the commands in LaTeX."""
+    """Return the names of all commands in a LaTeX text."""
     return set(re.findall(r"\\([A-Za-z]+)", latex.replace("\\\\", " ")))
 
 
 def _cells(rows: list[list[str]], n_rows: int, n_columns: int) -> str:
-    """Return what is wrong with the cells of a CSV."""
+    """Return what is wrong with the parsed rows of a CSV; empty if nothing is.
+
+    There must be `n_rows` rows of `n_columns` cells, and no cell that a spreadsheet evaluates.
+    """
     if len(rows) != n_rows or {len(row) for row in rows} != {n_columns}:
         return f"CSV has {len(rows)} rows of {[len(row) for row in rows]} cells"
     formulas = [cell for row in rows for cell in row if FORMULA.match(cell)]
@@ -223,7 +227,9 @@ def _code(run: FinishedRun, folder: Path, four: list[str]) -> str:
 
 
 def _executed(folder: Path) -> str:
-    """Run the written files and return what they left behind or printed as an error."""
+    """Run the exported Python files in `folder`; return the files that they created and their
+    errors, or "".
+    """
     empty = folder.parent / "empty"
     empty.mkdir(exist_ok=True)
     done = subprocess.run(
@@ -245,7 +251,7 @@ def _card(run: FinishedRun, four: list[str]) -> str:
 
 
 def _markdown(card: str) -> Iterator[str]:
-    """Yield the types of a card's Markdown elements, without its text."""
+    """Yield the types of the Markdown elements of a model card, in order, without its texts."""
     tokens = MarkdownIt("commonmark").enable("table").parse(card.partition("\n---\n")[2])
     for token in tokens:
         for each in (token, *(token.children or ())):
@@ -259,7 +265,9 @@ def _config(run: FinishedRun, four: list[str]) -> str:
 
 
 def _commands(runs: Runs, tries: int, chance: random.Random) -> Outcome:
-    """Give hostile names to a run's result.json and folder, and run commands that print them."""
+    """Write hostile names to a run's result.json, rename its folder, and run commands that print
+    these names.
+    """
     outcome = Outcome(
         "hostile names of runs, classes, recipes and networks in the output of commands",
         "the names with escapes in place of control characters, or one message",

@@ -1,7 +1,7 @@
 """Generate hostile pickles and checkpoints; each must be refused with a message and run no code.
 
-A pickle is written as the instructions of its stack machine, so that a case can call any function,
-declare any size, and nest any containers.
+The pickles are written as instructions of pickle's stack machine, so that they can call any
+function, declare any size, and nest any containers.
 """
 
 import io
@@ -27,9 +27,10 @@ from distill.files.arrays import InvalidArray
 from distill.models import checkpoint
 from distill.models.checkpoint import DamagedCheckpoint
 
-MOST_BYTES = 64 << 20  # of memory that a refusal may take
+MOST_BYTES = 64 << 20  # most memory that reading or refusing a pickle may take
+# `mark` is the path of a file that is created if the code of a pickle runs.
 STATEMENTS = ("open({mark!r}, 'w').close()", "__import__('pathlib').Path({mark!r}).touch()")
-# Callables that leave the mark, by module and name, with their arguments.
+# Harmful functions: module, name, and their arguments for a given mark.
 CALLS: list[tuple[str, str, Callable[[str], tuple[Any, ...]]]] = [
     ("posix", "system", lambda mark: (f"touch {mark}",)),
     ("os", "system", lambda mark: (f"touch {mark}",)),
@@ -57,25 +58,27 @@ CALLS: list[tuple[str, str, Callable[[str], tuple[Any, ...]]]] = [
 
 
 def text(value: str) -> bytes:
-    """Return the instruction that pushes text."""
+    """Return the pickle instruction that pushes a text."""
     content = value.encode()
     return b"X" + len(content).to_bytes(4, "little") + content
 
 
 def pushed(value: Any) -> bytes:
-    """Return the instructions that push a plain value."""
+    """Return the pickle instructions that push a plain value."""
     return pickle.dumps(value, 2)[2:-1]
 
 
 def looked_up(module: str, name: str, chance: random.Random) -> bytes:
-    """Return an instruction that pushes a function."""
+    """Return the pickle instructions that push the function `name` of a module, in one of two
+    ways.
+    """
     if chance.random() < 0.5:
         return f"c{module}\n{name}\n".encode()
     return text(module) + text(name) + b"\x93"
 
 
 def any_callable(chance: random.Random) -> tuple[str, str]:
-    """Return the module and name of any callable that this process has imported."""
+    """Return the module and name of a random callable that this process has imported."""
     while True:
         module = chance.choice(sorted(sys.modules))
         names = [name for name in vars(sys.modules[module]) if name.isidentifier()]
@@ -85,7 +88,10 @@ def any_callable(chance: random.Random) -> tuple[str, str]:
 
 
 def call(mark: str, chance: random.Random) -> bytes:
-    """Return the instructions that call a function, in one of the ways that pickle has."""
+    """Return pickle instructions that call a function, in one of the ways that pickle has.
+
+    `mark`: the path of a file that the function creates if it is called.
+    """
     module, name, arguments = chance.choice(CALLS)
     values = arguments(mark)
     if chance.random() < 0.4:
@@ -108,12 +114,16 @@ def call(mark: str, chance: random.Random) -> bytes:
 
 
 def dtype(name: str, memo: int) -> bytes:
-    """Return the instructions that push a type by its name, and store it in the memo."""
+    """Return the pickle instructions that push numpy's dtype `name` and store it in the memo at
+    index `memo`.
+    """
     return b"cnumpy\ndtype\n(" + text(name) + b"\x89\x88tRq" + bytes([memo])
 
 
 def array(chance: random.Random) -> bytes:
-    """Return an array whose type, state, shape, strides or bytes are not those of numbers."""
+    """Return pickle instructions for an array with an invalid or harmful type, state, shape or
+    content.
+    """
     name = chance.choice(["V8", "O8", "O", "S8", "u1", "<f4", "U9999", "M8", "b1", "", "x" * 99])
     raw = bytes(chance.randrange(40))
     shape = chance.choice([
@@ -140,7 +150,7 @@ def array(chance: random.Random) -> bytes:
 
 
 def declared(chance: random.Random) -> bytes:
-    """Return an instruction that declares more bytes than follow."""
+    """Return a pickle instruction that declares more bytes than follow."""
     code, width = chance.choice([
         (b"\x8e", 8), (b"\x96", 8), (b"\x8d", 8), (b"\x8b", 4), (b"T", 4), (b"B", 4), (b"X", 4),
         (b"r", 4), (b"\x95", 8), (b"U", 1), (b"\x8a", 1),
@@ -149,7 +159,9 @@ def declared(chance: random.Random) -> bytes:
 
 
 def nested(chance: random.Random) -> bytes:
-    """Return containers that are nested many levels deep or repeated many times."""
+    """Return pickle instructions for containers that are nested very deeply or repeated many times,
+    or for huge keys or numbers.
+    """
     n = chance.choice([9, 100, 5000, 100_000])
     times = chance.randrange(2, 100)
     laughs = b"]q\x01(" + b"K\x01" * times + b"e0]q\x02(" + b"h\x01" * times + b"e0"
@@ -167,7 +179,7 @@ def nested(chance: random.Random) -> bytes:
 
 
 def harmed(sound: bytes, chance: random.Random) -> bytes:
-    """Return a valid pickle of images with some bytes changed, inserted or removed."""
+    """Return the valid pickle `sound` with some bytes changed, inserted or removed."""
     content = bytearray(sound)
     for _ in range(chance.randrange(1, 6)):
         at = chance.randrange(min(len(content), 200)) if chance.random() < 0.8 else -1
@@ -182,14 +194,17 @@ def harmed(sound: bytes, chance: random.Random) -> bytes:
 
 
 def _images(call_: bytes, chance: random.Random) -> bytes:
-    """Return a pickled dictionary of images with these instructions inside."""
+    """Return a pickle of a CIFAR-10 dictionary with the instructions `call_` as one of its
+    values.
+    """
     head = bytes([0x80, chance.choice([2, 3, 4, 5])])
     key = chance.choice(["data", "labels", "ids", "label_names", "filenames"])
     inside = chance.choice([call_, b"]" + call_ + b"a", b"(" + call_ + b"t"])
     return head + b"}" + text(key) + inside + b"s."
 
 
-# What the user sees, and whether some pickles of the kind are plain values, which are read.
+# For each kind of pickle: what the user sees, and whether some of them may be read, since they
+# contain only plain values.
 SEEN = {
     "that calls a function": ("“… tries to run code (os.system)”, or what is damaged", False),
     "with an array of a hostile type, state, stride or shape": (
@@ -206,7 +221,9 @@ SEEN = {
 
 
 def pickles(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Read `tries` pickles of each kind as a batch of CIFAR-10 and as images to predict."""
+    """Read `tries` hostile pickles of each kind as a CIFAR-10 batch or as images to predict, and as
+    many checkpoints.
+    """
     chance = random.Random(seed)
     neighbour, batches = Neighbour(folder / "neighbour"), folder / CIFAR10.folder
     write_batches(batches)
@@ -234,9 +251,10 @@ def pickles(folder: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _read(content: bytes, folder: Path, n: int, may_succeed: bool) -> str:
-    """Return what is wrong with how a pickle was read; empty if nothing is.
+    """Read the pickle `content`; return what is wrong with the result, or "".
 
-    It must be refused with a message or, if it may succeed, contain plain values; in little memory.
+    It must be refused with a message; if `may_succeed`, it may also be read as plain values. Both
+    must take less than MOST_BYTES of memory. `n`: number of the try, which selects the reader.
     """
     path = folder / CIFAR10.files["train"][0]
     other = folder.with_name("images.pkl")
@@ -263,7 +281,7 @@ def _read(content: bytes, folder: Path, n: int, may_succeed: bool) -> str:
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether a value consists of numbers, text and arrays of them."""
+    """Whether a value consists of numbers, texts, arrays of them, and containers of these."""
     if isinstance(value, dict):
         return all(map(_is_plain, [*value, *value.values()]))
     if isinstance(value, list | tuple):
@@ -274,7 +292,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _checkpoints(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour) -> Outcome:
-    """Load checkpoints whose tensors are a hostile pickle, with a valid digest."""
+    """Load `tries` checkpoints whose state.pt contains a hostile pickle; their digest is valid."""
     outcome = Outcome(
         "a checkpoint that calls a function", "“… tries to run code, and is not loaded”, or damaged"
     )
@@ -298,7 +316,7 @@ def _checkpoints(folder: Path, tries: int, chance: random.Random, neighbour: Nei
 
 
 def _repacked(state: bytes, program: bytes) -> bytes:
-    """Replace the pickle in a torch archive."""
+    """Return the torch file `state` with its pickle replaced by `program`."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(state)) as original, zipfile.ZipFile(buffer, "w") as archive:
         for name in original.namelist():
@@ -308,7 +326,7 @@ def _repacked(state: bytes, program: bytes) -> bytes:
 
 
 def forge(last: Path, state: bytes) -> None:
-    """Replace the state of a checkpoint and update its digest."""
+    """Replace state.pt in the checkpoint folder `last`, and update the digest in progress.json."""
     progress = json.loads((last / "progress.json").read_text())
     del progress["sha256"]
     (last / "state.pt").write_bytes(state)
@@ -317,7 +335,7 @@ def forge(last: Path, state: bytes) -> None:
 
 
 def write_batches(folder: Path) -> None:
-    """Write the official layout of CIFAR-10 with four images per file."""
+    """Write files in the official layout of CIFAR-10, with four images each."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CIFAR10.meta).write_bytes(pickle.dumps({"label_names": list("abcd")}))
     for name in (*CIFAR10.files["train"], *CIFAR10.files["test"]):

@@ -1,4 +1,4 @@
-"""Generate recipes of random parts, keys, values and damage; each is resolved or refused."""
+"""Load recipes with random parts, keys, values and damage; each must be resolved or refused."""
 
 import random
 import string
@@ -14,7 +14,7 @@ from distill.recipe.validation import keys
 
 
 def recipe_texts(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Load compositions of random names and overrides, and shipped recipes with random damage."""
+    """Load `tries` recipes: random compositions a+b with random overrides, and damaged recipes."""
     chance = random.Random(seed)
     outcome = Outcome(
         "a recipe of random parts, keys, values and damage",
@@ -35,7 +35,10 @@ def recipe_texts(folder: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _fault(load: Callable[[], object]) -> str:
-    """Load a recipe; return the exception if it is not a UserError with a message, else ""."""
+    """Load a recipe by calling `load`; return what is wrong with the result, or "".
+
+    It must load, or be refused by a UserError with a message.
+    """
     try:
         load()
     except UserError as refusal:
@@ -65,7 +68,9 @@ def _word(chance: random.Random) -> str:
 
 
 def _damaged(text: str, chance: random.Random) -> str:
-    """Return the text with some letters changed, removed or doubled, truncated or shuffled."""
+    """Return the text with some characters changed, removed or doubled; it may also be truncated,
+    and its lines shuffled.
+    """
     letters = list(text)
     for _ in range(chance.randrange(1, 8)):
         at = chance.randrange(len(letters))

@@ -10,7 +10,7 @@ from benchmarks.soak.tiny_set import Runs
 from benchmarks.soak.watched import Neighbour
 
 Change = Callable[[Path, random.Random], None]
-# What is changed, relative to the folder of the soak.
+# The files that are changed, and how.
 FILES: dict[str, Change] = {
     "result.json": mutations.change_json,
     "environment.json": mutations.change_json,
@@ -28,11 +28,14 @@ KIND = {
     "last/progress.json": "the progress.json of a checkpoint",
 }
 CHANGED = ("teacher", "student", "student", "unfinished")
-REPLACED = 0.1  # share of the cases in which the file is replaced by a link, folder or pipe
+REPLACED = 0.1  # probability that the file is deleted, or replaced by a link, folder or pipe
 
 
 def run_files(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Return one outcome per kind of file; each of `tries` cases is one change and one command."""
+    """Change a file of a run at random and run a command on the run, `tries` times in total.
+
+    Returns one outcome per kind of file.
+    """
     chance = random.Random(seed)
     runs, neighbour = Runs(folder.parent / "runs of others"), Neighbour(folder / "neighbour")
     choices = list(_command_lines(runs))
@@ -58,12 +61,12 @@ def run_files(folder: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _folders(path: Path) -> list[str]:
-    """Return the folders by which a message may name the file: its own, and its run's."""
+    """Return the folders of a file. A message on the file may name one of them instead of it."""
     return [str(folder) for folder in path.parents if folder.name not in ("", "runs")]
 
 
 def _chosen(runs: Runs, name: str, chance: random.Random) -> Path:
-    """Choose the file to change."""
+    """Return the path of the file to change; `name`: a key of FILES."""
     if name == "export.json":
         return Path("runs/exported") / name
     if name == "about.json":
@@ -73,7 +76,7 @@ def _chosen(runs: Runs, name: str, chance: random.Random) -> Path:
 
 
 def _command_lines(runs: Runs) -> list[tuple[object, ...]]:
-    """Return the commands, the fast ones twice."""
+    """Return the commands to run; the fast ones occur twice, so that they are run more often."""
     student, other, teacher = "runs/student", "runs/other", "runs/teacher"
     export = ("--format", "safetensors", "--out", "runs/exported", "--replace")
     fast: list[tuple[object, ...]] = [

@@ -32,16 +32,17 @@ SETTINGS = (
 )  # fmt: skip
 NO_TEACHER = ("loss.kd=false", "loss.hard.weight=1.0")
 ENDLESS = (*NO_TEACHER, "train.epochs=100000", "train.save_steps=3")
-# Fields of an event that differ between equal runs: times, and paths of the weights.
+# Fields of an event that differ even between equal runs: times, and paths of the weights.
 NOT_COMPARED = {"at", "elapsed_s", "remaining_s", "weights"}
-START_S = 300.0  # a process that has not begun its run by then counts as begun
-KILLS_PER_RUN = 10  # at most; then the run is left to finish
+START_S = 300.0  # longest time to wait for the start event of a run
+KILLS_PER_RUN = 10  # a run is killed at most this often; then it may finish
 
 
 class Process:
-    """One `python cli.py …`, forked from a server that has already imported the libraries.
+    """A process that runs `python cli.py COMMAND`, with its stderr in a file.
 
-    The fork saves some seconds of imports per process; everything else is as in a terminal.
+    It is forked from a server that has already imported the libraries, which saves some seconds per
+    process; everything else is as in a terminal. `environ`: additional environment variables.
     """
 
     _context = multiprocessing.get_context("forkserver")
@@ -58,18 +59,21 @@ class Process:
         return self._process.exitcode
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal if the process still runs."""
+        """Send a signal to the process; do nothing if it has exited."""
         if self.code is None and self._process.pid is not None:
             os.kill(self._process.pid, number)
 
     def wait(self, seconds: float | None = None) -> str:
-        """Wait until the process exits; return what it wrote to stderr."""
+        """Wait until the process exits, for at most `seconds`; return what it wrote to stderr."""
         self._process.join(seconds)
         return self._stderr.read_text(errors="replace")
 
 
 def _run_cli(command: list[str], environ: dict[str, str], stderr: Path) -> None:
-    """Run `python cli.py COMMAND` in the child with this environment and stderr in a file."""
+    """Run `python cli.py COMMAND` in the forked process.
+
+    `environ`: additional environment variables. `stderr`: the file that receives stderr.
+    """
     os.environ.update(environ)
     os.chdir(ROOT)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -79,9 +83,9 @@ def _run_cli(command: list[str], environ: dict[str, str], stderr: Path) -> None:
 
 
 class TinyRuns:
-    """Starts the same short run in several folders, and compares it with an undisturbed one.
+    """Starts the same short run in several folders, and compares each with an undisturbed one.
 
-    Trains the teacher and the undisturbed run first if they do not exist.
+    The constructor trains the teacher and the undisturbed run in `folder`, if they do not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,17 +101,23 @@ class TinyRuns:
             self._finish(self.command(self.undisturbed.path))
 
     def command(self, out: Path, *more: str) -> list[str]:
-        """Return the arguments that train the student in `out`."""
+        """Return the command that trains the student into `out`; `more`: additional arguments."""
         return ["distill", "-r", "tiny+cutmix+ema", "--teacher", str(self.teacher),
                 *_options(SETTINGS), "--out", str(out), *more]  # fmt: skip
 
     def start(self, command: list[str], **environ: str) -> Process:
-        """Start a process, without waiting."""
+        """Start a process with a command of the CLI, without waiting for it.
+
+        `environ`: additional environment variables.
+        """
         stderr = self.folder / f"stderr-{next(self._numbers)}"
         return Process(command, {"UNDERSTUDY_CACHE": str(self.folder / "cache")} | environ, stderr)
 
     def begin(self, command: list[str], out: Path, **environ: str) -> Process:
-        """Start a process and wait until its journal has a new `start` event, or it has ended."""
+        """Start a process, and wait until its run has begun or it has exited.
+
+        The run in `out` has begun when its journal has a new `start` event.
+        """
         n_starts = _count_starts(out)
         child = self.start(command, **environ)
         until = time.monotonic() + START_S
@@ -116,7 +126,7 @@ class TinyRuns:
         return child
 
     def is_undisturbed(self, out: Path) -> bool:
-        """Return whether the run in `out` ended exactly as the undisturbed one.
+        """Whether the run in `out` ended exactly as the undisturbed one.
 
         Compares every tensor of the last checkpoint, the sha256 of the weights, and the journal
         without its times.
@@ -137,7 +147,10 @@ class TinyRuns:
 
 
 def kills(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Kill runs with `kill -9` at random moments after the start of the training, and resume."""
+    """Kill runs with SIGKILL at random moments of the training, `tries` times in total, and resume.
+
+    Each run must end exactly as an undisturbed one.
+    """
     runs = TinyRuns(folder)
     workers = min(2, len(os.sched_getaffinity(0)))
     shares = [tries // workers + (worker < tries % workers) for worker in range(workers)]
@@ -162,9 +175,10 @@ def kills(folder: Path, tries: int, seed: int) -> list[Outcome]:
 def _kill_and_resume(
     runs: TinyRuns, name: str, tries: int, chance: random.Random
 ) -> list[tuple[int, bool, str]]:
-    """Kill runs `tries` times in all, each at most KILLS_PER_RUN times; then let it finish.
+    """Kill and resume runs, `tries` times in total; let each finish after at most KILLS_PER_RUN.
 
-    Returns for each run: number of kills, whether it equals the undisturbed run, its folder.
+    `name`: prefix of the run folders. Returns for each run how often it was killed, whether it
+    ended exactly as the undisturbed run, and its folder.
     """
     finished, left = [], tries
     while left > 0:
@@ -182,7 +196,11 @@ def _kill_and_resume(
 
 
 def stops(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Send SIGTERM, SIGUSR1 or Ctrl-C at random moments; check exit code, time and resumed run."""
+    """Send SIGTERM, SIGUSR1 and SIGINT to runs at random moments, `tries` times each.
+
+    Each run must exit with its code within 10 s, and end exactly as an undisturbed one after it was
+    resumed.
+    """
     runs, chance = TinyRuns(folder), random.Random(seed)
     codes = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
     return [_stop(runs, number, code, tries, chance) for number, code in codes.items()]
@@ -191,7 +209,7 @@ def stops(folder: Path, tries: int, seed: int) -> list[Outcome]:
 def _stop(
     runs: TinyRuns, number: signal.Signals, code: int, tries: int, chance: random.Random
 ) -> Outcome:
-    """Send one signal to `tries` runs and resume them."""
+    """Send the signal `number` to `tries` runs, and resume them; `code`: the exit code required."""
     outcome = Outcome(
         f"{number.name} at a random moment of the training",
         f"the step that was saved and how to resume, exit {code} within 10 s",
@@ -216,7 +234,10 @@ def _stop(
 
 
 def deaths(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Kill one of two processes with `kill -9`; the other must exit, and the run must resume."""
+    """Kill one of the two processes of a run with SIGKILL, in `tries` runs.
+
+    The other process must exit with code 1 within 60 s, and the run must resume.
+    """
     runs, chance = TinyRuns(folder), random.Random(seed)
     outcome = Outcome(
         "kill -9 of one of two processes",
@@ -247,7 +268,9 @@ def deaths(folder: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _resumes(runs: TinyRuns, command: list[str], out: Path) -> bool:
-    """Return whether the run resumes from its last checkpoint in one process; SIGTERM ends it."""
+    """Whether the run resumes from its last checkpoint in one process, which is then stopped by
+    SIGTERM.
+    """
     step = checkpoint.load(out / "last")[1]["step"]
     child = runs.begin([*command, "--resume"], out)
     child.send(signal.SIGTERM)
@@ -257,7 +280,11 @@ def _resumes(runs: TinyRuns, command: list[str], out: Path) -> bool:
 
 
 def disks(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Run on a file system that becomes full, then resume with more space. Needs root."""
+    """Run `tries` runs on file systems that become full, and resume them with more space.
+
+    Each run must report the full disk, and end exactly as an undisturbed one after it was resumed.
+    Needs root.
+    """
     runs, chance = TinyRuns(folder), random.Random(seed)
     outcome = Outcome(
         "a disk that is full",
@@ -284,7 +311,10 @@ def disks(folder: Path, tries: int, seed: int) -> list[Outcome]:
 
 @contextmanager
 def _small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
-    """Mount a file system in memory of this size. Raises PermissionError if that is not allowed."""
+    """Mount a file system in memory, of `kilobytes`, at `folder`; unmount it at the end.
+
+    Raises PermissionError if mounting fails.
+    """
     folder.mkdir(parents=True)
     _mount(f"size={kilobytes}k", folder, new=True)
     try:
@@ -306,7 +336,7 @@ def _mount(options: str, folder: Path, *, new: bool = False) -> None:
 
 
 def _rendezvous() -> dict[str, str]:
-    """Return the environment variables with which two processes connect on a free port."""
+    """Return the environment variables with which two processes form a process group on the CPU."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -328,7 +358,10 @@ def _count_starts(out: Path) -> int:
 
 
 def _events(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the journal without starts, estimates, times, paths and throughput."""
+    """Return the events of a run's journal that must be the same in equal runs.
+
+    Start and estimate events, times, paths and throughput are left out.
+    """
     rows = [row for row in journal.read(run.journal) if row["event"] not in ("start", "estimate")]
     for row in rows:
         row["metrics"].pop("images_per_s", None)
@@ -336,7 +369,7 @@ def _events(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _tensors(run: RunFolder) -> dict[str, str]:
-    """Return the sha256 of every tensor in the last checkpoint, by its dotted name."""
+    """Return the sha256 of every tensor in the run's last checkpoint, by its dotted name."""
     found: dict[str, str] = {}
 
     def walk(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Write a few images and train some small runs on them, which attacks then change."""
+"""Write a few images and train small runs on them, whose files the soak test then changes."""
 
 import os
 import shutil
@@ -19,7 +19,10 @@ NO_TEACHER = ("--set", "loss.kd=false", "--set", "loss.hard.weight=1")
 
 
 def write_images(root: Path, classes: Sequence[str] = CLASSES) -> Path:
-    """Write noise to class folders: per class 16 training and 8 test images."""
+    """Write PNG images of noise to `root/<split>/<class>/`; return `root`.
+
+    Each class has 16 training and 8 test images.
+    """
     chance = np.random.default_rng(0)
     for split, n in (("train", 16), ("test", 8)):
         for name in classes:
@@ -32,10 +35,12 @@ def write_images(root: Path, classes: Sequence[str] = CLASSES) -> Path:
 
 
 class Runs:
-    """Small runs in `folder/runs`, trained once and reused if they exist.
+    """Small finished and unfinished runs in `folder/runs`, which `restore` resets after changes.
 
-    The runs are teacher, student, other (another seed), unfinished, seeds/ and an export. The
-    working directory is `folder` while they are used: commands look for teachers in `runs/`.
+    They are trained once, and reused if they exist: teacher, student, other (a student with another
+    seed), unfinished, seeds/ (the runs of `seeds`) and exported (an export of student). The
+    constructor changes the working directory to `folder`, because commands look for teachers in
+    `runs/`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +55,7 @@ class Runs:
         self.restore()
 
     def _make(self) -> None:
-        """Train, report and export once; `sound` has a copy of everything."""
+        """Train the runs, write a report and an export, and copy runs and cache to `sound/`."""
         folder = self.folder
         write_images(folder / "images")
         np.save(folder / "images.npy", np.zeros((2, 32, 32, 3), np.uint8))
@@ -70,20 +75,23 @@ class Runs:
 
     @property
     def with_teacher(self) -> tuple[str, ...]:
-        """The options that train a student with the teacher."""
+        """The options that train a student with the run `teacher` and a cache."""
         return ("--teacher", "runs/teacher", "--set", "cache.views=2")
 
     def command(self, verb: str, name: str, *more: object) -> tuple[object, ...]:
-        """Return the arguments that train a run."""
+        """Return the CLI arguments that train a run into `runs/name`.
+
+        `verb`: the command, such as `distill`. `more`: additional arguments.
+        """
         return (verb, *SMALL, "--data", "images", "--out", f"runs/{name}", *more)
 
     @property
     def seeds(self) -> tuple[object, ...]:
-        """The options of `seeds` for finished runs in a separate folder."""
+        """The options of the command `seeds` with which the runs in `runs/seeds` were trained."""
         return (*SMALL, *NO_TEACHER, "--data", "images", "--n", 2, "--out", "runs/seeds")
 
     def restore(self) -> None:
-        """Put the runs and the cache back as they were trained."""
+        """Replace runs and cache by the unchanged copies."""
         for name in ("runs", "cache"):
             shutil.rmtree(name, ignore_errors=True)
             shutil.copytree(self.sound / name, name)

@@ -1,4 +1,4 @@
-"""Pass URLs with secrets to all code that prints or writes them; the secret must not appear."""
+"""Pass URLs with secrets to all code that prints or writes URLs; no secret may appear there."""
 
 import json
 import random
@@ -30,12 +30,12 @@ SERVER = "127.0.0.1:9"  # nothing listens there
 
 
 def secret_of(chance: random.Random) -> str:
-    """Return a word that appears in no message."""
+    """Return a random secret that occurs in no message by chance."""
     return "Sw0rd" + "".join(chance.choices(string.ascii_letters + string.digits, k=12))
 
 
 def address(secret: str, chance: random.Random) -> str:
-    """Return a database's URL with the secret in its password, its query, or both."""
+    """Return the URL of a database with the secret in its password, its query, or both."""
     scheme, user = chance.choice(SCHEMES), chance.choice(["u", "a%40b", "", "u.v"])
     around = chance.choice(AROUND), chance.choice(AROUND)
     password = f"{around[0]}{secret}{around[1]}"
@@ -60,7 +60,7 @@ def web_address(secret: str, chance: random.Random) -> str:
 
 
 def url_secrets(folder: Path, tries: int, seed: int) -> list[Outcome]:
-    """Print `tries` URLs in each way."""
+    """Print `tries` URLs with secrets in each way in which the program prints URLs."""
     chance = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=True)
@@ -87,7 +87,7 @@ def url_secrets(folder: Path, tries: int, seed: int) -> list[Outcome]:
 
 
 def _described(url: str, accelerator: Accelerator) -> str:
-    """Return the content of environment.json for a command with this URL."""
+    """Return the content of environment.json for a command with the URL in its arguments."""
     previous, sys.argv = sys.argv, ["cli.py", "sweep", "--storage", url, f"--storage={url}"]
     try:
         return json.dumps(environment.describe(accelerator))
@@ -101,7 +101,7 @@ def _quoted(url: str, secret: str) -> str:
 
 
 def _opened(url: str, folder: Path) -> str:
-    """Return the message of a storage that cannot be opened."""
+    """Try to open a sweep's storage at the URL; return the error message."""
     try:
         Storage(url_of(url, folder / "sweep"), 60)
     except (UserError, Failure) as refusal:

@@ -1,4 +1,4 @@
-"""Detect what an attack does outside its own files."""
+"""Detect whether an attack runs code or changes files outside the attacked folder."""
 
 import hashlib
 import os
@@ -9,9 +9,10 @@ SECRET = "content of a file that no command was asked to read"
 
 
 class Neighbour:
-    """A folder that no command is given: links point to it, and it must never change.
+    """A folder beside the attacked one, which no command may change.
 
-    `mark` is a file in it that an attack's code would write.
+    Hostile links point to its files. `mark` is the path of a file that hostile code would create in
+    it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -20,7 +21,7 @@ class Neighbour:
         self._write()
 
     def change(self) -> str:
-        """Return what happened to the folder since the last call; empty if nothing did."""
+        """Return how the folder changed since the last call; empty if it did not. Restores it."""
         if self.mark.exists():
             self.mark.unlink()
             return "code ran: the mark is there"
@@ -30,7 +31,7 @@ class Neighbour:
         return ""
 
     def _write(self) -> None:
-        """Write its files and store their digest."""
+        """Write the folder's files, and store their digest."""
         (self.folder / "epochs").mkdir(parents=True, exist_ok=True)
         for name in ("file", "epochs/epoch-1.safetensors", "epochs/epoch-9.safetensors"):
             (self.folder / name).write_text(f"{SECRET}\n")
@@ -38,7 +39,7 @@ class Neighbour:
 
 
 def tree_digest(root: Path) -> str:
-    """Return the sha256, hex, of path, kind and content of everything below a folder."""
+    """Return the sha256, hex, of the paths, types and contents of everything below a folder."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         mode = path.lstat().st_mode

@@ -28,7 +28,7 @@ def info(as_json: JsonOption = False) -> None:
 
 @app.command()
 def verify(keys: KeysArgument = []) -> None:
-    """Read every cached file, and compare some logits with the teacher's if it still exists."""
+    """Read every cached file, and compare some logits with the teacher's, if it still exists."""
     from distill.teacher import cache_files
 
     chosen = cache_files.find_entries(keys) if keys else cache_files.list_entries()

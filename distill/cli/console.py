@@ -17,18 +17,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)  # stdout itself
-LIMITS = (
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)  # as for stdout
+LIMITS = (  # errors that the machine causes, not this program
     *UNWRITABLE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.ESTALE,
 )  # fmt: skip
-LONGEST_PATH = 80  # characters of a path in a message on paths that are too long
+LONGEST_PATH = 80  # most characters that a message shows of a path
 
 
 def is_main() -> bool:
-    """Whether this is the first process, which prints and saves; needs no accelerate.
+    """Whether this is the first process (rank 0) of a training, which prints and saves.
 
-    Without WORLD_SIZE there is one process: RANK alone may be left in the environment.
+    Read from the environment, since importing accelerate takes seconds. Without WORLD_SIZE there is
+    one process, and RANK, which other programs may have set, is not read.
     """
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
@@ -63,7 +64,7 @@ def echo(text: object, err: bool = False) -> None:
 
 
 def escape_unencodable() -> None:
-    """Make stdout print characters that its encoding lacks as escapes, as stderr does."""
+    """Make stdout print escapes for characters outside its encoding, as stderr does."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -76,10 +77,10 @@ def echo_json(values: Any) -> None:
 
 
 class QuietOnError:
-    """A text stream that becomes silent, instead of failing, once it cannot be written: its
-    terminal was closed, its reader exited or its disk is full.
+    """Wraps a text stream, which becomes silent instead of failing once it cannot be written.
 
-    A display must not end a training. The file descriptor is redirected to the null device, so that
+    This happens if its terminal was closed, its reader exited or its disk is full; a display must
+    not end a training. The file descriptor is then redirected to the null device, so that
     libraries, and Python when it exits, can still write.
     """
 
@@ -103,7 +104,7 @@ class QuietOnError:
         try:
             yield
         except BlockingIOError:
-            pass  # a slow reader: the rest of the text is dropped
+            pass  # the reader is too slow: the rest of the text is dropped
         except OSError:
             null = os.open(os.devnull, os.O_WRONLY)
             try:
@@ -114,9 +115,9 @@ class QuietOnError:
 
 @contextmanager
 def quiet_on_error(name: Literal["stdout", "stderr"]) -> Iterator[None]:
-    """Make `sys.stdout` or `sys.stderr` silent, inside this context, once it cannot be written.
+    """Inside this context, make `sys.stdout` or `sys.stderr` silent once it cannot be written.
 
-    The stream is None if the process was started without it.
+    If the process was started without the stream, what is written to it is discarded.
     """
     stream = getattr(sys, name)
     wrapped = QuietOnError(StringIO() if stream is None else stream)
@@ -138,7 +139,10 @@ def print_from_any_process(text: str) -> None:
 
 @contextmanager
 def only_first_process_prints() -> Iterator[None]:
-    """Silence all processes but the first. A traceback is printed later, by the failed process."""
+    """Silence all processes but the first inside this context.
+
+    A process that fails still prints its traceback, because it does so after this context.
+    """
     if is_main():
         yield
     else:
@@ -154,9 +158,10 @@ def system_error_text(fault: OSError) -> str:
 
 @contextmanager
 def flush_stdout() -> Iterator[None]:
-    """Write what stdout holds back, so that a full disk is noticed; discard the rest if it is.
+    """Flush stdout at the end of this context, so that a full disk raises OSError here.
 
-    Raises OSError: Python itself would print a traceback when it exits.
+    Without this, Python would flush stdout when it exits and print a traceback. After an error the
+    rest of the output is discarded.
     """
     try:
         try:
@@ -166,7 +171,7 @@ def flush_stdout() -> Iterator[None]:
                 sys.stdout.flush()
     except OSError as fault:
         if fault.errno in UNWRITABLE and isinstance(sys.stdout, TextIOWrapper):
-            with suppress(OSError):  # it has no file descriptor
+            with suppress(OSError):  # stdout may have no file descriptor
                 descriptor, null = sys.stdout.fileno(), os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, descriptor)
                 os.close(null)
@@ -174,8 +179,9 @@ def flush_stdout() -> Iterator[None]:
 
 
 def limit_text(fault: OSError | MemoryError) -> str | None:
-    """Return a message on a limit of the machine, or on a path that it refuses; None for an error
-    that another part of this program should have prevented.
+    """Return a message for an error that the machine causes: a limit or a path that it refuses.
+
+    None for any other error, which is a mistake in this program.
     """
     if isinstance(fault, MemoryError):
         return "The memory is too small for this command.\nEnd other programs, or name other files."
@@ -190,12 +196,10 @@ def limit_text(fault: OSError | MemoryError) -> str | None:
 
 
 def is_wrong_path(fault: OSError | MemoryError) -> bool:
-    """Whether the operating system refuses a path itself: it is too long, or its links are a
-    loop.
-    """
+    """Whether the system refused a path because it is too long or its links form a loop."""
     return isinstance(fault, OSError) and fault.errno in (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def shortened(path: str) -> str:
-    """Return a path of at most LONGEST_PATH characters: a longer one by its beginning."""
+    """Return a path, cut after LONGEST_PATH characters."""
     return path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…"

@@ -53,7 +53,7 @@ def fetch(
         ),
     ] = 120.0,
 ) -> None:
-    """Download the official archive, resuming and checking it; or check an existing one."""
+    """Download the official archive, or the rest of it, and check it; or check an existing one."""
     from distill.data.sources import download
     from distill.terminal.download_progress import DownloadDisplay
 

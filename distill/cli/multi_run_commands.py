@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from distill.sweep.worker import PrintLine, Reader, Train
 
 GO_ON = "Another worker continues its trial. Type the same command again to continue."
-HEARTBEAT_S = 20  # between heartbeats of a search's worker; if it misses three, it counts as dead
+HEARTBEAT_S = 20  # seconds between heartbeats of a search's worker; dead if it misses three
 
 
 def seeds(
@@ -52,7 +52,7 @@ def seeds(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a recipe with several seeds: mean, spread, and the paired difference from its control.
+    """Train a recipe and its control with several seeds; show mean, spread and paired difference.
 
     Type the same command again to resume: finished runs are not repeated.
     """
@@ -104,7 +104,7 @@ def sweep(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune a recipe's keys by a sweep file: trials by TPE, stopped early if they fall behind.
+    """Tune keys of a recipe as a sweep file describes: TPE samples trials, bad ones stop early.
 
     Type the same command again to resume, or on more machines with one --storage to share the work.
     """
@@ -158,7 +158,7 @@ def search(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search for a student design: train every legal one briefly, and the best ones for longer.
+    """Search for a student design: train each allowed design briefly, the best ones for longer.
 
     Type the same command again to resume, or on more machines with one --storage to share the work.
     """
@@ -194,7 +194,7 @@ def search(
 
 
 def _check_name(name: str | None) -> None:
-    """Raise UserError if the name of a search cannot name its folder in runs/."""
+    """Raise UserError if the name of a search cannot be the name of a folder in runs/."""
     from distill.recipe.validation import shorten
     from distill.sweep.sweep_schema import FOLDER_NAME
 
@@ -209,10 +209,13 @@ def _check_name(name: str | None) -> None:
 def _worker_functions(
     sweep_folder: Path, url: str | None, heartbeat_s: int
 ) -> Iterator[tuple[Callable[[], "Storage"], "Train", "PrintLine"]]:
-    """Yield what a sweep's worker needs: functions to open the storage, train a run and print.
+    """Yield functions that a sweep's worker calls: to open the storage, train a run, print a line.
 
-    The storage is opened only when its function is called, because images and teachers are read
-    first. An interruption or failure of the worker becomes one message and an exit code.
+    `url`: the option --storage; `heartbeat_s`: seconds between heartbeats. The storage is opened
+    only when its function is called, because images and teachers are read first. An interruption
+    or failure of the worker becomes one message and an exit code. Raises UserError if torchrun or
+    accelerate launch started the process, if nothing can be written in `sweep_folder`, or if a
+    package for sweeps is missing.
     """
     from distill.runs import run_folder
     from distill.training.signals import StopSignal
@@ -263,7 +266,10 @@ def _worker_functions(
 
 @contextmanager
 def _explain_abandoned_trial(folder: Path) -> Iterator[None]:
-    """If the worker is interrupted or fails, print what happens to its trial."""
+    """If a sweep's worker is interrupted or fails, print what happens to its trial.
+
+    `folder`: the sweep's folder.
+    """
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.signals import Stopped
 

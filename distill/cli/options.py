@@ -71,7 +71,7 @@ StorageOption = Annotated[
 
 
 class LabelStyle(StrEnum):
-    """How `predict` writes a class: as its position in the class names, or as its name."""
+    """How `predict` writes a class: as its position in the list of class names, or as its name."""
 
     POSITIONS = "positions"
     NAMES = "names"

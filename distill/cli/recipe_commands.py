@@ -28,7 +28,7 @@ from distill.format import counted
 def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
-    """Count a recipe's parameters and MACs: the student's, and those of a wrn or resnet teacher."""
+    """Count the parameters and MACs of a recipe's student, and of a wrn or resnet teacher."""
     from distill.recipe import recipes
 
     print_facts(recipes.count_networks(recipe, set_), as_json)
@@ -43,7 +43,7 @@ def plan(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the recipes that fit into a time budget on this machine, and the commands of the best.
+    """List the recipes that fit into a time budget on this machine, and how to run the best one.
 
     Measures the machine's speed for less than a minute and saves nothing.
     """
@@ -182,7 +182,7 @@ def recipes(
 def _show_designs(
     rows: Sequence[Mapping[str, Any]], downsample: str, plot: Path | None, as_json: bool
 ) -> None:
-    """Print the designs, and plot them if requested."""
+    """Print a table of designs or their JSON, and plot them to the file `plot` if it is given."""
     if plot is not None:
         from distill.report.params_macs_plot import draw
 
@@ -203,7 +203,10 @@ def _show_designs(
 
 
 def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> None:
-    """Print whether a recipe's student follows a course's rules; exit 1 if it does not."""
+    """Print whether a recipe's student follows a course's rules; exit with 1 if it does not.
+
+    Raises UserError if `rules` is None or unknown, Failure if the student breaks a rule.
+    """
     from distill.recipe import recipes
     from students import course_rules as courses
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distill.runs.load_run import TestCurve
     from distill.runs.run_folder import RunFolder
 
-VIEWS = (2, 6)  # numbers of views of each image that test-time augmentation can average
+VIEWS = (2, 6)  # how many views of each image test-time augmentation can average
 
 
 def evaluate(
@@ -59,7 +59,7 @@ def evaluate(
     """Evaluate a finished run on the test split: accuracy, NLL, calibration, per-class accuracy."""
     from distill.runs import run_folder
 
-    folder = run_folder.open_finished(run)  # refused before torch is imported
+    folder = run_folder.open_finished(run)  # before torch is imported, which takes seconds
     if against is not None:
         run_folder.open_finished(against)
     if views not in (None, *VIEWS):
@@ -115,7 +115,7 @@ def predict(
     """Predict the classes of unlabelled images and write them as a CSV file for Kaggle."""
     from distill.runs import run_folder
 
-    folder = run_folder.open_finished(run)  # refused before torch is imported
+    folder = run_folder.open_finished(run)  # before torch is imported, which takes seconds
     from distill.export import predictions_csv
     from distill.terminal.progress import ProgressDisplay
     from distill.terminal.recipe_and_cache_tables import class_counts
@@ -199,7 +199,7 @@ def export(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a finished run's network, read the files back and compare their outputs with it."""
+    """Export a finished run's network, read the files back and compare their outputs with its."""
     from distill.runs import run_folder
 
     if not is_main():  # only the first process writes
@@ -276,7 +276,7 @@ def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
 
 
 def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
-    """Return the layers of a run's network; empty if the run does not record what it trained."""
+    """Return the layers of a run's network; empty if the run has not yet recorded its network."""
     from distill.components import layer_summary
     from distill.runs.load_run import read
 

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 def combined_overrides(
     data: str | None, overrides: list[str], teachers: list[str] | None
 ) -> list[str]:
-    """Return the overrides of `--set`, followed by those of the options `--data` and `--teacher`.
+    """Return the `key=value` overrides of the options `--set`, `--data` and `--teacher`.
 
-    `--set` wins: an option whose key it sets is left out, and a note is printed. Raises UserError
-    for a path that is not UTF-8, which recipe.toml cannot hold.
+    If `--set` sets the key of another option too, that option is not used, and a note is printed.
+    Raises UserError for a path that is not UTF-8, which recipe.toml cannot contain.
     """
     from distill.recipe.compose import override_of
     from distill.recipe.validation import value_text
@@ -62,7 +62,10 @@ def combined_overrides(
 def resolve(
     recipe: str, data: str | None, overrides: list[str], teachers: list[str] | None = None
 ) -> "ResolvedRecipe":
-    """Load a recipe with the options of the command line applied."""
+    """Load a recipe with the overrides of the options `--set`, `--data` and `--teacher`.
+
+    Raises RecipeError with every fault.
+    """
     from distill.recipe import recipes
 
     return recipes.load(recipe, combined_overrides(data, overrides, teachers))
@@ -100,9 +103,10 @@ def finish(
     trackers: list[str],
     resume_hint: str,
 ) -> None:
-    """Train the rest of a run; do nothing if it is finished.
+    """Train a run, or the rest of it if `resume` is True; do nothing if it is finished.
 
-    `resume_hint` is printed after an interruption or a failure: how to continue.
+    `resume_hint`: how to continue, printed after an interruption or a failure. Raises UserError if
+    the folder has a run and `resume` is False, or a run of another recipe or role.
     """
     from distill.runs import check_same_run, run_folder
 
@@ -142,9 +146,9 @@ def follow(
     trackers: list[str],
     read: "Reader" = lambda event: None,
 ) -> None:
-    """Train, and pass every event to display, journal, trackers and `read`.
+    """Train, and pass every event to the display, the journal, the trackers and `read`.
 
-    `read` may end the run by raising an exception.
+    `trackers`: their names. `read` may end the run by raising an exception.
     """
     from distill.runs.journal import Journal
     from distill.runs.trackers import Trackers
@@ -193,8 +197,10 @@ def explain_interruption(folder: "RunFolder", resume_hint: str) -> Iterator[None
 
 
 def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) -> None:
-    """Raise a message for the failures that training defines; return if `fault` is another
-    exception.
+    """Print or raise a message for an expected failure of a training, and end the command.
+
+    Expected are a signal, divergence, full memory and a lost process; for any other `fault` the
+    function returns. `resume_hint`: how to continue.
     """
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
@@ -231,7 +237,7 @@ def _what_is_saved(folder: "RunFolder") -> str:
 
 
 def _print_closing_table(folder: "RunFolder") -> None:
-    """Print the finished run beside its teacher and its control."""
+    """Print a table of the finished run, its teachers and its control, if there is one."""
     from distill.runs.teacher_student_summary import closing_rows
     from distill.terminal.progress import closing_table
 

@@ -1,11 +1,11 @@
 """Configure the C library's memory allocator for faster training on a CPU.
 
 torch takes the memory of every tensor from malloc and frees it after use. glibc returns each large
-block to the system at once, so that the kernel zeroes its pages again in every step: a quarter of
-the time of a frozen teacher's forward pass. Blocks that stay in the heap are reused unchanged;
-their fragments cost some memory. Small pages (4 KiB) cost time too, since a virtual machine
-translates their addresses through two page tables; huge pages (2 MiB) need 512 times fewer
-translations.
+freed block to the system at once. The next step requests it anew, and the kernel has to fill its
+pages with zeros: this takes a quarter of the time of a frozen teacher's forward pass. Blocks that
+stay in the heap are reused without that cost, but the gaps between them take some memory. Small
+pages (4 KiB) cost time too, since a virtual machine translates each page's address through two page
+tables; huge pages (2 MiB) need 512 times fewer translations.
 """
 
 import ctypes
@@ -15,21 +15,21 @@ from pathlib import Path
 
 # <malloc.h> of glibc: https://sourceware.org/glibc/manual/latest/html_node/Malloc-Tunable-Parameters.html
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-NEVER = -1
+NEVER = -1  # value of M_TRIM_THRESHOLD: never return memory of the heap to the system
 
 # <bits/mman-linux.h>; madvise(2)
 MADV_HUGEPAGE = 14
 
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
-STRICT = "2"  # address space that is never touched counts as used
+STRICT = "2"  # value of OVERCOMMIT: reserved address space counts as used memory
 
 
 def keep_freed_memory() -> bool:
     """Make malloc keep freed memory in the heap, in huge pages if the kernel has them.
 
     Returns whether malloc will keep freed memory; without glibc nothing is done and the result is
-    False. Call it before the large tensors are allocated. Huge pages are only a hint: if the kernel
-    ignores it, training is slower and otherwise the same.
+    False. Call it before the large tensors are allocated. The request for huge pages is only a
+    hint: if the kernel ignores it, training is slower and otherwise the same.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -56,7 +56,7 @@ def _grow_in_huge_pages(libc: ctypes.CDLL) -> None:
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     block = libc.malloc(size)
-    if block is None:  # a limit on address space
+    if block is None:  # the process has a limit on its address space
         return
     libc.madvise(block // page * page, size, MADV_HUGEPAGE)
     libc.free(block)

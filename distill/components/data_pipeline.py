@@ -28,7 +28,10 @@ class TrainValSplit:
 def split_indices(
     recipe: Recipe, images: ImageSet
 ) -> tuple[split_by_content.Indices, split_by_content.Indices]:
-    """Return the indices of training and held-out images; they depend on `[data]` alone."""
+    """Return the indices of the training images and of the held-out images.
+
+    They depend only on the images and on the recipe's [data] table.
+    """
     return split_by_content.split(
         images, holdout=recipe.data.holdout, train_images=recipe.data.train_images
     )
@@ -44,7 +47,7 @@ def split_images(recipe: Recipe, images: ImageSet) -> TrainValSplit:
     )
 
 
-# Applied in this order, those with `before_crop` first.
+# Applied in this order; operations with `before_crop` set are applied first.
 OPERATIONS: dict[str, Callable[..., Operation]] = {
     "translate": affine.Translate,
     "affine": affine.Affine,
@@ -107,8 +110,8 @@ def build_pipeline(recipe: Recipe) -> Pipeline:
 def augment_schedule(recipe: Recipe, epochs: int) -> AugmentSchedule:
     """Build the schedule of views, augmentation, mixing and image sizes over the epochs.
 
-    A size equal to the images' own becomes None (no resizing), so that these views share cached
-    logits with recipes that have no `train.resolution`.
+    An image size equal to that of the images becomes None (no resizing), so that such views use the
+    same cached teacher logits as recipes without `train.resolution`.
     """
     resolution = recipe.train.resolution or ()
     return AugmentSchedule(
@@ -121,10 +124,11 @@ def augment_schedule(recipe: Recipe, epochs: int) -> AugmentSchedule:
 
 
 def _first_unaugmented_epoch(epochs: int, off_last: float) -> int:
-    """Return the first epoch of the last share `off_last`, in which augmentation is off.
+    """Return the first epoch without augmentation, if it is off in the last part of a training.
 
-    A share above 0 covers at least one epoch (rounding alone would drop 5 % of 10 epochs:
-    round(9.5) is 10), except in a training of a single epoch.
+    `off_last` is that part as a fraction of the epochs. A fraction above 0 covers at least one
+    epoch, except in a training of one epoch. Rounding alone would ignore 5 % of 10 epochs, since
+    round(9.5) is 10.
     """
     begin = round(epochs * (1 - off_last))
     return min(begin, epochs - 1) if off_last > 0 and epochs > 1 else begin

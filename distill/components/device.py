@@ -13,14 +13,14 @@ from accelerate.utils import (
 from distill.components.cpu_malloc import keep_freed_memory
 from distill.recipe.recipes import Recipe
 
-# How long a process may be silent before it counts as hanging; one that ends is noticed at once.
+# Other processes wait this long for one that does not respond; they notice one that ends at once.
 TIMEOUT = timedelta(minutes=10)
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
     """Create the Accelerator of a training, which sets device, precision and processes.
 
-    `auto` is bf16 on GPUs that support it, fp16 on older GPUs, fp32 on other devices.
+    The precision `auto` is bf16 on GPUs that support it, fp16 on older GPUs, fp32 on other devices.
     """
     precision: str = recipe.train.precision
     if precision == "auto":
@@ -36,7 +36,7 @@ def evaluation_accelerator() -> Accelerator:
 def _create_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
     if _is_on_cpu():
         keep_freed_memory()
-    # On NVIDIA GPUs convolutions in float32 would otherwise be computed in the shorter TF32.
+    # Otherwise NVIDIA GPUs compute float32 convolutions in TF32, which has fewer bits.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return Accelerator(
         cpu=_is_on_cpu(),
@@ -49,7 +49,10 @@ def _create_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
 
 
 def _is_on_cpu() -> bool:
-    """Whether trainings run on the CPU; accelerate needs the flag to connect CPU processes."""
+    """Whether to compute on the CPU: on request ($ACCELERATE_USE_CPU) or without a GPU.
+
+    accelerate needs this flag to connect processes on CPUs.
+    """
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 

@@ -1,6 +1,6 @@
 """Compute the fingerprints of a run's data, classes, teachers, recipe and test split.
 
-Checkpoints and result.json store them; a resumed run must have the same.
+Checkpoints and result.json contain the fingerprints; those of a resumed run must be the same.
 """
 
 from distill.components.read_test_split import SplitIdentity
@@ -23,9 +23,9 @@ def identity(
 ) -> dict[str, str]:
     """Return the fingerprints of a run's inputs by name.
 
-    Names: `data` (the train split), `teacher` (the argument `teachers`, which is from
-    `selection.teachers_fingerprint`), `class_names`, `recipe` (see `run_identity`), and `test` if
-    the test split is known.
+    The names are `data` (the train split), `teacher`, `class_names`, `recipe` (the keys that affect
+    training), and `test` if the test split is given. `teachers` is the teachers' fingerprint,
+    computed by the caller.
     """
     fingerprints = {
         "data": images.fingerprint,

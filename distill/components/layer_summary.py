@@ -10,16 +10,16 @@ from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role
 
 SIDE = 32  # height and width of the images in pixels
-PASSIVE = (nn.Identity, nn.Sequential)  # without child modules they return their input
+PASSIVE = (nn.Identity, nn.Sequential)  # return their input if they have no child modules
 
 
 class LayerSummary(NamedTuple):
-    """A module that has no child modules, or has parameters of its own."""
+    """One row of the summary: a module without child modules, or with direct parameters."""
 
     name: str  # path in the network, "stages.0.0.conv1"
-    kind: str  # its class, "Conv2d"
-    output: tuple[int, ...]  # shape for one image, without the batch dimension
-    parameters: int  # its own; those that an earlier layer shares are not counted
+    kind: str  # the module's class, "Conv2d"
+    output: tuple[int, ...]  # shape of its output for one image, without the batch dimension
+    parameters: int  # number of direct parameters that no earlier layer has counted
 
 
 def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[LayerSummary]:
@@ -29,10 +29,11 @@ def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[LayerSu
 
 @torch.no_grad()
 def list_layers(net: nn.Module) -> list[LayerSummary]:
-    """List the layers in the order of their outputs, like `torchsummary`.
+    """List the layers of a network in the order in which they are computed.
 
     Costs one forward pass of one black image, in eval mode; the network's mode is restored. The
-    layers' parameters add up to the network's. Functions that are not modules are not listed.
+    sum of the layers' parameters is the network's number of parameters. Functions that are not
+    modules are not listed.
     """
     found: list[LayerSummary] = []
     counted: set[nn.Parameter] = set()
@@ -58,7 +59,10 @@ def _is_listed(module: nn.Module) -> bool:
 
 
 def _layer_hook(name: str, found: list[LayerSummary], counted: set[nn.Parameter]) -> Any:
-    """Return a forward hook that adds the module to `found`."""
+    """Return a forward hook that appends its module's row to `found`.
+
+    `counted`: the parameters that earlier layers have counted; the hook adds this layer's.
+    """
 
     def hook(module: nn.Module, _: Any, output: Tensor) -> None:
         own = [p for p in module.parameters(recurse=False) if p not in counted]

@@ -55,9 +55,10 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
 def build_objective(recipe: Recipe, **facts: Any) -> Objective:
     """Build the objective of a recipe, with one loss object per term.
 
-    A loss is constructed from its term's keys and those of `facts` that its constructor accepts:
-    `student_shapes` and `teacher_shapes` (of the required feature maps) and `labels` [N] of the
-    training images. Raises UnsuitableRecipe if a loss cannot be used with these images or maps.
+    A loss is constructed from its recipe keys. `facts` are further arguments, which a loss gets if
+    its constructor accepts them: `student_shapes` and `teacher_shapes`, the shapes of the feature
+    maps by name, and `labels` [N] of the training images. Raises UnsuitableRecipe if a loss cannot
+    be used with these images or maps.
     """
     return Objective(
         {name: _build_term(name, term, facts) for name, term in recipe.loss.terms().items()}
@@ -74,9 +75,9 @@ def _build_term(name: str, term: Term, facts: dict[str, Any]) -> LossTerm:
 
 
 def required_taps(recipe: Recipe, role: Literal["student", "teacher"], net: nn.Module) -> list[str]:
-    """Return the names of the feature maps that the terms read from a network.
+    """Return the names of the feature maps that the recipe's loss terms read from a network.
 
-    Raises UnsuitableRecipe if the network has no map of one of these names.
+    Raises UnsuitableRecipe, naming the maps that exist, if the network does not have one of them.
     """
     points = tap_points(net)
     needed = [

@@ -32,9 +32,9 @@ def network_table(recipe: Recipe, role: Role) -> schema.Student | schema.Teacher
 
 
 def build_design(recipe: Recipe, n_classes: int, role: Role = "student") -> Design:
-    """Return the design of a residual student or teacher for the number of classes.
+    """Return the design of a recipe's ResNet, student or teacher, for the number of classes.
 
-    Raises UnsuitableRecipe if a student is over budget; a teacher has no budget.
+    Raises UnsuitableRecipe if a student has more parameters than `student.max_params` allows.
     """
     described = network_table(recipe, role)
     _check_budget(described, n_classes)
@@ -69,10 +69,10 @@ def _check(fault: str | None, n_classes: int) -> None:
 
 
 def initialise_stem(net: nn.Module, images: ImageSet) -> None:
-    """Set the filters of a whitened stem from training images; leave other networks unchanged.
+    """Compute the filters of a whitened stem from training images; leave other networks unchanged.
 
-    Every process computes them from the same images, so they are equal bit for bit without
-    communication. A resumed run reads them from its checkpoint.
+    Every process computes the filters from the same images, so that they are equal bit for bit
+    without communication. A resumed run reads the filters from its checkpoint instead.
     """
     if isinstance(net, ResNet) and net.design.stem_init == "whiten":
         pixels = torch.from_numpy(images.images[: whiten.N_IMAGES])
@@ -87,8 +87,8 @@ def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device, in channels_last, the fastest memory format of convolutions.
 
-    On a CPU some convolutions are replaced in place, see `strided_pointwise.py` and
-    `small_maps.py` in `distill/models/`.
+    On a CPU some convolutions are replaced in place by faster or safer ones: see
+    `strided_pointwise.py` and `small_maps.py` in `distill/models/`.
     """
     if device.type == "cpu":
         subsample_first(net)
@@ -98,10 +98,10 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 def convert_sync_bn(net: Module, recipe: Recipe, accelerator: Accelerator) -> Module:
-    """Replace batch norms by SyncBatchNorm, over all processes, if the recipe requests it.
+    """Replace batch norms by SyncBatchNorm if the recipe requests it and there are several ranks.
 
-    Parameters keep their names. Raises UnsuitableRecipe for several processes on CPUs: torch has
-    SyncBatchNorm for GPUs only.
+    The names of parameters do not change. Raises UnsuitableRecipe for several processes on CPUs:
+    torch has SyncBatchNorm for GPUs only.
     """
     if not recipe.train.sync_batch_norm or accelerator.num_processes == 1:
         return net
@@ -115,10 +115,10 @@ def convert_sync_bn(net: Module, recipe: Recipe, accelerator: Accelerator) -> Mo
 
 
 def load_trained(run: RunFolder) -> nn.Module:
-    """Load a finished run's network with its final weights, on the host, in eval mode.
+    """Load a finished run's network with its final weights, on the CPU, in eval mode.
 
-    Raises UserError if its recipe.toml is not the one that it finished with, or if the weights
-    are not its own.
+    Raises UserError if recipe.toml changed after the run finished, or if the weights file is not
+    the one that the run wrote.
     """
     check_same_run.check_recipe_of_result(run)
     recipe, result = recipes.read(run.recipe), run.result()

@@ -10,27 +10,27 @@ from distill.runs.run_folder import RunFolder
 
 
 def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
-    """Load the test split of a source, which is evaluated after a run, never to train or select."""
+    """Load the test split of a source, which is only for evaluation after a run."""
     return load_data_set.load(source, "test", progress=progress)
 
 
 @dataclass(frozen=True)
 class SplitIdentity:
-    """Identifies a test split without giving its images or labels to the run that trains."""
+    """Identifies a test split by its fingerprint, so that training never has its images."""
 
     source: str
-    fingerprint: str  # of images and labels, in any order
+    fingerprint: str  # of images and labels, whatever their order
     class_names: tuple[str, ...]
     n_images: int
-    n_in_train: int  # test images that are training images too, pixel by pixel
+    n_in_train: int  # test images that are pixel by pixel equal to a training image
 
 
 def identify_test(
     source: str, train: ImageSet, *, progress: Progress | None = None
 ) -> SplitIdentity:
-    """Return the identity of the test split of a source, recorded when a run begins.
+    """Return the identity of the test split of a source, to be recorded when a run begins.
 
-    It is compared for equality and never used to train or to select.
+    `train`: the train split, in which equal images are counted.
     """
     test = test_split(source, progress=progress)
     in_train = load_data_set.count_shared_images(test, train)
@@ -38,7 +38,7 @@ def identify_test(
 
 
 def check_test(test: ImageSet, known: SplitIdentity) -> None:
-    """Raise UserError if a test split's images or class names differ from the `known` identity."""
+    """Raise UserError if a test split's images or class names are not those of `known`."""
     problem = ""
     if test.class_names != known.class_names:
         names = describe_class_difference(known.class_names, test.class_names)
@@ -53,9 +53,10 @@ def check_test(test: ImageSet, known: SplitIdentity) -> None:
 
 
 def check_tested(folder: RunFolder, test: ImageSet, source: str) -> None:
-    """Raise UserError if a finished run was tested on other images than `test`, from `source`.
+    """Raise UserError if a finished run was tested on other images than those of `test`.
 
-    A run of an earlier version, which has no fingerprint of its test split, is not checked.
+    `source` names the data source in the message. A run of an earlier version, whose result has no
+    fingerprint of the test split, is not checked.
     """
     tested_on = folder.result()["data"].get("test_fingerprint")
     if tested_on not in (None, test.fingerprint):

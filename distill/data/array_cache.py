@@ -1,7 +1,7 @@
 """Cache arrays between runs in the user's cache folder.
 
 The cache saves time and does not affect results: an array that cannot be read is computed again,
-one that cannot be written is not cached.
+and an array that cannot be written is not cached.
 """
 
 import os
@@ -17,14 +17,14 @@ from numpy.typing import DTypeLike, NDArray
 from distill.errors import UserError
 from distill.files.arrays import open_npz
 
-DIGEST = "sha256"  # name of the digest beside an array
+DIGEST = "sha256"  # name of the digest in the file of a verified array
 
 
 def cache_folder() -> Path:
     """Return the folder of all cached files.
 
     It is `$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`. Raises
-    UserError if it names the home folder of a user that does not exist.
+    UserError if `$UNDERSTUDY_CACHE` begins with `~NAME` and there is no user NAME.
     """
     if chosen := os.environ.get("UNDERSTUDY_CACHE"):
         try:
@@ -38,10 +38,10 @@ def cache_folder() -> Path:
 
 
 def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray[Any] | None:
-    """Return the array cached under `key` (`folder/name`); None if it cannot be used.
+    """Return the array cached under `key` (`folder/name`); None if there is no usable array.
 
-    It cannot be used if it is absent or damaged, if one of its folders is a symbolic link, or if it
-    has another dtype or shape. `shape` None allows any shape.
+    An array is usable if it is undamaged and has this dtype and shape, and none of the folders in
+    its key is a symbolic link. A `shape` of None allows any shape.
     """
     if is_linked(_path(key)):
         return None
@@ -49,10 +49,11 @@ def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> ND
 
 
 def load_verified(key: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any] | None:
-    """Load an array as `load_cached`, if no other user may have changed it.
+    """Return the array cached under `key` if no other user can have changed it; otherwise None.
 
-    Returns None also if other users may write its file or a folder between it and the cache folder,
-    or if its digest, of the key and the elements, is not the saved one.
+    Returns None if there is no undamaged array of this shape and dtype, if a part of its path is a
+    symbolic link, if other users have write access to its file, its folder or the cache folder, or
+    if the sha256 of its key and elements is not the one that `save_verified` wrote.
     """
     path = _path(key)
     places = [path, path.parent, cache_folder()]
@@ -65,7 +66,7 @@ def load_verified(key: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray
 
 
 def save_verified(key: str, array: NDArray[Any]) -> None:
-    """Write an array and its digest for `load_verified`."""
+    """Cache an array with its digest, for `load_verified`; do nothing if it cannot be written."""
     _save(key, array=array, **{DIGEST: np.frombuffer(_digest(key, array), np.uint8)})
 
 
@@ -121,12 +122,11 @@ def _save(key: str, **arrays: NDArray[Any]) -> None:
 
 
 def writable_by_others(folder: Path) -> str:
-    """Return why other users could change a file, or those in a folder; empty if they cannot or it
-    is absent.
+    """Return why other users could change a file, or the files in a folder.
 
-    The superuser, who always can, is not counted. With the
-    sticky bit, as on /tmp, users cannot replace the files of others. A group whose only member is
-    this user, common on many systems, does not count.
+    Empty if they cannot, or if the file or folder is absent. The superuser, who always can, is
+    ignored. In a folder with the sticky bit, such as /tmp, users cannot replace the files of
+    others. A group whose only member is this user, which many systems create, is harmless.
     """
     try:
         status = folder.stat()
@@ -146,7 +146,10 @@ def writable_by_others(folder: Path) -> str:
 
 
 def _is_private(group: int) -> bool:
-    """Whether only this user is in a group, which must be the user's primary and namesake group."""
+    """Whether a group is private to this user.
+
+    It must be the user's primary group, have the user's name, and have no other member.
+    """
     import grp
     import pwd
 

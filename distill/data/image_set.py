@@ -20,11 +20,11 @@ Split = Literal["train", "test"]
 Progress = Callable[[str, int, int], None]  # activity, done, total
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+@dataclass(frozen=True, eq=False)  # == of arrays returns an array, not one truth value
 class ImageSet:
     """One split of a data set: images, labels and class names."""
 
-    images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB; `subset` makes channels last in memory
+    images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB; channels are last in memory after `subset`
     labels: NDArray[np.int64]  # [N], each in 0..n_classes-1
     class_names: tuple[str, ...]
 
@@ -34,17 +34,23 @@ class ImageSet:
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """Return the sha256 of each image and its label.
+        """Return one sha256 per image, of its label and pixels.
 
-        Hashed are the label in one byte (above 255 in two, little-endian), then the 3,072 pixel
-        values row by row, with red, green and blue interleaved.
+        The hashed bytes are the label in one byte (two little-endian bytes above 255), then the
+        3,072 pixel values row by row, with red, green and blue interleaved.
         """
         heads = [n.to_bytes(1 if n < 256 else 2, "little") for n in self.labels.tolist()]
-        return [sha256(h + row).digest() for h, row in zip(heads, _rows(self.images), strict=True)]
+        return [
+            sha256(h + row).digest()
+            for h, row in zip(heads, _pixel_bytes(self.images), strict=True)
+        ]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the hex sha256 of the sorted digests, independent of order and file format."""
+        """Return the hex sha256 of the sorted digests of all images and labels.
+
+        It does not depend on the order of the images or on the format of their files.
+        """
         return sha256(b"".join(sorted(self.digests))).hexdigest()
 
     @property
@@ -61,8 +67,9 @@ def fingerprint_of_names(class_names: Sequence[str]) -> str:
 def fault_of_names(class_names: Sequence[str]) -> str:
     """Return why these cannot be the names of classes; empty if they can.
 
-    They are written to JSON, where a lone surrogate is not allowed, except those with which Python
-    represents bytes that are not UTF-8. Tables count by name, so that no two may be equal.
+    Names must not contain lone surrogates, which cannot be written to JSON; the surrogates by which
+    Python represents bytes that are not UTF-8 are allowed. No two names may be equal, since tables
+    count by name.
     """
     if len(class_names) > MOST_CLASSES:
         return f"{len(class_names):,} classes; the maximum is {MOST_CLASSES:,}"
@@ -87,14 +94,14 @@ def count_shared_images(test: ImageSet, train: ImageSet) -> int:
 
     Costs a copy of the test images in memory and a pass over the training images.
     """
-    test_rows = set(_rows(test.images))
-    shared = {row for row in _rows(train.images) if row in test_rows}
-    return sum(row in shared for row in _rows(test.images)) if shared else 0
+    test_rows = set(_pixel_bytes(test.images))
+    shared = {row for row in _pixel_bytes(train.images) if row in test_rows}
+    return sum(row in shared for row in _pixel_bytes(test.images)) if shared else 0
 
 
-def _rows(images: NDArray[np.uint8]) -> Iterator[bytes]:
-    """Yield each image's bytes row by row, with red, green and blue interleaved."""
-    for start in range(0, len(images), 1000):  # 3 MB at a time stay in the processor's cache
+def _pixel_bytes(images: NDArray[np.uint8]) -> Iterator[bytes]:
+    """Yield each image's pixels as bytes, row by row, with red, green and blue interleaved."""
+    for start in range(0, len(images), 1000):  # 3 MB at a time fit in the processor's cache
         red, green, blue = images[start : start + 1000].swapaxes(0, 1)
         yield from map(bytes, np.stack([red, green, blue], axis=-1))
 
@@ -102,15 +109,15 @@ def _rows(images: NDArray[np.uint8]) -> Iterator[bytes]:
 def subset(images: ImageSet, indices: ArrayLike) -> ImageSet:
     """Return an ImageSet of the images at `indices`, in that order, with all class names.
 
-    Channels are last in memory, the order in which networks read them, so that no second copy is
-    needed.
+    Channels are last in memory. This is the order in which networks read images, so that the loader
+    need not copy them again.
     """
     chosen = np.asarray(indices, dtype=np.int64)
     interleaved = images.images.transpose(0, 2, 3, 1)
     pixels = np.empty((len(chosen), *interleaved.shape[1:]), dtype=np.uint8)
-    for start in range(0, len(chosen), 1000):  # 3 MB at a time: no second copy of the set
+    for start in range(0, len(chosen), 1000):  # temporary copies of 3 MB, not of the whole set
         pixels[start : start + 1000] = interleaved[chosen[start : start + 1000]]
     part = ImageSet(pixels.transpose(0, 3, 1, 2), images.labels[chosen], images.class_names)
-    if "digests" in vars(images):  # not hashed again: that takes a third of the start-up time
+    if "digests" in vars(images):  # hashing again would take a third of the start-up time
         vars(part)["digests"] = [images.digests[i] for i in chosen]
     return part

@@ -1,8 +1,8 @@
 """Load augmented batches for each process from a training set that is on the device.
 
-There are no workers and no queue: the uint8 set is small enough to fit beside the network
-(CIFAR-10: 154 MB), so a batch is one gather. A set that is too large stays in host memory behind
-the same interface, and costs one transfer per batch. The loader is stateless: step k can be
+There are no workers and no queue: the uint8 images are few enough to fit into device memory with
+the network (CIFAR-10: 154 MB), so a batch is one gather. A set that is too large stays in host
+memory, and each batch costs one transfer. The loader is stateless: the batch of step k can be
 computed at any time, in any order.
 """
 
@@ -26,20 +26,20 @@ from distill.data.augment.ricap import RicapParams
 from distill.data.image_set import ImageSet
 from distill.data.rng import Stream
 
-# A set may take this share of the device's free memory; the rest is for weights and activations.
+# Images may take this fraction of the device's free memory; the rest is for the training.
 RESIDENT_SHARE = 0.25
 EVERY_EPOCH = AugmentSchedule()
 
 
 @dataclass(frozen=True)
 class View:
-    """All random parameters of one pass over the set, drawn before its first batch."""
+    """All random parameters of one pass over the training set, drawn before its first batch."""
 
     number: int
     pipeline: Pipeline
-    order: Tensor  # int64 [N], on the set's device
+    order: Tensor  # int64 [N], the order of the samples; on the device of the images
     crop_flip: CropFlipParams
-    drawn: tuple[OperationParams, ...]  # one per operation
+    drawn: tuple[OperationParams, ...]  # the parameters of each operation of `pipeline`
     mix: MixParams | None
     ricap: RicapParams | None
 
@@ -51,7 +51,7 @@ class View:
         return rows if self.mix is None else self.mix.partner[rows]
 
     def own_share(self, rows: Tensor) -> Tensor:
-        """Return the share of each sample in its mixed image, float32 [b, 1]; 1 if not mixed."""
+        """Return the weight of each sample in its mixed targets, float32 [b, 1]; 1 if not mixed."""
         if self.mix is None:
             return torch.ones(len(rows), 1, device=rows.device)
         return self.mix.lam[rows, None]
@@ -59,7 +59,7 @@ class View:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples `rows` of a view as the student sees them: mixed and resized."""
+    """A training batch of one view: samples that are augmented, mixed and resized."""
 
     view: View
     rows: Tensor  # int64 [b], indices in the training images
@@ -71,8 +71,8 @@ class Batch:
 class Shard:
     """The part of each global batch that one process computes.
 
-    The batch is divided into `accumulate` micro-batches, each of them over `processes`; this
-    process is number `rank`.
+    The batch is divided into `accumulate` micro-batches, and each micro-batch is divided between
+    `processes` processes. `rank`, from 0, is the number of this process.
     """
 
     rank: int = 0
@@ -81,12 +81,11 @@ class Shard:
 
 
 class Loader:
-    """Compute augmented, mixed training batches; each image depends on (view, sample) alone.
+    """Computes augmented, mixed training batches; each image depends only on (view, sample).
 
     `batch_size` counts the images of one optimizer step over all processes. The last, partial batch
-    of an epoch is dropped. `resident`: whether the images are stored on the device; None stores
-    them there if its free memory allows. Raises ValueError if there are fewer images than one
-    batch.
+    of an epoch is dropped. `resident`: whether the images are in device memory; None puts them
+    there if they fit. Raises ValueError if there are fewer images than one batch.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Loader:
         self.resident = fits(pixels.nbytes, device) if resident is None else resident
         self.pixels = pixels.to(device) if self.resident else pixels
         self.targets = one_hot(torch.from_numpy(images.labels), images.n_classes).float().to(device)
-        self.view = lru_cache(maxsize=1)(self._draw)
+        self.view = lru_cache(maxsize=1)(self._draw_view)
 
     def set_schedule(self, schedule: AugmentSchedule) -> None:
         """Replace the augmentation schedule."""
@@ -121,7 +120,7 @@ class Loader:
 
     @contextmanager
     def at_side(self, side: int | None) -> Iterator[None]:
-        """Resize the images of every view to `side` x `side` pixels; None: full size."""
+        """Within the context, resize every view to `side` x `side` pixels; None: full size."""
         schedule = self.schedule
         self.set_schedule(schedule.at(side))
         try:
@@ -129,7 +128,7 @@ class Loader:
         finally:
             self.set_schedule(schedule)
 
-    def _draw(self, epoch: int) -> View:
+    def _draw_view(self, epoch: int) -> View:
         number, device = self.schedule.view(epoch), self.pixels.device
         on = self.schedule.pipeline(self.pipeline, epoch)
         key = self.seed, number, self.n
@@ -153,7 +152,8 @@ class Loader:
     def batches(self, step: int) -> list[tuple[View, Tensor]]:
         """Return (view, rows [b]) of each micro-batch of this process in optimizer step `step`.
 
-        All processes and micro-batches together have the same rows, however many there are.
+        `rows` are indices of training images. The rows of all processes and micro-batches together
+        do not depend on the numbers of processes and micro-batches.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         view = self.view(epoch)
@@ -167,7 +167,10 @@ class Loader:
         return Batch(view, rows, self.resized(view, images), targets)
 
     def augment(self, view: View, rows: Tensor) -> Tensor:
-        """Return samples, augmented but not mixed: float32 [b, 3, H, W], channels_last."""
+        """Return the samples `rows`, augmented but not mixed.
+
+        They are float32 [b, 3, H, W] in [0, 1], channels_last, on the device.
+        """
         pixels = _apply_operations(view, rows, self._crop_and_flip(view, rows), before_crop=False)
         return crop_flip.to_float(pixels.to(self.device, non_blocking=True))
 
@@ -183,25 +186,25 @@ class Loader:
         return crop_flip.crop_and_flip(images, indices, params, padding)
 
     def one_hot(self, indices: Tensor) -> Tensor:
-        """Return the labels as one-hot distributions, float32 [b, C], on the device."""
+        """Return the labels of the samples `indices`, one-hot: float32 [b, C], on the device."""
         return self.targets[indices.to(self.device, non_blocking=True)]
 
     def mix(
         self, view: View, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mix images and targets with the partners that `view` assigns, if any."""
+        """Mix images and targets with their partners in `view`; without mixing, return them."""
         if view.mix is not None:
-            images, targets = self._blend(view, view.mix, rows, images, targets)
+            images, targets = self._apply_mixup_cutmix(view, view.mix, rows, images, targets)
         if view.ricap is not None:
-            images, targets = self._patch(view, view.ricap, rows, images, targets)
+            images, targets = self._apply_ricap(view, view.ricap, rows, images, targets)
         return images, targets
 
     def resized(self, view: View, images: Tensor) -> Tensor:
-        """Resize images [b, 3, H, W], which are already mixed, to the view's image size."""
+        """Resize mixed images [b, 3, H, W] to the view's image size."""
         side = view.pipeline.side
         return images if side is None else crop_flip.resize(images, side)
 
-    def _blend(
+    def _apply_mixup_cutmix(
         self, view: View, mix: MixParams, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Apply mixup and cutmix, which mix two images."""
@@ -213,7 +216,7 @@ class Loader:
             mixup_cutmix.mix(targets, self.one_hot(partner), lam),
         )
 
-    def _patch(
+    def _apply_ricap(
         self, view: View, params: RicapParams, rows: Tensor, images: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Apply RICAP, which combines four images."""
@@ -233,7 +236,10 @@ class Loader:
 
 
 def _apply_operations(view: View, rows: Tensor, pixels: Tensor, *, before_crop: bool) -> Tensor:
-    """Apply the operations before the crop, or those after it, to pixels uint8 [b, 3, H, W]."""
+    """Apply the view's operations to pixels uint8 [b, 3, H, W].
+
+    Only operations whose attribute `before_crop` equals the argument are applied.
+    """
     for operation, drawn in zip(view.pipeline.operations, view.drawn, strict=True):
         if operation.before_crop == before_crop:
             pixels = operation(pixels, {name: of[rows] for name, of in drawn.items()})
@@ -241,7 +247,10 @@ def _apply_operations(view: View, rows: Tensor, pixels: Tensor, *, before_crop: 
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:
-    """Whether `n_bytes` of images fit in a share of a GPU's free memory; true for other devices."""
+    """Whether `n_bytes` of images may be stored on a device; always true if it is not a GPU.
+
+    They may take a quarter of a GPU's free memory.
+    """
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
@@ -249,10 +258,10 @@ def fits(n_bytes: int, device: torch.device) -> bool:
 
 
 def share(images: ImageSet, rank: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
-    """Return the images uint8 [n, 3, H, W] and labels int64 [n] that one process evaluates.
+    """Return the images uint8 [n, 3, H, W] and labels int64 [n] that process `rank` evaluates.
 
-    Both are on the host. Every sample belongs to exactly one process, so that gathered counts need
-    no correction for padding.
+    Both are in host memory. Every sample belongs to exactly one process, so that counts summed over
+    the processes need no correction for padding.
     """
     own = np.arange(rank, len(images.labels), processes)
     return torch.from_numpy(images.images[own]), torch.from_numpy(images.labels[own])

@@ -1,11 +1,12 @@
 """Counter-based random numbers: every draw is a function of (data seed, view, sample).
 
 The generator is numpy's Philox-4x64-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy
-as 1, 2, 3", DOI 10.1145/2063384.2063405). Its key is (seed, view); the high word of its counter is
-the stream, the low word the sample. Each operation has its own stream, so adding an operation does
-not change the draws of the others. Sample i draws the same four words whatever the size of the set,
-the batch, the number of processes, the device or what ran before. Only the raw 64-bit words of
-`random_raw` are used: numpy guarantees its bits, but not those of its distributions.
+as 1, 2, 3", DOI 10.1145/2063384.2063405). Its key is (seed, view). The high word of its counter is
+the number of the stream, the low word the number of the sample. Each operation has a stream of its
+own, so adding an operation does not change the draws of the others. The random words of a sample
+depend neither on the size of the set or of the batch, nor on the number of processes, the device
+or earlier draws. Only the raw 64-bit words of `random_raw` are used: numpy guarantees that they
+stay the same in later versions, but not the values of its distributions.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
-Draw = Callable[[int], Words]  # n words for each sample: [N, n]
+Draw = Callable[[int], Words]  # a function that returns n random words per sample, [N, n]
 
 
 class Stream(IntEnum):
@@ -49,7 +50,7 @@ class Stream(IntEnum):
 
 
 def words(seed: int, view: int, stream: Stream, n: int) -> Words:
-    """Return four raw words for each of the samples 0..n-1: uint64 [n, 4]."""
+    """Return four random 64-bit words for each of the samples 0..n-1: uint64 [n, 4]."""
     generator = np.random.Philox(
         key=np.array([seed, view], dtype=np.uint64),
         counter=np.array([0, 0, 0, stream], dtype=np.uint64),
@@ -59,10 +60,10 @@ def words(seed: int, view: int, stream: Stream, n: int) -> Words:
 
 
 def sample_words(key: tuple[int, int], stream: Stream, samples: NDArray[np.int64], n: int) -> Words:
-    """Return `n` raw words for each sample: uint64 [len(samples), n].
+    """Return `n` random 64-bit words for each sample: uint64 [len(samples), n].
 
-    A sample's words do not depend on the other samples: its number is the second word of the
-    counter, so that each sample has 2^64 blocks of its own.
+    `key`: (seed, view). A sample's words do not depend on the other samples: its number is the
+    second word of the counter, so that each sample has 2^64 blocks of random words.
     """
     drawn = np.empty((len(samples), n), dtype=np.uint64)
     for row, sample in enumerate(samples):
@@ -73,30 +74,33 @@ def sample_words(key: tuple[int, int], stream: Stream, samples: NDArray[np.int64
 
 
 def integers(column: Words, bound: int) -> NDArray[np.int64]:
-    """Return integers 0..bound-1 from words [n]; the modulo bias, bound / 2^64, is negligible."""
+    """Return integers 0..bound-1, int64 [n], from random words [n].
+
+    The bias of the modulo operation, bound / 2^64, is negligible.
+    """
     return (column % np.uint64(bound)).astype(np.int64)
 
 
 def uniform(column: Words) -> NDArray[np.float64]:
-    """Return floats in [0, 1) from the top 53 bits of words [n], without rounding."""
+    """Return floats in [0, 1) from random words [n]: their top 53 bits, without rounding."""
     return (column >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def between(column: Words, low: float, high: float) -> NDArray[np.float64]:
-    """Return floats in [low, high) from words [n]."""
+    """Return floats in [low, high) from random words [n]."""
     return low + (high - low) * uniform(column)
 
 
 def halves(column: Words) -> tuple[Words, Words]:
-    """Split words [n] into their upper and lower 32 bits."""
+    """Split random words [n] into their upper and lower 32 bits."""
     return column >> np.uint64(32), column & np.uint64(0xFFFFFFFF)
 
 
 def normal(words: Words) -> NDArray[np.float64]:
-    """Return two standard normal values from each word: [N, n] to [N, 2n].
+    """Return two standard normal values per random word: words [N, n] to values [N, 2n].
 
-    The method is that of Box and Muller, Annals of Mathematical Statistics 29, 1958. Each of its
-    two uniform numbers has 32 bits, so no value exceeds 6.7 standard deviations.
+    Uses the transform of Box and Muller, Annals of Mathematical Statistics 29, 1958. Its two
+    uniform numbers have 32 bits each, so no value exceeds 6.7 standard deviations.
     """
     radius, angle = (half * 2.0**-32 for half in halves(words))
     radius, angle = np.sqrt(-2 * np.log(1 - radius)), 2 * np.pi * angle
@@ -104,19 +108,28 @@ def normal(words: Words) -> NDArray[np.float64]:
 
 
 def permutation(seed: int, view: int, stream: Stream, n: int) -> NDArray[np.int64]:
-    """Return a random permutation of 0..n-1, which sorts the samples' words; ties by index."""
+    """Return a random permutation of 0..n-1.
+
+    It is the order that sorts the samples by one random 64-bit word each, ties by index.
+    """
     return np.argsort(words(seed, view, stream, n)[:, 0], kind="stable")
 
 
 def choice(seed: int, view: int, stream: Stream, weights: Sequence[float]) -> int:
-    """Draw an index 0..len(weights)-1 for a view, with probability w / sum w (weights above 0)."""
+    """Draw an index 0..len(weights)-1 for a view, i with probability weights[i] / sum(weights).
+
+    All weights must be above 0.
+    """
     ends = np.cumsum(np.array(weights, dtype=np.float64) / max(weights))
     drawn = uniform(words(seed, view, stream, 1)[0, :1]) * ends[-1]
     return min(int(np.searchsorted(ends, drawn[0], side="right")), len(weights) - 1)
 
 
 def torch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
-    """Return the seed of torch for one forward pass (dropout), a function of the arguments."""
+    """Return torch's seed for one forward pass, which draws dropout masks.
+
+    It is a function of the data seed, the optimizer step, the micro-batch and the process.
+    """
     key = np.array([seed, step], dtype=np.uint64)
     counter = np.array([0, micro_batch, rank, Stream.FORWARD], dtype=np.uint64)
     return int(np.random.Philox(key=key, counter=counter).random_raw()) >> 1

@@ -1,9 +1,9 @@
 """Split the training set: choose held-out images by their content alone.
 
-Within each class the images are ranked by their digest; the first are held out. Neither a seed nor
-the file order matters: every run on the same data, in any file format, holds out the same images,
-so that a teacher was never trained on the images that select its student. The images held out with
-a smaller share are also held out with a larger one.
+Within each class the images are sorted by their digest, and the first ones are held out. Neither a
+seed nor the file order matters: every run on the same data, in any file format, holds out the same
+images. So a teacher was never trained on the images that select the best epoch of its student. The
+images held out with a smaller fraction are also held out with a larger one.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ Indices = NDArray[np.int64]
 def split(
     images: ImageSet, *, holdout: float, train_images: int | None = None
 ) -> tuple[Indices, Indices]:
-    """Return (training indices, held-out indices), both in the order of the digests.
+    """Return (training indices, held-out indices), both sorted by the images' digests.
 
-    `holdout` is a share in [0, 1): of a class of n images the first holdout * n, rounded to the
-    nearest integer, are held out, and further images that equal the last of these. Of the remaining
-    images, the first `train_images` are used for training, divided equally between the classes; any
-    remainder goes to the first classes. None means all.
+    `holdout` is a fraction in [0, 1). Of a class of n images, the first holdout * n, rounded to the
+    nearest integer, are held out; images equal to the last of these are held out too.
+    `train_images` is the number of training images, the first of the remaining ones; None means
+    all. It is divided equally between the classes, and a remainder goes to the first classes.
 
     Raises UserError if `holdout` is out of range, or if a class would have no training image, no
     held-out image (`holdout` > 0), or fewer images than its part of `train_images`.
@@ -40,23 +40,28 @@ def split(
     labels = images.labels[order]
     ranks = [np.flatnonzero(labels == c) for c in range(images.n_classes)]  # in digest order
     ordered = [digests[i] for i in order]
-    held = [_with_duplicates(int(holdout * len(r) + 0.5), [ordered[i] for i in r]) for r in ranks]
+    held = [
+        _include_duplicates(int(holdout * len(r) + 0.5), [ordered[i] for i in r]) for r in ranks
+    ]
     left = [len(of_class) - n for of_class, n in zip(ranks, held, strict=True)]
-    used = left if train_images is None else _shares(train_images, images.n_classes)
+    used = left if train_images is None else _divide_equally(train_images, images.n_classes)
     _check(images.class_names, holdout, held, left, used)
     chosen = [r[n : n + k] for r, n, k in zip(ranks, held, used, strict=True)]
     held_out = [r[:n] for r, n in zip(ranks, held, strict=True)]
     return order[np.sort(np.concatenate(chosen))], order[np.sort(np.concatenate(held_out))]
 
 
-def _with_duplicates(n: int, digests: Sequence[bytes]) -> int:
-    """Return `n`, increased if necessary so that equal images are on the same side of the split."""
+def _include_duplicates(n: int, digests: Sequence[bytes]) -> int:
+    """Return `n`, increased so that no two equal images are divided between the two parts.
+
+    `digests`: the sorted digests of a class, of which the first n are held out.
+    """
     while 0 < n < len(digests) and digests[n] == digests[n - 1]:
         n += 1
     return n
 
 
-def _shares(total: int, n_classes: int) -> list[int]:
+def _divide_equally(total: int, n_classes: int) -> list[int]:
     each, more = divmod(total, n_classes)
     return [each + (c < more) for c in range(n_classes)]
 

@@ -1,6 +1,7 @@
 """Compute accuracy with intervals, agreement, McNemar's test and calibration from logits.
 
-All functions take arrays of logits [N, C] and labels [N]. Intervals are at 95 %, [low, high].
+All functions take arrays of logits [N, C] and labels [N]. Intervals are [low, high] at a
+confidence of 95 %.
 """
 
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ from distill.metrics import (
 
 
 def headline_measures(logits: Array, labels: Array) -> dict[str, Any]:
-    """Return `top1`, `top5`, `nll` and `ece`, each with its interval.
+    """Return `top1`, `top5`, `nll` and `ece`, each with an interval, such as `top1_interval`.
 
-    `top5` is None with five classes or fewer: no prediction could be wrong.
+    `top5` and its interval are None for five classes or fewer, of which every image would be
+    correct.
     """
     correct, confidence = is_correct(logits, labels), probabilities(logits).max(axis=1)
     nlls = nll(logits, labels)
@@ -45,14 +47,15 @@ def _top5(logits: Array, labels: Array) -> dict[str, Any]:
 
 
 def _share_with_interval(hits: Array) -> tuple[float | None, list[float] | None]:
-    """Return the share of hits and its interval; None for both if there are no images."""
+    """Return the fraction of True in `hits` and its interval; (None, None) if `hits` is empty."""
     n_correct, total = int(hits.sum()), len(hits)
     return (n_correct / total, list(statistics.wilson(n_correct, total))) if total else (None, None)
 
 
 def per_class(logits: Array, labels: Array, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return `name`, `n`, `accuracy` and `interval` of each class; the last two are None without
-    images.
+    """Return `name`, `n` (number of images), `accuracy` and `interval` of each class.
+
+    The accuracy and its interval are None for a class without images.
     """
     hits = is_correct(logits, labels)
     rows = []
@@ -64,11 +67,11 @@ def per_class(logits: Array, labels: Array, names: Sequence[str]) -> list[dict[s
 
 
 def compare_with_teacher(logits: Array, teacher_logits: Array) -> dict[str, float]:
-    """Return the share of images with the same prediction, and the mean KL(teacher || student) in
-    nats.
+    """Return how closely a student matches its teacher: the fraction of images with the same
+    prediction, and the mean KL(teacher || student) in nats.
 
-    Stanton et al., NeurIPS 2021, arXiv 2106.05945: the fidelity of a student, which is not its
-    accuracy.
+    Stanton et al., NeurIPS 2021, arXiv 2106.05945, call this the fidelity of a student and show
+    that it differs from its accuracy.
     """
     return {
         "teacher_agreement": float(is_same_prediction(logits, teacher_logits).mean()),
@@ -77,9 +80,10 @@ def compare_with_teacher(logits: Array, teacher_logits: Array) -> dict[str, floa
 
 
 def compare_networks(a: Array, b: Array, labels: Array) -> dict[str, Any]:
-    """Compare two networks on the same images: the numbers of images that only one of them predicts
-    correctly, McNemar's p-value, and which network is `better`, "a" or "b"; `better` is None if the
-    difference is not significant.
+    """Compare the logits `a` and `b` of two networks on the same images.
+
+    Returns the numbers of images that `only_a`, `only_b` or `both` predict correctly, McNemar's
+    p-value `p`, and `better`: "a", "b", or None if the difference is not significant.
     """
     pairs = statistics.count_pairs(is_correct(a, labels), is_correct(b, labels))
     leader = "a" if pairs.only_a > pairs.only_b else "b"
@@ -93,8 +97,10 @@ def compare_networks(a: Array, b: Array, labels: Array) -> dict[str, Any]:
 
 
 def calibrate(held_out: tuple[Array, Array], logits: Array, labels: Array) -> dict[str, float]:
-    """Fit `temperature` on held-out logits [V, C] and labels [V]; return it with `nll_calibrated`
-    and `ece_calibrated` of `logits` divided by it. Training images are unsuitable for the fit.
+    """Return `temperature`, fitted on `held_out`, and the measures of `logits` divided by it.
+
+    `held_out`: logits [V, C] and labels [V] of images that were not trained on. The measures are
+    `nll_calibrated` and `ece_calibrated`.
     """
     temperature = statistics.fit_temperature(*held_out)
     calibrated = measures(logits / temperature, labels)

@@ -1,4 +1,4 @@
-"""Evaluate a finished run on the test split in all requested ways."""
+"""Evaluate a finished run on a test split: accuracy, calibration, agreement, robustness."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,21 +34,21 @@ from distill.runs.run_folder import RunFolder
 from distill.teacher.build_teacher import combine_teachers
 from students.resnet import ResNet
 
-CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")
-TAUGHT = ("teacher_agreement", "teacher_kl")
+CALIBRATED = ("temperature", "nll_calibrated", "ece_calibrated")  # need held-out images
+TAUGHT = ("teacher_agreement", "teacher_kl")  # need a teacher
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Measures to compute besides the standard ones. `data=None`: use the run's own data source."""
+    """The data to evaluate on, and measures to compute besides the standard ones."""
 
-    data: str | None = None
-    against: Path | None = None  # another finished run
-    mirror: bool = False
+    data: str | None = None  # data source; None for the run's own
+    against: Path | None = None  # another finished run to compare with
+    mirror: bool = False  # measures of the mean over each image and its mirror image
     latency: bool = False
-    robustness: bool = False
-    robustness_images: int | None = None  # None: all
-    six_views: bool = False
+    robustness: bool = False  # accuracy on corrupted images
+    robustness_images: int | None = None  # number of images to corrupt; None for all
+    six_views: bool = False  # measures of the mean over six shifted and mirrored views
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class EvaluatedRun:
     accelerator: Accelerator
     logits: Array  # [N, C]
     labels: Array  # [N]
-    saved: dict[str, Array]  # from evaluation.npz, if of the same network and images
+    saved: dict[str, Array]  # arrays of evaluation.npz; empty if of another network or images
 
 
 def evaluate_run(
@@ -70,9 +70,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Compute the measures of a finished run on a test split, in float32; called by all processes.
 
-    Measures that cannot be computed are None, and `absent` has the reasons. Raises UserError if the
-    data has other classes than the run was trained for, or if the run to compare with was measured
-    on another test split.
+    Measures that cannot be computed are None; `absent` maps their names to the reasons. Raises
+    UserError if the data has other classes than the run was trained for, if the run's own test
+    split has changed, or if the run to compare with has another test split.
     """
     options = options or EvalOptions()
     run = _load_and_predict(folder, options.data, progress)
@@ -88,8 +88,9 @@ def evaluate_run(
 
 
 def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> dict[str, Any]:
-    """Return the measures that need held-out images or a teacher; None, with the reason, without
-    them.
+    """Return the measures that need held-out images or a teacher.
+
+    If these are not available, the measures are None and `absent` has the reason.
     """
     parts: dict[tuple[str, ...], Callable[[], dict[str, float]]] = {
         CALIBRATED: lambda: accuracy_statistics.calibrate(
@@ -111,7 +112,7 @@ def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> 
 def _optional_measures(
     run: EvaluatedRun, other: EvaluatedRun | None, options: EvalOptions, progress: Progress | None
 ) -> dict[str, Any]:
-    """Return the requested measures that take longer, each under its own name."""
+    """Return the measures that `options` request besides the standard ones, by name."""
     values: dict[str, Any] = {}
     if other is not None:
         values["against"] = {
@@ -130,7 +131,7 @@ def _optional_measures(
             **accuracy_statistics.headline_measures(*predicted),
         }
     if options.latency:
-        if run.accelerator.is_main_process:  # alone: other processes would slow it down
+        if run.accelerator.is_main_process:  # the other processes wait, and do not slow it down
             values["latency_ms"] = cost.measure_latency(run.net)
         run.accelerator.wait_for_everyone()
     if options.robustness:
@@ -171,7 +172,7 @@ def _own_source(folder: RunFolder) -> str:
 
 
 def _description(run: EvaluatedRun) -> dict[str, Any]:
-    """Return the run, its network and the data, as shown above the measures."""
+    """Return facts about the run, its network and the data, which are shown above the measures."""
     result = run.folder.result()
     macs = run.net.design.macs if isinstance(run.net, ResNet) else cost.count_macs(run.net)
     return {
@@ -220,7 +221,7 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Arra
     """Return logits [V, C] and labels [V] of the held-out part, saved by the run or predicted
     again.
 
-    Raises UserError if nothing was held out or the images do not exist any more.
+    Raises UserError if nothing was held out or the images are no longer available.
     """
     data = run.folder.result()["data"]
     if not data["val_images"]:
@@ -229,7 +230,7 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Arra
         return run.saved["val_logits"], run.saved["val_labels"]
     recipe = recipes.read(run.folder.recipe)
     for source in dict.fromkeys((recipe.data.source, run.source)):
-        with suppress(UserError):  # the images may have moved to the folder that --data names
+        with suppress(UserError):  # one source may be missing: the images may have moved to --data
             images = load_data_set.load(source, "train", progress=progress)
             if images.fingerprint == data["fingerprint"]:
                 held_out = split_images(recipe, images).held_out
@@ -246,7 +247,7 @@ def _predict(run: EvaluatedRun, images: ImageSet, net: nn.Module) -> tuple[Array
 def _teacher_logits(run: EvaluatedRun) -> Array:
     """Return the teacher's logits [N, C] on the test split, saved by the run or computed again.
 
-    Raises UserError if the run had no teacher, or if the teacher is gone or has changed.
+    Raises UserError if the run had no teacher, or if its teacher is missing or has changed.
     """
     known = run.folder.result()["teacher"]
     if not known["runs"]:

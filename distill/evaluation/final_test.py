@@ -1,4 +1,4 @@
-"""Measure a run on the test split once: when it ends, or later for the best trial of a sweep."""
+"""Measure a run on the test split, once: when it ends, or later for the best trial of a sweep."""
 
 from contextlib import suppress
 
@@ -33,8 +33,8 @@ def measure_on_test(
     """Return `top1/test`, `nll/test` and `ece/test` of a network in float32; called by all
     processes.
 
-    Writes evaluation.npz: the logits of network and teacher on the test split, and those of the
-    network on the held-out part.
+    Writes evaluation.npz to `folder`: the logits of network and teacher on the test split, and the
+    logits of the network on the held-out images. `teacher` and `held_out` may be None.
     """
     logits, labels = logits_and_labels(net, test, accel)
     measured = measures(*to_host((logits, labels)))
@@ -47,10 +47,10 @@ def measure_on_test(
 
 
 def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> None:
-    """Measure a finished trial on the test split, and add the measures to its files.
+    """Measure a finished trial of a sweep on the test split, and add the measures to its files.
 
-    Does nothing if it is measured already, or if another process is measuring it. Called by one
-    process. Raises UserError if images or teacher are not those of the run any more.
+    Does nothing if the trial is measured already, or if another process is measuring it. Called by
+    one process. Raises UserError if images or teacher have changed since the training.
     """
     with suppress(lock.InUse), lock.hold_lock(folder.path):
         result = dict(folder.result())

@@ -19,7 +19,8 @@ from distill.runs.run_folder import RunFolder
 BATCH = 500  # images per forward pass: enough to fill a GPU, within two gigabytes
 
 Pixels = NDArray[np.uint8]
-Change = Callable[[Pixels, NDArray[np.int64]], Pixels]  # images [n, 3, H, W], their indices
+# Alters images [n, 3, H, W], given their indices [n] in the split.
+Change = Callable[[Pixels, NDArray[np.int64]], Pixels]
 
 
 @torch.inference_mode()
@@ -32,7 +33,8 @@ def predict(
 ) -> Tensor:
     """Return logits float32 [N, C], on the device, for uint8 images [N, 3, H, W].
 
-    `between` is called after each forward pass, and may raise an exception to stop.
+    `forward`: maps float32 images [b, 3, H, W] in [0, 1] to logits [b, C]. `batch`: images per
+    forward pass. `between` is called after each forward pass, and may raise an exception to stop.
     """
     chunks = []
     for chunk in images.split(batch):
@@ -51,9 +53,9 @@ def logits_and_labels(
 ) -> tuple[Tensor, Tensor]:
     """Return logits [N, C] and labels [N] of a whole image set, in its order, on every process.
 
-    Each process predicts its own share; no sample is counted twice whatever N and the number of
-    processes. `change` alters the images before prediction. The network's train or eval mode is
-    restored.
+    Each process predicts a part of the images; each image is predicted once, for any N and number
+    of processes. `between` is called after each forward pass. `change` alters the images before
+    prediction. The network predicts in eval mode; its mode is restored afterwards.
     """
     processes, n = accelerator.num_processes, len(images.labels)
     pixels, labels = share(images, accelerator.process_index, processes)
@@ -65,7 +67,7 @@ def logits_and_labels(
     logits = predict(net, pixels, accelerator.device, between=between)
     net.train(was_training)
     rows = torch.cat([logits, labels.to(logits)[:, None]], dim=1)
-    if processes > 1:  # shares differ by one sample at most: pad, gather, interleave, cut
+    if processes > 1:  # the parts differ by at most one image: pad, gather, interleave, cut
         padding = -(-n // processes) - len(rows)
         gathered: Tensor = accelerator.gather(nn.functional.pad(rows, (0, 0, 0, padding)))
         rows = rearrange(gathered, "(p n) c -> (n p) c", p=processes)[:n]
@@ -73,13 +75,13 @@ def logits_and_labels(
 
 
 def to_host(tensors: tuple[Tensor, Tensor]) -> tuple[Array, Array]:
-    """Return logits and labels as arrays."""
+    """Return logits and labels as numpy arrays."""
     logits, labels = tensors
     return logits.cpu().numpy(), labels.cpu().numpy()
 
 
 def check_finite(logits: Tensor, folder: RunFolder) -> None:
-    """Raise UserError if the run's network returns NaN or infinity."""
+    """Raise UserError if the logits contain NaN or infinity. `folder`: the run, for the message."""
     if not logits.isfinite().all():
         raise UserError(
             f"the network of {folder.path} returns no finite numbers: its weights are damaged or "
@@ -94,19 +96,20 @@ def evaluate_network(
     between: Callable[[], None] = lambda: None,
     change: Change | None = None,
 ) -> dict[str, float]:
-    """Return `top1`, `nll` and `ece` of a network on an image set, the same values on every
-    process.
+    """Return `top1`, `nll` and `ece` of a network on an image set, equal on every process.
+
+    `between` is called after each forward pass. `change` alters the images before prediction.
     """
     return measures(*to_host(logits_and_labels(net, images, accelerator, between, change)))
 
 
 class FlipTTA(nn.Module):
-    """Return the mean of a network's logits of each image [B, 3, H, W] and of its mirror image."""
+    """Returns the mean of a network's logits for each image [B, 3, H, W] and its mirror image."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.train(net.training)  # a new module is in train mode, which would be restored later
+        self.train(net.training)  # a new module is in train mode, and would set `net` to it later
 
     def forward(self, images: Tensor) -> Tensor:
         mean: Tensor = (self.net(images) + self.net(images.flip(-1))) / 2
@@ -114,12 +117,12 @@ class FlipTTA(nn.Module):
 
 
 class SixViewTTA(nn.Module):
-    """Return a weighted mean of a network's logits of six views of each image [B, 3, H, W].
+    """Returns a weighted mean of a network's logits for six views of each image [B, 3, H, W].
 
-    The views are the image and its mirror image, each in three positions: unshifted (weight 1/2)
-    and shifted by one pixel up-left and down-right, the border filled by reflection (weight 1/4
-    each). This is the multi-crop evaluation of airbench94: Jordan, 2024, arXiv 2404.00498, section
-    3.6.
+    The views are the image and its mirror image, each in three positions: unshifted (weight 1/4
+    each), shifted by one pixel up-left, and down-right (weight 1/8 each). The border is filled by
+    reflection. This is the multi-crop evaluation of airbench94: Jordan, 2024, arXiv 2404.00498,
+    section 3.6.
     """
 
     def __init__(self, net: nn.Module) -> None:

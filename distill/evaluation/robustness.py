@@ -26,12 +26,11 @@ def robustness(
     n_images: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return the `accuracy` of each corruption at severities 1 to 5, and `mean_error` over all of
-    them.
+    """Return the `accuracy` under each corruption at severities 1 to 5, the `mean_error` over all
+    of them, and the accuracy on the `clean` images.
 
-    The mean error is not normalised: the paper first divides each by AlexNet's. `n_images`: use
-    that many random images of the test split; None uses all. `clean` is the accuracy on the same
-    images without corruption.
+    `n_images`: number of random images of the test split to use; None for all. The mean error is
+    not normalised, unlike the paper's, which divides each error by AlexNet's.
     """
     indices = _random_indices(len(test.labels), n_images)
     images = load_data_set.subset(test, indices)
@@ -57,8 +56,9 @@ def robustness(
 
 
 def _random_indices(n: int, n_images: int | None) -> Rows:
-    """Return random indices in ascending order: a split may be sorted by class, so the first images
-    would not represent it.
+    """Return `n_images` random indices below `n` in ascending order; all if `n_images` is None.
+
+    The first images of a split would not represent it if it is sorted by class.
     """
     if n_images is None or n_images >= n:
         return np.arange(n)
@@ -66,7 +66,9 @@ def _random_indices(n: int, n_images: int | None) -> Rows:
 
 
 def _corrupt(indices: Rows, name: str, severity: int, images: Pixels, rows: Rows) -> Pixels:
-    """Corrupt images by their indices in the whole split, so that a subset has the same corrupted
-    images.
+    """Return the corrupted images.
+
+    `indices`: of the evaluated images in the whole split; the noise depends on them, so that an
+    image is corrupted equally in every subset. `rows`: positions of `images` in `indices`.
     """
     return corrupt(images, name, severity, samples=indices[rows], seed=SEED)

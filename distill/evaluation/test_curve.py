@@ -30,13 +30,12 @@ TRAIN_IMAGES = 5000  # accurate to half a point, at half the cost of the test sp
 def measure_epochs(
     folder: RunFolder, *, progress: Progress | None = None
 ) -> dict[int, dict[str, float]]:
-    """Return `top1/test`, `nll/test` and `ece/test` of each saved epoch of a finished run, in
-    float32, and the same measures as `/train` on 5,000 images of the training part, neither
-    augmented nor mixed.
+    """Return the measures of each saved epoch of a finished run, by epoch, computed in float32.
 
-    The measures are cached by the fingerprint of the weights in the run folder, if it is writable.
-    Raises UserError if the run is not finished or has no saved epochs, or if the images have other
-    classes than it was trained for.
+    The measures are `top1/test`, `nll/test` and `ece/test`, and `top1/train`, `nll/train` and
+    `ece/train` on up to 5,000 training images, neither augmented nor mixed. They are cached in the
+    run folder, if it is writable, by the fingerprint of the weights. Raises UserError if the run is
+    not finished or has no saved epochs, or if the images or their classes have changed.
     """
     result, epochs = folder.result(), saved_epochs(folder)
     if not epochs:
@@ -57,8 +56,9 @@ def measure_epochs(
 
 
 def _cached_measures(folder: RunFolder) -> dict[str, dict[str, float]]:
-    """Return the cached measures by the fingerprint of their weights, without incomplete ones that
-    another version wrote.
+    """Return the cached measures, keyed by the fingerprint of the weights.
+
+    Incomplete entries, written by another version of the program, are left out.
     """
     file = folder.test_curve
     cached = run_json.test_curve(file) if file.exists() else {}
@@ -76,7 +76,10 @@ def _measure_new(
     cached: dict[str, Any],
     progress: Progress | None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield (fingerprint, measures) of the weights whose measures are not cached."""
+    """Yield (fingerprint, measures) of the saved weights that are not in `cached`.
+
+    `weights`: fingerprint by epoch. `cached`: measures by fingerprint.
+    """
     check_same_run.check_recipe_of_result(folder)
     recipe, accel = recipes.read(folder.recipe), evaluation_accelerator()
     splits = _splits(folder, recipe, class_names, progress)
@@ -99,8 +102,9 @@ def _measure_new(
 def _splits(
     folder: RunFolder, recipe: Recipe, class_names: list[str], progress: Progress | None
 ) -> dict[Split, ImageSet]:
-    """Return the images for each curve. The training part is sorted by digests, so that its first
-    images are a random sample of it.
+    """Return the images to measure of each split: all test images and up to 5,000 training images.
+
+    The training part is sorted by digest, so that its first images are a random sample.
     """
     test = test_split(recipe.data.source, progress=progress)
     if list(test.class_names) != class_names:

@@ -20,8 +20,9 @@ from distill.recipe.recipes import Recipe
 from distill.runs import saved_predictions
 from distill.runs.run_folder import IS_TESTED, RunFolder, file_sha256, write_bytes, write_json
 
-N_MISTAKES = 64  # the most confident ones, saved with their pixels
-ROUNDING = 1e-3  # tolerance, of the largest logit: other devices or process counts round otherwise
+N_MISTAKES = 64  # the most confident mistakes are saved with their pixels
+# Tolerance, relative to the largest logit: rounding depends on device and number of processes.
+ROUNDING = 1e-3
 
 
 def write_result(
@@ -36,9 +37,10 @@ def write_result(
 ) -> None:
     """Write result.json, the last file of a run: the run is finished once it exists.
 
-    `is_tested`: whether `end` has the measures on the test split. `data`: `fingerprint` and
-    `class_names` of the train split, `test_fingerprint`, `test_images` and
-    `class_names_fingerprint`; `teachers`: the fingerprint of their weights.
+    `data`: `fingerprint` and `class_names` of the train split, `class_names_fingerprint`, and
+    `test_fingerprint` and `test_images` (their number) of the test split. `teachers`: the
+    fingerprint of the teachers' weights; empty without a teacher. `is_tested`: whether `end` has
+    the measures on the test split.
     """
     result = _figures(recipe, start, end, data, teachers)
     result["weights"] = file_sha256(folder.weights(start.role))
@@ -50,9 +52,10 @@ def write_result(
 
 
 def check_result(recipe: Recipe, start: Start, data: dict[str, Any], teachers: str) -> None:
-    """Raise UserError, before training, if the result of the run could not be read again.
+    """Raise UserError if result.json, written after the training, would be invalid.
 
-    Arguments as of `write_result`.
+    Called before the training. `data`: fingerprints and class names of the images. `teachers`: the
+    fingerprint of the teachers' weights.
     """
     end = End(0, {}, start.parameters, 0.0, "")
     try:
@@ -68,7 +71,7 @@ def check_result(recipe: Recipe, start: Start, data: dict[str, Any], teachers: s
 def _figures(
     recipe: Recipe, start: Start, end: End, data: dict[str, Any], teachers: str
 ) -> dict[str, Any]:
-    """The values of result.json, without the digests of the run's files."""
+    """Return the content of result.json, except for the fingerprints of the run's files."""
     return {
         "role": start.role,
         "recipe": start.recipe,
@@ -108,9 +111,12 @@ def write_evaluation(
     teacher_logits: Tensor | None,
     held_out: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Write evaluation.npz: logits [N, C] and labels [N] in the split's order, the teacher's logits
-    [N, C], and the most confident mistakes: indices [M] and pixels [M, 3, H, W]. If images are held
-    out, also their `val_logits` [V, C] and `val_labels` [V] in order.
+    """Write evaluation.npz, the predictions on the test split.
+
+    Its arrays are `logits` [N, C] and `labels` [N] in the split's order, `teacher_logits` [N, C] if
+    there is a teacher, and the most confident mistakes: their indices `mistakes` [M] and
+    `mistake_pixels` uint8 [M, 3, H, W]. `held_out`: logits [V, C] and labels [V] of the held-out
+    images, written as `val_logits` and `val_labels`; None if nothing is held out.
     """
     logits = logits.cpu()
     confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
@@ -132,10 +138,11 @@ def write_evaluation(
 
 
 def read_evaluation(folder: RunFolder, logits: Array) -> dict[str, Array]:
-    """Return the arrays of evaluation.npz if its saved logits equal `logits` [N, C], just computed;
-    an empty dict if they differ, or if the file is missing or damaged.
+    """Return the arrays of evaluation.npz, by name, if its logits equal the computed ones.
 
-    Equal logits show that both the weights and the images are the same.
+    `logits` [N, C]: just computed. Equality up to rounding shows that the file is of the same
+    weights and images. Returns an empty dictionary if the logits differ, or if the file is missing
+    or damaged.
     """
     predictions = None
     with suppress(UserError):

@@ -1,7 +1,7 @@
 """Write a folder under a temporary name, then rename it: complete or not at all.
 
-Several processes may write the same folder at once. Each writes under a name of its own; a lock on
-the parent folder is held only while names change.
+Several processes may write the same folder at once. Each one writes to a temporary folder of its
+own; the parent folder is locked only while folders are created, renamed or deleted.
 """
 
 import os
@@ -19,15 +19,15 @@ except ImportError:  # not POSIX: folders cannot be locked
     fcntl = None  # type: ignore[assignment]
 
 
-MARKER = ".understudy-temporary"  # a file in every folder that is deleted here
+MARKER = ".understudy-temporary"  # a file in every temporary folder; others are never deleted
 
 
 @contextmanager
 def new_folder_beside(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out` that no other process uses; delete it at the end unless
-    renamed.
+    """Yield a new temporary folder beside `out`; delete it at the end unless it was renamed.
 
-    Leftovers of a killed export are deleted first. Raises OSError.
+    No other process uses it. Temporary folders of killed exports to `out` are deleted first. Raises
+    OSError if the folder cannot be created.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.parent):
@@ -42,10 +42,10 @@ def new_folder_beside(out: Path) -> Iterator[Path]:
 
 
 def rename(new: Path, out: Path, check: Callable[[], None]) -> None:
-    """Rename the folder `new` to `out`. An earlier `out` is moved aside first, and restored on
-    failure.
+    """Rename the folder `new` to `out`. An earlier `out` is replaced, and restored on failure.
 
-    `check` runs while no other process can rename, and raises if `out` may not be replaced.
+    `check` raises an error if `out` may not be replaced; it is called while no other process can
+    rename. Raises OSError if the folder cannot be renamed.
     """
     with locked(out.parent):
         check()
@@ -65,7 +65,7 @@ def rename(new: Path, out: Path, check: Callable[[], None]) -> None:
 
 
 def _create(out: Path, use: Literal["new", "old"]) -> Path:
-    """Create a folder beside `out` with the marker, under a name that nothing else has."""
+    """Create a temporary folder beside `out`, with the marker and a unique name."""
     folder = out.with_name(f".{out.name}.{use}-{uuid4().hex[:12]}")
     folder.mkdir()
     (folder / MARKER).touch()
@@ -74,8 +74,9 @@ def _create(out: Path, use: Literal["new", "old"]) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait for the operating system's lock on a folder and hold it. The lock ends with its
-    process.
+    """Hold the operating system's lock on a folder; wait for it if another process holds it.
+
+    The system releases the lock when the process ends, for whatever reason.
     """
     handle = _lock(folder, wait=True)
     try:
@@ -85,9 +86,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _drop_abandoned(out: Path) -> None:
-    """Delete temporary folders whose process has ended, which no process locks.
+    """Delete temporary folders of `out` that no process locks, since their process has ended.
 
-    Only the marker makes a folder a temporary one: its name alone may be the user's.
+    A folder must contain the marker: one that only has such a name may be the user's.
     """
     name = re.compile(rf"[.]{re.escape(out.name)}[.](new|old)-[0-9a-f]{{12}}")
     for path in out.parent.iterdir():
@@ -101,8 +102,9 @@ def _drop_abandoned(out: Path) -> None:
 
 
 def _lock(folder: Path, wait: bool) -> int | None:
-    """Return the handle that holds the lock; None if the file system cannot lock folders. Raises
-    BlockingIOError if another process holds it and `wait` is False.
+    """Lock a folder; return the handle that holds the lock, None if folders cannot be locked here.
+
+    Raises BlockingIOError if another process holds the lock and `wait` is False.
     """
     if fcntl is None:
         return None

@@ -1,7 +1,8 @@
 """Generate readable Python source for a student network.
 
-Only what the design uses is written: no skip if no block changes the shape, no dropout at 0, and an
-argument of a block only if stages differ in it. The lines are formatted as by `ruff format`.
+Only what the design uses is written: no projection shortcut if no block changes the shape, no
+dropout if its rate is 0, and an argument of a block only if the stages differ in it. The lines are
+formatted as by `ruff format`.
 """
 
 import re
@@ -38,20 +39,21 @@ MODEL = '''def project1_model():
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """Everything needed to generate the file."""
+    """Describes a student network for which source is generated."""
 
     design: Design
-    activation: str
+    activation: str  # a key of ACTIVATIONS
     block_dropout: float
     head_dropout: float
-    renormalise: tuple[Sequence[float], Sequence[float]] | None  # scale and shift of each channel
+    # Scale and shift of each input channel; None if the input needs no renormalisation.
+    renormalise: tuple[Sequence[float], Sequence[float]] | None
 
 
 def generate(student: StudentSpec, docstring: str) -> str:
-    """Return the source of the whole file; `project1_model()` takes no argument and returns the
-    network.
+    """Return the source of a file whose function `project1_model()` returns the network.
 
-    `docstring` is plain text with names from the run's files; it is escaped here.
+    `docstring`: plain text for the file's docstring; it may contain names from the run's files, and
+    is escaped here.
     """
     needs_torch = student.activation == "tanh" or student.renormalise is not None
     imports = [
@@ -64,8 +66,9 @@ def generate(student: StudentSpec, docstring: str) -> str:
 
 
 def generated_name(name: str) -> str | None:
-    """Return the generated file's name for a weight of `students.resnet`; None if the file lacks
-    it.
+    """Return the name that a weight of `students.resnet` has in the generated network.
+
+    Returns None for the mean and std of the input, which the generated network does not have.
     """
     for pattern, into in (
         (r"stem\.0\.", "conv1."),
@@ -81,12 +84,13 @@ def generated_name(name: str) -> str | None:
         return f"layer{int(stage) + 1}.0.{'conv' if kind == 'conv' else 'bn'}.{what}"
     block = re.match(r"stages\.(\d+)\.(\d+)\.(\w+)\.(\d+)\.(\w+)", name)
     if block is None:
-        return None  # a buffer of the normalisation
+        return None  # the mean or std of the input
     stage, number, part, index, what = block.groups()
     prefix = f"layer{int(stage) + 1}.{number}"
     if part == "skip":
         return f"{prefix}.skip.{index}.{what}"
-    triple, position = divmod(int(index), 3)  # conv, bn, dropout; then act, conv, bn, repeated
+    # The layers of a block are conv, bn, dropout; then act, conv, bn, repeated.
+    triple, position = divmod(int(index), 3)
     kind = "conv" if position == (1 if triple else 0) else "bn"
     return f"{prefix}.{kind}{triple + 1}.{what}"
 
@@ -96,7 +100,7 @@ def _definitions(student: StudentSpec) -> Iterator[str]:
     if student.activation == "celu":
         yield CELU
     if student.design.downsample == "pool":
-        yield "\n".join(_pooled(student))
+        yield "\n".join(_pooled_conv(student))
     yield "\n".join(_block(student))
     yield "\n".join(_layer(student.design))
     yield "\n".join(_network(student))
@@ -104,8 +108,8 @@ def _definitions(student: StudentSpec) -> Iterator[str]:
 
 
 def _skip_kernels(design: Design) -> list[int]:
-    """Return the kernel sizes of convolutional skips: those of first blocks that change the
-    shape.
+    """Return the kernel sizes of the projection shortcuts, one per stage whose first block changes
+    the shape.
     """
     if design.downsample == "pool":
         return []
@@ -118,7 +122,9 @@ def _skip_kernels(design: Design) -> list[int]:
 
 
 def _stage_arguments(design: Design) -> dict[str, Sequence[int]]:
-    """Return a stage's arguments besides its channels, with their value in each stage."""
+    """Return the arguments of a generated stage besides channels and blocks, by name, with the
+    value for each stage.
+    """
     arguments: dict[str, Sequence[int]] = {}
     if design.downsample == "pool":
         if len(set(design.stage_strides)) > 1:
@@ -132,8 +138,8 @@ def _stage_arguments(design: Design) -> dict[str, Sequence[int]]:
     return arguments
 
 
-def _pooled(student: StudentSpec) -> Iterator[str]:
-    """Yield the source of the class for the first layer of a pooled stage."""
+def _pooled_conv(student: StudentSpec) -> Iterator[str]:
+    """Yield the source of `PooledConv`, the first layer of a stage that pools."""
     design, arguments = student.design, _stage_arguments(student.design)
     side = "pool" if "pool" in arguments else str(design.stage_strides[0])
     kernel = "kernel" if "kernel" in arguments else str(design.kernels[0])
@@ -194,7 +200,7 @@ def _skip(design: Design, strided: bool, several: bool) -> Iterator[str]:
 
 
 def _block_arguments(design: Design) -> list[str]:
-    """Return a block's arguments besides its channels: those of its stage except the pool."""
+    """Return the names of a generated block's arguments besides its channels."""
     return [name for name in _stage_arguments(design) if name != "pool"]
 
 
@@ -264,7 +270,9 @@ def _modules(student: StudentSpec) -> Iterator[str]:
 
 
 def _stem_conv(design: Design) -> str:
-    """Return the stem's convolution: `nn.Conv2d` for a bias or an even kernel, else `conv`."""
+    """Return the source of the stem's convolution: a call of `nn.Conv2d` if it has a bias or an
+    even kernel size, else a call of the generated `conv`.
+    """
     strided = f", stride={design.stem_stride}" if design.stem_stride != 1 else ""
     sizes = f"{IMAGE_CHANNELS}, {design.stem_width}, {design.stem_kernel}{strided}"
     padding = (design.stem_kernel - 1) // 2
@@ -284,7 +292,10 @@ def _stages(design: Design) -> Iterator[str]:
 
 
 def _projector(design: Design) -> Iterator[str]:
-    """Yield three convolutions to the teacher's width, named as in `students.resnet`."""
+    """Yield the source of SimKD's projector: three convolutions to the teacher's width.
+
+    Its layers have the same names as in `students.resnet`.
+    """
     if design.projector_width is None:
         return
     inner = design.projector_width // design.projector_factor
@@ -301,9 +312,9 @@ def _projector(design: Design) -> Iterator[str]:
 
 
 def _renormalising(scale: Sequence[float], shift: Sequence[float]) -> Iterator[str]:
-    """Yield the buffers that renormalise the input before the stem.
+    """Yield the source of the buffers that renormalise the input before the stem.
 
-    They cannot be folded into the stem: its zero padding must stay zero.
+    They cannot be folded into the stem's convolution: its padding adds zeros after normalisation.
     """
     yield "# From the grader's mean and std to those of the training images. Not saved."
     for name, values in (("scale", scale), ("shift", shift)):

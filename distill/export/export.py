@@ -1,7 +1,7 @@
 """Export a finished run: write to a temporary folder, read back, compare, then rename into place.
 
-An earlier export has an `export.json` with the names and sha256 of its files; it is replaced on
-request. A folder that contains anything else, or a changed file, is left alone.
+The `export.json` of an export has the names and sha256 of its files. An earlier export is replaced
+on request. A folder that contains any other or a changed file is never replaced.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ REPORT = "export.json"
 # Largest allowed |Δlogit|, relative to the largest |logit| or 1. Float32 sums in another order
 # differ by 1e-5 (measured: 9e-6 on a WRN-16-2); another network differs by far more.
 TOLERANCE = 1e-4
-LEAST_AGREEMENT = 0.9  # share of equal predictions that a quantised format must reach
-BATCH = 100  # 256 images make two batches and a smaller one: this tests the free batch size
+LEAST_AGREEMENT = 0.9  # fraction of test predictions of a quantised format that must equal float's
+BATCH = 100  # 256 images make two batches and a smaller one: this tests different batch sizes
 HOST = torch.device("cpu")
 
 
@@ -46,17 +46,20 @@ def export(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a run in these formats into the folder `out`; return the files and their comparison.
+    """Export a run in the formats `names` to the folder `out`; return the files and comparisons.
 
-    A format that fails is left out; `failed` maps its name to the reason, and is absent if none
-    failed. Raises UserError for a format that is unknown or not installed, and if the folder may
-    not be written. If all formats fail, raises the formats' error: UserError if a format does not
-    support this run, Failure if the written network's outputs differ from the run's; `out` is then
-    unchanged.
+    `data`: the data source to compare and calibrate on; None for the run's own. `replace`: whether
+    to replace an earlier export in `out`. A format that fails is left out; `failed` maps its name
+    to the reason, and is absent if none failed.
+
+    Raises UserError for a format that is unknown or not installed, and if `out` may not be
+    replaced; Failure if it cannot be written. If all formats fail, `out` is unchanged. The error is
+    then UserError if the formats do not support this run, or Failure, for example if the outputs of
+    the written network differ from the run's.
     """
     requested = formats.load_formats(names)
     out = out.absolute()
-    if out.is_symlink():  # replaced is the folder that it leads to, not the link
+    if out.is_symlink():  # replace the folder that the link leads to, not the link
         out = out.resolve()
     check_out(out, replace)
     finished = load_finished(run, data, progress)
@@ -75,10 +78,11 @@ def export(
 
 
 def check_out(out: Path, replace: bool) -> None:
-    """Raise UserError if `out` contains files that no export wrote, or if it contains an export and
-    `replace` is false.
+    """Raise UserError unless an export may be written to `out`.
+
+    `out` may be absent or empty, or, if `replace` is true, contain an unchanged earlier export.
     """
-    if not is_utf8(str(out)):  # safetensors takes no other path
+    if not is_utf8(str(out)):  # safetensors accepts only UTF-8 paths
         raise UserError(f"the name of {out} is not UTF-8.\nChoose another --out.")
     if not out.exists():
         return
@@ -103,9 +107,9 @@ def check_out(out: Path, replace: bool) -> None:
 
 
 def _earlier_files(out: Path) -> dict[Path, str]:
-    """Return the files that the export.json in `out` names, with their sha256; empty without one.
+    """Return the paths and sha256 of the files of the earlier export in `out`; empty without one.
 
-    The sha256 of export.json is empty: it cannot contain its own.
+    They are read from its export.json, whose own sha256 is given as "".
     """
     try:
         described = run_json.read(out / REPORT)["formats"].values()
@@ -120,8 +124,10 @@ def _earlier_files(out: Path) -> dict[Path, str]:
 
 
 def _is_of_export(path: Path, earlier: dict[Path, str]) -> bool:
-    """Whether a file is one that an export wrote, unchanged, or what Python left when it imported
-    its .py. An export.json may be the user's own or another program's: a name in it proves nothing.
+    """Whether a path is an unchanged file of the earlier export, or Python's cache of its .py file.
+
+    `earlier`: the paths and sha256 that export.json names. The sha256 is compared because the user
+    or another program may have written that export.json.
     """
     if path.is_symlink() or not path.is_file():
         return False
@@ -139,8 +145,9 @@ def _write_formats(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write and compare every format; return the report, and the reasons of failures by format.
 
-    The files of failed formats are deleted. The report is published with the files: it contains no
-    path of this machine. Raises if all failed.
+    The files of failed formats are deleted. The report contains no path of this machine, because it
+    is published with the files. Raises UserError or Failure if all formats fail, OSError if a file
+    cannot be written.
     """
     images, what = finished.comparison_images()
     logits = predict(finished.net, images, HOST, BATCH)
@@ -191,7 +198,7 @@ def _delete(paths: set[Path]) -> None:
 
 
 def _all_failed(failed: dict[str, Exception]) -> Exception:
-    """Return the error to raise if every format failed: the only one, or one that lists all."""
+    """Return the error to raise if every format failed: their only error, or one that lists all."""
     faults = list(failed.values())
     if len(faults) == 1:
         return faults[0]
@@ -200,7 +207,7 @@ def _all_failed(failed: dict[str, Exception]) -> Exception:
 
 
 def _failure_text(name: str, fault: Exception) -> str:
-    """Return a format's name and why it failed."""
+    """Return a message with a format's name and why it failed."""
     text = str(fault)
     if not isinstance(fault, UserError | Failure):
         first = (text.splitlines() or [""])[0]
@@ -209,7 +216,9 @@ def _failure_text(name: str, fault: Exception) -> str:
 
 
 def failure_message(report: dict[str, Any]) -> str | None:
-    """Return a message on the formats that failed; None if none did."""
+    """Return a message on the formats that failed, from the report of `export`; None if none
+    failed.
+    """
     failed = report.get("failed", {})
     if not failed:
         return None
@@ -228,11 +237,14 @@ def _file_facts(path: Path) -> dict[str, Any]:
 def _compare(
     name: str, format_: Format, new: Path, images: Tensor, logits: Tensor
 ) -> dict[str, float]:
-    """Compare the network read from the files with the run's. Raises Failure if they differ."""
+    """Compare the logits of the network read from the files in `new` with the run's `logits`.
+
+    Raises Failure if a float32 format differs by more than rounding.
+    """
     exported = predict(format_.read(new), images, HOST, BATCH)
     delta = (exported - logits).abs().max().item()
     bound = TOLERANCE * max(1.0, logits.abs().max().item())
-    if format_.IS_FLOAT and not delta <= bound:  # a NaN is not
+    if format_.IS_FLOAT and not delta <= bound:  # true for NaN too
         raise Failure(
             f"--format {name}: the exported network does not compute the run's outputs: logits "
             f"differ by up to {delta:.2g}, more than {bound:.2g}. Its files were deleted.\n"
@@ -243,7 +255,10 @@ def _compare(
 
 
 def _test_accuracy(finished: FinishedRun, format_: Format, new: Path) -> dict[str, float]:
-    """Measure a quantised format on the test split, compared with the network itself."""
+    """Measure a quantised format on the test split, compared with the float network.
+
+    Raises Failure if fewer than 90 % of the predictions are equal, or a logit is not finite.
+    """
     test = test_split(finished.source, progress=finished.progress)
     images, labels = torch.from_numpy(test.images), test.labels
     original = predict(finished.net, images, HOST, BATCH)
@@ -263,7 +278,7 @@ def _test_accuracy(finished: FinishedRun, format_: Format, new: Path) -> dict[st
         "top1": top1,
         "float_top1": float_top1,
         "lost": float_top1 - top1,
-        "p": count_pairs(correct, float_correct).p,  # McNemar's, of equal accuracies
+        "p": count_pairs(correct, float_correct).p,  # McNemar's p-value
         "same_predictions_on_test": agreement,
     }
 
@@ -273,7 +288,7 @@ def _agreement(a: Tensor, b: Tensor) -> float:
 
 
 def report_lines(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report as one line per fact, for the terminal."""
+    """Return the report for the terminal: one line of text for each name."""
     hidden = ("formats", "weights", "failed")
     lines = {key: value for key, value in report.items() if key not in hidden}
     written = report["formats"]

@@ -23,24 +23,26 @@ from distill.runs import saved_predictions
 from distill.runs.run_folder import Role, RunFolder, check_is_tested
 from distill.statistics import Interval, wilson
 
-N_COMPARED = (
-    256  # images: enough to detect another network, few enough for a large teacher on a CPU
-)
-N_CALIBRATION = 512  # images; from 128 to 1,024 the agreement with float is 97.6 to 97.9 %
+# Images on which an export is compared with the run: enough to detect another network, and few
+# enough for a large teacher on a CPU.
+N_COMPARED = 256
+# Images for calibration in 8 bits; from 128 to 1,024 images the agreement with float is 97.6 to
+# 97.9 %.
+N_CALIBRATION = 512
 
 PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run and its network, on the CPU and in eval mode; `source` names its data."""
+    """A finished run with its network, and the data to calibrate and compare exports on."""
 
     folder: RunFolder
     recipe: Recipe
-    result: dict[str, Any]
-    net: nn.Module
-    source: str
-    is_own_data: bool  # whether the run's own data is used, without --data
+    result: dict[str, Any]  # content of result.json
+    net: nn.Module  # on the CPU, in eval mode
+    source: str  # the data source
+    is_own_data: bool  # whether `source` is the run's own, not given by --data
     progress: Progress | None
 
     @property
@@ -61,8 +63,8 @@ class FinishedRun:
 
     @cached_property
     def n_test(self) -> int | None:
-        """Number of test images that the run was measured on; None if evaluation.npz, which an
-        export does not require, is missing or damaged.
+        """Number of test images that the run was measured on; None if evaluation.npz is missing or
+        damaged. An export does not require that file.
         """
         with suppress(UserError):
             if (predictions := saved_predictions.read_run(self.folder)) is not None:
@@ -71,7 +73,7 @@ class FinishedRun:
 
     @property
     def interval(self) -> Interval | None:
-        """Wilson's 95 % interval of `top1`, from the number of test images."""
+        """Wilson's 95 % interval of `top1`; None if the number of test images is unknown."""
         n = self.n_test
         return None if n is None else wilson(round(self.top1 * n), n)
 
@@ -81,7 +83,9 @@ class FinishedRun:
 
     @cached_property
     def train_split(self) -> ImageSet:
-        """The training data. Raises UserError if it is missing or its classes are not the run's."""
+        """The train split of the data. Raises UserError if it is missing or has other classes than
+        the run.
+        """
         images = load_data_set.load(self.source, "train", progress=self.progress)
         if list(images.class_names) != self.class_names:
             of_run, of_data = describe_class_difference(self.class_names, images.class_names)
@@ -92,10 +96,11 @@ class FinishedRun:
         return images
 
     def comparison_images(self) -> tuple[Tensor, str]:
-        """Return images uint8 [N, 3, 32, 32] to compare an export with the network, and their kind.
+        """Return the images, uint8 [N, 3, 32, 32], on which an export is compared with the run, and
+        a description of them.
 
-        256 held-out images; training images if fewer are held out; synthetic ones if the run's own
-        data is missing. Raises UserError if --data is missing.
+        They are 256 held-out images; training images if fewer are held out; synthetic images if the
+        run's own data is missing. Raises UserError if the data given by --data is missing.
         """
         try:
             images = self.train_split
@@ -110,14 +115,19 @@ class FinishedRun:
         return _pixels(images, chosen), "held-out images" if is_enough else "training images"
 
     def calibration_images(self) -> Tensor:
-        """Return training images uint8 [N, 3, 32, 32], unaugmented; never held-out or test ones."""
+        """Return training images, uint8 [N, 3, 32, 32], without augmentation.
+
+        Held-out and test images are not used. Raises UserError if the data is missing.
+        """
         train, _ = split_indices(self.recipe, self.train_split)
         return _pixels(self.train_split, train[:N_CALIBRATION])
 
 
 def load_finished(folder: RunFolder, data: str | None, progress: Progress | None) -> FinishedRun:
-    """Load a finished run. Raises UserError if it is not finished, was not measured on the test
-    split, or its weights are not those that it saved.
+    """Load a finished run. `data`: the data source; None for the run's own.
+
+    Raises UserError if the run is not finished or was not measured on the test split, or if its
+    weights have changed since.
     """
     check_is_tested(folder)
     recipe = recipes.read(folder.recipe)

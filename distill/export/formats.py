@@ -1,4 +1,4 @@
-"""The export formats, each imported when it is requested."""
+"""List the export formats, and import the modules of those that are requested."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +12,12 @@ from distill.export.finished_run import FinishedRun, PredictFn
 class Format(Protocol):
     """A module of this package that implements one export format."""
 
-    IS_FLOAT: bool  # it computes in float32: its logits equal the network's up to rounding
+    IS_FLOAT: bool  # whether it computes in float32, so that its logits equal the run's
 
     def write(self, finished: FinishedRun, folder: Path) -> None:
-        """Write the format's files into an existing folder. Raises UserError for an unsupported
-        run.
+        """Write the format's files into an existing folder.
+
+        Raises UserError if the format does not support this run.
         """
 
     def read(self, folder: Path) -> PredictFn:
@@ -33,8 +34,9 @@ NAMES = ("project1", "safetensors", "onnx", "torch-export", "onnx-int8")
 
 
 def load_formats(names: Sequence[str]) -> dict[str, Format]:
-    """Import the modules of these formats, each once. Raises UserError for unknown formats and if a
-    package that a format needs is not installed.
+    """Import the modules of the formats `names`; return them by name.
+
+    Raises UserError if a name is unknown or a package that a format needs is not installed.
     """
     unknown = [name for name in names if name not in NAMES]
     if unknown:
@@ -71,7 +73,10 @@ def _import(name: str) -> Format:
 
 @contextmanager
 def explain_missing_package(name: str) -> Iterator[None]:
-    """Turn a missing package into a UserError with the command that installs it."""
+    """Turn the error on a missing package into a UserError with the command that installs it.
+
+    `name`: the export format that needs the package.
+    """
     try:
         yield
     except ModuleNotFoundError as fault:

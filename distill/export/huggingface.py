@@ -1,7 +1,7 @@
 """Export safetensors, config and model card in the layout of the Hugging Face hub and timm.
 
 `distill/export/timm_registration.py` registers the students and the wide residual networks with
-timm. A teacher from timm is exported as plain timm, with its mean and std in the config.
+timm. A teacher from timm is exported under its name in timm, with its mean and std in the config.
 """
 
 from dataclasses import asdict
@@ -26,11 +26,12 @@ from teachers.wrn import WideResNet
 
 IS_FLOAT = True
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-INSIDE = {"mean": [0.0] * CHANNELS, "std": [1.0] * CHANNELS}  # the network normalises
+# Mean and std in the config of a network that normalises its input itself.
+INSIDE = {"mean": [0.0] * CHANNELS, "std": [1.0] * CHANNELS}
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """Write weights, config and model card. The weight file depends on the weights alone."""
+    """Write weights, config and model card into `folder`."""
     net = finished.net if needs_registration(finished.net) else finished.net.net
     assert isinstance(net, nn.Module)
     checkpoint.save_weights(folder / WEIGHTS, checkpoint.copy_weights(net))
@@ -41,7 +42,10 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """Load the network through timm; its images are normalised with the config's mean and std."""
+    """Load the network through timm; return its predict function.
+
+    It normalises the images with the config's mean and std first, as timm's transforms do.
+    """
     net = load(folder)
     pretrained: Any = net.pretrained_cfg
     mean, std = (torch.tensor(pretrained[name]).view(-1, 1, 1) for name in ("mean", "std"))
@@ -59,7 +63,7 @@ def load(folder: Path) -> nn.Module:
 
 
 def needs_registration(net: nn.Module) -> bool:
-    """Whether the network must be registered with timm."""
+    """Whether a network is this project's own, which must be registered with timm."""
     return isinstance(net, ResNet | WideResNet)
 
 
@@ -83,7 +87,7 @@ def config(finished: FinishedRun) -> dict[str, Any]:
 
 
 def _architecture(finished: FinishedRun) -> tuple[str, dict[str, Any]]:
-    """Return the name of the network in timm and its arguments."""
+    """Return the network's name in timm, and the arguments from which timm builds it."""
     recipe, net = finished.recipe, finished.net
     if isinstance(net, ResNet):
         rates = network_table(recipe, finished.role).rates()
@@ -98,7 +102,11 @@ def _architecture(finished: FinishedRun) -> tuple[str, dict[str, Any]]:
 
 
 def _source(net: nn.Module) -> dict[str, Any]:
-    """Return normalisation, and the layers that timm replaces for other classes or channels."""
+    """Return the part of timm's `pretrained_cfg` that depends on the network.
+
+    This is the normalisation, and the names of the layers that timm replaces if the number of
+    classes or input channels changes.
+    """
     if isinstance(net, ResNet):
         return INSIDE | {"first_conv": "stem.0", "classifier": "head"}
     if isinstance(net, WideResNet):

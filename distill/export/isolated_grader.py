@@ -1,4 +1,4 @@
-"""Check a course submission in a separate process that can import torch only.
+"""Check a course submission in a separate process that cannot import this project.
 
 The generated file contains names from a run's files, which are not trusted, so it is never imported
 into this process.
@@ -21,7 +21,7 @@ from distill.data.image_set import CHANNELS, SIDE
 from distill.errors import Failure
 from distill.files.safe_text import visible
 
-# The only environment variables of the process: what torch needs to load, and its threads.
+# The only environment variables that the process gets: those that torch needs to load …
 ENVIRONMENT = (
     "PATH",
     "LD_LIBRARY_PATH",
@@ -31,10 +31,11 @@ ENVIRONMENT = (
     "TEMP",
     "TMP",
 )
-THREADS = ("OMP_", "MKL_", "KMP_", "DNNL_", "ONEDNN_")
+THREADS = ("OMP_", "MKL_", "KMP_", "DNNL_", "ONEDNN_")  # … and prefixes of those on its threads
 
-# stdin: int64 N, then N images; stdout: int64 parameters, then for each request int64 classes and
-# N rows of logits. All little-endian, images and logits float32. N = 0 ends the process.
+# The program of the process. It first writes its number of parameters, int64. For each request it
+# reads N, int64, and N images, and writes the number of classes, int64, and N rows of logits.
+# All numbers are little-endian; images and logits are float32. N = 0 ends the process.
 PROGRAM = """
 import os, sys
 for name in ("distill", "networks", "students", "teachers", "cli"):
@@ -67,10 +68,11 @@ while n := integer():
 
 
 class Grader:
-    """The network of a course submission, in a separate process that ends with this object.
+    """Runs the network of a course submission in a separate process, as the course's grader would.
 
-    Call it with normalised images float32 [B, 3, 32, 32]; it returns logits [B, C]. Raises Failure
-    if the file cannot be run or the process ends.
+    `folder` contains the files `code` (Python) and `weights`. Call the object with normalised
+    images float32 [B, 3, 32, 32]; it returns logits [B, C]. Both raise Failure if the code fails or
+    the process ends. The process is stopped when the object is deleted.
     """
 
     def __init__(self, folder: Path, code: str, weights: str) -> None:
@@ -89,7 +91,7 @@ class Grader:
         self.n_parameters = self._integer()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits of one batch, on the CPU."""
+        """Return the logits [B, C] of one batch, on the CPU."""
         n, content = len(images), images.detach().cpu().numpy().astype("<f4").tobytes()
         assert self._process.stdin is not None
         try:

@@ -17,13 +17,16 @@ from distill.recipe.schema import Teacher
 from distill.runs import check_same_run, run_folder
 from distill.runs.run_folder import RunFolder
 
-# The one import: from the root of this project's checkout, or with that on PYTHONPATH.
+# Works in the root of this project's checkout, or with that folder on PYTHONPATH.
 IMPORT = "import distill.export.timm_registration  # registers this network with timm"
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 
 
 def generate(finished: FinishedRun, *, needs_import: bool) -> str:
-    """Return the card as Markdown, with the metadata that the Hugging Face hub reads."""
+    """Return the card as Markdown, with the metadata that the Hugging Face hub reads.
+
+    `needs_import`: whether the network must be registered with timm before it is loaded.
+    """
     result = finished.result
     sections = {
         "Data": _data(finished),
@@ -114,9 +117,9 @@ def _recipe(finished: FinishedRun) -> str:
 
 
 def _tables(finished: FinishedRun) -> str:
-    """Return the recipe without [about] and paths of this machine.
+    """Return the recipe as TOML without [about] and paths of this machine.
 
-    Of a student's [teacher] only the keys that combine several teachers or mirror images remain.
+    A student's [teacher] is reduced to the keys that combine several teachers or mirror images.
     """
     combined = recipes.ensemble_keys(finished.recipe)
     teacher: dict[str, bool] | bool = True
@@ -146,7 +149,7 @@ def _results(finished: FinishedRun) -> str:
 
 
 def _spread(finished: FinishedRun) -> str:
-    """Describe the spread over seeds, from the runs of the same recipe beside this one."""
+    """Describe the spread over seeds, from the runs of the same recipe in the same folder."""
     seeds = {finished.folder.path: finished.top1} | _siblings(finished)
     if len(seeds) == 1:
         return (
@@ -163,8 +166,8 @@ def _spread(finished: FinishedRun) -> str:
 
 
 def _siblings(finished: FinishedRun) -> dict[Path, float]:
-    """Return the accuracies of finished runs beside this one that differ from it only in their
-    seeds.
+    """Return the test accuracies, 0..1, of the finished runs in the same folder that differ from
+    this one only in their seeds, by path.
     """
     identity, found = _identity_without_seeds(finished.folder), {}
     result = finished.folder.result()
@@ -179,7 +182,9 @@ def _siblings(finished: FinishedRun) -> dict[Path, float]:
 
 
 def _identity_without_seeds(folder: RunFolder) -> tuple[str, str, str]:
-    """Return the fingerprints of recipe, teacher and data, without seeds and data path."""
+    """Return the fingerprints of recipe, teacher and data; the recipe's without its seeds and data
+    path.
+    """
     result, recipe = folder.result(), recipes.read(folder.recipe)
     unseeded = recipes.with_source(recipes.with_seed(recipe, 0), "")
     inputs = result["teacher"]["fingerprint"], result["data"]["fingerprint"]

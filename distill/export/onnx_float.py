@@ -22,7 +22,7 @@ FILE = "model.onnx"
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """Write the model, checked by `onnx.checker`, without paths of this machine."""
+    """Write the model, checked by `onnx.checker`; it contains no path of this machine."""
     model = to_onnx(finished.net)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(folder / FILE, model.SerializeToString(deterministic=True))
@@ -34,7 +34,7 @@ def read(folder: Path) -> PredictFn:
 
 
 def to_onnx(net: nn.Module) -> onnx.ModelProto:
-    """Return the graph of a network in eval mode, batch norms folded into the kernels."""
+    """Return the ONNX model of a network in eval mode, with batch norms folded into kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter: deprecations
         program = torch.onnx.export(
@@ -63,7 +63,7 @@ def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def session(path: Path) -> PredictFn:
-    """Return a function that runs an ONNX file with onnxruntime on the CPU."""
+    """Return the predict function of an ONNX file, run by onnxruntime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     runtime = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

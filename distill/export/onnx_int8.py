@@ -1,16 +1,17 @@
 """Export to 8-bit ONNX, calibrated on training images.
 
 Quantised after training by onnxruntime (QDQ pairs): Jacob et al., CVPR 2018, arXiv 1712.05877. The
-ranges of the maps are measured on training images; weights have one scale per output channel.
+ranges of the feature maps are measured on training images; weights have one scale per output
+channel.
 
-Agreement with the float network's 10,000 test predictions on CIFAR-10, of a ResNet [1, 1, 1]
-16-32-64 with 72.10 % accuracy: 98.65 % with one scale per channel, 97.44 % with one per tensor,
-both with ranges from minimum to maximum. Minimal relative entropy gives the same ranges;
-percentiles give 98.62 %. Hence one scale per channel, with minimum and maximum.
+With 8-bit weights, a ResNet [1, 1, 1] 16-32-64 with 72.10 % accuracy has the same predictions as
+its float network on 98.65 % of the 10,000 test images of CIFAR-10 with one scale per channel, on
+97.44 % with one per tensor, both with ranges from minimum to maximum. Ranges of minimal relative
+entropy are the same; percentiles give 98.62 %. Hence one scale per channel, and minimum to maximum.
 
-Weights have 7 bits: processors with AVX2 and without VNNI sum two 8-bit products in 16 bits, which
-saturates at 255 · 127 · 2, while 255 · 64 · 2 fits. This costs 0.8 points of the agreement and no
-accuracy, and the file gives the same results on every processor.
+Weights have 7 bits, because processors with AVX2 but without VNNI sum two 8-bit products in 16
+bits: 255 · 127 · 2 saturates there, 255 · 64 · 2 does not. With 7 bits the agreement is 0.8 points
+lower and the accuracy is the same, and the file gives the same results on every processor.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ BATCH = 64
 
 
 class CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
-    """Feed images uint8 [N, 3, 32, 32] to onnxruntime batch by batch."""
+    """Gives images uint8 [N, 3, 32, 32] to onnxruntime batch by batch, as float32 in [0, 1]."""
 
     def __init__(self, images: Tensor) -> None:
         self.batches: Iterator[NDArray[np.float32]] = (
@@ -78,9 +79,7 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def _unfolded_norms(model: onnx.ModelProto) -> list[str]:
-    """Return the batch norms that could not be folded, such as those before a block: they stay
-    float.
-    """
+    """Return the names of the batch norms that could not be folded; they are not quantised."""
     return [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
 
 

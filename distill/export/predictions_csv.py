@@ -1,6 +1,7 @@
 """Predict unlabelled images and write Kaggle's CSV.
 
-A label is a class's position in the run's class names, or on request its name.
+A label is the index of a class in the run's class names, or on request the class name. Instead of
+labels, the file may contain the probability of each class:
 
 ID,Labels          ID,airplane,automobile,…
 0,3                0,0.0012,0.0003,…
@@ -29,14 +30,14 @@ from distill.runs.run_folder import RunFolder
 HEADER = ("ID", "Labels")
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+@dataclass(frozen=True, eq=False)  # == of arrays is an array, not a bool
 class LabelledImages:
     """The network's predictions for each image, in the order of the input."""
 
-    ids: tuple[str, ...]
+    ids: tuple[str, ...]  # of the images, for the column ID
     probabilities: NDArray[np.float64]  # [N, C], each row sums to 1
-    class_names: tuple[str, ...]  # of the run; a label is an index into it
-    notes: tuple[str, ...]  # on reading the images
+    class_names: tuple[str, ...]  # of the run; a label is an index into them
+    notes: tuple[str, ...]  # for the user, on how the images were read
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -63,9 +64,10 @@ def check_out(out: Path, source: Path) -> None:
 
 
 def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> LabelledImages:
-    """Predict the images at `source` with a finished run in float32; all processes return the same.
+    """Return the predictions of a finished run, in float32, for the images at `source`.
 
-    Raises UserError if the run is not finished or an image cannot be used.
+    Called by all processes; each returns all predictions. Raises UserError if the run is not
+    finished or an image cannot be used.
     """
     accel = evaluation_accelerator()
     inputs = images_to_predict.load(source, progress=progress)
@@ -93,8 +95,9 @@ class _ImageCounter:
 
 
 def numeric_names_note(class_names: Sequence[str]) -> str | None:
-    """Return a note if class names are numbers that differ from their label positions, because
-    names are sorted as text ('10' < '2'); otherwise None.
+    """Return a note if class names are numbers but differ from their labels; otherwise None.
+
+    They differ because class names are sorted as text ('10' < '2').
     """
     are_numbers = all(name.isdecimal() for name in class_names)
     for position, name in enumerate(class_names if are_numbers else ()):
@@ -109,9 +112,10 @@ def numeric_names_note(class_names: Sequence[str]) -> str | None:
 def write(
     predictions: LabelledImages, out: Path, *, probabilities: bool = False, names: bool = False
 ) -> None:
-    """Write the CSV completely or not at all, replacing an earlier one. Raises Failure.
+    """Write the CSV completely or not at all, replacing an earlier one.
 
-    With `names`, Labels are the classes' names instead of their positions.
+    `probabilities`: write a column per class instead of the column `Labels`. `names`: write class
+    names in `Labels` instead of class indices. Raises Failure if the file cannot be written.
     """
     text = io.StringIO()
     ids = [csv_cell(name) for name in predictions.ids]

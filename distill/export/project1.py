@@ -1,8 +1,8 @@
 """Export a course submission: `project1_model.py` and `project1_model.pt`.
 
-The course's grader calls `project1_model()` without an argument, loads the weights strictly,
-normalises the test images by CIFAR-10's usual mean and std, and requires fewer than 5,000,000
-parameters. So the file needs only torch, and its network takes normalised images.
+The course's grader calls `project1_model()` without an argument, loads the weights with
+`strict=True`, normalises the test images by CIFAR-10's usual mean and std, and requires fewer than
+5,000,000 parameters. So the code imports only torch, and its network takes normalised images.
 """
 
 import io
@@ -30,7 +30,10 @@ COLUMNS = 88  # ruff's default line length
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """Write code and weights. Raises UserError for a network other than `ResNet` or too large."""
+    """Write code and weights into `folder`.
+
+    Raises UserError if the network is not a student, or has 5,000,000 parameters or more.
+    """
     _check(finished)
     student = _student(finished)
     write_text(folder / CODE, codegen.generate(student, _docstring(finished)))
@@ -45,9 +48,10 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """Load the network as the grader does, in a process without this project.
+    """Load the network as the grader does, in a process that cannot import this project.
 
-    Raises UserError if the grader would count too many parameters, Failure if the file fails.
+    Returns a predict function for images in [0, 1]. Raises UserError if the network has 5,000,000
+    parameters or more, Failure if the code fails.
     """
     grader = Grader(folder, CODE, WEIGHTS)
     _check_count(grader.n_parameters, str(folder / CODE))
@@ -87,10 +91,11 @@ def _student(finished: FinishedRun) -> codegen.StudentSpec:
 
 
 def renormalise(net: torch.nn.Module) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Return scale and shift [3] from the grader's normalisation to this network's.
+    """Return scale and shift [3] that convert the grader's normalisation to the network's own.
 
-    The grader's images y = (x − M)/S become (y · S + M − mean)/std; None if both are the same. It
-    cannot be folded into the stem's kernels: zeros beyond the border must stay zeros.
+    The grader normalises by mean M and std S: y = (x − M)/S. The network expects (x − mean)/std =
+    (y · S + M − mean)/std. Returns None if the two normalisations are the same. The conversion
+    cannot be folded into the stem's convolution: its padding adds zeros after normalisation.
     """
     mean, std = (torch.as_tensor(b).flatten() for b in (net.normalize.mean, net.normalize.std))
     of_grader = torch.tensor(MEAN), torch.tensor(STD)
@@ -127,7 +132,7 @@ def _docstring(finished: FinishedRun) -> str:
 
 
 def _tested(finished: FinishedRun) -> str:
-    """Describe the test images and the accuracy's interval, if they are known."""
+    """Describe the test images and the interval of the accuracy, if their number is known."""
     if finished.interval is None:
         return "the test images"
     return (

@@ -4,8 +4,8 @@
     import distill.export.timm_registration
     net = timm.create_model("local-dir:DIR", pretrained=True)
 
-The networks take images in [0, 1] and normalise them, so a timm transform needs mean 0 and std
-1, as in their config.
+The networks take images in [0, 1] and normalise them themselves. A timm transform for them must
+therefore use mean 0 and std 1, which their config contains.
 """
 
 from dataclasses import asdict
@@ -23,12 +23,16 @@ from teachers.wrn import WideResNet
 
 __all__ = ["understudy_network", "understudy_resnet", "understudy_wrn"]
 
-NOT_OURS = ("global_pool",)  # passed by timm to every network, unused by ours
+NOT_OURS = ("global_pool",)  # an argument that timm passes to every network; ignored here
+# The arguments of a student besides the fields of its `Design`.
 RATES = ("activation", "block_dropout", "head_dropout", "norm_momentum")
 
 
 def resnet_arguments(design: Design, **rates: Any) -> dict[str, Any]:
-    """Return the `model_args` from which `understudy_resnet` builds a student."""
+    """Return the `model_args` of a config from which `understudy_resnet` builds a student.
+
+    `rates`: activation, dropout rates and batch-norm momentum.
+    """
     return {k: v for k, v in asdict(design).items() if k != "classes" and v is not None} | rates
 
 

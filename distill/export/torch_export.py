@@ -2,7 +2,8 @@
 
     model = torch.export.load("model.pt2").module()
 
-It takes float32 images [B, 3, 32, 32] in [0, 1], any B, and returns logits [B, C].
+The loaded model takes float32 images [B, 3, 32, 32] in [0, 1], for any B, and returns logits
+[B, C].
 """
 
 import io
@@ -21,7 +22,7 @@ FILE = "model.pt2"
 
 
 def write(finished: FinishedRun, folder: Path) -> None:
-    """Write the program without paths of this machine."""
+    """Write the program into `folder`; it contains no path of this machine."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter: deprecations
@@ -37,7 +38,7 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
 
 def read(folder: Path) -> PredictFn:
-    """Load the program with torch alone; return its predict function."""
+    """Load the program with torch, without this project's code; return its predict function."""
     net = torch.export.load(folder / FILE).module()
 
     def predict(images: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Read untrusted .npy and .npz files: plain numbers and text, sizes checked before allocation.
 
-This is the only module that converts untrusted bytes to arrays. Only listed types are accepted; a
-shape is compared with the number of bytes before memory is reserved. The formats are those of numpy
-(https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html); a `.npz` is a zip archive
-whose members are read one at a time, when they are accessed.
+This is the only module that converts untrusted bytes to arrays. Only the types in `PLAIN` are
+accepted, and a shape must match the number of bytes before memory is reserved. The formats are
+numpy's (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html). A `.npz` is a zip
+archive whose arrays are read one at a time, when they are accessed.
 """
 
 import io
@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 
 from distill.files.regular_file import InvalidFile, open_regular
 
-# Integers, floats, byte strings and text. No booleans: a byte may be neither 0 nor 1.
+# Integers, floats, byte strings and text. No booleans: their bytes may have values besides 0 and 1.
 PLAIN = re.compile(r"[<>|=]?([iu][1248]|f[248]|[SU][1-9]\d{0,3})")
-DIMENSIONS = 8
-LONGEST_SIDE = 1 << 40
+DIMENSIONS = 8  # most dimensions of an array
+LONGEST_SIDE = 1 << 40  # largest size of a dimension
 LARGEST_FILE = 1 << 34  # bytes of a file
-LARGEST = 1 << 30  # bytes that a compressed member may become
-DEFLATE = 1032  # the largest ratio of unpacked to compressed bytes of deflate
-CHUNK = 1 << 20  # bytes of one read, and the most of a zip archive's list of members
+LARGEST = 1 << 30  # bytes of a compressed array after unpacking
+DEFLATE = 1032  # the largest ratio of unpacked to compressed bytes that deflate can reach
+CHUNK = 1 << 20  # bytes of one read, and of a zip archive's list of members
 LONGEST_HEADER = 10_000  # bytes, as in numpy
-LONGEST_REASON = 100  # characters of a library's message
+LONGEST_REASON = 100  # characters of a library's message that an error quotes
 MAGIC = b"\x93NUMPY"
-# The dictionary that numpy writes; under Python 2 it wrote integers as 10L.
+# The header that numpy writes; under Python 2 it wrote the integer 10 as 10L.
 HEADER = re.compile(
     r"\{'descr': (?P<descr>'[^']*'|\[.*\]), 'fortran_order': (?P<fortran>True|False), "
     r"'shape': \((?P<shape>[\dL, ]*)\),? ?\}\s*"
@@ -44,14 +44,20 @@ class InvalidArray(ValueError):
 
 
 def plain_dtype(name: str) -> np.dtype[Any]:
-    """Return the type named `u1`, `<f4` …. Raises InvalidArray unless it is numbers or text."""
+    """Return the dtype with a name such as `u1` or `<f4`.
+
+    Raises InvalidArray unless it is a type of numbers or text.
+    """
     if not PLAIN.fullmatch(name):
         raise InvalidArray(f"has arrays of {name[:20]!r}; only plain numbers and text are read")
     return np.dtype(name)
 
 
 def check_shape(shape: Sequence[object], dtype: np.dtype[Any], n_bytes: int) -> tuple[int, ...]:
-    """Return `shape`. Raises InvalidArray unless an array of this shape has exactly `n_bytes`."""
+    """Return `shape` as a tuple.
+
+    Raises InvalidArray unless an array of this shape and dtype has exactly `n_bytes` bytes.
+    """
     sides = tuple(side for side in shape if type(side) is int and 0 <= side <= LONGEST_SIDE)
     if len(sides) != len(shape) or len(sides) > DIMENSIONS:
         raise InvalidArray(
@@ -66,7 +72,10 @@ def check_shape(shape: Sequence[object], dtype: np.dtype[Any], n_bytes: int) -> 
 def from_bytes(
     content: bytes, dtype: np.dtype[Any], shape: Sequence[object], *, fortran: bool
 ) -> NDArray[Any]:
-    """Return `content` as an array, without a copy. Raises InvalidArray if it does not fit."""
+    """Return the bytes `content` as an array, without a copy; `fortran`: in column-major order.
+
+    Raises InvalidArray unless an array of this shape and dtype has exactly as many bytes.
+    """
     sides = check_shape(shape, dtype, len(content))
     flat = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
     return flat.reshape(sides, order="F" if fortran else "C")
@@ -75,24 +84,24 @@ def from_bytes(
 def read_npy(path: Path) -> NDArray[Any]:
     """Read the array in an .npy file.
 
-    Raises InvalidArray if it is damaged or holds objects, OSError if it cannot be read.
+    Raises InvalidArray if it is damaged or contains Python objects, OSError if it cannot be read.
     """
     try:
         with open_regular(path, LARGEST_FILE) as file:
-            return _npy(file, os.fstat(file.fileno()).st_size)
+            return _read_array(file, os.fstat(file.fileno()).st_size)
     except InvalidFile as error:
         raise InvalidArray(str(error)) from None
 
 
 class Npz(Mapping[str, NDArray[Any]]):
-    """The arrays of an open .npz file by name; each access reads one.
+    """A mapping from names to the arrays of an open .npz file; each access reads one array.
 
-    An access raises InvalidArray if the array is damaged, too large or holds objects.
+    An access raises InvalidArray if the array is damaged, too large or contains Python objects.
     """
 
     def __init__(self, archive: zipfile.ZipFile, n_bytes: int) -> None:
         self._archive, self._n_bytes = archive, n_bytes
-        self._read: dict[str, int] = {}  # bytes of each array that was read
+        self._read: dict[str, int] = {}  # unpacked bytes of each array that was read
         self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
     def __iter__(self) -> Iterator[str]:
@@ -107,11 +116,14 @@ class Npz(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         member = self._members[name]
         self._check(member)
-        with _faults_of_zip(), self._archive.open(member) as file:
-            return _npy(file, member.file_size)
+        with _convert_zip_errors(), self._archive.open(member) as file:
+            return _read_array(file, member.file_size)
 
     def _check(self, member: zipfile.ZipInfo) -> None:
-        """Raise InvalidArray unless a member's sizes are possible and within the bounds."""
+        """Raise InvalidArray unless the declared sizes of an array are possible and not too large.
+
+        All arrays that were read may have together `LARGEST` bytes, or as many as the file.
+        """
         name = f"its member {member.filename[:80]!r}"
         if member.flag_bits & 1 or member.compress_type not in (
             zipfile.ZIP_STORED,
@@ -136,14 +148,14 @@ class Npz(Mapping[str, NDArray[Any]]):
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
-    """Open an .npz file.
+    """Open an .npz file as a mapping of names to arrays.
 
     Raises InvalidArray if it is damaged or not a regular file, OSError if it cannot be read.
     """
     try:
         with open_regular(path, LARGEST_FILE) as opened:
             file = _LimitedReads(opened.raw)
-            with _faults_of_zip():
+            with _convert_zip_errors():
                 archive = zipfile.ZipFile(file)
             with archive:
                 yield Npz(archive, os.fstat(file.fileno()).st_size)
@@ -152,9 +164,9 @@ def open_npz(path: Path) -> Iterator[Npz]:
 
 
 class _LimitedReads(io.BufferedReader):
-    """A file that refuses to read more than CHUNK bytes at once.
+    """A file that raises InvalidArray if more than CHUNK bytes are read at once.
 
-    zipfile reads the list of an archive's members in one call, however long it is.
+    This limits the list of an archive's members: zipfile reads all of it in one call.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -166,20 +178,23 @@ class _LimitedReads(io.BufferedReader):
 
 
 @contextmanager
-def _faults_of_zip() -> Iterator[None]:
-    """Turn the errors of a damaged zip archive (BadZipFile, zlib.error …) into InvalidArray."""
+def _convert_zip_errors() -> Iterator[None]:
+    """Raise InvalidArray instead of zipfile's errors for a damaged archive (BadZipFile, …)."""
     try:
         yield
     except (InvalidArray, OSError):
         raise
     except Exception as error:
-        # Some messages quote up to 64 kB of the file.
+        # Shortened: some of zipfile's messages quote up to 64 kB of the file.
         raise InvalidArray(f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}") from error
 
 
-def _npy(file: Any, n_bytes: int) -> NDArray[Any]:
-    """Read an .npy file of `n_bytes`; its size is checked before memory is reserved."""
-    header, length = _header(file)
+def _read_array(file: Any, n_bytes: int) -> NDArray[Any]:
+    """Read the array in an open .npy file of `n_bytes` bytes.
+
+    The array's size is compared with `n_bytes` before memory is reserved.
+    """
+    header, length = _read_header(file)
     fields = HEADER.fullmatch(header)
     if fields is None:
         raise InvalidArray("its header describes no plain array")
@@ -190,12 +205,12 @@ def _npy(file: Any, n_bytes: int) -> NDArray[Any]:
     sides = [int(side.strip(" L")) for side in fields["shape"].split(",") if side.strip(" L")]
     shape = check_shape(sides, dtype, n_bytes - length)
     array = np.empty(shape, dtype, order="F" if fields["fortran"] == "True" else "C")
-    _fill(file, array)
+    _read_elements(file, array)
     return array
 
 
-def _header(file: BinaryIO) -> tuple[str, int]:
-    """Return an .npy file's header text and the number of bytes before its elements."""
+def _read_header(file: BinaryIO) -> tuple[str, int]:
+    """Return (text of an .npy file's header, number of bytes before the array's elements)."""
     begin = file.read(8)
     if len(begin) != 8 or begin[:6] != MAGIC or begin[6] not in (1, 2):
         raise InvalidArray("is not an .npy of version 1 or 2, or is truncated")
@@ -206,8 +221,11 @@ def _header(file: BinaryIO) -> tuple[str, int]:
     return file.read(length).decode("latin1"), 8 + width + length
 
 
-def _fill(file: BinaryIO, array: NDArray[Any]) -> None:
-    """Fill `array` with the elements in a file, in its memory order."""
+def _read_elements(file: BinaryIO, array: NDArray[Any]) -> None:
+    """Read the elements of `array` from a file that has them in the array's memory order.
+
+    Raises InvalidArray if the file has fewer or more bytes.
+    """
     flat = array.reshape(-1, order="A").view(np.uint8)
     for start in range(0, len(flat), CHUNK):
         part = flat[start : start + CHUNK]
@@ -215,5 +233,5 @@ def _fill(file: BinaryIO, array: NDArray[Any]) -> None:
         if len(content) != len(part):
             raise InvalidArray("is truncated")
         part[:] = np.frombuffer(content, np.uint8)
-    if file.read(1):  # a zip member's checksum is compared at its end
+    if file.read(1):  # reading to the end also checks a zip member's checksum
         raise InvalidArray("is longer than its array")

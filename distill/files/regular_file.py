@@ -1,7 +1,7 @@
-"""Read regular files only, within a bound of bytes.
+"""Read regular files only, up to a maximum size.
 
-Opening a pipe without a writer waits for ever, and a device such as /dev/zero has no end. The type
-and the size are those of the opened file, so that it cannot be exchanged after the check.
+Opening a pipe without a writer would wait for ever, and a device such as /dev/zero has no end. Type
+and size are checked on the open file, so that the file cannot be swapped between check and read.
 """
 
 import hashlib
@@ -14,15 +14,17 @@ from pathlib import Path
 
 
 class InvalidFile(ValueError):
-    """A file that is not regular, or has more bytes than are allowed or fit into memory."""
+    """The file is not regular, larger than allowed, or does not fit into memory."""
 
 
 @contextmanager
 def open_regular(path: Path, largest: int) -> Iterator[io.BufferedReader]:
-    """Open a file for reading. Raises InvalidFile if it is a pipe or a device or has more than
-    `largest` bytes; OSError.
+    """Open a file for reading.
+
+    Raises InvalidFile if it is a pipe or a device, or has more than `largest` bytes; OSError if it
+    cannot be opened.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open(path, "rb", opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise InvalidFile("it is not a regular file")
@@ -32,7 +34,11 @@ def open_regular(path: Path, largest: int) -> Iterator[io.BufferedReader]:
 
 
 def content_of(path: Path, largest: int) -> bytes:
-    """Read a file. Raises InvalidFile also if it does not fit into memory; OSError."""
+    """Return the content of a regular file.
+
+    Raises InvalidFile if it is a pipe or a device, has more than `largest` bytes or does not fit
+    into memory; OSError if it cannot be read.
+    """
     with open_regular(path, largest) as file:
         n_bytes = os.fstat(file.fileno()).st_size
         try:
@@ -45,7 +51,11 @@ def content_of(path: Path, largest: int) -> bytes:
 
 
 def sha256_of(path: Path, largest: int) -> str:
-    """Return the hex sha256 of a file without holding it in memory. Raises as `open_regular`."""
+    """Return the hex sha256 of a regular file, which is not held in memory.
+
+    Raises InvalidFile if it is a pipe or a device, or has more than `largest` bytes; OSError if it
+    cannot be read.
+    """
     with open_regular(path, largest) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -54,6 +64,6 @@ def _too_large(largest: int) -> InvalidFile:
     return InvalidFile(f"it has more than {largest:,} bytes")
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open with O_NONBLOCK: opening a pipe that has no writer would block."""
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file with O_NONBLOCK, since opening a pipe without a writer would block."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,8 +1,8 @@
-"""Read a run's JSON files: bounded in size and depth, validated by schemas.
+"""Read a run's JSON files: limit their size and depth, validate them by schemas.
 
 result.json, environment.json, test_curve.json, running.json and a checkpoint's progress.json are
-untrusted. Keys that a schema does not have are accepted, so that a later version can add some. A
-missing key is an error only when it is read.
+untrusted. Keys that a schema does not have are accepted, so that a later version can add keys. A
+missing key is an error only when the program reads it.
 """
 
 import json
@@ -21,7 +21,7 @@ from distill.files.regular_file import InvalidFile
 LARGEST = 16 << 20  # bytes of a file; result.json of 1,000 classes has about 30 kB
 DEEPEST = 32  # levels of nested lists and tables; the program writes 3
 LARGEST_INTEGER = 2**63 - 1
-LONGEST_REASON = 200  # characters
+LONGEST_REASON = 200  # characters of a validation error in a message
 RETRAIN = "Restore the file, or train that run again in another --out."
 
 Text = Annotated[str, Field(max_length=4096)]
@@ -34,9 +34,9 @@ OPEN = ConfigDict(strict=True, extra="allow")  # no conversions; unknown keys ar
 
 
 class Invalid(ValueError):
-    """Text that is not JSON, or JSON that does not match the file's schema.
+    """The text is not JSON, or the JSON does not match the file's schema.
 
-    `syntax`: the error and its column if the text is not JSON, otherwise empty.
+    `syntax`: the syntax error with its column if the text is not JSON, otherwise empty.
     """
 
     def __init__(self, reason: str, syntax: str = "") -> None:
@@ -94,7 +94,7 @@ class Result(BaseModel):
     def _shares_are_shares(cls, metrics: dict[str, float]) -> dict[str, float]:
         for name, value in metrics.items():
             measure = name.partition("/")[0]
-            is_unknown = measure == "ece" and math.isnan(value)  # of logits that are NaN
+            is_unknown = measure == "ece" and math.isnan(value)  # the logits are NaN
             if measure in ("top1", "ece") and not (0 <= value <= 1 or is_unknown):
                 raise ValueError(f"{name[:40]} = {value} is not between 0 and 1")
         return metrics
@@ -118,7 +118,7 @@ class Environment(BaseModel):
     packages: dict[str, Text | None]
     recipe_origins: dict[str, Text]
     source: Text
-    sources: list[Text]  # every hash, if the source changed before a resume
+    sources: list[Text]  # the hashes of all versions of the source that the run was trained with
 
 
 class BestEpochProgress(BaseModel):
@@ -172,32 +172,35 @@ class JsonObject(dict[str, Any]):
 
 
 def result(path: Path) -> JsonObject:
-    """Read result.json. Raises UserError if it cannot be read or is damaged."""
-    return JsonObject(_checked(path, Result, RETRAIN), path)
+    """Read result.json. Raises UserError if it is missing, unreadable or invalid."""
+    return JsonObject(_read_checked(path, Result, RETRAIN), path)
 
 
 def environment(path: Path) -> dict[str, Any]:
-    """Read environment.json. Raises UserError like `result`."""
-    return _checked(path, Environment, "Delete it: the report works without it.")
+    """Read environment.json. Raises UserError if it is missing, unreadable or invalid."""
+    return _read_checked(path, Environment, "Delete it: the report works without it.")
 
 
 def test_curve(path: Path) -> dict[str, dict[str, float]]:
-    """Read test_curve.json: measures by sha256 of the weights. Raises UserError like `result`."""
+    """Read test_curve.json: measures by the sha256 of the weights.
+
+    Raises UserError if it is missing, unreadable or invalid.
+    """
     advice = "Delete it: its measures are computed again."
     content = read(path, advice)
     try:
         return TEST_CURVE.validate_python(content)
     except ValidationError as fault:
-        raise damaged(path, _reason(fault), advice) from None
+        raise damaged(path, _first_error(fault), advice) from None
 
 
 def progress(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's progress.json. Raises UserError like `result`."""
-    return _checked(path, Progress, "Choose another --out.")
+    """Read a checkpoint's progress.json. Raises UserError if it is unreadable or invalid."""
+    return _read_checked(path, Progress, "Choose another --out.")
 
 
 def read(path: Path, advice: str = RETRAIN) -> Any:
-    """Read a JSON file. Raises UserError, which ends with `advice`, if it cannot be read."""
+    """Read a JSON file. Raises UserError, ending with `advice`, if it is unreadable or not JSON."""
     try:
         return parsed(content_of(path))
     except Invalid as fault:
@@ -207,12 +210,12 @@ def read(path: Path, advice: str = RETRAIN) -> Any:
 
 
 def damaged(path: Path, reason: str, advice: str = RETRAIN) -> UserError:
-    """Return the error for a damaged file."""
+    """Return the error for a damaged file; its message ends with `advice`."""
     return UserError(f"{path} is damaged: {reason}.\n{advice}")
 
 
 def content_of(path: Path, largest: int = LARGEST) -> bytes:
-    """Read a regular file.
+    """Return the content of a regular file.
 
     Raises OSError if it cannot be read, Invalid if it is a pipe or a device or has more than
     `largest` bytes.
@@ -226,9 +229,9 @@ def content_of(path: Path, largest: int = LARGEST) -> bytes:
 def parsed(text: bytes | str) -> Any:
     """Parse JSON text.
 
-    Raises Invalid if it is not JSON, is nested too deeply, has an integer of more than 64 bits, or
-    has a lone surrogate other than those with which Python represents file names that are not
-    UTF-8.
+    Raises Invalid if it is not JSON, is nested too deeply, or has an integer of more than 64 bits
+    or a lone surrogate. The surrogates by which Python represents file names that are not UTF-8 are
+    allowed.
     """
     try:
         value = json.loads(text, parse_int=_integer)
@@ -252,7 +255,10 @@ def _integer(text: str) -> int:
 
 
 def _is_shallow(value: Any) -> bool:
-    """Whether lists and tables are nested at most DEEPEST levels deep, without recursion."""
+    """Whether lists and tables are nested at most DEEPEST levels deep.
+
+    There is no recursion: the value may be nested too deeply for it.
+    """
     level = [value]
     for _ in range(DEEPEST):
         level = [
@@ -267,13 +273,16 @@ def _is_shallow(value: Any) -> bool:
 
 
 def check(model: type[BaseModel], value: Any) -> None:
-    """Raise Invalid unless the keys that are present have the types of `model`."""
+    """Raise Invalid unless `value` is a table whose keys have the types of `model`.
+
+    Missing keys and unknown keys are allowed.
+    """
     if not isinstance(value, dict):
         raise Invalid(f"it holds {_type_name(value)} instead of a table")
     try:
         model.model_validate(value)
     except ValidationError as fault:
-        if reason := _reason(fault):
+        if reason := _first_error(fault):
             raise Invalid(reason) from None
 
 
@@ -282,7 +291,7 @@ def _type_name(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _checked(path: Path, model: type[BaseModel], advice: str) -> dict[str, Any]:
+def _read_checked(path: Path, model: type[BaseModel], advice: str) -> dict[str, Any]:
     value = read(path, advice)
     try:
         check(model, value)
@@ -292,11 +301,10 @@ def _checked(path: Path, model: type[BaseModel], advice: str) -> dict[str, Any]:
     return checked
 
 
-def _reason(fault: ValidationError) -> str:
-    """Return the first error; empty if there is none.
+def _first_error(fault: ValidationError) -> str:
+    """Return the first validation error as text; empty if there is none.
 
-    Missing keys are not errors, nor are names that are not UTF-8, which pydantic does not accept as
-    text.
+    Missing keys are ignored, and so are names that are not UTF-8, which pydantic rejects.
     """
     for error in fault.errors(include_url=False, include_input=False, include_context=False):
         if error["type"] not in ("missing", "string_unicode"):

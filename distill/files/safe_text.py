@@ -1,8 +1,9 @@
 """Escape names and paths for terminal, HTML, LaTeX, CSV, Python and Markdown.
 
-A class name, a run's name, a recipe's name or a path is data. It may contain control characters,
-bidirectional overrides, bytes that are not UTF-8, or the syntax of the format that it is written
-into. Every writer calls the function of its format here. Letters, digits and spaces are unchanged.
+Class names, the names of runs and recipes, and paths are untrusted data. They may contain control
+characters, bidirectional overrides, bytes that are not UTF-8, or the syntax of the format into
+which they are written. Code that writes a format calls the function of that format. Letters, digits
+and spaces are unchanged.
 """
 
 import re
@@ -25,14 +26,15 @@ MARKDOWN = re.compile(
     r"[\\`*_\[\]<>&|~$#!@:]"
 )  # emphasis, links, HTML, tables, mentions, addresses
 LONGEST_NAME = 200  # bytes of a name that a user chooses for a folder
-# A spreadsheet runs a cell that begins with one; the last four are full-width.
+# A spreadsheet runs a cell that begins with one of these; the last four are full-width characters.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def visible(text: str) -> str:
-    r"""Escape text for one line on a terminal, page or figure: `\n`, `\x1b`, `\u202e`.
+    r"""Escape text for one line on a terminal, page or figure.
 
-    A byte that is not UTF-8, which Python reads as `\udcff`, becomes `\xff`.
+    Control and format characters become `\n`, `\x1b`, `\u202e`, ... A byte 0xff that is not UTF-8,
+    which Python represents as the surrogate U+DCFF, becomes `\xff`.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -40,20 +42,22 @@ def visible(text: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be written as UTF-8: a path read from the system need not be."""
+    """Whether text can be written as UTF-8, which is not true of every path."""
     return not any(unicodedata.category(letter) == "Cs" for letter in text)
 
 
 def is_file_name(text: str) -> bool:
-    """Whether text can name one file or folder in any folder: a path of several parts, `.` and `..`
-    cannot. File systems allow 255 bytes; LONGEST_NAME leaves space for a prefix.
+    """Whether text can be the name of one file or folder.
+
+    A path of several parts cannot, nor can `.`, `..`, empty text or text of more than 200 bytes.
+    File systems allow 255 bytes; the difference leaves space for a prefix.
     """
     is_short = len(text.encode(errors="surrogateescape")) <= LONGEST_NAME
     return text not in ("", ".", "..") and is_short and not set(text) & set("/\\\0")
 
 
 def visible_lines(text: str) -> str:
-    """Escape text of several lines; line feeds are unchanged."""
+    """Escape text of several lines for a terminal, page or figure; line feeds are unchanged."""
     return "\n".join(map(visible, text.split("\n")))
 
 
@@ -67,7 +71,7 @@ def _visible(character: str) -> str:
 
 
 def python_docstring(text: str) -> str:
-    """Escape text for a docstring in double quotes: it cannot end the string or form an escape."""
+    """Escape text so that it is safe in a Python docstring in triple double quotes."""
     escaped = visible_lines(text).replace("\\", "\\\\")
     return re.sub(r'"{3,}|"+\Z', lambda quotes: '\\"' * len(quotes[0]), escaped)
 
@@ -84,7 +88,7 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return text as a Markdown code span, with more backticks than the text has in a row."""
+    """Return text as a Markdown code span, between more backticks than the text has in a row."""
     shown = visible(text)
     fence = "`" * (_longest_run(shown) + 1)
     gap = " " if shown.startswith("`") or shown.endswith("`") else ""
@@ -102,10 +106,11 @@ def _longest_run(text: str) -> int:
 
 
 def csv_cell(text: str) -> str:
-    """Escape a CSV value by a `'` before `=`, `+`, `-` or `@`, full-width ones included, so that no
-    spreadsheet runs it.
+    """Escape a CSV value so that no spreadsheet runs it as a formula.
 
-    Signed numbers are unchanged. The csv module quotes commas, quotes and line ends.
+    A `'` is put before a value that begins with `=`, `+`, `-`, `@` (normal or full-width), a tab or
+    a carriage return. Numbers with a sign are unchanged. Commas, quotes and line ends are left for
+    the csv module to quote.
     """
     shown = visible(text)
     return f"'{shown}" if text.startswith(FORMULA) and not _is_number(text) else shown

@@ -1,18 +1,19 @@
-"""Read untrusted tar archives within bounds on size, depth and number of members.
+"""Read untrusted tar archives with limits on their size and their members.
 
-Nothing is extracted: a member is a name and its bytes. The archive is read once, from its first
-byte to its last, so that a compressed one needs no second pass and its checksum is compared.
-Headers are those of ustar, GNU tar (long names) and pax (`path` and `size`); sparse members, links
-and devices are refused (https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
+Nothing is extracted to disk: a member is a name and its bytes. The archive is read once, from the
+first byte to the last, so that a compressed archive is unpacked only once and its checksum is
+compared. The headers of ustar, GNU tar (long names) and pax (`path` and `size`) are understood;
+sparse members, links and devices are refused
+(https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html).
 
-Bounds:
+Limits:
 
-- the unpacked archive: `LARGEST` bytes and `MEMBERS` members
-- before a member: `EXTENSIONS` headers of `LARGEST_HEADER` bytes each
-- members in memory: `HELD` bytes or `RATIO` times the file's own size, whichever is larger (images
-  hardly compress)
+- `LARGEST` bytes and `MEMBERS` members in the unpacked archive
+- `EXTENSIONS` extension headers of `LARGEST_HEADER` bytes each before a member
+- `HELD` bytes of members in memory, or `RATIO` times the size of the file, whichever is larger
+  (images hardly compress)
 
-Reads are of `CHUNK` bytes, so that a declared size reserves no memory.
+At most `CHUNK` bytes are read at once, so that a large declared size reserves no memory.
 """
 
 import bz2
@@ -37,10 +38,10 @@ BLOCK = tarfile.BLOCKSIZE
 MEMBERS = 10_000
 EXTENSIONS = 8  # pax headers and long names of one member
 LARGEST_HEADER = 1 << 20  # bytes of one header; macOS writes file attributes there
-HELD = 256 << 20  # bytes; CIFAR-10 has 185,000,000
-RATIO = 20
+HELD = 256 << 20  # bytes of members in memory; CIFAR-10 has 185,000,000
+RATIO = 20  # bytes of members in memory per byte of the file
 LONGEST_NAME = 80  # characters of a member's name in a message
-DIGITS = 12  # at most, of a record's length or a member's size
+DIGITS = 12  # most digits of a pax record's length or of a member's size
 LONG_NAME, LONG_LINK = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 PAX, PAX_GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
 FAULTS = (
@@ -62,10 +63,10 @@ class Member:
 
 
 def content_of(path: Path, most: int = LARGEST) -> bytes:
-    """Read a regular file.
+    """Return the content of a regular file.
 
-    Raises InvalidArray if it is not one or has more than `most` bytes, OSError if it cannot be
-    read.
+    Raises InvalidArray if it is a pipe or a device or has more than `most` bytes, OSError if it
+    cannot be read.
     """
     try:
         return regular_file.content_of(path, most)
@@ -75,31 +76,34 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
 
 @contextmanager
 def open_tar(path: Path) -> Iterator["Tar"]:
-    """Open an archive that is compressed with gzip, bzip2 or xz, or not compressed.
+    """Open a tar archive: uncompressed, or compressed with gzip, bzip2 or xz.
 
-    Raises InvalidArray, on opening or while members are read, if it is damaged or exceeds a bound.
+    Raises InvalidArray, on opening or while members are read, if it is damaged or exceeds a limit.
     """
     try:
-        with open_regular(path, LARGEST) as file, _unpacked(file) as stream:
+        with open_regular(path, LARGEST) as file, _decompressed(file) as stream:
             yield Tar(stream, os.fstat(file.fileno()).st_size)
     except (InvalidFile, *FAULTS) as error:
         raise InvalidArray(str(error) or type(error).__name__) from error
 
 
 class Tar:
-    """Iterate over the members of an archive; only the newest member's content can be read."""
+    """Iterates over the members of an archive.
+
+    `read` returns the content of the member yielded last; that of earlier members is gone.
+    """
 
     def __init__(self, stream: BinaryIO, n_bytes: int) -> None:
         self._stream, self._n_bytes = stream, n_bytes
         self._n_read = 0  # unpacked bytes
-        self._n_held = 0  # bytes that `read` returned
-        self._left = 0  # unread bytes of the newest member
-        self._padding = 0  # zeros after the newest member
+        self._n_held = 0  # bytes that `read` has returned
+        self._left = 0  # unread bytes of the member yielded last
+        self._padding = 0  # zeros after the member yielded last
 
     def __iter__(self) -> Iterator[Member]:
-        """Yield every member; then read the rest of the file."""
+        """Yield every member; then read the rest of the file to compare its checksum."""
         for _ in range(MEMBERS):
-            member = self._next()
+            member = self._next_member()
             if member is None:
                 self._read_to_end()
                 return
@@ -107,7 +111,10 @@ class Tar:
         raise InvalidArray(f"has more than {MEMBERS:,} members")
 
     def read(self) -> bytes:
-        """Return the newest member's content, once. Raises InvalidArray beyond the memory bound."""
+        """Return the content of the member yielded last; may be called once per member.
+
+        Raises InvalidArray if the members read so far would exceed the memory limit.
+        """
         n, self._left = self._left, 0
         self._n_held += n
         if self._n_held > max(HELD, RATIO * self._n_bytes):
@@ -115,10 +122,13 @@ class Tar:
                 f"needs {self._n_held:,} bytes of memory, more than {RATIO} times its own "
                 f"{self._n_bytes:,}"
             )
-        return self._take(n)
+        return self._read_exactly(n)
 
-    def _next(self) -> Member | None:
-        """Read the next member's header and the extension headers before it; None at the end."""
+    def _next_member(self) -> Member | None:
+        """Read the extension headers and the header of the next member; return the member.
+
+        Returns None at the end of the archive.
+        """
         self._skip(self._left + self._padding)
         attributes: dict[str, str] = {}
         for _ in range(EXTENSIONS + 1):
@@ -127,31 +137,32 @@ class Tar:
                 return None  # the archive ends with two blocks of zeros, with one, or with none
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             if header.type not in (LONG_NAME, LONG_LINK, PAX_GLOBAL, *PAX):
-                return self._member(header, attributes)
+                return self._checked_member(header, attributes)
             attributes |= self._extension(header)
         raise InvalidArray(f"has more than {EXTENSIONS} headers before a member")
 
     def _extension(self, header: tarfile.TarInfo) -> dict[str, str]:
-        """Return the attributes that an extension header sets for the next member."""
+        """Return the attributes, `path` or `size`, that an extension header sets for a member."""
         if not 0 <= header.size <= LARGEST_HEADER:
             raise InvalidArray(
                 f"has a header of {header.size:,} bytes; at most {LARGEST_HEADER:,} are allowed"
             )
-        content = self._take(header.size)
+        content = self._read_exactly(header.size)
         self._skip(-header.size % BLOCK)
         if header.type == LONG_NAME:
             return {"path": content.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
         if header.type == LONG_LINK:
             return {}
-        attributes = _records(content)
+        attributes = _path_and_size(content)
         if header.type == PAX_GLOBAL and attributes:
             raise InvalidArray(f"sets the same {' and '.join(attributes)} for all of its members")
         return attributes
 
-    def _member(self, header: tarfile.TarInfo, attributes: dict[str, str]) -> Member:
-        """Return the member that a header describes, which must be a file or folder.
+    def _checked_member(self, header: tarfile.TarInfo, attributes: dict[str, str]) -> Member:
+        """Return the file or folder that a header describes.
 
-        Raises InvalidArray for links, devices, sparse files and paths outside the archive.
+        `attributes` of extension headers replace those of the header. Raises InvalidArray for
+        links, devices, sparse files and paths outside the archive.
         """
         name = attributes.get("path", header.name)
         shown = f"its member {name[:LONGEST_NAME]!r}"
@@ -171,14 +182,14 @@ class Tar:
     def _skip(self, n: int) -> None:
         self._left = self._padding = 0
         for start in range(0, n, CHUNK):
-            self._take(min(CHUNK, n - start))
+            self._read_exactly(min(CHUNK, n - start))
 
     def _read_to_end(self) -> None:
-        """Read the rest of the file: gzip's checksum, which detects a flipped bit, comes last."""
+        """Read the rest of the file, which ends with gzip's checksum; gzip then compares it."""
         while self._read(CHUNK):
             pass
 
-    def _take(self, n: int) -> bytes:
+    def _read_exactly(self, n: int) -> bytes:
         """Read exactly `n` bytes. Raises InvalidArray if there are fewer."""
         content = self._read(n)
         if len(content) != n:
@@ -197,8 +208,11 @@ class Tar:
         return b"".join(parts)
 
 
-def _unpacked(file: BinaryIO) -> Any:
-    """Return the decompressed file; its first bytes identify the compression."""
+def _decompressed(file: BinaryIO) -> Any:
+    """Return a file object of the decompressed content.
+
+    The compression is identified by the first bytes of the file.
+    """
     begin = file.read(6)
     file.seek(0)
     if begin.startswith(b"\x1f\x8b"):
@@ -208,8 +222,12 @@ def _unpacked(file: BinaryIO) -> Any:
     return lzma.LZMAFile(file) if begin == b"\xfd7zXZ\0" else file
 
 
-def _records(content: bytes) -> dict[str, str]:
-    """Parse `path` and `size` of a pax header; its records are `LENGTH KEY=VALUE` and a newline."""
+def _path_and_size(content: bytes) -> dict[str, str]:
+    """Return `path` and `size`, if present, of a pax header.
+
+    A record of the header is `LENGTH KEY=VALUE` and a line feed; its length counts all of its
+    bytes.
+    """
     attributes: dict[str, str] = {}
     at = 0
     while at < len(content):

@@ -6,11 +6,11 @@ arXiv 1612.03928, eq. 2.
     L = sum over maps of  mean_b || q_s - q_t ||_2                reduction "paper"
 
 student: maps F_s [B, C_s, H, W]; teacher: as many maps F_t [B, C_t, H, W]; targets: not read.
-"mean" is the authors' released code (with weight 1000), "paper" its equation 2. A mean over pixels
-makes a 32x32 map weigh 16 times less than an 8x8 one. If sizes differ, the squares are pooled to
-the smaller size. A map of zeros has an attention of zeros.
-Memory: the squares of the maps, B C H W floats each: 152 MiB at batch 128, 608 MiB at 512 for three
-stages of WRN-28-10 and of a student of 64 to 256 channels.
+The reduction "mean" is that of the authors' released code (with weight 1000), "paper" that of
+equation 2. A mean over pixels makes a 32x32 map weigh 16 times less than an 8x8 map. If sizes
+differ, the mean squares are pooled to the smaller size. A map of zeros has an attention of zeros.
+Memory: the squares of all maps, B C H W floats per map: 152 MiB at batch 128, 608 MiB at 512 for
+three stages of WRN-28-10 and of a student with 64 to 256 channels.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class AT:
         )
         if self.reduction == "mean":
             return gap.square().mean()
-        # The minimum keeps the root's gradient finite if the maps agree.
+        # Without the minimum, the root would have an infinite gradient if the maps were equal.
         lengths: Tensor = gap.square().sum(-1).clamp_min(EPS).sqrt()
         return lengths.mean()
 

@@ -6,22 +6,23 @@
         of the student's v among the teacher's m, plus of the teacher's v among the student's m
 
 student: features [B, D_s]; teacher: features [B, D_t]; targets: not read; samples: int64 [B].
-v are features, projected linearly to `dims` and scaled to norm 1; m are rows of two banks [N,
-dims]: running means of each sample's v (`momentum` weighs the old mean), of norm 1. s+ is the score
-of the sample's own row, s_k are those of K negatives. Negatives are of other classes, as in the
-authors' loader, but drawn with replacement: drawing without replacement would need to sort N random
-numbers per row. Z is N times the mean score of the first batch, over all processes, and then
-constant: it is a buffer, so that a resumed run has the same Z.
-h is a sigmoid of log s - log(K / N), which no score drives to log 0: the authors add 1e-7 instead.
-Negatives are drawn by torch on the device, which the training seeds before each forward pass. Each
-process contrasts its own rows with its own negatives; the banks are updated with the rows of all
-processes, so that they are the same on all. They are initialised by a separate generator: the
-student's weights do not depend on them.
+v are a network's features, projected linearly to `dims` numbers and scaled to norm 1. m are the
+rows of two memory banks [N, dims], one per network. A row is the running mean of one training
+image's v, scaled to norm 1; `momentum` is the weight of the old mean. s+ is the score of the
+image's own row, s_k are the scores of the rows of K other images, the negatives. Negatives are of
+other classes, as in the authors' loader, but drawn with replacement: drawing without replacement
+would need to sort N random numbers per image. Z is N times the mean score of the first batch, over
+all processes, and constant from then on. It is a buffer, so that a resumed run has the same Z.
+log h is computed as logsigmoid(log s - log(K / N)), which is finite for every score; the authors
+add 1e-7 instead. Negatives are drawn by torch's generator of the device, which the training loop
+seeds before each forward pass. Each process compares its own images with negatives of its own; the
+banks are updated with the images of all processes, so that they are equal on all processes. A
+separate generator initialises the banks, so that they do not change the student's initial weights.
 Memory: the authors gather [B, K, dims] rows twice, 8.6 GB at batch 512. Here one matrix product
-computes all B x N scores, of which each row selects K: forward and backward hold 180 MiB at batch
-128 and 588 MiB at 512 for N = 45,000 and K = 16,384, and the banks, 2 N dims floats, are 44 MiB.
-torchdistill's CRDLoss has the same formula, with 1e-7; its draw of negatives reads an attribute
-that is never set.
+computes all B x N scores, of which K per image are selected: forward and backward take 180 MiB at
+batch 128 and 588 MiB at 512 for N = 45,000 and K = 16,384, and the banks, 2 N dims floats, 44 MiB.
+torchdistill's CRDLoss has the same formula, with 1e-7; its draw of negatives fails, since it reads
+an attribute that is never set.
 """
 
 import math
@@ -38,9 +39,12 @@ BANK_SEED = 0
 
 
 class CRD(nn.Module):
-    """Learn to tell each image from many images of other classes.
+    """Match features by distinguishing each image from many images of other classes.
 
-    `labels` [N]: those of the training images. Raises ValueError if all are of one class.
+    `dims`: size of the projected features; `negatives`: images of other classes per image (K);
+    `momentum`: weight of the old mean in the memory banks. `student_shapes`, `teacher_shapes`: the
+    shape of each map by name, without the batch. `labels`: int64 [N], the labels of the training
+    images. Raises ValueError if all are of one class.
     """
 
     student_bank: Tensor
@@ -80,8 +84,11 @@ class CRD(nn.Module):
         for name in ("student", "teacher"):
             bank = torch.randn(len(labels), dims, generator=generator, device="cpu")
             self.register_buffer(f"{name}_bank", normalize(bank))
-            self.register_buffer(f"{name}_z", torch.zeros((), device="cpu"))  # 0: not measured yet
-        # The samples sorted by class, so that class c is one contiguous range of them.
+            self.register_buffer(
+                f"{name}_z", torch.zeros((), device="cpu")
+            )  # 0 before the first batch
+        # `by_class`: sample indices sorted by class; the range of class c begins at `before[c]` and
+        # has `within[c]` entries.
         layout = {
             "labels": labels,
             "by_class": labels.argsort(stable=True),
@@ -107,7 +114,10 @@ class CRD(nn.Module):
         return normalize(embed(at_least_float32(features).flatten(1)), dim=-1)
 
     def _negatives(self, samples: Tensor) -> Tensor:
-        """Draw K samples of other classes, with replacement, for each sample [b]: int64 [b, K]."""
+        """Draw K samples of other classes for each of `samples` [b], with replacement.
+
+        Returns sample indices, int64 [b, K].
+        """
         label = self.labels[samples]
         before, within = self.before[label, None], self.within[label, None]
         n_others = len(self.labels) - within
@@ -116,13 +126,15 @@ class CRD(nn.Module):
         return self.by_class[torch.where(index < before, index, index + within)]
 
     def _contrast(self, anchors: Tensor, bank: Tensor, z: Tensor, chosen: Tensor) -> Tensor:
-        """Return the loss of anchors [b, dims] and the bank's rows `chosen` [b, 1 + K].
+        """Return the loss of one network's features against the other network's bank.
 
-        The first of the chosen rows is the positive.
+        `anchors` [b, dims]: features of norm 1; `z`: the constant Z of the bank, which the first
+        batch sets. `chosen` [b, 1 + K]: rows of the bank, first the sample's own, then the
+        negatives.
         """
-        # A copy: the bank is updated in place before backward needs it.
-        scores = (anchors @ bank.clone().T).gather(1, chosen) / self.temperature  # log of s Z
-        with torch.no_grad():  # no branch on the host: only the first batch sets z
+        # A copy, since the bank is updated in place before the backward pass reads it.
+        scores = (anchors @ bank.clone().T).gather(1, chosen) / self.temperature  # log(s Z)
+        with torch.no_grad():  # only the first batch sets z; a Python `if` would synchronise
             mean = whole_batch_without_grad(scores.exp().mean()[None]).mean()
             z.copy_(torch.where(z > 0, z, mean * len(bank)))
         odds = scores - (z * self.negatives / len(bank)).log()  # h = sigmoid(odds)

@@ -6,15 +6,15 @@ arXiv 2205.10536, eqs. 7-10.
     intra = mean_c 1 - rho(Y_s[:, c], Y_t[:, c])        the samples of a class
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
-Relations are matched, not values: scaling or shifting a row of Y_s does not change inter.
-`intra` compares the samples of the whole global batch. There is no factor T^2: KD needs it because
-its gradient shrinks as 1 / T^2, while rho does not depend on scale. The paper has no such factor,
-nor has its pseudocode (appendix A.1), nor the authors' segmentation code (hunto/DIST_KD), which has
-no temperature. Their classification code (hunto/image_classification_sota,
-lib/models/losses/dist_kd.py) multiplies both parts by T^2 since its release for CIFAR-100, with T =
-4 and weight 2, as do mmrazor and torchdistill; this corresponds to a weight of 32 here.
-Correlations are computed in float32, with norms of at least 1e-6: the released 1e-8 rounds to 0 in
-half precision, and a constant column would be 0 / 0.
+Relations are matched, not values: scaling or shifting a row of Y_s does not change `inter`.
+`intra` compares the samples of the whole global batch. There is no factor T^2. KD needs it because
+KD's gradient shrinks as 1 / T^2, whereas rho does not depend on scale. The paper, its pseudocode
+(appendix A.1) and the authors' segmentation code (hunto/DIST_KD, without a temperature) do not have
+this factor. Since its release for CIFAR-100, the authors' classification code
+(hunto/image_classification_sota, lib/models/losses/dist_kd.py) multiplies both parts by T^2, with
+T = 4 and weight 2; so do mmrazor and torchdistill. This corresponds to a weight of 32 here.
+Correlations are computed in float32, with norms of at least 1e-6. The minimum in the released code,
+1e-8, rounds to 0 in half precision, so that a constant column would give 0 / 0.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,11 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class DIST:
-    """Match correlations: between classes with weight `beta`, between samples with `gamma`."""
+    """Match the correlations of class probabilities, 1 - rho, as the module defines them.
+
+    `beta`: weight of the correlation over the classes of a sample; `gamma`: weight of the
+    correlation over the samples of a class; `temperature`: T > 0.
+    """
 
     beta: float = 1.0
     gamma: float = 1.0
@@ -49,9 +53,9 @@ class DIST:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Pearson's correlation of each pair of rows [M, N]: [M], in -1..1.
+    """Return Pearson's correlation, -1..1, of each row of `a` and `b`, [M, N], as [M].
 
-    It is 0 if a row is constant.
+    It is 0 if one of the two rows is constant.
     """
     a, b = (rows - rows.mean(dim=-1, keepdim=True) for rows in (a, b))
     lengths = [rows.square().sum(-1).clamp_min(EPS**2).sqrt() for rows in (a, b)]

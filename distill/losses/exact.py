@@ -1,9 +1,12 @@
-"""Compute losses in float32 at least, in float64 if the inputs are."""
+"""Convert tensors to at least float32, in which losses are computed."""
 
 import torch
 from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Convert to float32 unless float64: in bfloat16 a logit gap of 9 rounds 1 - p to zero."""
+    """Convert a tensor to float32; leave float64 unchanged.
+
+    In bfloat16, 1 - p would be rounded to zero for a gap of 9 between two logits.
+    """
     return values if values.dtype == torch.float64 else values.float()

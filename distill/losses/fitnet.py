@@ -6,10 +6,11 @@ nets", ICLR 2015, arXiv 1412.6550, eq. 3.
 student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
 The regressor r is a 1x1 convolution and batch norm, trained with the student and then discarded. If
 the maps differ in size, the paper's regressor is a larger convolution without padding; here the
-larger map is pooled. The regressor ends without a ReLU: a WRN's stages are sums with negative
-values, which a ReLU cannot match (the regressors of mdistiller and RepDistiller end in one). The
-paper halves the square and sums over the map; a mean does not grow with the network. Its two
-stages, hint and then KD, are set by the terms' schedules.
+larger map is pooled. r does not end in a ReLU, since the stages of a WRN are sums with negative
+values, which a ReLU cannot match (in mdistiller and RepDistiller it ends in one). The paper halves
+the square and sums over the map; here the mean is taken, which does not grow with the network. The
+paper trains in two stages, first on the hint and then with KD; schedules of the loss terms can do
+the same.
 Memory: three maps of the teacher's width, 3 B C_t H W floats: 120 MiB at batch 128, 480 MiB at 512
 for 320 channels of 16x16.
 """
@@ -23,7 +24,10 @@ from distill.losses.sizes import pool_to_same_size
 
 
 class FitNet(nn.Module):
-    """Predict a map of the teacher from a map of the student by a regressor."""
+    """Mean squared error of predicting a teacher map from a student map with a 1x1 convolution.
+
+    `student_shapes`, `teacher_shapes`: the shape (C, H, W) of each map by name.
+    """
 
     def __init__(
         self,

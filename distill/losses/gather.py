@@ -1,8 +1,8 @@
-"""Gather the batch of all processes, for terms that compare its samples.
+"""Gather the batch of all processes, for loss terms that compare its samples.
 
-Relational losses (DIST, PKT, RKD, SP) compare the samples of a batch: computed within each process,
-they would depend on the number of processes. With gradient accumulation only the samples of one
-micro-batch are compared: the activations of the others are already freed.
+Relational losses (DIST, PKT, RKD, SP) compare the samples of a batch. If each process compared only
+its own samples, the loss would depend on the number of processes. With gradient accumulation only
+the samples of one micro-batch are compared, since the activations of earlier ones are freed.
 """
 
 from typing import Any
@@ -15,9 +15,10 @@ from torch.autograd.function import once_differentiable
 def whole_batch(rows: Tensor) -> Tensor:
     """Gather the rows [b, ...] of all P processes to [B, ...], in the order of ranks.
 
-    A single process gets `rows` itself. The gradient passes through: each process computes the same
-    loss of all rows, its own rows get P times their gradient, and the mean over the P processes is
-    the gradient of the global batch.
+    A single process gets `rows` itself. Gradients flow back to the process's own rows, summed over
+    the processes. Each process computes the same loss of all rows, so this sum is P times the
+    gradient of its own rows; DistributedDataParallel's mean over the P processes then gives the
+    gradient of the global batch.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
@@ -27,10 +28,13 @@ def whole_batch(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole_batch_without_grad(rows: Tensor) -> Tensor:
-    """Gather like `whole_batch`, but without gradients: for integers and memory banks."""
+    """Gather the rows [b, ...] of all processes to [B, ...], in the order of ranks.
+
+    No gradients flow back. This is for integers and memory banks.
+    """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
-    return _gathered(rows)
+    return _gather(rows)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -42,7 +46,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.n_rows = len(rows)
-        return _gathered(rows)
+        return _gather(rows)
 
     @staticmethod
     @once_differentiable
@@ -53,7 +57,7 @@ class _GatherRows(torch.autograd.Function):
         return total[start : start + ctx.n_rows]
 
 
-def _gathered(rows: Tensor) -> Tensor:
+def _gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, rows.contiguous())
     return torch.cat(parts)

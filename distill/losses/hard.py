@@ -1,4 +1,4 @@
-"""Cross-entropy with the labels, as distributions, with label smoothing.
+"""Cross-entropy with one-hot or mixed labels and with label smoothing.
 
 Label smoothing: Szegedy et al., "Rethinking the Inception architecture for computer vision",
 CVPR 2016, arXiv 1512.00567, section 7.
@@ -6,8 +6,8 @@ CVPR 2016, arXiv 1512.00567, section 7.
     L = mean_b  - sum_c  y'_c log p(z_s)_c,      y' = (1 - eps) y + eps / C
 
 student: logits z_s [B, C]; targets: y [B, C], rows summing to 1; teacher: not read.
-Smoothing is linear in y and so commutes with mixing; it is applied here and nowhere else, never to
-a teacher's outputs.
+Smoothing is linear in y, so smoothing mixed labels is the same as mixing smoothed labels. Labels
+are smoothed only here; a teacher's outputs are never smoothed.
 """
 
 from dataclasses import dataclass

@@ -4,10 +4,11 @@
     L = T^2 mean_b KL( p(z_t; T) || p(z_s; T) ),      p(z; T) = softmax(z / T)
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C] on the same pixels; targets: not read.
-L is summed over classes and is a mean over the batch. T^2, which is always applied, preserves the
-gradient's size as T grows. L is computed in float32: in bfloat16 a logit gap of 9 already rounds
-1 - p to zero. As T grows L tends to the squared distance of the centred logits over 2C.
-torchdistill's KDLoss has no T^2 if its `alpha` is None or 0.
+The KL divergence is summed over classes and averaged over the batch. The factor T^2 is always
+applied; it keeps the gradient's size constant as T grows. L is computed in float32: in bfloat16,
+1 - p would be rounded to zero for a gap of 9 between two logits. As T grows, L tends to the squared
+distance of the centred logits, divided by 2C. torchdistill's KDLoss has no T^2 if its `alpha` is
+None or 0.
 """
 
 from dataclasses import dataclass

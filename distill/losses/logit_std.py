@@ -5,13 +5,16 @@ distillation", CVPR 2024, arXiv 2403.01427, eqs. 8-9 and algorithm 1.
     Z(z) = (z - mean_c z) / max(std_c z, 0.01),      std over C - 1
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
-Shifting or scaling a student's row changes nothing: without a weighted label term its confidence is
-arbitrary. No z-score of C classes is more than sqrt(C) above the next, so the published T = 2 for
-100 classes corresponds to 0.6 to 1.2 for 10.
-A constant row standardises to zeros, and no row's gradient grows by more than 1 / 0.01. The authors
-add 1e-7 to std. In float32 the rounding errors of a constant row are of that size too, so that they
-become z-scores near 1, and the gradient of a student with constant outputs grows by millions.
-torchdistill's LogitStdKDLoss has no T^2 if its `alpha` is None or 0.
+L does not change if a student's row is shifted or scaled, so only a term with labels, such as
+`hard`, can determine its confidence. The gap between the two largest of C z-scores is at most
+sqrt(C): 10 for 100 classes, 3.2 for 10. At the published T = 2 for 100 classes the gap divided by T
+is thus at most 5, and the largest probability 0.60. For 10 classes the same gap is reached at
+T = 0.6, the same probability at T = 1.2.
+A constant row is standardised to zeros, and the minimum 0.01 limits the growth of gradients to a
+factor of 100. The authors add 1e-7 to std instead. In float32 the rounding errors of a constant row
+have that size too; they would become z-scores near 1, and the gradient of a student with constant
+outputs would grow by a factor of millions. torchdistill's LogitStdKDLoss has no T^2 if its `alpha`
+is None or 0.
 """
 
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from torch.nn.functional import kl_div, log_softmax
 from distill.losses.exact import at_least_float32
 from distill.losses.objective import LossInputs
 
-FLOOR = 0.01  # of a row's standard deviation; that of trained logits is above 1
+FLOOR = 0.01  # minimum of a row's standard deviation; that of trained logits is above 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class LogitStd:
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """Standardise rows [B, C] to mean 0 and standard deviation 1."""
+    """Standardise each row of logits [B, C] to mean 0 and standard deviation 1."""
     centred = logits - logits.mean(dim=-1, keepdim=True)
     variance = centred.square().sum(dim=-1, keepdim=True) / (logits.shape[-1] - 1)
-    return centred / variance.clamp_min(FLOOR**2).sqrt()  # the root of 0 has no gradient
+    return centred / variance.clamp_min(FLOOR**2).sqrt()  # sqrt(0) would have an infinite gradient

@@ -4,9 +4,9 @@ arXiv 1312.6184, eq. 1; Kim et al., IJCAI 2021, arXiv 2105.08919.
     L = mean_b 1/C sum_c (z_s - z_t)^2
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
-A constant added to a row of logits changes no probability: `centred` subtracts the mean of each row
-first, and then KD tends to half of L as T grows. L is of the size of the logits' variance, some
-tens, so its weight is small.
+A constant added to a row of logits does not change its probabilities. `centred` therefore subtracts
+the mean of each row first; half of this L is the limit of KD as T grows. L is about as large as the
+variance of the logits, some tens, so the weight of the term should be small.
 """
 
 from dataclasses import dataclass

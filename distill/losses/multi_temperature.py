@@ -4,10 +4,11 @@ distillation", CVPR 2023, DOI 10.1109/CVPR52729.2023.02325, section 3.2 ("predic
     L = mean_k KD(T_k),      KD(T) = T^2 mean_b KL( p(z_t; T) || p(z_s; T) )
 
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: not read.
-KD itself is Hinton's (arXiv 1503.02531). Low temperatures weigh the likely classes, high ones
-all of them. The authors' code sums over five temperatures (4, 3, 5, 2, 6); with a mean the weight
-does not depend on their number. Their code also sums over strongly and weakly augmented views, and
-leaves some samples out of a mean by the teacher's confidence; neither is done here.
+KD(T) is Hinton's loss (arXiv 1503.02531). A low temperature emphasises the likely classes, a high
+one all classes. The authors' code sums over five temperatures (4, 3, 5, 2, 6); here the mean is
+taken, so that the weight of the term does not depend on their number. The authors' code also sums
+over strongly and weakly augmented views, and leaves out samples for which the teacher is not
+confident; neither is done here.
 """
 
 from dataclasses import dataclass

@@ -5,13 +5,15 @@ selectivity transfer", 2017, arXiv 1707.01219, eqs. 5-7.
     L = mean_b  mean_ij k(f_i^s, f_j^s) + mean_ij k(f_i^t, f_j^t) - 2 mean_ij k(f_i^s, f_j^t)
 
 student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
-L is the squared maximum mean discrepancy between two sets of channels, whose numbers may differ;
-larger maps are pooled to the smaller size. sum_ij (f_i . g_j)^2 is the inner product of the two
-matrices of pixels F^T F, so that L = mean_b || F_s^T F_s / C_s - F_t^T F_t / C_t ||_F^2: this is
-computed if there are fewer pixels than channels of both maps, otherwise the sum over pairs.
-Memory: normalised maps, and matrices [B, HW, HW] or [B, C_s + C_t, C_s + C_t], none larger than the
-two maps: 40 MiB at batch 128, 161 MiB at 512 for 8x8 maps of 640 and 256 channels; 0.4 and 1.4 GiB
-for 32x32 maps of 160 and 64.
+L is the squared maximum mean discrepancy between the channels of the student and those of the
+teacher, whose numbers C_s and C_t may differ. The larger map is pooled to the smaller size. With
+the f_i as rows of a matrix F [C, HW], the sum over i and j of (f_i^s . f_j^t)^2 is the inner
+product of the matrices F_s^T F_s and F_t^T F_t, so that also
+L = mean_b || F_s^T F_s / C_s - F_t^T F_t / C_t ||_F^2. This form is computed if there are at most
+C_s + C_t pixels, otherwise the sum over pairs of channels.
+Memory: the normalised maps, and matrices [B, HW, HW] or [B, C_s + C_t, C_s + C_t], none larger than
+the two maps: 40 MiB at batch 128, 161 MiB at 512 for 8x8 maps of 640 and 256 channels; 0.4 GiB and
+1.4 GiB for 32x32 maps of 160 and 64 channels.
 """
 
 from dataclasses import dataclass
@@ -38,28 +40,37 @@ class NST:
             at_least_float32(inputs.student_taps[self.student_tap]),
             at_least_float32(inputs.teacher_taps[self.teacher_tap]),
         )
-        student, teacher = _channels(student), _channels(teacher)
+        student, teacher = _normalised_channels(student), _normalised_channels(teacher)
         few_pixels = student.shape[2] <= student.shape[1] + teacher.shape[1]
-        return (_over_pixels if few_pixels else _over_pairs)(student, teacher).mean()
+        return (_distance_by_pixels if few_pixels else _distance_by_channel_pairs)(
+            student, teacher
+        ).mean()
 
 
-def _channels(maps: Tensor) -> Tensor:
-    """Flatten each channel's pixels and scale them to L2 norm 1: [B, C, H, W] -> [B, C, HW]."""
+def _normalised_channels(maps: Tensor) -> Tensor:
+    """Flatten each channel and scale it to L2 norm 1: [B, C, H, W] -> [B, C, HW]."""
     return normalize(rearrange(maps, "b c h w -> b c (h w)"), dim=-1)
 
 
-def _over_pixels(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the squared distance of the means of f f^T: [B, C_s, HW], [B, C_t, HW] -> [B]."""
-    return (_selectivity(student) - _selectivity(teacher)).square().sum((1, 2))
+def _distance_by_pixels(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return L per sample, [B], from the matrices F^T F / C of pixels.
+
+    `student`: normalised channels [B, C_s, HW]; `teacher`: [B, C_t, HW].
+    """
+    return (_pixel_matrix(student) - _pixel_matrix(teacher)).square().sum((1, 2))
 
 
-def _selectivity(channels: Tensor) -> Tensor:
-    """Return the mean over channels of f f^T: [B, C, HW] -> [B, HW, HW]."""
+def _pixel_matrix(channels: Tensor) -> Tensor:
+    """Return F^T F / C of normalised channels F: [B, C, HW] -> [B, HW, HW]."""
     return channels.mT @ channels / channels.shape[1]
 
 
-def _over_pairs(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the sum over pairs of k, weighted 1 / C_s (student), -1 / C_t (teacher): [B]."""
+def _distance_by_channel_pairs(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return L per sample, [B], from the kernels k of all pairs of channels.
+
+    `student`: normalised channels [B, C_s, HW]; `teacher`: [B, C_t, HW]. Channels of the student
+    have the weight 1 / C_s, those of the teacher -1 / C_t.
+    """
     both, n, m = torch.cat([student, teacher], dim=1), student.shape[1], teacher.shape[1]
     weights = torch.cat([both.new_full((n,), 1 / n), both.new_full((m,), -1 / m)])
     return weights @ (both @ both.mT).square() @ weights

@@ -1,8 +1,8 @@
 """Compute the weighted sum of loss terms, and each term unweighted for the log.
 
-A term reads `LossInputs` and returns one scalar. The objective returns every term's unweighted
-value under its name beside the weighted total, so that the logged values always add up to the
-minimised one.
+A term reads `LossInputs` and returns one scalar. The objective returns the unweighted value of
+every term by name, and the weighted total that is minimised. The total is the sum of the logged
+values, each multiplied by its term's weight and schedule factor.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,8 @@ Shapes = Mapping[str, tuple[int, ...]]  # name -> shape without the batch: (C, H
 class UnmixedTeacherLogits:
     """The teacher's logits for the two images of each mixed image, before they were mixed.
 
-    `own`, `partner`: logits [B, C]; `lam`: [B, 1], the share of `own` in the mixed image.
+    `own`, `partner`: logits [B, C] for the sample itself and for the image mixed into it. `lam`:
+    [B, 1], the weight of the sample itself in the mixed image.
     """
 
     own: Tensor
@@ -34,10 +35,11 @@ class UnmixedTeacherLogits:
 class LossInputs:
     """The inputs of the loss terms for one batch, float32.
 
-    `student`: logits [B, C]; `targets`: the labels as distributions [B, C], mixed like the images;
-    `teacher`: logits [B, C] on the same pixels, or None without a teacher. `student_taps` and
-    `teacher_taps`: the maps that some term reads, by name. `samples`: int64 [B], the index of each
-    row in the training images. `unmixed`: the teacher's logits before mixing, if a term reads them.
+    `student`: logits [B, C]. `targets`: the labels as distributions [B, C], mixed like the images.
+    `teacher`: logits [B, C] on the same pixels, or None without a teacher. `student_taps`,
+    `teacher_taps`: the feature maps that the terms read, by name. `samples`: int64 [B], the index
+    of each image in the training images. `unmixed`: the teacher's logits for the unmixed images, if
+    a term reads them.
     """
 
     student: Tensor
@@ -50,7 +52,7 @@ class LossInputs:
 
 
 class LossFunction(Protocol):
-    """A loss term. A term with parameters or state is an `nn.Module`."""
+    """Computes a loss term. A term with parameters or state is an `nn.Module`."""
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         """Return the loss, a float32 scalar."""
@@ -58,10 +60,11 @@ class LossFunction(Protocol):
 
 @dataclass(frozen=True)
 class LossSchedule:
-    """The factor on a term's weight as a function of the share of the training that is done.
+    """The factor on a term's weight as a function of the training's progress.
 
-    0 before `begin` and from `end` on; in between it rises linearly over the share `warmup` after
-    `begin`, and then changes linearly to `fade_to` at `end`.
+    `begin`, `end` and `warmup` are fractions of the training. Before `begin` and from `end` on the
+    factor is 0. It increases linearly from 0 at `begin` to 1 at `begin` + `warmup`, and then
+    changes linearly to `fade_to` at `end`.
     """
 
     begin: float = 0.0
@@ -70,7 +73,7 @@ class LossSchedule:
     fade_to: float = 1.0
 
     def __call__(self, progress: float) -> float:
-        """Return the factor at `progress` in [0, 1)."""
+        """Return the factor at `progress` in [0, 1), the fraction of the training that is done."""
         if not self.begin <= progress < self.end:
             return 0.0
         warm = self.begin + self.warmup
@@ -79,13 +82,16 @@ class LossSchedule:
         return 1 + (self.fade_to - 1) * (progress - warm) / (self.end - warm)
 
     def is_on(self, progress: float) -> bool:
-        """Whether the term is computed, which it is during warm-up, even at a factor of 0."""
+        """Whether the term is computed at `progress`: from `begin` to `end`, even at factor 0."""
         return self.begin <= progress < self.end
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A term with its weight, schedule and `needs`, the inputs it reads (see loss_schema.py)."""
+    """A loss term with its weight and schedule.
+
+    `needs`: the names of the inputs that it reads, as defined in loss_schema.py.
+    """
 
     weight: float
     loss: LossFunction
@@ -94,9 +100,11 @@ class LossTerm:
 
 
 class Objective(nn.Module):
-    """The sum of weight x schedule factor x loss over the terms that are on.
+    """Computes the sum of weight x schedule factor x loss over the terms that are on.
 
-    A term of weight 0 is logged and has no gradient; a term that is off is not computed.
+    A term is on from the begin to the end of its schedule. A term of weight 0 is logged and has no
+    gradient; a term that is off is not computed. The result has each term's unweighted value by
+    name, and the sum under `total`.
     """
 
     def __init__(self, terms: Mapping[str, LossTerm]) -> None:
@@ -108,7 +116,7 @@ class Objective(nn.Module):
 
     @property
     def change_points(self) -> list[float]:
-        """Return the shares of the training, 0 and those below 1 at which a term begins or ends."""
+        """Return 0 and the fractions of the training below 1 at which a term begins or ends."""
         schedules = [term.schedule for term in self.terms.values()]
         return sorted({0.0, *(at for s in schedules for at in (s.begin, s.end) if at < 1)})
 
@@ -120,8 +128,8 @@ class Objective(nn.Module):
     def forward(self, inputs: LossInputs, progress: float = 0.0) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         weighted = [self._inactive_zero(progress, inputs.student)]
-        # In float32 whatever the networks' precision: Gram matrices and small differences lose
-        # their digits in bfloat16.
+        # Losses are computed in float32, whatever the precision of the networks: in bfloat16 Gram
+        # matrices and small differences would lose most of their digits.
         with torch.autocast(inputs.student.device.type, enabled=False):
             for name, term in self.terms.items():
                 if term.schedule.is_on(progress):
@@ -130,10 +138,10 @@ class Objective(nn.Module):
         return values | {TOTAL: torch.stack(weighted).sum()}
 
     def _inactive_zero(self, progress: float, logits: Tensor) -> Tensor:
-        """Return 0.0 as a function of the parameters of terms that are off and of unread logits.
+        """Return 0.0, computed from the parameters of inactive terms and from unread logits.
 
-        DistributedDataParallel waits for a gradient of every parameter. If every term that is on
-        reads maps, none reads the logits.
+        This gives these parameters a gradient of 0: DistributedDataParallel waits for a gradient of
+        every parameter. The logits are unread if every term that is on reads feature maps.
         """
         unused = sum(
             (p.sum() for p in self._inactive_parameters(progress)),
@@ -145,7 +153,10 @@ class Objective(nn.Module):
         return 0 * unused
 
     def clear_inactive_grads(self, progress: float) -> None:
-        """Drop the gradients of terms that are off, so that no decay or momentum changes them."""
+        """Set the gradients of the parameters of terms that are off to None.
+
+        Otherwise weight decay and momentum would change these parameters.
+        """
         for parameter in self._inactive_parameters(progress):
             parameter.grad = None
 

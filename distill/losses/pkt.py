@@ -5,11 +5,11 @@ probabilistic knowledge transfer", ECCV 2018, arXiv 1803.10837, eqs. 3-8.
     L = mean_i sum_j p_t log(p_t / p_s)         reduction "scale_free"
     L = mean_ij     p_t log(p_t / p_s)          reduction "paper"
 
-student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are
-flattened. Only angles matter: the networks' widths and the lengths of features may differ.
-The authors' code takes a mean over the matrix, so that its value falls as 1 / B; "scale_free" is B
-times that value: the mean over samples of a divergence. As in their code, the matrix includes the
-diagonal p_i|i. The batch is the whole global batch.
+student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Feature maps are
+flattened. Only the angles between features matter, so D_s and D_t and the features' lengths may
+differ. The authors' code takes the mean over the matrix p (reduction "paper"), whose value falls as
+1 / B; "scale_free" is B times that value, the mean over samples of a divergence. As in the authors'
+code, the matrix includes the diagonal p_i|i. The batch is the whole global batch.
 Memory: some B x B matrices: 0.7 MiB at batch 128, 8.5 MiB at 512.
 """
 
@@ -28,7 +28,7 @@ EPS = 1e-7
 
 @dataclass(frozen=True)
 class PKT:
-    """Match the probabilities that samples of the batch are neighbours."""
+    """Match the probabilities p_j|i that sample j of the batch is a neighbour of sample i."""
 
     student_tap: str = "features"
     teacher_tap: str = "features"
@@ -42,7 +42,7 @@ class PKT:
 
 
 def neighbours(features: Tensor) -> Tensor:
-    """Return the probabilities p_j|i, whose rows sum to 1: [B, ...] -> [B, B]."""
+    """Return the matrix of probabilities p_j|i, whose rows i sum to 1: [B, ...] -> [B, B]."""
     unit = normalize(at_least_float32(features).flatten(1), dim=-1, eps=EPS)
     kernel = (unit @ unit.T + 1) / 2
     return kernel / kernel.sum(-1, keepdim=True)

@@ -5,15 +5,16 @@ arXiv 2104.09044, eqs. 5-7, figures 3 and 4.
     x_i = a x'_i + b up(x_{i+1}),  (a, b) = sigmoid(conv[x'_i, up(x_{i+1})]),  x' = conv1x1(F_s^i)
     out_i = conv3x3(x_i)
     HCL(u, v) = ( mse(u, v) + sum_l w_l mse(pool_l u, pool_l v) ) / (1 + sum_l w_l)
-                l: those of 4, 2, 1 pixels below the map's width; w = 1/2, 1/4, 1/8 in this order
 
 student: maps F_s^i [B, C_i, H, W], shallow to deep; the last may be features [B, D], treated as 1x1
 maps; teacher: as many maps F_t^i; targets: not read.
-Each map of the teacher is compared with a fusion (ABF) of the student's map of the same level and
-all deeper ones. `width` is the fused maps' channels (the paper's: 512 at most). Maps of different
-sizes are compared at the smaller one. Taps are compared without a further activation: a WRN's
-stages are sums before activation, as in the authors' code for the teacher, and the student's are
-after it.
+Each map of the teacher is compared with a fusion (ABF) of the student's map at the same level i and
+all deeper maps. up() enlarges a map to the size of the next shallower one. pool_l is average
+pooling to l x l pixels, for those l of 4, 2, 1 that are smaller than the map; w_l is 1/2, 1/4, 1/8
+for the first, second and third of these. `width` is the number of channels of the fused maps (at
+most 512 in the paper). If two maps differ in size, the larger one is pooled. The maps are compared
+as the networks output them, without another activation: a WRN's stages end before an activation, as
+in the authors' code for the teacher, the student's stages end after one.
 Memory: about four maps of the teacher's width per tap, 4 B C_t H W floats: 796 MiB at batch 128,
 3.1 GiB at 512 for three stages of WRN-28-10.
 """
@@ -27,11 +28,15 @@ from distill.losses.objective import LossInputs, Shapes
 from distill.losses.sizes import pool_to_same_size
 
 TAPS = ("stages.0", "stages.1", "stages.2", "features")
-SIDES = (4, 2, 1)  # in pixels, of the pooled maps
+SIDES = (4, 2, 1)  # height and width of the pooled maps in pixels
 
 
 class ReviewKD(nn.Module):
-    """Match each teacher map by a fusion of the student's map at its level and deeper ones."""
+    """Match each teacher map by a fusion of the student's map at its level and all deeper maps.
+
+    `student_taps`, `teacher_taps`: the names of the maps, shallow to deep; `width`: channels of the
+    fused maps. `student_shapes`, `teacher_shapes`: the shape (C, H, W) or (D,) of each map by name.
+    """
 
     def __init__(
         self,
@@ -60,9 +65,11 @@ class ReviewKD(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion of a map with the deeper fused map.
+    """Attention-based fusion (ABF) of a map with the fused map of the next deeper level.
 
-    Returns the result at the teacher's width, and the fused map for the next shallower level.
+    Returns the fused map twice: with `outputs` channels, to compare with the teacher's map, and
+    with `width` channels, for the next shallower level. `inputs`: channels of the student's map.
+    `joins`: whether there is a deeper level.
     """
 
     def __init__(self, inputs: int, width: int, outputs: int, *, joins: bool) -> None:
@@ -83,7 +90,10 @@ class Fusion(nn.Module):
 
 
 def hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return HCL, the mean squared distance of two maps [B, C, H, W] at several resolutions."""
+    """Return the hierarchical context loss (HCL) of two maps [B, C, H, W].
+
+    It is the weighted mean of their mean squared errors at several resolutions.
+    """
     sides = [side for side in SIDES if side < student.shape[-1]]
     levels = {side: 2.0 ** -(i + 1) for i, side in enumerate(sides)}  # as in the authors' code
     total = mse_loss(student, teacher)

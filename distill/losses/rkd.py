@@ -4,13 +4,13 @@
     L_D = mean_ij  huber( d_ij^s - d_ij^t ),   d_ij = ||f_i - f_j|| / mean distance in the batch
     L_A = mean_ijk huber( a_ijk^s - a_ijk^t ), a_ijk = cos of the angle at i between j and k
 
-student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Maps are
-flattened. Shifting, rotating or scaling all features of a network changes nothing.
-The defaults of `distance` and `angle` have the paper's ratio 1 : 2; its weights, 25 and 50,
-correspond to a term weight of 25. The batch is the whole global batch, which is shuffled; angles
-are computed for its first `rows` samples only.
-Memory: B x B for distances; for R rows two arrays [R, R, D] of directions and two [R, R, R] of
-cosines: 121 MiB at batch 128 and 126 MiB at 512 for R = 128 and D = 640.
+student: features f_s [B, D_s]; teacher: features f_t [B, D_t]; targets: not read. Feature maps are
+flattened. L does not change if all features of a network are shifted, rotated or scaled.
+The defaults of the weights `distance` and `angle` have the paper's ratio 1 : 2; the paper's weights
+25 and 50 correspond to a weight of 25 of the whole term. The batch is the whole global batch.
+Angles are computed only for its first `rows` samples, which are random since batches are shuffled.
+Memory: B x B floats for distances; for angles between R samples two arrays [R, R, D] of directions
+and two [R, R, R] of cosines: 121 MiB at batch 128 and 126 MiB at 512 for R = 128 and D = 640.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,10 @@ EPS = 1e-12
 
 @dataclass(frozen=True)
 class RKD:
-    """Match the distances and angles between the samples of the batch."""
+    """Match the distances and angles between the features of the samples of the batch.
+
+    `distance`, `angle`: the weights of both parts; `rows`: number of samples used for angles.
+    """
 
     distance: float = 1.0
     angle: float = 2.0
@@ -48,13 +51,16 @@ def _distances(features: Tensor) -> Tensor:
     """Return the distances of all pairs, divided by their mean: [B, D] -> [B, B]."""
     squares = features.square().sum(-1)
     squared = squares[:, None] + squares[None] - 2 * features @ features.T
-    # The minimum avoids the root's infinite gradient at 0; the mask makes the diagonal 0 again.
+    # The minimum avoids the infinite gradient of sqrt at 0; the mask sets the diagonal to 0 again.
     off_diagonal = ~torch.eye(len(features), dtype=torch.bool, device=features.device)
     distances = squared.clamp_min(EPS).sqrt() * off_diagonal
     return distances / (distances.sum() / off_diagonal.sum().clamp_min(1)).clamp_min(EPS)
 
 
 def _angles(features: Tensor) -> Tensor:
-    """Return the cosines at i between the directions to j and k: [R, D] -> [R, R, R]."""
+    """Return the cosines of the angles at i between j and k, for all i, j, k: [R, R, R].
+
+    `features`: [R, D].
+    """
     directions = normalize(features[None] - features[:, None], dim=-1, eps=EPS)
     return directions @ directions.mT

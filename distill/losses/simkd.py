@@ -3,12 +3,12 @@ classifier", CVPR 2022, arXiv 2203.14001, eq. 3.
 
     L = mean (P(F_s) - F_t)^2       over samples, channels and pixels
 
-student: its projected last map P(F_s) [B, C_t, H, W]; teacher: its last map F_t [B, C_t, h, w],
-the one it pools; targets: not read, nor are logits.
-The projector P (1x1, 3x3, 1x1) and the teacher's classifier on its pooled output are part of the
-student that is deployed, and count as its parameters. The larger map is pooled, as in the paper.
-The student's map is pooled after its projector, since P is part of the student here; the authors'
-code pools it before.
+student: its projected last map P(F_s) [B, C_t, H, W]; teacher: the last map F_t [B, C_t, h, w],
+before pooling; targets and logits: not read.
+The deployed student includes the projector P (convolutions 1x1, 3x3, 1x1) and the teacher's
+classifier, which reads the pooled output of P; their parameters count as the student's. The larger
+map is pooled, as in the paper. The student's map is pooled after P, since P is part of the student
+here; the authors' code pools it before P.
 Memory: the gradient, B C_t H W floats: 20 MiB at batch 128, 80 MiB at 512 for 640 channels of 8x8.
 """
 

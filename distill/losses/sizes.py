@@ -5,10 +5,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 
 def pool_to_same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Average-pool the larger of maps [B, C, H, W] and [B, D, h, w] to the size of the smaller."""
+    """Average-pool the larger of two maps [B, C, H, W] and [B, D, h, w] to the smaller size."""
     height, width = map(min, student.shape[-2:], teacher.shape[-2:])
-    return _pooled(student, (height, width)), _pooled(teacher, (height, width))
+    return _pool_to(student, (height, width)), _pool_to(teacher, (height, width))
 
 
-def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def _pool_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if maps.shape[-2:] == size else adaptive_avg_pool2d(maps, size)

@@ -1,13 +1,14 @@
-"""KL divergence to the teacher's predictions, mixed like the images: mixup with a teacher's labels
-in place of the data's (mixup: Zhang et al., ICLR 2018, arXiv 1710.09412).
+"""KL divergence to the mixture of the teacher's predictions for the two images of a mixed image.
+
+This is mixup (Zhang et al., ICLR 2018, arXiv 1710.09412) with teacher predictions as labels.
 
     L = T^2 mean_b KL( lam p(z_i; T) + (1 - lam) p(z_j; T) || p(z_s; T) )
 
-student: logits z_s [B, C] of the mixed image; teacher: logits z_i, z_j [B, C] of the two images
-before they were mixed, and lam [B, 1]; targets: not read.
+student: logits z_s [B, C] for the mixed image; teacher: logits z_i, z_j [B, C] for the two images
+before they were mixed; lam [B, 1]: the weight of image i; targets: not read.
 This is not function matching: the teacher does not see the mixed image, and the student learns to
-be linear between two predictions (like the "recall" of TinyViT, arXiv 2207.10666). The teacher's
-logits are those of single images and can be cached whatever the mixing.
+interpolate linearly between two predictions (like the "recall" of TinyViT, arXiv 2207.10666). The
+teacher's logits are for unmixed images, so they can be cached whatever the mixing.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class SoftMix:
             for logits in (pair.own, pair.partner, inputs.student)
         )
         lam = at_least_float32(pair.lam)
-        # log of 0 is -inf, which adds nothing: an unmixed sample has exactly its own prediction.
+        # For an unmixed sample log(1 - lam) is -inf, so `mixed` is exactly its own prediction.
         mixed = torch.logaddexp(own + lam.log(), partner + (1 - lam).log())
         divergence = kl_div(student, mixed, reduction="batchmean", log_target=True)
         return self.temperature**2 * divergence

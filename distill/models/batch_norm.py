@@ -1,7 +1,8 @@
 """Re-estimate batch-norm statistics for averaged weights.
 
-The statistics of averaged weights are not the average of the statistics. Izmailov et al., UAI 2018,
-arXiv 1803.05407, section 3.2, recompute them by a pass over training images.
+Running means and variances cannot be averaged like weights: the averaged network has other
+activations. Izmailov et al., UAI 2018, arXiv 1803.05407, section 3.2, recompute them by a pass over
+training images.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data.augment.crop_flip import to_float
 
-N_IMAGES = 5_000  # costs a thirtieth of an epoch on 50,000
+N_IMAGES = 5_000  # the pass takes a thirtieth of the time of an epoch on 50,000 images
 BATCH = 250
 
 
@@ -18,16 +19,16 @@ BATCH = 250
 def recompute_statistics(net: nn.Module, images: Tensor, device: torch.device) -> None:
     """Recompute the running mean and variance of each batch norm from uint8 images [N, 3, H, W].
 
-    Each is the plain mean over batches of 250 images, or over one batch if there are fewer; a
-    partial last batch is not read. Meanwhile only the batch norms are in train mode, so dropout is
-    off. Afterwards the network is in eval mode.
+    The new values are unweighted means over batches of 250 images; a last, partial batch is not
+    used, unless it is the only one. Only the batch norms are in train mode during the pass, so
+    dropout is off. Afterwards the network is in eval mode.
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     net.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch then computes a plain mean
+        norm.momentum = None  # torch then computes an unweighted mean
         norm.train()
     size = min(BATCH, len(images))
     for batch in images[: len(images) // size * size].split(size):

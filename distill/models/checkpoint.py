@@ -1,9 +1,9 @@
 """Save and load weights and training checkpoints.
 
-All randomness is a function of (seed, view, sample) or (seed, step, rank), so no random state is
-saved. The teacher is not saved either: its fingerprint is in the result. A checkpoint is written
-under a temporary name, read again, and only then renamed; the previous checkpoint is retained in
-case the disk damages the new one. One digest covers the whole checkpoint.
+All random numbers are functions of (seed, view, sample) or (seed, step, rank), so no random state
+is saved. The teacher is not saved either; its fingerprint is. A checkpoint is written under a
+temporary name, read again, and only then renamed. The previous checkpoint is retained in case the
+disk damages the new one. One sha256 covers the whole checkpoint.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from distill.files.regular_file import InvalidFile
 from distill.models import out_of_memory
 from distill.runs.run_folder import write_bytes
 
-FORMAT = 2
-LARGEST_STATE = 16 << 30  # bytes: a network of 10^9 weights, its average and Adam's two buffers
-LARGEST_PICKLE = 8 << 20  # bytes of the description of a checkpoint's tensors
-CALLED_PACKAGES = ("torch", "collections")  # of the functions that this description calls
+FORMAT = 2  # version of the checkpoint format
+LARGEST_STATE = 16 << 30  # bytes: enough for 10^9 weights, their average and Adam's two buffers
+LARGEST_PICKLE = 8 << 20  # bytes of the pickle that describes a checkpoint's tensors
+CALLED_PACKAGES = ("torch", "collections")  # packages whose functions this pickle may call
 LONGEST_NAME = 60  # characters of a function's name in a message
-LARGEST_HEADER = 16 << 20  # bytes of a weights file beside its tensors
+LARGEST_HEADER = 16 << 20  # bytes of a weights file that are not tensors
 
 
 class DamagedCheckpoint(Exception):
@@ -42,7 +42,7 @@ class DamagedCheckpoint(Exception):
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Return the folders of the newest checkpoint and of the previous one."""
+    """Return the folders of the latest checkpoint, which is `folder`, and of the previous one."""
     return [folder, folder.with_name(folder.name + ".old")]
 
 
@@ -57,9 +57,11 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
     try:
         _write_and_verify(new, tensors, progress)
     except OSError:
-        shutil.rmtree(new, ignore_errors=True)  # on a full disk a partial one takes space
+        shutil.rmtree(
+            new, ignore_errors=True
+        )  # on a full disk a partial checkpoint would take space
         raise
-    if folder.exists():  # else `old` is the only complete one and stays until the rename
+    if folder.exists():  # else `old` is the only complete checkpoint
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
@@ -82,7 +84,10 @@ def _write_and_verify(new: Path, tensors: dict[str, Any], progress: dict[str, An
 
 
 def read_progress(folder: Path) -> dict[str, Any] | None:
-    """Return the progress of a checkpoint without its tensors; None if there is no sound one."""
+    """Return a checkpoint's progress; None if the checkpoint is absent, damaged or too old.
+
+    The tensors are verified but not loaded.
+    """
     try:
         return read_verified(folder)[1]
     except (DamagedCheckpoint, UserError):
@@ -90,16 +95,17 @@ def read_progress(folder: Path) -> dict[str, Any] | None:
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (tensors, progress) of the checkpoint at `folder`, the tensors on the host.
+    """Return (tensors, progress) of the checkpoint at `folder`, with the tensors on the CPU.
 
-    Raises DamagedCheckpoint if it differs from what was written, UserError for another format.
+    Raises DamagedCheckpoint if it differs from what was written, UserError if a program version
+    with another checkpoint format wrote it.
     """
     state, progress = read_verified(folder)
     if reason := _fault_of_archive(state):
         raise DamagedCheckpoint(f"{folder} is damaged: its state.pt {reason}")
     try:
         tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as fault:  # the program writes no calls
+    except pickle.UnpicklingError as fault:  # checkpoints of this program contain no calls
         raise DamagedCheckpoint(
             f"{folder} tries to run code, and is not loaded: {fault}"
         ) from fault
@@ -115,10 +121,11 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _fault_of_archive(state: bytes) -> str:
-    """Return why a state.pt could take more memory than its size, or is not torch's; else empty.
+    """Return why a state.pt is unsafe to load or not written by torch; empty if it is safe.
 
-    torch stores its records uncompressed, and its pickle calls functions of torch and collections
-    only; torch.load would also call bytearray, with any number.
+    A file that is not torch's could take much more memory than its own size. torch writes its
+    records uncompressed, and its pickle calls only functions of torch and collections, whereas
+    torch.load would also call bytearray with any size.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(state)) as archive:
@@ -144,7 +151,11 @@ def _fault_of_pickle(content: bytes) -> str:
 
 
 def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return (the tensors' bytes, progress) of a checkpoint; raises the same errors as `load`."""
+    """Return (the tensors' bytes, progress) of a checkpoint after checking its sha256.
+
+    Raises DamagedCheckpoint if it differs from what was written, UserError if a program version
+    with another checkpoint format wrote it.
+    """
     try:
         progress = run_json.parsed(run_json.content_of(folder / "progress.json"))
         state = regular_file.content_of(folder / "state.pt", LARGEST_STATE)
@@ -177,14 +188,17 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def digest_of(state: bytes, progress: dict[str, Any]) -> str:
-    """Return the sha256 of a checkpoint's tensors and progress; JSON preserves floats exactly."""
+    """Return the sha256 of a checkpoint's tensors, as bytes, and of its progress, as JSON.
+
+    JSON preserves floats exactly, so the digest can be computed again after reading.
+    """
     digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode() + b"\0")
     digest.update(state)
     return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the renames in a folder to disk; do nothing on systems other than POSIX."""
+    """Flush the renames in a folder to disk; do nothing on systems that are not POSIX."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -194,15 +208,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def copy_weights(net: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of parameters and buffers, contiguous and on the host, for a weights file."""
+    """Return contiguous copies of a network's parameters and buffers on the CPU, by name."""
     state = net.state_dict()
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> str:
-    """Write a safetensors file without metadata, whose bytes depend on the weights alone.
+    """Write a safetensors file and return its sha256.
 
-    Returns its sha256.
+    The file has no metadata, so its bytes depend only on the weights.
     """
     content = to_bytes(weights)
     write_bytes(path, content)
@@ -212,8 +226,8 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> str:
 def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
     """Load all weights of `net` from a safetensors file.
 
-    Raises UserError if it cannot be read, has another digest than `sha256`, or does not fit the
-    network.
+    Raises UserError if the file cannot be read, if its sha256 is not `sha256` (None: not checked),
+    or if its tensors do not have the names, shapes and dtypes of the network's.
     """
     expected = net.state_dict()
     n_bytes = sum(tensor.nbytes for tensor in expected.values())
@@ -227,7 +241,7 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
         weights = from_bytes(content)
     except (OSError, InvalidFile, SafetensorError) as fault:
         raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
-    except KeyError as fault:  # safetensors knows this type, but its reader for torch does not
+    except KeyError as fault:  # a type of safetensors that its reader for torch does not support
         raise UserError(
             f"{path} does not hold the weights of this network: it has tensors of type {fault}."
         ) from fault

@@ -10,34 +10,34 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.data.image_set import CHANNELS, SIDE
 
-BATCHES = (1, 128)
-WARM_UP = 10  # calls that are not measured: kernels are chosen, memory is allocated
-LEAST, MOST = 10, 200  # measured calls
-ENOUGH_S = 2.0
+BATCHES = (1, 128)  # batch sizes whose latency is measured
+WARM_UP = 10  # calls before the measurement, in which kernels are chosen and memory is allocated
+LEAST, MOST = 10, 200  # limits of the number of measured calls
+ENOUGH_S = 2.0  # after this time no more calls are measured
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Count a network's parameters, trained or not."""
+    """Count all parameters of a network, including those that are not trained."""
     return sum(p.numel() for p in net.parameters())
 
 
 def count_macs(net: nn.Module) -> int:
     """Count the multiply-accumulates of one image's forward pass.
 
-    Only convolutions and matrix products are counted; in these networks they are the convolutions,
+    Only convolutions and matrix products are counted. In these networks these are the convolutions,
     the linear layers and the attention of some timm networks.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(_grey_images(net, 1))
     flops: int = counter.get_total_flops()
-    return flops // 2  # a multiplication and an addition are two
+    return flops // 2  # torch counts a multiply-accumulate as two operations
 
 
 @torch.inference_mode()
 def measure_latency(net: nn.Module) -> dict[str, Any]:
     """Measure the milliseconds from images on the device to logits, at batches of 1 and 128.
 
-    Each is the median of sequential, synchronised calls: a latency, not a throughput.
+    Each value is the median over sequential, synchronised calls: a latency, not a throughput.
     """
     net.eval()
     device = next(net.parameters()).device

@@ -1,4 +1,4 @@
-"""Extract named feature maps of a network beside its logits."""
+"""Compute named feature maps ("taps") of a network together with its logits."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,10 +18,11 @@ class ModelOutput(NamedTuple):
 
 
 class FeatureExtractor(nn.Module):
-    """Compute a `ModelOutput` by hooks on the modules whose outputs are requested.
+    """Wraps a network to return its logits and the feature maps `taps` as a `ModelOutput`.
 
-    The hooks capture only during this module's own forward: calling the network itself keeps no
-    maps in memory. Raises UserError for a tap that does not exist, naming those that do.
+    The maps are captured by hooks on the network's modules, only during this wrapper's forward
+    pass; a call of the wrapped network itself captures nothing. Raises UserError, naming the taps
+    that exist, if a requested tap does not exist.
     """
 
     def __init__(self, net: nn.Module, taps: Sequence[str] = ()) -> None:
@@ -50,7 +51,10 @@ class FeatureExtractor(nn.Module):
 
 
 def tap_points(net: nn.Module) -> Mapping[str, nn.Module]:
-    """Return the modules whose outputs can be tapped, by tap name; empty if there are none."""
+    """Return the modules whose outputs are available as taps, by tap name.
+
+    Empty if the network has none.
+    """
     points: Mapping[str, nn.Module] = getattr(net, "tap_points", {})
     return points
 
@@ -59,7 +63,7 @@ def tap_points(net: nn.Module) -> Mapping[str, nn.Module]:
 def tap_shapes(extractor: FeatureExtractor, image_size: int) -> dict[str, tuple[int, ...]]:
     """Return each tap's shape for one image, without the batch dimension.
 
-    The network's mode is restored.
+    Costs a forward pass of a black image; the network's mode is restored.
     """
     net, device = extractor.net, next(extractor.net.parameters()).device
     was_training = net.training

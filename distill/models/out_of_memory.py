@@ -9,20 +9,20 @@ import torch
 from distill.format import counted
 from distill.recipe.recipes import Recipe
 
-# The texts in the RuntimeErrors of torch's allocators on a CPU.
+# Texts in the RuntimeErrors that torch raises on a CPU if memory is full.
 OF_CPU = ("can't allocate memory", "not enough memory")
 REQUESTED = re.compile(r"tried to allocate (\d+) bytes")
 
 
 class OutOfMemory(Exception):
-    """The memory is too small for the recipe, or other programs use it."""
+    """The memory is too small for the recipe, or other programs use too much of it."""
 
 
 @contextmanager
 def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
-    """Raise OutOfMemory instead of torch's or Python's error for a full memory.
+    """Raise OutOfMemory instead of an out-of-memory error of torch or Python.
 
-    The original error is dropped: its traceback refers to the tensors that fill the memory.
+    The original error is not chained, since its traceback refers to the tensors that fill memory.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
             raise
         train = recipe.train
         raise OutOfMemory(
-            f"{_which_memory(error)}\n"
+            f"{_full_memory_note(error)}\n"
             f"A step has {counted(train.batch_size, 'image')} (train.batch_size). "
             f"Start again with --set train.accumulate={2 * train.accumulate}, the same batch "
             "in smaller parts, or with a smaller train.batch_size."
@@ -39,14 +39,14 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch or Python means that the device's or the host's memory is full."""
+    """Whether an error of torch or Python means that device or host memory is full."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OF_CPU)
 
 
-def _which_memory(error: BaseException) -> str:
-    """Return a line on which memory is full: the device's or the host's."""
+def _full_memory_note(error: BaseException) -> str:
+    """Return a sentence that says which memory is full, that of the device or of the host."""
     first_line = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"the device's memory is full: {first_line}"

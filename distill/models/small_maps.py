@@ -1,9 +1,10 @@
 """Compute 3x3 convolutions of small maps as matrix products on a CPU.
 
-oneDNN's kernels work along a row of pixels, and maps of 4x4 pixels or fewer leave most of a vector
-or an AMX tile empty. Gathering each pixel's 3x3 neighbourhood (im2col: Chellapilla et al., "High
-Performance Convolutional Neural Networks for Document Processing", 2006) makes one large matrix
-product of the batch. docs/performance.md has the measured times.
+oneDNN's convolution kernels process a row of pixels at once, so maps of 4x4 pixels or fewer leave
+most of a vector register or an AMX tile empty. If each pixel's 3x3 neighbourhood is gathered first
+(im2col: Chellapilla et al., "High Performance Convolutional Neural Networks for Document
+Processing", 2006), the convolution of a batch is one large matrix product. docs/performance.md has
+the measured times.
 """
 
 from typing import Any
@@ -13,15 +14,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-MIN_CHANNELS = 256  # of input and output: with fewer, the gathering costs more than it saves
-MAX_PIXELS = {torch.bfloat16: 16, torch.float32: 9}  # of a map, by the dtype of the computation
+MIN_CHANNELS = 256  # of input and output; with fewer channels, gathering costs more than it saves
+MAX_PIXELS = {torch.bfloat16: 16, torch.float32: 9}  # pixels of a map, by dtype of the computation
 
 
 def use_matrix_products(net: nn.Module) -> None:
     """Replace a network's wide 3x3 convolutions by SmallMapConv2d, in place.
 
-    Outputs and gradients are the same up to rounding; parameters and their names do not change.
-    Calling it again changes nothing.
+    Convolutions with at least 256 channels are replaced. Outputs and gradients are the same up to
+    rounding; parameters and their names do not change. Calling this function again has no effect.
     """
     for module in net.modules():
         if type(module) is nn.Conv2d and _is_eligible(module):

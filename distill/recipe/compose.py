@@ -1,8 +1,8 @@
 """Merge a recipe's files and every --set into one set of tables.
 
-Later values win: the recipes named by `compose` from left to right, then the file itself, then each
---set. Tables are merged key by key; `mix.cutmix = false` removes an earlier table. This module only
-checks that the parts exist and can be read.
+Later values replace earlier ones. The order is: the recipes that the file lists in `compose`, from
+left to right; the file itself; each --set. Tables are merged key by key; `mix.cutmix = false`
+removes the table [mix.cutmix]. This module only checks that the files exist and can be read.
 """
 
 import io
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("recipes", "recipes/ingredients", "recipes/reports")  # where a bare name is looked up
 LIST_THEM = "`python cli.py recipes` lists them"
 OVERRIDE = "--set"
-RIVALS = {
+RIVALS = {  # setting the first key removes the second one if an earlier layer set it
     "student.width": "channels",
     "student.channels": "width",
     "teacher.width": "channels",
@@ -34,14 +34,14 @@ RIVALS = {
     "ema.decay": "half_life",
     "ema.half_life": "decay",
 }
-LONGEST = 100_000  # characters of a recipe with all its files; shipped ones have 3,000
-LARGEST = 4 * LONGEST  # bytes of a recipe with all its files, in UTF-8
-DEEPEST = 8  # levels of nested tables and lists; shipped recipes have 4
-MOST_PARTS = 64  # files of a recipe, each repetition counted; shipped ones have 6
+LONGEST = 100_000  # most characters in all files of a recipe; shipped recipes have 3,000
+LARGEST = 4 * LONGEST  # most bytes of a file, in UTF-8
+DEEPEST = 8  # most levels of nested tables and lists; shipped recipes have 4
+MOST_PARTS = 64  # most files of a recipe, a file read twice counted twice; shipped recipes have 6
 INT64 = range(-(1 << 63), 1 << 63)  # range of TOML's integers
 TOO_LONG = "a whole number of more than 64 bits"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-STRING_OR_COMMENT = re.compile(  # unfinished ones match too, so that the time is linear
+STRING_OR_COMMENT = re.compile(  # matches unterminated strings too, so that the time is linear
     r'"""(?:\\.|[^\\])*?(?:"""|\\?\Z)'
     r"|'''.*?(?:'''|\Z)"
     r'|"(?:\\[^\n]|[^"\\\n])*"?'
@@ -58,9 +58,7 @@ class _TooLarge(Exception):
 
 @dataclass
 class _Size:
-    """The number of files read for a recipe and of their characters; a file read twice counts
-    twice.
-    """
+    """Counts the files of a recipe and their characters; a file read twice counts twice."""
 
     parts: int = 0
     characters: int = 0
@@ -75,7 +73,11 @@ class _Size:
             )
 
     def add_text(self, text: str) -> None:
-        """Count a file's characters. Raises _TooLarge if several files have more than LONGEST."""
+        """Count the characters of a file.
+
+        Raises _TooLarge if the files have more than LONGEST characters in all; `toml` reports a
+        single file of more than LONGEST.
+        """
         self.characters += len(text)
         if self.characters > LONGEST >= len(text):
             raise _TooLarge(
@@ -86,7 +88,10 @@ class _Size:
 
 @dataclass(frozen=True)
 class Layer:
-    """The values that one file or one --set contributes."""
+    """The values that one file or one --set sets.
+
+    `origin`: the file's path, or "--set". `values`: nested tables, as TOML is parsed.
+    """
 
     origin: str
     values: Values
@@ -96,11 +101,14 @@ class Layer:
 class Composition:
     """The merged tables of a recipe.
 
-    `origins`: by dotted key, the file or --set that set it last. `name`: as requested; for a path
-    its stem. `describing_origins`: the origins whose [about] describes this recipe itself.
-    `faults`: what could not be read. `networks`: for each part of a+b+c its name, and [teacher] and
-    [student] once it is merged. `idle`: tables that a `--set KEY=false` should remove, but that do
-    not exist.
+    `origins`: for each dotted key, the file that set it last, or "--set".
+    `name`: the recipe's name as requested; for a path, its stem.
+    `describing_origins`: the files whose [about] table describes the composed recipe itself, not
+    only one of its parts; and "--set".
+    `faults`: a message for each file or --set that could not be read.
+    `networks`: for each part of a+b+c, its name and the tables [teacher] and [student] after the
+    part was merged.
+    `idle`: the keys of each `--set KEY=false` that found no table to remove.
     """
 
     values: Values
@@ -115,7 +123,8 @@ class Composition:
 def compose(spec: str, overrides: Sequence[str]) -> Composition:
     """Merge the files of `spec` (a name, a path ending in .toml, or a+b+c) and the overrides.
 
-    An override is `key=value`.
+    An override is `key=value`. Files that cannot be read and malformed overrides raise no error:
+    each has a message in `faults` of the result.
     """
     faults: list[str] = []
     values: Values = {}
@@ -145,7 +154,7 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
 
 
 def _removes_nothing(values: Values, layer: Layer) -> Iterator[str]:
-    """Yield a layer's key if it is a --set that removes a table and there is no such table."""
+    """Yield the key of a `--set KEY=false` if `values` has no table KEY to remove."""
     key, override, existing = "", cast("Any", layer.values), cast("Any", values)
     while isinstance(override, dict) and len(override) == 1:
         [(name, override)] = override.items()
@@ -156,12 +165,12 @@ def _removes_nothing(values: Values, layer: Layer) -> Iterator[str]:
 
 
 def _name_of(part: str) -> str:
-    """Return a name unchanged, and the stem of a path."""
+    """Return the name of a recipe's part: the stem of a .toml path, a name unchanged."""
     return Path(part).stem if part.endswith(".toml") else part
 
 
 def _networks(values: Values) -> Values:
-    """Return copies of the tables that describe networks."""
+    """Return copies of the tables [teacher] and [student], if present."""
     tables = {name: values.get(name) for name in ("teacher", "student")}
     return {name: dict(table) for name, table in tables.items() if isinstance(table, dict)}
 
@@ -169,9 +178,11 @@ def _networks(values: Values) -> Values:
 def _layers(
     spec: str, relative_to: Path, ancestors: tuple[Path, ...], size: _Size, faults: list[str]
 ) -> Iterator[Layer]:
-    """Yield the files of `spec` in merging order; paths are relative to `beside`.
+    """Yield a layer for each file of `spec`, in merging order.
 
-    Adds the files to `size`. Raises _TooLarge.
+    Paths in `spec` are relative to the folder `relative_to`. `ancestors`: the chain of files whose
+    `base` or `compose` led to `spec`. Counts the files in `size` and adds a message to `faults`
+    for each that cannot be read. Raises _TooLarge if `size` exceeds its limits.
     """
     for part in _parts(spec, relative_to):
         size.add_part()
@@ -187,7 +198,7 @@ def _layers(
 
 
 def _parts(spec: str, relative_to: Path) -> list[str]:
-    """Split `a+b+c` into its parts, unless it is one file whose name has a plus."""
+    """Split `a+b+c` into its parts, unless it is the path of a file with a plus in its name."""
     return [spec] if os.path.isfile(relative_to / spec) else spec.split("+")
 
 
@@ -205,7 +216,12 @@ def _pop_bases(values: Values, path: Path, faults: list[str]) -> list[str]:
 def _find_file(
     part: str, relative_to: Path, ancestors: tuple[Path, ...], faults: list[str]
 ) -> Path | None:
-    """Return the file of a name or path; unless there is exactly one, add a fault, return None."""
+    """Return the path of the file that `part` (a recipe's name, or a path ending in .toml) refers
+    to.
+
+    If the path is malformed, or no file or several files have the name, add a fault and return
+    None. `ancestors`: the last one is the file that names `part`.
+    """
     if part.endswith(".toml"):
         try:
             path = (relative_to / Path(part).expanduser()).resolve()
@@ -240,7 +256,8 @@ def shipped_paths() -> list[Path]:
 def parsed(path: Path, faults: list[str], size: _Size | None = None) -> Values:
     """Return the tables of a file; if it cannot be read, add a fault and return no tables.
 
-    `size`: counts the files of one recipe; this one is added. Raises _TooLarge.
+    `size`: if given, the file's characters are added to it. Raises _TooLarge if `size` then
+    exceeds its limit.
     """
     try:
         text = text_of(path)
@@ -258,15 +275,19 @@ def parsed(path: Path, faults: list[str], size: _Size | None = None) -> Values:
 
 
 def text_of(path: Path) -> str:
-    """Read a TOML file as text. Raises InvalidFile, OSError, UnicodeDecodeError."""
+    """Read a TOML file as text.
+
+    Raises InvalidFile if it is not a regular file or has more than LARGEST bytes, OSError if it
+    cannot be read, UnicodeDecodeError if it is not UTF-8.
+    """
     return io.StringIO(content_of(path, LARGEST).decode(), newline=None).read()
 
 
 def toml(text: str, name: str, faults: list[str]) -> Values:
-    """Parse a TOML text into tables; if it is invalid, add a fault with the line and return no
-    tables.
+    """Parse a TOML text into tables; if it is invalid, add a fault and return no tables.
 
-    Length, depth and integers are bounded. Sweep files are parsed here too.
+    `name`: the file's name for the fault. Also invalid: more than LONGEST characters, tables nested
+    deeper than DEEPEST levels, integers of more than 64 bits. Used for recipes and sweep files.
     """
     if len(text) > LONGEST:
         faults.append(f"{name} has more than {LONGEST:,} characters; a recipe has fewer")
@@ -290,17 +311,18 @@ def toml(text: str, name: str, faults: list[str]) -> Values:
 
 
 def has_long_key(text: str) -> bool:
-    """Whether a TOML text has a dotted key of more than DEEPEST names, for which `tomllib` needs
-    quadratic time.
+    """Whether a TOML text has a dotted key of more than DEEPEST names.
+
+    `tomllib` needs quadratic time for such a key.
     """
     keys = NOT_IN_KEY.split(STRING_OR_COMMENT.sub("x", text))
     return any(key.count(".") >= DEEPEST for key in keys)
 
 
 def has_long_number(value: Any) -> bool:
-    """Whether an integer exceeds TOML's 64 bits, also inside tables and lists.
+    """Whether a value is or contains an integer of more than 64 bits.
 
-    Recursive: the depth of the tables must have been checked.
+    Recurses into tables and lists, so their depth must be checked before.
     """
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (isinstance(value, int) and value not in INT64) or any(map(has_long_number, inside))
@@ -313,7 +335,10 @@ def is_deeper(value: Any, levels: int) -> bool:
 
 
 def label(path: Path) -> str:
-    """Return a file's path for messages and origins: relative to the project if it is inside."""
+    """Return a file's path for messages and origins.
+
+    It is relative to the project folder if the file is inside it, otherwise absolute.
+    """
     path = path.resolve()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
@@ -331,7 +356,7 @@ def _override_layers(overrides: Sequence[str], faults: list[str]) -> Iterator[La
 def override_of(key: str, overrides: Sequence[str]) -> str | None:
     """Return the last override that sets `key` (`table.name`), or None.
 
-    An override such as `data={source="x"}` sets `data.source` too.
+    An override of a whole table, such as `data={source="x"}`, sets `data.source` too.
     """
     table, _, name = key.partition(".")
     for text in reversed(overrides):
@@ -343,9 +368,9 @@ def override_of(key: str, overrides: Sequence[str]) -> str | None:
 
 
 def _conflicting_overrides(layers: Sequence[Layer]) -> Iterator[str]:
-    """Yield a fault for each pair of overrides of one command that exclude each other.
+    """Yield a fault for each pair of --set that exclude each other, such as epochs and minutes.
 
-    Between files this is no fault: the later one replaces the earlier one.
+    Two files may set such a pair: the key of the later file replaces the other one.
     """
     keys = {
         f"{table}.{name}"
@@ -361,7 +386,10 @@ def _conflicting_overrides(layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def _override_layer(text: str) -> Layer:
-    """Parse an override such as `optim.lr=0.1` into tables. Raises ValueError."""
+    """Parse an override such as `optim.lr=0.1` into tables.
+
+    Raises ValueError if the key or the value is missing or malformed, or nested too deeply.
+    """
     key, _, raw = text.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not all(map(BARE_KEY.fullmatch, names)):
@@ -377,7 +405,11 @@ def _override_layer(text: str) -> Layer:
 
 
 def _override_value(raw: str) -> Any:
-    """Parse a TOML value; text that is no TOML value is a string, so that paths need no quotes."""
+    """Parse a TOML value; any other text is a string, so that paths need no quotes.
+
+    Raises ValueError if text that begins like a list, a table or a quoted string is malformed, if
+    the value is nested too deeply, or if it has an integer of more than 64 bits.
+    """
     is_structured = raw[0] in "[{\"'" or "\n" in raw
     if is_structured and has_long_key(raw):
         raise ValueError(f"is nested deeper than {DEEPEST} tables and lists")
@@ -423,7 +455,8 @@ def _drop_other_network(
 ) -> None:
     """Remove the keys of another network that earlier layers set in [teacher] or [student].
 
-    Keys that the same layer sets remain and are refused later: they contradict its network.
+    `origin`: the layer that sets `network`. Other keys that this layer sets remain, and the
+    validation refuses them: they contradict its own network.
     """
     for name in foreign_keys(network) & table.keys():
         if origins[prefix + name] != origin:

@@ -1,6 +1,7 @@
 """Constraints between keys of a recipe.
 
-A rule's arguments are the tables it reads: it is called if all of them are present and valid.
+A rule is a function that yields a Fault for each violation. Its arguments are the tables that it
+reads, by name; it is called if all of them are present and valid.
 """
 
 import re
@@ -33,9 +34,10 @@ from students.design import Design
 
 @dataclass(frozen=True)
 class Fault:
-    """A faulty `key = value` and its problem; the value is None if the key itself is the problem.
+    """A fault of a recipe: `key = value`, followed by the problem.
 
-    `against` is a second key, in conflict with the first; it replaces `{}` in the problem.
+    `value`: None if the message should not show one, as for a missing key. `against`: a second key,
+    which conflicts with `key`; in the message it replaces `{}` in `problem`.
     """
 
     key: str
@@ -46,38 +48,42 @@ class Fault:
 
 Rule = Callable[..., Iterator[Fault]]
 
-SIDES = range(8, 33, 2)  # allowed sides of training images, in pixels
-MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms that need maps, not pooled vectors
-WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}
-ROUNDING = 1e-9  # tolerance for shares that add up to 1: as floats 0.33 + 0.56 + 0.11 > 1
-WITHOUT_EPS = {"sgd", "momentum", "lion"}
-DEPTHS = "10, 16, 22, 28 …"
-EXAMPLE = {"stages": 3, "blocks": 1, "width": 64}  # keys that a residual network needs
+SIDES = range(8, 33, 2)  # allowed heights and widths of training images, in pixels
+MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms that need maps [C, H, W], not pooled vectors
+WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}  # optimizers
+ROUNDING = 1e-9  # tolerance for probabilities that add up to 1: 0.33 + 0.56 + 0.11 > 1 in floats
+WITHOUT_EPS = {"sgd", "momentum", "lion"}  # optimizers
+DEPTHS = "10, 16, 22, 28 …"  # of a Wide ResNet
+EXAMPLE = {"stages": 3, "blocks": 1, "width": 64}  # suggested if a residual network lacks the key
 
 
 def one_mix_a_sample(mix: Mix) -> Iterator[Fault]:
     """Check that the probabilities of the ways of mixing add up to at most 1."""
-    shares = {f"mix.{name}.prob": way.prob for name, way in mix.ways().items() if way.prob > 0}
-    if fsum(shares.values()) > 1 + ROUNDING:
-        (key, first), *rest = shares.items()
-        others = " and ".join(f"{other} = {share}" for other, share in rest)
-        remedy = " ".join(f"--set {key}={share}" for key, share in _shares_that_fit(shares).items())
+    probs = {f"mix.{name}.prob": way.prob for name, way in mix.ways().items() if way.prob > 0}
+    if fsum(probs.values()) > 1 + ROUNDING:
+        (key, first), *rest = probs.items()
+        others = " and ".join(f"{other} = {prob}" for other, prob in rest)
+        remedy = " ".join(f"--set {key}={prob}" for key, prob in _probs_that_fit(probs).items())
         problem = f"and {others} add up to more than 1; each sample is mixed in one way at most; "
         yield Fault(key, first, problem + f"type {remedy}")
 
 
-def _shares_that_fit(shares: dict[str, float]) -> dict[str, float]:
-    """Return shares that add up to 1: the first is lowered if that suffices, otherwise all are."""
-    key, *others = shares
-    left = 1 - fsum(shares[other] for other in others)
-    fitting = {key: left} if left > 0 else {k: v / fsum(shares.values()) for k, v in shares.items()}
+def _probs_that_fit(probs: dict[str, float]) -> dict[str, float]:
+    """Return the changed values with which the probabilities add up to 1, by key.
+
+    Only the first one is lowered if that suffices, otherwise all are scaled.
+    """
+    key, *others = probs
+    left = 1 - fsum(probs[other] for other in others)
+    fitting = {key: left} if left > 0 else {k: v / fsum(probs.values()) for k, v in probs.items()}
     # Four digits, rounded down: the suggested values must not add up to more than 1 again.
-    return {key: floor(round(10_000 * share, 6)) / 10_000 for key, share in fitting.items()}
+    return {key: floor(round(10_000 * prob, 6)) / 10_000 for key, prob in fitting.items()}
 
 
 def teacher_network_is_known(teacher: Teacher) -> Iterator[Fault]:
-    """Check that the teacher's network can be built; timm's names are checked when timm is
-    imported.
+    """Check that the teacher's network has a known name and, if it is a Wide ResNet, a valid depth.
+
+    Only timm knows its own names: `timm/NAME` is checked later, when timm is imported.
     """
     yield from _network_faults("teacher", teacher.network, ("wrn", "resnet"))
     if teacher.network == "wrn" and not catalogue.is_valid_depth(teacher.depth):
@@ -85,7 +91,7 @@ def teacher_network_is_known(teacher: Teacher) -> Iterator[Fault]:
 
 
 def student_network_is_known(student: Student) -> Iterator[Fault]:
-    """Check that the student's network can be built."""
+    """Check that the student's network has a known name."""
     yield from _network_faults("student", student.network, ("resnet",))
 
 
@@ -159,8 +165,9 @@ def warmup_ends_before_term(loss: Losses) -> Iterator[Fault]:
 
 
 def one_label_is_unmixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
-    """Check that terms that read one class per sample, or the sample's index, are not used with
-    mixing.
+    """Check that images are not mixed if a loss term cannot be computed for mixed images.
+
+    Such a term reads one class per sample, or identifies each image by its index.
     """
     for name, term in loss.terms().items():
         reads = {
@@ -174,7 +181,10 @@ def one_label_is_unmixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
 
 
 def pairs_are_mixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
-    """Check that images are mixed from two if a term mixes the teacher's logits."""
+    """Check that images are mixed in pairs if a loss term mixes the teacher's logits of two images.
+
+    Mixup and CutMix mix two images, RICAP four.
+    """
     for name, term in loss.terms().items():
         if "pair" not in term.needs:
             continue
@@ -188,9 +198,10 @@ def pairs_are_mixed(loss: Losses, mix: Mix) -> Iterator[Fault]:
 
 
 def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
-    """Check that terms on maps have a live teacher: the cache contains logits only.
+    """Check that no teacher cache is used if a loss term reads the teacher's feature maps.
 
-    A map of 640 channels of 8x8 would take 82 kB per sample and view.
+    The cache contains logits only: a map of 640 channels of 8x8 would take 82 kB per sample and
+    view.
     """
     for name, term in loss.terms().items():
         if "live teacher" in term.needs:
@@ -200,7 +211,10 @@ def maps_are_live(loss: Losses, cache: Cache) -> Iterator[Fault]:
 
 
 def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
-    """Check that terms on maps have one teacher without mirroring: maps are not averaged."""
+    """Check that terms that read feature maps have a single teacher, without mirroring.
+
+    Several teachers, or an image and its mirror image, are averaged in their logits only.
+    """
     combined = {
         "mirror": ("false", "means two forwards, whose maps are not averaged", teacher.mirror),
         "draw": ("all", "means several teachers", teacher.draw == "one"),
@@ -217,7 +231,7 @@ def maps_are_of_one_teacher(loss: Losses, teacher: Teacher) -> Iterator[Fault]:
 
 
 def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
-    """Check that every tap of the student that a term reads exists."""
+    """Check that every feature map (tap) of the student that a loss term reads exists."""
     try:
         described = describe(student)
     except UserError:
@@ -241,7 +255,7 @@ def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
 
 
 def maps_have_positions(loss: Losses) -> Iterator[Fault]:
-    """Check that terms that compare positions or channels of maps do not read pooled features."""
+    """Check that loss terms that compare positions of feature maps do not read pooled features."""
     for name in MAPS_ALONE & loss.terms().keys():
         term = loss.terms()[name]
         for key, tap in (*taps(term, "student"), *taps(term, "teacher")):
@@ -253,7 +267,7 @@ def maps_have_positions(loss: Losses) -> Iterator[Fault]:
 
 
 def taps_are_pairs(loss: Losses) -> Iterator[Fault]:
-    """Check that each term reads as many maps of the teacher as of the student."""
+    """Check that each loss term reads as many feature maps of the teacher as of the student."""
     for name, term in loss.terms().items():
         of_student, of_teacher = list(taps(term, "student")), list(taps(term, "teacher"))
         if len(of_student) != len(of_teacher):
@@ -265,7 +279,7 @@ def taps_are_pairs(loss: Losses) -> Iterator[Fault]:
 
 
 def ranges_are_ascending(augment: Augment) -> Iterator[Fault]:
-    """Check that the smaller end of each range comes first."""
+    """Check that the smaller end of each augmentation range comes first."""
     for key, span in {
         "erase.area": augment.erase and augment.erase.area,
         "erase.ratio": augment.erase and augment.erase.ratio,
@@ -276,7 +290,10 @@ def ranges_are_ascending(augment: Augment) -> Iterator[Fault]:
 
 
 def optimizer_takes_its_arguments(optim: Optim) -> Iterator[Fault]:
-    """Check that Nesterov's momentum is above 0, and that Adan's three betas are not set."""
+    """Check that `momentum` is above 0 for Nesterov's SGD, and that `betas` is absent for Adan.
+
+    `betas` has two values, and Adan has three of its own.
+    """
     if optim.name == "sgd" and optim.momentum == 0:
         problem = "cannot be used with sgd, which is Nesterov's; type --set optim.name=momentum"
         yield Fault("optim.momentum", optim.momentum, problem)
@@ -298,27 +315,32 @@ def epochs_or_minutes(train: Train) -> Iterator[Fault]:
 
 
 def resolution_rises(train: Train) -> Iterator[Fault]:
-    """Check that the first image side starts at share 0 of the training, and that shares and sides
-    rise.
+    """Check the progressive-resizing schedule.
+
+    The first image size must start at fraction 0 of the training, and fractions and sizes must
+    increase.
     """
     if train.resolution is None:
         return
     key, shown = "train.resolution", [list(stage) for stage in train.resolution]
-    (first, side), *_ = train.resolution
-    if first != 0:
-        problem = "has no side for the beginning; the first share must be 0: "
-        yield Fault(key, shown, problem + f"[0.0, {side}]")
-    for (share, side), (later, larger) in pairwise(train.resolution):
-        if later <= share:
-            problem = f"has share {later:g} after {share:g}; the shares must rise"
+    (first_fraction, size), *_ = train.resolution
+    if first_fraction != 0:
+        problem = "has no image size for the beginning; the first fraction must be 0: "
+        yield Fault(key, shown, problem + f"[0.0, {size}]")
+    for (fraction, size), (next_fraction, next_size) in pairwise(train.resolution):
+        if next_fraction <= fraction:
+            problem = f"has fraction {next_fraction:g} after {fraction:g}; fractions must increase"
             yield Fault(key, shown, problem)
-        if larger <= side:
-            problem = f"has side {larger} after {side}; the sides must rise"
+        if next_size <= size:
+            problem = f"has size {next_size} after {size}; sizes must increase"
             yield Fault(key, shown, problem)
 
 
 def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
-    """Check that the student's maps are large enough for the smallest images it is trained on."""
+    """Check that a residual student accepts every image size in `train.resolution`.
+
+    Its maps and its pooling window must fit, and it must have as many features as at 32 pixels.
+    """
     if train.resolution is None or not is_residual(student):
         return
     spec = student.spec()
@@ -326,21 +348,24 @@ def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
         features = Design.of(**spec).features
     except UserError:
         return  # student_design_is_valid reports it
-    fitting = [side for side in SIDES if _fits(spec, side, features)]
-    smallest = next(s for s in SIDES if all(side in fitting for side in SIDES if side >= s))
-    refused = [str(side) for _, side in train.resolution if side < smallest]
+    fitting = [size for size in SIDES if _fits(spec, size, features)]
+    smallest = next(s for s in SIDES if all(size in fitting for size in SIDES if size >= s))
+    refused = [str(size) for _, size in train.resolution if size < smallest]
     if refused:
         problem = (
-            f"has side {' and '.join(refused)}, too small for this student's maps or its pool; "
-            f"the smallest side that fits is {smallest}"
+            f"has size {' and '.join(refused)}, too small for this student's maps or its pool; "
+            f"the smallest size that fits is {smallest}"
         )
         yield Fault("train.resolution", [list(stage) for stage in train.resolution], problem)
 
 
-def _fits(spec: dict[str, Any], side: int, features: int) -> bool:
-    """Whether a design accepts images of `side` pixels and then has `features` features."""
+def _fits(spec: dict[str, Any], size: int, features: int) -> bool:
+    """Whether a design accepts images of size x size pixels and has `features` features for them.
+
+    `spec`: the keyword arguments of `Design.of`.
+    """
     try:
-        return Design.of(**spec, image_size=side).features == features
+        return Design.of(**spec, image_size=size).features == features
     except UserError:
         return False
 
@@ -378,7 +403,7 @@ def floor_is_below_the_peak(optim: Optim) -> Iterator[Fault]:
 
 
 def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
-    """Check that the warmup ends before the training does."""
+    """Check that the warmup of the learning rate ends before the training does."""
     if train.epochs is not None and optim.warmup_epochs >= train.epochs:
         problem = f"does not end before train.epochs = {train.epochs}; allowed: less than that"
         yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
@@ -390,8 +415,9 @@ def student_design_is_valid(student: Student) -> Iterator[Fault]:
 
 
 def teacher_design_is_valid(teacher: Teacher) -> Iterator[Fault]:
-    """Check that `Design.of` accepts the keys of a residual network in [teacher], which has no
-    budget.
+    """Check that `Design.of` accepts the keys of [teacher] if its network is "resnet".
+
+    A teacher may have any number of parameters.
     """
     yield from _residual_faults("teacher", teacher)
 
@@ -435,7 +461,7 @@ def within_budget(student: Student) -> Iterator[Fault]:
 
 
 def did_you_mean(near: str | None = None) -> str:
-    """Return the end of a fault's message: a suggestion, or empty without one."""
+    """Return a suggestion to end a fault's message with; empty without `near`."""
     return f"; did you mean {near}?" if near else ""
 
 

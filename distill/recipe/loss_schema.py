@@ -1,9 +1,16 @@
 """The `[loss]` tables: weight, schedule and arguments of each term, and the inputs it needs.
 
-`needs` of a term: `labels`; `one label` (one class per sample); `teacher` (its logits, computed or
-cached); `live teacher` and `taps` (maps of both networks); `pair` (the teacher's logits of both
-images before mixing); `sample index`. `distill/losses/NAME.py` has each term's paper, equation and
-the meaning of its arguments.
+`Term.needs` is a set of these names:
+
+    labels        a distribution over the classes for each sample
+    one label     one class per sample, so images cannot be mixed
+    teacher       the teacher's logits, computed or cached
+    live teacher  a teacher that is computed in each step, not cached
+    taps          feature maps of student and teacher
+    pair          the teacher's logits of both images before they are mixed
+    sample index  the index of each sample in the training set
+
+`distill/losses/NAME.py` has the paper, the equation and the arguments of each term.
 """
 
 from collections.abc import Iterator
@@ -13,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
-# Upper bounds are far beyond use: float32 holds the product of two, and such loops still end.
+# The upper bounds are far above useful values. They keep the product of two values within float32,
+# and loops over a count finite in practice.
 MOST = 1_000_000_000
 Positive = Annotated[float, Field(gt=0, le=MOST)]
 NotNegative = Annotated[float, Field(ge=0, le=MOST)]
@@ -38,16 +46,16 @@ class Table(BaseModel):
 
 
 class When(Table):
-    """When a term is active, in shares of the training."""
+    """When a loss term is active, in fractions of the training."""
 
     begin: ShareBelowOne = 0.0
     end: Annotated[float, Field(gt=0, le=1)] = 1.0
-    warmup: ShareBelowOne = 0.0  # the share over which the weight rises from 0
-    fade_to: NotNegative = 1.0  # the factor on the weight at the end
+    warmup: ShareBelowOne = 0.0  # after `begin`, the weight increases from 0 over this fraction
+    fade_to: NotNegative = 1.0  # factor on the weight at `end`; linear from 1 after the warmup
 
 
 class Term(Table):
-    """A loss term: its factor in the total, and when it is active."""
+    """Keys of every loss term: its weight in the total loss, and when it is active."""
 
     needs: ClassVar[frozenset[str]]
     weight: NotNegative = 1.0
@@ -109,7 +117,7 @@ class MultiTemperature(Term):
 
 
 class SoftMix(Term):
-    """KD with the teacher's outputs of two images, mixed as the images are."""
+    """KD with the teacher's logits of two images, mixed in the same proportion as the images."""
 
     needs: ClassVar = frozenset({"pair"})
     temperature: Temperature = 4.0
@@ -165,7 +173,7 @@ class Rkd(Term):
     distance: NotNegative = 1.0
     angle: NotNegative = 2.0
     rows: Annotated[int, Field(ge=3, le=65_536)] = (
-        128  # at most so many samples of a batch enter the angles
+        128  # the angles are computed between at most this many samples of a batch
     )
     student_tap: str = "features"
     teacher_tap: str = "features"
@@ -188,7 +196,7 @@ class Crd(Term):
     dims: Channels = 128
     negatives: Annotated[int, Field(ge=1, le=10_000_000)] = 16_384
     temperature: Annotated[float, Field(ge=0.02, le=1_000_000)] = (
-        0.07  # below, exp(1/T) leaves float32
+        0.07  # at least 0.02: for a smaller T, exp(1/T) overflows float32
     )
     momentum: ShareBelowOne = 0.5
 
@@ -213,7 +221,7 @@ class SimKd(Term):
 
 
 class Losses(Table):
-    """The terms of the objective, by name."""
+    """The loss terms by name; a term that is None is absent."""
 
     hard: Hard | None = None
     kd: Kd | None = None
@@ -239,7 +247,7 @@ class Losses(Table):
         return {name: term for name, term in self if term is not None}
 
 
-TEACHERS = frozenset({"teacher", "live teacher", "pair"})  # needs that only a teacher can meet
+TEACHERS = frozenset({"teacher", "live teacher", "pair"})  # inputs that come from a teacher
 
 
 def arguments(term: Term) -> dict[str, Any]:
@@ -248,7 +256,10 @@ def arguments(term: Term) -> dict[str, Any]:
 
 
 def taps(term: Term, network: Literal["student", "teacher"]) -> Iterator[tuple[str, str]]:
-    """Yield (key, tap) of every map of the student or the teacher that a term reads."""
+    """Yield (key, tap) for every feature map of `network` that a term reads.
+
+    `key`: the term's key, such as "student_taps"; `tap`: the map's name, such as "stages.1".
+    """
     for key, value in term:
         if key == f"{network}_tap":
             yield key, value

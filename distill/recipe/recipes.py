@@ -1,8 +1,8 @@
 """Load recipes by name; validate, write and compare them.
 
-A recipe is data: a TOML file that may be composed of others (`compose.py`), with the tables and
-keys of `schema.py`. It is validated once, after everything is merged (`validation.py`), and the
-origin of every value is recorded.
+A recipe is a TOML file that may be composed of others (`compose.py`); `schema.py` has its tables
+and keys. It is validated once, after all files and --set are merged (`validation.py`). The origin
+of every value is recorded.
 """
 
 import hashlib
@@ -59,10 +59,11 @@ class RecipeError(UserError):
 class ResolvedRecipe:
     """A merged and validated recipe.
 
-    `origins`: by dotted key, the file that set it, "--set" or "default". `name`: as requested,
-    "kd_cutmix+quickstart"; for a path its stem. `replaced`: for a+b, by table, a note that b
-    replaces the network that a describes in [teacher] or [student]. `idle`: a note on each `--set
-    KEY=false` that removes nothing.
+    `origins`: for each dotted key, the file that set it, "--set" or "default".
+    `name`: as requested, such as "kd_cutmix+quickstart"; for a path, its stem.
+    `replaced`: for a composed recipe a+b, by table ("teacher" or "student"), a note that the
+    network of b replaces the network of a.
+    `idle`: a note for each `--set KEY=false` that removes nothing.
     """
 
     recipe: Recipe
@@ -82,11 +83,11 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
 
 
 def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Count parameters and MACs of a recipe's networks, for 10 classes, even if over the budget.
+    """Count the parameters and MACs of a recipe's networks for 10 classes.
 
-    A "wrn" or "resnet" teacher is counted too, under `teacher`, `teacher_parameters` …; a recipe
-    may have only such a teacher. Raises RecipeError for all faults but the budget, and if the
-    recipe has neither student nor teacher to count.
+    The student may exceed its parameter budget. A "wrn" or "resnet" teacher is counted too, under
+    `teacher`, `teacher_parameters` …; a recipe may have a teacher without a student. Raises
+    RecipeError if the recipe has another fault, or neither a student nor such a teacher.
     """
     resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
     student, teacher = resolved.recipe.student, _counted_teacher(resolved.recipe.teacher)
@@ -97,7 +98,10 @@ def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _counted_teacher(teacher: Teacher | None) -> dict[str, Any]:
-    """Count a teacher; empty for timm's networks, which only timm can count."""
+    """Count the parameters and MACs of a teacher.
+
+    Empty without a teacher, and for timm's networks, which only timm can count.
+    """
     described = None if teacher is None else network_cost.describe(teacher)
     if teacher is None or described is None:
         return {}
@@ -124,9 +128,10 @@ def _counted_student(student: Student) -> dict[str, Any]:
 
 
 def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
-    """Return the student's design, for 10 classes and even if over the budget, and its activation.
+    """Return the student's design for 10 classes, and the name of its activation.
 
-    Raises the errors of `count_networks`, and UserError if the student is not a residual network.
+    The student may exceed its parameter budget. Raises RecipeError if the recipe has another fault,
+    or no student, and UserError if the student is not a residual network.
     """
     student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
     if not network_cost.is_residual(student):
@@ -153,21 +158,24 @@ def shipped() -> list[tuple[str, Path, About]]:
 
 
 def read(path: Path) -> Recipe:
-    """Load the recipe.toml of a finished or running run. Raises RecipeError."""
+    """Load a run's recipe.toml. Raises RecipeError if it cannot be read or is invalid."""
     faults: list[str] = []
     return _validate_uncomposed(parsed(path, faults), str(path), faults)
 
 
 def loads(text: str, name: str) -> Recipe:
-    """Load the TOML text that `dumps` wrote; `name` is its name in a RecipeError."""
+    """Load the TOML text that `dumps` wrote.
+
+    Raises RecipeError if it is invalid; its message calls the text `name`.
+    """
     faults: list[str] = []
     return _validate_uncomposed(toml(text, name, faults), name, faults)
 
 
 def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
-    """Write the whole recipe as TOML, including defaults but not absent keys.
+    """Return the whole recipe as TOML, with defaults but without absent keys.
 
-    `without`: tables and keys to leave out too, `{"about": True, "data": {"source": True}}`.
+    `without`: more tables and keys to leave out, `{"about": True, "data": {"source": True}}`.
     """
     text = tomli_w.dumps(recipe.model_dump(exclude_none=True, exclude=dict(without or {})))
     # tomli-w writes each element of a list on its own line; strings contain no line breaks.
@@ -177,7 +185,10 @@ def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
 
 
 def annotated(text: str, origins: Mapping[str, str]) -> str:
-    """Append a comment with its origin to each value of a recipe's TOML text that has one."""
+    """Append to each line of a recipe's TOML text the origin of its value, as a comment.
+
+    `origins`: by dotted key; a line whose key is not in it stays unchanged.
+    """
     lines, table = [], ""
     for line in text.splitlines():
         if line.startswith("["):
@@ -188,18 +199,20 @@ def annotated(text: str, origins: Mapping[str, str]) -> str:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Return the SHA-256, hex, of a recipe without [about], absent keys, and LATER_KEYS at
-    defaults.
+    """Return the SHA-256 of a recipe's keys outside [about], hex.
+
+    Absent keys do not change it, nor do LATER_KEYS while they have their defaults: earlier versions
+    did not have these keys.
     """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
     return _fingerprint_of(content)
 
 
 def fingerprint_as_written(path: Path) -> str:
-    """Return the `fingerprint` of only the keys in a run's recipe.toml.
+    """Return the fingerprint of the keys that a run's recipe.toml contains, hex.
 
-    It equals the one of the version that wrote the file, even if keys were added since. Raises
-    RecipeError.
+    It is what the version that wrote the file computed, even if later versions added keys. Raises
+    RecipeError if the file cannot be read or is invalid.
     """
     read(path)
     content = {name: table for name, table in parsed(path, []).items() if name != "about"}
@@ -217,12 +230,15 @@ def _fingerprint_of(content: dict[str, Any]) -> str:
 
 
 def values(recipe: Recipe) -> dict[str, Any]:
-    """Return every key outside [about] that has a value: `{"optim.lr": 0.1, …}`."""
+    """Return every key outside [about] that is not absent: `{"optim.lr": 0.1, …}`."""
     return dict(leaves(recipe.model_dump(exclude={"about"})))
 
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
-    """List the differences outside [about], `optim.lr: 0.1 -> 0.2`; a missing key is `absent`."""
+    """List the keys outside [about] whose values differ: `optim.lr: 0.1 -> 0.2`.
+
+    A missing key has the value `absent`.
+    """
     first, second = values(a), values(b)
     return [
         f"{key}: {_text_at(key, first)} -> {_text_at(key, second)}"
@@ -232,7 +248,10 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
 
 
 def differences_with_origins(a: ResolvedRecipe, b: ResolvedRecipe) -> list[str]:
-    """List `differences` with origins, `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`."""
+    """List the keys outside [about] whose values differ, with the origin of each value.
+
+    For example `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`.
+    """
     first, second = values(a.recipe), values(b.recipe)
     return [
         f"{key}: {_with_origin(key, first, a.origins)} -> {_with_origin(key, second, b.origins)}"
@@ -258,15 +277,21 @@ def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
 
 
 def control_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe without a teacher: only the term on labels, at weight 1."""
+    """Return the recipe of the control, which trains the same student without a teacher.
+
+    Its only loss term is the cross-entropy with the labels, at weight 1.
+    """
     hard = (recipe.loss.hard or Hard()).model_copy(update={"weight": 1.0, "when": When()})
-    # It needs no cached logits, but must train on the same views.
+    # The control reads no cached logits, but must train on the same views.
     cache = recipe.cache if recipe.cache and recipe.cache.views else None
     return recipe.model_copy(update={"loss": Losses(hard=hard), "cache": cache})
 
 
 def required_inputs(recipe: Recipe) -> frozenset[str]:
-    """Return the inputs that the loss terms need, as in `loss_schema.py`."""
+    """Return the names of the inputs that the loss terms need, such as "labels" and "teacher".
+
+    `loss_schema.py` lists all of them.
+    """
     return frozenset[str]().union(*(term.needs for term in recipe.loss.terms().values()))
 
 
@@ -282,7 +307,7 @@ def with_teacher(recipe: Recipe, runs: Sequence[str]) -> Recipe:
 
 
 def ensemble_keys(recipe: Recipe) -> set[str]:
-    """Return which of `draw`, `mirror` and `weights` differ from their defaults."""
+    """Return which of the [teacher] keys `draw`, `mirror` and `weights` differ from the default."""
     default, teacher = Teacher(), recipe.teacher or Teacher()
     return {key for key in ENSEMBLE_KEYS if getattr(teacher, key) != getattr(default, key)}
 
@@ -310,8 +335,10 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def teacher_for(name: str) -> str:
-    """Return what to type after `train-teacher --recipe` to train a teacher for the recipe `name`,
-    from the [about] tables of its parts: `teacher_wrn+quickstart` for `kd_cutmix+quickstart`.
+    """Return what to type after `train-teacher --recipe` to train a teacher for the recipe `name`.
+
+    For `kd_cutmix+quickstart` it is `teacher_wrn+quickstart`. It is taken from `teacher` in the
+    [about] tables of the recipe's parts.
     """
     first, *ingredients = name.split("+")
     note = ""
@@ -323,8 +350,9 @@ def teacher_for(name: str) -> str:
 
 
 def _teacher_options(base: str, ingredient: str) -> str:
-    """Return the --set options with which the command in an ingredient's [about] trains the teacher
-    `base`.
+    """Return the --set options that an ingredient's [about] gives for training the teacher `base`.
+
+    Empty if it gives none for this teacher.
     """
     with suppress(RecipeError):
         for name, _, about in shipped():
@@ -335,7 +363,10 @@ def _teacher_options(base: str, ingredient: str) -> str:
 
 
 def check_teacher(resolved: ResolvedRecipe) -> None:
-    """Raise RecipeError if train-teacher cannot use the recipe."""
+    """Raise RecipeError if train-teacher cannot use the recipe.
+
+    It needs a [teacher] table, and no loss term may need a teacher.
+    """
     recipe, origins = resolved.recipe, resolved.origins
     faults = []
     if recipe.teacher is None:
@@ -345,20 +376,20 @@ def check_teacher(resolved: ResolvedRecipe) -> None:
             origin = origins[f"loss.{name}.weight"]
             faults.append(
                 f"loss.{name} ({origin}) needs a teacher, but train-teacher has none; "
-                f"type --set loss.{name}=false{_labels_alone(recipe)}"
+                f"type --set loss.{name}=false{_hard_weight_option(recipe)}"
             )
     if faults:
         raise RecipeError(resolved.name, faults)
 
 
-def _labels_alone(recipe: Recipe) -> str:
-    """Return the option that sets the weight of the term on labels to 1; empty if it is 1."""
+def _hard_weight_option(recipe: Recipe) -> str:
+    """Return the --set that sets the weight of the loss term on labels to 1; empty if it is 1."""
     hard = recipe.loss.hard
     return " --set loss.hard.weight=1" if hard is None or hard.weight != 1 else ""
 
 
 def check_student(resolved: ResolvedRecipe) -> None:
-    """Raise RecipeError if distill cannot use the recipe."""
+    """Raise RecipeError if distill cannot use the recipe, because it has no [student] table."""
     _student(resolved)
 
 
@@ -403,7 +434,7 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
 
 
 def _removes_nothing_note(key: str, recipe: Recipe) -> str:
-    """Return the note on a `--set KEY=false` without a table to remove."""
+    """Return a note that `--set KEY=false` found no table to remove."""
     reason = f"the recipe has no [{key}]"
     if key.startswith("loss."):
         reason = f"the terms of the recipe are {', '.join(recipe.loss.terms())}"
@@ -439,7 +470,10 @@ def _is_ingredient(spec: str) -> bool:
 
 
 def _validate_uncomposed(values: Values, name: str, faults: list[str]) -> Recipe:
-    """Validate the values of a file that is not composed of others."""
+    """Validate the values of a file that is not composed of others.
+
+    Raises RecipeError with every fault, after the `faults` found in reading the file.
+    """
     recipe, wrong = check(values, whole=not faults)
     faults += [_line(fault, {fault.key: name}) for fault in wrong]
     if faults or recipe is None:
@@ -448,8 +482,10 @@ def _validate_uncomposed(values: Values, name: str, faults: list[str]) -> Recipe
 
 
 def _lines(spec: str, faults: Sequence[Fault], origins: dict[str, str]) -> Iterator[str]:
-    """Yield faults as lines, without the values of unknown keys in files that are neither shipped
-    nor in the folder of a recipe in `spec`: such a file may be no recipe and contain secrets.
+    """Yield each fault as one line of the message.
+
+    The value of an unknown key is left out if its file is neither shipped nor in the folder of a
+    recipe in `spec`: such a file may be no recipe at all and contain secrets.
     """
     own = {Path(part).expanduser().resolve().parent for part in [spec, *spec.split("+")]}
     for fault in faults:
@@ -461,14 +497,17 @@ def _lines(spec: str, faults: Sequence[Fault], origins: dict[str, str]) -> Itera
 
 
 def _is_elsewhere(origin: str, own: set[Path]) -> bool:
-    """Whether an origin is a file outside these folders and the shipped recipes."""
+    """Whether an origin is a file that is neither in one of the folders `own` nor in recipes/."""
     path = ROOT / origin  # an absolute path stays itself
     is_known = origin in (OVERRIDE, DEFAULT) or path.is_relative_to(ROOT / "recipes")
     return not is_known and not any(path.is_relative_to(folder) for folder in own)
 
 
 def _line(fault: Fault, origins: dict[str, str]) -> str:
-    """Return a fault as one line; an existing key is followed by its origin."""
+    """Return a fault as one line: the key, its value and origin unless it is missing, the problem.
+
+    `origins`: by dotted key.
+    """
     problem = fault.problem
     if fault.against is not None:
         problem = problem.format(f"{fault.against} ({origins.get(fault.against, DEFAULT)})")

@@ -1,7 +1,8 @@
 """The tables of a recipe: every key with its type, range and default.
 
-A table is a frozen pydantic model: strict types (an integer is accepted for a float), unknown
-keys refused. `None` is an absent key; an absent table is off.
+A table is a frozen pydantic model. Types are strict, except that an integer is accepted for a
+float; unknown keys are refused. A key that is None is absent, and what an absent table describes is
+not used.
 """
 
 from typing import Annotated, Any, Literal
@@ -28,11 +29,11 @@ from distill.recipe.loss_schema import (
 from networks.catalogue import RESIDUAL, is_named, wide_resnet
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-# The sizes of a student are bounded so that even the largest is counted within seconds.
+# A student's sizes are bounded so that the parameters of any student are counted within seconds.
 Stages = Annotated[int, Field(ge=1, le=16)]
 Blocks = Annotated[int, Field(ge=1, le=1_000)]  # of a stage
 BlocksOrNone = Annotated[int, Field(ge=0, le=1_000)]
-Kernel = Annotated[int, Field(ge=1, le=63)]  # 63: each pixel of 32x32 sees all others
+Kernel = Annotated[int, Field(ge=1, le=63)]  # 63 reaches from each pixel of 32x32 to all others
 Stride = Annotated[int, Field(ge=1, le=32)]
 ChannelsEach = Annotated[tuple[Channels, ...], Field(strict=False)]
 KernelEach = Annotated[tuple[Kernel, ...], Field(strict=False)]
@@ -50,8 +51,8 @@ Rate = Annotated[float, Field(gt=0, le=1e30)]  # its product with bias_lr still 
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
-Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # pixels; the images have 32
-Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # share at which it begins, side
+Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # height and width in pixels, full: 32
+Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # fraction of the epochs, size
 Resolution = Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
 Space = Literal["standard", "wide"]
 OptimizerName = Literal[
@@ -61,7 +62,7 @@ OptimizerName = Literal[
 
 
 class About(Table):
-    """The [about] table: a claim, how to reproduce it, its cost. Not part of the fingerprint."""
+    """What the recipe claims, how to reproduce it and what that costs; not in the fingerprint."""
 
     claim: str = ""
     command: str = ""
@@ -69,9 +70,9 @@ class About(Table):
     hardware: str = ""
     minutes: str = ""
     accuracy: str = ""  # mean ± std over n seeds, or "not yet run"
-    # Of `command` on CIFAR-10's test split, in %; absent if it has not been run. The mean …
+    # Mean accuracy on CIFAR-10's test split of `seeds` runs of `command`, in %; absent if not run.
     measured_accuracy: Annotated[float, Field(gt=0, le=100)] | None = None
-    seeds: Count | None = None  # … over this many runs
+    seeds: Count | None = None
 
 
 class Data(Table):
@@ -79,7 +80,7 @@ class Data(Table):
 
     source: str = "cifar10"  # synthetic, cifar10, cifar100 or a path
     seed: Seed = 0  # order, augmentation and mixing
-    holdout: ShareBelowOne = 0.1
+    holdout: ShareBelowOne = 0.1  # fraction of the training images
     train_images: Count | None = None  # only this many of the training images, class by class
 
 
@@ -93,7 +94,7 @@ class Flip(Table):
     """A mirror image, left to right."""
 
     prob: Share = 0.5
-    alternate: bool = False  # drawn once, then mirrored every other epoch
+    alternate: bool = False  # drawn once per image, which is then mirrored every other epoch
 
 
 class Translate(Table):
@@ -106,7 +107,7 @@ class Affine(Table):
     """Rotation, shift, scale and shear in one resampling."""
 
     degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # at most, either way
-    translate: ShareBelowOne = 0.0  # of the side, at most
+    translate: ShareBelowOne = 0.0  # at most, as a fraction of the image size
     scale: Ratios = (1.0, 1.0)
     shear: Annotated[float, Field(ge=0, lt=90)] = 0.0  # degrees, at most
 
@@ -120,10 +121,10 @@ class Rotate(Table):
 class Jitter(Table):
     """Random brightness, contrast, saturation and hue."""
 
-    brightness: Spread = 0.0  # a factor in [1 - b, 1 + b]; the next two alike
+    brightness: Spread = 0.0  # b: a factor in [1 - b, 1 + b]; likewise contrast and saturation
     contrast: Spread = 0.0
     saturation: Spread = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # a share of the colour circle
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # at most, in turns of the colour circle
 
 
 class Trivial(Table):
@@ -144,7 +145,7 @@ class Rand(Table):
 class Cutout(Table):
     """Hide a square, arXiv 1708.04552."""
 
-    size: Annotated[int, Field(ge=1, le=1_000)] = 16  # its side in pixels
+    size: Annotated[int, Field(ge=1, le=1_000)] = 16  # height and width in pixels
     prob: Share = 1.0
 
 
@@ -152,12 +153,12 @@ class Erase(Table):
     """Hide a rectangle, arXiv 1708.04896."""
 
     prob: Share = 0.25
-    area: Areas = (0.02, 0.33)  # shares of the image
+    area: Areas = (0.02, 0.33)  # fractions of the image's area
     ratio: Ratios = (0.3, 3.3)  # height over width
 
 
 class Augment(Table):
-    """Augmentations of one image, in this order; `trivial` is first if `before_crop`."""
+    """Augmentations of one image, in this order; `trivial` comes first with `before_crop`."""
 
     crop: Crop | None = None
     flip: Flip | None = None
@@ -169,7 +170,7 @@ class Augment(Table):
     jitter: Jitter | None = None
     cutout: Cutout | None = None
     erase: Erase | None = None
-    # Share of the epochs, at the end, with crop and flip only; above 0 at least one epoch.
+    # In this fraction of the epochs, at the end, only crop and flip; above 0 at least one epoch.
     off_last: ShareBelowOne = 0.0
 
 
@@ -200,7 +201,7 @@ class Mix(Table):
     mixup: Mixup | None = None
     cutmix: Cutmix | None = None
     ricap: Ricap | None = None
-    # Share of the epochs, at the end, without mixing; above 0 at least one epoch.
+    # In this fraction of the epochs, at the end, no mixing; above 0 at least one epoch.
     off_last: ShareBelowOne = 0.0
 
     def ways(self) -> dict[str, Mixup | Cutmix | Ricap]:
@@ -209,33 +210,38 @@ class Mix(Table):
 
 
 class ResNetKeys(Table):
-    """A residual network: the arguments of `Design.of`, activation, dropout and norm momentum."""
+    """Keys of a residual network: the arguments of `Design.of`, and its activation, dropout rates
+    and batch-norm momentum.
+    """
 
-    network: str = "resnet"  # described by the keys below, or a name of networks/catalogue.py
+    network: str = "resnet"  # with the keys below; or "timm/NAME", or a name in docs/networks.md
     stages: Stages | None = None
     blocks: Blocks | BlocksEach | None = None  # with downsample "pool" a stage may have 0
-    width: Channels | None = None  # of the first stage, doubling; either this or channels
+    # Either `width`, the channels of the first stage, doubled in each later one, or `channels`.
+    width: Channels | None = None
     channels: ChannelsEach | None = None
     kernel: Kernel | KernelEach = 3
     skip_kernel: Kernel | KernelEach = 1
     stem_kernel: Kernel | None = None  # the first stage's kernel; odd, or 2, without padding
-    stem_width: Channels | None = None  # the first stage's channels; 6 k² filters if whitened
+    stem_width: Channels | None = None  # the first stage's channels; with stem_init "whiten" 6 k²
     stem_stride: Stride = 1
     stem_pool: bool = False
     stem_init: Literal["random", "whiten"] = "random"  # whiten: from patches of training images
     stem_frozen: bool = False  # its kernels are not trained; they count as parameters
     stem_norm: bool = True  # batch norm after its convolution, else a bias
-    downsample: Literal["stride", "pool"] = "stride"  # of a stage's first block, or a max pool
+    # Each stage begins with a strided block, or with a max pool.
+    downsample: Literal["stride", "pool"] = "stride"
     stage_strides: StrideEach | None = (
-        None  # 1, 2, 2, ...; with "pool" the pools' sides, 2, 2, 2, ...
+        None  # 1, 2, 2, ...; with downsample "pool" the window sizes of the pools, 2, 2, 2, ...
     )
     convs_per_block: Annotated[int, Field(ge=1, le=16)] = 2
-    pool: Literal["global"] | Annotated[int, Field(ge=1, le=1_000)] = "global"
-    # celu: with alpha 0.075, Page's for CIFAR-10
+    pool: Literal["global"] | Annotated[int, Field(ge=1, le=1_000)] = "global"  # or its window size
+    # celu: with alpha = 0.075, as in David Page's networks for CIFAR-10
     activation: Literal["relu", "leaky_relu", "gelu", "tanh", "celu", "silu"] = "relu"
-    norm_scale: Literal["trained", "frozen"] = "trained"  # frozen: 1, at the ends of blocks too
+    # frozen: always 1, also in the last norm of a block, which otherwise begins at 0
+    norm_scale: Literal["trained", "frozen"] = "trained"
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = (
-        0.1  # torch's; airbench94's 0.6 is 0.4 here
+        0.1  # by torch's definition, by which airbench94's 0.6 is 0.4
     )
     block_dropout: ShareBelowOne = 0.0
     head_dropout: ShareBelowOne = 0.0
@@ -267,10 +273,10 @@ WRN_KEYS = frozenset({"depth", "widen", "dropout"})
 
 
 def foreign_keys(network: str) -> frozenset[str]:
-    """Return the keys of [student] and [teacher] that do not apply to this network.
+    """Return the keys of [student] and [teacher] that are not allowed with this network.
 
-    For timm's networks none apply; a Wide ResNet's keys are still written to recipes, as by older
-    versions.
+    A network of timm uses no key, but the keys of a Wide ResNet are allowed with it and written to
+    recipes, as earlier versions did.
     """
     if network == "resnet":
         return WRN_KEYS
@@ -282,24 +288,26 @@ def foreign_keys(network: str) -> frozenset[str]:
 class Teacher(ResNetKeys):
     """The teacher's network, and the run folders of trained teachers.
 
-    Keys that describe another network are neither written to recipes nor fingerprinted.
+    Keys that describe another network than `network` are neither written to recipes nor part of
+    the fingerprint.
     """
 
-    network: str = "wrn"  # also "resnet", described as a student is, or a name as in [student]
+    network: str = "wrn"  # or "resnet", with the keys of a student's network, or a name
     depth: Annotated[int, Field(ge=1, le=2_000)] = 28
     widen: Annotated[int, Field(ge=1, le=1_000)] = 10
     dropout: ShareBelowOne = 0.0
     runs: Names = ()  # folders of trained teachers; several are an ensemble
-    draw: Literal["all", "one"] = "all"  # their mean, or one of them for each view
+    draw: Literal["all", "one"] = "all"  # the ensemble's mean, or one random teacher for each view
     mirror: bool = False  # average over each image and its mirror image: twice the forward passes
-    weights: Weights = ()  # one per teacher, in the mean or in the draw; equal by default
+    weights: Weights = ()  # one per teacher, in the mean or the random draw; equal by default
 
 
 class Student(ResNetKeys):
     """The student's network."""
 
-    projector_width: Channels | None = None  # SimKD's: the teacher's width, before its classifier
-    projector_factor: Channels = 2  # the projector's inner maps are narrower by this factor
+    # Output channels of SimKD's projector: as many as the teacher's classifier has inputs.
+    projector_width: Channels | None = None
+    projector_factor: Channels = 2  # the projector's inner maps have fewer channels by this factor
     max_params: Annotated[int, Field(ge=1, le=MOST * 1_000)] = (
         5_000_000  # the student has strictly fewer
     )
@@ -311,25 +319,26 @@ class Optim(Table):
     name: OptimizerName = "sgd"
     lr: Rate = 0.1  # the peak
     bias_lr: Annotated[float, Field(ge=0.001, le=10_000)] = (
-        1.0  # factor on lr for biases of norms, and of a stem without norm
+        1.0  # factor on lr for the biases of norms, and for the bias of a stem without norm
     )
     min_lr: Annotated[float, Field(ge=0, le=1e30)] = (
-        0.0  # the lowest rate after the peak; retries lower it like every rate
+        0.0  # the lowest rate after the peak; a retry multiplies it by retry_lr like all rates
     )
     momentum: ShareBelowOne = 0.9
     betas: Betas | None = None
     eps: Positive | None = None
     weight_decay: NotNegative = 5e-4
-    decay_norm: bool = True
+    decay_norm: bool = True  # whether norms and biases have weight decay
     schedule: Literal["cosine", "linear", "constant", "step", "one_cycle"] = "cosine"
-    step_epochs: Epochs = 10  # of `step`: every so many epochs …
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9  # … times this
+    # Schedule "step": every `step_epochs` epochs the learning rate is multiplied by `gamma`.
+    step_epochs: Epochs = 10
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
     warmup_epochs: NotNegative = 0.0
     clip: Positive | None = None  # the largest norm of the gradient
 
 
-# Marks the keys of [train] that a resumed run may change, and that are in no fingerprint: how often
-# it logs and saves, what it validates, and whether it retries after diverging.
+# Marks the keys of [train] that may be changed when a run is resumed: how often it logs and saves,
+# what it validates, and whether it retries after diverging. They do not distinguish trainings.
 MAY_CHANGE = "may change"
 
 
@@ -338,10 +347,10 @@ class Train(Table):
 
     epochs: Epochs | None = None  # either this or minutes
     minutes: Positive | None = None  # of training: the first steps are timed to plan how many fit
-    # Of the training images only, [[share of the epochs, side], ...]; absent: always 32.
+    # Size of the training images in pixels, [[fraction of the epochs, size], ...]; absent: 32.
     resolution: Resolution | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = (
-        512  # of one optimizer step, over all processes and accumulation
+        512  # images in one optimizer step, over all processes and accumulated batches
     )
     seed: Seed = 0  # initial weights and dropout
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -349,16 +358,17 @@ class Train(Table):
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
     sync_batch_norm: bool = False  # mean and variance over all GPUs, not per GPU
     log_every: Annotated[Count, MAY_CHANGE] = 50  # steps
-    save_every: Annotated[Count, MAY_CHANGE] = 1  # epochs; and in the middle of one …
-    save_steps: Annotated[Count | None, MAY_CHANGE] = None  # … every this many steps
-    save_minutes: Annotated[Positive | None, MAY_CHANGE] = 10.0  # … and after this many minutes
-    # Save the weights every this many epochs, and after the last.
+    # A checkpoint is saved after this many epochs, and also after this many steps or minutes.
+    save_every: Annotated[Count, MAY_CHANGE] = 1
+    save_steps: Annotated[Count | None, MAY_CHANGE] = None
+    save_minutes: Annotated[Positive | None, MAY_CHANGE] = 10.0
+    # Save the weights after every this many epochs, and after the last one.
     keep_epochs: Annotated[Count | None, MAY_CHANGE] = None
-    # With [ema], validate the network too, not only its average; no effect without.
+    # With [ema], validate the trained weights too, not only their average.
     validate_both: Annotated[bool, MAY_CHANGE] = False
-    # If the loss diverges, go back to the last checkpoint …
+    # How often to go back to the last checkpoint if the loss diverges, and the factor on the
+    # learning rate each time.
     retries: Annotated[int, Field(ge=0, le=1_000), MAY_CHANGE] = 0
-    # … with the learning rate times this.
     retry_lr: Annotated[float, Field(gt=0, lt=1), MAY_CHANGE] = 0.5
 
 
@@ -372,10 +382,11 @@ class Ema(Table):
 
     decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999  # per step; either this or half_life
     half_life: Annotated[float, Field(ge=0.001, le=MOST)] | None = (
-        None  # epochs: decay = 0.5 ** (1 / (half_life * steps an epoch))
+        None  # in epochs: decay = 0.5 ** (1 / (half_life * steps per epoch))
     )
-    warmup: bool = True  # min(decay, (1 + t) / (10 + t))
-    # Of batch norms: averaged like the weights, or re-estimated for them after each epoch.
+    warmup: bool = True  # the decay at step t is min(decay, (1 + t) / (10 + t))
+    # Running statistics of batch norms: averaged like the weights, or re-estimated for the averaged
+    # weights after each epoch.
     norm_statistics: Literal["averaged", "re-estimated"] = "averaged"
 
     @model_validator(mode="before")

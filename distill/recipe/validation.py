@@ -1,8 +1,8 @@
 """Validate merged tables and report every error at once, in terms of what the user wrote.
 
-`check` is the only way from merged tables to a `Recipe`. It first checks each key by itself:
-pydantic finds the faults, and this module writes the messages. Then it checks the rules between
-keys, for the tables that are valid.
+`check` builds a `Recipe` from merged tables. It first checks each key by itself: pydantic finds the
+faults, and this module writes the messages. Then it applies the rules between keys
+(`constraints.py`) to the tables that are valid.
 """
 
 import inspect
@@ -23,17 +23,18 @@ from distill.recipe.constraints import RULES, Fault, Rule, did_you_mean
 from distill.recipe.schema import Recipe
 
 Values = dict[str, Any]  # parsed TOML tables
-LONGEST = 200  # characters of a value in a message; a longer one is cut to …
-BEGINNING = 60  # … this many
-MOST_FAULTS = 100  # of keys in one message; finding the nearest key takes a millisecond each
+LONGEST = 200  # most characters of a value in a message
+BEGINNING = 60  # characters that are shown of a longer value
+MOST_FAULTS = 100  # most keys in one message; finding the nearest key takes a millisecond for each
 
 
 def check(
     values: Values, rules: Sequence[Rule] = RULES, *, whole: bool = True
 ) -> tuple[Recipe | None, list[Fault]]:
-    """Return the recipe of merged tables and every fault; no recipe if a key is faulty.
+    """Return the recipe of merged tables, or None if a key is faulty, and every fault.
 
-    `whole=False`: some parts could not be read, so a missing key is not a fault.
+    `whole=False`: the tables are only a part of a recipe. Then a missing key is no fault, and the
+    rules between keys are not applied.
     """
     values = {name: {} for name in _always_there()} | values
     try:
@@ -49,7 +50,7 @@ def check(
 
 
 def _valid_tables(values: Values, details: Sequence[ErrorDetails]) -> dict[str, BaseModel]:
-    """Return the tables whose known keys are valid, without their unknown keys."""
+    """Return the tables without an invalid key, by name; their unknown keys are removed."""
     values, broken = deepcopy(values), set()
     for detail in details:
         *path, last = detail["loc"]
@@ -75,7 +76,11 @@ def _rule_faults(rules: Sequence[Rule], tables: Mapping[str, Any]) -> list[Fault
 
 
 def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fault]:
-    """Yield one fault per key; pydantic reports each branch of `int | tuple` and each element."""
+    """Yield one fault per faulty key.
+
+    Pydantic may report several errors for one key: one for each type in a union such as
+    `int | tuple`, and one for each element of a list.
+    """
     kinds: dict[str, set[str]] = {}
     for detail in details:
         if detail["type"] == "extra_forbidden":
@@ -96,8 +101,9 @@ def _value_at(values: Any, path: Sequence[int | str]) -> Any:
 
 
 def _known_key(location: Sequence[int | str]) -> str:
-    """Return the recipe's key at pydantic's location, which may include a union's branch and a
-    list's index.
+    """Return the dotted key at the location of a pydantic error.
+
+    The location may continue below the key, with a type in a union or an index in a list.
     """
     parts = list(map(str, location))
     while ".".join(parts) not in keys():
@@ -161,7 +167,7 @@ def _keys(table: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
 
 @cache
 def switches() -> frozenset[str]:
-    """Return the keys of tables that `false` turns off."""
+    """Return the dotted keys of optional tables, which `KEY = false` removes."""
     return frozenset(k for k, field in keys().items() if _table(field) and _may_be_absent(field))
 
 
@@ -244,8 +250,10 @@ def _choices(schema: Values) -> list[str]:
 
 
 def _nearest_key(key: str) -> str | None:
-    """Return the key most similar to a mistyped one; of less similar ones, first the same name in
-    another table.
+    """Return the key most similar to a mistyped one, or None.
+
+    A very similar key comes first, then a key of the same name in another table, then any similar
+    key.
     """
     same_name = [other for other in keys() if other.split(".")[-1] == key.split(".")[-1]]
     near = (

@@ -1,4 +1,4 @@
-"""Write the report that compares several runs, grouped by seeds."""
+"""Write the report that compares several runs; runs that differ only in seeds form a group."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,8 @@ def write(
 ) -> Path:
     """Write the page of several runs to `path`; return the folder of its figures and tables.
 
-    `test_curves`: by run folder. Raises UserError for damaged files.
+    `test_curves`: the measures of saved epochs, by run folder. Raises UserError if a file of a run
+    is damaged, Failure if the page cannot be written.
     """
     curves = test_curves or {}
     records = [read(folder, curves.get(folder.path)) for folder in folders]
@@ -119,7 +120,7 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
     columns = (
         Column("group", is_number=False),
         Column("seeds", grouped),
-        Column("test accuracy", _mean_std, ("mean", "std")),
+        Column("test accuracy", _percent_mean_std, ("mean", "std")),
         Column("95 % interval of the mean", interval_text, ("low", "high")),
         Column("NLL", _plain_mean_std, ("mean", "std")),
         Column("ECE", _plain_mean_std, ("mean", "std")),
@@ -130,10 +131,10 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
         (
             group.name,
             spread.n,
-            _pair(spread),
+            _mean_and_std(spread),
             spread.interval,
-            _pair(group.spread("nll")),
-            _pair(group.spread("ece")),
+            _mean_and_std(group.spread("nll")),
+            _mean_and_std(group.spread("ece")),
             group.records[0].parameters,
             _mean_time(group),
         )
@@ -142,11 +143,11 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
     yield Table(ValueTable("groups", "", columns, table))
 
 
-def _pair(spread: MeanAndInterval | None) -> tuple[float, float | None] | None:
+def _mean_and_std(spread: MeanAndInterval | None) -> tuple[float, float | None] | None:
     return None if spread is None else (spread.mean, spread.std)
 
 
-def _mean_std(pair: tuple[float, float | None]) -> str:
+def _percent_mean_std(pair: tuple[float, float | None]) -> str:
     mean, std = pair
     return percent(mean) if std is None else f"{percent_number(mean)} ± {percent(std)}"
 
@@ -221,7 +222,7 @@ def _runs(run_groups: Sequence[Group]) -> Table:
 
 
 def _differences(run_groups: Sequence[Group]) -> Iterator[Block]:
-    """Yield the recipe keys in which each group differs from the first."""
+    """Yield for each group a table of the recipe keys in which it differs from the first group."""
     first, *others = run_groups
     if not others:
         yield Paragraph("Only the seeds.")

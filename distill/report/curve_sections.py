@@ -13,9 +13,10 @@ from distill.report.plots import Series
 from distill.runs.epoch_series import Curves, Line, curves
 from distill.runs.load_run import RunRecord
 
-AFTERWARDS: tuple[Split, ...] = ("train", "test")  # measured later, with saved epoch weights
-POINTS = 400  # of a faint line: more are indistinguishable in a column
-# Measures without augmentation, in the same colours everywhere.
+# Splits that are measured after the run, with the saved weights of its epochs.
+AFTERWARDS: tuple[Split, ...] = ("train", "test")
+POINTS = 400  # most points of a faint line: more are indistinguishable in a figure of column width
+# Split, name in the legend and colour of each curve; measured on unaugmented images.
 MEASURED: tuple[tuple[Split, str, str], ...] = (
     ("train", "training images", INK),
     ("val", "held-out", BLUE),
@@ -25,7 +26,7 @@ MEASURED: tuple[tuple[Split, str, str], ...] = (
 
 
 def learning_curves(record: RunRecord) -> Section:
-    """Return the section with the training curves, and notes on missing ones."""
+    """Return the section with the training curves, and notes on curves that are missing."""
     drawn = _with_test(curves(record.events), record)
     if not drawn.epochs and not drawn.steps:
         return Section("Learning", [Paragraph("The journal has no epoch and no step yet.")])
@@ -34,7 +35,10 @@ def learning_curves(record: RunRecord) -> Section:
 
 
 def epoch_weights_line(record: RunRecord, measure: str, split: Split = "test") -> Line | None:
-    """Return a measure of the saved epoch weights on a split; None if it was not requested."""
+    """Return a measure of the saved weights of each epoch on a split, as a line over the epochs.
+
+    Returns None if the test curve of the run was not computed.
+    """
     name = measure_name(measure, split)
     points = [(n, values[name]) for n, values in sorted(record.test_curve.items())]
     if not points:
@@ -44,12 +48,12 @@ def epoch_weights_line(record: RunRecord, measure: str, split: Split = "test") -
 
 
 def error_line(line: Line) -> Line:
-    """Return a line of errors from a line of accuracies."""
+    """Return the line of errors, 1 - accuracy, of a line of accuracies."""
     return Line(line.x, 1 - line.y)
 
 
 def _with_test(drawn: Curves, record: RunRecord) -> Curves:
-    """Add the measures of the saved epoch weights to those of the journal."""
+    """Add the measures of the saved weights of the epochs to the curves from the journal."""
     added: dict[str, Line] = {}
     for split in AFTERWARDS:
         for measure in ("top1", "nll"):
@@ -59,7 +63,7 @@ def _with_test(drawn: Curves, record: RunRecord) -> Curves:
 
 
 def _lines_of(drawn: Curves, measure: str) -> Iterator[tuple[Line, str, str, str]]:
-    """Yield (line, name, colour, marker) of a measure for each split that has it."""
+    """Yield (line, name, colour, marker) for each split on which the measure was computed."""
     for split, name, colour in MEASURED:
         line = drawn.epochs.get(measure_name(measure, split))
         if line is not None:

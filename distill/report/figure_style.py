@@ -1,8 +1,8 @@
-"""Figure sizes and colours; export to SVG, PDF and PNG.
+"""Define the size and colours of figures; convert figures to SVG, PDF and PNG.
 
-A figure is drawn once, with colours for print. In a page its colours become CSS variables, so that
-the same figure works in light and dark mode. Colours: Okabe and Ito, "Color Universal Design",
-2008, distinguishable with any colour vision.
+A figure is drawn once, with colours for print. In an HTML page they are replaced by CSS variables,
+so that the figure is readable in light and dark mode. The colours are distinguishable with any
+colour vision: Okabe and Ito, "Color Universal Design", 2008.
 """
 
 import io
@@ -12,13 +12,14 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-COLUMN = 3.3  # inches: a column of a two-column paper
-HEIGHT = 2.1  # inches: of most figures
-POINTS = 8  # size of all text
+COLUMN = 3.3  # width of a figure in inches: a column of a two-column paper
+HEIGHT = 2.1  # height of most figures in inches
+POINTS = 8  # size of all text, in points
 
 INK, FAINT, RULE, PAPER = "#1b1e23", "#6a707b", "#dadde3", "#ffffff"
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
-PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#b8a200"  # yellow darker than the original, for white
+# The yellow is darker than the original, to be visible on white.
+PURPLE, SKY, YELLOW = "#cc79a7", "#56b4e9", "#b8a200"
 SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW, INK)
 
 # CSS names of the colours; `report.html.j2` defines them for light and dark mode.
@@ -70,9 +71,10 @@ STYLE: dict[Any, Any] = {
 
 
 def svg(figure: Figure, name: str) -> str:
-    """Return the figure as inline SVG, with selectable text and the page's colours.
+    """Return the figure as inline SVG, with selectable text and CSS variables as colours.
 
-    The same figure and name give the same output. Matplotlib escapes the text.
+    `name`: seeds the ids in the SVG, so that the same figure and name give the same output.
+    Matplotlib escapes the text.
     """
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -97,7 +99,7 @@ def pdf(figure: Figure) -> bytes:
 
 
 def png(figure: Figure) -> bytes:
-    """Return a PNG with 300 dots per inch, on white."""
+    """Return a PNG with 300 dots per inch, on a white background."""
     return _save(figure, "png", {}, metadata={"Software": None}, dpi=300, facecolor=PAPER)
 
 
@@ -110,7 +112,7 @@ def _save(figure: Figure, kind: str, style: dict[Any, Any], **options: Any) -> b
 
 
 def _fix_layout(figure: Figure) -> None:
-    """Compute the layout once: each drawing would shift it slightly."""
+    """Compute the figure's layout and fix it: it would change slightly whenever it is drawn."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")

@@ -14,16 +14,19 @@ from distill.runs.epoch_series import Line, curves
 from distill.runs.groups import Group
 from distill.runs.load_run import RunRecord
 
-LineOf = Callable[[RunRecord, str], Line | None]  # the line of a run and a measure
+LineOf = Callable[[RunRecord, str], Line | None]  # maps a run and a measure to a line
 
 
 def group_colour(run_groups: Sequence[Group], group: Group) -> str:
-    """Return a group's colour, the same in every figure."""
+    """Return a group's colour, which is the same in every figure."""
     return SERIES[list(run_groups).index(group) % len(SERIES)]
 
 
 def overlay_curves(run_groups: Sequence[Group]) -> list[Block]:
-    """Plot each run faintly and the mean of its group strongly; note if nothing was measured."""
+    """Return figures with a faint line per run and a strong line for the mean of each group.
+
+    Returns a paragraph instead if no epoch of the runs was measured.
+    """
     drawn = [
         ("error", "top1", "held-out error", _held_out, "Error on the held-out images"),
         (
@@ -58,8 +61,9 @@ def _series(run_groups: Sequence[Group], measure: str, line_of: LineOf) -> Itera
 
 
 def _held_out(record: RunRecord, measure: str) -> Line | None:
-    """Return a measure of the final weights on the held-out part: the averaged weights if there are
-    any.
+    """Return a measure on the held-out images over the epochs; None if nothing was held out.
+
+    It is the measure of the averaged weights if the run has an average.
     """
     epochs = curves(record.events).epochs
     net, averaged = (epochs.get(measure_name(measure, split)) for split in ("val", "val_ema"))
@@ -67,7 +71,7 @@ def _held_out(record: RunRecord, measure: str) -> Line | None:
 
 
 def mean_line(lines: Sequence[Line]) -> Line:
-    """Return the mean of several lines, at the epochs that all of them have."""
+    """Return the mean of several lines at the epochs that occur in all of them."""
     common = sorted(set.intersection(*(set(line.x.tolist()) for line in lines)))
     at = [dict(zip(line.x.tolist(), line.y.tolist(), strict=True)) for line in lines]
     values = [float(np.mean([line[x] for line in at])) for x in common]

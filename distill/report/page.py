@@ -1,7 +1,7 @@
-"""Build an HTML page of sections, with its figures and tables in files beside it.
+"""Build an HTML page of sections, and write its figures and tables to files beside it too.
 
-External text (names, paths, claims, classes) is escaped by the template. Only figures are inserted
-as raw markup; matplotlib has already escaped their text.
+Text from outside (names, paths, claims, classes) is escaped by the template. Only figures are
+inserted as raw markup; matplotlib has escaped their text.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ TEMPLATE = "report.html.j2"
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph."""
+    """A block of running text."""
 
     kind: ClassVar[str] = "note"
     text: str
@@ -31,7 +31,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Preformatted:
-    """Text whose lines are preserved."""
+    """A block of text, such as a recipe, whose line breaks are preserved."""
 
     kind: ClassVar[str] = "listing"
     text: str
@@ -39,7 +39,7 @@ class Preformatted:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A figure; `name` is the stem of its files."""
+    """A block with a figure and its caption; `name` is the stem of the figure's files."""
 
     kind: ClassVar[str] = "drawing"
     name: str
@@ -54,7 +54,11 @@ class FigureBlock:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; a long one is collapsed at first, and the row `marked` (from 0) is highlighted."""
+    """A block with a table.
+
+    If `is_long`, the table is collapsed until the reader opens it. `marked`: the index of the row
+    that is highlighted, if any.
+    """
 
     kind: ClassVar[str] = "table"
     grid: ValueTable
@@ -64,20 +68,20 @@ class Table:
 
 @dataclass(frozen=True)
 class ClassProbabilities:
-    """A network's prediction for one image: (class, probability), the most probable first."""
+    """The most probable classes of one image according to one network."""
 
-    whose: str
-    shares: Sequence[tuple[str, float]]
+    whose: str  # name of the network
+    shares: Sequence[tuple[str, float]]  # (class, probability 0..1), the most probable first
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A misclassified image. `picture` is a data: URL of a PNG."""
+    """A misclassified image, with its label and the predictions of the networks."""
 
-    picture: str
+    picture: str  # a data: URL of a PNG
     title: str
-    label: str
-    opinions: Sequence[ClassProbabilities]
+    label: str  # class name
+    opinions: Sequence[ClassProbabilities]  # one per network
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,15 @@ Block = Paragraph | Preformatted | FigureBlock | Table | Gallery
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a title and its blocks."""
+    """A part of a page: a title and the blocks under it."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def parts(self) -> list[list[Block]]:
-        """The blocks in order, grouped for the layout: consecutive figures form one part, side by
-        side.
+        """The blocks in order, grouped for the layout: consecutive figures form a group, and are
+        shown side by side; every other block is a group of its own.
         """
         parts: list[list[Block]] = []
         for block in self.blocks:
@@ -114,7 +118,7 @@ class Section:
 
 @dataclass(frozen=True)
 class HeadFigure:
-    """One number at the top of the page: its name, value and a remark below."""
+    """One number at the top of a page: its name, its value, and a remark below it."""
 
     name: str
     value: str
@@ -123,20 +127,21 @@ class HeadFigure:
 
 @dataclass(frozen=True)
 class Page:
-    """A report. `lead` is the sentence under its title; `notes` are shown before the sections."""
+    """The content of an HTML report."""
 
     title: str
-    lead: str
+    lead: str  # the sentence under the title
     facts: Sequence[HeadFigure]
     sections: Sequence[Section]
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # shown before the sections
 
 
 def write(page: Page, path: Path) -> Path:
-    """Write the page to `path`, and `<its stem>_files/` with `figures/` and `tables/` beside it.
+    """Write a page to `path`, and its figures and tables to a folder beside it; return the folder.
 
-    Files of an earlier report with the same names are overwritten. Returns the folder. Raises
-    Failure if it cannot be written, UserError if one of the folders is a symbolic link.
+    For `report.html` the folder is `report_files/`, with subfolders `figures/` and `tables/`. Files
+    of an earlier report with the same names are overwritten. Raises Failure if a file cannot be
+    written, UserError if one of the folders is a symbolic link.
     """
     files_folder = path.with_name(f"{path.stem}_files")
     for folder in (files_folder, files_folder / "figures", files_folder / "tables"):
@@ -155,7 +160,7 @@ def write(page: Page, path: Path) -> Path:
 
 
 def _write_files(block: Block, files_folder: Path) -> None:
-    """Write the figure or table of a block to files for use in a paper."""
+    """Write the block's figure (PDF, PNG) or table (CSV, LaTeX) to files for use in a paper."""
     if isinstance(block, FigureBlock):
         write_bytes(files_folder / "figures" / f"{block.name}.pdf", figure_style.pdf(block.figure))
         write_bytes(files_folder / "figures" / f"{block.name}.png", figure_style.png(block.figure))
@@ -165,12 +170,12 @@ def _write_files(block: Block, files_folder: Path) -> None:
 
 
 def _escape_text(value: Any) -> Any:
-    """Escape control characters in text; leave figures unchanged, which are markup."""
+    """Escape control characters in plain text; leave other values, such as markup, unchanged."""
     return visible_lines(value) if type(value) is str else value
 
 
 def html(page: Page) -> str:
-    """Return the page as one file without external resources."""
+    """Return the page as HTML that needs no other file and no network."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -179,5 +184,6 @@ def html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = visible_lines  # for text that a filter turns into markup
+    # For text that the template converts to markup, which `_escape_text` leaves unchanged.
+    environment.filters["visible"] = visible_lines
     return environment.get_template(TEMPLATE).render(page=page)

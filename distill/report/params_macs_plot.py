@@ -1,4 +1,4 @@
-"""Plot parameters and MACs of the widest designs."""
+"""Plot the parameters and MACs (multiply-accumulates) of ResNet designs."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -15,13 +15,16 @@ from distill.report.figure_style import SERIES
 from distill.runs.run_folder import write_bytes
 
 FORMATS = (".svg", ".png", ".pdf")
-CLEAR = 8  # distance from one label or point to another, 1 / 72 inch
-Point = tuple[float, float]
+CLEAR = 8  # least distance of a label from other labels and from points, in 1 / 72 inch
+Point = tuple[float, float]  # x, y
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot each design as a point: millions of parameters against millions of MACs, one colour per
-    number of stages, labelled with the blocks per stage if they are equal.
+    """Plot each design as a point: its MACs over its parameters, both in millions.
+
+    `rows`: designs sorted by number of stages, with `stages`, `blocks`, `parameters` and `macs`.
+    Each number of stages has a colour. A point is labelled with the blocks per stage if all stages
+    have the same number.
     """
     drawn = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = drawn.subplots()
@@ -49,8 +52,10 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def place_labels(points: Sequence[Point]) -> list[Point]:
-    """Return each label's offset from its point, so that labels touch neither each other nor a
-    point: the nearest free position on rings around it. All in 1 / 72 inch.
+    """Return the offset of each point's label from the point, so that labels do not overlap.
+
+    Each label gets the free position nearest to its point that is at least CLEAR from all points
+    and other labels. Positions and offsets are in 1 / 72 inch.
     """
     occupied, places = list(points), []
     for x, y in points:
@@ -71,8 +76,10 @@ def place_labels(points: Sequence[Point]) -> list[Point]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the figure of designs. Raises UserError if there is none, or for another suffix than
-    .svg, .png or .pdf; Failure if it cannot be written.
+    """Write the figure of the designs `rows` to a .svg, .png or .pdf file.
+
+    Raises UserError if `rows` is empty or `path` has another suffix, Failure if the file cannot be
+    written.
     """
     if path.suffix not in FORMATS:
         raise UserError(f"--plot {path} must end in {', '.join(FORMATS)}.")
@@ -90,5 +97,5 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _undated(suffix: str) -> dict[str, None]:
-    """Return metadata without dates, so that the same rows give the same file."""
+    """Return savefig's metadata that omits the date, so that equal figures give equal files."""
     return {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix, {})

@@ -1,4 +1,4 @@
-"""Plot the figures of a report: each function takes arrays and returns a matplotlib figure."""
+"""Plot the figures of a report; each function returns a matplotlib figure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,59 +28,69 @@ from distill.report.figure_style import (
 from distill.runs.epoch_series import Floats, Line
 
 LONGEST_NAME = 18  # characters of a class name beside an axis
-MANY_CLASSES = 20  # with more classes a matrix has no numbers in its cells
-FAINTEST = 0.01  # opacity: a fainter cell is invisible
+MANY_CLASSES = 20  # a confusion matrix of more classes has neither numbers nor class names
+FAINTEST = 0.01  # opacity below which a cell is invisible and not drawn
 in_style = matplotlib.rc_context(STYLE)
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a figure. Without a name it is not in the legend."""
+    """One line of a figure, with its style."""
 
     line: Line
     colour: str
-    name: str = ""
-    style: str = "-"  # "" for points alone
-    marker: str = ""
+    name: str = ""  # in the legend; empty for none
+    style: str = "-"  # matplotlib's line style; "" for points without a line
+    marker: str = ""  # matplotlib's marker of each point; "" for none
     is_faint: bool = False
 
 
 def new_figure(height: float = HEIGHT) -> Figure:
-    """Return an empty figure as wide as a column; `height` in inches."""
+    """Return an empty figure of COLUMN width; `height` in inches."""
     return Figure(figsize=(COLUMN, height), layout="constrained")
 
 
 @in_style
 def over_epochs(series: Sequence[Series], label: str, *, is_share: bool = False) -> Figure:
-    """Plot lines over the epochs; `is_share` writes 0.28 as 28 %."""
+    """Plot lines over the epochs.
+
+    `label`: of the y axis. `is_share`: whether values are fractions, shown in percent.
+    """
     figure = new_figure()
     axes = figure.add_subplot()
     _draw(axes, series)
     axes.set(xlabel="epoch", ylabel=label)
-    _epochs(axes)
+    _set_epoch_axis(axes)
     if is_share:
-        _percents(axes)
+        _set_percent_axis(axes)
     legend(figure, axes)
     return figure
 
 
 @in_style
 def stacked_panels(panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
-    """Plot small panels below each other, each with its own scale, such as the terms of a loss."""
+    """Plot small panels below each other, such as one per loss term, each with a scale of its own.
+
+    `panels`: (title, lines) from top to bottom; the x axis is the epoch.
+    """
     figure = new_figure(0.35 + 0.95 * len(panels))
     every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, series) in zip(every, panels, strict=True):
         _draw(axes, series)
         axes.set_title(title, loc="left", pad=3)
         axes.yaxis.set_major_locator(MaxNLocator(3))
-    _epochs(every[-1])
+    _set_epoch_axis(every[-1])
     every[-1].set_xlabel("epoch")
     return figure
 
 
 @in_style
 def confusion(counts: Counts, names: Sequence[str]) -> Figure:
-    """Plot a confusion matrix in percent of each row; mistakes have their own colour scale."""
+    """Plot a confusion matrix in percent of each row; mistakes have a separate colour scale.
+
+    `counts` [C, C]: numbers of images by label (row) and prediction (column). `names` [C]: of the
+    classes.
+    """
     n = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     worst = max(float((shares * (1 - np.eye(n))).max()), 1e-9)
@@ -110,9 +120,10 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
 def by_class(
     shares: Floats, intervals: Floats, names: Sequence[str], others: Floats | None, other: str
 ) -> Figure:
-    """Plot the accuracy of each class [C] as a bar with its interval [C, 2], the best at the top.
+    """Plot the accuracy of each class as a bar with its interval, the best class at the top.
 
-    `others` [C] are marked with diamonds, named `other` in the legend.
+    `shares` [C]: accuracies 0..1. `intervals` [C, 2]. `others` [C]: accuracies of another network,
+    drawn as diamonds and named `other` in the legend; None for none.
     """
     order = np.argsort(shares, kind="stable")
     n, places = len(order), np.arange(len(order))
@@ -144,8 +155,9 @@ def by_class(
 
 @in_style
 def reliability(plain: CalibrationCurve, scaled: CalibrationCurve | None = None) -> Figure:
-    """Plot accuracy over confidence, and below it the share of predictions; the diagonal is
-    perfect calibration.
+    """Plot a reliability diagram: accuracy over confidence, and below it a histogram of confidence.
+
+    The diagonal is perfect calibration. `scaled`: the curve after temperature scaling, if any.
     """
     figure = new_figure(2.7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -172,9 +184,10 @@ def reliability(plain: CalibrationCurve, scaled: CalibrationCurve | None = None)
 
 @in_style
 def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None, str]]) -> Figure:
-    """Plot a point per run, a bar at each group's mean, and the mean's interval.
+    """Plot the test accuracies of groups of runs: a point per run, a bar at the mean of each group,
+    and a line for the interval of the mean.
 
-    `groups`: (name, values, mean, interval, colour).
+    `groups`: (name, accuracies, their mean, its interval or None, colour); accuracies are 0..1.
     """
     figure = new_figure(0.5 + 0.34 * len(groups))
     axes = figure.add_subplot()
@@ -193,7 +206,7 @@ def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None,
 
 
 def short_name(name: str) -> str:
-    """Shorten a name to fit beside an axis."""
+    """Shorten a name to LONGEST_NAME characters, so that it fits beside an axis."""
     shown = visible(name)
     return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
 
@@ -211,12 +224,12 @@ def _draw(axes: Axes, series: Sequence[Series]) -> None:
         )
 
 
-def _epochs(axes: Axes) -> None:
+def _set_epoch_axis(axes: Axes) -> None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def _percents(axes: Axes) -> None:
+def _set_percent_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
 
 
@@ -225,7 +238,7 @@ def _percent(share: float, _: int) -> str:
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """Put the legend above the axes, unless no line has a name."""
+    """Draw the legend above the axes; do nothing if no line has a name."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=columns)

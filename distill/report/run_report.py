@@ -20,15 +20,16 @@ from distill.runs.run_folder import RunFolder
 from distill.statistics import Interval
 
 PAGE = "report.html"
-TEACHER_COMMANDS = {"distill", "seeds", "sweep", "search"}  # commands with --teacher
+TEACHER_COMMANDS = {"distill", "seeds", "sweep", "search"}  # commands that have --teacher
 TEACHER_KEY = "teacher.runs"
-LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output of one image, parameters
+LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output shape, parameters
 
 
 def report_path(folders: Sequence[RunFolder], out: Path | None) -> Path:
-    """Return the HTML file to write: `out` itself, a file in it, or one in the run's folder.
+    """Return the HTML file to write: `out` itself, or report.html in the folder `out`.
 
-    Raises UserError for several runs without `out`, and for an `out` of another file type.
+    Without `out` it is report.html in the run's folder. Raises UserError for several runs without
+    `out`, and if `out` has another suffix than .html.
     """
     if out is not None:
         if out.suffix not in ("", ".html"):
@@ -50,9 +51,11 @@ def write(
     layers: Sequence[LayerRow],
     test_curve: TestCurve | None = None,
 ) -> Path:
-    """Write one run's page to `path`; return the folder of its figures and tables.
+    """Write the page of one run to `path`; return the folder of its figures and tables.
 
-    `layers` is empty if they are unknown. Raises UserError for damaged files.
+    `layers`: the network's layers; empty if they are unknown. `test_curve`: the measures of saved
+    epochs, if computed. Raises UserError if a file of the run is damaged, Failure if the page
+    cannot be written.
     """
     return pages.write(page(read(folder, test_curve), layers), path)
 
@@ -150,14 +153,15 @@ def _recipe(record: RunRecord) -> Iterator[Block]:
 
 
 def _with_origins(record: RunRecord) -> str:
-    """Return the recipe's text, each value with the file that set it if the run recorded that."""
+    """Return the recipe as TOML; each value has a comment with the file that set it, if known."""
     text = recipes.dumps(record.recipe, {"about": True}).strip()
     return recipes.annotated(text, record.environment.get("recipe_origins", {}))
 
 
 def _provenance(record: RunRecord) -> Iterator[Block]:
-    """Yield the differences from the shipped recipe of that name, or a sentence if there are none
-    or if there is no such recipe.
+    """Yield a table of the differences from the shipped recipe of the same name.
+
+    Yields a sentence instead if there are no differences or no such recipe.
     """
     name = record.requested_recipe
     if name is None:
@@ -196,7 +200,7 @@ def _reproduction(record: RunRecord) -> Iterator[Block]:
         return
     if environment.get("command"):
         typed, teacher = environment["command"], _unnamed_teacher(record)
-        # A run of an earlier version may contain a password.
+        # Earlier versions recorded the command with passwords in URLs.
         yield Preformatted(
             f"python {shlex.join(map(redact_urls.hide_secrets, [*typed, *teacher]))}"
         )
@@ -221,8 +225,9 @@ def _reproduction(record: RunRecord) -> Iterator[Block]:
 
 
 def _unnamed_teacher(record: RunRecord) -> list[str]:
-    """Return the `--teacher RUN` options to add to the command so that it trains with the same
-    teachers; empty if the command names them.
+    """Return the `--teacher RUN` options that the run's command needs to use the same teachers.
+
+    Empty if the command names them, or trains without a teacher.
     """
     typed = record.environment["command"]
     is_named = any(word.startswith(("--teacher", "-t")) or TEACHER_KEY in word for word in typed)
@@ -232,7 +237,7 @@ def _unnamed_teacher(record: RunRecord) -> list[str]:
 
 
 def _environment_rows(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Flatten environment.json, without the keys shown elsewhere."""
+    """Yield (name, value) of environment.json, without the keys that are shown elsewhere."""
     for name, value in environment.items():
         if name == "packages":
             yield from ((package, str(version)) for package, version in value.items() if version)

@@ -1,4 +1,4 @@
-"""Write the HTML page of a sweep: history, importance, parallel coordinates."""
+"""Write the HTML page of a sweep: history, importance of keys, parallel coordinates, trials."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -31,12 +31,12 @@ from distill.terminal.sweep_table import (
 
 
 def write(summary: SweepSummary, path: Path) -> None:
-    """Write the page of a sweep, completely or not at all."""
+    """Write the page of a sweep to `path`, completely or not at all."""
     write_text(path, html(page(summary)))
 
 
 def page(summary: SweepSummary) -> Page:
-    """Build the page of a sweep from its summary (`sweep_summary.summary`)."""
+    """Build the page of a sweep from its summary, the content of sweep.json."""
     most = "largest" if summary["goal"] == "maximize" else "smallest"
     return Page(
         title=summary["sweep"],
@@ -93,7 +93,10 @@ def _importance(summary: SweepSummary) -> Iterator[Block]:
 
 
 def _trials(summary: SweepSummary) -> Table:
-    """Return every trial, the best first and marked, with reasons if some were not trained."""
+    """Return a table of all trials, the best first and marked.
+
+    It has a column with the reasons if some trials were not trained to their end.
+    """
     rows, names = in_order(summary), list(summary["space"])
     columns = [Column("trial"), Column("state", is_number=False)]
     columns.append(Column(summary["metric"], value_text))
@@ -117,8 +120,9 @@ def _trials(summary: SweepSummary) -> Table:
 
 
 def _values_by_rung(summary: SweepSummary) -> Table:
-    """Return a table of every design's value in each rung of a search, those in most rungs first,
-    then by value.
+    """Return a table of every design's value in each rung of a search.
+
+    Designs that were trained in more rungs come first, then those with better values.
     """
     rungs = [rung["values"] for rung in summary["rungs"]]
     found = {name: [r[name] for r in rungs if r.get(name) is not None] for name in rungs[0]}

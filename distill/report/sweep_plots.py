@@ -1,4 +1,4 @@
-"""Plot the figures of a sweep."""
+"""Plot the figures of a sweep's page."""
 
 import math
 from collections.abc import Mapping
@@ -14,12 +14,15 @@ from distill.report.plots import in_style, legend, new_figure
 from distill.terminal.sweep_table import by_importance, key_text, ranked, short_keys, value_text
 
 SweepSummary = Mapping[str, Any]
-LETTERS = 36  # characters that fit below an axis
+LETTERS = 36  # number of characters that fit in one line below an axis
 
 
 @in_style
 def history(summary: SweepSummary) -> Figure | None:
-    """Plot trials as points, a line at the best so far, and pruned trials as crosses."""
+    """Plot the value of each complete trial as a point, and a line at the best value so far.
+
+    Trials that ended early are crosses at their last value. Returns None if there are neither.
+    """
     done = [row for row in summary["trials"] if row["value"] is not None]
     ended = [row for row in summary["trials"] if row["value"] is None and row["epochs"]]
     if not done and not ended:
@@ -44,7 +47,9 @@ def history(summary: SweepSummary) -> Figure | None:
 
 @in_style
 def importance(summary: SweepSummary) -> Figure:
-    """Plot each key's importance as a bar, the longest at the top."""
+    """Plot the importance, 0..1, of each key in the search space as a bar, the largest at the
+    top.
+    """
     short = short_keys(list(summary["space"]))
     names, shares = zip(*reversed(by_importance(summary)), strict=True)
     figure = new_figure(0.5 + 0.25 * len(names))
@@ -59,8 +64,9 @@ def importance(summary: SweepSummary) -> Figure:
 
 @in_style
 def parallel_coordinates(summary: SweepSummary) -> Figure | None:
-    """Plot each trial as a line from its value of each key down to its metric. The best one is red
-    and thick.
+    """Plot each trial as a line through its value of each key, from top to bottom, to its metric.
+
+    The line of the best trial is red and thick. Returns None if no trial is complete.
     """
     rows, names = ranked(summary), list(summary["space"])
     if not rows:
@@ -94,8 +100,10 @@ def parallel_coordinates(summary: SweepSummary) -> Figure | None:
 
 
 def axis_position(summary: SweepSummary, name: str, value: Any) -> float:
-    """Return the position of a value on the axis of its key, 0..1: options in the order of the
-    file, numbers on the scale of their range.
+    """Return the position, 0..1, of a value on the axis of its key.
+
+    Options are evenly spaced in the order of the sweep file. Numbers are on the linear or
+    logarithmic scale of their range.
     """
     [(kind, known)] = summary["space"][name].items()
     if kind in ("grid", "choice"):
@@ -107,8 +115,9 @@ def axis_position(summary: SweepSummary, name: str, value: Any) -> float:
 
 
 def _axis_labels(summary: SweepSummary, name: str) -> list[tuple[str, float]]:
-    """Return the labels of an axis and their positions: every option, or only the ends if space is
-    short.
+    """Return (label, position 0..1) of each label on the axis of a key.
+
+    If not all options fit, only the first and the last are labelled.
     """
     [(_, known)] = summary["space"][name].items()
     fit = sum(len(str(each)) for each in known) + 2 * len(known) <= LETTERS

@@ -12,14 +12,14 @@ from distill.format import UNKNOWN
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; `format` shows a value as text, and None is always a dash.
+    """The heading of a table's column, and how its values are shown.
 
-    `parts` names the members of values that are tuples: in CSV each has its own column.
+    None is shown as a dash.
     """
 
     head: str
-    format: Callable[[Any], str] = str
-    parts: tuple[str, ...] = ()
+    format: Callable[[Any], str] = str  # converts a value to displayed text
+    parts: tuple[str, ...] = ()  # if values are tuples: names of their items, each a column in CSV
     is_number: bool = True  # aligned right
 
     def cell(self, value: Any) -> str:
@@ -27,11 +27,13 @@ class Column:
         return UNKNOWN if value is None else self.format(value)
 
     def csv_heads(self) -> list[str]:
-        """Return the headings of the column in CSV: one, or one for each of its parts."""
+        """Return the column's headings in CSV: one, or one for each part."""
         return [f"{self.head} {part}" for part in self.parts] if self.parts else [self.head]
 
     def csv_values(self, value: Any) -> list[Any]:
-        """Return the unrounded values of a cell for CSV; None if unknown."""
+        """Return the unrounded values of a cell for CSV: one, or one for each part; None if
+        unknown.
+        """
         if not self.parts:
             return [value]
         return [None] * len(self.parts) if value is None else list(value)
@@ -43,7 +45,10 @@ def _csv(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ValueTable:
-    """Rows of values, and the columns that format them. `name` is the stem of its files."""
+    """A table: rows of values, and the columns that format them.
+
+    `name`: the stem of the table's files. Each row has one value per column.
+    """
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""Build the report sections on the test split: classes, calibration, mistakes."""
+"""Build the report sections with the results on the test split: classes, calibration, mistakes."""
 
 import base64
 import io
@@ -28,9 +28,9 @@ from distill.runs.run_folder import is_tested
 from distill.runs.saved_predictions import Predictions
 from distill.statistics import Interval
 
-MOST_CONFUSED = 10  # pairs
-SHOWN = 24  # most mistakes shown
-MOST_PROBABLE = 3  # classes shown for a mistake
+MOST_CONFUSED = 10  # number of pairs of classes shown
+SHOWN = 24  # largest number of mistakes shown
+MOST_PROBABLE = 3  # number of classes shown for a mistake
 
 
 CLASS_COLUMNS = (
@@ -54,14 +54,16 @@ PAIR_COLUMNS = (
 
 
 def test_interval(record: RunRecord) -> Interval | None:
-    """Return Wilson's interval of the test accuracy; None without predictions."""
+    """Return Wilson's 95 % interval of the test accuracy; None without evaluation.npz."""
     if record.predictions is None:
         return None
-    return _share(record.predictions.is_correct)
+    return _wilson_interval(record.predictions.is_correct)
 
 
 def result_sections(record: RunRecord) -> list[Section]:
-    """Return the sections that show the test predictions."""
+    """Return the sections with the results on the test split, or one that explains why there are
+    none.
+    """
     predictions = record.predictions
     if predictions is None:
         why = "its evaluation.npz is missing" if record.is_finished else "the run is not finished"
@@ -83,11 +85,11 @@ def _main_measures(predictions: Predictions) -> Iterator[Block]:
     confidence = probabilities(logits).max(axis=1)
     ece_interval = metrics.ece_interval(confidence, correct)
     rows: list[tuple[Any, ...]] = [
-        ("accuracy", percent(correct.mean()), interval_text(_share(correct)))
+        ("accuracy", percent(correct.mean()), interval_text(_wilson_interval(correct)))
     ]
     if logits.shape[1] > 5:
         five = metrics.is_in_top(5, logits, labels)
-        rows.append(("top 5", percent(five.mean()), interval_text(_share(five))))
+        rows.append(("top 5", percent(five.mean()), interval_text(_wilson_interval(five))))
     mean = float(nll.mean())
     low, high = statistics.bootstrap(lambda values: float(values.mean()), nll)
     rows.append(("NLL, nats", f"{mean:.4f}", interval_text((low, high), "{:.4f}".format)))
@@ -96,14 +98,18 @@ def _main_measures(predictions: Predictions) -> Iterator[Block]:
     if predictions.teacher_logits is not None:
         same = metrics.is_same_prediction(logits, predictions.teacher_logits)
         rows.append(
-            ("same prediction as the teacher", percent(same.mean()), interval_text(_share(same)))
+            (
+                "same prediction as the teacher",
+                percent(same.mean()),
+                interval_text(_wilson_interval(same)),
+            )
         )
         kl = metrics.kl_divergence(predictions.teacher_logits, logits)
         rows.append(("KL(teacher || student), nats", f"{kl.mean():.4f}", ""))
     yield Table(ValueTable("figures", "", FIGURE_COLUMNS, rows))
 
 
-def _share(hits: Array) -> Interval:
+def _wilson_interval(hits: Array) -> Interval:
     return statistics.wilson(int(hits.sum()), len(hits))
 
 
@@ -113,7 +119,9 @@ def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block
     present = [k for k in range(len(names)) if n[k]]  # a class without images has no accuracy
     intervals = [statistics.wilson(int(correct[k]), int(n[k])) for k in present]
     shares = correct[present] / n[present]
-    teacher = None if predictions.teacher_logits is None else _by_class(predictions, present)
+    teacher = (
+        None if predictions.teacher_logits is None else _teacher_accuracies(predictions, present)
+    )
     class_names = [names[k] for k in present]
     figure = plots.by_class(shares, np.array(intervals), class_names, teacher, "the teacher")
     beside = "" if teacher is None else " The diamonds are the teacher's accuracy."
@@ -135,8 +143,8 @@ def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block
     yield Table(ValueTable("confused", "Confused most often", PAIR_COLUMNS, pairs), is_long=True)
 
 
-def _by_class(predictions: Predictions, classes: list[int]) -> Array:
-    """Return the teacher's accuracy on each of the given classes."""
+def _teacher_accuracies(predictions: Predictions, classes: list[int]) -> Array:
+    """Return the teacher's accuracy [len(classes)] on each of the given classes, 0..1."""
     assert predictions.teacher_logits is not None
     correct = metrics.is_correct(predictions.teacher_logits, predictions.labels)
     return np.array([correct[predictions.labels == k].mean() for k in classes])

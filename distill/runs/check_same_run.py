@@ -11,7 +11,7 @@ from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
 from distill.runs.run_folder import RunFolder, file_sha256, open_finished
 
-NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}
+NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}  # may change on a resume
 TESTED = {  # keys of "data" in result.json that identify the test split
     "test split": "test_fingerprint",
     "class names": "class_names_fingerprint",
@@ -19,12 +19,13 @@ TESTED = {  # keys of "data" in result.json that identify the test split
 
 
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
-    """Raise UserError, with the keys that differ, if the run began with another recipe.
+    """Raise UserError, listing the keys that differ, if the run began with another recipe.
 
-    If the recipe names no teachers, it has those of the run. Named teachers may be in other folders
-    than before: their weights must be the same, which are compared here if the run is finished, and
-    with the checkpoint when it is resumed. A run that began with the TrivialAugment of an earlier
-    version, which has other strengths and another position, is refused too.
+    If `recipe` names no teachers, the run's teachers are used. Teachers may have moved to other
+    folders, but their weights must be unchanged: they are compared here for a finished run, and
+    with the checkpoint when an unfinished run is resumed. Runs that began with an earlier version's
+    TrivialAugment are refused, since its strengths and its place in the augmentation order have
+    changed.
     """
     began_with = recipes.read(folder.recipe)
     if began_with.augment.trivial and "before_crop" not in folder.recipe.read_text():
@@ -49,8 +50,10 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
-    """Return one line if the recipe's teachers have other weights than those that the finished run
-    used, otherwise an empty list. Raises UserError if a teacher is not a finished run.
+    """Return one line if the weights of the recipe's teachers differ from those that the finished
+    run in `folder` used, otherwise an empty list.
+
+    Raises UserError if a teacher is not a finished run.
     """
     before = folder.result()["teacher"]["fingerprint"]
     today = teachers_fingerprint(open_finished(path) for path in (recipe.teacher or Teacher()).runs)
@@ -58,19 +61,20 @@ def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
 
 
 def teachers_fingerprint(runs: Iterable[RunFolder]) -> str:
-    """Return the fingerprint of the teachers' weights: the sha256 of each file, hex, joined by `+`;
-    empty without a teacher.
+    """Return the sha256 of each teacher's weights file, hex, joined by `+`; empty without `runs`.
+
+    Raises UserError if a file cannot be read.
     """
     return "+".join(file_sha256(run.weights(run.role)) for run in runs)
 
 
 def has_recipe_of_result(run: RunFolder) -> bool:
-    """Whether a finished run's recipe.toml is the one in its result.json, apart from [about] and
-    the paths of data and teachers, which may have been moved.
+    """Whether a finished run's recipe.toml is unchanged since result.json recorded its fingerprint.
 
-    True for a result of an earlier version without the fingerprint. Two fingerprints are valid: of
-    all keys, and of those in the file, which is what a version without the later keys computed.
-    Raises UserError if a file cannot be read.
+    [about] and the paths of data and teachers may have changed. True if an earlier version wrote
+    result.json without a fingerprint. Two fingerprints are valid: that of all keys, and that of the
+    keys in the file, which a version without the keys added later has computed. Raises UserError if
+    a file cannot be read.
     """
     result = run.result()
     recorded = result.get("recipe_fingerprint")
@@ -88,8 +92,9 @@ def has_recipe_of_result(run: RunFolder) -> bool:
 
 
 def check_recipe_of_result(run: RunFolder) -> None:
-    """Raise UserError if a finished run's recipe.toml was changed: it may describe another network
-    that takes the same weights.
+    """Raise UserError if a finished run's recipe.toml was changed since result.json was written.
+
+    A changed recipe may describe another network into which the weights can be loaded.
     """
     if not has_recipe_of_result(run):
         raise UserError(
@@ -99,10 +104,11 @@ def check_recipe_of_result(run: RunFolder) -> None:
 
 
 def training_fingerprint(recipe: Recipe) -> str:
-    """Return the SHA-256, hex, of the keys that differ from their defaults, without [about],
-    NOT_FINGERPRINTED, and the paths of images and teachers, which have fingerprints of their own.
+    """Return the SHA-256 of the keys that affect the training and differ from their defaults, hex.
 
-    A key that a later version adds, at its default, does not change it.
+    Left out are [about], the keys on logging and saving, and the paths of images and teachers,
+    whose content has fingerprints of its own. Since defaults are left out, a key that a later
+    version adds does not change the fingerprint of a recipe without it.
     """
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_defaults=True)
     for key in (*NOT_FINGERPRINTED, "data.source", "teacher.runs"):
@@ -113,8 +119,10 @@ def training_fingerprint(recipe: Recipe) -> str:
 
 
 def test_split_differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names in TESTED by which the results differ. A result of an earlier version, which
-    lacks the keys, differs from none.
+    """Return what differs between the test splits of several results: "test split", "class names".
+
+    `results`: the contents of result.json. Results of earlier versions have no fingerprint of their
+    test split; they are treated as equal to any other.
     """
     fingerprints = {
         name: {result["data"].get(key) for result in results} - {None}
@@ -124,8 +132,9 @@ def test_split_differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def missing_test_split_note(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a list with one note if some results have no fingerprint of their test split;
-    otherwise an empty list.
+    """Return a list with one note if some results have no fingerprint of their test split.
+
+    Otherwise the list is empty. `results`: the contents of result.json.
     """
     n = sum(TESTED["test split"] not in result["data"] for result in results)
     if not n:

@@ -25,7 +25,7 @@ from distill.statistics import SIGNIFICANT, Interval, bootstrap, count_pairs, wi
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """The measures of one of the two compared runs: shares 0..1, nll in nats."""
+    """The measures of one of the two compared runs: accuracies and ece in 0..1, nll in nats."""
 
     run: str
     recipe: str
@@ -36,49 +36,49 @@ class ComparedRun:
     nll_test: float
     nll_test_interval: Interval  # bootstrap
     ece_test: float
-    top1_val: float | None  # of the final weights, on the held-out part
+    top1_val: float | None  # of the final weights, on the held-out images
     elapsed_s: float
     weights: str  # sha256
 
 
 @dataclass(frozen=True)
 class ClassDifference:
-    """One class: the number of its images, and how many each run predicts correctly."""
+    """Counts of one class: its test images, and those that each run predicts correctly."""
 
     name: str
     n: int
     right_a: int
     right_b: int
-    only_a: int  # images that A alone predicts correctly
+    only_a: int  # images that run A predicts correctly and run B does not
     only_b: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of B with A on N images; a difference is B − A."""
+    """The comparison of run B with run A on n test images; every difference is B − A."""
 
     a: ComparedRun
     b: ComparedRun
     n: int
-    only_a: int  # images that only A predicts correctly
+    only_a: int  # images that run A predicts correctly and run B does not
     only_b: int
     both_right: int
     both_wrong: int
     difference: float  # of the accuracies
-    difference_interval: Interval  # paired bootstrap: the same images of both
-    p: float  # of McNemar's exact test that both are correct equally often
-    agreement: float  # share of images with the same prediction, correct or not
+    difference_interval: Interval  # paired bootstrap: each resample has the same images of both
+    p: float  # p-value of McNemar's exact test of the hypothesis of equal accuracy
+    agreement: float  # fraction of images with the same prediction, correct or not
     agreement_interval: Interval  # Wilson's
     classes: tuple[ClassDifference, ...]
-    recipes: tuple[str, ...]  # `optim.lr: 0.1 -> 0.2`
+    recipes: tuple[str, ...]  # the keys that differ, A -> B: `optim.lr: 0.1 -> 0.2`
     says: str  # the findings and limitations
 
 
 def compare(path_a: Path, path_b: Path) -> Comparison:
-    """Compare run B with run A.
+    """Compare the finished run in `path_b` (B) with the one in `path_a` (A).
 
-    Raises UserError if one is not finished, has lost its predictions or measures, or was measured
-    on other images.
+    Raises UserError if a run is not finished, if its predictions or measures are missing, or if the
+    two were measured on different images.
     """
     return _compare(open_finished(path_a), open_finished(path_b))
 
@@ -112,10 +112,10 @@ def _compare(a: RunFolder, b: RunFolder) -> Comparison:
 
 
 def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """Yield the differences of the recipes.
+    """Yield the differences between the recipes of two runs: `optim.lr: 0.1 -> 0.2`.
 
-    For two students the network in [teacher] is left out, which a student's recipe does not use: it
-    has `teacher.runs` and the keys in TEACHING.
+    For two students the keys in [teacher] that describe a network are left out: a student's run
+    loads its teachers from `teacher.runs` and does not read them.
     """
     are_students = {a.result()["role"], b.result()["role"]} == {"student"}
     for line in recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe)):
@@ -143,8 +143,9 @@ def _predictions(run: RunFolder) -> Predictions:
 def _check_same_images(
     a: RunFolder, b: RunFolder, predictions_a: Predictions, predictions_b: Predictions
 ) -> None:
-    """Raise UserError if fingerprints, labels or class names show that the runs were tested on
-    different images.
+    """Raise UserError if two runs were tested on different images.
+
+    Compares fingerprints of the test split, labels and class names.
     """
     advice = "Two runs are compared on the same test split; choose two of one data source."
     names = [run.result()["class_names"] for run in (a, b)]
@@ -231,7 +232,7 @@ def _findings(
 
 
 def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """Yield sentences on what the results leave open about the images."""
+    """Yield sentences on how the images of two runs differ, or may differ without a fingerprint."""
     results = [run.result() for run in (a, b)]
     unnamed = check_same_run.missing_test_split_note(results)
     yield from unnamed

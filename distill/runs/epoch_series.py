@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from distill.events import LR, TOTAL, Epoch, Event, Start, Step, loss_name
 
 Floats = NDArray[np.float64]
-LARGEST = 1e300  # of a figure's axis; a float32 is below 4e38
+LARGEST = 1e300  # most that an axis of a figure can show; a float32 is below 4e38
 
 
 class Line(NamedTuple):
-    """Values `y` [N] after `x` [N] completed epochs."""
+    """A metric during training: its values `y` [N] after `x` [N] epochs, fractions included."""
 
     x: Floats
     y: Floats
@@ -22,9 +22,9 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves:
-    """Every metric of a journal, by its name in `distill/events.py`."""
+    """The metrics of a run's journal, by their names in `distill/events.py`."""
 
-    steps: Mapping[str, Line]  # means since the previous event, several per epoch
+    steps: Mapping[str, Line]  # means over the steps since the previous event, several per epoch
     epochs: Mapping[str, Line]  # at the end of each epoch
 
     @property
@@ -42,7 +42,7 @@ class Curves:
 
 
 def curves(events: Sequence[Event]) -> Curves:
-    """Return the curves of a run's events; they are empty before its first step."""
+    """Return the metrics in a run's events as curves; they are empty before its first step."""
     starts = [event for event in events if isinstance(event, Start)]
     per_epoch = starts[-1].steps_per_epoch if starts else 1
     steps = [(e.step / per_epoch, e.metrics) for e in events if isinstance(e, Step)]
@@ -53,7 +53,7 @@ def curves(events: Sequence[Event]) -> Curves:
 def _lines(points: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, Line]:
     """Return one line per metric, in the order in which the metrics first occur.
 
-    Values beyond LARGEST become NaN.
+    `points`: pairs of completed epochs and metrics. Values above LARGEST become NaN.
     """
     names = dict.fromkeys(name for _, metrics in points for name in metrics)
     lines = {}

@@ -19,7 +19,10 @@ Seeds = tuple[int, int]  # train.seed, data.seed
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seeds, one per pair of seeds; repetitions are `duplicates`."""
+    """Runs that differ only in their seeds.
+
+    `records` has one run per pair of seeds, `duplicates` the further runs with the same seeds.
+    """
 
     name: str
     records: tuple[RunRecord, ...]
@@ -35,7 +38,10 @@ class Group:
         return [top1 for record in self.records if (top1 := record.test_metric("top1")) is not None]
 
     def spread(self, measure: str) -> MeanAndInterval | None:
-        """Mean and interval of a measure on the test split; None if no run is finished."""
+        """Return the mean and 95 % interval of a measure on the test split, over finished runs.
+
+        `measure`: `top1`, `nll` or `ece`. None if no run is finished.
+        """
         values = [
             value for record in self.records if (value := record.test_metric(measure)) is not None
         ]
@@ -44,10 +50,11 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """The difference of group `a` and group `b` in accuracy on the test split.
+    """The difference between two groups in accuracy on the test split.
 
-    `difference` is a − b, `p` the p-value of the null hypothesis of no difference; both are None if
-    unknown, and `method` has the reason.
+    `a`, `b`: the groups' names; `method`: the statistical test. `difference`: a − b, 0..1. `p`: the
+    p-value of the null hypothesis of no difference. If the groups cannot be compared, both are None
+    and `method` is the reason.
     """
 
     a: str
@@ -66,7 +73,8 @@ def groups(records: Sequence[RunRecord]) -> list[Group]:
         test_splits.setdefault(_common_settings(record), []).extend(filter(None, [record.test]))
     for record in records:
         settings = _common_settings(record)
-        # A run without a fingerprint of its test split is assumed to have that of the others.
+        # A run without a fingerprint of its test split (of an earlier version) is assumed to have
+        # the same test split as the others.
         test = record.test or next(iter(test_splits[settings]), "")
         members.setdefault((settings, test), []).append(record)
     names = _names(list(members.values()))
@@ -74,8 +82,10 @@ def groups(records: Sequence[RunRecord]) -> list[Group]:
 
 
 def without_seeds(record: RunRecord) -> Recipe:
-    """Return the recipe without what may differ in a group: seeds, logging and saving, the path of
-    the images, and a teacher that no loss term reads.
+    """Return a run's recipe without the keys that may differ in a group.
+
+    These are the seeds, the keys on logging and saving, the path of the images and, if no loss term
+    reads a teacher, the [teacher] table.
     """
     recipe = record.recipe
     if record.role == "student" and not recipes.has_teacher(recipe):
@@ -87,14 +97,16 @@ def without_seeds(record: RunRecord) -> Recipe:
 
 
 def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
-    """Return the difference of each pair of groups, in order."""
+    """Return the difference between the groups of each pair, in order."""
     return [group_difference(a, b) for a, b in combinations(groups, 2)]
 
 
 def group_difference(a: Group, b: Group) -> GroupDifference:
-    """Test the difference of two groups, by Student's t if they have two or more common seeds.
+    """Test whether two groups differ in test accuracy.
 
-    Otherwise by McNemar's test, which compares two networks and not their recipes.
+    With two or more common seeds, the test is Student's t on the pairs of runs with the same seeds.
+    With one, or if each group has a single run, it is McNemar's test on one run of each group,
+    which compares two networks and not their recipes.
     """
     common = [
         (of_a, of_b)
@@ -117,7 +129,7 @@ def group_difference(a: Group, b: Group) -> GroupDifference:
 def _between_two(
     a: Group, b: Group, common: Sequence[tuple[RunRecord, RunRecord]]
 ) -> GroupDifference:
-    """Compare two networks by McNemar's test on the images that only one predicts correctly."""
+    """Compare the first pair of runs by McNemar's test on the images that only one gets right."""
     if not common:
         return GroupDifference(a.name, b.name, "no common seeds, so no pairs")
     (run_a, run_b), *_ = common
@@ -137,8 +149,9 @@ def _between_two(
 
 
 def _common_settings(record: RunRecord) -> str:
-    """Return the key that the runs of a group share besides the test split: recipe, data
-    and role.
+    """Return a text that is the same for all runs of a group.
+
+    It contains the fingerprints of recipe and data, and the role, but not the test split.
     """
     return f"{recipes.fingerprint(without_seeds(record))} {record.data} {record.role}"
 
@@ -152,8 +165,9 @@ def _group(name: str, records: Sequence[RunRecord]) -> Group:
 
 
 def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Return the common prefix of each group's folder names; numbered if two groups have
-    the same.
+    """Return a name for each group: the common prefix of its folder names.
+
+    If two groups have the same prefix, a number is added.
     """
     prefixes = [_common_prefix([record.name for record in records]) for records in groups]
     return [

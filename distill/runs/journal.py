@@ -2,8 +2,9 @@
 
     {"event": "step", "at": "2026-01-31T12:00:00.000+00:00", "step": 1053, "epoch": 3, …}
 
-`event` is the event's name in lower case, `at` the UTC time of writing, the rest are its fields
-(`distill/events.py`). A number that is not finite is `null`, so that every line is JSON.
+`event` is the name of the event's class in lower case, `at` the UTC time of writing; the other keys
+are the event's fields (`distill/events.py`). A number that is not finite is written as `null`, so
+that every line is valid JSON.
 """
 
 import json
@@ -34,7 +35,7 @@ def _in_range(seconds: float) -> float:
 
 SECONDS = Annotated[float, AfterValidator(_in_range)]
 
-KINDS: dict[str, type[Event]] = {
+KINDS: dict[str, type[Event]] = {  # by their names in the journal
     "start": Start,
     "step": Step,
     "estimate": Estimate,
@@ -42,14 +43,15 @@ KINDS: dict[str, type[Event]] = {
     "retry": Retry,
     "end": End,
 }
-LARGEST = 1 << 30  # bytes of a journal
+LARGEST = 1 << 30  # most bytes of a journal
 MOST_LINES = 1_000_000
-LONGEST_LINE = 1 << 22  # bytes; a step has about 500
+LONGEST_LINE = 1 << 22  # most bytes of a line; the line of a step has about 500
 
 
 def _schema(kind: type[Event]) -> type[BaseModel]:
-    """Return a model of the types of an event's fields; seconds are bounded so that they can be
-    formatted.
+    """Return a pydantic model that validates the fields of an event.
+
+    Fields in seconds are bounded, so that they can be formatted as durations.
     """
     types = get_type_hints(kind)
     fields = {name: (SECONDS if name.endswith("_s") else types[name], ...) for name in types}
@@ -60,21 +62,23 @@ SCHEMAS = {name: _schema(kind) for name, kind in KINDS.items()}
 
 
 class Journal:
-    """Append events to a journal; after a resume, no step is in it twice."""
+    """Appends events to a journal file; after a resume, the journal has no step twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __call__(self, event: Event) -> None:
-        """Append one line. For a `Start` or `Retry`, first drop the lines after the step from which
-        it continues.
+        """Append an event as one line.
+
+        A `Start` or `Retry` first drops the lines after the step from which training continues.
         """
         if isinstance(event, Start):
             rewind(self.path, event.first_step, event.first_epoch, event.retries)
         if isinstance(event, Retry):
             rewind(self.path, event.first_step, event.first_epoch)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Opened for each line: readers see complete lines, and a kill loses none.
+        # Opened and closed for each line: readers see complete lines, and no line is lost if the
+        # process is killed.
         with open(self.path, "a", opener=lock.open_without_following_links) as file:
             file.write(line(event) + "\n")
             file.flush()
@@ -82,10 +86,10 @@ class Journal:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a journal; an empty list if there is none yet.
+    """Return the lines of a journal as dicts; an empty list if the file does not exist yet.
 
-    A last line that was cut short by a kill is left out; any other that is not JSON raises
-    UserError.
+    A last line that is incomplete because the process was killed is left out. Raises UserError if
+    the file cannot be read, or if another line is not JSON or not an event.
     """
     texts = _lines(path) if path.exists() else iter(())
     rows = []
@@ -102,7 +106,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines one by one: parsed, short ones take many times their size."""
+    """Yield the lines of a file one by one, since parsed lines take many times their size.
+
+    Raises UserError if the file cannot be read, is not a regular file, or exceeds LARGEST,
+    MOST_LINES or LONGEST_LINE.
+    """
     try:
         with open_regular(path, LARGEST) as file:
             number = 0
@@ -120,7 +128,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _row(text: str) -> dict[str, Any]:
-    """Parse one line. Raises Invalid if it is not JSON or not an event."""
+    """Parse one line of a journal. Raises Invalid if it is not JSON or not an event."""
     try:
         row = run_json.parsed(text)
     except Invalid as fault:
@@ -138,9 +146,10 @@ def _row(text: str) -> dict[str, Any]:
 
 
 def events(path: Path) -> list[Event]:
-    """Return the events of a journal, with nan for `null` numbers.
+    """Return the events of a journal; a number that is `null` becomes nan.
 
-    Raises the UserErrors of `read`, and one if an event lacks a field.
+    Raises UserError if the file cannot be read, if a line other than an incomplete last one is not
+    an event, or if an event lacks a field.
     """
     try:
         return [event(row) for row in read(path)]
@@ -149,21 +158,24 @@ def events(path: Path) -> list[Event]:
 
 
 def line(event: Event) -> str:
-    """Return one event as a line of JSON, without a newline."""
+    """Return an event as a line of JSON, with the current time, without a newline."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     row = {"event": type(event).__name__.lower(), "at": at, **asdict(event)}
     return json.dumps(without_nan(row), allow_nan=False)
 
 
 def event(row: dict[str, Any]) -> Event:
-    """Return the event of one line; the inverse of `line`."""
+    """Return the event of one parsed line. Raises TypeError if a field is missing."""
     kind = KINDS[row["event"]]
     fields = kind.__dataclass_fields__
     return kind(**{key: field_value(key, value) for key, value in row.items() if key in fields})
 
 
 def field_value(key: str, value: Any) -> Any:
-    """Convert a field's JSON value to the event's: lists to tuples, `null` numbers to nan."""
+    """Return the value of an event's field `key` from its JSON value.
+
+    Lists become tuples, and `null` becomes nan in metrics and seconds.
+    """
     if key == "metrics" and isinstance(value, dict):
         return {name: math.nan if number is None else number for name, number in value.items()}
     if key == "notes" and isinstance(value, list):
@@ -172,10 +184,11 @@ def field_value(key: str, value: Any) -> Any:
 
 
 def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = None) -> None:
-    """Drop the lines after `first_step` steps and `first_epoch` epochs, by an atomic rewrite.
+    """Drop the lines written after `first_step` steps or `first_epoch` epochs; rewrite atomically.
 
-    A retry's line has the step of its checkpoint. Only the first `retries` of them stay: a later
-    one was written by a process that was killed before its checkpoint was written.
+    `retries`: the number of retries that the checkpoint counts, or None to preserve all. A later
+    retry is dropped too, although its line has the step of an earlier checkpoint: its process was
+    killed before it saved a checkpoint of its own.
     """
     rows = read(path)
     if path.exists():  # rewritten in any case, to drop a partial line or a hard link
@@ -189,14 +202,15 @@ def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = 
 def is_before(row: dict[str, Any], step: int, epoch: int) -> bool:
     """Whether a line was written when at most `step` steps and `epoch` epochs were done.
 
-    The end of an epoch and its last step have the same number of steps; an `End` is after all.
+    Both are compared, since the last step of an epoch and the end of the epoch have the same number
+    of steps. An `End` is after every step.
     """
     steps, epochs = (row.get(key, row.get(f"first_{key}", 0)) for key in ("step", "epoch"))
     return bool(row["event"] != "end" and steps <= step and epochs <= epoch)
 
 
 def without_nan(value: Any) -> Any:
-    """Return the same value with None for every float that JSON cannot represent."""
+    """Return `value` with None for every float that is not finite, also inside lists and dicts."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
 """List the runs in a folder with their results and states.
 
-Only reads files. A run that cannot be read has a row with the reason.
+No file is changed. A run that cannot be read is listed with the reason.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,10 @@ UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeErro
 
 @dataclass(frozen=True)
 class RunListing:
-    """One run, unformatted: shares 0..1, seconds since 1970; None for an unknown value."""
+    """One run in the list, with unformatted values; None for an unknown value.
+
+    Accuracies are 0..1, `updated_at` is in seconds since 1970.
+    """
 
     path: str
     updated_at: float  # when it finished, or when a file was last written
@@ -36,16 +39,17 @@ class RunListing:
     top1_test: float | None = None
     top1_test_interval: Interval | None = None  # Wilson's, 95 %
     test_images: int | None = None
-    top1_val: float | None = None  # of the final weights, on the held-out part
-    step: int | None = None  # where a stopped run would continue, or the newest one logged
+    top1_val: float | None = None  # of the final weights, on the held-out images
+    step: int | None = None  # from which a stopped run would continue, or the last one logged
     total_steps: int | None = None
     fault: str | None = None  # why the run is damaged
 
 
 def list_runs(folder: Path) -> list[RunListing]:
-    """List the runs in `folder` and in its groups one level below, unordered; or `folder` itself.
+    """List the runs in `folder` and in its subfolders; if `folder` is a run, list only this run.
 
-    Raises UserError if there is no such folder, except for `runs`, which the first run creates.
+    The order is arbitrary. Raises UserError if there is no such folder; a missing `runs`, which the
+    first run creates, gives an empty list.
     """
     if folder == RUNS and not folder.exists():
         return []
@@ -90,7 +94,7 @@ def _list_run(run: RunFolder) -> RunListing:
 
 
 def _first_line(fault: Exception) -> str:
-    """Return the first problem in an error, on one line."""
+    """Return the first line of an error's message, or the first fault of a recipe."""
     if isinstance(fault, recipes.RecipeError):
         return fault.faults[0]
     if isinstance(fault, UserError):
@@ -118,7 +122,7 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
 
 
 def _test_images(run: RunFolder) -> int | None:
-    """Return the number of test images; None if the predictions do not exist any more."""
+    """Return the number of test images; None if the saved predictions are missing or damaged."""
     with suppress(UserError):
         if (predictions := saved_predictions.read_run(run)) is not None:
             return len(predictions.labels)
@@ -148,7 +152,7 @@ def _unfinished(run: RunFolder, row: RunListing) -> RunListing:
 
 
 def _saved_step(run: RunFolder) -> int:
-    """Return the step of the newest readable checkpoint; 0 if there is none."""
+    """Return the step of the last readable checkpoint, last/ or last.old/; 0 if there is none."""
     for folder in (run.last, run.last.with_name(f"{run.last.name}.old")):
         with suppress(UserError, KeyError):
             return int(run_json.progress(folder / "progress.json")["step"])

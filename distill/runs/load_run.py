@@ -21,8 +21,10 @@ TestCurve = Mapping[int, Mapping[str, float]]  # epoch -> `top1/test`, `top1/tra
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of one run's folder. `result` is empty before the run is finished, `environment`
-    if the file is absent.
+    """The content of a run's folder, finished or not.
+
+    `result` (of result.json) is empty before the run is finished, `environment` (of
+    environment.json) if the file is absent.
     """
 
     folder: RunFolder
@@ -40,7 +42,7 @@ class RunRecord:
 
     @property
     def start(self) -> Start | None:
-        """The newest start event in the journal."""
+        """The last start event in the journal; None before the run has begun."""
         starts = [event for event in self.events if isinstance(event, Start)]
         return starts[-1] if starts else None
 
@@ -65,12 +67,12 @@ class RunRecord:
 
     @property
     def requested_recipe(self) -> str | None:
-        """The recipe's name as requested."""
+        """The recipe's name as the user typed it; None before the run has begun."""
         return self._named("recipe")
 
     @property
     def network(self) -> str | None:
-        """The network's name in tables."""
+        """The short name of the network; None before the run has begun."""
         return self._named("network")
 
     @property
@@ -84,13 +86,13 @@ class RunRecord:
 
     @property
     def val_images(self) -> int | None:
-        """The number of held-out images."""
+        """The number of held-out images; None before the run has begun."""
         n: int | None = self.result["data"]["val_images"] if self.result else None
         return n if self.result or self.start is None else self.start.val_images
 
     @property
     def teacher_top1(self) -> float | None:
-        """The teacher's accuracy on held-out images, before the run; None without a teacher."""
+        """The teacher's accuracy on the held-out images, 0..1; None without a teacher."""
         top1: float | None = self.result["teacher"]["top1"] if self.result else None
         return top1 if self.result or self.start is None else self.start.teacher_top1
 
@@ -104,7 +106,7 @@ class RunRecord:
 
     @property
     def data(self) -> str:
-        """The fingerprint of the run's images; before the first checkpoint, their source."""
+        """The fingerprint of the run's images; before the first checkpoint, `data.source`."""
         if self.result:
             return str(self.result["data"]["fingerprint"])
         with suppress(UserError, KeyError):
@@ -127,33 +129,42 @@ class RunRecord:
 
     @property
     def is_averaged(self) -> bool:
-        """Whether the final weights are a running mean."""
+        """Whether the final weights are an exponential moving average."""
         return self.recipe.ema is not None
 
     def _named(self, name: str) -> str | None:
-        """Return a text from the result or the start event, on one line."""
+        """Return the text `name` from the result or the start event; None without both.
+
+        Characters that are not printable, such as line breaks, are escaped.
+        """
         text: str | None = self._from_result_or_start(name)
         return None if text is None else visible(text)
 
     def _from_result_or_start(self, name: str) -> Any:
-        """Return a value that the result and the start event have under the same name; None without
-        both.
-        """
+        """Return the value `name` from the result or the start event; None without both."""
         return self.result[name] if self.result else getattr(self.start, name, None)
 
     def test_metric(self, measure: str) -> float | None:
-        """Return `top1`, `nll` or `ece` of the final weights on the test split."""
+        """Return `top1`, `nll` or `ece` of the final weights on the test split.
+
+        None before the run is finished, and if it was not tested.
+        """
         return self._metric(measure_name(measure, "test"))
 
     def val_metric(self, measure: str) -> float | None:
-        """Return `top1`, `nll` or `ece` of the final weights on the held-out part, which selects
-        the epoch.
+        """Return `top1`, `nll` or `ece` of the final weights on the held-out images.
+
+        The best epoch is selected on these images. Before the run is finished, the weights are
+        those of the best epoch so far.
         """
         averaged = self._metric(measure_name(measure, "val_ema"))
         return self._metric(measure_name(measure, "val")) if averaged is None else averaged
 
     def _metric(self, name: str) -> float | None:
-        """Return a metric of the final weights; of the best so far if the run is not finished."""
+        """Return the metric `name` of the final weights; None if it was not measured.
+
+        Before the run is finished, it is the metric of the best epoch so far.
+        """
         best = [
             event.metrics for event in self.events if isinstance(event, Epoch) and event.is_best
         ]
@@ -163,7 +174,10 @@ class RunRecord:
 
 
 def read(folder: RunFolder, test_curve: TestCurve | None = None) -> RunRecord:
-    """Read a run's record. Raises UserError if there is no run or a file is damaged."""
+    """Read the files of a run folder. Raises UserError if it has no run or a file is damaged.
+
+    `test_curve`: by epoch, the measures of the saved epochs, if they have been computed.
+    """
     return RunRecord(
         folder,
         recipes.read(folder.recipe),

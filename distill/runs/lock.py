@@ -1,7 +1,8 @@
 """Lock a run folder while a process trains in it, and record which process that is.
 
-The operating system's lock on the file `.lock` ends with its process, for whatever reason that
-ends. `running.json` names the process; if it exists and the lock is free, that process was killed.
+The process holds the operating system's lock on the file `.lock`, which the system releases when
+the process ends, for whatever reason. `running.json` names the process and is deleted at the end of
+the training: if the file exists and the lock is free, the process was killed.
 """
 
 import json
@@ -23,7 +24,7 @@ from distill.files import run_json
 
 @dataclass(frozen=True)
 class LockHolder:
-    """A process that trains in a folder."""
+    """The process that trains in a folder: its host, process id and start."""
 
     host: str
     process: int
@@ -42,9 +43,10 @@ HOLDER = TypeAdapter(LockHolder)
 
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
-    """Hold the lock of a run folder. Yields the process that was killed in it, if any.
+    """Hold the lock of a run folder, which is created if it does not exist.
 
-    Raises InUse, with host and process, if another process holds the lock.
+    Yields the previous holder if it was killed while it held the lock, else None. Raises InUse,
+    naming host and process, if another process holds the lock.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,15 +74,18 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
 
 
 def open_without_following_links(path: str, flags: int) -> int:
-    """Open a file for `open(opener=...)`; raise OSError if it is a symbolic link, instead of
-    writing to its target.
+    """Open a file; an `opener` for `open`. Raises OSError if it is a symbolic link.
+
+    Without it, `open` would write to the link's target.
     """
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def without_links(path: str, flags: int) -> int:
-    """An opener that refuses a symbolic link, a pipe, a device, and a file that has another name
-    too: writing would change something else. Raises OSError or UserError.
+    """Open a file to which it is safe to write; an `opener` for `open`.
+
+    Raises OSError if it is a symbolic link, and UserError if it is a pipe, a device or a file with
+    several hard links: writing would change something else than this file.
     """
     descriptor = open_without_following_links(path, flags | getattr(os, "O_NONBLOCK", 0))
     status = os.fstat(descriptor)
@@ -91,8 +96,10 @@ def without_links(path: str, flags: int) -> int:
 
 
 def check_single_file(path: Path, option: str) -> None:
-    """Raise UserError if writing to a file would change another one or might block: if it is a
-    link, a pipe, a device or a folder. `option` names another place in the message.
+    """Raise UserError if `path` is a symbolic or hard link, a pipe, a device or a folder.
+
+    Writing to it would change another file, block or fail. `option`: the command's option that the
+    message advises to change. A path that does not exist is accepted.
     """
     try:
         status = path.lstat()
@@ -109,9 +116,11 @@ def check_single_file(path: Path, option: str) -> None:
 
 
 def check_lock_file(path: Path, option: str = "--out") -> None:
-    """Raise UserError if taking the lock would change another file: if the lock file is a symbolic
-    link, a pipe or a device, or is not empty: the program's lock files are empty, and taking a lock
-    empties the file.
+    """Raise UserError if acquiring the lock could change another file.
+
+    It could if the lock file is a symbolic link, a pipe or a device, or is not empty: this
+    program's lock files are empty, and acquiring a lock empties the file. `option`: the command's
+    option that the message advises to change.
     """
     advice = f"Delete it, or choose another {option}."
     if path.is_symlink():
@@ -143,10 +152,11 @@ def _in_use(folder: Path, holder: LockHolder | None) -> InUse:
 
 
 def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
-    """Return the process that trains in a folder or was killed in it, and whether it still trains.
+    """Return the process recorded in a folder's running.json, and whether it still trains there.
 
-    Changes no file. If the lock cannot be tried (in a folder of another user), the recorded process
-    counts as training.
+    The process is None if no file or no valid file exists; one that does not train any more was
+    killed. No file is changed. If the lock cannot be tried, as in a folder of another user, the
+    process counts as training.
     """
     recorded = _read(folder / "running.json")
     if recorded is None:
@@ -165,7 +175,7 @@ def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove the folders, the innermost first, until one is not empty."""
+    """Remove empty folders in the given order, until one is not empty."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()

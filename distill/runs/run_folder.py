@@ -3,13 +3,13 @@
 recipe.toml          the resolved recipe, with every value
 journal.jsonl        every event of the training loop
 last/ last.old/      the newest checkpoint and the previous one
-best/                weights of the best epoch on the held-out part
+best/                weights of the epoch that is best on the held-out images
 epochs/              weights of every train.keep_epochs-th epoch
 running.json .lock   the process that trains here, while it does
 student.safetensors  the final weights (teacher.safetensors from train-teacher)
-evaluation.npz       predictions on test split and held-out part, teacher logits, mistakes
+evaluation.npz       logits on test split and held-out images, teacher logits, mistakes
 environment.json     versions, hardware, command, source hash
-test_curve.json      measures of the saved epochs on training and test images, once computed
+test_curve.json      measures of the saved epochs on training and test images, if computed
 result.json          the measures; written last, so its presence means "finished"
 """
 
@@ -41,21 +41,25 @@ FOLDERS = (
     "last", "last.old", "last.new", "last.damaged", "best", "epochs", "tensorboard",
     "report_files", "report_files/figures", "report_files/tables",
 )  # fmt: skip
-AT_START = (".lock", "running.json")  # of a process that was killed before it wrote recipe.toml
-# Files are added to them under new names, or `report` writes them.
+AT_START = (".lock", "running.json")  # files that exist before recipe.toml is written
+# Training replaces nothing in these folders: it adds files under new names, or only the command
+# `report` writes there.
 NEVER_REPLACED = ("tensorboard", "report_files", "report_files/figures", "report_files/tables")
 PARTIAL_FILE = re.compile(
-    rf"[.]({'|'.join(map(re.escape, FILES))})[.][0-9a-f]{{12}}"  # by `write_bytes`
+    rf"[.]({'|'.join(map(re.escape, FILES))})[.][0-9a-f]{{12}}"  # a temporary file of `write_bytes`
 )
 LARGEST_FILE = 16 << 30  # bytes of weights or predictions
 ADVICE = "Choose another --out."
-IS_TESTED = "is_tested"  # false in result.json of a trial not measured on the test split
+IS_TESTED = "is_tested"  # key in result.json: false if a trial was not measured on the test split
 RUNS = Path("runs")  # the default parent folder of runs
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths and small files of one run; creates nothing before something is written."""
+    """The folder of one run: the paths of its files, and the content of result.json.
+
+    Creating this object does not create the folder.
+    """
 
     path: Path
 
@@ -108,15 +112,15 @@ class RunFolder:
 
     @property
     def role(self) -> Role:
-        """The role of the network that the finished run trained. Raises UserError if unfinished."""
+        """The role of the network that the run trained. Raises UserError if it is not finished."""
         role: Role = self.result()["role"]
         return role
 
     def result(self) -> dict[str, Any]:
         """Return the content of a finished run's result.json.
 
-        Raises UserError if the run is not finished, if the file is damaged, and later if a missing
-        key is read.
+        Raises UserError if the run is not finished or the file is damaged. Reading a missing key of
+        the dict raises UserError too.
         """
         if not self.is_finished:
             raise UserError(
@@ -134,7 +138,10 @@ class RunFolder:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write atomically: a new file, flushed to disk, renamed over the old one."""
+    """Write a file atomically: to a temporary file, which is flushed to disk and then renamed.
+
+    Missing folders are created. Raises OSError if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A suffix that no other writer has: process ids of several machines may be equal.
     new = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
@@ -145,7 +152,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         new.replace(path)
     except OSError:
-        new.unlink(missing_ok=True)  # a partial file takes space on a full disk
+        new.unlink(missing_ok=True)  # a partial file would take space on a full disk
         raise
 
 
@@ -180,7 +187,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def check_role(folder: RunFolder, role: Role) -> None:
-    """Raise UserError if the folder has a run that trains a network of another role."""
+    """Raise UserError if the folder has a run of the other role (teacher or student)."""
     found = _role_begun(folder)
     if found in (None, role):
         return
@@ -206,7 +213,10 @@ def _role_begun(folder: RunFolder) -> str | None:
 
 
 def is_tested(result: Mapping[str, Any]) -> bool:
-    """Whether a finished run was measured on the test split, which trials of a sweep are not."""
+    """Whether a finished run was measured on the test split; trials of a sweep are not.
+
+    `result`: the content of result.json.
+    """
     return result.get(IS_TESTED, True) is not False
 
 
@@ -223,14 +233,16 @@ def check_is_tested(folder: RunFolder) -> None:
 
 
 def default_path(name: str, runs: Path = RUNS) -> Path:
-    """Return `runs/<recipe>-<time>`, with the local time to the second."""
+    """Return `runs/<name>-<time>`, with the local time to the second."""
     return runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_out(folder: RunFolder, resume: bool) -> None:
-    """Raise UserError if no run may be written here: if the folder has a run that is not to be
-    resumed, or no run but a file that one would replace or delete, if no file can be written, or
-    if a file of the run is a link or a device. Leaves no file behind.
+    """Raise UserError if no run may be written in the folder. Leaves no file behind.
+
+    This is so if the folder has a run and `resume` is False, if it has no run but a file that a run
+    would replace or delete, if nothing can be written in it, or if a file of the run is a link, a
+    pipe or a device.
     """
     check_inside_folder(folder)
     if not folder.is_run:
@@ -245,8 +257,9 @@ def check_out(folder: RunFolder, resume: bool) -> None:
 
 
 def _check_nothing_replaced(folder: RunFolder) -> None:
-    """Raise UserError if a folder without recipe.toml, which a run writes first, has a file or
-    folder that a run would replace or delete: it is the user's own.
+    """Raise UserError if a folder without a run has files that a run would replace or delete.
+
+    A run writes recipe.toml first: without it, such files are the user's own.
     """
     names = [*FILES, *(name for name in FOLDERS if name not in NEVER_REPLACED)]
     found = [name for name in names if name not in AT_START and (folder.path / name).exists()]
@@ -258,12 +271,12 @@ def _check_nothing_replaced(folder: RunFolder) -> None:
 
 
 def check_inside_folder(folder: RunFolder) -> None:
-    """Raise UserError if a file or folder of the run is a symbolic link, a pipe or a device:
-    writing or deleting would change something outside the run folder.
+    """Raise UserError if a file or folder of the run is a symbolic link, a pipe or a device.
 
-    Hard links, as in copies by `cp -l`, are safe: a run replaces its files by new ones, also the
-    journal (`journal.rewind`) before it appends to it, and running.json; for the lock file see
-    `lock.hold_lock`.
+    Writing to it or deleting it would change something outside the run folder. Hard links, as in
+    copies by `cp -l`, are safe: a run replaces its files by new ones instead of changing them. The
+    journal is replaced (`journal.rewind`) before lines are appended. The lock file is checked by
+    `lock.check_lock_file`.
     """
     for path in _run_paths(folder):
         try:
@@ -281,8 +294,9 @@ def check_inside_folder(folder: RunFolder) -> None:
 
 
 def check_subfolder(path: Path) -> None:
-    """Raise UserError if a subfolder that a command makes exists as something other than a folder,
-    or as a symbolic link, which would lead out of the folder that the user named.
+    """Raise UserError if a subfolder to be created is a symbolic link or not a folder.
+
+    A link would lead out of the folder that the user named. A missing subfolder is accepted.
     """
     if path.is_symlink():
         fault = "is a symbolic link: files are written only inside the named folder"
@@ -294,7 +308,7 @@ def check_subfolder(path: Path) -> None:
 
 
 def _run_paths(folder: RunFolder) -> Iterator[Path]:
-    """Yield every file and folder that a run may write; a folder before its content."""
+    """Yield the path of every file and folder that a run may write; a folder before its content."""
     yield from (folder.path / name for name in FILES)
     for name in FOLDERS:
         subfolder = folder.path / name
@@ -309,7 +323,7 @@ def check_writable(folder: Path, what: str) -> None:
     `what`: the purpose of the folder in the message, such as "a run folder". Leaves no file behind.
     """
     advice = "Choose another --out."
-    if not is_utf8(str(folder)):  # safetensors takes no other path
+    if not is_utf8(str(folder)):  # safetensors accepts no other path
         raise UserError(f"{folder} cannot be {what}: its name is not UTF-8.\n{advice}")
     # The folder itself, or its nearest parent that exists.
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -326,15 +340,17 @@ def check_writable(folder: Path, what: str) -> None:
 
 
 def open_finished(path: str | Path) -> RunFolder:
-    """Return the finished run at `path`. Raises UserError if there is none."""
+    """Return the finished run at `path`. Raises UserError if there is none or it is unfinished."""
     folder = open_run(path)
     folder.result()
     return folder
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """Return the run at `path`. Raises UserError if there is none, with suggestions, and if one of
-    its files is a pipe or a device, for which reading might wait for ever.
+    """Return the run at `path`, finished or not.
+
+    Raises UserError, with suggestions, if there is none, and also if one of its files is a pipe or
+    a device: reading it might wait for ever.
     """
     folder = RunFolder(Path(path))
     if folder.is_run:
@@ -358,8 +374,10 @@ def _check_readable(folder: RunFolder) -> None:
 
 
 def _suggestions(path: Path) -> str:
-    """Return a sentence that names the run that contains the path; otherwise the runs in the path,
-    or those beside it and in runs/, the most similar names first.
+    """Return a sentence that suggests runs to a user who typed a path without a run.
+
+    If the path is inside a run folder, it names this run. Otherwise it lists at most five: the runs
+    in the path, or else runs with similar names beside it or in runs/, or else any runs there.
     """
     if RunFolder(path.parent).is_run:
         return f"Its run is {path.parent}."
@@ -375,15 +393,16 @@ def _suggestions(path: Path) -> str:
 
 
 def unfinished_in(folder: Path) -> str:
-    """Return `; unfinished there: a, b`, the newest first, for a message; empty if there is
-    none.
+    """Return `; unfinished there: a, b` for a message: at most five unfinished runs in a folder.
+
+    The newest is first. Empty if there is none.
     """
     paths = [str(run.path) for run in runs_in(folder) if not run.is_finished][:5]
     return f"; unfinished there: {', '.join(paths)}" if paths else ""
 
 
 def runs_in(folder: Path) -> Iterator[RunFolder]:
-    """Yield the runs directly in a folder, the newest first."""
+    """Yield the runs directly in a folder, the newest first; none if there is no such folder."""
     if not folder.is_dir():
         return
     runs: list[tuple[float, RunFolder]] = []
@@ -397,9 +416,7 @@ def runs_in(folder: Path) -> Iterator[RunFolder]:
 
 
 def unreadable_results_in(folder: Path) -> list[str]:
-    """Return one note for each finished run directly in a folder whose result.json cannot
-    be read.
-    """
+    """Return a note for each finished run in a folder whose result.json cannot be read."""
     notes = []
     for run in runs_in(folder):
         try:

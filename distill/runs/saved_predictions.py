@@ -19,27 +19,29 @@ UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 @dataclass(frozen=True)
 class Predictions:
-    """The arrays of evaluation.npz; None for those that a run does not have."""
+    """The arrays of a run's evaluation.npz; None for an array that the run does not have.
+
+    N test images, M mistakes, V held-out images, C classes.
+    """
 
     logits: Array  # [N, C], on the test split in its order
     labels: Array  # [N]
-    mistakes: Array | None = None  # [M], the most confident ones first
+    mistakes: Array | None = None  # [M], indices of test images, the most confident mistakes first
     mistake_pixels: Array | None = None  # uint8 [M, 3, H, W]
     teacher_logits: Array | None = None  # [N, C]
-    val_logits: Array | None = None  # [V, C], on the held-out part
+    val_logits: Array | None = None  # [V, C], on the held-out images
     val_labels: Array | None = None  # [V]
 
     @property
     def is_correct(self) -> NDArray[np.bool_]:
-        """For each image [N], whether the prediction is the label."""
+        """Whether each test image is predicted correctly, [N]."""
         return is_correct(self.logits, self.labels)
 
 
 def read_if_present(path: Path) -> Predictions | None:
-    """Read evaluation.npz; None if the file is absent.
+    """Read the file `path` (an evaluation.npz); None if it is absent.
 
-    Raises UserError if it is damaged, or if an array has another shape, type or range than
-    `Predictions` states.
+    Raises UserError if it is damaged, or if an array has a wrong shape, type or range.
     """
     if not path.exists():
         return None
@@ -54,7 +56,7 @@ def read_if_present(path: Path) -> Predictions | None:
 
 
 def _check(predictions: Predictions) -> None:
-    """Raise ValueError, naming the array, if shapes, types or ranges do not fit each other."""
+    """Raise ValueError, naming the array, if an array has a wrong shape, type or range."""
     n, n_classes = _check_logits("logits", predictions.logits)
     _check_integers("labels", predictions.labels, n, n_classes)
     if predictions.teacher_logits is not None:
@@ -72,10 +74,10 @@ def _check(predictions: Predictions) -> None:
 def _check_logits(
     name: str, array: Array, expected_shape: tuple[int | None, int] | None = None
 ) -> tuple[int, int]:
-    """Raise ValueError unless `array` has floats [N, C], both above 0, in the `wanted` shape;
-    return the shape.
+    """Check that `array` contains floats [N, C] and is not empty; return its shape.
 
-    None in `wanted` allows any N.
+    Raises ValueError otherwise, or if it does not have the `expected_shape`, in which None allows
+    any N.
     """
     rows, columns = expected_shape or (None, None)
     if array.ndim != 2 or not array.size:
@@ -88,7 +90,7 @@ def _check_logits(
 
 
 def _check_integers(name: str, array: Array | None, n: int, end: int) -> None:
-    """Raise ValueError unless the array has n integers in 0..end-1."""
+    """Raise ValueError unless the array contains n integers in 0..end-1."""
     if array is None or array.shape != (n,):
         found = None if array is None else list(array.shape)
         raise ValueError(f"{name} has the shape {found} instead of [{n}]")
@@ -116,9 +118,8 @@ def _unreadable(path: Path, fault: object) -> UserError:
 def read_run(run: RunFolder) -> Predictions | None:
     """Read a run's evaluation.npz; None if the file is absent.
 
-    Raises UserError if it is damaged, has another number of classes than the run, or is not the
-    file whose sha256 result.json has. A result of an earlier version has no sha256: the file is not
-    checked.
+    Raises UserError if it is damaged, if its number of classes differs from the run's, or if its
+    sha256 differs from the one in result.json (earlier versions recorded none).
     """
     path = run.evaluation
     result = run.result() if run.is_finished else {}
@@ -136,7 +137,7 @@ def read_run(run: RunFolder) -> Predictions | None:
 
 
 def _sha256(path: Path) -> str:
-    """Return the digest of a file, hex. Raises UserError if it cannot be read."""
+    """Return the sha256 of a file, hex. Raises UserError if it cannot be read."""
     try:
         return hashlib.sha256(run_json.content_of(path, LARGEST)).hexdigest()
     except UNREADABLE as fault:

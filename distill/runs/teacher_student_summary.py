@@ -1,6 +1,4 @@
-"""Summarise a finished run: the student beside its teachers and the same student without a
-teacher.
-"""
+"""Summarise a finished run: the student, its teachers and the same student trained alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,12 @@ from distill.runs.run_folder import RunFolder, is_tested, runs_in
 
 @dataclass(frozen=True)
 class ClosingRow:
-    """One network of the closing table; shares 0..1, None for an unknown value."""
+    """A network's row in the table that is shown after a run.
 
-    name: str
+    Accuracies are 0..1; None is an unknown value.
+    """
+
+    name: str  # "teacher", "alone" (the student without a teacher) or "distilled"
     network: str
     parameters: int | None = None
     top1_val: float | None = None
@@ -26,9 +27,10 @@ class ClosingRow:
 
 
 def closing_rows(run: RunFolder) -> list[ClosingRow]:
-    """Return rows on a finished run, its teachers and the same student trained without a teacher.
+    """Return a row for a finished run, one for each teacher, and one for the student trained alone.
 
-    Raises UserError if the run is not finished.
+    The student trained alone is left out if no such run is found (see `student_alone`). Raises
+    UserError if `run` is not finished.
     """
     result = run.result()
     if result["role"] == "teacher":
@@ -45,9 +47,10 @@ def closing_rows(run: RunFolder) -> list[ClosingRow]:
 
 
 def student_alone(run: RunFolder) -> RunFolder | None:
-    """Return the newest finished control beside a distilled run: the same recipe without a teacher.
+    """Return the newest finished run of the same recipe without a teacher; None if there is none.
 
-    Data is compared by its images, not by its path.
+    It is searched for in the folder that contains `run`. Its data must have the same images, but
+    may have another path.
     """
     result = run.result()
     role_and_data = "student", result["data"]["fingerprint"]
@@ -67,15 +70,16 @@ def student_alone(run: RunFolder) -> RunFolder | None:
 
 
 def _comparable(recipe: Recipe) -> str:
-    """Return the fingerprint of a recipe without what may differ from a control: the teacher, the
-    path.
+    """Return the fingerprint of a recipe without its [teacher] table and the path of its data.
+
+    A run and its control may differ in both.
     """
     without_path = recipes.with_source(recipe, "")
     return recipes.fingerprint(without_path.model_copy(update={"teacher": None}))
 
 
 def _teacher_row(run: RunFolder) -> ClosingRow:
-    """Return the row of a teacher, which shows if its run is missing or damaged."""
+    """Return the row of a teacher; if its run is missing or damaged, the row has a note on it."""
     if not run.is_finished:
         return ClosingRow("teacher", f"{run.path} is missing")
     try:
@@ -85,7 +89,11 @@ def _teacher_row(run: RunFolder) -> ClosingRow:
 
 
 def summary_row(name: str, run: RunFolder) -> ClosingRow:
-    """Return the row of a run's final weights, which are averaged if the run averages them."""
+    """Return the row of a finished run, with the measures of its final weights.
+
+    `name`: the row's name, such as "teacher". If the run averages its weights, the final weights
+    are the average. Raises UserError if the run is not finished.
+    """
     result = run.result()
     metrics = result["metrics"]
     averaged = metrics.get(measure_name("top1", "val_ema"))

@@ -1,7 +1,7 @@
 """Send metrics and recipe to experiment trackers through accelerate.
 
-A tracker receives the same events as the journal, which is the run's own record: a tracker that
-fails is left out from then on, with a warning, and the training continues.
+A tracker receives the same events as the journal. If a tracker fails, it is not used any more, with
+a warning, and the training continues: the journal still records everything.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,11 @@ def check(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """Send each event to the trackers, in one process; failures go to `warn`. A context manager."""
+    """Sends each event to experiment trackers; a context manager that closes them at its end.
+
+    `names`: accelerate's names of the trackers. `warn` is called with a message if one fails. Only
+    one process of a training may use this class.
+    """
 
     def __init__(
         self, names: Sequence[str], folder: RunFolder, warn: Callable[[str], None]
@@ -76,7 +80,8 @@ class Trackers:
     def __call__(self, event: Event) -> None:
         """Log the metrics of an event.
 
-        The first event, a `Start`, opens the trackers: accelerate must set up the processes before.
+        The first event, a `Start`, opens the trackers; accelerate must have set up the processes by
+        then.
         """
         if isinstance(event, Estimate):
             return
@@ -88,7 +93,7 @@ class Trackers:
         self._for_each(lambda _, tracker: tracker.log(values, step=self._step))
 
     def _begin(self, first_step: int) -> None:
-        """Reopen each tracker at this step: values that were logged after it are obsolete."""
+        """Open or reopen each tracker at `first_step`; later values were logged before a retry."""
         self._for_each(lambda _, tracker: tracker.finish())
         self._step = first_step
         self._open = dict.fromkeys(self.names)
@@ -112,11 +117,11 @@ class Trackers:
 
 
 def open_tracker(name: str, run: Path, first_step: int) -> Any:
-    """Create accelerate's tracker of that name, not started yet.
+    """Create accelerate's tracker `name` for the run folder `run`, without starting it.
 
-    TensorBoard's files are in the run folder, and a resumed run continues them; their entries of
-    later steps are dropped when they are read. Other trackers open a new run of their own each
-    time. Raises UserError if TensorBoard's folder is a symbolic link.
+    TensorBoard writes to the run folder. If the run is resumed, TensorBoard continues the same
+    curves and hides earlier entries after `first_step`. Other trackers begin a new run of their own
+    each time. Raises UserError if the tracker's folder is a symbolic link.
     """
     check_subfolder(run / name)
     kind = tracking.LOGGER_TYPE_TO_CLASS[name]
@@ -126,8 +131,9 @@ def open_tracker(name: str, run: Path, first_step: int) -> Any:
 
 
 def flat_recipe(folder: RunFolder) -> dict[str, Any]:
-    """Return the run and its recipe as one flat dict, `{"run": "runs/x", "optim.lr": 0.1, …}`, with
-    lists as text.
+    """Return a run's path and recipe as a flat dict: `{"run": "runs/x", "optim.lr": 0.1, …}`.
+
+    Lists become text, which every tracker accepts.
     """
     values = recipes.values(recipes.read(folder.recipe))
     plain = {key: v if isinstance(v, PLAIN) else value_text(v) for key, v in values.items()}
@@ -135,11 +141,11 @@ def flat_recipe(folder: RunFolder) -> dict[str, Any]:
 
 
 def metrics(event: Step | Epoch | End) -> Mapping[str, float]:
-    """Return the metrics of an event that no other event has.
+    """Return an event's metrics by the names under which trackers log them.
 
-    The mean losses of an epoch are `epoch/loss/…`, since the last step of the epoch has others by
-    the same names. An `End` repeats the measures of the best epoch; only those of the test split
-    are new.
+    The mean losses of an epoch are named `epoch/loss/…`: the last step of the epoch logs losses as
+    `loss/…` for the same step. Of an `End`, only the measures on the test split are returned: the
+    others were logged with the best epoch.
     """
     if isinstance(event, Step):
         return event.metrics

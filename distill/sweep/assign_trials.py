@@ -1,10 +1,11 @@
 """Assign trials to workers so that none is lost and none runs twice.
 
-A sweep has trials 0 … n-1. An attempt at a trial is a row of the storage: WAITING, RUNNING, then
-COMPLETE or PRUNED, or FAIL if its worker ended before the trial did. The attempt that counts for a
-trial is the first that did not fail. If all failed, the next worker to notice adds one with the
-same values. If two workers add one at once, the second never counts and is ended. If a live worker
-was taken for dead, it finds at its next write that its attempt has ended, and abandons it.
+A sweep has trials 0 … n-1. Each attempt to run a trial is a row of the storage with a state:
+WAITING, RUNNING, then COMPLETE or PRUNED, or FAIL if its worker ended before the trial did. Only
+the first attempt that did not fail counts as the trial's result. If all attempts failed, the next
+worker that notices this adds an attempt with the same values. If two workers add one at the same
+time, the second one is set to FAIL. If a worker was wrongly considered dead, its attempt was set to
+FAIL too: the worker notices this at its next write and abandons the trial.
 """
 
 import re
@@ -23,23 +24,26 @@ from distill.sweep import optuna_space
 from distill.sweep.storage import Storage
 from distill.sweep.sweep_file import Sweep
 
-# Attributes of an attempt: its trial, worker and folder, the values by epoch that earlier attempts
-# reported, and whether the device's memory was full.
+# Attributes of an attempt: the number of its trial, its worker, the folder of the run, the values
+# by epoch that earlier attempts at the trial reported, and whether the device's memory was full.
 NUMBER, WORKER, RUN, TOLD, FULL = "trial", "worker", "run", "told", "full"
 
 
 @dataclass(frozen=True)
 class ClaimedTrial:
-    """A trial that this worker has claimed; `row` is the attempt's row in the storage."""
+    """A trial that this worker has claimed."""
 
-    number: int  # number of the trial, from 0
-    row: int  # of its attempt in the storage
-    trial: Trial
+    number: int  # of the trial, from 0
+    row: int  # id of the attempt's row in the storage
+    trial: Trial  # optuna's object for the attempt
 
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of a sweep, as one worker sees them; `parent` contains their folders."""
+    """The trials of a sweep, and what a worker does with them.
+
+    `parent`: the folder that contains the folders of the trials and of the workers.
+    """
 
     sweep: Sweep
     study: optuna.Study
@@ -51,8 +55,9 @@ class Trials:
         return RunFolder(self.parent / f"trial-{number:04}")
 
     def check_folders(self) -> None:
-        """Raise UserError if the folder of a trial or of a worker is a symbolic link, or if a file
-        or folder inside a trial's folder is one.
+        """Raise UserError if a folder of a trial or a worker is or contains a symbolic link.
+
+        Writing there would change files outside the sweep's folder.
         """
         links = (path for path in self._workers.glob("*") if path.is_symlink())
         for path in (self._workers, *links):
@@ -64,9 +69,10 @@ class Trials:
                 lock.check_lock_file(path / ".lock")
 
     def attempts(self) -> dict[int, list[FrozenTrial]]:
-        """Return the attempts of each trial by its number, oldest first.
+        """Return the attempts at each trial, oldest first, by trial number.
 
-        Includes trials beyond this worker's number of trials that an earlier worker had.
+        Includes trials with numbers beyond this worker's limit if an earlier worker with a higher
+        limit created them.
         """
         by_trial: dict[int, list[FrozenTrial]] = {n: [] for n in range(self.sweep.n_trials)}
         rows = self.study.get_trials(deepcopy=False)
@@ -75,7 +81,10 @@ class Trials:
         return dict(sorted(by_trial.items()))
 
     def counted_attempts(self) -> dict[int, FrozenTrial]:
-        """Return, by the number of its trial, each attempt that counts; trials may have none."""
+        """Return the first attempt at each trial that did not fail, by trial number.
+
+        Trials without such an attempt are absent.
+        """
         return counted_attempts(self.attempts())
 
     def n_open(self) -> int:
@@ -94,7 +103,7 @@ class Trials:
         """
         with self.storage.alone:
             self._add_attempts()
-            self._end_surplus()
+            self._end_duplicates()
             for number, attempt in self.counted_attempts().items():
                 if number >= self.sweep.n_trials or attempt.state != TrialState.WAITING:
                     continue
@@ -108,12 +117,11 @@ class Trials:
         return None
 
     def _trial(self, number: int, row: int) -> Trial:
-        """Return an optuna trial that samples its values from the results so far and decides on
-        pruning.
+        """Return optuna's object for an attempt, which draws its values and decides on pruning.
 
-        It has its own study, since a study caches what it has read, and its own sampler, since
-        workers that start with the same seed would draw the same values, and a trial's values must
-        not depend on its worker.
+        `row`: id of the attempt's row. The object has its own study, since a study caches the rows
+        that it has read. It has its own sampler, seeded by the trial's number: the values of a
+        trial must not depend on its worker, and workers must not draw the same values.
         """
         name, rows = self.study.study_name, self.storage.rows
         sampler = optuna_space.sampler(self.sweep.file.study, number)
@@ -124,15 +132,14 @@ class Trials:
         trial = Trial(study, row)
         for epoch, value in trial.user_attrs.get(TOLD, {}).items():
             trial.report(value, int(epoch))
-            trial.should_prune()  # records the rung that it reached; it was not pruned there
+            trial.should_prune()  # records the rung of this epoch; its earlier attempt passed it
         return trial
 
     def mark_full(self, claimed: ClaimedTrial) -> bool:
-        """Record that the device's memory was full. Return whether that ends the trial without a
-        value.
+        """Record that the device's memory was full; return whether the trial ends without a value.
 
-        It does if the memory was full twice, and now before any epoch: the first time another
-        process may have used the memory.
+        It ends if the memory was full in an earlier attempt too and this attempt has finished no
+        epoch. The first time, another process may have used the memory.
         """
         attempts = self.attempts()[claimed.number]
         self.storage.rows.set_trial_user_attr(claimed.row, FULL, True)
@@ -140,14 +147,16 @@ class Trials:
         return not reported and any(FULL in attempt.user_attrs for attempt in attempts)
 
     def release(self, worker: str) -> None:
-        """End the attempts that a worker still runs, so that others can claim their trials."""
+        """Set the running attempts of a worker to FAIL, so that others can claim their trials."""
         for row in self._rows_of({worker}):
             self.storage.end(row, TrialState.FAIL)
 
     def release_dead(self) -> list[int]:
-        """Release trials of dead workers: on this host by their lock, elsewhere by heartbeat.
+        """Set the running attempts of dead workers to FAIL, so that others can claim their trials.
 
-        Returns the trials that have no heartbeat; the time without one is counted from now.
+        On this host, a worker is dead if it does not hold its lock; on other hosts, if its
+        heartbeats have stopped. Returns the numbers of running trials that have no heartbeat at
+        all: for these, the time without one is counted from now.
         """
         with self.storage.alone:
             uncounted = self.storage.fail_silent_trials(self.study)
@@ -158,7 +167,10 @@ class Trials:
 
     @contextmanager
     def working(self, worker: str) -> Iterator[None]:
-        """Hold the lock that shows that this worker is alive; release its trials at the end."""
+        """Inside this context, hold the lock that shows that a worker is alive.
+
+        At its end, the worker's trials are released.
+        """
         with lock.hold_lock(self._workers / worker):
             try:
                 yield
@@ -177,12 +189,15 @@ class Trials:
         ]
 
     def _add_attempts(self) -> None:
-        """Add an attempt to each trial that has none, with its grid cell or its earlier values."""
+        """Add an attempt to each trial that has none or whose attempts all failed.
+
+        Its values are those of the last failed attempt, or else of the trial's cell in the grid.
+        """
         cells = self.sweep.cells
         for number, failed in self.attempts().items():
             if number >= self.sweep.n_trials or any(a.state != TrialState.FAIL for a in failed):
                 continue
-            # The last failed one that a worker ran: those without a worker were surplus.
+            # The last failed attempt that a worker ran: one without a worker was a duplicate.
             previous = max(
                 failed, key=lambda row: (WORKER in row.user_attrs, row.number), default=None
             )
@@ -202,8 +217,8 @@ class Trials:
                 )
             )
 
-    def _end_surplus(self) -> None:
-        """End attempts that another worker added at the same moment."""
+    def _end_duplicates(self) -> None:
+        """Set duplicate attempts to FAIL: several workers added one to a trial at the same time."""
         for attempts in self.attempts().values():
             alive = [attempt for attempt in attempts if attempt.state != TrialState.FAIL]
             for attempt in alive[1:]:
@@ -212,7 +227,10 @@ class Trials:
 
 
 def counted_attempts(attempts: Mapping[int, Sequence[FrozenTrial]]) -> dict[int, FrozenTrial]:
-    """Return the first attempt that did not fail, by trial, for each trial that has one."""
+    """Return the first attempt at each trial that did not fail, by trial number.
+
+    `attempts`: by trial number, oldest first. Trials without such an attempt are absent.
+    """
     firsts = {
         number: next((a for a in of_trial if a.state != TrialState.FAIL), None)
         for number, of_trial in attempts.items()

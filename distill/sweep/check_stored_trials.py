@@ -20,12 +20,12 @@ from distill.sweep import optuna_space
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import MOST_TRIALS, Space, option_label
 
-RUNG = re.compile(r"completed_rung_\d{1,6}")  # Hyperband's mark: the value by which a trial passed
+RUNG = re.compile(r"completed_rung_\d{1,6}")  # set by Hyperband: the trial's value at a rung
 Epoch = Annotated[str, Field(pattern=r"^[1-9]\d{0,9}$")]
 
 
 class Attributes(BaseModel):
-    """The attributes of a stored attempt, by the names that workers write."""
+    """The attributes that workers store with an attempt at a trial."""
 
     model_config = OPEN
 
@@ -40,8 +40,9 @@ class Attributes(BaseModel):
 
 
 def fault_of(attempts: Sequence[FrozenTrial], sweep: Sweep) -> str | None:
-    """Return why no worker of the sweep can have stored some attempt; None if all can be
-    genuine.
+    """Return a reason why the stored attempts cannot all come from workers of this sweep.
+
+    None if there is no such reason.
     """
     for number, count in Counter(attempt.number for attempt in attempts).items():
         if not isinstance(number, int) or count > 1:
@@ -83,7 +84,10 @@ def _attribute_faults(attempt: FrozenTrial) -> Iterator[str]:
 def _value_faults(
     attempt: FrozenTrial, spaces: dict[str, Space], expected: dict[str, BaseDistribution]
 ) -> Iterator[str]:
-    """Yield a fault for each value outside the sweep's space."""
+    """Yield a fault for each value of an attempt that is not in the sweep's search space.
+
+    `expected`: optuna's distributions by name.
+    """
     for name, value in attempt.params.items():
         if attempt.distributions[name] != expected.get(name):
             yield f"{name[:40]} is not of this sweep's space"
@@ -113,7 +117,10 @@ def _measured_faults(attempt: FrozenTrial, metric: str) -> Iterator[str]:
 
 
 def _is_possible(value: float, measure: str) -> bool:
-    """Whether a measure can have this value; nll and ece are nan if the logits are not finite."""
+    """Whether `measure` (top1, nll or ece) can have this value.
+
+    nll and ece are nan if the logits are not finite.
+    """
     if math.isnan(value):
         return measure != "top1"
     return value >= 0 and (measure == "nll" or value <= 1)

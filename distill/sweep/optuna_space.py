@@ -19,20 +19,23 @@ from optuna.trial import FrozenTrial, Trial
 from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import Space, Study, SweepFile, keys_and_values, option_label
 
-REDUCTION = (
-    3  # of Hyperband: a third of the trials continue (Li et al., JMLR 18, 2018, arXiv 1603.06560)
-)
+# Hyperband: one in REDUCTION trials continues at each rung (Li et al., JMLR 18, 2018, arXiv
+# 1603.06560).
+REDUCTION = 3
 
 
 def distributions(file: SweepFile) -> dict[str, BaseDistribution]:
-    """Return optuna's distribution for each name in [space]; options are stored by their labels."""
+    """Return optuna's distribution for each name in [space].
+
+    Options of a grid or a choice become categories, represented by their labels.
+    """
     return {name: _distribution(space) for name, space in file.space.items()}
 
 
 def draw_values(study: optuna.Study, trial: FrozenTrial, file: SweepFile) -> dict[str, Any]:
-    """Draw the values that a trial has not fixed yet from the sampler; store nothing.
+    """Return a trial's values by name: the stored ones, the others drawn from the study's sampler.
 
-    The sampler sees the trials of all of Hyperband's brackets.
+    Nothing is stored. With Hyperband, the sampler uses the trials of all brackets.
     """
     return {
         name: trial.params[name]
@@ -43,7 +46,10 @@ def draw_values(study: optuna.Study, trial: FrozenTrial, file: SweepFile) -> dic
 
 
 def store_values(trial: Trial, row: int, file: SweepFile, values: Mapping[str, Any]) -> None:
-    """Store the values of a trial in its row of the storage; values stored earlier stay."""
+    """Store the values of a trial in its row of the storage; values stored earlier do not change.
+
+    `row`: id of the row; `values`: by name in [space].
+    """
     stored = trial.storage.get_trial(row).params
     for name, distribution in distributions(file).items():
         if name not in stored:
@@ -54,8 +60,8 @@ def store_values(trial: Trial, row: int, file: SweepFile, values: Mapping[str, A
 def sampler(study: Study, number: int) -> BaseSampler:
     """Return the sampler of one trial, seeded by the sweep's seed and the trial's number.
 
-    TPE: Bergstra et al., NeurIPS 2011; trials that still run count as bad, so that workers do not
-    all try the same values.
+    TPE: Bergstra et al., NeurIPS 2011. It treats running trials as bad ones (constant liar), so
+    that workers do not all try similar values.
     """
     digest = hashlib.sha256(f"{study.seed} {number}".encode()).digest()
     seed = int.from_bytes(digest[:4])
@@ -67,7 +73,7 @@ def sampler(study: Study, number: int) -> BaseSampler:
 
 
 def pruner(sweep: Sweep) -> BasePruner:
-    """Return the pruner, which ends trials early by their value after each epoch."""
+    """Return optuna's pruner, which decides after each epoch whether to end a trial early."""
     study = sweep.file.study
     if study.pruner == "median":
         return MedianPruner(study.startup_trials, study.warmup_epochs)

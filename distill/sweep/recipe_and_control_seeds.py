@@ -20,7 +20,7 @@ from distill.statistics import mean_and_interval, paired_difference
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One run of the study. `is_control`: whether it trains without the teacher."""
+    """A planned run with one seed. `is_control`: whether it trains without the teacher."""
 
     seed: int
     is_control: bool
@@ -36,10 +36,11 @@ class SeedRun:
 def plan(
     resolved: ResolvedRecipe, seeds: Sequence[int], parent: Path, *, controls: bool
 ) -> list[SeedRun]:
-    """Plan one run per seed in `parent`, each followed by its control if `controls` and if the
-    recipe has a teacher.
+    """Plan a run for each seed, in a folder in `parent`.
 
-    Raises UserError for fewer than two seeds, which have no spread.
+    If `controls` is True and the recipe has a teacher, each run is followed by its control, which
+    trains the same student without a teacher. Raises UserError for fewer than two seeds, which have
+    no spread.
     """
     if len(set(seeds)) < 2:
         raise UserError(
@@ -60,8 +61,9 @@ def plan(
 
 
 def check(planned: Sequence[SeedRun]) -> None:
-    """Raise UserError, before any training starts, if a run cannot resume from its existing
-    folder.
+    """Raise UserError if a planned run can be neither begun nor resumed in its folder.
+
+    Called before any training starts.
     """
     for each in planned:
         run_folder.check_subfolder(each.folder.path)
@@ -72,8 +74,10 @@ def check(planned: Sequence[SeedRun]) -> None:
 
 
 def with_same_teacher(seed_run: SeedRun, first: SeedRun) -> ResolvedRecipe:
-    """Return the recipe to train, with the teachers that the first run chose: otherwise a teacher
-    that has finished since would be chosen as the newest.
+    """Return the recipe to train, with the teachers that the run `first` has chosen.
+
+    Otherwise, if the recipe names no teacher, each run would choose the best one at its start,
+    which could be a teacher that has finished since. A control has no teacher.
     """
     recipe = seed_run.resolved.recipe
     if seed_run.is_control or not first.folder.is_run or (recipe.teacher and recipe.teacher.runs):
@@ -87,11 +91,16 @@ def with_same_teacher(seed_run: SeedRun, first: SeedRun) -> ResolvedRecipe:
 def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
     """Summarise the test accuracies of finished runs, 0..1.
 
-    Keys: `top1` (`n`, `mean`, `std`, `interval`: see statistics.MeanAndInterval), `runs` (one entry
-    each), and with controls `control` (like `top1`), `difference` (like `top1`, of the paired
-    differences run - control) and `p` (the p-value of the null hypothesis of no difference);
-    `notes` if some results have no fingerprint of the test split. Raises UserError if a run is not
-    finished, or if they differ in images, test split, class names or teacher.
+    Keys of the result:
+    - `network`, `parameters`;
+    - `top1`: `n`, `mean`, `std` and `interval` of the runs (see statistics.MeanAndInterval);
+    - with controls `control`, the same for the controls, `difference`, the same for the paired
+      differences run - control, and `p`, the p-value of the null hypothesis of no difference;
+    - `notes`, if some results have no fingerprint of the test split;
+    - `runs`: `run`, `seed`, `top1` and for a control `is_control`, one entry for each run.
+
+    Raises UserError if a run is not finished, or if the runs differ in images, test split, class
+    names or teacher.
     """
     _check_alike(planned)
     own, controls = (
@@ -121,7 +130,10 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
 
 
 def _check_alike(planned: Sequence[SeedRun]) -> None:
-    """Raise UserError unless all runs have the same data, test split and teacher, if any."""
+    """Raise UserError unless all runs have the same images, test split, class names and teacher.
+
+    Controls have no teacher.
+    """
     results = [each.folder.result() for each in planned]
     seen = {what: {r[what]["fingerprint"] for r in results} - {""} for what in ("data", "teacher")}
     differing = [what for what, fingerprints in seen.items() if len(fingerprints) > 1]

@@ -22,7 +22,7 @@ from distill.errors import UserError
 MAGIC = bytes.fromhex("d9d505f920a163d7")  # at both ends of a journal that has a super-journal
 FORMATS = slice(18, 20)  # bytes of a database's header: write and read format, 2 for WAL
 WRITE_AHEAD_LOG = 2
-# Definitions of names, types and constants alone, with the one check of optuna's tables.
+# A definition may have names, types and constants only, and the one CHECK in optuna's tables.
 TABLE = re.compile(r'CREATE TABLE [\w\s(),"]*')
 INDEX = re.compile(r'CREATE (UNIQUE )?INDEX "?\w+"? ON "?\w+"? \([\w\s,"]*\)')
 COMPUTED = re.compile(r"\b(AS|CHECK|USING|DEFAULT\s*\()", re.IGNORECASE)
@@ -38,9 +38,10 @@ class SQLiteFile:
     path: Path
 
     def connect(self, **options: Any) -> Any:
-        """Return a new connection of the URL's driver; `options` are added to those of the URL.
+        """Open a connection with the URL's driver.
 
-        Raises UserError if the schema contains definitions that run code or compute values.
+        `options`: arguments of the driver's `connect` in addition to the URL's. Raises UserError if
+        the schema contains definitions that run code or compute values.
         """
         kind = self.url.get_dialect()
         dialect = kind(dbapi=kind.import_dbapi())  # type: ignore[call-arg]
@@ -50,8 +51,9 @@ class SQLiteFile:
         return connection
 
     def check(self) -> None:
-        """Raise UserError if opening the database would change a file elsewhere: if the database,
-        its journal or its write-ahead log is a link, a pipe or a device, if the journal names
+        """Raise UserError if opening the database could change a file elsewhere.
+
+        It could if the database or its journal is a link, a pipe or a device, if the journal names
         another file, or if there is a write-ahead log.
         """
         check_regular(self.path)
@@ -72,8 +74,9 @@ class SQLiteFile:
             )
 
     def _check_schema(self, connection: Any) -> None:
-        """Raise UserError unless the schema has plain tables and indexes only: a view may have
-        endless rows, a trigger or a computed column changes what a sweep writes.
+        """Raise UserError unless the schema has plain tables and indexes only.
+
+        A view may have endless rows; a trigger or a computed column changes what a sweep writes.
         """
         rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
         for kind, name, sql in rows:
@@ -88,9 +91,9 @@ class SQLiteFile:
 
 
 def from_url(url: str | URL) -> SQLiteFile | None:
-    """Return the file of a SQLite URL; None for a database in memory or on a server.
+    """Return the file of a SQLAlchemy URL; None for a database in memory or on a server.
 
-    Raises ValueError for SQLite's own URIs, ArgumentError for a URL that cannot be parsed, and
+    Raises ValueError if the URL contains a SQLite URI, ArgumentError if it cannot be parsed, and
     ImportError if its driver is missing.
     """
     if isinstance(url, str) and not url.startswith("sqlite"):
@@ -120,14 +123,20 @@ def check_regular(path: Path) -> None:
 
 
 def _is_plain(kind: str, sql: str) -> bool:
-    """Whether a definition in the schema is a table or an index that computes nothing."""
+    """Whether a definition in the schema is a table or an index that computes no values.
+
+    `kind`: "table", "index", "view" or "trigger"; `sql`: the definition.
+    """
     sql = CHECK_OF_OPTUNA.sub("", sql)
     pattern = {"table": TABLE, "index": INDEX}.get(kind)
     return pattern is not None and bool(pattern.fullmatch(sql)) and not COMPUTED.search(sql)
 
 
 def _other_kind(status: os.stat_result) -> str:
-    """Return what a path is if it is not a regular file with one name; otherwise an empty text."""
+    """Return the kind of a file that a sweep must not write, such as "symbolic link".
+
+    Empty for a regular file without other hard links. `status`: from lstat.
+    """
     if stat.S_ISLNK(status.st_mode):
         return "symbolic link"
     if stat.S_ISDIR(status.st_mode):
@@ -139,8 +148,9 @@ def _other_kind(status: os.stat_result) -> str:
 
 
 def _content(path: Path, start: int) -> bytes:
-    """Return up to 20 bytes of a file from `start`, negative from its end; empty if another worker
-    has deleted the file meanwhile.
+    """Return up to 20 bytes of a file from the position `start`; if negative, from its end.
+
+    Empty if the file does not exist: another worker may have deleted it.
     """
     with suppress(FileNotFoundError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)

@@ -28,41 +28,44 @@ from distill.runs import lock
 from distill.sweep import sqlite_file
 from distill.sweep.sqlite_file import SQLiteFile
 
-SILENT = 3  # heartbeats that a worker may miss
-BUSY_S = 60  # how long SQLite waits for another writer
+SILENT = 3  # heartbeats that a worker may miss before it counts as dead
+BUSY_S = 60  # how long a worker waits until another one has written the SQLite file
 HEARTBEATS = table("trial_heartbeats", column("trial_id", Integer), column("heartbeat", DateTime))
-TRIES = 30  # to open the storage: if several workers start at once, one creates the tables
+TRIES = 30  # to open the storage, which fails while another worker creates the tables
 
 
 def url_of(requested: str | None, parent: Path) -> str | URL:
-    """Return the storage's SQLAlchemy URL, by default that of a file in `parent`; `postgresql://`
-    selects psycopg 3.
+    """Return the SQLAlchemy URL of the storage.
+
+    `requested`: the option --storage; if None, the URL is that of a SQLite file in `parent`.
+    `postgresql://` selects the driver psycopg 3.
     """
     if requested is None:
         return URL.create("sqlite", database=str(parent.resolve() / "sweep.db"))
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", requested)
 
 
-FINGERPRINT = "fingerprint."  # prefix of a definition's lines on images and teachers
+FINGERPRINT = "fingerprint."  # prefix of the lines of a sweep's definition on images and teachers
 
 
 class Storage:
-    """Optuna's rows of trials, safe for several workers at once.
+    """Optuna's storage of trials, which several workers can use at once.
 
-    Each change of a row's state, from WAITING to RUNNING or from RUNNING to its end, is one
-    transaction of the database, in which only one of several workers succeeds. SQLite, as Python
-    opens it, reads before its transaction begins: there a lock file beside the database serialises
-    the changes.
+    Each row is an attempt at a trial. A change of its state, from WAITING to RUNNING or from
+    RUNNING to an end state, is one transaction of the database: if several workers try it, one
+    succeeds. SQLite, as Python opens it, reads before the transaction begins. Therefore a lock file
+    beside a SQLite database serialises the changes.
     """
 
     def __init__(self, url: str | URL, heartbeat_s: int) -> None:
         """Open the storage.
 
-        Raises UserError if the URL is invalid, its driver is missing, or the file is not one that a
-        sweep wrote; Failure if the database cannot be reached.
+        `heartbeat_s`: seconds between a worker's heartbeats. Raises UserError if the URL is
+        invalid, its driver is missing, or the file is not one that a sweep wrote; Failure if the
+        database cannot be reached.
         """
         self.url = url if isinstance(url, str) else f"sqlite:///{url.database}"
-        self.is_typed = isinstance(url, str)  # else it is a path, which has no secret
+        self.is_typed = isinstance(url, str)  # by the user; it may contain a password
         self.shown = visible(redact_urls.hide_secrets(self.url) if self.is_typed else self.url)
         self.heartbeat_s = heartbeat_s
         self._lock: FileLock | None = None
@@ -82,8 +85,9 @@ class Storage:
 
     @property
     def alone(self) -> AbstractContextManager[object]:
-        """A context in which no other worker writes the file. Raises Failure if another process
-        holds the lock for BUSY_S seconds.
+        """A context in which no other worker writes the SQLite file; no effect on a server.
+
+        Entering it raises Failure if another process holds the lock for BUSY_S seconds.
         """
         return nullcontext() if self._lock is None else _hold(self._lock)
 
@@ -111,7 +115,7 @@ class Storage:
 
     @contextmanager
     def _explain_url(self) -> Iterator[None]:
-        """Turn the error of a URL that is invalid, or whose driver is missing, into a UserError."""
+        """Turn errors raised for an invalid URL or a missing driver into a UserError."""
         try:
             yield
         except (ArgumentError, ImportError, ValueError) as fault:
@@ -122,14 +126,15 @@ class Storage:
             ) from None
 
     def _first_line_without_secrets(self, fault: BaseException) -> str:
-        """Return the first line of a driver's message, without the secrets in the URL."""
+        """Return the first line of an error's message, without the secrets in the URL."""
         text = redact_urls.without_secrets(str(fault), self.url) if self.is_typed else str(fault)
         return visible((text or type(fault).__name__).splitlines()[0])
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """Turn a database error into one message, without the password: a UserError if the
-        database is damaged, else a Failure.
+        """Turn a database error into a message without the password.
+
+        It is a UserError if the database is damaged, otherwise a Failure.
         """
         try:
             yield
@@ -144,7 +149,7 @@ class Storage:
 
     @contextmanager
     def _explain_damage(self) -> Iterator[None]:
-        """Turn the errors that optuna raises on values that it did not write into a UserError."""
+        """Turn errors that optuna raises for values that it did not write into a UserError."""
         try:
             yield
         except (UserError, OSError, SQLAlchemyError, StorageInternalError):
@@ -167,17 +172,19 @@ class Storage:
 
     def read_attempts(self, study: optuna.Study) -> list[FrozenTrial]:
         """Return all attempts of a study. Raises UserError if they cannot be read."""
-        with self._explain_damage():  # a study's own cache has one attempt per number
+        # Not through the study, whose cache hides all but one of the attempts with a number.
+        with self._explain_damage():
             study_id = self.rows.get_study_id_from_name(study.study_name)
             return self.rows.get_all_trials(study_id, deepcopy=False)
 
     def study(
         self, name: str, direction: str, definition: str, defaults: Collection[str] = ()
     ) -> optuna.Study:
-        """Load or create the study of that name. Raises UserError if its definition differs.
+        """Load the study of that name, or create it. Raises UserError if its definition differs.
 
-        `definition`: what all workers must have in common, one line per key. A line in `defaults`
-        may be absent from an older study, created before its key existed.
+        `direction`: "maximize" or "minimize". `definition`: what all workers must have in common,
+        one line per key. `defaults`: lines of `definition` that may be absent from a study created
+        before their keys existed.
         """
         with self.alone, self._explain_damage():
             try:
@@ -193,13 +200,14 @@ class Storage:
         return study
 
     def id_of(self, study: optuna.Study, attempt: FrozenTrial) -> int:
-        """Return the storage's row of an attempt."""
+        """Return the id of an attempt's row in the storage."""
         study_id = self.rows.get_study_id_from_name(study.study_name)
         return self.rows.get_trial_id_from_study_id_trial_number(study_id, attempt.number)
 
     def take(self, row: int) -> bool:
-        """Change a row from WAITING to RUNNING; return whether this caller did, the only one of
-        several.
+        """Change a row from WAITING to RUNNING; return whether this call changed it.
+
+        If several workers try it, one succeeds. `row`: its id.
         """
         self.rows.record_heartbeat(row)  # before it runs: a death from now on is noticed
         try:
@@ -208,8 +216,9 @@ class Storage:
             return False
 
     def end(self, row: int, state: TrialState, value: float | None = None) -> bool:
-        """Change a row from RUNNING to an end state; return whether this caller did, the only one
-        of several.
+        """Change a row from RUNNING to an end state; return whether this call changed it.
+
+        If several workers try it, one succeeds. `row`: its id; `value`: the trial's metric.
         """
         with self.alone:
             try:
@@ -220,15 +229,15 @@ class Storage:
 
     @property
     def silence_s(self) -> int:
-        """The seconds without a heartbeat after which a running attempt counts as failed."""
+        """How many seconds without a heartbeat make a running attempt count as failed."""
         return SILENT * self.heartbeat_s
 
     def fail_silent_trials(self, study: optuna.Study) -> list[FrozenTrial]:
-        """Set every running row without a heartbeat for `silence_s` seconds to FAIL.
+        """Set every running row to FAIL that has had no heartbeat for `silence_s` seconds.
 
-        No worker leaves a running row without any heartbeat, or with one further in the future than
-        `silence_s`; another program may. The silence of such rows is counted from this call, which
-        returns their attempts.
+        Returns the running attempts that never had a valid heartbeat, which another program may
+        have stored (one more than `silence_s` in the future is invalid). They receive a heartbeat
+        now, so that their time without one is counted from this call.
         """
         with catch_warnings(), self._explain_damage():
             simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -239,7 +248,10 @@ class Storage:
         return list(uncounted.values())
 
     def _without_heartbeat(self, study: optuna.Study) -> dict[int, FrozenTrial]:
-        """Return the running attempts by row that have no heartbeat yet."""
+        """Return the running attempts without a valid heartbeat, by the id of their row.
+
+        A heartbeat more than `silence_s` seconds in the future is invalid.
+        """
         running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         attempts = {self.id_of(study, attempt): attempt for attempt in running}
         query = select(HEARTBEATS.c.trial_id, HEARTBEATS.c.heartbeat, func.now())
@@ -254,7 +266,10 @@ class Storage:
 
     @contextmanager
     def heartbeat(self, row: int) -> Iterator[None]:
-        """Record every `heartbeat_s` seconds, in a thread, that the row's worker is alive."""
+        """Inside this context, record every `heartbeat_s` seconds that a row's worker is alive.
+
+        A thread does so. `row`: the row's id.
+        """
         done = Event()
 
         def beat() -> None:
@@ -275,8 +290,9 @@ class Storage:
 
 
 def _is_damage(fault: BaseException) -> bool:
-    """Whether a database error shows that the content is damaged: SQLite cannot read the file, or a
-    table or a column is missing.
+    """Whether a database error shows that the content is damaged.
+
+    Then SQLite cannot read the file, or a table or a column is missing.
     """
     while fault.__cause__ is not None:
         fault = fault.__cause__
@@ -284,16 +300,22 @@ def _is_damage(fault: BaseException) -> bool:
 
 
 def _is_older_than_key(key: str, keys: Collection[str], tables: Collection[str]) -> bool:
-    """Whether a study was created before `key` existed: it lacks the key but has others of its
-    table.
+    """Whether a study was created before `key` existed: it has other keys of the key's table only.
+
+    `keys` and `tables`: those in the study's definition.
     """
     return key not in keys and key.rpartition(".")[0] in tables
 
 
 def _check_same(name: str, study: optuna.Study, definition: str, defaults: Collection[str]) -> None:
-    """Raise UserError, listing the lines that differ, if a worker's sweep is not the study's."""
+    """Raise UserError, listing the lines that differ, if a study has another definition.
+
+    `definition`: the worker's, one line per key. `defaults`: lines that may be absent from a study
+    created before their keys existed. A study without a definition gets the worker's, and one
+    without fingerprints gets the worker's fingerprints.
+    """
     stored_definition = study.user_attrs.get("definition")
-    if stored_definition is None:  # its creator was killed before writing one
+    if stored_definition is None:  # the worker that created the study was killed before writing it
         study.set_user_attr("definition", definition)
     if stored_definition in (None, definition):
         return
@@ -324,7 +346,10 @@ def _check_same(name: str, study: optuna.Study, definition: str, defaults: Colle
 
 @contextmanager
 def _hold(file_lock: FileLock) -> Iterator[None]:
-    """Hold a lock. Raises Failure if another process, such as a stopped one, keeps it."""
+    """Hold a lock inside this context.
+
+    Raises Failure if another process, such as a suspended one, does not release it in time.
+    """
     try:
         file_lock.acquire()
     except Timeout:

@@ -1,7 +1,8 @@
 """Search for a student design by successive halving.
 
-The candidates are the widest network of every depth within the budget. A rung is a sweep of its
-own, so that any number of workers share it. Each rung trains from scratch, so that every run has a
+The candidates are the widest networks of every depth within the parameter budget. The search has
+rungs: each trains the best designs of the previous rung for longer. A rung is a sweep of its own,
+so that any number of workers share it. Each rung trains from scratch, so that every run has a
 complete learning-rate schedule. Continuing the runs of the previous rung would save less than 1 /
 eta of the work, and only if the schedule did not depend on the length.
 """
@@ -35,21 +36,19 @@ GIVEN = {*KEYS, "channels"}  # keys of [student] that a search chooses
 
 @dataclass(frozen=True)
 class Search:
-    """A planned search. `epochs`: the length of each run in the last rung."""
+    """A planned search for a student design."""
 
     recipe: str
     overrides: tuple[str, ...]
-    designs: tuple[dict[str, Any], ...]
-    least_too_many: int  # smallest number of parameters that is not allowed
-    epochs: int
+    designs: tuple[dict[str, Any], ...]  # the candidates: stages, blocks and width
+    least_too_many: int  # students must have fewer parameters
+    epochs: int  # of each run in the last rung
     n_rungs: int
-    eta: int
+    eta: int  # one in eta designs advances to the next rung, which is eta times longer
     name: str  # in the storage
 
     def lengths(self) -> list[int]:
-        """Return the epochs of each rung: each has eta times those of the previous one, and at
-        least one.
-        """
+        """Return the epochs of each rung: eta times as many as in the previous one, at least 1."""
         powers = range(self.n_rungs - 1, -1, -1)
         return [max(1, round(self.epochs / self.eta**power)) for power in powers]
 
@@ -58,7 +57,7 @@ class Search:
         return [ceil(len(self.designs) / self.eta**rung) for rung in range(self.n_rungs)]
 
     def rung(self, number: int, designs: Sequence[dict[str, Any]]) -> Sweep:
-        """Return the sweep of a rung, counted from 0. Raises UserError if the recipe is invalid."""
+        """Return the sweep of rung `number`, from 0. Raises UserError if the recipe is invalid."""
         epochs = self.lengths()[number]
         base = recipes.load(self.recipe, [*self.overrides, f"train.epochs={self.epochs}"]).recipe
         warmup = (
@@ -85,10 +84,12 @@ def legal_designs(
     *,
     asymmetric: bool,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the widest design of every depth that a course's rules allow, and the smallest number
-    of parameters that they forbid. Kernels, pool and stem are the recipe's.
+    """Return the widest design of every depth that a course's rules allow, and the parameter limit.
 
-    Raises UserError if the recipe has no student or if fewer than two designs are allowed.
+    `course`: the name of the rules; `budget`: the parameter budget, from which the exclusive limit
+    follows; `stages`, `blocks`: the numbers to combine; `asymmetric`: whether stages may have
+    different numbers of blocks. Kernel sizes, pooling and stem are taken from the recipe. Raises
+    UserError if the recipe has no student or if fewer than two designs are allowed.
     """
     if recipe.student is None:
         raise UserError("a search varies the student, but the recipe has no [student].")
@@ -116,12 +117,14 @@ def search(
     print_line: PrintLine,
     inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Run rung after rung, sharing each with other workers; return the summary of the last one.
+    """Run the rungs one after the other, each shared with other workers; return a summary.
 
-    The summary is that of `sweep_summary.summary` under the search's name, with `rungs`: for each
-    its `epochs` and the value of every design by its label. Writes `best.toml` and `sweep.json`;
-    each rung has its own in a folder. Raises UserError if one of these folders is a symbolic link,
-    and what `run_sweep` raises.
+    It is the summary of the last rung (see `sweep_summary.summary`) under the search's name, with
+    the additional key `rungs`: for each rung, its `epochs` and the value of each design by its
+    label. Writes `best.toml` and `sweep.json` into `parent`, and the same files of each rung into a
+    subfolder. `inputs`: fingerprints of images and teachers, by name. Raises UserError if a
+    subfolder is a symbolic link or if the storage has another sweep of a rung's name, Failure if no
+    design of a rung was trained to the end, and any error of a run.
     """
     for number in range(planned.n_rungs):
         run_folder.check_subfolder(parent / f"rung-{number + 1}")
@@ -148,8 +151,10 @@ def search(
 def ranked(
     designs: Sequence[dict[str, Any]], values: dict[str, float | None]
 ) -> list[dict[str, Any]]:
-    """Return the designs that were trained to the end, best first; equal values keep their
-    order.
+    """Return the designs that were trained to the end, best first.
+
+    `values`: by the design's label, its accuracy, or None if it was not trained to the end. Designs
+    of equal value remain in order.
     """
     pairs = [(values[option_label({"student": design})], design) for design in designs]
     complete = [(value, design) for value, design in pairs if value is not None]

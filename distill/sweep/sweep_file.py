@@ -54,8 +54,10 @@ class Sweep:
 
     @property
     def cells(self) -> list[dict[str, str]]:
-        """The combinations of the grids' options, as labels by name; one empty cell without
-        a grid.
+        """The cells of the grid: all combinations of the grids' options.
+
+        A cell has an option's label for each name in [space] that is a grid. Without a grid there
+        is one empty cell.
         """
         grids = {name: space.grid for name, space in self.file.space.items() if space.grid}
         labels = [[option_label(option) for option in options] for options in grids.values()]
@@ -67,7 +69,7 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """The metric by which trials are compared, which is never one of the test split."""
+        """The metric by which trials are compared; it is measured on held-out images."""
         split: Split = "val" if self.base.recipe.ema is None else "val_ema"
         return self.file.study.metric or measure_name("top1", split)
 
@@ -76,10 +78,10 @@ class Sweep:
         return self.metric in {measure_name("top1", "val"), measure_name("top1", "val_ema")}
 
     def trial_recipe(self, values: Mapping[str, Any]) -> ResolvedRecipe:
-        """Return the recipe of a trial, given its values: by name in [space], options by their
-        labels.
+        """Return the recipe of a trial.
 
-        Raises RecipeError if the values contradict each other or the student is too large.
+        `values`: for each name in [space], a number or the label of an option. Raises RecipeError
+        if the values contradict each other or the student is too large.
         """
         spaces = self.file.space
         chosen = [
@@ -89,7 +91,7 @@ class Sweep:
 
     @property
     def overrides(self) -> list[str]:
-        """The overrides of the recipe that all trials share."""
+        """The `key=value` overrides that all trials share."""
         limit = self.file.constraint.parameters
         budget = [] if limit is None else [f"student.max_params={limit}"]
         both = ["train.validate_both=true"] if self._measures_both else []
@@ -97,8 +99,9 @@ class Sweep:
 
     @property
     def _measures_both(self) -> bool:
-        """Whether trials average their weights but are compared by the unaveraged ones, so that
-        both must be measured.
+        """Whether trials must measure both the trained weights and their moving average.
+
+        This is so if trials average their weights, but are compared by the trained ones.
         """
         varied = {key.partition(".")[0] for key in keys_set(self.file)}
         averages = self.base.recipe.ema is not None or "ema" in varied
@@ -106,7 +109,10 @@ class Sweep:
 
 
 def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -> Sweep:
-    """Load a sweep file with further overrides. Raises UserError with every fault."""
+    """Load a sweep file. Raises UserError with every fault.
+
+    `overrides`: further `key=value` for all trials. `trials`: replaces the file's number of trials.
+    """
     wrong: list[str] = []
     try:
         values = toml(text_of(path), str(path), wrong)
@@ -126,7 +132,11 @@ def load(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -
 
 
 def validate(values: Values, name: str, location: str) -> Sweep:
-    """Build a sweep from its tables; `location` names them in messages. Raises UserError."""
+    """Build a sweep from its tables. Raises UserError with every fault.
+
+    `name`: the sweep's name unless [study] has one. `location`: what messages call the tables, such
+    as the file's path.
+    """
     if isinstance(values.get("space"), dict):
         values = values | {"space": dict(_keys_and_spaces(values["space"], ""))}
     try:
@@ -162,7 +172,7 @@ def _recipe_faults(sweep: Sweep) -> Iterator[str]:
 
 
 def _missing_average_faults(sweep: Sweep) -> Iterator[str]:
-    """Yield the reasons, if any, why a trial would have no averaged weights to measure."""
+    """Yield a fault for each reason why trials would have no averaged weights to measure."""
     needs = f'study.metric = "{sweep.metric}" needs [ema], and'
     if sweep.base.recipe.ema is None:
         yield f"{needs} the recipe has none"
@@ -176,7 +186,10 @@ def _missing_average_faults(sweep: Sweep) -> Iterator[str]:
 
 
 def _keys_and_spaces(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield each key and its space; `optim.lr = {…}` and `"optim.lr" = {…}` are the same key."""
+    """Yield the name and the value of each entry in [space].
+
+    `optim.lr = {…}`, which TOML parses as nested tables, is the same as `"optim.lr" = {…}`.
+    """
     for name, value in tables.items():
         path = prefix + name
         is_table = isinstance(value, dict) and value and not value.keys() & set(KINDS)

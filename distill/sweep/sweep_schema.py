@@ -20,15 +20,16 @@ KINDS = ("grid", "choice", "log", "uniform", "integer")
 
 
 class Space(Table):
-    """The values of one key, defined in exactly one of these ways. An option that is a table sets
-    several keys.
+    """The search space of one name in [space]: exactly one of these fields is set.
+
+    The name is a key of a recipe, or any name if the options are tables, which set several keys.
     """
 
     grid: Options | None = None  # options to try in turn, combined with every other grid
     choice: Options | None = None  # options from which the sampler chooses
     log: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None  # from, to
-    uniform: Numbers | None = None
-    integer: Annotated[tuple[int, int], Field(strict=False)] | None = None
+    uniform: Numbers | None = None  # from, to
+    integer: Annotated[tuple[int, int], Field(strict=False)] | None = None  # from, to
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -42,34 +43,34 @@ class Space(Table):
 
     @property
     def kind(self) -> str:
-        """The one of KINDS that is set."""
+        """The field that is set: grid, choice, log, uniform or integer."""
         (kind,) = self.model_fields_set
         return kind
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """The options of a grid or a choice."""
+        """The options of a grid or a choice; empty for a range of numbers."""
         return self.grid or self.choice or ()
 
     @property
     def bounds(self) -> tuple[float, ...]:
-        """The two ends of a range of numbers."""
+        """The two ends of a range of numbers; empty for options."""
         return self.log or self.uniform or self.integer or ()
 
 
 class Study(Table):
-    """The number of trials, the sampler, the pruner and their metric."""
+    """The [study] table: the number of trials, the sampler, the pruner and the metric."""
 
-    name: str | None = None  # in the storage and of the runs' folder; by default the file's
-    trials: Trials | None = None  # by default each cell of the grid once
+    name: str | None = None  # of the study and of the folder of runs; by default the file's
+    trials: Trials | None = None  # number of trials; by default each cell of the grid once
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "hyperband", "none"] = "median"
     startup_trials: Trials = 5  # number of trials before sampler and pruner use earlier ones
-    warmup_epochs: Count = 1  # of a trial, before it may be pruned
-    metric: str | None = None  # top1/val …; by default the one that selects the best epoch
+    warmup_epochs: Count = 1  # epochs of a trial before it may be pruned
+    metric: str | None = None  # top1/val …; by default the metric that selects the best epoch
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the sampler
     heartbeat_s: Annotated[int, Field(ge=1, le=86_400)] = (
-        20  # a worker without a heartbeat for three of them counts as dead
+        20  # seconds between a worker's heartbeats; it counts as dead after missing three
     )
 
     @field_validator("name")
@@ -99,8 +100,10 @@ class SweepFile(Table):
 
 
 def option_label(option: Any) -> str:
-    """Return an option as it is stored and shown: as TOML; for a table as `blocks 1, width 20`,
-    with whole keys if their last parts are the same.
+    """Return the text by which an option is stored and shown.
+
+    It is TOML, or for a table `blocks 1, width 20`: the last part of each key, or whole keys if two
+    have the same last part.
     """
     if not isinstance(option, dict):
         return value_text(option)
@@ -113,8 +116,9 @@ def option_label(option: Any) -> str:
 
 
 def overrides_of(name: str, space: Space, value: Any) -> Iterator[str]:
-    """Yield the overrides, such as `optim.lr=0.1`, of a value in [space]: one, or several for a
-    table.
+    """Yield the overrides, such as `optim.lr=0.1`, that a trial's value of a name in [space] sets.
+
+    `value`: a number or the label of an option; an option that is a table sets several keys.
     """
     matching = (option for option in space.options if option_label(option) == value)
     for key, setting in keys_and_values(name, next(matching, value)):
@@ -122,13 +126,13 @@ def overrides_of(name: str, space: Space, value: Any) -> Iterator[str]:
 
 
 def keys_set(file: SweepFile) -> list[str]:
-    """Return every key of the recipe that some trial sets."""
+    """Return every recipe key that the search space sets."""
     every = (keys_of(name, space) for name, space in file.space.items())
     return list(dict.fromkeys(chain.from_iterable(every)))
 
 
 def keys_of(name: str, space: Space) -> list[str]:
-    """Return the keys of the recipe that a name in [space] sets."""
+    """Return the recipe keys that a name in [space] sets."""
     every = (
         key for value in space.options or space.bounds for key, _ in keys_and_values(name, value)
     )
@@ -136,8 +140,9 @@ def keys_of(name: str, space: Space) -> list[str]:
 
 
 def keys_and_values(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the keys and values that an option sets: of the key `name`, or of all keys in
-    a table.
+    """Return the recipe keys and values that one value of a name in [space] sets.
+
+    They are `name` itself, or, if the value is a table, each of its keys.
     """
     if name in keys() or not isinstance(value, dict):
         return [(name, value)]

@@ -48,13 +48,12 @@ def run_sweep(
     *,
     is_tested: bool = True,
 ) -> dict[str, Any]:
-    """Run trials until the sweep is done; return its summary, which is also written beside the
-    runs.
+    """Run trials until the sweep is done; return its summary, which is also written to `parent`.
 
     Trials are measured on held-out images only. The best one is then measured on the test split,
     once, unless `is_tested` is False. `inputs`: the fingerprints of images and teachers, see
     `worker.open_trials`. Raises UserError if the storage has another sweep of this name, Failure if
-    no trial was completed, and what a run raises.
+    no trial was completed, and any error of a run.
     """
     planned, note = with_cached_logits(planned)
     trials = open_trials(planned, storage, parent, inputs)
@@ -80,11 +79,11 @@ def _measure_on_test(
 ) -> dict[str, float] | None:
     """Return the best trial's metrics on the test split, measured now if they have not been.
 
-    `best` is its row of the summary. Returns None if its folder has another run or is on another
-    machine, or if another worker is measuring it.
+    `best`: the row of this trial in the summary. Returns None if the trial's folder has another run
+    or is on another machine, or if another worker is measuring the trial.
     """
     folder = trials.folder(best["trial"])
-    if reason := _difference(trials, best, folder):
+    if reason := _why_other_run(trials, best, folder):
         print_line(f"note: {reason}, so trial {best['trial']} is not measured on the test split")
         return None
     measure_later(folder)
@@ -93,11 +92,11 @@ def _measure_on_test(
     return {name: metrics[name] for name in names if name in metrics} or None
 
 
-def _difference(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -> str:
-    """Return why a folder does not contain the finished run that gave a trial its value.
+def _why_other_run(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -> str:
+    """Return a reason why the run in a folder is not the finished run of a trial; empty if it is.
 
-    Returns an empty text if it does: recipe, images, teachers and the value on held-out images are
-    those of the trial.
+    Compares recipe, images, teachers and the value on held-out images with the trial's. `best`: the
+    row of the trial in the summary.
     """
     if not (folder.is_run and folder.is_finished):
         return f"{folder.path} is not on this machine"
@@ -122,22 +121,27 @@ def _difference(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -> s
     return ""
 
 
-def _values(space: Space) -> dict[str, Any]:
-    """Return the kind of a space, and the labels of its options or its ends."""
+def _space_summary(space: Space) -> dict[str, Any]:
+    """Return the kind of a space with the labels of its options or its ends: `{"log": [0, 1]}`."""
     return {space.kind: [*map(option_label, space.options)] or list(space.bounds)}
 
 
 def summary(trials: Trials) -> dict[str, Any]:
-    """Summarise the trials of a sweep that are done, in plain values.
+    """Summarise the trials of a sweep that are done, in values that JSON can represent.
 
-    Keys: `sweep`, `recipe`, `metric`, `goal` ("maximize" …), `space` (by name: the kind, and its
-    ends or the labels of its options), `asked`, `counts` (`complete`, `pruned`, `infeasible`,
-    `diverged`: their sum is `asked` once all are done), `taken_up` (attempts whose worker ended
-    before they did), `redrawn` (drawn values that could not be trained), `best` (a row of `trials`,
-    or None), `test` (its metrics on the test split, set by `run_sweep`, else None),
-    `importance` (shares by name, see `importances`), `storage` (without its password), `trials`
-    (`trial`, `state`, `value`, `values`, `epochs`: the value after each, `run`, `why`, `workers`:
-    those that ran it, in order, `began`, `ended`).
+    Keys of the result:
+    - `sweep`, `recipe`: names; `metric`; `goal`: "maximize" or "minimize";
+    - `space`: by name, the kind with its ends or the labels of its options;
+    - `asked`: the number of trials; `counts`: the numbers of trials that are `complete`, `pruned`,
+      `infeasible` and `diverged`, whose sum is `asked` once all are done;
+    - `taken_up`: the number of attempts whose worker ended before they did; `redrawn`: how many
+      drawn values could not be trained;
+    - `best`: a row of `trials`, or None; `test`: its metrics on the test split, or None before
+      `run_sweep` has measured them;
+    - `importance`: by name, 0..1, see `importances`; `storage`: its URL without the password;
+    - `trials`: a row for each trial with its number `trial`, `state`, `value` of the metric,
+      `values` by name in [space], `epochs` (the metric by epoch), `run` (the folder), `why` (it was
+      not trained to its end), `workers` (in order), `began` and `ended`.
     """
     sweep, attempts = trials.sweep, trials.attempts()
     ended = {n: a for n, a in counted_attempts(attempts).items() if a.state.is_finished()}
@@ -150,7 +154,7 @@ def summary(trials: Trials) -> dict[str, Any]:
         "recipe": sweep.base.name,
         "metric": sweep.metric,
         "goal": "maximize" if sweep.is_maximized else "minimize",
-        "space": {name: _values(space) for name, space in sweep.file.space.items()},
+        "space": {name: _space_summary(space) for name, space in sweep.file.space.items()},
         "asked": max(sweep.n_trials, len(rows)),
         "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
         "taken_up": sum(len(row["workers"]) - 1 for row in rows),
@@ -164,20 +168,24 @@ def summary(trials: Trials) -> dict[str, Any]:
 
 
 def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Return each key's share in what distinguishes the best tenth of the trials from the rest:
-    PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255). Empty below four finished trials.
+    """Return the importance of each name in [space]; the importances add up to 1.
+
+    PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255): how strongly a key distinguishes the
+    best tenth of the trials from the others. Empty for fewer than four complete trials, or if all
+    have the same value.
     """
     if len(complete) < FEWEST or len({trial.value for trial in complete}) == 1:
         return {}
     with catch_warnings():
         simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    return {name: float(share) for name, share in found.items()}
+    return {name: float(importance) for name, importance in found.items()}
 
 
 def write(trials: Trials, summarised: dict[str, Any]) -> None:
-    """Write `sweep.json`, and as `best.toml` the complete recipe of the best trial, if there is
-    one.
+    """Write the summary as `sweep.json`, and the best trial's whole recipe as `best.toml`.
+
+    The latter is not written before a trial is complete. `summarised`: the result of `summary`.
     """
     write_json(trials.parent / SUMMARY, summarised)
     best = summarised["best"]
@@ -223,5 +231,5 @@ def _row(number: int, attempt: FrozenTrial, attempts: Sequence[FrozenTrial]) -> 
 
 
 def _iso(moment: datetime | None) -> str | None:
-    """Return a moment in ISO format, in the local time of the worker's host; None without one."""
+    """Return a time in ISO format, in the local time of the worker's host; None for None."""
     return None if moment is None else moment.isoformat(timespec="milliseconds")

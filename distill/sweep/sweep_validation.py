@@ -35,21 +35,25 @@ METRICS = [measure_name(name, split) for name in MEASURES for split in VALIDATED
 
 
 def file_faults(file: SweepFile) -> Iterator[str]:
-    """Yield contradictions between a sweep file's tables, and keys and values that no recipe
-    accepts.
+    """Yield a message for each fault of a sweep file whose tables are valid one by one.
+
+    Faults are contradictions between tables, and keys and values that no recipe accepts.
     """
     yield from _study_faults(file)
     yield from _space_faults(file.space)
 
 
 def valid_space_faults(values: Values) -> Iterator[str]:
-    """Yield faults in the keys and values of the valid spaces of a file that has other faults."""
-    sound = dict[str, Space]()
+    """Yield the faults of those entries in [space] that are valid tables.
+
+    Used for a file with invalid tables, so that its other faults are reported with them.
+    """
+    valid = dict[str, Space]()
     tables = values.get("space")
     for name, value in tables.items() if isinstance(tables, dict) else ():
         with suppress(ValidationError):
-            sound[name] = Space.model_validate(value)
-    yield from _space_faults(sound)
+            valid[name] = Space.model_validate(value)
+    yield from _space_faults(valid)
 
 
 def _study_faults(file: SweepFile) -> Iterator[str]:
@@ -69,7 +73,7 @@ def _study_faults(file: SweepFile) -> Iterator[str]:
 
 
 def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
-    """Yield keys that no recipe has, values that no recipe accepts, and keys set twice."""
+    """Yield a message for each key that no recipe has, each invalid value, each key set twice."""
     seen: dict[str, str] = {}
     for name, space in spaces.items():
         for key in keys_of(name, space):
@@ -91,7 +95,10 @@ def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
 
 
 def _value_faults(key: str, value: Any) -> list[Fault]:
-    """Return the faults of a single value; combinations of values are validated per trial."""
+    """Return the faults of a single value of a recipe key.
+
+    Combinations of values are validated when a trial draws them.
+    """
     return (
         [] if value is False and key in switches() else check(_nested(key, value), whole=False)[1]
     )
@@ -104,7 +111,7 @@ def _nested(key: str, value: Any) -> Values:
 
 
 def error_text(detail: ErrorDetails) -> str:
-    """Describe an error of pydantic in the same terms as a recipe's faults."""
+    """Return a message for an error of pydantic, in the same terms as a recipe's faults."""
     path = [str(part) for part in detail["loc"]]
     key, kind = shorten(".".join(path)), detail["type"]
     if kind == "missing":
@@ -134,7 +141,7 @@ def error_text(detail: ErrorDetails) -> str:
 
 
 def _table(path: Sequence[str]) -> type[BaseModel]:
-    """Return the model of the table that contains a location."""
+    """Return the pydantic model of the table that contains the location of an error."""
     tables: dict[str, type[BaseModel]] = {
         "study": Study, "constraint": Constraint, "space": Space,
     }  # fmt: skip

@@ -33,18 +33,19 @@ from distill.sweep.sweep_file import Sweep
 from distill.sweep.sweep_schema import keys_and_values, keys_set
 from distill.training.divergence import Diverged
 
-LOOK_S = 2.0  # between two checks by a worker that waits for the others
+LOOK_S = 2.0  # seconds between two checks by a worker that waits for the others
 # Attributes of an attempt: why it has no value, and how often its values were redrawn.
 INFEASIBLE, DIVERGED, REDRAWN = "infeasible", "diverged", "redrawn"
-OF_RESULT = {  # table and key in result.json of each fingerprint of a sweep
+OF_RESULT = {  # for each fingerprint of a sweep, its table and key in result.json
     "data": ("data", "fingerprint"),
     "test": ("data", "test_fingerprint"),
     "class_names": ("data", "class_names_fingerprint"),
     "teacher": ("teacher", "fingerprint"),
 }
 DRAWS = 20  # most attempts to draw values that can be trained
-# New keys whose default differs from what the program did before they existed.
+# Keys added later whose default differs from what earlier versions did.
 CHANGES_OLD_SWEEPS = {"augment.trivial.before_crop"}
+# Prefixes of the keys that determine a teacher's logits: trials that differ in them share no cache.
 VIEWED = ("data.", "augment.", "mix.", "teacher.", "train.precision")
 
 Reader = Callable[[Event], None]
@@ -59,12 +60,12 @@ class TrialLost(Exception):
 def open_trials(
     sweep: Sweep, storage: Storage, parent: Path, inputs: Mapping[str, str] | None = None
 ) -> Trials:
-    """Open the sweep's trials, done or not.
+    """Open the trials of a sweep in a storage; the study is created if it does not exist.
 
-    Raises UserError if the storage has another sweep of this name, one with other images or
-    teachers, or attempts that this sweep cannot have stored, and if a folder in `parent` is a
-    symbolic link. `inputs`: the fingerprints of images and teachers by name, as
-    `selection.check_teachers` returns them.
+    `parent`: the folder of the trials. `inputs`: the fingerprints of images and teachers by name,
+    as `selection.check_teachers` returns them. Raises UserError if the storage has a sweep of this
+    name with another definition, images or teachers, or attempts that this sweep cannot have
+    stored, and if a folder in `parent` is a symbolic link.
     """
     inputs = inputs or {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -81,14 +82,12 @@ def open_trials(
 
 
 def _as_definition_keys(inputs: Mapping[str, str]) -> dict[str, str]:
-    """Return the fingerprints under their keys in the sweep's definition."""
+    """Return fingerprints by their keys in the sweep's definition instead of their names."""
     return {f"{FINGERPRINT}{name}": value for name, value in inputs.items()}
 
 
 def input_variants(sweep: Sweep) -> list[Recipe]:
-    """Return the base recipe with each data source and each list of teachers in the sweep's
-    space.
-    """
+    """Return the base recipe with each data source, and with each list of teachers, in [space]."""
     recipe, varied = sweep.base.recipe, list[Recipe]()
     options = [(name, o) for name, space in sweep.file.space.items() for o in space.options]
     for key, value in (pair for name, option in options for pair in keys_and_values(name, option)):
@@ -100,13 +99,19 @@ def input_variants(sweep: Sweep) -> list[Recipe]:
 
 
 def definition(sweep: Sweep) -> str:
-    """Return what all workers of a sweep must have in common, as lines of one key each."""
+    """Return what all workers of a sweep must have in common: the base recipe and the sweep file.
+
+    The text has one line per key, `optim.lr = 0.1`.
+    """
     file = sweep.file.model_dump(exclude={"study": {"trials", "heartbeat_s", "name"}})
     return "\n".join(_lines({**recipes.values(sweep.base.recipe), **dict(recipes.leaves(file))}))
 
 
 def _defaults(sweep: Sweep) -> list[str]:
-    """Return the lines of the definition that neither a file nor an option has set."""
+    """Return the lines of the definition whose keys have their defaults.
+
+    They may be absent from a study that an earlier version created.
+    """
     origins = sweep.base.origins
     return _lines(
         {
@@ -122,8 +127,10 @@ def _lines(values: Mapping[str, Any]) -> list[str]:
 
 
 def with_cached_logits(sweep: Sweep) -> tuple[Sweep, str]:
-    """Return the sweep with a teacher cache that its trials share, if possible, and a note
-    on it.
+    """Return the sweep with a cache of teacher logits that its trials share, and a note on it.
+
+    If a cache cannot be used or shared, the sweep is returned unchanged, and the note has the
+    reason.
     """
     recipe = sweep.base.recipe
     if not recipes.has_teacher(recipe):
@@ -149,10 +156,10 @@ def with_cached_logits(sweep: Sweep) -> tuple[Sweep, str]:
 def work(
     trials: Trials, train: Train, print_line: PrintLine, done: Callable[[], None] = lambda: None
 ) -> None:
-    """Run trials until all are done, including those of workers that die meanwhile.
+    """Run trials until all are done, including trials of workers that die meanwhile.
 
-    `done` is called after each trial of this worker. Raises what a run raises, after releasing its
-    trial.
+    `done` is called after each trial of this worker. If a run raises an error, its trial is
+    released for other workers, and the error is raised.
     """
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
     with trials.storage.explain_errors(), trials.working(name):
@@ -177,7 +184,7 @@ def work(
 
 
 def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, print_line: PrintLine) -> None:
-    """Run one trial: draw its values, train, and store its end."""
+    """Run one attempt at a trial: draw its values, train, and store its end state and value."""
     storage, sweep, folder = trials.storage, trials.sweep, trials.folder(claimed.number)
     with _stop_if_lost(claimed, print_line), storage.heartbeat(claimed.row):
         try:
@@ -211,13 +218,15 @@ def _check_recipe(folder: RunFolder, resolved: ResolvedRecipe) -> None:
         return
     try:
         check_same_run.check_same(folder, resolved.recipe)
-    except RecipeError as fault:  # in the file, which does not make the trial infeasible
+    except RecipeError as fault:  # in the folder's recipe.toml; the trial itself is feasible
         raise UserError(f"{fault}\nDelete {folder.path}, or choose another --out.") from None
 
 
 def differing_inputs(inputs: Mapping[str, str], folder: RunFolder) -> list[str]:
-    """Return the names, for a message, of the images and teachers in which a finished trial differs
-    from the sweep.
+    """Return what a finished trial was trained or tested with that is not the sweep's.
+
+    The names are meant for a message: images, test split, class names, teacher. `inputs`: the
+    sweep's fingerprints by name. Empty without `inputs`.
     """
     result = folder.result() if inputs else {}
     return [
@@ -228,8 +237,9 @@ def differing_inputs(inputs: Mapping[str, str], folder: RunFolder) -> list[str]:
 
 
 def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
-    """Raise UserError if a trial was trained or tested on other images than the sweep's, or with
-    another teacher.
+    """Raise UserError if a finished trial has other images or another teacher than the sweep.
+
+    `inputs`: the sweep's fingerprints by name.
     """
     if differing := differing_inputs(inputs, folder):
         raise UserError(
@@ -240,10 +250,10 @@ def _check_inputs(inputs: Mapping[str, str], folder: RunFolder) -> None:
 
 
 def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, print_line: PrintLine) -> ResolvedRecipe:
-    """Draw a trial's values, store them, and return its recipe.
+    """Draw a trial's values, store them, and return the trial's recipe.
 
-    Values that cannot be trained are redrawn, up to DRAWS draws in all. Raises RecipeError if the
-    last ones cannot be trained either.
+    Values that give an invalid recipe are redrawn, up to DRAWS draws in all. Raises RecipeError if
+    the last ones are invalid too.
     """
     trial, file = claimed.trial, sweep.file
     stored = trial.storage.get_trial(claimed.row)
@@ -266,7 +276,10 @@ def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, print_line: PrintLine) -> 
 
 
 def _reason(fault: Exception) -> str:
-    """Return an error on one line. It names the sweep, which sets values as --set does."""
+    """Return an error's message on one line.
+
+    A value's origin in it is `the sweep` instead of `--set`, since the sweep has set the value.
+    """
     faults = fault.faults if isinstance(fault, RecipeError) else str(fault).splitlines()
     return "; ".join(faults).replace("(--set)", "(the sweep)")
 
@@ -281,7 +294,7 @@ def _end(
 
 @contextmanager
 def _stop_if_lost(claimed: ClaimedTrial, print_line: PrintLine) -> Iterator[None]:
-    """Abandon the trial, inside this context, if another worker has taken it over."""
+    """If another worker has taken over the trial, leave this context and print a message."""
     try:
         yield
     except (TrialLost, UpdateFinishedTrialError):
@@ -289,9 +302,10 @@ def _stop_if_lost(claimed: ClaimedTrial, print_line: PrintLine) -> Iterator[None
 
 
 class PruningCallback:
-    """Report each epoch's value of a run to the study, and end the run if it is pruned.
+    """A callback that reports a run's metric to the study after each epoch, and may end the run.
 
-    Raises TrialPruned, or TrialLost if another worker has taken over the trial.
+    Calling it raises TrialPruned if the study prunes the trial, and TrialLost if another worker has
+    taken over the trial. `metric`: the name of the metric.
     """
 
     def __init__(self, claimed: ClaimedTrial, metric: str) -> None:
@@ -305,7 +319,7 @@ class PruningCallback:
         if not isinstance(event, Epoch):
             return
         try:
-            if event.epoch not in self.reported:  # by the worker that died
+            if event.epoch not in self.reported:  # an earlier worker may have reported it
                 self.trial.report(event.metrics[self.metric], event.epoch)
         except UpdateFinishedTrialError as fault:
             raise TrialLost from fault

@@ -1,7 +1,7 @@
 """Choose the best of several finished teachers if none is named.
 
-Teachers are compared by their accuracy on held-out images if these are the same for all. A data set
-and the number of its held-out images determine which ones they are
+Teachers are compared by their accuracy on held-out images, if all hold out the same images. Runs on
+one data set hold out the same images if they hold out the same number of them
 (`distill/data/split_by_content.py`).
 """
 
@@ -12,12 +12,12 @@ from distill.runs.run_folder import RunFolder
 
 
 def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder, list[str]]:
-    """Return the best of the finished teachers `found` on one data set, and notes on the choice.
+    """Return the best of several finished teachers of one data set, and notes on the choice.
 
-    `found` is not empty. `n_held_out`: the number of images that the student's run holds out.
-    Teachers that hold out the same images are preferred. Among them the one with the best accuracy
-    on these images is chosen; the newest if accuracies are missing (`data.holdout = 0`) or were
-    measured on different images.
+    `found`: at least one teacher's run. `n_held_out`: the number of images that the student's run
+    holds out. Teachers that hold out the same images as the student are preferred; without any, all
+    are considered. The teacher with the best held-out accuracy is chosen. If the accuracies are
+    missing (`data.holdout = 0`) or were measured on different images, the newest one is chosen.
     """
     by_age = sorted(found, key=lambda run: str(run.result()["finished_at"]), reverse=True)
     preferred = [run for run in by_age if _n_held_out(run) == n_held_out] or by_age
@@ -29,13 +29,17 @@ def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder,
 
 
 def _n_held_out(run: RunFolder) -> int | None:
-    """Return how many images a run held out; None if an earlier version did not write it."""
+    """Return how many images a run held out; None if an earlier version wrote its result without
+    this number.
+    """
     n: int | None = run.result()["data"].get("val_images")
     return n
 
 
 def _val_accuracy(run: RunFolder) -> float | None:
-    """Return the held-out accuracy, 0..1, of a run's final weights; None if it has none."""
+    """Return the held-out accuracy, 0..1, of a run's final weights; None if nothing was held
+    out.
+    """
     metrics = run.result()["metrics"]
     averaged, own = (metrics.get(measure_name("top1", split)) for split in ("val_ema", "val"))
     top1: float | None = own if averaged is None else averaged
@@ -43,7 +47,10 @@ def _val_accuracy(run: RunFolder) -> float | None:
 
 
 def _notes_on_best(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
-    """Return a note on the teacher with the best accuracy; empty if only one was found."""
+    """Return a note on the choice of the best teacher; empty if only one was found.
+
+    `ranked`: the compared teachers, the best first. `found`: all teachers.
+    """
     if len(found) == 1:
         return []
     first, *others = ranked
@@ -57,7 +64,10 @@ def _notes_on_best(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> l
 
 
 def _notes_on_newest(preferred: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
-    """Return a note on the newest teacher; empty if only one was found."""
+    """Return a note on the choice of the newest teacher; empty if only one was found.
+
+    `preferred`: the considered teachers, the newest first. `found`: all teachers.
+    """
     if len(found) == 1:
         return []
     first, *others = preferred

@@ -1,4 +1,4 @@
-"""Build a teacher from frozen networks: one, an ensemble, or one per view; live or cached."""
+"""Build a teacher, live or cached: one frozen network, an ensemble, or one network per view."""
 
 from collections.abc import Callable, Sequence
 from math import fsum
@@ -24,10 +24,11 @@ from teachers.ensemble import Ensemble
 
 
 def combine_teachers(recipe: Recipe, nets: Sequence[nn.Module]) -> nn.Module:
-    """Combine trained networks into one teacher, with the recipe's weights and mirrored images.
+    """Combine trained networks into one that returns the mean of their outputs.
 
-    With `teacher.draw = "one"` the result is the same mean: it is evaluated, while training queries
-    one network per view.
+    The recipe's `teacher.weights` weight the mean; with `teacher.mirror` it includes the outputs
+    for the mirrored images. With `teacher.draw = "one"` the result is the same mean: it is used to
+    measure the teacher's accuracy, but training queries one of the networks for each view.
     """
     wanted = recipe.teacher or schema.Teacher()
     if len(nets) == 1 and not wanted.mirror:
@@ -36,7 +37,9 @@ def combine_teachers(recipe: Recipe, nets: Sequence[nn.Module]) -> nn.Module:
 
 
 def combination_identity(recipe: Recipe) -> dict[str, str]:
-    """Return the settings that a combined teacher's logits depend on; empty for a plain mean."""
+    """Return the settings that change a combined teacher's logits, `mirror` and normalised
+    `weights`; empty for an equally weighted mean without mirroring.
+    """
     wanted = recipe.teacher or schema.Teacher()
     mirror = {"mirror": "true"} if wanted.mirror else {}
     if len(set(wanted.weights)) < 2:
@@ -53,7 +56,8 @@ def build_live_teacher(
 ) -> LiveTeacher | OneTeacherPerView:
     """Return a live teacher: a copy of `frozen` prepared for fast inference.
 
-    With `teacher.draw = "one"` it queries one of the networks for each view. `frozen` is unchanged.
+    With `teacher.draw = "one"` the result queries one of the ensemble's networks for each view.
+    `batches`: the loader of the training. `frozen` is not changed.
     """
     wanted = recipe.teacher or schema.Teacher()
     if wanted.draw == "one" and isinstance(frozen.net, Ensemble):
@@ -80,10 +84,11 @@ def _live_teacher(
 def build_teacher(
     recipe: Recipe, live: LiveTeacher | OneTeacherPerView | None, depends: dict[str, str]
 ) -> Teacher:
-    """Build the teacher of a training: cached if the recipe has `[cache]`, live if not, or none.
+    """Build the teacher that training queries: cached if the recipe has [cache], else live.
 
-    `depends`: what a view's logits depend on besides the view, by name; its value `teacher` has the
-    teachers' fingerprints, joined by `+`.
+    `live`: the teacher's networks; if None, the result has empty outputs. `depends`: what the
+    cached logits depend on besides the view, such as images and precision, by name; `teacher` is
+    the teachers' fingerprints joined by `+`.
     """
     if live is None:
         return Teacher()
@@ -107,10 +112,10 @@ def build_teacher(
 def _origin_of_views(
     recipe: Recipe, drawn: OneTeacherPerView, depends: dict[str, str]
 ) -> Callable[[int], ViewOrigin]:
-    """Return a function from a view to the identity of its drawn teacher, for the cache key.
+    """Return a function that maps a view's number to what its logits depend on, for the cache key.
 
-    A student with that teacher alone, or one that draws it for the same view, reads the same cache
-    entry.
+    These depend only on the teacher that is drawn for the view. A student with that teacher alone,
+    or one that draws it for the same view, reads the same cache entry.
     """
     fingerprints = depends.get("teacher", "").split("+")
     alone = [recipes.with_single_teacher(recipe, i) for i in range(len(drawn.networks))]

@@ -1,15 +1,15 @@
-"""Teacher logits on disk: one folder per cache key, one file per view.
+"""Read and write cached teacher logits on disk: one folder per cache key, one file per view.
 
 targets/<key>/about.json     what the logits depend on, and the recipe that first requested them
 targets/<key>/view-00007.npz logits of view 7, float16 [N, C]; NaN if not computed yet
 
-The key is a digest of everything that the logits depend on: a run that differs in any of it has
-another key, and `mismatched_keys` lists the differences. Files are written under a temporary name
-and renamed: a killed process leaves no partial file, and two writers of a view write the same
+The key is a digest of everything that the logits depend on. A run in which any of it differs has
+another key; `mismatched_keys` lists the differences. Files are written under a temporary name and
+renamed, so that a killed process leaves no partial file. Two writers of a view write the same
 bytes.
 
 Other users may share the cache. Nothing is read, written or deleted through a folder that is a
-symbolic link; the cache folder itself may be one.
+symbolic link, except that the cache folder itself may be one.
 """
 
 import hashlib
@@ -31,19 +31,21 @@ from distill.recipe.compose import toml
 from distill.runs.run_folder import write_json
 
 FOLDER = "targets"  # below the cache folder
-BYTES = 2  # of a float16
+BYTES = 2  # per float16
 ABOUT = "about.json"
 LARGEST_ABOUT = 1 << 20  # bytes; the program writes 3 kB
-MOST_DEPENDS, LONGEST_NAME = 64, 100  # of the keys in `depends`; the program writes 10
+# The most keys in `depends`, of which the program writes 10, and the most characters of a key.
+MOST_DEPENDS, LONGEST_NAME = 64, 100
 KEY, VIEW = re.compile("[0-9a-f]{32}"), re.compile(r"view-(\d{5,})[.]npz")
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The cached logits in one folder."""
+    """A folder of cached logits, and the content of its about.json."""
 
     path: Path
-    depends_on: dict[str, Any] = field(default_factory=dict)  # empty if about.json is damaged
+    # Everything that the logits depend on, by name; empty if about.json is damaged.
+    depends_on: dict[str, Any] = field(default_factory=dict)
     recipe: str = ""  # TOML of the recipe that first requested the logits
     teachers: tuple[str, ...] = ()  # run folders of that recipe's teachers
     source: str | None = None  # data source of that recipe
@@ -54,13 +56,15 @@ class CacheEntry:
 
     @property
     def views(self) -> list[int]:
-        """The numbers of the views that have a file, which may be partial."""
+        """The numbers of the views that have a file, whose logits may be incomplete."""
         names = (VIEW.fullmatch(file.name) for file in self.path.glob("view-*.npz"))
         return sorted(int(match[1]) for match in names if match)
 
     @property
     def n_bytes(self) -> int:
-        """The size of all files, including those in a killed writer's temporary folder."""
+        """The size of all files in the folder and its subfolders, such as a killed writer's
+        temporary folder.
+        """
         files = [*self.path.glob("*"), *self.path.glob("*/*")]
         return sum(file.lstat().st_size for file in files if file.is_file())
 
@@ -70,12 +74,12 @@ class CacheEntry:
 
 
 def logits_folder() -> Path:
-    """Return the folder of all cached logits."""
+    """Return the folder that contains all cache entries."""
     return array_cache.cache_folder() / FOLDER
 
 
 def check_not_linked() -> None:
-    """Raise UserError if the folder of all cached logits is a symbolic link."""
+    """Raise UserError if the folder that contains all cache entries is a symbolic link."""
     if logits_folder().is_symlink():
         raise UserError(
             f"{logits_folder()} is a symbolic link: nothing is read, written or deleted through "
@@ -84,18 +88,25 @@ def check_not_linked() -> None:
 
 
 def cache_key(depends: dict[str, Any]) -> str:
-    """Return the folder, relative to the cache folder, of the logits that depend on `depends`."""
+    """Return the path of a cache entry, relative to the user's cache folder.
+
+    `depends`: everything that its logits depend on, by name; the path has a digest of it.
+    """
     canonical = json.dumps(depends, sort_keys=True)
     return f"{FOLDER}/{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
 
 
 def view_name(view: int) -> str:
-    """Return the name of a view's file without suffix, as used in keys of the user's cache."""
+    """Return the name of a view's file without its suffix, such as `view-00007`."""
     return f"view-{view:05}"
 
 
 def write_description(depends: dict[str, Any], recipe: str) -> None:
-    """Write about.json for the logits that depend on `depends`; ignore errors in writing."""
+    """Write the about.json of a cache entry if it is missing or damaged.
+
+    `depends`: everything that the logits depend on. `recipe`: TOML of a recipe that uses them.
+    Errors in writing are ignored.
+    """
     path = array_cache.cache_folder() / cache_key(depends) / ABOUT
     if array_cache.is_linked(path) or _open_entry(path.parent).depends_on:
         return
@@ -108,7 +119,7 @@ def write_description(depends: dict[str, Any], recipe: str) -> None:
 def list_entries() -> list[CacheEntry]:
     """Return all cache entries, the oldest first; other files and links are ignored.
 
-    Raises UserError as `check_not_linked` does.
+    Raises UserError if the folder that contains all cache entries is a symbolic link.
     """
     check_not_linked()
     folders = [
@@ -120,7 +131,7 @@ def list_entries() -> list[CacheEntry]:
 
 
 def entry_rows() -> list[dict[str, Any]]:
-    """Return a dictionary for each cache entry: key, teachers, data, size and `depends_on`."""
+    """Return a dictionary for each cache entry, the oldest first, for a table or JSON."""
     return [
         {
             "key": entry.key,
@@ -139,9 +150,9 @@ def entry_rows() -> list[dict[str, Any]]:
 
 
 def find_entries(keys: Sequence[str]) -> list[CacheEntry]:
-    """Return the cache entries whose keys begin with `keys`, one entry for each of them.
+    """Return for each of `keys`, the beginnings of cache keys, the entry whose key begins with it.
 
-    Raises UserError if no entry, or more than one, begins with one of `keys`.
+    Raises UserError if no entry, or more than one, matches one of them.
     """
     entries = list_entries()
     found, faults = [], []
@@ -156,7 +167,10 @@ def find_entries(keys: Sequence[str]) -> list[CacheEntry]:
 
 
 def mismatched_keys(depends: dict[str, Any]) -> list[str]:
-    """Return the keys in which the most similar entry differs from `depends`, if there is one."""
+    """Return the keys of `depends` whose values differ in the most similar cache entry.
+
+    Empty if the cache has no entry.
+    """
     others = (entry.depends_on for entry in list_entries() if entry.depends_on)
     differing = [
         [name for name in depends | other if other.get(name) != depends.get(name)]
@@ -174,9 +188,10 @@ def format_size(n_bytes: int) -> str:
 
 
 def delete_entry(entry: CacheEntry) -> None:
-    """Delete an entry. A run that is writing to it creates it again.
+    """Delete a cache entry; a run that is still writing to it creates it again.
 
-    Raises UserError if it cannot be deleted. Links in it are deleted, but not their targets.
+    Links in its folder are deleted, but not their targets. Raises UserError if the folder cannot be
+    deleted.
     """
     try:
         shutil.rmtree(entry.path)
@@ -186,7 +201,9 @@ def delete_entry(entry: CacheEntry) -> None:
 
 
 def _open_entry(path: Path) -> CacheEntry:
-    """Open an entry; `depends_on` is empty if its about.json is missing or damaged."""
+    """Open the cache entry at `path`; its `depends_on` is empty if its about.json is missing or
+    damaged.
+    """
     try:
         return _described(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged in any way
@@ -194,7 +211,7 @@ def _open_entry(path: Path) -> CacheEntry:
 
 
 def _described(path: Path) -> CacheEntry:
-    """Read an entry's about.json. May raise the errors that `_open_entry` catches."""
+    """Open the cache entry at `path`; raise errors of many types if its about.json is damaged."""
     description = run_json.parsed(run_json.content_of(path / ABOUT, LARGEST_ABOUT))
     depends, text = dict(description["depends"]), description["recipe"]
     faults: list[str] = []

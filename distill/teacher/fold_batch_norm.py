@@ -1,8 +1,9 @@
 """Fold batch norms and cast weights of a frozen network, for fast inference.
 
-In eval mode a batch norm is an affine map of each channel. If it is the only reader of a
-convolution's output, it is multiplied into the convolution's kernel (Jacob et al., CVPR 2018, arXiv
-1712.05877, section 3.2). Weights that autocast would cast in every forward pass are cast once.
+In eval mode a batch norm is an affine map of each channel. If nothing else reads the output of the
+convolution before it, the map is folded into the convolution's kernel and bias (Jacob et al., CVPR
+2018, arXiv 1712.05877, section 3.2). Weights that autocast would cast in every forward pass are
+cast once.
 """
 
 import copy
@@ -16,17 +17,17 @@ from distill.models.features import tap_points
 from distill.models.small_maps import SmallMapConv2d
 
 CHECKED_IMAGES = 16
-TOLERANCE = 1e-4  # share of the largest logit, in float32: about a hundred roundings
+TOLERANCE = 1e-4  # relative to the largest logit, in float32: about a hundred rounding errors
 
 
 def prepare_for_inference(
     net: nn.Module, image_size: int, dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """Return a copy of a network in eval mode that infers faster: [B, 3, H, W] to logits [B, C].
+    """Return a copy of a network, [B, 3, H, W] to logits [B, C], that is faster in inference.
 
-    Batch norms are folded if the network can be traced and its outputs on random images stay the
-    same; otherwise they are not. `dtype`: the type that autocast will use, to which the weights of
-    convolutions and linear layers are cast.
+    The copy is in eval mode. Its batch norms are folded if the network can be traced and its
+    outputs on random images, of `image_size` pixels, stay the same. `dtype`: the type that autocast
+    will use; the weights of convolutions and linear layers are cast to it. None casts nothing.
     """
     copied = copy.deepcopy(net).eval()
     folded = fold_batch_norms(copy.deepcopy(copied))
@@ -39,7 +40,10 @@ def prepare_for_inference(
 
 
 def fold_batch_norms(net: nn.Module) -> nn.Module:
-    """Fold each batch norm that can be folded into its convolution; changes and returns `net`."""
+    """Fold batch norms into the convolutions before them if possible; changes and returns `net`.
+
+    A convolution whose output a loss reads (a tap) is left unchanged.
+    """
     tapped = {id(module) for module in tap_points(net).values()}
     for kernel_name, norm_name in _foldable_pairs(net):
         kernel, norm = net.get_submodule(kernel_name), net.get_submodule(norm_name)
@@ -53,14 +57,18 @@ def fold_batch_norms(net: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def outputs_match(net: nn.Module, other: nn.Module, image_size: int) -> bool:
-    """Whether two networks in eval mode agree on random images, to float32 rounding."""
+    """Whether two networks in eval mode return the same logits on random images, up to rounding.
+
+    The largest difference may be TOLERANCE times the largest logit. False if `other` raises an
+    error. `image_size`: height and width in pixels.
+    """
     example = next(net.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(CHECKED_IMAGES, 3, image_size, image_size, generator=generator)
     expected = net(images.to(example))
     try:
         actual = other(images.to(example))
-    except Exception:  # a network that reads more of its norms than their output
+    except Exception:  # the network reads attributes of its batch norms, which were replaced
         return False
     return bool((expected - actual).abs().max() <= TOLERANCE * expected.abs().max())
 
@@ -73,7 +81,8 @@ class _Tracer(fx.Tracer):
 
 
 def _foldable_pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the names of each convolution and the batch norm that is its only reader.
+    """Yield (convolution, batch norm), as module names, if only the batch norm reads the
+    convolution's output.
 
     Yields nothing if the network cannot be traced.
     """
@@ -89,13 +98,13 @@ def _foldable_pairs(net: nn.Module) -> Iterator[tuple[str, str]]:
         [reader] = readers
         if _is_call_of(net, reader, nn.BatchNorm2d):
             pair = str(node.target), str(reader.target)
-            if all(calls.count(name) == 1 for name in pair):  # not if one is used twice
+            if all(calls.count(name) == 1 for name in pair):  # not if a module is called twice
                 yield pair
 
 
 def _is_call_of(net: nn.Module, node: fx.Node, *kinds: type[nn.Module]) -> bool:
-    """Whether a node calls a module whose type is in `kinds`.
+    """Whether a node calls a module whose type is one of `kinds`.
 
-    Subclasses are excluded: they may do more.
+    Subclasses do not count, because they may compute something else.
     """
     return node.op == "call_module" and type(net.get_submodule(str(node.target))) in kinds

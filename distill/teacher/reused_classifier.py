@@ -15,7 +15,7 @@ from students.resnet import ResNet
 def reuse_classifier(student: nn.Module, teacher: nn.Module) -> None:
     """Copy the teacher's linear classifier into the student and freeze it there.
 
-    Raises UnsuitableRecipe if it is not linear or does not fit the student.
+    Raises UnsuitableRecipe if the classifier is not linear or its shape is not the student's.
     """
     own, reused = student.get_submodule("head"), _find_classifier(teacher)
     if not isinstance(own, nn.Linear) or not isinstance(reused, nn.Linear):

@@ -47,10 +47,11 @@ def resolve_teachers(
 ) -> tuple[Recipe, list[str]]:
     """Return the recipe with its teachers filled in, and notes on the choice.
 
-    The teachers are those that the recipe names, else those of `earlier` (the recipe of the run
-    that is resumed), else the best finished teacher in the folders `places` that fits (see
-    `best_teacher`). `name`: the recipe's name, for the error. Raises UserError if none fits, or if
-    a teacher was named and no loss term reads one.
+    Chooses the teachers that the recipe names; else those of `earlier`, the recipe of the run that
+    is resumed; else the best finished teacher in the folders `places` that fits the data. A recipe
+    whose loss terms read no teacher is returned unchanged. `name`: the recipe's name, for the error
+    message. Raises UserError if no teacher is found, or if a teacher was named and no loss term
+    reads one.
     """
     given = recipe.teacher.runs if recipe.teacher else ()
     if not recipes.has_teacher(recipe):
@@ -87,7 +88,7 @@ def _choose_teacher(
 
 
 def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool:
-    """Whether a run is a finished teacher that fits; false if its folder is broken."""
+    """Whether a run is a finished teacher that fits the data; False if its folder is damaged."""
     try:
         if not run.is_finished or run.role != "teacher":
             return False
@@ -100,7 +101,12 @@ def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool
 def notes_on_broken_runs(
     recipe: Recipe, earlier: Recipe | None, places: Iterable[Path]
 ) -> list[str]:
-    """Return notes on broken runs in the folders `places`; empty if they are not searched."""
+    """Return notes on runs with an unreadable result in `places`, the folders to search for a
+    teacher.
+
+    Empty if they are not searched: the recipe, or `earlier`, the recipe of the resumed run, names
+    teachers, or no loss term reads one.
+    """
     for candidate in (recipe, earlier):
         if candidate is not None and candidate.teacher and candidate.teacher.runs:
             return []
@@ -112,9 +118,9 @@ def notes_on_broken_runs(
 def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> FrozenTeacher | None:
     """Load the recipe's teacher, several as an ensemble; None if no loss term reads a teacher.
 
-    Raises UserError, naming every faulty folder and key, if a folder is not a finished run, has no
-    weights, other classes or other data, or was trained on images that this run holds out, or if
-    keys of [teacher] require another number of teachers.
+    Raises UserError that lists all problems: a folder is not a finished run or has no weights; a
+    teacher has other classes or other data, or was trained on images that this run holds out; a key
+    of [teacher] or a loss term requires another number of teachers.
     """
     runs = [_open_run(run) for run in named_teachers(recipe)]
     faults = [fault for run in runs for fault in _reasons_against(run, images, split)]
@@ -140,7 +146,7 @@ def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> Froz
 
 
 def _open_run(run: RunFolder) -> RunFolder:
-    """Open a run. Raises UserError, which advises on a moved folder, if it is missing."""
+    """Open a teacher's run. Raises UserError if its folder is missing."""
     try:
         return open_run(run.path)
     except UserError as fault:
@@ -176,9 +182,10 @@ def _count_problems(recipe: Recipe, n: int) -> Iterator[str]:
 def check_teachers(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str, str]:
     """Check that the images can be read and that the teachers, if any are named, fit them.
 
-    Returns the fingerprints of train split, test split, class names and teachers by name (see
-    `identity`), joined with those of `variants`, which have other images or teachers. Raises the
-    UserErrors that a run would raise later. Costs reading both splits and the teachers.
+    Returns the fingerprints of train split, test split, class names and teachers, by name. The
+    different values of the recipe and of `variants`, recipes with other images or teachers, are
+    joined by " + ". Raises the UserErrors that a run of the recipe would raise later. Costs reading
+    both splits and the teachers.
     """
     load_data_set.check(recipe.data.source)
     images = load_data_set.load(recipe.data.source, "train")
@@ -192,7 +199,10 @@ def check_teachers(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str,
 
 
 def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
-    """Return the fingerprints of a recipe's images and teachers."""
+    """Return the fingerprints of a recipe's images and teachers, by name.
+
+    Raises UserError if a teacher is not a finished run.
+    """
     test = identify_test(recipe.data.source, images)
     for run in named_teachers(recipe):
         open_finished(run.path)
@@ -236,10 +246,11 @@ def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> 
 
 
 def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:
-    """Return a line if a teacher was, or may have been, trained on images that a run holds out.
+    """Return a message if the teacher was, or may have been, trained on images of `held_out`.
 
-    The teacher's recipe determines its training images. Its recipe.toml is trusted only if
-    result.json has the same fingerprint and number of held-out images, since it can be edited.
+    The teacher's recipe.toml determines its training images. It may have been edited, so it is only
+    used if its fingerprint and number of held-out images are those in result.json. `images`: the
+    whole train split.
     """
     result, teacher_recipe = run.result(), recipes.read(run.recipe)
     if "recipe_fingerprint" not in result or not check_same_run.has_recipe_of_result(run):

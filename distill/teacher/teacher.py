@@ -1,8 +1,8 @@
 """Query the frozen teacher, if there is one, for exactly the batch that the student sees.
 
-Beyer et al., CVPR 2022, arXiv 2106.05237: a good teacher is consistent; targets that were computed
-for another crop or an unmixed image give better accuracy early in the training and worse at its
-end.
+Beyer et al., CVPR 2022, arXiv 2106.05237, call this consistent teaching: with teacher outputs for
+another crop, or for the unmixed image, the student is more accurate early in the training and less
+accurate at its end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,26 +22,28 @@ from distill.models.features import FeatureExtractor, ModelOutput
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """The teacher's outputs for one batch, restricted to those that the loss terms read."""
+    """The teacher's outputs for one batch. Outputs that no active loss term reads are empty."""
 
     logits: Tensor | None = None  # float32 [b, C], of the mixed images
-    taps: Mapping[str, Tensor] = field(default_factory=dict)
-    unmixed: UnmixedTeacherLogits | None = None
+    taps: Mapping[str, Tensor] = field(default_factory=dict)  # feature maps by name
+    unmixed: UnmixedTeacherLogits | None = None  # logits of both images of each mixed pair
 
 
 class LogitSource(Protocol):
-    """Computes a teacher's outputs, or reads them from the cache."""
+    """An object that computes a teacher's outputs, or reads them from the cache."""
 
     is_cached: bool  # whether logits are written to the cache and read from it
 
     def mixed_outputs(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
         """Return the outputs for `images` [b, 3, H, W], the student's input.
 
-        They are the samples `rows` of `view`, mixed.
+        `images` are the samples with indices `rows` [b], augmented and mixed as in `view`.
         """
 
     def unmixed_logits(self, view: View, rows: Tensor) -> Tensor:
-        """Return the logits [b, C] of samples `rows` of `view`, augmented but not mixed."""
+        """Return the logits [b, C] of the samples with indices `rows` [b], augmented as in `view`
+        but not mixed.
+        """
 
     @property
     def is_fully_cached(self) -> bool:
@@ -53,9 +55,9 @@ class LogitSource(Protocol):
 
 @dataclass(frozen=True)
 class Teacher:
-    """Query a source for the outputs that the active loss terms read.
+    """Returns, for a batch, the teacher's outputs that the active loss terms read.
 
-    Without a source there is no teacher: every output is empty.
+    `source` computes or caches them. If it is None there is no teacher, and every output is empty.
     """
 
     source: LogitSource | None = None
@@ -67,7 +69,7 @@ class Teacher:
 
     @property
     def is_fully_cached(self) -> bool:
-        """Whether the run needs no more forward passes of the teacher; true without a teacher."""
+        """Whether the run needs no more forward passes of the teacher; True without a teacher."""
         return self.source is None or self.source.is_fully_cached
 
     def save(self) -> None:
@@ -107,7 +109,7 @@ class FrozenTeacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever `mode`, so that batch-norm statistics never change."""
+        """Ignore `mode` and stay in eval mode, so that batch-norm statistics never change."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,9 +118,10 @@ class FrozenTeacher(nn.Module):
 
 
 class LiveTeacher:
-    """A frozen teacher that computes its outputs for every batch.
+    """A teacher that computes its outputs anew for every batch, without gradient.
 
-    It is not part of the optimizer, of DDP or of checkpoints.
+    `loader`: augments the images for `unmixed_logits`. `taps`: names of the feature maps to return.
+    The network is not part of the optimizer, of DDP or of checkpoints.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class LiveTeacher:
 
     @property
     def networks(self) -> "tuple[LiveTeacher, ...]":
-        """Return the live teachers that are queried: this one alone."""
+        """The live teachers that may be queried: only this one."""
         return (self,)
 
     def unmixed_logits(self, view: View, rows: Tensor) -> Tensor:
@@ -157,10 +160,11 @@ class LiveTeacher:
 class OneTeacherPerView:
     """Query one of several live teachers for each view, at the cost of one forward pass.
 
-    Blakeney et al. (2022, arXiv 2211.00683) draw a teacher for each step and find the gain of the
-    ensemble. Here the draw is a function of (data seed, view): all processes and a resumed run use
-    the same teacher, and a view's cached logits are those of one teacher. `weights`: one per
-    teacher, above 0, of any sum; a teacher is drawn with the probability w / sum w.
+    Blakeney et al. (2022, arXiv 2211.00683) draw one teacher per step and find that the student
+    gains as much as from the whole ensemble. Here the draw is a function of the data seed and the
+    view: all processes and a resumed run use the same teacher, and a view's cached logits are those
+    of one teacher. `weights`: one positive weight per teacher, not necessarily normalised; teacher
+    i is drawn with probability w_i / sum(w). `seed`: the data seed.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Read-through cache of teacher logits, keyed by view and sample.
 
-Everything random about a sample is a function of (data seed, view, sample), its mixing partner
-included, so the logits of (view, sample) never change. They are cached as float16, one file per
-view: 20 bytes a sample of 10 classes, 0.9 MB a view of CIFAR-10. The folder's name is a digest of
-everything that the logits depend on, so that a change in any of these leads to another folder.
+Everything random about a sample, including its mixing partner, is a function of (data seed, view,
+sample), so the logits of a sample in a view never change. They are cached as float16, one file per
+view: 20 bytes per sample with 10 classes, 0.9 MB per view of CIFAR-10. The folder's name is a
+digest of everything else that the logits depend on; if any of it changes, another folder is used.
 
 Apple's ml-dr and TinyViT (Wu et al., ECCV 2022, arXiv 2207.10666) also cache by the seed of the
 augmentation; a cache by sample alone would return the logits of another crop.
@@ -27,36 +27,40 @@ from distill.models.features import ModelOutput
 from distill.teacher import cache_files
 from distill.teacher.teacher import LogitSource
 
-FORMAT = 2  # of the files and of how draws become pixels; if it changes, no entry is reused
-DOUBT = 0.05  # share of a batch's range of logits by which cached and computed ones may differ
+# Part of every cache key. To be raised if the files' format or the augmentations change, so that no
+# older entry is read.
+FORMAT = 2
+DOUBT = 0.05  # allowed difference of cached and computed logits, relative to the range of a batch
 
 
 class CachedViews(NamedTuple):
     """How many views a run needs, how many are cached, and how many cached ones are damaged."""
 
     wanted: int
-    found: int  # readable; may be partial
+    found: int  # files that can be read; their logits may be incomplete
     damaged: int
 
 
 class ViewOrigin(NamedTuple):
-    """What a view's logits depend on besides the view, and the TOML of a recipe that uses them."""
+    """What the logits of a view depend on besides the view itself."""
 
-    identity: dict[str, str]
-    recipe: str
+    identity: dict[str, str]  # fingerprints of teacher and images, precision, …, by name
+    recipe: str  # TOML of a recipe that uses these logits
 
 
 class CachedTeacher:
-    """A source that computes only the logits that are not cached yet, and caches them.
+    """Returns teacher logits from the cache; computes and caches missing ones.
 
     Logits are rounded to float16 before their first use too, so that a run ends with the same
-    weights whatever was cached before it. `identity`: what the logits depend on besides the view:
-    teacher, images, precision. `recipe`: TOML, written beside the logits. `origin`: a function from
-    a view's number to both, if views have different teachers. `pairs`: whether the logits are those
-    of the images before mixing. Rank 0 writes a view when all its batches are computed, and a
-    partial view with every checkpoint, as a temporary file that is renamed: a resumed run finds its
-    logits again, and two writers write the same bytes. Raises UserError if the folder of all cached
-    logits is a symbolic link.
+    weights whatever was cached before it. Rank 0 writes a view when all its batches are computed,
+    and a partial view with every checkpoint. Files are written under a temporary name and renamed;
+    a resumed run reads them again.
+
+    `source`: computes missing logits. `identity`: what the logits depend on besides the view:
+    teacher, images, precision. `recipe`: TOML of the recipe, written beside the logits. `pairs`:
+    whether to cache the logits of the images before mixing instead of the mixed images. `origin`: a
+    function from a view's number to identity and recipe, if views have different teachers. Raises
+    UserError if the folder that contains all cache entries is a symbolic link.
     """
 
     is_cached = True
@@ -77,7 +81,7 @@ class CachedTeacher:
         self.origin = origin or (lambda view: ViewOrigin(identity, recipe))
         self.caches_mixed = not pairs
         self.view_caches: dict[bool, ViewCache] = {}  # by whether the images are mixed
-        self.trusted = True
+        self.trusted = True  # whether cached logits are read; False once they differ from computed
 
     def mixed_outputs(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
         cache = self._view_cache(view, mixed=True)
@@ -93,14 +97,17 @@ class CachedTeacher:
 
     @property
     def is_fully_cached(self) -> bool:
-        """Whether every sample of all repeated views is cached at every image size."""
+        """Whether every view that the run repeats is completely cached at every image size.
+
+        False if views never repeat, or if logits are cached before mixing.
+        """
         schedule = self.loader.schedule
         if schedule.views is None or not self.caches_mixed:
             return False
         return all(self._has_all(schedule.views, side) for _, side in schedule.spans)
 
     def _has_all(self, views: int, side: int | None) -> bool:
-        """Whether the first `views` views are cached for one image size."""
+        """Whether the first `views` views are completely cached for image size `side` in pixels."""
         with self.loader.at_side(side):
             return all(
                 self._view_cache(self.loader.view(epoch), mixed=True).complete
@@ -114,7 +121,9 @@ class CachedTeacher:
                 cache.write()
 
     def count_views(self, epochs: int) -> CachedViews:
-        """Count the cached views of the first `epochs` epochs. Reads every file once."""
+        """Count the views of the first `epochs` epochs by whether they are cached. Reads every file
+        once.
+        """
         shape = tuple(self.loader.targets.shape)
         keys = list(self._keys(epochs))
         cached = [key for key in keys if array_cache.is_cached(key)]
@@ -124,7 +133,9 @@ class CachedTeacher:
         return CachedViews(len(keys), readable, len(cached) - readable)
 
     def folders(self, epochs: int) -> list[Path]:
-        """Return the cache folder and all folders in it that the first `epochs` epochs use."""
+        """Return the user's cache folder and the folders in it that the first `epochs` epochs
+        use.
+        """
         top = array_cache.cache_folder()
         return [
             top,
@@ -133,19 +144,20 @@ class CachedTeacher:
         ]
 
     def mismatched_keys(self) -> list[str]:
-        """Return the keys in which the most similar cache entry differs from the first view's.
+        """Return the keys in which the most similar cache entry differs from the entry that this
+        run needs for its first view.
 
-        Empty if there is no entry.
+        Empty if the cache has no entry.
         """
         return cache_files.mismatched_keys(
             self.depends_on(0, self.loader.pipeline, mixed=self.caches_mixed)
         )
 
     def matches_teacher(self, step: int) -> bool | None:
-        """Whether the teacher's logits for a step's first rows equal the cached ones.
+        """Whether the teacher's logits for the first micro-batch of a step equal the cached ones.
 
-        Returns None if they are not cached. If they differ, the cache is no longer read and the
-        teacher computes all logits again. Costs one forward pass.
+        Returns None if the step's view is not completely cached. If the logits differ, the cache is
+        no longer read, and the teacher computes all logits again. Costs one forward pass.
         """
         view, rows = self.loader.batches(step)[0]
         cache = self._view_cache(view, mixed=self.caches_mixed)
@@ -157,13 +169,19 @@ class CachedTeacher:
         return self.trusted
 
     def recompute(self, view: View, rows: Tensor) -> Tensor:
-        """Return the logits [b, C] of samples `rows`, computed without reading the cache."""
+        """Return the logits [b, C] of the samples with indices `rows` [b] in a view, computed
+        without reading the cache.
+        """
         if not self.caches_mixed:
             return self.source.unmixed_logits(view, rows)
         return self.source.mixed_outputs(view, rows, self.loader.batch(view, rows).images).logits
 
     def depends_on(self, view: int, pipeline: Pipeline, *, mixed: bool) -> dict[str, Any]:
-        """Return everything that a view's logits depend on besides view and sample, by name."""
+        """Return everything that a view's logits depend on besides view and sample, by name.
+
+        `pipeline`: the view's augmentations. `mixed`: whether the logits are of the mixed images;
+        if not, the mixing is left out.
+        """
         used = pipeline if mixed else pipeline.without(operations=False, mixing=True)
         return self.origin(view).identity | {
             "format": FORMAT,
@@ -172,19 +190,21 @@ class CachedTeacher:
         }
 
     def requests_per_view(self, mixed: bool) -> int:
-        """Return how often a process requests a view's logits.
+        """Return how often a process requests logits of a view in an epoch.
 
-        It does so once per micro-batch, or twice if both images of mixed pairs are needed.
+        Once per micro-batch, or twice if the logits of both images of mixed pairs are needed.
         """
         return self.loader.steps_per_epoch * self.loader.part.accumulate * (1 if mixed else 2)
 
     def key(self, view: int, pipeline: Pipeline, *, mixed: bool) -> str:
-        """Return the key of a view's logits in the user's cache."""
+        """Return the path of a view's logits, relative to the user's cache folder, without
+        suffix.
+        """
         depends = self.depends_on(view, pipeline, mixed=mixed)
         return f"{cache_files.cache_key(depends)}/{cache_files.view_name(view)}"
 
     def _keys(self, epochs: int) -> Iterator[str]:
-        """Yield the keys of the views of the first `epochs` epochs, each once."""
+        """Yield the cache key of each view of the first `epochs` epochs, without repetitions."""
         schedule = self.loader.schedule
         views = {
             (schedule.view(epoch), schedule.pipeline(self.loader.pipeline, epoch))
@@ -193,7 +213,9 @@ class CachedTeacher:
         return (self.key(view, pipeline, mixed=self.caches_mixed) for view, pipeline in views)
 
     def _view_cache(self, view: View, *, mixed: bool) -> "ViewCache":
-        """Return the cache of a view, which is read from disk for the view's first batch."""
+        """Return the cache of a view. It is read from disk for the first batch of the view, and the
+        cache of the previous view is written then.
+        """
         cache = self.view_caches.get(mixed)
         if cache is None or cache.view is not view:
             if cache is not None and cache.is_unsaved:
@@ -204,17 +226,22 @@ class CachedTeacher:
 
 
 def on_all_processes(here: bool) -> bool:
-    """Whether `here` is true on all processes: each machine may have a cache of its own."""
+    """Whether `here` is true on all processes. They may disagree: each machine may have a cache of
+    its own.
+    """
     return all(gather_object([here]))
 
 
 def logits_match(computed: Tensor, cached: Tensor) -> bool:
-    """Whether computed logits [b, C] equal cached ones up to rounding and device differences."""
+    """Whether computed logits [b, C] equal cached ones, up to rounding and device differences.
+
+    They may differ by DOUBT (5 %) of the range of the computed logits.
+    """
     return bool((computed - cached).abs().max() <= DOUBT * (computed.max() - computed.min()))
 
 
 class ViewCache:
-    """One view's logits, float16 [N, C] on the device; NaN if not computed yet."""
+    """Holds the logits of one view, float16 [N, C] on the device; NaN if not computed yet."""
 
     def __init__(self, view: View, teacher: CachedTeacher, mixed: bool) -> None:
         self.view, self.teacher, self.mixed = view, teacher, mixed
@@ -230,7 +257,9 @@ class ViewCache:
         self.logits = torch.from_numpy(logits).to(teacher.accelerator.device)
 
     def put(self, rows: Tensor, logits: Tensor) -> None:
-        """Store the logits [b, C] of samples `rows`; write the view after its last batch."""
+        """Store the logits [b, C] of the samples with indices `rows` [b]; write the view after its
+        last batch.
+        """
         self.logits[rows.to(self.logits.device)] = logits.half()
         self.is_unsaved = True
         self.batches_left -= 1
@@ -238,17 +267,20 @@ class ViewCache:
             self.write()
 
     def get(self, rows: Tensor) -> Tensor:
-        """Return the cached logits of samples `rows`, float32 [b, C]; NaN if not computed yet."""
+        """Return the logits of the samples with indices `rows` [b], float32 [b, C]; NaN if not
+        computed yet.
+        """
         return self.logits[rows.to(self.logits.device)].float()
 
     def write(self) -> None:
-        """Gather the logits of all processes and write them. Called by all processes.
+        """Gather the logits of all processes and write them to the view's file.
 
-        Costs one transfer to the host.
+        Called by all processes. Costs one transfer to the host.
         """
         accelerator = self.teacher.accelerator
         gathered: Tensor = accelerator.gather(self.logits[None])
-        self.logits = gathered.float().nanmean(0).half()  # processes agree on rows they share
+        # Rows that several processes computed are equal, so that their mean changes nothing.
+        self.logits = gathered.float().nanmean(0).half()
         logits = self.logits.cpu().numpy()
         self.complete, self.is_unsaved = not np.isnan(logits[self.required]).any(), False
         if accelerator.is_main_process:
@@ -259,9 +291,9 @@ class ViewCache:
 
 
 def _required_samples(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:
-    """Return the samples whose logits an epoch needs: those of its full batches.
+    """Return the indices of the samples whose logits an epoch needs: those of its full batches.
 
-    If logits are computed before mixing, their mixing partners too.
+    If the logits are computed before mixing, also the samples that these are mixed with.
     """
     order = view.order[: loader.steps_per_epoch * loader.batch_size]
     return (order if mixed else torch.cat([order, view.partners(order)])).cpu().numpy()

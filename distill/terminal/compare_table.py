@@ -21,7 +21,7 @@ from distill.runs.compare_two_runs import ClassDifference, ComparedRun, Comparis
 from distill.statistics import Interval
 from distill.terminal.table_style import blank_table
 
-MOST_CLASSES = 10  # shown, those that differ most; --json has all
+MOST_CLASSES = 10  # most classes shown: those with the largest difference; --json has all
 
 
 def comparison_tables(compared: Comparison) -> RenderableType:
@@ -41,15 +41,18 @@ def comparison_tables(compared: Comparison) -> RenderableType:
 
 
 _ROWS: Sequence[tuple[str, Callable[[ComparedRun], str]]] = (
-    ("run", lambda side: side.run),
-    ("recipe", lambda side: side.recipe),
-    ("network", lambda side: side.network),
-    ("parameters", lambda side: grouped(side.parameters)),
-    (measure_name("top1", "test"), lambda side: _within(side.top1_test, side.top1_test_interval)),
-    (measure_name("top1", "val"), lambda side: percent(side.top1_val)),
-    (measure_name("nll", "test"), lambda side: _nats(side.nll_test, side.nll_test_interval)),
-    (measure_name("ece", "test"), lambda side: percent(side.ece_test)),
-    ("training", lambda side: duration(side.elapsed_s)),
+    ("run", lambda run: run.run),
+    ("recipe", lambda run: run.recipe),
+    ("network", lambda run: run.network),
+    ("parameters", lambda run: grouped(run.parameters)),
+    (
+        measure_name("top1", "test"),
+        lambda run: _percent_text(run.top1_test, run.top1_test_interval),
+    ),
+    (measure_name("top1", "val"), lambda run: percent(run.top1_val)),
+    (measure_name("nll", "test"), lambda run: _nats_text(run.nll_test, run.nll_test_interval)),
+    (measure_name("ece", "test"), lambda run: percent(run.ece_test)),
+    ("training", lambda run: duration(run.elapsed_s)),
 )
 
 
@@ -58,8 +61,8 @@ def _side_by_side(a: ComparedRun, b: ComparedRun) -> Table:
     table.add_column("", no_wrap=True)
     for name in "AB":
         table.add_column(name, overflow="fold")
-    for name, figure in _ROWS:
-        table.add_row(Text(name, "bold"), Text(visible(figure(a))), Text(visible(figure(b))))
+    for name, text_of in _ROWS:
+        table.add_row(Text(name, "bold"), Text(visible(text_of(a))), Text(visible(text_of(b))))
     return table
 
 
@@ -70,7 +73,7 @@ def _test_lines(compared: Comparison) -> list[Text]:
         "only one right": f"A {compared.only_a:,}, B {compared.only_b:,} of {compared.n:,} images; "
         f"McNemar's {p_equation(compared.p)}",
         "both": f"right {compared.both_right:,}, wrong {compared.both_wrong:,}",
-        "same prediction": _within(compared.agreement, compared.agreement_interval),
+        "same prediction": _percent_text(compared.agreement, compared.agreement_interval),
     }
     return [Text.assemble((f"{name:<20}", "bold"), text) for name, text in rows.items()]
 
@@ -95,10 +98,10 @@ def _classes(classes: Sequence[ClassDifference]) -> Table:
     return table
 
 
-def _within(share: float, interval: Interval) -> str:
-    """Format a share and its interval: `72.10 % [71.21, 72.97]`."""
-    return f"{percent(share)} {bracketed(interval, percent_number)}"
+def _percent_text(fraction: float, interval: Interval) -> str:
+    """Format a fraction and its interval in percent: `72.10 % [71.21, 72.97]`."""
+    return f"{percent(fraction)} {bracketed(interval, percent_number)}"
 
 
-def _nats(value: float, interval: Interval) -> str:
+def _nats_text(value: float, interval: Interval) -> str:
     return f"{value:.4f} {bracketed(interval, '{:.4f}'.format)}"

@@ -16,14 +16,14 @@ from rich.progress import (
 from distill.format import UNKNOWN, duration
 from distill.terminal.progress import quarters_done
 
-SPEED_OVER_S = 30.0  # the official host's speed varies: a mean over seconds is not useful
-PRINT_EVERY_S = 60.0
+SPEED_OVER_S = 30.0  # the speed is averaged over this time, since the official host's varies
+PRINT_EVERY_S = 60.0  # without a terminal
 
 
 class DownloadDisplay:
-    """A callback that displays (what, bytes done, total bytes), to be used inside `with`.
+    """Displays a download: a callback with (what, bytes done, total bytes), used inside `with`.
 
-    Without a terminal it prints a line per quarter and a line per minute.
+    On a terminal it shows a bar. Otherwise it prints a line after each quarter and each minute.
     """
 
     def __init__(self, console: Console) -> None:
@@ -57,7 +57,7 @@ class DownloadDisplay:
             self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Move the bar, or print a line if one is due."""
+        """Update the bar, or print a line if there is no terminal and a line is due."""
         if self._task is not None:
             self._bars.update(self._task, description=what, completed=done, total=total)
             return

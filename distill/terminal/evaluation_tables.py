@@ -13,11 +13,14 @@ from distill.terminal.progress import label_line
 from distill.terminal.table_style import blank_table
 
 Figures = Mapping[str, Any]
-CONFUSED_WITH = 2  # classes listed beside each class
+CONFUSED_WITH = 2  # most classes listed as mistakes of a class
 
 
 def evaluation_tables(results: Figures) -> RenderableType:
-    """Show the result of `evaluate`: headline, classes, then the optional measures."""
+    """Show an evaluation: the main measures, the classes, and the optional measures if present.
+
+    `results`: the result of `evaluation.evaluate.evaluate_run`.
+    """
     blocks: list[RenderableType] = [
         Text("\n").join(head_lines(results)),
         headline_table(results),
@@ -40,7 +43,7 @@ def head_lines(results: Figures) -> Iterator[Text]:
 
 
 def headline_table(results: Figures) -> Table:
-    """Show each measure with its interval, and its value after calibration."""
+    """Show each measure with its interval, and its value after temperature scaling if known."""
     table = blank_table()
     table.add_column("", no_wrap=True)
     calibrated = results.get("temperature") is not None
@@ -59,7 +62,7 @@ def headline_table(results: Figures) -> Table:
 
 
 def remarks(results: Figures) -> Iterator[Text]:
-    """Yield the temperature and the agreement with the teacher, or why they are unknown."""
+    """Yield lines on temperature and agreement with the teacher, or on why they are unknown."""
     absent = results["absent"]
     if results["temperature"] is not None:
         temperature = f"temperature {results['temperature']:.3f}, fitted on held-out images"
@@ -139,13 +142,16 @@ def mcnemar_text(run: str, other: Figures) -> str:
 
 
 def mirror_block(results: Figures) -> RenderableType:
-    """Show the measures of the mean over each image and its mirror image."""
+    """Show the measures of predictions averaged over each image and its mirror image."""
     title = Text("With each image's mirror (test-time augmentation), not in the table above")
     return Group(title, headline_table(results["mirror"]))
 
 
 def views_block(results: Figures) -> RenderableType:
-    """Show the measures of the mean over several views, and a single view's accuracy."""
+    """Show the measures of predictions averaged over several views of each image.
+
+    For comparison, the accuracy of a single view is shown too.
+    """
     averaged = results["test_time_augmentation"]
     title = Text(
         f"With {averaged['views']} views of each image (test-time augmentation), not in the table "
@@ -192,13 +198,13 @@ def robustness_block(results: Figures) -> RenderableType:
     return Group(table, Text("\n".join(words)))
 
 
-MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
+MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {  # name and format, by key
     "top1": ("accuracy", percent),
     "top5": ("top 5", percent),
     "nll": ("NLL", nats),
     "ece": ("calibration error", percent),
 }
-OPTIONAL: dict[str, Callable[[Figures], RenderableType]] = {
+OPTIONAL: dict[str, Callable[[Figures], RenderableType]] = {  # shown if the key is present
     "against": against_block,
     "mirror": mirror_block,
     "test_time_augmentation": views_block,

@@ -1,8 +1,8 @@
 """Display a training in the terminal: header, progress bars, one line per epoch, closing table.
 
-The display uses only the events of `distill/events.py`, never the clock, so a journal replayed
-through it looks like the run did. On a terminal the bars are below the epochs' lines. Elsewhere
-only lines without colour are written, which include speed and remaining time.
+The display uses only the events of `distill/events.py`, never the clock, so that a replayed journal
+looks like the run did. On a terminal, bars are shown below the lines of the epochs. Otherwise only
+lines without colour are written, which include speed and remaining time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,10 @@ from distill.terminal.table_style import GAP, blank_table
 
 
 class ProgressDisplay:
-    """A callback that displays events, inside `with`; `progress` displays work before the run."""
+    """Displays the events of a training: a callback, used inside `with`.
+
+    Its method `progress` displays work before the training, such as reading images.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -71,7 +74,7 @@ class ProgressDisplay:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Process one event and print its lines."""
+        """Update the display for an event, and print the lines on it."""
         if isinstance(event, Start):
             self._begin(event)
         elif isinstance(event, Step):
@@ -87,7 +90,10 @@ class ProgressDisplay:
             self._print(*end_lines(event))
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Show `done` of `total` items of a preparation; `total` is 0 if unknown."""
+        """Show that `done` of `total` items of a preparation are done; `total` is 0 if unknown.
+
+        `what`: the name of the preparation. Without a terminal, prints a line for each quarter.
+        """
         before, _ = self._preparing.get(what, (0, total))
         # A new dict: the thread that draws may be reading the old one.
         self._preparing = self._preparing | {what: (done, total)}
@@ -97,8 +103,10 @@ class ProgressDisplay:
             self._print(Text(f"{what}  {done:,} of {total:,}"))
 
     def bars(self) -> RenderableType:
-        """Return the moving part: bars of the work before the run, then of epoch and step, and
-        metrics.
+        """Return the part of the display that is redrawn.
+
+        Before the training it has a bar for each preparation; then bars of epoch and step, and the
+        latest metrics.
         """
         if self._start is None:
             return preparation_bars(self._preparing)
@@ -162,8 +170,9 @@ class ProgressDisplay:
         )
 
     def _left_s(self, start: Start) -> float | None:
-        """Return the remaining seconds, from the newest epoch's estimate or else from the step
-        rate.
+        """Return the estimated remaining seconds; None if nothing has been measured yet.
+
+        Based on the estimate in the latest epoch's event, or else on the images per second.
         """
         steps = total_steps(start) - self._step
         if not steps:
@@ -183,12 +192,12 @@ class ProgressDisplay:
 
     def _print(self, *lines: Text) -> None:
         for text in lines:
-            # A line of a log file stays one line, whatever width rich assumes.
+            # In a log file each line must stay one line, whatever width rich assumes.
             self.console.print(text, soft_wrap=not self.console.is_interactive)
 
 
 def retry_line(retry: Retry) -> Text:
-    """Return a line with why the run goes back, to which step, and with what learning rate."""
+    """Return a line on a retry: its reason, the step to go back to, the learning-rate factor."""
     return Text(
         f"{retry.reason}: back to step {retry.first_step:,}, with {retry.lr_factor:g} times the "
         "learning rate",
@@ -275,12 +284,15 @@ def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
 
 
 def quarters_done(done: int, total: int) -> int:
-    """Return how many quarters are done; without a terminal a line is printed for each."""
+    """Return how many quarters of the work are done, 0 to 4; 0 if `total` is 0 (unknown).
+
+    Without a terminal, a line is printed whenever this number increases.
+    """
     return 4 * done // total if total else 0
 
 
 def closing_table(rows: Sequence[ClosingRow]) -> Table:
-    """Show the teacher, the student without a teacher, and the distilled student."""
+    """Show teachers, the student without a teacher, and the distilled student, a row for each."""
     table = blank_table()
     table.add_column("", no_wrap=True)
     table.add_column("network", overflow="fold")
@@ -304,8 +316,9 @@ def closing_table(rows: Sequence[ClosingRow]) -> Table:
 
 
 def losses_text(metrics: Mapping[str, float]) -> str:
-    """Format the losses: the weighted total, then each term unweighted, `loss 1.234 (hard 0.51, kd
-    0.80)`.
+    """Format the losses: `loss 1.234 (hard 0.51, kd 0.80)`.
+
+    The first number is the weighted total, the others are the unweighted terms.
     """
     start = loss_name("")
     terms = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
@@ -317,7 +330,10 @@ def losses_text(metrics: Mapping[str, float]) -> str:
 
 
 def accuracy_texts(metrics: Mapping[str, float]) -> list[str]:
-    """Return the held-out accuracies of the network, its averaged weights, or both."""
+    """Format the held-out accuracy of the trained weights, of their average, or of both.
+
+    A list with a text for each one that was measured.
+    """
     measured = [split for split in VALIDATED if measure_name("top1", split) in metrics]
     return [accuracy_text(metrics, split) for split in measured] or [accuracy_text(metrics, "val")]
 
@@ -329,5 +345,5 @@ def accuracy_text(metrics: Mapping[str, float], split: Split) -> str:
 
 
 def rate_text(images_per_s: float | None) -> str:
-    """Format the training images per second of all processes."""
+    """Format the number of training images per second, over all processes."""
     return f"{UNKNOWN if images_per_s is None else f'{images_per_s:,.0f}'} images/s"

@@ -15,7 +15,7 @@ from distill.format import UNKNOWN, grouped
 from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps
 from distill.terminal.table_style import GAP, blank_table
 
-BESIDE = {"ingredients": "to compose with a recipe: kd+cutmix+ema"}
+BESIDE = {"ingredients": "to compose with a recipe: kd+cutmix+ema"}  # note beside a folder's name
 
 
 def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
@@ -62,7 +62,10 @@ def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _operations(pipeline: str) -> str:
-    """Return the active operations in a pipeline's repr: `Crop(padding=4) Flip(prob=0.5)`."""
+    """Return the active operations of an augmentation pipeline: `Crop(padding=4) Flip(prob=0.5)`.
+
+    `pipeline`: the repr of the pipeline object.
+    """
     return " ".join(re.findall(r"[A-Z]\w*\([^()]*\)", pipeline.partition("(")[2])) or pipeline
 
 
@@ -87,7 +90,7 @@ def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def fact_lines(values: Mapping[str, Any]) -> Text:
-    """Return names and values, one per line, never shortened."""
+    """Return names and values, one pair per line; no value is shortened."""
     width = max(map(len, values), default=0)
     lines = [
         Text.assemble((name.ljust(width), "bold"), GAP, value_text(value))
@@ -97,8 +100,9 @@ def fact_lines(values: Mapping[str, Any]) -> Text:
 
 
 def class_counts(counts: Mapping[str, int]) -> Columns:
-    """Show the number of images predicted as each class, as `airplane 1,012`, as many per line as
-    fit.
+    """Show how many images are predicted as each class: `airplane 1,012`.
+
+    Each line has as many classes as fit into the terminal's width.
     """
     pairs = [f"{visible(name)} {grouped(n)}" for name, n in counts.items()]
     return Columns(pairs, padding=(0, len(GAP)), column_first=False)

@@ -18,10 +18,10 @@ from distill.statistics import Interval
 from distill.terminal.table_style import blank_table
 
 LEGEND = "test: ± half of Wilson's 95 % interval; val: the held-out images"
-WIDE = 100  # from this terminal width on, columns are two spaces apart
+WIDE = 100  # terminal width from which columns are two spaces apart instead of one
 NAMES = ("run", "recipe", "teacher")
 FIGURES = ("params", "test %", "val %", "state", "age")
-# Where a name may be split into two lines: after / and a space, before +; else after - and _.
+# Where a name may be split into two lines: best after / or a space or before +, else after - or _.
 BREAKS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
 
 # The raw value of each column, by which it is sorted.
@@ -38,14 +38,15 @@ COLUMNS: Mapping[str, Callable[[RunListing], Any]] = {
 BEST_FIRST = ("parameters", "test", "val")
 
 
-ALSO = {"params": "parameters", "accuracy": "test", "top1": "test", "name": "run"}  # likely guesses
+# Other names that users may type for a column.
+ALSO = {"params": "parameters", "accuracy": "test", "top1": "test", "name": "run"}
 
 
 def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
-    """Sort runs by a column: text from A, numbers from the largest, age from the newest; runs
-    without a value last.
+    """Sort runs by a column of the table.
 
-    Raises UserError for an unknown column.
+    Text is sorted from A to Z, numbers from the largest, age from the newest; runs without a value
+    are last. Raises UserError for an unknown column.
     """
     if column not in COLUMNS:
         near = [ALSO[column]] if column in ALSO else get_close_matches(column, COLUMNS, n=1)
@@ -61,9 +62,10 @@ def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
 def runs_table(
     runs: Sequence[RunListing], folder: Path, width: int, now: float | None = None
 ) -> RenderableType:
-    """Show one row of at most two lines per run, and the faults of damaged runs below.
+    """Show a row of at most two lines for each run, and the faults of damaged runs below.
 
-    `width`: characters of the terminal; `now`: seconds since 1970.
+    `folder`: names of runs are shown relative to it. `width`: characters of the terminal. `now`:
+    seconds since 1970.
     """
     now = time.time() if now is None else now
     names = [_names(run, folder) for run in runs]
@@ -90,7 +92,7 @@ def runs_table(
 
 
 def _names(run: RunListing, folder: Path) -> tuple[str, str, str]:
-    """Return the full names of run, recipe and teachers."""
+    """Return the full names of a run, its recipe and its teachers."""
     path = Path(run.path)
     name = str(path.relative_to(folder)) if path != folder else path.name
     teachers = " + ".join(Path(teacher).name for teacher in run.teachers)
@@ -98,7 +100,7 @@ def _names(run: RunListing, folder: Path) -> tuple[str, str, str]:
 
 
 def _number_cells(run: RunListing, now: float) -> tuple[str, ...]:
-    """Return the cells of the columns in FIGURES."""
+    """Return a run's cells in the columns FIGURES: parameters, accuracies, state and age."""
     return (
         grouped(run.parameters),
         accuracy_text(run.top1_test, run.top1_test_interval),
@@ -113,10 +115,10 @@ def _width(cell: str) -> int:
 
 
 def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
-    """Return widths of the name columns that fit into `width`: names on one line if possible, else
-    on two.
+    """Return the widths of the name columns, whose sum is at most `width` characters if possible.
 
-    If two lines are still too wide, the widest columns are cut to the same width.
+    `names`: a row per run. Names are put on one line if they fit, else on two lines. If two lines
+    are still too wide, the widest columns are limited to the same width.
     """
     columns = list(zip(*names, strict=True))
     heads = [*map(len, NAMES)]
@@ -126,8 +128,9 @@ def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _limit_widths(width: int, most: Sequence[int], least: Sequence[int]) -> list[int]:
-    """Limit the widths in `most` to the highest common maximum, but not below `least`, at which the
-    sum is at most `width`.
+    """Return the widths in `most`, limited to a common maximum so that their sum fits into `width`.
+
+    The maximum is the largest possible. No width is limited below the one in `least`.
     """
     for limit in range(max(most), 0, -1):
         widths = [max(low, min(high, limit)) for low, high in zip(least, most, strict=True)]
@@ -137,18 +140,18 @@ def _limit_widths(width: int, most: Sequence[int], least: Sequence[int]) -> list
 
 
 def two_line_width(name: str) -> int:
-    """Return the smallest width at which a name fits on two lines."""
+    """Return the smallest width, in characters, at which a name fits on two lines."""
     return min(max(map(len, lines)) for lines in _break_points(name))
 
 
 def wrap_name(name: str, width: int) -> str:
-    """Split a long name into two lines of up to `width` at a break point: `kd_cutmix`, `+ema`.
+    """Split a name longer than `width` characters into two lines: `kd_cutmix`, `+ema`.
 
-    A line that is still too long loses its middle.
+    It is split at one of BREAKS. A line that is still too long is shortened in its middle.
     """
     if len(name) <= width:
         return name
-    # The first split that loses the fewest characters.
+    # The split that loses the fewest characters; of several, the first.
     lines = min(
         _break_points(name), key=lambda pair: sum(max(0, len(line) - width) for line in pair)
     )
@@ -156,16 +159,18 @@ def wrap_name(name: str, width: int) -> str:
 
 
 def _break_points(name: str) -> list[tuple[str, ...]]:
-    """Return the ways to split a name over two lines, best break points first; just the name if it
-    cannot be split.
+    """Return the ways to split a name into two lines, the best first.
+
+    If it cannot be split, the only way is the whole name on one line.
     """
     starts = [match.start() for pattern in BREAKS for match in re.finditer(pattern, name)]
     return [(name[:k].rstrip(), name[k:]) for k in starts if 0 < k < len(name)] or [(name,)]
 
 
 def state_text(run: RunListing) -> str:
-    """Return the state, such as `finished`; for an unfinished run a second line has the steps done
-    of all steps, `1,200/39,000`.
+    """Return a run's state, such as `finished`.
+
+    For an unfinished run, a second line has the number of steps done and of all: `1,200/39,000`.
     """
     if run.step is None or run.total_steps is None:
         return run.state
@@ -173,8 +178,9 @@ def state_text(run: RunListing) -> str:
 
 
 def accuracy_text(share: float | None, interval: Interval | None) -> str:
-    """Format a share in per cent, 0.721 as `72.10`, or with half the width of its interval, `72.10
-    ±0.88`.
+    """Format a fraction in percent: 0.721 as `72.10`.
+
+    With an interval, half of its width is added: `72.10 ±0.88`.
     """
     if share is None:
         return UNKNOWN

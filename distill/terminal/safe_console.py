@@ -10,10 +10,11 @@ from distill.files.safe_text import visible_lines
 
 
 class SafeConsole(Console):
-    """A console that prints every text literally; colours come from styles alone.
+    """A console that prints every text literally; only styles set colours.
 
-    `[bold]` in a name is printed unchanged. Control characters, bidirectional overrides and bytes
-    that are not UTF-8 are printed as escapes; the console's own control codes pass.
+    Markup such as `[bold]` in a name is printed unchanged. Control characters, bidirectional
+    overrides and bytes that are not UTF-8 are printed as escapes. The console's own control codes
+    are not escaped.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -25,6 +26,9 @@ class SafeConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Yield the segments to print, unsafe characters escaped; called for every cell."""
+        """Yield the segments to print, with unsafe characters escaped. Rich calls it for each cell.
+
+        Overrides the method of `rich.console.Console`.
+        """
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible_lines(segment.text))

@@ -23,18 +23,18 @@ from distill.terminal.progress import ProgressDisplay, closing_table
 
 WIDTH = 100  # characters
 MOMENT = 0.6  # fraction of all steps at which the bars are drawn
-EPOCH_LINES = 8
+EPOCH_LINES = 8  # most epochs whose lines are shown
 
 
 def svg(journal_path: Path, out: Path) -> None:
-    """Draw the finished run whose journal is `journal_path`.
+    """Draw the display of a finished run as an SVG file `out`.
 
     Raises UserError if the run is not finished or its journal has no epoch.
     """
     events = journal.events(journal_path)
     start = first_start(journal_path, events)
     console = Console(record=True, width=WIDTH, file=StringIO(), force_interactive=True)
-    display = ProgressDisplay(console)  # never entered: no animation in a picture
+    display = ProgressDisplay(console)  # without `with`: a picture needs no animation
     for event in events_until(start, events):
         display(event)
     console.print(display.bars())
@@ -44,7 +44,9 @@ def svg(journal_path: Path, out: Path) -> None:
 
 
 def events_until(start: Start, events: Sequence[Event]) -> list[Event]:
-    """Return the start, the last few epochs before MOMENT, and every step before it."""
+    """Return `start`, and of the events in the first MOMENT (fraction) of the run all steps and the
+    last EPOCH_LINES epochs.
+    """
     moment = MOMENT * total_steps(start)
     passed = [e for e in events if isinstance(e, Step | Epoch) and e.step <= moment]
     epochs = [e for e in passed if isinstance(e, Epoch)]
@@ -53,7 +55,10 @@ def events_until(start: Start, events: Sequence[Event]) -> list[Event]:
 
 
 def first_start(journal_path: Path, events: Sequence[Event]) -> Start:
-    """Return the first start of the run, however often it was resumed."""
+    """Return the first `Start` in a run's events; a resumed run has several.
+
+    Raises UserError, naming the journal, if there is none or no epoch was finished.
+    """
     starts = [event for event in events if isinstance(event, Start)]
     if not starts or not any(isinstance(event, Epoch) for event in events):
         raise UserError(
@@ -64,13 +69,13 @@ def first_start(journal_path: Path, events: Sequence[Event]) -> Start:
 
 
 def command(start: Start) -> str:
-    """Return the command of the run, for the title of the window."""
+    """Return the command that started the run, for the title of the picture."""
     verb = "train-teacher" if start.role == "teacher" else "distill"
     return f"python cli.py {verb} --recipe {start.recipe}"
 
 
 def without_remote_fonts(picture: str) -> str:
-    """Drop rich's links to a font server; the reader's own monospace font takes their place."""
+    """Remove rich's links to a font server, so that the viewer's own monospace font is used."""
     return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
 
 

@@ -14,9 +14,9 @@ Figures = Mapping[str, Any]
 
 
 def seeds_table(summary: Figures) -> RenderableType:
-    """Show one row per seed, then mean and spread, and the difference from the control if any.
+    """Show a row for each seed, then mean and spread, with the difference from the control if any.
 
-    `summary`: the result of `recipe_and_control_seeds.summary`; shares are shown in percent.
+    `summary`: the result of `recipe_and_control_seeds.summary`. Accuracies are shown in percent.
     """
     has_control = "control" in summary
     table = blank_table(padding=2)
@@ -35,7 +35,7 @@ def seeds_table(summary: Figures) -> RenderableType:
 
 
 def finding_text(summary: Figures) -> str:
-    """Return the network and the conclusion from the paired differences."""
+    """Return a text with the network and, with controls, the conclusion of the paired t test."""
     about = f"{summary['network']}, {summary['parameters']:,} parameters."
     if "control" not in summary:
         return about
@@ -54,7 +54,7 @@ def finding_text(summary: Figures) -> str:
 
 
 def mean_text(spread: Figures) -> str:
-    """Format a mean and its standard deviation: `71.46 ± 0.60`."""
+    """Format a mean and its standard deviation in percent: `71.46 ± 0.60`."""
     return f"{percent_number(spread['mean'])} ± {percent_number(spread['std'] or 0)}"
 
 

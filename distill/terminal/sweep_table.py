@@ -12,21 +12,21 @@ from distill.format import UNKNOWN, counted, shorten
 from distill.terminal.table_style import GAP, blank_table
 
 SweepSummary = Mapping[str, Any]
-MOST = 10  # trials in the table; all are in sweep.json
-LONGEST = 40  # characters of one line of a value if space is short
+MOST = 10  # most trials in the table; all are in sweep.json
+LONGEST = 40  # most characters in a line of a value if the terminal is too narrow
 DIGITS = 3  # significant digits shown of a drawn number
-MOST_DECIMALS = 5  # numbers that need more are written as 1.23e-07
-# Complete trials below which an importance is shown with a warning. Optuna on its PED-ANOVA: "it is
-# preferable to include at least 5 trials above target_quantile", which is the best tenth
-# (optuna.importance.PedAnovaImportanceEvaluator, 4.x).
+MOST_DECIMALS = 5  # a number that needs more decimals is written as 1.23e-07
+# With fewer complete trials, importances are shown with a warning. Optuna's documentation of its
+# PED-ANOVA: "it is preferable to include at least 5 trials above target_quantile", which is the
+# best tenth (optuna.importance.PedAnovaImportanceEvaluator, 4.x).
 ENOUGH = 50
 
 
 def sweep_table(summary: SweepSummary, width: int) -> RenderableType:
-    """Show the best trials, one row each, and the counts of all.
+    """Show the best trials in a table, and the numbers of all trials by state.
 
-    `summary`: the result of `sweep_summary.summary`; `width`: characters of the terminal. Keys that
-    do not fit beside each other are in further tables below.
+    `summary`: the result of `sweep_summary.summary`. `width`: characters of the terminal. If the
+    table is too wide, the remaining keys are shown in further tables below.
     """
     rows = ranked(summary)
     lines = rung_lines(summary)
@@ -41,7 +41,7 @@ def sweep_table(summary: SweepSummary, width: int) -> RenderableType:
 
 
 def _tables(summary: SweepSummary, rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
-    """Return one table of all keys, or several if one would be too wide."""
+    """Return a table of the trials in `rows` with all keys, or several if it would be too wide."""
     if not rows:
         return []
     first = {
@@ -74,7 +74,7 @@ def _table(columns: Mapping[str, Sequence[str]]) -> Table:
 
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:
-    """Return the width of columns in characters, each with the gap beside it."""
+    """Return the width of columns in characters, including the gap after each column."""
     return sum(
         max(len(line) for cell in (head, *cells) for line in cell.split("\n")) + len(GAP)
         for head, cells in columns.items()
@@ -82,12 +82,15 @@ def _width(columns: Mapping[str, Sequence[str]]) -> int:
 
 
 def _one_value_per_line(label: str) -> str:
-    """Put each value of a label on a line of its own."""
+    """Put each value of an option's label, such as `blocks 1, width 20`, on its own line."""
     return "\n".join(shorten(line, LONGEST) for line in label.replace(", ", ",\n").split("\n"))
 
 
 def short_keys(names: Sequence[str]) -> dict[str, str]:
-    """Shorten each key to its last parts that identify it: `optim.lr` as `lr`."""
+    """Return a short form of each key, its fewest last parts that are unique: `optim.lr` as `lr`.
+
+    `names`: dotted keys.
+    """
     ends = {
         name: [".".join(name.split(".")[-n:]) for n in range(1, name.count(".") + 2)]
         for name in names
@@ -114,9 +117,7 @@ def ranked(summary: SweepSummary) -> list[Mapping[str, Any]]:
 
 
 def in_order(summary: SweepSummary) -> list[Mapping[str, Any]]:
-    """Return every trial: the ranked ones, then the pruned ones, then those that were not
-    trained.
-    """
+    """Return all trials: those with a value, best first; then pruned ones; then the others."""
     others = [row for row in summary["trials"] if row["value"] is None]
     return ranked(summary) + sorted(
         others, key=lambda row: (row["state"] != "pruned", row["state"])
@@ -129,8 +130,9 @@ def by_importance(summary: SweepSummary) -> list[tuple[str, float]]:
 
 
 def few_trials_warning(n: int) -> str | None:
-    """Return a warning on importances computed from `n` complete trials; None if they are
-    enough.
+    """Return a warning that importances from `n` complete trials may be noise.
+
+    None if there are enough trials.
     """
     if n >= ENOUGH:
         return None
@@ -153,9 +155,7 @@ def counted_trials(n: int) -> str:
 
 
 def counts_text(summary: SweepSummary) -> str:
-    """Format the counts of all trials: `20 trials: 12 complete, 7 pruned, 1 infeasible; 2 resumed
-    after …`.
-    """
+    """Format the numbers of trials by state: `20 trials: 12 complete, 7 pruned, 1 infeasible`."""
     counts = ", ".join(f"{n} {state}" for state, n in summary["counts"].items() if n)
     extra = {
         "resumed after a worker died": summary["taken_up"],
@@ -166,8 +166,9 @@ def counts_text(summary: SweepSummary) -> str:
 
 
 def test_text(summary: SweepSummary) -> str | None:
-    """Format the test metrics, `trial 7, the best, on the test split: top1/test 0.7123 …`; None
-    before they are measured.
+    """Format the best trial's test metrics; None if they have not been measured.
+
+    For example `trial 7, the best, on the test split: top1/test 0.7123 …`.
     """
     if not summary.get("test"):
         return None
@@ -176,13 +177,15 @@ def test_text(summary: SweepSummary) -> str | None:
 
 
 def value_text(value: float | None) -> str:
-    """Format a trial's value with four decimals."""
+    """Format a trial's value of the sweep's metric with four decimals."""
     return UNKNOWN if value is None else f"{value:.4f}"
 
 
 def key_text(summary: SweepSummary, name: str, value: object) -> str:
-    """Format a trial's value of a key. Numbers of one range have the same decimals, enough for
-    three digits of its larger end, or of its smaller end if they were drawn on a log scale.
+    """Format a trial's value of the key `name` in the search space.
+
+    All values of a range have the same number of decimals: enough for three significant digits of
+    the upper bound, or of the lower bound on a log scale.
     """
     if not isinstance(value, float):
         return UNKNOWN if value is None else str(value)

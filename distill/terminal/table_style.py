@@ -7,7 +7,5 @@ GAP = "  "  # between two values on a line
 
 
 def blank_table(padding: int = 1) -> Table:
-    """Return an empty table; `padding`: characters in addition to the one that separates
-    columns.
-    """
+    """Return an empty table; `padding`: spaces between two columns in addition to one."""
     return Table(box=SIMPLE_HEAD, padding=(0, padding, 0, 0), show_edge=False, pad_edge=False)

@@ -13,13 +13,13 @@ from distill.format import UNKNOWN, counted, grouped, rounded_time, time_with_ra
 from distill.terminal.table_style import blank_table
 
 Row = Mapping[str, Any]
-BUSY = 0.7  # share of the processor below which other programs are mentioned
+BUSY = 0.7  # if the timed steps had a smaller fraction of the processor, a note mentions it
 
 
 def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
     """Return the parts of the output; `planned` is the result of `time_plan.plan`.
 
-    The caller should print a text without wrapping, so that the commands in it can be copied.
+    The caller should print each Text without wrapping, so that the commands in it can be copied.
     """
     fitting = [row for row in planned["recipes"] if row["fits"]]
     others = [row for row in planned["recipes"] if not row["fits"]]
@@ -94,7 +94,7 @@ def _grouping_key(row: Row) -> tuple[object, ...]:
 
 
 def _accuracy(row: Row) -> str:
-    """Return the accuracy on CIFAR-10's test split, and its number of seeds."""
+    """Format a recipe's accuracy on CIFAR-10's test split, with the number of seeds if known."""
     if row["accuracy"] is None:
         return "not measured"
     seeds = "" if row["seeds"] is None else f", {counted(row['seeds'], 'seed')}"

@@ -1,7 +1,7 @@
 """List the shipped recipes that `plan` can propose.
 
-A recipe used as a component (an ingredient) is proposed only if its documented command has been run
-on CIFAR-10. A recipe with its own synthetic images is not proposed.
+An ingredient (a recipe to be composed with others) is proposed only if the command in its [about]
+table has been run on CIFAR-10. A recipe with synthetic images is not proposed.
 """
 
 import shlex
@@ -13,14 +13,17 @@ from distill.recipe import recipes
 from distill.recipe.recipes import About, Recipe
 from distill.runs.run_folder import Role
 
-VERBS: dict[Role, str] = {"teacher": "train-teacher", "student": "distill"}
+VERBS: dict[Role, str] = {"teacher": "train-teacher", "student": "distill"}  # commands of cli.py
 SYNTHETIC = "synthetic"
 PRECISION = "train.precision="
 
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """A training command: `recipe` is `recipe_spec` with the --set options `overrides`."""
+    """A training that the plan may propose.
+
+    `recipe` is loaded from `recipe_spec` (a name or a+b+c) with the --set options `overrides`.
+    """
 
     role: Role
     recipe_spec: str
@@ -28,7 +31,10 @@ class PlannedTraining:
     recipe: Recipe
 
     def command(self, data: str | None, *more: str) -> str:
-        """Return the shell command that runs this training on the images `data`."""
+        """Return the shell command that runs this training.
+
+        `data`: the data source, or None for the recipe's. `more`: further words of the command.
+        """
         sets = [word for override in self.overrides for word in ("--set", override)]
         source = [] if data is None else ["--data", data]
         words = [
@@ -52,15 +58,16 @@ class PlannedTraining:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe that may be proposed: its training, its teacher's, and its [about] table."""
+    """A recipe that may be proposed: its [about] table, its training and its teacher's training."""
 
     about: About
     training: PlannedTraining
     teacher: PlannedTraining | None
 
     def commands(self, data: str | None) -> list[str]:
-        """Return the commands that train the candidate's teacher, if it has one, and then the
-        candidate.
+        """Return the shell commands that train first the teacher, if there is one, then the recipe.
+
+        `data`: the data source, or None for the recipe's.
         """
         if self.teacher is None:
             return [self.training.command(data)]
@@ -87,10 +94,10 @@ def candidates() -> Iterator[Candidate]:
 
 
 def _teacher_of(about: About, student: PlannedTraining) -> PlannedTraining | None:
-    """Return the training of the teacher that [about] names; None for a recipe without one.
+    """Return the training of the teacher that `about` names; None for a recipe without a teacher.
 
-    A teacher that is a single recipe is trained by the command in its own [about], which is the one
-    that its accuracy was measured with.
+    If the teacher is a single shipped recipe, it is trained with the command in that recipe's
+    [about] table, by which its accuracy was measured.
     """
     if student.role == "teacher" or not recipes.has_teacher(student.recipe):
         return None
@@ -101,7 +108,7 @@ def _teacher_of(about: About, student: PlannedTraining) -> PlannedTraining | Non
 
 
 def _training_of_command(command: str) -> PlannedTraining:
-    """Parse the command in an [about] table."""
+    """Return the training that a command in an [about] table runs: `python cli.py distill …`."""
     words = shlex.split(command)
     pairs = list(pairwise(words))
     role: Role = "teacher" if VERBS["teacher"] in words else "student"

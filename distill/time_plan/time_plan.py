@@ -1,9 +1,9 @@
 """Plan which recipes fit into a time budget on this machine.
 
-A recipe's accuracy is the one in its [about] table, measured by the command there, or unknown. Its
-time is the number of images in the whole training times the seconds per image, which are measured
-here for the recipes that could fit. For the others the time is their floating-point operations
-divided by the measured speeds.
+A recipe's accuracy is the one in its [about] table, measured with the command there, or unknown.
+For the recipes that could fit, the time per image is measured here and multiplied by the number of
+images in the whole training. For the others, the time is the number of floating-point operations of
+the training divided by the speeds (operations per second) measured for other recipes.
 """
 
 import json
@@ -25,21 +25,22 @@ from distill.training.measure_speed import Speed
 from students import course_rules as courses
 from students.design import Design
 
-BUDGET_S = 45.0  # seconds from the program's start, in which speeds are measured
-FASTEST = 4.0  # assumed bound: a network runs at most at this multiple of the best speed so far
-ROUGH = 1.5  # the smallest factor, up and down, in the range of a time that was not measured
+BUDGET_S = 45.0  # seconds from the program's start in which speeds are measured
+FASTEST = 4.0  # assumption: no network runs faster than this multiple of the best speed so far
+ROUGH = 1.5  # a time that was not measured has a range of at least this factor up and down
 KNOWN = {"cifar10": (50_000, 10), "cifar100": (50_000, 100)}  # training images, classes
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The amount of computation of a training. `images` is None for a recipe with
-    `train.minutes`.
+    """The amount of computation of a training.
+
+    `images` is None for a recipe with `train.minutes`, whose number of images is unknown.
     """
 
     network: NetworkCost
     images: ImageCounts | None
-    flop: float  # of training; 0 if the number of images is unknown
+    flop: float  # floating-point operations of training; 0 if the number of images is unknown
     validation_flop: float
 
 
@@ -59,30 +60,33 @@ class CostedCandidate:
 
 @dataclass
 class Machine:
-    """Measures speeds on this machine until the time `until` (time.monotonic)."""
+    """Measures speeds on this machine until the time `until` (time.monotonic), and stores them.
+
+    `images`: random images for the timed steps.
+    """
 
     images: ImageSet
     until: float
     speeds: dict[str, Speed] = field(default_factory=dict)  # by step_key
     rates: list[float] = field(default_factory=list)  # floating-point operations per second
-    longest_s: float = 0.0  # of one measurement
-    wall_s: float = 0.0  # of all measurements
+    longest_s: float = 0.0  # duration of the longest measurement
+    wall_s: float = 0.0  # duration of all measurements
     processor_s: float = 0.0  # processor time of all measurements
 
-    def measure(self, priced: CostedCandidate, seconds: float) -> CostedCandidate:
-        """Time the steps of a candidate if it could fit into `seconds` and time is left.
+    def measure(self, costed: CostedCandidate, seconds: float) -> CostedCandidate:
+        """Measure the step time of a candidate if it may fit into `seconds` and time is left.
 
-        Returns the candidate. On a CPU its precision from [about] is replaced by the default one if
-        that is faster.
+        Returns the candidate. On a CPU, the precision that the command in its [about] table sets is
+        replaced by the default precision if that is faster.
         """
-        if not self._could_fit(priced.flop, seconds):
-            return priced
-        candidate = priced.candidate
+        if not self._could_fit(costed.flop, seconds):
+            return costed
+        candidate = costed.candidate
         teacher, own = candidate.teacher, candidate.training
-        if teacher is not None and priced.teacher is not None:
-            teacher = self._faster(teacher, None, priced.teacher)
-        own = self._faster(own, teacher, priced.costs)
-        return replace(priced, candidate=replace(candidate, training=own, teacher=teacher))
+        if teacher is not None and costed.teacher is not None:
+            teacher = self._faster(teacher, None, costed.teacher)
+        own = self._faster(own, teacher, costed.costs)
+        return replace(costed, candidate=replace(candidate, training=own, teacher=teacher))
 
     def _could_fit(self, flop: float, seconds: float) -> bool:
         return not self.rates or flop <= FASTEST * max(self.rates) * seconds
@@ -90,7 +94,10 @@ class Machine:
     def _faster(
         self, training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs
     ) -> PlannedTraining:
-        """Return the training, or the same in the default precision if that is faster per image."""
+        """Return `training`, or on a CPU the same in the default precision if that is faster.
+
+        Both are timed. `teacher`: the training of its teacher, if it has one.
+        """
         noted_s = self._time(training, teacher, costs)
         default = training.in_default_precision
         if (
@@ -109,8 +116,10 @@ class Machine:
         costs: Costs,
         rival_s: float = float("inf"),
     ) -> float | None:
-        """Return the seconds per image of the fastest step; None if it was not timed and no time is
-        left.
+        """Return the seconds per image of the fastest step, which is timed unless it was before.
+
+        None if no time is left or the number of images is unknown. `rival_s`: seconds per image of
+        the alternative; timing ends early if an image takes much longer.
         """
         key = step_key(training, teacher)
         if key not in self.speeds:
@@ -130,7 +139,10 @@ class Machine:
 
     @property
     def share(self) -> float | None:
-        """The share of the processor that the measured steps had, 0..1; None on a GPU."""
+        """The fraction of the processor's time that the timed steps had, 0..1; None on a GPU.
+
+        It is below 1 if other programs are running.
+        """
         if not measure_speed.is_on_cpu() or not self.wall_s:
             return None
         return measure_speed.processor_share(self.processor_s, self.wall_s)
@@ -138,7 +150,7 @@ class Machine:
     def time_of(
         self, training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs
     ) -> tuple[TimeRange, bool]:
-        """Return the seconds of a training, and whether they are based on its own timed steps."""
+        """Return the estimated seconds of a training, and whether its own steps were timed."""
         if training.recipe.train.minutes is not None:
             budget_s = 60 * training.recipe.train.minutes
             return TimeRange(budget_s, budget_s, budget_s, 0), True
@@ -154,7 +166,7 @@ class Machine:
         return measured.image.scaled(images), True
 
     def _estimate(self, flop: float) -> TimeRange:
-        """Estimate the seconds of `flop` operations from the speeds of other networks."""
+        """Estimate the seconds of `flop` floating-point operations from other networks' speeds."""
         middle = statistics.median(self.rates)
         fast, slow = max(*self.rates, ROUGH * middle), min(*self.rates, middle / ROUGH)
         return TimeRange(flop / middle, flop / fast, flop / slow, 0)
@@ -163,17 +175,18 @@ class Machine:
 def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -> dict[str, Any]:
     """Return the recipes that fit into `minutes`, best first, and those that do not.
 
-    `rules`: the name of a course's rules. `began_at`: start of the program (time.monotonic). Times
-    are in minutes, each with its range; `accuracy` in % of CIFAR-10's test split. Raises UserError
-    for unknown rules or images.
+    `rules`: the name of a course's rules, which the students must follow. `data`: the data source,
+    or None for the recipes'. `began_at`: start of the program (time.monotonic). In the result,
+    times are in minutes, each with a range `low` to `high`; `accuracy` is the percentage on
+    CIFAR-10's test split. Raises UserError for unknown rules or images.
     """
     course = None if rules is None else courses.rules_by_name(rules)
     n_images, n_classes = _size(data)
     every = list(candidates())
     legal = [each for each in every if course is None or _is_legal(course, each)]
-    priced = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
+    costed = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
     machine = Machine(measure_speed.random_images(n_images, n_classes), began_at + BUDGET_S)
-    timed = [machine.measure(each, 60 * minutes) for each in priced]
+    timed = [machine.measure(each, 60 * minutes) for each in costed]
     rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_display_order)
     fitting = [row for row in rows if row["fits"]]
     return {
@@ -191,7 +204,10 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
 
 
 def _size(data: str | None) -> tuple[int, int]:
-    """Return the number of training images before any are held out, and of classes."""
+    """Return the numbers of training images (with those to be held out) and of classes.
+
+    `data`: the data source; None for CIFAR-10. Raises UserError if it cannot be read.
+    """
     if data is None or data in KNOWN:
         return KNOWN[data or "cifar10"]
     load_data_set.check(data)
@@ -210,7 +226,7 @@ def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
 def _cost_candidates(
     candidates: list[Candidate], n_images: int, n_classes: int
 ) -> Iterator[CostedCandidate]:
-    """Yield the costs of each candidate that can be trained on this number of classes."""
+    """Yield the candidates that can be trained on this number of classes, with their costs."""
     for each in candidates:
         try:
             teacher = (
@@ -236,26 +252,24 @@ def _costs(
     return Costs(network, images, flops.training_flop(images, network, by), validation)
 
 
-def _measuring_order(priced: CostedCandidate) -> tuple[float, float]:
-    """Return a sort key for measuring: the highest accuracy first, then the least work."""
-    return -(priced.candidate.about.measured_accuracy or 0.0), priced.flop
+def _measuring_order(costed: CostedCandidate) -> tuple[float, float]:
+    """Return a sort key: candidates with the highest accuracy first, then the fewest operations."""
+    return -(costed.candidate.about.measured_accuracy or 0.0), costed.flop
 
 
 def _display_order(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
-    """Return a sort key for display: fits, students before teachers, highest accuracy,
-    least time.
-    """
+    """Return a sort key: fitting recipes first, then students, high accuracy, short time."""
     return not row["fits"], row["role"] == "teacher", -(row["accuracy"] or 0.0), row["minutes"]
 
 
 def _row(
-    priced: CostedCandidate, machine: Machine, minutes: float, data: str | None
+    costed: CostedCandidate, machine: Machine, minutes: float, data: str | None
 ) -> dict[str, Any]:
-    candidate = priced.candidate
-    teacher = own = _training_row(candidate.training, candidate.teacher, priced.costs, machine)
+    candidate = costed.candidate
+    teacher = own = _training_row(candidate.training, candidate.teacher, costed.costs, machine)
     parts = [own]
-    if candidate.teacher is not None and priced.teacher is not None:
-        teacher = _training_row(candidate.teacher, None, priced.teacher, machine)
+    if candidate.teacher is not None and costed.teacher is not None:
+        teacher = _training_row(candidate.teacher, None, costed.teacher, machine)
         parts = [teacher, own]
     total = {key: sum(part[key] for part in parts) for key in ("minutes", "low", "high")}
     about = candidate.about
@@ -292,8 +306,9 @@ def _training_row(
 
 
 def step_key(training: PlannedTraining, teacher: PlannedTraining | None) -> str:
-    """Return a key of what a step's time depends on, which excludes the recipe's length and
-    seeds.
+    """Return a key that is equal for trainings whose steps take the same time.
+
+    It is independent of the recipe's length and seeds. `teacher`: the training of the teacher.
     """
     recipe = recipes.with_seed(training.recipe, 0)
     once = recipe.train.model_copy(update={"epochs": 1, "minutes": None})

@@ -51,10 +51,11 @@ OPTIMIZER_KEYS = {
 
 
 def lr_schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step; the recipe counts in epochs.
+    """Return the learning rate as a function of the optimizer step, 0..total-1.
 
-    With a budget in minutes the warm-up takes a quarter of the steps at most: their number is not
-    known when the recipe is validated.
+    The recipe's epochs are converted to steps. If the recipe has a budget in minutes, the warm-up
+    is limited to a quarter of the steps: the validation of the recipe cannot compare it with the
+    number of steps, which is measured later.
     """
     longest = total if recipe.train.minutes is None else total // 4
     return partial(
@@ -76,10 +77,10 @@ def check_sides(
     live: LiveTeacher | OneTeacherPerView | None,
     accel: Accelerator,
 ) -> None:
-    """Raise UnsuitableRecipe if the network or its teacher rejects images of a size used in
-    training.
+    """Raise UnsuitableRecipe if the network or a teacher rejects an image size of the training.
 
-    Costs one forward pass of one image per size and network.
+    `live`: the teachers; None without a teacher. Costs one forward pass of one image per size and
+    network.
     """
     teachers = [("teacher", each.extractor.net) for each in live.networks] if live else []
     for (_, side), (role, each) in product(
@@ -107,8 +108,8 @@ def build(
 ) -> TrainState:
     """Build the training state of a recipe at step 0, with the images and teachers that it names.
 
-    `images`, `teacher`: the train split and the teacher, if they are loaded already. Raises
-    UserError if they cannot be read or do not fit.
+    `images`, `teacher`: the train split and the teacher; loaded if None. Raises UserError if the
+    images or the teacher cannot be read or do not fit the recipe.
     """
     accel = build_accelerator(recipe)
     images = images or load_data_set.load(recipe.data.source, "train", progress=progress)
@@ -127,16 +128,18 @@ def build_state(
     accel: Accelerator,
     identity: dict[str, str],
 ) -> TrainState:
-    """Build the training state at step 0; a resumed run must have the same `identity`.
+    """Build the training state at step 0.
 
-    Moves `frozen` to the device.
+    `split`: the training and held-out images. `frozen`: the teacher, which is moved to the device;
+    None without a teacher. `identity`: fingerprints of data and teacher by name; a run is only
+    resumed if they are equal.
     """
     loader = build_loader(recipe, split.train, accel)
     if frozen is not None:
         to_device(frozen, accel.device)
     torch.manual_seed(recipe.train.seed)  # initial weights
     model = _build_model(recipe, role, split.train, frozen, accel)
-    ema = _build_ema(recipe, model, loader)  # before accelerate wraps the forward and hooks are set
+    ema = _build_ema(recipe, model, loader)  # copies the model before it is wrapped and hooked
     extractor = FeatureExtractor(model, required_taps(recipe, "student", model))
     online = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
     check_sides(recipe, model, online, accel)
@@ -202,8 +205,11 @@ def _build_loss(
     size: int,
     accel: Accelerator,
 ) -> Objective:
-    """Build the loss for maps of these networks on images of `size` pixels, on the device."""
-    with accel.autocast():  # the teacher's kernels may be in its type
+    """Build the loss for the feature maps of student and teacher, on the device.
+
+    `size`: height and width of the images in pixels, which determine the shapes of the maps.
+    """
+    with accel.autocast():  # the teacher's weights may have been cast to the autocast type
         teacher_shapes = tap_shapes(online.networks[0].extractor, size) if online else {}
     loss = build_objective(
         recipe,
@@ -215,7 +221,7 @@ def _build_loss(
 
 
 def _build_ema(recipe: Recipe, model: nn.Module, loader: Loader) -> ModelEmaV3 | None:
-    """Build the average of the weights; None without `[ema]`."""
+    """Build the exponential moving average of the weights; None if the recipe has no [ema]."""
     if recipe.ema is None:
         return None
     decay = ema_decay(recipe.ema, loader.steps_per_epoch)
@@ -225,8 +231,8 @@ def _build_ema(recipe: Recipe, model: nn.Module, loader: Loader) -> ModelEmaV3 |
 
 
 def ema_decay(ema: schema.Ema, steps_per_epoch: int) -> float:
-    """Return the decay of the weight average per step; a `half_life` in epochs is converted to
-    steps.
+    """Return the decay of the weight average per step: `ema.decay`, or computed from
+    `ema.half_life`, which is in epochs.
     """
     if ema.half_life is not None:
         return float(0.5 ** (1 / (ema.half_life * steps_per_epoch)))
@@ -235,11 +241,10 @@ def ema_decay(ema: schema.Ema, steps_per_epoch: int) -> float:
 
 
 def fast_biases(net: nn.Module) -> list[nn.Parameter]:
-    """Return the biases that `optim.bias_lr` applies to: those of batch norms, and that of a stem
-    without batch norm.
+    """Return the biases that are trained at `optim.bias_lr` times the learning rate.
 
-    D. Page's ResNet-9 scales all biases, airbench96 those of norms, airbench94_muon the same ones
-    as here.
+    They are the biases of all batch norms, and the bias of a stem without batch norm, as in
+    airbench94_muon. D. Page's ResNet-9 scales all biases, airbench96 only those of batch norms.
     """
     biases = optim.batch_norm_biases(net)
     if isinstance(net, ResNet) and isinstance(net.stem_conv.bias, nn.Parameter):
@@ -248,10 +253,11 @@ def fast_biases(net: nn.Module) -> list[nn.Parameter]:
 
 
 def batch_norm_images(recipe: Recipe, images: ImageSet) -> Tensor | None:
-    """Return the images on which the averaged weights' batch norms are re-estimated; None if not
-    requested.
+    """Return the images, uint8 [n, 3, H, W], on which the batch-norm statistics of the averaged
+    weights are re-estimated; None if the recipe does not request it.
 
-    They are the first of the training images, which are ordered by digest: a random sample.
+    They are the first training images. Training images are ordered by digest, so that the first
+    ones are a random sample.
     """
     if recipe.ema is None or recipe.ema.norm_statistics == "averaged":
         return None
@@ -259,16 +265,16 @@ def batch_norm_images(recipe: Recipe, images: ImageSet) -> Tensor | None:
 
 
 def set_total_steps(run: TrainState, recipe: Recipe, steps: int) -> None:
-    """Set the number of steps, and with it the learning rate and the augmentation schedule."""
+    """Set the total number of steps, and the learning-rate and augmentation schedules for it."""
     run.total_steps = steps
     run.lr = lr_schedule(recipe, steps, run.loader.steps_per_epoch)
     run.loader.set_schedule(augment_schedule(recipe, run.epochs))
 
 
 def compile_networks(run: TrainState) -> Callable[[], None]:
-    """Compile the network and its teacher with torch.compile, from the next step on.
+    """Compile the network and its teachers with torch.compile, from the next step on.
 
-    The uncompiled networks share their parameters, and are still the ones that are saved and
+    Compiled and uncompiled networks share their parameters; the uncompiled ones are still saved and
     evaluated. Returns a function that undoes the compilation.
     """
     net, teachers = run.model_ddp, () if run.online_teacher is None else run.online_teacher.networks

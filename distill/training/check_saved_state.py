@@ -1,8 +1,9 @@
-"""Check the state in a checkpoint against the run that is to load it.
+"""Check that the state in a checkpoint fits the run that is about to load it.
 
-A checkpoint may come from elsewhere. Some kernels of torch's optimizers trust the shape, type and
-memory layout of their buffers and crash the process otherwise; a loaded optimizer would also take
-its options, such as the weight decay, from the checkpoint instead of the recipe.
+A checkpoint may be from another run or from another user. Some kernels of torch's optimizers do not
+check the shape, type and memory layout of their buffers, and crash the process if these are wrong.
+An optimizer that loads a state dict also takes over its options, such as the weight decay; here
+they come from the recipe.
 """
 
 import copy
@@ -17,22 +18,23 @@ from torch import Tensor, nn
 from distill.events import TOTAL
 from distill.training.state import TrainState
 
-MOST_EPOCHS = 1_000_000  # of a run
+MOST_EPOCHS = 1_000_000  # limit for a run with a budget in minutes
 LONGEST_NAME = 60  # characters of a name or value in a message
 
 
 class UnfitState(Exception):
-    """A part of a checkpoint that does not fit the run; its text names the part and the fault."""
+    """Raised if a checkpoint does not fit the run; the message names the part and what is wrong."""
 
 
 def checked_state(
     state: TrainState, tensors: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the state dicts to load into `state.stateful`, by name.
+    """Return the checked state dicts to load, by the names in `state.stateful`.
 
-    Options of the optimizer and of the loss scaler are those of this run. Raises UnfitState unless
-    every tensor has the shape and type that this run has there and is finite, every number is in
-    its range, and the numbers of steps and epochs fit each other.
+    `tensors`: the checkpoint's state dicts by name. `progress`: its numbers of steps and epochs.
+    The options of the optimizer and of the loss scaler are replaced by those of this run. Raises
+    UnfitState if a tensor is not finite or differs in shape or type from this run's, if a number is
+    out of its range, or if the numbers of steps and epochs contradict each other.
     """
     _check_progress(state, progress)
     steps = progress["step"]
@@ -42,9 +44,9 @@ def checked_state(
             continue
         saved = _table(tensors[name], f"its {name}")
         if name == "optimizer":
-            fitting[name] = _optimizer_state(part, saved, steps)
+            fitting[name] = _checked_optimizer(part, saved, steps)
         elif name == "scaler":
-            fitting[name] = _scaler_state(part, saved)
+            fitting[name] = _checked_scaler(part, saved)
         else:
             _check_module(name, part, saved)
             fitting[name] = saved
@@ -55,10 +57,10 @@ def checked_state(
 
 
 def _check_progress(state: TrainState, progress: Mapping[str, Any]) -> None:
-    """Raise UnfitState unless the numbers are those of one moment of this run."""
+    """Raise UnfitState unless the numbers of steps, epochs and retries are possible together."""
     per_epoch = state.loader.steps_per_epoch
     least, most = state.total_steps, state.total_steps
-    if state.settings.minutes is not None:  # the run has measured how many fit into its minutes
+    if state.settings.minutes is not None:  # the total was measured, and may differ from this one
         least, most = 1, MOST_EPOCHS * per_epoch
     total = progress.get("total_steps", state.total_steps)
     _check_number("its total_steps", total, int, least, most)
@@ -75,7 +77,9 @@ def _check_progress(state: TrainState, progress: Mapping[str, Any]) -> None:
 
 
 def _check_module(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Raise UnfitState unless the tensors are those of the module."""
+    """Raise UnfitState unless the saved tensors have the names, shapes and types of the module's
+    state dict.
+    """
     expected = module.state_dict()
     missing, unknown = expected.keys() - saved.keys(), saved.keys() - expected.keys()
     if missing:
@@ -86,10 +90,11 @@ def _check_module(name: str, module: nn.Module, saved: Mapping[str, Any]) -> Non
         _check_tensor(f"its {name}'s {key}", saved[key], tensor)
 
 
-def _optimizer_state(optimizer: Any, saved: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """Return the state dict to load: the checkpoint's buffers, and this run's options.
+def _checked_optimizer(optimizer: Any, saved: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return the optimizer's state dict to load: the checkpoint's buffers with this run's options.
 
-    A parameter may have no state: it had no gradient yet.
+    `steps`: the number of steps that the checkpoint has taken. A parameter may have no buffers,
+    since an optimizer creates them at its first gradient.
     """
     own = optimizer.state_dict()["param_groups"]
     stepped = _state_after_a_step(getattr(optimizer, "optimizer", optimizer))
@@ -102,11 +107,11 @@ def _optimizer_state(optimizer: Any, saved: Mapping[str, Any], steps: int) -> di
         raise UnfitState(f"its optimizer has a state of {_shortened(min(map(str, unknown)))}")
     return {
         "state": {
-            index: _buffers(f"parameter {index}", values, stepped["state"][index], steps)
+            index: _checked_buffers(f"parameter {index}", values, stepped["state"][index], steps)
             for index, values in state.items()
         },
         "param_groups": [
-            _group(f"group {index}", *pair, steps)
+            _checked_group(f"group {index}", *pair, steps)
             for index, pair in enumerate(zip(own, groups, stepped["param_groups"], strict=True))
         ],
     }
@@ -120,10 +125,10 @@ def _groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the optimizer's state dict after a step, with tensors that have shapes but no data.
+    """Return the state dict that the optimizer would have after a step, on the meta device.
 
-    It shows which buffers this optimizer makes for each parameter. Nothing is computed and the
-    optimizer is not changed.
+    It shows which buffers this optimizer creates for each parameter, and their shapes and types.
+    Nothing is computed, and the optimizer is not changed.
     """
     groups = [
         copy.deepcopy(options) | {"params": [_without_data(each) for each in parameters]}
@@ -143,23 +148,23 @@ def _parameters_and_options(group: dict[str, Any]) -> tuple[list[Tensor], dict[s
 
 
 def _without_data(parameter: Tensor) -> nn.Parameter:
-    """Return a parameter of the same shape and type, with a gradient, that has no memory."""
+    """Return a parameter of the same shape and type, with a gradient, on the meta device."""
     alone = nn.Parameter(torch.empty_like(parameter, device="meta"))
     alone.grad = torch.empty_like(alone)
     return alone
 
 
-def _group(
+def _checked_group(
     name: str,
     current: dict[str, Any],
     saved: dict[str, Any],
     stepped: dict[str, Any],
     steps: int,
 ) -> dict[str, Any]:
-    """Return this run's options of a parameter group, and the checkpoint's count of steps, if it
-    has one.
+    """Return a parameter group with this run's options and the checkpoint's step counter.
 
-    timm's lamb and adan count the steps in the group.
+    `stepped`: the group after a step. Its options that differ from `current` are counters: timm's
+    lamb and adan count steps in the group. Other optimizers have no counter there.
     """
     counted = {key for key in stepped if key != "params" and stepped[key] != current.get(key)}
     group = {key: value for key, value in current.items() if key not in counted}
@@ -169,8 +174,11 @@ def _group(
     return group
 
 
-def _buffers(name: str, saved: Any, expected: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Return copies of a parameter's buffers: loaded tensors may share or repeat memory."""
+def _checked_buffers(name: str, saved: Any, expected: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return checked copies of the optimizer's buffers for one parameter.
+
+    They are copied because tensors of a checkpoint may share memory, or be expanded views.
+    """
     saved = _table(saved, f"its optimizer's state of {name}")
     if saved.keys() != expected.keys():
         found, wanted = (
@@ -187,8 +195,11 @@ def _copied(value: Any) -> Any:
 
 
 def _check_buffer(name: str, key: str, value: Any, example: Any, steps: int) -> None:
-    """Raise UnfitState unless a value in an optimizer's state has the type and shape of
-    `example`.
+    """Raise UnfitState unless a value of an optimizer's state fits `example`, its value after one
+    step.
+
+    A tensor must have the same shape and type, a step counter must be in 0..steps, and any other
+    value must be equal.
     """
     if isinstance(example, Tensor):
         _check_tensor(name, value, example)
@@ -204,9 +215,9 @@ def _check_buffer(name: str, key: str, value: Any, example: Any, steps: int) -> 
         raise UnfitState(f"{name} is {_shortened(value)}, not {example}")
 
 
-def _scaler_state(scaler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scaler's own options, with the checkpoint's scale and its steps since the last
-    change.
+def _checked_scaler(scaler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the loss scaler's state dict to load: this run's options, and the checkpoint's scale
+    and its number of steps since the scale changed.
     """
     own: dict[str, Any] = scaler.state_dict()
     scale, tracker = saved.get("scale"), saved.get("_growth_tracker")
@@ -218,7 +229,7 @@ def _scaler_state(scaler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_means(name: str, saved: Mapping[str, Any], terms: Collection[str], steps: int) -> None:
-    """Raise UnfitState unless the values are running means of the run's loss terms."""
+    """Raise UnfitState unless `saved` is a state of RunningMeans for the run's loss terms."""
     name = f"its {name} losses'"
     _check_number(f"{name} count", saved.get("count"), int, 0, steps)
     counts, sums = _table(saved.get("counts"), f"{name} counts"), saved.get("sums")
@@ -230,7 +241,8 @@ def _check_means(name: str, saved: Mapping[str, Any], terms: Collection[str], st
         return
     if not isinstance(sums, Tensor):
         raise UnfitState(f"{name} sums is {_type_name(sums)}, not a tensor")
-    if not _is_plain(sums) or not sums.is_contiguous():  # repeated rows take no memory, but time
+    # An expanded tensor with billions of rows takes no memory, but its mean takes hours.
+    if not _is_plain(sums) or not sums.is_contiguous():
         raise UnfitState(f"{name} sums is no plain tensor")
     if sums.dim() != 2 or not len(sums) or sums.shape[1] != len(counts):
         raise UnfitState(f"{name} sums have shape {[*sums.shape]}, not [processes, {len(counts)}]")
@@ -253,7 +265,7 @@ def _check_tensor(name: str, value: Any, expected: Tensor) -> None:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense and in the host's memory, where checkpoints are loaded to."""
+    """Whether a tensor is dense, on the CPU, and neither nested nor quantised."""
     return (
         tensor.layout is torch.strided
         and tensor.device.type == "cpu"

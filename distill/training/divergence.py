@@ -1,4 +1,4 @@
-"""Detect non-finite losses and gradients before weights damaged by them are saved."""
+"""Detect non-finite losses and gradients before the weights that they damage are saved."""
 
 import torch
 from accelerate import Accelerator
@@ -9,8 +9,9 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 class Diverged(Exception):
-    """The loss or the gradient of a step is not finite; the last checkpoint is from an earlier
-    step.
+    """Raised if the loss or the gradient of a step is not finite.
+
+    The last checkpoint was saved before that step.
     """
 
     def __init__(self, step: int) -> None:
@@ -19,11 +20,11 @@ class Diverged(Exception):
 
 
 class DivergenceMonitor:
-    """Record the first step whose loss or gradient is not finite.
+    """Records the first step whose loss or gradient is not finite.
 
-    On a CPU the values are read at once, before the weights change. On a GPU they stay on the
-    device, so that no step waits for them, and `raise_if_diverged` reads them when losses are
-    logged and before anything is saved; the weights of the steps in between are discarded.
+    On a CPU each step is checked at once, before the weights change. On a GPU the result stays on
+    the device, so that no step waits for it; the training loop calls `raise_if_diverged` when it
+    logs losses and before it saves anything. The weights of the steps in between are discarded.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -33,10 +34,11 @@ class DivergenceMonitor:
         self.at_once = accelerator.device.type == "cpu"  # reading a value is free there
 
     def record(self, step: int, loss: Tensor, gradient: Tensor | None) -> None:
-        """Record this process's loss and the gradient norm of all processes in `step` (from 1).
+        """Record the loss of this process and the gradient norm of all processes in `step` (from
+        1).
 
-        On a CPU, raises Diverged if one is not finite. On a GPU nothing is read, which would wait
-        for it.
+        `gradient` is None under a loss scaler. On a CPU, raises Diverged if one of them is not
+        finite. On a GPU no value is read, because reading would wait for the device.
         """
         self.gradient = gradient
         values = torch.stack([v.detach().float() for v in (loss, gradient) if v is not None])
@@ -58,10 +60,10 @@ class DivergenceMonitor:
             raise Diverged(first)
 
     def reset(self) -> None:
-        """Forget what was recorded."""
+        """Discard the recorded step."""
         self.first = torch.full_like(self.first, NEVER)
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """Return the norm of the whole gradient, computed in one pass over it."""
+    """Return the L2 norm of the gradients of all parameters together, as a scalar tensor."""
     return get_total_norm([p.grad for p in parameters if p.grad is not None])

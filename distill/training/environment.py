@@ -39,14 +39,15 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def precision_name(accelerator: Accelerator) -> str:
-    """Return `fp32`, `bf16` or `fp16`; accelerate calls the first one `no`."""
+    """Return `fp32`, `bf16` or `fp16`; accelerate's name for fp32 is `no`."""
     mixed: str = accelerator.mixed_precision
     return "fp32" if mixed == "no" else mixed
 
 
 def source_hash() -> str:
-    """Return the sha256 of this program's Python files and their paths: it identifies the
-    program.
+    """Return the sha256 of all Python files of this program and their paths.
+
+    It identifies the version of the program.
     """
     digest = hashlib.sha256()
     for name in SOURCE_FOLDERS:
@@ -57,8 +58,9 @@ def source_hash() -> str:
 
 
 def earlier_source_hashes(path: Path) -> list[str]:
-    """Return the source hashes that a run was trained with, in order, from its environment.json;
-    empty if the file is absent or damaged.
+    """Return the source hashes that a run was trained with, the oldest first.
+
+    `path`: its environment.json. Returns an empty list if the file is absent or damaged.
     """
     try:
         environment = run_json.environment(path)

@@ -1,12 +1,13 @@
 """Count the floating-point operations of a recipe's training in closed form.
 
-A multiply-accumulate is two operations. A training step costs a forward pass and about twice as
-much for the gradients of activations and weights (Kaplan et al. 2020, arXiv 2001.08361, section
-2.1). A teacher costs one forward pass for each image whose logits are not cached:
+A multiply-accumulate (MAC) is two operations. A training step costs three times a forward pass: the
+forward pass itself, and about two more for the gradients of activations and weights (Kaplan et al.
+2020, arXiv 2001.08361, section 2.1). A teacher costs one forward pass for each image whose logits
+are not cached:
 
     FLOP = images x 3 x 2 x MACs + teacher images x 2 x MACs of the teacher
 
-Several teachers are not counted here: the networks of an ensemble are not part of a recipe.
+One teacher is assumed: the networks of an ensemble are not described in the recipe.
 """
 
 from dataclasses import dataclass
@@ -37,11 +38,11 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """The number of images that a training processes; an image counts again in every epoch."""
+    """The numbers of images that a training processes; an image counts once per epoch."""
 
     trained: int
     cached: int  # trained images whose teacher logits are read from the cache
-    passes: float  # the teacher's forward passes for each other trained image; 0 without a teacher
+    passes: float  # teacher's forward passes per trained image that is not cached; 0 without one
     validated: int  # forward passes on the held-out part
 
     @property
@@ -51,9 +52,10 @@ class ImageCounts:
 
 
 def network_cost(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
-    """Return the cost of the network that a recipe trains in a role, without allocating weights.
+    """Return the cost of a recipe's network, without allocating its weights.
 
-    Raises the UserErrors of `build.network`.
+    `role`: whether to build the network of [teacher] or of [student]. Raises UserError if it cannot
+    be built.
     """
     tables = Recipe(teacher=recipe.teacher, student=recipe.student, train=Train(epochs=1))
     return _count_network(tables, role, n_classes)
@@ -70,9 +72,9 @@ def _count_network(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
 def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
     """Count the images that a whole training processes, given a train split of `n_images`.
 
-    The images that the recipe holds out are not trained on, nor is the last partial batch of an
-    epoch. Cached teacher logits are computed once for each view. Returns None for a recipe with
-    `train.minutes`, whose number of steps depends on the machine.
+    Held-out images and the last partial batch of an epoch are not trained on. With a cache, the
+    teacher's logits are computed in the first `cache.views` epochs and read in all others. Returns
+    None for a recipe with `train.minutes`, whose number of steps depends on the machine.
     """
     epochs = recipe.train.epochs
     if epochs is None:
@@ -90,15 +92,21 @@ def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
 
 
 def split_sizes(recipe: Recipe, n_images: int) -> tuple[int, int]:
-    """Return the numbers of training and held-out images, except for rounding by class."""
+    """Return the approximate numbers of training and held-out images.
+
+    The exact numbers may differ slightly, because the split rounds separately for each class.
+    """
     n_held_out = round(recipe.data.holdout * n_images)
     n_train = n_images - n_held_out
     return min(n_train, recipe.data.train_images or n_train), n_held_out
 
 
 def teacher_passes(recipe: Recipe) -> float:
-    """Return the mean number of the teacher's forward passes for a training image: one if a loss
-    term reads its outputs, two more if a term reads those of both images of a mixed pair.
+    """Return the mean number of teacher forward passes per training image, averaged over the
+    training.
+
+    While a loss term that reads the teacher's outputs is active, one pass; while a term that reads
+    its logits of both unmixed images of a mixed pair is active, two more.
     """
     terms = list(recipe.loss.terms().values())
     change_points = sorted({0.0, 1.0, *(at for t in terms for at in (t.when.begin, t.when.end))})

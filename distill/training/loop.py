@@ -36,11 +36,11 @@ LEAST_TOTAL_S = 60.0  # shorter runs get no estimate of the total time
 
 
 def step(state: TrainState, k: int) -> dict[str, Tensor]:
-    """Take optimizer step k on the global batch, split equally over processes and accumulation.
+    """Take optimizer step k (from 0) on the global batch.
 
-    Returns every loss term, unweighted, and `total`, as scalars on the device, without host
-    synchronisation. On a CPU, raises Diverged before the weights change if loss or gradient are not
-    finite.
+    The batch is split equally over processes and micro-batches. Returns every loss term,
+    unweighted, and their weighted sum `total`, as scalars on the device, without waiting for it. On
+    a CPU, raises Diverged before the weights change if loss or gradient are not finite.
     """
     means: dict[str, Tensor] = {}
     progress = k / state.total_steps
@@ -51,7 +51,7 @@ def step(state: TrainState, k: int) -> dict[str, Tensor]:
     for micro_step, (view, rows) in enumerate(micro_batches):
         with state.accelerator.accumulate(state.model_ddp, state.loss_ddp):
             batch = state.loader.batch(view, rows)  # augmented and mixed
-            teacher = state.teacher(batch, needs)  # on the same pixels, without gradient
+            teacher = state.teacher(batch, needs)  # the same images as the student, no gradient
             _seed_dropout(state, k, micro_step)
             student = state.model_ddp(batch.images)
             losses = state.loss_ddp(loss_inputs(batch, student, teacher), progress)
@@ -61,7 +61,7 @@ def step(state: TrainState, k: int) -> dict[str, Tensor]:
                 means[name] = means.get(name, 0) + loss.detach() / len(micro_batches)
             if state.accelerator.sync_gradients:
                 state.divergence.record(k + 1, means[TOTAL], clip_gradient(state))
-            state.optimizer.step()  # accelerate skips it until the last micro-batch
+            state.optimizer.step()  # accelerate skips it for all but the last micro-batch
             state.optimizer.zero_grad()
     if state.ema is not None:
         state.ema.update(state.model, step=k + 2)  # timm's warm-up at t + 2 is (1 + t) / (10 + t)
@@ -69,12 +69,12 @@ def step(state: TrainState, k: int) -> dict[str, Tensor]:
 
 
 def _seed_dropout(state: TrainState, k: int, micro_step: int) -> None:
-    """Seed by the step and the process, so that a resumed run draws the same masks."""
+    """Seed torch for one micro-batch, so that a resumed run draws the same dropout masks."""
     torch.manual_seed(rng.torch_seed(state.seed, k, micro_step, state.accelerator.process_index))
 
 
 def loss_inputs(batch: Batch, student: ModelOutput, teacher: TeacherOutput) -> LossInputs:
-    """Collect the inputs of the loss terms for a batch."""
+    """Collect the inputs of the loss terms from a batch and the outputs of both networks."""
     return LossInputs(
         student=student.logits,
         targets=batch.targets,
@@ -87,9 +87,10 @@ def loss_inputs(batch: Batch, student: ModelOutput, teacher: TeacherOutput) -> L
 
 
 def clip_gradient(state: TrainState) -> Tensor | None:
-    """Clip the gradient to the recipe's norm, if any; return its norm before clipping.
+    """Clip the gradient to the recipe's `optim.clip`, if set; return its norm before clipping.
 
-    Returns None under a loss scaler, which handles gradients that overflow by skipping the step.
+    Returns None under a loss scaler: it skips a step whose gradient overflows, so that a non-finite
+    norm is no divergence.
     """
     norm = None
     if state.clip is not None:
@@ -102,14 +103,15 @@ def clip_gradient(state: TrainState) -> Tensor | None:
 def train(state: TrainState) -> Iterator[Event]:
     """Train the remaining epochs: steps, validation, checkpoints.
 
-    Yields Step, Estimate, Epoch and Retry, each before the state that it reports is saved, so that
-    a resumed run repeats and omits no event. Raises Diverged if loss or gradient are not finite and
-    no retry is left, before anything is saved; Stopped on request, after saving.
+    Yields Step, Estimate, Epoch and Retry events. Each is yielded before the state that it reports
+    is saved, so that a resumed run neither repeats nor omits an event. Raises Diverged if loss or
+    gradient are not finite and no retry is left; the diverged state is not saved. Raises Stopped on
+    request, after saving.
     """
     state.start_clock()
     with state.stop_signal.defer():
         if state.step == 0:
-            resume.save(state)  # so that a full disk fails now
+            resume.save(state)  # a full disk raises an error now, not after the first epoch
         while state.epoch < state.epochs:
             try:
                 yield from _epoch(state)
@@ -120,7 +122,7 @@ def train(state: TrainState) -> Iterator[Event]:
 
 
 def _epoch(state: TrainState) -> Iterator[Event]:
-    """Train the rest of the epoch: steps, validation, a checkpoint if one is due."""
+    """Train to the end of the current epoch: steps, validation, and a checkpoint if one is due."""
     yield from _steps(state)
     re_estimate_batch_norm(state)
     broadcast_buffers(state)
@@ -136,10 +138,11 @@ def _epoch(state: TrainState) -> Iterator[Event]:
 
 
 def _save_epoch_weights(state: TrainState) -> None:
-    """Save the final weights of every n-th epoch and of the last, if `train.keep_epochs` is n.
+    """Save the weights after this epoch if `train.keep_epochs` = n and it is an n-th or the last.
 
-    They are on disk before the checkpoint that includes the epoch, so that a resumed run leaves no
-    gap. Raises OSError if they cannot be written.
+    The averaged weights are saved if the run has an average. They are written before the checkpoint
+    that includes the epoch, so that no epoch is missing in a resumed run. Raises OSError if they
+    cannot be written.
     """
     every = state.settings.keep_epochs
     is_due = every is not None and (state.epoch % every == 0 or state.epoch == state.epochs)
@@ -148,7 +151,7 @@ def _save_epoch_weights(state: TrainState) -> None:
 
 
 def _steps(state: TrainState) -> Iterator[Step | Estimate]:
-    """Take the steps to the end of the epoch."""
+    """Take the remaining steps of the current epoch."""
     logged_at, n_images = time.monotonic(), 0
     state.model_ddp.train()
     state.first_steps.restart()
@@ -177,7 +180,9 @@ def _steps(state: TrainState) -> Iterator[Step | Estimate]:
 
 
 def _request(state: TrainState) -> Request:
-    """Return what this process requests after a step; a signal takes precedence over the clock."""
+    """Return what this process requests after a step: the request of a signal, else SAVE if a
+    checkpoint is due by the clock.
+    """
     if state.stop_signal.request is not Request.NONE:
         return state.stop_signal.request
     return Request.SAVE if state.is_time_to_save else Request.NONE
@@ -186,8 +191,8 @@ def _request(state: TrainState) -> Request:
 def _estimate(state: TrainState) -> Iterator[Estimate]:
     """Estimate the total time from the first steps; yield nothing if it is below a minute.
 
-    Validation is counted as forward passes. If some later steps have other terms or read cached
-    teacher logits, they take a different time than the measured ones: the range is wider.
+    Validation is counted as forward passes. The range is wider if later steps may take a different
+    time than the measured ones: if they compute other loss terms or read cached teacher logits.
     """
     first = state.first_steps
     varies = state.teacher.is_cached or len(state.loss.change_points) > 1
@@ -204,14 +209,15 @@ def _estimate(state: TrainState) -> Iterator[Estimate]:
 
 
 def _stop_if_requested(state: TrainState, request: Request) -> None:
-    """Raise Stopped if the request is to stop. Called once the state is saved."""
+    """Raise Stopped if the request is to stop. Call it after the state is saved."""
     if request.stops:
         raise Stopped(request, state.step)
 
 
 def _rollback(state: TrainState, error: Diverged) -> Retry:
-    """Restore the last checkpoint and lower the learning rate. Raises `error` if no retry
-    is left.
+    """Restore the last checkpoint and lower the learning rate.
+
+    Raises `error` if no retry is left, Failure if no checkpoint can be restored.
     """
     if state.retries >= state.settings.retries:
         raise error
@@ -229,14 +235,15 @@ def _rollback(state: TrainState, error: Diverged) -> Retry:
 
 
 def _as_metrics(means: dict[str, float]) -> dict[str, float]:
-    """Return the mean losses under their metric names."""
+    """Return the mean losses with their metric names, such as `loss/kd`, as keys."""
     return {loss_name(name): value for name, value in means.items()}
 
 
 def re_estimate_batch_norm(state: TrainState) -> None:
     """Re-estimate the batch-norm statistics of the averaged weights, if the recipe requests it.
 
-    Every process uses the same images, so that the result does not depend on their number.
+    Every process uses all `state.norm_images`, so that the result does not depend on the number of
+    processes.
     """
     if state.ema is not None and state.norm_images is not None:
         with state.accelerator.autocast():
@@ -246,29 +253,31 @@ def re_estimate_batch_norm(state: TrainState) -> None:
 
 
 def broadcast_buffers(state: TrainState) -> None:
-    """Copy the running statistics of rank 0, of the network and of its average, to every process.
+    """Copy the batch-norm statistics of the network and of its average from rank 0 to all
+    processes.
 
-    Between two forward passes each process has its own statistics; validation must use those that
-    are saved.
+    During training the statistics differ between processes. Rank 0 saves its own, so validation
+    must use them too.
     """
     for net in (state.model, state.ema.module) if state.ema is not None else (state.model,):
         broadcast(list(net.buffers()))
 
 
 def validate(state: TrainState) -> dict[str, float]:
-    """Measure the final weights on the held-out part, and with `train.validate_both` the unaveraged
-    ones too.
+    """Return `top1`, `nll` and `ece` on the held-out images; empty if nothing is held out.
 
-    Computed in the precision of the training: selection needs only a ranking, and on a GPU float32
-    without TF32 takes several times as long. Raises Stopped if a stop is requested meanwhile: the
-    resumed run begins with this validation.
+    Measures the averaged weights if the run has an average, and with `train.validate_both` the
+    unaveraged ones too. Computed in the precision of the training: selecting an epoch needs only a
+    ranking, and on a GPU float32 without TF32 takes several times as long. Raises Stopped if a stop
+    is requested meanwhile; the resumed run then repeats this validation.
     """
     if state.held_out is None:
         return {}
 
     def stop_early() -> None:
         request = state.stop_signal.request
-        if request.stops and state.accelerator.num_processes == 1:  # several would have to agree
+        # Several processes would have to agree first; they stop after the validation.
+        if request.stops and state.accelerator.num_processes == 1:
             resume.save(state)
             _stop_if_requested(state, request)
 
@@ -281,8 +290,9 @@ def validate(state: TrainState) -> dict[str, float]:
 
 
 def _record_if_best(state: TrainState, metrics: dict[str, float]) -> bool:
-    """Copy the weights if this epoch is the best so far, or if nothing is held out; return
-    whether.
+    """Copy the weights if this epoch is the best so far, or if nothing is held out.
+
+    Returns whether they were copied.
     """
     top1 = measure_name("top1", "val" if state.ema is None else "val_ema")
     is_best = state.held_out is None or metrics[top1] > state.best.metrics.get(top1, -1.0)

@@ -1,8 +1,8 @@
 """Measure the training speed of a recipe on random images, within seconds.
 
-The step has the recipe's own terms, augmentation, optimizer and precision. Its batch is smaller
-than the recipe's if a step would last too long. The networks have random weights: the time of a
-step does not depend on them.
+The timed steps have the recipe's loss terms, augmentation, optimizer and precision. Their batch is
+smaller than the recipe's if a step would take too long. The weights are random, because the time of
+a step does not depend on them.
 """
 
 import math
@@ -26,20 +26,22 @@ from distill.training import build, minutes_to_steps
 from distill.training.estimate import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
 from distill.training.state import TrainState
 
-FIRST_BATCH = 8  # of the first two steps, which show how large a batch can be timed
-MOST_STEP_S = 1.5  # the most seconds that a timed step should last
-ENOUGH_S = 2.5  # seconds of timed steps
-SMALLER_DOUBT = 0.25  # if the timed batch is smaller: its images take longer (bf16: 40 %)
-MUCH_SLOWER = 2.0  # timing ends if an image takes this many times as long as the rival's
+FIRST_BATCH = 8  # images in the first two steps, which show how large a batch can be timed
+MOST_STEP_S = 1.5  # the most seconds that a timed step should take
+ENOUGH_S = 2.5  # total seconds of timed steps
+# Least relative uncertainty if the timed batch is smaller than the recipe's: an image then takes
+# longer (40 % in bf16).
+SMALLER_DOUBT = 0.25
+MUCH_SLOWER = 2.0  # timing ends early if an image takes more than 2 times `rival_s`
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per training image."""
+    """The measured seconds per training image."""
 
-    image: TimeRange
-    teacher_s: float  # the part of them that the teacher takes; 0 without one
-    fastest_s: float  # per image of the fastest step: the least disturbed by other programs
+    image: TimeRange  # mean and range over the training
+    teacher_s: float  # how many of these seconds the teacher takes; 0 without a teacher cache
+    fastest_s: float  # in the fastest step, which other programs disturbed least
 
 
 def random_images(n: int, n_classes: int) -> ImageSet:
@@ -60,7 +62,11 @@ def device_name() -> str:
 
 
 def processor_share(processor_s: float, wall_s: float) -> float:
-    """Return the share of its threads' time that this program got, 0..1; less if others compete."""
+    """Return the fraction, 0..1, of the wall time of all its threads that this program computed.
+
+    `processor_s`: CPU seconds of all threads together. A value below 1 means that other programs
+    used the processor too.
+    """
     return min(1.0, processor_s / (wall_s * torch.get_num_threads()))
 
 
@@ -77,11 +83,13 @@ def measure(
     until: float,
     rival_s: float = math.inf,
 ) -> Speed:
-    """Time steps of a recipe on `images`, with an untrained teacher network of recipe `teacher`.
+    """Time steps of a recipe on `images`.
 
-    At least two steps are taken, of which the first is not timed. No step starts that would end
-    after `until`, by time.monotonic, nor if an image takes much longer than `rival_s`. Raises
-    UserError if the recipe does not fit the images.
+    `teacher`: the recipe of the teacher, which is built untrained; None without a teacher. At least
+    two steps are taken; the first is not timed. `until`: no further step is started that would end
+    after this time.monotonic(). `rival_s`: seconds per image of the same recipe in another
+    precision; timing ends early if this one takes more than twice as long. Raises UserError if the
+    recipe does not fit the images.
     """
     state = _build_state(recipe, role, teacher, images)
     take_steps = minutes_to_steps.repeated_step(state)
@@ -92,7 +100,8 @@ def measure(
     size = _batch_size(recipe, first_s, until)
     if size != FIRST_BATCH:
         state.loader = build_loader(_with_batch_size(recipe, size), images, state.accelerator)
-    spans = list(pairwise([*state.loss.change_points, 1.0]))  # the active terms change in between
+    # Parts of the training, as (begin, end) in 0..1, between which the active loss terms change.
+    spans = list(pairwise([*state.loss.change_points, 1.0]))
     image_s = [
         _image_seconds(state, size, begin, ENOUGH_S / len(spans), until, first_s)
         for begin, _ in spans
@@ -107,8 +116,10 @@ def measure(
 def _mean_over_training(
     image_s: list[list[float]], shares: list[float], size: int, recipe: Recipe
 ) -> TimeRange:
-    """Return the mean seconds per image over the spans of the training, weighted by their shares of
-    it.
+    """Return the seconds per image, averaged over the training.
+
+    `image_s`: the measured times in each part of the training. `shares`: the fraction of the
+    training that each part takes; they sum to 1. `size`: the timed batch size.
     """
     is_full_size = size == recipe.train.batch_size // recipe.train.accumulate
     doubt = LEAST_DOUBT if is_full_size else SMALLER_DOUBT
@@ -127,7 +138,7 @@ def _build_state(
     recipe: Recipe, role: Role, teacher: Recipe | None, images: ImageSet
 ) -> TrainState:
     """Build a state of the recipe that is never saved, with small batches and no teacher cache."""
-    AcceleratorState._reset_state()  # it has one precision per process, and recipes differ in it
+    AcceleratorState._reset_state()  # allows another precision than the previous recipe's
     small = _with_batch_size(recipe, FIRST_BATCH)
     accel = build_accelerator(small)
     frozen = None
@@ -138,8 +149,8 @@ def _build_state(
 
 
 def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
-    """Return a copy of the recipe that trains one epoch with batch size `size`, without gradient
-    accumulation and cache.
+    """Return a copy of the recipe for one epoch with batch size `size`, without gradient
+    accumulation or cache.
     """
     changed = {"batch_size": size, "accumulate": 1, "epochs": 1, "minutes": None}
     return recipe.model_copy(
@@ -148,8 +159,11 @@ def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
 
 
 def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
-    """Return the largest power of two, at most the recipe's batch size, that fits in a
-    short step.
+    """Return the batch size to time: on a GPU the recipe's.
+
+    On a CPU it is the largest power of two, at most the recipe's batch size, with which a step
+    takes at most MOST_STEP_S seconds and several steps end before `until`. At least FIRST_BATCH.
+    `image_s`: seconds per image.
     """
     most = recipe.train.batch_size // recipe.train.accumulate
     if is_on_cpu():
@@ -162,8 +176,11 @@ def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
 def _image_seconds(
     state: TrainState, size: int, at: float, enough_s: float, until: float, first_s: float
 ) -> list[float]:
-    """Return the seconds per image of each timed step, with the loss terms at share `at` of the
-    training; only `first_s`, from an earlier step, if there is no time for more.
+    """Return the seconds per image of each timed step.
+
+    `at`: the fraction of the training, 0..1, whose active loss terms the steps compute. Timing ends
+    after `enough_s` seconds and LEAST_STEPS steps, or before `until`. If there is no time for a
+    step, returns only `first_s`, the seconds per image of an earlier step.
     """
     take_steps, image_s = minutes_to_steps.repeated_step(state, at), list[float]()
     if time.monotonic() + size * first_s < until:

@@ -1,8 +1,8 @@
 """Time steps to turn a budget in minutes into steps, and to decide on compilation.
 
-A budget in minutes becomes a number of steps, so that the learning rate schedule ends in time.
-`train.compile = "auto"` compiles if the time that it saves exceeds the time that it costs. All
-changes of the measured steps are undone.
+A budget in minutes becomes a number of steps, so that the learning-rate schedule ends within the
+budget. `train.compile = "auto"` compiles if that saves more time than it costs. All changes that
+the timed steps make to the training state are undone.
 """
 
 import copy
@@ -26,18 +26,18 @@ from distill.training import build, loop
 from distill.training.estimate import LEAST_S, LEAST_STEPS, WARMUP_STEPS, synchronize
 from distill.training.state import TrainState
 
-MOST_SHARE = 0.05  # of a budget, spent on a measurement at most, if LEAST_STEPS allow it
-SPARE = 0.03  # of a budget, for checkpoints and for steps slower than the measured ones
+MOST_SHARE = 0.05  # largest fraction of a budget to spend on timing; LEAST_STEPS are always timed
+SPARE = 0.03  # fraction of a budget reserved for checkpoints and steps slower than the timed ones
 LEAST_RUN_S = 600.0  # compiling takes a minute or two: shorter runs are not compiled
-WORTH = 0.97  # of the plain step's time: a compiled step that takes longer is not worth its risk
+WORTH = 0.97  # compile only if a compiled step takes less than this fraction of a plain step
 
 
 def steps_within(state: TrainState, minutes: float, began_at: float) -> int:
-    """Return how many optimizer steps fit a budget, including the work at the ends of epochs.
+    """Return how many optimizer steps fit into `minutes`, including the work at the end of epochs.
 
-    The budget began at `began_at` of time.monotonic: measuring is part of it. The teacher computes
-    its logits for a view once and reads them from the cache later: later steps are shorter by the
-    time of the teacher. Raises UserError if not one step fits.
+    `began_at`: the time.monotonic() at which the budget began; the time of this measurement is part
+    of it. With a cache the teacher computes each view once; steps on a cached view are shorter by
+    the teacher's time. Raises UserError if not even one step fits.
     """
     budget_s, steps_per_epoch = 60 * minutes, state.loader.steps_per_epoch
     with restore_afterwards(state):
@@ -63,8 +63,10 @@ def steps_within(state: TrainState, minutes: float, began_at: float) -> int:
 
 
 def most_steps(left_s: float, step_s: float, epoch_s: float, steps_per_epoch: int) -> int:
-    """Return the largest number of steps that fit `left_s`, including the work at the end of every
-    epoch, also of a partial last one.
+    """Return the largest number of steps that fit into `left_s` seconds.
+
+    `step_s`: seconds per step. `epoch_s`: seconds of the work at the end of each epoch, which is
+    also done after a partial last epoch.
     """
     epochs = max(0, math.floor(left_s / (steps_per_epoch * step_s + epoch_s)))
     rest_s = left_s - epochs * (steps_per_epoch * step_s + epoch_s) - epoch_s
@@ -72,15 +74,17 @@ def most_steps(left_s: float, step_s: float, epoch_s: float, steps_per_epoch: in
 
 
 def _mean_step(state: TrainState, most_s: float) -> float:
-    """Return the mean seconds of a step over the whole run, in which loss terms and image sides
-    change.
+    """Return the mean seconds of a step over the whole run, in which the active loss terms and the
+    image size change.
 
-    Sides only grow and an epoch has one side, so that the run never takes longer than planned.
+    At most `most_s` seconds are spent on timing. The image size never decreases, and changes only
+    at the end of an epoch, so after its scheduled time: the run never takes longer than planned.
     """
     shares = [share for share, _ in state.loader.schedule.spans]
     change_points = sorted({*state.loss.change_points, *shares, 1.0})
     spans = [(begin, end - begin) for begin, end in pairwise(change_points)]
-    timed, mean_s = replace(state, teacher=_teacher_to_time(state)), 0.0  # the same at every side
+    # The choice of the timed teacher is made once and used at all image sizes.
+    timed, mean_s = replace(state, teacher=_teacher_to_time(state)), 0.0
     for begin, share in spans:
         with state.loader.at_side(_side_at(state, begin)):
             mean_s += share * step_seconds(timed, most_s / len(spans), at=begin)
@@ -88,13 +92,15 @@ def _mean_step(state: TrainState, most_s: float) -> float:
 
 
 def _side_at(state: TrainState, share: float) -> int | None:
-    """Return the image side at this share of the training; None for full size."""
+    """Return the image size, in pixels, at a fraction `share` of the training; None for full
+    size.
+    """
     return [side for begin, side in state.loader.schedule.spans if begin <= share][-1]
 
 
 def teacher_seconds(state: TrainState) -> float:
-    """Return the seconds of a step spent in the teacher; 0 without one, or if every view is
-    cached.
+    """Return the mean seconds per step that the teacher takes; 0 without a teacher, or if every
+    view is cached.
     """
     if state.online_teacher is None or _teacher_to_time(state) is state.teacher:
         return 0.0
@@ -114,8 +120,9 @@ def _forward_seconds(state: TrainState, teacher: LiveTeacher) -> float:
 
 
 def _slowest_teacher(state: TrainState, online: LiveTeacher | OneTeacherPerView) -> LiveTeacher:
-    """Return the slowest teacher. If one is drawn for each view, planning with the slowest keeps
-    the run within its minutes, whichever teachers are drawn.
+    """Return the only teacher, or the slowest of several of which one is drawn for each view.
+
+    A plan with the slowest one stays within the budget, whichever teachers are drawn.
     """
     if len(online.networks) == 1:
         return online.networks[0]
@@ -127,7 +134,7 @@ def _slowest_teacher(state: TrainState, online: LiveTeacher | OneTeacherPerView)
 def _steps_until_cached(state: TrainState) -> int | None:
     """Return the number of steps after which every view is cached; None if views never repeat.
 
-    If the images change their side this is an upper bound: each view is computed at each side.
+    If the image size changes, each view is assumed to be computed at each size: an upper bound.
     """
     schedule = state.loader.schedule
     if not state.teacher.is_cached or schedule.views is None:
@@ -136,7 +143,7 @@ def _steps_until_cached(state: TrainState) -> int | None:
 
 
 def _run_end_of_epoch(state: TrainState) -> None:
-    """Do the work between two epochs: draw the next view, validate, copy weights, save."""
+    """Do the work between two epochs, to time it: draw a view, validate, copy weights, save."""
     state.loader.view.cache_clear()
     state.loader.view(0)
     loop.re_estimate_batch_norm(state)
@@ -153,8 +160,9 @@ def _run_end_of_epoch(state: TrainState) -> None:
 def choose_compilation(state: TrainState, run_s: float | None) -> str:
     """Compile the networks if that makes a step faster; return the decision and its reason.
 
-    `run_s`: seconds that the run may take, if known. Networks on which the compiler fails stay
-    uncompiled. Measured on images of the last side, which take the longest.
+    `run_s`: seconds that the run may take; None to compute them from the number of steps. If the
+    compiler fails, the networks stay uncompiled. Timed at the last image size, which is the
+    largest.
     """
     with restore_afterwards(state), state.loader.at_side(state.loader.schedule.spans[-1][1]):
         plain_s = step_seconds(state, LEAST_S)
@@ -178,10 +186,10 @@ def choose_compilation(state: TrainState, run_s: float | None) -> str:
 
 
 def step_seconds(state: TrainState, most_s: float, at: float = 0.0) -> float:
-    """Return the mean seconds of a step, over as many steps as fit LEAST_S or `most_s`, whichever
-    is less.
+    """Return the mean seconds of a step.
 
-    `at`: the share of the training whose loss terms the steps compute.
+    Times steps for `most_s` seconds, at most LEAST_S (5 s), and at least LEAST_STEPS steps. `at`:
+    the fraction of the training, 0..1, whose active loss terms the steps compute.
     """
     take_steps = repeated_step(state, at)
     take_steps(WARMUP_STEPS)
@@ -194,7 +202,10 @@ def step_seconds(state: TrainState, most_s: float, at: float = 0.0) -> float:
 
 
 def repeated_step(state: TrainState, at: float = 0.0) -> Callable[[int], None]:
-    """Return a function that repeats one step n times; `at` as for `step_seconds`."""
+    """Return a function of n that takes the same training step n times.
+
+    `at`: the fraction of the training, 0..1, whose active loss terms the step computes.
+    """
     state.model_ddp.train()
     timed = replace(state, teacher=_teacher_to_time(state))
     timed.total_steps = state.loader.steps_per_epoch  # so that no second view is drawn
@@ -209,10 +220,12 @@ def repeated_step(state: TrainState, at: float = 0.0) -> Callable[[int], None]:
 
 @contextmanager
 def restore_afterwards(state: TrainState) -> Iterator[None]:
-    """Undo what is trained inside `with`: weights, averages, optimizer, terms, scaler."""
+    """Restore the training state at the end of the context: weights, average, optimizer, loss terms
+    and loss scaler.
+    """
     saved = copy.deepcopy({name: part.state_dict() for name, part in state.stateful.items()})
     accumulated, at_once = state.accelerator.step, state.divergence.at_once
-    state.divergence.at_once = False  # a timed step has no number to report
+    state.divergence.at_once = False  # a divergence in a timed step is ignored
     try:
         yield
     finally:
@@ -225,8 +238,10 @@ def restore_afterwards(state: TrainState) -> Iterator[None]:
 
 
 def _teacher_to_time(state: TrainState) -> Teacher:
-    """Return the teacher if all its logits are cached, else its network: a partial cache is too
-    fast.
+    """Return the teacher to use in timed steps: the cache if it is complete, else a live network.
+
+    With a partial cache, timed steps may read it while later steps must compute the logits: they
+    would take longer than timed.
     """
     if state.online_teacher is None or on_all_processes(state.teacher.is_fully_cached):
         return state.teacher
@@ -234,7 +249,7 @@ def _teacher_to_time(state: TrainState) -> Teacher:
 
 
 def time_work(state: TrainState, work: Callable[[], object]) -> float:
-    """Return the seconds that `work` takes, from an idle device to an idle device."""
+    """Return the seconds that `work` takes, including its work on the device."""
     synchronize(state.accelerator.device)
     began_at = time.monotonic()
     work()

@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 Schedule = Literal["cosine", "linear", "constant", "step", "one_cycle"]
 
-# The defaults of torch's OneCycleLR: the share of the training in which the rate rises, and the
-# first and last learning rates relative to the peak.
+# The defaults of torch's OneCycleLR: the fraction of the training in which the learning rate
+# increases, and the first and last learning rates relative to the peak.
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 25e4
 
-LR_SCALE = "lr_scale"  # a parameter group's factor on the learning rate, saved with its state
+LR_SCALE = "lr_scale"  # key of a parameter group: a factor on the learning rate
 
 
 def optimizer(
@@ -32,21 +32,25 @@ def optimizer(
     bias_lr: float = 1.0,
     biases: Collection[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Build timm's optimizer `name`: its `sgd` is Nesterov's, its `momentum` is plain.
+    """Build the optimizer that timm calls `name`.
 
-    `momentum` applies to sgd, momentum, rmsprop, lars and muon; `betas` to the Adam family, lion
-    and lamb; `eps` to all but sgd, momentum and lion. None means timm's default; an argument that
-    an optimizer does not have is ignored. The decay is decoupled in adamw, nadamw, lion, muon, adan
-    and adafactor; in the others, nadam included, it is added to the gradient (L2). muon (Jordan,
-    2024) updates kernels, flattened to [outputs, inputs * k * k], and the linear layer, with plain
-    momentum and steps of AdamW's size (arXiv 2502.16982); AdamW updates norms, biases and all that
-    has fewer than 4 rows. `decay_norm=False` leaves norms and biases undecayed; for small networks
-    with SGD, decaying them helps. `distill/recipe/constraints.py` refuses combinations of arguments
-    that an optimizer does not accept.
+    `sgd` uses Nesterov's momentum, `momentum` is SGD with plain momentum. The argument `momentum`
+    applies to sgd, momentum, rmsprop, lars and muon; `betas` to the Adam family, lion and lamb;
+    `eps` to all but sgd, momentum and lion. None means timm's default. Arguments that an optimizer
+    does not have are ignored; `distill/recipe/constraints.py` refuses invalid combinations.
 
-    `biases` are trained at `bias_lr` times the learning rate, in groups with this `lr_scale`. Their
-    decay is divided by it, so that learning rate times decay is the same for all parameters:
-    D. Page (davidcpage/cifar10-fast) and K. Jordan (arXiv 2404.00498) with a factor of 64.
+    Weight decay is decoupled in adamw, nadamw, lion, muon, adan and adafactor; in the others,
+    including nadam, it is added to the gradient (L2). `decay_norm=False` excludes norms and biases
+    from it; for small networks with SGD, decaying them helps.
+
+    muon (Jordan, 2024) updates convolution kernels, flattened to [outputs, inputs * k * k], and the
+    linear layer, with plain momentum and steps of AdamW's size (arXiv 2502.16982). Norms, biases
+    and parameters with fewer than 4 rows are updated by AdamW.
+
+    `biases` are trained at `bias_lr` times the learning rate, in parameter groups of their own.
+    Their weight decay is divided by `bias_lr`, so that learning rate times decay is the same for
+    all parameters. D. Page (davidcpage/cifar10-fast) and K. Jordan (arXiv 2404.00498) use a factor
+    of 64.
     """
     options: dict[str, Any] = {"betas": betas, "eps": eps}
     if bias_lr != 1:
@@ -72,7 +76,9 @@ def batch_norm_biases(net: nn.Module) -> list[nn.Parameter]:
 
 
 def group_lr(group: dict[str, Any], lr: float) -> float:
-    """Return the learning rate of a parameter group if that of the run is `lr`."""
+    """Return the learning rate of a parameter group: `lr` times the group's factor, by default
+    1.
+    """
     return lr * float(group.get(LR_SCALE, 1.0))
 
 
@@ -85,7 +91,7 @@ def _parameter_groups(
     bias_lr: float,
     biases: Collection[nn.Parameter],
 ) -> list[dict[str, Any]]:
-    """Return timm's parameter groups; a group that contains some of `biases` is split in two."""
+    """Return timm's parameter groups, with `biases` moved to groups with a scaled learning rate."""
     scaled_ids = {id(bias) for bias in biases}
 
     def split(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -118,14 +124,18 @@ def lr_at(
 ) -> float:
     """Return the learning rate of optimizer step `step` in 0..total-1.
 
-    Over the first `warmup` steps it rises linearly from peak / warmup to peak, then it falls to
-    `min_lr` in [0, peak), which step `total` (never taken) would reach. `cosine`: half a cosine
-    (Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983, eq. 5 with eta_min = min_lr); `linear`: a
-    line; `constant`: it does not fall; `step`: times `gamma` every `step_epochs` epochs of the
-    training, at least `min_lr`. `one_cycle` (Smith & Topin, arXiv 1708.07120, in torch's version):
-    half a cosine from peak / 25 to the peak over the first 30 % and from there to peak / 250,000,
-    or to `min_lr` if that is larger, at the last step; it includes its warm-up. `min_lr` does not
-    bound a warm-up.
+    Over the first `warmup` steps it increases linearly from peak / warmup to peak; `min_lr` has no
+    effect there. Then it follows `schedule` to `min_lr`, in [0, peak), which it would reach at step
+    `total`, the first one that is not taken:
+
+    - `cosine`: half a cosine (Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983, eq. 5 with eta_min
+      = min_lr);
+    - `linear`: a straight line;
+    - `constant`: the peak;
+    - `step`: multiplied by `gamma` every `step_epochs` epochs of the training, at least `min_lr`;
+    - `one_cycle` (Smith & Topin, arXiv 1708.07120, in torch's version): `warmup` is ignored; half a
+      cosine from peak / 25 to peak over the first 30 % of the training, and half a cosine from
+      there to the larger of peak / 250,000 and `min_lr` at the last step.
     """
     if schedule == "one_cycle":
         return _one_cycle(step, total, peak, min_lr)
@@ -140,7 +150,7 @@ def lr_at(
 
 
 def _one_cycle(step: int, total: int, peak: float, min_lr: float) -> float:
-    top = RISE * total - 1  # the step of the peak as torch counts; may be fractional
+    top = RISE * total - 1  # the step of the peak in torch's version; may be fractional
     if step <= top:
         return _cosine(peak * FIRST, peak, step / top)
     last = max(peak * LAST, min_lr)

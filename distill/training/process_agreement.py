@@ -1,9 +1,9 @@
 """Agree across processes on saving and stopping.
 
-A signal or a clock reaches one process; all processes must act on it after the same step. After
-every step each process exchanges its request with the others, over a separate connection between
-the CPUs (gloo), and reads the result of the previous step's exchange. So no process waits for a
-GPU, and a dead process is noticed at once; NCCL alone would take minutes.
+A signal may reach only one process, and clocks differ, but all processes must save or stop after
+the same step. After every step each process sends its request to the others, over a separate
+connection between the CPUs (gloo), and reads the result of the previous step's exchange. So no
+process waits for a GPU, and a process that died is noticed at once; NCCL alone would take minutes.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from torch import distributed
 from distill.components.device import TIMEOUT
 from distill.training.signals import Request
 
-# What the libraries that move tensors between processes report of a lost one. Gloo raises a bare
-# RuntimeError, and not all of its messages name gloo: the others are of its transports.
+# Parts of the error messages by which gloo and NCCL report that another process is lost. Gloo
+# raises a bare RuntimeError, and the messages of its transports do not contain "gloo".
 OF_ANOTHER = (
     "gloo",
     "NCCL",
@@ -38,9 +38,9 @@ def is_lost_process(error: Exception) -> bool:
 
 
 class ProcessAgreement:
-    """Agrees on the largest request among all processes: the most urgent one.
+    """Computes the largest, which is the most urgent, request of all processes.
 
-    With more than one process a call returns the result of the previous step, so that no step waits
+    With more than one process a call returns the result of the previous call, so that no step waits
     for communication.
     """
 
@@ -52,8 +52,9 @@ class ProcessAgreement:
         self.pending: tuple[Any, torch.Tensor] | None = None  # the reduction in progress
 
     def __call__(self, request: Request) -> Request:
-        """Exchange this step's request and return the agreed one; called by all processes after
-        each step.
+        """Start to exchange this step's request; return the largest request of the previous step.
+
+        Called by all processes after each step. A single process gets its own request back.
         """
         if self.group is None:
             return request
@@ -66,12 +67,14 @@ class ProcessAgreement:
         return agreed
 
     def agree_now(self, request: Request) -> Request:
-        """Return the largest request of this step; every process waits for all others."""
+        """Return the largest request of all processes in this step. Each process waits for all
+        others.
+        """
         agreed = self(request)
         return agreed if self.group is None else self._receive()
 
     def reset(self) -> None:
-        """Discard the pending result, which was acted on already. Called by all processes."""
+        """Wait for the exchange in progress and discard its result. Called by all processes."""
         self._receive()
 
     def _receive(self) -> Request:

@@ -19,10 +19,11 @@ def repeat_step(
 ) -> dict[str, Any]:
     """Repeat step `step` (from 1, as in the journal) of a run; nothing is written.
 
-    Starts from the newest checkpoint before it, or from step 0, and takes the steps in between.
-    Keys: `step`, `from_step`, `epoch`, `view`, `lr`, `loss/<term>` and `loss/total` as in the
-    journal, `gradient_norm` (before clipping; None under a loss scaler), `is_finite`. Raises
-    UserError if the run has no such step, or if its data or teacher changed.
+    Starts from the newest checkpoint before that step, or from step 0, and takes the steps in
+    between. Returns `step`, `from_step`, `epoch`, `view`, `lr`, `loss/<term>` and `loss/total` as
+    in the journal, `gradient_norm` (before clipping; None under a loss scaler) and `is_finite`.
+    Raises UserError if the run has no checkpoint or no such step, or if its data or teacher
+    changed.
     """
     recipe = recipes.read(folder.recipe)
     newest = checkpoint.read_progress(folder.last) or checkpoint.read_progress(
@@ -46,7 +47,7 @@ def repeat_step(
 
 
 def _restore_before(state: TrainState, step: int) -> None:
-    """Restore the newest sound checkpoint before that step, if there is one."""
+    """Restore the newest undamaged checkpoint from before step `step`, if there is one."""
     for path in checkpoint.checkpoint_folders(state.folder.last):
         try:
             tensors, progress = checkpoint.load(path)
@@ -58,9 +59,9 @@ def _restore_before(state: TrainState, step: int) -> None:
 
 
 def _repeat_until(state: TrainState, step: int, progress: Progress | None) -> dict[str, Any]:
-    """Take the steps up to `step`; return the report on the last one."""
+    """Take the steps up to `step`; return the measurements of the last one."""
     from_step = state.step
-    state.divergence.at_once = False  # a step that diverged is reported too
+    state.divergence.at_once = False  # report a step that diverges instead of raising
     state.model_ddp.train()
     for k in range(from_step, step - 1):
         loop.step(state, k)

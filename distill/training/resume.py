@@ -24,15 +24,16 @@ BRING_BACK = "Restore the checkpoint, or start again in another --out."
 OWN_FILE = re.compile(  # in best/; the second is a partial file of `run_folder.write_bytes`
     r"epoch-\d+[.]safetensors|[.]epoch-\d+[.]safetensors[.][0-9a-f]{12}"
 )
-# The values that a checkpoint needs for resuming; the others have a default.
+# The values of progress.json that resuming needs; the others have a default.
 NEEDED = ("step", "epoch", "retries", "lr_factor", "elapsed_s", "best")
 
 
 def save(state: TrainState) -> None:
-    """Write `best/`, if there is a new one, and `last/`: enough to resume exactly, at any step.
+    """Write the checkpoint `last/`, from which the run resumes exactly, after any step.
 
-    Raises Diverged if the state is not finite, OSError if the disk cannot hold it; existing
-    checkpoints then stay unchanged. Called by all processes.
+    New best weights are written to `best/` first. Raises Diverged if a loss or gradient was not
+    finite, OSError if the disk is full; existing checkpoints then stay unchanged. Called by all
+    processes.
     """
     state.divergence.raise_if_diverged()
     state.teacher.save()
@@ -67,14 +68,16 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def best_file(folder: RunFolder, best: BestEpoch) -> Path:
-    """Return the path of the best epoch's weights; each checkpoint refers to a file named
-    by epoch.
+    """Return the path of the best epoch's weights.
+
+    The file is named by the epoch, because `last/` and the previous checkpoint may refer to
+    different ones.
     """
     return folder.best / f"epoch-{best.epoch}.safetensors"
 
 
 def _delete_unreferenced_weights(folder: RunFolder) -> None:
-    """Delete weights in `best/` that no checkpoint refers to, and partial files."""
+    """Delete from `best/` the partial files and the weights that no checkpoint refers to."""
     referenced = set()
     for path in checkpoint.checkpoint_folders(folder.last):
         with suppress(DamagedCheckpoint):
@@ -85,16 +88,19 @@ def _delete_unreferenced_weights(folder: RunFolder) -> None:
 
 
 class Resumed(NamedTuple):
-    """The progress in a checkpoint, and notes, such as on newer checkpoints that are damaged."""
+    """The progress.json of the restored checkpoint, and notes, such as on damaged newer ones.
+
+    `progress` is empty if there was no checkpoint.
+    """
 
     progress: dict[str, Any]
     notes: tuple[str, ...]
 
 
 def resume(state: TrainState) -> Resumed:
-    """Restore the newest sound checkpoint; without any checkpoint, start from step 0.
+    """Restore the newest undamaged checkpoint; without any checkpoint, stay at step 0.
 
-    Raises UserError if there are checkpoints and all are damaged, or if data or teacher changed.
+    Raises UserError if all checkpoints are damaged, or if data or teacher changed.
     """
     newest = _newest_sound(state.folder) if state.accelerator.is_main_process else None
     [newest] = broadcast_object_list([newest])  # ranks may see a network disk in different states
@@ -124,7 +130,7 @@ def resume(state: TrainState) -> Resumed:
 def _check_complete(state: TrainState, path: Path, tensors: dict[str, Any]) -> None:
     """Raise UserError if a checkpoint lacks a part of the training state.
 
-    The scaler of fp16 may be absent: it is new if the device changed.
+    The loss scaler of fp16 may be absent: a run that moved to another device gets a new one.
     """
     missing = [name for name in (*state.stateful, "losses") if name not in tensors]
     missing = [name for name in missing if name != "scaler"]
@@ -136,7 +142,7 @@ def _check_complete(state: TrainState, path: Path, tensors: dict[str, Any]) -> N
 
 
 def _missing_fingerprints(state: TrainState, progress: dict[str, Any]) -> Iterator[str]:
-    """Yield a note on the fingerprints that a checkpoint of an earlier version lacks."""
+    """Yield a note if an earlier version wrote the checkpoint, without some fingerprints."""
     missing = [CALLED[name] for name in state.identity if name not in progress]
     if missing:
         names = " and ".join(reversed(missing))
@@ -151,7 +157,8 @@ def restore_from(
 ) -> None:
     """Check and restore the state read from the checkpoint at `path`.
 
-    Raises UserError if it lacks a part of the training state, or if a part does not fit this run.
+    `tensors`: its state dicts by name. `progress`: its progress.json. Raises UserError if a part of
+    the training state is missing or does not fit this run.
     """
     _check_complete(state, path, tensors)
     try:
@@ -171,8 +178,9 @@ def restore_from(
 
 
 def _best_of(progress: dict[str, Any], path: Path) -> BestEpoch:
-    """Return the best epoch in a checkpoint. Raises DamagedCheckpoint if a necessary value is
-    missing.
+    """Return the best epoch in a checkpoint's `progress`.
+
+    Raises DamagedCheckpoint if a value that resuming needs is missing.
     """
     missing = [name for name in NEEDED if name not in progress]
     missing += [
@@ -184,7 +192,9 @@ def _best_of(progress: dict[str, Any], path: Path) -> BestEpoch:
 
 
 def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint that is not damaged, and the damage of newer ones."""
+    """Return the newest undamaged checkpoint, None without one, and messages on damaged newer
+    ones.
+    """
     damaged: list[str] = []
     for path in filter(Path.exists, checkpoint.checkpoint_folders(folder.last)):
         try:
@@ -193,13 +203,15 @@ def _newest_sound(folder: RunFolder) -> tuple[Path | None, list[str]]:
             damaged.append(str(fault))
             continue
         except UserError:
-            pass  # of another format: every process refuses it when it loads it
+            pass  # a checkpoint of another format: every process raises an error when it loads it
         return path, damaged
     return None, damaged
 
 
 def _set_damaged_aside(state: TrainState) -> None:
-    """Rename the damaged checkpoint: the next save must not keep it as the previous one."""
+    """Rename the damaged checkpoint `last/`, so that the next save does not preserve it as the
+    previous one.
+    """
     state.accelerator.wait_for_everyone()  # all have read the previous one
     newest = state.folder.last
     if state.accelerator.is_main_process and newest.exists():
@@ -209,9 +221,9 @@ def _set_damaged_aside(state: TrainState) -> None:
 
 
 def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Set the training state to that of a checkpoint.
+    """Set the training state to the state of a checkpoint.
 
-    Raises UnfitState, before anything is loaded, if a part does not fit this run.
+    Raises UnfitState, before anything is changed, if a part does not fit this run.
     """
     fitting = check_saved_state.checked_state(state, tensors, progress)
     for name, part in state.stateful.items():
@@ -227,9 +239,9 @@ def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]
 
 
 def check_identity(state: TrainState, progress: dict[str, Any]) -> None:
-    """Raise UserError if the checkpoint has other data or another teacher, test split or recipe.
+    """Raise UserError if data, teacher, test split or recipe changed since the checkpoint.
 
-    A checkpoint of an earlier version lacks some of these fingerprints: they are not compared.
+    Their fingerprints are compared; those that a checkpoint of an earlier version lacks are not.
     """
     changed = [
         CALLED[name]
@@ -245,9 +257,7 @@ def check_identity(state: TrainState, progress: dict[str, Any]) -> None:
 
 
 def _check_best(folder: RunFolder, best: BestEpoch) -> None:
-    """Raise DamagedCheckpoint if the best weights that a checkpoint refers to are missing or
-    changed.
-    """
+    """Raise DamagedCheckpoint if the file of a checkpoint's best weights is missing or changed."""
     path = best_file(folder, best)
     if best.weights and (not path.exists() or file_sha256(path) != best.weights):
         raise DamagedCheckpoint(f"{path} is {'damaged' if path.exists() else 'missing'}")

@@ -45,22 +45,25 @@ from distill.training.signals import StopSignal
 from distill.training.start_notes import start_notes
 from distill.training.state import TrainState
 
-TEACHER_CHECK_IMAGES = 1024  # held-out ones: enough to detect an untrained teacher, in seconds
+TEACHER_CHECK_IMAGES = 1024  # held-out images: enough to detect an untrained teacher, in seconds
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A training to run. `out=None` names the folder by recipe and time."""
+    """A training to run.
+
+    `out`: the run folder; None for a new folder in `runs/`, named by recipe and time.
+    """
 
     role: Role
     recipe: Recipe
-    name: str  # of the recipe, as requested
+    name: str  # of the recipe, as typed
     out: Path | None = None
     resume: bool = False
     stop: StopSignal = field(default_factory=StopSignal)
-    origins: Mapping[str, str] = field(default_factory=dict)  # where each value was set
-    notes: tuple[str, ...] = ()  # on the recipe, for the start event
-    is_tested: bool = True  # whether the test split is measured at the end; a trial's is not
+    origins: Mapping[str, str] = field(default_factory=dict)  # where each recipe value was set
+    notes: tuple[str, ...] = ()  # for the user, on the recipe
+    is_tested: bool = True  # whether to measure the test split at the end; False in a sweep's trial
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class PreparedRun:
     split: TrainValSplit
     teacher: FrozenTeacher | None
     state: TrainState
-    test: SplitIdentity  # compared with the test split after training
-    notes: tuple[str, ...]  # on resuming, teachers, compilation and length
+    test: SplitIdentity  # of the test split before training; checked again afterwards
+    notes: tuple[str, ...]  # for the user, on resuming, teachers, compilation and number of steps
 
 
 def train_and_test(
@@ -80,10 +83,10 @@ def train_and_test(
 ) -> Generator[Event]:
     """Train, select the best epoch, then measure it on the test split once, if requested.
 
-    Yields the training's events; none if the run is finished already. Raises UserError before any
-    work if the request cannot be met or another process trains in the folder; OutOfMemory if the
-    memory is too small; Diverged if training fails; Stopped once all is saved, if `request.stop`
-    requests it.
+    Yields the training's events; none if a resumed run is finished already. Raises UserError before
+    training if the request is invalid or another process trains in the folder; OutOfMemory if the
+    memory is too small; Diverged if the training diverges; Stopped, after saving, if `request.stop`
+    requests it; Failure if the run cannot be finished after training.
     """
     accel = build_accelerator(request.recipe)
     folder = _run_folder(request)
@@ -113,10 +116,10 @@ def train_and_test(
 
 @contextmanager
 def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None]:
-    """Hold the folder's lock, taken by rank 0 for all processes.
+    """Hold the folder's lock, which rank 0 acquires for all processes.
 
-    Yields the process that was killed in the folder, if any; raises UserError on all processes if
-    another run holds the lock.
+    Yields the previous holder if it was killed while it held the lock, else None. Raises UserError
+    on all processes if another run holds the lock.
     """
     with ExitStack() as stack:
         killed, refusal = None, None
@@ -134,7 +137,7 @@ def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None
 
 
 def _run_folder(request: TrainingRequest) -> RunFolder:
-    """Return the run's folder; rank 0 chooses its name for all."""
+    """Return the run's folder; rank 0 chooses its name for all processes."""
     path = [str(request.out or run_folder.default_path(request.name))]
     return RunFolder(Path(broadcast_object_list(path)[0]))
 
@@ -144,7 +147,7 @@ def _prepare(
 ) -> PreparedRun:
     """Load data and teacher, build the state, and write recipe and environment to the folder."""
     source = request.recipe.data.source
-    load_data_set.check(source)  # a missing test split fails now, not after the last epoch
+    load_data_set.check(source)  # raises now, not after the last epoch, if a split is missing
     with accel.main_process_first():  # one process decodes, the others read the cache
         images = load_data_set.load(source, "train", progress=progress)
         test = identify_test(source, images, progress=progress)
@@ -155,7 +158,8 @@ def _prepare(
     chosen = selection.resolve_teachers(
         request.recipe, images, split, earlier, places, request.name
     )
-    [(recipe, teacher_notes)] = broadcast_object_list([chosen])  # other ranks may see other runs
+    # The choice of rank 0: the processes may see different runs in the folders.
+    [(recipe, teacher_notes)] = broadcast_object_list([chosen])
     request = replace(request, recipe=recipe)
     _check_resumable(folder, request)
     teacher = selection.load_teacher(recipe, images, split)
@@ -208,7 +212,8 @@ def _decide_compilation_and_steps(
 ) -> tuple[str, ...]:
     """Decide on compilation and on the number of steps; return notes on both.
 
-    `decided`: the progress in the checkpoint of a resumed run, which decided both before.
+    `decided`: the progress.json of a resumed run's checkpoint, which contains its earlier
+    decisions; empty for a new run.
     """
     began_at, minutes, notes = time.monotonic(), recipe.train.minutes, []
     if recipe.train.compile is True or decided.get("compiled"):
@@ -234,14 +239,15 @@ def _on_gpu(state: TrainState) -> bool:
 
 
 def _check_resumable(folder: RunFolder, request: TrainingRequest) -> None:
-    """Raise UserError if the folder's run has another recipe than the request."""
+    """Raise UserError if the folder contains a run of another recipe than the request."""
     if folder.is_run:
         check_same_run.check_same(folder, request.recipe)
 
 
 def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
-    """Return the start event, with notes; measures the teacher's accuracy before hours of
-    training.
+    """Return the start event, with notes. Measures the teacher's accuracy first.
+
+    `killed`: the process that was killed in the folder; None if there is none.
     """
     request, split, state = ready.request, ready.split, ready.state
     accel, recipe = state.accelerator, request.recipe
@@ -283,10 +289,9 @@ def _killed_note(killed: LockHolder | None) -> Iterator[str]:
 
 
 def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
-    """Return the teacher's accuracy on some held-out images; on training images if none are held
-    out.
+    """Return the teacher's accuracy, 0..1, on up to 1,024 held-out images.
 
-    Measured once for these weights and images, and stored in the cache folder.
+    Uses training images if none are held out. The result is cached by weights and images.
     """
     accel, images = ready.state.accelerator, ready.split.held_out or ready.split.train
     checked = load_data_set.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
@@ -305,8 +310,9 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
 
 
 def _cached_accuracy(key: str) -> float | None:
-    """A teacher's accuracy in the cache; None if it is absent, no accuracy, or if other users may
-    change it: result.json will contain it.
+    """Return a teacher's cached accuracy, 0..1; None if it is absent or invalid.
+
+    Also None if other users may write to the cache, because the accuracy is copied to result.json.
     """
     folders = array_cache.cache_folder(), array_cache.cache_folder() / "teachers"
     if any(map(array_cache.writable_by_others, folders)):
@@ -316,7 +322,7 @@ def _cached_accuracy(key: str) -> float | None:
 
 
 def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
-    """Load the best weights and save them as the result; measure the test split if requested."""
+    """Save the best epoch's weights as the final weights; measure the test split if requested."""
     request, split, state = ready.request, ready.split, ready.state
     accel, folder, best = state.accelerator, state.folder, state.best
     net = build_network(request.recipe, request.role, split.train.n_classes)
@@ -346,7 +352,7 @@ def _write_result(ready: PreparedRun, start: Start, end: End) -> None:
 
 
 def _data_of_result(ready: PreparedRun) -> dict[str, Any]:
-    """The facts about the images that result.json has."""
+    """Return the fingerprints and class names of the images for result.json."""
     identity = ready.state.identity
     return {
         "fingerprint": ready.split.fingerprint,
@@ -362,9 +368,10 @@ OPEN = ContextVar("OPEN", default=False)
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Destroy the process group at the end, so that torch prints no warning.
+    """Destroy torch's process group at the end, so that torch prints no warning.
 
-    If such contexts are nested, the outermost destroys it: all runs of a process share the group.
+    Contexts may be nested: only the outermost one destroys the group, which all runs of a process
+    share.
     """
     if OPEN.get():
         yield
@@ -375,5 +382,5 @@ def process_group() -> Iterator[None]:
     finally:
         OPEN.reset(outermost)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gc.collect()  # DistributedDataParallel must go first: without its group it may hang
+            gc.collect()  # frees DistributedDataParallel first: without its group it may hang
             torch.distributed.destroy_process_group()

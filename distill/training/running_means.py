@@ -1,4 +1,4 @@
-"""Accumulate means of named losses on the device."""
+"""Average named losses over steps, on the device."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class RunningMeans:
-    """Means of named scalars over steps, summed on the device; only `read` waits for it."""
+    """Averages named scalars over steps. Sums stay on the device; only `read` waits for it."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}  # a term may be active in a part of the steps
-        self.count = 0  # steps
+        self.counts: dict[str, int] = {}  # number of values; a loss term may be inactive in a step
+        self.count = 0  # number of steps
 
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
@@ -22,13 +22,19 @@ class RunningMeans:
         self.count += 1
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
-        """Return the counts, and the sums of every process. Called by all processes."""
+        """Return the counts, and the sums of every process [processes, names]; None without any.
+
+        Called by all processes.
+        """
         own = torch.stack(list(self.sums.values()))[None] if self.sums else None
         all_sums = None if own is None else accelerator.gather(own)
         return {"counts": dict(self.counts), "count": self.count, "sums": all_sums}
 
     def load_state_dict(self, state: dict[str, Any], accelerator: Accelerator) -> None:
-        """Load this process's own sums; the mean of all if the number of processes changed."""
+        """Load this process's sums from a state dict of all processes.
+
+        If the number of processes changed, each one loads the mean of all sums.
+        """
         self.counts, self.count, self.sums = dict(state["counts"]), state["count"], {}
         if (all_sums := state["sums"]) is not None:
             is_same = len(all_sums) == accelerator.num_processes
@@ -36,8 +42,9 @@ class RunningMeans:
             self.sums = dict(zip(self.counts, own.to(accelerator.device), strict=True))
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means over steps and processes since the last read, in one transfer; reset
-        them.
+        """Return the means over processes and over the steps since the last call, and reset them.
+
+        Costs one transfer from the device. Returns an empty dictionary if no step was added.
         """
         if not self.count:
             return {}

@@ -1,4 +1,4 @@
-"""Stop on a signal: finish the step, save, exit."""
+"""Handle signals that stop a run: finish the step, save, exit."""
 
 import os
 import signal
@@ -9,22 +9,22 @@ from typing import NoReturn
 
 
 class Request(IntEnum):
-    """What a process requests between two steps. Across processes the largest counts."""
+    """What a process requests after a step. The largest request of all processes is executed."""
 
     NONE = 0
     SAVE = 1
-    INTERRUPT = 2  # save and stop
-    TERMINATE = 3  # save and stop
+    INTERRUPT = 2  # save and stop, exit code 130
+    TERMINATE = 3  # save and stop, exit code 143
 
     @property
     def stops(self) -> bool:
-        """Whether the run stops."""
+        """Whether the request is to stop the run."""
         return self > Request.SAVE
 
 
-# The exit codes by which a shell reports a process that SIGINT or SIGTERM ended.
+# 128 plus the signal's number, as in a shell: SIGINT is 2, SIGTERM 15.
 EXIT_CODES = {Request.INTERRUPT: 130, Request.TERMINATE: 143}
-# A scheduler sends SIGUSR1 some time before it takes the machine away; the system sends SIGHUP when
+# A cluster's scheduler sends SIGUSR1 some time before it ends the job; the system sends SIGHUP if
 # the terminal or the connection to it is closed.
 REQUESTS = {
     getattr(signal, name): request
@@ -39,7 +39,7 @@ REQUESTS = {
 
 
 class Stopped(Exception):
-    """The run stopped on request and is saved. `code`: the exit code of the process."""
+    """Raised if the run stopped on request, after saving. `code`: the exit code of the process."""
 
     def __init__(self, request: Request, step: int) -> None:
         super().__init__(f"stopped after step {step:,}, and saved")
@@ -47,11 +47,14 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """The first request made by a signal; the training loop reads it between two steps."""
+    """Stores the first request made by a signal; the training loop reads it after each step.
+
+    A second Ctrl-C ends the process at once, unless torchrun or accelerate launched it.
+    """
 
     def __init__(self) -> None:
         self.request = Request.NONE
-        self.interrupts = 0
+        self.interrupts = 0  # number of SIGINT (Ctrl-C) received
         self.can_wait = False  # whether the loop reads requests; if not, a signal ends the process
 
     @contextmanager
@@ -70,9 +73,9 @@ class StopSignal:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Make signals wait for the training loop, inside this context.
+        """Inside this context, let signals wait until the training loop reads the request.
 
-        Outside of it there is nothing to save, and a signal ends the process.
+        Outside it there is nothing to save, and a signal ends the process at once.
         """
         self.can_wait = True
         try:
@@ -97,7 +100,8 @@ def _is_ignored_hangup(number: int) -> bool:
 
 
 def is_launched() -> bool:
-    """Whether torchrun or accelerate launched this process: Ctrl-C then reaches it twice, from the
-    terminal and from the launcher.
+    """Whether torchrun or accelerate launched this process.
+
+    One Ctrl-C then arrives twice: from the terminal and from the launcher.
     """
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -1,4 +1,4 @@
-"""Compose the notes at the start of a run, to be read before hours of training."""
+"""Compose the notes that a run shows at its start, before hours of training."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from distill.teacher.view_cache import CachedTeacher
 from distill.training import environment
 from distill.training.state import TrainState
 
-AMX_CHANNELS = 128  # narrower networks were not measured in bf16 (docs/performance.md)
-DEPENDS = {  # what cached logits depend on, by the names in messages
+AMX_CHANNELS = 128  # no note for narrower networks, not measured in bf16 (docs/performance.md)
+DEPENDS = {  # keys that cached logits depend on, and their names in messages
     "teacher": "the teacher's weights",
     "mirror": "teacher.mirror",
     "weights": "teacher.weights",
@@ -41,7 +41,10 @@ def start_notes(
     test: SplitIdentity,
     teacher_top1: float | None,
 ) -> Iterator[str]:
-    """Yield the notes on what a run will do, and on settings that have no effect or cost time."""
+    """Yield the notes on what a run will do, and on settings that have no effect or cost time.
+
+    `teacher_top1`: the teacher's measured accuracy, 0..1; None without a teacher.
+    """
     yield from _resolution_notes(state)
     yield from _views_per_teacher_note(state, recipe)
     yield from _cache_notes(state)
@@ -51,9 +54,7 @@ def start_notes(
 
 
 def _resolution_notes(state: TrainState) -> Iterator[str]:
-    """Yield notes on `train.resolution`: the epochs at each image side, and sides that no epoch
-    uses.
-    """
+    """Yield notes on `train.resolution`: the epochs at each image size, and unused sizes."""
     schedule, epochs = state.loader.schedule, state.epochs
     if not schedule.sides:
         return
@@ -82,7 +83,7 @@ def _epoch_range(first: int, last: int) -> str:
 
 
 def _views_per_teacher_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
-    """Yield a note on how many views each teacher has, if one is drawn for each view."""
+    """Yield a note on how many views each teacher computes, if one is drawn for each view."""
     if not isinstance(state.online_teacher, OneTeacherPerView):
         return
     views = {state.loader.schedule.view(epoch) for epoch in range(state.epochs)}
@@ -97,8 +98,8 @@ def _views_per_teacher_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
 
 
 def _cache_notes(state: TrainState) -> Iterator[str]:
-    """Yield notes on the teacher cache: its folder, its number of views, why other entries are
-    unused.
+    """Yield notes on the teacher cache: its folder, the number of cached views, damaged views, and
+    why cached logits are not used.
     """
     cache = state.teacher.source
     if not isinstance(cache, CachedTeacher):
@@ -123,8 +124,9 @@ def _cache_notes(state: TrainState) -> Iterator[str]:
 
 
 def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
-    """Yield a note if other users may change cached logits: only one batch of them is compared with
-    the teacher's.
+    """Yield a note if other users may change the cached logits.
+
+    Only one batch of cached logits is compared with the teacher, so changes could remain unnoticed.
     """
     for folder in folders:
         if why := array_cache.writable_by_others(folder):
@@ -136,7 +138,7 @@ def _shared_cache_note(folders: list[Path]) -> Iterator[str]:
 
 
 def _overlap_note(test: SplitIdentity) -> Iterator[str]:
-    """Yield a note on how many test images are training images."""
+    """Yield a note if test images are in the train split too."""
     if test.n_in_train:
         verb = "is" if test.n_in_train == 1 else "are"
         yield (
@@ -175,9 +177,7 @@ def _recipe_notes(
 
 
 def _cpu_precision_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
-    """Yield a note if this CPU computes the network faster in another precision than the
-    recipe's.
-    """
+    """Yield a note if another precision than the recipe's is faster on this CPU."""
     if state.accelerator.device.type != "cpu":
         return
     precision = environment.precision_name(state.accelerator)

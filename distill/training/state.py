@@ -26,41 +26,41 @@ from distill.training.signals import StopSignal
 
 @dataclass
 class BestEpoch:
-    """The epoch whose weights are saved: the best by `top1` on the held-out part."""
+    """The best epoch so far by `top1` on the held-out part; the last one if nothing is held out."""
 
-    epoch: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    weights: str = ""  # the fingerprint of their file
+    epoch: int = 0  # from 1; 0 before the first validation
+    metrics: dict[str, float] = field(default_factory=dict)  # on the held-out part
+    weights: str = ""  # the fingerprint of the file with the epoch's weights
 
 
 @dataclass
 class TrainState:
-    """Everything that a training reads and changes. Built by `build_state`."""
+    """Everything that a training reads and changes. Built by `build.build_state`."""
 
     role: Role
     accelerator: Accelerator
     loader: Loader
     model_ddp: nn.Module  # prepared: DDP if there are several processes
     model: nn.Module  # the same network without DDP
-    online_teacher: LiveTeacher | OneTeacherPerView | None  # computes, never reads the cache
-    teacher: Teacher
+    online_teacher: LiveTeacher | OneTeacherPerView | None  # computes all logits, reads no cache
+    teacher: Teacher  # queried in each step; reads the cache if the recipe has one
     loss_ddp: nn.Module  # prepared: DDP if its terms have parameters
     loss: Objective  # the same objective without DDP
     optimizer: Any  # accelerate's wrapper of a torch optimizer
-    lr: Callable[[int], float]
-    clip: float | None
-    ema: ModelEmaV3 | None
-    held_out: ImageSet | None
+    lr: Callable[[int], float]  # learning rate of a step, from 0
+    clip: float | None  # largest norm of the gradient
+    ema: ModelEmaV3 | None  # moving average of the model's weights
+    held_out: ImageSet | None  # images for validation
     norm_images: Tensor | None  # uint8 [n, 3, H, W], for the averaged weights' batch norms
-    seed: int  # of dropout; the initial weights are already drawn
+    seed: int  # of dropout
     total_steps: int
-    settings: Train  # how often it logs and saves, what it validates, whether it retries
+    settings: Train  # the recipe's [train]: intervals of logging and saving, validation, retries
     folder: RunFolder
     identity: dict[str, str]  # fingerprints of data and teacher: a resumed run must have the same
     ranks: ProcessAgreement
     divergence: DivergenceMonitor
     stop_signal: StopSignal = field(default_factory=StopSignal)
-    first_steps: FirstSteps = field(default_factory=FirstSteps)  # of this process, timed
+    first_steps: FirstSteps = field(default_factory=FirstSteps)  # times the steps of this process
     compiled: bool = False
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epochs trained, validated and reported
@@ -70,7 +70,7 @@ class TrainState:
     lr_factor: float = 1.0  # smaller after each retry
     best: BestEpoch = field(default_factory=BestEpoch)
     best_weights: dict[str, Tensor] | None = None  # of the best epoch, not yet on disk
-    earlier_s: float = 0.0  # of training, by processes before this one
+    earlier_s: float = 0.0  # seconds of training in earlier processes of this run
     began_at: float = field(default_factory=time.monotonic)
     began_step: int = 0
     saved_at: float = field(default_factory=time.monotonic)
@@ -78,12 +78,15 @@ class TrainState:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs. The last may be partial: a budget in minutes becomes steps."""
+        """The number of epochs. The last one is partial if the number of steps is not a multiple.
+
+        That may happen with a budget in minutes, which is converted to steps.
+        """
         return -(-self.total_steps // self.loader.steps_per_epoch)
 
     @property
     def end_of_epoch(self) -> int:
-        """The number of steps done when the current epoch ends."""
+        """The total number of steps that are done when the current epoch ends."""
         return min((self.epoch + 1) * self.loader.steps_per_epoch, self.total_steps)
 
     @property
@@ -100,15 +103,17 @@ class TrainState:
 
     @property
     def final_weights(self) -> nn.Module:
-        """The network whose weights are saved: the average if the run has one, else the trained
-        network.
+        """The network with the weights that are saved: the averaged ones if the run averages
+        weights, else the trained ones.
         """
         return self.model if self.ema is None else self.ema.module
 
     @property
     def networks_to_validate(self) -> dict[Split, nn.Module]:
-        """The networks to validate after each epoch, by the split name in their measures: the final
-        weights (the average, if there is one), and with `validate_both` the model too.
+        """The networks to validate after each epoch, by the split name of their measures.
+
+        `val_ema` is the averaged network, `val` the trained one. If the run averages weights, the
+        trained one is only validated with `train.validate_both`.
         """
         if self.ema is None:
             return {"val": self.model}
@@ -120,7 +125,10 @@ class TrainState:
         return [*self.model_ddp.parameters(), *self.loss_ddp.parameters()]
 
     def start_clock(self, earlier_s: float | None = None) -> None:
-        """Count time from here, after `earlier_s` seconds in earlier processes."""
+        """Start to count the training time of this process now.
+
+        `earlier_s`: seconds of training in earlier processes; None to leave it unchanged.
+        """
         self.began_at = self.saved_at = time.monotonic()
         self.began_step = self.saved_step = self.step
         self.earlier_s = self.earlier_s if earlier_s is None else earlier_s
@@ -132,21 +140,26 @@ class TrainState:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds of training over the whole run, however often resumed."""
+        """Seconds of training of the whole run, including earlier processes."""
         return self.earlier_s + self.process_s
 
     @property
     def remaining_s(self) -> float:
-        """Seconds to the last step, at the pace since this process began; nan before its first.
+        """Seconds to the last step, at the speed since this process began; NaN before its first
+        step.
 
-        A step is weighted by the number of pixels of its images.
+        The time of a step is assumed to be proportional to the pixels of its images.
         """
-        done = self._work(self.began_step, self.step)
-        return self.process_s / done * self._work(self.step, self.total_steps) if done else math.nan
+        done = self._weighted_steps(self.began_step, self.step)
+        return (
+            self.process_s / done * self._weighted_steps(self.step, self.total_steps)
+            if done
+            else math.nan
+        )
 
-    def _work(self, begin: int, end: int) -> float:
-        """Return the number of steps in [begin, end); a step with smaller images counts less than
-        1.
+    def _weighted_steps(self, begin: int, end: int) -> float:
+        """Return the number of steps in [begin, end), each weighted by the pixels of an image
+        relative to full size.
         """
         if not self.loader.schedule.sides:
             return end - begin
@@ -159,13 +172,18 @@ class TrainState:
 
     @property
     def is_step_to_save(self) -> bool:
-        """Whether a checkpoint is due by the steps since the last; the same in all processes."""
+        """Whether `train.save_steps` steps were taken since the last checkpoint.
+
+        The same in all processes.
+        """
         steps = self.settings.save_steps
         return steps is not None and self.step - self.saved_step >= steps
 
     @property
     def is_time_to_save(self) -> bool:
-        """Whether a checkpoint is due by this process's clock."""
+        """Whether `train.save_minutes` have passed since the last checkpoint, by this process's
+        clock.
+        """
         minutes = self.settings.save_minutes
         return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 

@@ -19,19 +19,19 @@ from distill.teacher.cache_files import CacheEntry
 from distill.teacher.view_cache import CachedTeacher, logits_match
 from distill.training import build
 
-VIEWS, SAMPLES = 4, 256  # recomputed: SAMPLES samples of each of VIEWS views, evenly spaced
+VIEWS, SAMPLES = 4, 256  # recompute the logits of 4 views and 256 samples each, evenly spaced
 
 
 @dataclass
 class CacheCheck:
-    """The result of checking a cache entry; sound if nothing is `damaged` or `differing`."""
+    """The result of checking a cache entry; sound if no view is `damaged` or `differing`."""
 
-    views: int
+    views: int  # number of views in the entry
     damaged: list[int] = field(default_factory=list)  # views whose file cannot be read
-    differing: list[int] = field(default_factory=list)  # views whose logits are not the teacher's
-    n_compared: int = 0  # samples whose logits were recomputed …
-    n_views_compared: int = 0  # … and the views that they are from
-    why_not_compared: str = ""  # why the teacher could not be run
+    differing: list[int] = field(default_factory=list)  # views whose recomputed logits differ
+    n_compared: int = 0  # number of samples whose logits were recomputed
+    n_views_compared: int = 0  # number of views that these samples are from
+    why_not_compared: str = ""  # why the teacher could not be run; empty if it was
 
     @property
     def is_sound(self) -> bool:
@@ -55,7 +55,7 @@ class CacheCheck:
 
 
 def verify(entry: CacheEntry) -> CacheCheck:
-    """Read every file of a cache entry; recompute some logits if the teacher is available."""
+    """Read every file of a cache entry, and recompute some logits if the teacher is available."""
     views = entry.views
     check = CacheCheck(len(views), [view for view in views if entry.read(view) is None])
     try:
@@ -69,16 +69,16 @@ def verify(entry: CacheEntry) -> CacheCheck:
 
 
 def _rebuild_teacher(entry: CacheEntry) -> CachedTeacher:
-    """Rebuild the cached teacher of the run that created an entry, with view n in epoch n.
+    """Rebuild the teacher of the run that created a cache entry, with view n in epoch n.
 
-    Raises UserError if a part of it is missing or has changed.
+    Raises UserError if its recipe, data or teacher is missing or has changed.
     """
     if not entry.recipe:
         raise UserError(f"{entry.path} has no readable {cache_files.ABOUT}")
     recipe: Recipe = recipes.loads(entry.recipe, str(entry.path / cache_files.ABOUT))
     try:
         build_accelerator(recipe)
-    except ValueError as fault:  # accelerate has one precision a process
+    except ValueError as fault:  # accelerate allows only one precision per process
         raise UserError("an entry of another precision came first; verify it alone") from fault
     role: Role = "student" if recipe.student else "teacher"
     teacher = build.build(recipe, role, RunFolder(Path("unused"))).teacher.source

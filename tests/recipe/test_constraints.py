@@ -380,9 +380,9 @@ POOLED = (
 def test_a_resolution_begins_at_0_and_rises() -> None:
     shown = "train.resolution = [[0.2, 24], [0.1, 20]] (--set)"
     assert faults("kd", "train.resolution=[[0.2, 24], [0.1, 20]]") == [
-        f"{shown} has no side for the beginning; the first share must be 0: [0.0, 24]",
-        f"{shown} has share 0.1 after 0.2; the shares must rise",
-        f"{shown} has side 20 after 24; the sides must rise",
+        f"{shown} has no image size for the beginning; the first fraction must be 0: [0.0, 24]",
+        f"{shown} has fraction 0.1 after 0.2; fractions must increase",
+        f"{shown} has size 20 after 24; sizes must increase",
     ]
 
 
@@ -407,8 +407,8 @@ def test_a_resolution_of_other_values_is_refused(value: str) -> None:
 def test_side_too_small_for_student_is_refused(options, refused, smallest) -> None:
     (line,) = faults("kd", *options, "train.resolution=[[0, 8], [0.5, 28], [0.7, 32]]")
     assert line == (
-        "train.resolution = [[0.0, 8], [0.5, 28], [0.7, 32]] (--set) has side "
-        f"{refused}, too small for this student's maps or its pool; the smallest side that "
+        "train.resolution = [[0.0, 8], [0.5, 28], [0.7, 32]] (--set) has size "
+        f"{refused}, too small for this student's maps or its pool; the smallest size that "
         f"fits is {smallest}"
     )
     load("kd", [*options, f"train.resolution=[[0, {smallest}]]"])

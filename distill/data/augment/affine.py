@@ -1,11 +1,11 @@
 """Translate, rotate, shear and scale a batch with Pillow's nearest-neighbour sampling.
 
-An operation is an affine map from the pixels of the result back to those of the image, six numbers
-per sample: (x, y) <- (a x + b y + c, d x + e y + f), with pixel centres at one half. Pillow rounds
-these coefficients to 16 fractional bits and continues in integer arithmetic. `affine` does the
-same, with the coefficients computed on the host, so that the result equals Pillow's bit for bit on
-every device. There is one exception: Pillow samples a pure scale, without rotation, in floating
-point, and there the sampled row may differ by one. Pixels from outside the image are black.
+An operation is an affine map, six numbers (a, b, c, d, e, f) per sample: the pixel at (x, y) of the
+result is read at (a x + b y + c, d x + e y + f) of the image. Pixel centres have coordinates 0.5,
+1.5, ... Pillow rounds the six numbers to 16 fractional bits and continues in integer arithmetic.
+`affine` does the same with numbers computed on the host, so that the result equals Pillow's bit for
+bit on every device. There is one exception: if an image is scaled but not rotated, Pillow computes
+in floating point, and a pixel may be read one row beside ours. Pixels outside the image are black.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from distill.data import rng
 from distill.data.rng import Stream
 
 Floats = NDArray[np.float64]
-BITS = 16  # fractional bits
+BITS = 16  # fractional bits of the rounded numbers
 
 
 @dataclass(frozen=True)
 class Translate:
-    """Shift by up to `pixels` whole pixels along each axis, in either direction."""
+    """Shift by a random number of whole pixels, at most `pixels`, along each axis."""
 
     pixels: int = 4
     before_crop: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class Translate:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Rotate about the centre by up to `degrees`, in either direction."""
+    """Rotate about the centre by a random angle in [-degrees, degrees)."""
 
     degrees: float = 15.0
     before_crop: ClassVar[bool] = False
@@ -57,10 +57,11 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Affine:
-    """Rotate, shift, scale and shear by one affine map, like torchvision's RandomAffine.
+    """Rotate, shift, scale and shear by one random affine map, like torchvision's RandomAffine.
 
-    `degrees` and `shear` (degrees, along x): maxima in either direction; `translate`: maximum as a
-    share of the image size, rounded to whole pixels; `scale`: range of the factor.
+    The rotation is at most `degrees` and the shear along x at most `shear` degrees, in either
+    direction. The shift along each axis is at most the fraction `translate` of the image size,
+    rounded to whole pixels. `scale` is the range of the scale factor.
     """
 
     degrees: float = 0.0
@@ -92,13 +93,13 @@ class Affine:
 
 
 def translation(x: Floats, y: Floats) -> Floats:
-    """Return affine maps [n, 6] that shift the image by x pixels to the right and y down."""
+    """Return affine maps [n, 6] that shift images by x [n] pixels to the right and y [n] down."""
     one, zero = np.ones_like(x), np.zeros_like(x)
     return np.stack([one, zero, -x, zero, one, -y], axis=1)
 
 
 def shear(x: Floats, y: Floats) -> Floats:
-    """Return affine maps [n, 6] that shear by x pixels per row and y per column.
+    """Return affine maps [n, 6] that shear by x [n] pixels per row and y [n] per column.
 
     The top left corner does not move.
     """
@@ -107,7 +108,7 @@ def shear(x: Floats, y: Floats) -> Floats:
 
 
 def rotation(degrees: Floats, size: int) -> Floats:
-    """Return affine maps [n, 6] that rotate anticlockwise about the centre, like `Image.rotate`."""
+    """Return affine maps [n, 6] that rotate anticlockwise about the centre, as Pillow does."""
     angle = -np.radians(degrees % 360)
     cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
     middle = size / 2
@@ -121,8 +122,8 @@ def affine_maps(
 ) -> Floats:
     """Return affine maps [n, 6] that scale, shear, rotate and shift, in this order.
 
-    They shear along x, rotate clockwise about the centre, and shift by x pixels to the right and y
-    down. Angles are in degrees.
+    They scale by the factor `scale`, shear along x by `shear_x` degrees, rotate clockwise about the
+    centre by `degrees`, and shift by x pixels to the right and y down. All arguments are [n].
     """
     turn, lean = np.radians(degrees), np.radians(shear_x)
     a, b = np.cos(turn), -np.cos(turn) * np.tan(lean) - np.sin(turn)
@@ -134,9 +135,9 @@ def affine_maps(
 
 
 def fixed_point(coefficients: Floats) -> Tensor:
-    """Convert affine maps [n, 6] to Pillow's fixed point, int64 [n, 6].
+    """Convert affine maps [n, 6] to Pillow's fixed-point numbers with 16 fractional bits, int64.
 
-    The constant terms are those of the centre of the first pixel.
+    The constant terms are changed so that x and y count pixels from the centre of the first pixel.
     """
     a, b, c, d, e, f = coefficients.T
     at_centre = np.stack([a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5], axis=1)

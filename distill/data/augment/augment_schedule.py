@@ -1,4 +1,4 @@
-"""Define the order of augmentations and the epochs in which each is on."""
+"""Define the order of augmentations and the epochs in which each of them is on."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
@@ -13,13 +13,17 @@ OperationParams = dict[str, Tensor]  # one row per sample
 
 
 class Operation(Protocol):
-    """An augmentation of single images, before crop and flip or after them."""
+    """An augmentation of single images with random parameters."""
 
     @property
-    def before_crop(self) -> bool: ...
+    def before_crop(self) -> bool:
+        """Whether it is applied before crop and flip instead of after them."""
 
     def draw(self, seed: int, view: int, n: int, size: int) -> OperationParams:
-        """Draw the random parameters of samples 0..n-1 of a view, on the host."""
+        """Draw the random parameters of samples 0..n-1 of a view, on the host.
+
+        `size`: height and width of the images in pixels.
+        """
 
     def __call__(self, pixels: Tensor, drawn: OperationParams) -> Tensor:
         """Apply the parameters `drawn` for B samples to their pixels, uint8 [B, 3, H, W]."""
@@ -27,12 +31,12 @@ class Operation(Protocol):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The augmentations of a view's images, in this order; None turns one off.
+    """The augmentations of a view's images, applied in the order of the fields.
 
-    Operations with `before_crop` are applied first, to uncropped images; the others after the flip.
-    Images are mixed at their full size and then resized to `side` x `side` pixels. The cache keys
-    of teacher logits contain the repr of this class: it must change if the pixels do, and only
-    then.
+    A field of None turns an augmentation off. There is one exception to the order: operations with
+    `before_crop` set are applied before the crop. Images are mixed at full size and then resized to
+    `side` x `side` pixels. The cache keys of teacher logits contain this object's repr, so the repr
+    must change if the pixels change, and only then.
     """
 
     crop: Crop | None = None
@@ -44,7 +48,10 @@ class Pipeline:
     side: int | None = None
 
     def __repr__(self) -> str:
-        """Return a dataclass's repr, without `side` if it is None, as in older cache keys."""
+        """Return the dataclass repr, without `side` if it is None, for use in cache keys.
+
+        Cache keys of earlier versions have no `side`.
+        """
         values = [(field.name, getattr(self, field.name)) for field in fields(self)]
         shown = [f"{name}={value!r}" for name, value in values if (name, value) != ("side", None)]
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -65,13 +72,13 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class AugmentSchedule:
-    """The view, augmentations and image size of each epoch.
+    """Chooses the view, the augmentations and the image size of each epoch.
 
-    `views`: epoch e trains on view e mod `views`; None gives each epoch its own view. Operations
-    are on before epoch `operations_end`, mixing before epoch `mixing_end`; None means always.
-    `sides`: pairs of a share, increasing from 0, and an image size in pixels, None for full size.
-    Epoch e of `epochs`, counted from 0, has the size of the last pair whose share is at most e /
-    `epochs`. Empty means full size in every epoch.
+    Epochs count from 0. Epoch e trains on view e mod `views`; without `views`, on view e.
+    Operations are on before epoch `operations_end`, mixing before epoch `mixing_end`; None means
+    always. `sides` are pairs (fraction of the training, image size in pixels), with fractions
+    increasing from 0 and None for full size. Epoch e has the size of the last pair whose fraction
+    is at most e / `epochs`. If `sides` is empty, every epoch has full size.
     """
 
     views: int | None = None
@@ -81,13 +88,13 @@ class AugmentSchedule:
     epochs: int = 1
 
     def side(self, epoch: int) -> int | None:
-        """Return the size of an epoch's images in pixels; None means full size."""
+        """Return the height and width of an epoch's images in pixels; None means full size."""
         begun = [side for share, side in self.sides if share <= epoch / self.epochs]
         return begun[-1] if begun else None
 
     @property
     def spans(self) -> tuple[tuple[float, int | None], ...]:
-        """Return `sides`, or one pair of full size if it is empty."""
+        """Return `sides`, or if it is empty one pair of full size for the whole training."""
         return self.sides or ((0.0, None),)
 
     def at(self, side: int | None) -> "AugmentSchedule":
@@ -98,7 +105,10 @@ class AugmentSchedule:
         return epoch % self.views if self.views else epoch
 
     def pipeline(self, whole: Pipeline, epoch: int) -> Pipeline:
-        """Return a copy of `whole` with what is on in an epoch, and with its image size."""
+        """Return a copy of `whole` with only the augmentations that are on in an epoch.
+
+        Its `side` is the image size of the epoch.
+        """
         on = whole.without(
             operations=self.operations_end is not None and epoch >= self.operations_end,
             mixing=self.mixing_end is not None and epoch >= self.mixing_end,

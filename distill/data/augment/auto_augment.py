@@ -8,17 +8,19 @@ each with 31 strengths. There are three sets of strengths:
   networks as small as WRN-40-2. Shifts are at most 10 pixels.
 - RandAugment's "standard": torchvision's RandAugment. Shifts are at most 150 / 331 of the image
   size, 14 pixels of 32 (TrivialAugment's authors use 14.4 for RandAugment too). Posterize rounds
-  the number of bits, which TrivialAugment truncates; solarize starts at 255, not at 256;
-  brightness, colour, contrast and sharpness have 31 factors on either side of 1, not 31 in all.
+  the number of bits, which TrivialAugment truncates. Solarize starts at 255 instead of 256.
+  Brightness, colour, contrast and sharpness have 31 factors from 1 down and 31 from 1 up;
+  TrivialAugment's standard has 31 in total.
 - "wide", for both: torchvision's TrivialAugmentWide, whose shifts may move a 32x32 image out
-  completely. TrivialAugment's authors recommend wide strengths for all larger networks; theirs
-  differ from torchvision's in the same rounding, and in factors from 0.01 to 2.0.
+  completely. TrivialAugment's authors recommend wide strengths for all larger networks. The
+  authors' wide set differs from torchvision's in two ways: it truncates bits and starts solarize at
+  256, as above, and its factors range from 0.01 to 2.0.
 
-Each batch goes through one resampling, one lookup table, one blend with its grey version and one
-with its smoothed version; a step that is not a sample's own operation leaves the sample unchanged.
-So every operation runs on the whole batch, and the host need not know which sample has which
-operation. This takes 174 kernels per batch, and on one CPU core about 0.1 ms per image, a little
-less than torchvision takes with Pillow.
+Each batch goes through four steps: a resampling, a lookup table, a blend with the grey images and a
+blend with the smoothed images. A sample has only one operation; the parameters of the other steps
+are such that they leave the sample unchanged. So every step runs on the whole batch, and the host
+need not know which sample has which operation. This takes 174 kernels per batch, and on one CPU
+core about 0.1 ms per image, a little less than torchvision takes with Pillow.
 """
 
 from collections.abc import Mapping
@@ -41,13 +43,16 @@ OPERATIONS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
     "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
 )  # fmt: skip
-SIGNED = frozenset(OPERATIONS[1:10])
-GEOMETRIC = frozenset(OPERATIONS[1:6])
+SIGNED = frozenset(OPERATIONS[1:10])  # operations with a random sign in torchvision
+GEOMETRIC = frozenset(OPERATIONS[1:6])  # operations with a random sign in `fixed_standard`
 ROUNDS = (Stream.RAND_1, Stream.RAND_2, Stream.RAND_3, Stream.RAND_4)
 
 
 class Ranges(NamedTuple):
-    """The 31 strengths of each operation, in its units, and the operations with a random sign."""
+    """The 31 strengths of each operation, and the operations whose strength has a random sign.
+
+    Strengths are in the units of the operation: pixels, degrees, bits, ...
+    """
 
     strengths: dict[str, Floats]
     signed: frozenset[str]
@@ -57,9 +62,9 @@ class Ranges(NamedTuple):
 class TrivialAugment:
     """Apply one operation at one of 31 strengths, all equally likely.
 
-    `before_crop`: whether it is applied to uncropped images, as in the authors' code
-    (TrivialAugment/data.py: then follow crop, flip and a cutout of 16 pixels), or after crop and
-    flip, as in torchvision's training scripts.
+    With `before_crop` it is applied to uncropped images, as in the authors' code
+    (TrivialAugment/data.py, where crop, flip and a cutout of 16 pixels follow); otherwise after
+    crop and flip, as in torchvision's training scripts.
     """
 
     space: Space = "standard"
@@ -77,13 +82,14 @@ class TrivialAugment:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Apply `ops` operations in sequence, up to four, each at step `magnitude` of 0..30.
+    """Apply `ops` random operations in sequence, at most four, with the strength of one step.
 
-    The paper's magnitudes M are in 0..10, a third of these steps: its best setting for WRN-28-10 on
-    CIFAR-10, three operations at M = 5, is step 15 here; for WRN-28-2, three at M = 4, step 12. One
-    difference remains: the authors' code (tensorflow/tpu, autoaugment.py) blends by the factor 0.1
-    + 0.18 M without a sign, so that brightness, colour, contrast and sharpness change nothing at M
-    = 5; in torchvision and here they change nothing at step 0.
+    `magnitude` is that step, 0..30. The paper's magnitudes M are 0..10, so step 3 M corresponds to
+    M. The paper's best setting on CIFAR-10 is three operations at M = 5 for WRN-28-10 (step 15) and
+    three at M = 4 for WRN-28-2 (step 12). One difference remains: the authors' code
+    (tensorflow/tpu, autoaugment.py) blends by the factor 0.1 + 0.18 M without a random sign, so
+    that brightness, colour, contrast and sharpness change nothing at M = 5; in torchvision and here
+    they change nothing at step 0.
     """
 
     ops: int = 3
@@ -110,16 +116,17 @@ class RandAugment:
 
 
 def strengths(space: Space, size: int) -> dict[str, Floats]:
-    """Return the strengths of each operation's 31 steps in torchvision, in its own units.
+    """Return torchvision's 31 strengths of each operation, in that operation's units.
 
-    The values are computed in float64 and rounded once. torch.linspace also rounds in between: it
-    makes 15.999999 of the 16 pixels of the wide set's step 15, and the image would move by 15.
+    `size`: the image size in pixels. The values are computed in float64 and rounded once.
+    torch.linspace also rounds intermediate values: step 15 of the wide set would be a shift of
+    15.999999 pixels instead of 16, which is then truncated to 15.
     """
     wide = space == "wide"
     shear, blend = (0.99, 0.99) if wide else (0.3, 0.9)
     shift = 32.0 if wide else 150.0 / 331.0 * size  # pixels
     turn = 135.0 if wide else 30.0  # degrees
-    bits = 6 if wide else 4  # dropped at the last step
+    bits = 6 if wide else 4  # that posterize drops at the last step
     ranges = {
         "shear_x": shear, "shear_y": shear, "translate_x": shift, "translate_y": shift,
         "rotate": turn, "brightness": blend, "color": blend, "contrast": blend, "sharpness": blend,
@@ -159,9 +166,10 @@ def fixed_standard() -> Ranges:
 def draw_operations(
     which: Words, step: NDArray[np.int64], sign: Words, ranges: Ranges, size: int
 ) -> dict[str, Tensor]:
-    """Draw one operation per sample and return the inputs of `operate`.
+    """Draw one operation per sample and return its parameters for `operate`.
 
-    `which` and `sign` are random words [n], `step` is the number of each sample's strength [n].
+    The random words `which` [n] choose the operation, `sign` [n] the sign of its strength.
+    `step` [n], 0..30, is the index of its strength in `ranges`.
     """
     operation = rng.integers(which, len(OPERATIONS))
     table = np.stack([ranges.strengths[name] for name in OPERATIONS]).astype(np.float64)
@@ -171,7 +179,10 @@ def draw_operations(
 
 
 def of_strength(operation: NDArray[np.int64], strength: Floats, size: int) -> dict[str, Tensor]:
-    """Return the inputs of `operate` from each sample's operation number and signed strength."""
+    """Return the parameters for `operate` of the given operations and signed strengths, [n] each.
+
+    `operation`: indices in OPERATIONS; `size`: the image size in pixels.
+    """
     is_on = {name: operation == number for number, name in enumerate(OPERATIONS)}
 
     def own(name: str, otherwise: float = 0.0) -> Floats:
@@ -199,15 +210,18 @@ def of_strength(operation: NDArray[np.int64], strength: Floats, size: int) -> di
 
 
 def operate(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-    """Apply each sample's own operation to pixels uint8 [B, 3, H, W]."""
+    """Apply to each sample of pixels uint8 [B, 3, H, W] the operation in its parameters `drawn`."""
     pixels = affine.affine(pixels, drawn["map"])
-    pixels = color.look_up(pixels, _table(pixels, drawn))
+    pixels = color.look_up(pixels, _lookup_table(pixels, drawn))
     pixels = color.saturation(pixels, drawn["color"])
     return color.sharpness(pixels, drawn["sharpness"])
 
 
-def _table(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-    """Return the lookup table of each sample's operation, the identity if it does not use one."""
+def _lookup_table(pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Return each sample's lookup table, uint8 [B, 3, 256].
+
+    It is the identity if the sample's operation does not use a table.
+    """
     counts = color.histogram(pixels)
     tables = {
         "brightness": color.brightness_table(drawn["brightness"]),

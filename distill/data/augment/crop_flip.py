@@ -1,8 +1,8 @@
 """Crop and flip a batch at random, as one gather on uint8 images.
 
-A view has one crop offset and one flip per sample. `crop_and_flip` is a pure function of these
-draws: one gather without host synchronisation, which gives the same bits on every device. Pixels
-are converted to float once, at the end.
+A view has one crop offset and one flip per sample. `crop_and_flip` is a pure function of the images
+and these draws: one gather without host synchronisation, which gives the same bits on every device.
+Pixels are converted to float once, at the end.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class Crop:
 
 @dataclass(frozen=True)
 class Flip:
-    """Random horizontal flip with probability `prob`.
+    """Random horizontal flip of each image with probability `prob`.
 
-    `alternate`: orientations are drawn once and inverted in every odd view, so that two successive
+    With `alternate`, flips are drawn once and inverted in every odd view, so that two successive
     views have each image in both orientations (Jordan, 2024, arXiv 2404.00498, section 3.6).
     """
 
@@ -39,9 +39,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class CropFlipParams:
-    """Each sample's crop corner in the padded image, and whether it is mirrored.
+    """The crop and flip of each sample of a view.
 
-    `top`, `left`: int64 [N] in 0..2*padding; `mirrored`: bool [N].
+    `top`, `left`: int64 [N] in 0..2*padding, the corner of the crop in the padded image.
+    `mirrored`: bool [N], whether the image is flipped.
     """
 
     top: Tensor
@@ -59,7 +60,7 @@ class CropFlipParams:
 def draw_crop_flip(
     seed: int, view: int, n: int, crop: Crop | None, flip: Flip | None
 ) -> CropFlipParams:
-    """Draw the crop and flip of samples 0..n-1 of a view; None turns one off."""
+    """Draw the crop and flip of samples 0..n-1 of a view; None turns crop or flip off."""
     corner = np.zeros((n, 2), dtype=np.int64)
     mirrored: NDArray[np.bool_] = np.zeros(n, dtype=np.bool_)
     if crop is not None:
@@ -75,51 +76,50 @@ def draw_crop_flip(
 def crop_and_flip(
     images: Tensor, indices: Tensor, placement: CropFlipParams, padding: int
 ) -> Tensor:
-    """Pad the images `indices` [B] of a set by reflection, crop them and flip them.
+    """Pad the images at `indices` [B] by reflection, crop and flip them: uint8 [B, C, H, W].
 
-    images uint8 [N, H, W, C] -> uint8 [B, C, H, W], channels_last in memory. No padded image is
-    stored: a position outside an image is read at its mirror position. `placement` has one entry
-    per sample of the whole set.
+    `images`: the whole set, uint8 [N, H, W, C]; `placement`: the crops and flips of all N images.
+    The result is channels_last in memory. No padded image is made: a position outside an image is
+    read at its mirror position.
     """
     height, width = images.shape[1:3]
     down, across = (torch.arange(size, device=indices.device) for size in (height, width))
     mirrored = placement.mirrored[indices, None]
     across = torch.where(mirrored, width - 1 - across, across)
-    rows = _reflected(placement.top[indices, None] + down - padding, height)
-    columns = _reflected(placement.left[indices, None] + across - padding, width)
+    rows = _reflect(placement.top[indices, None] + down - padding, height)
+    columns = _reflect(placement.left[indices, None] + across - padding, width)
     cut = images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return rearrange(cut, "b h w c -> b c h w")  # a view: channels stay last in memory
+    return rearrange(cut, "b h w c -> b c h w")  # no copy: channels are last in memory
 
 
-def _reflected(position: Tensor, size: int) -> Tensor:
-    """Reflect positions in -size < p < 2 size - 1 to 0..size-1.
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Reflect positions p outside 0..size-1 to inside, without repeating the border pixel.
 
-    The border pixel is not repeated.
+    They must be in -size < p < 2 size - 1.
     """
     return size - 1 - (size - 1 - position.abs()).abs()
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """Convert uint8 to float32 in [0, 1] by a division, so that 255 is exactly 1."""
+    """Convert uint8 to float32 in [0, 1] by a division by 255, so that 255 becomes exactly 1."""
     return quotient(pixels.float(), 255.0)
 
 
 def resize(images: Tensor, side: int) -> Tensor:
     """Resize float images [B, 3, H, W] in [0, 1] to [B, 3, side, side] with antialiasing.
 
-    The filter is torch's bilinear one, widened by H / side as in Pillow, so that no frequency
-    aliases. It is linear in the pixels; an image's result does not depend on the others of its
-    batch.
+    The filter is torch's bilinear one, widened by H / side as in Pillow to avoid aliasing. The
+    result is linear in the pixels, and does not depend on the other images of the batch.
     """
     resized = interpolate(images, size=(side, side), mode="bilinear", antialias=True)
     return resized.contiguous(memory_format=torch.channels_last)
 
 
 def quotient(over: Tensor | float, under: Tensor | float) -> Tensor:
-    """Return over / under, rounded once on every device; at least one is a tensor.
+    """Return over / under, rounded only once on every device; at least one must be a tensor.
 
-    torch itself multiplies by a reciprocal if the divisor is a Python number, and on a GPU also if
-    the dividend is one.
+    torch itself rounds twice, since it multiplies by a rounded reciprocal: if the divisor is a
+    Python number, and on a GPU also if the dividend is a Python number.
     """
     like = over if isinstance(over, Tensor) else under
     assert isinstance(like, Tensor)

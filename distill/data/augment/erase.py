@@ -1,8 +1,8 @@
-"""Hide a box of each image: cutout and random erasing.
+"""Hide a rectangle of each image: cutout and random erasing.
 
 Cutout: DeVries, Taylor, 2017, arXiv 1708.04552. Random erasing: Zhong, Zheng, Kang, Li, Yang, AAAI
-2020, arXiv 1708.04896, algorithm 1. Hidden pixels get the mean colour of CIFAR-10, which every
-network here normalises to about 0.
+2020, arXiv 1708.04896, algorithm 1. Hidden pixels get the mean colour of CIFAR-10, which is about 0
+after the networks' normalisation.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ MEAN_COLOUR = (125, 123, 114)  # 255 times (0.4914, 0.4822, 0.4465)
 
 @dataclass(frozen=True)
 class Cutout:
-    """Hide a square of `size` x `size` pixels in a share `prob` of the images.
+    """Hide a square of `size` x `size` pixels in each image with probability `prob`.
 
-    Its centre is uniform in the image, and it is clipped at the border.
+    The centre of the square is uniform in the image. The square is clipped at the border.
     """
 
     size: int = 16
@@ -35,7 +35,7 @@ class Cutout:
         centre = np.stack([rng.integers(each, size) for each in (row, column)], axis=1)
         low = np.clip(centre - self.size // 2, 0, size)
         high = np.clip(centre - self.size // 2 + self.size, 0, size)
-        return {"box": _boxes(low, high, rng.uniform(which) < self.prob)}
+        return {"box": _make_boxes(low, high, rng.uniform(which) < self.prob)}
 
     def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         return hide(pixels, drawn["box"])
@@ -43,13 +43,14 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Erase:
-    """Hide a rectangle inside the image, in a share `prob` of the images.
+    """Hide a rectangle inside each image with probability `prob`.
 
-    Its `area`, a share of the image's, is uniform, its `ratio` of height to width log-uniform. The
-    paper draws again until a rectangle fits; here a side that is too long is clipped (in 1 of 600
-    rectangles at the defaults on 32x32), so that one draw per sample is enough. The ratio is
-    log-uniform as in torchvision, so that tall and wide rectangles are equally likely; the paper's
-    ratio is uniform, which favours tall ones.
+    `area`: range of the rectangle's area as a fraction of the image, drawn uniformly. `ratio`:
+    range of its height divided by its width, drawn log-uniformly as in torchvision, so that tall
+    and wide rectangles are equally likely. The paper's ratio is uniform, which favours tall ones.
+    The paper draws again until a rectangle fits. Here a height or width that is too large is
+    clipped (in 1 of 600 rectangles with the default ranges on 32x32 pixels), so that one draw per
+    sample is enough.
     """
 
     prob: float = 0.25
@@ -65,24 +66,30 @@ class Erase:
         extent = np.clip(np.rint(sides), 1, size).astype(np.int64)
         n_positions = (size - extent + 1).astype(np.uint64)
         low = (np.stack(rng.halves(position), axis=1) % n_positions).astype(np.int64)
-        return {"box": _boxes(low, low + extent, rng.uniform(which) < self.prob)}
+        return {"box": _make_boxes(low, low + extent, rng.uniform(which) < self.prob)}
 
     def __call__(self, pixels: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         return hide(pixels, drawn["box"])
 
 
-def _boxes(low: NDArray[np.int64], high: NDArray[np.int64], used: NDArray[np.bool_]) -> Tensor:
-    """Return boxes (top, bottom, left, right; half open), int64 [n, 4], empty if not `used`."""
+def _make_boxes(low: NDArray[np.int64], high: NDArray[np.int64], used: NDArray[np.bool_]) -> Tensor:
+    """Return boxes (top, bottom, left, right), int64 [n, 4], from corners `low`, `high` [n, 2].
+
+    The ends bottom and right are exclusive. The box of a sample that is not `used` is empty.
+    """
     box = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
     return torch.from_numpy(np.where(used[:, None], box, 0))
 
 
 def hide(pixels: Tensor, box: Tensor) -> Tensor:
-    """Fill each sample's box [B, 4] of uint8 [B, 3, H, W] with the mean colour."""
+    """Fill the box [B, 4] of each image of pixels uint8 [B, 3, H, W] with CIFAR-10's mean colour.
+
+    A box is (top, bottom, left, right); the ends bottom and right are exclusive.
+    """
     axis = torch.arange(pixels.shape[-1], device=pixels.device)
     top, bottom, left, right = (edge[:, None] for edge in box.unbind(1))
     rows, columns = (axis >= top) & (axis < bottom), (axis >= left) & (axis < right)
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    # Created on the device: a copy from the host would synchronise.
+    # The colour is created on the device: a copy from the host would have to wait for the device.
     colour = torch.stack([pixels.new_full((), channel) for channel in MEAN_COLOUR])
     return torch.where(inside, colour[:, None, None], pixels)

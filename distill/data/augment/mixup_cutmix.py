@@ -1,11 +1,11 @@
 """Mix pairs of images by mixup and cutmix, with one weight map per sample.
 
 mixup: Zhang et al., ICLR 2018, arXiv 1710.09412. cutmix: Yun et al., ICCV 2019, arXiv 1905.04899.
-With m in [0, 1] of shape [B, 1, H, W]: x' = m x + (1 - m) x[partner], y' = lam y + (1 - lam)
-y[partner], lam = mean(m). For mixup m is the constant lam; for cutmix m is 0 inside the box and 1
-outside, and lam is the share of the area outside the box after the box was clipped at the border
-(the paper's box may leave the image). The partner is a permutation of the set per view, so a mixed
-view does not depend on the batch.
+With a weight map m in [0, 1] of shape [B, 1, H, W]: x' = m x + (1 - m) x[partner], y' = lam y +
+(1 - lam) y[partner], lam = mean(m). For mixup m is the constant lam. For cutmix m is 0 inside a box
+and 1 outside, and lam is the fraction of the area outside the box, after the box was clipped at the
+border (the paper's box may leave the image). The partners of a view are a permutation of the whole
+set, so that a mixed image does not depend on the batch.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Mixup:
-    """Blend a share `prob` of the samples with their partners, with lam ~ Beta(alpha, alpha)."""
+    """Blend each sample with its partner with probability `prob`; lam ~ Beta(alpha, alpha)."""
 
     prob: float = 1.0
     alpha: float = 1.0
@@ -32,9 +32,10 @@ class Mixup:
 
 @dataclass(frozen=True)
 class Cutmix:
-    """Paste a box of the partner's image into a share `prob` of the samples.
+    """Paste a box of the partner's image into each sample with probability `prob`.
 
-    Its area before clipping is 1 - lam, with lam ~ Beta(alpha, alpha).
+    The box has the fraction 1 - lam of the image's area before it is clipped at the border, with
+    lam ~ Beta(alpha, alpha).
     """
 
     prob: float = 1.0
@@ -45,10 +46,10 @@ class Cutmix:
 class MixParams:
     """How each sample of a view is mixed.
 
-    `partner`: int64 [N], a permutation. `lam`: float32 [N], the share of the sample itself in its
-    targets. `blend`: float32 [N], the weight of its pixels outside the box. `box`: int64 [N, 4],
-    top, bottom, left, right (half open), inside which the pixels are the partner's; empty
-    without a box.
+    `partner`: int64 [N], a permutation. `lam`: float32 [N], the weight of the sample's own label in
+    its targets. `blend`: float32 [N], the weight of the sample's own pixels outside the box. `box`:
+    int64 [N, 4], (top, bottom, left, right), the ends exclusive; inside it all pixels are the
+    partner's. Without cutmix the box is empty.
     """
 
     partner: Tensor
@@ -87,7 +88,10 @@ def draw_mix(
 
 
 def clipped_box(lam: Floats, centre: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Return boxes [n, 4] of side floor(size * sqrt(1 - lam)) about `centre` [n, 2], clipped."""
+    """Return boxes (top, bottom, left, right), int64 [n, 4], clipped at the image border.
+
+    They are squares of floor(size * sqrt(1 - lam)) pixels about `centre` [n, 2].
+    """
     side = np.floor(size * np.sqrt(1 - lam)).astype(np.int64)[:, None]
     low = np.clip(centre - side // 2, 0, size)
     high = np.clip(centre - side // 2 + side, 0, size)
@@ -109,8 +113,8 @@ def beta_quantile(alpha: float, u: Floats) -> Floats:
 def _beta_table(alpha: float) -> tuple[Floats, Floats]:
     """Return values x in 0..1/2 and the probability below each x under Beta(alpha, alpha).
 
-    The density is integrated over t = x^root: the density of t is finite at 0 even if that of x is
-    not (alpha < 1).
+    The density is integrated over t = x^root with root = min(alpha, 1). For alpha < 1 the density
+    of x is infinite at 0, that of t is finite.
     """
     root = min(alpha, 1.0)
     t = np.linspace(0, 0.5**root, 1 << 14)
@@ -121,9 +125,9 @@ def _beta_table(alpha: float) -> tuple[Floats, Floats]:
 
 
 def weight_map(blend: Tensor, box: Tensor, size: int) -> Tensor:
-    """Return the weight maps m (see the module), float32 [B, 1, size, size].
+    """Return the weights of the samples' own pixels, float32 [B, 1, size, size].
 
-    A map is 0 inside its box [B, 4] and `blend` [B] outside.
+    A sample's weight is 0 inside its box [B, 4] and `blend` [B] outside.
     """
     axis = torch.arange(size, device=box.device)
     top, bottom, left, right = (edge[:, None] for edge in box.unbind(1))

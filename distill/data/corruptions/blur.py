@@ -2,8 +2,8 @@
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
 `make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
-32] in [0, 1], a severity 1..5 and `draw`, which draws its random words, and returns images that are
-not yet clipped to [0, 1].
+32] in [0, 1], a severity 1..5 and `draw`, the source of its random numbers (raw 64-bit words, see
+distill/data/rng.py), and returns images that are not yet clipped to [0, 1].
 """
 
 from functools import cache
@@ -21,10 +21,11 @@ from distill.data.corruptions.filters import (
 )
 from distill.data.rng import Draw
 
+# One entry per severity. The smoothing is the standard deviation of a Gaussian.
 FOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))  # radius, smoothing, in pixels
 GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # smoothing in pixels, passes
 MOTION = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))  # radius, standard deviation, in pixels
-ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # the largest factor, in steps of 0.01 from 1
+ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # the largest factor; factors begin at 1
 ZOOM_STEP = 0.01
 
 
@@ -34,7 +35,10 @@ def defocus_blur(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def disk(radius: float, smoothing: float) -> Floats:
-    """Return the kernel of a disk, [5, 5] with sum 1, smoothed by a 3x3 Gaussian."""
+    """Return the kernel of a disk, [5, 5] with sum 1, smoothed by a 3x3 Gaussian.
+
+    `radius` and `smoothing`, the standard deviation of the Gaussian, are in pixels.
+    """
     at = np.arange(-2, 3)
     filled = (at**2 + at[:, None] ** 2 <= radius**2).astype(float)
     taps = np.exp(-0.5 * (np.arange(-1, 2) / smoothing) ** 2)
@@ -44,10 +48,11 @@ def disk(radius: float, smoothing: float) -> Floats:
 
 
 def glass_blur(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Replace pixels by a neighbour above or to the left, between two smoothings.
+    """Replace each pixel by a random neighbour above or to the left, between two smoothings.
 
-    The paper swaps the two pixels. Its program swaps two views of one array, which only copies the
-    neighbour; the published images were made so, and this function does the same, to be comparable.
+    The paper swaps the two pixels. The authors' program swaps two views of one array, which only
+    copies the neighbour. The published images were made by that program, so this function copies
+    the neighbour too.
     """
     smoothing, passes = GLASS[severity - 1]
     smoother = gaussian(images.shape[-1], smoothing, truncate=4, border="edge")
@@ -77,10 +82,11 @@ def zoom_blur(images: Floats, severity: int, draw: Draw) -> Floats:
 
 @cache
 def zoom_mean(severity: int, size: int) -> Floats:
-    """Return a zoom blur as one matrix over all pixels: float32 [size², size²], 4 MB."""
-    factors = np.arange(
-        1, ZOOM[severity - 1], ZOOM_STEP
-    )  # rounded by numpy: the end may be included
+    """Return the matrix [size², size²], float32, that applies the zoom blur to flattened images.
+
+    It takes 4 MB for 32x32 pixels.
+    """
+    factors = np.arange(1, ZOOM[severity - 1], ZOOM_STEP)  # numpy's rounding may include the end
     zooms = (magnifier(size, factor) for factor in factors)
     total = np.eye(size * size) + sum(np.kron(zoom, zoom) for zoom in zooms)
     mean: Floats = (total / (len(factors) + 1)).astype(np.float32)

@@ -1,9 +1,10 @@
 """List common corruptions by name and apply them to images.
 
 Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019, arXiv 1903.12261. It has 14 of their 15 corruptions: frost needs
-photographs. Images are computed here, not read from CIFAR-10-C, with the same operations and
-constants but other random draws: mean accuracies are comparable, individual images differ.
+Perturbations", ICLR 2019, arXiv 1903.12261. This module implements 14 of the paper's 15
+corruptions; frost is left out because it needs photographs. Images are computed here, not read from
+CIFAR-10-C. The operations and constants are the same but the random draws differ: mean accuracies
+are comparable, individual images differ.
 """
 
 from collections.abc import Callable
@@ -45,10 +46,10 @@ CHUNK = 250  # images at once: 3 MB as float32, which fits in the processor's ca
 def corrupt(
     images: Pixels, name: str, severity: int, *, samples: NDArray[np.int64], seed: int = 0
 ) -> Pixels:
-    """Apply a corruption at a severity 1..5 to images uint8 [N, 3, 32, 32].
+    """Apply the corruption `name` at a severity 1..5 to images uint8 [N, 3, 32, 32].
 
-    An image's result is a function of its pixels and (seed, corruption, severity, its number in
-    `samples` [N]), whatever the other images.
+    `samples`: int64 [N], each image's number in the data set. The result for an image depends only
+    on its pixels, its number, the seed, the corruption and the severity, not on the other images.
     """
     key = seed, len(SEVERITIES) * NUMBERS[name] + severity - 1
     chunks = []
@@ -63,7 +64,7 @@ def corrupt(
 def to_pixels(images: Floats) -> Pixels:
     """Clip to [0, 1], scale to 0..255 and round down to uint8, as in the published CIFAR-10-C.
 
-    Values that float32 rounding leaves just below a whole number are rounded up to it.
+    Values up to 0.001 below a whole number are rounded up to it: float32 rounding moved them there.
     """
     pixels: Pixels = np.floor(np.clip(images, 0, 1) * 255 + 1e-3).astype(np.uint8)
     return pixels

@@ -2,8 +2,8 @@
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
 `make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
-32] in [0, 1], a severity 1..5 and `draw`, which draws its random words, and returns images that are
-not yet clipped to [0, 1].
+32] in [0, 1], a severity 1..5 and `draw`, the source of its random numbers (raw 64-bit words, see
+distill/data/rng.py), and returns images that are not yet clipped to [0, 1].
 """
 
 from collections.abc import Callable
@@ -23,8 +23,9 @@ from distill.data.corruptions.filters import (
 )
 from distill.data.rng import Draw
 
-CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
-# Displacement of pixels, its smoothing, displacement of corners, as shares of the image size.
+# One entry per severity.
+CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)  # factor on the deviation from a channel's mean
+# Displacement of pixels, its smoothing, displacement of corners, as fractions of the image size.
 ELASTIC = (
     (0, 0, 0.08),
     (0.05, 0.2, 0.07),
@@ -32,8 +33,8 @@ ELASTIC = (
     (0.1, 0.04, 0.05),
     (0.1, 0.03, 0.03),
 )
-REDUCED = (0.95, 0.9, 0.85, 0.75, 0.65)  # of the image size
-QUALITY = (80, 65, 58, 50, 40)  # of a JPEG
+REDUCED = (0.95, 0.9, 0.85, 0.75, 0.65)  # size of the shrunk image, as a fraction
+QUALITY = (80, 65, 58, 50, 40)  # quality setting of the JPEG encoder
 
 
 def contrast(images: Floats, severity: int, draw: Draw) -> Floats:
@@ -58,10 +59,10 @@ def elastic_transform(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def inverse_affine_maps(moves: Floats, size: int) -> Floats:
-    """Return the inverses of affine maps that displace three corners by `moves` [N, 3, 2].
+    """Return the inverses of the affine maps that move three corners by `moves` [N, 3, 2] pixels.
 
-    The corners are the bottom right, top right and top left ones of a centred square whose width is
-    2/3 of the image's. The inverses are matrices [N, 3, 2] for row vectors (x, y, 1).
+    The corners are the bottom right, top right and top left corners of a centred square, which is
+    2/3 as wide as the image. The inverses are matrices [N, 3, 2] for row vectors (x, y, 1).
     """
     centre, half = size // 2, size // 3
     corners = centre + half * np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
@@ -70,7 +71,7 @@ def inverse_affine_maps(moves: Floats, size: int) -> Floats:
 
 
 def pixelate(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Shrink and enlarge the image; each new pixel is the mean of those it covers."""
+    """Shrink and enlarge the image; each new pixel is the mean of the pixels that it covers."""
     size = images.shape[-1]
     small = int(size * REDUCED[severity - 1])
 
@@ -93,7 +94,7 @@ def jpeg_compression(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def one_by_one(images: Floats, change: Callable[[Image.Image], Image.Image]) -> Floats:
-    """Apply `change`, a function of a Pillow image, to each image."""
+    """Apply `change`, a function of a Pillow image, to each image of a batch [N, 3, H, W]."""
     pixels = np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in pixels])
     return changed.transpose(0, 3, 1, 2).astype(np.float32) / 255

@@ -1,7 +1,7 @@
 """Smooth, zoom, shift and resample many images at once.
 
-A separable filter that is the same along rows and columns is one matrix [size, size]; its row i
-holds the weights of the input rows in output row i.
+A separable filter with the same weights along rows and columns is one matrix [size, size]. Row i of
+the matrix holds the weights of all input positions in output position i.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.int64]
-Border = Literal["edge", "symmetric"]  # modes of np.pad: a a|abc|c c and b a|abc|c b
+Border = Literal["edge", "symmetric"]  # modes of np.pad: aa|abc|cc and ba|abc|cb
 
 
 def on_both_axes(matrix: Floats, maps: Floats) -> Floats:
@@ -23,9 +23,9 @@ def on_both_axes(matrix: Floats, maps: Floats) -> Floats:
 
 
 def gaussian(size: int, sigma: float, *, truncate: float, border: Border) -> Floats:
-    """Return the filter matrix [size, size] of a Gaussian of `sigma` pixels.
+    """Return the filter matrix [size, size] of a Gaussian of standard deviation `sigma` pixels.
 
-    It is truncated at `truncate` standard deviations.
+    The Gaussian is truncated at `truncate` standard deviations. `border`: how the map is padded.
     """
     radius = int(truncate * sigma + 0.5)
     if not radius:
@@ -43,7 +43,7 @@ def magnifier(size: int, factor: float) -> Floats:
     The map has the same size afterwards. Interpolation is linear.
     """
     cropped = int(np.ceil(size / factor))
-    whole = round(cropped * factor)  # pixels before the middle is cut out again
+    whole = round(cropped * factor)  # size of the enlarged crop, whose middle is cut out
     first = (whole - size) // 2 + np.arange(size)
     at = (size - cropped) // 2 + first * (cropped - 1) / (whole - 1)
     linear: Floats = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)))
@@ -51,10 +51,11 @@ def magnifier(size: int, factor: float) -> Floats:
 
 
 def smear(maps: Floats, degrees: Floats, radius: int, sigma: float) -> Floats:
-    """Apply motion blur to maps [N, C, H, W], each along its own angle [N] in degrees.
+    """Apply motion blur to maps [N, C, H, W], along one angle per map: `degrees` [N].
 
-    As in ImageMagick's MotionBlurImage, the weights are one half of a Gaussian over 2 radius + 1
-    points along the line, each read at its nearest pixel; the edge is repeated beyond the border.
+    As in ImageMagick's MotionBlurImage, the kernel is a one-sided Gaussian of standard deviation
+    `sigma` pixels. It has 2 * radius + 1 points along the line, each sampled at the nearest pixel.
+    Pixels beyond the border repeat the edge.
     """
     taps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (taps / sigma) ** 2)
@@ -66,7 +67,8 @@ def smear(maps: Floats, degrees: Floats, radius: int, sigma: float) -> Floats:
     padded = np.pad(maps, ((0, 0), (0, 0), (pad, pad), (pad, pad)), mode="edge")
     smeared = np.zeros_like(maps)
     for tap, weight in enumerate(weights):
-        # Few offsets occur at one point: each is a slice of many maps, not a gather of pixels.
+        # A point of the line has few different offsets: slicing all maps with the same offset at
+        # once is faster than gathering pixels.
         for down, right in np.unique(steps[:, tap], axis=0):
             same = (steps[:, tap] == (down, right)).all(axis=1)
             rows = slice(pad + down, pad + down + height)
@@ -87,14 +89,14 @@ def convolve(maps: Floats, kernel: Floats) -> Floats:
 
 
 def reflect_without_edge(index: Indices, size: int) -> Indices:
-    """Reflect indices beyond 0..size-1 without repeating the edge: c b|abcd|c b."""
+    """Reflect indices outside 0..size-1 to inside, without repeating the edge: cb|abcd|cb."""
     period = 2 * (size - 1)
     folded: Indices = np.abs((index + size - 1) % period - (size - 1))
     return folded
 
 
 def reflect_with_edge(index: Indices, size: int) -> Indices:
-    """Reflect indices beyond 0..size-1, repeating the edge: b a|abcd|d c."""
+    """Reflect indices outside 0..size-1 to inside, repeating the edge: ba|abcd|dc."""
     folded = index % (2 * size)
     return np.minimum(folded, 2 * size - 1 - folded)
 
@@ -102,9 +104,10 @@ def reflect_with_edge(index: Indices, size: int) -> Indices:
 def sample(
     maps: Floats, down: Floats, right: Floats, fold: Callable[[Indices, int], Indices]
 ) -> Floats:
-    """Interpolate maps [N, C, H, W] bilinearly at positions [N, H, W] in pixels.
+    """Interpolate maps [N, C, H, W] bilinearly at the positions (`down`, `right`) in pixels.
 
-    `fold` maps indices outside a map to indices inside.
+    `down`, `right`: [N, H, W], the row and column of each output pixel in its input map. `fold`
+    maps indices outside a map to indices inside.
     """
     n, channels, height, width = maps.shape
     flat = maps.reshape(n, channels, -1)

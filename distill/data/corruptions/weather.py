@@ -2,8 +2,9 @@
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
 `make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
-32] in [0, 1], a severity 1..5 and `draw`, which draws its random words, and returns images that are
-not yet clipped to [0, 1]. The paper's frost is left out: it needs photographs.
+32] in [0, 1], a severity 1..5 and `draw`, the source of its random numbers (raw 64-bit words, see
+distill/data/rng.py), and returns images that are not yet clipped to [0, 1]. The paper's frost is
+left out: it needs photographs.
 """
 
 from typing import NamedTuple
@@ -18,13 +19,13 @@ from distill.data.rng import Draw
 class Snow(NamedTuple):
     """Parameters of the snow at one severity."""
 
-    mean: float  # of the flakes' brightness
+    mean: float  # mean of the flakes' brightness
     std: float  # standard deviation of the flakes' brightness
-    zoom: float  # size of the flakes
+    zoom: float  # factor by which the flakes are enlarged
     seen_from: float  # brightness below which a flake is invisible
-    radius: int  # of the motion blur, in pixels
+    radius: int  # radius of the motion blur, in pixels
     sigma: float  # standard deviation of the motion blur, in pixels
-    colour: float  # share of the original colours
+    colour: float  # weight of the original colours; the rest is the paler image's
 
 
 SNOW = (
@@ -34,13 +35,13 @@ SNOW = (
     Snow(0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
     Snow(0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
 )
-FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # thickness, decay
-BRIGHTER = (0.05, 0.1, 0.15, 0.2, 0.3)
+FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # thickness, decay (see `plasma`)
+BRIGHTER = (0.05, 0.1, 0.15, 0.2, 0.3)  # added to the HSV value
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)[:, None, None]  # ITU-R BT.601
 
 
 def snow(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Make colours paler and add falling flakes, and a copy of them rotated by 180 degrees."""
+    """Make colours paler; add snowflakes and a copy of the flakes rotated by 180 degrees."""
     how, (n, _, height, width) = SNOW[severity - 1], images.shape
     words = draw(height * width // 2 + 1)
     flakes: Floats = how.mean + how.std * rng.normal(words[:, 1:]).reshape(n, 1, height, width)
@@ -56,7 +57,7 @@ def snow(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def fog(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Add a cloud, then dim the image so that its maximum is at most the original one."""
+    """Add a cloud, then dim the image so that it is nowhere brighter than its original maximum."""
     thickness, decay = FOG[severity - 1]
     size = images.shape[-1]
     cloud = plasma(rng.uniform(draw(size * size - 1)), size, decay).astype(np.float32)
@@ -66,13 +67,15 @@ def fog(images: Floats, severity: int, draw: Draw) -> Floats:
 
 
 def plasma(uniforms: Floats, size: int, decay: float) -> Floats:
-    """Generate clouds [N, size, size] in 0..1 by diamond-square, from uniforms [N, size² - 1].
+    """Generate clouds [N, size, size] in 0..1 by the diamond-square algorithm.
 
-    Fournier, Fussell and Carpenter, Communications of the ACM 25, 1982. Each halving of the grid
-    divides the random displacements by `decay`²; opposite borders match.
+    Fournier, Fussell and Carpenter, Communications of the ACM 25, 1982. `uniforms`
+    [N, size² - 1] are random numbers in [0, 1). Each time the grid spacing is halved, the random
+    displacements are divided by `decay`². Opposite borders match.
     """
     heights = np.zeros((len(uniforms), size, size))
-    taken, step, rough = 0, size, 1.0  # any unit: the cloud is scaled to 0..1 at the end
+    # The unit of `rough` is arbitrary: the cloud is scaled to 0..1 at the end.
+    taken, step, rough = 0, size, 1.0
 
     def mean(sum_of_four: Floats) -> Floats:
         nonlocal taken
@@ -98,9 +101,9 @@ def plasma(uniforms: Floats, size: int, decay: float) -> Floats:
 
 
 def brightness(images: Floats, severity: int, draw: Draw) -> Floats:
-    """Raise the HSV value at constant hue and saturation: scale a pixel's colours by one factor."""
+    """Increase the HSV value of each pixel; hue and saturation stay the same."""
     value = images.max(axis=1, keepdims=True)
     raised = np.minimum(value + np.float32(BRIGHTER[severity - 1]), 1)
     factor = np.divide(raised, value, out=np.zeros_like(value), where=value > 0)
-    brighter: Floats = np.where(value > 0, images * factor, raised)  # black has no hue: grey
+    brighter: Floats = np.where(value > 0, images * factor, raised)  # black becomes grey
     return brighter

@@ -1,8 +1,8 @@
 """Read the official Python archives of CIFAR-10 and CIFAR-100, packed or unpacked.
 
 Layout: https://www.cs.toronto.edu/~kriz/cifar.html. Each batch is a pickled dictionary whose `data`
-is uint8 [N, 3072], the red plane, then green, then blue. An archive is read in memory, never
-extracted.
+is uint8 [N, 3072]: the red plane of each image, then green, then blue. An archive is read in
+memory, never extracted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,15 +25,15 @@ LONGEST_NAME = 1000  # characters of a class name
 
 @dataclass(frozen=True)
 class Layout:
-    """The names inside one of the two official archives."""
+    """The names of files and keys in one of the two official archives."""
 
     title: str
     folder: str
     archive: str
     files: Mapping[Split, tuple[str, ...]]
     meta: str
-    names_key: str  # of the class names, in the meta file
-    labels_key: str  # of the labels, in each batch file
+    names_key: str  # key of the class names in the meta file
+    labels_key: str  # key of the labels in each batch file
 
 
 CIFAR10 = Layout(
@@ -59,9 +59,9 @@ LAYOUTS = (CIFAR10, CIFAR100)
 
 @dataclass(frozen=True)
 class Batches:
-    """The location of a set of batch files."""
+    """The location of the batch files of one data set."""
 
-    path: Path  # the folder of the files, or the archive
+    path: Path  # the folder that contains the files, or the archive
     layout: Layout
 
 
@@ -72,7 +72,10 @@ class _Meta:
 
 
 def find(folder: Path, layout: Layout) -> Batches | None:
-    """Find a layout's files in `folder`, its official sub-folder or its official archive."""
+    """Find a layout's files in `folder`; None if they are not there.
+
+    They may be directly in `folder`, in its official sub-folder, or in the official archive there.
+    """
     members = (layout.meta, *layout.files["train"], *layout.files["test"])
     if any((folder / member).is_file() for member in members):
         return Batches(folder, layout)
@@ -84,9 +87,9 @@ def find(folder: Path, layout: Layout) -> Batches | None:
 
 
 def open_archive(path: Path) -> Batches:
-    """Identify the official archive at `path` by its first member, whatever its file name.
+    """Return the official archive at `path`, identified by its first member, not its file name.
 
-    Raises UserError if it is neither CIFAR-10 nor CIFAR-100.
+    Raises UserError if it is neither the archive of CIFAR-10 nor that of CIFAR-100.
     """
     folders = " or ".join(f"{layout.folder}/" for layout in LAYOUTS)
     try:
@@ -101,7 +104,7 @@ def open_archive(path: Path) -> Batches:
 
 
 def check(batches: Batches) -> None:
-    """Raise UserError unless all files of both splits exist and are long enough.
+    """Raise UserError unless all files of both splits exist and are long enough for their images.
 
     Reads no image.
     """
@@ -127,8 +130,9 @@ def check(batches: Batches) -> None:
 def load(batches: Batches, split: Split) -> ImageSet:
     """Load a split's images in the order of the files.
 
-    Raises UserError, naming every faulty file, if one is missing or damaged, has another shape,
-    labels out of range or another number of labels than images, or if a class has no image.
+    Raises UserError, naming every faulty file, if a file is missing or damaged, if its images have
+    another shape, if its labels are out of range or not as many as its images, or if a class has no
+    image.
     """
     layout = batches.layout
     contents = _read(batches, [layout.meta, *layout.files[split]])
@@ -171,11 +175,11 @@ def _file_sizes(batches: Batches) -> dict[str, int]:
             sizes = ((_member_file_name(m, batches.layout), m.size) for m in archive)
             return {name: size for name, size in sizes if name is not None}
     except (InvalidArray, OSError) as error:
-        raise _damaged(batches, error) from error
+        raise _damaged_error(batches, error) from error
 
 
 def _read(batches: Batches, names: Sequence[str]) -> dict[str, bytes]:
-    """Return the contents of the named files by name; missing files are left out."""
+    """Return the contents of the files `names`, by name; missing files are left out."""
     contents: dict[str, bytes] = {}
     try:
         if batches.path.is_dir():
@@ -187,7 +191,7 @@ def _read(batches: Batches, names: Sequence[str]) -> dict[str, bytes]:
                 if name in names and name is not None:
                     contents[name] = archive.read()
     except (InvalidArray, OSError) as error:
-        raise _damaged(batches, error) from error
+        raise _damaged_error(batches, error) from error
     return contents
 
 
@@ -197,7 +201,7 @@ def _member_file_name(member: Member, layout: Layout) -> str | None:
     return path.name if member.is_file and path.parent.name == layout.folder else None
 
 
-def _damaged(batches: Batches, error: Exception) -> UserError:
+def _damaged_error(batches: Batches, error: Exception) -> UserError:
     return data_error(
         str(batches.path),
         [f"unreadable, truncated or damaged ({error})"],
@@ -222,7 +226,7 @@ def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
 
 
 def _check_names(names: Sequence[object], layout: Layout) -> None:
-    """Raise ValueError if class names are not text or too long, or exceed MOST_CLASSES."""
+    """Raise ValueError if a class name is not text or too long, or if there are too many."""
     if len(names) > MOST_CLASSES:
         raise ValueError(
             f"{layout.names_key} has {len(names):,} names; the maximum is {MOST_CLASSES:,}"
@@ -266,7 +270,7 @@ def _batch(
 
 
 def _labels(values: object, layout: Layout) -> NDArray[Any]:
-    """Return the labels as an array of numbers; raises ValueError for anything else."""
+    """Return the labels as an array of numbers; raise ValueError if they are anything else."""
     if isinstance(values, np.ndarray):
         return values
     if not isinstance(values, list | tuple):
@@ -279,7 +283,7 @@ def _labels(values: object, layout: Layout) -> NDArray[Any]:
 
 
 def _check_labels(labels: NDArray[np.integer], layout: Layout, meta: _Meta) -> None:
-    """Raise ValueError if the labels contradict the meta file."""
+    """Raise ValueError if the labels' number or range differs from the meta file's."""
     n_classes = len(meta.class_names)
     if meta.batch_images not in (None, len(labels)):
         raise ValueError(

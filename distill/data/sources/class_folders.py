@@ -1,7 +1,7 @@
 """Read class folders: `train/<class>/*` and `test/<class>/*`, 32x32 png, jpg or webp.
 
-A label is the position of a class folder among the sorted folder names. Decoded images are cached
-under a digest of all relative paths and all bytes.
+A label is the position of a class folder among the sorted folder names. Decoded images are cached;
+the key of the cache is a digest of the relative paths and bytes of all files.
 """
 
 import os
@@ -39,7 +39,7 @@ class ClassFolders:
 @dataclass(frozen=True)
 class _Listing:
     class_names: tuple[str, ...]
-    files: tuple[tuple[Path, ...], ...]  # of each class, sorted by name
+    files: tuple[tuple[Path, ...], ...]  # the files of each class, sorted by name
     faults: tuple[str, ...]
 
 
@@ -49,7 +49,7 @@ def find(folder: Path) -> ClassFolders | None:
 
 
 def check(folders: ClassFolders) -> None:
-    """Raise UserError unless both splits have the same classes, each with a usable first image.
+    """Raise UserError unless both splits have the same classes and their first images are usable.
 
     Decodes one image per class and split.
     """
@@ -57,16 +57,16 @@ def check(folders: ClassFolders) -> None:
     for split in SPLITS:
         listing = _listing(folders, split)
         faults += listing.faults
-        faults += _undecodable(folders, [files[0] for files in listing.files if files])
+        faults += _decoding_faults(folders, [files[0] for files in listing.files if files])
     if faults:
         raise data_error(str(folders.path), faults, ADVICE)
 
 
 def load(folders: ClassFolders, split: Split, progress: Progress | None = None) -> ImageSet:
-    """Load a split's images, sorted by class and name.
+    """Load a split's images, sorted by class and file name.
 
     Raises UserError, naming up to ten faults, if a file cannot be used, or if a class is empty or
-    in one split only.
+    exists in only one of the two splits.
     """
     listing = _listing(folders, split)
     present: list[Split] = [s for s in SPLITS if s == split or (folders.path / s).is_dir()]
@@ -102,7 +102,7 @@ class _ProgressReport:
                 self.progress(self.what, done + 1, self.total)
 
 
-def _visible(folder: Path) -> list[Path]:
+def _visible_entries(folder: Path) -> list[Path]:
     """Return a folder's entries sorted by name, without hidden ones (.DS_Store)."""
     entries = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(entries, key=lambda path: path.name)
@@ -110,12 +110,13 @@ def _visible(folder: Path) -> list[Path]:
 
 def _class_names(folders: ClassFolders, split: Split) -> tuple[str, ...]:
     folder = folders.path / split
-    return tuple(p.name for p in _visible(folder) if p.is_dir()) if folder.is_dir() else ()
+    return tuple(p.name for p in _visible_entries(folder) if p.is_dir()) if folder.is_dir() else ()
 
 
 def _class_faults(folders: ClassFolders, splits: Sequence[Split]) -> list[str]:
-    """Return a fault for each split without classes or with unusable names, and each class missing
-    from a split.
+    """Return the faults of the class folders as messages.
+
+    Faults are a split without classes, unusable class names, and a class that a split lacks.
     """
     names = {split: _class_names(folders, split) for split in splits}
     missing = [
@@ -138,7 +139,7 @@ def _listing(folders: ClassFolders, split: Split) -> _Listing:
     class_names = _class_names(folders, split)
     files, faults = [], []
     for name in class_names:
-        entries = _visible(folders.path / split / name)
+        entries = _visible_entries(folders.path / split / name)
         images = tuple(path for path in entries if _is_image(path))
         others = [path for path in entries if not _is_image(path)]
         faults += [
@@ -147,7 +148,7 @@ def _listing(folders: ClassFolders, split: Split) -> _Listing:
         if not images:
             faults.append(f"{split}/{name}/: the class has no image")
         files.append(images)
-    outside = _visible(folders.path / split) if class_names else []
+    outside = _visible_entries(folders.path / split) if class_names else []
     faults += [
         f"{_relative_name(folders, path)}: an image outside a class folder"
         for path in outside
@@ -165,7 +166,7 @@ def _relative_name(folders: ClassFolders, path: Path) -> str:
 
 
 class _Digest:
-    """The sha256 of relative paths, sizes and bytes, and of the decoder."""
+    """Computes the sha256 of the decoder's version and of all files' relative paths and bytes."""
 
     def __init__(self) -> None:
         self._state = sha256(f"Pillow {PIL.__version__}, upright".encode())
@@ -179,18 +180,18 @@ class _Digest:
 
 
 def _key(folders: ClassFolders, paths: Sequence[Path], report: _ProgressReport) -> str:
-    """Return the digest of all files, under which their images are cached."""
+    """Return the digest of all files, which is the cache key of their images."""
     digest = _Digest()
-    _each_content(folders, report.over(paths), lambda _, name, content: digest.add(name, content))
+    _for_each_file(folders, report.over(paths), lambda _, name, content: digest.add(name, content))
     return str(digest)
 
 
 def _decode(
     folders: ClassFolders, paths: Sequence[Path], report: _ProgressReport
 ) -> tuple[NDArray[np.uint8], str]:
-    """Return the images and the digest of the bytes that they were decoded from.
+    """Decode all files; return their images and the digest of the decoded bytes.
 
-    A file may have changed since `_key` read it.
+    The digest is computed again because a file may have changed since `_key` read it.
     """
     images, digest = np.empty((len(paths), CHANNELS, SIDE, SIDE), dtype=np.uint8), _Digest()
 
@@ -198,16 +199,19 @@ def _decode(
         digest.add(name, content)
         images[i] = _picture(content)
 
-    _each_content(folders, report.over(paths), decode)
+    _for_each_file(folders, report.over(paths), decode)
     return images, str(digest)
 
 
-def _each_content(
+def _for_each_file(
     folders: ClassFolders,
     paths: Iterable[tuple[int, Path]],
     use: Callable[[int, str, bytes], None],
 ) -> None:
-    """Call `use` with the number, relative name and bytes of each file. Raises UserError."""
+    """Call `use` with the number, relative name and bytes of each file.
+
+    Raises UserError, naming up to ten files, if files cannot be read or `use` raises ValueError.
+    """
     faults = []
     for i, path in paths:
         name = _relative_name(folders, path)
@@ -219,7 +223,7 @@ def _each_content(
         raise data_error(str(folders.path), faults, ADVICE)
 
 
-def _undecodable(folders: ClassFolders, paths: Sequence[Path]) -> list[str]:
+def _decoding_faults(folders: ClassFolders, paths: Sequence[Path]) -> list[str]:
     faults = []
     for path in paths:
         try:
@@ -230,7 +234,7 @@ def _undecodable(folders: ClassFolders, paths: Sequence[Path]) -> list[str]:
 
 
 def _picture(content: bytes) -> NDArray[np.uint8]:
-    """Decode a file's bytes to [3, 32, 32]; raises ValueError if they cannot be used."""
+    """Decode a file's bytes to uint8 [3, 32, 32]; raise ValueError if they cannot be used."""
     return np.asarray(pictures.decode(content, _rgb, SIDE)).transpose(2, 0, 1)
 
 

@@ -1,7 +1,7 @@
 """Download the official archives; resume interrupted downloads and verify checksums.
 
 A file is downloaded as `.NAME.part` and renamed once its md5 is right. An interrupted download is
-continued by a range request, from the next address or in the next call.
+continued, by a range request, from the next address or in the next call.
 """
 
 import hashlib
@@ -25,18 +25,19 @@ from distill.files.regular_file import InvalidFile, open_regular
 from distill.runs import lock
 
 MIRRORS = "UNDERSTUDY_MIRRORS"  # environment variable: more addresses, separated by spaces
-LARGEST = 1 << 40  # bytes of a file whose md5 is computed; the message then has its size
-CHUNK = 1 << 16  # bytes: one second of the official server at its slowest
+LARGEST = 1 << 40  # bytes; the md5 of a larger file is not computed
+CHUNK = 1 << 16  # bytes; the official server at its slowest takes a second for them
 GZIP = b"\x1f\x8b"
-SLOWEST = 1_000  # bytes a second; a lower rate for STALL_S is a stall
+SLOWEST = 1_000  # bytes per second; a download that is slower for STALL_S counts as stalled
 STALL_S = 30.0
-WORTH = 0.01  # share of the file that a round of all addresses must add for another round
-TOTAL_S = 2 * 3600.0  # at 60 kB/s the archive takes 47 minutes
+# All addresses are tried again if the last round added at least this fraction of the file.
+WORTH = 0.01
+TOTAL_S = 2 * 3600.0  # limit of a whole download; at 60 kB/s the archive takes 47 minutes
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file with a known checksum and size."""
+    """A file to download, with its checksum, size and addresses."""
 
     name: str
     md5: str
@@ -66,15 +67,15 @@ ARCHIVES = {
 
 
 class NotServed(Exception):
-    """An address did not serve the file; another one may."""
+    """An address did not serve the file; another address may serve it."""
 
 
 @dataclass
 class Download:
-    """The download of an archive into a folder.
+    """Downloads an archive into a folder.
 
-    `stall_s`: seconds with almost no bytes after which the next address is tried; `total_s`:
-    seconds after which the download fails.
+    After `stall_s` seconds with almost no bytes, the next address is tried. After `total_s`
+    seconds the download fails.
     """
 
     archive: Archive
@@ -97,9 +98,10 @@ class Download:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def run(self, addresses: Sequence[str]) -> Path:
-        """Try every address in turn, and again while a round adds at least 1 % of the file.
+        """Download the file from the addresses in turn; return its path.
 
-        Raises Failure with the error of each address.
+        All addresses are tried again as long as a round adds at least 1 % of the file. Raises
+        Failure, with the error of each address, if none serves the file.
         """
         left, faults = list(addresses), dict.fromkeys(addresses, "was not tried")
         while left:
@@ -107,7 +109,8 @@ class Download:
             for address in tuple(left):
                 is_new = self.n_received == 0
                 try:
-                    # The part from another address may be wrong: download all of it from this one.
+                    # A wrong md5 may be due to bytes from an earlier address: download all bytes
+                    # again from this address.
                     if self._download_from(address) or (
                         not is_new and self._download_from(address)
                     ):
@@ -131,7 +134,10 @@ class Download:
         return False
 
     def _receive(self, address: str) -> None:
-        """Append the missing bytes; raises NotServed if the address does not serve them."""
+        """Append the missing bytes to the partial file.
+
+        Raises NotServed if the address does not serve all of them.
+        """
         offset = self.n_received
         with _network_errors():
             request = urllib.request.Request(address, headers={"User-Agent": "understudy"})
@@ -141,7 +147,7 @@ class Download:
         with response:
             if response.headers.get_content_type() == "text/html":
                 raise NotServed("sent a web page, not the archive")
-            first = _begins_at(response) if response.status == 206 else 0
+            first = _first_byte(response) if response.status == 206 else 0
             if first not in (0, offset):
                 raise NotServed(f"sent bytes from {first} instead of {offset}")
             self._append(response, first, offset)
@@ -149,7 +155,10 @@ class Download:
             raise NotServed(f"ended at {self.n_received:,} of {self.archive.n_bytes:,} bytes")
 
     def _append(self, response: HTTPResponse, first: int, offset: int) -> None:
-        """Append a response that begins at byte `first` to a partial file of `offset` bytes."""
+        """Append a response to the partial file, which has `offset` bytes.
+
+        The response begins at byte `first` of the whole file, at most `offset`.
+        """
         try:
             with open(self.part, "ab", opener=lock.without_links) as file:
                 for chunk in self._chunks(response, first):
@@ -159,7 +168,10 @@ class Download:
             raise Failure(f"{self.part} cannot be written: {error.strerror}.") from error
 
     def _chunks(self, response: HTTPResponse, done: int) -> Iterator[bytes]:
-        """Yield the response in chunks; raises NotServed if it stalls or is not the archive."""
+        """Yield the response in chunks; `done` is the position of its first byte in the file.
+
+        Raises NotServed if it stalls or is not the archive, Failure if the time limit is exceeded.
+        """
         total = self.archive.n_bytes
         since, at = time.monotonic(), done
         while chunk := _read(response):
@@ -202,11 +214,13 @@ def fetch(
 ) -> Path:
     """Return the path of a source's archive in `folder`; download it if it is missing.
 
-    An existing file's md5 is checked. Addresses are tried in this order: `mirrors`, those of
-    $UNDERSTUDY_MIRRORS, the official ones. Raises UserError if an existing file is not the archive
-    or an address is invalid; Failure if no address serves it or the disk cannot be written.
+    `source`: `cifar10` or `cifar100`. Addresses are tried in this order: `mirrors`, the addresses
+    in $UNDERSTUDY_MIRRORS, the official ones. After `stall_s` seconds with almost no bytes the next
+    address is tried; after `total_s` seconds the download fails. Raises UserError if an existing
+    file has another md5 than the archive, if an address is invalid, or if the folder cannot be
+    used; Failure if no address serves the file or another download is running.
     """
-    archive = _known(source)
+    archive = _archive_of(source)
     addresses = [*mirrors, *os.environ.get(MIRRORS, "").split(), *archive.addresses]
     if wrong := [url for url in addresses if not url.startswith(("https://", "http://"))]:
         raise UserError(
@@ -249,12 +263,12 @@ def check(path: Path, archive: Archive) -> None:
 
 
 def md5_of(path: Path) -> str:
-    """Return a file's hex md5, the publishers' checksum; it does not protect against forgery."""
+    """Return a file's hex md5, the checksum that the publishers give; it can be forged."""
     with open_regular(path, LARGEST) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _known(source: str) -> Archive:
+def _archive_of(source: str) -> Archive:
     if source not in ARCHIVES:
         raise UserError(
             f"{source!r} cannot be fetched: only {' and '.join(ARCHIVES)} have an official archive."
@@ -263,8 +277,8 @@ def _known(source: str) -> Archive:
     return ARCHIVES[source]
 
 
-def _begins_at(response: HTTPResponse) -> int | None:
-    """Return the first byte of a partial response: 100 for `bytes 100-199/200`."""
+def _first_byte(response: HTTPResponse) -> int | None:
+    """Return the position of a partial response's first byte: 100 for `bytes 100-199/200`."""
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
@@ -276,7 +290,7 @@ def _read(response: HTTPResponse) -> bytes:
 
 @contextmanager
 def _network_errors() -> Iterator[None]:
-    """Turn network errors into NotServed with a message."""
+    """Raise NotServed with a message instead of a network error."""
     try:
         yield
     except HTTPError as error:

@@ -1,11 +1,11 @@
 """Read unlabelled images to predict: Kaggle's pickle, arrays or pictures.
 
-- Kaggle's pickle: a dictionary with `data` and `ids`, its keys text or bytes
+- Kaggle's pickle: a dictionary with the keys `data` and `ids`, as text or bytes
 - `.npy`: the array of images; `.npz`: `data` or `images`, with or without `ids`
 - a folder of pictures, or one picture (`pictures.py`)
 
-Arrays are uint8: [N, H, W, 3], [N, 3, H, W], or flat planes [N, 3072] like CIFAR-10's batches.
-No image is dropped or changed silently: `notes` lists all changes.
+Arrays are uint8: [N, H, W, 3], [N, 3, H, W], or [N, 3072] with one row per image: the red plane,
+then green, then blue. No image is dropped or changed silently: `notes` lists all changes.
 """
 
 from collections import Counter
@@ -32,16 +32,16 @@ ADVICE = (
     "Give --input Kaggle's pickle of data and ids, a .npy or .npz of uint8 images, a folder of "
     f"pictures, or one picture ({', '.join(pictures.SUFFIXES)})."
 )
-PIXELS = ("data", "images")  # names of the images' array
-NAMES = (int, str, bytes, np.integer)  # types of ids
-ZIP = b"PK\x03\x04"  # the first bytes of .npz
+PIXELS = ("data", "images")  # allowed names of the array of images
+NAMES = (int, str, bytes, np.integer)  # allowed types of ids
+ZIP = b"PK\x03\x04"  # the first bytes of an .npz file
 LONGEST_ID = 1000  # characters
 LARGEST = 1 << 32  # bytes of a pickle
-LARGEST_RESIZED = 1 << 30  # bytes of images that are enlarged; Kaggle's 300,000 have fewer
+LARGEST_RESIZED = 1 << 30  # bytes of images after enlarging; Kaggle's 300,000 images have fewer
 NAMED = 80  # characters of a name in a message
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+@dataclass(frozen=True, eq=False)  # == of arrays returns an array, not one truth value
 class Unlabelled:
     """Images and their ids, in the order of the file."""
 
@@ -53,14 +53,14 @@ class Unlabelled:
 def load(path: Path, *, progress: Progress | None = None) -> Unlabelled:
     """Load all images at `path`, resized to 32x32.
 
-    Raises UserError, naming up to ten faults, if any image cannot be used.
-    `progress` is called while pictures are decoded.
+    `progress` is called while pictures are decoded. Raises UserError, naming up to ten faults, if
+    any image cannot be used or an id occurs twice.
     """
     if not path.exists():
         raise UserError(f"input {path} does not exist.\n{ADVICE}")
     is_picture = path.is_dir() or path.suffix.lower() in pictures.SUFFIXES
     found = pictures.read(path, progress) if is_picture else _from_arrays(path)
-    faults = [*found.faults, *_repeated(found.ids)]
+    faults = [*found.faults, *_repeated_ids(found.ids)]
     if faults:
         raise data_error(str(path), faults, ADVICE)
     return Unlabelled(found.images, found.ids, tuple(found.notes))
@@ -70,8 +70,8 @@ def _from_arrays(path: Path) -> DecodedPictures:
     notes: list[str] = []
     nothing = np.empty((0, CHANNELS, SIDE, SIDE), np.uint8)
     try:
-        with _arrays(path) as arrays:
-            planes = _planes(_pixels(arrays), notes)
+        with _open_arrays(path) as arrays:
+            planes = _planes(_image_array(arrays), notes)
             ids = _ids(arrays, len(planes), notes)
         return DecodedPictures(_resize(planes, notes), ids, notes, [])
     except MemoryError:
@@ -83,11 +83,11 @@ def _from_arrays(path: Path) -> DecodedPictures:
 
 
 @contextmanager
-def _arrays(path: Path) -> Iterator[Mapping[str, Any]]:
+def _open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
     """Open a file as a mapping of names to arrays, without running code.
 
-    Members of an .npz are read when they are accessed. Raises InvalidArray or OSError if the file
-    cannot be read, ValueError if it is a pickle that cannot.
+    Arrays of an .npz are read when they are accessed. Raises InvalidArray or OSError if the file
+    cannot be read, ValueError if it is not a readable pickle.
     """
     try:
         with open_regular(path, LARGEST_FILE) as file:
@@ -110,8 +110,11 @@ def _unpickle(content: bytes) -> dict[str, object]:
         raise ValueError(f"read as a pickle, {error}") from error
 
 
-def _pixels(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Return the array named `data` or `images`, or else the only array besides `ids`."""
+def _image_array(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return the array named `data` or `images`, or else the only array that is not `ids`.
+
+    Raises ValueError if there is no such array or it is not uint8.
+    """
     names = [name for name in PIXELS if name in arrays] or [n for n in arrays if n != "ids"]
     if len(names) != 1:
         found = pictures.some([repr(name[:NAMED]) for name in arrays]) or "nothing"
@@ -130,7 +133,7 @@ def _pixels(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
-    """Convert any of the three layouts to [N, 3, H, W]."""
+    """Convert an array in any of the three layouts to [N, 3, H, W]; raise ValueError for others."""
     if array.size == 0:
         raise ValueError(f"holds no image: the shape is {list(array.shape)}")
     if array.ndim == 4 and array.shape[3] == CHANNELS:
@@ -145,12 +148,14 @@ def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
 
 
 def _resize(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
-    """Resize to [N, 3, 32, 32]. Raises ValueError if that has more bytes than are allowed."""
+    """Resize images to [N, 3, 32, 32]. Raises ValueError if the result would be too large."""
     height, width = planes.shape[2:]
     if (height, width) == (SIDE, SIDE):
         return np.require(planes, requirements=["C", "W"])  # a pickle's arrays are read-only
     n_bytes = len(planes) * IMAGE_BYTES
-    if n_bytes > max(LARGEST_RESIZED, planes.nbytes):  # small images become larger
+    if n_bytes > max(
+        LARGEST_RESIZED, planes.nbytes
+    ):  # only images that are enlarged can exceed this
         raise ValueError(
             f"{counted(len(planes), 'image')} of {width}x{height} pixels become {n_bytes:,} bytes "
             f"at {SIDE}x{SIDE}; at most {LARGEST_RESIZED:,} are allowed. Split the file"
@@ -163,7 +168,7 @@ def _resize(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
 
 
 def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]:
-    """Return an id per image as text; they are 0, 1, … if the file has no ids."""
+    """Return one id per image as text; without ids in the file they are 0, 1, …"""
     if "ids" not in arrays:
         notes.append(f"the file has no ids: the images are numbered 0..{n - 1:,}")
         return tuple(map(str, range(n)))
@@ -175,17 +180,17 @@ def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]
         raise ValueError(f"{counted(n, 'image')} but {counted(len(values), 'id')}")
     invalid = [v for v in values if isinstance(v, bool) or not isinstance(v, NAMES)]
     if invalid:
-        raise ValueError(f"an id is {_shown(invalid[0])}; ids are whole numbers or text")
+        raise ValueError(f"an id is {_format_value(invalid[0])}; ids are whole numbers or text")
     names = tuple(map(unpickle.text, values))
     if (longest := max(map(len, names), default=0)) > LONGEST_ID:
         raise ValueError(f"an id has {longest:,} characters; the maximum is {LONGEST_ID:,}")
     return names
 
 
-def _shown(value: object) -> str:
-    """Format a value for a message; a list, which may be long, by its type."""
+def _format_value(value: object) -> str:
+    """Format a value for a message; of a list, which may be long, only the type."""
     return f"a {type(value).__name__}" if isinstance(value, list | dict | tuple) else repr(value)
 
 
-def _repeated(ids: Sequence[str]) -> list[str]:
+def _repeated_ids(ids: Sequence[str]) -> list[str]:
     return [f"id {name} occurs {k} times" for name, k in Counter(ids).items() if k > 1]

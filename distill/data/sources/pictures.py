@@ -1,9 +1,9 @@
 """Decode picture files of any size to upright, resized RGB images.
 
-Class folders (`class_folders.py`) use `decode` too, so that a network sees the same pixels of a
-file in training and in prediction. Class folders are stricter in size and colour, since training
-images should not depend on a decoder's resizing or colour conversion. In prediction any photograph
-is accepted, and every change is reported in a note.
+Class folders (`class_folders.py`) use `decode` too, so that the pixels of a file are the same in
+training and in prediction. Class folders accept only images of the right size and colour mode,
+since training images should not depend on resizing or colour conversion. In prediction any
+photograph is accepted, and every change is reported in a note.
 """
 
 import io
@@ -23,15 +23,18 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all convert to RGB
 LARGEST = 1 << 28  # bytes of a file
-MOST_PIXELS = 50_000_000  # of a picture, which takes up to 16 bytes for each while converted
-FILTER = Image.Resampling.BICUBIC  # Pillow widens it to shrink, so that no pixel is skipped
-ALPHA = ("RGBA", "LA", "PA")
-NAMED = 3  # sizes and files that a note names; the rest is counted
+MOST_PIXELS = 50_000_000  # of a picture; conversion takes up to 16 bytes of memory per pixel
+FILTER = Image.Resampling.BICUBIC  # to shrink, Pillow widens it, so that no pixel is skipped
+ALPHA = ("RGBA", "LA", "PA")  # colour modes with transparency
+NAMED = 3  # sizes or files that a note names; further ones are only counted
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedPictures:
-    """Decoded pictures, notes on changes to them, and faults, one line each."""
+    """Decoded pictures with their ids, notes on changes and faults of files.
+
+    Notes and faults have one line each. The image of a faulty file is black.
+    """
 
     images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB
     ids: tuple[str, ...]
@@ -40,10 +43,10 @@ class DecodedPictures:
 
 
 def read(path: Path, progress: Progress | None = None) -> DecodedPictures:
-    """Read one picture, or all pictures directly in a folder; ids are names without suffix.
+    """Read one picture, or all pictures directly in a folder.
 
-    A folder's pictures are sorted by number if all names are numbers (1.png … 10.png), otherwise by
-    name.
+    An id is a file name without its suffix. A folder's pictures are sorted by number if all ids are
+    numbers (1.png … 10.png), otherwise by name.
     """
     files, notes, faults = _list_pictures(path) if path.is_dir() else ([path], [], [])
     images = np.zeros((len(files), CHANNELS, SIDE, SIDE), np.uint8)
@@ -64,8 +67,9 @@ def decode(
 ) -> Image.Image:
     """Decode the bytes of a picture file, rotate it by its EXIF orientation, and apply `as_rgb`.
 
-    Raises ValueError if it is damaged or animated, if `as_rgb` refuses it, or if it is not `side` x
-    `side` pixels, which is checked before it is decoded; None allows any size.
+    `as_rgb` converts a Pillow image to RGB or raises UnusablePicture. `side`: the required width
+    and height in pixels, checked before the picture is decoded; None allows any size. Raises
+    ValueError if the picture is damaged, animated or of another size, or if `as_rgb` raises.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -86,7 +90,10 @@ def decode(
 
 
 def content(path: Path) -> bytes:
-    """Read a picture file. Raises ValueError if it is not regular, too large or unreadable."""
+    """Return the bytes of a picture file.
+
+    Raises ValueError if it is not a regular file, too large or unreadable.
+    """
     try:
         return content_of(path, LARGEST)
     except OSError as error:
@@ -94,16 +101,22 @@ def content(path: Path) -> bytes:
 
 
 class UnusablePicture(ValueError):
-    """A picture that can be read but not used."""
+    """The picture can be read but not used, for instance because of its size."""
 
 
 def resize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Resize [H, W, 3] to [3, 32, 32]: the whole picture, squeezed if it is not square."""
+    """Resize a picture uint8 [H, W, 3] to [3, 32, 32].
+
+    It is not cropped: a picture that is not square is squeezed.
+    """
     return _planes(Image.fromarray(np.ascontiguousarray(image)))
 
 
 def resized_notes(sizes: Counter[tuple[int, int]]) -> list[str]:
-    """Return a note on resized pictures, counted by (width, height); empty if there are none."""
+    """Return a note on resized pictures, as a list; an empty list if there are none.
+
+    `sizes`: the number of pictures of each original (width, height).
+    """
     if not sizes:
         return []
     common = [f"{width}x{height}" for (width, height), _ in sizes.most_common(NAMED)]
@@ -134,9 +147,9 @@ def _images(n: int) -> str:
 
 
 def _list_pictures(folder: Path) -> tuple[list[Path], list[str], list[str]]:
-    """Return a folder's picture files in order, notes and faults.
+    """Return (picture files of a folder in order, notes, faults).
 
-    A note names ignored files; it is a fault if there is no picture.
+    A note names ignored files. A folder without pictures is a fault.
     """
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -155,13 +168,16 @@ def _list_pictures(folder: Path) -> tuple[list[Path], list[str], list[str]]:
 
 
 def some(names: Sequence[str]) -> str:
-    """Join the first names and the number of the others."""
+    """Join the first three names and the number of the others: `a, b, c and 7 more`."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def _picture(path: Path, changes: _Changes) -> NDArray[np.uint8]:
-    """Decode a file to [3, 32, 32]; raises ValueError if it cannot be used."""
+    """Decode a file to uint8 [3, 32, 32] and count it in `changes` if it had to be changed.
+
+    Raises ValueError if it cannot be used.
+    """
     upright = decode(content(path), lambda image: _rgb(image, changes))
     if upright.size != (SIDE, SIDE):
         changes.sizes[upright.size] += 1

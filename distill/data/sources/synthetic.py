@@ -1,15 +1,16 @@
 """Generate the synthetic set: ten classes of drawn 32x32 pictures, without a download.
 
-A class is a shape (disc, ring, square, cross, triangle) times a texture (stripes, checks). Colours,
-position, size, rotation, a gradient in the background, half-size clutter taken from other pictures,
-a bar in front and noise are random and independent of the class. Two classes that share a shape
-differ only in the texture, two that share a texture only in the outline: some classes are similar,
-so soft targets carry information.
+A class is a shape (disc, ring, square, cross, triangle) combined with a texture (stripes, checks).
+The object's colours, position, size and rotation are random, and so are the gradient of the
+background, a half-size outline of another picture's object behind it, a bar in front of it, and
+noise; all of these are independent of the class. Classes with the same shape differ only in the
+texture, classes with the same texture only in the outline. So some classes are similar, and soft
+targets carry information.
 
-The images are the same bit for bit on every machine: random numbers are raw 64-bit words of a
-counter-based generator (Philox), whose stream numpy guarantees; angles are rational points of the
-unit circle; the only operations are additions, products, divisions, comparisons and floor, which
-IEEE 754 rounds exactly; pixels are rounded to uint8 once, at the end.
+The images are the same bit for bit on every machine. Random numbers are raw 64-bit words of a
+counter-based generator (Philox), whose stream numpy guarantees. Angles are rational points of the
+unit circle. The only operations are additions, products, divisions, comparisons and floor, whose
+rounding IEEE 754 defines exactly. Pixels are rounded to uint8 once, at the end.
 """
 
 from collections.abc import Callable
@@ -23,18 +24,18 @@ from distill.data.image_set import SIDE, ImageSet, Split
 
 SIZES: dict[Split, int] = {"train": 6000, "test": 2000}
 SEEDS: dict[Split, int] = {"train": 20_260_101, "test": 20_260_102}
-CHUNK = 500  # pictures drawn at once, a multiple of the ten classes: 4 MB planes stay in the cache
-TILT = 0.25  # tan of half the largest angle, 28 degrees in either direction
+CHUNK = 500  # pictures drawn at once, a multiple of ten; their 4 MB fit in the processor's cache
+TILT = 0.25  # tan of half the largest rotation, which is 28 degrees in either direction
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-@cache  # 0.5 s for train, 0.15 s for test, and a run reads the test split twice
+@cache  # drawing takes 0.5 s for train and 0.15 s for test, and a run reads the test split twice
 def draw(split: Split) -> ImageSet:
-    """Draw a split: 600 pictures per class in train, 200 in test; labels are 0, 1, …, 9, 0, 1, …
+    """Draw a split: 600 pictures per class in train, 200 in test.
 
-    Each process draws a split once; callers must not change its arrays.
+    The labels are 0, 1, …, 9, 0, 1, … The result is cached, so callers must not change its arrays.
     """
     bits = Philox(SEEDS[split])
     chunks = [_chunk(bits) for _ in range(SIZES[split] // CHUNK)]
@@ -49,9 +50,9 @@ def _uniform(bits: Philox, *shape: int, low: float = 0.0, high: float = 1.0) -> 
 
 
 def _direction(bits: Philox, tilt: float) -> tuple[Floats, Floats]:
-    """Draw points (cos, sin) [CHUNK, 1, 1] of the unit circle without trigonometric functions.
+    """Draw the cosines and sines of random angles, [CHUNK, 1, 1], without trigonometric functions.
 
-    `tilt` is the tan of half the largest angle.
+    `tilt` is the tangent of half the largest angle.
     """
     t = _uniform(bits, CHUNK, 1, 1, low=-tilt, high=tilt)
     return (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
@@ -94,7 +95,7 @@ _Y: Floats = _X.reshape(SIDE, 1)
 
 
 def _outlines(bits: Philox) -> Mask:
-    """Return the mask of each picture's object: [CHUNK, 32, 32]."""
+    """Draw the mask of each picture's object: [CHUNK, 32, 32]."""
     cos, sin = _direction(bits, TILT)
     radius = _uniform(bits, CHUNK, 1, 1, low=8.0, high=13.0)
     x = _X - _uniform(bits, CHUNK, 1, 1, low=-4.0, high=4.0)
@@ -109,24 +110,24 @@ def _outlines(bits: Philox) -> Mask:
 
 
 def _textures(bits: Philox) -> Mask:
-    """Return masks of rotated stripes (even labels) or checks (odd labels): [CHUNK, 32, 32]."""
+    """Draw masks of rotated stripes (even labels) or checks (odd labels): [CHUNK, 32, 32]."""
     cos, sin = _direction(bits, TILT)
     period = _uniform(bits, CHUNK, 1, 1, low=5.0, high=8.0)
     phase = _uniform(bits, 2, CHUNK, 1, 1)
-    mask = _wave((cos * _X + sin * _Y) / period + phase[0])
+    mask = _square_wave((cos * _X + sin * _Y) / period + phase[0])
     across = (cos * _Y - sin * _X) / period + phase[1]
-    mask[1::2] ^= _wave(across[1::2])
+    mask[1::2] ^= _square_wave(across[1::2])
     return mask
 
 
-def _wave(position: Floats) -> Mask:
-    """Whether each position is in the first half of its unit interval: a square wave."""
+def _square_wave(position: Floats) -> Mask:
+    """Whether the fractional part of each position is below one half."""
     fraction: Floats = position - np.floor(position)
     return fraction < 0.5
 
 
 def _bars(bits: Philox) -> Mask:
-    """Return the mask of a straight bar in front of the object: [CHUNK, 32, 32]."""
+    """Draw the mask of a straight bar in front of the object: [CHUNK, 32, 32]."""
     cos, sin = _direction(bits, 1.0)
     offset = _uniform(bits, CHUNK, 1, 1, low=-9.0, high=9.0)
     width = _uniform(bits, CHUNK, 1, 1, low=0.0, high=3.0)
@@ -134,7 +135,7 @@ def _bars(bits: Philox) -> Mask:
 
 
 def _clutter(bits: Philox, outlines: Mask) -> Mask:
-    """Return the half-size outline of another picture, at a random position: [CHUNK, 32, 32]."""
+    """Place a half-size outline of another picture at a random position: masks [CHUNK, 32, 32]."""
     canvas = np.zeros_like(outlines)
     partner = _uniform(bits, CHUNK, high=CHUNK).astype(np.int64)
     y, x = _uniform(bits, 2, CHUNK, 1, 1, high=SIDE // 2 + 1).astype(np.int64)
@@ -143,11 +144,12 @@ def _clutter(bits: Philox, outlines: Mask) -> Mask:
     return canvas
 
 
-def _paints(bits: Philox) -> Floats:
-    """Draw colours [5, CHUNK, 3, 1, 1]: background, the object's two, clutter and bar.
+def _draw_colours(bits: Philox) -> Floats:
+    """Draw five colours per picture, [5, CHUNK, 3, 1, 1].
 
-    In each channel the background is between the object's two levels: every object differs from it,
-    and a texture is always dark and light, so that minutes of training are enough.
+    They are the colours of the background, of the dark and light parts of the object, of the
+    clutter and of the bar. In each channel the background is between the object's two colours, so
+    that every object and texture is visible and minutes of training are enough.
     """
     *levels, clutter, bar = _uniform(bits, 5, CHUNK, 3, 1, 1)
     spans = ((96.0, 160.0), (0.0, 96.0), (160.0, 256.0))
@@ -158,7 +160,7 @@ def _paints(bits: Philox) -> Floats:
 def _chunk(bits: Philox) -> NDArray[np.uint8]:
     """Draw pictures [CHUNK, 3, 32, 32] of classes 0, 1, …, 9, 0, 1, …"""
     outlines, textures = _outlines(bits), _textures(bits)
-    background, dark, light, clutter, bar = _paints(bits)
+    background, dark, light, clutter, bar = _draw_colours(bits)
     slope = _uniform(bits, 2, CHUNK, 3, 1, 1, low=-2.0, high=2.0)  # grey levels per pixel
     pixels = background + slope[0] * _X + slope[1] * _Y
     np.copyto(pixels, clutter, where=_clutter(bits, outlines)[:, None])
@@ -171,7 +173,10 @@ def _chunk(bits: Philox) -> NDArray[np.uint8]:
 
 
 def _noise(bits: Philox, shape: tuple[int, ...]) -> Floats:
-    """Draw triangular noise, the sum of two bytes, with a random strength per picture."""
+    """Draw noise of a random strength per picture.
+
+    It is a sum of two random bytes, whose distribution is triangular.
+    """
     words = bits.random_raw(2 * int(np.prod(shape)) // 8)
     pair = words.astype("<u8").view(np.uint8).reshape(2, *shape)
     strength = _uniform(bits, shape[0], 1, 1, 1, low=0.0, high=0.4)

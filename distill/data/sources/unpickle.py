@@ -1,16 +1,16 @@
 """Read pickles of plain containers and numpy arrays without running code.
 
 A pickle is a program for a small stack machine
-(https://docs.python.org/3/library/pickletools.html). This module is such a machine with the
-instructions for numbers, text, lists, tuples, dictionaries and arrays. It imports nothing: the four
-functions by which numpy pickles an array are placeholders here, and `distill.files.arrays` makes
-the array from bytes and the name of a plain type.
+(https://docs.python.org/3/library/pickletools.html). This module implements that machine, with only
+the instructions for numbers, text, lists, tuples, dictionaries and arrays. A pickle cannot import
+anything: the four functions that numpy's pickles call to make an array are placeholders here, and
+`distill.files.arrays` makes the array from bytes and the name of a plain type.
 
-Bounds: a pickle has at most `MOST_STEPS` instructions and `DEEPEST` nested containers; integers
-have at most 64 bits; keys are text. Every declared size is compared with the bytes that are left
-before it is used. A container may be referenced only once, except that several keys of the
-dictionary may share a value, and the state of an array may be set only once. So memory and time are
-linear in the file's size.
+Bounds keep memory and time linear in the file's size. A pickle has at most `MOST_STEPS`
+instructions and `DEEPEST` levels of nested containers. Integers have at most 64 bits, and keys are
+text. Every declared size is compared with the number of bytes that are left before it is used. A
+container may be referenced only once; as an exception, several keys of the dictionary may have the
+same value. The state of an array may be set only once.
 """
 
 import codecs
@@ -26,12 +26,12 @@ from distill.files.arrays import InvalidArray, from_bytes, plain_dtype
 
 MOST_STEPS = 5_000_000  # instructions; CIFAR-100's training batch has 400,000
 DEEPEST = 8  # nested containers
-MOST_TEXT = 1 << 28  # characters in lists, repeated text counted each time
-INT64 = range(-(1 << 63), 1 << 64)  # signed or unsigned
+MOST_TEXT = 1 << 28  # characters in all values together; repeated text counts each time
+INT64 = range(-(1 << 63), 1 << 64)  # allowed integers: signed or unsigned 64 bits
 LONGEST_NUMBER = 25  # characters of a number written as text
-LONGEST_KEY = 1000  # characters: equal keys are compared character by character
-LONGEST_STATE = 9  # items of a type's state
-LONGEST_NAME = 80  # characters of a foreign name in a message
+LONGEST_KEY = 1000  # characters; comparing equal keys takes time in proportion to their length
+LONGEST_STATE = 9  # items in the state of a pickled dtype
+LONGEST_NAME = 80  # characters of a name from the pickle that a message shows
 
 
 @dataclass
@@ -43,7 +43,7 @@ class _Function:
 
 @dataclass
 class _Dtype:
-    """A plain type: its name without byte order, and its byte order."""
+    """The dtype of an array of numbers or text: its name without byte order, and its byte order."""
 
     name: str
     order: str = "="
@@ -51,7 +51,10 @@ class _Dtype:
 
 @dataclass
 class _Unfinished:
-    """An array whose content has not been read yet, and its slots in the memo."""
+    """Placeholder for an array whose content has not been read yet.
+
+    `slots`: the entries of the memo that refer to it and must be replaced by the array.
+    """
 
     slots: list[int] = field(default_factory=list)
     is_built: bool = False
@@ -69,10 +72,10 @@ _FUNCTIONS = {
 
 
 def loads(content: bytes) -> dict[str, object]:
-    """Read the dictionary in a pickle, its keys as text (Python 2 wrote bytes).
+    """Return the dictionary in a pickle, with its keys converted to text (Python 2 wrote bytes).
 
     Arrays are read-only views of the pickle's bytes. Raises ValueError if the pickle is damaged,
-    holds no dictionary, would run code or exceeds a bound.
+    is not a dictionary, would run code or exceeds a bound.
     """
     try:
         loaded = _Machine(content).run()
@@ -91,19 +94,22 @@ def loads(content: bytes) -> dict[str, object]:
 
 
 def text(name: object) -> str:
-    """Convert a name, written as bytes or as text, to text."""
+    """Convert bytes or text to text."""
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
 def _name_text(value: object) -> str:
-    """Convert a name inside the pickle to text; refuse anything else, which may be unbounded."""
+    """Convert a function's or codec's name to text; raise InvalidArray for other types.
+
+    Converting values of other types to text could take unbounded time.
+    """
     if not isinstance(value, str | bytes):
         raise InvalidArray("truncated or damaged (something else instead of a name)")
     return text(value)
 
 
 class _Check:
-    """Checks that values are plain, not nested too deeply, and contain no container twice."""
+    """Checks that values have allowed types and bounded depth and text, and no container twice."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -132,15 +138,15 @@ class _Check:
 
 
 class _Machine:
-    """The stack machine. `run` returns the result of the program."""
+    """Runs a pickle's program on a stack; `run` returns its result."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.at = 0  # the next byte
+        self.at = 0  # position of the next byte
         self.stack: list[Any] = []
-        self.marks: list[int] = []  # heights of the stack
+        self.marks: list[int] = []  # the stack's length at each open mark
         self.memo: dict[int, Any] = {}
-        self.n_encoded = 0  # bytes made from text
+        self.n_encoded = 0  # bytes that `encode` has returned
 
     def run(self) -> Any:
         for _ in range(MOST_STEPS):
@@ -188,7 +194,7 @@ class _Machine:
         return self.take(self.content.index(b"\n", self.at) - self.at + 1)[:-1]
 
     def items(self) -> list[Any]:
-        """Pop the items above the newest mark from the stack."""
+        """Pop the last mark; pop and return the items pushed on the stack since then."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
@@ -219,7 +225,7 @@ class _Machine:
         self.stack.append(made)
 
     def encode(self, content: str, codec: str | bytes) -> bytes:
-        """Convert the latin1 text in which protocol 2 writes bytes to bytes."""
+        """Convert latin1 text to bytes: protocol 2 writes bytes as such text."""
         if _name_text(codec) != "latin1":
             raise InvalidArray(
                 f"bytes are written in the codec {_name_text(codec)[:20]!r}, not in latin1"
@@ -230,7 +236,7 @@ class _Machine:
         return content.encode("latin1")
 
     def build(self) -> None:
-        """Set the content of an array, or the byte order of a type."""
+        """Pop a state and apply it to the top of the stack, an array or a dtype."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _Dtype):
             if len(state) > LONGEST_STATE:
@@ -281,13 +287,16 @@ class _Machine:
 def _would_run_code_error(name: str) -> InvalidArray:
     """Return the error for a pickle that would run code.
 
-    `name` is escaped so that it cannot write lines or terminal codes.
+    `name`: what it would run; it is escaped, since it may contain line ends or terminal codes.
     """
     return InvalidArray(f"tries to run code ({ascii(name[:LONGEST_NAME])[1:-1]}); images need none")
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
-    """Make a dictionary with text keys: other keys may take unbounded time to hash."""
+    """Make a dictionary from alternating keys and values.
+
+    Raises InvalidArray unless keys are short text: hashing others may take unbounded time.
+    """
     keys = items[::2]
     for key in keys:
         if not isinstance(key, str | bytes):
@@ -300,14 +309,14 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 
 
 def _dtype(name: str | bytes, _align: object = False, _copy: object = False) -> _Dtype:
-    """Make a plain type from the arguments of `numpy.dtype("u1", False, True)`."""
+    """Make a dtype from the arguments that numpy pickles: `"u1", False, True`."""
     type_name = _name_text(name)
     plain_dtype(type_name)
     return _Dtype(type_name.lstrip("<>|="), type_name[0] if type_name[0] in "<>|=" else "=")
 
 
 def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
-    """Return the byte order from a type's state. Raises InvalidArray unless the type is plain.
+    """Return the byte order from a dtype's state; raise InvalidArray if it is a compound type.
 
     `rest`: parent type, names, fields, bytes per element, alignment, flags.
     """
@@ -321,36 +330,36 @@ def _byte_order(dtype: _Dtype, order: str | bytes, *rest: object) -> str:
 
 
 def _array(_version: int, shape: tuple[Any, ...], dtype: _Dtype, fortran: bool, raw: bytes) -> Any:
-    """Make an array from its state in protocols up to 4."""
+    """Make an array from its state, as pickle protocols up to 4 write it."""
     if not isinstance(raw, bytes):
         raise InvalidArray("has arrays of objects; only plain numbers and text are read")
     return from_bytes(raw, plain_dtype(dtype.order + dtype.name), shape, fortran=bool(fortran))
 
 
 def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[Any, ...], order: str) -> Any:
-    """Make an array from its buffer in protocol 5."""
+    """Make an array from its buffer, as pickle protocol 5 writes it."""
     return _array(1, shape, dtype, order == "F", raw)
 
 
-def _whole(number: int) -> int:
+def _checked_integer(number: int) -> int:
     if number not in INT64:
         raise InvalidArray("has a whole number of more than 64 bits")
     return number
 
 
 def _from_text(line: bytes) -> int:
-    """Parse a whole number in digits, with or without the suffix `L` of Python 2."""
+    """Parse an integer written in digits, with or without the suffix `L` of Python 2."""
     if len(line) > LONGEST_NUMBER:
         raise InvalidArray("has a whole number of more than 64 bits")
-    return _whole(int(line.removesuffix(b"L")))
+    return _checked_integer(int(line.removesuffix(b"L")))
 
 
 def _signed(content: bytes) -> int:
-    return _whole(int.from_bytes(content, "little", signed=True))
+    return _checked_integer(int.from_bytes(content, "little", signed=True))
 
 
 def _int_or_bool(line: bytes) -> int:
-    """Parse a whole number or a boolean, which protocols 0 and 1 write as 00 and 01."""
+    """Parse an integer, or a boolean, which protocols 0 and 1 write as 00 or 01."""
     return {b"00": False, b"01": True}.get(line, _from_text(line))
 
 
@@ -387,7 +396,7 @@ _ACTIONS: dict[int, _Action] = {
     code[0]: action
     for code, action in {
         pickle.PROTO: lambda m: m.number(1),
-        pickle.FRAME: lambda m: m.fits(m.number(8)),  # its content is read by its own sizes
+        pickle.FRAME: lambda m: m.fits(m.number(8)),  # the frame's instructions follow
         # values
         pickle.NONE: _push(lambda m: None),
         pickle.NEWTRUE: _push(lambda m: True),
