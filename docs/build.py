@@ -1,10 +1,12 @@
-"""Generate parts of the documents: the README's recipes and picture, the list of modules.
+"""Generate parts of the documents: the README's recipes and picture, the lists of modules and of
+networks.
 
     python -m docs.build              update the README's table of recipes, from their [about]
-                                      tables, and the list of modules in docs/architecture.md, from
-                                      the first lines of their docstrings
+                                      tables, the list of modules in docs/architecture.md, from
+                                      the first lines of their docstrings, and the table of networks
+                                      in docs/networks.md
     python -m docs.build --run RUN    also draw docs/run.svg from a finished run's journal
-    python -m docs.build --check      write nothing; exit 1 if the table or the list is stale
+    python -m docs.build --check      write nothing; exit 1 if one of them is stale
 
 Of a document, only the text between the two marker lines is replaced.
 """
@@ -18,21 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.recipe import network_cost, recipes
 from distill.recipe.recipes import About
+from distill.recipe.schema import Student
 from distill.runs.run_folder import open_run, write_text
 from distill.terminal import screenshot
+from networks import known_networks
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "run.svg"
 COLUMNS = ("recipe", "claim", "measured")
+NETWORK_COLUMNS = ("name", "parameters, 10 classes", "100 classes", "MACs, 100 classes", "taps")
+NETWORK_ALIGNMENT = ("---", "---:", "---:", "---:", "---")
+WIDE_RESNETS = tuple(f"wrn-{size}" for size in known_networks.WIDE_EXAMPLES)  # any size is allowed
 NOT_YET = "not yet run"
 # Files that share one line in the list of modules, by package: a pattern of their names, and a
 # summary of their content.
 GROUPED = {
     "distill/losses": (r"(?!(exact|gather|objective|sizes)$).*", "one file per loss"),
+    "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
+    "networks": (r"(?!(by_name|known_networks)$).*", "one file per architecture"),
     "distill/data/corruptions": (r"blur|digital|noise|weather", "one file per kind of corruption"),
     "distill/terminal": (r".*_tables?", "one file per kind of terminal table"),
 }
@@ -83,6 +92,19 @@ def _module(path: Path, depth: int) -> str:
     return f"{'  ' * depth}{path.name:<{26 - 2 * depth}}{' '.join(summary.split())}"
 
 
+def network_table() -> str:
+    """Return the networks that have a name in Markdown, with their sizes for 10 and 100 classes."""
+    rows = []
+    for name in (*known_networks.RESIDUAL, *WIDE_RESNETS, *known_networks.FIXED):
+        small, large = (
+            network_cost.describe(Student(network=name), classes) for classes in (10, 100)
+        )
+        assert small is not None and large is not None
+        sizes = (f"{small.parameters:,}", f"{large.parameters:,}", f"{large.macs / 1e6:.1f} M")
+        rows.append((f"`{name}`", *sizes, ", ".join(large.taps)))
+    return "\n".join(map(_line, [NETWORK_COLUMNS, NETWORK_ALIGNMENT, *rows]))
+
+
 @dataclass(frozen=True)
 class Section:
     """A generated part of a document, between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
@@ -117,6 +139,7 @@ class Section:
 
 RECIPES = Section(README, "recipes", recipe_table)
 MODULES = Section(ARCHITECTURE, "modules", module_list)
+NETWORKS = Section(ROOT / "docs" / "networks.md", "networks", network_table)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -127,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     given = parser.parse_args(arguments)
     try:
-        for section in (RECIPES, MODULES):
+        for section in (RECIPES, MODULES, NETWORKS):
             _build(section, only_check=given.check)
         if given.run is not None and not given.check:
             screenshot.svg(open_run(given.run).journal, PICTURE)

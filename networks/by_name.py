@@ -1,6 +1,5 @@
 """Build networks by name, in either role."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +7,7 @@ from torch import nn
 
 from distill.errors import UserError
 from networks.bottleneck_resnet import BottleneckResNet
-from networks.catalogue import FIXED, RESIDUAL, fault_of_name, similar, wide_resnet
+from networks.known_networks import FIXED, RESIDUAL, fault_of_name, similar, wide_resnet
 from networks.mobilenet_v2 import MobileNetV2
 from networks.shufflenet_v1 import ShuffleNetV1
 from networks.shufflenet_v2 import ShuffleNetV2
@@ -29,7 +28,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 def build(
     network: str, *, depth: int = 28, widen: int = 10, dropout: float = 0.0, classes: int = 10
 ) -> nn.Module:
-    """Build a network of `networks/catalogue.py`, `wrn` or `timm/NAME`, with random weights.
+    """Build a network of `networks/known_networks.py`, `wrn` or `timm/NAME`, with random weights.
 
     It maps images [B, 3, H, W] in [0, 1] to logits [B, classes]. `depth` and `widen` apply to
     `wrn`, `dropout` to `wrn` and `wrn-DEPTH-WIDEN`. A named residual network begins with scales of
@@ -60,6 +59,6 @@ def build(
 def _nearest(network: str) -> str:
     from teachers.timm_from_scratch import names  # a slow import, needed for wrong names only
 
-    known = [f"timm/{name}" for name in names()]
-    nearest = similar(network) or difflib.get_close_matches(network, known)
-    return ", ".join(nearest or ["wrn-16-2"])
+    if network in names():
+        return f"timm/{network}"
+    return ", ".join(similar(network, ["wrn", *(f"timm/{name}" for name in names())]) or ["wrn"])

@@ -31,7 +31,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "students.design",
     "students.design_spec",
     "teachers.wrn_cost",
-    "networks.catalogue",
+    "networks.known_networks",
 )
 RECIPE = ("distill.recipe",)
 WORDS = (*TERMS, *RECIPE)

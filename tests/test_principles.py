@@ -76,7 +76,7 @@ def last_name(base: ast.expr) -> str:
 
 def low_layers_have_no_recipe(path: str, source: str) -> list[str]:
     """Networks, data and losses take plain values; only the training builds from a recipe."""
-    low_layers = ("teachers/", "students/", "distill/data/", "distill/losses/")
+    low_layers = ("networks/", "teachers/", "students/", "distill/data/", "distill/losses/")
     return matching_lines(path, source, "(?i)recipe") if path.startswith(low_layers) else []
 
 
@@ -84,7 +84,7 @@ def only_networks_normalise(path: str, source: str) -> list[str]:
     """Images are in [0, 1]; only networks normalise them."""
     return (
         []
-        if path.startswith(("teachers/", "students/"))
+        if path.startswith(("networks/", "teachers/", "students/"))
         else matching_lines(path, source, "Normalize")
     )
 

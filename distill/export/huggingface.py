@@ -19,7 +19,7 @@ from distill.export import model_card, timm_registration
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
-from networks.catalogue import FIXED
+from networks.known_networks import FIXED
 from students.resnet import ResNet
 from teachers.timm_from_scratch import TimmClassifier
 from teachers.wrn import WideResNet

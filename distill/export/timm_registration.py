@@ -49,7 +49,7 @@ def understudy_wrn(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
 
 def understudy_network(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Build a network of `networks/catalogue.py` from `network`, its name."""
+    """Build a network of `networks/known_networks.py` from `network`, its name."""
     return _build(_network, "understudy_network", pretrained, arguments)
 
 

@@ -28,7 +28,7 @@ from distill.recipe.schema import (
     Train,
     foreign_keys,
 )
-from networks import catalogue
+from networks import known_networks
 from students.design import Design
 
 
@@ -86,28 +86,35 @@ def teacher_network_is_known(teacher: Teacher) -> Iterator[Fault]:
     Only timm knows its own names: `timm/NAME` is checked later, when timm is imported.
     """
     yield from _network_faults("teacher", teacher.network, ("wrn", "resnet"))
-    if teacher.network == "wrn" and not catalogue.is_valid_depth(teacher.depth):
+    if teacher.network == "wrn" and not known_networks.is_valid_depth(teacher.depth):
         yield Fault("teacher.depth", teacher.depth, "is not a depth of wrn; allowed: " + DEPTHS)
 
 
 def student_network_is_known(student: Student) -> Iterator[Fault]:
     """Check that the student's network has a known name."""
+    if student.network == "wrn":  # only [teacher] has the keys `depth` and `widen`
+        yield Fault(
+            "student.network", "wrn", "needs a depth and a width; type wrn-16-2, for example"
+        )
+        return
     yield from _network_faults("student", student.network, ("resnet",))
 
 
 def _network_faults(table: str, network: str, own: tuple[str, ...]) -> Iterator[Fault]:
-    fault = catalogue.fault_of_name(network)
+    fault = known_networks.fault_of_name(network)
     if not fault and not _is_known(network, own):
         names = ", ".join(f'"{name}"' for name in own)
-        fault = f'is unknown; allowed: {names}, "timm/NAME" or a name such as {catalogue.EXAMPLES}'
-        fault += did_you_mean(*catalogue.similar(network)[:1])
+        fault = (
+            f'is unknown; allowed: {names}, "timm/NAME" or a name such as {known_networks.EXAMPLES}'
+        )
+        fault += did_you_mean(*known_networks.similar(network, own)[:1])
     if fault:
         yield Fault(f"{table}.network", network, fault)
 
 
 def _is_known(network: str, own: tuple[str, ...] = ("wrn", "resnet")) -> bool:
     is_timm = re.fullmatch("timm/.+", network) is not None
-    return network in own or is_timm or catalogue.is_named(network)
+    return network in own or is_timm or known_networks.is_named(network)
 
 
 def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
@@ -345,10 +352,11 @@ def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
         return
     spec = student.spec()
     try:
-        features = Design.of(**spec).features
+        described = describe(student)
     except UserError:
         return  # student_design_is_valid reports it
-    fitting = [size for size in SIDES if _fits(spec, size, features)]
+    assert isinstance(described, Design)
+    fitting = [size for size in SIDES if _fits(spec, size, described.features)]
     smallest = next(s for s in SIDES if all(size in fitting for size in SIDES if size >= s))
     refused = [str(size) for _, size in train.resolution if size < smallest]
     if refused:

@@ -4,9 +4,10 @@ The descriptions share `summary`, `parameters`, `trainable`, `macs` (multiply-ac
 image of 32x32 pixels) and `taps`.
 """
 
+from distill.errors import UserError
 from distill.recipe.schema import Student, Teacher
-from networks import catalogue
-from networks.catalogue import FixedNetwork
+from networks import known_networks
+from networks.known_networks import FixedNetwork
 from students.design import Design, over_budget
 from teachers.wrn_cost import WrnDesign
 
@@ -18,18 +19,20 @@ def describe(table: Student | Teacher, classes: int = 10) -> Description | None:
 
     Raises UserError for an invalid design.
     """
+    if table.network == "resnet" and (table.stages is None or table.blocks is None):
+        raise UserError('network = "resnet" needs stages and blocks')
     if is_residual(table):
         return Design.of(**table.spec(), classes=classes)
     if isinstance(table, Teacher) and table.network == "wrn":
         return WrnDesign(table.depth, table.widen, classes)
-    if table.network in catalogue.FIXED:
-        return catalogue.FIXED[table.network]._replace(classes=classes)
-    return catalogue.wide_resnet(table.network, classes)
+    if table.network in known_networks.FIXED:
+        return known_networks.FIXED[table.network]._replace(classes=classes)
+    return known_networks.wide_resnet(table.network, classes)
 
 
 def is_residual(table: Student | Teacher) -> bool:
     """Whether a `Design` describes a table's network."""
-    return table.network == "resnet" or table.network in catalogue.RESIDUAL
+    return table.network == "resnet" or table.network in known_networks.RESIDUAL
 
 
 def summary(table: Student | Teacher, classes: int = 10) -> str:
@@ -38,7 +41,7 @@ def summary(table: Student | Teacher, classes: int = 10) -> str:
     Raises UserError for an invalid design.
     """
     description = describe(table, classes)
-    if description is None or table.network in catalogue.RESIDUAL:
+    if description is None or table.network in known_networks.RESIDUAL:
         return table.network
     return description.summary
 

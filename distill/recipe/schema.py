@@ -26,7 +26,7 @@ from distill.recipe.loss_schema import (
     ShareBelowOne,
     Table,
 )
-from networks.catalogue import RESIDUAL, is_named, wide_resnet
+from networks.known_networks import RESIDUAL, is_named, wide_resnet
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A student's sizes are bounded so that the parameters of any student are counted within seconds.

@@ -11,7 +11,7 @@ from distill.models import cost
 from distill.models.features import FeatureExtractor, tap_points
 from distill.recipe.network_cost import describe
 from distill.recipe.schema import Student
-from networks import by_name, catalogue
+from networks import by_name, known_networks
 from students.resnet import Block, ResNet
 
 # Parameters for 100 classes. Those of the CRD benchmark's students and teachers are in its authors'
@@ -59,7 +59,9 @@ def test_parameters_are_the_published_ones(network: str) -> None:
     assert cost.count_parameters(on_meta(network, 100)) == PUBLISHED[network]
 
 
-@pytest.mark.parametrize("network", [*{*PUBLISHED, *catalogue.FIXED}, "resnet20x4", "wrn-16-1"])
+@pytest.mark.parametrize(
+    "network", [*PUBLISHED, "resnet20x4", "wrn-16-1", "resnet101", "resnet152"]
+)
 @pytest.mark.parametrize("classes", [10, 7])
 def test_description_matches_built_network(network: str, classes: int) -> None:
     net, described = on_meta(network, classes), describe(student(network), classes)
@@ -69,7 +71,7 @@ def test_description_matches_built_network(network: str, classes: int) -> None:
     assert described.taps == tuple(tap_points(net))
 
 
-@pytest.mark.parametrize("network", ["resnet20", "wrn-16-2", *catalogue.FIXED])
+@pytest.mark.parametrize("network", ["resnet20", "wrn-16-2", *known_networks.FIXED])
 def test_taps_shrink_towards_the_logits(network: str) -> None:
     """Two images give logits and maps whose size never grows; `features` is what the head reads."""
     net = by_name.build(network, classes=7).eval()

@@ -336,9 +336,17 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
     before = tiny.model_dump(mode="json", exclude={"about"}, exclude_none=True)
     for key in ("draw", "mirror", "weights"):
         del before["teacher"][key]
+    for key in ("network", "zero_gamma"):
+        del before["student"][key]
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":"))
     assert recipes.fingerprint(tiny) == hashlib.sha256(canonical.encode()).hexdigest()
-    for change in ("teacher.draw=one", "teacher.mirror=true", "teacher.weights=[1, 2]"):
+    for change in (
+        "teacher.draw=one",
+        "teacher.mirror=true",
+        "teacher.weights=[1, 2]",
+        "student.zero_gamma=false",
+        "student.network=resnet8",
+    ):
         assert recipes.fingerprint(load("tiny", [change]).recipe) != recipes.fingerprint(tiny)
 
 

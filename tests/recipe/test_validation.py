@@ -7,6 +7,10 @@ from distill.recipe.validation import allowed_text, check, keys
 
 EPOCHS = {"epochs": 3}
 HARD = {"hard": {}}
+NETWORKS = (
+    'allowed: "wrn", "resnet", "timm/NAME" or a name such as resnet20, resnet8x4, wrn-16-2, vgg8, '
+    "mobilenetv2"
+)
 STUDENT = ["student.stages=2", "student.blocks=1", "student.width=4"]
 
 
@@ -156,7 +160,8 @@ def test_missing_key_is_named() -> None:
     with pytest.raises(RecipeError) as error:
         loads("[loss.hard]\n[student]\nblocks = 1", "a.toml")
     assert sorted(error.value.faults) == [
-        "student.stages is missing; allowed: a whole number (at least 1, at most 16)",
+        'student.stages is missing, and network = "resnet" needs it; type --set student.stages=3',
+        'student.width is missing, and network = "resnet" needs it; type --set student.width=64',
         "train.epochs is missing; allowed: a whole number (at least 1), or train.minutes instead",
     ]
 
@@ -183,12 +188,31 @@ def test_missing_key_is_named() -> None:
         ),
         (
             ["teacher.network=resnte"],
-            'teacher.network = "resnte" (--set) is unknown; allowed: "wrn", "resnet" or '
-            '"timm/NAME"',
+            f'teacher.network = "resnte" (--set) is unknown; {NETWORKS}; did you mean resnet?',
         ),
         (
             ["teacher.network=timm/"],
-            'teacher.network = "timm/" (--set) is unknown; allowed: "wrn", "resnet" or "timm/NAME"',
+            f'teacher.network = "timm/" (--set) is unknown; {NETWORKS}',
+        ),
+        (
+            ["student.network=wrn"],
+            'student.network = "wrn" (--set) needs a depth and a width; type wrn-16-2, for example',
+        ),
+        (
+            ["student.network=wrn-17-2"],
+            'student.network = "wrn-17-2" (--set) has depth 17, which wrn does not have; allowed: '
+            "10, 16, 22, 28 …",
+        ),
+        (
+            ["student.network=vgg8", "student.width=8"],
+            "student.width = 8 (--set) is a key of resnet, but student.network (--set) is vgg8; "
+            "remove it, or type --set student.network=resnet",
+        ),
+        (
+            ["student.network=vgg13"],
+            "student.max_params = 5000000 (default) is exceeded: vgg13 has 9,416,010 parameters, "
+            "4,416,011 too many for fewer than 5,000,000; type --set student.max_params=9416011, "
+            "or choose another network",
         ),
         (
             ["teacher.depth=27"],
@@ -223,7 +247,7 @@ def test_design_faults_are_listed_under_their_keys() -> None:
 
 
 def test_design_without_width_is_reported() -> None:
-    with pytest.raises(RecipeError, match="student is incomplete: neither width nor channels"):
+    with pytest.raises(RecipeError, match="student.width is missing, and network"):
         loads("[loss.hard]\n[train]\nepochs = 1\n[student]\nstages = 1\nblocks = 1", "a.toml")
 
 

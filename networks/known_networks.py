@@ -5,6 +5,7 @@ arXiv 1910.10699; HobbitLong/RepDistiller).
 """
 
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from teachers.wrn_cost import WrnDesign
 
 RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)  # 6n + 2: three stages of n blocks
 WIDE_RESNET = re.compile(r"wrn-(\d{1,4})-(\d{1,3})")
+WIDE_EXAMPLES = ("16-1", "16-2", "40-1", "40-2", "28-10")
 EXAMPLES = "resnet20, resnet8x4, wrn-16-2, vgg8, mobilenetv2"
 
 
@@ -108,10 +110,11 @@ def fault_of_name(network: str) -> str:
     return "" if design.widen else "has width 0; allowed: 1 or more"
 
 
-def similar(network: str) -> list[str]:
-    """Return up to three known names that are similar to an unknown one."""
-    known = [*FIXED, *RESIDUAL, "wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2", "wrn-28-10"]
+def similar(network: str, others: Iterable[str] = ()) -> list[str]:
+    """Return up to three names, of this module and of `others`, that are similar to an unknown
+    one, the most similar first.
+    """
+    known = [*others, *FIXED, *RESIDUAL, *(f"wrn-{size}" for size in WIDE_EXAMPLES)]
     plain = network.lower().replace("_", "-")
-    return get_close_matches(plain, known, n=3) or get_close_matches(
-        plain.replace("-", ""), known, n=3
-    )
+    found = get_close_matches(plain, known)
+    return found or get_close_matches(plain.replace("-", ""), known)
