@@ -106,7 +106,7 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
     result, summary = run.result(), summary_row("", run)
     if not run.weights(run.role).exists():
         raise UserError(f"{run.weights(run.role).name} is missing")
-    n = _test_images(run)
+    n = saved_predictions.n_test_images(run)
     n_correct = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
     return replace(
         row,
@@ -119,14 +119,6 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
         top1_val=summary.top1_val,
         updated_at=datetime.fromisoformat(result["finished_at"]).timestamp(),
     )
-
-
-def _test_images(run: RunFolder) -> int | None:
-    """Return the number of test images; None if the saved predictions are missing or damaged."""
-    with suppress(UserError):
-        if (predictions := saved_predictions.read_run(run)) is not None:
-            return len(predictions.labels)
-    return None
 
 
 def _unfinished(run: RunFolder, row: RunListing) -> RunListing:

@@ -61,7 +61,7 @@ def finished(path: Path, right: int = 150, **changes: object) -> RunFolder:
         "metrics": metrics, "elapsed_s": 5.0, "finished_at": "2026-01-31T12:00:00Z",
     }  # fmt: skip
     run.weights("student").touch()
-    labels = np.zeros(TEST_IMAGES, np.int64)
+    labels = (np.arange(TEST_IMAGES) >= right).astype(np.int64)  # all are predicted as 0
     np.savez(run.evaluation, labels=labels, logits=np.zeros((TEST_IMAGES, 2), np.float32))
     write_json(run.result_file, result | changes)
     return run
@@ -129,6 +129,12 @@ def test_who_trains_now_is_seen_and_not_disturbed(tmp_path: Path) -> None:
         child.kill()
         child.wait()
     assert alone(tmp_path).state == "killed"
+
+
+def test_accuracy_that_predictions_contradict(tmp_path: Path) -> None:
+    row = alone(finished(tmp_path / "a", metrics={"top1/test": 0.99}).path)
+    assert (row.state, row.top1_test) == ("damaged", None)
+    assert row.fault is not None and "accuracy of 99.00 %" in row.fault
 
 
 def drop(name: str) -> Callable[[RunFolder], None]:
