@@ -152,6 +152,13 @@ def test_conversion_of_pictures_is_reported(
     assert [name for name, _ in rows(out)[1:]] == ["2", "10"]
 
 
+@pytest.mark.parametrize(("one", "other"), [("=1+1", "'=1+1"), ("a\n", "a\\n")])
+def test_ids_that_would_be_equal_are_refused(one: str, other: str, tmp_path: Path) -> None:
+    room.check_ids([one, "b", f"{other}2"], tmp_path)
+    with pytest.raises(UserError, match=r"the ids .* and .* would both be .* in a CSV file"):
+        room.check_ids([one, "b", other], tmp_path)
+
+
 def test_an_unusable_image_leaves_nothing(
     distilled: Distilled,
     tmp_path: Path,
