@@ -16,6 +16,7 @@ import cli
 from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
 from distill.export import predictions_csv as room
+from distill.files.run_json import fingerprint_of_names
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
@@ -106,6 +107,7 @@ def numbered(folder: RunFolder, place: Path) -> list[str]:
     shutil.copytree(folder.path, place)
     result = json.loads((place / "result.json").read_text())
     result["class_names"] = sorted(map(str, [*range(9), 11]))
+    result["data"]["class_names_fingerprint"] = fingerprint_of_names(result["class_names"])
     (place / "result.json").write_text(json.dumps(result))
     return list(result["class_names"])
 
