@@ -2,7 +2,6 @@
 failures.
 """
 
-import shlex
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -21,7 +20,7 @@ from distill.cli.console import (
     system_error_text,
 )
 from distill.errors import Failure, UserError
-from distill.files.safe_text import is_utf8
+from distill.files.safe_text import is_utf8, shell_word
 
 if TYPE_CHECKING:
     from distill.recipe.recipes import ResolvedRecipe
@@ -87,7 +86,7 @@ def train(
 
         check(trackers)
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
-    quoted = shlex.quote(str(folder.path))
+    quoted = shell_word(str(folder.path))
     resume_hint = f"To continue, type the same command with --out {quoted} --resume"
     finish(role, resolved, folder, resume, trackers, resume_hint)
     if is_main():
@@ -213,7 +212,7 @@ def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) ->
     if isinstance(fault, Diverged):
         raise Failure(
             f"The run in {folder.path} failed: {fault}.\n"
-            f"To repeat that step: python cli.py replay {shlex.quote(str(folder.path))} --step "
+            f"To repeat that step: python cli.py replay {shell_word(str(folder.path))} --step "
             f"{fault.step}\n"
             "Then start again in another --out with a lower optim.lr or with gradient clipping, "
             "--set optim.clip=1; or resume from the last checkpoint at a lower learning rate, "

@@ -1,6 +1,5 @@
 """Hold images in memory; compute image digests and data set fingerprints."""
 
-import json
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from distill.files.run_json import fingerprint_of_names
 
 SIDE = 32  # pixels, height and width of every image
 CHANNELS = 3
@@ -57,11 +58,6 @@ class ImageSet:
     def class_names_fingerprint(self) -> str:
         """Return the hex sha256 of the class names in the order of their labels."""
         return fingerprint_of_names(self.class_names)
-
-
-def fingerprint_of_names(class_names: Sequence[str]) -> str:
-    """Return the hex sha256 of a list of class names, encoded as JSON."""
-    return sha256(json.dumps(list(class_names)).encode()).hexdigest()
 
 
 def fault_of_names(class_names: Sequence[str]) -> str:

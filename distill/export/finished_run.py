@@ -1,7 +1,6 @@
 """Load from a finished run everything that the export formats need."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,6 +42,7 @@ class FinishedRun:
     net: nn.Module  # on the CPU, in eval mode
     source: str  # the data source
     is_own_data: bool  # whether `source` is the run's own, not given by --data
+    n_test: int | None  # test images; None if evaluation.npz is missing or damaged
     progress: Progress | None
 
     @property
@@ -60,16 +60,6 @@ class FinishedRun:
         """Accuracy on the test split, 0..1, as the run measured it."""
         share: float = self.result["metrics"][measure_name("top1", "test")]
         return share
-
-    @cached_property
-    def n_test(self) -> int | None:
-        """Number of test images that the run was measured on; None if evaluation.npz is missing or
-        damaged. An export does not require that file.
-        """
-        with suppress(UserError):
-            if (predictions := saved_predictions.read_run(self.folder)) is not None:
-                return len(predictions.labels)
-        return None
 
     @property
     def interval(self) -> Interval | None:
@@ -126,8 +116,8 @@ class FinishedRun:
 def load_finished(folder: RunFolder, data: str | None, progress: Progress | None) -> FinishedRun:
     """Load a finished run. `data`: the data source; None for the run's own.
 
-    Raises UserError if the run is not finished or was not measured on the test split, or if its
-    weights have changed since.
+    Raises UserError if the run is not finished or was not measured on the test split, if its
+    weights have changed since, or if result.json contradicts the saved predictions.
     """
     check_is_tested(folder)
     recipe = recipes.read(folder.recipe)
@@ -138,6 +128,7 @@ def load_finished(folder: RunFolder, data: str | None, progress: Progress | None
         net=load_trained(folder),
         source=data or recipe.data.source,
         is_own_data=data is None,
+        n_test=saved_predictions.n_test_images(folder),
         progress=progress,
     )
 

@@ -65,28 +65,42 @@ def _summary(finished: FinishedRun) -> str:
     result, teacher = finished.result, finished.result["teacher"]
     training = "trained from scratch on labels"
     if teacher["fingerprint"]:
-        training = f"distilled from {_teacher(teacher)}"
+        training = f"distilled from {_teacher(result)}"
     return (
         f"A classifier of 32×32 images with {finished.n_parameters:,} parameters, {training}. "
         f"Made by Understudy, as a {markdown(result['role'])}."
     )
 
 
-def _teacher(teacher: dict[str, Any]) -> str:
-    """Describe the teacher: its network if its run still exists, and its weights."""
-    described = []
-    for path in teacher["runs"]:
+def _teacher(result: dict[str, Any]) -> str:
+    """Describe the teachers of a run: their networks if their runs still exist, and their weights.
+
+    If the run of one is missing, or its folder holds another run now, no network is described.
+    """
+    teacher = result["teacher"]
+    found, described = check_same_run.teachers_of(result), []
+    for run, fault in found:
         with suppress(UserError):
-            result = run_folder.open_finished(path).result()
-            top1 = result["metrics"][measure_name("top1", "test")]
-            described.append(
-                f"a {markdown(result['network'])} of {result['parameters']:,} parameters with "
-                f"{percent(top1)} accuracy on the test images"
-            )
-    if len(described) != len(teacher["runs"]) or not described:
-        n = len(teacher["runs"])
-        described = ["a teacher" if n < 2 else f"{n} teachers"]
-    return f"{' and '.join(described)} (weights {markdown_code(teacher['fingerprint'][:16])})"
+            if not fault:
+                described.append(_described_teacher(run.result()))
+    n = len(found)
+    names = " and ".join(described)
+    if not n or len(described) < n:
+        names = "a teacher" if n < 2 else f"{n} teachers"
+        if teacher["top1"] is not None:
+            names += f" with {percent(teacher['top1'])} accuracy on up to 1,024 held-out images"
+    changed = check_same_run.ANOTHER_RUN in (fault for _, fault in found)
+    note = "; the folder of its run holds another run now" if changed else ""
+    return f"{names} (weights {markdown_code(teacher['fingerprint'][:16])}{note})"
+
+
+def _described_teacher(result: dict[str, Any]) -> str:
+    """Describe the network of a teacher's finished run with its accuracy."""
+    top1 = result["metrics"][measure_name("top1", "test")]
+    return (
+        f"a {markdown(result['network'])} of {result['parameters']:,} parameters with "
+        f"{percent(top1)} accuracy on the test images"
+    )
 
 
 def _data(finished: FinishedRun) -> str:
@@ -150,13 +164,13 @@ def _results(finished: FinishedRun) -> str:
 
 def _spread(finished: FinishedRun) -> str:
     """Describe the spread over seeds, from the runs of the same recipe in the same folder."""
-    seeds = {finished.folder.path: finished.top1} | _siblings(finished)
+    seeds = [finished.top1, *map(_top1, _other_seeds(finished.folder))]
     if len(seeds) == 1:
         return (
             "This is one run. The interval reflects the number of test images; the spread over "
             "seeds is unknown."
         )
-    spread = statistics.mean_and_interval(list(seeds.values()))
+    spread = statistics.mean_and_interval(seeds)
     assert spread.std is not None
     return (
         f"This is one run of {spread.n} that differ in their seeds alone: {percent(spread.mean)} ± "
@@ -165,30 +179,48 @@ def _spread(finished: FinishedRun) -> str:
     )
 
 
-def _siblings(finished: FinishedRun) -> dict[Path, float]:
-    """Return the test accuracies, 0..1, of the finished runs in the same folder that differ from
-    this one only in their seeds, by path.
+def _top1(run: RunFolder) -> float:
+    return float(run.result()["metrics"][measure_name("top1", "test")])
+
+
+def _other_seeds(run: RunFolder) -> list[RunFolder]:
+    """Return the finished runs in the same folder that differ from `run` only in their seeds.
+
+    Of runs with the same seeds or the same weights, such as copies, one is returned.
     """
-    identity, found = _identity_without_seeds(finished.folder), {}
-    result = finished.folder.result()
-    for other in run_folder.runs_in(finished.folder.path.parent):
+    identity, found = _identity_without_seeds(run), [(run, *_seeds_and_weights(run))]
+    for other in run_folder.runs_in(run.path.parent):
         with suppress(UserError, OSError):
-            if other.path == finished.folder.path or _identity_without_seeds(other) != identity:
-                continue
-            if not check_same_run.test_split_differences([result, other.result()]):
-                metrics = other.result()["metrics"]
-                found[other.path] = float(metrics[measure_name("top1", "test")])
-    return found
+            if _is_same_but_seeds(other, run, identity):
+                found.append((other, *_seeds_and_weights(other)))
+    return check_same_run.distinct(found)[1:]
 
 
-def _identity_without_seeds(folder: RunFolder) -> tuple[str, str, str]:
-    """Return the fingerprints of recipe, teacher and data; the recipe's without its seeds and data
-    path.
+def _is_same_but_seeds(other: RunFolder, run: RunFolder, identity: tuple[str, ...]) -> bool:
+    """Whether `other` is a tested run with this identity and with the test split of `run`.
+
+    Raises UserError if it is not finished, or if its recipe.toml was changed since.
+    """
+    if _identity_without_seeds(other) != identity:
+        return False
+    check_same_run.check_recipe_of_result(other)
+    _top1(other)
+    return not check_same_run.test_split_differences([run.result(), other.result()])
+
+
+def _seeds_and_weights(run: RunFolder) -> tuple[tuple[int, int], str]:
+    recipe = recipes.read(run.recipe)
+    return (recipe.train.seed, recipe.data.seed), str(run.result()["weights"])
+
+
+def _identity_without_seeds(folder: RunFolder) -> tuple[str, ...]:
+    """Return the role and the fingerprints of recipe, teacher and data; the recipe's without its
+    seeds and data path.
     """
     result, recipe = folder.result(), recipes.read(folder.recipe)
     unseeded = recipes.with_source(recipes.with_seed(recipe, 0), "")
     inputs = result["teacher"]["fingerprint"], result["data"]["fingerprint"]
-    return recipes.fingerprint(unseeded), *inputs
+    return str(result["role"]), recipes.fingerprint(unseeded), *inputs
 
 
 def _limits(finished: FinishedRun) -> str:

@@ -67,10 +67,11 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     """Return the predictions of a finished run, in float32, for the images at `source`.
 
     Called by all processes; each returns all predictions. Raises UserError if the run is not
-    finished or an image cannot be used.
+    finished, an image cannot be used, or two ids would be written as the same text.
     """
     accel = evaluation_accelerator()
     inputs = images_to_predict.load(source, progress=progress)
+    check_ids(inputs.ids, source)
     class_names = tuple(folder.result()["class_names"])
     net = to_device(load_trained(folder), accel.device)
     unknown_labels = np.zeros(len(inputs.ids), np.int64)
@@ -80,6 +81,22 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     check_finite(logits, folder)
     probabilities = metrics.probabilities(logits.cpu().numpy())
     return LabelledImages(inputs.ids, probabilities, class_names, inputs.notes)
+
+
+def check_ids(ids: Sequence[str], source: Path) -> None:
+    """Raise UserError if two different ids of `source` are the same text in a CSV file.
+
+    `csv_cell` escapes what a spreadsheet would run or not show: `=1` becomes `'=1`, which another
+    image may be called.
+    """
+    written: dict[str, str] = {}
+    for name in ids:
+        other = written.setdefault(csv_cell(name), name)
+        if other != name:
+            raise UserError(
+                f"{source}: the ids {other!a} and {name!a} would both be {csv_cell(name)!a} in a "
+                "CSV file, in which it may not begin a formula.\nRename one of the images."
+            )
 
 
 class _ImageCounter:

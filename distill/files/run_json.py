@@ -5,14 +5,23 @@ untrusted. Keys that a schema does not have are accepted, so that a later versio
 missing key is an error only when the program reads it.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from distill.errors import UserError
 from distill.files import regular_file
@@ -108,6 +117,20 @@ class Result(BaseModel):
             raise ValueError("it is not a time in ISO 8601") from None
         return text
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_have_their_fingerprint(cls, result: Any) -> Any:
+        """Compare class_names with their fingerprint; an earlier version wrote none.
+
+        Called before the keys are validated, since other keys may be missing.
+        """
+        names, data = result.get("class_names"), result.get("data")
+        recorded = data.get("class_names_fingerprint") if isinstance(data, dict) else None
+        is_known = isinstance(names, list) and recorded is not None
+        if is_known and fingerprint_of_names(names) != recorded:
+            raise ValueError("its class_names do not have its class_names_fingerprint")
+        return result
+
 
 class Environment(BaseModel):
     """The content of environment.json."""
@@ -169,6 +192,11 @@ class JsonObject(dict[str, Any]):
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         return dict, (dict(self),)
+
+
+def fingerprint_of_names(class_names: Sequence[str]) -> str:
+    """Return the hex sha256 of a list of class names, encoded as JSON."""
+    return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
 
 
 def result(path: Path) -> JsonObject:

@@ -7,6 +7,7 @@ and spaces are unchanged.
 """
 
 import re
+import shlex
 import unicodedata
 
 # Category Cc: control characters. Cf: format characters, bidirectional overrides among them.
@@ -68,6 +69,24 @@ def _visible(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def shell_word(text: str) -> str:
+    r"""Quote text as a word of a command to type, without characters that `visible` escapes.
+
+    Text that has such characters becomes `$'...'`, in which bash and zsh read the same escapes; the
+    word is then the text itself and not its escaped form, which may be another path.
+    """
+    if visible(text) == text:
+        return shlex.quote(text)
+    return f"$'{''.join(map(_shell_escape, text))}'"
+
+
+def _shell_escape(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    is_one_byte = visible(character) != character and 0x80 <= ord(character) <= 0xFF
+    return f"\\u{ord(character):04x}" if is_one_byte else visible(character)
 
 
 def python_docstring(text: str) -> str:

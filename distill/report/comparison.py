@@ -82,7 +82,10 @@ def _notes(records: Sequence[RunRecord], run_groups: Sequence[Group]) -> Iterato
     for group in run_groups:
         if group.duplicates:
             names = ", ".join(record.name for record in group.duplicates)
-            yield f"{group.name} already has the seeds of {names}: they are not counted twice."
+            yield (
+                f"{group.name} already has the seeds or the weights of {names}: they are not "
+                "counted twice."
+            )
     images = {record.result["data"]["fingerprint"] for record in records if record.is_finished}
     if len(images) > 1:
         yield "These runs were trained on different images: do not compare their results."

@@ -4,6 +4,7 @@ Text from outside (names, paths, claims, classes) is escaped by the template. On
 inserted as raw markup; matplotlib has escaped their text.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any, ClassVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from distill.errors import Failure
+from distill.errors import Failure, UserError
+from distill.files.regular_file import InvalidFile, open_regular
 from distill.files.safe_text import visible_lines
 from distill.report import figure_style
 from distill.report.table_html_csv_latex import ValueTable
 from distill.runs.run_folder import check_subfolder, write_bytes, write_text
 
 TEMPLATE = "report.html.j2"
+# Each page has one of these in its head; the second is of earlier versions.
+OWN = (b'<meta name="generator" content="Understudy">', b"content=\"default-src 'none'; style-src")
+HEAD = 4096  # bytes at the beginning of a page in which it is searched for
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,22 @@ class Page:
     facts: Sequence[HeadFigure]
     sections: Sequence[Section]
     notes: Sequence[str] = ()  # shown before the sections
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise UserError if `path` is a file that no report wrote; a report is replaced."""
+    if not path.exists():
+        return
+    try:
+        with open_regular(path, sys.maxsize) as file:
+            head = file.read(HEAD)
+    except (OSError, InvalidFile):
+        head = b""
+    if not any(text in head for text in OWN):
+        raise UserError(
+            f"{path} exists and is no report of this program: it would be replaced.\n"
+            "Move it elsewhere, or choose another --out."
+        )
 
 
 def write(page: Page, path: Path) -> Path:

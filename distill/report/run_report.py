@@ -29,20 +29,22 @@ def report_path(folders: Sequence[RunFolder], out: Path | None) -> Path:
     """Return the HTML file to write: `out` itself, or report.html in the folder `out`.
 
     Without `out` it is report.html in the run's folder. Raises UserError for several runs without
-    `out`, and if `out` has another suffix than .html.
+    `out`, if `out` has another suffix than .html, and if the file exists and is no report.
     """
-    if out is not None:
-        if out.suffix not in ("", ".html"):
-            raise UserError(
-                f"--out {out} is neither a folder nor an HTML file.\nGive DIR, or NAME.html."
-            )
-        return out if out.suffix == ".html" else out / PAGE
-    if len(folders) > 1:
+    if out is not None and out.suffix not in ("", ".html"):
+        raise UserError(
+            f"--out {out} is neither a folder nor an HTML file.\nGive DIR, or NAME.html."
+        )
+    if out is None and len(folders) > 1:
         raise UserError(
             f"a report of {len(folders)} runs belongs to none of their folders.\n"
             "Give a folder: --out DIR."
         )
-    return folders[0].path / PAGE
+    path = out or folders[0].path
+    if out is None or out.suffix != ".html":
+        path = path / PAGE
+    pages.check_replaceable(path)
+    return path
 
 
 def write(

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from distill.errors import UserError
 from distill.recipe import recipes
@@ -12,6 +13,9 @@ from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
 from distill.runs.run_folder import RunFolder, file_sha256, open_finished
 
 NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}  # may change on a resume
+T = TypeVar("T")
+Seeds = tuple[int, int]  # train.seed, data.seed
+ANOTHER_RUN = "is another run now"  # why the run in a teacher's folder does not describe it
 TESTED = {  # keys of "data" in result.json that identify the test split
     "test split": "test_fingerprint",
     "class names": "class_names_fingerprint",
@@ -25,7 +29,7 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     folders, but their weights must be unchanged: they are compared here for a finished run, and
     with the checkpoint when an unfinished run is resumed. Runs that began with an earlier version's
     TrivialAugment are refused, since its strengths and its place in the augmentation order have
-    changed.
+    changed. So is a finished run whose recipe.toml was edited to be the same.
     """
     began_with = recipes.read(folder.recipe)
     if began_with.augment.trivial and "before_crop" not in folder.recipe.read_text():
@@ -47,6 +51,8 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
             + "\n  ".join(changed)
             + "\nGive the same recipe and --set values, or choose another --out."
         )
+    if folder.is_finished:
+        check_recipe_of_result(folder)
 
 
 def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:
@@ -66,6 +72,47 @@ def teachers_fingerprint(runs: Iterable[RunFolder]) -> str:
     Raises UserError if a file cannot be read.
     """
     return "+".join(file_sha256(run.weights(run.role)) for run in runs)
+
+
+def teachers_of(result: Mapping[str, Any]) -> list[tuple[RunFolder, str]]:
+    """Return the folder of each teacher of a run, and why it cannot be described by that folder.
+
+    `result`: the content of result.json. The reason is empty if the finished run in the folder has
+    the weights that the fingerprint in `result` names. Otherwise the run is missing or damaged, or
+    the folder, whose path may be relative, holds another run now.
+    """
+    teacher = result["teacher"]
+    digests = dict(zip(teacher["runs"], teacher["fingerprint"].split("+"), strict=False))
+    return [
+        (RunFolder(Path(path)), _fault_of_teacher(RunFolder(Path(path)), digests.get(path)))
+        for path in teacher["runs"]
+    ]
+
+
+def _fault_of_teacher(run: RunFolder, digest: str | None) -> str:
+    """Return why `run` is not the finished run with weights of this sha256; empty if it is."""
+    try:
+        if not run.is_finished:
+            return "is missing"
+        return "" if run.result()["weights"] == digest else ANOTHER_RUN
+    except UserError:
+        return "is damaged"
+    except OSError:  # such as a name that is too long
+        return "cannot be read"
+
+
+def distinct(runs: Iterable[tuple[T, Seeds, str | None]]) -> list[T]:
+    """Return the runs whose seeds and weights no earlier one has; the others are no further seed.
+
+    `runs`: each run with its seeds and the sha256 of its weights, which is None if it is unknown.
+    """
+    seen: set[Seeds | str | None] = set()
+    found = []
+    for run, *keys in runs:
+        if seen.isdisjoint(keys):
+            seen |= {*keys} - {None}
+            found.append(run)
+    return found
 
 
 def has_recipe_of_result(run: RunFolder) -> bool:

@@ -11,17 +11,17 @@ from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Train
+from distill.runs.check_same_run import Seeds, distinct
 from distill.runs.load_run import RunRecord
 from distill.statistics import Interval, MeanAndInterval
-
-Seeds = tuple[int, int]  # train.seed, data.seed
 
 
 @dataclass(frozen=True)
 class Group:
     """Runs that differ only in their seeds.
 
-    `records` has one run per pair of seeds, `duplicates` the further runs with the same seeds.
+    `records` has one run per pair of seeds, `duplicates` the further runs with the same seeds or
+    with the same weights, which are copies.
     """
 
     name: str
@@ -66,17 +66,22 @@ class GroupDifference:
 
 
 def groups(records: Sequence[RunRecord]) -> list[Group]:
-    """Group the runs that have the same settings except for their seeds, in the order given."""
-    members: dict[tuple[str, str], list[RunRecord]] = {}
-    test_splits: dict[str, list[str]] = {}  # fingerprints, by settings
-    for record in records:
-        test_splits.setdefault(_common_settings(record), []).extend(filter(None, [record.test]))
+    """Group the runs that have the same settings except for their seeds, in the order given.
+
+    The settings include the fingerprints of images, test split and teachers. A run without one (an
+    unfinished run, or one of an earlier version) is assumed to have that of the first other run of
+    the same settings.
+    """
+    members: dict[tuple[str, ...], list[RunRecord]] = {}
+    known: dict[str, tuple[str, ...]] = {}  # fingerprints of test split and teachers, by settings
     for record in records:
         settings = _common_settings(record)
-        # A run without a fingerprint of its test split (of an earlier version) is assumed to have
-        # the same test split as the others.
-        test = record.test or next(iter(test_splits[settings]), "")
-        members.setdefault((settings, test), []).append(record)
+        pairs = zip(known.get(settings, ("", "")), (record.test, record.teacher), strict=True)
+        known[settings] = tuple(first or own for first, own in pairs)
+    for record in records:
+        settings = _common_settings(record)
+        pairs = zip((record.test, record.teacher), known[settings], strict=True)
+        members.setdefault((settings, *(own or first for own, first in pairs)), []).append(record)
     names = _names(list(members.values()))
     return [_group(name, runs) for name, runs in zip(names, members.values(), strict=True)]
 
@@ -151,17 +156,16 @@ def _between_two(
 def _common_settings(record: RunRecord) -> str:
     """Return a text that is the same for all runs of a group.
 
-    It contains the fingerprints of recipe and data, and the role, but not the test split.
+    It contains the fingerprints of recipe and data, and the role, but not those of test split and
+    teachers.
     """
     return f"{recipes.fingerprint(without_seeds(record))} {record.data} {record.role}"
 
 
 def _group(name: str, records: Sequence[RunRecord]) -> Group:
-    first: dict[Seeds, RunRecord] = {}
-    for record in records:
-        first.setdefault(record.seeds, record)
-    duplicates = tuple(record for record in records if first[record.seeds] is not record)
-    return Group(name, tuple(first.values()), duplicates)
+    first = distinct((record, record.seeds, record.result.get("weights")) for record in records)
+    kept = {id(record) for record in first}
+    return Group(name, tuple(first), tuple(each for each in records if id(each) not in kept))
 
 
 def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:

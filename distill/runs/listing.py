@@ -3,6 +3,7 @@
 No file is changed. A run that cannot be read is listed with the reason.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from distill.runs.run_folder import RUNS, RunFolder, runs_in
 from distill.runs.teacher_student_summary import summary_row
 from distill.statistics import Interval, wilson
 
-State = Literal["finished", "training", "stopped", "killed", "never began", "damaged"]
+State = Literal["finished", "training", "stopped", "killed", "never began", "damaged", "unreadable"]
 UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -42,7 +43,7 @@ class RunListing:
     top1_val: float | None = None  # of the final weights, on the held-out images
     step: int | None = None  # from which a stopped run would continue, or the last one logged
     total_steps: int | None = None
-    fault: str | None = None  # why the run is damaged
+    fault: str | None = None  # why the run is damaged or unreadable
 
 
 def list_runs(folder: Path) -> list[RunListing]:
@@ -59,16 +60,35 @@ def list_runs(folder: Path) -> list[RunListing]:
 
 
 def _runs(folder: Path) -> Iterator[RunFolder]:
+    """Yield the runs in `folder` and its subfolders, and the folders that cannot be read."""
     if RunFolder(folder).is_run:
         yield RunFolder(folder)
         return
     for parent in (folder, *_groups(folder)):
         yield from runs_in(parent)
-        yield from (RunFolder(path) for path in _subfolders(parent) if _lost_its_recipe(path))
+        yield from (
+            RunFolder(path)
+            for path in _subfolders(parent)
+            if _why_unreadable(path) or _lost_its_recipe(path)
+        )
 
 
 def _groups(folder: Path) -> list[Path]:
-    return [path for path in _subfolders(folder) if not RunFolder(path).is_run]
+    return [
+        path
+        for path in _subfolders(folder)
+        if not _why_unreadable(path) and not RunFolder(path).is_run
+    ]
+
+
+def _why_unreadable(path: Path) -> str:
+    """Return why it cannot be seen whether a folder is or contains a run; empty if it can."""
+    try:
+        if not RunFolder(path).is_run:
+            os.listdir(path)
+    except OSError as fault:
+        return f"it cannot be read: {fault.strerror}"
+    return ""
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -81,6 +101,9 @@ def _lost_its_recipe(path: Path) -> bool:
 
 
 def _list_run(run: RunFolder) -> RunListing:
+    if why := _why_unreadable(run.path):
+        modified_at = run.path.stat().st_mtime
+        return RunListing(str(run.path), modified_at, state="unreadable", fault=why)
     row = RunListing(str(run.path), _modified_at(run))
     if not run.is_run:
         return replace(row, state="damaged", fault=f"{run.recipe.name} is missing")
@@ -106,7 +129,7 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
     result, summary = run.result(), summary_row("", run)
     if not run.weights(run.role).exists():
         raise UserError(f"{run.weights(run.role).name} is missing")
-    n = _test_images(run)
+    n = saved_predictions.n_test_images(run)
     n_correct = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
     return replace(
         row,
@@ -119,14 +142,6 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
         top1_val=summary.top1_val,
         updated_at=datetime.fromisoformat(result["finished_at"]).timestamp(),
     )
-
-
-def _test_images(run: RunFolder) -> int | None:
-    """Return the number of test images; None if the saved predictions are missing or damaged."""
-    with suppress(UserError):
-        if (predictions := saved_predictions.read_run(run)) is not None:
-            return len(predictions.labels)
-    return None
 
 
 def _unfinished(run: RunFolder, row: RunListing) -> RunListing:

@@ -12,7 +12,7 @@ from distill.files import run_json
 from distill.files.safe_text import visible
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import journal
+from distill.runs import check_same_run, journal
 from distill.runs.run_folder import Role, RunFolder
 from distill.runs.saved_predictions import Predictions, read_run
 
@@ -123,6 +123,18 @@ class RunRecord:
         return ""
 
     @property
+    def teacher(self) -> str:
+        """The fingerprint of the teachers' weights; empty without a teacher, or if it is unknown.
+
+        It is known from the first checkpoint on.
+        """
+        if self.result:
+            return str(self.result["teacher"]["fingerprint"])
+        with suppress(UserError, KeyError):
+            return str(run_json.progress(self.folder.last / "progress.json")["teacher"])
+        return ""
+
+    @property
     def seeds(self) -> tuple[int, int]:
         """`train.seed` and `data.seed`."""
         return self.recipe.train.seed, self.recipe.data.seed
@@ -174,13 +186,19 @@ class RunRecord:
 
 
 def read(folder: RunFolder, test_curve: TestCurve | None = None) -> RunRecord:
-    """Read the files of a run folder. Raises UserError if it has no run or a file is damaged.
+    """Read the files of a run folder.
+
+    Raises UserError if it has no run, if a file is damaged, or if its recipe.toml was changed since
+    it finished.
 
     `test_curve`: by epoch, the measures of the saved epochs, if they have been computed.
     """
+    recipe = recipes.read(folder.recipe)
+    if folder.is_finished:
+        check_same_run.check_recipe_of_result(folder)
     return RunRecord(
         folder,
-        recipes.read(folder.recipe),
+        recipe,
         tuple(journal.events(folder.journal)),
         folder.result() if folder.is_finished else {},
         run_json.environment(folder.environment) if folder.environment.exists() else {},

@@ -8,13 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import UserError
+from distill.events import measure_name
 from distill.files import run_json
 from distill.files.arrays import LARGEST, open_npz
+from distill.format import percent
 from distill.metrics import Array, is_correct
 from distill.runs.run_folder import RunFolder
 
 ADVICE = "Restore it, or move it away: most commands work without it."
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
+
+
+class ContradictsPredictions(UserError):
+    """The accuracy in result.json is not that of the predictions that the run saved."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ def read_run(run: RunFolder) -> Predictions | None:
     """Read a run's evaluation.npz; None if the file is absent.
 
     Raises UserError if it is damaged, if its number of classes differs from the run's, or if its
-    sha256 differs from the one in result.json (earlier versions recorded none).
+    sha256 differs from the one in result.json (earlier versions recorded none). Raises
+    ContradictsPredictions if the accuracy in result.json is not that of the predictions.
     """
     path = run.evaluation
     result = run.result() if run.is_finished else {}
@@ -130,10 +137,38 @@ def read_run(run: RunFolder) -> Predictions | None:
             f"{run.result_file.name}.\n{ADVICE}"
         )
     predictions, names = read_if_present(path), result.get("class_names")
-    if predictions is not None and names is not None and predictions.logits.shape[1] != len(names):
+    if predictions is None:
+        return None
+    if names is not None and predictions.logits.shape[1] != len(names):
         found = f"logits of {predictions.logits.shape[1]} classes; {run.result_file.name} has"
         raise _unreadable(path, f"{found} {len(names)}")
+    _check_accuracy(run, predictions, result.get("metrics", {}).get(measure_name("top1", "test")))
     return predictions
+
+
+def _check_accuracy(run: RunFolder, predictions: Predictions, recorded: float | None) -> None:
+    """Raise ContradictsPredictions if the predictions have another accuracy than `recorded`."""
+    n, n_correct = len(predictions.labels), int(predictions.is_correct.sum())
+    if recorded is not None and round(recorded * n) != n_correct:
+        raise ContradictsPredictions(
+            f"{run.result_file} names an accuracy of {percent(recorded)} on the test images; the "
+            f"predictions in {run.evaluation.name} have {percent(n_correct / n)}.\n"
+            f"{run_json.RETRAIN}"
+        )
+
+
+def n_test_images(run: RunFolder) -> int | None:
+    """Return the number of test images; None if the saved predictions are missing or damaged.
+
+    Raises ContradictsPredictions if the accuracy in result.json is not that of the predictions.
+    """
+    try:
+        predictions = read_run(run)
+    except ContradictsPredictions:
+        raise
+    except UserError:
+        return None
+    return None if predictions is None else len(predictions.labels)
 
 
 def _sha256(path: Path) -> str:

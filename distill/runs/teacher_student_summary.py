@@ -1,13 +1,12 @@
 """Summarise a finished run: the student, its teachers and the same student trained alone."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs.check_same_run import test_split_differences
+from distill.runs.check_same_run import teachers_of, test_split_differences
 from distill.runs.run_folder import RunFolder, is_tested, runs_in
 
 
@@ -35,12 +34,11 @@ def closing_rows(run: RunFolder) -> list[ClosingRow]:
     result = run.result()
     if result["role"] == "teacher":
         return [summary_row("teacher", run)]
-    teachers = [RunFolder(Path(path)) for path in result["teacher"]["runs"]]
-    if not teachers:
+    if not result["teacher"]["runs"]:
         return [summary_row("alone", run)]
     alone = student_alone(run)
     return [
-        *map(_teacher_row, teachers),
+        *(_teacher_row(teacher, fault) for teacher, fault in teachers_of(result)),
         *([summary_row("alone", alone)] if alone is not None else []),
         summary_row("distilled", run),
     ]
@@ -78,10 +76,10 @@ def _comparable(recipe: Recipe) -> str:
     return recipes.fingerprint(without_path.model_copy(update={"teacher": None}))
 
 
-def _teacher_row(run: RunFolder) -> ClosingRow:
-    """Return the row of a teacher; if its run is missing or damaged, the row has a note on it."""
-    if not run.is_finished:
-        return ClosingRow("teacher", f"{run.path} is missing")
+def _teacher_row(run: RunFolder, fault: str) -> ClosingRow:
+    """Return the row of a teacher. If the run in its folder cannot be used, it has only `fault`."""
+    if fault:
+        return ClosingRow("teacher", f"{run.path} {fault}")
     try:
         return summary_row("teacher", run)
     except UserError:

@@ -100,9 +100,11 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
     - `runs`: `run`, `seed`, `top1` and for a control `is_control`, one entry for each run.
 
     Raises UserError if a run is not finished, or if the runs differ in images, test split, class
-    names or teacher.
+    names or teacher, or if one is a copy of another.
     """
     _check_alike(planned)
+    for is_control in (False, True):
+        _check_no_copies([each for each in planned if each.is_control is is_control])
     own, controls = (
         {each.seed: _top1(each.folder) for each in planned if each.is_control is is_control}
         for is_control in (False, True)
@@ -144,6 +146,20 @@ def _check_alike(planned: Sequence[SeedRun]) -> None:
             f"{' and '.join(differing)}: they cannot be summarised together.\n"
             "Start again in another --out."
         )
+
+
+def _check_no_copies(planned: Sequence[SeedRun]) -> None:
+    """Raise UserError if two runs have the same weights: one is a copy, not another seed."""
+    names: dict[str, str] = {}
+    for each in planned:
+        weights = each.folder.result().get("weights")  # None of an earlier version
+        first = names.setdefault(weights, each.folder.path.name) if weights else None
+        if first not in (None, each.folder.path.name):
+            raise UserError(
+                f"{first} and {each.folder.path.name} in {each.folder.path.parent} have the same "
+                "weights: one is a copy of the other, not a run with another seed.\n"
+                f"Move {each.folder.path} elsewhere and type the same command again."
+            )
 
 
 def _top1(run: RunFolder) -> float:

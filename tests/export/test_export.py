@@ -38,6 +38,7 @@ from distill.export import (
 from distill.export.finished_run import load_finished
 from distill.export.formats import NAMES
 from distill.export.isolated_grader import Grader
+from distill.files.run_json import fingerprint_of_names
 from distill.format import interval_text, percent
 from distill.models import checkpoint
 from distill.recipe import recipes
@@ -548,6 +549,7 @@ def renamed(student: RunFolder, place: Path, recipe: str, network: str, classes:
     """A copy of the run, as a stranger may have edited its result.json."""
     copy = RunFolder(Path(shutil.copytree(student.path, place)))
     result = copy.result() | {"recipe": recipe, "network": network, "class_names": classes}
+    result["data"]["class_names_fingerprint"] = fingerprint_of_names(classes)
     copy.result_file.write_text(json.dumps(result))
     return copy
 

@@ -16,6 +16,7 @@ import cli
 from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
 from distill.export import predictions_csv as room
+from distill.files.run_json import fingerprint_of_names
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
@@ -106,6 +107,7 @@ def numbered(folder: RunFolder, place: Path) -> list[str]:
     shutil.copytree(folder.path, place)
     result = json.loads((place / "result.json").read_text())
     result["class_names"] = sorted(map(str, [*range(9), 11]))
+    result["data"]["class_names_fingerprint"] = fingerprint_of_names(result["class_names"])
     (place / "result.json").write_text(json.dumps(result))
     return list(result["class_names"])
 
@@ -150,6 +152,13 @@ def test_conversion_of_pictures_is_reported(
     note = "note: 2 images resized to 32x32 from 50x50 (Pillow's bicubic)"
     assert note in capsys.readouterr().err.splitlines()
     assert [name for name, _ in rows(out)[1:]] == ["2", "10"]
+
+
+@pytest.mark.parametrize(("one", "other"), [("=1+1", "'=1+1"), ("a\n", "a\\n")])
+def test_ids_that_would_be_equal_are_refused(one: str, other: str, tmp_path: Path) -> None:
+    room.check_ids([one, "b", f"{other}2"], tmp_path)
+    with pytest.raises(UserError, match=r"the ids .* and .* would both be .* in a CSV file"):
+        room.check_ids([one, "b", other], tmp_path)
 
 
 def test_an_unusable_image_leaves_nothing(

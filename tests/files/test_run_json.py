@@ -10,6 +10,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.files import run_json
+from distill.files.run_json import fingerprint_of_names
 from distill.runs.run_folder import RunFolder, write_json
 
 SOUND: dict[str, Any] = {
@@ -71,6 +72,15 @@ def test_damaged_file_is_one_message(run: RunFolder, name: str) -> None:
 def test_wrong_type_in_result_is_named(run: RunFolder, key: str, value: object) -> None:
     write_json(run.result_file, SOUND | {key: value})
     with pytest.raises(UserError, match=f"result.json is damaged: '{key}.*\nRestore the file"):
+        run.result()
+
+
+def test_class_names_must_have_their_fingerprint(run: RunFolder) -> None:
+    data = SOUND["data"] | {"class_names_fingerprint": fingerprint_of_names(["cat", "dog"])}
+    write_json(run.result_file, SOUND | {"data": data})
+    assert run.result()["class_names"] == ["cat", "dog"]
+    write_json(run.result_file, {"data": data, "class_names": ["dog", "cat"]})
+    with pytest.raises(UserError, match="its class_names do not have its class_names_fingerprint"):
         run.result()
 
 

@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import subprocess
 import unicodedata
 
 import pytest
@@ -28,6 +29,19 @@ def test_visible_names_what_it_replaces():
     assert safe_text.visible("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\xff"
     assert safe_text.visible("👩\u200d🚀 café \\N [bold]") == "👩\u200d🚀 café \\N [bold]"
     assert safe_text.visible_lines("a\nb\x07") == "a\nb\\x07"
+
+
+def test_shell_word_is_visible_and_the_same_text() -> None:
+    paths = [name for name in NAMES if name and "\0" not in name and "\ud800" not in name]
+    names = [*paths, "a'\u202e\\", "\x85b\xad"]
+    words = [safe_text.shell_word(name) for name in names]
+    assert all(safe_text.visible(word) == word for word in words)
+    script = f"printf '%s\\0' {' '.join(words)}".encode(errors="surrogateescape")
+    printed = subprocess.run(
+        ["bash"], input=script, capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}
+    ).stdout
+    assert printed.decode(errors="surrogateescape").split("\0")[:-1] == names
+    assert safe_text.shell_word("my run") == "'my run'"
 
 
 def test_a_docstring_is_one_string_literal():

@@ -67,7 +67,7 @@ def test_single_runs_are_compared_by_image() -> None:
     ("records", "message"),
     [
         ([*KD, record("late", 9, finished=False)], "Not finished, and so without test results"),
-        ([*KD, record("kd-0-again", 16)], "kd already has the seeds of kd-0-again"),
+        ([*KD, record("kd-0-again", 16)], "kd already has the seeds or the weights of kd-0-again"),
         (KD, "There is only one group."),
         ([replace(KD[0], result={}), replace(LONE[0], result={})], "No run is finished."),
         (

@@ -80,6 +80,19 @@ def written(distilled: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPa
     return path
 
 
+def test_only_reports_are_replaced(written: Path, tmp_path: Path) -> None:
+    run = RunFolder(written.parent)
+    assert run_report.report_path([run], None) == written
+    own = tmp_path / "index.html"
+    earlier = written.read_text().replace('<meta name="generator" content="Understudy">', "")
+    for text in (written.read_text(), earlier):
+        own.write_text(text)
+        assert run_report.report_path([run], own) == own
+    own.write_text("<!doctype html><title>My page</title>" + "x" * 9000 + earlier)
+    with pytest.raises(UserError, match="index.html exists and is no report of this program"):
+        run_report.report_path([run], own)
+
+
 def test_report_of_a_real_run_is_complete(written: Path) -> None:
     known, text = read(RunFolder(written.parent)), Reader(written.read_text()).text
     top1 = known.test_metric("top1")

@@ -35,7 +35,7 @@ def record(name: str, right: int, *overrides: str, finished: bool = True) -> Run
         "data": {"fingerprint": "f", "val_images": 5, "source": "synthetic"},
         "teacher": {"runs": [], "fingerprint": "", "top1": None},
         "metrics": {"top1/test": right / N, "nll/test": 1.0, "ece/test": 0.1, "top1/val": 0.5},
-        "weights": "cd34",
+        "weights": f"cd34 {name}",
     }
     known = RunRecord(
         RunFolder(Path("runs") / name), recipe, events(), result, {}, predictions(right)

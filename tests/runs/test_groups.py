@@ -50,6 +50,28 @@ def test_a_seed_does_not_count_twice() -> None:
     assert group.test_accuracies == [0.75, 0.65]
 
 
+def test_copy_with_another_seed_is_no_run() -> None:
+    first, copied = record("kd-0", 15), record("kd-1", 15, "train.seed=1")
+    copied = replace(copied, result={**copied.result, "weights": first.result["weights"]})
+    (group,) = groups([first, copied])
+    assert [r.name for r in group.duplicates] == ["kd-1"]
+    assert group.test_accuracies == [0.75]
+
+
+def taught_by(known: RunRecord, fingerprint: str) -> RunRecord:
+    """The record with the fingerprint of its teacher's weights."""
+    teacher = known.result["teacher"] | {"runs": ["t"], "fingerprint": fingerprint}
+    return replace(known, result={**known.result, "teacher": teacher})
+
+
+def test_students_of_different_teachers_are_no_group() -> None:
+    a, b = record("kd-0", 15), record("kd-1", 16, "train.seed=1")
+    unknown = record("kd-2", 17, "train.seed=2")
+    assert len(groups([taught_by(a, "x"), taught_by(b, "x"), unknown])) == 1
+    one, other = groups([unknown, taught_by(a, "x"), taught_by(b, "y")])
+    assert (one.test_accuracies, other.test_accuracies) == ([0.85, 0.75], [0.8])
+
+
 def test_groups_that_begin_alike_are_numbered() -> None:
     runs = [record("run-0", 15), record("run-1", 15, *ALONE)]
     runs += [record("run-2", 15, "train.seed=1"), record("run-3", 15, *ALONE, "train.seed=1")]

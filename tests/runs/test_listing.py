@@ -1,10 +1,11 @@
 """Every run of a folder is a row, whatever became of it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -61,7 +62,7 @@ def finished(path: Path, right: int = 150, **changes: object) -> RunFolder:
         "metrics": metrics, "elapsed_s": 5.0, "finished_at": "2026-01-31T12:00:00Z",
     }  # fmt: skip
     run.weights("student").touch()
-    labels = np.zeros(TEST_IMAGES, np.int64)
+    labels = (np.arange(TEST_IMAGES) >= right).astype(np.int64)  # all are predicted as 0
     np.savez(run.evaluation, labels=labels, logits=np.zeros((TEST_IMAGES, 2), np.float32))
     write_json(run.result_file, result | changes)
     return run
@@ -129,6 +130,45 @@ def test_who_trains_now_is_seen_and_not_disturbed(tmp_path: Path) -> None:
         child.kill()
         child.wait()
     assert alone(tmp_path).state == "killed"
+
+
+def test_accuracy_that_predictions_contradict(tmp_path: Path) -> None:
+    row = alone(finished(tmp_path / "a", metrics={"top1/test": 0.99}).path)
+    assert (row.state, row.top1_test) == ("damaged", None)
+    assert row.fault is not None and "accuracy of 99.00 %" in row.fault
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """Run the test as a user who may not read every folder."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_private_folder_hides_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    finished(tmp_path / "mine")
+    finished(tmp_path / "group" / "mine")
+    private = [tmp_path / "notes", finished(tmp_path / "group" / "run").path]
+    for path in private:
+        path.mkdir(exist_ok=True)
+        path.chmod(0)
+    unlisted = tmp_path / "unlisted"
+    unlisted.mkdir(mode=0o311)
+    for path in (tmp_path, tmp_path / "group"):
+        path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # its parents may be private too
+    request.getfixturevalue("as_nobody")
+    rows = {row.path: (row.state, row.fault) for row in list_runs(Path())}
+    denied = ("unreadable", "it cannot be read: Permission denied")
+    assert rows == {
+        "mine": ("finished", None), "group/mine": ("finished", None),
+        "notes": denied, "group/run": denied, "unlisted": denied,
+    }  # fmt: skip
 
 
 def drop(name: str) -> Callable[[RunFolder], None]:

@@ -23,7 +23,12 @@ from distill.metrics import (
     probabilities,
 )
 from distill.runs.run_folder import write_json
-from distill.runs.saved_predictions import Predictions, read_if_present, read_run
+from distill.runs.saved_predictions import (
+    Predictions,
+    n_test_images,
+    read_if_present,
+    read_run,
+)
 from tests.runs.test_compare_two_runs import ANSWERS_A, finished
 
 CHANCE = np.random.default_rng(0)
@@ -135,6 +140,18 @@ def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
     write_json(run.result_file, run.result() | {"class_names": ["cat", "dog"]})
     with pytest.raises(UserError, match=r"npz cannot .*: logits of 3 classes; result.json has 2"):
         read_run(run)
+
+
+def test_accuracy_must_be_that_of_predictions(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", ANSWERS_A)  # 3 of 8 are right
+    right = run.result()
+    assert read_run(run) is not None and n_test_images(run) == 8
+    write_json(run.result_file, right | {"metrics": {"top1/test": 0.5}})
+    for read in (read_run, n_test_images):
+        with pytest.raises(UserError, match=r"accuracy of 50.00 % .*evaluation.npz have 37.50 %"):
+            read(run)
+    write_json(run.result_file, right | {"evaluation": "0"})
+    assert n_test_images(run) is None
 
 
 def test_confidence_of_one_is_in_last_bin() -> None:

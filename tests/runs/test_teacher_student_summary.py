@@ -39,7 +39,8 @@ def finished(
         "network": NETWORK,
         "parameters": 4_697_162,
         "data": {"fingerprint": images},
-        "teacher": {"runs": runs},
+        "teacher": {"runs": runs, "fingerprint": "+".join(["7eac"] * len(runs)), "top1": 0.95},
+        "weights": "7eac" if role == "teacher" else path.name,
         "metrics": {"top1/val": 0.91, "top1/test": 0.9},
         "elapsed_s": 107_261.0,
         "epochs": 300,
@@ -159,6 +160,16 @@ def test_a_teacher_that_is_gone_is_named(student: RunFolder, teacher: RunFolder)
 def test_a_teacher_that_is_damaged_is_named(student: RunFolder, teacher: RunFolder) -> None:
     write_text(teacher.result_file, "[]")
     assert closing_rows(student)[0] == ClosingRow("teacher", f"{teacher.path} is damaged")
+
+
+def test_another_run_at_its_path_is_no_teacher(student: RunFolder, teacher: RunFolder) -> None:
+    write_json(teacher.result_file, teacher.result() | {"weights": "0ff5"})
+    assert closing_rows(student)[0] == ClosingRow("teacher", f"{teacher.path} is another run now")
+
+
+def test_teacher_whose_name_is_too_long(tmp_path: Path) -> None:
+    run = finished(tmp_path / "student", *TAUGHT, teachers=[Path("x" * 300)])
+    assert closing_rows(run)[0] == ClosingRow("teacher", f"{'x' * 300} cannot be read")
 
 
 def test_several_teachers_have_a_row_each(tmp_path: Path, teacher: RunFolder) -> None:

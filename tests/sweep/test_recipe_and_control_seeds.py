@@ -7,6 +7,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.recipe import recipes
+from distill.runs.run_folder import write_json
 from distill.sweep import recipe_and_control_seeds
 from distill.sweep.recipe_and_control_seeds import SeedRun
 
@@ -50,7 +51,8 @@ def finished(
         teacher = "" if each.is_control else "t"
         result = {
             "network": "ResNet", "parameters": 7, "metrics": {"top1/test": value},
-            "data": {"fingerprint": data} | tested, "teacher": {"fingerprint": teacher},
+            "data": {"fingerprint": data, "source": "d"} | tested,
+            "teacher": {"fingerprint": teacher},
         }  # fmt: skip
         each.folder.result_file.write_text(json.dumps(result))
     return planned
@@ -76,6 +78,31 @@ def test_runs_on_other_images_are_not_averaged(tmp_path: Path) -> None:
     finished(planned[1:], [0.7], data="other")
     with pytest.raises(UserError, match="differ in their data: they cannot be summarised together"):
         recipe_and_control_seeds.summary(planned)
+
+
+def test_copy_of_seed_is_not_averaged(tmp_path: Path) -> None:
+    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    for each, weights in zip(finished(planned, [0.7, 0.7]), ("ab", "cd"), strict=True):
+        write_json(each.folder.result_file, each.folder.result() | {"weights": weights})
+    assert recipe_and_control_seeds.summary(planned)["top1"]["n"] == 2
+    last = planned[-1].folder
+    write_json(last.result_file, last.result() | {"weights": "ab"})
+    with pytest.raises(UserError, match="^seed-0 and seed-1 in .* have the same weights: one is"):
+        recipe_and_control_seeds.summary(planned)
+
+
+def test_run_with_edited_recipe_is_no_seed(tmp_path: Path) -> None:
+    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    first, second = finished(planned, [0.7, 0.7])
+    second.folder.recipe.write_text(recipes.dumps(second.resolved.recipe))
+    trained = {"recipe_fingerprint": recipes.fingerprint(second.resolved.recipe)}
+    write_json(second.folder.result_file, second.folder.result() | trained)
+    first.folder.result_file.unlink()
+    recipe_and_control_seeds.check(planned)
+    trained = {"recipe_fingerprint": recipes.fingerprint(first.resolved.recipe)}
+    write_json(second.folder.result_file, second.folder.result() | trained)
+    with pytest.raises(UserError, match=r"recipe.toml is not the recipe that its run finished"):
+        recipe_and_control_seeds.check(planned)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from distill.errors import UserError
 from distill.evaluation import write_results as result
 from distill.evaluation.evaluate import EvalOptions, evaluate_run
 from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
+from distill.files.run_json import fingerprint_of_names
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes
@@ -369,6 +370,7 @@ def edited(teacher: Path, out: Path, **changes: object) -> Path:
     """A copy of the teacher's run with another result.json."""
     shutil.copytree(teacher, out)
     result = json.loads((out / "result.json").read_text()) | changes
+    result["data"]["class_names_fingerprint"] = fingerprint_of_names(result["class_names"])
     (out / "result.json").write_text(json.dumps(result))
     return out
 

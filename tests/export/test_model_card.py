@@ -1,0 +1,63 @@
+"""What a card states of runs beside its own: its teacher, and other seeds."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from distill.export import model_card
+from distill.runs.run_folder import RunFolder, write_json
+from tests.runs.test_teacher_student_summary import ALONE, TAUGHT, finished
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> RunFolder:
+    return finished(tmp_path / "teachers" / "t", *ALONE, role="teacher", network="WRN-28-10")
+
+
+def spread(run: RunFolder) -> str:
+    top1 = run.result()["metrics"]["top1/test"]
+    return model_card._spread(SimpleNamespace(folder=run, top1=top1))  # type: ignore[arg-type]
+
+
+def test_teacher_is_described_by_its_run(tmp_path: Path, teacher: RunFolder) -> None:
+    run = finished(tmp_path / "student", *TAUGHT, teachers=[teacher.path])
+    described = model_card._teacher(run.result())
+    assert described.startswith("a WRN-28-10 of 4,697,162 parameters with 90.00 % accuracy on the")
+    assert described.endswith("test images (weights `7eac`)")
+
+
+def test_another_run_is_not_described_as_teacher(tmp_path: Path, teacher: RunFolder) -> None:
+    run = finished(tmp_path / "student", *TAUGHT, teachers=[teacher.path])
+    write_json(teacher.result_file, teacher.result() | {"weights": "0ff5"})
+    assert model_card._teacher(run.result()) == (
+        "a teacher with 95.00 % accuracy on up to 1,024 held-out images "
+        "(weights `7eac`; the folder of its run holds another run now)"
+    )
+
+
+@pytest.mark.parametrize("name", ["missing", "x" * 300])
+def test_teacher_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    run = finished(tmp_path / "student", *TAUGHT, teachers=[tmp_path / name])
+    assert model_card._teacher(run.result()) == (
+        "a teacher with 95.00 % accuracy on up to 1,024 held-out images (weights `7eac`)"
+    )
+
+
+def test_spread_is_over_other_seeds(tmp_path: Path) -> None:
+    run = finished(tmp_path / "s0", *ALONE)
+    assert spread(run).startswith("This is one run. ")
+    finished(tmp_path / "s1", *ALONE, "train.seed=1", metrics={"top1/test": 0.8})
+    finished(tmp_path / "of another role", *ALONE, "train.seed=2", role="teacher")
+    assert spread(run).startswith("This is one run of 2 that differ in their seeds alone: 85.00 %")
+
+
+def test_copy_of_run_is_no_other_seed(tmp_path: Path) -> None:
+    run = finished(tmp_path / "s", *ALONE)
+    shutil.copytree(run.path, tmp_path / "s.bak")
+    finished(tmp_path / "repeated", *ALONE)
+    copied = finished(tmp_path / "edited", *ALONE, "train.seed=1", weights=run.path.name)
+    assert spread(run).startswith("This is one run. ")
+    write_json(copied.result_file, copied.result() | {"weights": "0", "recipe_fingerprint": "0"})
+    assert spread(run).startswith("This is one run. ")
