@@ -41,10 +41,10 @@ FOLDERS = (
     "last", "last.old", "last.new", "last.damaged", "best", "epochs", "tensorboard",
     "report_files", "report_files/figures", "report_files/tables",
 )  # fmt: skip
-AT_START = (".lock", "running.json")  # files that exist before recipe.toml is written
 # Training replaces nothing in these folders: it adds files under new names, or only the command
 # `report` writes there.
 NEVER_REPLACED = ("tensorboard", "report_files", "report_files/figures", "report_files/tables")
+REPLACED = tuple(name for name in FOLDERS if name not in NEVER_REPLACED)
 PARTIAL_FILE = re.compile(
     rf"[.]({'|'.join(map(re.escape, FILES))})[.][0-9a-f]{{12}}"  # a temporary file of `write_bytes`
 )
@@ -261,8 +261,12 @@ def _check_nothing_replaced(folder: RunFolder) -> None:
 
     A run writes recipe.toml first: without it, such files are the user's own.
     """
-    names = [*FILES, *(name for name in FOLDERS if name not in NEVER_REPLACED)]
-    found = [name for name in names if name not in AT_START and (folder.path / name).exists()]
+    # Two files exist before recipe.toml is written. `lock.hold_lock` checks .lock.
+    at_start = {".lock"}
+    if lock.is_own_record(folder.path / "running.json"):
+        at_start.add("running.json")
+    names = (name for name in (*FILES, *REPLACED) if name not in at_start)
+    found = [name for name in names if (folder.path / name).exists()]
     if found:
         raise UserError(
             f"{folder.path} has no run (no recipe.toml), but {', '.join(found)}, which a run would "

@@ -209,6 +209,7 @@ def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
 WRITTEN = (
     "last/mine", "last.old/mine", "last.new/mine", "best/epoch-12.pth", "epochs/mine",
     "environment.json", "result.json", "student.safetensors", "evaluation.npz", "journal.jsonl",
+    "running.json",
 )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def test_files_of_the_user_are_not_replaced(tmp_path: Path, name: str, resume: b
 @pytest.mark.parametrize("name", [".lock", "running.json", ".recipe.toml.0123456789ab", "notes.md"])
 def test_run_begins_beside_other_files(tmp_path: Path, name: str) -> None:
     """Those of a start that was killed among them."""
-    (tmp_path / name).write_text("{}")
+    (tmp_path / name).write_text("{")
     check_out(RunFolder(tmp_path), resume=False)
 
 
