@@ -25,7 +25,7 @@ from distill.files import run_json
 from distill.files.safe_text import is_utf8
 from distill.format import p_equation, percent, percent_number
 from distill.metrics import is_correct, is_same_prediction
-from distill.runs.run_folder import RunFolder, write_json
+from distill.runs.run_folder import RunFolder, check_outside_runs, write_json
 from distill.statistics import count_pairs
 
 REPORT = "export.json"
@@ -84,6 +84,7 @@ def check_out(out: Path, replace: bool) -> None:
     """
     if not is_utf8(str(out)):  # safetensors accepts only UTF-8 paths
         raise UserError(f"the name of {out} is not UTF-8.\nChoose another --out.")
+    check_outside_runs(out)
     if not out.exists():
         return
     if not out.is_dir():

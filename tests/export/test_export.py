@@ -507,6 +507,13 @@ def test_earlier_export_is_replaced_only_with_replace(student, tmp_path, run_cli
     assert student.is_finished
 
 
+def test_export_inside_saved_files_is_refused(tmp_path):
+    (tmp_path / "recipe.toml").touch()
+    export.check_out(tmp_path / "handin", replace=False)
+    with pytest.raises(UserError, match="where the run .* saves and deletes its own files"):
+        export.check_out(tmp_path / "last" / "handin", replace=True)
+
+
 def test_unknown_formats_are_named_with_those_there_are(student, tmp_path, run_cli: RunCli):
     result = run_cli(
         "export", student.path, "-f", "onxx", "-f", "h5", "-f", "onnx", "--out", tmp_path
