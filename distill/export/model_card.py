@@ -171,7 +171,7 @@ def _siblings(finished: FinishedRun) -> dict[Path, float]:
     """
     identity, found = _identity_without_seeds(finished.folder), {}
     result = finished.folder.result()
-    for other in run_folder.runs_in(finished.folder.path.parent):
+    for other in run_folder.runs_beside(finished.folder):
         with suppress(UserError, OSError):
             if other.path == finished.folder.path or _identity_without_seeds(other) != identity:
                 continue

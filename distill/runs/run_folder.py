@@ -462,6 +462,15 @@ def runs_in(folder: Path) -> Iterator[RunFolder]:
     yield from (run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True))
 
 
+def runs_beside(run: RunFolder) -> Iterator[RunFolder]:
+    """Yield the runs in the folder that contains `run`, the newest first, `run` among them.
+
+    None if this user may not list the folder: files can be written in it even so.
+    """
+    if os.access(run.path.parent, os.R_OK):
+        yield from runs_in(run.path.parent)
+
+
 def unreadable_results_in(folder: Path) -> list[str]:
     """Return a note for each finished run in a folder whose result.json cannot be read."""
     notes = []

@@ -224,6 +224,16 @@ def test_files_of_the_user_are_not_replaced(tmp_path: Path, name: str, resume: b
         check_out(RunFolder(tmp_path), resume)
 
 
+def test_parent_that_cannot_be_listed_has_no_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(tmp_path / "run")
+    assert list(run_folder.runs_beside(run)) == [run]
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    monkeypatch.setattr(Path, "iterdir", lambda _: 1 / 0)
+    assert not list(run_folder.runs_beside(run))
+
+
 @pytest.mark.parametrize("name", ["last", "last.old/mine", "last.damaged/a/b", "best", "epochs/x"])
 def test_run_inside_saved_files_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
