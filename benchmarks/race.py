@@ -23,14 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
 from benchmarks.claim import RESULTS, environment, figures, top1
 from benchmarks.methods import ROOT, train
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.events import measure_name
 from distill.report import figure_style
+from distill.report.matplotlib_defaults import matplotlib
 from distill.report.plots import new_figure
 from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text

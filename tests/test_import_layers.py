@@ -47,8 +47,9 @@ ENGINE = (
     "distill.evaluation",
 )
 RUNS = ("distill.runs", "distill.terminal", "distill.report")
+MATPLOTLIB = "distill.report.matplotlib_defaults"
 TENSORS = ("torch", "torchvision", "timm", "einops", "numpy", "PIL")
-DISPLAY = ("rich", "matplotlib", "jinja2", "numpy")
+DISPLAY = ("rich", "jinja2", "numpy")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ TABLE = (
         ("torch", "timm", "einops", "numpy", "safetensors", "accelerate"),
     ),
     # 3 what people see · exports · sweeps
-    Layer(RUNS, (*WORDS, *STATISTICS), (*DISPLAY, "pydantic")),
+    Layer(RUNS, (*WORDS, *STATISTICS, MATPLOTLIB), (*DISPLAY, "pydantic")),
+    Layer((MATPLOTLIB,), others=("matplotlib",)),
     Layer(("distill.runs.trackers",), (*WORDS, *RUNS), (*DISPLAY, "accelerate.tracking")),
     Layer(
         ("distill.export",),

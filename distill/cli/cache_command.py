@@ -18,6 +18,7 @@ def info(as_json: JsonOption = False) -> None:
     from distill.terminal.recipe_and_cache_tables import cache_table
 
     rows = cache_files.entry_rows()
+    _note_unreadable()
     if as_json:
         echo_json(rows)
     elif rows:
@@ -31,6 +32,7 @@ def verify(keys: KeysArgument = []) -> None:
     """Read every cached file, and compare some logits with the teacher's, if it still exists."""
     from distill.teacher import cache_files
 
+    _note_unreadable()
     chosen = cache_files.find_entries(keys) if keys else cache_files.list_entries()
     if not chosen:
         echo(f"no logits are cached in {cache_files.logits_folder()}")
@@ -60,8 +62,17 @@ def drop(
             f"{problem}.\n"
             "Type python cli.py cache drop KEY…, as `cache info` lists them, or cache drop --all."
         )
+    _note_unreadable()
     chosen = cache_files.list_entries() if every else cache_files.find_entries(keys)
     freed = sum(entry.n_bytes for entry in chosen)
     for entry in chosen:
         cache_files.delete_entry(entry)
     echo(f"{len(chosen)} dropped, {cache_files.format_size(freed)} freed")
+
+
+def _note_unreadable() -> None:
+    """Print a note on each folder of the cache that this user may not read."""
+    from distill.teacher import cache_files
+
+    for folder in cache_files.unreadable_folders():
+        echo(f"note: {folder} may not be read by this user: its logits are not listed", err=True)

@@ -24,17 +24,19 @@ def cache_folder() -> Path:
     """Return the folder of all cached files.
 
     It is `$UNDERSTUDY_CACHE`, else `$XDG_CACHE_HOME/understudy`, else `~/.cache/understudy`. Raises
-    UserError if `$UNDERSTUDY_CACHE` begins with `~NAME` and there is no user NAME.
+    UserError if this user has no home folder, or if `$UNDERSTUDY_CACHE` begins with `~NAME` and
+    there is no user NAME.
     """
-    if chosen := os.environ.get("UNDERSTUDY_CACHE"):
-        try:
+    chosen, base = os.environ.get("UNDERSTUDY_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if chosen:
             return Path(chosen).expanduser()
-        except RuntimeError as fault:
-            raise UserError(
-                f"UNDERSTUDY_CACHE={chosen} is no path: {fault}\nSet it to a folder of your own."
-            ) from fault
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "understudy"
+        return (Path(base) if base else Path.home() / ".cache") / "understudy"
+    except RuntimeError as fault:
+        what = f"UNDERSTUDY_CACHE={chosen} is no path" if chosen else "there is no cache folder"
+        raise UserError(
+            f"{what}: {fault}\nSet UNDERSTUDY_CACHE to a folder of your own."
+        ) from fault
 
 
 def load_cached(key: str, shape: tuple[int, ...] | None, dtype: DTypeLike) -> NDArray[Any] | None:
@@ -57,7 +59,7 @@ def load_verified(key: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray
     """
     path = _path(key)
     places = [path, path.parent, cache_folder()]
-    if path.is_symlink() or is_linked(path) or any(map(writable_by_others, places)):
+    if is_linked(path) or os.path.islink(path) or any(map(writable_by_others, places)):
         return None
     array, digest = _load(key, shape, dtype), _load(key, (32,), np.uint8, DIGEST)
     if array is None or digest is None or digest.tobytes() != _digest(key, array):
@@ -86,17 +88,29 @@ def _load(
 
 
 def is_cached(key: str) -> bool:
-    """Whether an array is cached under `key`; it may be damaged."""
-    return _path(key).exists() and not is_linked(_path(key))
+    """Whether an array is cached under `key`; it may be damaged.
+
+    False if this user may not look for it.
+    """
+    return os.path.exists(_path(key)) and not is_linked(_path(key))
 
 
 def is_linked(path: Path) -> bool:
     """Whether a folder between the cache folder and a file in it is a symbolic link.
 
-    Other users of a shared cache could point such a link anywhere, so links are not followed.
+    Other users of a shared cache could point such a link anywhere, so links are not followed. True
+    also for a folder that this user may not examine.
     """
     inner = path.parent.relative_to(cache_folder())
-    return any((cache_folder() / part).is_symlink() for part in (inner, *inner.parents[:-1]))
+    try:
+        return any((cache_folder() / part).is_symlink() for part in (inner, *inner.parents[:-1]))
+    except OSError:
+        return True
+
+
+def is_unreadable(folder: Path) -> bool:
+    """Whether a folder exists whose files this user may not read, as of another user."""
+    return os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK)
 
 
 def save_cached(key: str, array: NDArray[Any]) -> None:

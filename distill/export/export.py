@@ -4,6 +4,7 @@ The `export.json` of an export has the names and sha256 of its files. An earlier
 on request. A folder that contains any other or a changed file is never replaced.
 """
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -25,7 +26,13 @@ from distill.files import run_json
 from distill.files.safe_text import is_utf8
 from distill.format import p_equation, percent, percent_number
 from distill.metrics import is_correct, is_same_prediction
-from distill.runs.run_folder import RunFolder, write_json
+from distill.runs.run_folder import (
+    LARGEST_FILE,
+    RunFolder,
+    check_outside_runs,
+    file_sha256,
+    write_json,
+)
 from distill.statistics import count_pairs
 
 REPORT = "export.json"
@@ -65,13 +72,16 @@ def export(
     finished = load_finished(run, data, progress)
     try:
         with atomic_folder.new_folder_beside(out) as new:
+            check_out(out, replace)  # an earlier export may have been restored
             report, failed = _write_formats(finished, requested, new)
             write_json(new / REPORT, report)
             atomic_folder.rename(new, out, partial(check_out, out, replace))
     except OSError as fault:
+        is_full = fault.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f" ({fault.filename})" if fault.filename else ""
         raise Failure(
-            f"{out} could not be written: {fault.strerror or fault}. Nothing was changed.\n"
-            "Free some space, or choose another --out."
+            f"{out} could not be written: {fault.strerror or fault}{where}. Nothing was changed.\n"
+            f"{'Free some space, or choose' if is_full else 'Choose'} another --out."
         ) from fault
     result = {"out": str(out), "run": str(run.path), "data": finished.source} | report
     return result | ({"failed": failed} if failed else {})
@@ -84,6 +94,7 @@ def check_out(out: Path, replace: bool) -> None:
     """
     if not is_utf8(str(out)):  # safetensors accepts only UTF-8 paths
         raise UserError(f"the name of {out} is not UTF-8.\nChoose another --out.")
+    check_outside_runs(out)
     if not out.exists():
         return
     if not out.is_dir():
@@ -106,36 +117,39 @@ def check_out(out: Path, replace: bool) -> None:
         )
 
 
-def _earlier_files(out: Path) -> dict[Path, str]:
-    """Return the paths and sha256 of the files of the earlier export in `out`; empty without one.
+def _earlier_files(out: Path) -> dict[Path, tuple[int, str]]:
+    """Return the paths, sizes and sha256 of the files of the earlier export in `out`; empty without
+    one.
 
-    They are read from its export.json, whose own sha256 is given as "".
+    They are read from its export.json, whose own sha256 is given as "". Sizes are in bytes.
     """
     try:
         described = run_json.read(out / REPORT)["formats"].values()
         files = {
-            out / name: str(facts["sha256"])
+            out / name: (int(facts["bytes"]), str(facts["sha256"]))
             for format_ in described
             for name, facts in format_["files"].items()
         }
-    except (UserError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return {}
-    return files | {out / REPORT: ""}
+    return files | {out / REPORT: (0, "")}
 
 
-def _is_of_export(path: Path, earlier: dict[Path, str]) -> bool:
+def _is_of_export(path: Path, earlier: dict[Path, tuple[int, str]]) -> bool:
     """Whether a path is an unchanged file of the earlier export, or Python's cache of its .py file.
 
-    `earlier`: the paths and sha256 that export.json names. The sha256 is compared because the user
-    or another program may have written that export.json.
+    `earlier`: the paths, sizes and sha256 that export.json names. The sha256 is compared because
+    the user or another program may have written that export.json; sizes are compared and limited
+    first, because a sparse file can be of any size.
     """
     if path.is_symlink() or not path.is_file():
         return False
     if path.name == REPORT and path in earlier:
         return True
     if path in earlier:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == earlier[path]
+        n_bytes, sha256 = earlier[path]
+        is_same_size = path.stat().st_size == n_bytes <= LARGEST_FILE
+        return is_same_size and file_sha256(path) == sha256
     source = path.parent.parent / f"{path.name.partition('.')[0]}.py"
     return path.parent.name == "__pycache__" and path.suffix == ".pyc" and source in earlier
 

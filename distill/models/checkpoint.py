@@ -6,6 +6,7 @@ temporary name, read again, and only then renamed. The previous checkpoint is re
 disk damages the new one. One sha256 covers the whole checkpoint.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -27,7 +28,7 @@ from distill.errors import UserError
 from distill.files import regular_file, run_json
 from distill.files.regular_file import InvalidFile
 from distill.models import out_of_memory
-from distill.runs.run_folder import write_bytes
+from distill.runs.run_folder import foreign_in, write_bytes
 
 FORMAT = 2  # version of the checkpoint format
 LARGEST_STATE = 16 << 30  # bytes: enough for 10^9 weights, their average and Adam's two buffers
@@ -49,11 +50,11 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None:
     """Write `tensors` (state dicts by name) and `progress` (plain JSON) as one checkpoint.
 
-    Raises OSError if it cannot be written or reads back differently; the previous checkpoint is
-    then intact.
+    Raises OSError if it cannot be written or reads back differently, or if a folder to be replaced
+    has other files; the previous checkpoint is then intact.
     """
     new, (_, old) = folder.with_name(folder.name + ".new"), checkpoint_folders(folder)
-    shutil.rmtree(new, ignore_errors=True)
+    delete(new)
     try:
         _write_and_verify(new, tensors, progress)
     except OSError:
@@ -62,10 +63,20 @@ def save(folder: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> Non
         )  # on a full disk a partial checkpoint would take space
         raise
     if folder.exists():  # else `old` is the only complete checkpoint
-        shutil.rmtree(old, ignore_errors=True)
+        delete(old)
         folder.rename(old)
     new.rename(folder)
     _sync_folder(folder.parent)
+
+
+def delete(folder: Path) -> None:
+    """Delete the folder of a checkpoint, if it exists.
+
+    Raises OSError if it has files that are not a checkpoint's; nothing is deleted then.
+    """
+    if foreign := foreign_in(folder):
+        raise OSError(errno.ENOTEMPTY, "Not a checkpoint's file: move it elsewhere", foreign[0])
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_and_verify(new: Path, tensors: dict[str, Any], progress: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ of every value is recorded.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -487,7 +488,9 @@ def _lines(spec: str, faults: Sequence[Fault], origins: dict[str, str]) -> Itera
     The value of an unknown key is left out if its file is neither shipped nor in the folder of a
     recipe in `spec`: such a file may be no recipe at all and contain secrets.
     """
-    own = {Path(part).expanduser().resolve().parent for part in [spec, *spec.split("+")]}
+    # For a user that does not exist, os.path.expanduser leaves `~NAME` unchanged.
+    paths = (Path(os.path.expanduser(part)) for part in [spec, *spec.split("+")])
+    own = {path.resolve().parent for path in paths}
     for fault in faults:
         is_unknown = fault.key not in keys() and fault.value is not None
         inside = (o for key, o in origins.items() if f"{key}.".startswith(f"{fault.key}."))

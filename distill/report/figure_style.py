@@ -9,8 +9,7 @@ import io
 import re
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
+from distill.report.matplotlib_defaults import Figure, matplotlib
 
 COLUMN = 3.3  # width of a figure in inches: a column of a two-column paper
 HEIGHT = 2.1  # height of most figures in inches

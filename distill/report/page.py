@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from distill.errors import Failure, UserError
 from distill.files.regular_file import InvalidFile, open_regular
 from distill.files.safe_text import visible_lines
 from distill.report import figure_style
+from distill.report.matplotlib_defaults import Figure
 from distill.report.table_html_csv_latex import ValueTable
 from distill.runs.run_folder import check_subfolder, write_bytes, write_text
 

@@ -7,11 +7,10 @@ from math import cos, hypot, pi, sin
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from distill.errors import Failure, UserError
 from distill.format import counted
 from distill.report.figure_style import SERIES
+from distill.report.matplotlib_defaults import Figure
 from distill.runs.run_folder import write_bytes
 
 FORMATS = (".svg", ".png", ".pdf")

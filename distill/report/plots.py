@@ -3,13 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill.files.safe_text import visible
 from distill.metrics import BINS, CalibrationCurve, Counts
@@ -24,6 +18,15 @@ from distill.report.figure_style import (
     POINTS,
     RED,
     STYLE,
+)
+from distill.report.matplotlib_defaults import (
+    Axes,
+    Figure,
+    FuncFormatter,
+    MaxNLocator,
+    PolyCollection,
+    matplotlib,
+    to_rgba,
 )
 from distill.runs.epoch_series import Floats, Line
 

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-
 from distill.format import shorten
 from distill.report.figure_style import BLUE, FAINT, PAPER, POINTS, RED
+from distill.report.matplotlib_defaults import Figure, MaxNLocator, PercentFormatter
 from distill.report.plots import in_style, legend, new_figure
 from distill.terminal.sweep_table import by_importance, key_text, ranked, short_keys, value_text
 

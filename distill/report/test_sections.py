@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from matplotlib.image import imsave
 
 from distill import metrics, statistics
 from distill.format import counted, grouped, interval_text, percent
 from distill.metrics import Array, calibration_curve, confusion, most_confused, probabilities
 from distill.report import plots
+from distill.report.matplotlib_defaults import imsave
 from distill.report.page import (
     Block,
     ClassProbabilities,

@@ -39,6 +39,8 @@ class InUse(UserError):
 
 
 HOLDER = TypeAdapter(LockHolder)
+BEGINNING = b'{"host": "'  # of every running.json
+LARGEST_RECORD = 4096  # bytes of running.json; the program writes about 80
 
 
 @contextmanager
@@ -46,13 +48,19 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
     """Hold the lock of a run folder, which is created if it does not exist.
 
     Yields the previous holder if it was killed while it held the lock, else None. Raises InUse,
-    naming host and process, if another process holds the lock.
+    naming host and process, if another process holds the lock; UserError if the folder has a
+    running.json or a .lock that this program did not write.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "running.json"
     lock = FileLock(folder / ".lock", blocking=False)
     check_lock_file(folder / ".lock")
+    if not is_own_record(record):
+        raise UserError(
+            f"{record} is a symbolic link or was not written by this program, which would replace "
+            "it.\nMove it elsewhere, or choose another --out."
+        )
     try:
         lock.acquire()
     except Timeout:
@@ -60,17 +68,42 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
     try:
         killed = _read(record)
         now = LockHolder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
-        if not record.is_symlink():
-            record.unlink(missing_ok=True)  # a new file, so that no other hard link changes
+        record.unlink(missing_ok=True)  # a new file, so that no other hard link changes
         with open(record, "w", opener=open_without_following_links) as file:
             file.write(json.dumps(asdict(now)) + "\n")
         yield killed
     finally:
-        record.unlink(missing_ok=True)
+        if is_own_record(record):
+            record.unlink(missing_ok=True)
         if created and [file.name for file in folder.iterdir()] == [".lock"]:  # no run began
             (folder / ".lock").unlink()
             _remove_empty(created)
         lock.release()
+
+
+def is_own_record(record: Path) -> bool:
+    """Whether a running.json is absent or was written by this program.
+
+    One of a process that was killed while writing is empty or incomplete; after a power failure it
+    may consist of zeros.
+    """
+    if record.is_symlink():
+        return False
+    try:
+        content = run_json.content_of(record, LARGEST_RECORD)
+    except FileNotFoundError:
+        return True
+    except (OSError, run_json.Invalid):
+        return False
+    if not content.strip(b"\0"):
+        return True
+    try:
+        HOLDER.validate_python(run_json.parsed(content))
+    except run_json.Invalid:  # no JSON
+        return content.startswith(BEGINNING) or BEGINNING.startswith(content)
+    except ValueError:  # another JSON
+        return False
+    return True
 
 
 def open_without_following_links(path: str, flags: int) -> int:

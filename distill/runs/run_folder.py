@@ -41,10 +41,11 @@ FOLDERS = (
     "last", "last.old", "last.new", "last.damaged", "best", "epochs", "tensorboard",
     "report_files", "report_files/figures", "report_files/tables",
 )  # fmt: skip
-AT_START = (".lock", "running.json")  # files that exist before recipe.toml is written
 # Training replaces nothing in these folders: it adds files under new names, or only the command
 # `report` writes there.
 NEVER_REPLACED = ("tensorboard", "report_files", "report_files/figures", "report_files/tables")
+REPLACED = tuple(name for name in FOLDERS if name not in NEVER_REPLACED)
+CHECKPOINT_FILES = ("state.pt", "progress.json")
 PARTIAL_FILE = re.compile(
     rf"[.]({'|'.join(map(re.escape, FILES))})[.][0-9a-f]{{12}}"  # a temporary file of `write_bytes`
 )
@@ -240,14 +241,16 @@ def default_path(name: str, runs: Path = RUNS) -> Path:
 def check_out(folder: RunFolder, resume: bool) -> None:
     """Raise UserError if no run may be written in the folder. Leaves no file behind.
 
-    This is so if the folder has a run and `resume` is False, if it has no run but a file that a run
-    would replace or delete, if nothing can be written in it, or if a file of the run is a link, a
-    pipe or a device.
+    This is so if the folder has a run and `resume` is False, if it has other files that a run would
+    replace or delete, if nothing can be written in it, if it is inside a checkpoint of another run,
+    or if a file of the run is a link, a pipe or a device.
     """
     check_inside_folder(folder)
     if not folder.is_run:
         _check_nothing_replaced(folder)
-    elif not resume:
+    elif resume:
+        _check_checkpoints(folder)
+    else:
         lock.check_free(folder.path)
         raise UserError(
             f"{folder.path} already holds a run.\n"
@@ -261,13 +264,56 @@ def _check_nothing_replaced(folder: RunFolder) -> None:
 
     A run writes recipe.toml first: without it, such files are the user's own.
     """
-    names = [*FILES, *(name for name in FOLDERS if name not in NEVER_REPLACED)]
-    found = [name for name in names if name not in AT_START and (folder.path / name).exists()]
+    # Two files exist before recipe.toml is written. `lock.hold_lock` checks .lock.
+    at_start = {".lock"}
+    if lock.is_own_record(folder.path / "running.json"):
+        at_start.add("running.json")
+    names = (name for name in (*FILES, *REPLACED) if name not in at_start)
+    found = [name for name in names if (folder.path / name).exists()]
     if found:
         raise UserError(
             f"{folder.path} has no run (no recipe.toml), but {', '.join(found)}, which a run would "
             f"replace or delete.\nMove what is yours elsewhere. {ADVICE}"
         )
+
+
+def _check_checkpoints(folder: RunFolder) -> None:
+    """Raise UserError if a folder of a checkpoint has other files, which saving would delete."""
+    checkpoints = (folder.path / name for name in REPLACED if name.startswith("last"))
+    found = [str(path) for checkpoint in checkpoints for path in foreign_in(checkpoint)]
+    if found:
+        raise UserError(
+            f"{', '.join(found[:3])}{' …' if found[3:] else ''} would be deleted with the "
+            f"checkpoint.\nMove what is yours elsewhere. {ADVICE}"
+        )
+
+
+def foreign_in(checkpoint: Path) -> list[Path]:
+    """Return what the folder of a checkpoint contains besides a checkpoint; empty if it is absent.
+
+    Hidden files count as the checkpoint's: temporary files, and those of file managers.
+    """
+    if not checkpoint.is_dir():
+        return []
+    return sorted(
+        path
+        for path in checkpoint.iterdir()
+        if path.is_dir() or not (path.name in CHECKPOINT_FILES or path.name.startswith("."))
+    )
+
+
+def check_outside_runs(path: Path) -> None:
+    """Raise UserError if a path is in a subfolder of a run whose content the run may delete.
+
+    The path need not exist.
+    """
+    resolved = path.resolve()
+    for inner in (resolved, *resolved.parents):
+        if inner.name in REPLACED and os.path.isfile(inner.parent / "recipe.toml"):
+            raise UserError(
+                f"{path} is in {inner}, where the run {inner.parent} saves and deletes its own "
+                f"files.\n{ADVICE}"
+            )
 
 
 def check_inside_folder(folder: RunFolder) -> None:
@@ -318,13 +364,14 @@ def _run_paths(folder: RunFolder) -> Iterator[Path]:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Raise UserError if files cannot be written in `folder`, which need not exist yet.
+    """Raise UserError if files cannot be written in `folder`, or a run may delete them there.
 
-    `what`: the purpose of the folder in the message, such as "a run folder". Leaves no file behind.
+    `what`: the purpose of the folder in the message, such as "a run folder". The folder need not
+    exist. Leaves no file behind.
     """
-    advice = "Choose another --out."
     if not is_utf8(str(folder)):  # safetensors accepts no other path
-        raise UserError(f"{folder} cannot be {what}: its name is not UTF-8.\n{advice}")
+        raise UserError(f"{folder} cannot be {what}: its name is not UTF-8.\n{ADVICE}")
+    check_outside_runs(folder)
     # The folder itself, or its nearest parent that exists.
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
@@ -413,6 +460,15 @@ def runs_in(folder: Path) -> Iterator[RunFolder]:
             if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
                 runs.append((status.st_mtime, run))
     yield from (run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True))
+
+
+def runs_beside(run: RunFolder) -> Iterator[RunFolder]:
+    """Yield the runs in the folder that contains `run`, the newest first, `run` among them.
+
+    None if this user may not list the folder: files can be written in it even so.
+    """
+    if os.access(run.path.parent, os.R_OK):
+        yield from runs_in(run.path.parent)
 
 
 def unreadable_results_in(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from distill.events import measure_name
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.check_same_run import teachers_of, test_split_differences
-from distill.runs.run_folder import RunFolder, is_tested, runs_in
+from distill.runs.run_folder import RunFolder, is_tested, runs_beside
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def student_alone(run: RunFolder) -> RunFolder | None:
     result = run.result()
     role_and_data = "student", result["data"]["fingerprint"]
     control = _comparable(recipes.control_recipe(recipes.read(run.recipe)))
-    for candidate in runs_in(run.path.parent):
+    for candidate in runs_beside(run):
         try:
             other = candidate.result()
             if test_split_differences([result, other]):

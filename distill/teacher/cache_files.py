@@ -14,6 +14,7 @@ symbolic link, except that the cache folder itself may be one.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def logits_folder() -> Path:
 
 def check_not_linked() -> None:
     """Raise UserError if the folder that contains all cache entries is a symbolic link."""
-    if logits_folder().is_symlink():
+    if os.path.islink(logits_folder()):
         raise UserError(
             f"{logits_folder()} is a symbolic link: nothing is read, written or deleted through "
             "it.\nRemove the link, or set UNDERSTUDY_CACHE to the folder that is to hold the cache."
@@ -125,9 +126,16 @@ def list_entries() -> list[CacheEntry]:
     folders = [
         path
         for path in logits_folder().glob("*")
-        if KEY.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        if KEY.fullmatch(path.name) and os.path.isdir(path) and not path.is_symlink()
     ]
     return [_open_entry(path) for path in sorted(folders, key=lambda path: path.stat().st_mtime)]
+
+
+def unreadable_folders() -> list[Path]:
+    """Return the folders of the cache that this user may not read: their logits are not listed."""
+    entries = (path for path in logits_folder().glob("*") if KEY.fullmatch(path.name))
+    folders = (array_cache.cache_folder(), logits_folder(), *sorted(entries))
+    return [folder for folder in folders if array_cache.is_unreadable(folder)]
 
 
 def entry_rows() -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Save and restore the training state."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -216,7 +215,7 @@ def _set_damaged_aside(state: TrainState) -> None:
     newest = state.folder.last
     if state.accelerator.is_main_process and newest.exists():
         aside = newest.with_name(newest.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.delete(aside)
         newest.rename(aside)
 
 

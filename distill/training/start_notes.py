@@ -118,9 +118,21 @@ def _cache_notes(state: TrainState) -> Iterator[str]:
     if not found and (mismatched := cache.mismatched_keys()):
         differs = " and ".join(DEPENDS.get(name, name) for name in mismatched)
         yield f"the most similar cached logits differ in {differs}: they are not used"
-    yield from _shared_cache_note(cache.folders(state.epochs))
+    folders = cache.folders(state.epochs)
+    yield from _unreadable_cache_note(folders)
+    yield from _shared_cache_note(folders)
     if cache.matches_teacher(state.step) is False:
         yield "the cached logits differ from the teacher's current logits: all are computed again"
+
+
+def _unreadable_cache_note(folders: list[Path]) -> Iterator[str]:
+    """Yield a note if this user may not read a folder that the run's logits are cached in."""
+    for folder in filter(array_cache.is_unreadable, folders):
+        yield (
+            f"{folder} may not be read by this user: logits in it are computed again and not "
+            "cached; set UNDERSTUDY_CACHE to a folder of your own to cache them"
+        )
+        return
 
 
 def _shared_cache_note(folders: list[Path]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """`cache info`, `verify` and `drop`: the cached teacher logits."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -33,6 +34,18 @@ def test_empty_cache_is_an_empty_table(run_cli: RunCli) -> None:
     for verb in ("info", "verify"):
         result = run_cli("cache", verb)
         assert (result.code, result.out.split(" in ")[0]) == (0, "no logits are cached")
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "drop --all"])
+def test_private_cache_of_another_is_noted(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "targets")
+    (tmp_path / "targets").mkdir()
+    result = run_cli("cache", *command.split())
+    assert result.code == 0
+    assert f"{tmp_path / 'targets'} may not be read by this user" in unfolded(result.err)
 
 
 def test_cache_info_lists_entries(

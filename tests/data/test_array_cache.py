@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from distill.data import array_cache
+from distill.errors import UserError
 
 KEY, SHAPE = "targets/abc/view-00000", (2000, 1000)  # 4 MB: a write takes milliseconds
 OTHER_GROUP = 12_345
@@ -120,3 +121,31 @@ def test_group_of_one_user_is_no_other_user(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(grp, "getgrgid", lambda _, group=group: group)
         assert array_cache._is_private(8) == is_private
     assert not array_cache._is_private(9)
+
+
+def test_private_folder_of_another_user_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first user of a shared cache may have the umask 077."""
+    array_cache.save_verified(KEY, np.zeros((2, 3)))
+
+    def denied(path: Path, **_: object) -> os.stat_result:
+        if path.parent.name == "targets":
+            raise PermissionError(13, "Permission denied", str(path))
+        return os.stat(path)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    assert not array_cache.is_cached(KEY)
+    assert array_cache.load_cached(KEY, (2, 3), np.float64) is None
+    assert array_cache.load_verified(KEY, (2, 3), np.float64) is None
+    array_cache.save_cached(KEY, np.ones((2, 3)))
+    monkeypatch.undo()
+
+
+def test_user_without_home_is_told_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("UNDERSTUDY_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UserError, match="no cache folder: .*\nSet UNDERSTUDY_CACHE to a folder"):
+        array_cache.cache_folder()

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -483,6 +484,15 @@ def test_a_disk_that_takes_nothing_is_a_failure(student, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_folder_without_permission_needs_no_space(student, tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "parent")
+
+    monkeypatch.setattr(atomic_folder, "_lock", denied)
+    with pytest.raises(Failure, match=r"Permission denied \(parent\)\. .*\nChoose another --out"):
+        export.export(student, ["project1"], tmp_path / "out")
+
+
 def test_earlier_export_is_replaced_only_with_replace(student, tmp_path, run_cli: RunCli):
     out = tmp_path / "out"
     asked = ["export", student.path, "--out", out, "--format"]
@@ -506,6 +516,13 @@ def test_earlier_export_is_replaced_only_with_replace(student, tmp_path, run_cli
         "contains files that no export wrote: ",
     )
     assert student.is_finished
+
+
+def test_export_inside_saved_files_is_refused(tmp_path):
+    (tmp_path / "recipe.toml").touch()
+    export.check_out(tmp_path / "handin", replace=False)
+    with pytest.raises(UserError, match="where the run .* saves and deletes its own files"):
+        export.check_out(tmp_path / "last" / "handin", replace=True)
 
 
 def test_unknown_formats_are_named_with_those_there_are(student, tmp_path, run_cli: RunCli):
@@ -679,6 +696,43 @@ def test_folder_of_a_killed_export_is_deleted(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_export_killed_between_renames_is_restored(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "earlier").touch()
+    new = atomic_folder._create(out, "new")
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        atomic_folder.rename(new, out, lambda: None)
+    assert not out.exists()
+    with pytest.raises(ValueError, match="fails"), atomic_folder.new_folder_beside(out):
+        raise ValueError("fails")
+    assert (out / "earlier").exists() and list(tmp_path.iterdir()) == [out]
+
+
+def test_restored_export_is_replaced_only_with_replace(student, tmp_path, monkeypatch):
+    out, old = tmp_path / "out", atomic_folder._create(tmp_path / "out", "old")
+    export.export(student, ["safetensors"], old / "out")
+    monkeypatch.setattr(export, "_write_formats", None)  # refused before anything is written
+    with pytest.raises(UserError, match="already contains an export"):
+        export.export(student, ["safetensors"], out)
+    assert (out / "export.json").exists() and list(tmp_path.iterdir()) == [out]
+
+
+def test_locked_parent_folder_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic_folder, "BUSY_S", 0.1)
+    with (
+        atomic_folder.locked(tmp_path),
+        pytest.raises(Failure, match=r"is locked: another process .*\nEnd that process \(fuser "),
+        atomic_folder.new_folder_beside(tmp_path / "out"),
+    ):
+        pass
+
+
 def test_folders_of_the_user_beside_an_export_remain(tmp_path):
     out = tmp_path / "out"
     names = [".out.old", ".out.new-idea", ".out.new-0123456789ab", ".out.old-0123456789ab"]
@@ -740,6 +794,17 @@ def test_replace_deletes_only_unchanged_files_of_an_export(student, tmp_path):
     with pytest.raises(UserError, match=r"files that no export wrote: config\.json, notes\.txt"):
         export.export(student, ["project1"], out, replace=True)
     assert (out / "notes.txt").read_text() == (out / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("n_bytes", [8, 2**43])
+def test_sparse_file_in_export_is_not_hashed(n_bytes, tmp_path):
+    """Its export.json, which another program wrote, may have the right size."""
+    facts = {"model.onnx": {"bytes": n_bytes, "sha256": "0" * 64}}
+    (tmp_path / "export.json").write_text(json.dumps({"formats": {"onnx": {"files": facts}}}))
+    with (tmp_path / "model.onnx").open("wb") as file:
+        file.truncate(2**43)
+    with pytest.raises(UserError, match=r"files that no export wrote: model\.onnx"):
+        export.check_out(tmp_path, replace=True)
 
 
 @pytest.mark.parametrize("name", ["__pycache__/mine.txt", "sub/__pycache__/a.pyc"])

@@ -127,3 +127,15 @@ def test_epoch_file_of_another_name_is_ignored(tmp_path: Path) -> None:
     epoch_weights.delete_after(folder, 2)
     assert epoch_weights.saved_epochs(folder) == [2]
     assert len([*folder.epochs.iterdir()]) == len(names) - 1
+
+
+@pytest.mark.parametrize("name", ["last.old", "last.new"])
+def test_saving_deletes_no_foreign_file(tmp_path: Path, name: str) -> None:
+    for step in range(3):
+        checkpoint.save(tmp_path / "last", {}, PROGRESS | {"step": step})
+    (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / name / "mine").write_text("mine")
+    with pytest.raises(OSError, match=rf"Not a checkpoint's file: .*{name}/mine"):
+        checkpoint.save(tmp_path / "last", {}, PROGRESS)
+    assert (tmp_path / name / "mine").read_text() == "mine"
+    assert checkpoint.load(tmp_path / "last")[1]["step"] == 2

@@ -371,3 +371,9 @@ CUTMIX = "--set mix.cutmix=false removes nothing: the recipe has no [mix.cutmix]
 )
 def test_false_that_removes_nothing_is_noted(overrides: list[str], idle: list[str]) -> None:
     assert list(load("kd", overrides).idle) == idle
+
+
+@pytest.mark.parametrize("spec", ["~nouser/x.toml", "~nouser/x+tiny", "{}+~nouser/x.toml"])
+def test_unknown_user_in_path_is_fault(write: Write, spec: str) -> None:
+    with pytest.raises(RecipeError, match="~nouser/x"):
+        load(spec.format(write("a.toml", "")))

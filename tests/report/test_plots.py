@@ -1,6 +1,10 @@
 """Figures: sized for a paper, the same bytes each time, and whatever a class is called, text."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -110,6 +114,22 @@ def test_seeds_are_points_and_their_mean_a_bar() -> None:
     (axes,) = plots.seeds(groups).axes
     drawn = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
     assert drawn == [[0.6, 0.9], [0.75, 0.75], [0.7, 0.8]]
+
+
+def test_settings_files_of_matplotlib_are_not_read(tmp_path: Path) -> None:
+    """One in the working folder may be a pipe; the user's own may run LaTeX."""
+    os.mkfifo(tmp_path / "matplotlibrc")
+    (tmp_path / "own").write_text("text.usetex: True")
+    code = (
+        "import os; from distill.report.matplotlib_defaults import matplotlib as m; "
+        "print(m.rcParams['text.usetex'], os.getcwd(), os.environ['MATPLOTLIBRC'])"
+    )
+    paths = {"MATPLOTLIBRC": str(tmp_path / "own"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | paths, cwd=tmp_path, timeout=60,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"False {tmp_path} {tmp_path / 'own'}\n"
 
 
 def test_no_global_state_is_left() -> None:

@@ -56,12 +56,31 @@ def test_killed_process_leaves_a_name_without_lock(tmp_path: Path) -> None:
         assert killed is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 1}'])
-def test_empty_record_names_no_process(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", '{"host": "h", "pro', "\0" * 70])
+def test_record_of_killed_writer_is_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "running.json").write_text(text)
     with lock.hold_lock(tmp_path) as killed:
         assert killed is None
         assert json.loads((tmp_path / "running.json").read_text())["host"] == socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    "text", ["mine", "[]", "{}", '{"host": 1}', '{"host": "localhost", "port": 80}', "\0" * 5000]
+)
+def test_record_of_the_user_is_not_replaced(tmp_path: Path, text: str) -> None:
+    (tmp_path / "running.json").write_text(text)
+    with (
+        pytest.raises(UserError, match=r"running\.json .* not written by this program"),
+        lock.hold_lock(tmp_path),
+    ):
+        pass
+    assert (tmp_path / "running.json").read_text() == text
+
+
+def test_record_changed_while_locked_is_kept(tmp_path: Path) -> None:
+    with lock.hold_lock(tmp_path):
+        (tmp_path / "running.json").write_text("mine")
+    assert (tmp_path / "running.json").read_text() == "mine"
 
 
 def test_what_was_refused_leaves_no_folder(tmp_path: Path) -> None:

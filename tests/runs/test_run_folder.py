@@ -209,6 +209,7 @@ def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
 WRITTEN = (
     "last/mine", "last.old/mine", "last.new/mine", "best/epoch-12.pth", "epochs/mine",
     "environment.json", "result.json", "student.safetensors", "evaluation.npz", "journal.jsonl",
+    "running.json",
 )  # fmt: skip
 
 
@@ -223,10 +224,47 @@ def test_files_of_the_user_are_not_replaced(tmp_path: Path, name: str, resume: b
         check_out(RunFolder(tmp_path), resume)
 
 
+def test_parent_that_cannot_be_listed_has_no_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(tmp_path / "run")
+    assert list(run_folder.runs_beside(run)) == [run]
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    monkeypatch.setattr(Path, "iterdir", lambda _: 1 / 0)
+    assert not list(run_folder.runs_beside(run))
+
+
+@pytest.mark.parametrize("name", ["last", "last.old/mine", "last.damaged/a/b", "best", "epochs/x"])
+def test_run_inside_saved_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    started(tmp_path / "outer")
+    for folder in (tmp_path / "outer" / "mine", tmp_path / "outer" / "tensorboard" / "x"):
+        check_out(RunFolder(folder), resume=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "outer" / "last")
+    for out in (tmp_path / "outer" / name, Path("outer", name), Path("link")):
+        with pytest.raises(UserError, match=r"where the run .*outer saves and deletes its own"):
+            check_out(RunFolder(out), resume=False)
+
+
+@pytest.mark.parametrize("name", ["last/mine", "last.old/mine/recipe.toml", "last.new/.mine/x"])
+def test_foreign_file_in_checkpoint_prevents_resume(tmp_path: Path, name: str) -> None:
+    run = started(tmp_path / "run")
+    for own in ("last/state.pt", "last/progress.json", "last/.state.pt.0123456789ab", "best/mine"):
+        (run.path / own).parent.mkdir(exist_ok=True)
+        (run.path / own).touch()
+    check_out(run, resume=True)
+    (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / name).write_text("mine")
+    with pytest.raises(UserError, match=r"mine would be deleted with the checkpoint"):
+        check_out(run, resume=True)
+
+
 @pytest.mark.parametrize("name", [".lock", "running.json", ".recipe.toml.0123456789ab", "notes.md"])
 def test_run_begins_beside_other_files(tmp_path: Path, name: str) -> None:
     """Those of a start that was killed among them."""
-    (tmp_path / name).write_text("{}")
+    (tmp_path / name).write_text("{")
     check_out(RunFolder(tmp_path), resume=False)
 
 

@@ -159,3 +159,10 @@ def test_view_that_is_a_pipe_is_damaged(entry: Path) -> None:
     os.mkfifo(entry / "view-00000.npz")
     (found,) = cache_files.list_entries()
     assert (found.views, found.read(0)) == ([0], None)
+
+
+def test_private_folders_of_others_are_found(entry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != entry)
+    assert cache_files.unreadable_folders() == [entry]
+    monkeypatch.setattr(os, "access", lambda path, _: path.name != "targets")
+    assert cache_files.unreadable_folders() == [entry.parent]

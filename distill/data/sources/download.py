@@ -25,7 +25,6 @@ from distill.files.regular_file import InvalidFile, open_regular
 from distill.runs import lock
 
 MIRRORS = "UNDERSTUDY_MIRRORS"  # environment variable: more addresses, separated by spaces
-LARGEST = 1 << 40  # bytes; the md5 of a larger file is not computed
 CHUNK = 1 << 16  # bytes; the official server at its slowest takes a second for them
 GZIP = b"\x1f\x8b"
 SLOWEST = 1_000  # bytes per second; a download that is slower for STALL_S counts as stalled
@@ -128,7 +127,8 @@ class Download:
         """Download the missing bytes; return whether the whole file then has the right md5."""
         if self.n_received < self.archive.n_bytes:
             self._receive(address)
-        if md5_of(self.part) == self.archive.md5:
+        n_bytes = self.archive.n_bytes
+        if self.n_received == n_bytes and md5_of(self.part, n_bytes) == self.archive.md5:
             return True
         self.part.unlink()
         return False
@@ -253,8 +253,8 @@ def fetch(
 
 
 def check(path: Path, archive: Archive) -> None:
-    """Raise UserError if the file's md5 is not the archive's."""
-    if (found := md5_of(path)) != archive.md5:
+    """Raise UserError if the file's md5 is not the archive's, InvalidFile if it is larger."""
+    if (found := md5_of(path, archive.n_bytes)) != archive.md5:
         raise UserError(
             f"{path} is not the official {archive.name}: its md5 is {found} "
             f"({path.stat().st_size:,} bytes), not {archive.md5} ({archive.n_bytes:,}).\n"
@@ -262,9 +262,12 @@ def check(path: Path, archive: Archive) -> None:
         )
 
 
-def md5_of(path: Path) -> str:
-    """Return a file's hex md5, the checksum that the publishers give; it can be forged."""
-    with open_regular(path, LARGEST) as file:
+def md5_of(path: Path, largest: int) -> str:
+    """Return a file's hex md5, the checksum that the publishers give; it can be forged.
+
+    Raises InvalidFile if the file is a pipe or a device, or has more than `largest` bytes.
+    """
+    with open_regular(path, largest) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 

@@ -254,6 +254,19 @@ def test_file_placed_by_hand_is_found_and_checked(server: str, tmp_path: Path) -
         fetched(server, tmp_path, "good")
 
 
+def test_sparse_file_in_its_place_is_not_hashed(server: str, tmp_path: Path) -> None:
+    with (tmp_path / ARCHIVE.name).open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match=f"it has more than {len(CONTENT):,} bytes.\nDelete it"):
+        fetched(server, tmp_path, "good")
+
+
+def test_too_large_partial_file_is_downloaded_anew(server: str, tmp_path: Path) -> None:
+    with Download(ARCHIVE, tmp_path).part.open("wb") as file:
+        file.truncate(2**40)
+    assert fetched(server, tmp_path, "good") == CONTENT
+
+
 def test_order_of_addresses_is_option_environment_list(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
