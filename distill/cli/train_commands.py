@@ -202,9 +202,9 @@ def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) ->
     Expected are a signal, divergence, full memory and a lost process; for any other `fault` the
     function returns. `resume_hint`: how to continue.
     """
+    from distill.components.launched_processes import is_lost_process
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
-    from distill.training.process_agreement import is_lost_process
     from distill.training.signals import Stopped
 
     if isinstance(fault, Stopped):
