@@ -287,3 +287,18 @@ def test_recorded_teacher_is_the_loaded_one(
     folder, _ = train(tmp_path / "run", f"teacher.runs=['{place}']", "train.epochs=1")
     recorded = folder.result()["teacher"]["fingerprint"]
     assert recorded == RunFolder(teacher).result()["weights"]
+
+
+def test_processes_compare_images_teacher_and_recipe(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(run, "check_same_inputs", lambda _, prints: found.append(prints()))
+    for name, seed in (("a", 0), ("b", 1)):
+        next(begun(tmp_path / name, *of(pictures, f"train.seed={seed}")))
+    replace_test(pictures)
+    next(begun(tmp_path / "c", *of(pictures)))
+    a, b, c = found
+    assert a.keys() == {"data", "teacher", "class names", "recipe", "test split"}
+    assert [key for key in a if a[key] != b[key]] == ["recipe"]
+    assert [key for key in a if a[key] != c[key]] == ["test split"]
