@@ -22,7 +22,7 @@ from distill.cli.console import (
     limit_text,
     only_first_process_prints,
     print_failure,
-    print_from_any_process,
+    print_lost_process,
     quiet_on_error,
 )
 from distill.cli.options import (
@@ -131,7 +131,7 @@ def main() -> None:
 
             if not is_lost_process(fault):
                 raise
-            print_from_any_process(LOST)
+            print_lost_process(LOST)
             sys.exit(1)
 
 

@@ -24,7 +24,9 @@ LIMITS = (  # errors that the machine causes, not this program
     *UNWRITABLE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.ESTALE,
 )  # fmt: skip
-FAILURE_DELAY_S = 1.0  # of each process after the first, times its number on the machine plus 1
+# Seconds before another process than the first prints why it failed, by its number on its machine;
+# and before a process that lost another ends, which makes a launcher end the others.
+FAILURE_DELAYS_S, LOST_DELAY_S = (1, 2, 3, 4), 6
 LONGEST_PATH = 80  # most characters that a message shows of a path
 
 
@@ -154,8 +156,15 @@ def print_failure(text: object) -> None:
     if isinstance(text, RaisedByAll):
         return
     local_rank = os.environ.get("LOCAL_RANK", "0")
-    time.sleep(FAILURE_DELAY_S * (1 + (int(local_rank) if local_rank.isdecimal() else 0)))
+    number = int(local_rank) if local_rank.isdecimal() else 0
+    time.sleep(FAILURE_DELAYS_S[min(number, len(FAILURE_DELAYS_S) - 1)])
     print_from_any_process(f"process {os.environ.get('RANK')}: {text}")
+
+
+def print_lost_process(text: str) -> None:
+    """Print that another process is lost, and wait until that one has printed why it failed."""
+    print_from_any_process(text)
+    time.sleep(LOST_DELAY_S)
 
 
 @contextmanager

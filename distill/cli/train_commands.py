@@ -15,6 +15,7 @@ from distill.cli.console import (
     echo,
     is_main,
     print_from_any_process,
+    print_lost_process,
     quiet_on_error,
     stderr,
     stdout,
@@ -224,7 +225,7 @@ def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) ->
         print_from_any_process(f"The run in {folder.path} failed: {fault}")
         raise typer.Exit(1) from None
     if isinstance(fault, RuntimeError) and is_lost_process(fault):
-        print_from_any_process(
+        print_lost_process(
             f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
             f"{_what_is_saved(folder)}{resume_hint}"
         )

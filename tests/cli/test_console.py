@@ -27,6 +27,14 @@ def test_second_of_two_is_not_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that this process would have waited."""
+    seconds: list[float] = []
+    monkeypatch.setattr("distill.cli.console.time.sleep", seconds.append)
+    return seconds
+
+
+@pytest.fixture
 def second(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     """What this process prints as the second of two."""
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
@@ -36,15 +44,13 @@ def second(monkeypatch: pytest.MonkeyPatch) -> StringIO:
 
 
 def test_second_process_prints_its_error_late(
-    run_cli: RunCli, second: StringIO, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli, second: StringIO, waits: list[float]
 ) -> None:
     """Its launcher ends it before that if the first process failed alike."""
-    waits: list[float] = []
-    monkeypatch.setattr("distill.cli.console.time.sleep", waits.append)
     result = run_cli("evaluate", "nowhere")
     assert (result.code, result.out, result.err) == (2, "", "")
     assert second.getvalue().startswith("process 1: nowhere is not a run")
-    assert waits == [2 * console.FAILURE_DELAY_S]
+    assert waits == [console.FAILURE_DELAYS_S[1]]
 
 
 def test_error_of_all_is_printed_once(
@@ -59,8 +65,10 @@ def test_error_of_all_is_printed_once(
 
 
 def test_lost_process_is_one_message(
-    run_cli: RunCli, second: StringIO, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli, second: StringIO, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It ends after the other has printed why it failed."""
+
     def lose(*_: object) -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:456] Connection closed by peer")
 
@@ -68,6 +76,7 @@ def test_lost_process_is_one_message(
     result = run_cli("evaluate", "run")
     assert (result.code, result.err) == (1, "")
     assert second.getvalue().startswith("The command failed: another of its processes ended")
+    assert waits == [console.LOST_DELAY_S] and waits[0] > max(console.FAILURE_DELAYS_S)
 
 
 def test_error_of_program_keeps_its_traceback(
