@@ -16,12 +16,13 @@ from distill.cli import (
     run_commands,
 )
 from distill.cli.console import (
-    echo,
     escape_unencodable,
     flush_stdout,
     is_wrong_path,
     limit_text,
     only_first_process_prints,
+    print_failure,
+    print_lost_process,
     quiet_on_error,
 )
 from distill.cli.options import (
@@ -100,6 +101,12 @@ for _command in (
     app.command()(_command)
 
 
+LOST = (
+    "The command failed: another of its processes ended, hangs or cannot be reached.\n"
+    "Start all of them again."
+)
+
+
 def main() -> None:
     """Run the command line.
 
@@ -111,14 +118,21 @@ def main() -> None:
             with flush_stdout():
                 app()
         except (UserError, Failure) as fault:
-            echo(str(fault), err=True)
+            print_failure(fault)
             sys.exit(2 if isinstance(fault, UserError) else 1)
         except (OSError, MemoryError) as fault:
             message = limit_text(fault)
             if message is None:  # an error in this program: Python prints the traceback
                 raise
-            echo(message, err=True)
+            print_failure(message)
             sys.exit(2 if is_wrong_path(fault) else 1)
+        except RuntimeError as fault:
+            from distill.components.launched_processes import is_lost_process
+
+            if not is_lost_process(fault):
+                raise
+            print_lost_process(LOST)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ The text states what was requested, what was found and what to type next; cli.py
 
 from collections.abc import Sequence
 
+from distill.files.safe_text import visible
+
 LISTED = 10  # faults of a data set that one message lists; further ones are only counted
 
 
@@ -19,14 +21,22 @@ class UnsuitableRecipe(UserError):
     """
 
 
+class RaisedByAll(UserError):
+    """An error that all processes of a command raise alike, so that only the first prints it."""
+
+
 class Failure(Exception):
     """A valid request could not be carried out: disk, network, divergence. Exit code 1."""
 
 
 def data_error(source: str, faults: Sequence[str], advice: str) -> UserError:
-    """Return an error that names the data source, up to ten faults and what to do next."""
+    """Return an error that names the data source, up to ten faults and what to do next.
+
+    Each fault is one line: control characters in names are escaped.
+    """
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    lines = [f"{count} in {source}:", *(f"  {fault}" for fault in faults[:LISTED])]
+    lines = [f"{count} in {visible(source)}:"]
+    lines += [f"  {visible(fault)}" for fault in faults[:LISTED]]
     if len(faults) > LISTED:
         lines.append(f"  and {len(faults) - LISTED} more")
     return UserError("\n".join([*lines, advice]))

@@ -6,6 +6,8 @@ A function that accepts None returns `UNKNOWN`, an en dash, for it.
 import math
 from collections.abc import Callable, Sequence
 
+from distill.files.safe_text import visible
+
 UNKNOWN = "–"
 DAY_S = 86_400
 UNITS = (("s", 1), ("min", 60), ("h", 3_600), ("days", DAY_S))
@@ -113,10 +115,12 @@ def shorten(text: str, width: int) -> str:
 
 
 def join_shortened(names: Sequence[str]) -> str:
-    """Join names by commas; of more than ten, show the first ten: `a, b, … and 90 more`."""
-    if len(names) <= MOST_NAMES:
-        return ", ".join(names)
-    return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES:,} more"
+    """Join names by commas; of more than ten, show the first ten: `a, b, … and 90 more`.
+
+    Control characters are escaped, so that the text is one line.
+    """
+    shown = ", ".join(map(visible, names[:MOST_NAMES]))
+    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES:,} more"
 
 
 def describe_class_difference(first: Sequence[str], second: Sequence[str]) -> tuple[str, str]:
@@ -126,7 +130,7 @@ def describe_class_difference(first: Sequence[str], second: Sequence[str]) -> tu
     and the names that the other list lacks.
     """
     if max(len(first), len(second)) <= MOST_NAMES:
-        return ", ".join(first), ", ".join(second)
+        return join_shortened(first), join_shortened(second)
     return _count_and_extra_names(first, second), _count_and_extra_names(second, first)
 
 

@@ -112,6 +112,11 @@ def test_long_lists_of_classes_show_what_other_lacks() -> None:
     assert same == ("100 classes, none that the other lacks",) * 2
 
 
+def test_difference_of_classes_is_one_line() -> None:
+    assert describe_class_difference(["a\nb"], ["c"]) == (r"a\nb", "c")
+    assert describe_class_difference(["a\nb", *HUNDRED], HUNDRED)[0].endswith(r"them a\nb")
+
+
 def test_one_of_something_is_singular() -> None:
     """In messages where the number may be one."""
     assert str(CacheCheck(1)).startswith("1 view;") and str(CacheCheck(2)).startswith("2 views;")

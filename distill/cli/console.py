@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO, TextIOWrapper
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import typer
 
+from distill.errors import RaisedByAll
 from distill.files.safe_text import visible_lines
 
 if TYPE_CHECKING:
@@ -22,16 +24,21 @@ LIMITS = (  # errors that the machine causes, not this program
     *UNWRITABLE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.ESTALE,
 )  # fmt: skip
+# Seconds before another process than the first prints why it failed, by its number on its machine;
+# and before a process that lost another ends, which makes a launcher end the others.
+FAILURE_DELAYS_S, LOST_DELAY_S = (1, 2, 3, 4), 6
 LONGEST_PATH = 80  # most characters that a message shows of a path
 
 
 def is_main() -> bool:
     """Whether this is the first process (rank 0) of a training, which prints and saves.
 
-    Read from the environment, since importing accelerate takes seconds. Without WORLD_SIZE there is
-    one process, and RANK, which other programs may have set, is not read.
+    Read from the environment, since importing accelerate takes seconds. Unless WORLD_SIZE is a
+    number above 1 there is one process, and RANK, which other programs may have set, is not read.
     """
-    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+    size = os.environ.get("WORLD_SIZE", "")
+    has_others = size.isdecimal() and int(size) > 1
+    return not has_others or os.environ.get("RANK", "0") == "0"
 
 
 def stderr() -> "Console":
@@ -137,11 +144,35 @@ def print_from_any_process(text: str) -> None:
         print(visible_lines(text), file=sys.__stderr__, flush=True)
 
 
+def print_failure(text: object) -> None:
+    """Print the message of a failed command to stderr.
+
+    The first process prints it at once. Any other waits, and prints it with its number: if all
+    processes failed alike, their launcher ends them before they print the same message again.
+    """
+    if is_main():
+        echo(text, err=True)
+        return
+    if isinstance(text, RaisedByAll):
+        return
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    number = int(local_rank) if local_rank.isdecimal() else 0
+    time.sleep(FAILURE_DELAYS_S[min(number, len(FAILURE_DELAYS_S) - 1)])
+    print_from_any_process(f"process {os.environ.get('RANK')}: {text}")
+
+
+def print_lost_process(text: str) -> None:
+    """Print that another process is lost, and wait until that one has printed why it failed."""
+    print_from_any_process(text)
+    time.sleep(LOST_DELAY_S)
+
+
 @contextmanager
 def only_first_process_prints() -> Iterator[None]:
     """Silence all processes but the first inside this context.
 
-    A process that fails still prints its traceback, because it does so after this context.
+    A process that fails still prints its message with `print_failure`, and its traceback after
+    this context.
     """
     if is_main():
         yield

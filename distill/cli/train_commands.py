@@ -14,6 +14,7 @@ from distill.cli.console import (
     echo,
     is_main,
     print_from_any_process,
+    print_lost_process,
     quiet_on_error,
     stderr,
     stdout,
@@ -201,9 +202,9 @@ def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) ->
     Expected are a signal, divergence, full memory and a lost process; for any other `fault` the
     function returns. `resume_hint`: how to continue.
     """
+    from distill.components.launched_processes import is_lost_process
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
-    from distill.training.process_agreement import is_lost_process
     from distill.training.signals import Stopped
 
     if isinstance(fault, Stopped):
@@ -223,7 +224,7 @@ def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) ->
         print_from_any_process(f"The run in {folder.path} failed: {fault}")
         raise typer.Exit(1) from None
     if isinstance(fault, RuntimeError) and is_lost_process(fault):
-        print_from_any_process(
+        print_lost_process(
             f"The run in {folder.path} failed: another of its processes ended or hangs.\n"
             f"{_what_is_saved(folder)}{resume_hint}"
         )

@@ -11,16 +11,19 @@ from accelerate.utils import (
 )
 
 from distill.components.cpu_malloc import keep_freed_memory
+from distill.components.launched_processes import explain_launcher_variables
 from distill.recipe.recipes import Recipe
 
 # Other processes wait this long for one that does not respond; they notice one that ends at once.
 TIMEOUT = timedelta(minutes=10)
 
 
+@explain_launcher_variables()
 def build_accelerator(recipe: Recipe) -> Accelerator:
     """Create the Accelerator of a training, which sets device, precision and processes.
 
     The precision `auto` is bf16 on GPUs that support it, fp16 on older GPUs, fp32 on other devices.
+    Raises UserError if the environment variables of a launcher are invalid.
     """
     precision: str = recipe.train.precision
     if precision == "auto":
@@ -28,8 +31,12 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     return _create_accelerator("no" if precision == "fp32" else precision, recipe.train.accumulate)
 
 
+@explain_launcher_variables()
 def evaluation_accelerator() -> Accelerator:
-    """Create an Accelerator for evaluation in float32, whatever the precision of the training."""
+    """Create an Accelerator for evaluation in float32, whatever the precision of the training.
+
+    Raises UserError if the environment variables of a launcher are invalid.
+    """
     return _create_accelerator("no", 1)
 
 
@@ -38,7 +45,7 @@ def _create_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
         keep_freed_memory()
     # Otherwise NVIDIA GPUs compute float32 convolutions in TF32, which has fewer bits.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=_is_on_cpu(),
         mixed_precision=mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -46,6 +53,8 @@ def _create_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
         ),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
+    torch.zeros(1, device=accelerator.device).item()  # raises if the device cannot be used
+    return accelerator
 
 
 def _is_on_cpu() -> bool:

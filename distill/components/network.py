@@ -117,11 +117,19 @@ def convert_sync_bn(net: Module, recipe: Recipe, accelerator: Accelerator) -> Mo
 def load_trained(run: RunFolder) -> nn.Module:
     """Load a finished run's network with its final weights, on the CPU, in eval mode.
 
-    Raises UserError if recipe.toml changed after the run finished, or if the weights file is not
-    the one that the run wrote.
+    Raises UserError as `load_trained_and_sha256`.
+    """
+    return load_trained_and_sha256(run)[0]
+
+
+def load_trained_and_sha256(run: RunFolder) -> tuple[nn.Module, str]:
+    """Load a finished run's network, on the CPU, in eval mode; return it and its file's sha256.
+
+    The sha256, hex, is that of the bytes that were loaded. Raises UserError if recipe.toml changed
+    after the run finished, or if the weights file is not the one that the run wrote.
     """
     check_same_run.check_recipe_of_result(run)
     recipe, result = recipes.read(run.recipe), run.result()
     net = build_network(recipe, run.role, len(result["class_names"]))
     checkpoint.load_weights(run.weights(run.role), net, result["weights"])
-    return net.eval()
+    return net.eval(), result["weights"]

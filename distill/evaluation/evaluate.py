@@ -11,6 +11,7 @@ from torch import nn
 
 from distill.components.data_pipeline import split_images
 from distill.components.device import evaluation_accelerator
+from distill.components.launched_processes import check_same_inputs
 from distill.components.network import load_trained, to_device
 from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
@@ -157,6 +158,14 @@ def _predict_test(
     folder: RunFolder, source: str, test: ImageSet, accel: Accelerator
 ) -> EvaluatedRun:
     """Predict every test image with the run's network."""
+    check_same_inputs(
+        accel,
+        lambda: {
+            "test split": test.fingerprint,
+            "class names": test.class_names_fingerprint,
+            "run": run_folder.file_sha256(folder.result_file),
+        },
+    )
     _check_classes(folder, source, test)
     net = to_device(load_trained(folder), accel.device)
     outputs = logits_and_labels(net, test, accel)

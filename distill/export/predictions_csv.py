@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from distill import metrics
 from distill.components.device import evaluation_accelerator
+from distill.components.launched_processes import check_same_inputs
 from distill.components.network import load_trained, to_device
 from distill.data.image_set import ImageSet, Progress
 from distill.data.sources import images_to_predict
@@ -67,11 +68,19 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     """Return the predictions of a finished run, in float32, for the images at `source`.
 
     Called by all processes; each returns all predictions. Raises UserError if the run is not
-    finished, an image cannot be used, or two ids would be written as the same text.
+    finished, an image cannot be used, two ids would be written as the same text, or the processes
+    have other images or runs.
     """
     accel = evaluation_accelerator()
     inputs = images_to_predict.load(source, progress=progress)
     check_ids(inputs.ids, source)
+    check_same_inputs(
+        accel,
+        lambda: {
+            "images": inputs.fingerprint,
+            "run": run_folder.file_sha256(folder.result_file),
+        },
+    )
     class_names = tuple(folder.result()["class_names"])
     net = to_device(load_trained(folder), accel.device)
     unknown_labels = np.zeros(len(inputs.ids), np.int64)

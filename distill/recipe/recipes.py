@@ -20,6 +20,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from distill.errors import UserError
+from distill.files.safe_text import visible
 from distill.recipe import network_cost
 from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipped_paths, toml
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
@@ -50,8 +51,8 @@ class RecipeError(UserError):
     def __str__(self) -> str:
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         lines = [
-            f"RecipeError: {count} in {shorten(self.name)}",
-            *(f"  {fault}" for fault in self.faults),
+            f"RecipeError: {count} in {visible(shorten(self.name))}",
+            *(f"  {visible(fault)}" for fault in self.faults),
         ]
         return "\n".join(lines)
 

@@ -21,6 +21,10 @@ from pydantic import TypeAdapter
 from distill.errors import UserError
 from distill.files import run_json
 
+# A program that lists runs tries their locks, and holds each for microseconds. So a lock that is
+# held is tried again for a while: by a process that will train, and by one that only reads.
+ACQUIRE_S, READ_S, POLL_S = 0.3, 0.05, 0.005
+
 
 @dataclass(frozen=True)
 class LockHolder:
@@ -54,7 +58,7 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "running.json"
-    lock = FileLock(folder / ".lock", blocking=False)
+    lock = FileLock(folder / ".lock", timeout=ACQUIRE_S)
     check_lock_file(folder / ".lock")
     if not is_own_record(record):
         raise UserError(
@@ -62,7 +66,7 @@ def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
             "it.\nMove it elsewhere, or choose another --out."
         )
     try:
-        lock.acquire()
+        lock.acquire(poll_interval=POLL_S)
     except Timeout:
         raise _in_use(folder, _read(record)) from None
     try:
@@ -199,8 +203,8 @@ def read_holder(folder: Path) -> tuple[LockHolder | None, bool]:
         if lock_file.is_file() and not lock_file.is_symlink() and lock_file.stat().st_size:
             return recorded, False  # this program's lock files are empty
         check_lock_file(lock_file)
-        lock = FileLock(lock_file, blocking=False)
-        lock.acquire()
+        lock = FileLock(lock_file, timeout=READ_S)
+        lock.acquire(poll_interval=POLL_S)
     except (UserError, Timeout, OSError):
         return recorded, True
     lock.release()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from distill.components.data_pipeline import TrainValSplit, split_images, split_indices
 from distill.components.fingerprints import identity
-from distill.components.network import load_trained
+from distill.components.network import load_trained_and_sha256
 from distill.components.read_test_split import identify_test
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UserError
+from distill.files.safe_text import visible
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
@@ -141,8 +142,10 @@ def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> Froz
         faults += _count_problems(recipe, len(runs))
     if faults:
         raise UserError("\n".join(faults))
-    nets = [load_trained(run) for run in runs]
-    return FrozenTeacher(combine_teachers(recipe, nets)) if nets else None
+    if not runs:
+        return None
+    nets, digests = zip(*map(load_trained_and_sha256, runs), strict=True)
+    return FrozenTeacher(combine_teachers(recipe, nets), "+".join(digests))
 
 
 def _open_run(run: RunFolder) -> RunFolder:
@@ -235,7 +238,8 @@ def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> 
         ]
     if teacher_classes != classes:
         pairs = [f"{a} / {b}" for a, b in zip(teacher_classes, classes, strict=True) if a != b]
-        return [f"teacher {run.path} has other classes ({', '.join(pairs[:3])}); {RETRAIN}"]
+        shown = visible(", ".join(pairs[:3]))
+        return [f"teacher {run.path} has other classes ({shown}); {RETRAIN}"]
     if fingerprint != images.fingerprint:
         return [
             f"teacher {run.path} was trained on other images (fingerprint "

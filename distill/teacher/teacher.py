@@ -101,10 +101,15 @@ class Teacher:
 
 
 class FrozenTeacher(nn.Module):
-    """A network without gradients that stays in eval mode even after `train()`."""
+    """A network without gradients that stays in eval mode even after `train()`.
 
-    def __init__(self, net: nn.Module) -> None:
+    `fingerprint`: the sha256 of each weights file that was loaded, hex, joined by `+`; empty if no
+    file was.
+    """
+
+    def __init__(self, net: nn.Module, fingerprint: str = "") -> None:
         super().__init__()
+        self.fingerprint = fingerprint
         self.net = net.requires_grad_(False)
         self.train(False)
 

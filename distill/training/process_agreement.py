@@ -15,27 +15,6 @@ from torch import distributed
 from distill.components.device import TIMEOUT
 from distill.training.signals import Request
 
-# Parts of the error messages by which gloo and NCCL report that another process is lost. Gloo
-# raises a bare RuntimeError, and the messages of its transports do not contain "gloo".
-OF_ANOTHER = (
-    "gloo",
-    "NCCL",
-    "Connection closed by peer",
-    "Application timeout caused pair closure",
-    "Socket closed",
-    "Socket unexpectedly closed",
-    "Connect timeout",
-    "Read timeout",
-    "Write timeout",
-)
-
-
-def is_lost_process(error: Exception) -> bool:
-    """Whether a RuntimeError reports that another process ended or hangs."""
-    return isinstance(error, distributed.DistError) or any(
-        text in str(error) for text in OF_ANOTHER
-    )
-
 
 class ProcessAgreement:
     """Computes the largest, which is the most urgent, request of all processes.

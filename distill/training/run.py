@@ -18,12 +18,13 @@ from accelerate.utils import broadcast_object_list
 from distill.components import fingerprints
 from distill.components.data_pipeline import TrainValSplit, split_images
 from distill.components.device import build_accelerator
+from distill.components.launched_processes import check_same_inputs
 from distill.components.network import build_network, network_name, to_device
 from distill.components.read_test_split import SplitIdentity, check_test, identify_test, test_split
 from distill.data import array_cache
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
-from distill.errors import Failure, UserError
+from distill.errors import Failure, RaisedByAll, UserError
 from distill.evaluation import final_test, write_results
 from distill.evaluation.predict_split import evaluate_network
 from distill.events import End, Event, Start
@@ -132,7 +133,7 @@ def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None
                 refusal = str(fault)
         [refusal, killed] = broadcast_object_list([refusal, killed])
         if refusal:
-            raise UserError(refusal)
+            raise RaisedByAll(refusal)
         yield killed
 
 
@@ -160,10 +161,16 @@ def _prepare(
     )
     # The choice of rank 0: the processes may see different runs in the folders.
     [(recipe, teacher_notes)] = broadcast_object_list([chosen])
-    request = replace(request, recipe=recipe)
+    own_recipe, request = request.recipe, replace(request, recipe=recipe)
     _check_resumable(folder, request)
     teacher = selection.load_teacher(recipe, images, split)
-    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe), test)
+    identity = fingerprints.identity(
+        recipe, images, "" if teacher is None else teacher.fingerprint, test
+    )
+    requested = {"recipe": check_same_run.training_fingerprint(own_recipe)}
+    check_same_inputs(
+        accel, lambda: {fingerprints.CALLED[k]: v for k, v in (identity | requested).items()}
+    )
     state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
     state.stop_signal = request.stop
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())

@@ -21,7 +21,7 @@ from distill.evaluation.evaluate import EvalOptions
 from distill.evaluation.predict_split import FlipTTA, SixViewTTA, logits_and_labels
 from distill.evaluation.write_results import read_evaluation, write_evaluation
 from distill.recipe import recipes
-from distill.runs.run_folder import RunFolder, write_json
+from distill.runs.run_folder import RunFolder, file_sha256, write_json
 from distill.statistics import fit_temperature
 
 HELD_OUT = 600  # a tenth of the procedural training images
@@ -323,3 +323,16 @@ def test_measurements_do_not_depend_on_each_other(
         distilled[0], EvalOptions(mirror=True, latency=True, robustness=True, robustness_images=50)
     )
     assert together["robustness"] == alone["robustness"]
+
+
+def test_processes_compare_test_split_and_run(
+    distilled: tuple[RunFolder, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(evaluate, "check_same_inputs", lambda _, prints: found.append(prints()))
+    evaluate.evaluate_run(distilled[0])
+    [prints] = found
+    data = distilled[0].result()["data"]
+    assert prints["test split"] == data["test_fingerprint"]
+    assert prints["class names"] == data["class_names_fingerprint"]
+    assert prints["run"] == file_sha256(distilled[0].result_file)

@@ -221,6 +221,19 @@ def test_a_run_that_is_not_finished(
     assert "is not finished: it has no result.json" in capsys.readouterr().err
 
 
+def test_processes_compare_images_in_their_order(
+    distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(room, "check_same_inputs", lambda _, prints: found.append(prints()))
+    images = load_data_set.load("synthetic", "test").images[:2]
+    for ordered in (images, images[::-1]):
+        np.save(tmp_path / "x.npy", ordered)
+        room.predict(distilled[0], tmp_path / "x.npy")
+    assert found[0].keys() == {"images", "run"} and found[0]["run"] == found[1]["run"]
+    assert found[0]["images"] != found[1]["images"]
+
+
 @pytest.mark.multi
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(

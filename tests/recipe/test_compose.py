@@ -196,7 +196,7 @@ def test_the_last_of_two_overrides_wins(write: Write) -> None:
             r"--set student.blocks=\[4,4 is malformed: \[4,4 is not a TOML value",
         ),
         ('data.source="x', '--set data.source="x is malformed: "x is not a TOML value'),
-        ("optim.lr=1\ntrain.epochs=3", "is malformed: 1\ntrain.epochs=3 is not a TOML value"),
+        ("optim.lr=1\ntrain.epochs=3", r"is malformed: 1\\ntrain.epochs=3 is not a TOML value"),
     ],
 )
 def test_a_malformed_override_is_refused(write: Write, override: str, fault: str) -> None:

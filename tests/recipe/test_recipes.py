@@ -447,3 +447,10 @@ def test_ingredient_alone_is_refused_with_advice() -> None:
 )
 def test_teacher_for_returns_the_teacher_command(name: str, teacher: str) -> None:
     assert recipes.teacher_for(name) == teacher
+
+
+@pytest.mark.parametrize("name", ["a\nb.toml", "a\nb/c"])
+def test_name_with_line_feed_is_one_line(name: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load(name)
+    assert r"a\nb" in str(refused.value) and len(str(refused.value).splitlines()) <= 2

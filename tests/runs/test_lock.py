@@ -5,9 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from threading import Timer
 
 import pytest
+from filelock import FileLock
 
 from distill.errors import UserError
 from distill.runs import lock
@@ -140,3 +143,19 @@ def test_reading_empties_no_file(tmp_path: Path) -> None:
     (tmp_path / "running.json").write_text('{"host": "h", "process": 1, "since": "s"}')
     assert lock.read_holder(tmp_path)[1] is False
     assert (tmp_path / ".lock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_lock_held_briefly_is_tried_again(tmp_path: Path, reads: bool) -> None:
+    """Another process that lists runs holds a lock for microseconds."""
+    (tmp_path / "running.json").write_text('{"host": "h", "process": 1, "since": "s"}')
+    other = FileLock(tmp_path / ".lock", thread_local=False)
+    other.acquire()
+    timer = Timer(lock.READ_S / 3, partial(other.release, force=True))
+    timer.start()
+    if reads:
+        assert lock.read_holder(tmp_path) == (lock.LockHolder("h", 1, "s"), False)
+    else:
+        with lock.hold_lock(tmp_path) as killed:
+            assert killed == lock.LockHolder("h", 1, "s")
+    timer.join()

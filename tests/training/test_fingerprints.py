@@ -18,6 +18,8 @@ from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.runs.compare_two_runs import compare
 from distill.runs.run_folder import RunFolder, write_json
+from distill.teacher import selection
+from distill.teacher.teacher import FrozenTeacher
 from distill.training import environment, run
 from distill.training.reproduce_step import repeat_step
 from tests.make_runs import train
@@ -265,3 +267,38 @@ def test_head_counts_test_images_that_are_trained_on(pictures: Path, tmp_path: P
     shutil.copytree(pictures / "train", pictures / "test")
     facts = load_data_set.info(str(pictures))
     assert facts["test_images_in_train"] == 100
+
+
+def test_recorded_teacher_is_the_loaded_one(
+    teacher: Path, other_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is replaced by another run's after its weights were loaded."""
+    place = tmp_path / "teacher"
+    shutil.copytree(teacher, place)
+    load = selection.load_teacher
+
+    def load_and_replace(*arguments: Any) -> FrozenTeacher | None:
+        loaded = load(*arguments)
+        shutil.rmtree(place)
+        shutil.copytree(other_teacher, place)
+        return loaded
+
+    monkeypatch.setattr(selection, "load_teacher", load_and_replace)
+    folder, _ = train(tmp_path / "run", f"teacher.runs=['{place}']", "train.epochs=1")
+    recorded = folder.result()["teacher"]["fingerprint"]
+    assert recorded == RunFolder(teacher).result()["weights"]
+
+
+def test_processes_compare_images_teacher_and_recipe(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(run, "check_same_inputs", lambda _, prints: found.append(prints()))
+    for name, seed in (("a", 0), ("b", 1)):
+        next(begun(tmp_path / name, *of(pictures, f"train.seed={seed}")))
+    replace_test(pictures)
+    next(begun(tmp_path / "c", *of(pictures)))
+    a, b, c = found
+    assert a.keys() == {"data", "teacher", "class names", "recipe", "test split"}
+    assert [key for key in a if a[key] != b[key]] == ["recipe"]
+    assert [key for key in a if a[key] != c[key]] == ["test split"]

@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import load_file
 from torch.distributed import DistBackendError
 
+from distill.components.launched_processes import is_lost_process
 from distill.models import checkpoint
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
-from distill.training.process_agreement import is_lost_process
 from tests.training.test_processes import ROOT, TORCHRUN, free_port, launch, torchrun_options
 
 pytestmark = pytest.mark.multi

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ class Unlabelled:
     images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB
     ids: tuple[str, ...]  # unique
     notes: tuple[str, ...] = ()  # changes to images, and ignored files
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the hex sha256 of the images and their ids, in their order."""
+        digest = sha256(repr(self.ids).encode(errors="surrogateescape"))
+        digest.update(np.ascontiguousarray(self.images).data)
+        return digest.hexdigest()
 
 
 def load(path: Path, *, progress: Progress | None = None) -> Unlabelled:
