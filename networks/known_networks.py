@@ -13,6 +13,8 @@ from teachers.wrn_cost import WrnDesign
 
 RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)  # 6n + 2: three stages of n blocks
 WIDE_RESNET = re.compile(r"wrn-(\d{1,4})-(\d{1,3})")
+# A file or a dotted module, a colon, and a Python name.
+OWN_CODE = re.compile(r"([^\x00-\x1f]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 WIDE_EXAMPLES = ("16-1", "16-2", "40-1", "40-2", "28-10")
 EXAMPLES = "resnet20, resnet8x4, wrn-16-2, vgg8, mobilenetv2"
 
@@ -76,6 +78,20 @@ RESIDUAL: dict[str, dict[str, Any]] = {  # the arguments of `Design.of`
     }
     for depth in RESNET_DEPTHS
 }
+
+
+def split_own(network: str) -> tuple[str, str]:
+    """Split the name of a network of the user's own code: `nets.py:small` into file and callable.
+
+    The first part is a file that ends in .py or a module; both are empty for another network.
+    """
+    found = OWN_CODE.fullmatch(network)
+    return (found[1], found[2]) if found else ("", "")
+
+
+def is_own(network: str) -> bool:
+    """Whether a network is of the user's own code: `FILE.py:NAME` or `package.module:NAME`."""
+    return OWN_CODE.fullmatch(network) is not None
 
 
 def wide_resnet(network: str, classes: int = 10) -> WrnDesign | None:

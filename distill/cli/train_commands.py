@@ -2,7 +2,7 @@
 failures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,20 @@ def combined_overrides(
             echo(f"note: --set {override} overrides {option}, which is not used", err=True)
         elif value is not None:
             chosen.append(f"{key}={value_text(value)}")
+    _allow_typed_code(overrides)
     return [*overrides, *chosen]
+
+
+def _allow_typed_code(overrides: Sequence[str]) -> None:
+    """Allow the code of the user's own networks that `--set student.network=FILE.py:NAME` names."""
+    from networks.known_networks import is_own
+
+    for key, _, value in (text.partition("=") for text in overrides):
+        network = value.strip().strip("\"'")
+        if key.strip() in ("student.network", "teacher.network") and is_own(network):
+            from networks import own_code
+
+            own_code.allow(network)
 
 
 def resolve(

@@ -26,7 +26,7 @@ from distill.losses.simkd import SimKD
 from distill.losses.soft_mix import SoftMix
 from distill.losses.sp import SP
 from distill.losses.vid import VID
-from distill.models.features import tap_points
+from distill.models.features import listed, tap_points
 from distill.recipe.loss_schema import Term, arguments, taps
 from distill.recipe.recipes import Recipe
 
@@ -86,7 +86,7 @@ def required_taps(recipe: Recipe, role: Literal["student", "teacher"], net: nn.M
         for key, tap in taps(term, role)
     ]
     faults = [
-        f'{key}: "{tap}" is not a feature map of the {role}; allowed: {", ".join(points) or "none"}'
+        f'{key}: "{tap}" is not a feature map of the {role}; allowed: {listed(points) or "none"}'
         for key, tap in needed
         if tap not in points
     ]

@@ -15,7 +15,8 @@ from distill.recipe import network_cost, recipes, schema
 from distill.recipe.recipes import Recipe
 from distill.runs import check_same_run
 from distill.runs.run_folder import Role, RunFolder
-from networks import by_name
+from networks import by_name, own_code
+from networks.known_networks import is_own
 from students import whiten
 from students.design import Design
 from students.resnet import ResNet
@@ -50,11 +51,32 @@ def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
     if network_cost.is_residual(described):
         return ResNet(build_design(recipe, n_classes, role), **described.rates())
     _check_budget(described, n_classes)
-    keys = described.model_dump(include=set(schema.WRN_KEYS))
-    net = by_name.build(described.network, **keys, classes=n_classes)
+    if is_own(described.network):
+        net: nn.Module = own_code.build(
+            described.network,
+            described.args.model_extra or {},
+            normalize=described.normalize,
+            classes=n_classes,
+            sha256=described.code,
+        )
+    else:
+        keys = described.model_dump(include=set(schema.WRN_KEYS))
+        net = by_name.build(described.network, **keys, classes=n_classes)
     if isinstance(described, schema.Student):
         _check(network_cost.size_fault(described, cost.count_parameters(net)), n_classes)
     return net
+
+
+def with_code(recipe: Recipe, role: Role) -> Recipe:
+    """Return the recipe with the sha256 of the code of its network, if that is the user's own.
+
+    Raises UserError if the code is not allowed or cannot be read.
+    """
+    described = network_table(recipe, role)
+    if not is_own(described.network):
+        return recipe
+    code = own_code.source_of(described.network).sha256
+    return recipe.model_copy(update={role: described.model_copy(update={"code": code})})
 
 
 def _check_budget(described: schema.Student | schema.Teacher, n_classes: int) -> None:

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from distill.components.network import network_table
 from distill.data.image_set import CHANNELS, SIDE
+from distill.errors import UserError
 from distill.export import model_card, timm_registration
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
 from networks.known_networks import FIXED
+from networks.own_code import OwnNetwork
 from students.resnet import ResNet
 from teachers.timm_from_scratch import TimmClassifier
 from teachers.wrn import WideResNet
@@ -64,7 +66,7 @@ def load(folder: Path) -> nn.Module:
 
 def needs_registration(net: nn.Module) -> bool:
     """Whether a network is this project's own, which must be registered with timm."""
-    return isinstance(net, ResNet | WideResNet)
+    return not isinstance(net, TimmClassifier)
 
 
 def config(finished: FinishedRun) -> dict[str, Any]:
@@ -94,6 +96,11 @@ def _architecture(finished: FinishedRun) -> tuple[str, dict[str, Any]]:
         del rates["zero_gamma"]  # of initial weights only
         return "understudy_resnet", timm_registration.resnet_arguments(net.design, **rates)
     described = network_table(recipe, finished.role)
+    if isinstance(net, OwnNetwork):
+        raise UserError(
+            f"--format safetensors: timm cannot build {described.network}, a network of your own "
+            "code.\nGive another --format: onnx, torch-export."
+        )
     if isinstance(net, WideResNet):
         return "understudy_wrn", {"depth": net.depth, "widen": net.widen, "dropout": net.dropout}
     if described.network in FIXED:

@@ -63,8 +63,9 @@ def _check(finished: FinishedRun) -> None:
     if not isinstance(finished.net, ResNet):
         raise UserError(
             f"--format project1 exports a student, a ResNet of fewer than {MAX_PARAMETERS:,} "
-            f"parameters; {finished.folder.path} is a teacher, {finished.result['network']}.\n"
-            "Give the run of a student, or another --format."
+            f"parameters; {finished.folder.path} is a {finished.role}, "
+            f"{finished.result['network']}.\n"
+            "Give the run of a residual student, or another --format."
         )
     _check_count(finished.n_parameters, str(finished.folder.path))
 

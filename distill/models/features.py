@@ -1,6 +1,6 @@
 """Compute named feature maps ("taps") of a network together with its logits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
+
+MOST_LISTED = 40  # names of taps in a message
 
 
 class ModelOutput(NamedTuple):
@@ -29,25 +31,36 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.net = net
         self.captured: dict[str, Tensor] | None = None
+        self.copies = bool(getattr(net, "copies_taps", False))
         points = tap_points(net)
         missing = [name for name in taps if name not in points]
         if missing:
             raise UserError(
                 f"{type(net).__name__} has no map {', '.join(missing)}; "
-                f"it has {', '.join(points) or 'none to tap'}"
+                f"it has {listed(points) or 'none to tap'}"
             )
         for name in dict.fromkeys(taps):
             points[name].register_forward_hook(partial(self._capture, name))
 
     def _capture(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self.captured is not None:
-            self.captured[name] = output
+        if self.captured is None:
+            return
+        if not isinstance(output, Tensor):
+            raise UserError(f"the output of {name} is {type(output).__name__}, not a tensor")
+        self.captured[name] = output.clone() if self.copies else output
 
     def forward(self, images: Tensor) -> ModelOutput:
         self.captured = {}
         logits = self.net(images)
         captured, self.captured = self.captured, None
         return ModelOutput(logits, captured)
+
+
+def listed(points: Iterable[str]) -> str:
+    """Return the names of taps as a list in a message, at most MOST_LISTED of them."""
+    names = list(points)
+    more = [f"{len(names) - MOST_LISTED} more"] if len(names) > MOST_LISTED else []
+    return ", ".join(names[:MOST_LISTED] + more)
 
 
 def tap_points(net: nn.Module) -> Mapping[str, nn.Module]:

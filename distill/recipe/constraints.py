@@ -16,6 +16,7 @@ from distill.errors import UserError
 from distill.recipe.loss_schema import Losses, taps
 from distill.recipe.network_cost import budget_fault, describe, is_residual
 from distill.recipe.schema import (
+    OWN_KEYS,
     WRN_KEYS,
     Augment,
     Cache,
@@ -103,10 +104,8 @@ def student_network_is_known(student: Student) -> Iterator[Fault]:
 def _network_faults(table: str, network: str, own: tuple[str, ...]) -> Iterator[Fault]:
     fault = known_networks.fault_of_name(network)
     if not fault and not _is_known(network, own):
-        names = ", ".join(f'"{name}"' for name in own)
-        fault = (
-            f'is unknown; allowed: {names}, "timm/NAME" or a name such as {known_networks.EXAMPLES}'
-        )
+        allowed = ", ".join(f'"{name}"' for name in (*own, "timm/NAME", "FILE.py:NAME"))
+        fault = f"is unknown; allowed: {allowed} or a name such as {known_networks.EXAMPLES}"
         fault += did_you_mean(*known_networks.similar(network, own)[:1])
     if fault:
         yield Fault(f"{table}.network", network, fault)
@@ -114,7 +113,8 @@ def _network_faults(table: str, network: str, own: tuple[str, ...]) -> Iterator[
 
 def _is_known(network: str, own: tuple[str, ...] = ("wrn", "resnet")) -> bool:
     is_timm = re.fullmatch("timm/.+", network) is not None
-    return network in own or is_timm or known_networks.is_named(network)
+    is_named = known_networks.is_named(network) or known_networks.is_own(network)
+    return network in own or is_timm or is_named
 
 
 def teacher_keys_fit(teacher: Teacher) -> Iterator[Fault]:
@@ -133,7 +133,7 @@ def _foreign_key_faults(name_of_table: str, table: Student | Teacher) -> Iterato
     family = table.network.partition("/")[0]
     for name, value in table:
         if name in foreign_keys(table.network) & table.model_fields_set:
-            owner = "wrn" if name in WRN_KEYS else "resnet"
+            owner = "wrn" if name in WRN_KEYS else "FILE.py:NAME" if name in OWN_KEYS else "resnet"
             problem = (
                 f"is a key of {owner}, but {{}} is {family}; remove it, "
                 f"or type --set {name_of_table}.network={owner}"

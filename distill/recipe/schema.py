@@ -8,6 +8,8 @@ not used.
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -26,7 +28,7 @@ from distill.recipe.loss_schema import (
     ShareBelowOne,
     Table,
 )
-from networks.known_networks import RESIDUAL, is_named, wide_resnet
+from networks.known_networks import RESIDUAL, is_named, is_own, wide_resnet
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A student's sizes are bounded so that the parameters of any student are counted within seconds.
@@ -209,6 +211,16 @@ class Mix(Table):
         return {name: way for name, way in self if isinstance(way, Mixup | Cutmix | Ricap)}
 
 
+Plain = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
+
+
+class Arguments(BaseModel):
+    """Arguments of the user's own network: any keys with plain values or lists of them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Plain] = Field(init=False)
+
+
 class ResNetKeys(Table):
     """Keys of a residual network: the arguments of `Design.of`, and its activation, dropout rates
     and batch-norm momentum.
@@ -246,6 +258,9 @@ class ResNetKeys(Table):
     block_dropout: ShareBelowOne = 0.0
     head_dropout: ShareBelowOne = 0.0
     zero_gamma: bool = True  # the scale of each block's last norm begins at 0 instead of 1
+    args: Arguments = Arguments()  # of a network of the user's own code
+    normalize: bool = False  # whether such a network receives normalised images
+    code: Annotated[str, Field(pattern="[0-9a-f]{64}")] | None = None  # sha256, set by the program
 
     def spec(self) -> dict[str, Any]:
         """Return the keyword arguments of `Design.of`, if the network is residual."""
@@ -267,7 +282,8 @@ class ResNetKeys(Table):
 
 
 NOT_IN_DESIGN = {"activation", "norm_momentum", "block_dropout", "head_dropout", "zero_gamma"}
-RESNET_KEYS = frozenset(ResNetKeys.model_fields) - {"network"}
+OWN_KEYS = frozenset({"args", "normalize", "code"})  # of a network of the user's own code
+RESNET_KEYS = frozenset(ResNetKeys.model_fields) - {"network"} - OWN_KEYS
 DESIGN_KEYS = {*RESNET_KEYS, "projector_width", "projector_factor"} - NOT_IN_DESIGN
 WRN_KEYS = frozenset({"depth", "widen", "dropout"})
 
@@ -278,11 +294,13 @@ def foreign_keys(network: str) -> frozenset[str]:
     A network of timm uses no key, but the keys of a Wide ResNet are allowed with it and written to
     recipes, as earlier versions did.
     """
+    if is_own(network):
+        return RESNET_KEYS | WRN_KEYS
     if network == "resnet":
-        return WRN_KEYS
+        return WRN_KEYS | OWN_KEYS
     if wide_resnet(network) is not None:
-        return RESNET_KEYS | WRN_KEYS - {"dropout"}
-    return RESNET_KEYS | WRN_KEYS if is_named(network) else RESNET_KEYS
+        return OWN_KEYS | RESNET_KEYS | WRN_KEYS - {"dropout"}
+    return OWN_KEYS | RESNET_KEYS | (WRN_KEYS if is_named(network) else set())
 
 
 class Teacher(ResNetKeys):

@@ -19,7 +19,7 @@ from distill.components import fingerprints
 from distill.components.data_pipeline import TrainValSplit, split_images
 from distill.components.device import build_accelerator
 from distill.components.launched_processes import check_same_inputs
-from distill.components.network import build_network, network_name, to_device
+from distill.components.network import build_network, network_name, to_device, with_code
 from distill.components.read_test_split import SplitIdentity, check_test, identify_test, test_split
 from distill.data import array_cache
 from distill.data.sources import load_data_set
@@ -161,7 +161,8 @@ def _prepare(
     )
     # The choice of rank 0: the processes may see different runs in the folders.
     [(recipe, teacher_notes)] = broadcast_object_list([chosen])
-    own_recipe, request = request.recipe, replace(request, recipe=recipe)
+    recipe = with_code(recipe, request.role)
+    own_recipe, request = with_code(request.recipe, request.role), replace(request, recipe=recipe)
     _check_resumable(folder, request)
     teacher = selection.load_teacher(recipe, images, split)
     identity = fingerprints.identity(

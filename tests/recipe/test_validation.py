@@ -8,8 +8,8 @@ from distill.recipe.validation import allowed_text, check, keys
 EPOCHS = {"epochs": 3}
 HARD = {"hard": {}}
 NETWORKS = (
-    'allowed: "wrn", "resnet", "timm/NAME" or a name such as resnet20, resnet8x4, wrn-16-2, vgg8, '
-    "mobilenetv2"
+    'allowed: "wrn", "resnet", "timm/NAME", "FILE.py:NAME" or a name such as resnet20, resnet8x4, '
+    "wrn-16-2, vgg8, mobilenetv2"
 )
 STUDENT = ["student.stages=2", "student.blocks=1", "student.width=4"]
 
