@@ -11,6 +11,7 @@ import typer
 from distill.cli import (
     cache_command,
     data_command,
+    import_command,
     multi_run_commands,
     recipe_commands,
     run_commands,
@@ -97,6 +98,7 @@ for _command in (
     multi_run_commands.seeds,
     multi_run_commands.sweep,
     multi_run_commands.search,
+    import_command.import_teacher,
 ):
     app.command()(_command)
 

@@ -39,6 +39,7 @@ NOT_YET = "not yet run"
 # Files that share one line in the list of modules, by package: a pattern of their names, and a
 # summary of their content.
 GROUPED = {
+    "distill/cli": (r".*_commands?", "one file per group of commands"),
     "distill/losses": (r"(?!(exact|gather|objective|sizes)$).*", "one file per loss"),
     "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
     "networks": (r"(?!(by_name|known_networks)$).*", "one file per architecture"),

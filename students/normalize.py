@@ -28,3 +28,15 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
+
+
+@torch.no_grad()
+def set_normalisation(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Set the values with which a network's `normalize` layer normalises its images.
+
+    `mean`, `std`: of red, green and blue in [0, 1].
+    """
+    layer = net.get_submodule("normalize")
+    assert isinstance(layer, Normalize)
+    for buffer, values in ((layer.mean, mean), (layer.std, std)):
+        buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))

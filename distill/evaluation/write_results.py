@@ -4,6 +4,7 @@ import io
 import json
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,19 @@ def write_result(
     teachers: str,
     *,
     is_tested: bool = True,
+    imported: dict[str, Any] | None = None,
 ) -> None:
     """Write result.json, the last file of a run: the run is finished once it exists.
 
     `data`: `fingerprint` and `class_names` of the train split, `class_names_fingerprint`, and
     `test_fingerprint` and `test_images` (their number) of the test split. `teachers`: the
     fingerprint of the teachers' weights; empty without a teacher. `is_tested`: whether `end` has
-    the measures on the test split.
+    the measures on the test split. `imported`: file and normalisation of weights that another
+    program trained.
     """
     result = _figures(recipe, start, end, data, teachers)
+    if imported is not None:
+        result["imported"] = imported
     result["weights"] = file_sha256(folder.weights(start.role))
     if is_tested:
         result["evaluation"] = file_sha256(folder.evaluation)
@@ -92,6 +97,7 @@ def _figures(
             "runs": list(recipe.teacher.runs) if recipe.teacher and teachers else [],
             "fingerprint": teachers,
             "top1": start.teacher_top1,
+            **_imported_teachers(recipe if teachers else None),
         },
         "epoch": end.epoch,
         "epochs": start.epochs,
@@ -102,6 +108,13 @@ def _figures(
         "processes": start.processes,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _imported_teachers(recipe: Recipe | None) -> dict[str, Any]:
+    """Return {"imported": run folders} if another program trained the weights of some teachers."""
+    runs = recipe.teacher.runs if recipe is not None and recipe.teacher else ()
+    imported = [run for run in runs if "imported" in RunFolder(Path(run)).result()]
+    return {"imported": imported} if imported else {}
 
 
 def write_evaluation(

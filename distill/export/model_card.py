@@ -64,6 +64,8 @@ def _is_cifar10(finished: FinishedRun) -> bool:
 def _summary(finished: FinishedRun) -> str:
     result, teacher = finished.result, finished.result["teacher"]
     training = "trained from scratch on labels"
+    if "imported" in result:
+        training = "whose weights were trained by another program"
     if teacher["fingerprint"]:
         training = f"distilled from {_teacher(result)}"
     return (
@@ -97,9 +99,11 @@ def _teacher(result: dict[str, Any]) -> str:
 def _described_teacher(result: dict[str, Any]) -> str:
     """Describe the network of a teacher's finished run with its accuracy."""
     top1 = result["metrics"][measure_name("top1", "test")]
+    imported = result.get("imported")
+    origin = f", imported from {markdown_code(str(imported['file']))}" if imported else ""
     return (
         f"a {markdown(result['network'])} of {result['parameters']:,} parameters with "
-        f"{percent(top1)} accuracy on the test images"
+        f"{percent(top1)} accuracy on the test images{origin}"
     )
 
 

@@ -67,6 +67,12 @@ def _check(finished: FinishedRun) -> None:
             f"{finished.result['network']}.\n"
             "Give the run of a residual student, or another --format."
         )
+    if imported := finished.result["teacher"].get("imported"):
+        raise UserError(
+            "--format project1: the courses allow no weights that were trained elsewhere, and the "
+            f"teacher {', '.join(imported)} was imported.\n"
+            "Distil from a teacher that train-teacher trained, or give another --format."
+        )
     _check_count(finished.n_parameters, str(finished.folder.path))
 
 

@@ -72,6 +72,18 @@ class TeacherResult(BaseModel):
     runs: list[Text]
     fingerprint: Text
     top1: Share | None
+    imported: list[Text] = []  # those whose weights another program trained
+
+
+class ImportedResult(BaseModel):
+    """The table `imported` in result.json of a teacher whose weights another program trained."""
+
+    model_config = OPEN
+
+    file: Text
+    sha256: Text
+    mean: list[float] | None
+    std: list[float] | None
 
 
 class Result(BaseModel):
@@ -97,6 +109,7 @@ class Result(BaseModel):
     weights: Text
     evaluation: Text
     finished_at: Text
+    imported: ImportedResult | None = None
 
     @field_validator("metrics")
     @classmethod

@@ -102,6 +102,8 @@ def _notes(record: RunRecord) -> Iterator[str]:
         yield "The journal has no start event: when and how this run began is unknown."
     else:
         yield from record.start.notes
+    for run in record.result.get("teacher", {}).get("imported", ()):
+        yield f"The teacher {run} was imported: another program trained its weights."
 
 
 def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:

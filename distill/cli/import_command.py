@@ -1,0 +1,76 @@
+"""The `import-teacher` command: weights of another program as a teacher's run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.cli.console import echo, stderr
+from distill.cli.options import SetOption
+from distill.errors import UserError
+from distill.format import percent
+
+
+def import_teacher(
+    network: Annotated[
+        str, typer.Option("--network", help="The network, as in teacher.network: resnet32x4 …")
+    ],
+    weights: Annotated[
+        Path, typer.Option("--weights", help="A .safetensors, .pt or .pth file of its weights.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The run folder of the teacher.")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="Images: synthetic, cifar10, cifar100 or a path.")
+    ] = "cifar10",
+    mean: Annotated[
+        str,
+        typer.Option(
+            "--mean",
+            metavar="R,G,B",
+            help="Mean of the images in [0, 1] that the network was trained with.",
+            show_default="CIFAR's",
+        ),
+    ] = "",
+    std: Annotated[
+        str,
+        typer.Option(
+            "--std", metavar="R,G,B", help="Their standard deviation.", show_default="CIFAR's"
+        ),
+    ] = "",
+    set_: SetOption = [],
+) -> None:
+    """Import a teacher that another program trained, and measure its accuracy.
+
+    The layouts of the CRD benchmark (RepDistiller, mdistiller) are recognised, as is timm's for
+    timm/NAME. Its runs and its students' runs say that it was imported.
+    """
+    from distill.cli.train_commands import combined_overrides
+    from distill.runs.journal import Journal
+    from distill.runs.run_folder import RunFolder
+    from distill.terminal.progress import ProgressDisplay
+    from distill.training import import_teacher as importing
+
+    combined_overrides(None, [f"teacher.network={network}", *set_], None)  # allows typed code
+    recipe = importing.recipe_of(network, data, set_)
+    known = importing.normalisation(recipe, _numbers("--mean", mean), _numbers("--std", std))
+    request = importing.ImportRequest(weights, recipe, out, known)
+    folder = RunFolder(out)
+    journal = Journal(folder.journal)
+    with ProgressDisplay(stderr()) as display:
+        for event in importing.import_teacher(request, progress=display.progress):
+            journal(event)
+    result = folder.result()
+    echo(
+        f"{result['network']}, {result['parameters']:,} parameters: "
+        f"{percent(importing.top1(folder))} on {result['data']['test_images']:,} test images\n"
+        f"imported to {folder.path}; type --teacher {folder.path} --set data.holdout=0"
+    )
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if text)
+    except ValueError:
+        raise UserError(
+            f"{option} {text} is not three numbers, as in {option} 0.5,0.5,0.5"
+        ) from None

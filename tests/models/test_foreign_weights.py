@@ -1,0 +1,132 @@
+"""Weights of another program: read, unwrapped, renamed and refused with all differences."""
+
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from distill.errors import UserError
+from distill.models import foreign_weights
+from networks import by_name, published_names
+from students.normalize import Normalize
+from tests.networks.published import NETWORKS, published
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def loaded(network: str, weights: dict[str, torch.Tensor], classes: int = 7) -> nn.Module:
+    net = by_name.build(network, classes=classes).eval()
+    translate = partial(published_names.translate, network)
+    foreign_weights.load_into(net, weights, "a.pth", translate)
+    return net
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_published_weights_give_published_logits(network: str) -> None:
+    theirs = published(network)
+    ours = loaded(network, dict(theirs.state_dict()))
+    with torch.no_grad():
+        expected, found = theirs(Normalize()(IMAGES)), ours(IMAGES)
+    assert expected.std() > 0.01
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 240, "best_acc": torch.tensor(0.7)},
+        lambda state: {"opt": {"lr": 0.05}, "model": state, "optimizer": {"state": {}}},
+        lambda state: {"net": {f"module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: OrderedDict((f"module._orig_mod.{k}", v) for k, v in state.items()),
+        lambda state: {"checkpoint": {"model_state_dict": state}},
+    ],
+    ids=["plain", "lightning", "repdistiller", "parallel", "compiled", "nested"],
+)
+def test_wrappings_are_removed(wrap: Any, tmp_path: Path) -> None:
+    state = published("vgg8").state_dict()
+    torch.save(wrap(state), tmp_path / "a.pth")
+    found = foreign_weights.read(tmp_path / "a.pth")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file({"module.a": torch.ones(2), "module.b": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert foreign_weights.read(tmp_path / "a.safetensors").keys() == {"a", "b"}
+
+
+class Trap:
+    """Pickles as a call that writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": Trap(tmp_path / "trace")}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"more than tensors, and reading it would run code"):
+        foreign_weights.read(tmp_path / "a.pth")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.pth", b"no file of torch", "a.pth is not a file that torch.save wrote"),
+        ("a.safetensors", b"\x08", "a.safetensors is not a valid safetensors file"),
+        ("a.pth", {"lr": 1.0, "a": {}, "b": {}}, "no dictionary of tensors.*found: lr, a, b"),
+        ("a.pth", [1, 2], "no dictionary of tensors.*found: list"),
+    ],
+)
+def test_unusable_file_is_one_message(
+    name: str, content: Any, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        foreign_weights.read(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.pth does not exist\.\nGive a \.safetensors"):
+        foreign_weights.read(tmp_path / "a.pth")
+
+
+def test_all_differences_are_listed_at_once() -> None:
+    state = dict(published("resnet20").state_dict())
+    del state["conv1.weight"], state["layer2.1.bn2.bias"]
+    state["extra\x1b.weight"] = torch.ones(1)
+    state["fc.weight"] = torch.ones(100, 64)
+    with pytest.raises(UserError) as fault:
+        loaded("resnet20", state)
+    assert str(fault.value).splitlines() == [
+        "a.pth does not hold the weights of ResNet:",
+        "  missing: stem.0.weight, stages.1.1.residual.5.bias",
+        r"  unknown: extra\x1b.weight",
+        "  of another shape: head.weight [100, 64] instead of [7, 64]",
+    ]
+
+
+def test_long_lists_are_cut() -> None:
+    with pytest.raises(UserError, match=r"missing: stem\.0\.weight, .* and \d+ more"):
+        loaded("resnet20", {})
+
+
+def test_own_names_are_accepted_without_translation() -> None:
+    net = by_name.build("timm/test_resnet", classes=7).eval()
+    inner = {name.removeprefix("net."): t for name, t in net.state_dict().items() if "net." in name}
+    other = by_name.build("timm/test_resnet", classes=7).eval()
+    foreign_weights.load_into(other, inner, "a.pth", lambda name: None)
+    assert torch.equal(other(IMAGES), net(IMAGES))
