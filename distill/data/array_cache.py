@@ -109,7 +109,7 @@ def is_linked(path: Path) -> bool:
 
 
 def is_unreadable(folder: Path) -> bool:
-    """Whether a folder exists whose files this user may not read, as of another user."""
+    """Whether `folder` exists but this user may not read its files: another user owns it."""
     return os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK)
 
 

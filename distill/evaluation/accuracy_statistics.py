@@ -67,8 +67,10 @@ def per_class(logits: Array, labels: Array, names: Sequence[str]) -> list[dict[s
 
 
 def compare_with_teacher(logits: Array, teacher_logits: Array) -> dict[str, float]:
-    """Return how closely a student matches its teacher: the fraction of images with the same
-    prediction, and the mean KL(teacher || student) in nats.
+    """Return how closely a student matches its teacher.
+
+    `teacher_agreement` is the fraction of images with the same prediction, `teacher_kl` the mean
+    KL(teacher || student) in nats.
 
     Stanton et al., NeurIPS 2021, arXiv 2106.05945, call this the fidelity of a student and show
     that it differs from its accuracy.

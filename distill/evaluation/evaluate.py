@@ -54,11 +54,11 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run with its network, and the network's logits on the test split."""
+    """A run with its network, and the network's logits on the test split of a data source."""
 
     folder: RunFolder
     net: nn.Module
-    source: str
+    source: str  # of the images, as typed: cifar10 or a path
     test: ImageSet
     accelerator: Accelerator
     logits: Array  # [N, C]

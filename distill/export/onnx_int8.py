@@ -6,11 +6,12 @@ channel.
 
 With 8-bit weights, a ResNet [1, 1, 1] 16-32-64 with 72.10 % accuracy has the same predictions as
 its float network on 98.65 % of the 10,000 test images of CIFAR-10 with one scale per channel, on
-97.44 % with one per tensor, both with ranges from minimum to maximum. Ranges of minimal relative
-entropy are the same; percentiles give 98.62 %. Hence one scale per channel, and minimum to maximum.
+97.44 % with one per tensor, both with ranges from minimum to maximum. Ranges chosen by minimal
+relative entropy give the same agreement, by percentiles 98.62 %. Hence one scale per channel, and
+ranges from minimum to maximum.
 
-Weights have 7 bits, because processors with AVX2 but without VNNI sum two 8-bit products in 16
-bits: 255 · 127 · 2 saturates there, 255 · 64 · 2 does not. With 7 bits the agreement is 0.8 points
+Of these 8 bits, weights use 7, because processors with AVX2 but without VNNI sum two 8-bit products
+in 16 bits: 255 · 127 · 2 saturates there, 255 · 64 · 2 does not. With 7 bits the agreement is 0.8 points
 lower and the accuracy is the same, and the file gives the same results on every processor.
 """
 

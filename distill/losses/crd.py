@@ -2,7 +2,7 @@
 18-19.
 
     s(m, v) = exp(m . v / tau) / Z
-    L = - mean_b log h(s+) + sum_k log(1 - h(s_k)),   h(s) = s / (s + K / N),
+    L = - mean_b [ log h(s+) + sum_k log(1 - h(s_k)) ],   h(s) = s / (s + K / N),
         of the student's v among the teacher's m, plus of the teacher's v among the student's m
 
 student: features [B, D_s]; teacher: features [B, D_t]; targets: not read; samples: int64 [B].

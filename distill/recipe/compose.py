@@ -453,10 +453,10 @@ def _merge(into: Values, origins: dict[str, str], layer: Layer, prefix: str) -> 
 def _drop_other_network(
     prefix: str, table: Values, origins: dict[str, str], network: str, origin: str
 ) -> None:
-    """Remove the keys of another network that earlier layers set in [teacher] or [student].
+    """Remove the keys of another network that earlier files set in [teacher] or [student].
 
-    `origin`: the layer that sets `network`. Other keys that this layer sets remain, and the
-    validation refuses them: they contradict its own network.
+    `origin`: the file (or `--set`) that sets `network`. Keys of another network in the same file
+    remain, so that the validation reports the contradiction. `prefix`: "teacher." or "student.".
     """
     for name in foreign_keys(network) & table.keys():
         if origins[prefix + name] != origin:

@@ -396,7 +396,7 @@ LOGGING_AND_SAVING = frozenset(
 
 
 class Ema(Table):
-    """An exponential moving average of the weights."""
+    """An exponential moving average of the weights, with a decay per step or a half-life."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999  # per step; either this or half_life
     half_life: Annotated[float, Field(ge=0.001, le=MOST)] | None = (

@@ -15,7 +15,8 @@ def _without_settings_files() -> Iterator[None]:
     """Inside this context, matplotlib finds no `matplotlibrc` in the working folder, and an empty
     one instead of the user's.
 
-    The working folder is this package's meanwhile, unless the user's was deleted.
+    Meanwhile the process's working folder is the folder of this package. It stays as it is if it
+    was deleted.
     """
     before = os.environ.get("MATPLOTLIBRC")
     os.environ["MATPLOTLIBRC"] = os.devnull

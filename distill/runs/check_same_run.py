@@ -1,4 +1,4 @@
-"""Compare runs: their recipes, their teachers' weights and their test splits."""
+"""Check that runs belong together: same recipe, teachers' weights and test split."""
 
 import hashlib
 import json

@@ -93,7 +93,10 @@ class Trackers:
         self._for_each(lambda _, tracker: tracker.log(values, step=self._step))
 
     def _begin(self, first_step: int) -> None:
-        """Open or reopen each tracker at `first_step`; later values were logged before a retry."""
+        """Open each tracker, or reopen it after a retry, to continue from `first_step`.
+
+        Values of later steps, logged before the retry, are replaced if the tracker supports it.
+        """
         self._for_each(lambda _, tracker: tracker.finish())
         self._step = first_step
         self._open = dict.fromkeys(self.names)

@@ -44,9 +44,9 @@ def file_faults(file: SweepFile) -> Iterator[str]:
 
 
 def valid_space_faults(values: Values) -> Iterator[str]:
-    """Yield the faults of those entries in [space] that are valid tables.
+    """Yield the faults of the entries in [space] whose keys and types are valid.
 
-    Used for a file with invalid tables, so that its other faults are reported with them.
+    Used if other tables of the file are invalid, so that all faults are reported at once.
     """
     valid = dict[str, Space]()
     tables = values.get("space")

@@ -234,6 +234,10 @@ def _described(path: Path) -> CacheEntry:
 
 
 def _are_plain_names(depends: dict[str, Any]) -> bool:
-    """Whether `depends` has few, short keys, and an integer seed if it has a seed."""
+    """Whether `depends`, read from an untrusted file, can be displayed.
+
+    It can if it has at most MOST_DEPENDS keys of at most LONGEST_NAME characters, and its seed, if
+    there is one, is an integer.
+    """
     names_fit = len(depends) <= MOST_DEPENDS and max(map(len, depends), default=0) <= LONGEST_NAME
     return names_fit and isinstance(depends.get("seed", 0), int)

@@ -105,8 +105,8 @@ def notes_on_broken_runs(
     """Return notes on runs with an unreadable result in `places`, the folders to search for a
     teacher.
 
-    Empty if they are not searched: the recipe, or `earlier`, the recipe of the resumed run, names
-    teachers, or no loss term reads one.
+    Empty if no search is necessary: `recipe` or `earlier` (the recipe of the resumed run) names its
+    teachers, or no loss term reads a teacher.
     """
     for candidate in (recipe, earlier):
         if candidate is not None and candidate.teacher and candidate.teacher.runs:

@@ -150,7 +150,10 @@ class Machine:
     def time_of(
         self, training: PlannedTraining, teacher: PlannedTraining | None, costs: Costs
     ) -> tuple[TimeRange, bool]:
-        """Return the estimated seconds of a training, and whether its own steps were timed."""
+        """Return the estimated seconds of a training, and whether its own steps were timed.
+
+        `teacher`: of the training, whose forward passes are included (its own training is not).
+        """
         if training.recipe.train.minutes is not None:
             budget_s = 60 * training.recipe.train.minutes
             return TimeRange(budget_s, budget_s, budget_s, 0), True
@@ -176,9 +179,9 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
     """Return the recipes that fit into `minutes`, best first, and those that do not.
 
     `rules`: the name of a course's rules, which the students must follow. `data`: the data source,
-    or None for the recipes'. `began_at`: start of the program (time.monotonic). In the result,
-    times are in minutes, each with a range `low` to `high`; `accuracy` is the percentage on
-    CIFAR-10's test split. Raises UserError for unknown rules or images.
+    or None for the recipes'. `began_at`: start of the program (time.monotonic), from which the time
+    for measuring counts. In the result, times are in minutes, each with a range `low` to `high`;
+    `accuracy` is the percentage on CIFAR-10's test split. Raises UserError for unknown rules or images.
     """
     course = None if rules is None else courses.rules_by_name(rules)
     n_images, n_classes = _size(data)

@@ -1,4 +1,4 @@
-"""Time steps to turn a budget in minutes into steps, and to decide on compilation.
+"""Measure the time of a step, to convert minutes to steps and to decide on compilation.
 
 A budget in minutes becomes a number of steps, so that the learning-rate schedule ends within the
 budget. `train.compile = "auto"` compiles if that saves more time than it costs. All changes that

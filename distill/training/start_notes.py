@@ -83,7 +83,7 @@ def _epoch_range(first: int, last: int) -> str:
 
 
 def _views_per_teacher_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
-    """Yield a note on how many views each teacher computes, if one is drawn for each view."""
+    """Yield a note on each teacher's number of views, if one teacher is drawn for each view."""
     if not isinstance(state.online_teacher, OneTeacherPerView):
         return
     views = {state.loader.schedule.view(epoch) for epoch in range(state.epochs)}

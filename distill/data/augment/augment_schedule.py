@@ -61,7 +61,11 @@ class Pipeline:
         return any((self.mixup, self.cutmix, self.ricap))
 
     def without(self, *, operations: bool, mixing: bool) -> "Pipeline":
-        """Return a copy without the operations, without mixing, or without both."""
+        """Return a copy in which one or both are removed.
+
+        `operations`: whether to remove all operations (crop and flip remain); `mixing`: whether to
+        remove the mixing of images.
+        """
         changed = self
         if operations:
             changed = replace(changed, operations=())
