@@ -11,8 +11,8 @@ relative entropy give the same agreement, by percentiles 98.62 %. Hence one scal
 ranges from minimum to maximum.
 
 Of these 8 bits, weights use 7, because processors with AVX2 but without VNNI sum two 8-bit products
-in 16 bits: 255 · 127 · 2 saturates there, 255 · 64 · 2 does not. With 7 bits the agreement is 0.8 points
-lower and the accuracy is the same, and the file gives the same results on every processor.
+in 16 bits: 255 · 127 · 2 saturates there, 255 · 64 · 2 does not. With 7 bits the agreement is 0.8
+points lower and the accuracy is the same, and the file gives the same results on every processor.
 """
 
 from collections.abc import Iterator

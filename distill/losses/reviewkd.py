@@ -9,12 +9,13 @@ arXiv 2104.09044, eqs. 5-7, figures 3 and 4.
 student: maps F_s^i [B, C_i, H, W], shallow to deep; the last may be features [B, D], treated as 1x1
 maps; teacher: as many maps F_t^i; targets: not read.
 Each map of the teacher is compared with an attention-based fusion (ABF) of the student's map at the
-same level i and all deeper maps. up() enlarges a map to the size of the next shallower one. pool_l is average
-pooling to l x l pixels, for those l of 4, 2, 1 that are smaller than the map; w_l is 1/2, 1/4, 1/8
-for the first, second and third of these. `width` is the number of channels of the fused maps (at
-most 512 in the paper). If two maps differ in size, the larger one is pooled. The maps are compared
-as the networks output them, without another activation. The stages of a WRN end before an
-activation, as those of the teacher in the authors' code; a residual student's stages end after one.
+same level i and all deeper maps. up() enlarges a map to the size of the next shallower one. pool_l
+is average pooling to l x l pixels, for those l of 4, 2, 1 that are smaller than the map; w_l is
+1/2, 1/4, 1/8 for the first, second and third of these. `width` is the number of channels of the
+fused maps (at most 512 in the paper). If two maps differ in size, the larger one is pooled. The
+maps are compared as the networks output them, without another activation. The stages of a WRN end
+before an activation, as those of the teacher in the authors' code; a residual student's stages end
+after one.
 Memory: about four maps of the teacher's width per tap, 4 B C_t H W floats: 796 MiB at batch 128,
 3.1 GiB at 512 for three stages of WRN-28-10.
 """

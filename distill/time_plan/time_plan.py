@@ -181,7 +181,8 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
     `rules`: the name of a course's rules, which the students must follow. `data`: the data source,
     or None for the recipes'. `began_at`: start of the program (time.monotonic), from which the time
     for measuring counts. In the result, times are in minutes, each with a range `low` to `high`;
-    `accuracy` is the percentage on CIFAR-10's test split. Raises UserError for unknown rules or images.
+    `accuracy` is the percentage on CIFAR-10's test split. Raises UserError for unknown rules or
+    images.
     """
     course = None if rules is None else courses.rules_by_name(rules)
     n_images, n_classes = _size(data)

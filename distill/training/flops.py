@@ -106,7 +106,8 @@ def teacher_passes(recipe: Recipe) -> float:
     training.
 
     One pass while a loss term that reads the teacher's outputs is active, and two more while a term
-    is active that needs its logits of the two images before they are mixed. The cache is not considered.
+    is active that needs its logits of the two images before they are mixed. The cache is not
+    considered.
     """
     terms = list(recipe.loss.terms().values())
     change_points = sorted({0.0, 1.0, *(at for t in terms for at in (t.when.begin, t.when.end))})
