@@ -3,13 +3,14 @@
     python -m benchmarks.race --teacher RUN [--minutes 60] [--names NAME…] [--data PATH]
                               [--set KEY=VALUE…]
 
-Trains each entry of `ENTRIES` for the same number of minutes, one after the other, with one thread,
-into `runs/race/<name>`. The learning-rate schedule is planned for that time (`train.minutes`). A
-finished run is not repeated, and an interrupted one is resumed. All entries train on all images:
+First measures how long each entry of `ENTRIES` takes per image with one thread, in a few minutes in
+which nothing else should run, and saves it in `runs/race/speeds.json`. Then trains each entry for
+the number of epochs that fit into the minutes at this speed, one after the other, into
+`runs/race/<name>`; other programs may run meanwhile, since they do not change the number of epochs.
+A finished run is not repeated, and an interrupted one is resumed. All entries train on all images:
 nothing is held out, and the last epoch's weights are the result. The entry `distilled` uses the
-teacher RUN, whose own training time is not counted but reported. It reads the teacher's logits from
-the cache if an earlier run with the same recipe and data seed has cached them, and computes and
-caches them if not.
+teacher RUN, whose own training time is not counted but reported, nor is the time to compute its
+logits, which are read from the cache if an earlier run has cached them.
 
 Writes `results/race.json` and `results/race.svg` (test accuracy over minutes) and prints the table.
 The weights of every epoch are saved, and measured on the test split after the training; no epoch is
@@ -18,23 +19,34 @@ selected by these measurements.
 
 import argparse
 import io
+import json
+import math
 import sys
+import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from benchmarks.claim import RESULTS, environment, figures, top1
 from benchmarks.methods import ROOT, train
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.events import measure_name
+from distill.recipe import recipes
 from distill.report import figure_style
 from distill.report.matplotlib_defaults import matplotlib
 from distill.report.plots import new_figure
 from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 from distill.statistics import wilson
+from distill.training import measure_speed
 
+ROUNDS = 3  # each measures every entry once
+N_IMAGES = 4096  # random images that are trained on while the speed is measured
+MOST_S = 30.0  # seconds to measure one entry in a round
 ALL_IMAGES = ("data.holdout=0", "train.keep_epochs=1")
 
 
@@ -57,13 +69,42 @@ ENTRIES = {
 }
 
 
-def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
-    """Return the command that trains an entry into the run folder `out`.
+def speeds(given: argparse.Namespace, teacher: RunFolder) -> dict[str, float]:
+    """Return the seconds per training image of each entry: of the fastest step in ROUNDS rounds.
 
-    `given`: the arguments of this benchmark.
+    Reads those that an earlier call saved. The teacher's part is subtracted: its logits are cached.
     """
-    sets = [*entry.overrides, f"train.minutes={given.minutes:g}", *ALL_IMAGES]
-    options = [part for each in [*sets, *given.overrides] for part in ("--set", each)]
+    path = given.out / "speeds.json"
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    names = [name for name in given.names if name not in known]
+    torch.set_num_threads(1)
+    for _, name in product(range(ROUNDS), names):
+        entry = ENTRIES[name]
+        recipe = recipes.load(entry.recipe, overrides(entry, given)).recipe
+        taught_by = recipes.read(teacher.recipe) if entry.is_taught else None
+        images = measure_speed.random_images(N_IMAGES, len(teacher.result()["class_names"]))
+        until = time.monotonic() + MOST_S
+        speed = measure_speed.measure(recipe, "student", taught_by, images, until)
+        known[name] = min(known.get(name, math.inf), speed.fastest_s - speed.teacher_s)
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_json(path, known)
+    return known
+
+
+def epochs_within(minutes: float, image_s: float, n_images: int) -> int:
+    """Return how many epochs of `n_images` images fit into the minutes; at least one."""
+    return max(1, int(60 * minutes / (image_s * n_images)))
+
+
+def overrides(entry: Entry, given: argparse.Namespace) -> list[str]:
+    """Return the `key=value` settings of an entry, without the number of epochs."""
+    return [*entry.overrides, *ALL_IMAGES, *given.overrides]
+
+
+def command(entry: Entry, given: argparse.Namespace, out: Path, epochs: int) -> list[str]:
+    """Return the `distill` command that trains one entry for this number of epochs."""
+    sets = [*overrides(entry, given), f"train.epochs={epochs}"]
+    options = [part for each in sets for part in ("--set", each)]
     if given.data:
         options += ["--data", given.data]
     if entry.is_taught:
@@ -72,33 +113,28 @@ def command(entry: Entry, given: argparse.Namespace, out: Path) -> list[str]:
     return [sys.executable, "cli.py", *typed]
 
 
-def row(name: str, run: RunFolder) -> dict[str, Any]:
-    """Return the facts and results of one entry: accuracy with interval, test curve, parameters,
-    time.
-    """
+def row(name: str, run: RunFolder, image_s: float) -> dict[str, Any]:
+    """Return an entry's accuracy on the test split with its interval, its curve and its cost."""
     predictions = saved_predictions.read_run(run)
     assert predictions is not None, f"{run.evaluation} is missing"
     right = predictions.is_correct
     low, high = wilson(int(right.sum()), len(right))
+    minutes = image_s * run.result()["data"]["train_images"] / 60
     return figures(run) | {
         "name": name,
         "title": ENTRIES[name].title,
         "top1": top1(run),
         "interval": [low, high],
-        "curve": curve(run),
+        "minutes_per_epoch": minutes,
+        "curve": curve(run, minutes),
     }
 
 
-def curve(run: RunFolder) -> list[list[float]]:
-    """Return [minutes of training, test top-1] after each epoch.
-
-    The minutes assume that all epochs take the same time.
-    """
-    result = run.result()
-    minutes = result["elapsed_s"] / 60 / result["epochs"]
+def curve(run: RunFolder, minutes_per_epoch: float) -> list[list[float]]:
+    """Return [minutes of training, test top-1] after each epoch, at the measured speed."""
     name = measure_name("top1", "test")
     measured = sorted(test_curve.measure_epochs(run).items())
-    return [[epoch * minutes, measures[name]] for epoch, measures in measured]
+    return [[epoch * minutes_per_epoch, measures[name]] for epoch, measures in measured]
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -149,12 +185,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         teacher = open_finished(Path(given.teacher))
         outs = {name: given.out / name for name in given.names}
+        seconds = speeds(given, teacher)
+        n_images = teacher.result()["data"]["train_images"]
         for name, out in outs.items():
-            train(command(ENTRIES[name], given, out), out)
+            epochs = epochs_within(given.minutes, seconds[name], n_images)
+            train(command(ENTRIES[name], given, out, epochs), out)
         runs = {name: open_finished(out) for name, out in outs.items()}
     except UserError as fault:
         parser.error(str(fault))
-    rows = [row(name, run) for name, run in runs.items()]
+    rows = [row(name, run, seconds[name]) for name, run in runs.items()]
     content = {
         "minutes": given.minutes,
         "teacher": figures(teacher),

@@ -7,16 +7,16 @@ import pytest
 
 from benchmarks import race
 from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow  # a benchmark's script, not the library
 
 
 def test_every_entry_resolves_under_its_overrides() -> None:
     for entry in race.ENTRIES.values():
-        overrides = [*entry.overrides, "train.minutes=60", *race.ALL_IMAGES]
+        overrides = [*entry.overrides, "train.epochs=15", *race.ALL_IMAGES]
         recipe = recipes.load(entry.recipe, overrides).recipe
-        assert recipe.train.epochs is None
-        assert recipe.train.minutes == 60
+        assert recipe.train.epochs == 15
         assert recipes.has_teacher(recipe) == entry.is_taught
 
 
@@ -26,6 +26,11 @@ def test_entries_train_in_turn_and_are_tabulated(
     tiny = race.Entry("tiny, distilled", "tiny", is_taught=True)
     alone = race.Entry("tiny, alone", "tiny", ("loss.kd=false", "loss.hard.weight=1.0"))
     monkeypatch.setattr(race, "ENTRIES", {"taught": tiny, "alone": alone})
+    monkeypatch.setattr(race, "ROUNDS", 1)
+    (tmp_path / "runs").mkdir()
+    n_images = RunFolder(teacher).result()["data"]["train_images"]
+    # two epochs of the one; the other is measured
+    (tmp_path / "runs" / "speeds.json").write_text(json.dumps({"taught": 2.6 / n_images}))
     folders = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path)]
     arguments = ["--teacher", str(teacher), "--minutes", "0.1", *folders]
     race.main(arguments)
@@ -37,9 +42,9 @@ def test_entries_train_in_turn_and_are_tabulated(
         assert low < each["top1"] < high
         assert f"| {each['title']} | {each['parameters']:,} | {each['epochs']} |" in printed
         minutes, shares = zip(*each["curve"], strict=True)
-        assert minutes == pytest.approx(
-            [(e + 1) * each["elapsed_s"] / 60 / each["epochs"] for e in range(each["epochs"])]
-        )
+        per_epoch = each["minutes_per_epoch"]
+        assert minutes == pytest.approx([(e + 1) * per_epoch for e in range(each["epochs"])])
+        assert each["epochs"] == max(1, int(0.1 / per_epoch))
         assert shares[-1] == pytest.approx(each["top1"])  # the last epoch is the result
     assert "tiny, distilled" in (tmp_path / "race.svg").read_text()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
