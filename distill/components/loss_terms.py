@@ -8,6 +8,7 @@ from torch import nn
 
 from distill.errors import UnsuitableRecipe
 from distill.losses.at import AT
+from distill.losses.cc import CC
 from distill.losses.crd import CRD
 from distill.losses.dist import DIST
 from distill.losses.dkd import DKD
@@ -45,6 +46,7 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
     "nst": NST,
     "pkt": PKT,
     "rkd": RKD,
+    "cc": CC,
     "vid": VID,
     "crd": CRD,
     "reviewkd": ReviewKD,

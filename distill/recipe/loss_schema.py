@@ -187,6 +187,15 @@ class Vid(Term):
     teacher_taps: Taps = STAGES
 
 
+class Cc(Term):
+    """Correlation congruence, arXiv 1904.01802."""
+
+    needs: ClassVar = MAPS
+    student_tap: str = "features"
+    teacher_tap: str = "features"
+    dims: Channels = 128
+
+
 class Crd(Term):
     """Contrastive representation distillation, arXiv 1910.10699."""
 
@@ -237,6 +246,7 @@ class Losses(Table):
     nst: Nst | None = None
     pkt: Pkt | None = None
     rkd: Rkd | None = None
+    cc: Cc | None = None
     vid: Vid | None = None
     crd: Crd | None = None
     reviewkd: ReviewKd | None = None

@@ -20,8 +20,8 @@ from tests.losses.loss_inputs import LABELS, STUDENT, TEACHER, B, C, loss_inputs
 ON_LOGITS = (
     "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "soft_mix",
 )  # fmt: skip
-ON_MAPS = ("fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd", "simkd")
-LEARNING = ("fitnet", "vid", "crd", "reviewkd")  # with parameters of their own
+ON_MAPS = ("fitnet", "at", "sp", "nst", "pkt", "rkd", "cc", "vid", "crd", "reviewkd", "simkd")
+LEARNING = ("fitnet", "cc", "vid", "crd", "reviewkd")  # with parameters of their own
 EVERY = (*ON_LOGITS, *ON_MAPS)
 SHAPES = {"student_shapes": STUDENT, "teacher_shapes": TEACHER, "labels": LABELS}
 
@@ -168,9 +168,10 @@ def test_descent_lowers_it(name: str) -> None:
     assert value(term, given).item() < first
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY) - {"crd", "rkd"}))
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"cc", "crd", "rkd"}))
 def test_a_batch_twice_over_has_the_same_value(name: str) -> None:
-    """The mean over samples. `rkd` divides by a mean distance that twins make smaller."""
+    """The mean over samples. `rkd` divides by a mean distance that twins make smaller; `cc` has the
+    product of the last sample and the first one in addition."""
 
     def twice(t: Tensor) -> Tensor:
         return torch.cat([t, t])
@@ -192,8 +193,8 @@ def test_a_batch_twice_over_has_the_same_value(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
-    if name == "crd":
-        pytest.skip("draws negatives row by row")
+    if name in ("cc", "crd"):
+        pytest.skip("compares neighbours, or draws negatives row by row")
     order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
     once, term = loss_inputs(), made(name)
     other = LossInputs(
