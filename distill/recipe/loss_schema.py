@@ -155,6 +155,8 @@ class Nst(Term):
     needs: ClassVar = MAPS
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
+    student_taps: Taps | None = None  # several maps instead of the one above
+    teacher_taps: Taps | None = None
 
 
 class Pkt(Term):
@@ -270,8 +272,8 @@ def taps(term: Term, network: Literal["student", "teacher"]) -> Iterator[tuple[s
 
     `key`: the term's key, such as "student_taps"; `tap`: the map's name, such as "stages.1".
     """
-    for key, value in term:
-        if key == f"{network}_tap":
-            yield key, value
-        elif key == f"{network}_taps":
-            yield from ((key, tap) for tap in value)
+    one, several = f"{network}_tap", f"{network}_taps"
+    if (found := getattr(term, several, None)) is not None:  # nst has both keys
+        yield from ((several, tap) for tap in found)
+    elif (tap := getattr(term, one, None)) is not None:
+        yield one, tap
