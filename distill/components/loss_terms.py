@@ -13,6 +13,7 @@ from distill.losses.crd import CRD
 from distill.losses.dist import DIST
 from distill.losses.dkd import DKD
 from distill.losses.fitnet import FitNet
+from distill.losses.fsp import FSP
 from distill.losses.hard import Hard
 from distill.losses.kd import KD
 from distill.losses.logit_std import LogitStd
@@ -44,6 +45,7 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
     "at": AT,
     "sp": SP,
     "nst": NST,
+    "fsp": FSP,
     "pkt": PKT,
     "rkd": RKD,
     "cc": CC,

@@ -49,7 +49,8 @@ class Fault:
 Rule = Callable[..., Iterator[Fault]]
 
 SIDES = range(8, 33, 2)  # allowed heights and widths of training images, in pixels
-MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms that need maps [C, H, W], not pooled vectors
+# Terms that need maps [C, H, W], not pooled vectors.
+MAPS_ALONE = {"fitnet", "at", "nst", "fsp", "vid"}
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}  # optimizers
 ROUNDING = 1e-9  # tolerance for probabilities that add up to 1: 0.33 + 0.56 + 0.11 > 1 in floats
 WITHOUT_EPS = {"sgd", "momentum", "lion"}  # optimizers

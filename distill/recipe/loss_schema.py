@@ -31,6 +31,7 @@ Temperature = Annotated[float, Field(ge=0.001, le=1_000_000)]
 Temperatures = Annotated[tuple[Temperature, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, frozen models need tuples
 Taps = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+ConsecutiveTaps = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
 
 LABELS = frozenset({"labels"})
 ONE_LABEL = frozenset({"labels", "one label", "teacher"})
@@ -189,6 +190,14 @@ class Vid(Term):
     teacher_taps: Taps = STAGES
 
 
+class Fsp(Term):
+    """Flow of the solution procedure, DOI 10.1109/CVPR.2017.754."""
+
+    needs: ClassVar = MAPS
+    student_taps: ConsecutiveTaps = ("stem", *STAGES)
+    teacher_taps: ConsecutiveTaps = ("stem", *STAGES)
+
+
 class Cc(Term):
     """Correlation congruence, arXiv 1904.01802."""
 
@@ -246,6 +255,7 @@ class Losses(Table):
     at: At | None = None
     sp: Sp | None = None
     nst: Nst | None = None
+    fsp: Fsp | None = None
     pkt: Pkt | None = None
     rkd: Rkd | None = None
     cc: Cc | None = None

@@ -15,6 +15,7 @@ from tests.make_runs import prepared
 
 MORE = {
     "soft_mix": ["mix.cutmix.prob=0.5"],
+    "fsp": ["student.width=16", "student.stem_width=16"],
     "crd": ["loss.crd.negatives=64", "loss.crd.dims=16"],
     "reviewkd": ["loss.reviewkd.width=8"],
     "simkd": ["student.projector_width=64"],
@@ -32,6 +33,7 @@ GOLDEN = {
     "at": [0.0136927, 0.0148743, 0.0144954],
     "sp": [0.0903246, 0.0810217, 0.0913817],
     "nst": [0.154908, 0.158947, 0.153982],
+    "fsp": [0.152198, 0.158863, 0.166359],
     "pkt": [0.000499768, 0.000737205, 0.00041268],
     "rkd": [0.316957, 0.180895, 0.214663],
     "cc": [9.12029, 2.34677, 2.12278],
