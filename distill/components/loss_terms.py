@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from distill.errors import UnsuitableRecipe
+from distill.losses.ab import AB
 from distill.losses.at import AT
 from distill.losses.cc import CC
 from distill.losses.crd import CRD
@@ -46,6 +47,7 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
     "sp": SP,
     "nst": NST,
     "fsp": FSP,
+    "ab": AB,
     "pkt": PKT,
     "rkd": RKD,
     "cc": CC,

@@ -198,6 +198,14 @@ class Fsp(Term):
     teacher_taps: ConsecutiveTaps = ("stem", *STAGES)
 
 
+class Ab(Term):
+    """Activation boundaries, arXiv 1811.03233."""
+
+    needs: ClassVar = MAPS
+    student_taps: Taps = STAGES
+    teacher_taps: Taps = STAGES
+
+
 class Cc(Term):
     """Correlation congruence, arXiv 1904.01802."""
 
@@ -256,6 +264,7 @@ class Losses(Table):
     sp: Sp | None = None
     nst: Nst | None = None
     fsp: Fsp | None = None
+    ab: Ab | None = None
     pkt: Pkt | None = None
     rkd: Rkd | None = None
     cc: Cc | None = None

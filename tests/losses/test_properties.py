@@ -21,10 +21,11 @@ ON_LOGITS = (
     "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "soft_mix",
 )  # fmt: skip
 ON_MAPS = (
-    "fitnet", "at", "sp", "nst", "fsp", "pkt", "rkd", "cc", "vid", "crd", "reviewkd", "simkd",
+    "fitnet", "at", "sp", "nst", "fsp", "ab", "pkt", "rkd", "cc", "vid", "crd", "reviewkd",
+    "simkd",
 )  # fmt: skip
 EQUAL_CHANNELS = ("fsp",)  # refuse maps whose channels differ between the networks
-LEARNING = ("fitnet", "cc", "vid", "crd", "reviewkd")  # with parameters of their own
+LEARNING = ("fitnet", "ab", "cc", "vid", "crd", "reviewkd")  # with parameters of their own
 EVERY = (*ON_LOGITS, *ON_MAPS)
 STAGES = ("stages.0", "stages.1", "stages.2")
 SHAPES = {"student_shapes": STUDENT, "teacher_shapes": TEACHER, "labels": LABELS}

@@ -22,7 +22,7 @@ from tests.training.test_processes import TORCHRUN, launch, losses, torchrun_opt
 from tests.training.test_run import digest, same
 
 GROWING = "train.resolution=[[0.0, 20], [0.5, 32]]"
-MAPS = ["fitnet", "at", "sp", "nst", "pkt", "rkd", "cc", "vid", "crd", "reviewkd", "simkd"]
+MAPS = ["fitnet", "at", "sp", "nst", "ab", "pkt", "rkd", "cc", "vid", "crd", "reviewkd", "simkd"]
 
 
 def sides_of(net: nn.Module) -> list[int]:
