@@ -28,6 +28,7 @@ from distill.losses.rkd import RKD
 from distill.losses.simkd import SimKD
 from distill.losses.soft_mix import SoftMix
 from distill.losses.sp import SP
+from distill.losses.ttm import TTM
 from distill.losses.vid import VID
 from distill.models.features import tap_points
 from distill.recipe.loss_schema import Term, arguments, taps
@@ -41,6 +42,7 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
     "logit_std": LogitStd,
     "mse": MSE,
     "multi_temperature": MultiTemperature,
+    "ttm": TTM,
     "soft_mix": SoftMix,
     "fitnet": FitNet,
     "at": AT,

@@ -117,6 +117,14 @@ class MultiTemperature(Term):
     temperatures: Temperatures = (1.0, 2.0, 4.0)
 
 
+class Ttm(Term):
+    """Transformed teacher matching, arXiv 2402.11148."""
+
+    needs: ClassVar = LOGITS
+    exponent: Annotated[float, Field(gt=0, le=1)] = 0.1
+    weighted: bool = False
+
+
 class SoftMix(Term):
     """KD with the teacher's logits of two images, mixed in the same proportion as the images."""
 
@@ -258,6 +266,7 @@ class Losses(Table):
     logit_std: LogitStd | None = None
     mse: Mse | None = None
     multi_temperature: MultiTemperature | None = None
+    ttm: Ttm | None = None
     soft_mix: SoftMix | None = None
     fitnet: FitNet | None = None
     at: At | None = None

@@ -18,7 +18,7 @@ from distill.recipe.loss_schema import Losses
 from tests.losses.loss_inputs import LABELS, STUDENT, TEACHER, B, C, loss_inputs
 
 ON_LOGITS = (
-    "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "soft_mix",
+    "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "ttm", "soft_mix",
 )  # fmt: skip
 ON_MAPS = (
     "fitnet", "at", "sp", "nst", "fsp", "ab", "pkt", "rkd", "cc", "vid", "crd", "reviewkd",
@@ -138,7 +138,7 @@ def test_finite_under_bfloat16_autocast(name: str, kind: str) -> None:
         assert all(t.grad is None or t.grad.isfinite().all() for t in leaves), (ours, theirs)
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY) - {"hard", *LEARNING}))
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"hard", "ttm", *LEARNING}))
 def test_zero_if_student_equals_teacher(name: str) -> None:
     given = loss_inputs(like_teacher=True)
     same = replace(
@@ -246,7 +246,9 @@ def test_parameters_of_a_term_are_trained_and_saved(name: str) -> None:
     assert torch.equal(value(other.eval(), given), value(term.eval(), given))
 
 
-@pytest.mark.parametrize("name", ["kd", "dkd", "dist", "mse", "multi_temperature", "soft_mix"])
+@pytest.mark.parametrize(
+    "name", ["kd", "dkd", "dist", "mse", "multi_temperature", "ttm", "soft_mix"]
+)
 def test_constant_added_to_row_of_logits_changes_nothing(name: str) -> None:
     given, shift = loss_inputs(), torch.linspace(-5, 5, B, dtype=torch.float64)[:, None]
     pair = UnmixedTeacherLogits(
