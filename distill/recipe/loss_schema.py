@@ -76,6 +76,7 @@ class Kd(Term):
     needs: ClassVar = LOGITS
     weight: NotNegative = 0.9
     temperature: Temperature = 4.0
+    standardise: bool = False
 
 
 class Dkd(Term):
@@ -85,6 +86,7 @@ class Dkd(Term):
     alpha: NotNegative = 1.0
     beta: NotNegative = 2.0
     temperature: Temperature = 4.0
+    standardise: bool = False
 
 
 class Dist(Term):
@@ -115,6 +117,7 @@ class MultiTemperature(Term):
 
     needs: ClassVar = LOGITS
     temperatures: Temperatures = (1.0, 2.0, 4.0)
+    standardise: bool = False
 
 
 class Ttm(Term):
