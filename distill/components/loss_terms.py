@@ -11,6 +11,7 @@ from distill.losses.ab import AB
 from distill.losses.at import AT
 from distill.losses.cc import CC
 from distill.losses.crd import CRD
+from distill.losses.ctkd import CTKD
 from distill.losses.dist import DIST
 from distill.losses.dkd import DKD
 from distill.losses.fitnet import FitNet
@@ -18,6 +19,7 @@ from distill.losses.fsp import FSP
 from distill.losses.hard import Hard
 from distill.losses.kd import KD
 from distill.losses.logit_std import LogitStd
+from distill.losses.mlkd import MLKD
 from distill.losses.mse import MSE
 from distill.losses.multi_temperature import MultiTemperature
 from distill.losses.nst import NST
@@ -42,6 +44,8 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
     "logit_std": LogitStd,
     "mse": MSE,
     "multi_temperature": MultiTemperature,
+    "ctkd": CTKD,
+    "mlkd": MLKD,
     "ttm": TTM,
     "soft_mix": SoftMix,
     "fitnet": FitNet,

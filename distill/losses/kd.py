@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from distill.losses.exact import at_least_float32
 from distill.losses.logit_std import prepared
 from distill.losses.objective import LossInputs
 
@@ -35,8 +36,17 @@ class KD:
         if inputs.teacher is None:
             raise ValueError("the kd term needs a teacher's logits, and there is no teacher")
         student, teacher = (
-            log_softmax(prepared(logits, self.standardise) / self.temperature, dim=-1)
-            for logits in (inputs.student, inputs.teacher)
+            prepared(logits, self.standardise) for logits in (inputs.student, inputs.teacher)
         )
-        divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
-        return self.temperature**2 * divergence
+        return divergence(student, teacher, self.temperature)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return T^2 times the mean KL divergence of logits [B, C], softened by `temperature` T > 0.
+
+    A temperature that is a tensor gets a gradient.
+    """
+    log_s, log_t = (
+        log_softmax(at_least_float32(logits) / temperature, dim=-1) for logits in (student, teacher)
+    )
+    return temperature**2 * kl_div(log_s, log_t, reduction="batchmean", log_target=True)

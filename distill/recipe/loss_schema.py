@@ -120,6 +120,25 @@ class MultiTemperature(Term):
     standardise: bool = False
 
 
+class Ctkd(Term):
+    """KD at a learnt temperature, arXiv 2211.16231."""
+
+    needs: ClassVar = LOGITS
+    weight: NotNegative = 0.9
+    lowest: Temperature = 1.0
+    spread: Temperature = 20.0
+    curriculum: ShareBelowOne = 0.0417  # 10 of 240 epochs
+
+
+class Mlkd(Term):
+    """Multi-level logit distillation, DOI 10.1109/CVPR52729.2023.02325."""
+
+    needs: ClassVar = LOGITS
+    temperatures: Temperatures = (2.0, 3.0, 4.0, 5.0, 6.0)
+    batch: NotNegative = 64.0
+    classes: NotNegative = 4096.0
+
+
 class Ttm(Term):
     """Transformed teacher matching, arXiv 2402.11148."""
 
@@ -269,6 +288,8 @@ class Losses(Table):
     logit_std: LogitStd | None = None
     mse: Mse | None = None
     multi_temperature: MultiTemperature | None = None
+    ctkd: Ctkd | None = None
+    mlkd: Mlkd | None = None
     ttm: Ttm | None = None
     soft_mix: SoftMix | None = None
     fitnet: FitNet | None = None

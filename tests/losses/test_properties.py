@@ -18,7 +18,8 @@ from distill.recipe.loss_schema import Losses
 from tests.losses.loss_inputs import LABELS, STUDENT, TEACHER, B, C, loss_inputs
 
 ON_LOGITS = (
-    "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "ttm", "soft_mix",
+    "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "ctkd", "mlkd",
+    "ttm", "soft_mix",
 )  # fmt: skip
 ON_MAPS = (
     "fitnet", "at", "sp", "nst", "fsp", "ab", "pkt", "rkd", "cc", "vid", "crd", "reviewkd",
