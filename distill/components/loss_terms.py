@@ -16,6 +16,7 @@ from distill.losses.dist import DIST
 from distill.losses.dkd import DKD
 from distill.losses.fitnet import FitNet
 from distill.losses.fsp import FSP
+from distill.losses.ft import FT
 from distill.losses.hard import Hard
 from distill.losses.kd import KD
 from distill.losses.logit_std import LogitStd
@@ -54,6 +55,7 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
     "nst": NST,
     "fsp": FSP,
     "ab": AB,
+    "ft": FT,
     "pkt": PKT,
     "rkd": RKD,
     "cc": CC,

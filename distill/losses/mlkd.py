@@ -16,6 +16,7 @@ It adds the first loss of a second, strongly augmented view of the images; here 
 It uses the weak view at T = 2 and 6 in that loss as well. It multiplies the losses of the weak view
 by a mask of samples or classes with low confidence, but after the mean over samples, so that this
 mask is only a factor of about 1/2.
+Memory: some B x B matrices, 0.6 MiB at batch 128 and 8.3 MiB at 512.
 """
 
 from dataclasses import dataclass

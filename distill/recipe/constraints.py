@@ -50,7 +50,7 @@ Rule = Callable[..., Iterator[Fault]]
 
 SIDES = range(8, 33, 2)  # allowed heights and widths of training images, in pixels
 # Terms that need maps [C, H, W], not pooled vectors.
-MAPS_ALONE = {"fitnet", "at", "nst", "fsp", "ab", "vid"}
+MAPS_ALONE = {"fitnet", "at", "nst", "fsp", "ab", "ft", "vid"}
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}  # optimizers
 ROUNDING = 1e-9  # tolerance for probabilities that add up to 1: 0.33 + 0.56 + 0.11 > 1 in floats
 WITHOUT_EPS = {"sgd", "momentum", "lion"}  # optimizers

@@ -236,6 +236,16 @@ class Ab(Term):
     teacher_taps: Taps = STAGES
 
 
+class Ft(Term):
+    """Factor transfer, arXiv 1802.04977."""
+
+    needs: ClassVar = MAPS
+    student_tap: str = "stages.2"
+    teacher_tap: str = "stages.2"
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    reconstruction: NotNegative = 0.001
+
+
 class Cc(Term):
     """Correlation congruence, arXiv 1904.01802."""
 
@@ -298,6 +308,7 @@ class Losses(Table):
     nst: Nst | None = None
     fsp: Fsp | None = None
     ab: Ab | None = None
+    ft: Ft | None = None
     pkt: Pkt | None = None
     rkd: Rkd | None = None
     cc: Cc | None = None

@@ -22,11 +22,11 @@ ON_LOGITS = (
     "ttm", "soft_mix",
 )  # fmt: skip
 ON_MAPS = (
-    "fitnet", "at", "sp", "nst", "fsp", "ab", "pkt", "rkd", "cc", "vid", "crd", "reviewkd",
+    "fitnet", "at", "sp", "nst", "fsp", "ab", "ft", "pkt", "rkd", "cc", "vid", "crd", "reviewkd",
     "simkd",
 )  # fmt: skip
 EQUAL_CHANNELS = ("fsp",)  # refuse maps whose channels differ between the networks
-LEARNING = ("fitnet", "ab", "cc", "vid", "crd", "reviewkd")  # with parameters of their own
+LEARNING = ("fitnet", "ab", "ft", "cc", "vid", "crd", "reviewkd")  # with parameters of their own
 EVERY = (*ON_LOGITS, *ON_MAPS)
 STAGES = ("stages.0", "stages.1", "stages.2")
 SHAPES = {"student_shapes": STUDENT, "teacher_shapes": TEACHER, "labels": LABELS}
@@ -35,7 +35,11 @@ SHAPES = {"student_shapes": STUDENT, "teacher_shapes": TEACHER, "labels": LABELS
 def made(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     """A term by its name, as `build.py` makes it."""
     torch.manual_seed(0)
-    small = {"crd": {"dims": 4, "negatives": 8}, "reviewkd": {"width": 3}}.get(name, {})
+    small = {
+        "crd": {"dims": 4, "negatives": 8},
+        "reviewkd": {"width": 3},
+        "ft": {"reconstruction": 1.0},  # so that one step changes every float32 parameter
+    }.get(name, {})
     facts = SHAPES if name in LEARNING else {}
     if name in EQUAL_CHANNELS:
         facts = {"student_shapes": TEACHER, "teacher_shapes": TEACHER}
