@@ -32,7 +32,7 @@ class CTKD(nn.Module):
     """
 
     def __init__(
-        self, lowest: float = 1.0, spread: float = 20.0, curriculum: float = 10 / 240
+        self, lowest: float = 1.0, spread: float = 20.0, curriculum: float = 0.0417
     ) -> None:
         super().__init__()
         self.lowest, self.spread, self.curriculum = lowest, spread, curriculum

@@ -46,7 +46,7 @@ def test_equals_the_cases_written_out() -> None:
     assert term(given).item() == pytest.approx(total, rel=1e-9)
 
 
-def test_three_maps_have_the_factors_of_powers_of_two() -> None:
+def test_maps_have_factors_of_powers_of_two() -> None:
     given, three = with_positive_maps(), ("stages.0", "stages.1", "stages.2")
     whole = made(*three)
     total = 0.0

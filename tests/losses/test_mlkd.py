@@ -44,7 +44,7 @@ def test_equals_the_sums_written_out(batch: float, classes: float) -> None:
     assert MLKD(temperatures, batch, classes)(given).item() == pytest.approx(total, rel=1e-9)
 
 
-def test_equals_the_papers_loss_with_weights_of_the_batch() -> None:
+def test_weights_of_the_batch_give_the_papers_loss() -> None:
     """1/B and 1/C of the paper and of the authors' code."""
     of_samples, of_classes = relations(4.0)
     paper = KD(4.0)(loss_inputs()).item() + of_samples / B + of_classes / C

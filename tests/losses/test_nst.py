@@ -142,6 +142,6 @@ def test_absent_lists_leave_the_fingerprint_unchanged() -> None:
         ),
     ],
 )
-def test_lists_of_maps_that_do_not_fit_are_refused(overrides: list[str], message: str) -> None:
+def test_unfit_lists_of_maps_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(recipes.RecipeError, match=message):
         recipes.load("nst", overrides)
