@@ -4,7 +4,7 @@
 
 In a copy of the repository, flips each + and - in `distill/losses/<term>.py`, one at a time, and
 runs the tests of the losses and of the golden numbers. A test of this term and its golden number
-must fail; tests of other terms must not (except multi_temperature, which is computed with kd).
+must fail; tests of other terms must not (except those that are computed with it, see USED_BY).
 Updates the results of these terms in `results/signs.json`. The exit code is 1 if a flip is not
 detected or makes tests of another term fail.
 """
@@ -38,7 +38,11 @@ COPIED = (
     "pyproject.toml",
 )
 GOLDEN = "tests/training/test_golden.py"
-USED_BY = {"kd": {"multi_temperature"}}  # for a term, the other terms that call its code
+# For a term, the other terms that call its code.
+USED_BY = {
+    "kd": {"multi_temperature", "ctkd", "mlkd"},
+    "logit_std": {"kd", "dkd", "multi_temperature"},
+}
 FLIPPED = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.USub: ("-", "+")}  # sign, opposite sign
 
 

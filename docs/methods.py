@@ -54,8 +54,9 @@ COLUMNS = (
 )
 COUNTED = 5  # the first 5 columns, and the last one, do not depend on the machine
 RECIPES = {"hard": "student_alone"}  # every other term has a recipe of the same name
-# Overrides of a term's recipe for timing: simkd's projector has the width of two_cores' teacher.
-SMALL = {"simkd": ["student.projector_width=128"]}
+# Overrides of a term's recipe for timing: simkd's projector has the width of two_cores' teacher,
+# and fsp's student its channels.
+SMALL = {"simkd": ["student.projector_width=128"], "fsp": ["student.width=32"]}
 CLASSES, SIDE = 10, 32
 LABELS = torch.arange(45_000) % CLASSES
 ROUNDS, WARMUP = 5, 2

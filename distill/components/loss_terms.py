@@ -7,14 +7,20 @@ from typing import Any, Literal
 from torch import nn
 
 from distill.errors import UnsuitableRecipe
+from distill.losses.ab import AB
 from distill.losses.at import AT
+from distill.losses.cc import CC
 from distill.losses.crd import CRD
+from distill.losses.ctkd import CTKD
 from distill.losses.dist import DIST
 from distill.losses.dkd import DKD
 from distill.losses.fitnet import FitNet
+from distill.losses.fsp import FSP
+from distill.losses.ft import FT
 from distill.losses.hard import Hard
 from distill.losses.kd import KD
 from distill.losses.logit_std import LogitStd
+from distill.losses.mlkd import MLKD
 from distill.losses.mse import MSE
 from distill.losses.multi_temperature import MultiTemperature
 from distill.losses.nst import NST
@@ -25,6 +31,7 @@ from distill.losses.rkd import RKD
 from distill.losses.simkd import SimKD
 from distill.losses.soft_mix import SoftMix
 from distill.losses.sp import SP
+from distill.losses.ttm import TTM
 from distill.losses.vid import VID
 from distill.models.features import listed, tap_points
 from distill.recipe.loss_schema import Term, arguments, taps
@@ -38,13 +45,20 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
     "logit_std": LogitStd,
     "mse": MSE,
     "multi_temperature": MultiTemperature,
+    "ctkd": CTKD,
+    "mlkd": MLKD,
+    "ttm": TTM,
     "soft_mix": SoftMix,
     "fitnet": FitNet,
     "at": AT,
     "sp": SP,
     "nst": NST,
+    "fsp": FSP,
+    "ab": AB,
+    "ft": FT,
     "pkt": PKT,
     "rkd": RKD,
+    "cc": CC,
     "vid": VID,
     "crd": CRD,
     "reviewkd": ReviewKD,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from distill.losses.exact import at_least_float32
+from distill.losses.logit_std import prepared
 from distill.losses.objective import LossInputs
 
 
@@ -29,19 +29,21 @@ class DKD:
     """KL divergence to the teacher, split into target class and other classes.
 
     `alpha`: weight of the divergence of the target class's probability (TCKD); `beta`: weight of
-    the divergence over the other classes (NCKD); `temperature`: T > 0.
+    the divergence over the other classes (NCKD); `temperature`: T > 0. `standardise`: replace the
+    logits of both networks by the z-scores of each row (arXiv 2403.01427), as in `logit_std`.
     """
 
     alpha: float = 1.0
     beta: float = 2.0
     temperature: float = 4.0
+    standardise: bool = False
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         if inputs.teacher is None:
             raise ValueError("the dkd term needs a teacher's logits, and there is no teacher")
         label = inputs.targets.argmax(dim=-1, keepdim=True)
         student, teacher = (
-            _decoupled_log_probs(at_least_float32(logits) / self.temperature, label)
+            _decoupled_log_probs(prepared(logits, self.standardise) / self.temperature, label)
             for logits in (inputs.student, inputs.teacher)
         )
         target, others = (

@@ -15,6 +15,8 @@ factor of 100. The authors add 1e-7 to std instead. In float32 the rounding erro
 have that size too; they would become z-scores near 1, and the gradient of a student with constant
 outputs would grow by a factor of millions. torchdistill's LogitStdKDLoss has no T^2 if its `alpha`
 is None or 0.
+The terms `kd`, `dkd` and `multi_temperature` have the option `standardise`, for the combinations of
+the paper; `kd` with it is this term.
 """
 
 from dataclasses import dataclass
@@ -43,6 +45,12 @@ class LogitStd:
         )
         divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
         return self.temperature**2 * divergence
+
+
+def prepared(logits: Tensor, standardise: bool) -> Tensor:
+    """Return logits [B, C] in at least float32, as z-scores of each row if `standardise`."""
+    exact = at_least_float32(logits)
+    return standardised(exact) if standardise else exact
 
 
 def standardised(logits: Tensor) -> Tensor:

@@ -22,13 +22,19 @@ from distill.losses.objective import LossInputs
 
 @dataclass(frozen=True)
 class MultiTemperature:
-    """The mean of KD at each of `temperatures`, all above 0."""
+    """The mean of KD at each of `temperatures`, all above 0.
+
+    `standardise`: compute it from the z-scores of each row of logits (arXiv 2403.01427).
+    """
 
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    standardise: bool = False
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         if inputs.teacher is None:
             raise ValueError(
                 "the multi_temperature term needs a teacher's logits, and there is no teacher"
             )
-        return torch.stack([KD(each)(inputs) for each in self.temperatures]).mean()
+        return torch.stack(
+            [KD(each, self.standardise)(inputs) for each in self.temperatures]
+        ).mean()

@@ -5,6 +5,8 @@ selectivity transfer", 2017, arXiv 1707.01219, eqs. 5-7.
     L = mean_b  mean_ij k(f_i^s, f_j^s) + mean_ij k(f_i^t, f_j^t) - 2 mean_ij k(f_i^s, f_j^t)
 
 student: one map F_s [B, C_s, H, W]; teacher: one map F_t [B, C_t, H, W]; targets: not read.
+With several maps (`student_taps`, `teacher_taps`), L is the sum over the pairs. The paper matches
+one map, the last one; HobbitLong/RepDistiller sums over the three stages.
 L is the squared maximum mean discrepancy between the channels of the student and those of the
 teacher, whose numbers C_s and C_t may differ. The larger map is pooled to the smaller size. With
 the f_i as rows of a matrix F [C, HW], the sum over i and j of (f_i^s . f_j^t)^2 is the inner
@@ -30,21 +32,39 @@ from distill.losses.sizes import pool_to_same_size
 
 @dataclass(frozen=True)
 class NST:
-    """Match the distributions of the channels' spatial activation patterns."""
+    """Match the distributions of the channels' spatial activation patterns.
+
+    `student_taps`, `teacher_taps`: as many maps of both networks, matched in pairs; if None, the
+    one pair of `student_tap` and `teacher_tap`.
+    """
 
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
+    student_taps: tuple[str, ...] | None = None
+    teacher_taps: tuple[str, ...] | None = None
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        student, teacher = pool_to_same_size(
-            at_least_float32(inputs.student_taps[self.student_tap]),
-            at_least_float32(inputs.teacher_taps[self.teacher_tap]),
+        pairs = zip(
+            self.student_taps or (self.student_tap,),
+            self.teacher_taps or (self.teacher_tap,),
+            strict=True,
         )
-        student, teacher = _normalised_channels(student), _normalised_channels(teacher)
-        few_pixels = student.shape[2] <= student.shape[1] + teacher.shape[1]
-        return (_distance_by_pixels if few_pixels else _distance_by_channel_pairs)(
-            student, teacher
-        ).mean()
+        return torch.stack(
+            [_distance(inputs.student_taps[a], inputs.teacher_taps[b]) for a, b in pairs]
+        ).sum()
+
+
+def _distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return L of one pair of maps, [B, C_s, H, W] and [B, C_t, h, w]."""
+    student, teacher = map(
+        _normalised_channels,
+        pool_to_same_size(at_least_float32(student), at_least_float32(teacher)),
+    )
+    few_pixels = student.shape[2] <= student.shape[1] + teacher.shape[1]
+    by_sample = (_distance_by_pixels if few_pixels else _distance_by_channel_pairs)(
+        student, teacher
+    )
+    return by_sample.mean()
 
 
 def _normalised_channels(maps: Tensor) -> Tensor:

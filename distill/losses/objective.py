@@ -6,7 +6,7 @@ values, each multiplied by its term's weight and schedule factor.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -39,7 +39,8 @@ class LossInputs:
     `teacher`: logits [B, C] on the same pixels, or None without a teacher. `student_taps`,
     `teacher_taps`: the feature maps that the terms read, by name. `samples`: int64 [B], the index
     of each image in the training images. `unmixed`: the teacher's logits for the unmixed images, if
-    a term reads them.
+    a term reads them. `progress`: the share of the training that is done, in [0, 1); the objective
+    sets it.
     """
 
     student: Tensor
@@ -49,6 +50,7 @@ class LossInputs:
     teacher_taps: Taps = field(default_factory=dict)
     samples: Tensor | None = None
     unmixed: UnmixedTeacherLogits | None = None
+    progress: float = 0.0
 
 
 class LossFunction(Protocol):
@@ -127,6 +129,7 @@ class Objective(nn.Module):
 
     def forward(self, inputs: LossInputs, progress: float = 0.0) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
+        inputs = replace(inputs, progress=progress)
         weighted = [self._inactive_zero(progress, inputs.student)]
         # Losses are computed in float32, whatever the precision of the networks: in bfloat16 Gram
         # matrices and small differences would lose most of their digits.

@@ -50,7 +50,8 @@ class Fault:
 Rule = Callable[..., Iterator[Fault]]
 
 SIDES = range(8, 33, 2)  # allowed heights and widths of training images, in pixels
-MAPS_ALONE = {"fitnet", "at", "nst", "vid"}  # terms that need maps [C, H, W], not pooled vectors
+# Terms that need maps [C, H, W], not pooled vectors.
+MAPS_ALONE = {"fitnet", "at", "nst", "fsp", "ab", "ft", "vid"}
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}  # optimizers
 ROUNDING = 1e-9  # tolerance for probabilities that add up to 1: 0.33 + 0.56 + 0.11 > 1 in floats
 WITHOUT_EPS = {"sgd", "momentum", "lion"}  # optimizers
@@ -285,6 +286,20 @@ def taps_are_pairs(loss: Losses) -> Iterator[Fault]:
             yield Fault(f"loss.{name}.student_taps", [tap for _, tap in of_student], problem)
 
 
+def one_map_or_several(loss: Losses) -> Iterator[Fault]:
+    """Check that a loss term with a list of feature maps does not name a single one as well.
+
+    It would not be read. A single map at its default was not set by the user, or has no effect.
+    """
+    for name, term in loss.terms().items():
+        for one in ("student_tap", "teacher_tap"):
+            several = f"{one}s"
+            tap, field = getattr(term, one, None), type(term).model_fields.get(one)
+            if field and tap != field.default and getattr(term, several, None) is not None:
+                problem = "has no effect beside {}; remove one of the two"
+                yield Fault(f"loss.{name}.{one}", tap, problem, against=f"loss.{name}.{several}")
+
+
 def ranges_are_ascending(augment: Augment) -> Iterator[Fault]:
     """Check that the smaller end of each augmentation range comes first."""
     for key, span in {
@@ -494,6 +509,7 @@ RULES: tuple[Rule, ...] = (
     student_taps_exist,
     maps_have_positions,
     taps_are_pairs,
+    one_map_or_several,
     one_label_is_unmixed,
     pairs_are_mixed,
     maps_are_live,

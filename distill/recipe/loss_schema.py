@@ -31,6 +31,7 @@ Temperature = Annotated[float, Field(ge=0.001, le=1_000_000)]
 Temperatures = Annotated[tuple[Temperature, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists, frozen models need tuples
 Taps = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+ConsecutiveTaps = Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
 
 LABELS = frozenset({"labels"})
 ONE_LABEL = frozenset({"labels", "one label", "teacher"})
@@ -75,6 +76,7 @@ class Kd(Term):
     needs: ClassVar = LOGITS
     weight: NotNegative = 0.9
     temperature: Temperature = 4.0
+    standardise: bool = False
 
 
 class Dkd(Term):
@@ -84,6 +86,7 @@ class Dkd(Term):
     alpha: NotNegative = 1.0
     beta: NotNegative = 2.0
     temperature: Temperature = 4.0
+    standardise: bool = False
 
 
 class Dist(Term):
@@ -114,6 +117,34 @@ class MultiTemperature(Term):
 
     needs: ClassVar = LOGITS
     temperatures: Temperatures = (1.0, 2.0, 4.0)
+    standardise: bool = False
+
+
+class Ctkd(Term):
+    """KD at a learnt temperature, arXiv 2211.16231."""
+
+    needs: ClassVar = LOGITS
+    weight: NotNegative = 0.9
+    lowest: Temperature = 1.0
+    spread: Temperature = 20.0
+    curriculum: ShareBelowOne = 0.0417  # 10 of 240 epochs
+
+
+class Mlkd(Term):
+    """Multi-level logit distillation, DOI 10.1109/CVPR52729.2023.02325."""
+
+    needs: ClassVar = LOGITS
+    temperatures: Temperatures = (2.0, 3.0, 4.0, 5.0, 6.0)
+    batch: NotNegative = 64.0
+    classes: NotNegative = 4096.0
+
+
+class Ttm(Term):
+    """Transformed teacher matching, arXiv 2402.11148."""
+
+    needs: ClassVar = LOGITS
+    exponent: Annotated[float, Field(gt=0, le=1)] = 0.1
+    weighted: bool = False
 
 
 class SoftMix(Term):
@@ -155,6 +186,8 @@ class Nst(Term):
     needs: ClassVar = MAPS
     student_tap: str = "stages.2"
     teacher_tap: str = "stages.2"
+    student_taps: Taps | None = None  # several maps instead of the one above
+    teacher_taps: Taps | None = None
 
 
 class Pkt(Term):
@@ -185,6 +218,41 @@ class Vid(Term):
     needs: ClassVar = MAPS
     student_taps: Taps = STAGES
     teacher_taps: Taps = STAGES
+
+
+class Fsp(Term):
+    """Flow of the solution procedure, DOI 10.1109/CVPR.2017.754."""
+
+    needs: ClassVar = MAPS
+    student_taps: ConsecutiveTaps = ("stem", *STAGES)
+    teacher_taps: ConsecutiveTaps = ("stem", *STAGES)
+
+
+class Ab(Term):
+    """Activation boundaries, arXiv 1811.03233."""
+
+    needs: ClassVar = MAPS
+    student_taps: Taps = STAGES
+    teacher_taps: Taps = STAGES
+
+
+class Ft(Term):
+    """Factor transfer, arXiv 1802.04977."""
+
+    needs: ClassVar = MAPS
+    student_tap: str = "stages.2"
+    teacher_tap: str = "stages.2"
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    reconstruction: NotNegative = 0.001
+
+
+class Cc(Term):
+    """Correlation congruence, arXiv 1904.01802."""
+
+    needs: ClassVar = MAPS
+    student_tap: str = "features"
+    teacher_tap: str = "features"
+    dims: Channels = 128
 
 
 class Crd(Term):
@@ -230,13 +298,20 @@ class Losses(Table):
     logit_std: LogitStd | None = None
     mse: Mse | None = None
     multi_temperature: MultiTemperature | None = None
+    ctkd: Ctkd | None = None
+    mlkd: Mlkd | None = None
+    ttm: Ttm | None = None
     soft_mix: SoftMix | None = None
     fitnet: FitNet | None = None
     at: At | None = None
     sp: Sp | None = None
     nst: Nst | None = None
+    fsp: Fsp | None = None
+    ab: Ab | None = None
+    ft: Ft | None = None
     pkt: Pkt | None = None
     rkd: Rkd | None = None
+    cc: Cc | None = None
     vid: Vid | None = None
     crd: Crd | None = None
     reviewkd: ReviewKd | None = None
@@ -260,8 +335,8 @@ def taps(term: Term, network: Literal["student", "teacher"]) -> Iterator[tuple[s
 
     `key`: the term's key, such as "student_taps"; `tap`: the map's name, such as "stages.1".
     """
-    for key, value in term:
-        if key == f"{network}_tap":
-            yield key, value
-        elif key == f"{network}_taps":
-            yield from ((key, tap) for tap in value)
+    one, several = f"{network}_tap", f"{network}_taps"
+    if (found := getattr(term, several, None)) is not None:  # nst has both keys
+        yield from ((several, tap) for tap in found)
+    elif (tap := getattr(term, one, None)) is not None:
+        yield one, tap

@@ -31,10 +31,13 @@ from students.design import Design
 
 __all__ = ["About", "Recipe"]  # re-exported from schema.py
 
-# Keys that older fingerprints do not include, with their defaults as JSON.
+# Keys that older fingerprints do not include, by dotted table, with their defaults as JSON.
 LATER_KEYS: dict[str, dict[str, Any]] = {
     "teacher": {"draw": "all", "mirror": False, "weights": [], "zero_gamma": True},
     "student": {"network": "resnet", "zero_gamma": True},
+    "loss.kd": {"standardise": False},
+    "loss.dkd": {"standardise": False},
+    "loss.multi_temperature": {"standardise": False},
 }
 ENSEMBLE_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
@@ -223,12 +226,19 @@ def fingerprint_as_written(path: Path) -> str:
 
 def _fingerprint_of(content: dict[str, Any]) -> str:
     """Return the SHA-256 of a recipe's keys as canonical JSON, without LATER_KEYS at defaults."""
-    hashed = {
-        name: {k: v for k, v in table.items() if (k, v) not in LATER_KEYS.get(name, {}).items()}
-        for name, table in content.items()
-    }
+    hashed = {name: _without_later_keys(name, table) for name, table in content.items()}
     canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_later_keys(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table and its inner tables without LATER_KEYS at defaults; `name` is dotted."""
+    later = LATER_KEYS.get(name, {}).items()
+    return {
+        key: _without_later_keys(f"{name}.{key}", value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if (key, value) not in later
+    }
 
 
 def values(recipe: Recipe) -> dict[str, Any]:

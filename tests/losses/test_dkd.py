@@ -1,6 +1,7 @@
 """DKD against the paper's sums, its identity with KD, and its limits."""
 
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -63,3 +64,18 @@ def test_a_sure_student_is_no_infinity() -> None:
 def test_of_two_classes_the_targets_share_is_all() -> None:
     two = LossInputs(torch.randn(3, 2), torch.eye(2)[[0, 1, 1]], torch.randn(3, 2))
     assert torch.isclose(DKD(1, 8, 4)(two), KD(4)(two))
+
+
+def z_scores(logits: torch.Tensor) -> torch.Tensor:
+    rows = logits.tolist()
+    scores = [[(z - statistics.mean(r)) / statistics.stdev(r) for z in r] for r in rows]
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def test_standardised_dkd_is_dkd_of_the_z_scores() -> None:
+    given, term = loss_inputs(), DKD(1, 8, 2, standardise=True)
+    scores = replace(given, student=z_scores(given.student), teacher=z_scores(given.teacher))
+    assert torch.isclose(term(given), DKD(1, 8, 2)(scores), rtol=1e-9)
+    assert not torch.isclose(term(given), DKD(1, 8, 2)(given))
+    scaled = replace(given, student=3 * given.student - 1)
+    assert torch.isclose(term(scaled), term(given), rtol=1e-9)

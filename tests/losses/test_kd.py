@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distill.losses.kd import KD
+from distill.losses.logit_std import LogitStd
 from distill.losses.objective import LossInputs
 
 B, C = 5, 10
@@ -69,3 +70,9 @@ def test_finite_in_bfloat16_with_logit_gap_of_100() -> None:
 def test_missing_teacher_is_reported() -> None:
     with pytest.raises(ValueError, match="kd term needs a teacher's logits, and there is no"):
         KD()(LossInputs(torch.zeros(1, C), torch.zeros(1, C)))
+
+
+def test_standardised_kd_is_the_logit_std_term() -> None:
+    given = LossInputs(pair()[0], torch.empty(0), pair()[1])
+    assert torch.equal(KD(2.0, standardise=True)(given), LogitStd(2.0)(given))
+    assert not torch.isclose(KD(2.0, standardise=True)(given), KD(2.0)(given))

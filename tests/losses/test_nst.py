@@ -6,10 +6,16 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from distill.components.loss_terms import build_objective
 from distill.losses.nst import NST
+from distill.recipe import recipes
+from distill.recipe.loss_schema import taps
 from tests.losses.loss_inputs import B, loss_inputs
 
 FEW_PIXELS, MANY_PIXELS = "stages.2", "stages.0"  # 4 for 13 channels, 64 for 7
+
+
+TEACHER_TAPS = "loss.nst.teacher_taps=['stages.1']"
 
 
 def kernel_mean(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -84,3 +90,58 @@ def test_a_larger_map_is_pooled() -> None:
     pooled = torch.nn.functional.avg_pool2d(given.student_taps["stages.1"], 2)
     small = replace(given, student_taps={"stages.2": pooled})
     assert torch.isclose(NST("stages.1", "stages.2")(given), NST()(small), rtol=1e-9)
+
+
+def test_several_maps_are_summed() -> None:
+    given, three = loss_inputs(), ("stages.0", "stages.1", "stages.2")
+    total = sum(NST(tap, tap)(given) for tap in three)
+    assert torch.isclose(NST(student_taps=three, teacher_taps=three)(given), total, rtol=1e-12)
+    crossed = NST(student_taps=three[:2], teacher_taps=three[1:])(given)
+    pairs = NST("stages.0", "stages.1")(given) + NST("stages.1", "stages.2")(given)
+    assert torch.isclose(crossed, pairs, rtol=1e-12)
+
+
+def test_a_list_of_maps_replaces_the_default_map() -> None:
+    recipe = recipes.load("nst", ["loss.nst.student_taps=['stages.0']", TEACHER_TAPS]).recipe
+    term = recipe.loss.nst
+    assert term is not None
+    assert [*taps(term, "student")] == [("student_taps", "stages.0")]
+    assert [*taps(term, "teacher")] == [("teacher_taps", "stages.1")]
+    found = build_objective(recipe, student_shapes={}, teacher_shapes={}).terms["nst"].loss
+    given = loss_inputs()
+    assert torch.equal(found(given), NST("stages.0", "stages.1")(given))
+
+
+def test_absent_lists_leave_the_fingerprint_unchanged() -> None:
+    recipe = recipes.load("nst").recipe
+    assert "student_taps" not in recipe.model_dump(exclude_none=True)["loss"]["nst"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["loss.nst.student_taps=['stages.0','stages.1']", TEACHER_TAPS],
+            "has 2 maps, and loss.nst.teacher_taps has 1; allowed: the same number in both",
+        ),
+        (
+            ["loss.nst.student_taps=['stages.9']", TEACHER_TAPS],
+            'loss.nst.student_taps = "stages.9" .*is not a feature map of the student',
+        ),
+        (
+            ["loss.nst.student_taps=['features']", TEACHER_TAPS],
+            'loss.nst.student_taps = "features" .*is pooled',
+        ),
+        (
+            [
+                "loss.nst.student_taps=['stages.0']",
+                TEACHER_TAPS,
+                "loss.nst.student_tap=stages.1",
+            ],
+            'loss.nst.student_tap = "stages.1" .*has no effect beside loss.nst.student_taps',
+        ),
+    ],
+)
+def test_unfit_lists_of_maps_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(recipes.RecipeError, match=message):
+        recipes.load("nst", overrides)

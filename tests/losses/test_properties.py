@@ -18,19 +18,32 @@ from distill.recipe.loss_schema import Losses
 from tests.losses.loss_inputs import LABELS, STUDENT, TEACHER, B, C, loss_inputs
 
 ON_LOGITS = (
-    "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "soft_mix",
+    "hard", "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "ctkd", "mlkd",
+    "ttm", "soft_mix",
 )  # fmt: skip
-ON_MAPS = ("fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd", "simkd")
-LEARNING = ("fitnet", "vid", "crd", "reviewkd")  # with parameters of their own
+ON_MAPS = (
+    "fitnet", "at", "sp", "nst", "fsp", "ab", "ft", "pkt", "rkd", "cc", "vid", "crd", "reviewkd",
+    "simkd",
+)  # fmt: skip
+EQUAL_CHANNELS = ("fsp",)  # refuse maps whose channels differ between the networks
+LEARNING = ("fitnet", "ab", "ft", "cc", "vid", "crd", "reviewkd")  # with parameters of their own
 EVERY = (*ON_LOGITS, *ON_MAPS)
+STAGES = ("stages.0", "stages.1", "stages.2")
 SHAPES = {"student_shapes": STUDENT, "teacher_shapes": TEACHER, "labels": LABELS}
 
 
 def made(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     """A term by its name, as `build.py` makes it."""
     torch.manual_seed(0)
-    small = {"crd": {"dims": 4, "negatives": 8}, "reviewkd": {"width": 3}}.get(name, {})
+    small = {
+        "crd": {"dims": 4, "negatives": 8},
+        "reviewkd": {"width": 3},
+        "ft": {"reconstruction": 1.0},  # so that one step changes every float32 parameter
+    }.get(name, {})
     facts = SHAPES if name in LEARNING else {}
+    if name in EQUAL_CHANNELS:
+        facts = {"student_shapes": TEACHER, "teacher_shapes": TEACHER}
+        small = {"student_taps": STAGES, "teacher_taps": STAGES}
     if name in LEARNING and name != "crd":
         facts = {key: value for key, value in facts.items() if key != "labels"}
     term = LOSSES[name](**(small | facts | changes))
@@ -41,6 +54,11 @@ def made(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
             term.teacher_z.fill_(9.0)
             term.eval()
     return term
+
+
+def given_to(name: str, **changes: Any) -> LossInputs:
+    """Inputs of the shapes that the term accepts."""
+    return loss_inputs(**{"like_teacher": name in EQUAL_CHANNELS} | changes)
 
 
 def with_student(given: LossInputs, name: str, change: Any) -> LossInputs:
@@ -65,7 +83,7 @@ def test_every_term_is_tested_and_has_a_file() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_gradient_is_that_of_the_value(name: str) -> None:
-    term, given = made(name), loss_inputs(like_teacher=False)
+    term, given = made(name), given_to(name)
     read = {"student": given.student} if name in ON_LOGITS else dict(given.student_taps)
 
     def of(*leaves: Tensor) -> Tensor:
@@ -101,7 +119,7 @@ def test_finite_under_bfloat16_autocast(name: str, kind: str) -> None:
     """Logit gaps of 100, maps of zeros, of constants, of thousands; value and gradient."""
     if kind == "huge" and name in ON_LOGITS:
         kind = "gap"
-    term, given = made(name, torch.float32), loss_inputs(dtype=torch.bfloat16)
+    term, given = made(name, torch.float32), given_to(name, dtype=torch.bfloat16)
     for ours, theirs in ((kind, None), (None, kind), (kind, kind)):
         now = given
         if ours:
@@ -125,7 +143,7 @@ def test_finite_under_bfloat16_autocast(name: str, kind: str) -> None:
         assert all(t.grad is None or t.grad.isfinite().all() for t in leaves), (ours, theirs)
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY) - {"hard", *LEARNING}))
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"hard", "ttm", *LEARNING}))
 def test_zero_if_student_equals_teacher(name: str) -> None:
     given = loss_inputs(like_teacher=True)
     same = replace(
@@ -150,7 +168,7 @@ def test_zero_if_student_equals_teacher(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_descent_lowers_it(name: str) -> None:
     """Small steps against the gradient: of the outputs of the student, and of the term's own."""
-    term, given = made(name), loss_inputs()
+    term, given = made(name), given_to(name)
     own = list(term.parameters()) if isinstance(term, nn.Module) else []
     first = value(term, given).item()
     for _ in range(20):
@@ -168,14 +186,15 @@ def test_descent_lowers_it(name: str) -> None:
     assert value(term, given).item() < first
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY) - {"crd", "rkd"}))
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"cc", "crd", "rkd"}))
 def test_a_batch_twice_over_has_the_same_value(name: str) -> None:
-    """The mean over samples. `rkd` divides by a mean distance that twins make smaller."""
+    """The mean over samples. `rkd` divides by a mean distance that twins make smaller; `cc` has the
+    product of the last sample and the first one in addition."""
 
     def twice(t: Tensor) -> Tensor:
         return torch.cat([t, t])
 
-    term, once = made(name), loss_inputs()
+    term, once = made(name), given_to(name)
     double = LossInputs(
         twice(once.student),
         twice(once.targets),
@@ -192,10 +211,10 @@ def test_a_batch_twice_over_has_the_same_value(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
-    if name == "crd":
-        pytest.skip("draws negatives row by row")
+    if name in ("cc", "crd"):
+        pytest.skip("compares neighbours, or draws negatives row by row")
     order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
-    once, term = loss_inputs(), made(name)
+    once, term = given_to(name), made(name)
     other = LossInputs(
         once.student[order],
         once.targets[order],
@@ -232,7 +251,9 @@ def test_parameters_of_a_term_are_trained_and_saved(name: str) -> None:
     assert torch.equal(value(other.eval(), given), value(term.eval(), given))
 
 
-@pytest.mark.parametrize("name", ["kd", "dkd", "dist", "mse", "multi_temperature", "soft_mix"])
+@pytest.mark.parametrize(
+    "name", ["kd", "dkd", "dist", "mse", "multi_temperature", "ttm", "soft_mix"]
+)
 def test_constant_added_to_row_of_logits_changes_nothing(name: str) -> None:
     given, shift = loss_inputs(), torch.linspace(-5, 5, B, dtype=torch.float64)[:, None]
     pair = UnmixedTeacherLogits(

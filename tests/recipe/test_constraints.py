@@ -340,7 +340,7 @@ def test_taps_returns_keys_and_names() -> None:
 
 
 def test_every_rule_has_a_docstring_and_name() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 26
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 27
     assert all(rule.__doc__ for rule in RULES)
 
 

@@ -338,6 +338,7 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
         del before["teacher"][key]
     for key in ("network", "zero_gamma"):
         del before["student"][key]
+    del before["loss"]["kd"]["standardise"]
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":"))
     assert recipes.fingerprint(tiny) == hashlib.sha256(canonical.encode()).hexdigest()
     for change in (
@@ -346,6 +347,7 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
         "teacher.weights=[1, 2]",
         "student.zero_gamma=false",
         "student.network=resnet8",
+        "loss.kd.standardise=true",
     ):
         assert recipes.fingerprint(load("tiny", [change]).recipe) != recipes.fingerprint(tiny)
 
@@ -454,3 +456,14 @@ def test_name_with_line_feed_is_one_line(name: str) -> None:
     with pytest.raises(RecipeError) as refused:
         load(name)
     assert r"a\nb" in str(refused.value) and len(str(refused.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"), [("kd", "kd"), ("dkd", "dkd"), ("multi_temperature", "multi_temperature")]
+)
+def test_standardising_changes_the_fingerprint_only_if_on(spec: str, name: str) -> None:
+    """Older recipes had no such key."""
+    plain = recipes.fingerprint(load(spec).recipe)
+    key = f"loss.{name}.standardise"
+    assert recipes.fingerprint(load(spec, [f"{key}=false"]).recipe) == plain
+    assert recipes.fingerprint(load(spec, [f"{key}=true"]).recipe) != plain

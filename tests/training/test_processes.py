@@ -67,7 +67,9 @@ def launch(*command: object, **variables: str) -> subprocess.CompletedProcess[st
 
 RELATIONS = (
     "optim.lr=0.01",
-    *(f"loss.{term}.weight=1" for term in ("dist", "sp", "pkt", "rkd", "vid")),
+    *(f"loss.{term}.weight=1" for term in ("dist", "sp", "pkt", "rkd", "vid", "ctkd")),
+    "loss.cc.weight=0.02",
+    "loss.mlkd.weight=0.1",
     *(f'loss.sp.{network}_tap="maps"' for network in ("student", "teacher")),
     *(f'loss.vid.{network}_taps=["maps"]' for network in ("student", "teacher")),
 )

@@ -22,7 +22,9 @@ from tests.training.test_processes import TORCHRUN, launch, losses, torchrun_opt
 from tests.training.test_run import digest, same
 
 GROWING = "train.resolution=[[0.0, 20], [0.5, 32]]"
-MAPS = ["fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd", "simkd"]
+MAPS = [
+    "fitnet", "at", "sp", "nst", "ab", "ft", "pkt", "rkd", "cc", "vid", "crd", "reviewkd", "simkd",
+]  # fmt: skip
 
 
 def sides_of(net: nn.Module) -> list[int]:

@@ -35,29 +35,37 @@ def in_small(spec: str, teacher: Path) -> list[str]:
     more = [f"teacher.runs=['{teacher}']"] if recipes.has_teacher(recipe) else []
     if recipe.student.projector_width:
         more.append("student.projector_width=64")  # of the tests' teacher
+    if recipe.loss.fsp:
+        more.append("student.width=16")  # channels of the tests' teacher
     return [*SMALL, *STUDENT, *more]
 
 
-def ran(spec: str, teacher: Path) -> list[dict[str, float]]:
-    """The losses of two steps at batch 4."""
+def ran(spec: str, teacher: Path) -> list[tuple[float, dict[str, float]]]:
+    """The share of the training that is done, and the losses, of two steps at batch 4."""
     role = "student" if recipes.load(spec).recipe.student else "teacher"
     run = prepared(*in_small(spec, teacher), recipe=spec, role=role)
     assert run.loader.batch_size == 4
-    return [{name: value.item() for name, value in step(run, k).items()} for k in (0, 1)]
+    return [
+        (k / run.total_steps, {name: value.item() for name, value in step(run, k).items()})
+        for k in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
 def test_a_recipe_runs_two_steps(path: Path, teacher: Path) -> None:
     recipe = recipes.load(path.stem).recipe
-    on = {name for name, term in recipe.loss.terms().items() if term.when.begin == 0}
-    for losses in ran(path.stem, teacher):
+    terms = recipe.loss.terms().items()
+    for done, losses in ran(path.stem, teacher):
+        on = {name for name, term in terms if term.when.begin <= done < term.when.end}
         assert set(losses) == {*on, TOTAL}
         assert all(map(math.isfinite, losses.values()))
 
 
 @pytest.mark.parametrize("path", INGREDIENTS, ids=lambda path: path.stem)
 def test_an_ingredient_runs_two_steps_composed_with_kd(path: Path, teacher: Path) -> None:
-    assert all(set(losses) == {"hard", "kd", TOTAL} for losses in ran(f"kd+{path.stem}", teacher))
+    assert all(
+        set(losses) == {"hard", "kd", TOTAL} for _, losses in ran(f"kd+{path.stem}", teacher)
+    )
 
 
 def test_what_was_run_is_what_is_shipped() -> None:
