@@ -31,10 +31,11 @@ from students.design import Design
 
 __all__ = ["About", "Recipe"]  # re-exported from schema.py
 
-# Keys that older fingerprints do not include, with their defaults as JSON.
+# Keys that older fingerprints do not include, by dotted table, with their defaults as JSON.
 LATER_KEYS: dict[str, dict[str, Any]] = {
     "teacher": {"draw": "all", "mirror": False, "weights": [], "zero_gamma": True},
     "student": {"network": "resnet", "zero_gamma": True},
+    "optim": {"milestones": []},
 }
 ENSEMBLE_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
@@ -223,12 +224,21 @@ def fingerprint_as_written(path: Path) -> str:
 
 def _fingerprint_of(content: dict[str, Any]) -> str:
     """Return the SHA-256 of a recipe's keys as canonical JSON, without LATER_KEYS at defaults."""
-    hashed = {
-        name: {k: v for k, v in table.items() if (k, v) not in LATER_KEYS.get(name, {}).items()}
-        for name, table in content.items()
-    }
+    hashed = _without_later_keys(content, "")
     canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_later_keys(values: dict[str, Any], table: str) -> dict[str, Any]:
+    """Return nested tables without LATER_KEYS at defaults; `table`: the dotted name of `values`."""
+    later = LATER_KEYS.get(table, {})
+    return {
+        key: _without_later_keys(value, f"{table}.{key}".lstrip("."))
+        if isinstance(value, dict)
+        else value
+        for key, value in values.items()
+        if (key, value) not in later.items()
+    }
 
 
 def values(recipe: Recipe) -> dict[str, Any]:
