@@ -36,6 +36,7 @@ LATER_KEYS: dict[str, dict[str, Any]] = {
     "teacher": {"draw": "all", "mirror": False, "weights": [], "zero_gamma": True},
     "student": {"network": "resnet", "zero_gamma": True},
     "optim": {"milestones": []},
+    "train": {"drop_last": True},
 }
 ENSEMBLE_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads

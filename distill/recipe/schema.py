@@ -355,6 +355,8 @@ class Train(Table):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = (
         512  # images in one optimizer step, over all processes and accumulated batches
     )
+    # Whether to leave out the last batch of an epoch if it has fewer images than `batch_size`.
+    drop_last: bool = True
     seed: Seed = 0  # initial weights and dropout
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | Literal["auto"] = "auto"  # auto: on a GPU, if a measured step is faster
