@@ -35,6 +35,7 @@ __all__ = ["About", "Recipe"]  # re-exported from schema.py
 LATER_KEYS: dict[str, dict[str, Any]] = {
     "teacher": {"draw": "all", "mirror": False, "weights": [], "zero_gamma": True},
     "student": {"network": "resnet", "zero_gamma": True},
+    "loss.fitnet": {"layout": "pointwise"},
     "optim": {"milestones": []},
     "train": {"drop_last": True},
 }

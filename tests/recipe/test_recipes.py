@@ -352,6 +352,19 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
         assert recipes.fingerprint(load("tiny", [change]).recipe) != recipes.fingerprint(tiny)
 
 
+def test_later_keys_of_a_loss_term_leave_old_fingerprints() -> None:
+    hint = load("tiny", ["loss.fitnet.weight=1"]).recipe
+    before = hint.model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    del before["loss"]["fitnet"]["layout"]
+    for table, keys in recipes.LATER_KEYS.items():
+        for key in keys if table in before else ():
+            before[table].pop(key, None)
+    canonical = json.dumps(before, sort_keys=True, separators=(",", ":"))
+    assert recipes.fingerprint(hint) == hashlib.sha256(canonical.encode()).hexdigest()
+    changed = load("tiny", ["loss.fitnet.weight=1", "loss.fitnet.layout=released"]).recipe
+    assert recipes.fingerprint(changed) != recipes.fingerprint(hint)
+
+
 def test_with_single_teacher_selects_one_teacher() -> None:
     several = ["teacher.runs=['a', 'b']", "teacher.draw=one", "teacher.weights=[1, 2]"]
     mirrored = "teacher.mirror=true"
