@@ -22,7 +22,7 @@ from students.design import Design
 REPO = Path(__file__).parents[2]
 FILES = sorted(
     path.relative_to(REPO / "recipes")
-    for folder in ("", "ingredients", "reports")
+    for folder in ("", "ingredients", "published", "reports")
     for path in (REPO / "recipes" / folder).glob("*.toml")
 )
 ALONE = [path.stem for path in FILES if path.parent.name != "ingredients"]
@@ -30,7 +30,7 @@ ALONE = [path.stem for path in FILES if path.parent.name != "ingredients"]
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_every_shipped_recipe_loads(path: Path) -> None:
-    spec = f"tiny+{path.stem}" if path.parent.name == "ingredients" else path.stem
+    spec = f"kd+{path.stem}" if path.parent.name == "ingredients" else path.stem
     resolved = load(spec)
     assert resolved.name == spec
     assert recipes.loads(recipes.dumps(resolved.recipe), spec) == resolved.recipe
@@ -352,7 +352,7 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
         assert recipes.fingerprint(load("tiny", [change]).recipe) != recipes.fingerprint(tiny)
 
 
-def test_later_keys_of_a_loss_term_leave_old_fingerprints() -> None:
+def test_later_keys_of_terms_leave_old_fingerprints() -> None:
     hint = load("tiny", ["loss.fitnet.weight=1"]).recipe
     before = hint.model_dump(mode="json", exclude={"about"}, exclude_none=True)
     del before["loss"]["fitnet"]["layout"]
@@ -457,6 +457,8 @@ def test_ingredient_alone_is_refused_with_advice() -> None:
         ("kd_cutmix", "teacher_wrn"),
         ("kd_cutmix+quickstart", "teacher_wrn+quickstart"),
         ("tiny+ema", "tiny+ema --set loss.kd=false --set loss.hard.weight=1"),
+        ("crd_cifar100+published_at", "crd_cifar100_teacher"),
+        ("kd+crd_protocol+published_crd_kd", "teacher_wrn+crd_protocol"),
         ("mine", "teacher_wrn"),
     ],
 )
