@@ -226,20 +226,18 @@ def fingerprint_as_written(path: Path) -> str:
 
 def _fingerprint_of(content: dict[str, Any]) -> str:
     """Return the SHA-256 of a recipe's keys as canonical JSON, without LATER_KEYS at defaults."""
-    hashed = _without_later_keys(content, "")
+    hashed = {name: _without_later_keys(name, table) for name, table in content.items()}
     canonical = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _without_later_keys(values: dict[str, Any], table: str) -> dict[str, Any]:
-    """Return nested tables without LATER_KEYS at defaults; `table`: the dotted name of `values`."""
-    later = LATER_KEYS.get(table, {})
+def _without_later_keys(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table and its inner tables without LATER_KEYS at defaults; `name` is dotted."""
+    later = LATER_KEYS.get(name, {}).items()
     return {
-        key: _without_later_keys(value, f"{table}.{key}".lstrip("."))
-        if isinstance(value, dict)
-        else value
-        for key, value in values.items()
-        if (key, value) not in later.items()
+        key: _without_later_keys(f"{name}.{key}", value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if (key, value) not in later
     }
 
 
