@@ -13,6 +13,7 @@ from distill.data.loader import Loader, Shard
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe
+from distill.format import counted
 from distill.recipe.recipes import Recipe
 
 
@@ -63,8 +64,8 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {
 def build_loader(recipe: Recipe, images: ImageSet, accelerator: Accelerator) -> Loader:
     """Build the loader of this process's batches.
 
-    Raises UnsuitableRecipe if the batch cannot be divided over the processes, or if it is larger
-    than the training set.
+    Raises UnsuitableRecipe if the batch cannot be divided over the processes, if it is larger than
+    the training set, or if the last, partial batch is trained but too small for the processes.
     """
     parts = accelerator.num_processes * recipe.train.accumulate
     batch_size = recipe.train.batch_size
@@ -80,14 +81,42 @@ def build_loader(recipe: Recipe, images: ImageSet, accelerator: Accelerator) -> 
             f"train.batch_size = {batch_size} is more than the {n} training images.\n"
             f"Type --set train.batch_size={n} or less."
         )
+    if not recipe.train.drop_last:
+        _check_last_batch(n, batch_size, accelerator.num_processes, recipe.train.accumulate)
     return Loader(
         images,
         batch_size=batch_size,
+        drop_last=recipe.train.drop_last,
         seed=recipe.data.seed,
         pipeline=build_pipeline(recipe),
         device=accelerator.device,
         shard=Shard(accelerator.process_index, accelerator.num_processes, recipe.train.accumulate),
     )
+
+
+def _check_last_batch(n: int, batch_size: int, processes: int, accumulate: int) -> None:
+    """Raise UnsuitableRecipe if the last batch of `n` images cannot be trained.
+
+    Each process needs the same number of images, so that their mean is that of the batch, and more
+    than one image, so that batch norm has a variance.
+    """
+    parts, left = processes * accumulate, n % batch_size
+    divided = f"processes x accumulate = {processes} x {accumulate}"
+    last = f"train.drop_last = false trains a last batch of {counted(left, 'image')} in each epoch"
+    if left % parts:
+        raise UnsuitableRecipe(
+            f"{last}, which cannot be divided equally over {divided}.\n"
+            "Type --set train.drop_last=true, or choose processes x accumulate so that it divides "
+            f"the {n} training images."
+        )
+    if left == parts:
+        sizes = range(parts, n + 1, parts)
+        fitting = [size for size in sizes if n % size != parts]
+        nearest = min(fitting, key=lambda size: (abs(size - batch_size), size))
+        raise UnsuitableRecipe(
+            f"{last}, one for each part of {divided}, and batch norm needs more than one image.\n"
+            f"Type --set train.batch_size={nearest} or --set train.drop_last=true."
+        )
 
 
 def build_pipeline(recipe: Recipe) -> Pipeline:

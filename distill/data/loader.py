@@ -83,9 +83,11 @@ class Shard:
 class Loader:
     """Computes augmented, mixed training batches; each image depends only on (view, sample).
 
-    `batch_size` counts the images of one optimizer step over all processes. The last, partial batch
-    of an epoch is dropped. `resident`: whether the images are in device memory; None puts them
-    there if they fit. Raises ValueError if there are fewer images than one batch.
+    `batch_size` counts the images of one optimizer step over all processes. `drop_last`: whether to
+    leave out the last batch of an epoch if it has fewer images; if not, their number must be
+    divisible by the processes and micro-batches of `shard`. `resident`: whether the images are in
+    device memory; None puts them there if they fit. Raises ValueError if there are fewer images
+    than one batch.
     """
 
     def __init__(
@@ -98,11 +100,13 @@ class Loader:
         schedule: AugmentSchedule = EVERY_EPOCH,
         device: torch.device,
         shard: Shard,
+        drop_last: bool = True,
         resident: bool | None = None,
     ) -> None:
         self.n, self.size = len(images.labels), images.images.shape[-1]
-        self.batch_size, self.steps_per_epoch = batch_size, self.n // batch_size
-        if not self.steps_per_epoch:
+        self.batch_size, self.full_batches = batch_size, self.n // batch_size
+        self.steps_per_epoch = self.full_batches if drop_last else -(-self.n // batch_size)
+        if not self.full_batches:
             raise ValueError(f"{self.n} training images are less than one batch of {batch_size}")
         self.seed, self.pipeline, self.schedule = seed, pipeline, schedule
         self.device, self.part = device, shard
@@ -160,6 +164,11 @@ class Loader:
         batch = view.order[position * self.batch_size :][: self.batch_size]
         parts = rearrange(batch, "(a p b) -> a p b", a=self.part.accumulate, p=self.part.processes)
         return [(view, rows) for rows in parts[:, self.part.rank]]
+
+    def images_in(self, step: int) -> int:
+        """Return the number of images in optimizer step `step`, over all processes."""
+        left = self.n - step % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, left)
 
     def batch(self, view: View, rows: Tensor) -> Batch:
         """Augment, mix and resize the samples `rows` of a view."""

@@ -6,10 +6,11 @@ arXiv 1904.05835, eqs. 4-6.
 
 student: maps F_s [B, C_s, H, W]; teacher: as many maps F_t [B, C_t, H, W]; targets: not read.
 L is the negative log-likelihood, up to a constant, of the teacher's maps under a Gaussian; it may
-be below 0. The mean mu is predicted from the student's maps by three 1x1 convolutions, without a
-ReLU at the end because a WRN's maps have negative values. The variance is learnt, one per channel c
-of the teacher. alpha is a parameter; mdistiller has it in a plain list, so that it is not trained.
-The larger map is pooled.
+be below 0. The mean mu is predicted from the student's maps by three 1x1 convolutions with ReLU
+between them and none at the end, since a WRN's maps have negative values: the layers of the
+authors' code, which RepDistiller and mdistiller use too. The variance is learnt, one per channel c
+of the teacher; it begins at 5. alpha is a parameter; mdistiller has it in a plain list, so that it
+is not trained. The larger map is pooled.
 Memory: about four maps of the teacher's width per tap, 4 B C_t H W floats: 749 MiB at batch 128,
 2.9 GiB at 512 for three stages of WRN-28-10.
 """

@@ -21,7 +21,8 @@ from distill.recipe.schema import foreign_keys
 from distill.recipe.validation import Values, shorten, switches, value_text
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("recipes", "recipes/ingredients", "recipes/reports")  # where a bare name is looked up
+# Where a bare name is looked up.
+FOLDERS = ("recipes", "recipes/ingredients", "recipes/published", "recipes/reports")
 LIST_THEM = "`python cli.py recipes` lists them"
 OVERRIDE = "--set"
 RIVALS = {  # setting the first key removes the second one if an earlier layer set it

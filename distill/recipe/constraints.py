@@ -417,6 +417,50 @@ def arguments_have_effect(optim: Optim) -> Iterator[Fault]:
         yield Fault("optim.min_lr", optim.min_lr, problem, against="optim.schedule")
 
 
+def milestones_are_epochs_of_the_training(optim: Optim, train: Train) -> Iterator[Fault]:
+    """Check the milestones of the learning rate.
+
+    They must be ascending and before the last epoch, so that each has an effect. They are set if
+    and only if the schedule is "milestones", which needs a number of epochs.
+    """
+    key, shown, epochs = "optim.milestones", list(optim.milestones), train.epochs
+    if optim.schedule != "milestones":
+        if shown:
+            problem = f"has no effect if {{}} is {optim.schedule}; type --set {key}=[] or "
+            problem += "--set optim.schedule=milestones"
+            yield Fault(key, shown, problem, against="optim.schedule")
+        return
+    if train.minutes is not None and epochs is None:
+        problem = "counts epochs, and {} sets a time; type --set train.epochs=240, or "
+        problem += f"--set optim.schedule=cosine --set {key}=[]"
+        yield Fault("optim.schedule", optim.schedule, problem, against="train.minutes")
+    if not shown:
+        problem = f"is missing, and optim.schedule is milestones; {_milestones_option(epochs)}"
+        yield Fault(key, None, problem)
+    elif any(after <= before for before, after in pairwise(shown)):
+        problem = "is not ascending; each epoch must be larger than the one before"
+        yield Fault(key, shown, problem)
+    elif epochs is not None and shown[-1] >= epochs:
+        late = next(milestone for milestone in shown if milestone >= epochs)
+        problem = f"has {late}, and {{}} is {epochs}; after its last epoch the rate has no effect; "
+        yield Fault(key, shown, problem + _milestones_option(epochs), against="train.epochs")
+
+
+def suggested_milestones(epochs: int) -> list[int]:
+    """Return milestones for so many epochs, in the proportions of 150, 180 and 210 of 240.
+
+    Empty for one epoch.
+    """
+    return sorted({epochs * share // 8 for share in (5, 6, 7)} - {0})
+
+
+def _milestones_option(epochs: int | None) -> str:
+    """Return what to type for milestones that fit, or for none if there is only one epoch."""
+    milestones = ",".join(map(str, suggested_milestones(epochs or 240)))
+    constant = "" if milestones else "optim.schedule=constant --set "
+    return f"type --set {constant}optim.milestones=[{milestones}]"
+
+
 def floor_is_below_the_peak(optim: Optim) -> Iterator[Fault]:
     """Check that the lowest learning rate is below the peak."""
     if optim.min_lr >= optim.lr and optim.schedule != "constant":  # constant ignores min_lr
@@ -504,6 +548,7 @@ RULES: tuple[Rule, ...] = (
     maps_fit_every_side,
     decay_or_half_life,
     warmup_ends,
+    milestones_are_epochs_of_the_training,
     student_design_is_valid,
     teacher_design_is_valid,
     student_taps_exist,

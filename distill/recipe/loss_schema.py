@@ -160,6 +160,8 @@ class FitNet(Term):
     needs: ClassVar = MAPS
     student_tap: str = "stages.1"
     teacher_tap: str = "stages.1"
+    # The regressor: a 1x1 convolution and batch norm, or RepDistiller's, which ends in a ReLU.
+    layout: Literal["pointwise", "released"] = "pointwise"
 
 
 class At(Term):

@@ -38,6 +38,9 @@ LATER_KEYS: dict[str, dict[str, Any]] = {
     "loss.kd": {"standardise": False},
     "loss.dkd": {"standardise": False},
     "loss.multi_temperature": {"standardise": False},
+    "loss.fitnet": {"layout": "pointwise"},
+    "optim": {"milestones": []},
+    "train": {"drop_last": True},
 }
 ENSEMBLE_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
@@ -350,15 +353,26 @@ def teacher_for(name: str) -> str:
     """Return what to type after `train-teacher --recipe` to train a teacher for the recipe `name`.
 
     For `kd_cutmix+quickstart` it is `teacher_wrn+quickstart`. It is taken from `teacher` in the
-    [about] tables of the recipe's parts.
+    [about] tables of the recipe's parts. Ingredients that add a term that needs a teacher, such as
+    `published_at`, are left out.
     """
     first, *ingredients = name.split("+")
+    ingredients = [each for each in ingredients if not _adds_teacher_term(each)]
     note = ""
     with suppress(RecipeError):
         note = load(first).recipe.about.teacher
     base, _, options = (note if note not in ("", "none") else "teacher_wrn").partition(" ")
     more = (_teacher_options(base, ingredient) for ingredient in ingredients)
     return " ".join(filter(None, ["+".join([base, *ingredients]), options, *more]))
+
+
+def _adds_teacher_term(ingredient: str) -> bool:
+    """Whether a shipped ingredient has a loss term that needs a teacher."""
+    paths = [path for path in shipped_paths() if path.stem == ingredient]
+    losses = (parsed(path, []).get("loss", {}) for path in paths)
+    return any(
+        name != "hard" and table is not False for terms in losses for name, table in terms.items()
+    )
 
 
 def _teacher_options(base: str, ingredient: str) -> str:

@@ -51,6 +51,7 @@ Concentration = Annotated[
 ]  # parameter of a symmetric beta distribution
 Rate = Annotated[float, Field(gt=0, le=1e30)]  # its product with bias_lr still fits float32
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+Milestones = Annotated[tuple[Epochs, ...], Field(strict=False, max_length=1_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
 Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # height and width in pixels, full: 32
@@ -347,9 +348,11 @@ class Optim(Table):
     eps: Positive | None = None
     weight_decay: NotNegative = 5e-4
     decay_norm: bool = True  # whether norms and biases have weight decay
-    schedule: Literal["cosine", "linear", "constant", "step", "one_cycle"] = "cosine"
-    # Schedule "step": every `step_epochs` epochs the learning rate is multiplied by `gamma`.
+    schedule: Literal["cosine", "linear", "constant", "step", "milestones", "one_cycle"] = "cosine"
+    # Schedule "step": every `step_epochs` epochs the learning rate is multiplied by `gamma`;
+    # schedule "milestones": after each of these numbers of epochs, [150, 180, 210] for example.
     step_epochs: Epochs = 10
+    milestones: Milestones = ()
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
     warmup_epochs: NotNegative = 0.0
     clip: Positive | None = None  # the largest norm of the gradient
@@ -370,6 +373,8 @@ class Train(Table):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = (
         512  # images in one optimizer step, over all processes and accumulated batches
     )
+    # Whether to leave out the last batch of an epoch if it has fewer images than `batch_size`.
+    drop_last: bool = True
     seed: Seed = 0  # initial weights and dropout
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | Literal["auto"] = "auto"  # auto: on a GPU, if a measured step is faster

@@ -291,7 +291,7 @@ class ViewCache:
 
 
 def _required_samples(view: View, loader: Loader, *, mixed: bool) -> NDArray[np.int64]:
-    """Return the indices of the samples whose logits an epoch needs: those of its full batches.
+    """Return the indices of the samples whose logits an epoch needs: those of its batches.
 
     If the logits are computed before mixing, also the samples that these are mixed with.
     """

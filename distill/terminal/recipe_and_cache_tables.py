@@ -15,7 +15,10 @@ from distill.format import UNKNOWN, grouped
 from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps
 from distill.terminal.table_style import GAP, blank_table
 
-BESIDE = {"ingredients": "to compose with a recipe: kd+cutmix+ema"}  # note beside a folder's name
+BESIDE = {  # notes beside a folder's name
+    "ingredients": "to compose with a recipe: kd+cutmix+ema",
+    "published": "settings of published tables: crd_cifar100+published_at",
+}
 
 
 def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:

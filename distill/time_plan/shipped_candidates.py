@@ -1,7 +1,7 @@
 """List the shipped recipes that `plan` can propose.
 
 An ingredient (a recipe to be composed with others) is proposed only if the command in its [about]
-table has been run on CIFAR-10. A recipe with synthetic images is not proposed.
+table has been run on CIFAR-10. A recipe for other images than CIFAR-10 is not proposed.
 """
 
 import shlex
@@ -14,7 +14,7 @@ from distill.recipe.recipes import About, Recipe
 from distill.runs.run_folder import Role
 
 VERBS: dict[Role, str] = {"teacher": "train-teacher", "student": "distill"}  # commands of cli.py
-SYNTHETIC = "synthetic"
+CIFAR10 = "cifar10"
 PRECISION = "train.precision="
 
 
@@ -89,7 +89,7 @@ def candidates() -> Iterator[Candidate]:
         if path.parent.name == "ingredients" and about.measured_accuracy is None:
             continue
         own = _training_of_command(about.command)
-        if own.recipe.data.source != SYNTHETIC:
+        if own.recipe.data.source == CIFAR10:
             yield Candidate(about, own, _teacher_of(about, own))
 
 

@@ -67,6 +67,7 @@ def lr_schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[i
         min_lr=recipe.optim.min_lr,
         steps_per_epoch=steps_per_epoch,
         step_epochs=recipe.optim.step_epochs,
+        milestones=recipe.optim.milestones,
         gamma=recipe.optim.gamma,
     )
 

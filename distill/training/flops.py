@@ -72,15 +72,17 @@ def _count_network(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
 def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
     """Count the images that a whole training processes, given a train split of `n_images`.
 
-    Held-out images and the last partial batch of an epoch are not trained on. With a cache, the
-    teacher's logits are computed in the first `cache.views` epochs and read in all others. Returns
-    None for a recipe with `train.minutes`, whose number of steps depends on the machine.
+    Held-out images are not trained on, nor is the last partial batch of an epoch, unless
+    `train.drop_last` is false. With a cache, the teacher's logits are computed in the first
+    `cache.views` epochs and read in all others. Returns None for a recipe with `train.minutes`,
+    whose number of steps depends on the machine.
     """
     epochs = recipe.train.epochs
     if epochs is None:
         return None
     n_train, n_held_out = split_sizes(recipe, n_images)
-    an_epoch = n_train // recipe.train.batch_size * recipe.train.batch_size
+    left_out = n_train % recipe.train.batch_size if recipe.train.drop_last else 0
+    an_epoch = n_train - left_out
     views = (recipe.cache and recipe.cache.views) or epochs
     both = recipe.ema is not None and recipe.train.validate_both
     return ImageCounts(

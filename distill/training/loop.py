@@ -159,7 +159,7 @@ def _steps(state: TrainState) -> Iterator[Step | Estimate]:
         losses = step(state, k)
         state.epoch_losses.add(losses)
         state.log_losses.add(losses)
-        state.step, n_images = k + 1, n_images + state.loader.batch_size
+        state.step, n_images = k + 1, n_images + state.loader.images_in(k)
         if state.step % state.settings.log_every == 0:
             state.divergence.raise_if_diverged()
             metrics = _as_metrics(state.log_losses.read(state.accelerator))

@@ -149,10 +149,10 @@ def _build_state(
 
 
 def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
-    """Return a copy of the recipe for one epoch with batch size `size`, without gradient
+    """Return a copy of the recipe for one epoch of full batches of size `size`, without gradient
     accumulation or cache.
     """
-    changed = {"batch_size": size, "accumulate": 1, "epochs": 1, "minutes": None}
+    changed = {"batch_size": size, "accumulate": 1, "epochs": 1, "minutes": None, "drop_last": True}
     return recipe.model_copy(
         update={"cache": None, "train": recipe.train.model_copy(update=changed)}
     )

@@ -208,7 +208,8 @@ def repeated_step(state: TrainState, at: float = 0.0) -> Callable[[int], None]:
     """
     state.model_ddp.train()
     timed = replace(state, teacher=_teacher_to_time(state))
-    timed.total_steps = state.loader.steps_per_epoch  # so that no second view is drawn
+    # So that no second view is drawn, and no partial batch, which takes less time.
+    timed.total_steps = state.loader.full_batches
     k = math.ceil(at * timed.total_steps) % timed.total_steps
 
     def take_steps(n: int) -> None:

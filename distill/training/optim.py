@@ -1,7 +1,7 @@
 """Build optimizers by timm's names; compute the learning rate of a step."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Schedule = Literal["cosine", "linear", "constant", "step", "one_cycle"]
+Schedule = Literal["cosine", "linear", "constant", "step", "milestones", "one_cycle"]
 
 # The defaults of torch's OneCycleLR: the fraction of the training in which the learning rate
 # increases, and the first and last learning rates relative to the peak.
@@ -120,6 +120,7 @@ def lr_at(
     min_lr: float = 0.0,
     steps_per_epoch: int = 1,
     step_epochs: int = 10,
+    milestones: Sequence[int] = (),
     gamma: float = 0.9,
 ) -> float:
     """Return the learning rate of optimizer step `step` in 0..total-1.
@@ -133,6 +134,9 @@ def lr_at(
     - `linear`: a straight line;
     - `constant`: the peak;
     - `step`: multiplied by `gamma` every `step_epochs` epochs of the training, at least `min_lr`;
+    - `milestones`: multiplied by `gamma` after each of so many epochs of the training, so at the
+      begin of epoch m + 1, counted from 1, for each milestone m; at least `min_lr`. Like torch's
+      MultiStepLR, and RepDistiller's adjust_learning_rate;
     - `one_cycle` (Smith & Topin, arXiv 1708.07120, in torch's version): `warmup` is ignored; half a
       cosine from peak / 25 to peak over the first 30 % of the training, and half a cosine from
       there to the larger of peak / 250,000 and `min_lr` at the last step.
@@ -142,8 +146,11 @@ def lr_at(
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
+    epoch = step // steps_per_epoch
     if schedule == "step":
-        return max(peak * gamma ** (step // (steps_per_epoch * step_epochs)), min_lr)
+        return max(peak * gamma ** (epoch // step_epochs), min_lr)
+    if schedule == "milestones":
+        return max(peak * gamma ** sum(epoch >= milestone for milestone in milestones), min_lr)
     cosine = (1 + math.cos(math.pi * progress)) / 2
     factor = {"cosine": cosine, "linear": 1 - progress, "constant": 1.0}[schedule]
     return min_lr + (peak - min_lr) * factor

@@ -87,6 +87,42 @@ def test_epoch_visits_each_sample_at_most_once(images: ImageSet) -> None:
     ]
 
 
+def test_last_partial_batch_is_trained_on_request(images: ImageSet) -> None:
+    """100 images in batches of 24: 4 full ones, and one of 4 with the rest."""
+    dropped, ours = loader(images), loader(images, drop_last=False)
+    assert (dropped.steps_per_epoch, ours.steps_per_epoch, ours.full_batches) == (4, 5, 4)
+    assert [ours.images_in(step) for step in range(10)] == 2 * [24, 24, 24, 24, 4]
+    assert {dropped.images_in(step) for step in range(10)} == {24}
+    for epoch in range(2):
+        steps = [batch(ours, 5 * epoch + k) for k in range(5)]
+        visited = [int(i) for ((indices, _, _),) in steps for i in indices]
+        assert sorted(visited) == list(range(N)), "each image once"
+        for k in range(4):  # the full batches are those of a run without the last one
+            assert by_sample(steps[k]) == by_sample(batch(dropped, 4 * epoch + k))
+
+
+def test_multiple_of_batch_size_has_no_partial_batch(images: ImageSet) -> None:
+    ours = loader(images, drop_last=False, batch_size=20)
+    assert ours.steps_per_epoch == ours.full_batches == 5
+    assert [ours.images_in(step) for step in range(6)] == [20] * 6
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
+def test_partial_batch_is_independent_of_processes(
+    images: ImageSet, processes: int, accumulate: int
+) -> None:
+    for step in (4, 9):
+        whole = by_sample(batch(loader(images, drop_last=False), step))
+        parts = [
+            by_sample(
+                batch(loader(images, Shard(rank, processes, accumulate), drop_last=False), step)
+            )
+            for rank in range(processes)
+        ]
+        assert [len(part) for part in parts] == [4 // processes] * processes
+        assert {k: v for part in parts for k, v in part.items()} == whole
+
+
 def test_sample_looks_same_in_batches_of_another_size(images: ImageSet) -> None:
     large = by_sample(batch(loader(images, batch_size=N), 0))
     small = by_sample(b for step in range(4) for b in batch(loader(images), step))

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,6 +41,29 @@ def test_the_variance_begins_at_5_and_is_learnt() -> None:
     assert torch.allclose(variance, torch.full((4,), 5.0).double())
     term(loss_inputs()).backward()
     assert all(alpha.grad.abs().min() > 0 for alpha in term.alphas)
+
+
+def test_the_term_is_that_of_the_authors_code() -> None:
+    """ssahn0215's code, also in RepDistiller and mdistiller: three 1x1 convolutions without bias,
+    ReLU between them, none at the end, and a variance that begins at 5 (here 1e-5 above it).
+    """
+    term, given = made(), loss_inputs()
+    for regressor in term.means:
+        first, _, second, _, third = regressor
+        assert all(
+            layer.kernel_size == (1, 1) and layer.bias is None for layer in (first, second, third)
+        )
+        assert second.in_channels == second.out_channels == third.in_channels == first.out_channels
+    total = 0.0
+    for level, tap in enumerate(TAPS):
+        x, theirs = given.student_taps[tap].numpy(), given.teacher_taps[tap].numpy()
+        for i, layer in enumerate(term.means[level][::2]):
+            x = np.einsum("oi,bihw->bohw", layer.weight.detach().numpy()[:, :, 0, 0], x)
+            x = np.maximum(x, 0) if i < 2 else x
+        scale = np.log(np.exp(5.0 - 1e-5) - 1.0) * np.ones(theirs.shape[1])
+        variance = (np.log(1.0 + np.exp(scale)) + 1e-5)[None, :, None, None]
+        total += (0.5 * ((x - theirs) ** 2 / variance + np.log(variance))).mean()
+    assert term(given).item() == pytest.approx(total, rel=1e-5)
 
 
 def test_it_may_be_negative() -> None:

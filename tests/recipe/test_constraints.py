@@ -9,7 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from timm.optim import get_optimizer_info
 
-from distill.recipe.constraints import ROUNDING, RULES, WITHOUT_BETAS, WITHOUT_EPS
+from distill.recipe.constraints import (
+    ROUNDING,
+    RULES,
+    WITHOUT_BETAS,
+    WITHOUT_EPS,
+    suggested_milestones,
+)
 from distill.recipe.loss_schema import Losses, taps
 from distill.recipe.recipes import (
     RecipeError,
@@ -263,6 +269,56 @@ def test_one_cycle_refuses_warmup() -> None:
     load("kd", [one_cycle, "optim.warmup_epochs=0"])
 
 
+MILESTONES = "optim.schedule=milestones"
+
+
+def test_milestones_are_needed_ascending_and_in_training() -> None:
+    assert faults("kd", MILESTONES) == [
+        "optim.milestones is missing, and optim.schedule is milestones; "
+        "type --set optim.milestones=[187,225,262]"
+    ]
+    for shown in ("[180, 150]", "[150, 150]"):
+        assert faults("kd", MILESTONES, f"optim.milestones={shown}") == [
+            f"optim.milestones = {shown} (--set) is not ascending; each epoch must be larger than "
+            "the one before"
+        ]
+    late = "optim.milestones=[150, 240]"
+    assert faults("kd", MILESTONES, late, "train.epochs=240") == [
+        "optim.milestones = [150, 240] (--set) has 240, and train.epochs (--set) is 240; after its "
+        "last epoch the rate has no effect; type --set optim.milestones=[150,180,210]"
+    ]
+    assert faults("kd", MILESTONES, late, "train.epochs=1", "optim.warmup_epochs=0") == [
+        "optim.milestones = [150, 240] (--set) has 150, and train.epochs (--set) is 1; after its "
+        "last epoch the rate has no effect; "
+        "type --set optim.schedule=constant --set optim.milestones=[]"
+    ]
+    load("kd", [MILESTONES, "optim.milestones=[150, 180, 299]"])
+
+
+def test_milestones_have_an_effect_or_are_refused() -> None:
+    assert faults("kd", "optim.milestones=[150]") == [
+        "optim.milestones = [150] (--set) has no effect if optim.schedule (recipes/kd.toml) is "
+        "cosine; type --set optim.milestones=[] or --set optim.schedule=milestones"
+    ]
+    load("kd", ["optim.milestones=[]"])
+
+
+def test_milestones_need_a_number_of_epochs() -> None:
+    assert faults("kd", MILESTONES, "optim.milestones=[150]", "train.minutes=10") == [
+        'optim.schedule = "milestones" (--set) counts epochs, and train.minutes (--set) sets a '
+        "time; type --set train.epochs=240, or --set optim.schedule=cosine --set "
+        "optim.milestones=[]"
+    ]
+
+
+@given(st.integers(2, 400))
+def test_suggested_milestones_are_accepted(epochs: int) -> None:
+    """The shares 150, 180 and 210 of 240, without repetitions."""
+    chosen = suggested_milestones(epochs)
+    load("tiny", [MILESTONES, f"optim.milestones={chosen}", f"train.epochs={epochs}"])
+    assert 1 <= len(chosen) <= 3
+
+
 def test_min_lr_must_be_below_lr_and_used() -> None:
     for floor in ("0.2", "0.5"):
         assert faults("kd", f"optim.min_lr={floor}") == [
@@ -340,7 +396,7 @@ def test_taps_returns_keys_and_names() -> None:
 
 
 def test_every_rule_has_a_docstring_and_name() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 27
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 28
     assert all(rule.__doc__ for rule in RULES)
 
 

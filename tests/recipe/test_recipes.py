@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from students.design import Design
 REPO = Path(__file__).parents[2]
 FILES = sorted(
     path.relative_to(REPO / "recipes")
-    for folder in ("", "ingredients", "reports")
+    for folder in ("", "ingredients", "published", "reports")
     for path in (REPO / "recipes" / folder).glob("*.toml")
 )
 ALONE = [path.stem for path in FILES if path.parent.name != "ingredients"]
@@ -30,7 +31,7 @@ ALONE = [path.stem for path in FILES if path.parent.name != "ingredients"]
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_every_shipped_recipe_loads(path: Path) -> None:
-    spec = f"tiny+{path.stem}" if path.parent.name == "ingredients" else path.stem
+    spec = f"kd+{path.stem}" if path.parent.name == "ingredients" else path.stem
     resolved = load(spec)
     assert resolved.name == spec
     assert recipes.loads(recipes.dumps(resolved.recipe), spec) == resolved.recipe
@@ -339,6 +340,7 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
     for key in ("network", "zero_gamma"):
         del before["student"][key]
     del before["loss"]["kd"]["standardise"]
+    del before["optim"]["milestones"], before["train"]["drop_last"]
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":"))
     assert recipes.fingerprint(tiny) == hashlib.sha256(canonical.encode()).hexdigest()
     for change in (
@@ -348,8 +350,23 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
         "student.zero_gamma=false",
         "student.network=resnet8",
         "loss.kd.standardise=true",
+        "train.drop_last=false",
     ):
         assert recipes.fingerprint(load("tiny", [change]).recipe) != recipes.fingerprint(tiny)
+
+
+def test_later_keys_of_terms_leave_old_fingerprints() -> None:
+    hint = load("tiny", ["loss.fitnet.weight=1"]).recipe
+    before = hint.model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    assert before["loss"]["fitnet"].pop("layout") == "pointwise"
+    for name, keys in recipes.LATER_KEYS.items():
+        table = reduce(lambda outer, part: outer.get(part, {}), name.split("."), before)
+        for key in keys:
+            table.pop(key, None)
+    canonical = json.dumps(before, sort_keys=True, separators=(",", ":"))
+    assert recipes.fingerprint(hint) == hashlib.sha256(canonical.encode()).hexdigest()
+    changed = load("tiny", ["loss.fitnet.weight=1", "loss.fitnet.layout=released"]).recipe
+    assert recipes.fingerprint(changed) != recipes.fingerprint(hint)
 
 
 def test_with_single_teacher_selects_one_teacher() -> None:
@@ -444,6 +461,8 @@ def test_ingredient_alone_is_refused_with_advice() -> None:
         ("kd_cutmix", "teacher_wrn"),
         ("kd_cutmix+quickstart", "teacher_wrn+quickstart"),
         ("tiny+ema", "tiny+ema --set loss.kd=false --set loss.hard.weight=1"),
+        ("crd_cifar100+published_at", "crd_cifar100_teacher"),
+        ("kd+crd_protocol+published_crd_kd", "teacher_wrn+crd_protocol"),
         ("mine", "teacher_wrn"),
     ],
 )

@@ -240,6 +240,20 @@ def test_another_batch_size_computes_only_missing_logits() -> None:
     assert again.queries == 0
 
 
+def test_partial_batch_adds_its_logits_to_cache(own_cache: Path) -> None:
+    """The cache is by view and sample: `drop_last` is no part of its key."""
+    epoch(CountingSource(loader()))  # 48 of 50
+    every = CountingSource(loader(drop_last=False))
+    epoch(every)
+    assert every.queries == N // BATCH + 1
+    (file,) = own_cache.rglob("view-*")
+    assert not np.isnan(np.load(file)["array"]).any()
+    for other in (loader(), loader(drop_last=False)):
+        again = CountingSource(other)
+        epoch(again)
+        assert again.queries == 0
+
+
 def test_run_ending_within_view_leaves_no_half(own_cache: Path) -> None:
     teacher = CountingSource(loader())
     store = CachedTeacher(teacher, teacher.loader, Accelerator(), KEY)

@@ -106,7 +106,7 @@ def test_teacher_is_trained_by_its_noted_command() -> None:
 
 def test_what_is_not_for_cifar10_is_not_proposed() -> None:
     found = {each.training.recipe_spec for each in shipped_candidates.candidates()}
-    assert not found & {"tiny", "kd_cutmix+quickstart", "kd+cutmix", "kd+ricap"}
+    assert not found & {"tiny", "kd_cutmix+quickstart", "kd+cutmix", "kd+ricap", "crd_cifar100"}
     assert {"kd", "soft_mix", "nyu2022_2111"} <= found
 
 

@@ -1,13 +1,15 @@
 """Device, precision and norms, as they are chosen where there is no GPU to ask."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from distill.components.data_pipeline import augment_schedule, build_pipeline
+from distill.components.data_pipeline import augment_schedule, build_loader, build_pipeline
 from distill.components.device import (
     _is_on_cpu,
     _native_precision,
@@ -18,6 +20,8 @@ from distill.components.network import build_network, convert_sync_bn
 from distill.data.augment.auto_augment import TrivialAugment
 from distill.data.augment.crop_flip import Crop, Flip
 from distill.data.augment.erase import Cutout
+from distill.data.image_set import ImageSet
+from distill.data.loader import Loader
 from distill.errors import UserError
 from distill.recipe import recipes
 
@@ -62,6 +66,56 @@ def test_float32_is_not_shortened_for_measuring() -> None:
 def on(device: str, processes: int) -> Any:
     """What an accelerator says of itself."""
     return SimpleNamespace(device=torch.device(device), num_processes=processes)
+
+
+def loader_of(n: int, processes: int, *overrides: str) -> Loader:
+    """The loader of the first of so many processes, of `n` grey images."""
+    recipe = recipes.load("tiny", ["train.drop_last=false", *overrides]).recipe
+    images = ImageSet(np.zeros((n, 3, 32, 32), np.uint8), np.arange(n) % 10, tuple("abcdefghij"))
+    return build_loader(
+        recipe, images, SimpleNamespace(**vars(on("cpu", processes)), process_index=0)
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("n", "processes", "options", "message"),
+    [
+        (
+            65, 1, [],
+            "train.drop_last = false trains a last batch of 1 image in each epoch, one for each "
+            "part of processes x accumulate = 1 x 1, and batch norm needs more than one image.\n"
+            "Type --set train.batch_size=31 or --set train.drop_last=true.",
+        ),
+        (
+            66, 2, [],
+            "train.drop_last = false trains a last batch of 2 images in each epoch, one for each "
+            "part of processes x accumulate = 2 x 1, and batch norm needs more than one image.\n"
+            "Type --set train.batch_size=30 or --set train.drop_last=true.",
+        ),
+        (
+            70, 2, ["train.accumulate=2"],
+            "train.drop_last = false trains a last batch of 6 images in each epoch, which cannot "
+            "be divided equally over processes x accumulate = 2 x 2.\n"
+            "Type --set train.drop_last=true, or choose processes x accumulate so that it divides "
+            "the 70 training images.",
+        ),
+    ],
+)  # fmt: skip
+def test_unfit_last_batch_is_refused_with_a_remedy(
+    n: int, processes: int, options: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        loader_of(n, processes, *options)
+    assert str(refused.value) == message
+    for remedy in re.findall(r"train.(?:batch_size|drop_last)=\w+", message):
+        accepted = loader_of(n, processes, *options, remedy)
+        assert all(accepted.images_in(k) > processes for k in range(accepted.steps_per_epoch))
+
+
+@pytest.mark.parametrize(("n", "processes", "last"), [(64, 2, 32), (68, 2, 4), (66, 1, 2)])
+def test_fitting_last_batch_is_accepted(n: int, processes: int, last: int) -> None:
+    accepted = loader_of(n, processes)
+    assert accepted.images_in(accepted.steps_per_epoch - 1) == last
 
 
 def test_synchronised_norms_have_the_same_parameters() -> None:

@@ -75,6 +75,14 @@ def test_cached_logits_count_once_a_view() -> None:
     assert every is not None and every.cached == 0
 
 
+def test_last_partial_batch_counts_if_it_is_trained() -> None:
+    every = "train.drop_last=false"
+    seen = images("kd", "train.epochs=30", every)
+    assert seen == ImageCounts(trained=30 * 45_000, cached=0, passes=1, validated=30 * 5_000)
+    cached = images("kd+cached_targets", "train.epochs=50", "cache.views=20", every)
+    assert cached is not None and cached.cached == 30 * 45_000
+
+
 def test_teacher_counts_while_a_term_reads_it() -> None:
     def passes(spec: str, *overrides: str) -> float:
         return flops.teacher_passes(recipes.load(spec, overrides).recipe)

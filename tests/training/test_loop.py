@@ -42,6 +42,27 @@ GOLDEN_KD = [
 ]  # fmt: skip
 
 
+COMPARING = ("dist", "sp", "pkt", "rkd", "crd")
+WITH_PARAMETERS = ("fitnet", "vid", "reviewkd")
+
+
+@pytest.mark.parametrize("name", [*COMPARING, *WITH_PARAMETERS])
+def test_terms_are_finite_on_last_two_images(teacher, name: str) -> None:
+    """42 images in batches of 20: terms and batch norms get two images in the last one."""
+    small = {"crd": "loss.crd.negatives=16", "reviewkd": "loss.reviewkd.width=8"}
+    run = prepared(
+        f"teacher.runs=['{teacher}']", "student.stages=3", "train.epochs=2", "data.train_images=42",
+        "train.batch_size=20", "train.drop_last=false", f"loss.{name}.weight=1",
+        small.get(name, f"loss.{name}.weight=1"),
+    )  # fmt: skip
+    assert [run.loader.images_in(k) for k in range(3)] == [20, 20, 2]
+    run.model_ddp.train()
+    for k in range(4):
+        losses = loop.step(run, k)
+        assert losses[name].isfinite() and losses["total"].isfinite()
+    assert all(parameter.isfinite().all() for parameter in run.parameters())
+
+
 def test_a_frozen_network_cannot_wake() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
     frozen = FrozenTeacher(net)

@@ -189,6 +189,18 @@ def test_counted_steps_are_those_of_the_first_epoch(teacher, monkeypatch) -> Non
     assert max(seen) < run.loader.steps_per_epoch
 
 
+def test_timed_steps_have_full_batches(teacher, monkeypatch) -> None:
+    """320 images: 2 batches of 128 and one of 64, which takes half the time."""
+    seen: list[int] = []
+    monkeypatch.setattr(loop, "step", lambda run, k: seen.append(run.loader.images_in(k)) or {})
+    options = ["train.batch_size=128", "train.drop_last=false"]
+    run = prepared(f"teacher.runs=['{teacher}']", *options)
+    assert run.loader.steps_per_epoch == 3
+    for at in (0.0, 0.3, 0.6, 0.9, 0.99):
+        minutes_to_steps.repeated_step(run, at)(1)
+    assert seen == [128] * 5
+
+
 SIDES = "train.resolution=[[0.0, 20], [0.5, 26], [0.75, 32]]"
 SECONDS = {20: 1.0, 26: 2.0, None: 4.0}
 

@@ -1,12 +1,13 @@
 """The learning rate at the points that define it, and what timm's names mean."""
 
+import copy
 import math
 from typing import get_args
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR, StepLR
 
 from distill.recipe.schema import OptimizerName
 from distill.training import optim
@@ -65,6 +66,37 @@ def test_step_is_torch_s_in_epochs() -> None:
     assert ours("step", 300, 0.1, steps_per_epoch=7) == pytest.approx(theirs)
     slower = ours("step", 300, 0.1, steps_per_epoch=7, step_epochs=20, gamma=0.5)
     assert slower[139:141] == pytest.approx([0.1, 0.05])
+
+
+def authors_rate(epoch: int, peak: float, milestones: tuple[int, ...], gamma: float) -> float:
+    """RepDistiller's adjust_learning_rate: `epoch` counts from 1."""
+    return float(peak * gamma ** sum(epoch > milestone for milestone in milestones))
+
+
+def test_milestones_are_repdistillers_epoch_by_epoch() -> None:
+    """240 epochs of 3 steps, at the published milestones."""
+    published = {"milestones": (150, 180, 210), "gamma": 0.1, "steps_per_epoch": 3}
+    rates = ours("milestones", 720, 0.05, **published)  # type: ignore[arg-type]
+    theirs = [authors_rate(e, 0.05, (150, 180, 210), 0.1) for e in range(1, 241) for _ in range(3)]
+    assert rates == pytest.approx(theirs, rel=1e-12)
+    assert rates[449:451] == pytest.approx([0.05, 0.005]), "the first step of epoch 151"
+
+
+def test_milestones_are_torchs_multi_step() -> None:
+    """MultiStepLR counts from 0 and lowers the rate after so many of its steps, here epochs."""
+    theirs = torchs(lambda sgd: MultiStepLR(sgd, [2, 5], 0.3), 0.4, 9)
+    rates = ours("milestones", 9, 0.4, milestones=(2, 5), gamma=0.3)  # type: ignore[arg-type]
+    assert rates == pytest.approx(theirs)
+
+
+def test_milestones_count_from_the_training_s_begin() -> None:
+    """A warmup does not move them, and ends at the rate of its epoch."""
+    plan = {"milestones": (2, 4), "gamma": 0.1, "steps_per_epoch": 5, "warmup": 5}
+    rates = ours("milestones", 30, 1.0, **plan)  # type: ignore[arg-type]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5:] == pytest.approx([1.0] * 5 + [0.1] * 10 + [0.01] * 10)
+    floored = ours("milestones", 30, 1.0, **plan, min_lr=0.05)  # type: ignore[arg-type]
+    assert floored[5:] == pytest.approx([1.0] * 5 + [0.1] * 10 + [0.05] * 10)
 
 
 @pytest.mark.parametrize("total", [20, 47, 1000])
@@ -139,6 +171,7 @@ def before_floors(schedule: str, step: int) -> float:
         "linear": 1 - step / 97,
         "constant": 1.0,
         "step": 0.9 ** (step // 10),
+        "milestones": 1.0,  # without any
     }
     return 0.3 * left[schedule]
 
@@ -230,6 +263,31 @@ def test_without_a_factor_the_groups_are_timm_s() -> None:
     named = optim.optimizer(net, **known, biases=optim.batch_norm_biases(net))  # type: ignore[arg-type]
     assert plain.state_dict() == named.state_dict()
     assert "lr_scale" not in plain.param_groups[0]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_torchs_plain_sgd(nesterov: bool) -> None:
+    """`momentum` is torch's SGD without Nesterov, `sgd` with it, from the first step on."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
+    ).double()
+    other = copy.deepcopy(net)
+    published = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+    name = "sgd" if nesterov else "momentum"
+    made = optim.optimizer(net, name=name, decay_norm=True, **published)  # type: ignore[arg-type]
+    theirs = torch.optim.SGD(other.parameters(), nesterov=nesterov, **published)  # type: ignore[arg-type]
+    images, first = torch.rand(6, 3, 8, 8, dtype=torch.float64), copy.deepcopy(net)
+    for _ in range(3):
+        for each, optimizer in ((net, made), (other, theirs)):
+            optimizer.zero_grad()
+            each(images).square().mean().backward()
+            optimizer.step()
+        for a, b in zip(net.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+    assert all(
+        not torch.equal(a, b) for a, b in zip(net.parameters(), first.parameters(), strict=True)
+    )
 
 
 def test_betas_and_eps_reach_those_that_have_them() -> None:

@@ -85,6 +85,8 @@ CASES = {
     "hint": HINT_THEN_LOGITS,
     "mixed": ("mix.cutmix.prob=0.5",),
     "accumulated": ("mix.cutmix.prob=0.5", "train.accumulate=2"),
+    # 320 images: 5 batches of 60, and one of 20, of which each process has 10.
+    "partial": (*RELATIONS, "train.epochs=2", "train.batch_size=60", "train.drop_last=false"),
     # The 8 steps are more than one epoch of 7.
     "cached": ("train.epochs=2", "train.batch_size=44", "cache={}"),
     # 8 steps are two epochs of 4.
@@ -131,6 +133,12 @@ def test_terms_that_compare_samples_see_whole_batch(one: Path, two: Path) -> Non
     alone = load(one, "relations")
     assert_same_training(alone, load(two, "relations"), 1e-4)
     assert np.ptp(alone["losses"]) > 1e-3, "the net must have moved"
+
+
+def test_partial_batch_trains_equally_in_two_processes(one: Path, two: Path) -> None:
+    alone, other = load(one, "partial"), load(two, "partial")
+    assert list(other["batches"]) == list(alone["batches"]) and len(set(alone["batches"])) == 8
+    assert_same_training(alone, other, 1e-4)
 
 
 def test_hint_then_logits_train_equally_in_two_processes(one: Path, two: Path) -> None:

@@ -49,6 +49,42 @@ def records(folder: RunFolder) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k not in times} for row in rows]
 
 
+PARTIAL = ("train.batch_size=60", "train.drop_last=false")  # 320 images: 5 of 60, one of 20
+
+
+@pytest.mark.parametrize("stop_at", [5, 6, 8])
+def test_run_with_partial_batches_resumes_bit_for_bit(
+    teacher: Path, tmp_path: Path, stop_at: int
+) -> None:
+    """Stopped before and after the partial batch of the first epoch, and within the second."""
+    options = [*two_epochs(teacher), *PARTIAL, "train.save_every=2", "cache={}"]
+    whole = journalled(tmp_path / "whole", options)
+    assert [row["step"] for row in records(whole) if row["event"] == "epoch"] == [6, 12]
+    with pytest.raises(Stopped):
+        journalled(tmp_path / "run", options, stop_at=stop_at)
+    resumed = journalled(tmp_path / "run", options, resume=True)
+    assert same(whole, resumed)
+    assert records(whole) == records(resumed)
+
+
+def test_milestones_survive_a_resume(teacher: Path, tmp_path: Path) -> None:
+    """10 steps an epoch: the rate falls after the first and the third epoch, to the step."""
+    options = [
+        *two_epochs(teacher),
+        "train.epochs=4",
+        "optim.schedule=milestones",
+        "optim.milestones=[1, 3]",
+        "optim.gamma=0.1",
+        "optim.warmup_epochs=0.5",
+    ]
+    with pytest.raises(Stopped):
+        journalled(tmp_path / "run", options, stop_at=14)
+    rows = records(journalled(tmp_path / "run", options, resume=True))
+    rates = [row["metrics"]["lr"] for row in rows if row["event"] == "step"]  # type: ignore[index]
+    warmed = [0.01, 0.02, 0.03, 0.04, *[0.05] * 6]
+    assert rates == pytest.approx([*warmed, *[0.005] * 20, *[0.0005] * 10])
+
+
 @pytest.fixture(scope="module")
 def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return journalled(tmp_path_factory.mktemp("whole") / "run", two_epochs(teacher))

@@ -1,13 +1,18 @@
 """Geometry against Pillow's and torchvision's, pixel by pixel."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import chisquare
+from torchvision.transforms.v2 import RandomCrop
 from torchvision.transforms.v2 import functional as F
 
 from distill.data.augment import affine
 from distill.data.augment.affine import Affine, Rotate, Translate
+from distill.data.augment.crop_flip import Flip, draw_crop_flip
 
 N, SIZE = 12, 32
 RANDOM = np.random.default_rng(0)
@@ -62,6 +67,41 @@ def test_a_similarity_is_torchvision_s(degrees, x, y, scale, shear) -> None:
             picture(row), angle=degrees, translate=[x, y], scale=scale, shear=[shear, 0]
         )
         assert torch.equal(ours[row], pixels(theirs))
+
+
+def test_translate_is_torchvisions_random_crop() -> None:
+    """RandomCrop(32, padding=4): a corner in 0..8 on each axis of the image with a black border.
+
+    Every shift by x to the right and y down is the crop whose corner is at (4 - y, 4 - x).
+    """
+    for y, x in itertools.product(range(-4, 5), repeat=2):
+        ours = moved(affine.translation(np.full(N, float(x)), np.full(N, float(y))))
+        for row in (0, N - 1):
+            padded = F.pad(picture(row), [4])
+            assert torch.equal(ours[row], pixels(F.crop(padded, 4 - y, 4 - x, SIZE, SIZE)))
+
+
+def test_translate_draws_as_torchvisions_random_crop() -> None:
+    """All 81 corners, equally often, and not those of the flips: chi-square at 0.1 %."""
+    n = 81_000
+    drawn = Translate(4).draw(0, 3, n, SIZE)["map"].numpy() >> affine.BITS
+    ours = np.unique(drawn[:, [5, 2]], axis=0, return_counts=True)
+    torch.manual_seed(0)
+    crop, empty = RandomCrop(SIZE, padding=4), torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+    theirs = {tuple(corner_of(crop, empty)) for _ in range(3_000)}
+    assert {(-4 + top, -4 + left) for top, left in theirs} == set(map(tuple, ours[0].tolist()))
+    assert len(ours[1]) == 81 and chisquare(ours[1]).pvalue > 0.001
+    mirrored = draw_crop_flip(0, 3, n, None, Flip()).mirrored.numpy()
+    assert (
+        chisquare(np.unique(drawn[mirrored][:, [5, 2]], axis=0, return_counts=True)[1]).pvalue
+        > 0.001
+    )
+
+
+def corner_of(crop: RandomCrop, image: torch.Tensor) -> list[int]:
+    """Return (top, left) of a random crop, of the padded image."""
+    params = crop.make_params([image])
+    return [params["top"], params["left"]]
 
 
 @pytest.mark.parametrize(
